@@ -1,0 +1,51 @@
+//! The wire protocol of Snakepit: generated gRPC code, the codec of values inside `google.protobuf.Any`,
+//! and every constant that both ends of a connection must agree on.
+//!
+//! A leaf: it knows nothing of sessions, registries or pools. The domain crates in turn know nothing of this one;
+//! `snakepit-worker` and `snakepit-server` convert at the edges.
+#![warn(missing_docs)]
+
+pub mod headers;
+pub mod launch;
+pub mod value;
+
+mod generated {
+    #![allow(missing_docs, clippy::all, clippy::pedantic, clippy::restriction, unreachable_pub)]
+
+    pub mod google {
+        pub mod protobuf {
+            include!("generated/google.protobuf.rs");
+        }
+    }
+    pub mod snakepit {
+        pub mod bridge {
+            include!("generated/snakepit.bridge.rs");
+        }
+    }
+}
+
+/// The messages and services of package `snakepit.bridge`, as generated from `snakepit_bridge.proto`.
+pub mod pb {
+    pub use crate::generated::{google::protobuf::Any, snakepit::bridge::*};
+}
+
+/// The compiled descriptors of the protocol and all it imports, for gRPC reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("generated/descriptor.bin");
+
+/// The largest message either side accepts, in bytes: 100 MiB, as in the original protocol.
+///
+/// tonic's own default for received messages is 4 MiB, on clients and servers alike, so both must raise it.
+pub const MAX_MESSAGE_BYTES: usize = 100 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    #[test]
+    fn the_descriptor_set_decodes_and_names_the_service() {
+        let set = prost_types::FileDescriptorSet::decode(super::FILE_DESCRIPTOR_SET).unwrap();
+        let services: Vec<_> =
+            set.file.iter().flat_map(|f| &f.service).map(|s| (s.name(), s.method.len())).collect();
+        assert_eq!(services, [("BridgeService", 32)]);
+    }
+}

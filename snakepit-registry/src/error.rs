@@ -1,0 +1,166 @@
+//! Everything that can go wrong with a call. `snakepit-server` maps it to gRPC, in one place.
+
+use std::{fmt, time::Duration};
+
+use snakepit_session::SessionError;
+
+/// The exception that a tool raised, as far as the worker could tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ToolFailure {
+    /// The tool that failed.
+    pub tool: String,
+    /// The exception's type, such as `ValueError`. Empty when the worker did not say.
+    pub error_type: String,
+    /// The exception's message.
+    pub message: String,
+    /// The formatted traceback. Empty when there is none.
+    pub traceback: String,
+    /// The worker that ran the call. Empty for a tool of the host.
+    pub worker: String,
+    /// The last lines the worker wrote to stdout and stderr, oldest first.
+    pub output_lines: Vec<String>,
+}
+
+impl fmt::Display for ToolFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.error_type.is_empty() {
+            f.write_str(&self.message)
+        } else if self.message.is_empty() {
+            f.write_str(&self.error_type)
+        } else {
+            write!(f, "{}: {}", self.error_type, self.message)
+        }
+    }
+}
+
+/// How far a call had come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallStage {
+    /// It waited for a worker: nothing of it was run.
+    Queued,
+    /// It was handed to a worker.
+    Running,
+}
+
+impl fmt::Display for CallStage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Queued => "while queued",
+            Self::Running => "while running",
+        })
+    }
+}
+
+/// Why a call failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ToolError {
+    /// Nobody serves a tool of this name.
+    #[error("tool `{tool}` not found{}", suggestion.as_ref().map(|s| format!("; did you mean `{s}`?")).unwrap_or_default())]
+    NotFound {
+        /// The name asked for.
+        tool: String,
+        /// A registered name that looks alike.
+        suggestion: Option<String>,
+    },
+    /// An argument is missing, unknown or of the wrong type.
+    #[error("argument `{argument}` of tool `{tool}` {problem}")]
+    InvalidArgument {
+        /// The tool called.
+        tool: String,
+        /// The argument's name.
+        argument: String,
+        /// What is wrong with it, as the end of a sentence: "is missing; ...".
+        problem: String,
+    },
+    /// The tool cannot be called this way.
+    #[error("tool `{tool}` {problem}")]
+    Unsupported {
+        /// The tool called.
+        tool: String,
+        /// Why not, as the end of a sentence.
+        problem: String,
+    },
+    /// The tool ran and raised an exception.
+    #[error("tool `{}` failed: {_0}", _0.tool)]
+    Failed(Box<ToolFailure>),
+    /// The queue is full: the call was refused at once.
+    #[error("pool is overloaded: {queued} calls wait, the limit is {limit}; retry later or add workers")]
+    Overloaded {
+        /// How many calls waited.
+        queued: usize,
+        /// How many may.
+        limit: usize,
+        /// When a retry may succeed.
+        retry_after: Option<Duration>,
+    },
+    /// The call's deadline passed.
+    #[error("deadline of tool `{tool}` exceeded {stage}; raise the timeout or make the tool faster")]
+    DeadlineExceeded {
+        /// The tool called.
+        tool: String,
+        /// Where the call was at that moment.
+        stage: CallStage,
+    },
+    /// The caller, or somebody on its behalf, cancelled the call.
+    #[error("call of tool `{tool}` was cancelled")]
+    Cancelled {
+        /// The tool called.
+        tool: String,
+    },
+    /// The worker went away before the call ended.
+    #[error("worker `{worker}` was lost: {reason}{}", output_tail(output_lines))]
+    WorkerLost {
+        /// The worker's id.
+        worker: String,
+        /// How it ended.
+        reason: String,
+        /// Whether the call may have begun to run.
+        delivered: bool,
+        /// The last lines the worker wrote to stdout and stderr, oldest first.
+        output_lines: Vec<String>,
+    },
+    /// No worker can take calls now.
+    #[error("no worker is available: {reason}")]
+    Unavailable {
+        /// Why not.
+        reason: String,
+        /// When a retry may succeed.
+        retry_after: Option<Duration>,
+    },
+    /// The call's session is not there.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// Somebody broke the protocol: a bug, here or in the worker.
+    #[error("internal error: {problem}")]
+    Internal {
+        /// What happened.
+        problem: String,
+    },
+}
+
+fn output_tail(lines: &[String]) -> String {
+    match lines {
+        [] => String::new(),
+        lines => format!("; its last output: {}", lines.join(" | ")),
+    }
+}
+
+impl ToolError {
+    /// Whether a worker may have begun to run the call. Only calls that were not delivered are safe to retry
+    /// whatever the tool does.
+    #[must_use]
+    pub const fn is_delivered(&self) -> bool {
+        match self {
+            Self::NotFound { .. }
+            | Self::InvalidArgument { .. }
+            | Self::Unsupported { .. }
+            | Self::Overloaded { .. }
+            | Self::Unavailable { .. }
+            | Self::Session(_) => false,
+            Self::DeadlineExceeded { stage, .. } => matches!(stage, CallStage::Running),
+            Self::WorkerLost { delivered, .. } => *delivered,
+            Self::Failed(_) | Self::Cancelled { .. } | Self::Internal { .. } => true,
+        }
+    }
+}

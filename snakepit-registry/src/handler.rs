@@ -1,0 +1,33 @@
+//! The trait behind which every tool runs.
+
+use async_trait::async_trait;
+
+use crate::{CallId, ToolCall, ToolError, ToolReply};
+
+/// Something callable: a Rust closure, a pool of workers, or a Python callable inside a worker.
+///
+/// # Cancel safety
+/// Dropping the future of [`call`](ToolHandler::call), or the stream it returned, cancels the call. Whether it still
+/// runs for a while after that depends on the handler; [`cancel`](ToolHandler::cancel) waits for its end.
+#[async_trait]
+pub trait ToolHandler: Send + Sync + std::fmt::Debug + 'static {
+    /// Runs a call. Answers with [`ReplyBody::Stream`](crate::ReplyBody::Stream) exactly when the call's mode is
+    /// streaming.
+    ///
+    /// The handler need not watch [`ToolCall::deadline`]; whoever calls it drops the future when time is up.
+    ///
+    /// # Errors
+    /// [`ToolError`]; a failure in the middle of a stream is the stream's last item.
+    async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError>;
+
+    /// Cancels a call if it still runs, and returns once it provably runs no more.
+    ///
+    /// The default fits handlers whose calls end when their future is dropped.
+    ///
+    /// # Errors
+    /// When the handler cannot tell whether the call has ended. The caller must then assume that it runs.
+    async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
+        let _ = call;
+        Ok(())
+    }
+}

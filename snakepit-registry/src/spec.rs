@@ -1,0 +1,41 @@
+//! What a tool says about itself.
+
+use std::collections::BTreeMap;
+
+use snakepit_session::Payload;
+
+/// A tool's description: enough to list it, check a call and build a user interface.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ToolSpec {
+    /// The name it is called by.
+    pub name: String,
+    /// What it does, for people and language models.
+    pub description: String,
+    /// Its parameters, in the order of its signature.
+    pub parameters: Vec<ParameterSpec>,
+    /// Whatever its owner attached.
+    pub metadata: BTreeMap<String, String>,
+    /// Whether it may be called for a stream of chunks.
+    pub supports_streaming: bool,
+    /// Whether arguments that no parameter names are errors. Off for tools that take any keyword, and for workers
+    /// that do not say.
+    pub closed: bool,
+}
+
+/// One parameter of a tool.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ParameterSpec {
+    /// Its name.
+    pub name: String,
+    /// The type it expects, by a name of [`ValueType`](snakepit_session::ValueType). Names unknown to the host,
+    /// such as `any`, are not checked.
+    pub type_name: String,
+    /// What it means.
+    pub description: String,
+    /// Whether a call must give it.
+    pub required: bool,
+    /// What the tool takes when a call does not give it.
+    pub default: Option<Payload>,
+    /// Further constraints, as the owner wrote them.
+    pub validation_json: String,
+}

@@ -1,0 +1,251 @@
+//! A typed value as bytes: parsed only when something must look inside.
+
+use std::{fmt, str::FromStr};
+
+use bytes::Bytes;
+use serde::{Serialize, de::DeserializeOwned};
+
+/// The types a value can have. The names are those of the wire protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum ValueType {
+    Float,
+    Integer,
+    String,
+    Boolean,
+    Choice,
+    Module,
+    Embedding,
+    Tensor,
+    Map,
+    List,
+    Null,
+    Bytes,
+}
+
+impl ValueType {
+    const ALL: [Self; 12] = [
+        Self::Float,
+        Self::Integer,
+        Self::String,
+        Self::Boolean,
+        Self::Choice,
+        Self::Module,
+        Self::Embedding,
+        Self::Tensor,
+        Self::Map,
+        Self::List,
+        Self::Null,
+        Self::Bytes,
+    ];
+
+    /// The type's name on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Float => "float",
+            Self::Integer => "integer",
+            Self::String => "string",
+            Self::Boolean => "boolean",
+            Self::Choice => "choice",
+            Self::Module => "module",
+            Self::Embedding => "embedding",
+            Self::Tensor => "tensor",
+            Self::Map => "map",
+            Self::List => "list",
+            Self::Null => "null",
+            Self::Bytes => "bytes",
+        }
+    }
+}
+
+impl fmt::Display for ValueType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for ValueType {
+    type Err = PayloadError;
+
+    fn from_str(name: &str) -> Result<Self, PayloadError> {
+        Self::ALL
+            .into_iter()
+            .find(|known| known.as_str() == name)
+            .ok_or_else(|| PayloadError::UnknownType { name: name.to_owned() })
+    }
+}
+
+/// Why a payload could not be made or read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PayloadError {
+    /// The type's name is none of [`ValueType`].
+    #[error(
+        "unknown value type `{name}`; one of float, integer, string, boolean, choice, module, embedding, tensor, map, list, null, bytes"
+    )]
+    UnknownType {
+        /// The name given.
+        name: String,
+    },
+    /// A Rust value does not serialize to JSON.
+    #[error("value cannot be serialized to JSON: {problem}")]
+    Serialize {
+        /// What serde reported.
+        problem: String,
+    },
+    /// The payload's JSON does not fit the Rust type asked for.
+    #[error("{ty} value does not fit {target}: {problem}")]
+    Deserialize {
+        /// The payload's type.
+        ty: ValueType,
+        /// The Rust type.
+        target: &'static str,
+        /// What serde reported.
+        problem: String,
+    },
+}
+
+/// A typed value: JSON, and for arrays and bytes a raw buffer beside it.
+///
+/// Cloning is cheap; the bytes are shared. The JSON is not validated until somebody reads it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Payload {
+    ty: ValueType,
+    json: Bytes,
+    binary: Option<Bytes>,
+}
+
+impl Payload {
+    /// A value whose JSON is at hand.
+    #[must_use]
+    pub const fn from_json(ty: ValueType, json: Bytes) -> Self {
+        Self { ty, json, binary: None }
+    }
+
+    /// A value that travels as a raw buffer; `metadata` is JSON that says how to read it (shape, dtype, format).
+    #[must_use]
+    pub const fn from_buffer(ty: ValueType, metadata: Bytes, buffer: Bytes) -> Self {
+        Self { ty, json: metadata, binary: Some(buffer) }
+    }
+
+    /// Raw bytes.
+    #[must_use]
+    pub const fn bytes(buffer: Bytes) -> Self {
+        const METADATA: Bytes = Bytes::from_static(br#"{"type":"bytes","binary_format":"raw"}"#);
+        Self::from_buffer(ValueType::Bytes, METADATA, buffer)
+    }
+
+    /// Null.
+    #[must_use]
+    pub const fn null() -> Self {
+        Self::from_json(ValueType::Null, Bytes::from_static(b"null"))
+    }
+
+    /// Serializes a Rust value; the type follows from the JSON it becomes.
+    ///
+    /// # Errors
+    /// [`PayloadError::Serialize`] when serde refuses, for example for a map whose keys are no strings.
+    pub fn try_from_serde<T: Serialize + ?Sized>(value: &T) -> Result<Self, PayloadError> {
+        let json =
+            serde_json::to_vec(value).map_err(|e| PayloadError::Serialize { problem: e.to_string() })?;
+        let ty = match json.first() {
+            Some(b'"') => ValueType::String,
+            Some(b'{') => ValueType::Map,
+            Some(b'[') => ValueType::List,
+            Some(b't' | b'f') => ValueType::Boolean,
+            Some(b'n') | None => ValueType::Null,
+            Some(_) if json.iter().any(|b| matches!(b, b'.' | b'e' | b'E')) => ValueType::Float,
+            Some(_) => ValueType::Integer,
+        };
+        Ok(Self::from_json(ty, json.into()))
+    }
+
+    /// Reads the value into a Rust type. Buffers are not visible this way: see [`Payload::binary`].
+    ///
+    /// # Errors
+    /// [`PayloadError::Deserialize`] when the JSON is malformed or does not fit `T`.
+    pub fn to_serde<T: DeserializeOwned>(&self) -> Result<T, PayloadError> {
+        serde_json::from_slice(&self.json).map_err(|e| PayloadError::Deserialize {
+            ty: self.ty,
+            target: std::any::type_name::<T>(),
+            problem: e.to_string(),
+        })
+    }
+
+    /// The value's type.
+    #[must_use]
+    pub const fn ty(&self) -> ValueType {
+        self.ty
+    }
+
+    /// JSON of the value, or of its metadata when there is a buffer.
+    #[must_use]
+    pub const fn json(&self) -> &Bytes {
+        &self.json
+    }
+
+    /// The raw buffer, if the value travels as one.
+    #[must_use]
+    pub const fn binary(&self) -> Option<&Bytes> {
+        self.binary.as_ref()
+    }
+
+    /// Takes the value apart: type, JSON, buffer.
+    #[must_use]
+    pub fn into_parts(self) -> (ValueType, Bytes, Option<Bytes>) {
+        (self.ty, self.json, self.binary)
+    }
+
+    /// What the value occupies, in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.json.len() + self.binary.as_ref().map_or(0, Bytes::len)
+    }
+}
+
+impl fmt::Debug for Payload {
+    /// Shows the start of the JSON and the length of the buffer: values can be large and private.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 64;
+        let head = String::from_utf8_lossy(&self.json[..self.json.len().min(SHOWN)]);
+        let dots = if self.json.len() > SHOWN { "..." } else { "" };
+        write!(f, "{}({head}{dots}", self.ty)?;
+        if let Some(buffer) = &self.binary {
+            write!(f, ", {} bytes", buffer.len())?;
+        }
+        f.write_str(")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_type_follows_from_the_serialized_value() {
+        let ty = |json: serde_json::Value| Payload::try_from_serde(&json).unwrap().ty();
+        assert_eq!(ty(1.into()), ValueType::Integer);
+        assert_eq!(ty(1.5.into()), ValueType::Float);
+        assert_eq!(ty(1e300.into()), ValueType::Float);
+        assert_eq!(ty("x".into()), ValueType::String);
+        assert_eq!(ty(serde_json::json!({})), ValueType::Map);
+        assert_eq!(ty(serde_json::json!([])), ValueType::List);
+        assert_eq!(ty(serde_json::Value::Null), ValueType::Null);
+        assert_eq!(ty(true.into()), ValueType::Boolean);
+    }
+
+    #[test]
+    fn a_misfit_names_both_types() {
+        let error = Payload::try_from_serde("x").unwrap().to_serde::<u8>().unwrap_err().to_string();
+        assert!(error.starts_with("string value does not fit u8"), "{error}");
+    }
+
+    #[test]
+    fn names_round_trip() {
+        for ty in ValueType::ALL {
+            assert_eq!(ty.as_str().parse(), Ok(ty));
+        }
+        assert!("decimal".parse::<ValueType>().is_err());
+    }
+}

@@ -1,0 +1,93 @@
+//! Programs: named blobs of a session, such as a trained model. The host keeps them; only Python understands them.
+
+use std::{collections::BTreeMap, fmt, sync::Arc, time::SystemTime};
+
+use bytes::Bytes;
+
+use crate::SessionError;
+
+/// Names a program within its session. Non-empty, without control characters, at most 256 bytes.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProgramName(Arc<str>);
+
+impl ProgramName {
+    /// The longest name accepted, in bytes of UTF-8.
+    pub const MAX_BYTES: usize = 256;
+
+    /// Checks and wraps a name.
+    ///
+    /// # Errors
+    /// [`SessionError::InvalidProgramName`] when the text is empty, too long or holds control characters.
+    pub fn try_new(name: impl AsRef<str>) -> Result<Self, SessionError> {
+        let name = name.as_ref();
+        let problem = if name.is_empty() {
+            "it is empty".to_owned()
+        } else if name.len() > Self::MAX_BYTES {
+            format!("it has {} bytes, the limit is {}", name.len(), Self::MAX_BYTES)
+        } else if name.chars().any(char::is_control) {
+            "it holds control characters".to_owned()
+        } else {
+            return Ok(Self(name.into()));
+        };
+        Err(SessionError::InvalidProgramName { problem })
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ProgramName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+impl fmt::Display for ProgramName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A program with its data. Cloning is cheap; the data is shared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// The blob itself.
+    pub data: Bytes,
+    /// A media type, such as `application/json` or `application/octet-stream`.
+    pub content_type: String,
+    /// Whatever the owner wants to remember about it.
+    pub metadata: BTreeMap<String, String>,
+    /// When it was stored. Set by the backend.
+    pub updated_at: SystemTime,
+}
+
+impl Program {
+    /// A program without metadata, as of now.
+    #[must_use]
+    pub fn new(data: impl Into<Bytes>, content_type: impl Into<String>) -> Self {
+        Self {
+            data: data.into(),
+            content_type: content_type.into(),
+            metadata: BTreeMap::new(),
+            updated_at: SystemTime::now(),
+        }
+    }
+}
+
+/// A program as listings show it: all but its data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramInfo {
+    /// Its name.
+    pub name: ProgramName,
+    /// Length of its data in bytes.
+    pub size: usize,
+    /// Its media type.
+    pub content_type: String,
+    /// Its metadata.
+    pub metadata: BTreeMap<String, String>,
+    /// When it was stored.
+    pub updated_at: SystemTime,
+}

@@ -1,0 +1,5 @@
+//! Workers as child processes.
+#[derive(Debug)]
+pub struct ProcessConfig;
+#[derive(Debug)]
+pub struct ProcessLauncher;

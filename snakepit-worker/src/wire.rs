@@ -1,0 +1,134 @@
+//! Conversions between the domain's payloads and specs and the wire's messages, for hosts and workers alike.
+
+use bytes::Bytes;
+use snakepit_proto::{
+    pb,
+    value::{self, DecodeValueError, TypedValue},
+};
+use snakepit_registry::{ParameterSpec, ToolFailure, ToolSpec};
+use snakepit_session::{Payload, PayloadError};
+
+/// Why a value from the wire cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// Its `Any` cannot be read.
+    #[error(transparent)]
+    Decode(#[from] DecodeValueError),
+    /// Its type is none of the protocol's.
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
+}
+
+/// Metadata key by which a worker says that its tool takes no other arguments than its parameters.
+const CLOSED: &str = "snakepit.closed";
+
+/// Reads a payload from an `Any` and the binary field that belongs to it.
+///
+/// # Errors
+/// When the type is unknown or the bytes do not fit it.
+pub fn payload_from_wire(any: pb::Any, binary: Option<Bytes>) -> Result<Payload, WireError> {
+    let TypedValue { type_name, json, binary } = value::decode(any, binary)?;
+    let ty = type_name.parse()?;
+    Ok(match binary {
+        Some(buffer) => Payload::from_buffer(ty, json, buffer),
+        None => Payload::from_json(ty, json),
+    })
+}
+
+/// Writes a payload as an `Any`; its buffer, if any, comes back for the message's binary field.
+#[must_use]
+pub fn payload_to_wire(payload: Payload) -> (pb::Any, Option<Bytes>) {
+    value::encode(typed(payload))
+}
+
+/// Writes a payload as an `Any` where the message has no binary field.
+#[must_use]
+pub fn payload_to_wire_inline(payload: Payload) -> pb::Any {
+    value::encode_inline(typed(payload))
+}
+
+fn typed(payload: Payload) -> TypedValue {
+    let (ty, json, binary) = payload.into_parts();
+    TypedValue { type_name: ty.as_str().into(), json, binary }
+}
+
+/// Reads a spec that a worker registered. A default value that cannot be read is left out.
+#[must_use]
+pub fn spec_from_registration(registration: pb::ToolRegistration) -> ToolSpec {
+    let pb::ToolRegistration { name, description, parameters, mut metadata, supports_streaming } =
+        registration;
+    let closed = metadata.remove(CLOSED).is_some_and(|flag| flag == "true");
+    ToolSpec {
+        name,
+        description,
+        parameters: parameters.into_iter().map(parameter_from_wire).collect(),
+        metadata,
+        supports_streaming,
+        closed,
+    }
+}
+
+/// Writes a spec as a worker registers it.
+#[must_use]
+pub fn spec_to_registration(spec: ToolSpec) -> pb::ToolRegistration {
+    let pb::ToolSpec { name, description, parameters, metadata, supports_streaming, .. } = spec_to_wire(spec);
+    pb::ToolRegistration { name, description, parameters, metadata, supports_streaming }
+}
+
+/// Writes a spec as the host lists it.
+#[must_use]
+pub fn spec_to_wire(spec: ToolSpec) -> pb::ToolSpec {
+    let ToolSpec { name, description, parameters, mut metadata, supports_streaming, closed } = spec;
+    if closed {
+        metadata.insert(CLOSED.to_owned(), "true".to_owned());
+    }
+    pb::ToolSpec {
+        name,
+        description,
+        parameters: parameters.into_iter().map(parameter_to_wire).collect(),
+        metadata,
+        supports_streaming,
+        required_variables: Vec::new(),
+    }
+}
+
+fn parameter_from_wire(parameter: pb::ParameterSpec) -> ParameterSpec {
+    let pb::ParameterSpec { name, r#type, description, required, default_value, validation_json } = parameter;
+    let default = default_value.and_then(|any| payload_from_wire(any, None).ok());
+    ParameterSpec { name, type_name: r#type, description, required, default, validation_json }
+}
+
+fn parameter_to_wire(parameter: ParameterSpec) -> pb::ParameterSpec {
+    let ParameterSpec { name, type_name, description, required, default, validation_json } = parameter;
+    pb::ParameterSpec {
+        name,
+        r#type: type_name,
+        description,
+        required,
+        default_value: default.map(payload_to_wire_inline),
+        validation_json,
+    }
+}
+
+/// Reads why a tool failed.
+#[must_use]
+pub fn failure_from_wire(failure: pb::ToolFailure) -> ToolFailure {
+    let pb::ToolFailure { r#type, message, traceback, tool_name, worker_id, session_id: _, output_lines } =
+        failure;
+    ToolFailure { tool: tool_name, error_type: r#type, message, traceback, worker: worker_id, output_lines }
+}
+
+/// Writes why a tool failed.
+#[must_use]
+pub fn failure_to_wire(failure: ToolFailure, session_id: String) -> pb::ToolFailure {
+    let ToolFailure { tool, error_type, message, traceback, worker, output_lines } = failure;
+    pb::ToolFailure {
+        r#type: error_type,
+        message,
+        traceback,
+        tool_name: tool,
+        worker_id: worker,
+        session_id,
+        output_lines,
+    }
+}
