@@ -1,1 +1,47 @@
+//! Snakepit, composed: sessions, registry, pool and workers behind one API and one gRPC service.
+//!
+//! ```no_run
+//! use serde_json::json;
+//! use snakepit_server::Snakepit;
+//!
+//! # async fn example() -> Result<(), snakepit_server::Error> {
+//! let snakepit = Snakepit::builder()
+//!     .adapter("snakepit_bridge.adapters.showcase.showcase_adapter:ShowcaseAdapter")
+//!     .workers(4)
+//!     .host_tool("double", |n: i64| async move { Ok::<_, std::convert::Infallible>(n * 2) })
+//!     .start()
+//!     .await?;
+//! let sum: i64 = snakepit.execute("add", json!({"a": 1, "b": 2})).await?;
+//! assert_eq!(sum, 3);
+//! snakepit.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! This crate composes; it decides nothing that another crate owns. It is the only one that maps errors to gRPC
+//! ([`status`]).
+#![warn(missing_docs)]
 
+mod builder;
+mod call;
+mod error;
+mod grpc;
+mod host;
+mod listen;
+mod python;
+mod session;
+mod snakepit;
+pub mod status;
+mod telemetry;
+
+pub use builder::Builder;
+pub use call::{CallBuilder, Reply, ReplyStream};
+pub use error::Error;
+pub use python::find_python;
+pub use session::SessionHandle;
+pub use snakepit::Snakepit;
+
+pub use snakepit_pool::{PoolStatus, WorkerState, WorkerStatus};
+pub use snakepit_registry::{FnTool, ToolError, ToolSpec};
+pub use snakepit_session::{Payload, Program, SessionBackend, SessionId};
+pub use snakepit_worker::{WorkerId, WorkerLauncher};

@@ -1,0 +1,152 @@
+//! `snakepit call` and `snakepit stream`.
+
+use std::{collections::BTreeMap, io::Write, time::Duration};
+
+use serde_json::value::RawValue;
+use snakepit_proto::{headers, pb, value};
+use tonic::Request;
+
+use crate::{
+    Failure,
+    client::{Server, refused},
+    exit,
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The tool's name; `snakepit tools` lists them.
+    tool: String,
+
+    /// The arguments, as a JSON object from parameter names to values.
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    args: String,
+
+    /// The session to call in; created if it does not exist.
+    #[arg(long, value_name = "ID")]
+    session: Option<String>,
+
+    /// How long the call may take, queueing included.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+
+    /// Print an object with the result, the worker and the tool's own time instead of the bare result.
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    server: Server,
+}
+
+impl Args {
+    fn request(&self) -> Result<Request<pb::ExecuteToolRequest>, Failure> {
+        let arguments: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&self.args).map_err(|e| {
+            Failure::new(exit::USAGE, format!("--args is not a JSON object: {e}; it looks like '{{\"a\": 1, \"b\": 2}}'"))
+        })?;
+        let parameters = arguments.into_iter().map(|(name, json)| (name, any(&json))).collect();
+        let mut request = Request::new(pb::ExecuteToolRequest {
+            session_id: self.session.clone().unwrap_or_default(),
+            tool_name: self.tool.clone(),
+            parameters,
+            ..pb::ExecuteToolRequest::default()
+        });
+        if let Some(timeout) = self.timeout {
+            request.set_timeout(timeout);
+        }
+        Ok(request)
+    }
+
+    async fn open_session(&self, client: &mut Client) -> Result<(), Failure> {
+        let Some(session_id) = self.session.clone() else { return Ok(()) };
+        let request = pb::InitializeSessionRequest { session_id, ..pb::InitializeSessionRequest::default() };
+        client.initialize_session(request).await.map_err(refused)?;
+        Ok(())
+    }
+}
+
+type Client = pb::bridge_service_client::BridgeServiceClient<tonic::transport::Channel>;
+
+fn any(json: &RawValue) -> pb::Any {
+    let text = json.get();
+    let type_name = value::infer_type(text.as_bytes()).unwrap_or("null").into();
+    value::encode(value::TypedValue { type_name, json: text.to_owned().into(), binary: None }).0
+}
+
+pub(crate) async fn unary(args: Args) -> Result<(), Failure> {
+    let request = args.request()?;
+    let mut client = args.server.connect().await?;
+    args.open_session(&mut client).await?;
+    let response = client.execute_tool(request).await.map_err(refused)?;
+    let worker = response.metadata().get(headers::WORKER_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
+    let response = response.into_inner();
+    if !response.success {
+        return Err(tool_failed(&args.tool, response));
+    }
+    let result = readable(response.result.unwrap_or_default(), response.binary_result)?;
+    if args.json {
+        print_line(&serde_json::json!({
+            "result": result,
+            "worker": worker,
+            "execution_time_ms": response.execution_time_ms,
+        }))
+    } else {
+        print_line(&result)
+    }
+}
+
+pub(crate) async fn stream(args: Args) -> Result<(), Failure> {
+    let request = args.request()?;
+    let mut client = args.server.connect().await?;
+    args.open_session(&mut client).await?;
+    let mut chunks = client.execute_streaming_tool(request).await.map_err(refused)?.into_inner();
+    while let Some(chunk) = chunks.message().await.map_err(refused)? {
+        if chunk.is_final && chunk.data.is_empty() {
+            continue;
+        }
+        let data: Box<RawValue> = serde_json::from_slice(&chunk.data)
+            .map_err(|e| Failure::new(exit::REFUSED, format!("chunk `{}` is not JSON: {e}", chunk.chunk_id)))?;
+        if args.json {
+            print_line(&serde_json::json!({
+                "chunk_id": chunk.chunk_id,
+                "data": data,
+                "metadata": chunk.metadata,
+            }))?;
+        } else {
+            print_line(&data)?;
+        }
+    }
+    Ok(())
+}
+
+fn tool_failed(tool: &str, response: pb::ExecuteToolResponse) -> Failure {
+    let traceback = response.failure.map(|failure| failure.traceback).unwrap_or_default();
+    let mut message = format!("tool `{tool}` failed: {}", response.error_message);
+    if !traceback.is_empty() {
+        message.push('\n');
+        message.push_str(traceback.trim_end());
+    }
+    Failure::new(exit::TOOL_FAILED, message)
+}
+
+/// The result as JSON; a buffer is shown as base64 beside its metadata.
+fn readable(result: pb::Any, binary: bytes::Bytes) -> Result<Box<RawValue>, Failure> {
+    let broken = |problem: String| Failure::new(exit::REFUSED, format!("the result cannot be read: {problem}"));
+    let binary = (!binary.is_empty()).then_some(binary);
+    let mut typed = value::decode(result, binary).map_err(|e| broken(e.to_string()))?;
+    if typed.binary.is_some() {
+        // Any name but `bytes` is shown with its buffer inside the JSON.
+        typed.type_name = "buffer".into();
+        typed = value::decode(value::encode_inline(typed), None).map_err(|e| broken(e.to_string()))?;
+    }
+    serde_json::from_slice(&typed.json).map_err(|e| broken(e.to_string()))
+}
+
+/// Prints one line of JSON. A reader that hung up ends the program quietly, as with other tools in a pipe.
+fn print_line(json: &impl serde::Serialize) -> Result<(), Failure> {
+    let line = serde_json::to_string(json).map_err(|e| Failure::new(exit::REFUSED, e.to_string()))?;
+    let mut stdout = std::io::stdout().lock();
+    match writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(e) => Err(Failure::new(exit::REFUSED, format!("cannot write to stdout: {e}"))),
+    }
+}

@@ -1,0 +1,56 @@
+//! Connecting to a server, and turning its refusals into one line.
+
+use std::time::Duration;
+
+use snakepit_proto::{MAX_MESSAGE_BYTES, pb::bridge_service_client::BridgeServiceClient};
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
+
+use crate::{Failure, exit};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Server {
+    /// The server to talk to.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50051", env = "SNAKEPIT_SERVER")]
+    server: String,
+}
+
+impl Server {
+    pub(crate) async fn connect(&self) -> Result<BridgeServiceClient<Channel>, Failure> {
+        let address = &self.server;
+        let endpoint = Endpoint::from_shared(address.clone()).map_err(|_| {
+            Failure::new(exit::USAGE, format!("`{address}` is no URL; it looks like http://127.0.0.1:50051"))
+        })?;
+        let channel = endpoint.connect_timeout(Duration::from_secs(5)).tcp_nodelay(true).connect().await.map_err(|e| {
+            let reason = innermost(&e);
+            Failure::new(
+                exit::UNREACHABLE,
+                format!("cannot reach a server at {address}: {reason}; start one with `snakepit serve`, or pass --server"),
+            )
+        })?;
+        Ok(BridgeServiceClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+}
+
+/// What lies at the bottom of a chain of errors; the layers above it only say "transport error".
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+/// A refusal as one line: the code's name, then the server's message.
+#[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
+pub(crate) fn refused(status: Status) -> Failure {
+    let code = match status.code() {
+        Code::Internal if snakepit_proto::status::failure_of(&status).is_some() => exit::TOOL_FAILED,
+        _ => exit::REFUSED,
+    };
+    Failure::new(code, format!("{} ({:?})", status.message(), status.code()))
+}

@@ -1,0 +1,151 @@
+//! `snakepit tools`, `snakepit workers` and `snakepit sessions`: tables for people, JSON lines for scripts.
+
+use std::time::{Duration, SystemTime};
+
+use comfy_table::{Table, presets};
+use serde_json::{Value, json};
+use snakepit_proto::pb;
+
+use crate::{
+    Failure,
+    client::{Server, refused},
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Print one JSON object a line instead of a table.
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    server: Server,
+}
+
+impl Args {
+    /// Prints rows as a table under these heads, or as the JSON objects.
+    fn print(&self, heads: &[&str], rows: Vec<(Vec<String>, Value)>) {
+        if self.json {
+            for (_, object) in rows {
+                println!("{object}");
+            }
+            return;
+        }
+        let mut table = Table::new();
+        table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(heads);
+        table.add_rows(rows.into_iter().map(|(cells, _)| cells));
+        println!("{table}");
+    }
+}
+
+pub(crate) async fn tools(args: Args) -> Result<(), Failure> {
+    let tools = args.server.connect().await?.list_tools(pb::ListToolsRequest {}).await.map_err(refused)?;
+    let rows = tools.into_inner().tools.into_iter().map(|tool| {
+        let spec = tool.spec.unwrap_or_default();
+        let parameters: Vec<_> = spec.parameters.iter().map(parameter).collect();
+        let description = spec.description.lines().next().unwrap_or_default().to_owned();
+        let kind = if spec.supports_streaming { "stream" } else { "call" };
+        let object = json!({
+            "name": spec.name,
+            "kind": kind,
+            "provider": tool.provider,
+            "description": spec.description,
+            "parameters": spec.parameters.iter().map(|p| json!({
+                "name": p.name,
+                "type": p.r#type,
+                "required": p.required,
+                "description": p.description,
+            })).collect::<Vec<_>>(),
+        });
+        (vec![spec.name, kind.to_owned(), tool.provider, parameters.join(", "), description], object)
+    });
+    args.print(&["TOOL", "KIND", "PROVIDER", "PARAMETERS", "DESCRIPTION"], rows.collect());
+    Ok(())
+}
+
+fn parameter(parameter: &pb::ParameterSpec) -> String {
+    let optional = if parameter.required { "" } else { "?" };
+    format!("{}{optional}: {}", parameter.name, parameter.r#type)
+}
+
+pub(crate) async fn workers(args: Args) -> Result<(), Failure> {
+    let workers = args.server.connect().await?.list_workers(pb::ListWorkersRequest {}).await.map_err(refused)?;
+    let rows = workers.into_inner().workers.into_iter().map(|worker| {
+        let object = json!({
+            "worker_id": worker.worker_id,
+            "pid": worker.pid,
+            "state": worker.state,
+            "address": worker.address,
+            "started_at": worker.started_at.as_ref().map(|at| rfc3339(at.clone())),
+            "calls": worker.calls,
+            "restarts": worker.restarts,
+        });
+        let up = worker.started_at.map(age).unwrap_or_default();
+        let cells = vec![
+            worker.worker_id,
+            worker.pid.to_string(),
+            worker.state,
+            worker.calls.to_string(),
+            worker.restarts.to_string(),
+            up,
+        ];
+        (cells, object)
+    });
+    args.print(&["WORKER", "PID", "STATE", "CALLS", "RESTARTS", "UP"], rows.collect());
+    Ok(())
+}
+
+pub(crate) async fn sessions(args: Args) -> Result<(), Failure> {
+    let mut client = args.server.connect().await?;
+    let mut rows = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = pb::ListSessionsRequest { page_size: 1000, page_token };
+        let page = client.list_sessions(request).await.map_err(refused)?.into_inner();
+        rows.extend(page.sessions.into_iter().map(session_row));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        page_token = page.next_page_token;
+    }
+    args.print(&["SESSION", "AGE", "EXPIRES IN", "PROGRAMS", "LAST WORKER"], rows);
+    Ok(())
+}
+
+fn session_row(session: pb::SessionInfo) -> (Vec<String>, Value) {
+    let object = json!({
+        "session_id": session.session_id,
+        "metadata": session.metadata,
+        "created_at": session.created_at.as_ref().map(|at| rfc3339(at.clone())),
+        "expires_at": session.expires_at.as_ref().map(|at| rfc3339(at.clone())),
+        "programs": session.program_count,
+        "last_worker_id": session.last_worker_id,
+    });
+    let cells = vec![
+        session.session_id,
+        session.created_at.map(age).unwrap_or_default(),
+        session.expires_at.map(time_left).unwrap_or_default(),
+        session.program_count.to_string(),
+        session.last_worker_id,
+    ];
+    (cells, object)
+}
+
+fn system_time(at: prost_types::Timestamp) -> SystemTime {
+    SystemTime::try_from(at).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn rfc3339(at: prost_types::Timestamp) -> String {
+    humantime::format_rfc3339_millis(system_time(at)).to_string()
+}
+
+fn age(at: prost_types::Timestamp) -> String {
+    whole_seconds(system_time(at).elapsed().unwrap_or_default())
+}
+
+fn time_left(at: prost_types::Timestamp) -> String {
+    whole_seconds(system_time(at).duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+fn whole_seconds(time: Duration) -> String {
+    humantime::format_duration(Duration::from_secs(time.as_secs())).to_string()
+}

@@ -1,0 +1,128 @@
+//! `snakepit serve`: the daemon.
+
+use std::{io::Write, net::SocketAddr, path::PathBuf, time::Duration};
+
+use snakepit_server::Snakepit;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::{Failure, exit};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The adapter class that workers serve, as `module.path:Class`.
+    #[arg(long, value_name = "MODULE:CLASS", required_unless_present = "worker_command")]
+    adapter: Option<String>,
+
+    /// Run this command as the worker instead of the bundled Python runtime; the protocol's arguments are appended.
+    /// It is split at spaces; quote parts as in a shell.
+    #[arg(long, value_name = "COMMAND")]
+    worker_command: Option<String>,
+
+    /// How many workers to run.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    workers: u16,
+
+    /// Where to serve gRPC; port 0 picks a free one.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:50051", env = "SNAKEPIT_LISTEN")]
+    listen: SocketAddr,
+
+    /// Permit an address that other machines can reach. There is no encryption: the network must be trusted.
+    #[arg(long)]
+    allow_remote: bool,
+
+    /// The Python interpreter [default: that of $VIRTUAL_ENV, else of the nearest .venv, else python3].
+    #[arg(long, value_name = "PATH", env = "SNAKEPIT_PYTHON")]
+    python: Option<PathBuf>,
+
+    /// How many calls may wait for a worker; more are refused at once.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    queue_limit: usize,
+
+    /// The deadline of calls that name none.
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
+    default_timeout: Duration,
+
+    /// How long a worker may take to get ready.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    start_timeout: Option<Duration>,
+
+    /// How long calls in flight may take to finish after SIGTERM.
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    drain: Duration,
+
+    /// The directory for sockets and the ledger of worker processes [default: below $XDG_RUNTIME_DIR, else /tmp].
+    #[arg(long, value_name = "DIR", env = "SNAKEPIT_RUN_DIR")]
+    run_dir: Option<PathBuf>,
+}
+
+pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    let filter = EnvFilter::try_from_env("SNAKEPIT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+
+    let refused = |problem: String| Failure::new(exit::CANNOT_START, problem);
+    // Signals are caught from the start, so that one during the launch of the workers leaves nothing behind.
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| refused(e.to_string()))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| refused(e.to_string()))?;
+    let mut signalled = async || {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    };
+
+    let mut builder = Snakepit::builder()
+        .workers(args.workers.into())
+        .listen(args.listen)
+        .allow_remote(args.allow_remote)
+        .queue_limit(args.queue_limit)
+        .default_timeout(Some(args.default_timeout));
+    if let Some(adapter) = args.adapter {
+        builder = builder.adapter(adapter);
+    }
+    if let Some(command) = args.worker_command {
+        let argv = shell_words::split(&command)
+            .map_err(|e| Failure::new(exit::USAGE, format!("--worker-command cannot be split: {e}")))?;
+        if argv.is_empty() {
+            return Err(Failure::new(exit::USAGE, "--worker-command is empty; give a program and its arguments"));
+        }
+        builder = builder.worker_command(argv);
+    }
+    if let Some(python) = args.python {
+        builder = builder.python(python);
+    }
+    if let Some(timeout) = args.start_timeout {
+        builder = builder.start_timeout(timeout);
+    }
+    if let Some(dir) = args.run_dir {
+        builder = builder.run_dir(dir);
+    }
+
+    let snakepit = tokio::select! {
+        started = builder.start() => started.map_err(|e| refused(e.to_string()))?,
+        name = signalled() => return Err(refused(format!("{name} arrived before the workers were ready"))),
+    };
+    announce(&snakepit);
+
+    let name = signalled().await;
+    tracing::info!(signal = name, "draining; a second signal stops at once");
+    tokio::select! {
+        () = snakepit.shutdown_within(args.drain) => {}
+        _ = signalled() => snakepit.shutdown_within(Duration::ZERO).await,
+    }
+    Ok(())
+}
+
+/// One line of JSON on stdout, for scripts that wait until the server is ready.
+fn announce(snakepit: &Snakepit) {
+    let status = snakepit.status();
+    let line = serde_json::json!({
+        "grpc": snakepit.address().map(|address| format!("http://{address}")),
+        "socket": snakepit.socket(),
+        "pid": std::process::id(),
+        "workers": status.workers.len(),
+    });
+    let mut stdout = std::io::stdout().lock();
+    // Whoever started the server may have closed its stdout; the server serves all the same.
+    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+}

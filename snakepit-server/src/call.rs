@@ -1,0 +1,217 @@
+//! Calls as an embedding program makes them: arguments by serde, answers by serde, options by a builder.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    marker::PhantomData,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_core::Stream;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
+use snakepit_registry::{Arguments, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply, TraceContext};
+use snakepit_session::{Payload, PayloadError, SessionId, ValueType};
+use tokio::time::Instant;
+
+use crate::{Error, host::Host};
+
+/// A call being prepared: [`Snakepit::call`](crate::Snakepit::call).
+#[derive(Debug)]
+#[must_use = "a call does nothing until `unary` or `stream` is awaited"]
+pub struct CallBuilder {
+    host: Arc<Host>,
+    call: ToolCall,
+    timeout: Option<Duration>,
+    /// The first mistake made while preparing; reported when the call is made.
+    mistake: Option<Error>,
+}
+
+/// The answer of a unary call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply<T> {
+    /// What the tool returned.
+    pub value: T,
+    /// The worker that ran it; `None` for a tool of the host.
+    pub worker: Option<Arc<str>>,
+    /// How long the tool itself took, where known.
+    pub execution_time: Option<Duration>,
+}
+
+impl CallBuilder {
+    pub(crate) fn new(host: Arc<Host>, tool: &str) -> Self {
+        Self { host, call: ToolCall::new(tool), timeout: None, mistake: None }
+    }
+
+    /// Sets the arguments: a struct, or a map from parameter names to values. Replaces those set before.
+    pub fn args(mut self, args: impl Serialize) -> Self {
+        match arguments_of(&self.call.tool, &args) {
+            Ok(arguments) => self.call.arguments = arguments,
+            Err(mistake) => self.mistake = self.mistake.or(Some(mistake)),
+        }
+        self
+    }
+
+    /// Sets one argument to a payload: raw bytes, or a tensor with its buffer.
+    pub fn payload(mut self, name: impl Into<String>, value: Payload) -> Self {
+        self.call.arguments.insert(name.into(), value);
+        self
+    }
+
+    /// Runs the call in a session, which must exist.
+    pub fn session(mut self, id: SessionId) -> Self {
+        self.call.session = Some(id);
+        self
+    }
+
+    /// Bounds queueing, all attempts and, for a streaming call, the whole stream. The default is the pool's.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Says that running the call twice does no harm: it is retried when its worker is lost.
+    pub fn idempotent(mut self) -> Self {
+        self.call.idempotent = true;
+        self
+    }
+
+    /// Attaches an entry that the tool can read.
+    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.call.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// Attaches the trace that the call belongs to.
+    pub fn trace(mut self, trace: TraceContext) -> Self {
+        self.call.trace = Some(trace);
+        self
+    }
+
+    /// Makes the call and waits for its value.
+    ///
+    /// # Errors
+    /// [`Error::Tool`] when the call fails, [`Error::Payload`] when the value does not fit `T`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels the call.
+    pub async fn unary<T: DeserializeOwned>(self) -> Result<Reply<T>, Error> {
+        let reply = self.payload_reply().await?;
+        Ok(Reply { value: reply.value.to_serde()?, worker: reply.worker, execution_time: reply.execution_time })
+    }
+
+    /// Makes the call and waits for its value, unparsed: for raw bytes and tensors.
+    ///
+    /// # Errors
+    /// [`Error::Tool`] when the call fails.
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels the call.
+    pub async fn payload_reply(self) -> Result<Reply<Payload>, Error> {
+        let ToolReply { body, worker, execution_time, .. } = self.send(CallMode::Unary).await?;
+        match body {
+            ReplyBody::Value(value) => Ok(Reply { value, worker, execution_time }),
+            ReplyBody::Stream(_) => Err(mode_broken("a stream", "a value").into()),
+        }
+    }
+
+    /// Makes the call and returns its chunks as they come.
+    ///
+    /// # Errors
+    /// [`Error::Tool`] when the call cannot be started. Later failures are the stream's last item.
+    ///
+    /// # Cancel safety
+    /// Dropping the future, or the stream before its end, cancels the call.
+    pub async fn stream<T: DeserializeOwned>(self) -> Result<ReplyStream<T>, Error> {
+        let ToolReply { body, worker, .. } = self.send(CallMode::Streaming).await?;
+        match body {
+            ReplyBody::Stream(chunks) => Ok(ReplyStream { chunks, worker, item: PhantomData }),
+            ReplyBody::Value(_) => Err(mode_broken("a value", "a stream").into()),
+        }
+    }
+
+    async fn send(mut self, mode: CallMode) -> Result<ToolReply, Error> {
+        if let Some(mistake) = self.mistake {
+            return Err(mistake);
+        }
+        self.call.mode = mode;
+        self.call.deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        Ok(self.host.call(self.call).await?)
+    }
+}
+
+/// The items of a streaming call. Dropping it before its end cancels the call.
+pub struct ReplyStream<T> {
+    chunks: ChunkStream,
+    worker: Option<Arc<str>>,
+    item: PhantomData<fn() -> T>,
+}
+
+impl<T> ReplyStream<T> {
+    /// The worker that runs the call; `None` for a tool of the host.
+    #[must_use]
+    pub const fn worker(&self) -> Option<&Arc<str>> {
+        self.worker.as_ref()
+    }
+}
+
+impl<T: DeserializeOwned> Stream for ReplyStream<T> {
+    type Item = Result<T, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.chunks.as_mut().poll_next(cx).map(|item| {
+            item.map(|chunk| Ok(Payload::from_json(ValueType::Map, chunk?.data).to_serde()?))
+        })
+    }
+}
+
+impl<T> fmt::Debug for ReplyStream<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplyStream").field("worker", &self.worker).finish_non_exhaustive()
+    }
+}
+
+fn mode_broken(got: &str, expected: &str) -> ToolError {
+    ToolError::Internal { problem: format!("the handler answered with {got} instead of {expected}") }
+}
+
+/// Splits an object into arguments, each still JSON.
+pub(crate) fn arguments_of(tool: &str, args: &impl Serialize) -> Result<Arguments, Error> {
+    let json = serde_json::to_vec(args).map_err(|e| PayloadError::Serialize { problem: e.to_string() })?;
+    if json == b"null" {
+        return Ok(Arguments::new());
+    }
+    let fields: BTreeMap<String, Box<RawValue>> =
+        serde_json::from_slice(&json).map_err(|_| Error::NotAnObject { tool: tool.to_owned() })?;
+    Ok(fields.into_iter().map(|(name, json)| (name, payload_of_raw(&json))).collect())
+}
+
+fn payload_of_raw(json: &RawValue) -> Payload {
+    let text = json.get();
+    let ty = snakepit_proto::value::infer_type(text.as_bytes()).and_then(|name| name.parse().ok());
+    Payload::from_json(ty.unwrap_or(ValueType::Null), text.to_owned().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn arguments_keep_their_types() {
+        let arguments = arguments_of("t", &json!({"a": 1, "b": 2.0, "c": "x", "d": [1], "e": null})).unwrap();
+        let types: Vec<_> = arguments.iter().map(|(name, value)| (name.as_str(), value.ty().as_str())).collect();
+        assert_eq!(types, [("a", "integer"), ("b", "float"), ("c", "string"), ("d", "list"), ("e", "null")]);
+        assert_eq!(arguments_of("t", &()).unwrap(), Arguments::new());
+    }
+
+    #[test]
+    fn anything_but_an_object_is_refused() {
+        let error = arguments_of("add", &[1, 2]).unwrap_err().to_string();
+        assert!(error.contains("`add`") && error.contains("not an object"), "{error}");
+    }
+}

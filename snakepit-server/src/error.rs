@@ -1,0 +1,61 @@
+//! Everything that can go wrong for a program that embeds Snakepit.
+
+use std::net::SocketAddr;
+
+use snakepit_pool::PoolError;
+use snakepit_registry::{RegistryError, ToolError};
+use snakepit_session::{PayloadError, SessionError};
+use snakepit_worker::WorkerError;
+
+/// Why starting, calling or storing failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The builder lacks something, or was told something impossible.
+    #[error("cannot start: {problem}")]
+    Config {
+        /// What is wrong and how to set it right.
+        problem: String,
+    },
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {problem}; choose another address, or port 0 for a free one")]
+    Listen {
+        /// The address asked for.
+        address: String,
+        /// What the operating system said.
+        problem: String,
+    },
+    /// An address that other machines can reach was asked for without saying so.
+    #[error(
+        "refusing to listen on {address}: it is not a loopback address and there is no encryption; \
+         pass --allow-remote if the network is trusted"
+    )]
+    NotLoopback {
+        /// The address asked for.
+        address: SocketAddr,
+    },
+    /// The workers did not come up.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// The directory or the launcher of worker processes cannot be set up.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// A host tool cannot be registered.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A call failed.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// A session operation failed.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// Arguments do not serialize, or a result does not fit the type asked for.
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
+    /// Arguments of a call must be an object: a struct or a map with string keys.
+    #[error("arguments of tool `{tool}` are not an object; pass a struct or a map from parameter names to values")]
+    NotAnObject {
+        /// The tool called.
+        tool: String,
+    },
+}

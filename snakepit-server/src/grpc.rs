@@ -1,0 +1,59 @@
+//! gRPC: the bridge service of the protocol, health and reflection, as one set of routes.
+//!
+//! `bridge` implements the generated trait and nothing else; each group of RPCs has a file of its own.
+
+mod bridge;
+mod calls;
+mod listing;
+mod programs;
+mod request;
+mod sessions;
+mod telemetry;
+
+use std::sync::Arc;
+
+use snakepit_proto::{FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES, pb::bridge_service_server::BridgeServiceServer};
+use tonic::service::{Routes, RoutesBuilder};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+pub(crate) use bridge::Bridge;
+
+use crate::host::Host;
+
+/// The name by which health checks ask for the bridge service. The empty name asks for the whole server.
+const SERVICE_NAME: &str = "snakepit.bridge.BridgeService";
+
+/// All services, and the handle by which their health is reported. They start as not serving.
+pub(crate) async fn routes(host: Arc<Host>) -> (Routes, HealthReporter) {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    set_serving(&health, false).await;
+    let mut routes = RoutesBuilder::default();
+    routes.add_service(
+        BridgeServiceServer::new(Bridge::new(host))
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES),
+    );
+    routes.add_service(health_service);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    // The descriptor sets are compiled in and a test serves them, so these cannot fail for a user.
+    match (reflection().build_v1(), reflection().build_v1alpha()) {
+        (Ok(v1), Ok(v1alpha)) => {
+            routes.add_service(v1);
+            routes.add_service(v1alpha);
+        }
+        (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "failed to set up reflection"),
+    }
+    (routes.routes(), health)
+}
+
+/// Reports health for the server as a whole and for the bridge service.
+pub(crate) async fn set_serving(health: &HealthReporter, serving: bool) {
+    let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+    for name in ["", SERVICE_NAME] {
+        health.set_service_status(name, status).await;
+    }
+}

@@ -1,0 +1,166 @@
+//! The generated service trait, method by method. Every body is a line or two; the work is in the files beside this.
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use futures_core::Stream;
+use snakepit_proto::pb::{self, bridge_service_server::BridgeService};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::calls::ChunkResponse;
+use crate::host::Host;
+
+/// The bridge service, answered by a host.
+#[derive(Debug)]
+pub(crate) struct Bridge {
+    host: Arc<Host>,
+}
+
+impl Bridge {
+    pub(crate) const fn new(host: Arc<Host>) -> Self {
+        Self { host }
+    }
+
+    pub(super) fn host(&self) -> &Host {
+        &self.host
+    }
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// RPCs that this server does not answer, each with what to do instead.
+macro_rules! unimplemented_rpcs {
+    ($($rpc:ident($request:ty) -> $response:ty: $instead:literal;)*) => {
+        // Spelled out as `async_trait` would: it does not see into macros.
+        $(fn $rpc<'a, 'b>(
+            &'a self,
+            _: Request<$request>,
+        ) -> Pin<Box<dyn Future<Output = Answer<$response>> + Send + 'b>>
+        where
+            'a: 'b,
+            Self: 'b,
+        {
+            let refusal = Status::unimplemented(concat!(stringify!($rpc), " is not implemented: ", $instead));
+            Box::pin(std::future::ready(Err(refusal)))
+        })*
+    };
+}
+
+#[tonic::async_trait]
+impl BridgeService for Bridge {
+    async fn ping(&self, request: Request<pb::PingRequest>) -> Answer<pb::PingResponse> {
+        Ok(Response::new(Self::pong(request.get_ref())))
+    }
+
+    async fn initialize_session(
+        &self,
+        request: Request<pb::InitializeSessionRequest>,
+    ) -> Answer<pb::InitializeSessionResponse> {
+        self.initialize(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn cleanup_session(&self, request: Request<pb::CleanupSessionRequest>) -> Answer<pb::CleanupSessionResponse> {
+        self.cleanup(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn get_session(&self, request: Request<pb::GetSessionRequest>) -> Answer<pb::GetSessionResponse> {
+        self.session(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn heartbeat(&self, request: Request<pb::HeartbeatRequest>) -> Answer<pb::HeartbeatResponse> {
+        self.beat(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn execute_tool(&self, request: Request<pb::ExecuteToolRequest>) -> Answer<pb::ExecuteToolResponse> {
+        self.execute(request).await
+    }
+
+    type ExecuteStreamingToolStream = ChunkResponse;
+
+    async fn execute_streaming_tool(&self, request: Request<pb::ExecuteToolRequest>) -> Answer<ChunkResponse> {
+        self.execute_streaming(request).await
+    }
+
+    async fn register_tools(&self, request: Request<pb::RegisterToolsRequest>) -> Answer<pb::RegisterToolsResponse> {
+        self.register(request).await
+    }
+
+    async fn get_exposed_elixir_tools(
+        &self,
+        _: Request<pb::GetExposedElixirToolsRequest>,
+    ) -> Answer<pb::GetExposedElixirToolsResponse> {
+        Ok(Response::new(self.exposed_tools()))
+    }
+
+    async fn execute_elixir_tool(
+        &self,
+        request: Request<pb::ExecuteElixirToolRequest>,
+    ) -> Answer<pb::ExecuteElixirToolResponse> {
+        self.execute_host_tool(request).await
+    }
+
+    type StreamTelemetryStream = Events<pb::TelemetryEvent>;
+
+    async fn stream_telemetry(
+        &self,
+        request: Request<Streaming<pb::TelemetryControl>>,
+    ) -> Answer<Self::StreamTelemetryStream> {
+        Ok(Response::new(self.telemetry(request.into_inner())))
+    }
+
+    async fn put_program(&self, request: Request<pb::PutProgramRequest>) -> Answer<pb::PutProgramResponse> {
+        self.put(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_program(&self, request: Request<pb::GetProgramRequest>) -> Answer<pb::GetProgramResponse> {
+        self.program(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_programs(&self, request: Request<pb::ListProgramsRequest>) -> Answer<pb::ListProgramsResponse> {
+        self.programs(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn delete_program(&self, request: Request<pb::DeleteProgramRequest>) -> Answer<pb::DeleteProgramResponse> {
+        self.remove_program(request.get_ref()).await.map(|()| Response::new(pb::DeleteProgramResponse {}))
+    }
+
+    async fn list_tools(&self, _: Request<pb::ListToolsRequest>) -> Answer<pb::ListToolsResponse> {
+        Ok(Response::new(self.tools()))
+    }
+
+    async fn list_workers(&self, _: Request<pb::ListWorkersRequest>) -> Answer<pb::ListWorkersResponse> {
+        Ok(Response::new(self.workers()))
+    }
+
+    async fn list_sessions(&self, request: Request<pb::ListSessionsRequest>) -> Answer<pb::ListSessionsResponse> {
+        self.sessions(request.into_inner()).await.map(Response::new)
+    }
+
+    type WatchVariablesStream = Events<pb::VariableUpdate>;
+
+    unimplemented_rpcs! {
+        cancel_tool(pb::CancelToolRequest) -> pb::CancelToolResponse:
+            "a client cancels its call by resetting the stream; this RPC is between host and worker";
+        register_variable(pb::RegisterVariableRequest) -> pb::RegisterVariableResponse:
+            "this version keeps no variables";
+        get_variable(pb::GetVariableRequest) -> pb::GetVariableResponse: "this version keeps no variables";
+        set_variable(pb::SetVariableRequest) -> pb::SetVariableResponse: "this version keeps no variables";
+        get_variables(pb::BatchGetVariablesRequest) -> pb::BatchGetVariablesResponse:
+            "this version keeps no variables";
+        set_variables(pb::BatchSetVariablesRequest) -> pb::BatchSetVariablesResponse:
+            "this version keeps no variables";
+        list_variables(pb::ListVariablesRequest) -> pb::ListVariablesResponse: "this version keeps no variables";
+        delete_variable(pb::DeleteVariableRequest) -> pb::DeleteVariableResponse: "this version keeps no variables";
+        watch_variables(pb::WatchVariablesRequest) -> Events<pb::VariableUpdate>: "this version keeps no variables";
+        get_variable_history(pb::GetVariableHistoryRequest) -> pb::GetVariableHistoryResponse:
+            "this version keeps no variables";
+        rollback_variable(pb::RollbackVariableRequest) -> pb::RollbackVariableResponse:
+            "this version keeps no variables";
+        add_dependency(pb::AddDependencyRequest) -> pb::AddDependencyResponse:
+            "the protocol names it but no version ever defined what it does";
+        start_optimization(pb::StartOptimizationRequest) -> pb::StartOptimizationResponse:
+            "the protocol names it but no version ever defined what it does";
+        stop_optimization(pb::StopOptimizationRequest) -> pb::StopOptimizationResponse:
+            "the protocol names it but no version ever defined what it does";
+    }
+}

@@ -1,0 +1,169 @@
+//! ExecuteTool, ExecuteStreamingTool and what workers need: RegisterTools and the host's own tools.
+
+use std::{pin::Pin, time::Duration};
+
+use futures_util::StreamExt;
+use snakepit_proto::{headers, pb};
+use snakepit_registry::{CallMode, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
+use snakepit_worker::wire::{
+    failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_from_registration, spec_to_wire,
+};
+use tonic::{Request, Response, Status, metadata::MetadataMap};
+
+use super::{bridge::Bridge, request::tool_call};
+use crate::status::{from_tool_error, invalid_field};
+
+pub(super) type ChunkResponse = Pin<Box<dyn futures_core::Stream<Item = Result<pb::ToolChunk, Status>> + Send>>;
+
+impl Bridge {
+    pub(super) async fn execute(
+        &self,
+        request: Request<pb::ExecuteToolRequest>,
+    ) -> Result<Response<pb::ExecuteToolResponse>, Status> {
+        let (headers, _, request) = request.into_parts();
+        let session_id = request.session_id.clone();
+        let call = tool_call(&headers, request, CallMode::Unary)?;
+        match self.host().call(call).await {
+            Ok(reply) => unary_response(reply),
+            Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteToolResponse {
+                success: false,
+                error_message: failure.to_string(),
+                failure: Some(failure_to_wire(*failure, session_id)),
+                ..pb::ExecuteToolResponse::default()
+            })),
+            Err(error) => Err(from_tool_error(error)),
+        }
+    }
+
+    pub(super) async fn execute_streaming(
+        &self,
+        request: Request<pb::ExecuteToolRequest>,
+    ) -> Result<Response<ChunkResponse>, Status> {
+        let (headers, _, request) = request.into_parts();
+        let call = tool_call(&headers, request, CallMode::Streaming)?;
+        let tool = call.tool.clone();
+        let ToolReply { body, worker, .. } = self.host().call(call).await.map_err(from_tool_error)?;
+        let ReplyBody::Stream(chunks) = body else {
+            return Err(Status::internal(format!("tool `{tool}` answered a streaming call with a single value")));
+        };
+        // Chunks are numbered from 1. A final one without data tells the end from a broken connection.
+        let mut count = 0_u64;
+        let chunks = chunks.map(move |item| {
+            count += 1;
+            let chunk = item.map_err(from_tool_error)?;
+            Ok(pb::ToolChunk {
+                chunk_id: format!("{tool}-{count}"),
+                data: chunk.data,
+                is_final: false,
+                metadata: chunk.metadata,
+            })
+        });
+        let end = futures_util::stream::once(async {
+            Ok(pb::ToolChunk { is_final: true, ..pb::ToolChunk::default() })
+        });
+        // An error ends a gRPC stream, so the end that follows it is never sent.
+        let mut response = Response::new(Box::pin(chunks.chain(end)) as ChunkResponse);
+        tell_worker(response.metadata_mut(), worker.as_deref());
+        Ok(response)
+    }
+
+    pub(super) async fn register(
+        &self,
+        request: Request<pb::RegisterToolsRequest>,
+    ) -> Result<Response<pb::RegisterToolsResponse>, Status> {
+        let pb::RegisterToolsRequest { session_id: _, tools, worker_id } = request.into_inner();
+        if tools.is_empty() {
+            return Err(invalid_field("tools", "is empty; register at least one tool"));
+        }
+        let pool = self.host().pool().await;
+        let name = pool.status().name;
+        let handler: std::sync::Arc<dyn ToolHandler> = pool.tool();
+        let tool_ids = tools.iter().map(|tool| (tool.name.clone(), format!("{name}/{}", tool.name))).collect();
+        let count = tools.len();
+        let specs = tools.into_iter().map(spec_from_registration).collect();
+        // A refusal is told in the answer, not as a status: it must never break the session of a worker that
+        // registers with every call.
+        let response = match self.host().registry.register_remote(&name, &handler, specs) {
+            Ok(_) => {
+                tracing::debug!(worker = worker_id, pool = name, count, "tools registered");
+                pb::RegisterToolsResponse { success: true, tool_ids, error_message: String::new() }
+            }
+            Err(error) => {
+                tracing::warn!(worker = worker_id, pool = name, %error, "tools refused");
+                pb::RegisterToolsResponse { success: false, error_message: error.to_string(), ..Default::default() }
+            }
+        };
+        Ok(Response::new(response))
+    }
+
+    pub(super) fn exposed_tools(&self) -> pb::GetExposedElixirToolsResponse {
+        let tools = self.host().registry.host_tools().into_iter().map(spec_to_wire).collect();
+        pb::GetExposedElixirToolsResponse { tools }
+    }
+
+    pub(super) async fn execute_host_tool(
+        &self,
+        request: Request<pb::ExecuteElixirToolRequest>,
+    ) -> Result<Response<pb::ExecuteElixirToolResponse>, Status> {
+        let (headers, _, request) = request.into_parts();
+        let pb::ExecuteElixirToolRequest { session_id, tool_name, parameters, metadata } = request;
+        let request = pb::ExecuteToolRequest {
+            session_id,
+            tool_name,
+            parameters,
+            metadata,
+            ..pb::ExecuteToolRequest::default()
+        };
+        let call: ToolCall = tool_call(&headers, request, CallMode::Unary)?;
+        match self.host().call_host_tool(call).await {
+            Ok(ToolReply { body: ReplyBody::Value(value), metadata, execution_time, .. }) => {
+                // Clients of the original read only `result`, so a buffer rides inside it as well as beside it.
+                let binary_result = value.binary().cloned().unwrap_or_default();
+                Ok(Response::new(pb::ExecuteElixirToolResponse {
+                    success: true,
+                    result: Some(payload_to_wire_inline(value)),
+                    error_message: String::new(),
+                    metadata,
+                    execution_time_ms: milliseconds(execution_time),
+                    binary_result,
+                }))
+            }
+            Ok(_) => Err(Status::internal("the host tool answered a unary call with a stream")),
+            Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteElixirToolResponse {
+                success: false,
+                error_message: failure.to_string(),
+                ..pb::ExecuteElixirToolResponse::default()
+            })),
+            Err(error) => Err(from_tool_error(error)),
+        }
+    }
+}
+
+fn unary_response(reply: ToolReply) -> Result<Response<pb::ExecuteToolResponse>, Status> {
+    let ToolReply { body, metadata, worker, execution_time } = reply;
+    let ReplyBody::Value(value) = body else {
+        return Err(Status::internal("the tool answered a unary call with a stream"));
+    };
+    let (result, binary) = payload_to_wire(value);
+    let mut response = Response::new(pb::ExecuteToolResponse {
+        success: true,
+        result: Some(result),
+        metadata,
+        execution_time_ms: milliseconds(execution_time),
+        binary_result: binary.unwrap_or_default(),
+        ..pb::ExecuteToolResponse::default()
+    });
+    tell_worker(response.metadata_mut(), worker.as_deref());
+    Ok(response)
+}
+
+/// Says which worker ran the call, where a worker did.
+fn tell_worker(headers: &mut MetadataMap, worker: Option<&str>) {
+    if let Some(value) = worker.and_then(|worker| worker.parse().ok()) {
+        headers.insert(headers::WORKER_ID, value);
+    }
+}
+
+fn milliseconds(time: Option<Duration>) -> i64 {
+    time.and_then(|time| i64::try_from(time.as_millis()).ok()).unwrap_or_default()
+}

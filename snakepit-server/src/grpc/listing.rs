@@ -1,0 +1,57 @@
+//! What the host knows, for operators and the command line.
+
+use snakepit_proto::pb;
+use snakepit_session::{PageRequest, Session};
+use snakepit_worker::wire::spec_to_wire;
+use tonic::Status;
+
+use super::{bridge::Bridge, sessions::count};
+use crate::status::{from_session_error, invalid_field};
+
+impl Bridge {
+    pub(super) fn tools(&self) -> pb::ListToolsResponse {
+        let tools = self.host().registry.tools().into_iter();
+        let tools = tools.map(|(spec, provider)| pb::ToolInfo { spec: Some(spec_to_wire(spec)), provider }).collect();
+        pb::ListToolsResponse { tools }
+    }
+
+    pub(super) fn workers(&self) -> pb::ListWorkersResponse {
+        let workers = self.host().pool_status().map(|status| status.workers).unwrap_or_default().into_iter();
+        let workers = workers
+            .map(|worker| pb::WorkerInfo {
+                worker_id: worker.id.to_string(),
+                pid: worker.pid.unwrap_or_default(),
+                state: worker.state.to_string(),
+                address: worker.address,
+                started_at: worker.started_at.map(Into::into),
+                calls: worker.calls,
+                restarts: worker.restarts,
+            })
+            .collect();
+        pb::ListWorkersResponse { workers }
+    }
+
+    pub(super) async fn sessions(&self, request: pb::ListSessionsRequest) -> Result<pb::ListSessionsResponse, Status> {
+        let pb::ListSessionsRequest { page_size, page_token } = request;
+        let Ok(size) = usize::try_from(page_size) else {
+            return Err(invalid_field("page_size", "is negative; use 0 for the default"));
+        };
+        let token = (!page_token.is_empty()).then_some(page_token);
+        let page = self.host().sessions.list(PageRequest { size, token }).await.map_err(|e| from_session_error(&e))?;
+        Ok(pb::ListSessionsResponse {
+            sessions: page.items.into_iter().map(listed).collect(),
+            next_page_token: page.next.unwrap_or_default(),
+        })
+    }
+}
+
+fn listed(session: Session) -> pb::SessionInfo {
+    pb::SessionInfo {
+        session_id: session.id.to_string(),
+        metadata: (*session.metadata).clone(),
+        created_at: Some(session.created_at.into()),
+        expires_at: Some(session.expires_at.into()),
+        program_count: count(session.program_count),
+        last_worker_id: session.last_worker.as_deref().unwrap_or_default().to_owned(),
+    }
+}

@@ -1,0 +1,81 @@
+//! Ping and the life of a session.
+
+use std::{collections::BTreeMap, time::{Duration, SystemTime}};
+
+use snakepit_proto::pb;
+use snakepit_session::{Created, NewSession, SessionError};
+use snakepit_worker::wire::spec_to_wire;
+use tonic::Status;
+
+use super::{bridge::Bridge, request::session_id};
+use crate::status::{from_session_error, invalid_field};
+
+impl Bridge {
+    pub(super) fn pong(request: &pb::PingRequest) -> pb::PingResponse {
+        pb::PingResponse { message: format!("pong: {}", request.message), server_time: Some(SystemTime::now().into()) }
+    }
+
+    pub(super) async fn initialize(
+        &self,
+        request: pb::InitializeSessionRequest,
+    ) -> Result<pb::InitializeSessionResponse, Status> {
+        let pb::InitializeSessionRequest { session_id: id, metadata, config: _, ttl_seconds } = request;
+        let id = session_id(&id)?;
+        let ttl = match u64::try_from(ttl_seconds) {
+            Ok(0) => None,
+            Ok(seconds) => Some(Duration::from_secs(seconds)),
+            Err(_) => return Err(invalid_field("ttl_seconds", "is negative; use 0 for the default")),
+        };
+        let new = NewSession { metadata, ttl };
+        let (_, created) = self.host().sessions.create(&id, new).await.map_err(|e| from_session_error(&e))?;
+        if created == Created::New {
+            tracing::debug!(session = %id, "session created");
+        }
+        let tools = self.host().registry.tools().into_iter();
+        Ok(pb::InitializeSessionResponse {
+            success: true,
+            error_message: String::new(),
+            available_tools: tools.map(|(spec, _)| (spec.name.clone(), spec_to_wire(spec))).collect(),
+            initial_variables: BTreeMap::new(),
+        })
+    }
+
+    pub(super) async fn cleanup(
+        &self,
+        request: &pb::CleanupSessionRequest,
+    ) -> Result<pb::CleanupSessionResponse, Status> {
+        let id = session_id(&request.session_id)?;
+        let session = self.host().sessions.delete(&id).await.map_err(|e| from_session_error(&e))?;
+        tracing::debug!(session = %id, "session deleted");
+        Ok(pb::CleanupSessionResponse { success: true, resources_cleaned: count(session.program_count) })
+    }
+
+    pub(super) async fn session(&self, request: &pb::GetSessionRequest) -> Result<pb::GetSessionResponse, Status> {
+        let id = session_id(&request.session_id)?;
+        let session = self.host().sessions.get(&id).await.map_err(|e| from_session_error(&e))?;
+        Ok(pb::GetSessionResponse {
+            session_id: request.session_id.clone(),
+            metadata: (*session.metadata).clone(),
+            created_at: Some(session.created_at.into()),
+            variable_count: 0,
+            tool_count: count(self.host().registry.len()),
+        })
+    }
+
+    pub(super) async fn beat(&self, request: &pb::HeartbeatRequest) -> Result<pb::HeartbeatResponse, Status> {
+        let session_valid = match session_id(&request.session_id) {
+            Err(_) => false,
+            Ok(id) => match self.host().sessions.get(&id).await {
+                Ok(_) => true,
+                Err(SessionError::NotFound { .. }) => false,
+                Err(error) => return Err(from_session_error(&error)),
+            },
+        };
+        Ok(pb::HeartbeatResponse { server_time: Some(SystemTime::now().into()), session_valid })
+    }
+}
+
+/// Counts on the wire are int32; nobody has more.
+pub(super) fn count(n: usize) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
+}

@@ -1,0 +1,96 @@
+//! The host: sessions, registry and pool as one thing that runs calls. Both the gRPC services and the embedding API
+//! go through here, so they behave the same.
+
+use std::{future::Future, sync::Arc};
+
+use snakepit_pool::{Pool, PoolStatus};
+use snakepit_registry::{CallStage, Registry, ToolCall, ToolError, ToolReply};
+use snakepit_session::{SessionBackend, SessionError, SessionId};
+use tokio::{sync::SetOnce, time::Instant};
+
+use crate::telemetry::Telemetry;
+
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) sessions: Arc<dyn SessionBackend>,
+    pub(crate) registry: Registry,
+    pub(crate) telemetry: Telemetry,
+    /// Set once the host serves: workers call back while they are being launched.
+    pool: SetOnce<Pool>,
+}
+
+impl Host {
+    pub(crate) fn new(sessions: Arc<dyn SessionBackend>, registry: Registry) -> Self {
+        Self { sessions, registry, telemetry: Telemetry::default(), pool: SetOnce::new() }
+    }
+
+    /// Tells the host its pool. Only the first call counts.
+    pub(crate) fn set_pool(&self, pool: Pool) {
+        // A second pool is a bug of the builder, which calls this once.
+        let _ = self.pool.set(pool);
+    }
+
+    /// The pool, waited for if the host is still starting.
+    pub(crate) async fn pool(&self) -> &Pool {
+        self.pool.wait().await
+    }
+
+    pub(crate) fn pool_status(&self) -> Option<PoolStatus> {
+        self.pool.get().map(Pool::status)
+    }
+
+    /// Runs a call of any tool: renews its session, prefers the session's last worker, remembers the new one.
+    pub(crate) async fn call(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
+        let Some(id) = call.session.clone() else { return self.run(call).await };
+        let session = self.sessions.get(&id).await?;
+        call.preferred_worker.clone_from(&session.last_worker);
+        let reply = self.run(call).await?;
+        if let Some(worker) = &reply.worker
+            && session.last_worker.as_ref() != Some(worker)
+        {
+            self.remember_worker(&id, Arc::clone(worker)).await;
+        }
+        Ok(reply)
+    }
+
+    /// Runs a call of a host tool on behalf of a worker.
+    pub(crate) async fn call_host_tool(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+        if let Some(id) = &call.session {
+            self.sessions.get(id).await?;
+        }
+        let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
+        within(deadline, tool, self.registry.call_host_tool(call)).await
+    }
+
+    async fn run(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+        let watch = self.telemetry.watch(&call);
+        let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
+        let result = within(deadline, tool, self.registry.call(call)).await;
+        watch.ended(result)
+    }
+
+    /// Affinity is a hint: when it cannot be stored, the call is still good.
+    async fn remember_worker(&self, id: &SessionId, worker: Arc<str>) {
+        match self.sessions.set_last_worker(id, worker).await {
+            Ok(()) | Err(SessionError::NotFound { .. }) => {}
+            Err(error) => tracing::warn!(session = %id, %error, "failed to remember the session's worker"),
+        }
+    }
+}
+
+/// Bounds a call by its deadline. The pool does so too, with the exact stage; this covers tools that run in the host.
+async fn within(
+    deadline: Option<Instant>,
+    tool: Arc<str>,
+    call: impl Future<Output = Result<ToolReply, ToolError>>,
+) -> Result<ToolReply, ToolError> {
+    let Some(deadline) = deadline else { return call.await };
+    tokio::select! {
+        // The call first: the pool's own answer at the same instant says more.
+        biased;
+        result = call => result,
+        () = tokio::time::sleep_until(deadline) => {
+            Err(ToolError::DeadlineExceeded { tool: tool.to_string(), stage: CallStage::Running })
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The embedding API: a running host inside your program.
+
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use serde::{Serialize, de::DeserializeOwned};
+use snakepit_pool::{Pool, PoolStatus};
+use snakepit_registry::ToolSpec;
+use snakepit_session::{NewSession, SessionId};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{Builder, CallBuilder, Error, ReplyStream, SessionHandle, host::Host};
+
+/// A running host: its workers, its sessions, its gRPC service. Cheap to clone.
+///
+/// Call [`shutdown`](Snakepit::shutdown) to drain; when the last clone is dropped without it, workers are killed and
+/// calls in flight fail.
+#[derive(Debug, Clone)]
+pub struct Snakepit {
+    pub(crate) host: Arc<Host>,
+    pub(crate) pool: Pool,
+    pub(crate) service: Arc<Service>,
+}
+
+/// What serves gRPC, and stops serving when dropped.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) health: tonic_health::server::HealthReporter,
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) address: Option<SocketAddr>,
+    pub(crate) launcher: Option<Arc<snakepit_worker::ProcessLauncher>>,
+    pub(crate) run_dir: Arc<snakepit_worker::process::RunDir>,
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// How long [`Snakepit::shutdown`] lets calls in flight finish.
+const DRAIN: Duration = Duration::from_secs(10);
+
+impl Snakepit {
+    /// Prepares a host.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Calls a tool and returns its value.
+    ///
+    /// # Errors
+    /// See [`CallBuilder::unary`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels the call.
+    pub async fn execute<T: DeserializeOwned>(&self, tool: &str, args: impl Serialize) -> Result<T, Error> {
+        Ok(self.call(tool).args(args).unary().await?.value)
+    }
+
+    /// Calls a tool and returns its chunks as they come.
+    ///
+    /// # Errors
+    /// See [`CallBuilder::stream`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future, or the stream before its end, cancels the call.
+    pub async fn execute_stream<T: DeserializeOwned>(
+        &self,
+        tool: &str,
+        args: impl Serialize,
+    ) -> Result<ReplyStream<T>, Error> {
+        self.call(tool).args(args).stream().await
+    }
+
+    /// Prepares a call with options: timeout, raw payloads, metadata.
+    pub fn call(&self, tool: &str) -> CallBuilder {
+        CallBuilder::new(Arc::clone(&self.host), tool)
+    }
+
+    /// Returns the session of this id, creating it with the default TTL if need be.
+    ///
+    /// # Errors
+    /// [`Error::Session`] when the id is odd or the backend refuses another session.
+    pub async fn session(&self, id: &str) -> Result<SessionHandle, Error> {
+        self.session_with(id, NewSession::default()).await
+    }
+
+    /// Returns the session of this id, creating it with this metadata and TTL if need be.
+    ///
+    /// # Errors
+    /// [`Error::Session`] when the id is odd or the backend refuses another session.
+    pub async fn session_with(&self, id: &str, new: NewSession) -> Result<SessionHandle, Error> {
+        let id = SessionId::try_new(id)?;
+        self.host.sessions.create(&id, new).await?;
+        Ok(SessionHandle::new(Arc::clone(&self.host), id))
+    }
+
+    /// The tools that can be called, each with who provides it: `host`, or a pool's name.
+    #[must_use]
+    pub fn tools(&self) -> Vec<(ToolSpec, String)> {
+        self.host.registry.tools()
+    }
+
+    /// The pool and its workers, now.
+    #[must_use]
+    pub fn status(&self) -> PoolStatus {
+        self.pool.status()
+    }
+
+    /// The TCP address gRPC is served on, if the builder was told to.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.service.address
+    }
+
+    /// The Unix socket gRPC is served on, for this user alone.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        self.service.run_dir.host_socket()
+    }
+
+    /// Reports "not serving" to health checks, while calls are still answered. The first step of a graceful stop
+    /// behind a load balancer; [`shutdown`](Self::shutdown) does it too.
+    pub async fn stop_accepting(&self) {
+        crate::grpc::set_serving(&self.service.health, false).await;
+    }
+
+    /// Stops: refuses new calls, lets those in flight finish for up to ten seconds, stops the workers, closes the
+    /// listeners. Returns when every worker process is gone. May be called more than once.
+    pub async fn shutdown(&self) {
+        self.shutdown_within(DRAIN).await;
+    }
+
+    /// Like [`shutdown`](Self::shutdown), with another bound on how long calls in flight may take.
+    pub async fn shutdown_within(&self, drain: Duration) {
+        self.stop_accepting().await;
+        self.pool.shutdown(drain).await;
+        if let Some(launcher) = &self.service.launcher {
+            launcher.shutdown().await;
+        }
+        self.service.stop.cancel();
+        self.service.tasks.close();
+        self.service.tasks.wait().await;
+    }
+}

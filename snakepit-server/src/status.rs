@@ -1,0 +1,150 @@
+//! The one place where errors become gRPC statuses.
+//!
+//! | error | code | reason |
+//! | --- | --- | --- |
+//! | tool not found | `NOT_FOUND` | `TOOL_NOT_FOUND` |
+//! | bad argument | `INVALID_ARGUMENT`, with a field violation | `INVALID_ARGUMENT` |
+//! | tool cannot be called this way | `UNIMPLEMENTED` | `UNSUPPORTED` |
+//! | tool raised (streams only; a unary call answers `success = false`) | `INTERNAL`, with a `ToolFailure` | `TOOL_FAILED` |
+//! | queue full | `RESOURCE_EXHAUSTED`, with a retry delay | `OVERLOADED` |
+//! | deadline | `DEADLINE_EXCEEDED` | `DEADLINE_EXCEEDED` |
+//! | cancelled | `CANCELLED` | `CANCELLED` |
+//! | worker lost | `UNAVAILABLE` | `WORKER_LOST` |
+//! | no worker | `UNAVAILABLE`, with a retry delay | `NO_WORKER` |
+//! | session or program not found | `NOT_FOUND` | `SESSION_NOT_FOUND`, `PROGRAM_NOT_FOUND` |
+//! | too many sessions | `RESOURCE_EXHAUSTED` | `TOO_MANY_SESSIONS` |
+//! | odd names, sizes, page tokens | `INVALID_ARGUMENT` | `INVALID_ARGUMENT` |
+//! | session backend failed | `UNAVAILABLE` | `BACKEND_FAILED` |
+//! | anything else | `INTERNAL` | `INTERNAL` |
+
+use std::collections::HashMap;
+
+use snakepit_proto::status::attach_failure;
+use snakepit_registry::ToolError;
+use snakepit_session::SessionError;
+use snakepit_worker::wire::failure_to_wire;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// The `domain` of every `google.rpc.ErrorInfo` this project sends.
+pub const ERROR_DOMAIN: &str = "snakepit";
+
+/// Maps a call's failure to a gRPC status with details.
+#[must_use]
+pub fn from_tool_error(error: ToolError) -> Status {
+    let message = error.to_string();
+    match error {
+        ToolError::NotFound { .. } => status(Code::NotFound, "TOOL_NOT_FOUND", message),
+        ToolError::InvalidArgument { argument, problem, .. } => {
+            let mut details = details("INVALID_ARGUMENT");
+            details.add_bad_request_violation(argument, problem);
+            Status::with_error_details(Code::InvalidArgument, message, details)
+        }
+        ToolError::Unsupported { .. } => status(Code::Unimplemented, "UNSUPPORTED", message),
+        ToolError::Failed(failure) => {
+            attach_failure(Code::Internal, message, failure_to_wire(*failure, String::new()))
+        }
+        ToolError::Overloaded { retry_after, .. } => {
+            let mut details = details("OVERLOADED");
+            details.set_retry_info(retry_after);
+            Status::with_error_details(Code::ResourceExhausted, message, details)
+        }
+        ToolError::DeadlineExceeded { .. } => status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message),
+        ToolError::Cancelled { .. } => status(Code::Cancelled, "CANCELLED", message),
+        ToolError::WorkerLost { .. } => status(Code::Unavailable, "WORKER_LOST", message),
+        ToolError::Unavailable { retry_after, .. } => {
+            let mut details = details("NO_WORKER");
+            details.set_retry_info(retry_after);
+            Status::with_error_details(Code::Unavailable, message, details)
+        }
+        ToolError::Session(error) => from_session_error(&error),
+        _ => status(Code::Internal, "INTERNAL", message),
+    }
+}
+
+/// Maps a session error to a gRPC status with details.
+#[must_use]
+pub fn from_session_error(error: &SessionError) -> Status {
+    let (code, reason) = match error {
+        SessionError::NotFound { .. } => (Code::NotFound, "SESSION_NOT_FOUND"),
+        SessionError::ProgramNotFound { .. } => (Code::NotFound, "PROGRAM_NOT_FOUND"),
+        SessionError::TooManySessions { .. } => (Code::ResourceExhausted, "TOO_MANY_SESSIONS"),
+        SessionError::InvalidId { .. }
+        | SessionError::InvalidProgramName { .. }
+        | SessionError::ProgramTooLarge { .. }
+        | SessionError::InvalidPageToken => (Code::InvalidArgument, "INVALID_ARGUMENT"),
+        SessionError::Backend { .. } => (Code::Unavailable, "BACKEND_FAILED"),
+        _ => (Code::Internal, "INTERNAL"),
+    };
+    status(code, reason, error.to_string())
+}
+
+/// A request that breaks the protocol: names the field and what is wrong with it.
+#[must_use]
+pub fn invalid_field(field: &str, problem: impl std::fmt::Display) -> Status {
+    let mut details = details("INVALID_ARGUMENT");
+    details.add_bad_request_violation(field, problem.to_string());
+    Status::with_error_details(Code::InvalidArgument, format!("`{field}` {problem}"), details)
+}
+
+fn status(code: Code, reason: &str, message: String) -> Status {
+    Status::with_error_details(code, message, details(reason))
+}
+
+fn details(reason: &str) -> ErrorDetails {
+    ErrorDetails::with_error_info(reason, ERROR_DOMAIN, HashMap::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use snakepit_registry::{CallStage, ToolFailure};
+    use snakepit_session::SessionId;
+
+    use super::*;
+
+    #[test]
+    fn the_status_table_is_as_documented() {
+        let tool = || "add".to_owned();
+        let session = SessionId::try_new("s").unwrap();
+        let errors = [
+            ToolError::NotFound { tool: tool(), suggestion: Some("adds".into()) },
+            ToolError::InvalidArgument { tool: tool(), argument: "a".into(), problem: "is missing".into() },
+            ToolError::Unsupported { tool: tool(), problem: "streams".into() },
+            ToolError::Failed(Box::new(ToolFailure {
+                tool: tool(),
+                error_type: "ValueError".into(),
+                message: "no".into(),
+                ..ToolFailure::default()
+            })),
+            ToolError::Overloaded { queued: 9, limit: 9, retry_after: Some(Duration::from_millis(50)) },
+            ToolError::DeadlineExceeded { tool: tool(), stage: CallStage::Queued },
+            ToolError::Cancelled { tool: tool() },
+            ToolError::WorkerLost {
+                worker: "default-1-1".into(),
+                reason: "it exited with code 1".into(),
+                delivered: true,
+                output_lines: vec!["oops".into()],
+            },
+            ToolError::Unavailable { reason: "the pool is draining".into(), retry_after: None },
+            ToolError::Session(SessionError::NotFound { id: session.clone() }),
+            ToolError::Session(SessionError::TooManySessions { limit: 1 }),
+            ToolError::Session(SessionError::ProgramNotFound { session, name: "m".into() }),
+            ToolError::Session(SessionError::InvalidPageToken),
+            ToolError::Session(SessionError::Backend { problem: "disk full".into() }),
+            ToolError::Internal { problem: "bug".into() },
+        ];
+        let table: Vec<String> = errors
+            .into_iter()
+            .map(from_tool_error)
+            .map(|status| {
+                let details = status.get_error_details();
+                let reason = details.error_info().map_or("-", |info| info.reason.as_str()).to_owned();
+                let retry = details.retry_info().and_then(|info| info.retry_delay);
+                format!("{:?} {reason} retry={retry:?}: {}", status.code(), status.message())
+            })
+            .collect();
+        insta::assert_snapshot!(table.join("\n"));
+    }
+}

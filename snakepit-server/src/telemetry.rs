@@ -1,0 +1,182 @@
+//! Events of calls for whoever listens, and nearly nothing when nobody does.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+use futures_core::Stream;
+use pin_project_lite::pin_project;
+use snakepit_registry::{Chunk, ReplyBody, ToolCall, ToolError, ToolReply};
+use tokio::{sync::broadcast, time::Instant};
+
+/// How many events a slow listener may fall behind before it loses the oldest.
+const BACKLOG: usize = 1024;
+
+/// Where events of calls are published.
+#[derive(Debug, Clone)]
+pub(crate) struct Telemetry {
+    events: broadcast::Sender<Arc<CallEvent>>,
+}
+
+/// What happened to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CallEventKind {
+    Start,
+    Stop,
+    Exception,
+}
+
+/// One event of a call.
+#[derive(Debug, Clone)]
+pub(crate) struct CallEvent {
+    pub(crate) kind: CallEventKind,
+    pub(crate) call: u64,
+    pub(crate) tool: Arc<str>,
+    pub(crate) session: String,
+    /// Empty until a worker is known, and for tools of the host.
+    pub(crate) worker: String,
+    /// Zero at the start.
+    pub(crate) duration: Duration,
+    /// Empty unless the call failed.
+    pub(crate) error: String,
+    pub(crate) at: SystemTime,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { events: broadcast::channel(BACKLOG).0 }
+    }
+}
+
+impl Telemetry {
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Arc<CallEvent>> {
+        self.events.subscribe()
+    }
+
+    /// Publishes the start of a call, and returns what will publish its end.
+    pub(crate) fn watch(&self, call: &ToolCall) -> CallWatch {
+        if self.events.receiver_count() == 0 {
+            return CallWatch(None);
+        }
+        let start = CallEvent {
+            kind: CallEventKind::Start,
+            call: call.id.as_u64(),
+            tool: Arc::clone(&call.tool),
+            session: call.session.as_ref().map(ToString::to_string).unwrap_or_default(),
+            worker: String::new(),
+            duration: Duration::ZERO,
+            error: String::new(),
+            at: SystemTime::now(),
+        };
+        let _ = self.events.send(Arc::new(start.clone()));
+        CallWatch(Some(Watched { events: self.events.clone(), event: start, began: Instant::now() }))
+    }
+}
+
+/// Publishes the end of a call: when told, or as cancelled when dropped untold.
+#[derive(Debug)]
+pub(crate) struct CallWatch(Option<Watched>);
+
+#[derive(Debug)]
+struct Watched {
+    events: broadcast::Sender<Arc<CallEvent>>,
+    event: CallEvent,
+    began: Instant,
+}
+
+impl CallWatch {
+    /// Publishes the end, or defers it to the end of the reply's stream.
+    pub(crate) fn ended(mut self, result: Result<ToolReply, ToolError>) -> Result<ToolReply, ToolError> {
+        let Some(watched) = &mut self.0 else { return result };
+        match result {
+            Err(error) => {
+                self.publish(CallEventKind::Exception, error.to_string());
+                Err(error)
+            }
+            Ok(reply) => {
+                watched.event.worker = reply.worker.as_deref().unwrap_or_default().to_owned();
+                let body = match reply.body {
+                    ReplyBody::Stream(chunks) => ReplyBody::Stream(Box::pin(WatchedStream { chunks, watch: self })),
+                    value @ ReplyBody::Value(_) => {
+                        self.publish(CallEventKind::Stop, String::new());
+                        value
+                    }
+                };
+                Ok(ToolReply { body, ..reply })
+            }
+        }
+    }
+
+    fn publish(&mut self, kind: CallEventKind, error: String) {
+        if let Some(Watched { events, event, began }) = self.0.take() {
+            let event = CallEvent { kind, duration: began.elapsed(), error, at: SystemTime::now(), ..event };
+            // Without listeners by now, nobody misses it.
+            let _ = events.send(Arc::new(event));
+        }
+    }
+}
+
+impl Drop for CallWatch {
+    fn drop(&mut self) {
+        self.publish(CallEventKind::Exception, "cancelled".to_owned());
+    }
+}
+
+pin_project! {
+    /// A reply's stream that publishes the end of its call when it ends.
+    struct WatchedStream<S> {
+        #[pin]
+        chunks: S,
+        watch: CallWatch,
+    }
+}
+
+impl<S: Stream<Item = Result<Chunk, ToolError>>> Stream for WatchedStream<S> {
+    type Item = Result<Chunk, ToolError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.project();
+        let item = this.chunks.poll_next(cx);
+        match &item {
+            Poll::Ready(None) => this.watch.publish(CallEventKind::Stop, String::new()),
+            Poll::Ready(Some(Err(error))) => this.watch.publish(CallEventKind::Exception, error.to_string()),
+            Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
+        }
+        item
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt;
+    use snakepit_session::Payload;
+
+    use super::*;
+
+    fn kinds(events: &mut broadcast::Receiver<Arc<CallEvent>>) -> Vec<CallEventKind> {
+        std::iter::from_fn(|| events.try_recv().ok()).map(|event| event.kind).collect()
+    }
+
+    #[tokio::test]
+    async fn every_call_ends_exactly_once() {
+        let telemetry = Telemetry::default();
+        let mut events = telemetry.subscribe();
+        let call = ToolCall::new("add");
+
+        drop(telemetry.watch(&call).ended(Ok(ToolReply::value(Payload::null()))));
+        assert_eq!(kinds(&mut events), [CallEventKind::Start, CallEventKind::Stop]);
+
+        drop(telemetry.watch(&call));
+        assert_eq!(kinds(&mut events), [CallEventKind::Start, CallEventKind::Exception]);
+
+        let chunks = || Box::pin(futures_util::stream::empty());
+        let reply = telemetry.watch(&call).ended(Ok(ToolReply::stream(chunks()))).unwrap();
+        assert_eq!(kinds(&mut events), [CallEventKind::Start], "a stream's call ends with the stream");
+        let ReplyBody::Stream(stream) = reply.body else { panic!("not a stream") };
+        assert_eq!(stream.count().await, 0);
+        assert_eq!(kinds(&mut events), [CallEventKind::Stop]);
+    }
+}

@@ -1,0 +1,275 @@
+//! One daemon, in a directory of its own, gone when the test is over however it ends.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Output, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+use snakepit_proto::{MAX_MESSAGE_BYTES, pb};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    time::timeout,
+};
+use tonic::transport::Endpoint;
+
+use crate::{Client, is_alive, signal};
+
+/// How long a daemon may take to get ready or to give up.
+const START_WITHIN: Duration = Duration::from_secs(60);
+
+/// The repository's root.
+#[must_use]
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// The Python whose environment has `snakepit_bridge`.
+#[must_use]
+pub fn python() -> PathBuf {
+    let python = std::env::var_os("SNAKEPIT_PYTHON").map_or_else(|| root().join(".venv/bin/python"), Into::into);
+    assert!(python.exists(), "{} is missing; run `cargo xtask setup`", python.display());
+    python
+}
+
+/// The daemon's binary, built beside this test: `cargo xtask test` sees to that.
+fn snakepit() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let binary = test.ancestors().nth(2).unwrap().join("snakepit");
+    assert!(binary.exists(), "{} is missing; run `cargo build -p snakepit-server`", binary.display());
+    binary
+}
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Sandbox {
+    child: Child,
+    ready: Ready,
+    dir: tempfile::TempDir,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Ready {
+    grpc: String,
+    socket: PathBuf,
+    pid: u32,
+}
+
+/// A daemon that did not come up.
+#[derive(Debug)]
+pub struct StartFailure {
+    /// Its exit code.
+    pub code: Option<i32>,
+    /// All it wrote to stderr.
+    pub stderr: String,
+}
+
+/// What to start.
+#[derive(Debug)]
+pub struct SandboxBuilder {
+    args: Vec<String>,
+    python: PathBuf,
+    dir: tempfile::TempDir,
+    port: u16,
+}
+
+impl Sandbox {
+    /// A daemon that serves an adapter with this many workers.
+    #[must_use]
+    pub fn adapter(adapter: &str, workers: usize) -> SandboxBuilder {
+        SandboxBuilder::new(&["--adapter", adapter], workers)
+    }
+
+    /// A daemon whose workers are another program.
+    #[must_use]
+    pub fn worker_command(command: &str, workers: usize) -> SandboxBuilder {
+        SandboxBuilder::new(&["--worker-command", command], workers)
+    }
+
+    /// Where it serves, as a URL.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.ready.grpc
+    }
+
+    /// The Unix socket it serves on.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.ready.socket
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.ready.pid
+    }
+
+    /// The directory it keeps its sockets and ledger in; another daemon may be started on it.
+    #[must_use]
+    pub fn run_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What it logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
+    /// A client on a connection of its own.
+    pub async fn client(&self) -> Client {
+        let channel = Endpoint::from_shared(self.ready.grpc.clone()).unwrap().connect().await.unwrap();
+        Client::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Its workers.
+    pub async fn workers(&self) -> Vec<pb::WorkerInfo> {
+        self.client().await.list_workers(pb::ListWorkersRequest {}).await.unwrap().into_inner().workers
+    }
+
+    /// The processes of its workers.
+    pub async fn worker_pids(&self) -> Vec<u32> {
+        self.workers().await.into_iter().map(|worker| worker.pid).filter(|pid| *pid != 0).collect()
+    }
+
+    /// Runs the command line against it.
+    pub async fn cli(&self, args: &[&str]) -> Output {
+        cli(args, Some(self.url())).await
+    }
+
+    /// Runs a command that must succeed, and returns what it printed.
+    pub async fn cli_ok(&self, args: &[&str]) -> String {
+        let output = self.cli(args).await;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?} failed: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Waits for its end.
+    pub async fn wait(&mut self, bound: Duration) -> Option<i32> {
+        timeout(bound, self.child.wait()).await.expect("the daemon did not end").unwrap().code()
+    }
+
+    /// Asks it to stop and waits for its end.
+    pub async fn stop(mut self) -> Option<i32> {
+        signal(self.ready.pid, Signal::SIGTERM);
+        self.wait(Duration::from_secs(20)).await
+    }
+}
+
+/// Runs the command line, against a server if one is given.
+async fn cli(args: &[&str], server: Option<&str>) -> Output {
+    let mut command = Command::new(snakepit());
+    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    if let Some(url) = server {
+        command.env("SNAKEPIT_SERVER", url);
+    }
+    timeout(START_WITHIN, command.output()).await.expect("the command did not end").unwrap()
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- the daemon's log\n{}", self.log());
+        }
+        if is_alive(self.ready.pid) {
+            // SIGTERM stops the workers too, but takes a while; SIGKILL is what workers must survive not.
+            signal(self.ready.pid, Signal::SIGKILL);
+        }
+    }
+}
+
+impl SandboxBuilder {
+    fn new(args: &[&str], workers: usize) -> Self {
+        let mut args: Vec<String> = args.iter().map(ToString::to_string).collect();
+        args.extend(["--workers".to_owned(), workers.to_string()]);
+        Self { args, python: python(), dir: tempfile::tempdir().unwrap(), port: 0 }
+    }
+
+    /// Adds command line arguments.
+    #[must_use]
+    pub fn args(mut self, args: &[&str]) -> Self {
+        self.args.extend(args.iter().map(ToString::to_string));
+        self
+    }
+
+    /// Runs workers with another interpreter.
+    #[must_use]
+    pub fn python(mut self, python: impl Into<PathBuf>) -> Self {
+        self.python = python.into();
+        self
+    }
+
+    /// Listens on this port instead of a free one.
+    #[must_use]
+    pub const fn port(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
+    /// Starts the daemon in the directory of an earlier one.
+    #[must_use]
+    pub fn after(mut self, mut earlier: Sandbox) -> Self {
+        std::mem::swap(&mut self.dir, &mut earlier.dir);
+        self
+    }
+
+    /// Starts the daemon; panics when it does not get ready.
+    pub async fn start(self) -> Sandbox {
+        match self.try_start().await {
+            Ok(sandbox) => sandbox,
+            Err(failure) => panic!("the daemon did not start ({:?}):\n{}", failure.code, failure.stderr),
+        }
+    }
+
+    /// Starts the daemon, and waits until it is ready or gave up.
+    pub async fn try_start(self) -> Result<Sandbox, StartFailure> {
+        let mut command = Command::new(snakepit());
+        command
+            .arg("serve")
+            .args(&self.args)
+            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
+            .arg("--python")
+            .arg(&self.python)
+            .arg("--run-dir")
+            .arg(self.dir.path())
+            .env("PYTHONPATH", root().join("tests/adapters"))
+            .env("SNAKEPIT_LOG", "info,snakepit=debug")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let drain = tokio::task::spawn(drain(stderr, Arc::clone(&log)));
+        let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = timeout(START_WITHIN, stdout.next_line()).await.expect("the daemon neither got ready nor gave up");
+        match line.unwrap() {
+            Some(line) => {
+                let ready = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
+                Ok(Sandbox { child, ready, dir: self.dir, log })
+            }
+            None => {
+                let code = child.wait().await.unwrap().code();
+                drain.await.unwrap();
+                let stderr = log.lock().unwrap().join("\n");
+                Err(StartFailure { code, stderr })
+            }
+        }
+    }
+}
+
+async fn drain(stderr: BufReader<tokio::process::ChildStderr>, log: Arc<Mutex<Vec<String>>>) {
+    let mut lines = stderr.lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        log.lock().unwrap().push(line);
+    }
+}

@@ -1,0 +1,255 @@
+//! Calls over gRPC: every kind of tool, every kind of value, deadlines, overload, health and reflection.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use snakepit_proto::{headers, pb, value};
+use snakepit_tests::{Client, SHOWCASE, Sandbox, eventually, execute, tool_request};
+use tonic::{Code, Request};
+use tonic_types::StatusExt;
+
+const SOON: Duration = Duration::from_secs(10);
+
+async fn chunks(client: &mut Client, tool: &str, args: &Value) -> Vec<pb::ToolChunk> {
+    let mut stream = client.execute_streaming_tool(tool_request(tool, args)).await.unwrap().into_inner();
+    let mut chunks = Vec::new();
+    while let Some(chunk) = stream.message().await.unwrap() {
+        chunks.push(chunk);
+    }
+    chunks
+}
+
+#[tokio::test]
+async fn functions_coroutines_and_generators_are_tools() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
+    let mut client = sandbox.client().await;
+    assert_eq!(execute(&mut client, "add", &json!({"a": 1, "b": 2})).await.unwrap(), 3);
+    assert_eq!(execute(&mut client, "async_add", &json!({"a": 1.5, "b": 2})).await.unwrap(), 3.5);
+    for tool in ["count", "async_count"] {
+        let chunks = chunks(&mut client, tool, &json!({"n": 3})).await;
+        let ids: Vec<_> = chunks.iter().map(|chunk| chunk.chunk_id.as_str()).collect();
+        assert_eq!(ids, [format!("{tool}-1"), format!("{tool}-2"), format!("{tool}-3"), String::new()]);
+        assert!(chunks[3].is_final && chunks[3].data.is_empty());
+        assert!(chunks[..3].iter().all(|chunk| !chunk.is_final));
+    }
+    let refused = client.execute_tool(tool_request("count", &json!({"n": 3}))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented, "{refused:?}");
+    assert!(refused.message().contains("count"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn values_arrive_as_they_left() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let mut client = sandbox.client().await;
+    let values = json!({
+        "int": -7, "big": 9_007_199_254_740_993_i64, "float": 0.1, "text": "Grüße \u{1F40D} \"quoted\"", "none": null,
+        "yes": true, "list": [1, [2, {"deep": []}]], "map": {"k": {"n": 1.0}}, "empty": "",
+    });
+    assert_eq!(execute(&mut client, "echo", &values).await.unwrap(), values);
+
+    // As other clients send values: real wrappers, and bare JSON where the original puts it.
+    let wrapped = |name: &str, bytes: &'static [u8]| pb::Any {
+        type_url: format!("type.googleapis.com/google.protobuf.{name}"),
+        value: Bytes::from_static(bytes),
+    };
+    for (any, expected) in [
+        (wrapped("StringValue", b"\x0a\x02hi"), json!("hi")),
+        (wrapped("StringValue", b"42"), json!(42)),
+        (wrapped("Value", b"[1, 2]"), json!([1, 2])),
+        (wrapped("BoolValue", b"\x08\x01"), json!(true)),
+        (wrapped("Int64Value", b"\x08\x05"), json!(5)),
+    ] {
+        let mut request = tool_request("echo", &json!({}));
+        request.parameters.insert("x".into(), any);
+        let response = client.execute_tool(request).await.unwrap().into_inner();
+        assert_eq!(snakepit_tests::result_of(response), json!({"x": expected}));
+    }
+}
+
+#[tokio::test]
+async fn bytes_travel_raw_and_large() {
+    let sandbox = Sandbox::adapter("misbehaving:MisbehavingAdapter", 1).start().await;
+    let mut client = sandbox.client().await;
+    let sixteen_mib: Bytes = (0..16 * 1024 * 1024_u32).map(|i| i.to_le_bytes()[0]).collect::<Vec<u8>>().into();
+    let mut request = tool_request("echo_bytes", &json!({}));
+    request.binary_parameters.insert("data".into(), sixteen_mib.clone());
+    let response = client.execute_tool(request).await.unwrap().into_inner();
+    assert!(response.success, "{}", response.error_message);
+    assert_eq!(response.binary_result, sixteen_mib);
+    let result = value::decode(response.result.unwrap(), Some(response.binary_result)).unwrap();
+    assert_eq!(result.type_name, "bytes");
+}
+
+#[tokio::test]
+async fn a_tools_failure_is_an_answer_with_its_traceback() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let mut client = sandbox.client().await;
+    let response = client.execute_tool(tool_request("fail", &json!({"message": "no way"}))).await.unwrap().into_inner();
+    assert!(!response.success);
+    assert!(response.error_message.contains("no way"), "{}", response.error_message);
+    let failure = response.failure.unwrap();
+    assert_eq!(failure.message, "no way");
+    assert!(failure.traceback.contains("def fail") || failure.traceback.contains("in fail"), "{}", failure.traceback);
+    assert_eq!(failure.tool_name, "fail");
+}
+
+#[tokio::test]
+async fn refusals_are_statuses_with_details() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let mut client = sandbox.client().await;
+    for (request, code, reason) in [
+        (tool_request("no_such", &json!({})), Code::NotFound, "TOOL_NOT_FOUND"),
+        (tool_request("", &json!({})), Code::InvalidArgument, "INVALID_ARGUMENT"),
+        (tool_request("add", &json!({"a": 1})), Code::InvalidArgument, "INVALID_ARGUMENT"),
+        (tool_request("add", &json!({"a": [], "b": 2})), Code::InvalidArgument, "INVALID_ARGUMENT"),
+        (
+            pb::ExecuteToolRequest { session_id: "gone".into(), ..tool_request("add", &json!({"a": 1, "b": 2})) },
+            Code::NotFound,
+            "SESSION_NOT_FOUND",
+        ),
+    ] {
+        let status = client.execute_tool(request).await.unwrap_err();
+        assert_eq!(status.code(), code, "{status:?}");
+        assert_eq!(status.get_error_details().error_info().unwrap().reason, reason);
+    }
+    let mut malformed = tool_request("echo", &json!({}));
+    malformed.parameters.insert("x".into(), pb::Any {
+        type_url: "type.googleapis.com/snakepit.map".into(),
+        value: Bytes::from_static(b"{not json"),
+    });
+    let outcome = client.execute_tool(malformed).await;
+    let message = outcome.map_or_else(|status| status.message().to_owned(), |r| r.into_inner().error_message);
+    assert!(message.contains('x') && message.to_lowercase().contains("json"), "{message}");
+    assert_eq!(execute(&mut client, "add", &json!({"a": 1, "b": 2})).await.unwrap(), 3);
+}
+
+#[tokio::test]
+async fn a_deadline_counts_in_the_queue_too() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let mut busy = sandbox.client().await;
+    let blocker = tokio::spawn(async move { execute(&mut busy, "sleep_for", &json!({"seconds": 2.0})).await });
+    eventually("the worker is busy", SOON, async || sandbox.workers().await[0].state == "busy").await;
+    let mut client = sandbox.client().await;
+    let mut request = Request::new(tool_request("add", &json!({"a": 1, "b": 2})));
+    request.set_timeout(Duration::from_millis(300));
+    let status = client.execute_tool(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+    assert!(status.message().contains("queued"), "{status:?}");
+    blocker.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_at_once() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).args(&["--queue-limit", "1"]).start().await;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let mut client = sandbox.client().await;
+        calls.spawn(async move { execute(&mut client, "sleep_for", &json!({"seconds": 0.5})).await });
+    }
+    let mut refused = 0;
+    while let Some(outcome) = calls.join_next().await {
+        if let Err(status) = outcome.unwrap() {
+            assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+            assert_eq!(status.get_error_details().error_info().unwrap().reason, "OVERLOADED");
+            refused += 1;
+        }
+    }
+    assert_eq!(refused, 2, "one runs, one waits, two are refused");
+}
+
+#[tokio::test]
+async fn a_session_stays_on_its_worker_while_that_is_free() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 4).start().await;
+    let mut client = sandbox.client().await;
+    let session_id = "sticky".to_owned();
+    client
+        .initialize_session(pb::InitializeSessionRequest { session_id: session_id.clone(), ..Default::default() })
+        .await
+        .unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..8 {
+        let request =
+            pb::ExecuteToolRequest { session_id: session_id.clone(), ..tool_request("whoami", &json!({})) };
+        let response = client.execute_tool(request).await.unwrap();
+        seen.insert(response.metadata().get(headers::WORKER_ID).unwrap().to_str().unwrap().to_owned());
+        let who = snakepit_tests::result_of(response.into_inner());
+        assert_eq!(who["session_id"], "sticky", "the caller's session reaches Python");
+    }
+    assert_eq!(seen.len(), 1, "{seen:?}");
+}
+
+#[tokio::test]
+async fn calls_run_at_the_same_time_on_different_workers() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 4).start().await;
+    let mut calls = tokio::task::JoinSet::new();
+    let began = tokio::time::Instant::now();
+    for _ in 0..4 {
+        let mut client = sandbox.client().await;
+        calls.spawn(async move {
+            execute(&mut client, "sleep_for", &json!({"seconds": 1.0})).await.unwrap();
+            execute(&mut client, "whoami", &json!({})).await.unwrap()["pid"].clone()
+        });
+    }
+    calls.join_all().await;
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(3), "four calls of one second each took {took:?}");
+}
+
+#[tokio::test]
+async fn health_and_reflection_answer() {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let channel = tonic::transport::Endpoint::from_shared(sandbox.url().to_owned()).unwrap().connect().await.unwrap();
+    let mut health = HealthClient::new(channel.clone());
+    for service in ["", "snakepit.bridge.BridgeService"] {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let status = health.check(request).await.unwrap().into_inner().status();
+        assert_eq!(status, tonic_health::pb::health_check_response::ServingStatus::Serving);
+    }
+    let request = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut reflection = ServerReflectionClient::new(channel);
+    let mut answers =
+        reflection.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
+    let MessageResponse::ListServicesResponse(services) = answer else { panic!("{answer:?}") };
+    let names: Vec<_> = services.service.into_iter().map(|service| service.name).collect();
+    assert!(names.contains(&"snakepit.bridge.BridgeService".to_owned()), "{names:?}");
+    assert!(names.contains(&"grpc.health.v1.Health".to_owned()), "{names:?}");
+}
+
+#[tokio::test]
+async fn telemetry_follows_calls() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let mut client = sandbox.client().await;
+    let (controls, received) = tokio::sync::mpsc::channel(4);
+    let filter = pb::TelemetryEventFilter { allow: vec!["*.stop".into()], deny: Vec::new() };
+    let control = pb::TelemetryControl { control: Some(pb::telemetry_control::Control::Filter(filter)) };
+    controls.send(control).await.unwrap();
+    let received = tokio_stream::wrappers::ReceiverStream::new(received);
+    let mut events = client.clone().stream_telemetry(received).await.unwrap().into_inner();
+    // The filter travels on a stream of its own, so early events may still pass unfiltered.
+    let call = tokio::spawn(async move {
+        loop {
+            execute(&mut client, "add", &json!({"a": 1, "b": 2})).await.unwrap();
+        }
+    });
+    let event = loop {
+        let event = events.message().await.unwrap().unwrap();
+        if event.event_parts == ["tool", "execution", "stop"] {
+            break event;
+        }
+    };
+    call.abort();
+    assert_eq!(event.metadata["tool"], "add");
+    assert!(event.metadata["worker_id"].starts_with("default-"));
+    assert!(event.measurements.contains_key("duration_ns"));
+}

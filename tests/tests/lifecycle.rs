@@ -1,0 +1,140 @@
+//! Workers and hosts that die: nothing is left running, and calls go on.
+
+use std::time::Duration;
+
+use serde_json::json;
+use snakepit_tests::{SHOWCASE, Sandbox, eventually, execute, is_alive, signal, tool_request};
+use tonic::Code;
+
+const MISBEHAVING: &str = "misbehaving:MisbehavingAdapter";
+const SOON: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn a_killed_worker_is_replaced() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
+    let before = sandbox.worker_pids().await;
+    signal(before[0], nix::sys::signal::Signal::SIGKILL);
+    eventually("the killed worker is replaced", SOON, async || {
+        let workers = sandbox.workers().await;
+        workers.iter().filter(|w| w.state == "idle").count() == 2 && workers.iter().all(|w| w.pid != before[0])
+    })
+    .await;
+    let mut client = sandbox.client().await;
+    assert_eq!(execute(&mut client, "add", &json!({"a": 1, "b": 2})).await.unwrap(), 3);
+    let restarts: u64 = sandbox.workers().await.iter().map(|worker| worker.restarts).sum();
+    assert_eq!(restarts, 1);
+}
+
+#[tokio::test]
+async fn a_call_that_kills_its_worker_fails_with_the_reason_and_its_last_words() {
+    let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
+    let mut client = sandbox.client().await;
+    for (tool, reason) in [("crash", "code 7"), ("segfault", "SIGSEGV")] {
+        let status = execute(&mut client, tool, &json!({})).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        assert!(status.message().contains(reason), "{tool}: {}", status.message());
+        eventually("the worker is back", SOON, async || sandbox.workers().await[0].state == "idle").await;
+    }
+    assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
+}
+
+#[tokio::test]
+async fn a_tool_that_ignores_its_deadline_costs_its_worker_and_nothing_else() {
+    let sandbox = Sandbox::adapter(MISBEHAVING, 2).start().await;
+    let mut client = sandbox.client().await;
+    for tool in ["hang", "hold_gil"] {
+        let mut request = tonic::Request::new(tool_request(tool, &json!({})));
+        request.set_timeout(Duration::from_millis(300));
+        let status = client.execute_tool(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded, "{tool}: {status:?}");
+        // The neighbour answers at once while the hung worker is dealt with.
+        assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
+    }
+    eventually("both hung workers are replaced", SOON, async || {
+        let workers = sandbox.workers().await;
+        workers.iter().map(|w| w.restarts).sum::<u64>() == 2 && workers.iter().all(|w| w.state == "idle")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cancelled_call_frees_its_worker_without_costing_it() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let pids = sandbox.worker_pids().await;
+    for (tool, args) in [("sleep_for", json!({"seconds": 60})), ("async_sleep", json!({"seconds": 60}))] {
+        let mut client = sandbox.client().await;
+        let call = tokio::time::timeout(
+            Duration::from_millis(300),
+            client.execute_tool(tool_request(tool, &args)),
+        );
+        call.await.expect_err("the call cannot have ended");
+        // `time.sleep` in C is not interrupted by an exception, so that worker may be replaced; the pool goes on.
+        let mut client = sandbox.client().await;
+        assert_eq!(execute(&mut client, "add", &json!({"a": 2, "b": 2})).await.unwrap(), 4);
+    }
+    let _ = pids;
+}
+
+#[tokio::test]
+async fn no_worker_outlives_a_killed_host() {
+    let mut sandbox = Sandbox::adapter(MISBEHAVING, 4).start().await;
+    let pids = sandbox.worker_pids().await;
+    assert_eq!(pids.len(), 4);
+    let mut client = sandbox.client().await;
+    let grandchild = execute(&mut client, "spawn_grandchild", &json!({})).await.unwrap();
+    let grandchild = u32::try_from(grandchild.as_u64().unwrap()).unwrap();
+    // Under load: every worker is inside a call, one of them holding the GIL.
+    let mut load = tokio::task::JoinSet::new();
+    for tool in ["hang", "hold_gil", "hang", "busy"] {
+        let mut client = sandbox.client().await;
+        load.spawn(async move { client.execute_tool(tool_request(tool, &json!({}))).await.map(drop) });
+    }
+    eventually("all workers are busy", SOON, async || {
+        sandbox.workers().await.iter().all(|worker| worker.state == "busy")
+    })
+    .await;
+
+    signal(sandbox.pid(), nix::sys::signal::Signal::SIGKILL);
+    sandbox.wait(SOON).await;
+    eventually("every worker is gone", Duration::from_secs(2), async || {
+        pids.iter().all(|pid| !is_alive(*pid)) && !is_alive(grandchild)
+    })
+    .await;
+    load.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_new_host_serves_where_a_killed_one_left_off() {
+    let mut first = Sandbox::adapter(SHOWCASE, 2).start().await;
+    let pids = first.worker_pids().await;
+    signal(first.pid(), nix::sys::signal::Signal::SIGKILL);
+    first.wait(SOON).await;
+    let second = Sandbox::adapter(SHOWCASE, 2).after(first).start().await;
+    assert!(pids.iter().all(|pid| !is_alive(*pid)), "the second host left workers of the first");
+    let mut client = second.client().await;
+    assert_eq!(execute(&mut client, "add", &json!({"a": 1, "b": 2})).await.unwrap(), 3);
+}
+
+#[tokio::test]
+async fn sigterm_lets_calls_finish_and_leaves_nothing() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
+    let pids = sandbox.worker_pids().await;
+    let mut client = sandbox.client().await;
+    let call = tokio::spawn(async move { execute(&mut client, "sleep_for", &json!({"seconds": 1.0})).await });
+    eventually("the call runs", SOON, async || {
+        sandbox.workers().await.iter().any(|worker| worker.state == "busy")
+    })
+    .await;
+    assert_eq!(sandbox.stop().await, Some(0));
+    call.await.unwrap().expect("a call in flight finishes during the drain");
+    assert!(pids.iter().all(|pid| !is_alive(*pid)), "a worker is left");
+}
+
+#[tokio::test]
+async fn floods_of_output_block_nobody() {
+    let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
+    let mut client = sandbox.client().await;
+    let lines = 200_000;
+    assert_eq!(execute(&mut client, "flood_stdout", &json!({"n": lines})).await.unwrap(), lines);
+    assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
+}
