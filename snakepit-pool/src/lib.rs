@@ -1,1 +1,4 @@
-
+//! pool
+#![warn(missing_docs)]
+#![allow(dead_code)]
+mod scheduler;
