@@ -115,7 +115,7 @@ impl Scheduler {
             }
             Event::Exited(worker) => self.exited(worker, now),
             Event::Tick => self.tick(now),
-            Event::Drain { until } => self.drain(until),
+            Event::Drain { until } => self.drain(until, now),
         }
         self.effects.drain(..)
     }
@@ -359,7 +359,7 @@ impl Scheduler {
         self.wake = earlier(self.wake, self.queue.earliest_deadline());
     }
 
-    fn drain(&mut self, until: Instant) {
+    fn drain(&mut self, until: Instant, now: Instant) {
         let until = match self.phase {
             Phase::Serving => until,
             Phase::Draining { until: earlier } => earlier.min(until),
@@ -367,6 +367,9 @@ impl Scheduler {
         };
         self.phase = Phase::Draining { until };
         self.wake_at(until);
+        if until <= now {
+            return self.stop();
+        }
         self.stop_if_drained();
     }
 

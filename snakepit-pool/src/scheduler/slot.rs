@@ -64,13 +64,7 @@ impl Up {
 
 impl Slot {
     pub(super) const fn new(index: u32, now: Instant) -> Self {
-        Self {
-            index,
-            generation: 0,
-            failures: 0,
-            served: 0,
-            state: SlotState::BackingOff { until: now },
-        }
+        Self { index, generation: 0, failures: 0, served: 0, state: SlotState::BackingOff { until: now } }
     }
 
     /// Names the current worker: the one that lives, or else the last one.
