@@ -22,6 +22,7 @@ mod id;
 mod launcher;
 #[cfg(feature = "process")]
 pub mod process;
+#[cfg(feature = "wire")]
 pub mod wire;
 mod worker;
 

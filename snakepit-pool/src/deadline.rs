@@ -1,0 +1,126 @@
+//! Ends calls whose time is up: queueing, all attempts and the whole of a stream together.
+//!
+//! Inside the layers that observe, outside the one that retries: the deadline is the caller's budget for everything.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures_core::Stream;
+use pin_project_lite::pin_project;
+use snakepit_registry::{CallStage, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tower::{Layer, Service};
+
+use crate::chunks::wrap;
+
+/// Makes [`Deadline`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DeadlineLayer {
+    /// What a call without a deadline gets.
+    pub(crate) default_timeout: Option<Duration>,
+}
+
+impl<S> Layer<S> for DeadlineLayer {
+    type Service = Deadline<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Deadline { inner, default_timeout: self.default_timeout }
+    }
+}
+
+/// Gives every call a deadline, and ends it then.
+#[derive(Debug, Clone)]
+pub(crate) struct Deadline<S> {
+    inner: S,
+    default_timeout: Option<Duration>,
+}
+
+impl<S> Service<ToolCall> for Deadline<S>
+where
+    S: Service<ToolCall, Response = ToolReply, Error = ToolError>,
+{
+    type Response = ToolReply;
+    type Error = ToolError;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut call: ToolCall) -> Self::Future {
+        // A timeout too long for the clock is none.
+        let by_default = || Instant::now().checked_add(self.default_timeout?);
+        call.deadline = call.deadline.or_else(by_default);
+        let (tool, sleep) = (Arc::clone(&call.tool), call.deadline.map(sleep_until));
+        ResponseFuture { inner: Some(self.inner.call(call)), tool, sleep }
+    }
+}
+
+pin_project! {
+    /// Ends one call at its deadline.
+    #[derive(Debug)]
+    pub(crate) struct ResponseFuture<F> {
+        // Dropped at the deadline, and not only with this future: its worker must not wait for that.
+        #[pin]
+        inner: Option<F>,
+        tool: Arc<str>,
+        #[pin]
+        sleep: Option<Sleep>,
+    }
+}
+
+impl<F: Future<Output = Result<ToolReply, ToolError>>> Future for ResponseFuture<F> {
+    type Output = Result<ToolReply, ToolError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        // The call itself comes first: it may have an answer, or know better where it was when its time was up.
+        if let Some(inner) = this.inner.as_mut().as_pin_mut()
+            && let Poll::Ready(mut result) = inner.poll(cx)
+        {
+            if let (Ok(ToolReply { body: ReplyBody::Stream(stream), .. }), Some(sleep)) =
+                (&mut result, this.sleep.as_pin_mut())
+            {
+                let (tool, sleep) = (Arc::clone(this.tool), Box::pin(sleep_until(sleep.deadline())));
+                wrap(stream, |inner| Bounded { inner: Some(inner), tool, sleep });
+            }
+            return Poll::Ready(result);
+        }
+        let Some(sleep) = this.sleep.as_pin_mut() else { return Poll::Pending };
+        ready!(sleep.poll(cx));
+        this.inner.set(None);
+        Poll::Ready(Err(exceeded(this.tool)))
+    }
+}
+
+/// Ends a stream at its call's deadline.
+struct Bounded {
+    /// `None` once it has ended.
+    inner: Option<ChunkStream>,
+    tool: Arc<str>,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Stream for Bounded {
+    type Item = Result<Chunk, ToolError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        // A stream that always has a chunk ready must not run on for ever, so the clock comes first here.
+        if this.sleep.as_mut().poll(cx).is_ready() {
+            this.inner = None;
+            return Poll::Ready(Some(Err(exceeded(&this.tool))));
+        }
+        inner.as_mut().poll_next(cx)
+    }
+}
+
+/// A call that does not say itself that it was queued had been handed over.
+fn exceeded(tool: &Arc<str>) -> ToolError {
+    ToolError::DeadlineExceeded { tool: tool.to_string(), stage: CallStage::Running }
+}

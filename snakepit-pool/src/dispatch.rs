@@ -1,0 +1,109 @@
+//! Brings a call to a worker: waits for a lease, hands the call over, and keeps the lease until the answer is complete.
+
+mod stream;
+mod tether;
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use snakepit_registry::{CallMode, CallStage, ReplyBody, ToolCall, ToolError, ToolReply};
+use tokio::time::Instant;
+use tower::Service;
+use tracing::{Span, field};
+
+use self::{stream::Leased, tether::Tether};
+use crate::{
+    chunks::wrap,
+    driver::{Acquire, Denial, Lease, Shared},
+    scheduler::Refusal,
+};
+
+/// The innermost service of the stack. Always ready: which worker takes a call depends on the call.
+#[derive(Debug, Clone)]
+pub(crate) struct Dispatch {
+    shared: Arc<Shared>,
+}
+
+impl Dispatch {
+    pub(crate) const fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+}
+
+impl Service<ToolCall> for Dispatch {
+    type Response = ToolReply;
+    type Error = ToolError;
+    type Future = Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: ToolCall) -> Self::Future {
+        let shared = Arc::clone(&self.shared);
+        let preferred = call.preferred_worker.as_deref();
+        let acquire = Acquire::new(shared, call.id, preferred, call.deadline);
+        let queue_limit = self.shared.config.queue_limit;
+        Box::pin(async move {
+            match acquire.await {
+                Ok(lease) => run(lease, call).await,
+                Err(denial) => Err(denied(denial, &call.tool, queue_limit)),
+            }
+        })
+    }
+}
+
+async fn run(lease: Lease, call: ToolCall) -> Result<ToolReply, ToolError> {
+    let member = Arc::clone(lease.member());
+    let id = member.worker.id();
+    Span::current().record("worker", field::display(id));
+    let (mode, mut tether) = (call.mode, Tether::new(lease, Arc::clone(&call.tool)));
+    let result = {
+        // Declared after the tether, and so dropped before it: the worker is given back only when nobody polls the
+        // call any more.
+        let mut running = member.worker.handler().call(call);
+        poll_fn(|cx| tether.poll(cx, |cx| running.as_mut().poll(cx))).await
+    };
+    let mut reply = match result {
+        Ok(Ok(reply)) => reply,
+        Ok(Err(error)) => return Err(tether.release(error)),
+        Err(cut) => return Err(tether.release(cut)),
+    };
+    reply.worker.get_or_insert_with(|| id.shared());
+    match (&mut reply.body, mode) {
+        (ReplyBody::Value(_), CallMode::Unary) => tether.finish(),
+        (ReplyBody::Stream(stream), CallMode::Streaming) => {
+            wrap(stream, |inner| Leased::new(inner, tether));
+        }
+        (body, mode) => {
+            let problem = format!("worker `{id}` answered a {mode:?} call with {body:?}");
+            return Err(ToolError::Internal { problem });
+        }
+    }
+    Ok(reply)
+}
+
+/// Says why a call got no worker.
+fn denied(denial: Denial, tool: &Arc<str>, limit: usize) -> ToolError {
+    match denial {
+        Denial::Refused(Refusal::Overloaded { queued, oldest }) => {
+            // A place in the queue lasts about as long as its oldest call has waited.
+            let retry_after = oldest.clamp(Duration::from_millis(50), Duration::from_secs(10));
+            ToolError::Overloaded { queued, limit, retry_after: Some(retry_after) }
+        }
+        Denial::Refused(Refusal::Draining) => {
+            ToolError::Unavailable { reason: "the pool is shutting down".to_owned(), retry_after: None }
+        }
+        Denial::Refused(Refusal::NoWorkers { next_attempt }) => ToolError::Unavailable {
+            reason: "every worker failed to start several times in a row; the host's log says why".to_owned(),
+            retry_after: next_attempt.map(|at| at.saturating_duration_since(Instant::now())),
+        },
+        Denial::Expired => ToolError::DeadlineExceeded { tool: tool.to_string(), stage: CallStage::Queued },
+        Denial::Cancelled => ToolError::Cancelled { tool: tool.to_string() },
+    }
+}

@@ -1,0 +1,85 @@
+//! Ties what a worker does for a call to the lease: when the worker is gone or taken away, the call ends too.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use snakepit_registry::{CallStage, ToolError};
+use tokio::time::{Sleep, sleep};
+
+use crate::driver::{Lease, Signal};
+
+/// The handler of a worker that is gone usually says so itself, and knows better whether the call was delivered. It has
+/// this long.
+const LAST_WORDS: Duration = Duration::from_millis(50);
+
+/// A lease, and what to tell the call that holds it.
+#[derive(Debug)]
+pub(super) struct Tether {
+    lease: Lease,
+    tool: Arc<str>,
+    /// Runs once the worker is gone.
+    last_words: Option<Pin<Box<Sleep>>>,
+}
+
+impl Tether {
+    pub(super) const fn new(lease: Lease, tool: Arc<str>) -> Self {
+        Self { lease, tool, last_words: None }
+    }
+
+    /// Polls the call, unless its worker was taken from it; fails when the worker is gone and the call says nothing.
+    pub(super) fn poll<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        call: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<Result<T, ToolError>> {
+        let tool = || self.tool.to_string();
+        match self.lease.signal(cx) {
+            None => return call(cx).map(Ok),
+            Some(Signal::Cancelled) => return Poll::Ready(Err(ToolError::Cancelled { tool: tool() })),
+            Some(Signal::DeadlineExceeded) => {
+                let stage = CallStage::Running;
+                return Poll::Ready(Err(ToolError::DeadlineExceeded { tool: tool(), stage }));
+            }
+            Some(Signal::WorkerGone) => {}
+        }
+        if let Poll::Ready(answer) = call(cx) {
+            return Poll::Ready(Ok(answer));
+        }
+        ready!(self.last_words.get_or_insert_with(|| Box::pin(sleep(LAST_WORDS))).as_mut().poll(cx));
+        Poll::Ready(Err(self.lost()))
+    }
+
+    fn lost(&self) -> ToolError {
+        let worker = &self.lease.member().worker;
+        let (reason, output_lines) = match worker.exit() {
+            Some(exit) => (exit.reason.to_string(), exit.output_lines),
+            None => ("its driver was dropped".to_owned(), Vec::new()),
+        };
+        ToolError::WorkerLost { worker: worker.id().to_string(), reason, delivered: true, output_lines }
+    }
+
+    /// The call has its answer.
+    pub(super) fn finish(self) {
+        self.lease.finish();
+    }
+
+    /// The call has failed. Returns the error as the caller should see it.
+    pub(super) fn release(self, error: ToolError) -> ToolError {
+        match error {
+            ToolError::WorkerLost { .. } => self.lease.lose(),
+            // A worker that does not take the call at all: the call is lost, but not delivered. To the caller,
+            // "unavailable" would mean the pool.
+            ToolError::Unavailable { reason, .. } => {
+                let worker = self.lease.member().worker.id().to_string();
+                self.lease.finish();
+                return ToolError::WorkerLost { worker, reason, delivered: false, output_lines: Vec::new() };
+            }
+            _ => self.lease.finish(),
+        }
+        error
+    }
+}

@@ -1,0 +1,186 @@
+//! Counts how calls end. Outside the layers that refuse, retry and time out, so that it sees what the caller sees.
+//!
+//! A call is counted when its answer is complete: for a stream, at its end. Recording hangs on drop, so a call that its
+//! caller gave up counts too.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use futures_core::Stream;
+use pin_project_lite::pin_project;
+use snakepit_registry::{Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply};
+use tower::{Layer, Service};
+
+use crate::chunks::wrap;
+
+/// How a pool's calls ended so far. The sum of all but `retried` is the number of calls that ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct CallTotals {
+    /// Answered; streams to their end.
+    pub succeeded: u64,
+    /// Failed by the tool itself, or because the call could not be run as asked.
+    pub failed: u64,
+    /// Refused, because the queue was full or no worker could take them.
+    pub refused: u64,
+    /// Ended by their deadline.
+    pub timed_out: u64,
+    /// Given up by their caller, or cancelled.
+    pub cancelled: u64,
+    /// Lost with their worker.
+    pub lost: u64,
+    /// Further attempts after a worker was lost. One call may count several times.
+    pub retried: u64,
+}
+
+/// The counters behind [`CallTotals`].
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    succeeded: AtomicU64,
+    failed: AtomicU64,
+    refused: AtomicU64,
+    timed_out: AtomicU64,
+    cancelled: AtomicU64,
+    lost: AtomicU64,
+    pub(crate) retried: AtomicU64,
+}
+
+impl Totals {
+    pub(crate) fn read(&self) -> CallTotals {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        CallTotals {
+            succeeded: read(&self.succeeded),
+            failed: read(&self.failed),
+            refused: read(&self.refused),
+            timed_out: read(&self.timed_out),
+            cancelled: read(&self.cancelled),
+            lost: read(&self.lost),
+            retried: read(&self.retried),
+        }
+    }
+
+    fn of(&self, error: &ToolError) -> &AtomicU64 {
+        match error {
+            ToolError::Overloaded { .. } | ToolError::Unavailable { .. } => &self.refused,
+            ToolError::DeadlineExceeded { .. } => &self.timed_out,
+            ToolError::Cancelled { .. } => &self.cancelled,
+            ToolError::WorkerLost { .. } => &self.lost,
+            _ => &self.failed,
+        }
+    }
+}
+
+/// Counts one call when it is dropped: as given up, unless its end was seen before.
+#[derive(Debug)]
+struct Guard {
+    totals: Arc<Totals>,
+    counted: bool,
+}
+
+impl Guard {
+    fn count(&mut self, result: Result<(), &ToolError>) {
+        if !std::mem::replace(&mut self.counted, true) {
+            let counter = result.map_or_else(|error| self.totals.of(error), |()| &self.totals.succeeded);
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if !self.counted {
+            self.totals.cancelled.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Makes [`Metrics`].
+#[derive(Debug, Clone)]
+pub(crate) struct MetricsLayer(pub(crate) Arc<Totals>);
+
+impl<S> Layer<S> for MetricsLayer {
+    type Service = Metrics<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Metrics { inner, totals: Arc::clone(&self.0) }
+    }
+}
+
+/// Counts how calls end.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics<S> {
+    inner: S,
+    totals: Arc<Totals>,
+}
+
+impl<S> Service<ToolCall> for Metrics<S>
+where
+    S: Service<ToolCall, Response = ToolReply, Error = ToolError>,
+{
+    type Response = ToolReply;
+    type Error = ToolError;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, call: ToolCall) -> Self::Future {
+        let guard = Guard { totals: Arc::clone(&self.totals), counted: false };
+        ResponseFuture { inner: self.inner.call(call), guard: Some(guard) }
+    }
+}
+
+pin_project! {
+    /// Counts one call.
+    #[derive(Debug)]
+    pub(crate) struct ResponseFuture<F> {
+        #[pin]
+        inner: F,
+        guard: Option<Guard>,
+    }
+}
+
+impl<F: Future<Output = Result<ToolReply, ToolError>>> Future for ResponseFuture<F> {
+    type Output = Result<ToolReply, ToolError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut result = ready!(this.inner.poll(cx));
+        let Some(mut guard) = this.guard.take() else { return Poll::Ready(result) };
+        match &mut result {
+            Ok(ToolReply { body: ReplyBody::Value(_), .. }) => guard.count(Ok(())),
+            Ok(ToolReply { body: ReplyBody::Stream(stream), .. }) => {
+                wrap(stream, |inner| Counted { inner, guard });
+            }
+            Err(error) => guard.count(Err(error)),
+        }
+        Poll::Ready(result)
+    }
+}
+
+/// Counts a call at the end of its stream.
+struct Counted {
+    inner: ChunkStream,
+    guard: Guard,
+}
+
+impl Stream for Counted {
+    type Item = Result<Chunk, ToolError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let item = ready!(self.inner.as_mut().poll_next(cx));
+        match &item {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => self.guard.count(Err(error)),
+            None => self.guard.count(Ok(())),
+        }
+        Poll::Ready(item)
+    }
+}

@@ -1,0 +1,121 @@
+//! Tries a call again when its worker was lost, as far as that cannot do harm.
+//!
+//! A call that was not delivered may always be tried again; a delivered one only when its caller says that it is
+//! idempotent. Streams are retried only before they begin, so never after a first chunk.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+};
+
+use pin_project_lite::pin_project;
+use snakepit_registry::{ToolCall, ToolError, ToolReply};
+use tokio::time::Instant;
+use tower::{Layer, Service};
+
+use crate::metrics::Totals;
+
+/// Makes [`Retry`].
+#[derive(Debug, Clone)]
+pub(crate) struct RetryLayer {
+    /// How often a call is tried, the first time included.
+    pub(crate) max_attempts: usize,
+    pub(crate) totals: Arc<Totals>,
+}
+
+impl<S> Layer<S> for RetryLayer {
+    type Service = Retry<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Retry { inner, max_attempts: self.max_attempts, totals: Arc::clone(&self.totals) }
+    }
+}
+
+/// Tries calls again when their worker was lost.
+#[derive(Debug, Clone)]
+pub(crate) struct Retry<S> {
+    inner: S,
+    max_attempts: usize,
+    totals: Arc<Totals>,
+}
+
+impl<S> Service<ToolCall> for Retry<S>
+where
+    S: Service<ToolCall, Response = ToolReply, Error = ToolError> + Clone,
+{
+    type Response = ToolReply;
+    type Error = ToolError;
+    type Future = ResponseFuture<S>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, call: ToolCall) -> Self::Future {
+        // The service that is ready takes the call; its clone, which is not, stays behind.
+        let clone = self.inner.clone();
+        let mut service = std::mem::replace(&mut self.inner, clone);
+        let spare = (self.max_attempts > 1).then(|| call.clone());
+        let attempt = Some(service.call(call));
+        ResponseFuture {
+            attempt,
+            service,
+            spare,
+            left: self.max_attempts.saturating_sub(1),
+            totals: Arc::clone(&self.totals),
+        }
+    }
+}
+
+pin_project! {
+    /// Tries one call until it is answered or its attempts are used up.
+    #[derive(Debug)]
+    pub(crate) struct ResponseFuture<S: Service<ToolCall>> {
+        // `None` while the service is not ready for the next attempt.
+        #[pin]
+        attempt: Option<S::Future>,
+        service: S,
+        // The call of the next attempt.
+        spare: Option<ToolCall>,
+        // How many attempts are left after this one.
+        left: usize,
+        totals: Arc<Totals>,
+    }
+}
+
+impl<S> Future for ResponseFuture<S>
+where
+    S: Service<ToolCall, Response = ToolReply, Error = ToolError>,
+{
+    type Output = Result<ToolReply, ToolError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            if let Some(attempt) = this.attempt.as_mut().as_pin_mut() {
+                let error = match ready!(attempt.poll(cx)) {
+                    Err(error) if *this.left > 0 && may_retry(&error, this.spare.as_ref()) => error,
+                    answer => return Poll::Ready(answer),
+                };
+                tracing::debug!(%error, "trying the call again");
+                *this.left -= 1;
+                this.totals.retried.fetch_add(1, Ordering::Relaxed);
+                this.attempt.set(None);
+            }
+            ready!(this.service.poll_ready(cx))?;
+            let call = if *this.left > 0 { this.spare.clone() } else { this.spare.take() };
+            // `may_retry` has seen that there is one.
+            let Some(call) = call else { return Poll::Pending };
+            this.attempt.set(Some(this.service.call(call)));
+        }
+    }
+}
+
+fn may_retry(error: &ToolError, spare: Option<&ToolCall>) -> bool {
+    spare.is_some_and(|call| {
+        matches!(error, ToolError::WorkerLost { .. })
+            && (call.idempotent || !error.is_delivered())
+            && call.deadline.is_none_or(|at| at > Instant::now())
+    })
+}
