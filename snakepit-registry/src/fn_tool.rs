@@ -1,1 +1,286 @@
-//! fn_tool
+//! A tool of the host: a typed async Rust closure.
+
+use std::{any::Any, fmt, future::Future, panic::AssertUnwindSafe, pin::Pin, sync::Arc};
+
+use async_trait::async_trait;
+use futures_core::Stream;
+use futures_util::{FutureExt, StreamExt};
+use serde::{Serialize, de::DeserializeOwned};
+use snakepit_session::{Payload, PayloadError, SessionId};
+use tokio::time::Instant;
+
+use crate::{
+    CallId, CallMode, Chunk, ChunkStream, ToolCall, ToolError, ToolFailure, ToolHandler, ToolReply, ToolSpec,
+    TraceContext, arguments::from_arguments,
+};
+
+/// What a host tool can know about the call besides its arguments.
+#[derive(Debug, Clone)]
+pub struct ToolContext {
+    /// The call.
+    pub call: CallId,
+    /// The session it belongs to.
+    pub session: Option<SessionId>,
+    /// What the caller attached.
+    pub metadata: std::collections::BTreeMap<String, String>,
+    /// When the caller stops caring.
+    pub deadline: Option<Instant>,
+    /// The trace it belongs to.
+    pub trace: Option<TraceContext>,
+}
+
+type BoxedTool =
+    dyn Fn(ToolCall) -> Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send>> + Send + Sync;
+
+/// A tool of the host: a typed async closure, called by clients and by Python.
+///
+/// Arguments and results go through serde. An argument that travels as raw bytes deserializes into `bytes::Bytes` or
+/// whatever else reads bytes. A panic in the closure fails its call and nothing else.
+#[derive(Clone)]
+pub struct FnTool {
+    spec: ToolSpec,
+    run: Arc<BoxedTool>,
+}
+
+impl FnTool {
+    /// A tool from a closure that takes all arguments as one value: a struct, or a map.
+    pub fn typed<A, R, E, F, Fut>(name: &str, tool: F) -> Self
+    where
+        A: DeserializeOwned + Send + 'static,
+        R: Serialize + Send + 'static,
+        E: fmt::Display + Send + 'static,
+        F: Fn(A) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, E>> + Send + 'static,
+    {
+        Self::with_context(name, move |arguments, _| tool(arguments))
+    }
+
+    /// Like [`typed`](Self::typed), for a closure that also wants the context of the call.
+    pub fn with_context<A, R, E, F, Fut>(name: &str, tool: F) -> Self
+    where
+        A: DeserializeOwned + Send + 'static,
+        R: Serialize + Send + 'static,
+        E: fmt::Display + Send + 'static,
+        F: Fn(A, ToolContext) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, E>> + Send + 'static,
+    {
+        let tool = Arc::new(tool);
+        let run = move |call: ToolCall| {
+            let tool = Arc::clone(&tool);
+            async move {
+                let (name, mode, arguments, context) = take_apart(call)?;
+                let value = tool(arguments, context).await.map_err(|error| failed::<E>(&name, &error))?;
+                let value = Payload::try_from_serde(&value).map_err(|error| misshapen(&name, &error))?;
+                Ok(match mode {
+                    CallMode::Unary => ToolReply::value(value),
+                    CallMode::Streaming => ToolReply::stream(once(value)),
+                })
+            }
+            .boxed()
+        };
+        Self { spec: ToolSpec::new(name), run: Arc::new(run) }
+    }
+
+    /// A tool that answers with a stream of values; it can only be called for a stream.
+    pub fn stream<A, R, E, F, S>(name: &str, tool: F) -> Self
+    where
+        A: DeserializeOwned + Send + 'static,
+        R: Serialize + Send + 'static,
+        E: fmt::Display + Send + 'static,
+        F: Fn(A, ToolContext) -> S + Send + Sync + 'static,
+        S: Stream<Item = Result<R, E>> + Send + 'static,
+    {
+        let tool = Arc::new(tool);
+        let run = move |call: ToolCall| {
+            let tool = Arc::clone(&tool);
+            async move {
+                let (name, _, arguments, context) = take_apart(call)?;
+                let for_panic = name.clone();
+                let chunks =
+                    AssertUnwindSafe(tool(arguments, context)).catch_unwind().map(move |item| match item {
+                        Ok(Ok(value)) => {
+                            let value =
+                                Payload::try_from_serde(&value).map_err(|error| misshapen(&name, &error))?;
+                            Ok(chunk(&value))
+                        }
+                        Ok(Err(error)) => Err(failed::<E>(&name, &error)),
+                        Err(panic) => Err(panicked(&for_panic, panic.as_ref())),
+                    });
+                Ok(ToolReply::stream(Box::pin(chunks)))
+            }
+            .boxed()
+        };
+        let mut spec = ToolSpec::new(name);
+        spec.supports_streaming = true;
+        Self { spec, run: Arc::new(run) }
+    }
+
+    /// Replaces what the tool says about itself, except its name and whether it streams.
+    #[must_use]
+    pub fn describe(mut self, describe: impl FnOnce(ToolSpec) -> ToolSpec) -> Self {
+        let (name, supports_streaming) = (self.spec.name.clone(), self.spec.supports_streaming);
+        self.spec = ToolSpec { name, supports_streaming, ..describe(self.spec) };
+        self
+    }
+
+    /// What the tool says about itself.
+    #[must_use]
+    pub const fn spec(&self) -> &ToolSpec {
+        &self.spec
+    }
+}
+
+#[async_trait]
+impl ToolHandler for FnTool {
+    async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+        let name = Arc::clone(&call.tool);
+        let run = async { (self.run)(call).await };
+        AssertUnwindSafe(run)
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|panic| Err(panicked(&name, panic.as_ref())))
+    }
+}
+
+impl fmt::Debug for FnTool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FnTool").field("spec", &self.spec).finish_non_exhaustive()
+    }
+}
+
+fn take_apart<A: DeserializeOwned>(call: ToolCall) -> Result<(String, CallMode, A, ToolContext), ToolError> {
+    let ToolCall { id, tool, session, arguments, metadata, mode, deadline, trace, .. } = call;
+    let arguments = from_arguments(&tool, &arguments)?;
+    let context = ToolContext { call: id, session, metadata, deadline, trace };
+    Ok((tool.to_string(), mode, arguments, context))
+}
+
+fn chunk(value: &Payload) -> Chunk {
+    Chunk { data: value.json().clone(), metadata: std::collections::BTreeMap::new() }
+}
+
+fn once(value: Payload) -> ChunkStream {
+    Box::pin(futures_util::stream::once(async move { Ok(chunk(&value)) }))
+}
+
+fn failed<E: fmt::Display>(tool: &str, error: &E) -> ToolError {
+    failure(tool, short_type_name::<E>(), error.to_string())
+}
+
+fn misshapen(tool: &str, error: &PayloadError) -> ToolError {
+    failure(tool, "PayloadError", error.to_string())
+}
+
+fn panicked(tool: &str, panic: &(dyn Any + Send)) -> ToolError {
+    let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+    failure(tool, "panic", format!("panicked: {text}"))
+}
+
+fn failure(tool: &str, error_type: &str, message: String) -> ToolError {
+    ToolError::Failed(Box::new(ToolFailure {
+        tool: tool.to_owned(),
+        error_type: error_type.to_owned(),
+        message,
+        ..ToolFailure::default()
+    }))
+}
+
+/// A type's name without its modules; for text errors, which have no type of their own, a plain word.
+fn short_type_name<E>() -> &'static str {
+    let name = std::any::type_name::<E>();
+    match name.split('<').next().and_then(|name| name.rsplit("::").next()) {
+        Some("String" | "&str") | None => "HostToolError",
+        Some(short) => short,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use bytes::Bytes;
+    use serde::Deserialize;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::ReplyBody;
+
+    #[derive(Deserialize)]
+    struct Scale {
+        values: Vec<f64>,
+        #[serde(default)]
+        factor: Option<f64>,
+    }
+
+    fn scale() -> FnTool {
+        FnTool::typed("scale", |s: Scale| async move {
+            let factor = s.factor.unwrap_or(2.0);
+            if factor == 0.0 {
+                return Err("factor is zero");
+            }
+            assert!(factor > 0.0, "negative factor");
+            Ok(s.values.iter().map(|v| v * factor).collect::<Vec<_>>())
+        })
+    }
+
+    async fn call(tool: &FnTool, args: Value) -> Result<Value, ToolError> {
+        let mut call = ToolCall::new(tool.spec().name.as_str());
+        let Value::Object(args) = args else { panic!("not an object") };
+        call.arguments = args.into_iter().map(|(k, v)| (k, Payload::try_from_serde(&v).unwrap())).collect();
+        match tool.call(call).await?.body {
+            ReplyBody::Value(value) => Ok(value.to_serde().unwrap()),
+            ReplyBody::Stream(_) => panic!("a stream"),
+        }
+    }
+
+    #[tokio::test]
+    async fn arguments_and_results_go_through_serde() {
+        assert_eq!(call(&scale(), json!({"values": [1, 2.5]})).await.unwrap(), json!([2.0, 5.0]));
+        assert_eq!(call(&scale(), json!({"values": [1], "factor": 3})).await.unwrap(), json!([3.0]));
+        assert_eq!(call(&scale(), json!({"values": [1], "factor": null})).await.unwrap(), json!([2.0]));
+    }
+
+    #[tokio::test]
+    async fn each_kind_of_failure_is_told_apart() {
+        let failed = call(&scale(), json!({"values": [1], "factor": 0})).await.unwrap_err();
+        assert!(matches!(&failed, ToolError::Failed(f) if f.message == "factor is zero"), "{failed}");
+        let panicked = call(&scale(), json!({"values": [1], "factor": -1})).await.unwrap_err();
+        assert!(panicked.to_string().contains("panicked: negative factor"), "{panicked}");
+        let missing = call(&scale(), json!({"factor": 1})).await.unwrap_err();
+        assert!(matches!(&missing, ToolError::InvalidArgument { .. }), "{missing}");
+        assert!(missing.to_string().contains("`values`"), "{missing}");
+        let wrong = call(&scale(), json!({"values": "x"})).await.unwrap_err();
+        assert!(wrong.to_string().contains("argument `values` of tool `scale`"), "{wrong}");
+    }
+
+    #[tokio::test]
+    async fn raw_bytes_arrive_as_bytes() {
+        #[derive(Deserialize)]
+        struct Image {
+            data: Bytes,
+            name: String,
+        }
+        let tool = FnTool::typed("size", |image: Image| async move {
+            Ok::<_, Infallible>(format!("{}:{}", image.name, image.data.len()))
+        });
+        let mut call = ToolCall::new("size").try_with_argument("name", "cat").unwrap();
+        call.arguments.insert("data".into(), Payload::bytes(Bytes::from_static(&[0, 1, 2])));
+        let ReplyBody::Value(value) = tool.call(call).await.unwrap().body else { panic!("a stream") };
+        assert_eq!(value.to_serde::<String>().unwrap(), "cat:3");
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_with_its_error() {
+        let tool = FnTool::stream("count", |n: Value, _| {
+            let n = n["n"].as_u64().unwrap_or_default();
+            futures_util::stream::iter(0..=n).map(move |i| if i < n { Ok(i) } else { Err("enough") })
+        });
+        let call = ToolCall::new("count").try_with_argument("n", &2).unwrap().streaming();
+        let ReplyBody::Stream(chunks) = tool.call(call).await.unwrap().body else { panic!("a value") };
+        let items: Vec<_> = chunks.map(|chunk| chunk.map(|chunk| chunk.data)).collect().await;
+        assert_eq!(items.len(), 3);
+        assert_eq!(items[1].as_ref().unwrap(), "1");
+        assert!(items[2].as_ref().unwrap_err().to_string().contains("enough"));
+    }
+}

@@ -11,7 +11,9 @@
 //! This crate knows nothing of gRPC, protobuf, processes or Python.
 #![warn(missing_docs)]
 
+mod arguments;
 mod call;
+mod check;
 #[cfg(feature = "test-util")]
 pub mod contract;
 mod error;
@@ -23,8 +25,8 @@ mod spec;
 
 pub use call::{Arguments, CallId, CallMode, ToolCall, TraceContext};
 pub use error::{CallStage, ToolError, ToolFailure};
-// pub use fn_tool::FnTool;
+pub use fn_tool::{FnTool, ToolContext};
 pub use handler::ToolHandler;
-// pub use registry::{Registration, Registry, RegistryError};
+pub use registry::{Registration, Registry, RegistryError, ResolvedTool};
 pub use reply::{Chunk, ChunkStream, ReplyBody, ToolReply};
 pub use spec::{ParameterSpec, ToolSpec};

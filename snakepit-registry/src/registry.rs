@@ -1,1 +1,242 @@
-//! registry
+//! Who serves which name, and the one place where a call is resolved, checked and handed on.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use crate::{CallMode, FnTool, ToolCall, ToolError, ToolHandler, ToolReply, ToolSpec, check};
+
+/// The provider of tools that run in the host.
+const HOST: &str = "host";
+/// Metadata key by which a worker says that running its tool twice does no harm.
+const IDEMPOTENT: &str = "snakepit.idempotent";
+/// The longest tool name accepted, in bytes of UTF-8.
+const MAX_NAME_BYTES: usize = 256;
+
+/// What became of a spec that was registered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registration {
+    /// The name was new.
+    New,
+    /// The same spec was there already.
+    Unchanged,
+    /// Another spec was there and is replaced.
+    Replaced,
+}
+
+/// Why tools could not be registered. None of them were.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// The name is taken by somebody else.
+    #[error("tool name `{name}` is taken by {owner}; rename one of the two")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// `host`, or the name of a pool.
+        owner: String,
+    },
+    /// The text cannot be the name of a tool.
+    #[error("invalid tool name `{name}`: {problem}")]
+    InvalidName {
+        /// The text.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// A name with what serves it.
+#[derive(Debug)]
+pub struct ResolvedTool {
+    /// What the tool says about itself; `None` for a name that only the fallback may know.
+    pub spec: Option<ToolSpec>,
+    /// `host`, or the name of a pool.
+    pub provider: String,
+    /// What runs it.
+    pub handler: Arc<dyn ToolHandler>,
+    idempotent: bool,
+}
+
+/// All tools that can be called.
+#[derive(Debug, Default)]
+pub struct Registry {
+    tools: RwLock<BTreeMap<Arc<str>, Arc<ResolvedTool>>>,
+    fallback: RwLock<Option<Arc<ResolvedTool>>>,
+}
+
+impl Registry {
+    /// A registry without tools.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a tool of the host; Python can call it too.
+    ///
+    /// # Errors
+    /// When the name is odd or taken.
+    pub fn register_host_tool(&self, tool: FnTool) -> Result<(), RegistryError> {
+        let spec = tool.spec().clone();
+        check_name(&spec.name)?;
+        let mut tools = self.tools.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(taken) = tools.get(spec.name.as_str()) {
+            return Err(RegistryError::NameTaken { name: spec.name, owner: taken.provider.clone() });
+        }
+        let name = Arc::from(spec.name.as_str());
+        tools.insert(name, Arc::new(ResolvedTool::new(Some(spec), HOST, Arc::new(tool))));
+        Ok(())
+    }
+
+    /// Adds tools that a pool's workers announced, all or none. Every worker announces the same ones, so a name the
+    /// pool has already is no error; the newest spec counts.
+    ///
+    /// # Errors
+    /// When a name is odd, or taken by the host or another pool.
+    pub fn register_remote(
+        &self,
+        provider: &str,
+        handler: &Arc<dyn ToolHandler>,
+        specs: Vec<ToolSpec>,
+    ) -> Result<Vec<Registration>, RegistryError> {
+        let mut tools = self.tools.write().unwrap_or_else(PoisonError::into_inner);
+        for spec in &specs {
+            check_name(&spec.name)?;
+            if let Some(taken) = tools.get(spec.name.as_str()).filter(|tool| tool.provider != provider) {
+                return Err(RegistryError::NameTaken {
+                    name: spec.name.clone(),
+                    owner: taken.provider.clone(),
+                });
+            }
+        }
+        let mut register = |spec: ToolSpec| {
+            let outcome = match tools.get(spec.name.as_str()) {
+                Some(tool) if tool.spec.as_ref() == Some(&spec) => return Registration::Unchanged,
+                Some(_) => Registration::Replaced,
+                None => Registration::New,
+            };
+            let name = Arc::from(spec.name.as_str());
+            tools.insert(name, Arc::new(ResolvedTool::new(Some(spec), provider, Arc::clone(handler))));
+            outcome
+        };
+        Ok(specs.into_iter().map(&mut register).collect())
+    }
+
+    /// Says where names go that nobody registered: to a pool whose workers do not announce their tools ahead of the
+    /// first call.
+    pub fn set_fallback(&self, provider: &str, handler: Arc<dyn ToolHandler>) {
+        let fallback = Arc::new(ResolvedTool::new(None, provider, handler));
+        *self.fallback.write().unwrap_or_else(PoisonError::into_inner) = Some(fallback);
+    }
+
+    /// Finds what serves a name.
+    ///
+    /// # Errors
+    /// [`ToolError::NotFound`] with the most similar name there is.
+    pub fn resolve(&self, tool: &str) -> Result<Arc<ResolvedTool>, ToolError> {
+        let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = tools.get(tool) {
+            return Ok(Arc::clone(found));
+        }
+        if let Some(fallback) = &*self.fallback.read().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(Arc::clone(fallback));
+        }
+        Err(not_found(tool, tools.keys().map(AsRef::as_ref)))
+    }
+
+    /// Resolves a call, checks its arguments and runs it.
+    ///
+    /// # Errors
+    /// [`ToolError`], from here or from the tool.
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels the call.
+    pub async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+        self.resolve(&call.tool)?.run(call).await
+    }
+
+    /// Like [`call`](Self::call), for tools of the host alone: what Python may call.
+    ///
+    /// # Errors
+    /// [`ToolError`], from here or from the tool.
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels the call.
+    pub async fn call_host_tool(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+        let tool = {
+            let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
+            let own = |tool: &&Arc<ResolvedTool>| tool.provider == HOST;
+            tools.get(&call.tool).filter(own).cloned().ok_or_else(|| {
+                let names = tools.iter().filter(|(_, tool)| own(tool)).map(|(name, _)| name.as_ref());
+                not_found(&call.tool, names)
+            })?
+        };
+        tool.run(call).await
+    }
+
+    /// The tools of the host, ordered by name.
+    #[must_use]
+    pub fn host_tools(&self) -> Vec<ToolSpec> {
+        self.tools().into_iter().filter(|(_, provider)| provider == HOST).map(|(spec, _)| spec).collect()
+    }
+
+    /// All registered tools, ordered by name, each with who provides it: `host`, or the name of a pool.
+    #[must_use]
+    pub fn tools(&self) -> Vec<(ToolSpec, String)> {
+        let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
+        tools.values().filter_map(|tool| Some((tool.spec.clone()?, tool.provider.clone()))).collect()
+    }
+
+    /// How many tools are registered.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tools.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether no tool is registered.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl ResolvedTool {
+    fn new(spec: Option<ToolSpec>, provider: &str, handler: Arc<dyn ToolHandler>) -> Self {
+        let idempotent = spec
+            .as_ref()
+            .is_some_and(|spec| spec.metadata.get(IDEMPOTENT).is_some_and(|flag| flag == "true"));
+        Self { spec, provider: provider.to_owned(), handler, idempotent }
+    }
+
+    async fn run(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
+        if let Some(spec) = &self.spec {
+            check::arguments(spec, &call.arguments)?;
+            if call.mode == CallMode::Unary && spec.supports_streaming && self.provider == HOST {
+                return Err(ToolError::Unsupported {
+                    tool: spec.name.clone(),
+                    problem: "streams; call it for a stream of chunks".to_owned(),
+                });
+            }
+        }
+        call.idempotent |= self.idempotent;
+        self.handler.call(call).await
+    }
+}
+
+fn not_found<'a>(tool: &str, names: impl Iterator<Item = &'a str>) -> ToolError {
+    ToolError::NotFound { tool: tool.to_owned(), suggestion: check::nearest(tool, names) }
+}
+
+fn check_name(name: &str) -> Result<(), RegistryError> {
+    let problem = if name.is_empty() {
+        "it is empty".to_owned()
+    } else if name.len() > MAX_NAME_BYTES {
+        format!("it has {} bytes, the limit is {MAX_NAME_BYTES}", name.len())
+    } else if name.chars().any(char::is_control) {
+        "it holds control characters".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(RegistryError::InvalidName { name: name.to_owned(), problem })
+}

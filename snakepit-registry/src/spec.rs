@@ -39,3 +39,58 @@ pub struct ParameterSpec {
     /// Further constraints, as the owner wrote them.
     pub validation_json: String,
 }
+
+impl ToolSpec {
+    /// A spec with a name and nothing else.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+
+    /// Says what the tool does.
+    #[must_use]
+    pub fn description(mut self, description: impl Into<String>) -> Self {
+        self.description = description.into();
+        self
+    }
+
+    /// Adds a required parameter of this type, a name of [`ValueType`](snakepit_session::ValueType) or `any`.
+    #[must_use]
+    pub fn parameter(
+        mut self,
+        name: impl Into<String>,
+        type_name: impl Into<String>,
+        description: impl Into<String>,
+    ) -> Self {
+        self.parameters.push(ParameterSpec {
+            name: name.into(),
+            type_name: type_name.into(),
+            description: description.into(),
+            required: true,
+            ..ParameterSpec::default()
+        });
+        self
+    }
+
+    /// Adds a parameter that a call may leave out.
+    #[must_use]
+    pub fn optional_parameter(
+        self,
+        name: impl Into<String>,
+        type_name: impl Into<String>,
+        description: impl Into<String>,
+    ) -> Self {
+        let mut spec = self.parameter(name, type_name, description);
+        if let Some(parameter) = spec.parameters.last_mut() {
+            parameter.required = false;
+        }
+        spec
+    }
+
+    /// Refuses arguments that no parameter names.
+    #[must_use]
+    pub fn closed(mut self) -> Self {
+        self.closed = true;
+        self
+    }
+}
