@@ -123,14 +123,17 @@ async fn run(args: Args) -> Result<f64, Error> {
         other => println!("   could not kill {trainer}: {other:?}"),
     }
 
-    println!("4. predict the held-out images from other workers; each call scores itself by a host tool in Rust");
+    println!(
+        "4. predict the held-out images from other workers; each call scores itself by a host tool in Rust"
+    );
     let score = predict(&session, info.held_out, &trainer).await?;
     #[allow(clippy::cast_precision_loss, reason = "a few hundred images")]
     let accuracy = score.correct as f64 / score.total as f64;
     println!("   accuracy {accuracy:.3}: {} of {} held-out images", score.correct, score.total);
     let mut confusions: Vec<_> = score.confusions.into_iter().collect();
     confusions.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    let confusions: Vec<_> = confusions.iter().take(3).map(|(pair, count)| format!("{pair} {count}x")).collect();
+    let confusions: Vec<_> =
+        confusions.iter().take(3).map(|(pair, count)| format!("{pair} {count}x")).collect();
     println!("   most frequent mistakes: {}", confusions.join(", "));
 
     println!("5. shut down");
@@ -138,7 +141,8 @@ async fn run(args: Args) -> Result<f64, Error> {
     snakepit.shutdown().await;
     pids.sort_unstable();
     pids.dedup();
-    let left = pids.iter().filter(|pid| kill(Pid::from_raw(pid.cast_signed()), None) != Err(Errno::ESRCH)).count();
+    let left =
+        pids.iter().filter(|pid| kill(Pid::from_raw(pid.cast_signed()), None) != Err(Errno::ESRCH)).count();
     println!("   {} worker processes were started, {left} are left", pids.len());
 
     println!(
@@ -184,14 +188,18 @@ async fn predict(session: &SessionHandle, images: usize, trainer: &str) -> Resul
             let began = Instant::now();
             let arguments = json!({"start": start, "count": BATCH.min(images - start)});
             // Predicting twice does no harm, so a call that met the dying worker may run again.
-            let reply = session.call("predict_digits").args(arguments).idempotent().unary::<Prediction>().await?;
+            let reply =
+                session.call("predict_digits").args(arguments).idempotent().unary::<Prediction>().await?;
             Ok::<_, Error>((start, reply.worker.unwrap_or_default(), reply.value.score, took(began)))
         })
         .buffered(3);
     let mut sum = Score { correct: 0, total: 0, confusions: BTreeMap::new() };
     while let Some((start, worker, score, time)) = calls.try_next().await? {
         assert_ne!(&*worker, trainer, "a dead worker answered");
-        println!("   predict_digits from image {start:>3} on {worker}: {}/{} right, {time}", score.correct, score.total);
+        println!(
+            "   predict_digits from image {start:>3} on {worker}: {}/{} right, {time}",
+            score.correct, score.total
+        );
         sum.correct += score.correct;
         sum.total += score.total;
         for (pair, count) in score.confusions {

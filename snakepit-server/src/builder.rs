@@ -202,7 +202,11 @@ impl Builder {
             (Some(_), Some(_)) => {
                 return Err(config("a launcher excludes an adapter or a worker command; give one of them"));
             }
-            (None, None) => return Err(config("nothing to run; give an adapter (`module.path:Class`) or a worker command")),
+            (None, None) => {
+                return Err(config(
+                    "nothing to run; give an adapter (`module.path:Class`) or a worker command",
+                ));
+            }
         };
 
         for listener in tcp.into_iter().chain(callback) {
@@ -218,7 +222,8 @@ impl Builder {
             let tool: Arc<dyn ToolHandler> = pool.tool();
             host.registry.set_fallback(&pool.status().name, tool);
         }
-        let service = Arc::new(Service { health, stop, tasks, address: address.take(), launcher: processes, run_dir });
+        let service =
+            Arc::new(Service { health, stop, tasks, address: address.take(), launcher: processes, run_dir });
         let snakepit = Snakepit { host, pool, service };
         if let Err(error) = snakepit.pool.ready().await {
             snakepit.shutdown_within(Duration::ZERO).await;

@@ -13,7 +13,9 @@ use std::{
 use futures_core::Stream;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
-use snakepit_registry::{Arguments, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply, TraceContext};
+use snakepit_registry::{
+    Arguments, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply, TraceContext,
+};
 use snakepit_session::{Payload, PayloadError, SessionId, ValueType};
 use tokio::time::Instant;
 
@@ -100,7 +102,11 @@ impl CallBuilder {
     /// Dropping the future cancels the call.
     pub async fn unary<T: DeserializeOwned>(self) -> Result<Reply<T>, Error> {
         let reply = self.payload_reply().await?;
-        Ok(Reply { value: reply.value.to_serde()?, worker: reply.worker, execution_time: reply.execution_time })
+        Ok(Reply {
+            value: reply.value.to_serde()?,
+            worker: reply.worker,
+            execution_time: reply.execution_time,
+        })
     }
 
     /// Makes the call and waits for its value, unparsed: for raw bytes and tensors.
@@ -162,9 +168,10 @@ impl<T: DeserializeOwned> Stream for ReplyStream<T> {
     type Item = Result<T, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.chunks.as_mut().poll_next(cx).map(|item| {
-            item.map(|chunk| Ok(Payload::from_json(ValueType::Map, chunk?.data).to_serde()?))
-        })
+        self.chunks
+            .as_mut()
+            .poll_next(cx)
+            .map(|item| item.map(|chunk| Ok(Payload::from_json(ValueType::Map, chunk?.data).to_serde()?)))
     }
 }
 
@@ -204,7 +211,8 @@ mod tests {
     #[test]
     fn arguments_keep_their_types() {
         let arguments = arguments_of("t", &json!({"a": 1, "b": 2.0, "c": "x", "d": [1], "e": null})).unwrap();
-        let types: Vec<_> = arguments.iter().map(|(name, value)| (name.as_str(), value.ty().as_str())).collect();
+        let types: Vec<_> =
+            arguments.iter().map(|(name, value)| (name.as_str(), value.ty().as_str())).collect();
         assert_eq!(types, [("a", "integer"), ("b", "float"), ("c", "string"), ("d", "list"), ("e", "null")]);
         assert_eq!(arguments_of("t", &()).unwrap(), Arguments::new());
     }

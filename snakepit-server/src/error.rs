@@ -53,7 +53,9 @@ pub enum Error {
     #[error(transparent)]
     Payload(#[from] PayloadError),
     /// Arguments of a call must be an object: a struct or a map with string keys.
-    #[error("arguments of tool `{tool}` are not an object; pass a struct or a map from parameter names to values")]
+    #[error(
+        "arguments of tool `{tool}` are not an object; pass a struct or a map from parameter names to values"
+    )]
     NotAnObject {
         /// The tool called.
         tool: String,

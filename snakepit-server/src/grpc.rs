@@ -12,7 +12,9 @@ mod telemetry;
 
 use std::sync::Arc;
 
-use snakepit_proto::{FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES, pb::bridge_service_server::BridgeServiceServer};
+use snakepit_proto::{
+    FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES, pb::bridge_service_server::BridgeServiceServer,
+};
 use tonic::service::{Routes, RoutesBuilder};
 use tonic_health::{ServingStatus, server::HealthReporter};
 

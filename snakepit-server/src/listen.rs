@@ -46,7 +46,12 @@ pub(crate) fn serve_tcp(tasks: &TaskTracker, routes: Routes, listener: TcpListen
     tasks.spawn(until_closed(serving, stop));
 }
 
-pub(crate) fn serve_unix(tasks: &TaskTracker, routes: Routes, listener: UnixListener, stop: CancellationToken) {
+pub(crate) fn serve_unix(
+    tasks: &TaskTracker,
+    routes: Routes,
+    listener: UnixListener,
+    stop: CancellationToken,
+) {
     let incoming = UnixListenerStream::new(listener);
     let graceful = stop.clone().cancelled_owned();
     let serving = builder().add_routes(routes).serve_with_incoming_shutdown(incoming, graceful);

@@ -13,7 +13,12 @@ pub fn find_python() -> PathBuf {
 
 fn find_in(active: Option<&Path>, here: &Path) -> Option<PathBuf> {
     let nearby = here.ancestors().map(|dir| dir.join(".venv"));
-    active.map(Path::to_owned).into_iter().chain(nearby).map(|venv| venv.join("bin/python")).find(|p| p.is_file())
+    active
+        .map(Path::to_owned)
+        .into_iter()
+        .chain(nearby)
+        .map(|venv| venv.join("bin/python"))
+        .find(|p| p.is_file())
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ pub fn from_tool_error(error: ToolError) -> Status {
         }
         ToolError::Unsupported { .. } => status(Code::Unimplemented, "UNSUPPORTED", message),
         ToolError::Failed(failure) => {
-            attach_failure(Code::Internal, message, failure_to_wire(*failure, String::new()))
+            attach_failure(Code::Internal, message, &failure_to_wire(*failure, String::new()))
         }
         ToolError::Overloaded { retry_after, .. } => {
             let mut details = details("OVERLOADED");

@@ -99,7 +99,9 @@ impl CallWatch {
             Ok(reply) => {
                 watched.event.worker = reply.worker.as_deref().unwrap_or_default().to_owned();
                 let body = match reply.body {
-                    ReplyBody::Stream(chunks) => ReplyBody::Stream(Box::pin(WatchedStream { chunks, watch: self })),
+                    ReplyBody::Stream(chunks) => {
+                        ReplyBody::Stream(Box::pin(WatchedStream { chunks, watch: self }))
+                    }
                     value @ ReplyBody::Value(_) => {
                         self.publish(CallEventKind::Stop, String::new());
                         value

@@ -1,5 +1,104 @@
-//! Workers as child processes.
+//! The default launcher: workers as child processes that serve gRPC.
+//!
+//! ```text
+//!   launch:  spawn ──> ready (control line | ready line | ready file) ──> connect + ping ──> Worker
+//!              |
+//!          supervise: one task a process, from its first moment to its reaping
+//!              |
+//!   output drained into tracing ... ledger entry ... SIGTERM, grace, SIGKILL of the whole group
+//! ```
+
+mod client;
+mod config;
+mod connect;
+mod ledger;
+mod output;
+mod proc;
+mod ready;
+mod run_dir;
+mod spawn;
+mod supervise;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use config::{ProcessConfig, WorkerProgram};
+pub use run_dir::RunDir;
+
+use crate::{Worker, WorkerError, WorkerId, WorkerLauncher};
+use client::RemoteWorker;
+use supervise::Supervised;
+
+/// Launches workers as child processes.
+///
+/// Every worker runs in a process group of its own, is killed by the kernel when this process dies, and is written
+/// into the ledger of its [`RunDir`], from which the next host reaps what even that left behind.
 #[derive(Debug)]
-pub struct ProcessConfig;
-#[derive(Debug)]
-pub struct ProcessLauncher;
+pub struct ProcessLauncher {
+    config: Arc<ProcessConfig>,
+    run_dir: Arc<RunDir>,
+    tasks: TaskTracker,
+    /// Cancelled when the launcher is dropped or shut down: supervisors kill what still runs.
+    stop: CancellationToken,
+}
+
+impl ProcessLauncher {
+    /// A launcher that has not launched anything yet.
+    #[must_use]
+    pub fn new(config: ProcessConfig, run_dir: Arc<RunDir>) -> Self {
+        Self { config: Arc::new(config), run_dir, tasks: TaskTracker::new(), stop: CancellationToken::new() }
+    }
+
+    /// Kills whatever still runs, and returns once every process is reaped. Launches after this fail.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl Drop for ProcessLauncher {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+#[async_trait]
+impl WorkerLauncher for ProcessLauncher {
+    async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
+        let deadline = Instant::now() + self.config.start_timeout;
+        let files = self.run_dir.worker_files(&id);
+        let mut supervised = Supervised::spawn(
+            &id,
+            &self.config,
+            &self.run_dir,
+            files.clone(),
+            &self.tasks,
+            self.stop.clone(),
+        )
+        .await?;
+        let launched = async {
+            let address = ready::wait(&mut supervised, &files, &self.config, deadline).await?;
+            let client = connect::connect(&address, &supervised, deadline).await?;
+            Ok::<_, WorkerError>((address, client))
+        }
+        .await;
+        let (address, client) = match launched {
+            Ok(launched) => launched,
+            Err(error) => {
+                supervised.abandon().await;
+                return Err(error);
+            }
+        };
+        let handler =
+            RemoteWorker::new(id.clone(), client, supervised.exit_watch(), supervised.output_tail());
+        let (worker, driver) =
+            Worker::new(id.clone(), Some(supervised.pid()), address.to_string(), Arc::new(handler));
+        supervised.activate(driver);
+        tracing::info!(worker = %id, pid = worker.pid(), %address, "worker ready");
+        Ok(worker)
+    }
+}

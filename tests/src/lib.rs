@@ -2,14 +2,18 @@
 //!
 //! Scenarios live in `tests/tests/`, misbehaving Python adapters in `tests/adapters/`, foreign workers in
 //! `tests/workers/`. Nothing here waits by sleeping for a guess: [`eventually`] polls a condition up to a bound.
-#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "this crate is for tests; a panic is the report")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "this crate is for tests; a panic is the report"
+)]
 #![allow(clippy::disallowed_methods, reason = "the sandbox runs the daemon and its command line")]
 
 mod processes;
 mod sandbox;
 mod wire;
 
-pub use processes::{eventually, is_alive, signal};
+pub use processes::{Signal, eventually, is_alive, signal};
 pub use sandbox::{Sandbox, SandboxBuilder, StartFailure, python, root};
 pub use wire::{Client, arguments, execute, result_of, tool_request};
 

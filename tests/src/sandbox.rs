@@ -31,7 +31,8 @@ pub fn root() -> &'static Path {
 /// The Python whose environment has `snakepit_bridge`.
 #[must_use]
 pub fn python() -> PathBuf {
-    let python = std::env::var_os("SNAKEPIT_PYTHON").map_or_else(|| root().join(".venv/bin/python"), Into::into);
+    let python =
+        std::env::var_os("SNAKEPIT_PYTHON").map_or_else(|| root().join(".venv/bin/python"), Into::into);
     assert!(python.exists(), "{} is missing; run `cargo xtask setup`", python.display());
     python
 }
@@ -251,7 +252,9 @@ impl SandboxBuilder {
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let drain = tokio::task::spawn(drain(stderr, Arc::clone(&log)));
         let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = timeout(START_WITHIN, stdout.next_line()).await.expect("the daemon neither got ready nor gave up");
+        let line = timeout(START_WITHIN, stdout.next_line())
+            .await
+            .expect("the daemon neither got ready nor gave up");
         match line.unwrap() {
             Some(line) => {
                 let ready = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));

@@ -71,7 +71,8 @@ async fn values_arrive_as_they_left() {
 async fn bytes_travel_raw_and_large() {
     let sandbox = Sandbox::adapter("misbehaving:MisbehavingAdapter", 1).start().await;
     let mut client = sandbox.client().await;
-    let sixteen_mib: Bytes = (0..16 * 1024 * 1024_u32).map(|i| i.to_le_bytes()[0]).collect::<Vec<u8>>().into();
+    let sixteen_mib: Bytes =
+        (0..16 * 1024 * 1024_u32).map(|i| i.to_le_bytes()[0]).collect::<Vec<u8>>().into();
     let mut request = tool_request("echo_bytes", &json!({}));
     request.binary_parameters.insert("data".into(), sixteen_mib.clone());
     let response = client.execute_tool(request).await.unwrap().into_inner();
@@ -85,12 +86,17 @@ async fn bytes_travel_raw_and_large() {
 async fn a_tools_failure_is_an_answer_with_its_traceback() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut client = sandbox.client().await;
-    let response = client.execute_tool(tool_request("fail", &json!({"message": "no way"}))).await.unwrap().into_inner();
+    let response =
+        client.execute_tool(tool_request("fail", &json!({"message": "no way"}))).await.unwrap().into_inner();
     assert!(!response.success);
     assert!(response.error_message.contains("no way"), "{}", response.error_message);
     let failure = response.failure.unwrap();
     assert_eq!(failure.message, "no way");
-    assert!(failure.traceback.contains("def fail") || failure.traceback.contains("in fail"), "{}", failure.traceback);
+    assert!(
+        failure.traceback.contains("def fail") || failure.traceback.contains("in fail"),
+        "{}",
+        failure.traceback
+    );
     assert_eq!(failure.tool_name, "fail");
 }
 
@@ -104,7 +110,10 @@ async fn refusals_are_statuses_with_details() {
         (tool_request("add", &json!({"a": 1})), Code::InvalidArgument, "INVALID_ARGUMENT"),
         (tool_request("add", &json!({"a": [], "b": 2})), Code::InvalidArgument, "INVALID_ARGUMENT"),
         (
-            pb::ExecuteToolRequest { session_id: "gone".into(), ..tool_request("add", &json!({"a": 1, "b": 2})) },
+            pb::ExecuteToolRequest {
+                session_id: "gone".into(),
+                ..tool_request("add", &json!({"a": 1, "b": 2}))
+            },
             Code::NotFound,
             "SESSION_NOT_FOUND",
         ),
@@ -114,10 +123,13 @@ async fn refusals_are_statuses_with_details() {
         assert_eq!(status.get_error_details().error_info().unwrap().reason, reason);
     }
     let mut malformed = tool_request("echo", &json!({}));
-    malformed.parameters.insert("x".into(), pb::Any {
-        type_url: "type.googleapis.com/snakepit.map".into(),
-        value: Bytes::from_static(b"{not json"),
-    });
+    malformed.parameters.insert(
+        "x".into(),
+        pb::Any {
+            type_url: "type.googleapis.com/snakepit.map".into(),
+            value: Bytes::from_static(b"{not json"),
+        },
+    );
     let outcome = client.execute_tool(malformed).await;
     let message = outcome.map_or_else(|status| status.message().to_owned(), |r| r.into_inner().error_message);
     assert!(message.contains('x') && message.to_lowercase().contains("json"), "{message}");
@@ -128,7 +140,8 @@ async fn refusals_are_statuses_with_details() {
 async fn a_deadline_counts_in_the_queue_too() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut busy = sandbox.client().await;
-    let blocker = tokio::spawn(async move { execute(&mut busy, "sleep_for", &json!({"seconds": 2.0})).await });
+    let blocker =
+        tokio::spawn(async move { execute(&mut busy, "sleep_for", &json!({"seconds": 2.0})).await });
     eventually("the worker is busy", SOON, async || sandbox.workers().await[0].state == "busy").await;
     let mut client = sandbox.client().await;
     let mut request = Request::new(tool_request("add", &json!({"a": 1, "b": 2})));
@@ -164,7 +177,10 @@ async fn a_session_stays_on_its_worker_while_that_is_free() {
     let mut client = sandbox.client().await;
     let session_id = "sticky".to_owned();
     client
-        .initialize_session(pb::InitializeSessionRequest { session_id: session_id.clone(), ..Default::default() })
+        .initialize_session(pb::InitializeSessionRequest {
+            session_id: session_id.clone(),
+            ..Default::default()
+        })
         .await
         .unwrap();
     let mut seen = std::collections::BTreeSet::new();
@@ -205,7 +221,8 @@ async fn health_and_reflection_answer() {
     };
 
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
-    let channel = tonic::transport::Endpoint::from_shared(sandbox.url().to_owned()).unwrap().connect().await.unwrap();
+    let channel =
+        tonic::transport::Endpoint::from_shared(sandbox.url().to_owned()).unwrap().connect().await.unwrap();
     let mut health = HealthClient::new(channel.clone());
     for service in ["", "snakepit.bridge.BridgeService"] {
         let request = HealthCheckRequest { service: service.to_owned() };

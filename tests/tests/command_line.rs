@@ -50,7 +50,11 @@ async fn every_mistake_of_a_caller_gets_one_clear_line_and_the_server_goes_on() 
         (&["call", "add", "--args", "{a: 1}"], 2, &["--args is not a JSON object"]),
         (&["call", "add", "--args", "[1, 2]"], 2, &["--args is not a JSON object"]),
         (&["call", "fail", "--args", r#"{"message": "on purpose"}"#], 1, &["`fail` failed", "on purpose"]),
-        (&["call", "sleep_for", "--args", r#"{"seconds": 5}"#, "--timeout", "200ms"], 3, &["deadline", "sleep_for"]),
+        (
+            &["call", "sleep_for", "--args", r#"{"seconds": 5}"#, "--timeout", "200ms"],
+            3,
+            &["deadline", "sleep_for"],
+        ),
         (&["call", "add", "--server", "http://127.0.0.1:1"], 4, &["cannot reach", "snakepit serve"]),
     ];
     for (args, code, needles) in cases {
@@ -78,7 +82,10 @@ async fn a_server_that_cannot_start_says_why_and_leaves_nothing() {
         (Sandbox::adapter("misbehaving:NoSuchClass", 1), vec!["NoSuchClass"]),
         (Sandbox::adapter(SHOWCASE, 1).python("/no/such/python"), vec!["/no/such/python", "--python"]),
         (Sandbox::adapter(SHOWCASE, 1).port(port), vec!["cannot listen on 127.0.0.1", "port 0"]),
-        (Sandbox::worker_command(&never_ready, 2).args(&["--start-timeout", "500ms"]), vec!["not ready within 500ms"]),
+        (
+            Sandbox::worker_command(&never_ready, 2).args(&["--start-timeout", "500ms"]),
+            vec!["not ready within 500ms"],
+        ),
         (Sandbox::worker_command(&exits, 1), vec!["before it was ready", "code 3"]),
         (Sandbox::worker_command("/no/such/worker", 1), vec!["/no/such/worker"]),
     ];
@@ -100,14 +107,18 @@ async fn a_server_that_cannot_start_says_why_and_leaves_nothing() {
 fn run_dir_leftovers() -> Vec<String> {
     let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
     let commands = processes.filter_map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).ok());
-    commands.filter(|command| command.contains("never_ready.py") || command.contains("no.such.module")).collect()
+    commands
+        .filter(|command| command.contains("never_ready.py") || command.contains("no.such.module"))
+        .collect()
 }
 
 #[tokio::test]
 async fn remote_addresses_need_to_be_asked_for() {
     let output = Sandbox::adapter(SHOWCASE, 1).args(&["--listen", "0.0.0.0:0"]);
     let failure = output.try_start().await.unwrap_err();
-    assert!(failure.stderr.contains("--allow-remote") || failure.stderr.contains("cannot be used multiple times"));
+    assert!(
+        failure.stderr.contains("--allow-remote") || failure.stderr.contains("cannot be used multiple times")
+    );
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use snakepit_proto::pb;
-use snakepit_tests::{Sandbox, eventually, execute, is_alive, python, root, signal, tool_request};
+use snakepit_tests::{Sandbox, Signal, eventually, execute, is_alive, python, root, signal, tool_request};
 use tonic::Code;
 
 fn command(ready: &str) -> String {
@@ -18,15 +18,19 @@ async fn it_serves_with_either_readiness_signal() {
         let mut client = sandbox.client().await;
         assert_eq!(execute(&mut client, "add", &json!({"a": 1, "b": 2})).await.unwrap(), 3, "{ready}");
 
-        let mut chunks =
-            client.execute_streaming_tool(tool_request("count", &json!({"n": 3}))).await.unwrap().into_inner();
+        let mut chunks = client
+            .execute_streaming_tool(tool_request("count", &json!({"n": 3})))
+            .await
+            .unwrap()
+            .into_inner();
         let mut count = 0;
         while let Some(chunk) = chunks.message().await.unwrap() {
             count += usize::from(!chunk.data.is_empty());
         }
         assert_eq!(count, 3, "{ready}");
 
-        let failed = client.execute_tool(tool_request("fail", &json!({"message": "no"}))).await.unwrap().into_inner();
+        let failed =
+            client.execute_tool(tool_request("fail", &json!({"message": "no"}))).await.unwrap().into_inner();
         assert!(!failed.success && failed.error_message.contains("no"), "{failed:?}");
 
         let pids = sandbox.worker_pids().await;
@@ -49,7 +53,7 @@ async fn tools_it_registers_go_to_a_live_worker() {
 
     // The worker that registered it dies; another one serves.
     let first = sandbox.worker_pids().await[0];
-    signal(first, nix::sys::signal::Signal::SIGKILL);
+    signal(first, Signal::SIGKILL);
     eventually("the call is served again", Duration::from_secs(10), async || {
         client.clone().execute_tool(call.clone()).await.is_ok_and(|response| response.into_inner().success)
     })
@@ -72,7 +76,10 @@ async fn a_call_it_cannot_cancel_costs_the_worker() {
 async fn a_killed_host_takes_it_along() {
     let mut sandbox = Sandbox::worker_command(&command("file"), 2).start().await;
     let pids = sandbox.worker_pids().await;
-    signal(sandbox.pid(), nix::sys::signal::Signal::SIGKILL);
+    signal(sandbox.pid(), Signal::SIGKILL);
     sandbox.wait(Duration::from_secs(5)).await;
-    eventually("every worker is gone", Duration::from_secs(2), async || pids.iter().all(|pid| !is_alive(*pid))).await;
+    eventually("every worker is gone", Duration::from_secs(2), async || {
+        pids.iter().all(|pid| !is_alive(*pid))
+    })
+    .await;
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use snakepit_tests::{SHOWCASE, Sandbox, eventually, execute, is_alive, signal, tool_request};
+use snakepit_tests::{SHOWCASE, Sandbox, Signal, eventually, execute, is_alive, signal, tool_request};
 use tonic::Code;
 
 const MISBEHAVING: &str = "misbehaving:MisbehavingAdapter";
@@ -13,10 +13,11 @@ const SOON: Duration = Duration::from_secs(10);
 async fn a_killed_worker_is_replaced() {
     let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
     let before = sandbox.worker_pids().await;
-    signal(before[0], nix::sys::signal::Signal::SIGKILL);
+    signal(before[0], Signal::SIGKILL);
     eventually("the killed worker is replaced", SOON, async || {
         let workers = sandbox.workers().await;
-        workers.iter().filter(|w| w.state == "idle").count() == 2 && workers.iter().all(|w| w.pid != before[0])
+        workers.iter().filter(|w| w.state == "idle").count() == 2
+            && workers.iter().all(|w| w.pid != before[0])
     })
     .await;
     let mut client = sandbox.client().await;
@@ -63,10 +64,8 @@ async fn a_cancelled_call_frees_its_worker_without_costing_it() {
     let pids = sandbox.worker_pids().await;
     for (tool, args) in [("sleep_for", json!({"seconds": 60})), ("async_sleep", json!({"seconds": 60}))] {
         let mut client = sandbox.client().await;
-        let call = tokio::time::timeout(
-            Duration::from_millis(300),
-            client.execute_tool(tool_request(tool, &args)),
-        );
+        let call =
+            tokio::time::timeout(Duration::from_millis(300), client.execute_tool(tool_request(tool, &args)));
         call.await.expect_err("the call cannot have ended");
         // `time.sleep` in C is not interrupted by an exception, so that worker may be replaced; the pool goes on.
         let mut client = sandbox.client().await;
@@ -94,7 +93,7 @@ async fn no_worker_outlives_a_killed_host() {
     })
     .await;
 
-    signal(sandbox.pid(), nix::sys::signal::Signal::SIGKILL);
+    signal(sandbox.pid(), Signal::SIGKILL);
     sandbox.wait(SOON).await;
     eventually("every worker is gone", Duration::from_secs(2), async || {
         pids.iter().all(|pid| !is_alive(*pid)) && !is_alive(grandchild)
@@ -107,7 +106,7 @@ async fn no_worker_outlives_a_killed_host() {
 async fn a_new_host_serves_where_a_killed_one_left_off() {
     let mut first = Sandbox::adapter(SHOWCASE, 2).start().await;
     let pids = first.worker_pids().await;
-    signal(first.pid(), nix::sys::signal::Signal::SIGKILL);
+    signal(first.pid(), Signal::SIGKILL);
     first.wait(SOON).await;
     let second = Sandbox::adapter(SHOWCASE, 2).after(first).start().await;
     assert!(pids.iter().all(|pid| !is_alive(*pid)), "the second host left workers of the first");

@@ -23,7 +23,8 @@ async fn a_session_lives_from_initialize_to_cleanup() {
     assert!(opened.success && opened.available_tools.contains_key("add"));
     assert!(open(&mut client, "s1", &[("user", "eve")]).await.success, "an existing session is returned");
 
-    let session = client.get_session(pb::GetSessionRequest { session_id: "s1".into() }).await.unwrap().into_inner();
+    let session =
+        client.get_session(pb::GetSessionRequest { session_id: "s1".into() }).await.unwrap().into_inner();
     assert_eq!(session.session_id, "s1");
     assert_eq!(session.metadata["user"], "ada");
     assert!(session.created_at.unwrap().seconds > 1_600_000_000);

@@ -59,7 +59,10 @@ impl BridgeService for Bridge {
         self.initialize(request.into_inner()).await.map(Response::new)
     }
 
-    async fn cleanup_session(&self, request: Request<pb::CleanupSessionRequest>) -> Answer<pb::CleanupSessionResponse> {
+    async fn cleanup_session(
+        &self,
+        request: Request<pb::CleanupSessionRequest>,
+    ) -> Answer<pb::CleanupSessionResponse> {
         self.cleanup(request.get_ref()).await.map(Response::new)
     }
 
@@ -71,17 +74,26 @@ impl BridgeService for Bridge {
         self.beat(request.get_ref()).await.map(Response::new)
     }
 
-    async fn execute_tool(&self, request: Request<pb::ExecuteToolRequest>) -> Answer<pb::ExecuteToolResponse> {
+    async fn execute_tool(
+        &self,
+        request: Request<pb::ExecuteToolRequest>,
+    ) -> Answer<pb::ExecuteToolResponse> {
         self.execute(request).await
     }
 
     type ExecuteStreamingToolStream = ChunkResponse;
 
-    async fn execute_streaming_tool(&self, request: Request<pb::ExecuteToolRequest>) -> Answer<ChunkResponse> {
+    async fn execute_streaming_tool(
+        &self,
+        request: Request<pb::ExecuteToolRequest>,
+    ) -> Answer<ChunkResponse> {
         self.execute_streaming(request).await
     }
 
-    async fn register_tools(&self, request: Request<pb::RegisterToolsRequest>) -> Answer<pb::RegisterToolsResponse> {
+    async fn register_tools(
+        &self,
+        request: Request<pb::RegisterToolsRequest>,
+    ) -> Answer<pb::RegisterToolsResponse> {
         self.register(request).await
     }
 
@@ -116,11 +128,17 @@ impl BridgeService for Bridge {
         self.program(request.into_inner()).await.map(Response::new)
     }
 
-    async fn list_programs(&self, request: Request<pb::ListProgramsRequest>) -> Answer<pb::ListProgramsResponse> {
+    async fn list_programs(
+        &self,
+        request: Request<pb::ListProgramsRequest>,
+    ) -> Answer<pb::ListProgramsResponse> {
         self.programs(request.get_ref()).await.map(Response::new)
     }
 
-    async fn delete_program(&self, request: Request<pb::DeleteProgramRequest>) -> Answer<pb::DeleteProgramResponse> {
+    async fn delete_program(
+        &self,
+        request: Request<pb::DeleteProgramRequest>,
+    ) -> Answer<pb::DeleteProgramResponse> {
         self.remove_program(request.get_ref()).await.map(|()| Response::new(pb::DeleteProgramResponse {}))
     }
 
@@ -132,7 +150,10 @@ impl BridgeService for Bridge {
         Ok(Response::new(self.workers()))
     }
 
-    async fn list_sessions(&self, request: Request<pb::ListSessionsRequest>) -> Answer<pb::ListSessionsResponse> {
+    async fn list_sessions(
+        &self,
+        request: Request<pb::ListSessionsRequest>,
+    ) -> Answer<pb::ListSessionsResponse> {
         self.sessions(request.into_inner()).await.map(Response::new)
     }
 

@@ -13,7 +13,8 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 use super::{bridge::Bridge, request::tool_call};
 use crate::status::{from_tool_error, invalid_field};
 
-pub(super) type ChunkResponse = Pin<Box<dyn futures_core::Stream<Item = Result<pb::ToolChunk, Status>> + Send>>;
+pub(super) type ChunkResponse =
+    Pin<Box<dyn futures_core::Stream<Item = Result<pb::ToolChunk, Status>> + Send>>;
 
 impl Bridge {
     pub(super) async fn execute(
@@ -44,7 +45,9 @@ impl Bridge {
         let tool = call.tool.clone();
         let ToolReply { body, worker, .. } = self.host().call(call).await.map_err(from_tool_error)?;
         let ReplyBody::Stream(chunks) = body else {
-            return Err(Status::internal(format!("tool `{tool}` answered a streaming call with a single value")));
+            return Err(Status::internal(format!(
+                "tool `{tool}` answered a streaming call with a single value"
+            )));
         };
         // Chunks are numbered from 1. A final one without data tells the end from a broken connection.
         let mut count = 0_u64;
@@ -78,7 +81,8 @@ impl Bridge {
         let pool = self.host().pool().await;
         let name = pool.status().name;
         let handler: std::sync::Arc<dyn ToolHandler> = pool.tool();
-        let tool_ids = tools.iter().map(|tool| (tool.name.clone(), format!("{name}/{}", tool.name))).collect();
+        let tool_ids =
+            tools.iter().map(|tool| (tool.name.clone(), format!("{name}/{}", tool.name))).collect();
         let count = tools.len();
         let specs = tools.into_iter().map(spec_from_registration).collect();
         // A refusal is told in the answer, not as a status: it must never break the session of a worker that
@@ -90,7 +94,11 @@ impl Bridge {
             }
             Err(error) => {
                 tracing::warn!(worker = worker_id, pool = name, %error, "tools refused");
-                pb::RegisterToolsResponse { success: false, error_message: error.to_string(), ..Default::default() }
+                pb::RegisterToolsResponse {
+                    success: false,
+                    error_message: error.to_string(),
+                    ..Default::default()
+                }
             }
         };
         Ok(Response::new(response))

@@ -11,7 +11,8 @@ use crate::status::{from_session_error, invalid_field};
 impl Bridge {
     pub(super) fn tools(&self) -> pb::ListToolsResponse {
         let tools = self.host().registry.tools().into_iter();
-        let tools = tools.map(|(spec, provider)| pb::ToolInfo { spec: Some(spec_to_wire(spec)), provider }).collect();
+        let tools =
+            tools.map(|(spec, provider)| pb::ToolInfo { spec: Some(spec_to_wire(spec)), provider }).collect();
         pb::ListToolsResponse { tools }
     }
 
@@ -31,13 +32,21 @@ impl Bridge {
         pb::ListWorkersResponse { workers }
     }
 
-    pub(super) async fn sessions(&self, request: pb::ListSessionsRequest) -> Result<pb::ListSessionsResponse, Status> {
+    pub(super) async fn sessions(
+        &self,
+        request: pb::ListSessionsRequest,
+    ) -> Result<pb::ListSessionsResponse, Status> {
         let pb::ListSessionsRequest { page_size, page_token } = request;
         let Ok(size) = usize::try_from(page_size) else {
             return Err(invalid_field("page_size", "is negative; use 0 for the default"));
         };
         let token = (!page_token.is_empty()).then_some(page_token);
-        let page = self.host().sessions.list(PageRequest { size, token }).await.map_err(|e| from_session_error(&e))?;
+        let page = self
+            .host()
+            .sessions
+            .list(PageRequest { size, token })
+            .await
+            .map_err(|e| from_session_error(&e))?;
         Ok(pb::ListSessionsResponse {
             sessions: page.items.into_iter().map(listed).collect(),
             next_page_token: page.next.unwrap_or_default(),

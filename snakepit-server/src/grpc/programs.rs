@@ -24,7 +24,10 @@ impl Bridge {
         Ok(pb::PutProgramResponse { created: created == Created::New })
     }
 
-    pub(super) async fn program(&self, request: pb::GetProgramRequest) -> Result<pb::GetProgramResponse, Status> {
+    pub(super) async fn program(
+        &self,
+        request: pb::GetProgramRequest,
+    ) -> Result<pb::GetProgramResponse, Status> {
         let id = session_id(&request.session_id)?;
         let name = program_name(&request.name)?;
         let program = self.host().sessions.program(&id, &name).await.map_err(refused)?;
@@ -40,7 +43,10 @@ impl Bridge {
         })
     }
 
-    pub(super) async fn programs(&self, request: &pb::ListProgramsRequest) -> Result<pb::ListProgramsResponse, Status> {
+    pub(super) async fn programs(
+        &self,
+        request: &pb::ListProgramsRequest,
+    ) -> Result<pb::ListProgramsResponse, Status> {
         let id = session_id(&request.session_id)?;
         let programs = self.host().sessions.programs(&id).await.map_err(refused)?;
         Ok(pb::ListProgramsResponse { programs: programs.into_iter().map(listed).collect() })

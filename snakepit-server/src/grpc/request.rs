@@ -23,8 +23,14 @@ pub(super) fn tool_call(
     request: pb::ExecuteToolRequest,
     mode: CallMode,
 ) -> Result<ToolCall, Status> {
-    let pb::ExecuteToolRequest { session_id: session, tool_name, parameters, metadata, stream: _, binary_parameters } =
-        request;
+    let pb::ExecuteToolRequest {
+        session_id: session,
+        tool_name,
+        parameters,
+        metadata,
+        stream: _,
+        binary_parameters,
+    } = request;
     if tool_name.is_empty() {
         return Err(invalid_field("tool_name", "is empty; name the tool to call"));
     }
@@ -48,8 +54,9 @@ fn arguments(
     let mut arguments = Arguments::new();
     for (name, any) in parameters {
         let buffer = buffers.remove(&name);
-        let payload = payload_from_wire(any, buffer)
-            .map_err(|error| invalid_field(&format!("parameters[{name}]"), format!("cannot be read: {error}")))?;
+        let payload = payload_from_wire(any, buffer).map_err(|error| {
+            invalid_field(&format!("parameters[{name}]"), format!("cannot be read: {error}"))
+        })?;
         arguments.insert(name, payload);
     }
     // A buffer without a parameter of its name is raw bytes.
@@ -67,7 +74,10 @@ fn trace(headers: &MetadataMap) -> Option<TraceContext> {
 pub(super) fn deadline(headers: &MetadataMap) -> Result<Option<Instant>, Status> {
     let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
     let timeout = value.to_str().ok().and_then(parse_timeout).ok_or_else(|| {
-        invalid_field("grpc-timeout", "is malformed; it takes up to 8 digits and a unit of H, M, S, m, u or n")
+        invalid_field(
+            "grpc-timeout",
+            "is malformed; it takes up to 8 digits and a unit of H, M, S, m, u or n",
+        )
     })?;
     let margin = (timeout / 20).clamp(Duration::from_millis(1), Duration::from_millis(25));
     Ok(Instant::now().checked_add(timeout.saturating_sub(margin)))

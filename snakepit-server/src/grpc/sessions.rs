@@ -1,6 +1,9 @@
 //! Ping and the life of a session.
 
-use std::{collections::BTreeMap, time::{Duration, SystemTime}};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use snakepit_proto::pb;
 use snakepit_session::{Created, NewSession, SessionError};
@@ -12,7 +15,10 @@ use crate::status::{from_session_error, invalid_field};
 
 impl Bridge {
     pub(super) fn pong(request: &pb::PingRequest) -> pb::PingResponse {
-        pb::PingResponse { message: format!("pong: {}", request.message), server_time: Some(SystemTime::now().into()) }
+        pb::PingResponse {
+            message: format!("pong: {}", request.message),
+            server_time: Some(SystemTime::now().into()),
+        }
     }
 
     pub(super) async fn initialize(
@@ -50,7 +56,10 @@ impl Bridge {
         Ok(pb::CleanupSessionResponse { success: true, resources_cleaned: count(session.program_count) })
     }
 
-    pub(super) async fn session(&self, request: &pb::GetSessionRequest) -> Result<pb::GetSessionResponse, Status> {
+    pub(super) async fn session(
+        &self,
+        request: &pb::GetSessionRequest,
+    ) -> Result<pb::GetSessionResponse, Status> {
         let id = session_id(&request.session_id)?;
         let session = self.host().sessions.get(&id).await.map_err(|e| from_session_error(&e))?;
         Ok(pb::GetSessionResponse {

@@ -21,8 +21,11 @@ impl Bridge {
         &self,
         controls: Streaming<pb::TelemetryControl>,
     ) -> Pin<Box<dyn Stream<Item = Result<pb::TelemetryEvent, Status>> + Send>> {
-        let subscription =
-            Subscription { controls: Some(controls), events: self.host().telemetry.subscribe(), wanted: Wanted::default() };
+        let subscription = Subscription {
+            controls: Some(controls),
+            events: self.host().telemetry.subscribe(),
+            wanted: Wanted::default(),
+        };
         Box::pin(futures_util::stream::unfold(subscription, |mut subscription| async {
             let event = subscription.next().await?;
             Some((Ok(event), subscription))
@@ -140,7 +143,9 @@ const fn parts(kind: CallEventKind) -> [&'static str; 3] {
 
 fn event_to_wire(event: &CallEvent) -> pb::TelemetryEvent {
     let mut metadata = BTreeMap::from([("tool".to_owned(), event.tool.to_string())]);
-    for (key, value) in [("session_id", &event.session), ("worker_id", &event.worker), ("error", &event.error)] {
+    for (key, value) in
+        [("session_id", &event.session), ("worker_id", &event.worker), ("error", &event.error)]
+    {
         if !value.is_empty() {
             metadata.insert(key.to_owned(), value.clone());
         }

@@ -40,7 +40,10 @@ pub(crate) struct Args {
 impl Args {
     fn request(&self) -> Result<Request<pb::ExecuteToolRequest>, Failure> {
         let arguments: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&self.args).map_err(|e| {
-            Failure::new(exit::USAGE, format!("--args is not a JSON object: {e}; it looks like '{{\"a\": 1, \"b\": 2}}'"))
+            Failure::new(
+                exit::USAGE,
+                format!("--args is not a JSON object: {e}; it looks like '{{\"a\": 1, \"b\": 2}}'"),
+            )
         })?;
         let parameters = arguments.into_iter().map(|(name, json)| (name, any(&json))).collect();
         let mut request = Request::new(pb::ExecuteToolRequest {
@@ -76,7 +79,8 @@ pub(crate) async fn unary(args: Args) -> Result<(), Failure> {
     let mut client = args.server.connect().await?;
     args.open_session(&mut client).await?;
     let response = client.execute_tool(request).await.map_err(refused)?;
-    let worker = response.metadata().get(headers::WORKER_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
+    let worker =
+        response.metadata().get(headers::WORKER_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
     let response = response.into_inner();
     if !response.success {
         return Err(tool_failed(&args.tool, response));
@@ -102,8 +106,9 @@ pub(crate) async fn stream(args: Args) -> Result<(), Failure> {
         if chunk.is_final && chunk.data.is_empty() {
             continue;
         }
-        let data: Box<RawValue> = serde_json::from_slice(&chunk.data)
-            .map_err(|e| Failure::new(exit::REFUSED, format!("chunk `{}` is not JSON: {e}", chunk.chunk_id)))?;
+        let data: Box<RawValue> = serde_json::from_slice(&chunk.data).map_err(|e| {
+            Failure::new(exit::REFUSED, format!("chunk `{}` is not JSON: {e}", chunk.chunk_id))
+        })?;
         if args.json {
             print_line(&serde_json::json!({
                 "chunk_id": chunk.chunk_id,
@@ -129,7 +134,8 @@ fn tool_failed(tool: &str, response: pb::ExecuteToolResponse) -> Failure {
 
 /// The result as JSON; a buffer is shown as base64 beside its metadata.
 fn readable(result: pb::Any, binary: bytes::Bytes) -> Result<Box<RawValue>, Failure> {
-    let broken = |problem: String| Failure::new(exit::REFUSED, format!("the result cannot be read: {problem}"));
+    let broken =
+        |problem: String| Failure::new(exit::REFUSED, format!("the result cannot be read: {problem}"));
     let binary = (!binary.is_empty()).then_some(binary);
     let mut typed = value::decode(result, binary).map_err(|e| broken(e.to_string()))?;
     if typed.binary.is_some() {

@@ -31,7 +31,7 @@ impl Args {
             return;
         }
         let mut table = Table::new();
-        table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(heads);
+        table.load_style(presets::NOTHING).set_header(heads);
         table.add_rows(rows.into_iter().map(|(cells, _)| cells));
         println!("{table}");
     }
@@ -68,7 +68,8 @@ fn parameter(parameter: &pb::ParameterSpec) -> String {
 }
 
 pub(crate) async fn workers(args: Args) -> Result<(), Failure> {
-    let workers = args.server.connect().await?.list_workers(pb::ListWorkersRequest {}).await.map_err(refused)?;
+    let workers =
+        args.server.connect().await?.list_workers(pb::ListWorkersRequest {}).await.map_err(refused)?;
     let rows = workers.into_inner().workers.into_iter().map(|worker| {
         let object = json!({
             "worker_id": worker.worker_id,

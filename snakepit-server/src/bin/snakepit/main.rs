@@ -1,5 +1,9 @@
 //! `snakepit`: the daemon and its command line.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks on stdout and stderr")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line tool talks on stdout and stderr"
+)]
 
 mod call;
 mod client;
@@ -62,7 +66,9 @@ impl Failure {
 fn main() -> ExitCode {
     let command = Cli::parse().command;
     let result = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Err(error) => Err(Failure::new(exit::CANNOT_START, format!("cannot start the async runtime: {error}"))),
+        Err(error) => {
+            Err(Failure::new(exit::CANNOT_START, format!("cannot start the async runtime: {error}")))
+        }
         Ok(runtime) => runtime.block_on(run(command)),
     };
     match result {

@@ -84,7 +84,10 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         let argv = shell_words::split(&command)
             .map_err(|e| Failure::new(exit::USAGE, format!("--worker-command cannot be split: {e}")))?;
         if argv.is_empty() {
-            return Err(Failure::new(exit::USAGE, "--worker-command is empty; give a program and its arguments"));
+            return Err(Failure::new(
+                exit::USAGE,
+                "--worker-command is empty; give a program and its arguments",
+            ));
         }
         builder = builder.worker_command(argv);
     }

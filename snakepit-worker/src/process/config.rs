@@ -1,0 +1,75 @@
+//! What to launch, and how long to wait for it.
+
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+
+use snakepit_proto::launch;
+
+/// The program that a worker runs.
+#[derive(Debug, Clone)]
+pub enum WorkerProgram {
+    /// This project's own runtime: `<python> -m snakepit_bridge.worker`, on a Unix socket.
+    Python {
+        /// The interpreter whose environment has `snakepit_bridge`.
+        python: PathBuf,
+        /// The adapter class, as `module.path:Class`.
+        adapter: String,
+    },
+    /// Any program that keeps the wire contract, on a TCP port of the loopback interface.
+    Command {
+        /// The program and its first arguments; those of the contract follow.
+        argv: Vec<String>,
+        /// Passed as `--adapter`, if given.
+        adapter: Option<String>,
+    },
+}
+
+/// How to launch workers.
+#[derive(Debug, Clone)]
+pub struct ProcessConfig {
+    /// What to run.
+    pub program: WorkerProgram,
+    /// Where the host serves TCP on the loopback interface; needed by [`WorkerProgram::Command`].
+    pub host_tcp: Option<SocketAddr>,
+    /// Further environment variables.
+    pub env: Vec<(String, String)>,
+    /// How long a worker may take from its launch until it takes calls. A minute by default: imports can be slow.
+    pub start_timeout: Duration,
+    /// How many of a worker's last output lines ride in errors. 20 by default.
+    pub output_lines: usize,
+}
+
+impl ProcessConfig {
+    /// The defaults, for this program.
+    #[must_use]
+    pub const fn new(program: WorkerProgram) -> Self {
+        Self {
+            program,
+            host_tcp: None,
+            env: Vec::new(),
+            start_timeout: Duration::from_secs(60),
+            output_lines: 20,
+        }
+    }
+
+    /// The program's path, and its arguments up to those of the contract.
+    pub(super) fn command_line(&self) -> (OsString, Vec<OsString>) {
+        match &self.program {
+            WorkerProgram::Python { python, adapter } => {
+                let args = ["-m", "snakepit_bridge.worker", launch::ARG_ADAPTER, adapter];
+                (python.into(), args.map(OsString::from).to_vec())
+            }
+            WorkerProgram::Command { argv, adapter } => {
+                let mut args: Vec<OsString> = argv.iter().skip(1).map(OsString::from).collect();
+                if let Some(adapter) = adapter {
+                    args.extend([launch::ARG_ADAPTER, adapter].map(OsString::from));
+                }
+                (argv.first().map(OsString::from).unwrap_or_default(), args)
+            }
+        }
+    }
+
+    /// Whether the worker serves on a Unix socket that this launcher names.
+    pub(super) const fn is_native(&self) -> bool {
+        matches!(self.program, WorkerProgram::Python { .. })
+    }
+}

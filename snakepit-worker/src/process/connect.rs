@@ -1,0 +1,103 @@
+//! Connecting to a worker that says it is ready: with retries, because "ready" can come a moment too early.
+
+use std::{path::PathBuf, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use snakepit_proto::{MAX_MESSAGE_BYTES, pb, pb::bridge_service_client::BridgeServiceClient};
+use tokio::{net::UnixStream, time::Instant};
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::{
+    ready::{Address, ended},
+    supervise::Supervised,
+};
+use crate::WorkerError;
+
+/// A client of a worker.
+pub(super) type Client = BridgeServiceClient<Channel>;
+
+/// The pause after the first failed attempt; it doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// HTTP/2 windows, in bytes: large enough that payloads of megabytes do not wait for updates every 64 KiB.
+const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+
+/// Connects and pings, again and again until the worker answers, ends, or the deadline passes.
+///
+/// # Errors
+/// [`WorkerError::EndedEarly`] or [`WorkerError::Connect`].
+pub(super) async fn connect(
+    address: &Address,
+    supervised: &Supervised,
+    deadline: Instant,
+) -> Result<Client, WorkerError> {
+    let mut exit = supervised.exit_watch();
+    let mut last = "it did not answer in time".to_owned();
+    let attempts = async {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match attempt(address).await {
+                Ok(client) => return client,
+                Err(problem) => last = problem,
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    };
+    tokio::select! {
+        client = attempts => return Ok(client),
+        exit = ended(&mut exit) => {
+            return Err(WorkerError::EndedEarly { reason: exit.reason.to_string(), output_lines: exit.output_lines });
+        }
+        () = tokio::time::sleep_until(deadline) => {}
+    }
+    Err(WorkerError::Connect { address: address.to_string(), problem: last })
+}
+
+async fn attempt(address: &Address) -> Result<Client, String> {
+    let channel = match address {
+        Address::Tcp(address) => {
+            let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| e.to_string())?;
+            settings(endpoint).connect().await
+        }
+        Address::Unix(path) => {
+            let path = path.clone();
+            let connector = tower::service_fn(move |_: Uri| connect_unix(path.clone()));
+            // The host in this URL is only what HTTP/2 shows as authority.
+            settings(Endpoint::from_static("http://localhost")).connect_with_connector(connector).await
+        }
+    }
+    .map_err(|e| innermost(&e))?;
+    let mut client = BridgeServiceClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    // A server that accepts connections need not be serving yet.
+    client
+        .ping(pb::PingRequest { message: "host".to_owned() })
+        .await
+        .map_err(|status| status.message().to_owned())?;
+    Ok(client)
+}
+
+/// No keepalive pings: Python's servers answer frequent ones with GOAWAY, and the supervisor sees a worker's end at
+/// once anyway.
+fn settings(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+}
+
+async fn connect_unix(path: PathBuf) -> std::io::Result<TokioIo<UnixStream>> {
+    Ok(TokioIo::new(UnixStream::connect(path).await?))
+}
+
+/// What lies at the bottom of a chain of errors; the layers above it only say "transport error".
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}

@@ -1,0 +1,130 @@
+//! The one place where processes are started.
+#![allow(clippy::disallowed_methods, reason = "this is that place")]
+
+use std::{
+    os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
+    process::Stdio,
+    sync::{OnceLock, mpsc},
+};
+
+use snakepit_proto::launch;
+use tokio::{
+    net::UnixStream,
+    process::{Child, Command},
+    runtime::Handle,
+    sync::oneshot,
+};
+
+use super::{ProcessConfig, RunDir, run_dir::WorkerFiles};
+use crate::{WorkerError, WorkerId};
+
+/// A process that has just been started.
+#[derive(Debug)]
+pub(super) struct Spawned {
+    pub(super) child: Child,
+    pub(super) pid: u32,
+    /// The host's end of the control channel. The worker reads end-of-file from its own when this one closes.
+    pub(super) control: UnixStream,
+}
+
+/// Starts the process of a worker.
+///
+/// # Errors
+/// [`WorkerError::Spawn`] when the program cannot be run.
+pub(super) async fn spawn(
+    id: &WorkerId,
+    config: &ProcessConfig,
+    run_dir: &RunDir,
+    files: &WorkerFiles,
+) -> Result<Spawned, WorkerError> {
+    let (program, args) = config.command_line();
+    let shown = program.to_string_lossy().into_owned();
+    let failed = |problem: String| WorkerError::Spawn { program: shown.clone(), problem };
+    let (ours, theirs) = StdUnixStream::pair().map_err(|e| failed(e.to_string()))?;
+
+    let mut command = Command::new(program);
+    command.args(args).args(contract(config, run_dir).map_err(failed)?);
+    command.env(launch::ENV_RUN_ID, run_dir.id()).env(launch::ENV_WORKER_ID, id.as_str());
+    command.env(launch::ENV_CONTROL, launch::CONTROL_STDIN);
+    if config.is_native() {
+        command.env(launch::ENV_SOCKET, &files.socket);
+    } else {
+        command.env(launch::ENV_READY_FILE, &files.ready);
+    }
+    command.envs(config.env.iter().map(|(name, value)| (name, value)));
+    command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // A group of its own: signals for this program's terminal do not reach it, and its children can be killed with it.
+    command.process_group(0).kill_on_drop(true);
+    die_with_host(&mut command);
+
+    let child = spawn_on_permanent_thread(command).await.map_err(|e| failed(e.to_string()))?;
+    let pid = child.id().ok_or_else(|| failed("it ended at once".to_owned()))?;
+    let control = ours.set_nonblocking(true).and_then(|()| UnixStream::from_std(ours));
+    Ok(Spawned { child, pid, control: control.map_err(|e| failed(e.to_string()))? })
+}
+
+/// The arguments of the launch contract.
+fn contract(config: &ProcessConfig, run_dir: &RunDir) -> Result<Vec<String>, String> {
+    let host = if config.is_native() {
+        format!("unix:{}", run_dir.host_socket().display())
+    } else {
+        let address =
+            config.host_tcp.ok_or("the host serves no TCP port for it to call back; set `host_tcp`")?;
+        address.to_string()
+    };
+    let run_id = run_dir.id().to_owned();
+    let pairs =
+        [(launch::ARG_PORT, "0".to_owned()), (launch::ARG_HOST_ADDRESS, host), (launch::ARG_RUN_ID, run_id)];
+    Ok(pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect())
+}
+
+/// Has the kernel kill the process when this one dies, however it dies.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code, reason = "there is no safe way to run code between fork and exec")]
+fn die_with_host(command: &mut Command) {
+    use nix::sys::{prctl::set_pdeathsig, signal::Signal};
+
+    let host = nix::unistd::getpid();
+    let arm = move || {
+        set_pdeathsig(Signal::SIGKILL)?;
+        // The host may have died before the signal was armed, and then nobody would send it.
+        if nix::unistd::getppid() == host { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
+    };
+    // SAFETY: between fork and exec only async-signal-safe functions may run. `arm` makes the system calls prctl and
+    // getppid; it neither allocates nor takes locks.
+    unsafe {
+        command.pre_exec(arm);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn die_with_host(_: &mut Command) {
+    // Elsewhere the lifeline does it: the worker reads end-of-file on its control channel.
+}
+
+type Request = (Command, Handle, oneshot::Sender<std::io::Result<Child>>);
+
+/// The kernel sends the death signal when the *thread* that started a process ends, so processes are started by a
+/// thread that never does.
+async fn spawn_on_permanent_thread(command: Command) -> std::io::Result<Child> {
+    static THREAD: OnceLock<mpsc::Sender<Request>> = OnceLock::new();
+    let requests = THREAD.get_or_init(|| {
+        let (requests, received) = mpsc::channel::<Request>();
+        let run = move || {
+            for (mut command, runtime, answer) in received {
+                let _in_runtime = runtime.enter();
+                // Whoever asked may be gone; the child is then dropped, and so killed.
+                let _ = answer.send(command.spawn());
+            }
+        };
+        // Without a thread the channel is closed, which the send below reports.
+        if let Err(error) = std::thread::Builder::new().name("snakepit-spawn".to_owned()).spawn(run) {
+            tracing::error!(%error, "failed to start the thread that starts workers");
+        }
+        requests
+    });
+    let gone = || std::io::Error::other("the thread that starts workers is gone");
+    let (answer, answered) = oneshot::channel();
+    requests.send((command, Handle::current(), answer)).map_err(|_| gone())?;
+    answered.await.map_err(|_| gone())?
+}

@@ -1,0 +1,248 @@
+//! One task a process, from its first moment to its reaping: whatever happens to the launch or the pool, the process
+//! is waited for, its group is killed, its output drained, its ledger entry closed.
+
+use std::{os::unix::process::ExitStatusExt, process::ExitStatus, sync::Arc, time::Duration};
+
+use tokio::{
+    net::UnixStream,
+    process::Child,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{oneshot, watch},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    ProcessConfig, RunDir,
+    output::{self, OutputTail},
+    proc,
+    ready::ended,
+    run_dir::WorkerFiles,
+    spawn::{self, Spawned},
+};
+use crate::{DriverCommand, ExitReason, WorkerDriver, WorkerError, WorkerExit, WorkerId};
+
+/// Tells a worker's end to everybody who wants to know.
+pub(super) type ExitWatch = watch::Receiver<Option<WorkerExit>>;
+
+/// How long the output of a dead worker may take to end: a grandchild that left its group can hold the pipe open.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// A supervised process, as its launch sees it. Dropping it before [`activate`](Supervised::activate) has it killed.
+#[derive(Debug)]
+pub(super) struct Supervised {
+    pid: u32,
+    control: UnixStream,
+    /// Held until the launch is over; the supervisor kills the process when it is dropped unsent.
+    activation: oneshot::Sender<(WorkerDriver, UnixStream)>,
+    exit: ExitWatch,
+    tail: OutputTail,
+    ready_port: watch::Receiver<Option<u16>>,
+}
+
+impl Supervised {
+    /// Starts a process and its supervisor.
+    pub(super) async fn spawn(
+        id: &WorkerId,
+        config: &ProcessConfig,
+        run_dir: &Arc<RunDir>,
+        files: WorkerFiles,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> Result<Self, WorkerError> {
+        let child_ended = signal(SignalKind::child()).map_err(|e| WorkerError::Spawn {
+            program: "worker".to_owned(),
+            problem: format!("the end of children cannot be watched: {e}"),
+        })?;
+        let Spawned { mut child, pid, control } = spawn::spawn(id, config, run_dir, &files).await?;
+        let tail = OutputTail::new(config.output_lines);
+        let (port, ready_port) = watch::channel(None);
+        let drains = TaskTracker::new();
+        if let Some(stdout) = child.stdout.take() {
+            drains.spawn(output::drain(stdout, "stdout", id.clone(), tail.clone(), port.clone()));
+        }
+        if let Some(stderr) = child.stderr.take() {
+            drains.spawn(output::drain(stderr, "stderr", id.clone(), tail.clone(), port));
+        }
+        drains.close();
+
+        let (exit_tx, exit) = watch::channel(None);
+        let (activation, activated) = oneshot::channel();
+        let process = Process { id: id.clone(), pid, child, child_ended, tail: tail.clone(), drains };
+        let run_dir = Arc::clone(run_dir);
+        tasks.spawn(async move {
+            if let Err(error) = run_dir.ledger().started(pid) {
+                tracing::warn!(pid, %error, "failed to enter a worker into the ledger");
+            }
+            let (exit, driver) = process.supervise(activated, stop).await;
+            files.remove();
+            run_dir.ledger().ended(pid);
+            exit_tx.send_replace(Some(exit.clone()));
+            if let Some(driver) = driver {
+                driver.exited(exit);
+            }
+        });
+        Ok(Self { pid, control, activation, exit, tail, ready_port })
+    }
+
+    pub(super) const fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub(super) const fn control(&mut self) -> &mut UnixStream {
+        &mut self.control
+    }
+
+    pub(super) fn exit_watch(&self) -> ExitWatch {
+        self.exit.clone()
+    }
+
+    pub(super) fn output_tail(&self) -> OutputTail {
+        self.tail.clone()
+    }
+
+    pub(super) fn ready_port(&self) -> watch::Receiver<Option<u16>> {
+        self.ready_port.clone()
+    }
+
+    /// Ends the launch: from here on the driver gives the orders.
+    pub(super) fn activate(self, driver: WorkerDriver) {
+        // The supervisor is gone if the process ended just now; the driver is dropped with it, which tells the pool.
+        let _ = self.activation.send((driver, self.control));
+    }
+
+    /// Has the process killed, and waits until it is gone.
+    pub(super) async fn abandon(self) {
+        let mut exit = self.exit;
+        drop((self.activation, self.control));
+        ended(&mut exit).await;
+    }
+}
+
+#[derive(Debug)]
+struct Process {
+    id: WorkerId,
+    pid: u32,
+    child: Child,
+    /// SIGCHLD: some child ended.
+    child_ended: Signal,
+    tail: OutputTail,
+    drains: TaskTracker,
+}
+
+impl Process {
+    /// Runs the process to its end.
+    async fn supervise(
+        mut self,
+        activated: oneshot::Receiver<(WorkerDriver, UnixStream)>,
+        stop: CancellationToken,
+    ) -> (WorkerExit, Option<WorkerDriver>) {
+        let (reason, driver) = tokio::select! {
+            biased;
+            activated = activated => match activated {
+                Ok((mut driver, control)) => {
+                    let reason = self.obey(&mut driver, &stop).await;
+                    // The lifeline closes only now, so that a worker asked to stop is not told that its host is gone.
+                    drop(control);
+                    (reason, Some(driver))
+                }
+                Err(_) => (self.kill("its launch was given up").await, None),
+            },
+            reason = self.ended() => (reason, None),
+            () = stop.cancelled() => (self.kill("its launcher was dropped").await, None),
+        };
+        if tokio::time::timeout(LAST_WORDS, self.drains.wait()).await.is_err() {
+            tracing::debug!(worker = %self.id, "the output of a dead worker is held open by another process");
+        }
+        tracing::info!(worker = %self.id, pid = self.pid, %reason, "worker ended");
+        (WorkerExit { reason, output_lines: self.tail.lines() }, driver)
+    }
+
+    /// Waits for the process, doing what the driver says meanwhile.
+    async fn obey(&mut self, driver: &mut WorkerDriver, stop: &CancellationToken) -> ExitReason {
+        tokio::select! {
+            biased;
+            reason = self.ended() => reason,
+            command = driver.command() => match command {
+                DriverCommand::Kill { why } => self.kill(&why).await,
+                DriverCommand::Stop { grace } => self.stop(grace, driver, stop).await,
+            },
+            () = stop.cancelled() => self.kill("its launcher was dropped").await,
+        }
+    }
+
+    /// Asks the process to stop, and kills it if it does not.
+    async fn stop(
+        &mut self,
+        grace: Duration,
+        driver: &mut WorkerDriver,
+        stop: &CancellationToken,
+    ) -> ExitReason {
+        proc::terminate(self.pid);
+        let late = format!("it did not stop within {grace:?}");
+        let impatience = async {
+            loop {
+                if let DriverCommand::Kill { why } = driver.command().await {
+                    return why;
+                }
+            }
+        };
+        let why = tokio::select! {
+            biased;
+            _ = self.ended() => return ExitReason::Stopped,
+            () = tokio::time::sleep(grace) => late,
+            why = impatience => why,
+            () = stop.cancelled() => "its launcher was dropped".to_owned(),
+        };
+        self.kill(&why).await
+    }
+
+    async fn kill(&mut self, why: &str) -> ExitReason {
+        proc::kill_group(self.pid);
+        self.ended().await;
+        ExitReason::Killed { why: why.to_owned() }
+    }
+
+    /// Waits for the end, kills what is left of the group, and reaps. Cancel safe.
+    async fn ended(&mut self) -> ExitReason {
+        self.leader_ended().await;
+        // What the leader started goes with it. Its pid names this group and no other as long as it is not reaped.
+        proc::kill_group(self.pid);
+        match self.child.wait().await {
+            Ok(status) => reason_of(status),
+            Err(error) => {
+                tracing::error!(worker = %self.id, %error, "failed to wait for a worker");
+                ExitReason::Killed { why: format!("it could not be waited for: {error}") }
+            }
+        }
+    }
+}
+
+impl Process {
+    /// Waits until the leader has ended, without reaping it.
+    #[cfg(target_os = "linux")]
+    async fn leader_ended(&mut self) {
+        use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let leader = || Id::Pid(nix::unistd::Pid::from_raw(self.pid.cast_signed()));
+        while let Ok(WaitStatus::StillAlive) = waitid(leader(), look) {
+            // The signal was subscribed to before the process started, so its end cannot be missed.
+            if self.child_ended.recv().await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Elsewhere the leader is reaped first, and its group killed right after.
+    #[cfg(not(target_os = "linux"))]
+    async fn leader_ended(&mut self) {
+        let _ = self.child.wait().await;
+    }
+}
+
+fn reason_of(status: ExitStatus) -> ExitReason {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => ExitReason::Code(code),
+        (None, signal) => ExitReason::Signal { name: proc::signal_name(signal.unwrap_or_default()) },
+    }
+}
