@@ -1,0 +1,76 @@
+"""Tools that do what tools should not: what the host must survive."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from snakepit_bridge import BaseAdapter, tool
+
+
+class MisbehavingAdapter(BaseAdapter):
+    @tool
+    def ping(self) -> str:
+        """Answers at once."""
+        return "pong"
+
+    @tool
+    def crash(self) -> None:
+        """Ends the process without a word to the runtime."""
+        print("about to crash", flush=True)
+        os._exit(7)
+
+    @tool
+    def segfault(self) -> None:
+        """Reads from address zero."""
+        ctypes.string_at(0)
+
+    @tool
+    def hang(self) -> None:
+        """Refuses every exception that would end it."""
+        while True:
+            try:
+                time.sleep(0.01)
+            except BaseException as error:
+                print(f"ignored {error!r}", file=sys.stderr)
+
+    @tool
+    def busy(self) -> None:
+        """Computes for ever, but lets itself be interrupted."""
+        while True:
+            pass
+
+    @tool
+    def hold_gil(self) -> None:
+        """Stays inside C code that never lets go of the interpreter lock."""
+        ctypes.PyDLL(None).sleep(600)
+
+    @tool
+    def flood_stdout(self, n: int) -> int:
+        """Prints many lines."""
+        for number in range(n):
+            print(f"line {number} of a flood that must not block anybody")
+        return n
+
+    @tool
+    def fail_midway(self, after: int) -> Iterator[int]:
+        """Streams some items, then fails."""
+        yield from range(after)
+        raise RuntimeError("failed midway")
+
+    @tool
+    def exit_politely(self) -> None:
+        """Raises SystemExit, which fails the call and not the worker."""
+        sys.exit(5)
+
+    @tool
+    def echo_bytes(self, data: bytes) -> bytes:
+        """Returns what it gets."""
+        return data
+
+    @tool
+    def spawn_grandchild(self) -> int:
+        """Starts a process that does not know when to stop."""
+        return subprocess.Popen(["sleep", "600"]).pid

@@ -1,0 +1,6 @@
+"""A worker that ends before it is ready."""
+
+import sys
+
+print("the licence has expired", file=sys.stderr)
+sys.exit(3)

@@ -1,0 +1,148 @@
+"""A worker written with plain grpcio from the wire contract alone: no part of this project's Python package is used.
+
+It stands for the workers that people already have. Like those, it runs calls in threads that nobody can stop, and
+calls the host back with every call. The stubs are generated from the .proto by `cargo xtask setup`.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent import futures
+
+sys.path.insert(0, os.environ["SNAKEPIT_TEST_STUBS"])
+
+import grpc  # noqa: E402
+import snakepit_bridge_pb2 as pb  # noqa: E402
+import snakepit_bridge_pb2_grpc as rpc  # noqa: E402
+from google.protobuf import any_pb2, wrappers_pb2  # noqa: E402
+
+LIMITS = [("grpc.max_send_message_length", 100 << 20), ("grpc.max_receive_message_length", 100 << 20)]
+PREFIX = "type.googleapis.com/"
+
+
+def decode(value: any_pb2.Any) -> object:
+    """Reads a value: this project's JSON types, or a real StringValue."""
+    name = value.type_url.removeprefix(PREFIX)
+    if name == "google.protobuf.StringValue":
+        try:
+            return wrappers_pb2.StringValue.FromString(value.value).value
+        except Exception:
+            return json.loads(value.value)
+    return json.loads(value.value)
+
+
+def encode(value: object) -> any_pb2.Any:
+    """Writes a value the way workers send it."""
+    names = {bool: "boolean", int: "integer", float: "float", str: "string", list: "list", dict: "map"}
+    name = names.get(type(value), "null")
+    return any_pb2.Any(type_url=f"{PREFIX}snakepit.{name}", value=json.dumps(value).encode())
+
+
+class Worker(rpc.BridgeServiceServicer):
+    def __init__(self, host: rpc.BridgeServiceStub) -> None:
+        self.host = host
+
+    def tools(self) -> dict:
+        return {
+            "add": lambda a, b: a + b,
+            "echo": lambda **arguments: arguments,
+            "fail": self.fail,
+            "sleep_for": lambda seconds: time.sleep(seconds),
+            "whoami": lambda: {"pid": os.getpid()},
+            "call_host": self.call_host,
+        }
+
+    def fail(self, message: str) -> None:
+        raise ValueError(message)
+
+    def call_host(self, tool_name: str, arguments: dict) -> object:
+        # The way a session context of the original sends them: real strings, and bare JSON called Value.
+        parameters = {}
+        for name, value in arguments.items():
+            parameters[name] = any_pb2.Any()
+            if isinstance(value, str):
+                parameters[name].Pack(wrappers_pb2.StringValue(value=value))
+            else:
+                parameters[name].type_url = f"{PREFIX}google.protobuf.Value"
+                parameters[name].value = json.dumps(value).encode()
+        request = pb.ExecuteElixirToolRequest(tool_name=tool_name, parameters=parameters)
+        response = self.host.ExecuteElixirTool(request)
+        if not response.success:
+            raise RuntimeError(response.error_message)
+        return decode(response.result)
+
+    def call_back(self, session_id: str) -> None:
+        """What a worker of the original does before every call."""
+        try:
+            self.host.InitializeSession(pb.InitializeSessionRequest(session_id=session_id))
+        except grpc.RpcError as error:
+            if session_id:
+                raise RuntimeError(f"no session: {error}") from error
+        tools = [pb.ToolRegistration(name=name, description=f"the tool {name}") for name in self.tools()]
+        tools.append(pb.ToolRegistration(name="count", supports_streaming=True))
+        request = pb.RegisterToolsRequest(session_id=session_id, tools=tools, worker_id=f"python-{id(self)}")
+        response = self.host.RegisterTools(request)
+        if not response.success and "duplicate_tool" not in response.error_message:
+            raise RuntimeError(f"tools refused: {response.error_message}")
+
+    def Ping(self, request: pb.PingRequest, context: grpc.ServicerContext) -> pb.PingResponse:
+        return pb.PingResponse(message=f"pong: {request.message}")
+
+    def ExecuteTool(self, request: pb.ExecuteToolRequest, context: grpc.ServicerContext) -> pb.ExecuteToolResponse:
+        began = time.monotonic()
+        try:
+            self.call_back(request.session_id)
+            arguments = {name: decode(value) for name, value in request.parameters.items()}
+            result = self.tools()[request.tool_name](**arguments)
+        except Exception as error:
+            return pb.ExecuteToolResponse(success=False, error_message=str(error))
+        milliseconds = int((time.monotonic() - began) * 1000)
+        return pb.ExecuteToolResponse(success=True, result=encode(result), execution_time_ms=milliseconds)
+
+    def ExecuteStreamingTool(self, request: pb.ExecuteToolRequest, context: grpc.ServicerContext):
+        self.call_back(request.session_id)
+        if request.tool_name != "count":
+            context.abort(grpc.StatusCode.INTERNAL, f"no such tool: {request.tool_name}")
+        for number in range(decode(request.parameters["n"])):
+            yield pb.ToolChunk(chunk_id=f"count-{number + 1}", data=json.dumps({"number": number}).encode())
+        yield pb.ToolChunk(is_final=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--adapter", default="")
+    parser.add_argument("--elixir-address", required=True)
+    parser.add_argument("--snakepit-run-id", required=True)
+    parser.add_argument("--ready", choices=["stdout", "file"], default="stdout")
+    args = parser.parse_args()
+
+    host = rpc.BridgeServiceStub(grpc.insecure_channel(args.elixir_address, options=LIMITS))
+    host.Ping(pb.PingRequest(message="worker"), timeout=10)
+
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), options=LIMITS)
+    rpc.add_BridgeServiceServicer_to_server(Worker(host), server)
+    port = server.add_insecure_port(f"127.0.0.1:{args.port}")
+    server.start()
+    if args.ready == "stdout":
+        print(f"GRPC_READY:{port}", flush=True)
+    else:
+        path = os.environ["SNAKEPIT_READY_FILE"]
+        with open(f"{path}.new", "w") as file:
+            file.write(str(port))
+        os.rename(f"{path}.new", path)
+
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    stopped.wait()
+    server.stop(grace=0.5).wait()
+    # Threads inside a tool would keep the interpreter alive.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
