@@ -98,7 +98,7 @@ impl WorkerLauncher for ProcessLauncher {
         let (worker, driver) =
             Worker::new(id.clone(), Some(supervised.pid()), address.to_string(), Arc::new(handler));
         supervised.activate(driver);
-        tracing::info!(worker = %id, pid = worker.pid(), %address, "worker ready");
+        tracing::debug!(worker = %id, pid = worker.pid(), %address, "worker ready");
         Ok(worker)
     }
 }

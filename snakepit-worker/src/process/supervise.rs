@@ -153,7 +153,7 @@ impl Process {
         if tokio::time::timeout(LAST_WORDS, self.drains.wait()).await.is_err() {
             tracing::debug!(worker = %self.id, "the output of a dead worker is held open by another process");
         }
-        tracing::info!(worker = %self.id, pid = self.pid, %reason, "worker ended");
+        tracing::debug!(worker = %self.id, pid = self.pid, %reason, "process reaped");
         (WorkerExit { reason, output_lines: self.tail.lines() }, driver)
     }
 

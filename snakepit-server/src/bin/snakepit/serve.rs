@@ -1,6 +1,11 @@
 //! `snakepit serve`: the daemon.
 
-use std::{io::Write, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    io::{IsTerminal, Write},
+    net::SocketAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
 use snakepit_server::Snakepit;
 use tokio::signal::unix::{SignalKind, signal};
@@ -58,7 +63,8 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let filter = EnvFilter::try_from_env("SNAKEPIT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
 
     let refused = |problem: String| Failure::new(exit::CANNOT_START, problem);
     // Signals are caught from the start, so that one during the launch of the workers leaves nothing behind.
