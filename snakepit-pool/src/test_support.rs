@@ -13,9 +13,10 @@ use tower_test::mock::{self, Handle};
 pub(crate) type Item = Result<Chunk, ToolError>;
 
 /// A service that answers what the handle is told to answer.
-pub(crate) fn inner()
--> (impl Service<ToolCall, Response = ToolReply, Error = ToolError, Future: Send> + Clone, Handle<ToolCall, ToolReply>)
-{
+pub(crate) fn inner() -> (
+    impl Service<ToolCall, Response = ToolReply, Error = ToolError, Future: Send> + Clone,
+    Handle<ToolCall, ToolReply>,
+) {
     let (mock, handle) = mock::pair::<ToolCall, ToolReply>();
     let typed = |error: tower::BoxError| *error.downcast::<ToolError>().expect("tests send tool errors");
     (mock.map_err(typed), handle)

@@ -14,10 +14,7 @@ async fn calls_count_by_their_outcome() {
         ToolError::Failed(Box::default()),
         ToolError::Overloaded { queued: 1, limit: 1, retry_after: None },
         ToolError::Unavailable { reason: String::new(), retry_after: None },
-        ToolError::DeadlineExceeded {
-            tool: String::new(),
-            stage: snakepit_registry::CallStage::Queued,
-        },
+        ToolError::DeadlineExceeded { tool: String::new(), stage: snakepit_registry::CallStage::Queued },
         ToolError::Cancelled { tool: String::new() },
         lost(true),
     ];

@@ -68,7 +68,9 @@ async fn the_span_names_the_call_its_worker_and_its_outcome() {
     answer.unwrap();
     let text = log.text();
     let closing = text.lines().find(|line| line.contains("close")).expect(&text);
-    for field in ["tool=add", &format!("call={id}"), "session=\"s1\"", "worker=\"default-0-1\"", "outcome=\"ok\""] {
+    for field in
+        ["tool=add", &format!("call={id}"), "session=\"s1\"", "worker=\"default-0-1\"", "outcome=\"ok\""]
+    {
         assert!(closing.contains(field), "{field} is not in {closing}");
     }
 }

@@ -165,9 +165,8 @@ impl Model {
         assert!(self.queued.len() <= self.limits.queue);
         assert_eq!(scheduler.in_flight(), self.running.len());
         if !self.queued.is_empty() {
-            let idle = |up: &ModelWorker| {
-                !up.ending && up.settling == 0 && up.running < self.limits.concurrency
-            };
+            let idle =
+                |up: &ModelWorker| !up.ending && up.settling == 0 && up.running < self.limits.concurrency;
             assert!(!self.workers.values().any(idle), "a call waits while a worker is idle");
         }
         if !self.draining {
