@@ -2,6 +2,9 @@
 //!
 //! Inside the layers that observe, outside the one that retries: the deadline is the caller's budget for everything.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     pin::Pin,
     sync::Arc,

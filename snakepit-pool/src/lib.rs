@@ -29,6 +29,8 @@ mod retry;
 mod scheduler;
 mod stack;
 mod status;
+#[cfg(test)]
+mod test_support;
 mod trace;
 
 pub use config::PoolConfig;

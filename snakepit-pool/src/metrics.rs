@@ -3,6 +3,9 @@
 //! A call is counted when its answer is complete: for a stream, at its end. Recording hangs on drop, so a call that its
 //! caller gave up counts too.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     pin::Pin,
     sync::{

@@ -3,6 +3,9 @@
 //! A call that was not delivered may always be tried again; a delivered one only when its caller says that it is
 //! idempotent. Streams are retried only before they begin, so never after a first chunk.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     pin::Pin,
     sync::{Arc, atomic::Ordering},

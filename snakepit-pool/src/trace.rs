@@ -1,5 +1,8 @@
 //! One span per call, which lives until the answer is complete: for a stream, until its end.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},

@@ -78,6 +78,8 @@ impl Tether {
                 self.lease.finish();
                 return ToolError::WorkerLost { worker, reason, delivered: false, output_lines: Vec::new() };
             }
+            // The worker, or the way to it, gave the call up, which does not prove that the tool has ended.
+            ToolError::Cancelled { .. } | ToolError::DeadlineExceeded { .. } => drop(self.lease),
             _ => self.lease.finish(),
         }
         error

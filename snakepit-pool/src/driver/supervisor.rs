@@ -143,7 +143,7 @@ impl Supervisor {
             (Some(Job::Watch { worker, id }), done) => {
                 match done {
                     Ok(Done::Exited(exit)) => {
-                        tracing::info!(worker = %id, reason = %exit.reason, "worker ended")
+                        tracing::info!(worker = %id, reason = %exit.reason, "worker ended");
                     }
                     _ => tracing::error!(worker = %id, "worker's end cannot be watched; taking it for gone"),
                 }

@@ -1,1 +1,321 @@
-//! scheduler tests
+//! Single rules of the scheduler by example; all of them together under random events in [`properties`].
+
+mod properties;
+
+use std::time::Duration;
+
+use snakepit_registry::CallId;
+use tokio::time::Instant;
+
+use super::*;
+
+/// A scheduler with its clock.
+struct Bench {
+    scheduler: Scheduler,
+    now: Instant,
+    tickets: u64,
+}
+
+impl Bench {
+    fn new(slots: usize, concurrency: usize, queue: usize) -> Self {
+        let now = Instant::now();
+        let limits = Limits { slots, concurrency, queue, cancel_grace: Duration::from_secs(2) };
+        Self { scheduler: Scheduler::new(limits, now), now, tickets: 0 }
+    }
+
+    /// All workers up.
+    fn up(slots: usize, concurrency: usize, queue: usize) -> Self {
+        let mut bench = Self::new(slots, concurrency, queue);
+        for effect in bench.on(Event::Tick) {
+            let Effect::Launch(worker) = effect else { panic!("{effect:?}") };
+            bench.on(Event::Launched(worker));
+        }
+        bench
+    }
+
+    fn on(&mut self, event: Event) -> Vec<Effect> {
+        self.scheduler.on(event, self.now).collect()
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        self.tickets += 1;
+        Ticket { number: self.tickets, waiter: 0 }
+    }
+
+    fn submit_with(&mut self, preferred: Option<WorkerKey>, timeout: Option<u64>) -> (Ticket, Vec<Effect>) {
+        let ticket = self.ticket();
+        let deadline = timeout.map(|millis| self.now + Duration::from_millis(millis));
+        (ticket, self.on(Event::Submit { ticket, preferred, deadline }))
+    }
+
+    fn submit(&mut self) -> (Ticket, Vec<Effect>) {
+        self.submit_with(None, None)
+    }
+
+    fn advance(&mut self, millis: u64) -> Vec<Effect> {
+        self.now += Duration::from_millis(millis);
+        let due = self.scheduler.wake().is_some_and(|at| at <= self.now);
+        if due { self.on(Event::Tick) } else { Vec::new() }
+    }
+}
+
+const fn worker(slot: u32, generation: u32) -> WorkerKey {
+    WorkerKey { slot, generation }
+}
+
+fn assign(ticket: Ticket, to: WorkerKey) -> Vec<Effect> {
+    vec![Effect::Assign { ticket, worker: to }]
+}
+
+#[test]
+fn all_workers_are_launched_at_once_and_calls_wait_for_the_first() {
+    let mut bench = Bench::new(3, 1, 10);
+    let (first, effects) = bench.submit();
+    assert_eq!(effects, []);
+    let launches = [0, 1, 2].map(|slot| Effect::Launch(worker(slot, 1)));
+    assert_eq!(bench.on(Event::Tick), launches);
+    assert_eq!(bench.on(Event::Launched(worker(1, 1))), assign(first, worker(1, 1)));
+}
+
+#[test]
+fn calls_go_to_the_least_recently_used_worker_and_queue_in_order() {
+    let mut bench = Bench::up(2, 1, 10);
+    let (a, effects) = bench.submit();
+    assert_eq!(effects, assign(a, worker(0, 1)));
+    let (b, effects) = bench.submit();
+    assert_eq!(effects, assign(b, worker(1, 1)));
+    let queued = [(); 3].map(|()| bench.submit().0);
+    assert_eq!(bench.on(Event::Finished(worker(1, 1))), assign(queued[0], worker(1, 1)));
+    bench.on(Event::Withdraw(queued[1]));
+    assert_eq!(bench.on(Event::Finished(worker(0, 1))), assign(queued[2], worker(0, 1)));
+}
+
+#[test]
+fn concurrency_fills_the_least_busy_worker_first() {
+    let mut bench = Bench::up(2, 2, 0);
+    let slots: Vec<Vec<Effect>> = (0..4).map(|_| bench.submit().1).collect();
+    let slot_of = |effects: &Vec<Effect>| match effects[..] {
+        [Effect::Assign { worker, .. }] => worker.slot,
+        _ => panic!("{effects:?}"),
+    };
+    assert_eq!(slots.iter().map(slot_of).collect::<Vec<_>>(), [0, 1, 0, 1]);
+    let (ticket, effects) = bench.submit();
+    let refusal = Refusal::Overloaded { queued: 0, oldest: Duration::ZERO };
+    assert_eq!(effects, [Effect::Reject { ticket, refusal }]);
+}
+
+#[test]
+fn a_preferred_worker_is_taken_when_it_is_free_and_ignored_when_it_is_gone() {
+    let mut bench = Bench::up(3, 1, 10);
+    let (a, effects) = bench.submit_with(Some(worker(2, 1)), None);
+    assert_eq!(effects, assign(a, worker(2, 1)));
+    let (b, effects) = bench.submit_with(Some(worker(2, 1)), None);
+    assert_eq!(effects, assign(b, worker(0, 1)), "it is busy");
+    let (c, effects) = bench.submit_with(Some(worker(1, 7)), None);
+    assert_eq!(effects, assign(c, worker(1, 1)), "that generation never was");
+}
+
+#[test]
+fn a_freed_worker_favours_a_call_that_prefers_it_but_not_twice_in_a_row() {
+    let mut bench = Bench::up(1, 1, 10);
+    bench.submit();
+    let (plain, _) = bench.submit();
+    let (first, _) = bench.submit_with(Some(worker(0, 1)), None);
+    let (second, _) = bench.submit_with(Some(worker(0, 1)), None);
+    let order: Vec<_> = (0..3).flat_map(|_| bench.on(Event::Finished(worker(0, 1)))).collect();
+    let expected = [first, plain, second].map(|ticket| Effect::Assign { ticket, worker: worker(0, 1) });
+    assert_eq!(order, expected);
+}
+
+#[test]
+fn a_full_queue_refuses_and_says_how_long_its_oldest_call_waits() {
+    let mut bench = Bench::up(1, 1, 2);
+    bench.submit();
+    bench.submit();
+    bench.submit();
+    bench.advance(700);
+    let (ticket, effects) = bench.submit();
+    let refusal = Refusal::Overloaded { queued: 2, oldest: Duration::from_millis(700) };
+    assert_eq!(effects, [Effect::Reject { ticket, refusal }]);
+}
+
+#[test]
+fn a_queued_call_leaves_at_its_deadline_and_makes_room() {
+    let mut bench = Bench::up(1, 1, 2);
+    bench.submit();
+    let (late, _) = bench.submit_with(None, Some(500));
+    let (early, _) = bench.submit_with(None, Some(100));
+    assert_eq!(bench.advance(99), []);
+    assert_eq!(bench.advance(1), [Effect::Expire(early)]);
+    assert_eq!(bench.scheduler.queued(), 1);
+    assert_eq!(bench.advance(400), [Effect::Expire(late)]);
+    let (dead, effects) = bench.submit_with(None, Some(0));
+    assert_eq!(effects, [Effect::Expire(dead)], "it comes too late to be queued");
+}
+
+#[test]
+fn a_call_that_is_overdue_when_its_turn_comes_is_not_handed_over() {
+    let mut bench = Bench::up(1, 1, 2);
+    bench.submit();
+    let (dead, _) = bench.submit_with(None, Some(100));
+    let (live, _) = bench.submit();
+    // The timer is late; the worker is faster.
+    bench.now += Duration::from_millis(100);
+    let effects = bench.on(Event::Finished(worker(0, 1)));
+    assert_eq!(effects, [Effect::Expire(dead), Effect::Assign { ticket: live, worker: worker(0, 1) }]);
+}
+
+#[test]
+fn an_abandoned_call_keeps_its_worker_out_of_service_until_it_has_settled() {
+    let mut bench = Bench::up(1, 1, 10);
+    bench.submit();
+    let (queued, _) = bench.submit();
+    let call = CallId::from_u64(7);
+    assert_eq!(bench.on(Event::Abandoned(worker(0, 1), call)), [Effect::Settle(worker(0, 1), call)]);
+    assert_eq!(bench.scheduler.in_flight(), 0);
+    assert_eq!(bench.on(Event::Settled(worker(0, 1))), assign(queued, worker(0, 1)));
+}
+
+#[test]
+fn a_worker_that_does_not_settle_is_killed_and_replaced() {
+    for event in [None, Some(Event::Unsettled(worker(0, 1)))] {
+        let mut bench = Bench::up(1, 1, 10);
+        bench.submit();
+        bench.on(Event::Finished(worker(0, 1)));
+        bench.submit();
+        let (queued, _) = bench.submit();
+        bench.on(Event::Abandoned(worker(0, 1), CallId::from_u64(7)));
+        let (effects, why) = match event {
+            Some(event) => (bench.on(event), KillReason::CancelFailed),
+            None => (bench.advance(2000), KillReason::CancelIgnored { grace: Duration::from_secs(2) }),
+        };
+        assert_eq!(effects, [Effect::Kill(worker(0, 1), why)]);
+        assert_eq!(bench.on(Event::Settled(worker(0, 1))), [], "it is too late for that");
+        // It had served a call, so its replacement comes at once.
+        assert_eq!(bench.on(Event::Exited(worker(0, 1))), [Effect::Launch(worker(0, 2))]);
+        assert_eq!(bench.on(Event::Launched(worker(0, 2))), assign(queued, worker(0, 2)));
+    }
+}
+
+#[test]
+fn a_lost_worker_gets_no_further_call_though_its_exit_is_not_known_yet() {
+    let mut bench = Bench::up(1, 1, 10);
+    bench.submit();
+    bench.submit();
+    let effects = bench.on(Event::Lost(worker(0, 1)));
+    assert_eq!(effects, [Effect::Kill(worker(0, 1), KillReason::Lost)]);
+}
+
+#[test]
+fn what_an_old_worker_does_means_nothing_to_the_new_one() {
+    let mut bench = Bench::up(1, 1, 10);
+    bench.submit();
+    bench.on(Event::Exited(worker(0, 1)));
+    bench.advance(100);
+    bench.on(Event::Launched(worker(0, 2)));
+    bench.submit();
+    assert_eq!(bench.scheduler.in_flight(), 2, "the lost call has not been told yet");
+    assert_eq!(bench.on(Event::Finished(worker(0, 1))), []);
+    assert_eq!(bench.on(Event::Exited(worker(0, 1))), []);
+    assert_eq!(bench.on(Event::Settled(worker(0, 1))), []);
+    assert_eq!(bench.scheduler.in_flight(), 1);
+    bench.submit();
+    assert_eq!(bench.scheduler.queued(), 1, "the new worker is still busy");
+}
+
+#[test]
+fn launches_that_fail_back_off_and_a_worker_that_serves_resets_that() {
+    let mut bench = Bench::new(1, 1, 10);
+    bench.on(Event::Tick);
+    let mut generation = 1;
+    for millis in [100, 200, 400, 800] {
+        bench.on(Event::LaunchFailed(worker(0, generation)));
+        assert_eq!(bench.advance(millis - 1), []);
+        generation += 1;
+        assert_eq!(bench.advance(1), [Effect::Launch(worker(0, generation))]);
+    }
+    // Up alone proves nothing: it dies at once.
+    bench.on(Event::Launched(worker(0, generation)));
+    assert_eq!(bench.on(Event::Exited(worker(0, generation))), []);
+    assert_eq!(bench.advance(1599), []);
+    generation += 1;
+    assert_eq!(bench.advance(1), [Effect::Launch(worker(0, generation))]);
+    bench.on(Event::Launched(worker(0, generation)));
+    bench.submit();
+    bench.on(Event::Finished(worker(0, generation)));
+    let effects = bench.on(Event::Exited(worker(0, generation)));
+    assert_eq!(effects, [Effect::Launch(worker(0, generation + 1))]);
+}
+
+#[test]
+fn a_worker_that_lived_long_is_replaced_at_once_though_it_served_nobody() {
+    let mut bench = Bench::up(1, 1, 10);
+    bench.advance(10_000);
+    assert_eq!(bench.on(Event::Exited(worker(0, 1))), [Effect::Launch(worker(0, 2))]);
+}
+
+#[test]
+fn calls_fail_instead_of_waiting_when_no_worker_starts_again_and_again() {
+    let mut bench = Bench::new(1, 1, 10);
+    bench.on(Event::Tick);
+    let (queued, _) = bench.submit();
+    for generation in [1, 2] {
+        assert_eq!(bench.on(Event::LaunchFailed(worker(0, generation))), []);
+        bench.advance(200);
+    }
+    let next_attempt = Some(bench.now + Duration::from_millis(400));
+    let refusal = Refusal::NoWorkers { next_attempt };
+    let effects = bench.on(Event::LaunchFailed(worker(0, 3)));
+    assert_eq!(effects, [Effect::Reject { ticket: queued, refusal }]);
+    let (ticket, effects) = bench.submit();
+    assert_eq!(effects, [Effect::Reject { ticket, refusal }]);
+    bench.advance(400);
+    bench.on(Event::Launched(worker(0, 4)));
+    let (ticket, effects) = bench.submit();
+    assert_eq!(effects, assign(ticket, worker(0, 4)));
+}
+
+#[test]
+fn a_drain_finishes_what_is_there_and_then_stops() {
+    let mut bench = Bench::up(2, 1, 10);
+    bench.submit();
+    bench.submit();
+    let (queued, _) = bench.submit();
+    let until = bench.now + Duration::from_secs(10);
+    assert_eq!(bench.on(Event::Drain { until }), []);
+    let (refused, effects) = bench.submit();
+    assert_eq!(effects, [Effect::Reject { ticket: refused, refusal: Refusal::Draining }]);
+    assert_eq!(bench.on(Event::Finished(worker(0, 1))), assign(queued, worker(0, 1)));
+    assert_eq!(bench.on(Event::Finished(worker(1, 1))), []);
+    let effects = bench.on(Event::Finished(worker(0, 1)));
+    assert_eq!(effects, [Effect::Stop(worker(0, 1)), Effect::Stop(worker(1, 1))]);
+    assert_eq!(bench.on(Event::Exited(worker(0, 1))), []);
+    assert_eq!(bench.on(Event::Exited(worker(1, 1))), [Effect::Stopped]);
+}
+
+#[test]
+fn a_drain_ends_in_time_and_the_shortest_counts() {
+    let mut bench = Bench::up(1, 1, 10);
+    bench.submit();
+    let (queued, _) = bench.submit();
+    for seconds in [10, 1, 5] {
+        let until = bench.now + Duration::from_secs(seconds);
+        assert_eq!(bench.on(Event::Drain { until }), []);
+    }
+    assert_eq!(bench.advance(999), []);
+    let reject = Effect::Reject { ticket: queued, refusal: Refusal::Draining };
+    assert_eq!(bench.advance(1), [reject, Effect::Stop(worker(0, 1))]);
+}
+
+#[test]
+fn a_stop_calls_launches_off_and_forgets_those_that_were_due() {
+    let mut bench = Bench::new(2, 1, 10);
+    bench.on(Event::Tick);
+    bench.on(Event::LaunchFailed(worker(0, 1)));
+    let now = bench.now;
+    assert_eq!(bench.on(Event::Drain { until: now }), [Effect::AbortLaunch(worker(1, 1))]);
+    // The launch had succeeded just before it was called off.
+    assert_eq!(bench.on(Event::Launched(worker(1, 1))), [Effect::Stop(worker(1, 1))]);
+    assert_eq!(bench.on(Event::Exited(worker(1, 1))), [Effect::Stopped]);
+    assert_eq!(bench.advance(60_000), []);
+}

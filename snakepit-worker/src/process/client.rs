@@ -182,7 +182,10 @@ impl Peer {
     /// What a status means: the worker's own word, or the end of the connection.
     async fn error(&self, tool: &str, status: Status) -> ToolError {
         // Only a status made on this side has a source; one that the worker sent has none.
-        if status.source().is_some() && status.code() != Code::Cancelled {
+        if has_source::<tonic::TimeoutExpired>(&status) {
+            return ToolError::DeadlineExceeded { tool: tool.to_owned(), stage: CallStage::Running };
+        }
+        if status.source().is_some() {
             return self.lost(&status).await;
         }
         let failure = failure_of(&status).map(failure_from_wire);
@@ -217,20 +220,14 @@ impl Peer {
         ToolError::WorkerLost {
             worker: self.id.to_string(),
             reason,
-            delivered: !never_connected(status),
+            // Without a connection the request cannot have reached the worker.
+            delivered: !has_source::<tonic::ConnectError>(status),
             output_lines,
         }
     }
 }
 
-/// Whether the request cannot have reached the worker, because there was no connection to send it on.
-fn never_connected(status: &Status) -> bool {
-    let mut source = status.source();
-    while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
+/// Whether an error of this type is among the causes of a status.
+fn has_source<E: std::error::Error + 'static>(status: &Status) -> bool {
+    std::iter::successors(status.source(), |error| error.source()).any(|error| error.is::<E>())
 }

@@ -1,0 +1,76 @@
+//! Every call counts once, however it ends.
+
+use tower::ServiceExt;
+
+use super::*;
+use crate::test_support::{chunk, inner, lost, next, stream, value};
+
+#[tokio::test(start_paused = true)]
+async fn calls_count_by_their_outcome() {
+    let (inner, mut handle) = inner();
+    let totals = Arc::<Totals>::default();
+    let service = MetricsLayer(Arc::clone(&totals)).layer(inner);
+    let errors = [
+        ToolError::Failed(Box::default()),
+        ToolError::Overloaded { queued: 1, limit: 1, retry_after: None },
+        ToolError::Unavailable { reason: String::new(), retry_after: None },
+        ToolError::DeadlineExceeded { tool: String::new(), stage: snakepit_registry::CallStage::Queued },
+        ToolError::Cancelled { tool: String::new() },
+        lost(true),
+    ];
+    for error in errors {
+        let answer = service.clone().oneshot(ToolCall::new("t"));
+        let (answer, ()) = tokio::join!(answer, async {
+            handle.next_request().await.unwrap().1.send_error(error);
+        });
+        assert!(answer.is_err());
+    }
+    let (answer, ()) = tokio::join!(service.oneshot(ToolCall::new("t")), async {
+        handle.next_request().await.unwrap().1.send_response(value());
+    });
+    assert!(answer.is_ok());
+    let expected =
+        CallTotals { succeeded: 1, failed: 1, refused: 2, timed_out: 1, cancelled: 1, lost: 1, retried: 0 };
+    assert_eq!(totals.read(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_its_caller_gives_up_counts_as_cancelled() {
+    let (inner, mut handle) = inner();
+    let totals = Arc::<Totals>::default();
+    let call = MetricsLayer(Arc::clone(&totals)).layer(inner).oneshot(ToolCall::new("t"));
+    tokio::select! {
+        _ = call => panic!("nobody answered"),
+        request = handle.next_request() => assert!(request.is_some()),
+    }
+    assert_eq!(totals.read(), CallTotals { cancelled: 1, ..CallTotals::default() });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_counts_at_its_end() {
+    let ends: [(Option<ToolError>, bool, CallTotals); 3] = [
+        (None, true, CallTotals { succeeded: 1, ..CallTotals::default() }),
+        (Some(lost(true)), true, CallTotals { lost: 1, ..CallTotals::default() }),
+        (None, false, CallTotals { cancelled: 1, ..CallTotals::default() }),
+    ];
+    for (error, read_on, expected) in ends {
+        let (inner, mut handle) = inner();
+        let totals = Arc::<Totals>::default();
+        let call = MetricsLayer(Arc::clone(&totals)).layer(inner).oneshot(ToolCall::new("t").streaming());
+        let (reply, feed) = stream();
+        let (answer, ()) = tokio::join!(call, async {
+            handle.next_request().await.unwrap().1.send_response(reply);
+        });
+        let mut reply = answer.unwrap();
+        feed.send(chunk()).unwrap();
+        assert!(next(&mut reply).await.is_some());
+        assert_eq!(totals.read(), CallTotals::default(), "it has not ended yet");
+        if let Some(error) = error {
+            feed.send(Err(error)).unwrap();
+        }
+        drop(feed);
+        while read_on && next(&mut reply).await.is_some() {}
+        drop(reply);
+        assert_eq!(totals.read(), expected);
+    }
+}

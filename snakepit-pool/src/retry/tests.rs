@@ -1,0 +1,109 @@
+//! What is tried again, how often, and what is not.
+
+use std::time::Duration;
+
+use tokio::time::advance;
+use tower::ServiceExt;
+
+use super::*;
+use crate::test_support::{chunk, inner, lost, next, stream, value};
+
+/// Runs a call whose attempts all end in this error; returns how many there were, and what the caller got.
+async fn attempts(max_attempts: usize, call: ToolCall, error: ToolError) -> (usize, ToolError) {
+    let (inner, mut handle) = inner();
+    let totals = Arc::<Totals>::default();
+    let layer = RetryLayer { max_attempts, totals: Arc::clone(&totals) };
+    let mut attempts = 0;
+    let answer = {
+        let answer = layer.layer(inner).oneshot(call.clone());
+        tokio::pin!(answer);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => break answer,
+                request = handle.next_request() => {
+                    let (attempt, respond) = request.unwrap();
+                    assert_eq!((attempt.id, attempt.tool), (call.id, Arc::clone(&call.tool)));
+                    attempts += 1;
+                    respond.send_error(error.clone());
+                }
+            }
+        }
+    };
+    assert_eq!(totals.read().retried, attempts as u64 - 1);
+    (attempts, answer.unwrap_err())
+}
+
+fn idempotent() -> ToolCall {
+    ToolCall { idempotent: true, ..ToolCall::new("t") }
+}
+
+#[tokio::test(start_paused = true)]
+async fn undelivered_calls_are_tried_again_up_to_the_limit() {
+    for limit in 1..=3 {
+        let (tried, error) = attempts(limit, ToolCall::new("t"), lost(false)).await;
+        assert_eq!(tried, limit);
+        assert!(matches!(error, ToolError::WorkerLost { .. }), "the last error is the answer: {error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn delivered_calls_are_tried_again_only_if_idempotent() {
+    assert_eq!(attempts(3, ToolCall::new("t"), lost(true)).await.0, 1);
+    assert_eq!(attempts(3, idempotent(), lost(true)).await.0, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_but_a_lost_worker_is_tried_again() {
+    let errors = [
+        ToolError::Unavailable { reason: "the pool is shutting down".to_owned(), retry_after: None },
+        ToolError::Overloaded { queued: 1, limit: 1, retry_after: None },
+        ToolError::Failed(Box::default()),
+        ToolError::Cancelled { tool: "t".to_owned() },
+        ToolError::Internal { problem: "x".to_owned() },
+    ];
+    for error in errors {
+        assert_eq!(attempts(3, idempotent(), error.clone()).await.0, 1, "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_tried_again_after_the_deadline() {
+    let deadline = Instant::now() + Duration::from_secs(1);
+    advance(Duration::from_millis(999)).await;
+    let call = ToolCall::new("t").with_deadline(deadline);
+    assert_eq!(attempts(3, call.clone(), lost(false)).await.0, 3);
+    advance(Duration::from_millis(1)).await;
+    assert_eq!(attempts(3, call, lost(false)).await.0, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_second_attempt_can_succeed() {
+    let (inner, mut handle) = inner();
+    let layer = RetryLayer { max_attempts: 2, totals: Arc::default() };
+    let call = ToolCall::new("t").try_with_argument("a", &1).unwrap();
+    let (answer, ()) = tokio::join!(layer.layer(inner).oneshot(call.clone()), async {
+        handle.next_request().await.unwrap().1.send_error(lost(false));
+        let (second, respond) = handle.next_request().await.unwrap();
+        assert_eq!(second.arguments, call.arguments);
+        respond.send_response(value());
+    });
+    assert!(answer.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_has_begun_is_never_tried_again() {
+    let (inner, mut handle) = inner();
+    let layer = RetryLayer { max_attempts: 3, totals: Arc::default() };
+    let call = ToolCall { idempotent: true, ..ToolCall::new("t").streaming() };
+    let (reply, feed) = stream();
+    let (answer, ()) = tokio::join!(layer.layer(inner).oneshot(call), async {
+        handle.next_request().await.unwrap().1.send_response(reply);
+    });
+    let mut reply = answer.unwrap();
+    feed.send(chunk()).unwrap();
+    feed.send(Err(lost(false))).unwrap();
+    assert!(matches!(next(&mut reply).await, Some(Ok(_))));
+    assert!(matches!(next(&mut reply).await, Some(Err(ToolError::WorkerLost { .. }))));
+    assert!(handle.next_request().await.is_none(), "nobody asks again");
+}

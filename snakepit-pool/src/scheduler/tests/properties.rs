@@ -1,0 +1,320 @@
+//! What holds whatever happens, checked against a model that keeps its own books.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use proptest::{prelude::*, sample::Index};
+
+use super::*;
+
+#[derive(Debug, Clone)]
+enum Op {
+    Submit { preferred: Option<(u32, u32)>, timeout: Option<u64> },
+    Withdraw(Index),
+    EndCall(Index, Ending),
+    Settle(Index, bool),
+    Launch(Index, bool),
+    Exit(Index),
+    Advance(u64),
+    Drain(u64),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Ending {
+    Finished,
+    Released,
+    Lost,
+    Abandoned,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let preferred = prop::option::of((0..4_u32, 1..3_u32));
+    let ending = prop_oneof![
+        6 => Just(Ending::Finished),
+        1 => Just(Ending::Released),
+        1 => Just(Ending::Lost),
+        2 => Just(Ending::Abandoned),
+    ];
+    prop_oneof![
+        60 => (preferred, prop::option::of(0..3000_u64))
+            .prop_map(|(preferred, timeout)| Op::Submit { preferred, timeout }),
+        10 => any::<Index>().prop_map(Op::Withdraw),
+        50 => (any::<Index>(), ending).prop_map(|(index, ending)| Op::EndCall(index, ending)),
+        15 => (any::<Index>(), prop::bool::weighted(0.8)).prop_map(|(index, proven)| Op::Settle(index, proven)),
+        25 => (any::<Index>(), prop::bool::weighted(0.7)).prop_map(|(index, up)| Op::Launch(index, up)),
+        10 => any::<Index>().prop_map(Op::Exit),
+        25 => (0..2500_u64).prop_map(Op::Advance),
+        // Rare, for everything after it is about the end.
+        1 => (0..5000_u64).prop_map(Op::Drain),
+    ]
+}
+
+/// What the model knows of a worker that is up.
+#[derive(Debug, Default)]
+struct ModelWorker {
+    running: usize,
+    settling: usize,
+    settle_by: Option<Instant>,
+    ending: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Queued {
+    deadline: Option<Instant>,
+    /// How many calls stood before it.
+    before: usize,
+    /// How many calls were taken from the queue since.
+    taken: usize,
+}
+
+struct Model {
+    bench: Bench,
+    limits: Limits,
+    queued: BTreeMap<u64, Queued>,
+    /// The calls that hold a worker, lost ones included.
+    running: Vec<WorkerKey>,
+    workers: HashMap<WorkerKey, ModelWorker>,
+    launching: Vec<WorkerKey>,
+    settling: Vec<WorkerKey>,
+    answered: BTreeSet<u64>,
+    draining: bool,
+    stopped: usize,
+}
+
+impl Model {
+    fn new(limits: Limits) -> Self {
+        let now = Instant::now();
+        let bench = Bench { scheduler: Scheduler::new(limits, now), now, tickets: 0 };
+        let mut model = Self {
+            bench,
+            limits,
+            queued: BTreeMap::new(),
+            running: Vec::new(),
+            workers: HashMap::new(),
+            launching: Vec::new(),
+            settling: Vec::new(),
+            answered: BTreeSet::new(),
+            draining: false,
+            stopped: 0,
+        };
+        model.on(Event::Tick);
+        model
+    }
+
+    fn on(&mut self, event: Event) {
+        for effect in self.bench.on(event) {
+            self.effect(effect);
+        }
+        self.check();
+    }
+
+    fn effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::Assign { ticket, worker } => {
+                let from_queue = self.answer(ticket);
+                if let Some(call) = from_queue {
+                    assert!(call.taken <= 2 * call.before + 1, "overtaken too often: {call:?}");
+                    assert!(call.deadline.is_none_or(|at| at > self.bench.now), "handed over too late");
+                    self.queued.values_mut().for_each(|call| call.taken += 1);
+                }
+                let up = self.workers.get_mut(&worker).expect("it is up");
+                assert!(!up.ending, "an ending worker got a call");
+                assert_eq!(up.settling, 0, "a quarantined worker got a call");
+                up.running += 1;
+                assert!(up.running <= self.limits.concurrency);
+                self.running.push(worker);
+            }
+            Effect::Reject { ticket, .. } => {
+                self.answer(ticket);
+            }
+            Effect::Expire(ticket) => {
+                let queued = self.answer(ticket);
+                assert!(queued.is_none_or(|call| call.deadline.is_some_and(|at| at <= self.bench.now)));
+            }
+            Effect::Launch(worker) => {
+                assert!(!self.occupied(worker.slot), "two workers in one slot");
+                self.launching.push(worker);
+            }
+            Effect::AbortLaunch(worker) => assert!(self.launching.contains(&worker)),
+            Effect::Settle(worker, _) => {
+                let up = self.workers.get_mut(&worker).expect("it is up");
+                up.settling += 1;
+                up.settle_by = Some(self.bench.now + self.limits.cancel_grace);
+                self.settling.push(worker);
+            }
+            Effect::Kill(worker, _) | Effect::Stop(worker) => {
+                let up = self.workers.get_mut(&worker).expect("it is up");
+                assert!(!std::mem::replace(&mut up.ending, true), "ended twice");
+            }
+            Effect::Stopped => self.stopped += 1,
+        }
+    }
+
+    /// A ticket is answered once; returns its place if it was queued.
+    fn answer(&mut self, ticket: Ticket) -> Option<Queued> {
+        assert!(self.answered.insert(ticket.number), "{ticket:?} answered twice");
+        self.queued.remove(&ticket.number)
+    }
+
+    fn occupied(&self, slot: u32) -> bool {
+        self.launching.iter().chain(self.workers.keys()).any(|worker| worker.slot == slot)
+    }
+
+    fn check(&self) {
+        let scheduler = &self.bench.scheduler;
+        assert_eq!(scheduler.queued(), self.queued.len());
+        assert!(self.queued.len() <= self.limits.queue);
+        assert_eq!(scheduler.in_flight(), self.running.len());
+        if !self.queued.is_empty() {
+            let idle =
+                |up: &ModelWorker| !up.ending && up.settling == 0 && up.running < self.limits.concurrency;
+            assert!(!self.workers.values().any(idle), "a call waits while a worker is idle");
+        }
+        if !self.draining {
+            for slot in scheduler.slots() {
+                let waits = matches!(slot.state, SlotState::BackingOff { .. });
+                assert!(waits || self.occupied(slot.key().slot), "slot without a worker or a plan: {slot:?}");
+                if let SlotState::BackingOff { until } = slot.state {
+                    assert!(scheduler.wake().is_some_and(|at| at <= until), "nobody wakes for {slot:?}");
+                }
+            }
+        }
+        assert_eq!(self.stopped, usize::from(scheduler.phase() == Phase::Stopped));
+    }
+
+    fn submit(&mut self, preferred: Option<(u32, u32)>, timeout: Option<u64>) {
+        let ticket = self.bench.ticket();
+        let preferred = preferred.map(|(slot, generation)| worker(slot, generation));
+        let deadline = timeout.map(|millis| self.bench.now + Duration::from_millis(millis));
+        let before = self.queued.len();
+        let effects = self.bench.on(Event::Submit { ticket, preferred, deadline });
+        let answered = !effects.is_empty();
+        effects.into_iter().for_each(|effect| self.effect(effect));
+        if !answered {
+            self.queued.insert(ticket.number, Queued { deadline, before, taken: 0 });
+        }
+        assert_eq!(self.answered.contains(&ticket.number), answered);
+        self.check();
+    }
+
+    fn end_call(&mut self, index: usize, ending: Ending) {
+        let worker = self.running.swap_remove(index);
+        if let Some(up) = self.workers.get_mut(&worker) {
+            up.running -= 1;
+        }
+        self.on(match ending {
+            Ending::Finished => Event::Finished(worker),
+            Ending::Released => Event::Released(worker),
+            Ending::Lost => Event::Lost(worker),
+            Ending::Abandoned => Event::Abandoned(worker, CallId::from_u64(1)),
+        });
+    }
+
+    fn exit(&mut self, worker: WorkerKey) {
+        self.workers.remove(&worker);
+        self.settling.retain(|settling| *settling != worker);
+        self.on(Event::Exited(worker));
+    }
+
+    fn launch(&mut self, index: usize, succeeds: bool) {
+        let worker = self.launching.swap_remove(index);
+        if succeeds {
+            self.workers.insert(worker, ModelWorker::default());
+            self.on(Event::Launched(worker));
+        } else {
+            self.on(Event::LaunchFailed(worker));
+        }
+    }
+
+    fn advance(&mut self, millis: u64) {
+        self.bench.now += Duration::from_millis(millis);
+        if self.bench.scheduler.wake().is_some_and(|at| at <= self.bench.now) {
+            self.on(Event::Tick);
+        }
+        let now = self.bench.now;
+        assert!(self.bench.scheduler.wake().is_none_or(|at| at > now), "one tick is enough");
+        let overdue = |call: &Queued| call.deadline.is_some_and(|at| at <= now);
+        assert!(!self.queued.values().any(overdue), "a queued call outlived its deadline");
+        for up in self.workers.values().filter(|up| up.settling > 0 && !up.ending) {
+            assert!(up.settle_by.is_some_and(|at| at > now), "a call outlived its grace: {up:?}");
+        }
+    }
+
+    fn step(&mut self, op: &Op) {
+        match op {
+            Op::Submit { preferred, timeout } => self.submit(*preferred, *timeout),
+            Op::Withdraw(index) => {
+                let numbers: Vec<u64> = self.queued.keys().copied().collect();
+                if !numbers.is_empty() {
+                    let number = *index.get(&numbers);
+                    self.queued.remove(&number);
+                    self.answered.insert(number);
+                    self.on(Event::Withdraw(Ticket { number, waiter: 0 }));
+                }
+            }
+            Op::EndCall(index, ending) if !self.running.is_empty() => {
+                self.end_call(index.index(self.running.len()), *ending);
+            }
+            Op::Settle(index, proven) if !self.settling.is_empty() => {
+                let worker = self.settling.swap_remove(index.index(self.settling.len()));
+                if *proven && let Some(up) = self.workers.get_mut(&worker) {
+                    up.settling -= 1;
+                }
+                self.on(if *proven { Event::Settled(worker) } else { Event::Unsettled(worker) });
+            }
+            Op::Launch(index, succeeds) if !self.launching.is_empty() => {
+                self.launch(index.index(self.launching.len()), *succeeds);
+            }
+            Op::Exit(index) if !self.workers.is_empty() => {
+                let mut keys: Vec<WorkerKey> = self.workers.keys().copied().collect();
+                keys.sort_by_key(|key| key.slot);
+                self.exit(*index.get(&keys));
+            }
+            Op::Advance(millis) => self.advance(*millis),
+            Op::Drain(millis) => {
+                self.draining = true;
+                let until = self.bench.now + Duration::from_millis(*millis);
+                self.on(Event::Drain { until });
+            }
+            Op::EndCall(..) | Op::Settle(..) | Op::Launch(..) | Op::Exit(_) => {}
+        }
+    }
+
+    /// Whatever came before, a drain ends once its time is up and the world does what it was asked to.
+    fn finish(mut self) {
+        self.draining = true;
+        let until = self.bench.now + Duration::from_secs(1);
+        self.on(Event::Drain { until });
+        self.advance(1000);
+        assert!(self.queued.is_empty());
+        while !self.launching.is_empty() {
+            self.launch(0, false);
+        }
+        let left: Vec<WorkerKey> = self.workers.keys().copied().collect();
+        for worker in left {
+            assert!(self.workers[&worker].ending, "nobody told {worker:?} to stop");
+            self.exit(worker);
+        }
+        assert_eq!(self.stopped, 1);
+        while !self.running.is_empty() {
+            self.end_call(0, Ending::Lost);
+        }
+        assert_eq!(self.answered.len() as u64, self.bench.tickets, "every ticket got its answer");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_sequence_of_events_breaks_the_rules(
+        slots in 1..5_usize,
+        concurrency in 1..4_usize,
+        queue in 0..12_usize,
+        ops in prop::collection::vec(op(), 0..200),
+    ) {
+        let limits = Limits { slots, concurrency, queue, cancel_grace: Duration::from_secs(2) };
+        let mut model = Model::new(limits);
+        ops.iter().for_each(|op| model.step(op));
+        model.finish();
+    }
+}

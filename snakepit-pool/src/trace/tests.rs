@@ -1,0 +1,110 @@
+//! What the span of a call tells, and how long it lives.
+
+use std::{
+    io,
+    sync::{Arc, Mutex},
+};
+
+use snakepit_session::SessionId;
+use tower::ServiceExt;
+use tracing::subscriber::DefaultGuard;
+use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
+
+use super::*;
+use crate::test_support::{chunk, inner, lost, next, stream, value};
+
+/// Collects what is logged by this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn start() -> (Self, DefaultGuard) {
+        let log = Self::default();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_max_level(tracing::Level::DEBUG)
+            .with_span_events(FmtSpan::CLOSE)
+            .with_writer(log.clone())
+            .finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_span_names_the_call_its_worker_and_its_outcome() {
+    let (log, _guard) = Log::start();
+    let (inner, mut handle) = inner();
+    let recording = tower::service_fn(move |call: ToolCall| {
+        Span::current().record("worker", "default-0-1");
+        inner.clone().oneshot(call)
+    });
+    let call = ToolCall { session: Some(SessionId::try_new("s1").unwrap()), ..ToolCall::new("add") };
+    let id = call.id;
+    let (answer, ()) = tokio::join!(TraceLayer.layer(recording).oneshot(call), async {
+        handle.next_request().await.unwrap().1.send_response(value());
+    });
+    answer.unwrap();
+    let text = log.text();
+    let closing = text.lines().find(|line| line.contains("close")).expect(&text);
+    for field in
+        ["tool=add", &format!("call={id}"), "session=\"s1\"", "worker=\"default-0-1\"", "outcome=\"ok\""]
+    {
+        assert!(closing.contains(field), "{field} is not in {closing}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_worker_is_a_warning_and_a_failing_tool_is_not() {
+    for (error, level) in [(lost(true), "WARN"), (ToolError::Failed(Box::default()), "DEBUG")] {
+        let (log, _guard) = Log::start();
+        let (inner, mut handle) = inner();
+        let (answer, ()) = tokio::join!(TraceLayer.layer(inner).oneshot(ToolCall::new("t")), async {
+            handle.next_request().await.unwrap().1.send_error(error);
+        });
+        assert!(answer.is_err());
+        let text = log.text();
+        let failed = text.lines().find(|line| line.contains("call failed")).expect(&text);
+        assert!(failed.contains(level), "{failed}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_span_of_a_stream_lives_to_its_end() {
+    let (log, _guard) = Log::start();
+    let (inner, mut handle) = inner();
+    let (reply, feed) = stream();
+    let call = ToolCall::new("t").streaming();
+    let (answer, ()) = tokio::join!(TraceLayer.layer(inner).oneshot(call), async {
+        handle.next_request().await.unwrap().1.send_response(reply);
+    });
+    let mut reply = answer.unwrap();
+    feed.send(chunk()).unwrap();
+    drop(feed);
+    assert!(next(&mut reply).await.is_some());
+    assert!(!log.text().contains("close"), "{}", log.text());
+    assert!(next(&mut reply).await.is_none());
+    drop(reply);
+    assert!(log.text().contains("close") && log.text().contains("outcome=\"ok\""), "{}", log.text());
+}

@@ -1,0 +1,179 @@
+//! Calls find workers, wait for them, are refused and tried again.
+
+use std::time::Duration;
+
+use snakepit_pool::{PoolConfig, WorkerState};
+use snakepit_registry::{CallMode, CallStage, ToolCall, ToolError, ToolFailure, ToolReply};
+use snakepit_session::Payload;
+use tokio::time::Instant;
+
+use crate::puppet::{Bench, config};
+
+#[tokio::test(start_paused = true)]
+async fn calls_queue_in_order_and_name_the_worker_that_ran_them() {
+    let (mut bench, _workers) = Bench::up(config(1)).await;
+    let mut callers = Vec::new();
+    for name in ["a", "b", "c"] {
+        callers.push(bench.call_tool(name).await);
+    }
+    assert_eq!((bench.status().queued, bench.status().in_flight), (2, 1));
+    assert_eq!(bench.state(0), WorkerState::Busy);
+    for (name, caller) in ["a", "b", "c"].into_iter().zip(callers) {
+        let call = bench.next_call().await;
+        assert_eq!(&*call.call.tool, name);
+        assert!(bench.calls.is_empty(), "one call at a time");
+        call.succeed();
+        assert_eq!(caller.answer().await.unwrap().worker.as_deref(), Some("p-0-1"));
+    }
+    let status = bench.status();
+    assert_eq!((status.queued, status.in_flight, status.workers[0].calls), (0, 0, 3));
+    assert_eq!(status.calls.succeeded, 3);
+    assert_eq!(bench.state(0), WorkerState::Idle);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_wait_for_the_first_worker_to_come_up() {
+    let mut bench = Bench::start(config(2));
+    let caller = bench.call_tool("t").await;
+    let _launching = bench.launch().await;
+    let _worker = bench.launch().await.succeed();
+    bench.next_call().await.succeed();
+    caller.answer().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_refuses_at_once() {
+    let (mut bench, _workers) = Bench::up(PoolConfig { queue_limit: 1, ..config(1) }).await;
+    let running = bench.call_tool("a").await;
+    let queued = bench.call_tool("b").await;
+    let error = bench.call_tool("c").await.error().await;
+    let ToolError::Overloaded { queued: 1, limit: 1, retry_after: Some(_) } = error else {
+        panic!("{error}")
+    };
+    bench.next_call().await.succeed();
+    bench.next_call().await.succeed();
+    running.answer().await.unwrap();
+    queued.answer().await.unwrap();
+    assert_eq!(bench.status().calls.refused, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrency_lets_a_worker_run_several_calls() {
+    let (mut bench, _workers) = Bench::up(PoolConfig { concurrency: 3, ..config(1) }).await;
+    let mut callers = Vec::new();
+    for _ in 0..4 {
+        callers.push(bench.call_tool("t").await);
+    }
+    assert_eq!((bench.status().queued, bench.status().in_flight), (1, 3));
+    for _ in 0..4 {
+        bench.next_call().await.succeed();
+    }
+    for caller in callers {
+        caller.answer().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_preferred_worker_runs_the_call_when_it_is_free() {
+    let (mut bench, _workers) = Bench::up(config(3)).await;
+    let prefers = |id: &str| ToolCall { preferred_worker: Some(id.into()), ..ToolCall::new("t") };
+    let first = bench.call(prefers("p-2-1")).await;
+    let call = bench.next_call().await;
+    assert_eq!(call.worker.as_str(), "p-2-1");
+    for id in ["p-2-1", "q-1-1", "p-1-9", "p-9-1", "p", "", "p-x-y"] {
+        let caller = bench.call(prefers(id)).await;
+        let call = bench.next_call().await;
+        assert_ne!(call.worker.as_str(), "p-2-1", "{id} is busy or unknown: any other will do");
+        call.succeed();
+        caller.answer().await.unwrap();
+    }
+    call.succeed();
+    first.answer().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_deadline_ends_a_queued_call_in_time_and_says_that_it_was_queued() {
+    let (mut bench, _workers) = Bench::up(config(1)).await;
+    let _running = bench.call_tool("a").await;
+    let start = Instant::now();
+    let queued = bench.call(ToolCall::new("b").with_deadline(start + Duration::from_millis(300))).await;
+    let error = queued.error().await;
+    assert!(matches!(error, ToolError::DeadlineExceeded { stage: CallStage::Queued, .. }), "{error}");
+    assert!(start.elapsed() < Duration::from_millis(310));
+    assert_eq!(bench.status().queued, 0);
+    assert_eq!(&*bench.next_call().await.call.tool, "a");
+    assert!(bench.calls.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_without_a_deadline_gets_the_pools_timeout() {
+    let config = PoolConfig { default_timeout: Some(Duration::from_secs(5)), ..config(1) };
+    let (mut bench, _workers) = Bench::up(config).await;
+    let start = Instant::now();
+    let caller = bench.call_tool("t").await;
+    let call = bench.next_call().await;
+    assert_eq!(call.call.deadline, Some(start + Duration::from_secs(5)));
+    let error = caller.error().await;
+    assert!(matches!(error, ToolError::DeadlineExceeded { stage: CallStage::Running, .. }), "{error}");
+    assert_eq!(bench.status().calls.timed_out, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_was_not_delivered_is_tried_on_another_worker() {
+    let (mut bench, workers) = Bench::up(config(2)).await;
+    let caller = bench.call_tool("t").await;
+    let call = bench.next_call().await;
+    let lost = call.worker.clone();
+    call.finish(Err(ToolError::WorkerLost {
+        worker: lost.to_string(),
+        reason: "connection refused".to_owned(),
+        delivered: false,
+        output_lines: Vec::new(),
+    }));
+    let second = bench.next_call().await;
+    assert_ne!(second.worker, lost);
+    second.succeed();
+    caller.answer().await.unwrap();
+    assert_eq!(bench.status().calls.retried, 1);
+    // Nobody trusts a worker that loses calls.
+    let worker = workers.into_iter().find(|worker| worker.id == lost).unwrap();
+    worker.obey().await;
+    assert!(bench.launch().await.id.as_str().ends_with("-2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_takes_no_calls_counts_as_lost_but_not_delivered() {
+    let (mut bench, _workers) = Bench::up(config(1)).await;
+    let caller = bench.call_tool("t").await;
+    for _ in 0..2 {
+        let error = ToolError::Unavailable { reason: "it is shutting down".to_owned(), retry_after: None };
+        bench.next_call().await.finish(Err(error));
+    }
+    let error = caller.error().await;
+    assert!(matches!(error, ToolError::WorkerLost { delivered: false, .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_tool_leaves_its_worker_in_service_and_is_not_tried_again() {
+    let (mut bench, _workers) = Bench::up(config(1)).await;
+    let caller = bench.call(ToolCall { idempotent: true, ..ToolCall::new("t") }).await;
+    let failure = ToolFailure { error_type: "ValueError".to_owned(), ..ToolFailure::default() };
+    bench.next_call().await.finish(Err(ToolError::Failed(Box::new(failure))));
+    assert!(matches!(caller.error().await, ToolError::Failed(_)));
+    assert_eq!(bench.state(0), WorkerState::Idle);
+    assert!(bench.calls.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_of_the_wrong_kind_is_an_error_of_the_worker() {
+    let (mut bench, _workers) = Bench::up(config(1)).await;
+    let caller = bench.call(ToolCall { mode: CallMode::Streaming, ..ToolCall::new("t") }).await;
+    bench.next_call().await.finish(Ok(ToolReply::value(Payload::null())));
+    let error = caller.error().await;
+    assert!(matches!(error, ToolError::Internal { .. }), "{error}");
+    // Nobody knows what else such a worker does, so it must prove that the call has ended.
+    assert_eq!(bench.state(0), WorkerState::Quarantined);
+    bench.next_cancel().await.answer.send(Ok(())).unwrap();
+    bench.settle().await;
+    assert_eq!(bench.state(0), WorkerState::Idle);
+}

@@ -1,0 +1,153 @@
+//! Workers come up, are lost and are replaced.
+
+use std::time::Duration;
+
+use snakepit_pool::{PoolError, WorkerState};
+use snakepit_registry::{ToolCall, ToolError, ToolHandler};
+use snakepit_worker::ExitReason;
+use tokio::time::Instant;
+
+use crate::puppet::{Bench, config};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+#[tokio::test(start_paused = true)]
+async fn all_workers_launch_at_the_same_time_and_ready_waits_for_the_last() {
+    let mut bench = Bench::start(config(3));
+    let mut launches = Vec::new();
+    for _ in 0..3 {
+        launches.push(bench.launch().await);
+    }
+    launches.sort_by(|a, b| a.id.cmp(&b.id));
+    let ids: Vec<&str> = launches.iter().map(|launch| launch.id.as_str()).collect();
+    assert_eq!(ids, ["p-0-1", "p-1-1", "p-2-1"]);
+    assert_eq!(bench.state(0), WorkerState::Starting);
+
+    let last = launches.pop().unwrap();
+    let _workers: Vec<_> = launches.into_iter().map(|launch| launch.succeed()).collect();
+    let waited = tokio::time::timeout(Duration::from_secs(3600), bench.pool.ready()).await;
+    assert!(waited.is_err(), "one is missing");
+    assert!(!bench.pool.is_ready());
+    let _last = last.succeed();
+    bench.pool.ready().await.unwrap();
+    assert!(bench.pool.is_ready());
+    let status = bench.status();
+    assert_eq!((status.queued, status.in_flight), (0, 0));
+    for worker in &status.workers {
+        assert_eq!((worker.state, worker.pid, &*worker.address), (WorkerState::Idle, Some(42), "puppet"));
+        assert!(worker.started_at.is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ready_tells_of_the_first_launch_that_fails_and_the_pool_goes_on_trying() {
+    let mut bench = Bench::start(config(1));
+    bench.launch().await.fail();
+    let error = bench.pool.ready().await.unwrap_err();
+    assert_eq!(error.to_string(), "worker `p-0-1` did not start");
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(source.contains("no such adapter"), "{source}");
+    assert!(!bench.pool.is_ready());
+
+    let _worker = bench.launch().await.succeed();
+    bench.settle().await;
+    assert!(bench.pool.is_ready());
+    assert!(matches!(bench.pool.ready().await, Err(PoolError::Start { .. })), "the start phase had failed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn failing_launches_are_repeated_ever_more_slowly() {
+    let mut bench = Bench::start(config(1));
+    bench.launch().await.fail();
+    for millis in [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000] {
+        let start = Instant::now();
+        let launch = bench.launch().await;
+        let waited = start.elapsed();
+        let expected = Duration::from_millis(millis);
+        assert!(waited >= expected && waited <= expected + 2 * MILLISECOND, "{waited:?}, not {expected:?}");
+        launch.fail();
+    }
+    bench.settle().await;
+    let error = bench.tool().call(ToolCall::new("t")).await.unwrap_err();
+    let ToolError::Unavailable { retry_after: Some(after), .. } = error else { panic!("{error}") };
+    assert!(after > Duration::from_secs(25) && after <= Duration::from_secs(30), "{after:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_dies_under_a_call_loses_it_and_is_replaced() {
+    let (mut bench, mut workers) = Bench::up(config(1)).await;
+    let first = bench.call_tool("warm").await;
+    bench.next_call().await.succeed();
+    first.answer().await.unwrap();
+
+    let caller = bench.call_tool("t").await;
+    // The worker says nothing about the call any more, and its exit must do.
+    let _silent = bench.next_call().await;
+    let start = Instant::now();
+    workers.remove(0).exit(ExitReason::Signal { name: "SIGSEGV".to_owned() });
+    let error = caller.error().await;
+    assert!(start.elapsed() < Duration::from_millis(100), "promptly");
+    let ToolError::WorkerLost { worker, reason, delivered, output_lines } = error else { panic!("{error}") };
+    assert_eq!((&*worker, &*reason, delivered), ("p-0-1", "it was killed by SIGSEGV", true));
+    assert_eq!(output_lines, ["last line"]);
+
+    let launch = bench.launch().await;
+    assert_eq!(launch.id.as_str(), "p-0-2");
+    assert!(start.elapsed() < Duration::from_millis(100), "a healthy worker is replaced at once");
+    let _worker = launch.succeed();
+    let caller = bench.call_tool("t").await;
+    bench.next_call().await.succeed();
+    assert_eq!(caller.answer().await.unwrap().worker.as_deref(), Some("p-0-2"));
+    assert_eq!(bench.status().workers[0].restarts, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_worker_itself_says_about_its_loss_is_believed() {
+    let (mut bench, mut workers) = Bench::up(config(1)).await;
+    let caller = bench.call_tool("t").await;
+    let call = bench.next_call().await;
+    workers.remove(0).exit(ExitReason::Code(1));
+    bench.settle().await;
+    let error = ToolError::WorkerLost {
+        worker: "p-0-1".to_owned(),
+        reason: "connection closed".to_owned(),
+        delivered: true,
+        output_lines: Vec::new(),
+    };
+    call.finish(Err(error));
+    let error = caller.error().await.to_string();
+    assert!(error.contains("connection closed"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_without_a_single_live_worker_is_not_ready() {
+    let (mut bench, mut workers) = Bench::up(config(2)).await;
+    workers.remove(0).exit(ExitReason::Code(1));
+    bench.settle().await;
+    assert!(bench.pool.is_ready(), "one is left");
+    assert_eq!(bench.state(0), WorkerState::Dead);
+    workers.remove(0).exit(ExitReason::Code(1));
+    bench.settle().await;
+    assert!(!bench.pool.is_ready());
+    let _worker = bench.launch().await.succeed();
+    bench.settle().await;
+    assert!(bench.pool.is_ready());
+}
+
+#[test]
+fn a_pool_needs_a_runtime_and_sound_settings() {
+    #[derive(Debug)]
+    struct Never;
+    #[async_trait::async_trait]
+    impl snakepit_worker::WorkerLauncher for Never {
+        async fn launch(
+            &self,
+            id: snakepit_worker::WorkerId,
+        ) -> Result<snakepit_worker::Worker, snakepit_worker::WorkerError> {
+            panic!("{id} must not be launched")
+        }
+    }
+    let start = |workers| snakepit_pool::Pool::start(config(workers), std::sync::Arc::new(Never));
+    assert!(matches!(start(0), Err(PoolError::InvalidConfig { field: "workers", .. })));
+    assert!(matches!(start(1), Err(PoolError::NoRuntime)));
+}

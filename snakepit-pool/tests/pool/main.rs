@@ -1,0 +1,9 @@
+//! A whole pool over workers that the test plays itself, on the paused clock.
+#![allow(clippy::unwrap_used, reason = "everything here is a test")]
+
+mod calls;
+mod cancellation;
+mod lifecycle;
+mod puppet;
+mod shutdown;
+mod streams;

@@ -1,0 +1,296 @@
+//! A launcher without a will of its own: every launch, call, cancellation and order to a worker comes to the test, and
+//! the test says what becomes of it.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::Poll,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use snakepit_pool::{Pool, PoolConfig, PoolStatus, RemoteTool, WorkerState};
+use snakepit_registry::{CallId, Chunk, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
+use snakepit_session::Payload;
+use snakepit_worker::{
+    DriverCommand, ExitReason, Worker, WorkerDriver, WorkerError, WorkerExit, WorkerId, WorkerLauncher,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+pub(crate) type Answer = Result<ToolReply, ToolError>;
+pub(crate) type Item = Result<Chunk, ToolError>;
+
+/// A launch that waits for the test.
+pub(crate) struct Launch {
+    pub(crate) id: WorkerId,
+    answer: oneshot::Sender<Result<Worker, WorkerError>>,
+    calls: mpsc::UnboundedSender<Call>,
+    cancels: mpsc::UnboundedSender<Cancel>,
+}
+
+/// A call that waits for the test. When the pool drops its future, `answer` closes.
+pub(crate) struct Call {
+    pub(crate) worker: WorkerId,
+    pub(crate) call: ToolCall,
+    pub(crate) answer: oneshot::Sender<Answer>,
+}
+
+/// A cancellation that waits for the test.
+pub(crate) struct Cancel {
+    pub(crate) worker: WorkerId,
+    pub(crate) call: CallId,
+    pub(crate) answer: oneshot::Sender<Result<(), ToolError>>,
+}
+
+/// The test's end of a worker that is up.
+pub(crate) struct PuppetWorker {
+    pub(crate) id: WorkerId,
+    driver: WorkerDriver,
+}
+
+#[derive(Debug)]
+struct PuppetLauncher {
+    launches: mpsc::UnboundedSender<Launch>,
+    calls: mpsc::UnboundedSender<Call>,
+    cancels: mpsc::UnboundedSender<Cancel>,
+}
+
+#[derive(Debug)]
+struct PuppetHandler {
+    worker: WorkerId,
+    calls: mpsc::UnboundedSender<Call>,
+    cancels: mpsc::UnboundedSender<Cancel>,
+}
+
+#[async_trait]
+impl WorkerLauncher for PuppetLauncher {
+    async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
+        let (answer, answered) = oneshot::channel();
+        let (calls, cancels) = (self.calls.clone(), self.cancels.clone());
+        self.launches.send(Launch { id, answer, calls, cancels }).expect("the test receives");
+        answered.await.expect("the test answers")
+    }
+}
+
+#[async_trait]
+impl ToolHandler for PuppetHandler {
+    async fn call(&self, call: ToolCall) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        let request = Call { worker: self.worker.clone(), call, answer };
+        self.calls.send(request).expect("the test receives");
+        match answered.await {
+            Ok(answer) => answer,
+            // The test let go of the call: it never ends.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
+        let (answer, answered) = oneshot::channel();
+        let request = Cancel { worker: self.worker.clone(), call, answer };
+        self.cancels.send(request).expect("the test receives");
+        match answered.await {
+            Ok(answer) => answer,
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Launch {
+    pub(crate) fn succeed(self) -> PuppetWorker {
+        let handler = PuppetHandler {
+            worker: self.id.clone(),
+            calls: self.calls.clone(),
+            cancels: self.cancels.clone(),
+        };
+        let (worker, driver) = Worker::new(self.id.clone(), Some(42), "puppet", Arc::new(handler));
+        assert!(self.answer.send(Ok(worker)).is_ok(), "the pool waits for the launch");
+        PuppetWorker { id: self.id, driver }
+    }
+
+    pub(crate) fn fail(self) {
+        let error = WorkerError::Refused { error: "no such adapter".to_owned(), traceback: None };
+        assert!(self.answer.send(Err(error)).is_ok(), "the pool waits for the launch");
+    }
+
+    /// Resolves once the pool called the launch off.
+    pub(crate) async fn called_off(mut self) {
+        self.answer.closed().await;
+    }
+}
+
+impl Call {
+    pub(crate) fn succeed(self) {
+        self.finish(Ok(ToolReply::value(Payload::null())));
+    }
+
+    pub(crate) fn finish(self, answer: Answer) {
+        assert!(self.answer.send(answer).is_ok(), "the pool waits for the answer");
+    }
+
+    /// Begins a stream; the sender feeds it.
+    pub(crate) fn stream(self) -> mpsc::UnboundedSender<Item> {
+        let (feed, items) = mpsc::unbounded_channel();
+        self.finish(Ok(ToolReply::stream(Box::pin(UnboundedReceiverStream::new(items)))));
+        feed
+    }
+}
+
+impl PuppetWorker {
+    pub(crate) async fn command(&mut self) -> DriverCommand {
+        self.driver.command().await
+    }
+
+    pub(crate) fn exit(self, reason: ExitReason) {
+        self.driver.exited(WorkerExit { reason, output_lines: vec!["last line".to_owned()] });
+    }
+
+    /// Does as it is told, once.
+    pub(crate) async fn obey(mut self) -> DriverCommand {
+        let command = self.command().await;
+        self.exit(match &command {
+            DriverCommand::Stop { .. } => ExitReason::Stopped,
+            DriverCommand::Kill { why } => ExitReason::Killed { why: why.clone() },
+        });
+        command
+    }
+}
+
+/// A pool, and everything that it asks of its workers.
+pub(crate) struct Bench {
+    pub(crate) pool: Pool,
+    pub(crate) launches: mpsc::UnboundedReceiver<Launch>,
+    pub(crate) calls: mpsc::UnboundedReceiver<Call>,
+    pub(crate) cancels: mpsc::UnboundedReceiver<Cancel>,
+    tasks: Arc<Mutex<JoinSet<()>>>,
+}
+
+pub(crate) fn config(workers: usize) -> PoolConfig {
+    PoolConfig { workers, name: "p".to_owned(), ..PoolConfig::default() }
+}
+
+impl Bench {
+    pub(crate) fn start(config: PoolConfig) -> Self {
+        let (launches, received_launches) = mpsc::unbounded_channel();
+        let (calls, received_calls) = mpsc::unbounded_channel();
+        let (cancels, received_cancels) = mpsc::unbounded_channel();
+        let launcher = PuppetLauncher { launches, calls, cancels };
+        Self {
+            pool: Pool::start(config, Arc::new(launcher)).unwrap(),
+            launches: received_launches,
+            calls: received_calls,
+            cancels: received_cancels,
+            tasks: Arc::default(),
+        }
+    }
+
+    /// A pool whose workers are all up.
+    pub(crate) async fn up(config: PoolConfig) -> (Self, Vec<PuppetWorker>) {
+        let count = config.workers;
+        let mut bench = Self::start(config);
+        let mut workers = Vec::new();
+        for _ in 0..count {
+            workers.push(bench.launch().await.succeed());
+        }
+        bench.pool.ready().await.unwrap();
+        workers.sort_by(|a, b| a.id.cmp(&b.id));
+        (bench, workers)
+    }
+
+    pub(crate) async fn launch(&mut self) -> Launch {
+        self.launches.recv().await.unwrap()
+    }
+
+    /// The next call that a worker gets.
+    pub(crate) async fn next_call(&mut self) -> Call {
+        self.calls.recv().await.unwrap()
+    }
+
+    pub(crate) async fn next_cancel(&mut self) -> Cancel {
+        self.cancels.recv().await.unwrap()
+    }
+
+    pub(crate) fn tool(&self) -> Arc<RemoteTool> {
+        self.pool.tool()
+    }
+
+    /// Makes a call in a task of its own. It has its place in the queue when this returns.
+    pub(crate) async fn call(&self, call: ToolCall) -> Caller {
+        let tool = self.tool();
+        let before = self.seen();
+        let (answer, answered) = oneshot::channel();
+        let abort = self.tasks.lock().unwrap().spawn(async move {
+            let _ = answer.send(tool.call(call).await);
+        });
+        while self.seen() == before && !abort.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        Caller { answered, abort }
+    }
+
+    pub(crate) async fn call_tool(&self, name: &str) -> Caller {
+        self.call(ToolCall::new(name)).await
+    }
+
+    fn seen(&self) -> (usize, usize) {
+        let status = self.pool.status();
+        (status.queued, status.in_flight)
+    }
+
+    pub(crate) fn status(&self) -> PoolStatus {
+        self.pool.status()
+    }
+
+    pub(crate) fn state(&self, slot: usize) -> WorkerState {
+        self.pool.status().workers[slot].state
+    }
+
+    /// Lets all that can happen without time passing happen.
+    pub(crate) async fn settle(&self) {
+        tokio::time::sleep(Duration::from_nanos(1)).await;
+    }
+}
+
+/// Somebody who waits for the answer to a call.
+pub(crate) struct Caller {
+    answered: oneshot::Receiver<Answer>,
+    abort: tokio::task::AbortHandle,
+}
+
+impl Caller {
+    pub(crate) async fn answer(self) -> Answer {
+        self.answered.await.unwrap()
+    }
+
+    pub(crate) async fn error(self) -> ToolError {
+        self.answer().await.unwrap_err()
+    }
+
+    /// Loses interest.
+    pub(crate) async fn give_up(self) {
+        self.abort.abort();
+        let Self { mut answered, .. } = self;
+        assert!((&mut answered).await.is_err(), "it had an answer already");
+    }
+}
+
+pub(crate) fn chunk() -> Item {
+    Ok(Chunk { data: Bytes::from_static(b"1"), metadata: Default::default() })
+}
+
+/// The next item of a streamed reply.
+pub(crate) async fn next(reply: &mut ToolReply) -> Option<Item> {
+    let ReplyBody::Stream(stream) = &mut reply.body else { panic!("not a stream: {reply:?}") };
+    poll_fn(|cx| stream.as_mut().poll_next(cx)).await
+}
+
+/// Polls a future once.
+pub(crate) async fn is_pending(mut future: Pin<&mut impl Future>) -> bool {
+    poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_pending())).await
+}

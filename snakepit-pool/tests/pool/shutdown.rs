@@ -1,0 +1,133 @@
+//! The pool ends: in order, in time, and also when it is just dropped.
+
+use std::time::Duration;
+
+use snakepit_pool::{PoolError, WorkerState};
+use snakepit_registry::{ToolCall, ToolError, ToolHandler};
+use snakepit_worker::{DriverCommand, ExitReason};
+use tokio::time::Instant;
+
+use crate::puppet::{Bench, config, is_pending};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_lets_calls_finish_then_stops_the_workers_and_waits_for_their_end() {
+    let (mut bench, mut workers) = Bench::up(config(1)).await;
+    let running = bench.call_tool("a").await;
+    let queued = bench.call_tool("b").await;
+    let pool = bench.pool.clone();
+    let shutdown = pool.shutdown(MINUTE);
+    tokio::pin!(shutdown);
+    assert!(is_pending(shutdown.as_mut()).await);
+    assert!(!pool.is_ready());
+
+    let refused = bench.tool().call(ToolCall::new("late")).await.unwrap_err();
+    assert!(matches!(refused, ToolError::Unavailable { .. }), "{refused}");
+    bench.next_call().await.succeed();
+    running.answer().await.unwrap();
+    bench.next_call().await.succeed();
+    queued.answer().await.unwrap();
+
+    let mut worker = workers.remove(0);
+    assert_eq!(worker.command().await, DriverCommand::Stop { grace: Duration::from_secs(2) });
+    assert_eq!(bench.state(0), WorkerState::Stopping);
+    bench.settle().await;
+    assert!(is_pending(shutdown.as_mut()).await, "the worker has not ended yet");
+    worker.exit(ExitReason::Stopped);
+    shutdown.await;
+    assert_eq!(bench.state(0), WorkerState::Dead);
+    assert!(bench.launches.is_empty(), "nobody replaces a worker that was stopped");
+    assert!(matches!(pool.ready().await, Err(PoolError::ShutDown)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_does_not_wait_longer_than_it_may() {
+    let (mut bench, mut workers) = Bench::up(config(1)).await;
+    let start = Instant::now();
+    let running = bench.call_tool("a").await;
+    let _call = bench.next_call().await;
+    let queued = bench.call_tool("b").await;
+    let ((), command) = tokio::join!(bench.pool.shutdown(Duration::from_secs(5)), workers.remove(0).obey());
+    assert!(matches!(command, DriverCommand::Stop { .. }));
+    assert!(start.elapsed() < Duration::from_millis(5010));
+    assert!(matches!(queued.error().await, ToolError::Unavailable { .. }));
+    assert!(matches!(running.error().await, ToolError::WorkerLost { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutting_down_twice_is_one_shutdown_and_the_shorter_drain_counts() {
+    let (mut bench, mut workers) = Bench::up(config(1)).await;
+    let _running = bench.call_tool("a").await;
+    let _call = bench.next_call().await;
+    let start = Instant::now();
+    let (pool, other) = (bench.pool.clone(), bench.pool.clone());
+    let ((), (), command) = tokio::join!(
+        pool.shutdown(Duration::MAX),
+        other.shutdown(Duration::from_secs(1)),
+        workers.remove(0).obey()
+    );
+    assert!(matches!(command, DriverCommand::Stop { .. }));
+    assert!(start.elapsed() < Duration::from_millis(1010));
+    pool.shutdown(MINUTE).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_goes_on_when_nobody_waits_for_it() {
+    let (bench, mut workers) = Bench::up(config(1)).await;
+    assert!(is_pending(std::pin::pin!(bench.pool.shutdown(MINUTE))).await);
+    let command = workers.remove(0).obey().await;
+    assert!(matches!(command, DriverCommand::Stop { .. }));
+    bench.pool.shutdown(MINUTE).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_dies_in_the_drain_is_replaced_while_calls_wait() {
+    let (mut bench, mut workers) = Bench::up(config(1)).await;
+    let _lost = bench.call_tool("a").await;
+    let _call = bench.next_call().await;
+    let queued = bench.call_tool("b").await;
+    let pool = bench.pool.clone();
+    let shutdown = pool.shutdown(MINUTE);
+    let rest = async {
+        bench.settle().await;
+        workers.remove(0).exit(ExitReason::Code(1));
+        let worker = bench.launch().await.succeed();
+        bench.next_call().await.succeed();
+        queued.answer().await.unwrap();
+        worker.obey().await
+    };
+    let ((), command) = tokio::join!(shutdown, rest);
+    assert!(matches!(command, DriverCommand::Stop { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_calls_launches_off() {
+    let mut bench = Bench::start(config(1));
+    let launch = bench.launch().await;
+    let pool = bench.pool.clone();
+    let (ready, (), ()) = tokio::join!(pool.ready(), pool.shutdown(Duration::ZERO), launch.called_off());
+    assert!(ready.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_the_last_handle_kills_the_workers_and_fails_the_calls() {
+    let (mut bench, mut workers) = Bench::up(config(1)).await;
+    let tool = bench.tool();
+    let running = bench.call_tool("a").await;
+    let _call = bench.next_call().await;
+    let queued = bench.call_tool("b").await;
+    let Bench { pool, launches, calls, cancels, .. } = bench;
+    drop(pool.clone());
+    let mut worker = workers.remove(0);
+    drop(pool);
+    // It was asked to stop first, but nobody would be there to see to it.
+    let mut command = worker.command().await;
+    while !matches!(command, DriverCommand::Kill { .. }) {
+        command = worker.command().await;
+    }
+    assert!(matches!(queued.error().await, ToolError::Unavailable { .. }));
+    let late = tool.call(ToolCall::new("late")).await.unwrap_err();
+    assert!(matches!(late, ToolError::Unavailable { .. }), "{late}");
+    drop((running, launches, calls, cancels));
+}
