@@ -242,6 +242,7 @@ impl SandboxBuilder {
             .arg("--run-dir")
             .arg(self.dir.path())
             .env("PYTHONPATH", root().join("tests/adapters"))
+            .env("SNAKEPIT_TEST_STUBS", root().join(".venv/stubs"))
             .env("SNAKEPIT_LOG", "info,snakepit=debug")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

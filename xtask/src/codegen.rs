@@ -13,6 +13,13 @@ pub(crate) struct Args {
     check: bool,
 }
 
+impl Args {
+    /// Only check.
+    pub(crate) const fn check() -> Self {
+        Self { check: true }
+    }
+}
+
 /// The generator's dependencies are behind a feature, so the verb runs itself once more with that feature on.
 #[cfg(not(feature = "codegen"))]
 pub(crate) fn run(args: &Args) -> Result<()> {

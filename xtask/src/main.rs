@@ -4,12 +4,20 @@
     clippy::print_stderr,
     reason = "a command line tool talks on stdout and stderr"
 )]
-#![allow(clippy::disallowed_methods, reason = "xtask runs tools, not workers")]
+#![allow(clippy::disallowed_methods, reason = "xtask runs tools, not workers, and has no async clock")]
 
-use anyhow::Result;
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
+mod check;
 mod codegen;
+mod demo;
+mod layers;
+mod setup;
+mod shell;
+mod test;
+mod tidy;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "The project's chores", bin_name = "cargo xtask")]
@@ -20,12 +28,34 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Make `.venv` with the native runtime and all Python packages; quick when everything is there.
+    Setup,
+    /// The main job on real input: train in one worker, kill it, predict from the others.
+    Demo(demo::Args),
+    /// Every check and every test.
+    Test(test::Args),
+    /// The static checks: all, or those named.
+    Check(check::Args),
+    /// Check that crates depend only in the direction the architecture allows.
+    Layers,
     /// Generate the Rust code of the wire protocol (needs no protoc).
     Codegen(codegen::Args),
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().verb {
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().verb {
+        Verb::Setup => setup::run().map(drop),
+        Verb::Demo(args) => demo::run(args),
+        Verb::Test(args) => test::run(&args),
+        Verb::Check(args) => check::run(&args),
+        Verb::Layers => layers::run(),
         Verb::Codegen(args) => codegen::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -229,5 +229,5 @@ impl Peer {
 
 /// Whether an error of this type is among the causes of a status.
 fn has_source<E: std::error::Error + 'static>(status: &Status) -> bool {
-    std::iter::successors(status.source(), |error| error.source()).any(|error| error.is::<E>())
+    std::iter::successors(status.source(), |&error| error.source()).any(|error| error.is::<E>())
 }

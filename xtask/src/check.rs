@@ -1,0 +1,122 @@
+//! `cargo xtask check [NAME..]`: the one definition of every static check.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::{
+    codegen, layers, setup,
+    shell::{cargo, program, run as sh},
+    tidy,
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Which checks; all when none is named.
+    #[arg(value_enum)]
+    names: Vec<Check>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Check {
+    /// rustfmt.
+    Fmt,
+    /// Rules about files that no other tool knows.
+    Tidy,
+    /// The architecture's layering.
+    Layers,
+    /// The generated code is what the .proto generates.
+    Codegen,
+    /// Clippy, warnings are errors.
+    Clippy,
+    /// Each library crate alone, so that features of its neighbours hide nothing.
+    Features,
+    /// rustdoc, warnings are errors.
+    Docs,
+    /// ruff and mypy.
+    Python,
+}
+
+const LIBRARIES: [&str; 6] = [
+    "snakepit-proto",
+    "snakepit-session",
+    "snakepit-registry",
+    "snakepit-worker",
+    "snakepit-pool",
+    "snakepit-server",
+];
+
+impl Args {
+    pub(crate) const fn all() -> Self {
+        Self { names: Vec::new() }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    use clap::ValueEnum;
+    let checks = if args.names.is_empty() { Check::value_variants() } else { &args.names };
+    let mut failed = Vec::new();
+    for check in checks {
+        let name = check.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        println!("==> check {name}");
+        let began = Instant::now();
+        match check.run() {
+            Ok(()) => println!("    passed in {:.1?}", began.elapsed()),
+            Err(error) => {
+                eprintln!("{error:#}");
+                failed.push(name);
+            }
+        }
+    }
+    if !failed.is_empty() {
+        bail!("checks failed: {}; run one alone with `cargo xtask check NAME`", failed.join(", "));
+    }
+    Ok(())
+}
+
+impl Check {
+    fn run(self) -> Result<()> {
+        match self {
+            Self::Fmt => sh(cargo().args(["fmt", "--all", "--check"])),
+            Self::Tidy => tidy::run(),
+            Self::Layers => layers::run(),
+            Self::Codegen => codegen::run(&codegen::Args::check()),
+            Self::Clippy => {
+                sh(cargo().args(["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"]))?;
+                let python = setup::run()?.python;
+                let mut clippy = cargo();
+                clippy.args([
+                    "clippy",
+                    "--quiet",
+                    "-p",
+                    "snakepit-python",
+                    "--all-targets",
+                    "--",
+                    "-D",
+                    "warnings",
+                ]);
+                sh(clippy.env("PYO3_PYTHON", python))
+            }
+            Self::Features => LIBRARIES.iter().try_for_each(|library| {
+                sh(cargo().args(["check", "--quiet", "-p", library]))?;
+                sh(cargo().args(["check", "--quiet", "-p", library, "--no-default-features"]))
+            }),
+            Self::Docs => {
+                let mut docs = cargo();
+                docs.args(["doc", "--quiet", "--no-deps", "--lib"]);
+                sh(docs.env("RUSTDOCFLAGS", "-D warnings"))
+            }
+            Self::Python => {
+                let environment = setup::run()?;
+                let ruff = |args: &[&str]| {
+                    sh(program(environment.tool("ruff")).args(args).arg("snakepit-python").arg("tests"))
+                };
+                ruff(&["check", "--quiet"])?;
+                ruff(&["format", "--quiet", "--check"])?;
+                let mut mypy = program(environment.tool("mypy"));
+                mypy.current_dir(crate::shell::root().join("snakepit-python"));
+                sh(mypy.args(["--strict", "python"]))
+            }
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! `cargo xtask demo`: sets up, builds, and runs the digits example.
+
+use anyhow::Result;
+
+use crate::{
+    setup,
+    shell::{self, cargo, step},
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Passed on to the example.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<String>,
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    let environment = setup::run()?;
+    step("build the server and the demo", || {
+        shell::run(cargo().args([
+            "build",
+            "--quiet",
+            "-p",
+            "snakepit-server",
+            "--bin",
+            "snakepit",
+            "--example",
+            "digits",
+        ]))
+    })?;
+    println!();
+    let mut demo = cargo();
+    demo.args(["run", "--quiet", "-p", "snakepit-server", "--example", "digits", "--", "--python"]);
+    shell::run(demo.arg(&environment.python).args(args.rest))
+}

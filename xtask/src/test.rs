@@ -1,0 +1,83 @@
+//! `cargo xtask test`: setup, every check, every test. What CI runs.
+
+use std::{process::Command, time::Instant};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    check, setup,
+    setup::Environment,
+    shell::{self, cargo, program, try_output},
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Leave out the static checks.
+    #[arg(long)]
+    quick: bool,
+
+    /// Run only Rust tests whose name contains this, and no others.
+    filter: Option<String>,
+}
+
+type Step = (&'static str, Box<dyn Fn(&Environment) -> Result<()>>);
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let environment = setup::run()?;
+    let filter = args.filter.clone();
+    let mut steps: Vec<Step> = vec![("rust tests", Box::new(move |env| rust(env, filter.as_deref())))];
+    if args.filter.is_none() {
+        steps.push((
+            "doc tests",
+            Box::new(|env| shell::run(with_env(cargo().args(["test", "--quiet", "--doc"]), env))),
+        ));
+        steps.push(("python tests", Box::new(python)));
+        if !args.quick {
+            steps.insert(0, ("checks", Box::new(|_| check::run(&check::Args::all()))));
+        }
+    }
+
+    let mut summary = Vec::new();
+    for (name, step) in steps {
+        println!("==> {name}");
+        let began = Instant::now();
+        let outcome = step(&environment);
+        if let Err(error) = &outcome {
+            eprintln!("{error:#}");
+        }
+        summary.push((name, outcome.is_ok(), began.elapsed()));
+    }
+    println!();
+    for (name, passed, took) in &summary {
+        println!("{:<14} {} in {took:.0?}", name, if *passed { "passed" } else { "FAILED" });
+    }
+    let failed: Vec<_> = summary.iter().filter(|(_, passed, _)| !passed).map(|(name, ..)| *name).collect();
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// All Rust tests, by nextest where it is installed and by plain `cargo test` elsewhere: the tests are the same.
+fn rust(environment: &Environment, filter: Option<&str>) -> Result<()> {
+    // The scenarios run the daemon's binary, which only a build of its package makes.
+    shell::run(cargo().args(["build", "--quiet", "-p", "snakepit-server"]))?;
+    let has_nextest = try_output(cargo().args(["nextest", "--version"])).is_ok_and(|o| o.status.success());
+    let mut tests = cargo();
+    if has_nextest {
+        tests.args(["nextest", "run", "--no-fail-fast", "--status-level", "slow"]);
+    } else {
+        tests.args(["test", "--quiet", "--no-fail-fast", "--lib", "--bins", "--tests", "--examples"]);
+    }
+    shell::run(with_env(&mut tests, environment).args(filter))
+}
+
+fn python(environment: &Environment) -> Result<()> {
+    let mut pytest = program(&environment.python);
+    pytest.args(["-m", "pytest", "-q", "snakepit-python"]);
+    shell::run(with_env(&mut pytest, environment))
+}
+
+fn with_env<'a>(command: &'a mut Command, environment: &Environment) -> &'a mut Command {
+    command.env("SNAKEPIT_PYTHON", &environment.python).env("PYO3_PYTHON", &environment.python)
+}
