@@ -1,1 +1,157 @@
-//! contract
+//! What every handler must keep, as one function that its own tests call.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::StreamExt;
+use tokio::time::timeout;
+
+use crate::{CallId, CallMode, ReplyBody, ToolCall, ToolError, ToolHandler};
+
+/// How long any single step may take. Generous: it bounds a hang, not a call.
+const BOUND: Duration = Duration::from_secs(30);
+
+/// Calls that the handler under test understands.
+pub struct ContractCalls {
+    /// A unary call that succeeds.
+    pub value: Box<dyn Fn() -> ToolCall + Send + Sync>,
+    /// A streaming call that gives at least two chunks and ends.
+    pub stream: Box<dyn Fn() -> ToolCall + Send + Sync>,
+    /// A unary call that fails by the tool's own doing.
+    pub failure: Box<dyn Fn() -> ToolCall + Send + Sync>,
+    /// A unary call that does not end for at least a minute.
+    pub endless: Box<dyn Fn() -> ToolCall + Send + Sync>,
+}
+
+impl std::fmt::Debug for ContractCalls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ContractCalls")
+    }
+}
+
+/// Runs the whole contract against a handler.
+///
+/// # Panics
+/// At the first rule that the handler breaks.
+pub async fn tool_handler_contract(handler: Arc<dyn ToolHandler>, calls: &ContractCalls) {
+    a_unary_call_gives_a_value(&*handler, calls).await;
+    a_streaming_call_gives_chunks_and_ends(&*handler, calls).await;
+    a_failing_tool_is_told_apart_from_a_failing_handler(&*handler, calls).await;
+    a_dropped_call_is_cancelled(&*handler, calls).await;
+    a_dropped_stream_is_cancelled(&*handler, calls).await;
+    ended_and_unknown_calls_can_be_cancelled(&*handler, calls).await;
+    calls_may_be_made_at_the_same_time(&handler, calls).await;
+}
+
+async fn a_unary_call_gives_a_value(handler: &dyn ToolHandler, calls: &ContractCalls) {
+    let call = (calls.value)();
+    assert_eq!(call.mode, CallMode::Unary);
+    let reply = timeout(BOUND, handler.call(call)).await.expect("a call ends").expect("the call succeeds");
+    assert!(matches!(reply.body, ReplyBody::Value(_)), "a unary call gives a value");
+}
+
+async fn a_streaming_call_gives_chunks_and_ends(handler: &dyn ToolHandler, calls: &ContractCalls) {
+    let call = (calls.stream)();
+    assert_eq!(call.mode, CallMode::Streaming);
+    let reply = timeout(BOUND, handler.call(call)).await.expect("a call ends").expect("the call succeeds");
+    let ReplyBody::Stream(mut stream) = reply.body else { panic!("a streaming call gives a stream") };
+    let mut chunks = 0;
+    while let Some(chunk) = timeout(BOUND, stream.next()).await.expect("a stream ends") {
+        chunk.expect("the stream succeeds");
+        chunks += 1;
+    }
+    assert!(chunks >= 2, "the stream gave {chunks} chunks");
+}
+
+async fn a_failing_tool_is_told_apart_from_a_failing_handler(
+    handler: &dyn ToolHandler,
+    calls: &ContractCalls,
+) {
+    let error =
+        timeout(BOUND, handler.call((calls.failure)())).await.expect("a call ends").expect_err("it fails");
+    let ToolError::Failed(failure) = &error else {
+        panic!("a tool's own failure is `Failed`, not {error:?}")
+    };
+    assert!(!failure.message.is_empty() || !failure.error_type.is_empty(), "a failure says something");
+    assert!(error.is_delivered(), "a tool that failed has run");
+}
+
+async fn a_dropped_call_is_cancelled(handler: &dyn ToolHandler, calls: &ContractCalls) {
+    let call = (calls.endless)();
+    let id = call.id;
+    assert!(timeout(Duration::from_millis(100), handler.call(call)).await.is_err(), "the endless call ended");
+    timeout(BOUND, handler.cancel(id)).await.expect("cancelling ends").expect("and the call has ended");
+    let reply = timeout(BOUND, handler.call((calls.value)())).await.expect("the next call ends");
+    reply.expect("the next call succeeds");
+}
+
+async fn a_dropped_stream_is_cancelled(handler: &dyn ToolHandler, calls: &ContractCalls) {
+    let call = (calls.stream)();
+    let id = call.id;
+    let reply = timeout(BOUND, handler.call(call)).await.expect("a call ends").expect("the call succeeds");
+    drop(reply);
+    timeout(BOUND, handler.cancel(id)).await.expect("cancelling ends").expect("and the call has ended");
+    let reply = timeout(BOUND, handler.call((calls.value)())).await.expect("the next call ends");
+    reply.expect("the next call succeeds");
+}
+
+async fn ended_and_unknown_calls_can_be_cancelled(handler: &dyn ToolHandler, calls: &ContractCalls) {
+    let call = (calls.value)();
+    let ended = call.id;
+    timeout(BOUND, handler.call(call)).await.expect("a call ends").expect("the call succeeds");
+    for id in [ended, CallId::next()] {
+        timeout(BOUND, handler.cancel(id)).await.expect("cancelling ends").expect("nothing runs");
+    }
+}
+
+async fn calls_may_be_made_at_the_same_time(handler: &Arc<dyn ToolHandler>, calls: &ContractCalls) {
+    let mut running = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let (handler, call) = (Arc::clone(handler), (calls.value)());
+        running.spawn(async move { handler.call(call).await });
+    }
+    for reply in timeout(BOUND, running.join_all()).await.expect("all calls end") {
+        reply.expect("each call succeeds");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::{FnTool, Registry, ToolReply};
+
+    /// A registry is a handler too, as far as the contract goes: it hands calls on.
+    #[derive(Debug)]
+    struct Host(Registry);
+
+    #[async_trait]
+    impl ToolHandler for Host {
+        async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+            self.0.call(call).await
+        }
+    }
+
+    #[tokio::test]
+    async fn host_tools_keep_the_contract() {
+        let registry = Registry::new();
+        let tools = [
+            FnTool::typed("value", |(): ()| async { Ok::<_, Infallible>(1) }),
+            FnTool::stream("stream", |(): (), _| futures_util::stream::iter([Ok::<_, Infallible>(1), Ok(2)])),
+            FnTool::typed("failure", |(): ()| async { Err::<(), _>("on purpose") }),
+            FnTool::typed("endless", |(): ()| std::future::pending::<Result<(), Infallible>>()),
+        ];
+        for tool in tools {
+            registry.register_host_tool(tool).unwrap();
+        }
+        let calls = ContractCalls {
+            value: Box::new(|| ToolCall::new("value")),
+            stream: Box::new(|| ToolCall::new("stream").streaming()),
+            failure: Box::new(|| ToolCall::new("failure")),
+            endless: Box::new(|| ToolCall::new("endless")),
+        };
+        tool_handler_contract(Arc::new(Host(registry)), &calls).await;
+    }
+}

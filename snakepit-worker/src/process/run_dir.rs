@@ -123,7 +123,7 @@ impl WorkerFiles {
                 Ok(()) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    tracing::warn!(file = %path.display(), %error, "failed to remove a worker's file")
+                    tracing::warn!(file = %path.display(), %error, "failed to remove a worker's file");
                 }
             }
         }
