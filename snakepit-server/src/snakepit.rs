@@ -43,7 +43,6 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 impl Snakepit {
     /// Prepares a host.
-    #[must_use]
     pub fn builder() -> Builder {
         Builder::default()
     }

@@ -19,15 +19,12 @@
 
 use std::collections::HashMap;
 
-use snakepit_proto::status::attach_failure;
+use snakepit_proto::status::{ERROR_DOMAIN, attach_failure};
 use snakepit_registry::ToolError;
 use snakepit_session::SessionError;
 use snakepit_worker::wire::failure_to_wire;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
-
-/// The `domain` of every `google.rpc.ErrorInfo` this project sends.
-pub const ERROR_DOMAIN: &str = "snakepit";
 
 /// Maps a call's failure to a gRPC status with details.
 #[must_use]

@@ -48,13 +48,13 @@ impl Bridge {
             .await
             .map_err(|e| from_session_error(&e))?;
         Ok(pb::ListSessionsResponse {
-            sessions: page.items.into_iter().map(listed).collect(),
+            sessions: page.items.iter().map(listed).collect(),
             next_page_token: page.next.unwrap_or_default(),
         })
     }
 }
 
-fn listed(session: Session) -> pb::SessionInfo {
+fn listed(session: &Session) -> pb::SessionInfo {
     pb::SessionInfo {
         session_id: session.id.to_string(),
         metadata: (*session.metadata).clone(),

@@ -13,7 +13,13 @@ use crate::{Failure, exit};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Server {
     /// The server to talk to.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50051", env = "SNAKEPIT_SERVER")]
+    #[arg(
+        long,
+        value_name = "URL",
+        default_value = "http://127.0.0.1:50051",
+        env = "SNAKEPIT_SERVER",
+        hide_env_values = true
+    )]
     server: String,
 }
 

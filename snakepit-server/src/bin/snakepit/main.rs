@@ -15,8 +15,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 /// Run Python tools in a pool of worker processes, and call them.
+///
+/// `snakepit serve` is the daemon; the other commands talk to it.
 #[derive(Debug, Parser)]
-#[command(name = "snakepit", version, about, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "snakepit", version, propagate_version = true, arg_required_else_help = true)]
 #[command(after_help = "\
 Exit codes: 0 success, 1 the tool failed, 2 wrong usage, 3 the server refused, 4 the server cannot be reached,
 5 the server cannot start.")]

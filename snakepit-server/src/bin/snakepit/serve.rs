@@ -29,7 +29,13 @@ pub(crate) struct Args {
     workers: u16,
 
     /// Where to serve gRPC; port 0 picks a free one.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:50051", env = "SNAKEPIT_LISTEN")]
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        default_value = "127.0.0.1:50051",
+        env = "SNAKEPIT_LISTEN",
+        hide_env_values = true
+    )]
     listen: SocketAddr,
 
     /// Permit an address that other machines can reach. There is no encryption: the network must be trusted.
@@ -37,7 +43,7 @@ pub(crate) struct Args {
     allow_remote: bool,
 
     /// The Python interpreter [default: that of $VIRTUAL_ENV, else of the nearest .venv, else python3].
-    #[arg(long, value_name = "PATH", env = "SNAKEPIT_PYTHON")]
+    #[arg(long, value_name = "PATH", env = "SNAKEPIT_PYTHON", hide_env_values = true)]
     python: Option<PathBuf>,
 
     /// How many calls may wait for a worker; more are refused at once.
@@ -57,7 +63,7 @@ pub(crate) struct Args {
     drain: Duration,
 
     /// The directory for sockets and the ledger of worker processes [default: below $XDG_RUNTIME_DIR, else /tmp].
-    #[arg(long, value_name = "DIR", env = "SNAKEPIT_RUN_DIR")]
+    #[arg(long, value_name = "DIR", env = "SNAKEPIT_RUN_DIR", hide_env_values = true)]
     run_dir: Option<PathBuf>,
 }
 

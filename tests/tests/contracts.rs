@@ -1,0 +1,96 @@
+//! The contracts of the three traits, kept by the real things: processes as launcher, a pool of Python workers as handler.
+
+use std::{path::PathBuf, sync::Arc};
+
+use snakepit_pool::{Pool, PoolConfig};
+use snakepit_registry::{
+    ToolCall,
+    contract::{ContractCalls, tool_handler_contract},
+};
+use snakepit_server::Snakepit;
+use snakepit_tests::{SHOWCASE, python, root};
+use snakepit_worker::{
+    ProcessConfig, ProcessLauncher, WorkerLauncher,
+    contract::launcher_contract,
+    process::{RunDir, WorkerProgram},
+};
+
+/// A host for workers to call back, and a launcher beside it.
+struct Bench {
+    launcher: Arc<ProcessLauncher>,
+    host: Snakepit,
+    _dir: tempfile::TempDir,
+}
+
+/// Workers call the host they were launched by, so the launcher under test shares the sockets of a real host.
+async fn bench(program: impl FnOnce(PathBuf) -> WorkerProgram) -> Bench {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Snakepit::builder()
+        .adapter(SHOWCASE)
+        .python(python())
+        .workers(1)
+        .listen(([127, 0, 0, 1], 0).into())
+        .run_dir(dir.path())
+        .start()
+        .await
+        .unwrap();
+    let run_dir = Arc::new(RunDir::create(Some(dir.path())).unwrap());
+    std::os::unix::fs::symlink(host.socket(), run_dir.host_socket()).unwrap();
+    let mut config = ProcessConfig::new(program(python()));
+    config.host_tcp = host.address();
+    config.env.push(("SNAKEPIT_TEST_STUBS".into(), root().join(".venv/stubs").display().to_string()));
+    Bench { launcher: Arc::new(ProcessLauncher::new(config, run_dir)), host, _dir: dir }
+}
+
+fn native(python: PathBuf) -> WorkerProgram {
+    WorkerProgram::Python { python, adapter: SHOWCASE.to_owned() }
+}
+
+fn grpcio(python: PathBuf) -> WorkerProgram {
+    let script = root().join("tests/workers/grpcio_worker.py");
+    WorkerProgram::Command {
+        argv: [python, script].map(|path| path.display().to_string()).to_vec(),
+        adapter: None,
+    }
+}
+
+async fn keeps_the_launcher_contract(program: impl FnOnce(PathBuf) -> WorkerProgram) {
+    let bench = bench(program).await;
+    launcher_contract(Arc::clone(&bench.launcher) as Arc<dyn WorkerLauncher>).await;
+    bench.launcher.shutdown().await;
+    bench.host.shutdown().await;
+}
+
+#[tokio::test]
+async fn processes_of_this_projects_workers_keep_the_launcher_contract() {
+    keeps_the_launcher_contract(native).await;
+}
+
+#[tokio::test]
+async fn processes_of_foreign_workers_keep_the_launcher_contract() {
+    keeps_the_launcher_contract(grpcio).await;
+}
+
+fn calls(endless: &'static str) -> ContractCalls {
+    ContractCalls {
+        value: Box::new(|| {
+            ToolCall::new("add").try_with_argument("a", &1).unwrap().try_with_argument("b", &2).unwrap()
+        }),
+        stream: Box::new(|| ToolCall::new("count").try_with_argument("n", &100).unwrap().streaming()),
+        failure: Box::new(|| ToolCall::new("fail").try_with_argument("message", "on purpose").unwrap()),
+        endless: Box::new(move || ToolCall::new(endless).try_with_argument("seconds", &120).unwrap()),
+    }
+}
+
+#[tokio::test]
+async fn pools_of_python_workers_keep_the_handler_contract() {
+    let bench = bench(native).await;
+    let config = PoolConfig { workers: 2, ..PoolConfig::default() };
+    let pool = Pool::start(config, Arc::clone(&bench.launcher) as Arc<dyn WorkerLauncher>).unwrap();
+    pool.ready().await.unwrap();
+    for endless in ["sleep_for", "async_sleep"] {
+        tool_handler_contract(pool.tool(), &calls(endless)).await;
+    }
+    pool.shutdown(std::time::Duration::ZERO).await;
+    bench.host.shutdown().await;
+}
