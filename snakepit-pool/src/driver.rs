@@ -11,7 +11,7 @@ use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Waker,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use slab::Slab;
@@ -32,6 +32,9 @@ use crate::{
     metrics::Totals,
     scheduler::{Effect, Event, Limits, Phase, Refusal, Scheduler, SlotState, WorkerKey},
 };
+
+/// How long a call that must let go of its worker may take to notice. Only one that nobody polls takes longer.
+const STALLED: Duration = Duration::from_millis(50);
 
 /// What all handles, calls and tasks of a pool share.
 pub(crate) struct Shared {
@@ -238,8 +241,8 @@ impl Shared {
                 wakes.push(waiter.cancel());
                 self.apply(state, Event::Withdraw(ticket), Instant::now(), wakes);
             }
-            let of_call = |running: &Running| running.call == call;
-            self.revoke(state, wakes, Signal::Cancelled, of_call);
+            self.signal(state, wakes, Signal::Cancelled, |running| running.call == call);
+            self.arm(state);
         });
         loop {
             let ended = self.ended.notified();
@@ -250,22 +253,44 @@ impl Shared {
         }
     }
 
-    /// Takes workers away from calls, whether or not anybody polls those. A stream whose reader has stalled would else
-    /// hold its worker beyond every deadline.
-    fn revoke(&self, state: &mut State, wakes: &mut Wakes, why: Signal, which: impl Fn(&Running) -> bool) {
-        let keys: Vec<usize> = state
-            .running
-            .iter()
-            .filter(|(_, running)| !running.is_revoked() && which(running))
-            .map(|(key, _)| key)
-            .collect();
-        for key in keys {
-            if let Some(running) = state.running.get_mut(key) {
-                let (worker, call) = (running.worker, running.call);
+    /// Tells running calls to let go of their workers, and sees to it that they do.
+    fn signal(&self, state: &mut State, wakes: &mut Wakes, why: Signal, which: impl Fn(&Running) -> bool) {
+        let patience = Instant::now() + STALLED;
+        for (_, running) in &mut state.running {
+            if which(running) && !running.must_end() {
                 wakes.push(running.signal(why));
-                self.apply(state, Event::Abandoned(worker, call), Instant::now(), wakes);
+                running.deadline = Some(patience);
+                state.earliest_deadline = earlier(state.earliest_deadline, Some(patience));
             }
         }
+    }
+
+    /// Takes the workers away from calls that were told to let go of them and did not: nobody polls those. A stream whose
+    /// reader has stalled would else hold its worker beyond every deadline.
+    fn revoke(&self, state: &mut State, wakes: &mut Wakes, now: Instant) {
+        let mut abandoned = Vec::new();
+        for (_, running) in &mut state.running {
+            if running.must_end() && !running.revoked && running.deadline.is_some_and(|at| at <= now) {
+                running.revoked = true;
+                running.deadline = None;
+                abandoned.push(Event::Abandoned(running.worker, running.call));
+            }
+        }
+        for event in abandoned {
+            self.apply(state, event, now, wakes);
+        }
+    }
+
+    /// A call gives its worker back.
+    fn end(&self, state: &mut State, key: usize, event: Event, wakes: &mut Wakes) -> Running {
+        let running = state.running.remove(key);
+        if !running.revoked {
+            self.apply(state, event, Instant::now(), wakes);
+        }
+        if running.is_signalled() {
+            self.ended.notify_waiters();
+        }
+        running
     }
 
     /// The supervisor's timer fired.
@@ -273,10 +298,11 @@ impl Shared {
         self.with_state(|state, wakes| {
             state.armed = None;
             if state.earliest_deadline.is_some_and(|at| at <= now) {
+                self.revoke(state, wakes, now);
                 let overdue = |running: &Running| running.deadline.is_some_and(|at| at <= now);
-                self.revoke(state, wakes, Signal::DeadlineExceeded, overdue);
-                let live = state.running.iter().filter(|(_, running)| !running.is_revoked());
-                state.earliest_deadline = live.filter_map(|(_, running)| running.deadline).min();
+                self.signal(state, wakes, Signal::DeadlineExceeded, overdue);
+                state.earliest_deadline =
+                    state.running.iter().filter_map(|(_, running)| running.deadline).min();
             }
             self.apply(state, Event::Tick, now, wakes);
         });
@@ -317,7 +343,7 @@ impl Shared {
             state.members[key.index()] = None;
             state.settling.retain(|(worker, _)| *worker != key);
             for (_, running) in &mut state.running {
-                if running.worker == key && !running.is_revoked() {
+                if running.worker == key && !running.must_end() {
                     wakes.push(running.signal(Signal::WorkerGone));
                 }
             }
@@ -401,7 +427,7 @@ impl Shared {
 impl State {
     fn runs(&self, call: CallId) -> bool {
         self.settling.iter().any(|(_, settling)| *settling == call)
-            || self.running.iter().any(|(_, running)| running.call == call && !running.is_revoked())
+            || self.running.iter().any(|(_, running)| running.call == call && !running.revoked)
     }
 }
 
