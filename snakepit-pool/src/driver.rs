@@ -4,6 +4,8 @@
 //! Under the lock nothing is awaited and no foreign code runs; wakers are woken after it is released.
 
 mod lease;
+mod report;
+mod revocation;
 mod supervisor;
 mod waiter;
 
@@ -11,7 +13,7 @@ use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Waker,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use slab::Slab;
@@ -28,13 +30,10 @@ pub(crate) use self::{
     waiter::{Acquire, Denial},
 };
 use crate::{
-    PoolConfig, PoolError, PoolStatus, WorkerState, WorkerStatus,
+    PoolConfig, PoolError,
     metrics::Totals,
-    scheduler::{Effect, Event, Limits, Phase, Refusal, Scheduler, SlotState, WorkerKey},
+    scheduler::{Effect, Event, Limits, Refusal, Scheduler, WorkerKey, earlier},
 };
-
-/// How long a call that must let go of its worker may take to notice. Only one that nobody polls takes longer.
-const STALLED: Duration = Duration::from_millis(50);
 
 /// What all handles, calls and tasks of a pool share.
 pub(crate) struct Shared {
@@ -231,56 +230,6 @@ impl Shared {
         Some(WorkerKey { slot: slot.parse().ok()?, generation: generation.parse().ok()? })
     }
 
-    /// Cancels a call of this pool wherever it is, and returns once it provably runs no more.
-    pub(crate) async fn cancel(&self, call: CallId) {
-        self.with_state(|state, wakes| {
-            let queued =
-                state.waiters.iter_mut().find(|(_, waiter)| waiter.call == call && waiter.is_waiting());
-            if let Some((index, waiter)) = queued {
-                let ticket = waiter.ticket(index);
-                wakes.push(waiter.cancel());
-                self.apply(state, Event::Withdraw(ticket), Instant::now(), wakes);
-            }
-            self.signal(state, wakes, Signal::Cancelled, |running| running.call == call);
-            self.arm(state);
-        });
-        loop {
-            let ended = self.ended.notified();
-            if !self.lock().runs(call) {
-                return;
-            }
-            ended.await;
-        }
-    }
-
-    /// Tells running calls to let go of their workers, and sees to it that they do.
-    fn signal(&self, state: &mut State, wakes: &mut Wakes, why: Signal, which: impl Fn(&Running) -> bool) {
-        let patience = Instant::now() + STALLED;
-        for (_, running) in &mut state.running {
-            if which(running) && !running.must_end() {
-                wakes.push(running.signal(why));
-                running.deadline = Some(patience);
-                state.earliest_deadline = earlier(state.earliest_deadline, Some(patience));
-            }
-        }
-    }
-
-    /// Takes the workers away from calls that were told to let go of them and did not: nobody polls those. A stream whose
-    /// reader has stalled would else hold its worker beyond every deadline.
-    fn revoke(&self, state: &mut State, wakes: &mut Wakes, now: Instant) {
-        let mut abandoned = Vec::new();
-        for (_, running) in &mut state.running {
-            if running.must_end() && !running.revoked && running.deadline.is_some_and(|at| at <= now) {
-                running.revoked = true;
-                running.deadline = None;
-                abandoned.push(Event::Abandoned(running.worker, running.call));
-            }
-        }
-        for event in abandoned {
-            self.apply(state, event, now, wakes);
-        }
-    }
-
     /// A call gives its worker back.
     fn end(&self, state: &mut State, key: usize, event: Event, wakes: &mut Wakes) -> Running {
         let running = state.running.remove(key);
@@ -291,21 +240,6 @@ impl Shared {
             self.ended.notify_waiters();
         }
         running
-    }
-
-    /// The supervisor's timer fired.
-    fn tick(&self, now: Instant) {
-        self.with_state(|state, wakes| {
-            state.armed = None;
-            if state.earliest_deadline.is_some_and(|at| at <= now) {
-                self.revoke(state, wakes, now);
-                let overdue = |running: &Running| running.deadline.is_some_and(|at| at <= now);
-                self.signal(state, wakes, Signal::DeadlineExceeded, overdue);
-                state.earliest_deadline =
-                    state.running.iter().filter_map(|(_, running)| running.deadline).min();
-            }
-            self.apply(state, Event::Tick, now, wakes);
-        });
     }
 
     fn launched(&self, key: WorkerKey, worker: Worker) -> Arc<Member> {
@@ -369,83 +303,5 @@ impl Shared {
         for member in self.lock().members.iter().flatten() {
             member.worker.kill("its pool was dropped");
         }
-    }
-
-    /// Waits for the end of the start phase.
-    pub(crate) async fn ready(&self) -> Result<(), PoolError> {
-        let (mut startup, mut stopped) = (self.startup.subscribe(), self.stopped.subscribe());
-        tokio::select! {
-            biased;
-            // Neither channel closes while `self` holds its sending end.
-            _ = stopped.wait_for(|stopped| *stopped) => Err(PoolError::ShutDown),
-            startup = startup.wait_for(|startup| !matches!(startup, Startup::Pending)) => match startup.as_deref() {
-                Ok(Startup::Failed(error)) => Err(error.clone()),
-                _ if self.lock().scheduler.phase() != Phase::Serving => Err(PoolError::ShutDown),
-                _ => Ok(()),
-            },
-        }
-    }
-
-    /// Waits until every worker is gone for good.
-    pub(crate) async fn stopped(&self) {
-        // The channel does not close while `self` holds its sending end.
-        let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await;
-    }
-
-    pub(crate) fn is_ready(&self) -> bool {
-        let state = self.lock();
-        let is_up = |slot: &crate::scheduler::Slot| matches!(slot.state, SlotState::Up(_));
-        state.scheduler.phase() == Phase::Serving
-            && !state.never_up.contains(&true)
-            && state.scheduler.slots().iter().any(is_up)
-    }
-
-    pub(crate) fn status(&self) -> PoolStatus {
-        let state = self.lock();
-        let workers = state.scheduler.slots().iter().zip(&state.members).map(|(slot, member)| {
-            let worker = member.as_ref().map(|member| &member.worker);
-            WorkerStatus {
-                id: self.worker_id(slot.key()),
-                pid: worker.and_then(Worker::pid),
-                state: worker_state(&slot.state),
-                address: worker.map_or_else(String::new, |worker| worker.address().to_owned()),
-                started_at: member.as_ref().map(|member| member.started_at),
-                calls: slot.served(),
-                restarts: slot.restarts(),
-            }
-        });
-        PoolStatus {
-            name: self.config.name.clone(),
-            queued: state.scheduler.queued(),
-            in_flight: state.scheduler.in_flight(),
-            workers: workers.collect(),
-            calls: self.totals.read(),
-        }
-    }
-}
-
-impl State {
-    fn runs(&self, call: CallId) -> bool {
-        self.settling.iter().any(|(_, settling)| *settling == call)
-            || self.running.iter().any(|(_, running)| running.call == call && !running.revoked)
-    }
-}
-
-fn worker_state(state: &SlotState) -> WorkerState {
-    match state {
-        SlotState::Launching => WorkerState::Starting,
-        SlotState::Up(up) if up.settling > 0 => WorkerState::Quarantined,
-        SlotState::Up(up) if up.running > 0 => WorkerState::Busy,
-        SlotState::Up(_) => WorkerState::Idle,
-        SlotState::Ending { .. } => WorkerState::Stopping,
-        SlotState::BackingOff { .. } | SlotState::Gone => WorkerState::Dead,
-    }
-}
-
-/// The earlier of two times, where there are any.
-fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
     }
 }
