@@ -72,7 +72,8 @@ async fn run(lease: Lease, call: ToolCall) -> Result<ToolReply, ToolError> {
     let mut reply = match result {
         Ok(Ok(reply)) => reply,
         Ok(Err(error)) => return Err(tether.release(error)),
-        Err(cut) => return Err(tether.release(cut)),
+        // The lease is dropped unfinished: for all that is known, the worker still runs the call.
+        Err(cut) => return Err(cut),
     };
     reply.worker.get_or_insert_with(|| id.shared());
     match (&mut reply.body, mode) {

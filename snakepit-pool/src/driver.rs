@@ -4,6 +4,8 @@
 //! Under the lock nothing is awaited and no foreign code runs; wakers are woken after it is released.
 
 mod lease;
+mod report;
+mod revocation;
 mod supervisor;
 mod waiter;
 
@@ -28,9 +30,9 @@ pub(crate) use self::{
     waiter::{Acquire, Denial},
 };
 use crate::{
-    PoolConfig, PoolError, PoolStatus, WorkerState, WorkerStatus,
+    PoolConfig, PoolError,
     metrics::Totals,
-    scheduler::{Effect, Event, Limits, Phase, Refusal, Scheduler, SlotState, WorkerKey},
+    scheduler::{Effect, Event, Limits, Refusal, Scheduler, WorkerKey, earlier},
 };
 
 /// What all handles, calls and tasks of a pool share.
@@ -228,58 +230,16 @@ impl Shared {
         Some(WorkerKey { slot: slot.parse().ok()?, generation: generation.parse().ok()? })
     }
 
-    /// Cancels a call of this pool wherever it is, and returns once it provably runs no more.
-    pub(crate) async fn cancel(&self, call: CallId) {
-        self.with_state(|state, wakes| {
-            let queued =
-                state.waiters.iter_mut().find(|(_, waiter)| waiter.call == call && waiter.is_waiting());
-            if let Some((index, waiter)) = queued {
-                let ticket = waiter.ticket(index);
-                wakes.push(waiter.cancel());
-                self.apply(state, Event::Withdraw(ticket), Instant::now(), wakes);
-            }
-            let of_call = |running: &Running| running.call == call;
-            self.revoke(state, wakes, Signal::Cancelled, of_call);
-        });
-        loop {
-            let ended = self.ended.notified();
-            if !self.lock().runs(call) {
-                return;
-            }
-            ended.await;
+    /// A call gives its worker back.
+    fn end(&self, state: &mut State, key: usize, event: Event, wakes: &mut Wakes) -> Running {
+        let running = state.running.remove(key);
+        if !running.revoked {
+            self.apply(state, event, Instant::now(), wakes);
         }
-    }
-
-    /// Takes workers away from calls, whether or not anybody polls those. A stream whose reader has stalled would else
-    /// hold its worker beyond every deadline.
-    fn revoke(&self, state: &mut State, wakes: &mut Wakes, why: Signal, which: impl Fn(&Running) -> bool) {
-        let keys: Vec<usize> = state
-            .running
-            .iter()
-            .filter(|(_, running)| !running.is_revoked() && which(running))
-            .map(|(key, _)| key)
-            .collect();
-        for key in keys {
-            if let Some(running) = state.running.get_mut(key) {
-                let (worker, call) = (running.worker, running.call);
-                wakes.push(running.signal(why));
-                self.apply(state, Event::Abandoned(worker, call), Instant::now(), wakes);
-            }
+        if running.is_signalled() {
+            self.ended.notify_waiters();
         }
-    }
-
-    /// The supervisor's timer fired.
-    fn tick(&self, now: Instant) {
-        self.with_state(|state, wakes| {
-            state.armed = None;
-            if state.earliest_deadline.is_some_and(|at| at <= now) {
-                let overdue = |running: &Running| running.deadline.is_some_and(|at| at <= now);
-                self.revoke(state, wakes, Signal::DeadlineExceeded, overdue);
-                let live = state.running.iter().filter(|(_, running)| !running.is_revoked());
-                state.earliest_deadline = live.filter_map(|(_, running)| running.deadline).min();
-            }
-            self.apply(state, Event::Tick, now, wakes);
-        });
+        running
     }
 
     fn launched(&self, key: WorkerKey, worker: Worker) -> Arc<Member> {
@@ -317,7 +277,7 @@ impl Shared {
             state.members[key.index()] = None;
             state.settling.retain(|(worker, _)| *worker != key);
             for (_, running) in &mut state.running {
-                if running.worker == key && !running.is_revoked() {
+                if running.worker == key && !running.must_end() {
                     wakes.push(running.signal(Signal::WorkerGone));
                 }
             }
@@ -343,83 +303,5 @@ impl Shared {
         for member in self.lock().members.iter().flatten() {
             member.worker.kill("its pool was dropped");
         }
-    }
-
-    /// Waits for the end of the start phase.
-    pub(crate) async fn ready(&self) -> Result<(), PoolError> {
-        let (mut startup, mut stopped) = (self.startup.subscribe(), self.stopped.subscribe());
-        tokio::select! {
-            biased;
-            // Neither channel closes while `self` holds its sending end.
-            _ = stopped.wait_for(|stopped| *stopped) => Err(PoolError::ShutDown),
-            startup = startup.wait_for(|startup| !matches!(startup, Startup::Pending)) => match startup.as_deref() {
-                Ok(Startup::Failed(error)) => Err(error.clone()),
-                _ if self.lock().scheduler.phase() != Phase::Serving => Err(PoolError::ShutDown),
-                _ => Ok(()),
-            },
-        }
-    }
-
-    /// Waits until every worker is gone for good.
-    pub(crate) async fn stopped(&self) {
-        // The channel does not close while `self` holds its sending end.
-        let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await;
-    }
-
-    pub(crate) fn is_ready(&self) -> bool {
-        let state = self.lock();
-        let is_up = |slot: &crate::scheduler::Slot| matches!(slot.state, SlotState::Up(_));
-        state.scheduler.phase() == Phase::Serving
-            && !state.never_up.contains(&true)
-            && state.scheduler.slots().iter().any(is_up)
-    }
-
-    pub(crate) fn status(&self) -> PoolStatus {
-        let state = self.lock();
-        let workers = state.scheduler.slots().iter().zip(&state.members).map(|(slot, member)| {
-            let worker = member.as_ref().map(|member| &member.worker);
-            WorkerStatus {
-                id: self.worker_id(slot.key()),
-                pid: worker.and_then(Worker::pid),
-                state: worker_state(&slot.state),
-                address: worker.map_or_else(String::new, |worker| worker.address().to_owned()),
-                started_at: member.as_ref().map(|member| member.started_at),
-                calls: slot.served(),
-                restarts: slot.restarts(),
-            }
-        });
-        PoolStatus {
-            name: self.config.name.clone(),
-            queued: state.scheduler.queued(),
-            in_flight: state.scheduler.in_flight(),
-            workers: workers.collect(),
-            calls: self.totals.read(),
-        }
-    }
-}
-
-impl State {
-    fn runs(&self, call: CallId) -> bool {
-        self.settling.iter().any(|(_, settling)| *settling == call)
-            || self.running.iter().any(|(_, running)| running.call == call && !running.is_revoked())
-    }
-}
-
-fn worker_state(state: &SlotState) -> WorkerState {
-    match state {
-        SlotState::Launching => WorkerState::Starting,
-        SlotState::Up(up) if up.settling > 0 => WorkerState::Quarantined,
-        SlotState::Up(up) if up.running > 0 => WorkerState::Busy,
-        SlotState::Up(_) => WorkerState::Idle,
-        SlotState::Ending { .. } => WorkerState::Stopping,
-        SlotState::BackingOff { .. } | SlotState::Gone => WorkerState::Dead,
-    }
-}
-
-/// The earlier of two times, where there are any.
-fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
     }
 }

@@ -1,10 +1,10 @@
 //! A pool as something callable.
 
-use std::sync::Arc;
+use std::{future::poll_fn, sync::Arc};
 
 use async_trait::async_trait;
 use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
-use tower::ServiceExt;
+use tower::Service;
 
 use crate::{driver::Shared, stack::Stack};
 
@@ -27,7 +27,10 @@ impl RemoteTool {
 #[async_trait]
 impl ToolHandler for RemoteTool {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-        self.stack.clone().oneshot(call).await
+        // What `oneshot` does, but without moving the call and its future around.
+        let mut stack = self.stack.clone();
+        poll_fn(|cx| stack.poll_ready(cx)).await?;
+        stack.call(call).await
     }
 
     /// Frees a queued call's place, or takes the worker away from a running call; returns once the worker has proven

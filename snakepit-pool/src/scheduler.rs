@@ -7,6 +7,7 @@ mod capacity;
 mod event;
 mod queue;
 mod slot;
+mod stop;
 #[cfg(test)]
 mod tests;
 
@@ -16,11 +17,12 @@ use tokio::time::Instant;
 
 use self::{
     capacity::Capacity,
-    queue::{Entry, Queue, earlier},
+    queue::{Entry, Queue},
     slot::Up,
 };
 pub(crate) use self::{
     event::{Effect, Event, KillReason, Refusal, Ticket, WorkerKey},
+    queue::earlier,
     slot::{Slot, SlotState},
 };
 
@@ -357,55 +359,6 @@ impl Scheduler {
             _ => {}
         }
         self.wake = earlier(self.wake, self.queue.earliest_deadline());
-    }
-
-    fn drain(&mut self, until: Instant, now: Instant) {
-        let until = match self.phase {
-            Phase::Serving => until,
-            Phase::Draining { until: earlier } => earlier.min(until),
-            Phase::Stopping | Phase::Stopped => return,
-        };
-        self.phase = Phase::Draining { until };
-        self.wake_at(until);
-        if until <= now {
-            return self.stop();
-        }
-        self.stop_if_drained();
-    }
-
-    fn stop_if_drained(&mut self) {
-        if matches!(self.phase, Phase::Draining { .. }) && self.queue.len() == 0 && self.in_flight == 0 {
-            self.stop();
-        }
-    }
-
-    fn stop(&mut self) {
-        self.phase = Phase::Stopping;
-        while let Some(call) = self.queue.take_first() {
-            self.reject(call.ticket, Refusal::Draining);
-        }
-        for index in 0..self.slots.len() {
-            let slot = &mut self.slots[index];
-            let worker = slot.key();
-            match slot.state {
-                SlotState::BackingOff { .. } => slot.state = SlotState::Gone,
-                SlotState::Launching => self.effects.push(Effect::AbortLaunch(worker)),
-                SlotState::Up(_) => {
-                    self.end(worker, true);
-                    self.effects.push(Effect::Stop(worker));
-                }
-                SlotState::Ending { .. } | SlotState::Gone => {}
-            }
-        }
-        self.stopped_if_gone();
-    }
-
-    fn stopped_if_gone(&mut self) {
-        let gone = |slot: &Slot| matches!(slot.state, SlotState::Gone);
-        if self.phase == Phase::Stopping && self.slots.iter().all(gone) {
-            self.phase = Phase::Stopped;
-            self.effects.push(Effect::Stopped);
-        }
     }
 
     /// Whether the event speaks of the worker that the slot holds, and not of one it held before.

@@ -50,7 +50,7 @@ pub enum WorkerState {
     Starting,
     /// It waits for a call.
     Idle,
-    /// It runs as least one call.
+    /// It runs at least one call.
     Busy,
     /// It gets no calls until an abandoned one has provably ended.
     Quarantined,

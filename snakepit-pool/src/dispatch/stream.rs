@@ -33,7 +33,9 @@ impl Stream for Leased {
         let Some((stream, tether)) = self.open.take() else { return Poll::Ready(None) };
         drop(stream);
         Poll::Ready(match item {
-            Ok(Some(Err(error))) | Err(error) => Some(Err(tether.release(error))),
+            Ok(Some(Err(error))) => Some(Err(tether.release(error))),
+            // The lease is dropped unfinished: for all that is known, the worker still runs the call.
+            Err(cut) => Some(Err(cut)),
             Ok(_) => {
                 tether.finish();
                 None

@@ -19,6 +19,8 @@ pub(super) struct Running {
     pub(super) deadline: Option<Instant>,
     waker: Option<Waker>,
     signal: Option<Signal>,
+    /// Whether the worker was taken away: the scheduler then knows the call as abandoned already.
+    pub(super) revoked: bool,
 }
 
 /// What a running call must know.
@@ -26,15 +28,15 @@ pub(super) struct Running {
 pub(crate) enum Signal {
     /// Its worker is gone.
     WorkerGone,
-    /// Its worker was taken from it, because somebody cancelled it.
+    /// Somebody cancelled it: it must let go of its worker, or else the worker is taken from it.
     Cancelled,
-    /// Its worker was taken from it, because its time is up.
+    /// Its time is up: it must let go of its worker, or else the worker is taken from it.
     DeadlineExceeded,
 }
 
 impl Running {
     pub(super) const fn new(call: CallId, worker: WorkerKey, deadline: Option<Instant>) -> Self {
-        Self { call, worker, deadline, waker: None, signal: None }
+        Self { call, worker, deadline, waker: None, signal: None, revoked: false }
     }
 
     pub(super) fn signal(&mut self, signal: Signal) -> Option<Waker> {
@@ -42,9 +44,14 @@ impl Running {
         self.waker.take()
     }
 
-    /// Whether the worker was taken away: the scheduler then knows the call as abandoned already.
-    pub(super) const fn is_revoked(&self) -> bool {
+    /// Whether it was told to end.
+    pub(super) const fn must_end(&self) -> bool {
         matches!(self.signal, Some(Signal::Cancelled | Signal::DeadlineExceeded))
+    }
+
+    /// Whether somebody may wait for its end other than by its answer.
+    pub(super) const fn is_signalled(&self) -> bool {
+        self.signal.is_some()
     }
 }
 
@@ -78,15 +85,15 @@ impl Lease {
 
     /// What became of the worker meanwhile; if nothing, the task is woken when something does.
     pub(crate) fn signal(&self, cx: &Context<'_>) -> Option<Signal> {
-        let mut state = self.shared.lock();
-        let running = state.running.get_mut(self.key)?;
-        if running.signal.is_none() {
-            match &mut running.waker {
-                Some(waker) => waker.clone_from(cx.waker()),
-                None => running.waker = Some(cx.waker().clone()),
+        let mut stale = None;
+        self.shared.with_state(|state, _| {
+            let running = state.running.get_mut(self.key)?;
+            if !running.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                // Dropped after the lock is released, for it is foreign code.
+                stale = running.waker.replace(cx.waker().clone());
             }
-        }
-        running.signal
+            running.signal
+        })
     }
 
     /// The call has ended: the worker is free.
@@ -108,10 +115,7 @@ impl Drop for Lease {
             End::Finished => Event::Finished(worker),
             End::Lost => Event::Lost(worker),
         };
-        self.shared.with_state(|state, wakes| {
-            if !state.running.remove(self.key).is_revoked() {
-                self.shared.apply(state, event, Instant::now(), wakes);
-            }
-        });
+        // What is left of the call holds a waker, and so is dropped after the lock is released.
+        drop(self.shared.with_state(|state, wakes| self.shared.end(state, self.key, event, wakes)));
     }
 }

@@ -105,30 +105,34 @@ impl Future for Acquire {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(ticket) = self.ticket else { return Poll::Pending };
-        let mut state = self.shared.lock();
-        let Some(waiter) = state.waiters.get_mut(ticket.waiter) else { return Poll::Pending };
-        if let Answer::None(waker) = &mut waiter.answer {
-            // The timer that fires at the deadline may belong to a layer above: the time is up all the same.
-            if self.deadline.is_none_or(|at| at > Instant::now()) {
-                match waker {
-                    Some(waker) => waker.clone_from(cx.waker()),
-                    None => *waker = Some(cx.waker().clone()),
+        let (mut stale, mut is_late) = (None, false);
+        let answered = self.shared.with_state(|state, _| {
+            if let Answer::None(waker) = &mut state.waiters.get_mut(ticket.waiter)?.answer {
+                // The timer that fires at the deadline may belong to a layer above: the time is up all the same.
+                is_late = self.deadline.is_some_and(|at| at <= Instant::now());
+                if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                    // Dropped after the lock is released, for it is foreign code.
+                    stale = waker.replace(cx.waker().clone());
                 }
-                return Poll::Pending;
+                return None;
             }
-            drop(state);
-            self.give_back();
-            return Poll::Ready(Err(Denial::Expired));
-        }
-        let waiter = state.waiters.remove(ticket.waiter);
-        drop(state);
+            Some(state.waiters.remove(ticket.waiter))
+        });
+        let Some(waiter) = answered else {
+            if is_late {
+                self.give_back();
+                return Poll::Ready(Err(Denial::Expired));
+            }
+            return Poll::Pending;
+        };
         self.ticket = None;
         Poll::Ready(match waiter.answer {
             Answer::Assigned { member, key } => {
                 Ok(Lease::new(Arc::clone(&self.shared), member, waiter.call, key))
             }
             Answer::Refused(denial) => Err(denial),
-            Answer::None(_) => unreachable!("it was just seen to be answered"),
+            // It was just seen to be answered.
+            Answer::None(_) => Err(Denial::Cancelled),
         })
     }
 }
@@ -136,18 +140,20 @@ impl Future for Acquire {
 impl Acquire {
     fn give_back(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
-        self.shared.with_state(|state, wakes| {
-            let event = match state.waiters.remove(ticket.waiter).answer {
-                Answer::None(_) => Event::Withdraw(ticket),
-                Answer::Assigned { member, key } => {
-                    if state.running.remove(key).is_revoked() {
-                        return;
-                    }
-                    Event::Released(member.key)
+        // What is left of it holds a waker, and so is dropped after the lock is released.
+        let _left = self.shared.with_state(|state, wakes| {
+            let waiter = state.waiters.remove(ticket.waiter);
+            let ended = match &waiter.answer {
+                Answer::None(_) => {
+                    self.shared.apply(state, Event::Withdraw(ticket), Instant::now(), wakes);
+                    None
                 }
-                Answer::Refused(_) => return,
+                Answer::Assigned { member, key } => {
+                    Some(self.shared.end(state, *key, Event::Released(member.key), wakes))
+                }
+                Answer::Refused(_) => None,
             };
-            self.shared.apply(state, event, Instant::now(), wakes);
+            (waiter, ended)
         });
     }
 }

@@ -7,3 +7,4 @@ mod lifecycle;
 mod puppet;
 mod shutdown;
 mod streams;
+mod stress;

@@ -1,0 +1,74 @@
+//! What the pool tells about itself: its start, its end, and how it is.
+
+use snakepit_worker::Worker;
+
+use super::{Shared, Startup};
+use crate::{
+    PoolError, PoolStatus, WorkerState, WorkerStatus,
+    scheduler::{Phase, Slot, SlotState},
+};
+
+impl Shared {
+    /// Waits for the end of the start phase.
+    pub(crate) async fn ready(&self) -> Result<(), PoolError> {
+        let (mut startup, mut stopped) = (self.startup.subscribe(), self.stopped.subscribe());
+        tokio::select! {
+            biased;
+            // Neither channel closes while `self` holds its sending end.
+            _ = stopped.wait_for(|stopped| *stopped) => Err(PoolError::ShutDown),
+            startup = startup.wait_for(|startup| !matches!(startup, Startup::Pending)) => match startup.as_deref() {
+                Ok(Startup::Failed(error)) => Err(error.clone()),
+                _ if self.lock().scheduler.phase() != Phase::Serving => Err(PoolError::ShutDown),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Waits until every worker is gone for good.
+    pub(crate) async fn stopped(&self) {
+        // The channel does not close while `self` holds its sending end.
+        let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await;
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        let state = self.lock();
+        let is_up = |slot: &Slot| matches!(slot.state, SlotState::Up(_));
+        state.scheduler.phase() == Phase::Serving
+            && !state.never_up.contains(&true)
+            && state.scheduler.slots().iter().any(is_up)
+    }
+
+    pub(crate) fn status(&self) -> PoolStatus {
+        let state = self.lock();
+        let workers = state.scheduler.slots().iter().zip(&state.members).map(|(slot, member)| {
+            let worker = member.as_ref().map(|member| &member.worker);
+            WorkerStatus {
+                id: self.worker_id(slot.key()),
+                pid: worker.and_then(Worker::pid),
+                state: worker_state(&slot.state),
+                address: worker.map_or_else(String::new, |worker| worker.address().to_owned()),
+                started_at: member.as_ref().map(|member| member.started_at),
+                calls: slot.served(),
+                restarts: slot.restarts(),
+            }
+        });
+        PoolStatus {
+            name: self.config.name.clone(),
+            queued: state.scheduler.queued(),
+            in_flight: state.scheduler.in_flight(),
+            workers: workers.collect(),
+            calls: self.totals.read(),
+        }
+    }
+}
+
+fn worker_state(state: &SlotState) -> WorkerState {
+    match state {
+        SlotState::Launching => WorkerState::Starting,
+        SlotState::Up(up) if up.settling > 0 => WorkerState::Quarantined,
+        SlotState::Up(up) if up.running > 0 => WorkerState::Busy,
+        SlotState::Up(_) => WorkerState::Idle,
+        SlotState::Ending { .. } => WorkerState::Stopping,
+        SlotState::BackingOff { .. } | SlotState::Gone => WorkerState::Dead,
+    }
+}

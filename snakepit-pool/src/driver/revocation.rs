@@ -1,0 +1,89 @@
+//! Ends calls against their will: those that somebody cancels, and those whose time is up.
+
+use std::time::Duration;
+
+use snakepit_registry::CallId;
+use tokio::time::Instant;
+
+use super::{
+    Event, Shared, State, Wakes,
+    lease::{Running, Signal},
+};
+use crate::scheduler::earlier;
+
+/// How long a call that must let go of its worker may take to notice. Only one that nobody polls takes longer.
+const STALLED: Duration = Duration::from_millis(50);
+
+impl Shared {
+    /// Cancels a call of this pool wherever it is, and returns once it provably runs no more.
+    pub(crate) async fn cancel(&self, call: CallId) {
+        self.with_state(|state, wakes| {
+            let queued =
+                state.waiters.iter_mut().find(|(_, waiter)| waiter.call == call && waiter.is_waiting());
+            if let Some((index, waiter)) = queued {
+                let ticket = waiter.ticket(index);
+                wakes.push(waiter.cancel());
+                self.apply(state, Event::Withdraw(ticket), Instant::now(), wakes);
+            }
+            self.signal(state, wakes, Signal::Cancelled, |running| running.call == call);
+            self.arm(state);
+        });
+        loop {
+            let ended = self.ended.notified();
+            if !self.lock().runs(call) {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    /// Tells running calls to let go of their workers, and sees to it that they do.
+    fn signal(&self, state: &mut State, wakes: &mut Wakes, why: Signal, which: impl Fn(&Running) -> bool) {
+        let patience = Instant::now() + STALLED;
+        for (_, running) in &mut state.running {
+            if which(running) && !running.must_end() {
+                wakes.push(running.signal(why));
+                running.deadline = Some(patience);
+                state.earliest_deadline = earlier(state.earliest_deadline, Some(patience));
+            }
+        }
+    }
+
+    /// Takes the workers away from calls that were told to let go of them and did not: nobody polls those. A stream whose
+    /// reader has stalled would else hold its worker beyond every deadline.
+    fn revoke(&self, state: &mut State, wakes: &mut Wakes, now: Instant) {
+        let mut abandoned = Vec::new();
+        for (_, running) in &mut state.running {
+            if running.must_end() && !running.revoked && running.deadline.is_some_and(|at| at <= now) {
+                running.revoked = true;
+                running.deadline = None;
+                abandoned.push(Event::Abandoned(running.worker, running.call));
+            }
+        }
+        for event in abandoned {
+            self.apply(state, event, now, wakes);
+        }
+    }
+
+    /// The supervisor's timer fired.
+    pub(super) fn tick(&self, now: Instant) {
+        self.with_state(|state, wakes| {
+            state.armed = None;
+            if state.earliest_deadline.is_some_and(|at| at <= now) {
+                self.revoke(state, wakes, now);
+                let overdue = |running: &Running| running.deadline.is_some_and(|at| at <= now);
+                self.signal(state, wakes, Signal::DeadlineExceeded, overdue);
+                state.earliest_deadline =
+                    state.running.iter().filter_map(|(_, running)| running.deadline).min();
+            }
+            self.apply(state, Event::Tick, now, wakes);
+        });
+    }
+}
+
+impl State {
+    fn runs(&self, call: CallId) -> bool {
+        self.settling.iter().any(|(_, settling)| *settling == call)
+            || self.running.iter().any(|(_, running)| running.call == call && !running.revoked)
+    }
+}

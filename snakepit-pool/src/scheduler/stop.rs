@@ -1,0 +1,56 @@
+//! The end of a pool: no new calls, then no calls, then no workers.
+
+use tokio::time::Instant;
+
+use super::{Effect, Phase, Refusal, Scheduler, Slot, SlotState};
+
+impl Scheduler {
+    pub(super) fn drain(&mut self, until: Instant, now: Instant) {
+        let until = match self.phase {
+            Phase::Serving => until,
+            Phase::Draining { until: earlier } => earlier.min(until),
+            Phase::Stopping | Phase::Stopped => return,
+        };
+        self.phase = Phase::Draining { until };
+        self.wake_at(until);
+        if until <= now {
+            return self.stop();
+        }
+        self.stop_if_drained();
+    }
+
+    pub(super) fn stop_if_drained(&mut self) {
+        if matches!(self.phase, Phase::Draining { .. }) && self.queue.len() == 0 && self.in_flight == 0 {
+            self.stop();
+        }
+    }
+
+    pub(super) fn stop(&mut self) {
+        self.phase = Phase::Stopping;
+        while let Some(call) = self.queue.take_first() {
+            self.reject(call.ticket, Refusal::Draining);
+        }
+        for index in 0..self.slots.len() {
+            let slot = &mut self.slots[index];
+            let worker = slot.key();
+            match slot.state {
+                SlotState::BackingOff { .. } => slot.state = SlotState::Gone,
+                SlotState::Launching => self.effects.push(Effect::AbortLaunch(worker)),
+                SlotState::Up(_) => {
+                    self.end(worker, true);
+                    self.effects.push(Effect::Stop(worker));
+                }
+                SlotState::Ending { .. } | SlotState::Gone => {}
+            }
+        }
+        self.stopped_if_gone();
+    }
+
+    pub(super) fn stopped_if_gone(&mut self) {
+        let gone = |slot: &Slot| matches!(slot.state, SlotState::Gone);
+        if self.phase == Phase::Stopping && self.slots.iter().all(gone) {
+            self.phase = Phase::Stopped;
+            self.effects.push(Effect::Stopped);
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Many threads, impatient callers and dying workers at once, on the real clock: whatever the interleaving, no worker runs
+//! more calls than it may, every call ends once, and nothing is left behind.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use snakepit_pool::{Pool, PoolConfig, WorkerState};
+use snakepit_registry::{CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
+use snakepit_session::Payload;
+use snakepit_worker::{DriverCommand, ExitReason, Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
+use tokio::{
+    sync::Notify,
+    task::{JoinSet, yield_now},
+};
+use tokio_stream::Stream;
+
+use crate::puppet::{chunk, config, next};
+
+const CALLERS: u64 = 16;
+const CALLS_EACH: u64 = 400;
+
+/// Workers inside this process. A call takes as many turns of the runtime as its tool's name says; a call of `crash` ends
+/// its worker.
+#[derive(Debug, Default)]
+struct Fleet {
+    drivers: Mutex<JoinSet<()>>,
+    violations: Arc<AtomicUsize>,
+}
+
+#[derive(Debug)]
+struct Handler {
+    crash: Arc<Notify>,
+    running: Arc<AtomicUsize>,
+    violations: Arc<AtomicUsize>,
+}
+
+/// Counts a call as running for as long as anybody could poll it.
+struct Occupied(Arc<AtomicUsize>);
+
+impl Handler {
+    fn occupy(&self) -> Occupied {
+        if self.running.fetch_add(1, Ordering::SeqCst) > 0 {
+            self.violations.fetch_add(1, Ordering::SeqCst);
+        }
+        Occupied(Arc::clone(&self.running))
+    }
+}
+
+impl Drop for Occupied {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[async_trait]
+impl ToolHandler for Handler {
+    async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+        let occupied = self.occupy();
+        let Ok(turns) = call.tool.parse::<usize>() else {
+            self.crash.notify_one();
+            return std::future::pending().await;
+        };
+        for _ in 0..turns {
+            yield_now().await;
+        }
+        Ok(match call.mode {
+            CallMode::Unary => ToolReply::value(Payload::null()),
+            CallMode::Streaming => ToolReply::stream(Box::pin(Chunks { left: turns, _occupied: occupied })),
+        })
+    }
+}
+
+struct Chunks {
+    left: usize,
+    _occupied: Occupied,
+}
+
+impl Stream for Chunks {
+    type Item = Result<Chunk, ToolError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(left) = self.left.checked_sub(1) else { return Poll::Ready(None) };
+        self.left = left;
+        Poll::Ready(Some(chunk()))
+    }
+}
+
+#[async_trait]
+impl WorkerLauncher for Fleet {
+    async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
+        let crash = Arc::new(Notify::new());
+        let handler = Handler {
+            crash: Arc::clone(&crash),
+            running: Arc::default(),
+            violations: Arc::clone(&self.violations),
+        };
+        let (worker, mut driver) = Worker::new(id, None, "thread", Arc::new(handler));
+        self.drivers.lock().unwrap().spawn(async move {
+            let reason = tokio::select! {
+                () = crash.notified() => ExitReason::Code(1),
+                command = driver.command() => match command {
+                    DriverCommand::Stop { .. } => ExitReason::Stopped,
+                    DriverCommand::Kill { why } => ExitReason::Killed { why },
+                },
+            };
+            driver.exited(WorkerExit { reason, output_lines: Vec::new() });
+        });
+        Ok(worker)
+    }
+}
+
+/// The same numbers in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+}
+
+async fn caller(tool: Arc<impl ToolHandler>, mut dice: Dice) {
+    for _ in 0..CALLS_EACH {
+        let name = if dice.roll(50) == 0 { "crash".to_owned() } else { dice.roll(4).to_string() };
+        let mut call = ToolCall::new(name);
+        if dice.roll(3) == 0 {
+            call.mode = CallMode::Streaming;
+        }
+        if dice.roll(4) == 0 {
+            call.preferred_worker = Some(format!("p-{}-1", dice.roll(4)).into());
+        }
+        let (id, patience) = (call.id, dice.roll(12));
+        let made = tool.call(call);
+        let impatient = async {
+            for _ in 0..patience {
+                yield_now().await;
+            }
+        };
+        match dice.roll(4) {
+            0 => tokio::select! { biased; _ = made => {}, () = impatient => {} },
+            1 => {
+                // A stream is dropped at once: one that nobody polls holds its worker a little longer.
+                let (_, cancelled) = tokio::join!(async { drop(made.await) }, async {
+                    impatient.await;
+                    tool.cancel(id).await
+                });
+                cancelled.unwrap();
+            }
+            _ => {
+                if let Ok(mut reply) = made.await
+                    && matches!(reply.body, ReplyBody::Stream(_))
+                {
+                    // Some are dropped before their end.
+                    for _ in 0..dice.roll(6) {
+                        if next(&mut reply).await.is_none() {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_is_lost_under_fire() {
+    let fleet = Arc::new(Fleet::default());
+    let violations = Arc::clone(&fleet.violations);
+    let config = PoolConfig { queue_limit: 8, default_timeout: Some(Duration::from_secs(30)), ..config(4) };
+    let pool = Pool::start(config, fleet).unwrap();
+    pool.ready().await.unwrap();
+    let mut callers = JoinSet::new();
+    for seed in 0..CALLERS {
+        callers.spawn(caller(pool.tool(), Dice(seed)));
+    }
+    callers.join_all().await;
+
+    pool.shutdown(Duration::from_secs(30)).await;
+    let status = pool.status();
+    assert_eq!((status.queued, status.in_flight), (0, 0));
+    assert!(status.workers.iter().all(|worker| worker.state == WorkerState::Dead), "{status:?}");
+    assert_eq!(violations.load(Ordering::SeqCst), 0, "a worker ran two calls at a time");
+    let totals = status.calls;
+    let ended =
+        totals.succeeded + totals.failed + totals.refused + totals.timed_out + totals.cancelled + totals.lost;
+    assert_eq!(ended, CALLERS * CALLS_EACH, "{totals:?}");
+    for (what, count) in
+        [("succeeded", totals.succeeded), ("cancelled", totals.cancelled), ("lost", totals.lost)]
+    {
+        assert!(count > 0, "no call {what}: {totals:?}");
+    }
+    assert_eq!(totals.timed_out, 0, "a call was stuck");
+}
