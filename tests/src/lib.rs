@@ -2,12 +2,6 @@
 //!
 //! Scenarios live in `tests/tests/`, misbehaving Python adapters in `tests/adapters/`, foreign workers in
 //! `tests/workers/`. Nothing here waits by sleeping for a guess: [`eventually`] polls a condition up to a bound.
-#![allow(
-    clippy::unwrap_used,
-    clippy::missing_panics_doc,
-    reason = "this crate is for tests; a panic is the report"
-)]
-#![allow(clippy::disallowed_methods, reason = "the sandbox runs the daemon and its command line")]
 
 mod processes;
 mod sandbox;
