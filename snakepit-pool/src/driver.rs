@@ -43,6 +43,7 @@ pub(crate) struct Shared {
     orders: mpsc::UnboundedSender<Order>,
     startup: watch::Sender<Startup>,
     stopped: watch::Sender<bool>,
+    readiness: watch::Sender<bool>,
     /// Notified whenever a call provably ended other than by its own answer.
     ended: Notify,
 }
@@ -136,6 +137,7 @@ impl Shared {
             orders,
             startup: watch::Sender::new(Startup::Pending),
             stopped: watch::Sender::new(false),
+            readiness: watch::Sender::new(false),
             ended: Notify::new(),
         }
     }
@@ -148,6 +150,7 @@ impl Shared {
     /// Lets an event happen now.
     pub(crate) fn bring(&self, event: Event) {
         self.with_state(|state, wakes| self.apply(state, event, Instant::now(), wakes));
+        self.note_readiness();
     }
 
     /// Runs under the lock, and wakes whom it wants woken once the lock is released.
@@ -258,6 +261,7 @@ impl Shared {
             }
             self.apply(state, Event::Launched(key), Instant::now(), wakes);
         });
+        self.note_readiness();
         member
     }
 
@@ -283,6 +287,7 @@ impl Shared {
             }
             self.apply(state, Event::Exited(key), Instant::now(), wakes);
         });
+        self.note_readiness();
         self.ended.notify_waiters();
     }
 

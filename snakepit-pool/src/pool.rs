@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use snakepit_worker::WorkerLauncher;
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use crate::{PoolConfig, PoolError, PoolStatus, RemoteTool, driver::Shared, scheduler::Event, stack::stack};
 
@@ -63,6 +63,12 @@ impl Pool {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.owner.shared.is_ready()
+    }
+
+    /// Follows [`is_ready`](Self::is_ready) as it changes.
+    #[must_use]
+    pub fn readiness(&self) -> watch::Receiver<bool> {
+        self.owner.shared.readiness()
     }
 
     /// Refuses new calls as [unavailable](snakepit_registry::ToolError::Unavailable), lets those that are queued or run

@@ -18,13 +18,7 @@ use snakepit_worker::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{
-    Error, Snakepit, find_python,
-    grpc::{self, set_serving},
-    host::Host,
-    listen,
-    snakepit::Service,
-};
+use crate::{Error, Snakepit, find_python, grpc, host::Host, listen, snakepit::Service};
 
 /// How often the memory of expired sessions is reclaimed. They are gone for callers the moment they expire.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -222,14 +216,18 @@ impl Builder {
             let tool: Arc<dyn ToolHandler> = pool.tool();
             host.registry.set_fallback(&pool.status().name, tool);
         }
+        let hidden = stop.child_token();
         let service =
-            Arc::new(Service { health, stop, tasks, address: address.take(), launcher: processes, run_dir });
+            Arc::new(Service { hidden, stop, tasks, address: address.take(), launcher: processes, run_dir });
         let snakepit = Snakepit { host, pool, service };
         if let Err(error) = snakepit.pool.ready().await {
             snakepit.shutdown_within(Duration::ZERO).await;
             return Err(error.into());
         }
-        set_serving(&snakepit.service.health, true).await;
+        // Health checks see the server from here on, and see it leave before it stops answering.
+        let following =
+            grpc::follow_readiness(health, snakepit.pool.readiness(), snakepit.service.hidden.clone());
+        snakepit.service.tasks.spawn(following);
         Ok(snakepit)
     }
 }

@@ -15,6 +15,8 @@ use std::sync::Arc;
 use snakepit_proto::{
     FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES, pb::bridge_service_server::BridgeServiceServer,
 };
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, RoutesBuilder};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -52,8 +54,26 @@ pub(crate) async fn routes(host: Arc<Host>) -> (Routes, HealthReporter) {
     (routes.routes(), health)
 }
 
+/// Reports the server as healthy while its pool serves, until told to stop.
+pub(crate) async fn follow_readiness(
+    health: HealthReporter,
+    mut readiness: watch::Receiver<bool>,
+    stop: CancellationToken,
+) {
+    loop {
+        let serving = *readiness.borrow_and_update();
+        set_serving(&health, serving).await;
+        tokio::select! {
+            () = stop.cancelled() => break,
+            // The pool is gone when it no longer says anything.
+            changed = readiness.changed() => if changed.is_err() { break },
+        }
+    }
+    set_serving(&health, false).await;
+}
+
 /// Reports health for the server as a whole and for the bridge service.
-pub(crate) async fn set_serving(health: &HealthReporter, serving: bool) {
+async fn set_serving(health: &HealthReporter, serving: bool) {
     let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
     for name in ["", SERVICE_NAME] {
         health.set_service_status(name, status).await;

@@ -24,7 +24,8 @@ pub struct Snakepit {
 /// What serves gRPC, and stops serving when dropped.
 #[derive(Debug)]
 pub(crate) struct Service {
-    pub(crate) health: tonic_health::server::HealthReporter,
+    /// Cancelled when health checks shall no longer see the server; a child of `stop`.
+    pub(crate) hidden: CancellationToken,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
     pub(crate) address: Option<SocketAddr>,
@@ -122,8 +123,8 @@ impl Snakepit {
 
     /// Reports "not serving" to health checks, while calls are still answered. The first step of a graceful stop
     /// behind a load balancer; [`shutdown`](Self::shutdown) does it too.
-    pub async fn stop_accepting(&self) {
-        crate::grpc::set_serving(&self.service.health, false).await;
+    pub fn hide(&self) {
+        self.service.hidden.cancel();
     }
 
     /// Stops: refuses new calls, lets those in flight finish for up to ten seconds, stops the workers, closes the
@@ -134,7 +135,7 @@ impl Snakepit {
 
     /// Like [`shutdown`](Self::shutdown), with another bound on how long calls in flight may take.
     pub async fn shutdown_within(&self, drain: Duration) {
-        self.stop_accepting().await;
+        self.hide();
         self.pool.shutdown(drain).await;
         if let Some(launcher) = &self.service.launcher {
             launcher.shutdown().await;

@@ -1,6 +1,7 @@
 //! What the pool tells about itself: its start, its end, and how it is.
 
 use snakepit_worker::Worker;
+use tokio::sync::watch;
 
 use super::{Shared, Startup};
 use crate::{
@@ -36,6 +37,16 @@ impl Shared {
         state.scheduler.phase() == Phase::Serving
             && !state.never_up.contains(&true)
             && state.scheduler.slots().iter().any(is_up)
+    }
+
+    pub(crate) fn readiness(&self) -> watch::Receiver<bool> {
+        self.readiness.subscribe()
+    }
+
+    /// Tells whoever watches when readiness changed. Only launches, exits and drains can change it.
+    pub(super) fn note_readiness(&self) {
+        let ready = self.is_ready();
+        self.readiness.send_if_modified(|known| std::mem::replace(known, ready) != ready);
     }
 
     pub(crate) fn status(&self) -> PoolStatus {

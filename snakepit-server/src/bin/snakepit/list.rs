@@ -76,7 +76,7 @@ pub(crate) async fn workers(args: Args) -> Result<(), Failure> {
             "pid": worker.pid,
             "state": worker.state,
             "address": worker.address,
-            "started_at": worker.started_at.as_ref().map(|at| rfc3339(at.clone())),
+            "started_at": worker.started_at.as_ref().map(|at| rfc3339(*at)),
             "calls": worker.calls,
             "restarts": worker.restarts,
         });
@@ -116,8 +116,8 @@ fn session_row(session: pb::SessionInfo) -> (Vec<String>, Value) {
     let object = json!({
         "session_id": session.session_id,
         "metadata": session.metadata,
-        "created_at": session.created_at.as_ref().map(|at| rfc3339(at.clone())),
-        "expires_at": session.expires_at.as_ref().map(|at| rfc3339(at.clone())),
+        "created_at": session.created_at.as_ref().map(|at| rfc3339(*at)),
+        "expires_at": session.expires_at.as_ref().map(|at| rfc3339(*at)),
         "programs": session.program_count,
         "last_worker_id": session.last_worker_id,
     });
