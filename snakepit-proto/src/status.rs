@@ -62,6 +62,12 @@ pub fn failure_of(status: &Status) -> Option<ToolFailure> {
     ToolFailure::decode(detail.value).ok()
 }
 
+/// What lies at the bottom of a chain of errors. The layers of a transport above it only say "transport error".
+#[must_use]
+pub fn root_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    std::iter::successors(Some(error), |&error| error.source()).last().unwrap_or(error)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

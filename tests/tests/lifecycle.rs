@@ -130,6 +130,33 @@ async fn sigterm_lets_calls_finish_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn health_says_what_the_workers_are() {
+    use tonic_health::pb::{
+        HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+    };
+
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let channel =
+        tonic::transport::Endpoint::from_shared(sandbox.url().to_owned()).unwrap().connect().await.unwrap();
+    let mut health = HealthClient::new(channel);
+    let mut told = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    let mut next = async || told.message().await.unwrap().unwrap().status();
+    assert_eq!(next().await, ServingStatus::Serving);
+
+    signal(sandbox.worker_pids().await[0], Signal::SIGKILL);
+    assert_eq!(next().await, ServingStatus::NotServing, "the only worker is dead");
+    assert_eq!(next().await, ServingStatus::Serving, "and replaced");
+
+    let mut client = sandbox.client().await;
+    let call = tokio::spawn(async move { execute(&mut client, "sleep_for", &json!({"seconds": 1.0})).await });
+    eventually("the call runs", SOON, async || sandbox.workers().await[0].state == "busy").await;
+    signal(sandbox.pid(), Signal::SIGTERM);
+    assert_eq!(next().await, ServingStatus::NotServing, "told at the first SIGTERM");
+    assert!(!call.is_finished(), "while calls in flight go on");
+    call.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn floods_of_output_block_nobody() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let mut client = sandbox.client().await;

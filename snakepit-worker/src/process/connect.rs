@@ -3,7 +3,11 @@
 use std::{path::PathBuf, time::Duration};
 
 use hyper_util::rt::TokioIo;
-use snakepit_proto::{MAX_MESSAGE_BYTES, pb, pb::bridge_service_client::BridgeServiceClient};
+use snakepit_proto::{
+    MAX_MESSAGE_BYTES,
+    pb::{self, bridge_service_client::BridgeServiceClient},
+    status::root_cause,
+};
 use tokio::{net::UnixStream, time::Instant};
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -68,7 +72,7 @@ async fn attempt(address: &Address) -> Result<Client, String> {
             settings(Endpoint::from_static("http://localhost")).connect_with_connector(connector).await
         }
     }
-    .map_err(|e| innermost(&e))?;
+    .map_err(|e| root_cause(&e).to_string())?;
     let mut client = BridgeServiceClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -91,13 +95,4 @@ fn settings(endpoint: Endpoint) -> Endpoint {
 
 async fn connect_unix(path: PathBuf) -> std::io::Result<TokioIo<UnixStream>> {
     Ok(TokioIo::new(UnixStream::connect(path).await?))
-}
-
-/// What lies at the bottom of a chain of errors; the layers above it only say "transport error".
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }

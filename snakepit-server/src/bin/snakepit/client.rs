@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use snakepit_proto::{MAX_MESSAGE_BYTES, pb::bridge_service_client::BridgeServiceClient};
+use snakepit_proto::{
+    MAX_MESSAGE_BYTES,
+    pb::bridge_service_client::BridgeServiceClient,
+    status::{failure_of, root_cause},
+};
 use tonic::{
     Code, Status,
     transport::{Channel, Endpoint},
@@ -30,7 +34,7 @@ impl Server {
             Failure::new(exit::USAGE, format!("`{address}` is no URL; it looks like http://127.0.0.1:50051"))
         })?;
         let channel = endpoint.connect_timeout(Duration::from_secs(5)).tcp_nodelay(true).connect().await.map_err(|e| {
-            let reason = innermost(&e);
+            let reason = root_cause(&e);
             Failure::new(
                 exit::UNREACHABLE,
                 format!("cannot reach a server at {address}: {reason}; start one with `snakepit serve`, or pass --server"),
@@ -42,20 +46,11 @@ impl Server {
     }
 }
 
-/// What lies at the bottom of a chain of errors; the layers above it only say "transport error".
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
-}
-
 /// A refusal as one line: the code's name, then the server's message.
 #[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
 pub(crate) fn refused(status: Status) -> Failure {
     let code = match status.code() {
-        Code::Internal if snakepit_proto::status::failure_of(&status).is_some() => exit::TOOL_FAILED,
+        Code::Internal if failure_of(&status).is_some() => exit::TOOL_FAILED,
         _ => exit::REFUSED,
     };
     Failure::new(code, format!("{} ({:?})", status.message(), status.code()))
