@@ -7,6 +7,7 @@
 
 pub mod headers;
 pub mod launch;
+pub mod status;
 pub mod value;
 
 mod generated {
