@@ -21,6 +21,7 @@ struct RpcStatus {
 
 /// A status that carries a tool's failure in its details.
 #[must_use]
+#[allow(clippy::needless_pass_by_value, reason = "made for this call and of no use after it")]
 pub fn attach_failure(code: Code, message: impl Into<String>, failure: ToolFailure) -> Status {
     let message = message.into();
     let detail = Any { type_url: TYPE_URL.to_owned(), value: failure.encode_to_vec().into() };
