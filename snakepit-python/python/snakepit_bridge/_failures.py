@@ -1,0 +1,70 @@
+"""Exceptions of tools as the host shows them: type, message, and a traceback without the runtime's own frames."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+#: Code that stands between the runtime and a tool.
+_RUNTIME_FILES = (
+    str(Path(asyncio.__file__).parent),
+    str(Path(__file__).with_name("_event_loop.py")),
+)
+
+
+def describe(
+    error: BaseException,
+    function: Callable[..., Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> tuple[str, str, str]:
+    """Take an exception apart: type, message, traceback.
+
+    Args:
+        error: The exception.
+        function: What was called, if it was the tool itself.
+        arguments: With what it was called.
+    """
+    own = _without_runtime(error.__traceback__)
+    lines = traceback.format_exception(type(error), error, own)
+    # A TypeError without a single frame is the call's own: the arguments did not fit the signature.
+    misfit = type(error) is TypeError and own is None and function is not None
+    message = _misfit(function, arguments) if misfit and function is not None and arguments is not None else None
+    return type_name(type(error)), message or _message(error), "".join(lines)
+
+
+def type_name(kind: type) -> str:
+    """Name a type, with its module unless it is a builtin."""
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as failure:  # Whatever its `__str__` raises, the type is still worth telling.
+        return f"<its message cannot be read: {type_name(type(failure))}>"
+
+
+def _misfit(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str | None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        parameters = ", ".join(name for name in signature.parameters)
+        return f"the arguments do not fit `{function.__name__}({parameters})`: {error}"
+    return None
+
+
+def _without_runtime(frames: TracebackType | None) -> TracebackType | None:
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_RUNTIME_FILES):
+        frames = frames.tb_next
+    return frames

@@ -1,0 +1,138 @@
+"""From an adapter class to what the native runtime needs to run it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from snakepit_bridge import _failures, _specs
+from snakepit_bridge._event_loop import EventLoop, drain
+from snakepit_bridge.base_adapter import TOOL_ATTRIBUTE, ToolOptions
+from snakepit_bridge.chunks import StreamChunk
+from snakepit_bridge.session_context import SessionContext
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
+    from snakepit_bridge._native import CallLike, ChunkSink
+
+
+class AdapterError(Exception):
+    """An adapter cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class ToolPlan:
+    """One declared tool."""
+
+    attribute: str
+    generates: bool
+    spec: _specs.ToolSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the native runtime reads. Mirrors `plan.rs`."""
+
+    factory: Callable[[], object]
+    tools: list[ToolPlan]
+    dynamic_specs: list[_specs.ToolSpec]
+    has_context: bool
+    has_initialize: bool
+    has_cleanup: bool
+    is_dynamic: bool
+    context: Callable[[CallLike], SessionContext]
+    run_async: Callable[[Any], Any]
+    drain_async: Callable[[Any, ChunkSink], Coroutine[Any, Any, None]]
+    describe: Callable[..., tuple[str, str, str]] = _failures.describe
+    chunk: type[StreamChunk] = StreamChunk
+
+
+def load(path: str) -> type:
+    """Import an adapter class, named ``module.path:Class`` or ``module.path.Class``.
+
+    Raises:
+        AdapterError: It cannot be found; raised from what importing it raised, if that was it.
+    """
+    module_name, separator, class_name = path.partition(":")
+    if not separator:
+        module_name, _, class_name = path.rpartition(".")
+    if not module_name or not class_name:
+        raise AdapterError(f"adapter `{path}` names no class; write it as `module.path:Class`")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise AdapterError(
+            f"adapter `{path}` cannot be imported: {error}; install it for {sys.executable}, or add its directory to "
+            "PYTHONPATH"
+        ) from error
+    except BaseException as error:
+        described = _one_line(f"{_failures.type_name(type(error))}: {error}")
+        raise AdapterError(f"adapter `{path}` cannot be imported: {described}") from error
+    adapter: Any = module
+    for name in class_name.split("."):
+        adapter = getattr(adapter, name, None)
+    if not isinstance(adapter, type):
+        found = ", ".join(f"`{name}`" for name in _classes_of(module)) or "no class"
+        raise AdapterError(f"adapter `{path}` is no class: module `{module_name}` has {found}")
+    return adapter
+
+
+def plan_of(adapter: type, loop: EventLoop) -> Plan:
+    """Read what an adapter class offers.
+
+    Raises:
+        AdapterError: It offers nothing, or something that cannot be called.
+    """
+    try:
+        tools = list(_tools_of(adapter))
+    except TypeError as error:
+        raise AdapterError(f"adapter `{adapter.__qualname__}` cannot be used: {error}") from error
+    dynamic = callable(getattr(adapter, "execute_tool", None))
+    declared = {tool.spec["name"] for tool in tools}
+    dynamic_names = [name for name in getattr(adapter, "dynamic_tools", ()) if name not in declared]
+    if dynamic_names and not dynamic:
+        raise AdapterError(f"adapter `{adapter.__qualname__}` lists dynamic_tools but has no method `execute_tool`")
+    if not tools and not dynamic:
+        raise AdapterError(f"adapter `{adapter.__qualname__}` has no tools; mark its methods with @tool")
+    return Plan(
+        factory=adapter,
+        tools=tools,
+        dynamic_specs=[_specs.dynamic_spec_of(name, adapter) for name in dynamic_names],
+        has_context=callable(getattr(adapter, "set_session_context", None)),
+        has_initialize=callable(getattr(adapter, "initialize", None)),
+        has_cleanup=callable(getattr(adapter, "cleanup", None)),
+        is_dynamic=dynamic,
+        context=SessionContext,
+        run_async=loop.run,
+        drain_async=drain,
+    )
+
+
+def _tools_of(adapter: type) -> Iterator[ToolPlan]:
+    """Go through the tools of a class and its bases in the order of their definition. Overriding keeps the place."""
+    names = dict.fromkeys(name for base in reversed(adapter.__mro__) for name in vars(base))
+    seen: dict[str, str] = {}
+    for attribute in names:
+        member = next(vars(base)[attribute] for base in adapter.__mro__ if attribute in vars(base))
+        function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
+        options = getattr(function, TOOL_ATTRIBUTE, None)
+        if not isinstance(options, ToolOptions):
+            continue
+        bound = not isinstance(member, staticmethod)
+        spec = _specs.spec_of(function, attribute, options, adapter, bound=bound)
+        if spec["name"] in seen:
+            raise TypeError(f"methods `{seen[spec['name']]}` and `{attribute}` are both the tool `{spec['name']}`")
+        seen[spec["name"]] = attribute
+        yield ToolPlan(attribute, _specs.generates(function), spec)
+
+
+def _classes_of(module: object) -> list[str]:
+    name = getattr(module, "__name__", "")
+    return [n for n, member in vars(module).items() if isinstance(member, type) and member.__module__ == name]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,1 @@
+"""An adapter that shows what tools can do."""

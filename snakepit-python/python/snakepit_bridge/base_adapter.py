@@ -1,0 +1,88 @@
+"""Adapters and tools: what users of this package write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar, overload
+
+from snakepit_bridge.session_context import SessionContext
+
+#: Where :func:`tool` leaves its options on the function.
+TOOL_ATTRIBUTE = "__snakepit_tool__"
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class ToolOptions:
+    """What :func:`tool` was told."""
+
+    name: str | None = None
+    description: str | None = None
+    supports_streaming: bool = False
+    idempotent: bool = False
+
+
+@overload
+def tool(function: _F, /) -> _F: ...
+
+
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    supports_streaming: bool = False,
+    idempotent: bool = False,
+) -> Callable[[_F], _F]: ...
+
+
+def tool(
+    function: _F | None = None,
+    /,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    supports_streaming: bool = False,
+    idempotent: bool = False,
+) -> _F | Callable[[_F], _F]:
+    """Mark a method of an adapter as a tool that the host can call. The method itself stays as it is.
+
+    Args:
+        function: The method, when the decorator is used without parentheses.
+        name: The tool's name; the method's by default.
+        description: What it does, for people and language models; the docstring by default.
+        supports_streaming: Whether it can be called for a stream. Generators always can.
+        idempotent: Whether running it twice does no harm, so that the host may retry it.
+    """
+    options = ToolOptions(name, description, supports_streaming, idempotent)
+
+    def mark(function: _F) -> _F:
+        plain = function.__func__ if isinstance(function, staticmethod | classmethod) else function
+        setattr(plain, TOOL_ATTRIBUTE, options)
+        return function
+
+    return mark if function is None else mark(function)
+
+
+class BaseAdapter:
+    """A class of tools. Deriving from it is convenient, not required.
+
+    The worker makes a new object for each call: ``set_session_context``, then ``initialize`` if there is one, the tool, and
+    in any case ``cleanup`` if there is one. Both may be coroutines. A class or static method ``process_init`` runs once
+    in each worker process before the first call; keep what it loads on the class or in a module.
+
+    An adapter may also take calls of tools that it does not declare, by a method
+    ``execute_tool(self, tool_name, arguments, context)``; it names those tools in :attr:`dynamic_tools`.
+    """
+
+    #: Names of tools that ``execute_tool`` serves. They take any arguments.
+    dynamic_tools: ClassVar[Sequence[str]] = ()
+
+    #: The call that this object serves.
+    session_context: SessionContext
+
+    def set_session_context(self, context: SessionContext) -> None:
+        """Keep the context of the call as ``self.session_context``."""
+        self.session_context = context

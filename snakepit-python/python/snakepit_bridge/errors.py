@@ -1,0 +1,52 @@
+"""What can go wrong when a tool talks to its host."""
+
+
+class SnakepitError(Exception):
+    """Any failure of a call to the host."""
+
+
+class HostToolError(SnakepitError):
+    """A host tool ran and failed; the message is what it said."""
+
+    def __init__(self, message: str, tool_name: str = "") -> None:
+        super().__init__(message)
+        #: The host tool's name.
+        self.tool_name = tool_name
+
+
+class NotFoundError(SnakepitError, LookupError):
+    """The host knows no such tool, session or program."""
+
+
+class InvalidArgumentError(SnakepitError, ValueError):
+    """The host refused an argument, a name or a size."""
+
+
+class DeadlineExceededError(SnakepitError, TimeoutError):
+    """The call's deadline passed before the host answered."""
+
+
+class HostUnavailableError(SnakepitError, ConnectionError):
+    """The host cannot be reached, is overloaded, or there is none."""
+
+
+class CallCancelled(BaseException):  # noqa: N818
+    """The call that this code serves was cancelled: let it pass.
+
+    Raised in plain functions and generators, wherever they are; coroutines get ``asyncio.CancelledError`` instead. Like
+    that one it is no ``Exception``, so that ``except Exception`` around a loop or a retry cannot swallow it. Nobody
+    waits for the result any more: clean up in ``finally``. A tool that goes on regardless is killed with its worker.
+    """
+
+
+class ToolFailed(SnakepitError):  # noqa: N818
+    """A tool raised; for tests that call tools by :mod:`snakepit_bridge.testing`."""
+
+    def __init__(self, type: str, message: str, traceback: str = "") -> None:  # noqa: A002
+        super().__init__(f"{type}: {message}")
+        #: The type of what it raised, with its module unless it is a builtin.
+        self.type = type
+        #: The message.
+        self.message = message
+        #: The formatted traceback, as the host gets it.
+        self.traceback = traceback

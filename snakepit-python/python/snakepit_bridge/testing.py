@@ -1,0 +1,207 @@
+"""Running tools in a test as a worker would: values take the way over the wire, without a host or another process.
+
+>>> call_tool(Shop, "price", item="tea", count=2)  # doctest: +SKIP
+19.98
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from snakepit_bridge import _native
+from snakepit_bridge._event_loop import EventLoop
+from snakepit_bridge._plan import plan_of
+from snakepit_bridge.chunks import StreamChunk
+from snakepit_bridge.errors import HostToolError, NotFoundError, ToolFailed
+from snakepit_bridge.session_context import SessionContext
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+__all__ = ["ToolFailed", "ToolTester", "call_tool", "stream_tool"]
+
+
+def call_tool(adapter: type, name: str, /, **arguments: Any) -> Any:
+    """Call a tool and return its result.
+
+    Raises:
+        ToolFailed: It raised, or its result has no wire form.
+        NotFoundError: The adapter has no such tool.
+    """
+    with ToolTester(adapter) as tester:
+        return tester.call(name, **arguments)
+
+
+def stream_tool(adapter: type, name: str, /, **arguments: Any) -> list[Any]:
+    """Call a tool for a stream and return the values of all its chunks. Raises what :func:`call_tool` does."""
+    with ToolTester(adapter) as tester:
+        return [chunk.data for chunk in tester.stream(name, **arguments)]
+
+
+class ToolTester:
+    """A worker's stand-in that runs the tools of one adapter on the calling thread.
+
+    Args:
+        adapter: The adapter class.
+        session_id: The session that the calls belong to; empty for none.
+        host_tools: Functions that stand in for the host's tools, by name.
+        metadata: What the caller attached to the calls.
+    """
+
+    def __init__(
+        self,
+        adapter: type,
+        *,
+        session_id: str = "test",
+        host_tools: Mapping[str, Callable[..., Any]] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        #: The session's programs, as content and content type.
+        self.programs: dict[str, tuple[bytes, str]] = {}
+        self._session_id = session_id
+        self._host_tools = dict(host_tools or {})
+        self._metadata = dict(metadata or {})
+        self._loop = EventLoop()
+        plan = dataclasses.replace(plan_of(adapter, self._loop), context=self._context)
+        self._runner = _native.LocalRunner(plan, "worker-under-test")
+        hook: Any = getattr(adapter, "process_init", None)
+        if callable(hook):
+            hook()
+
+    def call(self, name: str, /, **arguments: Any) -> Any:
+        """Call a tool and return its result."""
+        return self._runner.call(name, arguments, self._session_id)
+
+    def stream(self, name: str, /, *, limit: int | None = None, **arguments: Any) -> list[StreamChunk]:
+        """Call a tool for a stream and return its chunks.
+
+        Args:
+            name: The tool.
+            limit: After how many chunks to hang up, as a client may.
+            arguments: The tool's arguments.
+        """
+        chunks: list[StreamChunk] = []
+
+        def receive(data: bytes, metadata: dict[str, str]) -> bool:
+            chunks.append(StreamChunk(_native.from_json(data), metadata=metadata))
+            return limit is None or len(chunks) < limit
+
+        self._runner.stream(name, arguments, self._session_id, receive)
+        return chunks
+
+    def close(self) -> None:
+        """Close the event loop."""
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        """Return the tester itself."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the event loop."""
+        self.close()
+
+    def _context(self, call: _native.CallLike) -> SessionContext:
+        return SessionContext(_LocalCall(call, self.programs, self._host_tools, self._metadata))
+
+
+class _LocalCall:
+    """A call whose host is a few functions and a dict."""
+
+    def __init__(
+        self,
+        call: _native.CallLike,
+        programs: dict[str, tuple[bytes, str]],
+        host_tools: dict[str, Callable[..., Any]],
+        metadata: dict[str, str],
+    ) -> None:
+        self.session_id = call.session_id
+        self.worker_id = call.worker_id
+        self.metadata = metadata
+        self.traceparent = None
+        self._call = call
+        self._programs = programs
+        self._host_tools = host_tools
+
+    @property
+    def cancelled(self) -> bool:
+        return self._call.cancelled
+
+    def time_remaining(self) -> float | None:
+        return self._call.time_remaining()
+
+    def host_tools(self) -> dict[str, dict[str, Any]]:
+        return {
+            name: {"name": name, "description": function.__doc__ or "", "parameters": []}
+            for name, function in self._host_tools.items()
+        }
+
+    def call_host_tool(self, name: str, arguments: dict[str, Any]) -> Any:
+        if name not in self._host_tools:
+            raise NotFoundError(f"tool `{name}` not found")
+        try:
+            result = self._host_tools[name](**{key: _over_the_wire(value) for key, value in arguments.items()})
+        except Exception as error:
+            raise HostToolError(f"{type(error).__name__}: {error}", name) from error
+        return _over_the_wire(result)
+
+    def start_host_tool(self, name: str, arguments: dict[str, Any]) -> _native.PendingLike:
+        return _Answered(self.call_host_tool(name, arguments))
+
+    def put_program(
+        self, name: str, data: bytes | bytearray | memoryview, content_type: str, metadata: dict[str, str]
+    ) -> bool:
+        del metadata
+        created = name not in self._programs
+        self._programs[name] = (bytes(data), content_type)
+        return created
+
+    def get_program(self, name: str) -> tuple[bytes, str]:
+        if name not in self._programs:
+            raise NotFoundError(f"program `{name}` not found")
+        return self._programs[name]
+
+    def list_programs(self) -> list[str]:
+        return sorted(self._programs)
+
+    def delete_program(self, name: str) -> None:
+        self.get_program(name)
+        del self._programs[name]
+
+    def cleanup_session(self, force: bool) -> bool:
+        del force
+        self._programs.clear()
+        return True
+
+
+class _Answered:
+    """An answer that is there already: a descriptor that is always readable."""
+
+    def __init__(self, value: Any) -> None:
+        import socket
+
+        self._value = value
+        self._readable, other = socket.socketpair()
+        other.close()
+
+    def fileno(self) -> int:
+        return self._readable.fileno()
+
+    def result(self) -> Any:
+        return self._value
+
+    def cancel(self) -> None:
+        self._readable.close()
+
+
+def _over_the_wire(value: Any) -> Any:
+    return _native.decode(*_native.encode(value, "the value"))

@@ -1,0 +1,98 @@
+"""The entry point of a worker process: ``python -m snakepit_bridge.worker``. Started by a host, not by people."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from snakepit_bridge import _native
+from snakepit_bridge._event_loop import EventLoop
+from snakepit_bridge._plan import AdapterError, Plan, load, plan_of
+from snakepit_bridge.errors import CallCancelled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve an adapter until SIGTERM. Returns the exit code."""
+    options = _parse(argv)
+    # First of all, because from here on the process cannot outlive its host.
+    worker = _native.Worker()
+    # Prints reach the host line by line, not whenever a buffer is full.
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(line_buffering=True)
+    loop = EventLoop()
+    try:
+        plan = _prepare(options.adapter, loop)
+        _install_signals(worker, loop)
+        worker.run(
+            plan,
+            host=options.elixir_address,
+            socket=os.environ.get("SNAKEPIT_SOCKET") or None,
+            port=options.port,
+            worker_id=os.environ.get("SNAKEPIT_WORKER_ID") or f"python-{os.getpid()}",
+            ready_file=os.environ.get("SNAKEPIT_READY_FILE") or None,
+        )
+    except AdapterError as error:
+        return _fail(worker, str(error), error.__cause__)
+    except RuntimeError as error:
+        # One line that the runtime wrote; where it was raised says nothing.
+        return _fail(worker, str(error), None)
+    except Exception as error:
+        return _fail(worker, f"the worker broke down: {type(error).__name__}: {error}", error)
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m snakepit_bridge.worker", allow_abbrev=False)
+    parser.add_argument("--adapter", required=True, help="the adapter class, as module.path:Class")
+    parser.add_argument("--port", type=int, default=0, help="TCP port on loopback, unless SNAKEPIT_SOCKET is set")
+    parser.add_argument("--elixir-address", metavar="ADDRESS", help="the host: host:port or unix:/path/to/socket")
+    parser.add_argument("--snakepit-run-id", metavar="ID", help="the host's run; read by whoever lists processes")
+    return parser.parse_args(argv)
+
+
+def _prepare(path: str, loop: EventLoop) -> Plan:
+    adapter = load(path)
+    plan = plan_of(adapter, loop)
+    hook: Any = getattr(adapter, "process_init", None)
+    if callable(hook):
+        try:
+            result = hook()
+            if inspect.isawaitable(result):
+                loop.run(result)
+        except BaseException as error:
+            described = " ".join(f"{type(error).__name__}: {error}".split())
+            raise AdapterError(f"process_init of adapter `{path}` failed: {described}") from error
+        loop.keep_running_tasks()
+    return plan
+
+
+def _install_signals(worker: _native.Worker, loop: EventLoop) -> None:
+    def interrupt(signum: int, frame: object) -> None:  # noqa: ARG001
+        # Runs on the main thread between two steps of whatever it does, so the answer is true while it counts.
+        if worker.interrupt_due() and not loop.interrupt():
+            raise CallCancelled("the call was cancelled")
+
+    signal.signal(worker.interrupt_signal, interrupt)
+    # Ctrl-C goes to the whole foreground group; stopping is the host's to decide.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _fail(worker: _native.Worker, message: str, cause: BaseException | None) -> int:
+    details = "".join(traceback.format_exception(cause)) if cause is not None else None
+    if not worker.fail(message, details):
+        sys.stderr.write(f"{details or ''}error: {message}\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

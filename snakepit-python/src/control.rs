@@ -1,0 +1,63 @@
+//! The control channel to the host that started this worker, which is also its lifeline.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    os::fd::AsFd,
+    sync::{Mutex, PoisonError},
+};
+
+use nix::{
+    sys::signal::{Signal, kill, killpg},
+    unistd::{dup2_stdin, getpgrp, getpid},
+};
+use snakepit_proto::launch::ControlMessage;
+
+/// The worker's end of the control channel.
+#[derive(Debug)]
+pub(crate) struct Control(Mutex<File>);
+
+impl Control {
+    /// Takes the channel over from standard input, which reads `/dev/null` from then on, and starts to watch it.
+    ///
+    /// # Errors
+    /// When a file descriptor cannot be made or the watching thread cannot be started.
+    pub(crate) fn take_stdin() -> io::Result<Self> {
+        let channel = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let null = OpenOptions::new().read(true).open("/dev/null")?;
+        dup2_stdin(&null)?;
+        let lifeline = channel.try_clone()?;
+        std::thread::Builder::new().name("snakepit-lifeline".to_owned()).spawn(move || watch(lifeline))?;
+        Ok(Self(Mutex::new(channel)))
+    }
+
+    /// Sends one line.
+    ///
+    /// # Errors
+    /// When the host is gone.
+    pub(crate) fn send(&self, message: &ControlMessage) -> io::Result<()> {
+        let mut line = serde_json::to_vec(message)?;
+        line.push(b'\n');
+        let mut channel = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        channel.write_all(&line)?;
+        channel.flush()
+    }
+}
+
+/// Waits for the host's end to close. Never touches Python, so a held GIL cannot keep the worker alive.
+fn watch(mut lifeline: File) {
+    let mut ignored = [0; 256];
+    loop {
+        match lifeline.read(&mut ignored) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    // The host is gone: end at once, with all that this worker started, if the group is ours to kill.
+    if getpgrp() == getpid() {
+        let _ = killpg(getpgrp(), Signal::SIGKILL);
+    }
+    let _ = kill(getpid(), Signal::SIGKILL);
+}

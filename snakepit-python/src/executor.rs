@@ -1,0 +1,292 @@
+//! The executor: runs one call at a time on Python's main thread.
+//!
+//! It holds the GIL while calls wait, and gives it up only to sleep. Everything that a tool's author wrote runs inside
+//! [`Executor::invoke`]; whatever it does there, the call ends and the next one starts clean.
+
+mod answer;
+mod stream;
+
+pub(crate) use stream::{ChunkSink, ChunkSpace};
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use pyo3::{
+    prelude::*,
+    types::{PyDict, PyFloat, PyInt, PyList, PyString},
+};
+use snakepit_registry::{CallMode, ToolCall, ToolError};
+use snakepit_session::Payload;
+use tokio::time::Instant;
+
+use self::answer::Answer;
+use crate::{
+    context::Call,
+    host::{CallCancelled, Caller, Host},
+    plan::{Plan, ToolKind},
+    state::CallState,
+    tools::{Job, PythonTools},
+    value,
+};
+
+/// The call that may be interrupted now, if one may.
+pub(crate) type Current = Arc<Mutex<Option<Arc<CallState>>>>;
+
+/// Runs calls on the thread that owns it.
+#[derive(Debug)]
+pub(crate) struct Executor {
+    pub(crate) tools: PythonTools,
+    pub(crate) plan: Plan,
+    pub(crate) host: Option<Host>,
+    pub(crate) worker_id: Arc<str>,
+    pub(crate) current: Current,
+}
+
+/// How a call ended other than well.
+enum Failure {
+    /// Nothing of the tool ran.
+    Refused(ToolError),
+    /// The tool, or the adapter around it, raised.
+    Raised(PyErr),
+}
+
+impl From<PyErr> for Failure {
+    fn from(error: PyErr) -> Self {
+        Self::Raised(error)
+    }
+}
+
+/// What stays for the end of the call.
+#[derive(Default)]
+struct Leftovers<'py> {
+    adapter: Option<Bound<'py, PyAny>>,
+    /// An iterator that was not pulled to its end.
+    iterator: Option<Bound<'py, PyAny>>,
+    /// The tool's bound method, to tell arguments that do not fit it.
+    function: Option<Bound<'py, PyAny>>,
+}
+
+impl Executor {
+    /// Runs calls until the queue is closed.
+    pub(crate) fn run(&self, py: Python<'_>) {
+        while let Some(job) = self.tools.try_next_job().or_else(|| py.detach(|| self.tools.next_job())) {
+            self.execute(py, job);
+        }
+    }
+
+    /// Runs one call to its end, and answers it.
+    pub(crate) fn execute(&self, py: Python<'_>, job: Job) {
+        let Job { call, state, reply } = job;
+        if !state.start() {
+            return;
+        }
+        let began = Instant::now();
+        let tool = Arc::clone(&call.tool);
+        let mut answer = Answer::new(reply, &self.tools, Arc::clone(&state));
+        // A panic here is a bug of this crate; it costs the call and not the worker.
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.invoke(py, call, &state, &mut answer)));
+        self.set_current(None);
+        state.set_async(false);
+        let outcome = outcome.unwrap_or_else(|_| {
+            Err(ToolError::Internal { problem: format!("the runtime panicked while it ran tool `{tool}`") })
+        });
+        let outcome =
+            if state.is_cancelled() { Err(ToolError::Cancelled { tool: tool.to_string() }) } else { outcome };
+        self.tools.finish(&state);
+        answer.finish(outcome, began.elapsed());
+    }
+
+    /// Runs one call from the arguments to the adapter's cleanup.
+    fn invoke(
+        &self,
+        py: Python<'_>,
+        call: ToolCall,
+        state: &Arc<CallState>,
+        answer: &mut Answer<'_>,
+    ) -> Result<Option<Payload>, ToolError> {
+        let tool = Arc::clone(&call.tool);
+        self.check(&call)?;
+        let ToolCall { session, arguments, metadata, mode, trace, .. } = call;
+        let session_id = session.map_or_else(String::new, |id| id.as_str().to_owned());
+        let kwargs = self.arguments(py, &tool, arguments)?;
+        let context = Call {
+            caller: Caller { state: Arc::clone(state), trace },
+            host: self.host.clone(),
+            session_id,
+            worker_id: Arc::clone(&self.worker_id),
+            metadata,
+        };
+        let mut leftovers = Leftovers::default();
+        self.set_current(Some(Arc::clone(state)));
+        let outcome = self.call_tool(py, &tool, mode, context, &kwargs, state, answer, &mut leftovers);
+        // From here on nothing is interrupted: what cleans up may finish.
+        self.set_current(None);
+        state.set_async(false);
+        let outcome = outcome.map_err(|failure| match failure {
+            Failure::Refused(error) => error,
+            Failure::Raised(error) => self.failure(py, &tool, &error, leftovers.function.as_ref(), &kwargs),
+        });
+        self.clean_up(py, &leftovers);
+        outcome
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of one call, used once")]
+    fn call_tool<'py>(
+        &self,
+        py: Python<'py>,
+        tool: &Arc<str>,
+        mode: CallMode,
+        context: Call,
+        kwargs: &Bound<'py, PyDict>,
+        state: &Arc<CallState>,
+        answer: &mut Answer<'_>,
+        leftovers: &mut Leftovers<'py>,
+    ) -> Result<Option<Payload>, Failure> {
+        let context = self.plan.context.bind(py).call1((context,))?;
+        let adapter = &*leftovers.adapter.insert(self.plan.factory.bind(py).call0()?);
+        if self.plan.has_context {
+            adapter.call_method1("set_session_context", (&context,))?;
+        }
+        if self.plan.has_initialize {
+            self.resolve(adapter.call_method0("initialize")?, Some(state))?;
+        }
+        let result = match self.plan.tools.get(&**tool) {
+            Some(known) => {
+                let function = &*leftovers.function.insert(adapter.getattr(&known.attribute)?);
+                function.call((), Some(kwargs))?
+            }
+            None => adapter.call_method1("execute_tool", (&**tool, kwargs, &context))?,
+        };
+        match mode {
+            CallMode::Unary => {
+                let result = self.resolve(result, Some(state))?;
+                if streams(&result)? {
+                    leftovers.iterator = Some(result);
+                    return Err(Failure::Refused(must_stream(tool)));
+                }
+                Ok(Some(value::from_python(&result, &format!("the result of tool `{tool}`"))?))
+            }
+            CallMode::Streaming => self.stream(py, tool, result, state, answer, leftovers).map(|()| None),
+        }
+    }
+
+    /// Refuses what can be refused without running anything.
+    fn check(&self, call: &ToolCall) -> Result<(), ToolError> {
+        match self.plan.tools.get(&*call.tool) {
+            None if self.plan.is_dynamic => Ok(()),
+            None => Err(ToolError::NotFound { tool: call.tool.to_string(), suggestion: None }),
+            Some(tool) if tool.kind == ToolKind::Generator && call.mode == CallMode::Unary => {
+                Err(must_stream(&call.tool))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn arguments<'py>(
+        &self,
+        py: Python<'py>,
+        tool: &str,
+        arguments: snakepit_registry::Arguments,
+    ) -> Result<Bound<'py, PyDict>, ToolError> {
+        let kwargs = PyDict::new(py);
+        for (name, payload) in arguments {
+            value::to_python(py, payload).and_then(|value| kwargs.set_item(&name, value)).map_err(
+                |error| ToolError::InvalidArgument {
+                    tool: tool.to_owned(),
+                    argument: name,
+                    problem: format!("cannot be read: {}", error.value(py)),
+                },
+            )?;
+        }
+        Ok(kwargs)
+    }
+
+    /// Waits for an awaitable on the event loop; anything else is itself the value.
+    fn resolve<'py>(
+        &self,
+        result: Bound<'py, PyAny>,
+        state: Option<&Arc<CallState>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        if is_plain(&result) || !result.get_type().hasattr("__await__")? {
+            return Ok(result);
+        }
+        if let Some(state) = state {
+            state.set_async(true);
+        }
+        let value = self.plan.run_async.bind(result.py()).call1((result,));
+        if let Some(state) = state {
+            state.set_async(false);
+        }
+        value
+    }
+
+    fn failure<'py>(
+        &self,
+        py: Python<'py>,
+        tool: &Arc<str>,
+        error: &PyErr,
+        function: Option<&Bound<'py, PyAny>>,
+        kwargs: &Bound<'py, PyDict>,
+    ) -> ToolError {
+        if error.is_instance_of::<CallCancelled>(py) {
+            return ToolError::Cancelled { tool: tool.to_string() };
+        }
+        let mut failure = self.plan.failure(py, error, function.map(|function| (function, kwargs)));
+        failure.tool = tool.to_string();
+        failure.worker = self.worker_id.to_string();
+        ToolError::Failed(Box::new(failure))
+    }
+
+    /// Closes what is open and lets the adapter clean up. Errors go to stderr: the call has its outcome already.
+    fn clean_up(&self, py: Python<'_>, leftovers: &Leftovers<'_>) {
+        if let Some(iterator) = &leftovers.iterator
+            && let Err(error) = self.close(iterator)
+        {
+            error.write_unraisable(py, Some(iterator));
+        }
+        if let Some(adapter) = leftovers.adapter.as_ref().filter(|_| self.plan.has_cleanup) {
+            let cleaned = adapter.call_method0("cleanup").and_then(|result| self.resolve(result, None));
+            if let Err(error) = cleaned {
+                error.write_unraisable(py, Some(adapter));
+            }
+        }
+    }
+
+    fn close(&self, iterator: &Bound<'_, PyAny>) -> PyResult<()> {
+        for method in ["aclose", "close"] {
+            if iterator.hasattr(method)? {
+                return self.resolve(iterator.call_method0(method)?, None).map(drop);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_current(&self, call: Option<Arc<CallState>>) {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = call;
+    }
+}
+
+/// Whether a result is a stream of values rather than one.
+fn streams(result: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let ty = result.get_type();
+    Ok(!is_plain(result) && (ty.hasattr("__next__")? || ty.hasattr("__anext__")?))
+}
+
+/// Whether a result is of a type that surely needs no waiting and no pulling: the common case, told quickly.
+fn is_plain(result: &Bound<'_, PyAny>) -> bool {
+    result.is_none()
+        || result.is_instance_of::<PyString>()
+        || result.is_instance_of::<PyInt>()
+        || result.is_instance_of::<PyFloat>()
+        || result.is_instance_of::<PyDict>()
+        || result.is_instance_of::<PyList>()
+}
+
+fn must_stream(tool: &str) -> ToolError {
+    ToolError::Unsupported {
+        tool: tool.to_owned(),
+        problem: "streams; call it with ExecuteStreamingTool".to_owned(),
+    }
+}

@@ -1,0 +1,65 @@
+//! Where a call's answer goes: first the reply, then, for a stream, its chunks and its end.
+
+use std::{sync::Arc, time::Duration};
+
+use snakepit_registry::{ReplyBody, ToolError, ToolReply};
+use snakepit_session::Payload;
+use tokio::sync::oneshot;
+
+use crate::{
+    sink::{self, Sink},
+    state::CallState,
+    tools::{CancelOnDrop, PythonTools, chunk_stream},
+};
+
+/// The way back to the caller of one call.
+pub(super) struct Answer<'a> {
+    reply: Option<oneshot::Sender<Result<ToolReply, ToolError>>>,
+    sink: Option<Sink>,
+    tools: &'a PythonTools,
+    state: Arc<CallState>,
+}
+
+impl<'a> Answer<'a> {
+    pub(super) fn new(
+        reply: oneshot::Sender<Result<ToolReply, ToolError>>,
+        tools: &'a PythonTools,
+        state: Arc<CallState>,
+    ) -> Self {
+        Self { reply: Some(reply), sink: None, tools, state }
+    }
+
+    /// Answers with a stream, whose chunks go into the sink. `None` when nobody waits for them any more.
+    pub(super) fn open_stream(&mut self) -> Option<Sink> {
+        let (sink, source) = sink::channel();
+        if !self.state.attach(sink.clone()) {
+            return None;
+        }
+        self.sink = Some(sink.clone());
+        let guard = CancelOnDrop::new(self.tools.clone(), Arc::clone(&self.state));
+        let reply = ToolReply::stream(chunk_stream(source, guard));
+        // A reply that nobody takes is dropped here, and its guard cancels the call.
+        self.reply.take()?.send(Ok(reply)).ok()?;
+        Some(sink)
+    }
+
+    /// Says how the call ended. The caller may be gone, which is as well.
+    pub(super) fn finish(self, outcome: Result<Option<Payload>, ToolError>, took: Duration) {
+        match (self.sink, self.reply) {
+            (Some(sink), _) => sink.finish(outcome.map(drop)),
+            (None, Some(reply)) => {
+                let answer = outcome.and_then(|value| match value {
+                    Some(value) => Ok(ToolReply {
+                        execution_time: Some(took),
+                        body: ReplyBody::Value(value),
+                        metadata: std::collections::BTreeMap::new(),
+                        worker: None,
+                    }),
+                    None => Err(ToolError::Internal { problem: "a stream ended before it began".to_owned() }),
+                });
+                let _ = reply.send(answer);
+            }
+            (None, None) => {}
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Streaming calls: generators, async generators and other iterators pulled into the sink, one item at a time.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use pyo3::{
+    prelude::*,
+    types::{PyDict, PyIterator, PyString},
+};
+use snakepit_registry::{Chunk, ToolError};
+
+use super::{Answer, Executor, Failure, Leftovers, streams};
+use crate::{
+    sink::{Put, Sink},
+    state::CallState,
+    value,
+};
+
+impl Executor {
+    /// Sends what a tool returned to a streaming call, chunk by chunk.
+    pub(super) fn stream<'py>(
+        &self,
+        py: Python<'py>,
+        tool: &Arc<str>,
+        result: Bound<'py, PyAny>,
+        state: &Arc<CallState>,
+        answer: &mut Answer<'_>,
+        leftovers: &mut Leftovers<'py>,
+    ) -> Result<(), Failure> {
+        // A coroutine may itself return a generator.
+        let result = if streams(&result)? { result } else { self.resolve(result, Some(state))? };
+        let gone = || Failure::Refused(ToolError::Cancelled { tool: tool.to_string() });
+        let chunks =
+            |sink| Chunks { sink, tool: Arc::clone(tool), chunk: self.plan.chunk.clone_ref(py), count: 0 };
+        if !streams(&result)? {
+            // The value is converted first, so that one without a JSON form is the call's failure and not the stream's.
+            let item =
+                Item::read(&result, self.plan.chunk.bind(py), || format!("the result of tool `{tool}`"))?;
+            let sink = answer.open_stream().ok_or_else(gone)?;
+            sink.put(item.chunk);
+            return Ok(());
+        }
+        leftovers.iterator = Some(result.clone());
+        let sink = answer.open_stream().ok_or_else(gone)?;
+        let mut chunks = chunks(sink);
+        if result.get_type().hasattr("__anext__")? {
+            let sink = Bound::new(py, ChunkSink { chunks })?;
+            state.set_async(true);
+            let pulling = self.plan.drain_async.bind(py).call1((&result, sink))?;
+            self.plan.run_async.bind(py).call1((pulling,))?;
+            return Ok(());
+        }
+        for item in result.cast::<PyIterator>().map_err(PyErr::from)?.clone() {
+            match chunks.put(&item?)? {
+                Put::Room => {}
+                Put::Full if py.detach(|| chunks.sink.wait_for_space()) => {}
+                Put::Full => return Err(gone()),
+                // Either nobody reads any more, which the call's state tells, or the tool said that it is done.
+                Put::Closed => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A yielded value, ready to be sent.
+struct Item {
+    chunk: Chunk,
+    /// Whether the tool said that nothing follows.
+    is_final: bool,
+}
+
+impl Item {
+    fn read(
+        item: &Bound<'_, PyAny>,
+        chunk_type: &Bound<'_, PyAny>,
+        what: impl Fn() -> String,
+    ) -> PyResult<Self> {
+        if !item.is_instance(chunk_type)? {
+            let data = value::python_to_json(item, &what())?;
+            return Ok(Self { chunk: Chunk { data, metadata: BTreeMap::new() }, is_final: false });
+        }
+        let data = value::python_to_json(&item.getattr("data")?, &what())?;
+        let mut metadata = BTreeMap::new();
+        if let Ok(entries) = item.getattr("metadata")?.cast::<PyDict>() {
+            for (key, entry) in entries {
+                metadata.insert(key.str()?.to_string(), text_of(&entry, &what)?);
+            }
+        }
+        let is_final = item.getattr("is_final")?.is_truthy()?;
+        Ok(Self { chunk: Chunk { data, metadata }, is_final })
+    }
+}
+
+/// Metadata is text on the wire: strings as they are, anything else as its JSON.
+fn text_of(value: &Bound<'_, PyAny>, what: &impl Fn() -> String) -> PyResult<String> {
+    if let Ok(text) = value.cast::<PyString>() {
+        return Ok(text.to_cow()?.into_owned());
+    }
+    let json = value::python_to_json(value, &format!("the metadata of {}", what()))?;
+    Ok(String::from_utf8_lossy(&json).into_owned())
+}
+
+/// Numbers and converts items on their way into the sink.
+#[derive(Debug)]
+struct Chunks {
+    sink: Sink,
+    tool: Arc<str>,
+    chunk: Py<PyAny>,
+    count: u64,
+}
+
+impl Chunks {
+    fn put(&mut self, item: &Bound<'_, PyAny>) -> PyResult<Put> {
+        self.count += 1;
+        let what = || format!("chunk {} of tool `{}`", self.count, self.tool);
+        let Item { chunk, is_final } = Item::read(item, self.chunk.bind(item.py()), what)?;
+        let put = self.sink.put(chunk);
+        Ok(if is_final { Put::Closed } else { put })
+    }
+}
+
+/// The sink as Python's async helper sees it.
+#[pyclass(module = "snakepit_bridge._native")]
+#[derive(Debug)]
+pub(crate) struct ChunkSink {
+    chunks: Chunks,
+}
+
+#[pymethods]
+impl ChunkSink {
+    /// Puts an item in. `True`: go on; `False`: the queue is full, wait first; `None`: nothing more is wanted.
+    fn put(&mut self, item: &Bound<'_, PyAny>) -> PyResult<Option<bool>> {
+        Ok(match self.chunks.put(item)? {
+            Put::Room => Some(true),
+            Put::Full => Some(false),
+            Put::Closed => None,
+        })
+    }
+
+    /// A handle to wait with, in another thread than the event loop's.
+    fn space(&self) -> ChunkSpace {
+        ChunkSpace { sink: self.chunks.sink.clone() }
+    }
+}
+
+/// Waits until a full sink has room.
+#[pyclass(frozen, module = "snakepit_bridge._native")]
+#[derive(Debug)]
+pub(crate) struct ChunkSpace {
+    sink: Sink,
+}
+
+#[pymethods]
+impl ChunkSpace {
+    /// Blocks until there is room; `False` when nothing more is wanted.
+    fn wait(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.sink.wait_for_space())
+    }
+}

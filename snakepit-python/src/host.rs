@@ -1,0 +1,225 @@
+//! The connection to the host: registration at the start, and the calls that tools make back to it.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use pyo3::{PyErr, import_exception};
+use snakepit_proto::{MAX_MESSAGE_BYTES, headers, pb, pb::bridge_service_client::BridgeServiceClient};
+use snakepit_registry::TraceContext;
+use tokio::{
+    net::UnixStream,
+    runtime::Handle,
+    time::{Instant, timeout, timeout_at},
+};
+use tonic::{
+    Code, Request, Response, Status,
+    metadata::MetadataMap,
+    transport::{Channel, Endpoint},
+};
+use tower::service_fn;
+
+use crate::{state::CallState, windows};
+
+import_exception!(snakepit_bridge.errors, SnakepitError);
+import_exception!(snakepit_bridge.errors, NotFoundError);
+import_exception!(snakepit_bridge.errors, InvalidArgumentError);
+import_exception!(snakepit_bridge.errors, DeadlineExceededError);
+import_exception!(snakepit_bridge.errors, HostUnavailableError);
+import_exception!(snakepit_bridge.errors, HostToolError);
+import_exception!(snakepit_bridge.errors, CallCancelled);
+import_exception!(snakepit_bridge.errors, ToolFailed);
+
+/// How long a host may take to accept the worker's connection and to answer its first calls.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// The pause before the second attempt to connect; it doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+
+/// A client of the host, usable from any thread. Clones share the connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Host {
+    client: BridgeServiceClient<Channel>,
+    runtime: Handle,
+}
+
+/// Why a call back to the host failed.
+#[derive(Debug)]
+pub(crate) enum HostError {
+    /// The tool's own call was cancelled meanwhile.
+    Cancelled,
+    /// The tool's own call has no time left.
+    Deadline,
+    /// The host refused, or cannot be reached.
+    Status(Status),
+    /// The host's tool ran and failed.
+    ToolFailed { tool: String, message: String },
+}
+
+/// On whose behalf the host is called.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) state: Arc<CallState>,
+    pub(crate) trace: Option<TraceContext>,
+}
+
+impl Host {
+    /// Connects and makes sure that the host answers.
+    ///
+    /// # Errors
+    /// One line that names the address, when the host does not answer in time.
+    pub(crate) async fn connect(address: &str) -> Result<Self, String> {
+        let deadline = Instant::now() + CONNECT_WITHIN;
+        let mut pause = FIRST_PAUSE;
+        let channel = loop {
+            match connect(address).await {
+                Ok(channel) => break channel,
+                Err(_) if Instant::now() + pause < deadline => {
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                Err(error) => {
+                    return Err(format!(
+                        "cannot reach the host at `{address}`: {error}; is it still running?"
+                    ));
+                }
+            }
+        };
+        let client = BridgeServiceClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let host = Self { client, runtime: Handle::current() };
+        let ping = pb::PingRequest { message: "worker".to_owned() };
+        match timeout(CONNECT_WITHIN, host.client.clone().ping(ping)).await {
+            Ok(Ok(_)) => Ok(host),
+            Ok(Err(status)) => Err(format!("the host at `{address}` refused a ping: {}", status.message())),
+            Err(_) => Err(format!("the host at `{address}` did not answer a ping within {CONNECT_WITHIN:?}")),
+        }
+    }
+
+    /// Registers the tools of this worker, once.
+    ///
+    /// # Errors
+    /// One line that says why the host refused.
+    pub(crate) async fn register(
+        &self,
+        tools: Vec<pb::ToolRegistration>,
+        worker_id: &str,
+    ) -> Result<(), String> {
+        let request =
+            pb::RegisterToolsRequest { session_id: String::new(), tools, worker_id: worker_id.to_owned() };
+        match timeout(CONNECT_WITHIN, self.client.clone().register_tools(request)).await {
+            Ok(Ok(answer)) => {
+                let pb::RegisterToolsResponse { success, error_message, .. } = answer.into_inner();
+                // A host of the original reports tools that it knows already as duplicates, which does no harm.
+                if success || error_message.contains("duplicate_tool") {
+                    Ok(())
+                } else {
+                    Err(format!("the host refused the adapter's tools: {error_message}"))
+                }
+            }
+            Ok(Err(status)) => Err(format!("the host refused the adapter's tools: {}", status.message())),
+            Err(_) => Err(format!("the host did not answer the registration within {CONNECT_WITHIN:?}")),
+        }
+    }
+
+    /// Where the host's connection is driven.
+    pub(crate) const fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Makes one call to the host. It ends early when the caller's own call is cancelled or runs out of time.
+    /// Cancel safe, as far as the host is.
+    pub(crate) async fn call<Q, A, F>(
+        &self,
+        caller: &Caller,
+        message: Q,
+        rpc: impl FnOnce(BridgeServiceClient<Channel>, Request<Q>) -> F,
+    ) -> Result<A, HostError>
+    where
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        let mut request = Request::new(message);
+        caller.trace_into(request.metadata_mut());
+        let deadline = caller.state.deadline;
+        if let Some(deadline) = deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(HostError::Deadline);
+            }
+            request.set_timeout(left);
+        }
+        let answer = async {
+            let rpc = rpc(self.client.clone(), request);
+            match deadline {
+                Some(deadline) => timeout_at(deadline, rpc).await.map_err(|_| HostError::Deadline)?,
+                None => rpc.await,
+            }
+            .map(Response::into_inner)
+            .map_err(HostError::Status)
+        };
+        tokio::select! {
+            biased;
+            () = caller.state.cancelled() => Err(HostError::Cancelled),
+            answer = answer => answer,
+        }
+    }
+}
+
+impl Caller {
+    fn trace_into(&self, headers: &mut MetadataMap) {
+        let Some(TraceContext { traceparent, tracestate }) = &self.trace else { return };
+        // What came in as a header goes out as one; anything else would have been refused on the way in.
+        if let Ok(value) = traceparent.parse() {
+            headers.insert(headers::TRACEPARENT, value);
+        }
+        if let Some(Ok(value)) = tracestate.as_ref().map(|state| state.parse()) {
+            headers.insert(headers::TRACESTATE, value);
+        }
+    }
+}
+
+async fn connect(address: &str) -> Result<Channel, String> {
+    let text = |error: &dyn std::error::Error| {
+        // tonic's own message is just "transport error".
+        error.source().map_or_else(|| error.to_string(), ToString::to_string)
+    };
+    match address.strip_prefix("unix:") {
+        Some(path) => {
+            let path = path.strip_prefix("//").unwrap_or(path).to_owned();
+            // The URI only fills the `:authority` header; a path in it would be refused by HTTP/2.
+            let endpoint = windows::of_client(Endpoint::from_static("http://localhost"));
+            let connector = service_fn(move |_| {
+                let path = path.clone();
+                async move { UnixStream::connect(path).await.map(TokioIo::new) }
+            });
+            endpoint.connect_with_connector(connector).await.map_err(|e| text(&e))
+        }
+        None => {
+            let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| text(&e))?;
+            windows::of_client(endpoint).connect().await.map_err(|e| text(&e))
+        }
+    }
+}
+
+impl From<HostError> for PyErr {
+    fn from(error: HostError) -> Self {
+        match error {
+            HostError::Cancelled => {
+                CallCancelled::new_err("the call was cancelled while it waited for the host")
+            }
+            HostError::Deadline => {
+                DeadlineExceededError::new_err("the call's deadline passed while it waited for the host")
+            }
+            HostError::ToolFailed { tool, message } => HostToolError::new_err((message, tool)),
+            HostError::Status(status) => {
+                let message = status.message().to_owned();
+                match status.code() {
+                    Code::NotFound => NotFoundError::new_err(message),
+                    Code::InvalidArgument => InvalidArgumentError::new_err(message),
+                    Code::DeadlineExceeded => DeadlineExceededError::new_err(message),
+                    Code::Unavailable | Code::ResourceExhausted => HostUnavailableError::new_err(message),
+                    code => SnakepitError::new_err(format!("{code:?}: {message}")),
+                }
+            }
+        }
+    }
+}

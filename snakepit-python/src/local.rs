@@ -1,0 +1,166 @@
+//! [`LocalRunner`]: runs tools in this process, as a worker would, for the tests of whoever writes adapters.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, mpsc},
+};
+
+use pyo3::{
+    prelude::*,
+    types::{PyBytes, PyDict},
+};
+use snakepit_registry::{CallId, CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_session::SessionId;
+use tokio::sync::oneshot;
+use tokio_stream::StreamExt;
+
+use crate::{
+    executor::{Current, Executor},
+    host::{CallCancelled, InvalidArgumentError, NotFoundError, SnakepitError, ToolFailed},
+    plan::Plan,
+    state::CallState,
+    tools::{Job, PythonTools},
+    value,
+};
+
+/// Runs the tools of one adapter on the calling thread.
+#[pyclass(frozen, module = "snakepit_bridge._native")]
+#[derive(Debug)]
+pub(crate) struct LocalRunner {
+    executor: Executor,
+}
+
+#[pymethods]
+impl LocalRunner {
+    #[new]
+    fn new(plan: &Bound<'_, PyAny>, worker_id: &str) -> PyResult<Self> {
+        // Nothing can be cancelled from outside: what would be interrupted is sent to nobody.
+        let (interrupter, _) = mpsc::channel();
+        let executor = Executor {
+            tools: PythonTools::new(interrupter),
+            plan: Plan::read(plan)?,
+            host: None,
+            worker_id: worker_id.into(),
+            current: Current::default(),
+        };
+        Ok(Self { executor })
+    }
+
+    /// Runs a unary call. Arguments and result take the way over their wire forms.
+    fn call<'py>(
+        &self,
+        py: Python<'py>,
+        tool: &str,
+        arguments: &Bound<'py, PyDict>,
+        session_id: &str,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let mut answer = self.start(tool, arguments, session_id, CallMode::Unary)?;
+        self.executor.execute(py, answer.job()?);
+        match answer.reply()? {
+            ToolReply { body: ReplyBody::Value(payload), .. } => value::to_python(py, payload),
+            ToolReply { body: ReplyBody::Stream(_), .. } => {
+                Err(SnakepitError::new_err("the call was answered by a stream"))
+            }
+        }
+    }
+
+    /// Runs a streaming call and hands each chunk to `receive`, on another thread. `False` from it ends the stream.
+    fn stream<'py>(
+        &self,
+        py: Python<'py>,
+        tool: &str,
+        arguments: &Bound<'py, PyDict>,
+        session_id: &str,
+        receive: Py<PyAny>,
+    ) -> PyResult<()> {
+        let mut answer = self.start(tool, arguments, session_id, CallMode::Streaming)?;
+        let job = answer.job()?;
+        let reader = std::thread::spawn(move || read(answer, &receive));
+        self.executor.execute(py, job);
+        py.detach(|| reader.join()).unwrap_or_else(|_| Err(SnakepitError::new_err("the reader panicked")))
+    }
+}
+
+impl LocalRunner {
+    fn start(
+        &self,
+        tool: &str,
+        arguments: &Bound<'_, PyDict>,
+        session_id: &str,
+        mode: CallMode,
+    ) -> PyResult<Pending> {
+        let mut call = ToolCall::new(tool);
+        call.id = CallId::next();
+        call.mode = mode;
+        call.session = match session_id {
+            "" => None,
+            id => Some(
+                SessionId::try_new(id).map_err(|error| InvalidArgumentError::new_err(error.to_string()))?,
+            ),
+        };
+        for (name, argument) in arguments {
+            let name: String = name.extract()?;
+            let payload = value::from_python(&argument, &format!("argument `{name}` of tool `{tool}`"))?;
+            call.arguments.insert(name, payload);
+        }
+        let state = Arc::new(CallState::new(call.id, None));
+        let (reply, answer) = oneshot::channel();
+        Ok(Pending { job: Some(Job { call, state, reply }), answer })
+    }
+}
+
+/// A call before it runs, and the place where its reply will be.
+struct Pending {
+    job: Option<Job>,
+    answer: oneshot::Receiver<Result<ToolReply, ToolError>>,
+}
+
+impl Pending {
+    fn job(&mut self) -> PyResult<Job> {
+        self.job.take().ok_or_else(|| SnakepitError::new_err("the call ran already"))
+    }
+
+    fn reply(mut self) -> PyResult<ToolReply> {
+        match self.answer.try_recv() {
+            Ok(reply) => reply.map_err(to_exception),
+            Err(_) => Err(CallCancelled::new_err("the call was cancelled")),
+        }
+    }
+}
+
+/// Reads the chunks while the tool runs: a full queue would stop it.
+fn read(pending: Pending, receive: &Py<PyAny>) -> PyResult<()> {
+    let Ok(reply) = pending.answer.blocking_recv() else {
+        return Err(CallCancelled::new_err("the call was cancelled"));
+    };
+    let ReplyBody::Stream(mut chunks) = reply.map_err(to_exception)?.body else {
+        return Err(SnakepitError::new_err("the call was answered by a value"));
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    while let Some(chunk) = runtime.block_on(chunks.next()) {
+        if !Python::attach(|py| deliver(py, receive, chunk.map_err(to_exception)?))? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn deliver(py: Python<'_>, receive: &Py<PyAny>, chunk: Chunk) -> PyResult<bool> {
+    let Chunk { data, metadata } = chunk;
+    let metadata: BTreeMap<String, String> = metadata;
+    let answer = receive.call1(py, (PyBytes::new(py, &data), metadata))?;
+    Ok(answer.is_none(py) || answer.is_truthy(py)?)
+}
+
+fn to_exception(error: ToolError) -> PyErr {
+    let message = error.to_string();
+    match error {
+        ToolError::Failed(failure) => {
+            ToolFailed::new_err((failure.error_type, failure.message, failure.traceback))
+        }
+        ToolError::NotFound { .. } => NotFoundError::new_err(message),
+        ToolError::InvalidArgument { .. } => InvalidArgumentError::new_err(message),
+        ToolError::Cancelled { .. } => CallCancelled::new_err(message),
+        _ => SnakepitError::new_err(message),
+    }
+}

@@ -1,0 +1,147 @@
+//! What Python told about the adapter, taken apart once so that a call need not look anything up by name.
+
+use std::collections::HashMap;
+
+use pyo3::{
+    prelude::*,
+    types::{PyDict, PyString},
+};
+use snakepit_registry::{ParameterSpec, ToolFailure, ToolSpec};
+
+use crate::value;
+
+/// How a tool is written, as far as its definition shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ToolKind {
+    /// `def` or `async def`: one value, unless what it returns is an iterator.
+    Function,
+    /// `def` or `async def` with `yield`: streams.
+    Generator,
+}
+
+/// One tool of the adapter.
+#[derive(Debug)]
+pub(crate) struct Tool {
+    /// The method's name.
+    pub(crate) attribute: Py<PyString>,
+    pub(crate) kind: ToolKind,
+}
+
+/// An adapter class and the Python helpers that run it. Mirrors `snakepit_bridge._plan.Plan`.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// Makes an adapter object.
+    pub(crate) factory: Py<PyAny>,
+    pub(crate) tools: HashMap<String, Tool>,
+    pub(crate) specs: Vec<ToolSpec>,
+    pub(crate) has_context: bool,
+    pub(crate) has_initialize: bool,
+    pub(crate) has_cleanup: bool,
+    /// Whether the adapter takes calls of tools that it did not declare.
+    pub(crate) is_dynamic: bool,
+    /// Makes a `SessionContext` from a native `Call`.
+    pub(crate) context: Py<PyAny>,
+    /// Runs an awaitable on the worker's event loop.
+    pub(crate) run_async: Py<PyAny>,
+    /// Pulls an async generator into a sink.
+    pub(crate) drain_async: Py<PyAny>,
+    /// Takes an exception apart.
+    pub(crate) describe: Py<PyAny>,
+    /// The class of chunks with metadata.
+    pub(crate) chunk: Py<PyAny>,
+}
+
+impl Plan {
+    /// Reads the plan that Python made.
+    ///
+    /// # Errors
+    /// When an attribute is missing or of another type, which would be a bug in the package.
+    pub(crate) fn read(plan: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let object = |name: &str| plan.getattr(name).map(Bound::unbind);
+        let flag = |name: &str| plan.getattr(name)?.extract::<bool>();
+        let mut tools = HashMap::new();
+        let mut specs = Vec::new();
+        for tool in plan.getattr("tools")?.try_iter()? {
+            let tool = tool?;
+            let attribute = tool.getattr("attribute")?.cast_into::<PyString>()?.unbind();
+            let kind =
+                if tool.getattr("generates")?.extract()? { ToolKind::Generator } else { ToolKind::Function };
+            let spec = read_spec(&tool.getattr("spec")?.cast_into::<PyDict>()?)?;
+            tools.insert(spec.name.clone(), Tool { attribute, kind });
+            specs.push(spec);
+        }
+        for spec in plan.getattr("dynamic_specs")?.try_iter()? {
+            specs.push(read_spec(&spec?.cast_into::<PyDict>()?)?);
+        }
+        Ok(Self {
+            factory: object("factory")?,
+            tools,
+            specs,
+            has_context: flag("has_context")?,
+            has_initialize: flag("has_initialize")?,
+            has_cleanup: flag("has_cleanup")?,
+            is_dynamic: flag("is_dynamic")?,
+            context: object("context")?,
+            run_async: object("run_async")?,
+            drain_async: object("drain_async")?,
+            describe: object("describe")?,
+            chunk: object("chunk")?,
+        })
+    }
+
+    /// Takes an exception apart. `call` is what was called with which arguments, for the case that they did not fit.
+    pub(crate) fn failure(
+        &self,
+        py: Python<'_>,
+        error: &PyErr,
+        call: Option<(&Bound<'_, PyAny>, &Bound<'_, PyDict>)>,
+    ) -> ToolFailure {
+        let (function, arguments) =
+            call.map_or((None, None), |(function, arguments)| (Some(function), Some(arguments)));
+        // Only the owned value surely has its traceback attached.
+        let exception = error.clone_ref(py).into_value(py);
+        let described = self
+            .describe
+            .call1(py, (&exception, function, arguments))
+            .and_then(|parts| parts.extract::<(String, String, String)>(py));
+        // An exception whose own methods raise still has a type and some text.
+        let (error_type, message, traceback) = described
+            .unwrap_or_else(|_| (value::type_name(error.value(py)), error.to_string(), String::new()));
+        ToolFailure { error_type, message, traceback, ..ToolFailure::default() }
+    }
+}
+
+/// Reads the spec of a tool from the dict that Python made of its signature.
+///
+/// # Errors
+/// When an entry is missing or of another type, which would be a bug in the package.
+pub(crate) fn read_spec(spec: &Bound<'_, PyDict>) -> PyResult<ToolSpec> {
+    let mut parameters = Vec::new();
+    for parameter in spec.as_any().get_item("parameters")?.try_iter()? {
+        let parameter = parameter?;
+        let required = parameter.get_item("required")?.extract()?;
+        parameters.push(ParameterSpec {
+            name: parameter.get_item("name")?.extract()?,
+            type_name: parameter.get_item("type")?.extract()?,
+            description: parameter.get_item("description")?.extract()?,
+            required,
+            // A default that has no wire form is left out: the tool itself still knows it.
+            default: match required {
+                true => None,
+                false => {
+                    parameter.get_item("default").and_then(|value| value::from_python(&value, "default")).ok()
+                }
+            },
+            validation_json: String::new(),
+        });
+    }
+    let spec = spec.as_any();
+    Ok(ToolSpec {
+        name: spec.get_item("name")?.extract()?,
+        description: spec.get_item("description")?.extract()?,
+        parameters,
+        metadata: spec.get_item("metadata")?.extract()?,
+        supports_streaming: spec.get_item("supports_streaming")?.extract()?,
+        closed: spec.get_item("closed")?.extract()?,
+    })
+}

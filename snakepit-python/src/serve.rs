@@ -1,0 +1,175 @@
+//! The IO thread: a current-thread tokio runtime that serves gRPC, talks to the host and watches for SIGTERM.
+
+use std::{future::Future, path::PathBuf, sync::mpsc, thread::JoinHandle, time::Duration};
+
+use snakepit_proto::{MAX_MESSAGE_BYTES, pb::bridge_service_server::BridgeServiceServer};
+use snakepit_registry::ToolSpec;
+use snakepit_worker::wire::spec_to_registration;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::{Server, server::TcpIncoming};
+
+use crate::{host::Host, service::WorkerService, tools::PythonTools, windows};
+
+/// How long a running call may go on after SIGTERM.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
+
+/// What the IO thread needs to know.
+#[derive(Debug)]
+pub(crate) struct ServeConfig {
+    /// The host's address; without one there is nobody to register with.
+    pub(crate) host: Option<String>,
+    /// The socket to bind; without one, loopback TCP.
+    pub(crate) socket: Option<PathBuf>,
+    /// The TCP port; 0 takes a free one.
+    pub(crate) port: u16,
+    pub(crate) worker_id: String,
+    pub(crate) specs: Vec<ToolSpec>,
+}
+
+/// What the IO thread tells when it is ready.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) host: Option<Host>,
+    /// `unix:/path` or `host:port`.
+    pub(crate) address: String,
+    pub(crate) port: u16,
+    /// Dropped, or sent to, when the executor is done.
+    pub(crate) executor_done: oneshot::Sender<()>,
+    pub(crate) thread: JoinHandle<()>,
+}
+
+enum Incoming {
+    Unix(UnixListenerStream),
+    Tcp(TcpIncoming),
+}
+
+struct Bound {
+    host: Option<Host>,
+    incoming: Incoming,
+    address: String,
+    port: u16,
+}
+
+/// Starts the thread and waits until it is bound, listening and registered. Needs no GIL.
+///
+/// # Errors
+/// One line that says what is in the way.
+pub(crate) fn start(config: ServeConfig, tools: PythonTools) -> Result<Ready, String> {
+    let (report, outcome) = mpsc::channel();
+    let (executor_done, done) = oneshot::channel();
+    let body = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                let _ = report.send(Err(format!("cannot start the runtime: {error}")));
+                return;
+            }
+        };
+        runtime.block_on(async move {
+            match prepare(config).await {
+                Ok(bound) => {
+                    let Bound { host, incoming, address, port } = bound;
+                    let _ = report.send(Ok((host, address, port)));
+                    serve(incoming, tools, done).await;
+                }
+                Err(error) => {
+                    let _ = report.send(Err(error));
+                }
+            }
+        });
+    };
+    let thread = std::thread::Builder::new()
+        .name("snakepit-io".to_owned())
+        .spawn(body)
+        .map_err(|error| format!("cannot start a thread: {error}"))?;
+    let (host, address, port) =
+        outcome.recv().map_err(|_| "the IO thread ended before it was ready".to_owned())??;
+    Ok(Ready { host, address, port, executor_done, thread })
+}
+
+/// First the host, then the socket: who can dial this worker may call it.
+async fn prepare(config: ServeConfig) -> Result<Bound, String> {
+    let ServeConfig { host, socket, port, worker_id, specs } = config;
+    let host = match host {
+        Some(address) => {
+            let host = Host::connect(&address).await?;
+            let tools: Vec<_> = specs.into_iter().map(spec_to_registration).collect();
+            if !tools.is_empty() {
+                host.register(tools, &worker_id).await?;
+            }
+            Some(host)
+        }
+        None => None,
+    };
+    if let Some(path) = socket {
+        let listener = UnixListener::bind(&path)
+            .map_err(|error| format!("cannot listen on socket `{}`: {error}", path.display()))?;
+        let address = format!("unix:{}", path.display());
+        return Ok(Bound {
+            host,
+            incoming: Incoming::Unix(UnixListenerStream::new(listener)),
+            address,
+            port: 0,
+        });
+    }
+    let failed = |error: std::io::Error| format!("cannot listen on 127.0.0.1:{port}: {error}");
+    let listener = TcpListener::bind(("127.0.0.1", port)).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let incoming = Incoming::Tcp(TcpIncoming::from(listener).with_nodelay(Some(true)));
+    Ok(Bound { host, incoming, address: address.to_string(), port: address.port() })
+}
+
+/// Serves until SIGTERM, and then until the executor has finished what it runs.
+async fn serve(incoming: Incoming, tools: PythonTools, executor_done: oneshot::Receiver<()>) {
+    let service = BridgeServiceServer::new(WorkerService::new(tools.clone()))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let server = windows::of_server(Server::builder());
+    let stop = async {
+        terminated().await;
+        tools.close();
+        // An error means that the executor is gone, which is what is waited for.
+        let _ = executor_done.await;
+    };
+    let serving = async {
+        match incoming {
+            Incoming::Unix(incoming) => server.serve_with_incoming_shutdown(service, incoming, stop).await,
+            Incoming::Tcp(incoming) => server.serve_with_incoming_shutdown(service, incoming, stop).await,
+        }
+    };
+    let late = async {
+        terminated().await;
+        tokio::time::sleep(STOP_WITHIN).await;
+    };
+    tokio::select! {
+        // Connections are the only thing that can fail here, and each of them fails alone.
+        _ = serving => {}
+        () = late => exit_now(),
+    }
+}
+
+/// Waits for SIGTERM. Cancel safe.
+fn terminated() -> impl Future<Output = ()> {
+    let signal = signal(SignalKind::terminate());
+    async move {
+        match signal {
+            Ok(mut signal) => drop(signal.recv().await),
+            // Without the handler SIGTERM ends the process by its default.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Ends the process although a tool still runs.
+#[allow(unsafe_code)]
+fn exit_now() -> ! {
+    // SAFETY: `_exit` takes no pointer and touches no memory of this process. Nothing of Python's or Rust's own
+    // clean-up runs, which is the point: it would wait for the tool.
+    unsafe { nix::libc::_exit(0) }
+}

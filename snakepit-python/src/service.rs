@@ -1,0 +1,257 @@
+//! The worker's face on the wire: `BridgeService` as a thin adapter over [`PythonTools`].
+//!
+//! A worker serves Ping, the two calls and CancelTool; all else belongs to the host and is answered UNIMPLEMENTED.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use snakepit_proto::{headers, pb, status::attach_failure};
+use snakepit_registry::{
+    Arguments, CallId, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolFailure, ToolHandler,
+    ToolReply, TraceContext,
+};
+use snakepit_session::{Payload, SessionId};
+use snakepit_worker::wire::{failure_to_wire, payload_from_wire, payload_to_wire};
+use tokio::time::Instant;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
+
+use crate::tools::PythonTools;
+
+mod unimplemented;
+
+type Answer<T> = Result<Response<T>, Status>;
+type ToolChunks = Pin<Box<dyn Stream<Item = Result<pb::ToolChunk, Status>> + Send>>;
+
+/// The service of one worker.
+#[derive(Debug)]
+pub(crate) struct WorkerService {
+    tools: PythonTools,
+}
+
+impl WorkerService {
+    pub(crate) const fn new(tools: PythonTools) -> Self {
+        Self { tools }
+    }
+
+    async fn execute(&self, request: Request<pb::ExecuteToolRequest>) -> Answer<pb::ExecuteToolResponse> {
+        let (call, session_id) = read_call(request, CallMode::Unary)?;
+        match self.tools.call(call).await {
+            Ok(ToolReply { body: ReplyBody::Value(value), metadata, execution_time, .. }) => {
+                let (result, binary) = payload_to_wire(value);
+                Ok(Response::new(pb::ExecuteToolResponse {
+                    success: true,
+                    result: Some(result),
+                    metadata,
+                    execution_time_ms: milliseconds(execution_time),
+                    binary_result: binary.unwrap_or_default(),
+                    ..pb::ExecuteToolResponse::default()
+                }))
+            }
+            Ok(_) => Err(Status::internal("a unary call was answered with a stream")),
+            Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteToolResponse {
+                success: false,
+                error_message: one_line(&failure),
+                failure: Some(failure_to_wire(*failure, session_id)),
+                ..pb::ExecuteToolResponse::default()
+            })),
+            Err(error) => Err(to_status(error, session_id)),
+        }
+    }
+
+    async fn execute_streaming(&self, request: Request<pb::ExecuteToolRequest>) -> Answer<ToolChunks> {
+        let (call, session_id) = read_call(request, CallMode::Streaming)?;
+        let tool = Arc::clone(&call.tool);
+        match self.tools.call(call).await {
+            Ok(ToolReply { body: ReplyBody::Stream(chunks), .. }) => {
+                Ok(Response::new(tool_chunks(tool, session_id, chunks)))
+            }
+            Ok(_) => Err(Status::internal("a streaming call was answered with a value")),
+            Err(error) => Err(to_status(error, session_id)),
+        }
+    }
+
+    async fn cancel(&self, request: Request<pb::CancelToolRequest>) -> Answer<pb::CancelToolResponse> {
+        let text = request.into_inner().call_id;
+        let id = parse_call_id(&text).ok_or_else(|| bad_call_id(&text))?;
+        let was_active = self.tools.find(id).is_some();
+        self.tools.cancel(id).await.map_err(|error| to_status(error, String::new()))?;
+        Ok(Response::new(pb::CancelToolResponse { was_active }))
+    }
+}
+
+/// Numbers the chunks from 1 and marks the end, which tells a stream that is complete from one that broke off.
+fn tool_chunks(tool: Arc<str>, session_id: String, chunks: ChunkStream) -> ToolChunks {
+    let mut count = 0_u64;
+    let numbered = chunks.map(move |chunk| {
+        let chunk = chunk.map_err(|error| to_status(error, session_id.clone()))?;
+        count += 1;
+        Ok(pb::ToolChunk {
+            chunk_id: format!("{tool}-{count}"),
+            data: chunk.data,
+            is_final: false,
+            metadata: chunk.metadata,
+        })
+    });
+    // An error ends a gRPC stream, so the end that follows it is never sent.
+    let end = tokio_stream::once(Ok(pb::ToolChunk { is_final: true, ..pb::ToolChunk::default() }));
+    Box::pin(numbered.chain(end))
+}
+
+fn read_call(request: Request<pb::ExecuteToolRequest>, mode: CallMode) -> Result<(ToolCall, String), Status> {
+    let (headers, _, message) = request.into_parts();
+    let pb::ExecuteToolRequest { session_id, tool_name, parameters, metadata, stream: _, binary_parameters } =
+        message;
+    if tool_name.is_empty() {
+        return Err(Status::invalid_argument("`tool_name` is empty; name the tool to call"));
+    }
+    let session = match session_id.as_str() {
+        "" => None,
+        id => Some(SessionId::try_new(id).map_err(|error| Status::invalid_argument(error.to_string()))?),
+    };
+    let mut call = ToolCall::new(tool_name);
+    call.id = call_id(&headers)?;
+    call.session = session;
+    call.mode = mode;
+    call.metadata = metadata;
+    call.deadline = timeout(&headers)?.and_then(|timeout| Instant::now().checked_add(timeout));
+    call.trace = trace(&headers);
+    let mut buffers = binary_parameters;
+    for (name, any) in parameters {
+        let buffer = buffers.remove(&name);
+        let payload = payload_from_wire(any, buffer).map_err(|error| {
+            Status::invalid_argument(format!(
+                "argument `{name}` of tool `{}` cannot be read: {error}",
+                call.tool
+            ))
+        })?;
+        call.arguments.insert(name, payload);
+    }
+    call.arguments.extend(raw_buffers(buffers));
+    Ok((call, session_id))
+}
+
+/// Buffers without a parameter of their name are raw bytes.
+fn raw_buffers(buffers: std::collections::BTreeMap<String, Bytes>) -> Arguments {
+    buffers.into_iter().map(|(name, buffer)| (name, Payload::bytes(buffer))).collect()
+}
+
+/// The host's number for the call. Calls of others get one from a range that no host reaches.
+fn call_id(headers: &MetadataMap) -> Result<CallId, Status> {
+    static LAST: AtomicU64 = AtomicU64::new(1 << 63);
+    match text(headers, headers::CALL_ID) {
+        Some(id) => parse_call_id(id).ok_or_else(|| bad_call_id(id)),
+        None => Ok(CallId::from_u64(LAST.fetch_add(1, Ordering::Relaxed))),
+    }
+}
+
+fn parse_call_id(text: &str) -> Option<CallId> {
+    text.parse().ok().map(CallId::from_u64)
+}
+
+fn bad_call_id(text: &str) -> Status {
+    Status::invalid_argument(format!(
+        "call id `{text}` is no unsigned number; send one in `{}`",
+        headers::CALL_ID
+    ))
+}
+
+fn trace(headers: &MetadataMap) -> Option<TraceContext> {
+    Some(TraceContext {
+        traceparent: text(headers, headers::TRACEPARENT)?.to_owned(),
+        tracestate: text(headers, headers::TRACESTATE).map(str::to_owned),
+    })
+}
+
+fn text<'a>(headers: &'a MetadataMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// Reads `grpc-timeout`: up to eight digits and a unit.
+fn timeout(headers: &MetadataMap) -> Result<Option<Duration>, Status> {
+    let Some(value) = text(headers, "grpc-timeout") else { return Ok(None) };
+    parse_timeout(value)
+        .map(Some)
+        .ok_or_else(|| Status::invalid_argument(format!("grpc-timeout `{value}` is malformed")))
+}
+
+fn parse_timeout(value: &str) -> Option<Duration> {
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(amount * 3600)),
+        "M" => Some(Duration::from_secs(amount * 60)),
+        "S" => Some(Duration::from_secs(amount)),
+        "m" => Some(Duration::from_millis(amount)),
+        "u" => Some(Duration::from_micros(amount)),
+        "n" => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}
+
+/// Maps what can go wrong inside a worker to a gRPC status.
+fn to_status(error: ToolError, session_id: String) -> Status {
+    let message = error.to_string();
+    match error {
+        ToolError::Failed(failure) => {
+            attach_failure(Code::Internal, one_line(&failure), &failure_to_wire(*failure, session_id))
+        }
+        ToolError::NotFound { .. } => Status::not_found(message),
+        ToolError::InvalidArgument { .. } => Status::invalid_argument(message),
+        ToolError::Unsupported { .. } => Status::unimplemented(message),
+        ToolError::Cancelled { .. } => Status::cancelled(message),
+        ToolError::Unavailable { .. } => Status::unavailable(message),
+        _ => Status::internal(message),
+    }
+}
+
+/// `Type: message`, on one line whatever the message.
+fn one_line(failure: &ToolFailure) -> String {
+    let text = failure.to_string();
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+fn milliseconds(time: Option<Duration>) -> i64 {
+    time.and_then(|time| i64::try_from(time.as_millis()).ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(parse_timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        for odd in ["", "S", "5", "5s", "-5S", "123456789S", "5é"] {
+            assert_eq!(parse_timeout(odd), None, "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn a_message_of_several_lines_becomes_one() {
+        let failure =
+            ToolFailure { error_type: "E".into(), message: "a\n  b\n".into(), ..ToolFailure::default() };
+        assert_eq!(one_line(&failure), "E: a b");
+    }
+
+    #[test]
+    fn calls_without_an_id_never_meet_the_hosts() {
+        let mut headers = MetadataMap::new();
+        assert!(call_id(&headers).unwrap().as_u64() >= 1 << 63);
+        headers.insert(headers::CALL_ID, "7".parse().unwrap());
+        assert_eq!(call_id(&headers).unwrap().as_u64(), 7);
+        headers.insert(headers::CALL_ID, "seven".parse().unwrap());
+        assert_eq!(call_id(&headers).unwrap_err().code(), Code::InvalidArgument);
+    }
+}

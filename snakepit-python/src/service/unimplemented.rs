@@ -1,0 +1,86 @@
+//! The service trait's boilerplate: what a worker serves goes to [`WorkerService`]; the rest says that the host has it.
+
+use snakepit_proto::pb::{self, bridge_service_server::BridgeService};
+use tokio_stream::Empty;
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use super::{Answer, ToolChunks, WorkerService};
+
+fn hosts_own<T>(rpc: &str) -> Answer<T> {
+    Err(Status::unimplemented(format!("workers do not serve {rpc}; ask the host")))
+}
+
+/// Expands to what `async_trait` would make of `async fn`: that attribute does not look into macro calls.
+macro_rules! hosts_own {
+    ($($rpc:ident($request:ty) -> $response:ty;)*) => {$(
+        fn $rpc<'life, 'future>(
+            &'life self,
+            _: Request<$request>,
+        ) -> std::pin::Pin<Box<dyn Future<Output = Answer<$response>> + Send + 'future>>
+        where
+            'life: 'future,
+            Self: 'future,
+        {
+            Box::pin(std::future::ready(hosts_own(stringify!($rpc))))
+        }
+    )*};
+}
+
+#[async_trait]
+impl BridgeService for WorkerService {
+    type ExecuteStreamingToolStream = ToolChunks;
+    type WatchVariablesStream = Empty<Result<pb::VariableUpdate, Status>>;
+    type StreamTelemetryStream = Empty<Result<pb::TelemetryEvent, Status>>;
+
+    async fn ping(&self, request: Request<pb::PingRequest>) -> Answer<pb::PingResponse> {
+        let message = request.into_inner().message;
+        let server_time = Some(std::time::SystemTime::now().into());
+        Ok(Response::new(pb::PingResponse { message, server_time }))
+    }
+
+    async fn execute_tool(
+        &self,
+        request: Request<pb::ExecuteToolRequest>,
+    ) -> Answer<pb::ExecuteToolResponse> {
+        self.execute(request).await
+    }
+
+    async fn execute_streaming_tool(&self, request: Request<pb::ExecuteToolRequest>) -> Answer<ToolChunks> {
+        self.execute_streaming(request).await
+    }
+
+    async fn cancel_tool(&self, request: Request<pb::CancelToolRequest>) -> Answer<pb::CancelToolResponse> {
+        self.cancel(request).await
+    }
+
+    hosts_own! {
+        initialize_session(pb::InitializeSessionRequest) -> pb::InitializeSessionResponse;
+        cleanup_session(pb::CleanupSessionRequest) -> pb::CleanupSessionResponse;
+        get_session(pb::GetSessionRequest) -> pb::GetSessionResponse;
+        heartbeat(pb::HeartbeatRequest) -> pb::HeartbeatResponse;
+        register_variable(pb::RegisterVariableRequest) -> pb::RegisterVariableResponse;
+        get_variable(pb::GetVariableRequest) -> pb::GetVariableResponse;
+        set_variable(pb::SetVariableRequest) -> pb::SetVariableResponse;
+        get_variables(pb::BatchGetVariablesRequest) -> pb::BatchGetVariablesResponse;
+        set_variables(pb::BatchSetVariablesRequest) -> pb::BatchSetVariablesResponse;
+        list_variables(pb::ListVariablesRequest) -> pb::ListVariablesResponse;
+        delete_variable(pb::DeleteVariableRequest) -> pb::DeleteVariableResponse;
+        watch_variables(pb::WatchVariablesRequest) -> Self::WatchVariablesStream;
+        get_variable_history(pb::GetVariableHistoryRequest) -> pb::GetVariableHistoryResponse;
+        rollback_variable(pb::RollbackVariableRequest) -> pb::RollbackVariableResponse;
+        register_tools(pb::RegisterToolsRequest) -> pb::RegisterToolsResponse;
+        get_exposed_elixir_tools(pb::GetExposedElixirToolsRequest) -> pb::GetExposedElixirToolsResponse;
+        execute_elixir_tool(pb::ExecuteElixirToolRequest) -> pb::ExecuteElixirToolResponse;
+        stream_telemetry(Streaming<pb::TelemetryControl>) -> Self::StreamTelemetryStream;
+        add_dependency(pb::AddDependencyRequest) -> pb::AddDependencyResponse;
+        start_optimization(pb::StartOptimizationRequest) -> pb::StartOptimizationResponse;
+        stop_optimization(pb::StopOptimizationRequest) -> pb::StopOptimizationResponse;
+        put_program(pb::PutProgramRequest) -> pb::PutProgramResponse;
+        get_program(pb::GetProgramRequest) -> pb::GetProgramResponse;
+        list_programs(pb::ListProgramsRequest) -> pb::ListProgramsResponse;
+        delete_program(pb::DeleteProgramRequest) -> pb::DeleteProgramResponse;
+        list_tools(pb::ListToolsRequest) -> pb::ListToolsResponse;
+        list_workers(pb::ListWorkersRequest) -> pb::ListWorkersResponse;
+        list_sessions(pb::ListSessionsRequest) -> pb::ListSessionsResponse;
+    }
+}

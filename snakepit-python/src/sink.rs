@@ -1,0 +1,207 @@
+//! The bounded queue between a generator and its gRPC stream.
+//!
+//! The executor puts every item in as it comes, so that none waits for the next; the stream takes out all there is at
+//! once. When the reader is slow the queue fills and the executor stops pulling: memory stays constant.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use futures_core::Stream;
+use snakepit_registry::{Chunk, ToolError};
+
+/// How many chunks may wait.
+const MAX_CHUNKS: usize = 1024;
+/// How many bytes may wait before the generator pauses; one chunk may be larger.
+const MAX_BYTES: usize = 1024 * 1024;
+
+/// The generator's end. Clones are the same queue.
+#[derive(Debug, Clone)]
+pub(crate) struct Sink(Arc<Shared>);
+
+/// The stream's end. Dropping it closes the queue.
+#[derive(Debug)]
+pub(crate) struct Source {
+    shared: Arc<Shared>,
+    /// What was taken out together and is handed on one by one.
+    ready: VecDeque<Chunk>,
+}
+
+/// What became of a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Put {
+    /// It is in the queue, and there is room for more.
+    Room,
+    /// It is in the queue, which is full now: wait before making another.
+    Full,
+    /// Nobody reads any more.
+    Closed,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    space: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    chunks: VecDeque<Chunk>,
+    bytes: usize,
+    closed: bool,
+    end: Option<Result<(), ToolError>>,
+    reader: Option<Waker>,
+}
+
+impl Queue {
+    fn is_full(&self) -> bool {
+        self.chunks.len() >= MAX_CHUNKS || self.bytes >= MAX_BYTES
+    }
+}
+
+/// Makes the two ends of a queue.
+pub(crate) fn channel() -> (Sink, Source) {
+    let shared = Arc::new(Shared::default());
+    (Sink(Arc::clone(&shared)), Source { shared, ready: VecDeque::new() })
+}
+
+impl Sink {
+    /// Puts a chunk in, also into a full queue: the caller is expected to wait then.
+    pub(crate) fn put(&self, chunk: Chunk) -> Put {
+        let mut queue = self.0.lock();
+        if queue.closed {
+            return Put::Closed;
+        }
+        queue.bytes += chunk.data.len();
+        queue.chunks.push_back(chunk);
+        let put = if queue.is_full() { Put::Full } else { Put::Room };
+        wake(queue);
+        put
+    }
+
+    /// Blocks until there is room; `false` when nobody reads any more.
+    pub(crate) fn wait_for_space(&self) -> bool {
+        let queue = self.0.lock();
+        let queue = self.0.space.wait_while(queue, |queue| queue.is_full() && !queue.closed);
+        !queue.unwrap_or_else(PoisonError::into_inner).closed
+    }
+
+    /// Nothing more will be read, or may be put in.
+    pub(crate) fn close(&self) {
+        self.0.lock().closed = true;
+        self.0.space.notify_all();
+    }
+
+    /// Ends the stream, after what is still queued, well or with an error.
+    pub(crate) fn finish(&self, end: Result<(), ToolError>) {
+        let mut queue = self.0.lock();
+        if queue.end.is_none() {
+            queue.end = Some(end);
+        }
+        wake(queue);
+    }
+}
+
+/// Wakes the reader if it waits, without holding the lock.
+fn wake(mut queue: MutexGuard<'_, Queue>) {
+    let reader = queue.reader.take();
+    drop(queue);
+    if let Some(reader) = reader {
+        reader.wake();
+    }
+}
+
+impl Shared {
+    /// No code that could panic runs under the lock, so a poisoned one still holds sound data.
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Stream for Source {
+    type Item = Result<Chunk, ToolError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(chunk) = self.ready.pop_front() {
+            return Poll::Ready(Some(Ok(chunk)));
+        }
+        let this = &mut *self;
+        let mut queue = this.shared.lock();
+        if !queue.chunks.is_empty() {
+            std::mem::swap(&mut queue.chunks, &mut this.ready);
+            queue.bytes = 0;
+            drop(queue);
+            this.shared.space.notify_all();
+            return Poll::Ready(this.ready.pop_front().map(Ok));
+        }
+        match &mut queue.end {
+            // The error is told once; after it the stream has ended.
+            Some(end) => Poll::Ready(std::mem::replace(end, Ok(())).err().map(Err)),
+            None => {
+                queue.reader = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        Sink(Arc::clone(&self.shared)).close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::Duration};
+
+    use bytes::Bytes;
+    use tokio_stream::StreamExt;
+
+    use super::*;
+
+    fn chunk(data: impl Into<Bytes>) -> Chunk {
+        Chunk { data: data.into(), metadata: BTreeMap::new() }
+    }
+
+    #[tokio::test]
+    async fn chunks_come_out_in_order_and_the_error_last() {
+        let (sink, mut source) = channel();
+        assert_eq!(sink.put(chunk("1")), Put::Room);
+        assert_eq!(sink.put(chunk("2")), Put::Room);
+        sink.finish(Err(ToolError::Internal { problem: "x".into() }));
+        assert_eq!(source.next().await.unwrap().unwrap(), chunk("1"));
+        assert_eq!(source.next().await.unwrap().unwrap(), chunk("2"));
+        assert!(source.next().await.unwrap().is_err());
+        assert!(source.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_holds_the_writer_until_it_is_read() {
+        let (sink, mut source) = channel();
+        assert_eq!(sink.put(chunk(vec![0; MAX_BYTES])), Put::Full);
+        let writer = std::thread::spawn(move || {
+            assert!(sink.wait_for_space());
+            sink.put(chunk("next"))
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!writer.is_finished(), "the writer went on although the queue is full");
+        source.next().await.unwrap().unwrap();
+        assert_eq!(source.next().await.unwrap().unwrap(), chunk("next"));
+        assert_eq!(writer.join().unwrap(), Put::Room);
+    }
+
+    #[test]
+    fn a_dropped_reader_releases_the_writer() {
+        let (sink, source) = channel();
+        assert_eq!(sink.put(chunk(vec![0; MAX_BYTES])), Put::Full);
+        let waiting = sink.clone();
+        let writer = std::thread::spawn(move || waiting.wait_for_space());
+        drop(source);
+        assert!(!writer.join().unwrap());
+        assert_eq!(sink.put(chunk("late")), Put::Closed);
+    }
+}

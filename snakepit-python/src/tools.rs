@@ -1,0 +1,219 @@
+//! [`PythonTools`]: the adapter's tools as a [`ToolHandler`]. Calls wait here for the one Python thread that runs them.
+//!
+//! ```text
+//!  gRPC, tokio thread ──call──> PythonTools ──next_job──> Executor, Python's main thread
+//!                      <─reply─            ──cancel──> Interrupter, a thread that knocks on the main thread
+//! ```
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    pin::Pin,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
+    task::{Context, Poll},
+};
+
+use async_trait::async_trait;
+use futures_core::Stream;
+use snakepit_registry::{CallId, Chunk, ChunkStream, ToolCall, ToolError, ToolHandler, ToolReply};
+use tokio::sync::oneshot;
+
+use crate::{
+    sink::Source,
+    state::{CallState, Stage},
+};
+
+/// A call that waits for the executor.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) call: ToolCall,
+    pub(crate) state: Arc<CallState>,
+    pub(crate) reply: oneshot::Sender<Result<ToolReply, ToolError>>,
+}
+
+/// The tools of this worker's adapter. Clones share the queue.
+#[derive(Clone)]
+pub(crate) struct PythonTools(Arc<Shared>);
+
+struct Shared {
+    queue: Mutex<Queue>,
+    available: Condvar,
+    /// Takes running calls that were cancelled.
+    interrupter: mpsc::Sender<Arc<CallState>>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// Calls that are queued or running.
+    active: HashMap<CallId, Arc<CallState>>,
+    closed: bool,
+}
+
+impl PythonTools {
+    /// An open queue. Calls that must be interrupted are sent to `interrupter`.
+    pub(crate) fn new(interrupter: mpsc::Sender<Arc<CallState>>) -> Self {
+        Self(Arc::new(Shared { queue: Mutex::default(), available: Condvar::new(), interrupter }))
+    }
+
+    /// The next call to run, if one waits.
+    pub(crate) fn try_next_job(&self) -> Option<Job> {
+        self.queue().jobs.pop_front()
+    }
+
+    /// Blocks until there is a call to run; `None` once the queue is closed.
+    pub(crate) fn next_job(&self) -> Option<Job> {
+        let queue = self.0.available.wait_while(self.queue(), |queue| queue.jobs.is_empty() && !queue.closed);
+        queue.unwrap_or_else(PoisonError::into_inner).jobs.pop_front()
+    }
+
+    /// The executor is done with a call.
+    pub(crate) fn finish(&self, state: &Arc<CallState>) {
+        self.queue().forget(state);
+        state.end();
+    }
+
+    /// Refuses calls from now on, those that wait included. What runs goes on.
+    pub(crate) fn close(&self) {
+        let waiting = {
+            let mut queue = self.queue();
+            queue.closed = true;
+            let waiting = std::mem::take(&mut queue.jobs);
+            for job in &waiting {
+                queue.forget(&job.state);
+            }
+            waiting
+        };
+        self.0.available.notify_all();
+        for job in waiting {
+            job.state.cancel();
+            // The caller may be gone, which is as well.
+            let _ = job.reply.send(Err(stopping()));
+        }
+    }
+
+    /// The call of this id, if it is queued or running.
+    pub(crate) fn find(&self, id: CallId) -> Option<Arc<CallState>> {
+        self.queue().active.get(&id).cloned()
+    }
+
+    /// Cancels a call and returns at once. A queued one is gone then; a running one will be interrupted.
+    fn abandon(&self, state: &Arc<CallState>) {
+        match state.cancel() {
+            Stage::Queued => {
+                let mut queue = self.queue();
+                queue.forget(state);
+                queue.jobs.retain(|job| !Arc::ptr_eq(&job.state, state));
+            }
+            // Without an interrupter the process is ending anyway.
+            Stage::Running => drop(self.0.interrupter.send(Arc::clone(state))),
+            Stage::Ended => {}
+        }
+    }
+
+    fn admit(&self, job: Job) -> Result<(), ToolError> {
+        {
+            let mut queue = self.queue();
+            if queue.closed {
+                return Err(stopping());
+            }
+            queue.active.insert(job.state.id, Arc::clone(&job.state));
+            queue.jobs.push_back(job);
+        }
+        self.0.available.notify_one();
+        Ok(())
+    }
+
+    /// No code that could panic runs under the lock, so a poisoned one still holds sound data.
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    /// Forgets a call, but not another one that came under the same id.
+    fn forget(&mut self, state: &Arc<CallState>) {
+        if self.active.get(&state.id).is_some_and(|active| Arc::ptr_eq(active, state)) {
+            self.active.remove(&state.id);
+        }
+    }
+}
+
+fn stopping() -> ToolError {
+    ToolError::Unavailable { reason: "the worker is stopping".to_owned(), retry_after: None }
+}
+
+#[async_trait]
+impl ToolHandler for PythonTools {
+    async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+        let state = Arc::new(CallState::new(call.id, call.deadline));
+        let tool = Arc::clone(&call.tool);
+        let (reply, answer) = oneshot::channel();
+        let guard = CancelOnDrop::new(self.clone(), Arc::clone(&state));
+        self.admit(Job { call, state, reply })?;
+        let outcome = answer.await;
+        // A stream brings its own guard; a value has ended already.
+        guard.disarm();
+        // The executor drops the sender of a call that was cancelled before it began.
+        outcome.unwrap_or_else(|_| Err(ToolError::Cancelled { tool: tool.to_string() }))
+    }
+
+    async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
+        if let Some(state) = self.find(call) {
+            self.abandon(&state);
+            state.ended().await;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for PythonTools {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.queue().fmt(f)
+    }
+}
+
+/// Cancels its call when dropped: nobody waits for the answer any more.
+#[derive(Debug)]
+pub(crate) struct CancelOnDrop {
+    tools: PythonTools,
+    state: Arc<CallState>,
+    armed: bool,
+}
+
+impl CancelOnDrop {
+    pub(crate) fn new(tools: PythonTools, state: Arc<CallState>) -> Self {
+        Self { tools, state, armed: true }
+    }
+
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if self.armed {
+            self.tools.abandon(&self.state);
+        }
+    }
+}
+
+/// The chunks of a running call; dropping them early cancels it.
+struct GuardedChunks {
+    source: Source,
+    _guard: CancelOnDrop,
+}
+
+impl Stream for GuardedChunks {
+    type Item = Result<Chunk, ToolError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Pin::new(&mut self.source).poll_next(context)
+    }
+}
+
+/// The chunks of a call as its answer.
+pub(crate) fn chunk_stream(source: Source, guard: CancelOnDrop) -> ChunkStream {
+    Box::pin(GuardedChunks { source, _guard: guard })
+}

@@ -1,0 +1,97 @@
+//! Values between Python objects and payloads: one place that says which Python type becomes which wire type.
+//!
+//! JSON goes straight into Python objects and back (`read`, `write`); arrays and bytes travel as raw buffers (`array`).
+
+mod array;
+mod read;
+mod write;
+
+use bytes::Bytes;
+use pyo3::{
+    exceptions::PyTypeError,
+    prelude::*,
+    pybacked::PyBackedBytes,
+    types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple},
+};
+use snakepit_session::{Payload, ValueType};
+
+pub(crate) use read::json_to_python;
+
+/// Turns a payload into the Python object it stands for.
+///
+/// # Errors
+/// `ValueError` when the payload is malformed, holds a pickle that nobody allowed, or needs numpy and there is none.
+pub(crate) fn to_python<'py>(py: Python<'py>, payload: Payload) -> PyResult<Bound<'py, PyAny>> {
+    match payload.into_parts() {
+        (ValueType::Bytes, metadata, Some(buffer)) if !array::is_pickle(&metadata) => {
+            Ok(PyBytes::new(py, &buffer).into_any())
+        }
+        (_, metadata, Some(buffer)) => array::to_python(py, &metadata, &buffer),
+        (ValueType::Float, json, None) => read::float_to_python(py, &json),
+        (ValueType::Tensor | ValueType::Embedding, json, None) => {
+            let value = json_to_python(py, &json)?;
+            array::from_inline(value)
+        }
+        (_, json, None) => json_to_python(py, &json),
+    }
+}
+
+/// Turns what a tool returned into a payload.
+///
+/// # Errors
+/// `TypeError` that names the Python type without a wire form, and where in `what` it sits.
+pub(crate) fn from_python(value: &Bound<'_, PyAny>, what: &str) -> PyResult<Payload> {
+    let ty = if value.is_none() {
+        return Ok(Payload::null());
+    } else if value.is_instance_of::<PyString>() {
+        ValueType::String
+    } else if value.is_instance_of::<PyBool>() {
+        ValueType::Boolean
+    } else if value.is_instance_of::<PyInt>() {
+        ValueType::Integer
+    } else if value.is_instance_of::<PyFloat>() {
+        ValueType::Float
+    } else if value.is_instance_of::<PyDict>() {
+        ValueType::Map
+    } else if value.is_instance_of::<PyList>() || value.is_instance_of::<PyTuple>() {
+        ValueType::List
+    } else if let Some(buffer) = raw_bytes(value)? {
+        return Ok(Payload::bytes(buffer));
+    } else if array::is_array(value)? {
+        return array::from_python(value, what);
+    } else if let Some(plain) = array::scalar_to_plain(value)? {
+        return from_python(&plain, what);
+    } else {
+        return Err(write::unfit(value, what));
+    };
+    Ok(Payload::from_json(ty, python_to_json(value, what)?))
+}
+
+/// Writes a Python object as JSON: the form of chunks and of values inside other values.
+///
+/// # Errors
+/// `TypeError` that names the Python type without a JSON form, and where in `what` it sits.
+pub(crate) fn python_to_json(value: &Bound<'_, PyAny>, what: &str) -> PyResult<Bytes> {
+    write::to_json(value, what).map(Bytes::from)
+}
+
+/// The content of a `bytes`, `bytearray` or `memoryview`; `None` for anything else. `bytes` are not copied.
+pub(crate) fn raw_bytes(value: &Bound<'_, PyAny>) -> PyResult<Option<Bytes>> {
+    if let Ok(bytes) = value.extract::<PyBackedBytes>() {
+        return Ok(Some(Bytes::from_owner(bytes)));
+    }
+    if value.is_instance_of::<PyMemoryView>() {
+        let copy: PyBackedBytes = value.call_method0("tobytes")?.extract()?;
+        return Ok(Some(Bytes::from_owner(copy)));
+    }
+    Ok(None)
+}
+
+/// The name of an object's type, with its module unless it is a builtin.
+pub(crate) fn type_name(value: &Bound<'_, PyAny>) -> String {
+    value.get_type().fully_qualified_name().map_or_else(|_| "?".to_owned(), |name| name.to_string())
+}
+
+fn type_error(message: String) -> PyErr {
+    PyTypeError::new_err(message)
+}

@@ -1,0 +1,160 @@
+//! Arrays: numpy objects as raw little-endian buffers with dtype and shape. numpy is imported only when a value needs it.
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use bytes::Bytes;
+use pyo3::{
+    exceptions::{PyImportError, PyValueError},
+    prelude::*,
+    pybacked::PyBackedBytes,
+    types::{PyByteArray, PyBytes, PyDict},
+};
+use serde::{Deserialize, Serialize};
+use snakepit_session::{Payload, ValueType};
+
+use super::{type_error, type_name};
+
+/// Set to `1` to let values be unpickled. A pickle runs code of whoever made it.
+const ENV_ALLOW_PICKLE: &str = "SNAKEPIT_ALLOW_PICKLE";
+
+/// The kinds of numpy data types that are plain numbers: booleans, integers, floats, complex numbers.
+const NUMBER_KINDS: &str = "biufc";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Metadata {
+    #[serde(rename = "type", default)]
+    ty: String,
+    #[serde(default)]
+    shape: Vec<usize>,
+    #[serde(default)]
+    dtype: String,
+    #[serde(default)]
+    binary_format: String,
+}
+
+/// numpy, if this process has imported it already: without it, nothing can be of its types.
+fn imported_numpy(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
+    let modules = py.import("sys")?.getattr("modules")?;
+    modules.cast::<PyDict>()?.get_item("numpy")
+}
+
+pub(super) fn is_array(value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    match imported_numpy(value.py())? {
+        Some(numpy) => value.is_instance(&numpy.getattr("ndarray")?),
+        None => Ok(false),
+    }
+}
+
+/// The plain Python number behind a numpy scalar; `None` for anything else.
+pub(super) fn scalar_to_plain<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let Some(numpy) = imported_numpy(value.py())? else { return Ok(None) };
+    if !value.is_instance(&numpy.getattr("generic")?)? {
+        return Ok(None);
+    }
+    let plain = value.call_method0("item")?;
+    // Extended floats have no plain form: their `item` is a numpy scalar again.
+    if plain.get_type().is(value.get_type()) {
+        return Ok(Some(plain.call_method0("__float__")?));
+    }
+    Ok(Some(plain))
+}
+
+/// A numpy array as a raw buffer.
+pub(super) fn from_python(array: &Bound<'_, PyAny>, what: &str) -> PyResult<Payload> {
+    let dtype = array.getattr("dtype")?;
+    let kind: String = dtype.getattr("kind")?.extract()?;
+    let name: String = dtype.getattr("name")?.extract()?;
+    if !NUMBER_KINDS.contains(&kind) {
+        let ty = type_name(array);
+        return Err(type_error(format!(
+            "{what} is a `{ty}` of dtype `{name}`, which has no raw form; return numbers, or a list by tolist()"
+        )));
+    }
+    let metadata = Metadata {
+        ty: "tensor".to_owned(),
+        shape: array.getattr("shape")?.extract()?,
+        dtype: name,
+        binary_format: "raw".to_owned(),
+    };
+    let little = dtype.call_method1("newbyteorder", ("<",))?;
+    let kwargs = PyDict::new(array.py());
+    kwargs.set_item("copy", false)?;
+    let array = array.call_method("astype", (little,), Some(&kwargs))?;
+    let buffer: PyBackedBytes = array.call_method0("tobytes")?.extract()?;
+    let metadata = serde_json::to_vec(&metadata).map_err(|e| PyValueError::new_err(e.to_string()))?;
+    Ok(Payload::from_buffer(ValueType::Tensor, metadata.into(), Bytes::from_owner(buffer)))
+}
+
+/// A buffer as the numpy array, or the pickled object, that its metadata says it is.
+pub(super) fn to_python<'py>(py: Python<'py>, metadata: &[u8], buffer: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    let Metadata { ty, shape, dtype, binary_format } = parse(metadata)?;
+    match binary_format.as_str() {
+        "raw" => raw_to_array(py, &dtype, &shape, buffer),
+        "pickle" if pickle_allowed(py)? => {
+            py.import("pickle")?.call_method1("loads", (PyBytes::new(py, buffer),))
+        }
+        "pickle" => Err(PyValueError::new_err(format!(
+            "the value is a pickle, and unpickling runs code of whoever made it: send binary_format `raw`, or set \
+             {ENV_ALLOW_PICKLE}=1 for the workers if every sender is trusted"
+        ))),
+        other => Err(PyValueError::new_err(format!(
+            "the `{ty}` value has binary_format `{other}`, which is unknown; send `raw`"
+        ))),
+    }
+}
+
+/// The form that a tensor takes where a message has no binary field: base64 in its metadata. Any other JSON of a
+/// tensor stays as it is.
+pub(super) fn from_inline(value: Bound<'_, PyAny>) -> PyResult<Bound<'_, PyAny>> {
+    let Ok(dict) = value.cast::<PyDict>() else { return Ok(value) };
+    let text = |name: &str| -> PyResult<Option<String>> {
+        Ok(dict.get_item(name)?.and_then(|value| value.extract().ok()))
+    };
+    if text("binary_format")?.as_deref() != Some("raw") {
+        return Ok(value);
+    }
+    let (Some(data), Some(dtype), Some(shape)) = (text("data")?, text("dtype")?, dict.get_item("shape")?)
+    else {
+        return Ok(value);
+    };
+    let buffer = BASE64
+        .decode(data)
+        .map_err(|e| PyValueError::new_err(format!("the tensor's `data` is no base64: {e}")))?;
+    raw_to_array(value.py(), &dtype, &shape.extract::<Vec<usize>>()?, &buffer)
+}
+
+/// Whether metadata announces a pickle.
+pub(super) fn is_pickle(metadata: &[u8]) -> bool {
+    parse(metadata).is_ok_and(|metadata| metadata.binary_format == "pickle")
+}
+
+fn raw_to_array<'py>(
+    py: Python<'py>,
+    dtype: &str,
+    shape: &[usize],
+    buffer: &[u8],
+) -> PyResult<Bound<'py, PyAny>> {
+    let numpy = py.import("numpy").map_err(|error| {
+        if error.is_instance_of::<PyImportError>(py) {
+            PyValueError::new_err(
+                "the value is a tensor, and numpy is not installed in the worker's environment; \
+                 install it, or send a list",
+            )
+        } else {
+            error
+        }
+    })?;
+    let dtype = numpy.call_method1("dtype", (dtype,))?.call_method1("newbyteorder", ("<",))?;
+    // A bytearray makes the array writable, as tools expect of their arguments.
+    let flat = numpy.call_method1("frombuffer", (PyByteArray::new(py, buffer), dtype))?;
+    flat.call_method1("reshape", (shape.to_vec(),))
+}
+
+fn parse(metadata: &[u8]) -> PyResult<Metadata> {
+    serde_json::from_slice(metadata)
+        .map_err(|e| PyValueError::new_err(format!("the metadata of a binary value is malformed: {e}")))
+}
+
+fn pickle_allowed(py: Python<'_>) -> PyResult<bool> {
+    let environ = py.import("os")?.getattr("environ")?;
+    Ok(environ.call_method1("get", (ENV_ALLOW_PICKLE,))?.extract::<Option<String>>()?.as_deref() == Some("1"))
+}

@@ -1,0 +1,180 @@
+//! Python objects into JSON, written directly; what has no JSON form is reported with its type and its place.
+
+use pyo3::{
+    exceptions::PyValueError,
+    prelude::*,
+    types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple},
+};
+
+use super::{array, type_error, type_name};
+
+/// How deep values may nest: as deep as the readers on the other side follow.
+const MAX_DEPTH: usize = 127;
+
+/// Writes a value as JSON.
+pub(super) fn to_json(value: &Bound<'_, PyAny>, what: &str) -> PyResult<Vec<u8>> {
+    let mut out = Vec::with_capacity(64);
+    write(value, &mut out, 0).map_err(|error| match error {
+        Misfit::Python(error) => error,
+        Misfit::TooDeep => PyValueError::new_err(format!(
+            "{what} is nested deeper than {MAX_DEPTH} levels, or contains itself; return something flatter"
+        )),
+        Misfit::Type { name, path } => {
+            let path: String = path.into_iter().rev().collect();
+            type_error(format!("{what}{path} is a `{name}`, {HINT}"))
+        }
+    })?;
+    Ok(out)
+}
+
+const HINT: &str = "which has no JSON form; use str, int, float, bool, None, list, tuple or dict \
+                    (bytes and numpy arrays only as the whole result)";
+
+/// The error for a whole value without a wire form.
+pub(super) fn unfit(value: &Bound<'_, PyAny>, what: &str) -> PyErr {
+    let name = type_name(value);
+    type_error(format!("{what} is a `{name}`, {HINT}"))
+}
+
+enum Misfit {
+    Python(PyErr),
+    TooDeep,
+    /// The steps of the path stand innermost first: each level adds its own on the way out.
+    Type {
+        name: String,
+        path: Vec<String>,
+    },
+}
+
+impl Misfit {
+    fn below(mut self, step: impl FnOnce() -> String) -> Self {
+        if let Self::Type { path, .. } = &mut self {
+            path.push(step());
+        }
+        self
+    }
+}
+
+impl From<PyErr> for Misfit {
+    fn from(error: PyErr) -> Self {
+        Self::Python(error)
+    }
+}
+
+fn write(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: usize) -> Result<(), Misfit> {
+    if depth > MAX_DEPTH {
+        return Err(Misfit::TooDeep);
+    }
+    if let Ok(text) = value.cast::<PyString>() {
+        write_text(text, out)
+    } else if value.is_none() {
+        out.extend_from_slice(b"null");
+        Ok(())
+    } else if let Ok(flag) = value.cast::<PyBool>() {
+        out.extend_from_slice(if flag.is_true() { b"true" } else { b"false" });
+        Ok(())
+    } else if let Ok(number) = value.cast::<PyInt>() {
+        write_integer(number, out)
+    } else if let Ok(number) = value.cast::<PyFloat>() {
+        write_float(number.value(), out);
+        Ok(())
+    } else if let Ok(dict) = value.cast::<PyDict>() {
+        write_dict(dict, out, depth)
+    } else if let Ok(list) = value.cast::<PyList>() {
+        write_items(list.iter(), out, depth)
+    } else if let Ok(tuple) = value.cast::<PyTuple>() {
+        write_items(tuple.iter(), out, depth)
+    } else if array::is_array(value)? {
+        write(&value.call_method0("tolist")?, out, depth + 1)
+    } else if let Some(plain) = array::scalar_to_plain(value)? {
+        write(&plain, out, depth + 1)
+    } else {
+        Err(Misfit::Type { name: type_name(value), path: Vec::new() })
+    }
+}
+
+fn write_text(text: &Bound<'_, PyString>, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    // Python strings may hold lone surrogates, which have no UTF-8: the UnicodeEncodeError says so.
+    let text = text.to_cow()?;
+    // Writing into a vector cannot fail, nor does a string's serialization.
+    serde_json::to_writer(out, text.as_ref()).map_err(|e| PyValueError::new_err(e.to_string()).into())
+}
+
+fn write_integer(number: &Bound<'_, PyInt>, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    if let Ok(small) = number.extract::<i64>() {
+        return serde_json::to_writer(out, &small).map_err(|e| PyValueError::new_err(e.to_string()).into());
+    }
+    // `int`'s own repr, because subclasses such as IntEnum have another.
+    let text = number.py().get_type::<PyInt>().call_method1("__repr__", (number,))?;
+    out.extend_from_slice(text.cast::<PyString>().map_err(PyErr::from)?.to_cow()?.as_bytes());
+    Ok(())
+}
+
+fn write_float(number: f64, out: &mut Vec<u8>) {
+    if number.is_finite() {
+        // Writing into a vector cannot fail, nor does a finite number's serialization.
+        let _ = serde_json::to_writer(out, &number);
+    } else if number.is_nan() {
+        out.extend_from_slice(br#""NaN""#);
+    } else {
+        out.extend_from_slice(if number > 0.0 { br#""Infinity""# } else { br#""-Infinity""# });
+    }
+}
+
+fn write_items<'py>(
+    items: impl Iterator<Item = Bound<'py, PyAny>>,
+    out: &mut Vec<u8>,
+    depth: usize,
+) -> Result<(), Misfit> {
+    out.push(b'[');
+    for (index, item) in items.enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        write(&item, out, depth + 1).map_err(|e| e.below(|| format!("[{index}]")))?;
+    }
+    out.push(b']');
+    Ok(())
+}
+
+fn write_dict(dict: &Bound<'_, PyDict>, out: &mut Vec<u8>, depth: usize) -> Result<(), Misfit> {
+    out.push(b'{');
+    let mut first = true;
+    for (key, value) in dict.iter() {
+        if !std::mem::take(&mut first) {
+            out.push(b',');
+        }
+        write_key(&key, out)?;
+        out.push(b':');
+        write(&value, out, depth + 1).map_err(|e| e.below(|| format!("[{}]", repr(&key))))?;
+    }
+    out.push(b'}');
+    Ok(())
+}
+
+/// JSON's keys are strings. Numbers, booleans and None become theirs, as Python's own `json` does it.
+fn write_key(key: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    if let Ok(text) = key.cast::<PyString>() {
+        return write_text(text, out);
+    }
+    let is_plain = |key: &Bound<'_, PyAny>| {
+        key.is_none() || key.is_instance_of::<PyInt>() || key.is_instance_of::<PyFloat>()
+    };
+    let unwrapped = if is_plain(key) { None } else { array::scalar_to_plain(key)? };
+    let key = unwrapped.as_ref().unwrap_or(key);
+    if !is_plain(key) {
+        return Err(Misfit::Type { name: type_name(key), path: vec![format!(" key {}", repr(key))] });
+    }
+    let mut text = Vec::new();
+    write(key, &mut text, 0)?;
+    out.push(b'"');
+    out.extend(text.into_iter().filter(|byte| *byte != b'"'));
+    out.push(b'"');
+    Ok(())
+}
+
+fn repr(value: &Bound<'_, PyAny>) -> String {
+    const SHOWN: usize = 64;
+    let text = value.repr().map_or_else(|_| "?".to_owned(), |text| text.to_string_lossy().into_owned());
+    text.chars().take(SHOWN).collect()
+}

@@ -1,0 +1,115 @@
+//! [`Worker`]: the process's runtime as Python's entry point drives it.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    sync::{Arc, PoisonError},
+};
+
+use pyo3::{exceptions::PyRuntimeError, prelude::*};
+use snakepit_proto::launch::{CONTROL_STDIN, ControlMessage, ENV_CONTROL, READY_PREFIX};
+
+use crate::{
+    control::Control,
+    executor::{Current, Executor},
+    interrupt,
+    plan::Plan,
+    serve::{self, Ready, ServeConfig},
+    tools::PythonTools,
+};
+
+/// The native runtime of one worker process. Made first of all, because it arms the lifeline.
+#[pyclass(frozen, module = "snakepit_bridge._native")]
+#[derive(Debug)]
+pub(crate) struct Worker {
+    control: Option<Control>,
+    current: Current,
+}
+
+#[pymethods]
+impl Worker {
+    #[new]
+    fn new() -> PyResult<Self> {
+        let control = match std::env::var(ENV_CONTROL).as_deref() {
+            Err(_) | Ok("") => None,
+            Ok(CONTROL_STDIN) => Some(Control::take_stdin()?),
+            Ok(other) => {
+                return Err(PyRuntimeError::new_err(format!(
+                    "{ENV_CONTROL} is `{other}`; it takes `{CONTROL_STDIN}` or nothing"
+                )));
+            }
+        };
+        Ok(Self { control, current: Current::default() })
+    }
+
+    /// The number of the signal whose handler must call `interrupt_due`.
+    #[getter]
+    fn interrupt_signal(&self) -> i32 {
+        interrupt::SIGNAL as i32
+    }
+
+    /// Whether the call that runs now was cancelled and may be interrupted.
+    fn interrupt_due(&self) -> bool {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().is_some_and(|call| call.is_cancelled())
+    }
+
+    /// Tells the host that this worker cannot start. `False` when there is no control channel to tell it on.
+    #[pyo3(signature = (error, traceback=None))]
+    fn fail(&self, error: String, traceback: Option<String>) -> PyResult<bool> {
+        match &self.control {
+            Some(control) => {
+                control.send(&ControlMessage::Failed { error, traceback })?;
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Connects, registers, serves; runs calls on this thread until SIGTERM. Raises `RuntimeError` with one line when
+    /// the worker cannot start.
+    #[pyo3(signature = (plan, *, host, socket, port, worker_id, ready_file))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
+    fn run(
+        &self,
+        py: Python<'_>,
+        plan: &Bound<'_, PyAny>,
+        host: Option<String>,
+        socket: Option<PathBuf>,
+        port: u16,
+        worker_id: String,
+        ready_file: Option<PathBuf>,
+    ) -> PyResult<()> {
+        let plan = Plan::read(plan)?;
+        let tools = PythonTools::new(interrupt::spawn()?);
+        let config =
+            ServeConfig { host, socket, port, worker_id: worker_id.clone(), specs: plan.specs.clone() };
+        let for_io = tools.clone();
+        let Ready { host, address, port, executor_done, thread } =
+            py.detach(|| serve::start(config, for_io)).map_err(PyRuntimeError::new_err)?;
+        self.report_ready(address, port, ready_file)?;
+        let executor =
+            Executor { tools, plan, host, worker_id: worker_id.into(), current: Arc::clone(&self.current) };
+        executor.run(py);
+        // An error means that the IO thread is gone already.
+        let _ = executor_done.send(());
+        py.detach(|| thread.join()).map_err(|_| PyRuntimeError::new_err("the IO thread panicked"))
+    }
+}
+
+impl Worker {
+    fn report_ready(&self, address: String, port: u16, ready_file: Option<PathBuf>) -> io::Result<()> {
+        if let Some(control) = &self.control {
+            return control.send(&ControlMessage::Ready { address });
+        }
+        if let Some(path) = ready_file {
+            // Renaming makes the file appear with its content, never without.
+            let unfinished = path.with_extension("tmp");
+            std::fs::write(&unfinished, port.to_string())?;
+            return std::fs::rename(unfinished, path);
+        }
+        let mut stdout = io::stdout().lock();
+        writeln!(stdout, "{READY_PREFIX}{port}")?;
+        stdout.flush()
+    }
+}
