@@ -28,6 +28,7 @@ impl Control {
         dup2_stdin(&null)?;
         let lifeline = channel.try_clone()?;
         std::thread::Builder::new().name("snakepit-lifeline".to_owned()).spawn(move || watch(lifeline))?;
+        spare_the_leader()?;
         Ok(Self(Mutex::new(channel)))
     }
 
@@ -42,6 +43,19 @@ impl Control {
         channel.write_all(&line)?;
         channel.flush()
     }
+}
+
+/// The host has the kernel kill this process when the host dies. That would beat the lifeline to it, and leave behind
+/// what this process started. From here on the kernel only wakes it, should it be stopped, and the lifeline ends it with
+/// its whole group.
+#[cfg(target_os = "linux")]
+fn spare_the_leader() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGCONT)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn spare_the_leader() -> io::Result<()> {
+    Ok(())
 }
 
 /// Waits for the host's end to close. Never touches Python, so a held GIL cannot keep the worker alive.

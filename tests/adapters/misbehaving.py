@@ -1,6 +1,9 @@
 """Tools that do what tools should not: what the host must survive."""
 
+import asyncio
+import collections
 import ctypes
+import itertools
 import os
 import subprocess
 import sys
@@ -43,9 +46,19 @@ class MisbehavingAdapter(BaseAdapter):
             pass
 
     @tool
+    def sleep(self) -> None:
+        """Blocks in a system call."""
+        time.sleep(600)
+
+    @tool
+    async def sleep_async(self) -> None:
+        """Waits in a coroutine."""
+        await asyncio.sleep(600)
+
+    @tool
     def hold_gil(self) -> None:
-        """Stays inside C code that never lets go of the interpreter lock."""
-        ctypes.PyDLL(None).sleep(600)
+        """Stays inside C code that neither lets go of the interpreter lock nor looks for signals."""
+        collections.deque(itertools.repeat(None), maxlen=0)
 
     @tool
     def flood_stdout(self, n: int) -> int:

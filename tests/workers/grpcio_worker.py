@@ -12,13 +12,14 @@ import sys
 import threading
 import time
 from concurrent import futures
+from pathlib import Path
 
 sys.path.insert(0, os.environ["SNAKEPIT_TEST_STUBS"])
 
-import grpc  # noqa: E402
-import snakepit_bridge_pb2 as pb  # noqa: E402
-import snakepit_bridge_pb2_grpc as rpc  # noqa: E402
-from google.protobuf import any_pb2, wrappers_pb2  # noqa: E402
+import grpc
+import snakepit_bridge_pb2 as pb
+import snakepit_bridge_pb2_grpc as rpc
+from google.protobuf import any_pb2, wrappers_pb2
 
 LIMITS = [("grpc.max_send_message_length", 100 << 20), ("grpc.max_receive_message_length", 100 << 20)]
 PREFIX = "type.googleapis.com/"
@@ -131,10 +132,10 @@ def main() -> None:
     if args.ready == "stdout":
         print(f"GRPC_READY:{port}", flush=True)
     else:
-        path = os.environ["SNAKEPIT_READY_FILE"]
-        with open(f"{path}.new", "w") as file:
-            file.write(str(port))
-        os.rename(f"{path}.new", path)
+        ready = Path(os.environ["SNAKEPIT_READY_FILE"])
+        unfinished = ready.with_suffix(".new")
+        unfinished.write_text(str(port))
+        unfinished.rename(ready)
 
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())

@@ -64,7 +64,8 @@ pub(crate) fn run() -> Result<Environment> {
                 "snakepit-python/Cargo.toml",
             ]);
             maturin.env("VIRTUAL_ENV", &venv).env_remove("CONDA_PREFIX");
-            shell::run(&mut maturin)
+            // What it says matters only when it fails, and then it is part of the error.
+            output(&mut maturin).map(drop)
         })
     })?;
 

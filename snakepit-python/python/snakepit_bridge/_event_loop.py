@@ -22,8 +22,11 @@ class EventLoop:
         #: Tasks that outlive calls, because `process_init` started them.
         self._residents: set[asyncio.Task[Any]] = set()
 
-    def run(self, awaitable: Awaitable[Any]) -> Any:
-        """Run to the end and return the result, or raise what it raised."""
+    def run(self, awaitable: Awaitable[Any], *, keep_tasks: bool = False) -> Any:
+        """Run to the end and return the result, or raise what it raised.
+
+        Tasks that it leaves behind are cancelled, or, with ``keep_tasks``, go on whenever the loop runs.
+        """
         loop = self._open()
         task = asyncio.ensure_future(awaitable, loop=loop)
         self._asked = self._heard = False
@@ -39,16 +42,14 @@ class EventLoop:
                 raise
         finally:
             self._task = None
-            self._cancel_leftovers(loop)
+            if keep_tasks:
+                self._residents |= asyncio.all_tasks(loop)
+            else:
+                self._cancel_leftovers(loop)
         return task.result()
 
-    def keep_running_tasks(self) -> None:
-        """Let what runs now go on whenever the loop runs: `process_init` is through."""
-        if self._loop is not None:
-            self._residents = asyncio.all_tasks(self._loop)
-
     def interrupt(self) -> bool:
-        """Cancel what runs; called by a signal handler in the middle of it. ``False``: raise, nothing else will help."""
+        """Cancel what runs; called by a signal handler in the middle of it. ``False``: only raising will help."""
         task, loop = self._task, self._loop
         if task is None or loop is None or task.done():
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from snakepit_bridge.session_context import SessionContext
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-    from snakepit_bridge._native import CallLike, ChunkSink
+    from snakepit_bridge._call import CallLike
+    from snakepit_bridge._native import ChunkSink
 
 
 class AdapterError(Exception):
@@ -109,6 +111,24 @@ def plan_of(adapter: type, loop: EventLoop) -> Plan:
         run_async=loop.run,
         drain_async=drain,
     )
+
+
+def init_process(adapter: type, loop: EventLoop) -> None:
+    """Run the adapter's ``process_init``, if it has one. Tasks that it starts go on whenever the loop runs.
+
+    Raises:
+        AdapterError: It failed; raised from what it raised.
+    """
+    hook: Any = getattr(adapter, "process_init", None)
+    if not callable(hook):
+        return
+    try:
+        result = hook()
+        if inspect.isawaitable(result):
+            loop.run(result, keep_tasks=True)
+    except BaseException as error:
+        described = _one_line(f"{_failures.type_name(type(error))}: {error}")
+        raise AdapterError(f"process_init of adapter `{adapter.__qualname__}` failed: {described}") from error
 
 
 def _tools_of(adapter: type) -> Iterator[ToolPlan]:

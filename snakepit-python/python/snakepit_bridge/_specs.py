@@ -125,9 +125,7 @@ def type_name(annotation: Any) -> str:
     return "any"
 
 
-def _parameters(
-    function: Callable[..., Any], docs: dict[str, str], *, bound: bool
-) -> tuple[list[ParameterSpec], bool]:
+def _parameters(function: Callable[..., Any], docs: dict[str, str], *, bound: bool) -> tuple[list[ParameterSpec], bool]:
     """List the parameters, and say whether these are all the arguments that the function takes."""
     signature = inspect.signature(function)
     hints = _hints(function)

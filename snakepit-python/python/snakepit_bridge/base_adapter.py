@@ -69,9 +69,9 @@ def tool(
 class BaseAdapter:
     """A class of tools. Deriving from it is convenient, not required.
 
-    The worker makes a new object for each call: ``set_session_context``, then ``initialize`` if there is one, the tool, and
-    in any case ``cleanup`` if there is one. Both may be coroutines. A class or static method ``process_init`` runs once
-    in each worker process before the first call; keep what it loads on the class or in a module.
+    The worker makes a new object for each call: ``set_session_context``, then ``initialize`` if there is one, the tool,
+    and in any case ``cleanup`` if there is one. Both may be coroutines. A class or static method ``process_init`` runs
+    once in each worker process before the first call; keep what it loads on the class or in a module.
 
     An adapter may also take calls of tools that it does not declare, by a method
     ``execute_tool(self, tool_name, arguments, context)``; it names those tools in :attr:`dynamic_tools`.

@@ -30,7 +30,7 @@ class HostUnavailableError(SnakepitError, ConnectionError):
     """The host cannot be reached, is overloaded, or there is none."""
 
 
-class CallCancelled(BaseException):  # noqa: N818
+class CallCancelled(BaseException):
     """The call that this code serves was cancelled: let it pass.
 
     Raised in plain functions and generators, wherever they are; coroutines get ``asyncio.CancelledError`` instead. Like

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from snakepit_bridge._call import CallLike
+
 _JSON = "application/json"
 _OCTETS = "application/octet-stream"
 
@@ -26,7 +28,7 @@ class SessionContext:
 
     __slots__ = ("_call", "_host_tools")
 
-    def __init__(self, call: _native.CallLike) -> None:
+    def __init__(self, call: CallLike) -> None:
         self._call = call
         self._host_tools: dict[str, dict[str, Any]] | None = None
 
@@ -133,7 +135,7 @@ class Programs(MutableMapping[str, Any]):
 
     __slots__ = ("_call",)
 
-    def __init__(self, call: _native.CallLike) -> None:
+    def __init__(self, call: CallLike) -> None:
         self._call = call
 
     def put(self, name: str, value: Any, metadata: dict[str, str] | None = None) -> bool:

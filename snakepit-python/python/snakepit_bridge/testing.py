@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from snakepit_bridge import _native
 from snakepit_bridge._event_loop import EventLoop
-from snakepit_bridge._plan import plan_of
+from snakepit_bridge._plan import init_process, plan_of
 from snakepit_bridge.chunks import StreamChunk
 from snakepit_bridge.errors import HostToolError, NotFoundError, ToolFailed
 from snakepit_bridge.session_context import SessionContext
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
+
+    from snakepit_bridge._call import CallLike, PendingLike
 
 __all__ = ["ToolFailed", "ToolTester", "call_tool", "stream_tool"]
 
@@ -68,9 +70,7 @@ class ToolTester:
         self._loop = EventLoop()
         plan = dataclasses.replace(plan_of(adapter, self._loop), context=self._context)
         self._runner = _native.LocalRunner(plan, "worker-under-test")
-        hook: Any = getattr(adapter, "process_init", None)
-        if callable(hook):
-            hook()
+        init_process(adapter, self._loop)
 
     def call(self, name: str, /, **arguments: Any) -> Any:
         """Call a tool and return its result."""
@@ -110,7 +110,7 @@ class ToolTester:
         """Close the event loop."""
         self.close()
 
-    def _context(self, call: _native.CallLike) -> SessionContext:
+    def _context(self, call: CallLike) -> SessionContext:
         return SessionContext(_LocalCall(call, self.programs, self._host_tools, self._metadata))
 
 
@@ -119,7 +119,7 @@ class _LocalCall:
 
     def __init__(
         self,
-        call: _native.CallLike,
+        call: CallLike,
         programs: dict[str, tuple[bytes, str]],
         host_tools: dict[str, Callable[..., Any]],
         metadata: dict[str, str],
@@ -154,7 +154,7 @@ class _LocalCall:
             raise HostToolError(f"{type(error).__name__}: {error}", name) from error
         return _over_the_wire(result)
 
-    def start_host_tool(self, name: str, arguments: dict[str, Any]) -> _native.PendingLike:
+    def start_host_tool(self, name: str, arguments: dict[str, Any]) -> PendingLike:
         return _Answered(self.call_host_tool(name, arguments))
 
     def put_program(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import os
 import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from snakepit_bridge import _native
 from snakepit_bridge._event_loop import EventLoop
-from snakepit_bridge._plan import AdapterError, Plan, load, plan_of
+from snakepit_bridge._plan import AdapterError, Plan, init_process, load, plan_of
 from snakepit_bridge.errors import CallCancelled
 
 if TYPE_CHECKING:
@@ -63,16 +62,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _prepare(path: str, loop: EventLoop) -> Plan:
     adapter = load(path)
     plan = plan_of(adapter, loop)
-    hook: Any = getattr(adapter, "process_init", None)
-    if callable(hook):
-        try:
-            result = hook()
-            if inspect.isawaitable(result):
-                loop.run(result)
-        except BaseException as error:
-            described = " ".join(f"{type(error).__name__}: {error}".split())
-            raise AdapterError(f"process_init of adapter `{path}` failed: {described}") from error
-        loop.keep_running_tasks()
+    init_process(adapter, loop)
     return plan
 
 

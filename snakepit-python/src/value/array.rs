@@ -143,7 +143,13 @@ fn raw_to_array<'py>(
             error
         }
     })?;
-    let dtype = numpy.call_method1("dtype", (dtype,))?.call_method1("newbyteorder", ("<",))?;
+    let unknown = |_| {
+        PyValueError::new_err(format!(
+            "the tensor's dtype `{dtype}` is none that numpy knows; name a number type"
+        ))
+    };
+    let dtype =
+        numpy.call_method1("dtype", (dtype,)).map_err(unknown)?.call_method1("newbyteorder", ("<",))?;
     // A bytearray makes the array writable, as tools expect of their arguments.
     let flat = numpy.call_method1("frombuffer", (PyByteArray::new(py, buffer), dtype))?;
     flat.call_method1("reshape", (shape.to_vec(),))

@@ -33,7 +33,8 @@ class Model:
     def predict(self, images: Matrix) -> Labels:
         """Name the most likely class of each image."""
         scores = images @ self.weights.T + self.bias
-        return self.classes[scores.argmax(axis=1)]
+        predicted: Labels = self.classes[scores.argmax(axis=1)]
+        return predicted
 
     def to_bytes(self) -> bytes:
         """Write the model in numpy's own format."""

@@ -52,6 +52,17 @@ class ShowcaseAdapter(BaseAdapter):
         return time.monotonic() - began
 
     @tool
+    async def async_sleep(self, seconds: float) -> float:
+        """Sleep in a coroutine, which ends at once when the call is cancelled. Returns the seconds it slept.
+
+        Args:
+            seconds: How long.
+        """
+        began = time.monotonic()
+        await asyncio.sleep(seconds)
+        return time.monotonic() - began
+
+    @tool
     def count(self, n: int, delay: float = 0.0) -> Iterator[int]:
         """Count from 1 to n, a chunk a number.
 

@@ -1,0 +1,137 @@
+"""The context of a call: programs, host tools, the names of the original protocol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from snakepit_bridge import BaseAdapter, tool
+from snakepit_bridge.testing import ToolFailed, ToolTester
+
+
+class Callback(BaseAdapter):
+    @tool
+    def keep(self, name: str, value: Any) -> bool:
+        self.session_context.programs[name] = value
+        return name in self.session_context.programs
+
+    @tool
+    def keep_bytes(self, name: str, value: bytes) -> None:
+        self.session_context.programs[name] = value
+
+    @tool
+    def fetch(self, name: str) -> Any:
+        return self.session_context.programs[name]
+
+    @tool
+    def names(self) -> list[str]:
+        programs = self.session_context.programs
+        assert len(programs) == len(list(programs))
+        return list(programs)
+
+    @tool
+    def forget(self, name: str) -> None:
+        del self.session_context.programs[name]
+
+    @tool
+    def ask(self, a: int, b: int) -> Any:
+        return self.session_context.call_host_tool("multiply", a=a, b=b)
+
+    @tool
+    def ask_by_its_old_name(self, a: int, b: int) -> Any:
+        assert "multiply" in self.session_context.elixir_tools
+        return self.session_context.call_elixir_tool("multiply", a=a, b=b)
+
+    @tool
+    async def ask_async(self, a: int, b: int) -> Any:
+        return await self.session_context.call_host_tool_async("multiply", a=a, b=b)
+
+    @tool
+    def ask_for_nothing(self) -> Any:
+        return self.session_context.call_host_tool("ghost")
+
+    @tool
+    def ask_for_trouble(self) -> Any:
+        return self.session_context.call_host_tool("refuse")
+
+    @tool
+    def whoami(self) -> dict[str, Any]:
+        context = self.session_context
+        return {
+            "session": context.session_id,
+            "metadata": context.metadata,
+            "left": context.time_remaining(),
+            "cancelled": context.cancelled,
+            "repr": repr(context),
+        }
+
+    @tool
+    def end_session(self) -> None:
+        with self.session_context as context:
+            context.programs["gone"] = 1
+
+
+def multiply(a: int, b: int) -> int:
+    """Multiply."""
+    return a * b
+
+
+def refuse() -> None:
+    raise RuntimeError("not today")
+
+
+@pytest.fixture
+def tester() -> ToolTester:
+    return ToolTester(
+        Callback, session_id="s", host_tools={"multiply": multiply, "refuse": refuse}, metadata={"k": "v"}
+    )
+
+
+def test_programs_are_a_mapping_that_outlives_the_call(tester: ToolTester) -> None:
+    assert tester.call("keep", name="settings", value={"depth": [1, 2]})
+    tester.call("keep_bytes", name="weights", value=b"\x00\x01")
+    assert tester.call("fetch", name="settings") == {"depth": [1, 2]}
+    assert tester.call("fetch", name="weights") == b"\x00\x01"
+    assert tester.call("names") == ["settings", "weights"]
+    tester.call("forget", name="weights")
+    assert tester.call("names") == ["settings"]
+    for name in ["fetch", "forget"]:
+        with pytest.raises(ToolFailed) as caught:
+            tester.call(name, name="weights")
+        assert caught.value.type == "KeyError"
+
+
+def test_programs_need_a_session() -> None:
+    with pytest.raises(ToolFailed, match="no session"), ToolTester(Callback, session_id="") as tester:
+        tester.call("names")
+
+
+@pytest.mark.parametrize("name", ["ask", "ask_by_its_old_name", "ask_async"])
+def test_host_tools_can_be_called_in_every_way(tester: ToolTester, name: str) -> None:
+    assert tester.call(name, a=6, b=7) == 42
+
+
+def test_failures_of_host_tools_are_typed(tester: ToolTester) -> None:
+    with pytest.raises(ToolFailed) as caught:
+        tester.call("ask_for_nothing")
+    assert caught.value.type == "snakepit_bridge.errors.NotFoundError"
+    with pytest.raises(ToolFailed, match="not today") as caught:
+        tester.call("ask_for_trouble")
+    assert caught.value.type == "snakepit_bridge.errors.HostToolError"
+
+
+def test_a_context_knows_its_call(tester: ToolTester) -> None:
+    known = tester.call("whoami")
+    assert known == {
+        "session": "s",
+        "metadata": {"k": "v"},
+        "left": None,
+        "cancelled": False,
+        "repr": "SessionContext(session_id='s')",
+    }
+
+
+def test_leaving_the_context_ends_the_session(tester: ToolTester) -> None:
+    tester.call("end_session")
+    assert tester.call("names") == []

@@ -1,0 +1,179 @@
+"""Specs: what the host learns of a tool from its signature, its annotations and its docstring."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Annotated, Any, TypedDict
+
+import numpy as np
+import pytest
+
+from snakepit_bridge import BaseAdapter, tool
+from snakepit_bridge._event_loop import EventLoop
+from snakepit_bridge._plan import AdapterError, Plan, plan_of
+from snakepit_bridge._specs import ToolSpec, type_name
+
+
+def plan(adapter: type) -> Plan:
+    return plan_of(adapter, EventLoop())
+
+
+def spec(adapter: type, name: str) -> ToolSpec:
+    return next(tool.spec for tool in plan(adapter).tools if tool.spec["name"] == name)
+
+
+class Point(TypedDict):
+    x: int
+
+
+class Documented(BaseAdapter):
+    @tool
+    def scale(self, value: float, factor: int = 2, *, note: str | None = None) -> float:
+        """Multiply.
+
+        More about it.
+
+        Args:
+            value: What to multiply,
+                over two lines.
+            factor (int): By how much.
+
+        Returns:
+            The product.
+        """
+        del note
+        return value * factor
+
+    @tool(name="other", description="Told by the decorator.", idempotent=True, supports_streaming=True)
+    def renamed(self, *, flag: bool, **rest: Any) -> None:
+        """Not this."""
+
+    @tool
+    def pull(self) -> Iterator[int]:
+        yield 1
+
+    @tool
+    async def apull(self) -> AsyncIterator[int]:
+        yield 1
+
+    @staticmethod
+    @tool
+    def static(value: int) -> int:
+        return value
+
+    @classmethod
+    @tool
+    def on_class(cls, value: int) -> int:
+        return value
+
+
+def test_signature_and_docstring_become_the_spec() -> None:
+    scale = spec(Documented, "scale")
+    assert scale["description"] == "Multiply.\n\nMore about it."
+    assert scale["closed"]
+    assert not scale["supports_streaming"]
+    assert scale["parameters"] == [
+        {
+            "name": "value",
+            "type": "float",
+            "description": "What to multiply, over two lines.",
+            "required": True,
+            "default": None,
+        },
+        {"name": "factor", "type": "integer", "description": "By how much.", "required": False, "default": 2},
+        {"name": "note", "type": "any", "description": "", "required": False, "default": None},
+    ]
+
+
+def test_options_win_over_what_is_read() -> None:
+    other = spec(Documented, "other")
+    assert other["description"] == "Told by the decorator."
+    assert other["supports_streaming"]
+    assert other["metadata"]["snakepit.idempotent"] == "true"
+    assert not other["closed"], "**rest takes any argument"
+
+
+def test_generators_stream_and_bound_parameters_are_left_out() -> None:
+    assert spec(Documented, "pull")["supports_streaming"]
+    assert spec(Documented, "apull")["supports_streaming"]
+    assert [p["name"] for p in spec(Documented, "static")["parameters"]] == ["value"]
+    assert [p["name"] for p in spec(Documented, "on_class")["parameters"]] == ["value"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "expected"),
+    [
+        (int, "integer"),
+        (bool, "boolean"),
+        (bytes, "bytes"),
+        (list[int], "list"),
+        (tuple[int, ...], "list"),
+        (Sequence[str], "list"),
+        (dict[str, int], "map"),
+        (Point, "map"),
+        (np.ndarray, "tensor"),
+        (Annotated[str, "doc"], "string"),
+        (None, "null"),
+        (int | None, "any"),
+        (int | str, "any"),
+        (object, "any"),
+        ([1], "any"),
+    ],
+)
+def test_annotations_name_wire_types(annotation: Any, expected: str) -> None:
+    assert type_name(annotation) == expected
+
+
+def test_an_annotation_that_cannot_be_evaluated_is_not_checked() -> None:
+    class Adapter(BaseAdapter):
+        @tool
+        def use(self, a: int, b: NotThere) -> None:  # type: ignore[name-defined]  # noqa: F821
+            """Takes what is only imported for type checkers."""
+
+    assert [p["type"] for p in spec(Adapter, "use")["parameters"]] == ["integer", "any"]
+
+
+def test_overriding_keeps_the_place_and_takes_the_new_signature() -> None:
+    class Base(BaseAdapter):
+        @tool
+        def first(self, a: int) -> None: ...
+
+        @tool
+        def second(self) -> None: ...
+
+    class Derived(Base):
+        @tool
+        def first(self, b: str) -> None: ...  # type: ignore[override]
+
+    assert [t.spec["name"] for t in plan(Derived).tools] == ["first", "second"]
+    assert spec(Derived, "first")["parameters"][0]["name"] == "b"
+
+
+def test_what_cannot_be_a_tool_is_refused_by_name() -> None:
+    class PositionalOnly(BaseAdapter):
+        @tool
+        def odd(self, a: int, /) -> None: ...
+
+    class Twice(BaseAdapter):
+        @tool
+        def one(self) -> None: ...
+
+        @tool(name="one")
+        def two(self) -> None: ...
+
+    class Nothing(BaseAdapter):
+        pass
+
+    class Unserved(BaseAdapter):
+        dynamic_tools = ("ghost",)
+
+    for adapter, needles in [
+        (PositionalOnly, ["odd", "`a`", "`/`"]),
+        (Twice, ["`one`", "`two`"]),
+        (Nothing, ["Nothing", "@tool"]),
+        (Unserved, ["dynamic_tools", "execute_tool"]),
+    ]:
+        with pytest.raises(AdapterError) as caught:
+            plan(adapter)
+        for needle in needles:
+            assert needle in str(caught.value)

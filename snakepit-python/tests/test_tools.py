@@ -1,0 +1,207 @@
+"""Tools of every kind, run by the native executor as in a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, ClassVar
+
+import pytest
+
+from snakepit_bridge import BaseAdapter, InvalidArgumentError, NotFoundError, SnakepitError, StreamChunk, tool
+from snakepit_bridge.session_context import SessionContext
+from snakepit_bridge.testing import ToolFailed, ToolTester, call_tool, stream_tool
+
+
+class Everything(BaseAdapter):
+    """One tool of each kind, and a diary of what happened to the objects."""
+
+    diary: ClassVar[list[str]] = []
+    ready: ClassVar[int] = 0
+
+    @classmethod
+    def process_init(cls) -> None:
+        cls.ready += 1
+
+    def initialize(self) -> None:
+        self.diary.append("initialize")
+
+    def cleanup(self) -> None:
+        self.diary.append("cleanup")
+
+    @tool
+    def add(self, a: int, b: int = 1) -> int:
+        return a + b
+
+    @tool
+    async def aadd(self, a: int, b: int) -> int:
+        await asyncio.sleep(0)
+        return a + b
+
+    @tool
+    def pull(self, n: int) -> Iterator[int]:
+        try:
+            yield from range(n)
+        finally:
+            self.diary.append("closed")
+
+    @tool
+    async def apull(self, n: int) -> AsyncIterator[int]:
+        try:
+            for number in range(n):
+                await asyncio.sleep(0)
+                yield number
+        finally:
+            self.diary.append("aclosed")
+
+    @tool
+    def rich(self) -> Iterator[StreamChunk]:
+        yield StreamChunk({"step": 1}, metadata={"kind": "progress", "ratio": 0.5})
+        yield StreamChunk({"step": 2}, is_final=True)
+        yield StreamChunk({"step": 3})
+
+    @tool(supports_streaming=True)
+    def listing(self, n: int) -> list[int]:
+        return list(range(n))
+
+    @tool
+    def fail(self) -> None:
+        raise ValueError("on purpose")
+
+    @tool
+    async def afail(self) -> None:
+        await asyncio.sleep(0)
+        raise LookupError("in a coroutine")
+
+    @tool
+    def fail_midway(self) -> Iterator[int]:
+        yield 1
+        raise RuntimeError("midway")
+
+    @tool
+    def odd_result(self) -> Any:
+        return {"items": [1, object()]}
+
+    @tool
+    def leave(self) -> None:
+        raise SystemExit(3)
+
+    @tool
+    def identity(self) -> int:
+        return id(self)
+
+
+@pytest.fixture(autouse=True)
+def _clean_diary() -> None:
+    Everything.diary.clear()
+
+
+def test_functions_and_coroutines_give_values() -> None:
+    assert call_tool(Everything, "add", a=1, b=2) == 3
+    assert call_tool(Everything, "add", a=1) == 2
+    assert call_tool(Everything, "aadd", a=1, b=2) == 3
+
+
+@pytest.mark.parametrize("name", ["pull", "apull"])
+def test_generators_give_chunks(name: str) -> None:
+    assert stream_tool(Everything, name, n=1000) == list(range(1000))
+    assert stream_tool(Everything, name, n=0) == []
+
+
+def test_a_value_called_for_a_stream_is_one_chunk() -> None:
+    assert stream_tool(Everything, "listing", n=3) == [[0, 1, 2]]
+
+
+def test_chunks_carry_metadata_and_the_final_one_ends_the_stream() -> None:
+    with ToolTester(Everything) as tester:
+        chunks = tester.stream("rich")
+    assert [chunk.data for chunk in chunks] == [{"step": 1}, {"step": 2}]
+    assert chunks[0].metadata == {"kind": "progress", "ratio": "0.5"}
+
+
+@pytest.mark.parametrize(("name", "entry"), [("pull", "closed"), ("apull", "aclosed")])
+def test_a_reader_that_hangs_up_closes_the_generator(name: str, entry: str) -> None:
+    with ToolTester(Everything) as tester:
+        # More than any queue holds: the generator must be stopped, not run to its end.
+        chunks = tester.stream(name, limit=2, n=10_000_000)
+        assert [chunk.data for chunk in chunks] == [0, 1]
+        assert Everything.diary == ["initialize", entry, "cleanup"]
+        assert tester.call("add", a=1, b=1) == 2
+
+
+def test_each_call_gets_a_new_object_around_which_initialize_and_cleanup_run() -> None:
+    with ToolTester(Everything) as tester:
+        tester.call("add", a=1)
+        with pytest.raises(ToolFailed):
+            tester.call("fail")
+    assert Everything.diary == ["initialize", "cleanup"] * 2
+
+
+def test_process_init_runs_once_however_many_calls() -> None:
+    before = Everything.ready
+    with ToolTester(Everything) as tester:
+        for _ in range(3):
+            tester.call("add", a=1)
+    assert Everything.ready == before + 1
+
+
+def test_failures_tell_type_message_and_a_traceback_of_the_tools_own_frames() -> None:
+    with pytest.raises(ToolFailed) as caught:
+        call_tool(Everything, "fail")
+    assert (caught.value.type, caught.value.message) == ("ValueError", "on purpose")
+    assert "in fail" in caught.value.traceback
+    with pytest.raises(ToolFailed) as caught:
+        call_tool(Everything, "afail")
+    assert (caught.value.type, caught.value.message) == ("LookupError", "in a coroutine")
+    assert "in afail" in caught.value.traceback
+    assert "_event_loop.py" not in caught.value.traceback
+    assert "asyncio/base_events" not in caught.value.traceback
+
+
+def test_a_stream_that_fails_gives_what_came_before() -> None:
+    with ToolTester(Everything) as tester, pytest.raises(ToolFailed, match="midway"):
+        tester.stream("fail_midway")
+
+
+def test_what_has_no_wire_form_is_named_with_its_place() -> None:
+    with pytest.raises(ToolFailed, match=r"the result of tool `odd_result`\['items'\]\[1\] is a `object`"):
+        call_tool(Everything, "odd_result")
+
+
+def test_system_exit_fails_the_call_and_not_the_process() -> None:
+    with pytest.raises(ToolFailed) as caught:
+        call_tool(Everything, "leave")
+    assert caught.value.type == "SystemExit"
+
+
+def test_arguments_that_do_not_fit_are_told_with_the_signature() -> None:
+    with pytest.raises(ToolFailed, match=r"do not fit `add\(a, b\)`.*missing a required argument: 'a'"):
+        call_tool(Everything, "add")
+
+
+def test_unknown_tools_and_generators_called_for_a_value_are_refused() -> None:
+    with pytest.raises(NotFoundError, match="ghost"):
+        call_tool(Everything, "ghost")
+    with pytest.raises(SnakepitError, match="ExecuteStreamingTool"):
+        call_tool(Everything, "pull", n=1)
+    with pytest.raises(InvalidArgumentError, match="session"), ToolTester(Everything, session_id="x" * 10_000) as t:
+        t.call("add", a=1)
+
+
+class Dynamic:
+    """No base class, no declared tools: the shape of adapters of the original protocol."""
+
+    dynamic_tools = ("known",)
+
+    def set_session_context(self, context: SessionContext) -> None:
+        self.context = context
+
+    def execute_tool(self, tool_name: str, arguments: dict[str, Any], context: SessionContext) -> dict[str, Any]:
+        assert context is self.context
+        return {"tool": tool_name, "arguments": arguments, "session": context.session_id}
+
+
+def test_adapters_may_serve_tools_that_they_do_not_declare() -> None:
+    with ToolTester(Dynamic, session_id="s") as tester:
+        for name in ["known", "anything"]:
+            assert tester.call(name, x=1) == {"tool": name, "arguments": {"x": 1}, "session": "s"}
