@@ -247,32 +247,33 @@ impl Shared {
 
     fn launched(&self, key: WorkerKey, worker: Worker) -> Arc<Member> {
         let member = Arc::new(Member { key, worker, started_at: SystemTime::now() });
-        self.with_state(|state, wakes| {
+        let all_were_up = self.with_state(|state, wakes| {
             state.members[key.index()] = Some(Arc::clone(&member));
             state.never_up[key.index()] = false;
-            if !state.never_up.contains(&true) {
-                self.startup.send_if_modified(|startup| {
-                    let pending = matches!(startup, Startup::Pending);
-                    if pending {
-                        *startup = Startup::Ready;
-                    }
-                    pending
-                });
-            }
             self.apply(state, Event::Launched(key), Instant::now(), wakes);
+            !state.never_up.contains(&true)
         });
+        // Readiness first, so that whoever waited for the start finds the pool ready.
         self.note_readiness();
+        if all_were_up {
+            self.end_startup(Startup::Ready);
+        }
         member
     }
 
-    fn launch_failed(&self, key: WorkerKey, error: PoolError) {
+    /// The first outcome counts.
+    fn end_startup(&self, outcome: Startup) {
         self.startup.send_if_modified(|startup| {
             let pending = matches!(startup, Startup::Pending);
             if pending {
-                *startup = Startup::Failed(error);
+                *startup = outcome;
             }
             pending
         });
+    }
+
+    fn launch_failed(&self, key: WorkerKey, error: PoolError) {
+        self.end_startup(Startup::Failed(error));
         self.bring(Event::LaunchFailed(key));
     }
 

@@ -1,5 +1,7 @@
 //! Names of gRPC metadata entries (HTTP/2 headers) that hosts, workers and clients exchange.
 
+use std::time::Duration;
+
 /// Identifies one attempt of a call on one worker; what [`CancelToolRequest`](crate::pb::CancelToolRequest) names.
 pub const CALL_ID: &str = "snakepit-call-id";
 /// In answers of the host: the worker that ran the call.
@@ -10,3 +12,41 @@ pub const IDEMPOTENT: &str = "snakepit-idempotent";
 pub const TRACEPARENT: &str = "traceparent";
 /// W3C trace context, the vendor-specific part.
 pub const TRACESTATE: &str = "tracestate";
+
+/// The time that a caller gives a call, by the gRPC specification over HTTP/2; [`parse_timeout`] reads it.
+pub const GRPC_TIMEOUT: &str = "grpc-timeout";
+
+/// Reads the value of [`GRPC_TIMEOUT`]: up to eight digits and a unit of `H`, `M`, `S`, `m`, `u` or `n`. `None` when it is
+/// malformed.
+#[must_use]
+pub fn parse_timeout(value: &str) -> Option<Duration> {
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(amount * 3600),
+        "M" => Duration::from_secs(amount * 60),
+        "S" => Duration::from_secs(amount),
+        "m" => Duration::from_millis(amount),
+        "u" => Duration::from_micros(amount),
+        "n" => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_specified() {
+        assert_eq!(parse_timeout("5S"), Some(Duration::from_secs(5)));
+        assert_eq!(parse_timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
+        for odd in ["", "S", "5", "5s", "-5S", "123456789S", "5é"] {
+            assert_eq!(parse_timeout(odd), None, "{odd:?}");
+        }
+    }
+}

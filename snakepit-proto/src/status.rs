@@ -68,6 +68,13 @@ pub fn root_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn 
     std::iter::successors(Some(error), |&error| error.source()).last().unwrap_or(error)
 }
 
+/// Whether an error of this type is among the causes of a status. A status that the peer sent has none.
+#[must_use]
+pub fn caused_by<E: std::error::Error + 'static>(status: &Status) -> bool {
+    let first = std::error::Error::source(status);
+    std::iter::successors(first, |&error| error.source()).any(|error| error.is::<E>())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

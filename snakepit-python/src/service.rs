@@ -174,29 +174,11 @@ fn text<'a>(headers: &'a MetadataMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Reads `grpc-timeout`: up to eight digits and a unit.
 fn timeout(headers: &MetadataMap) -> Result<Option<Duration>, Status> {
-    let Some(value) = text(headers, "grpc-timeout") else { return Ok(None) };
-    parse_timeout(value)
+    let Some(value) = text(headers, headers::GRPC_TIMEOUT) else { return Ok(None) };
+    headers::parse_timeout(value)
         .map(Some)
         .ok_or_else(|| Status::invalid_argument(format!("grpc-timeout `{value}` is malformed")))
-}
-
-fn parse_timeout(value: &str) -> Option<Duration> {
-    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let amount: u64 = digits.parse().ok()?;
-    match unit {
-        "H" => Some(Duration::from_secs(amount * 3600)),
-        "M" => Some(Duration::from_secs(amount * 60)),
-        "S" => Some(Duration::from_secs(amount)),
-        "m" => Some(Duration::from_millis(amount)),
-        "u" => Some(Duration::from_micros(amount)),
-        "n" => Some(Duration::from_nanos(amount)),
-        _ => None,
-    }
 }
 
 /// Maps what can go wrong inside a worker to a gRPC status.
@@ -228,15 +210,6 @@ fn milliseconds(time: Option<Duration>) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn timeouts_are_read_as_grpc_writes_them() {
-        assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(parse_timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
-        for odd in ["", "S", "5", "5s", "-5S", "123456789S", "5é"] {
-            assert_eq!(parse_timeout(odd), None, "{odd:?}");
-        }
-    }
 
     #[test]
     fn a_message_of_several_lines_becomes_one() {

@@ -226,7 +226,7 @@ impl Builder {
         }
         // Health checks see the server from here on, and see it leave before it stops answering.
         let following =
-            grpc::follow_readiness(health, snakepit.pool.readiness(), snakepit.service.hidden.clone());
+            grpc::follow_readiness(health, snakepit.pool.readiness(), snakepit.service.hidden.clone()).await;
         snakepit.service.tasks.spawn(following);
         Ok(snakepit)
     }

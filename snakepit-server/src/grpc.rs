@@ -2,6 +2,7 @@
 //!
 //! `bridge` implements the generated trait and nothing else; each group of RPCs has a file of its own.
 
+mod arrival;
 mod bridge;
 mod calls;
 mod listing;
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, RoutesBuilder};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
+pub(crate) use arrival::ArrivalLayer;
 pub(crate) use bridge::Bridge;
 
 use crate::host::Host;
@@ -54,22 +56,27 @@ pub(crate) async fn routes(host: Arc<Host>) -> (Routes, HealthReporter) {
     (routes.routes(), health)
 }
 
-/// Reports the server as healthy while its pool serves, until told to stop.
+/// Reports the server as healthy while its pool serves. What is true now is reported when this returns; the future that
+/// it returns follows the changes until told to stop.
 pub(crate) async fn follow_readiness(
     health: HealthReporter,
     mut readiness: watch::Receiver<bool>,
     stop: CancellationToken,
-) {
-    loop {
-        let serving = *readiness.borrow_and_update();
-        set_serving(&health, serving).await;
-        tokio::select! {
-            () = stop.cancelled() => break,
-            // The pool is gone when it no longer says anything.
-            changed = readiness.changed() => if changed.is_err() { break },
+) -> impl Future<Output = ()> {
+    let serving = *readiness.borrow_and_update();
+    set_serving(&health, serving).await;
+    async move {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                // The pool is gone when it no longer says anything.
+                changed = readiness.changed() => if changed.is_err() { break },
+            }
+            let serving = *readiness.borrow_and_update();
+            set_serving(&health, serving).await;
         }
+        set_serving(&health, false).await;
     }
-    set_serving(&health, false).await;
 }
 
 /// Reports health for the server as a whole and for the bridge service.

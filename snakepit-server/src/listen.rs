@@ -9,8 +9,9 @@ use tonic::{
     service::Routes,
     transport::{Server, server::TcpIncoming},
 };
+use tower::layer::util::{Identity, Stack};
 
-use crate::Error;
+use crate::{Error, grpc::ArrivalLayer};
 
 /// Window of one stream, in bytes. Large payloads would otherwise wait for a window update every 64 KiB.
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
@@ -58,8 +59,9 @@ pub(crate) fn serve_unix(
     tasks.spawn(until_closed(serving, stop));
 }
 
-fn builder() -> Server {
+fn builder() -> Server<Stack<ArrivalLayer, Identity>> {
     Server::builder()
+        .layer(ArrivalLayer)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
 }

@@ -9,7 +9,7 @@ mod wire;
 
 pub use processes::{Signal, eventually, is_alive, signal};
 pub use sandbox::{Sandbox, SandboxBuilder, StartFailure, python, root};
-pub use wire::{Client, arguments, execute, result_of, tool_request};
+pub use wire::{Client, arguments, execute, execute_within, result_of, tool_request};
 
 /// The adapter that the Python package ships.
 pub const SHOWCASE: &str = "snakepit_bridge.adapters.showcase.showcase_adapter:ShowcaseAdapter";

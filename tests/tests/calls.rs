@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use snakepit_proto::{headers, pb, value};
-use snakepit_tests::{Client, SHOWCASE, Sandbox, eventually, execute, tool_request};
-use tonic::{Code, Request};
+use snakepit_tests::{Client, SHOWCASE, Sandbox, eventually, execute, execute_within, tool_request};
+use tonic::Code;
 use tonic_types::StatusExt;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -143,10 +143,9 @@ async fn a_deadline_counts_in_the_queue_too() {
     let blocker =
         tokio::spawn(async move { execute(&mut busy, "sleep_for", &json!({"seconds": 2.0})).await });
     eventually("the worker is busy", SOON, async || sandbox.workers().await[0].state == "busy").await;
-    let mut client = sandbox.client().await;
-    let mut request = Request::new(tool_request("add", &json!({"a": 1, "b": 2})));
-    request.set_timeout(Duration::from_millis(300));
-    let status = client.execute_tool(request).await.unwrap_err();
+    let status = execute_within(sandbox.url(), Duration::from_millis(300), "add", &json!({"a": 1, "b": 2}))
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     assert!(status.message().contains("queued"), "{status:?}");
     blocker.await.unwrap().unwrap();

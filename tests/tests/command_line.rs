@@ -50,11 +50,7 @@ async fn every_mistake_of_a_caller_gets_one_clear_line_and_the_server_goes_on() 
         (&["call", "add", "--args", "{a: 1}"], 2, &["--args is not a JSON object"]),
         (&["call", "add", "--args", "[1, 2]"], 2, &["--args is not a JSON object"]),
         (&["call", "fail", "--args", r#"{"message": "on purpose"}"#], 1, &["`fail` failed", "on purpose"]),
-        (
-            &["call", "sleep_for", "--args", r#"{"seconds": 5}"#, "--timeout", "200ms"],
-            3,
-            &["deadline", "sleep_for"],
-        ),
+        (&["call", "sleep_for", "--args", r#"{"seconds": 5}"#, "--timeout", "200ms"], 3, &["deadline"]),
         (&["call", "add", "--server", "http://127.0.0.1:1"], 4, &["cannot reach", "snakepit serve"]),
     ];
     for (args, code, needles) in cases {

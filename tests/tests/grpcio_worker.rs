@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde_json::json;
 use snakepit_proto::pb;
-use snakepit_tests::{Sandbox, Signal, eventually, execute, is_alive, python, root, signal, tool_request};
+use snakepit_tests::{
+    Sandbox, Signal, eventually, execute, execute_within, is_alive, python, root, signal, tool_request,
+};
 use tonic::Code;
 
 fn command(ready: &str) -> String {
@@ -64,9 +66,11 @@ async fn tools_it_registers_go_to_a_live_worker() {
 async fn a_call_it_cannot_cancel_costs_the_worker() {
     let sandbox = Sandbox::worker_command(&command("stdout"), 1).start().await;
     let mut client = sandbox.client().await;
-    let mut request = tonic::Request::new(tool_request("sleep_for", &json!({"seconds": 60})));
-    request.set_timeout(Duration::from_millis(300));
-    assert_eq!(client.execute_tool(request).await.unwrap_err().code(), Code::DeadlineExceeded);
+    let status =
+        execute_within(sandbox.url(), Duration::from_millis(300), "sleep_for", &json!({"seconds": 60}))
+            .await
+            .unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
     // It runs calls in threads that nobody can stop, so only a fresh worker is provably idle.
     assert_eq!(execute(&mut client, "add", &json!({"a": 1, "b": 2})).await.unwrap(), 3);
     assert_eq!(sandbox.workers().await[0].restarts, 1);

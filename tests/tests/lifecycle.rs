@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use serde_json::json;
-use snakepit_tests::{SHOWCASE, Sandbox, Signal, eventually, execute, is_alive, signal, tool_request};
+use snakepit_tests::{
+    SHOWCASE, Sandbox, Signal, eventually, execute, execute_within, is_alive, signal, tool_request,
+};
 use tonic::Code;
 
 const MISBEHAVING: &str = "misbehaving:MisbehavingAdapter";
@@ -44,9 +46,8 @@ async fn a_tool_that_ignores_its_deadline_costs_its_worker_and_nothing_else() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 2).start().await;
     let mut client = sandbox.client().await;
     for tool in ["hang", "hold_gil"] {
-        let mut request = tonic::Request::new(tool_request(tool, &json!({})));
-        request.set_timeout(Duration::from_millis(300));
-        let status = client.execute_tool(request).await.unwrap_err();
+        let status =
+            execute_within(sandbox.url(), Duration::from_millis(300), tool, &json!({})).await.unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded, "{tool}: {status:?}");
         // The neighbour answers at once while the hung worker is dealt with.
         assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");

@@ -63,13 +63,14 @@ fn rust(environment: &Environment, filter: Option<&str>) -> Result<()> {
     // The scenarios run the daemon's binary, which only a build of its package makes.
     shell::run(cargo().args(["build", "--quiet", "-p", "snakepit-server"]))?;
     let has_nextest = try_output(cargo().args(["nextest", "--version"])).is_ok_and(|o| o.status.success());
-    let mut tests = cargo();
-    if has_nextest {
-        tests.args(["nextest", "run", "--no-fail-fast", "--status-level", "slow"]);
+    let tests: &[&str] = if has_nextest {
+        &["nextest", "run", "--no-fail-fast", "--no-tests", "pass", "--status-level", "slow"]
     } else {
-        tests.args(["test", "--quiet", "--no-fail-fast", "--lib", "--bins", "--tests", "--examples"]);
-    }
-    shell::run(with_env(&mut tests, environment).args(filter))
+        &["test", "--quiet", "--no-fail-fast", "--lib", "--bins", "--tests", "--examples"]
+    };
+    shell::run(with_env(cargo().args(tests), environment).args(filter))?;
+    // Apart from the others, because it links against Python, and its dependencies want other features.
+    shell::run(with_env(cargo().args(tests).args(["-p", "snakepit-python"]), environment).args(filter))
 }
 
 fn python(environment: &Environment) -> Result<()> {

@@ -21,9 +21,9 @@ impl Bridge {
         &self,
         request: Request<pb::ExecuteToolRequest>,
     ) -> Result<Response<pb::ExecuteToolResponse>, Status> {
-        let (headers, _, request) = request.into_parts();
+        let (headers, extensions, request) = request.into_parts();
         let session_id = request.session_id.clone();
-        let call = tool_call(&headers, request, CallMode::Unary)?;
+        let call = tool_call(&headers, &extensions, request, CallMode::Unary)?;
         match self.host().call(call).await {
             Ok(reply) => unary_response(reply),
             Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteToolResponse {
@@ -40,8 +40,8 @@ impl Bridge {
         &self,
         request: Request<pb::ExecuteToolRequest>,
     ) -> Result<Response<ChunkResponse>, Status> {
-        let (headers, _, request) = request.into_parts();
-        let call = tool_call(&headers, request, CallMode::Streaming)?;
+        let (headers, extensions, request) = request.into_parts();
+        let call = tool_call(&headers, &extensions, request, CallMode::Streaming)?;
         let tool = call.tool.clone();
         let ToolReply { body, worker, .. } = self.host().call(call).await.map_err(from_tool_error)?;
         let ReplyBody::Stream(chunks) = body else {
@@ -113,7 +113,7 @@ impl Bridge {
         &self,
         request: Request<pb::ExecuteElixirToolRequest>,
     ) -> Result<Response<pb::ExecuteElixirToolResponse>, Status> {
-        let (headers, _, request) = request.into_parts();
+        let (headers, extensions, request) = request.into_parts();
         let pb::ExecuteElixirToolRequest { session_id, tool_name, parameters, metadata } = request;
         let request = pb::ExecuteToolRequest {
             session_id,
@@ -122,7 +122,7 @@ impl Bridge {
             metadata,
             ..pb::ExecuteToolRequest::default()
         };
-        let call: ToolCall = tool_call(&headers, request, CallMode::Unary)?;
+        let call: ToolCall = tool_call(&headers, &extensions, request, CallMode::Unary)?;
         match self.host().call_host_tool(call).await {
             Ok(ToolReply { body: ReplyBody::Value(value), metadata, execution_time, .. }) => {
                 // Clients of the original read only `result`, so a buffer rides inside it as well as beside it.

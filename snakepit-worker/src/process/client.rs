@@ -4,7 +4,10 @@ use std::{error::Error as _, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt};
-use snakepit_proto::{headers, pb, status::failure_of};
+use snakepit_proto::{
+    headers, pb,
+    status::{caused_by, failure_of},
+};
 use snakepit_registry::{
     CallId, CallMode, CallStage, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolFailure,
     ToolHandler, ToolReply,
@@ -22,6 +25,9 @@ use crate::{
 /// How long a broken connection waits for the worker's exit to be known, so that the error can say how it ended.
 const EXIT_KNOWN_WITHIN: Duration = Duration::from_secs(1);
 
+/// How much earlier than a deadline a timer set for it may fire.
+const TIMER_GRAIN: Duration = Duration::from_millis(2);
+
 /// A worker at the other end of a connection.
 #[derive(Debug)]
 pub(super) struct RemoteWorker {
@@ -37,6 +43,13 @@ struct Peer {
     tail: OutputTail,
 }
 
+/// What is known of a call when it fails.
+#[derive(Debug, Clone)]
+struct Asked {
+    tool: Arc<str>,
+    deadline: Option<Instant>,
+}
+
 impl RemoteWorker {
     pub(super) const fn new(id: WorkerId, client: Client, exit: ExitWatch, tail: OutputTail) -> Self {
         Self { client, peer: Peer { id, exit, tail } }
@@ -46,23 +59,23 @@ impl RemoteWorker {
 #[async_trait]
 impl ToolHandler for RemoteWorker {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-        let (tool, mode) = (Arc::clone(&call.tool), call.mode);
+        let (mode, asked) = (call.mode, Asked { tool: Arc::clone(&call.tool), deadline: call.deadline });
         let request = request(call)?;
         // A client is a handle to the shared connection, made to be cloned.
         let mut client = self.client.clone();
         match mode {
             CallMode::Unary => match client.execute_tool(request).await {
-                Ok(response) => self.peer.reply(&tool, response.into_inner()),
-                Err(status) => Err(self.peer.error(&tool, status).await),
+                Ok(response) => self.peer.reply(&asked.tool, response.into_inner()),
+                Err(status) => Err(self.peer.error(&asked, status).await),
             },
             CallMode::Streaming => match client.execute_streaming_tool(request).await {
                 Ok(response) => Ok(ToolReply {
-                    body: ReplyBody::Stream(chunks(self.peer.clone(), tool, response.into_inner())),
+                    body: ReplyBody::Stream(chunks(self.peer.clone(), asked, response.into_inner())),
                     worker: Some(self.peer.id.shared()),
                     metadata: std::collections::BTreeMap::new(),
                     execution_time: None,
                 }),
-                Err(status) => Err(self.peer.error(&tool, status).await),
+                Err(status) => Err(self.peer.error(&asked, status).await),
             },
         }
     }
@@ -121,17 +134,17 @@ fn request(call: ToolCall) -> Result<Request<pb::ExecuteToolRequest>, ToolError>
 }
 
 /// The chunks of a streaming call. A final chunk without data only says that the stream is complete.
-fn chunks(peer: Peer, tool: Arc<str>, stream: Streaming<pb::ToolChunk>) -> ChunkStream {
+fn chunks(peer: Peer, asked: Asked, stream: Streaming<pb::ToolChunk>) -> ChunkStream {
     let chunks = stream.try_filter_map(|chunk| {
         let empty_end = chunk.is_final && chunk.data.is_empty();
         std::future::ready(Ok((!empty_end).then_some(Chunk { data: chunk.data, metadata: chunk.metadata })))
     });
     Box::pin(chunks.then(move |item| {
-        let (peer, tool) = (peer.clone(), Arc::clone(&tool));
+        let (peer, asked) = (peer.clone(), asked.clone());
         async move {
             match item {
                 Ok(chunk) => Ok(chunk),
-                Err(status) => Err(peer.error(&tool, status).await),
+                Err(status) => Err(peer.error(&asked, status).await),
             }
         }
     }))
@@ -180,11 +193,15 @@ impl Peer {
     }
 
     /// What a status means: the worker's own word, or the end of the connection.
-    async fn error(&self, tool: &str, status: Status) -> ToolError {
-        // Only a status made on this side has a source; one that the worker sent has none.
-        if has_source::<tonic::TimeoutExpired>(&status) {
+    async fn error(&self, Asked { tool, deadline }: &Asked, status: Status) -> ToolError {
+        let tool = &**tool;
+        // The worker's transport keeps time too, and answers a call that is late with CANCELLED.
+        let late = status.code() == Code::Cancelled
+            && deadline.is_some_and(|deadline| Instant::now() + TIMER_GRAIN >= deadline);
+        if late || caused_by::<tonic::TimeoutExpired>(&status) {
             return ToolError::DeadlineExceeded { tool: tool.to_owned(), stage: CallStage::Running };
         }
+        // Only a status made on this side has a source; one that the worker sent has none.
         if status.source().is_some() {
             return self.lost(&status).await;
         }
@@ -221,13 +238,8 @@ impl Peer {
             worker: self.id.to_string(),
             reason,
             // Without a connection the request cannot have reached the worker.
-            delivered: !has_source::<tonic::ConnectError>(status),
+            delivered: !caused_by::<tonic::ConnectError>(status),
             output_lines,
         }
     }
-}
-
-/// Whether an error of this type is among the causes of a status.
-fn has_source<E: std::error::Error + 'static>(status: &Status) -> bool {
-    std::iter::successors(status.source(), |&error| error.source()).any(|error| error.is::<E>())
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use snakepit_proto::{
     MAX_MESSAGE_BYTES,
     pb::bridge_service_client::BridgeServiceClient,
-    status::{failure_of, root_cause},
+    status::{caused_by, failure_of, root_cause},
 };
 use tonic::{
     Code, Status,
@@ -46,9 +46,15 @@ impl Server {
     }
 }
 
-/// A refusal as one line: the code's name, then the server's message.
+/// A refusal as one line: the server's message, then the code's name.
 #[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
 pub(crate) fn refused(status: Status) -> Failure {
+    if caused_by::<tonic::TimeoutExpired>(&status) {
+        // The server was not even in time to say so.
+        let problem =
+            "the deadline passed before the server answered; raise --timeout, or see `snakepit workers`";
+        return Failure::new(exit::REFUSED, problem);
+    }
     let code = match status.code() {
         Code::Internal if failure_of(&status).is_some() => exit::TOOL_FAILED,
         _ => exit::REFUSED,
