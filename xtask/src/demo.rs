@@ -7,7 +7,7 @@ use crate::{
     shell::{self, cargo, step},
 };
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
     /// Passed on to the example.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -5,7 +5,7 @@ use std::{process::Command, time::Instant};
 use anyhow::{Result, bail};
 
 use crate::{
-    check, setup,
+    check, demo, setup,
     setup::Environment,
     shell::{self, cargo, program, try_output},
 };
@@ -32,6 +32,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Box::new(|env| shell::run(with_env(cargo().args(["test", "--quiet", "--doc"]), env))),
         ));
         steps.push(("python tests", Box::new(python)));
+        steps.push(("demo", Box::new(|_| demo::run(demo::Args::default()))));
         if !args.quick {
             steps.insert(0, ("checks", Box::new(|_| check::run(&check::Args::all()))));
         }
