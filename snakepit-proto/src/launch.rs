@@ -29,6 +29,9 @@ pub const ENV_RUN_ID: &str = "SNAKEPIT_RUN_ID";
 pub const ENV_WORKER_ID: &str = "SNAKEPIT_WORKER_ID";
 /// Environment: path of the Unix socket that the worker shall bind and serve on.
 pub const ENV_SOCKET: &str = "SNAKEPIT_SOCKET";
+/// Environment: path of a file of 8 bytes, where the worker stores the id of each multiplexed call, as an unsigned number in
+/// the machine's byte order, right before the call begins. What is stored outlives the worker.
+pub const ENV_PROGRESS: &str = "SNAKEPIT_PROGRESS";
 /// Environment: set to [`CONTROL_STDIN`] when standard input is the control channel.
 pub const ENV_CONTROL: &str = "SNAKEPIT_CONTROL";
 /// The one defined value of [`ENV_CONTROL`].

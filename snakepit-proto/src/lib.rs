@@ -7,6 +7,7 @@
 
 pub mod headers;
 pub mod launch;
+pub mod mux;
 pub mod status;
 pub mod value;
 
@@ -47,6 +48,6 @@ mod tests {
         let set = prost_types::FileDescriptorSet::decode(super::FILE_DESCRIPTOR_SET).unwrap();
         let services: Vec<_> =
             set.file.iter().flat_map(|f| &f.service).map(|s| (s.name(), s.method.len())).collect();
-        assert_eq!(services, [("BridgeService", 32)]);
+        assert_eq!(services, [("BridgeService", 33)]);
     }
 }

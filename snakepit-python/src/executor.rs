@@ -26,6 +26,7 @@ use crate::{
     context::Call,
     host::{CallCancelled, Caller, Host},
     plan::{Plan, ToolKind},
+    progress::Progress,
     state::CallState,
     tools::{Job, PythonTools},
     value,
@@ -42,6 +43,8 @@ pub(crate) struct Executor {
     pub(crate) host: Option<Host>,
     pub(crate) worker_id: Arc<str>,
     pub(crate) current: Current,
+    /// Where to tell which calls have begun.
+    pub(crate) progress: Option<Progress>,
 }
 
 /// How a call ended other than well.
@@ -81,6 +84,9 @@ impl Executor {
         let Job { call, state, reply } = job;
         if !state.start() {
             return;
+        }
+        if let Some(progress) = self.progress {
+            progress.begin(state.id);
         }
         let began = Instant::now();
         let tool = Arc::clone(&call.tool);

@@ -19,6 +19,7 @@ mod host;
 mod interrupt;
 mod local;
 mod plan;
+mod progress;
 mod serve;
 mod service;
 mod sink;

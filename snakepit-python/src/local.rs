@@ -42,6 +42,7 @@ impl LocalRunner {
             host: None,
             worker_id: worker_id.into(),
             current: Current::default(),
+            progress: None,
         };
         Ok(Self { executor })
     }

@@ -12,23 +12,33 @@ use std::{
 };
 
 use bytes::Bytes;
-use snakepit_proto::{headers, pb, status::attach_failure};
+use snakepit_proto::{
+    headers,
+    mux::{Replies, Serve},
+    pb,
+    status::attach_failure,
+};
 use snakepit_registry::{
     Arguments, CallId, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolFailure, ToolHandler,
     ToolReply, TraceContext,
 };
 use snakepit_session::{Payload, SessionId};
-use snakepit_worker::wire::{failure_to_wire, payload_from_wire, payload_to_wire};
+use snakepit_worker::{
+    mux::{MuxCalls, MuxService},
+    wire::{failure_to_wire, payload_from_wire, payload_to_wire},
+};
 use tokio::time::Instant;
 use tokio_stream::{Stream, StreamExt};
-use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
+use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use crate::tools::PythonTools;
+use crate::{progress, tools::PythonTools};
 
 mod unimplemented;
 
 type Answer<T> = Result<Response<T>, Status>;
 type ToolChunks = Pin<Box<dyn Stream<Item = Result<pb::ToolChunk, Status>> + Send>>;
+
+pub(crate) type Batches = Pin<Box<dyn Stream<Item = Result<pb::ReplyBatch, Status>> + Send>>;
 
 /// The service of one worker.
 #[derive(Debug)]
@@ -78,12 +88,37 @@ impl WorkerService {
         }
     }
 
+    fn multiplex(&self, inbound: Streaming<pb::CallBatch>) -> Batches {
+        let replies = Replies::new();
+        let calls = MuxCalls::new(Arc::new(Multiplexed(self.tools.clone())), replies.clone());
+        Box::pin(Serve::new(inbound, calls, replies))
+    }
+
     async fn cancel(&self, request: Request<pb::CancelToolRequest>) -> Answer<pb::CancelToolResponse> {
         let text = request.into_inner().call_id;
         let id = parse_call_id(&text).ok_or_else(|| bad_call_id(&text))?;
         let was_active = self.tools.find(id).is_some();
         self.tools.cancel(id).await.map_err(|error| to_status(error, String::new()))?;
         Ok(Response::new(pb::CancelToolResponse { was_active }))
+    }
+}
+
+/// The tools as a multiplexed stream serves them.
+struct Multiplexed(PythonTools);
+
+impl MuxService for Multiplexed {
+    type Handler = PythonTools;
+
+    fn handler(&self) -> &PythonTools {
+        &self.0
+    }
+
+    fn call_id(&self, id: u64) -> CallId {
+        progress::multiplexed(id)
+    }
+
+    fn status(&self, error: ToolError) -> Status {
+        to_status(error, String::new())
     }
 }
 

@@ -45,6 +45,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     jobs: VecDeque<Job>,
+    /// Whether the executor sleeps until there is a job.
+    idle: bool,
     /// Calls that are queued or running.
     active: HashMap<CallId, Arc<CallState>>,
     closed: bool,
@@ -63,7 +65,11 @@ impl PythonTools {
 
     /// Blocks until there is a call to run; `None` once the queue is closed.
     pub(crate) fn next_job(&self) -> Option<Job> {
-        let queue = self.0.available.wait_while(self.queue(), |queue| queue.jobs.is_empty() && !queue.closed);
+        let waits = |queue: &mut Queue| {
+            queue.idle = queue.jobs.is_empty() && !queue.closed;
+            queue.idle
+        };
+        let queue = self.0.available.wait_while(self.queue(), waits);
         queue.unwrap_or_else(PoisonError::into_inner).jobs.pop_front()
     }
 
@@ -92,6 +98,15 @@ impl PythonTools {
         }
     }
 
+    /// Takes a call out of the queue; `None` when it is not there any more.
+    fn withdraw(&self, id: CallId) -> Option<Job> {
+        let mut queue = self.queue();
+        let index = queue.jobs.iter().position(|job| job.state.id == id)?;
+        let job = queue.jobs.remove(index)?;
+        queue.forget(&job.state);
+        Some(job)
+    }
+
     /// The call of this id, if it is queued or running.
     pub(crate) fn find(&self, id: CallId) -> Option<Arc<CallState>> {
         self.queue().active.get(&id).cloned()
@@ -112,15 +127,19 @@ impl PythonTools {
     }
 
     fn admit(&self, job: Job) -> Result<(), ToolError> {
-        {
+        let was_idle = {
             let mut queue = self.queue();
             if queue.closed {
                 return Err(stopping());
             }
             queue.active.insert(job.state.id, Arc::clone(&job.state));
             queue.jobs.push_back(job);
+            std::mem::take(&mut queue.idle)
+        };
+        // Waking costs a system call, which a busy executor does not need.
+        if was_idle {
+            self.0.available.notify_one();
         }
-        self.0.available.notify_one();
         Ok(())
     }
 
@@ -164,6 +183,15 @@ impl ToolHandler for PythonTools {
             state.ended().await;
         }
         Ok(())
+    }
+
+    fn recall(&self, call: CallId) {
+        if let Some(job) = self.withdraw(call) {
+            job.state.cancel();
+            let tool = job.call.tool.to_string();
+            // The caller may be gone, which is as well.
+            let _ = job.reply.send(Err(ToolError::Recalled { tool }));
+        }
     }
 }
 

@@ -7,13 +7,14 @@ use std::{
 };
 
 use pyo3::{exceptions::PyRuntimeError, prelude::*};
-use snakepit_proto::launch::{CONTROL_STDIN, ControlMessage, ENV_CONTROL, READY_PREFIX};
+use snakepit_proto::launch::{CONTROL_STDIN, ControlMessage, ENV_CONTROL, ENV_PROGRESS, READY_PREFIX};
 
 use crate::{
     control::Control,
     executor::{Current, Executor},
     interrupt,
     plan::Plan,
+    progress::Progress,
     serve::{self, Ready, ServeConfig},
     tools::PythonTools,
 };
@@ -81,6 +82,8 @@ impl Worker {
         ready_file: Option<PathBuf>,
     ) -> PyResult<()> {
         let plan = Plan::read(plan)?;
+        let progress =
+            std::env::var_os(ENV_PROGRESS).map(|path| Progress::open(path.as_ref())).transpose()?;
         let tools = PythonTools::new(interrupt::spawn()?);
         let config =
             ServeConfig { host, socket, port, worker_id: worker_id.clone(), specs: plan.specs.clone() };
@@ -88,8 +91,8 @@ impl Worker {
         let Ready { host, address, port, executor_done, thread } =
             py.detach(|| serve::start(config, for_io)).map_err(PyRuntimeError::new_err)?;
         self.report_ready(address, port, ready_file)?;
-        let executor =
-            Executor { tools, plan, host, worker_id: worker_id.into(), current: Arc::clone(&self.current) };
+        let current = Arc::clone(&self.current);
+        let executor = Executor { tools, plan, host, worker_id: worker_id.into(), current, progress };
         executor.run(py);
         // An error means that the IO thread is gone already.
         let _ = executor_done.send(());

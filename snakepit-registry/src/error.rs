@@ -120,6 +120,13 @@ pub enum ToolError {
         /// The last lines the worker wrote to stdout and stderr, oldest first.
         output_lines: Vec<String>,
     },
+    /// The worker gave the call back before it began, because it was [asked to](crate::ToolHandler::recall). Only what
+    /// schedules workers sees this: it hands the call to another one.
+    #[error("call of tool `{tool}` was given back before it began")]
+    Recalled {
+        /// The tool called.
+        tool: String,
+    },
     /// No worker can take calls now.
     #[error("no worker is available: {reason}")]
     Unavailable {
@@ -157,6 +164,7 @@ impl ToolError {
             | Self::Unsupported { .. }
             | Self::Overloaded { .. }
             | Self::Unavailable { .. }
+            | Self::Recalled { .. }
             | Self::Session(_) => false,
             Self::DeadlineExceeded { stage, .. } => matches!(stage, CallStage::Running),
             Self::WorkerLost { delivered, .. } => *delivered,

@@ -30,4 +30,12 @@ pub trait ToolHandler: Send + Sync + std::fmt::Debug + 'static {
         let _ = call;
         Ok(())
     }
+
+    /// Asks for a call back that has been handed over but may not have begun. If it has not, it never will, and its
+    /// future soon ends with [`ToolError::Recalled`]; otherwise it goes on as if nothing had been asked.
+    ///
+    /// Must not block. The default fits handlers that begin every call at once.
+    fn recall(&self, call: CallId) {
+        let _ = call;
+    }
 }

@@ -6,6 +6,7 @@ mod arrival;
 mod bridge;
 mod calls;
 mod listing;
+mod multiplex;
 mod programs;
 mod request;
 mod sessions;

@@ -20,6 +20,8 @@ mod exit;
 pub mod fake;
 mod id;
 mod launcher;
+#[cfg(feature = "wire")]
+pub mod mux;
 #[cfg(feature = "process")]
 pub mod process;
 #[cfg(feature = "wire")]

@@ -14,6 +14,7 @@ mod connect;
 mod ledger;
 mod output;
 mod proc;
+mod progress;
 mod ready;
 mod run_dir;
 mod spawn;
@@ -22,14 +23,19 @@ mod supervise;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use snakepit_proto::mux::Multiplexer;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::Code;
 
 pub use config::{ProcessConfig, WorkerProgram};
 pub use run_dir::RunDir;
 
 use crate::{Worker, WorkerError, WorkerId, WorkerLauncher};
-use client::RemoteWorker;
+use client::{Peer, RemoteWorker};
+use connect::Client;
+use progress::Progress;
+use ready::Address;
 use supervise::Supervised;
 
 /// Launches workers as child processes.
@@ -60,6 +66,30 @@ impl ProcessLauncher {
     }
 }
 
+impl ProcessLauncher {
+    /// Opens the stream that calls share. `None`: the worker does not serve one.
+    async fn multiplex(
+        &self,
+        client: &Client,
+        address: &Address,
+        deadline: Instant,
+    ) -> Result<Option<Multiplexer>, WorkerError> {
+        let refused = |problem: &str| WorkerError::Connect {
+            address: address.to_string(),
+            problem: format!("its stream for calls cannot be opened: {problem}"),
+        };
+        match tokio::time::timeout_at(deadline, Multiplexer::open(client.clone())).await {
+            Ok(Ok((multiplexer, incoming))) => {
+                self.tasks.spawn(incoming);
+                Ok(Some(multiplexer))
+            }
+            Ok(Err(status)) if status.code() == Code::Unimplemented => Ok(None),
+            Ok(Err(status)) => Err(refused(status.message())),
+            Err(_) => Err(refused("it did not answer in time")),
+        }
+    }
+}
+
 impl Drop for ProcessLauncher {
     fn drop(&mut self) {
         self.stop.cancel();
@@ -71,6 +101,14 @@ impl WorkerLauncher for ProcessLauncher {
     async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
         let deadline = Instant::now() + self.config.start_timeout;
         let files = self.run_dir.worker_files(&id);
+        let progress = if self.config.is_native() {
+            Progress::create(&files.progress).map_err(|error| WorkerError::Io {
+                path: files.progress.clone(),
+                problem: error.to_string(),
+            })?
+        } else {
+            Progress::default()
+        };
         let mut supervised = Supervised::spawn(
             &id,
             &self.config,
@@ -83,18 +121,23 @@ impl WorkerLauncher for ProcessLauncher {
         let launched = async {
             let address = ready::wait(&mut supervised, &files, &self.config, deadline).await?;
             let client = connect::connect(&address, &supervised, deadline).await?;
-            Ok::<_, WorkerError>((address, client))
+            let multiplexer = match self.config.multiplex {
+                true => self.multiplex(&client, &address, deadline).await?,
+                false => None,
+            };
+            Ok::<_, WorkerError>((address, client, multiplexer))
         }
         .await;
-        let (address, client) = match launched {
+        let (address, client, multiplexer) = match launched {
             Ok(launched) => launched,
             Err(error) => {
                 supervised.abandon().await;
                 return Err(error);
             }
         };
-        let handler =
-            RemoteWorker::new(id.clone(), client, supervised.exit_watch(), supervised.output_tail());
+        let peer =
+            Peer { id: id.clone(), exit: supervised.exit_watch(), tail: supervised.output_tail(), progress };
+        let handler = RemoteWorker::new(client, multiplexer, peer);
         let (worker, driver) =
             Worker::new(id.clone(), Some(supervised.pid()), address.to_string(), Arc::new(handler));
         supervised.activate(driver);

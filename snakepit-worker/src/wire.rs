@@ -6,7 +6,7 @@ use snakepit_proto::{
     value::{self, DecodeValueError, TypedValue},
 };
 use snakepit_registry::{ParameterSpec, ToolFailure, ToolSpec};
-use snakepit_session::{Payload, PayloadError};
+use snakepit_session::{Payload, PayloadError, ValueType};
 
 /// Why a value from the wire cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +45,62 @@ pub fn payload_to_wire(payload: Payload) -> (pb::Any, Option<Bytes>) {
 #[must_use]
 pub fn payload_to_wire_inline(payload: Payload) -> pb::Any {
     value::encode_inline(typed(payload))
+}
+
+/// Reads a value of a multiplexed call.
+///
+/// # Errors
+/// When the type is unknown, or raw bytes come without their buffer.
+pub fn value_from_wire(value: pb::CallValue) -> Result<Payload, WireError> {
+    let pb::CallValue { r#type, json, binary } = value;
+    let ty = pb::CallValueType::try_from(r#type).ok().and_then(type_from_wire);
+    let ty = ty.ok_or_else(|| PayloadError::UnknownType { name: format!("number {}", r#type) })?;
+    Ok(match binary {
+        Some(buffer) => Payload::from_buffer(ty, json, buffer),
+        None => Payload::from_json(ty, json),
+    })
+}
+
+/// Writes a value of a multiplexed call.
+#[must_use]
+pub fn value_to_wire(payload: Payload) -> pb::CallValue {
+    let (ty, json, binary) = payload.into_parts();
+    pb::CallValue { r#type: type_to_wire(ty).into(), json, binary }
+}
+
+const fn type_to_wire(ty: ValueType) -> pb::CallValueType {
+    match ty {
+        ValueType::Float => pb::CallValueType::Float,
+        ValueType::Integer => pb::CallValueType::Integer,
+        ValueType::String => pb::CallValueType::String,
+        ValueType::Boolean => pb::CallValueType::Boolean,
+        ValueType::Choice => pb::CallValueType::Choice,
+        ValueType::Module => pb::CallValueType::Module,
+        ValueType::Embedding => pb::CallValueType::Embedding,
+        ValueType::Tensor => pb::CallValueType::Tensor,
+        ValueType::Map => pb::CallValueType::Map,
+        ValueType::List => pb::CallValueType::List,
+        ValueType::Null => pb::CallValueType::Null,
+        ValueType::Bytes => pb::CallValueType::Bytes,
+    }
+}
+
+const fn type_from_wire(ty: pb::CallValueType) -> Option<ValueType> {
+    Some(match ty {
+        pb::CallValueType::Unspecified => return None,
+        pb::CallValueType::Float => ValueType::Float,
+        pb::CallValueType::Integer => ValueType::Integer,
+        pb::CallValueType::String => ValueType::String,
+        pb::CallValueType::Boolean => ValueType::Boolean,
+        pb::CallValueType::Choice => ValueType::Choice,
+        pb::CallValueType::Module => ValueType::Module,
+        pb::CallValueType::Embedding => ValueType::Embedding,
+        pb::CallValueType::Tensor => ValueType::Tensor,
+        pb::CallValueType::Map => ValueType::Map,
+        pb::CallValueType::List => ValueType::List,
+        pb::CallValueType::Null => ValueType::Null,
+        pb::CallValueType::Bytes => ValueType::Bytes,
+    })
 }
 
 fn typed(payload: Payload) -> TypedValue {

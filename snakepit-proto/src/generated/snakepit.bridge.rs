@@ -895,6 +895,216 @@ pub struct SessionInfo {
     #[prost(string, tag = "6")]
     pub last_worker_id: ::prost::alloc::string::String,
 }
+/// What a caller says on a Multiplex stream. The lists are read in the order of their numbers.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CallBatch {
+    #[prost(message, repeated, tag = "1")]
+    pub calls: ::prost::alloc::vec::Vec<CallStart>,
+    #[prost(message, repeated, tag = "2")]
+    pub credits: ::prost::alloc::vec::Vec<CallCredit>,
+    /// Ids of calls that nobody waits for any more. Each still ends with a CallReply, once it provably runs no more.
+    #[prost(uint64, repeated, tag = "3")]
+    pub cancels: ::prost::alloc::vec::Vec<u64>,
+    /// Ids of calls that the caller wants back if they have not begun. Such a call ends with its id in
+    /// ReplyBatch.recalled; one that has begun goes on.
+    #[prost(uint64, repeated, tag = "4")]
+    pub recalls: ::prost::alloc::vec::Vec<u64>,
+}
+/// A call begins. Its arguments, session and metadata are those of ExecuteToolRequest.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CallStart {
+    /// Chosen by the caller; rises from call to call on one stream.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(string, tag = "2")]
+    pub tool_name: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub session_id: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "4")]
+    pub arguments: ::prost::alloc::vec::Vec<CallArgument>,
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub metadata: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Whether the answer is a stream of chunks.
+    #[prost(bool, tag = "6")]
+    pub stream: bool,
+    /// Microseconds that are left for the call; 0 means no deadline.
+    #[prost(uint64, tag = "7")]
+    pub timeout_us: u64,
+    /// W3C trace context; empty when there is none.
+    #[prost(string, tag = "8")]
+    pub traceparent: ::prost::alloc::string::String,
+    #[prost(string, tag = "9")]
+    pub tracestate: ::prost::alloc::string::String,
+    /// Whether running the call twice does no harm.
+    #[prost(bool, tag = "10")]
+    pub idempotent: bool,
+    /// For a stream: how many bytes of chunks may come before a CallCredit grants more. See CallChunks.
+    #[prost(uint64, tag = "11")]
+    pub credit: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CallArgument {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub value: ::core::option::Option<CallValue>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CallValue {
+    #[prost(enumeration = "CallValueType", tag = "1")]
+    pub r#type: i32,
+    /// The value as JSON, or, beside a buffer, its metadata: shape, dtype, binary_format, type.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub json: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub binary: ::core::option::Option<::prost::bytes::Bytes>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CallCredit {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// How many bytes of chunks more.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+}
+/// What the other side answers. The lists are read in the order of their numbers.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReplyBatch {
+    #[prost(message, repeated, tag = "1")]
+    pub opened: ::prost::alloc::vec::Vec<CallOpened>,
+    #[prost(message, repeated, tag = "2")]
+    pub chunks: ::prost::alloc::vec::Vec<CallChunks>,
+    #[prost(message, repeated, tag = "3")]
+    pub replies: ::prost::alloc::vec::Vec<CallReply>,
+    /// Ids of calls that never began and will not.
+    #[prost(uint64, repeated, tag = "4")]
+    pub recalled: ::prost::alloc::vec::Vec<u64>,
+}
+/// A streaming call runs and will send chunks.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CallOpened {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// Empty when a worker answers its own host.
+    #[prost(string, tag = "2")]
+    pub worker_id: ::prost::alloc::string::String,
+}
+/// Chunks of one stream. Each costs the length of its data, plus 32, of the credit; a chunk may overdraw it once.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CallChunks {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub chunks: ::prost::alloc::vec::Vec<CallChunk>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CallChunk {
+    /// JSON of the yielded value.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub data: ::prost::bytes::Bytes,
+    #[prost(btree_map = "string, string", tag = "2")]
+    pub metadata: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+/// How a call ended: with a value, with the failure of its tool, with a status, or, for a stream that is complete, with
+/// none of them.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CallReply {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(message, optional, tag = "2")]
+    pub value: ::core::option::Option<CallValue>,
+    #[prost(message, optional, tag = "3")]
+    pub failure: ::core::option::Option<ToolFailure>,
+    #[prost(message, optional, tag = "4")]
+    pub status: ::core::option::Option<CallStatus>,
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub metadata: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    #[prost(uint64, tag = "6")]
+    pub execution_time_us: u64,
+    /// Empty when a worker answers its own host.
+    #[prost(string, tag = "7")]
+    pub worker_id: ::prost::alloc::string::String,
+}
+/// A gRPC status, for one call of many.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CallStatus {
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+    #[prost(string, tag = "2")]
+    pub message: ::prost::alloc::string::String,
+    /// An encoded google.rpc.Status, as in the trailer grpc-status-details-bin.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub details: ::prost::bytes::Bytes,
+}
+/// The types of values; the names are those in the type URLs of an Any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CallValueType {
+    Unspecified = 0,
+    Float = 1,
+    Integer = 2,
+    String = 3,
+    Boolean = 4,
+    Choice = 5,
+    Module = 6,
+    Embedding = 7,
+    Tensor = 8,
+    Map = 9,
+    List = 10,
+    Null = 11,
+    Bytes = 12,
+}
+impl CallValueType {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CALL_VALUE_TYPE_UNSPECIFIED",
+            Self::Float => "CALL_VALUE_TYPE_FLOAT",
+            Self::Integer => "CALL_VALUE_TYPE_INTEGER",
+            Self::String => "CALL_VALUE_TYPE_STRING",
+            Self::Boolean => "CALL_VALUE_TYPE_BOOLEAN",
+            Self::Choice => "CALL_VALUE_TYPE_CHOICE",
+            Self::Module => "CALL_VALUE_TYPE_MODULE",
+            Self::Embedding => "CALL_VALUE_TYPE_EMBEDDING",
+            Self::Tensor => "CALL_VALUE_TYPE_TENSOR",
+            Self::Map => "CALL_VALUE_TYPE_MAP",
+            Self::List => "CALL_VALUE_TYPE_LIST",
+            Self::Null => "CALL_VALUE_TYPE_NULL",
+            Self::Bytes => "CALL_VALUE_TYPE_BYTES",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CALL_VALUE_TYPE_UNSPECIFIED" => Some(Self::Unspecified),
+            "CALL_VALUE_TYPE_FLOAT" => Some(Self::Float),
+            "CALL_VALUE_TYPE_INTEGER" => Some(Self::Integer),
+            "CALL_VALUE_TYPE_STRING" => Some(Self::String),
+            "CALL_VALUE_TYPE_BOOLEAN" => Some(Self::Boolean),
+            "CALL_VALUE_TYPE_CHOICE" => Some(Self::Choice),
+            "CALL_VALUE_TYPE_MODULE" => Some(Self::Module),
+            "CALL_VALUE_TYPE_EMBEDDING" => Some(Self::Embedding),
+            "CALL_VALUE_TYPE_TENSOR" => Some(Self::Tensor),
+            "CALL_VALUE_TYPE_MAP" => Some(Self::Map),
+            "CALL_VALUE_TYPE_LIST" => Some(Self::List),
+            "CALL_VALUE_TYPE_NULL" => Some(Self::Null),
+            "CALL_VALUE_TYPE_BYTES" => Some(Self::Bytes),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod bridge_service_client {
     #![allow(
@@ -1623,6 +1833,32 @@ pub mod bridge_service_client {
                 .insert(GrpcMethod::new("snakepit.bridge.BridgeService", "CancelTool"));
             self.inner.unary(req, path, codec).await
         }
+        /// Many calls at once on one stream, many frames to a message. Hosts serve it to clients, workers to their host; a peer
+        /// that does not know it is driven by ExecuteTool and ExecuteStreamingTool.
+        pub async fn multiplex(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::CallBatch>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ReplyBatch>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/snakepit.bridge.BridgeService/Multiplex",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("snakepit.bridge.BridgeService", "Multiplex"));
+            self.inner.streaming(req, path, codec).await
+        }
         /// Programs (models) of a session.
         pub async fn put_program(
             &mut self,
@@ -2010,6 +2246,18 @@ pub mod bridge_service_server {
             tonic::Response<super::CancelToolResponse>,
             tonic::Status,
         >;
+        /// Server streaming response type for the Multiplex method.
+        type MultiplexStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ReplyBatch, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Many calls at once on one stream, many frames to a message. Hosts serve it to clients, workers to their host; a peer
+        /// that does not know it is driven by ExecuteTool and ExecuteStreamingTool.
+        async fn multiplex(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::CallBatch>>,
+        ) -> std::result::Result<tonic::Response<Self::MultiplexStream>, tonic::Status>;
         /// Programs (models) of a session.
         async fn put_program(
             &self,
@@ -3279,6 +3527,52 @@ pub mod bridge_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/snakepit.bridge.BridgeService/Multiplex" => {
+                    #[allow(non_camel_case_types)]
+                    struct MultiplexSvc<T: BridgeService>(pub Arc<T>);
+                    impl<
+                        T: BridgeService,
+                    > tonic::server::StreamingService<super::CallBatch>
+                    for MultiplexSvc<T> {
+                        type Response = super::ReplyBatch;
+                        type ResponseStream = T::MultiplexStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::CallBatch>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as BridgeService>::multiplex(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MultiplexSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -4,7 +4,7 @@ use snakepit_proto::pb::{self, bridge_service_server::BridgeService};
 use tokio_stream::Empty;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{Answer, ToolChunks, WorkerService};
+use super::{Answer, Batches, ToolChunks, WorkerService};
 
 fn hosts_own<T>(rpc: &str) -> Answer<T> {
     Err(Status::unimplemented(format!("workers do not serve {rpc}; ask the host")))
@@ -47,6 +47,12 @@ impl BridgeService for WorkerService {
 
     async fn execute_streaming_tool(&self, request: Request<pb::ExecuteToolRequest>) -> Answer<ToolChunks> {
         self.execute_streaming(request).await
+    }
+
+    type MultiplexStream = Batches;
+
+    async fn multiplex(&self, request: Request<Streaming<pb::CallBatch>>) -> Answer<Batches> {
+        Ok(Response::new(self.multiplex(request.into_inner())))
     }
 
     async fn cancel_tool(&self, request: Request<pb::CancelToolRequest>) -> Answer<pb::CancelToolResponse> {

@@ -6,7 +6,7 @@ use futures_core::Stream;
 use snakepit_proto::pb::{self, bridge_service_server::BridgeService};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::calls::ChunkResponse;
+use super::{calls::ChunkResponse, multiplex::BatchResponse};
 use crate::host::Host;
 
 /// The bridge service, answered by a host.
@@ -20,7 +20,7 @@ impl Bridge {
         Self { host }
     }
 
-    pub(super) fn host(&self) -> &Host {
+    pub(super) const fn host(&self) -> &Arc<Host> {
         &self.host
     }
 }
@@ -88,6 +88,12 @@ impl BridgeService for Bridge {
         request: Request<pb::ExecuteToolRequest>,
     ) -> Answer<ChunkResponse> {
         self.execute_streaming(request).await
+    }
+
+    type MultiplexStream = BatchResponse;
+
+    async fn multiplex(&self, request: Request<Streaming<pb::CallBatch>>) -> Answer<BatchResponse> {
+        Ok(Response::new(self.serve_calls(request.into_inner())))
     }
 
     async fn register_tools(

@@ -34,6 +34,9 @@ pub struct ProcessConfig {
     pub env: Vec<(String, String)>,
     /// How long a worker may take from its launch until it takes calls. A minute by default: imports can be slow.
     pub start_timeout: Duration,
+    /// Whether calls share one `Multiplex` stream to a worker that serves one. True by default; without it, and for other
+    /// workers, each call is an RPC of its own, which costs several times as much.
+    pub multiplex: bool,
     /// How many of a worker's last output lines ride in errors. 20 by default.
     pub output_lines: usize,
 }
@@ -47,6 +50,7 @@ impl ProcessConfig {
             host_tcp: None,
             env: Vec::new(),
             start_timeout: Duration::from_secs(60),
+            multiplex: true,
             output_lines: 20,
         }
     }

@@ -32,6 +32,7 @@ pub struct RunDir {
 pub(super) struct WorkerFiles {
     pub(super) socket: PathBuf,
     pub(super) ready: PathBuf,
+    pub(super) progress: PathBuf,
 }
 
 impl RunDir {
@@ -103,6 +104,7 @@ impl RunDir {
         WorkerFiles {
             socket: self.path.join(format!("{name}.sock")),
             ready: self.path.join(format!("{name}.port")),
+            progress: self.path.join(format!("{name}.call")),
         }
     }
 }
@@ -118,7 +120,7 @@ impl Drop for RunDir {
 impl WorkerFiles {
     /// Removes them; those that are not there are no error.
     pub(super) fn remove(&self) {
-        for path in [&self.socket, &self.ready] {
+        for path in [&self.socket, &self.ready, &self.progress] {
             match std::fs::remove_file(path) {
                 Ok(()) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

@@ -47,7 +47,7 @@ pub(super) async fn spawn(
     command.env(launch::ENV_RUN_ID, run_dir.id()).env(launch::ENV_WORKER_ID, id.as_str());
     command.env(launch::ENV_CONTROL, launch::CONTROL_STDIN);
     if config.is_native() {
-        command.env(launch::ENV_SOCKET, &files.socket);
+        command.env(launch::ENV_SOCKET, &files.socket).env(launch::ENV_PROGRESS, &files.progress);
     } else {
         command.env(launch::ENV_READY_FILE, &files.ready);
     }

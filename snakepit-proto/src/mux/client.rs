@@ -1,0 +1,441 @@
+//! The calling end: [`Multiplexer`] starts calls, [`Call`] is one of them, [`Incoming`] brings their answers.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use futures_core::Stream;
+use tonic::{Request, Status, Streaming};
+
+use super::{BATCH_BYTES, size_of};
+use crate::pb::{
+    CallBatch, CallChunk, CallCredit, CallOpened, CallReply, CallStart, ReplyBatch,
+    bridge_service_client::BridgeServiceClient,
+};
+
+/// Starts calls on one `Multiplex` stream. Clones share it; it closes when the last is dropped.
+#[derive(Debug, Clone)]
+pub struct Multiplexer {
+    owner: Arc<Owner>,
+}
+
+#[derive(Debug)]
+struct Owner(Arc<Shared>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.closed = true;
+        let waker = state.sender.take();
+        drop(state);
+        waker.map(Waker::wake);
+    }
+}
+
+struct Shared(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    last_id: u64,
+    calls: HashMap<u64, Entry>,
+    /// What is to be sent, and about how many bytes of arguments that is.
+    outbox: CallBatch,
+    outbox_bytes: usize,
+    /// The task that sends, while it has nothing to send.
+    sender: Option<Waker>,
+    /// Tasks that wait for abandoned calls to end.
+    settling: Vec<Waker>,
+    closed: bool,
+    /// Why no more answers will come.
+    broken: Option<Status>,
+}
+
+/// A call that has not ended, or whose end was not fetched.
+#[derive(Default)]
+struct Entry {
+    tag: u64,
+    waker: Option<Waker>,
+    opened: Option<CallOpened>,
+    chunks: Vec<CallChunk>,
+    end: Option<CallEnd>,
+    /// Nobody will fetch anything any more.
+    abandoned: bool,
+}
+
+/// What happened to a call.
+#[derive(Debug)]
+pub enum CallEvent {
+    /// It streams, and has begun.
+    Opened(CallOpened),
+    /// More chunks. Who has consumed them should [grant](Call::grant) their cost anew.
+    Chunks(Vec<CallChunk>),
+    /// It has ended; no event follows.
+    End(CallEnd),
+}
+
+/// How a call ended.
+#[derive(Debug, Clone)]
+pub enum CallEnd {
+    /// The other side answered.
+    Reply(CallReply),
+    /// The other side gave it back without having begun it.
+    Recalled,
+    /// The stream broke. Whether the call was begun is not known.
+    Broken(Status),
+}
+
+impl Multiplexer {
+    /// Opens the stream. Calls go on only while somebody polls the future that comes with it.
+    ///
+    /// # Errors
+    /// What the server answered: `UNIMPLEMENTED` from one that does not know the RPC.
+    pub async fn open<T>(mut client: BridgeServiceClient<T>) -> Result<(Self, Incoming), Status>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<tonic::codegen::StdError>,
+        T::ResponseBody: tonic::codegen::Body<Data = bytes::Bytes> + Send + 'static,
+        <T::ResponseBody as tonic::codegen::Body>::Error: Into<tonic::codegen::StdError> + Send,
+    {
+        let shared = Arc::new(Shared(Mutex::default()));
+        let outgoing = Outgoing(Arc::clone(&shared));
+        let replies = client.multiplex(Request::new(outgoing)).await?.into_inner();
+        let multiplexer = Self { owner: Arc::new(Owner(Arc::clone(&shared))) };
+        Ok((multiplexer, Incoming { shared, replies }))
+    }
+
+    /// Starts a call; its `id` is set here. `tag` names it for [`ended`](Self::ended).
+    #[must_use = "dropping a call cancels it"]
+    pub fn start(&self, mut call: CallStart, tag: u64) -> Call {
+        let shared = &self.owner.0;
+        let mut state = shared.lock();
+        state.last_id += 1;
+        let id = state.last_id;
+        call.id = id;
+        let mut entry = Entry { tag, ..Entry::default() };
+        let waker = match &state.broken {
+            Some(status) => {
+                entry.end = Some(CallEnd::Broken(status.clone()));
+                None
+            }
+            None => {
+                state.outbox_bytes += size_of(&call);
+                state.outbox.calls.push(call);
+                state.sender.take()
+            }
+        };
+        state.calls.insert(id, entry);
+        drop(state);
+        waker.map(Waker::wake);
+        Call { shared: Arc::clone(shared), id, ended: false }
+    }
+
+    /// Asks for the calls of this tag back, if they have not begun.
+    pub fn recall(&self, tag: u64) {
+        self.owner.0.send(|state| {
+            let ids = state.calls.iter().filter(|(_, entry)| entry.tag == tag && entry.end.is_none());
+            state.outbox.recalls.extend(ids.map(|(id, _)| *id));
+        });
+    }
+
+    /// Returns once no call of this tag runs any more, cancelling those that still do. `false`: the stream broke before
+    /// the other side said so.
+    pub async fn ended(&self, tag: u64) -> bool {
+        let shared = &self.owner.0;
+        shared.send(|state| {
+            let ids = state.calls.iter().filter(|(_, entry)| entry.tag == tag && entry.end.is_none());
+            let ids: Vec<u64> = ids.map(|(id, _)| *id).collect();
+            ids.iter().for_each(|id| state.cancel(*id));
+        });
+        std::future::poll_fn(|cx| {
+            let mut state = shared.lock();
+            if state.calls.values().all(|entry| entry.tag != tag || entry.end.is_some()) {
+                return Poll::Ready(true);
+            }
+            if state.broken.is_some() {
+                return Poll::Ready(false);
+            }
+            if !state.settling.iter().any(|waker| waker.will_wake(cx.waker())) {
+                state.settling.push(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// One call. Dropping it before its end cancels it.
+pub struct Call {
+    shared: Arc<Shared>,
+    id: u64,
+    ended: bool,
+}
+
+impl Call {
+    /// The call's place in the order of calls on its stream, from 1.
+    #[must_use]
+    pub const fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What happens next. Must not be polled again after [`CallEvent::End`].
+    pub fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<CallEvent> {
+        let mut stale = None;
+        let mut state = self.shared.lock();
+        let Some(entry) = state.calls.get_mut(&self.id) else { return Poll::Pending };
+        if let Some(opened) = entry.opened.take() {
+            return Poll::Ready(CallEvent::Opened(opened));
+        }
+        if !entry.chunks.is_empty() {
+            return Poll::Ready(CallEvent::Chunks(std::mem::take(&mut entry.chunks)));
+        }
+        if let Some(end) = entry.end.take() {
+            self.ended = true;
+            state.calls.remove(&self.id);
+            return Poll::Ready(CallEvent::End(end));
+        }
+        if !entry.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            // Dropped after the lock is released, for it is foreign code.
+            stale = entry.waker.replace(cx.waker().clone());
+        }
+        drop(state);
+        drop(stale);
+        Poll::Pending
+    }
+
+    /// Waits for what happens next. Cancel safe. Must not be called again after [`CallEvent::End`].
+    pub async fn event(&mut self) -> CallEvent {
+        std::future::poll_fn(|cx| self.poll_event(cx)).await
+    }
+
+    /// Lets the other side send this many bytes of chunks more.
+    pub fn grant(&self, bytes: u64) {
+        let credit = CallCredit { id: self.id, bytes };
+        self.shared.send(|state| state.outbox.credits.push(credit));
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.shared.send(|state| state.abandon(self.id));
+        }
+    }
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call").field("id", &self.id).field("ended", &self.ended).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// Nobody waits for the call any more.
+    fn abandon(&mut self, id: u64) {
+        let Some(entry) = self.calls.get_mut(&id) else { return };
+        if entry.end.is_some() {
+            self.calls.remove(&id);
+            return;
+        }
+        entry.abandoned = true;
+        entry.chunks = Vec::new();
+        self.cancel(id);
+    }
+
+    /// Has the other side cancel the call, or takes it back if it was not even sent.
+    fn cancel(&mut self, id: u64) {
+        let Some(unsent) = self.outbox.calls.iter().position(|call| call.id == id) else {
+            self.outbox.cancels.push(id);
+            return;
+        };
+        let call = self.outbox.calls.remove(unsent);
+        self.outbox_bytes -= size_of(&call);
+        self.end(id, CallEnd::Recalled, &mut Vec::new());
+    }
+
+    /// The call has ended.
+    fn end(&mut self, id: u64, end: CallEnd, wakers: &mut Vec<Waker>) {
+        let Some(entry) = self.calls.get_mut(&id) else { return };
+        if entry.abandoned {
+            self.calls.remove(&id);
+        } else {
+            entry.end = Some(end);
+            wakers.extend(entry.waker.take());
+        }
+        wakers.append(&mut self.settling);
+    }
+
+    fn deliver(&mut self, batch: ReplyBatch, wakers: &mut Vec<Waker>) {
+        let ReplyBatch { opened, chunks, replies, recalled } = batch;
+        for opened in opened {
+            if let Some(entry) = self.live(opened.id) {
+                entry.opened = Some(opened);
+                wakers.extend(entry.waker.take());
+            }
+        }
+        for run in chunks {
+            if let Some(entry) = self.live(run.id) {
+                if entry.chunks.is_empty() {
+                    entry.chunks = run.chunks;
+                } else {
+                    entry.chunks.extend(run.chunks);
+                }
+                wakers.extend(entry.waker.take());
+            }
+        }
+        for reply in replies {
+            self.end(reply.id, CallEnd::Reply(reply), wakers);
+        }
+        for id in recalled {
+            self.end(id, CallEnd::Recalled, wakers);
+        }
+    }
+
+    /// A call that somebody waits for.
+    fn live(&mut self, id: u64) -> Option<&mut Entry> {
+        self.calls.get_mut(&id).filter(|entry| !entry.abandoned)
+    }
+
+    fn fail(&mut self, status: &Status, wakers: &mut Vec<Waker>) {
+        self.broken = Some(status.clone());
+        let ids: Vec<u64> = self.calls.keys().copied().collect();
+        for id in ids {
+            self.end(id, CallEnd::Broken(status.clone()), wakers);
+        }
+        self.outbox = CallBatch::default();
+        wakers.extend(self.sender.take());
+    }
+
+    /// Takes what can be sent now, as one message of bounded size.
+    fn take_batch(&mut self) -> Option<CallBatch> {
+        let CallBatch { calls, credits, cancels, recalls } = &self.outbox;
+        if calls.is_empty() && credits.is_empty() && cancels.is_empty() && recalls.is_empty() {
+            return None;
+        }
+        if self.outbox_bytes <= BATCH_BYTES {
+            self.outbox_bytes = 0;
+            return Some(std::mem::take(&mut self.outbox));
+        }
+        let mut bytes = 0;
+        let fits = self.outbox.calls.iter().take_while(|call| {
+            let first = bytes == 0;
+            bytes += size_of(call);
+            first || bytes <= BATCH_BYTES
+        });
+        let rest = self.outbox.calls.split_off(fits.count());
+        self.outbox_bytes = rest.iter().map(size_of).sum();
+        // Credits, cancellations and recalls of calls that are not yet sent must not overtake them.
+        let next = if rest.is_empty() {
+            CallBatch::default()
+        } else {
+            CallBatch {
+                calls: rest,
+                credits: std::mem::take(&mut self.outbox.credits),
+                cancels: std::mem::take(&mut self.outbox.cancels),
+                recalls: std::mem::take(&mut self.outbox.recalls),
+            }
+        };
+        Some(std::mem::replace(&mut self.outbox, next))
+    }
+}
+
+impl Shared {
+    /// No code under this lock panics half-way through a change, so a poisoned state is still whole.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts something into the outbox.
+    fn send(&self, put: impl FnOnce(&mut State)) {
+        let waker = {
+            let mut state = self.lock();
+            put(&mut state);
+            state.sender.take()
+        };
+        waker.map(Waker::wake);
+    }
+
+    /// Changes the state, then wakes whom that concerns.
+    fn update(&self, change: impl FnOnce(&mut State, &mut Vec<Waker>)) {
+        let mut wakers = Vec::new();
+        change(&mut self.lock(), &mut wakers);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        f.debug_struct("Shared")
+            .field("calls", &state.calls.len())
+            .field("unsent", &state.outbox.calls.len())
+            .field("broken", &state.broken)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The messages of the request: whatever is in the outbox whenever the transport can take more.
+#[derive(Debug)]
+struct Outgoing(Arc<Shared>);
+
+impl Stream for Outgoing {
+    type Item = CallBatch;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<CallBatch>> {
+        let mut state = self.0.lock();
+        if let Some(batch) = state.take_batch() {
+            return Poll::Ready(Some(batch));
+        }
+        if state.closed || state.broken.is_some() {
+            return Poll::Ready(None);
+        }
+        let stale = state.sender.replace(cx.waker().clone());
+        drop(state);
+        drop(stale);
+        Poll::Pending
+    }
+}
+
+/// Brings the answers to their calls; ends with the stream. Dropping it breaks the stream.
+#[derive(Debug)]
+#[must_use = "calls are answered only while this is polled"]
+pub struct Incoming {
+    shared: Arc<Shared>,
+    replies: Streaming<ReplyBatch>,
+}
+
+impl Future for Incoming {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        loop {
+            let status = match Pin::new(&mut this.replies).poll_next(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(batch))) => {
+                    this.shared.update(|state, wakers| state.deliver(batch, wakers));
+                    continue;
+                }
+                Poll::Ready(Some(Err(status))) => status,
+                Poll::Ready(None) => Status::unavailable("the other side closed the stream"),
+            };
+            this.shared.update(|state, wakers| state.fail(&status, wakers));
+            return Poll::Ready(());
+        }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        let status = Status::unavailable("the stream is no longer read");
+        self.shared.update(|state, wakers| {
+            if state.broken.is_none() {
+                state.fail(&status, wakers);
+            }
+        });
+    }
+}

@@ -1,0 +1,90 @@
+//! Calls by ExecuteTool and ExecuteStreamingTool: for workers that know nothing else, and for large arguments.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt, TryStreamExt};
+use snakepit_proto::{headers, pb};
+use snakepit_registry::{CallMode, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_session::SessionId;
+use tonic::{Request, Streaming, metadata::MetadataValue};
+
+use super::{
+    super::connect::Client,
+    peer::{Asked, Peer},
+    time_left,
+};
+use crate::wire::payload_to_wire;
+
+/// Runs a call.
+pub(super) async fn call(client: &Client, peer: &Peer, call: ToolCall) -> Result<ToolReply, ToolError> {
+    let (mode, asked) = (call.mode, Asked { tool: Arc::clone(&call.tool), deadline: call.deadline });
+    let request = request(call)?;
+    // A client is a handle to the shared connection, made to be cloned.
+    let mut client = client.clone();
+    match mode {
+        CallMode::Unary => match client.execute_tool(request).await {
+            Ok(response) => peer.reply(&asked.tool, response.into_inner()),
+            Err(status) => Err(peer.error(&asked, status).await),
+        },
+        CallMode::Streaming => match client.execute_streaming_tool(request).await {
+            Ok(response) => Ok(ToolReply {
+                body: ReplyBody::Stream(chunks(peer.clone(), asked, response.into_inner())),
+                worker: Some(peer.id.shared()),
+                metadata: std::collections::BTreeMap::new(),
+                execution_time: None,
+            }),
+            Err(status) => Err(peer.error(&asked, status).await),
+        },
+    }
+}
+
+fn request(call: ToolCall) -> Result<Request<pb::ExecuteToolRequest>, ToolError> {
+    let ToolCall { id, tool, session, arguments, metadata, mode, deadline, trace, .. } = call;
+    let mut message = pb::ExecuteToolRequest {
+        session_id: session.as_ref().map(SessionId::to_string).unwrap_or_default(),
+        tool_name: tool.to_string(),
+        metadata,
+        stream: mode == CallMode::Streaming,
+        ..pb::ExecuteToolRequest::default()
+    };
+    for (name, payload) in arguments {
+        let (any, buffer) = payload_to_wire(payload);
+        if let Some(buffer) = buffer {
+            message.binary_parameters.insert(name.clone(), buffer);
+        }
+        message.parameters.insert(name, any);
+    }
+    let mut request = Request::new(message);
+    request.metadata_mut().insert(headers::CALL_ID, MetadataValue::from(id.as_u64()));
+    if let Some(left) = time_left(&tool, deadline)? {
+        request.set_timeout(left);
+    }
+    if let Some(trace) = trace {
+        let mut entry = |name, value: Option<String>| {
+            // A header that is no legal header value belongs to no trace.
+            if let Some(value) = value.and_then(|value| value.parse().ok()) {
+                request.metadata_mut().insert(name, value);
+            }
+        };
+        entry(headers::TRACEPARENT, Some(trace.traceparent));
+        entry(headers::TRACESTATE, trace.tracestate);
+    }
+    Ok(request)
+}
+
+/// The chunks of a streaming call. A final chunk without data only says that the stream is complete.
+fn chunks(peer: Peer, asked: Asked, stream: Streaming<pb::ToolChunk>) -> ChunkStream {
+    let chunks = stream.try_filter_map(|chunk| {
+        let empty_end = chunk.is_final && chunk.data.is_empty();
+        std::future::ready(Ok((!empty_end).then_some(Chunk { data: chunk.data, metadata: chunk.metadata })))
+    });
+    Box::pin(chunks.then(move |item| {
+        let (peer, asked) = (peer.clone(), asked.clone());
+        async move {
+            match item {
+                Ok(chunk) => Ok(chunk),
+                Err(status) => Err(peer.error(&asked, status).await),
+            }
+        }
+    }))
+}
