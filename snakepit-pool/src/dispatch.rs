@@ -46,8 +46,7 @@ impl Service<ToolCall> for Dispatch {
 
     fn call(&mut self, call: ToolCall) -> Self::Future {
         let shared = Arc::clone(&self.shared);
-        let preferred = call.preferred_worker.as_deref();
-        let acquire = Acquire::new(shared, call.id, preferred, call.deadline);
+        let acquire = Acquire::new(shared, &call);
         let queue_limit = self.shared.config.queue_limit;
         Box::pin(async move {
             match acquire.await {
@@ -77,7 +76,7 @@ async fn run(lease: Lease, call: ToolCall) -> Result<ToolReply, ToolError> {
     };
     reply.worker.get_or_insert_with(|| id.shared());
     match (&mut reply.body, mode) {
-        (ReplyBody::Value(_), CallMode::Unary) => tether.finish(),
+        (ReplyBody::Value(_), CallMode::Unary) => tether.finish(reply.execution_time),
         (ReplyBody::Stream(stream), CallMode::Streaming) => {
             wrap(stream, |inner| Leased::new(inner, tether));
         }

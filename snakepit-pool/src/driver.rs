@@ -7,6 +7,7 @@ mod lease;
 mod report;
 mod revocation;
 mod supervisor;
+mod times;
 mod waiter;
 
 use std::{
@@ -24,7 +25,7 @@ use tokio::{
     time::Instant,
 };
 
-use self::{lease::Running, supervisor::Order, waiter::Waiter};
+use self::{lease::Running, supervisor::Order, times::Times, waiter::Waiter};
 pub(crate) use self::{
     lease::{Lease, Signal},
     waiter::{Acquire, Denial},
@@ -55,6 +56,7 @@ struct State {
     waiters: Slab<Waiter>,
     /// Calls that hold a worker.
     running: Slab<Running>,
+    times: Times,
     /// No deadline among the running calls is earlier. May be too early; a tick corrects it.
     earliest_deadline: Option<Instant>,
     /// Abandoned calls that may still run.
@@ -83,11 +85,12 @@ pub(crate) enum Startup {
     Failed(PoolError),
 }
 
-/// Wakers to be woken once the lock is released; hardly ever more than one.
+/// What is to be done once the lock is released: wakers to be woken, hardly ever more than one, and calls to be asked back.
 #[derive(Debug, Default)]
 struct Wakes {
     first: Option<Waker>,
     more: Vec<Waker>,
+    recalls: Vec<(Arc<Member>, CallId)>,
 }
 
 impl Wakes {
@@ -101,6 +104,9 @@ impl Wakes {
 
     fn wake(self) {
         self.first.into_iter().chain(self.more).for_each(Waker::wake);
+        for (member, call) in self.recalls {
+            member.worker.handler().recall(call);
+        }
     }
 }
 
@@ -124,6 +130,7 @@ impl Shared {
             tickets: 0,
             waiters: Slab::new(),
             running: Slab::new(),
+            times: Times::default(),
             earliest_deadline: None,
             settling: Vec::new(),
             members: vec![None; config.workers],
@@ -171,7 +178,8 @@ impl Shared {
                         (waiters.get_mut(ticket.waiter), members.get(worker.index()).cloned().flatten())
                     {
                         state.earliest_deadline = earlier(state.earliest_deadline, waiter.deadline);
-                        let key = running.insert(Running::new(waiter.call, worker, waiter.deadline));
+                        let key =
+                            running.insert(Running::new(waiter.call, worker, waiter.deadline, waiter.load));
                         wakes.push(waiter.assign(member, key));
                     }
                 }
@@ -180,6 +188,12 @@ impl Shared {
                 }
                 Effect::Expire(ticket) => {
                     wakes.push(waiters.get_mut(ticket.waiter).and_then(Waiter::expire));
+                }
+                Effect::Recall(worker) => {
+                    if let Some(member) = members.get(worker.index()).and_then(Option::as_ref) {
+                        let held = running.iter().filter(|(_, running)| running.worker == worker);
+                        wakes.recalls.extend(held.map(|(_, running)| (Arc::clone(member), running.call)));
+                    }
                 }
                 Effect::Kill(worker, why) => {
                     if let Some(member) = members.get(worker.index()).and_then(Option::as_ref) {
@@ -250,7 +264,8 @@ impl Shared {
         let all_were_up = self.with_state(|state, wakes| {
             state.members[key.index()] = Some(Arc::clone(&member));
             state.never_up[key.index()] = false;
-            self.apply(state, Event::Launched(key), Instant::now(), wakes);
+            let launched = Event::Launched { worker: key, keeps_calls: member.worker.keeps_calls() };
+            self.apply(state, launched, Instant::now(), wakes);
             !state.never_up.contains(&true)
         });
         // Readiness first, so that whoever waited for the start finds the pool ready.

@@ -1,4 +1,4 @@
-//! Tries a call again when its worker was lost, as far as that cannot do harm.
+//! Tries a call again when its worker was lost, as far as that cannot do harm, or gave the call back.
 //!
 //! A call that was not delivered may always be tried again; a delivered one only when its caller says that it is
 //! idempotent. Streams are retried only before they begin, so never after a first chunk.
@@ -59,7 +59,7 @@ where
         // The service that is ready takes the call; its clone, which is not, stays behind.
         let clone = self.inner.clone();
         let mut service = std::mem::replace(&mut self.inner, clone);
-        let spare = (self.max_attempts > 1).then(|| call.clone());
+        let spare = call.clone();
         let attempt = Some(service.call(call));
         ResponseFuture {
             attempt,
@@ -80,7 +80,7 @@ pin_project! {
         attempt: Option<S::Future>,
         service: S,
         // The call of the next attempt.
-        spare: Option<ToolCall>,
+        spare: ToolCall,
         // How many attempts are left after this one.
         left: usize,
         totals: Arc<Totals>,
@@ -97,28 +97,26 @@ where
         let mut this = self.project();
         loop {
             if let Some(attempt) = this.attempt.as_mut().as_pin_mut() {
-                let error = match ready!(attempt.poll(cx)) {
-                    Err(error) if *this.left > 0 && may_retry(&error, this.spare.as_ref()) => error,
+                match ready!(attempt.poll(cx)) {
+                    // It was asked back for an idle worker to take it: that is no attempt.
+                    Err(ToolError::Recalled { .. }) => {}
+                    Err(error) if *this.left > 0 && may_retry(&error, this.spare) => {
+                        tracing::debug!(%error, "trying the call again");
+                        *this.left -= 1;
+                        this.totals.retried.fetch_add(1, Ordering::Relaxed);
+                    }
                     answer => return Poll::Ready(answer),
-                };
-                tracing::debug!(%error, "trying the call again");
-                *this.left -= 1;
-                this.totals.retried.fetch_add(1, Ordering::Relaxed);
+                }
                 this.attempt.set(None);
             }
             ready!(this.service.poll_ready(cx))?;
-            let call = if *this.left > 0 { this.spare.clone() } else { this.spare.take() };
-            // `may_retry` has seen that there is one.
-            let Some(call) = call else { return Poll::Pending };
-            this.attempt.set(Some(this.service.call(call)));
+            this.attempt.set(Some(this.service.call(this.spare.clone())));
         }
     }
 }
 
-fn may_retry(error: &ToolError, spare: Option<&ToolCall>) -> bool {
-    spare.is_some_and(|call| {
-        matches!(error, ToolError::WorkerLost { .. })
-            && (call.idempotent || !error.is_delivered())
-            && call.deadline.is_none_or(|at| at > Instant::now())
-    })
+fn may_retry(error: &ToolError, call: &ToolCall) -> bool {
+    matches!(error, ToolError::WorkerLost { .. })
+        && (call.idempotent || !error.is_delivered())
+        && call.deadline.is_none_or(|at| at > Instant::now())
 }

@@ -5,6 +5,7 @@
 
 mod capacity;
 mod event;
+mod load;
 mod queue;
 mod slot;
 mod stop;
@@ -22,9 +23,16 @@ use self::{
 };
 pub(crate) use self::{
     event::{Effect, Event, KillReason, Refusal, Ticket, WorkerKey},
+    load::Load,
     queue::earlier,
     slot::{Slot, SlotState},
 };
+
+/// How many calls a worker may be handed beyond those that it runs.
+const MOST_AHEAD: usize = 64;
+
+/// How long a worker may sit on calls that it has not begun, while another one is idle.
+const RECALL_AFTER: Duration = Duration::from_millis(2);
 
 /// What the scheduler must know of the pool's configuration.
 #[derive(Debug, Clone, Copy)]
@@ -76,7 +84,7 @@ impl Scheduler {
             limits,
             phase: Phase::Serving,
             slots: indices.map(|index| Slot::new(index, now)).collect(),
-            capacity: Capacity::new(limits.slots, limits.concurrency),
+            capacity: Capacity::new(limits.slots, limits.concurrency + MOST_AHEAD),
             queue: Queue::default(),
             in_flight: 0,
             up: 0,
@@ -88,28 +96,30 @@ impl Scheduler {
     /// Takes in what happened, and hands out what is to be done about it, in this order.
     pub(crate) fn on(&mut self, event: Event, now: Instant) -> Drain<'_, Effect> {
         match event {
-            Event::Submit { ticket, preferred, deadline } => {
-                self.submit(Entry { ticket, preferred, deadline, since: now }, now);
+            Event::Submit { ticket, preferred, deadline, load } => {
+                self.submit(Entry { ticket, preferred, deadline, since: now, load }, now);
             }
             Event::Withdraw(ticket) => {
                 self.queue.remove(ticket);
+                // It may have stood before one that can be handed over ahead.
+                self.dispatch(now);
                 self.stop_if_drained();
             }
-            Event::Finished(worker) => self.finished(worker, true, now),
-            Event::Released(worker) => self.finished(worker, false, now),
+            Event::Finished(worker, load) => self.finished(worker, load, true, now),
+            Event::Released(worker, load) => self.finished(worker, load, false, now),
             Event::Lost(worker) => {
                 self.in_flight -= 1;
                 self.kill(worker, KillReason::Lost, now);
                 self.stop_if_drained();
             }
-            Event::Abandoned(worker, call) => {
+            Event::Abandoned(worker, call, load) => {
                 self.in_flight -= 1;
-                self.abandoned(worker, call, now);
+                self.abandoned(worker, call, load, now);
                 self.stop_if_drained();
             }
             Event::Settled(worker) => self.settled(worker, now),
             Event::Unsettled(worker) => self.kill(worker, KillReason::CancelFailed, now),
-            Event::Launched(worker) => self.launched(worker, now),
+            Event::Launched { worker, keeps_calls } => self.launched(worker, keeps_calls, now),
             Event::LaunchFailed(worker) => {
                 if self.is_current(worker) && matches!(self.slot(worker).state, SlotState::Launching) {
                     self.vacate(worker, false, now);
@@ -151,10 +161,11 @@ impl Scheduler {
         if call.deadline.is_some_and(|at| at <= now) {
             return self.effects.push(Effect::Expire(ticket));
         }
-        let preferred =
-            call.preferred.filter(|worker| self.is_current(*worker) && self.capacity.contains(worker.slot));
-        if let Some(slot) = preferred.map(|worker| worker.slot).or_else(|| self.capacity.first()) {
-            return self.assign(ticket, slot);
+        // Nobody overtakes the queue.
+        if self.queue.len() == 0
+            && let Some(slot) = self.pick(&call)
+        {
+            return self.assign(ticket, slot, call.load, now);
         }
         if self.has_no_hope() {
             return self.reject(ticket, Refusal::NoWorkers { next_attempt: self.next_attempt() });
@@ -169,18 +180,68 @@ impl Scheduler {
         self.wake = earliest;
     }
 
+    /// The worker that a call may be handed to now: an idle one, of those the one it prefers; or, for a brief call, one that
+    /// has only brief ones before it.
+    fn pick(&self, call: &Entry) -> Option<u32> {
+        let first = self.capacity.first()?;
+        let is_idle = |slot| self.capacity.running(slot) < self.limits.concurrency;
+        let takes = |slot| self.capacity.contains(slot) && (is_idle(slot) || !is_idle(first));
+        if !is_idle(first) && !call.load.is_brief() {
+            return None;
+        }
+        let preferred = call.preferred.filter(|worker| self.is_current(*worker) && takes(worker.slot));
+        Some(preferred.map_or(first, |worker| worker.slot))
+    }
+
     fn reject(&mut self, ticket: Ticket, refusal: Refusal) {
         self.effects.push(Effect::Reject { ticket, refusal });
     }
 
-    fn assign(&mut self, ticket: Ticket, index: u32) {
+    fn assign(&mut self, ticket: Ticket, index: u32, load: Load, now: Instant) {
         let slot = &mut self.slots[index as usize];
         let worker = slot.key();
         if let Some(up) = slot.up() {
-            up.running += 1;
-            self.capacity.put(index, up.running);
+            up.add(load, now);
+            let is_ahead = up.running() as usize > self.limits.concurrency;
             self.in_flight += 1;
             self.effects.push(Effect::Assign { ticket, worker });
+            self.refit(index);
+            if is_ahead {
+                self.wake_at(now + RECALL_AFTER);
+            }
+        }
+    }
+
+    /// Puts a slot where its load says it belongs.
+    fn refit(&mut self, index: u32) {
+        let (concurrency, most) = (self.limits.concurrency, self.limits.concurrency + MOST_AHEAD);
+        let Some(up) = self.slots[index as usize].up() else { return };
+        let running = up.running() as usize;
+        let has_room = running < concurrency || (running < most && up.takes_ahead());
+        if has_room && up.settling == 0 {
+            self.capacity.put(index, up.running());
+        } else {
+            self.capacity.remove(index);
+        }
+    }
+
+    /// Asks for calls back from workers that sit on them while others are idle.
+    fn recall(&mut self, now: Instant) {
+        let concurrency = self.limits.concurrency;
+        let someone_is_idle =
+            self.capacity.first().is_some_and(|slot| self.capacity.running(slot) < concurrency);
+        for index in 0..self.slots.len() {
+            let slot = &self.slots[index];
+            let SlotState::Up(up) = slot.state else { continue };
+            if (up.running() + up.settling) as usize <= concurrency || up.running() == 0 {
+                continue;
+            }
+            let due = up.moved + RECALL_AFTER;
+            if due <= now && someone_is_idle {
+                self.effects.push(Effect::Recall(slot.key()));
+            }
+            // Those that come too late for it now are asked for again.
+            self.wake_at(if due <= now { now + RECALL_AFTER } else { due });
         }
     }
 
@@ -188,17 +249,25 @@ impl Scheduler {
     fn dispatch(&mut self, now: Instant) {
         while self.queue.len() > 0
             && let Some(slot) = self.capacity.first()
-            && let Some(call) = self.queue.take_for(self.slots[slot as usize].key())
         {
-            if call.deadline.is_some_and(|at| at <= now) {
-                self.effects.push(Effect::Expire(call.ticket));
+            let call = if self.capacity.running(slot) < self.limits.concurrency {
+                self.queue.take_for(self.slots[slot as usize].key())
+            } else if self.queue.begins_brief() {
+                self.queue.take_first()
             } else {
-                self.assign(call.ticket, slot);
+                None
+            };
+            match call {
+                None => return,
+                Some(call) if call.deadline.is_some_and(|at| at <= now) => {
+                    self.effects.push(Effect::Expire(call.ticket));
+                }
+                Some(call) => self.assign(call.ticket, slot, call.load, now),
             }
         }
     }
 
-    fn finished(&mut self, worker: WorkerKey, served: bool, now: Instant) {
+    fn finished(&mut self, worker: WorkerKey, load: Load, served: bool, now: Instant) {
         self.in_flight -= 1;
         if self.is_current(worker) {
             let slot = &mut self.slots[worker.index()];
@@ -206,23 +275,21 @@ impl Scheduler {
                 slot.serve();
             }
             if let Some(up) = slot.up() {
-                up.running -= 1;
-                if up.settling == 0 {
-                    self.capacity.put(worker.slot, up.running);
-                }
+                up.remove(load, now);
             }
+            self.refit(worker.slot);
             self.dispatch(now);
         }
         self.stop_if_drained();
     }
 
-    fn abandoned(&mut self, worker: WorkerKey, call: snakepit_registry::CallId, now: Instant) {
+    fn abandoned(&mut self, worker: WorkerKey, call: snakepit_registry::CallId, load: Load, now: Instant) {
         let settle_by = now + self.limits.cancel_grace;
         if !self.is_current(worker) {
             return;
         }
         if let Some(up) = self.slots[worker.index()].up() {
-            up.running -= 1;
+            up.remove(load, now);
             up.settling += 1;
             up.settle_by = settle_by;
             self.capacity.remove(worker.slot);
@@ -240,7 +307,7 @@ impl Scheduler {
         {
             up.settling -= 1;
             if up.settling == 0 {
-                self.capacity.put(worker.slot, up.running);
+                self.refit(worker.slot);
                 self.dispatch(now);
             }
         }
@@ -264,11 +331,11 @@ impl Scheduler {
         self.slots[worker.index()].state = SlotState::Ending { healthy };
     }
 
-    fn launched(&mut self, worker: WorkerKey, now: Instant) {
+    fn launched(&mut self, worker: WorkerKey, keeps_calls: bool, now: Instant) {
         if !self.is_current(worker) || !matches!(self.slot(worker).state, SlotState::Launching) {
             return;
         }
-        self.slots[worker.index()].state = SlotState::Up(Up::new(now));
+        self.slots[worker.index()].state = SlotState::Up(Up::new(keeps_calls, now));
         self.up += 1;
         if self.phase == Phase::Stopping {
             self.end(worker, true);
@@ -350,6 +417,8 @@ impl Scheduler {
                 _ => {}
             }
         }
+        self.dispatch(now);
+        self.recall(now);
         match self.phase {
             Phase::Draining { until } if until <= now => self.stop(),
             Phase::Draining { until } => {

@@ -137,10 +137,13 @@ impl WorkerLauncher for ProcessLauncher {
         };
         let peer =
             Peer { id: id.clone(), exit: supervised.exit_watch(), tail: supervised.output_tail(), progress };
+        // Workers that serve this stream queue its calls for the one thread that runs Python.
+        let keeps_calls = multiplexer.is_some();
         let handler = RemoteWorker::new(client, multiplexer, peer);
         let (worker, driver) =
             Worker::new(id.clone(), Some(supervised.pid()), address.to_string(), Arc::new(handler));
         supervised.activate(driver);
+        let worker = worker.keeping_calls(keeps_calls);
         tracing::debug!(worker = %id, pid = worker.pid(), %address, "worker ready");
         Ok(worker)
     }

@@ -14,6 +14,7 @@ pub struct Worker {
     pid: Option<u32>,
     address: Arc<str>,
     handler: Arc<dyn ToolHandler>,
+    keeps_calls: bool,
     commands: mpsc::UnboundedSender<DriverCommand>,
     exit: watch::Receiver<Option<WorkerExit>>,
 }
@@ -51,8 +52,23 @@ impl Worker {
     ) -> (Self, WorkerDriver) {
         let (commands, received) = mpsc::unbounded_channel();
         let (exit_tx, exit) = watch::channel(None);
-        let worker = Self { id, pid, address: address.into(), handler, commands, exit };
+        let worker = Self { id, pid, address: address.into(), handler, keeps_calls: false, commands, exit };
         (worker, WorkerDriver { commands: received, exit: exit_tx })
+    }
+
+    /// Says that the worker runs one call at a time, keeps those that it is handed meanwhile in their order, and gives
+    /// back those that it has not begun when it is [asked to](ToolHandler::recall). Such a worker may be handed short
+    /// calls ahead of their turn, which saves it a round trip for each.
+    #[must_use]
+    pub const fn keeping_calls(mut self, keeps: bool) -> Self {
+        self.keeps_calls = keeps;
+        self
+    }
+
+    /// Whether it may be [handed calls ahead](Self::keeping_calls).
+    #[must_use]
+    pub const fn keeps_calls(&self) -> bool {
+        self.keeps_calls
     }
 
     /// Its id.

@@ -37,7 +37,7 @@ impl Stream for Leased {
             // The lease is dropped unfinished: for all that is known, the worker still runs the call.
             Err(cut) => Some(Err(cut)),
             Ok(_) => {
-                tether.finish();
+                tether.finish(None);
                 None
             }
         })

@@ -63,8 +63,8 @@ impl Tether {
     }
 
     /// The call has its answer.
-    pub(super) fn finish(self) {
-        self.lease.finish();
+    pub(super) fn finish(self, took: Option<Duration>) {
+        self.lease.finish(took);
     }
 
     /// The call has failed. Returns the error as the caller should see it.
@@ -75,12 +75,13 @@ impl Tether {
             // "unavailable" would mean the pool.
             ToolError::Unavailable { reason, .. } => {
                 let worker = self.lease.member().worker.id().to_string();
-                self.lease.finish();
+                self.lease.release();
                 return ToolError::WorkerLost { worker, reason, delivered: false, output_lines: Vec::new() };
             }
             // The worker, or the way to it, gave the call up, which does not prove that the tool has ended.
             ToolError::Cancelled { .. } | ToolError::DeadlineExceeded { .. } => drop(self.lease),
-            _ => self.lease.finish(),
+            ToolError::Recalled { .. } => self.lease.release(),
+            _ => self.lease.finish(None),
         }
         error
     }

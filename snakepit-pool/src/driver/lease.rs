@@ -3,13 +3,14 @@
 use std::{
     sync::Arc,
     task::{Context, Waker},
+    time::Duration,
 };
 
 use snakepit_registry::CallId;
 use tokio::time::Instant;
 
 use super::{Event, Member, Shared};
-use crate::scheduler::WorkerKey;
+use crate::scheduler::{Load, WorkerKey};
 
 /// A call that holds a worker, in the driver's books.
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub(super) struct Running {
     pub(super) call: CallId,
     pub(super) worker: WorkerKey,
     pub(super) deadline: Option<Instant>,
+    pub(super) load: Load,
     waker: Option<Waker>,
     signal: Option<Signal>,
     /// Whether the worker was taken away: the scheduler then knows the call as abandoned already.
@@ -35,8 +37,8 @@ pub(crate) enum Signal {
 }
 
 impl Running {
-    pub(super) const fn new(call: CallId, worker: WorkerKey, deadline: Option<Instant>) -> Self {
-        Self { call, worker, deadline, waker: None, signal: None, revoked: false }
+    pub(super) const fn new(call: CallId, worker: WorkerKey, deadline: Option<Instant>, load: Load) -> Self {
+        Self { call, worker, deadline, load, waker: None, signal: None, revoked: false }
     }
 
     pub(super) fn signal(&mut self, signal: Signal) -> Option<Waker> {
@@ -62,6 +64,8 @@ pub(crate) struct Lease {
     shared: Arc<Shared>,
     member: Arc<Member>,
     call: CallId,
+    tool: Arc<str>,
+    load: Load,
     key: usize,
     /// What to report when the lease ends.
     end: End,
@@ -70,13 +74,21 @@ pub(crate) struct Lease {
 #[derive(Debug, Clone, Copy)]
 enum End {
     Abandoned,
-    Finished,
+    Finished(Option<Duration>),
+    Released,
     Lost,
 }
 
 impl Lease {
-    pub(super) const fn new(shared: Arc<Shared>, member: Arc<Member>, call: CallId, key: usize) -> Self {
-        Self { shared, member, call, key, end: End::Abandoned }
+    pub(super) const fn new(
+        shared: Arc<Shared>,
+        member: Arc<Member>,
+        call: CallId,
+        tool: Arc<str>,
+        load: Load,
+        key: usize,
+    ) -> Self {
+        Self { shared, member, call, tool, load, key, end: End::Abandoned }
     }
 
     pub(crate) fn member(&self) -> &Arc<Member> {
@@ -96,9 +108,14 @@ impl Lease {
         })
     }
 
-    /// The call has ended: the worker is free.
-    pub(crate) fn finish(mut self) {
-        self.end = End::Finished;
+    /// The call has ended: the worker is free. `took` is how long its tool ran, where known.
+    pub(crate) fn finish(mut self, took: Option<Duration>) {
+        self.end = End::Finished(took);
+    }
+
+    /// The worker gave the call back without having begun it.
+    pub(crate) fn release(mut self) {
+        self.end = End::Released;
     }
 
     /// The call has ended because the worker is lost, though its exit may not be known yet.
@@ -111,11 +128,17 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let worker = self.member.key;
         let event = match self.end {
-            End::Abandoned => Event::Abandoned(worker, self.call),
-            End::Finished => Event::Finished(worker),
+            End::Abandoned => Event::Abandoned(worker, self.call, self.load),
+            End::Finished(_) => Event::Finished(worker, self.load),
+            End::Released => Event::Released(worker, self.load),
             End::Lost => Event::Lost(worker),
         };
         // What is left of the call holds a waker, and so is dropped after the lock is released.
-        drop(self.shared.with_state(|state, wakes| self.shared.end(state, self.key, event, wakes)));
+        drop(self.shared.with_state(|state, wakes| {
+            if let End::Finished(Some(took)) = self.end {
+                state.times.record(&self.tool, took);
+            }
+            self.shared.end(state, self.key, event, wakes)
+        }));
     }
 }

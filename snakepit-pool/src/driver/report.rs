@@ -77,7 +77,7 @@ fn worker_state(state: &SlotState) -> WorkerState {
     match state {
         SlotState::Launching => WorkerState::Starting,
         SlotState::Up(up) if up.settling > 0 => WorkerState::Quarantined,
-        SlotState::Up(up) if up.running > 0 => WorkerState::Busy,
+        SlotState::Up(up) if up.running() > 0 => WorkerState::Busy,
         SlotState::Up(_) => WorkerState::Idle,
         SlotState::Ending { .. } => WorkerState::Stopping,
         SlotState::BackingOff { .. } | SlotState::Gone => WorkerState::Dead,

@@ -6,17 +6,18 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use snakepit_registry::CallId;
+use snakepit_registry::{CallId, ToolCall};
 use tokio::time::Instant;
 
 use super::{Event, Lease, Member, Refusal, Shared};
-use crate::scheduler::Ticket;
+use crate::scheduler::{Load, Ticket};
 
 /// One who waits.
 #[derive(Debug)]
 pub(super) struct Waiter {
     pub(super) call: CallId,
     pub(super) deadline: Option<Instant>,
+    pub(super) load: Load,
     number: u64,
     answer: Answer,
 }
@@ -75,28 +76,26 @@ pub(crate) struct Acquire {
     shared: Arc<Shared>,
     /// `None` once the answer was taken.
     ticket: Option<Ticket>,
+    tool: Arc<str>,
     deadline: Option<Instant>,
 }
 
 impl Acquire {
     /// Asks for a worker, at once: a place in the queue does not depend on when the future is first polled.
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        call: CallId,
-        preferred: Option<&str>,
-        deadline: Option<Instant>,
-    ) -> Self {
-        let preferred = preferred.and_then(|id| shared.worker_key(id));
+    pub(crate) fn new(shared: Arc<Shared>, call: &ToolCall) -> Self {
+        let preferred = call.preferred_worker.as_deref().and_then(|id| shared.worker_key(id));
+        let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
         let ticket = shared.with_state(|state, wakes| {
             state.tickets += 1;
             let number = state.tickets;
-            let waiter = state.waiters.insert(Waiter { call, deadline, number, answer: Answer::None(None) });
-            let ticket = Ticket { number, waiter };
-            let submit = Event::Submit { ticket, preferred, deadline };
+            let load = state.times.load(call);
+            let waiter = Waiter { call: call.id, deadline, load, number, answer: Answer::None(None) };
+            let ticket = Ticket { number, waiter: state.waiters.insert(waiter) };
+            let submit = Event::Submit { ticket, preferred, deadline, load };
             shared.apply(state, submit, Instant::now(), wakes);
             ticket
         });
-        Self { shared, ticket: Some(ticket), deadline }
+        Self { shared, ticket: Some(ticket), tool, deadline }
     }
 }
 
@@ -128,7 +127,8 @@ impl Future for Acquire {
         self.ticket = None;
         Poll::Ready(match waiter.answer {
             Answer::Assigned { member, key } => {
-                Ok(Lease::new(Arc::clone(&self.shared), member, waiter.call, key))
+                let (shared, tool) = (Arc::clone(&self.shared), Arc::clone(&self.tool));
+                Ok(Lease::new(shared, member, waiter.call, tool, waiter.load, key))
             }
             Answer::Refused(denial) => Err(denial),
             // It was just seen to be answered.
@@ -149,7 +149,7 @@ impl Acquire {
                     None
                 }
                 Answer::Assigned { member, key } => {
-                    Some(self.shared.end(state, *key, Event::Released(member.key), wakes))
+                    Some(self.shared.end(state, *key, Event::Released(member.key, waiter.load), wakes))
                 }
                 Answer::Refused(_) => None,
             };

@@ -1,4 +1,4 @@
-//! The slots that can take a call now: the least busy first, and among those the least recently used.
+//! The slots that can be handed a call now: the least busy first, and among those the least recently used.
 //!
 //! Least recently used spreads calls over all workers, so they warm up, grow and age alike, and a worker that fails
 //! fast is not handed the next call at once.
@@ -6,7 +6,7 @@
 const NONE: u32 = u32::MAX;
 
 /// One list of slots per number of calls they run. Everything is O(1) but for the search of the first list that is
-/// not empty, which is bounded by the concurrency of a worker.
+/// not empty, which is bounded by how many calls a worker may be handed.
 #[derive(Debug)]
 pub(super) struct Capacity {
     links: Vec<Link>,
@@ -37,6 +37,11 @@ impl Capacity {
     /// The slot whose turn it is.
     pub(super) fn first(&self) -> Option<u32> {
         self.lists.iter().map(|ends| ends.first).find(|first| *first != NONE)
+    }
+
+    /// How many calls a slot with capacity runs.
+    pub(super) fn running(&self, slot: u32) -> usize {
+        self.links[slot as usize].list as usize
     }
 
     pub(super) fn contains(&self, slot: u32) -> bool {

@@ -5,6 +5,8 @@ use std::{fmt, time::Duration};
 use snakepit_registry::CallId;
 use tokio::time::Instant;
 
+use super::Load;
+
 /// Names a call that asks for a worker. Later calls have larger numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Ticket {
@@ -31,23 +33,27 @@ impl WorkerKey {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Event {
     /// A call wants a worker.
-    Submit { ticket: Ticket, preferred: Option<WorkerKey>, deadline: Option<Instant> },
+    Submit { ticket: Ticket, preferred: Option<WorkerKey>, deadline: Option<Instant>, load: Load },
     /// A call that may still be queued is no longer wanted.
     Withdraw(Ticket),
     /// A call ended on the worker.
-    Finished(WorkerKey),
-    /// A call was assigned to the worker but never handed to it.
-    Released(WorkerKey),
+    Finished(WorkerKey, Load),
+    /// A call was assigned to the worker but did not begin there.
+    Released(WorkerKey, Load),
     /// A call ended because the worker is lost, though its exit may not be known yet.
     Lost(WorkerKey),
     /// Nobody waits for this call any more, and it may still run.
-    Abandoned(WorkerKey, CallId),
+    Abandoned(WorkerKey, CallId, Load),
     /// An abandoned call provably runs no more.
     Settled(WorkerKey),
     /// Nobody can tell whether an abandoned call still runs.
     Unsettled(WorkerKey),
     /// A launch succeeded.
-    Launched(WorkerKey),
+    Launched {
+        worker: WorkerKey,
+        /// Whether it keeps calls that it is handed ahead, and gives them back when asked.
+        keeps_calls: bool,
+    },
     /// A launch failed, or was called off.
     LaunchFailed(WorkerKey),
     /// The worker is gone.
@@ -73,6 +79,8 @@ pub(crate) enum Effect {
     AbortLaunch(WorkerKey),
     /// Cancel the call; answer with `Settled` or `Unsettled`.
     Settle(WorkerKey, CallId),
+    /// Ask for the calls back that the worker has not begun; answer each one that comes with `Released`.
+    Recall(WorkerKey),
     /// Kill the worker; answer with `Exited`.
     Kill(WorkerKey, KillReason),
     /// Ask the worker to stop; answer with `Exited`.

@@ -4,7 +4,10 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-use super::event::{Ticket, WorkerKey};
+use super::{
+    Load,
+    event::{Ticket, WorkerKey},
+};
 
 /// How far from the head a call may be picked because it prefers the worker that became free.
 const WINDOW: usize = 8;
@@ -15,6 +18,7 @@ pub(super) struct Entry {
     pub(super) preferred: Option<WorkerKey>,
     pub(super) deadline: Option<Instant>,
     pub(super) since: Instant,
+    pub(super) load: Load,
 }
 
 /// Entries stand in the order of their ticket numbers, so that one in the middle is found by bisection. What leaves
@@ -58,6 +62,12 @@ impl Queue {
         self.preferring += usize::from(entry.preferred.is_some());
         self.earliest = earlier(self.earliest, entry.deadline);
         self.places.push_back(Place { number: entry.ticket.number, entry: Some(entry) });
+    }
+
+    /// Whether the first call in the queue may be handed over ahead of its turn.
+    pub(super) fn begins_brief(&self) -> bool {
+        let head = self.places.front().and_then(|place| place.entry.as_ref());
+        head.is_some_and(|entry| entry.load.is_brief())
     }
 
     /// Takes the call that should run on this worker next.

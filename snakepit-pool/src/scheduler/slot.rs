@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::event::WorkerKey;
+use super::{
+    event::WorkerKey,
+    load::{Backlog, Load},
+};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
@@ -42,8 +45,11 @@ pub(crate) enum SlotState {
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Up {
-    /// Calls that run on it.
-    pub(crate) running: u32,
+    backlog: Backlog,
+    /// Whether it keeps calls that it is handed ahead, and gives them back when asked.
+    pub(super) keeps_calls: bool,
+    /// When it last got or ended a call.
+    pub(super) moved: Instant,
     /// Abandoned calls that may still run on it. While there are any, it gets no calls.
     pub(crate) settling: u32,
     /// When the abandoned calls must have ended.
@@ -53,8 +59,36 @@ pub(crate) struct Up {
 }
 
 impl Up {
-    pub(super) const fn new(now: Instant) -> Self {
-        Self { running: 0, settling: 0, settle_by: now, since: now, served: false }
+    pub(super) fn new(keeps_calls: bool, now: Instant) -> Self {
+        Self {
+            backlog: Backlog::default(),
+            keeps_calls,
+            moved: now,
+            settling: 0,
+            settle_by: now,
+            since: now,
+            served: false,
+        }
+    }
+
+    /// How many calls it was handed and has not ended.
+    pub(crate) const fn running(&self) -> u32 {
+        self.backlog.calls()
+    }
+
+    pub(super) fn add(&mut self, load: Load, now: Instant) {
+        self.backlog.add(load);
+        self.moved = now;
+    }
+
+    pub(super) fn remove(&mut self, load: Load, now: Instant) {
+        self.backlog.remove(load);
+        self.moved = now;
+    }
+
+    /// Whether another call may be handed over although as many run as may.
+    pub(super) fn takes_ahead(&self) -> bool {
+        self.keeps_calls && self.backlog.is_brief()
     }
 
     pub(super) fn is_healthy(&self, now: Instant) -> bool {

@@ -28,7 +28,7 @@ impl Bench {
         let mut bench = Self::new(slots, concurrency, queue);
         for effect in bench.on(Event::Tick) {
             let Effect::Launch(worker) = effect else { panic!("{effect:?}") };
-            bench.on(Event::Launched(worker));
+            bench.on(launched(worker));
         }
         bench
     }
@@ -45,7 +45,7 @@ impl Bench {
     fn submit_with(&mut self, preferred: Option<WorkerKey>, timeout: Option<u64>) -> (Ticket, Vec<Effect>) {
         let ticket = self.ticket();
         let deadline = timeout.map(|millis| self.now + Duration::from_millis(millis));
-        (ticket, self.on(Event::Submit { ticket, preferred, deadline }))
+        (ticket, self.on(Event::Submit { ticket, preferred, deadline, load: Load::LONG }))
     }
 
     fn submit(&mut self) -> (Ticket, Vec<Effect>) {
@@ -63,6 +63,10 @@ const fn worker(slot: u32, generation: u32) -> WorkerKey {
     WorkerKey { slot, generation }
 }
 
+const fn launched(worker: WorkerKey) -> Event {
+    Event::Launched { worker, keeps_calls: true }
+}
+
 fn assign(ticket: Ticket, to: WorkerKey) -> Vec<Effect> {
     vec![Effect::Assign { ticket, worker: to }]
 }
@@ -74,7 +78,7 @@ fn all_workers_are_launched_at_once_and_calls_wait_for_the_first() {
     assert_eq!(effects, []);
     let launches = [0, 1, 2].map(|slot| Effect::Launch(worker(slot, 1)));
     assert_eq!(bench.on(Event::Tick), launches);
-    assert_eq!(bench.on(Event::Launched(worker(1, 1))), assign(first, worker(1, 1)));
+    assert_eq!(bench.on(launched(worker(1, 1))), assign(first, worker(1, 1)));
 }
 
 #[test]
@@ -85,9 +89,9 @@ fn calls_go_to_the_least_recently_used_worker_and_queue_in_order() {
     let (b, effects) = bench.submit();
     assert_eq!(effects, assign(b, worker(1, 1)));
     let queued = [(); 3].map(|()| bench.submit().0);
-    assert_eq!(bench.on(Event::Finished(worker(1, 1))), assign(queued[0], worker(1, 1)));
+    assert_eq!(bench.on(Event::Finished(worker(1, 1), Load::LONG)), assign(queued[0], worker(1, 1)));
     bench.on(Event::Withdraw(queued[1]));
-    assert_eq!(bench.on(Event::Finished(worker(0, 1))), assign(queued[2], worker(0, 1)));
+    assert_eq!(bench.on(Event::Finished(worker(0, 1), Load::LONG)), assign(queued[2], worker(0, 1)));
 }
 
 #[test]
@@ -122,7 +126,7 @@ fn a_freed_worker_favours_a_call_that_prefers_it_but_not_twice_in_a_row() {
     let (plain, _) = bench.submit();
     let (first, _) = bench.submit_with(Some(worker(0, 1)), None);
     let (second, _) = bench.submit_with(Some(worker(0, 1)), None);
-    let order: Vec<_> = (0..3).flat_map(|_| bench.on(Event::Finished(worker(0, 1)))).collect();
+    let order: Vec<_> = (0..3).flat_map(|_| bench.on(Event::Finished(worker(0, 1), Load::LONG))).collect();
     let expected = [first, plain, second].map(|ticket| Effect::Assign { ticket, worker: worker(0, 1) });
     assert_eq!(order, expected);
 }
@@ -161,7 +165,7 @@ fn a_call_that_is_overdue_when_its_turn_comes_is_not_handed_over() {
     let (live, _) = bench.submit();
     // The timer is late; the worker is faster.
     bench.now += Duration::from_millis(100);
-    let effects = bench.on(Event::Finished(worker(0, 1)));
+    let effects = bench.on(Event::Finished(worker(0, 1), Load::LONG));
     assert_eq!(effects, [Effect::Expire(dead), Effect::Assign { ticket: live, worker: worker(0, 1) }]);
 }
 
@@ -171,7 +175,10 @@ fn an_abandoned_call_keeps_its_worker_out_of_service_until_it_has_settled() {
     bench.submit();
     let (queued, _) = bench.submit();
     let call = CallId::from_u64(7);
-    assert_eq!(bench.on(Event::Abandoned(worker(0, 1), call)), [Effect::Settle(worker(0, 1), call)]);
+    assert_eq!(
+        bench.on(Event::Abandoned(worker(0, 1), call, Load::LONG)),
+        [Effect::Settle(worker(0, 1), call)]
+    );
     assert_eq!(bench.scheduler.in_flight(), 0);
     assert_eq!(bench.on(Event::Settled(worker(0, 1))), assign(queued, worker(0, 1)));
 }
@@ -181,10 +188,10 @@ fn a_worker_that_does_not_settle_is_killed_and_replaced() {
     for event in [None, Some(Event::Unsettled(worker(0, 1)))] {
         let mut bench = Bench::up(1, 1, 10);
         bench.submit();
-        bench.on(Event::Finished(worker(0, 1)));
+        bench.on(Event::Finished(worker(0, 1), Load::LONG));
         bench.submit();
         let (queued, _) = bench.submit();
-        bench.on(Event::Abandoned(worker(0, 1), CallId::from_u64(7)));
+        bench.on(Event::Abandoned(worker(0, 1), CallId::from_u64(7), Load::LONG));
         let (effects, why) = match event {
             Some(event) => (bench.on(event), KillReason::CancelFailed),
             None => (bench.advance(2000), KillReason::CancelIgnored { grace: Duration::from_secs(2) }),
@@ -193,7 +200,7 @@ fn a_worker_that_does_not_settle_is_killed_and_replaced() {
         assert_eq!(bench.on(Event::Settled(worker(0, 1))), [], "it is too late for that");
         // It had served a call, so its replacement comes at once.
         assert_eq!(bench.on(Event::Exited(worker(0, 1))), [Effect::Launch(worker(0, 2))]);
-        assert_eq!(bench.on(Event::Launched(worker(0, 2))), assign(queued, worker(0, 2)));
+        assert_eq!(bench.on(launched(worker(0, 2))), assign(queued, worker(0, 2)));
     }
 }
 
@@ -212,10 +219,10 @@ fn what_an_old_worker_does_means_nothing_to_the_new_one() {
     bench.submit();
     bench.on(Event::Exited(worker(0, 1)));
     bench.advance(100);
-    bench.on(Event::Launched(worker(0, 2)));
+    bench.on(launched(worker(0, 2)));
     bench.submit();
     assert_eq!(bench.scheduler.in_flight(), 2, "the lost call has not been told yet");
-    assert_eq!(bench.on(Event::Finished(worker(0, 1))), []);
+    assert_eq!(bench.on(Event::Finished(worker(0, 1), Load::LONG)), []);
     assert_eq!(bench.on(Event::Exited(worker(0, 1))), []);
     assert_eq!(bench.on(Event::Settled(worker(0, 1))), []);
     assert_eq!(bench.scheduler.in_flight(), 1);
@@ -235,14 +242,14 @@ fn launches_that_fail_back_off_and_a_worker_that_serves_resets_that() {
         assert_eq!(bench.advance(1), [Effect::Launch(worker(0, generation))]);
     }
     // Up alone proves nothing: it dies at once.
-    bench.on(Event::Launched(worker(0, generation)));
+    bench.on(launched(worker(0, generation)));
     assert_eq!(bench.on(Event::Exited(worker(0, generation))), []);
     assert_eq!(bench.advance(1599), []);
     generation += 1;
     assert_eq!(bench.advance(1), [Effect::Launch(worker(0, generation))]);
-    bench.on(Event::Launched(worker(0, generation)));
+    bench.on(launched(worker(0, generation)));
     bench.submit();
-    bench.on(Event::Finished(worker(0, generation)));
+    bench.on(Event::Finished(worker(0, generation), Load::LONG));
     let effects = bench.on(Event::Exited(worker(0, generation)));
     assert_eq!(effects, [Effect::Launch(worker(0, generation + 1))]);
 }
@@ -270,7 +277,7 @@ fn calls_fail_instead_of_waiting_when_no_worker_starts_again_and_again() {
     let (ticket, effects) = bench.submit();
     assert_eq!(effects, [Effect::Reject { ticket, refusal }]);
     bench.advance(400);
-    bench.on(Event::Launched(worker(0, 4)));
+    bench.on(launched(worker(0, 4)));
     let (ticket, effects) = bench.submit();
     assert_eq!(effects, assign(ticket, worker(0, 4)));
 }
@@ -285,9 +292,9 @@ fn a_drain_finishes_what_is_there_and_then_stops() {
     assert_eq!(bench.on(Event::Drain { until }), []);
     let (refused, effects) = bench.submit();
     assert_eq!(effects, [Effect::Reject { ticket: refused, refusal: Refusal::Draining }]);
-    assert_eq!(bench.on(Event::Finished(worker(0, 1))), assign(queued, worker(0, 1)));
-    assert_eq!(bench.on(Event::Finished(worker(1, 1))), []);
-    let effects = bench.on(Event::Finished(worker(0, 1)));
+    assert_eq!(bench.on(Event::Finished(worker(0, 1), Load::LONG)), assign(queued, worker(0, 1)));
+    assert_eq!(bench.on(Event::Finished(worker(1, 1), Load::LONG)), []);
+    let effects = bench.on(Event::Finished(worker(0, 1), Load::LONG));
     assert_eq!(effects, [Effect::Stop(worker(0, 1)), Effect::Stop(worker(1, 1))]);
     assert_eq!(bench.on(Event::Exited(worker(0, 1))), []);
     assert_eq!(bench.on(Event::Exited(worker(1, 1))), [Effect::Stopped]);
@@ -315,7 +322,7 @@ fn a_stop_calls_launches_off_and_forgets_those_that_were_due() {
     let now = bench.now;
     assert_eq!(bench.on(Event::Drain { until: now }), [Effect::AbortLaunch(worker(1, 1))]);
     // The launch had succeeded just before it was called off.
-    assert_eq!(bench.on(Event::Launched(worker(1, 1))), [Effect::Stop(worker(1, 1))]);
+    assert_eq!(bench.on(launched(worker(1, 1))), [Effect::Stop(worker(1, 1))]);
     assert_eq!(bench.on(Event::Exited(worker(1, 1))), [Effect::Stopped]);
     assert_eq!(bench.advance(60_000), []);
 }

@@ -8,11 +8,11 @@ use super::*;
 
 #[derive(Debug, Clone)]
 enum Op {
-    Submit { preferred: Option<(u32, u32)>, timeout: Option<u64> },
+    Submit { preferred: Option<(u32, u32)>, timeout: Option<u64>, micros: u64 },
     Withdraw(Index),
     EndCall(Index, Ending),
     Settle(Index, bool),
-    Launch(Index, bool),
+    Launch(Index, Option<bool>),
     Exit(Index),
     Advance(u64),
     Drain(u64),
@@ -35,12 +35,14 @@ fn op() -> impl Strategy<Value = Op> {
         2 => Just(Ending::Abandoned),
     ];
     prop_oneof![
-        60 => (preferred, prop::option::of(0..3000_u64))
-            .prop_map(|(preferred, timeout)| Op::Submit { preferred, timeout }),
+        60 => (preferred, prop::option::of(0..3000_u64), 0..1000_u64)
+            .prop_map(|(preferred, timeout, micros)| Op::Submit { preferred, timeout, micros }),
         10 => any::<Index>().prop_map(Op::Withdraw),
         50 => (any::<Index>(), ending).prop_map(|(index, ending)| Op::EndCall(index, ending)),
         15 => (any::<Index>(), prop::bool::weighted(0.8)).prop_map(|(index, proven)| Op::Settle(index, proven)),
-        25 => (any::<Index>(), prop::bool::weighted(0.7)).prop_map(|(index, up)| Op::Launch(index, up)),
+        // Whether the launch succeeds, and whether the worker keeps calls.
+        25 => (any::<Index>(), prop::option::weighted(0.7, any::<bool>()))
+            .prop_map(|(index, up)| Op::Launch(index, up)),
         10 => any::<Index>().prop_map(Op::Exit),
         25 => (0..2500_u64).prop_map(Op::Advance),
         // Rare, for everything after it is about the end.
@@ -49,9 +51,11 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 /// What the model knows of a worker that is up.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct ModelWorker {
-    running: usize,
+    running: Vec<Load>,
+    keeps_calls: bool,
+    moved: Instant,
     settling: usize,
     settle_by: Option<Instant>,
     ending: bool,
@@ -62,6 +66,7 @@ struct Queued {
     deadline: Option<Instant>,
     /// How many calls stood before it.
     before: usize,
+    load: Load,
     /// How many calls were taken from the queue since.
     taken: usize,
 }
@@ -71,11 +76,13 @@ struct Model {
     limits: Limits,
     queued: BTreeMap<u64, Queued>,
     /// The calls that hold a worker, lost ones included.
-    running: Vec<WorkerKey>,
+    running: Vec<(WorkerKey, Load)>,
     workers: HashMap<WorkerKey, ModelWorker>,
     launching: Vec<WorkerKey>,
     settling: Vec<WorkerKey>,
     answered: BTreeSet<u64>,
+    /// The workers that were asked for calls by the last event.
+    recalled: Vec<WorkerKey>,
     draining: bool,
     stopped: usize,
 }
@@ -93,6 +100,7 @@ impl Model {
             launching: Vec::new(),
             settling: Vec::new(),
             answered: BTreeSet::new(),
+            recalled: Vec::new(),
             draining: false,
             stopped: 0,
         };
@@ -101,27 +109,50 @@ impl Model {
     }
 
     fn on(&mut self, event: Event) {
+        self.recalled.clear();
         for effect in self.bench.on(event) {
-            self.effect(effect);
+            self.effect(effect, None);
         }
         self.check();
     }
 
-    fn effect(&mut self, effect: Effect) {
+    /// Whether a worker could begin a call at once.
+    fn is_idle(&self, up: &ModelWorker) -> bool {
+        !up.ending && up.settling == 0 && up.running.len() < self.limits.concurrency
+    }
+
+    /// Whether a worker may be handed a brief call ahead of its turn.
+    fn takes_ahead(up: &ModelWorker) -> bool {
+        !up.ending
+            && up.settling == 0
+            && up.keeps_calls
+            && up.running.iter().all(|load| load.is_brief())
+            && up.running.iter().map(|load| load.time()).sum::<Duration>() < Duration::from_millis(1)
+    }
+
+    /// `submitted` is the load of the call that was just submitted; others come from the queue.
+    fn effect(&mut self, effect: Effect, submitted: Option<Load>) {
         match effect {
             Effect::Assign { ticket, worker } => {
                 let from_queue = self.answer(ticket);
+                let load = from_queue.map(|call| call.load).or(submitted).expect("it is queued or new");
                 if let Some(call) = from_queue {
                     assert!(call.taken <= 2 * call.before + 1, "overtaken too often: {call:?}");
                     assert!(call.deadline.is_none_or(|at| at > self.bench.now), "handed over too late");
                     self.queued.values_mut().for_each(|call| call.taken += 1);
                 }
+                let someone_is_idle = self.workers.values().any(|up| self.is_idle(up));
+                let now = self.bench.now;
                 let up = self.workers.get_mut(&worker).expect("it is up");
                 assert!(!up.ending, "an ending worker got a call");
                 assert_eq!(up.settling, 0, "a quarantined worker got a call");
-                up.running += 1;
-                assert!(up.running <= self.limits.concurrency);
-                self.running.push(worker);
+                if up.running.len() >= self.limits.concurrency {
+                    assert!(load.is_brief() && Self::takes_ahead(up), "{load:?} was handed to {up:?}");
+                    assert!(!someone_is_idle, "a call was handed over ahead although a worker is idle");
+                }
+                up.running.push(load);
+                up.moved = now;
+                self.running.push((worker, load));
             }
             Effect::Reject { ticket, .. } => {
                 self.answer(ticket);
@@ -140,6 +171,15 @@ impl Model {
                 up.settling += 1;
                 up.settle_by = Some(self.bench.now + self.limits.cancel_grace);
                 self.settling.push(worker);
+            }
+            Effect::Recall(worker) => {
+                assert!(
+                    self.workers.values().any(|up| self.is_idle(up)),
+                    "nobody could take what comes back"
+                );
+                let up = &self.workers[&worker];
+                assert!(up.running.len() + up.settling > self.limits.concurrency);
+                self.recalled.push(worker);
             }
             Effect::Kill(worker, _) | Effect::Stop(worker) => {
                 let up = self.workers.get_mut(&worker).expect("it is up");
@@ -165,9 +205,10 @@ impl Model {
         assert!(self.queued.len() <= self.limits.queue);
         assert_eq!(scheduler.in_flight(), self.running.len());
         if !self.queued.is_empty() {
-            let idle =
-                |up: &ModelWorker| !up.ending && up.settling == 0 && up.running < self.limits.concurrency;
-            assert!(!self.workers.values().any(idle), "a call waits while a worker is idle");
+            assert!(!self.workers.values().any(|up| self.is_idle(up)), "a call waits while a worker is idle");
+            let head = self.queued.values().next().expect("it is not empty");
+            let ahead = self.workers.values().any(Self::takes_ahead);
+            assert!(!head.load.is_brief() || !ahead, "a brief call waits although a worker would keep it");
         }
         if !self.draining {
             for slot in scheduler.slots() {
@@ -181,31 +222,34 @@ impl Model {
         assert_eq!(self.stopped, usize::from(scheduler.phase() == Phase::Stopped));
     }
 
-    fn submit(&mut self, preferred: Option<(u32, u32)>, timeout: Option<u64>) {
+    fn submit(&mut self, preferred: Option<(u32, u32)>, timeout: Option<u64>, micros: u64) {
+        let load = Load::of(Duration::from_micros(micros));
         let ticket = self.bench.ticket();
         let preferred = preferred.map(|(slot, generation)| worker(slot, generation));
         let deadline = timeout.map(|millis| self.bench.now + Duration::from_millis(millis));
         let before = self.queued.len();
-        let effects = self.bench.on(Event::Submit { ticket, preferred, deadline });
+        let effects = self.bench.on(Event::Submit { ticket, preferred, deadline, load });
         let answered = !effects.is_empty();
-        effects.into_iter().for_each(|effect| self.effect(effect));
+        effects.into_iter().for_each(|effect| self.effect(effect, Some(load)));
         if !answered {
-            self.queued.insert(ticket.number, Queued { deadline, before, taken: 0 });
+            self.queued.insert(ticket.number, Queued { deadline, before, load, taken: 0 });
         }
         assert_eq!(self.answered.contains(&ticket.number), answered);
         self.check();
     }
 
     fn end_call(&mut self, index: usize, ending: Ending) {
-        let worker = self.running.swap_remove(index);
+        let (worker, load) = self.running.swap_remove(index);
         if let Some(up) = self.workers.get_mut(&worker) {
-            up.running -= 1;
+            let index = up.running.iter().position(|other| *other == load).expect("it runs there");
+            up.running.swap_remove(index);
+            up.moved = self.bench.now;
         }
         self.on(match ending {
-            Ending::Finished => Event::Finished(worker),
-            Ending::Released => Event::Released(worker),
+            Ending::Finished => Event::Finished(worker, load),
+            Ending::Released => Event::Released(worker, load),
             Ending::Lost => Event::Lost(worker),
-            Ending::Abandoned => Event::Abandoned(worker, CallId::from_u64(1)),
+            Ending::Abandoned => Event::Abandoned(worker, CallId::from_u64(1), load),
         });
     }
 
@@ -215,14 +259,19 @@ impl Model {
         self.on(Event::Exited(worker));
     }
 
-    fn launch(&mut self, index: usize, succeeds: bool) {
+    fn launch(&mut self, index: usize, up: Option<bool>) {
         let worker = self.launching.swap_remove(index);
-        if succeeds {
-            self.workers.insert(worker, ModelWorker::default());
-            self.on(Event::Launched(worker));
-        } else {
-            self.on(Event::LaunchFailed(worker));
-        }
+        let Some(keeps_calls) = up else { return self.on(Event::LaunchFailed(worker)) };
+        let up = ModelWorker {
+            running: Vec::new(),
+            keeps_calls,
+            moved: self.bench.now,
+            settling: 0,
+            settle_by: None,
+            ending: false,
+        };
+        self.workers.insert(worker, up);
+        self.on(Event::Launched { worker, keeps_calls });
     }
 
     fn advance(&mut self, millis: u64) {
@@ -234,6 +283,16 @@ impl Model {
         assert!(self.bench.scheduler.wake().is_none_or(|at| at > now), "one tick is enough");
         let overdue = |call: &Queued| call.deadline.is_some_and(|at| at <= now);
         assert!(!self.queued.values().any(overdue), "a queued call outlived its deadline");
+        let someone_is_idle = self.workers.values().any(|up| self.is_idle(up));
+        for (worker, up) in &self.workers {
+            let sits = !up.running.is_empty() && up.running.len() + up.settling > self.limits.concurrency;
+            if someone_is_idle && sits && !up.ending && up.moved + RECALL_AFTER <= now {
+                assert!(
+                    self.recalled.contains(worker),
+                    "{up:?} sits on calls that an idle worker could take"
+                );
+            }
+        }
         for up in self.workers.values().filter(|up| up.settling > 0 && !up.ending) {
             assert!(up.settle_by.is_some_and(|at| at > now), "a call outlived its grace: {up:?}");
         }
@@ -241,7 +300,7 @@ impl Model {
 
     fn step(&mut self, op: &Op) {
         match op {
-            Op::Submit { preferred, timeout } => self.submit(*preferred, *timeout),
+            Op::Submit { preferred, timeout, micros } => self.submit(*preferred, *timeout, *micros),
             Op::Withdraw(index) => {
                 let numbers: Vec<u64> = self.queued.keys().copied().collect();
                 if !numbers.is_empty() {
@@ -287,7 +346,7 @@ impl Model {
         self.advance(1000);
         assert!(self.queued.is_empty());
         while !self.launching.is_empty() {
-            self.launch(0, false);
+            self.launch(0, None);
         }
         let left: Vec<WorkerKey> = self.workers.keys().copied().collect();
         for worker in left {
