@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tower::Service;
 use tracing::{Span, field};
 
+pub(crate) use self::stream::Source;
 use self::{stream::Leased, tether::Tether};
 use crate::{
     chunks::wrap,

@@ -32,6 +32,7 @@ pub(crate) use self::{
 };
 use crate::{
     PoolConfig, PoolError,
+    dispatch::Source,
     metrics::Totals,
     scheduler::{Effect, Event, Limits, Refusal, Scheduler, WorkerKey, earlier},
 };
@@ -85,12 +86,15 @@ pub(crate) enum Startup {
     Failed(PoolError),
 }
 
-/// What is to be done once the lock is released: wakers to be woken, hardly ever more than one, and calls to be asked back.
-#[derive(Debug, Default)]
+/// What is to be done once the lock is released, because it runs foreign code: wakers to be woken, hardly ever more than one,
+/// calls to be asked back.
+#[derive(Default)]
 struct Wakes {
     first: Option<Waker>,
     more: Vec<Waker>,
     recalls: Vec<(Arc<Member>, CallId)>,
+    /// Streams to be dropped.
+    sources: Vec<Source>,
 }
 
 impl Wakes {
@@ -104,6 +108,9 @@ impl Wakes {
 
     fn wake(self) {
         self.first.into_iter().chain(self.more).for_each(Waker::wake);
+        for source in self.sources {
+            drop(source.lock().unwrap_or_else(PoisonError::into_inner).take());
+        }
         for (member, call) in self.recalls {
             member.worker.handler().recall(call);
         }

@@ -183,7 +183,7 @@ impl Scheduler {
     /// The worker that a call may be handed to now: an idle one, of those the one it prefers; or, for a brief call, one that
     /// has only brief ones before it.
     fn pick(&self, call: &Entry) -> Option<u32> {
-        let first = self.capacity.first()?;
+        let first = if call.load.is_brief() { self.capacity.warmest()? } else { self.capacity.first()? };
         let is_idle = |slot| self.capacity.running(slot) < self.limits.concurrency;
         let takes = |slot| self.capacity.contains(slot) && (is_idle(slot) || !is_idle(first));
         if !is_idle(first) && !call.load.is_brief() {

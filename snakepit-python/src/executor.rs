@@ -74,16 +74,21 @@ struct Leftovers<'py> {
 impl Executor {
     /// Runs calls until the queue is closed.
     pub(crate) fn run(&self, py: Python<'_>) {
-        while let Some(job) = self.tools.try_next_job().or_else(|| py.detach(|| self.tools.next_job())) {
-            self.execute(py, job);
+        let mut next = None;
+        while let Some(job) =
+            next.take().or_else(|| self.tools.try_next_job()).or_else(|| py.detach(|| self.tools.next_job()))
+        {
+            next = self.execute(py, job);
         }
     }
 
-    /// Runs one call to its end, and answers it.
-    pub(crate) fn execute(&self, py: Python<'_>, job: Job) {
+    /// Runs one call to its end, and answers it. Returns the next call, if one waits.
+    pub(crate) fn execute(&self, py: Python<'_>, job: Job) -> Option<Job> {
         let Job { call, state, reply } = job;
         if !state.start() {
-            return;
+            let next = self.tools.finish(&state);
+            reply.send(Err(ToolError::Cancelled { tool: call.tool.to_string() }), next.is_some());
+            return next;
         }
         if let Some(progress) = self.progress {
             progress.begin(state.id);
@@ -100,8 +105,9 @@ impl Executor {
         });
         let outcome =
             if state.is_cancelled() { Err(ToolError::Cancelled { tool: tool.to_string() }) } else { outcome };
-        self.tools.finish(&state);
-        answer.finish(outcome, began.elapsed());
+        let next = self.tools.finish(&state);
+        answer.finish(outcome, began.elapsed(), next.is_some());
+        next
     }
 
     /// Runs one call from the arguments to the adapter's cleanup.

@@ -18,6 +18,7 @@ mod executor;
 mod host;
 mod interrupt;
 mod local;
+mod multiplexed;
 mod plan;
 mod progress;
 mod serve;

@@ -19,7 +19,7 @@ use crate::{
     host::{CallCancelled, InvalidArgumentError, NotFoundError, SnakepitError, ToolFailed},
     plan::Plan,
     state::CallState,
-    tools::{Job, PythonTools},
+    tools::{Job, PythonTools, Reply},
     value,
 };
 
@@ -106,7 +106,7 @@ impl LocalRunner {
         }
         let state = Arc::new(CallState::new(call.id, None));
         let (reply, answer) = oneshot::channel();
-        Ok(Pending { job: Some(Job { call, state, reply }), answer })
+        Ok(Pending { job: Some(Job { call, state, reply: Reply::Task(reply) }), answer })
     }
 }
 

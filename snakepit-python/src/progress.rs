@@ -11,8 +11,12 @@ use std::{
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use snakepit_registry::CallId;
 
-/// Ids of multiplexed calls stand in a range of their own, apart from those that the host gives to calls by plain RPCs.
+/// Ids of multiplexed calls stand in a range of their own, apart from those that the host gives to calls by plain RPCs: this
+/// bit, then the number of the stream, then the id on that stream.
 const MULTIPLEXED: u64 = 1 << 62;
+const STREAM_SHIFT: u32 = 48;
+/// A host opens one stream, the first: only its calls are told.
+const FIRST_STREAM: u64 = MULTIPLEXED >> STREAM_SHIFT;
 
 /// Where the id of the last call that began is stored.
 #[derive(Debug, Clone, Copy)]
@@ -42,13 +46,19 @@ impl Progress {
 
     /// A call is about to begin.
     pub(crate) fn begin(self, call: CallId) {
-        if call.as_u64() & MULTIPLEXED != 0 {
-            self.0.fetch_max(call.as_u64() & !MULTIPLEXED, Ordering::Release);
+        let (stream, id) = (call.as_u64() >> STREAM_SHIFT, call.as_u64() & ((1 << STREAM_SHIFT) - 1));
+        if stream == FIRST_STREAM {
+            self.0.fetch_max(id, Ordering::Release);
         }
     }
 }
 
+/// Whether a call came on this stream.
+pub(crate) const fn is_of_stream(call: CallId, stream: u64) -> bool {
+    call.as_u64() >> STREAM_SHIFT == FIRST_STREAM | stream
+}
+
 /// The name of a multiplexed call in this worker.
-pub(crate) const fn multiplexed(id: u64) -> CallId {
-    CallId::from_u64(MULTIPLEXED | id)
+pub(crate) const fn multiplexed(stream: u64, id: u64) -> CallId {
+    CallId::from_u64(MULTIPLEXED | (stream << STREAM_SHIFT) | id)
 }

@@ -23,15 +23,12 @@ use snakepit_registry::{
     ToolReply, TraceContext,
 };
 use snakepit_session::{Payload, SessionId};
-use snakepit_worker::{
-    mux::{MuxCalls, MuxService},
-    wire::{failure_to_wire, payload_from_wire, payload_to_wire},
-};
+use snakepit_worker::wire::{failure_to_wire, payload_from_wire, payload_to_wire};
 use tokio::time::Instant;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use crate::{progress, tools::PythonTools};
+use crate::{multiplexed::WorkerCalls, tools::PythonTools};
 
 mod unimplemented;
 
@@ -90,7 +87,7 @@ impl WorkerService {
 
     fn multiplex(&self, inbound: Streaming<pb::CallBatch>) -> Batches {
         let replies = Replies::new();
-        let calls = MuxCalls::new(Arc::new(Multiplexed(self.tools.clone())), replies.clone());
+        let calls = WorkerCalls::new(self.tools.clone(), replies.clone());
         Box::pin(Serve::new(inbound, calls, replies))
     }
 
@@ -100,25 +97,6 @@ impl WorkerService {
         let was_active = self.tools.find(id).is_some();
         self.tools.cancel(id).await.map_err(|error| to_status(error, String::new()))?;
         Ok(Response::new(pb::CancelToolResponse { was_active }))
-    }
-}
-
-/// The tools as a multiplexed stream serves them.
-struct Multiplexed(PythonTools);
-
-impl MuxService for Multiplexed {
-    type Handler = PythonTools;
-
-    fn handler(&self) -> &PythonTools {
-        &self.0
-    }
-
-    fn call_id(&self, id: u64) -> CallId {
-        progress::multiplexed(id)
-    }
-
-    fn status(&self, error: ToolError) -> Status {
-        to_status(error, String::new())
     }
 }
 
@@ -217,7 +195,7 @@ fn timeout(headers: &MetadataMap) -> Result<Option<Duration>, Status> {
 }
 
 /// Maps what can go wrong inside a worker to a gRPC status.
-fn to_status(error: ToolError, session_id: String) -> Status {
+pub(crate) fn to_status(error: ToolError, session_id: String) -> Status {
     let message = error.to_string();
     match error {
         ToolError::Failed(failure) => {

@@ -41,6 +41,8 @@ pub(crate) struct CallState {
 #[derive(Debug)]
 struct Progress {
     stage: Stage,
+    /// Whether a thread waits for the end.
+    awaited: bool,
     /// Where a streaming call puts its chunks; closed by a cancellation so that the executor stops waiting for space.
     sink: Option<Sink>,
 }
@@ -50,7 +52,7 @@ impl CallState {
         Self {
             id,
             deadline,
-            progress: Mutex::new(Progress { stage: Stage::Queued, sink: None }),
+            progress: Mutex::new(Progress { stage: Stage::Queued, awaited: false, sink: None }),
             cancelled: AtomicBool::new(false),
             on_loop: AtomicBool::new(false),
             cancel_notify: Notify::new(),
@@ -80,13 +82,16 @@ impl CallState {
 
     /// The call is over, whatever its outcome.
     pub(crate) fn end(&self) {
-        let sink = {
+        let (sink, awaited) = {
             let mut progress = self.progress();
             progress.stage = Stage::Ended;
-            progress.sink.take()
+            (progress.sink.take(), progress.awaited)
         };
         drop(sink);
-        self.ended.notify_all();
+        // It costs a system call, even if nobody hears it.
+        if awaited {
+            self.ended.notify_all();
+        }
         self.ended_notify.notify_waiters();
     }
 
@@ -153,7 +158,9 @@ impl CallState {
 
     /// Blocks until the call ended, at most for `bound`. Says whether it has.
     pub(crate) fn wait_ended(&self, bound: Duration) -> bool {
-        let waited = self.ended.wait_timeout_while(self.progress(), bound, |p| p.stage != Stage::Ended);
+        let mut progress = self.progress();
+        progress.awaited = true;
+        let waited = self.ended.wait_timeout_while(progress, bound, |p| p.stage != Stage::Ended);
         waited.unwrap_or_else(PoisonError::into_inner).0.stage == Stage::Ended
     }
 

@@ -19,6 +19,7 @@ use snakepit_registry::{CallId, Chunk, ChunkStream, ToolCall, ToolError, ToolHan
 use tokio::sync::oneshot;
 
 use crate::{
+    multiplexed::FrameReply,
     sink::Source,
     state::{CallState, Stage},
 };
@@ -28,7 +29,30 @@ use crate::{
 pub(crate) struct Job {
     pub(crate) call: ToolCall,
     pub(crate) state: Arc<CallState>,
-    pub(crate) reply: oneshot::Sender<Result<ToolReply, ToolError>>,
+    pub(crate) reply: Reply,
+}
+
+/// Who waits for the answer of a call.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    /// A task of this process.
+    Task(oneshot::Sender<Result<ToolReply, ToolError>>),
+    /// The other end of a multiplexed stream.
+    Frame(FrameReply),
+}
+
+impl Reply {
+    /// Answers; nobody may be left to hear it, which is as well. `more_follow`: other answers are about to follow, so this
+    /// one may wait a little for them. `false` when a task surely does not hear it.
+    pub(crate) fn send(self, outcome: Result<ToolReply, ToolError>, more_follow: bool) -> bool {
+        match self {
+            Self::Task(sender) => sender.send(outcome).is_ok(),
+            Self::Frame(reply) => {
+                reply.send(outcome, more_follow);
+                true
+            }
+        }
+    }
 }
 
 /// The tools of this worker's adapter. Clones share the queue.
@@ -73,10 +97,15 @@ impl PythonTools {
         queue.unwrap_or_else(PoisonError::into_inner).jobs.pop_front()
     }
 
-    /// The executor is done with a call.
-    pub(crate) fn finish(&self, state: &Arc<CallState>) {
-        self.queue().forget(state);
+    /// The executor is done with a call. Returns the next one, if one waits.
+    pub(crate) fn finish(&self, state: &Arc<CallState>) -> Option<Job> {
+        let next = {
+            let mut queue = self.queue();
+            queue.forget(state);
+            queue.jobs.pop_front()
+        };
         state.end();
+        next
     }
 
     /// Refuses calls from now on, those that wait included. What runs goes on.
@@ -93,8 +122,7 @@ impl PythonTools {
         self.0.available.notify_all();
         for job in waiting {
             job.state.cancel();
-            // The caller may be gone, which is as well.
-            let _ = job.reply.send(Err(stopping()));
+            job.reply.send(Err(stopping()), false);
         }
     }
 
@@ -116,9 +144,11 @@ impl PythonTools {
     fn abandon(&self, state: &Arc<CallState>) {
         match state.cancel() {
             Stage::Queued => {
-                let mut queue = self.queue();
-                queue.forget(state);
-                queue.jobs.retain(|job| !Arc::ptr_eq(&job.state, state));
+                // If it is not there any more, the executor has just taken it, and will answer it.
+                if let Some(job) = self.withdraw(state.id) {
+                    let tool = job.call.tool.to_string();
+                    job.reply.send(Err(ToolError::Cancelled { tool }), false);
+                }
             }
             // Without an interrupter the process is ending anyway.
             Stage::Running => drop(self.0.interrupter.send(Arc::clone(state))),
@@ -126,21 +156,70 @@ impl PythonTools {
         }
     }
 
-    fn admit(&self, job: Job) -> Result<(), ToolError> {
+    /// Puts calls into the queue, or refuses them.
+    pub(crate) fn admit_all(&self, jobs: impl IntoIterator<Item = Job>) {
+        let mut refused = Vec::new();
         let was_idle = {
             let mut queue = self.queue();
-            if queue.closed {
-                return Err(stopping());
+            for job in jobs {
+                if queue.closed {
+                    refused.push((job, stopping()));
+                } else if queue.active.contains_key(&job.state.id) {
+                    let problem = format!("the id of call {} is in use", job.state.id);
+                    refused.push((job, ToolError::Internal { problem }));
+                } else {
+                    queue.active.insert(job.state.id, Arc::clone(&job.state));
+                    queue.jobs.push_back(job);
+                }
             }
-            queue.active.insert(job.state.id, Arc::clone(&job.state));
-            queue.jobs.push_back(job);
-            std::mem::take(&mut queue.idle)
+            let wake = queue.idle && !queue.jobs.is_empty();
+            if wake {
+                queue.idle = false;
+            }
+            wake
         };
         // Waking costs a system call, which a busy executor does not need.
         if was_idle {
             self.0.available.notify_one();
         }
-        Ok(())
+        for (job, error) in refused {
+            job.reply.send(Err(error), false);
+        }
+    }
+
+    /// Whether calls are queued or running.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.queue().active.is_empty()
+    }
+
+    /// Cancels a call, if it has not ended, and returns at once.
+    pub(crate) fn abandon_call(&self, call: CallId) {
+        if let Some(state) = self.find(call) {
+            self.abandon(&state);
+        }
+    }
+
+    /// Cancels all calls of which this is true.
+    pub(crate) fn abandon_stream(&self, is_of_stream: impl Fn(CallId) -> bool) {
+        let states: Vec<_> = {
+            let queue = self.queue();
+            queue
+                .active
+                .iter()
+                .filter(|(call, _)| is_of_stream(**call))
+                .map(|(_, state)| Arc::clone(state))
+                .collect()
+        };
+        states.iter().for_each(|state| self.abandon(state));
+    }
+
+    /// Gives a call back that has not begun.
+    pub(crate) fn give_back(&self, call: CallId) {
+        if let Some(job) = self.withdraw(call) {
+            job.state.cancel();
+            let tool = job.call.tool.to_string();
+            job.reply.send(Err(ToolError::Recalled { tool }), false);
+        }
     }
 
     /// No code that could panic runs under the lock, so a poisoned one still holds sound data.
@@ -169,7 +248,7 @@ impl ToolHandler for PythonTools {
         let tool = Arc::clone(&call.tool);
         let (reply, answer) = oneshot::channel();
         let guard = CancelOnDrop::new(self.clone(), Arc::clone(&state));
-        self.admit(Job { call, state, reply })?;
+        self.admit_all([Job { call, state, reply: Reply::Task(reply) }]);
         let outcome = answer.await;
         // A stream brings its own guard; a value has ended already.
         guard.disarm();
@@ -186,12 +265,7 @@ impl ToolHandler for PythonTools {
     }
 
     fn recall(&self, call: CallId) {
-        if let Some(job) = self.withdraw(call) {
-            job.state.cancel();
-            let tool = job.call.tool.to_string();
-            // The caller may be gone, which is as well.
-            let _ = job.reply.send(Err(ToolError::Recalled { tool }));
-        }
+        self.give_back(call);
     }
 }
 

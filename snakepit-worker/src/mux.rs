@@ -26,9 +26,10 @@ use snakepit_proto::{
     pb,
 };
 use snakepit_registry::{
-    CallId, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply, TraceContext,
+    CallId, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolFailure, ToolHandler, ToolReply,
+    TraceContext,
 };
-use snakepit_session::SessionId;
+use snakepit_session::{Payload, SessionId};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -76,6 +77,12 @@ impl<S: MuxService> MuxCalls<S> {
     /// No calls yet. They are answered into `replies`.
     pub fn new(service: Arc<S>, replies: Replies) -> Self {
         Self { service, replies, running: HashMap::new(), tasks: FuturesUnordered::new() }
+    }
+
+    /// Whether a call of this id runs.
+    #[must_use]
+    pub fn runs(&self, id: u64) -> bool {
+        self.running.contains_key(&id)
     }
 
     fn start(&mut self, start: pb::CallStart) {
@@ -190,14 +197,9 @@ impl<S: MuxService> Answer<S> {
             Ok(ToolReply { body, metadata, worker, execution_time }) => {
                 let worker_id = worker.map(|worker| worker.to_string()).unwrap_or_default();
                 match (body, credit) {
-                    (ReplyBody::Value(value), None) => pb::CallReply {
-                        id,
-                        value: Some(value_to_wire(value)),
-                        metadata,
-                        execution_time_us: microseconds(execution_time),
-                        worker_id,
-                        ..pb::CallReply::default()
-                    },
+                    (ReplyBody::Value(value), None) => {
+                        pb::CallReply { metadata, worker_id, ..value_reply(id, value, execution_time) }
+                    }
                     (ReplyBody::Stream(chunks), Some(credit)) => {
                         self.replies.opened(pb::CallOpened { id, worker_id: worker_id.clone() });
                         let forward = Forward { id, chunks, credit, replies: &self.replies };
@@ -220,12 +222,7 @@ impl<S: MuxService> Answer<S> {
 
     fn failed(&self, error: ToolError) -> pb::CallReply {
         match error {
-            ToolError::Failed(failure) => pb::CallReply {
-                id: self.id,
-                worker_id: failure.worker.clone(),
-                failure: Some(failure_to_wire(*failure, self.session_id.clone())),
-                ..pb::CallReply::default()
-            },
+            ToolError::Failed(failure) => failure_reply(self.id, *failure, self.session_id.clone()),
             error => status_reply(self.id, self.service.status(error)),
         }
     }
@@ -267,6 +264,28 @@ impl Future for Forward<'_> {
     }
 }
 
+/// An answer that is a value.
+#[must_use]
+pub fn value_reply(id: u64, value: Payload, took: Option<Duration>) -> pb::CallReply {
+    pb::CallReply {
+        id,
+        value: Some(value_to_wire(value)),
+        execution_time_us: microseconds(took),
+        ..pb::CallReply::default()
+    }
+}
+
+/// An answer that is a tool's failure.
+#[must_use]
+pub fn failure_reply(id: u64, failure: ToolFailure, session_id: String) -> pb::CallReply {
+    pb::CallReply {
+        id,
+        worker_id: failure.worker.clone(),
+        failure: Some(failure_to_wire(failure, session_id)),
+        ..pb::CallReply::default()
+    }
+}
+
 /// An answer that is a status.
 #[must_use]
 pub fn status_reply(id: u64, status: Status) -> pb::CallReply {
@@ -298,7 +317,11 @@ pub fn call_to_wire(call: ToolCall, left: Option<Duration>) -> pb::CallStart {
     }
 }
 
-fn call_from_wire(start: pb::CallStart, call_id: CallId) -> Result<ToolCall, Status> {
+/// Reads the start of a multiplexed call.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`, with what is wrong.
+pub fn call_from_wire(start: pb::CallStart, call_id: CallId) -> Result<ToolCall, Status> {
     let pb::CallStart {
         tool_name,
         session_id,

@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
 };
 
@@ -12,12 +13,26 @@ use super::tether::Tether;
 
 pub(super) struct Leased {
     /// `None` once it has ended. The stream stands first, and so is dropped before the lease.
-    open: Option<(ChunkStream, Tether)>,
+    open: Option<(Source, Tether)>,
 }
+
+/// The worker's stream, shared with the pool's books: when the worker is taken away from a reader that has stalled, so is
+/// this, because its unread chunks occupy the connection to the worker. Empty after that.
+pub(crate) type Source = Arc<Mutex<Option<ChunkStream>>>;
 
 impl Leased {
     pub(super) fn new(stream: ChunkStream, tether: Tether) -> Self {
-        Self { open: Some((stream, tether)) }
+        let source: Source = Arc::new(Mutex::new(Some(stream)));
+        tether.share(&source);
+        Self { open: Some((source, tether)) }
+    }
+}
+
+fn poll_source(source: &Source, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk, ToolError>>> {
+    match &mut *source.lock().unwrap_or_else(PoisonError::into_inner) {
+        Some(stream) => stream.as_mut().poll_next(cx),
+        // The lease was revoked, and will say so.
+        None => Poll::Pending,
     }
 }
 
@@ -25,13 +40,13 @@ impl Stream for Leased {
     type Item = Result<Chunk, ToolError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Some((stream, tether)) = &mut self.open else { return Poll::Ready(None) };
-        let item = ready!(tether.poll(cx, |cx| stream.as_mut().poll_next(cx)));
+        let Some((source, tether)) = &mut self.open else { return Poll::Ready(None) };
+        let item = ready!(tether.poll(cx, |cx| poll_source(source, cx)));
         if let Ok(Some(Ok(chunk))) = item {
             return Poll::Ready(Some(Ok(chunk)));
         }
-        let Some((stream, tether)) = self.open.take() else { return Poll::Ready(None) };
-        drop(stream);
+        let Some((source, tether)) = self.open.take() else { return Poll::Ready(None) };
+        drop(source.lock().unwrap_or_else(PoisonError::into_inner).take());
         Poll::Ready(match item {
             Ok(Some(Err(error))) => Some(Err(tether.release(error))),
             // The lease is dropped unfinished: for all that is known, the worker still runs the call.

@@ -10,6 +10,7 @@ use std::{
 use snakepit_registry::{CallStage, ToolError};
 use tokio::time::{Sleep, sleep};
 
+use super::stream::Source;
 use crate::driver::{Lease, Signal};
 
 /// The handler of a worker that is gone usually says so itself, and knows better whether the call was delivered. It has
@@ -60,6 +61,11 @@ impl Tether {
             None => ("its driver was dropped".to_owned(), Vec::new()),
         };
         ToolError::WorkerLost { worker: worker.id().to_string(), reason, delivered: true, output_lines }
+    }
+
+    /// Lets the pool take the stream away together with the worker.
+    pub(super) fn share(&self, source: &Source) {
+        self.lease.share(source);
     }
 
     /// The call has its answer.

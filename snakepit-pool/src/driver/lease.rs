@@ -10,10 +10,12 @@ use snakepit_registry::CallId;
 use tokio::time::Instant;
 
 use super::{Event, Member, Shared};
-use crate::scheduler::{Load, WorkerKey};
+use crate::{
+    dispatch::Source,
+    scheduler::{Load, WorkerKey},
+};
 
 /// A call that holds a worker, in the driver's books.
-#[derive(Debug)]
 pub(super) struct Running {
     pub(super) call: CallId,
     pub(super) worker: WorkerKey,
@@ -23,6 +25,8 @@ pub(super) struct Running {
     signal: Option<Signal>,
     /// Whether the worker was taken away: the scheduler then knows the call as abandoned already.
     pub(super) revoked: bool,
+    /// The stream of a call that streams, to be taken away with the worker.
+    pub(super) source: Option<Source>,
 }
 
 /// What a running call must know.
@@ -38,7 +42,7 @@ pub(crate) enum Signal {
 
 impl Running {
     pub(super) const fn new(call: CallId, worker: WorkerKey, deadline: Option<Instant>, load: Load) -> Self {
-        Self { call, worker, deadline, load, waker: None, signal: None, revoked: false }
+        Self { call, worker, deadline, load, waker: None, signal: None, revoked: false, source: None }
     }
 
     pub(super) fn signal(&mut self, signal: Signal) -> Option<Waker> {
@@ -106,6 +110,15 @@ impl Lease {
             }
             running.signal
         })
+    }
+
+    /// Lets the stream of this call be taken away together with the worker.
+    pub(crate) fn share(&self, source: &Source) {
+        self.shared.with_state(|state, _| {
+            if let Some(running) = state.running.get_mut(self.key) {
+                running.source = Some(Arc::clone(source));
+            }
+        });
     }
 
     /// The call has ended: the worker is free. `took` is how long its tool ran, where known.

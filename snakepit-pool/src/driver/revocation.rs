@@ -57,6 +57,7 @@ impl Shared {
             if running.must_end() && !running.revoked && running.deadline.is_some_and(|at| at <= now) {
                 running.revoked = true;
                 running.deadline = None;
+                wakes.sources.extend(running.source.take());
                 abandoned.push(Event::Abandoned(running.worker, running.call, running.load));
             }
         }

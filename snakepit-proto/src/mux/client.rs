@@ -33,7 +33,7 @@ impl Drop for Owner {
         state.closed = true;
         let waker = state.sender.take();
         drop(state);
-        waker.map(Waker::wake);
+        wake(waker);
     }
 }
 
@@ -67,7 +67,8 @@ struct Entry {
     abandoned: bool,
 }
 
-/// What happened to a call.
+/// What happened to a call. It is looked at once and taken apart, so boxing the largest of them would gain nothing.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub enum CallEvent {
     /// It streams, and has begun.
@@ -79,6 +80,7 @@ pub enum CallEvent {
 }
 
 /// How a call ended.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone)]
 pub enum CallEnd {
     /// The other side answered.
@@ -130,7 +132,7 @@ impl Multiplexer {
         };
         state.calls.insert(id, entry);
         drop(state);
-        waker.map(Waker::wake);
+        wake(waker);
         Call { shared: Arc::clone(shared), id, ended: false }
     }
 
@@ -356,7 +358,7 @@ impl Shared {
             put(&mut state);
             state.sender.take()
         };
-        waker.map(Waker::wake);
+        wake(waker);
     }
 
     /// Changes the state, then wakes whom that concerns.
@@ -364,6 +366,12 @@ impl Shared {
         let mut wakers = Vec::new();
         change(&mut self.lock(), &mut wakers);
         wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }
 

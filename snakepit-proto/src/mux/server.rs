@@ -16,6 +16,9 @@ use crate::pb::{CallBatch, CallChunk, CallChunks, CallOpened, CallReply, ReplyBa
 /// Messages that are taken in before answers go out: a caller that never pauses must not keep its answers waiting.
 const BATCHES_AT_ONCE: usize = 16;
 
+/// How many replies that could wait a little are sent all the same.
+const REPLIES_AT_ONCE: usize = 16;
+
 /// Runs the calls of one stream. Dropped when the stream ends, however it ends: whatever still runs is then to be
 /// cancelled.
 pub trait Calls: Send + 'static {
@@ -64,12 +67,22 @@ impl Replies {
 
     /// A call has ended.
     pub fn reply(&self, reply: CallReply) {
-        self.put(|outbox| {
-            let value = reply.value.as_ref();
-            outbox.bytes +=
-                value.map_or(0, |v| v.json.len() + v.binary.as_ref().map_or(0, bytes::Bytes::len));
-            outbox.batch.replies.push(reply);
-        });
+        self.put(|outbox| outbox.reply(reply));
+    }
+
+    /// A call has ended, and more are about to: the stream is not woken for each of them. Whoever uses this sees to it
+    /// that the stream is woken soon, by a [`reply`](Self::reply) or by [`Calls::poll`].
+    pub fn reply_soon(&self, reply: CallReply) {
+        let waker = {
+            let mut outbox = self.lock();
+            outbox.reply(reply);
+            if outbox.batch.replies.len().is_multiple_of(REPLIES_AT_ONCE) {
+                outbox.waker.take()
+            } else {
+                None
+            }
+        };
+        wake(waker);
     }
 
     /// A call was given back before it began.
@@ -83,7 +96,7 @@ impl Replies {
             put(&mut outbox);
             outbox.waker.take()
         };
-        waker.map(Waker::wake);
+        wake(waker);
     }
 
     /// No code under this lock panics half-way through a change, so a poisoned outbox is still whole.
@@ -106,6 +119,12 @@ impl Replies {
 }
 
 impl Outbox {
+    fn reply(&mut self, reply: CallReply) {
+        let value = reply.value.as_ref();
+        self.bytes += value.map_or(0, |v| v.json.len() + v.binary.as_ref().map_or(0, bytes::Bytes::len));
+        self.batch.replies.push(reply);
+    }
+
     /// Takes what is there, as one message of bounded size.
     fn take_batch(&mut self) -> Option<ReplyBatch> {
         let ReplyBatch { opened, chunks, replies, recalled } = &self.batch;
@@ -122,6 +141,12 @@ impl Outbox {
             self.bytes = bytes;
         }
         Some(batch)
+    }
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }
 

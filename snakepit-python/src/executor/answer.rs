@@ -4,28 +4,23 @@ use std::{sync::Arc, time::Duration};
 
 use snakepit_registry::{ReplyBody, ToolError, ToolReply};
 use snakepit_session::Payload;
-use tokio::sync::oneshot;
 
 use crate::{
     sink::{self, Sink},
     state::CallState,
-    tools::{CancelOnDrop, PythonTools, chunk_stream},
+    tools::{CancelOnDrop, PythonTools, Reply, chunk_stream},
 };
 
 /// The way back to the caller of one call.
 pub(super) struct Answer<'a> {
-    reply: Option<oneshot::Sender<Result<ToolReply, ToolError>>>,
+    reply: Option<Reply>,
     sink: Option<Sink>,
     tools: &'a PythonTools,
     state: Arc<CallState>,
 }
 
 impl<'a> Answer<'a> {
-    pub(super) fn new(
-        reply: oneshot::Sender<Result<ToolReply, ToolError>>,
-        tools: &'a PythonTools,
-        state: Arc<CallState>,
-    ) -> Self {
+    pub(super) fn new(reply: Reply, tools: &'a PythonTools, state: Arc<CallState>) -> Self {
         Self { reply: Some(reply), sink: None, tools, state }
     }
 
@@ -39,12 +34,16 @@ impl<'a> Answer<'a> {
         let guard = CancelOnDrop::new(self.tools.clone(), Arc::clone(&self.state));
         let reply = ToolReply::stream(chunk_stream(source, guard));
         // A reply that nobody takes is dropped here, and its guard cancels the call.
-        self.reply.take()?.send(Ok(reply)).ok()?;
-        Some(sink)
+        self.reply.take()?.send(Ok(reply), false).then_some(sink)
     }
 
     /// Says how the call ended. The caller may be gone, which is as well.
-    pub(super) fn finish(self, outcome: Result<Option<Payload>, ToolError>, took: Duration) {
+    pub(super) fn finish(
+        self,
+        outcome: Result<Option<Payload>, ToolError>,
+        took: Duration,
+        more_follow: bool,
+    ) {
         match (self.sink, self.reply) {
             (Some(sink), _) => sink.finish(outcome.map(drop)),
             (None, Some(reply)) => {
@@ -57,7 +56,7 @@ impl<'a> Answer<'a> {
                     }),
                     None => Err(ToolError::Internal { problem: "a stream ended before it began".to_owned() }),
                 });
-                let _ = reply.send(answer);
+                reply.send(answer, more_follow);
             }
             (None, None) => {}
         }

@@ -1,0 +1,170 @@
+//! The calls of a `Multiplex` stream: unary ones go straight into the queue and their answers straight into the outbox, with
+//! no task in between; streams of chunks run on the stream's task.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use snakepit_proto::{
+    mux::{Calls, Replies},
+    pb,
+};
+use snakepit_registry::{CallId, ReplyBody, ToolError, ToolReply};
+use snakepit_session::SessionId;
+use snakepit_worker::mux::{MuxCalls, MuxService, call_from_wire, failure_reply, status_reply, value_reply};
+use tokio::time::{Instant, Sleep, sleep};
+use tonic::Status;
+
+use crate::{
+    progress,
+    service::to_status,
+    state::CallState,
+    tools::{Job, PythonTools, Reply},
+};
+
+/// The longest that an answer may lie in the outbox because others were about to follow.
+const SEND_WITHIN: Duration = Duration::from_millis(1);
+
+/// The calls of one stream.
+pub(crate) struct WorkerCalls {
+    tools: PythonTools,
+    replies: Replies,
+    stream: u64,
+    /// Those that stream chunks.
+    streaming: MuxCalls<Streaming>,
+    /// Runs while calls are queued or running, so that no answer lies for long.
+    tick: Pin<Box<Sleep>>,
+}
+
+impl WorkerCalls {
+    pub(crate) fn new(tools: PythonTools, replies: Replies) -> Self {
+        static STREAMS: AtomicU64 = AtomicU64::new(0);
+        let stream = STREAMS.fetch_add(1, Ordering::Relaxed);
+        let service = Arc::new(Streaming { tools: tools.clone(), stream });
+        let streaming = MuxCalls::new(service, replies.clone());
+        Self { tools, replies, stream, streaming, tick: Box::pin(sleep(SEND_WITHIN)) }
+    }
+
+    fn job(&self, start: pb::CallStart) -> Option<Job> {
+        let id = start.id;
+        match call_from_wire(start, progress::multiplexed(self.stream, id)) {
+            Ok(call) => {
+                let state = Arc::new(CallState::new(call.id, call.deadline));
+                let reply = FrameReply { replies: self.replies.clone(), id, session: call.session.clone() };
+                Some(Job { call, state, reply: Reply::Frame(reply) })
+            }
+            Err(status) => {
+                self.replies.reply(status_reply(id, status));
+                None
+            }
+        }
+    }
+}
+
+impl Calls for WorkerCalls {
+    fn receive(&mut self, batch: pb::CallBatch) {
+        let pb::CallBatch { calls, credits, cancels, recalls } = batch;
+        let mut streams = Vec::new();
+        let mut jobs = Vec::with_capacity(calls.len());
+        for start in calls {
+            if start.stream {
+                streams.push(start);
+            } else {
+                jobs.extend(self.job(start));
+            }
+        }
+        self.tools.admit_all(jobs);
+        let of_unary = |id: &&u64| !self.streaming.runs(**id);
+        for id in cancels.iter().filter(of_unary) {
+            self.tools.abandon_call(progress::multiplexed(self.stream, *id));
+        }
+        for id in recalls.iter().filter(of_unary) {
+            self.tools.give_back(progress::multiplexed(self.stream, *id));
+        }
+        self.streaming.receive(pb::CallBatch { calls: streams, credits, cancels, recalls });
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+        let streams = self.streaming.poll(cx);
+        let busy = self.tools.is_busy();
+        if busy {
+            while let Poll::Ready(()) = self.tick.as_mut().poll(cx) {
+                self.tick.as_mut().reset(Instant::now() + SEND_WITHIN);
+            }
+        }
+        streams || busy
+    }
+}
+
+impl Drop for WorkerCalls {
+    fn drop(&mut self) {
+        self.tools.abandon_stream(|call| progress::is_of_stream(call, self.stream));
+    }
+}
+
+impl fmt::Debug for WorkerCalls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerCalls").field("stream", &self.stream).finish_non_exhaustive()
+    }
+}
+
+/// The way back of one unary call.
+#[derive(Debug)]
+pub(crate) struct FrameReply {
+    replies: Replies,
+    id: u64,
+    session: Option<SessionId>,
+}
+
+impl FrameReply {
+    /// Answers. With `more_follow`, the answer may share its message with those of the calls behind it.
+    pub(crate) fn send(self, outcome: Result<ToolReply, ToolError>, more_follow: bool) {
+        let Self { replies, id, session } = self;
+        let reply = match outcome {
+            Ok(ToolReply { body: ReplyBody::Value(value), execution_time, .. }) => {
+                value_reply(id, value, execution_time)
+            }
+            Ok(_) => status_reply(id, Status::internal("a unary call was answered with a stream")),
+            Err(ToolError::Recalled { .. }) => return replies.recalled(id),
+            Err(ToolError::Failed(failure)) => {
+                let session_id = session.map(|id| id.as_str().to_owned()).unwrap_or_default();
+                failure_reply(id, *failure, session_id)
+            }
+            Err(error) => status_reply(id, to_status(error, String::new())),
+        };
+        if more_follow {
+            replies.reply_soon(reply);
+        } else {
+            replies.reply(reply);
+        }
+    }
+}
+
+/// The tools as streams of chunks call them.
+struct Streaming {
+    tools: PythonTools,
+    stream: u64,
+}
+
+impl MuxService for Streaming {
+    type Handler = PythonTools;
+
+    fn handler(&self) -> &PythonTools {
+        &self.tools
+    }
+
+    fn call_id(&self, id: u64) -> CallId {
+        progress::multiplexed(self.stream, id)
+    }
+
+    fn status(&self, error: ToolError) -> Status {
+        to_status(error, String::new())
+    }
+}
