@@ -78,7 +78,7 @@ impl Bridge {
         if tools.is_empty() {
             return Err(invalid_field("tools", "is empty; register at least one tool"));
         }
-        let pool = self.host().pool().await;
+        let pool = self.host().pool().await.map_err(from_tool_error)?;
         let name = pool.status().name;
         let handler: std::sync::Arc<dyn ToolHandler> = pool.tool();
         let tool_ids =
