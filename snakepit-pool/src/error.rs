@@ -18,12 +18,11 @@ pub enum PoolError {
     #[error("pool needs a tokio runtime; start it inside `Runtime::block_on` or an async main")]
     NoRuntime,
     /// A worker did not start.
-    #[error("worker `{worker}` did not start")]
+    #[error("worker `{worker}` did not start: {error}")]
     Start {
         /// The worker's id.
         worker: WorkerId,
-        /// Why not.
-        #[source]
+        /// Why not. Part of the message, and so no source besides: whoever prints both would say it twice.
         error: WorkerError,
     },
     /// The pool was shut down.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// Identifies one attempt of a call on one worker; what [`CancelToolRequest`](crate::pb::CancelToolRequest) names.
+/// Identifies a call to the worker that runs it; what [`CancelToolRequest`](crate::pb::CancelToolRequest) names. When a call
+/// is retried, all its attempts bear the same number; each begins only after the one before has ended.
 pub const CALL_ID: &str = "snakepit-call-id";
 /// In answers of the host: the worker that ran the call.
 pub const WORKER_ID: &str = "snakepit-worker-id";
@@ -12,6 +13,10 @@ pub const IDEMPOTENT: &str = "snakepit-idempotent";
 pub const TRACEPARENT: &str = "traceparent";
 /// W3C trace context, the vendor-specific part.
 pub const TRACESTATE: &str = "tracestate";
+
+/// The longest time that [`GRPC_TIMEOUT`] can say: eight digits of hours. Clients that would send a longer one must send
+/// this instead; tonic panics.
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(99_999_999 * 60 * 60);
 
 /// The time that a caller gives a call, by the gRPC specification over HTTP/2; [`parse_timeout`] reads it.
 pub const GRPC_TIMEOUT: &str = "grpc-timeout";
@@ -43,7 +48,7 @@ mod tests {
     #[test]
     fn timeouts_are_read_as_specified() {
         assert_eq!(parse_timeout("5S"), Some(Duration::from_secs(5)));
-        assert_eq!(parse_timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(parse_timeout("99999999H"), Some(MAX_TIMEOUT));
         assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
         for odd in ["", "S", "5", "5s", "-5S", "123456789S", "5é"] {
             assert_eq!(parse_timeout(odd), None, "{odd:?}");

@@ -1,15 +1,10 @@
 //! Putting a host together: what to run, how many of it, where to listen.
 
-use std::{
-    fmt,
-    net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
 use snakepit_pool::{Pool, PoolConfig};
+use snakepit_proto::headers::MAX_TIMEOUT;
 use snakepit_registry::{FnTool, Registry, ToolHandler};
 use snakepit_session::{MemoryBackend, MemoryConfig, SessionBackend};
 use snakepit_worker::{
@@ -17,6 +12,7 @@ use snakepit_worker::{
     process::{RunDir, WorkerProgram},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic_health::server::HealthReporter;
 
 use crate::{Error, Snakepit, find_python, grpc, host::Host, listen, snakepit::Service};
 
@@ -35,7 +31,7 @@ pub struct Builder {
     start_timeout: Option<Duration>,
     run_dir: Option<PathBuf>,
     pool: PoolConfig,
-    listen: Option<SocketAddr>,
+    listen: Option<String>,
     allow_remote: bool,
     sessions: Option<Arc<dyn SessionBackend>>,
     host_tools: Vec<FnTool>,
@@ -85,22 +81,28 @@ impl Builder {
         self
     }
 
-    /// The deadline of calls that name none. `None` lets them take forever.
-    pub const fn default_timeout(mut self, timeout: Option<Duration>) -> Self {
-        self.pool.default_timeout = timeout;
+    /// The deadline of calls that name none, at most [`MAX_TIMEOUT`]. `None` lets them take forever.
+    pub fn default_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.pool.default_timeout = timeout.map(|timeout| timeout.min(MAX_TIMEOUT));
         self
     }
 
-    /// How long a worker may take from its launch until it takes calls.
-    pub const fn start_timeout(mut self, timeout: Duration) -> Self {
-        self.start_timeout = Some(timeout);
+    /// How long a worker may take from its launch until it takes calls, at most [`MAX_TIMEOUT`].
+    pub fn start_timeout(mut self, timeout: Duration) -> Self {
+        self.start_timeout = Some(timeout.min(MAX_TIMEOUT));
         self
     }
 
     /// Serves gRPC on this TCP address; port 0 picks a free one ([`Snakepit::address`]). Without it, only this
     /// user's processes can connect, through [`Snakepit::socket`].
-    pub const fn listen(mut self, address: SocketAddr) -> Self {
-        self.listen = Some(address);
+    pub fn listen(self, address: SocketAddr) -> Self {
+        self.listen_on(address.to_string())
+    }
+
+    /// Like [`listen`](Self::listen), with a host name or an address and a port: `localhost:50051`. A name is resolved
+    /// when the host starts, and served on the first of its addresses that can be bound.
+    pub fn listen_on(mut self, host_and_port: impl Into<String>) -> Self {
+        self.listen = Some(host_and_port.into());
         self
     }
 
@@ -145,35 +147,46 @@ impl Builder {
     ///
     /// # Errors
     /// [`Error`]. Whatever was started is gone by the time the error is returned.
+    ///
+    /// # Cancel safety
+    /// When the future is dropped, workers that were started are killed in the background, for which the runtime must
+    /// live on. [`start_unless`](Self::start_unless) waits for their end.
     pub async fn start(self) -> Result<Snakepit, Error> {
-        let registry = Registry::new();
-        for tool in self.host_tools {
-            registry.register_host_tool(tool)?;
-        }
-        let sessions = self.sessions.unwrap_or_else(|| Arc::new(MemoryBackend::new(MemoryConfig::default())));
-        let host = Arc::new(Host::new(sessions, registry));
+        self.start_unless(std::future::pending()).await
+    }
 
-        // The host serves before any worker starts, because workers call back while they start.
-        let stop = CancellationToken::new();
-        let tasks = TaskTracker::new();
-        let (routes, health) = grpc::routes(Arc::clone(&host)).await;
-        let tcp = match self.listen {
-            Some(address) => Some(listen::bind_tcp(address, self.allow_remote).await?),
-            None => None,
+    /// Like [`start`](Self::start), unless `called_off` completes before the workers are ready, say because a signal
+    /// arrived.
+    ///
+    /// # Errors
+    /// [`Error::CalledOff`] in that case, and those of `start`. Whatever was started is gone by the time the error is
+    /// returned.
+    pub async fn start_unless(self, called_off: impl Future<Output = ()>) -> Result<Snakepit, Error> {
+        let mut called_off = pin!(called_off);
+        // Until it has composed everything, this holds nothing that does not end when it is dropped.
+        let (snakepit, health) = tokio::select! {
+            composed = self.compose() => composed?,
+            () = &mut called_off => return Err(Error::CalledOff),
         };
-        let mut address = tcp.as_ref().map(listen::local_address).transpose()?;
-        let run_dir = Arc::new(RunDir::create(self.run_dir.as_deref())?);
-        let unix = listen::bind_unix(run_dir.host_socket())?;
-
-        let foreign_worker = self.worker_command.is_some();
-        let mut host_tcp = address.filter(|address| address.ip().is_loopback());
-        let mut callback = None;
-        if foreign_worker && host_tcp.is_none() {
-            let listener = listen::bind_tcp((Ipv4Addr::LOCALHOST, 0).into(), false).await?;
-            host_tcp = Some(listen::local_address(&listener)?);
-            callback = Some(listener);
+        let started = tokio::select! {
+            ready = snakepit.pool.ready() => ready.map_err(Error::from),
+            () = called_off => Err(Error::CalledOff),
+        };
+        if let Err(error) = started {
+            snakepit.shutdown_within(Duration::ZERO).await;
+            return Err(error);
         }
+        // Health checks see the server from here on, and see it leave before it stops answering.
+        let (hidden, stop) = (snakepit.service.hidden.clone(), snakepit.service.stop.clone());
+        let following = grpc::follow_readiness(health, snakepit.pool.readiness(), hidden, stop).await;
+        snakepit.service.tasks.spawn(following);
+        Ok(snakepit)
+    }
 
+    /// Puts all parts together and begins to launch the workers. What can fail comes first; once tasks run and workers
+    /// are launched, nothing is awaited and nothing fails, so an error or a dropped future leaves nothing behind.
+    async fn compose(self) -> Result<(Snakepit, HealthReporter), Error> {
+        let foreign_worker = self.worker_command.is_some();
         let program = match (self.worker_command, self.adapter) {
             (Some(argv), adapter) => Some(WorkerProgram::Command { argv, adapter }),
             (None, Some(adapter)) => {
@@ -181,54 +194,67 @@ impl Builder {
             }
             (None, None) => None,
         };
-        let (launcher, processes): (Arc<dyn WorkerLauncher>, _) = match (self.launcher, program) {
-            (Some(launcher), None) => (launcher, None),
-            (None, Some(program)) => {
-                let mut config = ProcessConfig::new(program);
-                config.host_tcp = host_tcp;
-                config.env = self.environment;
-                if let Some(timeout) = self.start_timeout {
-                    config.start_timeout = timeout;
-                }
-                let launcher = Arc::new(ProcessLauncher::new(config, Arc::clone(&run_dir)));
-                (Arc::clone(&launcher) as _, Some(launcher))
-            }
-            (Some(_), Some(_)) => {
-                return Err(config("a launcher excludes an adapter or a worker command; give one of them"));
-            }
-            (None, None) => {
-                return Err(config(
-                    "nothing to run; give an adapter (`module.path:Class`) or a worker command",
-                ));
-            }
-        };
-
-        for listener in tcp.into_iter().chain(callback) {
-            listen::serve_tcp(&tasks, routes.clone(), listener, stop.clone());
+        if program.is_some() == self.launcher.is_some() {
+            return Err(config(match program {
+                Some(_) => "a launcher excludes an adapter or a worker command; give one of them",
+                None => "nothing to run; give an adapter (`module.path:Class`) or a worker command",
+            }));
         }
-        listen::serve_unix(&tasks, routes, unix, stop.clone());
-        tasks.spawn(sweep(Arc::clone(&host), stop.clone()));
+        let registry = Registry::new();
+        for tool in self.host_tools {
+            registry.register_host_tool(tool)?;
+        }
+        let sessions = self.sessions.unwrap_or_else(|| Arc::new(MemoryBackend::new(MemoryConfig::default())));
+        let stop = CancellationToken::new();
+        let host = Arc::new(Host::new(sessions, registry, stop.clone()));
+        let (routes, health) = grpc::routes(Arc::clone(&host)).await;
 
-        let pool = Pool::start(self.pool, launcher)?;
-        host.set_pool(pool.clone());
+        // The host listens before any worker starts, because workers call back while they start.
+        let tcp = match &self.listen {
+            Some(address) => Some(listen::bind_tcp(address, self.allow_remote).await?),
+            None => None,
+        };
+        let address = tcp.as_ref().map(listen::local_address).transpose()?;
+        let mut host_tcp = address.filter(|address| address.ip().is_loopback());
+        let mut callback = None;
+        if foreign_worker && host_tcp.is_none() {
+            let listener = listen::bind_tcp("127.0.0.1:0", false).await?;
+            host_tcp = Some(listen::local_address(&listener)?);
+            callback = Some(listener);
+        }
+        let run_dir = Arc::new(RunDir::create(self.run_dir.as_deref())?);
+        let unix = listen::bind_unix(run_dir.host_socket())?;
+
+        let processes = program.map(|program| {
+            let mut config = ProcessConfig::new(program);
+            config.host_tcp = host_tcp;
+            config.env = self.environment;
+            if let Some(timeout) = self.start_timeout {
+                config.start_timeout = timeout;
+            }
+            Arc::new(ProcessLauncher::new(config, Arc::clone(&run_dir)))
+        });
+        let launcher = match &processes {
+            Some(processes) => Arc::clone(processes) as Arc<dyn WorkerLauncher>,
+            None => self.launcher.ok_or_else(|| config("no launcher"))?,
+        };
+        let pool = Arc::new(Pool::start(self.pool, launcher)?);
+        host.set_pool(&pool);
         if foreign_worker {
             // Such workers announce their tools with their first call, so unknown names must reach them.
             let tool: Arc<dyn ToolHandler> = pool.tool();
             host.registry.set_fallback(&pool.status().name, tool);
         }
-        let hidden = stop.child_token();
-        let service =
-            Arc::new(Service { hidden, stop, tasks, address: address.take(), launcher: processes, run_dir });
-        let snakepit = Snakepit { host, pool, service };
-        if let Err(error) = snakepit.pool.ready().await {
-            snakepit.shutdown_within(Duration::ZERO).await;
-            return Err(error.into());
+
+        let tasks = TaskTracker::new();
+        for listener in tcp.into_iter().chain(callback) {
+            listen::serve_tcp(&tasks, routes.clone(), listener, stop.clone());
         }
-        // Health checks see the server from here on, and see it leave before it stops answering.
-        let following =
-            grpc::follow_readiness(health, snakepit.pool.readiness(), snakepit.service.hidden.clone()).await;
-        snakepit.service.tasks.spawn(following);
-        Ok(snakepit)
+        listen::serve_unix(&tasks, routes, unix, stop.clone());
+        tasks.spawn(sweep(Arc::clone(&host), stop.clone()));
+        let hidden = stop.child_token();
+        let service = Arc::new(Service { hidden, stop, tasks, address, launcher: processes, run_dir });
+        Ok((Snakepit { host, pool, service }, health))
     }
 }
 

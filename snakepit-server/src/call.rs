@@ -13,6 +13,7 @@ use std::{
 use futures_core::Stream;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
+use snakepit_proto::headers::MAX_TIMEOUT;
 use snakepit_registry::{
     Arguments, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply, TraceContext,
 };
@@ -69,9 +70,10 @@ impl CallBuilder {
         self
     }
 
-    /// Bounds queueing, all attempts and, for a streaming call, the whole stream. The default is the pool's.
+    /// Bounds queueing, all attempts and, for a streaming call, the whole stream, at most [`MAX_TIMEOUT`]. The default
+    /// is the pool's.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
+        self.timeout = Some(timeout.min(MAX_TIMEOUT));
         self
     }
 

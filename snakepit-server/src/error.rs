@@ -1,7 +1,5 @@
 //! Everything that can go wrong for a program that embeds Snakepit.
 
-use std::net::SocketAddr;
-
 use snakepit_pool::PoolError;
 use snakepit_registry::{RegistryError, ToolError};
 use snakepit_session::{PayloadError, SessionError};
@@ -31,9 +29,12 @@ pub enum Error {
          pass --allow-remote if the network is trusted"
     )]
     NotLoopback {
-        /// The address asked for.
-        address: SocketAddr,
+        /// The address asked for, and what its name stands for if it is one.
+        address: String,
     },
+    /// The start was called off: [`Builder::start_unless`](crate::Builder::start_unless).
+    #[error("the start was called off before the workers were ready")]
+    CalledOff,
     /// The workers did not come up.
     #[error(transparent)]
     Pool(#[from] PoolError),

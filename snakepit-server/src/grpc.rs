@@ -11,6 +11,7 @@ mod programs;
 mod request;
 mod sessions;
 mod telemetry;
+mod until_stop;
 
 use std::sync::Arc;
 
@@ -27,8 +28,8 @@ pub(crate) use bridge::Bridge;
 
 use crate::host::Host;
 
-/// The name by which health checks ask for the bridge service. The empty name asks for the whole server.
-const SERVICE_NAME: &str = "snakepit.bridge.BridgeService";
+/// The names by which health checks ask: for the server as a whole, and for the bridge service.
+const NAMES: [&str; 2] = ["", "snakepit.bridge.BridgeService"];
 
 /// All services, and the handle by which their health is reported. They start as not serving.
 pub(crate) async fn routes(host: Arc<Host>) -> (Routes, HealthReporter) {
@@ -57,11 +58,12 @@ pub(crate) async fn routes(host: Arc<Host>) -> (Routes, HealthReporter) {
     (routes.routes(), health)
 }
 
-/// Reports the server as healthy while its pool serves. What is true now is reported when this returns; the future that
-/// it returns follows the changes until told to stop.
+/// Reports the server as healthy while its pool serves and it is not hidden. What is true now is reported when this
+/// returns; the future that it returns follows the changes, and at the stop ends the streams of those who watch.
 pub(crate) async fn follow_readiness(
-    health: HealthReporter,
+    mut health: HealthReporter,
     mut readiness: watch::Receiver<bool>,
+    hidden: CancellationToken,
     stop: CancellationToken,
 ) -> impl Future<Output = ()> {
     let serving = *readiness.borrow_and_update();
@@ -69,7 +71,7 @@ pub(crate) async fn follow_readiness(
     async move {
         loop {
             tokio::select! {
-                () = stop.cancelled() => break,
+                () = hidden.cancelled() => break,
                 // The pool is gone when it no longer says anything.
                 changed = readiness.changed() => if changed.is_err() { break },
             }
@@ -77,13 +79,17 @@ pub(crate) async fn follow_readiness(
             set_serving(&health, serving).await;
         }
         set_serving(&health, false).await;
+        stop.cancelled().await;
+        for name in NAMES {
+            health.clear_service_status(name).await;
+        }
     }
 }
 
 /// Reports health for the server as a whole and for the bridge service.
 async fn set_serving(health: &HealthReporter, serving: bool) {
     let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-    for name in ["", SERVICE_NAME] {
+    for name in NAMES {
         health.set_service_status(name, status).await;
     }
 }

@@ -1,12 +1,16 @@
 //! The host: sessions, registry and pool as one thing that runs calls. Both the gRPC services and the embedding API
 //! go through here, so they behave the same.
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::Future,
+    sync::{Arc, Weak},
+};
 
 use snakepit_pool::{Pool, PoolStatus};
 use snakepit_registry::{CallStage, Registry, ToolCall, ToolError, ToolReply};
 use snakepit_session::{SessionBackend, SessionError, SessionId};
 use tokio::{sync::SetOnce, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Telemetry;
 
@@ -15,28 +19,38 @@ pub(crate) struct Host {
     pub(crate) sessions: Arc<dyn SessionBackend>,
     pub(crate) registry: Registry,
     pub(crate) telemetry: Telemetry,
-    /// Set once the host serves: workers call back while they are being launched.
-    pool: SetOnce<Pool>,
+    /// Cancelled when the host stops serving: streams that would never end by themselves end then.
+    pub(crate) stop: CancellationToken,
+    /// Set once the host serves: workers call back while they are being launched. Weak, because sessions and
+    /// connections hold the host, and must not keep its workers alive.
+    pool: SetOnce<Weak<Pool>>,
 }
 
 impl Host {
-    pub(crate) fn new(sessions: Arc<dyn SessionBackend>, registry: Registry) -> Self {
-        Self { sessions, registry, telemetry: Telemetry::default(), pool: SetOnce::new() }
+    pub(crate) fn new(
+        sessions: Arc<dyn SessionBackend>,
+        registry: Registry,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { sessions, registry, telemetry: Telemetry::default(), stop, pool: SetOnce::new() }
     }
 
     /// Tells the host its pool. Only the first call counts.
-    pub(crate) fn set_pool(&self, pool: Pool) {
+    pub(crate) fn set_pool(&self, pool: &Arc<Pool>) {
         // A second pool is a bug of the builder, which calls this once.
-        let _ = self.pool.set(pool);
+        let _ = self.pool.set(Arc::downgrade(pool));
     }
 
     /// The pool, waited for if the host is still starting.
-    pub(crate) async fn pool(&self) -> &Pool {
-        self.pool.wait().await
+    pub(crate) async fn pool(&self) -> Result<Arc<Pool>, ToolError> {
+        self.pool.wait().await.upgrade().ok_or_else(|| ToolError::Unavailable {
+            reason: "the host was dropped".to_owned(),
+            retry_after: None,
+        })
     }
 
     pub(crate) fn pool_status(&self) -> Option<PoolStatus> {
-        self.pool.get().map(Pool::status)
+        Some(self.pool.get()?.upgrade()?.status())
     }
 
     /// Runs a call of any tool: renews its session, prefers the session's last worker, remembers the new one.

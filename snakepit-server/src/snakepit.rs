@@ -12,12 +12,13 @@ use crate::{Builder, CallBuilder, Error, ReplyStream, SessionHandle, host::Host}
 
 /// A running host: its workers, its sessions, its gRPC service. Cheap to clone.
 ///
-/// Call [`shutdown`](Snakepit::shutdown) to drain; when the last clone is dropped without it, workers are killed and
-/// calls in flight fail.
+/// Call [`shutdown`](Snakepit::shutdown) to drain; when the last clone is dropped without it, workers are killed in the
+/// background and calls in flight fail, whatever sessions, calls and streams of it are still held.
 #[derive(Debug, Clone)]
 pub struct Snakepit {
     pub(crate) host: Arc<Host>,
-    pub(crate) pool: Pool,
+    /// The one place that keeps the pool alive: when the last clone is dropped, so are the workers.
+    pub(crate) pool: Arc<Pool>,
     pub(crate) service: Arc<Service>,
 }
 
@@ -128,7 +129,8 @@ impl Snakepit {
     }
 
     /// Stops: refuses new calls, lets those in flight finish for up to ten seconds, stops the workers, closes the
-    /// listeners. Returns when every worker process is gone. May be called more than once.
+    /// listeners. Returns when every worker process is gone and every connection is closed; those whose clients have
+    /// requests open get up to two seconds for that, and are cut then. May be called more than once.
     pub async fn shutdown(&self) {
         self.shutdown_within(DRAIN).await;
     }

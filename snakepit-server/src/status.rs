@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | tool not found | `NOT_FOUND` | `TOOL_NOT_FOUND` |
 //! | bad argument | `INVALID_ARGUMENT`, with a field violation | `INVALID_ARGUMENT` |
-//! | tool cannot be called this way | `UNIMPLEMENTED` | `UNSUPPORTED` |
+//! | tool cannot be called this way, RPC not offered | `UNIMPLEMENTED` | `UNSUPPORTED` |
 //! | tool raised (streams only; a unary call answers `success = false`) | `INTERNAL`, with a `ToolFailure` | `TOOL_FAILED` |
 //! | queue full | `RESOURCE_EXHAUSTED`, with a retry delay | `OVERLOADED` |
 //! | deadline | `DEADLINE_EXCEEDED` | `DEADLINE_EXCEEDED` |
@@ -82,6 +82,20 @@ pub fn invalid_field(field: &str, problem: impl std::fmt::Display) -> Status {
     let mut details = details("INVALID_ARGUMENT");
     details.add_bad_request_violation(field, problem.to_string());
     Status::with_error_details(Code::InvalidArgument, format!("`{field}` {problem}"), details)
+}
+
+/// An RPC that this server does not offer, with what to do instead.
+#[must_use]
+pub fn rpc_not_offered(rpc: &str, instead: &str) -> Status {
+    status(Code::Unimplemented, "UNSUPPORTED", format!("{rpc} is not implemented: {instead}"))
+}
+
+/// A tool answered with what its caller did not ask for, such as a stream instead of a value.
+#[must_use]
+pub fn answered_otherwise(tool: &str, got: &str, expected: &str) -> Status {
+    from_tool_error(ToolError::Internal {
+        problem: format!("tool `{tool}` answered with {got} instead of {expected}"),
+    })
 }
 
 fn status(code: Code, reason: &str, message: String) -> Status {

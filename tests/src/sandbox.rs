@@ -11,8 +11,9 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 use snakepit_proto::{MAX_MESSAGE_BYTES, pb};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+    task::JoinHandle,
     time::timeout,
 };
 use tonic::transport::Endpoint;
@@ -76,7 +77,18 @@ pub struct SandboxBuilder {
     args: Vec<String>,
     python: PathBuf,
     dir: tempfile::TempDir,
-    port: u16,
+    listen: String,
+    environment: Vec<(String, String)>,
+}
+
+/// A daemon that is on its way up.
+#[derive(Debug)]
+pub struct Starting {
+    child: Child,
+    stdout: Lines<BufReader<ChildStdout>>,
+    dir: tempfile::TempDir,
+    log: Arc<Mutex<Vec<String>>>,
+    drain: JoinHandle<()>,
 }
 
 impl Sandbox {
@@ -142,7 +154,15 @@ impl Sandbox {
 
     /// Runs the command line against it.
     pub async fn cli(&self, args: &[&str]) -> Output {
-        cli(args, Some(self.url())).await
+        self.cli_into(Stdio::piped(), args).await
+    }
+
+    /// Runs the command line against it, with this as its stdout.
+    pub async fn cli_into(&self, stdout: impl Into<Stdio>, args: &[&str]) -> Output {
+        let mut command = Command::new(snakepit());
+        command.args(args).env("SNAKEPIT_SERVER", self.url()).stdin(Stdio::null()).stderr(Stdio::piped());
+        let child = command.stdout(stdout).kill_on_drop(true).spawn().unwrap();
+        timeout(START_WITHIN, child.wait_with_output()).await.expect("the command did not end").unwrap()
     }
 
     /// Runs a command that must succeed, and returns what it printed.
@@ -165,16 +185,6 @@ impl Sandbox {
     }
 }
 
-/// Runs the command line, against a server if one is given.
-async fn cli(args: &[&str], server: Option<&str>) -> Output {
-    let mut command = Command::new(snakepit());
-    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
-    if let Some(url) = server {
-        command.env("SNAKEPIT_SERVER", url);
-    }
-    timeout(START_WITHIN, command.output()).await.expect("the command did not end").unwrap()
-}
-
 impl Drop for Sandbox {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -191,7 +201,13 @@ impl SandboxBuilder {
     fn new(args: &[&str], workers: usize) -> Self {
         let mut args: Vec<String> = args.iter().map(ToString::to_string).collect();
         args.extend(["--workers".to_owned(), workers.to_string()]);
-        Self { args, python: python(), dir: tempfile::tempdir().unwrap(), port: 0 }
+        Self {
+            args,
+            python: python(),
+            dir: tempfile::tempdir().unwrap(),
+            listen: "127.0.0.1:0".to_owned(),
+            environment: Vec::new(),
+        }
     }
 
     /// Adds command line arguments.
@@ -208,10 +224,17 @@ impl SandboxBuilder {
         self
     }
 
-    /// Listens on this port instead of a free one.
+    /// Listens on this address instead of a free port of 127.0.0.1.
     #[must_use]
-    pub const fn port(mut self, port: u16) -> Self {
-        self.port = port;
+    pub fn listen(mut self, address: impl Into<String>) -> Self {
+        self.listen = address.into();
+        self
+    }
+
+    /// Sets an environment variable of the daemon, which its workers inherit.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.environment.push((name.to_owned(), value.into()));
         self
     }
 
@@ -232,11 +255,17 @@ impl SandboxBuilder {
 
     /// Starts the daemon, and waits until it is ready or gave up.
     pub async fn try_start(self) -> Result<Sandbox, StartFailure> {
+        self.spawn().outcome().await
+    }
+
+    /// Starts the daemon without waiting for anything.
+    #[must_use]
+    pub fn spawn(self) -> Starting {
         let mut command = Command::new(snakepit());
         command
             .arg("serve")
             .args(&self.args)
-            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
+            .args(["--listen", &self.listen])
             .arg("--python")
             .arg(&self.python)
             .arg("--run-dir")
@@ -244,6 +273,7 @@ impl SandboxBuilder {
             .env("PYTHONPATH", root().join("tests/adapters"))
             .env("SNAKEPIT_TEST_STUBS", root().join(".venv/stubs"))
             .env("SNAKEPIT_LOG", "info,snakepit=debug")
+            .envs(self.environment)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -252,22 +282,53 @@ impl SandboxBuilder {
         let log = Arc::new(Mutex::new(Vec::new()));
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let drain = tokio::task::spawn(drain(stderr, Arc::clone(&log)));
-        let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = timeout(START_WITHIN, stdout.next_line())
+        let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        Starting { child, stdout, dir: self.dir, log, drain }
+    }
+}
+
+impl Starting {
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("nobody waited for it yet")
+    }
+
+    /// The directory it keeps its sockets and ledger in.
+    #[must_use]
+    pub fn run_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Waits until it is ready or gave up.
+    pub async fn outcome(mut self) -> Result<Sandbox, StartFailure> {
+        let line = timeout(START_WITHIN, self.stdout.next_line())
             .await
             .expect("the daemon neither got ready nor gave up");
         match line.unwrap() {
             Some(line) => {
                 let ready = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
-                Ok(Sandbox { child, ready, dir: self.dir, log })
+                Ok(Sandbox { child: self.child, ready, dir: self.dir, log: self.log })
             }
             None => {
-                let code = child.wait().await.unwrap().code();
-                drain.await.unwrap();
-                let stderr = log.lock().unwrap().join("\n");
+                let code = self.child.wait().await.unwrap().code();
+                let left: Vec<_> =
+                    std::fs::read_dir(self.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+                assert!(left.iter().all(|name| name == "lock"), "left in the run directory: {left:?}");
+                self.drain.await.unwrap();
+                let stderr = self.log.lock().unwrap().join("\n");
                 Err(StartFailure { code, stderr })
             }
         }
+    }
+}
+
+impl StartFailure {
+    /// Its last word: the one line that says what is wrong. Panics when there is none.
+    #[must_use]
+    pub fn line(&self) -> &str {
+        let last = self.stderr.lines().find(|line| line.starts_with("snakepit: "));
+        last.unwrap_or_else(|| panic!("no line begins with `snakepit: `:\n{}", self.stderr))
     }
 }
 

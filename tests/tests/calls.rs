@@ -130,9 +130,11 @@ async fn refusals_are_statuses_with_details() {
             value: Bytes::from_static(b"{not json"),
         },
     );
-    let outcome = client.execute_tool(malformed).await;
-    let message = outcome.map_or_else(|status| status.message().to_owned(), |r| r.into_inner().error_message);
-    assert!(message.contains('x') && message.to_lowercase().contains("json"), "{message}");
+    // Values are only read where they are used, so it is the worker that refuses this one; a refusal it is all the same.
+    let status = client.execute_tool(malformed).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    assert_eq!(status.get_error_details().error_info().unwrap().reason, "INVALID_ARGUMENT");
+    assert!(status.message().contains("argument `x`") && status.message().contains("JSON"), "{status:?}");
     assert_eq!(execute(&mut client, "add", &json!({"a": 1, "b": 2})).await.unwrap(), 3);
 }
 
@@ -202,12 +204,14 @@ async fn calls_run_at_the_same_time_on_different_workers() {
     for _ in 0..4 {
         let mut client = sandbox.client().await;
         calls.spawn(async move {
-            execute(&mut client, "sleep_for", &json!({"seconds": 1.0})).await.unwrap();
-            execute(&mut client, "whoami", &json!({})).await.unwrap()["pid"].clone()
+            let request = tool_request("sleep_for", &json!({"seconds": 1.0}));
+            let response = client.execute_tool(request).await.unwrap();
+            response.metadata().get(headers::WORKER_ID).unwrap().to_str().unwrap().to_owned()
         });
     }
-    calls.join_all().await;
+    let workers: std::collections::BTreeSet<_> = calls.join_all().await.into_iter().collect();
     let took = began.elapsed();
+    assert_eq!(workers.len(), 4, "{workers:?}");
     assert!(took < Duration::from_secs(3), "four calls of one second each took {took:?}");
 }
 

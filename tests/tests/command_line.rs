@@ -1,7 +1,7 @@
 //! The command line, as a person or a script uses it: ready line, results, tables, and one clear line for each error.
 
 use serde_json::{Value, json};
-use snakepit_tests::{SHOWCASE, Sandbox};
+use snakepit_tests::{SHOWCASE, Sandbox, Signal, signal};
 
 fn json_lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -68,30 +68,41 @@ async fn every_mistake_of_a_caller_gets_one_clear_line_and_the_server_goes_on() 
 #[tokio::test]
 async fn a_server_that_cannot_start_says_why_and_leaves_nothing() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().port();
+    let taken_address = taken.local_addr().unwrap().to_string();
     let root = snakepit_tests::root().display();
     let never_ready = format!("python3 {root}/tests/workers/never_ready.py");
     let exits = format!("python3 {root}/tests/workers/exits_at_once.py");
     let cases = [
-        (Sandbox::adapter("no.such.module:Adapter", 2), vec!["no.such.module", "cannot start"]),
-        (Sandbox::adapter("broken_import:Adapter", 1), vec!["broken_import"]),
-        (Sandbox::adapter("misbehaving:NoSuchClass", 1), vec!["NoSuchClass"]),
-        (Sandbox::adapter(SHOWCASE, 1).python("/no/such/python"), vec!["/no/such/python", "--python"]),
-        (Sandbox::adapter(SHOWCASE, 1).port(port), vec!["cannot listen on 127.0.0.1", "port 0"]),
         (
-            Sandbox::worker_command(&never_ready, 2).args(&["--start-timeout", "500ms"]),
-            vec!["not ready within 500ms"],
+            Sandbox::adapter("no.such.module:Adapter", 1),
+            vec!["worker `default-0-1` did not start", "no.such.module"],
         ),
-        (Sandbox::worker_command(&exits, 1), vec!["before it was ready", "code 3"]),
-        (Sandbox::worker_command("/no/such/worker", 1), vec!["/no/such/worker"]),
+        (
+            Sandbox::adapter("broken_import:Adapter", 1),
+            vec!["`default-0-1`", "broken_import", "a_module_that_nobody_has"],
+        ),
+        (Sandbox::adapter("misbehaving:NoSuchClass", 1), vec!["`default-0-1`", "NoSuchClass"]),
+        (Sandbox::adapter(SHOWCASE, 1).python("/no/such/python"), vec!["/no/such/python", "--python"]),
+        (Sandbox::adapter(SHOWCASE, 1).listen(&taken_address), vec!["cannot listen on 127.0.0.1", "port 0"]),
+        (
+            Sandbox::adapter(SHOWCASE, 1).listen("no-such-host.invalid:0"),
+            vec!["cannot listen on no-such-host.invalid:0"],
+        ),
+        (Sandbox::adapter(SHOWCASE, 1).listen("0.0.0.0:0"), vec!["listen on 0.0.0.0:0", "--allow-remote"]),
+        (
+            Sandbox::worker_command(&never_ready, 1).args(&["--start-timeout", "500ms"]),
+            vec!["`default-0-1`", "not ready within 500ms", "raise the start timeout"],
+        ),
+        (Sandbox::worker_command(&exits, 1), vec!["`default-0-1`", "before it was ready", "code 3"]),
+        (Sandbox::worker_command("/no/such/worker", 1), vec!["/no/such/worker", "--worker-command"]),
     ];
     for (builder, needles) in cases {
         let shown = format!("{builder:?}");
         let failure = builder.try_start().await.unwrap_err();
         assert_eq!(failure.code, Some(5), "{shown}: {}", failure.stderr);
-        let line = failure.stderr.lines().find(|line| line.starts_with("snakepit: ")).unwrap_or_default();
+        let line = failure.line();
         for needle in needles {
-            assert!(failure.stderr.contains(needle), "{shown}: no {needle:?} in {line}\n{}", failure.stderr);
+            assert!(line.contains(needle), "{shown}: no {needle:?} in {line}\n{}", failure.stderr);
         }
     }
     drop(taken);
@@ -109,12 +120,69 @@ fn run_dir_leftovers() -> Vec<String> {
 }
 
 #[tokio::test]
-async fn remote_addresses_need_to_be_asked_for() {
-    let output = Sandbox::adapter(SHOWCASE, 1).args(&["--listen", "0.0.0.0:0"]);
-    let failure = output.try_start().await.unwrap_err();
-    assert!(
-        failure.stderr.contains("--allow-remote") || failure.stderr.contains("cannot be used multiple times")
-    );
+async fn mistakes_of_an_operator_are_wrong_usage() {
+    let cases = [
+        (Sandbox::adapter(SHOWCASE, 1).listen("localhost"), "HOST:PORT"),
+        (
+            Sandbox::adapter(SHOWCASE, 1).env("SNAKEPIT_LOG", "info,snakepit=loud"),
+            "SNAKEPIT_LOG is malformed",
+        ),
+        (Sandbox::worker_command("", 1), "--worker-command is empty"),
+    ];
+    for (builder, needle) in cases {
+        let failure = builder.try_start().await.unwrap_err();
+        assert_eq!(failure.code, Some(2), "{}", failure.stderr);
+        assert!(failure.stderr.contains(needle), "no {needle:?} in {}", failure.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_host_name_and_endless_timeouts_are_taken() {
+    let endless = ["--default-timeout", "40000years", "--start-timeout", "40000years"];
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).listen("localhost:0").args(&endless).start().await;
+    let call = ["call", "add", "--args", r#"{"a": 1, "b": 2}"#];
+    assert_eq!(sandbox.cli_ok(&call).await, "3\n");
+    assert_eq!(sandbox.cli_ok(&[&call[..], &["--timeout", "99999999999h"]].concat()).await, "3\n");
+}
+
+#[tokio::test]
+async fn a_reader_that_hangs_up_is_no_error() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    sandbox.cli_ok(&["call", "add", "--args", r#"{"a": 1, "b": 2}"#, "--session", "s"]).await;
+    let commands: [&[&str]; 6] = [
+        &["tools", "--json"],
+        &["tools"],
+        &["workers", "--json"],
+        &["sessions"],
+        &["call", "whoami"],
+        &["stream", "count", "--args", r#"{"n": 3}"#],
+    ];
+    for args in commands {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = sandbox.cli_into(writer, args).await;
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), stderr.as_str()), (Some(0), ""), "{args:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_demo_works_by_hand() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
+    let train = ["stream", "train_digits", "--session", "demo", "--args", r#"{"epochs": 5}"#];
+    let progress = json_lines(&sandbox.cli_ok(&train).await);
+    assert_eq!(progress.last().unwrap()["done"], true);
+    let sessions = json_lines(&sandbox.cli_ok(&["sessions", "--json"]).await);
+    let workers = json_lines(&sandbox.cli_ok(&["workers", "--json"]).await);
+    let trainer = workers.iter().find(|worker| worker["worker_id"] == sessions[0]["last_worker_id"]).unwrap();
+    signal(u32::try_from(trainer["pid"].as_u64().unwrap()).unwrap(), Signal::SIGKILL);
+    let predict = ["call", "predict_digits", "--session", "demo", "--args", r#"{"start": 0, "count": 60}"#];
+    let answer: Value = serde_json::from_str(&sandbox.cli_ok(&predict).await).unwrap();
+    assert_ne!(answer["pid"], trainer["pid"]);
+    let digits = |key: &str| answer[key].as_array().unwrap().clone();
+    let right = digits("predicted").iter().zip(digits("expected")).filter(|(p, e)| *p == e).count();
+    assert!(right > 48, "{right} of 60");
+    assert_eq!(answer.get("score"), None, "the daemon has no tool that scores");
 }
 
 #[tokio::test]

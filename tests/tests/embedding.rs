@@ -1,13 +1,23 @@
 //! The embedding API against real workers: typed calls, streams, host tools called by Python, programs.
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use snakepit_server::{Error, Payload, Program, Snakepit, ToolError};
-use snakepit_tests::{SHOWCASE, is_alive, python};
+use snakepit_proto::pb;
+use snakepit_server::{Builder, Error, Payload, Program, Snakepit, ToolError};
+use snakepit_tests::{Client, SHOWCASE, eventually, is_alive, python, root, tool_request};
+use tokio::sync::Notify;
+use tonic::transport::Endpoint;
 
 #[derive(Deserialize)]
 struct Pair {
@@ -15,7 +25,7 @@ struct Pair {
     b: i64,
 }
 
-async fn start(run_dir: &tempfile::TempDir) -> Snakepit {
+fn builder(run_dir: &tempfile::TempDir) -> Builder {
     Snakepit::builder()
         .adapter(SHOWCASE)
         .python(python())
@@ -29,9 +39,16 @@ async fn start(run_dir: &tempfile::TempDir) -> Snakepit {
             }
             Ok::<_, Infallible>(())
         })
-        .start()
-        .await
-        .unwrap()
+}
+
+async fn start(run_dir: &tempfile::TempDir) -> Snakepit {
+    builder(run_dir).start().await.unwrap()
+}
+
+/// A client on a connection of its own, to a host that listens on TCP.
+async fn client(snakepit: &Snakepit) -> Client {
+    let url = format!("http://{}", snakepit.address().unwrap());
+    Client::new(Endpoint::from_shared(url).unwrap().connect().await.unwrap())
 }
 
 #[tokio::test]
@@ -103,13 +120,153 @@ async fn programs_and_payloads_pass_through() {
 }
 
 #[tokio::test]
-async fn dropping_the_last_handle_kills_the_workers() {
+async fn workers_cannot_take_over_the_hosts_own_tools() {
+    let dir = tempfile::tempdir().unwrap();
+    let snakepit = builder(&dir).listen(([127, 0, 0, 1], 0).into()).start().await.unwrap();
+    let mut client = client(&snakepit).await;
+    let exposed = client.get_exposed_elixir_tools(pb::GetExposedElixirToolsRequest::default()).await.unwrap();
+    let names: Vec<_> = exposed.into_inner().tools.into_iter().map(|tool| tool.name).collect();
+    assert_eq!(names, ["multiply", "panic", "refuse"]);
+
+    let tools = vec![pb::ToolRegistration { name: "multiply".into(), ..Default::default() }];
+    let request = pb::RegisterToolsRequest { tools, worker_id: "python-1".into(), ..Default::default() };
+    let response = client.register_tools(request).await.unwrap().into_inner();
+    assert!(!response.success && response.error_message.contains("`multiply`"), "{response:?}");
+    assert_eq!(snakepit.execute::<i64>("multiply", json!({"a": 2, "b": 3})).await.unwrap(), 6);
+    let (_, provider) = snakepit.tools().into_iter().find(|(tool, _)| &*tool.name == "multiply").unwrap();
+    assert_eq!(provider, "host");
+    snakepit.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_start_that_fails_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let broken = || Snakepit::builder().adapter("no.such.module:Adapter").python(python()).workers(1);
+    for (builder, needle) in [
+        (broken().workers(0), "`workers` is 0"),
+        (broken(), "worker `default-0-1` did not start: "),
+        (Snakepit::builder(), "nothing to run"),
+    ] {
+        let error = builder.listen(port).run_dir(dir.path()).start().await.unwrap_err().to_string();
+        assert!(error.contains(needle), "no {needle:?} in {error}");
+        drop(std::net::TcpListener::bind(port).expect("the port is still bound"));
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(left.iter().all(|name| name == "lock"), "{left:?}");
+    }
+}
+
+/// A host whose worker starts a process while it imports its adapter, and never gets further.
+struct Stuck {
+    dir: tempfile::TempDir,
+    notes: tempfile::TempDir,
+}
+
+impl Stuck {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), notes: tempfile::tempdir().unwrap() }
+    }
+
+    fn builder(&self) -> Builder {
+        Snakepit::builder()
+            .adapter("slow_import:Adapter")
+            .python(python())
+            .env("PYTHONPATH", root().join("tests/adapters").display().to_string())
+            .env("SNAKEPIT_TEST_PIDS", self.notes.path().display().to_string())
+            .run_dir(self.dir.path())
+            .workers(1)
+    }
+
+    /// The process that the worker started, once it has.
+    fn grandchild(&self) -> Option<u32> {
+        let notes = std::fs::read_dir(self.notes.path()).unwrap().map(|note| note.unwrap().path());
+        let mut whole = notes.filter(|note| note.extension().is_none());
+        whole.next().map(|note| std::fs::read_to_string(note).unwrap().parse().unwrap())
+    }
+
+    async fn importing(&self) {
+        let what = "the worker is at its import";
+        eventually(what, Duration::from_secs(10), async || self.grandchild().is_some()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_start_that_is_called_off_leaves_nothing() {
+    let stuck = Stuck::new();
+    let error = stuck.builder().start_unless(stuck.importing()).await.unwrap_err();
+    assert!(matches!(error, Error::CalledOff), "{error}");
+    assert!(!is_alive(stuck.grandchild().unwrap()), "what the worker started is left");
+}
+
+#[tokio::test]
+async fn a_start_that_is_dropped_ends_in_the_background() {
+    let stuck = Stuck::new();
+    tokio::select! {
+        outcome = stuck.builder().start() => panic!("{outcome:?}"),
+        () = stuck.importing() => {}
+    }
+    let grandchild = stuck.grandchild().unwrap();
+    let gone = async || !is_alive(grandchild) && std::fs::read_dir(stuck.dir.path()).unwrap().count() == 1;
+    eventually("only the lock is left", Duration::from_secs(5), gone).await;
+}
+
+#[tokio::test]
+async fn timeouts_beyond_all_bounds_are_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let endless = Duration::from_secs(4_000_000_000_000);
+    let builder = builder(&dir).default_timeout(Some(Duration::MAX)).start_timeout(Duration::MAX);
+    let snakepit = builder.start().await.unwrap();
+    let call = snakepit.call("add").args(json!({"a": 1, "b": 2}));
+    assert_eq!(call.timeout(endless).unary::<i64>().await.unwrap().value, 3);
+    assert_eq!(snakepit.execute::<i64>("add", json!({"a": 1, "b": 2})).await.unwrap(), 3);
+    snakepit.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_what_clients_still_hold_open() {
+    struct Noted(Arc<AtomicBool>);
+    impl Drop for Noted {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    let (began, ended) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
+    let (beginning, ending) = (Arc::clone(&began), Arc::clone(&ended));
+    let endless = move |_: Value| {
+        let (beginning, ending) = (Arc::clone(&beginning), Noted(Arc::clone(&ending)));
+        async move {
+            let _ending = ending;
+            beginning.notify_one();
+            std::future::pending::<Result<(), Infallible>>().await
+        }
+    };
+    let builder = builder(&dir).host_tool("endless", endless).listen(([127, 0, 0, 1], 0).into());
+    let snakepit = builder.start().await.unwrap();
+    let mut client = client(&snakepit).await;
+    let call = tokio::spawn(async move { client.execute_tool(tool_request("endless", &json!({}))).await });
+    began.notified().await;
+    snakepit.shutdown_within(Duration::ZERO).await;
+    let status = call.await.unwrap().unwrap_err();
+    assert!(status.message().contains("transport error"), "its connection is cut: {status:?}");
+    eventually("the handler is gone", Duration::from_secs(1), async || ended.load(Ordering::SeqCst)).await;
+}
+
+#[tokio::test]
+async fn dropping_the_last_handle_kills_the_workers_whatever_else_is_held() {
     let dir = tempfile::tempdir().unwrap();
     let snakepit = start(&dir).await;
+    let session = snakepit.session("s").await.unwrap();
+    let call = snakepit.call("add").args(json!({"a": 1, "b": 2}));
     let pids: Vec<u32> = snakepit.status().workers.iter().filter_map(|worker| worker.pid).collect();
     drop(snakepit);
-    snakepit_tests::eventually("the workers are gone", Duration::from_secs(5), async || {
+    eventually("the workers are gone", Duration::from_secs(5), async || {
         pids.iter().all(|pid| !is_alive(*pid))
     })
     .await;
+    for late in [call.unary::<i64>().await.map(drop), session.execute("whoami", json!({})).await] {
+        let error = late.unwrap_err();
+        assert!(matches!(error, Error::Tool(ToolError::Unavailable { .. })), "{error}");
+    }
 }

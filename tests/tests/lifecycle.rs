@@ -32,10 +32,12 @@ async fn a_killed_worker_is_replaced() {
 async fn a_call_that_kills_its_worker_fails_with_the_reason_and_its_last_words() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let mut client = sandbox.client().await;
-    for (tool, reason) in [("crash", "code 7"), ("segfault", "SIGSEGV")] {
+    for (tool, needles) in [("crash", vec!["code 7", "about to crash"]), ("segfault", vec!["SIGSEGV"])] {
         let status = execute(&mut client, tool, &json!({})).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-        assert!(status.message().contains(reason), "{tool}: {}", status.message());
+        for needle in needles {
+            assert!(status.message().contains(needle), "{tool}: no {needle:?} in {}", status.message());
+        }
         eventually("the worker is back", SOON, async || sandbox.workers().await[0].state == "idle").await;
     }
     assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
@@ -103,15 +105,72 @@ async fn no_worker_outlives_a_killed_host() {
 }
 
 #[tokio::test]
-async fn a_new_host_serves_where_a_killed_one_left_off() {
-    let mut first = Sandbox::adapter(SHOWCASE, 2).start().await;
-    let pids = first.worker_pids().await;
+async fn a_new_host_reaps_what_a_killed_one_left() {
+    let mut first = Sandbox::adapter(MISBEHAVING, 1).start().await;
+    let worker = first.worker_pids().await[0];
+    let grandchild = execute(&mut first.client().await, "spawn_grandchild", &json!({})).await.unwrap();
+    let grandchild = u32::try_from(grandchild.as_u64().unwrap()).unwrap();
+    let old_run = first.socket().parent().unwrap().to_owned();
+    // A worker that is killed cannot take its children along, and a host that is stopped cannot do it instead.
+    signal(first.pid(), Signal::SIGSTOP);
+    signal(worker, Signal::SIGKILL);
+    eventually("the worker is dead", SOON, async || !is_alive(worker)).await;
     signal(first.pid(), Signal::SIGKILL);
     first.wait(SOON).await;
-    let second = Sandbox::adapter(SHOWCASE, 2).after(first).start().await;
-    assert!(pids.iter().all(|pid| !is_alive(*pid)), "the second host left workers of the first");
+    assert!(is_alive(grandchild), "nothing is left for the second host to reap");
+    assert!(old_run.exists());
+
+    let second = Sandbox::adapter(SHOWCASE, 1).after(first).start().await;
+    eventually("what the first host left is gone", SOON, async || !is_alive(grandchild)).await;
+    assert!(second.log().contains("cleaned up after a dead host"), "{}", second.log());
+    assert!(!old_run.exists(), "the directory of the dead host is left");
     let mut client = second.client().await;
     assert_eq!(execute(&mut client, "add", &json!({"a": 1, "b": 2})).await.unwrap(), 3);
+}
+
+#[tokio::test]
+async fn sigterm_while_workers_start_leaves_nothing() {
+    let pids = tempfile::tempdir().unwrap();
+    let noted = || {
+        let names = std::fs::read_dir(pids.path()).unwrap().map(|entry| entry.unwrap().path());
+        let whole = names.filter(|path| path.extension().is_none());
+        let noted = whole.flat_map(|path| {
+            let grandchild = std::fs::read_to_string(&path).unwrap();
+            [path.file_name().unwrap().to_str().unwrap().to_owned(), grandchild]
+        });
+        noted.map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>()
+    };
+    let starting = Sandbox::adapter("slow_import:Adapter", 2)
+        .env("SNAKEPIT_TEST_PIDS", pids.path().display().to_string())
+        .spawn();
+    eventually("both workers are at their import", SOON, async || noted().len() == 4).await;
+    signal(starting.pid(), Signal::SIGTERM);
+    let failure = starting.outcome().await.unwrap_err();
+    let left: Vec<_> = noted().into_iter().filter(|pid| is_alive(*pid)).collect();
+    assert_eq!(left, Vec::<u32>::new(), "left running: {}", failure.stderr);
+    assert_eq!(failure.code, Some(5), "{}", failure.stderr);
+    assert!(failure.line().contains("SIGTERM arrived before the workers were ready"), "{}", failure.line());
+}
+
+#[tokio::test]
+async fn idle_streams_of_clients_do_not_hold_up_the_end() {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+    let mut sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let mut client = sandbox.client().await;
+    // The requests stay open, as those of real subscribers do.
+    let mut telemetry = client.stream_telemetry(tokio_stream::pending()).await.unwrap().into_inner();
+    let mut calls = client.multiplex(tokio_stream::pending()).await.unwrap().into_inner();
+    let endpoint = tonic::transport::Endpoint::from_shared(sandbox.url().to_owned()).unwrap();
+    let mut health = HealthClient::new(endpoint.connect().await.unwrap());
+    let mut told = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+
+    signal(sandbox.pid(), Signal::SIGTERM);
+    assert_eq!(telemetry.message().await.unwrap(), None);
+    assert_eq!(calls.message().await.unwrap(), None);
+    while told.message().await.unwrap().is_some() {}
+    assert_eq!(sandbox.wait(SOON).await, Some(0));
+    assert!(!sandbox.log().contains("cutting connections"), "{}", sandbox.log());
 }
 
 #[tokio::test]

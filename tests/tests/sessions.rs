@@ -1,5 +1,7 @@
 //! Sessions and their programs over gRPC, as clients of the protocol rely on them.
 
+use std::time::{Duration, SystemTime};
+
 use bytes::Bytes;
 use snakepit_proto::pb;
 use snakepit_tests::{Client, SHOWCASE, Sandbox};
@@ -80,24 +82,58 @@ async fn programs_are_kept_by_the_host() {
 }
 
 #[tokio::test]
-async fn tools_may_be_registered_again_and_never_over_the_hosts_own() {
+async fn tools_may_be_registered_again_in_a_session_that_exists_or_in_none() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut client = sandbox.client().await;
-    let request = pb::RegisterToolsRequest {
-        session_id: "s".into(),
+    let register = |session: &str| pb::RegisterToolsRequest {
+        session_id: session.to_owned(),
         tools: vec![pb::ToolRegistration { name: "add".into(), ..Default::default() }],
         worker_id: "python-1".into(),
     };
-    for _ in 0..2 {
-        let response = client.register_tools(request.clone()).await.unwrap().into_inner();
-        assert!(response.success || response.error_message.contains("duplicate_tool"), "{response:?}");
+    let exposed = |session: &str| pb::GetExposedElixirToolsRequest { session_id: session.to_owned() };
+    for status in [
+        client.register_tools(register("s")).await.unwrap_err(),
+        client.get_exposed_elixir_tools(exposed("s")).await.unwrap_err(),
+    ] {
+        assert_eq!(status.code(), Code::NotFound, "{status:?}");
+        assert!(status.message().contains("session `s` not found"), "{status:?}");
     }
-    let exposed = client
-        .get_exposed_elixir_tools(pb::GetExposedElixirToolsRequest { session_id: "s".into() })
-        .await
-        .unwrap()
-        .into_inner();
-    assert!(exposed.tools.is_empty(), "the daemon has no tools of its own");
+
+    open(&mut client, "s", &[]).await;
+    for session in ["s", "s", "", ""] {
+        let response = client.register_tools(register(session)).await.unwrap().into_inner();
+        assert!(response.success || response.error_message.contains("duplicate_tool"), "{response:?}");
+        let exposed = client.get_exposed_elixir_tools(exposed(session)).await.unwrap().into_inner();
+        assert_eq!(exposed.tools, [], "the daemon has no tools of its own");
+    }
     let variable = client.get_variable(pb::GetVariableRequest::default()).await.unwrap_err();
     assert_eq!(variable.code(), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn workers_that_ask_about_a_session_keep_it_alive() {
+    const WHILE: Duration = Duration::from_millis(100);
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let mut client = sandbox.client().await;
+    open(&mut client, "s", &[]).await;
+    let expires = async || {
+        // Time has to pass: only a renewed session lives longer for it.
+        tokio::time::sleep(WHILE).await;
+        let mut client = sandbox.client().await;
+        let listed = client.list_sessions(pb::ListSessionsRequest::default()).await.unwrap().into_inner();
+        SystemTime::try_from(listed.sessions[0].expires_at.unwrap()).unwrap()
+    };
+    let opened = expires().await;
+    let looked_at = expires().await;
+    assert!(looked_at < opened + WHILE / 2, "listing a session renews it");
+
+    let request = pb::GetExposedElixirToolsRequest { session_id: "s".into() };
+    client.get_exposed_elixir_tools(request).await.unwrap();
+    let asked = expires().await;
+    assert!(asked > opened + WHILE, "asking for the host's tools does not renew the session");
+
+    let tools = vec![pb::ToolRegistration { name: "add".into(), ..Default::default() }];
+    let request = pb::RegisterToolsRequest { session_id: "s".into(), tools, worker_id: "python-1".into() };
+    client.register_tools(request).await.unwrap();
+    assert!(expires().await > asked + WHILE / 2, "registering tools does not renew the session");
 }

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::shell::{self, output, program, root, step, try_output};
 
@@ -98,13 +98,42 @@ fn find_python() -> Result<PathBuf> {
 }
 
 fn create_venv(base: &Path, venv: &Path) -> Result<()> {
-    let output = try_output(program(base).args(["-m", "venv", "--clear"]).arg(venv))?;
+    make_room(venv)?;
+    let output = try_output(program(base).args(["-m", "venv"]).arg(venv))?;
     if output.status.success() {
         return Ok(());
     }
     let reason = String::from_utf8_lossy(&output.stdout);
     let hint = "Debian and Ubuntu have it in the package python3-venv: apt-get install python3-venv";
     bail!("python cannot create a virtual environment: {}\n{hint}", reason.trim())
+}
+
+/// Empties the directory of an environment that setup made, and marks it as such from the first moment, so that an
+/// interrupted setup can go on. What somebody else made is not touched.
+fn make_room(venv: &Path) -> Result<()> {
+    let stamp = stamp(venv, "venv");
+    let entries = match fs::read_dir(venv) {
+        Ok(entries) => entries.collect::<Result<Vec<_>, _>>()?,
+        Err(_) => Vec::new(),
+    };
+    ensure!(
+        entries.is_empty() || stamp.exists(),
+        "{} was not made by `cargo xtask setup`, which would replace it; move it away and run this again",
+        venv.display()
+    );
+    fs::create_dir_all(venv).with_context(|| format!("cannot make {}", venv.display()))?;
+    fs::write(&stamp, "unfinished").with_context(|| format!("cannot write {}", stamp.display()))?;
+    for path in entries.iter().map(fs::DirEntry::path).filter(|path| *path != stamp) {
+        let is_dir = fs::symlink_metadata(&path)?.is_dir();
+        let removed = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The file that remembers what a part of the environment was made from.
+fn stamp(venv: &Path, name: &str) -> PathBuf {
+    venv.join(format!("{name}.stamp"))
 }
 
 /// The dependencies and extras of the Python package, read by Python's own parser of it.
@@ -140,7 +169,7 @@ fn made_of(
         hash_path(path, &mut hasher)?;
     }
     let fingerprint = format!("{:016x}", hasher.finish());
-    let stamp = venv.join(format!("{name}.stamp"));
+    let stamp = stamp(venv, name);
     if fs::read_to_string(&stamp).is_ok_and(|known| known == fingerprint) {
         return Ok(());
     }
@@ -177,6 +206,23 @@ fn hash_path(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_environment_of_somebody_else_is_left_alone() {
+        let dir = std::env::temp_dir().join(format!("xtask-venv-{}", std::process::id()));
+        make_room(&dir).unwrap();
+        fs::create_dir(dir.join("bin")).unwrap();
+        fs::write(dir.join("bin/python"), "ours").unwrap();
+        make_room(&dir).unwrap();
+        assert!(!dir.join("bin").exists(), "what setup made is made anew");
+
+        fs::remove_file(stamp(&dir, "venv")).unwrap();
+        fs::write(dir.join("pyvenv.cfg"), "theirs").unwrap();
+        let error = make_room(&dir).unwrap_err().to_string();
+        assert!(error.contains("was not made by") && error.contains("move it away"), "{error}");
+        assert!(dir.join("pyvenv.cfg").exists());
+        fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn a_thing_is_made_again_only_when_its_inputs_change() {

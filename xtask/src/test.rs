@@ -2,12 +2,12 @@
 
 use std::{process::Command, time::Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::{
     check, demo, setup,
     setup::Environment,
-    shell::{self, cargo, program, try_output},
+    shell::{self, cargo, output, program, try_output},
 };
 
 #[derive(Debug, clap::Args)]
@@ -69,9 +69,32 @@ fn rust(environment: &Environment, filter: Option<&str>) -> Result<()> {
     } else {
         &["test", "--quiet", "--no-fail-fast", "--lib", "--bins", "--tests", "--examples"]
     };
-    shell::run(with_env(cargo().args(tests), environment).args(filter))?;
-    // Apart from the others, because it links against Python, and its dependencies want other features.
-    shell::run(with_env(cargo().args(tests).args(["-p", "snakepit-python"]), environment).args(filter))
+    // The native runtime apart from the others, because it links against Python, and its dependencies want other features.
+    let runs: [&[&str]; 2] = [&[], &["-p", "snakepit-python"]];
+    let mut matched = false;
+    for packages in runs {
+        if let Some(filter) = filter
+            && !any_matches(environment, packages, filter)?
+        {
+            continue;
+        }
+        matched = true;
+        shell::run(with_env(cargo().args(tests).args(packages), environment).args(filter))?;
+    }
+    ensure!(matched, "no Rust test has `{}` in its name", filter.unwrap_or_default());
+    Ok(())
+}
+
+/// Whether any test of these packages has this in its name. Both runners mean the same by it.
+fn any_matches(environment: &Environment, packages: &[&str], filter: &str) -> Result<bool> {
+    let mut list = cargo();
+    list.args(["test", "--quiet", "--lib", "--bins", "--tests", "--examples"]).args(packages);
+    list.args([filter, "--", "--list", "--format", "terse"]);
+    Ok(lists_a_test(&output(with_env(&mut list, environment))?))
+}
+
+fn lists_a_test(list: &str) -> bool {
+    list.lines().any(|line| line.ends_with(": test"))
 }
 
 fn python(environment: &Environment) -> Result<()> {
@@ -82,4 +105,16 @@ fn python(environment: &Environment) -> Result<()> {
 
 fn with_env<'a>(command: &'a mut Command, environment: &Environment) -> &'a mut Command {
     command.env("SNAKEPIT_PYTHON", &environment.python).env("PYO3_PYTHON", &environment.python)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_without_tests_is_told_from_one_with() {
+        assert!(lists_a_test("tests::it_works: test\n"));
+        assert!(!lists_a_test("\n"));
+        assert!(!lists_a_test("warning: unused\nbenches::fast: benchmark\n"));
+    }
 }

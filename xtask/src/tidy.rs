@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::shell::{output, program, root};
 
@@ -21,6 +21,12 @@ pub(crate) fn run() -> Result<()> {
         if record != "README.md" && !index.contains(record) {
             wrong.push(format!("docs/adr/README.md: does not list {record}"));
         }
+    }
+    let (readme, example) = ("README.md", "snakepit-server/examples/embed.rs");
+    let text =
+        |path: &str| fs::read_to_string(root().join(path)).with_context(|| format!("cannot read {path}"));
+    if let Some(problem) = strays_from(&text(readme)?, &text(example)?) {
+        wrong.push(format!("{readme}: its Rust code is not that of {example}: {problem}"));
     }
     if !wrong.is_empty() {
         bail!("{}", wrong.join("\n"));
@@ -44,6 +50,12 @@ fn problems(path: &str, text: &str) -> Vec<String> {
     if (is(".rs") || is(".py")) && lines > MAX_LINES {
         problems.push(format!("has {lines} lines, more than {MAX_LINES}: look for the seam"));
     }
+    // Every mapping to a status is in one file, so that the table there is whole.
+    if path.starts_with("snakepit-server/src/") && !path.ends_with("/status.rs") {
+        for line in text.lines().filter(|line| makes_a_status(line)) {
+            problems.push(format!("must leave it to status.rs to make a status: `{}`", line.trim()));
+        }
+    }
     // Spelled apart, so that this file does not find itself.
     let unwanted = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("/wo", "rk/"), concat!("/ro", "ot/")];
     for word in unwanted.into_iter().filter(|word| text.contains(word)) {
@@ -52,9 +64,42 @@ fn problems(path: &str, text: &str) -> Vec<String> {
     problems
 }
 
+/// Whether a line calls a constructor of `tonic::Status`.
+fn makes_a_status(line: &str) -> bool {
+    let mut calls =
+        line.match_indices("Status::").map(|(at, found)| (&line[..at], &line[at + found.len()..]));
+    calls.any(|(before, after)| {
+        !before.ends_with(|c: char| c.is_alphanumeric())
+            && after.starts_with(|c: char| c.is_ascii_lowercase())
+    })
+}
+
+/// How the first Rust block of a page strays from the example it is taken from: each of its lines must be one of the
+/// example's, in the same order. Indentation does not count, nor does what is printed.
+fn strays_from(page: &str, example: &str) -> Option<String> {
+    let code = |text: &str| {
+        let lines = text.lines().map(|line| line.trim().to_owned());
+        lines.filter(|line| !line.is_empty() && !line.starts_with("println!")).collect::<Vec<_>>()
+    };
+    let Some((_, rest)) = page.split_once("```rust\n") else { return Some("there is none".to_owned()) };
+    let block = rest.split_once("```").map_or(rest, |(block, _)| block);
+    let mut example = code(example).into_iter();
+    code(block).into_iter().find(|line| !example.any(|other| other == *line)).map(|line| format!("`{line}`"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn code_on_a_page_is_that_of_the_example() {
+        let example = "fn main() {\n    one();\n    println!(\"1\");\n    two();\n}\n";
+        let page = |block: &str| format!("# Page\n\n```rust\n{block}```\n\nthree();\n");
+        assert_eq!(strays_from(&page("one();\n\ntwo();\nprintln!();\n"), example), None);
+        assert_eq!(strays_from(&page("one();\nthree();\n"), example), Some("`three();`".to_owned()));
+        assert_eq!(strays_from(&page("two();\none();\n"), example), Some("`one();`".to_owned()));
+        assert!(strays_from("# Page\n", example).is_some());
+    }
 
     #[test]
     fn each_rule_finds_its_offender() {
@@ -62,6 +107,9 @@ mod tests {
         assert!(problems("a.rs", "fn main() {}\n")[0].contains("//!"));
         assert!(problems("a.py", "import os\n")[0].contains("docstring"));
         assert!(problems("a.rs", &format!("//! Long.\n{}", "\n".repeat(MAX_LINES)))[0].contains("seam"));
+        let status = |line: &str| problems("snakepit-server/src/grpc.rs", &format!("//! Good.\n{line}\n"));
+        assert!(status("    Err(Status::internal(\"no\"))")[0].contains("status.rs"));
+        assert_eq!(status("ServingStatus::of(x); Status::Serving; -> Status"), Vec::<String>::new());
         assert!(problems("a.md", concat!("see /wo", "rk/main"))[0].contains("must not contain"));
     }
 }

@@ -7,7 +7,7 @@ use snakepit_proto::pb::{self, bridge_service_server::BridgeService};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{calls::ChunkResponse, multiplex::BatchResponse};
-use crate::host::Host;
+use crate::{host::Host, status::rpc_not_offered};
 
 /// The bridge service, answered by a host.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ macro_rules! unimplemented_rpcs {
             'a: 'b,
             Self: 'b,
         {
-            let refusal = Status::unimplemented(concat!(stringify!($rpc), " is not implemented: ", $instead));
+            let refusal = rpc_not_offered(stringify!($rpc), $instead);
             Box::pin(std::future::ready(Err(refusal)))
         })*
     };
@@ -105,9 +105,9 @@ impl BridgeService for Bridge {
 
     async fn get_exposed_elixir_tools(
         &self,
-        _: Request<pb::GetExposedElixirToolsRequest>,
+        request: Request<pb::GetExposedElixirToolsRequest>,
     ) -> Answer<pb::GetExposedElixirToolsResponse> {
-        Ok(Response::new(self.exposed_tools()))
+        self.exposed_tools(request.get_ref()).await.map(Response::new)
     }
 
     async fn execute_elixir_tool(

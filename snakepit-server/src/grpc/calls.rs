@@ -11,7 +11,7 @@ use snakepit_worker::wire::{
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{bridge::Bridge, request::tool_call};
-use crate::status::{from_tool_error, invalid_field};
+use crate::status::{answered_otherwise, from_tool_error, invalid_field};
 
 pub(super) type ChunkResponse =
     Pin<Box<dyn futures_core::Stream<Item = Result<pb::ToolChunk, Status>> + Send>>;
@@ -24,8 +24,9 @@ impl Bridge {
         let (headers, extensions, request) = request.into_parts();
         let session_id = request.session_id.clone();
         let call = tool_call(&headers, &extensions, request, CallMode::Unary)?;
+        let tool = call.tool.clone();
         match self.host().call(call).await {
-            Ok(reply) => unary_response(reply),
+            Ok(reply) => unary_response(&tool, reply),
             Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteToolResponse {
                 success: false,
                 error_message: failure.to_string(),
@@ -45,9 +46,7 @@ impl Bridge {
         let tool = call.tool.clone();
         let ToolReply { body, worker, .. } = self.host().call(call).await.map_err(from_tool_error)?;
         let ReplyBody::Stream(chunks) = body else {
-            return Err(Status::internal(format!(
-                "tool `{tool}` answered a streaming call with a single value"
-            )));
+            return Err(answered_otherwise(&tool, "a value", "a stream"));
         };
         // Chunks are numbered from 1. A final one without data tells the end from a broken connection.
         let mut count = 0_u64;
@@ -74,11 +73,12 @@ impl Bridge {
         &self,
         request: Request<pb::RegisterToolsRequest>,
     ) -> Result<Response<pb::RegisterToolsResponse>, Status> {
-        let pb::RegisterToolsRequest { session_id: _, tools, worker_id } = request.into_inner();
+        let pb::RegisterToolsRequest { session_id, tools, worker_id } = request.into_inner();
+        self.renew(&session_id).await?;
         if tools.is_empty() {
             return Err(invalid_field("tools", "is empty; register at least one tool"));
         }
-        let pool = self.host().pool().await;
+        let pool = self.host().pool().await.map_err(from_tool_error)?;
         let name = pool.status().name;
         let handler: std::sync::Arc<dyn ToolHandler> = pool.tool();
         let tool_ids =
@@ -104,9 +104,13 @@ impl Bridge {
         Ok(Response::new(response))
     }
 
-    pub(super) fn exposed_tools(&self) -> pb::GetExposedElixirToolsResponse {
+    pub(super) async fn exposed_tools(
+        &self,
+        request: &pb::GetExposedElixirToolsRequest,
+    ) -> Result<pb::GetExposedElixirToolsResponse, Status> {
+        self.renew(&request.session_id).await?;
         let tools = self.host().registry.host_tools().into_iter().map(spec_to_wire).collect();
-        pb::GetExposedElixirToolsResponse { tools }
+        Ok(pb::GetExposedElixirToolsResponse { tools })
     }
 
     pub(super) async fn execute_host_tool(
@@ -123,6 +127,7 @@ impl Bridge {
             ..pb::ExecuteToolRequest::default()
         };
         let call: ToolCall = tool_call(&headers, &extensions, request, CallMode::Unary)?;
+        let tool = call.tool.clone();
         match self.host().call_host_tool(call).await {
             Ok(ToolReply { body: ReplyBody::Value(value), metadata, execution_time, .. }) => {
                 // Clients of the original read only `result`, so a buffer rides inside it as well as beside it.
@@ -136,7 +141,7 @@ impl Bridge {
                     binary_result,
                 }))
             }
-            Ok(_) => Err(Status::internal("the host tool answered a unary call with a stream")),
+            Ok(_) => Err(answered_otherwise(&tool, "a stream", "a value")),
             Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteElixirToolResponse {
                 success: false,
                 error_message: failure.to_string(),
@@ -147,10 +152,10 @@ impl Bridge {
     }
 }
 
-fn unary_response(reply: ToolReply) -> Result<Response<pb::ExecuteToolResponse>, Status> {
+fn unary_response(tool: &str, reply: ToolReply) -> Result<Response<pb::ExecuteToolResponse>, Status> {
     let ToolReply { body, metadata, worker, execution_time } = reply;
     let ReplyBody::Value(value) = body else {
-        return Err(Status::internal("the tool answered a unary call with a stream"));
+        return Err(answered_otherwise(tool, "a stream", "a value"));
     };
     let (result, binary) = payload_to_wire(value);
     let mut response = Response::new(pb::ExecuteToolResponse {

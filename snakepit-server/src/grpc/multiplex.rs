@@ -12,7 +12,7 @@ use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_worker::mux::{MuxCalls, MuxService};
 use tonic::{Status, Streaming};
 
-use super::bridge::Bridge;
+use super::{bridge::Bridge, until_stop::UntilStop};
 use crate::{host::Host, status::from_tool_error};
 
 pub(super) type BatchResponse = Pin<Box<dyn Stream<Item = Result<pb::ReplyBatch, Status>> + Send>>;
@@ -21,7 +21,7 @@ impl Bridge {
     pub(super) fn serve_calls(&self, inbound: Streaming<pb::CallBatch>) -> BatchResponse {
         let replies = Replies::new();
         let calls = MuxCalls::new(Arc::new(Client(HostCalls(Arc::clone(self.host())))), replies.clone());
-        Box::pin(Serve::new(inbound, calls, replies))
+        Box::pin(UntilStop::new(Serve::new(inbound, calls, replies), self.host().stop.clone()))
     }
 }
 

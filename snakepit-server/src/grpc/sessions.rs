@@ -56,6 +56,15 @@ impl Bridge {
         Ok(pb::CleanupSessionResponse { success: true, resources_cleaned: count(session.program_count) })
     }
 
+    /// Renews the session of a request that names one; a request need not. Unknown ones are refused.
+    pub(super) async fn renew(&self, id: &str) -> Result<(), Status> {
+        if !id.is_empty() {
+            let id = session_id(id)?;
+            self.host().sessions.get(&id).await.map_err(|e| from_session_error(&e))?;
+        }
+        Ok(())
+    }
+
     pub(super) async fn session(
         &self,
         request: &pb::GetSessionRequest,

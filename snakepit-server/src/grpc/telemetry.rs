@@ -13,7 +13,7 @@ use snakepit_proto::pb::{self, telemetry_control::Control, telemetry_value::Valu
 use tokio::sync::broadcast::{self, error::RecvError};
 use tonic::{Status, Streaming};
 
-use super::bridge::Bridge;
+use super::{bridge::Bridge, until_stop::UntilStop};
 use crate::telemetry::{CallEvent, CallEventKind};
 
 impl Bridge {
@@ -26,10 +26,11 @@ impl Bridge {
             events: self.host().telemetry.subscribe(),
             wanted: Wanted::default(),
         };
-        Box::pin(futures_util::stream::unfold(subscription, |mut subscription| async {
+        let events = futures_util::stream::unfold(subscription, |mut subscription| async {
             let event = subscription.next().await?;
             Some((Ok(event), subscription))
-        }))
+        });
+        Box::pin(UntilStop::new(events, self.host().stop.clone()))
     }
 }
 

@@ -1,6 +1,6 @@
 //! `snakepit call` and `snakepit stream`.
 
-use std::{collections::BTreeMap, io::Write, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::value::RawValue;
 use snakepit_proto::{headers, pb, value};
@@ -10,6 +10,7 @@ use crate::{
     Failure,
     client::{Server, refused},
     exit,
+    output::print_json,
 };
 
 #[derive(Debug, clap::Args)]
@@ -53,7 +54,8 @@ impl Args {
             ..pb::ExecuteToolRequest::default()
         });
         if let Some(timeout) = self.timeout {
-            request.set_timeout(timeout);
+            // A longer one does not fit into the header.
+            request.set_timeout(timeout.min(headers::MAX_TIMEOUT));
         }
         Ok(request)
     }
@@ -87,13 +89,13 @@ pub(crate) async fn unary(args: Args) -> Result<(), Failure> {
     }
     let result = readable(response.result.unwrap_or_default(), response.binary_result)?;
     if args.json {
-        print_line(&serde_json::json!({
+        print_json(&serde_json::json!({
             "result": result,
             "worker": worker,
             "execution_time_ms": response.execution_time_ms,
         }))
     } else {
-        print_line(&result)
+        print_json(&result)
     }
 }
 
@@ -110,13 +112,13 @@ pub(crate) async fn stream(args: Args) -> Result<(), Failure> {
             Failure::new(exit::REFUSED, format!("chunk `{}` is not JSON: {e}", chunk.chunk_id))
         })?;
         if args.json {
-            print_line(&serde_json::json!({
+            print_json(&serde_json::json!({
                 "chunk_id": chunk.chunk_id,
                 "data": data,
                 "metadata": chunk.metadata,
             }))?;
         } else {
-            print_line(&data)?;
+            print_json(&data)?;
         }
     }
     Ok(())
@@ -144,15 +146,4 @@ fn readable(result: pb::Any, binary: bytes::Bytes) -> Result<Box<RawValue>, Fail
         typed = value::decode(value::encode_inline(typed), None).map_err(|e| broken(e.to_string()))?;
     }
     serde_json::from_slice(&typed.json).map_err(|e| broken(e.to_string()))
-}
-
-/// Prints one line of JSON. A reader that hung up ends the program quietly, as with other tools in a pipe.
-fn print_line(json: &impl serde::Serialize) -> Result<(), Failure> {
-    let line = serde_json::to_string(json).map_err(|e| Failure::new(exit::REFUSED, e.to_string()))?;
-    let mut stdout = std::io::stdout().lock();
-    match writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
-        Ok(()) => Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
-        Err(e) => Err(Failure::new(exit::REFUSED, format!("cannot write to stdout: {e}"))),
-    }
 }

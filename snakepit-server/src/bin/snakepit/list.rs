@@ -9,6 +9,7 @@ use snakepit_proto::pb;
 use crate::{
     Failure,
     client::{Server, refused},
+    output,
 };
 
 #[derive(Debug, clap::Args)]
@@ -23,17 +24,14 @@ pub(crate) struct Args {
 
 impl Args {
     /// Prints rows as a table under these heads, or as the JSON objects.
-    fn print(&self, heads: &[&str], rows: Vec<(Vec<String>, Value)>) {
+    fn print(&self, heads: &[&str], rows: Vec<(Vec<String>, Value)>) -> Result<(), Failure> {
         if self.json {
-            for (_, object) in rows {
-                println!("{object}");
-            }
-            return;
+            return rows.iter().try_for_each(|(_, object)| output::print_json(object));
         }
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header(heads);
         table.add_rows(rows.into_iter().map(|(cells, _)| cells));
-        println!("{table}");
+        output::print(&table.to_string())
     }
 }
 
@@ -58,8 +56,7 @@ pub(crate) async fn tools(args: Args) -> Result<(), Failure> {
         });
         (vec![spec.name, kind.to_owned(), tool.provider, parameters.join(", "), description], object)
     });
-    args.print(&["TOOL", "KIND", "PROVIDER", "PARAMETERS", "DESCRIPTION"], rows.collect());
-    Ok(())
+    args.print(&["TOOL", "KIND", "PROVIDER", "PARAMETERS", "DESCRIPTION"], rows.collect())
 }
 
 fn parameter(parameter: &pb::ParameterSpec) -> String {
@@ -91,8 +88,7 @@ pub(crate) async fn workers(args: Args) -> Result<(), Failure> {
         ];
         (cells, object)
     });
-    args.print(&["WORKER", "PID", "STATE", "CALLS", "RESTARTS", "UP"], rows.collect());
-    Ok(())
+    args.print(&["WORKER", "PID", "STATE", "CALLS", "RESTARTS", "UP"], rows.collect())
 }
 
 pub(crate) async fn sessions(args: Args) -> Result<(), Failure> {
@@ -108,8 +104,7 @@ pub(crate) async fn sessions(args: Args) -> Result<(), Failure> {
         }
         page_token = page.next_page_token;
     }
-    args.print(&["SESSION", "AGE", "EXPIRES IN", "PROGRAMS", "LAST WORKER"], rows);
-    Ok(())
+    args.print(&["SESSION", "AGE", "EXPIRES IN", "PROGRAMS", "LAST WORKER"], rows)
 }
 
 fn session_row(session: pb::SessionInfo) -> (Vec<String>, Value) {

@@ -1,13 +1,10 @@
 //! `snakepit`: the daemon and its command line.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command line tool talks on stdout and stderr"
-)]
+#![allow(clippy::print_stderr, reason = "a command line tool says on stderr what went wrong")]
 
 mod call;
 mod client;
 mod list;
+mod output;
 mod serve;
 
 use std::process::ExitCode;

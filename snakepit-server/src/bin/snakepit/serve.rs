@@ -2,12 +2,11 @@
 
 use std::{
     io::{IsTerminal, Write},
-    net::SocketAddr,
     path::PathBuf,
     time::Duration,
 };
 
-use snakepit_server::Snakepit;
+use snakepit_server::{Error, Snakepit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -32,11 +31,12 @@ pub(crate) struct Args {
     #[arg(
         long,
         value_name = "HOST:PORT",
+        value_parser = host_and_port,
         default_value = "127.0.0.1:50051",
         env = "SNAKEPIT_LISTEN",
         hide_env_values = true
     )]
-    listen: SocketAddr,
+    listen: String,
 
     /// Permit an address that other machines can reach. There is no encryption: the network must be trusted.
     #[arg(long)]
@@ -68,9 +68,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
-    let filter = EnvFilter::try_from_env("SNAKEPIT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(log_filter()?)
+        .with_ansi(colours)
+        .with_writer(std::io::stderr)
+        .init();
 
     let refused = |problem: String| Failure::new(exit::CANNOT_START, problem);
     // Signals are caught from the start, so that one during the launch of the workers leaves nothing behind.
@@ -85,7 +88,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
 
     let mut builder = Snakepit::builder()
         .workers(args.workers.into())
-        .listen(args.listen)
+        .listen_on(args.listen)
         .allow_remote(args.allow_remote)
         .queue_limit(args.queue_limit)
         .default_timeout(Some(args.default_timeout));
@@ -113,10 +116,12 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         builder = builder.run_dir(dir);
     }
 
-    let snakepit = tokio::select! {
-        started = builder.start() => started.map_err(|e| refused(e.to_string()))?,
-        name = signalled() => return Err(refused(format!("{name} arrived before the workers were ready"))),
-    };
+    let mut name = "";
+    let started = builder.start_unless(async { name = signalled().await }).await;
+    let snakepit = started.map_err(|error| match error {
+        Error::CalledOff => refused(format!("{name} arrived before the workers were ready; nothing is left")),
+        error => refused(error.to_string()),
+    })?;
     announce(&snakepit);
 
     let name = signalled().await;
@@ -126,6 +131,33 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         _ = signalled() => snakepit.shutdown_within(Duration::ZERO).await,
     }
     Ok(())
+}
+
+/// What to log: `$SNAKEPIT_LOG`, else everything but details.
+fn log_filter() -> Result<EnvFilter, Failure> {
+    const VARIABLE: &str = "SNAKEPIT_LOG";
+    let directives = std::env::var_os(VARIABLE).unwrap_or_default();
+    let directives = directives.to_string_lossy();
+    if directives.trim().is_empty() {
+        return Ok(EnvFilter::new("info"));
+    }
+    EnvFilter::try_new(&directives).map_err(|error| {
+        let problem = format!(
+            "{VARIABLE} is malformed: {error}: `{directives}`; it looks like `info` or `info,snakepit=debug`"
+        );
+        Failure::new(exit::USAGE, problem)
+    })
+}
+
+/// Checks the form of an address; whether its name means something shows when it is resolved.
+fn host_and_port(value: &str) -> Result<String, String> {
+    let form = "it takes the form HOST:PORT, such as 127.0.0.1:50051, localhost:0 or [::1]:50051";
+    let (host, port) = value.rsplit_once(':').ok_or(form)?;
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    if host.is_empty() || port.parse::<u16>().is_err() || (host.contains(':') && !bracketed) {
+        return Err(form.to_owned());
+    }
+    Ok(value.to_owned())
 }
 
 /// One line of JSON on stdout, for scripts that wait until the server is ready.
@@ -140,4 +172,20 @@ fn announce(snakepit: &Snakepit) {
     let mut stdout = std::io::stdout().lock();
     // Whoever started the server may have closed its stdout; the server serves all the same.
     let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_have_a_host_and_a_port() {
+        for good in ["127.0.0.1:0", "localhost:50051", "[::1]:50051", "0.0.0.0:80"] {
+            assert_eq!(host_and_port(good).as_deref(), Ok(good));
+        }
+        for bad in ["localhost", ":50051", "localhost:", "localhost:http", "127.0.0.1:65536", "::1:50051", ""]
+        {
+            assert!(host_and_port(bad).unwrap_err().contains("HOST:PORT"), "{bad}");
+        }
+    }
 }
