@@ -29,6 +29,7 @@ pub struct Builder {
     python: Option<PathBuf>,
     environment: Vec<(String, String)>,
     start_timeout: Option<Duration>,
+    plain_calls: bool,
     run_dir: Option<PathBuf>,
     pool: PoolConfig,
     listen: Option<String>,
@@ -90,6 +91,13 @@ impl Builder {
     /// How long a worker may take from its launch until it takes calls, at most [`MAX_TIMEOUT`].
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = Some(timeout.min(MAX_TIMEOUT));
+        self
+    }
+
+    /// Whether calls share one stream to each worker that serves one; the default. Without it each call is an RPC of its
+    /// own, which costs several times as much: for finding out whether the stream is to blame for something.
+    pub const fn multiplex(mut self, multiplex: bool) -> Self {
+        self.plain_calls = !multiplex;
         self
     }
 
@@ -228,6 +236,7 @@ impl Builder {
         let processes = program.map(|program| {
             let mut config = ProcessConfig::new(program);
             config.host_tcp = host_tcp;
+            config.multiplex = !self.plain_calls;
             config.env = self.environment;
             if let Some(timeout) = self.start_timeout {
                 config.start_timeout = timeout;

@@ -8,7 +8,7 @@ mod sandbox;
 mod wire;
 
 pub use processes::{Signal, eventually, is_alive, signal};
-pub use sandbox::{Sandbox, SandboxBuilder, StartFailure, Starting, python, root};
+pub use sandbox::{Sandbox, SandboxBuilder, StartFailure, Starting, plain_calls, python, root};
 pub use wire::{Client, arguments, execute, execute_within, result_of, tool_request};
 
 /// The adapter that the Python package ships.

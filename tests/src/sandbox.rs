@@ -46,6 +46,12 @@ fn snakepit() -> PathBuf {
     binary
 }
 
+/// Whether this run of the tests is the one over plain RPCs: the same scenarios must hold over both paths to a worker.
+#[must_use]
+pub fn plain_calls() -> bool {
+    std::env::var_os("SNAKEPIT_TEST_PLAIN").is_some()
+}
+
 /// A running daemon.
 #[derive(Debug)]
 pub struct Sandbox {
@@ -274,6 +280,7 @@ impl SandboxBuilder {
             .env("SNAKEPIT_TEST_STUBS", root().join(".venv/stubs"))
             .env("SNAKEPIT_LOG", "info,snakepit=debug")
             .envs(self.environment)
+            .args(plain_calls().then_some("--no-multiplex"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

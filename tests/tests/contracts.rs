@@ -8,7 +8,7 @@ use snakepit_registry::{
     contract::{ContractCalls, tool_handler_contract},
 };
 use snakepit_server::Snakepit;
-use snakepit_tests::{SHOWCASE, python, root};
+use snakepit_tests::{SHOWCASE, plain_calls, python, root};
 use snakepit_worker::{
     ProcessConfig, ProcessLauncher, WorkerLauncher,
     contract::launcher_contract,
@@ -37,6 +37,7 @@ async fn bench(program: impl FnOnce(PathBuf) -> WorkerProgram) -> Bench {
     let run_dir = Arc::new(RunDir::create(Some(dir.path())).unwrap());
     std::os::unix::fs::symlink(host.socket(), run_dir.host_socket()).unwrap();
     let mut config = ProcessConfig::new(program(python()));
+    config.multiplex = !plain_calls();
     config.host_tcp = host.address();
     config.env.push(("SNAKEPIT_TEST_STUBS".into(), root().join(".venv/stubs").display().to_string()));
     Bench { launcher: Arc::new(ProcessLauncher::new(config, run_dir)), host, _dir: dir }

@@ -31,6 +31,7 @@ fn builder(run_dir: &tempfile::TempDir) -> Builder {
         .python(python())
         .run_dir(run_dir.path())
         .workers(2)
+        .multiplex(!snakepit_tests::plain_calls())
         .host_tool("multiply", |pair: Pair| async move { Ok::<_, Infallible>(pair.a * pair.b) })
         .host_tool("refuse", |_: Value| async move { Err::<Value, _>("not today") })
         .host_tool("panic", |_: Value| async move {

@@ -59,6 +59,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// What must hold over both ways to a worker: calls multiplexed on one stream, and each call an RPC of its own. Selected by
+/// their targets and not by their package, so that nothing is built again with other features.
+const SCENARIOS: [&str; 10] = [
+    "--test",
+    "calls",
+    "--test",
+    "contracts",
+    "--test",
+    "embedding",
+    "--test",
+    "lifecycle",
+    "--test",
+    "sessions",
+];
+
 /// All Rust tests, by nextest where it is installed and by plain `cargo test` elsewhere: the tests are the same.
 fn rust(environment: &Environment, filter: Option<&str>) -> Result<()> {
     // The scenarios run the daemon's binary, which only a build of its package makes.
@@ -70,25 +85,31 @@ fn rust(environment: &Environment, filter: Option<&str>) -> Result<()> {
         &["test", "--quiet", "--no-fail-fast", "--lib", "--bins", "--tests", "--examples"]
     };
     // The native runtime apart from the others, because it links against Python, and its dependencies want other features.
-    let runs: [&[&str]; 2] = [&[], &["-p", "snakepit-python"]];
+    let runs: [(&[&str], bool); 3] = [(&[], false), (&["-p", "snakepit-python"], false), (&SCENARIOS, true)];
     let mut matched = false;
-    for packages in runs {
+    for (selection, plain) in runs {
         if let Some(filter) = filter
-            && !any_matches(environment, packages, filter)?
+            && !any_matches(environment, selection, filter)?
         {
             continue;
         }
         matched = true;
-        shell::run(with_env(cargo().args(tests).args(packages), environment).args(filter))?;
+        let mut command = cargo();
+        with_env(command.args(tests).args(selection), environment).args(filter);
+        if plain {
+            println!("    the scenarios once more, with each call an RPC of its own");
+            command.env("SNAKEPIT_TEST_PLAIN", "1");
+        }
+        shell::run(&mut command)?;
     }
     ensure!(matched, "no Rust test has `{}` in its name", filter.unwrap_or_default());
     Ok(())
 }
 
 /// Whether any test of these packages has this in its name. Both runners mean the same by it.
-fn any_matches(environment: &Environment, packages: &[&str], filter: &str) -> Result<bool> {
+fn any_matches(environment: &Environment, selection: &[&str], filter: &str) -> Result<bool> {
     let mut list = cargo();
-    list.args(["test", "--quiet", "--lib", "--bins", "--tests", "--examples"]).args(packages);
+    list.args(["test", "--quiet", "--lib", "--bins", "--tests", "--examples"]).args(selection);
     list.args([filter, "--", "--list", "--format", "terse"]);
     Ok(lists_a_test(&output(with_env(&mut list, environment))?))
 }

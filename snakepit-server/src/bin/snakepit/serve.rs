@@ -58,6 +58,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     start_timeout: Option<Duration>,
 
+    /// Make each call to a worker an RPC of its own instead of sharing one stream: slower, for finding faults.
+    #[arg(long)]
+    no_multiplex: bool,
+
     /// How long calls in flight may take to finish after SIGTERM.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     drain: Duration,
@@ -91,6 +95,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         .listen_on(args.listen)
         .allow_remote(args.allow_remote)
         .queue_limit(args.queue_limit)
+        .multiplex(!args.no_multiplex)
         .default_timeout(Some(args.default_timeout));
     if let Some(adapter) = args.adapter {
         builder = builder.adapter(adapter);
