@@ -36,7 +36,7 @@ pub struct Replies(Arc<Mutex<Outbox>>);
 #[derive(Default)]
 struct Outbox {
     batch: ReplyBatch,
-    /// About how many bytes of values that is. Chunks are bounded by their credit.
+    /// About how many bytes of values and failures that is. Chunks are bounded by their credit.
     bytes: usize,
     /// The task of the stream, while there is nothing to send.
     waker: Option<Waker>,
@@ -68,6 +68,7 @@ impl Replies {
             let value = reply.value.as_ref();
             outbox.bytes +=
                 value.map_or(0, |v| v.json.len() + v.binary.as_ref().map_or(0, bytes::Bytes::len));
+            outbox.bytes += reply.failure.as_ref().map_or(0, prost::Message::encoded_len);
             outbox.batch.replies.push(reply);
         });
     }
