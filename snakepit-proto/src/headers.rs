@@ -15,6 +15,8 @@ pub const TRACESTATE: &str = "tracestate";
 
 /// The time that a caller gives a call, by the gRPC specification over HTTP/2; [`parse_timeout`] reads it.
 pub const GRPC_TIMEOUT: &str = "grpc-timeout";
+/// The longest time that [`GRPC_TIMEOUT`] can say: 99,999,999 hours.
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(99_999_999 * 3600);
 
 /// Reads the value of [`GRPC_TIMEOUT`]: up to eight digits and a unit of `H`, `M`, `S`, `m`, `u` or `n`. `None` when it is
 /// malformed.

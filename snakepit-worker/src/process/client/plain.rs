@@ -57,7 +57,7 @@ fn request(call: ToolCall) -> Result<Request<pb::ExecuteToolRequest>, ToolError>
     let mut request = Request::new(message);
     request.metadata_mut().insert(headers::CALL_ID, MetadataValue::from(id.as_u64()));
     if let Some(left) = time_left(&tool, deadline)? {
-        request.set_timeout(left);
+        request.set_timeout(left.min(headers::MAX_TIMEOUT));
     }
     if let Some(trace) = trace {
         let mut entry = |name, value: Option<String>| {
@@ -87,4 +87,23 @@ fn chunks(peer: Peer, asked: Asked, stream: Streaming<pb::ToolChunk>) -> ChunkSt
             }
         }
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_deadline_beyond_what_the_header_can_say_is_cut() {
+        let mut call = ToolCall::new("echo");
+        call.deadline = Instant::now().checked_add(2 * headers::MAX_TIMEOUT);
+        assert!(call.deadline.is_some(), "or this tests nothing");
+        let request = request(call).unwrap();
+        let sent = request.metadata().get(headers::GRPC_TIMEOUT).unwrap().to_str().unwrap();
+        assert_eq!(headers::parse_timeout(sent), Some(Duration::from_secs(99_999_999 * 3600)));
+    }
 }
