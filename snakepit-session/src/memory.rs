@@ -18,6 +18,10 @@ use crate::{
     SessionError, SessionId,
 };
 
+mod limits;
+
+use limits::{size_of_metadata, size_of_program};
+
 /// TTLs above this are cut to it: a century is forever, and fits every clock.
 const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 const DEFAULT_PAGE: usize = 100;
@@ -32,6 +36,15 @@ pub struct MemoryConfig {
     pub max_sessions: usize,
     /// The largest program, in bytes. 64 MiB by default.
     pub max_program_bytes: usize,
+    /// The most programs in one session. 1000 by default.
+    pub max_programs: usize,
+    /// What one session may hold in all, in bytes: its programs, with their names and metadata, and its own metadata.
+    /// 256 MiB by default.
+    pub max_session_bytes: usize,
+    /// The most entries in the metadata of a session, or of a program. 1000 by default.
+    pub max_metadata_entries: usize,
+    /// How long all names and values of such metadata may be together, in bytes. 1 MiB by default.
+    pub max_metadata_bytes: usize,
 }
 
 impl Default for MemoryConfig {
@@ -40,6 +53,10 @@ impl Default for MemoryConfig {
             default_ttl: Duration::from_secs(3600),
             max_sessions: 1_000_000,
             max_program_bytes: 64 * 1024 * 1024,
+            max_programs: 1000,
+            max_session_bytes: 256 * 1024 * 1024,
+            max_metadata_entries: 1000,
+            max_metadata_bytes: 1024 * 1024,
         }
     }
 }
@@ -66,6 +83,8 @@ struct Record {
     /// Where the record stands in the expiry queue.
     queued: Instant,
     programs: BTreeMap<ProgramName, Program>,
+    /// The size of all programs and all metadata.
+    bytes: usize,
     last_worker: Option<Arc<str>>,
 }
 
@@ -74,6 +93,7 @@ impl Record {
         let ttl = new.ttl.unwrap_or(default_ttl).min(MAX_TTL);
         let expires = Instant::now() + ttl;
         Self {
+            bytes: size_of_metadata(&new.metadata),
             metadata: Arc::new(new.metadata),
             created_at: SystemTime::now(),
             ttl,
@@ -213,6 +233,7 @@ impl MemoryBackend {
 #[async_trait]
 impl SessionBackend for MemoryBackend {
     async fn create(&self, id: &SessionId, new: NewSession) -> Result<(Session, Created), SessionError> {
+        self.config.check_new(id, &new)?;
         if let Some(found) = self.find_or_make(id, &new, false) {
             return Ok(found);
         }
@@ -282,12 +303,11 @@ impl SessionBackend for MemoryBackend {
         name: &ProgramName,
         program: Program,
     ) -> Result<Created, SessionError> {
-        let (size, limit) = (program.data.len(), self.config.max_program_bytes);
-        if size > limit {
-            return Err(SessionError::ProgramTooLarge { name: name.to_string(), size, limit });
-        }
+        self.config.check_program(name, &program)?;
         let program = Program { updated_at: SystemTime::now(), ..program };
-        let replaced = self.used(id)?.programs.insert(name.clone(), program);
+        let mut record = self.used(id)?;
+        record.bytes = self.config.size_with(id, &record, name, &program)?;
+        let replaced = record.programs.insert(name.clone(), program);
         Ok(if replaced.is_some() { Created::Existing } else { Created::New })
     }
 
@@ -307,10 +327,10 @@ impl SessionBackend for MemoryBackend {
     }
 
     async fn delete_program(&self, id: &SessionId, name: &ProgramName) -> Result<(), SessionError> {
-        match self.used(id)?.programs.remove(name) {
-            Some(_) => Ok(()),
-            None => Err(no_program(id, name)),
-        }
+        let mut record = self.used(id)?;
+        let program = record.programs.remove(name).ok_or_else(|| no_program(id, name))?;
+        record.bytes -= size_of_program(name, &program);
+        Ok(())
     }
 
     async fn sweep(&self) -> Result<usize, SessionError> {
@@ -352,6 +372,64 @@ mod tests {
         backend.create(&id("d"), NewSession::default()).await.unwrap();
         assert_eq!(backend.count.load(Ordering::Relaxed), backend.sessions.len());
         assert_eq!(backend.queue().len(), backend.sessions.len());
+    }
+
+    fn name(text: &str) -> ProgramName {
+        ProgramName::try_new(text).unwrap()
+    }
+
+    fn metadata(entries: usize, bytes: usize) -> BTreeMap<String, String> {
+        (0..entries).map(|n| (format!("{n:04}"), "x".repeat(bytes - 4))).collect()
+    }
+
+    #[tokio::test]
+    async fn a_session_holds_so_many_programs_and_no_more() {
+        let backend = MemoryBackend::new(MemoryConfig { max_programs: 2, ..MemoryConfig::default() });
+        backend.create(&id("s"), NewSession::default()).await.unwrap();
+        for program in ["a", "b", "b"] {
+            backend.put_program(&id("s"), &name(program), Program::new("x", "t")).await.unwrap();
+        }
+        let refused = backend.put_program(&id("s"), &name("c"), Program::new("x", "t")).await.unwrap_err();
+        assert_eq!(refused, SessionError::TooManyPrograms { session: id("s"), limit: 2 });
+        backend.delete_program(&id("s"), &name("a")).await.unwrap();
+        backend.put_program(&id("s"), &name("c"), Program::new("x", "t")).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_bytes_of_a_session_are_counted_exactly() {
+        let backend = MemoryBackend::new(MemoryConfig { max_session_bytes: 100, ..MemoryConfig::default() });
+        let new = NewSession { metadata: metadata(1, 10), ttl: None };
+        backend.create(&id("s"), new).await.unwrap();
+        // The metadata takes 10 bytes, each program one for its name and one for its type.
+        let program = |bytes: usize| Program::new("x".repeat(bytes), "t");
+        backend.put_program(&id("s"), &name("a"), program(40)).await.unwrap();
+        backend.put_program(&id("s"), &name("b"), program(46)).await.unwrap();
+        let refused = backend.put_program(&id("s"), &name("a"), program(41)).await.unwrap_err();
+        assert_eq!(refused, SessionError::SessionTooLarge { session: id("s"), size: 101, limit: 100 });
+        let whole = backend.program(&id("s"), &name("a")).await.unwrap();
+        assert_eq!(whole.data.len(), 40, "a refused program replaces nothing");
+        backend.put_program(&id("s"), &name("a"), program(10)).await.unwrap();
+        backend.delete_program(&id("s"), &name("b")).await.unwrap();
+        backend.put_program(&id("s"), &name("c"), program(76)).await.unwrap();
+        assert_eq!(backend.record(&id("s")).unwrap().bytes, 100);
+    }
+
+    #[tokio::test]
+    async fn metadata_is_bounded_in_sessions_and_programs() {
+        let config =
+            MemoryConfig { max_metadata_entries: 3, max_metadata_bytes: 100, ..MemoryConfig::default() };
+        let backend = MemoryBackend::new(config);
+        for bad in [metadata(4, 5), metadata(2, 51)] {
+            let new = NewSession { metadata: bad.clone(), ttl: None };
+            let refused = backend.create(&id("s"), new).await.unwrap_err();
+            assert!(matches!(refused, SessionError::MetadataTooLarge { .. }), "{refused:?}");
+            backend.create(&id("other"), NewSession::default()).await.unwrap();
+            let program = Program { metadata: bad, ..Program::new("x", "t") };
+            let refused = backend.put_program(&id("other"), &name("a"), program).await.unwrap_err();
+            assert!(matches!(refused, SessionError::MetadataTooLarge { .. }), "{refused:?}");
+        }
+        let new = NewSession { metadata: metadata(2, 50), ttl: None };
+        backend.create(&id("s"), new).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
