@@ -11,6 +11,7 @@
 mod client;
 mod config;
 mod connect;
+mod group;
 mod ledger;
 mod output;
 mod proc;
