@@ -16,7 +16,7 @@ use snakepit_proto::{
     headers,
     mux::{Replies, Serve},
     pb,
-    status::attach_failure,
+    status::{self, attach_failure, bounded_text, refuse},
 };
 use snakepit_registry::{
     Arguments, CallId, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolFailure, ToolHandler,
@@ -25,7 +25,7 @@ use snakepit_registry::{
 use snakepit_session::{Payload, SessionId};
 use snakepit_worker::{
     mux::{MuxCalls, MuxService},
-    wire::{failure_to_wire, payload_from_wire, payload_to_wire},
+    wire::{bad_argument, bad_field, failure_to_wire, payload_from_wire, payload_to_wire},
 };
 use tokio::time::Instant;
 use tokio_stream::{Stream, StreamExt};
@@ -65,10 +65,10 @@ impl WorkerService {
                     ..pb::ExecuteToolResponse::default()
                 }))
             }
-            Ok(_) => Err(Status::internal("a unary call was answered with a stream")),
+            Ok(_) => Err(refuse(Code::Internal, status::INTERNAL, "a unary call was answered with a stream")),
             Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteToolResponse {
                 success: false,
-                error_message: one_line(&failure),
+                error_message: bounded_text(one_line(&failure)),
                 failure: Some(failure_to_wire(*failure, session_id)),
                 ..pb::ExecuteToolResponse::default()
             })),
@@ -83,7 +83,9 @@ impl WorkerService {
             Ok(ToolReply { body: ReplyBody::Stream(chunks), .. }) => {
                 Ok(Response::new(tool_chunks(tool, session_id, chunks)))
             }
-            Ok(_) => Err(Status::internal("a streaming call was answered with a value")),
+            Ok(_) => {
+                Err(refuse(Code::Internal, status::INTERNAL, "a streaming call was answered with a value"))
+            }
             Err(error) => Err(to_status(error, session_id)),
         }
     }
@@ -145,11 +147,11 @@ fn read_call(request: Request<pb::ExecuteToolRequest>, mode: CallMode) -> Result
     let pb::ExecuteToolRequest { session_id, tool_name, parameters, metadata, stream: _, binary_parameters } =
         message;
     if tool_name.is_empty() {
-        return Err(Status::invalid_argument("`tool_name` is empty; name the tool to call"));
+        return Err(bad_field("tool_name", "is empty; name the tool to call"));
     }
     let session = match session_id.as_str() {
         "" => None,
-        id => Some(SessionId::try_new(id).map_err(|error| Status::invalid_argument(error.to_string()))?),
+        id => Some(SessionId::try_new(id).map_err(|error| bad_field("session_id", &error.to_string()))?),
     };
     let mut call = ToolCall::new(tool_name);
     call.id = call_id(&headers)?;
@@ -161,12 +163,8 @@ fn read_call(request: Request<pb::ExecuteToolRequest>, mode: CallMode) -> Result
     let mut buffers = binary_parameters;
     for (name, any) in parameters {
         let buffer = buffers.remove(&name);
-        let payload = payload_from_wire(any, buffer).map_err(|error| {
-            Status::invalid_argument(format!(
-                "argument `{name}` of tool `{}` cannot be read: {error}",
-                call.tool
-            ))
-        })?;
+        let payload = payload_from_wire(any, buffer)
+            .map_err(|error| bad_argument(&call.tool, &name, &format!("cannot be read: {error}")))?;
         call.arguments.insert(name, payload);
     }
     call.arguments.extend(raw_buffers(buffers));
@@ -192,10 +190,7 @@ fn parse_call_id(text: &str) -> Option<CallId> {
 }
 
 fn bad_call_id(text: &str) -> Status {
-    Status::invalid_argument(format!(
-        "call id `{text}` is no unsigned number; send one in `{}`",
-        headers::CALL_ID
-    ))
+    bad_field(headers::CALL_ID, &format!("`{text}` is no unsigned number"))
 }
 
 fn trace(headers: &MetadataMap) -> Option<TraceContext> {
@@ -213,22 +208,25 @@ fn timeout(headers: &MetadataMap) -> Result<Option<Duration>, Status> {
     let Some(value) = text(headers, headers::GRPC_TIMEOUT) else { return Ok(None) };
     headers::parse_timeout(value)
         .map(Some)
-        .ok_or_else(|| Status::invalid_argument(format!("grpc-timeout `{value}` is malformed")))
+        .ok_or_else(|| bad_field(headers::GRPC_TIMEOUT, &format!("`{value}` is malformed")))
 }
 
-/// Maps what can go wrong inside a worker to a gRPC status.
+/// Maps what can go wrong inside a worker to a gRPC status. The reason in its details tells the host that this is the
+/// worker's word and not its tool's.
 fn to_status(error: ToolError, session_id: String) -> Status {
     let message = error.to_string();
     match error {
         ToolError::Failed(failure) => {
             attach_failure(Code::Internal, one_line(&failure), &failure_to_wire(*failure, session_id))
         }
-        ToolError::NotFound { .. } => Status::not_found(message),
-        ToolError::InvalidArgument { .. } => Status::invalid_argument(message),
-        ToolError::Unsupported { .. } => Status::unimplemented(message),
-        ToolError::Cancelled { .. } => Status::cancelled(message),
-        ToolError::Unavailable { .. } => Status::unavailable(message),
-        _ => Status::internal(message),
+        ToolError::NotFound { .. } => refuse(Code::NotFound, status::TOOL_NOT_FOUND, message),
+        ToolError::InvalidArgument { tool, argument, problem } => bad_argument(&tool, &argument, &problem),
+        // The host knows the tool; what it lacks is the end of the sentence.
+        ToolError::Unsupported { problem, .. } => refuse(Code::Unimplemented, status::UNSUPPORTED, problem),
+        ToolError::Cancelled { .. } => refuse(Code::Cancelled, status::CANCELLED, message),
+        ToolError::Unavailable { reason, .. } => refuse(Code::Unavailable, status::STOPPING, reason),
+        ToolError::Internal { problem } => refuse(Code::Internal, status::INTERNAL, problem),
+        _ => refuse(Code::Internal, status::INTERNAL, message),
     }
 }
 
