@@ -3,7 +3,7 @@
 use std::{pin::Pin, time::Duration};
 
 use futures_util::StreamExt;
-use snakepit_proto::{headers, pb};
+use snakepit_proto::{headers, pb, status::bounded_text};
 use snakepit_registry::{CallMode, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_worker::wire::{
     failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_from_registration, spec_to_wire,
@@ -28,7 +28,7 @@ impl Bridge {
             Ok(reply) => unary_response(reply),
             Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteToolResponse {
                 success: false,
-                error_message: failure.to_string(),
+                error_message: bounded_text(failure.to_string()),
                 failure: Some(failure_to_wire(*failure, session_id)),
                 ..pb::ExecuteToolResponse::default()
             })),
@@ -139,7 +139,7 @@ impl Bridge {
             Ok(_) => Err(Status::internal("the host tool answered a unary call with a stream")),
             Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteElixirToolResponse {
                 success: false,
-                error_message: failure.to_string(),
+                error_message: bounded_text(failure.to_string()),
                 ..pb::ExecuteElixirToolResponse::default()
             })),
             Err(error) => Err(from_tool_error(error)),
