@@ -181,10 +181,26 @@ async fn the_last_words_of_a_worker_cost_nobody_the_connection() {
     assert_eq!(ends[1]["success"], true, "{ends:?}");
 }
 
+fn aborting_worker() -> String {
+    format!("{} {}/tests/workers/aborting_worker.py", python().display(), root().display())
+}
+
+#[tokio::test]
+async fn a_stream_that_cannot_be_read_leaves_no_call_behind() {
+    let sandbox = Sandbox::worker_command(&aborting_worker(), 1).start().await;
+    let mut client = sandbox.client().await;
+    let (chunks, status) = stream_to_error(&mut client, "garble", &json!({})).await;
+    assert_eq!((chunks, status.code()), (1, Code::Unavailable), "{status:?}");
+    assert!(status.message().contains("cannot be read"), "{status:?}");
+    // The tool would stream on, and this worker cannot be told to end it.
+    let response = client.execute_tool(tool_request("abort", &json!({"code": "ABORTED"}))).await.unwrap();
+    assert_eq!(response.into_inner().error_message, "ABORTED: reason ");
+    assert_eq!(sandbox.workers().await[0].restarts, 1);
+}
+
 #[tokio::test]
 async fn a_status_of_a_foreign_worker_is_its_tools_own() {
-    let program = format!("{} {}/tests/workers/aborting_worker.py", python().display(), root().display());
-    let sandbox = Sandbox::worker_command(&program, 1).start().await;
+    let sandbox = Sandbox::worker_command(&aborting_worker(), 1).start().await;
     let mut client = sandbox.client().await;
     for code in ["NOT_FOUND", "DEADLINE_EXCEEDED", "UNAVAILABLE", "INVALID_ARGUMENT", "CANCELLED"] {
         let args = json!({"code": code});
@@ -222,6 +238,15 @@ async fn a_worker_refuses_as_the_host_would() {
         assert_eq!(status.message().matches("argument").count(), 1, "{status:?}");
         assert_eq!(details_of(&status).violation.unwrap().field, "value");
     }
+}
+
+#[tokio::test]
+async fn what_a_tool_prints_makes_no_worker_ready() {
+    let sandbox = Sandbox::adapter("premature:PrematureAdapter", 1).start().await;
+    let mut client = sandbox.client().await;
+    assert_eq!(execute(&mut client, "answer", &json!({})).await.unwrap(), 42);
+    assert!(sandbox.workers().await[0].address.starts_with("unix:"));
+    assert_no_worker_was_lost(&sandbox).await;
 }
 
 #[tokio::test]

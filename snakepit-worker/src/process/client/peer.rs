@@ -104,6 +104,9 @@ impl Peer {
             let delivered = !caused_by::<tonic::ConnectError>(&status);
             return self.lost(&status, delivered).await;
         }
+        if is_unreadable(&status) {
+            return self.unreadable(&status);
+        }
         let Details { reason, failure, violation } = details_of(&status);
         let (code, message) = (status.code(), status.message().to_owned());
         match (reason.as_deref(), failure) {
@@ -130,6 +133,19 @@ impl Peer {
         }
     }
 
+    /// The worker answered, with something that cannot be read.
+    pub(super) fn unreadable(&self, status: &Status) -> ToolError {
+        let problem = format!("the answer of worker `{}` cannot be read: {}", self.id, status.message());
+        ToolError::Internal { problem }
+    }
+
+    /// The worker answered with something that cannot be read, and may still be at it.
+    pub(super) fn incoherent(&self, status: &Status) -> ToolError {
+        let reason = format!("its answer cannot be read: {}", status.message());
+        let output_lines = self.tail.lines();
+        ToolError::WorkerLost { worker: self.id.to_string(), reason, delivered: true, output_lines }
+    }
+
     /// The connection broke: says how the worker ended, when that is known soon enough.
     pub(super) async fn lost(&self, status: &Status, delivered: bool) -> ToolError {
         let mut exit = self.exit.clone();
@@ -139,6 +155,19 @@ impl Peer {
         };
         ToolError::WorkerLost { worker: self.id.to_string(), reason, delivered, output_lines }
     }
+}
+
+/// Whether a status was made on this side because a message could not be read: the transport names no source for these,
+/// so they are known by their texts alone.
+pub(super) fn is_unreadable(status: &Status) -> bool {
+    const TEXTS: [&str; 4] = [
+        "failed to decode Protobuf message",
+        "Error, decoded message length too large",
+        "protocol error: received message with",
+        "Unexpected EOF decoding stream",
+    ];
+    let ours = matches!(status.code(), Code::Internal | Code::OutOfRange) && status.details().is_empty();
+    ours && TEXTS.iter().any(|text| status.message().starts_with(text))
 }
 
 /// A status as the text of a failure. Workers of the original end a failed stream with INTERNAL and the exception's text,
