@@ -3,7 +3,10 @@
 use std::{pin::Pin, time::Duration};
 
 use futures_util::StreamExt;
-use snakepit_proto::{headers, pb, status::bounded_text};
+use snakepit_proto::{
+    headers, pb,
+    status::{bounded_text, fit},
+};
 use snakepit_registry::{CallMode, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_worker::wire::{
     failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_from_registration, spec_to_wire,
@@ -45,9 +48,8 @@ impl Bridge {
         let tool = call.tool.clone();
         let ToolReply { body, worker, .. } = self.host().call(call).await.map_err(from_tool_error)?;
         let ReplyBody::Stream(chunks) = body else {
-            return Err(Status::internal(format!(
-                "tool `{tool}` answered a streaming call with a single value"
-            )));
+            let problem = format!("tool `{tool}` answered a streaming call with a single value");
+            return Err(fit(Status::internal(problem)));
         };
         // Chunks are numbered from 1. A final one without data tells the end from a broken connection.
         let mut count = 0_u64;
