@@ -54,9 +54,9 @@ pub fn payload_to_wire_inline(payload: Payload) -> pb::Any {
 /// # Errors
 /// When the type is unknown, or raw bytes come without their buffer.
 pub fn value_from_wire(value: pb::CallValue) -> Result<Payload, WireError> {
-    let pb::CallValue { r#type, json, binary } = value;
-    let ty = pb::CallValueType::try_from(r#type).ok().and_then(type_from_wire);
-    let ty = ty.ok_or_else(|| PayloadError::UnknownType { name: format!("number {}", r#type) })?;
+    let pb::CallValue { r#type: number, json, binary } = value;
+    let ty = pb::CallValueType::try_from(number).ok().and_then(type_from_wire);
+    let ty = ty.ok_or_else(|| PayloadError::UnknownType { name: format!("number {number}") })?;
     Ok(match binary {
         Some(buffer) => Payload::from_buffer(ty, json, buffer),
         None => Payload::from_json(ty, json),

@@ -33,7 +33,9 @@ impl Drop for Owner {
         state.closed = true;
         let waker = state.sender.take();
         drop(state);
-        waker.map(Waker::wake);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 }
 
@@ -69,6 +71,10 @@ struct Entry {
 
 /// What happened to a call.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it is moved once, and a box would cost each call an allocation"
+)]
 pub enum CallEvent {
     /// It streams, and has begun.
     Opened(CallOpened),
@@ -80,6 +86,10 @@ pub enum CallEvent {
 
 /// How a call ended.
 #[derive(Debug, Clone)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it is moved once, and a box would cost each call an allocation"
+)]
 pub enum CallEnd {
     /// The other side answered.
     Reply(CallReply),
@@ -130,7 +140,9 @@ impl Multiplexer {
         };
         state.calls.insert(id, entry);
         drop(state);
-        waker.map(Waker::wake);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
         Call { shared: Arc::clone(shared), id, ended: false }
     }
 
@@ -356,7 +368,9 @@ impl Shared {
             put(&mut state);
             state.sender.take()
         };
-        waker.map(Waker::wake);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     /// Changes the state, then wakes whom that concerns.

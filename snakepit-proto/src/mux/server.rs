@@ -84,7 +84,9 @@ impl Replies {
             put(&mut outbox);
             outbox.waker.take()
         };
-        waker.map(Waker::wake);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     /// No code under this lock panics half-way through a change, so a poisoned outbox is still whole.
