@@ -52,7 +52,7 @@ def main() -> None:
         stub = rpc.BridgeServiceStub(channel)
         for argument in sys.argv[2:]:
             mode, tool, arguments = argument.split(":", 2)
-            print(json.dumps(call(stub, mode, tool, json.loads(arguments))), flush=True)
+            sys.stdout.write(json.dumps(call(stub, mode, tool, json.loads(arguments))) + "\n")
 
 
 if __name__ == "__main__":
