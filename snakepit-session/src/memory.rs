@@ -374,64 +374,6 @@ mod tests {
         assert_eq!(backend.queue().len(), backend.sessions.len());
     }
 
-    fn name(text: &str) -> ProgramName {
-        ProgramName::try_new(text).unwrap()
-    }
-
-    fn metadata(entries: usize, bytes: usize) -> BTreeMap<String, String> {
-        (0..entries).map(|n| (format!("{n:04}"), "x".repeat(bytes - 4))).collect()
-    }
-
-    #[tokio::test]
-    async fn a_session_holds_so_many_programs_and_no_more() {
-        let backend = MemoryBackend::new(MemoryConfig { max_programs: 2, ..MemoryConfig::default() });
-        backend.create(&id("s"), NewSession::default()).await.unwrap();
-        for program in ["a", "b", "b"] {
-            backend.put_program(&id("s"), &name(program), Program::new("x", "t")).await.unwrap();
-        }
-        let refused = backend.put_program(&id("s"), &name("c"), Program::new("x", "t")).await.unwrap_err();
-        assert_eq!(refused, SessionError::TooManyPrograms { session: id("s"), limit: 2 });
-        backend.delete_program(&id("s"), &name("a")).await.unwrap();
-        backend.put_program(&id("s"), &name("c"), Program::new("x", "t")).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn the_bytes_of_a_session_are_counted_exactly() {
-        let backend = MemoryBackend::new(MemoryConfig { max_session_bytes: 100, ..MemoryConfig::default() });
-        let new = NewSession { metadata: metadata(1, 10), ttl: None };
-        backend.create(&id("s"), new).await.unwrap();
-        // The metadata takes 10 bytes, each program one for its name and one for its type.
-        let program = |bytes: usize| Program::new("x".repeat(bytes), "t");
-        backend.put_program(&id("s"), &name("a"), program(40)).await.unwrap();
-        backend.put_program(&id("s"), &name("b"), program(46)).await.unwrap();
-        let refused = backend.put_program(&id("s"), &name("a"), program(41)).await.unwrap_err();
-        assert_eq!(refused, SessionError::SessionTooLarge { session: id("s"), size: 101, limit: 100 });
-        let whole = backend.program(&id("s"), &name("a")).await.unwrap();
-        assert_eq!(whole.data.len(), 40, "a refused program replaces nothing");
-        backend.put_program(&id("s"), &name("a"), program(10)).await.unwrap();
-        backend.delete_program(&id("s"), &name("b")).await.unwrap();
-        backend.put_program(&id("s"), &name("c"), program(76)).await.unwrap();
-        assert_eq!(backend.record(&id("s")).unwrap().bytes, 100);
-    }
-
-    #[tokio::test]
-    async fn metadata_is_bounded_in_sessions_and_programs() {
-        let config =
-            MemoryConfig { max_metadata_entries: 3, max_metadata_bytes: 100, ..MemoryConfig::default() };
-        let backend = MemoryBackend::new(config);
-        for bad in [metadata(4, 5), metadata(2, 51)] {
-            let new = NewSession { metadata: bad.clone(), ttl: None };
-            let refused = backend.create(&id("s"), new).await.unwrap_err();
-            assert!(matches!(refused, SessionError::MetadataTooLarge { .. }), "{refused:?}");
-            backend.create(&id("other"), NewSession::default()).await.unwrap();
-            let program = Program { metadata: bad, ..Program::new("x", "t") };
-            let refused = backend.put_program(&id("other"), &name("a"), program).await.unwrap_err();
-            assert!(matches!(refused, SessionError::MetadataTooLarge { .. }), "{refused:?}");
-        }
-        let new = NewSession { metadata: metadata(2, 50), ttl: None };
-        backend.create(&id("s"), new).await.unwrap();
-    }
-
     #[tokio::test(start_paused = true)]
     async fn a_sweep_touches_only_what_is_due() {
         let backend = MemoryBackend::new(MemoryConfig::default());
