@@ -252,6 +252,37 @@ mod tests {
     }
 
     #[test]
+    fn refusals_give_their_reason() {
+        let tool = || "echo".to_owned();
+        let bad =
+            ToolError::InvalidArgument { tool: tool(), argument: "x".into(), problem: "is missing".into() };
+        let errors = [
+            (ToolError::NotFound { tool: tool(), suggestion: None }, Code::NotFound, status::TOOL_NOT_FOUND),
+            (bad.clone(), Code::InvalidArgument, status::INVALID_ARGUMENT),
+            (
+                ToolError::Unsupported { tool: tool(), problem: "streams".into() },
+                Code::Unimplemented,
+                status::UNSUPPORTED,
+            ),
+            (ToolError::Cancelled { tool: tool() }, Code::Cancelled, status::CANCELLED),
+            (
+                ToolError::Unavailable { reason: "it stops".into(), retry_after: None },
+                Code::Unavailable,
+                status::STOPPING,
+            ),
+            (ToolError::Internal { problem: "bug".into() }, Code::Internal, status::INTERNAL),
+            (ToolError::Failed(Box::default()), Code::Internal, status::TOOL_FAILED),
+        ];
+        for (error, code, reason) in errors {
+            let status = to_status(error, String::new());
+            let told = status::details_of(&status).reason;
+            assert_eq!((status.code(), told.as_deref()), (code, Some(reason)), "{status:?}");
+        }
+        let violation = status::details_of(&to_status(bad, String::new())).violation.unwrap();
+        assert_eq!((violation.field.as_str(), violation.description.as_str()), ("x", "is missing"));
+    }
+
+    #[test]
     fn calls_without_an_id_never_meet_the_hosts() {
         let mut headers = MetadataMap::new();
         assert!(call_id(&headers).unwrap().as_u64() >= 1 << 63);
