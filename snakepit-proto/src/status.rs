@@ -1,6 +1,7 @@
-//! How the exception that a tool raised rides in a gRPC status: as a [`ToolFailure`] among the `google.rpc` details.
+//! What a gRPC status says beyond its code: a reason, the exception that a tool raised, the argument that is wrong, as
+//! `google.rpc` details; and the one budget that keeps all of it within what HTTP/2 peers accept as trailers.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use bytes::Bytes;
 use prost::Message;
@@ -8,13 +9,32 @@ use tonic::{Code, Status};
 
 use crate::pb::{Any, ToolFailure};
 
+mod budget;
+
+pub use budget::{HEADER_LIST_BYTES, bounded, bounded_text, brief, fit};
+
 /// The `domain` of every `google.rpc.ErrorInfo` this project sends.
 pub const ERROR_DOMAIN: &str = "snakepit";
 /// The `reason` in the `google.rpc.ErrorInfo` of a status that carries a tool's failure.
 pub const TOOL_FAILED: &str = "TOOL_FAILED";
+/// The `reason` when nobody serves a tool of this name.
+pub const TOOL_NOT_FOUND: &str = "TOOL_NOT_FOUND";
+/// The `reason` when an argument, or another part of a request, is missing, unknown or of the wrong type.
+pub const INVALID_ARGUMENT: &str = "INVALID_ARGUMENT";
+/// The `reason` when the tool cannot be called this way.
+pub const UNSUPPORTED: &str = "UNSUPPORTED";
+/// The `reason` when the call was cancelled.
+pub const CANCELLED: &str = "CANCELLED";
+/// The `reason` when a worker is stopping: the call was not begun.
+pub const STOPPING: &str = "STOPPING";
+/// The `reason` when the worker was lost; its last words ride along as a [`ToolFailure`].
+pub const WORKER_LOST: &str = "WORKER_LOST";
+/// The `reason` of a bug, here or in the worker.
+pub const INTERNAL: &str = "INTERNAL";
 
 const FAILURE_URL: &str = "type.googleapis.com/snakepit.bridge.ToolFailure";
 const ERROR_INFO_URL: &str = "type.googleapis.com/google.rpc.ErrorInfo";
+const BAD_REQUEST_URL: &str = "type.googleapis.com/google.rpc.BadRequest";
 
 /// `google.rpc.Status`, as it stands in the `grpc-status-details-bin` trailer.
 #[derive(Clone, PartialEq, Message)]
@@ -38,28 +58,100 @@ struct ErrorInfo {
     metadata: BTreeMap<String, String>,
 }
 
-/// A status that carries a tool's failure in its details.
+/// `google.rpc.BadRequest`: which fields of a request are wrong.
+#[derive(Clone, PartialEq, Message)]
+struct BadRequest {
+    #[prost(message, repeated, tag = "1")]
+    field_violations: Vec<FieldViolation>,
+}
+
+/// What is wrong with a field of a request, or an argument of a call.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct FieldViolation {
+    /// The field's name.
+    #[prost(string, tag = "1")]
+    pub field: String,
+    /// What is wrong with it, as the end of a sentence.
+    #[prost(string, tag = "2")]
+    pub description: String,
+}
+
+/// What this project puts into the details of a status.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Details {
+    /// One of the reasons above. `None` when the status is not of this project's making.
+    pub reason: Option<String>,
+    /// The tool's failure, or, of a worker that was lost, what it wrote last.
+    pub failure: Option<ToolFailure>,
+    /// The first field or argument that is wrong.
+    pub violation: Option<FieldViolation>,
+}
+
+/// A status with a reason. It is within the [budget](fit).
+#[must_use]
+pub fn refuse(code: Code, reason: &str, message: impl Into<String>) -> Status {
+    build(code, message.into(), reason, None)
+}
+
+/// A status that says which field of a request, or argument of a call, is wrong. It is within the [budget](fit).
+#[must_use]
+pub fn refuse_field(message: impl Into<String>, field: &str, description: &str) -> Status {
+    let violation = FieldViolation { field: brief(field), description: brief(description) };
+    let detail = BadRequest { field_violations: vec![violation] }.encode_to_vec();
+    build(Code::InvalidArgument, message.into(), INVALID_ARGUMENT, Some(any(BAD_REQUEST_URL, detail)))
+}
+
+/// A status that carries a tool's failure in its details. It is within the [budget](fit), however long the failure.
 #[must_use]
 pub fn attach_failure(code: Code, message: impl Into<String>, failure: &ToolFailure) -> Status {
-    let message = message.into();
-    let info = ErrorInfo {
-        reason: TOOL_FAILED.to_owned(),
-        domain: ERROR_DOMAIN.to_owned(),
-        metadata: BTreeMap::new(),
-    };
-    let detail = |url: &str, value: Vec<u8>| Any { type_url: url.to_owned(), value: value.into() };
-    let details =
-        vec![detail(ERROR_INFO_URL, info.encode_to_vec()), detail(FAILURE_URL, failure.encode_to_vec())];
+    attach(code, TOOL_FAILED, message, failure)
+}
+
+/// Like [`attach_failure`], for another reason than that the tool failed.
+#[must_use]
+pub fn attach(code: Code, reason: &str, message: impl Into<String>, failure: &ToolFailure) -> Status {
+    build(code, message.into(), reason, Some(any(FAILURE_URL, failure.encode_to_vec())))
+}
+
+fn build(code: Code, message: String, reason: &str, further: Option<Any>) -> Status {
+    let info =
+        ErrorInfo { reason: reason.to_owned(), domain: ERROR_DOMAIN.to_owned(), metadata: BTreeMap::new() };
+    let details = std::iter::once(any(ERROR_INFO_URL, info.encode_to_vec())).chain(further).collect();
     let details = RpcStatus { code: code.into(), message: message.clone(), details };
-    Status::with_details(code, message, Bytes::from(details.encode_to_vec()))
+    fit(Status::with_details(code, message, Bytes::from(details.encode_to_vec())))
+}
+
+fn any(type_url: &str, value: Vec<u8>) -> Any {
+    Any { type_url: type_url.to_owned(), value: value.into() }
+}
+
+/// Reads the details of a status; those that cannot be read, or are others', are as if they were not there.
+#[must_use]
+pub fn details_of(status: &Status) -> Details {
+    let mut read = Details::default();
+    let details = RpcStatus::decode(status.details()).map(|status| status.details).unwrap_or_default();
+    for Any { type_url, value } in details {
+        match type_url.as_str() {
+            ERROR_INFO_URL => {
+                let info = ErrorInfo::decode(value).ok().filter(|info| info.domain == ERROR_DOMAIN);
+                read.reason = read.reason.or(info.map(|info| info.reason));
+            }
+            FAILURE_URL => read.failure = read.failure.or(ToolFailure::decode(value).ok()),
+            BAD_REQUEST_URL => {
+                let violations = BadRequest::decode(value).map(|bad| bad.field_violations);
+                read.violation = read.violation.or(violations.unwrap_or_default().into_iter().next());
+            }
+            _ => {}
+        }
+    }
+    read
 }
 
 /// The tool's failure that a status carries, if it carries one that can be read.
 #[must_use]
 pub fn failure_of(status: &Status) -> Option<ToolFailure> {
-    let details = RpcStatus::decode(status.details()).ok()?.details;
-    let detail = details.into_iter().find(|detail| detail.type_url == FAILURE_URL)?;
-    ToolFailure::decode(detail.value).ok()
+    let Details { reason, failure, .. } = details_of(status);
+    failure.filter(|_| reason.is_none_or(|reason| reason == TOOL_FAILED))
 }
 
 /// What lies at the bottom of a chain of errors. The layers of a transport above it only say "transport error".
@@ -92,6 +184,25 @@ mod tests {
         let received = Status::from_header_map(&headers).unwrap();
         assert_eq!((received.code(), received.message()), (Code::Internal, "tool `add` failed"));
         assert_eq!(failure_of(&received), Some(failure));
+    }
+
+    #[test]
+    fn refusals_say_why() {
+        let status = refuse_field("argument `a` is missing", "a", "is missing");
+        let violation = FieldViolation { field: "a".into(), description: "is missing".into() };
+        let expected =
+            Details { reason: Some(INVALID_ARGUMENT.into()), failure: None, violation: Some(violation) };
+        assert_eq!((status.code(), details_of(&status)), (Code::InvalidArgument, expected));
+        assert_eq!(details_of(&refuse(Code::Unavailable, STOPPING, "x")).reason.as_deref(), Some(STOPPING));
+        assert_eq!(details_of(&Status::not_found("x")), Details::default());
+    }
+
+    #[test]
+    fn the_last_words_of_a_lost_worker_are_no_failure_of_the_tool() {
+        let words = ToolFailure { output_lines: vec!["bye".into()], ..ToolFailure::default() };
+        let status = attach(Code::Unavailable, WORKER_LOST, "worker `w` was lost", &words);
+        assert_eq!(failure_of(&status), None);
+        assert_eq!(details_of(&status).failure, Some(words));
     }
 
     #[test]

@@ -48,27 +48,26 @@ pub enum DecodeValueError {
         /// What is wrong with the bytes.
         problem: String,
     },
-    /// A `.binary` value came without its buffer.
-    #[error("value of type `{type_url}` has no buffer; put its bytes into the message's binary field")]
-    MissingBinary {
-        /// The type URL as received.
-        type_url: String,
-    },
 }
 
 /// Takes a value out of an [`Any`] and the binary field that belongs to it.
 ///
-/// JSON inside `snakepit.<type>` is not parsed here. An empty `Any` is null, or bytes when `binary` is given.
+/// JSON inside `snakepit.<type>` is not parsed here. An empty `Any` is null, or bytes when `binary` is given. Bytes
+/// fields of proto3 cannot tell an empty buffer from none: the type does, so a `.binary` value without a buffer has an
+/// empty one, and no buffer belongs to any other type of ours.
 ///
 /// # Errors
-/// When the type is unknown, the bytes do not fit it, or a `.binary` value lacks its buffer.
+/// When the type is unknown, or the bytes do not fit it.
 pub fn decode(any: Any, binary: Option<Bytes>) -> Result<TypedValue, DecodeValueError> {
     let Any { type_url, value } = any;
     let name = type_url.rsplit('/').next().unwrap_or_default();
     if let Some(own) = name.strip_prefix(OWN) {
         return match own.strip_suffix(BINARY) {
-            Some(_) if binary.is_none() => Err(DecodeValueError::MissingBinary { type_url }),
-            Some(base) => Ok(TypedValue { type_name: type_name(base), json: value, binary }),
+            Some(base) => Ok(TypedValue {
+                type_name: type_name(base),
+                json: value,
+                binary: Some(binary.unwrap_or_default()),
+            }),
             None => Ok(TypedValue { type_name: type_name(own), json: value, binary: None }),
         };
     }
@@ -324,9 +323,16 @@ mod tests {
     }
 
     #[test]
-    fn binary_needs_its_buffer() {
+    fn an_empty_buffer_is_one_however_it_travels() {
+        let empty = wrapped("snakepit.tensor.binary", r#"{"shape":[0,3]}"#);
+        for field in [None, Some(Bytes::new())] {
+            assert_eq!(decode(empty.clone(), field).unwrap().binary, Some(Bytes::new()));
+        }
+    }
+
+    #[test]
+    fn a_buffer_survives() {
         let tensor = wrapped("snakepit.tensor.binary", r#"{"shape":[2]}"#);
-        assert!(matches!(decode(tensor.clone(), None), Err(DecodeValueError::MissingBinary { .. })));
         let typed = decode(tensor.clone(), Some(Bytes::from_static(b"12345678"))).unwrap();
         assert_eq!(typed.type_name, "tensor");
         assert_eq!(encode(typed), (tensor, Some(Bytes::from_static(b"12345678"))));

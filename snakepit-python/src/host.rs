@@ -145,7 +145,7 @@ impl Host {
             if left.is_zero() {
                 return Err(HostError::Deadline);
             }
-            request.set_timeout(left);
+            request.set_timeout(left.min(headers::MAX_TIMEOUT));
         }
         let answer = async {
             let rpc = rpc(self.client.clone(), request);

@@ -16,14 +16,14 @@ use snakepit_proto::{
     headers,
     mux::{Replies, Serve},
     pb,
-    status::attach_failure,
+    status::{self, attach_failure, bounded_text, refuse},
 };
 use snakepit_registry::{
     Arguments, CallId, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolFailure, ToolHandler,
     ToolReply, TraceContext,
 };
 use snakepit_session::{Payload, SessionId};
-use snakepit_worker::wire::{failure_to_wire, payload_from_wire, payload_to_wire};
+use snakepit_worker::wire::{bad_argument, bad_field, failure_to_wire, payload_from_wire, payload_to_wire};
 use tokio::time::Instant;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
@@ -62,10 +62,10 @@ impl WorkerService {
                     ..pb::ExecuteToolResponse::default()
                 }))
             }
-            Ok(_) => Err(Status::internal("a unary call was answered with a stream")),
+            Ok(_) => Err(refuse(Code::Internal, status::INTERNAL, "a unary call was answered with a stream")),
             Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteToolResponse {
                 success: false,
-                error_message: one_line(&failure),
+                error_message: bounded_text(one_line(&failure)),
                 failure: Some(failure_to_wire(*failure, session_id)),
                 ..pb::ExecuteToolResponse::default()
             })),
@@ -80,7 +80,9 @@ impl WorkerService {
             Ok(ToolReply { body: ReplyBody::Stream(chunks), .. }) => {
                 Ok(Response::new(tool_chunks(tool, session_id, chunks)))
             }
-            Ok(_) => Err(Status::internal("a streaming call was answered with a value")),
+            Ok(_) => {
+                Err(refuse(Code::Internal, status::INTERNAL, "a streaming call was answered with a value"))
+            }
             Err(error) => Err(to_status(error, session_id)),
         }
     }
@@ -123,11 +125,11 @@ fn read_call(request: Request<pb::ExecuteToolRequest>, mode: CallMode) -> Result
     let pb::ExecuteToolRequest { session_id, tool_name, parameters, metadata, stream: _, binary_parameters } =
         message;
     if tool_name.is_empty() {
-        return Err(Status::invalid_argument("`tool_name` is empty; name the tool to call"));
+        return Err(bad_field("tool_name", "is empty; name the tool to call"));
     }
     let session = match session_id.as_str() {
         "" => None,
-        id => Some(SessionId::try_new(id).map_err(|error| Status::invalid_argument(error.to_string()))?),
+        id => Some(SessionId::try_new(id).map_err(|error| bad_field("session_id", &error.to_string()))?),
     };
     let mut call = ToolCall::new(tool_name);
     call.id = call_id(&headers)?;
@@ -139,12 +141,8 @@ fn read_call(request: Request<pb::ExecuteToolRequest>, mode: CallMode) -> Result
     let mut buffers = binary_parameters;
     for (name, any) in parameters {
         let buffer = buffers.remove(&name);
-        let payload = payload_from_wire(any, buffer).map_err(|error| {
-            Status::invalid_argument(format!(
-                "argument `{name}` of tool `{}` cannot be read: {error}",
-                call.tool
-            ))
-        })?;
+        let payload = payload_from_wire(any, buffer)
+            .map_err(|error| bad_argument(&call.tool, &name, &format!("cannot be read: {error}")))?;
         call.arguments.insert(name, payload);
     }
     call.arguments.extend(raw_buffers(buffers));
@@ -170,10 +168,7 @@ fn parse_call_id(text: &str) -> Option<CallId> {
 }
 
 fn bad_call_id(text: &str) -> Status {
-    Status::invalid_argument(format!(
-        "call id `{text}` is no unsigned number; send one in `{}`",
-        headers::CALL_ID
-    ))
+    bad_field(headers::CALL_ID, &format!("`{text}` is no unsigned number"))
 }
 
 fn trace(headers: &MetadataMap) -> Option<TraceContext> {
@@ -191,22 +186,25 @@ fn timeout(headers: &MetadataMap) -> Result<Option<Duration>, Status> {
     let Some(value) = text(headers, headers::GRPC_TIMEOUT) else { return Ok(None) };
     headers::parse_timeout(value)
         .map(Some)
-        .ok_or_else(|| Status::invalid_argument(format!("grpc-timeout `{value}` is malformed")))
+        .ok_or_else(|| bad_field(headers::GRPC_TIMEOUT, &format!("`{value}` is malformed")))
 }
 
-/// Maps what can go wrong inside a worker to a gRPC status.
+/// Maps what can go wrong inside a worker to a gRPC status. The reason in its details tells the host that this is the
+/// worker's word and not its tool's.
 pub(crate) fn to_status(error: ToolError, session_id: String) -> Status {
     let message = error.to_string();
     match error {
         ToolError::Failed(failure) => {
             attach_failure(Code::Internal, one_line(&failure), &failure_to_wire(*failure, session_id))
         }
-        ToolError::NotFound { .. } => Status::not_found(message),
-        ToolError::InvalidArgument { .. } => Status::invalid_argument(message),
-        ToolError::Unsupported { .. } => Status::unimplemented(message),
-        ToolError::Cancelled { .. } => Status::cancelled(message),
-        ToolError::Unavailable { .. } => Status::unavailable(message),
-        _ => Status::internal(message),
+        ToolError::NotFound { .. } => refuse(Code::NotFound, status::TOOL_NOT_FOUND, message),
+        ToolError::InvalidArgument { tool, argument, problem } => bad_argument(&tool, &argument, &problem),
+        // The host knows the tool; what it lacks is the end of the sentence.
+        ToolError::Unsupported { problem, .. } => refuse(Code::Unimplemented, status::UNSUPPORTED, problem),
+        ToolError::Cancelled { .. } => refuse(Code::Cancelled, status::CANCELLED, message),
+        ToolError::Unavailable { reason, .. } => refuse(Code::Unavailable, status::STOPPING, reason),
+        ToolError::Internal { problem } => refuse(Code::Internal, status::INTERNAL, problem),
+        _ => refuse(Code::Internal, status::INTERNAL, message),
     }
 }
 
@@ -229,6 +227,37 @@ mod tests {
         let failure =
             ToolFailure { error_type: "E".into(), message: "a\n  b\n".into(), ..ToolFailure::default() };
         assert_eq!(one_line(&failure), "E: a b");
+    }
+
+    #[test]
+    fn refusals_give_their_reason() {
+        let tool = || "echo".to_owned();
+        let bad =
+            ToolError::InvalidArgument { tool: tool(), argument: "x".into(), problem: "is missing".into() };
+        let errors = [
+            (ToolError::NotFound { tool: tool(), suggestion: None }, Code::NotFound, status::TOOL_NOT_FOUND),
+            (bad.clone(), Code::InvalidArgument, status::INVALID_ARGUMENT),
+            (
+                ToolError::Unsupported { tool: tool(), problem: "streams".into() },
+                Code::Unimplemented,
+                status::UNSUPPORTED,
+            ),
+            (ToolError::Cancelled { tool: tool() }, Code::Cancelled, status::CANCELLED),
+            (
+                ToolError::Unavailable { reason: "it stops".into(), retry_after: None },
+                Code::Unavailable,
+                status::STOPPING,
+            ),
+            (ToolError::Internal { problem: "bug".into() }, Code::Internal, status::INTERNAL),
+            (ToolError::Failed(Box::default()), Code::Internal, status::TOOL_FAILED),
+        ];
+        for (error, code, reason) in errors {
+            let status = to_status(error, String::new());
+            let told = status::details_of(&status).reason;
+            assert_eq!((status.code(), told.as_deref()), (code, Some(reason)), "{status:?}");
+        }
+        let violation = status::details_of(&to_status(bad, String::new())).violation.unwrap();
+        assert_eq!((violation.field.as_str(), violation.description.as_str()), ("x", "is missing"));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! ```
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     fmt,
     pin::Pin,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
@@ -164,12 +164,17 @@ impl PythonTools {
             for job in jobs {
                 if queue.closed {
                     refused.push((job, stopping()));
-                } else if queue.active.contains_key(&job.state.id) {
-                    let problem = format!("the id of call {} is in use", job.state.id);
-                    refused.push((job, ToolError::Internal { problem }));
-                } else {
-                    queue.active.insert(job.state.id, Arc::clone(&job.state));
-                    queue.jobs.push_back(job);
+                    continue;
+                }
+                match queue.active.entry(job.state.id) {
+                    Entry::Occupied(_) => {
+                        let problem = format!("the id of call {} is in use", job.state.id);
+                        refused.push((job, ToolError::Internal { problem }));
+                    }
+                    Entry::Vacant(place) => {
+                        place.insert(Arc::clone(&job.state));
+                        queue.jobs.push_back(job);
+                    }
                 }
             }
             let wake = queue.idle && !queue.jobs.is_empty();

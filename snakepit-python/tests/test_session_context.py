@@ -41,7 +41,9 @@ class Callback(BaseAdapter):
     @tool
     def ask_by_its_old_name(self, a: int, b: int) -> Any:
         assert "multiply" in self.session_context.elixir_tools
-        return self.session_context.call_elixir_tool("multiply", a=a, b=b)
+        by_position = self.session_context.call_elixir_tool("multiply", a=a, b=b)
+        assert by_position == self.session_context.call_elixir_tool(tool_name="multiply", a=a, b=b)
+        return by_position
 
     @tool
     async def ask_async(self, a: int, b: int) -> Any:

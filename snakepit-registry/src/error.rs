@@ -146,11 +146,18 @@ pub enum ToolError {
     },
 }
 
+/// The last few lines, cut: a message is one line that people read, the rest belongs into details.
 fn output_tail(lines: &[String]) -> String {
-    match lines {
-        [] => String::new(),
-        lines => format!("; its last output: {}", lines.join(" | ")),
-    }
+    const LINES: usize = 3;
+    const CHARS: usize = 160;
+    let last: Vec<String> = lines[lines.len().saturating_sub(LINES)..]
+        .iter()
+        .map(|line| match line.char_indices().nth(CHARS) {
+            Some((end, _)) => format!("{}...", &line[..end]),
+            None => line.clone(),
+        })
+        .collect();
+    if last.is_empty() { String::new() } else { format!("; its last output: {}", last.join(" | ")) }
 }
 
 impl ToolError {
@@ -170,5 +177,27 @@ impl ToolError {
             Self::WorkerLost { delivered, .. } => *delivered,
             Self::Failed(_) | Self::Cancelled { .. } | Self::Internal { .. } => true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_worker_says_its_last_words_in_short() {
+        let lost = |lines: Vec<String>| {
+            let error = ToolError::WorkerLost {
+                worker: "w".into(),
+                reason: "it exited with code 1".into(),
+                delivered: true,
+                output_lines: lines,
+            };
+            error.to_string()
+        };
+        assert_eq!(lost(vec![]), "worker `w` was lost: it exited with code 1");
+        let long = lost((0..20).map(|n| format!("{n}: {}", "ü".repeat(8 * 1024))).collect());
+        assert!(long.contains("; its last output: 17: üü") && long.ends_with("ü..."), "{long}");
+        assert!(long.chars().count() < 600, "{long}");
     }
 }

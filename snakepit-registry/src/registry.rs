@@ -1,7 +1,7 @@
 //! Who serves which name, and the one place where a call is resolved, checked and handed on.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -13,6 +13,8 @@ const HOST: &str = "host";
 const IDEMPOTENT: &str = "snakepit.idempotent";
 /// The longest tool name accepted, in bytes of UTF-8.
 const MAX_NAME_BYTES: usize = 256;
+/// The most tools that one provider may announce: workers may say anything at any time, and names are never forgotten.
+const MAX_REMOTE_TOOLS: usize = 10_000;
 
 /// What became of a spec that was registered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +46,16 @@ pub enum RegistryError {
         name: String,
         /// What is wrong with it.
         problem: String,
+    },
+    /// The provider would have more tools than it may.
+    #[error(
+        "pool `{provider}` announced more than {limit} tools; register fewer, or dispatch on an argument"
+    )]
+    TooManyTools {
+        /// The name of the pool.
+        provider: String,
+        /// The most tools a provider may have.
+        limit: usize,
     },
 }
 
@@ -93,7 +105,7 @@ impl Registry {
     /// pool has already is no error; the newest spec counts.
     ///
     /// # Errors
-    /// When a name is odd, or taken by the host or another pool.
+    /// When a name is odd, or taken by the host or another pool, or when there are too many.
     pub fn register_remote(
         &self,
         provider: &str,
@@ -108,6 +120,16 @@ impl Registry {
                     name: spec.name.clone(),
                     owner: taken.provider.clone(),
                 });
+            }
+        }
+        let new: BTreeSet<&str> =
+            specs.iter().map(|spec| spec.name.as_str()).filter(|name| !tools.contains_key(*name)).collect();
+        // Counted only when something is new: workers that register with every call bring nothing new.
+        if !new.is_empty() {
+            let known = tools.values().filter(|tool| tool.provider == provider).count();
+            if known + new.len() > MAX_REMOTE_TOOLS {
+                let provider = provider.to_owned();
+                return Err(RegistryError::TooManyTools { provider, limit: MAX_REMOTE_TOOLS });
             }
         }
         let mut register = |spec: ToolSpec| {
@@ -239,4 +261,29 @@ fn check_name(name: &str) -> Result<(), RegistryError> {
         return Ok(());
     };
     Err(RegistryError::InvalidName { name: name.to_owned(), problem })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn a_provider_may_announce_only_so_many_tools() {
+        let registry = Registry::new();
+        let handler: Arc<dyn ToolHandler> =
+            Arc::new(FnTool::typed("host", |_: Value| async { Ok::<_, String>(()) }));
+        let specs = |numbers: std::ops::Range<usize>| -> Vec<ToolSpec> {
+            numbers.map(|n| ToolSpec { name: format!("tool-{n}"), ..ToolSpec::default() }).collect()
+        };
+        let full = specs(0..MAX_REMOTE_TOOLS);
+        registry.register_remote("pool", &handler, full.clone()).unwrap();
+        let refused = registry.register_remote("pool", &handler, specs(0..MAX_REMOTE_TOOLS + 1)).unwrap_err();
+        assert_eq!(refused, RegistryError::TooManyTools { provider: "pool".into(), limit: MAX_REMOTE_TOOLS });
+        assert_eq!(registry.len(), MAX_REMOTE_TOOLS, "all or none");
+        // What is known may be announced again, and others have room of their own.
+        registry.register_remote("pool", &handler, full).unwrap();
+        registry.register_remote("other", &handler, specs(MAX_REMOTE_TOOLS..MAX_REMOTE_TOOLS + 1)).unwrap();
+    }
 }

@@ -9,17 +9,23 @@
 //! | queue full | `RESOURCE_EXHAUSTED`, with a retry delay | `OVERLOADED` |
 //! | deadline | `DEADLINE_EXCEEDED` | `DEADLINE_EXCEEDED` |
 //! | cancelled | `CANCELLED` | `CANCELLED` |
-//! | worker lost | `UNAVAILABLE` | `WORKER_LOST` |
+//! | worker lost | `UNAVAILABLE`, with its last output lines in a `ToolFailure` | `WORKER_LOST` |
 //! | no worker | `UNAVAILABLE`, with a retry delay | `NO_WORKER` |
 //! | session or program not found | `NOT_FOUND` | `SESSION_NOT_FOUND`, `PROGRAM_NOT_FOUND` |
 //! | too many sessions | `RESOURCE_EXHAUSTED` | `TOO_MANY_SESSIONS` |
-//! | odd names, sizes, page tokens | `INVALID_ARGUMENT` | `INVALID_ARGUMENT` |
+//! | too many programs, or too many bytes, in a session | `RESOURCE_EXHAUSTED` | `SESSION_FULL` |
+//! | odd names, sizes, metadata, page tokens | `INVALID_ARGUMENT` | `INVALID_ARGUMENT` |
 //! | session backend failed | `UNAVAILABLE` | `BACKEND_FAILED` |
 //! | anything else | `INTERNAL` | `INTERNAL` |
+//!
+//! Each status is cut to what HTTP/2 peers accept as trailers, see [`fit`].
 
 use std::collections::HashMap;
 
-use snakepit_proto::status::{ERROR_DOMAIN, attach_failure};
+use snakepit_proto::{
+    pb,
+    status::{ERROR_DOMAIN, WORKER_LOST, attach, attach_failure, brief, fit},
+};
 use snakepit_registry::ToolError;
 use snakepit_session::SessionError;
 use snakepit_worker::wire::failure_to_wire;
@@ -34,8 +40,8 @@ pub fn from_tool_error(error: ToolError) -> Status {
         ToolError::NotFound { .. } => status(Code::NotFound, "TOOL_NOT_FOUND", message),
         ToolError::InvalidArgument { argument, problem, .. } => {
             let mut details = details("INVALID_ARGUMENT");
-            details.add_bad_request_violation(argument, problem);
-            Status::with_error_details(Code::InvalidArgument, message, details)
+            details.add_bad_request_violation(brief(&argument), brief(&problem));
+            with_details(Code::InvalidArgument, message, details)
         }
         ToolError::Unsupported { .. } => status(Code::Unimplemented, "UNSUPPORTED", message),
         ToolError::Failed(failure) => {
@@ -44,15 +50,19 @@ pub fn from_tool_error(error: ToolError) -> Status {
         ToolError::Overloaded { retry_after, .. } => {
             let mut details = details("OVERLOADED");
             details.set_retry_info(retry_after);
-            Status::with_error_details(Code::ResourceExhausted, message, details)
+            with_details(Code::ResourceExhausted, message, details)
         }
         ToolError::DeadlineExceeded { .. } => status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message),
         ToolError::Cancelled { .. } => status(Code::Cancelled, "CANCELLED", message),
-        ToolError::WorkerLost { .. } => status(Code::Unavailable, "WORKER_LOST", message),
+        ToolError::WorkerLost { worker, reason, output_lines, .. } => {
+            let last_words =
+                pb::ToolFailure { message: reason, worker_id: worker, output_lines, ..Default::default() };
+            attach(Code::Unavailable, WORKER_LOST, message, &last_words)
+        }
         ToolError::Unavailable { retry_after, .. } => {
             let mut details = details("NO_WORKER");
             details.set_retry_info(retry_after);
-            Status::with_error_details(Code::Unavailable, message, details)
+            with_details(Code::Unavailable, message, details)
         }
         ToolError::Session(error) => from_session_error(&error),
         _ => status(Code::Internal, "INTERNAL", message),
@@ -66,9 +76,13 @@ pub fn from_session_error(error: &SessionError) -> Status {
         SessionError::NotFound { .. } => (Code::NotFound, "SESSION_NOT_FOUND"),
         SessionError::ProgramNotFound { .. } => (Code::NotFound, "PROGRAM_NOT_FOUND"),
         SessionError::TooManySessions { .. } => (Code::ResourceExhausted, "TOO_MANY_SESSIONS"),
+        SessionError::TooManyPrograms { .. } | SessionError::SessionTooLarge { .. } => {
+            (Code::ResourceExhausted, "SESSION_FULL")
+        }
         SessionError::InvalidId { .. }
         | SessionError::InvalidProgramName { .. }
         | SessionError::ProgramTooLarge { .. }
+        | SessionError::MetadataTooLarge { .. }
         | SessionError::InvalidPageToken => (Code::InvalidArgument, "INVALID_ARGUMENT"),
         SessionError::Backend { .. } => (Code::Unavailable, "BACKEND_FAILED"),
         _ => (Code::Internal, "INTERNAL"),
@@ -80,8 +94,8 @@ pub fn from_session_error(error: &SessionError) -> Status {
 #[must_use]
 pub fn invalid_field(field: &str, problem: impl std::fmt::Display) -> Status {
     let mut details = details("INVALID_ARGUMENT");
-    details.add_bad_request_violation(field, problem.to_string());
-    Status::with_error_details(Code::InvalidArgument, format!("`{field}` {problem}"), details)
+    details.add_bad_request_violation(brief(field), brief(&problem.to_string()));
+    with_details(Code::InvalidArgument, format!("`{field}` {problem}"), details)
 }
 
 /// An RPC that this server does not offer, with what to do instead.
@@ -99,7 +113,11 @@ pub fn answered_otherwise(tool: &str, got: &str, expected: &str) -> Status {
 }
 
 fn status(code: Code, reason: &str, message: String) -> Status {
-    Status::with_error_details(code, message, details(reason))
+    with_details(code, message, details(reason))
+}
+
+fn with_details(code: Code, message: String, details: ErrorDetails) -> Status {
+    fit(Status::with_error_details(code, message, details))
 }
 
 fn details(reason: &str) -> ErrorDetails {
@@ -114,6 +132,52 @@ mod tests {
     use snakepit_session::SessionId;
 
     use super::*;
+
+    #[test]
+    fn no_text_of_others_makes_a_status_too_large() {
+        let long = || "long text ".repeat(10_000);
+        let errors = [
+            ToolError::NotFound { tool: long(), suggestion: Some(long()) },
+            ToolError::InvalidArgument { tool: long(), argument: long(), problem: long() },
+            ToolError::Unsupported { tool: long(), problem: long() },
+            ToolError::Failed(Box::new(ToolFailure {
+                message: long(),
+                traceback: long(),
+                ..Default::default()
+            })),
+            ToolError::WorkerLost {
+                worker: long(),
+                reason: long(),
+                delivered: true,
+                output_lines: vec![long(); 20],
+            },
+            ToolError::Internal { problem: long() },
+        ];
+        let statuses = errors.into_iter().map(from_tool_error).chain([invalid_field(&long(), long())]);
+        for status in statuses {
+            let shown = format!("{:?}: {}", status.code(), status.message());
+            assert!(status.message().len() < 1500, "{shown}");
+            assert!(status.get_error_details().error_info().is_some(), "{shown}");
+            let headers = status.into_http::<()>().into_parts().0.headers;
+            let size: usize =
+                headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+            assert!(size < 6 * 1024, "{size}: {shown}");
+        }
+    }
+
+    #[test]
+    fn a_lost_worker_leaves_its_last_words_in_the_details() {
+        let lost = ToolError::WorkerLost {
+            worker: "default-1-1".into(),
+            reason: "it exited with code 1".into(),
+            delivered: true,
+            output_lines: (0..20).map(|line| format!("line {line}")).collect(),
+        };
+        let status = from_tool_error(lost);
+        assert!(!status.message().contains("line 16") && status.message().contains("line 19"), "{status:?}");
+        let words = snakepit_proto::status::details_of(&status).failure.unwrap();
+        assert_eq!((words.output_lines.len(), words.worker_id.as_str()), (20, "default-1-1"));
+    }
 
     #[test]
     fn the_status_table_is_as_documented() {
@@ -141,7 +205,15 @@ mod tests {
             ToolError::Unavailable { reason: "the pool is draining".into(), retry_after: None },
             ToolError::Session(SessionError::NotFound { id: session.clone() }),
             ToolError::Session(SessionError::TooManySessions { limit: 1 }),
-            ToolError::Session(SessionError::ProgramNotFound { session, name: "m".into() }),
+            ToolError::Session(SessionError::ProgramNotFound { session: session.clone(), name: "m".into() }),
+            ToolError::Session(SessionError::TooManyPrograms { session: session.clone(), limit: 9 }),
+            ToolError::Session(SessionError::SessionTooLarge { session, size: 10, limit: 9 }),
+            ToolError::Session(SessionError::MetadataTooLarge {
+                entries: 10,
+                bytes: 99,
+                max_entries: 9,
+                max_bytes: 100,
+            }),
             ToolError::Session(SessionError::InvalidPageToken),
             ToolError::Session(SessionError::Backend { problem: "disk full".into() }),
             ToolError::Internal { problem: "bug".into() },

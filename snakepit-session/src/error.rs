@@ -50,6 +50,43 @@ pub enum SessionError {
         /// The largest size accepted, in bytes.
         limit: usize,
     },
+    /// The session holds as many programs as it may.
+    #[error(
+        "session `{session}` holds {limit} programs, the most it may; delete some or use another session"
+    )]
+    TooManyPrograms {
+        /// The session.
+        session: SessionId,
+        /// The most programs a session may hold.
+        limit: usize,
+    },
+    /// The session would hold more than it may.
+    #[error(
+        "session `{session}` would hold {size} bytes, above the limit of {limit}; delete programs or use another session"
+    )]
+    SessionTooLarge {
+        /// The session.
+        session: SessionId,
+        /// What it would hold, in bytes.
+        size: usize,
+        /// The most it may hold, in bytes.
+        limit: usize,
+    },
+    /// The metadata of a session or a program is larger than the backend accepts.
+    #[error(
+        "metadata of {entries} entries and {bytes} bytes is above the limit of {max_entries} entries and {max_bytes} \
+         bytes; store large values as programs"
+    )]
+    MetadataTooLarge {
+        /// How many entries it has.
+        entries: usize,
+        /// How long all names and values are together, in bytes.
+        bytes: usize,
+        /// The most entries accepted.
+        max_entries: usize,
+        /// The most bytes accepted.
+        max_bytes: usize,
+    },
     /// A page token that this backend did not hand out.
     #[error("invalid page token; pass the token of the previous page unchanged, or none for the first page")]
     InvalidPageToken,

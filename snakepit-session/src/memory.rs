@@ -18,6 +18,10 @@ use crate::{
     SessionError, SessionId,
 };
 
+mod limits;
+
+use limits::{size_of_metadata, size_of_program};
+
 /// TTLs above this are cut to it: a century is forever, and fits every clock.
 const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 const DEFAULT_PAGE: usize = 100;
@@ -32,6 +36,15 @@ pub struct MemoryConfig {
     pub max_sessions: usize,
     /// The largest program, in bytes. 64 MiB by default.
     pub max_program_bytes: usize,
+    /// The most programs in one session. 1000 by default.
+    pub max_programs: usize,
+    /// What one session may hold in all, in bytes: its programs, with their names and metadata, and its own metadata.
+    /// 256 MiB by default.
+    pub max_session_bytes: usize,
+    /// The most entries in the metadata of a session, or of a program. 1000 by default.
+    pub max_metadata_entries: usize,
+    /// How long all names and values of such metadata may be together, in bytes. 1 MiB by default.
+    pub max_metadata_bytes: usize,
 }
 
 impl Default for MemoryConfig {
@@ -40,6 +53,10 @@ impl Default for MemoryConfig {
             default_ttl: Duration::from_secs(3600),
             max_sessions: 1_000_000,
             max_program_bytes: 64 * 1024 * 1024,
+            max_programs: 1000,
+            max_session_bytes: 256 * 1024 * 1024,
+            max_metadata_entries: 1000,
+            max_metadata_bytes: 1024 * 1024,
         }
     }
 }
@@ -66,6 +83,8 @@ struct Record {
     /// Where the record stands in the expiry queue.
     queued: Instant,
     programs: BTreeMap<ProgramName, Program>,
+    /// The size of all programs and all metadata.
+    bytes: usize,
     last_worker: Option<Arc<str>>,
 }
 
@@ -74,6 +93,7 @@ impl Record {
         let ttl = new.ttl.unwrap_or(default_ttl).min(MAX_TTL);
         let expires = Instant::now() + ttl;
         Self {
+            bytes: size_of_metadata(&new.metadata),
             metadata: Arc::new(new.metadata),
             created_at: SystemTime::now(),
             ttl,
@@ -213,6 +233,7 @@ impl MemoryBackend {
 #[async_trait]
 impl SessionBackend for MemoryBackend {
     async fn create(&self, id: &SessionId, new: NewSession) -> Result<(Session, Created), SessionError> {
+        self.config.check_new(id, &new)?;
         if let Some(found) = self.find_or_make(id, &new, false) {
             return Ok(found);
         }
@@ -282,12 +303,11 @@ impl SessionBackend for MemoryBackend {
         name: &ProgramName,
         program: Program,
     ) -> Result<Created, SessionError> {
-        let (size, limit) = (program.data.len(), self.config.max_program_bytes);
-        if size > limit {
-            return Err(SessionError::ProgramTooLarge { name: name.to_string(), size, limit });
-        }
+        self.config.check_program(name, &program)?;
         let program = Program { updated_at: SystemTime::now(), ..program };
-        let replaced = self.used(id)?.programs.insert(name.clone(), program);
+        let mut record = self.used(id)?;
+        record.bytes = self.config.size_with(id, &record, name, &program)?;
+        let replaced = record.programs.insert(name.clone(), program);
         Ok(if replaced.is_some() { Created::Existing } else { Created::New })
     }
 
@@ -307,10 +327,10 @@ impl SessionBackend for MemoryBackend {
     }
 
     async fn delete_program(&self, id: &SessionId, name: &ProgramName) -> Result<(), SessionError> {
-        match self.used(id)?.programs.remove(name) {
-            Some(_) => Ok(()),
-            None => Err(no_program(id, name)),
-        }
+        let mut record = self.used(id)?;
+        let program = record.programs.remove(name).ok_or_else(|| no_program(id, name))?;
+        record.bytes -= size_of_program(name, &program);
+        Ok(())
     }
 
     async fn sweep(&self) -> Result<usize, SessionError> {

@@ -44,12 +44,14 @@ pub enum WorkerError {
         output_lines: Vec<String>,
     },
     /// The worker reported readiness but accepts no connection.
-    #[error("cannot connect to worker at `{address}`: {problem}")]
+    #[error("cannot connect to worker at `{address}`: {problem}{}", tail(output_lines))]
     Connect {
         /// Where it said it listens.
         address: String,
         /// What went wrong last.
         problem: String,
+        /// Its last lines on stdout and stderr, oldest first.
+        output_lines: Vec<String>,
     },
     /// The launcher could not use its own directory or ledger.
     #[error("cannot use `{}`: {problem}", path.display())]

@@ -24,6 +24,7 @@ use futures_util::{
 use snakepit_proto::{
     mux::{Calls, Replies, chunk_cost},
     pb,
+    status::{CANCELLED, INTERNAL, refuse},
 };
 use snakepit_registry::{
     CallId, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolFailure, ToolHandler, ToolReply,
@@ -31,9 +32,9 @@ use snakepit_registry::{
 };
 use snakepit_session::{Payload, SessionId};
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::{Code, Status};
 
-use crate::wire::{failure_to_wire, value_from_wire, value_to_wire};
+use crate::wire::{bad_argument, bad_field, failure_to_wire, value_from_wire, value_to_wire};
 
 /// What the two kinds of servers do differently.
 pub trait MuxService: Send + Sync + 'static {
@@ -88,8 +89,8 @@ impl<S: MuxService> MuxCalls<S> {
     fn start(&mut self, start: pb::CallStart) {
         let id = start.id;
         if self.running.contains_key(&id) {
-            let problem = format!("call id {id} is in use; ids rise from call to call");
-            return self.replies.reply(status_reply(id, Status::invalid_argument(problem)));
+            let problem = format!("{id} is in use; ids rise from call to call");
+            return self.replies.reply(status_reply(id, bad_field("id", &problem)));
         }
         let (session_id, window) = (start.session_id.clone(), start.credit);
         let call = match call_from_wire(start, self.service.call_id(id)) {
@@ -116,7 +117,7 @@ impl<S: MuxService> MuxCalls<S> {
         let (call, service, replies) = (running.call, Arc::clone(&self.service), self.replies.clone());
         self.tasks.push(Box::pin(async move {
             let status = match service.handler().cancel(call).await {
-                Ok(()) => Status::cancelled("the call was cancelled"),
+                Ok(()) => refuse(Code::Cancelled, CANCELLED, "the call was cancelled"),
                 Err(error) => service.status(error),
             };
             replies.reply(status_reply(id, status));
@@ -208,10 +209,10 @@ impl<S: MuxService> Answer<S> {
                             Err(error) => self.failed(error),
                         }
                     }
-                    _ => status_reply(
-                        id,
-                        Status::internal("a value was answered by a stream, or a stream by a value"),
-                    ),
+                    _ => {
+                        let problem = "a value was answered by a stream, or a stream by a value";
+                        status_reply(id, refuse(Code::Internal, INTERNAL, problem))
+                    }
                 }
             }
             Err(ToolError::Recalled { .. }) => return self.replies.recalled(id),
@@ -335,19 +336,16 @@ pub fn call_from_wire(start: pb::CallStart, call_id: CallId) -> Result<ToolCall,
         ..
     } = start;
     if tool_name.is_empty() {
-        return Err(Status::invalid_argument("`tool_name` is empty; name the tool to call"));
+        return Err(bad_field("tool_name", "is empty; name the tool to call"));
     }
     let session = match session_id.as_str() {
         "" => None,
-        id => Some(SessionId::try_new(id).map_err(|error| Status::invalid_argument(error.to_string()))?),
+        id => Some(SessionId::try_new(id).map_err(|error| bad_field("session_id", &error.to_string()))?),
     };
     let mut values = BTreeMap::new();
     for pb::CallArgument { name, value } in arguments {
-        let value = value_from_wire(value.unwrap_or_default()).map_err(|error| {
-            Status::invalid_argument(format!(
-                "argument `{name}` of tool `{tool_name}` cannot be read: {error}"
-            ))
-        })?;
+        let value = value_from_wire(value.unwrap_or_default())
+            .map_err(|error| bad_argument(&tool_name, &name, &format!("cannot be read: {error}")))?;
         values.insert(name, value);
     }
     let mut call = ToolCall::new(tool_name);

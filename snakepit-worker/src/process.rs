@@ -11,6 +11,7 @@
 mod client;
 mod config;
 mod connect;
+mod group;
 mod ledger;
 mod output;
 mod proc;
@@ -72,11 +73,13 @@ impl ProcessLauncher {
         &self,
         client: &Client,
         address: &Address,
+        supervised: &Supervised,
         deadline: Instant,
     ) -> Result<Option<Multiplexer>, WorkerError> {
         let refused = |problem: &str| WorkerError::Connect {
             address: address.to_string(),
             problem: format!("its stream for calls cannot be opened: {problem}"),
+            output_lines: supervised.output_tail().lines(),
         };
         match tokio::time::timeout_at(deadline, Multiplexer::open(client.clone())).await {
             Ok(Ok((multiplexer, incoming))) => {
@@ -122,7 +125,7 @@ impl WorkerLauncher for ProcessLauncher {
             let address = ready::wait(&mut supervised, &files, &self.config, deadline).await?;
             let client = connect::connect(&address, &supervised, deadline).await?;
             let multiplexer = match self.config.multiplex {
-                true => self.multiplex(&client, &address, deadline).await?,
+                true => self.multiplex(&client, &address, &supervised, deadline).await?,
                 false => None,
             };
             Ok::<_, WorkerError>((address, client, multiplexer))

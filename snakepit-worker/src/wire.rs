@@ -3,10 +3,12 @@
 use bytes::Bytes;
 use snakepit_proto::{
     pb,
+    status::{bounded, refuse_field},
     value::{self, DecodeValueError, TypedValue},
 };
 use snakepit_registry::{ParameterSpec, ToolFailure, ToolSpec};
 use snakepit_session::{Payload, PayloadError, ValueType};
+use tonic::Status;
 
 /// Why a value from the wire cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,9 +54,9 @@ pub fn payload_to_wire_inline(payload: Payload) -> pb::Any {
 /// # Errors
 /// When the type is unknown, or raw bytes come without their buffer.
 pub fn value_from_wire(value: pb::CallValue) -> Result<Payload, WireError> {
-    let pb::CallValue { r#type, json, binary } = value;
-    let ty = pb::CallValueType::try_from(r#type).ok().and_then(type_from_wire);
-    let ty = ty.ok_or_else(|| PayloadError::UnknownType { name: format!("number {}", r#type) })?;
+    let pb::CallValue { r#type: number, json, binary } = value;
+    let ty = pb::CallValueType::try_from(number).ok().and_then(type_from_wire);
+    let ty = ty.ok_or_else(|| PayloadError::UnknownType { name: format!("number {number}") })?;
     Ok(match binary {
         Some(buffer) => Payload::from_buffer(ty, json, buffer),
         None => Payload::from_json(ty, json),
@@ -174,11 +176,11 @@ pub fn failure_from_wire(failure: pb::ToolFailure) -> ToolFailure {
     ToolFailure { tool: tool_name, error_type: r#type, message, traceback, worker: worker_id, output_lines }
 }
 
-/// Writes why a tool failed.
+/// Writes why a tool failed, cut to what an answer may take.
 #[must_use]
 pub fn failure_to_wire(failure: ToolFailure, session_id: String) -> pb::ToolFailure {
     let ToolFailure { tool, error_type, message, traceback, worker, output_lines } = failure;
-    pb::ToolFailure {
+    bounded(pb::ToolFailure {
         r#type: error_type,
         message,
         traceback,
@@ -186,5 +188,17 @@ pub fn failure_to_wire(failure: ToolFailure, session_id: String) -> pb::ToolFail
         worker_id: worker,
         session_id,
         output_lines,
-    }
+    })
+}
+
+/// A refusal of a request for one of its arguments.
+#[must_use]
+pub fn bad_argument(tool: &str, argument: &str, problem: &str) -> Status {
+    refuse_field(format!("argument `{argument}` of tool `{tool}` {problem}"), argument, problem)
+}
+
+/// A refusal of a request for one of its fields.
+#[must_use]
+pub fn bad_field(field: &str, problem: &str) -> Status {
+    refuse_field(format!("`{field}` {problem}"), field, problem)
 }

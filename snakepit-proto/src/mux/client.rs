@@ -67,9 +67,12 @@ struct Entry {
     abandoned: bool,
 }
 
-/// What happened to a call. It is looked at once and taken apart, so boxing the largest of them would gain nothing.
-#[allow(clippy::large_enum_variant)]
+/// What happened to a call.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it is moved once, and a box would cost each call an allocation"
+)]
 pub enum CallEvent {
     /// It streams, and has begun.
     Opened(CallOpened),
@@ -80,8 +83,11 @@ pub enum CallEvent {
 }
 
 /// How a call ended.
-#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it is moved once, and a box would cost each call an allocation"
+)]
 pub enum CallEnd {
     /// The other side answered.
     Reply(CallReply),

@@ -39,7 +39,7 @@ pub struct Replies(Arc<Mutex<Outbox>>);
 #[derive(Default)]
 struct Outbox {
     batch: ReplyBatch,
-    /// About how many bytes of values that is. Chunks are bounded by their credit.
+    /// About how many bytes of values and failures that is. Chunks are bounded by their credit.
     bytes: usize,
     /// The task of the stream, while there is nothing to send.
     waker: Option<Waker>,
@@ -122,6 +122,7 @@ impl Outbox {
     fn reply(&mut self, reply: CallReply) {
         let value = reply.value.as_ref();
         self.bytes += value.map_or(0, |v| v.json.len() + v.binary.as_ref().map_or(0, bytes::Bytes::len));
+        self.bytes += reply.failure.as_ref().map_or(0, prost::Message::encoded_len);
         self.batch.replies.push(reply);
     }
 

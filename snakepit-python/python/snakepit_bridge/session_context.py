@@ -120,7 +120,10 @@ class SessionContext:
 
     # The names of the original protocol's Python package.
     elixir_tools = host_tools
-    call_elixir_tool = call_host_tool
+
+    def call_elixir_tool(self, tool_name: str, **arguments: Any) -> Any:
+        """Call a tool of the host, as :meth:`call_host_tool` does. The name may be given as a keyword here."""
+        return self.call_host_tool(tool_name, **arguments)
 
     def __repr__(self) -> str:
         """Name the session."""

@@ -3,7 +3,7 @@
 use std::{pin::Pin, time::Duration};
 
 use futures_util::StreamExt;
-use snakepit_proto::{headers, pb};
+use snakepit_proto::{headers, pb, status::bounded_text};
 use snakepit_registry::{CallMode, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_worker::wire::{
     failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_from_registration, spec_to_wire,
@@ -29,7 +29,7 @@ impl Bridge {
             Ok(reply) => unary_response(&tool, reply),
             Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteToolResponse {
                 success: false,
-                error_message: failure.to_string(),
+                error_message: bounded_text(failure.to_string()),
                 failure: Some(failure_to_wire(*failure, session_id)),
                 ..pb::ExecuteToolResponse::default()
             })),
@@ -144,7 +144,7 @@ impl Bridge {
             Ok(_) => Err(answered_otherwise(&tool, "a stream", "a value")),
             Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteElixirToolResponse {
                 success: false,
-                error_message: failure.to_string(),
+                error_message: bounded_text(failure.to_string()),
                 ..pb::ExecuteElixirToolResponse::default()
             })),
             Err(error) => Err(from_tool_error(error)),

@@ -6,7 +6,7 @@ use hyper_util::rt::TokioIo;
 use snakepit_proto::{
     MAX_MESSAGE_BYTES,
     pb::{self, bridge_service_client::BridgeServiceClient},
-    status::root_cause,
+    status::{HEADER_LIST_BYTES, root_cause},
 };
 use tokio::{net::UnixStream, time::Instant};
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -23,6 +23,9 @@ pub(super) type Client = BridgeServiceClient<Channel>;
 /// The pause after the first failed attempt; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// How long one attempt may take: what accepts connections and never answers may be something that a worker's port was
+/// mistaken for, or a server that is not up yet and has lost the first bytes.
+const ATTEMPT_WITHIN: Duration = Duration::from_secs(5);
 /// HTTP/2 windows, in bytes: large enough that payloads of megabytes do not wait for updates every 64 KiB.
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
@@ -41,9 +44,10 @@ pub(super) async fn connect(
     let attempts = async {
         let mut pause = FIRST_PAUSE;
         loop {
-            match attempt(address).await {
-                Ok(client) => return client,
-                Err(problem) => last = problem,
+            match tokio::time::timeout(ATTEMPT_WITHIN, attempt(address)).await {
+                Ok(Ok(client)) => return client,
+                Ok(Err(problem)) => last = problem,
+                Err(_) => last = format!("it did not answer within {ATTEMPT_WITHIN:?}"),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -56,7 +60,8 @@ pub(super) async fn connect(
         }
         () = tokio::time::sleep_until(deadline) => {}
     }
-    Err(WorkerError::Connect { address: address.to_string(), problem: last })
+    let output_lines = supervised.output_tail().lines();
+    Err(WorkerError::Connect { address: address.to_string(), problem: last, output_lines })
 }
 
 async fn attempt(address: &Address) -> Result<Client, String> {
@@ -91,6 +96,7 @@ fn settings(endpoint: Endpoint) -> Endpoint {
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_header_list_size(HEADER_LIST_BYTES)
 }
 
 async fn connect_unix(path: PathBuf) -> std::io::Result<TokioIo<UnixStream>> {

@@ -1,15 +1,18 @@
 //! The ledger: which processes this host started, on disk, so that the next host can reap what a crash leaves.
 //!
 //! One file a run, one line of JSON an event. A process is known by its pid, its start time and the boot they belong
-//! to, so a process that merely got the same pid later is never touched.
+//! to, so a process that merely got the same pid later is never touched. A host is alive as long as it holds the lock on its
+//! ledger, whether it can be seen from here or not.
 
 use std::{
+    collections::BTreeSet,
     fs::{File, OpenOptions},
-    io::Write,
+    io::{Read, Write},
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use snakepit_proto::launch;
 
@@ -21,58 +24,113 @@ const FILE: &str = "ledger";
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Entry {
-    Host { pid: u32, start_time: Option<u64>, boot: String },
-    Started { pid: u32, start_time: Option<u64> },
-    Ended { pid: u32 },
+    /// The first line. The process is named for people to read; the lock tells whether it lives.
+    Host {
+        pid: u32,
+        start_time: Option<u64>,
+        boot: String,
+        #[serde(default)]
+        pid_namespace: Option<String>,
+    },
+    Started {
+        pid: u32,
+        start_time: Option<u64>,
+    },
+    Ended {
+        pid: u32,
+    },
 }
 
 /// The ledger of this host's run.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    file: Mutex<File>,
+    book: Mutex<Book>,
+}
+
+#[derive(Debug)]
+struct Book {
+    /// Locked until this process ends, however it ends.
+    file: Flock<File>,
+    /// Processes that were entered and not struck out.
+    open: BTreeSet<u32>,
+    /// Whether the last line may be incomplete.
+    torn: bool,
 }
 
 impl Ledger {
     /// Opens a new ledger and enters this process as its host.
     pub(super) fn create(run: &Path) -> std::io::Result<Self> {
         let file = OpenOptions::new().append(true).create_new(true).open(run.join(FILE))?;
-        let ledger = Self { file: Mutex::new(file) };
+        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error)?;
+        let mut book = Book { file, open: BTreeSet::new(), torn: false };
         let pid = std::process::id();
-        ledger.enter(&Entry::Host { pid, start_time: proc::start_time(pid), boot: proc::boot_id() })?;
-        Ok(ledger)
+        book.enter(&Entry::Host {
+            pid,
+            start_time: proc::start_time(pid),
+            boot: proc::boot_id(),
+            pid_namespace: proc::pid_namespace(),
+        })?;
+        Ok(Self { book: Mutex::new(book) })
     }
 
     /// Enters a process that leads a group of its own.
     pub(super) fn started(&self, pid: u32) -> std::io::Result<()> {
-        self.enter(&Entry::Started { pid, start_time: proc::start_time(pid) })
+        let mut book = self.book();
+        book.open.insert(pid);
+        book.enter(&Entry::Started { pid, start_time: proc::start_time(pid) })
     }
 
     /// Strikes a process out. If that fails, the next host finds a dead process, which does no harm.
     pub(super) fn ended(&self, pid: u32) {
-        if let Err(error) = self.enter(&Entry::Ended { pid }) {
+        let mut book = self.book();
+        book.open.remove(&pid);
+        if let Err(error) = book.enter(&Entry::Ended { pid }) {
             tracing::warn!(pid, %error, "failed to strike a worker out of the ledger");
         }
     }
 
-    fn enter(&self, entry: &Entry) -> std::io::Result<()> {
+    /// Whether a process was entered and not struck out.
+    pub(super) fn has_open_entries(&self) -> bool {
+        !self.book().open.is_empty()
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Book {
+    fn enter(&mut self, entry: &Entry) -> std::io::Result<()> {
         let mut line = serde_json::to_vec(entry)?;
         line.push(b'\n');
-        // One write a line: whole lines survive a crash between two of them, and a torn last one is skipped.
-        self.file.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line)
+        if self.torn {
+            // What was written only in part must not swallow this line too.
+            line.insert(0, b'\n');
+        }
+        // One write a line: whole lines survive a crash between two of them, and torn ones are skipped.
+        let written = self.file.write_all(&line);
+        self.torn = written.is_err();
+        written
     }
 }
 
 /// Kills what a dead host's run left, and removes its directory. Returns how many processes were killed; `None` when
 /// the run's host lives, or nothing is known about it.
 pub(super) fn reap(run: &Path, run_id: &str) -> Option<usize> {
-    let ledger = std::fs::read_to_string(run.join(FILE)).ok()?;
-    let mut entries = ledger.lines().map_while(|line| serde_json::from_str(line).ok());
-    let Some(Entry::Host { pid, start_time, boot }) = entries.next() else {
+    let file = File::open(run.join(FILE)).ok()?;
+    // A live host holds the lock, be it in a PID namespace of its own; a dead one does not, be it not yet reaped.
+    let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()?;
+    let mut ledger = Vec::new();
+    file.read_to_end(&mut ledger).ok()?;
+    let mut entries =
+        ledger.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
+    let Some(Entry::Host { boot, pid_namespace, .. }) = entries.next() else {
         tracing::warn!(ledger = %run.join(FILE).display(), "skipped a ledger that cannot be read");
         return None;
     };
     let same_boot = boot == proc::boot_id();
-    if same_boot && proc::start_time(pid) == start_time {
+    if same_boot && pid_namespace.is_some() && pid_namespace != proc::pid_namespace() {
+        tracing::debug!(run_id, "left the leftovers of a host of another PID namespace to the hosts there");
         return None;
     }
     let mut left = Vec::new();

@@ -54,7 +54,15 @@ pub(super) async fn drain(
 ) {
     let mut stream = BufReader::with_capacity(MAX_LINE, stream);
     let mut line = Vec::new();
-    while let Ok(true) = next_line(&mut stream, &mut line).await {
+    loop {
+        match next_line(&mut stream, &mut line).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                tracing::warn!(target: "snakepit::worker::output", %worker, stream = name, %error, "failed to read output");
+                return;
+            }
+        }
         let text = String::from_utf8_lossy(&line);
         let text = text.trim_end();
         tracing::info!(target: "snakepit::worker::output", %worker, stream = name, "{text}");

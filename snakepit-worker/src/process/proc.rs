@@ -27,6 +27,12 @@ pub(super) fn boot_id() -> String {
     id.trim().to_owned()
 }
 
+/// Identifies the namespace in which pids name processes, where there are several.
+pub(super) fn pid_namespace() -> Option<String> {
+    let namespace = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    Some(namespace.to_string_lossy().into_owned())
+}
+
 /// Kills every process of a group. That none is left is no error.
 pub(super) fn kill_group(pgid: u32) {
     match killpg(Pid::from_raw(pgid.cast_signed()), Signal::SIGKILL) {

@@ -1,4 +1,5 @@
-//! Waiting until a worker is ready, by whichever of the three signals comes first.
+//! Waiting until a worker is ready: by its message on the control channel, or, for workers of others, by whichever of the
+//! three signals comes first.
 
 use std::{
     fmt,
@@ -61,14 +62,16 @@ pub(super) async fn wait(
     deadline: Instant,
 ) -> Result<Address, WorkerError> {
     let (mut exit, mut port) = (supervised.exit_watch(), supervised.ready_port());
+    // A tool of our own workers may print anything, at import too, and must not be believed.
+    let foreign = !config.is_native();
     let signal = async {
         tokio::select! {
             message = control_message(supervised.control()) => match message {
                 ControlMessage::Ready { address } => Ok(Address::parse(&address)),
                 ControlMessage::Failed { error, traceback } => Err(WorkerError::Refused { error, traceback }),
             },
-            port = announced(&mut port) => Ok(Address::port(port)),
-            port = written(&files.ready) => Ok(Address::port(port)),
+            port = announced(&mut port), if foreign => Ok(Address::port(port)),
+            port = written(&files.ready), if foreign => Ok(Address::port(port)),
         }
     };
     tokio::select! {

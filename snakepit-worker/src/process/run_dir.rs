@@ -17,7 +17,7 @@ use crate::{WorkerError, WorkerId};
 /// Sockets must fit into `sockaddr_un`, which is 104 bytes on the tightest system.
 const MAX_SOCKET_PATH: usize = 103;
 
-/// A host's private directory, removed when dropped.
+/// A host's private directory, removed when dropped, unless processes are still entered in its ledger.
 #[derive(Debug)]
 pub struct RunDir {
     id: String,
@@ -111,6 +111,10 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
+        if self.ledger.has_open_entries() {
+            tracing::warn!(dir = %self.path.display(), "left the ledger: workers may still run; the next host reaps them");
+            return;
+        }
         if let Err(error) = std::fs::remove_dir_all(&self.path) {
             tracing::warn!(dir = %self.path.display(), %error, "failed to remove the run directory");
         }
@@ -259,6 +263,57 @@ mod tests {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_torn_line_hides_nothing() {
+        let base = tempfile::tempdir().unwrap();
+        let mut left = leftover("dead0003");
+        let start = super::super::proc::start_time(left.id()).unwrap();
+        dead_run(base.path(), "dead0003", &[r#"{"started":{"pid":1"#.to_owned(), started(left.id(), start)]);
+        assert_eq!(RunDir::create(Some(base.path())).unwrap().reaped(), 1);
+        left.wait().unwrap();
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_host_lives_as_long_as_it_holds_its_ledger() {
+        let base = tempfile::tempdir().unwrap();
+        let live = RunDir::create(Some(base.path())).unwrap();
+        // It looks dead: it runs in a PID namespace of its own, where this number names it.
+        let ledger = live.path().join("ledger");
+        let seen_from_here =
+            std::fs::read_to_string(&ledger).unwrap().replace(&std::process::id().to_string(), "1");
+        std::fs::write(&ledger, seen_from_here).unwrap();
+        let mut worker = leftover(live.id());
+        live.ledger().started(worker.id()).unwrap();
+        assert_eq!(RunDir::create(Some(base.path())).unwrap().reaped(), 0);
+        assert!(worker.try_wait().unwrap().is_none() && live.path().exists());
+
+        // It is gone, but its process, this one, is not reaped: that is how a zombie looks.
+        let (path, locked) = (live.path().to_owned(), live);
+        drop(locked);
+        assert!(path.join("ledger").exists(), "an open entry keeps the ledger");
+        assert_eq!(RunDir::create(Some(base.path())).unwrap().reaped(), 1);
+        worker.wait().unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn pids_of_another_namespace_name_nothing_here() {
+        let base = tempfile::tempdir().unwrap();
+        let mut foreign = leftover("dead0004");
+        let start = super::super::proc::start_time(foreign.id()).unwrap();
+        let run = dead_run(base.path(), "dead0004", &[started(foreign.id(), start)]);
+        let ledger = std::fs::read_to_string(run.join("ledger")).unwrap();
+        let elsewhere = ledger.replacen(r#""pid":1,"#, r#""pid":1,"pid_namespace":"pid:[1]","#, 1);
+        std::fs::write(run.join("ledger"), elsewhere).unwrap();
+        assert_eq!(RunDir::create(Some(base.path())).unwrap().reaped(), 0);
+        assert!(foreign.try_wait().unwrap().is_none() && run.exists());
+        foreign.kill().unwrap();
+        foreign.wait().unwrap();
     }
 
     #[test]

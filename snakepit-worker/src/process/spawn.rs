@@ -3,26 +3,21 @@
 
 use std::{
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
+    panic::{AssertUnwindSafe, catch_unwind},
     process::Stdio,
-    sync::{OnceLock, mpsc},
+    sync::{Arc, OnceLock, mpsc},
 };
 
 use snakepit_proto::launch;
-use tokio::{
-    net::UnixStream,
-    process::{Child, Command},
-    runtime::Handle,
-    sync::oneshot,
-};
+use tokio::{net::UnixStream, process::Command, runtime::Handle, sync::oneshot};
 
-use super::{ProcessConfig, RunDir, run_dir::WorkerFiles};
+use super::{ProcessConfig, RunDir, group::Group, run_dir::WorkerFiles};
 use crate::{WorkerError, WorkerId};
 
 /// A process that has just been started.
 #[derive(Debug)]
 pub(super) struct Spawned {
-    pub(super) child: Child,
-    pub(super) pid: u32,
+    pub(super) group: Group,
     /// The host's end of the control channel. The worker reads end-of-file from its own when this one closes.
     pub(super) control: UnixStream,
 }
@@ -34,7 +29,7 @@ pub(super) struct Spawned {
 pub(super) async fn spawn(
     id: &WorkerId,
     config: &ProcessConfig,
-    run_dir: &RunDir,
+    run_dir: &Arc<RunDir>,
     files: &WorkerFiles,
 ) -> Result<Spawned, WorkerError> {
     let (program, args) = config.command_line();
@@ -57,10 +52,10 @@ pub(super) async fn spawn(
     command.process_group(0).kill_on_drop(true);
     die_with_host(&mut command);
 
-    let child = spawn_on_permanent_thread(command).await.map_err(|e| failed(e.to_string()))?;
-    let pid = child.id().ok_or_else(|| failed("it ended at once".to_owned()))?;
+    let group = spawn_on_permanent_thread(command, Arc::clone(run_dir)).await;
+    let group = group.map_err(|e| failed(e.to_string()))?;
     let control = ours.set_nonblocking(true).and_then(|()| UnixStream::from_std(ours));
-    Ok(Spawned { child, pid, control: control.map_err(|e| failed(e.to_string()))? })
+    Ok(Spawned { group, control: control.map_err(|e| failed(e.to_string()))? })
 }
 
 /// The arguments of the launch contract.
@@ -102,21 +97,37 @@ fn die_with_host(_: &mut Command) {
     // Elsewhere the lifeline does it: the worker reads end-of-file on its control channel.
 }
 
-type Request = (Command, Handle, oneshot::Sender<std::io::Result<Child>>);
+struct Request {
+    command: Command,
+    run_dir: Arc<RunDir>,
+    runtime: Handle,
+    answer: oneshot::Sender<std::io::Result<Group>>,
+}
+
+impl Request {
+    /// Starts the process, and enters it into the ledger before anybody can lose sight of it.
+    fn run(self) {
+        let Self { mut command, run_dir, runtime, answer } = self;
+        let start = || {
+            let _in_runtime = runtime.enter();
+            let child = command.spawn()?;
+            Group::new(child, run_dir).ok_or_else(|| std::io::Error::other("it ended at once"))
+        };
+        // A runtime that shuts down panics here. The thread must go on: every worker would die with it.
+        let started = catch_unwind(AssertUnwindSafe(start))
+            .unwrap_or_else(|_| Err(std::io::Error::other("the runtime cannot watch it")));
+        // Whoever asked may be gone; the group is then dropped, and so killed.
+        let _ = answer.send(started);
+    }
+}
 
 /// The kernel sends the death signal when the *thread* that started a process ends, so processes are started by a
 /// thread that never does.
-async fn spawn_on_permanent_thread(command: Command) -> std::io::Result<Child> {
+async fn spawn_on_permanent_thread(command: Command, run_dir: Arc<RunDir>) -> std::io::Result<Group> {
     static THREAD: OnceLock<mpsc::Sender<Request>> = OnceLock::new();
     let requests = THREAD.get_or_init(|| {
         let (requests, received) = mpsc::channel::<Request>();
-        let run = move || {
-            for (mut command, runtime, answer) in received {
-                let _in_runtime = runtime.enter();
-                // Whoever asked may be gone; the child is then dropped, and so killed.
-                let _ = answer.send(command.spawn());
-            }
-        };
+        let run = move || received.into_iter().for_each(Request::run);
         // Without a thread the channel is closed, which the send below reports.
         if let Err(error) = std::thread::Builder::new().name("snakepit-spawn".to_owned()).spawn(run) {
             tracing::error!(%error, "failed to start the thread that starts workers");
@@ -125,6 +136,7 @@ async fn spawn_on_permanent_thread(command: Command) -> std::io::Result<Child> {
     });
     let gone = || std::io::Error::other("the thread that starts workers is gone");
     let (answer, answered) = oneshot::channel();
-    requests.send((command, Handle::current(), answer)).map_err(|_| gone())?;
+    let request = Request { command, run_dir, runtime: Handle::current(), answer };
+    requests.send(request).map_err(|_| gone())?;
     answered.await.map_err(|_| gone())?
 }

@@ -1,11 +1,11 @@
 //! One task a process, from its first moment to its reaping: whatever happens to the launch or the pool, the process
-//! is waited for, its group is killed, its output drained, its ledger entry closed.
+//! is waited for, its group is killed, its output drained, its ledger entry closed. A runtime that drops the task on its
+//! way out kills the group too.
 
 use std::{os::unix::process::ExitStatusExt, process::ExitStatus, sync::Arc, time::Duration};
 
 use tokio::{
     net::UnixStream,
-    process::Child,
     signal::unix::{Signal, SignalKind, signal},
     sync::{oneshot, watch},
 };
@@ -13,6 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     ProcessConfig, RunDir,
+    group::Group,
     output::{self, OutputTail},
     proc,
     ready::ended,
@@ -53,29 +54,25 @@ impl Supervised {
             program: "worker".to_owned(),
             problem: format!("the end of children cannot be watched: {e}"),
         })?;
-        let Spawned { mut child, pid, control } = spawn::spawn(id, config, run_dir, &files).await?;
+        let Spawned { mut group, control } = spawn::spawn(id, config, run_dir, &files).await?;
+        let pid = group.pid();
         let tail = OutputTail::new(config.output_lines);
         let (port, ready_port) = watch::channel(None);
         let drains = TaskTracker::new();
-        if let Some(stdout) = child.stdout.take() {
+        if let Some(stdout) = group.child.stdout.take() {
             drains.spawn(output::drain(stdout, "stdout", id.clone(), tail.clone(), port.clone()));
         }
-        if let Some(stderr) = child.stderr.take() {
+        if let Some(stderr) = group.child.stderr.take() {
             drains.spawn(output::drain(stderr, "stderr", id.clone(), tail.clone(), port));
         }
         drains.close();
 
         let (exit_tx, exit) = watch::channel(None);
         let (activation, activated) = oneshot::channel();
-        let process = Process { id: id.clone(), pid, child, child_ended, tail: tail.clone(), drains };
-        let run_dir = Arc::clone(run_dir);
+        let process = Process { id: id.clone(), pid, group, child_ended, tail: tail.clone(), drains };
         tasks.spawn(async move {
-            if let Err(error) = run_dir.ledger().started(pid) {
-                tracing::warn!(pid, %error, "failed to enter a worker into the ledger");
-            }
             let (exit, driver) = process.supervise(activated, stop).await;
             files.remove();
-            run_dir.ledger().ended(pid);
             exit_tx.send_replace(Some(exit.clone()));
             if let Some(driver) = driver {
                 driver.exited(exit);
@@ -122,7 +119,7 @@ impl Supervised {
 struct Process {
     id: WorkerId,
     pid: u32,
-    child: Child,
+    group: Group,
     /// SIGCHLD: some child ended.
     child_ended: Signal,
     tail: OutputTail,
@@ -207,7 +204,7 @@ impl Process {
         self.leader_ended().await;
         // What the leader started goes with it. Its pid names this group and no other as long as it is not reaped.
         proc::kill_group(self.pid);
-        match self.child.wait().await {
+        match self.group.child.wait().await {
             Ok(status) => reason_of(status),
             Err(error) => {
                 tracing::error!(worker = %self.id, %error, "failed to wait for a worker");
@@ -236,7 +233,7 @@ impl Process {
     /// Elsewhere the leader is reaped first, and its group killed right after.
     #[cfg(not(target_os = "linux"))]
     async fn leader_ended(&mut self) {
-        let _ = self.child.wait().await;
+        let _ = self.group.child.wait().await;
     }
 }
 

@@ -4,7 +4,7 @@ use std::{error::Error as _, sync::Arc, time::Duration};
 
 use snakepit_proto::{
     pb,
-    status::{caused_by, failure_of},
+    status::{self, Details, FieldViolation, caused_by, details_of},
 };
 use snakepit_registry::{CallStage, ReplyBody, ToolError, ToolFailure, ToolReply};
 use snakepit_session::Payload;
@@ -58,10 +58,10 @@ impl Peer {
             let failure = failure.map(failure_from_wire).unwrap_or_default();
             return Err(self.failed(tool, failure, error_message));
         }
-        let binary = (!binary_result.is_empty()).then_some(binary_result);
-        let value = match (result, binary) {
+        let buffer = (!binary_result.is_empty()).then_some(binary_result);
+        let value = match (result, buffer) {
             (None, None) => Payload::null(),
-            (result, binary) => payload_from_wire(result.unwrap_or_default(), binary)
+            (result, buffer) => payload_from_wire(result.unwrap_or_default(), buffer)
                 .map_err(|error| self.bad_value(&error))?,
         };
         Ok(ToolReply {
@@ -86,14 +86,17 @@ impl Peer {
         ToolError::Failed(Box::new(ToolFailure { tool: tool.to_owned(), message, worker, ..failure }))
     }
 
-    /// What a status means: the worker's own word, or the end of the connection.
+    /// What a status means: the end of the connection, the worker's refusal, or the tool's own failure.
+    ///
+    /// A status is the tool's own unless it proves to be something else, for workers let their tools set any code: to take
+    /// a tool's `NOT_FOUND` for a missing tool, or its `UNAVAILABLE` for a broken worker, would blame the wrong one.
     pub(super) async fn error(&self, Asked { tool, deadline }: &Asked, status: Status) -> ToolError {
-        let tool = &**tool;
+        let tool_name = || tool.to_string();
         // The worker's transport keeps time too, and answers a call that is late with CANCELLED.
-        let late = status.code() == Code::Cancelled
+        let late = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
             && deadline.is_some_and(|deadline| Instant::now() + TIMER_GRAIN >= deadline);
         if late || caused_by::<tonic::TimeoutExpired>(&status) {
-            return ToolError::DeadlineExceeded { tool: tool.to_owned(), stage: CallStage::Running };
+            return ToolError::DeadlineExceeded { tool: tool_name(), stage: CallStage::Running };
         }
         // Only a status made on this side has a source; one that the worker sent has none.
         if status.source().is_some() {
@@ -101,26 +104,46 @@ impl Peer {
             let delivered = !caused_by::<tonic::ConnectError>(&status);
             return self.lost(&status, delivered).await;
         }
-        let failure = failure_of(&status).map(failure_from_wire);
-        let (code, message) = (status.code(), status.message().to_owned());
-        let tool_name = || tool.to_owned();
-        match (failure, code) {
-            (Some(failure), _) => self.failed(tool, failure, message),
-            (None, Code::InvalidArgument) => ToolError::InvalidArgument {
-                tool: tool_name(),
-                argument: "arguments".to_owned(),
-                problem: format!("were refused by the worker: {message}"),
-            },
-            (None, Code::NotFound) => ToolError::NotFound { tool: tool_name(), suggestion: None },
-            (None, Code::Unimplemented) => ToolError::Unsupported { tool: tool_name(), problem: message },
-            (None, Code::DeadlineExceeded) => {
-                ToolError::DeadlineExceeded { tool: tool_name(), stage: CallStage::Running }
-            }
-            (None, Code::Cancelled) => ToolError::Cancelled { tool: tool_name() },
-            (None, Code::Unavailable) => self.lost(&status, true).await,
-            // Workers of the original end a failed stream with INTERNAL and the exception's text.
-            (None, _) => self.failed(tool, ToolFailure::default(), message),
+        if is_unreadable(&status) {
+            return self.unreadable(&status);
         }
+        let Details { reason, failure, violation } = details_of(&status);
+        let (code, message) = (status.code(), status.message().to_owned());
+        match (reason.as_deref(), failure) {
+            (None | Some(status::TOOL_FAILED), Some(failure)) => {
+                self.failed(tool, failure_from_wire(failure), message)
+            }
+            (Some(status::TOOL_NOT_FOUND), _) => ToolError::NotFound { tool: tool_name(), suggestion: None },
+            (Some(status::INVALID_ARGUMENT), _) => {
+                let (argument, problem) = match violation {
+                    Some(FieldViolation { field, description }) => (field, description),
+                    None => ("arguments".to_owned(), format!("was refused by the worker: {message}")),
+                };
+                ToolError::InvalidArgument { tool: tool_name(), argument, problem }
+            }
+            (Some(status::UNSUPPORTED), _) => ToolError::Unsupported { tool: tool_name(), problem: message },
+            (Some(status::CANCELLED), _) => ToolError::Cancelled { tool: tool_name() },
+            (Some(status::STOPPING), _) => ToolError::Unavailable { reason: message, retry_after: None },
+            (Some(status::INTERNAL), _) => ToolError::Internal { problem: message },
+            // What gRPC itself answers for a method that the worker does not implement.
+            (None, None) if code == Code::Unimplemented && status.details().is_empty() => {
+                ToolError::Unsupported { tool: tool_name(), problem: message }
+            }
+            _ => self.failed(tool, ToolFailure::default(), own_words(code, message)),
+        }
+    }
+
+    /// The worker answered, with something that cannot be read.
+    pub(super) fn unreadable(&self, status: &Status) -> ToolError {
+        let problem = format!("the answer of worker `{}` cannot be read: {}", self.id, status.message());
+        ToolError::Internal { problem }
+    }
+
+    /// The worker answered with something that cannot be read, and may still be at it.
+    pub(super) fn incoherent(&self, status: &Status) -> ToolError {
+        let reason = format!("its answer cannot be read: {}", status.message());
+        let output_lines = self.tail.lines();
+        ToolError::WorkerLost { worker: self.id.to_string(), reason, delivered: true, output_lines }
     }
 
     /// The connection broke: says how the worker ended, when that is known soon enough.
@@ -131,5 +154,107 @@ impl Peer {
             Err(_) => (format!("its connection broke: {}", status.message()), self.tail.lines()),
         };
         ToolError::WorkerLost { worker: self.id.to_string(), reason, delivered, output_lines }
+    }
+}
+
+/// Whether a status was made on this side because a message could not be read: the transport names no source for these,
+/// so they are known by their texts alone.
+pub(super) fn is_unreadable(status: &Status) -> bool {
+    const TEXTS: [&str; 4] = [
+        "failed to decode Protobuf message",
+        "Error, decoded message length too large",
+        "protocol error: received message with",
+        "Unexpected EOF decoding stream",
+    ];
+    let ours = matches!(status.code(), Code::Internal | Code::OutOfRange) && status.details().is_empty();
+    ours && TEXTS.iter().any(|text| status.message().starts_with(text))
+}
+
+/// A status as the text of a failure. Workers of the original end a failed stream with INTERNAL and the exception's text,
+/// and gRPC's servers do so with UNKNOWN: these two codes say no more than that.
+fn own_words(code: Code, message: String) -> String {
+    let name = match code {
+        Code::Internal | Code::Unknown if !message.is_empty() => return message,
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    };
+    if message.is_empty() { name.to_owned() } else { format!("{name}: {message}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch;
+
+    use super::*;
+
+    /// What a status of a worker means for a call without a deadline.
+    async fn meaning(status: Status) -> ToolError {
+        meaning_within(status, None).await
+    }
+
+    async fn meaning_within(status: Status, deadline: Option<Instant>) -> ToolError {
+        let (_exit, exit) = watch::channel(None);
+        let peer =
+            Peer { id: WorkerId::new("w"), exit, tail: OutputTail::new(0), progress: Progress::default() };
+        peer.error(&Asked { tool: "fetch".into(), deadline }, status).await
+    }
+
+    #[tokio::test]
+    async fn a_status_without_details_is_the_tools_own_failure() {
+        let cases = [
+            (Status::not_found("Resource not found"), "NOT_FOUND: Resource not found"),
+            (Status::unavailable("the database is down"), "UNAVAILABLE: the database is down"),
+            (Status::deadline_exceeded("its own query"), "DEADLINE_EXCEEDED: its own query"),
+            (Status::invalid_argument("x"), "INVALID_ARGUMENT: x"),
+            (Status::cancelled(""), "CANCELLED"),
+            (Status::internal("boom"), "boom"),
+            (Status::unknown("Exception calling application: no"), "Exception calling application: no"),
+        ];
+        for (status, text) in cases {
+            let shown = format!("{status:?}");
+            let ToolError::Failed(failure) = meaning(status).await else { panic!("{shown}") };
+            assert_eq!((failure.message.as_str(), failure.tool.as_str()), (text, "fetch"));
+        }
+        let unknown = meaning(Status::unimplemented("Method not found!")).await;
+        assert!(matches!(unknown, ToolError::Unsupported { .. }), "{unknown:?}");
+    }
+
+    #[tokio::test]
+    async fn refusals_of_our_own_workers_are_told_by_their_reason() {
+        use status::{refuse, refuse_field};
+        let missing = meaning(refuse(Code::NotFound, status::TOOL_NOT_FOUND, "tool `fetch` not found")).await;
+        assert!(matches!(missing, ToolError::NotFound { .. }), "{missing:?}");
+        let bad = meaning(refuse_field("argument `x` of tool `fetch` is missing", "x", "is missing")).await;
+        assert_eq!(bad.to_string(), "argument `x` of tool `fetch` is missing");
+        let stream = refuse(Code::Unimplemented, status::UNSUPPORTED, "streams");
+        assert_eq!(meaning(stream).await.to_string(), "tool `fetch` streams");
+        let stopping = meaning(refuse(Code::Unavailable, status::STOPPING, "it is stopping")).await;
+        assert!(matches!(&stopping, ToolError::Unavailable { .. }) && !stopping.is_delivered());
+        let cancelled = meaning(refuse(Code::Cancelled, status::CANCELLED, "x")).await;
+        assert!(matches!(cancelled, ToolError::Cancelled { .. }), "{cancelled:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_after_the_deadline_is_the_deadline() {
+        let now = Some(Instant::now());
+        for status in [Status::cancelled("Timeout expired"), Status::deadline_exceeded("x")] {
+            let late = meaning_within(status, now).await;
+            assert!(matches!(late, ToolError::DeadlineExceeded { .. }), "{late:?}");
+        }
     }
 }

@@ -1,0 +1,313 @@
+//! How much a status may say. HTTP/2 peers limit the headers they accept, trailers included: grpcio to 8 KiB, h2 to
+//! 16 KiB. What exceeds the limit costs the whole status, with some peers the whole connection, so every status is cut
+//! to a size that all of them accept, and says where something was cut.
+
+use super::{Any, Bytes, Cow, FAILURE_URL, Message, RpcStatus, Status, ToolFailure};
+
+/// The header lists that both ends of the link between host and workers accept, in bytes: what foreign workers put into
+/// their statuses is theirs to decide, and shall not cost the connection.
+pub const HEADER_LIST_BYTES: u32 = 1024 * 1024;
+
+/// What all trailers of a status may take, as HTTP/2 counts them, in bytes.
+const TRAILERS: usize = 6 * 1024;
+/// What the other entries take, and what HTTP/2 counts for each entry.
+const OVERHEAD: usize = 512;
+/// What `grpc-message` may take on the wire, in bytes: about 1 KiB of text before it is percent-encoded.
+const ENCODED_MESSAGE: usize = 1536;
+/// Names in a failure are cut to this many bytes: tool, type, worker, session.
+const NAME: usize = 256;
+
+/// The longest text of a failure that is an answer of its own and no trailer, in bytes.
+const IN_BAND_TEXT: usize = 384 * 1024;
+/// What all output lines of such a failure may take, in bytes.
+const IN_BAND_OUTPUT: usize = 256 * 1024;
+
+/// Cuts a status to what every peer accepts. The message keeps its start, a [`ToolFailure`] in the details the start of its
+/// message, the end of its traceback and its last output lines; other details are left out, from the last one on, as far as
+/// they do not fit.
+#[must_use]
+pub fn fit(status: Status) -> Status {
+    let message = head(status.message(), ENCODED_MESSAGE, encoded_len);
+    let message_cut = matches!(message, Cow::Owned(_));
+    // Base64 makes four bytes out of three.
+    let room = (TRAILERS - OVERHEAD - message.chars().map(encoded_len).sum::<usize>()) / 4 * 3;
+    if !message_cut && status.details().len() <= room {
+        return status;
+    }
+    let message = message.into_owned();
+    let details = fit_details(status.details(), &message, room);
+    Status::with_details_and_metadata(status.code(), message, details, status.metadata().clone())
+}
+
+/// Cuts a text to about half a KiB, as a part of the message or the details of a status.
+#[must_use]
+pub fn brief(text: &str) -> String {
+    head(text, ENCODED_MESSAGE / 2, encoded_len).into_owned()
+}
+
+/// Cuts the text of an answer that is no trailer.
+#[must_use]
+pub fn bounded_text(mut text: String) -> String {
+    keep_head(&mut text, IN_BAND_TEXT);
+    text
+}
+
+/// Cuts a failure that is an answer of its own to about 1 MiB: no peer limits it, but memory does.
+#[must_use]
+pub fn bounded(mut failure: ToolFailure) -> ToolFailure {
+    cut_names(&mut failure, 4 * NAME);
+    keep_head(&mut failure.message, IN_BAND_TEXT);
+    keep_tail(&mut failure.traceback, IN_BAND_TEXT);
+    keep_last_lines(&mut failure.output_lines, IN_BAND_OUTPUT);
+    failure
+}
+
+/// The same details with this message, in at most `room` bytes.
+fn fit_details(details: &[u8], message: &str, room: usize) -> Bytes {
+    // What cannot be read can neither be cut.
+    let Ok(mut details) = RpcStatus::decode(details) else { return Bytes::new() };
+    message.clone_into(&mut details.message);
+    let all = std::mem::take(&mut details.details);
+    let (failures, others): (Vec<Any>, Vec<Any>) =
+        all.into_iter().partition(|detail| detail.type_url == FAILURE_URL);
+    for detail in others {
+        details.details.push(detail);
+        if details.encoded_len() > room {
+            details.details.pop();
+            break;
+        }
+    }
+    for mut detail in failures.into_iter().take(1) {
+        let Ok(failure) = ToolFailure::decode(detail.value.clone()) else { continue };
+        // The tags and lengths of the `Any` around it.
+        let left = room.saturating_sub(details.encoded_len() + detail.type_url.len() + 16);
+        if let Some(failure) = fit_failure(failure, left) {
+            detail.value = failure.encode_to_vec().into();
+            details.details.push(detail);
+        }
+    }
+    Bytes::from(details.encode_to_vec())
+}
+
+/// Cuts a failure to at most `room` encoded bytes; `None` when not even its names fit.
+fn fit_failure(mut failure: ToolFailure, room: usize) -> Option<ToolFailure> {
+    if failure.encoded_len() <= room {
+        return Some(failure);
+    }
+    cut_names(&mut failure, NAME);
+    let message = std::mem::take(&mut failure.message);
+    let traceback = std::mem::take(&mut failure.traceback);
+    let output = std::mem::take(&mut failure.output_lines);
+    // The tags and lengths of what is put back; those of lines count with them.
+    let left = room.checked_sub(failure.encoded_len() + 16)?;
+    let [for_message, for_traceback, for_output] =
+        share(left, [message.len(), traceback.len(), output.iter().map(|line| line_cost(line)).sum()]);
+    failure.message = message;
+    failure.traceback = traceback;
+    failure.output_lines = output;
+    keep_head(&mut failure.message, for_message);
+    keep_tail(&mut failure.traceback, for_traceback);
+    keep_last_lines(&mut failure.output_lines, for_output);
+    Some(failure)
+}
+
+/// Divides room among those who want some: nobody gets more than they want, and what is left is divided equally.
+fn share<const N: usize>(mut room: usize, wants: [usize; N]) -> [usize; N] {
+    let mut order: [usize; N] = std::array::from_fn(|index| index);
+    order.sort_by_key(|index| wants[*index]);
+    let mut gets = [0; N];
+    for (served, index) in order.into_iter().enumerate() {
+        gets[index] = wants[index].min(room / (N - served));
+        room -= gets[index];
+    }
+    gets
+}
+
+fn cut_names(failure: &mut ToolFailure, limit: usize) {
+    let ToolFailure { r#type, tool_name, worker_id, session_id, .. } = failure;
+    for name in [r#type, tool_name, worker_id, session_id] {
+        keep_head(name, limit);
+    }
+}
+
+fn keep_head(text: &mut String, limit: usize) {
+    if let Cow::Owned(cut) = head(text, limit, char::len_utf8) {
+        *text = cut;
+    }
+}
+
+/// The start of a text that may cost this much, with a mark of how much was cut.
+fn head(text: &str, limit: usize, cost: fn(char) -> usize) -> Cow<'_, str> {
+    let end_within = |limit: usize| {
+        let mut spent = 0;
+        text.char_indices().find_map(|(at, c)| {
+            spent += cost(c);
+            (spent > limit).then_some(at)
+        })
+    };
+    if end_within(limit).is_none() {
+        return Cow::Borrowed(text);
+    }
+    let mark = |kept: usize| format!("... [{} bytes cut]", text.len() - kept);
+    let for_text = limit.checked_sub(mark(0).chars().map(cost).sum());
+    // Without room for the mark there is none for the text.
+    let end = for_text.and_then(end_within);
+    Cow::Owned(end.map_or_else(String::new, |end| format!("{}{}", &text[..end], mark(end))))
+}
+
+/// Keeps the end of a text in this many bytes, with a mark of how much was cut.
+fn keep_tail(text: &mut String, limit: usize) {
+    if text.len() <= limit {
+        return;
+    }
+    let mark = |cut: usize| format!("[{cut} bytes cut] ...");
+    let Some(room) = limit.checked_sub(mark(text.len()).len()) else {
+        text.clear();
+        return;
+    };
+    let from = text.len() - room;
+    let from = (from..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+    *text = format!("{}{}", mark(from), &text[from..]);
+}
+
+/// Keeps the last lines that fit, with a mark of how many were cut.
+fn keep_last_lines(lines: &mut Vec<String>, limit: usize) {
+    if lines.iter().map(|line| line_cost(line)).sum::<usize>() <= limit {
+        return;
+    }
+    let mark = |cut: usize| format!("[{cut} lines cut]");
+    let Some(mut room) = limit.checked_sub(line_cost(&mark(lines.len()))) else {
+        lines.clear();
+        return;
+    };
+    let mut kept = Vec::new();
+    while let Some(mut line) = lines.pop() {
+        if line_cost(&line) > room {
+            // Of the very last line, its end is better than nothing.
+            if kept.is_empty() {
+                keep_tail(&mut line, room.saturating_sub(line_cost("")));
+                kept.push(line);
+            } else {
+                lines.push(line);
+            }
+            break;
+        }
+        room -= line_cost(&line);
+        kept.push(line);
+    }
+    if !lines.is_empty() {
+        kept.push(mark(lines.len()));
+    }
+    kept.reverse();
+    *lines = kept;
+}
+
+/// What a line takes in an encoded failure: its tag and length included.
+const fn line_cost(line: &str) -> usize {
+    line.len() + 4
+}
+
+/// What a character of `grpc-message` takes on the wire, where it is percent-encoded.
+const fn encoded_len(c: char) -> usize {
+    match c {
+        ' ' | '"' | '#' | '%' | '<' | '>' | '`' | '?' | '{' | '}' => 3,
+        '!'..='~' => 1,
+        c => c.len_utf8() * 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tonic::Code;
+
+    use super::{super::*, *};
+
+    /// What HTTP/2 counts for the trailers of a status.
+    fn trailers(status: Status) -> usize {
+        let headers = status.into_http::<()>().into_parts().0.headers;
+        headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
+    }
+
+    fn failure(message: &str, traceback: &str, lines: usize) -> ToolFailure {
+        ToolFailure {
+            r#type: "ValueError".into(),
+            message: message.into(),
+            traceback: traceback.into(),
+            tool_name: "train".into(),
+            worker_id: "default-1-1".into(),
+            output_lines: (0..lines).map(|line| format!("line {line}")).collect(),
+            ..ToolFailure::default()
+        }
+    }
+
+    #[test]
+    fn what_fits_is_left_alone() {
+        let short = failure("no", "Traceback: ...", 20);
+        let status = attach_failure(Code::Internal, "tool `train` failed: no", &short);
+        assert_eq!(status.message(), "tool `train` failed: no");
+        assert_eq!(details_of(&status).failure, Some(short.clone()));
+        assert_eq!(bounded(short.clone()), short);
+    }
+
+    #[test]
+    fn a_huge_failure_keeps_what_tells_most() {
+        let message = format!("bad value {}", "x".repeat(200_000));
+        let traceback = format!("Traceback: {} ValueError: the end", "frame ".repeat(50_000));
+        let status = attach_failure(
+            Code::Internal,
+            format!("failed: {message}"),
+            &failure(&message, &traceback, 9_000),
+        );
+        assert!(status.message().starts_with("failed: bad value xxx"), "{}", status.message());
+        assert!(status.message().ends_with(" bytes cut]"), "{}", status.message());
+        let Details { reason, failure, .. } = details_of(&status);
+        let failure = failure.unwrap();
+        assert_eq!((reason.as_deref(), failure.r#type.as_str()), (Some(TOOL_FAILED), "ValueError"));
+        assert!(failure.message.starts_with("bad value xxx") && failure.message.ends_with(" bytes cut]"));
+        assert!(failure.traceback.contains(" bytes cut] ...") && failure.traceback.ends_with("the end"));
+        assert!(failure.output_lines[0].ends_with(" lines cut]"), "{:?}", failure.output_lines);
+        assert_eq!(failure.output_lines.last().unwrap(), "line 8999");
+        assert!(trailers(status) < TRAILERS);
+    }
+
+    #[test]
+    fn one_endless_line_keeps_its_end() {
+        let mut lines = vec!["first".to_owned(), format!("{}the end", "x".repeat(10_000))];
+        keep_last_lines(&mut lines, 200);
+        assert_eq!(lines[0], "[1 lines cut]");
+        assert!(lines[1].ends_with("the end") && lines[1].len() < 200, "{lines:?}");
+    }
+
+    #[test]
+    fn a_long_refusal_still_names_its_field() {
+        let status = refuse_field("x".repeat(50_000), &"name".repeat(10_000), &"is wrong ".repeat(10_000));
+        let violation = details_of(&status).violation.unwrap();
+        assert!(violation.field.starts_with("namename") && violation.description.starts_with("is wrong"));
+        assert!(trailers(status) < TRAILERS);
+    }
+
+    #[test]
+    fn an_answer_of_its_own_is_cut_only_for_memory() {
+        let long = failure(&"m".repeat(200_000), &"t".repeat(200_000), 100);
+        assert_eq!(bounded(long.clone()), long);
+        let endless = failure(&"m".repeat(2_000_000), &"t".repeat(2_000_000), 100_000);
+        assert!(bounded(endless).encoded_len() < 3 * IN_BAND_TEXT);
+    }
+
+    proptest! {
+        #[test]
+        fn no_status_exceeds_the_budget(
+            message in ".{0,3000}", text in ".{0,3000}", traceback in ".{0,9000}", name in ".{0,600}",
+            lines in prop::collection::vec(".{0,200}", 0..60), code in 1..17_i32,
+        ) {
+            let failure = ToolFailure {
+                r#type: name.clone(), message: text, traceback, tool_name: name.clone(), worker_id: name.clone(),
+                session_id: name, output_lines: lines,
+            };
+            let status = attach_failure(code.into(), message, &failure);
+            prop_assert!(details_of(&status).failure.is_some());
+            prop_assert!(trailers(status) < TRAILERS);
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! A process with all that it starts, which ends with this value wherever that is dropped.
+
+use std::sync::Arc;
+
+use tokio::process::Child;
+
+use super::{RunDir, proc};
+
+/// A process that leads a group of its own, entered into the ledger. Dropped before the process was reaped, it kills the
+/// whole group: a launch that is aborted, a runtime that is shut down with its tasks. The entry is struck out either way.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) child: Child,
+    pid: u32,
+    run_dir: Arc<RunDir>,
+}
+
+impl Group {
+    /// Enters a process that has just been started into the ledger. `None` when it is reaped already.
+    pub(super) fn new(child: Child, run_dir: Arc<RunDir>) -> Option<Self> {
+        let pid = child.id()?;
+        if let Err(error) = run_dir.ledger().started(pid) {
+            tracing::warn!(pid, %error, "failed to enter a worker into the ledger");
+        }
+        Some(Self { child, pid, run_dir })
+    }
+
+    pub(super) const fn pid(&self) -> u32 {
+        self.pid
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // As long as the leader is not reaped, its pid names this group and no other.
+        if self.child.id().is_some() {
+            proc::kill_group(self.pid);
+        }
+        self.run_dir.ledger().ended(self.pid);
+    }
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use std::{process::Stdio, time::Duration};
+
+    use tokio::io::{AsyncBufReadExt, BufReader};
+
+    use super::*;
+
+    /// A leader with a child in its group; returns the pid of the child.
+    #[allow(clippy::disallowed_methods, reason = "a stand-in for a worker")]
+    async fn family(run_dir: &Arc<RunDir>) -> (Group, u32) {
+        let mut command = tokio::process::Command::new("sh");
+        command.args(["-c", "sleep 60 & echo $!; wait"]).process_group(0).kill_on_drop(true);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let group = Group::new(child, Arc::clone(run_dir)).unwrap();
+        (group, lines.next_line().await.unwrap().unwrap().parse().unwrap())
+    }
+
+    fn lives(pid: u32) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    }
+
+    async fn gone(pid: u32) {
+        let look = async {
+            while lives(pid) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), look).await.expect("the process lives on");
+    }
+
+    #[tokio::test]
+    async fn dropping_it_anywhere_ends_the_whole_group() {
+        let base = tempfile::tempdir().unwrap();
+        let run_dir = Arc::new(RunDir::create(Some(base.path())).unwrap());
+        let (group, child) = family(&run_dir).await;
+        assert!(lives(child) && run_dir.ledger().has_open_entries());
+        // As in a runtime that is shut down: its tasks are dropped where they are.
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        runtime.handle().spawn(async move {
+            let _group = group;
+            std::future::pending::<()>().await;
+        });
+        tokio::task::spawn_blocking(move || drop(runtime)).await.unwrap();
+        gone(child).await;
+        assert!(!run_dir.ledger().has_open_entries());
+    }
+}

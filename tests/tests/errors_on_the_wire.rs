@@ -1,0 +1,277 @@
+//! What a tool says when it fails, however much that is, reaches every kind of client on every way, and costs no worker
+//! and no connection. Nor does a result that is empty.
+
+use std::{collections::BTreeMap, process::Stdio};
+
+use serde_json::{Value, json};
+use snakepit_proto::{
+    mux::{CallEnd, CallEvent, Multiplexer, STREAM_CREDIT},
+    pb,
+    status::{Details, TOOL_FAILED, WORKER_LOST, details_of},
+    value,
+};
+use snakepit_tests::{Client, Sandbox, execute, python, root, tool_request};
+use tokio::process::Command;
+use tonic::{Code, Status};
+
+const FAILING: &str = "failing:FailingAdapter";
+
+/// Arguments that take a stream shared with other calls, and some that are too large for it.
+fn both_ways(args: &Value) -> [Value; 2] {
+    let mut large = args.clone();
+    large["pad"] = "p".repeat(300 * 1024).into();
+    [args.clone(), large]
+}
+
+/// Reads a stream up to its error; returns how many chunks came before.
+async fn stream_to_error(client: &mut Client, tool: &str, args: &Value) -> (usize, Status) {
+    let mut chunks = 0;
+    match client.execute_streaming_tool(tool_request(tool, args)).await {
+        Err(status) => (chunks, status),
+        Ok(stream) => {
+            let mut stream = stream.into_inner();
+            loop {
+                match stream.message().await {
+                    Ok(Some(_)) => chunks += 1,
+                    Ok(None) => panic!("the stream ended well"),
+                    Err(status) => return (chunks, status),
+                }
+            }
+        }
+    }
+}
+
+/// Runs a call on a stream of its own.
+async fn multiplexed(client: &Client, tool: &str, args: &Value, stream: bool) -> pb::CallReply {
+    let (multiplexer, incoming) = Multiplexer::open(client.clone()).await.unwrap();
+    let incoming = tokio::task::spawn(incoming);
+    let arguments = args.as_object().unwrap().iter().map(|(name, argument)| {
+        let ty = if argument.is_string() { pb::CallValueType::String } else { pb::CallValueType::Integer };
+        let value = pb::CallValue { r#type: ty.into(), json: argument.to_string().into(), binary: None };
+        pb::CallArgument { name: name.clone(), value: Some(value) }
+    });
+    let start = pb::CallStart {
+        tool_name: tool.to_owned(),
+        arguments: arguments.collect(),
+        stream,
+        credit: STREAM_CREDIT,
+        ..pb::CallStart::default()
+    };
+    let mut call = multiplexer.start(start, 1);
+    let reply = loop {
+        match call.event().await {
+            CallEvent::End(CallEnd::Reply(reply)) => break reply,
+            CallEvent::End(end) => panic!("the call ended oddly: {end:?}"),
+            _ => {}
+        }
+    };
+    incoming.abort();
+    reply
+}
+
+/// Makes calls with grpcio on one channel; returns how each ended.
+async fn grpcio(sandbox: &Sandbox, calls: &[String]) -> Vec<Value> {
+    let output = Command::new(python())
+        .arg(root().join("tests/clients/grpcio_client.py"))
+        .arg(sandbox.url().trim_start_matches("http://"))
+        .args(calls)
+        .env("SNAKEPIT_TEST_STUBS", root().join(".venv/stubs"))
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+async fn assert_no_worker_was_lost(sandbox: &Sandbox) {
+    let workers = sandbox.workers().await;
+    assert!(workers.iter().all(|worker| worker.restarts == 0), "{workers:?}");
+}
+
+#[tokio::test]
+async fn a_long_exception_reaches_unary_callers_whole() {
+    let sandbox = Sandbox::adapter(FAILING, 1).start().await;
+    let mut client = sandbox.client().await;
+    for args in both_ways(&json!({"length": 200_000})) {
+        let response = client.execute_tool(tool_request("fail_at_length", &args)).await.unwrap().into_inner();
+        assert!(!response.success);
+        assert!(response.error_message.len() > 200_000 && response.error_message.ends_with(" end"));
+        let failure = response.failure.unwrap();
+        assert!(failure.message.len() > 200_000 && failure.message.ends_with(" end"));
+        assert!(failure.traceback.contains("fail_at_length"));
+    }
+    // What nobody can want is cut, and says so.
+    let huge = json!({"length": 5_000_000});
+    let response = client.execute_tool(tool_request("fail_at_length", &huge)).await.unwrap().into_inner();
+    assert!(response.error_message.len() < 1_000_000 && response.error_message.ends_with(" bytes cut]"));
+    let failure = multiplexed(&client, "fail_at_length", &huge, false).await.failure.unwrap();
+    assert!(failure.message.starts_with("begin xxx") && failure.message.ends_with(" bytes cut]"));
+    assert_eq!(execute(&mut client, "answer", &json!({})).await.unwrap(), 42);
+    assert_no_worker_was_lost(&sandbox).await;
+}
+
+#[tokio::test]
+async fn a_long_exception_ends_its_stream_and_nothing_else() {
+    let sandbox = Sandbox::adapter(FAILING, 1).start().await;
+    let mut client = sandbox.client().await;
+    for length in [3_000, 20_000, 200_000] {
+        for args in both_ways(&json!({"length": length})) {
+            let (chunks, status) = stream_to_error(&mut client, "stream_and_fail_at_length", &args).await;
+            assert_eq!((chunks, status.code()), (1, Code::Internal), "{status:?}");
+            assert!(status.message().contains("begin xxx"), "{status:?}");
+            let Details { reason, failure, .. } = details_of(&status);
+            let failure = failure.unwrap();
+            assert_eq!((reason.as_deref(), failure.r#type.as_str()), (Some(TOOL_FAILED), "ValueError"));
+            assert!(failure.message.starts_with("begin xxx"), "{failure:?}");
+            assert!(!failure.traceback.is_empty(), "{failure:?}");
+        }
+        let args = json!({"length": length});
+        let failure = multiplexed(&client, "stream_and_fail_at_length", &args, true).await.failure.unwrap();
+        assert!(failure.message.len() > length && failure.message.ends_with(" end"), "no trailers, no cut");
+    }
+    assert_eq!(execute(&mut client, "answer", &json!({})).await.unwrap(), 42);
+    assert_no_worker_was_lost(&sandbox).await;
+}
+
+#[tokio::test]
+async fn grpcio_clients_read_long_exceptions_too() {
+    let sandbox = Sandbox::adapter(FAILING, 1).start().await;
+    let mut calls = Vec::new();
+    for length in [3_000, 200_000] {
+        calls.push(format!(r#"unary:fail_at_length:{{"length": {length}}}"#));
+        calls.push(format!(r#"stream:stream_and_fail_at_length:{{"length": {length}}}"#));
+    }
+    calls.push("unary:answer:{}".to_owned());
+    let ends = grpcio(&sandbox, &calls).await;
+    for pair in ends[..4].chunks(2) {
+        let [unary, stream] = pair else { unreachable!() };
+        assert!(unary["success"] == false && unary["message"].as_str().unwrap().ends_with(" end"), "{unary}");
+        assert_eq!((&stream["code"], &stream["details"]), (&json!("INTERNAL"), &json!(true)), "{stream}");
+        assert!(stream["message"].as_str().unwrap().contains("begin xxx"), "{stream}");
+        assert_eq!(stream["chunks"], 1, "{stream}");
+    }
+    assert_eq!(ends[4]["success"], true, "{:?}", ends[4]);
+    assert_no_worker_was_lost(&sandbox).await;
+}
+
+#[tokio::test]
+async fn the_last_words_of_a_worker_cost_nobody_the_connection() {
+    let sandbox = Sandbox::adapter(FAILING, 1).start().await;
+    let mut client = sandbox.client().await;
+    for args in both_ways(&json!({})) {
+        let status = client.execute_tool(tool_request("die_talking", &args)).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        assert!(status.message().contains("exited with code 3"), "{status:?}");
+        let Details { reason, failure, .. } = details_of(&status);
+        assert_eq!(reason.as_deref(), Some(WORKER_LOST));
+        let words = failure.unwrap();
+        assert!(words.worker_id.starts_with("default-0-"), "{words:?}");
+        assert!(words.output_lines.last().unwrap().ends_with("yyy"), "{words:?}");
+        assert_eq!(execute(&mut client, "answer", &json!({})).await.unwrap(), 42);
+    }
+    let ends = grpcio(&sandbox, &["unary:die_talking:{}".to_owned(), "unary:answer:{}".to_owned()]).await;
+    assert_eq!(ends[0]["code"], "UNAVAILABLE", "{ends:?}");
+    assert!(ends[0]["message"].as_str().unwrap().contains("exited with code 3"), "{ends:?}");
+    assert_eq!(ends[1]["success"], true, "{ends:?}");
+}
+
+fn aborting_worker() -> String {
+    format!("{} {}/tests/workers/aborting_worker.py", python().display(), root().display())
+}
+
+#[tokio::test]
+async fn a_stream_that_cannot_be_read_leaves_no_call_behind() {
+    let sandbox = Sandbox::worker_command(&aborting_worker(), 1).start().await;
+    let mut client = sandbox.client().await;
+    let (chunks, status) = stream_to_error(&mut client, "garble", &json!({})).await;
+    assert_eq!((chunks, status.code()), (1, Code::Unavailable), "{status:?}");
+    assert!(status.message().contains("cannot be read"), "{status:?}");
+    // The tool would stream on, and this worker cannot be told to end it.
+    let response = client.execute_tool(tool_request("abort", &json!({"code": "ABORTED"}))).await.unwrap();
+    assert_eq!(response.into_inner().error_message, "ABORTED: reason ");
+    assert_eq!(sandbox.workers().await[0].restarts, 1);
+}
+
+#[tokio::test]
+async fn a_status_of_a_foreign_worker_is_its_tools_own() {
+    let sandbox = Sandbox::worker_command(&aborting_worker(), 1).start().await;
+    let mut client = sandbox.client().await;
+    for code in ["NOT_FOUND", "DEADLINE_EXCEEDED", "UNAVAILABLE", "INVALID_ARGUMENT", "CANCELLED"] {
+        let args = json!({"code": code});
+        let response = client.execute_tool(tool_request("abort", &args)).await.unwrap().into_inner();
+        assert_eq!(response.error_message, format!("{code}: reason "));
+        let (chunks, status) = stream_to_error(&mut client, "abort", &args).await;
+        assert_eq!((chunks, status.code()), (1, Code::Internal), "{status:?}");
+        assert_eq!(details_of(&status).failure.unwrap().message, format!("{code}: reason "));
+    }
+    // Longer than HTTP/2 implementations accept unless told to.
+    let args = json!({"code": "INTERNAL", "length": 100_000});
+    let response = client.execute_tool(tool_request("abort", &args)).await.unwrap().into_inner();
+    assert!(response.error_message.starts_with("reason zzz"), "{}", response.error_message);
+    let (_, status) = stream_to_error(&mut client, "abort", &args).await;
+    assert!(details_of(&status).failure.unwrap().message.starts_with("reason zzz"), "{status:?}");
+    assert_no_worker_was_lost(&sandbox).await;
+}
+
+#[tokio::test]
+async fn a_worker_refuses_as_the_host_would() {
+    let sandbox = Sandbox::adapter(FAILING, 1).start().await;
+    let mut client = sandbox.client().await;
+    // The host does not look inside an array; the worker finds out.
+    for args in both_ways(&json!({})) {
+        let mut request = tool_request("shape_of", &args);
+        let array = pb::Any {
+            type_url: "type.googleapis.com/snakepit.tensor.binary".to_owned(),
+            value: br#"{"shape":[2],"dtype":"float64","binary_format":"raw"}"#.as_slice().into(),
+        };
+        request.parameters.insert("value".to_owned(), array);
+        request.binary_parameters = BTreeMap::from([("value".to_owned(), vec![0; 3].into())]);
+        let status = client.execute_tool(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+        assert!(status.message().starts_with("argument `value` of tool `shape_of` "), "{status:?}");
+        assert_eq!(status.message().matches("argument").count(), 1, "{status:?}");
+        assert_eq!(details_of(&status).violation.unwrap().field, "value");
+    }
+}
+
+#[tokio::test]
+async fn what_a_tool_prints_makes_no_worker_ready() {
+    let sandbox = Sandbox::adapter("premature:PrematureAdapter", 1).start().await;
+    let mut client = sandbox.client().await;
+    assert_eq!(execute(&mut client, "answer", &json!({})).await.unwrap(), 42);
+    assert!(sandbox.workers().await[0].address.starts_with("unix:"));
+    assert_no_worker_was_lost(&sandbox).await;
+}
+
+#[tokio::test]
+async fn an_empty_buffer_is_a_result_like_any_other() {
+    let sandbox = Sandbox::adapter(FAILING, 1).start().await;
+    let mut client = sandbox.client().await;
+    for args in both_ways(&json!({})) {
+        for (tool, type_name) in [("no_bytes", "bytes"), ("no_rows", "tensor")] {
+            let response = client.execute_tool(tool_request(tool, &args)).await.unwrap().into_inner();
+            assert!(response.success, "{response:?}");
+            let typed = value::decode(response.result.unwrap(), None).unwrap();
+            assert_eq!((&*typed.type_name, typed.binary.unwrap().len()), (type_name, 0));
+        }
+        // And an argument.
+        let mut request = tool_request("shape_of", &args);
+        let array = pb::Any {
+            type_url: "type.googleapis.com/snakepit.tensor.binary".to_owned(),
+            value: br#"{"shape":[0,3],"dtype":"float64","binary_format":"raw"}"#.as_slice().into(),
+        };
+        request.parameters.insert("value".to_owned(), array);
+        let response = client.execute_tool(request).await.unwrap().into_inner();
+        let typed = value::decode(response.result.unwrap(), None).unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&typed.json).unwrap(), json!([0, 3]));
+    }
+    let reply = multiplexed(&client, "no_bytes", &json!({}), false).await;
+    assert_eq!(reply.value.unwrap().binary.unwrap().len(), 0);
+    assert_no_worker_was_lost(&sandbox).await;
+}
