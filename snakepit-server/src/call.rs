@@ -20,17 +20,26 @@ use snakepit_registry::{
 use snakepit_session::{Payload, PayloadError, SessionId, ValueType};
 use tokio::time::Instant;
 
-use crate::{Error, host::Host};
+use crate::{Error, client::Remote, host::Host};
 
-/// A call being prepared: [`Snakepit::call`](crate::Snakepit::call).
+/// A call being prepared: [`Snakepit::call`](crate::Snakepit::call), [`Client::call`](crate::Client::call).
 #[derive(Debug)]
 #[must_use = "a call does nothing until `unary` or `stream` is awaited"]
 pub struct CallBuilder {
-    host: Arc<Host>,
+    target: Target,
     call: ToolCall,
     timeout: Option<Duration>,
     /// The first mistake made while preparing; reported when the call is made.
     mistake: Option<Error>,
+}
+
+/// Where a call goes.
+#[derive(Debug)]
+pub(crate) enum Target {
+    /// To the host of this process.
+    Host(Arc<Host>),
+    /// To a host over the network.
+    Remote(Arc<Remote>),
 }
 
 /// The answer of a unary call.
@@ -45,8 +54,8 @@ pub struct Reply<T> {
 }
 
 impl CallBuilder {
-    pub(crate) fn new(host: Arc<Host>, tool: &str) -> Self {
-        Self { host, call: ToolCall::new(tool), timeout: None, mistake: None }
+    pub(crate) fn new(target: Target, tool: &str) -> Self {
+        Self { target, call: ToolCall::new(tool), timeout: None, mistake: None }
     }
 
     /// Sets the arguments: a struct, or a map from parameter names to values. Replaces those set before.
@@ -147,7 +156,10 @@ impl CallBuilder {
         }
         self.call.mode = mode;
         self.call.deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        Ok(self.host.call(self.call).await?)
+        Ok(match self.target {
+            Target::Host(host) => host.call(self.call).await?,
+            Target::Remote(remote) => remote.call(self.call).await?,
+        })
     }
 }
 

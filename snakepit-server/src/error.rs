@@ -35,6 +35,14 @@ pub enum Error {
     /// The start was called off: [`Builder::start_unless`](crate::Builder::start_unless).
     #[error("the start was called off before the workers were ready")]
     CalledOff,
+    /// A server cannot be reached, or does not answer as one.
+    #[error("cannot reach a server at {address}: {problem}; start one with `snakepit serve`")]
+    Connect {
+        /// The address asked for.
+        address: String,
+        /// What went wrong.
+        problem: String,
+    },
     /// The workers did not come up.
     #[error(transparent)]
     Pool(#[from] PoolError),

@@ -24,6 +24,7 @@
 
 mod builder;
 mod call;
+mod client;
 mod error;
 mod grpc;
 mod host;
@@ -36,6 +37,7 @@ mod telemetry;
 
 pub use builder::Builder;
 pub use call::{CallBuilder, Reply, ReplyStream};
+pub use client::{Client, ClientSession};
 pub use error::Error;
 pub use python::find_python;
 pub use session::SessionHandle;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Serialize, de::DeserializeOwned};
 use snakepit_session::{Created, Program, ProgramInfo, ProgramName, Session, SessionId};
 
-use crate::{CallBuilder, Error, ReplyStream, host::Host};
+use crate::{CallBuilder, Error, ReplyStream, call::Target, host::Host};
 
 /// A session of this host: [`Snakepit::session`](crate::Snakepit::session). Cheap to clone.
 ///
@@ -57,7 +57,7 @@ impl SessionHandle {
 
     /// Prepares a call in this session.
     pub fn call(&self, tool: &str) -> CallBuilder {
-        CallBuilder::new(Arc::clone(&self.host), tool).session(self.id.clone())
+        CallBuilder::new(Target::Host(Arc::clone(&self.host)), tool).session(self.id.clone())
     }
 
     /// Stores a program, replacing the one of that name.

@@ -8,7 +8,7 @@ use snakepit_registry::ToolSpec;
 use snakepit_session::{NewSession, SessionId};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{Builder, CallBuilder, Error, ReplyStream, SessionHandle, host::Host};
+use crate::{Builder, CallBuilder, Error, ReplyStream, SessionHandle, call::Target, host::Host};
 
 /// A running host: its workers, its sessions, its gRPC service. Cheap to clone.
 ///
@@ -77,7 +77,7 @@ impl Snakepit {
 
     /// Prepares a call with options: timeout, raw payloads, metadata.
     pub fn call(&self, tool: &str) -> CallBuilder {
-        CallBuilder::new(Arc::clone(&self.host), tool)
+        CallBuilder::new(Target::Host(Arc::clone(&self.host)), tool)
     }
 
     /// Returns the session of this id, creating it with the default TTL if need be.

@@ -20,6 +20,8 @@
 //!
 //! Each status is cut to what HTTP/2 peers accept as trailers, see [`fit`].
 
+mod back;
+
 use std::collections::HashMap;
 
 use snakepit_proto::{
@@ -32,12 +34,17 @@ use snakepit_worker::wire::failure_to_wire;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+pub use back::to_tool_error;
+
 /// Maps a call's failure to a gRPC status with details.
 #[must_use]
 pub fn from_tool_error(error: ToolError) -> Status {
     let message = error.to_string();
     match error {
-        ToolError::NotFound { .. } => status(Code::NotFound, "TOOL_NOT_FOUND", message),
+        ToolError::NotFound { suggestion, .. } => {
+            let suggestion = suggestion.map(|name| ("suggestion", brief(&name)));
+            with_details(Code::NotFound, message, details_with("TOOL_NOT_FOUND", suggestion))
+        }
         ToolError::InvalidArgument { argument, problem, .. } => {
             let mut details = details("INVALID_ARGUMENT");
             details.add_bad_request_violation(brief(&argument), brief(&problem));
@@ -47,12 +54,16 @@ pub fn from_tool_error(error: ToolError) -> Status {
         ToolError::Failed(failure) => {
             attach_failure(Code::Internal, message, &failure_to_wire(*failure, String::new()))
         }
-        ToolError::Overloaded { retry_after, .. } => {
-            let mut details = details("OVERLOADED");
+        ToolError::Overloaded { queued, limit, retry_after } => {
+            let numbers = [("queued", queued.to_string()), ("limit", limit.to_string())];
+            let mut details = details_with("OVERLOADED", numbers);
             details.set_retry_info(retry_after);
             with_details(Code::ResourceExhausted, message, details)
         }
-        ToolError::DeadlineExceeded { .. } => status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message),
+        ToolError::DeadlineExceeded { stage, .. } => {
+            let details = details_with("DEADLINE_EXCEEDED", [("stage", stage.to_string())]);
+            with_details(Code::DeadlineExceeded, message, details)
+        }
         ToolError::Cancelled { .. } => status(Code::Cancelled, "CANCELLED", message),
         ToolError::WorkerLost { worker, reason, output_lines, .. } => {
             let last_words =
@@ -87,7 +98,11 @@ pub fn from_session_error(error: &SessionError) -> Status {
         SessionError::Backend { .. } => (Code::Unavailable, "BACKEND_FAILED"),
         _ => (Code::Internal, "INTERNAL"),
     };
-    status(code, reason, error.to_string())
+    let session = match error {
+        SessionError::NotFound { id } => Some(("session", id.to_string())),
+        _ => None,
+    };
+    with_details(code, error.to_string(), details_with(reason, session))
 }
 
 /// A request that breaks the protocol: names the field and what is wrong with it.
@@ -121,7 +136,12 @@ fn with_details(code: Code, message: String, details: ErrorDetails) -> Status {
 }
 
 fn details(reason: &str) -> ErrorDetails {
-    ErrorDetails::with_error_info(reason, ERROR_DOMAIN, HashMap::new())
+    details_with(reason, [])
+}
+
+fn details_with(reason: &str, metadata: impl IntoIterator<Item = (&'static str, String)>) -> ErrorDetails {
+    let metadata: HashMap<_, _> = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata)
 }
 
 #[cfg(test)]

@@ -1,14 +1,16 @@
 //! Conversions between the domain's payloads and specs and the wire's messages, for hosts and workers alike.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use snakepit_proto::{
-    pb,
+    headers, pb,
     status::{bounded, refuse_field},
     value::{self, DecodeValueError, TypedValue},
 };
-use snakepit_registry::{ParameterSpec, ToolFailure, ToolSpec};
-use snakepit_session::{Payload, PayloadError, ValueType};
-use tonic::Status;
+use snakepit_registry::{CallMode, ParameterSpec, ToolCall, ToolFailure, ToolSpec};
+use snakepit_session::{Payload, PayloadError, SessionId, ValueType};
+use tonic::{Request, Status, metadata::MetadataValue};
 
 /// Why a value from the wire cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -110,6 +112,45 @@ fn typed(payload: Payload) -> TypedValue {
     TypedValue { type_name: ty.as_str().into(), json, binary }
 }
 
+/// Writes a call as the request of a plain RPC. `left` is what is left until its deadline.
+#[must_use]
+pub fn request_to_wire(call: ToolCall, left: Option<Duration>) -> Request<pb::ExecuteToolRequest> {
+    let ToolCall { id, tool, session, arguments, metadata, mode, idempotent, trace, .. } = call;
+    let mut message = pb::ExecuteToolRequest {
+        session_id: session.as_ref().map(SessionId::to_string).unwrap_or_default(),
+        tool_name: tool.to_string(),
+        metadata,
+        stream: mode == CallMode::Streaming,
+        ..pb::ExecuteToolRequest::default()
+    };
+    for (name, payload) in arguments {
+        let (any, buffer) = payload_to_wire(payload);
+        if let Some(buffer) = buffer {
+            message.binary_parameters.insert(name.clone(), buffer);
+        }
+        message.parameters.insert(name, any);
+    }
+    let mut request = Request::new(message);
+    request.metadata_mut().insert(headers::CALL_ID, MetadataValue::from(id.as_u64()));
+    if idempotent {
+        request.metadata_mut().insert(headers::IDEMPOTENT, MetadataValue::from_static("true"));
+    }
+    if let Some(left) = left {
+        request.set_timeout(left.min(headers::MAX_TIMEOUT));
+    }
+    if let Some(trace) = trace {
+        let mut entry = |name, value: Option<String>| {
+            // A header that is no legal header value belongs to no trace.
+            if let Some(value) = value.and_then(|value| value.parse().ok()) {
+                request.metadata_mut().insert(name, value);
+            }
+        };
+        entry(headers::TRACEPARENT, Some(trace.traceparent));
+        entry(headers::TRACESTATE, trace.tracestate);
+    }
+    request
+}
+
 /// Reads a spec that a worker registered. A default value that cannot be read is left out.
 #[must_use]
 pub fn spec_from_registration(registration: pb::ToolRegistration) -> ToolSpec {
@@ -201,4 +242,16 @@ pub fn bad_argument(tool: &str, argument: &str, problem: &str) -> Status {
 #[must_use]
 pub fn bad_field(field: &str, problem: &str) -> Status {
     refuse_field(format!("`{field}` {problem}"), field, problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_beyond_what_the_header_can_say_is_cut() {
+        let request = request_to_wire(ToolCall::new("echo"), Some(2 * headers::MAX_TIMEOUT));
+        let sent = request.metadata().get(headers::GRPC_TIMEOUT).unwrap().to_str().unwrap();
+        assert_eq!(headers::parse_timeout(sent), Some(headers::MAX_TIMEOUT));
+    }
 }

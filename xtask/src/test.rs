@@ -61,9 +61,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// What must hold over both ways to a worker: calls multiplexed on one stream, and each call an RPC of its own. Selected by
 /// their targets and not by their package, so that nothing is built again with other features.
-const SCENARIOS: [&str; 10] = [
+const SCENARIOS: [&str; 12] = [
     "--test",
     "calls",
+    "--test",
+    "clients",
     "--test",
     "contracts",
     "--test",

@@ -17,7 +17,7 @@ use crate::pb::{CallBatch, CallChunk, CallChunks, CallOpened, CallReply, ReplyBa
 const BATCHES_AT_ONCE: usize = 16;
 
 /// How many replies that could wait a little are sent all the same.
-const REPLIES_AT_ONCE: usize = 16;
+const REPLIES_AT_ONCE: usize = 32;
 
 /// Runs the calls of one stream. Dropped when the stream ends, however it ends: whatever still runs is then to be
 /// cancelled.

@@ -1,18 +1,15 @@
 //! Calls over the wire: domain calls into requests, answers and broken connections into replies and errors.
 
-mod multiplexed;
 mod peer;
 mod plain;
 
-use std::time::Duration;
-
 use async_trait::async_trait;
 use snakepit_proto::{mux::Multiplexer, pb};
-use snakepit_registry::{CallId, CallStage, ToolCall, ToolError, ToolHandler, ToolReply};
-use tokio::time::Instant;
+use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
 
 pub(super) use self::peer::Peer;
 use super::connect::Client;
+use crate::mux;
 
 /// A worker at the other end of a connection.
 #[derive(Debug)]
@@ -33,9 +30,7 @@ impl RemoteWorker {
 impl ToolHandler for RemoteWorker {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         match &self.multiplexer {
-            Some(multiplexer) if multiplexed::fits(&call) => {
-                multiplexed::call(multiplexer, &self.peer, call).await
-            }
+            Some(multiplexer) if mux::fits(&call) => mux::call(multiplexer, &self.peer, call).await,
             _ => plain::call(&self.client, &self.peer, call).await,
         }
     }
@@ -60,17 +55,4 @@ impl ToolHandler for RemoteWorker {
             multiplexer.recall(call.as_u64());
         }
     }
-}
-
-/// How much time a call has left.
-///
-/// # Errors
-/// When it has none: a request without time could never be answered.
-fn time_left(tool: &str, deadline: Option<Instant>) -> Result<Option<Duration>, ToolError> {
-    let Some(deadline) = deadline else { return Ok(None) };
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Err(ToolError::DeadlineExceeded { tool: tool.to_owned(), stage: CallStage::Queued });
-    }
-    Ok(Some(left))
 }

@@ -2,6 +2,7 @@
 
 use std::{error::Error as _, sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use snakepit_proto::{
     pb,
     status::{self, Details, FieldViolation, caused_by, details_of},
@@ -14,6 +15,7 @@ use tonic::{Code, Status};
 use super::super::{output::OutputTail, progress::Progress, ready::ended, supervise::ExitWatch};
 use crate::{
     WorkerId,
+    mux::{Asked, Callee},
     wire::{WireError, failure_from_wire, payload_from_wire},
 };
 
@@ -32,11 +34,31 @@ pub(in super::super) struct Peer {
     pub(in super::super) progress: Progress,
 }
 
-/// What is known of a call when it fails.
-#[derive(Debug, Clone)]
-pub(super) struct Asked {
-    pub(super) tool: Arc<str>,
-    pub(super) deadline: Option<Instant>,
+#[async_trait]
+impl Callee for Peer {
+    async fn refused(&self, asked: &Asked, status: Status) -> ToolError {
+        self.error(asked, status).await
+    }
+
+    async fn broken(&self, _: &Asked, id: u64, status: Status) -> ToolError {
+        self.lost(&status, self.progress.has_begun(id)).await
+    }
+
+    fn failed(&self, asked: &Asked, failure: ToolFailure) -> ToolError {
+        self.failed(&asked.tool, failure, String::new())
+    }
+
+    fn bad_value(&self, error: &WireError) -> ToolError {
+        self.bad_value(error)
+    }
+
+    fn incoherent(&self, what: &str) -> ToolError {
+        ToolError::Internal { problem: format!("worker `{}` {what}", self.id) }
+    }
+
+    fn worker(&self, _: &str) -> Option<Arc<str>> {
+        Some(self.id.shared())
+    }
 }
 
 impl Peer {

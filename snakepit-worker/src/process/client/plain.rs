@@ -3,17 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, TryStreamExt};
-use snakepit_proto::{headers, pb};
+use snakepit_proto::pb;
 use snakepit_registry::{CallId, CallMode, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply};
-use snakepit_session::SessionId;
-use tonic::{Request, Status, Streaming, metadata::MetadataValue};
+use tonic::{Status, Streaming};
 
 use super::{
     super::connect::Client,
-    peer::{Asked, Peer, is_unreadable},
-    time_left,
+    peer::{Peer, is_unreadable},
 };
-use crate::wire::payload_to_wire;
+use crate::{mux::Asked, wire::request_to_wire};
 
 /// How long a worker may take to end a call whose stream cannot be read.
 const CANCEL_WITHIN: Duration = Duration::from_secs(2);
@@ -21,8 +19,8 @@ const CANCEL_WITHIN: Duration = Duration::from_secs(2);
 /// Runs a call.
 pub(super) async fn call(client: &Client, peer: &Peer, call: ToolCall) -> Result<ToolReply, ToolError> {
     let (id, mode) = (call.id, call.mode);
-    let asked = Asked { tool: Arc::clone(&call.tool), deadline: call.deadline };
-    let request = request(call)?;
+    let asked = Asked::by(&call);
+    let request = request_to_wire(call, asked.time_left()?);
     // A client is a handle to the shared connection, made to be cloned.
     let mut client = client.clone();
     match mode {
@@ -43,40 +41,6 @@ pub(super) async fn call(client: &Client, peer: &Peer, call: ToolCall) -> Result
             Err(status) => Err(peer.error(&asked, status).await),
         },
     }
-}
-
-fn request(call: ToolCall) -> Result<Request<pb::ExecuteToolRequest>, ToolError> {
-    let ToolCall { id, tool, session, arguments, metadata, mode, deadline, trace, .. } = call;
-    let mut message = pb::ExecuteToolRequest {
-        session_id: session.as_ref().map(SessionId::to_string).unwrap_or_default(),
-        tool_name: tool.to_string(),
-        metadata,
-        stream: mode == CallMode::Streaming,
-        ..pb::ExecuteToolRequest::default()
-    };
-    for (name, payload) in arguments {
-        let (any, buffer) = payload_to_wire(payload);
-        if let Some(buffer) = buffer {
-            message.binary_parameters.insert(name.clone(), buffer);
-        }
-        message.parameters.insert(name, any);
-    }
-    let mut request = Request::new(message);
-    request.metadata_mut().insert(headers::CALL_ID, MetadataValue::from(id.as_u64()));
-    if let Some(left) = time_left(&tool, deadline)? {
-        request.set_timeout(left.min(headers::MAX_TIMEOUT));
-    }
-    if let Some(trace) = trace {
-        let mut entry = |name, value: Option<String>| {
-            // A header that is no legal header value belongs to no trace.
-            if let Some(value) = value.and_then(|value| value.parse().ok()) {
-                request.metadata_mut().insert(name, value);
-            }
-        };
-        entry(headers::TRACEPARENT, Some(trace.traceparent));
-        entry(headers::TRACESTATE, trace.tracestate);
-    }
-    Ok(request)
 }
 
 /// The chunks of a streaming call. A final chunk without data only says that the stream is complete.
@@ -118,22 +82,5 @@ impl End {
             Ok(Ok(_)) => self.peer.unreadable(&status),
             _ => self.peer.incoherent(&status),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::time::Instant;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_deadline_beyond_what_the_header_can_say_is_cut() {
-        let mut call = ToolCall::new("echo");
-        call.deadline = Instant::now().checked_add(2 * headers::MAX_TIMEOUT);
-        assert!(call.deadline.is_some(), "or this tests nothing");
-        let request = request(call).unwrap();
-        let sent = request.metadata().get(headers::GRPC_TIMEOUT).unwrap().to_str().unwrap();
-        assert_eq!(headers::parse_timeout(sent), Some(Duration::from_secs(99_999_999 * 3600)));
     }
 }

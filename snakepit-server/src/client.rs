@@ -1,0 +1,164 @@
+//! A client of a host that runs elsewhere: the same calls as on an embedded one.
+
+mod remote;
+
+use std::{path::PathBuf, sync::Arc};
+
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use snakepit_proto::{
+    MAX_MESSAGE_BYTES,
+    pb::{self, bridge_service_client::BridgeServiceClient},
+    status::root_cause,
+};
+use snakepit_session::SessionId;
+use tokio::net::UnixStream;
+use tonic::transport::{Endpoint, Uri};
+use tower::service_fn;
+
+pub(crate) use self::remote::Remote;
+use crate::{CallBuilder, Error, ReplyStream, call::Target, status::to_tool_error};
+
+/// Flow-control windows in bytes, of a stream and of the connection: a payload of 16 MiB flows without waiting.
+const STREAM_WINDOW: u32 = 16 * 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 2 * STREAM_WINDOW;
+
+/// A connection to a host that runs elsewhere. Cheap to clone; all clones share the connection.
+///
+/// Calls share one stream, where the host serves one; calls to a host that does not are RPCs of their own.
+#[derive(Debug, Clone)]
+pub struct Client {
+    remote: Arc<Remote>,
+}
+
+impl Client {
+    /// Connects to `http://host:port`, or to `unix:/path/to/socket`.
+    ///
+    /// # Errors
+    /// [`Error::Connect`].
+    pub async fn connect(address: &str) -> Result<Self, Error> {
+        let failed = |problem: String| Error::Connect { address: address.to_owned(), problem };
+        let settings = |endpoint: Endpoint| {
+            endpoint
+                .tcp_nodelay(true)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+        };
+        let channel = match address.strip_prefix("unix:") {
+            Some(path) => {
+                let path = PathBuf::from(path);
+                let connector = service_fn(move |_: Uri| {
+                    let path = path.clone();
+                    async move { UnixStream::connect(path).await.map(TokioIo::new) }
+                });
+                // The host in this URL is only what HTTP/2 shows as authority.
+                settings(Endpoint::from_static("http://localhost")).connect_with_connector(connector).await
+            }
+            None if address.starts_with("http://") => {
+                let endpoint =
+                    Endpoint::from_shared(address.to_owned()).map_err(|e| failed(e.to_string()))?;
+                settings(endpoint).connect().await
+            }
+            None => return Err(failed("it looks like neither http://host:port nor unix:/path".to_owned())),
+        };
+        let channel = channel.map_err(|e| failed(root_cause(&e).to_string()))?;
+        let client = BridgeServiceClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let remote = Remote::open(client).await.map_err(|status| failed(status.message().to_owned()))?;
+        Ok(Self { remote: Arc::new(remote) })
+    }
+
+    /// Calls a tool and returns its value.
+    ///
+    /// # Errors
+    /// See [`CallBuilder::unary`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels the call.
+    pub async fn execute<T: DeserializeOwned>(&self, tool: &str, args: impl Serialize) -> Result<T, Error> {
+        Ok(self.call(tool).args(args).unary().await?.value)
+    }
+
+    /// Calls a tool and returns its chunks as they come.
+    ///
+    /// # Errors
+    /// See [`CallBuilder::stream`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future, or the stream before its end, cancels the call.
+    pub async fn execute_stream<T: DeserializeOwned>(
+        &self,
+        tool: &str,
+        args: impl Serialize,
+    ) -> Result<ReplyStream<T>, Error> {
+        self.call(tool).args(args).stream().await
+    }
+
+    /// Prepares a call with options: timeout, raw payloads, metadata.
+    pub fn call(&self, tool: &str) -> CallBuilder {
+        CallBuilder::new(Target::Remote(Arc::clone(&self.remote)), tool)
+    }
+
+    /// Returns the session of this id, creating it if need be.
+    ///
+    /// # Errors
+    /// [`Error::Session`] when the id is odd, [`Error::Tool`] when the host refuses.
+    pub async fn session(&self, id: &str) -> Result<ClientSession, Error> {
+        let id = SessionId::try_new(id)?;
+        let request = pb::InitializeSessionRequest { session_id: id.to_string(), ..Default::default() };
+        let opened = self.remote.client().initialize_session(request).await;
+        opened.map_err(|status| to_tool_error("InitializeSession", &status))?;
+        Ok(ClientSession { client: self.clone(), id })
+    }
+}
+
+/// A session of a host that runs elsewhere: [`Client::session`]. Cheap to clone; keeps nothing alive.
+#[derive(Debug, Clone)]
+pub struct ClientSession {
+    client: Client,
+    id: SessionId,
+}
+
+impl ClientSession {
+    /// Its id.
+    #[must_use]
+    pub const fn id(&self) -> &SessionId {
+        &self.id
+    }
+
+    /// Calls a tool in this session and returns its value.
+    ///
+    /// # Errors
+    /// See [`CallBuilder::unary`].
+    pub async fn execute<T: DeserializeOwned>(&self, tool: &str, args: impl Serialize) -> Result<T, Error> {
+        Ok(self.call(tool).args(args).unary().await?.value)
+    }
+
+    /// Calls a tool in this session and returns its chunks as they come.
+    ///
+    /// # Errors
+    /// See [`CallBuilder::stream`].
+    pub async fn execute_stream<T: DeserializeOwned>(
+        &self,
+        tool: &str,
+        args: impl Serialize,
+    ) -> Result<ReplyStream<T>, Error> {
+        self.call(tool).args(args).stream().await
+    }
+
+    /// Prepares a call in this session.
+    pub fn call(&self, tool: &str) -> CallBuilder {
+        self.client.call(tool).session(self.id.clone())
+    }
+
+    /// Deletes the session with all it holds.
+    ///
+    /// # Errors
+    /// [`Error::Tool`] when it is gone already.
+    pub async fn delete(self) -> Result<(), Error> {
+        let request = pb::CleanupSessionRequest { session_id: self.id.to_string(), force: false };
+        let deleted = self.client.remote.client().cleanup_session(request).await;
+        deleted.map(drop).map_err(|status| to_tool_error("CleanupSession", &status).into())
+    }
+}

@@ -1,0 +1,202 @@
+//! Making calls on a stream: what their frames mean for the caller.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures_util::{FutureExt, Stream, future::BoxFuture};
+use snakepit_proto::{
+    mux::{Call, CallEnd, CallEvent, MAX_SHARED_BYTES, Multiplexer, STREAM_CREDIT, chunk_cost},
+    pb,
+};
+use snakepit_registry::{CallStage, Chunk, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply};
+use snakepit_session::Payload;
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::call_to_wire;
+use crate::wire::{WireError, failure_from_wire, value_from_wire};
+
+/// What is known of a call when it fails.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// The tool that was called.
+    pub tool: Arc<str>,
+    /// Until when.
+    pub deadline: Option<Instant>,
+}
+
+impl Asked {
+    /// What to remember of a call that is about to be handed over.
+    #[must_use]
+    pub fn by(call: &ToolCall) -> Self {
+        Self { tool: Arc::clone(&call.tool), deadline: call.deadline }
+    }
+
+    /// How much time the call has left.
+    ///
+    /// # Errors
+    /// When it has none: a request without time could never be answered.
+    pub fn time_left(&self) -> Result<Option<Duration>, ToolError> {
+        let Some(deadline) = self.deadline else { return Ok(None) };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let tool = self.tool.to_string();
+            return Err(ToolError::DeadlineExceeded { tool, stage: CallStage::Queued });
+        }
+        Ok(Some(left))
+    }
+}
+
+/// Who is called, as far as it matters to what an answer means.
+#[async_trait]
+pub trait Callee: Clone + Send + Sync + Unpin + 'static {
+    /// What a status of its means.
+    async fn refused(&self, asked: &Asked, status: Status) -> ToolError;
+
+    /// What the end of its connection means for the call of this id.
+    async fn broken(&self, asked: &Asked, id: u64, status: Status) -> ToolError;
+
+    /// What it means that the tool failed.
+    fn failed(&self, asked: &Asked, failure: ToolFailure) -> ToolError;
+
+    /// What an answer means that cannot be read.
+    fn bad_value(&self, error: &WireError) -> ToolError;
+
+    /// It broke the protocol; `what` follows its name.
+    fn incoherent(&self, what: &str) -> ToolError;
+
+    /// Which worker runs a call, from what the answer says of it.
+    fn worker(&self, told: &str) -> Option<Arc<str>>;
+}
+
+/// Whether a call is small enough to share the stream with others.
+#[must_use]
+pub fn fits(call: &ToolCall) -> bool {
+    call.arguments.values().map(Payload::size).sum::<usize>() <= MAX_SHARED_BYTES
+}
+
+/// Runs a call.
+///
+/// # Errors
+/// As for [`ToolHandler::call`](snakepit_registry::ToolHandler::call).
+///
+/// # Cancel safety
+/// Dropping the future, or the stream that it gave, cancels the call.
+pub async fn call<C: Callee>(
+    multiplexer: &Multiplexer,
+    callee: &C,
+    call: ToolCall,
+) -> Result<ToolReply, ToolError> {
+    let asked = Asked::by(&call);
+    let left = asked.time_left()?;
+    let tag = call.id.as_u64();
+    let mut running = multiplexer.start(call_to_wire(call, left), tag);
+    match running.event().await {
+        CallEvent::Opened(opened) => {
+            let worker = callee.worker(&opened.worker_id);
+            let chunks = Chunks {
+                call: Some(running),
+                callee: callee.clone(),
+                asked,
+                ready: VecDeque::new(),
+                owed: 0,
+                error: None,
+            };
+            Ok(ToolReply { worker, ..ToolReply::stream(Box::pin(chunks)) })
+        }
+        CallEvent::End(end) => match ended(callee, &asked, running.id(), end).await? {
+            Some(reply) => Ok(reply),
+            None => Err(callee.incoherent("ended a call without an answer")),
+        },
+        CallEvent::Chunks(_) => Err(callee.incoherent("sent chunks of a stream before it began")),
+    }
+}
+
+/// What the end of a call means. `None`: a stream is complete.
+async fn ended<C: Callee>(
+    callee: &C,
+    asked: &Asked,
+    id: u64,
+    end: CallEnd,
+) -> Result<Option<ToolReply>, ToolError> {
+    let reply = match end {
+        CallEnd::Reply(reply) => reply,
+        CallEnd::Recalled => return Err(ToolError::Recalled { tool: asked.tool.to_string() }),
+        CallEnd::Broken(status) => return Err(callee.broken(asked, id, status).await),
+    };
+    let pb::CallReply { value, failure, status, metadata, execution_time_us, worker_id, .. } = reply;
+    if let Some(failure) = failure {
+        return Err(callee.failed(asked, failure_from_wire(failure)));
+    }
+    if let Some(status) = status {
+        return Err(callee.refused(asked, Status::from(status)).await);
+    }
+    let Some(value) = value else { return Ok(None) };
+    Ok(Some(ToolReply {
+        body: ReplyBody::Value(value_from_wire(value).map_err(|error| callee.bad_value(&error))?),
+        metadata,
+        worker: callee.worker(&worker_id),
+        execution_time: Some(Duration::from_micros(execution_time_us)),
+    }))
+}
+
+/// The chunks of a streaming call. Dropping it before its end cancels the call.
+struct Chunks<C> {
+    /// `None` once it has ended.
+    call: Option<Call>,
+    callee: C,
+    asked: Asked,
+    /// What came together and is handed on one by one.
+    ready: VecDeque<pb::CallChunk>,
+    /// The cost of chunks that were handed on since the last grant.
+    owed: u64,
+    /// The end, while its meaning is found out.
+    error: Option<BoxFuture<'static, Result<Option<ToolReply>, ToolError>>>,
+}
+
+impl<C> Chunks<C> {
+    fn hand_on(&mut self, chunk: pb::CallChunk) -> Chunk {
+        self.owed += chunk_cost(&chunk);
+        if self.owed >= STREAM_CREDIT / 2
+            && let Some(call) = &self.call
+        {
+            call.grant(std::mem::take(&mut self.owed));
+        }
+        Chunk { data: chunk.data, metadata: chunk.metadata }
+    }
+}
+
+impl<C: Callee> Stream for Chunks<C> {
+    type Item = Result<Chunk, ToolError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            if let Some(chunk) = this.ready.pop_front() {
+                return Poll::Ready(Some(Ok(this.hand_on(chunk))));
+            }
+            if let Some(error) = &mut this.error {
+                let end = ready!(error.poll_unpin(cx));
+                this.error = None;
+                return Poll::Ready(end.err().map(Err));
+            }
+            let Some(call) = &mut this.call else { return Poll::Ready(None) };
+            match ready!(call.poll_event(cx)) {
+                CallEvent::Opened(_) => {}
+                CallEvent::Chunks(chunks) => this.ready = chunks.into(),
+                CallEvent::End(end) => {
+                    let id = call.id();
+                    this.call = None;
+                    let (callee, asked) = (this.callee.clone(), this.asked.clone());
+                    this.error = Some(Box::pin(async move { ended(&callee, &asked, id, end).await }));
+                }
+            }
+        }
+    }
+}

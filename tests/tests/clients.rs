@@ -1,0 +1,149 @@
+//! The client of a host that runs elsewhere: everything that an embedded host does, on one multiplexed stream.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
+use serde_json::{Value, json};
+use snakepit_server::{Client, Error, Payload, SessionId, ToolError};
+use snakepit_tests::{SHOWCASE, Sandbox, eventually};
+
+const SOON: Duration = Duration::from_secs(10);
+const MISBEHAVING: &str = "misbehaving:MisbehavingAdapter";
+
+async fn connect(sandbox: &Sandbox) -> Client {
+    Client::connect(sandbox.url()).await.unwrap()
+}
+
+#[tokio::test]
+async fn it_calls_streams_and_keeps_sessions_over_tcp_and_unix() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
+    for address in [sandbox.url().to_owned(), format!("unix:{}", sandbox.socket().display())] {
+        let client = Client::connect(&address).await.unwrap();
+        let reply = client.call("add").args(json!({"a": 1, "b": 2})).unary::<i64>().await.unwrap();
+        assert_eq!(reply.value, 3);
+        assert!(reply.worker.unwrap().starts_with("default-"));
+        let mut stream = client.execute_stream::<u64>("count", json!({"n": 5000})).await.unwrap();
+        assert!(stream.worker().unwrap().starts_with("default-"));
+        let mut count = 0;
+        while let Some(number) = stream.try_next().await.unwrap() {
+            count += 1;
+            assert_eq!(number, count);
+        }
+        assert_eq!(count, 5000);
+        let session = client.session("alice").await.unwrap();
+        let who: Value = session.execute("whoami", json!({})).await.unwrap();
+        assert_eq!(who["session_id"], "alice");
+        session.delete().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn each_failure_comes_back_as_what_it_was() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let client = connect(&sandbox).await;
+    let fail = |tool: &'static str, args: Value| client.execute::<Value>(tool, args);
+    let tool_error = |error: Error| match error {
+        Error::Tool(error) => error,
+        other => panic!("{other}"),
+    };
+    let missing = tool_error(fail("ad", json!({})).await.unwrap_err());
+    assert!(
+        matches!(&missing, ToolError::NotFound { suggestion: Some(near), .. } if near == "add"),
+        "{missing}"
+    );
+    let bad = tool_error(fail("add", json!({"a": "x", "b": 2})).await.unwrap_err());
+    assert!(matches!(&bad, ToolError::InvalidArgument { argument, .. } if argument == "a"), "{bad}");
+    let raised = tool_error(fail("fail", json!({"message": "on purpose"})).await.unwrap_err());
+    let ToolError::Failed(failure) = raised else { panic!("{raised}") };
+    assert_eq!((failure.error_type.as_str(), failure.message.as_str()), ("ValueError", "on purpose"));
+    assert!(failure.traceback.contains("in fail"));
+    let late = client.call("sleep_for").args(json!({"seconds": 60})).timeout(Duration::from_millis(200));
+    let late = tool_error(late.unary::<Value>().await.unwrap_err());
+    assert!(matches!(late, ToolError::DeadlineExceeded { .. }), "{late}");
+    let nowhere = client.call("add").args(json!({"a": 1, "b": 2}));
+    let nowhere = nowhere.session(SessionId::try_new("nosuch").unwrap()).unary::<Value>().await.unwrap_err();
+    assert!(nowhere.to_string().contains("nosuch"), "{nowhere}");
+    let refused = Client::connect("http://127.0.0.1:1").await.unwrap_err().to_string();
+    assert!(refused.contains("127.0.0.1:1") && refused.contains("snakepit serve"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_fails_only_its_call() {
+    let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
+    let client = connect(&sandbox).await;
+    let error = client.execute::<Value>("crash", json!({})).await.unwrap_err();
+    let Error::Tool(ToolError::WorkerLost { reason, output_lines, .. }) = error else { panic!("{error}") };
+    assert!(reason.contains("code 7"), "{reason}");
+    assert!(output_lines.iter().any(|line| line.contains("about to crash")), "{output_lines:?}");
+    assert_eq!(client.execute::<String>("ping", json!({})).await.unwrap(), "pong");
+}
+
+#[tokio::test]
+async fn a_call_that_its_caller_drops_frees_the_worker() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let client = connect(&sandbox).await;
+    let call = client.execute::<f64>("async_sleep", json!({"seconds": 600}));
+    assert!(tokio::time::timeout(Duration::from_millis(100), call).await.is_err());
+    let mut stream = client.execute_stream::<u64>("count", json!({"n": 1_000_000_000})).await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+    drop(stream);
+    eventually("the worker is idle", SOON, async || sandbox.workers().await[0].state == "idle").await;
+    assert_eq!(sandbox.workers().await[0].restarts, 0);
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_reads_holds_up_no_other_call() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
+    let client = connect(&sandbox).await;
+    // More than any window or credit holds.
+    let mut greedy = client.execute_stream::<u64>("count", json!({"n": 20_000_000})).await.unwrap();
+    assert_eq!(greedy.next().await.unwrap().unwrap(), 1);
+    for number in 0..200 {
+        let sum: i64 = client.execute("add", json!({"a": number, "b": 1})).await.unwrap();
+        assert_eq!(sum, number + 1);
+    }
+    assert_eq!(greedy.next().await.unwrap().unwrap(), 2, "and it goes on when somebody does");
+}
+
+#[tokio::test]
+async fn a_thousand_calls_at_once_are_answered_each_to_its_caller() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 2).args(&["--queue-limit", "2000"]).start().await;
+    let client = connect(&sandbox).await;
+    let calls = (0..1000_i64).map(|number| {
+        let client = client.clone();
+        async move { (number, client.execute::<i64>("add", json!({"a": number, "b": 7})).await) }
+    });
+    for (number, sum) in futures_util::future::join_all(calls).await {
+        assert_eq!(sum.unwrap(), number + 7);
+    }
+}
+
+#[tokio::test]
+async fn large_arguments_take_a_way_of_their_own() {
+    let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
+    let client = connect(&sandbox).await;
+    for size in [0, 1, 1024, 8 * 1024 * 1024] {
+        let data = Bytes::from(vec![7_u8; size]);
+        let reply =
+            client.call("echo_bytes").payload("data", Payload::bytes(data.clone())).payload_reply().await;
+        assert_eq!(reply.unwrap().value.binary(), Some(&data), "{size} bytes");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_goes_away_fails_the_calls_and_not_the_program() {
+    let mut sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let client = connect(&sandbox).await;
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { client.execute::<f64>("sleep_for", json!({"seconds": 600})).await }
+    });
+    eventually("the call runs", SOON, async || sandbox.workers().await[0].state == "busy").await;
+    snakepit_tests::signal(sandbox.pid(), snakepit_tests::Signal::SIGKILL);
+    sandbox.wait(SOON).await;
+    let error = call.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::Tool(ToolError::Unavailable { .. })), "{error}");
+    let after = client.execute::<f64>("add", json!({"a": 1, "b": 2})).await.unwrap_err();
+    assert!(matches!(after, Error::Tool(ToolError::Unavailable { .. })), "{after}");
+}
