@@ -65,7 +65,7 @@ const SCENARIOS: [&str; 12] = [
     "--test",
     "calls",
     "--test",
-    "clients",
+    "rust_client",
     "--test",
     "contracts",
     "--test",
