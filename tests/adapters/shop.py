@@ -25,4 +25,5 @@ class Shop(BaseAdapter):
     @tool
     def sale(self, item: str) -> float:
         """The price, less the discount that the host knows."""
-        return self.price(item) * (1 - self.session_context.call_host_tool("discount", item=item))
+        discount: float = self.session_context.call_host_tool("discount", item=item)
+        return self.price(item) * (1 - discount)
