@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::value::RawValue;
 use snakepit_proto::{headers, pb, value};
-use tonic::{Code, Request};
+use tonic::Request;
 
 use crate::{
     Failure,
@@ -12,6 +12,9 @@ use crate::{
     duration, exit,
     output::print_json,
 };
+
+/// The server's reason for refusing the way a tool is called.
+const UNSUPPORTED: &str = "UNSUPPORTED";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -97,14 +100,17 @@ pub(crate) async fn unary(Args { json, call }: Args) -> Result<(), Failure> {
     let request = call.request()?;
     let mut client = call.server.connect().await?;
     call.open_session(&mut client).await?;
-    let response = client.execute_tool(request).await.map_err(|status| match status.code() {
-        // A tool refuses the way it is called only if it streams.
-        Code::Unimplemented => Failure::new(
-            exit::REFUSED,
-            format!("tool `{0}` streams its results; use `snakepit stream {0}`", call.tool),
-        )
-        .code("UNSUPPORTED"),
-        _ => refused(status),
+    let response = client.execute_tool(request).await.map_err(|status| {
+        let failure = refused(status);
+        // The server says so in the words of the protocol, and of a unary call only if the tool streams.
+        match failure.code.as_str() {
+            UNSUPPORTED => Failure::new(
+                exit::REFUSED,
+                format!("tool `{0}` streams its results; use `snakepit stream {0}`", call.tool),
+            )
+            .code(UNSUPPORTED),
+            _ => failure,
+        }
     })?;
     let worker =
         response.metadata().get(headers::WORKER_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
