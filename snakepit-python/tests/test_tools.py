@@ -230,6 +230,17 @@ def test_session_and_host_tools_can_be_given_to_a_single_call() -> None:
         call_tool(Asking, "ask", item="tea")
 
 
+def test_a_tools_own_limit_is_not_taken_for_the_tests() -> None:
+    class Listing(BaseAdapter):
+        @tool
+        def numbers(self, limit: int = 3) -> Iterator[int]:
+            yield from range(limit)
+
+    assert stream_tool(Listing, "numbers", {"limit": 5}, limit=4) == [0, 1, 2, 3]
+    with pytest.raises(TypeError, match="`numbers` has a parameter `limit` of its own"):
+        stream_tool(Listing, "numbers", limit=5)
+
+
 def test_unknown_tools_and_generators_called_for_a_value_are_refused() -> None:
     with pytest.raises(NotFoundError, match=r"`ghost` not found$"):
         call_tool(Everything, "ghost")
@@ -239,7 +250,7 @@ def test_unknown_tools_and_generators_called_for_a_value_are_refused() -> None:
         call_tool(Everything, "pull", n=1)
     with pytest.raises(InvalidArgumentError, match="session"), ToolTester(Everything, session_id="x" * 10_000) as t:
         t.call("add", a=1)
-    with pytest.raises(TypeError, match="object of class `Everything`; pass the class itself"):
+    with pytest.raises(TypeError, match="object of class `Everything`; pass the class"):
         call_tool(Everything(), "add", a=1)  # type: ignore[arg-type]
 
 

@@ -278,4 +278,7 @@ async fn the_stream_of_a_failing_tool_ends_with_its_error() {
     assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 2);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().contains("midway"));
+    // With the log that the help names for it.
+    let logged = async || sandbox.log().contains("call failed");
+    eventually("the failure is logged", Duration::from_secs(5), logged).await;
 }

@@ -94,17 +94,15 @@ class ToolTester:
         host_tools: Mapping[str, Callable[..., Any]] | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
+        if not isinstance(adapter, type):
+            kind = type(adapter).__qualname__
+            raise TypeError(f"adapter is an object of class `{kind}`; pass the class: each call makes its own object")
         #: The session's programs, as content and content type.
         self.programs: dict[str, tuple[bytes, str]] = {}
         self._session_id = session_id
         self._host_tools = dict(host_tools or {})
         self._metadata = dict(metadata or {})
         self._loop = EventLoop()
-        if not isinstance(adapter, type):
-            kind = type(adapter).__qualname__
-            raise TypeError(
-                f"adapter is an object of class `{kind}`; pass the class itself, which is made anew per call"
-            )
         plan = dataclasses.replace(plan_of(adapter, self._loop), context=self._context)
         self._tools = {tool.spec["name"]: tool for tool in plan.tools}
         self._dynamic = plan.is_dynamic
