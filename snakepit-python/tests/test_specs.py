@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal, Optional, TypedDict
 
 import numpy as np
 import pytest
@@ -81,7 +81,7 @@ def test_signature_and_docstring_become_the_spec() -> None:
             "default": None,
         },
         {"name": "factor", "type": "integer", "description": "By how much.", "required": False, "default": 2},
-        {"name": "note", "type": "any", "description": "", "required": False, "default": None},
+        {"name": "note", "type": "string", "description": "", "required": False, "default": None},
     ]
 
 
@@ -116,12 +116,39 @@ def test_generators_stream_and_bound_parameters_are_left_out() -> None:
         (None, "null"),
         (int | None, "any"),
         (int | str, "any"),
+        (Literal["a", "b"], "string"),
+        (Literal[1, 2], "integer"),
+        (Literal["a", 1], "any"),
         (object, "any"),
         ([1], "any"),
     ],
 )
 def test_annotations_name_wire_types(annotation: Any, expected: str) -> None:
     assert type_name(annotation) == expected
+
+
+def test_none_is_left_out_of_a_type_only_where_it_is_the_default() -> None:
+    class Adapter(BaseAdapter):
+        @tool
+        def use(
+            self,
+            must: int | None,
+            other: int | None = 1,
+            may: int | None = None,
+            old: Optional[list[str]] = None,  # noqa: UP045
+            word: Literal["a", "b"] | None = None,
+            either: int | str | None = None,
+        ) -> None: ...
+
+    types = {p["name"]: p["type"] for p in spec(Adapter, "use")["parameters"]}
+    assert types == {
+        "must": "any",
+        "other": "any",
+        "may": "integer",
+        "old": "list",
+        "word": "string",
+        "either": "any",
+    }
 
 
 def test_an_annotation_that_cannot_be_evaluated_is_not_checked() -> None:

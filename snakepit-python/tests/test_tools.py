@@ -174,18 +174,84 @@ def test_system_exit_fails_the_call_and_not_the_process() -> None:
     assert caught.value.type == "SystemExit"
 
 
-def test_arguments_that_do_not_fit_are_told_with_the_signature() -> None:
-    with pytest.raises(ToolFailed, match=r"do not fit `add\(a, b\)`.*missing a required argument: 'a'"):
-        call_tool(Everything, "add")
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({}, r"argument `a` of tool `add` is missing; the tool takes a \(integer\), b \(integer, optional\)"),
+        ({"a": 1, "bb": 2}, r"argument `bb` of tool `add` is unknown \(did you mean `b`\?\); the tool takes a"),
+        ({"a": "1"}, "argument `a` of tool `add` is a string, expected integer"),
+        ({"a": 1.5}, "argument `a` of tool `add` is a float, expected integer"),
+        ({"a": 1, "b": None}, "argument `b` of tool `add` is a null, expected integer"),
+    ],
+)
+def test_arguments_that_a_host_would_refuse_are_refused(arguments: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=problem):
+        call_tool(Everything, "add", arguments)
+    with pytest.raises(InvalidArgumentError, match=problem):
+        stream_tool(Everything, "add", **arguments)
+
+
+def test_what_a_host_lets_pass_passes() -> None:
+    class Lenient(BaseAdapter):
+        @tool
+        def half(self, of: float, digits: int | None = None) -> float:
+            return of / 2 if digits is None else round(of / 2, digits)
+
+        @tool
+        def rest(self, **rest: Any) -> dict[str, Any]:
+            return rest
+
+    assert call_tool(Lenient, "half", of=3) == 1.5
+    assert call_tool(Lenient, "half", of=3, digits=None) == 1.5
+    assert call_tool(Lenient, "rest", {"session_id": "mine", "limit": 1}) == {"session_id": "mine", "limit": 1}
+    with pytest.raises(InvalidArgumentError, match="`digits` of tool `half` is a float, expected integer"):
+        call_tool(Lenient, "half", of=3, digits=1.5)
+
+
+def test_session_and_host_tools_can_be_given_to_a_single_call() -> None:
+    class Asking(BaseAdapter):
+        @tool
+        def ask(self, item: str) -> list[str]:
+            context = self.session_context
+            return [context.session_id, context.call_host_tool("rate", item=item)]
+
+        @tool
+        def count_up(self) -> Iterator[str]:
+            while True:
+                yield self.session_context.call_host_tool("rate", item=self.session_context.session_id)
+
+    def rate(item: str) -> str:
+        return f"rate of {item}"
+
+    assert call_tool(Asking, "ask", item="tea", session_id="s", host_tools={"rate": rate}) == ["s", "rate of tea"]
+    endless = stream_tool(Asking, "count_up", limit=2, session_id="s", host_tools={"rate": rate})
+    assert endless == ["rate of s", "rate of s"]
+    with pytest.raises(ToolFailed, match="`rate` not found; give the test `host_tools`"):
+        call_tool(Asking, "ask", item="tea")
+
+
+def test_a_tools_own_limit_is_not_taken_for_the_tests() -> None:
+    class Listing(BaseAdapter):
+        @tool
+        def numbers(self, limit: int = 3) -> Iterator[int]:
+            yield from range(limit)
+
+    assert stream_tool(Listing, "numbers", {"limit": 5}, limit=4) == [0, 1, 2, 3]
+    with pytest.raises(TypeError, match="`numbers` has a parameter `limit` of its own"):
+        stream_tool(Listing, "numbers", limit=5)
 
 
 def test_unknown_tools_and_generators_called_for_a_value_are_refused() -> None:
-    with pytest.raises(NotFoundError, match="ghost"):
+    with pytest.raises(NotFoundError, match=r"`ghost` not found$"):
         call_tool(Everything, "ghost")
-    with pytest.raises(SnakepitError, match="ExecuteStreamingTool"):
+    with pytest.raises(NotFoundError, match="`ad` not found; did you mean `add`"):
+        call_tool(Everything, "ad", a=1)
+    with pytest.raises(SnakepitError, match="`pull` streams its results; call it with `stream_tool`"):
         call_tool(Everything, "pull", n=1)
     with pytest.raises(InvalidArgumentError, match="session"), ToolTester(Everything, session_id="x" * 10_000) as t:
         t.call("add", a=1)
+    with pytest.raises(TypeError, match="object of class `Everything`; pass the class"):
+        call_tool(Everything(), "add", a=1)  # type: ignore[arg-type]
 
 
 class Dynamic:

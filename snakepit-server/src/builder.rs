@@ -14,7 +14,7 @@ use snakepit_worker::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic_health::server::HealthReporter;
 
-use crate::{Error, Snakepit, find_python, grpc, host::Host, listen, snakepit::Service};
+use crate::{Error, Snakepit, grpc, host::Host, listen, python::Interpreter, snakepit::Service};
 
 /// How often the memory of expired sessions is reclaimed. They are gone for callers the moment they expire.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -39,7 +39,8 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// The adapter class that workers serve, as `module.path:Class`.
+    /// The adapter class that workers serve, as `module.path:Class`. Python finds the module where it finds all others:
+    /// among its installed packages, and in `PYTHONPATH` ([`env`](Self::env)).
     pub fn adapter(mut self, adapter: impl Into<String>) -> Self {
         self.adapter = Some(adapter.into());
         self
@@ -58,13 +59,15 @@ impl Builder {
         self
     }
 
-    /// The Python interpreter. The default is [`find_python`].
+    /// The Python interpreter, which must have the package `snakepit_bridge`. The default is
+    /// [`find_python`](crate::find_python).
     pub fn python(mut self, python: impl Into<PathBuf>) -> Self {
         self.python = Some(python.into());
         self
     }
 
-    /// Sets an environment variable of the workers.
+    /// Sets an environment variable of the workers, which inherit those of this process. `PYTHONPATH` leads to adapters
+    /// that are not installed.
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.environment.push((name.into(), value.into()));
         self
@@ -132,7 +135,8 @@ impl Builder {
         self
     }
 
-    /// Offers a typed async closure as a tool, to Python and to clients: arguments and result by serde.
+    /// Offers a typed async closure as a tool, to Python and to clients: arguments and result by serde. Arguments come
+    /// by name, so `A` is a struct or a map. Its name is no Python tool's: both kinds are called by the same names.
     pub fn host_tool<A, R, E, F, Fut>(self, name: &str, tool: F) -> Self
     where
         A: DeserializeOwned + Send + 'static,
@@ -172,12 +176,13 @@ impl Builder {
     pub async fn start_unless(self, called_off: impl Future<Output = ()>) -> Result<Snakepit, Error> {
         let mut called_off = pin!(called_off);
         // Until it has composed everything, this holds nothing that does not end when it is dropped.
+        let python = self.python.clone().map_or_else(Interpreter::find, Interpreter::named);
         let (snakepit, health) = tokio::select! {
-            composed = self.compose() => composed?,
+            composed = self.compose(&python) => composed?,
             () = &mut called_off => return Err(Error::CalledOff),
         };
         let started = tokio::select! {
-            ready = snakepit.pool.ready() => ready.map_err(Error::from),
+            ready = snakepit.pool.ready() => ready.map_err(|error| python.explain(error)),
             () = called_off => Err(Error::CalledOff),
         };
         if let Err(error) = started {
@@ -193,13 +198,11 @@ impl Builder {
 
     /// Puts all parts together and begins to launch the workers. What can fail comes first; once tasks run and workers
     /// are launched, nothing is awaited and nothing fails, so an error or a dropped future leaves nothing behind.
-    async fn compose(self) -> Result<(Snakepit, HealthReporter), Error> {
+    async fn compose(self, python: &Interpreter) -> Result<(Snakepit, HealthReporter), Error> {
         let foreign_worker = self.worker_command.is_some();
         let program = match (self.worker_command, self.adapter) {
             (Some(argv), adapter) => Some(WorkerProgram::Command { argv, adapter }),
-            (None, Some(adapter)) => {
-                Some(WorkerProgram::Python { python: self.python.unwrap_or_else(find_python), adapter })
-            }
+            (None, Some(adapter)) => Some(WorkerProgram::Python { python: python.path.clone(), adapter }),
             (None, None) => None,
         };
         if program.is_some() == self.launcher.is_some() {

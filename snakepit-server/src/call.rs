@@ -120,7 +120,8 @@ impl CallBuilder {
         })
     }
 
-    /// Makes the call and waits for its value, unparsed: for raw bytes and tensors.
+    /// Makes the call and waits for its value, unparsed: for `bytes` and numpy arrays of Python, whose buffer is the
+    /// payload's [`binary`](Payload::binary).
     ///
     /// # Errors
     /// [`Error::Tool`] when the call fails.
@@ -156,10 +157,11 @@ impl CallBuilder {
         }
         self.call.mode = mode;
         self.call.deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        Ok(match self.target {
-            Target::Host(host) => host.call(self.call).await?,
-            Target::Remote(remote) => remote.call(self.call).await?,
-        })
+        let answer = match self.target {
+            Target::Host(host) => host.call(self.call).await,
+            Target::Remote(remote) => remote.call(self.call).await,
+        };
+        Ok(answer.map_err(|error| in_this_api(mode, error))?)
     }
 }
 
@@ -192,6 +194,18 @@ impl<T: DeserializeOwned> Stream for ReplyStream<T> {
 impl<T> fmt::Debug for ReplyStream<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReplyStream").field("worker", &self.worker).finish_non_exhaustive()
+    }
+}
+
+/// Says in the words of this API what the gRPC name of an RPC would not tell its caller: that the tool streams.
+fn in_this_api(mode: CallMode, error: ToolError) -> ToolError {
+    match error {
+        // A tool refuses to be called for a value only if it streams.
+        ToolError::Unsupported { tool, .. } if mode == CallMode::Unary => ToolError::Unsupported {
+            tool,
+            problem: "streams its results; call it with `execute_stream`, or `call(..).stream()`".to_owned(),
+        },
+        error => error,
     }
 }
 

@@ -1,5 +1,7 @@
 //! Everything that can go wrong for a program that embeds Snakepit.
 
+use std::path::PathBuf;
+
 use snakepit_pool::PoolError;
 use snakepit_registry::{RegistryError, ToolError};
 use snakepit_session::{PayloadError, SessionError};
@@ -42,6 +44,19 @@ pub enum Error {
         address: String,
         /// What went wrong.
         problem: String,
+    },
+    /// The Python that workers run with lacks their package.
+    #[error(
+        "Python `{0}`, chosen {chosen}, has no package `snakepit_bridge`; install it with \
+         `{0} -m pip install CHECKOUT/snakepit-python`, or choose another Python by --python, $SNAKEPIT_PYTHON or \
+         `Builder::python`",
+        python.display()
+    )]
+    NoBridge {
+        /// The interpreter.
+        python: PathBuf,
+        /// Why this one, as the end of a sentence.
+        chosen: &'static str,
     },
     /// The workers did not come up.
     #[error(transparent)]

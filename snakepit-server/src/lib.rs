@@ -1,18 +1,25 @@
 //! Snakepit, composed: sessions, registry, pool and workers behind one API and one gRPC service.
 //!
 //! ```no_run
+//! use serde::Deserialize;
 //! use serde_json::json;
 //! use snakepit_server::Snakepit;
+//!
+//! #[derive(Deserialize)]
+//! struct Double {
+//!     n: i64,
+//! }
 //!
 //! # async fn example() -> Result<(), snakepit_server::Error> {
 //! let snakepit = Snakepit::builder()
 //!     .adapter("snakepit_bridge.adapters.showcase.showcase_adapter:ShowcaseAdapter")
 //!     .workers(4)
-//!     .host_tool("double", |n: i64| async move { Ok::<_, std::convert::Infallible>(n * 2) })
+//!     .host_tool("double", |args: Double| async move { Ok::<_, std::convert::Infallible>(args.n * 2) })
 //!     .start()
 //!     .await?;
 //! let sum: i64 = snakepit.execute("add", json!({"a": 1, "b": 2})).await?;
-//! assert_eq!(sum, 3);
+//! let doubled: i64 = snakepit.execute("double", json!({"n": sum})).await?;
+//! assert_eq!((sum, doubled), (3, 6));
 //! snakepit.shutdown().await;
 //! # Ok(())
 //! # }
@@ -44,6 +51,6 @@ pub use session::SessionHandle;
 pub use snakepit::Snakepit;
 
 pub use snakepit_pool::{PoolStatus, WorkerState, WorkerStatus};
-pub use snakepit_registry::{FnTool, ToolError, ToolSpec};
-pub use snakepit_session::{Payload, Program, SessionBackend, SessionId};
+pub use snakepit_registry::{FnTool, ToolError, ToolSpec, TraceContext};
+pub use snakepit_session::{NewSession, Payload, Program, SessionBackend, SessionId, ValueType};
 pub use snakepit_worker::{WorkerId, WorkerLauncher};

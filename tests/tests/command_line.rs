@@ -1,7 +1,9 @@
 //! The command line, as a person or a script uses it: ready line, results, tables, and one clear line for each error.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
-use snakepit_tests::{SHOWCASE, Sandbox, Signal, signal};
+use snakepit_tests::{SHOWCASE, Sandbox, Signal, eventually, signal};
 
 fn json_lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -23,7 +25,11 @@ async fn calls_streams_and_listings_work() {
     let tools = json_lines(&sandbox.cli_ok(&["tools", "--json"]).await);
     let add = tools.iter().find(|tool| tool["name"] == "add").unwrap();
     assert_eq!(add["parameters"][0]["name"], "a");
-    assert!(sandbox.cli_ok(&["tools"]).await.contains("train_digits"));
+    let table = sandbox.cli_ok(&["tools"]).await;
+    let row = |name: &str| table.lines().find(|line| line.trim().starts_with(name)).unwrap();
+    assert!(row("train_digits").contains("epochs?: integer"), "{table}");
+    assert!(row("call_host").contains("arguments?: map"), "{table}");
+    assert!(row("echo").contains("**") && !row("add").contains("**"), "{table}");
 
     let workers = json_lines(&sandbox.cli_ok(&["workers", "--json"]).await);
     assert_eq!(workers.len(), 2);
@@ -42,7 +48,7 @@ async fn calls_streams_and_listings_work() {
 #[tokio::test]
 async fn every_mistake_of_a_caller_gets_one_clear_line_and_the_server_goes_on() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
-    let cases: [(&[&str], i32, &[&str]); 9] = [
+    let cases: [(&[&str], i32, &[&str]); 17] = [
         (&["call", "ad", "--args", r#"{"a": 1}"#], 3, &["`ad` not found", "did you mean `add`"]),
         (&["call", "add", "--args", r#"{"a": 1}"#], 3, &["argument `b` of tool `add` is missing"]),
         (&["call", "add", "--args", r#"{"a": "x", "b": 2}"#], 3, &["argument `a` of tool `add` is a string"]),
@@ -52,6 +58,14 @@ async fn every_mistake_of_a_caller_gets_one_clear_line_and_the_server_goes_on() 
         (&["call", "fail", "--args", r#"{"message": "on purpose"}"#], 1, &["`fail` failed", "on purpose"]),
         (&["call", "sleep_for", "--args", r#"{"seconds": 5}"#, "--timeout", "200ms"], 3, &["deadline"]),
         (&["call", "add", "--server", "http://127.0.0.1:1"], 4, &["cannot reach", "snakepit serve"]),
+        (&["call", "add", "--server", "127.0.0.1:1"], 4, &["cannot reach", "http://127.0.0.1:1"]),
+        (&["call", "add", "--server", "https://127.0.0.1:1"], 2, &["no TLS", "http://"]),
+        (&["call", "add", "--server", "localhost"], 2, &["localhost:50051"]),
+        (&["call", "add", "--timeout", "0.7"], 2, &["0.7s"]),
+        (&["call", "xyzzy"], 3, &["`xyzzy` not found", "see `snakepit tools`"]),
+        (&["call", "count", "--args", r#"{"n": 3}"#], 3, &["`snakepit stream count`"]),
+        (&["call", "fail"], 1, &["Traceback", "in fail"]),
+        (&["stream", "fail"], 1, &["`fail` failed", "Traceback", "in fail"]),
     ];
     for (args, code, needles) in cases {
         let output = sandbox.cli(args).await;
@@ -63,6 +77,78 @@ async fn every_mistake_of_a_caller_gets_one_clear_line_and_the_server_goes_on() 
         }
     }
     assert_eq!(sandbox.cli_ok(&["call", "add", "--args", r#"{"a": 1, "b": 2}"#]).await, "3\n");
+}
+
+#[tokio::test]
+async fn with_json_an_error_is_one_object() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let cases: [(&[&str], i32, &str, &str); 5] = [
+        (&["call", "xyzzy", "--json"], 3, "TOOL_NOT_FOUND", "xyzzy"),
+        (&["call", "count", "--json", "--args", r#"{"n": 3}"#], 3, "UNSUPPORTED", "snakepit stream count"),
+        (&["call", "add", "--json", "--args", "[]"], 2, "USAGE", "JSON object"),
+        (&["tools", "--json", "--server", "127.0.0.1:1"], 4, "UNREACHABLE", "127.0.0.1:1"),
+        (&["stream", "fail", "--json"], 1, "TOOL_FAILED", "asked to fail"),
+    ];
+    for (args, exit, code, needle) in cases {
+        let output = sandbox.cli(args).await;
+        assert_eq!(output.status.code(), Some(exit), "{args:?}");
+        let error: Value = serde_json::from_slice(&output.stderr).unwrap();
+        assert_eq!(error["code"], code, "{error}");
+        assert!(error["message"].as_str().unwrap().contains(needle), "{error}");
+        let traceback = error["traceback"].as_str();
+        assert_eq!(traceback.is_some_and(|text| text.contains("in fail")), code == "TOOL_FAILED", "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_goes_away_in_the_middle_is_unreachable() {
+    let sandbox = Sandbox::adapter("misbehaving:MisbehavingAdapter", 2).start().await;
+    let calls = [["call", "sleep_async"], ["stream", "sleep_async"]];
+    let (call, stream, ()) = tokio::join!(sandbox.cli(&calls[0]), sandbox.cli(&calls[1]), async {
+        let busy = async || sandbox.workers().await.iter().all(|worker| worker.state == "busy");
+        eventually("both calls run", Duration::from_secs(10), busy).await;
+        signal(sandbox.pid(), Signal::SIGKILL);
+    });
+    for output in [call, stream] {
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(4), "{stderr}");
+        assert!(stderr.contains("connection to the server was lost"), "{stderr}");
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_cuts_calls_off() {
+    let mut sandbox = Sandbox::adapter("misbehaving:MisbehavingAdapter", 1).start().await;
+    let (call, ()) = tokio::join!(sandbox.cli(&["call", "sleep_async"]), async {
+        let busy = async || sandbox.workers().await.iter().all(|worker| worker.state == "busy");
+        eventually("the call runs", Duration::from_secs(10), busy).await;
+        for (name, needle) in [(Signal::SIGTERM, "a second signal cuts off"), (Signal::SIGINT, "cutting off")]
+        {
+            signal(sandbox.pid(), name);
+            let logged = async || sandbox.log().contains(needle);
+            eventually(needle, Duration::from_secs(5), logged).await;
+        }
+    });
+    assert_ne!(call.status.code(), Some(0));
+    // Long before the ten seconds that the first signal alone would have given the call.
+    assert_eq!(sandbox.wait(Duration::from_secs(5)).await, Some(0));
+}
+
+#[tokio::test]
+async fn a_python_without_the_package_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = tokio::process::Command::new(snakepit_tests::python())
+        .args(["-m", "venv", "--without-pip"])
+        .arg(dir.path())
+        .status();
+    assert!(made.await.unwrap().success());
+    let bare = dir.path().join("bin/python");
+    let failure = Sandbox::adapter(SHOWCASE, 1).python(&bare).try_start().await.unwrap_err();
+    assert_eq!(failure.code, Some(5), "{}", failure.stderr);
+    let shown = bare.display();
+    for needle in [&format!("Python `{shown}`, chosen by --python"), &format!("`{shown} -m pip install ")] {
+        assert!(failure.line().contains(needle), "no {needle:?} in {}", failure.line());
+    }
 }
 
 #[tokio::test]
@@ -192,4 +278,7 @@ async fn the_stream_of_a_failing_tool_ends_with_its_error() {
     assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 2);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().contains("midway"));
+    // With the log that the help names for it.
+    let logged = async || sandbox.log().contains("call failed");
+    eventually("the failure is logged", Duration::from_secs(5), logged).await;
 }

@@ -9,8 +9,19 @@ use crate::shell::{output, program, root};
 /// Files longer than this want a seam.
 const MAX_LINES: usize = 500;
 
+/// Code on pages, with the file that it is taken from: which block of which language, counted from 0.
+const EXAMPLES: [(&str, &str, usize, &str); 6] = [
+    ("README.md", "rust", 0, "snakepit-server/examples/embed.rs"),
+    ("README.md", "python", 0, "tests/adapters/shop.py"),
+    ("README.md", "rust", 1, "tests/tests/shop.rs"),
+    ("docs/clients.md", "python", 0, "tests/clients/client.py"),
+    ("snakepit-python/README.md", "python", 0, "tests/adapters/shop.py"),
+    ("snakepit-python/README.md", "python", 1, "snakepit-python/tests/test_readme.py"),
+];
+
 pub(crate) fn run() -> Result<()> {
-    let tracked = output(program("git").args(["ls-files", "--cached", "--others", "--exclude-standard"]))?;
+    // What is not tracked is not the project's: somebody's own files in the checkout break no rule.
+    let tracked = output(program("git").args(["ls-files", "--cached"]))?;
     let mut wrong = Vec::new();
     for path in tracked.lines() {
         let Ok(text) = fs::read_to_string(root().join(path)) else { continue };
@@ -22,11 +33,12 @@ pub(crate) fn run() -> Result<()> {
             wrong.push(format!("docs/adr/README.md: does not list {record}"));
         }
     }
-    let (readme, example) = ("README.md", "snakepit-server/examples/embed.rs");
-    let text =
-        |path: &str| fs::read_to_string(root().join(path)).with_context(|| format!("cannot read {path}"));
-    if let Some(problem) = strays_from(&text(readme)?, &text(example)?) {
-        wrong.push(format!("{readme}: its Rust code is not that of {example}: {problem}"));
+    for (page, language, index, source) in EXAMPLES {
+        let text =
+            |path: &str| fs::read_to_string(root().join(path)).with_context(|| format!("cannot read {path}"));
+        if let Some(problem) = strays_from(&text(page)?, language, index, &text(source)?) {
+            wrong.push(format!("{page}: its {language} code is not that of {source}: {problem}"));
+        }
     }
     if !wrong.is_empty() {
         bail!("{}", wrong.join("\n"));
@@ -74,17 +86,19 @@ fn makes_a_status(line: &str) -> bool {
     })
 }
 
-/// How the first Rust block of a page strays from the example it is taken from: each of its lines must be one of the
-/// example's, in the same order. Indentation does not count, nor does what is printed.
-fn strays_from(page: &str, example: &str) -> Option<String> {
+/// How a block of a page strays from the file it is taken from: each of its lines must be one of the file's, in the same
+/// order. Indentation does not count, nor does what is printed by Rust.
+fn strays_from(page: &str, language: &str, index: usize, source: &str) -> Option<String> {
     let code = |text: &str| {
         let lines = text.lines().map(|line| line.trim().to_owned());
         lines.filter(|line| !line.is_empty() && !line.starts_with("println!")).collect::<Vec<_>>()
     };
-    let Some((_, rest)) = page.split_once("```rust\n") else { return Some("there is none".to_owned()) };
+    let Some(rest) = page.split(&format!("```{language}\n")).nth(index + 1) else {
+        return Some(format!("there is no block {index}"));
+    };
     let block = rest.split_once("```").map_or(rest, |(block, _)| block);
-    let mut example = code(example).into_iter();
-    code(block).into_iter().find(|line| !example.any(|other| other == *line)).map(|line| format!("`{line}`"))
+    let mut source = code(source).into_iter();
+    code(block).into_iter().find(|line| !source.any(|other| other == *line)).map(|line| format!("`{line}`"))
 }
 
 #[cfg(test)]
@@ -95,10 +109,13 @@ mod tests {
     fn code_on_a_page_is_that_of_the_example() {
         let example = "fn main() {\n    one();\n    println!(\"1\");\n    two();\n}\n";
         let page = |block: &str| format!("# Page\n\n```rust\n{block}```\n\nthree();\n");
-        assert_eq!(strays_from(&page("one();\n\ntwo();\nprintln!();\n"), example), None);
-        assert_eq!(strays_from(&page("one();\nthree();\n"), example), Some("`three();`".to_owned()));
-        assert_eq!(strays_from(&page("two();\none();\n"), example), Some("`one();`".to_owned()));
-        assert!(strays_from("# Page\n", example).is_some());
+        let strays = |page: &str, index| strays_from(page, "rust", index, example);
+        assert_eq!(strays(&page("one();\n\ntwo();\nprintln!();\n"), 0), None);
+        assert_eq!(strays(&page("one();\nthree();\n"), 0), Some("`three();`".to_owned()));
+        assert_eq!(strays(&page("two();\none();\n"), 0), Some("`one();`".to_owned()));
+        let second = format!("{}{}", page("one();\n"), page("four();\n"));
+        assert_eq!((strays(&second, 0), strays(&second, 1)), (None, Some("`four();`".to_owned())));
+        assert!(strays(&second, 2).is_some() && strays("# Page\n", 0).is_some());
     }
 
     #[test]

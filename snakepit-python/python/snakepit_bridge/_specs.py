@@ -115,6 +115,9 @@ def type_name(annotation: Any) -> str:
         return type_name(typing.get_args(annotation)[0])
     if origin in (typing.Union, types.UnionType):
         return "any"
+    if origin is typing.Literal:
+        names = {type_name(type(value)) for value in typing.get_args(annotation)}
+        return names.pop() if len(names) == 1 else "any"
     if origin is not None:
         return type_name(origin)
     if isinstance(annotation, type):
@@ -123,6 +126,17 @@ def type_name(annotation: Any) -> str:
         if typing.is_typeddict(annotation):
             return "map"
     return "any"
+
+
+def _parameter_type(annotation: Any, default: Any) -> str:
+    """Name the wire type of a parameter. ``X | None = None`` is an X: the host takes null where that is the default."""
+    if annotation is inspect.Parameter.empty:
+        return "any"
+    if default is None and typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        members = [member for member in typing.get_args(annotation) if member is not type(None)]
+        if len(members) == 1:
+            return type_name(members[0])
+    return type_name(annotation)
 
 
 def _parameters(function: Callable[..., Any], docs: dict[str, str], *, bound: bool) -> tuple[list[ParameterSpec], bool]:
@@ -145,7 +159,7 @@ def _parameters(function: Callable[..., Any], docs: dict[str, str], *, bound: bo
             parameters.append(
                 ParameterSpec(
                     name=parameter.name,
-                    type="any" if annotation is parameter.empty else type_name(annotation),
+                    type=_parameter_type(annotation, parameter.default),
                     description=docs.get(parameter.name, ""),
                     required=required,
                     default=None if required else parameter.default,

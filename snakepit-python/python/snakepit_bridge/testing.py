@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from snakepit_bridge import _native
+from snakepit_bridge import _arguments, _native
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._plan import init_process, plan_of
 from snakepit_bridge.chunks import StreamChunk
-from snakepit_bridge.errors import HostToolError, NotFoundError, ToolFailed
+from snakepit_bridge.errors import HostToolError, NotFoundError, SnakepitError, ToolFailed
 from snakepit_bridge.session_context import SessionContext
 
 if TYPE_CHECKING:
@@ -23,25 +23,57 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from snakepit_bridge._call import CallLike, PendingLike
+    from snakepit_bridge._plan import ToolPlan
 
 __all__ = ["ToolFailed", "ToolTester", "call_tool", "stream_tool"]
 
 
-def call_tool(adapter: type, name: str, /, **arguments: Any) -> Any:
+def call_tool(
+    adapter: type,
+    name: str,
+    arguments: Mapping[str, Any] | None = None,
+    /,
+    *,
+    session_id: str = "test",
+    host_tools: Mapping[str, Callable[..., Any]] | None = None,
+    **more: Any,
+) -> Any:
     """Call a tool and return its result.
+
+    Args:
+        adapter: The adapter class.
+        name: The tool.
+        arguments: The tool's arguments, of any name. Most can be given as keywords instead.
+        session_id: The session that the call belongs to; empty for none.
+        host_tools: Functions that stand in for the host's tools, by name.
+        more: Further arguments of the tool.
 
     Raises:
         ToolFailed: It raised, or its result has no wire form.
         NotFoundError: The adapter has no such tool.
+        InvalidArgumentError: A host would refuse the arguments.
     """
-    with ToolTester(adapter) as tester:
-        return tester.call(name, **arguments)
+    with ToolTester(adapter, session_id=session_id, host_tools=host_tools) as tester:
+        return tester.call(name, arguments, **more)
 
 
-def stream_tool(adapter: type, name: str, /, **arguments: Any) -> list[Any]:
-    """Call a tool for a stream and return the values of all its chunks. Raises what :func:`call_tool` does."""
-    with ToolTester(adapter) as tester:
-        return [chunk.data for chunk in tester.stream(name, **arguments)]
+def stream_tool(
+    adapter: type,
+    name: str,
+    arguments: Mapping[str, Any] | None = None,
+    /,
+    *,
+    limit: int | None = None,
+    session_id: str = "test",
+    host_tools: Mapping[str, Callable[..., Any]] | None = None,
+    **more: Any,
+) -> list[Any]:
+    """Call a tool for a stream and return the values of its chunks, all at once: give a ``limit`` if it may not end.
+
+    Takes and raises what :func:`call_tool` does, and ``limit``: after how many chunks to hang up, as a client may.
+    """
+    with ToolTester(adapter, session_id=session_id, host_tools=host_tools) as tester:
+        return [chunk.data for chunk in tester.stream(name, arguments, limit=limit, **more)]
 
 
 class ToolTester:
@@ -62,6 +94,9 @@ class ToolTester:
         host_tools: Mapping[str, Callable[..., Any]] | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
+        if not isinstance(adapter, type):
+            kind = type(adapter).__qualname__
+            raise TypeError(f"adapter is an object of class `{kind}`; pass the class: each call makes its own object")
         #: The session's programs, as content and content type.
         self.programs: dict[str, tuple[bytes, str]] = {}
         self._session_id = session_id
@@ -69,20 +104,29 @@ class ToolTester:
         self._metadata = dict(metadata or {})
         self._loop = EventLoop()
         plan = dataclasses.replace(plan_of(adapter, self._loop), context=self._context)
+        self._tools = {tool.spec["name"]: tool for tool in plan.tools}
+        self._dynamic = plan.is_dynamic
         self._runner = _native.LocalRunner(plan, "worker-under-test")
         init_process(adapter, self._loop)
 
-    def call(self, name: str, /, **arguments: Any) -> Any:
-        """Call a tool and return its result."""
+    def call(self, name: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> Any:
+        """Call a tool and return its result. Its arguments come as a mapping, as keywords, or as both."""
+        arguments = {**(arguments or {}), **more}
+        tool = self._checked(name, arguments)
+        if tool is not None and tool.generates:
+            raise SnakepitError(f"tool `{name}` streams its results; call it with `stream_tool` or `ToolTester.stream`")
         return self._runner.call(name, arguments, self._session_id)
 
-    def stream(self, name: str, /, *, limit: int | None = None, **arguments: Any) -> list[StreamChunk]:
+    def stream(
+        self, name: str, arguments: Mapping[str, Any] | None = None, /, *, limit: int | None = None, **more: Any
+    ) -> list[StreamChunk]:
         """Call a tool for a stream and return its chunks.
 
         Args:
             name: The tool.
-            limit: After how many chunks to hang up, as a client may.
             arguments: The tool's arguments.
+            limit: After how many chunks to hang up, as a client may. Tools that stream for ever need one.
+            more: Further arguments of the tool.
         """
         chunks: list[StreamChunk] = []
 
@@ -90,8 +134,23 @@ class ToolTester:
             chunks.append(StreamChunk(_native.from_json(data), metadata=metadata))
             return limit is None or len(chunks) < limit
 
-        self._runner.stream(name, arguments, self._session_id, receive)
+        arguments = {**(arguments or {}), **more}
+        tool = self._checked(name, arguments)
+        own = tool is not None and any(parameter["name"] == "limit" for parameter in tool.spec["parameters"])
+        if own and limit is not None and "limit" not in arguments:
+            raise TypeError(f"tool `{name}` has a parameter `limit` of its own; give that one as {{'limit': ..}}")
+        if limit is None or limit > 0:
+            self._runner.stream(name, arguments, self._session_id, receive)
         return chunks
+
+    def _checked(self, name: str, arguments: Mapping[str, Any]) -> ToolPlan | None:
+        """Refuse what a host refuses. ``None`` for a tool that only ``execute_tool`` may know."""
+        tool = self._tools.get(name)
+        if tool is not None:
+            _arguments.check(tool.spec, arguments)
+        elif not self._dynamic:
+            raise NotFoundError(f"tool `{name}` not found{_arguments.did_you_mean(name, self._tools, '; {}')}")
+        return tool
 
     def close(self) -> None:
         """Close the event loop."""
@@ -147,7 +206,8 @@ class _LocalCall:
 
     def call_host_tool(self, name: str, arguments: dict[str, Any]) -> Any:
         if name not in self._host_tools:
-            raise NotFoundError(f"tool `{name}` not found")
+            hint = _arguments.did_you_mean(name, self._host_tools, "; {}")
+            raise NotFoundError(f"tool `{name}` not found{hint}; give the test `host_tools`")
         try:
             result = self._host_tools[name](**{key: _over_the_wire(value) for key, value in arguments.items()})
         except Exception as error:

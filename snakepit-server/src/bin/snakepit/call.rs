@@ -9,12 +9,36 @@ use tonic::Request;
 use crate::{
     Failure,
     client::{Server, refused},
-    exit,
+    duration, exit,
     output::print_json,
 };
 
+/// The server's reason for refusing the way a tool is called.
+const UNSUPPORTED: &str = "UNSUPPORTED";
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// Print an object with the result, the worker and the tool's own time instead of the bare result.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    call: Call,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct StreamArgs {
+    /// Print each chunk as an object with its id, data and metadata instead of the bare data.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    call: Call,
+}
+
+/// What both commands take.
+#[derive(Debug, clap::Args)]
+struct Call {
     /// The tool's name; `snakepit tools` lists them.
     tool: String,
 
@@ -26,19 +50,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ID")]
     session: Option<String>,
 
-    /// How long the call may take, queueing included.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    /// How long the call may take, queueing included: 700ms, 0.7s, 2m [default: the server's].
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     timeout: Option<Duration>,
-
-    /// Print an object with the result, the worker and the tool's own time instead of the bare result.
-    #[arg(long)]
-    json: bool,
 
     #[command(flatten)]
     server: Server,
 }
 
-impl Args {
+impl Call {
     fn request(&self) -> Result<Request<pb::ExecuteToolRequest>, Failure> {
         let arguments: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&self.args).map_err(|e| {
             Failure::new(
@@ -76,19 +96,30 @@ fn any(json: &RawValue) -> pb::Any {
     value::encode(value::TypedValue { type_name, json: text.to_owned().into(), binary: None }).0
 }
 
-pub(crate) async fn unary(args: Args) -> Result<(), Failure> {
-    let request = args.request()?;
-    let mut client = args.server.connect().await?;
-    args.open_session(&mut client).await?;
-    let response = client.execute_tool(request).await.map_err(refused)?;
+pub(crate) async fn unary(Args { json, call }: Args) -> Result<(), Failure> {
+    let request = call.request()?;
+    let mut client = call.server.connect().await?;
+    call.open_session(&mut client).await?;
+    let response = client.execute_tool(request).await.map_err(|status| {
+        let failure = refused(status);
+        // The server says so in the words of the protocol, and of a unary call only if the tool streams.
+        match failure.code.as_str() {
+            UNSUPPORTED => Failure::new(
+                exit::REFUSED,
+                format!("tool `{0}` streams its results; use `snakepit stream {0}`", call.tool),
+            )
+            .code(UNSUPPORTED),
+            _ => failure,
+        }
+    })?;
     let worker =
         response.metadata().get(headers::WORKER_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
     let response = response.into_inner();
     if !response.success {
-        return Err(tool_failed(&args.tool, response));
+        return Err(tool_failed(&call.tool, response));
     }
     let result = readable(response.result.unwrap_or_default(), response.binary_result)?;
-    if args.json {
+    if json {
         print_json(&serde_json::json!({
             "result": result,
             "worker": worker,
@@ -99,10 +130,10 @@ pub(crate) async fn unary(args: Args) -> Result<(), Failure> {
     }
 }
 
-pub(crate) async fn stream(args: Args) -> Result<(), Failure> {
-    let request = args.request()?;
-    let mut client = args.server.connect().await?;
-    args.open_session(&mut client).await?;
+pub(crate) async fn stream(StreamArgs { json, call }: StreamArgs) -> Result<(), Failure> {
+    let request = call.request()?;
+    let mut client = call.server.connect().await?;
+    call.open_session(&mut client).await?;
     let mut chunks = client.execute_streaming_tool(request).await.map_err(refused)?.into_inner();
     while let Some(chunk) = chunks.message().await.map_err(refused)? {
         if chunk.is_final && chunk.data.is_empty() {
@@ -111,7 +142,7 @@ pub(crate) async fn stream(args: Args) -> Result<(), Failure> {
         let data: Box<RawValue> = serde_json::from_slice(&chunk.data).map_err(|e| {
             Failure::new(exit::REFUSED, format!("chunk `{}` is not JSON: {e}", chunk.chunk_id))
         })?;
-        if args.json {
+        if json {
             print_json(&serde_json::json!({
                 "chunk_id": chunk.chunk_id,
                 "data": data,
@@ -126,12 +157,8 @@ pub(crate) async fn stream(args: Args) -> Result<(), Failure> {
 
 fn tool_failed(tool: &str, response: pb::ExecuteToolResponse) -> Failure {
     let traceback = response.failure.map(|failure| failure.traceback).unwrap_or_default();
-    let mut message = format!("tool `{tool}` failed: {}", response.error_message);
-    if !traceback.is_empty() {
-        message.push('\n');
-        message.push_str(traceback.trim_end());
-    }
-    Failure::new(exit::TOOL_FAILED, message)
+    Failure::new(exit::TOOL_FAILED, format!("tool `{tool}` failed: {}", response.error_message))
+        .traceback(traceback)
 }
 
 /// The result as JSON; a buffer is shown as base64 beside its metadata.

@@ -1,6 +1,6 @@
 //! Connecting to a server, and turning its refusals into one line.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use snakepit_proto::{
     MAX_MESSAGE_BYTES,
@@ -11,15 +11,17 @@ use tonic::{
     Code, Status,
     transport::{Channel, Endpoint},
 };
+use tonic_types::StatusExt;
 
 use crate::{Failure, exit};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Server {
-    /// The server to talk to.
+    /// The server to talk to; `http://` may be left out.
     #[arg(
         long,
         value_name = "URL",
+        value_parser = server_url,
         default_value = "http://127.0.0.1:50051",
         env = "SNAKEPIT_SERVER",
         hide_env_values = true
@@ -30,9 +32,8 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) async fn connect(&self) -> Result<BridgeServiceClient<Channel>, Failure> {
         let address = &self.server;
-        let endpoint = Endpoint::from_shared(address.clone()).map_err(|_| {
-            Failure::new(exit::USAGE, format!("`{address}` is no URL; it looks like http://127.0.0.1:50051"))
-        })?;
+        let endpoint = Endpoint::from_shared(address.clone())
+            .map_err(|_| Failure::new(exit::USAGE, format!("`{address}` is no URL")))?;
         let channel = endpoint.connect_timeout(Duration::from_secs(5)).tcp_nodelay(true).connect().await.map_err(|e| {
             let reason = root_cause(&e);
             Failure::new(
@@ -46,18 +47,82 @@ impl Server {
     }
 }
 
-/// A refusal as one line: the server's message, then the code's name.
+/// A status as one line: the server's message, then the code's name.
 #[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
 pub(crate) fn refused(status: Status) -> Failure {
     if caused_by::<tonic::TimeoutExpired>(&status) {
         // The server was not even in time to say so.
         let problem =
             "the deadline passed before the server answered; raise --timeout, or see `snakepit workers`";
-        return Failure::new(exit::REFUSED, problem);
+        return Failure::new(exit::REFUSED, problem).code("DEADLINE_EXCEEDED");
     }
-    let code = match status.code() {
-        Code::Internal if failure_of(&status).is_some() => exit::TOOL_FAILED,
-        _ => exit::REFUSED,
+    // A status that the server sent has no cause.
+    if let Some(cause) = status.source() {
+        let problem = format!(
+            "the connection to the server was lost before the call ended: {}; the call may have run",
+            root_cause(cause)
+        );
+        return Failure::new(exit::UNREACHABLE, problem).code("CONNECTION_LOST");
+    }
+    if let Some(failure) = failure_of(&status) {
+        return Failure::new(exit::TOOL_FAILED, status.message()).traceback(failure.traceback);
+    }
+    let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
+    let mut message = format!("{} ({:?})", status.message(), status.code());
+    if reason.as_deref() == Some("TOOL_NOT_FOUND") && !message.contains("did you mean") {
+        message.push_str("; see `snakepit tools`");
+    }
+    Failure::new(exit::REFUSED, message).code(reason.unwrap_or_else(|| code_name(status.code())))
+}
+
+/// The canonical name of a code: `NOT_FOUND`.
+fn code_name(code: Code) -> String {
+    let mut name = String::new();
+    for c in format!("{code:?}").chars() {
+        if c.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(c.to_ascii_uppercase());
+    }
+    name
+}
+
+/// Checks the form of a server's address; `http://` may be left out.
+fn server_url(value: &str) -> Result<String, String> {
+    const FORM: &str = "it looks like http://127.0.0.1:50051 or localhost:50051";
+    let url = match value.split_once("://") {
+        Some(("http", _)) => value.to_owned(),
+        Some(("https", _)) => {
+            return Err(
+                "servers speak no TLS; use http://, through a tunnel if the network is not trusted".into()
+            );
+        }
+        Some((scheme, _)) => return Err(format!("`{scheme}` is no scheme of a server; {FORM}")),
+        None if crate::serve::host_and_port(value).is_ok() => format!("http://{value}"),
+        None => return Err(FORM.to_owned()),
     };
-    Failure::new(code, format!("{} ({:?})", status.message(), status.code()))
+    Endpoint::from_shared(url.clone()).map_err(|_| FORM.to_owned())?;
+    Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_named_with_or_without_its_scheme() {
+        assert_eq!(server_url("http://10.0.0.1:1").as_deref(), Ok("http://10.0.0.1:1"));
+        assert_eq!(server_url("localhost:50051").as_deref(), Ok("http://localhost:50051"));
+        assert_eq!(server_url("[::1]:50051").as_deref(), Ok("http://[::1]:50051"));
+        assert!(server_url("https://localhost:50051").unwrap_err().contains("TLS"));
+        for bad in ["localhost", "", "ftp://localhost:1", "http://", "http://a b:1", "unix:/tmp/s"] {
+            assert!(server_url(bad).unwrap_err().contains("localhost:50051"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn codes_have_their_canonical_names() {
+        assert_eq!(code_name(Code::NotFound), "NOT_FOUND");
+        assert_eq!(code_name(Code::Ok), "OK");
+    }
 }

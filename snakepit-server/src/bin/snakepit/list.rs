@@ -16,7 +16,7 @@ use crate::{
 pub(crate) struct Args {
     /// Print one JSON object a line instead of a table.
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 
     #[command(flatten)]
     server: Server,
@@ -39,7 +39,10 @@ pub(crate) async fn tools(args: Args) -> Result<(), Failure> {
     let tools = args.server.connect().await?.list_tools(pb::ListToolsRequest {}).await.map_err(refused)?;
     let rows = tools.into_inner().tools.into_iter().map(|tool| {
         let spec = tool.spec.unwrap_or_default();
-        let parameters: Vec<_> = spec.parameters.iter().map(parameter).collect();
+        // The registry's own flag for tools that take nothing but their parameters.
+        let takes_others = spec.metadata.get("snakepit.closed").is_none_or(|closed| closed != "true");
+        let others = takes_others.then(|| "**".to_owned());
+        let parameters: Vec<_> = spec.parameters.iter().map(parameter).chain(others).collect();
         let description = spec.description.lines().next().unwrap_or_default().to_owned();
         let kind = if spec.supports_streaming { "stream" } else { "call" };
         let object = json!({
@@ -53,6 +56,7 @@ pub(crate) async fn tools(args: Args) -> Result<(), Failure> {
                 "required": p.required,
                 "description": p.description,
             })).collect::<Vec<_>>(),
+            "takes_others": takes_others,
         });
         (vec![spec.name, kind.to_owned(), tool.provider, parameters.join(", "), description], object)
     });

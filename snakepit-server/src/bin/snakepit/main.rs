@@ -3,22 +3,31 @@
 
 mod call;
 mod client;
+mod duration;
 mod list;
 mod output;
 mod serve;
 
-use std::process::ExitCode;
+use std::{fmt, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 success, 1 the tool failed, 2 wrong usage, 3 the call was refused, timed out or lost its worker,
+4 the server cannot be reached or went away, 5 the server cannot start.";
+
+/// For the commands that talk to a server.
+const CLIENT_HELP: &str = "\
+Exit codes: 0 success, 1 the tool failed, 2 wrong usage, 3 the call was refused, timed out or lost its worker,
+4 the server cannot be reached or went away. With --json, an error is one JSON object on stderr with `code`,
+`message`, and `traceback` where there is one.";
 
 /// Run Python tools in a pool of worker processes, and call them.
 ///
 /// `snakepit serve` is the daemon; the other commands talk to it.
 #[derive(Debug, Parser)]
 #[command(name = "snakepit", version, propagate_version = true, arg_required_else_help = true)]
-#[command(after_help = "\
-Exit codes: 0 success, 1 the tool failed, 2 wrong usage, 3 the server refused, 4 the server cannot be reached,
-5 the server cannot start.")]
+#[command(after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -27,24 +36,46 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the daemon: a pool of workers behind gRPC.
+    #[command(after_help = serve::HELP)]
     Serve(serve::Args),
     /// Call a tool and print its result as JSON.
+    #[command(after_help = CLIENT_HELP)]
     Call(call::Args),
     /// Call a tool and print its chunks as JSON, one line each.
-    Stream(call::Args),
+    #[command(after_help = CLIENT_HELP)]
+    Stream(call::StreamArgs),
     /// List the tools that can be called.
+    #[command(after_help = CLIENT_HELP)]
     Tools(list::Args),
     /// List the workers.
+    #[command(after_help = CLIENT_HELP)]
     Workers(list::Args),
     /// List the sessions.
+    #[command(after_help = CLIENT_HELP)]
     Sessions(list::Args),
 }
 
-/// A failure for the user to read: one clear line, and an exit code for scripts.
+impl Command {
+    /// Whether the user asked for JSON, in which errors are told then too.
+    const fn json(&self) -> bool {
+        match self {
+            Self::Serve(_) => false,
+            Self::Call(args) => args.json,
+            Self::Stream(args) => args.json,
+            Self::Tools(args) | Self::Workers(args) | Self::Sessions(args) => args.json,
+        }
+    }
+}
+
+/// A failure for the user to read: one clear line, the tool's traceback if there is one, and an exit code for scripts.
 #[derive(Debug)]
 struct Failure {
-    code: u8,
+    exit: u8,
+    /// What kind of failure, for scripts: the reasons of the server's status table, or what `new` says.
+    code: String,
     message: String,
+    /// Empty when there is none.
+    traceback: String,
 }
 
 /// The exit codes, by who is at fault.
@@ -57,13 +88,49 @@ mod exit {
 }
 
 impl Failure {
-    fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+    fn new(exit: u8, message: impl Into<String>) -> Self {
+        let code = match exit {
+            exit::TOOL_FAILED => "TOOL_FAILED",
+            exit::USAGE => "USAGE",
+            exit::UNREACHABLE => "UNREACHABLE",
+            exit::CANNOT_START => "CANNOT_START",
+            _ => "REFUSED",
+        };
+        Self { exit, code: code.to_owned(), message: message.into(), traceback: String::new() }
+    }
+
+    fn code(mut self, code: impl Into<String>) -> Self {
+        self.code = code.into();
+        self
+    }
+
+    fn traceback(mut self, traceback: impl Into<String>) -> Self {
+        self.traceback = traceback.into();
+        self
+    }
+
+    fn as_json(&self) -> serde_json::Value {
+        let mut object = serde_json::json!({"code": self.code, "message": self.message});
+        if !self.traceback.is_empty() {
+            object["traceback"] = self.traceback.as_str().into();
+        }
+        object
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "snakepit: {}", self.message)?;
+        match self.traceback.trim_end() {
+            "" => Ok(()),
+            traceback => write!(f, "\n{traceback}"),
+        }
     }
 }
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
+    let json = command.json();
     let result = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Err(error) => {
             Err(Failure::new(exit::CANNOT_START, format!("cannot start the async runtime: {error}")))
@@ -73,8 +140,12 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("snakepit: {}", failure.message);
-            ExitCode::from(failure.code)
+            if json {
+                eprintln!("{}", failure.as_json());
+            } else {
+                eprintln!("{failure}");
+            }
+            ExitCode::from(failure.exit)
         }
     }
 }

@@ -10,7 +10,15 @@ use snakepit_server::{Error, Snakepit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use crate::{Failure, exit};
+use crate::{Failure, duration, exit};
+
+pub(crate) const HELP: &str = "\
+Durations are 700ms, 0.7s, 2m. Workers inherit the environment: PYTHONPATH leads to adapters that are not installed.
+
+SNAKEPIT_LOG says what is logged to stderr: `info` by default, `info,snakepit=debug` for every call and every failure of a
+tool or a deadline, which are the caller's to see and so not logged otherwise.
+
+Exit codes: 0 stopped by a signal, 2 wrong usage, 5 cannot start.";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -51,19 +59,20 @@ pub(crate) struct Args {
     queue_limit: usize,
 
     /// The deadline of calls that name none.
-    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration::parse)]
     default_timeout: Duration,
 
     /// How long a worker may take to get ready.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     start_timeout: Option<Duration>,
 
     /// Make each call to a worker an RPC of its own instead of sharing one stream: slower, for finding faults.
     #[arg(long)]
     no_multiplex: bool,
 
-    /// How long calls in flight may take to finish after SIGTERM.
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    /// How long calls in flight may take to finish after SIGTERM or SIGINT; workers get up to 2 s more to stop. A second
+    /// signal cuts the calls off.
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration::parse)]
     drain: Duration,
 
     /// The directory for sockets and the ledger of worker processes [default: below $XDG_RUNTIME_DIR, else /tmp].
@@ -130,10 +139,13 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     announce(&snakepit);
 
     let name = signalled().await;
-    tracing::info!(signal = name, "draining; a second signal stops at once");
+    tracing::info!(signal = name, drain = ?args.drain, "draining; a second signal cuts off calls in flight");
     tokio::select! {
         () = snakepit.shutdown_within(args.drain) => {}
-        _ = signalled() => snakepit.shutdown_within(Duration::ZERO).await,
+        name = signalled() => {
+            tracing::warn!(signal = name, "cutting off calls in flight and stopping the workers");
+            snakepit.shutdown_within(Duration::ZERO).await;
+        }
     }
     Ok(())
 }
@@ -155,7 +167,7 @@ fn log_filter() -> Result<EnvFilter, Failure> {
 }
 
 /// Checks the form of an address; whether its name means something shows when it is resolved.
-fn host_and_port(value: &str) -> Result<String, String> {
+pub(crate) fn host_and_port(value: &str) -> Result<String, String> {
     let form = "it takes the form HOST:PORT, such as 127.0.0.1:50051, localhost:0 or [::1]:50051";
     let (host, port) = value.rsplit_once(':').ok_or(form)?;
     let bracketed = host.starts_with('[') && host.ends_with(']');

@@ -1,0 +1,79 @@
+"""Checking the arguments of a call against a tool's spec, as the host does, in the words of `check.rs` there."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+from snakepit_bridge import _native
+from snakepit_bridge.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from snakepit_bridge._specs import ParameterSpec, ToolSpec
+
+_TEXT = frozenset({"string", "choice", "module"})
+_ARRAY = frozenset({"list", "embedding", "tensor"})
+
+#: The types of values that a parameter of a type takes. Parameters of other types take anything.
+_TAKES: dict[str, frozenset[str]] = {
+    "boolean": frozenset({"boolean"}),
+    "bytes": frozenset({"bytes"}),
+    "float": frozenset({"float", "integer"}),
+    "integer": frozenset({"integer"}),
+    "list": _ARRAY,
+    "map": frozenset({"map"}),
+    "null": frozenset({"null"}),
+    "string": _TEXT,
+    "tensor": _ARRAY,
+}
+
+
+def check(spec: ToolSpec, arguments: Mapping[str, Any]) -> None:
+    """Check that all required arguments are there, that each has its type, and that there are no others.
+
+    Raises:
+        InvalidArgumentError: The host would refuse the call.
+    """
+    tool = spec["name"]
+    for parameter in spec["parameters"]:
+        name = parameter["name"]
+        if name in arguments:
+            got = _native.encode(arguments[name], f"argument `{name}` of tool `{tool}`")[0]
+            if not _fits(parameter, got):
+                raise _invalid(spec, name, f"is {_article(got)} {got}, expected {parameter['type']}")
+        elif parameter["required"]:
+            raise _invalid(spec, name, f"is missing; the tool takes {_signature(spec)}")
+    if spec["closed"]:
+        names = [parameter["name"] for parameter in spec["parameters"]]
+        for name in arguments:
+            if name not in names:
+                hint = did_you_mean(name, names, " ({})")
+                raise _invalid(spec, name, f"is unknown{hint}; the tool takes {_signature(spec)}")
+
+
+def did_you_mean(name: str, names: Iterable[str], form: str) -> str:
+    """Suggest the name most like this one, if any is like it at all."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return form.format(f"did you mean `{near[0]}`?") if near else ""
+
+
+def _fits(parameter: ParameterSpec, got: str) -> bool:
+    if got == "null" and not parameter["required"] and parameter["default"] is None:
+        return True
+    takes = _TAKES.get(parameter["type"])
+    return takes is None or got in takes
+
+
+def _signature(spec: ToolSpec) -> str:
+    described = [f"{p['name']} ({p['type']}{'' if p['required'] else ', optional'})" for p in spec["parameters"]]
+    return ", ".join(described) or "no arguments"
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def _invalid(spec: ToolSpec, argument: str, problem: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"argument `{argument}` of tool `{spec['name']}` {problem}")
