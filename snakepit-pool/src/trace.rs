@@ -1,16 +1,19 @@
 //! One span per call, which lives until the answer is complete: for a stream, until its end.
+//!
+//! At the level of debug, because a span costs more than all the rest that the host does for a short call.
 
 #[cfg(test)]
 mod tests;
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use futures_core::Stream;
 use pin_project_lite::pin_project;
-use snakepit_registry::{Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{CallId, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply};
 use tower::{Layer, Service};
 use tracing::{Span, field};
 
@@ -47,7 +50,7 @@ where
     }
 
     fn call(&mut self, call: ToolCall) -> Self::Future {
-        let span = tracing::info_span!(
+        let span = tracing::debug_span!(
             "tool_call",
             tool = %call.tool,
             call = %call.id,
@@ -56,8 +59,9 @@ where
             worker = field::Empty,
             outcome = field::Empty,
         );
+        let subject = Subject { tool: Arc::clone(&call.tool), call: call.id };
         let inner = span.in_scope(|| self.inner.call(call));
-        ResponseFuture { inner, span }
+        ResponseFuture { inner, span, subject }
     }
 }
 
@@ -68,7 +72,15 @@ pin_project! {
         #[pin]
         inner: F,
         span: Span,
+        subject: Subject,
     }
+}
+
+/// What a failure is about: told with it, because the span is there only where somebody asked for the level of detail.
+#[derive(Debug, Clone)]
+struct Subject {
+    tool: Arc<str>,
+    call: CallId,
 }
 
 impl<F: Future<Output = Result<ToolReply, ToolError>>> Future for ResponseFuture<F> {
@@ -79,12 +91,12 @@ impl<F: Future<Output = Result<ToolReply, ToolError>>> Future for ResponseFuture
         let _entered = this.span.enter();
         let mut result = ready!(this.inner.poll(cx));
         match &mut result {
-            Ok(ToolReply { body: ReplyBody::Value(_), .. }) => conclude(this.span, Ok(())),
+            Ok(ToolReply { body: ReplyBody::Value(_), .. }) => conclude(this.span, this.subject, Ok(())),
             Ok(ToolReply { body: ReplyBody::Stream(stream), .. }) => {
-                let span = this.span.clone();
-                wrap(stream, |inner| Traced { inner, span });
+                let (span, subject) = (this.span.clone(), this.subject.clone());
+                wrap(stream, |inner| Traced { inner, span, subject });
             }
-            Err(error) => conclude(this.span, Err(error)),
+            Err(error) => conclude(this.span, this.subject, Err(error)),
         }
         Poll::Ready(result)
     }
@@ -94,6 +106,7 @@ impl<F: Future<Output = Result<ToolReply, ToolError>>> Future for ResponseFuture
 struct Traced {
     inner: ChunkStream,
     span: Span,
+    subject: Subject,
 }
 
 impl Stream for Traced {
@@ -105,15 +118,15 @@ impl Stream for Traced {
         let item = ready!(this.inner.as_mut().poll_next(cx));
         match &item {
             Some(Ok(_)) => {}
-            Some(Err(error)) => conclude(&this.span, Err(error)),
-            None => conclude(&this.span, Ok(())),
+            Some(Err(error)) => conclude(&this.span, &this.subject, Err(error)),
+            None => conclude(&this.span, &this.subject, Ok(())),
         }
         Poll::Ready(item)
     }
 }
 
 /// Records the outcome; called inside the span. A lost worker is the host's trouble, any other failure the caller's.
-fn conclude(span: &Span, result: Result<(), &ToolError>) {
+fn conclude(span: &Span, Subject { tool, call }: &Subject, result: Result<(), &ToolError>) {
     match result {
         Ok(()) => {
             span.record("outcome", "ok");
@@ -121,7 +134,7 @@ fn conclude(span: &Span, result: Result<(), &ToolError>) {
         }
         Err(error @ (ToolError::WorkerLost { .. } | ToolError::Internal { .. })) => {
             span.record("outcome", field::display(error));
-            tracing::warn!(%error, "call failed");
+            tracing::warn!(%tool, %call, %error, "call failed");
         }
         Err(error) => {
             span.record("outcome", field::display(error));
