@@ -177,7 +177,7 @@ impl Caller {
     }
 }
 
-async fn connect(address: &str) -> Result<Channel, String> {
+pub(crate) async fn connect(address: &str) -> Result<Channel, String> {
     let text = |error: &dyn std::error::Error| {
         // tonic's own message is just "transport error".
         error.source().map_or_else(|| error.to_string(), ToString::to_string)

@@ -12,6 +12,7 @@
 //! lifeline work whatever a tool does. This crate knows nothing of pools and of the server.
 #![warn(missing_docs)]
 
+mod client;
 mod context;
 mod control;
 mod executor;
@@ -42,6 +43,7 @@ mod _native {
     use crate::value;
     #[pymodule_export]
     use crate::{
+        client::{CallWatch, HostCall, HostClient},
         context::{Call, PendingHostCall},
         executor::{ChunkSink, ChunkSpace},
         local::LocalRunner,

@@ -1,0 +1,183 @@
+"""Calling the tools of a host from a Python program that is no worker.
+
+>>> with Client("127.0.0.1:50051") as client:  # doctest: +SKIP
+...     client.call("add", a=1, b=2)
+3
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from snakepit_bridge import _native
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+__all__ = ["Client", "Session"]
+
+
+@dataclass(frozen=True)
+class _Options:
+    session_id: str = ""
+    timeout: float | None = None
+    idempotent: bool = False
+
+
+class _Caller:
+    """Calls of one connection, made in one way."""
+
+    def __init__(self, native: _native.HostClient, options: _Options) -> None:
+        self._native = native
+        self._options = options
+
+    def call(self, name: str, /, **arguments: Any) -> Any:
+        """Call a tool and wait for its result.
+
+        Raises:
+            ToolFailed: The tool raised.
+            NotFoundError: The host has no such tool, or the session is gone.
+            InvalidArgumentError: The arguments do not fit.
+            DeadlineExceededError: The time is up.
+            HostUnavailableError: The host is overloaded, has lost the worker, or cannot be reached.
+        """
+        return self._start(name, arguments, stream=False).result()
+
+    async def call_async(self, name: str, /, **arguments: Any) -> Any:
+        """Call a tool without blocking the event loop; cancelling it cancels the call. Raises as :meth:`call` does."""
+        call = self._start(name, arguments, stream=False)
+        await _readable(call)
+        return call.take_result()
+
+    def stream(self, name: str, /, **arguments: Any) -> Iterator[Any]:
+        """Call a tool for a stream of values; dropping it cancels the call. Raises what :meth:`call` does."""
+        call = self._start(name, arguments, stream=True)
+        return _Chunks(call)
+
+    async def stream_async(self, name: str, /, **arguments: Any) -> AsyncIterator[Any]:
+        """Call a tool for a stream of values without blocking the event loop."""
+        call = self._start(name, arguments, stream=True)
+        try:
+            while True:
+                await _readable(call)
+                try:
+                    chunk = call.take_chunk()
+                except StopIteration:
+                    return
+                yield chunk
+        finally:
+            call.cancel()
+
+    def _start(self, name: str, arguments: dict[str, Any], *, stream: bool) -> _native.HostCall:
+        options = self._options
+        return self._native.start(
+            name,
+            arguments,
+            session_id=options.session_id,
+            timeout=options.timeout,
+            idempotent=options.idempotent,
+            stream=stream,
+        )
+
+
+class Client(_Caller):
+    """A connection to a host; all calls share one stream. May be used from several threads at once.
+
+    Args:
+        address: ``host:port`` or ``unix:/path/to/socket``.
+        connect_timeout: Seconds that connecting may take.
+
+    Raises:
+        HostUnavailableError: The host cannot be reached.
+    """
+
+    def __init__(self, address: str, *, connect_timeout: float = 5.0) -> None:
+        super().__init__(_native.HostClient(address, connect_timeout), _Options())
+
+    def options(self, *, timeout: float | None = None, idempotent: bool = False) -> _Caller:
+        """Return a caller on this connection whose calls have these options.
+
+        Args:
+            timeout: Seconds that a call may take, queueing included; the host's default without it.
+            idempotent: Whether running a call twice does no harm, so that the host may retry it.
+        """
+        return _Caller(self._native, _Options(timeout=timeout, idempotent=idempotent))
+
+    def session(self, session_id: str) -> Session:
+        """Return the session of this id, creating it if need be."""
+        self._native.open_session(session_id)
+        return Session(self._native, _Options(session_id=session_id))
+
+    def close(self) -> None:
+        """Take no more calls; those that run go on."""
+        self._native.close()
+
+    def __enter__(self) -> Self:
+        """Return the client itself."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the client."""
+        self.close()
+
+
+class Session(_Caller):
+    """Calls in one session of a host: :meth:`Client.session`."""
+
+    @property
+    def session_id(self) -> str:
+        """The session's id."""
+        return self._options.session_id
+
+    def options(self, *, timeout: float | None = None, idempotent: bool = False) -> _Caller:
+        """Return a caller in this session whose calls have these options. See :meth:`Client.options`."""
+        return _Caller(self._native, _Options(self.session_id, timeout, idempotent))
+
+    def delete(self) -> None:
+        """End the session on the host, with all it holds."""
+        self._native.delete_session(self.session_id)
+
+
+class _Chunks:
+    """The values of a stream, as they come. Cancels the call when it is no longer wanted."""
+
+    def __init__(self, call: _native.HostCall) -> None:
+        self._call = call
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        return self._call.chunk()
+
+    def close(self) -> None:
+        """Cancel the call."""
+        self._call.cancel()
+
+    def __del__(self) -> None:
+        self._call.cancel()
+
+
+async def _readable(call: _native.HostCall) -> None:
+    """Wait until there is something to take; cancel the call when the wait is cancelled."""
+    watch = call.watch()
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(watch.fileno(), ready.set)
+    try:
+        await ready.wait()
+    except BaseException:
+        call.cancel()
+        raise
+    finally:
+        loop.remove_reader(watch.fileno())

@@ -1,0 +1,338 @@
+//! A client of a host, for programs that are no workers: calls as frames on one stream, driven by a thread of its own.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    os::{fd::AsRawFd, unix::net::UnixStream},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use pyo3::{
+    exceptions::{PyRuntimeError, PyStopIteration, PyValueError},
+    prelude::*,
+    types::PyDict,
+};
+use snakepit_proto::{
+    MAX_MESSAGE_BYTES,
+    mux::{Call, CallEnd, CallEvent, Multiplexer, STREAM_CREDIT, chunk_cost},
+    pb::{self, bridge_service_client::BridgeServiceClient},
+};
+use snakepit_worker::wire::{value_from_wire, value_to_wire};
+use tokio::{
+    runtime::Handle,
+    task::{JoinHandle, JoinSet},
+};
+use tonic::{Status, transport::Channel};
+
+use crate::{
+    host::{self, HostError, HostUnavailableError, SnakepitError, ToolFailed},
+    value,
+};
+
+/// How often a wait looks whether Python wants to be interrupted.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// The runtime of all clients in this process, driven by a thread of its own.
+fn runtime() -> PyResult<&'static Handle> {
+    static RUNTIME: OnceLock<Handle> = OnceLock::new();
+    if let Some(handle) = RUNTIME.get() {
+        return Ok(handle);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    std::thread::Builder::new()
+        .name("snakepit-client".to_owned())
+        .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+    // Whoever comes second leaves a thread without work, which does no harm.
+    Ok(RUNTIME.get_or_init(|| handle))
+}
+
+/// Waits while other Python threads go on, and lets signals interrupt.
+fn wait<T: Send>(py: Python<'_>, future: impl Future<Output = T> + Send) -> PyResult<T> {
+    let handle = runtime()?;
+    let mut future = std::pin::pin!(future);
+    loop {
+        let waited =
+            py.detach(|| handle.block_on(async { tokio::time::timeout(LOOK_EVERY, future.as_mut()).await }));
+        match waited {
+            Ok(outcome) => return Ok(outcome),
+            Err(_) => py.check_signals()?,
+        }
+    }
+}
+
+/// A connection to a host.
+#[pyclass(frozen, module = "snakepit_bridge._native")]
+#[derive(Debug)]
+pub(crate) struct HostClient {
+    client: BridgeServiceClient<Channel>,
+    multiplexer: Mutex<Option<Multiplexer>>,
+    /// Brings the answers; ends with this.
+    _incoming: JoinSet<()>,
+}
+
+#[pymethods]
+impl HostClient {
+    /// Connects to `host:port`, `http://host:port` or `unix:/path`.
+    #[new]
+    fn new(py: Python<'_>, address: &str, timeout: f64) -> PyResult<Self> {
+        let bound = seconds(timeout)?;
+        let target = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/').to_owned();
+        let opened = async {
+            let channel = host::connect(&target).await?;
+            let client = BridgeServiceClient::new(channel)
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES);
+            let opened = Multiplexer::open(client.clone()).await;
+            let (multiplexer, incoming) = opened.map_err(|status| status.message().to_owned())?;
+            let mut tasks = JoinSet::new();
+            tasks.spawn(incoming);
+            Ok::<_, String>((client, multiplexer, tasks))
+        };
+        let late = || Err(format!("it did not answer within {timeout} s"));
+        let opened =
+            wait(py, async { tokio::time::timeout(bound, opened).await.unwrap_or_else(|_| late()) })?;
+        let (client, multiplexer, incoming) = opened.map_err(|problem| {
+            HostUnavailableError::new_err(format!(
+                "cannot reach a host at {address}: {problem}; start one with `snakepit serve`"
+            ))
+        })?;
+        Ok(Self { client, multiplexer: Mutex::new(Some(multiplexer)), _incoming: incoming })
+    }
+
+    /// Makes sure that the session exists.
+    fn open_session(&self, py: Python<'_>, session_id: String) -> PyResult<()> {
+        let mut client = self.client.clone();
+        let request = pb::InitializeSessionRequest { session_id, ..Default::default() };
+        let opened = wait(py, async move { client.initialize_session(request).await })?;
+        Ok(opened.map(drop).map_err(HostError::Status)?)
+    }
+
+    /// Deletes the session.
+    fn delete_session(&self, py: Python<'_>, session_id: String) -> PyResult<()> {
+        let mut client = self.client.clone();
+        let request = pb::CleanupSessionRequest { session_id, force: false };
+        let deleted = wait(py, async move { client.cleanup_session(request).await })?;
+        Ok(deleted.map(drop).map_err(HostError::Status)?)
+    }
+
+    /// Starts a call.
+    #[pyo3(signature = (tool, arguments, *, session_id, timeout, idempotent, stream))]
+    fn start(
+        &self,
+        tool: String,
+        arguments: &Bound<'_, PyDict>,
+        session_id: String,
+        timeout: Option<f64>,
+        idempotent: bool,
+        stream: bool,
+    ) -> PyResult<HostCall> {
+        let mut values = Vec::with_capacity(arguments.len());
+        for (name, argument) in arguments {
+            let name: String = name.extract()?;
+            let payload = value::from_python(&argument, &format!("argument `{name}` of tool `{tool}`"))?;
+            values.push(pb::CallArgument { name, value: Some(value_to_wire(payload)) });
+        }
+        let timeout_us = match timeout {
+            None => 0,
+            Some(timeout) => u64::try_from(seconds(timeout)?.as_micros()).unwrap_or(u64::MAX).max(1),
+        };
+        let start = pb::CallStart {
+            tool_name: tool,
+            session_id,
+            arguments: values,
+            metadata: BTreeMap::new(),
+            stream,
+            timeout_us,
+            idempotent,
+            credit: if stream { STREAM_CREDIT } else { 0 },
+            ..pb::CallStart::default()
+        };
+        let multiplexer = self.multiplexer.lock().unwrap_or_else(PoisonError::into_inner);
+        let multiplexer =
+            multiplexer.as_ref().ok_or_else(|| PyRuntimeError::new_err("the client is closed"))?;
+        let call = multiplexer.start(start, 0);
+        Ok(HostCall { state: Arc::new(Mutex::new(CallState { call: Some(call), ..Default::default() })) })
+    }
+
+    /// Takes no more calls; those that run go on.
+    fn close(&self) {
+        self.multiplexer.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+fn seconds(seconds: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(seconds).ok().filter(|time| !time.is_zero()).ok_or_else(|| {
+        PyValueError::new_err(format!("timeout is {seconds}; give a number of seconds above 0"))
+    })
+}
+
+/// One call on its way. Dropped before its end, it is cancelled.
+#[pyclass(frozen, module = "snakepit_bridge._native")]
+#[derive(Debug)]
+pub(crate) struct HostCall {
+    state: Arc<Mutex<CallState>>,
+}
+
+#[derive(Debug, Default)]
+struct CallState {
+    /// `None` once it has ended or was cancelled, and while somebody waits for it.
+    call: Option<Call>,
+    ready: VecDeque<pb::CallChunk>,
+    /// The cost of chunks that were handed on since the last grant.
+    owed: u64,
+    end: Option<CallEnd>,
+}
+
+impl CallState {
+    /// Waits until there is a chunk or the end.
+    async fn advance(state: &Mutex<Self>) {
+        let lock = || state.lock().unwrap_or_else(PoisonError::into_inner);
+        std::future::poll_fn(|cx| {
+            let mut state = lock();
+            while state.ready.is_empty() && state.end.is_none() {
+                let Some(call) = &mut state.call else { break };
+                match std::task::ready!(call.poll_event(cx)) {
+                    CallEvent::Opened(_) => {}
+                    CallEvent::Chunks(chunks) => state.ready.extend(chunks),
+                    CallEvent::End(end) => {
+                        state.call = None;
+                        state.end = Some(end);
+                    }
+                }
+            }
+            std::task::Poll::Ready(())
+        })
+        .await;
+    }
+
+    fn next_chunk(&mut self) -> Option<pb::CallChunk> {
+        let chunk = self.ready.pop_front()?;
+        self.owed += chunk_cost(&chunk);
+        if self.owed >= STREAM_CREDIT / 2
+            && let Some(call) = &self.call
+        {
+            call.grant(std::mem::take(&mut self.owed));
+        }
+        Some(chunk)
+    }
+}
+
+#[pymethods]
+impl HostCall {
+    /// Waits for the value of a unary call.
+    fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        wait(py, CallState::advance(&self.state))?;
+        self.take_result(py)
+    }
+
+    /// Waits for the next chunk of a stream: its value, or `StopIteration`.
+    fn chunk<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let is_there = {
+            let state = self.lock();
+            !state.ready.is_empty() || state.end.is_some()
+        };
+        if !is_there {
+            wait(py, CallState::advance(&self.state))?;
+        }
+        self.take_chunk(py)
+    }
+
+    /// A handle that becomes readable once `take_result` or `take_chunk` has something to take.
+    fn watch(&self) -> PyResult<CallWatch> {
+        let (readable, done) = UnixStream::pair()?;
+        let state = Arc::clone(&self.state);
+        let task = runtime()?.spawn(async move {
+            CallState::advance(&state).await;
+            // Closing this end makes the other one readable.
+            drop(done);
+        });
+        Ok(CallWatch { readable, task })
+    }
+
+    /// The value of a unary call that has ended.
+    fn take_result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let end = self.lock().end.take();
+        match end {
+            Some(end) => match read(end)? {
+                Some(value) => value::to_python(
+                    py,
+                    value_from_wire(value).map_err(|error| SnakepitError::new_err(error.to_string()))?,
+                ),
+                None => Err(SnakepitError::new_err("the host ended the call without an answer")),
+            },
+            None => Err(PyRuntimeError::new_err("the call was cancelled, or its result was taken already")),
+        }
+    }
+
+    /// The next chunk that is there, or `StopIteration` at the end.
+    fn take_chunk<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let (chunk, end) = {
+            let mut state = self.lock();
+            let chunk = state.next_chunk();
+            let end = if chunk.is_none() { state.end.take() } else { None };
+            (chunk, end)
+        };
+        match (chunk, end) {
+            (Some(chunk), _) => value::json_to_python(py, &chunk.data),
+            (None, Some(end)) => {
+                read(end)?;
+                Err(PyStopIteration::new_err(()))
+            }
+            (None, None) => Err(PyStopIteration::new_err(())),
+        }
+    }
+
+    /// Gives the call up.
+    fn cancel(&self) {
+        let call = self.lock().call.take();
+        drop(call);
+    }
+}
+
+impl HostCall {
+    fn lock(&self) -> std::sync::MutexGuard<'_, CallState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the end of a call means. `None`: a stream is complete.
+fn read(end: CallEnd) -> PyResult<Option<pb::CallValue>> {
+    let reply = match end {
+        CallEnd::Reply(reply) => reply,
+        CallEnd::Recalled => return Err(SnakepitError::new_err("the host gave the call back")),
+        CallEnd::Broken(status) => {
+            let problem = format!("the connection to the host broke: {}", status.message());
+            return Err(HostUnavailableError::new_err(problem));
+        }
+    };
+    if let Some(failure) = reply.failure {
+        let pb::ToolFailure { r#type, message, traceback, .. } = failure;
+        return Err(ToolFailed::new_err((r#type, message, traceback)));
+    }
+    match reply.status {
+        Some(status) => Err(HostError::Status(Status::from(status)).into()),
+        None => Ok(reply.value),
+    }
+}
+
+/// Becomes readable when its call has something to take.
+#[pyclass(frozen, module = "snakepit_bridge._native")]
+#[derive(Debug)]
+pub(crate) struct CallWatch {
+    readable: UnixStream,
+    task: JoinHandle<()>,
+}
+
+#[pymethods]
+impl CallWatch {
+    fn fileno(&self) -> i32 {
+        self.readable.as_raw_fd()
+    }
+}
+
+impl Drop for CallWatch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
