@@ -10,8 +10,11 @@ __version__: str
 
 __all__ = [
     "Call",
+    "CallWatch",
     "ChunkSink",
     "ChunkSpace",
+    "HostCall",
+    "HostClient",
     "LocalRunner",
     "PendingHostCall",
     "Worker",

@@ -74,6 +74,8 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
 
 #[cfg(test)]
 mod tests {
+    use tonic::Code;
+
     use super::*;
     use crate::status::from_tool_error;
 
@@ -116,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_status_without_a_reason_is_told_by_its_text() {
-        let error = to_tool_error("add", &Status::unauthenticated("who are you?"));
+        let error = to_tool_error("add", &Status::new(Code::Unauthenticated, "who are you?"));
         assert_eq!(error.to_string(), "internal error: the host answered Unauthenticated: who are you?");
     }
 }
