@@ -7,8 +7,10 @@ mod connect;
 mod cpu;
 mod daemon;
 mod footprint;
+mod growth;
 mod load;
 mod measures;
+mod plot;
 mod product;
 mod report;
 mod sample;
@@ -33,6 +35,15 @@ enum Verb {
     /// All targets with their yardsticks, as a table.
     Targets {
         /// A run of about a minute.
+        #[arg(long)]
+        quick: bool,
+        /// Keep the results in docs/bench.
+        #[arg(long)]
+        save: bool,
+    },
+    /// How the cost of a call grows, as tables and plots.
+    Growth {
+        /// Measure each point for a shorter time.
         #[arg(long)]
         quick: bool,
         /// Keep the results in docs/bench.
@@ -105,6 +116,13 @@ fn main() -> ExitCode {
             let sample = load::runtime(one.threads).block_on(run_one(&one));
             println!("{sample}");
             return exit_code(sample.errors() == 0.0);
+        }
+        Verb::Growth { quick, save } => {
+            log_to_nowhere();
+            let curves = load::runtime(1).block_on(growth::run(quick));
+            report::write_growth(&curves, save);
+            let samples = curves.iter().flat_map(|curve| &curve.points);
+            return exit_code(samples.map(|(_, sample)| sample.errors()).sum::<f64>() == 0.0);
         }
         Verb::Targets { quick, save } => {
             log_to_nowhere();

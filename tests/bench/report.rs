@@ -11,7 +11,9 @@ use serde_json::json;
 use snakepit_tests::root;
 
 use crate::{
+    growth::Curve,
     measures::Runs,
+    plot::svg,
     sample::short,
     targets::{TARGETS, Verdict, ratio_text},
 };
@@ -73,17 +75,19 @@ fn costs(runs: &Runs) -> String {
 }
 
 /// A table that reads well as text, too.
-pub(crate) fn markdown<const N: usize>(rows: &[[String; N]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; N] = std::array::from_fn(width);
+pub(crate) fn markdown<R: AsRef<[String]>>(rows: &[R]) -> String {
+    let columns = rows.first().map_or(0, |row| row.as_ref().len());
+    let width =
+        |column: usize| rows.iter().map(|row| row.as_ref()[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).max(3)).collect();
     let mut text = String::new();
     for (at, row) in rows.iter().enumerate() {
-        for (cell, width) in row.iter().zip(widths) {
+        for (cell, width) in row.as_ref().iter().zip(&widths) {
             let _ = write!(text, "| {cell:<width$} ");
         }
         text.push_str("|\n");
         if at == 0 {
-            widths.iter().for_each(|width| text.push_str(&format!("| {} ", "-".repeat((*width).max(3)))));
+            widths.iter().for_each(|width| text.push_str(&format!("| {} ", "-".repeat(*width))));
             text.push_str("|\n");
         }
     }
@@ -112,6 +116,24 @@ pub(crate) fn write(runs: &Runs, table: &str, save: bool) {
     } else {
         println!("\n{}", costs(runs));
     }
+}
+
+/// Writes what grew how: plots and tables.
+pub(crate) fn write_growth(curves: &[Curve], save: bool) {
+    let dir = if save { kept() } else { scratch() };
+    let mut page = "# Results of `cargo xtask bench growth`\n\nCPU microseconds per call: `here` is the embedded host with \
+                    the load generator. What is not flat, and why: docs/performance.md.\n"
+        .to_owned();
+    for curve in curves {
+        let plot = format!("growth-{}.svg", curve.name);
+        fs::write(dir.join(&plot), svg(curve)).expect("the plot can be written");
+        let _ =
+            write!(page, "\n## {}\n\n![{}]({plot})\n\n{}", curve.title, curve.title, markdown(&curve.rows()));
+    }
+    fs::write(dir.join("growth.md"), page).expect("the page can be written");
+    let raw = format!("{:#}\n", json!({ "curves": curves }));
+    fs::write(dir.join("growth.json"), raw).expect("the results can be written");
+    println!("plots, table and raw numbers: {}", dir.display());
 }
 
 /// Where results go that nobody keeps.

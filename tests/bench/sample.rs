@@ -28,6 +28,10 @@ impl Sample {
         self.0.get(name).copied()
     }
 
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.0.keys().copied()
+    }
+
     /// Answers that were wrong or did not come.
     pub(crate) fn errors(&self) -> f64 {
         self.get("errors").unwrap_or(0.0)
@@ -50,10 +54,6 @@ impl Times {
 
     pub(crate) fn record(&mut self, time: std::time::Duration) {
         self.0.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
-    }
-
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.0.add(&other.0).expect("the bounds are the same");
     }
 
     #[allow(clippy::cast_precision_loss, reason = "counts of a few seconds")]

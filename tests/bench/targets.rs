@@ -115,7 +115,31 @@ impl Target {
     }
 }
 
-/// Small ratios read better as shares.
+/// Ratios up to about one read better as shares.
 pub(crate) fn ratio_text(ratio: f64) -> String {
-    if ratio < 1.0 { format!("{:.0} %", ratio * 100.0) } else { format!("{}x", short(ratio)) }
+    if ratio < 1.2 { format!("{:.0} %", ratio * 100.0) } else { format!("{}x", short(ratio)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::Sample;
+
+    #[test]
+    fn ratios_are_taken_within_a_round() {
+        let mut runs = Runs::default();
+        // Twice as slow in the second round, both of them; and once out of step.
+        for (ours, theirs) in [(60.0, 100.0), (30.0, 50.0), (30.0, 100.0)] {
+            runs.keep("ours", Sample::default().with("per_second", ours));
+            runs.keep("theirs", Sample::default().with("per_second", theirs));
+        }
+        let target =
+            |rule| row("it", "calls/s", ("ours", "per_second"), Some(("theirs", "per_second")), rule);
+        let verdict = target(Rule::RatioAtLeast(0.5)).verdict(&runs).unwrap();
+        assert_eq!((verdict.ratio, verdict.pass, &*verdict.target), (Some(0.6), true, ">= 50 %"));
+        assert!(!target(Rule::RatioAtLeast(0.61)).verdict(&runs).unwrap().pass);
+        assert!(!target(Rule::RatioAtMost(0.5)).verdict(&runs).unwrap().pass);
+        assert!(!target(Rule::AtLeast(31.0)).verdict(&runs).unwrap().pass);
+        assert!(row("it", "", ("absent", "per_second"), None, Rule::AtMost(1.0)).verdict(&runs).is_none());
+    }
 }
