@@ -107,39 +107,61 @@ where
 {
     // tokio's timers go by the millisecond, in which dozens of calls are due.
     let clock = FineClock::start(Duration::from_micros(100));
-    let (mut calls, mut times, mut errors) = (JoinSet::new(), Times::new(), 0);
+    let calls = Arc::new(OpenCalls::default());
     let (began, whole) = (Instant::now(), spell.warm_up + spell.counted);
     let (mut number, mut before, mut due) = (0, None, Duration::ZERO);
-    let mut count = |(due, took, right): (Duration, Duration, bool)| match right {
-        true if due >= spell.warm_up => times.record(took),
-        true => {}
-        false => errors += 1,
-    };
     while due < whole {
         let now = began.elapsed();
         if now >= spell.warm_up && before.is_none() {
             before = Some(others.used());
         }
         while due <= now && due < whole {
-            let call = call(number);
-            calls.spawn(async move {
+            let (call, calls, counts) = (call(number), Arc::clone(&calls), due >= spell.warm_up);
+            tokio::spawn(async move {
                 let right = call.await;
-                (due, began.elapsed() - due, right)
+                calls.ended(right, counts.then(|| began.elapsed() - due));
             });
             number += 1;
             due = Duration::from_secs_f64(number as f64 / rate);
         }
-        while let Some(ended) = calls.try_join_next() {
-            count(ended.expect("no call panics"));
-        }
         clock.tick().await;
     }
     let after = others.used();
-    while let Some(ended) = timeout(LAST_CALLS, calls.join_next()).await.expect("the last calls end") {
-        count(ended.expect("no call panics"));
-    }
+    timeout(LAST_CALLS, async {
+        while calls.ended.load(Ordering::Relaxed) < number {
+            clock.tick().await;
+        }
+    })
+    .await
+    .expect("the last calls end");
     let took = began.elapsed().saturating_sub(spell.warm_up).max(spell.counted);
-    sample(&times, took, errors, before.unwrap_or(after), after)
+    let times = calls.times.lock().expect("no call panics");
+    sample(&times, took, calls.errors.load(Ordering::Relaxed), before.unwrap_or(after), after)
+}
+
+/// What became of the calls of an open loop. Their tasks are detached: to join each would cost as much as some calls.
+struct OpenCalls {
+    times: Mutex<Times>,
+    ended: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl Default for OpenCalls {
+    fn default() -> Self {
+        Self { times: Mutex::new(Times::new()), ended: AtomicU64::new(0), errors: AtomicU64::new(0) }
+    }
+}
+
+impl OpenCalls {
+    /// A call has ended; `took` is there if it counts.
+    fn ended(&self, right: bool, took: Option<Duration>) {
+        match (right, took) {
+            (true, Some(took)) => self.times.lock().expect("no call panics").record(took),
+            (true, None) => {}
+            (false, _) => drop(self.errors.fetch_add(1, Ordering::Relaxed)),
+        }
+        self.ended.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts of a few seconds")]

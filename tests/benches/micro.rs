@@ -14,17 +14,17 @@ mod codec {
 
     use super::pieces;
 
-    #[divan::bench]
+    #[divan::bench(sample_size = 1000)]
     fn any_round_trip(bencher: Bencher<'_, '_>) {
         bencher.with_inputs(pieces::payload).bench_values(pieces::any_round_trip);
     }
 
-    #[divan::bench]
+    #[divan::bench(sample_size = 1000)]
     fn value_round_trip(bencher: Bencher<'_, '_>) {
         bencher.with_inputs(pieces::payload).bench_values(pieces::value_round_trip);
     }
 
-    #[divan::bench]
+    #[divan::bench(sample_size = 1000)]
     fn batch_round_trip(bencher: Bencher<'_, '_>) {
         let batch = pieces::call_batch();
         bencher.bench_local(|| pieces::batch_round_trip(&batch));
@@ -37,7 +37,7 @@ mod pool {
 
     use super::pieces::FakePool;
 
-    #[divan::bench]
+    #[divan::bench(sample_size = 200)]
     fn call(bencher: Bencher<'_, '_>) {
         let pool = FakePool::start();
         bencher.bench_local(|| pool.call());
@@ -73,25 +73,25 @@ mod sessions {
         (ids.iter().map(|id| (id.clone(), Arc::from("worker-1"))).collect(), ids)
     }
 
-    #[divan::bench(threads = [1, 2])]
+    #[divan::bench(threads = [1, 2], sample_size = 2000)]
     fn get(bencher: Bencher<'_, '_>) {
         let sessions = Sessions::with(SESSIONS);
         bencher.bench(|| sessions.get(next()));
     }
 
-    #[divan::bench(threads = [1, 2])]
+    #[divan::bench(threads = [1, 2], sample_size = 2000)]
     fn get_bare_map(bencher: Bencher<'_, '_>) {
         let (map, ids) = map();
         bencher.bench(|| black_box(map.get(&ids[next() % SESSIONS]).map(|worker| Arc::clone(&worker))));
     }
 
-    #[divan::bench(threads = [1, 2])]
+    #[divan::bench(threads = [1, 2], sample_size = 2000)]
     fn update(bencher: Bencher<'_, '_>) {
         let (sessions, worker) = (Sessions::with(SESSIONS), Arc::from("worker-2"));
         bencher.bench(|| sessions.update(next(), &worker));
     }
 
-    #[divan::bench(threads = [1, 2])]
+    #[divan::bench(threads = [1, 2], sample_size = 2000)]
     fn update_bare_map(bencher: Bencher<'_, '_>) {
         let ((map, ids), worker) = (map(), Arc::from("worker-2"));
         bencher.bench(|| map.alter(&ids[next() % SESSIONS], |_, _| Arc::clone(&worker)));
@@ -104,7 +104,7 @@ mod sessions {
         SessionId::try_new(format!("session-{number:012}")).unwrap()
     }
 
-    #[divan::bench(threads = [1, 2], sample_count = 100, sample_size = 1000)]
+    #[divan::bench(threads = [1, 2], sample_size = 1000)]
     fn create(bencher: Bencher<'_, '_>) {
         let backend = MemoryBackend::new(MemoryConfig::default());
         bencher
@@ -112,7 +112,7 @@ mod sessions {
             .bench_values(|id| now(backend.create(&id, NewSession::default())).unwrap());
     }
 
-    #[divan::bench(threads = [1, 2], sample_count = 100, sample_size = 1000)]
+    #[divan::bench(threads = [1, 2], sample_size = 1000)]
     fn create_bare_map(bencher: Bencher<'_, '_>) {
         let map = DashMap::<SessionId, Arc<str>>::new();
         bencher
