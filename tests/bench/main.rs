@@ -90,6 +90,7 @@ enum What {
     EmbeddedOpen,
     EmbeddedChunks,
     EmbeddedEcho,
+    EmbeddedMemory,
     DaemonUnary,
     DaemonMultiplexed,
     DaemonPing,
@@ -97,6 +98,7 @@ enum What {
     DaemonHeartbeat,
     DaemonChunks,
     DaemonChunksMultiplexed,
+    DaemonMemory,
     Grpcio,
     GrpcioChunks,
     GrpcioEcho,
@@ -168,12 +170,17 @@ async fn run_one(one: &One) -> Sample {
         What::PingPong => yardstick::ping_pong(spell),
         What::Start => footprint::start(workers).await,
         What::BareStart => footprint::bare_start(workers),
-        What::Embedded | What::EmbeddedOpen | What::EmbeddedChunks | What::EmbeddedEcho => {
+        What::Embedded
+        | What::EmbeddedOpen
+        | What::EmbeddedChunks
+        | What::EmbeddedEcho
+        | What::EmbeddedMemory => {
             let host = product::native(workers).await;
             let sample = match one.what {
                 What::EmbeddedOpen => product::calls_at(&host, one.rate, spell).await,
                 What::EmbeddedChunks => product::chunks(&host, chunks).await,
                 What::EmbeddedEcho => product::echo(&host, one.bytes, 10).await,
+                What::EmbeddedMemory => footprint::growth_embedded(&host, chunks).await,
                 _ => product::calls(&host, in_flight, spell).await,
             };
             host.shutdown().await;
@@ -197,6 +204,7 @@ async fn run_one(one: &One) -> Sample {
                 What::DaemonGetSession => daemon.get_session(in_flight, spell).await,
                 What::DaemonHeartbeat => daemon.heartbeat(in_flight, spell).await,
                 What::DaemonChunks => daemon.chunks(chunks, false).await,
+                What::DaemonMemory => footprint::growth_daemon(&daemon, chunks).await,
                 What::DaemonChunksMultiplexed => daemon.chunks(chunks, true).await,
                 _ => daemon.ping(in_flight, spell).await,
             };
