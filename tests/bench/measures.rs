@@ -15,8 +15,8 @@ use crate::{
 
 const IN_FLIGHT: usize = 64;
 const WORKERS: usize = 4;
-/// The open loop's share of the closed loop's rate.
-const OPEN_SHARE: f64 = 0.6;
+/// The open loops' shares of the closed loop's rate.
+const OPEN_SHARES: [(&str, f64); 2] = [("embedded-open-30", 0.3), ("embedded-open-60", 0.6)];
 
 /// How much to measure.
 #[derive(Debug, Clone, Copy)]
@@ -134,9 +134,11 @@ async fn round(
     runs.add("grpcio-64", product::calls(grpcio, IN_FLIGHT, spell).await);
     runs.add("echo-multiplexed", echo.multiplexed(IN_FLIGHT, spell).await);
     let closed = runs.add("embedded-64", product::calls(native, IN_FLIGHT, spell).await);
-    let rate = closed.get("per_second").unwrap_or_default() * OPEN_SHARE;
+    let rate = closed.get("per_second").unwrap_or_default();
     runs.add("daemon-multiplexed", daemon.multiplexed(IN_FLIGHT, spell).await);
-    runs.add("embedded-open", product::calls_at(native, rate.max(1.0), spell).await);
+    for (measure, share) in OPEN_SHARES {
+        runs.add(measure, product::calls_at(native, (rate * share).max(1.0), spell).await);
+    }
     runs.add("echo-unary", echo.unary(IN_FLIGHT, spell).await);
     runs.add("daemon-unary", daemon.unary(IN_FLIGHT, spell).await);
     runs.add("daemon-ping", daemon.ping(IN_FLIGHT, spell).await);
