@@ -1,12 +1,28 @@
-//! The product under load: the whole of it, with sessions, scheduler, deadlines and counters.
+//! The product under load, embedded in this process: the whole of it, with scheduler, deadlines, counters and traces.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
+use futures_util::TryStreamExt;
 use serde::Serialize;
-use snakepit_server::Snakepit;
-use snakepit_tests::{SHOWCASE, python};
+use serde_json::json;
+use snakepit_server::{Payload, Snakepit};
+use snakepit_tests::{python, root};
 
-use crate::load::{Report, closed_loop};
+use crate::{
+    cpu::Processes,
+    load::{Spell, closed_loop, open_loop, right},
+    sample::{Sample, Times},
+};
+
+/// The adapter that is measured.
+pub(crate) const ADAPTER: &str = "bench_tools:BenchAdapter";
+
+/// How many calls may wait: so many that a machine which stalls shows in the latencies of calls at a fixed rate, rather
+/// than in calls that are refused.
+const QUEUE_LIMIT: usize = 1_000_000;
 
 #[derive(Debug, Serialize)]
 struct Pair {
@@ -14,29 +30,110 @@ struct Pair {
     b: u64,
 }
 
-/// A host inside this process.
-pub(crate) async fn embedded(workers: usize, multiplex: bool) -> Snakepit {
-    let _ = multiplex;
-    Snakepit::builder()
-        .adapter(SHOWCASE)
-        .python(python())
-        .workers(workers)
-        .listen(([127, 0, 0, 1], 0).into())
-        .start()
-        .await
-        .expect("the host starts")
+/// Where the adapter is.
+pub(crate) fn adapters() -> PathBuf {
+    root().join("tests/adapters")
 }
 
-/// `add` in Python, called from this process.
-pub(crate) async fn calls(host: &Snakepit, in_flight: usize, time: Duration) -> Report {
-    let pids: Vec<u32> = host.status().workers.iter().filter_map(|worker| worker.pid).collect();
-    let host = Arc::new(host.clone());
-    closed_loop(in_flight, time, &pids, move |number| {
-        let host = Arc::clone(&host);
-        async move {
-            let sum = host.execute::<u64>("add", Pair { a: number, b: 1 }).await;
-            sum.is_ok_and(|sum| sum == number + 1)
+/// A host with this project's own workers.
+pub(crate) async fn native(workers: usize) -> Snakepit {
+    let builder = Snakepit::builder().adapter(ADAPTER).python(python());
+    let builder = builder.env("PYTHONPATH", adapters().display().to_string());
+    builder.workers(workers).queue_limit(QUEUE_LIMIT).start().await.expect("the host starts")
+}
+
+/// The same host with grpc.aio workers.
+pub(crate) async fn grpcio(workers: usize) -> Snakepit {
+    let worker = root().join("tests/workers/grpcio_aio_worker.py");
+    let builder = Snakepit::builder()
+        .worker_command([python().display().to_string(), worker.display().to_string()])
+        .env("SNAKEPIT_TEST_STUBS", root().join(".venv/stubs").display().to_string());
+    builder.workers(workers).queue_limit(QUEUE_LIMIT).start().await.expect("the host starts")
+}
+
+/// The workers' processes.
+pub(crate) fn processes(host: &Snakepit) -> Processes {
+    let workers = host.status().workers.iter().filter_map(|worker| worker.pid).collect();
+    Processes { host: Vec::new(), workers }
+}
+
+/// `add` in Python, so many at a time.
+pub(crate) async fn calls(host: &Snakepit, in_flight: usize, spell: Spell) -> Sample {
+    let others = processes(host);
+    let host = host.clone();
+    closed_loop(in_flight, spell, &others, move |number| add(host.clone(), number)).await
+}
+
+/// `add` in Python, so many a second.
+pub(crate) async fn calls_at(host: &Snakepit, rate: f64, spell: Spell) -> Sample {
+    let others = processes(host);
+    open_loop(rate, spell, &others, |number| add(host.clone(), number)).await
+}
+
+async fn add(host: Snakepit, number: u64) -> bool {
+    right(host.execute::<u64>("add", Pair { a: number, b: 1 }).await, |sum| *sum == number + 1)
+}
+
+/// One stream of so many chunks, and the first chunks of many short ones.
+pub(crate) async fn chunks(host: &Snakepit, count: u64) -> Sample {
+    let mut first = Times::new();
+    let mut errors = 0.0;
+    for _ in 0..60 {
+        let (took, right) = stream(host, 16).await;
+        first.record(took);
+        errors += f64::from(u8::from(!right));
+    }
+    let (before, began) = (processes(host).used(), Instant::now());
+    errors += f64::from(u8::from(!stream(host, count).await.1));
+    let (after, took) = (processes(host).used(), began.elapsed());
+    per_chunk(count, took)
+        .with("errors", errors)
+        .with("first_p50_us", first.micros(0.5))
+        .with("workers_cpu_us", (after.workers - before.workers) as f64 / count as f64)
+}
+
+/// How fast chunks came.
+pub(crate) fn per_chunk(count: u64, took: Duration) -> Sample {
+    Sample::default().with("per_second", count as f64 / took.as_secs_f64())
+}
+
+/// The time to the first chunk, and whether every chunk was the right one.
+pub(crate) async fn stream(host: &Snakepit, count: u64) -> (Duration, bool) {
+    let began = Instant::now();
+    let (mut first, mut next) = (Duration::ZERO, 0);
+    let all = async {
+        let mut chunks = host.execute_stream::<u64>("chunks", json!({"n": count})).await?;
+        let mut in_order = true;
+        while let Some(number) = chunks.try_next().await? {
+            if next == 0 {
+                first = began.elapsed();
+            }
+            in_order &= number == next;
+            next += 1;
         }
-    })
-    .await
+        Ok::<_, snakepit_server::Error>(in_order)
+    };
+    let whole = right(all.await, |in_order| *in_order);
+    (first, whole && next == count)
+}
+
+/// Bytes there and back, one call at a time; compared outside of the measured time.
+pub(crate) async fn echo(host: &Snakepit, size: usize, times: usize) -> Sample {
+    let data: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+    let data = bytes::Bytes::from(data);
+    let (mut taken, mut errors) = (Times::new(), 0.0);
+    for run in 0..=times {
+        let call = host.call("echo_bytes").payload("data", Payload::bytes(data.clone()));
+        let began = Instant::now();
+        let reply = call.payload_reply().await;
+        let took = began.elapsed();
+        if !right(reply, |reply| reply.value.binary() == Some(&data)) {
+            errors += 1.0;
+        } else if run > 0 {
+            // The first one warms up.
+            taken.record(took);
+        }
+    }
+    let per_second = size as f64 / (taken.micros(0.5) / 1e6);
+    Sample::default().with("mb_per_second", per_second / 1e6).with("errors", errors).with_times(&taken)
 }

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod check;
 mod codegen;
 mod demo;
@@ -34,6 +35,8 @@ enum Verb {
     Demo(demo::Args),
     /// Every check and every test.
     Test(test::Args),
+    /// Measure the product beside its yardsticks.
+    Bench(bench::Args),
     /// The static checks: all, or those named.
     Check(check::Args),
     /// Check that crates depend only in the direction the architecture allows.
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Verb::Setup => setup::run().map(drop),
         Verb::Demo(args) => demo::run(args),
         Verb::Test(args) => test::run(&args),
+        Verb::Bench(args) => bench::run(args),
         Verb::Check(args) => check::run(&args),
         Verb::Layers => layers::run(),
         Verb::Codegen(args) => codegen::run(&args),

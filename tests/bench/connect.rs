@@ -1,0 +1,43 @@
+//! Connecting to a server's Unix socket: one connection, no message limits below the protocol's own.
+
+use std::path::{Path, PathBuf};
+
+use hyper_util::rt::TokioIo;
+use snakepit_proto::{MAX_MESSAGE_BYTES, mux::Multiplexer, pb};
+use snakepit_tests::Client;
+use tokio::{net::UnixStream, task::JoinSet};
+use tonic::transport::{Endpoint, Uri};
+use tower::service_fn;
+
+/// A new connection.
+pub(crate) async fn connect(socket: &Path) -> Client {
+    let socket: PathBuf = socket.to_owned();
+    let connector = service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await;
+    Client::new(channel.expect("the server accepts"))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// A new connection with one `Multiplex` stream, which closes when the set is dropped.
+pub(crate) async fn multiplex(socket: &Path) -> (Multiplexer, JoinSet<()>) {
+    let (multiplexer, incoming) = Multiplexer::open(connect(socket).await).await.expect("the stream opens");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(incoming);
+    (multiplexer, tasks)
+}
+
+/// An argument or value of a multiplexed call.
+pub(crate) fn integer(number: u64) -> pb::CallValue {
+    pb::CallValue { r#type: pb::CallValueType::Integer.into(), json: number.to_string().into(), binary: None }
+}
+
+/// A multiplexed call with whole numbers as arguments.
+pub(crate) fn call_of<const N: usize>(tool: &str, arguments: [(&str, u64); N]) -> pb::CallStart {
+    let arguments = arguments
+        .map(|(name, number)| pb::CallArgument { name: name.to_owned(), value: Some(integer(number)) });
+    pb::CallStart { tool_name: tool.to_owned(), arguments: arguments.into(), ..pb::CallStart::default() }
+}

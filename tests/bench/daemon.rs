@@ -1,0 +1,215 @@
+//! The product as a daemon in a process of its own, called from here through its Unix socket.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use snakepit_proto::{
+    mux::{CallEnd, CallEvent, STREAM_CREDIT, chunk_cost},
+    pb,
+};
+use snakepit_tests::{Client, Sandbox, result_of, tool_request};
+
+use crate::{
+    connect::{call_of, connect, integer, multiplex},
+    cpu::Processes,
+    load::{Spell, closed_loop, right},
+    product::{ADAPTER, adapters, per_chunk},
+    sample::{Sample, Times},
+};
+
+/// A running daemon, and its processes.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    sandbox: Sandbox,
+    processes: Processes,
+}
+
+impl Daemon {
+    pub(crate) async fn start(workers: usize) -> Self {
+        let sandbox = Sandbox::adapter(ADAPTER, workers)
+            .env("PYTHONPATH", adapters().display().to_string())
+            .env("SNAKEPIT_LOG", "info")
+            .start()
+            .await;
+        let processes = Processes { host: vec![sandbox.pid()], workers: sandbox.worker_pids().await };
+        Self { sandbox, processes }
+    }
+
+    pub(crate) const fn processes(&self) -> &Processes {
+        &self.processes
+    }
+
+    pub(crate) async fn stop(self) {
+        assert_eq!(self.sandbox.stop().await, Some(0), "the daemon stops cleanly");
+    }
+
+    /// `ExecuteTool` on one connection.
+    pub(crate) async fn unary(&self, in_flight: usize, spell: Spell) -> Sample {
+        self.rpcs(in_flight, spell, |mut client, number| async move {
+            let request = tool_request("add", &json!({"a": number, "b": 1}));
+            let answer = client.execute_tool(request).await;
+            right(answer, |answer| result_of(answer.get_ref().clone()) == number + 1)
+        })
+        .await
+    }
+
+    /// Calls multiplexed on one stream.
+    pub(crate) async fn multiplexed(&self, in_flight: usize, spell: Spell) -> Sample {
+        let (multiplexer, _tasks) = multiplex(self.sandbox.socket()).await;
+        let multiplexer = Arc::new(multiplexer);
+        closed_loop(in_flight, spell, &self.processes, move |number| {
+            let multiplexer = Arc::clone(&multiplexer);
+            async move {
+                let call = call_of("add", [("a", number), ("b", 1)]);
+                let event = multiplexer.start(call, number).event().await;
+                let expected = Some(integer(number + 1));
+                matches!(event, CallEvent::End(CallEnd::Reply(reply)) if reply.value == expected)
+            }
+        })
+        .await
+    }
+
+    /// The empty unary RPC.
+    pub(crate) async fn ping(&self, in_flight: usize, spell: Spell) -> Sample {
+        self.rpcs(in_flight, spell, |mut client, number| async move {
+            let message = number.to_string();
+            let answer = client.ping(pb::PingRequest { message: message.clone() }).await;
+            right(answer, |answer| answer.get_ref().message.ends_with(&message))
+        })
+        .await
+    }
+
+    /// `GetSession`, spread over as many sessions as calls are in flight.
+    pub(crate) async fn get_session(&self, in_flight: usize, spell: Spell) -> Sample {
+        let sessions = self.open_sessions(in_flight).await;
+        self.rpcs(in_flight, spell, move |mut client, number| {
+            let session_id = sessions[number as usize % sessions.len()].clone();
+            async move {
+                let answer =
+                    client.get_session(pb::GetSessionRequest { session_id: session_id.clone() }).await;
+                right(answer, |answer| answer.get_ref().session_id == session_id)
+            }
+        })
+        .await
+    }
+
+    /// `Heartbeat`, likewise.
+    pub(crate) async fn heartbeat(&self, in_flight: usize, spell: Spell) -> Sample {
+        let sessions = self.open_sessions(in_flight).await;
+        self.rpcs(in_flight, spell, move |mut client, number| {
+            let session_id = sessions[number as usize % sessions.len()].clone();
+            async move {
+                let answer = client.heartbeat(pb::HeartbeatRequest { session_id, client_time: None }).await;
+                right(answer, |answer| answer.get_ref().session_valid)
+            }
+        })
+        .await
+    }
+
+    async fn rpcs<F, Fut>(&self, in_flight: usize, spell: Spell, rpc: F) -> Sample
+    where
+        F: Fn(Client, u64) -> Fut + Clone + Send + 'static,
+        Fut: Future<Output = bool> + Send + 'static,
+    {
+        let client = connect(self.sandbox.socket()).await;
+        closed_loop(in_flight, spell, &self.processes, move |number| rpc(client.clone(), number)).await
+    }
+
+    async fn open_sessions(&self, count: usize) -> Arc<Vec<String>> {
+        let mut client = connect(self.sandbox.socket()).await;
+        let ids: Vec<String> = (0..count).map(|number| format!("bench-{number}")).collect();
+        for session_id in ids.clone() {
+            let request = pb::InitializeSessionRequest { session_id, ..Default::default() };
+            client.initialize_session(request).await.expect("a session can be opened");
+        }
+        Arc::new(ids)
+    }
+
+    /// Chunks of one stream: by `ExecuteStreamingTool`, or on a multiplexed stream.
+    pub(crate) async fn chunks(&self, count: u64, multiplexed: bool) -> Sample {
+        let (mut first, mut errors) = (Times::new(), 0.0);
+        for _ in 0..60 {
+            let (_, took, right) = self.stream(16, multiplexed).await;
+            first.record(took);
+            errors += f64::from(u8::from(!right));
+        }
+        let before = self.processes.used();
+        let (took, _, right) = self.stream(count, multiplexed).await;
+        let after = self.processes.used();
+        errors += f64::from(u8::from(!right));
+        per_chunk(count, took)
+            .with("errors", errors)
+            .with("first_p50_us", first.micros(0.5))
+            .with("host_cpu_us", (after.host - before.host) as f64 / count as f64)
+            .with("workers_cpu_us", (after.workers - before.workers) as f64 / count as f64)
+    }
+
+    /// How long the whole and the first chunk took, and whether every chunk was the right one.
+    pub(crate) async fn stream(&self, count: u64, multiplexed: bool) -> (Duration, Duration, bool) {
+        let mut check = Check { began: Instant::now(), first: Duration::ZERO, next: 0, right: true };
+        if multiplexed {
+            self.multiplexed_stream(count, &mut check).await;
+        } else {
+            self.plain_stream(count, &mut check).await;
+        }
+        (check.began.elapsed(), check.first, check.right && check.next == count)
+    }
+
+    async fn plain_stream(&self, count: u64, check: &mut Check) {
+        let mut client = connect(self.sandbox.socket()).await;
+        check.began = Instant::now();
+        let answer = client.execute_streaming_tool(tool_request("chunks", &json!({"n": count}))).await;
+        let Ok(answer) = answer else { return };
+        let mut chunks = answer.into_inner();
+        while let Ok(Some(chunk)) = chunks.message().await {
+            if !chunk.data.is_empty() {
+                check.chunk(&chunk.data);
+            }
+        }
+    }
+
+    async fn multiplexed_stream(&self, count: u64, check: &mut Check) {
+        let (multiplexer, _tasks) = multiplex(self.sandbox.socket()).await;
+        let start = call_of("chunks", [("n", count)]);
+        check.began = Instant::now();
+        let mut call = multiplexer.start(pb::CallStart { stream: true, credit: STREAM_CREDIT, ..start }, 0);
+        loop {
+            match call.event().await {
+                CallEvent::Opened(_) => {}
+                CallEvent::Chunks(chunks) => {
+                    chunks.iter().for_each(|chunk| check.chunk(&chunk.data));
+                    call.grant(chunks.iter().map(chunk_cost).sum());
+                }
+                CallEvent::End(CallEnd::Reply(reply)) => {
+                    check.right &= reply.failure.is_none() && reply.status.is_none();
+                    return;
+                }
+                CallEvent::End(_) => {
+                    check.right = false;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// What the chunks of a stream are checked against: they count from 0.
+struct Check {
+    began: Instant,
+    first: Duration,
+    next: u64,
+    right: bool,
+}
+
+impl Check {
+    fn chunk(&mut self, json: &[u8]) {
+        if self.next == 0 {
+            self.first = self.began.elapsed();
+        }
+        self.right &= serde_json::from_slice::<u64>(json).is_ok_and(|number| number == self.next);
+        self.next += 1;
+    }
+}

@@ -1,0 +1,157 @@
+//! One run: rounds in which every measure and its yardstick run once, shortly after each other.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use snakepit_server::Snakepit;
+
+use crate::{
+    daemon::Daemon,
+    footprint,
+    load::Spell,
+    product,
+    sample::{Sample, median},
+    yardstick::{Echo, ping_pong},
+};
+
+const IN_FLIGHT: usize = 64;
+const WORKERS: usize = 4;
+/// The open loops' shares of the closed loop's rate.
+const OPEN_SHARES: [(&str, f64); 2] = [("embedded-open-30", 0.3), ("embedded-open-60", 0.6)];
+
+/// How much to measure.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extent {
+    pub(crate) rounds: usize,
+    pub(crate) spell: Spell,
+    /// Chunks of one stream through this project's workers, and through grpc.aio's.
+    chunks: u64,
+    grpcio_chunks: u64,
+    echoes: usize,
+    /// Chunks of the stream over which memory must not grow; 0 leaves that out.
+    long_stream: u64,
+}
+
+impl Extent {
+    pub(crate) const QUICK: Self = Self {
+        rounds: 3,
+        spell: Spell { warm_up: Duration::from_millis(250), counted: Duration::from_millis(600) },
+        chunks: 300_000,
+        grpcio_chunks: 5_000,
+        echoes: 5,
+        long_stream: 0,
+    };
+    pub(crate) const FULL: Self = Self {
+        rounds: 5,
+        spell: Spell { warm_up: Duration::from_millis(500), counted: Duration::from_millis(2000) },
+        chunks: 2_000_000,
+        grpcio_chunks: 20_000,
+        echoes: 10,
+        long_stream: 10_000_000,
+    };
+}
+
+/// The samples of every measure, one a round.
+#[derive(Debug, Default, serde::Serialize)]
+#[serde(transparent)]
+pub(crate) struct Runs(BTreeMap<&'static str, Vec<Sample>>);
+
+impl Runs {
+    fn add(&mut self, measure: &'static str, sample: Sample) -> &Sample {
+        println!("  {measure:<26}{sample}");
+        self.keep(measure, sample)
+    }
+
+    pub(crate) fn keep(&mut self, measure: &'static str, sample: Sample) -> &Sample {
+        let samples = self.0.entry(measure).or_default();
+        samples.push(sample);
+        &samples[samples.len() - 1]
+    }
+
+    /// The median of a figure over all rounds.
+    pub(crate) fn median(&self, (measure, figure): (&str, &str)) -> Option<f64> {
+        let samples = self.0.get(measure)?;
+        Some(median(samples.iter().filter_map(|sample| sample.get(figure))))
+    }
+
+    /// The median of what two figures of the same round come to.
+    pub(crate) fn median_of(
+        &self,
+        (measure, figure): (&str, &str),
+        (yardstick, yardstick_figure): (&str, &str),
+        by: fn(f64, f64) -> f64,
+    ) -> Option<f64> {
+        let pairs = self.0.get(measure)?.iter().zip(self.0.get(yardstick)?);
+        let both =
+            |(one, other): (&Sample, &Sample)| Some(by(one.get(figure)?, other.get(yardstick_figure)?));
+        Some(median(pairs.filter_map(both)))
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.0.keys().copied()
+    }
+
+    /// All wrong answers and failed calls, of measures and yardsticks.
+    pub(crate) fn errors(&self) -> f64 {
+        self.0.values().flatten().map(Sample::errors).sum()
+    }
+}
+
+/// Runs everything.
+pub(crate) async fn run(extent: Extent) -> Runs {
+    let mut runs = Runs::default();
+    let daemon = Daemon::start(WORKERS).await;
+    println!("before any load");
+    runs.add("memory", footprint::memory_at_rest(&daemon).await);
+    runs.add("bare-memory", footprint::bare_memory());
+    let (native, grpcio) = (product::native(WORKERS).await, product::grpcio(WORKERS).await);
+    let echo = Echo::start().await;
+    for number in 1..=extent.rounds {
+        println!("round {number} of {}", extent.rounds);
+        round(&mut runs, extent, &native, &grpcio, &daemon, &echo).await;
+    }
+    if extent.long_stream > 0 {
+        println!("long streams");
+        runs.add("growth-embedded", footprint::growth_embedded(&native, extent.long_stream).await);
+        runs.add("growth-daemon", footprint::growth_daemon(&daemon, extent.long_stream).await);
+    }
+    let errors = runs.errors();
+    runs.add("errors", Sample::default().with("errors", errors));
+    native.shutdown().await;
+    grpcio.shutdown().await;
+    daemon.stop().await;
+    runs
+}
+
+async fn round(
+    runs: &mut Runs,
+    extent: Extent,
+    native: &Snakepit,
+    grpcio: &Snakepit,
+    daemon: &Daemon,
+    echo: &Echo,
+) {
+    let Extent { spell, .. } = extent;
+    runs.add("grpcio-64", product::calls(grpcio, IN_FLIGHT, spell).await);
+    runs.add("echo-multiplexed", echo.multiplexed(IN_FLIGHT, spell).await);
+    let closed = runs.add("embedded-64", product::calls(native, IN_FLIGHT, spell).await);
+    let rate = closed.get("per_second").unwrap_or_default();
+    runs.add("daemon-multiplexed", daemon.multiplexed(IN_FLIGHT, spell).await);
+    for (measure, share) in OPEN_SHARES {
+        runs.add(measure, product::calls_at(native, (rate * share).max(1.0), spell).await);
+    }
+    runs.add("echo-unary", echo.unary(IN_FLIGHT, spell).await);
+    runs.add("daemon-unary", daemon.unary(IN_FLIGHT, spell).await);
+    runs.add("daemon-ping", daemon.ping(IN_FLIGHT, spell).await);
+    runs.add("daemon-get-session", daemon.get_session(IN_FLIGHT, spell).await);
+    runs.add("daemon-heartbeat", daemon.heartbeat(IN_FLIGHT, spell).await);
+    runs.add("ping-pong", ping_pong(spell));
+    runs.add("embedded-1", product::calls(native, 1, spell).await);
+    runs.add("grpcio-chunks", product::chunks(grpcio, extent.grpcio_chunks).await);
+    runs.add("embedded-chunks", product::chunks(native, extent.chunks).await);
+    runs.add("daemon-chunks", daemon.chunks(extent.chunks, false).await);
+    runs.add("daemon-chunks-multiplexed", daemon.chunks(extent.chunks, true).await);
+    runs.add("grpcio-16mib", product::echo(grpcio, 16 << 20, extent.echoes).await);
+    runs.add("embedded-16mib", product::echo(native, 16 << 20, extent.echoes).await);
+    runs.add("bare-start", footprint::bare_start(WORKERS));
+    runs.add("start", footprint::start(WORKERS).await);
+}

@@ -1,0 +1,146 @@
+//! The targets, as data: which figure of which measure must stand how to which yardstick.
+
+use crate::{measures::Runs, sample::short};
+
+/// What must hold of a figure.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Rule {
+    /// The figure, divided by the yardstick's of the same round.
+    RatioAtLeast(f64),
+    RatioAtMost(f64),
+    /// The figure, less the yardstick's of the same round.
+    MoreByAtMost(f64),
+    /// The figure itself.
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+/// One row of the table.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target {
+    pub(crate) what: &'static str,
+    pub(crate) unit: &'static str,
+    measure: (&'static str, &'static str),
+    yardstick: Option<(&'static str, &'static str)>,
+    rule: Rule,
+}
+
+/// A row with its figures.
+#[derive(Debug, Clone, serde::Serialize)]
+pub(crate) struct Verdict {
+    pub(crate) what: &'static str,
+    pub(crate) unit: &'static str,
+    pub(crate) target: String,
+    pub(crate) measured: f64,
+    pub(crate) yardstick: Option<f64>,
+    pub(crate) yardstick_name: Option<&'static str>,
+    pub(crate) ratio: Option<f64>,
+    pub(crate) pass: bool,
+}
+
+const fn row(
+    what: &'static str,
+    unit: &'static str,
+    measure: (&'static str, &'static str),
+    yardstick: Option<(&'static str, &'static str)>,
+    rule: Rule,
+) -> Target {
+    Target { what, unit, measure, yardstick, rule }
+}
+
+/// The table.
+#[rustfmt::skip]
+pub(crate) const TARGETS: [Target; 27] = {
+    use Rule::{AtLeast, AtMost, MoreByAtMost, RatioAtLeast, RatioAtMost};
+    const RATE: &str = "per_second";
+    [
+        row("embedded, 64 in flight", "calls/s", ("embedded-64", RATE), Some(("echo-multiplexed", RATE)), RatioAtLeast(0.5)),
+        row("embedded, 64 in flight", "calls/s", ("embedded-64", RATE), Some(("grpcio-64", RATE)), RatioAtLeast(25.0)),
+        row("embedded, 64 in flight, p99", "us", ("embedded-64", "p99_us"), None, AtMost(1200.0)),
+        row("embedded, 1 in flight, p50", "us", ("embedded-1", "p50_us"), Some(("ping-pong", "p50_us")), RatioAtMost(2.0)),
+        row("embedded, 1 in flight, p50", "us", ("embedded-1", "p50_us"), None, AtMost(100.0)),
+        row("embedded at 30 % of that rate (open loop), p99", "us", ("embedded-open-30", "p99_us"), None, AtMost(1200.0)),
+        row("embedded at 60 % of that rate (open loop), p99", "us", ("embedded-open-60", "p99_us"), None, AtMost(1200.0)),
+        row("daemon, unary, 64 in flight", "calls/s", ("daemon-unary", RATE), Some(("echo-unary", RATE)), RatioAtLeast(0.45)),
+        row("daemon, multiplexed, 64 in flight", "calls/s", ("daemon-multiplexed", RATE), Some(("echo-multiplexed", RATE)), RatioAtLeast(0.4)),
+        row("daemon, GetSession, 64 in flight", "calls/s", ("daemon-get-session", RATE), Some(("daemon-ping", RATE)), RatioAtLeast(0.9)),
+        row("daemon, Heartbeat, 64 in flight", "calls/s", ("daemon-heartbeat", RATE), Some(("daemon-ping", RATE)), RatioAtLeast(0.9)),
+        row("one stream, embedded", "chunks/s", ("embedded-chunks", RATE), None, AtLeast(1e6)),
+        row("one stream, embedded", "chunks/s", ("embedded-chunks", RATE), Some(("grpcio-chunks", RATE)), RatioAtLeast(100.0)),
+        row("one stream, embedded, first chunk p50", "us", ("embedded-chunks", "first_p50_us"), None, AtMost(1000.0)),
+        row("one stream, daemon, unary streaming", "chunks/s", ("daemon-chunks", RATE), None, AtLeast(5e5)),
+        row("one stream, daemon, unary streaming", "chunks/s", ("daemon-chunks", RATE), Some(("grpcio-chunks", RATE)), RatioAtLeast(100.0)),
+        row("one stream, daemon, unary streaming, first chunk p50", "us", ("daemon-chunks", "first_p50_us"), None, AtMost(1000.0)),
+        row("one stream, daemon, multiplexed", "chunks/s", ("daemon-chunks-multiplexed", RATE), None, AtLeast(5e5)),
+        row("one stream, daemon, multiplexed", "chunks/s", ("daemon-chunks-multiplexed", RATE), Some(("grpcio-chunks", RATE)), RatioAtLeast(100.0)),
+        row("one stream, daemon, multiplexed, first chunk p50", "us", ("daemon-chunks-multiplexed", "first_p50_us"), None, AtMost(1000.0)),
+        row("memory grown over 10 M chunks, embedded", "MiB", ("growth-embedded", "grown_mib"), None, AtMost(8.0)),
+        row("memory grown over 10 M chunks, daemon", "MiB", ("growth-daemon", "grown_mib"), None, AtMost(8.0)),
+        row("16 MiB echoed, one way", "MB/s", ("embedded-16mib", "mb_per_second"), Some(("grpcio-16mib", "mb_per_second")), RatioAtLeast(4.0)),
+        row("start to four ready workers", "ms", ("start", "ms"), Some(("bare-start", "ms")), RatioAtMost(1.5)),
+        row("daemon at rest", "MiB", ("memory", "host_mib"), None, AtMost(30.0)),
+        row("a worker at rest", "MiB", ("memory", "worker_mib"), Some(("bare-memory", "worker_mib")), MoreByAtMost(8.0)),
+        row("errors in the whole run", "", ("errors", "errors"), None, AtMost(0.0)),
+    ]
+};
+
+impl Target {
+    /// Where this target stands, if its measure ran.
+    pub(crate) fn verdict(&self, runs: &Runs) -> Option<Verdict> {
+        let measured = runs.median(self.measure)?;
+        let yardstick = self.yardstick.and_then(|yardstick| runs.median(yardstick));
+        let against = |by: fn(f64, f64) -> f64| runs.median_of(self.measure, self.yardstick?, by);
+        let ratio = against(|figure, yardstick| figure / yardstick);
+        let (target, pass) = match self.rule {
+            Rule::RatioAtLeast(least) => (format!(">= {}", ratio_text(least)), ratio? >= least),
+            Rule::RatioAtMost(most) => (format!("<= {}", ratio_text(most)), ratio? <= most),
+            Rule::MoreByAtMost(most) => {
+                let more = against(|figure, yardstick| figure - yardstick)?;
+                (format!("<= yardstick + {} {}", short(most), self.unit), more <= most)
+            }
+            Rule::AtLeast(least) => (format!(">= {} {}", short(least), self.unit), measured >= least),
+            Rule::AtMost(most) => (format!("<= {} {}", short(most), self.unit), measured <= most),
+        };
+        let yardstick_name = self.yardstick.map(|(name, _)| name);
+        let (what, unit) = (self.what, self.unit);
+        Some(Verdict {
+            what,
+            unit,
+            target: target.trim_end().to_owned(),
+            measured,
+            yardstick,
+            yardstick_name,
+            ratio,
+            pass,
+        })
+    }
+}
+
+/// Ratios up to about one read better as shares.
+pub(crate) fn ratio_text(ratio: f64) -> String {
+    if ratio < 1.2 { format!("{:.0} %", ratio * 100.0) } else { format!("{}x", short(ratio)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::Sample;
+
+    #[test]
+    fn ratios_are_taken_within_a_round() {
+        let mut runs = Runs::default();
+        // Twice as slow in the second round, both of them; and once out of step.
+        for (ours, theirs) in [(60.0, 100.0), (30.0, 50.0), (30.0, 100.0)] {
+            runs.keep("ours", Sample::default().with("per_second", ours));
+            runs.keep("theirs", Sample::default().with("per_second", theirs));
+        }
+        let target =
+            |rule| row("it", "calls/s", ("ours", "per_second"), Some(("theirs", "per_second")), rule);
+        let verdict = target(Rule::RatioAtLeast(0.5)).verdict(&runs).unwrap();
+        assert_eq!((verdict.ratio, verdict.pass, &*verdict.target), (Some(0.6), true, ">= 50 %"));
+        assert!(!target(Rule::RatioAtLeast(0.61)).verdict(&runs).unwrap().pass);
+        assert!(!target(Rule::RatioAtMost(0.5)).verdict(&runs).unwrap().pass);
+        assert!(!target(Rule::AtLeast(31.0)).verdict(&runs).unwrap().pass);
+        assert!(row("it", "", ("absent", "per_second"), None, Rule::AtMost(1.0)).verdict(&runs).is_none());
+    }
+}
