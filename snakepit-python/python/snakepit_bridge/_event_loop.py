@@ -1,113 +1,46 @@
-"""The worker's event loop: coroutines of one call at a time, each of which leaves nothing behind."""
+"""The worker's event loop, made with the first coroutine: asyncio would be the largest part of a worker's start."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator, Awaitable, Coroutine
 
     from snakepit_bridge._native import ChunkSink
+    from snakepit_bridge._running_loop import RunningLoop
 
 
 class EventLoop:
-    """Runs awaitables on the thread that runs the tools. The loop itself is made when it is first needed."""
+    """Runs awaitables on the thread that runs the tools."""
 
     def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Future[Any] | None = None
-        self._asked = False
-        self._heard = False
-        #: Tasks that outlive calls, because `process_init` started them.
-        self._residents: set[asyncio.Task[Any]] = set()
+        self._loop: RunningLoop | None = None
 
     def run(self, awaitable: Awaitable[Any], *, keep_tasks: bool = False) -> Any:
         """Run to the end and return the result, or raise what it raised.
 
         Tasks that it leaves behind are cancelled, or, with ``keep_tasks``, go on whenever the loop runs.
         """
-        loop = self._open()
-        task = asyncio.ensure_future(awaitable, loop=loop)
-        self._asked = self._heard = False
-        self._task = task
-        try:
-            self._run_until_done(loop, task)
-        except BaseException:
-            # Something broke out of the loop: SystemExit does, and a call that was interrupted in a callback. If the
-            # task ended with it, the task knows better; else it must not go on with the next call.
-            if not task.done():
-                task.cancel()
-                self._run_until_done(loop, task)
-                raise
-        finally:
-            self._task = None
-            if keep_tasks:
-                self._residents |= asyncio.all_tasks(loop)
-            else:
-                self._cancel_leftovers(loop)
-        return task.result()
+        if self._loop is None:
+            from snakepit_bridge._running_loop import RunningLoop
+
+            self._loop = RunningLoop()
+        return self._loop.run(awaitable, keep_tasks=keep_tasks)
 
     def interrupt(self) -> bool:
         """Cancel what runs; called by a signal handler in the middle of it. ``False``: only raising will help."""
-        task, loop = self._task, self._loop
-        if task is None or loop is None or task.done():
-            return False
-        if not self._asked:
-            self._asked = True
-            loop.call_soon_threadsafe(self._cancel, task)
-            return True
-        # The loop did not come around to the cancellation: the coroutine blocks it, so only raising ends that.
-        return self._heard
+        return self._loop is not None and self._loop.interrupt()
 
     def close(self) -> None:
         """Cancel what is left and close the loop."""
-        if self._loop is not None:
-            self._residents = set()
-            self._cancel_leftovers(self._loop)
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
-            self._loop.close()
-            self._loop = None
-
-    def _open(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            asyncio.set_event_loop(self._loop)
-        return self._loop
-
-    def _cancel(self, task: asyncio.Future[Any]) -> None:
-        self._heard = True
-        task.cancel()
-
-    @staticmethod
-    def _run_until_done(loop: asyncio.AbstractEventLoop, task: asyncio.Future[Any]) -> None:
-        def stop(_: object) -> None:
-            loop.stop()
-
-        # `run_until_complete` would do, but for the frames that it adds to the traceback of a failure.
-        task.add_done_callback(stop)
-        try:
-            loop.run_forever()
-        finally:
-            task.remove_done_callback(stop)
-
-    def _cancel_leftovers(self, loop: asyncio.AbstractEventLoop) -> None:
-        leftovers = asyncio.all_tasks(loop) - self._residents
-        if leftovers:
-            for task in leftovers:
-                task.cancel()
-            loop.run_until_complete(asyncio.gather(*leftovers, return_exceptions=True))
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.close()
 
 
-async def drain(items: AsyncIterator[Any], sink: ChunkSink) -> None:
+def drain(items: AsyncIterator[Any], sink: ChunkSink) -> Coroutine[Any, Any, None]:
     """Pull an async generator into a sink until its end, or until nothing more is wanted."""
-    async for item in items:
-        put = sink.put(item)
-        if put is None:
-            return
-        if not put:
-            loop = asyncio.get_running_loop()
-            # A thread waits, so that the loop goes on and hears a cancellation.
-            if not await loop.run_in_executor(None, sink.space().wait):
-                return
+    from snakepit_bridge import _running_loop
+
+    return _running_loop.drain(items, sink)

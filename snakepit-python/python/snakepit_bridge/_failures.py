@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
+import sys
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
-#: Code that stands between the runtime and a tool.
-_RUNTIME_FILES = (
-    str(Path(asyncio.__file__).parent),
-    str(Path(__file__).with_name("_event_loop.py")),
-)
+#: Code of this package that stands between the runtime and a tool.
+_RUNTIME_FILES = tuple(__file__.replace("_failures.py", name) for name in ("_event_loop.py", "_running_loop.py"))
 
 
 def describe(
@@ -65,6 +61,10 @@ def _misfit(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str |
 
 
 def _without_runtime(frames: TracebackType | None) -> TracebackType | None:
-    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_RUNTIME_FILES):
+    files = _RUNTIME_FILES
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None and asyncio.__file__ is not None:
+        files += (asyncio.__file__.removesuffix("__init__.py"),)
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(files):
         frames = frames.tb_next
     return frames

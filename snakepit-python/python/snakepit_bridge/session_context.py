@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +82,9 @@ class SessionContext:
 
     async def call_host_tool_async(self, name: str, /, **arguments: Any) -> Any:
         """Call a tool of the host without blocking the event loop. Raises what :meth:`call_host_tool` does."""
+        # Imported where it is used: it is the largest part of a worker's start, and only coroutines need it.
+        import asyncio
+
         pending = self._call.start_host_tool(name, arguments)
         loop = asyncio.get_running_loop()
         answered = asyncio.Event()
