@@ -5,6 +5,7 @@
 //! `snakepit-worker` and `snakepit-server` convert at the edges.
 #![warn(missing_docs)]
 
+pub mod flow;
 pub mod headers;
 pub mod launch;
 pub mod mux;

@@ -8,6 +8,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use snakepit_proto::{
     MAX_MESSAGE_BYTES,
+    flow::{CONNECTION_WINDOW, FRAME, STREAM_WINDOW},
     pb::{self, bridge_service_client::BridgeServiceClient},
     status::root_cause,
 };
@@ -18,10 +19,6 @@ use tower::service_fn;
 
 pub(crate) use self::remote::Remote;
 use crate::{CallBuilder, Error, ReplyStream, call::Target, status::to_tool_error};
-
-/// Flow-control windows in bytes, of a stream and of the connection: a payload of 16 MiB flows without waiting.
-const STREAM_WINDOW: u32 = 16 * 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 2 * STREAM_WINDOW;
 
 /// A connection to a host that runs elsewhere. Cheap to clone; all clones share the connection.
 ///
@@ -43,6 +40,7 @@ impl Client {
                 .tcp_nodelay(true)
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_frame_size(FRAME)
         };
         let channel = match address.strip_prefix("unix:") {
             Some(path) => {

@@ -5,6 +5,7 @@ mod connection;
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use futures_util::StreamExt;
+use snakepit_proto::flow::{CONNECTION_WINDOW, FRAME, STREAM_WINDOW};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -16,10 +17,6 @@ use tower::layer::util::{Identity, Stack};
 
 use crate::{Error, grpc::ArrivalLayer};
 
-/// Window of one stream, in bytes. Large payloads would otherwise wait for a window update every 64 KiB.
-const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
-/// Window of one connection, in bytes: four streams at full speed.
-const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 /// How long connections may take to close after the stop, before they are cut.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -78,6 +75,7 @@ fn builder() -> Server<Stack<ArrivalLayer, Identity>> {
         .layer(ArrivalLayer)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
 }
 
 /// Serves until the stop, a little longer for clients that are slow to hang up, and then cuts their connections: each

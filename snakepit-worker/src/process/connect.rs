@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use hyper_util::rt::TokioIo;
 use snakepit_proto::{
     MAX_MESSAGE_BYTES,
+    flow::{CONNECTION_WINDOW, FRAME, STREAM_WINDOW},
     pb::{self, bridge_service_client::BridgeServiceClient},
     status::{HEADER_LIST_BYTES, root_cause},
 };
@@ -26,9 +27,6 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// How long one attempt may take: what accepts connections and never answers may be something that a worker's port was
 /// mistaken for, or a server that is not up yet and has lost the first bytes.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(5);
-/// HTTP/2 windows, in bytes: large enough that payloads of megabytes do not wait for updates every 64 KiB.
-const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 
 /// Connects and pings, again and again until the worker answers, ends, or the deadline passes.
 ///
@@ -96,6 +94,7 @@ fn settings(endpoint: Endpoint) -> Endpoint {
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
         .http2_max_header_list_size(HEADER_LIST_BYTES)
 }
 
