@@ -12,6 +12,7 @@ use std::{
 };
 
 use snakepit_registry::{CallMode, CallStage, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_worker::WorkerId;
 use tokio::time::Instant;
 use tower::Service;
 use tracing::{Span, field};
@@ -47,18 +48,36 @@ impl Service<ToolCall> for Dispatch {
 
     fn call(&mut self, call: ToolCall) -> Self::Future {
         let shared = Arc::clone(&self.shared);
-        let acquire = Acquire::new(shared, &call);
+        let mut acquire = Acquire::new(shared, &call);
         let queue_limit = self.shared.config.queue_limit;
         Box::pin(async move {
-            match acquire.await {
-                Ok(lease) => run(lease, call).await,
-                Err(denial) => Err(denied(denial, &call.tool, queue_limit)),
+            let mut call = call;
+            loop {
+                let lease = match acquire.await {
+                    Ok(lease) => lease,
+                    Err(denial) => return Err(denied(denial, &call.tool, queue_limit)),
+                };
+                let spare = lease.is_brief().then(|| call.clone());
+                match run(lease, call).await {
+                    Outcome::Answered(answer) => return answer,
+                    Outcome::GivenBack(again) => acquire = again,
+                }
+                // Only a brief call is given back, and of such there is a spare.
+                let Some(spare) = spare else { return Err(lost_spare()) };
+                call = spare;
             }
         })
     }
 }
 
-async fn run(lease: Lease, call: ToolCall) -> Result<ToolReply, ToolError> {
+/// What came of handing a call to a worker.
+enum Outcome {
+    Answered(Result<ToolReply, ToolError>),
+    /// It did not begin, and waits for another worker.
+    GivenBack(Acquire),
+}
+
+async fn run(lease: Lease, call: ToolCall) -> Outcome {
     let member = Arc::clone(lease.member());
     let id = member.worker.id();
     Span::current().record("worker", field::display(id));
@@ -69,12 +88,22 @@ async fn run(lease: Lease, call: ToolCall) -> Result<ToolReply, ToolError> {
         let mut running = member.worker.handler().call(call);
         poll_fn(|cx| tether.poll(cx, |cx| running.as_mut().poll(cx))).await
     };
-    let mut reply = match result {
-        Ok(Ok(reply)) => reply,
-        Ok(Err(error)) => return Err(tether.release(error)),
+    match result {
+        Ok(Ok(reply)) => Outcome::Answered(complete(reply, tether, mode, id)),
+        Ok(Err(ToolError::Recalled { .. })) if tether.is_brief() => Outcome::GivenBack(tether.give_back()),
+        Ok(Err(error)) => Outcome::Answered(Err(tether.release(error))),
         // The lease is dropped unfinished: for all that is known, the worker still runs the call.
-        Err(cut) => return Err(cut),
-    };
+        Err(cut) => Outcome::Answered(Err(cut)),
+    }
+}
+
+/// The worker has answered; a stream keeps it.
+fn complete(
+    mut reply: ToolReply,
+    tether: Tether,
+    mode: CallMode,
+    id: &WorkerId,
+) -> Result<ToolReply, ToolError> {
     reply.worker.get_or_insert_with(|| id.shared());
     match (&mut reply.body, mode) {
         (ReplyBody::Value(_), CallMode::Unary) => tether.finish(reply.execution_time),
@@ -87,6 +116,12 @@ async fn run(lease: Lease, call: ToolCall) -> Result<ToolReply, ToolError> {
         }
     }
     Ok(reply)
+}
+
+fn lost_spare() -> ToolError {
+    ToolError::Internal {
+        problem: "a call was given back that cannot have been handed over ahead".to_owned(),
+    }
 }
 
 /// Says why a call got no worker.

@@ -34,7 +34,7 @@ use crate::{
     PoolConfig, PoolError,
     dispatch::Source,
     metrics::Totals,
-    scheduler::{Effect, Event, Limits, Refusal, Scheduler, WorkerKey, earlier},
+    scheduler::{Effect, Event, Limits, Load, Refusal, Scheduler, Ticket, WorkerKey, earlier},
 };
 
 /// What all handles, calls and tasks of a pool share.
@@ -185,8 +185,13 @@ impl Shared {
                         (waiters.get_mut(ticket.waiter), members.get(worker.index()).cloned().flatten())
                     {
                         state.earliest_deadline = earlier(state.earliest_deadline, waiter.deadline);
-                        let key =
-                            running.insert(Running::new(waiter.call, worker, waiter.deadline, waiter.load));
+                        let key = running.insert(Running::new(
+                            waiter.call,
+                            worker,
+                            waiter.deadline,
+                            waiter.number,
+                            waiter.load,
+                        ));
                         wakes.push(waiter.assign(member, key));
                     }
                 }
@@ -264,6 +269,43 @@ impl Shared {
             self.ended.notify_waiters();
         }
         running
+    }
+
+    /// A call that was given back gives its worker up and waits again, in one step: nobody finds it gone in between.
+    fn wait_again(
+        self: &Arc<Self>,
+        state: &mut State,
+        key: usize,
+        worker: WorkerKey,
+        tool: Arc<str>,
+        load: Load,
+        wakes: &mut Wakes,
+    ) -> (Running, Acquire) {
+        let running = state.running.remove(key);
+        let deadline = running.deadline;
+        let waiter = Waiter::new(running.call, deadline, load, running.number);
+        let ticket = Ticket { number: running.number, waiter: state.waiters.insert(waiter) };
+        let waiter = &mut state.waiters[ticket.waiter];
+        let wants_no_more = match running.told() {
+            Some(Signal::Cancelled) => Some(waiter.cancel()),
+            Some(Signal::DeadlineExceeded) => Some(waiter.expire()),
+            Some(Signal::WorkerGone) | None => None,
+        };
+        let event = match wants_no_more {
+            Some(waker) => {
+                wakes.push(waker);
+                Event::Released(worker, load)
+            }
+            None => Event::GivenBack { worker, ticket, deadline, load },
+        };
+        // One whose worker was taken from it is abandoned already, as far as the scheduler knows.
+        if !running.revoked {
+            self.apply(state, event, Instant::now(), wakes);
+        }
+        if running.is_signalled() {
+            self.ended.notify_waiters();
+        }
+        (running, Acquire::again(Arc::clone(self), ticket, tool, deadline))
     }
 
     fn launched(&self, key: WorkerKey, worker: Worker) -> Arc<Member> {

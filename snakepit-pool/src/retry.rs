@@ -1,4 +1,4 @@
-//! Tries a call again when its worker was lost, as far as that cannot do harm, or gave the call back.
+//! Tries a call again when its worker was lost, as far as that cannot do harm.
 //!
 //! A call that was not delivered may always be tried again; a delivered one only when its caller says that it is
 //! idempotent. Streams are retried only before they begin, so never after a first chunk.
@@ -98,8 +98,6 @@ where
         loop {
             if let Some(attempt) = this.attempt.as_mut().as_pin_mut() {
                 match ready!(attempt.poll(cx)) {
-                    // It was asked back for an idle worker to take it: that is no attempt.
-                    Err(ToolError::Recalled { .. }) => {}
                     Err(error) if *this.left > 0 && may_retry(&error, this.spare) => {
                         tracing::debug!(%error, "trying the call again");
                         *this.left -= 1;

@@ -31,8 +31,8 @@ pub(crate) use self::{
 /// How many calls a worker may be handed beyond those that it runs.
 const MOST_AHEAD: usize = 64;
 
-/// How long a worker may sit on calls that it has not begun, while another one is idle.
-const RECALL_AFTER: Duration = Duration::from_millis(2);
+/// How soon calls are asked back again that did not come, or that nobody could take.
+const RECALL_AGAIN: Duration = Duration::from_millis(2);
 
 /// What the scheduler must know of the pool's configuration.
 #[derive(Debug, Clone, Copy)]
@@ -105,8 +105,12 @@ impl Scheduler {
                 self.dispatch(now);
                 self.stop_if_drained();
             }
-            Event::Finished(worker, load) => self.finished(worker, load, true, now),
-            Event::Released(worker, load) => self.finished(worker, load, false, now),
+            Event::Finished(worker, load) => self.finished(worker, load, now),
+            Event::Released(worker, load) => self.released(worker, load, now),
+            Event::GivenBack { worker, ticket, deadline, load } => {
+                self.given_back(worker, Entry { ticket, preferred: None, deadline, since: now, load }, now);
+            }
+            Event::Retired(worker, load) => self.retired(worker, load, now),
             Event::Lost(worker) => {
                 self.in_flight -= 1;
                 self.kill(worker, KillReason::Lost, now);
@@ -163,7 +167,7 @@ impl Scheduler {
         }
         // Nobody overtakes the queue.
         if self.queue.len() == 0
-            && let Some(slot) = self.pick(&call)
+            && let Some(slot) = self.pick(&call, now)
         {
             return self.assign(ticket, slot, call.load, now);
         }
@@ -181,16 +185,40 @@ impl Scheduler {
     }
 
     /// The worker that a call may be handed to now: an idle one, of those the one it prefers; or, for a brief call, one that
-    /// has only brief ones before it.
-    fn pick(&self, call: &Entry) -> Option<u32> {
-        let first = if call.load.is_brief() { self.capacity.warmest()? } else { self.capacity.first()? };
+    /// has only brief ones before it and gets on with them.
+    fn pick(&mut self, call: &Entry, now: Instant) -> Option<u32> {
+        let first = self.first(call.load, now)?;
         let is_idle = |slot| self.capacity.running(slot) < self.limits.concurrency;
         let takes = |slot| self.capacity.contains(slot) && (is_idle(slot) || !is_idle(first));
-        if !is_idle(first) && !call.load.is_brief() {
-            return None;
-        }
-        let preferred = call.preferred.filter(|worker| self.is_current(*worker) && takes(worker.slot));
+        let preferred = call.preferred.filter(|worker| {
+            self.is_current(*worker) && takes(worker.slot) && !self.is_stalled(worker.slot, now)
+        });
         Some(preferred.map_or(first, |worker| worker.slot))
+    }
+
+    /// The worker whose turn it is for a call of this load. Those that have stalled lose their place until they end a call.
+    fn first(&mut self, load: Load, now: Instant) -> Option<u32> {
+        loop {
+            let slot = if load.is_brief() { self.capacity.warmest()? } else { self.capacity.first()? };
+            if self.capacity.running(slot) < self.limits.concurrency {
+                return Some(slot);
+            }
+            if !load.is_brief() {
+                return None;
+            }
+            if !self.is_stalled(slot, now) {
+                return Some(slot);
+            }
+            self.capacity.remove(slot);
+        }
+    }
+
+    /// Whether a worker that runs as many calls as it may has ended none for too long.
+    fn is_stalled(&self, slot: u32, now: Instant) -> bool {
+        match &self.slots[slot as usize].state {
+            SlotState::Up(up) => up.running() as usize >= self.limits.concurrency && up.stalls_at() <= now,
+            _ => true,
+        }
     }
 
     fn reject(&mut self, ticket: Ticket, refusal: Refusal) {
@@ -205,9 +233,10 @@ impl Scheduler {
             let is_ahead = up.running() as usize > self.limits.concurrency;
             self.in_flight += 1;
             self.effects.push(Effect::Assign { ticket, worker });
+            let stalls_at = up.stalls_at();
             self.refit(index);
             if is_ahead {
-                self.wake_at(now + RECALL_AFTER);
+                self.wake_at(stalls_at.max(now));
             }
         }
     }
@@ -225,37 +254,34 @@ impl Scheduler {
         }
     }
 
-    /// Asks for calls back from workers that sit on them while others are idle.
+    /// Asks for calls back from workers that have stalled, as soon as anybody else could take them.
     fn recall(&mut self, now: Instant) {
         let concurrency = self.limits.concurrency;
-        let someone_is_idle =
-            self.capacity.first().is_some_and(|slot| self.capacity.running(slot) < concurrency);
+        // Those that have stalled lose their place by this.
+        let someone_can = self.first(Load::of(Duration::ZERO), now).is_some();
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
             let SlotState::Up(up) = slot.state else { continue };
             if (up.running() + up.settling) as usize <= concurrency || up.running() == 0 {
                 continue;
             }
-            let due = up.moved + RECALL_AFTER;
-            if due <= now && someone_is_idle {
+            let due = up.stalls_at();
+            if due <= now && someone_can {
                 self.effects.push(Effect::Recall(slot.key()));
             }
-            // Those that come too late for it now are asked for again.
-            self.wake_at(if due <= now { now + RECALL_AFTER } else { due });
+            self.wake_at(if due <= now { now + RECALL_AGAIN } else { due });
         }
     }
 
     /// Hands queued calls to workers with room.
     fn dispatch(&mut self, now: Instant) {
-        while self.queue.len() > 0
-            && let Some(slot) = self.capacity.first()
+        while let Some(load) = self.queue.head_load()
+            && let Some(slot) = self.first(load, now)
         {
             let call = if self.capacity.running(slot) < self.limits.concurrency {
                 self.queue.take_for(self.slots[slot as usize].key())
-            } else if self.queue.begins_brief() {
-                self.queue.take_first()
             } else {
-                None
+                self.queue.take_first()
             };
             match call {
                 None => return,
@@ -267,13 +293,58 @@ impl Scheduler {
         }
     }
 
-    fn finished(&mut self, worker: WorkerKey, load: Load, served: bool, now: Instant) {
+    fn given_back(&mut self, worker: WorkerKey, call: Entry, now: Instant) {
+        self.in_flight -= 1;
+        self.take_back(worker, call.load);
+        // It was admitted once, so only the end of the pool, or of all hope, refuses it.
+        if matches!(self.phase, Phase::Stopping | Phase::Stopped) {
+            return self.reject(call.ticket, Refusal::Draining);
+        }
+        if self.has_no_hope() {
+            self.reject(call.ticket, Refusal::NoWorkers { next_attempt: self.next_attempt() });
+            return self.stop_if_drained();
+        }
+        self.wake = earlier(self.wake, call.deadline);
+        self.queue.push(call);
+        self.dispatch(now);
+        self.stop_if_drained();
+    }
+
+    /// A call did not begin on the worker: that is no progress of its.
+    fn take_back(&mut self, worker: WorkerKey, load: Load) {
+        if self.is_current(worker) {
+            if let Some(up) = self.slots[worker.index()].up() {
+                up.take_back(load);
+            }
+            self.refit(worker.slot);
+        }
+    }
+
+    fn retired(&mut self, worker: WorkerKey, load: Load, now: Instant) {
+        self.in_flight -= 1;
+        self.take_back(worker, load);
+        if self.is_current(worker)
+            && let Some(up) = self.slots[worker.index()].up()
+        {
+            let healthy = up.is_healthy(now);
+            self.end(worker, healthy);
+            self.effects.push(Effect::Stop(worker));
+        }
+        self.stop_if_drained();
+    }
+
+    fn released(&mut self, worker: WorkerKey, load: Load, now: Instant) {
+        self.in_flight -= 1;
+        self.take_back(worker, load);
+        self.dispatch(now);
+        self.stop_if_drained();
+    }
+
+    fn finished(&mut self, worker: WorkerKey, load: Load, now: Instant) {
         self.in_flight -= 1;
         if self.is_current(worker) {
             let slot = &mut self.slots[worker.index()];
-            if served {
-                slot.serve();
-            }
+            slot.serve();
             if let Some(up) = slot.up() {
                 up.remove(load, now);
             }

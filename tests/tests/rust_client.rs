@@ -120,6 +120,34 @@ async fn a_thousand_calls_at_once_are_answered_each_to_its_caller() {
 }
 
 #[tokio::test]
+async fn a_long_call_of_a_short_tool_delays_no_other() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
+    let client = connect(&sandbox).await;
+    let nap = |seconds: f64| {
+        let client = client.clone();
+        async move { client.execute::<f64>("sleep_for", json!({"seconds": seconds})).await.unwrap() }
+    };
+    // The host learns that the tool is short, and hands its calls over ahead.
+    futures_util::future::join_all((0..200).map(|_| nap(0.0))).await;
+    let long = tokio::spawn(nap(3.0));
+    let began = tokio::time::Instant::now();
+    // As many at once as leave no worker idle, for as long as the long call runs.
+    let callers = (0..16).map(|_| async {
+        let mut slowest = Duration::ZERO;
+        while began.elapsed() < Duration::from_secs(2) {
+            let asked = tokio::time::Instant::now();
+            nap(0.0).await;
+            slowest = slowest.max(asked.elapsed());
+        }
+        slowest
+    });
+    let slowest = futures_util::future::join_all(callers).await.into_iter().max().unwrap();
+    assert!(slowest < Duration::from_millis(500), "a short call took {slowest:?}");
+    assert!(!long.is_finished());
+    long.await.unwrap();
+}
+
+#[tokio::test]
 async fn large_arguments_take_a_way_of_their_own() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let client = connect(&sandbox).await;

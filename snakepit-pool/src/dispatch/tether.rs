@@ -11,7 +11,7 @@ use snakepit_registry::{CallStage, ToolError};
 use tokio::time::{Sleep, sleep};
 
 use super::stream::Source;
-use crate::driver::{Lease, Signal};
+use crate::driver::{Acquire, Lease, Signal};
 
 /// The handler of a worker that is gone usually says so itself, and knows better whether the call was delivered. It has
 /// this long.
@@ -73,6 +73,16 @@ impl Tether {
         self.lease.finish(took);
     }
 
+    /// Whether the call may come back unbegun.
+    pub(super) const fn is_brief(&self) -> bool {
+        self.lease.is_brief()
+    }
+
+    /// The worker gave the call back without having begun it.
+    pub(super) fn give_back(self) -> Acquire {
+        self.lease.give_back()
+    }
+
     /// The call has failed. Returns the error as the caller should see it.
     pub(super) fn release(self, error: ToolError) -> ToolError {
         match error {
@@ -81,12 +91,11 @@ impl Tether {
             // "unavailable" would mean the pool.
             ToolError::Unavailable { reason, .. } => {
                 let worker = self.lease.member().worker.id().to_string();
-                self.lease.release();
+                self.lease.retire();
                 return ToolError::WorkerLost { worker, reason, delivered: false, output_lines: Vec::new() };
             }
             // The worker, or the way to it, gave the call up, which does not prove that the tool has ended.
             ToolError::Cancelled { .. } | ToolError::DeadlineExceeded { .. } => drop(self.lease),
-            ToolError::Recalled { .. } => self.lease.release(),
             _ => self.lease.finish(None),
         }
         error

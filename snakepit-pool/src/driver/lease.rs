@@ -9,7 +9,7 @@ use std::{
 use snakepit_registry::CallId;
 use tokio::time::Instant;
 
-use super::{Event, Member, Shared};
+use super::{Acquire, Event, Member, Shared};
 use crate::{
     dispatch::Source,
     scheduler::{Load, WorkerKey},
@@ -19,7 +19,10 @@ use crate::{
 pub(super) struct Running {
     pub(super) call: CallId,
     pub(super) worker: WorkerKey,
+    /// When its time is up; later, when its worker is taken from it.
     pub(super) deadline: Option<Instant>,
+    /// Its ticket's number.
+    pub(super) number: u64,
     pub(super) load: Load,
     waker: Option<Waker>,
     signal: Option<Signal>,
@@ -41,13 +44,24 @@ pub(crate) enum Signal {
 }
 
 impl Running {
-    pub(super) const fn new(call: CallId, worker: WorkerKey, deadline: Option<Instant>, load: Load) -> Self {
-        Self { call, worker, deadline, load, waker: None, signal: None, revoked: false, source: None }
+    pub(super) const fn new(
+        call: CallId,
+        worker: WorkerKey,
+        deadline: Option<Instant>,
+        number: u64,
+        load: Load,
+    ) -> Self {
+        Self { call, worker, deadline, number, load, waker: None, signal: None, revoked: false, source: None }
     }
 
     pub(super) fn signal(&mut self, signal: Signal) -> Option<Waker> {
         self.signal = Some(signal);
         self.waker.take()
+    }
+
+    /// What it was told last.
+    pub(super) const fn told(&self) -> Option<Signal> {
+        self.signal
     }
 
     /// Whether it was told to end.
@@ -78,8 +92,10 @@ pub(crate) struct Lease {
 #[derive(Debug, Clone, Copy)]
 enum End {
     Abandoned,
+    /// It was reported already.
+    GivenBack,
     Finished(Option<Duration>),
-    Released,
+    Retired,
     Lost,
 }
 
@@ -126,9 +142,26 @@ impl Lease {
         self.end = End::Finished(took);
     }
 
-    /// The worker gave the call back without having begun it.
-    pub(crate) fn release(mut self) {
-        self.end = End::Released;
+    /// The worker refused the call because it is stopping of its own accord.
+    pub(crate) fn retire(mut self) {
+        self.end = End::Retired;
+    }
+
+    /// Whether the call may have been handed over ahead of its turn.
+    pub(crate) const fn is_brief(&self) -> bool {
+        self.load.is_brief()
+    }
+
+    /// The worker gave the call back without having begun it: it waits again, in its old place.
+    pub(crate) fn give_back(mut self) -> Acquire {
+        let (worker, tool, key, load) = (self.member.key, Arc::clone(&self.tool), self.key, self.load);
+        self.end = End::GivenBack;
+        let shared = Arc::clone(&self.shared);
+        let (left, acquire) =
+            shared.with_state(|state, wakes| shared.wait_again(state, key, worker, tool, load, wakes));
+        // It holds a waker, and so is dropped after the lock is released.
+        drop(left);
+        acquire
     }
 
     /// The call has ended because the worker is lost, though its exit may not be known yet.
@@ -143,7 +176,8 @@ impl Drop for Lease {
         let event = match self.end {
             End::Abandoned => Event::Abandoned(worker, self.call, self.load),
             End::Finished(_) => Event::Finished(worker, self.load),
-            End::Released => Event::Released(worker, self.load),
+            End::Retired => Event::Retired(worker, self.load),
+            End::GivenBack => return,
             End::Lost => Event::Lost(worker),
         };
         // What is left of the call holds a waker, and so is dropped after the lock is released.

@@ -18,7 +18,7 @@ pub(super) struct Waiter {
     pub(super) call: CallId,
     pub(super) deadline: Option<Instant>,
     pub(super) load: Load,
-    number: u64,
+    pub(super) number: u64,
     answer: Answer,
 }
 
@@ -38,6 +38,10 @@ pub(crate) enum Denial {
 }
 
 impl Waiter {
+    pub(super) const fn new(call: CallId, deadline: Option<Instant>, load: Load, number: u64) -> Self {
+        Self { call, deadline, load, number, answer: Answer::None(None) }
+    }
+
     pub(super) const fn is_waiting(&self) -> bool {
         matches!(self.answer, Answer::None(_))
     }
@@ -89,12 +93,24 @@ impl Acquire {
             state.tickets += 1;
             let number = state.tickets;
             let load = state.times.load(call);
-            let waiter = Waiter { call: call.id, deadline, load, number, answer: Answer::None(None) };
+            let waiter = Waiter::new(call.id, deadline, load, number);
             let ticket = Ticket { number, waiter: state.waiters.insert(waiter) };
             let submit = Event::Submit { ticket, preferred, deadline, load };
             shared.apply(state, submit, Instant::now(), wakes);
             ticket
         });
+        Self { shared, ticket: Some(ticket), tool, deadline }
+    }
+}
+
+impl Acquire {
+    /// Waits with a ticket that was handed in already.
+    pub(super) const fn again(
+        shared: Arc<Shared>,
+        ticket: Ticket,
+        tool: Arc<str>,
+        deadline: Option<Instant>,
+    ) -> Self {
         Self { shared, ticket: Some(ticket), tool, deadline }
     }
 }

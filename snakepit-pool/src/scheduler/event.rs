@@ -38,8 +38,12 @@ pub(crate) enum Event {
     Withdraw(Ticket),
     /// A call ended on the worker.
     Finished(WorkerKey, Load),
-    /// A call was assigned to the worker but did not begin there.
+    /// A call was assigned to the worker but never handed to it.
     Released(WorkerKey, Load),
+    /// The worker gave a call back that it was handed ahead; the call waits again where it would if it had never left.
+    GivenBack { worker: WorkerKey, ticket: Ticket, deadline: Option<Instant>, load: Load },
+    /// The worker refused a call because it is stopping of its own accord.
+    Retired(WorkerKey, Load),
     /// A call ended because the worker is lost, though its exit may not be known yet.
     Lost(WorkerKey),
     /// Nobody waits for this call any more, and it may still run.
@@ -79,7 +83,7 @@ pub(crate) enum Effect {
     AbortLaunch(WorkerKey),
     /// Cancel the call; answer with `Settled` or `Unsettled`.
     Settle(WorkerKey, CallId),
-    /// Ask for the calls back that the worker has not begun; answer each one that comes with `Released`.
+    /// Ask for the calls back that the worker has not begun; answer each one that comes with `GivenBack`.
     Recall(WorkerKey),
     /// Kill the worker; answer with `Exited`.
     Kill(WorkerKey, KillReason),

@@ -61,13 +61,22 @@ impl Queue {
         self.waiting += 1;
         self.preferring += usize::from(entry.preferred.is_some());
         self.earliest = earlier(self.earliest, entry.deadline);
-        self.places.push_back(Place { number: entry.ticket.number, entry: Some(entry) });
+        let place = Place { number: entry.ticket.number, entry: Some(entry) };
+        if self.places.back().is_none_or(|last| last.number < place.number) {
+            return self.places.push_back(place);
+        }
+        // It was given back, and stands again where it would if it had never left: nearly always at the head.
+        let index = self.places.partition_point(|other| other.number < place.number);
+        match self.places.get_mut(index) {
+            Some(gap) if gap.number == place.number => *gap = place,
+            _ => self.places.insert(index, place),
+        }
     }
 
-    /// Whether the first call in the queue may be handed over ahead of its turn.
-    pub(super) fn begins_brief(&self) -> bool {
+    /// The load of the first call in the queue.
+    pub(super) fn head_load(&self) -> Option<Load> {
         let head = self.places.front().and_then(|place| place.entry.as_ref());
-        head.is_some_and(|entry| entry.load.is_brief())
+        head.map(|entry| entry.load)
     }
 
     /// Takes the call that should run on this worker next.

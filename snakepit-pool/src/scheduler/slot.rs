@@ -15,6 +15,9 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// A worker that lived this long is healthy even if nobody called it.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 
+/// A worker with calls that has ended none for so long runs a long one, whatever was expected: nothing may wait behind it.
+pub(super) const STALLED_AFTER: Duration = Duration::from_millis(2);
+
 /// After so many failures in a row, the slot counts as failing.
 const FAILING_AFTER: u32 = 3;
 
@@ -48,8 +51,8 @@ pub(crate) struct Up {
     backlog: Backlog,
     /// Whether it keeps calls that it is handed ahead, and gives them back when asked.
     pub(super) keeps_calls: bool,
-    /// When it last got or ended a call.
-    pub(super) moved: Instant,
+    /// When it last ended a call, or began one with none before it.
+    moved: Instant,
     /// Abandoned calls that may still run on it. While there are any, it gets no calls.
     pub(crate) settling: u32,
     /// When the abandoned calls must have ended.
@@ -77,8 +80,19 @@ impl Up {
     }
 
     pub(super) fn add(&mut self, load: Load, now: Instant) {
+        if self.backlog.calls() == 0 {
+            self.moved = now;
+        }
         self.backlog.add(load);
-        self.moved = now;
+    }
+
+    pub(super) fn take_back(&mut self, load: Load) {
+        self.backlog.remove(load);
+    }
+
+    /// When it will have sat on its calls for too long.
+    pub(super) fn stalls_at(&self) -> Instant {
+        self.moved + STALLED_AFTER
     }
 
     pub(super) fn remove(&mut self, load: Load, now: Instant) {

@@ -142,15 +142,15 @@ async fn a_call_that_was_not_delivered_is_tried_on_another_worker() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_that_takes_no_calls_counts_as_lost_but_not_delivered() {
-    let (mut bench, _workers) = Bench::up(config(1)).await;
+async fn a_worker_that_takes_no_calls_is_retired_and_its_call_goes_to_another() {
+    let (mut bench, _workers) = Bench::up(config(2)).await;
     let caller = bench.call_tool("t").await;
-    for _ in 0..2 {
-        let error = ToolError::Unavailable { reason: "it is shutting down".to_owned(), retry_after: None };
-        bench.next_call().await.finish(Err(error));
-    }
-    let error = caller.error().await;
-    assert!(matches!(error, ToolError::WorkerLost { delivered: false, .. }), "{error}");
+    let error = ToolError::Unavailable { reason: "it is shutting down".to_owned(), retry_after: None };
+    bench.next_call().await.finish(Err(error));
+    bench.next_call().await.succeed();
+    caller.answer().await.unwrap();
+    let states = [bench.state(0), bench.state(1)];
+    assert!(states.contains(&WorkerState::Stopping) && states.contains(&WorkerState::Idle), "{states:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use proptest::{prelude::*, sample::Index};
 
 use super::*;
+use crate::scheduler::slot::STALLED_AFTER;
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -22,6 +23,8 @@ enum Op {
 enum Ending {
     Finished,
     Released,
+    GivenBack,
+    Retired,
     Lost,
     Abandoned,
 }
@@ -31,6 +34,8 @@ fn op() -> impl Strategy<Value = Op> {
     let ending = prop_oneof![
         6 => Just(Ending::Finished),
         1 => Just(Ending::Released),
+        3 => Just(Ending::GivenBack),
+        1 => Just(Ending::Retired),
         1 => Just(Ending::Lost),
         2 => Just(Ending::Abandoned),
     ];
@@ -76,13 +81,15 @@ struct Model {
     limits: Limits,
     queued: BTreeMap<u64, Queued>,
     /// The calls that hold a worker, lost ones included.
-    running: Vec<(WorkerKey, Load)>,
+    running: Vec<(WorkerKey, Load, u64, Option<Instant>)>,
     workers: HashMap<WorkerKey, ModelWorker>,
     launching: Vec<WorkerKey>,
     settling: Vec<WorkerKey>,
     answered: BTreeSet<u64>,
     /// The workers that were asked for calls by the last event.
     recalled: Vec<WorkerKey>,
+    /// Whether the last advance brought a tick.
+    ticked: bool,
     draining: bool,
     stopped: usize,
 }
@@ -101,6 +108,7 @@ impl Model {
             settling: Vec::new(),
             answered: BTreeSet::new(),
             recalled: Vec::new(),
+            ticked: false,
             draining: false,
             stopped: 0,
         };
@@ -121,21 +129,28 @@ impl Model {
         !up.ending && up.settling == 0 && up.running.len() < self.limits.concurrency
     }
 
-    /// Whether a worker may be handed a brief call ahead of its turn.
-    fn takes_ahead(up: &ModelWorker) -> bool {
+    /// Whether a worker may be handed a brief call ahead of its turn: it has brief ones only, and gets on with them.
+    fn takes_ahead(&self, up: &ModelWorker) -> bool {
         !up.ending
             && up.settling == 0
             && up.keeps_calls
+            && up.moved + STALLED_AFTER > self.bench.now
             && up.running.iter().all(|load| load.is_brief())
             && up.running.iter().map(|load| load.time()).sum::<Duration>() < Duration::from_millis(1)
     }
 
+    /// Whether some worker could take a brief call now.
+    fn someone_can(&self) -> bool {
+        self.workers.values().any(|up| self.is_idle(up) || self.takes_ahead(up))
+    }
+
     /// `submitted` is the load of the call that was just submitted; others come from the queue.
-    fn effect(&mut self, effect: Effect, submitted: Option<Load>) {
+    fn effect(&mut self, effect: Effect, submitted: Option<(Load, Option<Instant>)>) {
         match effect {
             Effect::Assign { ticket, worker } => {
                 let from_queue = self.answer(ticket);
-                let load = from_queue.map(|call| call.load).or(submitted).expect("it is queued or new");
+                let queued = from_queue.map(|call| (call.load, call.deadline));
+                let (load, deadline) = queued.or(submitted).expect("it is queued or new");
                 if let Some(call) = from_queue {
                     assert!(call.taken <= 2 * call.before + 1, "overtaken too often: {call:?}");
                     assert!(call.deadline.is_none_or(|at| at > self.bench.now), "handed over too late");
@@ -143,16 +158,19 @@ impl Model {
                 }
                 let someone_is_idle = self.workers.values().any(|up| self.is_idle(up));
                 let now = self.bench.now;
-                let up = self.workers.get_mut(&worker).expect("it is up");
+                let up = &self.workers[&worker];
                 assert!(!up.ending, "an ending worker got a call");
                 assert_eq!(up.settling, 0, "a quarantined worker got a call");
                 if up.running.len() >= self.limits.concurrency {
-                    assert!(load.is_brief() && Self::takes_ahead(up), "{load:?} was handed to {up:?}");
+                    assert!(load.is_brief() && self.takes_ahead(up), "{load:?} was handed to {up:?}");
                     assert!(!someone_is_idle, "a call was handed over ahead although a worker is idle");
                 }
+                let up = self.workers.get_mut(&worker).expect("it is up");
+                if up.running.is_empty() {
+                    up.moved = now;
+                }
                 up.running.push(load);
-                up.moved = now;
-                self.running.push((worker, load));
+                self.running.push((worker, load, ticket.number, deadline));
             }
             Effect::Reject { ticket, .. } => {
                 self.answer(ticket);
@@ -173,12 +191,10 @@ impl Model {
                 self.settling.push(worker);
             }
             Effect::Recall(worker) => {
-                assert!(
-                    self.workers.values().any(|up| self.is_idle(up)),
-                    "nobody could take what comes back"
-                );
+                assert!(self.someone_can(), "nobody could take what comes back");
                 let up = &self.workers[&worker];
                 assert!(up.running.len() + up.settling > self.limits.concurrency);
+                assert!(up.moved + STALLED_AFTER <= self.bench.now, "it gets on with them");
                 self.recalled.push(worker);
             }
             Effect::Kill(worker, _) | Effect::Stop(worker) => {
@@ -202,12 +218,11 @@ impl Model {
     fn check(&self) {
         let scheduler = &self.bench.scheduler;
         assert_eq!(scheduler.queued(), self.queued.len());
-        assert!(self.queued.len() <= self.limits.queue);
         assert_eq!(scheduler.in_flight(), self.running.len());
         if !self.queued.is_empty() {
             assert!(!self.workers.values().any(|up| self.is_idle(up)), "a call waits while a worker is idle");
             let head = self.queued.values().next().expect("it is not empty");
-            let ahead = self.workers.values().any(Self::takes_ahead);
+            let ahead = self.workers.values().any(|up| self.takes_ahead(up));
             assert!(!head.load.is_brief() || !ahead, "a brief call waits although a worker would keep it");
         }
         if !self.draining {
@@ -230,8 +245,10 @@ impl Model {
         let before = self.queued.len();
         let effects = self.bench.on(Event::Submit { ticket, preferred, deadline, load });
         let answered = !effects.is_empty();
-        effects.into_iter().for_each(|effect| self.effect(effect, Some(load)));
+        effects.into_iter().for_each(|effect| self.effect(effect, Some((load, deadline))));
         if !answered {
+            // Only calls that were given back may stand in the queue beyond its limit.
+            assert!(before < self.limits.queue, "a call was queued beyond the limit");
             self.queued.insert(ticket.number, Queued { deadline, before, load, taken: 0 });
         }
         assert_eq!(self.answered.contains(&ticket.number), answered);
@@ -239,15 +256,28 @@ impl Model {
     }
 
     fn end_call(&mut self, index: usize, ending: Ending) {
-        let (worker, load) = self.running.swap_remove(index);
+        let (worker, load, number, deadline) = self.running.swap_remove(index);
         if let Some(up) = self.workers.get_mut(&worker) {
             let index = up.running.iter().position(|other| *other == load).expect("it runs there");
             up.running.swap_remove(index);
-            up.moved = self.bench.now;
+            if matches!(ending, Ending::Finished | Ending::Abandoned) {
+                up.moved = self.bench.now;
+            }
+        }
+        if let Ending::GivenBack = ending {
+            let ticket = Ticket { number, waiter: 0 };
+            self.answered.remove(&number);
+            let before = self.queued.range(..number).count();
+            // It stands before those that came later.
+            self.queued.range_mut(number..).for_each(|(_, call)| call.before += 1);
+            self.queued.insert(number, Queued { deadline, before, load, taken: 0 });
+            return self.on(Event::GivenBack { worker, ticket, deadline, load });
         }
         self.on(match ending {
             Ending::Finished => Event::Finished(worker, load),
             Ending::Released => Event::Released(worker, load),
+            Ending::Retired => Event::Retired(worker, load),
+            Ending::GivenBack => unreachable!("it was dealt with"),
             Ending::Lost => Event::Lost(worker),
             Ending::Abandoned => Event::Abandoned(worker, CallId::from_u64(1), load),
         });
@@ -276,21 +306,18 @@ impl Model {
 
     fn advance(&mut self, millis: u64) {
         self.bench.now += Duration::from_millis(millis);
-        if self.bench.scheduler.wake().is_some_and(|at| at <= self.bench.now) {
+        self.ticked = self.bench.scheduler.wake().is_some_and(|at| at <= self.bench.now);
+        if self.ticked {
             self.on(Event::Tick);
         }
         let now = self.bench.now;
         assert!(self.bench.scheduler.wake().is_none_or(|at| at > now), "one tick is enough");
         let overdue = |call: &Queued| call.deadline.is_some_and(|at| at <= now);
         assert!(!self.queued.values().any(overdue), "a queued call outlived its deadline");
-        let someone_is_idle = self.workers.values().any(|up| self.is_idle(up));
         for (worker, up) in &self.workers {
             let sits = !up.running.is_empty() && up.running.len() + up.settling > self.limits.concurrency;
-            if someone_is_idle && sits && !up.ending && up.moved + RECALL_AFTER <= now {
-                assert!(
-                    self.recalled.contains(worker),
-                    "{up:?} sits on calls that an idle worker could take"
-                );
+            if self.ticked && self.someone_can() && sits && !up.ending && up.moved + STALLED_AFTER <= now {
+                assert!(self.recalled.contains(worker), "{up:?} sits on calls that another could take");
             }
         }
         for up in self.workers.values().filter(|up| up.settling > 0 && !up.ending) {
