@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn help_texts_are_as_reviewed() {
-        let mut cli = Cli::command();
+        let mut cli = Cli::command().term_width(100);
         cli.build();
         let mut help = cli.render_help().to_string();
         for command in cli.get_subcommands_mut().filter(|command| command.get_name() != "help") {
