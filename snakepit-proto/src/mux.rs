@@ -14,7 +14,7 @@ mod client;
 mod server;
 
 pub use client::{Call, CallEnd, CallEvent, Incoming, Multiplexer};
-pub use server::{Calls, Replies, Serve};
+pub use server::{Body, Calls, Driver, Replies, Serve};
 
 use std::collections::BTreeMap;
 
@@ -67,6 +67,17 @@ pub fn reply_size(reply: &CallReply) -> usize {
         + status
         + texts(&reply.metadata)
         + reply.worker_id.len()
+}
+
+/// The type of the failure of a call whose answer, or a chunk of it, is larger than [`MAX_ITEM_BYTES`].
+pub const TOO_LARGE: &str = "AnswerTooLarge";
+
+/// What is wrong with an answer larger than [`MAX_ITEM_BYTES`]; `what` it is.
+#[must_use]
+pub fn too_large(what: &str, size: usize) -> String {
+    format!(
+        "the {what} has {size} bytes, the limit is {MAX_ITEM_BYTES}; stream it in smaller chunks, or return the path of a file"
+    )
 }
 
 fn value_size(value: &CallValue) -> usize {

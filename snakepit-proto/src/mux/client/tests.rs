@@ -141,6 +141,6 @@ fn nothing_is_counted_as_less_than_it_takes() {
     };
     let batch = CallBatch { calls: vec![start.clone(), CallStart::default()], ..CallBatch::default() };
     assert!(batch.encoded_len() <= call_size(&start) + call_size(&CallStart::default()));
-    let chunk = CallChunk { data: vec![0; 1000].into(), metadata: start.metadata.clone() };
+    let chunk = CallChunk { data: vec![0; 1000].into(), metadata: start.metadata };
     assert!(chunk.encoded_len() as u64 <= super::super::chunk_cost(&chunk));
 }
