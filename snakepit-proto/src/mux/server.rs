@@ -60,6 +60,8 @@ struct Outbox {
     driver: Option<Waker>,
     /// Streams that wait for [room](Replies::poll_room).
     crowded: Vec<Waker>,
+    /// The task of the stream wakes by itself soon.
+    wakes_soon: bool,
     /// Calls are being polled: who sends is woken once that is through, instead of for each answer.
     polling: bool,
     /// How it ended for the calls: no answer follows.
@@ -108,14 +110,19 @@ impl Replies {
         });
     }
 
-    /// A call has ended, and more are about to: the stream is not woken for each of them. Whoever uses this sees to it
-    /// that the stream is woken soon, by a [`reply`](Self::reply) or by [`Calls::poll`].
+    /// A call has ended, and more are about to: the stream is not woken for each of them while it [wakes
+    /// soon](Self::wakes_soon) by itself.
     pub fn reply_soon(&self, reply: CallReply) {
         let reply = bounded(reply);
         self.put(|outbox| {
             outbox.reply(reply);
-            outbox.batch.replies.len().is_multiple_of(REPLIES_AT_ONCE)
+            !outbox.wakes_soon || outbox.batch.replies.len().is_multiple_of(REPLIES_AT_ONCE)
         });
+    }
+
+    /// Says whether [`Calls::poll`] has seen to it that the stream's task is woken within the time that an answer may lie.
+    pub fn wakes_soon(&self, soon: bool) {
+        self.lock().wakes_soon = soon;
     }
 
     /// A call was given back before it began.

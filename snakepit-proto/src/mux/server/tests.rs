@@ -126,3 +126,21 @@ fn what_was_answered_comes_before_the_end() {
     assert!(matches!(replies.poll_take(&cx), Poll::Ready(Some(Err(status))) if status.message() == "broken"));
     assert!(matches!(replies.poll_take(&cx), Poll::Ready(None)));
 }
+
+#[test]
+fn answers_lie_only_while_the_stream_wakes_by_itself() {
+    let (replies, count) = (Replies::new(), Arc::new(Count::default()));
+    let waker = Waker::from(Arc::clone(&count));
+    let woken = || count.0.load(Ordering::Relaxed);
+    assert!(replies.poll_take(&Context::from_waker(&waker)).is_pending());
+    replies.reply_soon(reply_of(1, 1));
+    assert_eq!(woken(), 1);
+    take(&replies);
+    assert!(replies.poll_take(&Context::from_waker(&waker)).is_pending());
+    replies.wakes_soon(true);
+    replies.reply_soon(reply_of(2, 1));
+    assert_eq!(woken(), 1);
+    replies.reply(reply_of(3, 1));
+    assert_eq!(woken(), 2);
+    assert_eq!(take(&replies).replies.len(), 2);
+}
