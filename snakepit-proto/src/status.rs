@@ -25,6 +25,8 @@ pub const INVALID_ARGUMENT: &str = "INVALID_ARGUMENT";
 pub const UNSUPPORTED: &str = "UNSUPPORTED";
 /// The `reason` when the call was cancelled.
 pub const CANCELLED: &str = "CANCELLED";
+/// The `reason` when more is asked than will be taken on.
+pub const OVERLOADED: &str = "OVERLOADED";
 /// The `reason` when a worker is stopping: the call was not begun.
 pub const STOPPING: &str = "STOPPING";
 /// The `reason` when the worker was lost; its last words ride along as a [`ToolFailure`].

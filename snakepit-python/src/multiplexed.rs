@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
+    task::Context,
     time::Duration,
 };
 
@@ -18,7 +18,9 @@ use snakepit_proto::{
 };
 use snakepit_registry::{CallId, ReplyBody, ToolError, ToolReply};
 use snakepit_session::SessionId;
-use snakepit_worker::mux::{MuxCalls, MuxService, call_from_wire, failure_reply, status_reply, value_reply};
+use snakepit_worker::mux::{
+    MuxCalls, MuxService, call_from_wire, failure_reply, not_rising, status_reply, value_reply,
+};
 use tokio::time::{Instant, Sleep, sleep};
 use tonic::Status;
 
@@ -39,8 +41,11 @@ pub(crate) struct WorkerCalls {
     stream: u64,
     /// Those that stream chunks.
     streaming: MuxCalls<Streaming>,
-    /// Runs while calls are queued or running, so that no answer lies for long.
+    /// The last call that was taken in.
+    last_id: u64,
+    /// Runs while calls wait for others, so that no answer lies for long.
     tick: Pin<Box<Sleep>>,
+    ticking: bool,
 }
 
 impl WorkerCalls {
@@ -49,7 +54,22 @@ impl WorkerCalls {
         let stream = STREAMS.fetch_add(1, Ordering::Relaxed);
         let service = Arc::new(Streaming { tools: tools.clone(), stream });
         let streaming = MuxCalls::new(service, replies.clone());
-        Self { tools, replies, stream, streaming, tick: Box::pin(sleep(SEND_WITHIN)) }
+        let tick = Box::pin(sleep(SEND_WITHIN));
+        Self { tools, replies, stream, streaming, last_id: 0, tick, ticking: false }
+    }
+
+    /// Ids rise: the file that tells which calls have begun holds but the last, and calls run in their order.
+    fn takes_in(&mut self, id: u64) -> bool {
+        let (last, name) = (self.last_id, progress::multiplexed(self.stream, id & progress::MAX_ID));
+        if id > last && id <= progress::MAX_ID {
+            self.last_id = id;
+            return true;
+        }
+        // An answer would be taken for that of the other call, if there is one.
+        if id > progress::MAX_ID || (self.tools.find(name).is_none() && !self.streaming.runs(id)) {
+            self.replies.reply(status_reply(id, not_rising(id, last)));
+        }
+        false
     }
 
     fn job(&self, start: pb::CallStart) -> Option<Job> {
@@ -74,6 +94,9 @@ impl Calls for WorkerCalls {
         let mut streams = Vec::new();
         let mut jobs = Vec::with_capacity(calls.len());
         for start in calls {
+            if !self.takes_in(start.id) {
+                continue;
+            }
             if start.stream {
                 streams.push(start);
             } else {
@@ -93,13 +116,18 @@ impl Calls for WorkerCalls {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> bool {
         let streams = self.streaming.poll(cx);
-        let busy = self.tools.is_busy();
-        if busy {
-            while let Poll::Ready(()) = self.tick.as_mut().poll(cx) {
-                self.tick.as_mut().reset(Instant::now() + SEND_WITHIN);
-            }
+        let was_ticking = self.ticking;
+        if self.ticking && self.tick.as_mut().poll(cx).is_ready() {
+            self.ticking = false;
         }
-        streams || busy
+        if !self.ticking && self.tools.is_backed_up() {
+            self.tick.as_mut().reset(Instant::now() + SEND_WITHIN);
+            self.ticking = self.tick.as_mut().poll(cx).is_pending();
+        }
+        if self.ticking != was_ticking {
+            self.replies.wakes_soon(self.ticking);
+        }
+        streams || self.tools.is_busy()
     }
 }
 
@@ -124,7 +152,7 @@ pub(crate) struct FrameReply {
 }
 
 impl FrameReply {
-    /// Answers. With `more_follow`, the answer may share its message with those of the calls behind it.
+    /// Answers; with a failure if the value is too large for any message. With `more_follow`, the answer may share its message with those of the calls behind it.
     pub(crate) fn send(self, outcome: Result<ToolReply, ToolError>, more_follow: bool) {
         let Self { replies, id, session } = self;
         let reply = match outcome {

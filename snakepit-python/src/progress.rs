@@ -18,6 +18,9 @@ const STREAM_SHIFT: u32 = 48;
 /// A host opens one stream, the first: only its calls are told.
 const FIRST_STREAM: u64 = MULTIPLEXED >> STREAM_SHIFT;
 
+/// The largest id that a call on a stream can have.
+pub(crate) const MAX_ID: u64 = (1 << STREAM_SHIFT) - 1;
+
 /// Where the id of the last call that began is stored.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Progress(&'static AtomicU64);
@@ -46,7 +49,7 @@ impl Progress {
 
     /// A call is about to begin.
     pub(crate) fn begin(self, call: CallId) {
-        let (stream, id) = (call.as_u64() >> STREAM_SHIFT, call.as_u64() & ((1 << STREAM_SHIFT) - 1));
+        let (stream, id) = (call.as_u64() >> STREAM_SHIFT, call.as_u64() & MAX_ID);
         if stream == FIRST_STREAM {
             self.0.fetch_max(id, Ordering::Release);
         }

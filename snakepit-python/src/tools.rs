@@ -197,6 +197,11 @@ impl PythonTools {
         !self.queue().active.is_empty()
     }
 
+    /// Whether calls wait for others, so that answers may be followed by more.
+    pub(crate) fn is_backed_up(&self) -> bool {
+        self.queue().active.len() > 1
+    }
+
     /// Cancels a call, if it has not ended, and returns at once.
     pub(crate) fn abandon_call(&self, call: CallId) {
         if let Some(state) = self.find(call) {

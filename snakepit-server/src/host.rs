@@ -49,8 +49,13 @@ impl Host {
         })
     }
 
+    /// The pool, unless the host is still starting or was dropped.
+    pub(crate) fn pool_if_started(&self) -> Option<Arc<Pool>> {
+        self.pool.get()?.upgrade()
+    }
+
     pub(crate) fn pool_status(&self) -> Option<PoolStatus> {
-        Some(self.pool.get()?.upgrade()?.status())
+        Some(self.pool_if_started()?.status())
     }
 
     /// Runs a call of any tool: renews its session, prefers the session's last worker, remembers the new one.

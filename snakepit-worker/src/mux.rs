@@ -14,7 +14,7 @@ use tonic::Status;
 
 pub use self::{
     calling::{Asked, Callee, call, fits},
-    serving::{MuxCalls, MuxService},
+    serving::{MuxCalls, MuxService, not_rising},
 };
 use crate::wire::{bad_argument, bad_field, failure_to_wire, value_from_wire, value_to_wire};
 

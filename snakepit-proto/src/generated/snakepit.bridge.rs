@@ -895,25 +895,29 @@ pub struct SessionInfo {
     #[prost(string, tag = "6")]
     pub last_worker_id: ::prost::alloc::string::String,
 }
-/// What a caller says on a Multiplex stream. The lists are read in the order of their numbers.
+/// What a caller says on a Multiplex stream. The lists are read in the order of their numbers. A message may start up to
+/// 16384 calls; callers cut messages at about a megabyte, and only a larger call goes alone. A host runs up to 4096 calls of
+/// one stream at once and refuses more with RESOURCE_EXHAUSTED. While a caller does not read its answers, nothing more is
+/// taken in once some megabytes of them wait.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CallBatch {
     #[prost(message, repeated, tag = "1")]
     pub calls: ::prost::alloc::vec::Vec<CallStart>,
     #[prost(message, repeated, tag = "2")]
     pub credits: ::prost::alloc::vec::Vec<CallCredit>,
-    /// Ids of calls that nobody waits for any more. Each still ends with a CallReply, once it provably runs no more.
+    /// Ids of calls that nobody waits for any more. Each still ends with one CallReply, once it provably runs no more; to
+    /// name it again changes nothing.
     #[prost(uint64, repeated, tag = "3")]
     pub cancels: ::prost::alloc::vec::Vec<u64>,
     /// Ids of calls that the caller wants back if they have not begun. Such a call ends with its id in
-    /// ReplyBatch.recalled; one that has begun goes on.
+    /// ReplyBatch.recalled; one that has begun goes on. Workers honour it; a host, which queues calls itself, ignores it.
     #[prost(uint64, repeated, tag = "4")]
     pub recalls: ::prost::alloc::vec::Vec<u64>,
 }
 /// A call begins. Its arguments, session and metadata are those of ExecuteToolRequest.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CallStart {
-    /// Chosen by the caller; rises from call to call on one stream.
+    /// Chosen by the caller; rises from call to call on one stream, from 1. To a worker it stays below 2^48.
     #[prost(uint64, tag = "1")]
     pub id: u64,
     #[prost(string, tag = "2")]
@@ -941,7 +945,8 @@ pub struct CallStart {
     /// Whether running the call twice does no harm.
     #[prost(bool, tag = "10")]
     pub idempotent: bool,
-    /// For a stream: how many bytes of chunks may come before a CallCredit grants more. See CallChunks.
+    /// For a stream: how many bytes of chunks may come before a CallCredit grants more; 0 means 262144. See
+    /// CallChunks.
     #[prost(uint64, tag = "11")]
     pub credit: u64,
 }
@@ -992,7 +997,8 @@ pub struct CallOpened {
     #[prost(string, tag = "2")]
     pub worker_id: ::prost::alloc::string::String,
 }
-/// Chunks of one stream. Each costs the length of its data, plus 32, of the credit; a chunk may overdraw it once.
+/// Chunks of one stream. Each costs the length of its data, plus 32, of the credit, plus for each entry of its metadata the
+/// lengths of key and value and 16. A chunk may overdraw the credit: the next one comes when grants have made up for that.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CallChunks {
     #[prost(uint64, tag = "1")]

@@ -10,12 +10,15 @@ use std::{
 };
 
 use futures_core::Stream;
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
-use super::{BATCH_BYTES, size_of};
-use crate::pb::{
-    CallBatch, CallChunk, CallCredit, CallOpened, CallReply, CallStart, ReplyBatch,
-    bridge_service_client::BridgeServiceClient,
+use super::{BATCH_BYTES, MAX_ITEM_BYTES, call_size};
+use crate::{
+    pb::{
+        CallBatch, CallChunk, CallCredit, CallOpened, CallReply, CallStart, ReplyBatch,
+        bridge_service_client::BridgeServiceClient,
+    },
+    status::{INVALID_ARGUMENT, refuse},
 };
 
 /// Starts calls on one `Multiplex` stream. Clones share it; it closes when the last is dropped.
@@ -43,7 +46,7 @@ struct Shared(Mutex<State>);
 struct State {
     last_id: u64,
     calls: HashMap<u64, Entry>,
-    /// What is to be sent, and about how many bytes of arguments that is.
+    /// What is to be sent, and about how many bytes its calls are.
     outbox: CallBatch,
     outbox_bytes: usize,
     /// The task that sends, while it has nothing to send.
@@ -65,6 +68,8 @@ struct Entry {
     end: Option<CallEnd>,
     /// Nobody will fetch anything any more.
     abandoned: bool,
+    /// The other side was asked to cancel it.
+    cancelled: bool,
 }
 
 /// What happened to a call.
@@ -125,16 +130,18 @@ impl Multiplexer {
         let id = state.last_id;
         call.id = id;
         let mut entry = Entry { tag, ..Entry::default() };
-        let waker = match &state.broken {
-            Some(status) => {
-                entry.end = Some(CallEnd::Broken(status.clone()));
-                None
-            }
-            None => {
-                state.outbox_bytes += size_of(&call);
-                state.outbox.calls.push(call);
-                state.sender.take()
-            }
+        let size = call_size(&call);
+        let waker = if let Some(status) = &state.broken {
+            entry.end = Some(CallEnd::Broken(status.clone()));
+            None
+        } else if size > MAX_ITEM_BYTES {
+            // A message that large would break the stream, and with it all other calls.
+            entry.end = Some(CallEnd::Reply(too_large(id, size)));
+            None
+        } else {
+            state.outbox_bytes += size;
+            state.outbox.calls.push(call);
+            state.sender.take()
         };
         state.calls.insert(id, entry);
         drop(state);
@@ -144,7 +151,7 @@ impl Multiplexer {
 
     /// Asks for the calls of this tag back, if they have not begun.
     pub fn recall(&self, tag: u64) {
-        self.owner.0.send(|state| {
+        self.owner.0.send(|state, _| {
             let ids = state.calls.iter().filter(|(_, entry)| entry.tag == tag && entry.end.is_none());
             state.outbox.recalls.extend(ids.map(|(id, _)| *id));
         });
@@ -154,10 +161,10 @@ impl Multiplexer {
     /// the other side said so.
     pub async fn ended(&self, tag: u64) -> bool {
         let shared = &self.owner.0;
-        shared.send(|state| {
+        shared.send(|state, wakers| {
             let ids = state.calls.iter().filter(|(_, entry)| entry.tag == tag && entry.end.is_none());
             let ids: Vec<u64> = ids.map(|(id, _)| *id).collect();
-            ids.iter().for_each(|id| state.cancel(*id));
+            ids.iter().for_each(|id| state.cancel(*id, wakers));
         });
         std::future::poll_fn(|cx| {
             let mut state = shared.lock();
@@ -223,14 +230,14 @@ impl Call {
     /// Lets the other side send this many bytes of chunks more.
     pub fn grant(&self, bytes: u64) {
         let credit = CallCredit { id: self.id, bytes };
-        self.shared.send(|state| state.outbox.credits.push(credit));
+        self.shared.send(|state, _| state.outbox.credits.push(credit));
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
         if !self.ended {
-            self.shared.send(|state| state.abandon(self.id));
+            self.shared.send(|state, wakers| state.abandon(self.id, wakers));
         }
     }
 }
@@ -243,7 +250,7 @@ impl fmt::Debug for Call {
 
 impl State {
     /// Nobody waits for the call any more.
-    fn abandon(&mut self, id: u64) {
+    fn abandon(&mut self, id: u64, wakers: &mut Vec<Waker>) {
         let Some(entry) = self.calls.get_mut(&id) else { return };
         if entry.end.is_some() {
             self.calls.remove(&id);
@@ -251,18 +258,21 @@ impl State {
         }
         entry.abandoned = true;
         entry.chunks = Vec::new();
-        self.cancel(id);
+        self.cancel(id, wakers);
     }
 
     /// Has the other side cancel the call, or takes it back if it was not even sent.
-    fn cancel(&mut self, id: u64) {
-        let Some(unsent) = self.outbox.calls.iter().position(|call| call.id == id) else {
+    fn cancel(&mut self, id: u64, wakers: &mut Vec<Waker>) {
+        // Calls are sent in the order of their ids.
+        if let Ok(unsent) = self.outbox.calls.binary_search_by_key(&id, |call| call.id) {
+            let call = self.outbox.calls.remove(unsent);
+            self.outbox_bytes -= call_size(&call);
+            self.end(id, CallEnd::Recalled, wakers);
+        } else if let Some(entry) = self.calls.get_mut(&id)
+            && !std::mem::replace(&mut entry.cancelled, true)
+        {
             self.outbox.cancels.push(id);
-            return;
-        };
-        let call = self.outbox.calls.remove(unsent);
-        self.outbox_bytes -= size_of(&call);
-        self.end(id, CallEnd::Recalled, &mut Vec::new());
+        }
     }
 
     /// The call has ended.
@@ -331,21 +341,19 @@ impl State {
         let mut bytes = 0;
         let fits = self.outbox.calls.iter().take_while(|call| {
             let first = bytes == 0;
-            bytes += size_of(call);
+            bytes += call_size(call);
             first || bytes <= BATCH_BYTES
         });
         let rest = self.outbox.calls.split_off(fits.count());
-        self.outbox_bytes = rest.iter().map(size_of).sum();
-        // Credits, cancellations and recalls of calls that are not yet sent must not overtake them.
-        let next = if rest.is_empty() {
-            CallBatch::default()
-        } else {
-            CallBatch {
-                calls: rest,
-                credits: std::mem::take(&mut self.outbox.credits),
-                cancels: std::mem::take(&mut self.outbox.cancels),
-                recalls: std::mem::take(&mut self.outbox.recalls),
-            }
+        self.outbox_bytes = rest.iter().map(call_size).sum();
+        // Those of calls that are not yet sent must not overtake them; the others must not wait for large calls.
+        let unsent = rest.first().map_or(u64::MAX, |call| call.id);
+        let CallBatch { credits, cancels, recalls, .. } = &mut self.outbox;
+        let next = CallBatch {
+            calls: rest,
+            credits: credits.extract_if(.., |credit| credit.id >= unsent).collect(),
+            cancels: cancels.extract_if(.., |id| *id >= unsent).collect(),
+            recalls: recalls.extract_if(.., |id| *id >= unsent).collect(),
         };
         Some(std::mem::replace(&mut self.outbox, next))
     }
@@ -357,14 +365,12 @@ impl Shared {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts something into the outbox.
-    fn send(&self, put: impl FnOnce(&mut State)) {
-        let waker = {
-            let mut state = self.lock();
-            put(&mut state);
-            state.sender.take()
-        };
-        wake(waker);
+    /// Puts something into the outbox, then wakes whom that concerns.
+    fn send(&self, put: impl FnOnce(&mut State, &mut Vec<Waker>)) {
+        self.update(|state, wakers| {
+            put(state, wakers);
+            wakers.extend(state.sender.take());
+        });
     }
 
     /// Changes the state, then wakes whom that concerns.
@@ -373,6 +379,14 @@ impl Shared {
         change(&mut self.lock(), &mut wakers);
         wakers.into_iter().for_each(Waker::wake);
     }
+}
+
+fn too_large(id: u64, size: usize) -> CallReply {
+    let problem = format!(
+        "the call has {size} bytes, the limit is {MAX_ITEM_BYTES}; pass large data in parts, or as the path of a file"
+    );
+    let status = refuse(Code::InvalidArgument, INVALID_ARGUMENT, problem);
+    CallReply { id, status: Some(status.into()), ..CallReply::default() }
 }
 
 fn wake(waker: Option<Waker>) {
@@ -453,3 +467,6 @@ impl Drop for Incoming {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

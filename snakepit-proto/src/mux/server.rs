@@ -2,16 +2,29 @@
 
 use std::{
     fmt,
+    future::Future,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
 use futures_core::Stream;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
-use super::BATCH_BYTES;
-use crate::pb::{CallBatch, CallChunk, CallChunks, CallOpened, CallReply, ReplyBatch};
+use super::{
+    BATCH_BYTES, FIELD_BYTES, ITEM_BYTES, MAX_ITEM_BYTES, TOO_LARGE, chunk_cost, reply_size, too_large,
+};
+use crate::{
+    pb::{CallBatch, CallChunk, CallChunks, CallOpened, CallReply, ReplyBatch, ToolFailure},
+    status::{OVERLOADED, refuse},
+};
+
+/// Once about this many bytes wait to be sent, the stream takes in no more until the caller has read some of them.
+const OUTBOX_BYTES: usize = 4 * BATCH_BYTES;
+
+/// How many calls one message may start: more than anybody who cuts messages at [`BATCH_BYTES`] puts into one. What answers
+/// each of them takes memory before the outbox is looked at again.
+const CALLS_A_BATCH: usize = BATCH_BYTES / ITEM_BYTES;
 
 /// Messages that are taken in before answers go out: a caller that never pauses must not keep its answers waiting.
 const BATCHES_AT_ONCE: usize = 16;
@@ -39,10 +52,22 @@ pub struct Replies(Arc<Mutex<Outbox>>);
 #[derive(Default)]
 struct Outbox {
     batch: ReplyBatch,
-    /// About how many bytes of values and failures that is. Chunks are bounded by their credit.
+    /// About how many bytes that is.
     bytes: usize,
-    /// The task of the stream, while there is nothing to send.
+    /// The task that sends, while there is nothing to send.
     waker: Option<Waker>,
+    /// The task that takes in and runs calls, for when it may take in more, or has nobody left to answer.
+    driver: Option<Waker>,
+    /// Streams that wait for [room](Replies::poll_room).
+    crowded: Vec<Waker>,
+    /// The task of the stream wakes by itself soon.
+    wakes_soon: bool,
+    /// Calls are being polled: who sends is woken once that is through, instead of for each answer.
+    polling: bool,
+    /// How it ended for the calls: no answer follows.
+    ended: Option<Result<(), Status>>,
+    /// Nobody takes answers any more.
+    closed: bool,
 }
 
 impl Replies {
@@ -54,47 +79,81 @@ impl Replies {
 
     /// A streaming call has begun.
     pub fn opened(&self, opened: CallOpened) {
-        self.put(|outbox| outbox.batch.opened.push(opened));
-    }
-
-    /// More chunks of a stream.
-    pub fn chunks(&self, id: u64, chunks: Vec<CallChunk>) {
-        self.put(|outbox| match outbox.batch.chunks.last_mut() {
-            Some(run) if run.id == id => run.chunks.extend(chunks),
-            _ => outbox.batch.chunks.push(CallChunks { id, chunks }),
+        self.put(|outbox| {
+            outbox.bytes += opened_size(&opened);
+            outbox.batch.opened.push(opened);
+            true
         });
     }
 
-    /// A call has ended.
-    pub fn reply(&self, reply: CallReply) {
-        self.put(|outbox| outbox.reply(reply));
+    /// More chunks of a stream. None may cost more than [`MAX_ITEM_BYTES`].
+    pub fn chunks(&self, id: u64, chunks: Vec<CallChunk>) {
+        self.put(|outbox| {
+            outbox.bytes += ITEM_BYTES + chunks.iter().map(chunk_size).sum::<usize>();
+            match outbox.batch.chunks.last_mut() {
+                Some(run) if run.id == id => {
+                    outbox.bytes -= ITEM_BYTES;
+                    run.chunks.extend(chunks);
+                }
+                _ => outbox.batch.chunks.push(CallChunks { id, chunks }),
+            }
+            true
+        });
     }
 
-    /// A call has ended, and more are about to: the stream is not woken for each of them. Whoever uses this sees to it
-    /// that the stream is woken soon, by a [`reply`](Self::reply) or by [`Calls::poll`].
-    pub fn reply_soon(&self, reply: CallReply) {
-        let waker = {
-            let mut outbox = self.lock();
+    /// A call has ended. An answer too large for any message becomes a failure.
+    pub fn reply(&self, reply: CallReply) {
+        let reply = bounded(reply);
+        self.put(|outbox| {
             outbox.reply(reply);
-            if outbox.batch.replies.len().is_multiple_of(REPLIES_AT_ONCE) {
-                outbox.waker.take()
-            } else {
-                None
-            }
-        };
-        wake(waker);
+            true
+        });
+    }
+
+    /// A call has ended, and more are about to: the stream is not woken for each of them while it [wakes
+    /// soon](Self::wakes_soon) by itself.
+    pub fn reply_soon(&self, reply: CallReply) {
+        let reply = bounded(reply);
+        self.put(|outbox| {
+            outbox.reply(reply);
+            !outbox.wakes_soon || outbox.batch.replies.len().is_multiple_of(REPLIES_AT_ONCE)
+        });
+    }
+
+    /// Says whether [`Calls::poll`] has seen to it that the stream's task is woken within the time that an answer may lie.
+    pub fn wakes_soon(&self, soon: bool) {
+        self.lock().wakes_soon = soon;
     }
 
     /// A call was given back before it began.
     pub fn recalled(&self, id: u64) {
-        self.put(|outbox| outbox.batch.recalled.push(id));
+        self.put(|outbox| {
+            outbox.bytes += FIELD_BYTES;
+            outbox.batch.recalled.push(id);
+            true
+        });
     }
 
-    fn put(&self, put: impl FnOnce(&mut Outbox)) {
+    /// Ready while not too much waits to be sent. What produces without end should wait for this.
+    pub fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut outbox = self.lock();
+        if outbox.bytes <= OUTBOX_BYTES || outbox.closed {
+            return Poll::Ready(());
+        }
+        if !outbox.crowded.iter().any(|waker| waker.will_wake(cx.waker())) {
+            outbox.crowded.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Puts something in. `put` says whether whoever sends is to know.
+    fn put(&self, put: impl FnOnce(&mut Outbox) -> bool) {
         let waker = {
             let mut outbox = self.lock();
-            put(&mut outbox);
-            outbox.waker.take()
+            if outbox.closed {
+                return;
+            }
+            if put(&mut outbox) && !outbox.polling { outbox.waker.take() } else { None }
         };
         wake(waker);
     }
@@ -104,25 +163,44 @@ impl Replies {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn poll_take(&self, cx: &Context<'_>) -> Poll<ReplyBatch> {
+    fn poll_take(&self, cx: &Context<'_>) -> Poll<Option<Result<ReplyBatch, Status>>> {
         let mut outbox = self.lock();
-        match outbox.take_batch() {
-            Some(batch) => Poll::Ready(batch),
-            None => {
-                let stale = outbox.waker.replace(cx.waker().clone());
+        let was_full = outbox.bytes > OUTBOX_BYTES;
+        if let Some(batch) = outbox.take_batch() {
+            if was_full && outbox.bytes <= OUTBOX_BYTES {
+                let crowded = std::mem::take(&mut outbox.crowded);
+                let driver = outbox.driver.take();
                 drop(outbox);
-                drop(stale);
-                Poll::Pending
+                crowded.into_iter().chain(driver).for_each(Waker::wake);
             }
+            return Poll::Ready(Some(Ok(batch)));
         }
+        if let Some(ended) = &mut outbox.ended {
+            return Poll::Ready(std::mem::replace(ended, Ok(())).err().map(Err));
+        }
+        let stale = replace(&mut outbox.waker, cx);
+        drop(outbox);
+        drop(stale);
+        Poll::Pending
+    }
+
+    /// Nobody takes answers any more.
+    fn close(&self) {
+        let mut outbox = self.lock();
+        outbox.closed = true;
+        outbox.bytes = 0;
+        let batch = std::mem::take(&mut outbox.batch);
+        let crowded = std::mem::take(&mut outbox.crowded);
+        let driver = outbox.driver.take();
+        drop(outbox);
+        drop(batch);
+        crowded.into_iter().chain(driver).for_each(Waker::wake);
     }
 }
 
 impl Outbox {
     fn reply(&mut self, reply: CallReply) {
-        let value = reply.value.as_ref();
-        self.bytes += value.map_or(0, |v| v.json.len() + v.binary.as_ref().map_or(0, bytes::Bytes::len));
-        self.bytes += reply.failure.as_ref().map_or(0, prost::Message::encoded_len);
+        self.bytes += reply_size(&reply);
         self.batch.replies.push(reply);
     }
 
@@ -132,17 +210,107 @@ impl Outbox {
         if opened.is_empty() && chunks.is_empty() && replies.is_empty() && recalled.is_empty() {
             return None;
         }
-        let bytes = std::mem::take(&mut self.bytes);
-        let mut batch = std::mem::take(&mut self.batch);
-        if bytes > BATCH_BYTES && batch.replies.len() > 1 {
-            // Large values go one a message.
-            let rest = batch.replies.split_off(1);
-            self.batch.recalled = std::mem::take(&mut batch.recalled);
-            self.batch.replies = rest;
-            self.bytes = bytes;
+        if self.bytes <= BATCH_BYTES {
+            self.bytes = 0;
+            return Some(std::mem::take(&mut self.batch));
         }
-        Some(batch)
+        let mut room = Room { taken: 0 };
+        let opened = room.take(&mut self.batch.opened, opened_size);
+        let mut chunks = Vec::new();
+        if self.batch.opened.is_empty() {
+            chunks = room.take_runs(&mut self.batch.chunks);
+        }
+        let mut replies = Vec::new();
+        if self.batch.opened.is_empty() && self.batch.chunks.is_empty() {
+            replies = room.take(&mut self.batch.replies, reply_size);
+        }
+        // Nothing else of a call that was given back is on its way.
+        let recalled = room.take(&mut self.batch.recalled, |_| FIELD_BYTES);
+        self.bytes -= room.taken;
+        Some(ReplyBatch { opened, chunks, replies, recalled })
     }
+}
+
+/// What a message still has room for. The first thing goes in however large it is.
+struct Room {
+    taken: usize,
+}
+
+impl Room {
+    const fn fits(&mut self, size: usize) -> bool {
+        let fits = self.taken == 0 || self.taken + size <= BATCH_BYTES;
+        if fits {
+            self.taken += size;
+        }
+        fits
+    }
+
+    /// Takes from the front what fits.
+    fn take<T>(&mut self, items: &mut Vec<T>, size: impl Fn(&T) -> usize) -> Vec<T> {
+        let fits = items.iter().take_while(|item| self.fits(size(item))).count();
+        let rest = items.split_off(fits);
+        std::mem::replace(items, rest)
+    }
+
+    /// Takes from the front what fits; the last run is divided if need be.
+    fn take_runs(&mut self, runs: &mut Vec<CallChunks>) -> Vec<CallChunks> {
+        let mut whole = 0;
+        let mut part = None;
+        for run in runs.iter_mut() {
+            if self.taken > 0 && self.taken + ITEM_BYTES >= BATCH_BYTES {
+                break;
+            }
+            // What a run counts for itself is taken with its last chunk.
+            let all = run.chunks.len();
+            let mut size = |left: usize, chunk: &CallChunk| {
+                self.fits(chunk_size(chunk) + if left == 1 { ITEM_BYTES } else { 0 })
+            };
+            let fits = run.chunks.iter().enumerate().take_while(|(i, chunk)| size(all - i, chunk)).count();
+            if fits < all {
+                if fits > 0 {
+                    let rest = run.chunks.split_off(fits);
+                    part = Some(CallChunks { id: run.id, chunks: std::mem::replace(&mut run.chunks, rest) });
+                }
+                break;
+            }
+            whole += 1;
+        }
+        let rest = runs.split_off(whole);
+        let mut taken = std::mem::replace(runs, rest);
+        taken.extend(part);
+        taken
+    }
+}
+
+fn opened_size(opened: &CallOpened) -> usize {
+    ITEM_BYTES + opened.worker_id.len()
+}
+
+fn chunk_size(chunk: &CallChunk) -> usize {
+    usize::try_from(chunk_cost(chunk)).unwrap_or(usize::MAX)
+}
+
+/// The reply, or a failure if it is too large for any message: that would break the stream, and with it all other calls.
+fn bounded(reply: CallReply) -> CallReply {
+    let size = reply_size(&reply);
+    if size <= MAX_ITEM_BYTES {
+        return reply;
+    }
+    let CallReply { id, worker_id, .. } = reply;
+    let failure = ToolFailure {
+        message: too_large("answer", size),
+        r#type: TOO_LARGE.to_owned(),
+        ..ToolFailure::default()
+    };
+    CallReply { id, worker_id, failure: Some(failure), ..CallReply::default() }
+}
+
+/// Remembers the task; what was remembered is to be dropped once no lock is held, for it is foreign code.
+fn replace(waker: &mut Option<Waker>, cx: &Context<'_>) -> Option<Waker> {
+    if waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        return None;
+    }
+    waker.replace(cx.waker().clone())
 }
 
 fn wake(waker: Option<Waker>) {
@@ -157,25 +325,29 @@ impl fmt::Debug for Replies {
     }
 }
 
-/// The response of the RPC: takes in what the caller says, and gives out what the calls answer.
-pub struct Serve<C> {
+/// Takes in what the caller says and runs the calls, until they are all answered or nobody takes the answers any more.
+/// Dropping it ends the response.
+#[must_use = "calls run only while this is polled"]
+pub struct Driver<C> {
     inbound: Option<Streaming<CallBatch>>,
     calls: C,
     replies: Replies,
 }
 
-impl<C: Calls> Serve<C> {
-    /// Serves the calls of a stream. `replies` is where `calls` puts its answers.
-    pub const fn new(inbound: Streaming<CallBatch>, calls: C, replies: Replies) -> Self {
-        Self { inbound: Some(inbound), calls, replies }
-    }
-
+impl<C: Calls> Driver<C> {
     /// Takes in what is there. `Err` when the caller's stream broke.
     fn take_in(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
         for _ in 0..BATCHES_AT_ONCE {
             let Some(inbound) = &mut self.inbound else { return Ok(()) };
+            if self.replies.lock().bytes > OUTBOX_BYTES {
+                // Whoever takes the answers wakes this task.
+                return Ok(());
+            }
             match Pin::new(inbound).poll_next(cx) {
                 Poll::Pending => return Ok(()),
+                Poll::Ready(Some(Ok(batch))) if batch.calls.len() > CALLS_A_BATCH => {
+                    return Err(too_many(batch.calls.len()));
+                }
                 Poll::Ready(Some(Ok(batch))) => self.calls.receive(batch),
                 Poll::Ready(Some(Err(status))) => return Err(status),
                 Poll::Ready(None) => self.inbound = None,
@@ -185,6 +357,109 @@ impl<C: Calls> Serve<C> {
         cx.waker().wake_by_ref();
         Ok(())
     }
+
+    /// Ready when there is nothing left to do.
+    fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let stale = {
+            let mut outbox = self.replies.lock();
+            if outbox.closed || outbox.ended.is_some() {
+                return Poll::Ready(());
+            }
+            outbox.polling = true;
+            replace(&mut outbox.driver, cx)
+        };
+        drop(stale);
+        let ended = match self.take_in(cx) {
+            Err(status) => Some(Err(status)),
+            // The caller has closed its half and everything is answered.
+            Ok(()) => (!self.calls.poll(cx) && self.inbound.is_none()).then_some(Ok(())),
+        };
+        let mut outbox = self.replies.lock();
+        outbox.polling = false;
+        if ended.is_none() {
+            return Poll::Pending;
+        }
+        outbox.ended = ended;
+        Poll::Ready(())
+    }
+
+    /// Wakes whoever sends, if there is something to send.
+    fn flush(&self) {
+        let waker = {
+            let mut outbox = self.replies.lock();
+            if outbox.bytes > 0 || outbox.ended.is_some() { outbox.waker.take() } else { None }
+        };
+        wake(waker);
+    }
+}
+
+impl<C: Calls + Unpin> Future for Driver<C> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        let driven = this.drive(cx);
+        this.flush();
+        driven
+    }
+}
+
+impl<C> Drop for Driver<C> {
+    fn drop(&mut self) {
+        let waker = {
+            let mut outbox = self.replies.lock();
+            let cut = || Err(Status::unavailable("the calls of this stream are no longer run"));
+            outbox.ended.get_or_insert_with(cut);
+            outbox.waker.take()
+        };
+        wake(waker);
+    }
+}
+
+impl<C> fmt::Debug for Driver<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver").field("replies", &self.replies).finish_non_exhaustive()
+    }
+}
+
+/// The response of the RPC where a [`Driver`] runs the calls: gives out what they answer. Dropping it ends the driver.
+#[derive(Debug)]
+pub struct Body(Replies);
+
+impl Stream for Body {
+    type Item = Result<ReplyBatch, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_take(cx)
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// The response of the RPC: takes in what the caller says, runs the calls, and gives out what they answer.
+///
+/// Calls go on only while the transport asks for answers. Where they hold what others wait for, [split](Self::split) it.
+pub struct Serve<C> {
+    driver: Driver<C>,
+    body: Body,
+}
+
+impl<C: Calls> Serve<C> {
+    /// Serves the calls of a stream. `replies` is where `calls` puts its answers.
+    pub fn new(inbound: Streaming<CallBatch>, calls: C, replies: Replies) -> Self {
+        let body = Body(replies.clone());
+        Self { driver: Driver { inbound: Some(inbound), calls, replies }, body }
+    }
+
+    /// Parts it into what must be polled for calls to go on, by a task of its own, and the response. A caller that does
+    /// not read its answers then holds up nothing.
+    pub fn split(self) -> (Driver<C>, Body) {
+        (self.driver, self.body)
+    }
 }
 
 impl<C: Calls + Unpin> Stream for Serve<C> {
@@ -192,21 +467,24 @@ impl<C: Calls + Unpin> Stream for Serve<C> {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        if let Err(status) = this.take_in(cx) {
-            return Poll::Ready(Some(Err(status)));
-        }
-        let busy = this.calls.poll(cx);
-        match this.replies.poll_take(cx) {
-            Poll::Ready(batch) => Poll::Ready(Some(Ok(batch))),
-            // The caller has closed its half and everything is answered.
-            Poll::Pending if this.inbound.is_none() && !busy => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
+        // Its end is told by the body.
+        let _ = this.driver.drive(cx);
+        Pin::new(&mut this.body).poll_next(cx)
     }
 }
 
 impl<C> fmt::Debug for Serve<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Serve").field("replies", &self.replies).finish_non_exhaustive()
+        f.debug_struct("Serve").field("replies", &self.body).finish_non_exhaustive()
     }
 }
+
+fn too_many(calls: usize) -> Status {
+    let problem = format!(
+        "a message starts {calls} calls, the limit is {CALLS_A_BATCH}; send them in several messages of about a megabyte"
+    );
+    refuse(Code::ResourceExhausted, OVERLOADED, problem)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,15 +1,20 @@
 //! Multiplex: many calls of one client on one stream.
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use async_trait::async_trait;
 use futures_core::Stream;
 use snakepit_proto::{
-    mux::{Replies, Serve},
+    mux::{Body, Replies, Serve},
     pb,
 };
 use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_worker::mux::{MuxCalls, MuxService};
+use tokio::task::JoinSet;
 use tonic::{Status, Streaming};
 
 use super::{bridge::Bridge, until_stop::UntilStop};
@@ -21,7 +26,25 @@ impl Bridge {
     pub(super) fn serve_calls(&self, inbound: Streaming<pb::CallBatch>) -> BatchResponse {
         let replies = Replies::new();
         let calls = MuxCalls::new(Arc::new(Client(HostCalls(Arc::clone(self.host())))), replies.clone());
-        Box::pin(UntilStop::new(Serve::new(inbound, calls, replies), self.host().stop.clone()))
+        let (driver, body) = Serve::new(inbound, calls, replies).split();
+        let mut task = JoinSet::new();
+        task.spawn(driver);
+        Box::pin(UntilStop::new(Driven { body, _task: task }, self.host().stop.clone()))
+    }
+}
+
+/// A response whose calls run on a task of their own, which ends with it: a client that stops reading must not hold the
+/// workers of calls that have ended.
+struct Driven {
+    body: Body,
+    _task: JoinSet<()>,
+}
+
+impl Stream for Driven {
+    type Item = Result<pb::ReplyBatch, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Pin::new(&mut self.body).poll_next(cx)
     }
 }
 
@@ -52,5 +75,13 @@ struct HostCalls(Arc<Host>);
 impl ToolHandler for HostCalls {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         self.0.call(call).await
+    }
+
+    /// Returns once no worker runs the call. A tool of the host ends when its future is dropped.
+    async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
+        match self.0.pool_if_started() {
+            Some(pool) => pool.tool().cancel(call).await,
+            None => Ok(()),
+        }
     }
 }

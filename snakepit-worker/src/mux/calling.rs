@@ -15,7 +15,6 @@ use snakepit_proto::{
     pb,
 };
 use snakepit_registry::{CallStage, Chunk, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply};
-use snakepit_session::Payload;
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -75,10 +74,17 @@ pub trait Callee: Clone + Send + Sync + Unpin + 'static {
     fn worker(&self, told: &str) -> Option<Arc<str>>;
 }
 
-/// Whether a call is small enough to share the stream with others.
+/// Whether a call, with its names and metadata, is small enough to share the stream with others.
 #[must_use]
 pub fn fits(call: &ToolCall) -> bool {
-    call.arguments.values().map(Payload::size).sum::<usize>() <= MAX_SHARED_BYTES
+    let arguments = call.arguments.iter().map(|(name, value)| name.len() + value.size());
+    let metadata = call.metadata.iter().map(|(key, value)| key.len() + value.len());
+    let trace = call
+        .trace
+        .as_ref()
+        .map_or(0, |trace| trace.traceparent.len() + trace.tracestate.as_ref().map_or(0, String::len));
+    let names = call.tool.len() + call.session.as_ref().map_or(0, |id| id.as_str().len());
+    names + trace + arguments.chain(metadata).sum::<usize>() <= MAX_SHARED_BYTES
 }
 
 /// Runs a call.

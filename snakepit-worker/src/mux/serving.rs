@@ -1,6 +1,6 @@
 //! Calls of a stream, run by any [`ToolHandler`]: what a host serves to clients, and a worker to its host where chunks stream.
 //!
-//! All calls of one stream run on the stream's own task. Each stream of chunks has a credit of its own, so a reader that
+//! All calls of one stream run on one task. Each stream of chunks has a credit of its own, so a reader that
 //! pauses one of them holds up no other.
 
 use std::{
@@ -9,9 +9,10 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_util::{
@@ -21,17 +22,29 @@ use futures_util::{
     task::AtomicWaker,
 };
 use snakepit_proto::{
-    mux::{Calls, Replies, chunk_cost},
+    mux::{Calls, MAX_ITEM_BYTES, Replies, STREAM_CREDIT, TOO_LARGE, call_size, chunk_cost, too_large},
     pb,
     status::{CANCELLED, INTERNAL, refuse},
 };
 use snakepit_registry::{
-    CallId, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply,
+    CallId, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolFailure, ToolHandler, ToolReply,
 };
 use tonic::{Code, Status};
 
 use super::{call_from_wire, failure_reply, status_reply, value_reply};
 use crate::wire::bad_field;
+
+/// How many calls of one stream run or wait at once; more are refused. Well above what a host queues by default.
+const MAX_CALLS: usize = 4096;
+
+/// How many bytes the calls of one stream may have while they run or wait, except that one may always run.
+const MAX_BYTES: usize = 256 * 1024 * 1024;
+
+/// When one of the calls may have ended.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// Chunks are handed over once there are this many bytes of them, although more may be ready.
+const RUN_BYTES: u64 = STREAM_CREDIT;
 
 /// What the two kinds of servers do differently.
 pub trait MuxService: Send + Sync + 'static {
@@ -53,20 +66,29 @@ pub struct MuxCalls<S> {
     service: Arc<S>,
     replies: Replies,
     running: HashMap<u64, Running>,
-    /// Each gives the id of the call that it ran to its end.
-    tasks: FuturesUnordered<Pin<Box<dyn Future<Output = u64> + Send>>>,
+    /// About how many bytes those have.
+    bytes: usize,
+    /// The last call that was taken in.
+    last_id: u64,
+    /// Each gives the id of the call that it answered, if it did.
+    tasks: FuturesUnordered<Pin<Box<dyn Future<Output = Option<u64>> + Send>>>,
 }
 
+/// A call that was not answered yet.
 struct Running {
     call: CallId,
     abort: AbortHandle,
     credit: Option<Arc<Credit>>,
+    bytes: usize,
+    /// Its cancellation is under way, and will answer it.
+    cancelled: bool,
 }
 
-/// How many bytes of chunks a stream may still send; see [`chunk_cost`].
+/// How many bytes of chunks a stream may still send; see [`chunk_cost`]. Below zero after a chunk that was larger: what it
+/// overdrew has to be granted before the next one.
 #[derive(Debug)]
 struct Credit {
-    left: AtomicU64,
+    left: AtomicI64,
     /// The stream's task, while it waits for more.
     task: AtomicWaker,
 }
@@ -74,7 +96,8 @@ struct Credit {
 impl<S: MuxService> MuxCalls<S> {
     /// No calls yet. They are answered into `replies`.
     pub fn new(service: Arc<S>, replies: Replies) -> Self {
-        Self { service, replies, running: HashMap::new(), tasks: FuturesUnordered::new() }
+        let tasks = FuturesUnordered::new();
+        Self { service, replies, running: HashMap::new(), bytes: 0, last_id: 0, tasks }
     }
 
     /// Whether a call of this id runs.
@@ -84,32 +107,48 @@ impl<S: MuxService> MuxCalls<S> {
     }
 
     fn start(&mut self, start: pb::CallStart) {
-        let id = start.id;
-        if self.running.contains_key(&id) {
-            let problem = format!("{id} is in use; ids rise from call to call");
-            return self.replies.reply(status_reply(id, bad_field("id", &problem)));
+        let (id, last) = (start.id, self.last_id);
+        if id <= last {
+            // An answer would be taken for that of the other call, if there is one.
+            if !self.running.contains_key(&id) {
+                self.replies.reply(status_reply(id, not_rising(id, last)));
+            }
+            return;
         }
-        let (session_id, window) = (start.session_id.clone(), start.credit);
+        self.last_id = id;
+        let (queued, bytes) = (self.running.len(), call_size(&start));
+        if queued >= MAX_CALLS || (queued > 0 && self.bytes + bytes > MAX_BYTES) {
+            let retry_after = Some(RETRY_AFTER);
+            let limit = queued.min(MAX_CALLS);
+            let status = self.service.status(ToolError::Overloaded { queued, limit, retry_after });
+            return self.replies.reply(status_reply(id, status));
+        }
+        let session_id = start.session_id.clone();
+        let window = if start.credit == 0 { STREAM_CREDIT } else { start.credit };
         let call = match call_from_wire(start, self.service.call_id(id)) {
             Ok(call) => call,
             Err(status) => return self.replies.reply(status_reply(id, status)),
         };
         let credit = (call.mode == CallMode::Streaming)
-            .then(|| Arc::new(Credit { left: AtomicU64::new(window), task: AtomicWaker::new() }));
+            .then(|| Arc::new(Credit { left: AtomicI64::new(signed(window)), task: AtomicWaker::new() }));
         let (abort, registration) = AbortHandle::new_pair();
-        self.running.insert(id, Running { call: call.id, abort, credit: credit.clone() });
+        let running = Running { call: call.id, abort, credit: credit.clone(), bytes, cancelled: false };
+        self.running.insert(id, running);
+        self.bytes += bytes;
         let answer =
             Answer { id, session_id, service: Arc::clone(&self.service), replies: self.replies.clone() };
         let task = Abortable::new(answer.run(call, credit), registration);
         self.tasks.push(Box::pin(async move {
             // An aborted call is answered by whoever aborted it.
-            let _ = task.await;
-            id
+            task.await.is_ok().then_some(id)
         }));
     }
 
     fn cancel(&mut self, id: u64) {
-        let Some(running) = self.running.get(&id) else { return };
+        let Some(running) = self.running.get_mut(&id) else { return };
+        if std::mem::replace(&mut running.cancelled, true) {
+            return;
+        }
         running.abort.abort();
         let (call, service, replies) = (running.call, Arc::clone(&self.service), self.replies.clone());
         self.tasks.push(Box::pin(async move {
@@ -118,7 +157,7 @@ impl<S: MuxService> MuxCalls<S> {
                 Err(error) => service.status(error),
             };
             replies.reply(status_reply(id, status));
-            id
+            Some(id)
         }));
     }
 
@@ -143,8 +182,10 @@ impl<S: MuxService> Calls for MuxCalls<S> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> bool {
-        while let Poll::Ready(Some(id)) = self.tasks.poll_next_unpin(cx) {
-            self.running.remove(&id);
+        while let Poll::Ready(Some(answered)) = self.tasks.poll_next_unpin(cx) {
+            if let Some(running) = answered.and_then(|id| self.running.remove(&id)) {
+                self.bytes -= running.bytes;
+            }
         }
         !self.tasks.is_empty()
     }
@@ -156,9 +197,20 @@ impl<S> fmt::Debug for MuxCalls<S> {
     }
 }
 
+/// Numbers beyond any that could be used up are as good as the largest.
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// Says that a call's id is not above the one before it.
+#[must_use]
+pub fn not_rising(id: u64, last: u64) -> Status {
+    bad_field("id", &format!("is {id} after {last}; ids rise from call to call, from 1"))
+}
+
 impl Credit {
     fn grant(&self, bytes: u64) {
-        self.left.fetch_add(bytes, Ordering::AcqRel);
+        self.change(|left| left.saturating_add(signed(bytes)));
         self.task.wake();
     }
 
@@ -172,11 +224,14 @@ impl Credit {
         if self.left.load(Ordering::Acquire) > 0 { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// A chunk may overdraw the credit once: it ends at zero, not below.
+    /// A chunk may overdraw the credit: the caller grants its whole cost later, so it is charged in whole.
     fn spend(&self, bytes: u64) {
-        // Only the stream's own task spends, so what was loaded can only have grown.
-        let left = self.left.load(Ordering::Acquire);
-        self.left.fetch_sub(bytes.min(left), Ordering::AcqRel);
+        self.change(|left| left.saturating_sub(signed(bytes)));
+    }
+
+    fn change(&self, change: impl Fn(i64) -> i64) {
+        // The change is always made.
+        let _ = self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| Some(change(left)));
     }
 }
 
@@ -239,15 +294,25 @@ impl Future for Forward<'_> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        let mut run = Vec::new();
+        let (mut run, mut bytes) = (Vec::new(), 0);
         let outcome = loop {
-            if this.credit.poll_any(cx).is_pending() {
+            if bytes >= RUN_BYTES {
+                this.replies.chunks(this.id, std::mem::take(&mut run));
+                bytes = 0;
+            }
+            // A large credit is no leave to fill the memory for a caller that does not read.
+            if this.credit.poll_any(cx).is_pending() || this.replies.poll_room(cx).is_pending() {
                 break Poll::Pending;
             }
             match this.chunks.as_mut().poll_next(cx) {
                 Poll::Ready(Some(Ok(chunk))) => {
                     let chunk = pb::CallChunk { data: chunk.data, metadata: chunk.metadata };
-                    this.credit.spend(chunk_cost(&chunk));
+                    let cost = chunk_cost(&chunk);
+                    if cost > MAX_ITEM_BYTES as u64 {
+                        break Poll::Ready(Err(chunk_too_large(chunk.data.len())));
+                    }
+                    this.credit.spend(cost);
+                    bytes += cost;
                     run.push(chunk);
                 }
                 Poll::Ready(Some(Err(error))) => break Poll::Ready(Err(error)),
@@ -261,3 +326,12 @@ impl Future for Forward<'_> {
         outcome
     }
 }
+
+/// A message that large would break the stream, and with it all other calls.
+fn chunk_too_large(size: usize) -> ToolError {
+    let (message, error_type) = (too_large("chunk", size), TOO_LARGE.to_owned());
+    ToolError::Failed(Box::new(ToolFailure { message, error_type, ..ToolFailure::default() }))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,146 @@
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    task::Wake,
+};
+
+use super::*;
+use crate::pb::{CallArgument, CallValue};
+
+#[derive(Default)]
+struct Count(AtomicUsize);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Count {
+    fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+fn multiplexer() -> (Multiplexer, Arc<Shared>) {
+    let shared = Arc::new(Shared(Mutex::default()));
+    (Multiplexer { owner: Arc::new(Owner(Arc::clone(&shared))) }, shared)
+}
+
+fn of_bytes(bytes: usize) -> CallStart {
+    let value = CallValue { binary: Some(vec![0; bytes].into()), ..CallValue::default() };
+    let arguments = vec![CallArgument { name: "x".to_owned(), value: Some(value) }];
+    CallStart { arguments, ..CallStart::default() }
+}
+
+fn ids(batch: &CallBatch) -> Vec<u64> {
+    batch.calls.iter().map(|call| call.id).collect()
+}
+
+#[test]
+fn who_waits_for_the_end_of_an_unsent_call_is_woken_when_it_is_dropped() {
+    let (multiplexer, shared) = multiplexer();
+    let sent = multiplexer.start(CallStart::default(), 7);
+    shared.lock().take_batch().unwrap();
+    let mut ended = Box::pin(multiplexer.ended(7));
+    let count = Arc::new(Count::default());
+    let waker = Waker::from(Arc::clone(&count));
+    let cx = &mut Context::from_waker(&waker);
+    assert!(ended.as_mut().poll(cx).is_pending());
+    // The one that was sent ends while another of the tag is not even sent.
+    let mut unsent = multiplexer.start(CallStart::default(), 7);
+    assert!(unsent.poll_event(cx).is_pending());
+    let reply = CallReply { id: sent.id(), ..CallReply::default() };
+    shared.update(|state, wakers| {
+        state.deliver(ReplyBatch { replies: vec![reply], ..ReplyBatch::default() }, wakers);
+    });
+    assert!(ended.as_mut().poll(cx).is_pending());
+    let before = count.get();
+    drop(unsent);
+    assert_eq!(count.get(), before + 1);
+    assert_eq!(ended.as_mut().poll(cx), Poll::Ready(true));
+}
+
+#[test]
+fn a_call_that_was_taken_back_unsent_wakes_its_own_task() {
+    let (multiplexer, _) = multiplexer();
+    let mut call = multiplexer.start(CallStart::default(), 7);
+    let count = Arc::new(Count::default());
+    let waker = Waker::from(Arc::clone(&count));
+    let cx = &mut Context::from_waker(&waker);
+    assert!(call.poll_event(cx).is_pending());
+    let mut ended = Box::pin(multiplexer.ended(7));
+    assert_eq!(ended.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(true));
+    assert_eq!(count.get(), 1);
+    assert!(matches!(call.poll_event(cx), Poll::Ready(CallEvent::End(CallEnd::Recalled))));
+}
+
+#[test]
+fn a_call_is_cancelled_once() {
+    let (multiplexer, shared) = multiplexer();
+    let call = multiplexer.start(CallStart::default(), 7);
+    shared.lock().take_batch().unwrap();
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(Box::pin(multiplexer.ended(7)).as_mut().poll(cx).is_pending());
+    assert!(Box::pin(multiplexer.ended(7)).as_mut().poll(cx).is_pending());
+    drop(call);
+    assert_eq!(shared.lock().take_batch().unwrap().cancels, [1]);
+    assert!(shared.lock().take_batch().is_none());
+}
+
+#[test]
+fn only_what_concerns_unsent_calls_waits_for_them() {
+    let (multiplexer, shared) = multiplexer();
+    let first = multiplexer.start(CallStart::default(), 1);
+    shared.lock().take_batch().unwrap();
+    let large = [(); 3].map(|()| multiplexer.start(of_bytes(BATCH_BYTES), 2));
+    first.grant(10);
+    large[2].grant(20);
+    multiplexer.recall(1);
+    multiplexer.recall(2);
+    drop(first);
+    let batch = shared.lock().take_batch().unwrap();
+    assert_eq!((ids(&batch), batch.cancels), (vec![2], vec![1]));
+    let mut recalls = batch.recalls;
+    recalls.sort_unstable();
+    assert_eq!(recalls, [1, 2]);
+    assert_eq!(batch.credits, [CallCredit { id: 1, bytes: 10 }]);
+    let batch = shared.lock().take_batch().unwrap();
+    assert_eq!((ids(&batch), batch.credits, batch.recalls), (vec![3], vec![], vec![3]));
+    let batch = shared.lock().take_batch().unwrap();
+    assert_eq!((ids(&batch), batch.credits.len(), batch.recalls), (vec![4], 1, vec![4]));
+    assert!(shared.lock().take_batch().is_none());
+    assert_eq!(shared.lock().outbox_bytes, 0);
+}
+
+#[test]
+fn a_call_too_large_for_any_message_fails_alone() {
+    let (multiplexer, shared) = multiplexer();
+    let mut call = multiplexer.start(of_bytes(MAX_ITEM_BYTES), 1);
+    assert!(shared.lock().take_batch().is_none());
+    let event = call.poll_event(&mut Context::from_waker(Waker::noop()));
+    let Poll::Ready(CallEvent::End(CallEnd::Reply(CallReply { status: Some(status), .. }))) = event else {
+        panic!("{event:?}")
+    };
+    assert!(status.message.contains("the limit is "), "{}", status.message);
+    assert!(shared.lock().calls.is_empty());
+}
+
+#[test]
+fn nothing_is_counted_as_less_than_it_takes() {
+    use prost::Message;
+    let metadata = (0..10).map(|i| (i.to_string(), "x".repeat(i * 100))).collect();
+    let start = CallStart {
+        id: u64::MAX,
+        timeout_us: u64::MAX,
+        credit: u64::MAX,
+        stream: true,
+        idempotent: true,
+        tool_name: "tool".to_owned(),
+        metadata,
+        ..of_bytes(1000)
+    };
+    let batch = CallBatch { calls: vec![start.clone(), CallStart::default()], ..CallBatch::default() };
+    assert!(batch.encoded_len() <= call_size(&start) + call_size(&CallStart::default()));
+    let chunk = CallChunk { data: vec![0; 1000].into(), metadata: start.metadata };
+    assert!(chunk.encoded_len() as u64 <= super::super::chunk_cost(&chunk));
+}

@@ -1,0 +1,146 @@
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    task::Wake,
+};
+
+use prost::Message;
+
+use super::*;
+use crate::pb::CallValue;
+
+#[derive(Default)]
+struct Count(AtomicUsize);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn reply_of(id: u64, bytes: usize) -> CallReply {
+    let value = CallValue { binary: Some(vec![0; bytes].into()), ..CallValue::default() };
+    CallReply { id, value: Some(value), ..CallReply::default() }
+}
+
+fn chunk_of(bytes: usize) -> CallChunk {
+    CallChunk { data: vec![0; bytes].into(), ..CallChunk::default() }
+}
+
+/// All that lies in the outbox, as messages.
+fn drain(replies: &Replies) -> Vec<ReplyBatch> {
+    let mut outbox = replies.lock();
+    let batches: Vec<_> = std::iter::from_fn(|| outbox.take_batch()).collect();
+    assert_eq!(outbox.bytes, 0);
+    batches
+}
+
+fn take(replies: &Replies) -> ReplyBatch {
+    match replies.poll_take(&Context::from_waker(Waker::noop())) {
+        Poll::Ready(Some(Ok(batch))) => batch,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn messages_are_cut_by_size_and_only_large_items_go_alone() {
+    let replies = Replies::new();
+    (1..=3000).for_each(|id| replies.reply(reply_of(id, 1000)));
+    replies.reply(reply_of(3001, 3 * BATCH_BYTES));
+    replies.reply(reply_of(3002, 10));
+    let batches = drain(&replies);
+    assert!(batches.len() <= 6, "{}", batches.len());
+    for batch in &batches {
+        assert!(batch.replies.len() == 1 || batch.encoded_len() <= BATCH_BYTES);
+    }
+    assert!(batches.iter().flat_map(|batch| &batch.replies).map(|reply| reply.id).eq(1..=3002));
+}
+
+#[test]
+fn a_run_of_chunks_is_divided_and_its_reply_comes_last() {
+    let replies = Replies::new();
+    replies.opened(CallOpened { id: 1, worker_id: "w".to_owned() });
+    (0..100).for_each(|_| replies.chunks(1, vec![chunk_of(10_000), chunk_of(20_000)]));
+    replies.chunks(2, vec![chunk_of(7)]);
+    replies.reply(reply_of(1, 0));
+    replies.recalled(9);
+    let batches = drain(&replies);
+    assert!(batches.iter().all(|batch| batch.encoded_len() <= BATCH_BYTES));
+    assert!((3..=4).contains(&batches.len()), "{}", batches.len());
+    let runs: Vec<_> = batches.iter().flat_map(|batch| &batch.chunks).collect();
+    let of = |id| runs.iter().filter(move |run| run.id == id).flat_map(|run| &run.chunks);
+    assert_eq!((of(1).count(), of(2).count()), (200, 1));
+    assert_eq!((batches[0].opened.len(), batches.last().unwrap().replies.len()), (1, 1));
+    assert_eq!(batches.iter().map(|batch| batch.replies.len()).sum::<usize>(), 1);
+    assert_eq!(batches.iter().flat_map(|batch| &batch.recalled).collect::<Vec<_>>(), [&9]);
+}
+
+#[test]
+fn an_answer_too_large_for_any_message_becomes_a_failure() {
+    let replies = Replies::new();
+    replies.reply(reply_of(1, MAX_ITEM_BYTES));
+    replies.reply_soon(reply_of(2, 1));
+    let batch = take(&replies);
+    let failure = batch.replies[0].failure.as_ref().unwrap();
+    assert_eq!(failure.r#type, TOO_LARGE);
+    assert!(failure.message.contains(&format!("the limit is {MAX_ITEM_BYTES}; ")), "{}", failure.message);
+    assert_eq!((batch.replies[0].value.as_ref(), batch.replies[1].failure.as_ref()), (None, None));
+}
+
+#[test]
+fn who_produces_without_end_waits_until_answers_are_taken() {
+    let (replies, count) = (Replies::new(), Arc::new(Count::default()));
+    let waker = Waker::from(Arc::clone(&count));
+    let cx = Context::from_waker(&waker);
+    for id in 1..=4 {
+        assert!(replies.poll_room(&cx).is_ready());
+        replies.reply(reply_of(id, BATCH_BYTES));
+    }
+    assert!(replies.poll_room(&cx).is_pending());
+    assert!(replies.poll_room(&cx).is_pending());
+    assert_eq!(take(&replies).replies[0].id, 1);
+    assert_eq!(count.0.load(Ordering::Relaxed), 1);
+    assert!(replies.poll_room(&cx).is_ready());
+}
+
+#[test]
+fn nothing_is_kept_for_a_caller_that_is_gone() {
+    let (replies, count) = (Replies::new(), Arc::new(Count::default()));
+    let waker = Waker::from(Arc::clone(&count));
+    (1..=5).for_each(|id| replies.reply(reply_of(id, BATCH_BYTES)));
+    assert!(replies.poll_room(&Context::from_waker(&waker)).is_pending());
+    drop(Body(replies.clone()));
+    assert_eq!(count.0.load(Ordering::Relaxed), 1);
+    replies.reply(reply_of(6, 1));
+    replies.chunks(7, vec![chunk_of(1)]);
+    assert!(drain(&replies).is_empty());
+    assert!(replies.poll_room(&Context::from_waker(&waker)).is_ready());
+}
+
+#[test]
+fn what_was_answered_comes_before_the_end() {
+    let replies = Replies::new();
+    let cx = Context::from_waker(Waker::noop());
+    replies.reply(reply_of(1, 1));
+    replies.lock().ended = Some(Err(Status::unavailable("broken")));
+    assert_eq!(take(&replies).replies[0].id, 1);
+    assert!(matches!(replies.poll_take(&cx), Poll::Ready(Some(Err(status))) if status.message() == "broken"));
+    assert!(matches!(replies.poll_take(&cx), Poll::Ready(None)));
+}
+
+#[test]
+fn answers_lie_only_while_the_stream_wakes_by_itself() {
+    let (replies, count) = (Replies::new(), Arc::new(Count::default()));
+    let waker = Waker::from(Arc::clone(&count));
+    let woken = || count.0.load(Ordering::Relaxed);
+    assert!(replies.poll_take(&Context::from_waker(&waker)).is_pending());
+    replies.reply_soon(reply_of(1, 1));
+    assert_eq!(woken(), 1);
+    take(&replies);
+    assert!(replies.poll_take(&Context::from_waker(&waker)).is_pending());
+    replies.wakes_soon(true);
+    replies.reply_soon(reply_of(2, 1));
+    assert_eq!(woken(), 1);
+    replies.reply(reply_of(3, 1));
+    assert_eq!(woken(), 2);
+    assert_eq!(take(&replies).replies.len(), 2);
+}

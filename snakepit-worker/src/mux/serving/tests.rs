@@ -1,0 +1,451 @@
+//! Both ends of a stream in one process, without a transport between them.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    future::{Ready, ready},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, future::join_all, stream};
+use snakepit_proto::mux::{Body, CallEnd, CallEvent, Incoming, Multiplexer, Serve};
+use snakepit_proto::pb::bridge_service_client::BridgeServiceClient;
+use snakepit_registry::Chunk;
+use snakepit_session::Payload;
+use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tonic::{
+    Request, Response, Streaming,
+    codegen::{Service, http},
+    server::{Grpc, StreamingService},
+};
+use tonic_prost::ProstCodec;
+
+use super::*;
+use crate::{
+    mux::{Asked, Callee, call},
+    wire::WireError,
+};
+
+/// How much larger the chunks of an uneven stream are: in no step with the grants.
+const UNEVEN: [usize; 13] = [1, 9, 2, 1, 7, 1, 1, 9, 5, 1, 3, 9, 1];
+
+/// What the tools of the other end did.
+#[derive(Debug, Default)]
+struct Seen {
+    begun: AtomicUsize,
+    running: AtomicUsize,
+    cancels: AtomicUsize,
+    /// Bytes of chunks that were produced.
+    produced: AtomicUsize,
+    /// How many calls and tasks its stream holds; `None` once it was dropped.
+    held: Mutex<Option<(usize, usize, usize)>>,
+}
+
+/// Tools: `echo`, `nap` (a millisecond), `hang`, `stream`: `count` chunks of `size` bytes, or several times
+/// that if they are `uneven`.
+#[derive(Debug, Clone, Default)]
+struct Tools(Arc<Seen>);
+
+struct Runs(Arc<Seen>);
+
+impl Runs {
+    fn begin(seen: &Arc<Seen>) -> Self {
+        seen.begun.fetch_add(1, SeqCst);
+        seen.running.fetch_add(1, SeqCst);
+        Self(Arc::clone(seen))
+    }
+}
+
+impl Drop for Runs {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, SeqCst);
+    }
+}
+
+#[async_trait]
+impl ToolHandler for Tools {
+    async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+        let runs = Runs::begin(&self.0);
+        let number = |name: &str| call.metadata.get(name).map_or(0, |text| text.parse().unwrap());
+        match &*call.tool {
+            "nap" => sleep(Duration::from_millis(1)).await,
+            "hang" => std::future::pending().await,
+            "stream" => {
+                let (count, size) = (number("count"), number("size"));
+                let uneven = call.metadata.contains_key("uneven");
+                let chunks = stream::iter(0..count).map(move |i| {
+                    let size = if uneven { size * UNEVEN[i % UNEVEN.len()] } else { size };
+                    runs.0.produced.fetch_add(size, SeqCst);
+                    Ok(Chunk { data: vec![0; size].into(), metadata: BTreeMap::new() })
+                });
+                return Ok(ToolReply::stream(Box::pin(chunks)));
+            }
+            _ => {}
+        }
+        Ok(ToolReply::value(Payload::null()))
+    }
+
+    async fn cancel(&self, _: CallId) -> Result<(), ToolError> {
+        self.0.cancels.fetch_add(1, SeqCst);
+        sleep(Duration::from_millis(1)).await;
+        Ok(())
+    }
+}
+
+struct Own(Tools);
+
+impl MuxService for Own {
+    type Handler = Tools;
+
+    fn handler(&self) -> &Tools {
+        &self.0
+    }
+
+    fn call_id(&self, id: u64) -> CallId {
+        CallId::from_u64(id)
+    }
+
+    fn status(&self, error: ToolError) -> Status {
+        match error {
+            ToolError::Overloaded { .. } => Status::resource_exhausted(error.to_string()),
+            error => Status::internal(error.to_string()),
+        }
+    }
+}
+
+/// Tells what the calls hold.
+struct Watched(MuxCalls<Own>, Arc<Seen>);
+
+impl Calls for Watched {
+    fn receive(&mut self, batch: pb::CallBatch) {
+        self.0.receive(batch);
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+        let busy = self.0.poll(cx);
+        let calls = &self.0;
+        *self.1.held.lock().unwrap() = Some((calls.running.len(), calls.tasks.len(), calls.bytes));
+        busy
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        *self.1.held.lock().unwrap() = None;
+    }
+}
+
+struct Rpc(Tools);
+
+/// The response, with what runs the calls beside it.
+struct Answers(Body, #[allow(dead_code)] JoinSet<()>);
+
+impl futures_util::Stream for Answers {
+    type Item = Result<pb::ReplyBatch, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_next_unpin(cx)
+    }
+}
+
+impl StreamingService<pb::CallBatch> for Rpc {
+    type Response = pb::ReplyBatch;
+    type ResponseStream = Answers;
+    type Future = Ready<Result<Response<Answers>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<pb::CallBatch>>) -> Self::Future {
+        let replies = Replies::new();
+        let calls = MuxCalls::new(Arc::new(Own(self.0.clone())), replies.clone());
+        let calls = Watched(calls, Arc::clone(&self.0.0));
+        let (driver, body) = Serve::new(request.into_inner(), calls, replies).split();
+        let mut task = JoinSet::new();
+        task.spawn(driver);
+        ready(Ok(Response::new(Answers(body, task))))
+    }
+}
+
+type RpcFuture = Pin<Box<dyn Future<Output = Result<http::Response<tonic::body::Body>, Infallible>> + Send>>;
+
+impl Service<http::Request<tonic::body::Body>> for Tools {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = RpcFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> RpcFuture {
+        let rpc = Rpc(self.clone());
+        Box::pin(async move {
+            let mut grpc = Grpc::new(ProstCodec::default()).max_decoding_message_size(usize::MAX);
+            Ok(grpc.streaming(rpc, request).await)
+        })
+    }
+}
+
+async fn open(tools: &Tools) -> (Multiplexer, Incoming) {
+    let client = BridgeServiceClient::new(tools.clone()).max_decoding_message_size(usize::MAX);
+    Multiplexer::open(client).await.unwrap()
+}
+
+/// A stream whose frames the test writes itself.
+async fn raw(tools: &Tools) -> (mpsc::Sender<pb::CallBatch>, Streaming<pb::ReplyBatch>) {
+    let (batches, outgoing) = mpsc::channel(8);
+    let outgoing = stream::unfold(outgoing, async |mut outgoing: mpsc::Receiver<_>| {
+        outgoing.recv().await.map(|batch| (batch, outgoing))
+    });
+    let mut client = BridgeServiceClient::new(tools.clone()).max_decoding_message_size(usize::MAX);
+    let replies = client.multiplex(Request::new(Box::pin(outgoing))).await.unwrap().into_inner();
+    (batches, replies)
+}
+
+fn start(id: u64, tool: &str) -> pb::CallStart {
+    pb::CallStart { id, tool_name: tool.to_owned(), ..pb::CallStart::default() }
+}
+
+fn chunks(tool_id: u64, count: usize, size: usize) -> pb::CallStart {
+    let metadata = [("count".to_owned(), count.to_string()), ("size".to_owned(), size.to_string())];
+    pb::CallStart { stream: true, metadata: metadata.into(), ..start(tool_id, "stream") }
+}
+
+async fn until(what: impl Fn() -> bool) {
+    tokio::time::timeout(Duration::from_mins(1), async {
+        while !what() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .expect("it comes to that");
+}
+
+impl Seen {
+    fn held(&self) -> Option<(usize, usize, usize)> {
+        *self.held.lock().unwrap()
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Other;
+
+#[async_trait]
+impl Callee for Other {
+    async fn refused(&self, asked: &Asked, status: Status) -> ToolError {
+        match status.code() {
+            Code::Cancelled => ToolError::Cancelled { tool: asked.tool.to_string() },
+            _ => ToolError::Internal { problem: status.message().to_owned() },
+        }
+    }
+
+    async fn broken(&self, _: &Asked, _: u64, status: Status) -> ToolError {
+        ToolError::Unavailable { reason: status.message().to_owned(), retry_after: None }
+    }
+
+    fn failed(&self, _: &Asked, failure: ToolFailure) -> ToolError {
+        ToolError::Failed(Box::new(failure))
+    }
+
+    fn bad_value(&self, error: &WireError) -> ToolError {
+        ToolError::Internal { problem: error.to_string() }
+    }
+
+    fn incoherent(&self, what: &str) -> ToolError {
+        ToolError::Internal { problem: what.to_owned() }
+    }
+
+    fn worker(&self, _: &str) -> Option<Arc<str>> {
+        None
+    }
+}
+
+fn streaming(count: usize, size: usize) -> ToolCall {
+    let mut call = ToolCall::new("stream");
+    call.mode = CallMode::Streaming;
+    call.metadata = [("count".to_owned(), count.to_string()), ("size".to_owned(), size.to_string())].into();
+    call
+}
+
+/// Everything that was begun has ended, and nothing is left of it on either side.
+async fn assert_empty(seen: &Seen, multiplexer: &Multiplexer) {
+    until(|| seen.held() == Some((0, 0, 0))).await;
+    assert_eq!(seen.running.load(SeqCst), 0);
+    let told = format!("{multiplexer:?}");
+    assert!(told.contains("calls: 0, unsent: 0"), "{told}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_of_all_kinds_end_and_leave_nothing_behind() {
+    let tools = Tools::default();
+    let (multiplexer, incoming) = open(&tools).await;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(incoming);
+    let one = async |i: u64| {
+        match i % 6 {
+            0 | 1 => {
+                let tool = if i.is_multiple_of(2) { "echo" } else { "nap" };
+                call(&multiplexer, &Other, ToolCall::new(tool)).await.unwrap();
+            }
+            2 => {
+                // Dropped while it runs, or before it was even sent.
+                let hanging = call(&multiplexer, &Other, ToolCall::new("hang"));
+                let _ = tokio::time::timeout(Duration::from_millis(i % 4), hanging).await;
+            }
+            3 => {
+                let hanging = ToolCall::new("hang");
+                let tag = hanging.id.as_u64();
+                let ended = async {
+                    sleep(Duration::from_millis(2)).await;
+                    multiplexer.ended(tag).await
+                };
+                let (outcome, ended) = tokio::join!(call(&multiplexer, &Other, hanging), ended);
+                assert!(matches!(outcome, Err(ToolError::Cancelled { .. })));
+                assert!(ended);
+            }
+            4 => {
+                let reply = call(&multiplexer, &Other, streaming(100, 10_000)).await.unwrap();
+                let ReplyBody::Stream(mut chunks) = reply.body else { panic!("it streams") };
+                let mut count = 0;
+                while let Some(chunk) = chunks.next().await {
+                    assert_eq!(chunk.unwrap().data.len(), 10_000);
+                    count += 1;
+                    if i.is_multiple_of(4) {
+                        sleep(Duration::from_millis(1)).await;
+                    }
+                }
+                assert_eq!(count, 100);
+            }
+            _ => {
+                let reply = call(&multiplexer, &Other, streaming(1000, 10_000)).await.unwrap();
+                let ReplyBody::Stream(mut chunks) = reply.body else { panic!("it streams") };
+                chunks.next().await.unwrap().unwrap();
+            }
+        }
+    };
+    join_all((0..300).map(one)).await;
+    assert_empty(&tools.0, &multiplexer).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_is_answered_once_however_often_it_is_cancelled() {
+    let tools = Tools::default();
+    let (batches, mut replies) = raw(&tools).await;
+    let calls = vec![start(1, "hang"), start(2, "echo")];
+    batches.send(pb::CallBatch { calls, cancels: vec![1; 1000], ..Default::default() }).await.unwrap();
+    batches.send(pb::CallBatch { cancels: vec![1, 2, 1], ..Default::default() }).await.unwrap();
+    // Neither may an id be used twice, nor one below another.
+    let calls = vec![start(5, "nap"), start(5, "nap"), start(3, "nap"), start(0, "nap")];
+    batches.send(pb::CallBatch { calls, ..Default::default() }).await.unwrap();
+    drop(batches);
+    let mut answered = BTreeMap::<u64, Vec<_>>::new();
+    while let Some(batch) = replies.message().await.unwrap() {
+        for reply in batch.replies {
+            answered.entry(reply.id).or_default().push(reply.status.map(|status| Code::from(status.code)));
+        }
+    }
+    let cancelled = answered.remove(&1).unwrap();
+    assert_eq!(cancelled, [Some(Code::Cancelled)]);
+    assert_eq!(tools.0.cancels.load(SeqCst), 2 - usize::from(answered[&2] == [None]));
+    assert_eq!(answered[&2].len(), 1);
+    assert_eq!(answered[&5], [None]);
+    assert_eq!(
+        (&answered[&3], &answered[&0]),
+        (&vec![Some(Code::InvalidArgument)], &vec![Some(Code::InvalidArgument)])
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_end_although_nobody_reads_their_answers() {
+    let tools = Tools::default();
+    let (batches, mut replies) = raw(&tools).await;
+    let calls = (1..=500).map(|id| start(id, "nap")).collect();
+    batches.send(pb::CallBatch { calls, ..Default::default() }).await.unwrap();
+    until(|| tools.0.begun.load(SeqCst) == 500 && tools.0.running.load(SeqCst) == 0).await;
+    assert_eq!(tools.0.held(), Some((0, 0, 0)));
+    drop(batches);
+    let mut count = 0;
+    while let Some(batch) = replies.message().await.unwrap() {
+        count += batch.replies.len();
+    }
+    assert_eq!(count, 500);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_credit_without_end_fills_no_memory_and_a_caller_that_is_gone_holds_nothing() {
+    let tools = Tools::default();
+    let (batches, replies) = raw(&tools).await;
+    let greedy = pb::CallStart { credit: u64::MAX, ..chunks(1, 100_000, 10_000) };
+    let credits = vec![pb::CallCredit { id: 1, bytes: u64::MAX }; 3];
+    let calls = vec![greedy, start(2, "hang")];
+    batches.send(pb::CallBatch { calls, credits, ..Default::default() }).await.unwrap();
+    until(|| tools.0.produced.load(SeqCst) > 4_000_000).await;
+    sleep(Duration::from_secs(1)).await;
+    let produced = tools.0.produced.load(SeqCst);
+    assert!(produced < 5_000_000, "{produced}");
+    drop(replies);
+    until(|| tools.0.held().is_none() && tools.0.running.load(SeqCst) == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_is_on_its_way_than_the_credit_and_one_chunk() {
+    const SIZE: usize = 30_000;
+    let tools = Tools::default();
+    let (multiplexer, incoming) = open(&tools).await;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(incoming);
+    let mut uneven = streaming(13 * 50, SIZE);
+    uneven.metadata.insert("uneven".to_owned(), String::new());
+    let reply = call(&multiplexer, &Other, uneven).await.unwrap();
+    let ReplyBody::Stream(mut chunks) = reply.body else { panic!("it streams") };
+    let mut consumed = 0;
+    while let Some(chunk) = chunks.next().await {
+        consumed += chunk.unwrap().data.len();
+        sleep(Duration::from_millis(5)).await;
+        let ahead = tools.0.produced.load(SeqCst) - consumed;
+        assert!(ahead <= usize::try_from(STREAM_CREDIT).unwrap() + 9 * SIZE, "{ahead} after {consumed}");
+    }
+    assert_eq!(consumed, 50 * UNEVEN.iter().sum::<usize>() * SIZE);
+    drop(chunks);
+    assert_empty(&tools.0, &multiplexer).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_beyond_the_limit_are_refused_and_the_others_go_on() {
+    let tools = Tools::default();
+    let (batches, mut replies) = raw(&tools).await;
+    let many = MAX_CALLS as u64 + 100;
+    let calls = (1..=many).map(|id| start(id, "hang")).collect();
+    batches.send(pb::CallBatch { calls, ..Default::default() }).await.unwrap();
+    let refused = replies.message().await.unwrap().unwrap().replies;
+    assert_eq!(refused.len(), 100);
+    let exhausted = i32::from(Code::ResourceExhausted);
+    assert!(refused.iter().all(|reply| reply.status.as_ref().is_some_and(|status| status.code == exhausted)));
+    assert_eq!(tools.0.running.load(SeqCst), MAX_CALLS);
+    // Room again, once one of them has ended.
+    batches.send(pb::CallBatch { cancels: vec![1], ..Default::default() }).await.unwrap();
+    assert_eq!(replies.message().await.unwrap().unwrap().replies[0].id, 1);
+    batches.send(pb::CallBatch { calls: vec![start(many + 1, "echo")], ..Default::default() }).await.unwrap();
+    let replies = replies.message().await.unwrap().unwrap().replies;
+    assert_eq!((replies[0].id, replies[0].status.as_ref()), (many + 1, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chunk_too_large_for_any_message_fails_its_call_alone() {
+    let tools = Tools::default();
+    let (multiplexer, incoming) = open(&tools).await;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(incoming);
+    let reply = call(&multiplexer, &Other, streaming(1, MAX_ITEM_BYTES + 1)).await.unwrap();
+    let ReplyBody::Stream(mut chunks) = reply.body else { panic!("it streams") };
+    let Some(Err(ToolError::Failed(failure))) = chunks.next().await else { panic!("it fails") };
+    assert_eq!(failure.error_type, TOO_LARGE);
+    assert!(chunks.next().await.is_none());
+    drop(chunks);
+    let mut echo = multiplexer.start(start(0, "echo"), 0);
+    assert!(matches!(echo.event().await, CallEvent::End(CallEnd::Reply(_))));
+    assert_empty(&tools.0, &multiplexer).await;
+}
