@@ -1,6 +1,6 @@
 //! Workers and hosts that die: nothing is left running, and calls go on.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use snakepit_tests::{
@@ -171,6 +171,32 @@ async fn idle_streams_of_clients_do_not_hold_up_the_end() {
     while told.message().await.unwrap().is_some() {}
     assert_eq!(sandbox.wait(SOON).await, Some(0));
     assert!(!sandbox.log().contains("cutting connections"), "{}", sandbox.log());
+}
+
+#[tokio::test]
+async fn idle_workers_stop_at_once_and_in_order() {
+    let notes = tempfile::tempdir().unwrap();
+    let mut sandbox = Sandbox::adapter("last_words:Adapter", 2)
+        .env("SNAKEPIT_TEST_NOTES", notes.path().display().to_string())
+        .start()
+        .await;
+    assert_eq!(execute(&mut sandbox.client().await, "ping", &json!({})).await.unwrap(), "pong");
+    let pids = sandbox.worker_pids().await;
+    let asked = Instant::now();
+    signal(sandbox.pid(), Signal::SIGTERM);
+    assert_eq!(sandbox.wait(SOON).await, Some(0));
+    // A worker that waits for its host to close the connection first is killed after two seconds.
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    for pid in pids {
+        let note = std::fs::read_to_string(notes.path().join(pid.to_string()));
+        assert_eq!(note.expect("no `atexit` function was run"), "ended in order");
+    }
+    eventually("the log is complete", SOON, async || sandbox.log().matches("process reaped").count() == 2)
+        .await;
+    let log = sandbox.log();
+    let ends: Vec<_> = log.lines().filter(|line| line.contains("process reaped")).collect();
+    assert!(ends.iter().all(|line| line.contains("it was asked to stop")), "{ends:?}");
 }
 
 #[tokio::test]
