@@ -83,7 +83,11 @@ impl ProcessLauncher {
         };
         match tokio::time::timeout_at(deadline, Multiplexer::open(client.clone())).await {
             Ok(Ok((multiplexer, incoming))) => {
-                self.tasks.spawn(incoming);
+                let hung_up = supervised.hung_up();
+                self.tasks.spawn(async move {
+                    incoming.await;
+                    hung_up.cancel();
+                });
                 Ok(Some(multiplexer))
             }
             Ok(Err(status)) if status.code() == Code::Unimplemented => Ok(None),

@@ -29,6 +29,22 @@ async fn a_killed_worker_is_replaced() {
 }
 
 #[tokio::test]
+async fn an_idle_worker_that_hangs_up_is_replaced() {
+    if snakepit_tests::plain_calls() {
+        // Without the stream nobody learns of it before the next call.
+        return;
+    }
+    let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
+    let mut client = sandbox.client().await;
+    let pid = execute(&mut client, "hang_up", &json!({})).await.unwrap();
+    let pid = u32::try_from(pid.as_u64().unwrap()).unwrap();
+    eventually("the worker is killed", SOON, async || !is_alive(pid)).await;
+    eventually("and replaced", SOON, async || sandbox.workers().await[0].state == "idle").await;
+    assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
+    assert!(sandbox.log().contains("the stream of its calls ended"), "{}", sandbox.log());
+}
+
+#[tokio::test]
 async fn a_call_that_kills_its_worker_fails_with_the_reason_and_its_last_words() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let mut client = sandbox.client().await;

@@ -27,6 +27,9 @@ pub(super) type ExitWatch = watch::Receiver<Option<WorkerExit>>;
 
 /// How long the output of a dead worker may take to end: a grandchild that left its group can hold the pipe open.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+/// How long a process may live on after the stream of its calls ended: one that ends by itself closes its connections a
+/// moment earlier, and its own exit says more than a kill.
+const END_AFTER_STREAM: Duration = Duration::from_millis(250);
 
 /// A supervised process, as its launch sees it. Dropping it before [`activate`](Supervised::activate) has it killed.
 #[derive(Debug)]
@@ -38,6 +41,8 @@ pub(super) struct Supervised {
     exit: ExitWatch,
     tail: OutputTail,
     ready_port: watch::Receiver<Option<u16>>,
+    /// Cancelled when the stream of its calls ends.
+    hung_up: CancellationToken,
 }
 
 impl Supervised {
@@ -69,7 +74,16 @@ impl Supervised {
 
         let (exit_tx, exit) = watch::channel(None);
         let (activation, activated) = oneshot::channel();
-        let process = Process { id: id.clone(), pid, group, child_ended, tail: tail.clone(), drains };
+        let hung_up = CancellationToken::new();
+        let process = Process {
+            id: id.clone(),
+            pid,
+            group,
+            child_ended,
+            tail: tail.clone(),
+            drains,
+            hung_up: hung_up.clone(),
+        };
         tasks.spawn(async move {
             let (exit, driver) = process.supervise(activated, stop).await;
             files.remove();
@@ -78,7 +92,7 @@ impl Supervised {
                 driver.exited(exit);
             }
         });
-        Ok(Self { pid, control, activation, exit, tail, ready_port })
+        Ok(Self { pid, control, activation, exit, tail, ready_port, hung_up })
     }
 
     pub(super) const fn pid(&self) -> u32 {
@@ -99,6 +113,11 @@ impl Supervised {
 
     pub(super) fn ready_port(&self) -> watch::Receiver<Option<u16>> {
         self.ready_port.clone()
+    }
+
+    /// To be cancelled when the stream of its calls has ended: what it runs then cannot be told, so it must not live on.
+    pub(super) fn hung_up(&self) -> CancellationToken {
+        self.hung_up.clone()
     }
 
     /// Ends the launch: from here on the driver gives the orders.
@@ -124,6 +143,7 @@ struct Process {
     child_ended: Signal,
     tail: OutputTail,
     drains: TaskTracker,
+    hung_up: CancellationToken,
 }
 
 impl Process {
@@ -156,6 +176,11 @@ impl Process {
 
     /// Waits for the process, doing what the driver says meanwhile.
     async fn obey(&mut self, driver: &mut WorkerDriver, stop: &CancellationToken) -> ExitReason {
+        let hung_up = self.hung_up.clone();
+        let hung_up = async {
+            hung_up.cancelled().await;
+            tokio::time::sleep(END_AFTER_STREAM).await;
+        };
         tokio::select! {
             biased;
             reason = self.ended() => reason,
@@ -163,6 +188,7 @@ impl Process {
                 DriverCommand::Kill { why } => self.kill(&why).await,
                 DriverCommand::Stop { grace } => self.stop(grace, driver, stop).await,
             },
+            () = hung_up => self.kill("the stream of its calls ended").await,
             () = stop.cancelled() => self.kill("its launcher was dropped").await,
         }
     }
