@@ -10,6 +10,7 @@
 //! | deadline | `DEADLINE_EXCEEDED` | `DEADLINE_EXCEEDED` |
 //! | cancelled | `CANCELLED` | `CANCELLED` |
 //! | worker lost | `UNAVAILABLE`, with its last output lines in a `ToolFailure` | `WORKER_LOST` |
+//! | connection to another host lost | `UNAVAILABLE` | `CONNECTION_LOST` |
 //! | no worker | `UNAVAILABLE`, with a retry delay | `NO_WORKER` |
 //! | session or program not found | `NOT_FOUND` | `SESSION_NOT_FOUND`, `PROGRAM_NOT_FOUND` |
 //! | too many sessions | `RESOURCE_EXHAUSTED` | `TOO_MANY_SESSIONS` |
@@ -34,6 +35,7 @@ use snakepit_worker::wire::failure_to_wire;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+pub(crate) use back::HOST;
 pub use back::to_tool_error;
 
 /// Maps a call's failure to a gRPC status with details.
@@ -69,6 +71,10 @@ pub fn from_tool_error(error: ToolError) -> Status {
             let last_words =
                 pb::ToolFailure { message: reason, worker_id: worker, output_lines, ..Default::default() };
             attach(Code::Unavailable, WORKER_LOST, message, &last_words)
+        }
+        ToolError::ConnectionLost { peer, problem } => {
+            let entries = [("peer", brief(&peer)), ("problem", brief(&problem))];
+            with_details(Code::Unavailable, message, details_with("CONNECTION_LOST", entries))
         }
         ToolError::Unavailable { retry_after, .. } => {
             let mut details = details("NO_WORKER");
@@ -171,6 +177,7 @@ mod tests {
                 delivered: true,
                 output_lines: vec![long(); 20],
             },
+            ToolError::ConnectionLost { peer: long(), problem: long() },
             ToolError::Internal { problem: long() },
         ];
         let statuses = errors.into_iter().map(from_tool_error).chain([invalid_field(&long(), long())]);
@@ -222,6 +229,7 @@ mod tests {
                 delivered: true,
                 output_lines: vec!["oops".into()],
             },
+            ToolError::ConnectionLost { peer: "the host".into(), problem: "broken pipe".into() },
             ToolError::Unavailable { reason: "the pool is draining".into(), retry_after: None },
             ToolError::Session(SessionError::NotFound { id: session.clone() }),
             ToolError::Session(SessionError::TooManySessions { limit: 1 }),

@@ -9,6 +9,9 @@ use snakepit_worker::wire::failure_from_wire;
 use tonic::Status;
 use tonic_types::StatusExt;
 
+/// What is at the other end, as errors name it.
+pub(crate) const HOST: &str = "the host";
+
 /// Reads the status that a call of a tool got from a host. What a host of another kind sent, without reasons, is told by
 /// its text.
 #[must_use]
@@ -18,8 +21,13 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
         return ToolError::DeadlineExceeded { tool: tool_name(), stage: CallStage::Running };
     }
     if let Some(source) = status.source() {
-        let reason = format!("the connection to the host broke: {}", root_cause(source));
-        return ToolError::Unavailable { reason, retry_after: None };
+        let problem = root_cause(source).to_string();
+        if caused_by::<tonic::ConnectError>(status) {
+            // Without a connection the request cannot have reached the host.
+            let reason = format!("{HOST} cannot be reached: {problem}");
+            return ToolError::Unavailable { reason, retry_after: None };
+        }
+        return ToolError::ConnectionLost { peer: HOST.to_owned(), problem };
     }
     let details = status.get_error_details();
     let info = details.error_info();
@@ -57,6 +65,10 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             reason: lost.message,
             delivered: true,
             output_lines: lost.output_lines,
+        },
+        ("CONNECTION_LOST", ..) => ToolError::ConnectionLost {
+            peer: entry("peer").unwrap_or_default(),
+            problem: entry("problem").unwrap_or_default(),
         },
         ("NO_WORKER", ..) => {
             ToolError::Unavailable { reason: after("no worker is available: "), retry_after }
@@ -105,6 +117,7 @@ mod tests {
                 delivered: true,
                 output_lines: vec!["oops".into()],
             },
+            ToolError::ConnectionLost { peer: "the host".into(), problem: "broken pipe".into() },
             ToolError::Unavailable { reason: "the pool is draining".into(), retry_after: None },
             ToolError::Session(SessionError::NotFound { id: SessionId::try_new("s").unwrap() }),
             ToolError::Internal { problem: "bug".into() },
