@@ -15,6 +15,7 @@
 //! | session or program not found | `NOT_FOUND` | `SESSION_NOT_FOUND`, `PROGRAM_NOT_FOUND` |
 //! | too many sessions | `RESOURCE_EXHAUSTED` | `TOO_MANY_SESSIONS` |
 //! | too many programs, or too many bytes, in a session | `RESOURCE_EXHAUSTED` | `SESSION_FULL` |
+//! | too many bytes in all sessions | `RESOURCE_EXHAUSTED` | `BACKEND_FULL` |
 //! | odd names, sizes, metadata, page tokens | `INVALID_ARGUMENT` | `INVALID_ARGUMENT` |
 //! | session backend failed | `UNAVAILABLE` | `BACKEND_FAILED` |
 //! | anything else | `INTERNAL` | `INTERNAL` |
@@ -96,6 +97,7 @@ pub fn from_session_error(error: &SessionError) -> Status {
         SessionError::TooManyPrograms { .. } | SessionError::SessionTooLarge { .. } => {
             (Code::ResourceExhausted, "SESSION_FULL")
         }
+        SessionError::BackendFull { .. } => (Code::ResourceExhausted, "BACKEND_FULL"),
         SessionError::InvalidId { .. }
         | SessionError::InvalidProgramName { .. }
         | SessionError::ProgramTooLarge { .. }
@@ -104,11 +106,29 @@ pub fn from_session_error(error: &SessionError) -> Status {
         SessionError::Backend { .. } => (Code::Unavailable, "BACKEND_FAILED"),
         _ => (Code::Internal, "INTERNAL"),
     };
-    let session = match error {
-        SessionError::NotFound { id } => Some(("session", id.to_string())),
-        _ => None,
-    };
-    with_details(code, error.to_string(), details_with(reason, session))
+    with_details(code, error.to_string(), details_with(reason, entries_of(error)))
+}
+
+/// What a client needs to tell the error as what it was.
+fn entries_of(error: &SessionError) -> Vec<(&'static str, String)> {
+    match error {
+        SessionError::NotFound { id } => vec![("session", id.to_string())],
+        SessionError::ProgramNotFound { session, name } => {
+            vec![("session", session.to_string()), ("program", brief(name))]
+        }
+        SessionError::TooManySessions { limit } => vec![("limit", limit.to_string())],
+        SessionError::TooManyPrograms { session, limit } => {
+            vec![("session", session.to_string()), ("limit", limit.to_string())]
+        }
+        SessionError::SessionTooLarge { session, size, limit } => {
+            vec![("session", session.to_string()), ("size", size.to_string()), ("limit", limit.to_string())]
+        }
+        SessionError::BackendFull { size, limit } => {
+            vec![("size", size.to_string()), ("limit", limit.to_string())]
+        }
+        SessionError::Backend { problem } => vec![("problem", brief(problem))],
+        _ => Vec::new(),
+    }
 }
 
 /// A request that breaks the protocol: names the field and what is wrong with it.
@@ -236,6 +256,7 @@ mod tests {
             ToolError::Session(SessionError::ProgramNotFound { session: session.clone(), name: "m".into() }),
             ToolError::Session(SessionError::TooManyPrograms { session: session.clone(), limit: 9 }),
             ToolError::Session(SessionError::SessionTooLarge { session, size: 10, limit: 9 }),
+            ToolError::Session(SessionError::BackendFull { size: 10, limit: 9 }),
             ToolError::Session(SessionError::MetadataTooLarge {
                 entries: 10,
                 bytes: 99,
