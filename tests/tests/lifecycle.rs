@@ -169,6 +169,26 @@ async fn sigterm_while_workers_start_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_start_that_fails_or_is_called_off_leaves_no_directory() {
+    // What is left is asserted where the daemon's end is awaited.
+    let nowhere = Sandbox::adapter(SHOWCASE, 16).python("/nonexistent/python").try_start().await.unwrap_err();
+    assert_eq!(nowhere.code, Some(5), "{}", nowhere.stderr);
+    for wait in [0, 2, 5, 10, 20, 40] {
+        let starting = Sandbox::adapter(SHOWCASE, 16).spawn();
+        let directory = || std::fs::read_dir(starting.run_dir()).unwrap().count() > 1;
+        eventually("the daemon has its directory", SOON, async || directory()).await;
+        // No state to wait for: somewhere among its launches.
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        signal(starting.pid(), Signal::SIGTERM);
+        match starting.outcome().await {
+            Err(failure) => assert_eq!(failure.code, Some(5), "{}", failure.stderr),
+            // It was ready by then.
+            Ok(mut sandbox) => assert_eq!(sandbox.wait(SOON).await, Some(0)),
+        }
+    }
+}
+
+#[tokio::test]
 async fn idle_streams_of_clients_do_not_hold_up_the_end() {
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 

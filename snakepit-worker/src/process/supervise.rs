@@ -55,11 +55,18 @@ impl Supervised {
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, WorkerError> {
+        let unstarted = Unstarted(Some(files.clone()));
         let child_ended = signal(SignalKind::child()).map_err(|e| WorkerError::Spawn {
             program: "worker".to_owned(),
             problem: format!("the end of children cannot be watched: {e}"),
         })?;
-        let Spawned { mut group, control } = spawn::spawn(id, config, run_dir, &files).await?;
+        // Taken before the look at `stop`, which is cancelled before anybody waits for the tokens.
+        let token = tasks.token();
+        if stop.is_cancelled() {
+            let problem = "its launcher was shut down".to_owned();
+            return Err(WorkerError::Spawn { program: "worker".to_owned(), problem });
+        }
+        let Spawned { mut group, control } = spawn::spawn(id, config, run_dir, &files, token).await?;
         let pid = group.pid();
         let tail = OutputTail::new(config.output_lines);
         let (port, ready_port) = watch::channel(None);
@@ -84,6 +91,7 @@ impl Supervised {
             drains,
             hung_up: hung_up.clone(),
         };
+        unstarted.start();
         tasks.spawn(async move {
             let (exit, driver) = process.supervise(activated, stop).await;
             files.remove();
@@ -131,6 +139,24 @@ impl Supervised {
         let mut exit = self.exit;
         drop((self.activation, self.control));
         ended(&mut exit).await;
+    }
+}
+
+/// The files of a worker whose process is not there yet: removed when it never will be.
+struct Unstarted(Option<WorkerFiles>);
+
+impl Unstarted {
+    /// From here on its supervisor removes them.
+    fn start(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unstarted {
+    fn drop(&mut self) {
+        if let Some(files) = &self.0 {
+            files.remove();
+        }
     }
 }
 
