@@ -20,6 +20,8 @@ use super::proc;
 
 /// The ledger's name in a run's directory.
 const FILE: &str = "ledger";
+/// How long the id of a run is, in hexadecimal digits.
+pub(super) const ID_LENGTH: usize = 8;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -117,11 +119,26 @@ impl Book {
 /// Kills what a dead host's run left, and removes its directory. Returns how many processes were killed; `None` when
 /// the run's host lives, or nothing is known about it.
 pub(super) fn reap(run: &Path, run_id: &str) -> Option<usize> {
-    let file = File::open(run.join(FILE)).ok()?;
+    let file = match File::open(run.join(FILE)) {
+        Ok(file) => file,
+        Err(error) => {
+            if error.kind() == std::io::ErrorKind::NotFound {
+                remove_unbegun(run, run_id);
+            }
+            return None;
+        }
+    };
     // A live host holds the lock, be it in a PID namespace of its own; a dead one does not, be it not yet reaped.
     let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()?;
     let mut ledger = Vec::new();
     file.read_to_end(&mut ledger).ok()?;
+    if ledger.is_empty() {
+        // It died before it had entered itself, and so before it started anything.
+        if let Err(error) = std::fs::remove_dir_all(run) {
+            tracing::warn!(dir = %run.display(), %error, "failed to remove a dead host's directory");
+        }
+        return None;
+    }
     let mut entries =
         ledger.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
     let Some(Entry::Host { boot, pid_namespace, .. }) = entries.next() else {
@@ -147,6 +164,17 @@ pub(super) fn reap(run: &Path, run_id: &str) -> Option<usize> {
         tracing::warn!(dir = %run.display(), %error, "failed to remove a dead host's directory");
     }
     Some(killed)
+}
+
+/// Removes the directory of a host that died before it had a ledger, and so before it started anything. Whoever calls this
+/// holds the lock under which hosts make both. Only what looks like such a directory is touched: hosts put nothing
+/// else into it before.
+fn remove_unbegun(run: &Path, run_id: &str) {
+    let is_id = run_id.len() == ID_LENGTH && run_id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    // This fails, as it should, for what is not empty or no directory.
+    if is_id && std::fs::remove_dir(run).is_ok() {
+        tracing::debug!(run_id, "removed the directory of a host that died while it made it");
+    }
 }
 
 /// Kills one group that a dead host left, if it is still that group; returns how many processes or groups that were.
