@@ -133,10 +133,7 @@ pub(super) fn reap(run: &Path, run_id: &str) -> Option<usize> {
     let mut ledger = Vec::new();
     file.read_to_end(&mut ledger).ok()?;
     if ledger.is_empty() {
-        // It died before it had entered itself, and so before it started anything.
-        if let Err(error) = std::fs::remove_dir_all(run) {
-            tracing::warn!(dir = %run.display(), %error, "failed to remove a dead host's directory");
-        }
+        remove_unbegun(run, run_id);
         return None;
     }
     let mut entries =
@@ -166,14 +163,22 @@ pub(super) fn reap(run: &Path, run_id: &str) -> Option<usize> {
     Some(killed)
 }
 
-/// Removes the directory of a host that died before it had a ledger, and so before it started anything. Whoever calls this
-/// holds the lock under which hosts make both. Only what looks like such a directory is touched: hosts put nothing
-/// else into it before.
+/// Removes the directory of a host that died before it had entered itself into a ledger, and so before it started anything.
+/// Whoever calls this holds the lock under which hosts make both. Only what looks like such a directory is touched: hosts
+/// put nothing else into it before.
 fn remove_unbegun(run: &Path, run_id: &str) {
+    let only_ledger = |mut entries: std::fs::ReadDir| {
+        entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == FILE))
+    };
     let is_id = run_id.len() == ID_LENGTH && run_id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    // This fails, as it should, for what is not empty or no directory.
-    if is_id && std::fs::remove_dir(run).is_ok() {
-        tracing::debug!(run_id, "removed the directory of a host that died while it made it");
+    if !is_id || !std::fs::read_dir(run).is_ok_and(only_ledger) {
+        return;
+    }
+    match std::fs::remove_dir_all(run) {
+        Ok(()) => tracing::debug!(run_id, "removed the directory of a host that died while it made it"),
+        Err(error) => {
+            tracing::warn!(dir = %run.display(), %error, "failed to remove a dead host's directory");
+        }
     }
 }
 

@@ -269,14 +269,18 @@ mod tests {
     fn what_died_before_it_had_a_ledger_is_removed_and_nothing_else() {
         let base = tempfile::tempdir().unwrap();
         let unbegun = base.path().join("dead0005");
+        let empty = base.path().join("dead0007");
         let (foreign, full) = (base.path().join("projects"), base.path().join("dead0006"));
-        for dir in [&unbegun, &foreign, &full] {
+        for dir in [&unbegun, &empty, &foreign, &full] {
             std::fs::create_dir(dir).unwrap();
+        }
+        for dir in [&empty, &foreign, &full] {
+            std::fs::write(dir.join("ledger"), "").unwrap();
         }
         std::fs::write(full.join("notes"), "somebody's").unwrap();
         let host = RunDir::create(Some(base.path())).unwrap();
         assert_eq!(host.reaped(), 0);
-        assert!(!unbegun.exists() && foreign.exists() && full.exists());
+        assert!(!unbegun.exists() && !empty.exists() && foreign.exists() && full.exists());
     }
 
     #[test]
