@@ -15,11 +15,13 @@ use snakepit_registry::CallId;
 /// bit, then the number of the stream, then the id on that stream.
 const MULTIPLEXED: u64 = 1 << 62;
 const STREAM_SHIFT: u32 = 48;
-/// A host opens one stream, the first: only its calls are told.
+/// A host opens one stream, the first: its calls are told one by one.
 const FIRST_STREAM: u64 = MULTIPLEXED >> STREAM_SHIFT;
 
 /// The largest id that a call on a stream can have.
 pub(crate) const MAX_ID: u64 = (1 << STREAM_SHIFT) - 1;
+/// Says that every call may have begun.
+const ANY: u64 = u64::MAX;
 
 /// Where the id of the last call that began is stored.
 #[derive(Debug, Clone, Copy)]
@@ -50,9 +52,14 @@ impl Progress {
     /// A call is about to begin.
     pub(crate) fn begin(self, call: CallId) {
         let (stream, id) = (call.as_u64() >> STREAM_SHIFT, call.as_u64() & MAX_ID);
-        if stream == FIRST_STREAM {
-            self.0.fetch_max(id, Ordering::Release);
-        }
+        let begun = match stream {
+            FIRST_STREAM => id,
+            // Ids of another stream mean other calls: when one of those begins, the file says nothing any more.
+            _ if call.as_u64() & MULTIPLEXED != 0 && stream > FIRST_STREAM => ANY,
+            // Calls by plain RPCs are not told here, and their ids lie below and above.
+            _ => return,
+        };
+        self.0.fetch_max(begun, Ordering::Release);
     }
 }
 
@@ -64,4 +71,21 @@ pub(crate) const fn is_of_stream(call: CallId, stream: u64) -> bool {
 /// The name of a multiplexed call in this worker.
 pub(crate) const fn multiplexed(stream: u64, id: u64) -> CallId {
     CallId::from_u64(MULTIPLEXED | (stream << STREAM_SHIFT) | id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_of_another_stream_say_that_any_call_may_have_begun() {
+        let stored = |calls: &[CallId]| {
+            let progress = Progress(Box::leak(Box::default()));
+            calls.iter().for_each(|call| progress.begin(*call));
+            progress.0.load(Ordering::Acquire)
+        };
+        assert_eq!(stored(&[multiplexed(0, 1), multiplexed(0, 3)]), 3);
+        assert_eq!(stored(&[multiplexed(0, 1), multiplexed(1, 1), multiplexed(0, 2)]), ANY);
+        assert_eq!(stored(&[multiplexed(0, 1), CallId::from_u64(9), CallId::from_u64((1 << 63) + 7)]), 1);
+    }
 }

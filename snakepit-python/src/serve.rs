@@ -11,6 +11,7 @@ use tokio::{
     sync::oneshot,
 };
 use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{host::Host, service::WorkerService, tools::PythonTools, windows};
@@ -127,7 +128,8 @@ async fn prepare(config: ServeConfig) -> Result<Bound, String> {
 
 /// Serves until SIGTERM, and then until the executor has finished what it runs.
 async fn serve(incoming: Incoming, tools: PythonTools, executor_done: oneshot::Receiver<()>) {
-    let service = BridgeServiceServer::new(WorkerService::new(tools.clone()))
+    let done = CancellationToken::new();
+    let service = BridgeServiceServer::new(WorkerService::new(tools.clone(), done.clone()))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let server = windows::of_server(Server::builder());
@@ -136,6 +138,7 @@ async fn serve(incoming: Incoming, tools: PythonTools, executor_done: oneshot::R
         tools.close();
         // An error means that the executor is gone, which is what is waited for.
         let _ = executor_done.await;
+        done.cancel();
     };
     let serving = async {
         match incoming {

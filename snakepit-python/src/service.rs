@@ -3,11 +3,13 @@
 //! A worker serves Ping, the two calls and CancelTool; all else belongs to the host and is answered UNIMPLEMENTED.
 
 use std::{
+    future::Future,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -26,6 +28,7 @@ use snakepit_session::{Payload, SessionId};
 use snakepit_worker::wire::{bad_argument, bad_field, failure_to_wire, payload_from_wire, payload_to_wire};
 use tokio::time::Instant;
 use tokio_stream::{Stream, StreamExt};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::{multiplexed::WorkerCalls, tools::PythonTools};
@@ -41,11 +44,13 @@ pub(crate) type Batches = Pin<Box<dyn Stream<Item = Result<pb::ReplyBatch, Statu
 #[derive(Debug)]
 pub(crate) struct WorkerService {
     tools: PythonTools,
+    /// Cancelled once nothing runs any more, and nothing ever will.
+    done: CancellationToken,
 }
 
 impl WorkerService {
-    pub(crate) const fn new(tools: PythonTools) -> Self {
-        Self { tools }
+    pub(crate) const fn new(tools: PythonTools, done: CancellationToken) -> Self {
+        Self { tools, done }
     }
 
     async fn execute(&self, request: Request<pb::ExecuteToolRequest>) -> Answer<pb::ExecuteToolResponse> {
@@ -90,7 +95,7 @@ impl WorkerService {
     fn multiplex(&self, inbound: Streaming<pb::CallBatch>) -> Batches {
         let replies = Replies::new();
         let calls = WorkerCalls::new(self.tools.clone(), replies.clone());
-        Box::pin(Serve::new(inbound, calls, replies))
+        Box::pin(UntilDone::new(Serve::new(inbound, calls, replies), &self.done))
     }
 
     async fn cancel(&self, request: Request<pb::CancelToolRequest>) -> Answer<pb::CancelToolResponse> {
@@ -99,6 +104,32 @@ impl WorkerService {
         let was_active = self.tools.find(id).is_some();
         self.tools.cancel(id).await.map_err(|error| to_status(error, String::new()))?;
         Ok(Response::new(pb::CancelToolResponse { was_active }))
+    }
+}
+
+/// A response that ends when this worker is done, and not only when the host closes its half: the server waits for open
+/// responses before it ends.
+struct UntilDone<S> {
+    stream: Pin<Box<S>>,
+    done: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl<S> UntilDone<S> {
+    fn new(stream: S, done: &CancellationToken) -> Self {
+        Self { stream: Box::pin(stream), done: Box::pin(done.clone().cancelled_owned()) }
+    }
+}
+
+impl<S: Stream> Stream for UntilDone<S> {
+    type Item = S::Item;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        // Asked first: what the last call answered before the end is then surely among what the stream has ready.
+        let done = self.done.as_mut().poll(cx).is_ready();
+        match self.stream.as_mut().poll_next(cx) {
+            Poll::Pending if done => Poll::Ready(None),
+            polled => polled,
+        }
     }
 }
 
@@ -221,6 +252,15 @@ fn milliseconds(time: Option<Duration>) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_last_answers_come_before_the_end() {
+        let done = CancellationToken::new();
+        let mut stream = UntilDone::new(tokio_stream::iter([1, 2]).chain(tokio_stream::pending()), &done);
+        assert_eq!(stream.next().await, Some(1));
+        done.cancel();
+        assert_eq!((stream.next().await, stream.next().await), (Some(2), None));
+    }
 
     #[test]
     fn a_message_of_several_lines_becomes_one() {

@@ -120,6 +120,14 @@ pub enum ToolError {
         /// The last lines the worker wrote to stdout and stderr, oldest first.
         output_lines: Vec<String>,
     },
+    /// The connection to what ran the call was lost, and with it what became of the call.
+    #[error("connection to {peer} was lost: {problem}; the call may have run")]
+    ConnectionLost {
+        /// What was at the other end, such as "the host".
+        peer: String,
+        /// What happened to the connection.
+        problem: String,
+    },
     /// The worker gave the call back before it began, because it was [asked to](crate::ToolHandler::recall). Only what
     /// schedules workers sees this: it hands the call to another one.
     #[error("call of tool `{tool}` was given back before it began")]
@@ -175,7 +183,10 @@ impl ToolError {
             | Self::Session(_) => false,
             Self::DeadlineExceeded { stage, .. } => matches!(stage, CallStage::Running),
             Self::WorkerLost { delivered, .. } => *delivered,
-            Self::Failed(_) | Self::Cancelled { .. } | Self::Internal { .. } => true,
+            Self::Failed(_)
+            | Self::Cancelled { .. }
+            | Self::ConnectionLost { .. }
+            | Self::Internal { .. } => true,
         }
     }
 }

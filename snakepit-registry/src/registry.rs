@@ -1,7 +1,7 @@
 //! Who serves which name, and the one place where a call is resolved, checked and handed on.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -15,6 +15,12 @@ const IDEMPOTENT: &str = "snakepit.idempotent";
 const MAX_NAME_BYTES: usize = 256;
 /// The most tools that one provider may announce: workers may say anything at any time, and names are never forgotten.
 const MAX_REMOTE_TOOLS: usize = 10_000;
+
+/// The largest spec that a worker may announce, in bytes of memory.
+const MAX_SPEC_BYTES: usize = 64 * 1024;
+/// What all specs that one provider announced may take together, in bytes of memory. Every listing of tools carries them
+/// all, and must fit into a message that any client accepts.
+const MAX_PROVIDER_BYTES: usize = 2 * 1024 * 1024;
 
 /// What became of a spec that was registered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +61,31 @@ pub enum RegistryError {
         /// The name of the pool.
         provider: String,
         /// The most tools a provider may have.
+        limit: usize,
+    },
+    /// A tool says too much about itself.
+    #[error(
+        "the description of tool `{name}` takes {size} bytes, the limit is {limit}; shorten its docstring, defaults and metadata"
+    )]
+    SpecTooLarge {
+        /// The name of the tool.
+        name: String,
+        /// What its spec takes, in bytes.
+        size: usize,
+        /// The most it may take.
+        limit: usize,
+    },
+    /// The tools of a provider say too much about themselves, taken together.
+    #[error(
+        "the descriptions of all tools of pool `{provider}` would take {size} bytes, the limit is {limit}; shorten \
+         docstrings, defaults and metadata, or register fewer tools"
+    )]
+    SpecsTooLarge {
+        /// The name of the pool.
+        provider: String,
+        /// What all specs would take, in bytes.
+        size: usize,
+        /// The most they may take.
         limit: usize,
     },
 }
@@ -122,15 +153,13 @@ impl Registry {
                 });
             }
         }
-        let new: BTreeSet<&str> =
-            specs.iter().map(|spec| spec.name.as_str()).filter(|name| !tools.contains_key(*name)).collect();
-        // Counted only when something is new: workers that register with every call bring nothing new.
-        if !new.is_empty() {
-            let known = tools.values().filter(|tool| tool.provider == provider).count();
-            if known + new.len() > MAX_REMOTE_TOOLS {
-                let provider = provider.to_owned();
-                return Err(RegistryError::TooManyTools { provider, limit: MAX_REMOTE_TOOLS });
-            }
+        // The last spec of a name counts.
+        let changed: BTreeMap<&str, &ToolSpec> =
+            specs.iter().map(|spec| (spec.name.as_str(), spec)).collect();
+        let known = |name: &str| tools.get(name).and_then(|tool| tool.spec.as_ref());
+        // Looked at only when something changes: workers that register with every call bring nothing new.
+        if changed.iter().any(|(name, spec)| known(name) != Some(*spec)) {
+            check_room(provider, &tools, &changed)?;
         }
         let mut register = |spec: ToolSpec| {
             let outcome = match tools.get(spec.name.as_str()) {
@@ -250,6 +279,37 @@ fn not_found<'a>(tool: &str, names: impl Iterator<Item = &'a str>) -> ToolError 
     ToolError::NotFound { tool: tool.to_owned(), suggestion: check::nearest(tool, names) }
 }
 
+/// Whether a provider may announce these specs beside those of its tools that they do not replace.
+fn check_room(
+    provider: &str,
+    tools: &BTreeMap<Arc<str>, Arc<ResolvedTool>>,
+    changed: &BTreeMap<&str, &ToolSpec>,
+) -> Result<(), RegistryError> {
+    let (mut count, mut size) = (changed.len(), 0);
+    for (name, spec) in changed {
+        let bytes = spec.size();
+        if bytes > MAX_SPEC_BYTES {
+            let name = (*name).to_owned();
+            return Err(RegistryError::SpecTooLarge { name, size: bytes, limit: MAX_SPEC_BYTES });
+        }
+        size += bytes;
+    }
+    let kept =
+        tools.iter().filter(|(name, tool)| tool.provider == provider && !changed.contains_key(&***name));
+    for (_, tool) in kept {
+        count += 1;
+        size += tool.spec.as_ref().map_or(0, ToolSpec::size);
+    }
+    let provider = || provider.to_owned();
+    if count > MAX_REMOTE_TOOLS {
+        return Err(RegistryError::TooManyTools { provider: provider(), limit: MAX_REMOTE_TOOLS });
+    }
+    if size > MAX_PROVIDER_BYTES {
+        return Err(RegistryError::SpecsTooLarge { provider: provider(), size, limit: MAX_PROVIDER_BYTES });
+    }
+    Ok(())
+}
+
 fn check_name(name: &str) -> Result<(), RegistryError> {
     let problem = if name.is_empty() {
         "it is empty".to_owned()
@@ -285,5 +345,27 @@ mod tests {
         // What is known may be announced again, and others have room of their own.
         registry.register_remote("pool", &handler, full).unwrap();
         registry.register_remote("other", &handler, specs(MAX_REMOTE_TOOLS..MAX_REMOTE_TOOLS + 1)).unwrap();
+    }
+
+    #[test]
+    fn what_tools_say_about_themselves_is_bounded() {
+        let registry = Registry::new();
+        let handler: Arc<dyn ToolHandler> =
+            Arc::new(FnTool::typed("host", |_: Value| async { Ok::<_, String>(()) }));
+        let spec = |name: &str, bytes: usize| ToolSpec::new(name).description("x".repeat(bytes));
+        let register = |specs: Vec<ToolSpec>| registry.register_remote("pool", &handler, specs);
+        let large = register(vec![spec("a", MAX_SPEC_BYTES)]).unwrap_err();
+        assert!(matches!(&large, RegistryError::SpecTooLarge { name, .. } if name == "a"), "{large}");
+        let parameter = spec("a", 1).parameter("p", "string", "x".repeat(MAX_SPEC_BYTES));
+        assert!(matches!(register(vec![parameter]).unwrap_err(), RegistryError::SpecTooLarge { .. }));
+        let specs = |bytes: usize| (0..40).map(|n| spec(&format!("tool-{n}"), bytes)).collect::<Vec<_>>();
+        register(specs(50_000)).unwrap();
+        let full = register(vec![spec("one", 60_000), spec("two", 60_000)]).unwrap_err();
+        assert!(matches!(full, RegistryError::SpecsTooLarge { .. }), "{full}");
+        assert_eq!(registry.len(), 40, "all or none");
+        // What is replaced does not count.
+        register(specs(51_000)).unwrap();
+        register(specs(10)).unwrap();
+        register(vec![spec("one", 60_000), spec("two", 60_000)]).unwrap();
     }
 }

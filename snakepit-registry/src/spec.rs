@@ -94,3 +94,20 @@ impl ToolSpec {
         self
     }
 }
+
+impl ToolSpec {
+    /// About how many bytes of memory it takes, for limits.
+    pub(crate) fn size(&self) -> usize {
+        let texts: usize = self.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let parameters: usize = self.parameters.iter().map(ParameterSpec::size).sum();
+        size_of::<Self>() + self.name.len() + self.description.len() + texts + parameters
+    }
+}
+
+impl ParameterSpec {
+    fn size(&self) -> usize {
+        let default = self.default.as_ref().map_or(0, Payload::size);
+        let texts = [&self.name, &self.type_name, &self.description, &self.validation_json].map(String::len);
+        size_of::<Self>() + texts.iter().sum::<usize>() + default
+    }
+}

@@ -2,7 +2,7 @@
 
 mod remote;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
@@ -20,9 +20,16 @@ use tower::service_fn;
 pub(crate) use self::remote::Remote;
 use crate::{CallBuilder, Error, ReplyStream, call::Target, status::to_tool_error};
 
+/// How long connecting to a host may take, with all that is said before the first call.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// How often a host that says nothing is asked whether it is there, and how long it may take to say so.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+
 /// A connection to a host that runs elsewhere. Cheap to clone; all clones share the connection.
 ///
-/// Calls share one stream, where the host serves one; calls to a host that does not are RPCs of their own.
+/// Calls share one stream, where the host serves one; calls to a host that does not are RPCs of their own. When the
+/// connection is lost, calls in flight fail with [`ConnectionLost`](snakepit_registry::ToolError::ConnectionLost), and the
+/// next call connects anew.
 #[derive(Debug, Clone)]
 pub struct Client {
     remote: Arc<Remote>,
@@ -32,12 +39,24 @@ impl Client {
     /// Connects to `http://host:port`, or to `unix:/path/to/socket`.
     ///
     /// # Errors
-    /// [`Error::Connect`].
+    /// [`Error::Connect`], within ten seconds.
     pub async fn connect(address: &str) -> Result<Self, Error> {
+        let connected = tokio::time::timeout(CONNECT_WITHIN, Self::connect_to(address));
+        connected.await.unwrap_or_else(|_| {
+            let problem = format!("it did not answer within {CONNECT_WITHIN:?}");
+            Err(Error::Connect { address: address.to_owned(), problem })
+        })
+    }
+
+    async fn connect_to(address: &str) -> Result<Self, Error> {
         let failed = |problem: String| Error::Connect { address: address.to_owned(), problem };
         let settings = |endpoint: Endpoint| {
             endpoint
                 .tcp_nodelay(true)
+                // Each later attempt to connect is bounded too.
+                .connect_timeout(CONNECT_WITHIN)
+                .http2_keep_alive_interval(KEEPALIVE.0)
+                .keep_alive_timeout(KEEPALIVE.1)
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_frame_size(FRAME)

@@ -10,10 +10,12 @@
 //! | deadline | `DEADLINE_EXCEEDED` | `DEADLINE_EXCEEDED` |
 //! | cancelled | `CANCELLED` | `CANCELLED` |
 //! | worker lost | `UNAVAILABLE`, with its last output lines in a `ToolFailure` | `WORKER_LOST` |
+//! | connection to another host lost | `UNAVAILABLE` | `CONNECTION_LOST` |
 //! | no worker | `UNAVAILABLE`, with a retry delay | `NO_WORKER` |
 //! | session or program not found | `NOT_FOUND` | `SESSION_NOT_FOUND`, `PROGRAM_NOT_FOUND` |
 //! | too many sessions | `RESOURCE_EXHAUSTED` | `TOO_MANY_SESSIONS` |
 //! | too many programs, or too many bytes, in a session | `RESOURCE_EXHAUSTED` | `SESSION_FULL` |
+//! | too many bytes in all sessions | `RESOURCE_EXHAUSTED` | `BACKEND_FULL` |
 //! | odd names, sizes, metadata, page tokens | `INVALID_ARGUMENT` | `INVALID_ARGUMENT` |
 //! | session backend failed | `UNAVAILABLE` | `BACKEND_FAILED` |
 //! | anything else | `INTERNAL` | `INTERNAL` |
@@ -34,6 +36,7 @@ use snakepit_worker::wire::failure_to_wire;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+pub(crate) use back::HOST;
 pub use back::to_tool_error;
 
 /// Maps a call's failure to a gRPC status with details.
@@ -70,6 +73,10 @@ pub fn from_tool_error(error: ToolError) -> Status {
                 pb::ToolFailure { message: reason, worker_id: worker, output_lines, ..Default::default() };
             attach(Code::Unavailable, WORKER_LOST, message, &last_words)
         }
+        ToolError::ConnectionLost { peer, problem } => {
+            let entries = [("peer", brief(&peer)), ("problem", brief(&problem))];
+            with_details(Code::Unavailable, message, details_with("CONNECTION_LOST", entries))
+        }
         ToolError::Unavailable { retry_after, .. } => {
             let mut details = details("NO_WORKER");
             details.set_retry_info(retry_after);
@@ -90,6 +97,7 @@ pub fn from_session_error(error: &SessionError) -> Status {
         SessionError::TooManyPrograms { .. } | SessionError::SessionTooLarge { .. } => {
             (Code::ResourceExhausted, "SESSION_FULL")
         }
+        SessionError::BackendFull { .. } => (Code::ResourceExhausted, "BACKEND_FULL"),
         SessionError::InvalidId { .. }
         | SessionError::InvalidProgramName { .. }
         | SessionError::ProgramTooLarge { .. }
@@ -98,11 +106,29 @@ pub fn from_session_error(error: &SessionError) -> Status {
         SessionError::Backend { .. } => (Code::Unavailable, "BACKEND_FAILED"),
         _ => (Code::Internal, "INTERNAL"),
     };
-    let session = match error {
-        SessionError::NotFound { id } => Some(("session", id.to_string())),
-        _ => None,
-    };
-    with_details(code, error.to_string(), details_with(reason, session))
+    with_details(code, error.to_string(), details_with(reason, entries_of(error)))
+}
+
+/// What a client needs to tell the error as what it was.
+fn entries_of(error: &SessionError) -> Vec<(&'static str, String)> {
+    match error {
+        SessionError::NotFound { id } => vec![("session", id.to_string())],
+        SessionError::ProgramNotFound { session, name } => {
+            vec![("session", session.to_string()), ("program", brief(name))]
+        }
+        SessionError::TooManySessions { limit } => vec![("limit", limit.to_string())],
+        SessionError::TooManyPrograms { session, limit } => {
+            vec![("session", session.to_string()), ("limit", limit.to_string())]
+        }
+        SessionError::SessionTooLarge { session, size, limit } => {
+            vec![("session", session.to_string()), ("size", size.to_string()), ("limit", limit.to_string())]
+        }
+        SessionError::BackendFull { size, limit } => {
+            vec![("size", size.to_string()), ("limit", limit.to_string())]
+        }
+        SessionError::Backend { problem } => vec![("problem", brief(problem))],
+        _ => Vec::new(),
+    }
 }
 
 /// A request that breaks the protocol: names the field and what is wrong with it.
@@ -171,6 +197,7 @@ mod tests {
                 delivered: true,
                 output_lines: vec![long(); 20],
             },
+            ToolError::ConnectionLost { peer: long(), problem: long() },
             ToolError::Internal { problem: long() },
         ];
         let statuses = errors.into_iter().map(from_tool_error).chain([invalid_field(&long(), long())]);
@@ -222,12 +249,14 @@ mod tests {
                 delivered: true,
                 output_lines: vec!["oops".into()],
             },
+            ToolError::ConnectionLost { peer: "the host".into(), problem: "broken pipe".into() },
             ToolError::Unavailable { reason: "the pool is draining".into(), retry_after: None },
             ToolError::Session(SessionError::NotFound { id: session.clone() }),
             ToolError::Session(SessionError::TooManySessions { limit: 1 }),
             ToolError::Session(SessionError::ProgramNotFound { session: session.clone(), name: "m".into() }),
             ToolError::Session(SessionError::TooManyPrograms { session: session.clone(), limit: 9 }),
             ToolError::Session(SessionError::SessionTooLarge { session, size: 10, limit: 9 }),
+            ToolError::Session(SessionError::BackendFull { size: 10, limit: 9 }),
             ToolError::Session(SessionError::MetadataTooLarge {
                 entries: 10,
                 bytes: 99,

@@ -72,6 +72,17 @@ pub enum SessionError {
         /// The most it may hold, in bytes.
         limit: usize,
     },
+    /// All sessions together would hold more than they may.
+    #[error(
+        "all sessions together would hold {size} bytes, above the limit of {limit}; delete programs or sessions, shorten \
+         their ttl or raise the limit"
+    )]
+    BackendFull {
+        /// What they would hold, in bytes.
+        size: usize,
+        /// The most they may hold, in bytes.
+        limit: usize,
+    },
     /// The metadata of a session or a program is larger than the backend accepts.
     #[error(
         "metadata of {entries} entries and {bytes} bytes is above the limit of {max_entries} entries and {max_bytes} \

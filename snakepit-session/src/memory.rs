@@ -41,6 +41,8 @@ pub struct MemoryConfig {
     /// What one session may hold in all, in bytes: its programs, with their names and metadata, and its own metadata.
     /// 256 MiB by default.
     pub max_session_bytes: usize,
+    /// What all sessions may hold together, in bytes, counted the same way. 4 GiB by default.
+    pub max_total_bytes: usize,
     /// The most entries in the metadata of a session, or of a program. 1000 by default.
     pub max_metadata_entries: usize,
     /// How long all names and values of such metadata may be together, in bytes. 1 MiB by default.
@@ -55,6 +57,7 @@ impl Default for MemoryConfig {
             max_program_bytes: 64 * 1024 * 1024,
             max_programs: 1000,
             max_session_bytes: 256 * 1024 * 1024,
+            max_total_bytes: usize::try_from(4_u64 << 30).unwrap_or(usize::MAX),
             max_metadata_entries: 1000,
             max_metadata_bytes: 1024 * 1024,
         }
@@ -68,6 +71,8 @@ pub struct MemoryBackend {
     sessions: DashMap<SessionId, Record>,
     /// How many records there are, counted before they are made so that racing creators cannot pass the limit.
     count: AtomicUsize,
+    /// The bytes of all records, counted before they are kept for the same reason.
+    bytes: AtomicUsize,
     /// Every record once, under the time it was last known to expire. Use does not move it: a record that turns out to
     /// live longer when its time comes is queued again, so a sweep costs by what surfaces and not by what lives.
     /// Locked after the record, never before it.
@@ -134,6 +139,7 @@ impl MemoryBackend {
             config,
             sessions: DashMap::new(),
             count: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
             expiry: Mutex::new(BTreeSet::new()),
         }
     }
@@ -164,6 +170,37 @@ impl MemoryBackend {
         self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
     }
 
+    /// Claims room for so many more bytes.
+    ///
+    /// # Errors
+    /// [`SessionError::BackendFull`].
+    fn claim_bytes(&self, more: usize) -> Result<(), SessionError> {
+        let limit = self.config.max_total_bytes;
+        let add = |held: usize| held.checked_add(more).filter(|size| *size <= limit);
+        let claimed = self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        claimed.map(drop).map_err(|held| SessionError::BackendFull { size: held.saturating_add(more), limit })
+    }
+
+    /// Gives back what a record held.
+    fn release_bytes(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Gives back the room of a record.
+    fn release(&self, record: &Record) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.release_bytes(record.bytes);
+    }
+
+    /// Does something that claims bytes. Expired sessions do not count: what they hold is reclaimed before anybody is
+    /// refused. No record may be locked meanwhile.
+    fn with_room<T>(&self, act: impl Fn() -> Result<T, SessionError>) -> Result<T, SessionError> {
+        match act() {
+            Err(SessionError::BackendFull { .. }) if self.reclaim() > 0 => act(),
+            outcome => outcome,
+        }
+    }
+
     /// Returns the session of this id if it lives, or makes it in room claimed before. `None`: it must be made, and
     /// no room was claimed.
     fn find_or_make(&self, id: &SessionId, new: &NewSession, claimed: bool) -> Option<(Session, Created)> {
@@ -171,18 +208,18 @@ impl MemoryBackend {
             Entry::Occupied(mut entry) if !entry.get().is_expired() => {
                 if claimed {
                     self.count.fetch_sub(1, Ordering::Relaxed);
+                    self.release_bytes(size_of_metadata(&new.metadata));
                 }
                 entry.get_mut().renew();
                 Some((entry.get().snapshot(id), Created::Existing))
             }
-            // The record of an expired session gives its room to the new one.
+            Entry::Occupied(_) if !claimed => None,
+            // The record of an expired session gives its room back to the new one.
             Entry::Occupied(mut entry) => {
-                if claimed {
-                    self.count.fetch_sub(1, Ordering::Relaxed);
-                }
                 let fresh = Record::new(new.clone(), self.config.default_ttl);
                 let (queued, session) = (fresh.queued, fresh.snapshot(id));
                 let old = entry.insert(fresh);
+                self.release(&old);
                 let mut queue = self.queue();
                 queue.remove(&(old.queued, id.clone()));
                 queue.insert((queued, id.clone()));
@@ -218,8 +255,7 @@ impl MemoryBackend {
             queue.remove(&(queued, id.clone()));
             if entry.get().is_expired() {
                 drop(queue);
-                entry.remove();
-                self.count.fetch_sub(1, Ordering::Relaxed);
+                self.release(&entry.remove());
                 expired += 1;
             } else {
                 let expires = entry.get().expires;
@@ -241,6 +277,10 @@ impl SessionBackend for MemoryBackend {
         if !self.claim() && (self.reclaim() == 0 || !self.claim()) {
             return Err(SessionError::TooManySessions { limit: self.config.max_sessions });
         }
+        if let Err(full) = self.with_room(|| self.claim_bytes(size_of_metadata(&new.metadata))) {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+            return Err(full);
+        }
         match self.find_or_make(id, &new, true) {
             Some(found) => Ok(found),
             None => Err(SessionError::Backend { problem: "room was claimed but not used".to_owned() }),
@@ -260,8 +300,7 @@ impl SessionBackend for MemoryBackend {
         }
         let session = entry.get().snapshot(id);
         self.queue().remove(&(entry.get().queued, id.clone()));
-        entry.remove();
-        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.release(&entry.remove());
         Ok(session)
     }
 
@@ -305,10 +344,16 @@ impl SessionBackend for MemoryBackend {
     ) -> Result<Created, SessionError> {
         self.config.check_program(name, &program)?;
         let program = Program { updated_at: SystemTime::now(), ..program };
-        let mut record = self.used(id)?;
-        record.bytes = self.config.size_with(id, &record, name, &program)?;
-        let replaced = record.programs.insert(name.clone(), program);
-        Ok(if replaced.is_some() { Created::Existing } else { Created::New })
+        // A clone of a program shares its data.
+        self.with_room(|| {
+            let mut record = self.used(id)?;
+            let size = self.config.size_with(id, &record, name, &program)?;
+            self.claim_bytes(size.saturating_sub(record.bytes))?;
+            self.release_bytes(record.bytes.saturating_sub(size));
+            record.bytes = size;
+            let replaced = record.programs.insert(name.clone(), program.clone());
+            Ok(if replaced.is_some() { Created::Existing } else { Created::New })
+        })
     }
 
     async fn program(&self, id: &SessionId, name: &ProgramName) -> Result<Program, SessionError> {
@@ -329,7 +374,9 @@ impl SessionBackend for MemoryBackend {
     async fn delete_program(&self, id: &SessionId, name: &ProgramName) -> Result<(), SessionError> {
         let mut record = self.used(id)?;
         let program = record.programs.remove(name).ok_or_else(|| no_program(id, name))?;
-        record.bytes -= size_of_program(name, &program);
+        let freed = size_of_program(name, &program);
+        record.bytes -= freed;
+        self.release_bytes(freed);
         Ok(())
     }
 
@@ -372,6 +419,46 @@ mod tests {
         backend.create(&id("d"), NewSession::default()).await.unwrap();
         assert_eq!(backend.count.load(Ordering::Relaxed), backend.sessions.len());
         assert_eq!(backend.queue().len(), backend.sessions.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_bytes_of_all_sessions_are_counted_exactly() {
+        let backend = MemoryBackend::new(MemoryConfig { max_total_bytes: 100, ..MemoryConfig::default() });
+        let held = || backend.bytes.load(Ordering::Relaxed);
+        let name = ProgramName::try_new("p").unwrap();
+        // A program takes one byte for its name and one for its type; this metadata takes ten.
+        let program = |bytes: usize| Program::new("x".repeat(bytes), "t");
+        let new = |ttl: u64| NewSession {
+            metadata: BTreeMap::from([("name".to_owned(), "123456".to_owned())]),
+            ttl: Some(Duration::from_secs(ttl)),
+        };
+        backend.create(&id("short"), new(10)).await.unwrap();
+        backend.create(&id("short"), new(10)).await.unwrap();
+        backend.create(&id("long"), new(1000)).await.unwrap();
+        assert_eq!(held(), 20, "a session that lives is not made again");
+        backend.put_program(&id("short"), &name, program(48)).await.unwrap();
+        backend.put_program(&id("long"), &name, program(28)).await.unwrap();
+        assert_eq!(held(), 100);
+        let full = SessionError::BackendFull { size: 101, limit: 100 };
+        assert_eq!(backend.put_program(&id("long"), &name, program(29)).await.unwrap_err(), full);
+        let refused = backend.create(&id("third"), new(10)).await.unwrap_err();
+        assert_eq!(refused, SessionError::BackendFull { size: 110, limit: 100 });
+        assert_eq!(backend.count.load(Ordering::Relaxed), 2, "what is refused takes no room");
+        backend.put_program(&id("long"), &name, program(8)).await.unwrap();
+        assert_eq!(held(), 80);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        // The expired session's 60 bytes are free once they are needed.
+        backend.put_program(&id("long"), &name, program(88)).await.unwrap();
+        assert_eq!(held(), 100);
+        backend.delete_program(&id("long"), &name).await.unwrap();
+        assert_eq!(held(), 10);
+        backend.create(&id("short"), new(10)).await.unwrap();
+        tokio::time::advance(Duration::from_secs(10)).await;
+        backend.create(&id("short"), new(10)).await.unwrap();
+        assert_eq!(held(), 20, "the expired session gave its bytes to the one of its name");
+        backend.delete(&id("long")).await.unwrap();
+        backend.delete(&id("short")).await.unwrap();
+        assert_eq!((held(), backend.count.load(Ordering::Relaxed)), (0, 0));
     }
 
     #[tokio::test(start_paused = true)]

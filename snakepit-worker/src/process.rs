@@ -83,7 +83,11 @@ impl ProcessLauncher {
         };
         match tokio::time::timeout_at(deadline, Multiplexer::open(client.clone())).await {
             Ok(Ok((multiplexer, incoming))) => {
-                self.tasks.spawn(incoming);
+                let hung_up = supervised.hung_up();
+                self.tasks.spawn(async move {
+                    incoming.await;
+                    hung_up.cancel();
+                });
                 Ok(Some(multiplexer))
             }
             Ok(Err(status)) if status.code() == Code::Unimplemented => Ok(None),
@@ -149,5 +153,55 @@ impl WorkerLauncher for ProcessLauncher {
         let worker = worker.keeping_calls(keeps_calls);
         tracing::debug!(worker = %id, pid = worker.pid(), %address, "worker ready");
         Ok(worker)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn launcher(base: &std::path::Path, program: &str) -> Arc<ProcessLauncher> {
+        let run_dir = Arc::new(RunDir::create(Some(base)).unwrap());
+        let argv = vec![program.to_owned(), "60".to_owned()];
+        let python = WorkerProgram::Python { python: program.into(), adapter: "a:A".to_owned() };
+        let program =
+            if program.starts_with('/') { python } else { WorkerProgram::Command { argv, adapter: None } };
+        let mut config = ProcessConfig::new(program);
+        config.host_tcp = Some(([127, 0, 0, 1], 1).into());
+        Arc::new(ProcessLauncher::new(config, run_dir))
+    }
+
+    fn names(dir: &std::path::Path) -> Vec<std::ffi::OsString> {
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_program_that_cannot_be_run_leaves_no_files() {
+        let base = tempfile::tempdir().unwrap();
+        let launcher = launcher(base.path(), "/nonexistent/python");
+        launcher.launch(WorkerId::new("w")).await.unwrap_err();
+        assert_eq!(names(launcher.run_dir.path()), ["ledger"]);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn launches_that_are_called_off_hold_the_directory_no_longer_than_the_shutdown() {
+        for pause in 0..10 {
+            let base = tempfile::tempdir().unwrap();
+            let launcher = launcher(base.path(), "sleep");
+            let mut launches = tokio::task::JoinSet::new();
+            for number in 0..16 {
+                let launcher = Arc::clone(&launcher);
+                let id = WorkerId::new(format!("w-{number}"));
+                launches.spawn(async move { launcher.launch(id).await.map(drop) });
+            }
+            tokio::time::sleep(Duration::from_micros(pause * 300)).await;
+            launches.shutdown().await;
+            launcher.shutdown().await;
+            launcher.launch(WorkerId::new("late")).await.unwrap_err();
+            drop(launcher);
+            assert_eq!(names(base.path()), ["lock"]);
+        }
     }
 }

@@ -5,8 +5,10 @@ import collections
 import ctypes
 import itertools
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -87,3 +89,20 @@ class MisbehavingAdapter(BaseAdapter):
     def spawn_grandchild(self) -> int:
         """Starts a process that does not know when to stop."""
         return subprocess.Popen(["sleep", "600"]).pid
+
+    @tool
+    def hang_up(self) -> int:
+        """Answers, and then cuts the connection of the host to this process, which lives on."""
+
+        def cut() -> None:
+            time.sleep(0.1)
+            for fd in range(3, 256):
+                try:
+                    connection = socket.socket(fileno=os.dup(fd))
+                    if str(connection.getsockname()).endswith(".sock"):
+                        connection.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    continue
+
+        threading.Thread(target=cut, daemon=True).start()
+        return os.getpid()

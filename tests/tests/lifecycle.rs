@@ -1,6 +1,6 @@
 //! Workers and hosts that die: nothing is left running, and calls go on.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use snakepit_tests::{
@@ -26,6 +26,22 @@ async fn a_killed_worker_is_replaced() {
     assert_eq!(execute(&mut client, "add", &json!({"a": 1, "b": 2})).await.unwrap(), 3);
     let restarts: u64 = sandbox.workers().await.iter().map(|worker| worker.restarts).sum();
     assert_eq!(restarts, 1);
+}
+
+#[tokio::test]
+async fn an_idle_worker_that_hangs_up_is_replaced() {
+    if snakepit_tests::plain_calls() {
+        // Without the stream nobody learns of it before the next call.
+        return;
+    }
+    let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
+    let mut client = sandbox.client().await;
+    let pid = execute(&mut client, "hang_up", &json!({})).await.unwrap();
+    let pid = u32::try_from(pid.as_u64().unwrap()).unwrap();
+    eventually("the worker is killed", SOON, async || !is_alive(pid)).await;
+    eventually("and replaced", SOON, async || sandbox.workers().await[0].state == "idle").await;
+    assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
+    assert!(sandbox.log().contains("the stream of its calls ended"), "{}", sandbox.log());
 }
 
 #[tokio::test]
@@ -153,6 +169,26 @@ async fn sigterm_while_workers_start_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_start_that_fails_or_is_called_off_leaves_no_directory() {
+    // What is left is asserted where the daemon's end is awaited.
+    let nowhere = Sandbox::adapter(SHOWCASE, 16).python("/nonexistent/python").try_start().await.unwrap_err();
+    assert_eq!(nowhere.code, Some(5), "{}", nowhere.stderr);
+    for wait in [0, 2, 5, 10, 20, 40] {
+        let starting = Sandbox::adapter(SHOWCASE, 16).spawn();
+        let directory = || std::fs::read_dir(starting.run_dir()).unwrap().count() > 1;
+        eventually("the daemon has its directory", SOON, async || directory()).await;
+        // No state to wait for: somewhere among its launches.
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        signal(starting.pid(), Signal::SIGTERM);
+        match starting.outcome().await {
+            Err(failure) => assert_eq!(failure.code, Some(5), "{}", failure.stderr),
+            // It was ready by then.
+            Ok(mut sandbox) => assert_eq!(sandbox.wait(SOON).await, Some(0)),
+        }
+    }
+}
+
+#[tokio::test]
 async fn idle_streams_of_clients_do_not_hold_up_the_end() {
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
@@ -171,6 +207,32 @@ async fn idle_streams_of_clients_do_not_hold_up_the_end() {
     while told.message().await.unwrap().is_some() {}
     assert_eq!(sandbox.wait(SOON).await, Some(0));
     assert!(!sandbox.log().contains("cutting connections"), "{}", sandbox.log());
+}
+
+#[tokio::test]
+async fn idle_workers_stop_at_once_and_in_order() {
+    let notes = tempfile::tempdir().unwrap();
+    let mut sandbox = Sandbox::adapter("last_words:Adapter", 2)
+        .env("SNAKEPIT_TEST_NOTES", notes.path().display().to_string())
+        .start()
+        .await;
+    assert_eq!(execute(&mut sandbox.client().await, "ping", &json!({})).await.unwrap(), "pong");
+    let pids = sandbox.worker_pids().await;
+    let asked = Instant::now();
+    signal(sandbox.pid(), Signal::SIGTERM);
+    assert_eq!(sandbox.wait(SOON).await, Some(0));
+    // A worker that waits for its host to close the connection first is killed after two seconds.
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    for pid in pids {
+        let note = std::fs::read_to_string(notes.path().join(pid.to_string()));
+        assert_eq!(note.expect("no `atexit` function was run"), "ended in order");
+    }
+    eventually("the log is complete", SOON, async || sandbox.log().matches("process reaped").count() == 2)
+        .await;
+    let log = sandbox.log();
+    let ends: Vec<_> = log.lines().filter(|line| line.contains("process reaped")).collect();
+    assert!(ends.iter().all(|line| line.contains("it was asked to stop")), "{ends:?}");
 }
 
 #[tokio::test]

@@ -170,8 +170,58 @@ async fn a_server_that_goes_away_fails_the_calls_and_not_the_program() {
     eventually("the call runs", SOON, async || sandbox.workers().await[0].state == "busy").await;
     snakepit_tests::signal(sandbox.pid(), snakepit_tests::Signal::SIGKILL);
     sandbox.wait(SOON).await;
-    let error = call.await.unwrap().unwrap_err();
-    assert!(matches!(error, Error::Tool(ToolError::Unavailable { .. })), "{error}");
+    let Error::Tool(error) = call.await.unwrap().unwrap_err() else { panic!("not the call's own error") };
+    assert!(matches!(error, ToolError::ConnectionLost { .. }) && error.is_delivered(), "{error}");
     let after = client.execute::<f64>("add", json!({"a": 1, "b": 2})).await.unwrap_err();
-    assert!(matches!(after, Error::Tool(ToolError::Unavailable { .. })), "{after}");
+    let Error::Tool(after) = after else { panic!("{after}") };
+    assert!(matches!(after, ToolError::Unavailable { .. }) && !after.is_delivered(), "{after}");
+}
+
+#[tokio::test]
+async fn a_server_that_comes_back_is_called_again() {
+    let mut sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
+    let client = connect(&sandbox).await;
+    let add = || client.execute::<i64>("add", json!({"a": 1, "b": 2}));
+    assert_eq!(add().await.unwrap(), 3);
+    let address = sandbox.url().strip_prefix("http://").unwrap().to_owned();
+    snakepit_tests::signal(sandbox.pid(), snakepit_tests::Signal::SIGKILL);
+    sandbox.wait(SOON).await;
+    let (one, other) = tokio::join!(add(), add());
+    assert!(one.is_err() && other.is_err(), "nobody is there");
+
+    let sandbox = Sandbox::adapter(SHOWCASE, 2).listen(address).after(sandbox).start().await;
+    for sum in futures_util::future::join_all((0..20).map(|_| add())).await {
+        assert_eq!(sum.unwrap(), 3);
+    }
+    let chunks = client.execute_stream::<u64>("count", json!({"n": 10})).await.unwrap();
+    assert_eq!(chunks.try_collect::<Vec<_>>().await.unwrap().len(), 10);
+    assert_eq!(sandbox.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn deadlines_hold_when_the_server_has_gone_silent() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let client = connect(&sandbox).await;
+    let soon = Duration::from_millis(300);
+    // More than the credit of a stream, so that it does not end before the server is stopped.
+    let count = client.call("count").args(json!({"n": 20_000_000}));
+    let mut stream = count.timeout(Duration::from_secs(1)).stream::<u64>().await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+    snakepit_tests::signal(sandbox.pid(), snakepit_tests::Signal::SIGSTOP);
+    let began = std::time::Instant::now();
+    let late = client.call("add").args(json!({"a": 1, "b": 2})).timeout(soon).unary::<i64>().await;
+    let late = late.unwrap_err();
+    assert!(matches!(&late, Error::Tool(ToolError::DeadlineExceeded { .. })), "{late}");
+    let bytes = Payload::bytes(Bytes::from(vec![7_u8; 8 * 1024 * 1024]));
+    let large = client.call("echo").payload("value", bytes).timeout(soon).payload_reply().await.unwrap_err();
+    assert!(matches!(&large, Error::Tool(ToolError::DeadlineExceeded { .. })), "{large}");
+    let last = loop {
+        match stream.next().await.expect("the stream ends with an error") {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(&last, Error::Tool(ToolError::DeadlineExceeded { .. })), "{last}");
+    assert!(stream.next().await.is_none());
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
 }

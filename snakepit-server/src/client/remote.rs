@@ -1,6 +1,14 @@
 //! The host at the other end: calls by frames on one stream, or by plain RPCs.
 
-use std::sync::Arc;
+mod timed;
+
+use std::{
+    error::Error as _,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt};
@@ -8,39 +16,67 @@ use snakepit_proto::{
     headers,
     mux::Multiplexer,
     pb::{self, bridge_service_client::BridgeServiceClient},
+    status::root_cause,
 };
 use snakepit_registry::{CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply};
 use snakepit_worker::{
     mux::{self, Asked, Callee},
     wire::{WireError, failure_from_wire, payload_from_wire, request_to_wire},
 };
-use tokio::task::JoinSet;
+use tokio::{sync::Mutex, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Response, Status, metadata::MetadataMap, transport::Channel};
 
-use crate::status::to_tool_error;
+use self::timed::Timed;
+use super::CONNECT_WITHIN;
+use crate::status::{HOST, to_tool_error};
 
-/// A host at the other end of a connection.
+/// A host at the other end of a connection. The channel below connects anew by itself; the stream that calls share is
+/// opened anew here, by the first call that finds it broken.
 #[derive(Debug)]
 pub(crate) struct Remote {
     client: BridgeServiceClient<Channel>,
+    line: RwLock<Arc<Line>>,
+    /// Held while a broken line is replaced, so that one call does it and the others wait. Holds why that failed last.
+    reopening: Mutex<String>,
+    /// How often that failed.
+    failures: AtomicU64,
+}
+
+/// The way that calls take.
+#[derive(Debug)]
+struct Line {
     /// The stream that calls share, where the host serves one.
     multiplexer: Option<Multiplexer>,
+    /// Cancelled once that is of no use any more.
+    broken: CancellationToken,
     /// Brings the answers; ends with this.
     _incoming: JoinSet<()>,
 }
 
-impl Remote {
-    pub(crate) async fn open(client: BridgeServiceClient<Channel>) -> Result<Self, Status> {
-        let mut tasks = JoinSet::new();
-        let multiplexer = match Multiplexer::open(client.clone()).await {
+impl Line {
+    async fn open(client: BridgeServiceClient<Channel>) -> Result<Self, Status> {
+        let (mut tasks, broken) = (JoinSet::new(), CancellationToken::new());
+        let multiplexer = match Multiplexer::open(client).await {
             Ok((multiplexer, incoming)) => {
-                tasks.spawn(incoming);
+                let ended = broken.clone().drop_guard();
+                tasks.spawn(async move {
+                    incoming.await;
+                    drop(ended);
+                });
                 Some(multiplexer)
             }
             Err(status) if status.code() == Code::Unimplemented => None,
             Err(status) => return Err(status),
         };
-        Ok(Self { client, multiplexer, _incoming: tasks })
+        Ok(Self { multiplexer, broken, _incoming: tasks })
+    }
+}
+
+impl Remote {
+    pub(crate) async fn open(client: BridgeServiceClient<Channel>) -> Result<Self, Status> {
+        let line = RwLock::new(Arc::new(Line::open(client.clone()).await?));
+        Ok(Self { client, line, reopening: Mutex::default(), failures: AtomicU64::new(0) })
     }
 
     /// A client for everything but calls; made to be cloned.
@@ -48,11 +84,60 @@ impl Remote {
         self.client.clone()
     }
 
+    /// Runs a call. The host keeps its deadline; a host that has gone silent cannot, so it is kept here too.
     pub(crate) async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-        match &self.multiplexer {
-            Some(multiplexer) if mux::fits(&call) => mux::call(multiplexer, &Host, call).await,
-            _ => self.call_plainly(call).await,
+        let (asked, streams) = (Asked::by(&call), call.mode == CallMode::Streaming);
+        let answer = async {
+            let line = self.line().await?;
+            let reply = match &line.multiplexer {
+                Some(multiplexer) if mux::fits(&call) => {
+                    mux::call(multiplexer, &Host { line: line.broken.clone() }, call).await?
+                }
+                _ => self.call_plainly(call).await?,
+            };
+            Ok((reply, line))
+        };
+        let (reply, line) = timed::within(&asked, answer).await?;
+        Ok(match reply {
+            ToolReply { body: ReplyBody::Stream(chunks), .. } if streams => {
+                ToolReply { body: ReplyBody::Stream(Timed::new(chunks, asked, line).boxed()), ..reply }
+            }
+            reply => reply,
+        })
+    }
+
+    fn current(&self) -> Arc<Line> {
+        Arc::clone(&self.line.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A line that is not known to be broken. Nothing of a call was sent when this fails.
+    async fn line(&self) -> Result<Arc<Line>, ToolError> {
+        let usable = || Some(self.current()).filter(|line| !line.broken.is_cancelled());
+        if let Some(line) = usable() {
+            return Ok(line);
         }
+        let seen = self.failures.load(Ordering::Acquire);
+        let mut failure = self.reopening.lock().await;
+        if let Some(line) = usable() {
+            return Ok(line);
+        }
+        let unreachable = |reason: String| ToolError::Unavailable { reason, retry_after: None };
+        if self.failures.load(Ordering::Acquire) != seen {
+            // It failed while this call waited for it: to try again for each that waited would make the last wait long.
+            return Err(unreachable(failure.clone()));
+        }
+        let problem = match timeout(CONNECT_WITHIN, Line::open(self.client())).await {
+            Ok(Ok(line)) => {
+                let line = Arc::new(line);
+                *self.line.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&line);
+                return Ok(line);
+            }
+            Ok(Err(status)) => problem_of(&status),
+            Err(_) => format!("it did not answer within {CONNECT_WITHIN:?}"),
+        };
+        *failure = format!("the host cannot be reached: {problem}");
+        self.failures.fetch_add(1, Ordering::Release);
+        Err(unreachable(failure.clone()))
     }
 
     async fn call_plainly(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
@@ -91,19 +176,25 @@ fn read_response(asked: &Asked, response: Response<pb::ExecuteToolResponse>) -> 
         binary_result,
         failure,
     } = response.into_inner();
+    let host = Host { line: CancellationToken::new() };
     if !success {
         // A host of the original says no more than the text.
         let failure = failure.map_or_else(
             || ToolFailure { message: error_message, ..ToolFailure::default() },
             failure_from_wire,
         );
-        return Err(Host.failed(asked, failure));
+        return Err(host.failed(asked, failure));
     }
     let buffer = (!binary_result.is_empty()).then_some(binary_result);
     let value =
-        payload_from_wire(result.unwrap_or_default(), buffer).map_err(|error| Host.bad_value(&error))?;
+        payload_from_wire(result.unwrap_or_default(), buffer).map_err(|error| host.bad_value(&error))?;
     let execution_time = u64::try_from(execution_time_ms).ok().map(std::time::Duration::from_millis);
     Ok(ToolReply { body: ReplyBody::Value(value), metadata, worker, execution_time })
+}
+
+/// What is wrong with a connection: a status made on this side has its cause behind it.
+fn problem_of(status: &Status) -> String {
+    status.source().map_or_else(|| status.message().to_owned(), |source| root_cause(source).to_string())
 }
 
 fn worker_of(headers: &MetadataMap) -> Option<Arc<str>> {
@@ -111,8 +202,10 @@ fn worker_of(headers: &MetadataMap) -> Option<Arc<str>> {
 }
 
 /// What the answers of a host mean.
-#[derive(Debug, Clone, Copy)]
-struct Host;
+#[derive(Debug, Clone)]
+struct Host {
+    line: CancellationToken,
+}
 
 #[async_trait]
 impl Callee for Host {
@@ -121,8 +214,9 @@ impl Callee for Host {
     }
 
     async fn broken(&self, _: &Asked, _: u64, status: Status) -> ToolError {
-        let reason = format!("the connection to the host broke: {}", status.message());
-        ToolError::Unavailable { reason, retry_after: None }
+        // Whoever learns of it from this call must not find the same line with its next.
+        self.line.cancel();
+        ToolError::ConnectionLost { peer: HOST.to_owned(), problem: problem_of(&status) }
     }
 
     fn failed(&self, asked: &Asked, failure: ToolFailure) -> ToolError {

@@ -9,6 +9,9 @@ use snakepit_worker::wire::failure_from_wire;
 use tonic::Status;
 use tonic_types::StatusExt;
 
+/// What is at the other end, as errors name it.
+pub(crate) const HOST: &str = "the host";
+
 /// Reads the status that a call of a tool got from a host. What a host of another kind sent, without reasons, is told by
 /// its text.
 #[must_use]
@@ -18,8 +21,13 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
         return ToolError::DeadlineExceeded { tool: tool_name(), stage: CallStage::Running };
     }
     if let Some(source) = status.source() {
-        let reason = format!("the connection to the host broke: {}", root_cause(source));
-        return ToolError::Unavailable { reason, retry_after: None };
+        let problem = root_cause(source).to_string();
+        if caused_by::<tonic::ConnectError>(status) {
+            // Without a connection the request cannot have reached the host.
+            let reason = format!("{HOST} cannot be reached: {problem}");
+            return ToolError::Unavailable { reason, retry_after: None };
+        }
+        return ToolError::ConnectionLost { peer: HOST.to_owned(), problem };
     }
     let details = status.get_error_details();
     let info = details.error_info();
@@ -28,6 +36,11 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
     let retry_after: Option<Duration> = details.retry_info().and_then(|info| info.retry_delay);
     let message = || status.message().to_owned();
     let after = |prefix: &str| status.message().strip_prefix(prefix).unwrap_or(status.message()).to_owned();
+    let session = || SessionId::try_new(entry("session")?).ok();
+    // A host that does not say enough says it in its message.
+    let in_session = |error: Option<SessionError>| {
+        ToolError::Session(error.unwrap_or_else(|| SessionError::Backend { problem: message() }))
+    };
     let Details { failure, violation, .. } = details_of(status);
     match (info.map(|info| info.reason.as_str()).unwrap_or_default(), failure, violation) {
         ("TOOL_NOT_FOUND", ..) => ToolError::NotFound { tool: tool_name(), suggestion: entry("suggestion") },
@@ -58,13 +71,34 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             delivered: true,
             output_lines: lost.output_lines,
         },
+        ("CONNECTION_LOST", ..) => ToolError::ConnectionLost {
+            peer: entry("peer").unwrap_or_default(),
+            problem: entry("problem").unwrap_or_default(),
+        },
         ("NO_WORKER", ..) => {
             ToolError::Unavailable { reason: after("no worker is available: "), retry_after }
         }
-        ("SESSION_NOT_FOUND", ..) => match entry("session").map(SessionId::try_new) {
-            Some(Ok(id)) => ToolError::Session(SessionError::NotFound { id }),
-            _ => ToolError::Session(SessionError::Backend { problem: message() }),
-        },
+        ("SESSION_NOT_FOUND", ..) => in_session(session().map(|id| SessionError::NotFound { id })),
+        ("PROGRAM_NOT_FOUND", ..) => in_session(
+            session()
+                .and_then(|session| Some(SessionError::ProgramNotFound { session, name: entry("program")? })),
+        ),
+        ("TOO_MANY_SESSIONS", ..) => {
+            in_session(Some(SessionError::TooManySessions { limit: number("limit") }))
+        }
+        ("SESSION_FULL", ..) => in_session(session().map(|session| {
+            let limit = number("limit");
+            match entry("size") {
+                Some(_) => SessionError::SessionTooLarge { session, size: number("size"), limit },
+                None => SessionError::TooManyPrograms { session, limit },
+            }
+        })),
+        ("BACKEND_FULL", ..) => {
+            in_session(Some(SessionError::BackendFull { size: number("size"), limit: number("limit") }))
+        }
+        ("BACKEND_FAILED", ..) => {
+            in_session(entry("problem").map(|problem| SessionError::Backend { problem }))
+        }
         ("INTERNAL", ..) => ToolError::Internal { problem: after("internal error: ") },
         _ => ToolError::Internal {
             problem: format!("the host answered {:?}: {}", status.code(), status.message()),
@@ -82,6 +116,7 @@ mod tests {
     #[test]
     fn what_went_over_the_wire_comes_back_as_it_was() {
         let tool = || "add".to_owned();
+        let session = || SessionId::try_new("s").unwrap();
         let errors = [
             ToolError::NotFound { tool: tool(), suggestion: Some("adds".into()) },
             ToolError::NotFound { tool: tool(), suggestion: None },
@@ -105,8 +140,15 @@ mod tests {
                 delivered: true,
                 output_lines: vec!["oops".into()],
             },
+            ToolError::ConnectionLost { peer: "the host".into(), problem: "broken pipe".into() },
             ToolError::Unavailable { reason: "the pool is draining".into(), retry_after: None },
-            ToolError::Session(SessionError::NotFound { id: SessionId::try_new("s").unwrap() }),
+            ToolError::Session(SessionError::NotFound { id: session() }),
+            ToolError::Session(SessionError::ProgramNotFound { session: session(), name: "m".into() }),
+            ToolError::Session(SessionError::TooManySessions { limit: 1 }),
+            ToolError::Session(SessionError::TooManyPrograms { session: session(), limit: 9 }),
+            ToolError::Session(SessionError::SessionTooLarge { session: session(), size: 10, limit: 9 }),
+            ToolError::Session(SessionError::BackendFull { size: 10, limit: 9 }),
+            ToolError::Session(SessionError::Backend { problem: "disk full".into() }),
             ToolError::Internal { problem: "bug".into() },
         ];
         for error in errors {

@@ -20,6 +20,8 @@ use super::proc;
 
 /// The ledger's name in a run's directory.
 const FILE: &str = "ledger";
+/// How long the id of a run is, in hexadecimal digits.
+pub(super) const ID_LENGTH: usize = 8;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -117,11 +119,23 @@ impl Book {
 /// Kills what a dead host's run left, and removes its directory. Returns how many processes were killed; `None` when
 /// the run's host lives, or nothing is known about it.
 pub(super) fn reap(run: &Path, run_id: &str) -> Option<usize> {
-    let file = File::open(run.join(FILE)).ok()?;
+    let file = match File::open(run.join(FILE)) {
+        Ok(file) => file,
+        Err(error) => {
+            if error.kind() == std::io::ErrorKind::NotFound {
+                remove_unbegun(run, run_id);
+            }
+            return None;
+        }
+    };
     // A live host holds the lock, be it in a PID namespace of its own; a dead one does not, be it not yet reaped.
     let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()?;
     let mut ledger = Vec::new();
     file.read_to_end(&mut ledger).ok()?;
+    if ledger.is_empty() {
+        remove_unbegun(run, run_id);
+        return None;
+    }
     let mut entries =
         ledger.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
     let Some(Entry::Host { boot, pid_namespace, .. }) = entries.next() else {
@@ -147,6 +161,25 @@ pub(super) fn reap(run: &Path, run_id: &str) -> Option<usize> {
         tracing::warn!(dir = %run.display(), %error, "failed to remove a dead host's directory");
     }
     Some(killed)
+}
+
+/// Removes the directory of a host that died before it had entered itself into a ledger, and so before it started anything.
+/// Whoever calls this holds the lock under which hosts make both. Only what looks like such a directory is touched: hosts
+/// put nothing else into it before.
+fn remove_unbegun(run: &Path, run_id: &str) {
+    let only_ledger = |mut entries: std::fs::ReadDir| {
+        entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == FILE))
+    };
+    let is_id = run_id.len() == ID_LENGTH && run_id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !is_id || !std::fs::read_dir(run).is_ok_and(only_ledger) {
+        return;
+    }
+    match std::fs::remove_dir_all(run) {
+        Ok(()) => tracing::debug!(run_id, "removed the directory of a host that died while it made it"),
+        Err(error) => {
+            tracing::warn!(dir = %run.display(), %error, "failed to remove a dead host's directory");
+        }
+    }
 }
 
 /// Kills one group that a dead host left, if it is still that group; returns how many processes or groups that were.

@@ -54,7 +54,7 @@ impl RunDir {
         let _turn = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| failed(error.into()))?;
         let reaped = reap_dead(&base).map_err(failed)?;
 
-        let id = uuid::Uuid::new_v4().simple().to_string()[..8].to_owned();
+        let id = uuid::Uuid::new_v4().simple().to_string()[..ledger::ID_LENGTH].to_owned();
         let path = base.join(&id);
         let host_socket = path.join("host.sock");
         // The longest name below is that of a worker's socket.
@@ -263,6 +263,24 @@ mod tests {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+    }
+
+    #[test]
+    fn what_died_before_it_had_a_ledger_is_removed_and_nothing_else() {
+        let base = tempfile::tempdir().unwrap();
+        let unbegun = base.path().join("dead0005");
+        let empty = base.path().join("dead0007");
+        let (foreign, full) = (base.path().join("projects"), base.path().join("dead0006"));
+        for dir in [&unbegun, &empty, &foreign, &full] {
+            std::fs::create_dir(dir).unwrap();
+        }
+        for dir in [&empty, &foreign, &full] {
+            std::fs::write(dir.join("ledger"), "").unwrap();
+        }
+        std::fs::write(full.join("notes"), "somebody's").unwrap();
+        let host = RunDir::create(Some(base.path())).unwrap();
+        assert_eq!(host.reaped(), 0);
+        assert!(!unbegun.exists() && !empty.exists() && foreign.exists() && full.exists());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::{
 
 use snakepit_proto::launch;
 use tokio::{net::UnixStream, process::Command, runtime::Handle, sync::oneshot};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{ProcessConfig, RunDir, group::Group, run_dir::WorkerFiles};
 use crate::{WorkerError, WorkerId};
@@ -22,7 +23,8 @@ pub(super) struct Spawned {
     pub(super) control: UnixStream,
 }
 
-/// Starts the process of a worker.
+/// Starts the process of a worker. The token is held until the process is started or was not, also when nobody waits for
+/// that any more. It is handed on before the first pause.
 ///
 /// # Errors
 /// [`WorkerError::Spawn`] when the program cannot be run.
@@ -31,6 +33,7 @@ pub(super) async fn spawn(
     config: &ProcessConfig,
     run_dir: &Arc<RunDir>,
     files: &WorkerFiles,
+    token: TaskTrackerToken,
 ) -> Result<Spawned, WorkerError> {
     let (program, args) = config.command_line();
     let shown = program.to_string_lossy().into_owned();
@@ -52,7 +55,7 @@ pub(super) async fn spawn(
     command.process_group(0).kill_on_drop(true);
     die_with_host(&mut command);
 
-    let group = spawn_on_permanent_thread(command, Arc::clone(run_dir)).await;
+    let group = spawn_on_permanent_thread(command, Arc::clone(run_dir), token).await;
     let group = group.map_err(|e| failed(e.to_string()))?;
     let control = ours.set_nonblocking(true).and_then(|()| UnixStream::from_std(ours));
     Ok(Spawned { group, control: control.map_err(|e| failed(e.to_string()))? })
@@ -102,12 +105,18 @@ struct Request {
     run_dir: Arc<RunDir>,
     runtime: Handle,
     answer: oneshot::Sender<std::io::Result<Group>>,
+    /// Whoever shuts down waits for it, because this thread outlives the runtime, and with it the run directory would.
+    token: TaskTrackerToken,
 }
 
 impl Request {
     /// Starts the process, and enters it into the ledger before anybody can lose sight of it.
     fn run(self) {
-        let Self { mut command, run_dir, runtime, answer } = self;
+        let Self { mut command, run_dir, runtime, answer, token } = self;
+        if answer.is_closed() {
+            drop(run_dir);
+            return drop(token);
+        }
         let start = || {
             let _in_runtime = runtime.enter();
             let child = command.spawn()?;
@@ -118,12 +127,18 @@ impl Request {
             .unwrap_or_else(|_| Err(std::io::Error::other("the runtime cannot watch it")));
         // Whoever asked may be gone; the group is then dropped, and so killed.
         let _ = answer.send(started);
+        // Last of all: nothing of the run directory is held here any more.
+        drop(token);
     }
 }
 
 /// The kernel sends the death signal when the *thread* that started a process ends, so processes are started by a
 /// thread that never does.
-async fn spawn_on_permanent_thread(command: Command, run_dir: Arc<RunDir>) -> std::io::Result<Group> {
+async fn spawn_on_permanent_thread(
+    command: Command,
+    run_dir: Arc<RunDir>,
+    token: TaskTrackerToken,
+) -> std::io::Result<Group> {
     static THREAD: OnceLock<mpsc::Sender<Request>> = OnceLock::new();
     let requests = THREAD.get_or_init(|| {
         let (requests, received) = mpsc::channel::<Request>();
@@ -136,7 +151,7 @@ async fn spawn_on_permanent_thread(command: Command, run_dir: Arc<RunDir>) -> st
     });
     let gone = || std::io::Error::other("the thread that starts workers is gone");
     let (answer, answered) = oneshot::channel();
-    let request = Request { command, run_dir, runtime: Handle::current(), answer };
+    let request = Request { command, run_dir, runtime: Handle::current(), answer, token };
     requests.send(request).map_err(|_| gone())?;
     answered.await.map_err(|_| gone())?
 }

@@ -27,6 +27,9 @@ pub(super) type ExitWatch = watch::Receiver<Option<WorkerExit>>;
 
 /// How long the output of a dead worker may take to end: a grandchild that left its group can hold the pipe open.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+/// How long a process may live on after the stream of its calls ended: one that ends by itself closes its connections a
+/// moment earlier, and its own exit says more than a kill.
+const END_AFTER_STREAM: Duration = Duration::from_millis(250);
 
 /// A supervised process, as its launch sees it. Dropping it before [`activate`](Supervised::activate) has it killed.
 #[derive(Debug)]
@@ -38,6 +41,8 @@ pub(super) struct Supervised {
     exit: ExitWatch,
     tail: OutputTail,
     ready_port: watch::Receiver<Option<u16>>,
+    /// Cancelled when the stream of its calls ends.
+    hung_up: CancellationToken,
 }
 
 impl Supervised {
@@ -50,11 +55,18 @@ impl Supervised {
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, WorkerError> {
+        let unstarted = Unstarted(Some(files.clone()));
         let child_ended = signal(SignalKind::child()).map_err(|e| WorkerError::Spawn {
             program: "worker".to_owned(),
             problem: format!("the end of children cannot be watched: {e}"),
         })?;
-        let Spawned { mut group, control } = spawn::spawn(id, config, run_dir, &files).await?;
+        // Taken before the look at `stop`, which is cancelled before anybody waits for the tokens.
+        let token = tasks.token();
+        if stop.is_cancelled() {
+            let problem = "its launcher was shut down".to_owned();
+            return Err(WorkerError::Spawn { program: "worker".to_owned(), problem });
+        }
+        let Spawned { mut group, control } = spawn::spawn(id, config, run_dir, &files, token).await?;
         let pid = group.pid();
         let tail = OutputTail::new(config.output_lines);
         let (port, ready_port) = watch::channel(None);
@@ -69,7 +81,17 @@ impl Supervised {
 
         let (exit_tx, exit) = watch::channel(None);
         let (activation, activated) = oneshot::channel();
-        let process = Process { id: id.clone(), pid, group, child_ended, tail: tail.clone(), drains };
+        let hung_up = CancellationToken::new();
+        let process = Process {
+            id: id.clone(),
+            pid,
+            group,
+            child_ended,
+            tail: tail.clone(),
+            drains,
+            hung_up: hung_up.clone(),
+        };
+        unstarted.start();
         tasks.spawn(async move {
             let (exit, driver) = process.supervise(activated, stop).await;
             files.remove();
@@ -78,7 +100,7 @@ impl Supervised {
                 driver.exited(exit);
             }
         });
-        Ok(Self { pid, control, activation, exit, tail, ready_port })
+        Ok(Self { pid, control, activation, exit, tail, ready_port, hung_up })
     }
 
     pub(super) const fn pid(&self) -> u32 {
@@ -101,6 +123,11 @@ impl Supervised {
         self.ready_port.clone()
     }
 
+    /// To be cancelled when the stream of its calls has ended: what it runs then cannot be told, so it must not live on.
+    pub(super) fn hung_up(&self) -> CancellationToken {
+        self.hung_up.clone()
+    }
+
     /// Ends the launch: from here on the driver gives the orders.
     pub(super) fn activate(self, driver: WorkerDriver) {
         // The supervisor is gone if the process ended just now; the driver is dropped with it, which tells the pool.
@@ -115,6 +142,24 @@ impl Supervised {
     }
 }
 
+/// The files of a worker whose process is not there yet: removed when it never will be.
+struct Unstarted(Option<WorkerFiles>);
+
+impl Unstarted {
+    /// From here on its supervisor removes them.
+    fn start(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unstarted {
+    fn drop(&mut self) {
+        if let Some(files) = &self.0 {
+            files.remove();
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Process {
     id: WorkerId,
@@ -124,6 +169,7 @@ struct Process {
     child_ended: Signal,
     tail: OutputTail,
     drains: TaskTracker,
+    hung_up: CancellationToken,
 }
 
 impl Process {
@@ -156,6 +202,11 @@ impl Process {
 
     /// Waits for the process, doing what the driver says meanwhile.
     async fn obey(&mut self, driver: &mut WorkerDriver, stop: &CancellationToken) -> ExitReason {
+        let hung_up = self.hung_up.clone();
+        let hung_up = async {
+            hung_up.cancelled().await;
+            tokio::time::sleep(END_AFTER_STREAM).await;
+        };
         tokio::select! {
             biased;
             reason = self.ended() => reason,
@@ -163,6 +214,7 @@ impl Process {
                 DriverCommand::Kill { why } => self.kill(&why).await,
                 DriverCommand::Stop { grace } => self.stop(grace, driver, stop).await,
             },
+            () = hung_up => self.kill("the stream of its calls ended").await,
             () = stop.cancelled() => self.kill("its launcher was dropped").await,
         }
     }

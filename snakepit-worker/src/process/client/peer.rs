@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 
 use super::super::{output::OutputTail, progress::Progress, ready::ended, supervise::ExitWatch};
 use crate::{
-    WorkerId,
+    WorkerExit, WorkerId,
     mux::{Asked, Callee},
     wire::{WireError, failure_from_wire, payload_from_wire},
 };
@@ -41,7 +41,10 @@ impl Callee for Peer {
     }
 
     async fn broken(&self, _: &Asked, id: u64, status: Status) -> ToolError {
-        self.lost(&status, self.progress.has_begun(id)).await
+        let end = self.end(&status).await;
+        // Only a worker that is gone begins nothing more, so what it stored is read after its end and not before.
+        let delivered = !end.is_known || self.progress.has_begun(id);
+        self.lost_by(end, delivered)
     }
 
     fn failed(&self, asked: &Asked, failure: ToolFailure) -> ToolError {
@@ -168,15 +171,37 @@ impl Peer {
         ToolError::WorkerLost { worker: self.id.to_string(), reason, delivered: true, output_lines }
     }
 
-    /// The connection broke: says how the worker ended, when that is known soon enough.
+    /// The connection broke.
     pub(super) async fn lost(&self, status: &Status, delivered: bool) -> ToolError {
-        let mut exit = self.exit.clone();
-        let (reason, output_lines) = match tokio::time::timeout(EXIT_KNOWN_WITHIN, ended(&mut exit)).await {
-            Ok(exit) => (exit.reason.to_string(), exit.output_lines),
-            Err(_) => (format!("its connection broke: {}", status.message()), self.tail.lines()),
-        };
+        self.lost_by(self.end(status).await, delivered)
+    }
+
+    fn lost_by(&self, End { reason, output_lines, .. }: End, delivered: bool) -> ToolError {
         ToolError::WorkerLost { worker: self.id.to_string(), reason, delivered, output_lines }
     }
+
+    /// The connection broke: how the worker ended, when that is known soon enough.
+    async fn end(&self, status: &Status) -> End {
+        let mut exit = self.exit.clone();
+        match tokio::time::timeout(EXIT_KNOWN_WITHIN, ended(&mut exit)).await {
+            Ok(WorkerExit { reason, output_lines }) => {
+                // Without a word in the channel its supervisor is gone, and the worker may not be.
+                End { reason: reason.to_string(), output_lines, is_known: exit.borrow().is_some() }
+            }
+            Err(_) => {
+                let reason = format!("its connection broke: {}", status.message());
+                End { reason, output_lines: self.tail.lines(), is_known: false }
+            }
+        }
+    }
+}
+
+/// How a worker ended, or seems to have.
+struct End {
+    reason: String,
+    output_lines: Vec<String>,
+    /// Whether its process is surely gone.
+    is_known: bool,
 }
 
 /// Whether a status was made on this side because a message could not be read: the transport names no source for these,
@@ -269,6 +294,32 @@ mod tests {
         assert!(matches!(&stopping, ToolError::Unavailable { .. }) && !stopping.is_delivered());
         let cancelled = meaning(refuse(Code::Cancelled, status::CANCELLED, "x")).await;
         assert!(matches!(cancelled, ToolError::Cancelled { .. }), "{cancelled:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_worker_began_is_asked_after_its_end() {
+        use std::os::unix::fs::FileExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("progress");
+        let (tell, exit) = watch::channel(None);
+        let progress = Progress::create(&path).unwrap();
+        let peer = Peer { id: WorkerId::new("w"), exit, tail: OutputTail::new(0), progress };
+        let asked = Asked { tool: "fetch".into(), deadline: None };
+        let delivered = async |id| {
+            let lost = peer.broken(&asked, id, Status::unavailable("broken")).await;
+            assert!(matches!(lost, ToolError::WorkerLost { .. }), "{lost:?}");
+            lost.is_delivered()
+        };
+        assert!(delivered(1).await, "a worker that may live may begin any call");
+        // It begins a call after its connection broke, and before it dies.
+        let dies = async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            file.write_all_at(&1_u64.to_ne_bytes(), 0).unwrap();
+            tell.send_replace(Some(WorkerExit { reason: crate::ExitReason::Code(1), output_lines: vec![] }));
+        };
+        assert!(tokio::join!(delivered(1), dies).0);
+        assert!(!delivered(2).await);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,0 +1,18 @@
+"""An adapter module that leaves a note when its interpreter ends in order."""
+
+import atexit
+import os
+from pathlib import Path
+
+from snakepit_bridge import BaseAdapter, tool
+
+
+@atexit.register
+def _leave_note() -> None:
+    Path(os.environ["SNAKEPIT_TEST_NOTES"], str(os.getpid())).write_text("ended in order")
+
+
+class Adapter(BaseAdapter):
+    @tool
+    def ping(self) -> str:
+        return "pong"
