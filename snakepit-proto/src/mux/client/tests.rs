@@ -1,3 +1,5 @@
+//! The calling end, frame by frame, without a stream.
+
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
     task::Wake,

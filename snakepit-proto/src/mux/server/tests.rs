@@ -1,3 +1,5 @@
+//! The outbox of the answering end: how its messages are cut, and who is woken when.
+
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
     task::Wake,
