@@ -103,8 +103,12 @@ impl Executor {
         let outcome = outcome.unwrap_or_else(|_| {
             Err(ToolError::Internal { problem: format!("the runtime panicked while it ran tool `{tool}`") })
         });
-        let outcome =
-            if state.is_cancelled() { Err(ToolError::Cancelled { tool: tool.to_string() }) } else { outcome };
+        // A tool that saw its deadline pass may have stopped half-way and returned: that is no result.
+        let outcome = if state.is_cancelled() || (outcome.is_ok() && state.is_overdue()) {
+            Err(ToolError::Cancelled { tool: tool.to_string() })
+        } else {
+            outcome
+        };
         let next = self.tools.finish(&state);
         answer.finish(outcome, began.elapsed(), next.is_some());
         next
