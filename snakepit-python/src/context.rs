@@ -92,7 +92,7 @@ impl Call {
     #[getter]
     fn cancelled(&self) -> bool {
         let state = &self.caller.state;
-        state.is_cancelled() || state.deadline.is_some_and(|deadline| deadline <= Instant::now())
+        state.is_cancelled() || state.is_overdue()
     }
 
     fn time_remaining(&self) -> Option<f64> {

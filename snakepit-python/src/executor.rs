@@ -103,9 +103,12 @@ impl Executor {
         let outcome = outcome.unwrap_or_else(|_| {
             Err(ToolError::Internal { problem: format!("the runtime panicked while it ran tool `{tool}`") })
         });
-        // What a tool returns after it was told to stop, or that its time is up, is no answer to what was asked.
-        let given_up = state.is_cancelled() || state.deadline.is_some_and(|at| at <= Instant::now());
-        let outcome = if given_up { Err(ToolError::Cancelled { tool: tool.to_string() }) } else { outcome };
+        // A tool that saw its deadline pass may have stopped half-way and returned: that is no result.
+        let outcome = if state.is_cancelled() || (outcome.is_ok() && state.is_overdue()) {
+            Err(ToolError::Cancelled { tool: tool.to_string() })
+        } else {
+            outcome
+        };
         let next = self.tools.finish(&state);
         answer.finish(outcome, began.elapsed(), next.is_some());
         next

@@ -124,6 +124,11 @@ impl CallState {
         self.cancelled.load(Ordering::Acquire)
     }
 
+    /// Whether the call's deadline has passed.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= Instant::now())
+    }
+
     /// Whether the call runs on the event loop now.
     pub(crate) fn is_async(&self) -> bool {
         self.on_loop.load(Ordering::Acquire)
