@@ -47,8 +47,8 @@ impl Call {
         py: Python<'_>,
         call: impl Future<Output = Result<T, HostError>> + Send,
     ) -> PyResult<T> {
-        let runtime = self.host()?.runtime();
-        Ok(py.detach(|| runtime.block_on(call))?)
+        let io = self.host()?.io();
+        Ok(py.detach(|| io.block_on(call))?)
     }
 
     fn request(&self, name: &str, arguments: &Bound<'_, PyDict>) -> PyResult<pb::ExecuteElixirToolRequest> {
@@ -245,13 +245,15 @@ impl PendingHostCall {
         let (readable, done) = UnixStream::pair()?;
         let outcome = Outcome::default();
         let slot = Arc::clone(&outcome);
-        let runtime = host.runtime().clone();
-        let task = runtime.spawn(async move {
+        let io = host.io();
+        let task = io.runtime().spawn(async move {
             let result = execute(&host, &caller, request).await;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
             // Closing this end makes the other one readable.
             drop(done);
         });
+        // The executor, whose event loop is to wait for it, does not drive the IO meanwhile.
+        io.hand_over();
         Ok(Self { readable, outcome, task })
     }
 }

@@ -1,6 +1,6 @@
 //! The executor: runs one call at a time on Python's main thread.
 //!
-//! It holds the GIL while calls wait, and gives it up only to sleep. Everything that a tool's author wrote runs inside
+//! It holds the GIL while calls wait, and gives it up only to [drive the IO](crate::io). Everything that a tool's author wrote runs inside
 //! [`Executor::invoke`]; whatever it does there, the call ends and the next one starts clean.
 
 mod answer;
@@ -11,6 +11,7 @@ pub(crate) use stream::{ChunkSink, ChunkSpace};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use pyo3::{
@@ -25,12 +26,16 @@ use self::answer::Answer;
 use crate::{
     context::Call,
     host::{CallCancelled, Caller, Host},
+    io::Io,
     plan::{Plan, ToolKind},
     progress::Progress,
     state::CallState,
     tools::{Job, PythonTools},
     value,
 };
+
+/// Calls that wait for each other may keep answers, and whatever arrives meanwhile, waiting for this long.
+const TURN_AFTER: Duration = Duration::from_micros(200);
 
 /// The call that may be interrupted now, if one may.
 pub(crate) type Current = Arc<Mutex<Option<Arc<CallState>>>>;
@@ -40,6 +45,8 @@ pub(crate) type Current = Arc<Mutex<Option<Arc<CallState>>>>;
 pub(crate) struct Executor {
     pub(crate) tools: PythonTools,
     pub(crate) plan: Plan,
+    /// Driven by this thread between calls; without it, somebody else puts them into the queue.
+    pub(crate) io: Option<Io>,
     pub(crate) host: Option<Host>,
     pub(crate) worker_id: Arc<str>,
     pub(crate) current: Current,
@@ -73,12 +80,17 @@ struct Leftovers<'py> {
 
 impl Executor {
     /// Runs calls until the queue is closed.
-    pub(crate) fn run(&self, py: Python<'_>) {
-        let mut next = None;
-        while let Some(job) =
-            next.take().or_else(|| self.tools.try_next_job()).or_else(|| py.detach(|| self.tools.next_job()))
-        {
-            next = self.execute(py, job);
+    pub(crate) fn run(&self, py: Python<'_>, io: Io) {
+        while let Some(job) = py.detach(|| io.drive(self.tools.next_job())) {
+            let mut driven = Instant::now();
+            let mut next = self.execute(py, job);
+            while let Some(job) = next {
+                if driven.elapsed() >= TURN_AFTER {
+                    py.detach(|| io.turn());
+                    driven = Instant::now();
+                }
+                next = self.execute(py, job);
+            }
         }
     }
 
@@ -87,7 +99,7 @@ impl Executor {
         let Job { call, state, reply } = job;
         if !state.start() {
             let next = self.tools.finish(&state);
-            reply.send(Err(ToolError::Cancelled { tool: call.tool.to_string() }), next.is_some());
+            reply.send(Err(ToolError::Cancelled { tool: call.tool.to_string() }));
             return next;
         }
         if let Some(progress) = self.progress {
@@ -110,7 +122,7 @@ impl Executor {
             outcome
         };
         let next = self.tools.finish(&state);
-        answer.finish(outcome, began.elapsed(), next.is_some());
+        answer.finish(outcome, began.elapsed());
         next
     }
 

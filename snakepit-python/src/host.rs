@@ -8,7 +8,6 @@ use snakepit_proto::{MAX_MESSAGE_BYTES, headers, pb, pb::bridge_service_client::
 use snakepit_registry::TraceContext;
 use tokio::{
     net::UnixStream,
-    runtime::Handle,
     time::{Instant, timeout, timeout_at},
 };
 use tonic::{
@@ -18,7 +17,7 @@ use tonic::{
 };
 use tower::service_fn;
 
-use crate::{state::CallState, windows};
+use crate::{io::Io, state::CallState, windows};
 
 import_exception!(snakepit_bridge.errors, SnakepitError);
 import_exception!(snakepit_bridge.errors, NotFoundError);
@@ -38,7 +37,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug, Clone)]
 pub(crate) struct Host {
     client: BridgeServiceClient<Channel>,
-    runtime: Handle,
+    io: Io,
 }
 
 /// Why a call back to the host failed.
@@ -66,7 +65,7 @@ impl Host {
     ///
     /// # Errors
     /// One line that names the address, when the host does not answer in time.
-    pub(crate) async fn connect(address: &str) -> Result<Self, String> {
+    pub(crate) async fn connect(address: &str, io: Io) -> Result<Self, String> {
         let deadline = Instant::now() + CONNECT_WITHIN;
         let mut pause = FIRST_PAUSE;
         let channel = loop {
@@ -86,7 +85,7 @@ impl Host {
         let client = BridgeServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let host = Self { client, runtime: Handle::current() };
+        let host = Self { client, io };
         let ping = pb::PingRequest { message: "worker".to_owned() };
         match timeout(CONNECT_WITHIN, host.client.clone().ping(ping)).await {
             Ok(Ok(_)) => Ok(host),
@@ -122,8 +121,8 @@ impl Host {
     }
 
     /// Where the host's connection is driven.
-    pub(crate) const fn runtime(&self) -> &Handle {
-        &self.runtime
+    pub(crate) const fn io(&self) -> Io {
+        self.io
     }
 
     /// Makes one call to the host. It ends early when the caller's own call is cancelled or runs out of time.

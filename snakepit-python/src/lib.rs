@@ -1,13 +1,14 @@
 //! `snakepit_bridge._native`: the native runtime of the Python package.
 //!
 //! ```text
-//!   IO thread (tokio, current-thread)                Python's main thread
+//!   IO (tokio, current-thread)                       Python's main thread
 //!   serve -> service -> tools ──queue──────────────> executor -> the adapter's tool
 //!                         ^ ────sink (chunks)─────── stream        |
 //!   host  <──────────────────────────────────────── context <──────┘ calls back
 //!   other threads: interrupt (ends cancelled calls), control (ends the process with its host)
 //! ```
 //!
+//! Between brief calls Python's main thread drives the IO itself; while it runs a longer one, another thread does.
 //! Only the executor, and threads that tools start themselves, ever hold the GIL. So health checks, cancellation and the
 //! lifeline work whatever a tool does. This crate knows nothing of pools and of the server.
 #![warn(missing_docs)]
@@ -18,6 +19,7 @@ mod control;
 mod executor;
 mod host;
 mod interrupt;
+mod io;
 mod local;
 mod multiplexed;
 mod plan;

@@ -39,6 +39,7 @@ impl LocalRunner {
         let executor = Executor {
             tools: PythonTools::new(interrupter),
             plan: Plan::read(plan)?,
+            io: None,
             host: None,
             worker_id: worker_id.into(),
             current: Current::default(),

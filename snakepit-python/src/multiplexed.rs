@@ -3,13 +3,11 @@
 
 use std::{
     fmt,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
     task::Context,
-    time::Duration,
 };
 
 use snakepit_proto::{
@@ -21,7 +19,6 @@ use snakepit_session::SessionId;
 use snakepit_worker::mux::{
     MuxCalls, MuxService, call_from_wire, failure_reply, not_rising, status_reply, value_reply,
 };
-use tokio::time::{Instant, Sleep, sleep};
 use tonic::Status;
 
 use crate::{
@@ -30,9 +27,6 @@ use crate::{
     state::CallState,
     tools::{Job, PythonTools, Reply},
 };
-
-/// The longest that an answer may lie in the outbox because others were about to follow.
-const SEND_WITHIN: Duration = Duration::from_millis(1);
 
 /// The calls of one stream.
 pub(crate) struct WorkerCalls {
@@ -43,9 +37,6 @@ pub(crate) struct WorkerCalls {
     streaming: MuxCalls<Streaming>,
     /// The last call that was taken in.
     last_id: u64,
-    /// Runs while calls wait for others, so that no answer lies for long.
-    tick: Pin<Box<Sleep>>,
-    ticking: bool,
 }
 
 impl WorkerCalls {
@@ -54,8 +45,7 @@ impl WorkerCalls {
         let stream = STREAMS.fetch_add(1, Ordering::Relaxed);
         let service = Arc::new(Streaming { tools: tools.clone(), stream });
         let streaming = MuxCalls::new(service, replies.clone());
-        let tick = Box::pin(sleep(SEND_WITHIN));
-        Self { tools, replies, stream, streaming, last_id: 0, tick, ticking: false }
+        Self { tools, replies, stream, streaming, last_id: 0 }
     }
 
     /// Ids rise: the file that tells which calls have begun holds but the last, and calls run in their order.
@@ -115,19 +105,7 @@ impl Calls for WorkerCalls {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> bool {
-        let streams = self.streaming.poll(cx);
-        let was_ticking = self.ticking;
-        if self.ticking && self.tick.as_mut().poll(cx).is_ready() {
-            self.ticking = false;
-        }
-        if !self.ticking && self.tools.is_backed_up() {
-            self.tick.as_mut().reset(Instant::now() + SEND_WITHIN);
-            self.ticking = self.tick.as_mut().poll(cx).is_pending();
-        }
-        if self.ticking != was_ticking {
-            self.replies.wakes_soon(self.ticking);
-        }
-        streams || self.tools.is_busy()
+        self.streaming.poll(cx) || self.tools.is_busy()
     }
 }
 
@@ -152,8 +130,8 @@ pub(crate) struct FrameReply {
 }
 
 impl FrameReply {
-    /// Answers; with a failure if the value is too large for any message. With `more_follow`, the answer may share its message with those of the calls behind it.
-    pub(crate) fn send(self, outcome: Result<ToolReply, ToolError>, more_follow: bool) {
+    /// Answers; with a failure if the value is too large for any message.
+    pub(crate) fn send(self, outcome: Result<ToolReply, ToolError>) {
         let Self { replies, id, session } = self;
         let reply = match outcome {
             Ok(ToolReply { body: ReplyBody::Value(value), execution_time, .. }) => {
@@ -167,11 +145,7 @@ impl FrameReply {
             }
             Err(error) => status_reply(id, to_status(error, String::new())),
         };
-        if more_follow {
-            replies.reply_soon(reply);
-        } else {
-            replies.reply(reply);
-        }
+        replies.reply(reply);
     }
 }
 

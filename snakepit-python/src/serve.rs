@@ -1,6 +1,6 @@
-//! The IO thread: a current-thread tokio runtime that serves gRPC, talks to the host and watches for SIGTERM.
+//! Serving gRPC: from the first word to the host until SIGTERM.
 
-use std::{future::Future, path::PathBuf, sync::mpsc, thread::JoinHandle, time::Duration};
+use std::{future::Future, path::PathBuf, time::Duration};
 
 use snakepit_proto::{MAX_MESSAGE_BYTES, pb::bridge_service_server::BridgeServiceServer};
 use snakepit_registry::ToolSpec;
@@ -9,17 +9,18 @@ use tokio::{
     net::{TcpListener, UnixListener},
     signal::unix::{SignalKind, signal},
     sync::oneshot,
+    task::JoinHandle,
 };
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::TcpIncoming};
 
-use crate::{host::Host, service::WorkerService, tools::PythonTools, windows};
+use crate::{host::Host, io::Io, service::WorkerService, tools::PythonTools, windows};
 
 /// How long a running call may go on after SIGTERM.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 
-/// What the IO thread needs to know.
+/// What serving needs to know.
 #[derive(Debug)]
 pub(crate) struct ServeConfig {
     /// The host's address; without one there is nobody to register with.
@@ -32,7 +33,7 @@ pub(crate) struct ServeConfig {
     pub(crate) specs: Vec<ToolSpec>,
 }
 
-/// What the IO thread tells when it is ready.
+/// A worker that is bound, listening and registered.
 #[derive(Debug)]
 pub(crate) struct Ready {
     pub(crate) host: Option<Host>,
@@ -41,7 +42,8 @@ pub(crate) struct Ready {
     pub(crate) port: u16,
     /// Dropped, or sent to, when the executor is done.
     pub(crate) executor_done: oneshot::Sender<()>,
-    pub(crate) thread: JoinHandle<()>,
+    /// Ends once nothing is served any more.
+    pub(crate) serving: JoinHandle<()>,
 }
 
 enum Incoming {
@@ -56,50 +58,23 @@ struct Bound {
     port: u16,
 }
 
-/// Starts the thread and waits until it is bound, listening and registered. Needs no GIL.
+/// Connects, registers and listens. What arrives is served from then on, whenever the IO is driven.
 ///
 /// # Errors
 /// One line that says what is in the way.
-pub(crate) fn start(config: ServeConfig, tools: PythonTools) -> Result<Ready, String> {
-    let (report, outcome) = mpsc::channel();
+pub(crate) async fn start(config: ServeConfig, tools: PythonTools, io: Io) -> Result<Ready, String> {
+    let Bound { host, incoming, address, port } = prepare(config, io).await?;
     let (executor_done, done) = oneshot::channel();
-    let body = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = match runtime {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                let _ = report.send(Err(format!("cannot start the runtime: {error}")));
-                return;
-            }
-        };
-        runtime.block_on(async move {
-            match prepare(config).await {
-                Ok(bound) => {
-                    let Bound { host, incoming, address, port } = bound;
-                    let _ = report.send(Ok((host, address, port)));
-                    serve(incoming, tools, done).await;
-                }
-                Err(error) => {
-                    let _ = report.send(Err(error));
-                }
-            }
-        });
-    };
-    let thread = std::thread::Builder::new()
-        .name("snakepit-io".to_owned())
-        .spawn(body)
-        .map_err(|error| format!("cannot start a thread: {error}"))?;
-    let (host, address, port) =
-        outcome.recv().map_err(|_| "the IO thread ended before it was ready".to_owned())??;
-    Ok(Ready { host, address, port, executor_done, thread })
+    let serving = tokio::spawn(serve(incoming, tools, done));
+    Ok(Ready { host, address, port, executor_done, serving })
 }
 
 /// First the host, then the socket: who can dial this worker may call it.
-async fn prepare(config: ServeConfig) -> Result<Bound, String> {
+async fn prepare(config: ServeConfig, io: Io) -> Result<Bound, String> {
     let ServeConfig { host, socket, port, worker_id, specs } = config;
     let host = match host {
         Some(address) => {
-            let host = Host::connect(&address).await?;
+            let host = Host::connect(&address, io).await?;
             let tools: Vec<_> = specs.into_iter().map(spec_to_registration).collect();
             if !tools.is_empty() {
                 host.register(tools, &worker_id).await?;

@@ -1,16 +1,17 @@
 //! [`PythonTools`]: the adapter's tools as a [`ToolHandler`]. Calls wait here for the one Python thread that runs them.
 //!
 //! ```text
-//!  gRPC, tokio thread ──call──> PythonTools ──next_job──> Executor, Python's main thread
-//!                      <─reply─            ──cancel──> Interrupter, a thread that knocks on the main thread
+//!  gRPC, tokio task ──call──> PythonTools ──next_job──> Executor, Python's main thread
+//!                   <─reply─              ──cancel──> Interrupter, a thread that knocks on the main thread
 //! ```
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
     fmt,
+    future::poll_fn,
     pin::Pin,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
-    task::{Context, Poll},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    task::{Context, Poll, Waker},
 };
 
 use async_trait::async_trait;
@@ -42,13 +43,12 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
-    /// Answers; nobody may be left to hear it, which is as well. `more_follow`: other answers are about to follow, so this
-    /// one may wait a little for them. `false` when a task surely does not hear it.
-    pub(crate) fn send(self, outcome: Result<ToolReply, ToolError>, more_follow: bool) -> bool {
+    /// Answers; nobody may be left to hear it, which is as well. `false` when a task surely does not hear it.
+    pub(crate) fn send(self, outcome: Result<ToolReply, ToolError>) -> bool {
         match self {
             Self::Task(sender) => sender.send(outcome).is_ok(),
             Self::Frame(reply) => {
-                reply.send(outcome, more_follow);
+                reply.send(outcome);
                 true
             }
         }
@@ -61,7 +61,6 @@ pub(crate) struct PythonTools(Arc<Shared>);
 
 struct Shared {
     queue: Mutex<Queue>,
-    available: Condvar,
     /// Takes running calls that were cancelled.
     interrupter: mpsc::Sender<Arc<CallState>>,
 }
@@ -69,8 +68,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     jobs: VecDeque<Job>,
-    /// Whether the executor sleeps until there is a job.
-    idle: bool,
+    /// The executor, while it waits for a job.
+    executor: Option<Waker>,
     /// Calls that are queued or running.
     active: HashMap<CallId, Arc<CallState>>,
     closed: bool,
@@ -79,22 +78,21 @@ struct Queue {
 impl PythonTools {
     /// An open queue. Calls that must be interrupted are sent to `interrupter`.
     pub(crate) fn new(interrupter: mpsc::Sender<Arc<CallState>>) -> Self {
-        Self(Arc::new(Shared { queue: Mutex::default(), available: Condvar::new(), interrupter }))
+        Self(Arc::new(Shared { queue: Mutex::default(), interrupter }))
     }
 
-    /// The next call to run, if one waits.
-    pub(crate) fn try_next_job(&self) -> Option<Job> {
-        self.queue().jobs.pop_front()
-    }
-
-    /// Blocks until there is a call to run; `None` once the queue is closed.
-    pub(crate) fn next_job(&self) -> Option<Job> {
-        let waits = |queue: &mut Queue| {
-            queue.idle = queue.jobs.is_empty() && !queue.closed;
-            queue.idle
-        };
-        let queue = self.0.available.wait_while(self.queue(), waits);
-        queue.unwrap_or_else(PoisonError::into_inner).jobs.pop_front()
+    /// Waits for a call to run; `None` once the queue is closed. Cancel safe.
+    pub(crate) async fn next_job(&self) -> Option<Job> {
+        poll_fn(|cx| {
+            let mut queue = self.queue();
+            let job = queue.jobs.pop_front();
+            if job.is_none() && !queue.closed {
+                queue.executor = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            Poll::Ready(job)
+        })
+        .await
     }
 
     /// The executor is done with a call. Returns the next one, if one waits.
@@ -110,19 +108,23 @@ impl PythonTools {
 
     /// Refuses calls from now on, those that wait included. What runs goes on.
     pub(crate) fn close(&self) {
+        let executor;
         let waiting = {
             let mut queue = self.queue();
             queue.closed = true;
+            executor = queue.executor.take();
             let waiting = std::mem::take(&mut queue.jobs);
             for job in &waiting {
                 queue.forget(&job.state);
             }
             waiting
         };
-        self.0.available.notify_all();
+        if let Some(executor) = executor {
+            executor.wake();
+        }
         for job in waiting {
             job.state.cancel();
-            job.reply.send(Err(stopping()), false);
+            job.reply.send(Err(stopping()));
         }
     }
 
@@ -147,7 +149,7 @@ impl PythonTools {
                 // If it is not there any more, the executor has just taken it, and will answer it.
                 if let Some(job) = self.withdraw(state.id) {
                     let tool = job.call.tool.to_string();
-                    job.reply.send(Err(ToolError::Cancelled { tool }), false);
+                    job.reply.send(Err(ToolError::Cancelled { tool }));
                 }
             }
             // Without an interrupter the process is ending anyway.
@@ -159,7 +161,7 @@ impl PythonTools {
     /// Puts calls into the queue, or refuses them.
     pub(crate) fn admit_all(&self, jobs: impl IntoIterator<Item = Job>) {
         let mut refused = Vec::new();
-        let was_idle = {
+        let executor = {
             let mut queue = self.queue();
             for job in jobs {
                 if queue.closed {
@@ -177,29 +179,19 @@ impl PythonTools {
                     }
                 }
             }
-            let wake = queue.idle && !queue.jobs.is_empty();
-            if wake {
-                queue.idle = false;
-            }
-            wake
+            if queue.jobs.is_empty() { None } else { queue.executor.take() }
         };
-        // Waking costs a system call, which a busy executor does not need.
-        if was_idle {
-            self.0.available.notify_one();
+        if let Some(executor) = executor {
+            executor.wake();
         }
         for (job, error) in refused {
-            job.reply.send(Err(error), false);
+            job.reply.send(Err(error));
         }
     }
 
     /// Whether calls are queued or running.
     pub(crate) fn is_busy(&self) -> bool {
         !self.queue().active.is_empty()
-    }
-
-    /// Whether calls wait for others, so that answers may be followed by more.
-    pub(crate) fn is_backed_up(&self) -> bool {
-        self.queue().active.len() > 1
     }
 
     /// Cancels a call, if it has not ended, and returns at once.
@@ -228,7 +220,7 @@ impl PythonTools {
         if let Some(job) = self.withdraw(call) {
             job.state.cancel();
             let tool = job.call.tool.to_string();
-            job.reply.send(Err(ToolError::Recalled { tool }), false);
+            job.reply.send(Err(ToolError::Recalled { tool }));
         }
     }
 

@@ -13,6 +13,7 @@ use crate::{
     control::Control,
     executor::{Current, Executor},
     interrupt,
+    io::Io,
     plan::Plan,
     progress::Progress,
     serve::{self, Ready, ServeConfig},
@@ -87,16 +88,18 @@ impl Worker {
         let tools = PythonTools::new(interrupt::spawn()?);
         let config =
             ServeConfig { host, socket, port, worker_id: worker_id.clone(), specs: plan.specs.clone() };
-        let for_io = tools.clone();
-        let Ready { host, address, port, executor_done, thread } =
-            py.detach(|| serve::start(config, for_io)).map_err(PyRuntimeError::new_err)?;
+        let io = Io::start()?;
+        let served = tools.clone();
+        let Ready { host, address, port, executor_done, serving } =
+            py.detach(|| io.drive(serve::start(config, served, io))).map_err(PyRuntimeError::new_err)?;
         self.report_ready(address, port, ready_file)?;
         let current = Arc::clone(&self.current);
-        let executor = Executor { tools, plan, host, worker_id: worker_id.into(), current, progress };
-        executor.run(py);
-        // An error means that the IO thread is gone already.
+        let executor =
+            Executor { tools, plan, io: Some(io), host, worker_id: worker_id.into(), current, progress };
+        executor.run(py, io);
+        // An error means that nothing is served any more.
         let _ = executor_done.send(());
-        py.detach(|| thread.join()).map_err(|_| PyRuntimeError::new_err("the IO thread panicked"))
+        py.detach(|| io.drive(serving)).map_err(|_| PyRuntimeError::new_err("the task that serves calls panicked"))
     }
 }
 

@@ -29,9 +29,6 @@ const CALLS_A_BATCH: usize = BATCH_BYTES / ITEM_BYTES;
 /// Messages that are taken in before answers go out: a caller that never pauses must not keep its answers waiting.
 const BATCHES_AT_ONCE: usize = 16;
 
-/// How many replies that could wait a little are sent all the same.
-const REPLIES_AT_ONCE: usize = 32;
-
 /// Runs the calls of one stream. Dropped when the stream ends, however it ends: whatever still runs is then to be
 /// cancelled.
 pub trait Calls: Send + 'static {
@@ -60,8 +57,6 @@ struct Outbox {
     driver: Option<Waker>,
     /// Streams that wait for [room](Replies::poll_room).
     crowded: Vec<Waker>,
-    /// The task of the stream wakes by itself soon.
-    wakes_soon: bool,
     /// Calls are being polled: who sends is woken once that is through, instead of for each answer.
     polling: bool,
     /// How it ended for the calls: no answer follows.
@@ -82,7 +77,6 @@ impl Replies {
         self.put(|outbox| {
             outbox.bytes += opened_size(&opened);
             outbox.batch.opened.push(opened);
-            true
         });
     }
 
@@ -97,7 +91,6 @@ impl Replies {
                 }
                 _ => outbox.batch.chunks.push(CallChunks { id, chunks }),
             }
-            true
         });
     }
 
@@ -105,24 +98,9 @@ impl Replies {
     pub fn reply(&self, reply: CallReply) {
         let reply = bounded(reply);
         self.put(|outbox| {
-            outbox.reply(reply);
-            true
+            outbox.bytes += reply_size(&reply);
+            outbox.batch.replies.push(reply);
         });
-    }
-
-    /// A call has ended, and more are about to: the stream is not woken for each of them while it [wakes
-    /// soon](Self::wakes_soon) by itself.
-    pub fn reply_soon(&self, reply: CallReply) {
-        let reply = bounded(reply);
-        self.put(|outbox| {
-            outbox.reply(reply);
-            !outbox.wakes_soon || outbox.batch.replies.len().is_multiple_of(REPLIES_AT_ONCE)
-        });
-    }
-
-    /// Says whether [`Calls::poll`] has seen to it that the stream's task is woken within the time that an answer may lie.
-    pub fn wakes_soon(&self, soon: bool) {
-        self.lock().wakes_soon = soon;
     }
 
     /// A call was given back before it began.
@@ -130,7 +108,6 @@ impl Replies {
         self.put(|outbox| {
             outbox.bytes += FIELD_BYTES;
             outbox.batch.recalled.push(id);
-            true
         });
     }
 
@@ -146,14 +123,15 @@ impl Replies {
         Poll::Pending
     }
 
-    /// Puts something in. `put` says whether whoever sends is to know.
-    fn put(&self, put: impl FnOnce(&mut Outbox) -> bool) {
+    /// Puts something in, and wakes whoever sends.
+    fn put(&self, put: impl FnOnce(&mut Outbox)) {
         let waker = {
             let mut outbox = self.lock();
             if outbox.closed {
                 return;
             }
-            if put(&mut outbox) && !outbox.polling { outbox.waker.take() } else { None }
+            put(&mut outbox);
+            if outbox.polling { None } else { outbox.waker.take() }
         };
         wake(waker);
     }
@@ -199,11 +177,6 @@ impl Replies {
 }
 
 impl Outbox {
-    fn reply(&mut self, reply: CallReply) {
-        self.bytes += reply_size(&reply);
-        self.batch.replies.push(reply);
-    }
-
     /// Takes what is there, as one message of bounded size.
     fn take_batch(&mut self) -> Option<ReplyBatch> {
         let ReplyBatch { opened, chunks, replies, recalled } = &self.batch;

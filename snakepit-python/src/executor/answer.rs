@@ -34,16 +34,11 @@ impl<'a> Answer<'a> {
         let guard = CancelOnDrop::new(self.tools.clone(), Arc::clone(&self.state));
         let reply = ToolReply::stream(chunk_stream(source, guard));
         // A reply that nobody takes is dropped here, and its guard cancels the call.
-        self.reply.take()?.send(Ok(reply), false).then_some(sink)
+        self.reply.take()?.send(Ok(reply)).then_some(sink)
     }
 
     /// Says how the call ended. The caller may be gone, which is as well.
-    pub(super) fn finish(
-        self,
-        outcome: Result<Option<Payload>, ToolError>,
-        took: Duration,
-        more_follow: bool,
-    ) {
+    pub(super) fn finish(self, outcome: Result<Option<Payload>, ToolError>, took: Duration) {
         match (self.sink, self.reply) {
             (Some(sink), _) => sink.finish(outcome.map(drop)),
             (None, Some(reply)) => {
@@ -56,7 +51,7 @@ impl<'a> Answer<'a> {
                     }),
                     None => Err(ToolError::Internal { problem: "a stream ended before it began".to_owned() }),
                 });
-                reply.send(answer, more_follow);
+                reply.send(answer);
             }
             (None, None) => {}
         }

@@ -29,6 +29,10 @@ impl Executor {
         // A coroutine may itself return a generator.
         let result = if streams(&result)? { result } else { self.resolve(result, Some(state))? };
         let gone = || Failure::Refused(ToolError::Cancelled { tool: tool.to_string() });
+        // Whoever reads the chunks is not to wait until the executor is back.
+        if let Some(io) = self.io {
+            io.hand_over();
+        }
         let chunks =
             |sink| Chunks { sink, tool: Arc::clone(tool), chunk: self.plan.chunk.clone_ref(py), count: 0 };
         if !streams(&result)? {

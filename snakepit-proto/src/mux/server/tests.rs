@@ -80,7 +80,7 @@ fn a_run_of_chunks_is_divided_and_its_reply_comes_last() {
 fn an_answer_too_large_for_any_message_becomes_a_failure() {
     let replies = Replies::new();
     replies.reply(reply_of(1, MAX_ITEM_BYTES));
-    replies.reply_soon(reply_of(2, 1));
+    replies.reply(reply_of(2, 1));
     let batch = take(&replies);
     let failure = batch.replies[0].failure.as_ref().unwrap();
     assert_eq!(failure.r#type, TOO_LARGE);
@@ -130,19 +130,16 @@ fn what_was_answered_comes_before_the_end() {
 }
 
 #[test]
-fn answers_lie_only_while_the_stream_wakes_by_itself() {
+fn who_sends_is_woken_once_for_all_that_waits() {
     let (replies, count) = (Replies::new(), Arc::new(Count::default()));
     let waker = Waker::from(Arc::clone(&count));
     let woken = || count.0.load(Ordering::Relaxed);
     assert!(replies.poll_take(&Context::from_waker(&waker)).is_pending());
-    replies.reply_soon(reply_of(1, 1));
+    replies.reply(reply_of(1, 1));
+    replies.reply(reply_of(2, 1));
     assert_eq!(woken(), 1);
-    take(&replies);
-    assert!(replies.poll_take(&Context::from_waker(&waker)).is_pending());
-    replies.wakes_soon(true);
-    replies.reply_soon(reply_of(2, 1));
-    assert_eq!(woken(), 1);
-    replies.reply(reply_of(3, 1));
-    assert_eq!(woken(), 2);
     assert_eq!(take(&replies).replies.len(), 2);
+    replies.reply(reply_of(3, 1));
+    assert_eq!(woken(), 1);
+    assert!(replies.poll_take(&Context::from_waker(&waker)).is_ready());
 }
