@@ -65,6 +65,8 @@ pub(crate) struct Scheduler {
     slots: Vec<Slot>,
     capacity: Capacity,
     queue: Queue,
+    /// The slot that was handed the last brief call.
+    gathering: u32,
     /// Calls that hold a worker, lost workers included.
     in_flight: usize,
     /// Slots whose worker is up.
@@ -84,6 +86,7 @@ impl Scheduler {
             slots: indices.map(|index| Slot::new(index, now)).collect(),
             capacity: Capacity::new(limits.slots, limits.concurrency + MOST_AHEAD),
             queue: Queue::default(),
+            gathering: 0,
             in_flight: 0,
             up: 0,
             wake: Some(now),
@@ -191,6 +194,9 @@ impl Scheduler {
         let worker = slot.key();
         if let Some(up) = slot.up() {
             up.add(load, now);
+            if load.is_brief() {
+                self.gathering = index;
+            }
             let is_ahead = up.running() as usize > self.limits.concurrency;
             self.in_flight += 1;
             self.effects.push(Effect::Assign { ticket, worker });

@@ -99,7 +99,8 @@ impl Worker {
         executor.run(py, io);
         // An error means that nothing is served any more.
         let _ = executor_done.send(());
-        py.detach(|| io.drive(serving)).map_err(|_| PyRuntimeError::new_err("the task that serves calls panicked"))
+        py.detach(|| io.drive(serving))
+            .map_err(|_| PyRuntimeError::new_err("the task that serves calls panicked"))
     }
 }
 

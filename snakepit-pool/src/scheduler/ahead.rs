@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Effect, Load, Phase, Refusal, Scheduler, SlotState, WorkerKey, earlier, queue::Entry};
+use super::{Effect, Load, Phase, Refusal, Scheduler, SlotState, Up, WorkerKey, earlier, queue::Entry};
 
 /// How soon calls are asked back again that did not come, or that nobody could take.
 const RECALL_AGAIN: Duration = Duration::from_millis(2);
@@ -24,6 +24,9 @@ impl Scheduler {
 
     /// The worker whose turn it is for a call of this load. Those that have stalled lose their place until they end a call.
     pub(super) fn first(&mut self, load: Load, now: Instant) -> Option<u32> {
+        if self.gathers(load, now) {
+            return Some(self.gathering);
+        }
         loop {
             let slot = if load.is_brief() { self.capacity.warmest()? } else { self.capacity.first()? };
             if self.capacity.running(slot) < self.limits.concurrency {
@@ -37,6 +40,14 @@ impl Scheduler {
             }
             self.capacity.remove(slot);
         }
+    }
+
+    /// Whether a brief call is best handed over behind the last one.
+    fn gathers(&self, load: Load, now: Instant) -> bool {
+        let slot = self.gathering;
+        let gathers = |up: &Up| up.gathers(load) && up.stalls_at() > now;
+        self.capacity.contains(slot)
+            && matches!(&self.slots[slot as usize].state, SlotState::Up(up) if gathers(up))
     }
 
     /// Whether a worker that runs as many calls as it may has ended none for too long.

@@ -55,7 +55,7 @@ impl Capacity {
     }
 
     pub(super) fn contains(&self, slot: u32) -> bool {
-        self.links[slot as usize].list != NONE
+        self.links.get(slot as usize).is_some_and(|link| link.list != NONE)
     }
 
     /// Puts the slot last among those that run as many calls. With no room left, it is just taken out.

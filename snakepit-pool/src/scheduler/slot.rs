@@ -105,6 +105,11 @@ impl Up {
         self.keeps_calls && self.backlog.is_brief()
     }
 
+    /// Whether another call had better be handed to this worker than to an idle one.
+    pub(super) fn gathers(&self, load: Load) -> bool {
+        self.keeps_calls && self.backlog.gathers(load)
+    }
+
     pub(super) fn is_healthy(&self, now: Instant) -> bool {
         self.served || now.saturating_duration_since(self.since) >= HEALTHY_AFTER
     }

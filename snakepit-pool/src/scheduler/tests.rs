@@ -131,6 +131,34 @@ fn a_freed_worker_favours_a_call_that_prefers_it_but_not_twice_in_a_row() {
     assert_eq!(order, expected);
 }
 
+/// Submits a call that is expected to take so long, and says which slot it goes to.
+fn slot_of_brief(bench: &mut Bench, micros: u64) -> u32 {
+    let (ticket, load) = (bench.ticket(), Load::of(Duration::from_micros(micros)));
+    match bench.on(Event::Submit { ticket, preferred: None, deadline: None, load })[..] {
+        [Effect::Assign { worker, .. }] => worker.slot,
+        ref effects => panic!("{effects:?}"),
+    }
+}
+
+#[test]
+fn calls_not_worth_waking_a_worker_for_gather_with_the_last_one() {
+    let mut bench = Bench::up(3, 1, 100);
+    let slots: Vec<u32> = (0..39).map(|_| slot_of_brief(&mut bench, 8)).collect();
+    let runs: Vec<usize> = slots.chunk_by(|a, b| a == b).map(<[u32]>::len).collect();
+    assert_eq!(runs, [13, 13, 13], "a tenth of a millisecond each");
+    let mut bench = Bench::up(3, 1, 100);
+    assert_eq!([10; 3].map(|micros| slot_of_brief(&mut bench, micros)), [2, 1, 0], "each to an idle one");
+}
+
+#[test]
+fn nothing_gathers_with_a_worker_that_does_not_get_on() {
+    let mut bench = Bench::up(2, 1, 10);
+    let first = slot_of_brief(&mut bench, 1);
+    assert_eq!(slot_of_brief(&mut bench, 1), first);
+    bench.now += Duration::from_millis(2);
+    assert_ne!(slot_of_brief(&mut bench, 1), first);
+}
+
 #[test]
 fn a_full_queue_refuses_and_says_how_long_its_oldest_call_waits() {
     let mut bench = Bench::up(1, 1, 2);
