@@ -130,7 +130,7 @@ impl HostClient {
         let mut values = Vec::with_capacity(arguments.len());
         for (name, argument) in arguments {
             let name: String = name.extract()?;
-            let payload = value::from_python(&argument, &format!("argument `{name}` of tool `{tool}`"))?;
+            let payload = value::from_python(&argument, format_args!("argument `{name}` of tool `{tool}`"))?;
             values.push(pb::CallArgument { name, value: Some(value_to_wire(payload)) });
         }
         let timeout_us = match timeout {

@@ -55,7 +55,8 @@ impl Call {
         let mut parameters = BTreeMap::new();
         for (key, argument) in arguments {
             let key: String = key.extract()?;
-            let payload = value::from_python(&argument, &format!("argument `{key}` of host tool `{name}`"))?;
+            let payload =
+                value::from_python(&argument, format_args!("argument `{key}` of host tool `{name}`"))?;
             parameters.insert(key, payload_to_wire_inline(payload));
         }
         Ok(pb::ExecuteElixirToolRequest {
@@ -92,7 +93,7 @@ impl Call {
     #[getter]
     fn cancelled(&self) -> bool {
         let state = &self.caller.state;
-        state.is_cancelled() || state.is_overdue()
+        state.is_cancelled() || state.is_overdue(Instant::now())
     }
 
     fn time_remaining(&self) -> Option<f64> {

@@ -15,6 +15,7 @@ use std::{
 };
 
 use pyo3::{
+    intern,
     prelude::*,
     types::{PyDict, PyFloat, PyInt, PyList, PyString},
 };
@@ -83,47 +84,48 @@ impl Executor {
     pub(crate) fn run(&self, py: Python<'_>, io: Io) {
         while let Some(job) = py.detach(|| io.drive(self.tools.next_job())) {
             let mut driven = Instant::now();
-            let mut next = self.execute(py, job);
+            let (mut next, mut now) = self.execute(py, job, driven);
             while let Some(job) = next {
-                if driven.elapsed() >= TURN_AFTER {
+                if now - driven >= TURN_AFTER {
                     py.detach(|| io.turn());
                     driven = Instant::now();
+                    now = driven;
                 }
-                next = self.execute(py, job);
+                (next, now) = self.execute(py, job, now);
             }
         }
     }
 
-    /// Runs one call to its end, and answers it. Returns the next call, if one waits.
-    pub(crate) fn execute(&self, py: Python<'_>, job: Job) -> Option<Job> {
+    /// Runs one call to its end, and answers it. Returns the next call, if one waits, and the time.
+    pub(crate) fn execute(&self, py: Python<'_>, job: Job, now: Instant) -> (Option<Job>, Instant) {
         let Job { call, state, reply } = job;
         if !state.start() {
             let next = self.tools.finish(&state);
             reply.send(Err(ToolError::Cancelled { tool: call.tool.to_string() }));
-            return next;
+            return (next, now);
         }
         if let Some(progress) = self.progress {
             progress.begin(state.id);
         }
-        let began = Instant::now();
         let tool = Arc::clone(&call.tool);
         let mut answer = Answer::new(reply, &self.tools, Arc::clone(&state));
         // A panic here is a bug of this crate; it costs the call and not the worker.
         let outcome = catch_unwind(AssertUnwindSafe(|| self.invoke(py, call, &state, &mut answer)));
-        self.set_current(None);
-        state.set_async(false);
         let outcome = outcome.unwrap_or_else(|_| {
+            self.set_current(None);
+            state.set_async(false);
             Err(ToolError::Internal { problem: format!("the runtime panicked while it ran tool `{tool}`") })
         });
+        let ended = Instant::now();
         // A tool that saw its deadline pass may have stopped half-way and returned: that is no result.
-        let outcome = if state.is_cancelled() || (outcome.is_ok() && state.is_overdue()) {
+        let outcome = if state.is_cancelled() || (outcome.is_ok() && state.is_overdue(ended)) {
             Err(ToolError::Cancelled { tool: tool.to_string() })
         } else {
             outcome
         };
         let next = self.tools.finish(&state);
-        answer.finish(outcome, began.elapsed());
-        next
+        answer.finish(outcome, ended - now);
+        (next, ended)
     }
 
     /// Runs one call from the arguments to the adapter's cleanup.
@@ -175,17 +177,17 @@ impl Executor {
         let context = self.plan.context.bind(py).call1((context,))?;
         let adapter = &*leftovers.adapter.insert(self.plan.factory.bind(py).call0()?);
         if self.plan.has_context {
-            adapter.call_method1("set_session_context", (&context,))?;
+            adapter.call_method1(intern!(py, "set_session_context"), (&context,))?;
         }
         if self.plan.has_initialize {
-            self.resolve(adapter.call_method0("initialize")?, Some(state))?;
+            self.resolve(adapter.call_method0(intern!(py, "initialize"))?, Some(state))?;
         }
         let result = match self.plan.tools.get(&**tool) {
             Some(known) => {
-                let function = &*leftovers.function.insert(adapter.getattr(&known.attribute)?);
+                let function = &*leftovers.function.insert(adapter.getattr(known.attribute.bind(py))?);
                 function.call((), Some(kwargs))?
             }
-            None => adapter.call_method1("execute_tool", (&**tool, kwargs, &context))?,
+            None => adapter.call_method1(intern!(py, "execute_tool"), (&**tool, kwargs, &context))?,
         };
         match mode {
             CallMode::Unary => {
@@ -194,7 +196,7 @@ impl Executor {
                     leftovers.iterator = Some(result);
                     return Err(Failure::Refused(must_stream(tool)));
                 }
-                Ok(Some(value::from_python(&result, &format!("the result of tool `{tool}`"))?))
+                Ok(Some(value::from_python(&result, format_args!("the result of tool `{tool}`"))?))
             }
             CallMode::Streaming => self.stream(py, tool, result, state, answer, leftovers).map(|()| None),
         }
@@ -237,7 +239,7 @@ impl Executor {
         result: Bound<'py, PyAny>,
         state: Option<&Arc<CallState>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        if is_plain(&result) || !result.get_type().hasattr("__await__")? {
+        if is_plain(&result) || !result.get_type().hasattr(intern!(result.py(), "__await__"))? {
             return Ok(result);
         }
         if let Some(state) = state {
@@ -275,7 +277,8 @@ impl Executor {
             error.write_unraisable(py, Some(iterator));
         }
         if let Some(adapter) = leftovers.adapter.as_ref().filter(|_| self.plan.has_cleanup) {
-            let cleaned = adapter.call_method0("cleanup").and_then(|result| self.resolve(result, None));
+            let cleaned =
+                adapter.call_method0(intern!(py, "cleanup")).and_then(|result| self.resolve(result, None));
             if let Err(error) = cleaned {
                 error.write_unraisable(py, Some(adapter));
             }
@@ -298,8 +301,8 @@ impl Executor {
 
 /// Whether a result is a stream of values rather than one.
 fn streams(result: &Bound<'_, PyAny>) -> PyResult<bool> {
-    let ty = result.get_type();
-    Ok(!is_plain(result) && (ty.hasattr("__next__")? || ty.hasattr("__anext__")?))
+    let (py, ty) = (result.py(), result.get_type());
+    Ok(!is_plain(result) && (ty.hasattr(intern!(py, "__next__"))? || ty.hasattr(intern!(py, "__anext__"))?))
 }
 
 /// Whether a result is of a type that surely needs no waiting and no pulling: the common case, told quickly.

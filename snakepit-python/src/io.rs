@@ -158,7 +158,6 @@ mod tests {
     use std::{
         io::{Read, Write},
         os::unix::net::UnixStream,
-        time::Instant,
     };
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

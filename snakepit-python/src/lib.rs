@@ -60,7 +60,7 @@ mod _native {
     /// Writes a value as JSON, or raises `TypeError` naming what in `what` has no JSON form.
     #[pyfunction]
     fn to_json<'py>(py: Python<'py>, value: &Bound<'py, PyAny>, what: &str) -> PyResult<Bound<'py, PyBytes>> {
-        Ok(PyBytes::new(py, &value::python_to_json(value, what)?))
+        Ok(PyBytes::new(py, &value::python_to_json(value, format_args!("{what}"))?))
     }
 
     /// Parses JSON.
@@ -75,7 +75,7 @@ mod _native {
     /// Turns a value into its wire form: type name, JSON, and the raw buffer of bytes and arrays.
     #[pyfunction]
     fn encode<'py>(py: Python<'py>, value: &Bound<'py, PyAny>, what: &str) -> PyResult<WireForm<'py>> {
-        let (ty, json, binary) = value::from_python(value, what)?.into_parts();
+        let (ty, json, binary) = value::from_python(value, format_args!("{what}"))?.into_parts();
         Ok((ty.as_str(), PyBytes::new(py, &json), binary.map(|buffer| PyBytes::new(py, &buffer))))
     }
 

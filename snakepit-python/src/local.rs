@@ -11,7 +11,7 @@ use pyo3::{
 };
 use snakepit_registry::{CallId, CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolReply};
 use snakepit_session::SessionId;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 use tokio_stream::StreamExt;
 
 use crate::{
@@ -57,7 +57,7 @@ impl LocalRunner {
         session_id: &str,
     ) -> PyResult<Bound<'py, PyAny>> {
         let mut answer = self.start(tool, arguments, session_id, CallMode::Unary)?;
-        self.executor.execute(py, answer.job()?);
+        self.executor.execute(py, answer.job()?, Instant::now());
         match answer.reply()? {
             ToolReply { body: ReplyBody::Value(payload), .. } => value::to_python(py, payload),
             ToolReply { body: ReplyBody::Stream(_), .. } => {
@@ -78,7 +78,7 @@ impl LocalRunner {
         let mut answer = self.start(tool, arguments, session_id, CallMode::Streaming)?;
         let job = answer.job()?;
         let reader = std::thread::spawn(move || read(answer, &receive));
-        self.executor.execute(py, job);
+        self.executor.execute(py, job, Instant::now());
         py.detach(|| reader.join()).unwrap_or_else(|_| Err(SnakepitError::new_err("the reader panicked")))
     }
 }
@@ -102,7 +102,7 @@ impl LocalRunner {
         };
         for (name, argument) in arguments {
             let name: String = name.extract()?;
-            let payload = value::from_python(&argument, &format!("argument `{name}` of tool `{tool}`"))?;
+            let payload = value::from_python(&argument, format_args!("argument `{name}` of tool `{tool}`"))?;
             call.arguments.insert(name, payload);
         }
         let state = Arc::new(CallState::new(call.id, None));

@@ -128,9 +128,10 @@ pub(crate) fn read_spec(spec: &Bound<'_, PyDict>) -> PyResult<ToolSpec> {
             // A default that has no wire form is left out: the tool itself still knows it.
             default: match required {
                 true => None,
-                false => {
-                    parameter.get_item("default").and_then(|value| value::from_python(&value, "default")).ok()
-                }
+                false => parameter
+                    .get_item("default")
+                    .and_then(|value| value::from_python(&value, format_args!("default")))
+                    .ok(),
             },
             validation_json: String::new(),
         });

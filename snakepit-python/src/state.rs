@@ -125,8 +125,8 @@ impl CallState {
     }
 
     /// Whether the call's deadline has passed.
-    pub(crate) fn is_overdue(&self) -> bool {
-        self.deadline.is_some_and(|deadline| deadline <= Instant::now())
+    pub(crate) fn is_overdue(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= now)
     }
 
     /// Whether the call runs on the event loop now.

@@ -6,6 +6,8 @@ mod array;
 mod read;
 mod write;
 
+use std::fmt;
+
 use bytes::Bytes;
 use pyo3::{
     exceptions::PyTypeError,
@@ -40,7 +42,7 @@ pub(crate) fn to_python<'py>(py: Python<'py>, payload: Payload) -> PyResult<Boun
 ///
 /// # Errors
 /// `TypeError` that names the Python type without a wire form, and where in `what` it sits.
-pub(crate) fn from_python(value: &Bound<'_, PyAny>, what: &str) -> PyResult<Payload> {
+pub(crate) fn from_python(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Payload> {
     let ty = if value.is_none() {
         return Ok(Payload::null());
     } else if value.is_instance_of::<PyString>() {
@@ -71,7 +73,7 @@ pub(crate) fn from_python(value: &Bound<'_, PyAny>, what: &str) -> PyResult<Payl
 ///
 /// # Errors
 /// `TypeError` that names the Python type without a JSON form, and where in `what` it sits.
-pub(crate) fn python_to_json(value: &Bound<'_, PyAny>, what: &str) -> PyResult<Bytes> {
+pub(crate) fn python_to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Bytes> {
     write::to_json(value, what).map(Bytes::from)
 }
 

@@ -1,8 +1,9 @@
 //! Streaming calls: generators, async generators and other iterators pulled into the sink, one item at a time.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use pyo3::{
+    intern,
     prelude::*,
     types::{PyDict, PyIterator, PyString},
 };
@@ -38,7 +39,7 @@ impl Executor {
         if !streams(&result)? {
             // The value is converted first, so that one without a JSON form is the call's failure and not the stream's.
             let item =
-                Item::read(&result, self.plan.chunk.bind(py), || format!("the result of tool `{tool}`"))?;
+                Item::read(&result, self.plan.chunk.bind(py), format_args!("the result of tool `{tool}`"))?;
             let sink = answer.open_stream().ok_or_else(gone)?;
             sink.put(item.chunk);
             return Ok(());
@@ -46,7 +47,7 @@ impl Executor {
         leftovers.iterator = Some(result.clone());
         let sink = answer.open_stream().ok_or_else(gone)?;
         let mut chunks = chunks(sink);
-        if result.get_type().hasattr("__anext__")? {
+        if result.get_type().hasattr(intern!(py, "__anext__"))? {
             let sink = Bound::new(py, ChunkSink { chunks })?;
             state.set_async(true);
             let pulling = self.plan.drain_async.bind(py).call1((&result, sink))?;
@@ -77,30 +78,31 @@ impl Item {
     fn read(
         item: &Bound<'_, PyAny>,
         chunk_type: &Bound<'_, PyAny>,
-        what: impl Fn() -> String,
+        what: fmt::Arguments<'_>,
     ) -> PyResult<Self> {
+        let py = item.py();
         if !item.is_instance(chunk_type)? {
-            let data = value::python_to_json(item, &what())?;
+            let data = value::python_to_json(item, what)?;
             return Ok(Self { chunk: Chunk { data, metadata: BTreeMap::new() }, is_final: false });
         }
-        let data = value::python_to_json(&item.getattr("data")?, &what())?;
+        let data = value::python_to_json(&item.getattr(intern!(py, "data"))?, what)?;
         let mut metadata = BTreeMap::new();
-        if let Ok(entries) = item.getattr("metadata")?.cast::<PyDict>() {
+        if let Ok(entries) = item.getattr(intern!(py, "metadata"))?.cast::<PyDict>() {
             for (key, entry) in entries {
-                metadata.insert(key.str()?.to_string(), text_of(&entry, &what)?);
+                metadata.insert(key.str()?.to_string(), text_of(&entry, what)?);
             }
         }
-        let is_final = item.getattr("is_final")?.is_truthy()?;
+        let is_final = item.getattr(intern!(py, "is_final"))?.is_truthy()?;
         Ok(Self { chunk: Chunk { data, metadata }, is_final })
     }
 }
 
 /// Metadata is text on the wire: strings as they are, anything else as its JSON.
-fn text_of(value: &Bound<'_, PyAny>, what: &impl Fn() -> String) -> PyResult<String> {
+fn text_of(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<String> {
     if let Ok(text) = value.cast::<PyString>() {
         return Ok(text.to_cow()?.into_owned());
     }
-    let json = value::python_to_json(value, &format!("the metadata of {}", what()))?;
+    let json = value::python_to_json(value, format_args!("the metadata of {what}"))?;
     Ok(String::from_utf8_lossy(&json).into_owned())
 }
 
@@ -116,7 +118,7 @@ struct Chunks {
 impl Chunks {
     fn put(&mut self, item: &Bound<'_, PyAny>) -> PyResult<Put> {
         self.count += 1;
-        let what = || format!("chunk {} of tool `{}`", self.count, self.tool);
+        let what = format_args!("chunk {} of tool `{}`", self.count, self.tool);
         let Item { chunk, is_final } = Item::read(item, self.chunk.bind(item.py()), what)?;
         let put = self.sink.put(chunk);
         Ok(if is_final { Put::Closed } else { put })

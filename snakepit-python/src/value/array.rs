@@ -1,5 +1,7 @@
 //! Arrays: numpy objects as raw little-endian buffers with dtype and shape. numpy is imported only when a value needs it.
 
+use std::fmt;
+
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use pyo3::{
@@ -59,7 +61,7 @@ pub(super) fn scalar_to_plain<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option
 }
 
 /// A numpy array as a raw buffer.
-pub(super) fn from_python(array: &Bound<'_, PyAny>, what: &str) -> PyResult<Payload> {
+pub(super) fn from_python(array: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Payload> {
     let dtype = array.getattr("dtype")?;
     let kind: String = dtype.getattr("kind")?.extract()?;
     let name: String = dtype.getattr("name")?.extract()?;

@@ -1,5 +1,7 @@
 //! Python objects into JSON, written directly; what has no JSON form is reported with its type and its place.
 
+use std::fmt;
+
 use pyo3::{
     exceptions::PyValueError,
     prelude::*,
@@ -12,7 +14,7 @@ use super::{array, type_error, type_name};
 const MAX_DEPTH: usize = 127;
 
 /// Writes a value as JSON.
-pub(super) fn to_json(value: &Bound<'_, PyAny>, what: &str) -> PyResult<Vec<u8>> {
+pub(super) fn to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Vec<u8>> {
     let mut out = Vec::with_capacity(64);
     write(value, &mut out, 0).map_err(|error| match error {
         Misfit::Python(error) => error,
@@ -31,7 +33,7 @@ const HINT: &str = "which has no JSON form; use str, int, float, bool, None, lis
                     (bytes and numpy arrays only as the whole result)";
 
 /// The error for a whole value without a wire form.
-pub(super) fn unfit(value: &Bound<'_, PyAny>, what: &str) -> PyErr {
+pub(super) fn unfit(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyErr {
     let name = type_name(value);
     type_error(format!("{what} is a `{name}`, {HINT}"))
 }
