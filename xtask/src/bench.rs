@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: sets up, builds the daemon and the benchmark for release, and runs the latter.
 
-mod instructions;
+pub(crate) mod instructions;
 
 use anyhow::Result;
 

@@ -5,6 +5,7 @@ use std::{process::Command, time::Instant};
 use anyhow::{Result, bail, ensure};
 
 use crate::{
+    bench::instructions,
     check, demo, setup,
     setup::Environment,
     shell::{self, cargo, output, program, try_output},
@@ -12,7 +13,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Leave out the static checks.
+    /// Leave out the static checks and the count of instructions.
     #[arg(long)]
     quick: bool,
 
@@ -35,6 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         steps.push(("demo", Box::new(|_| demo::run(demo::Args::default()))));
         if !args.quick {
             steps.insert(0, ("checks", Box::new(|_| check::run(&check::Args::all()))));
+            steps.push(("instructions", Box::new(|_| instructions::run(&instructions::Args::check()))));
         }
     }
 
