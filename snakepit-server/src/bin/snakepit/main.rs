@@ -8,9 +8,10 @@ mod list;
 mod output;
 mod serve;
 
-use std::{fmt, process::ExitCode};
+use std::{fmt, io, num::NonZero, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use tokio::runtime::Runtime;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 success, 1 the tool failed, 2 wrong usage, 3 the call was refused, timed out or lost its worker,
@@ -131,7 +132,7 @@ impl fmt::Display for Failure {
 fn main() -> ExitCode {
     let command = Cli::parse().command;
     let json = command.json();
-    let result = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let result = match runtime() {
         Err(error) => {
             Err(Failure::new(exit::CANNOT_START, format!("cannot start the async runtime: {error}")))
         }
@@ -148,6 +149,17 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit)
         }
     }
+}
+
+/// Threads on half of the processors, because the other half is for Python and more threads cost more than they give;
+/// `TOKIO_WORKER_THREADS` overrides it.
+fn runtime() -> io::Result<Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        builder.worker_threads(processors.div_ceil(2));
+    }
+    builder.enable_all().build()
 }
 
 async fn run(command: Command) -> Result<(), Failure> {

@@ -16,7 +16,8 @@ pub(crate) const HELP: &str = "\
 Durations are 700ms, 0.7s, 2m. Workers inherit the environment: PYTHONPATH leads to adapters that are not installed.
 
 SNAKEPIT_LOG says what is logged to stderr: `info` by default, `info,snakepit=debug` for every call and every failure of a
-tool or a deadline, which are the caller's to see and so not logged otherwise.
+tool or a deadline, which are the caller's to see and so not logged otherwise. TOKIO_WORKER_THREADS is the number of threads,
+half of the processors by default.
 
 Exit codes: 0 stopped by a signal, 2 wrong usage, 5 cannot start.";
 
