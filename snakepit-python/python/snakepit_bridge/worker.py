@@ -1,4 +1,4 @@
-"""The entry point of a worker process: ``python -m snakepit_bridge.worker``. Started by a host, not by people."""
+"""The entry point of a worker process. Started by a host; by hand it is ``python -m snakepit_bridge.worker``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve an adapter until SIGTERM. Returns the exit code."""
     options = _parse(sys.argv[1:] if argv is None else argv)
+    if sys.path[:1] == [""]:
+        # As `-m` has it: what an adapter imports is found where the worker was started, also after a `chdir`.
+        sys.path[0] = os.getcwd()  # noqa: PTH109
     # First of all, because from here on the process cannot outlive its host.
     worker = _native.Worker()
     # Prints reach the host line by line, not whenever a buffer is full.
