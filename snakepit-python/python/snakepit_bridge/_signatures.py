@@ -102,14 +102,12 @@ def _plain_annotations(function: Callable[..., Any]) -> dict[str, Any] | None:
         return None
     annotations = {}
     for name, annotation in function.__annotations__.items():
-        value = annotation
-        if isinstance(annotation, str):
-            try:
-                value = eval(annotation, function.__globals__)  # noqa: S307
-            except Exception:  # noqa: S112  # As below.
-                continue
-            if isinstance(value, str):  # The name of a name.
-                return None
+        try:
+            value = eval(annotation, function.__globals__) if isinstance(annotation, str) else annotation  # noqa: S307
+        except Exception:  # noqa: S112  # As below.
+            continue
+        if isinstance(value, str):  # The name of a name.
+            return None
         annotations[name] = value
     return annotations
 
