@@ -56,9 +56,10 @@ def parameters_of(function: Callable[..., Any]) -> list[Parameter]:
             for p in inspect.signature(function).parameters.values()
         ]
     code = function.__code__
-    names = list(code.co_varnames)
-    positional, names = names[: code.co_argcount], names[code.co_argcount :]
-    by_name, names = names[: code.co_kwonlyargcount], names[code.co_kwonlyargcount :]
+    # First the positional ones, then those by name, then the rest of either kind, then local variables.
+    ends = code.co_argcount, code.co_argcount + code.co_kwonlyargcount
+    positional, by_name = code.co_varnames[: ends[0]], code.co_varnames[ends[0] : ends[1]]
+    rest = iter(code.co_varnames[ends[1] :])
 
     defaults = function.__defaults__ or ()
     padded = (*[EMPTY] * (len(positional) - len(defaults)), *defaults)
@@ -67,11 +68,11 @@ def parameters_of(function: Callable[..., Any]) -> list[Parameter]:
         for index, (name, default) in enumerate(zip(positional, padded, strict=True))
     ]
     if code.co_flags & _HAS_VAR_POSITIONAL:
-        parameters.append(Parameter(names.pop(0), VAR_POSITIONAL))
+        parameters.append(Parameter(next(rest), VAR_POSITIONAL))
     named_defaults = function.__kwdefaults__ or {}
     parameters += [Parameter(name, KEYWORD_ONLY, named_defaults.get(name, EMPTY)) for name in by_name]
     if code.co_flags & _HAS_VAR_KEYWORD:
-        parameters.append(Parameter(names.pop(0), VAR_KEYWORD))
+        parameters.append(Parameter(next(rest), VAR_KEYWORD))
     return parameters
 
 
@@ -100,6 +101,7 @@ def _plain_annotations(function: Callable[..., Any]) -> dict[str, Any] | None:
     """Evaluate annotations that have nothing to do with `typing`. ``None``: it is needed."""
     if "typing" in sys.modules or not is_ordinary(function) or getattr(function, "__type_params__", None):
         return None
+    # Strings that are nested in one, as in `list["Item"]`, may stay: only in what `typing` makes do they change its name.
     annotations = {}
     for name, annotation in function.__annotations__.items():
         try:

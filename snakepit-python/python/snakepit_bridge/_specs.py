@@ -53,7 +53,7 @@ _TYPE_NAMES: dict[Any, str] = {
     None: "null",
 }
 
-# What `types` and `typing` name; the latter only where somebody has imported it anyway.
+# `types` has names for these, and is not needed for more.
 _GENERIC_ALIAS: Any = type(list[int])
 _UNION = type(int | None)
 
@@ -110,6 +110,7 @@ def type_name(annotation: Any) -> str:
 
 
 def _type_name_of_typing(annotation: Any) -> str:
+    """Name the type of what `typing` makes, which is only there where somebody has imported it."""
     import typing
 
     origin = typing.get_origin(annotation)
@@ -137,11 +138,8 @@ def _parameter_type(annotation: Any, default: Any) -> str:
 
 
 def _is_union(annotation: Any) -> bool:
-    if isinstance(annotation, _UNION) or "typing" not in sys.modules:
-        return isinstance(annotation, _UNION)
-    import typing
-
-    return typing.get_origin(annotation) is typing.Union
+    typing = sys.modules.get("typing")
+    return isinstance(annotation, _UNION) or (typing is not None and typing.get_origin(annotation) is typing.Union)
 
 
 def _parameters(function: Callable[..., Any], docs: dict[str, str], *, bound: bool) -> tuple[list[ParameterSpec], bool]:
