@@ -101,7 +101,7 @@ def _plain_annotations(function: Callable[..., Any]) -> dict[str, Any] | None:
     """Evaluate annotations that have nothing to do with `typing`. ``None``: it is needed."""
     if "typing" in sys.modules or not is_ordinary(function) or getattr(function, "__type_params__", None):
         return None
-    # Strings that are nested in one, as in `list["Item"]`, may stay: only in what `typing` makes do they change its name.
+    # Strings within one, as in `list["Item"]`, may stay: only in what `typing` makes do they change its name.
     annotations = {}
     for name, annotation in function.__annotations__.items():
         try:
