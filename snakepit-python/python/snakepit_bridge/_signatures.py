@@ -21,7 +21,7 @@ EMPTY: Any = object()
 
 _FUNCTION = type(lambda: None)
 #: Attributes by which a function shows the signature of another.
-_PRETENCES = frozenset({"__signature__", "__wrapped__"})
+_PRETENCES = frozenset({"__signature__", "__text_signature__", "__wrapped__"})
 
 # Flags of code objects: `inspect.CO_...`.
 _HAS_VAR_POSITIONAL = 0x04
