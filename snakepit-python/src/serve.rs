@@ -65,7 +65,9 @@ struct Bound {
 pub(crate) async fn start(config: ServeConfig, tools: PythonTools, io: Io) -> Result<Ready, String> {
     let Bound { host, incoming, address, port } = prepare(config, io).await?;
     let (executor_done, done) = oneshot::channel();
-    let serving = tokio::spawn(serve(incoming, tools, done));
+    // Who hears that this worker is ready may ask it to stop.
+    let asked_to_stop = [terminated(), terminated()];
+    let serving = tokio::spawn(serve(incoming, tools, done, asked_to_stop));
     Ok(Ready { host, address, port, executor_done, serving })
 }
 
@@ -102,14 +104,19 @@ async fn prepare(config: ServeConfig, io: Io) -> Result<Bound, String> {
 }
 
 /// Serves until SIGTERM, and then until the executor has finished what it runs.
-async fn serve(incoming: Incoming, tools: PythonTools, executor_done: oneshot::Receiver<()>) {
+async fn serve(
+    incoming: Incoming,
+    tools: PythonTools,
+    executor_done: oneshot::Receiver<()>,
+    [asked_to_stop, asked_long_ago]: [impl Future<Output = ()>; 2],
+) {
     let done = CancellationToken::new();
     let service = BridgeServiceServer::new(WorkerService::new(tools.clone(), done.clone()))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let server = windows::of_server(Server::builder());
     let stop = async {
-        terminated().await;
+        asked_to_stop.await;
         tools.close();
         // An error means that the executor is gone, which is what is waited for.
         let _ = executor_done.await;
@@ -122,7 +129,7 @@ async fn serve(incoming: Incoming, tools: PythonTools, executor_done: oneshot::R
         }
     };
     let late = async {
-        terminated().await;
+        asked_long_ago.await;
         tokio::time::sleep(STOP_WITHIN).await;
     };
     tokio::select! {
@@ -132,7 +139,7 @@ async fn serve(incoming: Incoming, tools: PythonTools, executor_done: oneshot::R
     }
 }
 
-/// Waits for SIGTERM. Cancel safe.
+/// Waits for SIGTERM, counting from when this is called. Cancel safe.
 fn terminated() -> impl Future<Output = ()> {
     let signal = signal(SignalKind::terminate());
     async move {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Annotated, Any, Literal, Optional, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypedDict
 
 import numpy as np
 import pytest
@@ -11,7 +11,10 @@ import pytest
 from snakepit_bridge import BaseAdapter, tool
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._plan import AdapterError, Plan, plan_of
-from snakepit_bridge._specs import ToolSpec, type_name
+from snakepit_bridge._specs import type_name
+
+if TYPE_CHECKING:
+    from snakepit_bridge._specs import ToolSpec
 
 
 def plan(adapter: type) -> Plan:

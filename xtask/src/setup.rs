@@ -65,7 +65,10 @@ pub(crate) fn run() -> Result<Environment> {
             ]);
             maturin.env("VIRTUAL_ENV", &venv).env_remove("CONDA_PREFIX");
             // What it says matters only when it fails, and then it is part of the error.
-            output(&mut maturin).map(drop)
+            output(&mut maturin).map(drop)?;
+            // As pip does with what it installs: where Python may write no bytecode, each worker would compile it anew.
+            let mut compile = program(&environment.python);
+            shell::run(compile.args(["-m", "compileall", "-q", "snakepit-python/python", "tests/adapters"]))
         })
     })?;
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Coroutine
+    from typing import Any
 
     from snakepit_bridge._native import ChunkSink
     from snakepit_bridge._running_loop import RunningLoop

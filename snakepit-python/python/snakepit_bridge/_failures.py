@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
-import traceback
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
+    from typing import Any
 
 #: Code of this package that stands between the runtime and a tool.
 _RUNTIME_FILES = tuple(__file__.replace("_failures.py", name) for name in ("_event_loop.py", "_running_loop.py"))
@@ -27,6 +26,9 @@ def describe(
         function: What was called, if it was the tool itself.
         arguments: With what it was called.
     """
+    # With the first failure: it is a part of a worker's start and memory that many never need.
+    import traceback
+
     own = _without_runtime(error.__traceback__)
     lines = traceback.format_exception(type(error), error, own)
     # A TypeError without a single frame is the call's own: the arguments did not fit the signature.
@@ -48,6 +50,8 @@ def _message(error: BaseException) -> str:
 
 
 def _misfit(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str | None:
+    import inspect
+
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):

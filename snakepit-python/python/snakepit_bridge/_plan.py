@@ -2,54 +2,51 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-from snakepit_bridge import _failures, _specs
+from snakepit_bridge import _failures, _signatures, _specs
 from snakepit_bridge._event_loop import EventLoop, drain
 from snakepit_bridge.base_adapter import TOOL_ATTRIBUTE, ToolOptions
 from snakepit_bridge.chunks import StreamChunk
 from snakepit_bridge.session_context import SessionContext
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
     from snakepit_bridge._call import CallLike
-    from snakepit_bridge._native import ChunkSink
 
 
 class AdapterError(Exception):
     """An adapter cannot be used; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
 class ToolPlan:
     """One declared tool."""
 
-    attribute: str
-    generates: bool
-    spec: _specs.ToolSpec
+    def __init__(self, attribute: str, generates: bool, spec: _specs.ToolSpec) -> None:
+        self.attribute = attribute
+        self.generates = generates
+        self.spec = spec
 
 
-@dataclass(frozen=True)
 class Plan:
     """What the native runtime reads. Mirrors `plan.rs`."""
 
-    factory: Callable[[], object]
-    tools: list[ToolPlan]
-    dynamic_specs: list[_specs.ToolSpec]
-    has_context: bool
-    has_initialize: bool
-    has_cleanup: bool
-    is_dynamic: bool
-    context: Callable[[CallLike], SessionContext]
-    run_async: Callable[[Any], Any]
-    drain_async: Callable[[Any, ChunkSink], Coroutine[Any, Any, None]]
-    describe: Callable[..., tuple[str, str, str]] = _failures.describe
-    chunk: type[StreamChunk] = StreamChunk
+    def __init__(self, adapter: type, loop: EventLoop, tools: list[ToolPlan], dynamic: list[_specs.ToolSpec]) -> None:
+        self.factory: Callable[[], object] = adapter
+        self.tools = tools
+        self.dynamic_specs = dynamic
+        self.has_context = _has(adapter, "set_session_context")
+        self.has_initialize = _has(adapter, "initialize")
+        self.has_cleanup = _has(adapter, "cleanup")
+        self.is_dynamic = _has(adapter, "execute_tool")
+        self.context: Callable[[CallLike], SessionContext] = SessionContext
+        self.run_async = loop.run
+        self.drain_async = drain
+        self.describe = _failures.describe
+        self.chunk = StreamChunk
 
 
 def load(path: str) -> type:
@@ -64,7 +61,8 @@ def load(path: str) -> type:
     if not module_name or not class_name:
         raise AdapterError(f"adapter `{path}` names no class; write it as `module.path:Class`")
     try:
-        module = importlib.import_module(module_name)
+        __import__(module_name)
+        module = sys.modules[module_name]
     except ModuleNotFoundError as error:
         raise AdapterError(
             f"adapter `{path}` cannot be imported: {error}; install it for {sys.executable}, or add its directory to "
@@ -92,25 +90,14 @@ def plan_of(adapter: type, loop: EventLoop) -> Plan:
         tools = list(_tools_of(adapter))
     except TypeError as error:
         raise AdapterError(f"adapter `{adapter.__qualname__}` cannot be used: {error}") from error
-    dynamic = callable(getattr(adapter, "execute_tool", None))
+    dynamic = _has(adapter, "execute_tool")
     declared = {tool.spec["name"] for tool in tools}
     dynamic_names = [name for name in getattr(adapter, "dynamic_tools", ()) if name not in declared]
     if dynamic_names and not dynamic:
         raise AdapterError(f"adapter `{adapter.__qualname__}` lists dynamic_tools but has no method `execute_tool`")
     if not tools and not dynamic:
         raise AdapterError(f"adapter `{adapter.__qualname__}` has no tools; mark its methods with @tool")
-    return Plan(
-        factory=adapter,
-        tools=tools,
-        dynamic_specs=[_specs.dynamic_spec_of(name, adapter) for name in dynamic_names],
-        has_context=callable(getattr(adapter, "set_session_context", None)),
-        has_initialize=callable(getattr(adapter, "initialize", None)),
-        has_cleanup=callable(getattr(adapter, "cleanup", None)),
-        is_dynamic=dynamic,
-        context=SessionContext,
-        run_async=loop.run,
-        drain_async=drain,
-    )
+    return Plan(adapter, loop, tools, [_specs.dynamic_spec_of(name, adapter) for name in dynamic_names])
 
 
 def init_process(adapter: type, loop: EventLoop) -> None:
@@ -124,8 +111,11 @@ def init_process(adapter: type, loop: EventLoop) -> None:
         return
     try:
         result = hook()
-        if inspect.isawaitable(result):
-            loop.run(result, keep_tasks=True)
+        if result is not None:
+            import inspect
+
+            if inspect.isawaitable(result):
+                loop.run(result, keep_tasks=True)
     except BaseException as error:
         described = _one_line(f"{_failures.type_name(type(error))}: {error}")
         raise AdapterError(f"process_init of adapter `{adapter.__qualname__}` failed: {described}") from error
@@ -146,7 +136,11 @@ def _tools_of(adapter: type) -> Iterator[ToolPlan]:
         if spec["name"] in seen:
             raise TypeError(f"methods `{seen[spec['name']]}` and `{attribute}` are both the tool `{spec['name']}`")
         seen[spec["name"]] = attribute
-        yield ToolPlan(attribute, _specs.generates(function), spec)
+        yield ToolPlan(attribute, _signatures.generates(function), spec)
+
+
+def _has(adapter: type, method: str) -> bool:
+    return callable(getattr(adapter, method, None))
 
 
 def _classes_of(module: object) -> list[str]:

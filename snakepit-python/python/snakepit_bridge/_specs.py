@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-import types
-import typing
+import sys
 from collections import abc
-from typing import TYPE_CHECKING, Any, TypedDict
 
+from snakepit_bridge import _docstrings, _signatures
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, TypedDict
 
     from snakepit_bridge.base_adapter import ToolOptions
+
+    class ParameterSpec(TypedDict):
+        """One parameter of a tool. Mirrors what the native runtime reads."""
+
+        name: str
+        type: str
+        description: str
+        required: bool
+        default: Any
+
+    class ToolSpec(TypedDict):
+        """What a tool says about itself. Mirrors what the native runtime reads."""
+
+        name: str
+        description: str
+        parameters: list[ParameterSpec]
+        metadata: dict[str, str]
+        supports_streaming: bool
+        closed: bool
+
 
 _TYPE_NAMES: dict[Any, str] = {
     bool: "boolean",
@@ -33,59 +53,37 @@ _TYPE_NAMES: dict[Any, str] = {
     None: "null",
 }
 
-#: Section headers of Google-style docstrings, which end the description and the arguments.
-_SECTION = re.compile(r"^(Args|Arguments|Parameters|Returns?|Raises|Yields?|Examples?|Notes?|Attributes):\s*$")
-_ARGUMENT = re.compile(r"^(\*{0,2}\w+)\s*(?:\([^)]*\))?\s*:\s*(.*)$")
-
-
-class ParameterSpec(TypedDict):
-    """One parameter of a tool. Mirrors what the native runtime reads."""
-
-    name: str
-    type: str
-    description: str
-    required: bool
-    default: Any
-
-
-class ToolSpec(TypedDict):
-    """What a tool says about itself. Mirrors what the native runtime reads."""
-
-    name: str
-    description: str
-    parameters: list[ParameterSpec]
-    metadata: dict[str, str]
-    supports_streaming: bool
-    closed: bool
+# `types` has names for these, and is not needed for more.
+_GENERIC_ALIAS: Any = type(list[int])
+_UNION = type(int | None)
 
 
 def spec_of(
     function: Callable[..., Any], attribute: str, options: ToolOptions, owner: type, *, bound: bool
 ) -> ToolSpec:
     """Describe a tool by its function. ``bound`` says whether its first parameter is the object or class."""
-    documentation = inspect.getdoc(function) or ""
-    description, argument_docs = _read_docstring(documentation)
+    description, argument_docs = _docstrings.read(_docstrings.docstring_of(function, owner))
     parameters, closed = _parameters(function, argument_docs, bound=bound)
-    return ToolSpec(
-        name=options.name or attribute,
-        description=description if options.description is None else options.description,
-        parameters=parameters,
-        metadata=metadata_of(owner, idempotent=options.idempotent),
-        supports_streaming=options.supports_streaming or generates(function),
-        closed=closed,
-    )
+    return {
+        "name": options.name or attribute,
+        "description": description if options.description is None else options.description,
+        "parameters": parameters,
+        "metadata": metadata_of(owner, idempotent=options.idempotent),
+        "supports_streaming": options.supports_streaming or _signatures.generates(function),
+        "closed": closed,
+    }
 
 
 def dynamic_spec_of(name: str, owner: type) -> ToolSpec:
     """Describe a tool of which only the name is known."""
-    return ToolSpec(
-        name=name,
-        description="",
-        parameters=[],
-        metadata=metadata_of(owner, idempotent=False),
-        supports_streaming=True,
-        closed=False,
-    )
+    return {
+        "name": name,
+        "description": "",
+        "parameters": [],
+        "metadata": metadata_of(owner, idempotent=False),
+        "supports_streaming": True,
+        "closed": False,
+    }
 
 
 def metadata_of(owner: type, *, idempotent: bool) -> dict[str, str]:
@@ -96,12 +94,6 @@ def metadata_of(owner: type, *, idempotent: bool) -> dict[str, str]:
     return metadata
 
 
-def generates(function: Callable[..., Any]) -> bool:
-    """Whether a function is written with ``yield``, so that it always streams."""
-    function = inspect.unwrap(function)
-    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
-
-
 def type_name(annotation: Any) -> str:
     """Name the wire type of an annotation: ``any`` for all that the host cannot check."""
     try:
@@ -110,103 +102,69 @@ def type_name(annotation: Any) -> str:
         return "any"
     if known is not None:
         return known
+    if isinstance(annotation, _GENERIC_ALIAS):
+        return type_name(annotation.__origin__)
+    if isinstance(annotation, type) and (annotation.__module__, annotation.__name__) == ("numpy", "ndarray"):
+        return "tensor"
+    return _type_name_of_typing(annotation) if "typing" in sys.modules else "any"
+
+
+def _type_name_of_typing(annotation: Any) -> str:
+    """Name the type of what `typing` makes, which is only there where somebody has imported it."""
+    import typing
+
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         return type_name(typing.get_args(annotation)[0])
-    if origin in (typing.Union, types.UnionType):
+    if origin in (typing.Union, _UNION):
         return "any"
     if origin is typing.Literal:
         names = {type_name(type(value)) for value in typing.get_args(annotation)}
         return names.pop() if len(names) == 1 else "any"
     if origin is not None:
         return type_name(origin)
-    if isinstance(annotation, type):
-        if (annotation.__module__, annotation.__name__) == ("numpy", "ndarray"):
-            return "tensor"
-        if typing.is_typeddict(annotation):
-            return "map"
-    return "any"
+    return "map" if typing.is_typeddict(annotation) else "any"
 
 
 def _parameter_type(annotation: Any, default: Any) -> str:
     """Name the wire type of a parameter. ``X | None = None`` is an X: the host takes null where that is the default."""
-    if annotation is inspect.Parameter.empty:
+    if annotation is _signatures.EMPTY:
         return "any"
-    if default is None and typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        members = [member for member in typing.get_args(annotation) if member is not type(None)]
+    if default is None and _is_union(annotation):
+        members = [member for member in annotation.__args__ if member is not type(None)]
         if len(members) == 1:
             return type_name(members[0])
     return type_name(annotation)
 
 
+def _is_union(annotation: Any) -> bool:
+    typing = sys.modules.get("typing")
+    return isinstance(annotation, _UNION) or (typing is not None and typing.get_origin(annotation) is typing.Union)
+
+
 def _parameters(function: Callable[..., Any], docs: dict[str, str], *, bound: bool) -> tuple[list[ParameterSpec], bool]:
     """List the parameters, and say whether these are all the arguments that the function takes."""
-    signature = inspect.signature(function)
-    hints = _hints(function)
+    annotations = _signatures.annotations_of(function)
     parameters: list[ParameterSpec] = []
     closed = True
-    for parameter in list(signature.parameters.values())[1 if bound else 0 :]:
-        if parameter.kind is parameter.VAR_KEYWORD:
+    for parameter in _signatures.parameters_of(function)[1 if bound else 0 :]:
+        if parameter.kind == _signatures.VAR_KEYWORD:
             closed = False
-        elif parameter.kind is parameter.POSITIONAL_ONLY:
+        elif parameter.kind == _signatures.POSITIONAL_ONLY:
             raise TypeError(
                 f"tool `{function.__qualname__}` has the positional-only parameter `{parameter.name}`, but "
                 "arguments come by name; remove the `/` from its signature"
             )
-        elif parameter.kind is not parameter.VAR_POSITIONAL:
-            required = parameter.default is parameter.empty
-            annotation = hints.get(parameter.name, parameter.empty)
+        elif parameter.kind != _signatures.VAR_POSITIONAL:
+            required = parameter.default is _signatures.EMPTY
+            annotation = annotations.get(parameter.name, _signatures.EMPTY)
             parameters.append(
-                ParameterSpec(
-                    name=parameter.name,
-                    type=_parameter_type(annotation, parameter.default),
-                    description=docs.get(parameter.name, ""),
-                    required=required,
-                    default=None if required else parameter.default,
-                )
+                {
+                    "name": parameter.name,
+                    "type": _parameter_type(annotation, parameter.default),
+                    "description": docs.get(parameter.name, ""),
+                    "required": required,
+                    "default": None if required else parameter.default,
+                }
             )
     return parameters, closed
-
-
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Evaluate the annotations, leaving out those that name what is not there at run time."""
-    function = inspect.unwrap(function)
-    try:
-        return typing.get_type_hints(function)
-    except Exception:  # Evaluating an annotation may raise anything; a type that is unknown is not checked.
-        namespace = getattr(function, "__globals__", {})
-        hints = {}
-        for name, annotation in getattr(function, "__annotations__", {}).items():
-            try:
-                hints[name] = eval(annotation, namespace) if isinstance(annotation, str) else annotation  # noqa: S307
-            except Exception:
-                hints[name] = Any
-        return hints
-
-
-def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
-    """Split a Google-style docstring into what stands before its sections and what its arguments mean."""
-    lines = text.splitlines()
-    sections = [index for index, line in enumerate(lines) if _SECTION.match(line)]
-    description = "\n".join(lines[: sections[0]] if sections else lines).strip()
-    docs: dict[str, str] = {}
-    ends = [*sections[1:], len(lines)]
-    # Without a section there is one end more than there are starts.
-    for start, end in zip(sections, ends, strict=False):
-        if lines[start].startswith(("Args", "Arguments", "Parameters")):
-            docs.update(_read_arguments(lines[start + 1 : end]))
-    return description, docs
-
-
-def _read_arguments(lines: list[str]) -> dict[str, str]:
-    docs: dict[str, str] = {}
-    indent = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
-    current = None
-    for line in lines:
-        match = _ARGUMENT.match(line[indent:])
-        if match and not line[:indent].strip():
-            current = match[1].lstrip("*")
-            docs[current] = match[2].strip()
-        elif current and line.strip():
-            docs[current] = f"{docs[current]} {line.strip()}".strip()
-    return docs

@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, overload
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, ClassVar, TypeVar, overload
 
-from snakepit_bridge.session_context import SessionContext
+    from snakepit_bridge.session_context import SessionContext
+
+    _F = TypeVar("_F", bound=Callable[..., Any])
 
 #: Where :func:`tool` leaves its options on the function.
 TOOL_ATTRIBUTE = "__snakepit_tool__"
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 
-
-@dataclass(frozen=True)
 class ToolOptions:
     """What :func:`tool` was told."""
 
-    name: str | None = None
-    description: str | None = None
-    supports_streaming: bool = False
-    idempotent: bool = False
+    __slots__ = ("description", "idempotent", "name", "supports_streaming")
+
+    def __init__(self, name: str | None, description: str | None, supports_streaming: bool, idempotent: bool) -> None:
+        self.name = name
+        self.description = description
+        self.supports_streaming = supports_streaming
+        self.idempotent = idempotent
 
 
-@overload
-def tool(function: _F, /) -> _F: ...
+if TYPE_CHECKING:
 
+    @overload
+    def tool(function: _F, /) -> _F: ...
 
-@overload
-def tool(
-    *,
-    name: str | None = None,
-    description: str | None = None,
-    supports_streaming: bool = False,
-    idempotent: bool = False,
-) -> Callable[[_F], _F]: ...
+    @overload
+    def tool(
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        supports_streaming: bool = False,
+        idempotent: bool = False,
+    ) -> Callable[[_F], _F]: ...
 
 
 def tool(

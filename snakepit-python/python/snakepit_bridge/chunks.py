@@ -1,11 +1,13 @@
 """Items of a stream that carry more than their value."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 
-@dataclass(frozen=True)
 class StreamChunk:
     """One item of a stream, with metadata beside its value. A tool may as well yield the plain value.
 
@@ -15,6 +17,24 @@ class StreamChunk:
         metadata: What to attach, by name. Values other than strings travel as their JSON.
     """
 
-    data: Any
-    is_final: bool = False
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    __slots__ = ("data", "is_final", "metadata")
+    __match_args__ = ("data", "is_final", "metadata")
+
+    def __init__(self, data: Any, is_final: bool = False, metadata: Mapping[str, Any] | None = None) -> None:
+        #: The value.
+        self.data = data
+        #: Whether the stream ends with this item.
+        self.is_final = is_final
+        #: What is attached, by name.
+        self.metadata: Mapping[str, Any] = {} if metadata is None else metadata
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other is a chunk with equal parts."""
+        if not isinstance(other, StreamChunk):
+            return NotImplemented
+        mine = (self.data, self.is_final, self.metadata)
+        return mine == (other.data, other.is_final, other.metadata)
+
+    def __repr__(self) -> str:
+        """Name the parts."""
+        return f"StreamChunk(data={self.data!r}, is_final={self.is_final!r}, metadata={self.metadata!r})"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import MutableMapping
 
 from snakepit_bridge import _native
 from snakepit_bridge.errors import InvalidArgumentError, NotFoundError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
+    from typing import Any
 
     from typing_extensions import Self
 
@@ -132,7 +134,7 @@ class SessionContext:
         return f"SessionContext(session_id={self.session_id!r})"
 
 
-class Programs(MutableMapping[str, Any]):
+class Programs(MutableMapping[str, "Any"]):
     """The programs of a session, as a mapping. Every operation asks the host.
 
     ``bytes`` are kept as they are; anything else is kept as JSON and comes back as the object it was.

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from snakepit_bridge import _arguments, _native
@@ -103,7 +102,8 @@ class ToolTester:
         self._host_tools = dict(host_tools or {})
         self._metadata = dict(metadata or {})
         self._loop = EventLoop()
-        plan = dataclasses.replace(plan_of(adapter, self._loop), context=self._context)
+        plan = plan_of(adapter, self._loop)
+        plan.context = self._context
         self._tools = {tool.spec["name"]: tool for tool in plan.tools}
         self._dynamic = plan.is_dynamic
         self._runner = _native.LocalRunner(plan, "worker-under-test")

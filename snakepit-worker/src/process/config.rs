@@ -4,10 +4,13 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use snakepit_proto::launch;
 
+/// Runs a worker. `-m` would do the same, but imports more to find the module: 1 to 3 ms of CPU.
+const RUN_WORKER: &str = "from snakepit_bridge.worker import main; raise SystemExit(main())";
+
 /// The program that a worker runs.
 #[derive(Debug, Clone)]
 pub enum WorkerProgram {
-    /// This project's own runtime: `<python> -m snakepit_bridge.worker`, on a Unix socket.
+    /// This project's own runtime: what `<python> -m snakepit_bridge.worker` runs, on a Unix socket.
     Python {
         /// The interpreter whose environment has `snakepit_bridge`.
         python: PathBuf,
@@ -59,7 +62,7 @@ impl ProcessConfig {
     pub(super) fn command_line(&self) -> (OsString, Vec<OsString>) {
         match &self.program {
             WorkerProgram::Python { python, adapter } => {
-                let args = ["-m", "snakepit_bridge.worker", launch::ARG_ADAPTER, adapter];
+                let args = ["-c", RUN_WORKER, launch::ARG_ADAPTER, adapter];
                 (python.into(), args.map(OsString::from).to_vec())
             }
             WorkerProgram::Command { argv, adapter } => {

@@ -1,0 +1,132 @@
+"""Functions as `inspect` and `typing` show them, without importing those for what an ordinary function tells by itself.
+
+Both are large: together with what they import they would be most of a worker's start, and of its memory.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FunctionType
+    from typing import Any, TypeGuard
+
+#: The kinds of parameters, numbered as `inspect` does.
+POSITIONAL_ONLY, POSITIONAL_OR_KEYWORD, VAR_POSITIONAL, KEYWORD_ONLY, VAR_KEYWORD = range(5)
+
+#: Stands for the default of a parameter that has none, and for the annotation of one that has none.
+EMPTY: Any = object()
+
+_FUNCTION = type(lambda: None)
+#: Attributes by which a function shows the signature of another.
+_PRETENCES = frozenset({"__signature__", "__text_signature__", "__wrapped__"})
+
+# Flags of code objects: `inspect.CO_...`.
+_HAS_VAR_POSITIONAL = 0x04
+_HAS_VAR_KEYWORD = 0x08
+_GENERATOR = 0x20
+_ASYNC_GENERATOR = 0x200
+
+
+class Parameter:
+    """One parameter of a function."""
+
+    __slots__ = ("default", "kind", "name")
+
+    def __init__(self, name: str, kind: int, default: Any = EMPTY) -> None:
+        self.name = name
+        self.kind = kind
+        self.default = default
+
+
+def parameters_of(function: Callable[..., Any]) -> list[Parameter]:
+    """List the parameters in the order of the signature.
+
+    Raises:
+        TypeError: It cannot be called.
+        ValueError: It does not tell its signature.
+    """
+    if not is_ordinary(function):
+        import inspect
+
+        return [
+            Parameter(p.name, p.kind, EMPTY if p.default is p.empty else p.default)
+            for p in inspect.signature(function).parameters.values()
+        ]
+    code = function.__code__
+    # First the positional ones, then those by name, then the rest of either kind, then local variables.
+    ends = code.co_argcount, code.co_argcount + code.co_kwonlyargcount
+    positional, by_name = code.co_varnames[: ends[0]], code.co_varnames[ends[0] : ends[1]]
+    rest = iter(code.co_varnames[ends[1] :])
+
+    defaults = function.__defaults__ or ()
+    padded = (*[EMPTY] * (len(positional) - len(defaults)), *defaults)
+    parameters = [
+        Parameter(name, POSITIONAL_ONLY if index < code.co_posonlyargcount else POSITIONAL_OR_KEYWORD, default)
+        for index, (name, default) in enumerate(zip(positional, padded, strict=True))
+    ]
+    if code.co_flags & _HAS_VAR_POSITIONAL:
+        parameters.append(Parameter(next(rest), VAR_POSITIONAL))
+    named_defaults = function.__kwdefaults__ or {}
+    parameters += [Parameter(name, KEYWORD_ONLY, named_defaults.get(name, EMPTY)) for name in by_name]
+    if code.co_flags & _HAS_VAR_KEYWORD:
+        parameters.append(Parameter(next(rest), VAR_KEYWORD))
+    return parameters
+
+
+def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Evaluate the annotations, leaving out those that name what is not there at run time."""
+    plain = _plain_annotations(function)
+    return _typed_annotations(function) if plain is None else plain
+
+
+def generates(function: Callable[..., Any]) -> bool:
+    """Whether a function is written with ``yield``, so that it always streams."""
+    if is_ordinary(function):
+        return bool(function.__code__.co_flags & (_GENERATOR | _ASYNC_GENERATOR))
+    import inspect
+
+    function = inspect.unwrap(function)
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+
+
+def is_ordinary(function: Callable[..., Any]) -> TypeGuard[FunctionType]:
+    """Whether a function is what `def` made, and pretends to be no other: a wrapper would."""
+    return type(function) is _FUNCTION and _PRETENCES.isdisjoint(vars(function))
+
+
+def _plain_annotations(function: Callable[..., Any]) -> dict[str, Any] | None:
+    """Evaluate annotations that have nothing to do with `typing`. ``None``: it is needed."""
+    if "typing" in sys.modules or not is_ordinary(function) or getattr(function, "__type_params__", None):
+        return None
+    # Strings within one, as in `list["Item"]`, may stay: only in what `typing` makes do they change its name.
+    annotations = {}
+    for name, annotation in function.__annotations__.items():
+        try:
+            value = eval(annotation, function.__globals__) if isinstance(annotation, str) else annotation  # noqa: S307
+        except Exception:  # noqa: S112  # As below.
+            continue
+        if isinstance(value, str):  # The name of a name.
+            return None
+        annotations[name] = value
+    return annotations
+
+
+def _typed_annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    import inspect
+    import typing
+
+    function = inspect.unwrap(function)
+    try:
+        return typing.get_type_hints(function)
+    except Exception:  # Evaluating an annotation may raise anything; a type that is unknown is not checked.
+        namespace = getattr(function, "__globals__", {})
+        annotations = {}
+        for name, annotation in getattr(function, "__annotations__", {}).items():
+            try:
+                annotations[name] = eval(annotation, namespace) if isinstance(annotation, str) else annotation  # noqa: S307
+            except Exception:  # noqa: S112
+                continue
+        return annotations

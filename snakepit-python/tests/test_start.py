@@ -1,0 +1,219 @@
+"""What a worker imports, and that what it reads without `inspect` and `typing` is what those would tell."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import asyncio
+import asyncio.base_events
+import collections
+import dataclasses
+import inspect
+import os
+import re
+import subprocess
+import sys
+import typing
+from pathlib import Path
+from types import FunctionType
+
+import numpy as np
+import pytest
+
+from snakepit_bridge import _docstrings, _signatures, _specs
+from snakepit_bridge._event_loop import EventLoop
+from snakepit_bridge._plan import plan_of
+
+#: Ordinary functions, as an adapter has them.
+ORDINARY = '''
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from snakepit_bridge import BaseAdapter, tool
+
+text = "str"
+Numbers = list[int]
+
+class Base(BaseAdapter):
+    @tool
+    def inherited(self, a: int) -> None: ...
+
+class Ordinary(Base):
+    @tool
+    def nothing(self): ...
+    @tool
+    def plain(self, a, b: int, c: float = 1.5, *, d: str, e: bytes = b"e", f: "bool" = True) -> None:
+        """One line.	With a tab."""
+    @tool
+    def defaults(self, a: int = 1, b: str = "", c=None, *, d=(), e): ...
+    @tool
+    def rest(self, a: int, *more: int, b: dict = {}, **others: str) -> None: ...
+    @tool
+    def only_rest(*arguments: int) -> None: ...
+    @tool
+    def generic(self, a: list[str], b: Mapping[str, int], c: Sequence["Missing"], d: tuple[int, ...],
+                e: Callable[[int], str], f: Iterator[int]) -> Iterator[int]:
+        yield from f
+    @tool
+    async def unions(self, a: int | None = None, b: int | None = 1, c: int | str | None = None,
+                     d: list[int] | None = None, e: "bytes | None" = None, f: None = None): ...
+    @tool
+    async def odd(self, a: "Missing", b: "list[Missing]", c: Numbers, d: object, f: 5, g: [1], h: "None",
+                  i: "1 / 0"):
+        yield 1
+    @tool
+    def documented(self, first: int, second: str, third: float) -> None:
+        """Take them all.
+
+            Indented.
+
+        Args:
+            first: What it is,
+                at length.
+            second (dict[str: int]): In brackets : with colons.
+            *third : Starred.
+            no argument
+        Raises:
+            ValueError: never
+        """
+    @classmethod
+    @tool
+    def on_class(cls, a: Ellipsis = ..., b: type = int) -> None: ...
+    @staticmethod
+    @tool(idempotent=True, description="Told.")
+    def static(a: memoryview, b: "bytearray") -> None: ...
+'''
+
+#: Where functions of all kinds are found.
+MODULES = [argparse, ast, asyncio.base_events, collections, dataclasses, os, re, subprocess, typing, np]
+
+
+def fresh(code: str, path: Path) -> str:
+    """What a fresh interpreter prints."""
+    inherited = os.environ.get("PYTHONPATH", "")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(path), inherited]))}
+    return subprocess.run([sys.executable, "-c", code], env=env, check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603
+
+
+#: The same, with annotations that are all strings.
+DEFERRED = "from __future__ import annotations\n" + re.sub(r': "([^"]+)"', r": \1", ORDINARY)
+
+
+@pytest.mark.parametrize("source", [ORDINARY, DEFERRED], ids=["ordinary", "deferred"])
+def test_ordinary_tools_have_the_specs_that_inspect_and_typing_give(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ordinary.py").write_text(source)
+    specs = "[tool.spec for tool in plan_of(ordinary.Ordinary, EventLoop()).tools]"
+    plain = fresh(
+        "import ordinary, sys\n"
+        "from snakepit_bridge._plan import EventLoop, plan_of\n"
+        f"print({specs})\n"
+        "assert sys.modules.keys().isdisjoint({'inspect', 'typing'})\n",
+        tmp_path,
+    )
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "ordinary", raising=False)
+    for module in (_docstrings, _signatures):
+        monkeypatch.setattr(module, "is_ordinary", lambda _: False)
+    scope = {"ordinary": __import__("ordinary"), "plan_of": plan_of, "EventLoop": EventLoop}
+    expected = eval(specs, scope)  # noqa: S307
+    assert plain.strip() == repr(expected)
+    assert len(expected) == 12
+
+
+def functions() -> list[tuple[FunctionType, type]]:
+    """Functions of the standard library and numpy, each with the class that has it."""
+    owners = [owner for module in MODULES for owner in vars(module).values() if isinstance(owner, type)]
+    methods = [(member, owner) for owner in owners for member in vars(owner).values()]
+    members = [*methods, *((member, object) for module in MODULES for member in vars(module).values())]
+    return [(member, owner) for member, owner in members if isinstance(member, FunctionType)]
+
+
+def test_parameters_kinds_and_docstrings_are_those_that_inspect_gives() -> None:
+    ordinary = 0
+    for function, owner in functions():
+        ordinary += _signatures.is_ordinary(function)
+        expected = [
+            (p.name, p.kind, _signatures.EMPTY if p.default is p.empty else p.default)
+            for p in inspect.signature(function).parameters.values()
+        ]
+        got = [(p.name, p.kind, p.default) for p in _signatures.parameters_of(function)]
+        assert [entry[:2] for entry in got] == [entry[:2] for entry in expected], function
+        assert all(a[2] is b[2] for a, b in zip(got, expected, strict=True)), function
+        inner = inspect.unwrap(function)
+        assert _signatures.generates(function) == (
+            inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner)
+        )
+        # A metaclass has no say in what a method inherits, though `inspect` asks it.
+        if not hasattr(type(owner), function.__name__):
+            assert _docstrings.docstring_of(function, owner) == (inspect.getdoc(function) or ""), function
+    assert ordinary > 1000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "name: text",
+        "name:",
+        "name : text ",
+        "*args: text",
+        "**kwargs: text",
+        "***odd: text",
+        "name (int): text",
+        "name(dict[str: int]) : text: more",
+        "name (int: text",
+        "name (a) (b): text",
+        "naïve_2: text",
+        "two words: text",
+        ": text",
+        "",
+        "name",
+        " name: text",
+        "* name: text",
+        "name\t(int)\t:\ttext",
+    ],
+)
+def test_arguments_are_found_where_the_pattern_finds_them(line: str) -> None:
+    match = re.match(r"^\*{0,2}(\w+)\s*(?:\([^)]*\))?\s*:\s*(.*)$", line)
+    assert _docstrings._argument(line) == (match and (match[1], match[2].strip()))
+
+
+def test_a_worker_imports_nothing_but_this_package(tmp_path: Path) -> None:
+    """`inspect`, `typing` and what those import would be most of a worker's start and of its memory."""
+    (tmp_path / "ordinary.py").write_text(ORDINARY)
+    (tmp_path / "listed.py").write_text(
+        "import os, sys\n"
+        "from ordinary import Ordinary\n"
+        "class Listed(Ordinary):\n"
+        "    @staticmethod\n"
+        "    def process_init():\n"
+        "        print(*sys.modules, flush=True)\n"
+        "        os._exit(0)\n"
+    )
+    bare = fresh("import sys, collections.abc\nprint(*sys.modules)", tmp_path).split()
+    worker = fresh(
+        "from snakepit_bridge.worker import main\n"
+        "main(['--adapter', 'listed:Listed', '--port', '0', '--elixir-address', 'unix:/x', '--snakepit-run-id', 'r'])",
+        tmp_path,
+    ).split()
+    more = {name for name in set(worker) - set(bare) if not name.startswith("snakepit_bridge")}
+    assert more == {"__future__", "listed", "ordinary"}
+
+
+def test_type_names_are_the_same_with_typing_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    annotations: list[typing.Any] = [
+        int,
+        None,
+        list[int],
+        dict[str, list[int]],
+        int | None,
+        int | str,
+        object,
+        np.ndarray,
+        [1],
+        type[int],
+    ]
+    annotations += [collections.abc.Callable[[int], str], collections.abc.Mapping[str, int], ..., 5, "str"]
+    names = [(_specs.type_name(a), _specs._parameter_type(a, None)) for a in annotations]
+    monkeypatch.setattr(_specs, "sys", argparse.Namespace(modules={}))
+    assert [(_specs.type_name(a), _specs._parameter_type(a, None)) for a in annotations] == names
