@@ -23,7 +23,8 @@ mod registry;
 mod reply;
 mod spec;
 
-pub use call::{Arguments, CallId, CallMode, ToolCall, TraceContext};
+pub use arguments::Arguments;
+pub use call::{CallId, CallMode, ToolCall, TraceContext};
 pub use error::{CallStage, ToolError, ToolFailure};
 pub use fn_tool::{FnTool, ToolContext};
 pub use handler::ToolHandler;
