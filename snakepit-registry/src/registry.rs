@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    pin::Pin,
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -89,6 +90,9 @@ pub enum RegistryError {
         limit: usize,
     },
 }
+
+/// A call that a handler runs.
+type Running<'a> = Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send + 'a>>;
 
 /// A name with what serves it.
 #[derive(Debug)]
@@ -204,7 +208,8 @@ impl Registry {
     /// # Cancel safety
     /// Dropping the future cancels the call.
     pub async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-        self.resolve(&call.tool)?.run(call).await
+        let tool = self.resolve(&call.tool)?;
+        tool.run(call)?.await
     }
 
     /// Like [`call`](Self::call), for tools of the host alone: what Python may call.
@@ -223,7 +228,7 @@ impl Registry {
                 not_found(&call.tool, names)
             })?
         };
-        tool.run(call).await
+        tool.run(call)?.await
     }
 
     /// The tools of the host, ordered by name.
@@ -260,7 +265,8 @@ impl ResolvedTool {
         Self { spec, provider: provider.to_owned(), handler, idempotent }
     }
 
-    async fn run(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
+    /// Checks the call, and begins it. Not async, for a future would keep two more places for the call.
+    fn run(&self, mut call: ToolCall) -> Result<Running<'_>, ToolError> {
         if let Some(spec) = &self.spec {
             check::arguments(spec, &call.arguments)?;
             if call.mode == CallMode::Unary && spec.supports_streaming && self.provider == HOST {
@@ -271,7 +277,7 @@ impl ResolvedTool {
             }
         }
         call.idempotent |= self.idempotent;
-        self.handler.call(call).await
+        Ok(self.handler.call(call))
     }
 }
 

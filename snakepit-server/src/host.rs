@@ -3,6 +3,7 @@
 
 use std::{
     future::Future,
+    pin::{Pin, pin},
     sync::{Arc, Weak},
 };
 
@@ -60,12 +61,17 @@ impl Host {
 
     /// Runs a call of any tool: renews its session, prefers the session's last worker, remembers the new one.
     pub(crate) async fn call(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
-        let Some(id) = call.session.clone() else { return self.run(call).await };
-        let session = self.sessions.get(&id).await?;
-        call.preferred_worker.clone_from(&session.last_worker);
-        let reply = self.run(call).await?;
-        if let Some(worker) = &reply.worker
-            && session.last_worker.as_ref() != Some(worker)
+        let session = call.session.clone();
+        if let Some(id) = &session {
+            call.preferred_worker = self.sessions.get(id).await?.last_worker;
+        }
+        let preferred = call.preferred_worker.clone();
+        let watch = self.telemetry.watch(&call);
+        let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
+        let result = within(deadline, tool, pin!(self.registry.call(call))).await;
+        let reply = watch.ended(result)?;
+        if let (Some(id), Some(worker)) = (session, &reply.worker)
+            && preferred.as_ref() != Some(worker)
         {
             self.remember_worker(&id, Arc::clone(worker)).await;
         }
@@ -78,14 +84,7 @@ impl Host {
             self.sessions.get(id).await?;
         }
         let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
-        within(deadline, tool, self.registry.call_host_tool(call)).await
-    }
-
-    async fn run(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-        let watch = self.telemetry.watch(&call);
-        let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
-        let result = within(deadline, tool, self.registry.call(call)).await;
-        watch.ended(result)
+        within(deadline, tool, pin!(self.registry.call_host_tool(call))).await
     }
 
     /// Affinity is a hint: when it cannot be stored, the call is still good.
@@ -101,7 +100,7 @@ impl Host {
 async fn within(
     deadline: Option<Instant>,
     tool: Arc<str>,
-    call: impl Future<Output = Result<ToolReply, ToolError>>,
+    call: Pin<&mut impl Future<Output = Result<ToolReply, ToolError>>>,
 ) -> Result<ToolReply, ToolError> {
     let Some(deadline) = deadline else { return call.await };
     tokio::select! {

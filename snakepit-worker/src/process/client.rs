@@ -31,7 +31,8 @@ impl ToolHandler for RemoteWorker {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         match &self.multiplexer {
             Some(multiplexer) if mux::fits(&call) => mux::call(multiplexer, &self.peer, call).await,
-            _ => plain::call(&self.client, &self.peer, call).await,
+            // Boxed, because it is much larger than the other and seldom wanted.
+            _ => Box::pin(plain::call(&self.client, &self.peer, call)).await,
         }
     }
 
