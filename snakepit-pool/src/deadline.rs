@@ -15,7 +15,7 @@ use std::{
 
 use futures_core::Stream;
 use pin_project_lite::pin_project;
-use snakepit_registry::{CallStage, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{CallMode, CallStage, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower::{Layer, Service};
 
@@ -59,8 +59,9 @@ where
         // A timeout too long for the clock is none.
         let by_default = || Instant::now().checked_add(self.default_timeout?);
         call.deadline = call.deadline.or_else(by_default);
-        let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
-        ResponseFuture { inner: self.inner.call(call), tool, deadline }
+        let streams = call.mode == CallMode::Streaming;
+        let bound = call.deadline.filter(|_| streams).map(|deadline| (Arc::clone(&call.tool), deadline));
+        ResponseFuture { inner: self.inner.call(call), bound }
     }
 }
 
@@ -70,8 +71,7 @@ pin_project! {
     pub(crate) struct ResponseFuture<F> {
         #[pin]
         inner: F,
-        tool: Arc<str>,
-        deadline: Option<Instant>,
+        bound: Option<(Arc<str>, Instant)>,
     }
 }
 
@@ -81,10 +81,10 @@ impl<F: Future<Output = Result<ToolReply, ToolError>>> Future for ResponseFuture
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut result = ready!(this.inner.poll(cx));
-        if let (Ok(ToolReply { body: ReplyBody::Stream(stream), .. }), Some(deadline)) =
-            (&mut result, *this.deadline)
+        if let (Ok(ToolReply { body: ReplyBody::Stream(stream), .. }), Some((tool, deadline))) =
+            (&mut result, this.bound.take())
         {
-            let (tool, sleep) = (Arc::clone(this.tool), Box::pin(sleep_until(deadline)));
+            let sleep = Box::pin(sleep_until(deadline));
             wrap(stream, |inner| Bounded { inner: Some(inner), tool, sleep });
         }
         Poll::Ready(result)

@@ -37,7 +37,7 @@ impl Dispatch {
     }
 }
 
-impl Service<ToolCall> for Dispatch {
+impl Service<Arc<ToolCall>> for Dispatch {
     type Response = ToolReply;
     type Error = ToolError;
     type Future = Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send>>;
@@ -46,7 +46,7 @@ impl Service<ToolCall> for Dispatch {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, call: ToolCall) -> Self::Future {
+    fn call(&mut self, call: Arc<ToolCall>) -> Self::Future {
         let shared = Arc::clone(&self.shared);
         let mut acquire = Acquire::new(shared, &call);
         let queue_limit = self.shared.config.queue_limit;
@@ -76,7 +76,7 @@ async fn run(lease: Lease, call: &ToolCall) -> Outcome {
     let member = Arc::clone(lease.member());
     let id = member.worker.id();
     Span::current().record("worker", field::display(id));
-    let (mode, mut tether) = (call.mode, Tether::new(lease, Arc::clone(&call.tool)));
+    let (mode, mut tether) = (call.mode, Tether::new(lease));
     let result = {
         // Declared after the tether, and so dropped before it: the worker is given back only when nobody polls the
         // call any more.

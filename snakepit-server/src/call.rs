@@ -225,13 +225,8 @@ pub(crate) fn arguments_of(tool: &str, args: &impl Serialize) -> Result<Argument
     let fields: BTreeMap<String, &RawValue> =
         serde_json::from_slice(&json).map_err(|_| Error::NotAnObject { tool: tool.to_owned() })?;
     // All share the one buffer.
-    let payload = |text: &RawValue| payload_of_json(json.slice_ref(text.get().as_bytes()));
+    let payload = |text: &RawValue| Payload::of_json(json.slice_ref(text.get().as_bytes()));
     Ok(fields.into_iter().map(|(name, text)| (name, payload(text))).collect())
-}
-
-fn payload_of_json(json: Bytes) -> Payload {
-    let ty = snakepit_proto::value::infer_type(&json).and_then(|name| name.parse().ok());
-    Payload::from_json(ty.unwrap_or(ValueType::Null), json)
 }
 
 #[cfg(test)]

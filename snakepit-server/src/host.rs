@@ -67,8 +67,8 @@ impl Host {
         }
         let preferred = call.preferred_worker.clone();
         let watch = self.telemetry.watch(&call);
-        let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
-        let result = within(deadline, tool, pin!(self.registry.call(call))).await;
+        let limit = Limit::of(&call);
+        let result = within(limit, pin!(self.registry.call(call))).await;
         let reply = watch.ended(result)?;
         if let (Some(id), Some(worker)) = (session, &reply.worker)
             && preferred.as_ref() != Some(worker)
@@ -83,8 +83,8 @@ impl Host {
         if let Some(id) = &call.session {
             self.sessions.get(id).await?;
         }
-        let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
-        within(deadline, tool, pin!(self.registry.call_host_tool(call))).await
+        let limit = Limit::of(&call);
+        within(limit, pin!(self.registry.call_host_tool(call))).await
     }
 
     /// Affinity is a hint: when it cannot be stored, the call is still good.
@@ -96,13 +96,24 @@ impl Host {
     }
 }
 
+/// How long a call may take.
+struct Limit {
+    tool: Arc<str>,
+    deadline: Instant,
+}
+
+impl Limit {
+    fn of(call: &ToolCall) -> Option<Self> {
+        call.deadline.map(|deadline| Self { tool: Arc::clone(&call.tool), deadline })
+    }
+}
+
 /// Bounds a call by its deadline. The pool does so too, with the exact stage; this covers tools that run in the host.
 async fn within(
-    deadline: Option<Instant>,
-    tool: Arc<str>,
+    limit: Option<Limit>,
     call: Pin<&mut impl Future<Output = Result<ToolReply, ToolError>>>,
 ) -> Result<ToolReply, ToolError> {
-    let Some(deadline) = deadline else { return call.await };
+    let Some(Limit { tool, deadline }) = limit else { return call.await };
     tokio::select! {
         // The call first: the pool's own answer at the same instant says more.
         biased;
