@@ -207,9 +207,14 @@ impl Registry {
     ///
     /// # Cancel safety
     /// Dropping the future cancels the call.
-    pub async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-        let tool = self.resolve(&call.tool)?;
-        tool.run(call)?.await
+    pub fn call(&self, call: ToolCall) -> impl Future<Output = Result<ToolReply, ToolError>> + Send + use<> {
+        // No async fn, which would keep a second place for the call.
+        let tool = self.resolve(&call.tool);
+        async move {
+            let tool = tool?;
+            let running = tool.run(call)?;
+            running.await
+        }
     }
 
     /// Like [`call`](Self::call), for tools of the host alone: what Python may call.

@@ -144,18 +144,22 @@ impl CallBuilder {
         }
     }
 
-    async fn send(mut self, mode: CallMode) -> Result<ToolReply, Error> {
-        if let Some(mistake) = self.mistake {
-            return Err(mistake);
+    fn send(self, mode: CallMode) -> impl Future<Output = Result<ToolReply, Error>> + Send {
+        let Self { target, mut call, timeout, mistake } = self;
+        // No async fn, which would keep a second place for all this.
+        async move {
+            if let Some(mistake) = mistake {
+                return Err(mistake);
+            }
+            call.mode = mode;
+            call.deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+            let answer = match target {
+                Target::Host(host) => host.call(call).await,
+                // Boxed, because it is much larger than what a call of this process's own host needs.
+                Target::Remote(remote) => Box::pin(remote.call(call)).await,
+            };
+            Ok(answer.map_err(|error| in_this_api(mode, error))?)
         }
-        self.call.mode = mode;
-        self.call.deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let answer = match self.target {
-            Target::Host(host) => host.call(self.call).await,
-            // Boxed, because it is much larger than what a call of this process's own host needs.
-            Target::Remote(remote) => Box::pin(remote.call(self.call)).await,
-        };
-        Ok(answer.map_err(|error| in_this_api(mode, error))?)
     }
 }
 

@@ -60,22 +60,28 @@ impl Host {
     }
 
     /// Runs a call of any tool: renews its session, prefers the session's last worker, remembers the new one.
-    pub(crate) async fn call(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
+    pub(crate) fn call(
+        &self,
+        mut call: ToolCall,
+    ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
         let session = call.session.clone();
-        if let Some(id) = &session {
-            call.preferred_worker = self.sessions.get(id).await?.last_worker;
+        // No async fn, which would keep a second place for the call.
+        async move {
+            if let Some(id) = &session {
+                call.preferred_worker = self.sessions.get(id).await?.last_worker;
+            }
+            let preferred = call.preferred_worker.clone();
+            let watch = self.telemetry.watch(&call);
+            let limit = Limit::of(&call);
+            let result = within(limit, pin!(self.registry.call(call))).await;
+            let reply = watch.ended(result)?;
+            if let (Some(id), Some(worker)) = (session, &reply.worker)
+                && preferred.as_ref() != Some(worker)
+            {
+                self.remember_worker(&id, Arc::clone(worker)).await;
+            }
+            Ok(reply)
         }
-        let preferred = call.preferred_worker.clone();
-        let watch = self.telemetry.watch(&call);
-        let limit = Limit::of(&call);
-        let result = within(limit, pin!(self.registry.call(call))).await;
-        let reply = watch.ended(result)?;
-        if let (Some(id), Some(worker)) = (session, &reply.worker)
-            && preferred.as_ref() != Some(worker)
-        {
-            self.remember_worker(&id, Arc::clone(worker)).await;
-        }
-        Ok(reply)
     }
 
     /// Runs a call of a host tool on behalf of a worker.
