@@ -91,8 +91,8 @@ pub enum RegistryError {
     },
 }
 
-/// A call that a handler runs.
-type Running<'a> = Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send + 'a>>;
+/// A call that a handler runs. Dropping it cancels the call.
+pub type Running<'a> = Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send + 'a>>;
 
 /// A name with what serves it.
 #[derive(Debug)]
@@ -200,24 +200,7 @@ impl Registry {
         Err(not_found(tool, tools.keys().map(AsRef::as_ref)))
     }
 
-    /// Resolves a call, checks its arguments and runs it.
-    ///
-    /// # Errors
-    /// [`ToolError`], from here or from the tool.
-    ///
-    /// # Cancel safety
-    /// Dropping the future cancels the call.
-    pub fn call(&self, call: ToolCall) -> impl Future<Output = Result<ToolReply, ToolError>> + Send + use<> {
-        // No async fn, which would keep a second place for the call.
-        let tool = self.resolve(&call.tool);
-        async move {
-            let tool = tool?;
-            let running = tool.run(call)?;
-            running.await
-        }
-    }
-
-    /// Like [`call`](Self::call), for tools of the host alone: what Python may call.
+    /// Resolves a call of a tool of the host, checks its arguments and runs it: what Python may call.
     ///
     /// # Errors
     /// [`ToolError`], from here or from the tool.
@@ -233,7 +216,7 @@ impl Registry {
                 not_found(&call.tool, names)
             })?
         };
-        tool.run(call)?.await
+        tool.begin(call)?.await
     }
 
     /// The tools of the host, ordered by name.
@@ -270,8 +253,12 @@ impl ResolvedTool {
         Self { spec, provider: provider.to_owned(), handler, idempotent }
     }
 
-    /// Checks the call, and begins it. Not async, for a future would keep two more places for the call.
-    fn run(&self, mut call: ToolCall) -> Result<Running<'_>, ToolError> {
+    /// Checks a call and hands it to the handler. What comes back is the handler's own future: another around it would keep
+    /// a second place for the call.
+    ///
+    /// # Errors
+    /// [`ToolError`], when the arguments do not fit or the tool cannot be called this way.
+    pub fn begin(&self, mut call: ToolCall) -> Result<Running<'_>, ToolError> {
         if let Some(spec) = &self.spec {
             check::arguments(spec, &call.arguments)?;
             if call.mode == CallMode::Unary && spec.supports_streaming && self.provider == HOST {

@@ -28,10 +28,11 @@ use crate::{Error, client::Remote, host::Host};
 #[must_use = "a call does nothing until `unary` or `stream` is awaited"]
 pub struct CallBuilder {
     target: Target,
-    call: ToolCall,
+    /// Boxed, like the mistake, because a builder is moved with each step.
+    call: Box<ToolCall>,
     timeout: Option<Duration>,
     /// The first mistake made while preparing; reported when the call is made.
-    mistake: Option<Error>,
+    mistake: Option<Box<Error>>,
 }
 
 /// Where a call goes.
@@ -56,14 +57,14 @@ pub struct Reply<T> {
 
 impl CallBuilder {
     pub(crate) fn new(target: Target, tool: &str) -> Self {
-        Self { target, call: ToolCall::new(tool), timeout: None, mistake: None }
+        Self { target, call: Box::new(ToolCall::new(tool)), timeout: None, mistake: None }
     }
 
     /// Sets the arguments: a struct, or a map from parameter names to values. Replaces those set before.
     pub fn args(mut self, args: impl Serialize) -> Self {
         match arguments_of(&self.call.tool, &args) {
             Ok(arguments) => self.call.arguments = arguments,
-            Err(mistake) => self.mistake = self.mistake.or(Some(mistake)),
+            Err(mistake) => self.mistake = self.mistake.or_else(|| Some(Box::new(mistake))),
         }
         self
     }
@@ -149,14 +150,14 @@ impl CallBuilder {
         // No async fn, which would keep a second place for all this.
         async move {
             if let Some(mistake) = mistake {
-                return Err(mistake);
+                return Err(*mistake);
             }
             call.mode = mode;
             call.deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
             let answer = match target {
-                Target::Host(host) => host.call(call).await,
+                Target::Host(host) => host.call(*call).await,
                 // Boxed, because it is much larger than what a call of this process's own host needs.
-                Target::Remote(remote) => Box::pin(remote.call(call)).await,
+                Target::Remote(remote) => Box::pin(remote.call(*call)).await,
             };
             Ok(answer.map_err(|error| in_this_api(mode, error))?)
         }

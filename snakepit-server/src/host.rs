@@ -3,7 +3,7 @@
 
 use std::{
     future::Future,
-    pin::{Pin, pin},
+    pin::pin,
     sync::{Arc, Weak},
 };
 
@@ -73,7 +73,13 @@ impl Host {
             let preferred = call.preferred_worker.clone();
             let watch = self.telemetry.watch(&call);
             let limit = Limit::of(&call);
-            let result = within(limit, pin!(self.registry.call(call))).await;
+            let result = match self.registry.resolve(&call.tool) {
+                Ok(tool) => match tool.begin(call) {
+                    Ok(running) => within(limit, running).await,
+                    Err(refusal) => Err(refusal),
+                },
+                Err(unknown) => Err(unknown),
+            };
             let reply = watch.ended(result)?;
             if let (Some(id), Some(worker)) = (session, &reply.worker)
                 && preferred.as_ref() != Some(worker)
@@ -117,7 +123,7 @@ impl Limit {
 /// Bounds a call by its deadline. The pool does so too, with the exact stage; this covers tools that run in the host.
 async fn within(
     limit: Option<Limit>,
-    call: Pin<&mut impl Future<Output = Result<ToolReply, ToolError>>>,
+    call: impl Future<Output = Result<ToolReply, ToolError>> + Unpin,
 ) -> Result<ToolReply, ToolError> {
     let Some(Limit { tool, deadline }) = limit else { return call.await };
     tokio::select! {
