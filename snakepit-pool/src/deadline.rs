@@ -1,6 +1,7 @@
-//! Ends calls whose time is up: queueing, all attempts and the whole of a stream together.
+//! Gives every call its deadline, for queueing, all attempts and the whole of a stream together; and ends streams then.
 //!
-//! Inside the layers that observe, outside the one that retries: the deadline is the caller's budget for everything.
+//! Inside the layers that observe, outside the one that retries: the deadline is the caller's budget for everything. A call
+//! that waits for a worker, or for its answer, needs no timer of its own: the [driver](crate::driver) has one for them all.
 
 #[cfg(test)]
 mod tests;
@@ -14,7 +15,7 @@ use std::{
 
 use futures_core::Stream;
 use pin_project_lite::pin_project;
-use snakepit_registry::{CallStage, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{CallMode, CallStage, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower::{Layer, Service};
 
@@ -35,7 +36,7 @@ impl<S> Layer<S> for DeadlineLayer {
     }
 }
 
-/// Gives every call a deadline, and ends it then.
+/// Gives every call a deadline.
 #[derive(Debug, Clone)]
 pub(crate) struct Deadline<S> {
     inner: S,
@@ -58,21 +59,19 @@ where
         // A timeout too long for the clock is none.
         let by_default = || Instant::now().checked_add(self.default_timeout?);
         call.deadline = call.deadline.or_else(by_default);
-        let (tool, sleep) = (Arc::clone(&call.tool), call.deadline.map(sleep_until));
-        ResponseFuture { inner: Some(self.inner.call(call)), tool, sleep }
+        let streams = call.mode == CallMode::Streaming;
+        let bound = call.deadline.filter(|_| streams).map(|deadline| (Arc::clone(&call.tool), deadline));
+        ResponseFuture { inner: self.inner.call(call), bound }
     }
 }
 
 pin_project! {
-    /// Ends one call at its deadline.
+    /// Bounds the answer of one call, if it is a stream.
     #[derive(Debug)]
     pub(crate) struct ResponseFuture<F> {
-        // Dropped at the deadline, and not only with this future: its worker must not wait for that.
         #[pin]
-        inner: Option<F>,
-        tool: Arc<str>,
-        #[pin]
-        sleep: Option<Sleep>,
+        inner: F,
+        bound: Option<(Arc<str>, Instant)>,
     }
 }
 
@@ -80,23 +79,15 @@ impl<F: Future<Output = Result<ToolReply, ToolError>>> Future for ResponseFuture
     type Output = Result<ToolReply, ToolError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        // The call itself comes first: it may have an answer, or know better where it was when its time was up.
-        if let Some(inner) = this.inner.as_mut().as_pin_mut()
-            && let Poll::Ready(mut result) = inner.poll(cx)
+        let this = self.project();
+        let mut result = ready!(this.inner.poll(cx));
+        if let (Ok(ToolReply { body: ReplyBody::Stream(stream), .. }), Some((tool, deadline))) =
+            (&mut result, this.bound.take())
         {
-            if let (Ok(ToolReply { body: ReplyBody::Stream(stream), .. }), Some(sleep)) =
-                (&mut result, this.sleep.as_pin_mut())
-            {
-                let (tool, sleep) = (Arc::clone(this.tool), Box::pin(sleep_until(sleep.deadline())));
-                wrap(stream, |inner| Bounded { inner: Some(inner), tool, sleep });
-            }
-            return Poll::Ready(result);
+            let sleep = Box::pin(sleep_until(deadline));
+            wrap(stream, |inner| Bounded { inner: Some(inner), tool, sleep });
         }
-        let Some(sleep) = this.sleep.as_pin_mut() else { return Poll::Pending };
-        ready!(sleep.poll(cx));
-        this.inner.set(None);
-        Poll::Ready(Err(exceeded(this.tool)))
+        Poll::Ready(result)
     }
 }
 
@@ -117,13 +108,9 @@ impl Stream for Bounded {
         // A stream that always has a chunk ready must not run on for ever, so the clock comes first here.
         if this.sleep.as_mut().poll(cx).is_ready() {
             this.inner = None;
-            return Poll::Ready(Some(Err(exceeded(&this.tool))));
+            let (tool, stage) = (this.tool.to_string(), CallStage::Running);
+            return Poll::Ready(Some(Err(ToolError::DeadlineExceeded { tool, stage })));
         }
         inner.as_mut().poll_next(cx)
     }
-}
-
-/// A call that does not say itself that it was queued had been handed over.
-fn exceeded(tool: &Arc<str>) -> ToolError {
-    ToolError::DeadlineExceeded { tool: tool.to_string(), stage: CallStage::Running }
 }

@@ -37,7 +37,7 @@ impl Dispatch {
     }
 }
 
-impl Service<ToolCall> for Dispatch {
+impl Service<Arc<ToolCall>> for Dispatch {
     type Response = ToolReply;
     type Error = ToolError;
     type Future = Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send>>;
@@ -46,25 +46,20 @@ impl Service<ToolCall> for Dispatch {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, call: ToolCall) -> Self::Future {
+    fn call(&mut self, call: Arc<ToolCall>) -> Self::Future {
         let shared = Arc::clone(&self.shared);
         let mut acquire = Acquire::new(shared, &call);
         let queue_limit = self.shared.config.queue_limit;
         Box::pin(async move {
-            let mut call = call;
             loop {
                 let lease = match acquire.await {
                     Ok(lease) => lease,
                     Err(denial) => return Err(denied(denial, &call.tool, queue_limit)),
                 };
-                let spare = lease.is_brief().then(|| call.clone());
-                match run(lease, call).await {
+                match run(lease, &call).await {
                     Outcome::Answered(answer) => return answer,
                     Outcome::GivenBack(again) => acquire = again,
                 }
-                // Only a brief call is given back, and of such there is a spare.
-                let Some(spare) = spare else { return Err(lost_spare()) };
-                call = spare;
             }
         })
     }
@@ -77,15 +72,15 @@ enum Outcome {
     GivenBack(Acquire),
 }
 
-async fn run(lease: Lease, call: ToolCall) -> Outcome {
+async fn run(lease: Lease, call: &ToolCall) -> Outcome {
     let member = Arc::clone(lease.member());
     let id = member.worker.id();
     Span::current().record("worker", field::display(id));
-    let (mode, mut tether) = (call.mode, Tether::new(lease, Arc::clone(&call.tool)));
+    let (mode, mut tether) = (call.mode, Tether::new(lease));
     let result = {
         // Declared after the tether, and so dropped before it: the worker is given back only when nobody polls the
         // call any more.
-        let mut running = member.worker.handler().call(call);
+        let mut running = member.worker.handler().call(call.clone());
         poll_fn(|cx| tether.poll(cx, |cx| running.as_mut().poll(cx))).await
     };
     match result {
@@ -116,12 +111,6 @@ fn complete(
         }
     }
     Ok(reply)
-}
-
-fn lost_spare() -> ToolError {
-    ToolError::Internal {
-        problem: "a call was given back that cannot have been handed over ahead".to_owned(),
-    }
 }
 
 /// Says why a call got no worker.

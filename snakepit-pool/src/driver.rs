@@ -107,12 +107,16 @@ impl Wakes {
     }
 
     fn wake(self) {
-        self.first.into_iter().chain(self.more).for_each(Waker::wake);
-        for source in self.sources {
+        if let Some(first) = self.first {
+            first.wake();
+            // There are others only beside a first one.
+            self.more.into_iter().for_each(Waker::wake);
+        }
+        for source in &self.sources {
             drop(source.lock().unwrap_or_else(PoisonError::into_inner).take());
         }
-        for (member, call) in self.recalls {
-            member.worker.handler().recall(call);
+        for (member, call) in &self.recalls {
+            member.worker.handler().recall(*call);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A pool as something callable.
 
-use std::{future::poll_fn, sync::Arc};
+use std::{pin::Pin, sync::Arc};
 
 use async_trait::async_trait;
 use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
@@ -26,11 +26,17 @@ impl RemoteTool {
 
 #[async_trait]
 impl ToolHandler for RemoteTool {
-    async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-        // What `oneshot` does, but without moving the call and its future around.
-        let mut stack = self.stack.clone();
-        poll_fn(|cx| stack.poll_ready(cx)).await?;
-        stack.call(call).await
+    // Spelled out, because an async fn would keep places for the call beside its future.
+    fn call<'a, 'f>(
+        &'a self,
+        call: ToolCall,
+    ) -> Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send + 'f>>
+    where
+        'a: 'f,
+        Self: 'f,
+    {
+        // Every layer is always ready, so none need be asked.
+        Box::pin(self.stack.clone().call(call))
     }
 
     /// Frees a queued call's place, or takes the worker away from a running call; returns once the worker has proven

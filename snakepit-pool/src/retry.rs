@@ -45,7 +45,7 @@ pub(crate) struct Retry<S> {
 
 impl<S> Service<ToolCall> for Retry<S>
 where
-    S: Service<ToolCall, Response = ToolReply, Error = ToolError> + Clone,
+    S: Service<Arc<ToolCall>, Response = ToolReply, Error = ToolError> + Clone,
 {
     type Response = ToolReply;
     type Error = ToolError;
@@ -59,12 +59,12 @@ where
         // The service that is ready takes the call; its clone, which is not, stays behind.
         let clone = self.inner.clone();
         let mut service = std::mem::replace(&mut self.inner, clone);
-        let spare = call.clone();
-        let attempt = Some(service.call(call));
+        let call = Arc::new(call);
+        let attempt = Some(service.call(Arc::clone(&call)));
         ResponseFuture {
             attempt,
             service,
-            spare,
+            call,
             left: self.max_attempts.saturating_sub(1),
             totals: Arc::clone(&self.totals),
         }
@@ -74,13 +74,13 @@ where
 pin_project! {
     /// Tries one call until it is answered or its attempts are used up.
     #[derive(Debug)]
-    pub(crate) struct ResponseFuture<S: Service<ToolCall>> {
+    pub(crate) struct ResponseFuture<S: Service<Arc<ToolCall>>> {
         // `None` while the service is not ready for the next attempt.
         #[pin]
         attempt: Option<S::Future>,
         service: S,
-        // The call of the next attempt.
-        spare: ToolCall,
+        // Shared with the attempt, for there may be a next one.
+        call: Arc<ToolCall>,
         // How many attempts are left after this one.
         left: usize,
         totals: Arc<Totals>,
@@ -89,7 +89,7 @@ pin_project! {
 
 impl<S> Future for ResponseFuture<S>
 where
-    S: Service<ToolCall, Response = ToolReply, Error = ToolError>,
+    S: Service<Arc<ToolCall>, Response = ToolReply, Error = ToolError>,
 {
     type Output = Result<ToolReply, ToolError>;
 
@@ -98,7 +98,7 @@ where
         loop {
             if let Some(attempt) = this.attempt.as_mut().as_pin_mut() {
                 match ready!(attempt.poll(cx)) {
-                    Err(error) if *this.left > 0 && may_retry(&error, this.spare) => {
+                    Err(error) if *this.left > 0 && may_retry(&error, this.call) => {
                         tracing::debug!(%error, "trying the call again");
                         *this.left -= 1;
                         this.totals.retried.fetch_add(1, Ordering::Relaxed);
@@ -108,7 +108,7 @@ where
                 this.attempt.set(None);
             }
             ready!(this.service.poll_ready(cx))?;
-            this.attempt.set(Some(this.service.call(this.spare.clone())));
+            this.attempt.set(Some(this.service.call(Arc::clone(this.call))));
         }
     }
 }

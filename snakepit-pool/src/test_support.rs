@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 
 use bytes::Bytes;
-use snakepit_registry::{Chunk, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{Chunk, ReplyBody, ToolError, ToolReply};
 use snakepit_session::Payload;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -13,11 +13,9 @@ use tower_test::mock::{self, Handle};
 pub(crate) type Item = Result<Chunk, ToolError>;
 
 /// A service that answers what the handle is told to answer.
-pub(crate) fn inner() -> (
-    impl Service<ToolCall, Response = ToolReply, Error = ToolError, Future: Send> + Clone,
-    Handle<ToolCall, ToolReply>,
-) {
-    let (mock, handle) = mock::pair::<ToolCall, ToolReply>();
+pub(crate) fn inner<C: Send + 'static>()
+-> (impl Service<C, Response = ToolReply, Error = ToolError, Future: Send> + Clone, Handle<C, ToolReply>) {
+    let (mock, handle) = mock::pair::<C, ToolReply>();
     let typed = |error: tower::BoxError| *error.downcast::<ToolError>().expect("tests send tool errors");
     (mock.map_err(typed), handle)
 }

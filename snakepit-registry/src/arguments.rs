@@ -1,4 +1,7 @@
-//! Arguments as one serde value: a map whose entries are read straight from each payload's own bytes.
+//! The arguments of a call; and all of them as one serde value, a map whose entries are read straight from each payload's
+//! own bytes.
+
+use std::{slice, sync::Arc, vec};
 
 use serde::{
     Deserializer,
@@ -7,7 +10,98 @@ use serde::{
 };
 use snakepit_session::Payload;
 
-use crate::{Arguments, ToolError};
+use crate::ToolError;
+
+/// The arguments of a call, by parameter name and in the order of the names.
+///
+/// Cloning is cheap, because clones share them: a call that may have to be made again is kept at hand.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Arguments(Arc<Vec<(String, Payload)>>);
+
+impl Arguments {
+    /// No arguments.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds an argument, or replaces the one of this name.
+    pub fn insert(&mut self, name: String, value: Payload) {
+        let place = self.place(&name);
+        let entries = Arc::make_mut(&mut self.0);
+        match place {
+            Ok(at) => entries[at].1 = value,
+            Err(at) => entries.insert(at, (name, value)),
+        }
+    }
+
+    /// The argument of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Payload> {
+        self.place(name).ok().map(|at| &self.0[at].1)
+    }
+
+    /// All names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Payload)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value))
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What all values occupy, in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.0.iter().map(|(_, value)| value.size()).sum()
+    }
+
+    fn place(&self, name: &str) -> Result<usize, usize> {
+        self.0.binary_search_by(|(known, _)| known.as_str().cmp(name))
+    }
+}
+
+impl Extend<(String, Payload)> for Arguments {
+    /// Of several values of one name, the last counts.
+    fn extend<I: IntoIterator<Item = (String, Payload)>>(&mut self, more: I) {
+        let entries = Arc::make_mut(&mut self.0);
+        entries.extend(more);
+        // Stable, and quick with what is sorted already.
+        entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+        entries.dedup_by(|later, earlier| {
+            let is_replaced = later.0 == earlier.0;
+            if is_replaced {
+                std::mem::swap(later, earlier);
+            }
+            is_replaced
+        });
+    }
+}
+
+impl FromIterator<(String, Payload)> for Arguments {
+    fn from_iter<I: IntoIterator<Item = (String, Payload)>>(entries: I) -> Self {
+        let mut arguments = Self::new();
+        arguments.extend(entries);
+        arguments
+    }
+}
+
+impl IntoIterator for Arguments {
+    type Item = (String, Payload);
+    type IntoIter = vec::IntoIter<(String, Payload)>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        Arc::unwrap_or_clone(self.0).into_iter()
+    }
+}
 
 /// Reads all arguments into a Rust value.
 ///
@@ -38,7 +132,7 @@ impl<'de, 'a: 'de> Deserializer<'de> for ArgumentsDeserializer<'a, '_> {
     type Error = serde_json::Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
-        visitor.visit_map(Entries { entries: self.arguments.iter(), value: None, current: self.current })
+        visitor.visit_map(Entries { entries: self.arguments.0.iter(), value: None, current: self.current })
     }
 
     /// A tool without arguments takes `()`.
@@ -65,7 +159,7 @@ impl<'de, 'a: 'de> Deserializer<'de> for ArgumentsDeserializer<'a, '_> {
 }
 
 struct Entries<'a, 'c> {
-    entries: std::collections::btree_map::Iter<'a, String, Payload>,
+    entries: slice::Iter<'a, (String, Payload)>,
     value: Option<&'a Payload>,
     current: &'c mut Option<&'a str>,
 }
@@ -100,5 +194,39 @@ impl<'de, 'a: 'de> MapAccess<'de> for Entries<'a, '_> {
         }?;
         *self.current = None;
         Ok(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(number: u32) -> Payload {
+        Payload::try_from_serde(&number).unwrap()
+    }
+
+    fn shown(arguments: &Arguments) -> Vec<(&str, u32)> {
+        arguments.iter().map(|(name, value)| (name, value.to_serde().unwrap())).collect()
+    }
+
+    #[test]
+    fn names_are_in_order_and_the_last_value_of_a_name_counts() {
+        let entries = [("b", 1), ("a", 2), ("c", 3), ("b", 4), ("b", 5)];
+        let collected: Arguments = entries.iter().map(|(name, n)| ((*name).to_owned(), value(*n))).collect();
+        let mut inserted = Arguments::new();
+        entries.iter().for_each(|(name, n)| inserted.insert((*name).to_owned(), value(*n)));
+        assert_eq!(shown(&collected), [("a", 2), ("b", 5), ("c", 3)]);
+        assert_eq!(collected, inserted);
+        assert_eq!((collected.get("c"), collected.get("d")), (Some(&value(3)), None));
+    }
+
+    #[test]
+    fn a_change_does_not_reach_a_clone() {
+        let mut arguments = Arguments::new();
+        arguments.insert("a".into(), value(1));
+        let clone = arguments.clone();
+        arguments.insert("a".into(), value(2));
+        assert_eq!((shown(&clone), shown(&arguments)), (vec![("a", 1)], vec![("a", 2)]));
+        assert_eq!(clone.into_iter().count(), 1);
     }
 }

@@ -13,6 +13,8 @@ use serde::Serialize;
 use snakepit_session::{Payload, PayloadError, SessionId};
 use tokio::time::Instant;
 
+use crate::Arguments;
+
 /// Identifies one call within this host's life. Also names the call towards workers, for cancellation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CallId(u64);
@@ -53,9 +55,6 @@ pub enum CallMode {
     /// A stream of chunks.
     Streaming,
 }
-
-/// The arguments of a call, by parameter name.
-pub type Arguments = BTreeMap<String, Payload>;
 
 /// W3C trace context, passed on unparsed.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -28,7 +28,9 @@ pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), To
     }
     if spec.closed {
         let names = || spec.parameters.iter().map(|parameter| parameter.name.as_str());
-        if let Some(name) = arguments.keys().find(|name| !names().any(|known| known == name.as_str())) {
+        if let Some(name) =
+            arguments.iter().map(|(name, _)| name).find(|name| !names().any(|known| known == *name))
+        {
             let hint =
                 nearest(name, names()).map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default();
             return Err(invalid(spec, name, format!("is unknown{hint}; the tool takes {}", signature(spec))));

@@ -130,7 +130,8 @@ mod tests {
     #[async_trait]
     impl ToolHandler for Host {
         async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-            self.0.call(call).await
+            let tool = self.0.resolve(&call.tool)?;
+            tool.begin(call)?.await
         }
     }
 

@@ -23,10 +23,11 @@ mod registry;
 mod reply;
 mod spec;
 
-pub use call::{Arguments, CallId, CallMode, ToolCall, TraceContext};
+pub use arguments::Arguments;
+pub use call::{CallId, CallMode, ToolCall, TraceContext};
 pub use error::{CallStage, ToolError, ToolFailure};
 pub use fn_tool::{FnTool, ToolContext};
 pub use handler::ToolHandler;
-pub use registry::{Registration, Registry, RegistryError, ResolvedTool};
+pub use registry::{Registration, Registry, RegistryError, ResolvedTool, Running};
 pub use reply::{Chunk, ChunkStream, ReplyBody, ToolReply};
 pub use spec::{ParameterSpec, ToolSpec};

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    pin::Pin,
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -89,6 +90,9 @@ pub enum RegistryError {
         limit: usize,
     },
 }
+
+/// A call that a handler runs. Dropping it cancels the call.
+pub type Running<'a> = Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send + 'a>>;
 
 /// A name with what serves it.
 #[derive(Debug)]
@@ -196,18 +200,7 @@ impl Registry {
         Err(not_found(tool, tools.keys().map(AsRef::as_ref)))
     }
 
-    /// Resolves a call, checks its arguments and runs it.
-    ///
-    /// # Errors
-    /// [`ToolError`], from here or from the tool.
-    ///
-    /// # Cancel safety
-    /// Dropping the future cancels the call.
-    pub async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-        self.resolve(&call.tool)?.run(call).await
-    }
-
-    /// Like [`call`](Self::call), for tools of the host alone: what Python may call.
+    /// Resolves a call of a tool of the host, checks its arguments and runs it: what Python may call.
     ///
     /// # Errors
     /// [`ToolError`], from here or from the tool.
@@ -223,7 +216,7 @@ impl Registry {
                 not_found(&call.tool, names)
             })?
         };
-        tool.run(call).await
+        tool.begin(call)?.await
     }
 
     /// The tools of the host, ordered by name.
@@ -260,7 +253,12 @@ impl ResolvedTool {
         Self { spec, provider: provider.to_owned(), handler, idempotent }
     }
 
-    async fn run(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
+    /// Checks a call and hands it to the handler. What comes back is the handler's own future: another around it would keep
+    /// a second place for the call.
+    ///
+    /// # Errors
+    /// [`ToolError`], when the arguments do not fit or the tool cannot be called this way.
+    pub fn begin(&self, mut call: ToolCall) -> Result<Running<'_>, ToolError> {
         if let Some(spec) = &self.spec {
             check::arguments(spec, &call.arguments)?;
             if call.mode == CallMode::Unary && spec.supports_streaming && self.provider == HOST {
@@ -271,7 +269,7 @@ impl ResolvedTool {
             }
         }
         call.idempotent |= self.idempotent;
-        self.handler.call(call).await
+        Ok(self.handler.call(call))
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_core::Stream;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
@@ -27,10 +28,11 @@ use crate::{Error, client::Remote, host::Host};
 #[must_use = "a call does nothing until `unary` or `stream` is awaited"]
 pub struct CallBuilder {
     target: Target,
-    call: ToolCall,
+    /// Boxed, like the mistake, because a builder is moved with each step.
+    call: Box<ToolCall>,
     timeout: Option<Duration>,
     /// The first mistake made while preparing; reported when the call is made.
-    mistake: Option<Error>,
+    mistake: Option<Box<Error>>,
 }
 
 /// Where a call goes.
@@ -55,14 +57,14 @@ pub struct Reply<T> {
 
 impl CallBuilder {
     pub(crate) fn new(target: Target, tool: &str) -> Self {
-        Self { target, call: ToolCall::new(tool), timeout: None, mistake: None }
+        Self { target, call: Box::new(ToolCall::new(tool)), timeout: None, mistake: None }
     }
 
     /// Sets the arguments: a struct, or a map from parameter names to values. Replaces those set before.
     pub fn args(mut self, args: impl Serialize) -> Self {
         match arguments_of(&self.call.tool, &args) {
             Ok(arguments) => self.call.arguments = arguments,
-            Err(mistake) => self.mistake = self.mistake.or(Some(mistake)),
+            Err(mistake) => self.mistake = self.mistake.or_else(|| Some(Box::new(mistake))),
         }
         self
     }
@@ -112,12 +114,8 @@ impl CallBuilder {
     /// # Cancel safety
     /// Dropping the future cancels the call.
     pub async fn unary<T: DeserializeOwned>(self) -> Result<Reply<T>, Error> {
-        let reply = self.payload_reply().await?;
-        Ok(Reply {
-            value: reply.value.to_serde()?,
-            worker: reply.worker,
-            execution_time: reply.execution_time,
-        })
+        let Reply { value, worker, execution_time } = value_of(self.send(CallMode::Unary).await?)?;
+        Ok(Reply { value: value.to_serde()?, worker, execution_time })
     }
 
     /// Makes the call and waits for its value, unparsed: for `bytes` and numpy arrays of Python, whose buffer is the
@@ -129,11 +127,7 @@ impl CallBuilder {
     /// # Cancel safety
     /// Dropping the future cancels the call.
     pub async fn payload_reply(self) -> Result<Reply<Payload>, Error> {
-        let ToolReply { body, worker, execution_time, .. } = self.send(CallMode::Unary).await?;
-        match body {
-            ReplyBody::Value(value) => Ok(Reply { value, worker, execution_time }),
-            ReplyBody::Stream(_) => Err(mode_broken("a stream", "a value").into()),
-        }
+        value_of(self.send(CallMode::Unary).await?)
     }
 
     /// Makes the call and returns its chunks as they come.
@@ -151,17 +145,22 @@ impl CallBuilder {
         }
     }
 
-    async fn send(mut self, mode: CallMode) -> Result<ToolReply, Error> {
-        if let Some(mistake) = self.mistake {
-            return Err(mistake);
+    fn send(self, mode: CallMode) -> impl Future<Output = Result<ToolReply, Error>> + Send {
+        let Self { target, mut call, timeout, mistake } = self;
+        // No async fn, which would keep a second place for all this.
+        async move {
+            if let Some(mistake) = mistake {
+                return Err(*mistake);
+            }
+            call.mode = mode;
+            call.deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+            let answer = match target {
+                Target::Host(host) => host.call(*call).await,
+                // Boxed, because it is much larger than what a call of this process's own host needs.
+                Target::Remote(remote) => Box::pin(remote.call(*call)).await,
+            };
+            Ok(answer.map_err(|error| in_this_api(mode, error))?)
         }
-        self.call.mode = mode;
-        self.call.deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let answer = match self.target {
-            Target::Host(host) => host.call(self.call).await,
-            Target::Remote(remote) => remote.call(self.call).await,
-        };
-        Ok(answer.map_err(|error| in_this_api(mode, error))?)
     }
 }
 
@@ -209,6 +208,14 @@ fn in_this_api(mode: CallMode, error: ToolError) -> ToolError {
     }
 }
 
+fn value_of(reply: ToolReply) -> Result<Reply<Payload>, Error> {
+    let ToolReply { body, worker, execution_time, .. } = reply;
+    match body {
+        ReplyBody::Value(value) => Ok(Reply { value, worker, execution_time }),
+        ReplyBody::Stream(_) => Err(mode_broken("a stream", "a value").into()),
+    }
+}
+
 fn mode_broken(got: &str, expected: &str) -> ToolError {
     ToolError::Internal { problem: format!("the handler answered with {got} instead of {expected}") }
 }
@@ -219,15 +226,12 @@ pub(crate) fn arguments_of(tool: &str, args: &impl Serialize) -> Result<Argument
     if json == b"null" {
         return Ok(Arguments::new());
     }
-    let fields: BTreeMap<String, Box<RawValue>> =
+    let json = Bytes::from(json);
+    let fields: BTreeMap<String, &RawValue> =
         serde_json::from_slice(&json).map_err(|_| Error::NotAnObject { tool: tool.to_owned() })?;
-    Ok(fields.into_iter().map(|(name, json)| (name, payload_of_raw(&json))).collect())
-}
-
-fn payload_of_raw(json: &RawValue) -> Payload {
-    let text = json.get();
-    let ty = snakepit_proto::value::infer_type(text.as_bytes()).and_then(|name| name.parse().ok());
-    Payload::from_json(ty.unwrap_or(ValueType::Null), text.to_owned().into())
+    // All share the one buffer.
+    let payload = |text: &RawValue| Payload::of_json(json.slice_ref(text.get().as_bytes()));
+    Ok(fields.into_iter().map(|(name, text)| (name, payload(text))).collect())
 }
 
 #[cfg(test)]
@@ -239,8 +243,7 @@ mod tests {
     #[test]
     fn arguments_keep_their_types() {
         let arguments = arguments_of("t", &json!({"a": 1, "b": 2.0, "c": "x", "d": [1], "e": null})).unwrap();
-        let types: Vec<_> =
-            arguments.iter().map(|(name, value)| (name.as_str(), value.ty().as_str())).collect();
+        let types: Vec<_> = arguments.iter().map(|(name, value)| (name, value.ty().as_str())).collect();
         assert_eq!(types, [("a", "integer"), ("b", "float"), ("c", "string"), ("d", "list"), ("e", "null")]);
         assert_eq!(arguments_of("t", &()).unwrap(), Arguments::new());
     }

@@ -3,6 +3,7 @@
 
 use std::{
     future::Future,
+    pin::pin,
     sync::{Arc, Weak},
 };
 
@@ -59,17 +60,34 @@ impl Host {
     }
 
     /// Runs a call of any tool: renews its session, prefers the session's last worker, remembers the new one.
-    pub(crate) async fn call(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
-        let Some(id) = call.session.clone() else { return self.run(call).await };
-        let session = self.sessions.get(&id).await?;
-        call.preferred_worker.clone_from(&session.last_worker);
-        let reply = self.run(call).await?;
-        if let Some(worker) = &reply.worker
-            && session.last_worker.as_ref() != Some(worker)
-        {
-            self.remember_worker(&id, Arc::clone(worker)).await;
+    pub(crate) fn call(
+        &self,
+        mut call: ToolCall,
+    ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
+        let session = call.session.clone();
+        // No async fn, which would keep a second place for the call.
+        async move {
+            if let Some(id) = &session {
+                call.preferred_worker = self.sessions.get(id).await?.last_worker;
+            }
+            let preferred = call.preferred_worker.clone();
+            let watch = self.telemetry.watch(&call);
+            let limit = Limit::of(&call);
+            let result = match self.registry.resolve(&call.tool) {
+                Ok(tool) => match tool.begin(call) {
+                    Ok(running) => within(limit, running).await,
+                    Err(refusal) => Err(refusal),
+                },
+                Err(unknown) => Err(unknown),
+            };
+            let reply = watch.ended(result)?;
+            if let (Some(id), Some(worker)) = (session, &reply.worker)
+                && preferred.as_ref() != Some(worker)
+            {
+                self.remember_worker(&id, Arc::clone(worker)).await;
+            }
+            Ok(reply)
         }
-        Ok(reply)
     }
 
     /// Runs a call of a host tool on behalf of a worker.
@@ -77,15 +95,8 @@ impl Host {
         if let Some(id) = &call.session {
             self.sessions.get(id).await?;
         }
-        let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
-        within(deadline, tool, self.registry.call_host_tool(call)).await
-    }
-
-    async fn run(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-        let watch = self.telemetry.watch(&call);
-        let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
-        let result = within(deadline, tool, self.registry.call(call)).await;
-        watch.ended(result)
+        let limit = Limit::of(&call);
+        within(limit, pin!(self.registry.call_host_tool(call))).await
     }
 
     /// Affinity is a hint: when it cannot be stored, the call is still good.
@@ -97,13 +108,24 @@ impl Host {
     }
 }
 
+/// How long a call may take.
+struct Limit {
+    tool: Arc<str>,
+    deadline: Instant,
+}
+
+impl Limit {
+    fn of(call: &ToolCall) -> Option<Self> {
+        call.deadline.map(|deadline| Self { tool: Arc::clone(&call.tool), deadline })
+    }
+}
+
 /// Bounds a call by its deadline. The pool does so too, with the exact stage; this covers tools that run in the host.
 async fn within(
-    deadline: Option<Instant>,
-    tool: Arc<str>,
-    call: impl Future<Output = Result<ToolReply, ToolError>>,
+    limit: Option<Limit>,
+    call: impl Future<Output = Result<ToolReply, ToolError>> + Unpin,
 ) -> Result<ToolReply, ToolError> {
-    let Some(deadline) = deadline else { return call.await };
+    let Some(Limit { tool, deadline }) = limit else { return call.await };
     tokio::select! {
         // The call first: the pool's own answer at the same instant says more.
         biased;

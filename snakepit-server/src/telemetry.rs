@@ -72,13 +72,14 @@ impl Telemetry {
             at: SystemTime::now(),
         };
         let _ = self.events.send(Arc::new(start.clone()));
-        CallWatch(Some(Watched { events: self.events.clone(), event: start, began: Instant::now() }))
+        let (events, began) = (self.events.clone(), Instant::now());
+        CallWatch(Some(Box::new(Watched { events, event: start, began })))
     }
 }
 
 /// Publishes the end of a call: when told, or as cancelled when dropped untold.
 #[derive(Debug)]
-pub(crate) struct CallWatch(Option<Watched>);
+pub(crate) struct CallWatch(Option<Box<Watched>>);
 
 #[derive(Debug)]
 struct Watched {
@@ -113,7 +114,8 @@ impl CallWatch {
     }
 
     fn publish(&mut self, kind: CallEventKind, error: String) {
-        if let Some(Watched { events, event, began }) = self.0.take() {
+        if let Some(watched) = self.0.take() {
+            let Watched { events, event, began } = *watched;
             let event = CallEvent { kind, duration: began.elapsed(), error, at: SystemTime::now(), ..event };
             // Without listeners by now, nobody misses it.
             let _ = events.send(Arc::new(event));

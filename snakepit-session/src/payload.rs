@@ -149,6 +149,12 @@ impl Payload {
     pub fn try_from_serde<T: Serialize + ?Sized>(value: &T) -> Result<Self, PayloadError> {
         let json =
             serde_json::to_vec(value).map_err(|e| PayloadError::Serialize { problem: e.to_string() })?;
+        Ok(Self::of_json(json.into()))
+    }
+
+    /// A value that serde wrote as JSON, or read as such: without blanks around it. The type follows from it.
+    #[must_use]
+    pub fn of_json(json: Bytes) -> Self {
         let ty = match json.first() {
             Some(b'"') => ValueType::String,
             Some(b'{') => ValueType::Map,
@@ -158,7 +164,7 @@ impl Payload {
             Some(_) if json.iter().any(|b| matches!(b, b'.' | b'e' | b'E')) => ValueType::Float,
             Some(_) => ValueType::Integer,
         };
-        Ok(Self::from_json(ty, json.into()))
+        Self::from_json(ty, json)
     }
 
     /// Reads the value into a Rust type. Buffers are not visible this way: see [`Payload::binary`].

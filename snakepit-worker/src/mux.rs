@@ -4,7 +4,7 @@
 mod calling;
 mod serving;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use snakepit_proto::pb;
 use snakepit_registry::{CallId, CallMode, ToolCall, ToolFailure, TraceContext};
@@ -95,16 +95,15 @@ pub fn call_from_wire(start: pb::CallStart, call_id: CallId) -> Result<ToolCall,
         "" => None,
         id => Some(SessionId::try_new(id).map_err(|error| bad_field("session_id", &error.to_string()))?),
     };
-    let mut values = BTreeMap::new();
-    for pb::CallArgument { name, value } in arguments {
-        let value = value_from_wire(value.unwrap_or_default())
-            .map_err(|error| bad_argument(&tool_name, &name, &format!("cannot be read: {error}")))?;
-        values.insert(name, value);
-    }
+    let read = |pb::CallArgument { name, value }| match value_from_wire(value.unwrap_or_default()) {
+        Ok(value) => Ok((name, value)),
+        Err(error) => Err(bad_argument(&tool_name, &name, &format!("cannot be read: {error}"))),
+    };
+    let arguments = arguments.into_iter().map(read).collect::<Result<_, _>>()?;
     let mut call = ToolCall::new(tool_name);
     call.id = call_id;
     call.session = session;
-    call.arguments = values;
+    call.arguments = arguments;
     call.metadata = metadata;
     call.mode = if stream { CallMode::Streaming } else { CallMode::Unary };
     call.deadline = match timeout_us {

@@ -1,4 +1,4 @@
-//! The deadline over calls, and over streams to their end.
+//! The deadline that calls get, and that of streams to their end. That calls end at theirs is tested with the pool.
 
 use tokio::time::advance;
 use tower::ServiceExt;
@@ -13,18 +13,6 @@ fn exceeded_while(error: &ToolError) -> Option<CallStage> {
         ToolError::DeadlineExceeded { stage, .. } => Some(*stage),
         _ => None,
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_call_ends_at_its_deadline_and_its_inner_call_is_dropped_then() {
-    let (inner, mut handle) = inner();
-    let start = Instant::now();
-    let call = ToolCall::new("t").with_deadline(start + SECOND);
-    let layer = DeadlineLayer { default_timeout: None };
-    let (error, request) = tokio::join!(layer.layer(inner).oneshot(call), handle.next_request());
-    assert_eq!(exceeded_while(&error.unwrap_err()), Some(CallStage::Running));
-    assert_eq!(start.elapsed(), SECOND);
-    assert!(request.is_some());
 }
 
 #[tokio::test(start_paused = true)]
@@ -55,19 +43,6 @@ async fn a_timeout_beyond_the_clock_is_none() {
         respond.send_response(value());
     });
     assert!(answer.is_ok());
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_inner_call_that_knows_better_where_it_was_is_believed() {
-    let (inner, mut handle) = inner();
-    let call = ToolCall::new("t").with_deadline(Instant::now() + SECOND);
-    let answer = DeadlineLayer { default_timeout: None }.layer(inner).oneshot(call);
-    let (answer, ()) = tokio::join!(answer, async {
-        let (_, respond) = handle.next_request().await.unwrap();
-        advance(SECOND).await;
-        respond.send_error(ToolError::DeadlineExceeded { tool: "t".to_owned(), stage: CallStage::Queued });
-    });
-    assert_eq!(exceeded_while(&answer.unwrap_err()), Some(CallStage::Queued));
 }
 
 #[tokio::test(start_paused = true)]

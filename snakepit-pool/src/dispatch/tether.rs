@@ -2,7 +2,6 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -21,14 +20,13 @@ const LAST_WORDS: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Tether {
     lease: Lease,
-    tool: Arc<str>,
     /// Runs once the worker is gone.
     last_words: Option<Pin<Box<Sleep>>>,
 }
 
 impl Tether {
-    pub(super) const fn new(lease: Lease, tool: Arc<str>) -> Self {
-        Self { lease, tool, last_words: None }
+    pub(super) const fn new(lease: Lease) -> Self {
+        Self { lease, last_words: None }
     }
 
     /// Polls the call, unless its worker was taken from it; fails when the worker is gone and the call says nothing.
@@ -37,7 +35,7 @@ impl Tether {
         cx: &mut Context<'_>,
         call: impl FnOnce(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<Result<T, ToolError>> {
-        let tool = || self.tool.to_string();
+        let tool = || self.lease.tool().to_owned();
         match self.lease.signal(cx) {
             None => return call(cx).map(Ok),
             Some(Signal::Cancelled) => return Poll::Ready(Err(ToolError::Cancelled { tool: tool() })),

@@ -115,6 +115,10 @@ impl Lease {
         &self.member
     }
 
+    pub(crate) fn tool(&self) -> &str {
+        &self.tool
+    }
+
     /// What became of the worker meanwhile; if nothing, the task is woken when something does.
     pub(crate) fn signal(&self, cx: &Context<'_>) -> Option<Signal> {
         let mut stale = None;

@@ -21,8 +21,7 @@ impl Times {
     /// What a call is expected to be: long, until others of its tool have shown otherwise.
     pub(super) fn load(&self, call: &ToolCall) -> Load {
         // How long a stream takes is its reader's business too, and large arguments take time to hand over.
-        let argument_bytes: usize = call.arguments.values().map(|value| value.size()).sum();
-        if call.mode == CallMode::Streaming || argument_bytes > MOST_ARGUMENT_BYTES {
+        if call.mode == CallMode::Streaming || call.arguments.size() > MOST_ARGUMENT_BYTES {
             return Load::LONG;
         }
         self.0.get(&call.tool).map_or(Load::LONG, |average| Load::of(*average))

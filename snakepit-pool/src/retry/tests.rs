@@ -23,7 +23,7 @@ async fn attempts(max_attempts: usize, call: ToolCall, error: ToolError) -> (usi
                 answer = &mut answer => break answer,
                 request = handle.next_request() => {
                     let (attempt, respond) = request.unwrap();
-                    assert_eq!((attempt.id, attempt.tool), (call.id, Arc::clone(&call.tool)));
+                    assert_eq!((attempt.id, &attempt.tool), (call.id, &call.tool));
                     attempts += 1;
                     respond.send_error(error.clone());
                 }

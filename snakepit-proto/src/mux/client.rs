@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     future::Future,
+    hash::{BuildHasherDefault, Hasher},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -45,7 +46,7 @@ struct Shared(Mutex<State>);
 #[derive(Default)]
 struct State {
     last_id: u64,
-    calls: HashMap<u64, Entry>,
+    calls: HashMap<u64, Entry, BuildHasherDefault<IdHasher>>,
     /// What is to be sent, and about how many bytes its calls are.
     outbox: CallBatch,
     outbox_bytes: usize,
@@ -56,6 +57,25 @@ struct State {
     closed: bool,
     /// Why no more answers will come.
     broken: Option<Status>,
+}
+
+/// Hashes the ids of calls. They are given out here, one after the other, so nobody can choose some that collide.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // Knuth's multiplicative hash: 2^64 by the golden ratio.
+        self.0 = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
 }
 
 /// A call that has not ended, or whose end was not fetched.
@@ -336,7 +356,10 @@ impl State {
         }
         if self.outbox_bytes <= BATCH_BYTES {
             self.outbox_bytes = 0;
-            return Some(std::mem::take(&mut self.outbox));
+            // The next message will hold about as many calls.
+            let calls = Vec::with_capacity(self.outbox.calls.len());
+            let next = CallBatch { calls, ..CallBatch::default() };
+            return Some(std::mem::replace(&mut self.outbox, next));
         }
         let mut bytes = 0;
         let fits = self.outbox.calls.iter().take_while(|call| {

@@ -53,14 +53,11 @@ fn arguments(
     parameters: BTreeMap<String, pb::Any>,
     mut buffers: BTreeMap<String, Bytes>,
 ) -> Result<Arguments, Status> {
-    let mut arguments = Arguments::new();
-    for (name, any) in parameters {
-        let buffer = buffers.remove(&name);
-        let payload = payload_from_wire(any, buffer).map_err(|error| {
-            invalid_field(&format!("parameters[{name}]"), format!("cannot be read: {error}"))
-        })?;
-        arguments.insert(name, payload);
-    }
+    let read = |(name, any)| match payload_from_wire(any, buffers.remove(&name)) {
+        Ok(payload) => Ok((name, payload)),
+        Err(error) => Err(invalid_field(&format!("parameters[{name}]"), format!("cannot be read: {error}"))),
+    };
+    let mut arguments = parameters.into_iter().map(read).collect::<Result<Arguments, _>>()?;
     // A buffer without a parameter of its name is raw bytes.
     arguments.extend(buffers.into_iter().map(|(name, buffer)| (name, Payload::bytes(buffer))));
     Ok(arguments)
@@ -109,6 +106,6 @@ mod tests {
     fn a_buffer_alone_is_raw_bytes() {
         let buffers = BTreeMap::from([("image".to_owned(), Bytes::from_static(b"\x89PNG"))]);
         let arguments = arguments(BTreeMap::new(), buffers).unwrap();
-        assert_eq!(arguments["image"], Payload::bytes(Bytes::from_static(b"\x89PNG")));
+        assert_eq!(arguments.get("image"), Some(&Payload::bytes(Bytes::from_static(b"\x89PNG"))));
     }
 }

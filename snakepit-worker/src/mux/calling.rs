@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    future::Future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -14,7 +15,9 @@ use snakepit_proto::{
     mux::{Call, CallEnd, CallEvent, MAX_SHARED_BYTES, Multiplexer, STREAM_CREDIT, chunk_cost},
     pb,
 };
-use snakepit_registry::{CallStage, Chunk, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply};
+use snakepit_registry::{
+    CallStage, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply,
+};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -87,69 +90,93 @@ pub fn fits(call: &ToolCall) -> bool {
     names + trace + arguments.chain(metadata).sum::<usize>() <= MAX_SHARED_BYTES
 }
 
-/// Runs a call.
+/// Runs a call. It is handed over at once: a future that does so would keep places for the call and for its message until
+/// the end.
 ///
 /// # Errors
 /// As for [`ToolHandler::call`](snakepit_registry::ToolHandler::call).
 ///
 /// # Cancel safety
 /// Dropping the future, or the stream that it gave, cancels the call.
-pub async fn call<C: Callee>(
+pub fn call<'a, C: Callee>(
     multiplexer: &Multiplexer,
-    callee: &C,
+    callee: &'a C,
     call: ToolCall,
-) -> Result<ToolReply, ToolError> {
-    let asked = Asked::by(&call);
-    let left = asked.time_left()?;
-    let tag = call.id.as_u64();
-    let mut running = multiplexer.start(call_to_wire(call, left), tag);
-    match running.event().await {
-        CallEvent::Opened(opened) => {
-            let worker = callee.worker(&opened.worker_id);
-            let chunks = Chunks {
-                call: Some(running),
-                callee: callee.clone(),
-                asked,
-                ready: VecDeque::new(),
-                owed: 0,
-                error: None,
-            };
-            Ok(ToolReply { worker, ..ToolReply::stream(Box::pin(chunks)) })
+) -> impl Future<Output = Result<ToolReply, ToolError>> + Send + use<'a, C> {
+    let (asked, tag) = (Asked::by(&call), call.id.as_u64());
+    let started = asked.time_left().map(|left| multiplexer.start(call_to_wire(call, left), tag));
+    async move {
+        let mut call = started?;
+        let answer = match call.event().await {
+            CallEvent::End(end) => answer(callee, &asked, end),
+            CallEvent::Opened(opened) => {
+                let worker = callee.worker(&opened.worker_id);
+                return Ok(ToolReply {
+                    worker,
+                    ..ToolReply::stream(Chunks::of(call, callee.clone(), asked))
+                });
+            }
+            CallEvent::Chunks(_) => {
+                return Err(callee.incoherent("sent chunks of a stream before it began"));
+            }
+        };
+        match answer {
+            Answer::Value(reply) => Ok(reply),
+            Answer::None => Err(callee.incoherent("ended a call without an answer")),
+            Answer::Failed(error) => Err(error),
+            Answer::Trouble(trouble) => Err(trouble.meaning(callee, &asked, call.id()).await),
         }
-        CallEvent::End(end) => match ended(callee, &asked, running.id(), end).await? {
-            Some(reply) => Ok(reply),
-            None => Err(callee.incoherent("ended a call without an answer")),
-        },
-        CallEvent::Chunks(_) => Err(callee.incoherent("sent chunks of a stream before it began")),
     }
 }
 
-/// What the end of a call means. `None`: a stream is complete.
-async fn ended<C: Callee>(
-    callee: &C,
-    asked: &Asked,
-    id: u64,
-    end: CallEnd,
-) -> Result<Option<ToolReply>, ToolError> {
+/// What the end of a call means.
+enum Answer {
+    Value(ToolReply),
+    /// A stream is complete.
+    None,
+    Failed(ToolError),
+    /// It must be found out.
+    Trouble(Trouble),
+}
+
+/// Why there is no answer, in the words of the transport.
+enum Trouble {
+    Refused(Status),
+    Broken(Status),
+}
+
+impl Trouble {
+    async fn meaning<C: Callee>(self, callee: &C, asked: &Asked, id: u64) -> ToolError {
+        match self {
+            Self::Refused(status) => callee.refused(asked, status).await,
+            Self::Broken(status) => callee.broken(asked, id, status).await,
+        }
+    }
+}
+
+fn answer<C: Callee>(callee: &C, asked: &Asked, end: CallEnd) -> Answer {
     let reply = match end {
         CallEnd::Reply(reply) => reply,
-        CallEnd::Recalled => return Err(ToolError::Recalled { tool: asked.tool.to_string() }),
-        CallEnd::Broken(status) => return Err(callee.broken(asked, id, status).await),
+        CallEnd::Recalled => return Answer::Failed(ToolError::Recalled { tool: asked.tool.to_string() }),
+        CallEnd::Broken(status) => return Answer::Trouble(Trouble::Broken(status)),
     };
     let pb::CallReply { value, failure, status, metadata, execution_time_us, worker_id, .. } = reply;
     if let Some(failure) = failure {
-        return Err(callee.failed(asked, failure_from_wire(failure)));
+        return Answer::Failed(callee.failed(asked, failure_from_wire(failure)));
     }
     if let Some(status) = status {
-        return Err(callee.refused(asked, Status::from(status)).await);
+        return Answer::Trouble(Trouble::Refused(Status::from(status)));
     }
-    let Some(value) = value else { return Ok(None) };
-    Ok(Some(ToolReply {
-        body: ReplyBody::Value(value_from_wire(value).map_err(|error| callee.bad_value(&error))?),
-        metadata,
-        worker: callee.worker(&worker_id),
-        execution_time: Some(Duration::from_micros(execution_time_us)),
-    }))
+    match value.map(value_from_wire) {
+        None => Answer::None,
+        Some(Err(error)) => Answer::Failed(callee.bad_value(&error)),
+        Some(Ok(value)) => Answer::Value(ToolReply {
+            body: ReplyBody::Value(value),
+            metadata,
+            worker: callee.worker(&worker_id),
+            execution_time: Some(Duration::from_micros(execution_time_us)),
+        }),
+    }
 }
 
 /// The chunks of a streaming call. Dropping it before its end cancels the call.
@@ -162,11 +189,15 @@ struct Chunks<C> {
     ready: VecDeque<pb::CallChunk>,
     /// The cost of chunks that were handed on since the last grant.
     owed: u64,
-    /// The end, while its meaning is found out.
-    error: Option<BoxFuture<'static, Result<Option<ToolReply>, ToolError>>>,
+    /// Why it ended, while that is found out.
+    error: Option<BoxFuture<'static, ToolError>>,
 }
 
-impl<C> Chunks<C> {
+impl<C: Callee> Chunks<C> {
+    fn of(call: Call, callee: C, asked: Asked) -> ChunkStream {
+        Box::pin(Self { call: Some(call), callee, asked, ready: VecDeque::new(), owed: 0, error: None })
+    }
+
     fn hand_on(&mut self, chunk: pb::CallChunk) -> Chunk {
         self.owed += chunk_cost(&chunk);
         if self.owed >= STREAM_CREDIT / 2
@@ -188,9 +219,9 @@ impl<C: Callee> Stream for Chunks<C> {
                 return Poll::Ready(Some(Ok(this.hand_on(chunk))));
             }
             if let Some(error) = &mut this.error {
-                let end = ready!(error.poll_unpin(cx));
+                let error = ready!(error.poll_unpin(cx));
                 this.error = None;
-                return Poll::Ready(end.err().map(Err));
+                return Poll::Ready(Some(Err(error)));
             }
             let Some(call) = &mut this.call else { return Poll::Ready(None) };
             match ready!(call.poll_event(cx)) {
@@ -199,8 +230,15 @@ impl<C: Callee> Stream for Chunks<C> {
                 CallEvent::End(end) => {
                     let id = call.id();
                     this.call = None;
-                    let (callee, asked) = (this.callee.clone(), this.asked.clone());
-                    this.error = Some(Box::pin(async move { ended(&callee, &asked, id, end).await }));
+                    match answer(&this.callee, &this.asked, end) {
+                        Answer::Value(_) | Answer::None => {}
+                        Answer::Failed(error) => return Poll::Ready(Some(Err(error))),
+                        Answer::Trouble(trouble) => {
+                            let (callee, asked) = (this.callee.clone(), this.asked.clone());
+                            this.error =
+                                Some(Box::pin(async move { trouble.meaning(&callee, &asked, id).await }));
+                        }
+                    }
                 }
             }
         }

@@ -3,6 +3,8 @@
 mod peer;
 mod plain;
 
+use std::pin::Pin;
+
 use async_trait::async_trait;
 use snakepit_proto::{mux::Multiplexer, pb};
 use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
@@ -28,10 +30,18 @@ impl RemoteWorker {
 
 #[async_trait]
 impl ToolHandler for RemoteWorker {
-    async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+    // Spelled out, because an async fn would keep places for the call, and for the larger of the two futures.
+    fn call<'a, 'f>(
+        &'a self,
+        call: ToolCall,
+    ) -> Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send + 'f>>
+    where
+        'a: 'f,
+        Self: 'f,
+    {
         match &self.multiplexer {
-            Some(multiplexer) if mux::fits(&call) => mux::call(multiplexer, &self.peer, call).await,
-            _ => plain::call(&self.client, &self.peer, call).await,
+            Some(multiplexer) if mux::fits(&call) => Box::pin(mux::call(multiplexer, &self.peer, call)),
+            _ => Box::pin(plain::call(&self.client, &self.peer, call)),
         }
     }
 
