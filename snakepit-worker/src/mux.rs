@@ -24,7 +24,7 @@ pub fn value_reply(id: u64, value: Payload, took: Option<Duration>) -> pb::CallR
     pb::CallReply {
         id,
         value: Some(value_to_wire(value)),
-        execution_time_us: microseconds(took),
+        execution_time_ns: took.map_or(0, |took| u64::try_from(took.as_nanos()).unwrap_or(u64::MAX)),
         ..pb::CallReply::default()
     }
 }
@@ -63,7 +63,7 @@ pub fn call_to_wire(call: ToolCall, left: Option<Duration>) -> pb::CallStart {
         metadata,
         stream,
         // Rounded up: no deadline must not be read out of one that is near.
-        timeout_us: left.map_or(0, |left| microseconds(Some(left)).saturating_add(1)),
+        timeout_us: left.map_or(0, |left| microseconds(left).saturating_add(1)),
         traceparent,
         tracestate: tracestate.unwrap_or_default(),
         idempotent,
@@ -116,6 +116,6 @@ pub fn call_from_wire(start: pb::CallStart, call_id: CallId) -> Result<ToolCall,
     Ok(call)
 }
 
-fn microseconds(time: Option<Duration>) -> u64 {
-    time.map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

@@ -1035,7 +1035,7 @@ pub struct CallReply {
         ::prost::alloc::string::String,
     >,
     #[prost(uint64, tag = "6")]
-    pub execution_time_us: u64,
+    pub execution_time_ns: u64,
     /// Empty when a worker answers its own host.
     #[prost(string, tag = "7")]
     pub worker_id: ::prost::alloc::string::String,

@@ -160,7 +160,7 @@ fn answer<C: Callee>(callee: &C, asked: &Asked, end: CallEnd) -> Answer {
         CallEnd::Recalled => return Answer::Failed(ToolError::Recalled { tool: asked.tool.to_string() }),
         CallEnd::Broken(status) => return Answer::Trouble(Trouble::Broken(status)),
     };
-    let pb::CallReply { value, failure, status, metadata, execution_time_us, worker_id, .. } = reply;
+    let pb::CallReply { value, failure, status, metadata, execution_time_ns, worker_id, .. } = reply;
     if let Some(failure) = failure {
         return Answer::Failed(callee.failed(asked, failure_from_wire(failure)));
     }
@@ -174,7 +174,7 @@ fn answer<C: Callee>(callee: &C, asked: &Asked, end: CallEnd) -> Answer {
             body: ReplyBody::Value(value),
             metadata,
             worker: callee.worker(&worker_id),
-            execution_time: Some(Duration::from_micros(execution_time_us)),
+            execution_time: Some(Duration::from_nanos(execution_time_ns)),
         }),
     }
 }
