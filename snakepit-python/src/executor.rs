@@ -35,8 +35,9 @@ use crate::{
     value,
 };
 
-/// Calls that wait for each other may keep answers, and whatever arrives meanwhile, waiting for this long.
-const TURN_AFTER: Duration = Duration::from_micros(200);
+/// How long calls that follow each other may keep answers, and whatever arrives meanwhile, waiting. So short that the host
+/// is busy with the first answers while the last calls run.
+const TURN_AFTER: Duration = Duration::from_micros(30);
 
 /// The call that may be interrupted now, if one may.
 pub(crate) type Current = Arc<Mutex<Option<Arc<CallState>>>>;

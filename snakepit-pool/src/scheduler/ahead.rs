@@ -24,7 +24,7 @@ impl Scheduler {
 
     /// The worker whose turn it is for a call of this load. Those that have stalled lose their place until they end a call.
     pub(super) fn first(&mut self, load: Load, now: Instant) -> Option<u32> {
-        if load.is_brief() && self.gathers(now) {
+        if self.gathers(load, now) {
             return Some(self.gathering);
         }
         loop {
@@ -42,10 +42,10 @@ impl Scheduler {
         }
     }
 
-    /// Whether a brief call is as well off behind the last one as with an idle worker.
-    fn gathers(&self, now: Instant) -> bool {
+    /// Whether a call had better be handed over behind the last brief one than to an idle worker.
+    fn gathers(&self, load: Load, now: Instant) -> bool {
         let slot = self.gathering;
-        let gathers = |up: &Up| up.gathers() && up.stalls_at() > now;
+        let gathers = |up: &Up| up.gathers(load) && up.stalls_at() > now;
         self.capacity.contains(slot)
             && matches!(&self.slots[slot as usize].state, SlotState::Up(up) if gathers(up))
     }

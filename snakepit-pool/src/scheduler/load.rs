@@ -6,9 +6,11 @@ use std::time::Duration;
 /// A worker that has this much to do needs nothing more to stay busy until the next call reaches it.
 const HORIZON: Duration = Duration::from_millis(1);
 
-/// About what it takes to wake an idle worker: a call that waits no longer behind others is as well off with them, and
-/// nobody need wake.
-const WAKING: Duration = Duration::from_micros(10);
+/// An idle worker is not worth waking for a call that takes less: waking takes as long.
+const WORTH_WAKING: Duration = Duration::from_micros(10);
+
+/// How much of such calls one worker gathers before the next is woken.
+const GATHERED: Duration = Duration::from_micros(100);
 
 /// Calls that are expected to take longer are never handed over ahead, nor is anything behind them.
 const LONGEST_BRIEF: Duration = Duration::from_micros(500);
@@ -69,9 +71,10 @@ impl Backlog {
         }
     }
 
-    /// Whether a brief call is as well off behind all this as with an idle worker.
-    pub(super) fn gathers(&self) -> bool {
-        self.calls > 0 && self.long == 0 && self.brief < WAKING
+    /// Whether a call had better be handed over behind all this than to an idle worker.
+    pub(super) fn gathers(&self, Load(time): Load) -> bool {
+        let is_short = time.is_some_and(|time| time < WORTH_WAKING);
+        is_short && self.calls > 0 && self.long == 0 && self.brief < GATHERED
     }
 
     /// Whether a brief call may be handed over behind all this.

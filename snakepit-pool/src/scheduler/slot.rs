@@ -105,9 +105,9 @@ impl Up {
         self.keeps_calls && self.backlog.is_brief()
     }
 
-    /// Whether a brief call is as well off with this worker as with an idle one.
-    pub(super) fn gathers(&self) -> bool {
-        self.keeps_calls && self.backlog.gathers()
+    /// Whether a call had better be handed to this worker than to an idle one.
+    pub(super) fn gathers(&self, load: Load) -> bool {
+        self.keeps_calls && self.backlog.gathers(load)
     }
 
     pub(super) fn is_healthy(&self, now: Instant) -> bool {

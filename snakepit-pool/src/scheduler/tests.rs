@@ -141,11 +141,11 @@ fn slot_of_brief(bench: &mut Bench, micros: u64) -> u32 {
 }
 
 #[test]
-fn calls_that_wait_no_longer_than_waking_takes_gather_with_the_last_one() {
+fn calls_not_worth_waking_a_worker_for_gather_with_the_last_one() {
     let mut bench = Bench::up(3, 1, 100);
-    let slots: Vec<u32> = (0..12).map(|_| slot_of_brief(&mut bench, 3)).collect();
+    let slots: Vec<u32> = (0..39).map(|_| slot_of_brief(&mut bench, 8)).collect();
     let runs: Vec<usize> = slots.chunk_by(|a, b| a == b).map(<[u32]>::len).collect();
-    assert_eq!(runs, [4, 4, 4], "up to ten microseconds each");
+    assert_eq!(runs, [13, 13, 13], "a tenth of a millisecond each");
     let mut bench = Bench::up(3, 1, 100);
     assert_eq!([10; 3].map(|micros| slot_of_brief(&mut bench, micros)), [2, 1, 0], "each to an idle one");
 }

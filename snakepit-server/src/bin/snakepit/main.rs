@@ -8,10 +8,10 @@ mod list;
 mod output;
 mod serve;
 
-use std::{fmt, io, num::NonZero, process::ExitCode};
+use std::{fmt, num::NonZero, process::ExitCode, thread::available_parallelism};
 
 use clap::{Parser, Subcommand};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, Runtime};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 success, 1 the tool failed, 2 wrong usage, 3 the call was refused, timed out or lost its worker,
@@ -132,12 +132,7 @@ impl fmt::Display for Failure {
 fn main() -> ExitCode {
     let command = Cli::parse().command;
     let json = command.json();
-    let result = match runtime() {
-        Err(error) => {
-            Err(Failure::new(exit::CANNOT_START, format!("cannot start the async runtime: {error}")))
-        }
-        Ok(runtime) => runtime.block_on(run(command)),
-    };
+    let result = runtime().and_then(|runtime| runtime.block_on(run(command)));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -151,15 +146,25 @@ fn main() -> ExitCode {
     }
 }
 
-/// Threads on half of the processors, because the other half is for Python and more threads cost more than they give;
-/// `TOKIO_WORKER_THREADS` overrides it.
-fn runtime() -> io::Result<Runtime> {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
-        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-        builder.worker_threads(processors.div_ceil(2));
-    }
-    builder.enable_all().build()
+/// A runtime with as many threads as `TOKIO_WORKER_THREADS` says, by default half as many as there are processors: the other
+/// half is for Python, and on few processors more threads cost more than they give.
+fn runtime() -> Result<Runtime, Failure> {
+    let threads = match std::env::var("TOKIO_WORKER_THREADS") {
+        Ok(text) => text.parse::<NonZero<usize>>().map(NonZero::get).map_err(|_| {
+            let problem = format!("TOKIO_WORKER_THREADS is `{text}`; it takes a number from 1");
+            Failure::new(exit::USAGE, problem)
+        })?,
+        Err(_) => available_parallelism().map_or(1, |processors| processors.get().div_ceil(2)),
+    };
+    let mut builder = match threads {
+        1 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    builder
+        .worker_threads(threads)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(exit::CANNOT_START, format!("cannot start the async runtime: {error}")))
 }
 
 async fn run(command: Command) -> Result<(), Failure> {
