@@ -45,9 +45,8 @@ impl Control {
     }
 }
 
-/// The host has the kernel kill this process when the host dies. That would beat the lifeline to it, and leave behind
-/// what this process started. From here on the kernel only wakes it, should it be stopped, and the lifeline ends it with
-/// its whole group.
+/// A stopped process does not see its lifeline end, so the kernel wakes it when the host dies; a kernel that killed it
+/// would leave behind what this process started.
 #[cfg(target_os = "linux")]
 fn spare_the_leader() -> io::Result<()> {
     Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGCONT)?)

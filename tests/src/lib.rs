@@ -7,7 +7,7 @@ mod processes;
 mod sandbox;
 mod wire;
 
-pub use processes::{Signal, eventually, is_alive, signal};
+pub use processes::{Signal, eventually, is_alive, processes_with, signal};
 pub use sandbox::{Sandbox, SandboxBuilder, StartFailure, Starting, plain_calls, python, root};
 pub use wire::{Client, arguments, execute, execute_within, result_of, tool_request};
 

@@ -16,6 +16,22 @@ pub fn is_alive(pid: u32) -> bool {
     }
 }
 
+/// The processes that have this text in their command line. A zombie has none.
+///
+/// # Panics
+/// When there is no `/proc`.
+#[must_use]
+pub fn processes_with(text: &str) -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").expect("processes are listed in /proc").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let has_text = |pid: &u32| {
+        // A process that ended meanwhile has no command line.
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(text)
+    };
+    pids.filter(has_text).collect()
+}
+
 /// Sends a signal to one process that the test started.
 pub fn signal(pid: u32, signal: Signal) {
     kill(Pid::from_raw(pid.cast_signed()), signal).unwrap_or_else(|e| panic!("cannot signal {pid}: {e}"));

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use snakepit_tests::{
-    SHOWCASE, Sandbox, Signal, eventually, execute, execute_within, is_alive, signal, tool_request,
+    SHOWCASE, Sandbox, Signal, eventually, execute, execute_within, is_alive, processes_with, signal,
+    tool_request,
 };
 use tonic::Code;
 
@@ -118,6 +119,20 @@ async fn no_worker_outlives_a_killed_host() {
     })
     .await;
     load.shutdown().await;
+}
+
+#[tokio::test]
+async fn no_worker_outlives_a_host_that_is_killed_while_they_start() {
+    for _ in 0..10 {
+        let starting = Sandbox::adapter(SHOWCASE, 4).spawn();
+        let host = starting.pid();
+        // Workers are told where the host's socket is.
+        let ours = starting.run_dir().display().to_string();
+        let workers = || processes_with(&ours).into_iter().filter(|pid| *pid != host).count();
+        eventually("a worker starts", SOON, async || workers() > 0).await;
+        signal(host, Signal::SIGKILL);
+        eventually("every worker is gone", Duration::from_secs(2), async || workers() == 0).await;
+    }
 }
 
 #[tokio::test]
