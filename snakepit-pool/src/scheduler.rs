@@ -66,7 +66,7 @@ pub(crate) struct Scheduler {
     capacity: Capacity,
     queue: Queue,
     /// The slot that was handed the last brief call.
-    gathering: u32,
+    last_brief: u32,
     /// Calls that hold a worker, lost workers included.
     in_flight: usize,
     /// Slots whose worker is up.
@@ -86,7 +86,7 @@ impl Scheduler {
             slots: indices.map(|index| Slot::new(index, now)).collect(),
             capacity: Capacity::new(limits.slots, limits.concurrency + MOST_AHEAD),
             queue: Queue::default(),
-            gathering: 0,
+            last_brief: 0,
             in_flight: 0,
             up: 0,
             wake: Some(now),
@@ -195,7 +195,7 @@ impl Scheduler {
         if let Some(up) = slot.up() {
             up.add(load, now);
             if load.is_brief() {
-                self.gathering = index;
+                self.last_brief = index;
             }
             let is_ahead = up.running() as usize > self.limits.concurrency;
             self.in_flight += 1;

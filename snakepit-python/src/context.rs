@@ -36,9 +36,15 @@ pub(crate) struct Call {
 
 impl Call {
     fn host(&self) -> PyResult<&Host> {
-        self.host
-            .as_ref()
-            .ok_or_else(|| HostUnavailableError::new_err("this worker was started without a host"))
+        let host = self.host.as_ref();
+        let host =
+            host.ok_or_else(|| HostUnavailableError::new_err("this worker was started without a host"))?;
+        if host.io().is_forked() {
+            return Err(HostUnavailableError::new_err(
+                "this process is a fork of a worker; call the host from the worker itself",
+            ));
+        }
+        Ok(host)
     }
 
     /// Runs a call to the host while other Python threads go on.

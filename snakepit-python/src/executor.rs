@@ -1,7 +1,7 @@
 //! The executor: runs one call at a time on Python's main thread.
 //!
-//! It holds the GIL while calls wait, and gives it up only to [drive the IO](crate::io). Everything that a tool's author wrote runs inside
-//! [`Executor::invoke`]; whatever it does there, the call ends and the next one starts clean.
+//! It holds the GIL while calls wait, and gives it up only to wait for [the IO](crate::io). Everything that a tool's author
+//! wrote runs inside [`Executor::invoke`]; whatever it does there, the call ends and the next one starts clean.
 
 mod answer;
 mod stream;
@@ -88,7 +88,8 @@ impl Executor {
             let (mut next, mut now) = self.execute(py, job, driven);
             while let Some(job) = next {
                 if now - driven >= TURN_AFTER {
-                    py.detach(|| io.turn());
+                    // Nothing here waits for anybody who needs the GIL.
+                    io.turn();
                     driven = Instant::now();
                     now = driven;
                 }

@@ -17,11 +17,13 @@ use std::{
 
 use tokio::{runtime::Runtime, sync::Notify};
 
+use crate::serve::exit_now;
+
 /// The stand-in looks this often whether the executor is still where it was. It takes over after one to two of these.
 const TICK: Duration = Duration::from_millis(1);
 
-/// The stand-in stops looking when the executor has not moved for so many ticks.
-const QUIET_TICKS: u32 = 50;
+/// The stand-in stops looking when the executor has not moved for so many ticks. Calling it again costs a system call.
+const QUIET_TICKS: u32 = 5;
 
 /// The runtime, which lives as long as the process. Copies are the same one.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +32,9 @@ pub(crate) struct Io(&'static Shared);
 #[derive(Debug)]
 struct Shared {
     runtime: Runtime,
+    /// The process that the runtime belongs to. A fork of it shares the sockets, and would disturb it by using them.
+    process: u32,
+    tick: Duration,
     /// Counts how often the executor came to drive and left again: odd while it is away.
     steps: AtomicU64,
     /// The executor is back.
@@ -47,9 +52,15 @@ impl Io {
     /// # Errors
     /// When the system refuses a file descriptor or a thread.
     pub(crate) fn start() -> io::Result<Self> {
+        Self::with_tick(TICK)
+    }
+
+    fn with_tick(tick: Duration) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let io = Self(Box::leak(Box::new(Shared {
             runtime,
+            process: std::process::id(),
+            tick,
             // Whoever makes it is not driving yet.
             steps: AtomicU64::new(1),
             back: Notify::new(),
@@ -63,8 +74,12 @@ impl Io {
         Ok(io)
     }
 
-    /// Drives the IO until `until` is ready. For the executor; must not be called with the GIL held.
+    /// Drives the IO until `until` is ready. For the executor; must not be called with the GIL held, unless `until` needs
+    /// nobody who could want it. A fork of the process, whose tool has returned instead of ending it, ends here.
     pub(crate) fn drive<T>(self, until: impl Future<Output = T>) -> T {
+        if self.is_forked() {
+            exit_now();
+        }
         self.0.steps.fetch_add(1, SeqCst);
         self.0.back.notify_waiters();
         let value = self.0.runtime.block_on(until);
@@ -75,13 +90,18 @@ impl Io {
         value
     }
 
-    /// Sends and receives what can be at once. For the executor; must not be called with the GIL held.
+    /// Sends and receives what can be at once. For the executor.
     pub(crate) fn turn(self) {
-        self.drive(async {
-            // In the first round, what is ready runs and the system is asked for more; in the second, that runs.
-            tokio::task::yield_now().await;
-            tokio::task::yield_now().await;
-        });
+        // A task, for this thread may have to wait for the other one to leave, and a task runs only where the IO is driven.
+        // What is ready runs before it goes on, and the system is asked for more.
+        let round = self.0.runtime.spawn(tokio::task::yield_now());
+        // Nobody aborts it, and it does not panic.
+        let _ = self.drive(round);
+    }
+
+    /// Whether this is a fork of the process that the runtime belongs to.
+    pub(crate) fn is_forked(self) -> bool {
+        std::process::id() != self.0.process
     }
 
     /// Has the IO driven at once although the executor is away.
@@ -115,14 +135,16 @@ impl Shared {
         let mut quiet = 0;
         loop {
             if quiet < QUIET_TICKS {
-                thread::park_timeout(TICK);
+                thread::park_timeout(self.tick);
             } else {
                 self.rest(last);
                 quiet = 0;
             }
+            // Taken back before the steps are read: who is away by then has not asked for anything else.
+            let is_wanted = self.wanted.swap(false, SeqCst);
             let steps = self.steps.load(SeqCst);
             let is_away = steps % 2 == 1;
-            if is_away && (self.wanted.swap(false, SeqCst) || steps == last) {
+            if is_away && (is_wanted || steps == last) {
                 self.drive_while_away(steps);
             }
             quiet = if steps == last { quiet + 1 } else { 0 };
@@ -158,6 +180,7 @@ mod tests {
     use std::{
         io::{Read, Write},
         os::unix::net::UnixStream,
+        sync::Arc,
     };
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -178,6 +201,12 @@ mod tests {
         near
     }
 
+    /// Asks, and waits for the answer where it holds nobody up.
+    async fn asks(socket: &UnixStream) {
+        let socket = socket.try_clone().unwrap();
+        tokio::task::spawn_blocking(move || answers(&socket)).await.unwrap();
+    }
+
     fn answers(mut socket: &UnixStream) {
         socket.write_all(&[7]).unwrap();
         let mut answer = [0];
@@ -189,24 +218,63 @@ mod tests {
     fn io_goes_on_while_the_executor_is_away_and_when_it_is_back() {
         let io = Io::start().unwrap();
         let socket = echo(io);
-        let socket = &socket;
         for round in 0..200_u64 {
-            // While it drives.
-            io.drive(async move {
-                let socket = socket.try_clone().unwrap();
-                tokio::task::spawn_blocking(move || answers(&socket)).await.unwrap();
-            });
+            io.drive(asks(&socket));
             // While it is away, be it called for or found out.
             if round % 3 == 0 {
                 io.hand_over();
             }
-            answers(socket);
+            answers(&socket);
             if round % 5 == 0 {
                 io.turn();
             }
-            if round % 50 == 0 {
-                thread::sleep(TICK * (QUIET_TICKS + 20));
-            }
         }
+    }
+
+    #[test]
+    fn who_is_handed_the_io_does_not_wait_for_a_tick() {
+        let io = Io::with_tick(Duration::from_secs(3600)).unwrap();
+        let socket = echo(io);
+        for _ in 0..20 {
+            io.hand_over();
+            answers(&socket);
+            // The other thread drives now; a turn takes over from it, and what is ready runs.
+            let ran = Arc::new(AtomicBool::new(false));
+            let runs = Arc::clone(&ran);
+            io.runtime().spawn(async move { runs.store(true, SeqCst) });
+            io.turn();
+            assert!(ran.load(SeqCst), "the turn was over before anything ran");
+            io.drive(asks(&socket));
+        }
+    }
+
+    #[test]
+    fn the_other_thread_sleeps_while_nothing_is_called() {
+        let io = Io::start().unwrap();
+        let socket = echo(io);
+        io.hand_over();
+        answers(&socket);
+        // Nobody takes up the second of two.
+        io.hand_over();
+        io.drive(async {
+            let rests = async {
+                while !io.0.resting.load(SeqCst) {
+                    tokio::time::sleep(TICK).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(10), rests).await.expect("it looks for ever");
+        });
+        answers(&socket);
+    }
+
+    #[test]
+    fn any_thread_may_wait_for_the_io() {
+        let io = Io::start().unwrap();
+        let sockets = [echo(io), echo(io)];
+        thread::scope(|scope| {
+            for socket in &sockets {
+                scope.spawn(move || (0..50).for_each(|_| io.block_on(asks(socket))));
+            }
+        });
     }
 }

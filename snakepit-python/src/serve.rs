@@ -67,7 +67,7 @@ pub(crate) async fn start(config: ServeConfig, tools: PythonTools, io: Io) -> Re
     let (executor_done, done) = oneshot::channel();
     // Who hears that this worker is ready may ask it to stop.
     let asked_to_stop = [terminated(), terminated()];
-    let serving = tokio::spawn(serve(incoming, tools, done, asked_to_stop));
+    let serving = io.runtime().spawn(serve(incoming, tools, done, asked_to_stop));
     Ok(Ready { host, address, port, executor_done, serving })
 }
 
@@ -151,9 +151,9 @@ fn terminated() -> impl Future<Output = ()> {
     }
 }
 
-/// Ends the process although a tool still runs.
+/// Ends the process although a tool still runs, or may never have meant to come this far.
 #[allow(unsafe_code)]
-fn exit_now() -> ! {
+pub(crate) fn exit_now() -> ! {
     // SAFETY: `_exit` takes no pointer and touches no memory of this process. Nothing of Python's or Rust's own
     // clean-up runs, which is the point: it would wait for the tool.
     unsafe { nix::libc::_exit(0) }

@@ -20,7 +20,7 @@ from types import FunctionType
 import numpy as np
 import pytest
 
-from snakepit_bridge import _docstrings, _signatures, _specs
+from snakepit_bridge import BaseAdapter, _docstrings, _signatures, _specs
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._plan import plan_of
 
@@ -217,3 +217,10 @@ def test_type_names_are_the_same_with_typing_and_without(monkeypatch: pytest.Mon
     names = [(_specs.type_name(a), _specs._parameter_type(a, None)) for a in annotations]
     monkeypatch.setattr(_specs, "sys", argparse.Namespace(modules={}))
     assert [(_specs.type_name(a), _specs._parameter_type(a, None)) for a in annotations] == names
+
+
+def test_annotations_of_an_adapter_can_be_evaluated() -> None:
+    class Annotated(BaseAdapter):
+        count: int
+
+    assert typing.get_type_hints(Annotated) == {"count": int}

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 
 from snakepit_bridge import BaseAdapter, tool
+from snakepit_bridge.errors import HostUnavailableError
 
 
 class MisbehavingAdapter(BaseAdapter):
@@ -20,6 +21,18 @@ class MisbehavingAdapter(BaseAdapter):
     def ping(self) -> str:
         """Answers at once."""
         return "pong"
+
+    @tool
+    def fork(self) -> int:
+        """Leaves a process behind that takes itself for the worker. Returns its exit status."""
+        child = os.fork()
+        if child == 0:
+            try:
+                self.session_context.call_host_tool("anything")
+            except HostUnavailableError:
+                sys.exit("the tool of the fork ends like any other")
+            os._exit(9)
+        return os.waitpid(child, 0)[1]
 
     @tool
     def crash(self) -> None:

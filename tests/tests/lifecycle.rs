@@ -61,6 +61,18 @@ async fn a_call_that_kills_its_worker_fails_with_the_reason_and_its_last_words()
 }
 
 #[tokio::test]
+async fn a_fork_of_a_worker_disturbs_nothing() {
+    let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
+    let pids = sandbox.worker_pids().await;
+    let mut client = sandbox.client().await;
+    for _ in 0..20 {
+        assert_eq!(execute(&mut client, "fork", &json!({})).await.unwrap(), 0);
+        assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
+    }
+    assert_eq!(sandbox.worker_pids().await, pids);
+}
+
+#[tokio::test]
 async fn a_tool_that_ignores_its_deadline_costs_its_worker_and_nothing_else() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 2).start().await;
     let mut client = sandbox.client().await;

@@ -123,7 +123,7 @@ impl Future for Acquire {
         let (mut stale, mut is_late) = (None, false);
         let answered = self.shared.with_state(|state, _| {
             if let Answer::None(waker) = &mut state.waiters.get_mut(ticket.waiter)?.answer {
-                // The timer that fires at the deadline may belong to a layer above: the time is up all the same.
+                // Whoever polled at the deadline may have a timer of its own: the time is up all the same.
                 is_late = self.deadline.is_some_and(|at| at <= Instant::now());
                 if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                     // Dropped after the lock is released, for it is foreign code.

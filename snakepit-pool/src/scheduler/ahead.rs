@@ -13,19 +13,23 @@ impl Scheduler {
     /// The worker that a call may be handed to now: an idle one, of those the one it prefers; or, for a brief call, one that
     /// has only brief ones before it and gets on with them.
     pub(super) fn pick(&mut self, call: &Entry, now: Instant) -> Option<u32> {
+        let gathered = self.gathers(self.last_brief, call.load, now);
         let first = self.first(call.load, now)?;
         let is_idle = |slot| self.capacity.running(slot) < self.limits.concurrency;
-        let takes = |slot| self.capacity.contains(slot) && (is_idle(slot) || !is_idle(first));
-        let preferred = call.preferred.filter(|worker| {
-            self.is_current(*worker) && takes(worker.slot) && !self.is_stalled(worker.slot, now)
-        });
+        // While others may be idle, a busy one is good only for what gathers.
+        let is_good = |slot| match gathered {
+            true => self.gathers(slot, call.load, now),
+            false => !is_idle(first) && !self.is_stalled(slot, now),
+        };
+        let takes = |slot| self.capacity.contains(slot) && (is_idle(slot) || is_good(slot));
+        let preferred = call.preferred.filter(|worker| self.is_current(*worker) && takes(worker.slot));
         Some(preferred.map_or(first, |worker| worker.slot))
     }
 
     /// The worker whose turn it is for a call of this load. Those that have stalled lose their place until they end a call.
     pub(super) fn first(&mut self, load: Load, now: Instant) -> Option<u32> {
-        if self.gathers(load, now) {
-            return Some(self.gathering);
+        if self.gathers(self.last_brief, load, now) {
+            return Some(self.last_brief);
         }
         loop {
             let slot = if load.is_brief() { self.capacity.warmest()? } else { self.capacity.first()? };
@@ -42,10 +46,10 @@ impl Scheduler {
         }
     }
 
-    /// Whether a call had better be handed over behind the last brief one than to an idle worker.
-    fn gathers(&self, load: Load, now: Instant) -> bool {
-        let slot = self.gathering;
-        let gathers = |up: &Up| up.gathers(load) && up.stalls_at() > now;
+    /// Whether a call had better be handed over ahead to this worker than to an idle one.
+    fn gathers(&self, slot: u32, load: Load, now: Instant) -> bool {
+        let is_full = |up: &Up| up.running() as usize >= self.limits.concurrency;
+        let gathers = |up: &Up| is_full(up) && up.gathers(load) && up.stalls_at() > now;
         self.capacity.contains(slot)
             && matches!(&self.slots[slot as usize].state, SlotState::Up(up) if gathers(up))
     }

@@ -74,7 +74,7 @@ impl Backlog {
     /// Whether a call had better be handed over behind all this than to an idle worker.
     pub(super) fn gathers(&self, Load(time): Load) -> bool {
         let is_short = time.is_some_and(|time| time < WORTH_WAKING);
-        is_short && self.calls > 0 && self.long == 0 && self.brief < GATHERED
+        is_short && self.long == 0 && self.brief < GATHERED
     }
 
     /// Whether a brief call may be handed over behind all this.

@@ -133,8 +133,12 @@ fn a_freed_worker_favours_a_call_that_prefers_it_but_not_twice_in_a_row() {
 
 /// Submits a call that is expected to take so long, and says which slot it goes to.
 fn slot_of_brief(bench: &mut Bench, micros: u64) -> u32 {
+    slot_of_preferring(bench, micros, None)
+}
+
+fn slot_of_preferring(bench: &mut Bench, micros: u64, preferred: Option<WorkerKey>) -> u32 {
     let (ticket, load) = (bench.ticket(), Load::of(Duration::from_micros(micros)));
-    match bench.on(Event::Submit { ticket, preferred: None, deadline: None, load })[..] {
+    match bench.on(Event::Submit { ticket, preferred, deadline: None, load })[..] {
         [Effect::Assign { worker, .. }] => worker.slot,
         ref effects => panic!("{effects:?}"),
     }
@@ -156,6 +160,23 @@ fn nothing_gathers_with_a_worker_that_does_not_get_on() {
     let first = slot_of_brief(&mut bench, 1);
     assert_eq!(slot_of_brief(&mut bench, 1), first);
     bench.now += Duration::from_millis(2);
+    assert_ne!(slot_of_brief(&mut bench, 1), first);
+}
+
+#[test]
+fn a_busy_preferred_worker_gets_a_call_only_if_it_would_gather_it() {
+    let mut bench = Bench::up(3, 1, 10);
+    let busy = slot_of_brief(&mut bench, 400);
+    let gathering = slot_of_brief(&mut bench, 5);
+    assert_ne!(busy, gathering);
+    assert_eq!(slot_of_preferring(&mut bench, 5, Some(worker(busy, 1))), gathering, "the third is idle");
+    assert_eq!(slot_of_preferring(&mut bench, 5, Some(worker(gathering, 1))), gathering);
+}
+
+#[test]
+fn nothing_gathers_where_a_worker_would_run_it_beside_another() {
+    let mut bench = Bench::up(2, 2, 10);
+    let first = slot_of_brief(&mut bench, 1);
     assert_ne!(slot_of_brief(&mut bench, 1), first);
 }
 

@@ -103,7 +103,12 @@ def _plain_annotations(function: Callable[..., Any]) -> dict[str, Any] | None:
         return None
     # Strings within one, as in `list["Item"]`, may stay: only in what `typing` makes do they change its name.
     annotations = {}
-    for name, annotation in function.__annotations__.items():
+    try:
+        # Since 3.14 they are evaluated when they are asked for.
+        written = function.__annotations__
+    except Exception:
+        return None
+    for name, annotation in written.items():
         try:
             value = eval(annotation, function.__globals__) if isinstance(annotation, str) else annotation  # noqa: S307
         except Exception:  # noqa: S112  # As below.

@@ -81,11 +81,15 @@ class BaseAdapter:
     ``execute_tool(self, tool_name, arguments, context)``; it names those tools in :attr:`dynamic_tools`.
     """
 
-    #: Names of tools that ``execute_tool`` serves. They take any arguments.
-    dynamic_tools: ClassVar[Sequence[str]] = ()
+    # Not annotated where it runs: whoever evaluates the annotations of an adapter would miss the names.
+    if TYPE_CHECKING:
+        #: Names of tools that ``execute_tool`` serves. They take any arguments.
+        dynamic_tools: ClassVar[Sequence[str]] = ()
 
-    #: The call that this object serves.
-    session_context: SessionContext
+        #: The call that this object serves.
+        session_context: SessionContext
+    else:
+        dynamic_tools = ()
 
     def set_session_context(self, context: SessionContext) -> None:
         """Keep the context of the call as ``self.session_context``."""

@@ -17,7 +17,7 @@ class StreamChunk:
         metadata: What to attach, by name. Values other than strings travel as their JSON.
     """
 
-    __slots__ = ("data", "is_final", "metadata")
+    __slots__ = ("__weakref__", "data", "is_final", "metadata")
     __match_args__ = ("data", "is_final", "metadata")
 
     def __init__(self, data: Any, is_final: bool = False, metadata: Mapping[str, Any] | None = None) -> None:
@@ -37,4 +37,5 @@ class StreamChunk:
 
     def __repr__(self) -> str:
         """Name the parts."""
-        return f"StreamChunk(data={self.data!r}, is_final={self.is_final!r}, metadata={self.metadata!r})"
+        name = type(self).__name__
+        return f"{name}(data={self.data!r}, is_final={self.is_final!r}, metadata={self.metadata!r})"

@@ -174,7 +174,8 @@ fn answer<C: Callee>(callee: &C, asked: &Asked, end: CallEnd) -> Answer {
             body: ReplyBody::Value(value),
             metadata,
             worker: callee.worker(&worker_id),
-            execution_time: Some(Duration::from_nanos(execution_time_ns)),
+            // None took no time: whoever says so does not say.
+            execution_time: (execution_time_ns > 0).then(|| Duration::from_nanos(execution_time_ns)),
         }),
     }
 }

@@ -55,7 +55,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     let rustc = rustc()?;
-    let kept = kept()?;
+    // Whatever is kept is about to be replaced.
+    let kept = if args.save { kept().unwrap_or_default() } else { kept()? };
     if args.check && kept.rustc != rustc {
         println!(
             "skipped: the counts are of {}, this is {rustc}; keep new ones with `cargo xtask bench instructions --save`",
@@ -169,6 +170,12 @@ mod tests {
         let problems = risen(&kept, &of(&[("codec", 1101), ("new", 1)])).join("; ");
         assert!(problems.contains("codec: 1000 instructions before, 1101 now"), "{problems}");
         assert!(problems.contains("new: no count") && problems.contains("gone: a count"), "{problems}");
+    }
+
+    #[test]
+    fn what_is_kept_can_be_read() {
+        let kept = kept().unwrap();
+        assert!(kept.rustc.starts_with("rustc ") && !kept.counts.is_empty(), "{kept:?}");
     }
 
     #[test]

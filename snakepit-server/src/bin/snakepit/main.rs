@@ -154,11 +154,11 @@ fn main() -> ExitCode {
 /// half is for Python, and on few processors more threads cost more than they give.
 fn runtime() -> Result<Runtime, Failure> {
     let threads = match std::env::var("TOKIO_WORKER_THREADS") {
-        Ok(text) => text.parse::<NonZero<usize>>().map(NonZero::get).map_err(|_| {
+        Ok(text) if !text.is_empty() => text.parse::<NonZero<usize>>().map(NonZero::get).map_err(|_| {
             let problem = format!("TOKIO_WORKER_THREADS is `{text}`; it takes a number from 1");
             Failure::new(exit::USAGE, problem)
         })?,
-        Err(_) => available_parallelism().map_or(1, |processors| processors.get().div_ceil(2)),
+        _ => available_parallelism().map_or(1, |processors| processors.get().div_ceil(2)),
     };
     let mut builder = match threads {
         1 => Builder::new_current_thread(),
