@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     os::{fd::AsRawFd, unix::net::UnixStream},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -65,10 +65,84 @@ fn wait<T: Send>(py: Python<'_>, future: impl Future<Output = T> + Send) -> PyRe
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct HostClient {
+    address: String,
+    connect_timeout: Duration,
+    /// Its channel connects anew by itself.
     client: BridgeServiceClient<Channel>,
-    multiplexer: Mutex<Option<Multiplexer>>,
-    /// Brings the answers; ends with this.
-    _incoming: JoinSet<()>,
+    line: Mutex<Line>,
+    /// Held while a broken stream is replaced, so that one call does it and the others wait.
+    reopening: tokio::sync::Mutex<()>,
+}
+
+/// The way that calls take.
+#[derive(Debug)]
+struct Line {
+    /// The stream that calls share; `None` once the client is closed.
+    multiplexer: Option<Multiplexer>,
+    /// Brings the answers, and is empty once it has ended.
+    incoming: JoinSet<()>,
+}
+
+impl Line {
+    async fn open(client: BridgeServiceClient<Channel>) -> Result<Self, String> {
+        let opened = Multiplexer::open(client).await;
+        let (multiplexer, answers) = opened.map_err(|status| status.message().to_owned())?;
+        let mut incoming = JoinSet::new();
+        incoming.spawn(answers);
+        Ok(Self { multiplexer: Some(multiplexer), incoming })
+    }
+
+    fn is_broken(&mut self) -> bool {
+        self.incoming.try_join_next().is_some() || self.incoming.is_empty()
+    }
+}
+
+impl HostClient {
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The stream, if it is not known to be broken.
+    fn usable(&self) -> PyResult<Option<Multiplexer>> {
+        let mut line = self.line();
+        let multiplexer = line.multiplexer.clone();
+        let multiplexer = multiplexer.ok_or_else(|| PyRuntimeError::new_err("the client is closed"))?;
+        Ok((!line.is_broken()).then_some(multiplexer))
+    }
+
+    /// The stream, opened anew if it broke: the host may have been restarted.
+    fn multiplexer(&self, py: Python<'_>) -> PyResult<Multiplexer> {
+        if let Some(usable) = self.usable()? {
+            return Ok(usable);
+        }
+        wait(py, async {
+            let _alone = self.reopening.lock().await;
+            if let Some(usable) = self.usable()? {
+                return Ok(usable);
+            }
+            let opened = Line::open(self.client.clone());
+            let fresh =
+                within(self.connect_timeout, opened).await.map_err(|e| unreachable(&self.address, &e))?;
+            let mut line = self.line();
+            // It may have been closed meanwhile.
+            if line.multiplexer.is_some() {
+                *line = fresh;
+            }
+            drop(line);
+            self.usable()?.ok_or_else(|| unreachable(&self.address, "the connection broke again"))
+        })?
+    }
+}
+
+async fn within<T>(bound: Duration, opened: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let late = || Err(format!("it did not answer within {} s", bound.as_secs_f64()));
+    tokio::time::timeout(bound, opened).await.unwrap_or_else(|_| late())
+}
+
+fn unreachable(address: &str, problem: &str) -> PyErr {
+    HostUnavailableError::new_err(format!(
+        "cannot reach a host at {address}: {problem}; start one with `snakepit serve`"
+    ))
 }
 
 #[pymethods]
@@ -83,21 +157,18 @@ impl HostClient {
             let client = BridgeServiceClient::new(channel)
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES);
-            let opened = Multiplexer::open(client.clone()).await;
-            let (multiplexer, incoming) = opened.map_err(|status| status.message().to_owned())?;
-            let mut tasks = JoinSet::new();
-            tasks.spawn(incoming);
-            Ok::<_, String>((client, multiplexer, tasks))
+            let line = Line::open(client.clone()).await?;
+            Ok((client, line))
         };
-        let late = || Err(format!("it did not answer within {timeout} s"));
-        let opened =
-            wait(py, async { tokio::time::timeout(bound, opened).await.unwrap_or_else(|_| late()) })?;
-        let (client, multiplexer, incoming) = opened.map_err(|problem| {
-            HostUnavailableError::new_err(format!(
-                "cannot reach a host at {address}: {problem}; start one with `snakepit serve`"
-            ))
-        })?;
-        Ok(Self { client, multiplexer: Mutex::new(Some(multiplexer)), _incoming: incoming })
+        let (client, line) =
+            wait(py, within(bound, opened))?.map_err(|problem| unreachable(address, &problem))?;
+        Ok(Self {
+            address: address.to_owned(),
+            connect_timeout: bound,
+            client,
+            line: Mutex::new(line),
+            reopening: tokio::sync::Mutex::default(),
+        })
     }
 
     /// Makes sure that the session exists.
@@ -120,6 +191,7 @@ impl HostClient {
     #[pyo3(signature = (tool, arguments, *, session_id, timeout, idempotent, stream))]
     fn start(
         &self,
+        py: Python<'_>,
         tool: String,
         arguments: &Bound<'_, PyDict>,
         session_id: String,
@@ -148,16 +220,13 @@ impl HostClient {
             credit: if stream { STREAM_CREDIT } else { 0 },
             ..pb::CallStart::default()
         };
-        let multiplexer = self.multiplexer.lock().unwrap_or_else(PoisonError::into_inner);
-        let multiplexer =
-            multiplexer.as_ref().ok_or_else(|| PyRuntimeError::new_err("the client is closed"))?;
-        let call = multiplexer.start(start, 0);
+        let call = self.multiplexer(py)?.start(start, 0);
         Ok(HostCall { state: Arc::new(Mutex::new(CallState { call: Some(call), ..Default::default() })) })
     }
 
     /// Takes no more calls; those that run go on.
     fn close(&self) {
-        self.multiplexer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.line().multiplexer.take();
     }
 }
 

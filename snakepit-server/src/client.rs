@@ -36,7 +36,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to `http://host:port`, or to `unix:/path/to/socket`.
+    /// Connects to `host:port`, `http://` before it or not, or to `unix:/path/to/socket`.
     ///
     /// # Errors
     /// [`Error::Connect`], within ten seconds.
@@ -71,12 +71,15 @@ impl Client {
                 // The host in this URL is only what HTTP/2 shows as authority.
                 settings(Endpoint::from_static("http://localhost")).connect_with_connector(connector).await
             }
-            None if address.starts_with("http://") => {
+            None if address.contains("://") && !address.starts_with("http://") => {
+                return Err(failed("it looks like neither host:port nor unix:/path".to_owned()));
+            }
+            None => {
+                let target = address.strip_prefix("http://").unwrap_or(address);
                 let endpoint =
-                    Endpoint::from_shared(address.to_owned()).map_err(|e| failed(e.to_string()))?;
+                    Endpoint::from_shared(format!("http://{target}")).map_err(|e| failed(e.to_string()))?;
                 settings(endpoint).connect().await
             }
-            None => return Err(failed("it looks like neither http://host:port nor unix:/path".to_owned())),
         };
         let channel = channel.map_err(|e| failed(root_cause(&e).to_string()))?;
         let client = BridgeServiceClient::new(channel)

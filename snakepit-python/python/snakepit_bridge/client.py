@@ -88,6 +88,8 @@ class _Caller:
 class Client(_Caller):
     """A connection to a host; all calls share one stream. May be used from several threads at once.
 
+    When the connection breaks, calls on their way fail with ``HostUnavailableError``; the next call connects anew.
+
     Args:
         address: ``host:port`` or ``unix:/path/to/socket``.
         connect_timeout: Seconds that connecting may take.

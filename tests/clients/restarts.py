@@ -1,0 +1,14 @@
+"""Calls `add` on the host whose address is given, once for each line that it reads, and prints what came of it."""
+
+import sys
+
+from snakepit_bridge import HostUnavailableError
+from snakepit_bridge.client import Client
+
+client = Client(sys.argv[1])
+for _ in sys.stdin:
+    try:
+        outcome = client.call("add", a=1, b=2)
+    except HostUnavailableError as error:
+        outcome = f"unavailable: {error}"
+    print(outcome, flush=True)
