@@ -189,6 +189,7 @@ impl HostClient {
 
     /// Starts a call.
     #[pyo3(signature = (tool, arguments, *, session_id, timeout, idempotent, stream))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
     fn start(
         &self,
         py: Python<'_>,
