@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use snakepit_tests::{SHOWCASE, Sandbox, Signal, eventually, signal};
+use snakepit_tests::{SHOWCASE, Sandbox, Signal, eventually, processes_with, signal};
 
 fn json_lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -192,17 +192,14 @@ async fn a_server_that_cannot_start_says_why_and_leaves_nothing() {
         }
     }
     drop(taken);
-    let left = run_dir_leftovers();
+    let left: Vec<_> = ["never_ready.py", "no.such.module"].into_iter().flat_map(processes_with).collect();
     assert!(left.is_empty(), "left running: {left:?}");
 }
 
-/// Workers of this test's scripts that still run.
-fn run_dir_leftovers() -> Vec<String> {
-    let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
-    let commands = processes.filter_map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).ok());
-    commands
-        .filter(|command| command.contains("never_ready.py") || command.contains("no.such.module"))
-        .collect()
+#[tokio::test]
+async fn an_adapter_that_does_not_import_is_shown_where() {
+    let failure = Sandbox::adapter("broken_import:Adapter", 1).try_start().await.unwrap_err();
+    assert!(failure.stderr.contains("broken_import.py\", line 3"), "{}", failure.stderr);
 }
 
 #[tokio::test]

@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
+use snakepit_pool::PoolError;
 use snakepit_server::{Error, Snakepit};
+use snakepit_worker::WorkerError;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -135,7 +137,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let started = builder.start_unless(async { name = signalled().await }).await;
     let snakepit = started.map_err(|error| match error {
         Error::CalledOff => refused(format!("{name} arrived before the workers were ready; nothing is left")),
-        error => refused(error.to_string()),
+        error => refused(error.to_string()).traceback(traceback_of(&error)),
     })?;
     announce(&snakepit);
 
@@ -149,6 +151,16 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// The traceback of a worker that cannot start, such as one whose adapter does not import.
+fn traceback_of(error: &Error) -> &str {
+    match error {
+        Error::Pool(PoolError::Start { error: WorkerError::Refused { traceback, .. }, .. }) => {
+            traceback.as_deref().unwrap_or_default()
+        }
+        _ => "",
+    }
 }
 
 /// What to log: `$SNAKEPIT_LOG`, else everything but details.
