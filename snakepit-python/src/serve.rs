@@ -19,6 +19,8 @@ use crate::{host::Host, io::Io, service::WorkerService, tools::PythonTools, wind
 
 /// How long a running call may go on after SIGTERM.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
+/// After how much of that it is cancelled, so that it may clean up in the rest.
+const CANCEL_AFTER: Duration = Duration::from_secs(1);
 
 /// What serving needs to know.
 #[derive(Debug)]
@@ -107,7 +109,7 @@ async fn prepare(config: ServeConfig, io: Io) -> Result<Bound, String> {
 async fn serve(
     incoming: Incoming,
     tools: PythonTools,
-    executor_done: oneshot::Receiver<()>,
+    mut executor_done: oneshot::Receiver<()>,
     [asked_to_stop, asked_long_ago]: [impl Future<Output = ()>; 2],
 ) {
     let done = CancellationToken::new();
@@ -118,8 +120,11 @@ async fn serve(
     let stop = async {
         asked_to_stop.await;
         tools.close();
-        // An error means that the executor is gone, which is what is waited for.
-        let _ = executor_done.await;
+        // An error of it means that the executor is gone, which is what is waited for.
+        if tokio::time::timeout(CANCEL_AFTER, &mut executor_done).await.is_err() {
+            tools.abandon_all();
+            let _ = executor_done.await;
+        }
         done.cancel();
     };
     let serving = async {

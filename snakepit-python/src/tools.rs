@@ -201,6 +201,11 @@ impl PythonTools {
         }
     }
 
+    /// Cancels all calls.
+    pub(crate) fn abandon_all(&self) {
+        self.abandon_stream(|_| true);
+    }
+
     /// Cancels all calls of which this is true.
     pub(crate) fn abandon_stream(&self, is_of_stream: impl Fn(CallId) -> bool) {
         let states: Vec<_> = {

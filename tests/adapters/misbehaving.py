@@ -61,6 +61,15 @@ class MisbehavingAdapter(BaseAdapter):
             pass
 
     @tool
+    def sleep_and_clean_up(self, path: str) -> None:
+        """Leaves a file behind if it may clean up."""
+        try:
+            time.sleep(600)
+        finally:
+            with open(path, "w") as file:
+                file.write("clean")
+
+    @tool
     def sleep(self) -> None:
         """Blocks in a system call."""
         time.sleep(600)

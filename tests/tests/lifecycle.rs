@@ -278,6 +278,28 @@ async fn sigterm_lets_calls_finish_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_call_that_is_cut_off_may_clean_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cleaned-up");
+    let mut sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
+    let mut client = sandbox.client().await;
+    let arguments = json!({"path": file});
+    let call = tokio::spawn(async move { execute(&mut client, "sleep_and_clean_up", &arguments).await });
+    eventually("the call runs", SOON, async || sandbox.workers().await[0].state == "busy").await;
+    for _ in 0..2 {
+        signal(sandbox.pid(), Signal::SIGTERM);
+        eventually("the signal is heard", SOON, async || {
+            let log = sandbox.log();
+            log.contains("cutting off") || log.contains("draining")
+        })
+        .await;
+    }
+    assert_eq!(sandbox.wait(SOON).await, Some(0));
+    call.await.unwrap().unwrap_err();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "clean");
+}
+
+#[tokio::test]
 async fn health_says_what_the_workers_are() {
     use tonic_health::pb::{
         HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
