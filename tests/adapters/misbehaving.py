@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from snakepit_bridge import BaseAdapter, tool
 from snakepit_bridge.errors import HostUnavailableError
@@ -66,8 +67,7 @@ class MisbehavingAdapter(BaseAdapter):
         try:
             time.sleep(600)
         finally:
-            with open(path, "w") as file:
-                file.write("clean")
+            Path(path).write_text("clean")
 
     @tool
     def sleep(self) -> None:
