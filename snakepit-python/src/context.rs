@@ -159,7 +159,11 @@ impl Call {
     ) -> PyResult<bool> {
         let data = value::raw_bytes(data)?.unwrap_or_default();
         let program = pb::Program { name, data, content_type, metadata, ..pb::Program::default() };
-        let request = pb::PutProgramRequest { session_id: self.session_id.clone(), program: Some(program) };
+        let request = pb::PutProgramRequest {
+            session_id: self.session_id.clone(),
+            program: Some(program),
+            global: false,
+        };
         let call = self.host()?.call(&self.caller, request, |mut client, request| async move {
             client.put_program(request).await
         });
@@ -168,7 +172,7 @@ impl Call {
 
     /// The program's data and its content type.
     fn get_program<'py>(&self, py: Python<'py>, name: String) -> PyResult<(Bound<'py, PyBytes>, String)> {
-        let request = pb::GetProgramRequest { session_id: self.session_id.clone(), name };
+        let request = pb::GetProgramRequest { session_id: self.session_id.clone(), name, global: false };
         let call = self.host()?.call(&self.caller, request, |mut client, request| async move {
             client.get_program(request).await
         });
@@ -177,7 +181,7 @@ impl Call {
     }
 
     fn list_programs(&self, py: Python<'_>) -> PyResult<Vec<String>> {
-        let request = pb::ListProgramsRequest { session_id: self.session_id.clone() };
+        let request = pb::ListProgramsRequest { session_id: self.session_id.clone(), global: false };
         let call = self.host()?.call(&self.caller, request, |mut client, request| async move {
             client.list_programs(request).await
         });
@@ -185,7 +189,7 @@ impl Call {
     }
 
     fn delete_program(&self, py: Python<'_>, name: String) -> PyResult<()> {
-        let request = pb::DeleteProgramRequest { session_id: self.session_id.clone(), name };
+        let request = pb::DeleteProgramRequest { session_id: self.session_id.clone(), name, global: false };
         let call = self.host()?.call(&self.caller, request, |mut client, request| async move {
             client.delete_program(request).await
         });

@@ -62,19 +62,19 @@ async fn programs_are_kept_by_the_host() {
         metadata: [("kind".to_owned(), "linear".to_owned())].into(),
         ..Default::default()
     };
-    let put = pb::PutProgramRequest { session_id: "s".into(), program: Some(program.clone()) };
+    let put = pb::PutProgramRequest { session_id: "s".into(), program: Some(program.clone()), global: false };
     assert!(client.put_program(put.clone()).await.unwrap().into_inner().created);
     assert!(!client.put_program(put).await.unwrap().into_inner().created);
 
-    let get = pb::GetProgramRequest { session_id: "s".into(), name: "model".into() };
+    let get = pb::GetProgramRequest { session_id: "s".into(), name: "model".into(), global: false };
     let got = client.get_program(get.clone()).await.unwrap().into_inner().program.unwrap();
     assert_eq!((got.data, got.metadata), (program.data, program.metadata));
 
-    let list = pb::ListProgramsRequest { session_id: "s".into() };
+    let list = pb::ListProgramsRequest { session_id: "s".into(), global: false };
     let listed = client.list_programs(list).await.unwrap().into_inner().programs;
     assert_eq!((listed.len(), listed[0].size, listed[0].data.len()), (1, 8, 0));
 
-    let delete = pb::DeleteProgramRequest { session_id: "s".into(), name: "model".into() };
+    let delete = pb::DeleteProgramRequest { session_id: "s".into(), name: "model".into(), global: false };
     client.delete_program(delete).await.unwrap();
     let status = client.get_program(get).await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound);

@@ -238,11 +238,14 @@ pub struct SetVariableRequest {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
-    /// 0 means no check.
+    /// 0 means no check, unless `check_version` is set.
     #[prost(int32, tag = "5")]
     pub expected_version: i32,
     #[prost(bytes = "bytes", tag = "6")]
     pub binary_value: ::prost::bytes::Bytes,
+    /// Compare `expected_version` even if it is 0, the version of a variable that was never written. Extension.
+    #[prost(bool, tag = "7")]
+    pub check_version: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetVariableResponse {
@@ -295,6 +298,12 @@ pub struct BatchSetVariablesRequest {
     pub binary_updates: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::bytes::Bytes,
+    >,
+    /// The versions that these variables must have; keyed as `updates`. Others are not checked. Extension.
+    #[prost(btree_map = "string, int32", tag = "6")]
+    pub expected_versions: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        i32,
     >,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -363,8 +372,13 @@ pub struct VariableUpdate {
     >,
     #[prost(message, optional, tag = "5")]
     pub timestamp: ::core::option::Option<::prost_types::Timestamp>,
+    /// `initial`, `registered`, `set`, `rolled_back` or `deleted`; `lost`, without a variable, where updates are missing
+    /// because the watcher was too slow for them.
     #[prost(string, tag = "6")]
     pub update_type: ::prost::alloc::string::String,
+    /// How many updates are missing, in an update of type `lost`. Extension.
+    #[prost(uint64, tag = "7")]
+    pub lost_updates: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetVariableHistoryRequest {
@@ -395,6 +409,9 @@ pub struct VariableHistoryEntry {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// The data of a value that is no JSON, as Variable.binary_value. Extension.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub binary_value: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RollbackVariableRequest {
@@ -770,17 +787,25 @@ pub struct Program {
     /// Length of `data` in bytes; set in listings, where `data` is left out.
     #[prost(int64, tag = "6")]
     pub size: i64,
+    /// How long a global program lives without use, in seconds; 0 means the host's default. Programs of a session live as
+    /// long as it does.
+    #[prost(int64, tag = "7")]
+    pub ttl_seconds: i64,
 }
+/// In the requests about programs, `global` takes the place of a session: such programs belong to the host, and every
+/// session sees them.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PutProgramRequest {
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "2")]
     pub program: ::core::option::Option<Program>,
+    #[prost(bool, tag = "3")]
+    pub global: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PutProgramResponse {
-    /// Whether the name was new in this session.
+    /// Whether the name was new.
     #[prost(bool, tag = "1")]
     pub created: bool,
 }
@@ -790,6 +815,8 @@ pub struct GetProgramRequest {
     pub session_id: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub global: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetProgramResponse {
@@ -800,6 +827,8 @@ pub struct GetProgramResponse {
 pub struct ListProgramsRequest {
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "2")]
+    pub global: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListProgramsResponse {
@@ -813,6 +842,8 @@ pub struct DeleteProgramRequest {
     pub session_id: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub global: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteProgramResponse {}
@@ -894,6 +925,54 @@ pub struct SessionInfo {
     /// The worker that served the session last. Empty before the first call.
     #[prost(string, tag = "6")]
     pub last_worker_id: ::prost::alloc::string::String,
+    #[prost(int32, tag = "7")]
+    pub variable_count: i32,
+    /// What the session holds: metadata, variables with their history, programs.
+    #[prost(uint64, tag = "8")]
+    pub bytes: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetSessionStatsRequest {}
+/// What the host's sessions did and hold. Of a backend that several hosts share, the numbers are those of all of them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetSessionStatsResponse {
+    #[prost(uint64, tag = "1")]
+    pub created: u64,
+    /// Ended by somebody, not by their TTL.
+    #[prost(uint64, tag = "2")]
+    pub deleted: u64,
+    #[prost(uint64, tag = "3")]
+    pub expired: u64,
+    /// Times that the host looked for expired sessions.
+    #[prost(uint64, tag = "4")]
+    pub sweeps: u64,
+    #[prost(uint64, tag = "5")]
+    pub live: u64,
+    #[prost(uint64, tag = "6")]
+    pub variables: u64,
+    /// Global ones included.
+    #[prost(uint64, tag = "7")]
+    pub programs: u64,
+    /// What all of this holds, counted as in SessionInfo.
+    #[prost(uint64, tag = "8")]
+    pub bytes: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchSessionsRequest {}
+/// A session came or went.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionEvent {
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// `created`, `expired` or `deleted`; `lost`, without a session, where events are missing because the watcher was too
+    /// slow for them.
+    #[prost(string, tag = "2")]
+    pub event: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub timestamp: ::core::option::Option<::prost_types::Timestamp>,
+    /// How many events are missing, in an event `lost`.
+    #[prost(uint64, tag = "4")]
+    pub lost_events: u64,
 }
 /// What a caller says on a Multiplex stream. The lists are read in the order of their numbers. A message may start up to
 /// 16384 calls; callers cut messages at about a megabyte, and only a larger call goes alone. A host runs up to 4096 calls of
@@ -1865,7 +1944,7 @@ pub mod bridge_service_client {
                 .insert(GrpcMethod::new("snakepit.bridge.BridgeService", "Multiplex"));
             self.inner.streaming(req, path, codec).await
         }
-        /// Programs (models) of a session.
+        /// Programs (models), of a session or global.
         pub async fn put_program(
             &mut self,
             request: impl tonic::IntoRequest<super::PutProgramRequest>,
@@ -2040,6 +2119,59 @@ pub mod bridge_service_client {
                     GrpcMethod::new("snakepit.bridge.BridgeService", "ListSessions"),
                 );
             self.inner.unary(req, path, codec).await
+        }
+        pub async fn get_session_stats(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetSessionStatsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetSessionStatsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/snakepit.bridge.BridgeService/GetSessionStats",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("snakepit.bridge.BridgeService", "GetSessionStats"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Which sessions come and go from now on, until the caller stops listening.
+        pub async fn watch_sessions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchSessionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::SessionEvent>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/snakepit.bridge.BridgeService/WatchSessions",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("snakepit.bridge.BridgeService", "WatchSessions"),
+                );
+            self.inner.server_streaming(req, path, codec).await
         }
     }
 }
@@ -2264,7 +2396,7 @@ pub mod bridge_service_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::CallBatch>>,
         ) -> std::result::Result<tonic::Response<Self::MultiplexStream>, tonic::Status>;
-        /// Programs (models) of a session.
+        /// Programs (models), of a session or global.
         async fn put_program(
             &self,
             request: tonic::Request<super::PutProgramRequest>,
@@ -2313,6 +2445,27 @@ pub mod bridge_service_server {
             request: tonic::Request<super::ListSessionsRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListSessionsResponse>,
+            tonic::Status,
+        >;
+        async fn get_session_stats(
+            &self,
+            request: tonic::Request<super::GetSessionStatsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetSessionStatsResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the WatchSessions method.
+        type WatchSessionsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::SessionEvent, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Which sessions come and go from now on, until the caller stops listening.
+        async fn watch_sessions(
+            &self,
+            request: tonic::Request<super::WatchSessionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::WatchSessionsStream>,
             tonic::Status,
         >;
     }
@@ -3894,6 +4047,98 @@ pub mod bridge_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/snakepit.bridge.BridgeService/GetSessionStats" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetSessionStatsSvc<T: BridgeService>(pub Arc<T>);
+                    impl<
+                        T: BridgeService,
+                    > tonic::server::UnaryService<super::GetSessionStatsRequest>
+                    for GetSessionStatsSvc<T> {
+                        type Response = super::GetSessionStatsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetSessionStatsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as BridgeService>::get_session_stats(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetSessionStatsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/snakepit.bridge.BridgeService/WatchSessions" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchSessionsSvc<T: BridgeService>(pub Arc<T>);
+                    impl<
+                        T: BridgeService,
+                    > tonic::server::ServerStreamingService<super::WatchSessionsRequest>
+                    for WatchSessionsSvc<T> {
+                        type Response = super::SessionEvent;
+                        type ResponseStream = T::WatchSessionsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchSessionsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as BridgeService>::watch_sessions(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchSessionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

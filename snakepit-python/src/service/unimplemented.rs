@@ -31,6 +31,7 @@ impl BridgeService for WorkerService {
     type ExecuteStreamingToolStream = ToolChunks;
     type WatchVariablesStream = Empty<Result<pb::VariableUpdate, Status>>;
     type StreamTelemetryStream = Empty<Result<pb::TelemetryEvent, Status>>;
+    type WatchSessionsStream = Empty<Result<pb::SessionEvent, Status>>;
 
     async fn ping(&self, request: Request<pb::PingRequest>) -> Answer<pb::PingResponse> {
         let message = request.into_inner().message;
@@ -88,5 +89,7 @@ impl BridgeService for WorkerService {
         list_tools(pb::ListToolsRequest) -> pb::ListToolsResponse;
         list_workers(pb::ListWorkersRequest) -> pb::ListWorkersResponse;
         list_sessions(pb::ListSessionsRequest) -> pb::ListSessionsResponse;
+        get_session_stats(pb::GetSessionStatsRequest) -> pb::GetSessionStatsResponse;
+        watch_sessions(pb::WatchSessionsRequest) -> Self::WatchSessionsStream;
     }
 }

@@ -164,10 +164,13 @@ impl BridgeService for Bridge {
     }
 
     type WatchVariablesStream = Events<pb::VariableUpdate>;
+    type WatchSessionsStream = Events<pb::SessionEvent>;
 
     unimplemented_rpcs! {
         cancel_tool(pb::CancelToolRequest) -> pb::CancelToolResponse:
             "a client cancels its call by resetting the stream; this RPC is between host and worker";
+        get_session_stats(pb::GetSessionStatsRequest) -> pb::GetSessionStatsResponse: "this version counts no sessions";
+        watch_sessions(pb::WatchSessionsRequest) -> Events<pb::SessionEvent>: "this version tells of no sessions";
         register_variable(pb::RegisterVariableRequest) -> pb::RegisterVariableResponse:
             "this version keeps no variables";
         get_variable(pb::GetVariableRequest) -> pb::GetVariableResponse: "this version keeps no variables";

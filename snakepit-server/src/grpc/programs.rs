@@ -39,6 +39,7 @@ impl Bridge {
                 content_type: program.content_type,
                 metadata: program.metadata,
                 updated_at: Some(program.updated_at.into()),
+                ttl_seconds: 0,
             }),
         })
     }
@@ -67,6 +68,7 @@ fn listed(info: ProgramInfo) -> pb::Program {
         content_type: info.content_type,
         metadata: info.metadata,
         updated_at: Some(info.updated_at.into()),
+        ttl_seconds: 0,
     }
 }
 
