@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use snakepit_pool::{Pool, PoolConfig};
 use snakepit_proto::headers::MAX_TIMEOUT;
 use snakepit_registry::{FnTool, Registry, ToolHandler};
-use snakepit_session::{MemoryBackend, MemoryConfig, SessionBackend};
+use snakepit_session::{MemoryBackend, SessionBackend, SessionLimits};
 use snakepit_worker::{
     ProcessConfig, ProcessLauncher, WorkerLauncher,
     process::{RunDir, WorkerProgram},
@@ -215,7 +215,8 @@ impl Builder {
         for tool in self.host_tools {
             registry.register_host_tool(tool)?;
         }
-        let sessions = self.sessions.unwrap_or_else(|| Arc::new(MemoryBackend::new(MemoryConfig::default())));
+        let sessions =
+            self.sessions.unwrap_or_else(|| Arc::new(MemoryBackend::new(SessionLimits::default())));
         let stop = CancellationToken::new();
         let host = Arc::new(Host::new(sessions, registry, stop.clone()));
         let (routes, health) = grpc::routes(Arc::clone(&host)).await;

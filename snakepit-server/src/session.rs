@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde::{Serialize, de::DeserializeOwned};
-use snakepit_session::{Created, Program, ProgramInfo, ProgramName, Session, SessionId};
+use snakepit_session::{Created, Program, ProgramInfo, ProgramName, ProgramOwner, Session, SessionId};
 
 use crate::{CallBuilder, Error, ReplyStream, call::Target, host::Host};
 
@@ -60,12 +60,16 @@ impl SessionHandle {
         CallBuilder::new(Target::Host(Arc::clone(&self.host)), tool).session(self.id.clone())
     }
 
+    fn owner(&self) -> ProgramOwner {
+        ProgramOwner::Session(self.id.clone())
+    }
+
     /// Stores a program, replacing the one of that name.
     ///
     /// # Errors
     /// [`Error::Session`] when the name is odd, the program too large, or the session gone.
     pub async fn put_program(&self, name: &str, program: Program) -> Result<Created, Error> {
-        Ok(self.host.sessions.put_program(&self.id, &ProgramName::try_new(name)?, program).await?)
+        Ok(self.host.sessions.put_program(&self.owner(), &ProgramName::try_new(name)?, program).await?)
     }
 
     /// Returns a program.
@@ -73,7 +77,7 @@ impl SessionHandle {
     /// # Errors
     /// [`Error::Session`] when the session or the program is not there.
     pub async fn program(&self, name: &str) -> Result<Program, Error> {
-        Ok(self.host.sessions.program(&self.id, &ProgramName::try_new(name)?).await?)
+        Ok(self.host.sessions.program(&self.owner(), &ProgramName::try_new(name)?).await?)
     }
 
     /// Lists the session's programs, ordered by name.
@@ -81,7 +85,7 @@ impl SessionHandle {
     /// # Errors
     /// [`Error::Session`] when the session is gone.
     pub async fn programs(&self) -> Result<Vec<ProgramInfo>, Error> {
-        Ok(self.host.sessions.programs(&self.id).await?)
+        Ok(self.host.sessions.programs(&self.owner()).await?)
     }
 
     /// Deletes a program.
@@ -89,7 +93,7 @@ impl SessionHandle {
     /// # Errors
     /// [`Error::Session`] when the session or the program is not there.
     pub async fn delete_program(&self, name: &str) -> Result<(), Error> {
-        Ok(self.host.sessions.delete_program(&self.id, &ProgramName::try_new(name)?).await?)
+        Ok(self.host.sessions.delete_program(&self.owner(), &ProgramName::try_new(name)?).await?)
     }
 
     /// Deletes the session with all it holds.

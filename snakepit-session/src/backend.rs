@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::{NewSession, Program, ProgramInfo, ProgramName, Session, SessionError, SessionId};
+use crate::{
+    NewSession, NewVariable, Note, Program, ProgramInfo, ProgramName, ProgramOwner, Session, SessionError,
+    SessionEvents, SessionId, SessionStats, SetVariable, Variable, VariableName, VariableVersion,
+    VariableWatch, record::no_variable,
+};
 
 /// Whether an operation that creates or finds did the one or the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +19,15 @@ pub enum Created {
     Existing,
 }
 
+/// How writes that come together are done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Batch {
+    /// All or none.
+    Atomic,
+    /// Each by itself.
+    Each,
+}
+
 /// Which part of a listing to return.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PageRequest {
@@ -22,6 +35,18 @@ pub struct PageRequest {
     pub size: usize,
     /// [`Page::next`] of the page before; `None` for the first.
     pub token: Option<String>,
+}
+
+impl PageRequest {
+    /// How many entries, and after which id: that is what the token is.
+    pub(crate) fn parse(self) -> Result<(usize, Option<SessionId>), SessionError> {
+        const DEFAULT: usize = 100;
+        const MAX: usize = 1000;
+        let size = if self.size == 0 { DEFAULT } else { self.size.min(MAX) };
+        let after =
+            self.token.map(|token| SessionId::try_new(token).map_err(|_| SessionError::InvalidPageToken));
+        Ok((size, after.transpose()?))
+    }
 }
 
 /// Part of a listing.
@@ -72,31 +97,139 @@ pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
     /// Remembers the worker that served the session last. Does not renew the TTL.
     async fn set_last_worker(&self, id: &SessionId, worker: Arc<str>) -> Result<(), SessionError>;
 
-    /// Stores a program under a name, replacing what was there, and renews the TTL.
+    /// Stores a program under a name, replacing what was there. Here and in all that follows, what is done in a session
+    /// renews its TTL.
     ///
     /// # Errors
-    /// [`SessionError::ProgramTooLarge`] above the backend's limit.
+    /// [`SessionError::ProgramTooLarge`], and others of what may be held in all, above the backend's limits.
     async fn put_program(
         &self,
-        id: &SessionId,
+        owner: &ProgramOwner,
         name: &ProgramName,
         program: Program,
     ) -> Result<Created, SessionError>;
 
-    /// Returns a program and renews the TTL.
+    /// Returns a program. A global one is renewed.
     ///
     /// # Errors
-    /// [`SessionError::ProgramNotFound`] when the session has none of that name.
-    async fn program(&self, id: &SessionId, name: &ProgramName) -> Result<Program, SessionError>;
+    /// [`SessionError::ProgramNotFound`] or [`SessionError::GlobalProgramNotFound`].
+    async fn program(&self, owner: &ProgramOwner, name: &ProgramName) -> Result<Program, SessionError>;
 
-    /// Lists the session's programs, ordered by name, and renews the TTL.
-    async fn programs(&self, id: &SessionId) -> Result<Vec<ProgramInfo>, SessionError>;
+    /// Lists programs, ordered by name. Global ones are not renewed.
+    async fn programs(&self, owner: &ProgramOwner) -> Result<Vec<ProgramInfo>, SessionError>;
 
-    /// Deletes a program and renews the TTL.
+    /// Deletes a program.
     ///
     /// # Errors
-    /// [`SessionError::ProgramNotFound`] when the session has none of that name.
-    async fn delete_program(&self, id: &SessionId, name: &ProgramName) -> Result<(), SessionError>;
+    /// [`SessionError::ProgramNotFound`] or [`SessionError::GlobalProgramNotFound`].
+    async fn delete_program(&self, owner: &ProgramOwner, name: &ProgramName) -> Result<(), SessionError>;
+
+    /// Registers a variable, at version 0.
+    ///
+    /// # Errors
+    /// [`SessionError::VariableExists`] when the name is taken, [`SessionError::InvalidValue`] when the first value does
+    /// not fit, and others above the backend's limits.
+    async fn register_variable(
+        &self,
+        id: &SessionId,
+        name: &VariableName,
+        new: NewVariable,
+    ) -> Result<Variable, SessionError>;
+
+    /// Returns the variables of these ids or names, in their order, as they were at one moment; `None` where there is none.
+    async fn variables(
+        &self,
+        id: &SessionId,
+        identifiers: &[&str],
+    ) -> Result<Vec<Option<Variable>>, SessionError>;
+
+    /// Writes variables, each of which gets one version more, and returns the versions in the order of the writes.
+    ///
+    /// An atomic batch is written as a whole or not at all. Otherwise each write succeeds or fails by itself, and the
+    /// outer result fails only with the session.
+    ///
+    /// # Errors
+    /// [`SessionError::VariableNotFound`]; [`SessionError::VersionConflict`] when a write expected another version;
+    /// [`SessionError::InvalidValue`]; others above the backend's limits. Of an atomic batch,
+    /// [`SessionError::BatchRefused`] with all of them, and [`SessionError::WrittenTwice`] when it names one variable twice.
+    async fn set_variables(
+        &self,
+        id: &SessionId,
+        updates: Vec<SetVariable>,
+        batch: Batch,
+    ) -> Result<Vec<Result<u32, SessionError>>, SessionError>;
+
+    /// Lists the variables whose names match a pattern, ordered by name. `*` stands for any characters; an empty pattern
+    /// lists all.
+    async fn list_variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, SessionError>;
+
+    /// Deletes a variable with its history, and returns what it was.
+    ///
+    /// # Errors
+    /// [`SessionError::VariableNotFound`].
+    async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError>;
+
+    /// Returns the newest versions of a variable that are kept, newest first; at most `limit`, 0 for all.
+    ///
+    /// # Errors
+    /// [`SessionError::VariableNotFound`].
+    async fn variable_history(
+        &self,
+        id: &SessionId,
+        identifier: &str,
+        limit: usize,
+    ) -> Result<Vec<VariableVersion>, SessionError>;
+
+    /// Gives a variable the value that it had at a version, as a new version.
+    ///
+    /// # Errors
+    /// [`SessionError::VariableNotFound`]; [`SessionError::VersionNotKept`] for a version that is not in its history.
+    async fn rollback_variable(
+        &self,
+        id: &SessionId,
+        identifier: &str,
+        version: u32,
+        note: Note,
+    ) -> Result<Variable, SessionError>;
+
+    /// Watches variables by id or name, or without identifiers all that the session has or will have. `initial` begins
+    /// with what they are now. Nothing is missing between that and the first change.
+    ///
+    /// A name stands for whatever variable has it: one that is deleted and registered anew is still watched.
+    ///
+    /// # Errors
+    /// [`SessionError::VariableNotFound`] when one of the identifiers names none now; [`SessionError::TooManyWatches`].
+    async fn watch_variables(
+        &self,
+        id: &SessionId,
+        identifiers: &[String],
+        initial: bool,
+    ) -> Result<VariableWatch, SessionError>;
+
+    /// Returns the variable of this id or name.
+    ///
+    /// # Errors
+    /// [`SessionError::VariableNotFound`].
+    async fn variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError> {
+        let found = self.variables(id, &[identifier]).await?.into_iter().next().flatten();
+        found.ok_or_else(|| no_variable(id, identifier))
+    }
+
+    /// Writes one variable and returns its new version.
+    ///
+    /// # Errors
+    /// Those of [`set_variables`](Self::set_variables) for one write.
+    async fn set_variable(&self, id: &SessionId, update: SetVariable) -> Result<u32, SessionError> {
+        let identifier = update.identifier.clone();
+        let written = self.set_variables(id, vec![update], Batch::Each).await?.into_iter().next();
+        written.unwrap_or_else(|| Err(no_variable(id, &identifier)))
+    }
+
+    /// Counts what happened and what there is.
+    async fn stats(&self) -> Result<SessionStats, SessionError>;
+
+    /// Tells which sessions come and go from now on.
+    fn subscribe(&self) -> SessionEvents;
 
     /// Reclaims what expired, and returns how many sessions that were. The host calls it now and then; nothing but
     /// memory depends on when.

@@ -12,7 +12,8 @@ use std::{
 };
 
 use crate::{
-    Created, NewSession, PageRequest, Program, ProgramName, SessionBackend, SessionError, SessionId,
+    Created, NewSession, PageRequest, Program, ProgramName, ProgramOwner, SessionBackend, SessionError,
+    SessionId,
 };
 
 /// The TTL used where expiry is observed. Short, for backends whose clock cannot be paused.
@@ -135,10 +136,16 @@ async fn what_is_gone_is_gone_for_every_operation<P: Future<Output = ()>>(
         assert_eq!(backend.get(&gone).await.expect_err("gone"), expected);
         assert_eq!(backend.delete(&gone).await.expect_err("gone"), expected);
         assert_eq!(backend.set_last_worker(&gone, "w".into()).await.expect_err("gone"), expected);
-        assert_eq!(backend.put_program(&gone, &name("p"), program()).await.expect_err("gone"), expected);
-        assert_eq!(backend.program(&gone, &name("p")).await.expect_err("gone"), expected);
-        assert_eq!(backend.programs(&gone).await.expect_err("gone"), expected);
-        assert_eq!(backend.delete_program(&gone, &name("p")).await.expect_err("gone"), expected);
+        assert_eq!(
+            backend.put_program(&gone.clone().into(), &name("p"), program()).await.expect_err("gone"),
+            expected
+        );
+        assert_eq!(backend.program(&gone.clone().into(), &name("p")).await.expect_err("gone"), expected);
+        assert_eq!(backend.programs(&gone.clone().into()).await.expect_err("gone"), expected);
+        assert_eq!(
+            backend.delete_program(&gone.clone().into(), &name("p")).await.expect_err("gone"),
+            expected
+        );
     }
     assert!(backend.list(PageRequest::default()).await.expect("listed").items.is_empty());
 }
@@ -165,33 +172,34 @@ async fn pages_list_each_session_once(backend: &impl SessionBackend) {
 
 async fn programs_are_kept_by_name(backend: &impl SessionBackend) {
     let session = id("s");
+    let owner = ProgramOwner::Session(session.clone());
     backend.create(&session, NewSession::default()).await.expect("created");
     let missing = SessionError::ProgramNotFound { session: session.clone(), name: "m".to_owned() };
-    assert_eq!(backend.program(&session, &name("m")).await.expect_err("missing"), missing);
-    assert_eq!(backend.delete_program(&session, &name("m")).await.expect_err("missing"), missing);
+    assert_eq!(backend.program(&owner, &name("m")).await.expect_err("missing"), missing);
+    assert_eq!(backend.delete_program(&owner, &name("m")).await.expect_err("missing"), missing);
 
     let mut program = Program::new(&b"\x00\xff weights"[..], "application/octet-stream");
     program.metadata.insert("kind".into(), "linear".into());
-    let put = backend.put_program(&session, &name("m"), program.clone()).await;
+    let put = backend.put_program(&owner, &name("m"), program.clone()).await;
     assert_eq!(put.expect("stored"), Created::New);
-    let got = backend.program(&session, &name("m")).await.expect("there");
+    let got = backend.program(&owner, &name("m")).await.expect("there");
     assert_eq!(
         (got.data, &got.metadata, &got.content_type),
         (program.data, &program.metadata, &program.content_type)
     );
-    let put = backend.put_program(&session, &name("m"), Program::new("{}", "application/json")).await;
+    let put = backend.put_program(&owner, &name("m"), Program::new("{}", "application/json")).await;
     assert_eq!(put.expect("stored"), Created::Existing);
     backend
-        .put_program(&session, &name("a"), Program::new("", "text/plain"))
+        .put_program(&owner, &name("a"), Program::new("", "text/plain"))
         .await
         .expect("an empty one is one");
 
-    let listed = backend.programs(&session).await.expect("listed");
+    let listed = backend.programs(&owner).await.expect("listed");
     let listed: Vec<_> =
         listed.iter().map(|info| (info.name.as_str(), info.size, &*info.content_type)).collect();
     assert_eq!(listed, [("a", 0, "text/plain"), ("m", 2, "application/json")]);
     assert_eq!(backend.get(&session).await.expect("lives").program_count, 2);
-    backend.delete_program(&session, &name("m")).await.expect("deleted");
+    backend.delete_program(&owner, &name("m")).await.expect("deleted");
     assert_eq!(backend.get(&session).await.expect("lives").program_count, 1);
 }
 

@@ -1,5 +1,7 @@
 //! Everything that can go wrong with a session.
 
+use std::collections::BTreeMap;
+
 use crate::SessionId;
 
 /// Why an operation on a session failed.
@@ -32,6 +34,18 @@ pub enum SessionError {
         /// The name asked for.
         name: String,
     },
+    /// There is no global program of this name.
+    #[error("global program `{name}` not found; it may have expired")]
+    GlobalProgramNotFound {
+        /// The name asked for.
+        name: String,
+    },
+    /// There are as many global programs as there may be.
+    #[error("there are {limit} global programs, the most there may be; delete some or raise the limit")]
+    TooManyGlobalPrograms {
+        /// The most global programs.
+        limit: usize,
+    },
     /// The text cannot be the name of a program.
     #[error("invalid program name: {problem}")]
     InvalidProgramName {
@@ -62,7 +76,8 @@ pub enum SessionError {
     },
     /// The session would hold more than it may.
     #[error(
-        "session `{session}` would hold {size} bytes, above the limit of {limit}; delete programs or use another session"
+        "session `{session}` would hold {size} bytes, above the limit of {limit}; delete variables or programs, \
+         or use another session"
     )]
     SessionTooLarge {
         /// The session.
@@ -98,6 +113,108 @@ pub enum SessionError {
         /// The most bytes accepted.
         max_bytes: usize,
     },
+    /// The session has no variable of this id or name.
+    #[error("variable `{identifier}` not found in session `{session}`; register it first")]
+    VariableNotFound {
+        /// The session asked.
+        session: SessionId,
+        /// The id or name asked for.
+        identifier: String,
+    },
+    /// The session has a variable of this name already.
+    #[error("variable `{name}` already exists in session `{session}`; set it, or delete it first")]
+    VariableExists {
+        /// The session.
+        session: SessionId,
+        /// The name.
+        name: String,
+    },
+    /// The text cannot be the name of a variable.
+    #[error("invalid variable name: {problem}")]
+    InvalidVariableName {
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Variables cannot have this type, or it cannot have these constraints.
+    #[error("invalid type `{kind}` of a variable: {problem}")]
+    InvalidType {
+        /// The type.
+        kind: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The value is not of the variable's type, or outside its constraints.
+    #[error("variable `{variable}`: {problem}")]
+    InvalidValue {
+        /// The variable's name.
+        variable: String,
+        /// What is wrong with the value.
+        problem: String,
+    },
+    /// The value is larger than the backend accepts.
+    #[error(
+        "variable `{variable}`: value has {size} bytes, above the limit of {limit}; raise the limit or store it as a program"
+    )]
+    ValueTooLarge {
+        /// The variable.
+        variable: String,
+        /// The size of the value, in bytes.
+        size: usize,
+        /// The largest size accepted, in bytes.
+        limit: usize,
+    },
+    /// The variable is not at the version that the writer expected: somebody else wrote meanwhile.
+    #[error(
+        "variable `{variable}` is at version {actual}, not at the expected version {expected}; read it again"
+    )]
+    VersionConflict {
+        /// The variable's name.
+        variable: String,
+        /// The version that the writer expected.
+        expected: u32,
+        /// The version it is at.
+        actual: u32,
+    },
+    /// The variable never had this version, or it is no longer kept.
+    #[error("version {version} of variable `{variable}` not found; versions {oldest} to {newest} are kept")]
+    VersionNotKept {
+        /// The variable's name.
+        variable: String,
+        /// The version asked for.
+        version: u32,
+        /// The oldest version that is kept.
+        oldest: u32,
+        /// The version it is at.
+        newest: u32,
+    },
+    /// The session holds as many variables as it may.
+    #[error(
+        "session `{session}` holds {limit} variables, the most it may; delete some or use another session"
+    )]
+    TooManyVariables {
+        /// The session.
+        session: SessionId,
+        /// The most variables a session may hold.
+        limit: usize,
+    },
+    /// As many watches run on the session as may.
+    #[error("{limit} watches run on the session, the most that may; end some")]
+    TooManyWatches {
+        /// The most watches on one session.
+        limit: usize,
+    },
+    /// A batch writes the same variable twice.
+    #[error("variable `{variable}` is written twice in one batch; name it once, by its id or by its name")]
+    WrittenTwice {
+        /// The variable's name.
+        variable: String,
+    },
+    /// Nothing of an atomic batch was written, because of these.
+    #[error("nothing was written, because {}", reasons(.errors))]
+    BatchRefused {
+        /// What is wrong with which of the variables, as they were named.
+        errors: BTreeMap<String, SessionError>,
+    },
     /// A page token that this backend did not hand out.
     #[error("invalid page token; pass the token of the previous page unchanged, or none for the first page")]
     InvalidPageToken,
@@ -107,4 +224,14 @@ pub enum SessionError {
         /// What the backend reported.
         problem: String,
     },
+}
+
+/// The reasons of a refused batch: the first few of them.
+fn reasons(errors: &BTreeMap<String, SessionError>) -> String {
+    const SHOWN: usize = 5;
+    let mut reasons: Vec<_> = errors.values().take(SHOWN).map(ToString::to_string).collect();
+    if errors.len() > SHOWN {
+        reasons.push(format!("and {} more", errors.len() - SHOWN));
+    }
+    reasons.join("; ")
 }

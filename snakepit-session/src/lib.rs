@@ -6,26 +6,43 @@
 //!             trait SessionBackend          where sessions live
 //!                     |
 //!               MemoryBackend               the default: this process
+//!                     |
+//!                record, limits             what every backend does to a session
 //! ```
 //!
-//! A session has an id, metadata, programs, the worker that served it last, and a time to live that every use renews.
-//! This crate knows nothing of gRPC, protobuf, workers or Python.
+//! A session has an id, metadata, typed variables, programs, the worker that served it last, and a time to live that every
+//! use renews. This crate knows nothing of gRPC, protobuf, workers or Python.
 #![warn(missing_docs)]
 
 mod backend;
 #[cfg(feature = "test-util")]
 pub mod contract;
 mod error;
+mod events;
 mod id;
+mod limits;
 mod memory;
 mod payload;
 mod program;
+mod record;
 mod session;
+#[cfg(feature = "stored")]
+mod stored;
+mod variable;
+mod variable_type;
+mod watch;
 
-pub use backend::{Created, Page, PageRequest, SessionBackend};
+pub use backend::{Batch, Created, Page, PageRequest, SessionBackend};
 pub use error::SessionError;
+pub use events::{SessionEvent, SessionEventKind, SessionEvents, SessionStats};
 pub use id::SessionId;
-pub use memory::{MemoryBackend, MemoryConfig};
+pub use limits::SessionLimits;
+pub use memory::MemoryBackend;
 pub use payload::{Payload, PayloadError, ValueType};
-pub use program::{Program, ProgramInfo, ProgramName};
+pub use program::{Program, ProgramInfo, ProgramName, ProgramOwner};
 pub use session::{NewSession, Session};
+pub use variable::{
+    NewVariable, Note, SetVariable, Source, Variable, VariableId, VariableName, VariableVersion,
+};
+pub use variable_type::VariableType;
+pub use watch::{UpdateKind, VariableUpdate, VariableWatch, WatchEvent};

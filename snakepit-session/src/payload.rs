@@ -3,10 +3,11 @@
 use std::{fmt, str::FromStr};
 
 use bytes::Bytes;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// The types a value can have. The names are those of the wire protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum ValueType {
     Float,
@@ -109,7 +110,7 @@ pub enum PayloadError {
 /// A typed value: JSON, and for arrays and bytes a raw buffer beside it.
 ///
 /// Cloning is cheap; the bytes are shared. The JSON is not validated until somebody reads it.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Payload {
     ty: ValueType,
     json: Bytes,

@@ -1,13 +1,20 @@
-//! Programs: named blobs of a session, such as a trained model. The host keeps them; only Python understands them.
+//! Programs: named blobs, such as a trained model, of a session or global. The host keeps them; only Python understands them.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
-use crate::SessionError;
+use crate::{SessionError, SessionId};
 
-/// Names a program within its session. Non-empty, without control characters, at most 256 bytes.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Names a program within its session, or among the global ones. Non-empty, without control characters, at most 256 bytes.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct ProgramName(Arc<str>);
 
 impl ProgramName {
@@ -51,6 +58,21 @@ impl fmt::Display for ProgramName {
     }
 }
 
+/// Whose a program is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProgramOwner {
+    /// A session's: it is used by those who know the session, and ends with it.
+    Session(SessionId),
+    /// Nobody's: it is used by all, and ends by its own TTL, which every read renews.
+    Global,
+}
+
+impl From<SessionId> for ProgramOwner {
+    fn from(id: SessionId) -> Self {
+        Self::Session(id)
+    }
+}
+
 /// A program with its data. Cloning is cheap; the data is shared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
@@ -60,6 +82,8 @@ pub struct Program {
     pub content_type: String,
     /// Whatever the owner wants to remember about it.
     pub metadata: BTreeMap<String, String>,
+    /// How long a global program lives without use. `None` takes the backend's default; a session's program has none.
+    pub ttl: Option<Duration>,
     /// When it was stored. Set by the backend.
     pub updated_at: SystemTime,
 }
@@ -72,13 +96,14 @@ impl Program {
             data: data.into(),
             content_type: content_type.into(),
             metadata: BTreeMap::new(),
+            ttl: None,
             updated_at: SystemTime::now(),
         }
     }
 }
 
 /// A program as listings show it: all but its data.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgramInfo {
     /// Its name.
     pub name: ProgramName,
@@ -88,6 +113,8 @@ pub struct ProgramInfo {
     pub content_type: String,
     /// Its metadata.
     pub metadata: BTreeMap<String, String>,
+    /// How long it lives without use, if it is global.
+    pub ttl: Option<Duration>,
     /// When it was stored.
     pub updated_at: SystemTime,
 }

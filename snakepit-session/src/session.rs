@@ -32,6 +32,10 @@ pub struct Session {
     pub ttl: Duration,
     /// How many programs it holds.
     pub program_count: usize,
+    /// How many variables it holds.
+    pub variable_count: usize,
+    /// What it holds, in bytes, as [`SessionLimits`](crate::SessionLimits) counts.
+    pub bytes: usize,
     /// The worker that served it last: a hint for the next call, nothing more.
     pub last_worker: Option<Arc<str>>,
 }

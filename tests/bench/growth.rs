@@ -6,7 +6,7 @@ use std::{
 };
 
 use snakepit_server::SessionId;
-use snakepit_session::{MemoryBackend, MemoryConfig, NewSession, SessionBackend};
+use snakepit_session::{MemoryBackend, NewSession, SessionBackend, SessionLimits};
 
 use crate::{
     load::Spell,
@@ -116,10 +116,10 @@ async fn sessions() -> Curve {
         lines: &[("create", "create_us"), ("get", "get_us")],
         points: Vec::new(),
     };
-    let backend = MemoryBackend::new(MemoryConfig::default());
+    let backend = MemoryBackend::new(SessionLimits::default());
     let id = |number: usize| SessionId::try_new(format!("session-{number:012}")).expect("a sound id");
     // Another one first, so that the smallest steps do not pay for code and memory that nobody had touched before.
-    let cold = MemoryBackend::new(MemoryConfig::default());
+    let cold = MemoryBackend::new(SessionLimits::default());
     for id in (0..1000).map(id) {
         cold.create(&id, NewSession::default()).await.expect("there is room");
     }

@@ -6,7 +6,7 @@ mod pieces;
 
 use std::{hint::black_box, sync::Arc};
 
-use snakepit_session::{MemoryBackend, MemoryConfig, NewSession, SessionBackend};
+use snakepit_session::{MemoryBackend, NewSession, SessionBackend, SessionLimits};
 
 /// How many sessions there are.
 const SESSIONS: usize = 1000;
@@ -39,7 +39,7 @@ const PIECES: [(&str, Piece); 7] = [
         (0..repeats).for_each(|at| sessions.update(at, &worker));
     }),
     ("session create", |repeats| {
-        let backend = MemoryBackend::new(MemoryConfig::default());
+        let backend = MemoryBackend::new(SessionLimits::default());
         for id in pieces::ids(repeats) {
             black_box(pieces::now(backend.create(&id, NewSession::default())).unwrap());
         }

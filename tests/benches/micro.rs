@@ -53,7 +53,7 @@ mod sessions {
 
     use dashmap::DashMap;
     use divan::{Bencher, black_box};
-    use snakepit_session::{MemoryBackend, MemoryConfig, NewSession, SessionBackend, SessionId};
+    use snakepit_session::{MemoryBackend, NewSession, SessionBackend, SessionId, SessionLimits};
 
     use super::pieces::{Sessions, ids, now};
 
@@ -106,7 +106,7 @@ mod sessions {
 
     #[divan::bench(threads = [1, 2], sample_size = 1000)]
     fn create(bencher: Bencher<'_, '_>) {
-        let backend = MemoryBackend::new(MemoryConfig::default());
+        let backend = MemoryBackend::new(SessionLimits::default());
         bencher
             .with_inputs(fresh)
             .bench_values(|id| now(backend.create(&id, NewSession::default())).unwrap());

@@ -8,7 +8,7 @@ use prost::Message;
 use snakepit_pool::{Pool, PoolConfig, RemoteTool};
 use snakepit_proto::pb;
 use snakepit_registry::{FnTool, ToolCall, ToolHandler};
-use snakepit_session::{MemoryBackend, MemoryConfig, NewSession, Payload, SessionBackend, SessionId};
+use snakepit_session::{MemoryBackend, NewSession, Payload, SessionBackend, SessionId, SessionLimits};
 use snakepit_worker::{
     fake::FakeLauncher,
     wire::{payload_from_wire, payload_to_wire, value_from_wire, value_to_wire},
@@ -85,7 +85,7 @@ pub struct Sessions {
 
 impl Sessions {
     pub fn with(count: usize) -> Self {
-        let backend = MemoryBackend::new(MemoryConfig::default());
+        let backend = MemoryBackend::new(SessionLimits::default());
         let ids: Vec<SessionId> = ids(count).collect();
         ids.iter().for_each(|id| drop(now(backend.create(id, NewSession::default())).unwrap()));
         Self { backend, ids }

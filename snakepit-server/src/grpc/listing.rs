@@ -62,7 +62,7 @@ fn listed(session: &Session) -> pb::SessionInfo {
         expires_at: Some(session.expires_at.into()),
         program_count: count(session.program_count),
         last_worker_id: session.last_worker.as_deref().unwrap_or_default().to_owned(),
-        variable_count: 0,
-        bytes: 0,
+        variable_count: count(session.variable_count),
+        bytes: session.bytes as u64,
     }
 }

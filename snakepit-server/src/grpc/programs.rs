@@ -1,10 +1,15 @@
-//! The programs of a session.
+//! Programs, of a session or global.
+
+use std::time::Duration;
 
 use snakepit_proto::pb;
-use snakepit_session::{Created, Program, ProgramInfo, ProgramName, SessionError};
+use snakepit_session::{Created, Program, ProgramInfo, ProgramName, ProgramOwner, SessionError};
 use tonic::Status;
 
-use super::{bridge::Bridge, request::session_id};
+use super::{
+    bridge::Bridge,
+    request::{session_id, ttl},
+};
 use crate::status::{from_session_error, invalid_field};
 
 /// What a program is when its owner does not say.
@@ -12,15 +17,16 @@ const OPAQUE: &str = "application/octet-stream";
 
 impl Bridge {
     pub(super) async fn put(&self, request: pb::PutProgramRequest) -> Result<pb::PutProgramResponse, Status> {
-        let id = session_id(&request.session_id)?;
+        let owner = owner(&request.session_id, request.global)?;
         let Some(program) = request.program else {
             return Err(invalid_field("program", "is missing"));
         };
-        let pb::Program { name, data, content_type, metadata, .. } = program;
+        let pb::Program { name, data, content_type, metadata, ttl_seconds, .. } = program;
         let name = program_name(&name)?;
         let content_type = if content_type.is_empty() { OPAQUE.to_owned() } else { content_type };
-        let program = Program { metadata, ..Program::new(data, content_type) };
-        let created = self.host().sessions.put_program(&id, &name, program).await.map_err(refused)?;
+        let ttl = ttl("program.ttl_seconds", ttl_seconds)?;
+        let program = Program { metadata, ttl, ..Program::new(data, content_type) };
+        let created = self.host().sessions.put_program(&owner, &name, program).await.map_err(refused)?;
         Ok(pb::PutProgramResponse { created: created == Created::New })
     }
 
@@ -28,9 +34,9 @@ impl Bridge {
         &self,
         request: pb::GetProgramRequest,
     ) -> Result<pb::GetProgramResponse, Status> {
-        let id = session_id(&request.session_id)?;
+        let owner = owner(&request.session_id, request.global)?;
         let name = program_name(&request.name)?;
-        let program = self.host().sessions.program(&id, &name).await.map_err(refused)?;
+        let program = self.host().sessions.program(&owner, &name).await.map_err(refused)?;
         Ok(pb::GetProgramResponse {
             program: Some(pb::Program {
                 name: request.name,
@@ -39,7 +45,7 @@ impl Bridge {
                 content_type: program.content_type,
                 metadata: program.metadata,
                 updated_at: Some(program.updated_at.into()),
-                ttl_seconds: 0,
+                ttl_seconds: seconds(program.ttl),
             }),
         })
     }
@@ -48,15 +54,15 @@ impl Bridge {
         &self,
         request: &pb::ListProgramsRequest,
     ) -> Result<pb::ListProgramsResponse, Status> {
-        let id = session_id(&request.session_id)?;
-        let programs = self.host().sessions.programs(&id).await.map_err(refused)?;
+        let owner = owner(&request.session_id, request.global)?;
+        let programs = self.host().sessions.programs(&owner).await.map_err(refused)?;
         Ok(pb::ListProgramsResponse { programs: programs.into_iter().map(listed).collect() })
     }
 
     pub(super) async fn remove_program(&self, request: &pb::DeleteProgramRequest) -> Result<(), Status> {
-        let id = session_id(&request.session_id)?;
+        let owner = owner(&request.session_id, request.global)?;
         let name = program_name(&request.name)?;
-        self.host().sessions.delete_program(&id, &name).await.map_err(refused)
+        self.host().sessions.delete_program(&owner, &name).await.map_err(refused)
     }
 }
 
@@ -68,8 +74,24 @@ fn listed(info: ProgramInfo) -> pb::Program {
         content_type: info.content_type,
         metadata: info.metadata,
         updated_at: Some(info.updated_at.into()),
-        ttl_seconds: 0,
+        ttl_seconds: seconds(info.ttl),
     }
+}
+
+/// Whose programs a request is about.
+fn owner(session: &str, global: bool) -> Result<ProgramOwner, Status> {
+    match (global, session) {
+        (false, id) => session_id(id).map(ProgramOwner::Session),
+        (true, "") => Ok(ProgramOwner::Global),
+        (true, _) => {
+            Err(invalid_field("session_id", "is set beside `global`; a program is one or the other"))
+        }
+    }
+}
+
+/// A TTL in whole seconds, the longer part of one counted in full.
+fn seconds(ttl: Option<Duration>) -> i64 {
+    ttl.map_or(0, |ttl| i64::try_from(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).unwrap_or(i64::MAX))
 }
 
 fn program_name(name: &str) -> Result<ProgramName, Status> {

@@ -18,6 +18,15 @@ pub(super) fn session_id(id: &str) -> Result<SessionId, Status> {
     SessionId::try_new(id).map_err(|error| from_session_error(&error))
 }
 
+/// Reads a TTL; 0 is the default.
+pub(super) fn ttl(field: &str, seconds: i64) -> Result<Option<Duration>, Status> {
+    match u64::try_from(seconds) {
+        Ok(0) => Ok(None),
+        Ok(seconds) => Ok(Some(Duration::from_secs(seconds))),
+        Err(_) => Err(invalid_field(field, "is negative; use 0 for the default")),
+    }
+}
+
 /// The call that a request asks for.
 pub(super) fn tool_call(
     headers: &MetadataMap,

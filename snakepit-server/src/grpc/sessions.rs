@@ -1,17 +1,17 @@
 //! Ping and the life of a session.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeMap, time::SystemTime};
 
 use snakepit_proto::pb;
-use snakepit_session::{Created, NewSession, SessionError};
+use snakepit_session::{NewSession, SessionError};
 use snakepit_worker::wire::spec_to_wire;
 use tonic::Status;
 
-use super::{bridge::Bridge, request::session_id};
-use crate::status::{from_session_error, invalid_field};
+use super::{
+    bridge::Bridge,
+    request::{session_id, ttl},
+};
+use crate::status::from_session_error;
 
 impl Bridge {
     pub(super) fn pong(request: &pb::PingRequest) -> pb::PingResponse {
@@ -27,16 +27,9 @@ impl Bridge {
     ) -> Result<pb::InitializeSessionResponse, Status> {
         let pb::InitializeSessionRequest { session_id: id, metadata, config: _, ttl_seconds } = request;
         let id = session_id(&id)?;
-        let ttl = match u64::try_from(ttl_seconds) {
-            Ok(0) => None,
-            Ok(seconds) => Some(Duration::from_secs(seconds)),
-            Err(_) => return Err(invalid_field("ttl_seconds", "is negative; use 0 for the default")),
-        };
+        let ttl = ttl("ttl_seconds", ttl_seconds)?;
         let new = NewSession { metadata, ttl };
-        let (_, created) = self.host().sessions.create(&id, new).await.map_err(|e| from_session_error(&e))?;
-        if created == Created::New {
-            tracing::debug!(session = %id, "session created");
-        }
+        self.host().sessions.create(&id, new).await.map_err(|e| from_session_error(&e))?;
         let tools = self.host().registry.tools().into_iter();
         Ok(pb::InitializeSessionResponse {
             success: true,
@@ -52,8 +45,10 @@ impl Bridge {
     ) -> Result<pb::CleanupSessionResponse, Status> {
         let id = session_id(&request.session_id)?;
         let session = self.host().sessions.delete(&id).await.map_err(|e| from_session_error(&e))?;
-        tracing::debug!(session = %id, "session deleted");
-        Ok(pb::CleanupSessionResponse { success: true, resources_cleaned: count(session.program_count) })
+        Ok(pb::CleanupSessionResponse {
+            success: true,
+            resources_cleaned: count(session.program_count + session.variable_count),
+        })
     }
 
     /// Renews the session of a request that names one; a request need not. Unknown ones are refused.
@@ -75,7 +70,7 @@ impl Bridge {
             session_id: request.session_id.clone(),
             metadata: (*session.metadata).clone(),
             created_at: Some(session.created_at.into()),
-            variable_count: 0,
+            variable_count: count(session.variable_count),
             tool_count: count(self.host().registry.len()),
         })
     }

@@ -1,0 +1,83 @@
+//! The global programs. They are few, so their expiry needs no queue.
+
+use std::collections::BTreeMap;
+
+use tokio::time::Instant;
+
+use crate::{
+    Created, Program, ProgramInfo, ProgramName, SessionError, SessionLimits,
+    record::{ProgramRecord, no_program},
+};
+
+#[derive(Debug, Default)]
+pub(super) struct Globals {
+    programs: BTreeMap<ProgramName, Global>,
+}
+
+#[derive(Debug)]
+struct Global {
+    program: ProgramRecord,
+    expires: Instant,
+}
+
+impl Globals {
+    pub(super) fn put(
+        &mut self,
+        limits: &SessionLimits,
+        name: &ProgramName,
+        program: Program,
+        resize: impl FnOnce(usize, usize) -> Result<(), SessionError>,
+    ) -> Result<Created, SessionError> {
+        let program = ProgramRecord::global(limits, name, program)?;
+        let now = Instant::now();
+        let replaced = self.programs.get(name);
+        let lives = replaced.is_some_and(|global| global.expires > now);
+        let live = self.programs.values().filter(|global| global.expires > now).count();
+        let limit = limits.max_programs;
+        if !lives && live >= limit {
+            return Err(SessionError::TooManyGlobalPrograms { limit });
+        }
+        resize(replaced.map_or(0, |global| global.program.size()), program.size())?;
+        let expires = now + limits.ttl(program.info.ttl);
+        self.programs.insert(name.clone(), Global { program, expires });
+        Ok(if lives { Created::Existing } else { Created::New })
+    }
+
+    pub(super) fn program(&mut self, name: &ProgramName) -> Result<Program, SessionError> {
+        let now = Instant::now();
+        let live = self.programs.get_mut(name).filter(|global| global.expires > now);
+        let global = live.ok_or_else(|| no_program(None, name))?;
+        global.expires = now + global.program.info.ttl.unwrap_or_default();
+        Ok(global.program.program())
+    }
+
+    pub(super) fn list(&self) -> Vec<ProgramInfo> {
+        let now = Instant::now();
+        let live = self.programs.values().filter(|global| global.expires > now);
+        live.map(|global| global.program.info.clone()).collect()
+    }
+
+    /// Deletes a program and returns what it took.
+    pub(super) fn delete(&mut self, name: &ProgramName) -> Result<usize, SessionError> {
+        let now = Instant::now();
+        if !self.programs.get(name).is_some_and(|global| global.expires > now) {
+            return Err(no_program(None, name));
+        }
+        Ok(self.programs.remove(name).map_or(0, |global| global.program.size()))
+    }
+
+    /// Removes what expired and returns what it took.
+    pub(super) fn reclaim(&mut self, now: Instant) -> usize {
+        let mut freed = 0;
+        self.programs.retain(|_, global| {
+            let lives = global.expires > now;
+            freed += if lives { 0 } else { global.program.size() };
+            lives
+        });
+        freed
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.programs.len()
+    }
+}

@@ -1,0 +1,160 @@
+use std::{collections::BTreeMap, time::Duration};
+
+use super::*;
+
+fn id(text: &str) -> SessionId {
+    SessionId::try_new(text).unwrap()
+}
+
+fn name(text: &str) -> ProgramName {
+    ProgramName::try_new(text).unwrap()
+}
+
+/// Stores a program `p`.
+async fn put(backend: &MemoryBackend, session: &str, program: Program) -> Result<Created, SessionError> {
+    backend.put_program(&id(session).into(), &name("p"), program).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_keeps_the_contract() {
+    let config = SessionLimits { max_program_bytes: 1024, ..SessionLimits::default() };
+    let make = || async { MemoryBackend::new(config.clone()) };
+    crate::contract::session_backend_contract(make, tokio::time::advance).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_is_exact_and_expired_sessions_give_theirs_back() {
+    let backend = MemoryBackend::new(SessionLimits { max_sessions: 2, ..SessionLimits::default() });
+    let short = NewSession { ttl: Some(Duration::from_secs(1)), ..NewSession::default() };
+    backend.create(&id("a"), short).await.unwrap();
+    backend.create(&id("b"), NewSession::default()).await.unwrap();
+    backend.create(&id("b"), NewSession::default()).await.unwrap();
+    let refused = backend.create(&id("c"), NewSession::default()).await.unwrap_err();
+    assert_eq!(refused, SessionError::TooManySessions { limit: 2 });
+    tokio::time::advance(Duration::from_secs(1)).await;
+    backend.create(&id("c"), NewSession::default()).await.unwrap();
+    backend.delete(&id("c")).await.unwrap();
+    backend.create(&id("d"), NewSession::default()).await.unwrap();
+    assert_eq!(backend.count.load(Relaxed), backend.sessions.len());
+    assert_eq!(backend.queue().len(), backend.sessions.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_bytes_of_all_sessions_are_counted_exactly() {
+    let backend = MemoryBackend::new(SessionLimits { max_total_bytes: 100, ..SessionLimits::default() });
+    let held = || backend.bytes.load(Relaxed);
+    // A program takes one byte for its name and one for its type; this metadata takes ten.
+    let program = |bytes: usize| Program::new("x".repeat(bytes), "t");
+    let new = |ttl: u64| NewSession {
+        metadata: BTreeMap::from([("name".to_owned(), "123456".to_owned())]),
+        ttl: Some(Duration::from_secs(ttl)),
+    };
+    backend.create(&id("short"), new(10)).await.unwrap();
+    backend.create(&id("short"), new(10)).await.unwrap();
+    backend.create(&id("long"), new(1000)).await.unwrap();
+    assert_eq!(held(), 20, "a session that lives is not made again");
+    put(&backend, "short", program(48)).await.unwrap();
+    put(&backend, "long", program(28)).await.unwrap();
+    assert_eq!(held(), 100);
+    let full = SessionError::BackendFull { size: 101, limit: 100 };
+    assert_eq!(put(&backend, "long", program(29)).await.unwrap_err(), full);
+    let refused = backend.create(&id("third"), new(10)).await.unwrap_err();
+    assert_eq!(refused, SessionError::BackendFull { size: 110, limit: 100 });
+    assert_eq!(backend.count.load(Relaxed), 2, "what is refused takes no room");
+    put(&backend, "long", program(8)).await.unwrap();
+    assert_eq!(held(), 80);
+    tokio::time::advance(Duration::from_secs(10)).await;
+    // The expired session's 60 bytes are free once they are needed.
+    put(&backend, "long", program(88)).await.unwrap();
+    assert_eq!(held(), 100);
+    backend.delete_program(&id("long").into(), &name("p")).await.unwrap();
+    assert_eq!(held(), 10);
+    backend.create(&id("short"), new(10)).await.unwrap();
+    tokio::time::advance(Duration::from_secs(10)).await;
+    backend.create(&id("short"), new(10)).await.unwrap();
+    assert_eq!(held(), 20, "the expired session gave its bytes to the one of its name");
+    backend.delete(&id("long")).await.unwrap();
+    backend.delete(&id("short")).await.unwrap();
+    assert_eq!((held(), backend.count.load(Relaxed)), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sweep_touches_only_what_is_due() {
+    let backend = MemoryBackend::new(SessionLimits::default());
+    for n in 0..100 {
+        backend.create(&id(&format!("long-{n}")), NewSession::default()).await.unwrap();
+    }
+    let short = NewSession { ttl: Some(Duration::from_secs(5)), ..NewSession::default() };
+    backend.create(&id("used"), short.clone()).await.unwrap();
+    backend.create(&id("idle"), short).await.unwrap();
+    tokio::time::advance(Duration::from_secs(3)).await;
+    backend.get(&id("used")).await.unwrap();
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert_eq!(backend.sweep().await.unwrap(), 1, "only the idle one expired");
+    assert_eq!(backend.queue().first().unwrap().1, id("used"), "the used one is queued anew");
+    assert_eq!(backend.queue().len(), 101);
+    tokio::time::advance(Duration::from_secs(3)).await;
+    assert_eq!(backend.sweep().await.unwrap(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ttl_beyond_all_clocks_is_forever() {
+    let backend = MemoryBackend::new(SessionLimits::default());
+    let forever = NewSession { ttl: Some(Duration::MAX), ..NewSession::default() };
+    let (session, _) = backend.create(&id("s"), forever).await.unwrap();
+    assert_eq!(session.ttl, Duration::from_secs(100 * 365 * 24 * 3600));
+}
+
+fn metadata(entries: usize, bytes: usize) -> BTreeMap<String, String> {
+    (0..entries).map(|n| (format!("{n:04}"), "x".repeat(bytes - 4))).collect()
+}
+
+#[tokio::test]
+async fn a_session_holds_so_many_programs_and_no_more() {
+    let backend = MemoryBackend::new(SessionLimits { max_programs: 2, ..SessionLimits::default() });
+    backend.create(&id("s"), NewSession::default()).await.unwrap();
+    for program in ["a", "b", "b"] {
+        backend.put_program(&id("s").into(), &name(program), Program::new("x", "t")).await.unwrap();
+    }
+    let refused = backend.put_program(&id("s").into(), &name("c"), Program::new("x", "t")).await.unwrap_err();
+    assert_eq!(refused, SessionError::TooManyPrograms { session: id("s"), limit: 2 });
+    backend.delete_program(&id("s").into(), &name("a")).await.unwrap();
+    backend.put_program(&id("s").into(), &name("c"), Program::new("x", "t")).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_bytes_of_a_session_are_counted_exactly() {
+    let backend = MemoryBackend::new(SessionLimits { max_session_bytes: 100, ..SessionLimits::default() });
+    let new = NewSession { metadata: metadata(1, 10), ttl: None };
+    backend.create(&id("s"), new).await.unwrap();
+    // The metadata takes 10 bytes, each program one for its name and one for its type.
+    let program = |bytes: usize| Program::new("x".repeat(bytes), "t");
+    backend.put_program(&id("s").into(), &name("a"), program(40)).await.unwrap();
+    backend.put_program(&id("s").into(), &name("b"), program(46)).await.unwrap();
+    let refused = backend.put_program(&id("s").into(), &name("a"), program(41)).await.unwrap_err();
+    assert_eq!(refused, SessionError::SessionTooLarge { session: id("s"), size: 101, limit: 100 });
+    let whole = backend.program(&id("s").into(), &name("a")).await.unwrap();
+    assert_eq!(whole.data.len(), 40, "a refused program replaces nothing");
+    backend.put_program(&id("s").into(), &name("a"), program(10)).await.unwrap();
+    backend.delete_program(&id("s").into(), &name("b")).await.unwrap();
+    backend.put_program(&id("s").into(), &name("c"), program(76)).await.unwrap();
+    assert_eq!(backend.get(&id("s")).await.unwrap().bytes, 100);
+}
+
+#[tokio::test]
+async fn metadata_is_bounded_in_sessions_and_programs() {
+    let config =
+        SessionLimits { max_metadata_entries: 3, max_metadata_bytes: 100, ..SessionLimits::default() };
+    let backend = MemoryBackend::new(config);
+    for bad in [metadata(4, 5), metadata(2, 51)] {
+        let new = NewSession { metadata: bad.clone(), ttl: None };
+        let refused = backend.create(&id("s"), new).await.unwrap_err();
+        assert!(matches!(refused, SessionError::MetadataTooLarge { .. }), "{refused:?}");
+        backend.create(&id("other"), NewSession::default()).await.unwrap();
+        let program = Program { metadata: bad, ..Program::new("x", "t") };
+        let refused = backend.put_program(&id("other").into(), &name("a"), program).await.unwrap_err();
+        assert!(matches!(refused, SessionError::MetadataTooLarge { .. }), "{refused:?}");
+    }
+    let new = NewSession { metadata: metadata(2, 50), ttl: None };
+    backend.create(&id("s"), new).await.unwrap();
+}

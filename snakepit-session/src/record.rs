@@ -1,0 +1,378 @@
+//! What a session is made of, and everything that can be done to it: the semantics that all backends share.
+//!
+//! A record changes entirely or not at all. It neither waits nor locks; a backend holds it to itself meanwhile. A backend
+//! that keeps its sessions elsewhere may load a part of one: the head, and those variables and programs that the
+//! operation names.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Created, NewSession, NewVariable, Note, Program, ProgramInfo, ProgramName, Session, SessionError,
+    SessionId, SessionLimits, SetVariable, VariableId, VariableName,
+    limits::{size_of_metadata, size_of_program},
+};
+
+mod variable;
+
+pub(crate) use variable::VariableRecord;
+use variable::Write;
+
+/// A session, or the part of it that was loaded.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) head: Head,
+    pub(crate) programs: BTreeMap<ProgramName, ProgramRecord>,
+    pub(crate) variables: BTreeMap<VariableName, VariableRecord>,
+}
+
+/// What is true of the session as a whole.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Head {
+    pub(crate) metadata: Arc<BTreeMap<String, String>>,
+    pub(crate) created_at: SystemTime,
+    pub(crate) ttl: Duration,
+    pub(crate) last_worker: Option<Arc<str>>,
+    /// What the session holds, as the limits count.
+    pub(crate) bytes: usize,
+    pub(crate) programs: usize,
+    pub(crate) variables: usize,
+}
+
+/// A program as it is kept.
+#[derive(Debug, Clone)]
+pub(crate) struct ProgramRecord {
+    pub(crate) info: ProgramInfo,
+    /// Empty where only the head of the program was loaded.
+    pub(crate) data: Bytes,
+}
+
+/// Where a record grows.
+pub(crate) struct Room<'a> {
+    pub(crate) session: &'a SessionId,
+    pub(crate) limits: &'a SessionLimits,
+    /// Claims what the session is about to hold more, or gives back what it holds less: from so many bytes to so many.
+    pub(crate) resize: &'a mut dyn FnMut(usize, usize) -> Result<(), SessionError>,
+}
+
+impl Head {
+    pub(crate) fn new(new: NewSession, limits: &SessionLimits) -> Self {
+        Self {
+            bytes: size_of_metadata(&new.metadata),
+            metadata: Arc::new(new.metadata),
+            created_at: SystemTime::now(),
+            ttl: limits.ttl(new.ttl),
+            last_worker: None,
+            programs: 0,
+            variables: 0,
+        }
+    }
+
+    /// The session as callers see it, with so much time left.
+    pub(crate) fn snapshot(&self, id: &SessionId, left: Duration) -> Session {
+        Session {
+            id: id.clone(),
+            metadata: Arc::clone(&self.metadata),
+            created_at: self.created_at,
+            expires_at: SystemTime::now() + left,
+            ttl: self.ttl,
+            program_count: self.programs,
+            variable_count: self.variables,
+            bytes: self.bytes,
+            last_worker: self.last_worker.clone(),
+        }
+    }
+
+    /// Grows or shrinks what the session holds, if there is room.
+    fn resize(&mut self, room: &mut Room<'_>, size: usize) -> Result<(), SessionError> {
+        if size > self.bytes {
+            room.limits.check_size(room.session, size)?;
+        }
+        (room.resize)(self.bytes, size)?;
+        self.bytes = size;
+        Ok(())
+    }
+}
+
+impl ProgramRecord {
+    pub(crate) fn new(name: &ProgramName, program: Program) -> Self {
+        let info = ProgramInfo {
+            name: name.clone(),
+            size: program.data.len(),
+            content_type: program.content_type,
+            metadata: program.metadata,
+            ttl: program.ttl,
+            updated_at: program.updated_at,
+        };
+        Self { info, data: program.data }
+    }
+
+    /// A global program, which has a TTL of its own.
+    ///
+    /// # Errors
+    /// [`SessionError::ProgramTooLarge`] or [`SessionError::MetadataTooLarge`].
+    pub(crate) fn global(
+        limits: &SessionLimits,
+        name: &ProgramName,
+        program: Program,
+    ) -> Result<Self, SessionError> {
+        limits.check_program(name, &program)?;
+        let ttl = Some(limits.ttl(program.ttl));
+        Ok(Self::new(name, Program { updated_at: SystemTime::now(), ttl, ..program }))
+    }
+
+    pub(crate) fn program(&self) -> Program {
+        Program {
+            data: self.data.clone(),
+            content_type: self.info.content_type.clone(),
+            metadata: self.info.metadata.clone(),
+            ttl: self.info.ttl,
+            updated_at: self.info.updated_at,
+        }
+    }
+
+    /// What it takes of its session.
+    pub(crate) fn size(&self) -> usize {
+        let ProgramInfo { name, size, content_type, metadata, ttl: _, updated_at: _ } = &self.info;
+        name.as_str().len() + size + content_type.len() + size_of_metadata(metadata)
+    }
+}
+
+impl Record {
+    pub(crate) const fn new(head: Head) -> Self {
+        Self { head, programs: BTreeMap::new(), variables: BTreeMap::new() }
+    }
+
+    /// Stores a program. The one of its name must be loaded.
+    pub(crate) fn put_program(
+        &mut self,
+        room: &mut Room<'_>,
+        name: &ProgramName,
+        program: Program,
+    ) -> Result<Created, SessionError> {
+        room.limits.check_program(name, &program)?;
+        let replaced = self.programs.get(name).map(ProgramRecord::size);
+        let limit = room.limits.max_programs;
+        if replaced.is_none() && self.head.programs >= limit {
+            return Err(SessionError::TooManyPrograms { session: room.session.clone(), limit });
+        }
+        let size = self.head.bytes - replaced.unwrap_or(0) + size_of_program(name, &program);
+        self.head.resize(room, size)?;
+        let program = Program { updated_at: SystemTime::now(), ttl: None, ..program };
+        self.programs.insert(name.clone(), ProgramRecord::new(name, program));
+        if replaced.is_some() {
+            return Ok(Created::Existing);
+        }
+        self.head.programs += 1;
+        Ok(Created::New)
+    }
+
+    /// A program. It must be loaded.
+    pub(crate) fn program(&self, id: &SessionId, name: &ProgramName) -> Result<Program, SessionError> {
+        self.programs.get(name).map(ProgramRecord::program).ok_or_else(|| no_program(Some(id), name))
+    }
+
+    /// Deletes a program. It must be loaded.
+    pub(crate) fn delete_program(
+        &mut self,
+        room: &mut Room<'_>,
+        name: &ProgramName,
+    ) -> Result<(), SessionError> {
+        let program = self.programs.remove(name).ok_or_else(|| no_program(Some(room.session), name))?;
+        self.head.resize(room, self.head.bytes - program.size())?;
+        self.head.programs -= 1;
+        Ok(())
+    }
+
+    /// A variable by id or name, if there is one. Those of [`candidates`] must be loaded.
+    pub(crate) fn find(&self, identifier: &str) -> Option<&VariableRecord> {
+        self.variables.get(identifier).or_else(|| {
+            let found = self.variables.get(VariableId::name_in(identifier)?)?;
+            (found.variable.id.as_str() == identifier).then_some(found)
+        })
+    }
+
+    /// A variable by id or name. Those of [`candidates`] must be loaded.
+    pub(crate) fn variable(&self, id: &SessionId, identifier: &str) -> Result<&VariableRecord, SessionError> {
+        self.find(identifier).ok_or_else(|| no_variable(id, identifier))
+    }
+
+    /// Writes to a variable what was found to be sound.
+    fn apply(
+        &mut self,
+        id: &SessionId,
+        identifier: &str,
+        write: Write,
+    ) -> Result<&VariableRecord, SessionError> {
+        let by_name = self.variables.contains_key(identifier);
+        let name = if by_name { Some(identifier) } else { VariableId::name_in(identifier) };
+        let found = name.and_then(|name| self.variables.get_mut(name));
+        let variable = found.ok_or_else(|| no_variable(id, identifier))?;
+        variable.apply(write);
+        Ok(variable)
+    }
+
+    /// Registers a variable. The one of its name must be loaded.
+    pub(crate) fn register(
+        &mut self,
+        room: &mut Room<'_>,
+        name: &VariableName,
+        new: NewVariable,
+    ) -> Result<&VariableRecord, SessionError> {
+        if self.variables.contains_key(name) {
+            return Err(SessionError::VariableExists {
+                session: room.session.clone(),
+                name: name.to_string(),
+            });
+        }
+        let limit = room.limits.max_variables;
+        if self.head.variables >= limit {
+            return Err(SessionError::TooManyVariables { session: room.session.clone(), limit });
+        }
+        let made = VariableRecord::new(room.limits, name, new)?;
+        self.head.resize(room, self.head.bytes + made.size())?;
+        self.head.variables += 1;
+        Ok(self.variables.entry(name.clone()).or_insert(made))
+    }
+
+    /// Writes one variable. It must be loaded.
+    pub(crate) fn set(
+        &mut self,
+        room: &mut Room<'_>,
+        update: SetVariable,
+    ) -> Result<&VariableRecord, SessionError> {
+        let SetVariable { identifier, value, note, expected_version } = update;
+        let bytes = self.head.bytes;
+        let variable = self.variable(room.session, &identifier)?;
+        let write = variable.check(room.limits, value, note, expected_version)?;
+        self.head.resize(room, bytes + write.grows - write.shrinks)?;
+        self.apply(room.session, &identifier, write)
+    }
+
+    /// Writes all of these variables or none, and returns their names. They must be loaded.
+    pub(crate) fn set_all(
+        &mut self,
+        room: &mut Room<'_>,
+        updates: Vec<SetVariable>,
+    ) -> Result<Vec<VariableName>, SessionError> {
+        let (mut names, mut writes, mut errors) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let mut seen = BTreeSet::new();
+        for SetVariable { identifier, value, note, expected_version } in updates {
+            let checked = self.variable(room.session, &identifier).and_then(|variable| {
+                let name = &variable.variable.name;
+                if !seen.insert(name.clone()) {
+                    return Err(SessionError::WrittenTwice { variable: name.to_string() });
+                }
+                names.push(name.clone());
+                variable.check(room.limits, value, note, expected_version)
+            });
+            match checked {
+                Ok(write) => writes.push(write),
+                Err(error) => drop(errors.insert(identifier, error)),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(SessionError::BatchRefused { errors });
+        }
+        let grown = writes.iter().fold(self.head.bytes, |bytes, write| bytes + write.grows);
+        let size = writes.iter().fold(grown, |bytes, write| bytes - write.shrinks);
+        self.head.resize(room, size)?;
+        for (name, write) in names.iter().zip(writes) {
+            self.apply(room.session, name.as_str(), write)?;
+        }
+        Ok(names)
+    }
+
+    /// Gives a variable the value of an earlier version, as a new one. It must be loaded.
+    pub(crate) fn rollback(
+        &mut self,
+        room: &mut Room<'_>,
+        identifier: &str,
+        version: u32,
+        note: Note,
+    ) -> Result<&VariableRecord, SessionError> {
+        let bytes = self.head.bytes;
+        let variable = self.variable(room.session, identifier)?;
+        let value = variable.value_of(version)?;
+        let write = variable.check(room.limits, value, note, None)?;
+        self.head.resize(room, bytes + write.grows - write.shrinks)?;
+        self.apply(room.session, identifier, write)
+    }
+
+    /// Deletes a variable and returns it. It must be loaded.
+    pub(crate) fn delete_variable(
+        &mut self,
+        room: &mut Room<'_>,
+        identifier: &str,
+    ) -> Result<VariableRecord, SessionError> {
+        let name = self.variable(room.session, identifier)?.variable.name.clone();
+        let variable = self.variables.remove(&name).ok_or_else(|| no_variable(room.session, identifier))?;
+        self.head.resize(room, self.head.bytes - variable.size())?;
+        self.head.variables -= 1;
+        Ok(variable)
+    }
+}
+
+/// The names of the variables that an identifier may mean, a name or an id.
+#[cfg_attr(not(feature = "stored"), allow(dead_code, reason = "for backends that load parts"))]
+pub(crate) fn candidates(identifier: &str) -> impl Iterator<Item = &str> {
+    [Some(identifier), VariableId::name_in(identifier)].into_iter().flatten()
+}
+
+pub(crate) fn no_variable(id: &SessionId, identifier: &str) -> SessionError {
+    SessionError::VariableNotFound { session: id.clone(), identifier: identifier.to_owned() }
+}
+
+/// `None`: no global program.
+pub(crate) fn no_program(session: Option<&SessionId>, name: &ProgramName) -> SessionError {
+    match session {
+        Some(id) => SessionError::ProgramNotFound { session: id.clone(), name: name.to_string() },
+        None => SessionError::GlobalProgramNotFound { name: name.to_string() },
+    }
+}
+
+/// Whether a name is of this pattern, in which `*` stands for anything. Empty is `*`. Takes time linear in both.
+pub(crate) fn is_like(pattern: &str, name: &str) -> bool {
+    if pattern.is_empty() {
+        return true;
+    }
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    for part in parts {
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stars_stand_for_anything() {
+        for (pattern, name, matches) in [
+            ("", "any", true),
+            ("*", "any", true),
+            ("any", "any", true),
+            ("any", "anything", false),
+            ("any*", "anything", true),
+            ("*thing", "anything", true),
+            ("a*t*g", "anything", true),
+            ("a*t*h", "anything", false),
+            ("*a*", "b", false),
+            ("ab*ba", "aba", false),
+            ("**", "x", true),
+            ("x*", "x", true),
+        ] {
+            assert_eq!(is_like(pattern, name), matches, "{pattern} {name}");
+        }
+    }
+}

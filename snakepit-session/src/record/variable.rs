@@ -1,0 +1,193 @@
+//! A variable as it is kept: what it is, and what it was.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    NewVariable, Note, Payload, SessionError, SessionLimits, UpdateKind, Variable, VariableId, VariableName,
+    VariableUpdate, VariableVersion,
+    limits::{size_of_metadata, size_of_version},
+};
+
+/// Versions are `int32` in the protocol.
+const LAST_VERSION: u32 = i32::MAX as u32;
+
+/// A variable with its earlier versions.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct VariableRecord {
+    pub(crate) variable: Variable,
+    /// What was said about the current version.
+    pub(crate) note: Note,
+    /// The versions before, oldest first.
+    older: VecDeque<VariableVersion>,
+    older_bytes: usize,
+}
+
+/// A write that nothing speaks against.
+#[derive(Debug)]
+pub(crate) struct Write {
+    value: Payload,
+    note: Note,
+    /// The variable's metadata after it, if it changes.
+    metadata: Option<Arc<BTreeMap<String, String>>>,
+    /// How many of the oldest versions go, the current one counted as the newest of them.
+    evicts: usize,
+    /// By how many bytes the variable grows, and how many of others it loses.
+    pub(crate) grows: usize,
+    pub(crate) shrinks: usize,
+}
+
+impl VariableRecord {
+    pub(super) fn new(
+        limits: &SessionLimits,
+        name: &VariableName,
+        new: NewVariable,
+    ) -> Result<Self, SessionError> {
+        let NewVariable { ty, value, note } = new;
+        limits.check_value(name.as_str(), &value)?;
+        limits.check_note(&note)?;
+        let value = ty.check(value).map_err(|problem| invalid(name, problem))?;
+        let variable = Variable {
+            id: VariableId::random(name),
+            name: name.clone(),
+            ty,
+            value,
+            version: 0,
+            metadata: Arc::clone(&note.metadata),
+            source: note.source,
+            updated_at: SystemTime::now(),
+        };
+        Ok(Self { variable, note, older: VecDeque::new(), older_bytes: 0 })
+    }
+
+    /// What it takes of its session.
+    pub(crate) fn size(&self) -> usize {
+        let Variable { id, name, ty, value, metadata, .. } = &self.variable;
+        id.as_str().len()
+            + name.as_str().len()
+            + ty.constraints_json().len()
+            + size_of_metadata(metadata)
+            + size_of_version(value, &self.note)
+            + self.older_bytes
+    }
+
+    /// Whether a value can be written now.
+    pub(super) fn check(
+        &self,
+        limits: &SessionLimits,
+        value: Payload,
+        note: Note,
+        expected: Option<u32>,
+    ) -> Result<Write, SessionError> {
+        let Variable { name, ty, version, metadata, .. } = &self.variable;
+        if let Some(expected) = expected.filter(|expected| expected != version) {
+            return Err(SessionError::VersionConflict {
+                variable: name.to_string(),
+                expected,
+                actual: *version,
+            });
+        }
+        if *version >= LAST_VERSION {
+            let problem = format!("it is at version {version}, the last there is; register it anew");
+            return Err(invalid(name, problem));
+        }
+        limits.check_value(name.as_str(), &value)?;
+        limits.check_note(&note)?;
+        let value = ty.check(value).map_err(|problem| invalid(name, problem))?;
+        let merged = if note.metadata.is_empty() {
+            None
+        } else {
+            let mut merged = (**metadata).clone();
+            merged.extend(note.metadata.iter().map(|(key, value)| (key.clone(), value.clone())));
+            limits.check_metadata(&merged)?;
+            Some(Arc::new(merged))
+        };
+
+        let current = size_of_version(&self.variable.value, &self.note);
+        let (mut kept, mut kept_bytes) = (self.older.len() + 1, self.older_bytes + current);
+        let mut oldest = self.older.iter().map(|version| size_of_version(&version.value, &version.note));
+        let (mut evicts, mut shrinks) = (0, 0);
+        while kept > limits.max_history || kept_bytes > limits.max_history_bytes {
+            let size = oldest.next().unwrap_or(current);
+            (kept, evicts) = (kept - 1, evicts + 1);
+            (kept_bytes, shrinks) = (kept_bytes - size, shrinks + size);
+            if kept == 0 {
+                break;
+            }
+        }
+        let mut grows = size_of_version(&value, &note);
+        if let Some(merged) = &merged {
+            grows += size_of_metadata(merged);
+            shrinks += size_of_metadata(metadata);
+        }
+        Ok(Write { value, note, metadata: merged, evicts, grows, shrinks })
+    }
+
+    pub(super) fn apply(&mut self, write: Write) {
+        let Write { value, note, metadata, evicts, .. } = write;
+        let now = SystemTime::now();
+        self.variable.source = note.source;
+        let was = VariableVersion {
+            version: self.variable.version,
+            value: std::mem::replace(&mut self.variable.value, value),
+            at: std::mem::replace(&mut self.variable.updated_at, now),
+            note: std::mem::replace(&mut self.note, note),
+        };
+        self.variable.version += 1;
+        if let Some(metadata) = metadata {
+            self.variable.metadata = metadata;
+        }
+        self.older_bytes += size_of_version(&was.value, &was.note);
+        // Made room for before it is filled, so that a full history stays as large as it is.
+        let evicts_was = evicts > self.older.len();
+        for gone in self.older.drain(..evicts.min(self.older.len())) {
+            self.older_bytes -= size_of_version(&gone.value, &gone.note);
+        }
+        if evicts_was {
+            self.older_bytes -= size_of_version(&was.value, &was.note);
+        } else {
+            self.older.push_back(was);
+        }
+    }
+
+    /// The newest versions there are, newest first; at most `limit`, 0 for all.
+    pub(crate) fn history(&self, limit: usize) -> impl Iterator<Item = VariableVersion> {
+        let limit = if limit == 0 { usize::MAX } else { limit };
+        let current = VariableVersion {
+            version: self.variable.version,
+            value: self.variable.value.clone(),
+            at: self.variable.updated_at,
+            note: self.note.clone(),
+        };
+        std::iter::once(current).chain(self.older.iter().rev().cloned()).take(limit)
+    }
+
+    /// The value that a version had.
+    pub(super) fn value_of(&self, version: u32) -> Result<Payload, SessionError> {
+        let newest = self.variable.version;
+        if version == newest {
+            return Ok(self.variable.value.clone());
+        }
+        let found = self.older.iter().find(|older| older.version == version);
+        found.map(|older| older.value.clone()).ok_or_else(|| SessionError::VersionNotKept {
+            variable: self.variable.name.to_string(),
+            version,
+            oldest: self.older.front().map_or(newest, |oldest| oldest.version),
+            newest,
+        })
+    }
+
+    /// What a watcher is told of it.
+    pub(crate) fn update(&self, kind: UpdateKind) -> VariableUpdate {
+        VariableUpdate { kind, variable: self.variable.clone(), note: self.note.clone() }
+    }
+}
+
+fn invalid(name: &VariableName, problem: String) -> SessionError {
+    SessionError::InvalidValue { variable: name.to_string(), problem }
+}

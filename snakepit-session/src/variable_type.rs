@@ -1,0 +1,319 @@
+//! The type of a variable: which values it takes. Constraints are parsed once, when the variable is registered.
+
+use std::{fmt, sync::Arc};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde_json::{Map, Value};
+
+use crate::{Payload, SessionError, ValueType};
+
+mod pattern;
+mod value;
+
+use pattern::Pattern;
+
+/// The longest constraints accepted, in bytes of JSON.
+const MAX_CONSTRAINTS: usize = 64 * 1024;
+
+/// A type with its constraints.
+///
+/// | type | constraints |
+/// | --- | --- |
+/// | `float`, `integer` | `min`, `max`, both inclusive; with either, NaN is no value |
+/// | `string` | `min_length`, `max_length` in characters; `pattern`, a regular expression found anywhere unless anchored; `enum` |
+/// | `choice` | `choices` |
+/// | `module` | `allowed_modules` |
+/// | `embedding` | `dimensions` |
+/// | `tensor` | `shape` |
+/// | `boolean`, `map`, `list` | none |
+pub struct VariableType {
+    kind: ValueType,
+    /// As it was given; empty when nothing was.
+    json: Box<str>,
+    rules: Rules,
+}
+
+/// What the constraints say.
+#[derive(Debug)]
+enum Rules {
+    Float {
+        min: Option<f64>,
+        max: Option<f64>,
+    },
+    Integer {
+        min: Option<i64>,
+        max: Option<i64>,
+    },
+    String {
+        min: Option<usize>,
+        max: Option<usize>,
+        pattern: Option<Pattern>,
+        one_of: Option<Vec<String>>,
+    },
+    Boolean,
+    /// Of choices and modules: the texts allowed.
+    OneOf(Option<Vec<String>>),
+    Embedding {
+        dimensions: Option<usize>,
+    },
+    Tensor {
+        shape: Option<Vec<usize>>,
+    },
+    Map,
+    List,
+}
+
+impl VariableType {
+    /// A type without constraints.
+    ///
+    /// # Errors
+    /// As [`VariableType::with_constraints`].
+    pub fn new(kind: ValueType) -> Result<Arc<Self>, SessionError> {
+        Self::with_constraints(kind, "")
+    }
+
+    /// A type with constraints: a JSON object, or nothing at all.
+    ///
+    /// # Errors
+    /// [`SessionError::InvalidType`] for a type that variables do not have (`null`, `bytes`), and for constraints that
+    /// are malformed, unknown to the type, or contradict each other.
+    pub fn with_constraints(kind: ValueType, json: &str) -> Result<Arc<Self>, SessionError> {
+        let parsed = Self::parse(kind, json);
+        parsed.map(Arc::new).map_err(|problem| SessionError::InvalidType { kind: kind.to_string(), problem })
+    }
+
+    fn parse(kind: ValueType, json: &str) -> Result<Self, String> {
+        if json.len() > MAX_CONSTRAINTS {
+            return Err(format!("its constraints have {} bytes, the limit is {MAX_CONSTRAINTS}", json.len()));
+        }
+        let given = if json.trim().is_empty() {
+            Map::new()
+        } else {
+            match serde_json::from_str(json) {
+                Ok(Value::Object(given)) => given,
+                Ok(Value::Null) => Map::new(),
+                Ok(_) => return Err("its constraints are no JSON object".to_owned()),
+                Err(error) => return Err(format!("its constraints are no JSON: {error}")),
+            }
+        };
+        let mut keys = Keys { given };
+        let rules = match kind {
+            ValueType::Float => {
+                let (min, max) = (keys.number("min")?, keys.number("max")?);
+                ordered("min", min, "max", max)?;
+                Rules::Float { min, max }
+            }
+            ValueType::Integer => {
+                let (min, max) = (keys.integer("min")?, keys.integer("max")?);
+                ordered("min", min, "max", max)?;
+                Rules::Integer { min, max }
+            }
+            ValueType::String => {
+                let (min, max) = (keys.count("min_length")?, keys.count("max_length")?);
+                ordered("min_length", min, "max_length", max)?;
+                let pattern = keys.text("pattern")?.map(|pattern| Pattern::new(&pattern)).transpose()?;
+                Rules::String { min, max, pattern, one_of: keys.texts("enum")? }
+            }
+            ValueType::Boolean => Rules::Boolean,
+            ValueType::Choice => Rules::OneOf(keys.texts("choices")?),
+            ValueType::Module => Rules::OneOf(keys.texts("allowed_modules")?),
+            ValueType::Embedding => Rules::Embedding { dimensions: keys.count("dimensions")? },
+            ValueType::Tensor => Rules::Tensor { shape: keys.counts("shape")? },
+            ValueType::Map => Rules::Map,
+            ValueType::List => Rules::List,
+            ValueType::Null | ValueType::Bytes => {
+                return Err(
+                    "variables are float, integer, string, boolean, choice, module, embedding, tensor, map or list"
+                        .to_owned(),
+                );
+            }
+        };
+        keys.end(rules.keys())?;
+        Ok(Self { kind, json: json.into(), rules })
+    }
+
+    /// Which type its values have.
+    #[must_use]
+    pub const fn kind(&self) -> ValueType {
+        self.kind
+    }
+
+    /// The constraints as they were given; empty when there are none.
+    #[must_use]
+    pub const fn constraints_json(&self) -> &str {
+        &self.json
+    }
+
+    /// Checks a value, and gives it the form in which it is kept: of the type's own kind, numbers as numbers of that
+    /// kind.
+    ///
+    /// # Errors
+    /// What is wrong with it, to be read after the variable's name: `value 11 is above maximum 10`.
+    pub fn check(&self, value: Payload) -> Result<Payload, String> {
+        value::check(self.kind, &self.rules, value)
+    }
+}
+
+impl Rules {
+    const fn keys(&self) -> &'static [&'static str] {
+        match self {
+            Self::Float { .. } | Self::Integer { .. } => &["min", "max"],
+            Self::String { .. } => &["min_length", "max_length", "pattern", "enum"],
+            Self::OneOf(_) => &["choices", "allowed_modules"],
+            Self::Embedding { .. } => &["dimensions"],
+            Self::Tensor { .. } => &["shape"],
+            Self::Boolean | Self::Map | Self::List => &[],
+        }
+    }
+}
+
+fn ordered<T: PartialOrd + fmt::Display>(
+    low: &str,
+    min: Option<T>,
+    high: &str,
+    max: Option<T>,
+) -> Result<(), String> {
+    match (min, max) {
+        (Some(min), Some(max)) if min > max => {
+            Err(format!("constraint `{low}` {min} is above `{high}` {max}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The constraints not read yet.
+struct Keys {
+    given: Map<String, Value>,
+}
+
+impl Keys {
+    fn read<T>(
+        &mut self,
+        key: &str,
+        expected: &str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>, String> {
+        match self.given.remove(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => {
+                read(&value).map(Some).ok_or_else(|| format!("constraint `{key}` must be {expected}"))
+            }
+        }
+    }
+
+    fn number(&mut self, key: &str) -> Result<Option<f64>, String> {
+        self.read(key, "a number", Value::as_f64)
+    }
+
+    fn integer(&mut self, key: &str) -> Result<Option<i64>, String> {
+        self.read(key, "an integer of 64 bits", value::integer)
+    }
+
+    fn count(&mut self, key: &str) -> Result<Option<usize>, String> {
+        self.read(key, "an integer that is not negative", count)
+    }
+
+    fn counts(&mut self, key: &str) -> Result<Option<Vec<usize>>, String> {
+        let read = |value: &Value| value.as_array()?.iter().map(count).collect();
+        self.read(key, "a list of integers that are not negative", read)
+    }
+
+    fn text(&mut self, key: &str) -> Result<Option<String>, String> {
+        self.read(key, "a string", |value| value.as_str().map(str::to_owned))
+    }
+
+    fn texts(&mut self, key: &str) -> Result<Option<Vec<String>>, String> {
+        let read = |value: &Value| {
+            let texts: Option<Vec<_>> =
+                value.as_array()?.iter().map(|text| text.as_str().map(str::to_owned)).collect();
+            texts.filter(|texts| !texts.is_empty())
+        };
+        self.read(key, "a list of strings that is not empty", read)
+    }
+
+    /// Nobody reads any further: what is left is unknown.
+    fn end(self, known: &[&str]) -> Result<(), String> {
+        match self.given.keys().next() {
+            None => Ok(()),
+            Some(key) if known.is_empty() => Err(format!("it takes no constraints, so not `{key}`")),
+            Some(key) => Err(format!("constraint `{key}` is unknown; it takes {}", known.join(", "))),
+        }
+    }
+}
+
+fn count(value: &Value) -> Option<usize> {
+    usize::try_from(value::integer(value)?).ok()
+}
+
+impl fmt::Debug for VariableType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.kind, self.json)
+    }
+}
+
+/// Types are equal when they were made of the same.
+impl PartialEq for VariableType {
+    fn eq(&self, other: &Self) -> bool {
+        (self.kind, &self.json) == (other.kind, &other.json)
+    }
+}
+
+impl Serialize for VariableType {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (self.kind, &self.json).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for VariableType {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (kind, json) = <(ValueType, String)>::deserialize(deserializer)?;
+        Self::parse(kind, &json).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(kind: ValueType, json: &str) -> String {
+        VariableType::with_constraints(kind, json).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn bad_constraints_are_refused_by_name() {
+        for (kind, json, said) in [
+            (ValueType::Float, r#"{"min": 1, "max": 0}"#, "`min` 1 is above `max` 0"),
+            (ValueType::Float, r#"{"minimum": 1}"#, "`minimum` is unknown; it takes min, max"),
+            (ValueType::Float, r#"{"min": "low"}"#, "`min` must be a number"),
+            (ValueType::Integer, r#"{"max": 1.5}"#, "`max` must be an integer"),
+            (
+                ValueType::String,
+                r#"{"min_length": -1}"#,
+                "`min_length` must be an integer that is not negative",
+            ),
+            (ValueType::String, r#"{"pattern": "("}"#, "`pattern` is no regular expression"),
+            (ValueType::String, r#"{"pattern": "(a)\\1"}"#, "`pattern` is no regular expression"),
+            (ValueType::String, r#"{"pattern": "(?:a{1000}){1000}"}"#, "`pattern` is no regular expression"),
+            (ValueType::String, r#"{"enum": []}"#, "`enum` must be a list of strings that is not empty"),
+            (ValueType::Choice, r#"{"choices": "a"}"#, "`choices` must be a list"),
+            (ValueType::Boolean, r#"{"min": 1}"#, "it takes no constraints, so not `min`"),
+            (ValueType::Tensor, r#"{"shape": [2, -1]}"#, "`shape` must be a list of integers"),
+            (ValueType::Embedding, "[1]", "no JSON object"),
+            (ValueType::Embedding, "{", "no JSON"),
+            (ValueType::Null, "", "variables are float"),
+            (ValueType::Bytes, "", "variables are float"),
+        ] {
+            let problem = problem(kind, json);
+            assert!(problem.contains(said), "{kind} {json}: {problem}");
+        }
+        let long = format!(r#"{{"choices": ["{}"]}}"#, "x".repeat(MAX_CONSTRAINTS));
+        assert!(problem(ValueType::Choice, &long).contains("the limit is 65536"));
+    }
+
+    #[test]
+    fn constraints_may_be_absent_in_every_way() {
+        for json in ["", "  ", "{}", "null", r#"{"min": null}"#] {
+            VariableType::with_constraints(ValueType::Float, json).unwrap();
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! Whether a value is of a type, and keeps its constraints.
+
+use bytes::Bytes;
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::Value;
+
+use super::Rules;
+use crate::{Payload, ValueType};
+
+/// Checks a value and gives it the form in which it is kept.
+pub(super) fn check(kind: ValueType, rules: &Rules, value: Payload) -> Result<Payload, String> {
+    let arrays = matches!(kind, ValueType::Embedding | ValueType::Tensor);
+    if value.binary().is_some() && !arrays {
+        return Err(format!("value must be of type {kind}, not a buffer of {}", value.ty()));
+    }
+    let json = match rules {
+        Rules::Float { min, max } => {
+            let number = float(value.json()).ok_or_else(|| misfit(kind, &value))?;
+            within(number, *min, *max)?;
+            if value.ty() == ValueType::Float { value.json().clone() } else { json_of_float(number) }
+        }
+        Rules::Integer { min, max } => {
+            let number = serde_json::from_slice(value.json()).ok().as_ref().and_then(integer);
+            let number = number.ok_or_else(|| misfit(kind, &value))?;
+            within(number, *min, *max)?;
+            if value.ty() == ValueType::Integer { value.json().clone() } else { number.to_string().into() }
+        }
+        Rules::String { min, max, pattern, one_of } => {
+            let text = text(kind, &value)?;
+            let length = text.chars().count();
+            if let Some(min) = min.filter(|min| length < *min) {
+                return Err(format!("value must have at least {min} characters, it has {length}"));
+            }
+            if let Some(max) = max.filter(|max| length > *max) {
+                return Err(format!("value must have at most {max} characters, it has {length}"));
+            }
+            if let Some(pattern) = pattern.as_ref().filter(|pattern| !pattern.is_match(&text)) {
+                return Err(format!("value {} must match pattern {}", brief(value.json()), pattern.as_str()));
+            }
+            listed(&value, &text, one_of.as_deref())?;
+            value.json().clone()
+        }
+        Rules::Boolean => match &value.json()[..] {
+            b"true" | b"false" => value.json().clone(),
+            _ => return Err(misfit(kind, &value)),
+        },
+        Rules::OneOf(texts) => {
+            let text = text(kind, &value)?;
+            if text.is_empty() {
+                return Err(format!("value of type {kind} must not be empty"));
+            }
+            listed(&value, &text, texts.as_deref())?;
+            value.json().clone()
+        }
+        Rules::Map => {
+            json_that_starts(b'{', kind, &value)?;
+            value.json().clone()
+        }
+        Rules::List => {
+            json_that_starts(b'[', kind, &value)?;
+            value.json().clone()
+        }
+        Rules::Embedding { dimensions } => {
+            let shape = shape(kind, &value)?;
+            if let Some(shape) = &shape
+                && shape.len() != 1
+            {
+                return Err(format!("value must be a flat list of numbers, its shape is {shape:?}"));
+            }
+            if let Some(dimensions) = *dimensions
+                && shape.as_deref() != Some(&[dimensions])
+            {
+                let found = shape.map_or_else(|| "none known".to_owned(), |shape| shape[0].to_string());
+                return Err(format!("value must have exactly {dimensions} dimensions, it has {found}"));
+            }
+            value.json().clone()
+        }
+        Rules::Tensor { shape: expected } => {
+            let shape = shape(kind, &value)?;
+            if let Some(expected) = expected
+                && shape.as_ref() != Some(expected)
+            {
+                let found = shape.map_or_else(|| "unknown".to_owned(), |shape| format!("{shape:?}"));
+                return Err(format!("value's shape must be {expected:?}, it is {found}"));
+            }
+            value.json().clone()
+        }
+    };
+    Ok(match value.into_parts() {
+        (.., Some(buffer)) => Payload::from_buffer(kind, json, buffer),
+        (.., None) => Payload::from_json(kind, json),
+    })
+}
+
+fn misfit(kind: ValueType, value: &Payload) -> String {
+    format!("value must be of type {kind}, it is {} {}", value.ty(), brief(value.json()))
+}
+
+/// The start of a value, for messages.
+fn brief(json: &Bytes) -> String {
+    const SHOWN: usize = 64;
+    let text = String::from_utf8_lossy(&json[..json.len().min(SHOWN)]).into_owned();
+    if json.len() > SHOWN { text + "..." } else { text }
+}
+
+fn within<T: PartialOrd + std::fmt::Display + Copy>(
+    number: T,
+    min: Option<T>,
+    max: Option<T>,
+) -> Result<(), String> {
+    // What compares with nothing is NaN.
+    if let Some(bound) = min.or(max)
+        && number.partial_cmp(&bound).is_none()
+    {
+        return Err(format!("value {number} cannot be compared with the bound {bound}"));
+    }
+    if let Some(min) = min.filter(|min| number < *min) {
+        return Err(format!("value {number} is below minimum {min}"));
+    }
+    if let Some(max) = max.filter(|max| number > *max) {
+        return Err(format!("value {number} is above maximum {max}"));
+    }
+    Ok(())
+}
+
+fn listed(value: &Payload, text: &str, allowed: Option<&[String]>) -> Result<(), String> {
+    match allowed {
+        Some(allowed) if !allowed.iter().any(|allowed| allowed == text) => {
+            let mut shown: Vec<_> = allowed.iter().take(20).map(String::as_str).collect();
+            if allowed.len() > shown.len() {
+                shown.push("...");
+            }
+            Err(format!("value {} must be one of {}", brief(value.json()), shown.join(", ")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn text(kind: ValueType, value: &Payload) -> Result<String, String> {
+    serde_json::from_slice(value.json()).map_err(|_| misfit(kind, value))
+}
+
+fn json_that_starts(with: u8, kind: ValueType, value: &Payload) -> Result<(), String> {
+    let starts = value.json().iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&with);
+    if starts && serde_json::from_slice::<IgnoredAny>(value.json()).is_ok() {
+        Ok(())
+    } else {
+        Err(misfit(kind, value))
+    }
+}
+
+/// A float as it stands in JSON. What JSON has no number for is a string.
+fn float(json: &Bytes) -> Option<f64> {
+    match &json[..] {
+        br#""NaN""# => Some(f64::NAN),
+        br#""Infinity""# => Some(f64::INFINITY),
+        br#""-Infinity""# => Some(f64::NEG_INFINITY),
+        json => serde_json::from_slice(json).ok(),
+    }
+}
+
+fn json_of_float(number: f64) -> Bytes {
+    if number.is_finite() {
+        // Of a finite number this cannot fail.
+        serde_json::to_vec(&number).unwrap_or_default().into()
+    } else if number.is_nan() {
+        Bytes::from_static(br#""NaN""#)
+    } else if number > 0.0 {
+        Bytes::from_static(br#""Infinity""#)
+    } else {
+        Bytes::from_static(br#""-Infinity""#)
+    }
+}
+
+/// An integer, even one that somebody wrote as `5.0`.
+pub(super) fn integer(value: &Value) -> Option<i64> {
+    /// Beyond this not every integer is a float of its own.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    value.as_i64().or_else(|| {
+        let number = value.as_f64().filter(|number| number.fract() == 0.0 && number.abs() <= EXACT)?;
+        #[allow(clippy::cast_possible_truncation, reason = "it is an integer below 2^53")]
+        Some(number as i64)
+    })
+}
+
+/// The metadata of a buffer.
+#[derive(Deserialize)]
+struct ArrayMetadata {
+    shape: Option<Vec<usize>>,
+    dtype: Option<String>,
+    binary_format: Option<String>,
+}
+
+/// A tensor as JSON that says its shape.
+#[derive(Deserialize)]
+struct ShapedTensor {
+    shape: Vec<usize>,
+    data: Value,
+}
+
+/// The shape of an array. `None`: it is in a format that the host does not read.
+fn shape(kind: ValueType, value: &Payload) -> Result<Option<Vec<usize>>, String> {
+    let Some(buffer) = value.binary() else { return json_shape(kind, value).map(Some) };
+    let metadata: ArrayMetadata = serde_json::from_slice(value.json())
+        .map_err(|error| format!("value's metadata cannot be read: {error}"))?;
+    let Some(shape) = metadata.shape else { return Ok(None) };
+    let raw = metadata.binary_format.as_deref().is_none_or(|format| matches!(format, "raw" | "numpy"));
+    let item = metadata.dtype.as_deref().and_then(item_size);
+    if let Some(item) = item.filter(|_| raw) {
+        let expected = shape.iter().try_fold(item, |size, n| size.checked_mul(*n));
+        if expected != Some(buffer.len()) {
+            return Err(format!(
+                "value's buffer has {} bytes, which is not what its shape {shape:?} of {} takes",
+                buffer.len(),
+                metadata.dtype.as_deref().unwrap_or_default()
+            ));
+        }
+    }
+    Ok(Some(shape))
+}
+
+/// The bytes of one item. `None` for what is unknown here.
+fn item_size(dtype: &str) -> Option<usize> {
+    let bits: usize = match dtype.trim_start_matches(['<', '>', '=', '|']) {
+        "bool" | "?" | "b1" => 8,
+        name => {
+            let digits = name.trim_start_matches(|c: char| !c.is_ascii_digit());
+            let size: usize = digits.parse().ok()?;
+            match &name[..name.len() - digits.len()] {
+                "float" | "int" | "uint" | "complex" | "bfloat" => size,
+                "f" | "i" | "u" | "c" => size.checked_mul(8)?,
+                _ => return None,
+            }
+        }
+    };
+    Some(bits / 8)
+}
+
+fn json_shape(kind: ValueType, value: &Payload) -> Result<Vec<usize>, String> {
+    let parsed: Value = serde_json::from_slice(value.json()).map_err(|_| misfit(kind, value))?;
+    match &parsed {
+        Value::Array(_) => nested_shape(&parsed).ok_or_else(|| {
+            format!(
+                "value must be a list of numbers, or of such lists that are equally long: {}",
+                brief(value.json())
+            )
+        }),
+        Value::Object(_) if kind == ValueType::Tensor => {
+            let ShapedTensor { shape, data } = ShapedTensor::deserialize(&parsed)
+                .map_err(|error| format!("value must have `shape` and `data`: {error}"))?;
+            let nested = nested_shape(&data)
+                .ok_or("value's `data` must be a list of numbers, or of such lists that are equally long")?;
+            let items = |shape: &[usize]| shape.iter().try_fold(1_usize, |items, n| items.checked_mul(*n));
+            // Flat, or nested as the shape says.
+            if nested != shape && (nested.len() != 1 || items(&shape) != Some(nested[0])) {
+                return Err(format!("value's `data` has shape {nested:?}, which does not fill {shape:?}"));
+            }
+            Ok(shape)
+        }
+        _ => Err(misfit(kind, value)),
+    }
+}
+
+/// The shape of nested lists of numbers, if they are rectangular. Bounded by the depth that JSON was parsed to.
+fn nested_shape(value: &Value) -> Option<Vec<usize>> {
+    match value {
+        Value::Array(items) => {
+            let mut shape = vec![items.len()];
+            if let Some((first, others)) = items.split_first() {
+                let inner = nested_shape(first)?;
+                if !others.iter().all(|other| nested_shape(other).as_ref() == Some(&inner)) {
+                    return None;
+                }
+                shape.extend(inner);
+            }
+            Some(shape)
+        }
+        Value::Number(_) => Some(Vec::new()),
+        Value::String(text) if matches!(text.as_str(), "NaN" | "Infinity" | "-Infinity") => Some(Vec::new()),
+        Value::Bool(_) => Some(Vec::new()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::VariableType;
+
+    fn payload(json: &str) -> Payload {
+        Payload::of_json(json.to_owned().into())
+    }
+
+    fn buffer(metadata: &str, bytes: usize) -> Payload {
+        Payload::from_buffer(ValueType::Tensor, metadata.to_owned().into(), vec![0; bytes].into())
+    }
+
+    fn checked(kind: ValueType, constraints: &str, value: Payload) -> Result<Payload, String> {
+        VariableType::with_constraints(kind, constraints).unwrap().check(value)
+    }
+
+    #[test]
+    fn values_outside_their_type_are_refused_with_the_bound() {
+        use ValueType::*;
+        for (kind, constraints, value, said) in [
+            (Float, r#"{"max": 10}"#, "11", "value 11 is above maximum 10"),
+            (Float, r#"{"min": 0}"#, "-0.5", "value -0.5 is below minimum 0"),
+            (Float, r#"{"max": 10}"#, r#""NaN""#, "value NaN cannot be compared with the bound 10"),
+            (Float, r#"{"max": 10}"#, r#""Infinity""#, "value inf is above maximum 10"),
+            (Float, "", r#""1""#, r#"value must be of type float, it is string "1""#),
+            (Float, "", "null", "value must be of type float, it is null null"),
+            (Float, "", "1e999", "must be of type float"),
+            (Integer, r#"{"min": 0}"#, "-1", "value -1 is below minimum 0"),
+            (Integer, "", "1.5", "must be of type integer"),
+            (Integer, "", "9223372036854775808", "must be of type integer"),
+            (Integer, "", "true", "must be of type integer"),
+            (String, r#"{"min_length": 3}"#, r#""ab""#, "at least 3 characters, it has 2"),
+            (String, r#"{"max_length": 3}"#, r#""abcd""#, "at most 3 characters, it has 4"),
+            (String, r#"{"pattern": "^[a-z]+$"}"#, r#""A""#, r#"value "A" must match pattern ^[a-z]+$"#),
+            (String, r#"{"enum": ["a", "b"]}"#, r#""c""#, r#"value "c" must be one of a, b"#),
+            (String, "", "1", "must be of type string"),
+            (Boolean, "", "1", "must be of type boolean"),
+            (Choice, r#"{"choices": ["a", "b"]}"#, r#""c""#, "must be one of a, b"),
+            (Module, r#"{"allowed_modules": ["m"]}"#, r#""n""#, "must be one of m"),
+            (Module, "", r#""""#, "must not be empty"),
+            (Embedding, r#"{"dimensions": 3}"#, "[1, 2]", "must have exactly 3 dimensions, it has 2"),
+            (Embedding, "", "[[1], [2]]", "flat list of numbers, its shape is [2, 1]"),
+            (Embedding, "", r#"["x"]"#, "list of numbers"),
+            (Embedding, "", "1", "must be of type embedding"),
+            (Tensor, r#"{"shape": [2, 2]}"#, "[[1, 2]]", "shape must be [2, 2], it is [1, 2]"),
+            (Tensor, "", "[[1, 2], [3]]", "equally long"),
+            (
+                Tensor,
+                "",
+                r#"{"shape": [2, 2], "data": [1, 2, 3]}"#,
+                "has shape [3], which does not fill [2, 2]",
+            ),
+            (Tensor, "", r#"{"shape": [2]}"#, "missing field `data`"),
+            (Map, "", "[]", "must be of type map"),
+            (List, "", "{}", "must be of type list"),
+            (List, "", "[1", "must be of type list"),
+        ] {
+            let problem = checked(kind, constraints, payload(value)).unwrap_err();
+            assert!(problem.contains(said), "{kind} {constraints} {value}: {problem}");
+        }
+        let metadata = r#"{"shape": [2, 3], "dtype": "float32"}"#;
+        let problem = checked(Tensor, "", buffer(metadata, 23)).unwrap_err();
+        assert!(
+            problem.contains("23 bytes, which is not what its shape [2, 3] of float32 takes"),
+            "{problem}"
+        );
+        let problem = checked(Embedding, "", buffer(metadata, 24)).unwrap_err();
+        assert!(problem.contains("flat"), "{problem}");
+        let problem = checked(Embedding, r#"{"dimensions": 3}"#, buffer("{}", 24)).unwrap_err();
+        assert!(problem.contains("it has none known"), "{problem}");
+        let problem = checked(Float, "", buffer("{}", 8)).unwrap_err();
+        assert!(problem.contains("not a buffer of tensor"), "{problem}");
+        let overflow = r#"{"shape": [18446744073709551615, 2], "dtype": "float32"}"#;
+        checked(Tensor, "", buffer(overflow, 8)).unwrap_err();
+    }
+
+    #[test]
+    fn values_get_the_form_of_their_type() {
+        use ValueType::*;
+        for (kind, constraints, value, kept) in [
+            (Float, r#"{"min": 1, "max": 1}"#, "1", "1.0"),
+            (Float, "", r#""NaN""#, r#""NaN""#),
+            (Float, "", "0.1", "0.1"),
+            (Integer, "", "5.0", "5"),
+            (Integer, "", "-9223372036854775808", "-9223372036854775808"),
+            (String, r#"{"min_length": 2, "max_length": 2}"#, r#""üü""#, r#""üü""#),
+            (String, r#"{"pattern": "b"}"#, r#""abc""#, r#""abc""#),
+            (Choice, "", r#""any""#, r#""any""#),
+            (Embedding, r#"{"dimensions": 3}"#, r#"[1, 2.5, "NaN"]"#, r#"[1, 2.5, "NaN"]"#),
+            (Embedding, r#"{"dimensions": 0}"#, "[]", "[]"),
+            (Tensor, r#"{"shape": [2, 2]}"#, "[[1, 2], [3, 4]]", "[[1, 2], [3, 4]]"),
+            (
+                Tensor,
+                r#"{"shape": [2, 2]}"#,
+                r#"{"shape": [2, 2], "data": [1, 2, 3, 4]}"#,
+                r#"{"shape": [2, 2], "data": [1, 2, 3, 4]}"#,
+            ),
+            (Map, "", "{}", "{}"),
+            (List, "", "[1, null]", "[1, null]"),
+        ] {
+            let value = checked(kind, constraints, payload(value)).unwrap();
+            assert_eq!((value.ty(), &value.json()[..]), (kind, kept.as_bytes()));
+        }
+        let value =
+            checked(Embedding, r#"{"dimensions": 3}"#, buffer(r#"{"shape": [3], "dtype": "<f4"}"#, 12));
+        assert_eq!(value.unwrap().ty(), Embedding);
+        let pickled = buffer(r#"{"shape": [3], "dtype": "float32", "binary_format": "pickle"}"#, 99);
+        checked(Tensor, r#"{"shape": [3]}"#, pickled).unwrap();
+    }
+
+    #[test]
+    fn no_pattern_takes_long() {
+        let evil = VariableType::with_constraints(ValueType::String, r#"{"pattern": "^(a+)+$"}"#).unwrap();
+        let text = format!(r#""{}!""#, "a".repeat(1_000_000));
+        let began = std::time::Instant::now();
+        evil.check(payload(&text)).unwrap_err();
+        assert!(began.elapsed() < std::time::Duration::from_secs(5), "exponential time takes ages");
+    }
+}
