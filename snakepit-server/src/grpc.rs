@@ -12,6 +12,7 @@ mod request;
 mod sessions;
 mod telemetry;
 mod until_stop;
+mod variables;
 
 use std::sync::Arc;
 

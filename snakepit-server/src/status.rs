@@ -92,16 +92,32 @@ pub fn from_tool_error(error: ToolError) -> Status {
 pub fn from_session_error(error: &SessionError) -> Status {
     let (code, reason) = match error {
         SessionError::NotFound { .. } => (Code::NotFound, "SESSION_NOT_FOUND"),
-        SessionError::ProgramNotFound { .. } => (Code::NotFound, "PROGRAM_NOT_FOUND"),
+        SessionError::ProgramNotFound { .. } | SessionError::GlobalProgramNotFound { .. } => {
+            (Code::NotFound, "PROGRAM_NOT_FOUND")
+        }
+        SessionError::VariableNotFound { .. } => (Code::NotFound, "VARIABLE_NOT_FOUND"),
+        SessionError::VersionNotKept { .. } => (Code::NotFound, "VERSION_NOT_KEPT"),
+        SessionError::VariableExists { .. } => (Code::AlreadyExists, "VARIABLE_EXISTS"),
+        SessionError::VersionConflict { .. } => (Code::Aborted, "VERSION_CONFLICT"),
         SessionError::TooManySessions { .. } => (Code::ResourceExhausted, "TOO_MANY_SESSIONS"),
+        SessionError::TooManyVariables { .. } => (Code::ResourceExhausted, "TOO_MANY_VARIABLES"),
+        SessionError::TooManyWatches { .. } => (Code::ResourceExhausted, "TOO_MANY_WATCHES"),
+        SessionError::TooManyGlobalPrograms { .. } => (Code::ResourceExhausted, "TOO_MANY_PROGRAMS"),
         SessionError::TooManyPrograms { .. } | SessionError::SessionTooLarge { .. } => {
             (Code::ResourceExhausted, "SESSION_FULL")
         }
         SessionError::BackendFull { .. } => (Code::ResourceExhausted, "BACKEND_FULL"),
+        SessionError::InvalidValue { .. } | SessionError::ValueTooLarge { .. } => {
+            (Code::InvalidArgument, "INVALID_VALUE")
+        }
         SessionError::InvalidId { .. }
         | SessionError::InvalidProgramName { .. }
         | SessionError::ProgramTooLarge { .. }
         | SessionError::MetadataTooLarge { .. }
+        | SessionError::InvalidVariableName { .. }
+        | SessionError::InvalidType { .. }
+        | SessionError::WrittenTwice { .. }
+        | SessionError::BatchRefused { .. }
         | SessionError::InvalidPageToken => (Code::InvalidArgument, "INVALID_ARGUMENT"),
         SessionError::Backend { .. } => (Code::Unavailable, "BACKEND_FAILED"),
         _ => (Code::Internal, "INTERNAL"),
@@ -116,8 +132,33 @@ fn entries_of(error: &SessionError) -> Vec<(&'static str, String)> {
         SessionError::ProgramNotFound { session, name } => {
             vec![("session", session.to_string()), ("program", brief(name))]
         }
-        SessionError::TooManySessions { limit } => vec![("limit", limit.to_string())],
-        SessionError::TooManyPrograms { session, limit } => {
+        SessionError::GlobalProgramNotFound { name } => vec![("program", brief(name))],
+        SessionError::VariableNotFound { session, identifier } => {
+            vec![("session", session.to_string()), ("variable", brief(identifier))]
+        }
+        SessionError::VariableExists { session, name } => {
+            vec![("session", session.to_string()), ("variable", name.clone())]
+        }
+        SessionError::InvalidValue { variable, .. } => vec![("variable", variable.clone())],
+        SessionError::ValueTooLarge { variable, size, limit } => {
+            vec![("variable", variable.clone()), ("size", size.to_string()), ("limit", limit.to_string())]
+        }
+        SessionError::VersionConflict { variable, expected, actual } => vec![
+            ("variable", variable.clone()),
+            ("expected", expected.to_string()),
+            ("actual", actual.to_string()),
+        ],
+        SessionError::VersionNotKept { variable, version, oldest, newest } => vec![
+            ("variable", variable.clone()),
+            ("version", version.to_string()),
+            ("oldest", oldest.to_string()),
+            ("newest", newest.to_string()),
+        ],
+        SessionError::TooManySessions { limit }
+        | SessionError::TooManyWatches { limit }
+        | SessionError::TooManyGlobalPrograms { limit } => vec![("limit", limit.to_string())],
+        SessionError::TooManyPrograms { session, limit }
+        | SessionError::TooManyVariables { session, limit } => {
             vec![("session", session.to_string()), ("limit", limit.to_string())]
         }
         SessionError::SessionTooLarge { session, size, limit } => {
@@ -137,6 +178,13 @@ pub fn invalid_field(field: &str, problem: impl std::fmt::Display) -> Status {
     let mut details = details("INVALID_ARGUMENT");
     details.add_bad_request_violation(brief(field), brief(&problem.to_string()));
     with_details(Code::InvalidArgument, format!("`{field}` {problem}"), details)
+}
+
+/// An answer would be larger than a message may be.
+pub(crate) fn too_much(what: &str, size: usize, limit: usize, instead: &str) -> Status {
+    let message =
+        format!("{what} have {size} bytes together, above the limit of {limit} of a message; {instead}");
+    status(Code::ResourceExhausted, "ANSWER_TOO_LARGE", message)
 }
 
 /// An RPC that this server does not offer, with what to do instead.

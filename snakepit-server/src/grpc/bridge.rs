@@ -6,7 +6,7 @@ use futures_core::Stream;
 use snakepit_proto::pb::{self, bridge_service_server::BridgeService};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{calls::ChunkResponse, multiplex::BatchResponse};
+use super::{calls::ChunkResponse, multiplex::BatchResponse, variables::Updates};
 use crate::{host::Host, status::rpc_not_offered};
 
 /// The bridge service, answered by a host.
@@ -163,29 +163,91 @@ impl BridgeService for Bridge {
         self.sessions(request.into_inner()).await.map(Response::new)
     }
 
-    type WatchVariablesStream = Events<pb::VariableUpdate>;
+    async fn register_variable(
+        &self,
+        request: Request<pb::RegisterVariableRequest>,
+    ) -> Answer<pb::RegisterVariableResponse> {
+        self.register_one(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_variable(
+        &self,
+        request: Request<pb::GetVariableRequest>,
+    ) -> Answer<pb::GetVariableResponse> {
+        self.variable(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn set_variable(
+        &self,
+        request: Request<pb::SetVariableRequest>,
+    ) -> Answer<pb::SetVariableResponse> {
+        self.set_one(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_variables(
+        &self,
+        request: Request<pb::BatchGetVariablesRequest>,
+    ) -> Answer<pb::BatchGetVariablesResponse> {
+        self.variables(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn set_variables(
+        &self,
+        request: Request<pb::BatchSetVariablesRequest>,
+    ) -> Answer<pb::BatchSetVariablesResponse> {
+        self.set_many(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_variables(
+        &self,
+        request: Request<pb::ListVariablesRequest>,
+    ) -> Answer<pb::ListVariablesResponse> {
+        self.list(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn delete_variable(
+        &self,
+        request: Request<pb::DeleteVariableRequest>,
+    ) -> Answer<pb::DeleteVariableResponse> {
+        self.delete_one(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn get_variable_history(
+        &self,
+        request: Request<pb::GetVariableHistoryRequest>,
+    ) -> Answer<pb::GetVariableHistoryResponse> {
+        self.history(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn rollback_variable(
+        &self,
+        request: Request<pb::RollbackVariableRequest>,
+    ) -> Answer<pb::RollbackVariableResponse> {
+        self.rollback(request.get_ref()).await.map(Response::new)
+    }
+
+    type WatchVariablesStream = Updates;
+
+    async fn watch_variables(&self, request: Request<pb::WatchVariablesRequest>) -> Answer<Updates> {
+        self.watch(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_session_stats(
+        &self,
+        _: Request<pb::GetSessionStatsRequest>,
+    ) -> Answer<pb::GetSessionStatsResponse> {
+        self.session_stats().await.map(Response::new)
+    }
+
     type WatchSessionsStream = Events<pb::SessionEvent>;
+
+    async fn watch_sessions(&self, _: Request<pb::WatchSessionsRequest>) -> Answer<Events<pb::SessionEvent>> {
+        Ok(Response::new(self.session_events()))
+    }
 
     unimplemented_rpcs! {
         cancel_tool(pb::CancelToolRequest) -> pb::CancelToolResponse:
             "a client cancels its call by resetting the stream; this RPC is between host and worker";
-        get_session_stats(pb::GetSessionStatsRequest) -> pb::GetSessionStatsResponse: "this version counts no sessions";
-        watch_sessions(pb::WatchSessionsRequest) -> Events<pb::SessionEvent>: "this version tells of no sessions";
-        register_variable(pb::RegisterVariableRequest) -> pb::RegisterVariableResponse:
-            "this version keeps no variables";
-        get_variable(pb::GetVariableRequest) -> pb::GetVariableResponse: "this version keeps no variables";
-        set_variable(pb::SetVariableRequest) -> pb::SetVariableResponse: "this version keeps no variables";
-        get_variables(pb::BatchGetVariablesRequest) -> pb::BatchGetVariablesResponse:
-            "this version keeps no variables";
-        set_variables(pb::BatchSetVariablesRequest) -> pb::BatchSetVariablesResponse:
-            "this version keeps no variables";
-        list_variables(pb::ListVariablesRequest) -> pb::ListVariablesResponse: "this version keeps no variables";
-        delete_variable(pb::DeleteVariableRequest) -> pb::DeleteVariableResponse: "this version keeps no variables";
-        watch_variables(pb::WatchVariablesRequest) -> Events<pb::VariableUpdate>: "this version keeps no variables";
-        get_variable_history(pb::GetVariableHistoryRequest) -> pb::GetVariableHistoryResponse:
-            "this version keeps no variables";
-        rollback_variable(pb::RollbackVariableRequest) -> pb::RollbackVariableResponse:
-            "this version keeps no variables";
         add_dependency(pb::AddDependencyRequest) -> pb::AddDependencyResponse:
             "the protocol names it but no version ever defined what it does";
         start_optimization(pb::StartOptimizationRequest) -> pb::StartOptimizationResponse:

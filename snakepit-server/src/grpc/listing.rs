@@ -1,11 +1,15 @@
 //! What the host knows, for operators and the command line.
 
+use std::pin::Pin;
+
+use futures_core::Stream;
+use futures_util::stream;
 use snakepit_proto::pb;
-use snakepit_session::{PageRequest, Session};
+use snakepit_session::{PageRequest, Session, SessionStats};
 use snakepit_worker::wire::spec_to_wire;
 use tonic::Status;
 
-use super::{bridge::Bridge, sessions::count};
+use super::{bridge::Bridge, sessions::count, until_stop::UntilStop};
 use crate::status::{from_session_error, invalid_field};
 
 impl Bridge {
@@ -51,6 +55,42 @@ impl Bridge {
             sessions: page.items.iter().map(listed).collect(),
             next_page_token: page.next.unwrap_or_default(),
         })
+    }
+
+    pub(super) async fn session_stats(&self) -> Result<pb::GetSessionStatsResponse, Status> {
+        let stats = self.host().sessions.stats().await.map_err(|e| from_session_error(&e))?;
+        let SessionStats { created, deleted, expired, sweeps, live, variables, programs, bytes } = stats;
+        Ok(pb::GetSessionStatsResponse {
+            created,
+            deleted,
+            expired,
+            sweeps,
+            live,
+            variables,
+            programs,
+            bytes,
+        })
+    }
+
+    pub(super) fn session_events(
+        &self,
+    ) -> Pin<Box<dyn Stream<Item = Result<pb::SessionEvent, Status>> + Send>> {
+        let events = stream::unfold(self.host().sessions.subscribe(), async |mut events| {
+            let event = events.next().await?;
+            let event = match event {
+                Ok(event) => pb::SessionEvent {
+                    session_id: event.id.to_string(),
+                    event: event.kind.as_str().to_owned(),
+                    timestamp: Some(event.at.into()),
+                    lost_events: 0,
+                },
+                Err(lost_events) => {
+                    pb::SessionEvent { event: "lost".to_owned(), lost_events, ..Default::default() }
+                }
+            };
+            Some((Ok(event), events))
+        });
+        Box::pin(UntilStop::new(events, self.host().stop.clone()))
     }
 }
 

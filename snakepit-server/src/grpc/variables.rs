@@ -1,0 +1,345 @@
+//! The variables of a session.
+
+use std::{collections::BTreeMap, pin::Pin, sync::Arc};
+
+use bytes::Bytes;
+use futures_core::Stream;
+use futures_util::StreamExt;
+use snakepit_proto::{MAX_MESSAGE_BYTES, pb, pb::variable::Source as WireSource};
+use snakepit_session::{
+    Batch, NewVariable, Note, Payload, SessionError, SetVariable, Source, ValueType, Variable, VariableName,
+    VariableType, VariableUpdate, VariableVersion, WatchEvent,
+};
+use snakepit_worker::wire::{payload_from_wire, payload_to_wire};
+use tonic::Status;
+
+use super::{bridge::Bridge, request::session_id, until_stop::UntilStop};
+use crate::status::{from_session_error, invalid_field, too_much};
+
+pub(super) type Updates = Pin<Box<dyn Stream<Item = Result<pb::VariableUpdate, Status>> + Send>>;
+
+impl Bridge {
+    pub(super) async fn register_one(
+        &self,
+        request: pb::RegisterVariableRequest,
+    ) -> Result<pb::RegisterVariableResponse, Status> {
+        let pb::RegisterVariableRequest {
+            session_id: id,
+            name,
+            r#type,
+            initial_value,
+            constraints_json,
+            metadata,
+            initial_binary_value,
+        } = request;
+        let id = session_id(&id)?;
+        let name = VariableName::try_new(name).map_err(refused)?;
+        let kind: ValueType =
+            r#type.parse().map_err(|error| invalid_field("type", format_args!("cannot be used: {error}")))?;
+        let ty = VariableType::with_constraints(kind, &constraints_json).map_err(refused)?;
+        let value = value("initial_value", initial_value, initial_binary_value)?;
+        let new = NewVariable { ty, value, note: Note::from_metadata(metadata) };
+        let variable = self.host().sessions.register_variable(&id, &name, new).await.map_err(refused)?;
+        Ok(pb::RegisterVariableResponse {
+            success: true,
+            variable_id: variable.id.to_string(),
+            error_message: String::new(),
+        })
+    }
+
+    pub(super) async fn variable(
+        &self,
+        request: &pb::GetVariableRequest,
+    ) -> Result<pb::GetVariableResponse, Status> {
+        let id = session_id(&request.session_id)?;
+        let identifier = identifier(&request.variable_identifier)?;
+        let variable = self.host().sessions.variable(&id, identifier).await.map_err(refused)?;
+        Ok(pb::GetVariableResponse { variable: Some(variable_to_wire(variable)), from_cache: false })
+    }
+
+    pub(super) async fn set_one(
+        &self,
+        request: pb::SetVariableRequest,
+    ) -> Result<pb::SetVariableResponse, Status> {
+        let pb::SetVariableRequest {
+            session_id: id,
+            variable_identifier,
+            value: any,
+            metadata,
+            expected_version,
+            binary_value,
+            check_version,
+        } = request;
+        let id = session_id(&id)?;
+        identifier(&variable_identifier)?;
+        let expected = version("expected_version", expected_version)?;
+        let update = SetVariable {
+            identifier: variable_identifier,
+            value: value("value", any, binary_value)?,
+            note: Note::from_metadata(metadata),
+            expected_version: (check_version || expected != 0).then_some(expected),
+        };
+        let written = self.host().sessions.set_variable(&id, update).await.map_err(refused)?;
+        Ok(pb::SetVariableResponse {
+            success: true,
+            error_message: String::new(),
+            new_version: version_to_wire(written),
+        })
+    }
+
+    pub(super) async fn variables(
+        &self,
+        request: pb::BatchGetVariablesRequest,
+    ) -> Result<pb::BatchGetVariablesResponse, Status> {
+        let id = session_id(&request.session_id)?;
+        let identifiers: Vec<_> = request.variable_identifiers.iter().map(String::as_str).collect();
+        let found = self.host().sessions.variables(&id, &identifiers).await.map_err(refused)?;
+        fits(found.iter().flatten().map(size))?;
+        let mut response = pb::BatchGetVariablesResponse::default();
+        for (identifier, variable) in request.variable_identifiers.into_iter().zip(found) {
+            let Some(variable) = variable else {
+                response.missing_variables.push(identifier);
+                continue;
+            };
+            let mut variable = variable_to_wire(variable);
+            if !request.include_metadata {
+                variable.metadata.clear();
+            }
+            response.variables.insert(identifier, variable);
+        }
+        Ok(response)
+    }
+
+    pub(super) async fn set_many(
+        &self,
+        request: pb::BatchSetVariablesRequest,
+    ) -> Result<pb::BatchSetVariablesResponse, Status> {
+        let pb::BatchSetVariablesRequest {
+            session_id: id,
+            updates,
+            metadata,
+            atomic,
+            binary_updates: mut buffers,
+            expected_versions: mut expected,
+        } = request;
+        let id = session_id(&id)?;
+        let note = Note::from_metadata(metadata);
+        let mut response = pb::BatchSetVariablesResponse::default();
+        let mut writes = Vec::with_capacity(updates.len());
+        let given = updates.into_iter().map(|(name, any)| {
+            let buffer = buffers.remove(&name).unwrap_or_default();
+            (name, Some(any), buffer)
+        });
+        let given: Vec<_> = given.collect();
+        // A buffer without a value of its name is raw bytes, as among the arguments of a call.
+        let alone = buffers.into_iter().map(|(name, buffer)| (name, None, buffer));
+        for (name, any, buffer) in given.into_iter().chain(alone) {
+            let wanted = expected.remove(&name);
+            let write = value(&format!("updates[{name}]"), any, buffer).and_then(|value| {
+                let version_of = |wanted| version(&format!("expected_versions[{name}]"), wanted);
+                let expected_version = wanted.map(version_of).transpose()?;
+                identifier(&name)?;
+                Ok(SetVariable { identifier: name.clone(), value, note: note.clone(), expected_version })
+            });
+            match write {
+                Ok(write) => writes.push(write),
+                Err(status) => drop(response.errors.insert(name, status.message().to_owned())),
+            }
+        }
+        if let Some(name) = expected.keys().next() {
+            return Err(invalid_field(&format!("expected_versions[{name}]"), "names none of the updates"));
+        }
+        if atomic && !response.errors.is_empty() {
+            return Ok(response);
+        }
+        let names: Vec<_> = writes.iter().map(|write| write.identifier.clone()).collect();
+        let batch = if atomic { Batch::Atomic } else { Batch::Each };
+        match self.host().sessions.set_variables(&id, writes, batch).await {
+            Ok(outcomes) => {
+                for (name, outcome) in names.into_iter().zip(outcomes) {
+                    match outcome {
+                        Ok(version) => drop(response.new_versions.insert(name, version_to_wire(version))),
+                        Err(error) => drop(response.errors.insert(name, error.to_string())),
+                    }
+                }
+            }
+            Err(SessionError::BatchRefused { errors }) => {
+                response.errors.extend(errors.into_iter().map(|(name, error)| (name, error.to_string())));
+            }
+            Err(error) => return Err(refused(error)),
+        }
+        response.success = response.errors.is_empty();
+        Ok(response)
+    }
+
+    pub(super) async fn list(
+        &self,
+        request: &pb::ListVariablesRequest,
+    ) -> Result<pb::ListVariablesResponse, Status> {
+        let id = session_id(&request.session_id)?;
+        let found = self.host().sessions.list_variables(&id, &request.pattern).await.map_err(refused)?;
+        fits(found.iter().map(size))?;
+        Ok(pb::ListVariablesResponse { variables: found.into_iter().map(variable_to_wire).collect() })
+    }
+
+    pub(super) async fn delete_one(
+        &self,
+        request: &pb::DeleteVariableRequest,
+    ) -> Result<pb::DeleteVariableResponse, Status> {
+        let id = session_id(&request.session_id)?;
+        let identifier = identifier(&request.variable_identifier)?;
+        self.host().sessions.delete_variable(&id, identifier).await.map_err(refused)?;
+        Ok(pb::DeleteVariableResponse { success: true, error_message: String::new() })
+    }
+
+    pub(super) async fn watch(&self, request: pb::WatchVariablesRequest) -> Result<Updates, Status> {
+        let pb::WatchVariablesRequest { session_id: id, variable_identifiers, include_initial_values } =
+            request;
+        let id = session_id(&id)?;
+        for named in &variable_identifiers {
+            identifier(named)?;
+        }
+        let sessions = &self.host().sessions;
+        let watch = sessions.watch_variables(&id, &variable_identifiers, include_initial_values).await;
+        let updates = watch.map_err(refused)?.map(|event| match event {
+            Ok(WatchEvent::Update(update)) => Ok(update_to_wire(update)),
+            Ok(WatchEvent::Lost(lost_updates)) => Ok(pb::VariableUpdate {
+                update_type: "lost".to_owned(),
+                lost_updates,
+                ..pb::VariableUpdate::default()
+            }),
+            Err(error) => Err(refused(error)),
+        });
+        Ok(Box::pin(UntilStop::new(updates, self.host().stop.clone())))
+    }
+
+    pub(super) async fn history(
+        &self,
+        request: &pb::GetVariableHistoryRequest,
+    ) -> Result<pb::GetVariableHistoryResponse, Status> {
+        let id = session_id(&request.session_id)?;
+        let identifier = identifier(&request.variable_identifier)?;
+        let limit = usize::try_from(request.limit)
+            .map_err(|_| invalid_field("limit", "is negative; use 0 for all versions kept"))?;
+        let versions =
+            self.host().sessions.variable_history(&id, identifier, limit).await.map_err(refused)?;
+        fits(versions.iter().map(|version| version.value.size()))?;
+        Ok(pb::GetVariableHistoryResponse { entries: versions.into_iter().map(version_entry).collect() })
+    }
+
+    pub(super) async fn rollback(
+        &self,
+        request: &pb::RollbackVariableRequest,
+    ) -> Result<pb::RollbackVariableResponse, Status> {
+        let id = session_id(&request.session_id)?;
+        let identifier = identifier(&request.variable_identifier)?;
+        let target = version("target_version", request.target_version)?;
+        let sessions = &self.host().sessions;
+        let variable = sessions.rollback_variable(&id, identifier, target, Note::default()).await;
+        Ok(pb::RollbackVariableResponse {
+            success: true,
+            variable: Some(variable_to_wire(variable.map_err(refused)?)),
+            error_message: String::new(),
+        })
+    }
+}
+
+/// Reads an id or name that must be there.
+fn identifier(identifier: &str) -> Result<&str, Status> {
+    if identifier.is_empty() {
+        return Err(invalid_field("variable_identifier", "is empty; give the variable's id or name"));
+    }
+    Ok(identifier)
+}
+
+fn value(field: &str, any: Option<pb::Any>, buffer: Bytes) -> Result<Payload, Status> {
+    let buffer = (!buffer.is_empty()).then_some(buffer);
+    if any.is_none() && buffer.is_none() {
+        return Err(invalid_field(field, "is missing"));
+    }
+    payload_from_wire(any.unwrap_or_default(), buffer)
+        .map_err(|error| invalid_field(field, format_args!("cannot be read: {error}")))
+}
+
+fn version(field: &str, version: i32) -> Result<u32, Status> {
+    u32::try_from(version)
+        .map_err(|_| invalid_field(field, format_args!("is {version}, but versions start at 0")))
+}
+
+/// Versions end where those of the wire do.
+fn version_to_wire(version: u32) -> i32 {
+    i32::try_from(version).unwrap_or(i32::MAX)
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
+fn refused(error: SessionError) -> Status {
+    from_session_error(&error)
+}
+
+/// What a variable takes of a message, roughly.
+fn size(variable: &Variable) -> usize {
+    let metadata = variable.metadata.iter().map(|(key, value)| key.len() + value.len() + 16);
+    variable.value.size() + variable.ty.constraints_json().len() + metadata.sum::<usize>() + 1024
+}
+
+/// Whether values can be sent in one message. Without this a client would only read that something is too large.
+fn fits(sizes: impl Iterator<Item = usize>) -> Result<(), Status> {
+    let size: usize = sizes.sum();
+    if size > MAX_MESSAGE_BYTES {
+        return Err(too_much("the values asked for", size, MAX_MESSAGE_BYTES, "ask for fewer at once"));
+    }
+    Ok(())
+}
+
+fn variable_to_wire(variable: Variable) -> pb::Variable {
+    let Variable { id, name, ty, value, version, metadata, source, updated_at } = variable;
+    let (value, buffer) = payload_to_wire(value);
+    pb::Variable {
+        id: id.to_string(),
+        name: name.to_string(),
+        r#type: ty.kind().to_string(),
+        value: Some(value),
+        constraints_json: ty.constraints_json().to_owned(),
+        metadata: owned(metadata),
+        source: match source {
+            Source::Host => WireSource::Elixir.into(),
+            Source::Python => WireSource::Python.into(),
+        },
+        last_updated_at: Some(updated_at.into()),
+        version: version_to_wire(version),
+        access_control_json: String::new(),
+        optimization_status: None,
+        binary_value: buffer.unwrap_or_default(),
+    }
+}
+
+fn update_to_wire(update: VariableUpdate) -> pb::VariableUpdate {
+    let VariableUpdate { kind, variable, note } = update;
+    pb::VariableUpdate {
+        variable_id: variable.id.to_string(),
+        update_source: note.author().to_owned(),
+        update_metadata: owned(note.metadata),
+        timestamp: Some(variable.updated_at.into()),
+        update_type: kind.as_str().to_owned(),
+        lost_updates: 0,
+        variable: Some(variable_to_wire(variable)),
+    }
+}
+
+fn version_entry(version: VariableVersion) -> pb::VariableHistoryEntry {
+    let VariableVersion { version, value, at, note } = version;
+    let (value, buffer) = payload_to_wire(value);
+    pb::VariableHistoryEntry {
+        version: version_to_wire(version),
+        value: Some(value),
+        timestamp: Some(at.into()),
+        changed_by: note.author().to_owned(),
+        metadata: owned(note.metadata),
+        binary_value: buffer.unwrap_or_default(),
+    }
+}
+
+/// The map itself if nobody shares it.
+fn owned(metadata: Arc<BTreeMap<String, String>>) -> BTreeMap<String, String> {
+    Arc::unwrap_or_clone(metadata)
+}
