@@ -277,7 +277,9 @@ mod tests {
     #[test]
     fn the_status_table_is_as_documented() {
         let tool = || "add".to_owned();
-        let session = SessionId::try_new("s").unwrap();
+        let id = || SessionId::try_new("s").unwrap();
+        let session = id();
+        let conflict = || SessionError::VersionConflict { variable: "x".into(), expected: 3, actual: 5 };
         let errors = [
             ToolError::NotFound { tool: tool(), suggestion: Some("adds".into()) },
             ToolError::InvalidArgument { tool: tool(), argument: "a".into(), problem: "is missing".into() },
@@ -313,6 +315,25 @@ mod tests {
             }),
             ToolError::Session(SessionError::InvalidPageToken),
             ToolError::Session(SessionError::Backend { problem: "disk full".into() }),
+            ToolError::Session(SessionError::GlobalProgramNotFound { name: "m".into() }),
+            ToolError::Session(SessionError::TooManyGlobalPrograms { limit: 9 }),
+            ToolError::Session(SessionError::VariableNotFound { session: id(), identifier: "x".into() }),
+            ToolError::Session(SessionError::VariableExists { session: id(), name: "x".into() }),
+            ToolError::Session(SessionError::InvalidVariableName { problem: "it is empty".into() }),
+            ToolError::Session(SessionError::InvalidType { kind: "null".into(), problem: "no".into() }),
+            ToolError::Session(conflict()),
+            ToolError::Session(SessionError::InvalidValue { variable: "x".into(), problem: "no".into() }),
+            ToolError::Session(SessionError::ValueTooLarge { variable: "x".into(), size: 10, limit: 9 }),
+            ToolError::Session(SessionError::VersionNotKept {
+                variable: "x".into(),
+                version: 1,
+                oldest: 5,
+                newest: 9,
+            }),
+            ToolError::Session(SessionError::TooManyVariables { session: id(), limit: 9 }),
+            ToolError::Session(SessionError::TooManyWatches { limit: 9 }),
+            ToolError::Session(SessionError::WrittenTwice { variable: "x".into() }),
+            ToolError::Session(SessionError::BatchRefused { errors: [("x".into(), conflict())].into() }),
             ToolError::Internal { problem: "bug".into() },
         ];
         let table: Vec<String> = errors

@@ -13,8 +13,11 @@ use std::{
 
 use crate::{
     Created, NewSession, PageRequest, Program, ProgramName, ProgramOwner, SessionBackend, SessionError,
-    SessionId,
+    SessionEventKind, SessionId, ValueType,
 };
+
+mod variables;
+mod watches;
 
 /// The TTL used where expiry is observed. Short, for backends whose clock cannot be paused.
 const TTL: Duration = Duration::from_secs(2);
@@ -50,6 +53,10 @@ where
     what_is_gone_is_gone_for_every_operation(&make().await, &pass).await;
     pages_list_each_session_once(&make().await).await;
     programs_are_kept_by_name(&make().await).await;
+    global_programs_outlive_sessions_and_expire_by_themselves(&make().await, &pass).await;
+    variables::contract(&make, &pass).await;
+    watches::contract(&make, &pass).await;
+    events_and_statistics_tell_what_happened(&make().await, &pass).await;
     sweeps_count_what_expired(&make().await, &pass).await;
 }
 
@@ -146,6 +153,7 @@ async fn what_is_gone_is_gone_for_every_operation<P: Future<Output = ()>>(
             backend.delete_program(&gone.clone().into(), &name("p")).await.expect_err("gone"),
             expected
         );
+        variables::are_gone(backend, &gone).await;
     }
     assert!(backend.list(PageRequest::default()).await.expect("listed").items.is_empty());
 }
@@ -214,4 +222,93 @@ async fn sweeps_count_what_expired<P: Future<Output = ()>>(
     assert_eq!(backend.sweep().await.expect("swept"), 1);
     assert_eq!(backend.sweep().await.expect("swept"), 0, "a session expires once");
     backend.get(&id("long")).await.expect("others live on");
+}
+
+async fn global_programs_outlive_sessions_and_expire_by_themselves<P: Future<Output = ()>>(
+    backend: &impl SessionBackend,
+    pass: &impl Fn(Duration) -> P,
+) {
+    let global = ProgramOwner::Global;
+    let missing = SessionError::GlobalProgramNotFound { name: "m".to_owned() };
+    assert_eq!(backend.program(&global, &name("m")).await.expect_err("missing"), missing);
+    assert_eq!(backend.delete_program(&global, &name("m")).await.expect_err("missing"), missing);
+
+    let lasting = |data: &'static str, ttl| Program { ttl: Some(ttl), ..Program::new(data, "text/plain") };
+    let put = backend.put_program(&global, &name("m"), lasting("1", TTL)).await;
+    assert_eq!(put.expect("stored"), Created::New);
+    let put = backend.put_program(&global, &name("m"), lasting("2", TTL)).await;
+    assert_eq!(put.expect("stored"), Created::Existing);
+    backend.put_program(&global, &name("idle"), lasting("3", TTL)).await.expect("stored");
+    backend.put_program(&global, &name("a"), lasting("4", TTL * 100)).await.expect("stored");
+
+    // They are no session's, and a session's programs are not among them.
+    backend.create(&id("s"), NewSession::default()).await.expect("created");
+    let own = ProgramOwner::Session(id("s"));
+    backend.program(&own, &name("m")).await.expect_err("a session sees its own programs only");
+    backend.put_program(&own, &name("own"), Program::new("5", "text/plain")).await.expect("stored");
+    let sessions = backend.list(PageRequest::default()).await.expect("listed").items;
+    assert_eq!(sessions.len(), 1, "global programs are no sessions");
+
+    for _ in 0..3 {
+        pass(TTL / 2).await;
+        let program = backend.program(&global, &name("m")).await.expect("a read renews it");
+        assert_eq!((&program.data[..], program.ttl), (&b"2"[..], Some(TTL)));
+    }
+    let missing = SessionError::GlobalProgramNotFound { name: "idle".to_owned() };
+    assert_eq!(backend.program(&global, &name("idle")).await.expect_err("expired"), missing);
+    assert_eq!(backend.delete_program(&global, &name("idle")).await.expect_err("expired"), missing);
+    let names: Vec<_> = backend.programs(&global).await.expect("listed");
+    let names: Vec<_> = names.iter().map(|info| info.name.as_str()).collect();
+    assert_eq!(names, ["a", "m"]);
+    let put = backend.put_program(&global, &name("idle"), lasting("6", TTL)).await;
+    assert_eq!(put.expect("stored"), Created::New, "what expired leaves nothing behind");
+    backend.delete(&id("s")).await.expect("deleted");
+    backend.delete_program(&global, &name("a")).await.expect("deleted");
+    backend.program(&global, &name("a")).await.expect_err("deleted");
+}
+
+async fn events_and_statistics_tell_what_happened<P: Future<Output = ()>>(
+    backend: &impl SessionBackend,
+    pass: &impl Fn(Duration) -> P,
+) {
+    let mut events = backend.subscribe();
+    let before = backend.stats().await.expect("counted");
+    assert_eq!((before.live, before.variables, before.programs, before.bytes), (0, 0, 0, 0));
+
+    let metadata = BTreeMap::from([("k".to_owned(), "value".to_owned())]);
+    for (session, ttl) in [("short", TTL), ("long", TTL * 100), ("deleted", TTL * 100)] {
+        let new = NewSession { metadata: metadata.clone(), ttl: Some(ttl) };
+        backend.create(&id(session), new).await.expect("created");
+    }
+    backend.create(&id("long"), NewSession::default()).await.expect("found");
+    let program = || Program { ttl: Some(TTL * 100), ..Program::new("data", "t") };
+    backend.put_program(&id("short").into(), &name("p"), program()).await.expect("stored");
+    backend.put_program(&ProgramOwner::Global, &name("p"), program()).await.expect("stored");
+    variables::register(backend, "short", "x", ValueType::Integer, "", "1").await.expect("registered");
+    let counted = backend.stats().await.expect("counted");
+    assert_eq!((counted.live, counted.created - before.created), (3, 3));
+    assert_eq!((counted.variables, counted.programs), (1, 2));
+    let held = |session: &'static str| async move { backend.get(&id(session)).await.expect("lives").bytes };
+    assert_eq!(held("long").await, "k".len() + "value".len());
+    let in_sessions = held("short").await + held("long").await + held("deleted").await;
+    assert_eq!(counted.bytes, (in_sessions + "p".len() + "data".len() + "t".len()) as u64);
+
+    backend.delete(&id("deleted")).await.expect("deleted");
+    pass(TTL).await;
+    backend.sweep().await.expect("swept");
+    let counted = backend.stats().await.expect("counted");
+    assert_eq!((counted.live, counted.deleted - before.deleted, counted.expired - before.expired), (1, 1, 1));
+    assert_eq!((counted.variables, counted.programs), (0, 1));
+    assert_eq!(counted.bytes, 6 + 6, "only what lives is counted");
+    assert!(counted.sweeps > before.sweeps);
+
+    let mut told = Vec::new();
+    while told.len() < 5 {
+        let event = events.next().await.expect("the backend lives").expect("five events are not too many");
+        told.push((event.id.to_string(), event.kind));
+    }
+    use SessionEventKind::{Created as Came, Deleted, Expired};
+    let expected =
+        [("short", Came), ("long", Came), ("deleted", Came), ("deleted", Deleted), ("short", Expired)];
+    assert_eq!(told, expected.map(|(id, kind)| (id.to_owned(), kind)));
 }

@@ -91,6 +91,16 @@ pub struct VariableWatch {
     queue: Arc<Queue>,
 }
 
+impl VariableWatch {
+    /// Waits for the next event. `None` after the end was told.
+    ///
+    /// # Errors
+    /// [`SessionError::NotFound`] once, when the session ended.
+    pub async fn next(&mut self) -> Option<Result<WatchEvent, SessionError>> {
+        std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+    }
+}
+
 impl Stream for VariableWatch {
     type Item = Result<WatchEvent, SessionError>;
 
