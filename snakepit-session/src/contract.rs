@@ -73,7 +73,7 @@ async fn racing_creators_share_one_session<B: SessionBackend>(backend: Arc<B>) {
     for outcome in creators.join_all().await {
         let (session, created) = outcome.expect("creating succeeds");
         new += usize::from(created == Created::New);
-        seen.insert(session.metadata["creator"].clone());
+        seen.insert(session.metadata["creator"].to_owned());
     }
     assert_eq!(new, 1, "exactly one of racing creators makes the session");
     assert_eq!(seen.len(), 1, "all of them get the same one");

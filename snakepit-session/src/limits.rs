@@ -133,7 +133,8 @@ impl SessionLimits {
         self.check_metadata_of(note.metadata.len(), size_of_note(note))
     }
 
-    const fn check_metadata_of(&self, entries: usize, bytes: usize) -> Result<(), SessionError> {
+    /// Likewise, of what was counted already.
+    pub(crate) const fn check_metadata_of(&self, entries: usize, bytes: usize) -> Result<(), SessionError> {
         let (max_entries, max_bytes) = (self.max_metadata_entries, self.max_metadata_bytes);
         if entries > max_entries || bytes > max_bytes {
             return Err(SessionError::MetadataTooLarge { entries, bytes, max_entries, max_bytes });
@@ -157,5 +158,5 @@ pub(crate) fn size_of_version(value: &Payload, note: &Note) -> usize {
 }
 
 fn size_of_note(note: &Note) -> usize {
-    note.changed_by.as_ref().map_or(0, |name| name.len()) + size_of_metadata(&note.metadata)
+    note.changed_by.as_ref().map_or(0, |name| name.len()) + note.metadata.size()
 }

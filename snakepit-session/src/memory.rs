@@ -69,22 +69,22 @@ struct Place {
 }
 
 impl Place {
-    fn new(new: NewSession, limits: &SessionLimits) -> Self {
+    fn new(new: NewSession, limits: &SessionLimits, now: Instant) -> Self {
         let head = Head::new(new, limits);
-        let expires = Instant::now() + head.ttl;
+        let expires = now + head.ttl;
         Self { record: Record::new(head), expires, queued: expires, watchers: None }
     }
 
-    fn is_expired(&self) -> bool {
-        self.expires <= Instant::now()
+    fn is_expired(&self, now: Instant) -> bool {
+        self.expires <= now
     }
 
-    fn renew(&mut self) {
-        self.expires = Instant::now() + self.record.head.ttl;
+    fn renew(&mut self, now: Instant) {
+        self.expires = now + self.record.head.ttl;
     }
 
-    fn snapshot(&self, id: &SessionId) -> Session {
-        self.record.head.snapshot(id, self.expires.saturating_duration_since(Instant::now()))
+    fn snapshot(&self, id: &SessionId, now: Instant) -> Session {
+        self.record.head.snapshot(id, self.expires.saturating_duration_since(now))
     }
 }
 
@@ -119,18 +119,20 @@ impl MemoryBackend {
         self.globals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The live session of this id, locked.
-    fn place(&self, id: &SessionId) -> Result<RefMut<'_, SessionId, Place>, SessionError> {
-        match self.sessions.get_mut(id) {
-            Some(place) if !place.is_expired() => Ok(place),
+    /// The live session of this id, locked. Clocks are read while it is, so that they go with what is done.
+    fn place(&self, id: &SessionId) -> Result<(RefMut<'_, SessionId, Place>, Instant), SessionError> {
+        let found = self.sessions.get_mut(id);
+        let now = Instant::now();
+        match found {
+            Some(place) if !place.is_expired(now) => Ok((place, now)),
             _ => Err(SessionError::NotFound { id: id.clone() }),
         }
     }
 
     /// The live session of this id, locked and renewed.
     fn used(&self, id: &SessionId) -> Result<RefMut<'_, SessionId, Place>, SessionError> {
-        let mut place = self.place(id)?;
-        place.renew();
+        let (mut place, now) = self.place(id)?;
+        place.renew(now);
         Ok(place)
     }
 
@@ -201,19 +203,21 @@ impl MemoryBackend {
     /// Returns the session of this id if it lives, or makes it in room claimed before. `None`: it must be made, and
     /// no room was claimed.
     fn find_or_make(&self, id: &SessionId, new: &NewSession, claimed: bool) -> Option<(Session, Created)> {
-        match self.sessions.entry(id.clone()) {
-            Entry::Occupied(mut entry) if !entry.get().is_expired() => {
+        let entry = self.sessions.entry(id.clone());
+        let now = Instant::now();
+        match entry {
+            Entry::Occupied(mut entry) if !entry.get().is_expired(now) => {
                 if claimed {
                     self.count.fetch_sub(1, Relaxed);
                     self.bytes.fetch_sub(size_of_metadata(&new.metadata), Relaxed);
                 }
-                entry.get_mut().renew();
-                Some((entry.get().snapshot(id), Created::Existing))
+                entry.get_mut().renew(now);
+                Some((entry.get().snapshot(id, now), Created::Existing))
             }
             Entry::Occupied(_) | Entry::Vacant(_) if !claimed => None,
             entry => {
-                let fresh = Place::new(new.clone(), &self.limits);
-                let (queued, session) = (fresh.queued, fresh.snapshot(id));
+                let fresh = Place::new(new.clone(), &self.limits, now);
+                let (queued, session) = (fresh.queued, fresh.snapshot(id, now));
                 if let Entry::Occupied(mut expired) = entry {
                     let expired = expired.insert(fresh);
                     self.queue().remove(&(expired.queued, id.clone()));
@@ -248,7 +252,7 @@ impl MemoryBackend {
             }
             let mut queue = self.queue();
             queue.remove(&(queued, id.clone()));
-            if entry.get().is_expired() {
+            if entry.get().is_expired(now) {
                 drop(queue);
                 self.retire(&id, &entry.remove(), SessionEventKind::Expired);
                 expired += 1;
@@ -285,17 +289,20 @@ impl SessionBackend for MemoryBackend {
     }
 
     async fn get(&self, id: &SessionId) -> Result<Session, SessionError> {
-        Ok(self.used(id)?.snapshot(id))
+        let (mut place, now) = self.place(id)?;
+        place.renew(now);
+        Ok(place.snapshot(id, now))
     }
 
     async fn delete(&self, id: &SessionId) -> Result<Session, SessionError> {
         let Entry::Occupied(entry) = self.sessions.entry(id.clone()) else {
             return Err(SessionError::NotFound { id: id.clone() });
         };
-        if entry.get().is_expired() {
+        let now = Instant::now();
+        if entry.get().is_expired(now) {
             return Err(SessionError::NotFound { id: id.clone() });
         }
-        let session = entry.get().snapshot(id);
+        let session = entry.get().snapshot(id, now);
         self.queue().remove(&(entry.get().queued, id.clone()));
         self.retire(id, &entry.remove(), SessionEventKind::Deleted);
         Ok(session)
@@ -306,7 +313,8 @@ impl SessionBackend for MemoryBackend {
         // The ids of this page are the smallest above the token: kept as a bounded set, so a page of a million
         // sessions costs one pass and the memory of one page.
         let mut ids = BTreeSet::new();
-        for place in self.sessions.iter().filter(|place| !place.is_expired()) {
+        let now = Instant::now();
+        for place in self.sessions.iter().filter(|place| !place.is_expired(now)) {
             if after.as_ref().is_none_or(|after| place.key() > after) {
                 ids.insert(place.key().clone());
                 if ids.len() > size + 1 {
@@ -315,14 +323,14 @@ impl SessionBackend for MemoryBackend {
             }
         }
         let more = ids.len() > size;
-        let snapshot = |id: &SessionId| self.place(id).ok().map(|place| place.snapshot(id));
+        let snapshot = |id: &SessionId| self.place(id).ok().map(|(place, now)| place.snapshot(id, now));
         let items: Vec<_> = ids.iter().take(size).filter_map(snapshot).collect();
         let next = more.then(|| ids.iter().nth(size - 1).map(ToString::to_string)).flatten();
         Ok(Page { items, next })
     }
 
     async fn set_last_worker(&self, id: &SessionId, worker: Arc<str>) -> Result<(), SessionError> {
-        self.place(id)?.record.head.last_worker = Some(worker);
+        self.place(id)?.0.record.head.last_worker = Some(worker);
         Ok(())
     }
 

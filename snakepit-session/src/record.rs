@@ -14,8 +14,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Created, NewSession, NewVariable, Note, Program, ProgramInfo, ProgramName, Session, SessionError,
-    SessionId, SessionLimits, SetVariable, VariableId, VariableName,
+    Created, Metadata, NewSession, NewVariable, Note, Program, ProgramInfo, ProgramName, Session,
+    SessionError, SessionId, SessionLimits, SetVariable, VariableId, VariableName,
     limits::{size_of_metadata, size_of_program},
 };
 
@@ -35,7 +35,7 @@ pub(crate) struct Record {
 /// What is true of the session as a whole.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Head {
-    pub(crate) metadata: Arc<BTreeMap<String, String>>,
+    pub(crate) metadata: Metadata,
     pub(crate) created_at: SystemTime,
     pub(crate) ttl: Duration,
     pub(crate) last_worker: Option<Arc<str>>,
@@ -65,7 +65,7 @@ impl Head {
     pub(crate) fn new(new: NewSession, limits: &SessionLimits) -> Self {
         Self {
             bytes: size_of_metadata(&new.metadata),
-            metadata: Arc::new(new.metadata),
+            metadata: new.metadata.into(),
             created_at: SystemTime::now(),
             ttl: limits.ttl(new.ttl),
             last_worker: None,
@@ -78,9 +78,9 @@ impl Head {
     pub(crate) fn snapshot(&self, id: &SessionId, left: Duration) -> Session {
         Session {
             id: id.clone(),
-            metadata: Arc::clone(&self.metadata),
+            metadata: self.metadata.clone(),
             created_at: self.created_at,
-            expires_at: SystemTime::now() + left,
+            expires_in: left,
             ttl: self.ttl,
             program_count: self.programs,
             variable_count: self.variables,

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::SessionId;
+use crate::{Metadata, SessionId};
 
 /// What a caller says when it creates a session.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,11 +23,11 @@ pub struct Session {
     /// Its id.
     pub id: SessionId,
     /// What its creator attached.
-    pub metadata: Arc<BTreeMap<String, String>>,
+    pub metadata: Metadata,
     /// When it was created.
     pub created_at: SystemTime,
-    /// When it expires unless it is used before.
-    pub expires_at: SystemTime,
+    /// How long it lives from now unless it is used before.
+    pub expires_in: Duration,
     /// How long it lives without use.
     pub ttl: Duration,
     /// How many programs it holds.

@@ -4,7 +4,7 @@ use std::{borrow::Borrow, collections::BTreeMap, fmt, sync::Arc, time::SystemTim
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Payload, SessionError, VariableType};
+use crate::{Metadata, Payload, SessionError, VariableType};
 
 /// Names a variable within its session. Non-empty, without control characters and without `*`, which is the wildcard
 /// of listings; at most 256 bytes.
@@ -131,7 +131,7 @@ pub struct Note {
     /// Who wrote, more closely: a worker's id, a user. `None` when the side says enough.
     pub changed_by: Option<Arc<str>>,
     /// Anything else. It stays with the version that the write made, and is merged into the variable's own metadata.
-    pub metadata: Arc<BTreeMap<String, String>>,
+    pub metadata: Metadata,
 }
 
 impl Note {
@@ -144,7 +144,7 @@ impl Note {
             _ => Source::Host,
         };
         let changed_by = metadata.remove("changed_by").filter(|by| !by.is_empty()).map(Into::into);
-        Self { source, changed_by, metadata: Arc::new(metadata) }
+        Self { source, changed_by, metadata: metadata.into() }
     }
 
     /// Who wrote, as text: [`changed_by`](Self::changed_by), or else the side.
@@ -207,7 +207,7 @@ pub struct Variable {
     /// How many times it was written since it was registered.
     pub version: u32,
     /// What its registration attached, and the writes since then.
-    pub metadata: Arc<BTreeMap<String, String>>,
+    pub metadata: Metadata,
     /// Which side wrote the value.
     pub source: Source,
     /// When the value was written.

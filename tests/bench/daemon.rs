@@ -20,6 +20,9 @@ use crate::{
     sample::{Sample, Times},
 };
 
+/// The variable that is read and written.
+const RATE: &str = "rate";
+
 /// A running daemon, and its processes.
 #[derive(Debug)]
 pub(crate) struct Daemon {
@@ -107,6 +110,61 @@ impl Daemon {
             }
         })
         .await
+    }
+
+    /// `GetVariable`, of one variable in each of as many sessions as calls are in flight.
+    pub(crate) async fn get_variable(&self, in_flight: usize, spell: Spell) -> Sample {
+        let sessions = self.open_sessions(in_flight).await;
+        self.register_rate(&sessions).await;
+        self.rpcs(in_flight, spell, move |mut client, number| {
+            let session_id = sessions[number as usize % sessions.len()].clone();
+            async move {
+                let variable_identifier = RATE.to_owned();
+                let request =
+                    pb::GetVariableRequest { session_id, variable_identifier, ..Default::default() };
+                let answer = client.get_variable(request).await;
+                right(answer, |answer| {
+                    answer.get_ref().variable.as_ref().is_some_and(|found| found.name == RATE)
+                })
+            }
+        })
+        .await
+    }
+
+    /// `SetVariable`, likewise.
+    pub(crate) async fn set_variable(&self, in_flight: usize, spell: Spell) -> Sample {
+        let sessions = self.open_sessions(in_flight).await;
+        self.register_rate(&sessions).await;
+        self.rpcs(in_flight, spell, move |mut client, number| {
+            let session_id = sessions[number as usize % sessions.len()].clone();
+            async move {
+                let value = Some(any(number));
+                let variable_identifier = RATE.to_owned();
+                let request =
+                    pb::SetVariableRequest { session_id, variable_identifier, value, ..Default::default() };
+                let answer = client.set_variable(request).await;
+                right(answer, |answer| answer.get_ref().new_version > 0)
+            }
+        })
+        .await
+    }
+
+    /// Registers a variable in each of these sessions, if it is not there yet.
+    async fn register_rate(&self, sessions: &[String]) {
+        let mut client = connect(self.sandbox.socket()).await;
+        for session_id in sessions {
+            let request = pb::RegisterVariableRequest {
+                session_id: session_id.clone(),
+                name: RATE.to_owned(),
+                r#type: "integer".to_owned(),
+                initial_value: Some(any(0)),
+                ..Default::default()
+            };
+            match client.register_variable(request).await {
+                Err(status) if status.code() != tonic::Code::AlreadyExists => panic!("{status}"),
+                _ => {}
+            }
+        }
     }
 
     async fn rpcs<F, Fut>(&self, in_flight: usize, spell: Spell, rpc: F) -> Sample
@@ -212,4 +270,9 @@ impl Check {
         self.right &= serde_json::from_slice::<u64>(json).is_ok_and(|number| number == self.next);
         self.next += 1;
     }
+}
+
+/// A whole number as variables have it.
+fn any(number: u64) -> pb::Any {
+    pb::Any { type_url: "type.googleapis.com/snakepit.integer".to_owned(), value: number.to_string().into() }
 }

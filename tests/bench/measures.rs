@@ -56,7 +56,7 @@ impl Extent {
 pub(crate) struct Runs(BTreeMap<&'static str, Vec<Sample>>);
 
 impl Runs {
-    fn add(&mut self, measure: &'static str, sample: Sample) -> &Sample {
+    pub(crate) fn add(&mut self, measure: &'static str, sample: Sample) -> &Sample {
         println!("  {measure:<26}{sample}");
         self.keep(measure, sample)
     }

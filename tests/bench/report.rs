@@ -15,10 +15,38 @@ use crate::{
     measures::Runs,
     plot::svg,
     sample::short,
-    targets::{TARGETS, Verdict, ratio_text},
+    targets::{SESSION_TARGETS, TARGETS, Target, Verdict, ratio_text},
+};
+
+/// A table that is written: where, of what, with what around it.
+pub(crate) struct Report {
+    /// The name of its files in docs/bench.
+    name: &'static str,
+    command: &'static str,
+    notes: &'static str,
+    targets: &'static [Target],
+}
+
+/// The whole product.
+pub(crate) const CALLS: Report =
+    Report { name: "results", command: "cargo xtask bench", notes: NOTES, targets: &TARGETS };
+/// Sessions.
+pub(crate) const SESSIONS: Report = Report {
+    name: "sessions",
+    command: "cargo xtask bench session",
+    notes: SESSION_NOTES,
+    targets: &SESSION_TARGETS,
 };
 
 /// What runs, for whoever reads the table alone.
+const SESSION_NOTES: &str = "\
+Medians over the rounds; a ratio is the median of the rounds' own ratios. Sessions of the memory backend behind its trait,
+10,000 of them with one entry of metadata and one variable of type float; the bare map is a `DashMap` with a session's worth
+of fields, cloned by a get. An update reads a session and writes its last worker. `daemon-` measures go over gRPC on one
+connection, `daemon-ping` is the RPC that does nothing. docs/sessions.md says more.
+";
+
+/// Likewise.
 const NOTES: &str = "\
 Medians over the rounds; a ratio is the median of the rounds' own ratios. Four workers, `add(a, b)` in Python through the
 whole product: scheduler, deadlines, counters, a span per call at level info, written nowhere; calls without a session.
@@ -28,18 +56,18 @@ the same pool as ours, over loopback TCP. Latencies count from when a call was d
 generator, and in the embedded measures the host too. docs/performance.md says more.
 ";
 
+impl Report {
+    fn verdicts(&self, runs: &Runs) -> Vec<Verdict> {
+        self.targets.iter().filter_map(|target| target.verdict(runs)).collect()
+    }
+}
+
 /// The table, by column widths.
-pub(crate) fn table(runs: &Runs) -> (String, bool) {
-    let verdicts = verdicts(runs);
+fn table(verdicts: &[Verdict]) -> String {
     let header = ["measure", "target", "measured", "yardstick", "ratio", ""];
     let mut rows = vec![header.map(str::to_owned)];
     rows.extend(verdicts.iter().map(cells));
-    let failed = verdicts.iter().any(|verdict| !verdict.pass);
-    (markdown(&rows), !failed)
-}
-
-fn verdicts(runs: &Runs) -> Vec<Verdict> {
-    TARGETS.iter().filter_map(|target| target.verdict(runs)).collect()
+    markdown(&rows)
 }
 
 fn cells(verdict: &Verdict) -> [String; 6] {
@@ -95,27 +123,33 @@ pub(crate) fn markdown<R: AsRef<[String]>>(rows: &[R]) -> String {
 }
 
 /// Writes what was measured: always into the target directory, and where it is kept if that is wanted.
-pub(crate) fn write(runs: &Runs, table: &str, save: bool) {
+pub(crate) fn write(report: &Report, runs: &Runs, save: bool) -> bool {
+    let verdicts = report.verdicts(runs);
+    let table = table(&verdicts);
+    println!("\n{table}");
     let raw = json!({
         "machine": { "cpus": std::thread::available_parallelism().map_or(0, usize::from) },
         "samples": runs,
-        "table": verdicts(runs),
+        "table": verdicts,
     });
     let raw = format!("{raw:#}\n");
-    let path = scratch().join(format!("{}.json", seconds()));
+    let Report { name, command, notes, .. } = report;
+    let path = scratch().join(format!("{name}-{}.json", seconds()));
     fs::write(&path, &raw).expect("the results can be written");
     println!("raw numbers: {}", path.display());
     if save {
-        fs::write(kept().join("results.json"), raw).expect("the results can be written");
-        let page = format!(
-            "# Results of `cargo xtask bench`\n\n{NOTES}\n{table}\n## Cost per call\n\n{}",
-            costs(runs)
-        );
-        fs::write(kept().join("results.md"), page).expect("the results can be written");
-        println!("kept: docs/bench/results.md, docs/bench/results.json");
+        fs::write(kept().join(format!("{name}.json")), raw).expect("the results can be written");
+        let page =
+            format!("# Results of `{command}`\n\n{notes}\n{table}\n## Cost per call\n\n{}", costs(runs));
+        fs::write(kept().join(format!("{name}.md")), page).expect("the results can be written");
+        println!("kept: docs/bench/{name}.md, docs/bench/{name}.json");
     } else {
         println!("\n{}", costs(runs));
     }
+    if verdicts.iter().any(|verdict| !verdict.pass) {
+        println!("some targets are missed");
+    }
+    runs.errors() == 0.0
 }
 
 /// Writes what grew how: plots and tables.

@@ -84,6 +84,23 @@ pub(crate) const TARGETS: [Target; 27] = {
     ]
 };
 
+/// The table of sessions.
+#[rustfmt::skip]
+pub(crate) const SESSION_TARGETS: [Target; 8] = {
+    use Rule::{AtMost, RatioAtLeast, RatioAtMost};
+    const RATE: &str = "per_second";
+    [
+        row("get a session, two threads", "/s", ("session-get", RATE), Some(("bare-get", RATE)), RatioAtLeast(0.5)),
+        row("update a session, two threads", "/s", ("session-update", RATE), Some(("bare-update", RATE)), RatioAtLeast(0.5)),
+        row("get a variable, two threads", "/s", ("variable-get", RATE), Some(("bare-get", RATE)), RatioAtLeast(0.5)),
+        row("set a variable, two threads", "/s", ("variable-set", RATE), Some(("bare-update", RATE)), RatioAtLeast(0.5)),
+        row("GetSession over gRPC, 64 in flight", "/s", ("daemon-get-session", RATE), Some(("daemon-ping", RATE)), RatioAtLeast(0.9)),
+        row("GetVariable over gRPC, 64 in flight", "/s", ("daemon-get-variable", RATE), Some(("daemon-ping", RATE)), RatioAtLeast(0.8)),
+        row("an idle session, of a million", "bytes", ("idle-session", "bytes"), None, AtMost(1024.0)),
+        row("sweep of 1000 expired among a million", "us", ("sweep-among-1m", "us"), Some(("sweep-among-10k", "us")), RatioAtMost(4.0)),
+    ]
+};
+
 impl Target {
     /// Where this target stands, if its measure ran.
     pub(crate) fn verdict(&self, runs: &Runs) -> Option<Verdict> {

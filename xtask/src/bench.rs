@@ -28,6 +28,8 @@ pub(crate) struct Args {
 enum What {
     /// How the cost of a call grows with workers, calls in flight, sessions and payloads.
     Growth(Rest),
+    /// What sessions cost, beside the bare map and an empty RPC.
+    Session(Rest),
     /// One measure, for work with a profiler; `one --help` names them.
     #[command(disable_help_flag = true)]
     One(Rest),
@@ -46,6 +48,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     match args.what {
         Some(What::Instructions(args)) => instructions::run(&args),
         Some(What::Growth(Rest { rest })) => benchmark("growth", rest),
+        Some(What::Session(Rest { rest })) => benchmark("session", rest),
         Some(What::One(Rest { rest })) => benchmark("one", rest),
         None => {
             let flags = [("--quick", args.quick), ("--save", args.save)];

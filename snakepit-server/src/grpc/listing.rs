@@ -1,6 +1,6 @@
 //! What the host knows, for operators and the command line.
 
-use std::pin::Pin;
+use std::{pin::Pin, time::SystemTime};
 
 use futures_core::Stream;
 use futures_util::stream;
@@ -97,9 +97,9 @@ impl Bridge {
 fn listed(session: &Session) -> pb::SessionInfo {
     pb::SessionInfo {
         session_id: session.id.to_string(),
-        metadata: (*session.metadata).clone(),
+        metadata: (&session.metadata).into(),
         created_at: Some(session.created_at.into()),
-        expires_at: Some(session.expires_at.into()),
+        expires_at: Some((SystemTime::now() + session.expires_in).into()),
         program_count: count(session.program_count),
         last_worker_id: session.last_worker.as_deref().unwrap_or_default().to_owned(),
         variable_count: count(session.variable_count),

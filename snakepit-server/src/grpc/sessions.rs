@@ -68,7 +68,7 @@ impl Bridge {
         let session = self.host().sessions.get(&id).await.map_err(|e| from_session_error(&e))?;
         Ok(pb::GetSessionResponse {
             session_id: request.session_id.clone(),
-            metadata: (*session.metadata).clone(),
+            metadata: (&session.metadata).into(),
             created_at: Some(session.created_at.into()),
             variable_count: count(session.variable_count),
             tool_count: count(self.host().registry.len()),

@@ -1,6 +1,6 @@
 //! The variables of a session.
 
-use std::{collections::BTreeMap, pin::Pin, sync::Arc};
+use std::pin::Pin;
 
 use bytes::Bytes;
 use futures_core::Stream;
@@ -300,7 +300,7 @@ fn variable_to_wire(variable: Variable) -> pb::Variable {
         r#type: ty.kind().to_string(),
         value: Some(value),
         constraints_json: ty.constraints_json().to_owned(),
-        metadata: owned(metadata),
+        metadata: (&metadata).into(),
         source: match source {
             Source::Host => WireSource::Elixir.into(),
             Source::Python => WireSource::Python.into(),
@@ -318,7 +318,7 @@ fn update_to_wire(update: VariableUpdate) -> pb::VariableUpdate {
     pb::VariableUpdate {
         variable_id: variable.id.to_string(),
         update_source: note.author().to_owned(),
-        update_metadata: owned(note.metadata),
+        update_metadata: (&note.metadata).into(),
         timestamp: Some(variable.updated_at.into()),
         update_type: kind.as_str().to_owned(),
         lost_updates: 0,
@@ -334,12 +334,7 @@ fn version_entry(version: VariableVersion) -> pb::VariableHistoryEntry {
         value: Some(value),
         timestamp: Some(at.into()),
         changed_by: note.author().to_owned(),
-        metadata: owned(note.metadata),
+        metadata: (&note.metadata).into(),
         binary_value: buffer.unwrap_or_default(),
     }
-}
-
-/// The map itself if nobody shares it.
-fn owned(metadata: Arc<BTreeMap<String, String>>) -> BTreeMap<String, String> {
-    Arc::unwrap_or_clone(metadata)
 }

@@ -1,6 +1,6 @@
 //! What variables must do on every backend. Random sequences of it all are compared with a model elsewhere.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use super::{TTL, id, with_ttl};
 use crate::{
@@ -21,8 +21,8 @@ fn set(identifier: &str, json: &str) -> SetVariable {
 }
 
 pub(super) fn note(by: &str, metadata: &[(&str, &str)]) -> Note {
-    let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-    Note { source: Source::Python, changed_by: Some(by.into()), metadata: Arc::new(metadata.collect()) }
+    let metadata = metadata.iter().copied();
+    Note { source: Source::Python, changed_by: Some(by.into()), metadata: metadata.collect() }
 }
 
 pub(super) async fn register(
@@ -97,7 +97,7 @@ async fn variables_have_ids_names_types_and_versions(backend: &impl SessionBacke
     let made = backend.register_variable(&id("s"), &name("x"), new).await.expect("registered");
     assert!(made.id.as_str().starts_with("var_"), "{}", made.id);
     assert_eq!((made.version, &made.value.json()[..], made.source), (0, &b"1.0"[..], Source::Python));
-    assert_eq!((made.metadata["unit"].as_str(), made.ty.constraints_json()), ("m", r#"{"max": 10}"#));
+    assert_eq!((&made.metadata["unit"], made.ty.constraints_json()), ("m", r#"{"max": 10}"#));
     let taken = register(backend, "s", "x", ValueType::Integer, "", "1").await.expect_err("taken");
     assert_eq!(taken, SessionError::VariableExists { session: id("s"), name: "x".to_owned() });
 
@@ -107,9 +107,8 @@ async fn variables_have_ids_names_types_and_versions(backend: &impl SessionBacke
     assert_eq!(backend.set_variable(&id("s"), set("x", "3.5")).await.expect("set"), 2);
     let found = backend.variable(&id("s"), made.id.as_str()).await.expect("found");
     assert_eq!((found.version, &found.value.json()[..], found.source), (2, &b"3.5"[..], Source::Host));
-    let metadata =
-        BTreeMap::from([("seen".to_owned(), "yes".to_owned()), ("unit".to_owned(), "m".to_owned())]);
-    assert_eq!(*found.metadata, metadata);
+    let metadata = [("seen", "yes"), ("unit", "m")].into_iter().collect();
+    assert_eq!(found.metadata, metadata);
     assert_eq!(found, backend.variable(&id("s"), "x").await.expect("found"));
 
     for kind in [

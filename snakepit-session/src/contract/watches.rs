@@ -89,7 +89,7 @@ async fn watchers_see_every_change_once_and_in_order(backend: &impl SessionBacke
         let update = all.next().await.expect("the watch goes on").expect("the session lives");
         let WatchEvent::Update(update) = update else { panic!("{update:?}") };
         if update.variable.value.json() == "2" && update.variable.name.as_str() == "x" {
-            assert_eq!((update.note.author(), update.note.metadata["why"].as_str()), ("eve", "test"));
+            assert_eq!((update.note.author(), &update.note.metadata["why"]), ("eve", "test"));
         }
         let json = String::from_utf8_lossy(update.variable.value.json()).into_owned();
         seen.push((update.kind, update.variable.name.to_string(), update.variable.version, json));

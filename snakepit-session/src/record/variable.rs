@@ -1,17 +1,12 @@
 //! A variable as it is kept: what it is, and what it was.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{collections::VecDeque, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    NewVariable, Note, Payload, SessionError, SessionLimits, UpdateKind, Variable, VariableId, VariableName,
-    VariableUpdate, VariableVersion,
-    limits::{size_of_metadata, size_of_version},
+    Metadata, NewVariable, Note, Payload, SessionError, SessionLimits, UpdateKind, Variable, VariableId,
+    VariableName, VariableUpdate, VariableVersion, limits::size_of_version,
 };
 
 /// Versions are `int32` in the protocol.
@@ -34,7 +29,7 @@ pub(crate) struct Write {
     value: Payload,
     note: Note,
     /// The variable's metadata after it, if it changes.
-    metadata: Option<Arc<BTreeMap<String, String>>>,
+    metadata: Option<Metadata>,
     /// How many of the oldest versions go, the current one counted as the newest of them.
     evicts: usize,
     /// By how many bytes the variable grows, and how many of others it loses.
@@ -58,7 +53,7 @@ impl VariableRecord {
             ty,
             value,
             version: 0,
-            metadata: Arc::clone(&note.metadata),
+            metadata: note.metadata.clone(),
             source: note.source,
             updated_at: SystemTime::now(),
         };
@@ -71,7 +66,7 @@ impl VariableRecord {
         id.as_str().len()
             + name.as_str().len()
             + ty.constraints_json().len()
-            + size_of_metadata(metadata)
+            + metadata.size()
             + size_of_version(value, &self.note)
             + self.older_bytes
     }
@@ -102,10 +97,9 @@ impl VariableRecord {
         let merged = if note.metadata.is_empty() {
             None
         } else {
-            let mut merged = (**metadata).clone();
-            merged.extend(note.metadata.iter().map(|(key, value)| (key.clone(), value.clone())));
-            limits.check_metadata(&merged)?;
-            Some(Arc::new(merged))
+            let merged = metadata.merged(&note.metadata);
+            limits.check_metadata_of(merged.len(), merged.size())?;
+            Some(merged)
         };
 
         let current = size_of_version(&self.variable.value, &self.note);
@@ -122,8 +116,8 @@ impl VariableRecord {
         }
         let mut grows = size_of_version(&value, &note);
         if let Some(merged) = &merged {
-            grows += size_of_metadata(merged);
-            shrinks += size_of_metadata(metadata);
+            grows += merged.size();
+            shrinks += metadata.size();
         }
         Ok(Write { value, note, metadata: merged, evicts, grows, shrinks })
     }
