@@ -52,5 +52,8 @@ pub use snakepit::Snakepit;
 
 pub use snakepit_pool::{PoolStatus, WorkerState, WorkerStatus};
 pub use snakepit_registry::{FnTool, ToolError, ToolSpec, TraceContext};
-pub use snakepit_session::{NewSession, Payload, Program, SessionBackend, SessionId, ValueType};
+pub use snakepit_session::{
+    NewSession, Payload, Program, SessionBackend, SessionError, SessionId, SetVariable, ValueType,
+    VariableType,
+};
 pub use snakepit_worker::{WorkerId, WorkerLauncher};

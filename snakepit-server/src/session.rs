@@ -1,5 +1,7 @@
 //! A session as an embedding program holds it.
 
+mod variables;
+
 use std::sync::Arc;
 
 use serde::{Serialize, de::DeserializeOwned};

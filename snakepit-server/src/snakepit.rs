@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use serde::{Serialize, de::DeserializeOwned};
 use snakepit_pool::{Pool, PoolStatus};
 use snakepit_registry::ToolSpec;
-use snakepit_session::{NewSession, SessionId};
+use snakepit_session::{NewSession, SessionBackend, SessionId};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{Builder, CallBuilder, Error, ReplyStream, SessionHandle, call::Target, host::Host};
@@ -96,6 +96,13 @@ impl Snakepit {
         let id = SessionId::try_new(id)?;
         self.host.sessions.create(&id, new).await?;
         Ok(SessionHandle::new(Arc::clone(&self.host), id))
+    }
+
+    /// Where the sessions live: for their statistics, their events, global programs, and all else that is not about one
+    /// session.
+    #[must_use]
+    pub fn sessions(&self) -> &Arc<dyn SessionBackend> {
+        &self.host.sessions
     }
 
     /// The tools that can be called, each with who provides it: `host`, or a pool's name.

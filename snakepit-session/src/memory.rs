@@ -10,6 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use dashmap::{DashMap, Entry, mapref::one::RefMut};
+use foldhash::quality::RandomState;
 use tokio::time::Instant;
 
 use crate::{
@@ -31,7 +32,8 @@ use globals::Globals;
 #[derive(Debug)]
 pub struct MemoryBackend {
     limits: SessionLimits,
-    sessions: DashMap<SessionId, Place>,
+    /// Hashed fast: the hash is seeded anew in each process, and ids come from clients that may run tools anyway.
+    sessions: DashMap<SessionId, Place, RandomState>,
     /// How many sessions there are, counted before they are made so that racing creators cannot pass the limit.
     count: AtomicUsize,
     /// The bytes of all sessions and global programs, counted before they are kept for the same reason.
@@ -101,7 +103,7 @@ impl MemoryBackend {
     pub fn new(limits: SessionLimits) -> Self {
         Self {
             limits,
-            sessions: DashMap::new(),
+            sessions: DashMap::default(),
             count: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             expiry: Mutex::new(BTreeSet::new()),

@@ -91,6 +91,9 @@ impl Head {
 
     /// Grows or shrinks what the session holds, if there is room.
     fn resize(&mut self, room: &mut Room<'_>, size: usize) -> Result<(), SessionError> {
+        if size == self.bytes {
+            return Ok(());
+        }
         if size > self.bytes {
             room.limits.check_size(room.session, size)?;
         }

@@ -14,7 +14,10 @@ use futures_util::TryStreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use snakepit_proto::pb;
-use snakepit_server::{Builder, Error, Payload, Program, Snakepit, ToolError};
+use snakepit_server::{
+    Builder, Error, Payload, Program, SessionError, SetVariable, Snakepit, ToolError, ValueType, VariableType,
+};
+use snakepit_session::WatchEvent;
 use snakepit_tests::{Client, SHOWCASE, eventually, is_alive, python, root, tool_request};
 use tokio::sync::Notify;
 use tonic::transport::Endpoint;
@@ -270,4 +273,39 @@ async fn dropping_the_last_handle_kills_the_workers_whatever_else_is_held() {
         let error = late.unwrap_err();
         assert!(matches!(error, Error::Tool(ToolError::Unavailable { .. })), "{error}");
     }
+}
+
+#[tokio::test]
+async fn an_embedding_program_keeps_typed_variables() {
+    let dir = tempfile::tempdir().unwrap();
+    let snakepit = start(&dir).await;
+    let session = snakepit.session("s").await.unwrap();
+    let ty = VariableType::with_constraints(ValueType::Integer, r#"{"min": 0}"#).unwrap();
+    let variable = session.register("n", ty, 1).await.unwrap();
+    assert_eq!(session.set("n", 2).await.unwrap(), 1);
+    assert_eq!(session.get::<i64>(variable.id.as_str()).await.unwrap(), 2);
+    let mut watch = session.watch(&["n"], false).await.unwrap();
+
+    let updates = (0..20).map(|_| session.update("n", |n: i64| n + 1));
+    let results = futures_util::future::join_all(updates).await;
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    assert_eq!(session.get::<i64>("n").await.unwrap(), 22, "no update is lost");
+    for version in 2..22 {
+        let WatchEvent::Update(update) = watch.next().await.unwrap().unwrap() else { panic!("nothing is lost") };
+        assert_eq!(update.variable.version, version);
+    }
+
+    let payload = |n: i64| Payload::try_from_serde(&n).unwrap();
+    let stale = SetVariable::new("n", payload(0)).if_version(3);
+    let refused = session.write(stale.clone()).await.unwrap_err();
+    assert!(matches!(refused, Error::Session(SessionError::VersionConflict { actual: 21, .. })), "{refused}");
+    let refused = session.write_all(vec![stale]).await.unwrap_err();
+    assert!(matches!(refused, Error::Session(SessionError::BatchRefused { .. })), "{refused}");
+    assert!(session.update("n", |n: i64| n - 100).await.is_err(), "constraints hold");
+    assert_eq!(session.history("n", 2).await.unwrap()[1].version, 20);
+    assert_eq!(session.rollback("n", 20).await.unwrap().version, 22);
+    assert_eq!(session.variables("*").await.unwrap().len(), 1);
+    session.delete_variable("n").await.unwrap();
+    assert_eq!(snakepit.sessions().stats().await.unwrap().variables, 0);
+    snakepit.shutdown().await;
 }
