@@ -83,6 +83,8 @@ pub struct FieldViolation {
 pub struct Details {
     /// One of the reasons above. `None` when the status is not of this project's making.
     pub reason: Option<String>,
+    /// What belongs to the reason, by name.
+    pub metadata: BTreeMap<String, String>,
     /// The tool's failure, or, of a worker that was lost, what it wrote last.
     pub failure: Option<ToolFailure>,
     /// The first field or argument that is wrong.
@@ -136,7 +138,10 @@ pub fn details_of(status: &Status) -> Details {
         match type_url.as_str() {
             ERROR_INFO_URL => {
                 let info = ErrorInfo::decode(value).ok().filter(|info| info.domain == ERROR_DOMAIN);
-                read.reason = read.reason.or(info.map(|info| info.reason));
+                if let Some(ErrorInfo { reason, metadata, .. }) = info.filter(|_| read.reason.is_none()) {
+                    read.reason = Some(reason);
+                    read.metadata = metadata;
+                }
             }
             FAILURE_URL => read.failure = read.failure.or(ToolFailure::decode(value).ok()),
             BAD_REQUEST_URL => {
@@ -192,8 +197,11 @@ mod tests {
     fn refusals_say_why() {
         let status = refuse_field("argument `a` is missing", "a", "is missing");
         let violation = FieldViolation { field: "a".into(), description: "is missing".into() };
-        let expected =
-            Details { reason: Some(INVALID_ARGUMENT.into()), failure: None, violation: Some(violation) };
+        let expected = Details {
+            reason: Some(INVALID_ARGUMENT.into()),
+            violation: Some(violation),
+            ..Details::default()
+        };
         assert_eq!((status.code(), details_of(&status)), (Code::InvalidArgument, expected));
         assert_eq!(details_of(&refuse(Code::Unavailable, STOPPING, "x")).reason.as_deref(), Some(STOPPING));
         assert_eq!(details_of(&Status::not_found("x")), Details::default());

@@ -2,8 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    os::{fd::AsRawFd, unix::net::UnixStream},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -18,48 +17,15 @@ use snakepit_proto::{
     pb::{self, bridge_service_client::BridgeServiceClient},
 };
 use snakepit_worker::wire::{value_from_wire, value_to_wire};
-use tokio::{
-    runtime::Handle,
-    task::{JoinHandle, JoinSet},
-};
+use tokio::task::JoinSet;
 use tonic::{Status, transport::Channel};
 
 use crate::{
+    background::{runtime, wait},
     host::{self, HostError, HostUnavailableError, SnakepitError, ToolFailed},
+    readable::Readable,
     value,
 };
-
-/// How often a wait looks whether Python wants to be interrupted.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-
-/// The runtime of all clients in this process, driven by a thread of its own.
-fn runtime() -> PyResult<&'static Handle> {
-    static RUNTIME: OnceLock<Handle> = OnceLock::new();
-    if let Some(handle) = RUNTIME.get() {
-        return Ok(handle);
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let handle = runtime.handle().clone();
-    std::thread::Builder::new()
-        .name("snakepit-client".to_owned())
-        .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
-    // Whoever comes second leaves a thread without work, which does no harm.
-    Ok(RUNTIME.get_or_init(|| handle))
-}
-
-/// Waits while other Python threads go on, and lets signals interrupt.
-fn wait<T: Send>(py: Python<'_>, future: impl Future<Output = T> + Send) -> PyResult<T> {
-    let handle = runtime()?;
-    let mut future = std::pin::pin!(future);
-    loop {
-        let waited =
-            py.detach(|| handle.block_on(async { tokio::time::timeout(LOOK_EVERY, future.as_mut()).await }));
-        match waited {
-            Ok(outcome) => return Ok(outcome),
-            Err(_) => py.check_signals()?,
-        }
-    }
-}
 
 /// A connection to a host.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
@@ -308,16 +274,10 @@ impl HostCall {
         self.take_chunk(py)
     }
 
-    /// A handle that becomes readable once `take_result` or `take_chunk` has something to take.
-    fn watch(&self) -> PyResult<CallWatch> {
-        let (readable, done) = UnixStream::pair()?;
+    /// Becomes readable once `take_result` or `take_chunk` has something to take.
+    fn ready(&self) -> PyResult<Readable> {
         let state = Arc::clone(&self.state);
-        let task = runtime()?.spawn(async move {
-            CallState::advance(&state).await;
-            // Closing this end makes the other one readable.
-            drop(done);
-        });
-        Ok(CallWatch { readable, task })
+        Ok(Readable::once_done(runtime()?, async move { CallState::advance(&state).await })?)
     }
 
     /// The value of a unary call that has ended.
@@ -383,26 +343,5 @@ fn read(end: CallEnd) -> PyResult<Option<pb::CallValue>> {
     match reply.status {
         Some(status) => Err(HostError::Status(Status::from(status)).into()),
         None => Ok(reply.value),
-    }
-}
-
-/// Becomes readable when its call has something to take.
-#[pyclass(frozen, module = "snakepit_bridge._native")]
-#[derive(Debug)]
-pub(crate) struct CallWatch {
-    readable: UnixStream,
-    task: JoinHandle<()>,
-}
-
-#[pymethods]
-impl CallWatch {
-    fn fileno(&self) -> i32 {
-        self.readable.as_raw_fd()
-    }
-}
-
-impl Drop for CallWatch {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     future::Future,
-    os::{fd::AsRawFd, unix::net::UnixStream},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -16,12 +15,18 @@ use pyo3::{
 use snakepit_proto::pb;
 use snakepit_session::{Payload, ValueType};
 use snakepit_worker::wire::{payload_from_wire, payload_to_wire_inline};
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::time::Instant;
+use tonic::{Code, Request, Response, Status, transport::Channel};
 
 use crate::{
     host::{Caller, Host, HostError, HostUnavailableError, SnakepitError},
+    io::Io,
+    readable::Readable,
     value,
+    variables::Variables,
 };
+
+type Client = pb::bridge_service_client::BridgeServiceClient<Channel>;
 
 /// What native code knows about the call that a tool serves.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
@@ -39,22 +44,49 @@ impl Call {
         let host = self.host.as_ref();
         let host =
             host.ok_or_else(|| HostUnavailableError::new_err("this worker was started without a host"))?;
-        if host.io().is_forked() {
-            return Err(HostUnavailableError::new_err(
-                "this process is a fork of a worker; call the host from the worker itself",
-            ));
-        }
+        refuse_fork(host.io())?;
         Ok(host)
     }
 
-    /// Runs a call to the host while other Python threads go on.
+    /// What drives the calls to the host.
+    ///
+    /// # Errors
+    /// When there is no host.
+    pub(crate) fn io(&self) -> PyResult<Io> {
+        Ok(self.host()?.io())
+    }
+
+    /// Waits for the host while other Python threads go on.
     fn wait<T: Send>(
         &self,
         py: Python<'_>,
         call: impl Future<Output = Result<T, HostError>> + Send,
     ) -> PyResult<T> {
-        let io = self.host()?.io();
+        let io = self.io()?;
         Ok(py.detach(|| io.block_on(call))?)
+    }
+
+    /// Makes one call to the host while other Python threads go on.
+    ///
+    /// # Errors
+    /// The exception for what the host said, or for why it said nothing.
+    pub(crate) fn ask<Q, A, F>(
+        &self,
+        py: Python<'_>,
+        request: Q,
+        rpc: impl FnOnce(Client, Request<Q>) -> F + Send,
+    ) -> PyResult<A>
+    where
+        Q: Send,
+        A: Send,
+        F: Future<Output = Result<Response<A>, Status>> + Send,
+    {
+        self.wait(py, self.host()?.call(&self.caller, request, rpc))
+    }
+
+    /// Which programs are meant: the session's, or those of the host.
+    fn programs_of(&self, is_global: bool) -> String {
+        if is_global { String::new() } else { self.session_id.clone() }
     }
 
     fn request(&self, name: &str, arguments: &Bound<'_, PyDict>) -> PyResult<pb::ExecuteElixirToolRequest> {
@@ -126,11 +158,11 @@ impl Call {
 
     fn host_tools<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let request = pb::GetExposedElixirToolsRequest { session_id: self.session_id.clone() };
-        let call = self.host()?.call(&self.caller, request, |mut client, request| async move {
+        let answer = self.ask(py, request, |mut client, request| async move {
             client.get_exposed_elixir_tools(request).await
-        });
+        })?;
         let tools = PyDict::new(py);
-        for spec in self.wait(py, call)?.tools {
+        for spec in answer.tools {
             let parameters = PyList::empty(py);
             for parameter in spec.parameters {
                 let entry = PyDict::new(py);
@@ -149,6 +181,13 @@ impl Call {
         Ok(tools)
     }
 
+    /// The session's variables.
+    fn variables(slf: Py<Self>) -> Variables {
+        Variables { call: slf }
+    }
+
+    #[pyo3(signature = (name, data, content_type, metadata, *, is_global, ttl_seconds))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
     fn put_program(
         &self,
         py: Python<'_>,
@@ -156,53 +195,76 @@ impl Call {
         data: &Bound<'_, PyAny>,
         content_type: String,
         metadata: BTreeMap<String, String>,
+        is_global: bool,
+        ttl_seconds: Option<i64>,
     ) -> PyResult<bool> {
         let data = value::raw_bytes(data)?.unwrap_or_default();
-        let program = pb::Program { name, data, content_type, metadata, ..pb::Program::default() };
-        let request = pb::PutProgramRequest {
-            session_id: self.session_id.clone(),
-            program: Some(program),
-            global: false,
+        let program = pb::Program {
+            name,
+            data,
+            content_type,
+            metadata,
+            ttl_seconds: ttl_seconds.unwrap_or_default(),
+            ..pb::Program::default()
         };
-        let call = self.host()?.call(&self.caller, request, |mut client, request| async move {
-            client.put_program(request).await
-        });
-        Ok(self.wait(py, call)?.created)
+        let request = pb::PutProgramRequest {
+            session_id: self.programs_of(is_global),
+            program: Some(program),
+            global: is_global,
+        };
+        let answer =
+            self.ask(py, request, |mut client, request| async move { client.put_program(request).await })?;
+        Ok(answer.created)
     }
 
     /// The program's data and its content type.
-    fn get_program<'py>(&self, py: Python<'py>, name: String) -> PyResult<(Bound<'py, PyBytes>, String)> {
-        let request = pb::GetProgramRequest { session_id: self.session_id.clone(), name, global: false };
-        let call = self.host()?.call(&self.caller, request, |mut client, request| async move {
-            client.get_program(request).await
-        });
-        let program = self.wait(py, call)?.program.unwrap_or_default();
+    fn get_program<'py>(
+        &self,
+        py: Python<'py>,
+        name: String,
+        is_global: bool,
+    ) -> PyResult<(Bound<'py, PyBytes>, String)> {
+        let request =
+            pb::GetProgramRequest { session_id: self.programs_of(is_global), name, global: is_global };
+        let answer =
+            self.ask(py, request, |mut client, request| async move { client.get_program(request).await })?;
+        let program = answer.program.unwrap_or_default();
         Ok((PyBytes::new(py, &program.data), program.content_type))
     }
 
-    fn list_programs(&self, py: Python<'_>) -> PyResult<Vec<String>> {
-        let request = pb::ListProgramsRequest { session_id: self.session_id.clone(), global: false };
-        let call = self.host()?.call(&self.caller, request, |mut client, request| async move {
-            client.list_programs(request).await
-        });
-        Ok(self.wait(py, call)?.programs.into_iter().map(|program| program.name).collect())
+    fn list_programs(&self, py: Python<'_>, is_global: bool) -> PyResult<Vec<String>> {
+        let request = pb::ListProgramsRequest { session_id: self.programs_of(is_global), global: is_global };
+        let answer =
+            self.ask(py, request, |mut client, request| async move { client.list_programs(request).await })?;
+        Ok(answer.programs.into_iter().map(|program| program.name).collect())
     }
 
-    fn delete_program(&self, py: Python<'_>, name: String) -> PyResult<()> {
-        let request = pb::DeleteProgramRequest { session_id: self.session_id.clone(), name, global: false };
-        let call = self.host()?.call(&self.caller, request, |mut client, request| async move {
-            client.delete_program(request).await
-        });
-        self.wait(py, call).map(drop)
+    fn delete_program(&self, py: Python<'_>, name: String, is_global: bool) -> PyResult<()> {
+        let request =
+            pb::DeleteProgramRequest { session_id: self.programs_of(is_global), name, global: is_global };
+        self.ask(py, request, |mut client, request| async move { client.delete_program(request).await })
+            .map(drop)
     }
 
     fn cleanup_session(&self, py: Python<'_>, force: bool) -> PyResult<bool> {
         let request = pb::CleanupSessionRequest { session_id: self.session_id.clone(), force };
-        let call = self.host()?.call(&self.caller, request, |mut client, request| async move {
-            client.cleanup_session(request).await
-        });
-        Ok(self.wait(py, call)?.success)
+        let answer = self
+            .ask(py, request, |mut client, request| async move { client.cleanup_session(request).await })?;
+        Ok(answer.success)
     }
+}
+
+/// A fork of a worker shares its sockets, and must leave them alone.
+///
+/// # Errors
+/// [`HostUnavailableError`] in a fork.
+pub(crate) fn refuse_fork(io: Io) -> PyResult<()> {
+    if io.is_forked() {
+        return Err(HostUnavailableError::new_err(
+            "this process is a fork of a worker; call the host from the worker itself",
+        ));
+    }
+    Ok(())
 }
 
 /// Calls a tool of the host and takes its answer apart.
@@ -214,15 +276,30 @@ async fn execute(
     let tool = request.tool_name.clone();
     let answer = host
         .call(caller, request, |mut client, request| async move { client.execute_elixir_tool(request).await })
-        .await?;
+        .await
+        .map_err(name_the_host)?;
     let pb::ExecuteElixirToolResponse { success, result, error_message, binary_result, .. } = answer;
     if !success {
-        return Err(HostError::ToolFailed { tool, message: error_message });
+        // The type that the host gives errors without one, which the exception has anyway.
+        let message = error_message.strip_prefix("HostToolError: ").unwrap_or(&error_message).to_owned();
+        return Err(HostError::ToolFailed { tool, message });
     }
     read_result(result.unwrap_or_default(), binary_result).map_err(|error| HostError::ToolFailed {
         message: format!("the answer of host tool `{tool}` cannot be read: {error}"),
         tool,
     })
+}
+
+/// The host knows only its own tools here, and calls them tools; in Python, those are the adapter's.
+fn name_the_host(error: HostError) -> HostError {
+    match error {
+        HostError::Status(status)
+            if status.code() == Code::NotFound && status.message().starts_with("tool ") =>
+        {
+            HostError::Status(Status::not_found(format!("host {}", status.message())))
+        }
+        other => other,
+    }
 }
 
 /// A host sends an array's buffer twice, inside the `Any` for clients of the original and beside it: take the latter.
@@ -241,38 +318,33 @@ fn read_result(result: pb::Any, buffer: Bytes) -> Result<Payload, snakepit_worke
 
 type Outcome = Arc<Mutex<Option<Result<Payload, HostError>>>>;
 
-/// A call to the host on its way: a file descriptor becomes readable when it is done, so an event loop can wait for it
-/// without a thread. Dropping it gives the call up.
+/// A call to the host on its way: a file descriptor becomes readable when it is done. Dropping it gives the call up.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct PendingHostCall {
-    readable: UnixStream,
+    done: Readable,
     outcome: Outcome,
-    task: JoinHandle<()>,
 }
 
 impl PendingHostCall {
     fn spawn(host: Host, caller: Caller, request: pb::ExecuteElixirToolRequest) -> PyResult<Self> {
-        let (readable, done) = UnixStream::pair()?;
         let outcome = Outcome::default();
         let slot = Arc::clone(&outcome);
         let io = host.io();
-        let task = io.runtime().spawn(async move {
+        let done = Readable::once_done(io.runtime().handle(), async move {
             let result = execute(&host, &caller, request).await;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
-            // Closing this end makes the other one readable.
-            drop(done);
-        });
+        })?;
         // The executor, whose event loop is to wait for it, does not drive the IO meanwhile.
         io.hand_over();
-        Ok(Self { readable, outcome, task })
+        Ok(Self { done, outcome })
     }
 }
 
 #[pymethods]
 impl PendingHostCall {
     fn fileno(&self) -> i32 {
-        self.readable.as_raw_fd()
+        self.done.fileno()
     }
 
     /// The answer, once the descriptor is readable.
@@ -280,19 +352,13 @@ impl PendingHostCall {
         let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
         match outcome {
             Some(outcome) => value::to_python(py, outcome?),
-            None if self.task.is_finished() => Err(SnakepitError::new_err("the worker is stopping")),
+            None if self.done.is_over() => Err(SnakepitError::new_err("the worker is stopping")),
             None => Err(PyRuntimeError::new_err("the host has not answered yet")),
         }
     }
 
     /// Gives the call up.
     fn cancel(&self) {
-        self.task.abort();
-    }
-}
-
-impl Drop for PendingHostCall {
-    fn drop(&mut self) {
-        self.task.abort();
+        self.done.abort();
     }
 }

@@ -1,11 +1,16 @@
 //! The connection to the host: registration at the start, and the calls that tools make back to it.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use pyo3::{PyErr, import_exception};
-use snakepit_proto::{MAX_MESSAGE_BYTES, headers, pb, pb::bridge_service_client::BridgeServiceClient};
+use snakepit_proto::{
+    MAX_MESSAGE_BYTES, headers, pb,
+    pb::bridge_service_client::BridgeServiceClient,
+    status::{Details, details_of},
+};
 use snakepit_registry::TraceContext;
+use snakepit_session::SessionError;
 use tokio::{
     net::UnixStream,
     time::{Instant, timeout, timeout_at},
@@ -21,7 +26,12 @@ use crate::{io::Io, state::CallState, windows};
 
 import_exception!(snakepit_bridge.errors, SnakepitError);
 import_exception!(snakepit_bridge.errors, NotFoundError);
+import_exception!(snakepit_bridge.errors, VariableNotFoundError);
+import_exception!(snakepit_bridge.errors, AlreadyExistsError);
 import_exception!(snakepit_bridge.errors, InvalidArgumentError);
+import_exception!(snakepit_bridge.errors, ValidationError);
+import_exception!(snakepit_bridge.errors, VersionConflictError);
+import_exception!(snakepit_bridge.errors, LimitExceededError);
 import_exception!(snakepit_bridge.errors, DeadlineExceededError);
 import_exception!(snakepit_bridge.errors, HostUnavailableError);
 import_exception!(snakepit_bridge.errors, HostToolError);
@@ -51,6 +61,8 @@ pub(crate) enum HostError {
     Status(Status),
     /// The host's tool ran and failed.
     ToolFailed { tool: String, message: String },
+    /// The stand-in for a host refused.
+    Session(SessionError),
 }
 
 /// On whose behalf the host is called.
@@ -209,16 +221,63 @@ impl From<HostError> for PyErr {
                 DeadlineExceededError::new_err("the call's deadline passed while it waited for the host")
             }
             HostError::ToolFailed { tool, message } => HostToolError::new_err((message, tool)),
-            HostError::Status(status) => {
-                let message = status.message().to_owned();
-                match status.code() {
-                    Code::NotFound => NotFoundError::new_err(message),
-                    Code::InvalidArgument => InvalidArgumentError::new_err(message),
-                    Code::DeadlineExceeded => DeadlineExceededError::new_err(message),
-                    Code::Unavailable | Code::ResourceExhausted => HostUnavailableError::new_err(message),
-                    code => SnakepitError::new_err(format!("{code:?}: {message}")),
-                }
-            }
+            HostError::Status(status) => from_status(&status),
+            HostError::Session(error) => from_session_error(&error),
         }
+    }
+}
+
+/// The exception for what the host answered.
+fn from_status(status: &Status) -> PyErr {
+    let message = status.message().to_owned();
+    let Details { reason, metadata, .. } = details_of(status);
+    let reason = reason.as_deref().unwrap_or_default();
+    match (status.code(), reason) {
+        (Code::NotFound, "VARIABLE_NOT_FOUND") => VariableNotFoundError::new_err(message),
+        (Code::NotFound, _) => NotFoundError::new_err(message),
+        (Code::AlreadyExists, _) => AlreadyExistsError::new_err(message),
+        (Code::InvalidArgument, "INVALID_VALUE") => ValidationError::new_err(message),
+        (Code::InvalidArgument, _) => InvalidArgumentError::new_err(message),
+        (Code::DeadlineExceeded, _) => DeadlineExceededError::new_err(message),
+        (Code::Unavailable, _) | (Code::ResourceExhausted, "OVERLOADED" | "") => {
+            HostUnavailableError::new_err(message)
+        }
+        (Code::ResourceExhausted, _) => LimitExceededError::new_err(message),
+        (Code::Aborted, "VERSION_CONFLICT") => version_conflict(message, &metadata),
+        (code, _) => SnakepitError::new_err(format!("{code:?}: {message}")),
+    }
+}
+
+fn version_conflict(message: String, metadata: &BTreeMap<String, String>) -> PyErr {
+    let version = |key| metadata.get(key)?.parse::<i64>().ok();
+    match (version("expected"), version("actual")) {
+        (Some(expected), Some(actual)) => VersionConflictError::new_err((message, expected, actual)),
+        _ => SnakepitError::new_err(message),
+    }
+}
+
+/// The exception that a host's answer would become.
+fn from_session_error(error: &SessionError) -> PyErr {
+    let message = error.to_string();
+    match error {
+        SessionError::NotFound { .. } | SessionError::VersionNotKept { .. } => {
+            NotFoundError::new_err(message)
+        }
+        SessionError::VariableNotFound { .. } => VariableNotFoundError::new_err(message),
+        SessionError::VariableExists { .. } => AlreadyExistsError::new_err(message),
+        SessionError::InvalidValue { .. } | SessionError::ValueTooLarge { .. } => {
+            ValidationError::new_err(message)
+        }
+        SessionError::VersionConflict { expected, actual, .. } => {
+            VersionConflictError::new_err((message, *expected, *actual))
+        }
+        SessionError::SessionTooLarge { .. }
+        | SessionError::BackendFull { .. }
+        | SessionError::TooManyVariables { .. }
+        | SessionError::TooManyWatches { .. } => LimitExceededError::new_err(message),
+        SessionError::InvalidVariableName { .. }
+        | SessionError::InvalidType { .. }
+        | SessionError::MetadataTooLarge { .. } => InvalidArgumentError::new_err(message),
+        _ => SnakepitError::new_err(message),
     }
 }

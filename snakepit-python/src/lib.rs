@@ -4,7 +4,7 @@
 //!   IO (tokio, current-thread)                       Python's main thread
 //!   serve -> service -> tools ──queue──────────────> executor -> the adapter's tool
 //!                         ^ ────sink (chunks)─────── stream        |
-//!   host  <──────────────────────────────────────── context <──────┘ calls back
+//!   host  <───────────────────────────── variables, context <──────┘ calls back
 //!   other threads: interrupt (ends cancelled calls), control (ends the process with its host)
 //! ```
 //!
@@ -13,6 +13,7 @@
 //! lifeline work whatever a tool does. This crate knows nothing of pools and of the server.
 #![warn(missing_docs)]
 
+mod background;
 mod client;
 mod context;
 mod control;
@@ -24,12 +25,14 @@ mod local;
 mod multiplexed;
 mod plan;
 mod progress;
+mod readable;
 mod serve;
 mod service;
 mod sink;
 mod state;
 mod tools;
 mod value;
+mod variables;
 mod windows;
 mod worker;
 
@@ -45,10 +48,12 @@ mod _native {
     use crate::value;
     #[pymodule_export]
     use crate::{
-        client::{CallWatch, HostCall, HostClient},
+        client::{HostCall, HostClient},
         context::{Call, PendingHostCall},
         executor::{ChunkSink, ChunkSpace},
-        local::LocalRunner,
+        local::{LocalRunner, LocalSession, LocalVariables},
+        readable::Readable,
+        variables::{Variable, VariableUpdate, VariableVersion, VariableWatch, Variables},
         worker::Worker,
     };
 

@@ -1,5 +1,7 @@
 //! [`LocalRunner`]: runs tools in this process, as a worker would, for the tests of whoever writes adapters.
 
+mod variables;
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, mpsc},
@@ -14,9 +16,11 @@ use snakepit_session::SessionId;
 use tokio::{sync::oneshot, time::Instant};
 use tokio_stream::StreamExt;
 
+pub(crate) use self::variables::{LocalSession, LocalVariables};
 use crate::{
+    context::Call,
     executor::{Current, Executor},
-    host::{CallCancelled, InvalidArgumentError, NotFoundError, SnakepitError, ToolFailed},
+    host::{CallCancelled, Caller, InvalidArgumentError, NotFoundError, SnakepitError, ToolFailed},
     plan::Plan,
     state::CallState,
     tools::{Job, PythonTools, Reply},
@@ -46,6 +50,18 @@ impl LocalRunner {
             progress: None,
         };
         Ok(Self { executor })
+    }
+
+    /// What a call would know, for who looks at its session from outside.
+    fn outside(&self, session_id: &str) -> Call {
+        let state = Arc::new(CallState::new(CallId::next(), None));
+        Call {
+            caller: Caller { state, trace: None },
+            host: None,
+            session_id: session_id.to_owned(),
+            worker_id: Arc::clone(&self.executor.worker_id),
+            metadata: BTreeMap::new(),
+        }
     }
 
     /// Runs a unary call. Arguments and result take the way over their wire forms.
@@ -96,9 +112,7 @@ impl LocalRunner {
         call.mode = mode;
         call.session = match session_id {
             "" => None,
-            id => Some(
-                SessionId::try_new(id).map_err(|error| InvalidArgumentError::new_err(error.to_string()))?,
-            ),
+            id => Some(self::session_id(id)?),
         };
         for (name, argument) in arguments {
             let name: String = name.extract()?;
@@ -109,6 +123,10 @@ impl LocalRunner {
         let (reply, answer) = oneshot::channel();
         Ok(Pending { job: Some(Job { call, state, reply: Reply::Task(reply) }), answer })
     }
+}
+
+fn session_id(id: &str) -> PyResult<SessionId> {
+    SessionId::try_new(id).map_err(|error| InvalidArgumentError::new_err(error.to_string()))
 }
 
 /// A call before it runs, and the place where its reply will be.

@@ -90,10 +90,10 @@ async fn python_calls_the_hosts_tools() {
     assert_eq!(call("multiply", json!({"a": 6, "b": 7})).await.unwrap(), 42);
     // Each failure of a host tool is a typed exception in Python, and so a failure of the Python tool.
     for (tool, arguments, needle) in [
-        ("refuse", json!({}), "not today"),
+        ("refuse", json!({}), "snakepit_bridge.errors.HostToolError: not today"),
         ("panic", json!({}), "panicked"),
         ("multiply", json!({"a": 6}), "b"),
-        ("no_such", json!({}), "no_such"),
+        ("no_such", json!({}), "snakepit_bridge.errors.NotFoundError: host tool `no_such` not found"),
     ] {
         let error = call(tool, arguments).await.unwrap_err();
         assert!(matches!(error, Error::Tool(ToolError::Failed(_))), "{tool}: {error}");

@@ -56,7 +56,10 @@ async fn it_works_from_the_command_line_where_the_host_has_no_tools() {
     let sale = sandbox.cli(&["call", "sale", "--args", r#"{"item": "tea"}"#]).await;
     let stderr = String::from_utf8(sale.stderr).unwrap();
     assert_eq!(sale.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("NotFoundError") && stderr.contains("`discount` not found"), "{stderr}");
+    assert!(
+        stderr.contains("NotFoundError") && stderr.contains("host tool `discount` not found"),
+        "{stderr}"
+    );
 }
 
 #[tokio::test]

@@ -63,7 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// What must hold over both ways to a worker: calls multiplexed on one stream, and each call an RPC of its own. Selected by
 /// their targets and not by their package, so that nothing is built again with other features.
-const SCENARIOS: [&str; 12] = [
+const SCENARIOS: [&str; 14] = [
     "--test",
     "calls",
     "--test",
@@ -74,6 +74,8 @@ const SCENARIOS: [&str; 12] = [
     "embedding",
     "--test",
     "lifecycle",
+    "--test",
+    "python_state",
     "--test",
     "sessions",
 ];

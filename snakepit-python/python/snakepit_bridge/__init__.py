@@ -3,32 +3,51 @@
 An adapter is a class whose methods, marked with :func:`tool`, the host can call by name. See :class:`BaseAdapter`.
 """
 
-from snakepit_bridge._native import __version__
+from snakepit_bridge._native import Variable, VariableUpdate, VariableVersion, __version__
 from snakepit_bridge.base_adapter import BaseAdapter, tool
 from snakepit_bridge.chunks import StreamChunk
 from snakepit_bridge.errors import (
+    AlreadyExistsError,
+    BatchError,
     CallCancelled,
     DeadlineExceededError,
     HostToolError,
     HostUnavailableError,
     InvalidArgumentError,
+    LimitExceededError,
     NotFoundError,
     SnakepitError,
+    ValidationError,
+    VariableNotFoundError,
+    VersionConflictError,
 )
-from snakepit_bridge.session_context import Programs, SessionContext
+from snakepit_bridge.programs import GlobalPrograms, Programs
+from snakepit_bridge.session_context import SessionContext
+from snakepit_bridge.variables import VariableType
 
 __all__ = [
+    "AlreadyExistsError",
     "BaseAdapter",
+    "BatchError",
     "CallCancelled",
     "DeadlineExceededError",
+    "GlobalPrograms",
     "HostToolError",
     "HostUnavailableError",
     "InvalidArgumentError",
+    "LimitExceededError",
     "NotFoundError",
     "Programs",
     "SessionContext",
     "SnakepitError",
     "StreamChunk",
+    "ValidationError",
+    "Variable",
+    "VariableNotFoundError",
+    "VariableType",
+    "VariableUpdate",
+    "VariableVersion",
+    "VersionConflictError",
     "__version__",
     "tool",
 ]

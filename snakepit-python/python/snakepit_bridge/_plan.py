@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from snakepit_bridge._call import CallLike
+    from snakepit_bridge._native import Call
 
 
 class AdapterError(Exception):
@@ -42,7 +42,7 @@ class Plan:
         self.has_initialize = _has(adapter, "initialize")
         self.has_cleanup = _has(adapter, "cleanup")
         self.is_dynamic = _has(adapter, "execute_tool")
-        self.context: Callable[[CallLike], SessionContext] = SessionContext
+        self.context: Callable[[Call], SessionContext] = SessionContext
         self.run_async = loop.run
         self.drain_async = drain
         self.describe = _failures.describe

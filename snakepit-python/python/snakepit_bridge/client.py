@@ -7,11 +7,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from snakepit_bridge import _native
+from snakepit_bridge._readiness import until_readable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -172,14 +172,9 @@ class _Chunks:
 
 async def _readable(call: _native.HostCall) -> None:
     """Wait until there is something to take; cancel the call when the wait is cancelled."""
-    watch = call.watch()
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(watch.fileno(), ready.set)
+    ready = call.ready()
     try:
-        await ready.wait()
+        await until_readable(ready.fileno())
     except BaseException:
         call.cancel()
         raise
-    finally:
-        loop.remove_reader(watch.fileno())

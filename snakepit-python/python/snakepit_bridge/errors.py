@@ -15,11 +15,52 @@ class HostToolError(SnakepitError):
 
 
 class NotFoundError(SnakepitError, LookupError):
-    """The host knows no such tool, session or program."""
+    """The host knows no such tool, session, program, or version of a variable."""
+
+
+class VariableNotFoundError(NotFoundError, KeyError):
+    """The session has no such variable."""
+
+    # That of `KeyError` would put the message into quotes.
+    __str__ = Exception.__str__
+
+
+class AlreadyExistsError(SnakepitError):
+    """The session has a variable of this name already."""
 
 
 class InvalidArgumentError(SnakepitError, ValueError):
-    """The host refused an argument, a name or a size."""
+    """The host refused an argument, a name, a size, or the constraints of a variable."""
+
+
+class ValidationError(InvalidArgumentError):
+    """A value is not of its variable's type, or outside its constraints."""
+
+
+class VersionConflictError(SnakepitError):
+    """A variable was written meanwhile: it is no longer at the version that the write expected."""
+
+    def __init__(self, message: str, expected: int, actual: int) -> None:
+        super().__init__(message)
+        #: The version that the write expected.
+        self.expected = expected
+        #: The version that the variable is at.
+        self.actual = actual
+
+
+class BatchError(SnakepitError):
+    """Variables of a batch were refused; of an atomic one, none was written."""
+
+    def __init__(self, message: str, errors: dict[str, str], versions: dict[str, int]) -> None:
+        super().__init__(message)
+        #: Why, by the identifiers of the batch.
+        self.errors = errors
+        #: The new versions of the variables that were written all the same.
+        self.versions = versions
+
+
+class LimitExceededError(SnakepitError):
+    """A limit of the host stands in the way: of what a session may hold, of what all may, or of one answer."""
 
 
 class DeadlineExceededError(SnakepitError, TimeoutError):

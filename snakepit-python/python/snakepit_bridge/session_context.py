@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-
-from snakepit_bridge import _native
-from snakepit_bridge.errors import InvalidArgumentError, NotFoundError
+from snakepit_bridge.errors import InvalidArgumentError
+from snakepit_bridge.programs import GlobalPrograms, Programs
+from snakepit_bridge.variables import SessionVariables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import TracebackType
     from typing import Any
 
@@ -17,20 +15,18 @@ if TYPE_CHECKING:
 
     from snakepit_bridge._call import CallLike
 
-_JSON = "application/json"
-_OCTETS = "application/octet-stream"
 
-
-class SessionContext:
+class SessionContext(SessionVariables):
     """The call that a tool serves: its session, its deadline, the host behind it.
 
-    As a context manager it ends the session when the block is left.
+    The session's variables are those of :class:`SessionVariables`: ``context["rate"] = 0.5``. As a context manager it
+    ends the session when the block is left.
     """
 
-    __slots__ = ("_call", "_host_tools")
+    __slots__ = ("_host_tools",)
 
     def __init__(self, call: CallLike) -> None:
-        self._call = call
+        super().__init__(call)
         self._host_tools: dict[str, dict[str, Any]] | None = None
 
     @property
@@ -84,17 +80,12 @@ class SessionContext:
 
     async def call_host_tool_async(self, name: str, /, **arguments: Any) -> Any:
         """Call a tool of the host without blocking the event loop. Raises what :meth:`call_host_tool` does."""
-        # Imported where it is used: it is the largest part of a worker's start, and only coroutines need it.
-        import asyncio
+        from snakepit_bridge._readiness import until_readable
 
         pending = self._call.start_host_tool(name, arguments)
-        loop = asyncio.get_running_loop()
-        answered = asyncio.Event()
-        loop.add_reader(pending.fileno(), answered.set)
         try:
-            await answered.wait()
+            await until_readable(pending.fileno())
         finally:
-            loop.remove_reader(pending.fileno())
             pending.cancel()
         return pending.result()
 
@@ -102,8 +93,15 @@ class SessionContext:
     def programs(self) -> Programs:
         """The session's programs: named blobs, such as trained models, that the host keeps."""
         if not self._call.session_id:
-            raise InvalidArgumentError("the call has no session, which programs belong to; call the tool with one")
+            raise InvalidArgumentError(
+                "the call has no session, which programs belong to; call the tool with one, or use `global_programs`"
+            )
         return Programs(self._call)
+
+    @property
+    def global_programs(self) -> GlobalPrograms:
+        """The host's own programs, which every session sees; a call needs no session for them."""
+        return GlobalPrograms(self._call)
 
     def cleanup(self, force: bool = False) -> bool:
         """End the session on the host, with all it holds. Says whether the host did."""
@@ -132,53 +130,3 @@ class SessionContext:
     def __repr__(self) -> str:
         """Name the session."""
         return f"SessionContext(session_id={self.session_id!r})"
-
-
-class Programs(MutableMapping[str, "Any"]):
-    """The programs of a session, as a mapping. Every operation asks the host.
-
-    ``bytes`` are kept as they are; anything else is kept as JSON and comes back as the object it was.
-    """
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: CallLike) -> None:
-        self._call = call
-
-    def put(self, name: str, value: Any, metadata: dict[str, str] | None = None) -> bool:
-        """Store a program, replacing one of the same name. Says whether the name was new."""
-        if isinstance(value, bytes | bytearray | memoryview):
-            return self._call.put_program(name, value, _OCTETS, metadata or {})
-        data = _native.to_json(value, f"program {name!r}")
-        return self._call.put_program(name, data, _JSON, metadata or {})
-
-    def __getitem__(self, name: str) -> Any:
-        """Fetch a program. Raises ``KeyError`` when there is none of this name."""
-        try:
-            data, content_type = self._call.get_program(name)
-        except NotFoundError as error:
-            raise KeyError(name) from error
-        return _native.from_json(data) if content_type == _JSON else data
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        """Store a program, replacing one of the same name."""
-        self.put(name, value)
-
-    def __delitem__(self, name: str) -> None:
-        """Delete a program. Raises ``KeyError`` when there is none of this name."""
-        try:
-            self._call.delete_program(name)
-        except NotFoundError as error:
-            raise KeyError(name) from error
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is a program of this name; its data stays with the host."""
-        return name in self._call.list_programs()
-
-    def __iter__(self) -> Iterator[str]:
-        """Go through the names, in order."""
-        return iter(self._call.list_programs())
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self._call.list_programs())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from snakepit_bridge._call import CallLike, PendingLike
+    from snakepit_bridge._call import PendingLike, VariablesLike
     from snakepit_bridge._plan import ToolPlan
 
 __all__ = ["ToolFailed", "ToolTester", "call_tool", "stream_tool"]
@@ -98,6 +98,9 @@ class ToolTester:
             raise TypeError(f"adapter is an object of class `{kind}`; pass the class: each call makes its own object")
         #: The session's programs, as content and content type.
         self.programs: dict[str, tuple[bytes, str]] = {}
+        #: The host's own programs, as content and content type.
+        self.global_programs: dict[str, tuple[bytes, str]] = {}
+        self._session = _native.LocalSession(session_id) if session_id else None
         self._session_id = session_id
         self._host_tools = dict(host_tools or {})
         self._metadata = dict(metadata or {})
@@ -143,6 +146,11 @@ class ToolTester:
             self._runner.stream(name, arguments, self._session_id, receive)
         return chunks
 
+    @property
+    def context(self) -> SessionContext:
+        """A context outside of any call, to prepare the session's variables and programs, and to look at them."""
+        return self._context(self._runner.outside(self._session_id))
+
     def _checked(self, name: str, arguments: Mapping[str, Any]) -> ToolPlan | None:
         """Refuse what a host refuses. ``None`` for a tool that only ``execute_tool`` may know."""
         tool = self._tools.get(name)
@@ -169,27 +177,25 @@ class ToolTester:
         """Close the event loop."""
         self.close()
 
-    def _context(self, call: CallLike) -> SessionContext:
-        return SessionContext(_LocalCall(call, self.programs, self._host_tools, self._metadata))
+    def _context(self, call: _native.Call) -> SessionContext:
+        if self._session is not None:
+            # A call that follows one that ended the session begins with a new one.
+            self._session.open()
+        return SessionContext(_LocalCall(call, self))
 
 
 class _LocalCall:
-    """A call whose host is a few functions and a dict."""
+    """A call whose host is a few functions and dicts, and a session in this process."""
 
-    def __init__(
-        self,
-        call: CallLike,
-        programs: dict[str, tuple[bytes, str]],
-        host_tools: dict[str, Callable[..., Any]],
-        metadata: dict[str, str],
-    ) -> None:
+    def __init__(self, call: _native.Call, tester: ToolTester) -> None:
         self.session_id = call.session_id
         self.worker_id = call.worker_id
-        self.metadata = metadata
+        self.metadata = tester._metadata
         self.traceparent = None
         self._call = call
-        self._programs = programs
-        self._host_tools = host_tools
+        self._host_tools = tester._host_tools
+        self._programs = (tester.programs, tester.global_programs)
+        self._session = tester._session
 
     @property
     def cancelled(self) -> bool:
@@ -207,7 +213,7 @@ class _LocalCall:
     def call_host_tool(self, name: str, arguments: dict[str, Any]) -> Any:
         if name not in self._host_tools:
             hint = _arguments.did_you_mean(name, self._host_tools, "; {}")
-            raise NotFoundError(f"tool `{name}` not found{hint}; give the test `host_tools`")
+            raise NotFoundError(f"host tool `{name}` not found{hint}; give the test `host_tools`")
         try:
             result = self._host_tools[name](**{key: _over_the_wire(value) for key, value in arguments.items()})
         except Exception as error:
@@ -217,29 +223,44 @@ class _LocalCall:
     def start_host_tool(self, name: str, arguments: dict[str, Any]) -> PendingLike:
         return _Answered(self.call_host_tool(name, arguments))
 
+    def variables(self) -> VariablesLike:
+        if self._session is None:
+            raise NotFoundError("there is no session")
+        return self._session.variables(self._call)
+
     def put_program(
-        self, name: str, data: bytes | bytearray | memoryview, content_type: str, metadata: dict[str, str]
+        self,
+        name: str,
+        data: bytes | bytearray | memoryview,
+        content_type: str,
+        metadata: dict[str, str],
+        *,
+        is_global: bool,
+        ttl_seconds: int | None,
     ) -> bool:
-        del metadata
-        created = name not in self._programs
-        self._programs[name] = (bytes(data), content_type)
+        del metadata, ttl_seconds
+        programs = self._programs[is_global]
+        created = name not in programs
+        programs[name] = (bytes(data), content_type)
         return created
 
-    def get_program(self, name: str) -> tuple[bytes, str]:
-        if name not in self._programs:
+    def get_program(self, name: str, is_global: bool) -> tuple[bytes, str]:
+        if name not in self._programs[is_global]:
             raise NotFoundError(f"program `{name}` not found")
-        return self._programs[name]
+        return self._programs[is_global][name]
 
-    def list_programs(self) -> list[str]:
-        return sorted(self._programs)
+    def list_programs(self, is_global: bool) -> list[str]:
+        return sorted(self._programs[is_global])
 
-    def delete_program(self, name: str) -> None:
-        self.get_program(name)
-        del self._programs[name]
+    def delete_program(self, name: str, is_global: bool) -> None:
+        self.get_program(name, is_global)
+        del self._programs[is_global][name]
 
     def cleanup_session(self, force: bool) -> bool:
         del force
-        self._programs.clear()
+        self._programs[False].clear()
+        if self._session is not None:
+            self._session.end()
         return True
 
 

@@ -132,7 +132,7 @@ impl Peer {
         if is_unreadable(&status) {
             return self.unreadable(&status);
         }
-        let Details { reason, failure, violation } = details_of(&status);
+        let Details { reason, failure, violation, .. } = details_of(&status);
         let (code, message) = (status.code(), status.message().to_owned());
         match (reason.as_deref(), failure) {
             (None | Some(status::TOOL_FAILED), Some(failure)) => {

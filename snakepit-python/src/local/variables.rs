@@ -1,0 +1,235 @@
+//! A session without a host: its variables, of the very kind that a host keeps, in this process.
+
+use std::collections::{BTreeMap, HashMap};
+
+use pyo3::{prelude::*, types::PyDict};
+use snakepit_session::{
+    Batch, MemoryBackend, NewSession, NewVariable, Note, SessionBackend, SessionError, SessionId,
+    SessionLimits, SetVariable, VariableName, VariableType,
+};
+use tokio_stream::StreamExt;
+
+use crate::{
+    background,
+    context::Call,
+    host::{HostError, InvalidArgumentError},
+    value,
+    variables::{Driver, Variable, VariableUpdate, VariableVersion, VariableWatch, note},
+};
+
+/// One session of a stand-in for a host.
+#[pyclass(frozen, module = "snakepit_bridge._native")]
+#[derive(Debug)]
+pub(crate) struct LocalSession {
+    backend: MemoryBackend,
+    id: SessionId,
+}
+
+#[pymethods]
+impl LocalSession {
+    #[new]
+    fn new(session_id: &str) -> PyResult<Self> {
+        Ok(Self { backend: MemoryBackend::new(SessionLimits::default()), id: super::session_id(session_id)? })
+    }
+
+    /// Makes the session, unless it is there.
+    fn open(&self, py: Python<'_>) -> PyResult<()> {
+        self.run(py, self.backend.create(&self.id, NewSession::default())).map(drop)
+    }
+
+    /// Ends the session, with all it holds.
+    fn end(&self, py: Python<'_>) -> PyResult<()> {
+        self.run(py, self.backend.delete(&self.id)).map(drop)
+    }
+
+    /// The session's variables, as this call has them.
+    fn variables(slf: Py<Self>, call: Py<Call>) -> LocalVariables {
+        LocalVariables { session: slf, call }
+    }
+}
+
+impl LocalSession {
+    fn run<T: Send>(
+        &self,
+        py: Python<'_>,
+        operation: impl Future<Output = Result<T, SessionError>> + Send,
+    ) -> PyResult<T> {
+        Ok(background::wait(py, operation)?.map_err(HostError::Session)?)
+    }
+}
+
+/// What `Variables` is to a call of a worker, for a call of the stand-in.
+#[pyclass(frozen, module = "snakepit_bridge._native")]
+#[derive(Debug)]
+pub(crate) struct LocalVariables {
+    session: Py<LocalSession>,
+    call: Py<Call>,
+}
+
+impl LocalVariables {
+    fn run<'a, T: Send, F: Future<Output = Result<T, SessionError>> + Send>(
+        &'a self,
+        py: Python<'_>,
+        operation: impl FnOnce(&'a MemoryBackend, &'a SessionId) -> F,
+    ) -> PyResult<T> {
+        let session = self.session.get();
+        session.run(py, operation(&session.backend, &session.id))
+    }
+
+    fn note(&self, metadata: BTreeMap<String, String>) -> Note {
+        Note::from_metadata(note(self.call.get(), metadata))
+    }
+
+    fn update(
+        &self,
+        identifier: String,
+        value: &Bound<'_, PyAny>,
+        note: Note,
+        expected_version: Option<i32>,
+    ) -> PyResult<SetVariable> {
+        let value = value::from_python(value, format_args!("the value of variable `{identifier}`"))?;
+        let expected_version = expected_version.map(version).transpose()?;
+        Ok(SetVariable { identifier, value, note, expected_version })
+    }
+}
+
+#[pymethods]
+impl LocalVariables {
+    #[pyo3(signature = (name, type_name, initial_value, constraints, metadata))]
+    fn register(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        type_name: Option<&str>,
+        initial_value: &Bound<'_, PyAny>,
+        constraints: Option<&Bound<'_, PyAny>>,
+        metadata: BTreeMap<String, String>,
+    ) -> PyResult<String> {
+        let value = value::from_python(initial_value, format_args!("the value of variable `{name}`"))?;
+        let kind = match type_name {
+            Some(name) => name.parse().map_err(|error| refused(format!("`type` cannot be used: {error}")))?,
+            None => value.ty(),
+        };
+        let constraints = constraints
+            .map(|given| value::python_to_json(given, format_args!("the constraints of variable `{name}`")))
+            .transpose()?
+            .unwrap_or_default();
+        let ty = VariableType::with_constraints(kind, &String::from_utf8_lossy(&constraints));
+        let name = VariableName::try_new(name).map_err(HostError::Session)?;
+        let new = NewVariable { ty: ty.map_err(HostError::Session)?, value, note: self.note(metadata) };
+        let variable = self.run(py, |backend, id| backend.register_variable(id, &name, new))?;
+        Ok(variable.id.to_string())
+    }
+
+    fn get(&self, py: Python<'_>, identifier: &str) -> PyResult<Variable> {
+        self.run(py, |backend, id| backend.variable(id, identifier)).map(Variable::from)
+    }
+
+    #[pyo3(signature = (identifier, value, metadata, expected_version))]
+    fn set(
+        &self,
+        py: Python<'_>,
+        identifier: String,
+        value: &Bound<'_, PyAny>,
+        metadata: BTreeMap<String, String>,
+        expected_version: Option<i32>,
+    ) -> PyResult<u32> {
+        let update = self.update(identifier, value, self.note(metadata), expected_version)?;
+        self.run(py, |backend, id| backend.set_variable(id, update))
+    }
+
+    fn get_many(
+        &self,
+        py: Python<'_>,
+        identifiers: Vec<String>,
+    ) -> PyResult<(HashMap<String, Variable>, Vec<String>)> {
+        let names: Vec<_> = identifiers.iter().map(String::as_str).collect();
+        let variables = self.run(py, |backend, id| backend.variables(id, &names))?;
+        let (mut found, mut missing) = (HashMap::new(), Vec::new());
+        for (identifier, variable) in identifiers.into_iter().zip(variables) {
+            match variable {
+                Some(variable) => drop(found.insert(identifier, variable.into())),
+                None => missing.push(identifier),
+            }
+        }
+        Ok((found, missing))
+    }
+
+    fn set_many(
+        &self,
+        py: Python<'_>,
+        updates: &Bound<'_, PyDict>,
+        metadata: BTreeMap<String, String>,
+        mut expected_versions: BTreeMap<String, i32>,
+        atomic: bool,
+    ) -> PyResult<(BTreeMap<String, u32>, BTreeMap<String, String>)> {
+        let note = self.note(metadata);
+        let mut writes = Vec::with_capacity(updates.len());
+        for (identifier, value) in updates {
+            let identifier: String = identifier.extract()?;
+            let expected_version = expected_versions.remove(&identifier);
+            writes.push(self.update(identifier, &value, note.clone(), expected_version)?);
+        }
+        if let Some(name) = expected_versions.keys().next() {
+            return Err(refused(format!("`expected_versions[{name}]` names none of the updates")));
+        }
+        let names: Vec<_> = writes.iter().map(|write| write.identifier.clone()).collect();
+        let batch = if atomic { Batch::Atomic } else { Batch::Each };
+        let session = self.session.get();
+        let outcomes = background::wait(py, session.backend.set_variables(&session.id, writes, batch))?;
+        let (mut versions, mut errors) = (BTreeMap::new(), BTreeMap::new());
+        match outcomes {
+            Ok(outcomes) => {
+                for (name, outcome) in names.into_iter().zip(outcomes) {
+                    match outcome {
+                        Ok(version) => drop(versions.insert(name, version)),
+                        Err(error) => drop(errors.insert(name, error.to_string())),
+                    }
+                }
+            }
+            Err(SessionError::BatchRefused { errors: reasons }) => {
+                errors.extend(reasons.into_iter().map(|(name, error)| (name, error.to_string())));
+            }
+            Err(error) => return Err(HostError::Session(error).into()),
+        }
+        Ok((versions, errors))
+    }
+
+    fn find(&self, py: Python<'_>, pattern: &str) -> PyResult<Vec<Variable>> {
+        let found = self.run(py, |backend, id| backend.list_variables(id, pattern))?;
+        Ok(found.into_iter().map(Variable::from).collect())
+    }
+
+    fn delete(&self, py: Python<'_>, identifier: &str) -> PyResult<()> {
+        self.run(py, |backend, id| backend.delete_variable(id, identifier)).map(drop)
+    }
+
+    fn history(&self, py: Python<'_>, identifier: &str, limit: i32) -> PyResult<Vec<VariableVersion>> {
+        let limit = usize::try_from(limit)
+            .map_err(|_| refused("`limit` is negative; use 0 for all versions kept".to_owned()))?;
+        let versions = self.run(py, |backend, id| backend.variable_history(id, identifier, limit))?;
+        Ok(versions.into_iter().map(VariableVersion::from).collect())
+    }
+
+    fn rollback(&self, py: Python<'_>, identifier: &str, version: i32) -> PyResult<Variable> {
+        let target = self::version(version)?;
+        let rolled =
+            self.run(py, |backend, id| backend.rollback_variable(id, identifier, target, Note::default()))?;
+        Ok(rolled.into())
+    }
+
+    #[allow(clippy::needless_pass_by_value, reason = "an argument of a Python function")]
+    fn watch(&self, py: Python<'_>, identifiers: Vec<String>, initial: bool) -> PyResult<VariableWatch> {
+        let events = self.run(py, |backend, id| backend.watch_variables(id, &identifiers, initial))?;
+        let updates = events.map(|event| event.map(VariableUpdate::from).map_err(HostError::Session));
+        Ok(VariableWatch::new(Driver::Background, self.call.get().caller.clone(), updates))
+    }
+}
+
+fn version(version: i32) -> PyResult<u32> {
+    u32::try_from(version).map_err(|_| refused(format!("version is {version}, but versions start at 0")))
+}
+
+fn refused(message: String) -> PyErr {
+    InvalidArgumentError::new_err(message)
+}

@@ -1,0 +1,255 @@
+//! The variables of a call's session, as Python reads and writes them. All of them live with the host: nothing is kept
+//! here, so that what one tool writes every other one reads.
+
+mod variable;
+mod watch;
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use pyo3::{prelude::*, types::PyDict};
+use snakepit_proto::pb;
+use snakepit_worker::wire::payload_to_wire;
+use tokio_stream::StreamExt;
+
+use crate::{
+    context::Call,
+    host::{HostError, SnakepitError},
+    value,
+};
+
+pub(crate) use self::{
+    variable::{Variable, VariableUpdate, VariableVersion},
+    watch::{Driver, VariableWatch},
+};
+
+/// The variables of the session of one call.
+#[pyclass(frozen, module = "snakepit_bridge._native")]
+#[derive(Debug)]
+pub(crate) struct Variables {
+    pub(crate) call: Py<Call>,
+}
+
+/// The new versions of the variables that were written, and why the others were not.
+type Written = (BTreeMap<String, i32>, BTreeMap<String, String>);
+
+impl Variables {
+    fn session_id(&self) -> String {
+        self.call.get().session_id.clone()
+    }
+
+    fn note(&self, metadata: BTreeMap<String, String>) -> BTreeMap<String, String> {
+        note(self.call.get(), metadata)
+    }
+}
+
+#[pymethods]
+impl Variables {
+    #[pyo3(signature = (name, type_name, initial_value, constraints, metadata))]
+    fn register(
+        &self,
+        py: Python<'_>,
+        name: String,
+        type_name: Option<String>,
+        initial_value: &Bound<'_, PyAny>,
+        constraints: Option<&Bound<'_, PyAny>>,
+        metadata: BTreeMap<String, String>,
+    ) -> PyResult<String> {
+        let payload = value::from_python(initial_value, format_args!("the value of variable `{name}`"))?;
+        let type_name = type_name.unwrap_or_else(|| payload.ty().as_str().to_owned());
+        let constraints = constraints
+            .map(|given| value::python_to_json(given, format_args!("the constraints of variable `{name}`")))
+            .transpose()?
+            .unwrap_or_default();
+        let (initial_value, buffer) = payload_to_wire(payload);
+        let request = pb::RegisterVariableRequest {
+            session_id: self.session_id(),
+            name,
+            r#type: type_name,
+            initial_value: Some(initial_value),
+            // What was just written as JSON is UTF-8.
+            constraints_json: String::from_utf8_lossy(&constraints).into_owned(),
+            metadata: self.note(metadata),
+            initial_binary_value: buffer.unwrap_or_default(),
+        };
+        let answer = self
+            .call
+            .get()
+            .ask(py, request, |mut client, request| async move { client.register_variable(request).await })?;
+        let pb::RegisterVariableResponse { success, variable_id, error_message } = answer;
+        accepted(success, error_message)?;
+        Ok(variable_id)
+    }
+
+    fn get(&self, py: Python<'_>, identifier: String) -> PyResult<Variable> {
+        let request = pb::GetVariableRequest {
+            session_id: self.session_id(),
+            variable_identifier: identifier,
+            bypass_cache: true,
+        };
+        let answer = self
+            .call
+            .get()
+            .ask(py, request, |mut client, request| async move { client.get_variable(request).await })?;
+        Ok(answer.variable.unwrap_or_default().into())
+    }
+
+    /// Writes, and returns the new version.
+    #[pyo3(signature = (identifier, value, metadata, expected_version))]
+    fn set(
+        &self,
+        py: Python<'_>,
+        identifier: String,
+        value: &Bound<'_, PyAny>,
+        metadata: BTreeMap<String, String>,
+        expected_version: Option<i32>,
+    ) -> PyResult<i32> {
+        let (value, buffer) = to_wire(&identifier, value)?;
+        let request = pb::SetVariableRequest {
+            session_id: self.session_id(),
+            variable_identifier: identifier,
+            value: Some(value),
+            metadata: self.note(metadata),
+            expected_version: expected_version.unwrap_or_default(),
+            binary_value: buffer.unwrap_or_default(),
+            check_version: expected_version.is_some(),
+        };
+        let answer = self
+            .call
+            .get()
+            .ask(py, request, |mut client, request| async move { client.set_variable(request).await })?;
+        let pb::SetVariableResponse { success, error_message, new_version } = answer;
+        accepted(success, error_message)?;
+        Ok(new_version)
+    }
+
+    /// The variables that there are, by the identifiers asked for, and the identifiers of which there is none.
+    fn get_many(
+        &self,
+        py: Python<'_>,
+        identifiers: Vec<String>,
+    ) -> PyResult<(HashMap<String, Variable>, Vec<String>)> {
+        let request = pb::BatchGetVariablesRequest {
+            session_id: self.session_id(),
+            variable_identifiers: identifiers,
+            include_metadata: true,
+            bypass_cache: true,
+        };
+        let answer = self
+            .call
+            .get()
+            .ask(py, request, |mut client, request| async move { client.get_variables(request).await })?;
+        let variables = answer.variables.into_iter().map(|(key, variable)| (key, variable.into())).collect();
+        Ok((variables, answer.missing_variables))
+    }
+
+    fn set_many(
+        &self,
+        py: Python<'_>,
+        updates: &Bound<'_, PyDict>,
+        metadata: BTreeMap<String, String>,
+        expected_versions: BTreeMap<String, i32>,
+        atomic: bool,
+    ) -> PyResult<Written> {
+        let mut request = pb::BatchSetVariablesRequest {
+            session_id: self.session_id(),
+            metadata: self.note(metadata),
+            atomic,
+            expected_versions,
+            ..pb::BatchSetVariablesRequest::default()
+        };
+        for (identifier, value) in updates {
+            let identifier: String = identifier.extract()?;
+            let (value, buffer) = to_wire(&identifier, &value)?;
+            if let Some(buffer) = buffer {
+                request.binary_updates.insert(identifier.clone(), buffer);
+            }
+            request.updates.insert(identifier, value);
+        }
+        let answer = self
+            .call
+            .get()
+            .ask(py, request, |mut client, request| async move { client.set_variables(request).await })?;
+        let pb::BatchSetVariablesResponse { success, errors, new_versions } = answer;
+        accepted(success || !errors.is_empty(), "the host refused the batch".to_owned())?;
+        Ok((new_versions, errors))
+    }
+
+    fn find(&self, py: Python<'_>, pattern: String) -> PyResult<Vec<Variable>> {
+        let request = pb::ListVariablesRequest { session_id: self.session_id(), pattern };
+        let answer = self
+            .call
+            .get()
+            .ask(py, request, |mut client, request| async move { client.list_variables(request).await })?;
+        Ok(answer.variables.into_iter().map(Variable::from).collect())
+    }
+
+    fn delete(&self, py: Python<'_>, identifier: String) -> PyResult<()> {
+        let request =
+            pb::DeleteVariableRequest { session_id: self.session_id(), variable_identifier: identifier };
+        let answer = self
+            .call
+            .get()
+            .ask(py, request, |mut client, request| async move { client.delete_variable(request).await })?;
+        accepted(answer.success, answer.error_message)
+    }
+
+    fn history(&self, py: Python<'_>, identifier: String, limit: i32) -> PyResult<Vec<VariableVersion>> {
+        let request = pb::GetVariableHistoryRequest {
+            session_id: self.session_id(),
+            variable_identifier: identifier,
+            limit,
+        };
+        let answer = self.call.get().ask(py, request, |mut client, request| async move {
+            client.get_variable_history(request).await
+        })?;
+        Ok(answer.entries.into_iter().map(VariableVersion::from).collect())
+    }
+
+    fn rollback(&self, py: Python<'_>, identifier: String, version: i32) -> PyResult<Variable> {
+        let request = pb::RollbackVariableRequest {
+            session_id: self.session_id(),
+            variable_identifier: identifier,
+            target_version: version,
+        };
+        let answer = self
+            .call
+            .get()
+            .ask(py, request, |mut client, request| async move { client.rollback_variable(request).await })?;
+        let pb::RollbackVariableResponse { success, variable, error_message } = answer;
+        accepted(success, error_message)?;
+        Ok(variable.unwrap_or_default().into())
+    }
+
+    /// Listens to the updates of variables, of all of them when none is named. From its return on none is missed.
+    fn watch(&self, py: Python<'_>, identifiers: Vec<String>, initial: bool) -> PyResult<VariableWatch> {
+        let request = pb::WatchVariablesRequest {
+            session_id: self.session_id(),
+            variable_identifiers: identifiers,
+            include_initial_values: initial,
+        };
+        let call = self.call.get();
+        let updates = call
+            .ask(py, request, |mut client, request| async move { client.watch_variables(request).await })?;
+        let updates = updates.map(|update| update.map(VariableUpdate::from).map_err(HostError::Status));
+        Ok(VariableWatch::new(Driver::Io(call.io()?), call.caller.clone(), updates))
+    }
+}
+
+/// What is said about a write: whatever the tool says, and who it is.
+pub(crate) fn note(call: &Call, mut metadata: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    for (key, value) in [("source", "python"), ("changed_by", &*call.worker_id)] {
+        metadata.entry(key.to_owned()).or_insert_with(|| value.to_owned());
+    }
+    metadata
+}
+
+fn to_wire(identifier: &str, value: &Bound<'_, PyAny>) -> PyResult<(pb::Any, Option<Bytes>)> {
+    let payload = value::from_python(value, format_args!("the value of variable `{identifier}`"))?;
+    Ok(payload_to_wire(payload))
+}
+
+/// Hosts of the original say no in the answer; ours do it by a status.
+fn accepted(success: bool, error_message: String) -> PyResult<()> {
+    if success { Ok(()) } else { Err(SnakepitError::new_err(error_message)) }
+}

@@ -1,0 +1,164 @@
+//! Updates of variables as a stream that Python pulls: blocking, or from an event loop.
+
+use std::{fmt, pin::Pin, sync::Arc};
+
+use futures_core::Stream;
+use pyo3::{exceptions::PyRuntimeError, prelude::*};
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    time::sleep_until,
+};
+use tokio_stream::StreamExt;
+use tokio_util::sync::CancellationToken;
+
+use super::VariableUpdate;
+use crate::{
+    background,
+    context::refuse_fork,
+    host::{Caller, HostError},
+    io::Io,
+    readable::Readable,
+};
+
+type Updates = Pin<Box<dyn Stream<Item = Result<VariableUpdate, HostError>> + Send>>;
+
+/// Who drives what a watch waits for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Driver {
+    /// The worker.
+    Io(Io),
+    /// A thread of its own, where there is no worker.
+    Background,
+}
+
+/// Updates as they come. They end when the watch is closed, with the call that it belongs to, or by an error.
+#[pyclass(frozen, module = "snakepit_bridge._native")]
+#[derive(Debug)]
+pub(crate) struct VariableWatch {
+    driver: Driver,
+    watched: Arc<Watched>,
+}
+
+struct Watched {
+    caller: Caller,
+    closed: CancellationToken,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// `None` once it has ended.
+    updates: Option<Updates>,
+    /// What came and was not taken yet. An update stays here when whoever waited for it went away.
+    next: Option<Result<VariableUpdate, HostError>>,
+}
+
+impl VariableWatch {
+    pub(crate) fn new(
+        driver: Driver,
+        caller: Caller,
+        updates: impl Stream<Item = Result<VariableUpdate, HostError>> + Send + 'static,
+    ) -> Self {
+        let state = Mutex::new(State { updates: Some(Box::pin(updates)), next: None });
+        Self { driver, watched: Arc::new(Watched { caller, closed: CancellationToken::new(), state }) }
+    }
+}
+
+impl Watched {
+    /// Waits until there is an update, or the end. Cancel safe.
+    async fn advance(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().await;
+        if state.next.is_none()
+            && let Some(updates) = &mut state.updates
+        {
+            let next = tokio::select! {
+                biased;
+                end = self.end() => end.err().map(Err),
+                update = updates.next() => update,
+            };
+            if !matches!(next, Some(Ok(_))) {
+                state.updates = None;
+            }
+            state.next = next;
+        }
+        state
+    }
+
+    /// Waits for what ends the watch from this side.
+    async fn end(&self) -> Result<(), HostError> {
+        let call = &self.caller.state;
+        let deadline = async {
+            match call.deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.closed.cancelled() => Ok(()),
+            () = call.cancelled() => Err(HostError::Cancelled),
+            () = deadline => Err(HostError::Deadline),
+            () = call.ended() => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched").field("closed", &self.closed.is_cancelled()).finish_non_exhaustive()
+    }
+}
+
+#[pymethods]
+impl VariableWatch {
+    /// Waits for the next update, while other Python threads go on. `None` at the end.
+    fn next(&self, py: Python<'_>) -> PyResult<Option<VariableUpdate>> {
+        let next = async { self.watched.advance().await.next.take() };
+        let next = match self.driver {
+            Driver::Io(io) => {
+                refuse_fork(io)?;
+                py.detach(|| io.block_on(next))
+            }
+            Driver::Background => background::wait(py, next)?,
+        };
+        Ok(next.transpose()?)
+    }
+
+    /// Becomes readable once `take` has something to take.
+    fn ready(&self) -> PyResult<Readable> {
+        let watched = Arc::clone(&self.watched);
+        let ready = async move { drop(watched.advance().await) };
+        match self.driver {
+            Driver::Io(io) => {
+                refuse_fork(io)?;
+                let ready = Readable::once_done(io.runtime().handle(), ready)?;
+                // The executor, whose event loop is to wait for it, does not drive the IO meanwhile.
+                io.hand_over();
+                Ok(ready)
+            }
+            Driver::Background => Ok(Readable::once_done(background::runtime()?, ready)?),
+        }
+    }
+
+    /// The update that is there. `None` at the end.
+    fn take(&self) -> PyResult<Option<VariableUpdate>> {
+        let mut state = self.watched.state.try_lock().map_err(|_| taken())?;
+        let next = state.next.take();
+        if next.is_none() && state.updates.is_some() {
+            return Err(taken());
+        }
+        Ok(next.transpose()?)
+    }
+
+    /// Ends the watch, and whoever waits for it.
+    fn close(&self) {
+        self.watched.closed.cancel();
+        // Who waits holds the lock, and ends it by itself.
+        if let Ok(mut state) = self.watched.state.try_lock() {
+            *state = State { updates: None, next: None };
+        }
+    }
+}
+
+fn taken() -> PyErr {
+    PyRuntimeError::new_err("another thread or coroutine reads from this watch; give each its own")
+}

@@ -1,0 +1,459 @@
+"""Scenarios of the state of a session: variables, batches, watches, programs.
+
+Each checks itself, so the same ones hold against a host (`tests/tests/python_state.rs`) and against the
+stand-in of `snakepit_bridge.testing` (`snakepit-python/tests/test_variables.py`).
+"""
+
+import asyncio
+import math
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from snakepit_bridge import (
+    AlreadyExistsError,
+    BatchError,
+    InvalidArgumentError,
+    LimitExceededError,
+    NotFoundError,
+    SessionContext,
+    ValidationError,
+    VariableNotFoundError,
+    VariableType,
+    VersionConflictError,
+)
+
+_E = TypeVar("_E", bound=BaseException)
+
+
+def raised(kind: type[_E], action: Callable[[], object]) -> _E:
+    """Return the exception that an action raises, which must be of this very type."""
+    caught = None
+    try:
+        action()
+    except kind as error:
+        caught = error
+    assert type(caught) is kind, repr(caught)
+    return caught
+
+
+def said(kind: type[BaseException], action: Callable[[], object]) -> str:
+    """Return the message of the exception that an action raises, which must be of this very type."""
+    return str(raised(kind, action))
+
+
+def check_lives(context: SessionContext) -> None:
+    """A variable lives from its registration to its deletion."""
+    before = datetime.now(timezone.utc) - timedelta(seconds=1)
+    identifier = context.register_variable("rate", VariableType.FLOAT, 0.5, {"min": 0, "max": 1}, {"unit": "1/s"})
+    assert identifier.startswith("var_"), identifier
+    variable = context.variable("rate")
+    assert (variable.id, variable.name, variable.type, variable.version) == (identifier, "rate", "float", 0)
+    assert (variable.value, variable.constraints) == (0.5, {"min": 0, "max": 1})
+    assert (variable.metadata, variable.source) == ({"unit": "1/s"}, "python")
+    assert before < variable.updated_at < datetime.now(timezone.utc) + timedelta(seconds=1)
+    assert repr(variable) == 'Variable(name="rate", type="float", version=0)'
+
+    assert context.set_variable("rate", 1, {"why": "louder"}) == 1
+    assert context.set_variable(identifier, 0.25, expected_version=1) == 2
+    assert context.get_variable("rate") == context.get_variable(identifier) == 0.25
+    assert variable.value == 0.5
+    later = context.variable(identifier)
+    assert later.metadata == {"unit": "1/s", "why": "louder"}
+
+    history = context.variable_history("rate")
+    assert [(entry.version, entry.value) for entry in history] == [(2, 0.25), (1, 1.0), (0, 0.5)]
+    assert [entry.metadata for entry in history] == [{}, {"why": "louder"}, {"unit": "1/s"}]
+    assert {entry.changed_by for entry in history} == {context.worker_id}
+    assert len(context.variable_history("rate", 2)) == 2
+    rolled = context.rollback_variable("rate", 0)
+    assert (rolled.value, rolled.version) == (0.5, 3)
+
+    context["ratio"] = 2
+    context["other"] = "x"
+    assert [variable.name for variable in context.list_variables("ra*")] == ["rate", "ratio"]
+    assert [variable.name for variable in context.list_variables()] == ["other", "rate", "ratio"]
+    assert context.get_variables(["rate", "other"]) == {"rate": 0.5, "other": "x"}
+
+    context.delete_variable("rate")
+    assert "rate" not in context
+    assert context.get("rate") is None
+    assert context.get("rate", 7) == 7
+    assert context.get("other") == "x"
+
+
+def check_mapping(context: SessionContext) -> None:
+    """Items and attributes are variables; writing one that is not there registers it."""
+    for name, value, kind in [
+        ("flag", True, "boolean"),
+        ("count", 3, "integer"),
+        ("rate", 0.5, "float"),
+        ("text", "x", "string"),
+        ("items", [1, "a", None], "list"),
+        ("table", {"a": {"b": [1.5]}}, "map"),
+        ("image", np.zeros((2, 2)), "tensor"),
+    ]:
+        context[name] = value
+        assert context.variable(name).type == kind, name
+        assert context.variable(name).version == 0
+        context[name] = value
+        assert context.variable(name).version == 1
+        assert name in context
+    assert 3 not in context
+    context.v.count += 1
+    context.v.fresh = "y"
+    assert (context["count"], context.v.fresh) == (4, "y")
+    del context["count"]
+    del context.v.fresh
+    assert not hasattr(context.v, "count")
+    assert "fresh" not in context
+    assert "not found" in said(AttributeError, lambda: context.v.fresh)
+    said(TypeError, lambda: iter(context))  # type: ignore[call-overload]
+
+
+def check_values(context: SessionContext) -> None:
+    """What is written is what is read, bit for bit."""
+    context.register_variable("number", "float", 1)
+    assert type(context["number"]) is float
+    for number in [0.1, -0.0, 5e-324, 1.7976931348623157e308, math.inf, -math.inf, math.nan]:
+        context["number"] = number
+        assert math.copysign(1, context["number"]) == math.copysign(1, number)
+        assert context["number"] == number or (math.isnan(number) and math.isnan(context["number"]))
+    context.register_variable("integer", None, -(2**63))
+    assert context["integer"] == -(2**63)
+    context["integer"] = np.int64(7)
+    assert context["integer"] == 7
+    text = 'ünïcödé \U0001f40d "quoted" \x00'
+    context[text.replace("\x00", "")] = text
+    assert context[text.replace("\x00", "")] == text
+    context.register_variable("mode", "choice", "fast", {"choices": ["fast", "slow"]})
+    context.register_variable("code", "module", "math", {"allowed_modules": ["math"]})
+    assert (context["mode"], context["code"]) == ("fast", "math")
+
+    # A buffer of 10,240 bytes, and one of more: the protocol draws a line between them.
+    for array in [
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.arange(6, dtype=">i2"),
+        np.array(7.5),
+        np.zeros((0, 3)),
+        np.array([True, False]),
+        np.linspace(0, 1, 1280),
+        np.linspace(0, 1, 5000, dtype=np.float32),
+        np.random.default_rng(1).normal(size=(300, 400)).T,
+    ]:
+        context["array"] = array
+        back = context["array"]
+        assert (back.shape, back.dtype) == (array.shape, array.dtype.newbyteorder("=")), array.dtype
+        np.testing.assert_array_equal(back, array)
+        assert back.flags.writeable
+
+    context.register_variable("shaped", "tensor", [[1, 2], [3, 4]], {"shape": [2, 2]})
+    assert context["shaped"] == [[1, 2], [3, 4]]
+    context["shaped"] = np.eye(2, dtype=np.float32)
+    assert context["shaped"].dtype == np.float32
+    context.register_variable("vector", VariableType.EMBEDDING, [0.5, 1.0, 1.5], {"dimensions": 3})
+    assert context["vector"] == [0.5, 1.0, 1.5]
+    context["vector"] = np.array([1, 2, 3], dtype=np.float32)
+    assert context["vector"].dtype == np.float32
+    large = np.arange(4000, dtype=np.float32)
+    context.register_variable("large", "embedding", large)
+    assert context.variable("large").type == "embedding"
+    np.testing.assert_array_equal(context["large"], large)
+    many = context.get_variables(["large", "vector", "number"])
+    np.testing.assert_array_equal(many["large"], large)
+    np.testing.assert_array_equal(context.list_variables("large")[0].value, large)
+    np.testing.assert_array_equal(context.variable_history("large")[0].value, large)
+
+
+def check_errors(context: SessionContext) -> None:
+    """Refusals are exceptions of their own types that say what is wrong."""
+    context.register_variable("rate", "float", 0.5, {"max": 1})
+    assert "above maximum 1" in said(ValidationError, lambda: context.set_variable("rate", 2))
+    assert "type float" in said(ValidationError, lambda: context.set_variable("rate", "fast"))
+    assert isinstance(ValidationError("x"), ValueError)
+    assert "`rate` already exists" in said(AlreadyExistsError, lambda: context.register_variable("rate", None, 1))
+    assert "above maximum 1" in said(ValidationError, lambda: context.register_variable("x", "float", 2, {"max": 1}))
+    assert "`maximum`" in said(InvalidArgumentError, lambda: context.register_variable("x", "float", 2, {"maximum": 1}))
+    assert "decimal" in said(InvalidArgumentError, lambda: context.register_variable("x", "decimal", 2))
+    assert "name" in said(InvalidArgumentError, lambda: context.register_variable("a*", None, 2))
+    assert "bytes" in said(InvalidArgumentError, lambda: context.register_variable("x", None, b"x"))
+    assert "variable `x` is a `set`" in said(TypeError, lambda: context.register_variable("x", None, {1}))
+    assert "x" not in context
+
+    nothing = [
+        lambda: context.get_variable("ghost"),
+        lambda: context["ghost"],
+        lambda: context.variable("ghost"),
+        lambda: context.set_variable("ghost", 1),
+        lambda: context.delete_variable("ghost"),
+        lambda: context.variable_history("ghost"),
+        lambda: context.rollback_variable("ghost", 0),
+        lambda: context.update("ghost", lambda value: value),
+        lambda: context.get_variables(["rate", "ghost"]),
+        lambda: context.watch("ghost"),
+    ]
+    for action in nothing:
+        message = said(VariableNotFoundError, action)
+        assert "`ghost` not found" in message, message
+        assert not message.startswith(("'", '"')), message
+    assert issubclass(VariableNotFoundError, KeyError | NotFoundError)
+    assert "version 7" in said(NotFoundError, lambda: context.rollback_variable("rate", 7))
+    assert "start at 0" in said(InvalidArgumentError, lambda: context.set_variable("rate", 1, expected_version=-1))
+    assert "limit" in said(InvalidArgumentError, lambda: context.variable_history("rate", -1))
+    assert context.variable("rate").version == 0
+
+
+def check_limits(context: SessionContext) -> None:
+    """What is too much is refused as such."""
+    too_large = np.zeros(11 * 2**20, dtype=np.int8)
+    assert "above the limit" in said(ValidationError, lambda: context.register_variable("x", None, too_large))
+    for number in range(1000):
+        context.register_variable(f"n{number}", None, number)
+    assert "the most it may" in said(LimitExceededError, lambda: context.register_variable("x", None, 1))
+    assert len(context.list_variables("n99*")) == 11
+    assert context.get_variables(f"n{number}" for number in range(1000))["n999"] == 999
+
+
+def check_conflicts(context: SessionContext) -> None:
+    """A write that expects another version changes nothing, from version 0 on; an update tries again."""
+    context["n"] = 0
+    context.set_variable("n", 1, expected_version=0)
+    conflict = raised(VersionConflictError, lambda: context.set_variable("n", 2, expected_version=0))
+    assert (conflict.expected, conflict.actual) == (0, 1)
+    assert "version 1" in str(conflict)
+    assert "version 0" in str(conflict)
+    assert context["n"] == 1
+
+    calls = []
+
+    def meddle(value: int) -> int:
+        calls.append(value)
+        if len(calls) < 3:
+            context["n"] = 10 * len(calls)
+        return value + 1
+
+    assert context.update("n", meddle) == 21
+    assert (calls, context["n"]) == ([1, 10, 20], 21)
+    said(VersionConflictError, lambda: context.update("n", lambda _: context.set_variable("n", 0), retries=2))
+    assert context.variable("n").version == 7
+
+    def replace(value: int) -> int:
+        # At version 0 again, but another variable: what was computed from the old one must not reach it.
+        if value == 0:
+            del context["n"]
+            context["n"] = 100
+        return value + 1
+
+    context.set_variable("n", 0)
+    assert context.update("n", replace) == 101
+    assert (context["n"], context.variable("n").version) == (101, 1)
+
+
+def check_batches(context: SessionContext) -> None:
+    """A batch is sent as one when its block is left, and not at all when the block raises."""
+    for name in "abc":
+        context.register_variable(name, "integer", 0, {"max": 10})
+    with context.batch_updates(metadata={"why": "batch"}) as batch:
+        batch["a"] = 1
+        batch["b"] = 1
+        batch["b"] = 2
+        assert context["a"] == 0
+    assert context.get_variables("abc") == {"a": 1, "b": 2, "c": 0}
+    assert batch.versions == {"a": 1, "b": 1}
+    assert context.variable_history("a")[0].metadata == {"why": "batch"}
+
+    def fail() -> None:
+        with context.batch_updates() as batch:
+            batch["a"] = 5
+            raise RuntimeError("no")
+
+    said(RuntimeError, fail)
+    with context.batch_updates():
+        pass
+    assert context["a"] == 1
+
+    def write(atomic: bool) -> None:
+        with context.batch_updates(atomic) as batch:
+            batch.set("a", 9, expected_version=1)
+            batch.set("b", 9, expected_version=0)
+            batch["c"] = 11
+            batch["ghost"] = 1
+
+    for atomic, values in [(True, {"a": 1, "b": 2, "c": 0}), (False, {"a": 9, "b": 2, "c": 0})]:
+        error = raised(BatchError, partial(write, atomic))
+        assert set(error.errors) == {"b", "c", "ghost"}
+        assert error.versions == ({} if atomic else {"a": 2})
+        assert "above maximum 10" in error.errors["c"]
+        assert all(reason in str(error) for reason in error.errors.values())
+        assert context.get_variables("abc") == values
+
+    large = np.arange(3000.0)
+    context["large"] = np.zeros(1)
+    assert context.set_variables({"large": large, "a": 3}) == {"large": 1, "a": 3}
+    np.testing.assert_array_equal(context["large"], large)
+    assert "names none" in said(
+        InvalidArgumentError, lambda: context.set_variables({"a": 1}, expected_versions={"b": 1})
+    )
+    results = context.update_variables({"a": 4, "b": 11})
+    assert results["a"] is True
+    assert "above maximum 10" in str(results["b"])
+    assert not any(result is True for result in context.update_variables({"a": 5, "b": 11}, atomic=True).values())
+
+
+def check_watches(context: SessionContext) -> None:
+    """A watch tells what happens, in order, while other threads go on."""
+    context["n"] = 0
+    context["m"] = 0
+    with context.watch("n", initial=True) as watch:
+        first = next(watch)
+        assert first.variable is not None
+        assert (first.kind, first.variable.name, first.variable.value, first.lost) == ("initial", "n", 0, 0)
+
+        def write() -> None:
+            context.set_variable("n", 1, {"why": "because"})
+            context["m"] = 1
+            context.rollback_variable("n", 0)
+            del context["n"]
+            context["n"] = np.arange(3000.0)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        updates = [next(watch) for _ in range(4)]
+        writer.join()
+    assert [update.kind for update in updates] == ["set", "rolled_back", "deleted", "registered"]
+    assert all(update.variable is not None and update.variable.name == "n" for update in updates)
+    assert [update.variable.version for update in updates if update.variable] == [1, 2, 2, 0]
+    assert updates[0].metadata == {"why": "because"}
+    assert updates[0].source == context.worker_id
+    assert updates[0].timestamp <= datetime.now(timezone.utc)
+    last = updates[3].variable
+    assert last is not None
+    np.testing.assert_array_equal(last.value, np.arange(3000.0))
+    assert list(watch) == [], "it is closed"
+
+    everything = context.watch()
+    context["new"] = 1
+    context["m"] = 2
+    seen = [next(everything).variable, next(everything).variable]
+    assert [variable.name for variable in seen if variable] == ["new", "m"]
+    waits = threading.Timer(0.05, everything.close)
+    waits.start()
+    assert list(everything) == [], "closing it ends whoever waits"
+    waits.join()
+
+
+def check_slowness(context: SessionContext) -> None:
+    """Who is slow misses updates, is told how many and where, and still gets the last one."""
+    total = 2000
+    context["text"] = ""
+    watch = context.watch("text")
+    for number in range(total):
+        context["text"] = f"{number:20000}"
+    seen = lost = 0
+    version = 0
+    while version < total:
+        update = next(watch)
+        if update.variable is None:
+            assert update.kind == "lost"
+            assert update.lost > 0
+            assert repr(update) == f'VariableUpdate(kind="lost", lost={update.lost})'
+            lost += update.lost
+        else:
+            seen += 1
+            # Nothing else is missing.
+            assert update.variable.version == seen + lost
+            version = update.variable.version
+    assert lost > 0
+    assert seen + lost == total
+
+
+def check_sessions(context: SessionContext) -> None:
+    """The end of the session ends its watches, and all that asks for its variables."""
+    context["n"] = 0
+    watch = context.watch()
+    context.cleanup()
+    assert "not found" in said(NotFoundError, lambda: next(watch))
+    assert list(watch) == []
+    assert "not found" in said(NotFoundError, lambda: context["n"])
+
+    def write() -> None:
+        context["n"] = 1
+
+    # And does not take the variable for the one that is missing.
+    said(NotFoundError, write)
+
+
+async def check_coroutines(context: SessionContext) -> None:
+    """A coroutine that waits for updates lets others go on, and loses none when it is cancelled."""
+    context["n"] = 0
+    with context.watch("n") as watch:
+
+        async def write() -> None:
+            for value in (1, 2, 3):
+                await asyncio.sleep(0)
+                context["n"] = value
+
+        writing = asyncio.ensure_future(write())
+        values = []
+        async for update in watch:
+            assert update.variable is not None
+            values.append(update.variable.value)
+            if len(values) == 3:
+                break
+        await writing
+        assert values == [1, 2, 3]
+
+        for value in range(20):
+            waiting = asyncio.ensure_future(anext(watch))
+            await asyncio.sleep(0)
+            context["n"] = value
+            await asyncio.sleep(0.001 * (value % 3))
+            waiting.cancel()
+            try:
+                update = await waiting
+            except asyncio.CancelledError:
+                update = await anext(watch)
+            assert update.variable is not None
+            assert update.variable.value == value
+        waiting = asyncio.ensure_future(anext(watch))
+        await asyncio.sleep(0)
+    await asyncio.wait([waiting])
+    assert type(waiting.exception()) is StopAsyncIteration, "closing it ends whoever waits"
+
+
+def check_programs(context: SessionContext) -> None:
+    """Global programs are apart from those of the session."""
+    context.programs["model"] = "of the session"
+    name = f"model of {context.session_id}"
+    assert context.global_programs.put(name, b"\x00weights", {"kind": "linear"}, ttl=3600)
+    assert not context.global_programs.put(name, b"\x00weights")
+    assert context.global_programs[name] == b"\x00weights"
+    assert name in context.global_programs
+    assert name not in context.programs
+    assert "model" not in context.global_programs
+    assert "ttl is 0" in said(ValueError, lambda: context.global_programs.put(name, 1, ttl=0))
+    del context.global_programs[name]
+    said(KeyError, lambda: context.global_programs[name])
+
+
+CHECKS = {
+    check.__name__.removeprefix("check_"): check
+    for check in (
+        check_lives,
+        check_mapping,
+        check_values,
+        check_errors,
+        check_limits,
+        check_conflicts,
+        check_batches,
+        check_watches,
+        check_slowness,
+        check_sessions,
+        check_coroutines,
+        check_programs,
+    )
+}
