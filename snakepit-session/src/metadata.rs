@@ -11,8 +11,10 @@ use serde::{
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Metadata {
     /// Sorted. A `BTreeMap` would take half a kilobyte for its first entry.
-    entries: Option<Arc<[(Box<str>, Box<str>)]>>,
+    entries: Option<Arc<[Entry]>>,
 }
+
+type Entry = (Box<str>, Box<str>);
 
 impl Metadata {
     /// The text of this name.
@@ -50,7 +52,7 @@ impl Metadata {
         self.iter().chain(over.iter()).collect::<BTreeMap<_, _>>().into_iter().collect()
     }
 
-    fn entries(&self) -> &[(Box<str>, Box<str>)] {
+    fn entries(&self) -> &[Entry] {
         self.entries.as_deref().unwrap_or_default()
     }
 }

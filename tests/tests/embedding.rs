@@ -291,7 +291,9 @@ async fn an_embedding_program_keeps_typed_variables() {
     assert!(results.iter().all(Result::is_ok), "{results:?}");
     assert_eq!(session.get::<i64>("n").await.unwrap(), 22, "no update is lost");
     for version in 2..22 {
-        let WatchEvent::Update(update) = watch.next().await.unwrap().unwrap() else { panic!("nothing is lost") };
+        let WatchEvent::Update(update) = watch.next().await.unwrap().unwrap() else {
+            panic!("nothing is lost")
+        };
         assert_eq!(update.variable.version, version);
     }
 

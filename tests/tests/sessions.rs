@@ -106,8 +106,8 @@ async fn tools_may_be_registered_again_in_a_session_that_exists_or_in_none() {
         let exposed = client.get_exposed_elixir_tools(exposed(session)).await.unwrap().into_inner();
         assert_eq!(exposed.tools, [], "the daemon has no tools of its own");
     }
-    let variable = client.get_variable(pb::GetVariableRequest::default()).await.unwrap_err();
-    assert_eq!(variable.code(), Code::Unimplemented);
+    let dependency = client.add_dependency(pb::AddDependencyRequest::default()).await.unwrap_err();
+    assert_eq!(dependency.code(), Code::Unimplemented);
 }
 
 #[tokio::test]

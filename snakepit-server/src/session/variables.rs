@@ -104,7 +104,7 @@ impl SessionHandle {
             let write = SetVariable::new(seen.id.as_str(), Payload::try_from_serde(&value)?);
             match self.write(write.if_version(seen.version)).await {
                 Err(Error::Session(SessionError::VersionConflict { .. })) if attempt < ATTEMPTS => {
-                    attempt += 1
+                    attempt += 1;
                 }
                 written => return written.map(|_| value),
             }

@@ -1,6 +1,6 @@
 //! The global programs. They are few, so their expiry needs no queue.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use tokio::time::Instant;
 
@@ -60,10 +60,10 @@ impl Globals {
     /// Deletes a program and returns what it took.
     pub(super) fn delete(&mut self, name: &ProgramName) -> Result<usize, SessionError> {
         let now = Instant::now();
-        if !self.programs.get(name).is_some_and(|global| global.expires > now) {
-            return Err(no_program(None, name));
+        match self.programs.entry(name.clone()) {
+            Entry::Occupied(global) if global.get().expires > now => Ok(global.remove().program.size()),
+            _ => Err(no_program(None, name)),
         }
-        Ok(self.programs.remove(name).map_or(0, |global| global.program.size()))
     }
 
     /// Removes what expired and returns what it took.

@@ -1,6 +1,9 @@
+//! What only this backend promises; the rest is the contract.
+
 use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
+use crate::{Program, ProgramName, SessionBackend};
 
 fn id(text: &str) -> SessionId {
     SessionId::try_new(text).unwrap()
