@@ -12,6 +12,7 @@ const MAX_LINES: usize = 500;
 /// Code on pages, with the file that it is taken from: which block of which language, counted from 0.
 const EXAMPLES: [(&str, &str, usize, &str); 9] = [
     ("README.md", "rust", 0, "snakepit-server/examples/embed.rs"),
+    ("docs/sessions.md", "rust", 0, "snakepit-server/examples/state.rs"),
     ("README.md", "python", 0, "tests/adapters/shop.py"),
     ("README.md", "rust", 1, "tests/tests/shop.rs"),
     ("docs/clients.md", "python", 0, "tests/clients/package_client.py"),

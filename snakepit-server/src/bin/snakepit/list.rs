@@ -95,7 +95,20 @@ pub(crate) async fn workers(args: Args) -> Result<(), Failure> {
     args.print(&["WORKER", "PID", "STATE", "CALLS", "RESTARTS", "UP"], rows.collect())
 }
 
-pub(crate) async fn sessions(args: Args) -> Result<(), Failure> {
+#[derive(Debug, clap::Args)]
+pub(crate) struct SessionArgs {
+    /// Instead of the sessions, show what all of them did and hold.
+    #[arg(long)]
+    stats: bool,
+
+    #[command(flatten)]
+    pub(crate) list: Args,
+}
+
+pub(crate) async fn sessions(SessionArgs { stats, list: args }: SessionArgs) -> Result<(), Failure> {
+    if stats {
+        return session_stats(args).await;
+    }
     let mut client = args.server.connect().await?;
     let mut rows = Vec::new();
     let mut page_token = String::new();
@@ -108,7 +121,27 @@ pub(crate) async fn sessions(args: Args) -> Result<(), Failure> {
         }
         page_token = page.next_page_token;
     }
-    args.print(&["SESSION", "AGE", "EXPIRES IN", "PROGRAMS", "LAST WORKER"], rows)
+    args.print(&["SESSION", "AGE", "EXPIRES IN", "VARIABLES", "PROGRAMS", "BYTES", "LAST WORKER"], rows)
+}
+
+async fn session_stats(args: Args) -> Result<(), Failure> {
+    let mut client = args.server.connect().await?;
+    let stats = client.get_session_stats(pb::GetSessionStatsRequest {}).await.map_err(refused)?.into_inner();
+    let pb::GetSessionStatsResponse { created, deleted, expired, sweeps, live, variables, programs, bytes } =
+        stats;
+    let object = json!({
+        "live": live,
+        "variables": variables,
+        "programs": programs,
+        "bytes": bytes,
+        "created": created,
+        "deleted": deleted,
+        "expired": expired,
+        "sweeps": sweeps,
+    });
+    let figures = [live, variables, programs, bytes, created, deleted, expired, sweeps];
+    let heads = ["LIVE", "VARIABLES", "PROGRAMS", "BYTES", "CREATED", "DELETED", "EXPIRED", "SWEEPS"];
+    args.print(&heads, vec![(figures.map(|figure| figure.to_string()).into(), object)])
 }
 
 fn session_row(session: pb::SessionInfo) -> (Vec<String>, Value) {
@@ -117,14 +150,18 @@ fn session_row(session: pb::SessionInfo) -> (Vec<String>, Value) {
         "metadata": session.metadata,
         "created_at": session.created_at.as_ref().map(|at| rfc3339(*at)),
         "expires_at": session.expires_at.as_ref().map(|at| rfc3339(*at)),
+        "variables": session.variable_count,
         "programs": session.program_count,
+        "bytes": session.bytes,
         "last_worker_id": session.last_worker_id,
     });
     let cells = vec![
         session.session_id,
         session.created_at.map(age).unwrap_or_default(),
         session.expires_at.map(time_left).unwrap_or_default(),
+        session.variable_count.to_string(),
         session.program_count.to_string(),
+        session.bytes.to_string(),
         session.last_worker_id,
     ];
     (cells, object)

@@ -6,6 +6,7 @@ mod client;
 mod duration;
 mod list;
 mod output;
+mod place;
 mod serve;
 
 use std::{fmt, num::NonZero, process::ExitCode, thread::available_parallelism};
@@ -57,7 +58,7 @@ enum Command {
     Workers(list::Args),
     /// List the sessions.
     #[command(after_help = CLIENT_HELP)]
-    Sessions(list::Args),
+    Sessions(list::SessionArgs),
 }
 
 impl Command {
@@ -67,7 +68,8 @@ impl Command {
             Self::Serve(_) => false,
             Self::Call(args) => args.json,
             Self::Stream(args) => args.json,
-            Self::Tools(args) | Self::Workers(args) | Self::Sessions(args) => args.json,
+            Self::Tools(args) | Self::Workers(args) => args.json,
+            Self::Sessions(args) => args.list.json,
         }
     }
 }

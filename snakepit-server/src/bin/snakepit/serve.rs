@@ -8,11 +8,12 @@ use std::{
 
 use snakepit_pool::PoolError;
 use snakepit_server::{Error, Snakepit};
+use snakepit_session::SessionLimits;
 use snakepit_worker::WorkerError;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use crate::{Failure, duration, exit};
+use crate::{Failure, duration, exit, place::Place};
 
 pub(crate) const HELP: &str = "\
 Durations are 700ms, 0.7s, 2m. Workers inherit the environment: PYTHONPATH leads to adapters that are not installed.
@@ -78,6 +79,25 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration::parse)]
     drain: Duration,
 
+    /// Where sessions live: `memory`; `file:PATH`, which survives this process; or `redis://HOST:PORT`, which several
+    /// servers share.
+    #[arg(
+        long,
+        value_name = "WHERE",
+        default_value = "memory",
+        env = "SNAKEPIT_SESSIONS",
+        hide_env_values = true
+    )]
+    sessions: Place,
+
+    /// How long a session lives without use, if its creator does not say.
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration::parse)]
+    session_ttl: Duration,
+
+    /// How many sessions there may be; more are refused.
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    max_sessions: usize,
+
     /// The directory for sockets and the ledger of worker processes [default: below $XDG_RUNTIME_DIR, else /tmp].
     #[arg(long, value_name = "DIR", env = "SNAKEPIT_RUN_DIR", hide_env_values = true)]
     run_dir: Option<PathBuf>,
@@ -132,6 +152,13 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     if let Some(dir) = args.run_dir {
         builder = builder.run_dir(dir);
     }
+
+    let limits = SessionLimits {
+        default_ttl: args.session_ttl,
+        max_sessions: args.max_sessions,
+        ..SessionLimits::default()
+    };
+    builder = builder.sessions(args.sessions.open(limits).await.map_err(|e| refused(e.to_string()))?);
 
     let mut name = "";
     let started = builder.start_unless(async { name = signalled().await }).await;

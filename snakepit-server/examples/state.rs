@@ -1,0 +1,37 @@
+//! Typed variables of a session.
+//!
+//! Run it with `cargo run -p snakepit-server --example state` after `cargo xtask setup`.
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "an example shows its results")]
+
+use snakepit_server::{Snakepit, ValueType, VariableType, WatchEvent};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let snakepit = Snakepit::builder()
+        .adapter("snakepit_bridge.adapters.showcase.showcase_adapter:ShowcaseAdapter")
+        .workers(1)
+        .start()
+        .await?;
+
+    let session = snakepit.session("alice").await?;
+    let rate = VariableType::with_constraints(ValueType::Float, r#"{"min": 0, "max": 1}"#)?;
+    session.register("rate", rate, 0.1).await?;
+    let mut watch = session.watch(&["rate"], false).await?;
+
+    session.set("rate", 0.2).await?;
+    let refused = session.set("rate", 2).await;
+    println!("{}", refused.unwrap_err()); // variable `rate`: value 2 is above maximum 1
+    // Whoever else writes at the same time, nothing is lost.
+    session.update("rate", |rate: f64| rate / 2.0).await?;
+
+    while let Some(event) = watch.next().await {
+        let WatchEvent::Update(update) = event? else { continue };
+        println!("version {}: {}", update.variable.version, update.variable.value.to_serde::<f64>()?);
+        if update.variable.version == 2 {
+            break;
+        }
+    }
+
+    snakepit.shutdown().await;
+    Ok(())
+}

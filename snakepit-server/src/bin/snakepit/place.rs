@@ -1,0 +1,61 @@
+//! Where the daemon's sessions live.
+
+use std::{path::PathBuf, str::FromStr, sync::Arc};
+
+use snakepit_session::{MemoryBackend, SessionBackend, SessionError, SessionLimits};
+
+/// A place for sessions, as the command line and the environment name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    Memory,
+    File(PathBuf),
+    Redis(String),
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(place: &str) -> Result<Self, String> {
+        match place.split_once(':') {
+            None if place == "memory" => Ok(Self::Memory),
+            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            Some(("redis" | "redis+unix", _)) => Ok(Self::Redis(place.to_owned())),
+            _ => Err("it is `memory`, `file:PATH` or `redis://HOST:PORT`".to_owned()),
+        }
+    }
+}
+
+impl Place {
+    /// Opens it.
+    pub(crate) async fn open(self, limits: SessionLimits) -> Result<Arc<dyn SessionBackend>, SessionError> {
+        match self {
+            Self::Memory => Ok(Arc::new(MemoryBackend::new(limits))),
+            #[cfg(feature = "redb")]
+            Self::File(path) => Ok(Arc::new(snakepit_session::RedbBackend::open(path, limits).await?)),
+            #[cfg(feature = "redis")]
+            Self::Redis(url) => {
+                let config = snakepit_session::RedisConfig::default();
+                Ok(Arc::new(snakepit_session::RedisBackend::connect(&url, config, limits).await?))
+            }
+            #[cfg(not(all(feature = "redb", feature = "redis")))]
+            Self::File(_) | Self::Redis(_) => Err(SessionError::Backend {
+                problem: "this server was built without it; build with the features `redb` and `redis`".to_owned(),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_told_by_their_scheme() {
+        assert_eq!("memory".parse(), Ok(Place::Memory));
+        assert_eq!("file:/a:b".parse(), Ok(Place::File("/a:b".into())));
+        assert_eq!("redis://h:1/2".parse(), Ok(Place::Redis("redis://h:1/2".to_owned())));
+        for bad in ["", "disk", "file:", "http://h", "memory:x"] {
+            assert!(bad.parse::<Place>().unwrap_err().contains("file:PATH"), "{bad}");
+        }
+    }
+}
