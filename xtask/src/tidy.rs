@@ -10,7 +10,7 @@ use crate::shell::{output, program, root};
 const MAX_LINES: usize = 500;
 
 /// Code on pages, with the file that it is taken from: which block of which language, counted from 0.
-const EXAMPLES: [(&str, &str, usize, &str); 9] = [
+const EXAMPLES: [(&str, &str, usize, &str); 10] = [
     ("README.md", "rust", 0, "snakepit-server/examples/embed.rs"),
     ("docs/sessions.md", "rust", 0, "snakepit-server/examples/state.rs"),
     ("README.md", "python", 0, "tests/adapters/shop.py"),
