@@ -4,10 +4,12 @@
 //! `tests/workers/`. Nothing here waits by sleeping for a guess: [`eventually`] polls a condition up to a bound.
 
 mod processes;
+mod redis;
 mod sandbox;
 mod wire;
 
 pub use processes::{Signal, eventually, is_alive, processes_with, signal};
+pub use redis::Redis;
 pub use sandbox::{Sandbox, SandboxBuilder, StartFailure, Starting, plain_calls, python, root};
 pub use wire::{Client, arguments, execute, execute_within, result_of, tool_request};
 

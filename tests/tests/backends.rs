@@ -1,0 +1,187 @@
+//! Daemons whose sessions live in a file or in Redis.
+
+use std::time::Duration;
+
+use snakepit_proto::pb;
+use snakepit_tests::{Client, Redis, SHOWCASE, Sandbox, SandboxBuilder, Signal, result_of, signal, tool_request};
+use tokio::task::JoinSet;
+use tonic::Code;
+
+fn daemon(sessions: &str) -> SandboxBuilder {
+    Sandbox::adapter(SHOWCASE, 1).args(&["--sessions", sessions])
+}
+
+async fn open(client: &mut Client, id: &str, ttl_seconds: i64) {
+    let request = pb::InitializeSessionRequest { session_id: id.into(), ttl_seconds, ..Default::default() };
+    client.initialize_session(request).await.unwrap();
+}
+
+fn number(n: u32) -> Option<pb::Any> {
+    let type_url = "type.googleapis.com/snakepit.integer".to_owned();
+    Some(pb::Any { type_url, value: n.to_string().into() })
+}
+
+async fn register(client: &mut Client, session: &str, name: &str) {
+    let request = pb::RegisterVariableRequest {
+        session_id: session.into(),
+        name: name.into(),
+        r#type: "integer".into(),
+        initial_value: number(0),
+        ..Default::default()
+    };
+    client.register_variable(request).await.unwrap();
+}
+
+fn write(session: &str, name: &str, n: u32) -> pb::SetVariableRequest {
+    pb::SetVariableRequest {
+        session_id: session.into(),
+        variable_identifier: name.into(),
+        value: number(n),
+        ..Default::default()
+    }
+}
+
+async fn read(client: &mut Client, session: &str, name: &str) -> pb::Variable {
+    let request = pb::GetVariableRequest {
+        session_id: session.into(),
+        variable_identifier: name.into(),
+        bypass_cache: false,
+    };
+    client.get_variable(request).await.unwrap().into_inner().variable.unwrap()
+}
+
+#[tokio::test]
+async fn a_daemon_killed_in_mid_write_comes_back_with_all_it_acknowledged() {
+    const WRITERS: u32 = 4;
+    let files = tempfile::tempdir().unwrap();
+    let sessions = format!("file:{}", files.path().join("sessions.redb").display());
+    let mut acknowledged = vec![0; WRITERS as usize];
+    let mut sandbox = daemon(&sessions).start().await;
+    let mut client = sandbox.client().await;
+    open(&mut client, "s", 3600).await;
+    for writer in 0..WRITERS {
+        register(&mut client, "s", &format!("x{writer}")).await;
+    }
+    let program = pb::Program { name: "m".into(), data: "weights".into(), ..Default::default() };
+    let put = pb::PutProgramRequest { session_id: "s".into(), program: Some(program), global: false };
+    client.put_program(put).await.unwrap();
+    for round in 0..5 {
+        let mut writers = JoinSet::new();
+        for writer in 0..WRITERS {
+            let (mut client, mut written) = (sandbox.client().await, acknowledged[writer as usize]);
+            let pid = sandbox.pid();
+            writers.spawn(async move {
+                let name = format!("x{writer}");
+                loop {
+                    match client.set_variable(write("s", &name, written + 1)).await {
+                        Ok(answer) => {
+                            written += 1;
+                            assert_eq!(answer.into_inner().new_version.cast_unsigned(), written);
+                        }
+                        Err(_) => return (writer, written),
+                    }
+                    // In the middle of what the others write.
+                    if writer == 0 && written % 50 == 20 + round {
+                        signal(pid, Signal::SIGKILL);
+                    }
+                }
+            });
+        }
+        for (writer, written) in writers.join_all().await {
+            acknowledged[writer as usize] = written;
+        }
+        sandbox.wait(Duration::from_secs(20)).await;
+        sandbox = daemon(&sessions).after(sandbox).start().await;
+        let mut client = sandbox.client().await;
+        for (writer, written) in acknowledged.iter_mut().enumerate() {
+            let found = read(&mut client, "s", &format!("x{writer}")).await;
+            let version = found.version.cast_unsigned();
+            // What was not acknowledged any more may be there, and nothing else.
+            assert!(version == *written || version == *written + 1, "{version} of {written}");
+            assert_eq!(found.value, number(version));
+            *written = version;
+        }
+    }
+    let get = pb::GetProgramRequest { session_id: "s".into(), name: "m".into(), global: false };
+    let program = sandbox.client().await.get_program(get).await.unwrap().into_inner().program.unwrap();
+    assert_eq!(program.data, "weights");
+    let second = daemon(&sessions).try_start().await.unwrap_err();
+    assert!(second.line().contains("sessions.redb"), "{}", second.line());
+}
+
+#[tokio::test]
+async fn two_daemons_on_one_redis_are_as_one() {
+    const EACH: u32 = 40;
+    let redis = Redis::start().await;
+    let (one, other) = tokio::join!(daemon(&redis.url()).start(), daemon(&redis.url()).start());
+    let (mut here, mut there) = (one.client().await, other.client().await);
+    let mut events = there.watch_sessions(pb::WatchSessionsRequest {}).await.unwrap().into_inner();
+    open(&mut here, "s", 0).await;
+    register(&mut here, "s", "x").await;
+    assert_eq!(read(&mut there, "s", "x").await.version, 0);
+    let mut call = tool_request("add", &serde_json::json!({"a": 1, "b": 2}));
+    call.session_id = "s".into();
+    let answer = there.execute_tool(call).await.unwrap().into_inner();
+    assert_eq!(result_of(answer), 3, "a call in a session that the other made");
+
+    // Each increments by compare-and-set while the first watches.
+    let watch = pb::WatchVariablesRequest {
+        session_id: "s".into(),
+        variable_identifiers: vec!["x".into()],
+        include_initial_values: true,
+    };
+    let mut updates = here.watch_variables(watch).await.unwrap().into_inner();
+    let mut writers = JoinSet::new();
+    for mut client in [one.client().await, other.client().await] {
+        writers.spawn(async move {
+            for _ in 0..EACH {
+                loop {
+                    let seen = read(&mut client, "s", "x").await;
+                    let request = pb::SetVariableRequest {
+                        expected_version: seen.version,
+                        check_version: true,
+                        ..write("s", "x", seen.version.cast_unsigned() + 1)
+                    };
+                    match client.set_variable(request).await {
+                        Ok(_) => break,
+                        Err(status) => assert_eq!(status.code(), Code::Aborted, "{status:?}"),
+                    }
+                }
+            }
+        });
+    }
+    writers.join_all().await;
+    for version in 0..=2 * EACH {
+        let variable = updates.message().await.unwrap().unwrap().variable.unwrap();
+        assert_eq!(variable.version.cast_unsigned(), version, "every change once and in order");
+        assert_eq!(variable.value, number(version), "no increment is lost");
+    }
+
+    open(&mut there, "short", 1).await;
+    let cleanup = pb::CleanupSessionRequest { session_id: "s".into(), force: false };
+    there.cleanup_session(cleanup).await.unwrap();
+    let end = updates.message().await.unwrap_err();
+    assert_eq!(end.code(), Code::NotFound, "{end:?}");
+    let mut told = Vec::new();
+    while told.len() < 4 {
+        let event = tokio::time::timeout(Duration::from_secs(60), events.message()).await;
+        let event = event.expect("an event comes").unwrap().unwrap();
+        told.push((event.session_id, event.event));
+    }
+    let expected = [("s", "created"), ("short", "created"), ("s", "deleted"), ("short", "expired")];
+    assert_eq!(told, expected.map(|(id, event)| (id.to_owned(), event.to_owned())));
+    let stats = here.get_session_stats(pb::GetSessionStatsRequest {}).await.unwrap().into_inner();
+    assert_eq!((stats.created, stats.live, stats.deleted, stats.expired), (2, 0, 1, 1));
+}
+
+#[tokio::test]
+async fn a_place_that_cannot_be_used_is_named() {
+    for (sessions, said) in [
+        ("disk", "file:PATH"),
+        ("file:/nonexistent/dir/sessions.redb", "/nonexistent/dir"),
+        ("redis+unix:///nonexistent/socket", "/nonexistent/socket"),
+    ] {
+        let failure = daemon(sessions).try_start().await.unwrap_err();
+        assert!(failure.stderr.contains(said), "{sessions}: {}", failure.stderr);
+    }
+}
