@@ -18,22 +18,29 @@ impl SessionId {
     /// [`SessionError::InvalidId`] when the text is empty, too long or holds control characters.
     pub fn try_new(id: impl AsRef<str>) -> Result<Self, SessionError> {
         let id = id.as_ref();
-        let problem = if id.is_empty() {
-            "it is empty".to_owned()
-        } else if id.len() > Self::MAX_BYTES {
-            format!("it has {} bytes, the limit is {}", id.len(), Self::MAX_BYTES)
-        } else if id.chars().any(char::is_control) {
-            "it holds control characters".to_owned()
-        } else {
-            return Ok(Self(id.into()));
-        };
-        Err(SessionError::InvalidId { problem })
+        match problem_of(id, Self::MAX_BYTES) {
+            None => Ok(Self(id.into())),
+            Some(problem) => Err(SessionError::InvalidId { problem }),
+        }
     }
 
     /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// What is wrong with a text that shall be an id or a name, if anything.
+pub(crate) fn problem_of(text: &str, max_bytes: usize) -> Option<String> {
+    if text.is_empty() {
+        Some("it is empty".to_owned())
+    } else if text.len() > max_bytes {
+        Some(format!("it has {} bytes, the limit is {max_bytes}", text.len()))
+    } else if text.chars().any(char::is_control) {
+        Some("it holds control characters".to_owned())
+    } else {
+        None
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{SessionError, SessionId};
+use crate::{SessionError, SessionId, id::problem_of};
 
 /// Names a program within its session, or among the global ones. Non-empty, without control characters, at most 256 bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -27,16 +27,10 @@ impl ProgramName {
     /// [`SessionError::InvalidProgramName`] when the text is empty, too long or holds control characters.
     pub fn try_new(name: impl AsRef<str>) -> Result<Self, SessionError> {
         let name = name.as_ref();
-        let problem = if name.is_empty() {
-            "it is empty".to_owned()
-        } else if name.len() > Self::MAX_BYTES {
-            format!("it has {} bytes, the limit is {}", name.len(), Self::MAX_BYTES)
-        } else if name.chars().any(char::is_control) {
-            "it holds control characters".to_owned()
-        } else {
-            return Ok(Self(name.into()));
-        };
-        Err(SessionError::InvalidProgramName { problem })
+        match problem_of(name, Self::MAX_BYTES) {
+            None => Ok(Self(name.into())),
+            Some(problem) => Err(SessionError::InvalidProgramName { problem }),
+        }
     }
 
     /// The name as text.

@@ -4,7 +4,7 @@ use std::{borrow::Borrow, collections::BTreeMap, fmt, sync::Arc, time::SystemTim
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Metadata, Payload, SessionError, VariableType};
+use crate::{Metadata, Payload, SessionError, VariableType, id::problem_of};
 
 /// Names a variable within its session. Non-empty, without control characters and without `*`, which is the wildcard
 /// of listings; at most 256 bytes.
@@ -22,18 +22,11 @@ impl VariableName {
     /// [`SessionError::InvalidVariableName`] when the text is empty, too long, or holds `*` or control characters.
     pub fn try_new(name: impl AsRef<str>) -> Result<Self, SessionError> {
         let name = name.as_ref();
-        let problem = if name.is_empty() {
-            "it is empty".to_owned()
-        } else if name.len() > Self::MAX_BYTES {
-            format!("it has {} bytes, the limit is {}", name.len(), Self::MAX_BYTES)
-        } else if name.chars().any(char::is_control) {
-            "it holds control characters".to_owned()
-        } else if name.contains('*') {
-            "it holds `*`, the wildcard of listings".to_owned()
-        } else {
-            return Ok(Self(name.into()));
-        };
-        Err(SessionError::InvalidVariableName { problem })
+        let wildcard = || name.contains('*').then(|| "it holds `*`, the wildcard of listings".to_owned());
+        match problem_of(name, Self::MAX_BYTES).or_else(wildcard) {
+            None => Ok(Self(name.into())),
+            Some(problem) => Err(SessionError::InvalidVariableName { problem }),
+        }
     }
 
     /// The name as text.
