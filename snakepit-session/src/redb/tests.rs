@@ -12,5 +12,5 @@ async fn redb_keeps_the_contract() {
         let file = files.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         RedbBackend::open(directory.path().join(file.to_string()), SessionLimits::default()).await.unwrap()
     };
-    session_backend_contract(|| make(), tokio::time::advance).await;
+    session_backend_contract(make, tokio::time::advance).await;
 }
