@@ -107,9 +107,14 @@ impl Shared {
     }
 
     /// Nothing can be written any more, because of this.
-    fn fail(&self, error: impl Into<redb::Error>) -> SessionError {
-        let problem = format!("{}; see to the disk and restart the host", error.into());
-        self.failure.get_or_init(|| SessionError::Backend { problem }).clone()
+    fn fail(&self, error: SessionError) -> SessionError {
+        let failure = match error {
+            SessionError::Backend { problem } => {
+                SessionError::Backend { problem: format!("{problem}; see to the disk and restart the host") }
+            }
+            error => error,
+        };
+        self.failure.get_or_init(|| failure).clone()
     }
 
     /// Whether the file can be used.
@@ -134,8 +139,7 @@ impl RedbBackend {
     /// # Cancel safety
     /// When the future is dropped, the file is closed again.
     pub async fn open(path: impl AsRef<Path> + Send, limits: SessionLimits) -> Result<Self, SessionError> {
-        let path = path.as_ref().to_owned();
-        let (writer, shared) = Writer::spawn(path.clone(), limits).await?;
+        let (writer, shared) = Writer::spawn(path.as_ref().to_owned(), limits, |file| file).await?;
         Ok(Self { writer, shared })
     }
 

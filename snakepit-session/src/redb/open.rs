@@ -9,8 +9,8 @@ use std::{
 
 use bytes::Bytes;
 use redb::{
-    Builder, Database, DatabaseError, ReadableTable, StorageError, TableHandle, WriteTransaction,
-    backends::FileBackend,
+    Builder, Database, DatabaseError, ReadableTable, StorageBackend, StorageError, TableHandle,
+    WriteTransaction, backends::FileBackend,
 };
 use tokio::time::Instant;
 
@@ -32,10 +32,15 @@ const VERSION: u64 = 1;
 const CACHE: usize = 256 * 1024 * 1024;
 
 /// Opens a file, or makes it, and reads who lives in it.
-pub(super) fn open(path: PathBuf, limits: SessionLimits, state: &mut State) -> Result<Shared, SessionError> {
+pub(super) fn open<F: StorageBackend>(
+    path: PathBuf,
+    limits: SessionLimits,
+    storage: impl FnOnce(FileBackend) -> F,
+    state: &mut State,
+) -> Result<Shared, SessionError> {
     // Redb trusts a file that it closed itself, and may panic if somebody else changed it since.
     let opened = catch_unwind(AssertUnwindSafe(|| {
-        let database = database(&path).map_err(|problem| SessionError::Backend { problem })?;
+        let database = database(&path, storage).map_err(|problem| SessionError::Backend { problem })?;
         let (totals, leases) = resume(&database, &limits)?;
         Ok((database, totals, leases))
     }));
@@ -57,7 +62,10 @@ pub(super) fn in_file(path: &Path, error: SessionError) -> SessionError {
     }
 }
 
-fn database(path: &Path) -> Result<Database, String> {
+fn database<F: StorageBackend>(
+    path: &Path,
+    storage: impl FnOnce(FileBackend) -> F,
+) -> Result<Database, String> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     // What is in sessions is nobody else's.
@@ -78,7 +86,7 @@ fn database(path: &Path) -> Result<Database, String> {
     builder.set_repair_callback(move |repair| {
         tracing::info!(path = %repaired.display(), progress = repair.progress(), "checking sessions after a crash");
     });
-    let opened = FileBackend::new(file).and_then(|file| builder.create_with_backend(file));
+    let opened = FileBackend::new(file).and_then(|file| builder.create_with_backend(storage(file)));
     opened.map_err(|error| match error {
         DatabaseError::DatabaseAlreadyOpen => {
             "another process has it open, and only one may; give each host a file of its own".to_owned()

@@ -3,11 +3,12 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
     sync::Arc,
     thread::JoinHandle,
 };
 
-use redb::CommitError;
+use redb::{StorageBackend, backends::FileBackend};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -80,17 +81,15 @@ pub(super) struct Writer {
     thread: Option<JoinHandle<()>>,
 }
 
-impl std::fmt::Debug for dyn Operation {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Operation")
-    }
-}
-
 impl Writer {
-    /// Opens the file in a thread that then waits for operations on it.
-    pub(super) async fn spawn(
-        path: std::path::PathBuf,
+    /// Opens a file in a thread that then waits for operations on it.
+    ///
+    /// # Cancel safety
+    /// When the future is dropped, the thread closes the file again.
+    pub(super) async fn spawn<F: StorageBackend>(
+        path: PathBuf,
         limits: SessionLimits,
+        storage: impl FnOnce(FileBackend) -> F + Send + 'static,
     ) -> Result<(Self, Arc<Shared>), SessionError> {
         let (queue, operations) = mpsc::channel(QUEUE);
         let (opened, answer) = oneshot::channel();
@@ -99,21 +98,20 @@ impl Writer {
         let run = move || {
             let _clock = runtime.as_ref().map(Handle::enter);
             let mut state = State::default();
-            match open(path, limits, &mut state) {
+            match open(path, limits, storage, &mut state) {
                 Ok(shared) => {
                     let shared = Arc::new(shared);
-                    if opened.send(Ok(Arc::clone(&shared))).is_ok() {
-                        Work { shared, state, operations }.run();
-                    }
+                    // Fails when nobody waits for it any more, and then there are no operations either.
+                    let _ = opened.send(Ok(Arc::clone(&shared)));
+                    Work { shared, state, operations }.run();
                 }
                 Err(error) => drop(opened.send(Err(error))),
             }
         };
         let thread = std::thread::Builder::new().name("snakepit-redb".to_owned()).spawn(run);
         let thread = thread.map_err(|error| problem(&format!("cannot start its thread: {error}")))?;
-        let writer = Self { queue: Some(queue), thread: Some(thread) };
         let shared = answer.await.map_err(|_| problem("its thread ended while it opened the file"))??;
-        Ok((writer, shared))
+        Ok((Self { queue: Some(queue), thread: Some(thread) }, shared))
     }
 
     /// Does something that writes about so many bytes, and waits until it is certain.
@@ -165,40 +163,41 @@ impl Work {
 
     /// Runs operations and those that come meanwhile, and commits what they did: all of it, or nothing.
     fn commit(&mut self, group: &mut Vec<Box<dyn Operation>>) -> Result<(), SessionError> {
-        let committed = self.shared.check().and_then(|()| {
-            let ran = catch_unwind(AssertUnwindSafe(|| self.try_commit(group)));
-            ran.unwrap_or_else(|_| Err(problem("an operation panicked, and those with it were not done")))
-        });
-        match &committed {
-            Ok(()) => self.state.settle(&self.shared),
-            Err(error) => {
-                tracing::error!(
-                    path = %self.shared.path.display(), %error, operations = group.len(),
-                    "failed to write sessions"
-                );
-                self.state.forget();
-                if self.shared.check().is_err() {
-                    self.state.end_watches(error);
-                }
-            }
+        self.shared.check()?;
+        let ran = catch_unwind(AssertUnwindSafe(|| self.try_commit(group)));
+        let ran =
+            ran.unwrap_or_else(|_| Err(problem("an operation panicked, and those with it were not done")));
+        let Err(error) = ran else {
+            self.state.settle(&self.shared);
+            return Ok(());
+        };
+        let path = self.shared.path.display();
+        tracing::error!(%path, %error, operations = group.len(), "failed to write sessions");
+        self.state.forget();
+        // After an error of the disk, redb refuses to go on; after any other, it does.
+        if self.shared.database.begin_write().is_ok() {
+            return Err(error);
         }
-        committed
+        let failure = self.shared.fail(error);
+        self.state.end_watches(&failure);
+        Err(failure)
     }
 
     fn try_commit(&mut self, operations: &mut Vec<Box<dyn Operation>>) -> Result<(), SessionError> {
         let Self { shared, state, operations: queue } = self;
-        // Durable once it is committed: that is redb's default.
-        let begun = shared.database.begin_write();
-        let transaction = begun.map_err(|error| shared.fail(error))?;
+        // What it commits is durable: that is redb's default.
+        let transaction = shared.database.begin_write().map_err(failed)?;
         let mut group = Group::begin(shared, state, &transaction)?;
-        let (mut at, mut size) = (0, 0);
+        let (mut at, mut size, mut first_error) = (0, 0, None);
         while let Some(operation) = operations.get_mut(at) {
             let writes = group.writes();
             group.begin_operation();
-            if let Err(error) = operation.run(&mut group)
-                && group.writes() != writes
-            {
-                return Err(error);
+            if let Err(error) = operation.run(&mut group) {
+                // One that failed before it wrote did nothing, and the others can go on.
+                if group.writes() != writes {
+                    return Err(error);
+                }
+                first_error.get_or_insert(error);
             }
             (at, size) = (at + 1, size + operation.size());
             if at < MAX_OPERATIONS && size < MAX_BYTES {
@@ -207,13 +206,9 @@ impl Work {
         }
         let wrote = group.writes() > 0;
         drop(group);
-        if !wrote {
-            return transaction.abort().map_err(failed);
-        }
-        transaction.commit().map_err(|error| match error {
-            // Redb gave up the transaction, nothing else.
-            CommitError::TransactionPoisoned => failed(error),
-            error => shared.fail(error),
-        })
+        let ended =
+            if wrote { transaction.commit().map_err(failed) } else { transaction.abort().map_err(failed) };
+        // What redb refuses after an error says less than the error.
+        ended.map_err(|error| first_error.unwrap_or(error))
     }
 }
