@@ -187,7 +187,7 @@ impl SessionBackend for RedbBackend {
     async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError> {
         let (id, identifier) = (id.clone(), identifier.to_owned());
         self.write(0, move |group| {
-            group.change_variables(&id, &[identifier.clone()], |record, room, changes| {
+            group.change_variables(&id, std::slice::from_ref(&identifier), |record, room, changes| {
                 let gone = record.delete_variable(room, &identifier)?;
                 changes.add(UpdateKind::Deleted, &gone);
                 Ok(gone.variable)
@@ -219,7 +219,7 @@ impl SessionBackend for RedbBackend {
     ) -> Result<Variable, SessionError> {
         let (id, identifier) = (id.clone(), identifier.to_owned());
         self.write(0, move |group| {
-            group.change_variables(&id, &[identifier.clone()], |record, room, changes| {
+            group.change_variables(&id, std::slice::from_ref(&identifier), |record, room, changes| {
                 let changed = record.rollback(room, &identifier, version, note)?;
                 changes.add(UpdateKind::RolledBack, changed);
                 Ok(changed.variable.clone())
