@@ -5,7 +5,7 @@
 //!                     |
 //!             trait SessionBackend          where sessions live
 //!                     |
-//!               MemoryBackend               the default: this process
+//!        MemoryBackend   RedbBackend        the default: this process; and a file (feature `redb`)
 //!                     |
 //!                record, limits             what every backend does to a session
 //! ```

@@ -51,19 +51,18 @@ const SWEEP_ROWS: usize = 4096;
 /// TTLs run by the clock of the process, and every use renews them in memory only. When the backend is dropped, they are
 /// written, and the next start goes on with what is left of them by the clock on the wall. After a crash, every session
 /// and global program in the file gets a full TTL anew: none ends early because its last use was not written, one lives
-/// at most a TTL longer, and one that had expired may be back if it was not [swept](SessionBackend::sweep) yet. With the
-/// TTL, the worker that served a session last is forgotten in a crash, which took the worker as well.
+/// at most a TTL longer, and one that had expired may be back if no [sweep](crate::SessionBackend::sweep) came since.
+/// Which worker served a session last is kept the same way: a crash forgets it, but it took that worker as well.
 ///
 /// # Failures
-/// When the disk fails, the operations of that moment are answered with [`SessionError::Backend`], and whether they are on
-/// the disk shows at the next start; after a failed write all others are refused, and watches end, until then. The number
-/// of sessions and the bytes they hold are counted anew when a file is opened, the events in
-/// [`stats`](SessionBackend::stats) begin at 0.
+/// When the disk fails, the operations of that moment are answered with [`SessionError::Backend`]; whether they are on the
+/// disk shows at the next start. Until then all others are refused, and watches end.
 ///
 /// # Files
 /// The file is made if need be, readable by its owner only; its directory must be there. One process at a time has it
-/// open. It does not shrink when sessions end: their room is used again. After a crash opening reads all of it once. Rows
-/// bear the version of their schema: older files are brought up to date, newer ones refused.
+/// open. It does not shrink when sessions end: their room is used again. Opening counts what is in it, and reads all of it
+/// once after a crash; what [`stats`](crate::SessionBackend::stats) counts of events begins at 0. The file bears the version
+/// of its schema: a newer one is refused.
 ///
 /// Dropping the backend blocks until what was asked is written and the file is closed.
 #[derive(Debug)]
@@ -133,7 +132,7 @@ impl RedbBackend {
     /// Opens a file of sessions, or makes it.
     ///
     /// # Errors
-    /// [`SessionError::Backend`], naming the file: its directory is missing, another process has it open, it holds something
+    /// [`SessionError::Backend`], naming the file: its directory is missing, it is open already, it holds something
     /// else or is damaged, or a newer version wrote it.
     ///
     /// # Cancel safety

@@ -26,7 +26,7 @@ use crate::{
     stored::{decode, encode},
 };
 
-/// The version of rows and tables. Older ones are brought up to it, newer ones refused.
+/// The version of rows and tables. Newer ones are refused; there are no older ones yet.
 const VERSION: u64 = 1;
 /// What redb may keep of the file in memory, in bytes.
 const CACHE: usize = 256 * 1024 * 1024;
@@ -89,7 +89,8 @@ fn database<F: StorageBackend>(
     let opened = FileBackend::new(file).and_then(|file| builder.create_with_backend(storage(file)));
     opened.map_err(|error| match error {
         DatabaseError::DatabaseAlreadyOpen => {
-            "another process has it open, and only one may; give each host a file of its own".to_owned()
+            "it is open already, and only one host at a time may have it; give each a file of its own"
+                .to_owned()
         }
         DatabaseError::Storage(StorageError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
             format!("it is no file of sessions: {error}")

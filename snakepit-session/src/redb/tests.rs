@@ -221,7 +221,7 @@ async fn files_that_cannot_be_opened_are_named_with_the_reason() {
 
     let path = directory.path().join("sessions");
     let backend = open(&directory).await;
-    assert!(refused(&path).await.contains("another process has it open"));
+    assert!(refused(&path).await.contains("it is open already"));
     drop(backend);
     open(&directory).await;
 
