@@ -5,7 +5,7 @@
 //!                     |
 //!             trait SessionBackend          where sessions live
 //!                     |
-//!               MemoryBackend               the default: this process
+//!        MemoryBackend   RedbBackend        the default: this process; and a file (feature `redb`)
 //!                     |
 //!                record, limits             what every backend does to a session
 //! ```
@@ -26,6 +26,8 @@ mod metadata;
 mod payload;
 mod program;
 mod record;
+#[cfg(feature = "redb")]
+mod redb;
 mod session;
 #[cfg(feature = "stored")]
 mod stored;
@@ -33,6 +35,8 @@ mod variable;
 mod variable_type;
 mod watch;
 
+#[cfg(feature = "redb")]
+pub use self::redb::RedbBackend;
 pub use backend::{Batch, Created, Page, PageRequest, SessionBackend};
 pub use error::SessionError;
 pub use events::{SessionEvent, SessionEventKind, SessionEvents, SessionStats};

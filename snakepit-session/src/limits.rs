@@ -157,6 +157,12 @@ pub(crate) fn size_of_version(value: &Payload, note: &Note) -> usize {
     value.size() + size_of_note(note)
 }
 
+/// The most that a variable grows by when this is written to it. Numbers may be written longer than they came.
+pub(crate) fn most_of_write(value: &Payload, note: &Note) -> usize {
+    const NUMBER: usize = 64;
+    size_of_version(value, note) + note.metadata.size() + NUMBER
+}
+
 fn size_of_note(note: &Note) -> usize {
     note.changed_by.as_ref().map_or(0, |name| name.len()) + note.metadata.size()
 }

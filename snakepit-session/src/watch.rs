@@ -255,7 +255,7 @@ fn wake(mut state: MutexGuard<'_, State>) {
 }
 
 /// All watchers of one session.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Watchers {
     watchers: Vec<Watcher>,
 }
@@ -269,6 +269,13 @@ impl Watchers {
         }
         self.watchers.push(watcher);
         Ok(())
+    }
+
+    /// Those who listen now, to be told later of what happens now: whoever begins in between knows it already.
+    #[cfg_attr(not(feature = "redb"), allow(dead_code, reason = "elsewhere they are told at once"))]
+    pub(crate) fn now(&mut self) -> Option<Self> {
+        self.watchers.retain(|watcher| !watcher.is_gone());
+        (!self.watchers.is_empty()).then(|| self.clone())
     }
 
     pub(crate) fn tell(&mut self, update: &VariableUpdate) {

@@ -14,10 +14,10 @@ use tokio::time::Instant;
 
 use super::{Counters, MemoryBackend, Place, tell};
 use crate::{
-    Batch, Created, NewSession, NewVariable, Note, Page, PageRequest, Program, ProgramInfo, ProgramName,
-    ProgramOwner, Session, SessionBackend, SessionError, SessionEventKind, SessionEvents, SessionId,
-    SessionStats, SetVariable, UpdateKind, Variable, VariableName, VariableVersion, VariableWatch,
-    limits::{size_of_metadata, size_of_program, size_of_version},
+    Batch, Created, NewSession, NewVariable, Note, Page, PageRequest, Payload, Program, ProgramInfo,
+    ProgramName, ProgramOwner, Session, SessionBackend, SessionError, SessionEventKind, SessionEvents,
+    SessionId, SessionStats, SetVariable, UpdateKind, Variable, VariableName, VariableVersion, VariableWatch,
+    limits::{most_of_write, size_of_metadata, size_of_program},
     record::is_like,
     watch::Watcher,
 };
@@ -145,7 +145,9 @@ impl SessionBackend for MemoryBackend {
         name: &VariableName,
         new: NewVariable,
     ) -> Result<Variable, SessionError> {
-        let more = size_of_version(&new.value, &new.note);
+        // The name is in the id, too.
+        let names = 3 * VariableName::MAX_BYTES;
+        let more = most_of_write(&new.value, &new.note) + new.ty.constraints_json().len() + names;
         self.change(id, more, |Place { record, watchers, .. }, room| {
             let made = record.register(room, name, new)?;
             self.counters.variables.fetch_add(1, Relaxed);
@@ -170,7 +172,7 @@ impl SessionBackend for MemoryBackend {
         updates: Vec<SetVariable>,
         batch: Batch,
     ) -> Result<Vec<Result<u32, SessionError>>, SessionError> {
-        let more = updates.iter().map(|update| size_of_version(&update.value, &update.note)).sum();
+        let more = updates.iter().map(|update| most_of_write(&update.value, &update.note)).sum();
         self.change(id, more, |Place { record, watchers, .. }, room| match batch {
             Batch::Atomic => {
                 let names = record.set_all(room, updates)?;
@@ -224,7 +226,8 @@ impl SessionBackend for MemoryBackend {
         note: Note,
     ) -> Result<Variable, SessionError> {
         // The value is one that is there, so the most it takes in addition is what a value may have.
-        self.change(id, self.limits.max_value_bytes, |Place { record, watchers, .. }, room| {
+        let more = self.limits.max_value_bytes + most_of_write(&Payload::null(), &note);
+        self.change(id, more, |Place { record, watchers, .. }, room| {
             let changed = record.rollback(room, identifier, version, note)?;
             tell(watchers, UpdateKind::RolledBack, changed);
             Ok(changed.variable.clone())
@@ -249,7 +252,7 @@ impl SessionBackend for MemoryBackend {
     }
 
     async fn set_variable(&self, id: &SessionId, update: SetVariable) -> Result<u32, SessionError> {
-        let more = size_of_version(&update.value, &update.note);
+        let more = most_of_write(&update.value, &update.note);
         self.change(id, more, |Place { record, watchers, .. }, room| {
             let changed = record.set(room, update)?;
             tell(watchers, UpdateKind::Set, changed);

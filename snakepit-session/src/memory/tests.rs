@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
-use crate::{Program, ProgramName, SessionBackend};
+use crate::{
+    NewVariable, Note, Payload, Program, ProgramName, SessionBackend, ValueType, VariableName, VariableType,
+};
 
 fn id(text: &str) -> SessionId {
     SessionId::try_new(text).unwrap()
@@ -160,4 +162,24 @@ async fn metadata_is_bounded_in_sessions_and_programs() {
     }
     let new = NewSession { metadata: metadata(2, 50), ttl: None };
     backend.create(&id("s"), new).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn expired_sessions_give_their_room_to_all_that_a_variable_takes() {
+    let backend = MemoryBackend::new(SessionLimits { max_total_bytes: 300, ..SessionLimits::default() });
+    let new = |bytes: usize, ttl: u64| NewSession {
+        metadata: [("k".to_owned(), "x".repeat(bytes - 1))].into(),
+        ttl: Some(Duration::from_secs(ttl)),
+    };
+    backend.create(&id("short"), new(200, 10)).await.unwrap();
+    backend.create(&id("long"), new(10, 1000)).await.unwrap();
+    tokio::time::advance(Duration::from_secs(10)).await;
+    // Its value and note would fit beside the expired session, but not with its names.
+    let new = NewVariable {
+        ty: VariableType::new(ValueType::String).unwrap(),
+        value: Payload::from_json(ValueType::String, format!("\"{}\"", "x".repeat(60)).into()),
+        note: Note::default(),
+    };
+    let name = VariableName::try_new("variable").unwrap();
+    backend.register_variable(&id("long"), &name, new).await.unwrap();
 }

@@ -60,6 +60,12 @@ impl VariableRecord {
         Ok(Self { variable, note, older: VecDeque::new(), older_bytes: 0 })
     }
 
+    /// A variable of which only what it is now was loaded.
+    #[cfg_attr(not(feature = "redb"), allow(dead_code, reason = "for backends that load parts"))]
+    pub(crate) const fn without_history(variable: Variable, note: Note) -> Self {
+        Self { variable, note, older: VecDeque::new(), older_bytes: 0 }
+    }
+
     /// What it takes of its session.
     pub(crate) fn size(&self) -> usize {
         let Variable { id, name, ty, value, metadata, .. } = &self.variable;

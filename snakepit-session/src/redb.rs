@@ -1,0 +1,194 @@
+//! The durable backend: sessions in a file of this host, which outlive it however it ends.
+//!
+//! ```text
+//!   RedbBackend ----- reads -----> a view of the file as it was committed last
+//!        |
+//!     writes, watches
+//!        v
+//!     writer (a thread) -- group -- one transaction for all that waits, one sync, then all answers
+//!        |
+//!     leases (in memory) <-- every use renews them
+//! ```
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
+
+use redb::{Database, ReadableDatabase};
+use tokio::time::Instant;
+
+use crate::{SessionError, SessionId, SessionLimits, SessionStats, events::Events, record::Record};
+
+mod backend;
+mod group;
+mod lease;
+mod open;
+mod rows;
+mod state;
+mod writer;
+
+use group::Group;
+use lease::{Holder, Lease, Leases};
+use open::in_file;
+use rows::{View, failed};
+use writer::Writer;
+
+/// What a read may touch, in bytes, before it is left to a thread that may block. Below it is a matter of microseconds,
+/// which handing it over would cost as well.
+const LARGE: usize = 1024 * 1024;
+/// How many rows one transaction of a sweep removes, about: writes that come meanwhile wait for no more.
+const SWEEP_ROWS: usize = 4096;
+
+/// Sessions in a file, through [redb](https://docs.rs/redb): they outlive the host, however it ends.
+///
+/// An operation that changes something is answered when the file system says that it is on the disk. Until then it may
+/// wait for the sync of others and then shares its own with all that came meanwhile, so one writer pays a sync for each
+/// write, and many pay it together. Watchers and events tell of what is on the disk, never of anything that a crash could
+/// undo. Reads go to what is on the disk, wait for no writer and are served from memory while it lasts.
+///
+/// # Time
+/// TTLs run by the clock of the process, and every use renews them in memory only. When the backend is dropped, they are
+/// written, and the next start goes on with what is left of them by the clock on the wall. After a crash, every session
+/// and global program in the file gets a full TTL anew: none ends early because its last use was not written, one lives
+/// at most a TTL longer, and one that had expired may be back if no [sweep](crate::SessionBackend::sweep) came since.
+/// Which worker served a session last is kept the same way: a crash forgets it, but it took that worker as well.
+///
+/// # Failures
+/// When the disk fails, the operations of that moment are answered with [`SessionError::Backend`]; whether they are on the
+/// disk shows at the next start. Until then all others are refused, and watches end.
+///
+/// # Files
+/// The file is made if need be, readable by its owner only; its directory must be there. One process at a time has it
+/// open. It does not shrink when sessions end: their room is used again. Opening counts what is in it, and reads all of it
+/// once after a crash; what [`stats`](crate::SessionBackend::stats) counts of events begins at 0. The file bears the version
+/// of its schema: a newer one is refused.
+///
+/// Dropping the backend blocks until what was asked is written and the file is closed.
+#[derive(Debug)]
+pub struct RedbBackend {
+    writer: Writer,
+    shared: Arc<Shared>,
+}
+
+/// What the writer and those who read have in common.
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    limits: SessionLimits,
+    database: Database,
+    leases: Leases,
+    stats: Mutex<SessionStats>,
+    events: Events,
+    /// Why nothing can be written any more.
+    failure: OnceLock<SessionError>,
+}
+
+impl Shared {
+    fn new(path: PathBuf, limits: SessionLimits, database: Database) -> Self {
+        Self {
+            path,
+            limits,
+            database,
+            leases: Leases::default(),
+            stats: Mutex::default(),
+            events: Events::new(),
+            failure: OnceLock::new(),
+        }
+    }
+
+    fn publish(&self, stats: SessionStats) {
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
+    }
+
+    fn stats(&self) -> SessionStats {
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing can be written any more, because of this.
+    fn fail(&self, error: SessionError) -> SessionError {
+        let failure = match error {
+            SessionError::Backend { problem } => {
+                SessionError::Backend { problem: format!("{problem}; see to the disk and restart the host") }
+            }
+            error => error,
+        };
+        self.failure.get_or_init(|| failure).clone()
+    }
+
+    /// Whether the file can be used.
+    fn check(&self) -> Result<(), SessionError> {
+        self.failure.get().map_or(Ok(()), |failure| Err(failure.clone()))
+    }
+
+    /// What the file holds now.
+    fn view(&self) -> Result<View, SessionError> {
+        self.check()?;
+        Ok(View::new(self.database.begin_read().map_err(failed)?))
+    }
+}
+
+impl RedbBackend {
+    /// Opens a file of sessions, or makes it.
+    ///
+    /// # Errors
+    /// [`SessionError::Backend`], naming the file: its directory is missing, it is open already, it holds something
+    /// else or is damaged, or a newer version wrote it.
+    ///
+    /// # Cancel safety
+    /// When the future is dropped, the file is closed again.
+    pub async fn open(path: impl AsRef<Path> + Send, limits: SessionLimits) -> Result<Self, SessionError> {
+        let (writer, shared) = Writer::spawn(path.as_ref().to_owned(), limits, |file| file).await?;
+        Ok(Self { writer, shared })
+    }
+
+    /// Changes something; it takes about so many bytes.
+    async fn write<T: Send + 'static>(
+        &self,
+        size: usize,
+        act: impl FnOnce(&mut Group<'_>) -> Result<T, SessionError> + Send + 'static,
+    ) -> Result<T, SessionError> {
+        self.writer.ask(size, act).await.map_err(|error| in_file(&self.shared.path, error))
+    }
+
+    /// Reads something that may be so large.
+    async fn read<T: Send + 'static>(
+        &self,
+        size: usize,
+        read: impl FnOnce() -> Result<T, SessionError> + Send + 'static,
+    ) -> Result<T, SessionError> {
+        if size <= LARGE {
+            return read();
+        }
+        let read = tokio::task::spawn_blocking(read).await;
+        read.unwrap_or_else(|error| {
+            Err(SessionError::Backend { problem: format!("reading failed: {error}") })
+        })
+    }
+
+    /// The lease of a session that lives, renewed.
+    fn renew(&self, id: &SessionId) -> Result<Lease, SessionError> {
+        let lease = self.shared.leases.renew(&Holder::Session(id.clone()), Instant::now());
+        lease.ok_or_else(|| SessionError::NotFound { id: id.clone() })
+    }
+
+    /// Uses a session without changing it.
+    async fn look<T: Send + 'static>(
+        &self,
+        id: &SessionId,
+        look: impl FnOnce(&SessionId, &View, Record) -> Result<T, SessionError> + Send + 'static,
+    ) -> Result<T, SessionError> {
+        self.renew(id)?;
+        let view = self.shared.view();
+        let looked = async {
+            let view = view?;
+            let record = view.record(id)?;
+            let (id, size) = (id.clone(), record.head.bytes);
+            self.read(size, move || look(&id, &view, record)).await
+        };
+        looked.await.map_err(|error| in_file(&self.shared.path, error))
+    }
+}
+
+#[cfg(test)]
+mod tests;

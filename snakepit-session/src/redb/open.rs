@@ -1,0 +1,191 @@
+//! From a path to sessions, and back: opening a file, reading what it holds, and closing it.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use redb::{
+    Builder, Database, DatabaseError, ReadableTable, StorageBackend, StorageError, TableHandle,
+    WriteTransaction, backends::FileBackend,
+};
+use tokio::time::Instant;
+
+use super::{
+    Shared,
+    lease::{Holder, Lease, LeaseRow, Leases},
+    rows::{DATA, Held, LEASES, NOBODY, PROGRAMS, SCHEMA, SESSIONS, VARIABLES, failed, get, scan},
+    state::{State, Totals},
+};
+use crate::{
+    ProgramInfo, SessionError, SessionId, SessionLimits,
+    record::ProgramRecord,
+    stored::{decode, encode},
+};
+
+/// The version of rows and tables. Newer ones are refused; there are no older ones yet.
+const VERSION: u64 = 1;
+/// What redb may keep of the file in memory, in bytes.
+const CACHE: usize = 256 * 1024 * 1024;
+
+/// Opens a file, or makes it, and reads who lives in it.
+pub(super) fn open<F: StorageBackend>(
+    path: PathBuf,
+    limits: SessionLimits,
+    storage: impl FnOnce(FileBackend) -> F,
+    state: &mut State,
+) -> Result<Shared, SessionError> {
+    // Redb trusts a file that it closed itself, and may panic if somebody else changed it since.
+    let opened = catch_unwind(AssertUnwindSafe(|| {
+        let database = database(&path, storage).map_err(|problem| SessionError::Backend { problem })?;
+        let (totals, leases) = resume(&database, &limits)?;
+        Ok((database, totals, leases))
+    }));
+    let damaged = || SessionError::Backend { problem: "it is damaged; restore it from a copy".to_owned() };
+    let opened: Result<_, SessionError> = opened.unwrap_or_else(|_| Err(damaged()));
+    let (database, totals, leases) = opened.map_err(|error| in_file(&path, error))?;
+    let shared = Shared::new(path, limits, database);
+    state.resume(&shared, totals, leases);
+    Ok(shared)
+}
+
+/// Names the file in an error of the backend.
+pub(super) fn in_file(path: &Path, error: SessionError) -> SessionError {
+    match error {
+        SessionError::Backend { problem } => {
+            SessionError::Backend { problem: format!("`{}`: {problem}", path.display()) }
+        }
+        error => error,
+    }
+}
+
+fn database<F: StorageBackend>(
+    path: &Path,
+    storage: impl FnOnce(FileBackend) -> F,
+) -> Result<Database, String> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    // What is in sessions is nobody else's.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => "its directory does not exist; create it first".to_owned(),
+        _ => format!("cannot open it: {error}"),
+    })?;
+    // A new file is only there for sure once its directory says so.
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let synced = File::open(parent).and_then(|directory| directory.sync_all());
+    synced.map_err(|error| format!("cannot sync its directory: {error}"))?;
+
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE);
+    let repaired = path.to_owned();
+    builder.set_repair_callback(move |repair| {
+        tracing::info!(path = %repaired.display(), progress = repair.progress(), "checking sessions after a crash");
+    });
+    let opened = FileBackend::new(file).and_then(|file| builder.create_with_backend(storage(file)));
+    opened.map_err(|error| match error {
+        DatabaseError::DatabaseAlreadyOpen => {
+            "it is open already, and only one host at a time may have it; give each a file of its own"
+                .to_owned()
+        }
+        DatabaseError::Storage(StorageError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+            format!("it is no file of sessions: {error}")
+        }
+        error => format!("cannot open it: {error}"),
+    })
+}
+
+/// Reads who lives, and makes what is missing in a new file.
+fn resume(
+    database: &Database,
+    limits: &SessionLimits,
+) -> Result<(Totals, Vec<(Holder, Lease)>), SessionError> {
+    let transaction = database.begin_write().map_err(failed)?;
+    let is_new = check_schema(&transaction)?;
+    let was_closed = transaction.list_tables().map_err(failed)?.any(|table| table.name() == LEASES.name());
+    let found = holders(&transaction, limits, was_closed)?;
+    if was_closed {
+        // From now on, what they say is out of date.
+        transaction.delete_table(LEASES).map_err(failed)?;
+    }
+    if is_new || was_closed {
+        transaction.commit().map_err(failed)?;
+    } else {
+        transaction.abort().map_err(failed)?;
+    }
+    Ok(found)
+}
+
+/// Makes the tables of a new file; true when it did.
+fn check_schema(transaction: &WriteTransaction) -> Result<bool, SessionError> {
+    let is_new = transaction.list_tables().map_err(failed)?.next().is_none();
+    let mut schema = transaction.open_table(SCHEMA).map_err(failed)?;
+    if is_new {
+        schema.insert((), VERSION).map_err(failed)?;
+        for table in [SESSIONS, VARIABLES, PROGRAMS, DATA] {
+            transaction.open_table(table).map_err(failed)?;
+        }
+    }
+    let version = schema.get(()).map_err(failed)?.map(|version| version.value());
+    let problem = match version {
+        Some(VERSION) => return Ok(is_new),
+        Some(newer) => format!(
+            "its schema is version {newer}, and this host knows up to {VERSION}; use the version of the host that wrote it"
+        ),
+        None => "it is a database, but not of sessions".to_owned(),
+    };
+    Err(SessionError::Backend { problem })
+}
+
+/// Everybody in the file, with a lease. After an orderly end it is what is left of the one that was written. Otherwise
+/// it is a full one: who is in the file may have been used until the host was killed, and nobody's time ends early because
+/// a renewal was only in memory.
+fn holders(
+    transaction: &WriteTransaction,
+    limits: &SessionLimits,
+    was_closed: bool,
+) -> Result<(Totals, Vec<(Holder, Lease)>), SessionError> {
+    let now = Instant::now();
+    let (mut totals, mut leases) = (Totals::default(), Vec::new());
+    let written = was_closed.then(|| transaction.open_table(LEASES)).transpose().map_err(failed)?;
+    let lease = |holder: Holder, ttl| {
+        let row: Option<LeaseRow> = match &written {
+            Some(written) => get(written, holder.key())?,
+            None => None,
+        };
+        let lease = row.map_or_else(|| Lease::new(ttl, now), |row| Lease::resumed(ttl, row, now));
+        Ok::<_, SessionError>((holder, lease))
+    };
+    let sessions = transaction.open_table(SESSIONS).map_err(failed)?;
+    for entry in sessions.iter().map_err(failed)? {
+        let (key, row) = entry.map_err(failed)?;
+        let Held { ttl, bytes, programs, variables } = decode(row.value())?;
+        totals.sessions += 1;
+        totals.bytes += bytes;
+        totals.programs += programs;
+        totals.variables += variables;
+        leases.push(lease(Holder::Session(SessionId::try_new(key.value().0)?), ttl)?);
+    }
+    let programs = transaction.open_table(PROGRAMS).map_err(failed)?;
+    for info in scan::<ProgramInfo>(&programs, NOBODY, |_| true)? {
+        totals.globals += 1;
+        leases.push(lease(Holder::Global(info.name.clone()), limits.ttl(info.ttl))?);
+        totals.bytes += ProgramRecord { info, data: Bytes::new() }.size();
+    }
+    Ok((totals, leases))
+}
+
+/// Writes for how long everybody lives, so that the next start knows.
+pub(super) fn close(database: &Database, leases: &Leases) -> Result<(), SessionError> {
+    let transaction = database.begin_write().map_err(failed)?;
+    let mut table = transaction.open_table(LEASES).map_err(failed)?;
+    for (holder, row) in leases.rows(Instant::now()) {
+        table.insert(holder.key(), encode(&row)?.as_slice()).map_err(failed)?;
+    }
+    drop(table);
+    transaction.commit().map_err(failed)
+}

@@ -1,0 +1,396 @@
+//! What is said of the durable backend beyond the contract. `tests/redb_killed.rs` has what needs a process that dies.
+
+use std::{
+    io,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
+
+use redb::{StorageBackend, TableDefinition, backends::FileBackend};
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    Created, NewSession, NewVariable, Note, PageRequest, Payload, Program, ProgramName, ProgramOwner,
+    Session, SessionBackend, SessionEvent, SessionEventKind, SetVariable, ValueType, Variable, VariableName,
+    VariableType, WatchEvent, contract::session_backend_contract,
+};
+
+mod same;
+
+fn id(text: &str) -> SessionId {
+    SessionId::try_new(text).unwrap()
+}
+
+fn program_name(text: &str) -> ProgramName {
+    ProgramName::try_new(text).unwrap()
+}
+
+fn variable_name(text: &str) -> VariableName {
+    VariableName::try_new(text).unwrap()
+}
+
+fn directory() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+async fn try_open(path: impl AsRef<Path> + Send) -> Result<RedbBackend, SessionError> {
+    RedbBackend::open(path, SessionLimits::default()).await
+}
+
+async fn open(directory: &TempDir) -> RedbBackend {
+    try_open(directory.path().join("sessions")).await.unwrap()
+}
+
+/// What a host finds that starts after the one of this directory was killed just now.
+async fn open_as_after_a_crash(directory: &TempDir) -> RedbBackend {
+    let copy = directory.path().join("copy");
+    std::fs::copy(directory.path().join("sessions"), &copy).unwrap();
+    try_open(copy).await.unwrap()
+}
+
+/// Why a file could not be opened. It must be named.
+async fn refused(path: &Path) -> String {
+    let error = try_open(path).await.unwrap_err().to_string();
+    assert!(error.contains(path.to_str().unwrap()), "{error}");
+    error
+}
+
+fn with_ttl(seconds: u64) -> NewSession {
+    NewSession { ttl: Some(Duration::from_secs(seconds)), ..NewSession::default() }
+}
+
+async fn register(backend: &RedbBackend, session: &str, name: &str) -> Result<Variable, SessionError> {
+    let (ty, value) = (VariableType::new(ValueType::Integer)?, Payload::try_from_serde(&0).unwrap());
+    let new = NewVariable { ty, value, note: Note::default() };
+    backend.register_variable(&id(session), &variable_name(name), new).await
+}
+
+async fn set(backend: &RedbBackend, session: &str, name: &str, value: u32) -> Result<u32, SessionError> {
+    let value = Payload::try_from_serde(&value).unwrap();
+    backend.set_variable(&id(session), SetVariable::new(name, value)).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn redb_keeps_the_contract() {
+    let files = std::cell::RefCell::new(Vec::new());
+    let make = async || {
+        let directory = directory();
+        let backend = open(&directory).await;
+        files.borrow_mut().push(directory);
+        backend
+    };
+    session_backend_contract(make, tokio::time::advance).await;
+}
+
+/// All that is in a backend, but for the time it has left.
+async fn all_of(backend: &RedbBackend) -> impl PartialEq + std::fmt::Debug + use<> {
+    let mut sessions = Vec::new();
+    for session in backend.list(PageRequest::default()).await.unwrap().items {
+        let owner = ProgramOwner::Session(session.id.clone());
+        let variables = backend.list_variables(&session.id, "").await.unwrap();
+        let mut histories = Vec::new();
+        for variable in &variables {
+            histories.push(backend.variable_history(&session.id, variable.id.as_str(), 0).await.unwrap());
+        }
+        let programs = programs_of(backend, &owner).await;
+        sessions.push((Session { expires_in: Duration::ZERO, ..session }, variables, histories, programs));
+    }
+    let stats = backend.stats().await.unwrap();
+    let held = (stats.live, stats.variables, stats.programs, stats.bytes);
+    (sessions, programs_of(backend, &ProgramOwner::Global).await, held)
+}
+
+async fn programs_of(backend: &RedbBackend, owner: &ProgramOwner) -> Vec<(ProgramName, Program)> {
+    let mut programs = Vec::new();
+    for info in backend.programs(owner).await.unwrap() {
+        let program = backend.program(owner, &info.name).await.unwrap();
+        programs.push((info.name, program));
+    }
+    programs
+}
+
+#[tokio::test]
+async fn everything_is_there_again() {
+    let directory = directory();
+    let backend = open(&directory).await;
+    let metadata = [("user".to_owned(), "ada".to_owned())].into();
+    backend.create(&id("one"), NewSession { metadata, ..with_ttl(500) }).await.unwrap();
+    backend.create(&id("two"), NewSession::default()).await.unwrap();
+    register(&backend, "one", "x").await.unwrap();
+    register(&backend, "one", "y").await.unwrap();
+    for value in 1..30 {
+        set(&backend, "one", "x", value).await.unwrap();
+    }
+    let large = Program::new(vec![7; 3 * LARGE], "application/octet-stream");
+    for owner in [ProgramOwner::Global, id("two").into()] {
+        backend.put_program(&owner, &program_name("p"), large.clone()).await.unwrap();
+        backend.put_program(&owner, &program_name("empty"), Program::new("", "text/plain")).await.unwrap();
+    }
+    backend.set_last_worker(&id("one"), "w-7".into()).await.unwrap();
+    let before = all_of(&backend).await;
+    drop(backend);
+    let backend = open(&directory).await;
+    assert_eq!(all_of(&backend).await, before);
+    assert_eq!(backend.get(&id("one")).await.unwrap().last_worker.as_deref(), Some("w-7"));
+
+    let crashed = open_as_after_a_crash(&directory).await;
+    assert_eq!(crashed.get(&id("one")).await.unwrap().last_worker, None, "it went down with the host");
+    crashed.set_last_worker(&id("one"), "w-7".into()).await.unwrap();
+    assert_eq!(all_of(&crashed).await, before);
+    assert_eq!(set(&crashed, "one", "x", 30).await.unwrap(), 30, "versions go on");
+    for session in ["one", "two"] {
+        crashed.delete(&id(session)).await.unwrap();
+    }
+    for program in ["p", "empty"] {
+        crashed.delete_program(&ProgramOwner::Global, &program_name(program)).await.unwrap();
+    }
+    let stats = crashed.stats().await.unwrap();
+    assert_eq!((stats.live, stats.variables, stats.programs, stats.bytes), (0, 0, 0, 0));
+}
+
+async fn left(backend: &RedbBackend, session: &str) -> u64 {
+    let page = backend.list(PageRequest::default()).await.unwrap();
+    let session = page.items.into_iter().find(|found| found.id == id(session)).unwrap();
+    // What passes of real time meanwhile is far less than a second.
+    session.expires_in.as_secs_f64().round() as u64
+}
+
+#[tokio::test(start_paused = true)]
+async fn ttls_go_on_after_an_orderly_end_and_begin_anew_after_a_crash() {
+    let directory = directory();
+    let backend = open(&directory).await;
+    for session in ["idle", "used"] {
+        backend.create(&id(session), with_ttl(100)).await.unwrap();
+    }
+    backend.create(&id("short"), with_ttl(10)).await.unwrap();
+    let program = Program { ttl: Some(Duration::from_secs(10)), ..Program::new("x", "t") };
+    backend.put_program(&ProgramOwner::Global, &program_name("p"), program).await.unwrap();
+    tokio::time::advance(Duration::from_secs(60)).await;
+    // Nothing but memory knows of this.
+    backend.get(&id("used")).await.unwrap();
+    tokio::time::advance(Duration::from_secs(20)).await;
+
+    let crashed = open_as_after_a_crash(&directory).await;
+    assert_eq!((left(&crashed, "idle").await, left(&crashed, "used").await), (100, 100));
+    crashed.get(&id("short")).await.unwrap();
+    crashed.program(&ProgramOwner::Global, &program_name("p")).await.unwrap();
+    drop(crashed);
+
+    drop(backend);
+    let backend = open(&directory).await;
+    assert_eq!((left(&backend, "idle").await, left(&backend, "used").await), (20, 80));
+    assert_eq!(
+        backend.get(&id("short")).await.unwrap_err(),
+        SessionError::NotFound { id: id("short") },
+        "expired is expired"
+    );
+    backend.program(&ProgramOwner::Global, &program_name("p")).await.unwrap_err();
+    let mut events = backend.subscribe();
+    assert_eq!(backend.sweep().await.unwrap(), 1);
+    let SessionEvent { id: gone, kind, .. } = events.next().await.unwrap().unwrap();
+    assert_eq!((gone, kind), (id("short"), SessionEventKind::Expired));
+
+    // What the end wrote holds for one start only.
+    let crashed = open_as_after_a_crash(&directory).await;
+    assert_eq!(left(&crashed, "idle").await, 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sweeps_take_many_transactions_for_many_sessions() {
+    let directory = directory();
+    let backend = Arc::new(open(&directory).await);
+    let mut creators = tokio::task::JoinSet::new();
+    for n in 0..SWEEP_ROWS + 10 {
+        let backend = Arc::clone(&backend);
+        creators.spawn(async move { backend.create(&id(&n.to_string()), with_ttl(10)).await.unwrap().1 });
+    }
+    assert!(creators.join_all().await.iter().all(|created| *created == Created::New));
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(backend.sweep().await.unwrap(), SWEEP_ROWS + 10);
+    let stats = backend.stats().await.unwrap();
+    assert_eq!((stats.live, stats.sweeps, stats.expired), (0, 1, SWEEP_ROWS as u64 + 10));
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_opened_are_named_with_the_reason() {
+    let directory = directory();
+    let path = directory.path().join("missing").join("sessions");
+    assert!(refused(&path).await.contains("its directory does not exist"));
+    assert!(refused(directory.path()).await.contains("cannot open it"));
+
+    let path = directory.path().join("sessions");
+    let backend = open(&directory).await;
+    assert!(refused(&path).await.contains("it is open already"));
+    drop(backend);
+    open(&directory).await;
+
+    let path = directory.path().join("text");
+    std::fs::write(&path, "something else\n".repeat(1000)).unwrap();
+    assert!(refused(&path).await.contains("no file of sessions"));
+    assert!(std::fs::read(&path).unwrap().starts_with(b"something else"), "it is left as it is");
+}
+
+/// Changes a file behind the backend's back.
+fn meddle<K: redb::Key + 'static, V: redb::Value + 'static>(
+    path: &Path,
+    table: TableDefinition<'_, K, V>,
+    key: K::SelfType<'_>,
+    value: V::SelfType<'_>,
+) {
+    let database = Database::create(path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(table).unwrap().insert(key, value).unwrap();
+    transaction.commit().unwrap();
+}
+
+#[tokio::test]
+async fn schemas_of_later_versions_and_of_others_are_refused() {
+    let directory = directory();
+    let path = directory.path().join("sessions");
+    drop(open(&directory).await);
+    meddle(&path, rows::SCHEMA, (), 2);
+    let error = refused(&path).await;
+    assert!(error.contains("version 2") && error.contains("up to 1"), "{error}");
+
+    let path = directory.path().join("other");
+    meddle(&path, TableDefinition::<u64, u64>::new("other"), 1, 1);
+    assert!(refused(&path).await.contains("not of sessions"));
+}
+
+#[tokio::test]
+async fn damaged_files_are_refused_and_damaged_rows_harm_nothing_else() {
+    let directory = directory();
+    let path = directory.path().join("sessions");
+    let backend = open(&directory).await;
+    backend.create(&id("s"), NewSession::default()).await.unwrap();
+    register(&backend, "s", "good").await.unwrap();
+    register(&backend, "s", "bad").await.unwrap();
+    drop(backend);
+    meddle(&path, rows::VARIABLES, ("s", "bad"), b"\x93garbage".as_slice());
+    let backend = open(&directory).await;
+    let (bad, good) = tokio::join!(set(&backend, "s", "bad", 1), set(&backend, "s", "good", 1));
+    let bad = bad.unwrap_err().to_string();
+    assert!(bad.contains("cannot read a record") && bad.contains(path.to_str().unwrap()), "{bad}");
+    assert_eq!(good, Ok(1));
+    backend.delete(&id("s")).await.unwrap();
+    drop(backend);
+
+    let mut bytes = std::fs::read(&path).unwrap();
+    let (length, from) = (bytes.len(), 4096);
+    bytes[from..length].fill(0xA5);
+    std::fs::write(&path, bytes).unwrap();
+    refused(&path).await;
+}
+
+#[tokio::test]
+async fn panics_undo_their_group_and_nothing_else() {
+    let directory = directory();
+    let backend = open(&directory).await;
+    backend.create(&id("s"), NewSession::default()).await.unwrap();
+    register(&backend, "s", "x").await.unwrap();
+    let mut watch = backend.watch_variables(&id("s"), &["x".to_owned()], false).await.unwrap();
+    let panics = backend.write(0, |group| {
+        group.delete(&id("s"))?;
+        group.create(&id("t"), NewSession::default())?;
+        panic!("as this test wants it")
+    });
+    let error = panics.await.map(|(): ()| ()).unwrap_err();
+    assert!(error.to_string().contains("panicked"), "{error}");
+    backend.get(&id("t")).await.unwrap_err();
+    assert_eq!(set(&backend, "s", "x", 1).await.unwrap(), 1);
+    let WatchEvent::Update(update) = watch.next().await.unwrap().unwrap() else { panic!("nothing is lost") };
+    assert_eq!(update.variable.version, 1, "the watch went on");
+    let stats = backend.stats().await.unwrap();
+    assert_eq!((stats.live, stats.created, stats.deleted, stats.variables), (1, 1, 0, 1));
+    assert_eq!(backend.delete(&id("s")).await.unwrap().variable_count, 1);
+}
+
+/// A file on a disk that fails on demand.
+#[derive(Debug)]
+struct Failing {
+    file: FileBackend,
+    fails: Arc<AtomicBool>,
+}
+
+impl Failing {
+    fn check(&self) -> io::Result<()> {
+        if self.fails.load(Relaxed) { Err(io::Error::other("the disk is gone")) } else { Ok(()) }
+    }
+}
+
+impl StorageBackend for Failing {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.check()?;
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.check()?;
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.check()?;
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.check()?;
+        self.file.write(offset, data)
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_is_told_to_all_until_the_next_start() {
+    let directory = directory();
+    let (path, limits) = (directory.path().join("sessions"), SessionLimits::default());
+    let fails = Arc::new(AtomicBool::new(false));
+    let on = Arc::clone(&fails);
+    let (writer, shared) =
+        Writer::spawn(path, limits, move |file| Failing { file, fails: on }).await.unwrap();
+    let backend = RedbBackend { writer, shared };
+    backend.create(&id("s"), NewSession::default()).await.unwrap();
+    register(&backend, "s", "x").await.unwrap();
+    set(&backend, "s", "x", 1).await.unwrap();
+    let mut watch = backend.watch_variables(&id("s"), &[], false).await.unwrap();
+
+    fails.store(true, Relaxed);
+    let (one, other) = tokio::join!(set(&backend, "s", "x", 2), register(&backend, "s", "y"));
+    for error in [one.unwrap_err(), other.map(drop).unwrap_err()] {
+        let told = error.to_string();
+        assert!(told.contains("the disk is gone") && told.contains("restart the host"), "{told}");
+    }
+    let ended = watch.next().await.unwrap().unwrap_err();
+    assert!(matches!(ended, SessionError::Backend { .. }), "{ended:?}");
+    assert_eq!(watch.next().await, None);
+
+    fails.store(false, Relaxed);
+    for refused in [set(&backend, "s", "x", 3).await.map(drop), backend.get(&id("s")).await.map(drop)] {
+        assert!(refused.unwrap_err().to_string().contains("the disk is gone"));
+    }
+    drop(backend);
+    let backend = open(&directory).await;
+    let version = backend.variable(&id("s"), "x").await.unwrap().version;
+    assert!(version == 1 || version == 2, "what was acknowledged is there: {version}");
+    set(&backend, "s", "x", 3).await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_stops_waiting_leaves_all_or_nothing() {
+    let directory = directory();
+    let backend = open(&directory).await;
+    backend.create(&id("s"), NewSession::default()).await.unwrap();
+    let first = register(&backend, "s", "x");
+    let mut first = std::pin::pin!(first);
+    assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(first.as_mut().poll(cx))).await.is_pending());
+    // It is in the queue, so it is done before what comes after it.
+    assert_eq!(
+        register(&backend, "s", "x").await.unwrap_err(),
+        SessionError::VariableExists { session: id("s"), name: "x".to_owned() }
+    );
+}
