@@ -16,8 +16,11 @@ use crate::{
     SessionEventKind, SessionId, ValueType,
 };
 
+mod model;
 mod variables;
 mod watches;
+
+pub use model::{session_backend_linearizes, session_backend_matches_model};
 
 /// The TTL used where expiry is observed. Short, for backends whose clock cannot be paused.
 const TTL: Duration = Duration::from_secs(2);

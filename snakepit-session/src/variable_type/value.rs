@@ -17,13 +17,14 @@ pub(super) fn check(kind: ValueType, rules: &Rules, value: Payload) -> Result<Pa
         Rules::Float { min, max } => {
             let number = float(value.json()).ok_or_else(|| misfit(kind, &value))?;
             within(number, *min, *max)?;
-            if value.ty() == ValueType::Float { value.json().clone() } else { json_of_float(number) }
+            // Of a client that says `float`, too, an integer may come.
+            if looks(&value) == ValueType::Integer { json_of_float(number) } else { value.json().clone() }
         }
         Rules::Integer { min, max } => {
             let number = serde_json::from_slice(value.json()).ok().as_ref().and_then(integer);
             let number = number.ok_or_else(|| misfit(kind, &value))?;
             within(number, *min, *max)?;
-            if value.ty() == ValueType::Integer { value.json().clone() } else { number.to_string().into() }
+            if looks(&value) == ValueType::Integer { value.json().clone() } else { number.to_string().into() }
         }
         Rules::String { min, max, pattern, one_of } => {
             let text = text(kind, &value)?;
@@ -90,6 +91,11 @@ pub(super) fn check(kind: ValueType, rules: &Rules, value: Payload) -> Result<Pa
         (.., Some(buffer)) => Payload::from_buffer(kind, json, buffer),
         (.., None) => Payload::from_json(kind, json),
     })
+}
+
+/// The type that the JSON has by itself, whatever the client says.
+fn looks(value: &Payload) -> ValueType {
+    Payload::of_json(value.json().clone()).ty()
 }
 
 fn misfit(kind: ValueType, value: &Payload) -> String {
@@ -385,6 +391,13 @@ mod tests {
         ] {
             let value = checked(kind, constraints, payload(value)).unwrap();
             assert_eq!((value.ty(), &value.json()[..]), (kind, kept.as_bytes()));
+        }
+        for (kind, value, kept) in
+            [(Integer, "5.0", "5"), (Integer, "5e0", "5"), (Integer, "5", "5"), (Float, "2", "2.0")]
+        {
+            let said = Payload::from_json(kind, value.to_owned().into());
+            let value = checked(kind, "", said).unwrap();
+            assert_eq!(&value.json()[..], kept.as_bytes(), "numbers are of the kind that their client says");
         }
         let value =
             checked(Embedding, r#"{"dimensions": 3}"#, buffer(r#"{"shape": [3], "dtype": "<f4"}"#, 12));
