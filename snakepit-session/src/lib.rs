@@ -5,7 +5,9 @@
 //!                     |
 //!             trait SessionBackend          where sessions live
 //!                     |
-//!               MemoryBackend               the default: this process
+//!        +------------+------------+
+//!  MemoryBackend              RedisBackend  the default: this process; by feature: shared by several hosts
+//!        +------------+------------+
 //!                     |
 //!                record, limits             what every backend does to a session
 //! ```
@@ -26,6 +28,8 @@ mod metadata;
 mod payload;
 mod program;
 mod record;
+#[cfg(feature = "redis")]
+mod redis;
 mod session;
 #[cfg(feature = "stored")]
 mod stored;
@@ -33,6 +37,8 @@ mod variable;
 mod variable_type;
 mod watch;
 
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisBackend, RedisConfig};
 pub use backend::{Batch, Created, Page, PageRequest, SessionBackend};
 pub use error::SessionError;
 pub use events::{SessionEvent, SessionEventKind, SessionEvents, SessionStats};
