@@ -5,7 +5,9 @@
 //!                     |
 //!             trait SessionBackend          where sessions live
 //!                     |
-//!        MemoryBackend   RedbBackend        the default: this process; and a file (feature `redb`)
+//!       +-------------+-------------+
+//! MemoryBackend   RedbBackend   RedisBackend     this process; a file; a server that hosts share
+//!       +-------------+-------------+
 //!                     |
 //!                record, limits             what every backend does to a session
 //! ```
@@ -28,6 +30,8 @@ mod program;
 mod record;
 #[cfg(feature = "redb")]
 mod redb;
+#[cfg(feature = "redis")]
+mod redis;
 mod session;
 #[cfg(feature = "stored")]
 mod stored;
@@ -37,6 +41,8 @@ mod watch;
 
 #[cfg(feature = "redb")]
 pub use self::redb::RedbBackend;
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisBackend, RedisConfig};
 pub use backend::{Batch, Created, Page, PageRequest, SessionBackend};
 pub use error::SessionError;
 pub use events::{SessionEvent, SessionEventKind, SessionEvents, SessionStats};

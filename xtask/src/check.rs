@@ -99,12 +99,16 @@ impl Check {
             }
             Self::Features => LIBRARIES.iter().try_for_each(|library| {
                 sh(cargo().args(["check", "--quiet", "-p", library]))?;
-                sh(cargo().args(["check", "--quiet", "-p", library, "--no-default-features"]))
+                sh(cargo().args(["check", "--quiet", "-p", library, "--no-default-features"]))?;
+                sh(cargo().args(["check", "--quiet", "-p", library, "--all-features"]))
             }),
             Self::Docs => {
                 let mut docs = cargo();
                 docs.args(["doc", "--quiet", "--no-deps", "--lib"]);
-                sh(docs.env("RUSTDOCFLAGS", "-D warnings"))
+                sh(docs.env("RUSTDOCFLAGS", "-D warnings"))?;
+                let mut optional = cargo();
+                optional.args(["doc", "--quiet", "--no-deps", "-p", "snakepit-session", "--all-features"]);
+                sh(optional.env("RUSTDOCFLAGS", "-D warnings"))
             }
             Self::Python => {
                 let environment = setup::run()?;

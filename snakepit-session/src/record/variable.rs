@@ -18,9 +18,31 @@ pub(crate) struct VariableRecord {
     pub(crate) variable: Variable,
     /// What was said about the current version.
     pub(crate) note: Note,
-    /// The versions before, oldest first.
-    older: VecDeque<VariableVersion>,
+    /// The versions before, oldest first, without a gap.
+    older: VecDeque<Older>,
     older_bytes: usize,
+}
+
+/// A version before the current one. Written as a tuple, because there are many of them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(from = "(u32, usize, Option<VariableVersion>)", into = "(u32, usize, Option<VariableVersion>)")]
+struct Older {
+    version: u32,
+    size: usize,
+    /// `None` where it was not loaded: writes need no more than its size.
+    whole: Option<VariableVersion>,
+}
+
+impl From<(u32, usize, Option<VariableVersion>)> for Older {
+    fn from((version, size, whole): (u32, usize, Option<VariableVersion>)) -> Self {
+        Self { version, size, whole }
+    }
+}
+
+impl From<Older> for (u32, usize, Option<VariableVersion>) {
+    fn from(Older { version, size, whole }: Older) -> Self {
+        (version, size, whole)
+    }
 }
 
 /// A write that nothing speaks against.
@@ -110,7 +132,7 @@ impl VariableRecord {
 
         let current = size_of_version(&self.variable.value, &self.note);
         let (mut kept, mut kept_bytes) = (self.older.len() + 1, self.older_bytes + current);
-        let mut oldest = self.older.iter().map(|version| size_of_version(&version.value, &version.note));
+        let mut oldest = self.older.iter().map(|version| version.size);
         let (mut evicts, mut shrinks) = (0, 0);
         while kept > limits.max_history || kept_bytes > limits.max_history_bytes {
             let size = oldest.next().unwrap_or(current);
@@ -142,20 +164,21 @@ impl VariableRecord {
         if let Some(metadata) = metadata {
             self.variable.metadata = metadata;
         }
-        self.older_bytes += size_of_version(&was.value, &was.note);
+        let size = size_of_version(&was.value, &was.note);
+        self.older_bytes += size;
         // Made room for before it is filled, so that a full history stays as large as it is.
         let evicts_was = evicts > self.older.len();
         for gone in self.older.drain(..evicts.min(self.older.len())) {
-            self.older_bytes -= size_of_version(&gone.value, &gone.note);
+            self.older_bytes -= gone.size;
         }
         if evicts_was {
-            self.older_bytes -= size_of_version(&was.value, &was.note);
+            self.older_bytes -= size;
         } else {
-            self.older.push_back(was);
+            self.older.push_back(Older { version: was.version, size, whole: Some(was) });
         }
     }
 
-    /// The newest versions there are, newest first; at most `limit`, 0 for all.
+    /// The newest versions there are, newest first; at most `limit`, 0 for all. They must be loaded.
     pub(crate) fn history(&self, limit: usize) -> impl Iterator<Item = VariableVersion> {
         let limit = if limit == 0 { usize::MAX } else { limit };
         let current = VariableVersion {
@@ -164,17 +187,41 @@ impl VariableRecord {
             at: self.variable.updated_at,
             note: self.note.clone(),
         };
-        std::iter::once(current).chain(self.older.iter().rev().cloned()).take(limit)
+        let older = self.older.iter().rev().filter_map(|older| older.whole.clone());
+        std::iter::once(current).chain(older).take(limit)
     }
 
-    /// The value that a version had.
+    /// The numbers of the versions before the current one that are kept, oldest first.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "for backends that keep versions apart"))]
+    pub(crate) fn older(&self) -> impl DoubleEndedIterator<Item = u32> {
+        self.older.iter().map(|older| older.version)
+    }
+
+    /// What a backend writes that keeps older versions apart from the current one.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "for backends that keep versions apart"))]
+    pub(crate) fn without_older(&self) -> Self {
+        let older = self.older.iter().map(|older| Older { whole: None, ..*older });
+        let (variable, note) = (self.variable.clone(), self.note.clone());
+        Self { variable, note, older: older.collect(), older_bytes: self.older_bytes }
+    }
+
+    /// Adds one of the older versions to a variable that was loaded without.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "for backends that keep versions apart"))]
+    pub(crate) fn load(&mut self, version: VariableVersion) {
+        if let Some(older) = self.older.iter_mut().find(|older| older.version == version.version) {
+            older.whole = Some(version);
+        }
+    }
+
+    /// The value that a version had. It must be loaded.
     pub(super) fn value_of(&self, version: u32) -> Result<Payload, SessionError> {
         let newest = self.variable.version;
         if version == newest {
             return Ok(self.variable.value.clone());
         }
         let found = self.older.iter().find(|older| older.version == version);
-        found.map(|older| older.value.clone()).ok_or_else(|| SessionError::VersionNotKept {
+        let whole = found.and_then(|older| older.whole.as_ref());
+        whole.map(|older| older.value.clone()).ok_or_else(|| SessionError::VersionNotKept {
             variable: self.variable.name.to_string(),
             version,
             oldest: self.older.front().map_or(newest, |oldest| oldest.version),

@@ -1,0 +1,9 @@
+-- Remembers the worker that served a session last, without renewing it.
+-- id, worker -> whether it lives
+
+local id, worker = unpack(ARGV)
+if redis.call('EXISTS', session(id)) == 0 then
+  return 0
+end
+redis.call('HSET', session(id), 'worker', worker)
+return 1

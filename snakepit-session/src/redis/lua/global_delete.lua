@@ -1,0 +1,11 @@
+-- Deletes a global program.
+-- name -> whether it lived
+
+local name = ARGV[1]
+if redis.call('EXISTS', global(name)) == 0 then
+  return 0
+end
+redis.call('UNLINK', global(name))
+count('bytes', -redis.call('HGET', globals, name))
+redis.call('HDEL', globals, name)
+return 1

@@ -1,0 +1,10 @@
+-- Reads a global program and renews it.
+-- name -> nothing, or {info, data}
+
+local name = ARGV[1]
+local found = redis.call('HMGET', global(name), 'info', 'data', 'ttl')
+if not found[1] then
+  return false
+end
+expire(global(name), found[3])
+return { found[1], found[2] }

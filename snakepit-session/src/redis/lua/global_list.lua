@@ -1,0 +1,8 @@
+-- Lists global programs, without renewing them.
+-- -> {info}...
+
+local found = {}
+for _, name in ipairs(redis.call('HKEYS', globals)) do
+  found[#found + 1] = redis.call('HGET', global(name), 'info') or nil
+end
+return found

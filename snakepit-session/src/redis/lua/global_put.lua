@@ -1,0 +1,21 @@
+-- Stores a global program.
+-- name, info, data, ttl, bytes, most programs, most bytes in all -> {'new' or 'existing', 0} or {'programs', 0}
+-- or {'bytes', what all would hold}
+
+local name, info, data, ttl, bytes, max_programs, max_bytes = unpack(ARGV)
+local lives = redis.call('EXISTS', global(name)) == 1
+if not lives then
+  reclaim_globals()
+  if redis.call('HLEN', globals) >= tonumber(max_programs) then
+    return { 'programs', 0 }
+  end
+end
+local more = bytes - (redis.call('HGET', globals, name) or 0)
+if more > 0 and total() + more > tonumber(max_bytes) then
+  return { 'bytes', int(total() + more) }
+end
+redis.call('HSET', globals, name, bytes)
+redis.call('HSET', global(name), 'info', info, 'data', data, 'ttl', ttl)
+expire(global(name), ttl)
+count('bytes', more)
+return { lives and 'existing' or 'new', 0 }

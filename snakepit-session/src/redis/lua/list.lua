@@ -1,0 +1,16 @@
+-- Lists sessions by id, without renewing them.
+-- the id before, how many ids to look at -> {how many there were, the last of them, those that live:
+-- {id, time left, meta, worker, held}...}
+
+local after, limit = unpack(ARGV)
+local from = after == '' and '-' or '(' .. after
+local page = redis.call('ZRANGEBYLEX', ids, from, '+', 'LIMIT', 0, limit)
+local found = {}
+for _, id in ipairs(page) do
+  local left = redis.call('PTTL', session(id))
+  if left >= 0 then
+    local is = redis.call('HMGET', session(id), 'meta', 'worker')
+    found[#found + 1] = { id, left, is[1], is[2], redis.call('HGET', held, id) }
+  end
+end
+return { #page, page[#page] or '', found }

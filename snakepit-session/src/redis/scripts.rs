@@ -1,0 +1,30 @@
+//! The scripts that run inside of Redis, each of which is one atomic step. What they take and answer stands in them.
+
+use std::sync::LazyLock;
+
+use redis::Script;
+
+macro_rules! scripts {
+    ($($name:ident = $file:literal;)*) => {
+        $(pub(super) static $name: LazyLock<Script> = LazyLock::new(|| {
+            Script::new(concat!(include_str!("lua/lib.lua"), include_str!(concat!("lua/", $file))))
+        });)*
+    };
+}
+
+scripts! {
+    AFFINITY = "affinity.lua";
+    COMMIT = "commit.lua";
+    CREATE = "create.lua";
+    DELETE = "delete.lua";
+    FOLLOW = "follow.lua";
+    GLOBAL_DELETE = "global_delete.lua";
+    GLOBAL_GET = "global_get.lua";
+    GLOBAL_LIST = "global_list.lua";
+    GLOBAL_PUT = "global_put.lua";
+    HISTORY = "history.lua";
+    LIST = "list.lua";
+    LOAD = "load.lua";
+    RECLAIM = "reclaim.lua";
+    STATS = "stats.lua";
+}

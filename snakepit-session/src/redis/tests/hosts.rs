@@ -1,0 +1,174 @@
+//! Several hosts on one server.
+
+use super::*;
+
+#[tokio::test]
+async fn hosts_share_what_they_keep() {
+    let server = Server::start();
+    let (a, b) = (server.host().await, server.host().await);
+    let (mut events_a, mut events_b) = (a.subscribe(), b.subscribe());
+    let metadata = BTreeMap::from([("user".to_owned(), "ada".to_owned())]);
+    let (made, _) = a.create(&id("s"), NewSession { metadata, ttl: None }).await.unwrap();
+    let (found, created) = b.create(&id("s"), NewSession::default()).await.unwrap();
+    assert_eq!(
+        (created, &found.metadata, found.created_at),
+        (Created::Existing, &made.metadata, made.created_at)
+    );
+    for events in [&mut events_a, &mut events_b] {
+        assert_eq!(event(events).await, ("s".to_owned(), SessionEventKind::Created));
+    }
+
+    with_x(&a, "s", NewSession::default()).await;
+    b.set_variable(&id("s"), set("x", 5)).await.unwrap();
+    assert_eq!(x(&a, "s").await, (5, 1));
+    a.set_last_worker(&id("s"), "w".into()).await.unwrap();
+    assert_eq!(b.get(&id("s")).await.unwrap().last_worker.as_deref(), Some("w"));
+    for owner in [ProgramOwner::Session(id("s")), ProgramOwner::Global] {
+        a.put_program(&owner, &name("p"), Program::new("data", "t")).await.unwrap();
+        assert_eq!(b.program(&owner, &name("p")).await.unwrap().data, "data");
+        assert_eq!(b.programs(&owner).await.unwrap()[0].name, name("p"));
+    }
+    let counted = a.stats().await.unwrap();
+    assert_eq!(counted, b.stats().await.unwrap());
+    assert_eq!((counted.live, counted.variables, counted.programs), (1, 1, 2));
+    assert_eq!(b.list(PageRequest::default()).await.unwrap().items.len(), 1);
+
+    b.delete(&id("s")).await.unwrap();
+    a.get(&id("s")).await.unwrap_err();
+    for events in [&mut events_a, &mut events_b] {
+        assert_eq!(event(events).await, ("s".to_owned(), SessionEventKind::Deleted));
+    }
+    let other = RedisConfig { prefix: "other".to_owned(), ..RedisConfig::default() };
+    let other = RedisBackend::connect(&server.url, other, SessionLimits::default()).await.unwrap();
+    let missing = other.program(&ProgramOwner::Global, &name("p")).await.unwrap_err();
+    assert_eq!(missing, SessionError::GlobalProgramNotFound { name: "p".to_owned() });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn racing_hosts_make_one_session() {
+    let server = Server::start();
+    let hosts = [Arc::new(server.host().await), Arc::new(server.host().await)];
+    let mut creators = JoinSet::new();
+    for n in 0..400 {
+        let host = Arc::clone(&hosts[n % 2]);
+        let metadata = BTreeMap::from([("creator".to_owned(), n.to_string())]);
+        creators
+            .spawn(async move { host.create(&id("s"), NewSession { metadata, ttl: None }).await.unwrap() });
+    }
+    let made = creators.join_all().await;
+    assert_eq!(made.iter().filter(|(_, created)| *created == Created::New).count(), 1);
+    assert!(made.iter().all(|(session, _)| session.metadata == made[0].0.metadata));
+    assert_eq!(hosts[0].stats().await.unwrap().created, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_increment_of_two_hosts_is_lost() {
+    const EACH: u32 = 100;
+    let server = Server::start();
+    let hosts = [Arc::new(server.host().await), Arc::new(server.host().await)];
+    with_x(&hosts[0], "s", NewSession::default()).await;
+    let mut writers = JoinSet::new();
+    for host in &hosts {
+        for _ in 0..2 {
+            let host = Arc::clone(host);
+            writers.spawn(async move {
+                let (mut done, mut conflicts) = (0, 0_u32);
+                while done < EACH {
+                    let (value, version) = x(&host, "s").await;
+                    match host.set_variable(&id("s"), set("x", value + 1).if_version(version)).await {
+                        Ok(_) => done += 1,
+                        Err(SessionError::VersionConflict { .. }) => conflicts += 1,
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+                conflicts
+            });
+        }
+    }
+    let conflicts: u32 = writers.join_all().await.into_iter().sum();
+    assert_eq!(x(&hosts[1], "s").await, (4 * EACH, 4 * EACH), "after {conflicts} conflicts");
+    assert!(conflicts > 0, "they did get into each other's way");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watchers_on_every_host_see_the_writes_of_all_once_and_in_order() {
+    const EACH: u32 = 200;
+    let server = Server::start();
+    let hosts = [Arc::new(server.host().await), Arc::new(server.host().await)];
+    with_x(&hosts[0], "s", NewSession::default()).await;
+    let mut writers = JoinSet::new();
+    for host in hosts.clone() {
+        writers.spawn(async move {
+            for n in 1..=EACH {
+                host.set_variable(&id("s"), set("x", n)).await.unwrap();
+            }
+        });
+    }
+    let mut watchers = JoinSet::new();
+    // Begun while they write, each a little later, so that some come to what others are in the middle of.
+    for n in 0..20 {
+        let host = Arc::clone(&hosts[n % 2]);
+        let mut watch = host.watch_variables(&id("s"), &["x".to_owned()], true).await.unwrap();
+        watchers.spawn(async move {
+            let (kind, mut last) = told(&mut watch).await;
+            assert_eq!(kind, UpdateKind::Initial);
+            while last < 2 * EACH {
+                let (kind, version) = told(&mut watch).await;
+                assert_eq!((kind, version), (UpdateKind::Set, last + 1));
+                last = version;
+            }
+        });
+    }
+    writers.join_all().await;
+    watchers.join_all().await;
+}
+
+#[tokio::test]
+async fn an_expired_session_ends_once_for_all_hosts() {
+    const SESSIONS: usize = 500;
+    let server = Server::start();
+    let (a, b) = (server.host().await, server.host().await);
+    with_x(&a, "watched", for_ms(300)).await;
+    let mut watch = b.watch_variables(&id("watched"), &[], false).await.unwrap();
+    for n in 0..SESSIONS {
+        a.create(&id(&n.to_string()), for_ms(10)).await.unwrap();
+    }
+    with_x(&a, "lives", NewSession::default()).await;
+    let mut events = [a.subscribe(), b.subscribe()];
+    // It ends by itself, whether or not somebody sweeps, and it was the last to do so.
+    let end = soon(watch.next()).await.unwrap().unwrap_err();
+    assert_eq!(end, SessionError::NotFound { id: id("watched") });
+    let (swept_a, swept_b) = tokio::join!(a.sweep(), b.sweep());
+    assert_eq!(swept_a.unwrap() + swept_b.unwrap(), SESSIONS + 1);
+    for events in &mut events {
+        let mut expired = BTreeMap::new();
+        while expired.len() <= SESSIONS {
+            let (id, kind) = event(events).await;
+            if kind == SessionEventKind::Expired {
+                assert_eq!(expired.insert(id, kind), None, "each is told once");
+            }
+        }
+        assert!(!expired.contains_key("lives"));
+    }
+    let counted = a.stats().await.unwrap();
+    assert_eq!((counted.live, counted.expired, counted.variables), (1, SESSIONS as u64 + 1, 1));
+    assert_eq!(counted.sweeps, 2);
+}
+
+#[tokio::test]
+async fn a_session_made_anew_is_another_one() {
+    let server = Server::start();
+    let (a, b) = (server.host().await, server.host().await);
+    with_x(&a, "s", NewSession::default()).await;
+    let mut first = b.watch_variables(&id("s"), &[], false).await.unwrap();
+    a.set_variable(&id("s"), set("x", 1)).await.unwrap();
+    a.delete(&id("s")).await.unwrap();
+    with_x(&a, "s", NewSession::default()).await;
+    let mut second = b.watch_variables(&id("s"), &[], true).await.unwrap();
+    a.set_variable(&id("s"), set("x", 2)).await.unwrap();
+    assert_eq!(told(&mut first).await, (UpdateKind::Set, 1), "what was before the end is told before it");
+    let end = soon(first.next()).await.unwrap().unwrap_err();
+    assert_eq!(end, SessionError::NotFound { id: id("s") });
+    assert_eq!(told(&mut second).await, (UpdateKind::Initial, 0));
+    assert_eq!(told(&mut second).await, (UpdateKind::Set, 1));
+}

@@ -1,0 +1,142 @@
+//! Connections that break, servers that end.
+
+use super::*;
+
+#[tokio::test]
+async fn a_broken_connection_loses_no_update_and_no_event() {
+    let server = Server::start();
+    let (a, b) = (server.host().await, server.host().await);
+    with_x(&a, "s", NewSession::default()).await;
+    let mut watch = a.watch_variables(&id("s"), &[], false).await.unwrap();
+    let mut events = a.subscribe();
+    let mut version = 0;
+    for round in 0..20 {
+        let killed: u32 = server.query(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+        assert!(round > 0 || killed == 2, "{killed}");
+        for _ in 0..5 {
+            b.set_variable(&id("s"), set("x", version)).await.unwrap();
+            version += 1;
+        }
+        b.create(&id(&round.to_string()), NewSession::default()).await.unwrap();
+        if round % 3 == 0 {
+            // Now and then it has come back before the next break, and otherwise it may not have.
+            while told(&mut watch).await.1 < version {}
+        }
+    }
+    let mut last = 0;
+    while last < version {
+        last = told(&mut watch).await.1;
+    }
+    for round in 0..20 {
+        assert_eq!(event(&mut events).await.0, round.to_string());
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_was_away_for_too_long_is_told_what_it_missed_and_the_last_of_it() {
+    let server = Server::start();
+    let line = Line::to(&server);
+    let config = RedisConfig { watch_lease: Duration::from_millis(200), ..RedisConfig::default() };
+    let (a, b) = (line.host(config).await.unwrap(), server.host().await);
+    with_x(&b, "s", NewSession::default()).await;
+    let mut watch = a.watch_variables(&id("s"), &["x".to_owned()], false).await.unwrap();
+    b.set_variable(&id("s"), set("x", 1)).await.unwrap();
+    assert_eq!(told(&mut watch).await, (UpdateKind::Set, 1));
+
+    line.cut();
+    let down = soon(async {
+        loop {
+            match a.get(&id("s")).await {
+                Ok(_) => tokio::task::yield_now().await,
+                Err(error) => break error.to_string(),
+            }
+        }
+    });
+    let down = down.await;
+    assert!(down.contains("redis at") && down.contains("line"), "{down}");
+    for n in 2..=5 {
+        b.set_variable(&id("s"), set("x", n)).await.unwrap();
+    }
+    // The log of what a is to be told ends when a has not been heard of for so long.
+    let born: String = server.query(&["HGET", "{snakepit}:s:s", "born"]).await;
+    soon(async { while server.query(&["EXISTS", &format!("{{snakepit}}:w:{born}")]).await {} }).await;
+    for n in 6..=9 {
+        b.set_variable(&id("s"), set("x", n)).await.unwrap();
+    }
+    line.mend();
+    let lost = soon(watch.next()).await.unwrap().unwrap();
+    assert_eq!(lost, WatchEvent::Lost(7), "from 2 to 8");
+    assert_eq!(told(&mut watch).await, (UpdateKind::Set, 9), "the last one is never lost");
+    b.set_variable(&id("s"), set("x", 10)).await.unwrap();
+    assert_eq!(told(&mut watch).await, (UpdateKind::Set, 10));
+}
+
+#[tokio::test]
+async fn a_server_without_memory_takes_nothing_and_gives_back_all() {
+    let server = Server::start();
+    let host = server.host().await;
+    with_x(&host, "s", NewSession::default()).await;
+    with_x(&host, "expired", for_ms(300)).await;
+    expired(&server, "expired").await;
+    let () = server.query(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let refused = [
+        host.create(&id("t"), NewSession::default()).await.map(drop),
+        host.set_variable(&id("s"), set("x", 1)).await.map(drop),
+        host.put_program(&ProgramOwner::Global, &name("p"), Program::new("x", "t")).await.map(drop),
+    ];
+    for refused in refused {
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("maxmemory"), "{refused}");
+    }
+    assert_eq!(x(&host, "s").await, (0, 0), "what is there is there, unchanged");
+    assert_eq!(host.sweep().await.unwrap(), 1);
+    assert_eq!(host.sweep().await.unwrap(), 0);
+    host.delete(&id("s")).await.unwrap();
+    let counted = host.stats().await.unwrap();
+    assert_eq!((counted.live, counted.variables, counted.bytes), (0, 0, 0));
+    let () = server.query(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    host.create(&id("t"), NewSession::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_starts_again_is_found_again() {
+    let mut server = Server::start();
+    let host = server.host().await;
+    with_x(&host, "s", NewSession::default()).await;
+    let mut watch = host.watch_variables(&id("s"), &[], false).await.unwrap();
+    let mut events = host.subscribe();
+    server.stop();
+    let errors = [
+        host.get(&id("s")).await.unwrap_err(),
+        host.create(&id("t"), NewSession::default()).await.unwrap_err(),
+        host.set_variable(&id("s"), set("x", 1)).await.unwrap_err(),
+        host.watch_variables(&id("s"), &[], true).await.unwrap_err(),
+        host.sweep().await.unwrap_err(),
+    ];
+    for error in errors {
+        assert!(matches!(error, SessionError::Backend { .. }), "{error:?}");
+        assert!(error.to_string().contains(server.url.trim_start_matches("redis+unix://")), "{error}");
+    }
+    let refused = RedisBackend::connect(&server.url, RedisConfig::default(), SessionLimits::default());
+    assert!(matches!(soon(refused).await, Err(SessionError::Backend { .. })));
+
+    server.start_again();
+    // It kept nothing, and so the session is gone.
+    let end = soon(watch.next()).await.unwrap().unwrap_err();
+    assert_eq!(end, SessionError::NotFound { id: id("s") });
+    let created = soon(async {
+        loop {
+            match host.create(&id("s"), NewSession::default()).await {
+                Ok((_, created)) => break created,
+                Err(SessionError::Backend { .. }) => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    });
+    assert_eq!(created.await, Created::New);
+    assert_eq!(event(&mut events).await, ("s".to_owned(), SessionEventKind::Created));
+    with_x(&host, "u", NewSession::default()).await;
+    let mut watch = host.watch_variables(&id("u"), &[], false).await.unwrap();
+    host.set_variable(&id("u"), set("x", 1)).await.unwrap();
+    assert_eq!(told(&mut watch).await, (UpdateKind::Set, 1));
+}
