@@ -54,6 +54,6 @@ pub use snakepit_pool::{PoolStatus, WorkerState, WorkerStatus};
 pub use snakepit_registry::{FnTool, ToolError, ToolSpec, TraceContext};
 pub use snakepit_session::{
     NewSession, Payload, Program, SessionBackend, SessionError, SessionId, SetVariable, ValueType,
-    VariableType,
+    VariableType, WatchEvent,
 };
 pub use snakepit_worker::{WorkerId, WorkerLauncher};

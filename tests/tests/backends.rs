@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use snakepit_proto::pb;
-use snakepit_tests::{Client, Redis, SHOWCASE, Sandbox, SandboxBuilder, Signal, result_of, signal, tool_request};
+use snakepit_tests::{
+    Client, Redis, SHOWCASE, Sandbox, SandboxBuilder, Signal, result_of, signal, tool_request,
+};
 use tokio::task::JoinSet;
 use tonic::Code;
 

@@ -39,7 +39,8 @@ impl Place {
             }
             #[cfg(not(all(feature = "redb", feature = "redis")))]
             Self::File(_) | Self::Redis(_) => Err(SessionError::Backend {
-                problem: "this server was built without it; build with the features `redb` and `redis`".to_owned(),
+                problem: "this server was built without it; build with the features `redb` and `redis`"
+                    .to_owned(),
             }),
         }
     }
