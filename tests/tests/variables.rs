@@ -1,4 +1,4 @@
-//! Variables, watches, global programs, statistics and events over gRPC, as clients of the protocol rely on them.
+//! Variables, watches, statistics and events over gRPC, as clients of the protocol rely on them.
 
 use std::time::Duration;
 
@@ -475,32 +475,4 @@ async fn sessions_are_counted_and_their_life_is_told() {
     let stats = client.get_session_stats(pb::GetSessionStatsRequest {}).await.unwrap().into_inner();
     assert_eq!((stats.live, stats.variables, stats.deleted, stats.expired), (1, 0, 1, 1));
     assert!(stats.sweeps > 0);
-}
-
-#[tokio::test]
-async fn global_programs_belong_to_no_session() {
-    let (_sandbox, mut client) = start().await;
-    let program =
-        pb::Program { name: "m".into(), data: "weights".into(), ttl_seconds: 60, ..Default::default() };
-    let put = pb::PutProgramRequest { session_id: String::new(), program: Some(program), global: true };
-    assert!(client.put_program(put.clone()).await.unwrap().into_inner().created);
-    let both = pb::PutProgramRequest { session_id: "s".into(), ..put.clone() };
-    let refused = client.put_program(both).await.unwrap_err();
-    assert!(refused.message().contains("`session_id` is set beside `global`"), "{refused:?}");
-    let neither = pb::PutProgramRequest { global: false, ..put };
-    assert_eq!(client.put_program(neither).await.unwrap_err().code(), Code::InvalidArgument);
-
-    let get = |session: &str, global| pb::GetProgramRequest {
-        session_id: session.into(),
-        name: "m".into(),
-        global,
-    };
-    assert_eq!(client.get_program(get("s", false)).await.unwrap_err().code(), Code::NotFound);
-    let found = client.get_program(get("", true)).await.unwrap().into_inner().program.unwrap();
-    assert_eq!((&found.data[..], found.ttl_seconds), (&b"weights"[..], 60));
-    let list = pb::ListProgramsRequest { session_id: String::new(), global: true };
-    assert_eq!(client.list_programs(list).await.unwrap().into_inner().programs.len(), 1);
-    let delete = pb::DeleteProgramRequest { session_id: String::new(), name: "m".into(), global: true };
-    client.delete_program(delete).await.unwrap();
-    assert_eq!(client.get_program(get("", true)).await.unwrap_err().code(), Code::NotFound);
 }
