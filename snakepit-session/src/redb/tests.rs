@@ -13,7 +13,8 @@ use super::*;
 use crate::{
     Created, NewSession, NewVariable, Note, PageRequest, Payload, Program, ProgramName, ProgramOwner,
     Session, SessionBackend, SessionEvent, SessionEventKind, SetVariable, ValueType, Variable, VariableName,
-    VariableType, WatchEvent, contract::session_backend_contract,
+    VariableType, WatchEvent,
+    contract::{session_backend_contract, session_backend_linearizes, session_backend_matches_model},
 };
 
 mod same;
@@ -81,6 +82,16 @@ async fn redb_keeps_the_contract() {
         backend
     };
     session_backend_contract(make, tokio::time::advance).await;
+}
+
+#[test]
+fn redb_is_as_the_model_is() {
+    session_backend_matches_model(same::in_memory, 60);
+}
+
+#[test]
+fn redb_does_one_thing_after_the_other() {
+    session_backend_linearizes(same::in_memory, 60);
 }
 
 /// All that is in a backend, but for the time it has left.

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A file that is only memory, and outlives its database: nothing waits for a disk.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct Memory(Arc<InMemoryBackend>);
 
 impl StorageBackend for Memory {
@@ -245,24 +245,28 @@ async fn take(backend: &dyn SessionBackend, step: Step) -> String {
     }
 }
 
-async fn open(memory: &Memory, directory: &std::path::Path) -> RedbBackend {
-    let memory = memory.clone();
-    let (writer, shared) =
-        Writer::spawn(directory.join("unused"), limits(), move |_file| memory).await.unwrap();
+async fn open(memory: Memory, limits: SessionLimits) -> RedbBackend {
+    // The file is only there to be opened.
+    let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+    let (writer, shared) = Writer::spawn(path.to_path_buf(), limits, |_file| memory).await.unwrap();
     RedbBackend { writer, shared }
 }
 
+/// A backend that is as fast as memory.
+pub(super) async fn in_memory(limits: SessionLimits) -> RedbBackend {
+    open(Memory::default(), limits).await
+}
+
 async fn both_agree(steps: Vec<Step>) {
-    let directory = tempfile::tempdir().unwrap();
-    let file = Memory(Arc::new(InMemoryBackend::new()));
+    let file = Memory::default();
     let memory = MemoryBackend::new(limits());
-    let mut durable = open(&file, directory.path()).await;
+    let mut durable = open(file.clone(), limits()).await;
     for step in steps.into_iter().chain([Step::Sweep]) {
         match step {
             Step::Advance { seconds } => tokio::time::advance(Duration::from_secs(seconds)).await,
             Step::Reopen => {
                 drop(durable);
-                durable = open(&file, directory.path()).await;
+                durable = open(file.clone(), limits()).await;
             }
             step => {
                 let (expected, found) =
