@@ -211,6 +211,7 @@ impl Variables {
             session_id: self.session_id(),
             variable_identifier: identifier,
             target_version: version,
+            metadata: self.note(BTreeMap::new()),
         };
         let answer = self
             .call

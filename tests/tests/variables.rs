@@ -99,16 +99,19 @@ async fn variables_come_and_go_as_the_protocol_says() {
         variable_identifier: "rate".into(),
         limit: 2,
     };
-    let entries = client.get_variable_history(history).await.unwrap().into_inner().entries;
+    let entries = client.get_variable_history(history.clone()).await.unwrap().into_inner().entries;
     let versions: Vec<_> = entries.iter().map(|entry| (entry.version, &*entry.changed_by)).collect();
     assert_eq!(versions, [(4, "host"), (3, "host")]);
     let rollback = |target_version| pb::RollbackVariableRequest {
         session_id: "s".into(),
         variable_identifier: "rate".into(),
         target_version,
+        metadata: [("changed_by".to_owned(), "ada".to_owned())].into(),
     };
     let back = client.rollback_variable(rollback(0)).await.unwrap().into_inner().variable.unwrap();
     assert_eq!((back.version, back.value), (5, Some(any("snakepit.float", "1.5"))));
+    let entries = client.get_variable_history(history).await.unwrap().into_inner().entries;
+    assert_eq!((entries[0].version, &*entries[0].changed_by), (5, "ada"));
     let unknown = client.rollback_variable(rollback(99)).await.unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
     assert!(unknown.message().contains("versions 0 to 5 are kept"), "{unknown:?}");
@@ -271,6 +274,7 @@ async fn bad_input_is_refused_by_name_and_bound_and_changes_nothing() {
                 session_id: elsewhere(),
                 variable_identifier: name(),
                 target_version: 0,
+                ..Default::default()
             })
             .await
             .err(),

@@ -413,7 +413,7 @@ pub struct VariableHistoryEntry {
     #[prost(bytes = "bytes", tag = "6")]
     pub binary_value: ::prost::bytes::Bytes,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RollbackVariableRequest {
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
@@ -421,6 +421,12 @@ pub struct RollbackVariableRequest {
     pub variable_identifier: ::prost::alloc::string::String,
     #[prost(int32, tag = "3")]
     pub target_version: i32,
+    /// As SetVariableRequest.metadata. Extension.
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub metadata: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RollbackVariableResponse {

@@ -223,7 +223,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::RollbackVariableRequest>,
     ) -> Answer<pb::RollbackVariableResponse> {
-        self.rollback(request.get_ref()).await.map(Response::new)
+        self.rollback(request.into_inner()).await.map(Response::new)
     }
 
     type WatchVariablesStream = Updates;

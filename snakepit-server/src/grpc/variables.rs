@@ -126,31 +126,43 @@ impl Bridge {
         let note = Note::from_metadata(metadata);
         let mut response = pb::BatchSetVariablesResponse::default();
         let mut writes = Vec::with_capacity(updates.len());
-        let given = updates.into_iter().map(|(name, any)| {
-            let buffer = buffers.remove(&name).unwrap_or_default();
-            (name, Some(any), buffer)
-        });
-        let given: Vec<_> = given.collect();
+        let given: Vec<_> = updates
+            .into_iter()
+            .map(|(name, any)| {
+                let buffer = buffers.remove(&name).unwrap_or_default();
+                (name, Some(any), buffer)
+            })
+            .collect();
         // A buffer without a value of its name is raw bytes, as among the arguments of a call.
         let alone = buffers.into_iter().map(|(name, buffer)| (name, None, buffer));
         for (name, any, buffer) in given.into_iter().chain(alone) {
+            let field = format!("updates[{name}]");
+            if name.is_empty() {
+                return Err(invalid_field(&field, "has no name; give the variable's id or name"));
+            }
             let wanted = expected.remove(&name);
-            let write = value(&format!("updates[{name}]"), any, buffer).and_then(|value| {
-                let version_of = |wanted| version(&format!("expected_versions[{name}]"), wanted);
-                let expected_version = wanted.map(version_of).transpose()?;
-                identifier(&name)?;
-                Ok(SetVariable { identifier: name.clone(), value, note: note.clone(), expected_version })
-            });
-            match write {
-                Ok(write) => writes.push(write),
-                Err(status) => drop(response.errors.insert(name, status.message().to_owned())),
+            let expected_version =
+                wanted.map(|wanted| version(&format!("expected_versions[{name}]"), wanted)).transpose()?;
+            match value(&field, any, buffer) {
+                Ok(value) => {
+                    writes.push(SetVariable {
+                        identifier: name,
+                        value,
+                        note: note.clone(),
+                        expected_version,
+                    });
+                }
+                Err(status) => {
+                    response.errors.insert(name.clone(), status.message().to_owned());
+                    // Null is no variable's value: an atomic batch is refused, with the reasons of all others too.
+                    if atomic {
+                        writes.push(SetVariable::new(name, Payload::null()));
+                    }
+                }
             }
         }
         if let Some(name) = expected.keys().next() {
             return Err(invalid_field(&format!("expected_versions[{name}]"), "names none of the updates"));
-        }
-        if atomic && !response.errors.is_empty() {
-            return Ok(response);
         }
         let names: Vec<_> = writes.iter().map(|write| write.identifier.clone()).collect();
         let batch = if atomic { Batch::Atomic } else { Batch::Each };
@@ -164,7 +176,9 @@ impl Bridge {
                 }
             }
             Err(SessionError::BatchRefused { errors }) => {
-                response.errors.extend(errors.into_iter().map(|(name, error)| (name, error.to_string())));
+                for (name, error) in errors {
+                    response.errors.entry(name).or_insert_with(|| error.to_string());
+                }
             }
             Err(error) => return Err(refused(error)),
         }
@@ -229,13 +243,13 @@ impl Bridge {
 
     pub(super) async fn rollback(
         &self,
-        request: &pb::RollbackVariableRequest,
+        request: pb::RollbackVariableRequest,
     ) -> Result<pb::RollbackVariableResponse, Status> {
         let id = session_id(&request.session_id)?;
         let identifier = identifier(&request.variable_identifier)?;
         let target = version("target_version", request.target_version)?;
-        let sessions = &self.host().sessions;
-        let variable = sessions.rollback_variable(&id, identifier, target, Note::default()).await;
+        let note = Note::from_metadata(request.metadata);
+        let variable = self.host().sessions.rollback_variable(&id, identifier, target, note).await;
         Ok(pb::RollbackVariableResponse {
             success: true,
             variable: Some(variable_to_wire(variable.map_err(refused)?)),
