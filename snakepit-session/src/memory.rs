@@ -180,7 +180,7 @@ impl MemoryBackend {
             .map_err(|held| SessionError::BackendFull { size: held.saturating_add(to - from), limit })
     }
 
-    /// Ends a session that is no longer in the map: gives back its room and tells those who care.
+    /// Ends a session that is about to leave the map, and is locked: gives back its room and tells those who care.
     fn retire(&self, id: &SessionId, place: &Place, kind: SessionEventKind) {
         let Head { bytes, programs, variables, .. } = place.record.head;
         self.count.fetch_sub(1, Relaxed);
@@ -217,43 +217,57 @@ impl MemoryBackend {
             entry => {
                 let fresh = Place::new(new.clone(), &self.limits, now);
                 let (queued, session) = (fresh.queued, fresh.snapshot(id, now));
-                if let Entry::Occupied(mut expired) = entry {
-                    let expired = expired.insert(fresh);
-                    self.queue().remove(&(expired.queued, id.clone()));
-                    self.retire(id, &expired, SessionEventKind::Expired);
-                } else {
-                    entry.insert(fresh);
-                }
+                // Held until all is told, so that nobody deletes what is not queued yet, and events come in order.
+                let held = match entry {
+                    Entry::Occupied(mut expired) => {
+                        self.queue().remove(&(expired.get().queued, id.clone()));
+                        self.retire(id, expired.get(), SessionEventKind::Expired);
+                        expired.insert(fresh);
+                        expired.into_ref()
+                    }
+                    Entry::Vacant(entry) => entry.insert(fresh),
+                };
                 self.queue().insert((queued, id.clone()));
                 self.counters.created.fetch_add(1, Relaxed);
                 self.events.tell(id, SessionEventKind::Created);
+                drop(held);
                 Some((session, Created::New))
             }
         }
     }
 
-    /// Reclaims what expired; returns how many sessions that were.
+    /// Reclaims all that expired; returns how many sessions that were.
     fn reclaim(&self) -> usize {
-        let now = Instant::now();
-        let freed = self.globals().reclaim(now);
+        self.reclaim_globals();
+        std::iter::from_fn(|| self.reclaim_some()).sum()
+    }
+
+    fn reclaim_globals(&self) {
+        let freed = self.globals().reclaim(Instant::now());
         self.bytes.fetch_sub(freed, Relaxed);
+    }
+
+    /// Reclaims some of the sessions that expired; returns how many, and nothing when none is due any more.
+    fn reclaim_some(&self) -> Option<usize> {
+        const SOME: usize = 1000;
+        let now = Instant::now();
         let mut expired = 0;
-        loop {
+        for looked in 0..SOME {
             // The queue is released before the session is locked: everybody else locks them the other way round.
             let due = self.queue().first().filter(|(at, _)| *at <= now).cloned();
-            let Some((queued, id)) = due else { return expired };
-            let Entry::Occupied(mut entry) = self.sessions.entry(id.clone()) else {
-                // Deleted in between, and so is its place in the queue.
-                continue;
-            };
+            let Some((queued, id)) = due else { return (looked > 0).then_some(expired) };
+            let entry = self.sessions.entry(id.clone());
+            // Whatever became of the session meanwhile, this place in the queue is done with.
+            let mut queue = self.queue();
+            queue.remove(&(queued, id.clone()));
+            let Entry::Occupied(mut entry) = entry else { continue };
             if entry.get().queued != queued {
                 continue;
             }
-            let mut queue = self.queue();
-            queue.remove(&(queued, id.clone()));
             if entry.get().is_expired(now) {
                 drop(queue);
-                self.retire(&id, &entry.remove(), SessionEventKind::Expired);
+                self.retire(&id, entry.get(), SessionEventKind::Expired);
+                entry.remove();
                 expired += 1;
             } else {
                 let expires = entry.get().expires;
@@ -261,6 +275,7 @@ impl MemoryBackend {
                 queue.insert((expires, id));
             }
         }
+        Some(expired)
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Metadata, Payload, SessionError, VariableType, id::problem_of};
 
 /// Names a variable within its session. Non-empty, without control characters and without `*`, which is the wildcard
-/// of listings; at most 256 bytes.
+/// of listings; not of the form of a [`VariableId`]; at most 256 bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct VariableName(Arc<str>);
@@ -19,11 +19,18 @@ impl VariableName {
     /// Checks and wraps a name.
     ///
     /// # Errors
-    /// [`SessionError::InvalidVariableName`] when the text is empty, too long, or holds `*` or control characters.
+    /// [`SessionError::InvalidVariableName`] when the text is empty, too long, looks like an id, or holds `*` or control
+    /// characters.
     pub fn try_new(name: impl AsRef<str>) -> Result<Self, SessionError> {
         let name = name.as_ref();
-        let wildcard = || name.contains('*').then(|| "it holds `*`, the wildcard of listings".to_owned());
-        match problem_of(name, Self::MAX_BYTES).or_else(wildcard) {
+        let own = || {
+            if name.contains('*') {
+                Some("it holds `*`, the wildcard of listings".to_owned())
+            } else {
+                VariableId::name_in(name).map(|_| "it looks like an id; use the name".to_owned())
+            }
+        };
+        match problem_of(name, Self::MAX_BYTES).or_else(own) {
             None => Ok(Self(name.into())),
             Some(problem) => Err(SessionError::InvalidVariableName { problem }),
         }
@@ -72,7 +79,8 @@ impl VariableId {
 
     /// The name in what may be an id.
     pub(crate) fn name_in(identifier: &str) -> Option<&str> {
-        identifier.strip_prefix(Self::PREFIX)?.get(Self::RANDOM..)?.strip_prefix('_')
+        let (random, name) = identifier.strip_prefix(Self::PREFIX)?.split_at_checked(Self::RANDOM)?;
+        random.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| name.strip_prefix('_')).flatten()
     }
 
     /// The id as text.

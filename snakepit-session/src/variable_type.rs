@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use crate::{Payload, SessionError, ValueType};
 
 mod pattern;
+mod shape;
 mod value;
 
 use pattern::Pattern;

@@ -61,7 +61,8 @@ impl SessionBackend for MemoryBackend {
         }
         let session = entry.get().snapshot(id, now);
         self.queue().remove(&(entry.get().queued, id.clone()));
-        self.retire(id, &entry.remove(), SessionEventKind::Deleted);
+        self.retire(id, entry.get(), SessionEventKind::Deleted);
+        entry.remove();
         Ok(session)
     }
 
@@ -281,6 +282,13 @@ impl SessionBackend for MemoryBackend {
 
     async fn sweep(&self) -> Result<usize, SessionError> {
         self.counters.sweeps.fetch_add(1, Relaxed);
-        Ok(self.reclaim())
+        self.reclaim_globals();
+        let mut expired = 0;
+        while let Some(some) = self.reclaim_some() {
+            expired += some;
+            // However many expire at once, others get their turn.
+            tokio::task::yield_now().await;
+        }
+        Ok(expired)
     }
 }

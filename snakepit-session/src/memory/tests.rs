@@ -1,6 +1,6 @@
 //! What only this backend promises; the rest is the contract.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::*;
 use crate::{
@@ -194,4 +194,39 @@ async fn expired_sessions_give_their_room_to_all_that_a_variable_takes() {
     };
     let name = VariableName::try_new("variable").unwrap();
     backend.register_variable(&id("long"), &name, new).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn sessions_that_come_and_go_at_once_leave_nothing_in_the_queue() {
+    let backend = Arc::new(MemoryBackend::new(SessionLimits::default()));
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let backend = Arc::clone(&backend);
+        tasks.spawn(async move {
+            for n in 0..20_000 {
+                let (id, ttl) = (id(&format!("s{}", n % 3)), Some(Duration::from_millis(n % 2)));
+                backend.create(&id, NewSession { ttl, ..NewSession::default() }).await.unwrap();
+                let _ = backend.delete(&id).await;
+                if n % 100 == 0 {
+                    backend.sweep().await.unwrap();
+                }
+            }
+        });
+    }
+    tasks.join_all().await;
+    assert_eq!(backend.queue().len(), backend.sessions.len());
+    assert_eq!(backend.count.load(Relaxed), backend.sessions.len());
+    let stats = backend.stats().await.unwrap();
+    assert_eq!(stats.created, stats.deleted + stats.expired + stats.live);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_in_the_queue_without_a_session_does_not_stop_a_sweep() {
+    let backend = MemoryBackend::new(SessionLimits::default());
+    backend.queue().insert((Instant::now(), id("orphan")));
+    let short = NewSession { ttl: Some(Duration::from_secs(1)), ..NewSession::default() };
+    backend.create(&id("short"), short).await.unwrap();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(backend.sweep().await.unwrap(), 1);
+    assert!(backend.queue().is_empty());
 }

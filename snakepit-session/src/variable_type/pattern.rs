@@ -7,40 +7,49 @@ use std::{
 
 use regex::{Regex, RegexBuilder};
 
-/// The most memory one compiled pattern may take, in bytes.
+/// The most memory one compiled pattern may take, in bytes, and the most its cache of states may.
 const MAX_COMPILED: usize = 1024 * 1024;
-/// How many compiled patterns are kept for whoever names them next.
-const KEPT: usize = 256;
+const MAX_STATES: usize = 256 * 1024;
+/// How many compiled patterns are kept. So many a host holds at the most, however many variables have one.
+const KEPT: usize = 64;
 
-/// A compiled pattern. The same text is compiled once and shared: variables that are read from a store, and sessions that
-/// register the same variables, come with the same few patterns again and again.
+/// A pattern that compiles. A few patterns come again and again, with sessions that register the same variables, and with
+/// variables that are read from a store; so they are compiled when they are used and kept for whoever is next.
 #[derive(Debug)]
-pub(super) struct Pattern(Regex);
+pub(super) struct Pattern(Box<str>);
 
 impl Pattern {
     pub(super) fn new(pattern: &str) -> Result<Self, String> {
-        static COMPILED: OnceLock<Mutex<HashMap<String, Regex>>> = OnceLock::new();
-        let compiled = COMPILED.get_or_init(Mutex::default);
-        if let Some(known) = compiled.lock().unwrap_or_else(PoisonError::into_inner).get(pattern) {
-            return Ok(Self(known.clone()));
-        }
-        let regex = RegexBuilder::new(pattern)
-            .size_limit(MAX_COMPILED)
-            .build()
-            .map_err(|error| format!("constraint `pattern` is no regular expression: {error}"))?;
-        let mut compiled = compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        if compiled.len() >= KEPT {
-            compiled.clear();
-        }
-        compiled.insert(pattern.to_owned(), regex.clone());
-        Ok(Self(regex))
+        compiled(pattern)?;
+        Ok(Self(pattern.into()))
     }
 
-    pub(super) fn is_match(&self, text: &str) -> bool {
-        self.0.is_match(text)
+    /// # Errors
+    /// None: it compiled before.
+    pub(super) fn is_match(&self, text: &str) -> Result<bool, String> {
+        Ok(compiled(&self.0)?.is_match(text))
     }
 
     pub(super) fn as_str(&self) -> &str {
-        self.0.as_str()
+        &self.0
     }
+}
+
+fn compiled(pattern: &str) -> Result<Regex, String> {
+    static COMPILED: OnceLock<Mutex<HashMap<Box<str>, Regex>>> = OnceLock::new();
+    let compiled = COMPILED.get_or_init(Mutex::default);
+    if let Some(known) = compiled.lock().unwrap_or_else(PoisonError::into_inner).get(pattern) {
+        return Ok(known.clone());
+    }
+    let regex = RegexBuilder::new(pattern)
+        .size_limit(MAX_COMPILED)
+        .dfa_size_limit(MAX_STATES)
+        .build()
+        .map_err(|error| format!("constraint `pattern` is no regular expression: {error}"))?;
+    let mut compiled = compiled.lock().unwrap_or_else(PoisonError::into_inner);
+    if compiled.len() >= KEPT {
+        compiled.clear();
+    }
+    compiled.insert(pattern.into(), regex.clone());
+    Ok(regex)
 }

@@ -4,8 +4,11 @@ use bytes::Bytes;
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 
-use super::Rules;
+use super::{Rules, shape::json_shape};
 use crate::{Payload, ValueType};
+
+/// How deep lists and maps may be nested: what readers of JSON commonly take.
+const MAX_DEPTH: usize = 100;
 
 /// Checks a value and gives it the form in which it is kept.
 pub(super) fn check(kind: ValueType, rules: &Rules, value: Payload) -> Result<Payload, String> {
@@ -35,7 +38,9 @@ pub(super) fn check(kind: ValueType, rules: &Rules, value: Payload) -> Result<Pa
             if let Some(max) = max.filter(|max| length > *max) {
                 return Err(format!("value must have at most {max} characters, it has {length}"));
             }
-            if let Some(pattern) = pattern.as_ref().filter(|pattern| !pattern.is_match(&text)) {
+            if let Some(pattern) = pattern
+                && !pattern.is_match(&text)?
+            {
                 return Err(format!("value {} must match pattern {}", brief(value.json()), pattern.as_str()));
             }
             listed(&value, &text, one_of.as_deref())?;
@@ -148,11 +153,33 @@ fn text(kind: ValueType, value: &Payload) -> Result<String, String> {
 
 fn json_that_starts(with: u8, kind: ValueType, value: &Payload) -> Result<(), String> {
     let starts = value.json().iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&with);
-    if starts && serde_json::from_slice::<IgnoredAny>(value.json()).is_ok() {
-        Ok(())
-    } else {
-        Err(misfit(kind, value))
+    if !starts || serde_json::from_slice::<IgnoredAny>(value.json()).is_err() {
+        return Err(misfit(kind, value));
     }
+    if depth(value.json()) > MAX_DEPTH {
+        return Err(format!("value is nested more than {MAX_DEPTH} deep"));
+    }
+    Ok(())
+}
+
+/// How deep sound JSON is nested.
+fn depth(json: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut in_string, mut escaped) = (0_usize, 0, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_string,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'[' | b'{' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' => depth -= 1,
+            _ => {}
+        }
+    }
+    deepest
 }
 
 /// A float as it stands in JSON. What JSON has no number for is a string.
@@ -197,16 +224,14 @@ struct ArrayMetadata {
     binary_format: Option<String>,
 }
 
-/// A tensor as JSON that says its shape.
-#[derive(Deserialize)]
-struct ShapedTensor {
-    shape: Vec<usize>,
-    data: Value,
-}
-
 /// The shape of an array. `None`: it is in a format that the host does not read.
 fn shape(kind: ValueType, value: &Payload) -> Result<Option<Vec<usize>>, String> {
-    let Some(buffer) = value.binary() else { return json_shape(kind, value).map(Some) };
+    let Some(buffer) = value.binary() else {
+        return json_shape(kind, value.json()).map(Some).map_err(|problem| match problem {
+            Some(problem) => format!("value {problem}: {}", brief(value.json())),
+            None => misfit(kind, value),
+        });
+    };
     let metadata: ArrayMetadata = serde_json::from_slice(value.json())
         .map_err(|error| format!("value's metadata cannot be read: {error}"))?;
     let Some(shape) = metadata.shape else { return Ok(None) };
@@ -240,52 +265,6 @@ fn item_size(dtype: &str) -> Option<usize> {
         }
     };
     Some(bits / 8)
-}
-
-fn json_shape(kind: ValueType, value: &Payload) -> Result<Vec<usize>, String> {
-    let parsed: Value = serde_json::from_slice(value.json()).map_err(|_| misfit(kind, value))?;
-    match &parsed {
-        Value::Array(_) => nested_shape(&parsed).ok_or_else(|| {
-            format!(
-                "value must be a list of numbers, or of such lists that are equally long: {}",
-                brief(value.json())
-            )
-        }),
-        Value::Object(_) if kind == ValueType::Tensor => {
-            let ShapedTensor { shape, data } = ShapedTensor::deserialize(&parsed)
-                .map_err(|error| format!("value must have `shape` and `data`: {error}"))?;
-            let nested = nested_shape(&data)
-                .ok_or("value's `data` must be a list of numbers, or of such lists that are equally long")?;
-            let items = |shape: &[usize]| shape.iter().try_fold(1_usize, |items, n| items.checked_mul(*n));
-            // Flat, or nested as the shape says.
-            if nested != shape && (nested.len() != 1 || items(&shape) != Some(nested[0])) {
-                return Err(format!("value's `data` has shape {nested:?}, which does not fill {shape:?}"));
-            }
-            Ok(shape)
-        }
-        _ => Err(misfit(kind, value)),
-    }
-}
-
-/// The shape of nested lists of numbers, if they are rectangular. Bounded by the depth that JSON was parsed to.
-fn nested_shape(value: &Value) -> Option<Vec<usize>> {
-    match value {
-        Value::Array(items) => {
-            let mut shape = vec![items.len()];
-            if let Some((first, others)) = items.split_first() {
-                let inner = nested_shape(first)?;
-                if !others.iter().all(|other| nested_shape(other).as_ref() == Some(&inner)) {
-                    return None;
-                }
-                shape.extend(inner);
-            }
-            Some(shape)
-        }
-        Value::Number(_) => Some(Vec::new()),
-        Value::String(text) if matches!(text.as_str(), "NaN" | "Infinity" | "-Infinity") => Some(Vec::new()),
-        Value::Bool(_) => Some(Vec::new()),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -339,12 +318,14 @@ mod tests {
                 Tensor,
                 "",
                 r#"{"shape": [2, 2], "data": [1, 2, 3]}"#,
-                "has shape [3], which does not fill [2, 2]",
+                "has `data` of shape [3], which does not fill [2, 2]",
             ),
             (Tensor, "", r#"{"shape": [2]}"#, "missing field `data`"),
             (Map, "", "[]", "must be of type map"),
             (List, "", "{}", "must be of type list"),
             (List, "", "[1", "must be of type list"),
+            (Embedding, "", "[true]", "list of numbers"),
+            (Tensor, "", r#"{"shape": [2], "data": [1, "x"]}"#, "list of numbers"),
         ] {
             let problem = checked(kind, constraints, payload(value)).unwrap_err();
             assert!(problem.contains(said), "{kind} {constraints} {value}: {problem}");
@@ -361,6 +342,12 @@ mod tests {
         assert!(problem.contains("it has none known"), "{problem}");
         let problem = checked(Float, "", buffer("{}", 8)).unwrap_err();
         assert!(problem.contains("not a buffer of tensor"), "{problem}");
+        let deep = |depth: usize| payload(&format!("{}{}", "[".repeat(depth), "]".repeat(depth)));
+        checked(List, "", deep(100)).unwrap();
+        let problem = checked(List, "", deep(101)).unwrap_err();
+        assert!(problem.contains("nested more than 100 deep"), "{problem}");
+        checked(Tensor, "", deep(100_000)).unwrap_err();
+        checked(List, "", payload(&format!(r#"["{}\\""]"#, "[".repeat(200)))).unwrap();
         let overflow = r#"{"shape": [18446744073709551615, 2], "dtype": "float32"}"#;
         checked(Tensor, "", buffer(overflow, 8)).unwrap_err();
     }

@@ -200,16 +200,12 @@ impl Act {
             | Self::History { identifier, .. }
             | Self::Rollback { identifier, .. }
             | Self::Set(Write { identifier, .. }) => id(identifier),
-            Self::Register { name, .. } => {
-                id(name);
-                // A name may be what another's id is, and the id of such a one holds it; that must end somewhere.
-                name.truncate(VariableName::MAX_BYTES);
-            }
             Self::Variables(identifiers) | Self::Watch { identifiers, .. } => {
                 identifiers.iter_mut().for_each(id);
             }
             Self::SetMany(writes, _) => writes.iter_mut().for_each(|write| id(&mut write.identifier)),
-            Self::List(_)
+            Self::Register { .. }
+            | Self::List(_)
             | Self::Create(_)
             | Self::Get
             | Self::Delete

@@ -1,0 +1,109 @@
+//! The shape of nested lists of numbers, found without building them: they can be millions.
+
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, SeqAccess, Visitor},
+};
+
+use crate::ValueType;
+
+/// The shape of an array in JSON.
+///
+/// # Errors
+/// What is wrong with it, to be read after "value"; nothing when it is no array at all.
+pub(super) fn json_shape(kind: ValueType, json: &[u8]) -> Result<Vec<usize>, Option<String>> {
+    const NUMBERS: &str = "must be a list of numbers, or of such lists that are equally long";
+    match json.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'[') => {
+            let Shape { axes, flags } = serde_json::from_slice(json).map_err(|_| Some(NUMBERS.to_owned()))?;
+            if flags && kind == ValueType::Embedding {
+                return Err(Some(NUMBERS.to_owned()));
+            }
+            Ok(axes)
+        }
+        Some(b'{') if kind == ValueType::Tensor => {
+            let ShapedTensor { shape, data } = serde_json::from_slice(json).map_err(|error| {
+                Some(format!("must have `shape` and `data`, a list of numbers ({error})"))
+            })?;
+            let items = |shape: &[usize]| shape.iter().try_fold(1_usize, |items, n| items.checked_mul(*n));
+            // Flat, or nested as the shape says.
+            let found = data.axes;
+            if found != shape && (found.len() != 1 || items(&shape) != Some(found[0])) {
+                return Err(Some(format!("has `data` of shape {found:?}, which does not fill {shape:?}")));
+            }
+            Ok(shape)
+        }
+        _ => Err(None),
+    }
+}
+
+/// A tensor that says its shape.
+#[derive(Deserialize)]
+struct ShapedTensor {
+    shape: Vec<usize>,
+    data: Shape,
+}
+
+/// The length of each axis; none for a number.
+#[derive(Default, PartialEq)]
+struct Shape {
+    axes: Vec<usize>,
+    /// Whether there are truth values among the items.
+    flags: bool,
+}
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Items;
+
+        impl<'de> Visitor<'de> for Items {
+            type Value = Shape;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number or a list")
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Shape, E> {
+                Ok(Shape::default())
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<Shape, E> {
+                Ok(Shape::default())
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<Shape, E> {
+                Ok(Shape::default())
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<Shape, E> {
+                Ok(Shape { flags: true, ..Shape::default() })
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Shape, E> {
+                match text {
+                    "NaN" | "Infinity" | "-Infinity" => Ok(Shape::default()),
+                    _ => Err(E::custom("text that is no number")),
+                }
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Shape, A::Error> {
+                let (mut length, mut first) = (0, Shape::default());
+                while let Some(item) = items.next_element::<Shape>()? {
+                    if length == 0 {
+                        first.axes = item.axes;
+                    } else if item.axes != first.axes {
+                        return Err(de::Error::custom("lists of different lengths"));
+                    }
+                    first.flags |= item.flags;
+                    length += 1;
+                }
+                first.axes.insert(0, length);
+                Ok(first)
+            }
+        }
+
+        deserializer.deserialize_any(Items)
+    }
+}
