@@ -12,12 +12,17 @@
 //! | worker lost | `UNAVAILABLE`, with its last output lines in a `ToolFailure` | `WORKER_LOST` |
 //! | connection to another host lost | `UNAVAILABLE` | `CONNECTION_LOST` |
 //! | no worker | `UNAVAILABLE`, with a retry delay | `NO_WORKER` |
-//! | session or program not found | `NOT_FOUND` | `SESSION_NOT_FOUND`, `PROGRAM_NOT_FOUND` |
-//! | too many sessions | `RESOURCE_EXHAUSTED` | `TOO_MANY_SESSIONS` |
+//! | session, program or variable not found | `NOT_FOUND` | `SESSION_NOT_FOUND`, `PROGRAM_NOT_FOUND`, `VARIABLE_NOT_FOUND` |
+//! | version no longer kept | `NOT_FOUND` | `VERSION_NOT_KEPT` |
+//! | variable exists | `ALREADY_EXISTS` | `VARIABLE_EXISTS` |
+//! | variable at another version than expected | `ABORTED`, with both versions | `VERSION_CONFLICT` |
+//! | value outside its type, or too large | `INVALID_ARGUMENT`, with a field violation | `INVALID_VALUE` |
+//! | too many sessions, variables, watches, global programs | `RESOURCE_EXHAUSTED` | `TOO_MANY_SESSIONS`, `_VARIABLES`, `_WATCHES`, `_PROGRAMS` |
 //! | too many programs, or too many bytes, in a session | `RESOURCE_EXHAUSTED` | `SESSION_FULL` |
 //! | too many bytes in all sessions | `RESOURCE_EXHAUSTED` | `BACKEND_FULL` |
-//! | odd names, sizes, metadata, page tokens | `INVALID_ARGUMENT` | `INVALID_ARGUMENT` |
-//! | session backend failed | `UNAVAILABLE` | `BACKEND_FAILED` |
+//! | values asked for that fit no message | `RESOURCE_EXHAUSTED` | `ANSWER_TOO_LARGE` |
+//! | odd names, types, sizes, metadata, page tokens | `INVALID_ARGUMENT`, with a field violation | `INVALID_ARGUMENT` |
+//! | session backend failed; a write may have been done all the same | `UNAVAILABLE` | `BACKEND_FAILED` |
 //! | anything else | `INTERNAL` | `INTERNAL` |
 //!
 //! Each status is cut to what HTTP/2 peers accept as trailers, see [`fit`].
@@ -122,7 +127,26 @@ pub fn from_session_error(error: &SessionError) -> Status {
         SessionError::Backend { .. } => (Code::Unavailable, "BACKEND_FAILED"),
         _ => (Code::Internal, "INTERNAL"),
     };
-    with_details(code, error.to_string(), details_with(reason, entries_of(error)))
+    let mut details = details_with(reason, entries_of(error));
+    if let Some(field) = field_of(error) {
+        details.add_bad_request_violation(field, brief(&error.to_string()));
+    }
+    with_details(code, error.to_string(), details)
+}
+
+/// The field of a request that an error is about.
+const fn field_of(error: &SessionError) -> Option<&'static str> {
+    Some(match error {
+        SessionError::InvalidId { .. } => "session_id",
+        SessionError::InvalidProgramName { .. } | SessionError::InvalidVariableName { .. } => "name",
+        SessionError::ProgramTooLarge { .. } => "program",
+        SessionError::MetadataTooLarge { .. } => "metadata",
+        SessionError::InvalidType { .. } => "type",
+        SessionError::InvalidValue { .. } | SessionError::ValueTooLarge { .. } => "value",
+        SessionError::WrittenTwice { .. } | SessionError::BatchRefused { .. } => "updates",
+        SessionError::InvalidPageToken => "page_token",
+        _ => return None,
+    })
 }
 
 /// What a client needs to tell the error as what it was.

@@ -71,7 +71,8 @@ pub struct Page<T> {
 ///
 /// # Errors
 /// Every operation on a session that does not live answers [`SessionError::NotFound`]; a backend that cannot reach its
-/// storage answers [`SessionError::Backend`].
+/// storage answers [`SessionError::Backend`]. Whether a write that is answered so was done is unknown, when the storage is
+/// elsewhere: repeat it only if that does no harm, such as with an expected version.
 #[async_trait]
 pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
     /// Returns the session of this id, making it if need be. Racing creators get the same session, and exactly one

@@ -347,7 +347,7 @@ mod tests {
         let problem = checked(List, "", deep(101)).unwrap_err();
         assert!(problem.contains("nested more than 100 deep"), "{problem}");
         checked(Tensor, "", deep(100_000)).unwrap_err();
-        checked(List, "", payload(&format!(r#"["{}\\""]"#, "[".repeat(200)))).unwrap();
+        checked(List, "", payload(&format!(r#"["{}\""]"#, "[".repeat(200)))).unwrap();
         let overflow = r#"{"shape": [18446744073709551615, 2], "dtype": "float32"}"#;
         checked(Tensor, "", buffer(overflow, 8)).unwrap_err();
     }
