@@ -1,0 +1,129 @@
+//! What must hold of every value that comes from the wire, whatever its bytes. Run by the fuzzer, and by
+//! `tests/fuzz.rs` as an ordinary test.
+
+use bytes::Bytes;
+use serde::de::IgnoredAny;
+use snakepit_proto::pb;
+use snakepit_session::{Payload, ValueType, VariableType};
+use snakepit_worker::wire::{
+    payload_from_wire, payload_to_wire, payload_to_wire_inline, value_from_wire, value_to_wire,
+};
+
+/// Types of variables, with constraints of every sort.
+const TYPES: [(ValueType, &str); 17] = [
+    (ValueType::Float, ""),
+    (ValueType::Float, r#"{"min":-1.5,"max":1e9}"#),
+    (ValueType::Integer, ""),
+    (ValueType::Integer, r#"{"min":-5,"max":1000}"#),
+    (ValueType::String, ""),
+    (ValueType::String, r#"{"min_length":1,"max_length":8,"pattern":"^[a-z]"}"#),
+    (ValueType::String, r#"{"enum":["a","b"]}"#),
+    (ValueType::Boolean, ""),
+    (ValueType::Choice, r#"{"choices":["a","b"]}"#),
+    (ValueType::Module, ""),
+    (ValueType::Module, r#"{"allowed_modules":["m"]}"#),
+    (ValueType::Embedding, ""),
+    (ValueType::Embedding, r#"{"dimensions":2}"#),
+    (ValueType::Tensor, ""),
+    (ValueType::Tensor, r#"{"shape":[2,2]}"#),
+    (ValueType::Map, ""),
+    (ValueType::List, ""),
+];
+
+/// Reads a value and does to it all that a host does.
+///
+/// The first line of the input is the type URL; the second says how many bytes at its end are those of the binary field,
+/// and is no number when there is none; the rest is the value.
+///
+/// # Panics
+/// When something does not hold.
+pub fn any(input: &[u8]) {
+    let mut lines = input.splitn(3, |byte| *byte == b'\n');
+    let (Some(type_url), Some(size), Some(rest)) = (lines.next(), lines.next(), lines.next()) else { return };
+    let type_url = String::from_utf8_lossy(type_url).into_owned();
+    let size: Option<usize> = std::str::from_utf8(size).ok().and_then(|size| size.parse().ok());
+    let (value, binary) = rest.split_at(rest.len() - size.unwrap_or(0).min(rest.len()));
+    let binary = size.map(|_| Bytes::copy_from_slice(binary));
+    let foreign = type_url.rsplit('/').next().is_some_and(|name| name.starts_with("google.protobuf."));
+    let Ok(payload) = payload_from_wire(pb::Any { type_url, value: Bytes::copy_from_slice(value) }, binary)
+    else {
+        return;
+    };
+    if foreign {
+        is_what_it_says(&payload);
+    }
+    survives(&payload);
+    for (kind, constraints) in TYPES {
+        fits_or_not(kind, constraints, &payload);
+    }
+    // Constraints come from the wire as well.
+    if let Ok(constraints) = std::str::from_utf8(payload.json()) {
+        for (kind, _) in TYPES {
+            fits_or_not(kind, constraints, &payload);
+        }
+    }
+}
+
+/// Whatever is read can be written, and is then read as the same.
+fn survives(payload: &Payload) {
+    let (any, binary) = payload_to_wire(payload.clone());
+    // A field of proto3 that is empty cannot be told from one that is not there.
+    let read = payload_from_wire(any.clone(), binary.clone().filter(|binary| !binary.is_empty()));
+    assert_eq!(read.as_ref(), Ok(payload), "read again");
+    assert_eq!(payload_from_wire(any, binary).as_ref(), Ok(payload), "read again");
+    assert_eq!(
+        value_from_wire(value_to_wire(payload.clone())).as_ref(),
+        Ok(payload),
+        "of a multiplexed call"
+    );
+
+    let inline =
+        payload_from_wire(payload_to_wire_inline(payload.clone()), None).expect("inline, it is read");
+    assert_eq!(inline.ty(), payload.ty());
+    match payload.binary() {
+        None => assert_eq!(inline, *payload),
+        Some(buffer) if payload.ty() == ValueType::Bytes => assert_eq!(inline.binary(), Some(buffer)),
+        Some(buffer) => {
+            let json: serde_json::Value = inline.to_serde().expect("inline, a buffer is JSON");
+            let data = json["data"].as_str().expect("its data is a string");
+            assert_eq!(data.len(), buffer.len().div_ceil(3) * 4, "its data is the whole buffer in base64");
+        }
+    }
+}
+
+/// A value that came as a message of protobuf is JSON of the type that it got.
+fn is_what_it_says(payload: &Payload) {
+    let json = payload.json();
+    serde_json::from_slice::<IgnoredAny>(json).expect("it is JSON");
+    let looks = Payload::of_json(Bytes::copy_from_slice(json.trim_ascii())).ty();
+    match payload.ty() {
+        ValueType::Float => assert!(payload.to_serde::<f64>().is_ok() || is_no_number(json)),
+        ValueType::Bytes => assert!(payload.binary().is_some()),
+        ty => assert_eq!(ty, looks),
+    }
+}
+
+/// A variable takes a value or does not. What it takes is of its type, and it takes it again.
+fn fits_or_not(kind: ValueType, constraints: &str, payload: &Payload) {
+    let Ok(ty) = VariableType::with_constraints(kind, constraints) else { return };
+    let Ok(kept) = ty.check(payload.clone()) else { return };
+    assert_eq!(kept.ty(), kind);
+    assert_eq!(ty.check(kept.clone()).as_ref(), Ok(&kept), "it takes what it kept");
+    assert_eq!(kept.binary(), payload.binary());
+    serde_json::from_slice::<IgnoredAny>(kept.json()).expect("it is JSON");
+    let reads = match kind {
+        ValueType::Float => kept.to_serde::<f64>().is_ok() || is_no_number(kept.json()),
+        ValueType::Integer => kept.to_serde::<i64>().is_ok(),
+        ValueType::Boolean => kept.to_serde::<bool>().is_ok(),
+        ValueType::String | ValueType::Choice | ValueType::Module => kept.to_serde::<String>().is_ok(),
+        ValueType::Map => kept.json().trim_ascii_start().starts_with(b"{"),
+        ValueType::List => kept.json().trim_ascii_start().starts_with(b"["),
+        _ => true,
+    };
+    assert!(reads, "{kept:?} is no {kind}");
+}
+
+/// What JSON has no number for.
+fn is_no_number(json: &[u8]) -> bool {
+    [&br#""NaN""#[..], br#""Infinity""#, br#""-Infinity""#].contains(&json)
+}
