@@ -66,6 +66,8 @@ impl Default for RedisConfig {
 ///   all of them, a little later. A host that was cut off is told afterwards, as far as the last thousand events go.
 /// * [`SessionLimits`] are for all hosts together, but for `max_watches`, which is for each host. Hosts should have the
 ///   same ones: each keeps its own.
+/// * A watcher that is told how many updates it lost is told of those of all variables of the session, watched or not,
+///   where its host was too late to read them.
 /// * TTLs are counted in whole milliseconds, by the clock of Redis.
 /// * Redis must not evict keys by itself (`maxmemory-policy noeviction`); an evicted session is one that expired.
 ///

@@ -26,6 +26,10 @@ const MAX_ATTEMPTS: u32 = 256;
 /// The longest wait before it is done again.
 const MAX_WAIT: Duration = Duration::from_millis(20);
 
+/// What the log of a watched session holds at least, in changes and in bytes, however little waits for a slow watcher:
+/// it has what hosts have not read yet, of all variables, whoever watches which.
+const MIN_LOG: (usize, usize) = (1024, 16 << 20);
+
 /// Who of this host may change a session. Without it those of one host would get ahead of each other. Several sessions
 /// share a turn, for there are fewer turns.
 #[derive(Debug)]
@@ -211,8 +215,8 @@ impl RedisBackend {
             .arg(more(head.variables, was.variables).to_string())
             .arg(more(head.programs, was.programs).to_string())
             .arg(self.limits.max_total_bytes)
-            .arg(self.limits.max_watch_backlog)
-            .arg(self.limits.max_watch_backlog_bytes);
+            .arg(self.limits.max_watch_backlog.max(MIN_LOG.0))
+            .arg(self.limits.max_watch_backlog_bytes.max(MIN_LOG.1));
         for argument in &changes.arguments {
             call = call.arg(&argument[..]);
         }

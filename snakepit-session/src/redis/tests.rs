@@ -11,9 +11,9 @@ use std::{
 
 use super::*;
 use crate::{
-    Created, NewSession, NewVariable, Note, PageRequest, Payload, Program, ProgramInfo, ProgramName,
-    ProgramOwner, SessionBackend, SessionEventKind, SessionEvents, SessionId, SetVariable, UpdateKind,
-    ValueType, VariableName, VariableType, VariableWatch, WatchEvent,
+    Created, NewSession, NewVariable, Note, PageRequest, Payload, Program, ProgramName, ProgramOwner,
+    SessionBackend, SessionEventKind, SessionEvents, SessionId, SetVariable, UpdateKind, ValueType,
+    VariableName, VariableType, VariableWatch, WatchEvent,
 };
 
 mod hosts;

@@ -123,6 +123,49 @@ async fn watchers_on_every_host_see_the_writes_of_all_once_and_in_order() {
     watchers.join_all().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_takes_long_to_ask_for_is_of_one_moment() {
+    let server = Server::start();
+    let (a, b) = (server.host().await, Arc::new(server.host().await));
+    with_x(&a, "s", NewSession::default()).await;
+    // So long that Redis does something else before it has read it all.
+    let mut names = vec!["x".to_owned()];
+    for n in 0..300 {
+        let name = VariableName::try_new(format!("{n:0256}")).unwrap();
+        let ty = VariableType::new(ValueType::Integer).unwrap();
+        let new = NewVariable { ty, value: Payload::try_from_serde(&0).unwrap(), note: Note::default() };
+        a.register_variable(&id("s"), &name, new).await.unwrap();
+        names.push(name.to_string());
+    }
+    let mut writer = JoinSet::new();
+    let host = Arc::clone(&b);
+    writer.spawn(async move {
+        for n in 1.. {
+            host.set_variable(&id("s"), set("x", n)).await.unwrap();
+        }
+    });
+    for _ in 0..100 {
+        let mut watch = a.watch_variables(&id("s"), &names, true).await.unwrap();
+        let mut last = None;
+        // What it begins with, in any order, and two changes.
+        for n in 0..names.len() + 2 {
+            let WatchEvent::Update(update) = soon(watch.next()).await.unwrap().unwrap() else {
+                panic!("something is lost")
+            };
+            if update.variable.name.as_str() == "x" {
+                assert_eq!(
+                    update.variable.version,
+                    last.map_or(update.variable.version, |last: u32| last + 1)
+                );
+                last = Some(update.variable.version);
+            } else {
+                assert!(n < names.len(), "nobody writes to the others");
+            }
+        }
+    }
+    writer.abort_all();
+}
+
 #[tokio::test]
 async fn an_expired_session_ends_once_for_all_hosts() {
     const SESSIONS: usize = 500;

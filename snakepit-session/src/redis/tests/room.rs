@@ -143,7 +143,7 @@ async fn nothing_is_left_of_what_ended() {
 async fn the_log_of_a_watched_session_is_bounded() {
     let server = Server::start();
     let limits =
-        SessionLimits { max_watch_backlog: 10, max_watch_backlog_bytes: 100_000, ..SessionLimits::default() };
+        SessionLimits { max_watch_backlog: 10, max_watch_backlog_bytes: 1000, ..SessionLimits::default() };
     let host = server.host_with(limits).await;
     host.create(&id("s"), NewSession::default()).await.unwrap();
     let ty = VariableType::new(ValueType::String).unwrap();
@@ -156,12 +156,12 @@ async fn the_log_of_a_watched_session_is_bounded() {
 
     let watch = host.watch_variables(&id("s"), &[], false).await.unwrap();
     let mut kept = Vec::new();
-    for (writes, bytes) in [(30, 1), (10, 30_000), (10, 200_000), (30, 1)] {
+    for (writes, bytes) in [(1100, 1), (6, 4_000_000), (2, 9_000_000), (30, 1)] {
         for _ in 0..writes {
             host.set_variable(&id("s"), SetVariable::new("text", value(bytes))).await.unwrap();
         }
         kept.push(server.query::<usize>(&["XLEN", &logs().await[0]]).await);
     }
-    assert_eq!(kept, [10, 3, 1, 10], "so many entries, so many bytes, but always the last one");
+    assert_eq!(kept, [1024, 4, 1, 31], "so many entries, so many bytes, but always the last one");
     drop(watch);
 }
