@@ -46,7 +46,7 @@ pub struct SessionEvent {
 /// The events of all sessions from the moment of [`SessionBackend::subscribe`](crate::SessionBackend::subscribe) on.
 #[derive(Debug)]
 pub struct SessionEvents {
-    receiver: broadcast::Receiver<SessionEvent>,
+    receiver: broadcast::Receiver<Result<SessionEvent, u64>>,
 }
 
 impl SessionEvents {
@@ -57,7 +57,7 @@ impl SessionEvents {
     /// Cancel safe: no event is lost when the future is dropped.
     pub async fn next(&mut self) -> Option<Result<SessionEvent, u64>> {
         match self.receiver.recv().await {
-            Ok(event) => Some(Ok(event)),
+            Ok(told) => Some(told),
             Err(broadcast::error::RecvError::Lagged(lost)) => Some(Err(lost)),
             Err(broadcast::error::RecvError::Closed) => None,
         }
@@ -67,7 +67,7 @@ impl SessionEvents {
 /// Where a backend tells what happens.
 #[derive(Debug)]
 pub(crate) struct Events {
-    sender: broadcast::Sender<SessionEvent>,
+    sender: broadcast::Sender<Result<SessionEvent, u64>>,
 }
 
 impl Events {
@@ -83,8 +83,15 @@ impl Events {
         tracing::debug!(session = %id, "session {}", kind.as_str());
         if self.sender.receiver_count() > 0 {
             // Fails when the last listener left just now, which is all the same.
-            let _ = self.sender.send(SessionEvent { id: id.clone(), kind, at: SystemTime::now() });
+            let _ = self.sender.send(Ok(SessionEvent { id: id.clone(), kind, at: SystemTime::now() }));
         }
+    }
+
+    /// Tells that events are missing which this host never saw.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "in one process nothing is missed"))]
+    pub(crate) fn tell_lost(&self, events: u64) {
+        // Fails when nobody listens, which is all the same.
+        let _ = self.sender.send(Err(events));
     }
 }
 

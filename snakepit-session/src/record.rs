@@ -130,14 +130,21 @@ impl ProgramRecord {
         Ok(Self::new(name, Program { updated_at: SystemTime::now(), ttl, ..program }))
     }
 
-    pub(crate) fn program(&self) -> Program {
-        Program {
-            data: self.data.clone(),
-            content_type: self.info.content_type.clone(),
-            metadata: self.info.metadata.clone(),
-            ttl: self.info.ttl,
-            updated_at: self.info.updated_at,
+    /// # Errors
+    /// [`SessionError::Backend`] when the storage lost the data of which it has the head.
+    pub(crate) fn program(&self) -> Result<Program, SessionError> {
+        let ProgramInfo { name, size, content_type, metadata, ttl, updated_at } = &self.info;
+        if self.data.len() != *size {
+            let problem = format!("of program `{name}`, {} of {size} bytes are there", self.data.len());
+            return Err(SessionError::Backend { problem });
         }
+        Ok(Program {
+            data: self.data.clone(),
+            content_type: content_type.clone(),
+            metadata: metadata.clone(),
+            ttl: *ttl,
+            updated_at: *updated_at,
+        })
     }
 
     /// What it takes of its session.
@@ -178,7 +185,7 @@ impl Record {
 
     /// A program. It must be loaded.
     pub(crate) fn program(&self, id: &SessionId, name: &ProgramName) -> Result<Program, SessionError> {
-        self.programs.get(name).map(ProgramRecord::program).ok_or_else(|| no_program(Some(id), name))
+        self.programs.get(name).ok_or_else(|| no_program(Some(id), name))?.program()
     }
 
     /// Deletes a program. It must be loaded.

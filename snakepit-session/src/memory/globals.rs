@@ -48,7 +48,7 @@ impl Globals {
         let live = self.programs.get_mut(name).filter(|global| global.expires > now);
         let global = live.ok_or_else(|| no_program(None, name))?;
         global.expires = now + global.program.info.ttl.unwrap_or_default();
-        Ok(global.program.program())
+        global.program.program()
     }
 
     pub(super) fn list(&self) -> Vec<ProgramInfo> {

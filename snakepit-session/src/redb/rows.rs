@@ -218,7 +218,7 @@ impl View {
     pub(super) fn program(&self, owner: &str, info: ProgramInfo) -> Result<Program, SessionError> {
         let row = self.table(DATA)?.get((owner, info.name.as_str())).map_err(failed)?;
         let data = row.map(|row| Bytes::copy_from_slice(row.value())).unwrap_or_default();
-        Ok(ProgramRecord { info, data }.program())
+        ProgramRecord { info, data }.program()
     }
 
     pub(super) fn programs(&self, owner: &str) -> Result<Vec<ProgramInfo>, SessionError> {

@@ -227,6 +227,7 @@ impl Follower {
         if number > before + 1 {
             let missed = number - before - 1;
             tracing::warn!(missed, "sessions came or went while redis was out of reach, too many to tell");
+            self.events.tell_lost(missed);
         }
         let kind = match kind {
             "created" => SessionEventKind::Created,
@@ -262,7 +263,9 @@ impl Follower {
 
     fn deliver(&self, born: &Arc<str>, after: u64, (left, seq, more, entries): Answer) {
         let mut changes: Vec<(u64, VariableUpdate)> = Vec::with_capacity(entries.len());
+        let mut read = after;
         for (number, entry) in entries {
+            read = read.max(number);
             match decode_update(&entry) {
                 Ok(update) => changes.push((number, update)),
                 Err(error) => tracing::error!(%error, "a change of a variable is lost"),
@@ -274,7 +277,7 @@ impl Follower {
             let ends = Duration::from_millis(left.saturating_add(1)).max(SOON);
             Instant::now() + ends.min(self.lease / 3)
         });
-        self.watched().tell(born, &News { after, changes, seq, more, check });
+        self.watched().tell(born, &News { after, read, changes, seq, more, check });
     }
 }
 

@@ -35,7 +35,7 @@ impl RedisBackend {
         let found: Option<(Vec<u8>, Vec<u8>)> =
             self.link.call(&scripts::GLOBAL_GET).arg(name.as_str()).run().await?;
         let (info, data) = found.ok_or_else(|| no_program(None, name))?;
-        Ok(ProgramRecord { info: decode(&info)?, data: data.into() }.program())
+        ProgramRecord { info: decode(&info)?, data: data.into() }.program()
     }
 
     pub(super) async fn globals(&self) -> Result<Vec<ProgramInfo>, SessionError> {

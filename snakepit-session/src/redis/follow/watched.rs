@@ -34,6 +34,8 @@ struct Followed {
 pub(super) struct News {
     /// The number of the change after which it was read.
     pub(super) after: u64,
+    /// The number of the last change that was read.
+    pub(super) read: u64,
     /// In their order; a number that is missing is a change that is lost.
     pub(super) changes: Vec<(u64, VariableUpdate)>,
     /// The number of the last change that there was.
@@ -131,9 +133,11 @@ impl Watched {
                     *told = *number;
                 }
             }
-            if !news.more && news.seq > *told {
-                lose(watcher, news.seq - *told);
-                *told = news.seq;
+            // What was read but not understood is lost too, and not read again.
+            let known = if news.more { news.read } else { news.seq };
+            if known > *told {
+                lose(watcher, known - *told);
+                *told = known;
             }
         }
         if more {
@@ -220,7 +224,7 @@ mod tests {
             };
             let changes = numbers.into_iter().map(update).collect();
             let check = lives.then(|| Instant::now() + LONG);
-            self.watched.tell(&"born".into(), &News { after, changes, seq, more: false, check });
+            self.watched.tell(&"born".into(), &News { after, read: seq, changes, seq, more: false, check });
         }
     }
 
@@ -275,6 +279,18 @@ mod tests {
         assert_eq!(told(&mut watch).await, [-3], "the end is missing");
         session.tell(10, [11], 11, true);
         assert_eq!(told(&mut watch).await, [11]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_read_but_not_understood_is_lost_and_not_read_again() {
+        let mut session = Session::new();
+        let mut watch = session.watch(0);
+        let check = Some(Instant::now() + LONG);
+        let news = News { after: 0, read: 16, changes: Vec::new(), seq: 20, more: true, check };
+        session.watched.tell(&"born".into(), &news);
+        assert_eq!(session.due(), [16]);
+        session.tell(16, 17..=20, 20, true);
+        assert_eq!(told(&mut watch).await, [-16, 17, 18, 19, 20]);
     }
 
     #[tokio::test(start_paused = true)]
