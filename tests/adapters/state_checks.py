@@ -213,12 +213,12 @@ def check_large_lists(context: SessionContext) -> None:
     assert "ghost" in said(BatchError, lambda: context.set_variables({"table": table, "ghost": table}))
 
     # What floats cannot tell apart, or no array can be, goes as it is.
-    for value in [list(range(20_000)), [0.5, *[2**53 + 1] * 2000], [True, 0.5] * 3000]:
-        context["table2"] = [1]
-        context.delete_variable("table2")
-        context.register_variable("table2", "tensor", value)
-        assert context["table2"] == value
-        assert [type(item) for item in context["table2"]] == [type(item) for item in value]
+    mixed: list[list[float]] = [list(range(20_000)), [0.5, *[2**53 + 1] * 2000], [True, 0.5] * 3000]
+    for value in mixed:
+        context.register_variable("mixed", "tensor", value)
+        assert context["mixed"] == value
+        assert [type(item) for item in context["mixed"]] == [type(item) for item in value]
+        del context["mixed"]
     ragged = [[0.5] * 3000, [0.5] * 2999]
     assert "equally long" in said(ValidationError, lambda: context.register_variable("ragged", "tensor", ragged))
     assert "flat" in said(ValidationError, lambda: context.register_variable("nested", "embedding", table))

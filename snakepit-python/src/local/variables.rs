@@ -14,7 +14,9 @@ use crate::{
     context::Call,
     host::{HostError, InvalidArgumentError},
     value,
-    variables::{Driver, Variable, VariableUpdate, VariableVersion, VariableWatch, first_payload, next_payload, note},
+    variables::{
+        Driver, Variable, VariableUpdate, VariableVersion, VariableWatch, first_payload, next_payload, note,
+    },
 };
 
 /// One session of a stand-in for a host.

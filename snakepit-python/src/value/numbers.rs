@@ -14,7 +14,7 @@ use super::{array, write::MAX_DEPTH};
 const LARGE: usize = 10_240;
 
 /// Beyond this not every integer is a float of its own.
-const EXACT: i64 = 1 << f64::MANTISSA_DIGITS;
+const EXACT: u64 = 1 << f64::MANTISSA_DIGITS;
 
 /// The numbers of a list, nested or not.
 #[derive(Debug, Default)]
@@ -65,7 +65,7 @@ impl Numbers {
         } else if value.is_instance_of::<PyBool>() {
             Ok(false)
         } else if value.is_instance_of::<PyInt>() {
-            let exact = value.extract::<i64>().ok().filter(|number| number.unsigned_abs() <= EXACT.unsigned_abs());
+            let exact = value.extract::<i64>().ok().filter(|number| number.unsigned_abs() <= EXACT);
             #[allow(clippy::cast_precision_loss, reason = "there is none up to here")]
             Ok(exact.is_some_and(|number| self.push(number as f64, depth)))
         } else if array::is_array(value)? {
