@@ -50,11 +50,15 @@ class StateTools(BaseAdapter):
 
     @tool
     def keep_watches(self, count: int) -> int:
-        """Makes watches that outlive the call. Returns how many updates those of earlier calls still had."""
-        updates = sum(len(list(watch)) for watch in _kept)
+        """Makes watches that outlive the call, and nobody reads. Returns how many there are."""
         _kept.extend(self.session_context.watch() for _ in range(count))
         self.session_context["n"] = len(_kept)
-        return updates
+        return len(_kept)
+
+    @tool
+    def read_kept_watches(self) -> int:
+        """Returns how many updates the watches of earlier calls still have."""
+        return sum(len(list(watch)) for watch in _kept)
 
     @tool
     def fork_a_watch(self) -> int:

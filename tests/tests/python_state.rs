@@ -187,10 +187,11 @@ async fn a_watch_that_is_kept_ends_with_its_call_all_the_same() {
     let mut client = sandbox.client().await;
     open(&mut client, "s").await;
     // Ten times what a session may have.
-    for _ in 0..100 {
-        let updates = call(&mut client, "s", "keep_watches", &json!({"count": 100})).await;
-        assert_eq!(updates, 0);
+    for round in 1..=100 {
+        let kept = call(&mut client, "s", "keep_watches", &json!({"count": 100})).await;
+        assert_eq!(kept, 100 * round);
     }
+    assert_eq!(call(&mut client, "s", "read_kept_watches", &json!({})).await, 0);
 }
 
 #[tokio::test]
