@@ -27,6 +27,7 @@ use crate::{io::Io, state::CallState, windows};
 import_exception!(snakepit_bridge.errors, SnakepitError);
 import_exception!(snakepit_bridge.errors, NotFoundError);
 import_exception!(snakepit_bridge.errors, VariableNotFoundError);
+import_exception!(snakepit_bridge.errors, ProgramNotFoundError);
 import_exception!(snakepit_bridge.errors, AlreadyExistsError);
 import_exception!(snakepit_bridge.errors, InvalidArgumentError);
 import_exception!(snakepit_bridge.errors, ValidationError);
@@ -234,6 +235,7 @@ fn from_status(status: &Status) -> PyErr {
     let reason = reason.as_deref().unwrap_or_default();
     match (status.code(), reason) {
         (Code::NotFound, "VARIABLE_NOT_FOUND") => VariableNotFoundError::new_err(message),
+        (Code::NotFound, "PROGRAM_NOT_FOUND") => ProgramNotFoundError::new_err(message),
         (Code::NotFound, _) => NotFoundError::new_err(message),
         (Code::AlreadyExists, _) => AlreadyExistsError::new_err(message),
         (Code::InvalidArgument, "INVALID_VALUE") => ValidationError::new_err(message),

@@ -1,8 +1,10 @@
 //! Values between Python objects and payloads: one place that says which Python type becomes which wire type.
 //!
-//! JSON goes straight into Python objects and back (`read`, `write`); arrays and bytes travel as raw buffers (`array`).
+//! JSON goes straight into Python objects and back (`read`, `write`); arrays and bytes travel as raw buffers (`array`), large lists of
+//! numbers where the variable's type allows it (`numbers`).
 
 mod array;
+mod numbers;
 mod read;
 mod write;
 
@@ -17,6 +19,7 @@ use pyo3::{
 };
 use snakepit_session::{Payload, ValueType};
 
+pub(crate) use numbers::Numbers;
 pub(crate) use read::json_to_python;
 
 /// Turns a payload into the Python object it stands for.

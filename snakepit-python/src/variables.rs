@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use pyo3::{prelude::*, types::PyDict};
 use snakepit_proto::pb;
+use snakepit_session::{Payload, ValueType};
 use snakepit_worker::wire::payload_to_wire;
 use tokio_stream::StreamExt;
 
 use crate::{
     context::Call,
-    host::{HostError, SnakepitError},
-    value,
+    host::{HostError, SnakepitError, VariableNotFoundError},
+    value::{self, Numbers},
 };
 
 pub(crate) use self::{
@@ -41,6 +42,16 @@ impl Variables {
     fn note(&self, metadata: BTreeMap<String, String>) -> BTreeMap<String, String> {
         note(self.call.get(), metadata)
     }
+
+    fn to_wire(
+        &self,
+        py: Python<'_>,
+        identifier: &str,
+        value: &Bound<'_, PyAny>,
+    ) -> PyResult<(pb::Any, Option<Bytes>)> {
+        let payload = next_payload(py, identifier, value, || self.get(py, identifier.to_owned()))?;
+        Ok(payload_to_wire(payload))
+    }
 }
 
 #[pymethods]
@@ -55,7 +66,8 @@ impl Variables {
         constraints: Option<&Bound<'_, PyAny>>,
         metadata: BTreeMap<String, String>,
     ) -> PyResult<String> {
-        let payload = value::from_python(initial_value, format_args!("the value of variable `{name}`"))?;
+        let kind = type_name.as_ref().and_then(|name| name.parse().ok());
+        let payload = first_payload(&name, initial_value, kind)?;
         let type_name = type_name.unwrap_or_else(|| payload.ty().as_str().to_owned());
         let constraints = constraints
             .map(|given| value::python_to_json(given, format_args!("the constraints of variable `{name}`")))
@@ -104,7 +116,7 @@ impl Variables {
         metadata: BTreeMap<String, String>,
         expected_version: Option<i32>,
     ) -> PyResult<i32> {
-        let (value, buffer) = to_wire(&identifier, value)?;
+        let (value, buffer) = self.to_wire(py, &identifier, value)?;
         let request = pb::SetVariableRequest {
             session_id: self.session_id(),
             variable_identifier: identifier,
@@ -160,7 +172,7 @@ impl Variables {
         };
         for (identifier, value) in updates {
             let identifier: String = identifier.extract()?;
-            let (value, buffer) = to_wire(&identifier, &value)?;
+            let (value, buffer) = self.to_wire(py, &identifier, &value)?;
             if let Some(buffer) = buffer {
                 request.binary_updates.insert(identifier.clone(), buffer);
             }
@@ -233,7 +245,7 @@ impl Variables {
         let updates = call
             .ask(py, request, |mut client, request| async move { client.watch_variables(request).await })?;
         let updates = updates.map(|update| update.map(VariableUpdate::from).map_err(HostError::Status));
-        Ok(VariableWatch::new(Driver::Io(call.io()?), call.caller.clone(), updates))
+        Ok(VariableWatch::new(Driver::Io(call.io()?), call.caller.clone(), updates)?)
     }
 }
 
@@ -245,9 +257,38 @@ pub(crate) fn note(call: &Call, mut metadata: BTreeMap<String, String>) -> BTree
     metadata
 }
 
-fn to_wire(identifier: &str, value: &Bound<'_, PyAny>) -> PyResult<(pb::Any, Option<Bytes>)> {
+/// What to write into a new variable of this type.
+pub(crate) fn first_payload(
+    name: &str,
+    value: &Bound<'_, PyAny>,
+    kind: Option<ValueType>,
+) -> PyResult<Payload> {
+    let payload = value::from_python(value, format_args!("the value of variable `{name}`"))?;
+    match (kind, Numbers::of_large(value, &payload)?) {
+        (Some(kind), Some(numbers)) => numbers.or(payload, kind),
+        _ => Ok(payload),
+    }
+}
+
+/// What to write into a variable that is there. Its type matters only to large lists of numbers, and is asked for then:
+/// the host alone knows it.
+pub(crate) fn next_payload(
+    py: Python<'_>,
+    identifier: &str,
+    value: &Bound<'_, PyAny>,
+    get: impl FnOnce() -> PyResult<Variable>,
+) -> PyResult<Payload> {
     let payload = value::from_python(value, format_args!("the value of variable `{identifier}`"))?;
-    Ok(payload_to_wire(payload))
+    let Some(numbers) = Numbers::of_large(value, &payload)? else { return Ok(payload) };
+    match get() {
+        Ok(variable) => match variable.kind() {
+            Some(kind) => numbers.or(payload, kind),
+            None => Ok(payload),
+        },
+        // The write says so itself, for one of a batch as it should be said there.
+        Err(error) if error.is_instance_of::<VariableNotFoundError>(py) => Ok(payload),
+        Err(error) => Err(error),
+    }
 }
 
 /// Hosts of the original say no in the answer; ours do it by a status.

@@ -101,7 +101,7 @@ def test_programs_are_a_mapping_that_outlives_the_call(tester: ToolTester) -> No
     for name in ["fetch", "forget"]:
         with pytest.raises(ToolFailed) as caught:
             tester.call(name, name="weights")
-        assert caught.value.type == "KeyError"
+        assert caught.value.type == "snakepit_bridge.errors.ProgramNotFoundError"
 
 
 def test_programs_need_a_session() -> None:

@@ -109,6 +109,16 @@ def test_malformed_json_is_a_value_error(json: bytes) -> None:
         _native.from_json(json)
 
 
+def test_a_buffer_that_says_so_is_a_list() -> None:
+    metadata = b'{"shape":[2,2],"dtype":"%s","binary_format":"raw","container":"list","type":"tensor"}'
+    for dtype in ("float64", "float32"):
+        data = np.array([[1.5, -0.0], [3, 4]], dtype=dtype).tobytes()
+        back = _native.decode("tensor", metadata % dtype.encode(), data)
+        assert back == [[1.5, 0.0], [3.0, 4.0]]
+        assert math.copysign(1, back[0][1]) == -1
+    assert _native.decode("embedding", metadata.replace(b"2,2", b"0") % b"float64", b"") == []
+
+
 def test_pickles_are_not_read_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     import pickle
 
@@ -128,6 +138,14 @@ def test_pickles_are_not_read_unless_allowed(monkeypatch: pytest.MonkeyPatch) ->
         (b'{"shape":[1],"dtype":"object","binary_format":"raw"}', b"\x00" * 8),
         (b'{"shape":[-1],"dtype":"float64","binary_format":"raw"}', b"\x00" * 8),
         (b"not json", b""),
+        (b'{"shape":[2],"dtype":"float64","binary_format":"raw","container":"list"}', b"\x00" * 8),
+        (b'{"shape":[],"dtype":"float64","binary_format":"raw","container":"list"}', b"\x00" * 8),
+        (b'{"shape":[1000000000,0],"dtype":"float64","binary_format":"raw","container":"list"}', b""),
+        (b'{"shape":[9223372036854775807,9],"dtype":"float64","binary_format":"raw","container":"list"}', b""),
+        (
+            b'{"shape":[' + b"1," * 100_000 + b'1],"dtype":"float64","binary_format":"raw","container":"list"}',
+            b"\x00" * 8,
+        ),
     ],
 )
 def test_buffers_that_do_not_fit_their_metadata_are_refused(metadata: bytes, data: bytes) -> None:

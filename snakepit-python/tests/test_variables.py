@@ -33,6 +33,14 @@ def test_tests_prepare_and_look_at_the_session() -> None:
     assert "n" not in ToolTester(StateTools).context
 
 
+def test_a_watch_that_is_kept_ends_with_its_call_all_the_same() -> None:
+    with ToolTester(StateTools) as tester:
+        # Three times what a session may have.
+        for _ in range(30):
+            tester.call("keep_watches", count=100)
+        assert tester.call("read_kept_watches") == 0
+
+
 @pytest.mark.parametrize("name", ["relay", "relay_async"])
 def test_tools_stream_what_happens(name: str) -> None:
     with ToolTester(StateTools) as tester:

@@ -20,6 +20,7 @@ from snakepit_bridge import (
     InvalidArgumentError,
     LimitExceededError,
     NotFoundError,
+    ProgramNotFoundError,
     SessionContext,
     ValidationError,
     VariableNotFoundError,
@@ -44,6 +45,11 @@ def raised(kind: type[_E], action: Callable[[], object]) -> _E:
 def said(kind: type[BaseException], action: Callable[[], object]) -> str:
     """Return the message of the exception that an action raises, which must be of this very type."""
     return str(raised(kind, action))
+
+
+def same(value: object, expected: list[float]) -> bool:
+    """Whether a value is this list of numbers, to the last bit of each."""
+    return type(value) is list and np.array(value).tobytes() == np.array(expected, dtype=np.float64).tobytes()
 
 
 def check_lives(context: SessionContext) -> None:
@@ -71,7 +77,9 @@ def check_lives(context: SessionContext) -> None:
     assert {entry.changed_by for entry in history} == {context.worker_id}
     assert len(context.variable_history("rate", 2)) == 2
     rolled = context.rollback_variable("rate", 0)
-    assert (rolled.value, rolled.version) == (0.5, 3)
+    assert (rolled.value, rolled.version, rolled.source) == (0.5, 3, "python")
+    last = context.variable_history("rate")[0]
+    assert (last.version, last.changed_by, last.metadata) == (3, context.worker_id, {})
 
     context["ratio"] = 2
     context["other"] = "x"
@@ -167,6 +175,53 @@ def check_values(context: SessionContext) -> None:
     np.testing.assert_array_equal(many["large"], large)
     np.testing.assert_array_equal(context.list_variables("large")[0].value, large)
     np.testing.assert_array_equal(context.variable_history("large")[0].value, large)
+
+
+def check_large_lists(context: SessionContext) -> None:
+    """Lists of numbers stay lists, bit for bit, also those that travel as buffers."""
+    random = np.random.default_rng(2)
+    many = random.normal(size=200_000).tolist()
+    many[:5] = [-0.0, 5e-324, math.inf, -math.inf, 7]
+    context.register_variable("vector", "embedding", many, {"dimensions": 200_000})
+    assert same(context["vector"], many)
+    assert context.variable("vector").type == "embedding"
+    # A list of the right length is the only one that the host takes; it looks into the buffers, too.
+    assert "dimensions" in said(ValidationError, lambda: context.set_variable("vector", many[1:]))
+    backwards = many[::-1]
+    context["vector"] = backwards
+    assert same(context.update("vector", lambda vector: vector[::-1]), many)
+    assert same(context["vector"], many)
+    assert [same(entry.value, many) for entry in context.variable_history("vector")] == [True, False, True]
+
+    table = random.normal(size=(40, 50, 2)).tolist()
+    context.register_variable("table", "tensor", table, {"shape": [40, 50, 2]})
+    context.register_variable("losses", None, [0.5])
+    context["plain"] = many[5:5000]
+    watch = context.watch("table")
+    context.set_variables({"table": table[::-1], "losses": many[5:5000]})
+    with context.batch_updates(atomic=False) as batch:
+        batch["losses"] = table
+        batch["table"] = [[[np.float32(0.5), 1]] * 50, *[np.zeros((50, 2))] * 39]
+    assert context["losses"] == table
+    assert context["plain"] == many[5:5000]
+    assert [context.variable(name).type for name in ("losses", "plain")] == ["list", "list"]
+    first, second = next(watch).variable, next(watch).variable
+    assert first is not None
+    assert second is not None
+    assert first.value == table[::-1]
+    assert second.value == [[[0.5, 1]] * 50, *[[[0.0, 0.0]] * 50] * 39]
+    assert "ghost" in said(BatchError, lambda: context.set_variables({"table": table, "ghost": table}))
+
+    # What floats cannot tell apart, or no array can be, goes as it is.
+    mixed: list[list[float]] = [list(range(20_000)), [0.5, *[2**53 + 1] * 2000], [True, 0.5] * 3000]
+    for value in mixed:
+        context.register_variable("mixed", "tensor", value)
+        assert context["mixed"] == value
+        assert [type(item) for item in context["mixed"]] == [type(item) for item in value]
+        del context["mixed"]
+    ragged = [[0.5] * 3000, [0.5] * 2999]
+    assert "equally long" in said(ValidationError, lambda: context.register_variable("ragged", "tensor", ragged))
+    assert "flat" in said(ValidationError, lambda: context.register_variable("nested", "embedding", table))
 
 
 def check_errors(context: SessionContext) -> None:
@@ -437,7 +492,30 @@ def check_programs(context: SessionContext) -> None:
     assert "model" not in context.global_programs
     assert "ttl is 0" in said(ValueError, lambda: context.global_programs.put(name, 1, ttl=0))
     del context.global_programs[name]
-    said(KeyError, lambda: context.global_programs[name])
+    assert f"`{name}` not found" in said(ProgramNotFoundError, lambda: context.global_programs[name])
+
+    assert context.programs.get("ghost", 7) == 7
+    assert context.programs.pop("ghost", 7) == 7
+    nothing = said(ProgramNotFoundError, lambda: context.programs.pop("ghost"))
+    assert "`ghost` not found" in nothing
+    assert not nothing.startswith(("'", '"')), nothing
+    assert issubclass(ProgramNotFoundError, KeyError | NotFoundError)
+
+
+def check_programs_of_the_past(context: SessionContext) -> None:
+    """A session that is gone is not taken for one without programs."""
+    context.programs["model"] = 1
+    context.cleanup()
+    for action in [
+        lambda: context.programs["model"],
+        lambda: context.programs.get("model"),
+        lambda: context.programs.pop("model", None),
+        lambda: context.programs.put("model", 2),
+        lambda: list(context.programs),
+        lambda: "model" in context.programs,
+    ]:
+        assert "session" in said(NotFoundError, action)
+    context.global_programs.get("model")
 
 
 CHECKS = {
@@ -446,6 +524,7 @@ CHECKS = {
         check_lives,
         check_mapping,
         check_values,
+        check_large_lists,
         check_errors,
         check_limits,
         check_conflicts,
@@ -455,5 +534,6 @@ CHECKS = {
         check_sessions,
         check_coroutines,
         check_programs,
+        check_programs_of_the_past,
     )
 }

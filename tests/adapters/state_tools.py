@@ -1,10 +1,14 @@
 """Tools that live on the state of their session, and run the scenarios of `state_checks`."""
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from snakepit_bridge import BaseAdapter, InvalidArgumentError, tool
+from snakepit_bridge import BaseAdapter, HostUnavailableError, InvalidArgumentError, tool
+from snakepit_bridge.watch import Watch
 from state_checks import CHECKS, said
+
+_kept: list[Watch] = []
 
 
 class StateTools(BaseAdapter):
@@ -43,6 +47,33 @@ class StateTools(BaseAdapter):
     def register_first(self, name: str) -> None:
         """Writes a variable that nobody registered, or that somebody just did."""
         self.session_context[name] = self.session_context.worker_id
+
+    @tool
+    def keep_watches(self, count: int) -> int:
+        """Makes watches that outlive the call, and nobody reads. Returns how many there are."""
+        _kept.extend(self.session_context.watch() for _ in range(count))
+        self.session_context["n"] = len(_kept)
+        return len(_kept)
+
+    @tool
+    def read_kept_watches(self) -> int:
+        """Returns how many updates the watches of earlier calls still have."""
+        return sum(len(list(watch)) for watch in _kept)
+
+    @tool
+    def fork_a_watch(self) -> int:
+        """Leaves a process behind that goes on with the watch of the worker. Returns its exit status."""
+        watch = self.session_context.watch(initial=True)
+        child = os.fork()
+        if child == 0:
+            try:
+                said(HostUnavailableError, lambda: next(watch))
+                said(HostUnavailableError, lambda: watch.__anext__().send(None))
+                watch.close()
+                os._exit(0)
+            finally:
+                os._exit(9)
+        return os.waitpid(child, 0)[1]
 
     @tool
     def relay(self, name: str) -> Iterator[Any]:

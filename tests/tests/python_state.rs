@@ -182,6 +182,30 @@ async fn a_deadline_ends_a_watch() {
 }
 
 #[tokio::test]
+async fn a_watch_that_is_kept_ends_with_its_call_all_the_same() {
+    let sandbox = Sandbox::adapter(TOOLS, 1).start().await;
+    let mut client = sandbox.client().await;
+    open(&mut client, "s").await;
+    // Ten times what a session may have.
+    for round in 1..=100 {
+        let kept = call(&mut client, "s", "keep_watches", &json!({"count": 100})).await;
+        assert_eq!(kept, 100 * round);
+    }
+    assert_eq!(call(&mut client, "s", "read_kept_watches", &json!({})).await, 0);
+}
+
+#[tokio::test]
+async fn a_fork_of_a_worker_leaves_its_watch_alone() {
+    let sandbox = Sandbox::adapter(TOOLS, 1).start().await;
+    let mut client = sandbox.client().await;
+    open(&mut client, "s").await;
+    call(&mut client, "s", "set_value", &json!({"name": "n", "value": 0})).await;
+    for _ in 0..10 {
+        assert_eq!(call(&mut client, "s", "fork_a_watch", &json!({})).await, 0);
+    }
+}
+
+#[tokio::test]
 async fn the_end_of_its_session_ends_a_watch() {
     let sandbox = Sandbox::adapter(TOOLS, 1).start().await;
     let mut client = sandbox.client().await;

@@ -25,6 +25,12 @@ class VariableNotFoundError(NotFoundError, KeyError):
     __str__ = Exception.__str__
 
 
+class ProgramNotFoundError(NotFoundError, KeyError):
+    """There is no such program."""
+
+    __str__ = Exception.__str__
+
+
 class AlreadyExistsError(SnakepitError):
     """The session has a variable of this name already."""
 
@@ -68,7 +74,11 @@ class DeadlineExceededError(SnakepitError, TimeoutError):
 
 
 class HostUnavailableError(SnakepitError, ConnectionError):
-    """The host cannot be reached, is overloaded, or there is none."""
+    """The host, or what it keeps its sessions in, cannot be reached or is overloaded; or there is no host.
+
+    After a write nobody knows whether it happened: the answer may be what was lost. Read, and write again only with
+    ``expected_version``.
+    """
 
 
 class CallCancelled(BaseException):

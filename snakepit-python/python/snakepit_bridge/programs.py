@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 
 from snakepit_bridge import _native
-from snakepit_bridge.errors import NotFoundError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,11 +44,13 @@ class Programs(MutableMapping[str, "Any"]):
         )
 
     def __getitem__(self, name: str) -> Any:
-        """Fetch a program. Raises ``KeyError`` when there is none of this name."""
-        try:
-            data, content_type = self._call.get_program(name, self._is_global)
-        except NotFoundError as error:
-            raise KeyError(name) from error
+        """Fetch a program.
+
+        Raises:
+            ProgramNotFoundError: There is none of this name. It is a ``KeyError`` too, unlike the next.
+            NotFoundError: The session is gone.
+        """
+        data, content_type = self._call.get_program(name, self._is_global)
         return _native.from_json(data) if content_type == _JSON else data
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -57,11 +58,8 @@ class Programs(MutableMapping[str, "Any"]):
         self.put(name, value)
 
     def __delitem__(self, name: str) -> None:
-        """Delete a program. Raises ``KeyError`` when there is none of this name."""
-        try:
-            self._call.delete_program(name, self._is_global)
-        except NotFoundError as error:
-            raise KeyError(name) from error
+        """Delete a program. Raises what fetching it does."""
+        self._call.delete_program(name, self._is_global)
 
     def __contains__(self, name: object) -> bool:
         """Whether there is a program of this name; its data stays with the host."""

@@ -12,7 +12,7 @@ from snakepit_bridge import _arguments, _native
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._plan import init_process, plan_of
 from snakepit_bridge.chunks import StreamChunk
-from snakepit_bridge.errors import HostToolError, NotFoundError, SnakepitError, ToolFailed
+from snakepit_bridge.errors import HostToolError, NotFoundError, ProgramNotFoundError, SnakepitError, ToolFailed
 from snakepit_bridge.session_context import SessionContext
 
 if TYPE_CHECKING:
@@ -239,22 +239,28 @@ class _LocalCall:
         ttl_seconds: int | None,
     ) -> bool:
         del metadata, ttl_seconds
-        programs = self._programs[is_global]
+        programs = self._programs_of(is_global)
         created = name not in programs
         programs[name] = (bytes(data), content_type)
         return created
 
     def get_program(self, name: str, is_global: bool) -> tuple[bytes, str]:
-        if name not in self._programs[is_global]:
-            raise NotFoundError(f"program `{name}` not found")
-        return self._programs[is_global][name]
+        programs = self._programs_of(is_global)
+        if name not in programs:
+            raise ProgramNotFoundError(f"program `{name}` not found")
+        return programs[name]
 
     def list_programs(self, is_global: bool) -> list[str]:
-        return sorted(self._programs[is_global])
+        return sorted(self._programs_of(is_global))
 
     def delete_program(self, name: str, is_global: bool) -> None:
         self.get_program(name, is_global)
         del self._programs[is_global][name]
+
+    def _programs_of(self, is_global: bool) -> dict[str, tuple[bytes, str]]:
+        if not is_global and self._session is not None:
+            self._session.require()
+        return self._programs[is_global]
 
     def cleanup_session(self, force: bool) -> bool:
         del force

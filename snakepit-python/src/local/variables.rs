@@ -14,7 +14,9 @@ use crate::{
     context::Call,
     host::{HostError, InvalidArgumentError},
     value,
-    variables::{Driver, Variable, VariableUpdate, VariableVersion, VariableWatch, note},
+    variables::{
+        Driver, Variable, VariableUpdate, VariableVersion, VariableWatch, first_payload, next_payload, note,
+    },
 };
 
 /// One session of a stand-in for a host.
@@ -35,6 +37,11 @@ impl LocalSession {
     /// Makes the session, unless it is there.
     fn open(&self, py: Python<'_>) -> PyResult<()> {
         self.run(py, self.backend.create(&self.id, NewSession::default())).map(drop)
+    }
+
+    /// Makes sure that the session is there.
+    fn require(&self, py: Python<'_>) -> PyResult<()> {
+        self.run(py, self.backend.get(&self.id)).map(drop)
     }
 
     /// Ends the session, with all it holds.
@@ -82,12 +89,13 @@ impl LocalVariables {
 
     fn update(
         &self,
+        py: Python<'_>,
         identifier: String,
         value: &Bound<'_, PyAny>,
         note: Note,
         expected_version: Option<i32>,
     ) -> PyResult<SetVariable> {
-        let value = value::from_python(value, format_args!("the value of variable `{identifier}`"))?;
+        let value = next_payload(py, &identifier, value, || self.get(py, &identifier))?;
         let expected_version = expected_version.map(version).transpose()?;
         Ok(SetVariable { identifier, value, note, expected_version })
     }
@@ -105,11 +113,10 @@ impl LocalVariables {
         constraints: Option<&Bound<'_, PyAny>>,
         metadata: BTreeMap<String, String>,
     ) -> PyResult<String> {
-        let value = value::from_python(initial_value, format_args!("the value of variable `{name}`"))?;
-        let kind = match type_name {
-            Some(name) => name.parse().map_err(|error| refused(format!("`type` cannot be used: {error}")))?,
-            None => value.ty(),
-        };
+        let kind = type_name.map(str::parse).transpose();
+        let kind = kind.map_err(|error| refused(format!("`type` cannot be used: {error}")))?;
+        let value = first_payload(name, initial_value, kind)?;
+        let kind = kind.unwrap_or_else(|| value.ty());
         let constraints = constraints
             .map(|given| value::python_to_json(given, format_args!("the constraints of variable `{name}`")))
             .transpose()?
@@ -134,7 +141,7 @@ impl LocalVariables {
         metadata: BTreeMap<String, String>,
         expected_version: Option<i32>,
     ) -> PyResult<u32> {
-        let update = self.update(identifier, value, self.note(metadata), expected_version)?;
+        let update = self.update(py, identifier, value, self.note(metadata), expected_version)?;
         self.run(py, |backend, id| backend.set_variable(id, update))
     }
 
@@ -168,7 +175,7 @@ impl LocalVariables {
         for (identifier, value) in updates {
             let identifier: String = identifier.extract()?;
             let expected_version = expected_versions.remove(&identifier);
-            writes.push(self.update(identifier, &value, note.clone(), expected_version)?);
+            writes.push(self.update(py, identifier, &value, note.clone(), expected_version)?);
         }
         if let Some(name) = expected_versions.keys().next() {
             return Err(refused(format!("`expected_versions[{name}]` names none of the updates")));
@@ -213,8 +220,8 @@ impl LocalVariables {
 
     fn rollback(&self, py: Python<'_>, identifier: &str, version: i32) -> PyResult<Variable> {
         let target = self::version(version)?;
-        let rolled =
-            self.run(py, |backend, id| backend.rollback_variable(id, identifier, target, Note::default()))?;
+        let note = self.note(BTreeMap::new());
+        let rolled = self.run(py, |backend, id| backend.rollback_variable(id, identifier, target, note))?;
         Ok(rolled.into())
     }
 
@@ -222,7 +229,7 @@ impl LocalVariables {
     fn watch(&self, py: Python<'_>, identifiers: Vec<String>, initial: bool) -> PyResult<VariableWatch> {
         let events = self.run(py, |backend, id| backend.watch_variables(id, &identifiers, initial))?;
         let updates = events.map(|event| event.map(VariableUpdate::from).map_err(HostError::Session));
-        Ok(VariableWatch::new(Driver::Background, self.call.get().caller.clone(), updates))
+        Ok(VariableWatch::new(Driver::Background, self.call.get().caller.clone(), updates)?)
     }
 }
 

@@ -13,7 +13,7 @@ use pyo3::{
 use serde::{Deserialize, Serialize};
 use snakepit_session::{Payload, ValueType};
 
-use super::{type_error, type_name};
+use super::{numbers, type_error, type_name};
 
 /// Set to `1` to let values be unpickled. A pickle runs code of whoever made it.
 const ENV_ALLOW_PICKLE: &str = "SNAKEPIT_ALLOW_PICKLE";
@@ -22,15 +22,25 @@ const ENV_ALLOW_PICKLE: &str = "SNAKEPIT_ALLOW_PICKLE";
 const NUMBER_KINDS: &str = "biufc";
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Metadata {
+pub(super) struct Metadata {
     #[serde(rename = "type", default)]
-    ty: String,
+    pub(super) ty: String,
     #[serde(default)]
-    shape: Vec<usize>,
+    pub(super) shape: Vec<usize>,
     #[serde(default)]
-    dtype: String,
+    pub(super) dtype: String,
     #[serde(default)]
-    binary_format: String,
+    pub(super) binary_format: String,
+    /// What it was in Python, if no array. Hosts and other clients pass it on, or over.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) container: String,
+}
+
+impl Metadata {
+    pub(super) fn to_json(&self) -> PyResult<Bytes> {
+        let json = serde_json::to_vec(self).map_err(|e| PyValueError::new_err(e.to_string()))?;
+        Ok(json.into())
+    }
 }
 
 /// numpy, if this process has imported it already: without it, nothing can be of its types.
@@ -76,20 +86,24 @@ pub(super) fn from_python(array: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) ->
         shape: array.getattr("shape")?.extract()?,
         dtype: name,
         binary_format: "raw".to_owned(),
+        container: String::new(),
     };
     let little = dtype.call_method1("newbyteorder", ("<",))?;
     let kwargs = PyDict::new(array.py());
     kwargs.set_item("copy", false)?;
     let array = array.call_method("astype", (little,), Some(&kwargs))?;
     let buffer: PyBackedBytes = array.call_method0("tobytes")?.extract()?;
-    let metadata = serde_json::to_vec(&metadata).map_err(|e| PyValueError::new_err(e.to_string()))?;
-    Ok(Payload::from_buffer(ValueType::Tensor, metadata.into(), Bytes::from_owner(buffer)))
+    Ok(Payload::from_buffer(ValueType::Tensor, metadata.to_json()?, Bytes::from_owner(buffer)))
 }
 
 /// A buffer as the numpy array, or the pickled object, that its metadata says it is.
 pub(super) fn to_python<'py>(py: Python<'py>, metadata: &[u8], buffer: &[u8]) -> PyResult<Bound<'py, PyAny>> {
-    let Metadata { ty, shape, dtype, binary_format } = parse(metadata)?;
+    let Metadata { ty, shape, dtype, binary_format, container } = parse(metadata)?;
     match binary_format.as_str() {
+        "raw" if container == numbers::LIST && dtype == "float64" => numbers::to_list(py, &shape, buffer),
+        "raw" if container == numbers::LIST => {
+            raw_to_array(py, &dtype, &shape, buffer)?.call_method0("tolist")
+        }
         "raw" => raw_to_array(py, &dtype, &shape, buffer),
         "pickle" if pickle_allowed(py)? => {
             py.import("pickle")?.call_method1("loads", (PyBytes::new(py, buffer),))

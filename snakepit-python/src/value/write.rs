@@ -11,7 +11,7 @@ use pyo3::{
 use super::{array, type_error, type_name};
 
 /// How deep values may nest: as deep as the readers on the other side follow.
-const MAX_DEPTH: usize = 127;
+pub(super) const MAX_DEPTH: usize = 127;
 
 /// Writes a value as JSON.
 pub(super) fn to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Vec<u8>> {

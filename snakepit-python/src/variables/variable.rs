@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use pyo3::{exceptions::PyValueError, prelude::*, sync::PyOnceLock, types::PyDict};
 use snakepit_proto::pb;
-use snakepit_session::{Payload, WatchEvent};
+use snakepit_session::{Payload, ValueType, WatchEvent};
 use snakepit_worker::wire::{WireError, payload_from_wire};
 
 use crate::value;
@@ -79,6 +79,13 @@ pub(crate) struct Variable {
     updated_at: SystemTime,
     constraints: String,
     value: Arc<Value>,
+}
+
+impl Variable {
+    /// Its type; `None` for one of a host that knows more of them.
+    pub(crate) fn kind(&self) -> Option<ValueType> {
+        self.ty.parse().ok()
+    }
 }
 
 #[pymethods]

@@ -1,11 +1,13 @@
 //! Updates of variables as a stream that Python pulls: blocking, or from an event loop.
 
-use std::{fmt, pin::Pin, sync::Arc};
+use std::{fmt, io, pin::Pin, sync::Arc};
 
 use futures_core::Stream;
 use pyo3::{exceptions::PyRuntimeError, prelude::*};
 use tokio::{
+    runtime::Handle,
     sync::{Mutex, MutexGuard},
+    task::JoinHandle,
     time::sleep_until,
 };
 use tokio_stream::StreamExt;
@@ -31,12 +33,23 @@ pub(crate) enum Driver {
     Background,
 }
 
+impl Driver {
+    fn runtime(self) -> io::Result<&'static Handle> {
+        match self {
+            Self::Io(io) => Ok(io.runtime().handle()),
+            Self::Background => background::runtime(),
+        }
+    }
+}
+
 /// Updates as they come. They end when the watch is closed, with the call that it belongs to, or by an error.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct VariableWatch {
     driver: Driver,
     watched: Arc<Watched>,
+    /// Waits for the end of the call.
+    end: JoinHandle<()>,
 }
 
 struct Watched {
@@ -57,9 +70,25 @@ impl VariableWatch {
         driver: Driver,
         caller: Caller,
         updates: impl Stream<Item = Result<VariableUpdate, HostError>> + Send + 'static,
-    ) -> Self {
+    ) -> io::Result<Self> {
+        let call = Arc::clone(&caller.state);
         let state = Mutex::new(State { updates: Some(Box::pin(updates)), next: None });
-        Self { driver, watched: Arc::new(Watched { caller, closed: CancellationToken::new(), state }) }
+        let watched = Arc::new(Watched { caller, closed: CancellationToken::new(), state });
+        // A watch that outlives its call, in a global say, must not keep the host's end of it.
+        let left = Arc::downgrade(&watched);
+        let end = driver.runtime()?.spawn(async move {
+            call.ended().await;
+            if let Some(watched) = left.upgrade() {
+                *watched.state.lock().await = State { updates: None, next: None };
+            }
+        });
+        Ok(Self { driver, watched, end })
+    }
+}
+
+impl Drop for VariableWatch {
+    fn drop(&mut self) {
+        self.end.abort();
     }
 }
 
@@ -135,7 +164,7 @@ impl VariableWatch {
                 io.hand_over();
                 Ok(ready)
             }
-            Driver::Background => Ok(Readable::once_done(background::runtime()?, ready)?),
+            Driver::Background => Ok(Readable::once_done(self.driver.runtime()?, ready)?),
         }
     }
 
