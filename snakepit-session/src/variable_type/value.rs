@@ -21,13 +21,15 @@ pub(super) fn check(kind: ValueType, rules: &Rules, value: Payload) -> Result<Pa
             let number = float(value.json()).ok_or_else(|| misfit(kind, &value))?;
             within(number, *min, *max)?;
             // Of a client that says `float`, too, an integer may come.
-            if looks(&value) == ValueType::Integer { json_of_float(number) } else { value.json().clone() }
+            let written = Payload::of_json(value.json().clone()).ty();
+            if written == ValueType::Integer { json_of_float(number) } else { value.json().clone() }
         }
         Rules::Integer { min, max } => {
-            let number = serde_json::from_slice(value.json()).ok().as_ref().and_then(integer);
-            let number = number.ok_or_else(|| misfit(kind, &value))?;
+            let parsed: Value = serde_json::from_slice(value.json()).map_err(|_| misfit(kind, &value))?;
+            let number = integer(&parsed).ok_or_else(|| misfit(kind, &value))?;
             within(number, *min, *max)?;
-            if looks(&value) == ValueType::Integer { value.json().clone() } else { number.to_string().into() }
+            // What is read as a float is written anew: `5.0`, and `-0`, which no integer is.
+            if parsed.is_f64() { number.to_string().into() } else { value.json().clone() }
         }
         Rules::String { min, max, pattern, one_of } => {
             let text = text(kind, &value)?;
@@ -96,11 +98,6 @@ pub(super) fn check(kind: ValueType, rules: &Rules, value: Payload) -> Result<Pa
         (.., Some(buffer)) => Payload::from_buffer(kind, json, buffer),
         (.., None) => Payload::from_json(kind, json),
     })
-}
-
-/// The type that the JSON has by itself, whatever the client says.
-fn looks(value: &Payload) -> ValueType {
-    Payload::of_json(value.json().clone()).ty()
 }
 
 fn misfit(kind: ValueType, value: &Payload) -> String {
@@ -379,9 +376,13 @@ mod tests {
             let value = checked(kind, constraints, payload(value)).unwrap();
             assert_eq!((value.ty(), &value.json()[..]), (kind, kept.as_bytes()));
         }
-        for (kind, value, kept) in
-            [(Integer, "5.0", "5"), (Integer, "5e0", "5"), (Integer, "5", "5"), (Float, "2", "2.0")]
-        {
+        for (kind, value, kept) in [
+            (Integer, "5.0", "5"),
+            (Integer, "5e0", "5"),
+            (Integer, "-0", "0"),
+            (Integer, "5", "5"),
+            (Float, "2", "2.0"),
+        ] {
             let said = Payload::from_json(kind, value.to_owned().into());
             let value = checked(kind, "", said).unwrap();
             assert_eq!(&value.json()[..], kept.as_bytes(), "numbers are of the kind that their client says");

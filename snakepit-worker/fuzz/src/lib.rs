@@ -44,11 +44,13 @@ pub fn any(input: &[u8]) {
     let size: Option<usize> = std::str::from_utf8(size).ok().and_then(|size| size.parse().ok());
     let (value, binary) = rest.split_at(rest.len() - size.unwrap_or(0).min(rest.len()));
     let binary = size.map(|_| Bytes::copy_from_slice(binary));
+    let buffered = type_url.ends_with(".binary");
     let foreign = type_url.rsplit('/').next().is_some_and(|name| name.starts_with("google.protobuf."));
     let Ok(payload) = payload_from_wire(pb::Any { type_url, value: Bytes::copy_from_slice(value) }, binary)
     else {
         return;
     };
+    assert!(!buffered || payload.binary().is_some(), "what says to have a buffer has one");
     if foreign {
         is_what_it_says(&payload);
     }
