@@ -52,8 +52,13 @@ pub use snakepit::Snakepit;
 
 pub use snakepit_pool::{PoolStatus, WorkerState, WorkerStatus};
 pub use snakepit_registry::{FnTool, ToolError, ToolSpec, TraceContext};
+#[cfg(feature = "redb")]
+pub use snakepit_session::RedbBackend;
 pub use snakepit_session::{
-    NewSession, Payload, Program, SessionBackend, SessionError, SessionId, SetVariable, ValueType,
-    VariableType, WatchEvent,
+    Batch, MemoryBackend, NewSession, Note, Payload, Program, ProgramName, ProgramOwner, Session,
+    SessionBackend, SessionError, SessionId, SessionLimits, SessionStats, SetVariable, UpdateKind, ValueType,
+    Variable, VariableType, VariableUpdate, VariableVersion, VariableWatch, WatchEvent,
 };
+#[cfg(feature = "redis")]
+pub use snakepit_session::{RedisBackend, RedisConfig};
 pub use snakepit_worker::{WorkerId, WorkerLauncher};

@@ -64,22 +64,33 @@ impl SessionEvents {
     }
 }
 
-/// Where a backend tells what happens.
+/// Where a backend tells what happens to its sessions, and `tracing` with it.
 #[derive(Debug)]
-pub(crate) struct Events {
+pub struct SessionEventSender {
     sender: broadcast::Sender<Result<SessionEvent, u64>>,
 }
 
-impl Events {
-    pub(crate) fn new() -> Self {
+impl Default for SessionEventSender {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl SessionEventSender {
+    /// A sender that nobody listens to yet.
+    #[must_use]
+    pub fn new() -> Self {
         Self { sender: broadcast::Sender::new(BACKLOG) }
     }
 
-    pub(crate) fn subscribe(&self) -> SessionEvents {
+    /// Listens from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> SessionEvents {
         SessionEvents { receiver: self.sender.subscribe() }
     }
 
-    pub(crate) fn tell(&self, id: &SessionId, kind: SessionEventKind) {
+    /// Tells of a session. Never waits.
+    pub fn tell(&self, id: &SessionId, kind: SessionEventKind) {
         tracing::debug!(session = %id, "session {}", kind.as_str());
         if self.sender.receiver_count() > 0 {
             // Fails when the last listener left just now, which is all the same.
@@ -88,8 +99,7 @@ impl Events {
     }
 
     /// Tells that events are missing which this host never saw.
-    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "in one process nothing is missed"))]
-    pub(crate) fn tell_lost(&self, events: u64) {
+    pub fn tell_lost(&self, events: u64) {
         // Fails when nobody listens, which is all the same.
         let _ = self.sender.send(Err(events));
     }

@@ -45,7 +45,7 @@ pub use self::redb::RedbBackend;
 pub use self::redis::{RedisBackend, RedisConfig};
 pub use backend::{Batch, Created, Page, PageRequest, SessionBackend};
 pub use error::SessionError;
-pub use events::{SessionEvent, SessionEventKind, SessionEvents, SessionStats};
+pub use events::{SessionEvent, SessionEventKind, SessionEventSender, SessionEvents, SessionStats};
 pub use id::SessionId;
 pub use limits::SessionLimits;
 pub use memory::MemoryBackend;
@@ -57,4 +57,4 @@ pub use variable::{
     NewVariable, Note, SetVariable, Source, Variable, VariableId, VariableName, VariableVersion,
 };
 pub use variable_type::VariableType;
-pub use watch::{UpdateKind, VariableUpdate, VariableWatch, WatchEvent};
+pub use watch::{UpdateKind, VariableUpdate, VariableWatch, WatchEvent, Watcher};

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::{
     Created, NewSession, Session, SessionError, SessionEventKind, SessionId, SessionLimits, UpdateKind,
-    events::Events,
+    events::SessionEventSender,
     limits::size_of_metadata,
     record::{Head, Record, Room, VariableRecord},
     watch::Watchers,
@@ -40,7 +40,7 @@ pub struct MemoryBackend {
     /// the session, never before it.
     expiry: Mutex<BTreeSet<(Instant, SessionId)>>,
     globals: Mutex<Globals>,
-    events: Events,
+    events: SessionEventSender,
     counters: Counters,
 }
 
@@ -105,7 +105,7 @@ impl MemoryBackend {
             bytes: AtomicUsize::new(0),
             expiry: Mutex::new(BTreeSet::new()),
             globals: Mutex::default(),
-            events: Events::new(),
+            events: SessionEventSender::new(),
             counters: Counters::default(),
         }
     }

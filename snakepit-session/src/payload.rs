@@ -143,7 +143,36 @@ impl Payload {
         Self::from_json(ValueType::Null, Bytes::from_static(b"null"))
     }
 
-    /// Serializes a Rust value; the type follows from the JSON it becomes.
+    /// A float. NaN and infinities, which serde takes for null, become the strings that the protocol has for them.
+    #[must_use]
+    pub fn float(number: f64) -> Self {
+        let name = match number {
+            _ if number.is_nan() => r#""NaN""#,
+            f64::INFINITY => r#""Infinity""#,
+            f64::NEG_INFINITY => r#""-Infinity""#,
+            // Of a finite number this cannot fail.
+            _ => {
+                let json = serde_json::to_vec(&number).unwrap_or_default();
+                return Self::from_json(ValueType::Float, json.into());
+            }
+        };
+        Self::from_json(ValueType::Float, Bytes::from_static(name.as_bytes()))
+    }
+
+    /// The number of a float or integer, NaN and infinities included. `None` when it is none.
+    #[must_use]
+    pub fn to_float(&self) -> Option<f64> {
+        match &self.json[..] {
+            _ if self.binary.is_some() => None,
+            br#""NaN""# => Some(f64::NAN),
+            br#""Infinity""# => Some(f64::INFINITY),
+            br#""-Infinity""# => Some(f64::NEG_INFINITY),
+            json => serde_json::from_slice(json).ok(),
+        }
+    }
+
+    /// Serializes a Rust value; the type follows from the JSON it becomes. For floats that may be NaN or infinite there is
+    /// [`Payload::float`].
     ///
     /// # Errors
     /// [`PayloadError::Serialize`] when serde refuses, for example for a map whose keys are no strings.
@@ -246,6 +275,15 @@ mod tests {
     fn a_misfit_names_both_types() {
         let error = Payload::try_from_serde("x").unwrap().to_serde::<u8>().unwrap_err().to_string();
         assert!(error.starts_with("string value does not fit u8"), "{error}");
+    }
+
+    #[test]
+    fn every_float_comes_back() {
+        for number in [0.1, -0.0, 1e300, f64::INFINITY, f64::NEG_INFINITY, f64::NAN] {
+            let back = Payload::float(number).to_float().unwrap();
+            assert_eq!((back.is_nan(), back.to_bits()), (number.is_nan(), number.to_bits()));
+        }
+        assert_eq!(Payload::try_from_serde("x").unwrap().to_float(), None);
     }
 
     #[test]

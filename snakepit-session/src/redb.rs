@@ -18,7 +18,9 @@ use std::{
 use redb::{Database, ReadableDatabase};
 use tokio::time::Instant;
 
-use crate::{SessionError, SessionId, SessionLimits, SessionStats, events::Events, record::Record};
+use crate::{
+    SessionError, SessionId, SessionLimits, SessionStats, events::SessionEventSender, record::Record,
+};
 
 mod backend;
 mod group;
@@ -79,7 +81,7 @@ struct Shared {
     database: Database,
     leases: Leases,
     stats: Mutex<SessionStats>,
-    events: Events,
+    events: SessionEventSender,
     /// Why nothing can be written any more.
     failure: OnceLock<SessionError>,
 }
@@ -92,7 +94,7 @@ impl Shared {
             database,
             leases: Leases::default(),
             stats: Mutex::default(),
-            events: Events::new(),
+            events: SessionEventSender::new(),
             failure: OnceLock::new(),
         }
     }

@@ -73,7 +73,9 @@ impl VariableId {
     const PREFIX: &str = "var_";
     const RANDOM: usize = 32;
 
-    pub(crate) fn random(name: &VariableName) -> Self {
+    /// A new id for a variable of this name.
+    #[must_use]
+    pub fn random(name: &VariableName) -> Self {
         Self(format!("{}{}_{name}", Self::PREFIX, uuid::Uuid::new_v4().simple()).into())
     }
 

@@ -160,9 +160,9 @@ impl Queue {
     }
 }
 
-/// The backend's end of a watch.
+/// The backend's end of a watch: where it tells what changes, without ever waiting. Cheap to clone; keeps nothing alive.
 #[derive(Debug, Clone)]
-pub(crate) struct Watcher {
+pub struct Watcher {
     queue: Weak<Queue>,
 }
 
@@ -171,7 +171,7 @@ impl Watcher {
     ///
     /// # Errors
     /// [`SessionError::VariableNotFound`].
-    pub(crate) fn start(
+    pub(crate) fn of_record(
         limits: &SessionLimits,
         id: &SessionId,
         record: &Record,
@@ -181,10 +181,20 @@ impl Watcher {
         for identifier in identifiers {
             record.variable(id, identifier)?;
         }
+        let updates = record.variables.values().filter(|_| initial);
+        Ok(Self::start(limits, identifiers, updates.map(|watched| watched.update(UpdateKind::Initial))))
+    }
+
+    /// Begins a watch of these variables, by id or name, or without any of all that it is told of. The initial updates come
+    /// first, if they are of watched variables; the caller sees to it that no change is missing after them.
+    pub fn start(
+        limits: &SessionLimits,
+        identifiers: &[String],
+        initial: impl IntoIterator<Item = VariableUpdate>,
+    ) -> (Self, VariableWatch) {
         let filter = Filter { identifiers: identifiers.iter().cloned().collect() };
-        let watched =
-            record.variables.values().filter(|watched| initial && filter.is_match(&watched.variable));
-        let updates: VecDeque<_> = watched.map(|watched| watched.update(UpdateKind::Initial)).collect();
+        let updates: VecDeque<_> =
+            initial.into_iter().filter(|update| filter.is_match(&update.variable)).collect();
         // The initial values come whole, however many they are: they are there already.
         let bytes: usize = updates.iter().map(|update| update.variable.value.size()).sum();
         let queue = Arc::new(Queue {
@@ -193,11 +203,11 @@ impl Watcher {
             max_bytes: limits.max_watch_backlog_bytes + bytes,
             state: Mutex::new(State { updates, bytes, ..State::default() }),
         });
-        Ok((Self { queue: Arc::downgrade(&queue) }, VariableWatch { queue }))
+        (Self { queue: Arc::downgrade(&queue) }, VariableWatch { queue })
     }
 
     /// Tells of a change, if it is about a watched variable. False when nobody listens any more.
-    pub(crate) fn tell(&self, update: &VariableUpdate) -> bool {
+    pub fn tell(&self, update: &VariableUpdate) -> bool {
         let Some(queue) = self.queue.upgrade() else { return false };
         if !queue.filter.is_match(&update.variable) {
             return true;
@@ -217,9 +227,8 @@ impl Watcher {
         true
     }
 
-    /// Tells that updates are missing which this host never saw.
-    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "in one process nothing is missed"))]
-    pub(crate) fn tell_lost(&self, updates: u64) -> bool {
+    /// Tells that updates are missing which this host never saw. False when nobody listens any more.
+    pub fn tell_lost(&self, updates: u64) -> bool {
         let Some(queue) = self.queue.upgrade() else { return false };
         let mut state = queue.state();
         // They are older than whatever comes next, so everything that waits is missing with them.
@@ -231,7 +240,7 @@ impl Watcher {
     }
 
     /// Ends the watch, once it has seen what waits for it.
-    pub(crate) fn end(&self, why: SessionError) {
+    pub fn end(&self, why: SessionError) {
         let Some(queue) = self.queue.upgrade() else { return };
         let mut state = queue.state();
         if matches!(state.end, End::Open) {
@@ -240,7 +249,9 @@ impl Watcher {
         }
     }
 
-    pub(crate) fn is_gone(&self) -> bool {
+    /// Whether nobody listens any more.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
         self.queue.strong_count() == 0
     }
 }

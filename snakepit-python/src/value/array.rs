@@ -29,11 +29,16 @@ pub(super) struct Metadata {
     pub(super) shape: Vec<usize>,
     #[serde(default)]
     pub(super) dtype: String,
-    #[serde(default)]
+    /// Clients that do not say send raw data.
+    #[serde(default = "raw")]
     pub(super) binary_format: String,
     /// What it was in Python, if no array. Hosts and other clients pass it on, or over.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) container: String,
+}
+
+fn raw() -> String {
+    "raw".to_owned()
 }
 
 impl Metadata {
@@ -113,7 +118,7 @@ pub(super) fn to_python<'py>(py: Python<'py>, metadata: &[u8], buffer: &[u8]) ->
              {ENV_ALLOW_PICKLE}=1 for the workers if every sender is trusted"
         ))),
         other => Err(PyValueError::new_err(format!(
-            "the `{ty}` value has binary_format `{other}`, which is unknown; send `raw`"
+            "the value, of type `{ty}`, has binary_format `{other}`, which is unknown; send `raw`"
         ))),
     }
 }

@@ -27,10 +27,12 @@ pub(crate) struct Numbers {
 }
 
 impl Numbers {
-    /// The numbers of a value that takes much space as JSON. `None` for any other, and for what floats cannot tell:
-    /// large integers, lists of nothing but integers.
+    /// The numbers of a value that takes much space as JSON, or has none in JSON: NaN and infinities. `None` for any other,
+    /// and for what floats cannot tell: large integers, lists of nothing but integers.
     pub(crate) fn of_large(value: &Bound<'_, PyAny>, payload: &Payload) -> PyResult<Option<Self>> {
-        if payload.ty() != ValueType::List || payload.json().len() <= LARGE {
+        let json = payload.json();
+        let names = |json: &[u8]| json.windows(5).any(|text| text == br#""NaN""# || text == br#"inity"#);
+        if payload.ty() != ValueType::List || (json.len() <= LARGE && !names(json)) {
             return Ok(None);
         }
         let mut numbers = Self::default();

@@ -35,7 +35,8 @@ impl SessionHandle {
     ///
     /// # Errors
     /// [`Error::Session`] when the session or the variable is not there; [`Error::Payload`] when the value does not fit
-    /// `T`. Buffers are not visible this way: see [`variable`](Self::variable).
+    /// `T`. Buffers, and floats that are NaN or infinite, are not visible this way: see [`variable`](Self::variable) and
+    /// [`Payload`](snakepit_session::Payload).
     pub async fn get<T: DeserializeOwned>(&self, identifier: &str) -> Result<T, Error> {
         Ok(self.variable(identifier).await?.value.to_serde()?)
     }
@@ -57,7 +58,8 @@ impl SessionHandle {
         Ok(self.host.sessions.list_variables(&self.id, pattern).await?)
     }
 
-    /// Writes a variable, by id or name, and returns its new version.
+    /// Writes a variable, by id or name, and returns its new version. Floats that may be NaN or infinite go by
+    /// [`write`](Self::write) and [`Payload::float`].
     ///
     /// # Errors
     /// [`Error::Session`] when the session or the variable is not there, or the value outside its type;

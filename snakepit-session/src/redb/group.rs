@@ -232,7 +232,7 @@ impl<'a> Group<'a> {
             load_current(&self.variables, id, None, &mut record)?;
         }
         let limits = &self.shared.limits;
-        let (watcher, watch) = Watcher::start(limits, id, &record, identifiers, initial)?;
+        let (watcher, watch) = Watcher::of_record(limits, id, &record, identifiers, initial)?;
         self.state.watchers.entry(id.clone()).or_default().add(watcher, limits.max_watches)?;
         Ok(watch)
     }

@@ -263,7 +263,7 @@ impl SessionBackend for RedisBackend {
         };
         let Loaded { record, was, seq, .. } = self.load(id, &parts.watched(self.lease)).await?;
         let Held { born, .. } = was;
-        let (watcher, watch) = Watcher::start(&self.limits, id, &record, identifiers, initial)?;
+        let (watcher, watch) = Watcher::of_record(&self.limits, id, &record, identifiers, initial)?;
         self.follower.add(id, &born, seq, watcher, self.limits.max_watches)?;
         Ok(watch)
     }

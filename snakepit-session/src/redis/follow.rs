@@ -19,7 +19,9 @@ use redis::{
 use tokio::{sync::Notify, time::Instant};
 
 use super::{jitter, link::Link, parts::decode_update, scripts};
-use crate::{SessionError, SessionEventKind, SessionId, VariableUpdate, events::Events, watch::Watcher};
+use crate::{
+    SessionError, SessionEventKind, SessionId, VariableUpdate, events::SessionEventSender, watch::Watcher,
+};
 
 mod watched;
 
@@ -39,7 +41,7 @@ type Answer = (i64, u64, bool, Vec<(u64, Vec<u8>)>);
 pub(super) struct Follower {
     link: Link,
     lease: Duration,
-    pub(super) events: Events,
+    pub(super) events: SessionEventSender,
     watched: Mutex<Watched>,
     /// Something is to be read that nobody publishes.
     wake: Notify,
@@ -61,7 +63,7 @@ impl Follower {
         Self {
             link,
             lease,
-            events: Events::new(),
+            events: SessionEventSender::new(),
             watched: Mutex::default(),
             wake: Notify::new(),
             told: Mutex::default(),

@@ -18,11 +18,15 @@ pub(super) fn check(kind: ValueType, rules: &Rules, value: Payload) -> Result<Pa
     }
     let json = match rules {
         Rules::Float { min, max } => {
-            let number = float(value.json()).ok_or_else(|| misfit(kind, &value))?;
+            let number = value.to_float().ok_or_else(|| misfit(kind, &value))?;
             within(number, *min, *max)?;
             // Of a client that says `float`, too, an integer may come.
             let written = Payload::of_json(value.json().clone()).ty();
-            if written == ValueType::Integer { json_of_float(number) } else { value.json().clone() }
+            if written == ValueType::Integer {
+                Payload::float(number).json().clone()
+            } else {
+                value.json().clone()
+            }
         }
         Rules::Integer { min, max } => {
             let parsed: Value = serde_json::from_slice(value.json()).map_err(|_| misfit(kind, &value))?;
@@ -101,7 +105,17 @@ pub(super) fn check(kind: ValueType, rules: &Rules, value: Payload) -> Result<Pa
 }
 
 fn misfit(kind: ValueType, value: &Payload) -> String {
-    format!("value must be of type {kind}, it is {} {}", value.ty(), brief(value.json()))
+    let is = match value.ty() {
+        ValueType::Null => "null".to_owned(),
+        _ if serde_json::from_slice::<IgnoredAny>(value.json()).is_err() => {
+            format!("{}, which is no JSON", brief(value.json()))
+        }
+        ValueType::Integer if kind == ValueType::Integer => {
+            format!("{}, which does not fit 64 bits", brief(value.json()))
+        }
+        ty => format!("{ty} {}", brief(value.json())),
+    };
+    format!("value must be of type {kind}, it is {is}")
 }
 
 /// The start of a value, for messages.
@@ -179,29 +193,6 @@ fn depth(json: &[u8]) -> usize {
     deepest
 }
 
-/// A float as it stands in JSON. What JSON has no number for is a string.
-fn float(json: &Bytes) -> Option<f64> {
-    match &json[..] {
-        br#""NaN""# => Some(f64::NAN),
-        br#""Infinity""# => Some(f64::INFINITY),
-        br#""-Infinity""# => Some(f64::NEG_INFINITY),
-        json => serde_json::from_slice(json).ok(),
-    }
-}
-
-fn json_of_float(number: f64) -> Bytes {
-    if number.is_finite() {
-        // Of a finite number this cannot fail.
-        serde_json::to_vec(&number).unwrap_or_default().into()
-    } else if number.is_nan() {
-        Bytes::from_static(br#""NaN""#)
-    } else if number > 0.0 {
-        Bytes::from_static(br#""Infinity""#)
-    } else {
-        Bytes::from_static(br#""-Infinity""#)
-    }
-}
-
 /// An integer, even one that somebody wrote as `5.0`.
 pub(super) fn integer(value: &Value) -> Option<i64> {
     /// Beyond this not every integer is a float of its own.
@@ -233,16 +224,21 @@ fn shape(kind: ValueType, value: &Payload) -> Result<Option<Vec<usize>>, String>
         .map_err(|error| format!("value's metadata cannot be read: {error}"))?;
     let Some(shape) = metadata.shape else { return Ok(None) };
     let raw = metadata.binary_format.as_deref().is_none_or(|format| matches!(format, "raw" | "numpy"));
-    let item = metadata.dtype.as_deref().and_then(item_size);
-    if let Some(item) = item.filter(|_| raw) {
-        let expected = shape.iter().try_fold(item, |size, n| size.checked_mul(*n));
-        if expected != Some(buffer.len()) {
-            return Err(format!(
-                "value's buffer has {} bytes, which is not what its shape {shape:?} of {} takes",
-                buffer.len(),
-                metadata.dtype.as_deref().unwrap_or_default()
-            ));
-        }
+    if !raw {
+        return Ok(Some(shape));
+    }
+    let dtype = metadata.dtype.as_deref().unwrap_or_default();
+    let Some(item) = item_size(dtype) else {
+        return Err(format!(
+            "value's buffer has dtype `{dtype}`, which is unknown; it is one like float32, int64 or bool"
+        ));
+    };
+    let expected = shape.iter().try_fold(item, |size, n| size.checked_mul(*n));
+    if expected != Some(buffer.len()) {
+        return Err(format!(
+            "value's buffer has {} bytes, which is not what its shape {shape:?} of {dtype} takes",
+            buffer.len()
+        ));
     }
     Ok(Some(shape))
 }
@@ -290,11 +286,11 @@ mod tests {
             (Float, r#"{"max": 10}"#, r#""NaN""#, "value NaN cannot be compared with the bound 10"),
             (Float, r#"{"max": 10}"#, r#""Infinity""#, "value inf is above maximum 10"),
             (Float, "", r#""1""#, r#"value must be of type float, it is string "1""#),
-            (Float, "", "null", "value must be of type float, it is null null"),
+            (Float, "", "null", "value must be of type float, it is null"),
             (Float, "", "1e999", "must be of type float"),
             (Integer, r#"{"min": 0}"#, "-1", "value -1 is below minimum 0"),
             (Integer, "", "1.5", "must be of type integer"),
-            (Integer, "", "9223372036854775808", "must be of type integer"),
+            (Integer, "", "9223372036854775808", "it is 9223372036854775808, which does not fit 64 bits"),
             (Integer, "", "true", "must be of type integer"),
             (String, r#"{"min_length": 3}"#, r#""ab""#, "at least 3 characters, it has 2"),
             (String, r#"{"max_length": 3}"#, r#""abcd""#, "at most 3 characters, it has 4"),
@@ -337,6 +333,11 @@ mod tests {
         assert!(problem.contains("flat"), "{problem}");
         let problem = checked(Embedding, r#"{"dimensions": 3}"#, buffer("{}", 24)).unwrap_err();
         assert!(problem.contains("it has none known"), "{problem}");
+        for dtype in ["", "blah", "object"] {
+            let metadata = format!(r#"{{"shape": [3], "dtype": "{dtype}"}}"#);
+            let problem = checked(Tensor, "", buffer(&metadata, 12)).unwrap_err();
+            assert!(problem.contains(&format!("dtype `{dtype}`, which is unknown")), "{problem}");
+        }
         let problem = checked(Float, "", buffer("{}", 8)).unwrap_err();
         assert!(problem.contains("not a buffer of tensor"), "{problem}");
         let deep = |depth: usize| payload(&format!("{}{}", "[".repeat(depth), "]".repeat(depth)));

@@ -206,7 +206,7 @@ mod tests {
 
         fn watch(&mut self, seq: u64) -> VariableWatch {
             let limits = SessionLimits::default();
-            let (watcher, watch) = Watcher::start(&limits, &id(), &self.record, &[], false).unwrap();
+            let (watcher, watch) = Watcher::of_record(&limits, &id(), &self.record, &[], false).unwrap();
             self.watched.add(&id(), "born", seq, watcher, limits.max_watches).unwrap();
             watch
         }
