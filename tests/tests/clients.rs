@@ -25,6 +25,8 @@ async fn output_of(client: &str, sandbox: &Sandbox) -> String {
 async fn the_documented_clients_work() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     assert_eq!(output_of("client.py", &sandbox).await, "3.5\n[1, 2, 3]\n");
+    let state = "1\ninitial 0 0.1\nset 1 0.2\nABORTED variable `rate` is at version 1, not at the expected version 7; read it again\n";
+    assert_eq!(output_of("state.py", &sandbox).await, state);
     assert_eq!(output_of("package_client.py", &sandbox).await, "3.5\n[1, 2, 3]\n3\nalice\n");
 }
 

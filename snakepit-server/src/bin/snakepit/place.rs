@@ -20,7 +20,7 @@ impl FromStr for Place {
             None if place == "memory" => Ok(Self::Memory),
             Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
             Some(("redis" | "redis+unix", _)) => Ok(Self::Redis(place.to_owned())),
-            _ => Err("it is `memory`, `file:PATH` or `redis://HOST:PORT`".to_owned()),
+            _ => Err("it is `memory`, `file:PATH`, `redis://HOST:PORT` or `redis+unix:///PATH`".to_owned()),
         }
     }
 }

@@ -79,8 +79,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration::parse)]
     drain: Duration,
 
-    /// Where sessions live: `memory`; `file:PATH`, which survives this process; or `redis://HOST:PORT`, which several
-    /// servers share.
+    /// Where sessions live: `memory`; `file:PATH`, which survives this process; or `redis://HOST:PORT` or
+    /// `redis+unix:///PATH`, which several servers share.
     #[arg(
         long,
         value_name = "WHERE",
