@@ -1,3 +1,5 @@
+"""State over gRPC without a package of ours, as docs/clients.md shows it."""
+
 import sys
 
 import grpc
