@@ -49,8 +49,8 @@ pub(crate) async fn run(extent: Extent) -> Runs {
         runs.add("variable-get", on_threads(time, |n| ours.variable(n)));
         runs.add("variable-set", on_threads(time, |n| ours.set_variable(n)));
         runs.add("session-create", create(time));
-        runs.add("sweep-among-10k", sweep_among(10_000));
-        runs.add("sweep-among-1m", sweep_among(MILLION));
+        runs.add("sweep-among-10k", sweep_among(10_000).await);
+        runs.add("sweep-among-1m", sweep_among(MILLION).await);
         let daemon = Daemon::start(1).await;
         runs.add("daemon-ping", daemon.ping(64, extent.spell).await);
         runs.add("daemon-get-session", daemon.get_session(64, extent.spell).await);
@@ -218,7 +218,7 @@ fn idle() -> Sample {
 }
 
 /// How long a sweep takes that finds a thousand expired sessions, among so many that live.
-fn sweep_among(live: usize) -> Sample {
+async fn sweep_among(live: usize) -> Sample {
     let backend = MemoryBackend::new(SessionLimits { max_sessions: 2 * MILLION, ..SessionLimits::default() });
     for n in 0..live {
         now(backend.create(&session_id("live", n), NewSession::default())).expect("created");
@@ -228,7 +228,7 @@ fn sweep_among(live: usize) -> Sample {
         now(backend.create(&session_id("gone", n), gone.clone())).expect("created");
     }
     let began = Instant::now();
-    assert_eq!(now(backend.sweep()).expect("swept"), EXPIRING, "all that expired is found");
+    assert_eq!(backend.sweep().await.expect("swept"), EXPIRING, "all that expired is found");
     Sample::default().with("us", began.elapsed().as_secs_f64() * 1e6)
 }
 
