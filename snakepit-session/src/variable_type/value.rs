@@ -257,7 +257,8 @@ fn item_size(dtype: &str) -> Option<usize> {
             }
         }
     };
-    Some(bits / 8)
+    // Items of less than a byte are packed, nobody says how.
+    (bits > 0 && bits % 8 == 0).then_some(bits / 8)
 }
 
 #[cfg(test)]
@@ -393,6 +394,8 @@ mod tests {
         assert_eq!(value.unwrap().ty(), Embedding);
         let pickled = buffer(r#"{"shape": [3], "dtype": "float32", "binary_format": "pickle"}"#, 99);
         checked(Tensor, r#"{"shape": [3]}"#, pickled).unwrap();
+        let packed = buffer(r#"{"shape": [3], "dtype": "int4"}"#, 2);
+        checked(Tensor, r#"{"shape": [3]}"#, packed).unwrap();
     }
 
     #[test]
