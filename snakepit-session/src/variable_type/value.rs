@@ -258,7 +258,7 @@ fn item_size(dtype: &str) -> Option<usize> {
         }
     };
     // Items of less than a byte are packed, nobody says how.
-    (bits > 0 && bits % 8 == 0).then_some(bits / 8)
+    (bits > 0 && bits.is_multiple_of(8)).then_some(bits / 8)
 }
 
 #[cfg(test)]
