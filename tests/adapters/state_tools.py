@@ -1,10 +1,11 @@
 """Tools that live on the state of their session, and run the scenarios of `state_checks`."""
 
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from snakepit_bridge import BaseAdapter, HostUnavailableError, InvalidArgumentError, tool
+from snakepit_bridge import BaseAdapter, HostUnavailableError, InvalidArgumentError, LimitExceededError, tool
 from snakepit_bridge.watch import Watch
 from state_checks import CHECKS, said
 
@@ -51,9 +52,18 @@ class StateTools(BaseAdapter):
     @tool
     def keep_watches(self, count: int) -> int:
         """Makes watches that outlive the call, and nobody reads. Returns how many there are."""
-        _kept.extend(self.session_context.watch() for _ in range(count))
+        _kept.extend(self._watch() for _ in range(count))
         self.session_context["n"] = len(_kept)
         return len(_kept)
+
+    def _watch(self) -> Watch:
+        """Makes a watch. Where there is no room for it, those of earlier calls end a moment after them."""
+        for _ in range(1000):
+            try:
+                return self.session_context.watch()
+            except LimitExceededError:
+                time.sleep(0.01)
+        raise AssertionError("the watches of earlier calls do not end")
 
     @tool
     def read_kept_watches(self) -> int:
