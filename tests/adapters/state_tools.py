@@ -5,9 +5,10 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+from refusals import said
 from snakepit_bridge import BaseAdapter, HostUnavailableError, InvalidArgumentError, LimitExceededError, tool
 from snakepit_bridge.watch import Watch
-from state_checks import CHECKS, said
+from state_checks import CHECKS
 
 _kept: list[Watch] = []
 
