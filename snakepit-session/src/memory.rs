@@ -30,7 +30,7 @@ use globals::Globals;
 pub struct MemoryBackend {
     limits: SessionLimits,
     /// Hashed fast: the hash is seeded anew in each process, and ids come from clients that may run tools anyway.
-    sessions: DashMap<SessionId, Place, RandomState>,
+    sessions: DashMap<SessionId, Box<Place>, RandomState>,
     /// How many sessions there are, counted before they are made so that racing creators cannot pass the limit.
     count: AtomicUsize,
     /// The bytes of all sessions and global programs, counted before they are kept for the same reason.
@@ -119,7 +119,7 @@ impl MemoryBackend {
     }
 
     /// The live session of this id, locked. Clocks are read while it is, so that they go with what is done.
-    fn place(&self, id: &SessionId) -> Result<(RefMut<'_, SessionId, Place>, Instant), SessionError> {
+    fn place(&self, id: &SessionId) -> Result<(RefMut<'_, SessionId, Box<Place>>, Instant), SessionError> {
         let found = self.sessions.get_mut(id);
         let now = Instant::now();
         match found {
@@ -129,7 +129,7 @@ impl MemoryBackend {
     }
 
     /// The live session of this id, locked and renewed.
-    fn used(&self, id: &SessionId) -> Result<RefMut<'_, SessionId, Place>, SessionError> {
+    fn used(&self, id: &SessionId) -> Result<RefMut<'_, SessionId, Box<Place>>, SessionError> {
         let (mut place, now) = self.place(id)?;
         place.renew(now);
         Ok(place)
@@ -215,7 +215,7 @@ impl MemoryBackend {
             }
             Entry::Occupied(_) | Entry::Vacant(_) if !claimed => None,
             entry => {
-                let fresh = Place::new(new.clone(), &self.limits, now);
+                let fresh = Box::new(Place::new(new.clone(), &self.limits, now));
                 let (queued, session) = (fresh.queued, fresh.snapshot(id, now));
                 // Held until all is told, so that nobody deletes what is not queued yet, and events come in order.
                 let held = match entry {

@@ -29,7 +29,8 @@ use variable::Write;
 pub(crate) struct Record {
     pub(crate) head: Head,
     pub(crate) programs: BTreeMap<ProgramName, ProgramRecord>,
-    pub(crate) variables: BTreeMap<VariableName, VariableRecord>,
+    /// Boxed, so that few variables take little: a node of the map has room for eleven.
+    pub(crate) variables: BTreeMap<VariableName, Box<VariableRecord>>,
 }
 
 /// What is true of the session as a whole.
@@ -200,30 +201,29 @@ impl Record {
         Ok(())
     }
 
-    /// A variable by id or name, if there is one. Those of [`candidates`] must be loaded.
+    /// A variable by id or name, if there is one. The one of [`name_of`] must be loaded.
     pub(crate) fn find(&self, identifier: &str) -> Option<&VariableRecord> {
-        self.variables.get(identifier).or_else(|| {
-            let found = self.variables.get(VariableId::name_in(identifier)?)?;
-            (found.variable.id.as_str() == identifier).then_some(found)
-        })
+        let found = self.variables.get(name_of(identifier))?;
+        found.is(identifier).then_some(found)
     }
 
-    /// A variable by id or name. Those of [`candidates`] must be loaded.
+    /// A variable by id or name. The one of [`name_of`] must be loaded.
     pub(crate) fn variable(&self, id: &SessionId, identifier: &str) -> Result<&VariableRecord, SessionError> {
         self.find(identifier).ok_or_else(|| no_variable(id, identifier))
     }
 
-    /// Writes to a variable what was found to be sound.
-    fn apply(
+    /// Writes one variable if nothing speaks against it. It must be loaded.
+    fn write(
         &mut self,
-        id: &SessionId,
+        room: &mut Room<'_>,
         identifier: &str,
-        write: Write,
+        check: impl FnOnce(&VariableRecord, &SessionLimits) -> Result<Write, SessionError>,
     ) -> Result<&VariableRecord, SessionError> {
-        let by_name = self.variables.contains_key(identifier);
-        let name = if by_name { Some(identifier) } else { VariableId::name_in(identifier) };
-        let found = name.and_then(|name| self.variables.get_mut(name));
-        let variable = found.ok_or_else(|| no_variable(id, identifier))?;
+        let Self { head, variables, .. } = self;
+        let found = variables.get_mut(name_of(identifier)).filter(|found| found.is(identifier));
+        let variable = found.ok_or_else(|| no_variable(room.session, identifier))?;
+        let write = check(variable, room.limits)?;
+        head.resize(room, head.bytes + write.grows - write.shrinks)?;
         variable.apply(write);
         Ok(variable)
     }
@@ -248,7 +248,7 @@ impl Record {
         let made = VariableRecord::new(room.limits, name, new)?;
         self.head.resize(room, self.head.bytes + made.size())?;
         self.head.variables += 1;
-        Ok(self.variables.entry(name.clone()).or_insert(made))
+        Ok(self.variables.entry(name.clone()).or_insert(Box::new(made)))
     }
 
     /// Writes one variable. It must be loaded.
@@ -258,11 +258,9 @@ impl Record {
         update: SetVariable,
     ) -> Result<&VariableRecord, SessionError> {
         let SetVariable { identifier, value, note, expected_version } = update;
-        let bytes = self.head.bytes;
-        let variable = self.variable(room.session, &identifier)?;
-        let write = variable.check(room.limits, value, note, expected_version)?;
-        self.head.resize(room, bytes + write.grows - write.shrinks)?;
-        self.apply(room.session, &identifier, write)
+        self.write(room, &identifier, |variable, limits| {
+            variable.check(limits, value, note, expected_version)
+        })
     }
 
     /// Writes all of these variables or none, and returns their names. They must be loaded.
@@ -294,7 +292,8 @@ impl Record {
         let size = writes.iter().fold(grown, |bytes, write| bytes - write.shrinks);
         self.head.resize(room, size)?;
         for (name, write) in names.iter().zip(writes) {
-            self.apply(room.session, name.as_str(), write)?;
+            let variable = self.variables.get_mut(name);
+            variable.ok_or_else(|| no_variable(room.session, name.as_str()))?.apply(write);
         }
         Ok(names)
     }
@@ -307,12 +306,10 @@ impl Record {
         version: u32,
         note: Note,
     ) -> Result<&VariableRecord, SessionError> {
-        let bytes = self.head.bytes;
-        let variable = self.variable(room.session, identifier)?;
-        let value = variable.value_of(version)?;
-        let write = variable.check(room.limits, value, note, None)?;
-        self.head.resize(room, bytes + write.grows - write.shrinks)?;
-        self.apply(room.session, identifier, write)
+        self.write(room, identifier, |variable, limits| {
+            let value = variable.value_of(version)?;
+            variable.check(limits, value, note, None)
+        })
     }
 
     /// Deletes a variable and returns it. It must be loaded.
@@ -320,7 +317,7 @@ impl Record {
         &mut self,
         room: &mut Room<'_>,
         identifier: &str,
-    ) -> Result<VariableRecord, SessionError> {
+    ) -> Result<Box<VariableRecord>, SessionError> {
         let name = self.variable(room.session, identifier)?.variable.name.clone();
         let variable = self.variables.remove(&name).ok_or_else(|| no_variable(room.session, identifier))?;
         self.head.resize(room, self.head.bytes - variable.size())?;
@@ -329,10 +326,9 @@ impl Record {
     }
 }
 
-/// The names of the variables that an identifier may mean, a name or an id.
-#[cfg_attr(not(feature = "stored"), allow(dead_code, reason = "for backends that load parts"))]
-pub(crate) fn candidates(identifier: &str) -> impl Iterator<Item = &str> {
-    [Some(identifier), VariableId::name_in(identifier)].into_iter().flatten()
+/// The name in an identifier, which is a name or an id. No name looks like an id.
+pub(crate) fn name_of(identifier: &str) -> &str {
+    VariableId::name_in(identifier).unwrap_or(identifier)
 }
 
 pub(crate) fn no_variable(id: &SessionId, identifier: &str) -> SessionError {

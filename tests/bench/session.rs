@@ -147,7 +147,6 @@ struct Ours {
     ids: Vec<SessionId>,
     names: Vec<&'static str>,
     backend: Arc<dyn SessionBackend>,
-    worker: Arc<str>,
 }
 
 impl Ours {
@@ -161,8 +160,9 @@ impl Ours {
             let value = Payload::try_from_serde(&0.5).expect("a number");
             let new = NewVariable { ty: Arc::clone(&ty), value, note: Note::default() };
             now(backend.register_variable(id, &name, new)).expect("registered");
+            now(backend.set_last_worker(id, "default-1-1".into())).expect("it is there");
         }
-        Self { ids, names: vec!["rate"], backend, worker: "default-1-1".into() }
+        Self { ids, names: vec!["rate"], backend }
     }
 
     fn get(&self, n: usize) {
@@ -171,7 +171,8 @@ impl Ours {
 
     fn update(&self, n: usize) {
         let seen = now(self.backend.get(&self.ids[n])).expect("it is there");
-        now(self.backend.set_last_worker(&seen.id, Arc::clone(&self.worker))).expect("it is there");
+        let worker = seen.last_worker.expect("it was told");
+        now(self.backend.set_last_worker(&seen.id, worker)).expect("it is there");
     }
 
     fn variable(&self, n: usize) {

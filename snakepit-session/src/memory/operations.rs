@@ -242,7 +242,7 @@ impl SessionBackend for MemoryBackend {
         initial: bool,
     ) -> Result<VariableWatch, SessionError> {
         let mut place = self.used(id)?;
-        let Place { record, watchers, .. } = &mut *place;
+        let Place { record, watchers, .. } = &mut **place;
         let (watcher, watch) = Watcher::of_record(&self.limits, id, record, identifiers, initial)?;
         watchers.get_or_insert_default().add(watcher, self.limits.max_watches)?;
         Ok(watch)

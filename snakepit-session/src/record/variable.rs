@@ -88,6 +88,12 @@ impl VariableRecord {
         Self { variable, note, older: VecDeque::new(), older_bytes: 0 }
     }
 
+    /// Whether this is its name or its id.
+    pub(crate) fn is(&self, identifier: &str) -> bool {
+        let Variable { id, name, .. } = &self.variable;
+        identifier == name.as_str() || identifier == id.as_str()
+    }
+
     /// What it takes of its session.
     pub(crate) fn size(&self) -> usize {
         let Variable { id, name, ty, value, metadata, .. } = &self.variable;

@@ -11,7 +11,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
     Note, Program, ProgramInfo, ProgramName, SessionError, SessionId, Variable,
-    record::{Head, ProgramRecord, Record, VariableRecord, candidates},
+    record::{Head, ProgramRecord, Record, VariableRecord, name_of},
     stored::decode,
 };
 
@@ -96,25 +96,25 @@ pub(super) fn scan<T: DeserializeOwned>(
     Ok(found)
 }
 
-/// Loads the variables that these identifiers may mean, with their history.
+/// Loads the variables that these identifiers name, with their history.
 pub(super) fn load_variables(
     table: &impl ReadableTable<Key, Row>,
     id: &SessionId,
     identifiers: &[String],
     record: &mut Record,
 ) -> Result<(), SessionError> {
-    for name in identifiers.iter().flat_map(|identifier| candidates(identifier)) {
+    for name in identifiers.iter().map(|identifier| name_of(identifier)) {
         if record.variables.contains_key(name) {
             continue;
         }
         if let Some(found) = get::<VariableRecord>(table, (id.as_str(), name))? {
-            record.variables.insert(found.variable.name.clone(), found);
+            record.variables.insert(found.variable.name.clone(), Box::new(found));
         }
     }
     Ok(())
 }
 
-/// Loads the variables that an identifier may mean, or all, without their history.
+/// Loads the variable that an identifier names, or all, without their history.
 pub(super) fn load_current(
     table: &impl ReadableTable<Key, Row>,
     id: &SessionId,
@@ -122,14 +122,12 @@ pub(super) fn load_current(
     record: &mut Record,
 ) -> Result<(), SessionError> {
     let found: Vec<Current> = match identifier {
-        Some(identifier) => {
-            let rows = candidates(identifier).map(|name| get(table, (id.as_str(), name)));
-            rows.filter_map(Result::transpose).collect::<Result<_, _>>()?
-        }
+        Some(identifier) => get(table, (id.as_str(), name_of(identifier)))?.into_iter().collect(),
         None => scan(table, id.as_str(), |_| true)?,
     };
     for Current { variable, note } in found {
-        record.variables.insert(variable.name.clone(), VariableRecord::without_history(variable, note));
+        let name = variable.name.clone();
+        record.variables.insert(name, Box::new(VariableRecord::without_history(variable, note)));
     }
     Ok(())
 }
@@ -175,7 +173,7 @@ impl View {
         Ok(())
     }
 
-    /// Loads the variables that these identifiers may mean, without their history.
+    /// Loads the variables that these identifiers name, without their history.
     pub(super) fn load_current(
         &self,
         id: &SessionId,
@@ -186,7 +184,7 @@ impl View {
         identifiers.iter().try_for_each(|identifier| load_current(&table, id, Some(identifier), record))
     }
 
-    /// Loads the variables that these identifiers may mean, with their history.
+    /// Loads the variables that these identifiers name, with their history.
     pub(super) fn load_variables(
         &self,
         id: &SessionId,

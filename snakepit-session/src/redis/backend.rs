@@ -232,8 +232,7 @@ impl SessionBackend for RedisBackend {
         identifier: &str,
         limit: usize,
     ) -> Result<Vec<VariableVersion>, SessionError> {
-        let record = load_history(&self.link, id, identifier, limit).await?;
-        Ok(record.variable(id, identifier)?.history(limit).collect())
+        Ok(load_history(&self.link, id, identifier, limit).await?.history(limit).collect())
     }
 
     async fn rollback_variable(

@@ -10,7 +10,7 @@ use super::link::Link;
 use crate::{
     Metadata, Note, Payload, ProgramInfo, ProgramName, Session, SessionError, SessionId, UpdateKind,
     VariableName, VariableUpdate, VariableVersion,
-    record::{Head, ProgramRecord, Record, VariableRecord, candidates},
+    record::{Head, ProgramRecord, Record, VariableRecord, name_of, no_variable},
     stored::{decode, encode},
 };
 
@@ -170,7 +170,7 @@ impl Parts {
     }
 
     pub(super) fn variables<'a>(identifiers: impl IntoIterator<Item = &'a str>) -> Self {
-        let names = identifiers.into_iter().flat_map(candidates);
+        let names = identifiers.into_iter().map(name_of);
         Self { near: names.map(|name| format!("v:{name}")).collect(), ..Self::default() }
     }
 
@@ -179,7 +179,7 @@ impl Parts {
     }
 
     pub(super) fn version(identifier: &str, version: u32) -> Self {
-        let far = candidates(identifier).map(|name| older(name, version)).collect();
+        let far = vec![older(name_of(identifier), version)];
         Self { far, ..Self::variables([identifier]) }
     }
 
@@ -284,7 +284,7 @@ fn fill(record: &mut Record, field: &str, value: Vec<u8>) -> Result<(), SessionE
     match field.split_once(':') {
         Some(("v", _)) => {
             let variable = decode_variable(&value)?;
-            record.variables.insert(variable.variable.name.clone(), variable);
+            record.variables.insert(variable.variable.name.clone(), Box::new(variable));
         }
         Some(("h", at)) => {
             let name = at.split_once(':').and_then(|(_, name)| VariableName::try_new(name).ok());
@@ -311,28 +311,22 @@ fn fill(record: &mut Record, field: &str, value: Vec<u8>) -> Result<(), SessionE
     Ok(())
 }
 
-/// Loads variables with their newest versions, so many or all for 0.
+/// Loads a variable with its newest versions, so many or all for 0.
 pub(super) async fn load_history(
     link: &Link,
     id: &SessionId,
     identifier: &str,
     limit: usize,
-) -> Result<Record, SessionError> {
-    let mut call = link.call(&scripts::HISTORY).arg(id.as_str()).arg(limit);
-    for name in candidates(identifier) {
-        call = call.arg(name);
-    }
+) -> Result<VariableRecord, SessionError> {
     type Found = (Option<Vec<u8>>, Vec<Vec<u8>>);
-    let found: Option<Vec<Found>> = call.run().await?;
-    let found = found.ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
-    let mut record = Record::new(Head::new(crate::NewSession::default(), &crate::SessionLimits::default()));
-    for (variable, older) in found {
-        let Some(variable) = variable else { continue };
-        let mut variable = decode_variable(&variable)?;
-        for version in older {
-            variable.load(decode_version(&version)?);
-        }
-        record.variables.insert(variable.variable.name.clone(), variable);
+    let call = link.call(&scripts::HISTORY).arg(id.as_str()).arg(limit).arg(name_of(identifier));
+    let found: Option<Found> = call.run().await?;
+    let (variable, older) = found.ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
+    let variable = variable.map(|variable| decode_variable(&variable)).transpose()?;
+    let mut variable =
+        variable.filter(|found| found.is(identifier)).ok_or_else(|| no_variable(id, identifier))?;
+    for version in older {
+        variable.load(decode_version(&version)?);
     }
-    Ok(record)
+    Ok(variable)
 }
