@@ -15,6 +15,7 @@ mod product;
 mod report;
 mod sample;
 mod session;
+mod stored;
 mod targets;
 mod yardstick;
 

@@ -41,9 +41,11 @@ pub(crate) const SESSIONS: Report = Report {
 /// What runs, for whoever reads the table alone.
 const SESSION_NOTES: &str = "\
 Medians over the rounds; a ratio is the median of the rounds' own ratios. Sessions of the memory backend behind its trait,
-10,000 of them with one entry of metadata and one variable of type float; the bare map is a `DashMap` with a session's worth
-of fields, cloned by a get. An update reads a session and writes its last worker. `daemon-` measures go over gRPC on one
-connection, `daemon-ping` is the RPC that does nothing. docs/sessions.md says more.
+10,000 of them with one entry of metadata; the bare map is a `DashMap` with a session's worth of fields, cloned by a get. An
+update reads a session and writes its last worker. Variables are of type float with a bound, one in each of as many sessions.
+`daemon-` measures go over gRPC on one connection, `daemon-ping` is the RPC that does nothing. `file-` and `redis-` measures
+are of variables in 1000 sessions, through the trait of their backends; `bare-sync` writes over a page of a file and syncs it,
+`bare-redis` writes a field of a hash. docs/sessions.md says more.
 ";
 
 /// Likewise.

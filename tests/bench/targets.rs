@@ -84,20 +84,25 @@ pub(crate) const TARGETS: [Target; 27] = {
     ]
 };
 
-/// The table of sessions.
+/// The table of sessions. Of variables, the original gets 433,000 and sets 429,000 a second.
 #[rustfmt::skip]
-pub(crate) const SESSION_TARGETS: [Target; 8] = {
-    use Rule::{AtMost, RatioAtLeast, RatioAtMost};
+pub(crate) const SESSION_TARGETS: [Target; 13] = {
+    use Rule::{AtLeast, AtMost, RatioAtLeast, RatioAtMost};
     const RATE: &str = "per_second";
     [
         row("get a session, two threads", "/s", ("session-get", RATE), Some(("bare-get", RATE)), RatioAtLeast(0.5)),
         row("update a session, two threads", "/s", ("session-update", RATE), Some(("bare-update", RATE)), RatioAtLeast(0.5)),
-        row("get a variable, two threads", "/s", ("variable-get", RATE), Some(("bare-get", RATE)), RatioAtLeast(0.5)),
-        row("set a variable, two threads", "/s", ("variable-set", RATE), Some(("bare-update", RATE)), RatioAtLeast(0.5)),
+        row("get a variable, two threads", "/s", ("variable-get", RATE), Some(("bare-get", RATE)), AtLeast(433_000.0)),
+        row("set a variable, two threads", "/s", ("variable-set", RATE), Some(("bare-update", RATE)), AtLeast(429_000.0)),
         row("GetSession over gRPC, 64 in flight", "/s", ("daemon-get-session", RATE), Some(("daemon-ping", RATE)), RatioAtLeast(0.9)),
         row("GetVariable over gRPC, 64 in flight", "/s", ("daemon-get-variable", RATE), Some(("daemon-ping", RATE)), RatioAtLeast(0.8)),
         row("an idle session, of a million", "bytes", ("idle-session", "bytes"), None, AtMost(1024.0)),
         row("sweep of 1000 expired among a million", "us", ("sweep-among-1m", "us"), Some(("sweep-among-10k", "us")), RatioAtMost(4.0)),
+        row("set in a file", "/s", ("file-set", RATE), Some(("bare-sync", RATE)), RatioAtLeast(0.3)),
+        row("set in a file, 64 in flight", "/s", ("file-set-64", RATE), Some(("bare-sync", RATE)), RatioAtLeast(5.0)),
+        row("set in Redis", "/s", ("redis-set", RATE), Some(("bare-redis", RATE)), RatioAtLeast(0.4)),
+        row("set in Redis, 64 in flight", "/s", ("redis-set-64", RATE), Some(("bare-redis-64", RATE)), RatioAtLeast(0.2)),
+        row("get from Redis, 64 in flight", "/s", ("redis-get-64", RATE), Some(("bare-redis-64", RATE)), RatioAtLeast(0.4)),
     ]
 };
 

@@ -48,7 +48,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     match args.what {
         Some(What::Instructions(args)) => instructions::run(&args),
         Some(What::Growth(Rest { rest })) => benchmark("growth", rest),
-        Some(What::Session(Rest { rest })) => benchmark("session", rest),
+        Some(What::Session(Rest { rest })) => {
+            setup::redis_server()?;
+            benchmark("session", rest)
+        }
         Some(What::One(Rest { rest })) => benchmark("one", rest),
         None => {
             let flags = [("--quick", args.quick), ("--save", args.save)];

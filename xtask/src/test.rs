@@ -8,7 +8,7 @@ use crate::{
     bench::instructions,
     check, demo, setup,
     setup::Environment,
-    shell::{self, cargo, output, program, step, try_output},
+    shell::{self, cargo, output, program, try_output},
 };
 
 #[derive(Debug, clap::Args)]
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let filter = args.filter.clone();
     let mut steps: Vec<Step> = vec![("rust tests", Box::new(move |env| rust(env, filter.as_deref())))];
     if args.filter.is_none() {
-        redis_server()?;
+        setup::redis_server()?;
         steps.push((
             "doc tests",
             Box::new(|env| shell::run(with_env(cargo().args(["test", "--quiet", "--doc"]), env))),
@@ -59,30 +59,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
     }
-    Ok(())
-}
-
-/// Sees to it that there is a Redis server, which the tests of `RedisBackend` start for themselves.
-fn redis_server() -> Result<()> {
-    let succeeds = |command: &mut Command| try_output(command).is_ok_and(|output| output.status.success());
-    let is_there = || succeeds(program("redis-server").arg("--version"));
-    if is_there() {
-        return Ok(());
-    }
-    let is_root = output(program("id").arg("-u")).is_ok_and(|user| user.trim() == "0");
-    if is_root && succeeds(program("apt-get").arg("--version")) {
-        step("install redis-server, which the tests of RedisBackend start for themselves", || {
-            shell::run(program("apt-get").args(["update", "-qq"]))?;
-            let mut install = program("apt-get");
-            install.args(["install", "-y", "-qq", "--no-install-recommends", "redis-server"]);
-            shell::run(install.env("DEBIAN_FRONTEND", "noninteractive"))
-        })?;
-    }
-    ensure!(
-        is_there(),
-        "the tests of RedisBackend need redis-server 7 or newer: install it (Debian and Ubuntu: apt-get install \
-         redis-server), or run only the tests you name: `cargo xtask test NAME`"
-    );
     Ok(())
 }
 
