@@ -36,7 +36,7 @@ class AlreadyExistsError(SnakepitError):
 
 
 class InvalidArgumentError(SnakepitError, ValueError):
-    """The host refused an argument, a name, a size, or the constraints of a variable."""
+    """An argument is refused: a name, a number, a size, or the constraints of a variable."""
 
 
 class ValidationError(InvalidArgumentError):
