@@ -214,11 +214,21 @@ def check_batches(context: SessionContext) -> None:
 
     for atomic, values in [(True, {"a": 1, "b": 2, "c": 0}), (False, {"a": 9, "b": 2, "c": 0})]:
         error = raised(BatchError, partial(write, atomic))
-        assert set(error.errors) == {"b", "c", "ghost"}
         assert error.versions == ({} if atomic else {"a": 2})
-        assert "above maximum 10" in error.errors["c"]
-        assert all(reason in str(error) for reason in error.errors.values())
+        # As a write of each alone would raise it.
+        kinds = {"b": VersionConflictError, "c": ValidationError, "ghost": VariableNotFoundError}
+        assert {name: type(reason) for name, reason in error.errors.items()} == kinds
+        conflict = error.errors["b"]
+        assert isinstance(conflict, VersionConflictError)
+        assert (conflict.expected, conflict.actual) == (0, 1)
+        assert str(error.errors["c"]) == said(ValidationError, lambda: context.set_variable("c", 11))
+        assert all(str(reason) in str(error) for reason in error.errors.values())
         assert context.get_variables(list("abc")) == values
+
+    twice = {"a": 1, context.variable("a").id: 2}
+    error = raised(BatchError, lambda: context.set_variables(twice))
+    assert [type(reason) for reason in error.errors.values()] == [InvalidArgumentError]
+    assert "twice in one batch" in str(error)
 
     large = np.arange(3000.0)
     context["large"] = np.zeros(1)

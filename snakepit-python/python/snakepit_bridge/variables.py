@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from snakepit_bridge._call import CallLike, VariablesLike
     from snakepit_bridge._native import Variable, VariableVersion
     from snakepit_bridge.batch import Batch
+    from snakepit_bridge.errors import SnakepitError
     from snakepit_bridge.watch import Watch
 
 
@@ -228,13 +229,14 @@ class SessionVariables:
             expected_versions: The versions that these variables must be at; others are not checked.
 
         Raises:
-            BatchError: Some were refused: there is none, the value is wrong, or the version is another.
+            BatchError: Some were refused: there is none, the value is wrong, or the version is another. Its ``errors``
+                are what :meth:`set_variable` would raise for each.
             TypeError: A value has no wire form. Nothing was written.
         """
         versions, errors = self._set_variables(updates, metadata, expected_versions, atomic=atomic)
         if errors:
             outcome = "nothing was written" if atomic else f"{len(versions)} of {len(updates)} were written"
-            raise BatchError(f"{outcome}: {'; '.join(errors.values())}", errors, versions)
+            raise BatchError(f"{outcome}: {'; '.join(map(str, errors.values()))}", errors, versions)
         return versions
 
     def _set_variables(
@@ -244,7 +246,7 @@ class SessionVariables:
         expected_versions: Mapping[str, int] | None,
         *,
         atomic: bool,
-    ) -> tuple[dict[str, int], dict[str, str]]:
+    ) -> tuple[dict[str, int], dict[str, SnakepitError]]:
         return self._variables.set_many(
             _checked.mapping("updates", updates),
             _checked.metadata(metadata),
@@ -357,7 +359,7 @@ class SessionVariables:
     ) -> dict[str, bool | str]:
         """Write several variables, and return by their identifiers ``True``, or why one was refused."""
         versions, errors = self._set_variables(updates, metadata, None, atomic=atomic)
-        return {**dict.fromkeys(versions, True), **errors}
+        return {**dict.fromkeys(versions, True), **{name: str(error) for name, error in errors.items()}}
 
 
 class VariableNamespace:
