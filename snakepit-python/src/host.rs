@@ -230,10 +230,21 @@ impl From<HostError> for PyErr {
 
 /// The exception for what the host answered.
 fn from_status(status: &Status) -> PyErr {
-    let message = status.message().to_owned();
     let Details { reason, metadata, .. } = details_of(status);
-    let reason = reason.as_deref().unwrap_or_default();
-    match (status.code(), reason) {
+    let reason = reason.unwrap_or_default();
+    exception(status.message().to_owned(), status.code(), &reason, &metadata)
+}
+
+/// The exception for why one write of a batch was refused. Hosts of the original tell no reason.
+pub(crate) fn from_batch(message: String, reason: Option<&pb::ErrorReason>) -> PyErr {
+    match reason {
+        Some(reason) => exception(message, reason.code.into(), &reason.reason, &reason.metadata),
+        None => SnakepitError::new_err(message),
+    }
+}
+
+fn exception(message: String, code: Code, reason: &str, metadata: &BTreeMap<String, String>) -> PyErr {
+    match (code, reason) {
         (Code::NotFound, "VARIABLE_NOT_FOUND") => VariableNotFoundError::new_err(message),
         (Code::NotFound, "PROGRAM_NOT_FOUND") => ProgramNotFoundError::new_err(message),
         (Code::NotFound, _) => NotFoundError::new_err(message),
@@ -245,7 +256,7 @@ fn from_status(status: &Status) -> PyErr {
             HostUnavailableError::new_err(message)
         }
         (Code::ResourceExhausted, _) => LimitExceededError::new_err(message),
-        (Code::Aborted, "VERSION_CONFLICT") => version_conflict(message, &metadata),
+        (Code::Aborted, "VERSION_CONFLICT") => version_conflict(message, metadata),
         (code, _) => SnakepitError::new_err(format!("{code:?}: {message}")),
     }
 }
@@ -279,7 +290,8 @@ fn from_session_error(error: &SessionError) -> PyErr {
         | SessionError::TooManyWatches { .. } => LimitExceededError::new_err(message),
         SessionError::InvalidVariableName { .. }
         | SessionError::InvalidType { .. }
-        | SessionError::MetadataTooLarge { .. } => InvalidArgumentError::new_err(message),
+        | SessionError::MetadataTooLarge { .. }
+        | SessionError::WrittenTwice { .. } => InvalidArgumentError::new_err(message),
         _ => SnakepitError::new_err(message),
     }
 }

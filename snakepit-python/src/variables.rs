@@ -7,7 +7,7 @@ mod watch;
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
-use pyo3::{prelude::*, types::PyDict};
+use pyo3::{exceptions::PyBaseException, prelude::*, types::PyDict};
 use snakepit_proto::pb;
 use snakepit_session::{Payload, ValueType};
 use snakepit_worker::wire::payload_to_wire;
@@ -15,7 +15,7 @@ use tokio_stream::StreamExt;
 
 use crate::{
     context::Call,
-    host::{HostError, SnakepitError, VariableNotFoundError},
+    host::{HostError, SnakepitError, VariableNotFoundError, from_batch},
     value::{self, Numbers},
 };
 
@@ -31,8 +31,8 @@ pub(crate) struct Variables {
     pub(crate) call: Py<Call>,
 }
 
-/// The new versions of the variables that were written, and why the others were not.
-type Written = (BTreeMap<String, i32>, BTreeMap<String, String>);
+/// The new versions of the variables that were written, and why the others were not, as exceptions.
+pub(crate) type Written<V> = (BTreeMap<String, V>, BTreeMap<String, Py<PyBaseException>>);
 
 impl Variables {
     fn session_id(&self) -> String {
@@ -162,7 +162,7 @@ impl Variables {
         metadata: BTreeMap<String, String>,
         expected_versions: BTreeMap<String, i32>,
         atomic: bool,
-    ) -> PyResult<Written> {
+    ) -> PyResult<Written<i32>> {
         let mut request = pb::BatchSetVariablesRequest {
             session_id: self.session_id(),
             metadata: self.note(metadata),
@@ -182,9 +182,13 @@ impl Variables {
             .call
             .get()
             .ask(py, request, |mut client, request| async move { client.set_variables(request).await })?;
-        let pb::BatchSetVariablesResponse { success, errors, new_versions } = answer;
+        let pb::BatchSetVariablesResponse { success, errors, new_versions, reasons } = answer;
         accepted(success || !errors.is_empty(), "the host refused the batch".to_owned())?;
-        Ok((new_versions, errors))
+        let errors = errors.into_iter().map(|(name, message)| {
+            let error = from_batch(message, reasons.get(&name));
+            (name, error.into_value(py))
+        });
+        Ok((new_versions, errors.collect()))
     }
 
     fn find(&self, py: Python<'_>, pattern: String) -> PyResult<Vec<Variable>> {

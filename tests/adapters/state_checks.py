@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from argument_checks import check_arguments, check_other_arguments
 from refusals import raised, said
 from snakepit_bridge import (
     AlreadyExistsError,
@@ -132,8 +133,6 @@ def check_errors(context: SessionContext) -> None:
         assert not message.startswith(("'", '"')), message
     assert issubclass(VariableNotFoundError, KeyError | NotFoundError)
     assert "version 7" in said(NotFoundError, lambda: context.rollback_variable("rate", 7))
-    assert "start at 0" in said(InvalidArgumentError, lambda: context.set_variable("rate", 1, expected_version=-1))
-    assert "limit" in said(InvalidArgumentError, lambda: context.variable_history("rate", -1))
     assert context.variable("rate").version == 0
 
 
@@ -192,7 +191,7 @@ def check_batches(context: SessionContext) -> None:
         batch["b"] = 1
         batch["b"] = 2
         assert context["a"] == 0
-    assert context.get_variables("abc") == {"a": 1, "b": 2, "c": 0}
+    assert context.get_variables(list("abc")) == {"a": 1, "b": 2, "c": 0}
     assert batch.versions == {"a": 1, "b": 1}
     assert context.variable_history("a")[0].metadata == {"why": "batch"}
 
@@ -215,11 +214,21 @@ def check_batches(context: SessionContext) -> None:
 
     for atomic, values in [(True, {"a": 1, "b": 2, "c": 0}), (False, {"a": 9, "b": 2, "c": 0})]:
         error = raised(BatchError, partial(write, atomic))
-        assert set(error.errors) == {"b", "c", "ghost"}
         assert error.versions == ({} if atomic else {"a": 2})
-        assert "above maximum 10" in error.errors["c"]
-        assert all(reason in str(error) for reason in error.errors.values())
-        assert context.get_variables("abc") == values
+        # As a write of each alone would raise it.
+        kinds = {"b": VersionConflictError, "c": ValidationError, "ghost": VariableNotFoundError}
+        assert {name: type(reason) for name, reason in error.errors.items()} == kinds
+        conflict = error.errors["b"]
+        assert isinstance(conflict, VersionConflictError)
+        assert (conflict.expected, conflict.actual) == (0, 1)
+        assert str(error.errors["c"]) == said(ValidationError, lambda: context.set_variable("c", 11))
+        assert all(str(reason) in str(error) for reason in error.errors.values())
+        assert context.get_variables(list("abc")) == values
+
+    twice = {"a": 1, context.variable("a").id: 2}
+    error = raised(BatchError, lambda: context.set_variables(twice))
+    assert [type(reason) for reason in error.errors.values()] == [InvalidArgumentError]
+    assert "twice in one batch" in str(error)
 
     large = np.arange(3000.0)
     context["large"] = np.zeros(1)
@@ -365,7 +374,6 @@ def check_programs(context: SessionContext) -> None:
     assert name in context.global_programs
     assert name not in context.programs
     assert "model" not in context.global_programs
-    assert "ttl is 0" in said(ValueError, lambda: context.global_programs.put(name, 1, ttl=0))
     del context.global_programs[name]
     assert f"`{name}` not found" in said(ProgramNotFoundError, lambda: context.global_programs[name])
 
@@ -401,6 +409,8 @@ CHECKS = {
         check_values,
         check_large_lists,
         check_errors,
+        check_arguments,
+        check_other_arguments,
         check_limits,
         check_conflicts,
         check_batches,

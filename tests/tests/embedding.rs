@@ -302,7 +302,8 @@ async fn an_embedding_program_keeps_typed_variables() {
     let refused = session.write(stale.clone()).await.unwrap_err();
     assert!(matches!(refused, Error::Session(SessionError::VersionConflict { actual: 21, .. })), "{refused}");
     let refused = session.write_all(vec![stale]).await.unwrap_err();
-    assert!(matches!(refused, Error::Session(SessionError::BatchRefused { .. })), "{refused}");
+    let Error::Session(SessionError::BatchRefused { errors }) = refused else { panic!("{refused}") };
+    assert!(matches!(errors["n"], SessionError::VersionConflict { actual: 21, .. }), "{errors:?}");
     assert!(session.update("n", |n: i64| n - 100).await.is_err(), "constraints hold");
     assert_eq!(session.history("n", 2).await.unwrap()[1].version, 20);
     assert_eq!(session.rollback("n", 20).await.unwrap().version, 22);

@@ -310,8 +310,15 @@ async fn compare_and_set_names_both_versions() {
     }
 }
 
+/// What a batch was refused for, by name: the code and the reason that a single write's status would have.
+fn reasons(answer: &pb::BatchSetVariablesResponse) -> Vec<(&str, Code, &str)> {
+    assert!(answer.reasons.keys().eq(answer.errors.keys()), "{answer:?}");
+    answer.reasons.iter().map(|(name, reason)| (&**name, reason.code.into(), &*reason.reason)).collect()
+}
+
 #[tokio::test]
 async fn batches_read_and_write_as_asked() {
+    const MISSING: (&str, Code, &str) = ("c", Code::NotFound, "VARIABLE_NOT_FOUND");
     let (_sandbox, mut client) = start().await;
     let number = |json: &str| any("snakepit.integer", json.to_owned());
     for name in ["a", "b"] {
@@ -330,19 +337,30 @@ async fn batches_read_and_write_as_asked() {
     let bad = [("a", "3"), ("b", "11"), ("c", "1")];
     let answer = client.set_variables(batch(&bad, true)).await.unwrap().into_inner();
     assert!(!answer.success && answer.new_versions.is_empty());
-    assert_eq!(answer.errors.keys().collect::<Vec<_>>(), ["b", "c"]);
     assert!(answer.errors["b"].contains("above maximum 10") && answer.errors["c"].contains("not found"));
+    assert_eq!(reasons(&answer), [("b", Code::InvalidArgument, "INVALID_VALUE"), MISSING]);
     assert_eq!(get(&mut client, "a").await.version, 1, "nothing of it was written");
 
     let answer = client.set_variables(batch(&bad, false)).await.unwrap().into_inner();
     assert!(!answer.success);
-    assert_eq!(answer.new_versions, [("a".to_owned(), 2)].into());
-    assert_eq!(answer.errors.keys().collect::<Vec<_>>(), ["b", "c"], "only what failed");
+    assert_eq!(answer.new_versions, [("a".to_owned(), 2)].into(), "the others failed");
+    assert_eq!(reasons(&answer), [("b", Code::InvalidArgument, "INVALID_VALUE"), MISSING]);
+
+    for atomic in [true, false] {
+        let mut unreadable = batch(&[("a", "3"), ("c", "1")], atomic);
+        unreadable.updates.insert("b".to_owned(), any("snakepit.unheard", "1".to_owned()));
+        let answer = client.set_variables(unreadable).await.unwrap().into_inner();
+        assert!(answer.errors["b"].contains("cannot be read"), "{answer:?}");
+        assert_eq!(reasons(&answer), [("b", Code::InvalidArgument, "INVALID_ARGUMENT"), MISSING]);
+    }
 
     let mut stale = batch(&[("a", "4"), ("b", "4")], true);
-    stale.expected_versions = [("a".to_owned(), 2), ("b".to_owned(), 0)].into();
+    stale.expected_versions = [("a".to_owned(), 3), ("b".to_owned(), 0)].into();
     let answer = client.set_variables(stale.clone()).await.unwrap().into_inner();
     assert!(answer.errors["b"].contains("not at the expected version 0"), "{answer:?}");
+    assert_eq!(reasons(&answer), [("b", Code::Aborted, "VERSION_CONFLICT")]);
+    let versions = ["actual", "expected"].map(|key| &*answer.reasons["b"].metadata[key]);
+    assert_eq!(versions, ["1", "0"]);
     stale.expected_versions.insert("b".to_owned(), 1);
     assert!(client.set_variables(stale.clone()).await.unwrap().into_inner().success);
     stale.expected_versions.insert("z".to_owned(), 1);

@@ -320,6 +320,26 @@ pub struct BatchSetVariablesResponse {
         ::prost::alloc::string::String,
         i32,
     >,
+    /// Of each error, what the status of a single write would say beside its message. Extension.
+    #[prost(btree_map = "string, message", tag = "4")]
+    pub reasons: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ErrorReason,
+    >,
+}
+/// The code of a status and its `google.rpc.ErrorInfo`. Extension.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ErrorReason {
+    /// A `google.rpc.Code`.
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub metadata: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListVariablesRequest {

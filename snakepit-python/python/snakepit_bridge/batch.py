@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from snakepit_bridge import _checked
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,8 +22,8 @@ class Batch:
 
     def __init__(self, context: SessionVariables, atomic: bool, metadata: Mapping[str, str] | None) -> None:
         self._context = context
-        self._atomic = atomic
-        self._metadata = metadata
+        self._atomic = _checked.flag("atomic", atomic)
+        self._metadata = _checked.metadata(metadata)
         self._updates: dict[str, Any] = {}
         self._expected_versions: dict[str, int] = {}
         #: The new versions, once the block was left.
@@ -29,6 +31,8 @@ class Batch:
 
     def set(self, identifier: str, value: Any, *, expected_version: int | None = None) -> None:
         """Write a variable when the block is left, if it is at this version then. The last write of each counts."""
+        identifier = _checked.name("identifier", identifier)
+        expected_version = _checked.version("expected_version", expected_version)
         self._updates[identifier] = value
         self._expected_versions.pop(identifier, None)
         if expected_version is not None:

@@ -36,7 +36,7 @@ class AlreadyExistsError(SnakepitError):
 
 
 class InvalidArgumentError(SnakepitError, ValueError):
-    """The host refused an argument, a name, a size, or the constraints of a variable."""
+    """An argument is refused: a name, a number, a size, or the constraints of a variable."""
 
 
 class ValidationError(InvalidArgumentError):
@@ -57,9 +57,10 @@ class VersionConflictError(SnakepitError):
 class BatchError(SnakepitError):
     """Variables of a batch were refused; of an atomic one, none was written."""
 
-    def __init__(self, message: str, errors: dict[str, str], versions: dict[str, int]) -> None:
+    def __init__(self, message: str, errors: dict[str, SnakepitError], versions: dict[str, int]) -> None:
         super().__init__(message)
-        #: Why, by the identifiers of the batch.
+        #: Why, by the identifiers of the batch: what a write of each alone would raise. Hosts of the original protocol
+        #: tell but texts, which become plain ``SnakepitError``.
         self.errors = errors
         #: The new versions of the variables that were written all the same.
         self.versions = versions

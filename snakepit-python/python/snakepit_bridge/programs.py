@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 
-from snakepit_bridge import _native
+from snakepit_bridge import _checked, _native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,12 +35,13 @@ class Programs(MutableMapping[str, "Any"]):
         return self._put(name, value, metadata, None)
 
     def _put(self, name: str, value: Any, metadata: dict[str, str] | None, ttl: int | None) -> bool:
+        name = _checked.name("name", name)
         if isinstance(value, bytes | bytearray | memoryview):
             data, content_type = value, _OCTETS
         else:
             data, content_type = _native.to_json(value, f"program {name!r}"), _JSON
         return self._call.put_program(
-            name, data, content_type, metadata or {}, is_global=self._is_global, ttl_seconds=ttl
+            name, data, content_type, _checked.metadata(metadata), is_global=self._is_global, ttl_seconds=ttl
         )
 
     def __getitem__(self, name: str) -> Any:
@@ -50,7 +51,7 @@ class Programs(MutableMapping[str, "Any"]):
             ProgramNotFoundError: There is none of this name. It is a ``KeyError`` too, unlike the next.
             NotFoundError: The session is gone.
         """
-        data, content_type = self._call.get_program(name, self._is_global)
+        data, content_type = self._call.get_program(_checked.name("name", name), self._is_global)
         return _native.from_json(data) if content_type == _JSON else data
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -59,7 +60,7 @@ class Programs(MutableMapping[str, "Any"]):
 
     def __delitem__(self, name: str) -> None:
         """Delete a program. Raises what fetching it does."""
-        self._call.delete_program(name, self._is_global)
+        self._call.delete_program(_checked.name("name", name), self._is_global)
 
     def __contains__(self, name: object) -> bool:
         """Whether there is a program of this name; its data stays with the host."""
@@ -90,6 +91,6 @@ class GlobalPrograms(Programs):
             metadata: What to attach to it.
             ttl: Seconds without use after which the host forgets it; the host's default without it.
         """
-        if ttl is not None and ttl < 1:
-            raise ValueError(f"ttl is {ttl}; give a number of seconds from 1, or None for the host's default")
+        if ttl is not None:
+            ttl = _checked.integer("ttl", ttl, "an int or None", least=1)
         return self._put(name, value, metadata, ttl)

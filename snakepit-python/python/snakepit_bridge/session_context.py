@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from snakepit_bridge import _checked
 from snakepit_bridge.errors import InvalidArgumentError
 from snakepit_bridge.programs import GlobalPrograms, Programs
 from snakepit_bridge.variables import SessionVariables
@@ -76,13 +77,13 @@ class SessionContext(SessionVariables):
             HostUnavailableError: The host cannot be reached.
             CallCancelled: The call was cancelled meanwhile.
         """
-        return self._call.call_host_tool(name, arguments)
+        return self._call.call_host_tool(_checked.name("name", name), arguments)
 
     async def call_host_tool_async(self, name: str, /, **arguments: Any) -> Any:
         """Call a tool of the host without blocking the event loop. Raises what :meth:`call_host_tool` does."""
         from snakepit_bridge._readiness import until_readable
 
-        pending = self._call.start_host_tool(name, arguments)
+        pending = self._call.start_host_tool(_checked.name("name", name), arguments)
         try:
             await until_readable(pending.fileno())
         finally:
@@ -105,7 +106,7 @@ class SessionContext(SessionVariables):
 
     def cleanup(self, force: bool = False) -> bool:
         """End the session on the host, with all it holds. Says whether the host did."""
-        return self._call.cleanup_session(force)
+        return self._call.cleanup_session(_checked.flag("force", force))
 
     def __enter__(self) -> Self:
         """Return the context itself."""

@@ -211,14 +211,17 @@ class _LocalCall:
         }
 
     def call_host_tool(self, name: str, arguments: dict[str, Any]) -> Any:
+        sent = {
+            key: _over_the_wire(value, f"argument `{key}` of host tool `{name}`") for key, value in arguments.items()
+        }
         if name not in self._host_tools:
             hint = _arguments.did_you_mean(name, self._host_tools, "; {}")
             raise NotFoundError(f"host tool `{name}` not found{hint}; give the test `host_tools`")
         try:
-            result = self._host_tools[name](**{key: _over_the_wire(value) for key, value in arguments.items()})
+            result = self._host_tools[name](**sent)
         except Exception as error:
             raise HostToolError(f"{type(error).__name__}: {error}", name) from error
-        return _over_the_wire(result)
+        return _over_the_wire(result, f"the result of host tool `{name}`")
 
     def start_host_tool(self, name: str, arguments: dict[str, Any]) -> PendingLike:
         return _Answered(self.call_host_tool(name, arguments))
@@ -290,5 +293,5 @@ class _Answered:
         self._readable.close()
 
 
-def _over_the_wire(value: Any) -> Any:
-    return _native.decode(*_native.encode(value, "the value"))
+def _over_the_wire(value: Any, what: str) -> Any:
+    return _native.decode(*_native.encode(value, what))

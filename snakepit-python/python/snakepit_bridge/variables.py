@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from snakepit_bridge import _checked
 from snakepit_bridge.errors import (
     AlreadyExistsError,
     BatchError,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from snakepit_bridge._call import CallLike, VariablesLike
     from snakepit_bridge._native import Variable, VariableVersion
     from snakepit_bridge.batch import Batch
+    from snakepit_bridge.errors import SnakepitError
     from snakepit_bridge.watch import Watch
 
 
@@ -41,8 +43,9 @@ class SessionVariables:
 
     An identifier is a variable's name or its id. Every operation asks the host, so all tools of a session see the same;
     other Python threads go on meanwhile. Beside what is said of each, all of them raise ``NotFoundError`` when the
-    session is gone, ``InvalidArgumentError`` when the call has none, and ``DeadlineExceededError``,
-    ``HostUnavailableError`` and ``CallCancelled`` as :meth:`SessionContext.call_host_tool` does.
+    session is gone, ``InvalidArgumentError`` when the call has none or an argument is out of range, ``TypeError`` when
+    one is of the wrong type, and ``DeadlineExceededError``, ``HostUnavailableError`` and ``CallCancelled`` as
+    :meth:`SessionContext.call_host_tool` does.
     """
 
     __slots__ = ("_call",)
@@ -82,8 +85,13 @@ class SessionVariables:
             LimitExceededError: The session or the host is full.
             TypeError: The value has no wire form.
         """
-        rules = None if constraints is None else dict(constraints)
-        return self._variables.register(name, type, initial_value, rules, dict(metadata or {}))
+        return self._variables.register(
+            _checked.name("name", name),
+            None if type is None else _checked.text("type", type, "a str or None"),
+            initial_value,
+            None if constraints is None else _checked.mapping("constraints", constraints, "a mapping or None"),
+            _checked.metadata(metadata),
+        )
 
     def get_variable(self, identifier: str) -> Any:
         """Return a variable's value. Arrays come back as numpy arrays, lists as lists.
@@ -91,7 +99,7 @@ class SessionVariables:
         Raises:
             VariableNotFoundError: There is none.
         """
-        return self._variables.get(identifier).value
+        return self.variable(identifier).value
 
     def get(self, identifier: str, default: Any = None) -> Any:
         """Return a variable's value, or the default if there is none."""
@@ -106,7 +114,7 @@ class SessionVariables:
         Raises:
             VariableNotFoundError: There is none.
         """
-        return self._variables.get(identifier)
+        return self._variables.get(_checked.name("identifier", identifier))
 
     def set_variable(
         self,
@@ -131,7 +139,12 @@ class SessionVariables:
             LimitExceededError: The session or the host is full.
             TypeError: The value has no wire form.
         """
-        return self._variables.set(identifier, value, dict(metadata or {}), expected_version)
+        return self._variables.set(
+            _checked.name("identifier", identifier),
+            value,
+            _checked.metadata(metadata),
+            _checked.version("expected_version", expected_version),
+        )
 
     def update(
         self,
@@ -155,6 +168,9 @@ class SessionVariables:
             ValidationError: The new value is not of its type, or outside its constraints.
             VersionConflictError: It was written meanwhile, each time.
         """
+        if not callable(change):
+            raise _checked.unfit("change", change, "a function")
+        retries = _checked.integer("retries", retries)
         while True:
             current = self.variable(identifier)
             value = change(current.value)
@@ -163,7 +179,7 @@ class SessionVariables:
                 self.set_variable(current.id, value, metadata, expected_version=current.version)
                 return value
             except (VersionConflictError, VariableNotFoundError):
-                if retries <= 0:
+                if retries == 0:
                     raise
                 retries -= 1
 
@@ -173,7 +189,7 @@ class SessionVariables:
         Raises:
             VariableNotFoundError: There is none.
         """
-        self._variables.delete(identifier)
+        self._variables.delete(_checked.name("identifier", identifier))
 
     def list_variables(self, pattern: str = "") -> list[Variable]:
         """Return the variables whose names match, in the order of their names.
@@ -181,7 +197,7 @@ class SessionVariables:
         Args:
             pattern: A name in which ``*`` stands for any text; empty for all variables.
         """
-        return self._variables.find(pattern)
+        return self._variables.find(_checked.text("pattern", pattern))
 
     def get_variables(self, identifiers: Iterable[str]) -> dict[str, Any]:
         """Return the values of several variables by one request, by the identifiers given.
@@ -189,7 +205,7 @@ class SessionVariables:
         Raises:
             VariableNotFoundError: Some are missing; the message names them.
         """
-        found, missing = self._variables.get_many(list(identifiers))
+        found, missing = self._variables.get_many(_checked.names("identifiers", identifiers))
         if missing:
             plural = "s" if len(missing) > 1 else ""
             names = ", ".join(f"`{identifier}`" for identifier in missing)
@@ -213,13 +229,14 @@ class SessionVariables:
             expected_versions: The versions that these variables must be at; others are not checked.
 
         Raises:
-            BatchError: Some were refused: there is none, the value is wrong, or the version is another.
+            BatchError: Some were refused: there is none, the value is wrong, or the version is another. Its ``errors``
+                are what :meth:`set_variable` would raise for each.
             TypeError: A value has no wire form. Nothing was written.
         """
         versions, errors = self._set_variables(updates, metadata, expected_versions, atomic=atomic)
         if errors:
             outcome = "nothing was written" if atomic else f"{len(versions)} of {len(updates)} were written"
-            raise BatchError(f"{outcome}: {'; '.join(errors.values())}", errors, versions)
+            raise BatchError(f"{outcome}: {'; '.join(map(str, errors.values()))}", errors, versions)
         return versions
 
     def _set_variables(
@@ -229,8 +246,13 @@ class SessionVariables:
         expected_versions: Mapping[str, int] | None,
         *,
         atomic: bool,
-    ) -> tuple[dict[str, int], dict[str, str]]:
-        return self._variables.set_many(dict(updates), dict(metadata or {}), dict(expected_versions or {}), atomic)
+    ) -> tuple[dict[str, int], dict[str, SnakepitError]]:
+        return self._variables.set_many(
+            _checked.mapping("updates", updates),
+            _checked.metadata(metadata),
+            _checked.versions("expected_versions", expected_versions),
+            _checked.flag("atomic", atomic),
+        )
 
     def batch_updates(self, atomic: bool = True, metadata: Mapping[str, str] | None = None) -> Batch:
         """Return a context manager that collects writes, and sends them together when its block is left.
@@ -259,7 +281,7 @@ class SessionVariables:
         Raises:
             VariableNotFoundError: There is none.
         """
-        return self._variables.history(identifier, limit)
+        return self._variables.history(_checked.name("identifier", identifier), _checked.integer("limit", limit))
 
     def rollback_variable(self, identifier: str, version: int) -> Variable:
         """Write the value of an earlier version once more, which makes a new version, and return the variable.
@@ -268,7 +290,7 @@ class SessionVariables:
             VariableNotFoundError: There is none.
             NotFoundError: The version is no longer kept, or never was.
         """
-        return self._variables.rollback(identifier, version)
+        return self._variables.rollback(_checked.name("identifier", identifier), _checked.integer("version", version))
 
     def watch(self, *identifiers: str, initial: bool = False) -> Watch:
         """Return the updates of variables, from now on, as an iterator for ``for`` and ``async for``.
@@ -284,7 +306,9 @@ class SessionVariables:
         """
         from snakepit_bridge.watch import Watch
 
-        return Watch(self._variables.watch(list(identifiers), initial))
+        return Watch(
+            self._variables.watch(_checked.names("identifiers", identifiers), _checked.flag("initial", initial))
+        )
 
     @property
     def v(self) -> VariableNamespace:
@@ -316,7 +340,7 @@ class SessionVariables:
 
     def __contains__(self, identifier: object) -> bool:
         """Whether there is such a variable."""
-        if not isinstance(identifier, str):
+        if not isinstance(identifier, str) or not identifier:
             return False
         try:
             self.variable(identifier)
@@ -335,7 +359,7 @@ class SessionVariables:
     ) -> dict[str, bool | str]:
         """Write several variables, and return by their identifiers ``True``, or why one was refused."""
         versions, errors = self._set_variables(updates, metadata, None, atomic=atomic)
-        return {**dict.fromkeys(versions, True), **errors}
+        return {**dict.fromkeys(versions, True), **{name: str(error) for name, error in errors.items()}}
 
 
 class VariableNamespace:

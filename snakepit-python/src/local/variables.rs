@@ -15,7 +15,8 @@ use crate::{
     host::{HostError, InvalidArgumentError},
     value,
     variables::{
-        Driver, Variable, VariableUpdate, VariableVersion, VariableWatch, first_payload, next_payload, note,
+        Driver, Variable, VariableUpdate, VariableVersion, VariableWatch, Written, first_payload,
+        next_payload, note,
     },
 };
 
@@ -169,7 +170,7 @@ impl LocalVariables {
         metadata: BTreeMap<String, String>,
         mut expected_versions: BTreeMap<String, i32>,
         atomic: bool,
-    ) -> PyResult<(BTreeMap<String, u32>, BTreeMap<String, String>)> {
+    ) -> PyResult<Written<u32>> {
         let note = self.note(metadata);
         let mut writes = Vec::with_capacity(updates.len());
         for (identifier, value) in updates {
@@ -184,18 +185,19 @@ impl LocalVariables {
         let batch = if atomic { Batch::Atomic } else { Batch::Each };
         let session = self.session.get();
         let outcomes = background::wait(py, session.backend.set_variables(&session.id, writes, batch))?;
+        let exception = |error| PyErr::from(HostError::Session(error)).into_value(py);
         let (mut versions, mut errors) = (BTreeMap::new(), BTreeMap::new());
         match outcomes {
             Ok(outcomes) => {
                 for (name, outcome) in names.into_iter().zip(outcomes) {
                     match outcome {
                         Ok(version) => drop(versions.insert(name, version)),
-                        Err(error) => drop(errors.insert(name, error.to_string())),
+                        Err(error) => drop(errors.insert(name, exception(error))),
                     }
                 }
             }
             Err(SessionError::BatchRefused { errors: reasons }) => {
-                errors.extend(reasons.into_iter().map(|(name, error)| (name, error.to_string())));
+                errors.extend(reasons.into_iter().map(|(name, error)| (name, exception(error))));
             }
             Err(error) => return Err(HostError::Session(error).into()),
         }

@@ -5,7 +5,11 @@ use std::pin::Pin;
 use bytes::Bytes;
 use futures_core::Stream;
 use futures_util::StreamExt;
-use snakepit_proto::{MAX_MESSAGE_BYTES, pb, pb::variable::Source as WireSource};
+use snakepit_proto::{
+    MAX_MESSAGE_BYTES, pb,
+    pb::variable::Source as WireSource,
+    status::{Details, details_of},
+};
 use snakepit_session::{
     Batch, NewVariable, Note, Payload, SessionError, SetVariable, Source, ValueType, Variable, VariableName,
     VariableType, VariableUpdate, VariableVersion, WatchEvent,
@@ -153,7 +157,7 @@ impl Bridge {
                     });
                 }
                 Err(status) => {
-                    response.errors.insert(name.clone(), status.message().to_owned());
+                    refuse_one(&mut response, name.clone(), status.message().to_owned(), &status);
                     // Null is no variable's value: an atomic batch is refused, with the reasons of all others too.
                     if atomic {
                         writes.push(SetVariable::new(name, Payload::null()));
@@ -171,13 +175,15 @@ impl Bridge {
                 for (name, outcome) in names.into_iter().zip(outcomes) {
                     match outcome {
                         Ok(version) => drop(response.new_versions.insert(name, version_to_wire(version))),
-                        Err(error) => drop(response.errors.insert(name, error.to_string())),
+                        Err(error) => {
+                            refuse_one(&mut response, name, error.to_string(), &from_session_error(&error));
+                        }
                     }
                 }
             }
             Err(SessionError::BatchRefused { errors }) => {
                 for (name, error) in errors {
-                    response.errors.entry(name).or_insert_with(|| error.to_string());
+                    refuse_one(&mut response, name, error.to_string(), &from_session_error(&error));
                 }
             }
             Err(error) => return Err(refused(error)),
@@ -288,6 +294,17 @@ fn version_to_wire(version: u32) -> i32 {
 #[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
 fn refused(error: SessionError) -> Status {
     from_session_error(&error)
+}
+
+/// Tells why one write of a batch was refused, as the status of that write alone would. The first reason stays.
+fn refuse_one(response: &mut pb::BatchSetVariablesResponse, name: String, message: String, status: &Status) {
+    if !response.errors.contains_key(&name) {
+        let Details { reason, metadata, .. } = details_of(status);
+        let code = status.code().into();
+        let reason = pb::ErrorReason { code, reason: reason.unwrap_or_default(), metadata };
+        response.reasons.insert(name.clone(), reason);
+        response.errors.insert(name, message);
+    }
 }
 
 /// What a variable takes of a message, roughly.

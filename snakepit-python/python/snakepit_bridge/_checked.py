@@ -1,0 +1,97 @@
+"""Arguments of the context's methods: what has the wrong type, or is out of range, is refused by its name.
+
+Values are not checked here: where they are written it is said which have no wire form.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+
+from snakepit_bridge._failures import type_name
+from snakepit_bridge.errors import InvalidArgumentError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+#: The largest version, and the largest limit, that can be told to a host.
+_LARGEST = 2**31 - 1
+
+
+def unfit(what: str, value: object, expected: str) -> TypeError:
+    """Make the error for an argument of the wrong type."""
+    kind = type_name(type(value))
+    given = "None" if value is None else f"{'an' if kind[0] in 'aeiou' else 'a'} `{kind}`"
+    return TypeError(f"`{what}` is {given}, expected {expected}")
+
+
+def text(what: str, value: object, expected: str = "a str") -> str:
+    """Check a text, which may be empty."""
+    if not isinstance(value, str):
+        raise unfit(what, value, expected)
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidArgumentError(f"`{what}` is {value!a}, which has no UTF-8 form") from None
+    return value
+
+
+def name(what: str, value: object) -> str:
+    """Check the name or id of something."""
+    checked = text(what, value)
+    if not checked:
+        raise InvalidArgumentError(f"`{what}` is empty, expected a name")
+    return checked
+
+
+def names(what: str, value: object) -> list[str]:
+    """Check several names. A single one is a mistake: Python would go through its letters."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise unfit(what, value, "a list of str")
+    return [name(f"{what}[{index}]", item) for index, item in enumerate(value)]
+
+
+def flag(what: str, value: object) -> bool:
+    """Check a boolean: `"no"` would be true as well."""
+    if not isinstance(value, bool):
+        raise unfit(what, value, "a bool")
+    return value
+
+
+def integer(what: str, value: object, expected: str = "an int", least: int = 0, most: int = _LARGEST) -> int:
+    """Check an integer, of numpy too. A boolean is none here."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise unfit(what, value, expected)
+    number = operator.index(value)
+    if not least <= number <= most:
+        raise InvalidArgumentError(f"`{what}` is {number}, expected an int from {least} to {most}")
+    return number
+
+
+def version(what: str, value: object) -> int | None:
+    """Check the version that a variable is expected to be at."""
+    return None if value is None else integer(what, value, "an int or None")
+
+
+def mapping(what: str, value: object, expected: str = "a mapping") -> dict[str, Any]:
+    """Check a mapping of names to anything."""
+    if not isinstance(value, Mapping):
+        raise unfit(what, value, expected)
+    return {name(f"{what} key {key!r}", key): item for key, item in value.items()}
+
+
+def versions(what: str, value: object) -> dict[str, int]:
+    """Check the versions that variables are expected to be at."""
+    given = {} if value is None else mapping(what, value, "a mapping or None")
+    return {key: integer(f"{what}[{key!r}]", item) for key, item in given.items()}
+
+
+def metadata(value: object) -> dict[str, str]:
+    """Check metadata."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise unfit("metadata", value, "a mapping of str to str, or None")
+    return {text(f"metadata key {key!r}", key): text(f"metadata[{key!r}]", item) for key, item in value.items()}

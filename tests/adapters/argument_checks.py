@@ -1,0 +1,201 @@
+"""A scenario of `state_checks`: what every method of a context says to arguments of the wrong type."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from refusals import said
+from snakepit_bridge import InvalidArgumentError, SessionContext
+from snakepit_bridge.batch import Batch
+from snakepit_bridge.programs import GlobalPrograms, Programs
+from snakepit_bridge.variables import SessionVariables
+
+#: Bad arguments, and what is said of them after the argument's name.
+Bad = list[tuple[Any, type[Exception], str]]
+
+LARGEST = 2**31 - 1
+RANGE = f"expected an int from 0 to {LARGEST}"
+
+TEXT: Bad = [
+    (5, TypeError, "` is an `int`, expected a str"),
+    (None, TypeError, "` is None, expected a str"),
+    (b"n", TypeError, "` is a `bytes`, expected a str"),
+    ("\ud800", InvalidArgumentError, "` is '\\ud800', which has no UTF-8 form"),
+]
+NAME: Bad = [
+    *TEXT,
+    (["n"], TypeError, "` is a `list`, expected a str"),
+    ("", InvalidArgumentError, "` is empty, expected a name"),
+]
+EACH_NAME: Bad = [
+    (["n", 5], TypeError, "[1]` is an `int`, expected a str"),
+    ([["n"]], TypeError, "[0]` is a `list`, expected a str"),
+    (["n", ""], InvalidArgumentError, "[1]` is empty, expected a name"),
+]
+NAMES: Bad = [
+    ("n", TypeError, "` is a `str`, expected a list of str"),
+    (b"n", TypeError, "` is a `bytes`, expected a list of str"),
+    (None, TypeError, "` is None, expected a list of str"),
+    (5, TypeError, "` is an `int`, expected a list of str"),
+    *EACH_NAME,
+]
+FLAG: Bad = [
+    ("no", TypeError, "` is a `str`, expected a bool"),
+    (1, TypeError, "` is an `int`, expected a bool"),
+    (None, TypeError, "` is None, expected a bool"),
+]
+INTEGER: Bad = [
+    ("1", TypeError, "` is a `str`, expected an int"),
+    (True, TypeError, "` is a `bool`, expected an int"),
+    (1.0, TypeError, "` is a `float`, expected an int"),
+    (None, TypeError, "` is None, expected an int"),
+    (-1, InvalidArgumentError, f"` is -1, {RANGE}"),
+    (2**40, InvalidArgumentError, f"` is {2**40}, {RANGE}"),
+]
+VERSION: Bad = [
+    ("1", TypeError, "` is a `str`, expected an int or None"),
+    (True, TypeError, "` is a `bool`, expected an int or None"),
+    (1.0, TypeError, "` is a `float`, expected an int or None"),
+    (-1, InvalidArgumentError, f"` is -1, {RANGE}"),
+    (2**40, InvalidArgumentError, f"` is {2**40}, {RANGE}"),
+]
+VERSIONS: Bad = [
+    (3, TypeError, "` is an `int`, expected a mapping or None"),
+    ({5: 1}, TypeError, " key 5` is an `int`, expected a str"),
+    ({"n": None}, TypeError, "['n']` is None, expected an int"),
+    ({"n": True}, TypeError, "['n']` is a `bool`, expected an int"),
+    ({"n": -1}, InvalidArgumentError, f"['n']` is -1, {RANGE}"),
+]
+TTL: Bad = [
+    *VERSION[:3],
+    (0, InvalidArgumentError, f"` is 0, expected an int from 1 to {LARGEST}"),
+    (-5, InvalidArgumentError, f"` is -5, expected an int from 1 to {LARGEST}"),
+    (2**70, InvalidArgumentError, f"` is {2**70}, expected an int from 1 to {LARGEST}"),
+]
+METADATA: Bad = [
+    ("why", TypeError, "` is a `str`, expected a mapping of str to str, or None"),
+    ([("a", "b")], TypeError, "` is a `list`, expected a mapping of str to str, or None"),
+    ({5: "x"}, TypeError, " key 5` is an `int`, expected a str"),
+    ({"a": 5}, TypeError, "['a']` is an `int`, expected a str"),
+    ({"a": None}, TypeError, "['a']` is None, expected a str"),
+    ({"a": "\ud800"}, InvalidArgumentError, "['a']` is '\\ud800', which has no UTF-8 form"),
+]
+UPDATES: Bad = [
+    (None, TypeError, "` is None, expected a mapping"),
+    (["n"], TypeError, "` is a `list`, expected a mapping"),
+    ({5: 1}, TypeError, " key 5` is an `int`, expected a str"),
+    ({"": 1}, InvalidArgumentError, " key ''` is empty, expected a name"),
+]
+CONSTRAINTS: Bad = [
+    ([("min", 0)], TypeError, "` is a `list`, expected a mapping or None"),
+    ({5: 1}, TypeError, " key 5` is an `int`, expected a str"),
+]
+TYPE: Bad = [
+    (5, TypeError, "` is an `int`, expected a str or None"),
+    (float, TypeError, "` is a `type`, expected a str or None"),
+]
+FUNCTION: Bad = [
+    (5, TypeError, "` is an `int`, expected a function"),
+    (None, TypeError, "` is None, expected a function"),
+]
+
+#: By the names of parameters: what none of them may be, and something that it may be.
+PARAMETERS: dict[str, tuple[Bad, Any]] = {
+    "atomic": (FLAG, True),
+    "change": (FUNCTION, lambda value: value),
+    "constraints": (CONSTRAINTS, None),
+    "expected_version": (VERSION, None),
+    "expected_versions": (VERSIONS, None),
+    "force": (FLAG, False),
+    "identifier": (NAME, "n"),
+    "identifiers": (NAMES, ["n"]),
+    "initial": (FLAG, False),
+    "limit": (INTEGER, 0),
+    "metadata": (METADATA, None),
+    "name": (NAME, "new"),
+    "pattern": (TEXT, ""),
+    "retries": (INTEGER, 0),
+    "ttl": (TTL, None),
+    "type": (TYPE, None),
+    "updates": (UPDATES, {"n": 1}),
+    "version": (INTEGER, 0),
+    # These take anything that has a wire form.
+    "default": ([], None),
+    "initial_value": ([], 1),
+    "value": ([], 1),
+}
+#: These have no arguments of their own, or take anything.
+OTHERS = {"__init__", "__enter__", "__exit__", "__repr__", "__contains__", "__iter__", "__len__"}
+
+
+def methods(target: object, kind: type) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Go through the methods of a class, without private ones, as those of an object."""
+    for name, member in vars(kind).items():
+        is_public = not name.startswith("_") or name.startswith("__")
+        if inspect.isfunction(member) and is_public and name not in OTHERS:
+            yield name, getattr(target, name)
+
+
+def call(method: Callable[..., Any], parameter: str, value: Any) -> None:
+    """Call a method with one argument given, and all others good."""
+    positional: list[Any] = []
+    named: dict[str, Any] = {}
+    for name, taken in inspect.signature(method).parameters.items():
+        given: Any = value if name == parameter else PARAMETERS.get(name, ([], None))[1]
+        if taken.kind == taken.POSITIONAL_ONLY:
+            positional.append(given)
+        elif taken.kind == taken.VAR_POSITIONAL:
+            positional.extend(given)
+        elif taken.kind != taken.VAR_KEYWORD:
+            named[name] = given
+    result = method(*positional, **named)
+    if inspect.iscoroutine(result):
+        result.send(None)
+
+
+def check_arguments(context: SessionContext) -> None:
+    """Every argument of the wrong type, or out of range, is refused by its name, and nothing comes of it."""
+    context["n"] = 0
+    checked = 0
+    for target, kind in [
+        (context, SessionVariables),
+        (context, SessionContext),
+        (context.batch_updates(), Batch),
+        (context.programs, Programs),
+        (context.global_programs, GlobalPrograms),
+    ]:
+        for method_name, method in methods(target, kind):
+            for name, taken in inspect.signature(method).parameters.items():
+                if taken.kind == taken.VAR_KEYWORD:
+                    continue
+                called = "name" if name == "tool_name" else name
+                bad = EACH_NAME if taken.kind == taken.VAR_POSITIONAL else PARAMETERS[called][0]
+                for value, error, expected in bad:
+                    message = said(error, partial(call, method, name, value))
+                    assert message == f"`{called}{expected}", f"{method_name}({name}={value!r}): {message}"
+                    checked += 1
+    assert checked > 200, checked
+    assert context.variable("n").version == 0
+    assert [variable.name for variable in context.list_variables()] == ["n"]
+    assert len(context.programs) == 0
+
+
+def check_other_arguments(context: SessionContext) -> None:
+    """Numbers of numpy are numbers, and values without a wire form are refused by their names."""
+    context["n"] = 0
+    assert context.set_variable("n", 1, expected_version=np.int64(0)) == 1
+    assert len(context.variable_history("n", np.int64(1))) == 1
+    assert context.get_variables({"n": None}) == {"n": 1}
+    assert "program 'p' is a `set`" in said(TypeError, lambda: context.programs.put("p", {1}))
+    assert "program 'p'['a']" in said(TypeError, lambda: context.programs.put("p", {"a": {1}}))
+    assert "argument `a` of host tool" in said(TypeError, lambda: context.call_host_tool("tool", a={1}))
+    assert "variable `n` is a `set`" in said(TypeError, lambda: context.set_variables({"n": {1}}))
+    assert "constraints of variable `x`['enum']" in said(
+        TypeError, lambda: context.register_variable("x", "string", "a", {"enum": {1}})
+    )
+    assert 5 not in context
+    assert "" not in context
+    assert 5 not in context.programs  # type: ignore[comparison-overlap]
