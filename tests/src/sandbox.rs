@@ -53,6 +53,9 @@ pub fn plain_calls() -> bool {
     std::env::var_os("SNAKEPIT_TEST_PLAIN").is_some()
 }
 
+/// The configuration that a daemon finds in its working directory.
+const CONFIG: &str = "snakepit.toml";
+
 /// A running daemon.
 #[derive(Debug)]
 pub struct Sandbox {
@@ -245,6 +248,13 @@ impl SandboxBuilder {
         self
     }
 
+    /// Writes a `snakepit.toml` into the daemon's working directory.
+    #[must_use]
+    pub fn config(self, text: &str) -> Self {
+        std::fs::write(self.dir.path().join(CONFIG), text).unwrap();
+        self
+    }
+
     /// Starts the daemon in the directory of an earlier one.
     #[must_use]
     pub fn after(mut self, mut earlier: Sandbox) -> Self {
@@ -277,6 +287,7 @@ impl SandboxBuilder {
             .arg(&self.python)
             .arg("--run-dir")
             .arg(self.dir.path())
+            .current_dir(self.dir.path())
             .env("PYTHONPATH", root().join("tests/adapters"))
             .env("SNAKEPIT_TEST_STUBS", root().join(".venv/stubs"))
             .env("SNAKEPIT_LOG", "info,snakepit=debug")
@@ -322,7 +333,10 @@ impl Starting {
                 let code = self.child.wait().await.unwrap().code();
                 let left: Vec<_> =
                     std::fs::read_dir(self.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-                assert!(left.iter().all(|name| name == "lock"), "left in the run directory: {left:?}");
+                assert!(
+                    left.iter().all(|name| name == "lock" || name == CONFIG),
+                    "left in the run directory: {left:?}"
+                );
                 self.drain.await.unwrap();
                 let stderr = self.log.lock().unwrap().join("\n");
                 Err(StartFailure { code, stderr })

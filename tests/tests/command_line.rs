@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use snakepit_proto::pb;
 use snakepit_tests::{SHOWCASE, Sandbox, Signal, eventually, processes_with, signal};
 
 fn json_lines(text: &str) -> Vec<Value> {
@@ -211,12 +212,61 @@ async fn mistakes_of_an_operator_are_wrong_usage() {
             "SNAKEPIT_LOG is malformed",
         ),
         (Sandbox::worker_command("", 1), "--worker-command is empty"),
+        (
+            Sandbox::adapter(SHOWCASE, 1).config("max-sesions = 3"),
+            "snakepit.toml:1: unknown key `max-sesions`",
+        ),
+        (
+            Sandbox::adapter(SHOWCASE, 1).args(&["--config", "other.toml"]),
+            "cannot read the configuration other.toml",
+        ),
     ];
     for (builder, needle) in cases {
         let failure = builder.try_start().await.unwrap_err();
         assert_eq!(failure.code, Some(2), "{}", failure.stderr);
         assert!(failure.stderr.contains(needle), "no {needle:?} in {}", failure.stderr);
     }
+}
+
+#[tokio::test]
+async fn a_file_configures_what_the_command_line_does_not() {
+    let config = r#"
+        sessions = "file:sessions.redb"
+        max-value-bytes = "1KiB"
+        workers = 7
+    "#;
+    let mut sandbox = Sandbox::adapter(SHOWCASE, 1).config(config).start().await;
+    assert_eq!(sandbox.workers().await.len(), 1, "the command line has the last word");
+    let mut client = sandbox.client().await;
+    let request = pb::InitializeSessionRequest { session_id: "alice".into(), ..Default::default() };
+    client.initialize_session(request).await.unwrap();
+    let note = |text: &str| pb::RegisterVariableRequest {
+        session_id: "alice".into(),
+        name: "note".into(),
+        r#type: "string".into(),
+        initial_value: Some(pb::Any {
+            type_url: "type.googleapis.com/snakepit.string".into(),
+            value: json!(text).to_string().into(),
+        }),
+        constraints_json: r#"{"min_length": 2}"#.into(),
+        ..Default::default()
+    };
+    let refused = client.register_variable(note(&"a".repeat(1025))).await.unwrap_err();
+    assert!(refused.message().contains("above the limit of 1024"), "{refused}");
+    client.register_variable(note("kept in the file")).await.unwrap();
+    signal(sandbox.pid(), Signal::SIGKILL);
+    sandbox.wait(Duration::from_secs(20)).await;
+
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).after(sandbox).start().await;
+    let table = sandbox.cli_ok(&["variables", "alice"]).await;
+    assert!(table.contains(r#""kept in the file""#) && table.contains("min_length"), "{table}");
+    let rows = json_lines(&sandbox.cli_ok(&["variables", "alice", "no*", "--json"]).await);
+    assert_eq!((rows.len(), &rows[0]["name"], &rows[0]["version"]), (1, &json!("note"), &json!(0)));
+    assert_eq!(rows[0]["value"], "kept in the file");
+    assert_eq!(sandbox.cli_ok(&["variables", "alice", "other*", "--json"]).await, "");
+    let missing = sandbox.cli(&["variables", "bob"]).await;
+    assert_eq!(missing.status.code(), Some(3), "{missing:?}");
+    assert_eq!(sandbox.stop().await, Some(0));
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use crate::{
     Failure,
     client::{Server, refused},
     duration, exit,
-    output::print_json,
+    output::{print_json, readable},
 };
 
 /// The server's reason for refusing the way a tool is called.
@@ -159,18 +159,4 @@ fn tool_failed(tool: &str, response: pb::ExecuteToolResponse) -> Failure {
     let traceback = response.failure.map(|failure| failure.traceback).unwrap_or_default();
     Failure::new(exit::TOOL_FAILED, format!("tool `{tool}` failed: {}", response.error_message))
         .traceback(traceback)
-}
-
-/// The result as JSON; a buffer is shown as base64 beside its metadata.
-fn readable(result: pb::Any, binary: bytes::Bytes) -> Result<Box<RawValue>, Failure> {
-    let broken =
-        |problem: String| Failure::new(exit::REFUSED, format!("the result cannot be read: {problem}"));
-    let binary = (!binary.is_empty()).then_some(binary);
-    let mut typed = value::decode(result, binary).map_err(|e| broken(e.to_string()))?;
-    if typed.binary.is_some() {
-        // Any name but `bytes` is shown with its buffer inside the JSON.
-        typed.type_name = "buffer".into();
-        typed = value::decode(value::encode_inline(typed), None).map_err(|e| broken(e.to_string()))?;
-    }
-    serde_json::from_slice(&typed.json).map_err(|e| broken(e.to_string()))
 }

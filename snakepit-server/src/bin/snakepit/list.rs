@@ -1,4 +1,4 @@
-//! `snakepit tools`, `snakepit workers` and `snakepit sessions`: tables for people, JSON lines for scripts.
+//! `snakepit tools`, `workers`, `sessions` and `variables`: tables for people, JSON lines for scripts.
 
 use std::time::{Duration, SystemTime};
 
@@ -142,6 +142,67 @@ async fn session_stats(args: Args) -> Result<(), Failure> {
     let figures = [live, variables, programs, bytes, created, deleted, expired, sweeps];
     let heads = ["LIVE", "VARIABLES", "PROGRAMS", "BYTES", "CREATED", "DELETED", "EXPIRED", "SWEEPS"];
     args.print(&heads, vec![(figures.map(|figure| figure.to_string()).into(), object)])
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct VariableArgs {
+    /// Whose variables.
+    session: String,
+
+    /// Only those whose name is like this, in which `*` stands for anything.
+    #[arg(default_value = "*")]
+    pattern: String,
+
+    #[command(flatten)]
+    pub(crate) list: Args,
+}
+
+pub(crate) async fn variables(args: VariableArgs) -> Result<(), Failure> {
+    let VariableArgs { session: session_id, pattern, list: args } = args;
+    let mut client = args.server.connect().await?;
+    let request = pb::ListVariablesRequest { session_id, pattern };
+    let found = client.list_variables(request).await.map_err(refused)?.into_inner().variables;
+    let rows = found.into_iter().map(variable_row).collect::<Result<_, _>>()?;
+    args.print(&["VARIABLE", "TYPE", "VALUE", "VERSION", "SOURCE", "WRITTEN", "CONSTRAINTS"], rows)
+}
+
+fn variable_row(variable: pb::Variable) -> Result<(Vec<String>, Value), Failure> {
+    let source = match variable.source() {
+        pb::variable::Source::Elixir => "host",
+        pb::variable::Source::Python => "python",
+    };
+    let value = output::readable(variable.value.unwrap_or_default(), variable.binary_value)?;
+    let constraints = variable.constraints_json;
+    let object = json!({
+        "id": variable.id,
+        "name": variable.name,
+        "type": variable.r#type,
+        "value": value,
+        "version": variable.version,
+        "constraints": serde_json::from_str::<Value>(&constraints).unwrap_or(Value::Null),
+        "metadata": variable.metadata,
+        "source": source,
+        "updated_at": variable.last_updated_at.as_ref().map(|at| rfc3339(*at)),
+    });
+    let cells = vec![
+        variable.name,
+        variable.r#type,
+        shortened(value.get()),
+        variable.version.to_string(),
+        source.to_owned(),
+        variable.last_updated_at.map(|at| age(at) + " ago").unwrap_or_default(),
+        shortened(&constraints),
+    ];
+    Ok((cells, object))
+}
+
+/// The start of a text, as far as a table has room for it.
+fn shortened(text: &str) -> String {
+    const SHOWN: usize = 48;
+    match text.char_indices().nth(SHOWN) {
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text.to_owned(),
+    }
 }
 
 fn session_row(session: pb::SessionInfo) -> (Vec<String>, Value) {

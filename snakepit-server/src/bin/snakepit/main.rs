@@ -3,6 +3,7 @@
 
 mod call;
 mod client;
+mod config;
 mod duration;
 mod list;
 mod output;
@@ -11,7 +12,7 @@ mod serve;
 
 use std::{fmt, num::NonZero, process::ExitCode, thread::available_parallelism};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 
 /// A sixth less CPU for each call than with glibc's, see docs/performance.md. A program that embeds the library chooses its own.
@@ -43,7 +44,7 @@ struct Cli {
 enum Command {
     /// Run the daemon: a pool of workers behind gRPC.
     #[command(after_help = serve::HELP)]
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Call a tool and print its result as JSON.
     #[command(after_help = CLIENT_HELP)]
     Call(call::Args),
@@ -59,6 +60,9 @@ enum Command {
     /// List the sessions.
     #[command(after_help = CLIENT_HELP)]
     Sessions(list::SessionArgs),
+    /// List the variables of a session.
+    #[command(after_help = CLIENT_HELP)]
+    Variables(list::VariableArgs),
 }
 
 impl Command {
@@ -70,6 +74,7 @@ impl Command {
             Self::Stream(args) => args.json,
             Self::Tools(args) | Self::Workers(args) => args.json,
             Self::Sessions(args) => args.list.json,
+            Self::Variables(args) => args.list.json,
         }
     }
 }
@@ -136,9 +141,10 @@ impl fmt::Display for Failure {
 }
 
 fn main() -> ExitCode {
+    // What is wrong with the command line alone is told here, whatever a file says.
     let command = Cli::parse().command;
     let json = command.json();
-    let result = runtime().and_then(|runtime| runtime.block_on(run(command)));
+    let result = configured(command).and_then(|command| runtime()?.block_on(run(command)));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -150,6 +156,22 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit)
         }
     }
+}
+
+/// The command with what its configuration file says, if there is one.
+fn configured(command: Command) -> Result<Command, Failure> {
+    let Command::Serve(args) = &command else { return Ok(command) };
+    let Some(file) = config::File::find(args.config.as_deref())? else { return Ok(command) };
+    let mut cli = Cli::command();
+    if let Some(serve) = cli.find_subcommand("serve") {
+        let serve = file.set_defaults(serve.clone())?;
+        cli = cli.mut_subcommand("serve", |_| serve);
+    }
+    let mut command = Cli::from_arg_matches(&cli.get_matches()).unwrap_or_else(|error| error.exit()).command;
+    if let Command::Serve(args) = &mut command {
+        args.config = Some(file.path);
+    }
+    Ok(command)
 }
 
 /// A runtime with as many threads as `TOKIO_WORKER_THREADS` says, by default half as many as there are processors: the other
@@ -175,12 +197,13 @@ fn runtime() -> Result<Runtime, Failure> {
 
 async fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Serve(args) => serve::run(args).await,
+        Command::Serve(args) => serve::run(*args).await,
         Command::Call(args) => call::unary(args).await,
         Command::Stream(args) => call::stream(args).await,
         Command::Tools(args) => list::tools(args).await,
         Command::Workers(args) => list::workers(args).await,
         Command::Sessions(args) => list::sessions(args).await,
+        Command::Variables(args) => list::variables(args).await,
     }
 }
 

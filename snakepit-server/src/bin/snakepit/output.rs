@@ -3,6 +3,8 @@
 use std::io::{ErrorKind, Write};
 
 use serde::Serialize;
+use serde_json::value::RawValue;
+use snakepit_proto::{pb, value};
 
 use crate::{Failure, exit};
 
@@ -19,4 +21,18 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 /// Prints one line of JSON.
 pub(crate) fn print_json(json: &impl Serialize) -> Result<(), Failure> {
     print(&serde_json::to_string(json).map_err(|e| Failure::new(exit::REFUSED, e.to_string()))?)
+}
+
+/// A value as JSON; a buffer is shown as base64 beside its metadata.
+pub(crate) fn readable(value: pb::Any, binary: bytes::Bytes) -> Result<Box<RawValue>, Failure> {
+    let broken =
+        |problem: String| Failure::new(exit::REFUSED, format!("the value cannot be read: {problem}"));
+    let binary = (!binary.is_empty()).then_some(binary);
+    let mut typed = value::decode(value, binary).map_err(|e| broken(e.to_string()))?;
+    if typed.binary.is_some() {
+        // Any name but `bytes` is shown with its buffer inside the JSON.
+        typed.type_name = "buffer".into();
+        typed = value::decode(value::encode_inline(typed), None).map_err(|e| broken(e.to_string()))?;
+    }
+    serde_json::from_slice(&typed.json).map_err(|e| broken(e.to_string()))
 }

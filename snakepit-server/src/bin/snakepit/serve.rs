@@ -8,15 +8,22 @@ use std::{
 
 use snakepit_pool::PoolError;
 use snakepit_server::{Error, Snakepit};
-use snakepit_session::SessionLimits;
 use snakepit_worker::WorkerError;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::{Failure, duration, exit, place::Place};
 
+mod limits;
+
+use limits::Limits;
+
 pub(crate) const HELP: &str = "\
-Durations are 700ms, 0.7s, 2m. Workers inherit the environment: PYTHONPATH leads to adapters that are not installed.
+Durations are 700ms, 0.7s, 2m; sizes 4096, 64KiB, 10MiB. Workers inherit the environment: PYTHONPATH leads to adapters that
+are not installed.
+
+Every flag but --config can stand in a configuration file, as in `workers = 4` and `sessions = \"file:sessions.redb\"`; the command
+line and the environment have the last word.
 
 SNAKEPIT_LOG says what is logged to stderr: `info` by default, `info,snakepit=debug` for every call and every failure of a
 tool or a deadline, which are the caller's to see and so not logged otherwise. TOKIO_WORKER_THREADS is the number of threads,
@@ -26,8 +33,12 @@ Exit codes: 0 stopped by a signal, 2 wrong usage, 5 cannot start.";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// A file in TOML that says what these flags are by default [default: snakepit.toml, if there is one].
+    #[arg(long, value_name = "FILE", env = "SNAKEPIT_CONFIG", hide_env_values = true)]
+    pub(crate) config: Option<PathBuf>,
+
     /// The adapter class that workers serve, as `module.path:Class`.
-    #[arg(long, value_name = "MODULE:CLASS", required_unless_present = "worker_command")]
+    #[arg(long, value_name = "MODULE:CLASS")]
     adapter: Option<String>,
 
     /// Run this command as the worker instead of the bundled Python runtime; the protocol's arguments are appended.
@@ -90,17 +101,12 @@ pub(crate) struct Args {
     )]
     sessions: Place,
 
-    /// How long a session lives without use, if its creator does not say.
-    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration::parse)]
-    session_ttl: Duration,
-
-    /// How many sessions there may be; more are refused.
-    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
-    max_sessions: usize,
-
     /// The directory for sockets and the ledger of worker processes [default: below $XDG_RUNTIME_DIR, else /tmp].
     #[arg(long, value_name = "DIR", env = "SNAKEPIT_RUN_DIR", hide_env_values = true)]
     run_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    limits: Limits,
 }
 
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
@@ -111,6 +117,14 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         .with_writer(std::io::stderr)
         .init();
 
+    if args.adapter.is_none() && args.worker_command.is_none() {
+        let problem =
+            "nothing says what workers serve: give --adapter MODULE:CLASS, or --worker-command COMMAND";
+        return Err(Failure::new(exit::USAGE, problem));
+    }
+    if let Some(file) = &args.config {
+        tracing::info!(file = %file.display(), "configured");
+    }
     let refused = |problem: String| Failure::new(exit::CANNOT_START, problem);
     // Signals are caught from the start, so that one during the launch of the workers leaves nothing behind.
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| refused(e.to_string()))?;
@@ -153,12 +167,8 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         builder = builder.run_dir(dir);
     }
 
-    let limits = SessionLimits {
-        default_ttl: args.session_ttl,
-        max_sessions: args.max_sessions,
-        ..SessionLimits::default()
-    };
-    builder = builder.sessions(args.sessions.open(limits).await.map_err(|e| refused(e.to_string()))?);
+    builder =
+        builder.sessions(args.sessions.open(args.limits.into()).await.map_err(|e| refused(e.to_string()))?);
 
     let mut name = "";
     let started = builder.start_unless(async { name = signalled().await }).await;

@@ -1,0 +1,168 @@
+//! `snakepit.toml`: what the flags of `snakepit serve` are when neither the command line nor the environment says.
+
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
+
+use clap::{Arg, ArgAction, Command};
+use toml::de::{DeTable, DeValue};
+
+use crate::{Failure, exit};
+
+/// Read if it is there and no other file is named.
+const DEFAULT_PATH: &str = "snakepit.toml";
+
+/// How like a key must be to one there is, to be taken for a slip of the pen.
+const LIKE: f64 = 0.8;
+
+/// A file that was read.
+#[derive(Debug)]
+pub(crate) struct File {
+    pub(crate) path: PathBuf,
+    text: String,
+}
+
+impl File {
+    /// The file of this path, or the one in the working directory if there is one.
+    pub(crate) fn find(named: Option<&Path>) -> Result<Option<Self>, Failure> {
+        let path = named.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(Self { path, text })),
+            Err(error) if error.kind() == ErrorKind::NotFound && named.is_none() => Ok(None),
+            Err(error) => {
+                let problem = format!("cannot read the configuration {}: {error}", path.display());
+                Err(Failure::new(exit::USAGE, problem))
+            }
+        }
+    }
+
+    /// Makes what the file says the defaults of a command, whose flags are the keys.
+    pub(crate) fn set_defaults(&self, mut command: Command) -> Result<Command, Failure> {
+        let table = DeTable::parse(&self.text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start);
+            self.problem(at, error.message())
+        })?;
+        for (key, value) in table.get_ref() {
+            let (name, at) = (key.get_ref().as_ref(), key.span().start);
+            let known = |arg: &&Arg| arg.get_long() == Some(name) && is_key(arg);
+            let arg = command.get_arguments().find(known).ok_or_else(|| {
+                let like = like(name, command.get_arguments().filter(|arg| is_key(arg)));
+                let like = like.map_or_else(String::new, |like| format!("; is it `{like}`?"));
+                self.problem(at, format!("unknown key `{name}`{like}"))
+            })?;
+            let text = text_of(arg, value.get_ref())
+                .map_err(|takes| self.problem(at, format!("`{name}` takes {takes}")))?;
+            let id = arg.get_id().clone();
+            // Alone, so that what is wrong is told with its line, and as of the command line.
+            let checked = command.clone().mut_arg(&id, |arg| arg.default_value(text.clone()));
+            if let Err(error) = checked.try_get_matches_from(["serve"]) {
+                let whole = error.to_string();
+                let first = whole.lines().next().unwrap_or_default();
+                return Err(self.problem(at, first.strip_prefix("error: ").unwrap_or(first)));
+            }
+            command = command.mut_arg(&id, |arg| arg.default_value(text));
+        }
+        Ok(command)
+    }
+
+    fn problem(&self, at: usize, problem: impl std::fmt::Display) -> Failure {
+        let line = self.text[..at].matches('\n').count() + 1;
+        Failure::new(exit::USAGE, format!("{}:{line}: {problem}", self.path.display()))
+    }
+}
+
+/// Whether a flag is a key of the file: not those that say which file, or what else to do.
+fn is_key(arg: &Arg) -> bool {
+    arg.get_id() != "config" && matches!(arg.get_action(), ArgAction::Set | ArgAction::SetTrue)
+}
+
+/// The key that was meant.
+fn like<'a>(name: &str, args: impl Iterator<Item = &'a Arg>) -> Option<&'a str> {
+    let likeness = |known: &str| strsim::jaro_winkler(name, known);
+    let alike = args.filter_map(Arg::get_long).filter(|known| likeness(known) >= LIKE);
+    alike.max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
+}
+
+/// A value as the command line has it, or what the flag takes instead.
+fn text_of(arg: &Arg, value: &DeValue<'_>) -> Result<String, &'static str> {
+    match (arg.get_action(), value) {
+        (ArgAction::SetTrue, DeValue::Boolean(set)) => Ok(set.to_string()),
+        (ArgAction::SetTrue, _) => Err("true or false"),
+        (_, DeValue::String(text)) => Ok(text.to_string()),
+        (_, DeValue::Integer(number)) => Ok(number.to_string()),
+        _ => Err("a string or an integer"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, FromArgMatches};
+
+    use super::*;
+
+    #[derive(Debug, Args)]
+    struct Flags {
+        #[arg(long)]
+        config: Option<PathBuf>,
+        #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
+        workers: u16,
+        #[arg(long)]
+        run_dir: Option<PathBuf>,
+        #[arg(long)]
+        allow_remote: bool,
+        #[arg(long, default_value = "memory", env = "USER_OF_THE_CONFIG_TEST")]
+        sessions: String,
+    }
+
+    fn parse(text: &str, flags: &[&str]) -> Result<Flags, String> {
+        let file = File { path: DEFAULT_PATH.into(), text: text.to_owned() };
+        let command = Flags::augment_args(Command::new("serve"));
+        let command = file.set_defaults(command).map_err(|failure| failure.message)?;
+        let matches = command.try_get_matches_from([&["serve"], flags].concat()).unwrap();
+        Ok(Flags::from_arg_matches(&matches).unwrap())
+    }
+
+    #[test]
+    fn a_file_says_what_the_command_line_does_not() {
+        let text = "workers = 2 # few\nrun-dir = \"/run/a\"\nallow-remote = true\nsessions = 'file:/a b'\n";
+        let flags = parse(text, &["--workers", "3"]).unwrap();
+        assert_eq!(flags.workers, 3, "the command line has the last word");
+        assert_eq!(flags.run_dir.as_deref(), Some(Path::new("/run/a")));
+        assert_eq!((flags.allow_remote, &*flags.sessions, flags.config), (true, "file:/a b", None));
+        let flags = parse("", &[]).unwrap();
+        assert_eq!((flags.workers, flags.allow_remote, &*flags.sessions), (4, false, "memory"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_line() {
+        for (text, said) in [
+            ("workers = 2\nwokers = 3", "snakepit.toml:2: unknown key `wokers`; is it `workers`?"),
+            ("run_dir = '/run'", "snakepit.toml:1: unknown key `run_dir`; is it `run-dir`?"),
+            ("colour = 1", "snakepit.toml:1: unknown key `colour`"),
+            ("config = 'other.toml'", "snakepit.toml:1: unknown key `config`"),
+            ("help = true", "snakepit.toml:1: unknown key `help`"),
+            ("[serve]\nworkers = 2", "snakepit.toml:1: unknown key `serve`"),
+            (
+                "\nworkers = 0",
+                "snakepit.toml:2: invalid value '0' for '--workers <WORKERS>': 0 is not in 1..=1024",
+            ),
+            ("workers = -1", "snakepit.toml:1: invalid value '-1' for '--workers <WORKERS>'"),
+            ("workers = 'many'", "snakepit.toml:1: invalid value 'many' for '--workers <WORKERS>'"),
+            ("workers = [1]", "snakepit.toml:1: `workers` takes a string or an integer"),
+            ("workers = 1.5", "snakepit.toml:1: `workers` takes a string or an integer"),
+            ("allow-remote = 'yes'", "snakepit.toml:1: `allow-remote` takes true or false"),
+            ("workers = 2\nworkers = 3", "snakepit.toml:2: duplicate key"),
+            ("workers 2", "snakepit.toml:1: "),
+        ] {
+            let problem = parse(text, &[]).unwrap_err();
+            assert!(problem.starts_with(said), "{text}: {problem}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_named_must_be_there() {
+        let problem = File::find(Some(Path::new("/nowhere/snakepit.toml"))).unwrap_err().message;
+        assert!(problem.contains("/nowhere/snakepit.toml"), "{problem}");
+    }
+}
