@@ -117,6 +117,16 @@ def test_a_buffer_that_says_so_is_a_list() -> None:
         assert back == [[1.5, 0.0], [3.0, 4.0]]
         assert math.copysign(1, back[0][1]) == -1
     assert _native.decode("embedding", metadata.replace(b"2,2", b"0") % b"float64", b"") == []
+    for dtype in (b"float64", b"float32"):
+        with pytest.raises(ValueError, match="do not make a list"):
+            _native.decode("tensor", metadata.replace(b"2,2", b"1099511627776,0") % dtype, b"")
+
+
+def test_items_are_in_the_order_that_their_type_names() -> None:
+    for dtype in ("float32", "<f4", ">f4"):
+        data = np.array([1.5, 2], dtype=dtype).tobytes()
+        back = _native.decode("tensor", b'{"shape":[2],"dtype":"%s"}' % dtype.encode(), data)
+        assert back.tolist() == [1.5, 2]
 
 
 def test_pickles_are_not_read_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,13 +185,7 @@ impl<'de, 'a: 'de> MapAccess<'de> for Entries<'a, '_> {
         seed: V,
     ) -> Result<V::Value, Self::Error> {
         let value = self.value.take().ok_or_else(|| serde::de::Error::custom("a value without its key"))?;
-        let result = match value.binary() {
-            Some(buffer) => seed.deserialize(serde::de::value::BytesDeserializer::new(buffer)),
-            None => {
-                let mut json = serde_json::Deserializer::from_slice(value.json());
-                seed.deserialize(&mut json).and_then(|value| json.end().map(|()| value))
-            }
-        }?;
+        let result = value.read(seed)?;
         *self.current = None;
         Ok(result)
     }

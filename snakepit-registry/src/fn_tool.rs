@@ -271,6 +271,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn arrays_arrive_as_lists_of_numbers() {
+        let mut call = ToolCall::new("scale");
+        call.arguments.insert("values".into(), Payload::tensor(&[2], &[1.0_f32, 2.5]).unwrap());
+        let ReplyBody::Value(value) = scale().call(call).await.unwrap().body else { panic!("a stream") };
+        assert_eq!(value.to_serde::<Vec<f64>>().unwrap(), [2.0, 5.0]);
+        let mut call = ToolCall::new("scale");
+        call.arguments.insert("values".into(), Payload::tensor(&[1, 1], &[1.0]).unwrap());
+        let refused = scale().call(call).await.unwrap_err().to_string();
+        assert!(refused.contains("argument `values` of tool `scale`"), "{refused}");
+    }
+
+    #[tokio::test]
     async fn a_stream_ends_with_its_error() {
         let tool = FnTool::stream("count", |n: Value, _| {
             let n = n["n"].as_u64().unwrap_or_default();

@@ -55,9 +55,9 @@ pub use snakepit_registry::{FnTool, ToolError, ToolSpec, TraceContext};
 #[cfg(feature = "redb")]
 pub use snakepit_session::RedbBackend;
 pub use snakepit_session::{
-    Batch, MemoryBackend, NewSession, Note, Payload, Program, ProgramName, ProgramOwner, Session,
-    SessionBackend, SessionError, SessionId, SessionLimits, SessionStats, SetVariable, UpdateKind, ValueType,
-    Variable, VariableType, VariableUpdate, VariableVersion, VariableWatch, WatchEvent,
+    Batch, MemoryBackend, NewSession, NewVariable, Note, Number, Payload, Program, ProgramName, ProgramOwner,
+    Session, SessionBackend, SessionError, SessionId, SessionLimits, SessionStats, SetVariable, UpdateKind,
+    ValueType, Variable, VariableType, VariableUpdate, VariableVersion, VariableWatch, WatchEvent,
 };
 #[cfg(feature = "redis")]
 pub use snakepit_session::{RedisBackend, RedisConfig};

@@ -50,7 +50,7 @@ pub use id::SessionId;
 pub use limits::SessionLimits;
 pub use memory::MemoryBackend;
 pub use metadata::Metadata;
-pub use payload::{Payload, PayloadError, ValueType};
+pub use payload::{Number, Payload, PayloadError, ValueType};
 pub use program::{Program, ProgramInfo, ProgramName, ProgramOwner};
 pub use session::{NewSession, Session};
 pub use variable::{

@@ -1,9 +1,15 @@
 //! A typed value as bytes: parsed only when something must look inside.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, marker::PhantomData, str::FromStr};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+mod array;
+mod read;
+
+pub(crate) use array::ArrayMetadata;
+pub use array::Number;
 
 /// The types a value can have. The names are those of the wire protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -105,6 +111,14 @@ pub enum PayloadError {
         /// What serde reported.
         problem: String,
     },
+    /// The items of an array do not fill its shape.
+    #[error("a tensor of shape {shape:?} does not have the {items} items that were given")]
+    Shape {
+        /// The length of each axis.
+        shape: Vec<usize>,
+        /// How many items were given.
+        items: usize,
+    },
 }
 
 /// A typed value: JSON, and for arrays and bytes a raw buffer beside it.
@@ -197,12 +211,32 @@ impl Payload {
         Self::from_json(ty, json)
     }
 
-    /// Reads the value into a Rust type. Buffers are not visible this way: see [`Payload::binary`].
+    /// A tensor: the items in row-major order, with the length of each axis. It travels as it is, and is a numpy array to
+    /// Python.
     ///
     /// # Errors
-    /// [`PayloadError::Deserialize`] when the JSON is malformed or does not fit `T`.
+    /// [`PayloadError::Shape`] when the shape has room for more or fewer items.
+    pub fn tensor<T: Number>(shape: &[usize], items: &[T]) -> Result<Self, PayloadError> {
+        let expected = shape.iter().try_fold(1_usize, |items, length| items.checked_mul(*length));
+        if expected != Some(items.len()) {
+            return Err(PayloadError::Shape { shape: shape.to_vec(), items: items.len() });
+        }
+        Ok(array::from_items(ValueType::Tensor, shape, items))
+    }
+
+    /// An embedding, likewise: an array with one axis.
+    #[must_use]
+    pub fn embedding<T: Number>(items: &[T]) -> Self {
+        array::from_items(ValueType::Embedding, &[items.len()], items)
+    }
+
+    /// Reads the value into a Rust type. The raw buffer of a tensor or an embedding is nested lists of numbers to it, that of
+    /// bytes a `Vec<u8>`; NaN and infinities, which are texts in JSON, are an `f64`.
+    ///
+    /// # Errors
+    /// [`PayloadError::Deserialize`] when the value is malformed or does not fit `T`.
     pub fn to_serde<T: DeserializeOwned>(&self) -> Result<T, PayloadError> {
-        serde_json::from_slice(&self.json).map_err(|e| PayloadError::Deserialize {
+        self.read(PhantomData).map_err(|e| PayloadError::Deserialize {
             ty: self.ty,
             target: std::any::type_name::<T>(),
             problem: e.to_string(),

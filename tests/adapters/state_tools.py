@@ -40,6 +40,11 @@ class StateTools(BaseAdapter):
         self.session_context[name] = value
 
     @tool
+    def halve(self, name: str) -> None:
+        """Halves a numpy array, as no list can be halved."""
+        self.session_context.update(name, lambda value: value / 2)
+
+    @tool
     def count_up(self, name: str, times: int) -> None:
         """Adds one to a variable that others write too."""
         for _ in range(times):

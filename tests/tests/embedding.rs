@@ -15,9 +15,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use snakepit_proto::pb;
 use snakepit_server::{
-    Builder, Error, Payload, Program, SessionError, SetVariable, Snakepit, ToolError, ValueType, VariableType,
+    Builder, Error, NewVariable, Note, Payload, Program, SessionError, SetVariable, Snakepit, ToolError,
+    ValueType, VariableType, WatchEvent,
 };
-use snakepit_session::WatchEvent;
 use snakepit_tests::{Client, SHOWCASE, eventually, is_alive, python, root, tool_request};
 use tokio::sync::Notify;
 use tonic::transport::Endpoint;
@@ -310,5 +310,34 @@ async fn an_embedding_program_keeps_typed_variables() {
     assert_eq!(session.variables("*").await.unwrap().len(), 1);
     session.delete_variable("n").await.unwrap();
     assert_eq!(snakepit.sessions().stats().await.unwrap().variables, 0);
+    snakepit.shutdown().await;
+}
+
+#[tokio::test]
+async fn arrays_are_lists_of_numbers_here_and_of_numpy_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let adapters = root().join("tests/adapters").display().to_string();
+    let builder = builder(&dir).adapter("state_tools:StateTools").env("PYTHONPATH", adapters);
+    let snakepit = builder.workers(1).start().await.unwrap();
+    let session = snakepit.session("s").await.unwrap();
+    for (name, kind, value) in [
+        ("vector", ValueType::Embedding, Payload::embedding(&[0.5_f32, 3.0])),
+        ("grid", ValueType::Tensor, Payload::tensor(&[2, 1], &[2_i64, 5]).unwrap()),
+    ] {
+        let ty = VariableType::new(kind).unwrap();
+        session.register_with(name, NewVariable { ty, value, note: Note::default() }).await.unwrap();
+        session.call("halve").args(json!({"name": name})).unary::<()>().await.unwrap();
+    }
+    assert_eq!(session.get::<Vec<f32>>("vector").await.unwrap(), [0.25, 1.5]);
+    assert_eq!(session.get::<Vec<[f64; 1]>>("grid").await.unwrap(), [[1.0], [2.5]]);
+
+    // So long that Python sends a buffer.
+    let long: Vec<_> = (0..3000).map(|n| f64::from(n) + 0.5).collect();
+    let arguments = json!({"name": "vector", "value": long});
+    session.call("set_value").args(arguments).unary::<()>().await.unwrap();
+    assert!(session.variable("vector").await.unwrap().value.binary().is_some());
+    assert_eq!(session.get::<Vec<f64>>("vector").await.unwrap(), long);
+    session.update("vector", |vector: Vec<f64>| vector[..2].to_vec()).await.unwrap();
+    assert_eq!(session.variable("vector").await.unwrap().value.json(), &b"[0.5,1.5]"[..]);
     snakepit.shutdown().await;
 }

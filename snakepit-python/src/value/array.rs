@@ -105,7 +105,10 @@ pub(super) fn from_python(array: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) ->
 pub(super) fn to_python<'py>(py: Python<'py>, metadata: &[u8], buffer: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     let Metadata { ty, shape, dtype, binary_format, container } = parse(metadata)?;
     match binary_format.as_str() {
-        "raw" if container == numbers::LIST && dtype == "float64" => numbers::to_list(py, &shape, buffer),
+        // Any number of empty lists takes no bytes, too.
+        "raw" if container == numbers::LIST && (dtype == "float64" || buffer.is_empty()) => {
+            numbers::to_list(py, &shape, buffer)
+        }
         "raw" if container == numbers::LIST => {
             raw_to_array(py, &dtype, &shape, buffer)?.call_method0("tolist")
         }
@@ -169,8 +172,10 @@ fn raw_to_array<'py>(
             "the tensor's dtype `{dtype}` is none that numpy knows; name a number type"
         ))
     };
+    // Little-endian, unless the name says otherwise.
+    let order = if dtype.starts_with('>') { ">" } else { "<" };
     let dtype =
-        numpy.call_method1("dtype", (dtype,)).map_err(unknown)?.call_method1("newbyteorder", ("<",))?;
+        numpy.call_method1("dtype", (dtype,)).map_err(unknown)?.call_method1("newbyteorder", (order,))?;
     // A bytearray makes the array writable, as tools expect of their arguments.
     let flat = numpy.call_method1("frombuffer", (PyByteArray::new(py, buffer), dtype))?;
     flat.call_method1("reshape", (shape.to_vec(),))

@@ -26,17 +26,24 @@ impl SessionHandle {
         ty: Arc<VariableType>,
         value: impl Serialize,
     ) -> Result<Variable, Error> {
-        let new = NewVariable { ty, value: Payload::try_from_serde(&value)?, note: Note::default() };
+        let value = Payload::try_from_serde(&value)?;
+        self.register_with(name, NewVariable { ty, value, note: Note::default() }).await
+    }
+
+    /// Registers a variable with a note, or with a raw buffer such as a [`Payload::tensor`] for its first value.
+    ///
+    /// # Errors
+    /// [`Error::Session`] as for [`register`](Self::register).
+    pub async fn register_with(&self, name: &str, new: NewVariable) -> Result<Variable, Error> {
         let name = VariableName::try_new(name)?;
         Ok(self.host.sessions.register_variable(&self.id, &name, new).await?)
     }
 
-    /// Returns the value of a variable, by id or name.
+    /// Returns the value of a variable, by id or name: of a tensor or an embedding nested lists of numbers, however it was
+    /// written.
     ///
     /// # Errors
-    /// [`Error::Session`] when the session or the variable is not there; [`Error::Payload`] when the value does not fit
-    /// `T`. Buffers, and floats that are NaN or infinite, are not visible this way: see [`variable`](Self::variable) and
-    /// [`Payload`](snakepit_session::Payload).
+    /// [`Error::Session`] when the session or the variable is not there; [`Error::Payload`] when the value does not fit `T`.
     pub async fn get<T: DeserializeOwned>(&self, identifier: &str) -> Result<T, Error> {
         Ok(self.variable(identifier).await?.value.to_serde()?)
     }

@@ -1,11 +1,11 @@
 //! Whether a value is of a type, and keeps its constraints.
 
 use bytes::Bytes;
-use serde::{Deserialize, de::IgnoredAny};
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::{Rules, shape::json_shape};
-use crate::{Payload, ValueType};
+use crate::{Payload, ValueType, payload::ArrayMetadata};
 
 /// How deep lists and maps may be nested: what readers of JSON commonly take.
 const MAX_DEPTH: usize = 100;
@@ -204,14 +204,6 @@ pub(super) fn integer(value: &Value) -> Option<i64> {
     })
 }
 
-/// The metadata of a buffer.
-#[derive(Deserialize)]
-struct ArrayMetadata {
-    shape: Option<Vec<usize>>,
-    dtype: Option<String>,
-    binary_format: Option<String>,
-}
-
 /// The shape of an array. `None`: it is in a format that the host does not read.
 fn shape(kind: ValueType, value: &Payload) -> Result<Option<Vec<usize>>, String> {
     let Some(buffer) = value.binary() else {
@@ -220,45 +212,12 @@ fn shape(kind: ValueType, value: &Payload) -> Result<Option<Vec<usize>>, String>
             None => misfit(kind, value),
         });
     };
-    let metadata: ArrayMetadata = serde_json::from_slice(value.json())
-        .map_err(|error| format!("value's metadata cannot be read: {error}"))?;
-    let Some(shape) = metadata.shape else { return Ok(None) };
-    let raw = metadata.binary_format.as_deref().is_none_or(|format| matches!(format, "raw" | "numpy"));
-    if !raw {
-        return Ok(Some(shape));
+    let metadata =
+        ArrayMetadata::parse(value.json()).map_err(|problem| format!("value's metadata {problem}"))?;
+    if metadata.shape.is_some() && metadata.is_raw() {
+        metadata.items(buffer).map_err(|problem| format!("value's buffer {problem}"))?;
     }
-    let dtype = metadata.dtype.as_deref().unwrap_or_default();
-    let Some(item) = item_size(dtype) else {
-        return Err(format!(
-            "value's buffer has dtype `{dtype}`, which is unknown; it is one like float32, int64 or bool"
-        ));
-    };
-    let expected = shape.iter().try_fold(item, |size, n| size.checked_mul(*n));
-    if expected != Some(buffer.len()) {
-        return Err(format!(
-            "value's buffer has {} bytes, which is not what its shape {shape:?} of {dtype} takes",
-            buffer.len()
-        ));
-    }
-    Ok(Some(shape))
-}
-
-/// The bytes of one item. `None` for what is unknown here.
-fn item_size(dtype: &str) -> Option<usize> {
-    let bits: usize = match dtype.trim_start_matches(['<', '>', '=', '|']) {
-        "bool" | "?" | "b1" => 8,
-        name => {
-            let digits = name.trim_start_matches(|c: char| !c.is_ascii_digit());
-            let size: usize = digits.parse().ok()?;
-            match &name[..name.len() - digits.len()] {
-                "float" | "int" | "uint" | "complex" | "bfloat" => size,
-                "f" | "i" | "u" | "c" => size.checked_mul(8)?,
-                _ => return None,
-            }
-        }
-    };
-    // Items of less than a byte are packed, nobody says how.
-    (bits > 0 && bits.is_multiple_of(8)).then_some(bits / 8)
+    Ok(metadata.shape)
 }
 
 #[cfg(test)]

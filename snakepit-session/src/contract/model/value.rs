@@ -18,7 +18,7 @@ impl Value {
     pub(super) fn of(payload: &Payload) -> Self {
         Self {
             ty: payload.ty(),
-            json: payload.to_serde().expect("what a backend keeps is JSON"),
+            json: serde_json::from_slice(payload.json()).expect("what a backend keeps is JSON"),
             buffer: payload.binary().map(|buffer| buffer.to_vec()),
         }
     }

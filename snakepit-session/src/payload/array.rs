@@ -1,0 +1,362 @@
+//! Arrays as raw buffers, as numpy has them: the items in row-major order, with their shape and data type in the metadata.
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, Error, SeqAccess, Visitor},
+    forward_to_deserialize_any,
+};
+use serde_json::{Error as Problem, json};
+
+use super::Payload;
+use crate::ValueType;
+
+/// As many as numpy takes.
+const MAX_AXES: usize = 64;
+
+/// Lists without items take no bytes of a buffer, and could be any number.
+const MAX_EMPTY: usize = 1 << 16;
+
+/// What the metadata of a buffer says.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ArrayMetadata {
+    /// The length of each axis.
+    pub(crate) shape: Option<Vec<usize>>,
+    dtype: Option<String>,
+    binary_format: Option<String>,
+}
+
+impl ArrayMetadata {
+    /// # Errors
+    /// The problem, to be read after "value's metadata".
+    pub(crate) fn parse(json: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(json).map_err(|error| format!("cannot be read: {error}"))
+    }
+
+    /// Whether the buffer is the items as they are. Clients that do not say send such.
+    pub(crate) fn is_raw(&self) -> bool {
+        self.binary_format.as_deref().is_none_or(|format| matches!(format, "raw" | "numpy"))
+    }
+
+    /// The items of a raw buffer.
+    ///
+    /// # Errors
+    /// What does not fit, to be read after "value's buffer".
+    pub(crate) fn items<'a>(&'a self, buffer: &'a [u8]) -> Result<Items<'a>, String> {
+        let name = self.dtype.as_deref().unwrap_or_default();
+        let Some(dtype) = Dtype::parse(name) else {
+            return Err(format!(
+                "has dtype `{name}`, which is unknown; it is one like float32, int64 or bool"
+            ));
+        };
+        let shape = self.shape.as_deref().unwrap_or_default();
+        let expected = shape.iter().try_fold(dtype.bytes, |size, n| size.checked_mul(*n));
+        if expected != Some(buffer.len()) {
+            return Err(format!(
+                "has {} bytes, which is not what its shape {shape:?} of {name} takes",
+                buffer.len()
+            ));
+        }
+        Ok(Items { shape, dtype, buffer })
+    }
+
+    /// The items of a raw buffer, if they can be read as nested lists.
+    ///
+    /// # Errors
+    /// Why they cannot be.
+    pub(super) fn lists<'a>(&'a self, buffer: &'a [u8]) -> Result<Items<'a>, String> {
+        if !self.is_raw() {
+            let format = self.binary_format.as_deref().unwrap_or_default();
+            return Err(format!("its buffer is in format `{format}`, and only `raw` is read here"));
+        }
+        let shape = self.shape.as_deref().ok_or("its metadata has no shape")?;
+        if shape.len() > MAX_AXES {
+            return Err(format!("its shape has {} axes, the limit is {MAX_AXES}", shape.len()));
+        }
+        let mut full = shape.iter().take_while(|length| **length > 0);
+        let lists = full.try_fold(1_usize, |lists, length| lists.checked_mul(*length));
+        if buffer.is_empty() && lists.is_none_or(|lists| lists > MAX_EMPTY) {
+            return Err(format!("its shape {shape:?} is of more than {MAX_EMPTY} lists without items"));
+        }
+        self.items(buffer).map_err(|problem| format!("its buffer {problem}"))
+    }
+}
+
+/// A data type by numpy's names: `float32`, `<f4`.
+#[derive(Debug, Clone, Copy)]
+struct Dtype {
+    kind: Kind,
+    /// Of one item.
+    bytes: usize,
+    big_endian: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Bool,
+    Int,
+    Uint,
+    Float,
+    Complex,
+    Bfloat,
+}
+
+impl Dtype {
+    fn parse(name: &str) -> Option<Self> {
+        let plain = name.trim_start_matches(['<', '>', '=', '|']);
+        let (kind, bits) = match plain {
+            "bool" | "?" | "b1" => (Kind::Bool, 8),
+            _ => {
+                let digits = plain.trim_start_matches(|c: char| !c.is_ascii_digit());
+                let size: usize = digits.parse().ok()?;
+                match &plain[..plain.len() - digits.len()] {
+                    "float" => (Kind::Float, size),
+                    "int" => (Kind::Int, size),
+                    "uint" => (Kind::Uint, size),
+                    "complex" => (Kind::Complex, size),
+                    "bfloat" => (Kind::Bfloat, size),
+                    "f" => (Kind::Float, size.checked_mul(8)?),
+                    "i" => (Kind::Int, size.checked_mul(8)?),
+                    "u" => (Kind::Uint, size.checked_mul(8)?),
+                    "c" => (Kind::Complex, size.checked_mul(8)?),
+                    _ => return None,
+                }
+            }
+        };
+        // Items of less than a byte are packed, nobody says how.
+        let whole = bits > 0 && bits.is_multiple_of(8);
+        whole.then_some(Self { kind, bytes: bits / 8, big_endian: name.starts_with('>') })
+    }
+
+    /// The item in the lowest bytes, with its sign in the rest. `None`: an item of more than eight bytes.
+    fn bits(self, item: &[u8]) -> Option<u64> {
+        let mut wide = [0; 8];
+        wide.get_mut(..item.len())?.copy_from_slice(item);
+        if self.big_endian {
+            wide[..item.len()].reverse();
+        }
+        Some(u64::from_le_bytes(wide))
+    }
+
+    fn visit<'de, V: Visitor<'de>>(self, item: &[u8], visitor: V) -> Result<V::Value, Problem> {
+        let unread = || {
+            let name = match self.kind {
+                Kind::Bool => "bool",
+                Kind::Int => "int",
+                Kind::Uint => "uint",
+                Kind::Float => "float",
+                Kind::Complex => "complex",
+                Kind::Bfloat => "bfloat",
+            };
+            let bits = 8 * self.bytes;
+            Problem::custom(format!("items of {name}{bits} are not read here; convert them first"))
+        };
+        let bits = self.bits(item).ok_or_else(unread)?;
+        match (self.kind, self.bytes) {
+            (Kind::Bool, _) => visitor.visit_bool(bits != 0),
+            (Kind::Uint, 1 | 2 | 4 | 8) => visitor.visit_u64(bits),
+            (Kind::Int, 1 | 2 | 4 | 8) => {
+                let unused = 64 - 8 * self.bytes;
+                visitor.visit_i64((bits << unused).cast_signed() >> unused)
+            }
+            (Kind::Float, 2) => visitor.visit_f64(half(bits)),
+            (Kind::Float, 4) => visitor.visit_f64(f32::from_bits((bits & 0xffff_ffff) as u32).into()),
+            (Kind::Float, 8) => visitor.visit_f64(f64::from_bits(bits)),
+            _ => Err(unread()),
+        }
+    }
+}
+
+/// IEEE 754 binary16.
+fn half(bits: u64) -> f64 {
+    let (negative, exponent, fraction) = (bits & 0x8000 != 0, (bits >> 10) & 0x1f, (bits & 0x3ff) as f64);
+    let magnitude = match exponent {
+        0 => fraction * 2_f64.powi(-24),
+        31 if fraction == 0.0 => f64::INFINITY,
+        31 => f64::NAN,
+        _ => (1.0 + fraction / 1024.0) * 2_f64.powi(exponent as i32 - 15),
+    };
+    if negative { -magnitude } else { magnitude }
+}
+
+/// The items of an array: a number where no axis is left, else a list.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Items<'a> {
+    shape: &'a [usize],
+    dtype: Dtype,
+    buffer: &'a [u8],
+}
+
+impl<'de> Deserializer<'de> for Items<'_> {
+    type Error = Problem;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
+        match self.shape.split_first() {
+            None => self.dtype.visit(self.buffer, visitor),
+            Some((length, rest)) => {
+                visitor.visit_seq(List { length: *length, rest: Self { shape: rest, ..self } })
+            }
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Problem> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
+        tuple_struct map struct enum identifier ignored_any
+    }
+}
+
+/// What is left of an axis.
+struct List<'a> {
+    length: usize,
+    rest: Items<'a>,
+}
+
+impl<'de> SeqAccess<'de> for List<'_> {
+    type Error = Problem;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Problem> {
+        let Some(left) = self.length.checked_sub(1) else { return Ok(None) };
+        let (item, rest) = self.rest.buffer.split_at(self.rest.buffer.len() / self.length);
+        self.length = left;
+        self.rest.buffer = rest;
+        seed.deserialize(Items { buffer: item, ..self.rest }).map(Some)
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        // Rows of no items take no bytes, however many there are said to be.
+        Some(self.length.min(self.rest.buffer.len()))
+    }
+}
+
+/// An array as a buffer; its shape has room for the items.
+pub(super) fn from_items<T: Number>(ty: ValueType, shape: &[usize], items: &[T]) -> Payload {
+    let metadata = json!({"type": ty, "shape": shape, "dtype": T::DTYPE, "binary_format": "raw"});
+    let mut buffer = Vec::with_capacity(size_of_val(items));
+    items.iter().for_each(|item| item.write(&mut buffer));
+    Payload::from_buffer(ty, metadata.to_string().into(), buffer.into())
+}
+
+/// A kind of number that arrays are made of, by numpy's names.
+pub trait Number: sealed::Sealed + Copy {
+    /// The name of its data type, such as `float32`.
+    const DTYPE: &'static str;
+
+    /// Adds it to a buffer, little-endian.
+    #[doc(hidden)]
+    fn write(self, buffer: &mut Vec<u8>);
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! numbers {
+    ($($ty:ty, $dtype:literal;)*) => {$(
+        impl sealed::Sealed for $ty {}
+
+        impl Number for $ty {
+            const DTYPE: &'static str = $dtype;
+
+            fn write(self, buffer: &mut Vec<u8>) {
+                buffer.extend_from_slice(&self.to_le_bytes());
+            }
+        }
+    )*};
+}
+
+numbers! {
+    f32, "float32";
+    f64, "float64";
+    i8, "int8";
+    i16, "int16";
+    i32, "int32";
+    i64, "int64";
+    u8, "uint8";
+    u16, "uint16";
+    u32, "uint32";
+    u64, "uint64";
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use serde_json::{Value, json};
+
+    use crate::{Payload, ValueType};
+
+    fn read(metadata: &Value, buffer: &[u8]) -> Result<Value, String> {
+        let buffer = Bytes::copy_from_slice(buffer);
+        let value = Payload::from_buffer(ValueType::Tensor, metadata.to_string().into(), buffer);
+        value.to_serde().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn items_are_read_by_their_type_and_order() {
+        let one = |dtype: &str, item: &[u8]| read(&json!({"shape": [], "dtype": dtype}), item).unwrap();
+        assert_eq!(one("bool", &[1]), json!(true));
+        assert_eq!(one("int8", &[0xff]), json!(-1));
+        assert_eq!(one("<i2", &[0xfe, 0xff]), json!(-2));
+        assert_eq!(one(">i4", &[0xff, 0xff, 0xff, 0xfd]), json!(-3));
+        assert_eq!(one("int64", &i64::MIN.to_le_bytes()), json!(i64::MIN));
+        assert_eq!(one("uint16", &[1, 2]), json!(0x0201));
+        assert_eq!(one(">u2", &[1, 2]), json!(0x0102));
+        assert_eq!(one("uint64", &u64::MAX.to_le_bytes()), json!(u64::MAX));
+        assert_eq!(one("float32", &1.5_f32.to_le_bytes()), json!(1.5));
+        assert_eq!(one(">f8", &(-2.25_f64).to_be_bytes()), json!(-2.25));
+        // Of binary16: one, minus two, the smallest, the largest.
+        for (bits, number) in [(0x3c00, 1.0), (0xc000, -2.0), (0x0001, 2_f64.powi(-24)), (0x7bff, 65504.0)] {
+            assert_eq!(one("float16", &u16::to_le_bytes(bits)), json!(number));
+        }
+    }
+
+    #[test]
+    fn axes_are_nested_lists() {
+        let numbers = |metadata: Value, buffer: &[u8]| read(&metadata, buffer).unwrap();
+        let bytes = [1, 2, 3, 4, 5, 6];
+        let of = |shape: &[usize]| json!({"shape": shape, "dtype": "uint8", "binary_format": "numpy"});
+        assert_eq!(numbers(of(&[6]), &bytes), json!([1, 2, 3, 4, 5, 6]));
+        assert_eq!(numbers(of(&[2, 3]), &bytes), json!([[1, 2, 3], [4, 5, 6]]));
+        assert_eq!(numbers(of(&[3, 1, 2]), &bytes), json!([[[1, 2]], [[3, 4]], [[5, 6]]]));
+        assert_eq!(numbers(of(&[0]), &[]), json!([]));
+        assert_eq!(numbers(of(&[2, 0, 3]), &[]), json!([[], []]));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said() {
+        let many = vec![1; 65];
+        for (metadata, bytes, said) in [
+            (
+                json!({"shape": [2], "dtype": "float32"}),
+                7,
+                "7 bytes, which is not what its shape [2] of float32 takes",
+            ),
+            (json!({"shape": [1], "dtype": "complex64"}), 8, "items of complex64 are not read here"),
+            (json!({"shape": [1], "dtype": "float128"}), 16, "items of float128 are not read here"),
+            (json!({"shape": [1], "dtype": "decimal"}), 8, "dtype `decimal`, which is unknown"),
+            (json!({"shape": [1], "binary_format": "pickle"}), 8, "its buffer is in format `pickle`"),
+            (json!({"dtype": "float32"}), 8, "its metadata has no shape"),
+            (json!([]), 8, "its metadata cannot be read"),
+            (json!({"shape": many, "dtype": "uint8"}), 1, "its shape has 65 axes, the limit is 64"),
+            (
+                json!({"shape": [1_u64 << 60, 0], "dtype": "uint8"}),
+                0,
+                "of more than 65536 lists without items",
+            ),
+            (json!({"shape": [1_u64 << 40, 1_u64 << 40, 0], "dtype": "uint8"}), 0, "without items"),
+        ] {
+            let problem = read(&metadata, &vec![0; bytes]).unwrap_err();
+            assert!(problem.contains(said), "{metadata}: {problem}");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Reading a value by serde: JSON as it is, arrays as nested lists, bytes as bytes or as a list of them.
+
+use serde::{
+    Deserializer,
+    de::{DeserializeSeed, Error, IntoDeserializer, Visitor, value::SeqDeserializer},
+    forward_to_deserialize_any,
+};
+use serde_json::Error as Problem;
+
+use super::{Payload, array::ArrayMetadata};
+use crate::ValueType;
+
+impl Payload {
+    /// As [`Payload::to_serde`], by a seed: for deserializers that pass values on.
+    ///
+    /// # Errors
+    /// The value is malformed, or not what the seed takes.
+    pub fn read<'de, S: DeserializeSeed<'de>>(&'de self, seed: S) -> Result<S::Value, serde_json::Error> {
+        match &self.binary {
+            None if self.ty == ValueType::Float && self.json.starts_with(b"\"") => {
+                seed.deserialize(NoNumber(self))
+            }
+            None => {
+                let mut json = serde_json::Deserializer::from_slice(&self.json);
+                let value = seed.deserialize(&mut json)?;
+                json.end()?;
+                Ok(value)
+            }
+            Some(buffer) => seed.deserialize(Buffer { value: self, buffer }),
+        }
+    }
+}
+
+/// NaN or an infinity: a text in JSON, but a number to whoever wants one.
+struct NoNumber<'a>(&'a Payload);
+
+impl<'de> Deserializer<'de> for NoNumber<'de> {
+    type Error = Problem;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
+        serde_json::Deserializer::from_slice(&self.0.json).deserialize_any(visitor)
+    }
+
+    fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
+        self.deserialize_f64(visitor)
+    }
+
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
+        match self.0.to_float() {
+            Some(number) => visitor.visit_f64(number),
+            None => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Problem> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 char str string bytes byte_buf unit unit_struct seq tuple
+        tuple_struct map struct enum identifier ignored_any
+    }
+}
+
+/// A buffer: the bytes themselves where such are wanted.
+#[derive(Clone, Copy)]
+struct Buffer<'a> {
+    value: &'a Payload,
+    buffer: &'a [u8],
+}
+
+impl<'de> Deserializer<'de> for Buffer<'de> {
+    type Error = Problem;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
+        if !matches!(self.value.ty, ValueType::Tensor | ValueType::Embedding) {
+            return visitor.visit_borrowed_bytes(self.buffer);
+        }
+        let metadata = ArrayMetadata::parse(&self.value.json)
+            .map_err(|problem| Problem::custom(format!("its metadata {problem}")))?;
+        metadata.lists(self.buffer).map_err(Problem::custom)?.deserialize_any(visitor)
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
+        if self.value.ty == ValueType::Bytes {
+            return visitor
+                .visit_seq(SeqDeserializer::new(self.buffer.iter().map(|byte| byte.into_deserializer())));
+        }
+        self.deserialize_any(visitor)
+    }
+
+    fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
+        visitor.visit_borrowed_bytes(self.buffer)
+    }
+
+    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
+        visitor.visit_borrowed_bytes(self.buffer)
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Problem> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string unit unit_struct tuple tuple_struct map
+        struct enum identifier ignored_any
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[test]
+    fn arrays_go_both_ways() {
+        let grid = Payload::tensor(&[2, 2], &[1.5_f32, 2.0, -3.0, 4.0]).unwrap();
+        assert_eq!(grid.to_serde::<Vec<[f32; 2]>>().unwrap(), [[1.5, 2.0], [-3.0, 4.0]]);
+        assert_eq!(grid.to_serde::<Option<Vec<Vec<f64>>>>().unwrap().unwrap()[1][0], -3.0);
+        let problem = grid.to_serde::<Vec<f32>>().unwrap_err().to_string();
+        assert!(problem.starts_with("tensor value does not fit"), "{problem}");
+        let vector = Payload::embedding(&[1_u8, 2]);
+        assert_eq!((vector.ty(), vector.to_serde::<Vec<u64>>().unwrap()), (ValueType::Embedding, vec![1, 2]));
+        let problem = Payload::tensor(&[2, 3], &[0_i64; 5]).unwrap_err().to_string();
+        assert_eq!(problem, "a tensor of shape [2, 3] does not have the 5 items that were given");
+        assert!(Payload::tensor::<f32>(&[usize::MAX, 2], &[]).is_err());
+    }
+
+    #[test]
+    fn bytes_are_bytes_and_numbers_that_json_has_not_are_numbers() {
+        let bytes = Payload::bytes(Bytes::from_static(b"ab"));
+        assert_eq!(bytes.to_serde::<Vec<u8>>().unwrap(), b"ab");
+        assert_eq!(Payload::float(f64::INFINITY).to_serde::<f64>().unwrap(), f64::INFINITY);
+        assert!(Payload::float(f64::NAN).to_serde::<Option<f32>>().unwrap().unwrap().is_nan());
+        assert_eq!(Payload::float(f64::NAN).to_serde::<String>().unwrap(), "NaN");
+    }
+
+    #[test]
+    fn whoever_wants_bytes_gets_them_of_any_buffer() {
+        #[derive(Deserialize)]
+        struct Borrowed<'a>(&'a [u8]);
+        let pickle =
+            Payload::from_buffer(ValueType::Tensor, r#"{"binary_format": "pickle"}"#.into(), "x".into());
+        let seed = std::marker::PhantomData::<Borrowed<'_>>;
+        assert_eq!(pickle.read(seed).unwrap().0, b"x");
+        let problem = pickle.to_serde::<Vec<f32>>().unwrap_err().to_string();
+        assert!(problem.contains("its buffer is in format `pickle`"), "{problem}");
+    }
+}
