@@ -35,8 +35,8 @@ pub struct CallBuilder {
     mistake: Option<Box<Error>>,
 }
 
-/// Where a call goes.
-#[derive(Debug)]
+/// Where calls and the state of sessions are.
+#[derive(Debug, Clone)]
 pub(crate) enum Target {
     /// To the host of this process.
     Host(Arc<Host>),

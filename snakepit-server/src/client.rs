@@ -9,16 +9,16 @@ use serde::{Serialize, de::DeserializeOwned};
 use snakepit_proto::{
     MAX_MESSAGE_BYTES,
     flow::{CONNECTION_WINDOW, FRAME, STREAM_WINDOW},
-    pb::{self, bridge_service_client::BridgeServiceClient},
+    pb::bridge_service_client::BridgeServiceClient,
     status::root_cause,
 };
-use snakepit_session::SessionId;
+use snakepit_session::{NewSession, SessionId};
 use tokio::net::UnixStream;
 use tonic::transport::{Endpoint, Uri};
 use tower::service_fn;
 
 pub(crate) use self::remote::Remote;
-use crate::{CallBuilder, Error, ReplyStream, call::Target, status::to_tool_error};
+use crate::{CallBuilder, Error, ReplyStream, SessionHandle, call::Target};
 
 /// How long connecting to a host may take, with all that is said before the first call.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -117,68 +117,29 @@ impl Client {
 
     /// Prepares a call with options: timeout, raw payloads, metadata.
     pub fn call(&self, tool: &str) -> CallBuilder {
-        CallBuilder::new(Target::Remote(Arc::clone(&self.remote)), tool)
+        CallBuilder::new(self.target(), tool)
     }
 
-    /// Returns the session of this id, creating it if need be.
+    /// Returns the session of this id, creating it with the host's default TTL if need be.
     ///
     /// # Errors
-    /// [`Error::Session`] when the id is odd, [`Error::Tool`] when the host refuses.
-    pub async fn session(&self, id: &str) -> Result<ClientSession, Error> {
+    /// [`Error::Session`] when the id is odd or the host refuses another session, [`Error::Tool`] when it cannot be reached.
+    pub async fn session(&self, id: &str) -> Result<SessionHandle, Error> {
+        self.session_with(id, NewSession::default()).await
+    }
+
+    /// Returns the session of this id, creating it with this metadata and TTL if need be. A TTL is told in whole seconds,
+    /// the longer part of one counted in full.
+    ///
+    /// # Errors
+    /// As for [`session`](Self::session).
+    pub async fn session_with(&self, id: &str, new: NewSession) -> Result<SessionHandle, Error> {
         let id = SessionId::try_new(id)?;
-        let request = pb::InitializeSessionRequest { session_id: id.to_string(), ..Default::default() };
-        let opened = self.remote.client().initialize_session(request).await;
-        opened.map_err(|status| to_tool_error("InitializeSession", &status))?;
-        Ok(ClientSession { client: self.clone(), id })
-    }
-}
-
-/// A session of a host that runs elsewhere: [`Client::session`]. Cheap to clone; keeps nothing alive.
-#[derive(Debug, Clone)]
-pub struct ClientSession {
-    client: Client,
-    id: SessionId,
-}
-
-impl ClientSession {
-    /// Its id.
-    #[must_use]
-    pub const fn id(&self) -> &SessionId {
-        &self.id
+        self.remote.open_session(&id, new).await?;
+        Ok(SessionHandle::new(self.target(), id))
     }
 
-    /// Calls a tool in this session and returns its value.
-    ///
-    /// # Errors
-    /// See [`CallBuilder::unary`].
-    pub async fn execute<T: DeserializeOwned>(&self, tool: &str, args: impl Serialize) -> Result<T, Error> {
-        Ok(self.call(tool).args(args).unary().await?.value)
-    }
-
-    /// Calls a tool in this session and returns its chunks as they come.
-    ///
-    /// # Errors
-    /// See [`CallBuilder::stream`].
-    pub async fn execute_stream<T: DeserializeOwned>(
-        &self,
-        tool: &str,
-        args: impl Serialize,
-    ) -> Result<ReplyStream<T>, Error> {
-        self.call(tool).args(args).stream().await
-    }
-
-    /// Prepares a call in this session.
-    pub fn call(&self, tool: &str) -> CallBuilder {
-        self.client.call(tool).session(self.id.clone())
-    }
-
-    /// Deletes the session with all it holds.
-    ///
-    /// # Errors
-    /// [`Error::Tool`] when it is gone already.
-    pub async fn delete(self) -> Result<(), Error> {
-        let request = pb::CleanupSessionRequest { session_id: self.id.to_string(), force: false };
-        let deleted = self.client.remote.client().cleanup_session(request).await;
-        deleted.map(drop).map_err(|status| to_tool_error("CleanupSession", &status).into())
+    fn target(&self) -> Target {
+        Target::Remote(Arc::clone(&self.remote))
     }
 }

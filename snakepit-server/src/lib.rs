@@ -44,10 +44,10 @@ mod telemetry;
 
 pub use builder::Builder;
 pub use call::{CallBuilder, Reply, ReplyStream};
-pub use client::{Client, ClientSession};
+pub use client::Client;
 pub use error::Error;
 pub use python::find_python;
-pub use session::SessionHandle;
+pub use session::{SessionHandle, SessionWatch};
 pub use snakepit::Snakepit;
 
 pub use snakepit_pool::{PoolStatus, WorkerState, WorkerStatus};
@@ -55,9 +55,10 @@ pub use snakepit_registry::{FnTool, ToolError, ToolSpec, TraceContext};
 #[cfg(feature = "redb")]
 pub use snakepit_session::RedbBackend;
 pub use snakepit_session::{
-    Batch, MemoryBackend, NewSession, NewVariable, Note, Number, Payload, Program, ProgramName, ProgramOwner,
-    Session, SessionBackend, SessionError, SessionId, SessionLimits, SessionStats, SetVariable, UpdateKind,
-    ValueType, Variable, VariableType, VariableUpdate, VariableVersion, VariableWatch, WatchEvent,
+    Batch, Created, MemoryBackend, NewSession, NewVariable, Note, Number, Payload, Program, ProgramName,
+    ProgramOwner, Session, SessionBackend, SessionError, SessionId, SessionLimits, SessionStats, SetVariable,
+    UpdateKind, ValueType, Variable, VariableType, VariableUpdate, VariableVersion, VariableWatch,
+    WatchEvent,
 };
 #[cfg(feature = "redis")]
 pub use snakepit_session::{RedisBackend, RedisConfig};

@@ -1,26 +1,31 @@
-//! A session as an embedding program holds it.
+//! A session as a program holds it, of its own host or of one elsewhere.
 
 mod variables;
-
-use std::sync::Arc;
 
 use serde::{Serialize, de::DeserializeOwned};
 use snakepit_session::{Created, Program, ProgramInfo, ProgramName, ProgramOwner, Session, SessionId};
 
-use crate::{CallBuilder, Error, ReplyStream, call::Target, host::Host};
+pub(crate) use self::variables::EventStream;
+pub use self::variables::SessionWatch;
+use crate::{CallBuilder, Error, ReplyStream, call::Target};
 
-/// A session of this host: [`Snakepit::session`](crate::Snakepit::session). Cheap to clone.
+/// A session of this host, or of one that runs elsewhere: [`Snakepit::session`](crate::Snakepit::session),
+/// [`Client::session`](crate::Client::session). Cheap to clone.
 ///
 /// The handle keeps nothing alive: when the session expires or is deleted, every operation answers "not found".
+///
+/// # Errors
+/// Of every operation, beside those that it names: [`Error::Session`] when the session is gone, and of a host elsewhere
+/// [`Error::Tool`] when it cannot be reached. Whether a write was done that is answered so is unknown.
 #[derive(Debug, Clone)]
 pub struct SessionHandle {
-    host: Arc<Host>,
+    target: Target,
     id: SessionId,
 }
 
 impl SessionHandle {
-    pub(crate) const fn new(host: Arc<Host>, id: SessionId) -> Self {
-        Self { host, id }
+    pub(crate) const fn new(target: Target, id: SessionId) -> Self {
+        Self { target, id }
     }
 
     /// Its id.
@@ -34,7 +39,10 @@ impl SessionHandle {
     /// # Errors
     /// [`Error::Session`] when it is gone.
     pub async fn info(&self) -> Result<Session, Error> {
-        Ok(self.host.sessions.get(&self.id).await?)
+        match &self.target {
+            Target::Host(host) => Ok(host.sessions.get(&self.id).await?),
+            Target::Remote(remote) => remote.session(&self.id).await,
+        }
     }
 
     /// Calls a tool in this session and returns its value.
@@ -59,7 +67,7 @@ impl SessionHandle {
 
     /// Prepares a call in this session.
     pub fn call(&self, tool: &str) -> CallBuilder {
-        CallBuilder::new(Target::Host(Arc::clone(&self.host)), tool).session(self.id.clone())
+        CallBuilder::new(self.target.clone(), tool).session(self.id.clone())
     }
 
     fn owner(&self) -> ProgramOwner {
@@ -71,7 +79,11 @@ impl SessionHandle {
     /// # Errors
     /// [`Error::Session`] when the name is odd, the program too large, or the session gone.
     pub async fn put_program(&self, name: &str, program: Program) -> Result<Created, Error> {
-        Ok(self.host.sessions.put_program(&self.owner(), &ProgramName::try_new(name)?, program).await?)
+        let name = ProgramName::try_new(name)?;
+        match &self.target {
+            Target::Host(host) => Ok(host.sessions.put_program(&self.owner(), &name, program).await?),
+            Target::Remote(remote) => remote.put_program(&self.id, &name, program).await,
+        }
     }
 
     /// Returns a program.
@@ -79,7 +91,11 @@ impl SessionHandle {
     /// # Errors
     /// [`Error::Session`] when the session or the program is not there.
     pub async fn program(&self, name: &str) -> Result<Program, Error> {
-        Ok(self.host.sessions.program(&self.owner(), &ProgramName::try_new(name)?).await?)
+        let name = ProgramName::try_new(name)?;
+        match &self.target {
+            Target::Host(host) => Ok(host.sessions.program(&self.owner(), &name).await?),
+            Target::Remote(remote) => remote.program(&self.id, &name).await,
+        }
     }
 
     /// Lists the session's programs, ordered by name.
@@ -87,7 +103,10 @@ impl SessionHandle {
     /// # Errors
     /// [`Error::Session`] when the session is gone.
     pub async fn programs(&self) -> Result<Vec<ProgramInfo>, Error> {
-        Ok(self.host.sessions.programs(&self.owner()).await?)
+        match &self.target {
+            Target::Host(host) => Ok(host.sessions.programs(&self.owner()).await?),
+            Target::Remote(remote) => remote.programs(&self.id).await,
+        }
     }
 
     /// Deletes a program.
@@ -95,7 +114,11 @@ impl SessionHandle {
     /// # Errors
     /// [`Error::Session`] when the session or the program is not there.
     pub async fn delete_program(&self, name: &str) -> Result<(), Error> {
-        Ok(self.host.sessions.delete_program(&self.owner(), &ProgramName::try_new(name)?).await?)
+        let name = ProgramName::try_new(name)?;
+        match &self.target {
+            Target::Host(host) => Ok(host.sessions.delete_program(&self.owner(), &name).await?),
+            Target::Remote(remote) => remote.delete_program(&self.id, &name).await,
+        }
     }
 
     /// Deletes the session with all it holds.
@@ -103,7 +126,9 @@ impl SessionHandle {
     /// # Errors
     /// [`Error::Session`] when it is gone already.
     pub async fn delete(self) -> Result<(), Error> {
-        self.host.sessions.delete(&self.id).await?;
-        Ok(())
+        match &self.target {
+            Target::Host(host) => Ok(host.sessions.delete(&self.id).await.map(drop)?),
+            Target::Remote(remote) => remote.delete_session(&self.id).await,
+        }
     }
 }

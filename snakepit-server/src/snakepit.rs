@@ -95,7 +95,7 @@ impl Snakepit {
     pub async fn session_with(&self, id: &str, new: NewSession) -> Result<SessionHandle, Error> {
         let id = SessionId::try_new(id)?;
         self.host.sessions.create(&id, new).await?;
-        Ok(SessionHandle::new(Arc::clone(&self.host), id))
+        Ok(SessionHandle::new(Target::Host(Arc::clone(&self.host)), id))
     }
 
     /// Where the sessions live: for their statistics, their events, global programs, and all else that is not about one

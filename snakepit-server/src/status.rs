@@ -41,8 +41,8 @@ use snakepit_worker::wire::failure_to_wire;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-pub(crate) use back::HOST;
 pub use back::to_tool_error;
+pub(crate) use back::{HOST, session_error};
 
 /// Maps a call's failure to a gRPC status with details.
 #[must_use]
@@ -177,6 +177,16 @@ fn entries_of(error: &SessionError) -> Vec<(&'static str, String)> {
             ("version", version.to_string()),
             ("oldest", oldest.to_string()),
             ("newest", newest.to_string()),
+        ],
+        SessionError::WrittenTwice { variable } => vec![("variable", variable.clone())],
+        SessionError::ProgramTooLarge { name, size, limit } => {
+            vec![("program", brief(name)), ("size", size.to_string()), ("limit", limit.to_string())]
+        }
+        SessionError::MetadataTooLarge { entries, bytes, max_entries, max_bytes } => vec![
+            ("entries", entries.to_string()),
+            ("bytes", bytes.to_string()),
+            ("max_entries", max_entries.to_string()),
+            ("max_bytes", max_bytes.to_string()),
         ],
         SessionError::TooManySessions { limit }
         | SessionError::TooManyWatches { limit }

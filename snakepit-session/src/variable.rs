@@ -79,6 +79,17 @@ impl VariableId {
         Self(format!("{}{}_{name}", Self::PREFIX, uuid::Uuid::new_v4().simple()).into())
     }
 
+    /// An id that a host gave.
+    ///
+    /// # Errors
+    /// [`SessionError::InvalidId`] when it is empty.
+    pub fn try_new(id: impl AsRef<str>) -> Result<Self, SessionError> {
+        match id.as_ref() {
+            "" => Err(SessionError::InvalidId { problem: "it is empty".to_owned() }),
+            id => Ok(Self(id.into())),
+        }
+    }
+
     /// The name in what may be an id.
     pub(crate) fn name_in(identifier: &str) -> Option<&str> {
         let (random, name) = identifier.strip_prefix(Self::PREFIX)?.split_at_checked(Self::RANDOM)?;
@@ -147,6 +158,28 @@ impl Note {
             _ => Source::Host,
         };
         let changed_by = metadata.remove("changed_by").filter(|by| !by.is_empty()).map(Into::into);
+        Self { source, changed_by, metadata: metadata.into() }
+    }
+
+    /// The metadata that says the same.
+    #[must_use]
+    pub fn to_metadata(&self) -> BTreeMap<String, String> {
+        let mut metadata = BTreeMap::from(&self.metadata);
+        metadata.insert("source".to_owned(), self.source.as_str().to_owned());
+        if let Some(by) = &self.changed_by {
+            metadata.insert("changed_by".to_owned(), by.to_string());
+        }
+        metadata
+    }
+
+    /// The note of which a host told the author and the metadata. Whether an author by name wrote in Python is not told.
+    #[must_use]
+    pub fn by_author(author: &str, metadata: impl Into<Metadata>) -> Self {
+        let (source, changed_by) = match author {
+            "python" => (Source::Python, None),
+            "" | "host" => (Source::Host, None),
+            name => (Source::Host, Some(name.into())),
+        };
         Self { source, changed_by, metadata: metadata.into() }
     }
 

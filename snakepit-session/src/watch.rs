@@ -29,6 +29,14 @@ pub enum UpdateKind {
 }
 
 impl UpdateKind {
+    const ALL: [Self; 5] = [Self::Initial, Self::Registered, Self::Set, Self::RolledBack, Self::Deleted];
+
+    /// The kind of this name in the protocol.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+
     /// Its name in the protocol.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

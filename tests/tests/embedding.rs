@@ -15,8 +15,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use snakepit_proto::pb;
 use snakepit_server::{
-    Builder, Error, NewVariable, Note, Payload, Program, SessionError, SetVariable, Snakepit, ToolError,
-    ValueType, VariableType, WatchEvent,
+    Builder, Client as Remote, Created, Error, NewSession, NewVariable, Note, Payload, Program, SessionError,
+    SessionHandle, SetVariable, Snakepit, ToolError, ValueType, VariableType, WatchEvent,
 };
 use snakepit_tests::{Client, SHOWCASE, eventually, is_alive, python, root, tool_request};
 use tokio::sync::Notify;
@@ -276,14 +276,58 @@ async fn dropping_the_last_handle_kills_the_workers_whatever_else_is_held() {
 }
 
 #[tokio::test]
-async fn an_embedding_program_keeps_typed_variables() {
+async fn a_program_keeps_state_in_its_own_host_and_in_one_elsewhere() {
     let dir = tempfile::tempdir().unwrap();
-    let snakepit = start(&dir).await;
-    let session = snakepit.session("s").await.unwrap();
+    let snakepit = builder(&dir).listen(([127, 0, 0, 1], 0).into()).start().await.unwrap();
+    let elsewhere = Remote::connect(&snakepit.address().unwrap().to_string()).await.unwrap();
+    for session in [snakepit.session("s").await.unwrap(), elsewhere.session("t").await.unwrap()] {
+        keeps_typed_variables(&session).await;
+        keeps_programs(&session).await;
+        let info = session.info().await.unwrap();
+        assert_eq!((info.id.clone(), info.variable_count, info.program_count), (session.id().clone(), 0, 1));
+        assert!(
+            info.bytes > 0 && info.expires_in <= info.ttl && info.ttl == Duration::from_secs(3600),
+            "{info:?}"
+        );
+        let mut watch = session.watch(&[], true).await.unwrap();
+        session.clone().delete().await.unwrap();
+        let end = watch.next().await.unwrap().unwrap_err();
+        assert!(matches!(end, Error::Session(SessionError::NotFound { .. })), "{end}");
+        assert!(watch.next().await.is_none());
+        assert!(matches!(session.info().await, Err(Error::Session(SessionError::NotFound { .. }))));
+    }
+    assert_eq!(snakepit.sessions().stats().await.unwrap().live, 0);
+
+    let ttl = Some(Duration::from_millis(1500));
+    let new = NewSession { metadata: [("user".to_owned(), "u".to_owned())].into(), ttl };
+    let session = elsewhere.session_with("u", new).await.unwrap();
+    let info = session.info().await.unwrap();
+    assert_eq!((&info.metadata["user"], info.ttl), ("u", Duration::from_secs(2)));
+    session.register("n", VariableType::new(ValueType::Integer).unwrap(), 0).await.unwrap();
+    let mut watch = session.watch(&["n"], false).await.unwrap();
+    snakepit.shutdown().await;
+    assert!(watch.next().await.is_none(), "a host that shuts down ends it");
+    assert!(matches!(session.get::<i64>("n").await, Err(Error::Tool(_))));
+}
+
+async fn keeps_programs(session: &SessionHandle) {
+    let put = |data: &'static str| session.put_program("m", Program::new(data, "text/plain"));
+    assert_eq!((put("a").await.unwrap(), put("b").await.unwrap()), (Created::New, Created::Existing));
+    assert_eq!(session.program("m").await.unwrap().data, "b");
+    let listed = session.programs().await.unwrap();
+    assert_eq!((listed.len(), listed[0].name.as_str(), listed[0].size), (1, "m", 1));
+    put("c").await.unwrap();
+    session.delete_program("m").await.unwrap();
+    let gone = session.program("m").await.unwrap_err();
+    assert!(matches!(gone, Error::Session(SessionError::ProgramNotFound { .. })), "{gone}");
+    put("d").await.unwrap();
+}
+
+async fn keeps_typed_variables(session: &SessionHandle) {
     let ty = VariableType::with_constraints(ValueType::Integer, r#"{"min": 0}"#).unwrap();
-    let variable = session.register("n", ty, 1).await.unwrap();
+    let id = session.register("n", ty, 1).await.unwrap();
     assert_eq!(session.set("n", 2).await.unwrap(), 1);
-    assert_eq!(session.get::<i64>(variable.id.as_str()).await.unwrap(), 2);
+    assert_eq!(session.get::<i64>(id.as_str()).await.unwrap(), 2);
     let mut watch = session.watch(&["n"], false).await.unwrap();
 
     let updates = (0..20).map(|_| session.update("n", |n: i64| n + 1));
@@ -308,9 +352,15 @@ async fn an_embedding_program_keeps_typed_variables() {
     assert_eq!(session.history("n", 2).await.unwrap()[1].version, 20);
     assert_eq!(session.rollback("n", 20).await.unwrap().version, 22);
     assert_eq!(session.variables("*").await.unwrap().len(), 1);
+    let note = || Note { changed_by: Some("auditor".into()), ..Note::default() };
+    let write = |n: i64| SetVariable { note: note(), ..SetVariable::new("n", payload(n)).if_version(22) };
+    assert_eq!(session.write_all(vec![write(1)]).await.unwrap(), [23]);
+    assert_eq!(session.history("n", 1).await.unwrap()[0].note, note());
+    let outside = session.set("n", -1).await.unwrap_err().to_string();
+    assert_eq!(outside, "variable `n`: value -1 is below minimum 0");
     session.delete_variable("n").await.unwrap();
-    assert_eq!(snakepit.sessions().stats().await.unwrap().variables, 0);
-    snakepit.shutdown().await;
+    let gone = session.get::<i64>("n").await.unwrap_err();
+    assert!(matches!(gone, Error::Session(SessionError::VariableNotFound { .. })), "{gone}");
 }
 
 #[tokio::test]

@@ -86,6 +86,20 @@ pub struct GetSessionResponse {
     pub variable_count: i32,
     #[prost(int32, tag = "5")]
     pub tool_count: i32,
+    /// How long the session lives from now unless it is used, in milliseconds. This and what follows: extensions.
+    #[prost(uint64, tag = "6")]
+    pub expires_in_ms: u64,
+    /// How long it lives without use, in milliseconds.
+    #[prost(uint64, tag = "7")]
+    pub ttl_ms: u64,
+    #[prost(int32, tag = "8")]
+    pub program_count: i32,
+    /// What it holds, as the limits count.
+    #[prost(uint64, tag = "9")]
+    pub bytes: u64,
+    /// The worker that served it last; empty for none.
+    #[prost(string, tag = "10")]
+    pub last_worker_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeartbeatRequest {

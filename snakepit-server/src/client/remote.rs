@@ -1,5 +1,6 @@
 //! The host at the other end: calls by frames on one stream, or by plain RPCs.
 
+mod state;
 mod timed;
 
 use std::{

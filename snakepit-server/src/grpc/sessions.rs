@@ -1,6 +1,9 @@
 //! Ping and the life of a session.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use snakepit_proto::pb;
 use snakepit_session::{NewSession, SessionError};
@@ -72,6 +75,11 @@ impl Bridge {
             created_at: Some(session.created_at.into()),
             variable_count: count(session.variable_count),
             tool_count: count(self.host().registry.len()),
+            expires_in_ms: millis(session.expires_in),
+            ttl_ms: millis(session.ttl),
+            program_count: count(session.program_count),
+            bytes: session.bytes as u64,
+            last_worker_id: session.last_worker.as_deref().unwrap_or_default().to_owned(),
         })
     }
 
@@ -86,6 +94,10 @@ impl Bridge {
         };
         Ok(pb::HeartbeatResponse { server_time: Some(SystemTime::now().into()), session_valid })
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Counts on the wire are int32; nobody has more.

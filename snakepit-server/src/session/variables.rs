@@ -1,21 +1,28 @@
-//! The variables of a session, as an embedding program holds them.
+//! The variables of a session, as a program holds them.
 
-use std::sync::Arc;
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
+use futures_core::Stream;
+use futures_util::{StreamExt, stream::BoxStream};
 use serde::{Serialize, de::DeserializeOwned};
 use snakepit_session::{
-    Batch, NewVariable, Note, Payload, SessionError, SetVariable, Variable, VariableName, VariableType,
-    VariableVersion, VariableWatch,
+    Batch, NewVariable, Note, Payload, SessionError, SetVariable, Variable, VariableId, VariableName,
+    VariableType, VariableVersion, WatchEvent,
 };
 
 use super::SessionHandle;
-use crate::Error;
+use crate::{Error, call::Target};
 
 /// How often [`SessionHandle::update`] tries before it gives up. With each failure somebody else succeeded.
 const ATTEMPTS: usize = 100;
 
 impl SessionHandle {
-    /// Registers a variable with its first value, which becomes version 0.
+    /// Registers a variable with its first value, which becomes version 0, and returns its id.
     ///
     /// # Errors
     /// [`Error::Session`] when the name is odd or taken, the value outside the type, or the session full or gone;
@@ -25,7 +32,7 @@ impl SessionHandle {
         name: &str,
         ty: Arc<VariableType>,
         value: impl Serialize,
-    ) -> Result<Variable, Error> {
+    ) -> Result<VariableId, Error> {
         let value = Payload::try_from_serde(&value)?;
         self.register_with(name, NewVariable { ty, value, note: Note::default() }).await
     }
@@ -34,9 +41,12 @@ impl SessionHandle {
     ///
     /// # Errors
     /// [`Error::Session`] as for [`register`](Self::register).
-    pub async fn register_with(&self, name: &str, new: NewVariable) -> Result<Variable, Error> {
+    pub async fn register_with(&self, name: &str, new: NewVariable) -> Result<VariableId, Error> {
         let name = VariableName::try_new(name)?;
-        Ok(self.host.sessions.register_variable(&self.id, &name, new).await?)
+        match &self.target {
+            Target::Host(host) => Ok(host.sessions.register_variable(&self.id, &name, new).await?.id),
+            Target::Remote(remote) => remote.register_variable(&self.id, &name, new).await,
+        }
     }
 
     /// Returns the value of a variable, by id or name: of a tensor or an embedding nested lists of numbers, however it was
@@ -53,7 +63,10 @@ impl SessionHandle {
     /// # Errors
     /// [`Error::Session`] when the session or the variable is not there.
     pub async fn variable(&self, identifier: &str) -> Result<Variable, Error> {
-        Ok(self.host.sessions.variable(&self.id, identifier).await?)
+        match &self.target {
+            Target::Host(host) => Ok(host.sessions.variable(&self.id, identifier).await?),
+            Target::Remote(remote) => remote.variable(&self.id, identifier).await,
+        }
     }
 
     /// Lists the variables whose names match a pattern, ordered by name. `*` stands for any characters; an empty pattern
@@ -62,7 +75,10 @@ impl SessionHandle {
     /// # Errors
     /// [`Error::Session`] when the session is gone.
     pub async fn variables(&self, pattern: &str) -> Result<Vec<Variable>, Error> {
-        Ok(self.host.sessions.list_variables(&self.id, pattern).await?)
+        match &self.target {
+            Target::Host(host) => Ok(host.sessions.list_variables(&self.id, pattern).await?),
+            Target::Remote(remote) => remote.variables(&self.id, pattern).await,
+        }
     }
 
     /// Writes a variable, by id or name, and returns its new version. Floats that may be NaN or infinite go by
@@ -80,15 +96,23 @@ impl SessionHandle {
     /// # Errors
     /// [`Error::Session`]; [`SessionError::VersionConflict`] when the variable is not at the version expected.
     pub async fn write(&self, write: SetVariable) -> Result<u32, Error> {
-        Ok(self.host.sessions.set_variable(&self.id, write).await?)
+        match &self.target {
+            Target::Host(host) => Ok(host.sessions.set_variable(&self.id, write).await?),
+            Target::Remote(remote) => remote.set_variable(&self.id, write).await,
+        }
     }
 
     /// Writes all of these or none, and returns the new versions in their order.
     ///
     /// # Errors
-    /// [`Error::Session`]; [`SessionError::BatchRefused`] with everything that is wrong.
+    /// [`Error::Session`]; [`SessionError::BatchRefused`] with everything that is wrong. [`Error::Tool`] when the notes
+    /// differ and the host is elsewhere, as a batch has one on the wire.
     pub async fn write_all(&self, writes: Vec<SetVariable>) -> Result<Vec<u32>, Error> {
-        let versions = self.host.sessions.set_variables(&self.id, writes, Batch::Atomic).await?;
+        let host = match &self.target {
+            Target::Host(host) => host,
+            Target::Remote(remote) => return remote.set_variables(&self.id, writes).await,
+        };
+        let versions = host.sessions.set_variables(&self.id, writes, Batch::Atomic).await?;
         Ok(versions.into_iter().collect::<Result<_, _>>()?)
     }
 
@@ -120,12 +144,15 @@ impl SessionHandle {
         }
     }
 
-    /// Deletes a variable, by id or name, and returns what it was.
+    /// Deletes a variable, by id or name.
     ///
     /// # Errors
     /// [`Error::Session`] when the session or the variable is not there.
-    pub async fn delete_variable(&self, identifier: &str) -> Result<Variable, Error> {
-        Ok(self.host.sessions.delete_variable(&self.id, identifier).await?)
+    pub async fn delete_variable(&self, identifier: &str) -> Result<(), Error> {
+        match &self.target {
+            Target::Host(host) => Ok(host.sessions.delete_variable(&self.id, identifier).await.map(drop)?),
+            Target::Remote(remote) => remote.delete_variable(&self.id, identifier).await,
+        }
     }
 
     /// Returns the newest versions of a variable that are kept, newest first; at most `limit`, 0 for all.
@@ -133,7 +160,10 @@ impl SessionHandle {
     /// # Errors
     /// [`Error::Session`] when the session or the variable is not there.
     pub async fn history(&self, identifier: &str, limit: usize) -> Result<Vec<VariableVersion>, Error> {
-        Ok(self.host.sessions.variable_history(&self.id, identifier, limit).await?)
+        match &self.target {
+            Target::Host(host) => Ok(host.sessions.variable_history(&self.id, identifier, limit).await?),
+            Target::Remote(remote) => remote.history(&self.id, identifier, limit).await,
+        }
     }
 
     /// Gives a variable the value that it had at a version, as a new version.
@@ -141,8 +171,12 @@ impl SessionHandle {
     /// # Errors
     /// [`Error::Session`] when the session or the variable is not there, or the version no longer kept.
     pub async fn rollback(&self, identifier: &str, version: u32) -> Result<Variable, Error> {
-        let sessions = &self.host.sessions;
-        Ok(sessions.rollback_variable(&self.id, identifier, version, Note::default()).await?)
+        match &self.target {
+            Target::Host(host) => {
+                Ok(host.sessions.rollback_variable(&self.id, identifier, version, Note::default()).await?)
+            }
+            Target::Remote(remote) => remote.rollback(&self.id, identifier, version).await,
+        }
     }
 
     /// Watches variables, by id or name, or without any all that the session has or will have. `initial` begins with what
@@ -150,8 +184,54 @@ impl SessionHandle {
     ///
     /// # Errors
     /// [`Error::Session`] when the session or one of the variables is not there.
-    pub async fn watch(&self, identifiers: &[&str], initial: bool) -> Result<VariableWatch, Error> {
+    pub async fn watch(&self, identifiers: &[&str], initial: bool) -> Result<SessionWatch, Error> {
         let identifiers: Vec<_> = identifiers.iter().map(|&identifier| identifier.to_owned()).collect();
-        Ok(self.host.sessions.watch_variables(&self.id, &identifiers, initial).await?)
+        let events = match &self.target {
+            Target::Host(host) => {
+                let watch = host.sessions.watch_variables(&self.id, &identifiers, initial).await?;
+                watch.map(|event| event.map_err(Error::from)).boxed()
+            }
+            Target::Remote(remote) => remote.watch(&self.id, identifiers, initial).await?,
+        };
+        Ok(SessionWatch { events })
+    }
+}
+
+/// What a watch is made of.
+pub(crate) type EventStream = BoxStream<'static, Result<WatchEvent, Error>>;
+
+/// The changes of some variables of a session, as a stream: [`SessionHandle::watch`].
+///
+/// Every change comes once, in the order in which they happened. Nobody who writes waits for a watcher: one that falls too
+/// far behind loses the oldest changes and is told how many ([`WatchEvent::Lost`]), at the place where they are missing. The
+/// stream ends with an error when the session ends or the connection to a host elsewhere is lost. A watch does not renew the session.
+///
+/// # Cancel safety
+/// Dropping a future that waits for the next event loses nothing. Dropping the watch ends it.
+pub struct SessionWatch {
+    events: EventStream,
+}
+
+impl SessionWatch {
+    /// Waits for the next event. `None` after the end was told, or when a host elsewhere shuts down.
+    ///
+    /// # Errors
+    /// [`Error::Session`] once, when the session ended; [`Error::Tool`] when the connection is lost.
+    pub async fn next(&mut self) -> Option<Result<WatchEvent, Error>> {
+        self.events.next().await
+    }
+}
+
+impl Stream for SessionWatch {
+    type Item = Result<WatchEvent, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.events.poll_next_unpin(cx)
+    }
+}
+
+impl fmt::Debug for SessionWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionWatch").finish_non_exhaustive()
     }
 }

@@ -34,15 +34,13 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
     let entry = |key: &str| info.and_then(|info| info.metadata.get(key)).cloned();
     let number = |key: &str| entry(key).and_then(|text| text.parse().ok()).unwrap_or_default();
     let retry_after: Option<Duration> = details.retry_info().and_then(|info| info.retry_delay);
-    let message = || status.message().to_owned();
     let after = |prefix: &str| status.message().strip_prefix(prefix).unwrap_or(status.message()).to_owned();
-    let session = || SessionId::try_new(entry("session")?).ok();
-    // A host that does not say enough says it in its message.
-    let in_session = |error: Option<SessionError>| {
-        ToolError::Session(error.unwrap_or_else(|| SessionError::Backend { problem: message() }))
-    };
+    let reason = info.map(|info| info.reason.as_str()).unwrap_or_default();
+    if let Some(error) = session_error(reason, entry, status.message()) {
+        return ToolError::Session(error);
+    }
     let Details { failure, violation, .. } = details_of(status);
-    match (info.map(|info| info.reason.as_str()).unwrap_or_default(), failure, violation) {
+    match (reason, failure, violation) {
         ("TOOL_NOT_FOUND", ..) => ToolError::NotFound { tool: tool_name(), suggestion: entry("suggestion") },
         ("INVALID_ARGUMENT", _, Some(violation)) => ToolError::InvalidArgument {
             tool: tool_name(),
@@ -78,27 +76,6 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
         ("NO_WORKER", ..) => {
             ToolError::Unavailable { reason: after("no worker is available: "), retry_after }
         }
-        ("SESSION_NOT_FOUND", ..) => in_session(session().map(|id| SessionError::NotFound { id })),
-        ("PROGRAM_NOT_FOUND", ..) => in_session(
-            session()
-                .and_then(|session| Some(SessionError::ProgramNotFound { session, name: entry("program")? })),
-        ),
-        ("TOO_MANY_SESSIONS", ..) => {
-            in_session(Some(SessionError::TooManySessions { limit: number("limit") }))
-        }
-        ("SESSION_FULL", ..) => in_session(session().map(|session| {
-            let limit = number("limit");
-            match entry("size") {
-                Some(_) => SessionError::SessionTooLarge { session, size: number("size"), limit },
-                None => SessionError::TooManyPrograms { session, limit },
-            }
-        })),
-        ("BACKEND_FULL", ..) => {
-            in_session(Some(SessionError::BackendFull { size: number("size"), limit: number("limit") }))
-        }
-        ("BACKEND_FAILED", ..) => {
-            in_session(entry("problem").map(|problem| SessionError::Backend { problem }))
-        }
         ("INTERNAL", ..) => ToolError::Internal { problem: after("internal error: ") },
         _ => ToolError::Internal {
             problem: format!("the host answered {:?}: {}", status.code(), status.message()),
@@ -106,12 +83,85 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
     }
 }
 
+/// Reads what a host says of a session: the reason, the entries with it, and the message. `None`: it is about something
+/// else, or does not say enough.
+pub(crate) fn session_error(
+    reason: &str,
+    entry: impl Fn(&str) -> Option<String>,
+    message: &str,
+) -> Option<SessionError> {
+    let session = || SessionId::try_new(entry("session")?).ok();
+    let number = |key: &str| entry(key)?.parse().ok();
+    let count = |key: &str| entry(key)?.parse().ok();
+    Some(match reason {
+        "SESSION_NOT_FOUND" => SessionError::NotFound { id: session()? },
+        "PROGRAM_NOT_FOUND" => match session() {
+            Some(session) => SessionError::ProgramNotFound { session, name: entry("program")? },
+            None => SessionError::GlobalProgramNotFound { name: entry("program")? },
+        },
+        "VARIABLE_NOT_FOUND" => {
+            SessionError::VariableNotFound { session: session()?, identifier: entry("variable")? }
+        }
+        "VARIABLE_EXISTS" => SessionError::VariableExists { session: session()?, name: entry("variable")? },
+        "VERSION_NOT_KEPT" => SessionError::VersionNotKept {
+            variable: entry("variable")?,
+            version: number("version")?,
+            oldest: number("oldest")?,
+            newest: number("newest")?,
+        },
+        "VERSION_CONFLICT" => SessionError::VersionConflict {
+            variable: entry("variable")?,
+            expected: number("expected")?,
+            actual: number("actual")?,
+        },
+        "INVALID_VALUE" => {
+            let variable = entry("variable")?;
+            match count("limit") {
+                Some(limit) => SessionError::ValueTooLarge { variable, size: count("size")?, limit },
+                None => {
+                    let problem = message.strip_prefix(&format!("variable `{variable}`: "));
+                    SessionError::InvalidValue { problem: problem.unwrap_or(message).to_owned(), variable }
+                }
+            }
+        }
+        "INVALID_ARGUMENT" if entry("max_entries").is_some() => SessionError::MetadataTooLarge {
+            entries: count("entries")?,
+            bytes: count("bytes")?,
+            max_entries: count("max_entries")?,
+            max_bytes: count("max_bytes")?,
+        },
+        "INVALID_ARGUMENT" if entry("program").is_some() => SessionError::ProgramTooLarge {
+            name: entry("program")?,
+            size: count("size")?,
+            limit: count("limit")?,
+        },
+        "INVALID_ARGUMENT" if entry("variable").is_some() => {
+            SessionError::WrittenTwice { variable: entry("variable")? }
+        }
+        "TOO_MANY_SESSIONS" => SessionError::TooManySessions { limit: count("limit")? },
+        "TOO_MANY_VARIABLES" => {
+            SessionError::TooManyVariables { session: session()?, limit: count("limit")? }
+        }
+        "TOO_MANY_WATCHES" => SessionError::TooManyWatches { limit: count("limit")? },
+        "TOO_MANY_PROGRAMS" => SessionError::TooManyGlobalPrograms { limit: count("limit")? },
+        "SESSION_FULL" => match count("size") {
+            Some(size) => SessionError::SessionTooLarge { session: session()?, size, limit: count("limit")? },
+            None => SessionError::TooManyPrograms { session: session()?, limit: count("limit")? },
+        },
+        "BACKEND_FULL" => SessionError::BackendFull { size: count("size")?, limit: count("limit")? },
+        "BACKEND_FAILED" => {
+            SessionError::Backend { problem: entry("problem").unwrap_or_else(|| message.to_owned()) }
+        }
+        _ => return None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::status::from_tool_error;
+    use crate::status::{from_session_error, from_tool_error};
 
     #[test]
     fn what_went_over_the_wire_comes_back_as_it_was() {
@@ -143,18 +193,43 @@ mod tests {
             ToolError::ConnectionLost { peer: "the host".into(), problem: "broken pipe".into() },
             ToolError::Unavailable { reason: "the pool is draining".into(), retry_after: None },
             ToolError::Session(SessionError::NotFound { id: session() }),
-            ToolError::Session(SessionError::ProgramNotFound { session: session(), name: "m".into() }),
-            ToolError::Session(SessionError::TooManySessions { limit: 1 }),
-            ToolError::Session(SessionError::TooManyPrograms { session: session(), limit: 9 }),
-            ToolError::Session(SessionError::SessionTooLarge { session: session(), size: 10, limit: 9 }),
-            ToolError::Session(SessionError::BackendFull { size: 10, limit: 9 }),
-            ToolError::Session(SessionError::Backend { problem: "disk full".into() }),
             ToolError::Internal { problem: "bug".into() },
         ];
         for error in errors {
             let expected = format!("{error:?}");
             let back = to_tool_error("add", &from_tool_error(error));
             assert_eq!(format!("{back:?}"), expected);
+        }
+    }
+
+    #[test]
+    fn what_a_session_refused_comes_back_as_it_was() {
+        let session = || SessionId::try_new("s").unwrap();
+        let variable = || "n".to_owned();
+        for error in [
+            SessionError::NotFound { id: session() },
+            SessionError::ProgramNotFound { session: session(), name: "m".into() },
+            SessionError::GlobalProgramNotFound { name: "m".into() },
+            SessionError::ProgramTooLarge { name: "m".into(), size: 10, limit: 9 },
+            SessionError::VariableNotFound { session: session(), identifier: variable() },
+            SessionError::VariableExists { session: session(), name: variable() },
+            SessionError::InvalidValue { variable: variable(), problem: "value 2 is above maximum 1".into() },
+            SessionError::ValueTooLarge { variable: variable(), size: 10, limit: 9 },
+            SessionError::VersionConflict { variable: variable(), expected: 1, actual: 2 },
+            SessionError::VersionNotKept { variable: variable(), version: 1, oldest: 2, newest: 3 },
+            SessionError::WrittenTwice { variable: variable() },
+            SessionError::MetadataTooLarge { entries: 1, bytes: 2, max_entries: 3, max_bytes: 4 },
+            SessionError::TooManySessions { limit: 1 },
+            SessionError::TooManyPrograms { session: session(), limit: 9 },
+            SessionError::TooManyGlobalPrograms { limit: 9 },
+            SessionError::TooManyVariables { session: session(), limit: 9 },
+            SessionError::TooManyWatches { limit: 9 },
+            SessionError::SessionTooLarge { session: session(), size: 10, limit: 9 },
+            SessionError::BackendFull { size: 10, limit: 9 },
+            SessionError::Backend { problem: "disk full".into() },
+        ] {
+            let back = to_tool_error("SetVariable", &from_session_error(&error));
+            assert!(matches!(&back, ToolError::Session(back) if *back == error), "{error:?}: {back:?}");
         }
     }
 

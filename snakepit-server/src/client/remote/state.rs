@@ -1,0 +1,351 @@
+//! The state of a session, read and written over gRPC.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use snakepit_proto::pb;
+use snakepit_registry::ToolError;
+use snakepit_session::{
+    Created, NewSession, NewVariable, Note, Payload, Program, ProgramInfo, ProgramName, Session,
+    SessionError, SessionId, SetVariable, Source, UpdateKind, Variable, VariableId, VariableName,
+    VariableType, VariableUpdate, VariableVersion, WatchEvent,
+};
+use snakepit_worker::wire::{payload_from_wire, payload_to_wire};
+use tonic::{Response, Status};
+
+use super::Remote;
+use crate::{
+    Error,
+    session::EventStream,
+    status::{session_error, to_tool_error},
+};
+
+impl Remote {
+    pub(crate) async fn open_session(&self, id: &SessionId, new: NewSession) -> Result<(), Error> {
+        let NewSession { metadata, ttl } = new;
+        let request = pb::InitializeSessionRequest {
+            session_id: id.to_string(),
+            metadata,
+            ttl_seconds: ttl.map_or(0, seconds),
+            ..pb::InitializeSessionRequest::default()
+        };
+        read("InitializeSession", self.client().initialize_session(request).await)?;
+        Ok(())
+    }
+
+    pub(crate) async fn delete_session(&self, id: &SessionId) -> Result<(), Error> {
+        let request = pb::CleanupSessionRequest { session_id: id.to_string(), force: false };
+        read("CleanupSession", self.client().cleanup_session(request).await)?;
+        Ok(())
+    }
+
+    pub(crate) async fn session(&self, id: &SessionId) -> Result<Session, Error> {
+        let request = pb::GetSessionRequest { session_id: id.to_string() };
+        let session = read("GetSession", self.client().get_session(request).await)?;
+        Ok(Session {
+            id: id.clone(),
+            metadata: session.metadata.into(),
+            created_at: time(session.created_at),
+            expires_in: Duration::from_millis(session.expires_in_ms),
+            ttl: Duration::from_millis(session.ttl_ms),
+            program_count: count(session.program_count),
+            variable_count: count(session.variable_count),
+            bytes: usize::try_from(session.bytes).unwrap_or(usize::MAX),
+            last_worker: Some(session.last_worker_id).filter(|id| !id.is_empty()).map(Into::into),
+        })
+    }
+
+    pub(crate) async fn register_variable(
+        &self,
+        id: &SessionId,
+        name: &VariableName,
+        new: NewVariable,
+    ) -> Result<VariableId, Error> {
+        let NewVariable { ty, value, note } = new;
+        let (value, buffer) = payload_to_wire(value);
+        let request = pb::RegisterVariableRequest {
+            session_id: id.to_string(),
+            name: name.to_string(),
+            r#type: ty.kind().to_string(),
+            initial_value: Some(value),
+            constraints_json: ty.constraints_json().to_owned(),
+            metadata: note.to_metadata(),
+            initial_binary_value: buffer.unwrap_or_default(),
+        };
+        let made = read("RegisterVariable", self.client().register_variable(request).await)?;
+        Ok(VariableId::try_new(made.variable_id)?)
+    }
+
+    pub(crate) async fn variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, Error> {
+        let request = pb::GetVariableRequest {
+            session_id: id.to_string(),
+            variable_identifier: identifier.to_owned(),
+            bypass_cache: true,
+        };
+        let found = read("GetVariable", self.client().get_variable(request).await)?;
+        variable(found.variable.unwrap_or_default())
+    }
+
+    pub(crate) async fn variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, Error> {
+        let request = pb::ListVariablesRequest { session_id: id.to_string(), pattern: pattern.to_owned() };
+        let found = read("ListVariables", self.client().list_variables(request).await)?;
+        found.variables.into_iter().map(variable).collect()
+    }
+
+    pub(crate) async fn set_variable(&self, id: &SessionId, write: SetVariable) -> Result<u32, Error> {
+        let SetVariable { identifier, value, note, expected_version } = write;
+        let (value, buffer) = payload_to_wire(value);
+        let request = pb::SetVariableRequest {
+            session_id: id.to_string(),
+            variable_identifier: identifier,
+            value: Some(value),
+            metadata: note.to_metadata(),
+            expected_version: expected_version.map_or(0, version_to_wire),
+            binary_value: buffer.unwrap_or_default(),
+            check_version: expected_version.is_some(),
+        };
+        let written = read("SetVariable", self.client().set_variable(request).await)?;
+        Ok(version(written.new_version))
+    }
+
+    /// Writes all or nothing, with one note for all.
+    pub(crate) async fn set_variables(
+        &self,
+        id: &SessionId,
+        writes: Vec<SetVariable>,
+    ) -> Result<Vec<u32>, Error> {
+        let note = writes.first().map(|write| write.note.clone()).unwrap_or_default();
+        if writes.iter().any(|write| write.note != note) {
+            let problem = "takes one note for all writes of a batch; write them one by one".to_owned();
+            return Err(ToolError::Unsupported { tool: "SetVariables".to_owned(), problem }.into());
+        }
+        let mut request = pb::BatchSetVariablesRequest {
+            session_id: id.to_string(),
+            metadata: note.to_metadata(),
+            atomic: true,
+            ..pb::BatchSetVariablesRequest::default()
+        };
+        let mut names = Vec::with_capacity(writes.len());
+        for SetVariable { identifier, value, note: _, expected_version } in writes {
+            let (value, buffer) = payload_to_wire(value);
+            if request.updates.insert(identifier.clone(), value).is_some() {
+                return Err(SessionError::WrittenTwice { variable: identifier }.into());
+            }
+            request.binary_updates.extend(buffer.map(|buffer| (identifier.clone(), buffer)));
+            request
+                .expected_versions
+                .extend(expected_version.map(|version| (identifier.clone(), version_to_wire(version))));
+            names.push(identifier);
+        }
+        let mut answer = read("SetVariables", self.client().set_variables(request).await)?;
+        if !answer.errors.is_empty() {
+            let errors = answer.errors.into_iter().map(|(name, message)| {
+                let pb::ErrorReason { reason, metadata, .. } =
+                    answer.reasons.remove(&name).unwrap_or_default();
+                let error = session_error(&reason, |key| metadata.get(key).cloned(), &message);
+                (name, error.unwrap_or(SessionError::Backend { problem: message }))
+            });
+            return Err(SessionError::BatchRefused { errors: errors.collect() }.into());
+        }
+        let version_of = |name: &String| answer.new_versions.get(name).copied().map(version);
+        names
+            .iter()
+            .map(|name| version_of(name).ok_or_else(|| malformed(format!("no version of `{name}`"))))
+            .collect()
+    }
+
+    pub(crate) async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<(), Error> {
+        let request = pb::DeleteVariableRequest {
+            session_id: id.to_string(),
+            variable_identifier: identifier.to_owned(),
+        };
+        read("DeleteVariable", self.client().delete_variable(request).await)?;
+        Ok(())
+    }
+
+    pub(crate) async fn history(
+        &self,
+        id: &SessionId,
+        identifier: &str,
+        limit: usize,
+    ) -> Result<Vec<VariableVersion>, Error> {
+        let request = pb::GetVariableHistoryRequest {
+            session_id: id.to_string(),
+            variable_identifier: identifier.to_owned(),
+            limit: i32::try_from(limit).unwrap_or(i32::MAX),
+        };
+        let found = read("GetVariableHistory", self.client().get_variable_history(request).await)?;
+        let entry = |entry: pb::VariableHistoryEntry| {
+            Ok(VariableVersion {
+                version: version(entry.version),
+                value: payload(entry.value, entry.binary_value)?,
+                at: time(entry.timestamp),
+                note: Note::by_author(&entry.changed_by, entry.metadata),
+            })
+        };
+        found.entries.into_iter().map(entry).collect()
+    }
+
+    pub(crate) async fn rollback(
+        &self,
+        id: &SessionId,
+        identifier: &str,
+        target: u32,
+    ) -> Result<Variable, Error> {
+        let request = pb::RollbackVariableRequest {
+            session_id: id.to_string(),
+            variable_identifier: identifier.to_owned(),
+            target_version: version_to_wire(target),
+            metadata: BTreeMap::new(),
+        };
+        let done = read("RollbackVariable", self.client().rollback_variable(request).await)?;
+        variable(done.variable.unwrap_or_default())
+    }
+
+    pub(crate) async fn watch(
+        &self,
+        id: &SessionId,
+        identifiers: Vec<String>,
+        initial: bool,
+    ) -> Result<EventStream, Error> {
+        let request = pb::WatchVariablesRequest {
+            session_id: id.to_string(),
+            variable_identifiers: identifiers,
+            include_initial_values: initial,
+        };
+        let updates = read("WatchVariables", self.client().watch_variables(request).await)?;
+        Ok(updates
+            .map(|update| match update {
+                Ok(update) => event(update),
+                Err(status) => Err(error("WatchVariables", &status)),
+            })
+            .boxed())
+    }
+
+    pub(crate) async fn put_program(
+        &self,
+        id: &SessionId,
+        name: &ProgramName,
+        program: Program,
+    ) -> Result<Created, Error> {
+        let Program { data, content_type, metadata, ttl, updated_at: _ } = program;
+        let program = pb::Program {
+            name: name.to_string(),
+            data,
+            content_type,
+            metadata,
+            ttl_seconds: ttl.map_or(0, seconds),
+            ..pb::Program::default()
+        };
+        let request =
+            pb::PutProgramRequest { session_id: id.to_string(), program: Some(program), global: false };
+        let put = read("PutProgram", self.client().put_program(request).await)?;
+        Ok(if put.created { Created::New } else { Created::Existing })
+    }
+
+    pub(crate) async fn program(&self, id: &SessionId, name: &ProgramName) -> Result<Program, Error> {
+        let request =
+            pb::GetProgramRequest { session_id: id.to_string(), name: name.to_string(), global: false };
+        let found = read("GetProgram", self.client().get_program(request).await)?;
+        let pb::Program { data, content_type, metadata, updated_at, .. } = found.program.unwrap_or_default();
+        Ok(Program { data, content_type, metadata, ttl: None, updated_at: time(updated_at) })
+    }
+
+    pub(crate) async fn programs(&self, id: &SessionId) -> Result<Vec<ProgramInfo>, Error> {
+        let request = pb::ListProgramsRequest { session_id: id.to_string(), global: false };
+        let found = read("ListPrograms", self.client().list_programs(request).await)?;
+        let info = |program: pb::Program| {
+            Ok(ProgramInfo {
+                name: ProgramName::try_new(program.name)?,
+                size: usize::try_from(program.size).unwrap_or_default(),
+                content_type: program.content_type,
+                metadata: program.metadata,
+                ttl: None,
+                updated_at: time(program.updated_at),
+            })
+        };
+        found.programs.into_iter().map(info).collect()
+    }
+
+    pub(crate) async fn delete_program(&self, id: &SessionId, name: &ProgramName) -> Result<(), Error> {
+        let request =
+            pb::DeleteProgramRequest { session_id: id.to_string(), name: name.to_string(), global: false };
+        read("DeleteProgram", self.client().delete_program(request).await)?;
+        Ok(())
+    }
+}
+
+fn read<T>(rpc: &str, answer: Result<Response<T>, Status>) -> Result<T, Error> {
+    answer.map(Response::into_inner).map_err(|status| error(rpc, &status))
+}
+
+fn error(rpc: &str, status: &Status) -> Error {
+    match to_tool_error(rpc, status) {
+        ToolError::Session(error) => Error::Session(error),
+        error => Error::Tool(error),
+    }
+}
+
+/// An answer that no host should give.
+fn malformed(problem: impl std::fmt::Display) -> Error {
+    Error::Tool(ToolError::Internal { problem: format!("the host's answer cannot be read: {problem}") })
+}
+
+fn payload(value: Option<pb::Any>, buffer: Bytes) -> Result<Payload, Error> {
+    let buffer = (!buffer.is_empty()).then_some(buffer);
+    payload_from_wire(value.unwrap_or_default(), buffer).map_err(malformed)
+}
+
+fn variable(variable: pb::Variable) -> Result<Variable, Error> {
+    let source = match variable.source() {
+        pb::variable::Source::Elixir => Source::Host,
+        pb::variable::Source::Python => Source::Python,
+    };
+    let kind = variable.r#type.parse().map_err(malformed)?;
+    Ok(Variable {
+        id: VariableId::try_new(variable.id)?,
+        name: VariableName::try_new(variable.name)?,
+        ty: VariableType::with_constraints(kind, &variable.constraints_json)?,
+        value: payload(variable.value, variable.binary_value)?,
+        version: version(variable.version),
+        metadata: variable.metadata.into(),
+        source,
+        updated_at: time(variable.last_updated_at),
+    })
+}
+
+fn event(update: pb::VariableUpdate) -> Result<WatchEvent, Error> {
+    if update.update_type == "lost" {
+        return Ok(WatchEvent::Lost(update.lost_updates));
+    }
+    let kind = UpdateKind::named(&update.update_type)
+        .ok_or_else(|| malformed(format!("an update of type `{}`", update.update_type)))?;
+    let note = Note::by_author(&update.update_source, update.update_metadata);
+    let variable = variable(update.variable.unwrap_or_default())?;
+    Ok(WatchEvent::Update(VariableUpdate { kind, variable, note }))
+}
+
+fn time(at: Option<prost_types::Timestamp>) -> SystemTime {
+    at.and_then(|at| SystemTime::try_from(at).ok()).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// A TTL in whole seconds, the longer part of one counted in full; 0 is the host's default, so that none is shorter than one.
+fn seconds(ttl: Duration) -> i64 {
+    i64::try_from(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).unwrap_or(i64::MAX).max(1)
+}
+
+fn count(n: i32) -> usize {
+    usize::try_from(n).unwrap_or_default()
+}
+
+fn version(version: i32) -> u32 {
+    u32::try_from(version).unwrap_or_default()
+}
+
+fn version_to_wire(version: u32) -> i32 {
+    i32::try_from(version).unwrap_or(i32::MAX)
+}
