@@ -55,6 +55,7 @@ pub fn any(input: &[u8]) {
         is_what_it_says(&payload);
     }
     survives(&payload);
+    reads(&payload);
     for (kind, constraints) in TYPES {
         fits_or_not(kind, constraints, &payload);
     }
@@ -63,6 +64,16 @@ pub fn any(input: &[u8]) {
         for (kind, _) in TYPES {
             fits_or_not(kind, constraints, &payload);
         }
+    }
+}
+
+/// A buffer is read as no more numbers than it has bytes, or not at all.
+fn reads(payload: &Payload) {
+    fn numbers(value: &serde_json::Value) -> usize {
+        value.as_array().map_or(1, |items| items.iter().map(numbers).sum())
+    }
+    if let (Some(buffer), Ok(value)) = (payload.binary(), payload.to_serde()) {
+        assert!(numbers(&value) <= buffer.len(), "{} bytes are {value}", buffer.len());
     }
 }
 
