@@ -242,6 +242,26 @@ async fn files_that_cannot_be_opened_are_named_with_the_reason() {
     assert!(std::fs::read(&path).unwrap().starts_with(b"something else"), "it is left as it is");
 }
 
+#[tokio::test]
+async fn files_that_were_never_finished_are_made_anew_and_no_others() {
+    let directory = directory();
+    let path = directory.path().join("sessions");
+    for (begins, ends, is_unfinished) in
+        [("", "", true), ("redb", "", true), ("redc", "", false), ("", "end", false)]
+    {
+        let mut bytes = vec![0; 100_000];
+        bytes[..begins.len()].copy_from_slice(begins.as_bytes());
+        bytes[100_000 - ends.len()..].copy_from_slice(ends.as_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        if is_unfinished {
+            open(&directory).await.create(&id("s"), NewSession::default()).await.unwrap();
+        } else {
+            assert!(refused(&path).await.contains("no file of sessions"));
+            assert_eq!(std::fs::read(&path).unwrap(), bytes, "it is left as it is");
+        }
+    }
+}
+
 /// Changes a file behind the backend's back.
 fn meddle<K: redb::Key + 'static, V: redb::Value + 'static>(
     path: &Path,
