@@ -17,6 +17,8 @@ use crate::{
     contract::{session_backend_contract, session_backend_linearizes, session_backend_matches_model},
 };
 
+mod disk;
+mod power;
 mod same;
 
 fn id(text: &str) -> SessionId {
