@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::{
     Shared,
     lease::{Holder, Lease, LeaseRow, Leases},
-    rows::{DATA, Held, LEASES, NOBODY, PROGRAMS, SCHEMA, SESSIONS, VARIABLES, failed, get, scan},
+    rows::{DATA, Held, LEASES, NOBODY, PROGRAMS, SCHEMA, SESSIONS, VARIABLES, VERSIONS, failed, get, scan},
     state::{State, Totals},
 };
 use crate::{
@@ -27,8 +27,8 @@ use crate::{
     stored::{decode, encode},
 };
 
-/// The version of rows and tables. Newer ones are refused; there are no older ones yet.
-const VERSION: u64 = 1;
+/// The version of rows and tables. All others are refused.
+const VERSION: u64 = 2;
 /// What redb may keep of the file in memory, in bytes.
 const CACHE: usize = 256 * 1024 * 1024;
 
@@ -172,12 +172,13 @@ fn check_schema(transaction: &WriteTransaction) -> Result<bool, SessionError> {
         for table in [SESSIONS, VARIABLES, PROGRAMS, DATA] {
             transaction.open_table(table).map_err(failed)?;
         }
+        transaction.open_table(VERSIONS).map_err(failed)?;
     }
     let version = schema.get(()).map_err(failed)?.map(|version| version.value());
     let problem = match version {
         Some(VERSION) => return Ok(is_new),
-        Some(newer) => format!(
-            "its schema is version {newer}, and this host knows up to {VERSION}; use the version of the host that wrote it"
+        Some(other) => format!(
+            "its schema is version {other}, and this host knows version {VERSION} only; use the version of the host that wrote it"
         ),
         None => "it is a database, but not of sessions".to_owned(),
     };

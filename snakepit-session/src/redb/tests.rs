@@ -18,6 +18,7 @@ use crate::{
 };
 
 mod disk;
+mod history;
 mod power;
 mod same;
 
@@ -278,13 +279,18 @@ fn meddle<K: redb::Key + 'static, V: redb::Value + 'static>(
 }
 
 #[tokio::test]
-async fn schemas_of_later_versions_and_of_others_are_refused() {
+async fn schemas_of_other_versions_and_of_others_are_refused() {
     let directory = directory();
     let path = directory.path().join("sessions");
     drop(open(&directory).await);
-    meddle(&path, rows::SCHEMA, (), 2);
-    let error = refused(&path).await;
-    assert!(error.contains("version 2") && error.contains("up to 1"), "{error}");
+    for version in [1, 3] {
+        meddle(&path, rows::SCHEMA, (), version);
+        let error = refused(&path).await;
+        assert!(
+            error.contains(&format!("is version {version}")) && error.contains("knows version 2"),
+            "{error}"
+        );
+    }
 
     let path = directory.path().join("other");
     meddle(&path, TableDefinition::<u64, u64>::new("other"), 1, 1);

@@ -1,5 +1,5 @@
-//! A disk that is only memory: it outlives its database, and its power can fail. Then what was synced is there, and of what
-//! was written since, anything may be.
+//! A disk that is only memory: it outlives its database, counts what is written, and its power can fail. Then what was
+//! synced is there, and of what was written since, anything may be.
 
 use std::{
     fmt, io,
@@ -25,6 +25,8 @@ struct State {
     unsynced: Vec<Change>,
     /// How many more changes and syncs the power lasts for, if it fails at all.
     power: Option<usize>,
+    /// How many bytes were written in all.
+    written: usize,
 }
 
 #[derive(Clone)]
@@ -83,6 +85,11 @@ impl Disk {
 
     pub(super) fn is_off(&self) -> bool {
         self.state().check().is_err()
+    }
+
+    /// How many bytes were written to it since there is power.
+    pub(super) fn written(&self) -> usize {
+        self.state().written
     }
 
     /// The disk when the power is back. Each write that was not synced is there, missing or torn, whatever became of those
@@ -161,6 +168,8 @@ impl StorageBackend for Disk {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.state().change(Change::Write(offset as usize, data.to_vec()))
+        let mut state = self.state();
+        state.written += data.len();
+        state.change(Change::Write(offset as usize, data.to_vec()))
     }
 }

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use super::{
     disk::Disk,
+    history::older_versions,
     id, register,
     same::{Step, step, take},
     set,
@@ -132,6 +133,7 @@ async fn groups_outlive_power_losses(seed: u64) {
         let acknowledged = clients.join_all().await;
         drop(backend);
         backend = Arc::new(host.open().await);
+        let mut older = 0;
         for (client, acknowledged) in acknowledged {
             let history = backend.variable_history(&id("s"), &format!("x{client}"), 0).await.unwrap();
             let version = history[0].version;
@@ -140,8 +142,10 @@ async fn groups_outlive_power_losses(seed: u64) {
                 assert_eq!((kept.version, kept.value.to_serde::<u32>().unwrap()), (written, written));
             }
             assert_eq!(history.len(), 21.min(version as usize + 1));
+            older += history.len() - 1;
             versions[client] = version;
         }
+        assert_eq!(older_versions(&backend), older as u64);
     }
 }
 

@@ -5,7 +5,7 @@ use std::{fmt::Debug, time::Duration};
 
 use proptest::prelude::*;
 
-use super::{disk::Disk, id, program_name, variable_name};
+use super::{disk::Disk, history::older_versions, id, program_name, variable_name};
 use crate::{
     Batch, MemoryBackend, NewSession, NewVariable, Note, PageRequest, Payload, Program, ProgramOwner,
     RedbBackend, SessionBackend, SessionError, SessionLimits, SetVariable, ValueType, Variable, VariableType,
@@ -241,6 +241,14 @@ async fn both_agree(steps: Vec<Step>) {
             }
         }
     }
+    let mut older = 0;
+    for session in durable.list(PageRequest::default()).await.unwrap().items {
+        for variable in durable.list_variables(&session.id, "").await.unwrap() {
+            older +=
+                durable.variable_history(&session.id, variable.name.as_str(), 0).await.unwrap().len() - 1;
+        }
+    }
+    assert_eq!(older_versions(&durable), older as u64, "none is left behind");
 }
 
 proptest! {
