@@ -64,7 +64,7 @@ const SWEEP_ROWS: usize = 4096;
 /// The file is made if need be, readable by its owner only; its directory must be there. One process at a time has it
 /// open. It does not shrink when sessions end: their room is used again. Opening counts what is in it, and reads all of it
 /// once after a crash; what [`stats`](crate::SessionBackend::stats) counts of events begins at 0. The file bears the version
-/// of its schema: a newer one is refused.
+/// of its schema: any other is refused.
 ///
 /// Dropping the backend blocks until what was asked is written and the file is closed.
 #[derive(Debug)]
@@ -135,7 +135,7 @@ impl RedbBackend {
     ///
     /// # Errors
     /// [`SessionError::Backend`], naming the file: its directory is missing, it is open already, it holds something
-    /// else or is damaged, or a newer version wrote it.
+    /// else or is damaged, or a version wrote it that has another schema.
     ///
     /// # Cancel safety
     /// When the future is dropped, the file is closed again.

@@ -1,6 +1,6 @@
 //! A variable as it is kept: what it is, and what it was.
 
-use std::{collections::VecDeque, time::SystemTime};
+use std::{collections::VecDeque, ops::Range, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -25,23 +25,24 @@ pub(crate) struct VariableRecord {
 
 /// A version before the current one. Written as a tuple, because there are many of them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(from = "(u32, usize, Option<VariableVersion>)", into = "(u32, usize, Option<VariableVersion>)")]
+#[serde(from = "(u32, usize)", into = "(u32, usize)")]
 struct Older {
     version: u32,
     size: usize,
-    /// `None` where it was not loaded: writes need no more than its size.
+    /// `None` where it was not loaded: writes need no more than its size. Not written with the variable, which would make
+    /// a write cost as much as all of them hold: a backend that writes keeps each in a place of its own.
     whole: Option<VariableVersion>,
 }
 
-impl From<(u32, usize, Option<VariableVersion>)> for Older {
-    fn from((version, size, whole): (u32, usize, Option<VariableVersion>)) -> Self {
-        Self { version, size, whole }
+impl From<(u32, usize)> for Older {
+    fn from((version, size): (u32, usize)) -> Self {
+        Self { version, size, whole: None }
     }
 }
 
-impl From<Older> for (u32, usize, Option<VariableVersion>) {
-    fn from(Older { version, size, whole }: Older) -> Self {
-        (version, size, whole)
+impl From<Older> for (u32, usize) {
+    fn from(Older { version, size, whole: _ }: Older) -> Self {
+        (version, size)
     }
 }
 
@@ -80,12 +81,6 @@ impl VariableRecord {
             updated_at: SystemTime::now(),
         };
         Ok(Self { variable, note, older: VecDeque::new(), older_bytes: 0 })
-    }
-
-    /// A variable of which only what it is now was loaded.
-    #[cfg_attr(not(feature = "redb"), allow(dead_code, reason = "for backends that load parts"))]
-    pub(crate) const fn without_history(variable: Variable, note: Note) -> Self {
-        Self { variable, note, older: VecDeque::new(), older_bytes: 0 }
     }
 
     /// Whether this is its name or its id.
@@ -197,22 +192,21 @@ impl VariableRecord {
         std::iter::once(current).chain(older).take(limit)
     }
 
-    /// The numbers of the versions before the current one that are kept, oldest first.
-    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "for backends that keep versions apart"))]
-    pub(crate) fn older(&self) -> impl DoubleEndedIterator<Item = u32> {
-        self.older.iter().map(|older| older.version)
-    }
-
-    /// What a backend writes that keeps older versions apart from the current one.
-    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "for backends that keep versions apart"))]
-    pub(crate) fn without_older(&self) -> Self {
-        let older = self.older.iter().map(|older| Older { whole: None, ..*older });
-        let (variable, note) = (self.variable.clone(), self.note.clone());
-        Self { variable, note, older: older.collect(), older_bytes: self.older_bytes }
+    /// The numbers of the versions before the current one that are kept.
+    #[cfg_attr(
+        not(any(feature = "redb", feature = "redis")),
+        allow(dead_code, reason = "for backends that keep versions apart")
+    )]
+    pub(crate) fn older(&self) -> Range<u32> {
+        let newest = self.variable.version;
+        self.older.front().map_or(newest, |oldest| oldest.version)..newest
     }
 
     /// Adds one of the older versions to a variable that was loaded without.
-    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "for backends that keep versions apart"))]
+    #[cfg_attr(
+        not(any(feature = "redb", feature = "redis")),
+        allow(dead_code, reason = "for backends that keep versions apart")
+    )]
     pub(crate) fn load(&mut self, version: VariableVersion) {
         if let Some(older) = self.older.iter_mut().find(|older| older.version == version.version) {
             older.whole = Some(version);
@@ -230,7 +224,7 @@ impl VariableRecord {
         whole.map(|older| older.value.clone()).ok_or_else(|| SessionError::VersionNotKept {
             variable: self.variable.name.to_string(),
             version,
-            oldest: self.older.front().map_or(newest, |oldest| oldest.version),
+            oldest: self.older().start,
             newest,
         })
     }

@@ -139,7 +139,7 @@ impl SessionBackend for RedbBackend {
     ) -> Result<Vec<Option<Variable>>, SessionError> {
         let identifiers: Vec<_> = identifiers.iter().map(ToString::to_string).collect();
         self.look(id, move |id, view, mut record| {
-            view.load_current(id, &identifiers, &mut record)?;
+            view.load_variables(id, &identifiers, &mut record)?;
             let find = |identifier: &String| Some(record.find(identifier)?.variable.clone());
             Ok(identifiers.iter().map(find).collect())
         })
@@ -205,7 +205,7 @@ impl SessionBackend for RedbBackend {
         let identifier = identifier.to_owned();
         self.look(id, move |id, view, mut record| {
             view.load_variables(id, std::slice::from_ref(&identifier), &mut record)?;
-            Ok(record.variable(id, &identifier)?.history(limit).collect())
+            view.history(id, record.variable(id, &identifier)?, limit)
         })
         .await
     }
@@ -218,14 +218,7 @@ impl SessionBackend for RedbBackend {
         note: Note,
     ) -> Result<Variable, SessionError> {
         let (id, identifier) = (id.clone(), identifier.to_owned());
-        self.write(0, move |group| {
-            group.change_variables(&id, std::slice::from_ref(&identifier), |record, room, changes| {
-                let changed = record.rollback(room, &identifier, version, note)?;
-                changes.add(UpdateKind::RolledBack, changed);
-                Ok(changed.variable.clone())
-            })
-        })
-        .await
+        self.write(0, move |group| group.rollback(&id, &identifier, version, note)).await
     }
 
     async fn watch_variables(

@@ -1,7 +1,10 @@
 //! What can be done within one transaction, by one operation after the other. Each changes rows entirely or not at all,
 //! and what it changes beside them is only staged.
 
-use std::{collections::BTreeSet, ops::Bound};
+use std::{
+    borrow::Borrow,
+    ops::{Bound, Range},
+};
 
 use bytes::Bytes;
 use redb::{Table, WriteTransaction};
@@ -11,18 +14,19 @@ use super::{
     Shared,
     lease::{Holder, Lease},
     rows::{
-        DATA, Held, Key, NOBODY, PROGRAMS, Row, SESSIONS, VARIABLES, end_of, failed, get, head_of,
-        load_current, load_variables, rows_of,
+        DATA, Held, Key, NOBODY, PROGRAMS, Row, SESSIONS, VARIABLES, VERSIONS, VersionKey, end_of, failed,
+        get, head_of, rows_of,
     },
     state::{News, Staged, State, Totals},
 };
 use crate::{
     Created, NewSession, Program, ProgramInfo, ProgramName, Session, SessionError, SessionEventKind,
-    SessionId, UpdateKind, VariableName, VariableUpdate, VariableWatch,
-    record::{Head, ProgramRecord, Record, Room, VariableRecord, no_program},
+    SessionId,
+    record::{Head, ProgramRecord, Record, Room, no_program},
     stored::encode,
-    watch::Watcher,
 };
+
+mod variables;
 
 /// A transaction with all that belongs to it.
 pub(super) struct Group<'a> {
@@ -32,27 +36,12 @@ pub(super) struct Group<'a> {
     now: Instant,
     sessions: Rows<'a>,
     variables: Rows<'a>,
+    versions: Table<'a, VersionKey, Row>,
     programs: Rows<'a>,
     data: Rows<'a>,
 }
 
 type Rows<'a> = Table<'a, Key, Row>;
-
-/// Which variables an operation changed.
-pub(super) struct Changes {
-    names: BTreeSet<VariableName>,
-    /// What the watchers are to be told, if there are any.
-    updates: Option<Vec<VariableUpdate>>,
-}
-
-impl Changes {
-    pub(super) fn add(&mut self, kind: UpdateKind, changed: &VariableRecord) {
-        self.names.insert(changed.variable.name.clone());
-        if let Some(updates) = &mut self.updates {
-            updates.push(changed.update(kind));
-        }
-    }
-}
 
 impl<'a> Group<'a> {
     pub(super) fn begin(
@@ -68,6 +57,7 @@ impl<'a> Group<'a> {
             now: Instant::now(),
             sessions: table(SESSIONS)?,
             variables: table(VARIABLES)?,
+            versions: transaction.open_table(VERSIONS).map_err(failed)?,
             programs: table(PROGRAMS)?,
             data: table(DATA)?,
         })
@@ -190,51 +180,6 @@ impl<'a> Group<'a> {
             self.put_head(id, &record.head)?;
         }
         Ok(done)
-    }
-
-    /// Does something to those variables of a session that these identifiers may mean.
-    pub(super) fn change_variables<T>(
-        &mut self,
-        id: &SessionId,
-        identifiers: &[String],
-        act: impl FnOnce(&mut Record, &mut Room<'_>, &mut Changes) -> Result<T, SessionError>,
-    ) -> Result<T, SessionError> {
-        let mut record = self.used(id)?;
-        load_variables(&self.variables, id, identifiers, &mut record)?;
-        let watchers = self.state.watchers.get_mut(id).and_then(|watchers| watchers.now());
-        let mut changes = Changes { names: BTreeSet::new(), updates: watchers.is_some().then(Vec::new) };
-        let done = self.edit(id, &mut record, |record, room| act(record, room, &mut changes))?;
-        for name in changes.names {
-            let key = (id.as_str(), name.as_str());
-            self.writing(1);
-            match record.variables.get(&name) {
-                Some(variable) => put(&mut self.variables, key, &encode(variable)?)?,
-                None => erase(&mut self.variables, key)?,
-            }
-        }
-        if let (Some(watchers), Some(updates)) = (watchers, changes.updates) {
-            self.state.staged.news.push(News::Changed { watchers, updates });
-        }
-        Ok(done)
-    }
-
-    pub(super) fn watch(
-        &mut self,
-        id: &SessionId,
-        identifiers: &[String],
-        initial: bool,
-    ) -> Result<VariableWatch, SessionError> {
-        let mut record = self.used(id)?;
-        for identifier in identifiers {
-            load_current(&self.variables, id, Some(identifier), &mut record)?;
-        }
-        if identifiers.is_empty() && initial {
-            load_current(&self.variables, id, None, &mut record)?;
-        }
-        let limits = &self.shared.limits;
-        let (watcher, watch) = Watcher::of_record(limits, id, &record, identifiers, initial)?;
-        self.state.watchers.entry(id.clone()).or_default().add(watcher, limits.max_watches)?;
-        Ok(watch)
     }
 
     pub(super) fn put_program(
@@ -363,12 +308,15 @@ impl<'a> Group<'a> {
         let Some(Held { bytes, programs, variables, .. }) = held else { return Ok(()) };
         self.writing(1 + variables + 2 * programs);
         erase(&mut self.sessions, head_of(id))?;
+        let end = end_of(id.as_str());
         if variables > 0 {
-            erase_all(&mut self.variables, id)?;
+            erase_all(&mut self.variables, rows_of(id.as_str(), &end))?;
+            let versions = erase_all(&mut self.versions, (id.as_str(), "", 0)..(&end, "", 0))?;
+            self.writing(versions);
         }
         if programs > 0 {
-            erase_all(&mut self.programs, id)?;
-            erase_all(&mut self.data, id)?;
+            erase_all(&mut self.programs, rows_of(id.as_str(), &end))?;
+            erase_all(&mut self.data, rows_of(id.as_str(), &end))?;
         }
         let totals = self.totals();
         totals.sessions -= 1;
@@ -424,15 +372,31 @@ impl<'a> Group<'a> {
     }
 }
 
-fn put(table: &mut Rows<'_>, key: (&str, &str), row: &[u8]) -> Result<(), SessionError> {
+fn put<'k, K: redb::Key + 'static>(
+    table: &mut Table<'_, K, Row>,
+    key: impl Borrow<K::SelfType<'k>>,
+    row: &[u8],
+) -> Result<(), SessionError> {
     table.insert(key, row).map(drop).map_err(failed)
 }
 
-fn erase(table: &mut Rows<'_>, key: (&str, &str)) -> Result<(), SessionError> {
+fn erase<'k, K: redb::Key + 'static>(
+    table: &mut Table<'_, K, Row>,
+    key: impl Borrow<K::SelfType<'k>>,
+) -> Result<(), SessionError> {
     table.remove(key).map(drop).map_err(failed)
 }
 
-fn erase_all(table: &mut Rows<'_>, id: &SessionId) -> Result<(), SessionError> {
-    let end = end_of(id.as_str());
-    table.retain_in(rows_of(id.as_str(), &end), |_, _| false).map_err(failed)
+/// Erases a range of rows and returns how many there were.
+fn erase_all<'k, K: redb::Key + 'static>(
+    table: &mut Table<'_, K, Row>,
+    rows: Range<K::SelfType<'k>>,
+) -> Result<usize, SessionError> {
+    let mut erased = 0;
+    let erase = |_: K::SelfType<'_>, _: &[u8]| {
+        erased += 1;
+        false
+    };
+    table.retain_in(rows, erase).map_err(failed)?;
+    Ok(erased)
 }

@@ -3,6 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io,
+    ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 use super::{
     Shared,
     lease::{Holder, Lease, LeaseRow, Leases},
-    rows::{DATA, Held, LEASES, NOBODY, PROGRAMS, SCHEMA, SESSIONS, VARIABLES, failed, get, scan},
+    rows::{DATA, Held, LEASES, NOBODY, PROGRAMS, SCHEMA, SESSIONS, VARIABLES, VERSIONS, failed, get, scan},
     state::{State, Totals},
 };
 use crate::{
@@ -26,10 +27,16 @@ use crate::{
     stored::{decode, encode},
 };
 
-/// The version of rows and tables. Newer ones are refused; there are no older ones yet.
-const VERSION: u64 = 1;
+/// The version of rows and tables. All others are refused.
+const VERSION: u64 = 2;
 /// What redb may keep of the file in memory, in bytes.
 const CACHE: usize = 256 * 1024 * 1024;
+
+/// What a finished file of redb begins with.
+const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
+/// What redb's header takes at the beginning of a file, and a file that redb did not finish, in bytes, at most.
+const HEADER: usize = 512;
+const MAX_UNFINISHED: u64 = 1024 * 1024;
 
 /// Opens a file, or makes it, and reads who lives in it.
 pub(super) fn open<F: StorageBackend>(
@@ -86,7 +93,11 @@ fn database<F: StorageBackend>(
     builder.set_repair_callback(move |repair| {
         tracing::info!(path = %repaired.display(), progress = repair.progress(), "checking sessions after a crash");
     });
-    let opened = FileBackend::new(file).and_then(|file| builder.create_with_backend(storage(file)));
+    let opened = FileBackend::new(file).and_then(|file| {
+        let storage = storage(file);
+        empty_unfinished(&storage).map_err(StorageError::Io)?;
+        builder.create_with_backend(storage)
+    });
     opened.map_err(|error| match error {
         DatabaseError::DatabaseAlreadyOpen => {
             "it is open already, and only one host at a time may have it; give each a file of its own"
@@ -97,6 +108,38 @@ fn database<F: StorageBackend>(
         }
         error => format!("cannot open it: {error}"),
     })
+}
+
+/// Empties a file that redb began to make when the host or the power failed. Redb itself takes it for something else, and no
+/// host would start again.
+fn empty_unfinished(storage: &impl StorageBackend) -> io::Result<()> {
+    const END: Bound<u64> = Bound::Unbounded;
+    // Whoever has it open may be about to finish it, and redb will say that it is open.
+    if matches!(storage.try_lock_range(END, END), Ok(false)) {
+        return Ok(());
+    }
+    if is_unfinished(storage)? {
+        storage.set_len(0)?;
+    }
+    // What cannot be locked needs no unlocking.
+    let _ = storage.unlock_range(END, END);
+    Ok(())
+}
+
+/// Whether a file is one that redb did not finish: it writes its magic number last, and until then nothing but its header.
+fn is_unfinished(storage: &impl StorageBackend) -> io::Result<bool> {
+    let len = storage.len()?;
+    if len < HEADER as u64 || len > MAX_UNFINISHED {
+        return Ok(false);
+    }
+    let mut magic = [0; MAGIC.len()];
+    storage.read(0, &mut magic)?;
+    if magic == MAGIC || magic.iter().zip(MAGIC).any(|(found, byte)| ![0, byte].contains(found)) {
+        return Ok(false);
+    }
+    let mut rest = vec![0; usize::try_from(len).map_or(0, |len| len - HEADER)];
+    storage.read(HEADER as u64, &mut rest)?;
+    Ok(rest.iter().all(|byte| *byte == 0))
 }
 
 /// Reads who lives, and makes what is missing in a new file.
@@ -129,12 +172,13 @@ fn check_schema(transaction: &WriteTransaction) -> Result<bool, SessionError> {
         for table in [SESSIONS, VARIABLES, PROGRAMS, DATA] {
             transaction.open_table(table).map_err(failed)?;
         }
+        transaction.open_table(VERSIONS).map_err(failed)?;
     }
     let version = schema.get(()).map_err(failed)?.map(|version| version.value());
     let problem = match version {
         Some(VERSION) => return Ok(is_new),
-        Some(newer) => format!(
-            "its schema is version {newer}, and this host knows up to {VERSION}; use the version of the host that wrote it"
+        Some(other) => format!(
+            "its schema is version {other}, and this host knows version {VERSION} only; use the version of the host that wrote it"
         ),
         None => "it is a database, but not of sessions".to_owned(),
     };

@@ -1,28 +1,31 @@
 //! Which rows a file has, and how they are read. Writing them is left to `group`.
 //!
-//! All keys are pairs, whose first part is a session: the rows of one session are a range of their table. What belongs to
-//! no session has an empty one there, which is no id.
+//! The first part of all keys is a session: the rows of one session are a range of their table. What belongs to no session
+//! has an empty one there, which is no id.
 
-use std::ops::Range;
+use std::{borrow::Borrow, ops::Range};
 
 use bytes::Bytes;
 use redb::{ReadTransaction, ReadableTable, TableDefinition};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
-    Note, Program, ProgramInfo, ProgramName, SessionError, SessionId, Variable,
+    Program, ProgramInfo, ProgramName, SessionError, SessionId, Variable, VariableVersion,
     record::{Head, ProgramRecord, Record, VariableRecord, name_of},
     stored::decode,
 };
 
 pub(super) type Key = (&'static str, &'static str);
+pub(super) type VersionKey = (&'static str, &'static str, u32);
 pub(super) type Row = &'static [u8];
 type Definition = TableDefinition<'static, Key, Row>;
 
 /// The heads of sessions, under `(session, "")`.
 pub(super) const SESSIONS: Definition = Definition::new("sessions");
-/// Variables with their history, under `(session, name)`.
+/// Variables as they are now, under `(session, name)`. They know which older versions there are.
 pub(super) const VARIABLES: Definition = Definition::new("variables");
+/// The older versions, under `(session, name, version)`.
+pub(super) const VERSIONS: TableDefinition<'static, VersionKey, Row> = TableDefinition::new("versions");
 /// Programs without their data, under `(session, name)`; the global ones under `("", name)`.
 pub(super) const PROGRAMS: Definition = Definition::new("programs");
 /// The data of programs as it is, under the same keys.
@@ -45,13 +48,6 @@ pub(super) struct Held {
     pub(super) variables: usize,
 }
 
-/// What is needed of a variable where its history does not matter.
-#[derive(Deserialize)]
-struct Current {
-    variable: Variable,
-    note: Note,
-}
-
 pub(super) fn failed(error: impl Into<redb::Error>) -> SessionError {
     SessionError::Backend { problem: error.into().to_string() }
 }
@@ -71,9 +67,9 @@ pub(super) fn rows_of<'a>(owner: &'a str, end: &'a str) -> Range<(&'a str, &'a s
     (owner, "")..(end, "")
 }
 
-pub(super) fn get<T: DeserializeOwned>(
-    table: &impl ReadableTable<Key, Row>,
-    key: (&str, &str),
+pub(super) fn get<'k, T: DeserializeOwned, K: redb::Key + 'static>(
+    table: &impl ReadableTable<K, Row>,
+    key: impl Borrow<K::SelfType<'k>>,
 ) -> Result<Option<T>, SessionError> {
     let row = table.get(key).map_err(failed)?;
     row.map(|row| decode(row.value())).transpose()
@@ -96,7 +92,7 @@ pub(super) fn scan<T: DeserializeOwned>(
     Ok(found)
 }
 
-/// Loads the variables that these identifiers name, with their history.
+/// Loads the variables that these identifiers name, without their older versions.
 pub(super) fn load_variables(
     table: &impl ReadableTable<Key, Row>,
     id: &SessionId,
@@ -107,28 +103,21 @@ pub(super) fn load_variables(
         if record.variables.contains_key(name) {
             continue;
         }
-        if let Some(found) = get::<VariableRecord>(table, (id.as_str(), name))? {
+        if let Some(found) = get::<VariableRecord, _>(table, (id.as_str(), name))? {
             record.variables.insert(found.variable.name.clone(), Box::new(found));
         }
     }
     Ok(())
 }
 
-/// Loads the variable that an identifier names, or all, without their history.
-pub(super) fn load_current(
+/// Loads all variables of a session, without their older versions.
+pub(super) fn load_all_variables(
     table: &impl ReadableTable<Key, Row>,
     id: &SessionId,
-    identifier: Option<&str>,
     record: &mut Record,
 ) -> Result<(), SessionError> {
-    let found: Vec<Current> = match identifier {
-        Some(identifier) => get(table, (id.as_str(), name_of(identifier)))?.into_iter().collect(),
-        None => scan(table, id.as_str(), |_| true)?,
-    };
-    for Current { variable, note } in found {
-        let name = variable.name.clone();
-        record.variables.insert(name, Box::new(VariableRecord::without_history(variable, note)));
-    }
+    let found = scan::<VariableRecord>(table, id.as_str(), |_| true)?;
+    record.variables.extend(found.into_iter().map(|found| (found.variable.name.clone(), Box::new(found))));
     Ok(())
 }
 
@@ -142,7 +131,10 @@ impl View {
         Self { transaction }
     }
 
-    fn table(&self, definition: Definition) -> Result<redb::ReadOnlyTable<Key, Row>, SessionError> {
+    fn table<K: redb::Key + 'static>(
+        &self,
+        definition: TableDefinition<'_, K, Row>,
+    ) -> Result<redb::ReadOnlyTable<K, Row>, SessionError> {
         self.transaction.open_table(definition).map_err(failed)
     }
 
@@ -173,18 +165,7 @@ impl View {
         Ok(())
     }
 
-    /// Loads the variables that these identifiers name, without their history.
-    pub(super) fn load_current(
-        &self,
-        id: &SessionId,
-        identifiers: &[String],
-        record: &mut Record,
-    ) -> Result<(), SessionError> {
-        let table = self.table(VARIABLES)?;
-        identifiers.iter().try_for_each(|identifier| load_current(&table, id, Some(identifier), record))
-    }
-
-    /// Loads the variables that these identifiers name, with their history.
+    /// Loads the variables that these identifiers name, without their older versions.
     pub(super) fn load_variables(
         &self,
         id: &SessionId,
@@ -200,8 +181,25 @@ impl View {
         id: &SessionId,
         is_wanted: impl Fn(&str) -> bool,
     ) -> Result<Vec<Variable>, SessionError> {
-        let found: Vec<Current> = scan(&self.table(VARIABLES)?, id.as_str(), is_wanted)?;
-        Ok(found.into_iter().map(|current| current.variable).collect())
+        let found: Vec<VariableRecord> = scan(&self.table(VARIABLES)?, id.as_str(), is_wanted)?;
+        Ok(found.into_iter().map(|found| found.variable).collect())
+    }
+
+    /// The newest versions of a variable, newest first; at most `limit`, 0 for all.
+    pub(super) fn history(
+        &self,
+        id: &SessionId,
+        variable: &VariableRecord,
+        limit: usize,
+    ) -> Result<Vec<VariableVersion>, SessionError> {
+        let mut versions: Vec<_> = variable.history(1).collect();
+        let older = if limit == 0 { usize::MAX } else { limit - 1 };
+        let table = self.table(VERSIONS)?;
+        let name = variable.variable.name.as_str();
+        for version in variable.older().rev().take(older) {
+            versions.extend(get::<VariableVersion, _>(&table, (id.as_str(), name, version))?);
+        }
+        Ok(versions)
     }
 
     pub(super) fn program_info(

@@ -17,6 +17,9 @@ use crate::{
     contract::{session_backend_contract, session_backend_linearizes, session_backend_matches_model},
 };
 
+mod disk;
+mod history;
+mod power;
 mod same;
 
 fn id(text: &str) -> SessionId {
@@ -242,6 +245,26 @@ async fn files_that_cannot_be_opened_are_named_with_the_reason() {
     assert!(std::fs::read(&path).unwrap().starts_with(b"something else"), "it is left as it is");
 }
 
+#[tokio::test]
+async fn files_that_were_never_finished_are_made_anew_and_no_others() {
+    let directory = directory();
+    let path = directory.path().join("sessions");
+    for (begins, ends, is_unfinished) in
+        [("", "", true), ("redb", "", true), ("redc", "", false), ("", "end", false)]
+    {
+        let mut bytes = vec![0; 100_000];
+        bytes[..begins.len()].copy_from_slice(begins.as_bytes());
+        bytes[100_000 - ends.len()..].copy_from_slice(ends.as_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        if is_unfinished {
+            open(&directory).await.create(&id("s"), NewSession::default()).await.unwrap();
+        } else {
+            assert!(refused(&path).await.contains("no file of sessions"));
+            assert_eq!(std::fs::read(&path).unwrap(), bytes, "it is left as it is");
+        }
+    }
+}
+
 /// Changes a file behind the backend's back.
 fn meddle<K: redb::Key + 'static, V: redb::Value + 'static>(
     path: &Path,
@@ -256,13 +279,18 @@ fn meddle<K: redb::Key + 'static, V: redb::Value + 'static>(
 }
 
 #[tokio::test]
-async fn schemas_of_later_versions_and_of_others_are_refused() {
+async fn schemas_of_other_versions_and_of_others_are_refused() {
     let directory = directory();
     let path = directory.path().join("sessions");
     drop(open(&directory).await);
-    meddle(&path, rows::SCHEMA, (), 2);
-    let error = refused(&path).await;
-    assert!(error.contains("version 2") && error.contains("up to 1"), "{error}");
+    for version in [1, 3] {
+        meddle(&path, rows::SCHEMA, (), version);
+        let error = refused(&path).await;
+        assert!(
+            error.contains(&format!("is version {version}")) && error.contains("knows version 2"),
+            "{error}"
+        );
+    }
 
     let path = directory.path().join("other");
     meddle(&path, TableDefinition::<u64, u64>::new("other"), 1, 1);

@@ -26,7 +26,7 @@ use crate::{SessionError, SessionLimits};
 /// How many operations wait before those who bring more wait themselves.
 const QUEUE: usize = 1024;
 /// How many operations share a transaction at most, and how many bytes of new values, so that what one of them waits for is
-/// bounded. A write to a variable rewrites the history in its row too, which the limits bound and this does not count.
+/// bounded. A write to a variable writes the value before it too, into a row of its own, which this does not count.
 const MAX_OPERATIONS: usize = 1024;
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 

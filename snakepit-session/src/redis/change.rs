@@ -62,12 +62,11 @@ pub(super) struct Changes {
 
 impl Changes {
     fn new(loaded: &Loaded) -> Self {
-        let oldest = |variable: &VariableRecord| variable.older().next().unwrap_or(variable.variable.version);
         let variables = loaded.record.variables.iter();
         Self {
             arguments: Vec::new(),
             seq: loaded.seq,
-            oldest: variables.map(|(name, variable)| (name.clone(), oldest(variable))).collect(),
+            oldest: variables.map(|(name, variable)| (name.clone(), variable.older().start)).collect(),
             problem: None,
         }
     }
@@ -96,12 +95,12 @@ impl Changes {
 
     /// A variable was registered, or got a value.
     pub(super) fn wrote(&mut self, kind: UpdateKind, variable: &VariableRecord) {
-        let (name, version) = (&variable.variable.name, variable.variable.version);
+        let name = &variable.variable.name;
         let kept = variable.older().next_back();
         let keep = kept.map(|kept| kept.to_string().into()).unwrap_or_default();
         let encoded = self.encode_variable(kind, variable);
         self.push([word("set"), name.to_string().into(), keep, encoded]);
-        let oldest = variable.older().next().unwrap_or(version);
+        let oldest = variable.older().start;
         let before = self.oldest.insert(name.clone(), oldest).unwrap_or(oldest);
         self.forget(name, before..oldest);
     }

@@ -80,10 +80,10 @@ pub(super) fn session(
 
 /// A variable as it is written, without its older versions: each of these is what was written of the variable then.
 #[derive(Debug, Serialize, Deserialize)]
-struct Stored {
+struct Stored<R> {
     /// What happened last, so that a variable and the news of it are one text.
     kind: UpdateKind,
-    record: VariableRecord,
+    record: R,
 }
 
 /// Writes a variable behind a line for the scripts: the number of its last change, its oldest version, its version.
@@ -93,9 +93,9 @@ pub(super) fn encode_variable(
     record: &VariableRecord,
 ) -> Result<Bytes, SessionError> {
     let version = record.variable.version;
-    let oldest = record.older().next().unwrap_or(version);
+    let oldest = record.older().start;
     let mut text = format!("{number} {oldest} {version}\n").into_bytes();
-    text.extend(encode(&Stored { kind, record: record.without_older() })?);
+    text.extend(encode(&Stored { kind, record })?);
     Ok(text.into())
 }
 
@@ -107,11 +107,11 @@ fn body(text: &[u8]) -> Result<&[u8], SessionError> {
 }
 
 fn decode_variable(text: &[u8]) -> Result<VariableRecord, SessionError> {
-    Ok(decode::<Stored>(body(text)?)?.record)
+    Ok(decode::<Stored<VariableRecord>>(body(text)?)?.record)
 }
 
 pub(super) fn decode_update(text: &[u8]) -> Result<VariableUpdate, SessionError> {
-    let Stored { kind, record } = decode(body(text)?)?;
+    let Stored::<VariableRecord> { kind, record } = decode(body(text)?)?;
     Ok(record.update(kind))
 }
 

@@ -1,47 +1,19 @@
 //! The durable backend does what the one in memory does, whatever is asked of the two, and whenever it is closed and
 //! opened again.
 
-use std::{fmt::Debug, sync::Arc, time::Duration};
+use std::{fmt::Debug, time::Duration};
 
 use proptest::prelude::*;
-use redb::{StorageBackend, backends::InMemoryBackend};
 
-use super::{id, program_name, variable_name};
+use super::{disk::Disk, history::older_versions, id, program_name, variable_name};
 use crate::{
     Batch, MemoryBackend, NewSession, NewVariable, Note, PageRequest, Payload, Program, ProgramOwner,
     RedbBackend, SessionBackend, SessionError, SessionLimits, SetVariable, ValueType, Variable, VariableType,
-    redb::writer::Writer,
 };
 
-/// A file that is only memory, and outlives its database: nothing waits for a disk.
-#[derive(Debug, Clone, Default)]
-struct Memory(Arc<InMemoryBackend>);
-
-impl StorageBackend for Memory {
-    fn len(&self) -> std::io::Result<u64> {
-        self.0.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
-        self.0.read(offset, out)
-    }
-
-    fn set_len(&self, len: u64) -> std::io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn sync_data(&self) -> std::io::Result<()> {
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        self.0.write(offset, data)
-    }
-}
-
-/// Names are taken from a few, and sizes are near the limits.
+/// Names are taken from a few.
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     Create { session: usize, ttl: u64, metadata: usize },
     Get { session: usize },
     Delete { session: usize },
@@ -64,7 +36,7 @@ enum Step {
 }
 
 #[derive(Debug, Clone)]
-struct Write {
+pub(super) struct Write {
     name: usize,
     size: usize,
     expected: Option<u32>,
@@ -87,9 +59,10 @@ fn limits() -> SessionLimits {
     }
 }
 
-fn step() -> impl Strategy<Value = Step> {
+/// What can be done, with values and data up to `most` bytes, about.
+pub(super) fn step(most: usize) -> impl Strategy<Value = Step> {
     let (session, owner, name) = (0..3_usize, 0..4_usize, 0..3_usize);
-    let write = (name.clone(), 1..100_usize, prop::option::weighted(0.2, 0..4_u32))
+    let write = (name.clone(), 1..most, prop::option::weighted(0.2, 0..4_u32))
         .prop_map(|(name, size, expected)| Write { name, size, expected });
     let batch = prop_oneof![Just(Batch::Each), Just(Batch::Atomic)];
     prop_oneof![
@@ -99,7 +72,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => session.clone().prop_map(|session| Step::Delete { session }),
         1 => (1..3_usize).prop_map(|size| Step::List { size }),
         1 => session.clone().prop_map(|session| Step::LastWorker { session }),
-        4 => (session.clone(), name.clone(), 1..100_usize)
+        4 => (session.clone(), name.clone(), 1..most)
             .prop_map(|(session, name, size)| Step::Register { session, name, size }),
         6 => (session.clone(), prop::collection::vec(write, 0..4), batch)
             .prop_map(|(session, writes, batch)| Step::Set { session, writes, batch }),
@@ -112,7 +85,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (session.clone(), name.clone(), 0..5_u32)
             .prop_map(|(session, name, version)| Step::Rollback { session, name, version }),
         1 => (session, name.clone()).prop_map(|(session, name)| Step::DeleteVariable { session, name }),
-        4 => (owner.clone(), name.clone(), 0..160_usize)
+        4 => (owner.clone(), name.clone(), 0..most + 60)
             .prop_map(|(owner, name, size)| Step::PutProgram { owner, name, size }),
         2 => (owner.clone(), name.clone()).prop_map(|(owner, name)| Step::Program { owner, name }),
         1 => owner.clone().prop_map(|owner| Step::Programs { owner }),
@@ -142,7 +115,7 @@ fn plain<T: Debug>(outcome: Result<T, SessionError>) -> String {
 }
 
 /// Does one step and returns all that can be seen of it.
-async fn take(backend: &dyn SessionBackend, step: Step) -> String {
+pub(super) async fn take(backend: &dyn SessionBackend, step: Step) -> String {
     let session = |session: usize| id(&format!("s{session}"));
     let owner = |owner| if owner == 3 { ProgramOwner::Global } else { session(owner).into() };
     let names = |name: usize| format!("n{name}");
@@ -245,28 +218,21 @@ async fn take(backend: &dyn SessionBackend, step: Step) -> String {
     }
 }
 
-async fn open(memory: Memory, limits: SessionLimits) -> RedbBackend {
-    // The file is only there to be opened.
-    let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
-    let (writer, shared) = Writer::spawn(path.to_path_buf(), limits, |_file| memory).await.unwrap();
-    RedbBackend { writer, shared }
-}
-
 /// A backend that is as fast as memory.
 pub(super) async fn in_memory(limits: SessionLimits) -> RedbBackend {
-    open(Memory::default(), limits).await
+    Disk::default().open(limits).await.unwrap()
 }
 
 async fn both_agree(steps: Vec<Step>) {
-    let file = Memory::default();
+    let disk = Disk::default();
     let memory = MemoryBackend::new(limits());
-    let mut durable = open(file.clone(), limits()).await;
+    let mut durable = disk.open(limits()).await.unwrap();
     for step in steps.into_iter().chain([Step::Sweep]) {
         match step {
             Step::Advance { seconds } => tokio::time::advance(Duration::from_secs(seconds)).await,
             Step::Reopen => {
                 drop(durable);
-                durable = open(file.clone(), limits()).await;
+                durable = disk.open(limits()).await.unwrap();
             }
             step => {
                 let (expected, found) =
@@ -275,13 +241,21 @@ async fn both_agree(steps: Vec<Step>) {
             }
         }
     }
+    let mut older = 0;
+    for session in durable.list(PageRequest::default()).await.unwrap().items {
+        for variable in durable.list_variables(&session.id, "").await.unwrap() {
+            older +=
+                durable.variable_history(&session.id, variable.name.as_str(), 0).await.unwrap().len() - 1;
+        }
+    }
+    assert_eq!(older_versions(&durable), older as u64, "none is left behind");
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_file_does_what_memory_does(steps in prop::collection::vec(step(), 1..120)) {
+    fn the_file_does_what_memory_does(steps in prop::collection::vec(step(100), 1..120)) {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         runtime.enable_time().start_paused(true).build().unwrap().block_on(both_agree(steps));
     }
