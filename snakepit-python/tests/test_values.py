@@ -120,6 +120,8 @@ def test_a_buffer_that_says_so_is_a_list() -> None:
     for dtype in (b"float64", b"float32"):
         with pytest.raises(ValueError, match="do not make a list"):
             _native.decode("tensor", metadata.replace(b"2,2", b"1099511627776,0") % dtype, b"")
+        with pytest.raises(ValueError, match="do not make a list"):
+            _native.decode("tensor", metadata.replace(b"2,2", b"600" + b",1" * 20) % dtype, bytes(600 * 8))
 
 
 def test_items_are_in_the_order_that_their_type_names() -> None:

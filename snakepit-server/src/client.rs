@@ -123,7 +123,8 @@ impl Client {
     /// Returns the session of this id, creating it with the host's default TTL if need be.
     ///
     /// # Errors
-    /// [`Error::Session`] when the id is odd or the host refuses another session, [`Error::Tool`] when it cannot be reached.
+    /// [`Error::Session`] when the id is odd or the host refuses another session, [`Error::Unreachable`] when it cannot be
+    /// reached.
     pub async fn session(&self, id: &str) -> Result<SessionHandle, Error> {
         self.session_with(id, NewSession::default()).await
     }

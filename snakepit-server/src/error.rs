@@ -67,6 +67,20 @@ pub enum Error {
     /// A host tool cannot be registered.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// A host elsewhere cannot be reached, or was lost before it answered: whether it did what was asked is unknown.
+    #[error("the host cannot be reached: {problem}")]
+    Unreachable {
+        /// What went wrong.
+        problem: String,
+    },
+    /// A host elsewhere refused what was asked of a session, for a reason that is none of [`SessionError`].
+    #[error("the host refused {rpc}: {problem}")]
+    Refused {
+        /// The RPC, or what it was about.
+        rpc: &'static str,
+        /// What the host said.
+        problem: String,
+    },
     /// A call failed.
     #[error(transparent)]
     Tool(#[from] ToolError),

@@ -57,7 +57,7 @@ pub use snakepit_session::RedbBackend;
 pub use snakepit_session::{
     Batch, Created, MemoryBackend, NewSession, NewVariable, Note, Number, Payload, Program, ProgramName,
     ProgramOwner, Session, SessionBackend, SessionError, SessionId, SessionLimits, SessionStats, SetVariable,
-    UpdateKind, ValueType, Variable, VariableType, VariableUpdate, VariableVersion, VariableWatch,
+    Source, UpdateKind, ValueType, Variable, VariableType, VariableUpdate, VariableVersion, VariableWatch,
     WatchEvent,
 };
 #[cfg(feature = "redis")]

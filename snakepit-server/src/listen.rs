@@ -76,8 +76,9 @@ fn builder() -> Server<Stack<ArrivalLayer, Identity>> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
-        // Calls share streams, and what one stream may hold is bounded: so this bounds a connection.
-        .max_concurrent_streams(256)
+        // Calls share streams, but watches do not; what a connection holds is bounded by its window. Whoever asks for more
+        // streams waits for one to end.
+        .max_concurrent_streams(2048)
 }
 
 /// Serves until the stop, a little longer for clients that are slow to hang up, and then cuts their connections: each

@@ -172,17 +172,6 @@ impl Note {
         metadata
     }
 
-    /// The note of which a host told the author and the metadata. Whether an author by name wrote in Python is not told.
-    #[must_use]
-    pub fn by_author(author: &str, metadata: impl Into<Metadata>) -> Self {
-        let (source, changed_by) = match author {
-            "python" => (Source::Python, None),
-            "" | "host" => (Source::Host, None),
-            name => (Source::Host, Some(name.into())),
-        };
-        Self { source, changed_by, metadata: metadata.into() }
-    }
-
     /// Who wrote, as text: [`changed_by`](Self::changed_by), or else the side.
     #[must_use]
     pub fn author(&self) -> &str {

@@ -207,8 +207,8 @@ impl Watcher {
         let bytes: usize = updates.iter().map(|update| update.variable.value.size()).sum();
         let queue = Arc::new(Queue {
             filter,
-            max_updates: limits.max_watch_backlog.max(1) + updates.len(),
-            max_bytes: limits.max_watch_backlog_bytes + bytes,
+            max_updates: limits.max_watch_backlog.max(1).saturating_add(updates.len()),
+            max_bytes: limits.max_watch_backlog_bytes.saturating_add(bytes),
             state: Mutex::new(State { updates, bytes, ..State::default() }),
         });
         (Self { queue: Arc::downgrade(&queue) }, VariableWatch { queue })

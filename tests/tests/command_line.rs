@@ -213,6 +213,10 @@ async fn mistakes_of_an_operator_are_wrong_usage() {
         ),
         (Sandbox::worker_command("", 1), "--worker-command is empty"),
         (
+            Sandbox::adapter(SHOWCASE, 1).args(&["--sessions", "redsi://:secret@host"]),
+            "`sessions` cannot be used",
+        ),
+        (
             Sandbox::adapter(SHOWCASE, 1).config("max-sesions = 3"),
             "snakepit.toml:1: unknown key `max-sesions`",
         ),
@@ -225,6 +229,7 @@ async fn mistakes_of_an_operator_are_wrong_usage() {
         let failure = builder.try_start().await.unwrap_err();
         assert_eq!(failure.code, Some(2), "{}", failure.stderr);
         assert!(failure.stderr.contains(needle), "no {needle:?} in {}", failure.stderr);
+        assert!(!failure.stderr.contains("secret"), "{}", failure.stderr);
     }
 }
 

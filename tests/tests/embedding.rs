@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use snakepit_proto::pb;
 use snakepit_server::{
     Builder, Client as Remote, Created, Error, NewSession, NewVariable, Note, Payload, Program, SessionError,
-    SessionHandle, SetVariable, Snakepit, ToolError, ValueType, VariableType, WatchEvent,
+    SessionHandle, SetVariable, Snakepit, Source, ToolError, ValueType, Variable, VariableType, WatchEvent,
 };
 use snakepit_tests::{Client, SHOWCASE, eventually, is_alive, python, root, tool_request};
 use tokio::sync::Notify;
@@ -307,7 +307,8 @@ async fn a_program_keeps_state_in_its_own_host_and_in_one_elsewhere() {
     let mut watch = session.watch(&["n"], false).await.unwrap();
     snakepit.shutdown().await;
     assert!(watch.next().await.is_none(), "a host that shuts down ends it");
-    assert!(matches!(session.get::<i64>("n").await, Err(Error::Tool(_))));
+    let lost = session.get::<i64>("n").await.unwrap_err();
+    assert!(matches!(lost, Error::Unreachable { .. }), "{lost:?}");
 }
 
 async fn keeps_programs(session: &SessionHandle) {
@@ -348,7 +349,8 @@ async fn keeps_typed_variables(session: &SessionHandle) {
     let refused = session.write_all(vec![stale]).await.unwrap_err();
     let Error::Session(SessionError::BatchRefused { errors }) = refused else { panic!("{refused}") };
     assert!(matches!(errors["n"], SessionError::VersionConflict { actual: 21, .. }), "{errors:?}");
-    assert!(session.update("n", |n: i64| n - 100).await.is_err(), "constraints hold");
+    let outside = session.update("n", |n: i64| n - 100).await.unwrap_err().to_string();
+    assert_eq!(outside, "variable `n`: value -78 is below minimum 0");
     assert_eq!(session.history("n", 2).await.unwrap()[1].version, 20);
     assert_eq!(session.rollback("n", 20).await.unwrap().version, 22);
     assert_eq!(session.variables("*").await.unwrap().len(), 1);
@@ -358,6 +360,16 @@ async fn keeps_typed_variables(session: &SessionHandle) {
     assert_eq!(session.history("n", 1).await.unwrap()[0].note, note());
     let outside = session.set("n", -1).await.unwrap_err().to_string();
     assert_eq!(outside, "variable `n`: value -1 is below minimum 0");
+    let twice = session.write_all(vec![write(1), write(2)]).await.unwrap_err();
+    let Error::Session(SessionError::BatchRefused { errors }) = twice else { panic!("{twice}") };
+    assert!(matches!(errors["n"], SessionError::WrittenTwice { .. }), "{errors:?}");
+    let nameless = session.get::<i64>("").await.unwrap_err();
+    assert!(matches!(nameless, Error::Session(SessionError::VariableNotFound { .. })), "{nameless}");
+    let forgotten = session.rollback("n", 1).await.unwrap_err();
+    assert!(
+        matches!(forgotten, Error::Session(SessionError::VersionNotKept { oldest: 3, newest: 23, .. })),
+        "{forgotten:?}"
+    );
     session.delete_variable("n").await.unwrap();
     let gone = session.get::<i64>("n").await.unwrap_err();
     assert!(matches!(gone, Error::Session(SessionError::VariableNotFound { .. })), "{gone}");
@@ -368,8 +380,16 @@ async fn arrays_are_lists_of_numbers_here_and_of_numpy_there() {
     let dir = tempfile::tempdir().unwrap();
     let adapters = root().join("tests/adapters").display().to_string();
     let builder = builder(&dir).adapter("state_tools:StateTools").env("PYTHONPATH", adapters);
-    let snakepit = builder.workers(1).start().await.unwrap();
-    let session = snakepit.session("s").await.unwrap();
+    let snakepit = builder.workers(1).listen(([127, 0, 0, 1], 0).into()).start().await.unwrap();
+    let elsewhere = Remote::connect(&snakepit.address().unwrap().to_string()).await.unwrap();
+    for session in [snakepit.session("s").await.unwrap(), elsewhere.session("t").await.unwrap()] {
+        keeps_arrays(&session).await;
+    }
+    snakepit.shutdown().await;
+}
+
+async fn keeps_arrays(session: &SessionHandle) {
+    let mut watch = session.watch(&[], false).await.unwrap();
     for (name, kind, value) in [
         ("vector", ValueType::Embedding, Payload::embedding(&[0.5_f32, 3.0])),
         ("grid", ValueType::Tensor, Payload::tensor(&[2, 1], &[2_i64, 5]).unwrap()),
@@ -381,13 +401,44 @@ async fn arrays_are_lists_of_numbers_here_and_of_numpy_there() {
     assert_eq!(session.get::<Vec<f32>>("vector").await.unwrap(), [0.25, 1.5]);
     assert_eq!(session.get::<Vec<[f64; 1]>>("grid").await.unwrap(), [[1.0], [2.5]]);
 
+    // A Python tool wrote it, whoever asks.
+    let written = session.history("vector", 1).await.unwrap().remove(0).note;
+    assert_eq!((written.source, written.changed_by.is_some()), (Source::Python, true));
+    for source in [Source::Host, Source::Python, Source::Host, Source::Python] {
+        let Some(Ok(WatchEvent::Update(update))) = watch.next().await else { panic!("nothing is lost") };
+        assert_eq!((update.note.source, update.variable.source), (source, source));
+        assert!(update.variable.value.binary().is_some());
+    }
+
     // So long that Python sends a buffer.
     let long: Vec<_> = (0..3000).map(|n| f64::from(n) + 0.5).collect();
     let arguments = json!({"name": "vector", "value": long});
     session.call("set_value").args(arguments).unary::<()>().await.unwrap();
     assert!(session.variable("vector").await.unwrap().value.binary().is_some());
     assert_eq!(session.get::<Vec<f64>>("vector").await.unwrap(), long);
-    session.update("vector", |vector: Vec<f64>| vector[..2].to_vec()).await.unwrap();
-    assert_eq!(session.variable("vector").await.unwrap().value.json(), &b"[0.5,1.5]"[..]);
+    let head = |seen: &Variable| Ok(Payload::embedding(&seen.value.to_serde::<Vec<f64>>()?[..2]));
+    session.update_payload("vector", head).await.unwrap();
+    session.call("halve").args(json!({"name": "vector"})).unary::<()>().await.unwrap();
+    session.update("vector", |vector: Vec<f64>| vector).await.unwrap();
+    assert_eq!(session.variable("vector").await.unwrap().value.json(), &b"[0.25,0.75]"[..]);
+}
+
+#[tokio::test]
+async fn watches_beyond_what_a_connection_carries_are_refused() {
+    const LIMIT: usize = 1000;
+    let dir = tempfile::tempdir().unwrap();
+    let snakepit = builder(&dir).workers(1).listen(([127, 0, 0, 1], 0).into()).start().await.unwrap();
+    let client = Remote::connect(&snakepit.address().unwrap().to_string()).await.unwrap();
+    let sessions = [client.session("s").await.unwrap(), client.session("t").await.unwrap()];
+    let mut watches = Vec::new();
+    for n in 0..LIMIT {
+        watches.push(sessions[n % 2].watch(&[], false).await.unwrap());
+    }
+    let refused = sessions[0].watch(&[], false).await.unwrap_err();
+    assert!(matches!(refused, Error::Session(SessionError::TooManyWatches { limit: LIMIT })), "{refused}");
+    sessions[0].register("n", VariableType::new(ValueType::Integer).unwrap(), 0).await.unwrap();
+    assert_eq!(sessions[0].get::<i64>("n").await.unwrap(), 0);
+    watches.pop();
+    sessions[0].watch(&["n"], false).await.unwrap();
     snakepit.shutdown().await;
 }

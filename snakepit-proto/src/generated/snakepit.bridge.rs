@@ -446,6 +446,9 @@ pub struct VariableHistoryEntry {
     /// The data of a value that is no JSON, as Variable.binary_value. Extension.
     #[prost(bytes = "bytes", tag = "6")]
     pub binary_value: ::prost::bytes::Bytes,
+    /// Which side wrote it, whoever is named. Extension.
+    #[prost(enumeration = "variable::Source", tag = "7")]
+    pub source: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RollbackVariableRequest {

@@ -105,8 +105,11 @@ pub(super) fn from_python(array: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) ->
 pub(super) fn to_python<'py>(py: Python<'py>, metadata: &[u8], buffer: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     let Metadata { ty, shape, dtype, binary_format, container } = parse(metadata)?;
     match binary_format.as_str() {
-        // Any number of empty lists takes no bytes, too.
-        "raw" if container == numbers::LIST && (dtype == "float64" || buffer.is_empty()) => {
+        // What is no list for its bytes is refused there.
+        "raw"
+            if container == numbers::LIST
+                && (dtype == "float64" || buffer.is_empty() || !numbers::is_lean(&shape, buffer.len())) =>
+        {
             numbers::to_list(py, &shape, buffer)
         }
         "raw" if container == numbers::LIST => {

@@ -37,7 +37,8 @@ impl Numbers {
         }
         let mut numbers = Self::default();
         let is_regular = numbers.read(value, 0)?;
-        Ok((is_regular && numbers.has_float).then_some(numbers))
+        let fits = is_regular && numbers.has_float && is_lean(&numbers.shape, numbers.buffer.len());
+        Ok(fits.then_some(numbers))
     }
 
     /// The payload of a variable of this type; the one that is there, if no buffer can be of the type.
@@ -107,11 +108,26 @@ impl Numbers {
 /// What the metadata of a list calls its container.
 pub(super) const LIST: &str = "list";
 
+/// Whether a shape is of no more lists than its bytes may be read as: lists of one list, or of nothing, take no bytes, and
+/// could be any number.
+pub(super) fn is_lean(shape: &[usize], bytes: usize) -> bool {
+    const PER_BYTE: usize = 2;
+    const MORE: usize = 1024;
+    let (mut lists, mut along) = (0_usize, 1_usize);
+    for length in shape {
+        lists = lists.saturating_add(along);
+        along = along.saturating_mul(*length);
+    }
+    lists <= bytes.saturating_mul(PER_BYTE).saturating_add(MORE)
+}
+
 /// A buffer of float64 as the list that it was.
 pub(super) fn to_list<'py>(py: Python<'py>, shape: &[usize], buffer: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     let expected = shape.iter().try_fold(size_of::<f64>(), |size, n| size.checked_mul(*n));
     // A buffer that is empty could be any number of empty lists.
-    let fits = expected == Some(buffer.len()) && (!buffer.is_empty() || shape == [0]);
+    let fits = expected == Some(buffer.len())
+        && (!buffer.is_empty() || shape == [0])
+        && is_lean(shape, buffer.len());
     if !fits || shape.is_empty() || shape.len() > MAX_DEPTH {
         return Err(PyValueError::new_err(format!(
             "the list's buffer has {} bytes, which do not make a list of the shape {shape:?}",

@@ -24,13 +24,20 @@ use snakepit_worker::{
     mux::{self, Asked, Callee},
     wire::{WireError, failure_from_wire, payload_from_wire, request_to_wire},
 };
-use tokio::{sync::Mutex, task::JoinSet, time::timeout};
+use tokio::{
+    sync::{Mutex, Semaphore},
+    task::JoinSet,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Response, Status, metadata::MetadataMap, transport::Channel};
 
 use self::timed::Timed;
 use super::CONNECT_WITHIN;
 use crate::status::{HOST, to_tool_error};
+
+/// How many watches a connection may have. Each is a stream, of which a host takes twice as many before it lets more wait.
+const MAX_WATCHES: usize = 1000;
 
 /// A host at the other end of a connection. The channel below connects anew by itself; the stream that calls share is
 /// opened anew here, by the first call that finds it broken.
@@ -42,6 +49,8 @@ pub(crate) struct Remote {
     reopening: Mutex<String>,
     /// How often that failed.
     failures: AtomicU64,
+    /// Places for watches.
+    watches: Arc<Semaphore>,
 }
 
 /// The way that calls take.
@@ -77,7 +86,13 @@ impl Line {
 impl Remote {
     pub(crate) async fn open(client: BridgeServiceClient<Channel>) -> Result<Self, Status> {
         let line = RwLock::new(Arc::new(Line::open(client.clone()).await?));
-        Ok(Self { client, line, reopening: Mutex::default(), failures: AtomicU64::new(0) })
+        Ok(Self {
+            client,
+            line,
+            reopening: Mutex::default(),
+            failures: AtomicU64::new(0),
+            watches: Arc::new(Semaphore::new(MAX_WATCHES)),
+        })
     }
 
     /// A client for everything but calls; made to be cloned.

@@ -332,15 +332,19 @@ fn variable_to_wire(variable: Variable) -> pb::Variable {
         value: Some(value),
         constraints_json: ty.constraints_json().to_owned(),
         metadata: (&metadata).into(),
-        source: match source {
-            Source::Host => WireSource::Elixir.into(),
-            Source::Python => WireSource::Python.into(),
-        },
+        source: source_to_wire(source),
         last_updated_at: Some(updated_at.into()),
         version: version_to_wire(version),
         access_control_json: String::new(),
         optimization_status: None,
         binary_value: buffer.unwrap_or_default(),
+    }
+}
+
+fn source_to_wire(source: Source) -> i32 {
+    match source {
+        Source::Host => WireSource::Elixir.into(),
+        Source::Python => WireSource::Python.into(),
     }
 }
 
@@ -365,6 +369,7 @@ fn version_entry(version: VariableVersion) -> pb::VariableHistoryEntry {
         value: Some(value),
         timestamp: Some(at.into()),
         changed_by: note.author().to_owned(),
+        source: source_to_wire(note.source),
         metadata: (&note.metadata).into(),
         binary_value: buffer.unwrap_or_default(),
     }

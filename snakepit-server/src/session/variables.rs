@@ -105,8 +105,8 @@ impl SessionHandle {
     /// Writes all of these or none, and returns the new versions in their order.
     ///
     /// # Errors
-    /// [`Error::Session`]; [`SessionError::BatchRefused`] with everything that is wrong. [`Error::Tool`] when the notes
-    /// differ and the host is elsewhere, as a batch has one on the wire.
+    /// [`Error::Session`]; [`SessionError::BatchRefused`] with everything that is wrong. [`Error::Refused`] when the
+    /// notes differ and the host is elsewhere, as a batch has one on the wire.
     pub async fn write_all(&self, writes: Vec<SetVariable>) -> Result<Vec<u32>, Error> {
         let host = match &self.target {
             Target::Host(host) => host,
@@ -117,7 +117,8 @@ impl SessionHandle {
     }
 
     /// Makes a variable's next value of its last one, and returns it. Nothing that others write meanwhile is lost: then the
-    /// function is called again, with what they wrote.
+    /// function is called again, with what they wrote. The value is written as by [`set`](Self::set); for floats that may become
+    /// NaN or infinite, and for arrays that are to stay buffers, there is [`update_payload`](Self::update_payload).
     ///
     /// # Errors
     /// [`Error::Session`] and [`Error::Payload`] as for [`get`](Self::get) and [`set`](Self::set);
@@ -130,16 +131,44 @@ impl SessionHandle {
         identifier: &str,
         mut next: impl FnMut(T) -> T,
     ) -> Result<T, Error> {
+        let make = |seen: &Variable| {
+            let value = next(seen.value.to_serde()?);
+            Ok((Payload::try_from_serde(&value)?, value))
+        };
+        Ok(self.write_next(identifier, make).await?.1)
+    }
+
+    /// Makes a variable's next value of what it was, as a payload, and returns its new version. As
+    /// [`update`](Self::update) does, it goes again when others were faster.
+    ///
+    /// # Errors
+    /// As for [`update`](Self::update), and those of the function.
+    ///
+    /// # Cancel safety
+    /// The variable is written or not, never half.
+    pub async fn update_payload(
+        &self,
+        identifier: &str,
+        mut next: impl FnMut(&Variable) -> Result<Payload, Error>,
+    ) -> Result<u32, Error> {
+        Ok(self.write_next(identifier, |seen| Ok((next(seen)?, ()))).await?.0)
+    }
+
+    async fn write_next<T>(
+        &self,
+        identifier: &str,
+        mut make: impl FnMut(&Variable) -> Result<(Payload, T), Error>,
+    ) -> Result<(u32, T), Error> {
         let mut attempt = 1;
         loop {
             let seen = self.variable(identifier).await?;
-            let value = next(seen.value.to_serde()?);
-            let write = SetVariable::new(seen.id.as_str(), Payload::try_from_serde(&value)?);
-            match self.write(write.if_version(seen.version)).await {
+            let (payload, value) = make(&seen)?;
+            let write = SetVariable::new(seen.id.as_str(), payload).if_version(seen.version);
+            match self.write(write).await {
                 Err(Error::Session(SessionError::VersionConflict { .. })) if attempt < ATTEMPTS => {
                     attempt += 1;
                 }
-                written => return written.map(|_| value),
+                written => return written.map(|version| (version, value)),
             }
         }
     }
@@ -216,7 +245,7 @@ impl SessionWatch {
     /// Waits for the next event. `None` after the end was told, or when a host elsewhere shuts down.
     ///
     /// # Errors
-    /// [`Error::Session`] once, when the session ended; [`Error::Tool`] when the connection is lost.
+    /// [`Error::Session`] once, when the session ended; [`Error::Unreachable`] when the connection is lost.
     pub async fn next(&mut self) -> Option<Result<WatchEvent, Error>> {
         self.events.next().await
     }

@@ -227,7 +227,7 @@ impl SessionBackend for MemoryBackend {
         note: Note,
     ) -> Result<Variable, SessionError> {
         // The value is one that is there, so the most it takes in addition is what a value may have.
-        let more = self.limits.max_value_bytes + most_of_write(&Payload::null(), &note);
+        let more = self.limits.max_value_bytes.saturating_add(most_of_write(&Payload::null(), &note));
         self.change(id, more, |Place { record, watchers, .. }, room| {
             let changed = record.rollback(room, identifier, version, note)?;
             tell(watchers, UpdateKind::RolledBack, changed);

@@ -13,8 +13,10 @@ use crate::ValueType;
 /// As many as numpy takes.
 const MAX_AXES: usize = 64;
 
-/// Lists without items take no bytes of a buffer, and could be any number.
-const MAX_EMPTY: usize = 1 << 16;
+/// How many lists a buffer may be read as for each of its bytes, and beside them: lists of one list, or of nothing, take no
+/// bytes, and could be any number.
+const LISTS_PER_BYTE: usize = 2;
+const MORE_LISTS: usize = 1024;
 
 /// What the metadata of a buffer says.
 #[derive(Debug, Deserialize)]
@@ -72,13 +74,22 @@ impl ArrayMetadata {
         if shape.len() > MAX_AXES {
             return Err(format!("its shape has {} axes, the limit is {MAX_AXES}", shape.len()));
         }
-        let mut full = shape.iter().take_while(|length| **length > 0);
-        let lists = full.try_fold(1_usize, |lists, length| lists.checked_mul(*length));
-        if buffer.is_empty() && lists.is_none_or(|lists| lists > MAX_EMPTY) {
-            return Err(format!("its shape {shape:?} is of more than {MAX_EMPTY} lists without items"));
+        let limit = buffer.len().saturating_mul(LISTS_PER_BYTE).saturating_add(MORE_LISTS);
+        if lists_of(shape) > limit {
+            return Err(format!("its shape {shape:?} is of more than {limit} lists, the most for its bytes"));
         }
         self.items(buffer).map_err(|problem| format!("its buffer {problem}"))
     }
+}
+
+/// Of how many lists within each other a shape is.
+fn lists_of(shape: &[usize]) -> usize {
+    let (mut lists, mut along) = (0_usize, 1_usize);
+    for length in shape {
+        lists = lists.saturating_add(along);
+        along = along.saturating_mul(*length);
+    }
+    lists
 }
 
 /// A data type by numpy's names: `float32`, `<f4`.
@@ -122,9 +133,9 @@ impl Dtype {
                 }
             }
         };
-        // Items of less than a byte are packed, nobody says how.
-        let whole = bits > 0 && bits.is_multiple_of(8);
-        whole.then_some(Self { kind, bytes: bits / 8, big_endian: name.starts_with('>') })
+        // Of half a byte or less, items are packed, nobody says how.
+        let known = matches!(bits, 8 | 16 | 32 | 64 | 80 | 96 | 128 | 256);
+        known.then_some(Self { kind, bytes: bits / 8, big_endian: name.starts_with('>') })
     }
 
     /// The item in the lowest bytes, with its sign in the rest. `None`: an item of more than eight bytes.
@@ -330,6 +341,8 @@ mod tests {
         assert_eq!(numbers(of(&[3, 1, 2]), &bytes), json!([[[1, 2]], [[3, 4]], [[5, 6]]]));
         assert_eq!(numbers(of(&[0]), &[]), json!([]));
         assert_eq!(numbers(of(&[2, 0, 3]), &[]), json!([[], []]));
+        // As grey images are.
+        assert!(read(&of(&[2000, 2, 1]), &[7; 4000]).is_ok());
     }
 
     #[test]
@@ -348,12 +361,9 @@ mod tests {
             (json!({"dtype": "float32"}), 8, "its metadata has no shape"),
             (json!([]), 8, "its metadata cannot be read"),
             (json!({"shape": many, "dtype": "uint8"}), 1, "its shape has 65 axes, the limit is 64"),
-            (
-                json!({"shape": [1_u64 << 60, 0], "dtype": "uint8"}),
-                0,
-                "of more than 65536 lists without items",
-            ),
-            (json!({"shape": [1_u64 << 40, 1_u64 << 40, 0], "dtype": "uint8"}), 0, "without items"),
+            (json!({"shape": [1_u64 << 60, 0], "dtype": "uint8"}), 0, "of more than 1024 lists"),
+            (json!({"shape": [1_u64 << 40, 1_u64 << 40, 0], "dtype": "uint8"}), 0, "of more than 1024 lists"),
+            (json!({"shape": [600, 1, 1, 1, 1], "dtype": "uint8"}), 600, "of more than 2224 lists"),
         ] {
             let problem = read(&metadata, &vec![0; bytes]).unwrap_err();
             assert!(problem.contains(said), "{metadata}: {problem}");

@@ -38,7 +38,10 @@ impl<'de> Deserializer<'de> for NoNumber<'de> {
     type Error = Problem;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
-        serde_json::Deserializer::from_slice(&self.0.json).deserialize_any(visitor)
+        let mut json = serde_json::Deserializer::from_slice(&self.0.json);
+        let value = json.deserialize_any(visitor)?;
+        json.end()?;
+        Ok(value)
     }
 
     fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
@@ -97,6 +100,10 @@ impl<'de> Deserializer<'de> for Buffer<'de> {
         self.deserialize_any(visitor)
     }
 
+    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, Problem> {
+        self.deserialize_seq(visitor)
+    }
+
     fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
         visitor.visit_borrowed_bytes(self.buffer)
     }
@@ -118,7 +125,7 @@ impl<'de> Deserializer<'de> for Buffer<'de> {
     }
 
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string unit unit_struct tuple tuple_struct map
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string unit unit_struct tuple_struct map
         struct enum identifier ignored_any
     }
 }
@@ -148,6 +155,7 @@ mod tests {
     fn bytes_are_bytes_and_numbers_that_json_has_not_are_numbers() {
         let bytes = Payload::bytes(Bytes::from_static(b"ab"));
         assert_eq!(bytes.to_serde::<Vec<u8>>().unwrap(), b"ab");
+        assert_eq!(bytes.to_serde::<[u8; 2]>().unwrap(), *b"ab");
         assert_eq!(Payload::float(f64::INFINITY).to_serde::<f64>().unwrap(), f64::INFINITY);
         assert!(Payload::float(f64::NAN).to_serde::<Option<f32>>().unwrap().unwrap().is_nan());
         assert_eq!(Payload::float(f64::NAN).to_serde::<String>().unwrap(), "NaN");

@@ -162,16 +162,18 @@ pub(crate) async fn variables(args: VariableArgs) -> Result<(), Failure> {
     let mut client = args.server.connect().await?;
     let request = pb::ListVariablesRequest { session_id, pattern };
     let found = client.list_variables(request).await.map_err(refused)?.into_inner().variables;
-    let rows = found.into_iter().map(variable_row).collect::<Result<_, _>>()?;
+    let rows = found.into_iter().map(variable_row).collect();
     args.print(&["VARIABLE", "TYPE", "VALUE", "VERSION", "SOURCE", "WRITTEN", "CONSTRAINTS"], rows)
 }
 
-fn variable_row(variable: pb::Variable) -> Result<(Vec<String>, Value), Failure> {
+fn variable_row(variable: pb::Variable) -> (Vec<String>, Value) {
     let source = match variable.source() {
         pb::variable::Source::Elixir => "host",
         pb::variable::Source::Python => "python",
     };
-    let value = output::readable(variable.value.unwrap_or_default(), variable.binary_value)?;
+    // What cannot be read hides no other.
+    let value = output::readable(variable.value.unwrap_or_default(), variable.binary_value).ok();
+    let shown = value.as_ref().map_or("(cannot be read)", |value| value.get());
     let constraints = variable.constraints_json;
     let object = json!({
         "id": variable.id,
@@ -187,22 +189,27 @@ fn variable_row(variable: pb::Variable) -> Result<(Vec<String>, Value), Failure>
     let cells = vec![
         variable.name,
         variable.r#type,
-        shortened(value.get()),
+        shortened(shown),
         variable.version.to_string(),
         source.to_owned(),
         variable.last_updated_at.map(|at| age(at) + " ago").unwrap_or_default(),
         shortened(&constraints),
     ];
-    Ok((cells, object))
+    (cells, object)
 }
 
-/// The start of a text, as far as a table has room for it.
+/// The start of a text, as far as a table has room for it, without what a terminal would obey.
 fn shortened(text: &str) -> String {
     const SHOWN: usize = 48;
-    match text.char_indices().nth(SHOWN) {
-        Some((at, _)) => format!("{}...", &text[..at]),
-        None => text.to_owned(),
+    let mut shown: String = text
+        .chars()
+        .take(SHOWN)
+        .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
+        .collect();
+    if text.chars().nth(SHOWN).is_some() {
+        shown.push_str("...");
     }
+    shown
 }
 
 fn session_row(session: pb::SessionInfo) -> (Vec<String>, Value) {

@@ -22,7 +22,7 @@ pub(crate) const HELP: &str = "\
 Durations are 700ms, 0.7s, 2m; sizes 4096, 64KiB, 10MiB. Workers inherit the environment: PYTHONPATH leads to adapters that
 are not installed.
 
-Every flag but --config can stand in a configuration file, as in `workers = 4` and `sessions = \"file:sessions.redb\"`; the command
+Every flag but --config can stand in a configuration file, where paths are relative to the working directory too, as in `workers = 4` and `sessions = \"file:sessions.redb\"`; the command
 line and the environment have the last word.
 
 SNAKEPIT_LOG says what is logged to stderr: `info` by default, `info,snakepit=debug` for every call and every failure of a
@@ -37,7 +37,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", env = "SNAKEPIT_CONFIG", hide_env_values = true)]
     pub(crate) config: Option<PathBuf>,
 
-    /// The adapter class that workers serve, as `module.path:Class`.
+    /// The adapter class that workers serve, as `module.path:Class`. With --worker-command, that command is told it.
     #[arg(long, value_name = "MODULE:CLASS")]
     adapter: Option<String>,
 
@@ -99,7 +99,7 @@ pub(crate) struct Args {
         env = "SNAKEPIT_SESSIONS",
         hide_env_values = true
     )]
-    sessions: Place,
+    sessions: String,
 
     /// The directory for sockets and the ledger of worker processes [default: below $XDG_RUNTIME_DIR, else /tmp].
     #[arg(long, value_name = "DIR", env = "SNAKEPIT_RUN_DIR", hide_env_values = true)]
@@ -122,6 +122,11 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
             "nothing says what workers serve: give --adapter MODULE:CLASS, or --worker-command COMMAND";
         return Err(Failure::new(exit::USAGE, problem));
     }
+    // Read here and not by the parser of the command line, which shows what it refuses: a password may be in it.
+    let sessions: Place = args
+        .sessions
+        .parse()
+        .map_err(|problem| Failure::new(exit::USAGE, format!("`sessions` cannot be used: {problem}")))?;
     if let Some(file) = &args.config {
         tracing::info!(file = %file.display(), "configured");
     }
@@ -167,8 +172,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         builder = builder.run_dir(dir);
     }
 
-    builder =
-        builder.sessions(args.sessions.open(args.limits.into()).await.map_err(|e| refused(e.to_string()))?);
+    builder = builder.sessions(sessions.open(args.limits.into()).await.map_err(|e| refused(e.to_string()))?);
 
     let mut name = "";
     let started = builder.start_unless(async { name = signalled().await }).await;

@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeMap,
+    error::Error as _,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -17,7 +19,7 @@ use snakepit_session::{
 use snakepit_worker::wire::{payload_from_wire, payload_to_wire};
 use tonic::{Response, Status};
 
-use super::Remote;
+use super::{MAX_WATCHES, Remote, problem_of};
 use crate::{
     Error,
     session::EventStream,
@@ -83,7 +85,7 @@ impl Remote {
     pub(crate) async fn variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, Error> {
         let request = pb::GetVariableRequest {
             session_id: id.to_string(),
-            variable_identifier: identifier.to_owned(),
+            variable_identifier: named(id, identifier)?,
             bypass_cache: true,
         };
         let found = read("GetVariable", self.client().get_variable(request).await)?;
@@ -101,7 +103,7 @@ impl Remote {
         let (value, buffer) = payload_to_wire(value);
         let request = pb::SetVariableRequest {
             session_id: id.to_string(),
-            variable_identifier: identifier,
+            variable_identifier: named(id, &identifier)?,
             value: Some(value),
             metadata: note.to_metadata(),
             expected_version: expected_version.map_or(0, version_to_wire),
@@ -120,8 +122,8 @@ impl Remote {
     ) -> Result<Vec<u32>, Error> {
         let note = writes.first().map(|write| write.note.clone()).unwrap_or_default();
         if writes.iter().any(|write| write.note != note) {
-            let problem = "takes one note for all writes of a batch; write them one by one".to_owned();
-            return Err(ToolError::Unsupported { tool: "SetVariables".to_owned(), problem }.into());
+            let problem = "a batch has one note over gRPC, and these differ; write them one by one";
+            return Err(Error::Refused { rpc: "SetVariables", problem: problem.to_owned() });
         }
         let mut request = pb::BatchSetVariablesRequest {
             session_id: id.to_string(),
@@ -133,7 +135,8 @@ impl Remote {
         for SetVariable { identifier, value, note: _, expected_version } in writes {
             let (value, buffer) = payload_to_wire(value);
             if request.updates.insert(identifier.clone(), value).is_some() {
-                return Err(SessionError::WrittenTwice { variable: identifier }.into());
+                let twice = SessionError::WrittenTwice { variable: identifier.clone() };
+                return Err(SessionError::BatchRefused { errors: [(identifier, twice)].into() }.into());
             }
             request.binary_updates.extend(buffer.map(|buffer| (identifier.clone(), buffer)));
             request
@@ -161,7 +164,7 @@ impl Remote {
     pub(crate) async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<(), Error> {
         let request = pb::DeleteVariableRequest {
             session_id: id.to_string(),
-            variable_identifier: identifier.to_owned(),
+            variable_identifier: named(id, identifier)?,
         };
         read("DeleteVariable", self.client().delete_variable(request).await)?;
         Ok(())
@@ -175,16 +178,16 @@ impl Remote {
     ) -> Result<Vec<VariableVersion>, Error> {
         let request = pb::GetVariableHistoryRequest {
             session_id: id.to_string(),
-            variable_identifier: identifier.to_owned(),
+            variable_identifier: named(id, identifier)?,
             limit: i32::try_from(limit).unwrap_or(i32::MAX),
         };
         let found = read("GetVariableHistory", self.client().get_variable_history(request).await)?;
         let entry = |entry: pb::VariableHistoryEntry| {
             Ok(VariableVersion {
                 version: version(entry.version),
-                value: payload(entry.value, entry.binary_value)?,
                 at: time(entry.timestamp),
-                note: Note::by_author(&entry.changed_by, entry.metadata),
+                note: note(source(entry.source()), &entry.changed_by, entry.metadata),
+                value: payload(entry.value, entry.binary_value)?,
             })
         };
         found.entries.into_iter().map(entry).collect()
@@ -198,7 +201,7 @@ impl Remote {
     ) -> Result<Variable, Error> {
         let request = pb::RollbackVariableRequest {
             session_id: id.to_string(),
-            variable_identifier: identifier.to_owned(),
+            variable_identifier: named(id, identifier)?,
             target_version: version_to_wire(target),
             metadata: BTreeMap::new(),
         };
@@ -212,6 +215,9 @@ impl Remote {
         identifiers: Vec<String>,
         initial: bool,
     ) -> Result<EventStream, Error> {
+        let place = Arc::clone(&self.watches)
+            .try_acquire_owned()
+            .map_err(|_| SessionError::TooManyWatches { limit: MAX_WATCHES })?;
         let request = pb::WatchVariablesRequest {
             session_id: id.to_string(),
             variable_identifiers: identifiers,
@@ -219,9 +225,12 @@ impl Remote {
         };
         let updates = read("WatchVariables", self.client().watch_variables(request).await)?;
         Ok(updates
-            .map(|update| match update {
-                Ok(update) => event(update),
-                Err(status) => Err(error("WatchVariables", &status)),
+            .map(move |update| {
+                let _held = &place;
+                match update {
+                    Ok(update) => event(update),
+                    Err(status) => Err(error("WatchVariables", &status)),
+                }
             })
             .boxed())
     }
@@ -279,14 +288,15 @@ impl Remote {
     }
 }
 
-fn read<T>(rpc: &str, answer: Result<Response<T>, Status>) -> Result<T, Error> {
+fn read<T>(rpc: &'static str, answer: Result<Response<T>, Status>) -> Result<T, Error> {
     answer.map(Response::into_inner).map_err(|status| error(rpc, &status))
 }
 
-fn error(rpc: &str, status: &Status) -> Error {
+fn error(rpc: &'static str, status: &Status) -> Error {
     match to_tool_error(rpc, status) {
         ToolError::Session(error) => Error::Session(error),
-        error => Error::Tool(error),
+        _ if status.source().is_some() => Error::Unreachable { problem: problem_of(status) },
+        _ => Error::Refused { rpc, problem: status.message().to_owned() },
     }
 }
 
@@ -295,16 +305,22 @@ fn malformed(problem: impl std::fmt::Display) -> Error {
     Error::Tool(ToolError::Internal { problem: format!("the host's answer cannot be read: {problem}") })
 }
 
+/// An id or name that is one; of the empty one a host only says that it is missing.
+fn named(id: &SessionId, identifier: &str) -> Result<String, Error> {
+    if identifier.is_empty() {
+        let (session, identifier) = (id.clone(), String::new());
+        return Err(SessionError::VariableNotFound { session, identifier }.into());
+    }
+    Ok(identifier.to_owned())
+}
+
 fn payload(value: Option<pb::Any>, buffer: Bytes) -> Result<Payload, Error> {
     let buffer = (!buffer.is_empty()).then_some(buffer);
     payload_from_wire(value.unwrap_or_default(), buffer).map_err(malformed)
 }
 
 fn variable(variable: pb::Variable) -> Result<Variable, Error> {
-    let source = match variable.source() {
-        pb::variable::Source::Elixir => Source::Host,
-        pb::variable::Source::Python => Source::Python,
-    };
+    let source = source(variable.source());
     let kind = variable.r#type.parse().map_err(malformed)?;
     Ok(Variable {
         id: VariableId::try_new(variable.id)?,
@@ -318,14 +334,28 @@ fn variable(variable: pb::Variable) -> Result<Variable, Error> {
     })
 }
 
+const fn source(source: pb::variable::Source) -> Source {
+    match source {
+        pb::variable::Source::Elixir => Source::Host,
+        pb::variable::Source::Python => Source::Python,
+    }
+}
+
+/// A host that was told no name says the side instead.
+fn note(source: Source, author: &str, metadata: BTreeMap<String, String>) -> Note {
+    let named = !author.is_empty() && author != source.as_str();
+    Note { source, changed_by: named.then(|| author.into()), metadata: metadata.into() }
+}
+
 fn event(update: pb::VariableUpdate) -> Result<WatchEvent, Error> {
     if update.update_type == "lost" {
         return Ok(WatchEvent::Lost(update.lost_updates));
     }
     let kind = UpdateKind::named(&update.update_type)
         .ok_or_else(|| malformed(format!("an update of type `{}`", update.update_type)))?;
-    let note = Note::by_author(&update.update_source, update.update_metadata);
     let variable = variable(update.variable.unwrap_or_default())?;
+    // Who wrote last wrote this.
+    let note = note(variable.source, &update.update_source, update.update_metadata);
     Ok(WatchEvent::Update(VariableUpdate { kind, variable, note }))
 }
 
