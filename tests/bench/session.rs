@@ -9,6 +9,7 @@ use std::{
 };
 
 use dashmap::DashMap;
+use foldhash::quality::RandomState;
 use futures_util::FutureExt;
 use snakepit_server::SessionId;
 use snakepit_session::{
@@ -100,10 +101,10 @@ fn metadata() -> BTreeMap<String, String> {
     BTreeMap::from([("user".to_owned(), "somebody".to_owned())])
 }
 
-/// The concurrent map alone, with a session's worth of fields.
+/// The concurrent map alone, with a session's worth of fields and the hash that the backend uses.
 struct Bare {
     keys: Vec<String>,
-    map: DashMap<String, BareSession>,
+    map: DashMap<String, BareSession, RandomState>,
 }
 
 #[derive(Clone)]
@@ -119,10 +120,10 @@ struct BareSession {
 impl Bare {
     fn new() -> Self {
         let keys: Vec<_> = (0..SESSIONS).map(|n| format!("session_{n:08}")).collect();
-        let metadata = Arc::new(metadata());
+        // Each with texts of its own, which no two threads share.
         let session = |key: &String| BareSession {
             id: key.as_str().into(),
-            metadata: Arc::clone(&metadata),
+            metadata: Arc::new(metadata()),
             last_worker: "default-1-1".into(),
             created_at: SystemTime::now(),
             ttl: Duration::from_secs(3600),
@@ -159,7 +160,7 @@ impl Ours {
         let ids: Vec<_> = (0..SESSIONS).map(|n| session_id("session", n)).collect();
         for id in &ids {
             now(backend.create(id, NewSession { metadata: metadata(), ttl: None })).expect("created");
-            // Each its own text, as in the bare map.
+            // A text of its own, as in the bare map.
             now(backend.set_last_worker(id, "default-1-1".into())).expect("it is there");
         }
         Self { ids, backend }
