@@ -6,9 +6,14 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
+    thread::available_parallelism,
+    time::Duration,
 };
 
-use dashmap::{DashMap, Entry, mapref::one::RefMut};
+use dashmap::{
+    DashMap, Entry,
+    mapref::one::{Ref, RefMut},
+};
 use foldhash::quality::RandomState;
 use tokio::time::Instant;
 
@@ -25,10 +30,15 @@ mod operations;
 
 use globals::Globals;
 
+/// How many parts the map has for each processor, each with a lock of its own. Few threads wait for each other then.
+const SHARDS_PER_CPU: usize = 32;
+
 /// Sessions in this process: gone when it ends.
 #[derive(Debug)]
 pub struct MemoryBackend {
     limits: SessionLimits,
+    /// When the backend was made: times are nanoseconds since then, which an atomic holds for five hundred years.
+    epoch: Instant,
     /// Hashed fast: the hash is seeded anew in each process, and ids come from clients that may run tools anyway.
     sessions: DashMap<SessionId, Box<Place>, RandomState>,
     /// How many sessions there are, counted before they are made so that racing creators cannot pass the limit.
@@ -38,7 +48,7 @@ pub struct MemoryBackend {
     /// Every session once, under the time it was last known to expire. Use does not move it: one that turns out to live
     /// longer when its time comes is queued again, so a sweep costs by what surfaces and not by what lives. Locked after
     /// the session, never before it.
-    expiry: Mutex<BTreeSet<(Instant, SessionId)>>,
+    expiry: Mutex<BTreeSet<(u64, SessionId)>>,
     globals: Mutex<Globals>,
     events: SessionEventSender,
     counters: Counters,
@@ -60,31 +70,41 @@ struct Counters {
 #[derive(Debug)]
 struct Place {
     record: Record,
-    expires: Instant,
+    /// Moved by readers too, which share the lock.
+    expires: AtomicU64,
     /// Where it stands in the expiry queue.
-    queued: Instant,
+    queued: u64,
     /// Boxed, because few sessions are watched.
     watchers: Option<Box<Watchers>>,
 }
 
 impl Place {
-    fn new(new: NewSession, limits: &SessionLimits, now: Instant) -> Self {
+    fn new(new: NewSession, limits: &SessionLimits, now: u64) -> Self {
         let head = Head::new(new, limits);
-        let expires = now + head.ttl;
-        Self { record: Record::new(head), expires, queued: expires, watchers: None }
+        let queued = later(now, head.ttl);
+        Self { record: Record::new(head), expires: queued.into(), queued, watchers: None }
     }
 
-    fn is_expired(&self, now: Instant) -> bool {
-        self.expires <= now
+    fn expires(&self) -> u64 {
+        self.expires.load(Relaxed)
     }
 
-    fn renew(&mut self, now: Instant) {
-        self.expires = now + self.record.head.ttl;
+    fn is_expired(&self, now: u64) -> bool {
+        self.expires() <= now
     }
 
-    fn snapshot(&self, id: &SessionId, now: Instant) -> Session {
-        self.record.head.snapshot(id, self.expires.saturating_duration_since(now))
+    /// Never earlier than it was: of two readers, the later one may get here first.
+    fn renew(&self, now: u64) {
+        self.expires.fetch_max(later(now, self.record.head.ttl), Relaxed);
     }
+
+    fn snapshot(&self, id: &SessionId, now: u64) -> Session {
+        self.record.head.snapshot(id, Duration::from_nanos(self.expires().saturating_sub(now)))
+    }
+}
+
+fn later(now: u64, ttl: Duration) -> u64 {
+    now.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// Tells the watchers of a session, if it has any.
@@ -98,9 +118,14 @@ impl MemoryBackend {
     /// A backend without sessions.
     #[must_use]
     pub fn new(limits: SessionLimits) -> Self {
+        let shards = SHARDS_PER_CPU * available_parallelism().map_or(1, usize::from);
         Self {
             limits,
-            sessions: DashMap::default(),
+            epoch: Instant::now(),
+            sessions: DashMap::with_hasher_and_shard_amount(
+                RandomState::default(),
+                shards.next_power_of_two(),
+            ),
             count: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             expiry: Mutex::new(BTreeSet::new()),
@@ -110,7 +135,11 @@ impl MemoryBackend {
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, BTreeSet<(Instant, SessionId)>> {
+    fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn queue(&self) -> MutexGuard<'_, BTreeSet<(u64, SessionId)>> {
         self.expiry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -118,19 +147,36 @@ impl MemoryBackend {
         self.globals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The live session of this id, locked. Clocks are read while it is, so that they go with what is done.
-    fn place(&self, id: &SessionId) -> Result<(RefMut<'_, SessionId, Box<Place>>, Instant), SessionError> {
-        let found = self.sessions.get_mut(id);
-        let now = Instant::now();
+    /// The live session of this id, locked against writers. Clocks are read while it is, so that they go with what is done.
+    fn place(&self, id: &SessionId) -> Result<(Ref<'_, SessionId, Box<Place>>, u64), SessionError> {
+        let found = self.sessions.get(id);
+        let now = self.now();
         match found {
             Some(place) if !place.is_expired(now) => Ok((place, now)),
             _ => Err(SessionError::NotFound { id: id.clone() }),
         }
     }
 
-    /// The live session of this id, locked and renewed.
-    fn used(&self, id: &SessionId) -> Result<RefMut<'_, SessionId, Box<Place>>, SessionError> {
-        let (mut place, now) = self.place(id)?;
+    /// The same, locked against everybody.
+    fn place_mut(&self, id: &SessionId) -> Result<(RefMut<'_, SessionId, Box<Place>>, u64), SessionError> {
+        let found = self.sessions.get_mut(id);
+        let now = self.now();
+        match found {
+            Some(place) if !place.is_expired(now) => Ok((place, now)),
+            _ => Err(SessionError::NotFound { id: id.clone() }),
+        }
+    }
+
+    /// The live session of this id, locked against writers and renewed.
+    fn used(&self, id: &SessionId) -> Result<Ref<'_, SessionId, Box<Place>>, SessionError> {
+        let (place, now) = self.place(id)?;
+        place.renew(now);
+        Ok(place)
+    }
+
+    /// The same, locked against everybody.
+    fn used_mut(&self, id: &SessionId) -> Result<RefMut<'_, SessionId, Box<Place>>, SessionError> {
+        let (place, now) = self.place_mut(id)?;
         place.renew(now);
         Ok(place)
     }
@@ -143,7 +189,7 @@ impl MemoryBackend {
         act: impl FnOnce(&mut Place, &mut Room<'_>) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
         self.make_room(more);
-        let mut place = self.used(id)?;
+        let mut place = self.used_mut(id)?;
         let mut resize = |from, to| self.resize(from, to);
         act(&mut place, &mut Room { session: id, limits: &self.limits, resize: &mut resize })
     }
@@ -203,14 +249,14 @@ impl MemoryBackend {
     /// no room was claimed.
     fn find_or_make(&self, id: &SessionId, new: &NewSession, claimed: bool) -> Option<(Session, Created)> {
         let entry = self.sessions.entry(id.clone());
-        let now = Instant::now();
+        let now = self.now();
         match entry {
-            Entry::Occupied(mut entry) if !entry.get().is_expired(now) => {
+            Entry::Occupied(entry) if !entry.get().is_expired(now) => {
                 if claimed {
                     self.count.fetch_sub(1, Relaxed);
                     self.bytes.fetch_sub(size_of_metadata(&new.metadata), Relaxed);
                 }
-                entry.get_mut().renew(now);
+                entry.get().renew(now);
                 Some((entry.get().snapshot(id, now), Created::Existing))
             }
             Entry::Occupied(_) | Entry::Vacant(_) if !claimed => None,
@@ -250,7 +296,7 @@ impl MemoryBackend {
     /// Reclaims some of the sessions that expired; returns how many, and nothing when none is due any more.
     fn reclaim_some(&self) -> Option<usize> {
         const SOME: usize = 1000;
-        let now = Instant::now();
+        let now = self.now();
         let mut expired = 0;
         for looked in 0..SOME {
             // The queue is released before the session is locked: everybody else locks them the other way round.
@@ -270,7 +316,7 @@ impl MemoryBackend {
                 entry.remove();
                 expired += 1;
             } else {
-                let expires = entry.get().expires;
+                let expires = entry.get().expires();
                 entry.get_mut().queued = expires;
                 queue.insert((expires, id));
             }

@@ -10,7 +10,6 @@ use std::{
 
 use async_trait::async_trait;
 use dashmap::Entry;
-use tokio::time::Instant;
 
 use super::{Counters, MemoryBackend, Place, tell};
 use crate::{
@@ -46,7 +45,7 @@ impl SessionBackend for MemoryBackend {
     }
 
     async fn get(&self, id: &SessionId) -> Result<Session, SessionError> {
-        let (mut place, now) = self.place(id)?;
+        let (place, now) = self.place(id)?;
         place.renew(now);
         Ok(place.snapshot(id, now))
     }
@@ -55,7 +54,7 @@ impl SessionBackend for MemoryBackend {
         let Entry::Occupied(entry) = self.sessions.entry(id.clone()) else {
             return Err(SessionError::NotFound { id: id.clone() });
         };
-        let now = Instant::now();
+        let now = self.now();
         if entry.get().is_expired(now) {
             return Err(SessionError::NotFound { id: id.clone() });
         }
@@ -71,7 +70,7 @@ impl SessionBackend for MemoryBackend {
         // The ids of this page are the smallest above the token: kept as a bounded set, so a page of a million
         // sessions costs one pass and the memory of one page.
         let mut ids = BTreeSet::new();
-        let now = Instant::now();
+        let now = self.now();
         for place in self.sessions.iter().filter(|place| !place.is_expired(now)) {
             if after.as_ref().is_none_or(|after| place.key() > after) {
                 ids.insert(place.key().clone());
@@ -88,7 +87,7 @@ impl SessionBackend for MemoryBackend {
     }
 
     async fn set_last_worker(&self, id: &SessionId, worker: Arc<str>) -> Result<(), SessionError> {
-        self.place(id)?.0.record.head.last_worker = Some(worker);
+        self.place_mut(id)?.0.record.head.last_worker = Some(worker);
         Ok(())
     }
 
@@ -241,7 +240,7 @@ impl SessionBackend for MemoryBackend {
         identifiers: &[String],
         initial: bool,
     ) -> Result<VariableWatch, SessionError> {
-        let mut place = self.used(id)?;
+        let mut place = self.used_mut(id)?;
         let Place { record, watchers, .. } = &mut **place;
         let (watcher, watch) = Watcher::of_record(&self.limits, id, record, identifiers, initial)?;
         watchers.get_or_insert_default().add(watcher, self.limits.max_watches)?;

@@ -223,7 +223,8 @@ async fn sessions_that_come_and_go_at_once_leave_nothing_in_the_queue() {
 #[tokio::test(start_paused = true)]
 async fn a_place_in_the_queue_without_a_session_does_not_stop_a_sweep() {
     let backend = MemoryBackend::new(SessionLimits::default());
-    backend.queue().insert((Instant::now(), id("orphan")));
+    let now = backend.now();
+    backend.queue().insert((now, id("orphan")));
     let short = NewSession { ttl: Some(Duration::from_secs(1)), ..NewSession::default() };
     backend.create(&id("short"), short).await.unwrap();
     tokio::time::advance(Duration::from_secs(1)).await;
