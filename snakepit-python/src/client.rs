@@ -30,6 +30,9 @@ use crate::{
     value, windows,
 };
 
+/// How often a host that says nothing is asked whether it is there, and how long it may take to say so.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+
 /// A connection to a host.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
@@ -126,8 +129,15 @@ impl HostClient {
         let bound = seconds(timeout)?;
         let target = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/').to_owned();
         let driver = Driver::Background(Background::get()?);
+        let settings = |endpoint| {
+            // Each later attempt to connect is bounded too.
+            windows::of_client(endpoint)
+                .connect_timeout(bound)
+                .http2_keep_alive_interval(KEEPALIVE.0)
+                .keep_alive_timeout(KEEPALIVE.1)
+        };
         let opened = async {
-            let host = Host::new(host::connect(&target, windows::of_client).await?, driver);
+            let host = Host::new(host::connect(&target, settings).await?, driver);
             let line = Line::open(host.client()).await?;
             Ok((host, line))
         };
