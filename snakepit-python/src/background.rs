@@ -1,6 +1,11 @@
 //! The runtime of whoever is no worker, driven by a thread of its own.
 
-use std::{future::Future, io, sync::OnceLock, time::Duration};
+use std::{
+    future::Future,
+    io,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use pyo3::prelude::*;
 use tokio::runtime::Handle;
@@ -8,37 +13,61 @@ use tokio::runtime::Handle;
 /// How often a wait looks whether Python wants to be interrupted.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// The runtime, made with the first use.
-///
-/// # Errors
-/// When the system refuses a file descriptor or a thread.
-pub(crate) fn runtime() -> io::Result<&'static Handle> {
-    static RUNTIME: OnceLock<Handle> = OnceLock::new();
-    if let Some(handle) = RUNTIME.get() {
-        return Ok(handle);
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let handle = runtime.handle().clone();
-    std::thread::Builder::new()
-        .name("snakepit-client".to_owned())
-        .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
-    // Whoever comes second leaves a thread without work, which does no harm.
-    Ok(RUNTIME.get_or_init(|| handle))
+/// A runtime, which lives as long as the process. Copies are the same one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Background {
+    runtime: &'static Handle,
+    /// The process whose thread drives it. A fork of it has the memory, but not the thread.
+    process: u32,
 }
 
-/// Waits while other Python threads go on, and lets signals interrupt.
-///
-/// # Errors
-/// What the handler of a signal raised.
-pub(crate) fn wait<T: Send>(py: Python<'_>, future: impl Future<Output = T> + Send) -> PyResult<T> {
-    let handle = runtime()?;
-    let mut future = std::pin::pin!(future);
-    loop {
-        let waited =
-            py.detach(|| handle.block_on(async { tokio::time::timeout(LOOK_EVERY, future.as_mut()).await }));
-        match waited {
-            Ok(outcome) => return Ok(outcome),
-            Err(_) => py.check_signals()?,
+impl Background {
+    /// The runtime of this process, made with the first use.
+    ///
+    /// # Errors
+    /// When the system refuses a file descriptor or a thread.
+    pub(crate) fn get() -> io::Result<Self> {
+        static CURRENT: Mutex<Option<Background>> = Mutex::new(None);
+        let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+        match *current {
+            Some(background) if !background.is_forked() => Ok(background),
+            _ => Ok(*current.insert(Self::start()?)),
+        }
+    }
+
+    fn start() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        std::thread::Builder::new()
+            .name("snakepit-client".to_owned())
+            .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+        Ok(Self { runtime: Box::leak(Box::new(handle)), process: std::process::id() })
+    }
+
+    /// Whether this is a fork of the process that the runtime belongs to.
+    pub(crate) fn is_forked(self) -> bool {
+        std::process::id() != self.process
+    }
+
+    /// The runtime, to spawn tasks on.
+    pub(crate) const fn runtime(self) -> &'static Handle {
+        self.runtime
+    }
+
+    /// Waits while other Python threads go on, and lets signals interrupt. Must not be called in a fork.
+    ///
+    /// # Errors
+    /// What the handler of a signal raised.
+    pub(crate) fn wait<T: Send>(self, py: Python<'_>, future: impl Future<Output = T> + Send) -> PyResult<T> {
+        let mut future = std::pin::pin!(future);
+        loop {
+            let waited = py.detach(|| {
+                self.runtime.block_on(async { tokio::time::timeout(LOOK_EVERY, future.as_mut()).await })
+            });
+            match waited {
+                Ok(outcome) => return Ok(outcome),
+                Err(_) => py.check_signals()?,
+            }
         }
     }
 }

@@ -12,20 +12,26 @@ use pyo3::{
     types::PyDict,
 };
 use snakepit_proto::{
-    MAX_MESSAGE_BYTES,
     mux::{Call, CallEnd, CallEvent, Multiplexer, STREAM_CREDIT, chunk_cost},
     pb::{self, bridge_service_client::BridgeServiceClient},
 };
 use snakepit_worker::wire::{value_from_wire, value_to_wire};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, transport::Channel};
 
 use crate::{
-    background::{runtime, wait},
-    host::{self, HostError, HostUnavailableError, SnakepitError, ToolFailed},
+    background::Background,
+    caller::Caller,
+    context,
+    driver::Driver,
+    host::{self, Host, HostError, HostUnavailableError, SnakepitError, ToolFailed},
     readable::Readable,
-    value,
+    value, windows,
 };
+
+/// How often a host that says nothing is asked whether it is there, and how long it may take to say so.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 
 /// A connection to a host.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
@@ -34,10 +40,12 @@ pub(crate) struct HostClient {
     address: String,
     connect_timeout: Duration,
     /// Its channel connects anew by itself.
-    client: BridgeServiceClient<Channel>,
+    host: Host,
     line: Mutex<Line>,
     /// Held while a broken stream is replaced, so that one call does it and the others wait.
     reopening: tokio::sync::Mutex<()>,
+    /// Cancelled once the client is closed.
+    closed: CancellationToken,
 }
 
 /// The way that calls take.
@@ -72,21 +80,23 @@ impl HostClient {
     fn usable(&self) -> PyResult<Option<Multiplexer>> {
         let mut line = self.line();
         let multiplexer = line.multiplexer.clone();
-        let multiplexer = multiplexer.ok_or_else(|| PyRuntimeError::new_err("the client is closed"))?;
+        let multiplexer = multiplexer.ok_or(HostError::Closed)?;
         Ok((!line.is_broken()).then_some(multiplexer))
     }
 
     /// The stream, opened anew if it broke: the host may have been restarted.
     fn multiplexer(&self, py: Python<'_>) -> PyResult<Multiplexer> {
+        let driver = self.host.driver();
+        driver.refuse_fork()?;
         if let Some(usable) = self.usable()? {
             return Ok(usable);
         }
-        wait(py, async {
+        driver.wait(py, async {
             let _alone = self.reopening.lock().await;
             if let Some(usable) = self.usable()? {
                 return Ok(usable);
             }
-            let opened = Line::open(self.client.clone());
+            let opened = Line::open(self.host.client());
             let fresh =
                 within(self.connect_timeout, opened).await.map_err(|e| unreachable(&self.address, &e))?;
             let mut line = self.line();
@@ -118,39 +128,52 @@ impl HostClient {
     fn new(py: Python<'_>, address: &str, timeout: f64) -> PyResult<Self> {
         let bound = seconds(timeout)?;
         let target = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/').to_owned();
-        let opened = async {
-            let channel = host::connect(&target).await?;
-            let client = BridgeServiceClient::new(channel)
-                .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                .max_encoding_message_size(MAX_MESSAGE_BYTES);
-            let line = Line::open(client.clone()).await?;
-            Ok((client, line))
+        let driver = Driver::Background(Background::get()?);
+        let settings = |endpoint| {
+            // Each later attempt to connect is bounded too.
+            windows::of_client(endpoint)
+                .connect_timeout(bound)
+                .http2_keep_alive_interval(KEEPALIVE.0)
+                .keep_alive_timeout(KEEPALIVE.1)
         };
-        let (client, line) =
-            wait(py, within(bound, opened))?.map_err(|problem| unreachable(address, &problem))?;
+        let opened = async {
+            let host = Host::new(host::connect(&target, settings).await?, driver);
+            let line = Line::open(host.client()).await?;
+            Ok((host, line))
+        };
+        let (host, line) =
+            driver.wait(py, within(bound, opened))?.map_err(|problem| unreachable(address, &problem))?;
         Ok(Self {
             address: address.to_owned(),
             connect_timeout: bound,
-            client,
+            host,
             line: Mutex::new(line),
             reopening: tokio::sync::Mutex::default(),
+            closed: CancellationToken::new(),
         })
     }
 
     /// Makes sure that the session exists.
     fn open_session(&self, py: Python<'_>, session_id: String) -> PyResult<()> {
-        let mut client = self.client.clone();
         let request = pb::InitializeSessionRequest { session_id, ..Default::default() };
-        let opened = wait(py, async move { client.initialize_session(request).await })?;
-        Ok(opened.map(drop).map_err(HostError::Status)?)
+        let outside = self.outside(String::new(), None)?;
+        let opened = outside
+            .ask(py, request, |mut client, request| async move { client.initialize_session(request).await });
+        opened.map(drop)
     }
 
-    /// Deletes the session.
-    fn delete_session(&self, py: Python<'_>, session_id: String) -> PyResult<()> {
-        let mut client = self.client.clone();
-        let request = pb::CleanupSessionRequest { session_id, force: false };
-        let deleted = wait(py, async move { client.cleanup_session(request).await })?;
-        Ok(deleted.map(drop).map_err(HostError::Status)?)
+    /// What a call would know, for who looks at its session from outside. Each request may take so long, a watch as well.
+    #[pyo3(signature = (session_id, timeout))]
+    fn outside(&self, session_id: String, timeout: Option<f64>) -> PyResult<context::Call> {
+        let timeout = timeout.map(seconds).transpose()?;
+        Ok(context::Call {
+            caller: Caller::Program { closed: self.closed.clone(), timeout },
+            host: Some(self.host.clone()),
+            session_id,
+            // Who it is, it says itself, if it wants to.
+            worker_id: "".into(),
+            metadata: BTreeMap::new(),
+        })
     }
 
     /// Starts a call.
@@ -188,12 +211,14 @@ impl HostClient {
             ..pb::CallStart::default()
         };
         let call = self.multiplexer(py)?.start(start, 0);
-        Ok(HostCall { state: Arc::new(Mutex::new(CallState { call: Some(call), ..Default::default() })) })
+        let state = CallState { call: Some(call), ..CallState::default() };
+        Ok(HostCall { driver: self.host.driver(), state: Arc::new(Mutex::new(state)) })
     }
 
-    /// Takes no more calls; those that run go on.
+    /// Takes no more calls; those that run go on. Ends watches.
     fn close(&self) {
         self.line().multiplexer.take();
+        self.closed.cancel();
     }
 }
 
@@ -207,6 +232,7 @@ fn seconds(seconds: f64) -> PyResult<Duration> {
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct HostCall {
+    driver: Driver,
     state: Arc<Mutex<CallState>>,
 }
 
@@ -258,7 +284,7 @@ impl CallState {
 impl HostCall {
     /// Waits for the value of a unary call.
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        wait(py, CallState::advance(&self.state))?;
+        self.driver.wait(py, CallState::advance(&self.state))?;
         self.take_result(py)
     }
 
@@ -269,7 +295,7 @@ impl HostCall {
             !state.ready.is_empty() || state.end.is_some()
         };
         if !is_there {
-            wait(py, CallState::advance(&self.state))?;
+            self.driver.wait(py, CallState::advance(&self.state))?;
         }
         self.take_chunk(py)
     }
@@ -277,7 +303,7 @@ impl HostCall {
     /// Becomes readable once `take_result` or `take_chunk` has something to take.
     fn ready(&self) -> PyResult<Readable> {
         let state = Arc::clone(&self.state);
-        Ok(Readable::once_done(runtime()?, async move { CallState::advance(&state).await })?)
+        self.driver.readable(async move { CallState::advance(&state).await })
     }
 
     /// The value of a unary call that has ended.

@@ -1,4 +1,5 @@
-//! The native half of Python's `SessionContext`: what a tool may know about its call, and its calls back to the host.
+//! The native half of Python's `SessionContext`: what a tool may know about its call, and its calls back to the host. A
+//! client's session asks the host in the same way.
 
 use std::{
     collections::BTreeMap,
@@ -19,8 +20,9 @@ use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status, transport::Channel};
 
 use crate::{
-    host::{Caller, Host, HostError, HostUnavailableError, SnakepitError},
-    io::Io,
+    caller::Caller,
+    driver::Driver,
+    host::{Host, HostError, HostUnavailableError, SnakepitError},
     readable::Readable,
     value,
     variables::Variables,
@@ -28,7 +30,7 @@ use crate::{
 
 type Client = pb::bridge_service_client::BridgeServiceClient<Channel>;
 
-/// What native code knows about the call that a tool serves.
+/// What native code knows about the call that a tool serves, or about the session that a client looks at from outside.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct Call {
@@ -44,16 +46,16 @@ impl Call {
         let host = self.host.as_ref();
         let host =
             host.ok_or_else(|| HostUnavailableError::new_err("this worker was started without a host"))?;
-        refuse_fork(host.io())?;
+        host.driver().refuse_fork()?;
         Ok(host)
     }
 
-    /// What drives the calls to the host.
+    /// Who drives the calls to the host.
     ///
     /// # Errors
     /// When there is no host.
-    pub(crate) fn io(&self) -> PyResult<Io> {
-        Ok(self.host()?.io())
+    pub(crate) fn driver(&self) -> PyResult<Driver> {
+        Ok(self.host()?.driver())
     }
 
     /// Waits for the host while other Python threads go on.
@@ -62,8 +64,7 @@ impl Call {
         py: Python<'_>,
         call: impl Future<Output = Result<T, HostError>> + Send,
     ) -> PyResult<T> {
-        let io = self.io()?;
-        Ok(py.detach(|| io.block_on(call))?)
+        Ok(self.driver()?.wait(py, call)??)
     }
 
     /// Makes one call to the host while other Python threads go on.
@@ -125,17 +126,16 @@ impl Call {
 
     #[getter]
     fn traceparent(&self) -> Option<&str> {
-        self.caller.trace.as_ref().map(|trace| trace.traceparent.as_str())
+        self.caller.trace().map(|trace| trace.traceparent.as_str())
     }
 
     #[getter]
     fn cancelled(&self) -> bool {
-        let state = &self.caller.state;
-        state.is_cancelled() || state.is_overdue(Instant::now())
+        self.caller.is_cancelled()
     }
 
     fn time_remaining(&self) -> Option<f64> {
-        let deadline = self.caller.state.deadline?;
+        let deadline = self.caller.deadline()?;
         Some(deadline.saturating_duration_since(Instant::now()).as_secs_f64())
     }
 
@@ -254,19 +254,6 @@ impl Call {
     }
 }
 
-/// A fork of a worker shares its sockets, and must leave them alone.
-///
-/// # Errors
-/// [`HostUnavailableError`] in a fork.
-pub(crate) fn refuse_fork(io: Io) -> PyResult<()> {
-    if io.is_forked() {
-        return Err(HostUnavailableError::new_err(
-            "this process is a fork of a worker; call the host from the worker itself",
-        ));
-    }
-    Ok(())
-}
-
 /// Calls a tool of the host and takes its answer apart.
 async fn execute(
     host: &Host,
@@ -330,13 +317,10 @@ impl PendingHostCall {
     fn spawn(host: Host, caller: Caller, request: pb::ExecuteElixirToolRequest) -> PyResult<Self> {
         let outcome = Outcome::default();
         let slot = Arc::clone(&outcome);
-        let io = host.io();
-        let done = Readable::once_done(io.runtime().handle(), async move {
+        let done = host.driver().readable(async move {
             let result = execute(&host, &caller, request).await;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
         })?;
-        // The executor, whose event loop is to wait for it, does not drive the IO meanwhile.
-        io.hand_over();
         Ok(Self { done, outcome })
     }
 }

@@ -25,8 +25,9 @@ use tokio::time::Instant;
 
 use self::answer::Answer;
 use crate::{
+    caller::Caller,
     context::Call,
-    host::{CallCancelled, Caller, Host},
+    host::{CallCancelled, Host},
     io::Io,
     plan::{Plan, ToolKind},
     progress::Progress,
@@ -144,7 +145,7 @@ impl Executor {
         let session_id = session.map_or_else(String::new, |id| id.as_str().to_owned());
         let kwargs = self.arguments(py, &tool, arguments)?;
         let context = Call {
-            caller: Caller { state: Arc::clone(state), trace },
+            caller: Caller::Tool { state: Arc::clone(state), trace },
             host: self.host.clone(),
             session_id,
             worker_id: Arc::clone(&self.worker_id),

@@ -1,28 +1,26 @@
 //! The connection to the host: registration at the start, and the calls that tools make back to it.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, error::Error, future::Future, time::Duration};
 
 use hyper_util::rt::TokioIo;
-use pyo3::{PyErr, import_exception};
+use pyo3::{PyErr, exceptions::PyRuntimeError, import_exception};
 use snakepit_proto::{
     MAX_MESSAGE_BYTES, headers, pb,
     pb::bridge_service_client::BridgeServiceClient,
     status::{Details, details_of},
 };
-use snakepit_registry::TraceContext;
 use snakepit_session::SessionError;
 use tokio::{
     net::UnixStream,
     time::{Instant, timeout, timeout_at},
 };
 use tonic::{
-    Code, Request, Response, Status,
-    metadata::MetadataMap,
+    Code, Request, Response, Status, TimeoutExpired,
     transport::{Channel, Endpoint},
 };
 use tower::service_fn;
 
-use crate::{io::Io, state::CallState, windows};
+use crate::{caller::Caller, driver::Driver, io::Io, windows};
 
 import_exception!(snakepit_bridge.errors, SnakepitError);
 import_exception!(snakepit_bridge.errors, NotFoundError);
@@ -48,7 +46,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug, Clone)]
 pub(crate) struct Host {
     client: BridgeServiceClient<Channel>,
-    io: Io,
+    driver: Driver,
 }
 
 /// Why a call back to the host failed.
@@ -58,7 +56,11 @@ pub(crate) enum HostError {
     Cancelled,
     /// The tool's own call has no time left.
     Deadline,
-    /// The host refused, or cannot be reached.
+    /// The client through which it was called is closed.
+    Closed,
+    /// The host cannot be reached, or the connection broke.
+    Lost(String),
+    /// The host refused.
     Status(Status),
     /// The host's tool ran and failed.
     ToolFailed { tool: String, message: String },
@@ -66,14 +68,14 @@ pub(crate) enum HostError {
     Session(SessionError),
 }
 
-/// On whose behalf the host is called.
-#[derive(Debug, Clone)]
-pub(crate) struct Caller {
-    pub(crate) state: Arc<CallState>,
-    pub(crate) trace: Option<TraceContext>,
-}
-
 impl Host {
+    pub(crate) fn new(channel: Channel, driver: Driver) -> Self {
+        let client = BridgeServiceClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        Self { client, driver }
+    }
+
     /// Connects and makes sure that the host answers.
     ///
     /// # Errors
@@ -82,7 +84,7 @@ impl Host {
         let deadline = Instant::now() + CONNECT_WITHIN;
         let mut pause = FIRST_PAUSE;
         let channel = loop {
-            match connect(address).await {
+            match connect(address, windows::of_client).await {
                 Ok(channel) => break channel,
                 Err(_) if Instant::now() + pause < deadline => {
                     tokio::time::sleep(pause).await;
@@ -95,10 +97,7 @@ impl Host {
                 }
             }
         };
-        let client = BridgeServiceClient::new(channel)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let host = Self { client, io };
+        let host = Self::new(channel, Driver::Io(io));
         let ping = pb::PingRequest { message: "worker".to_owned() };
         match timeout(CONNECT_WITHIN, host.client.clone().ping(ping)).await {
             Ok(Ok(_)) => Ok(host),
@@ -133,12 +132,17 @@ impl Host {
         }
     }
 
-    /// Where the host's connection is driven.
-    pub(crate) const fn io(&self) -> Io {
-        self.io
+    /// The stubs.
+    pub(crate) fn client(&self) -> BridgeServiceClient<Channel> {
+        self.client.clone()
     }
 
-    /// Makes one call to the host. It ends early when the caller's own call is cancelled or runs out of time.
+    /// Who drives the connection.
+    pub(crate) const fn driver(&self) -> Driver {
+        self.driver
+    }
+
+    /// Makes one call to the host. It ends early when the caller's own call is cancelled or the time is up.
     /// Cancel safe, as far as the host is.
     pub(crate) async fn call<Q, A, F>(
         &self,
@@ -149,9 +153,10 @@ impl Host {
     where
         F: Future<Output = Result<Response<A>, Status>>,
     {
+        caller.check()?;
         let mut request = Request::new(message);
         caller.trace_into(request.metadata_mut());
-        let deadline = caller.state.deadline;
+        let deadline = caller.deadline();
         if let Some(deadline) = deadline {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -166,30 +171,24 @@ impl Host {
                 None => rpc.await,
             }
             .map(Response::into_inner)
-            .map_err(HostError::Status)
+            .map_err(HostError::from)
         };
         tokio::select! {
             biased;
-            () = caller.state.cancelled() => Err(HostError::Cancelled),
+            error = caller.cancelled() => Err(error),
             answer = answer => answer,
         }
     }
 }
 
-impl Caller {
-    fn trace_into(&self, headers: &mut MetadataMap) {
-        let Some(TraceContext { traceparent, tracestate }) = &self.trace else { return };
-        // What came in as a header goes out as one; anything else would have been refused on the way in.
-        if let Ok(value) = traceparent.parse() {
-            headers.insert(headers::TRACEPARENT, value);
-        }
-        if let Some(Ok(value)) = tracestate.as_ref().map(|state| state.parse()) {
-            headers.insert(headers::TRACESTATE, value);
-        }
-    }
-}
-
-pub(crate) async fn connect(address: &str) -> Result<Channel, String> {
+/// Connects, with these settings.
+///
+/// # Errors
+/// What is in the way.
+pub(crate) async fn connect(
+    address: &str,
+    settings: impl FnOnce(Endpoint) -> Endpoint,
+) -> Result<Channel, String> {
     let text = |error: &dyn std::error::Error| {
         // tonic's own message is just "transport error".
         error.source().map_or_else(|| error.to_string(), ToString::to_string)
@@ -198,7 +197,7 @@ pub(crate) async fn connect(address: &str) -> Result<Channel, String> {
         Some(path) => {
             let path = path.strip_prefix("//").unwrap_or(path).to_owned();
             // The URI only fills the `:authority` header; a path in it would be refused by HTTP/2.
-            let endpoint = windows::of_client(Endpoint::from_static("http://localhost"));
+            let endpoint = settings(Endpoint::from_static("http://localhost"));
             let connector = service_fn(move |_| {
                 let path = path.clone();
                 async move { UnixStream::connect(path).await.map(TokioIo::new) }
@@ -207,7 +206,19 @@ pub(crate) async fn connect(address: &str) -> Result<Channel, String> {
         }
         None => {
             let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| text(&e))?;
-            windows::of_client(endpoint).connect().await.map_err(|e| text(&e))
+            settings(endpoint).connect().await.map_err(|e| text(&e))
+        }
+    }
+}
+
+impl From<Status> for HostError {
+    /// A status that the host did not send has what happened as its source.
+    fn from(status: Status) -> Self {
+        let causes = std::iter::successors(status.source(), |&error| error.source());
+        match causes.last() {
+            None => Self::Status(status),
+            Some(cause) if cause.is::<TimeoutExpired>() => Self::Deadline,
+            Some(cause) => Self::Lost(cause.to_string()),
         }
     }
 }
@@ -219,8 +230,12 @@ impl From<HostError> for PyErr {
                 CallCancelled::new_err("the call was cancelled while it waited for the host")
             }
             HostError::Deadline => {
-                DeadlineExceededError::new_err("the call's deadline passed while it waited for the host")
+                DeadlineExceededError::new_err("the deadline passed while the call waited for the host")
             }
+            HostError::Closed => PyRuntimeError::new_err("the client is closed"),
+            HostError::Lost(problem) => HostUnavailableError::new_err(format!(
+                "the connection to the host broke: {problem}; is it still running?"
+            )),
             HostError::ToolFailed { tool, message } => HostToolError::new_err((message, tool)),
             HostError::Status(status) => from_status(&status),
             HostError::Session(error) => from_session_error(&error),
@@ -293,5 +308,26 @@ fn from_session_error(error: &SessionError) -> PyErr {
         | SessionError::MetadataTooLarge { .. }
         | SessionError::WrittenTwice { .. } => InvalidArgumentError::new_err(message),
         _ => SnakepitError::new_err(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn what_the_host_says_is_told_from_what_becomes_of_the_connection() {
+        let said = HostError::from(Status::unavailable("no worker is ready"));
+        assert!(
+            matches!(&said, HostError::Status(status) if status.message() == "no worker is ready"),
+            "{said:?}"
+        );
+        let reset = io::Error::new(io::ErrorKind::ConnectionReset, "reset");
+        let lost = HostError::from(Status::from_error(Box::new(io::Error::other(reset))));
+        assert!(matches!(&lost, HostError::Lost(problem) if problem == "reset"), "{lost:?}");
+        let late = HostError::from(Status::from_error(Box::new(TimeoutExpired(()))));
+        assert!(matches!(late, HostError::Deadline), "{late:?}");
     }
 }

@@ -14,9 +14,11 @@
 #![warn(missing_docs)]
 
 mod background;
+mod caller;
 mod client;
 mod context;
 mod control;
+mod driver;
 mod executor;
 mod host;
 mod interrupt;

@@ -18,9 +18,10 @@ use tokio_stream::StreamExt;
 
 pub(crate) use self::variables::{LocalSession, LocalVariables};
 use crate::{
+    caller::Caller,
     context::Call,
     executor::{Current, Executor},
-    host::{CallCancelled, Caller, InvalidArgumentError, NotFoundError, SnakepitError, ToolFailed},
+    host::{CallCancelled, InvalidArgumentError, NotFoundError, SnakepitError, ToolFailed},
     plan::Plan,
     state::CallState,
     tools::{Job, PythonTools, Reply},
@@ -56,7 +57,7 @@ impl LocalRunner {
     fn outside(&self, session_id: &str) -> Call {
         let state = Arc::new(CallState::new(CallId::next(), None));
         Call {
-            caller: Caller { state, trace: None },
+            caller: Caller::Tool { state, trace: None },
             host: None,
             session_id: session_id.to_owned(),
             worker_id: Arc::clone(&self.executor.worker_id),

@@ -21,7 +21,7 @@ use crate::{
 
 pub(crate) use self::{
     variable::{Variable, VariableUpdate, VariableVersion},
-    watch::{Driver, VariableWatch},
+    watch::VariableWatch,
 };
 
 /// The variables of the session of one call.
@@ -248,8 +248,8 @@ impl Variables {
         let call = self.call.get();
         let updates = call
             .ask(py, request, |mut client, request| async move { client.watch_variables(request).await })?;
-        let updates = updates.map(|update| update.map(VariableUpdate::from).map_err(HostError::Status));
-        Ok(VariableWatch::new(Driver::Io(call.io()?), call.caller.clone(), updates)?)
+        let updates = updates.map(|update| update.map(VariableUpdate::from).map_err(HostError::from));
+        Ok(VariableWatch::new(call.driver()?, call.caller.clone(), updates))
     }
 }
 

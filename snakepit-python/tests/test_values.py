@@ -117,11 +117,11 @@ def test_a_buffer_that_says_so_is_a_list() -> None:
         assert back == [[1.5, 0.0], [3.0, 4.0]]
         assert math.copysign(1, back[0][1]) == -1
     assert _native.decode("embedding", metadata.replace(b"2,2", b"0") % b"float64", b"") == []
-    for dtype in (b"float64", b"float32"):
+    for name in (b"float64", b"float32"):
         with pytest.raises(ValueError, match="do not make a list"):
-            _native.decode("tensor", metadata.replace(b"2,2", b"1099511627776,0") % dtype, b"")
+            _native.decode("tensor", metadata.replace(b"2,2", b"1099511627776,0") % name, b"")
         with pytest.raises(ValueError, match="do not make a list"):
-            _native.decode("tensor", metadata.replace(b"2,2", b"600" + b",1" * 20) % dtype, bytes(600 * 8))
+            _native.decode("tensor", metadata.replace(b"2,2", b"600" + b",1" * 20) % name, bytes(600 * 8))
 
 
 def test_items_are_in_the_order_that_their_type_names() -> None:

@@ -8,4 +8,13 @@ with Client(sys.argv[1]) as client:
     print(client.call("add", a=1, b=2.5))
     print(list(client.stream("count", n=3)))
     print(client.options(timeout=5, idempotent=True).call("add", a=1, b=2))
-    print(client.session("alice").call("whoami")["session_id"])
+
+    session = client.session("alice")
+    print(session.call("whoami")["session_id"])
+    session["rate"] = 0.1
+    session.programs["model"] = b"weights"
+    with session.watch("rate") as updates:
+        print(session.update("rate", lambda rate: rate * 2))
+        for update in updates:
+            print(update.kind, update.variable.version, update.variable.value)
+            break

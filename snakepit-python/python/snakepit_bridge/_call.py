@@ -1,4 +1,7 @@
-"""What a `SessionContext` needs of its call: met by the native `Call`, and by its stand-in for tests of adapters."""
+"""What a `SessionContext` needs of its call, and a client's `Session` too.
+
+Met by the native `Call`, and by its stand-in for tests of adapters.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Calling the tools of a host from a Python program that is no worker.
+"""Calling the tools of a host, and sharing its sessions, from a Python program that is no worker.
 
 >>> with Client("127.0.0.1:50051") as client:  # doctest: +SKIP
 ...     client.call("add", a=1, b=2)
+...     client.session("alice")["rate"] = 0.5
 3
 """
 
@@ -10,14 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from snakepit_bridge import _native
+from snakepit_bridge import _checked, _native
 from snakepit_bridge._readiness import until_readable
+from snakepit_bridge.programs import GlobalPrograms, Programs
+from snakepit_bridge.variables import SessionVariables
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from types import TracebackType
 
     from typing_extensions import Self
+
+    from snakepit_bridge._call import CallLike
 
 __all__ = ["Client", "Session"]
 
@@ -35,6 +40,12 @@ class _Caller:
     def __init__(self, native: _native.HostClient, options: _Options) -> None:
         self._native = native
         self._options = options
+        self._call: CallLike = native.outside(options.session_id, options.timeout)
+
+    @property
+    def global_programs(self) -> GlobalPrograms:
+        """The host's own programs, which every session sees."""
+        return GlobalPrograms(self._call)
 
     def call(self, name: str, /, **arguments: Any) -> Any:
         """Call a tool and wait for its result.
@@ -88,7 +99,8 @@ class _Caller:
 class Client(_Caller):
     """A connection to a host; all calls share one stream. May be used from several threads at once.
 
-    When the connection breaks, calls on their way fail with ``HostUnavailableError``; the next call connects anew.
+    When the connection breaks, calls on their way and watches fail with ``HostUnavailableError``; the next call
+    connects anew. After ``fork()`` the child has to connect for itself: what it got from its parent raises that, too.
 
     Args:
         address: ``host:port`` or ``unix:/path/to/socket``.
@@ -106,17 +118,18 @@ class Client(_Caller):
 
         Args:
             timeout: Seconds that a call may take, queueing included; the host's default without it.
+                A request for programs or variables may take as long, and so may a watch as a whole.
             idempotent: Whether running a call twice does no harm, so that the host may retry it.
         """
         return _Caller(self._native, _Options(timeout=timeout, idempotent=idempotent))
 
     def session(self, session_id: str) -> Session:
         """Return the session of this id, creating it if need be."""
-        self._native.open_session(session_id)
+        self._native.open_session(_checked.name("session_id", session_id))
         return Session(self._native, _Options(session_id=session_id))
 
     def close(self) -> None:
-        """Take no more calls; those that run go on."""
+        """Take no more calls; those that run go on. Watches end with the ``RuntimeError`` that further calls raise."""
         self._native.close()
 
     def __enter__(self) -> Self:
@@ -133,21 +146,29 @@ class Client(_Caller):
         self.close()
 
 
-class Session(_Caller):
-    """Calls in one session of a host: :meth:`Client.session`."""
+class Session(_Caller, SessionVariables):
+    """One session of a host, and calls in it: :meth:`Client.session`.
+
+    Its variables are those of :class:`SessionVariables`, as tools have them: ``session["rate"] = 0.5``.
+    """
 
     @property
     def session_id(self) -> str:
         """The session's id."""
         return self._options.session_id
 
-    def options(self, *, timeout: float | None = None, idempotent: bool = False) -> _Caller:
-        """Return a caller in this session whose calls have these options. See :meth:`Client.options`."""
-        return _Caller(self._native, _Options(self.session_id, timeout, idempotent))
+    @property
+    def programs(self) -> Programs:
+        """The session's programs: named blobs, such as trained models, that the host keeps."""
+        return Programs(self._call)
+
+    def options(self, *, timeout: float | None = None, idempotent: bool = False) -> Session:
+        """Return this session with these options, and no others. See :meth:`Client.options`."""
+        return Session(self._native, _Options(self.session_id, timeout, idempotent))
 
     def delete(self) -> None:
         """End the session on the host, with all it holds."""
-        self._native.delete_session(self.session_id)
+        self._call.cleanup_session(False)
 
 
 class _Chunks:

@@ -39,13 +39,13 @@ class VariableType:
 
 
 class SessionVariables:
-    """The variables of a call's session: one part of a :class:`SessionContext`.
+    """The variables of a session: one part of a tool's :class:`SessionContext`, and of a client's ``Session``.
 
     An identifier is a variable's name or its id. Every operation asks the host, so all tools of a session see the same;
     other Python threads go on meanwhile. Beside what is said of each, all of them raise ``NotFoundError`` when the
     session is gone, ``InvalidArgumentError`` when the call has none or an argument is out of range, ``TypeError`` when
     one is of the wrong type, and ``DeadlineExceededError``, ``HostUnavailableError`` and ``CallCancelled`` as
-    :meth:`SessionContext.call_host_tool` does.
+    :meth:`SessionContext.call_host_tool` does; a closed client's raise ``RuntimeError``.
     """
 
     __slots__ = ("_call",)

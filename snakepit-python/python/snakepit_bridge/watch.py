@@ -17,8 +17,9 @@ class Watch:
 
     An iterator, for ``for`` as for ``async for``, that waits for each update while other threads or coroutines go on.
     It ends when it is closed or its call ends; with ``NotFoundError`` when the session ends, and with ``CallCancelled``
-    or ``DeadlineExceededError`` when that ends the call. An update that a cancelled coroutine waited for is not lost.
-    As a context manager it closes itself.
+    or ``DeadlineExceededError`` when that ends the call. That of a client ends with ``RuntimeError`` when the client is
+    closed, and with ``HostUnavailableError`` when its connection breaks. An update that a cancelled coroutine waited
+    for is not lost. As a context manager it closes itself.
     """
 
     __slots__ = ("_updates",)

@@ -10,13 +10,13 @@ use snakepit_session::{
 use tokio_stream::StreamExt;
 
 use crate::{
-    background,
+    background::Background,
     context::Call,
+    driver::Driver,
     host::{HostError, InvalidArgumentError},
     value,
     variables::{
-        Driver, Variable, VariableUpdate, VariableVersion, VariableWatch, Written, first_payload,
-        next_payload, note,
+        Variable, VariableUpdate, VariableVersion, VariableWatch, Written, first_payload, next_payload, note,
     },
 };
 
@@ -62,7 +62,7 @@ impl LocalSession {
         py: Python<'_>,
         operation: impl Future<Output = Result<T, SessionError>> + Send,
     ) -> PyResult<T> {
-        Ok(background::wait(py, operation)?.map_err(HostError::Session)?)
+        Ok(Background::get()?.wait(py, operation)?.map_err(HostError::Session)?)
     }
 }
 
@@ -184,7 +184,8 @@ impl LocalVariables {
         let names: Vec<_> = writes.iter().map(|write| write.identifier.clone()).collect();
         let batch = if atomic { Batch::Atomic } else { Batch::Each };
         let session = self.session.get();
-        let outcomes = background::wait(py, session.backend.set_variables(&session.id, writes, batch))?;
+        let outcomes =
+            Background::get()?.wait(py, session.backend.set_variables(&session.id, writes, batch))?;
         let exception = |error| PyErr::from(HostError::Session(error)).into_value(py);
         let (mut versions, mut errors) = (BTreeMap::new(), BTreeMap::new());
         match outcomes {
@@ -231,7 +232,8 @@ impl LocalVariables {
     fn watch(&self, py: Python<'_>, identifiers: Vec<String>, initial: bool) -> PyResult<VariableWatch> {
         let events = self.run(py, |backend, id| backend.watch_variables(id, &identifiers, initial))?;
         let updates = events.map(|event| event.map(VariableUpdate::from).map_err(HostError::Session));
-        Ok(VariableWatch::new(Driver::Background, self.call.get().caller.clone(), updates)?)
+        let driver = Driver::Background(Background::get()?);
+        Ok(VariableWatch::new(driver, self.call.get().caller.clone(), updates))
     }
 }
 

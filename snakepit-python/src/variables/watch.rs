@@ -1,46 +1,21 @@
 //! Updates of variables as a stream that Python pulls: blocking, or from an event loop.
 
-use std::{fmt, io, pin::Pin, sync::Arc};
+use std::{fmt, pin::Pin, sync::Arc};
 
 use futures_core::Stream;
 use pyo3::{exceptions::PyRuntimeError, prelude::*};
 use tokio::{
-    runtime::Handle,
     sync::{Mutex, MutexGuard},
     task::JoinHandle,
-    time::sleep_until,
+    time::{Instant, sleep_until},
 };
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 
 use super::VariableUpdate;
-use crate::{
-    background,
-    context::refuse_fork,
-    host::{Caller, HostError},
-    io::Io,
-    readable::Readable,
-};
+use crate::{caller::Caller, driver::Driver, host::HostError, readable::Readable};
 
 type Updates = Pin<Box<dyn Stream<Item = Result<VariableUpdate, HostError>> + Send>>;
-
-/// Who drives what a watch waits for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Driver {
-    /// The worker.
-    Io(Io),
-    /// A thread of its own, where there is no worker.
-    Background,
-}
-
-impl Driver {
-    fn runtime(self) -> io::Result<&'static Handle> {
-        match self {
-            Self::Io(io) => Ok(io.runtime().handle()),
-            Self::Background => background::runtime(),
-        }
-    }
-}
 
 /// Updates as they come. They end when the watch is closed, with the call that it belongs to, or by an error.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
@@ -48,12 +23,13 @@ impl Driver {
 pub(crate) struct VariableWatch {
     driver: Driver,
     watched: Arc<Watched>,
-    /// Waits for the end of the call.
+    /// Waits for the end of the caller.
     end: JoinHandle<()>,
 }
 
 struct Watched {
     caller: Caller,
+    deadline: Option<Instant>,
     closed: CancellationToken,
     state: Mutex<State>,
 }
@@ -70,19 +46,26 @@ impl VariableWatch {
         driver: Driver,
         caller: Caller,
         updates: impl Stream<Item = Result<VariableUpdate, HostError>> + Send + 'static,
-    ) -> io::Result<Self> {
-        let call = Arc::clone(&caller.state);
+    ) -> Self {
+        let owner = caller.clone();
+        let deadline = caller.deadline();
         let state = Mutex::new(State { updates: Some(Box::pin(updates)), next: None });
-        let watched = Arc::new(Watched { caller, closed: CancellationToken::new(), state });
-        // A watch that outlives its call, in a global say, must not keep the host's end of it.
+        let watched = Arc::new(Watched { caller, deadline, closed: CancellationToken::new(), state });
+        // A watch that outlives its caller, in a global say, must not keep the host's end of it.
         let left = Arc::downgrade(&watched);
-        let end = driver.runtime()?.spawn(async move {
-            call.ended().await;
-            if let Some(watched) = left.upgrade() {
-                *watched.state.lock().await = State { updates: None, next: None };
+        let end = driver.runtime().spawn(async move {
+            let end = owner.ended().await;
+            let Some(watched) = left.upgrade() else { return };
+            let mut state = watched.state.lock().await;
+            let was_open = state.updates.take().is_some();
+            match end {
+                Ok(()) => state.next = None,
+                Err(error) if was_open => state.next = Some(Err(error)),
+                // It had an end of its own, which may be still to be told.
+                Err(_) => {}
             }
         });
-        Ok(Self { driver, watched, end })
+        Self { driver, watched, end }
     }
 }
 
@@ -114,9 +97,8 @@ impl Watched {
 
     /// Waits for what ends the watch from this side.
     async fn end(&self) -> Result<(), HostError> {
-        let call = &self.caller.state;
         let deadline = async {
-            match call.deadline {
+            match self.deadline {
                 Some(deadline) => sleep_until(deadline).await,
                 None => std::future::pending().await,
             }
@@ -124,9 +106,9 @@ impl Watched {
         tokio::select! {
             biased;
             () = self.closed.cancelled() => Ok(()),
-            () = call.cancelled() => Err(HostError::Cancelled),
+            error = self.caller.cancelled() => Err(error),
             () = deadline => Err(HostError::Deadline),
-            () = call.ended() => Ok(()),
+            end = self.caller.ended() => end,
         }
     }
 }
@@ -142,30 +124,13 @@ impl VariableWatch {
     /// Waits for the next update, while other Python threads go on. `None` at the end.
     fn next(&self, py: Python<'_>) -> PyResult<Option<VariableUpdate>> {
         let next = async { self.watched.advance().await.next.take() };
-        let next = match self.driver {
-            Driver::Io(io) => {
-                refuse_fork(io)?;
-                py.detach(|| io.block_on(next))
-            }
-            Driver::Background => background::wait(py, next)?,
-        };
-        Ok(next.transpose()?)
+        Ok(self.driver.wait(py, next)?.transpose()?)
     }
 
     /// Becomes readable once `take` has something to take.
     fn ready(&self) -> PyResult<Readable> {
         let watched = Arc::clone(&self.watched);
-        let ready = async move { drop(watched.advance().await) };
-        match self.driver {
-            Driver::Io(io) => {
-                refuse_fork(io)?;
-                let ready = Readable::once_done(io.runtime().handle(), ready)?;
-                // The executor, whose event loop is to wait for it, does not drive the IO meanwhile.
-                io.hand_over();
-                Ok(ready)
-            }
-            Driver::Background => Ok(Readable::once_done(self.driver.runtime()?, ready)?),
-        }
+        self.driver.readable(async move { drop(watched.advance().await) })
     }
 
     /// The update that is there. `None` at the end.

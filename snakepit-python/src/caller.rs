@@ -1,0 +1,91 @@
+//! [`Caller`]: on whose behalf the host is called, and what ends that.
+
+use std::{sync::Arc, time::Duration};
+
+use snakepit_proto::headers;
+use snakepit_registry::TraceContext;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
+
+use crate::{host::HostError, state::CallState};
+
+/// On whose behalf the host is called.
+#[derive(Debug, Clone)]
+pub(crate) enum Caller {
+    /// A tool, while the call that it serves lasts.
+    Tool { state: Arc<CallState>, trace: Option<TraceContext> },
+    /// A program that is no worker, until it closes its client. Each of its requests may take so long.
+    Program { closed: CancellationToken, timeout: Option<Duration> },
+}
+
+impl Caller {
+    /// Whether it may ask the host for anything.
+    ///
+    /// # Errors
+    /// [`HostError::Closed`] when the client is.
+    pub(crate) fn check(&self) -> Result<(), HostError> {
+        match self {
+            Self::Program { closed, .. } if closed.is_cancelled() => Err(HostError::Closed),
+            _ => Ok(()),
+        }
+    }
+
+    /// Until when a request that begins now has to be answered.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Tool { state, .. } => state.deadline,
+            Self::Program { timeout, .. } => timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+        }
+    }
+
+    pub(crate) fn trace(&self) -> Option<&TraceContext> {
+        match self {
+            Self::Tool { trace, .. } => trace.as_ref(),
+            Self::Program { .. } => None,
+        }
+    }
+
+    /// Whether it is time to stop.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Tool { state, .. } => state.is_cancelled() || state.is_overdue(Instant::now()),
+            Self::Program { closed, .. } => closed.is_cancelled(),
+        }
+    }
+
+    /// Waits until what is on its way to the host is to be given up. Cancel safe.
+    pub(crate) async fn cancelled(&self) -> HostError {
+        match self {
+            Self::Tool { state, .. } => state.cancelled().await,
+            // What began before the client was closed goes on.
+            Self::Program { .. } => std::future::pending().await,
+        }
+        HostError::Cancelled
+    }
+
+    /// Waits until nothing is wanted of the host any more; an error is to be told. Cancel safe.
+    pub(crate) async fn ended(&self) -> Result<(), HostError> {
+        match self {
+            Self::Tool { state, .. } => {
+                state.ended().await;
+                Ok(())
+            }
+            Self::Program { closed, .. } => {
+                closed.cancelled().await;
+                Err(HostError::Closed)
+            }
+        }
+    }
+
+    pub(crate) fn trace_into(&self, headers: &mut MetadataMap) {
+        let Some(TraceContext { traceparent, tracestate }) = self.trace() else { return };
+        // What came in as a header goes out as one; anything else would have been refused on the way in.
+        if let Ok(value) = traceparent.parse() {
+            headers.insert(headers::TRACEPARENT, value);
+        }
+        if let Some(Ok(value)) = tracestate.as_ref().map(|state| state.parse()) {
+            headers.insert(headers::TRACESTATE, value);
+        }
+    }
+}

@@ -1,0 +1,38 @@
+"""Asks the host whose address is given for a variable, once for each line that it reads, while others watch it.
+
+Says what each of them is told, also when the host is gone.
+"""
+
+import asyncio
+import sys
+import threading
+
+from snakepit_bridge import SnakepitError
+from snakepit_bridge.client import Client
+
+
+def show(outcome: object) -> None:
+    """Prints how something went."""
+    kind = f"{type(outcome).__name__}: " if isinstance(outcome, BaseException) else ""
+    print(f"{kind}{outcome}", flush=True)
+
+
+client = Client(sys.argv[1])
+session = client.session("s")
+session["n"] = 1
+watches = [session.watch(), session.watch()]
+
+
+async def watch() -> None:
+    """Waits in a thread and in a coroutine."""
+    waits = [asyncio.to_thread(next, watches[0]), anext(watches[1])]
+    for outcome in await asyncio.gather(*waits, return_exceptions=True):
+        show(outcome)
+
+
+threading.Thread(target=lambda: asyncio.run(watch())).start()
+for _ in sys.stdin:
+    try:
+        show(session.options(timeout=2)["n"])
+    except SnakepitError as error:
+        show(error)

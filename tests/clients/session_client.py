@@ -1,0 +1,176 @@
+"""Exercises the state of sessions by the client of the package; prints `ok` at the end.
+
+The host whose address is given has the adapter `state_tools:StateTools`.
+"""
+
+import asyncio
+import os
+import sys
+import threading
+from functools import partial
+
+from refusals import raised, said
+from snakepit_bridge import (
+    DeadlineExceededError,
+    HostUnavailableError,
+    InvalidArgumentError,
+    NotFoundError,
+    SessionContext,
+    VersionConflictError,
+)
+from snakepit_bridge.client import Client, Session, _Options
+from snakepit_bridge.watch import Watch
+from state_checks import CHECKS
+
+
+class Context(Session, SessionContext):
+    """A session of a client, with all that the scenarios use of a tool's context."""
+
+    #: What is noted of writers that do not say who they are.
+    worker_id = "python"
+
+
+def scenarios(client: Client) -> None:
+    """All that holds for tools holds here."""
+    for name, check in CHECKS.items():
+        client.session(name)
+        outcome = check(Context(client._native, _Options(session_id=name)))
+        if asyncio.iscoroutine(outcome):
+            asyncio.run(outcome)
+
+
+def other_writers(client: Client, address: str) -> None:
+    """What tools and other clients write is seen, and nothing that they write is lost."""
+    session = client.session("writers")
+    session["n"] = 0
+    with session.watch("n") as watch:
+        session.call("set_value", name="n", value=7)
+        update = next(watch)
+        assert (update.kind, update.variable and update.variable.value) == ("set", 7)
+        assert session.variable_history("n", 1)[0].changed_by == update.source != "python"
+        session.set_variable("n", 8, {"changed_by": "me"})
+        assert next(watch).source == "me"
+
+    with Client(address) as another:
+        read = session.variable("n")
+        another.session("writers")["n"] = 0
+        write = partial(session.set_variable, "n", 9, expected_version=read.version)
+        conflict = raised(VersionConflictError, write)
+        assert (conflict.expected, conflict.actual) == (read.version, read.version + 1)
+
+        def count(session: Session) -> None:
+            for _ in range(50):
+                session.update("n", lambda value: value + 1)
+
+        writers = [threading.Thread(target=count, args=(each.session("writers"),)) for each in (client, another)]
+        [writer.start() for writer in writers]
+        session.call("count_up", name="n", times=50)
+        [writer.join() for writer in writers]
+    assert session["n"] == 150
+    assert session.variable("n").version == read.version + 151
+
+    client.global_programs["shared"] = [1]
+    session.programs["own"] = b"weights"
+    assert session.global_programs["shared"] == [1]
+    assert "own" not in client.global_programs
+    del client.global_programs["shared"]
+
+
+async def ended(watch: Watch, kind: type[BaseException]) -> str:
+    """What a watch says in its end, to a coroutine."""
+    try:
+        await anext(watch)
+    except kind as error:
+        return str(error)
+    raise AssertionError("there is an update")
+
+
+def timeouts(client: Client) -> None:
+    """Each request may take the session's timeout, and so may a watch."""
+    assert "timeout is 0" in said(ValueError, lambda: client.session("timeouts").options(timeout=0))
+    session = client.session("timeouts").options(timeout=1)
+    session["n"] = 0
+    assert "deadline" in said(DeadlineExceededError, lambda: next(session.watch("n")))
+    assert "deadline" in asyncio.run(ended(session.watch("n"), DeadlineExceededError))
+    # The time of one is not that of the next.
+    assert session["n"] == 0
+
+
+def sessions(client: Client) -> None:
+    """The end of a session is told by its name, and there is none without one."""
+    session = client.session("brief")
+    watch = session.watch()
+    session.delete()
+    assert "`brief`" in said(NotFoundError, lambda: next(watch))
+    assert "`brief`" in said(NotFoundError, lambda: session.v.n)
+    said(InvalidArgumentError, lambda: client.session(""))
+    said(TypeError, lambda: client.session(5))
+
+
+def forks(client: Client, address: str) -> None:
+    """A fork has to connect for itself, and can; what its parent has goes on."""
+    session = client.session("forks")
+    session["n"] = 0
+    watch = session.watch("n")
+    call = session.options().stream("relay", name="n")
+    next(call)
+    child = os.fork()
+    if child == 0:
+        try:
+            actions = [
+                lambda: session["n"],
+                lambda: client.session("other"),
+                lambda: client.call("checks"),
+                lambda: next(call),
+                lambda: next(watch),
+                lambda: watch.__anext__().send(None),
+                lambda: asyncio.run(client.call_async("checks")),
+            ]
+            for action in actions:
+                assert "fork" in said(HostUnavailableError, action)
+            client.close()
+            with Client(address) as own:
+                own.session("forks").call("count_up", name="n", times=1)
+                assert own.session("forks")["n"] == 1
+            os._exit(0)
+        finally:
+            os._exit(9)
+    assert os.waitpid(child, 0)[1] == 0
+    values = [next(watch).variable.value, next(call)["value"]]
+    assert values == [1, 1], values
+
+
+def closing(address: str) -> None:
+    """A client that is closed says so, to watches as well, be they waited for or not."""
+    client = Client(address)
+    session = client.session("closing")
+    session["n"] = 0
+    unread = session.watch(initial=True)
+
+    async def waits() -> None:
+        watches = [session.watch(), session.watch()]
+        said_so = asyncio.gather(
+            asyncio.to_thread(said, RuntimeError, lambda: next(watches[0])), ended(watches[1], RuntimeError)
+        )
+        threading.Timer(0.05, client.close).start()
+        assert await said_so == ["the client is closed"] * 2
+        assert [list(watch) for watch in watches] == [[], []]
+
+    asyncio.run(waits())
+    for action in [lambda: next(unread), lambda: session["n"], session.delete, lambda: client.session("closing")]:
+        assert said(RuntimeError, action) == "the client is closed"
+
+
+def main(address: str) -> None:
+    """Goes through all of it."""
+    with Client(address) as client:
+        scenarios(client)
+        other_writers(client, address)
+        timeouts(client)
+        sessions(client)
+        forks(client, address)
+    closing(address)
+    print("ok")
+
+
+main(sys.argv[1])
