@@ -200,6 +200,13 @@ impl Registry {
         Err(not_found(tool, tools.keys().map(AsRef::as_ref)))
     }
 
+    /// Whether anybody but the host has told what tools it has.
+    #[must_use]
+    pub fn knows_tools_of_workers(&self) -> bool {
+        let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
+        tools.values().any(|tool| tool.provider != HOST)
+    }
+
     /// Resolves a call of a tool of the host, checks its arguments and runs it: what Python may call.
     ///
     /// # Errors

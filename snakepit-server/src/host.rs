@@ -5,6 +5,7 @@ use std::{
     future::Future,
     pin::pin,
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use snakepit_pool::{Pool, PoolStatus};
@@ -14,6 +15,9 @@ use tokio::{sync::SetOnce, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Telemetry;
+
+/// When to ask again a host whose first workers are starting.
+const STARTING_RETRY: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(crate) struct Host {
@@ -78,7 +82,7 @@ impl Host {
                     Ok(running) => within(limit, running).await,
                     Err(refusal) => Err(refusal),
                 },
-                Err(unknown) => Err(unknown),
+                Err(unknown) => Err(self.unknown(unknown)),
             };
             let reply = watch.ended(result)?;
             if let (Some(id), Some(worker)) = (session, &reply.worker)
@@ -87,6 +91,18 @@ impl Host {
                 self.remember_worker(&id, Arc::clone(worker)).await;
             }
             Ok(reply)
+        }
+    }
+
+    /// That a tool is unknown, unless that is because no worker has told its tools yet: then the call may be repeated.
+    fn unknown(&self, unknown: ToolError) -> ToolError {
+        let is_ready = self.pool_if_started().is_some_and(|pool| pool.is_ready());
+        if is_ready || self.registry.knows_tools_of_workers() {
+            return unknown;
+        }
+        ToolError::Unavailable {
+            reason: "the first workers are starting, and their tools are not known yet".to_owned(),
+            retry_after: Some(STARTING_RETRY),
         }
     }
 

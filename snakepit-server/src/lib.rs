@@ -55,10 +55,10 @@ pub use snakepit_registry::{FnTool, ToolError, ToolSpec, TraceContext};
 #[cfg(feature = "redb")]
 pub use snakepit_session::RedbBackend;
 pub use snakepit_session::{
-    Batch, Created, MemoryBackend, NewSession, NewVariable, Note, Number, Payload, Program, ProgramName,
-    ProgramOwner, Session, SessionBackend, SessionError, SessionId, SessionLimits, SessionStats, SetVariable,
-    Source, UpdateKind, ValueType, Variable, VariableType, VariableUpdate, VariableVersion, VariableWatch,
-    WatchEvent,
+    Batch, Created, MemoryBackend, Metadata, NewSession, NewVariable, Note, Number, Payload, Program,
+    ProgramInfo, ProgramName, ProgramOwner, Session, SessionBackend, SessionError, SessionId, SessionLimits,
+    SessionStats, SetVariable, Source, UpdateKind, ValueType, Variable, VariableId, VariableName,
+    VariableType, VariableUpdate, VariableVersion, VariableWatch, WatchEvent,
 };
 #[cfg(feature = "redis")]
 pub use snakepit_session::{RedisBackend, RedisConfig};

@@ -239,8 +239,10 @@ async fn a_file_configures_what_the_command_line_does_not() {
         sessions = "file:sessions.redb"
         max-value-bytes = "1KiB"
         workers = 7
+        max-variables = 5
     "#;
-    let mut sandbox = Sandbox::adapter(SHOWCASE, 1).config(config).start().await;
+    let mut sandbox =
+        Sandbox::adapter(SHOWCASE, 1).config(config).env("SNAKEPIT_MAX_VARIABLES", "1").start().await;
     assert_eq!(sandbox.workers().await.len(), 1, "the command line has the last word");
     let mut client = sandbox.client().await;
     let request = pb::InitializeSessionRequest { session_id: "alice".into(), ..Default::default() };
@@ -259,6 +261,12 @@ async fn a_file_configures_what_the_command_line_does_not() {
     let refused = client.register_variable(note(&"a".repeat(1025))).await.unwrap_err();
     assert!(refused.message().contains("above the limit of 1024"), "{refused}");
     client.register_variable(note("kept in the file")).await.unwrap();
+    let another = pb::RegisterVariableRequest { name: "another".into(), ..note("one too many") };
+    let refused = client.register_variable(another).await.unwrap_err();
+    assert!(
+        refused.message().contains("holds 1 variables"),
+        "the environment goes before the file: {refused}"
+    );
     signal(sandbox.pid(), Signal::SIGKILL);
     sandbox.wait(Duration::from_secs(20)).await;
 

@@ -203,6 +203,27 @@ async fn a_start_that_is_called_off_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn what_is_called_before_the_first_worker_is_up_may_be_called_again() {
+    let stuck = Stuck::new();
+    let meanwhile = async {
+        stuck.importing().await;
+        let host =
+            std::fs::read_dir(stuck.dir.path()).unwrap().map(|entry| entry.unwrap().path().join("host.sock"));
+        let socket = host.into_iter().find(|socket| socket.exists()).unwrap();
+        let client = Remote::connect(&format!("unix:{}", socket.display())).await.unwrap();
+        client.execute::<Value>("anything", json!({})).await.unwrap_err()
+    };
+    tokio::select! {
+        outcome = stuck.builder().start() => panic!("{outcome:?}"),
+        error = meanwhile => {
+            assert!(matches!(error, Error::Tool(ToolError::Unavailable { retry_after: Some(_), .. })), "{error:?}");
+        }
+    }
+    let grandchild = stuck.grandchild().unwrap();
+    eventually("the start ended", Duration::from_secs(5), async || !is_alive(grandchild)).await;
+}
+
+#[tokio::test]
 async fn a_start_that_is_dropped_ends_in_the_background() {
     let stuck = Stuck::new();
     tokio::select! {

@@ -106,6 +106,10 @@ pub(super) fn check(kind: ValueType, rules: &Rules, value: Payload) -> Result<Pa
 
 fn misfit(kind: ValueType, value: &Payload) -> String {
     let is = match value.ty() {
+        ValueType::Null if kind == ValueType::Float => {
+            r#"null, which is what becomes of NaN and infinities in JSON: they are "NaN" and "Infinity", `Payload::float` in Rust"#
+                .to_owned()
+        }
         ValueType::Null => "null".to_owned(),
         _ if serde_json::from_slice::<IgnoredAny>(value.json()).is_err() => {
             format!("{}, which is no JSON", brief(value.json()))

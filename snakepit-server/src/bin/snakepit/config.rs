@@ -72,6 +72,17 @@ impl File {
     }
 }
 
+/// Gives every flag a variable of the environment: `SNAKEPIT_SESSION_TTL` for `--session-ttl`.
+pub(crate) fn with_environment(command: Command) -> Command {
+    command.mut_args(|arg| match arg.get_long() {
+        Some(long) if is_key(&arg) && arg.get_env().is_none() => {
+            let name = format!("SNAKEPIT_{}", long.replace('-', "_").to_uppercase());
+            arg.env(name).hide_env(true)
+        }
+        _ => arg,
+    })
+}
+
 /// Whether a flag is a key of the file: not those that say which file, or what else to do.
 fn is_key(arg: &Arg) -> bool {
     arg.get_id() != "config" && matches!(arg.get_action(), ArgAction::Set | ArgAction::SetTrue)

@@ -142,7 +142,8 @@ impl fmt::Display for Failure {
 
 fn main() -> ExitCode {
     // What is wrong with the command line alone is told here, whatever a file says.
-    let command = Cli::parse().command;
+    let matches = command_line().get_matches();
+    let command = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()).command;
     let json = command.json();
     let result = configured(command).and_then(|command| runtime()?.block_on(run(command)));
     match result {
@@ -158,11 +159,15 @@ fn main() -> ExitCode {
     }
 }
 
+fn command_line() -> clap::Command {
+    Cli::command().mut_subcommand("serve", config::with_environment)
+}
+
 /// The command with what its configuration file says, if there is one.
 fn configured(command: Command) -> Result<Command, Failure> {
     let Command::Serve(args) = &command else { return Ok(command) };
     let Some(file) = config::File::find(args.config.as_deref())? else { return Ok(command) };
-    let mut cli = Cli::command();
+    let mut cli = command_line();
     if let Some(serve) = cli.find_subcommand("serve") {
         let serve = file.set_defaults(serve.clone())?;
         cli = cli.mut_subcommand("serve", |_| serve);
@@ -209,18 +214,16 @@ async fn run(command: Command) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_sound() {
-        Cli::command().debug_assert();
+        command_line().debug_assert();
     }
 
     #[test]
     fn help_texts_are_as_reviewed() {
-        let mut cli = Cli::command().term_width(100);
+        let mut cli = command_line().term_width(100);
         cli.build();
         let mut help = cli.render_help().to_string();
         for command in cli.get_subcommands_mut().filter(|command| command.get_name() != "help") {

@@ -31,7 +31,13 @@ impl Place {
         match self {
             Self::Memory => Ok(Arc::new(MemoryBackend::new(limits))),
             #[cfg(feature = "redb")]
-            Self::File(path) => Ok(Arc::new(snakepit_session::RedbBackend::open(path, limits).await?)),
+            Self::File(path) => {
+                let shown = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
+                let backend = snakepit_session::RedbBackend::open(path, limits).await?;
+                let live = backend.stats().await?.live;
+                tracing::info!(file = %shown.display(), sessions = live, "sessions are kept in a file");
+                Ok(Arc::new(backend))
+            }
             #[cfg(feature = "redis")]
             Self::Redis(url) => {
                 let config = snakepit_session::RedisConfig::default();

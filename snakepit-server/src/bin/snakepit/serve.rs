@@ -22,8 +22,9 @@ pub(crate) const HELP: &str = "\
 Durations are 700ms, 0.7s, 2m; sizes 4096, 64KiB, 10MiB. Workers inherit the environment: PYTHONPATH leads to adapters that
 are not installed.
 
-Every flag but --config can stand in a configuration file, where paths are relative to the working directory too, as in `workers = 4` and `sessions = \"file:sessions.redb\"`; the command
-line and the environment have the last word.
+Every flag but --config can stand in a configuration file, as in `workers = 4` and `sessions = \"file:sessions.redb\"`, where paths
+are relative to the working directory too; and in the environment, as SNAKEPIT_WORKERS and SNAKEPIT_SESSION_TTL. The command line
+goes before the environment, and that before the file.
 
 SNAKEPIT_LOG says what is logged to stderr: `info` by default, `info,snakepit=debug` for every call and every failure of a
 tool or a deadline, which are the caller's to see and so not logged otherwise. TOKIO_WORKER_THREADS is the number of threads,
