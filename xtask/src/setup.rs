@@ -207,6 +207,30 @@ fn hash_path(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
     Ok(())
 }
 
+/// Sees to it that there is a Redis server, which the tests and measures of `RedisBackend` start for themselves.
+pub(crate) fn redis_server() -> Result<()> {
+    let succeeds = |command: &mut Command| try_output(command).is_ok_and(|output| output.status.success());
+    let is_there = || succeeds(program("redis-server").arg("--version"));
+    if is_there() {
+        return Ok(());
+    }
+    let is_root = output(program("id").arg("-u")).is_ok_and(|user| user.trim() == "0");
+    if is_root && succeeds(program("apt-get").arg("--version")) {
+        step("install redis-server, which tests and measures of RedisBackend start for themselves", || {
+            shell::run(program("apt-get").args(["update", "-qq"]))?;
+            let mut install = program("apt-get");
+            install.args(["install", "-y", "-qq", "--no-install-recommends", "redis-server"]);
+            shell::run(install.env("DEBIAN_FRONTEND", "noninteractive"))
+        })?;
+    }
+    ensure!(
+        is_there(),
+        "tests and measures of RedisBackend need redis-server 7 or newer: install it (Debian and Ubuntu: apt-get install \
+         redis-server), or run only the tests you name: `cargo xtask test NAME`"
+    );
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,28 +275,4 @@ mod tests {
         made(true);
         fs::remove_dir_all(&dir).unwrap();
     }
-}
-
-/// Sees to it that there is a Redis server, which the tests and measures of `RedisBackend` start for themselves.
-pub(crate) fn redis_server() -> Result<()> {
-    let succeeds = |command: &mut Command| try_output(command).is_ok_and(|output| output.status.success());
-    let is_there = || succeeds(program("redis-server").arg("--version"));
-    if is_there() {
-        return Ok(());
-    }
-    let is_root = output(program("id").arg("-u")).is_ok_and(|user| user.trim() == "0");
-    if is_root && succeeds(program("apt-get").arg("--version")) {
-        step("install redis-server, which tests and measures of RedisBackend start for themselves", || {
-            shell::run(program("apt-get").args(["update", "-qq"]))?;
-            let mut install = program("apt-get");
-            install.args(["install", "-y", "-qq", "--no-install-recommends", "redis-server"]);
-            shell::run(install.env("DEBIAN_FRONTEND", "noninteractive"))
-        })?;
-    }
-    ensure!(
-        is_there(),
-        "tests and measures of RedisBackend need redis-server 7 or newer: install it (Debian and Ubuntu: apt-get install \
-         redis-server), or run only the tests you name: `cargo xtask test NAME`"
-    );
-    Ok(())
 }
