@@ -231,7 +231,8 @@ impl Payload {
     }
 
     /// Reads the value into a Rust type. The raw buffer of a tensor or an embedding is nested lists of numbers to it, that of
-    /// bytes a `Vec<u8>`; NaN and infinities, which are texts in JSON, are an `f64`.
+    /// bytes a `Vec<u8>`; a float that is NaN or infinite, a text in JSON, is an `f64`. Within lists such texts stay texts, and
+    /// a tensor of the form `{"shape": .., "data": ..}` stays a map.
     ///
     /// # Errors
     /// [`PayloadError::Deserialize`] when the value is malformed or does not fit `T`.

@@ -49,8 +49,8 @@ impl SessionHandle {
         }
     }
 
-    /// Returns the value of a variable, by id or name: of a tensor or an embedding nested lists of numbers, however it was
-    /// written.
+    /// Returns the value of a variable, by id or name: of a tensor or an embedding nested lists of numbers, whether it was
+    /// written as such or as a raw buffer.
     ///
     /// # Errors
     /// [`Error::Session`] when the session or the variable is not there; [`Error::Payload`] when the value does not fit `T`.
