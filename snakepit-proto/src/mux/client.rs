@@ -1,7 +1,7 @@
 //! The calling end: [`Multiplexer`] starts calls, [`Call`] is one of them, [`Incoming`] brings their answers.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     future::Future,
     hash::{BuildHasherDefault, Hasher},
@@ -22,7 +22,10 @@ use crate::{
     status::{INVALID_ARGUMENT, refuse},
 };
 
-/// Starts calls on one `Multiplex` stream. Clones share it; it closes when the last is dropped.
+/// Starts calls on one `Multiplex` stream. Clones share it.
+///
+/// Dropping the last clone closes the stream for new calls. Calls that were started go on, and the sending half stays open
+/// for their credits and cancellations until the last of them has ended.
 #[derive(Debug, Clone)]
 pub struct Multiplexer {
     owner: Arc<Owner>,
@@ -47,16 +50,24 @@ struct Shared(Mutex<State>);
 struct State {
     last_id: u64,
     calls: HashMap<u64, Entry, BuildHasherDefault<IdHasher>>,
+    /// The number of calls that have no end yet.
+    open: usize,
     /// What is to be sent, and about how many bytes its calls are.
     outbox: CallBatch,
     outbox_bytes: usize,
+    /// Calls in the outbox that were cancelled there. Their places hold empty calls, which are dropped before a message is
+    /// cut: taking each one out of the middle would move all calls behind it.
+    withdrawn: HashSet<u64, BuildHasherDefault<IdHasher>>,
     /// The task that sends, while it has nothing to send.
     sender: Option<Waker>,
-    /// Tasks that wait for abandoned calls to end.
-    settling: Vec<Waker>,
+    /// Tasks that wait until no call of a tag runs any more.
+    settling: Vec<(u64, Waker)>,
+    /// No more calls will be started.
     closed: bool,
     /// Why no more answers will come.
     broken: Option<Status>,
+    /// The tags of calls that were under way when the stream broke. Whether those calls have ended is not known.
+    lost: HashSet<u64, BuildHasherDefault<IdHasher>>,
 }
 
 /// Hashes the ids of calls. They are given out here, one after the other, so nobody can choose some that collide.
@@ -118,8 +129,10 @@ pub enum CallEnd {
     Reply(CallReply),
     /// The other side gave it back without having begun it.
     Recalled,
-    /// The stream broke. Whether the call was begun is not known.
+    /// The stream broke after the call was handed to it. Whether the call was begun is not known.
     Broken(Status),
+    /// The stream broke before the call was handed to it: the other side knows nothing of the call.
+    Unsent(Status),
 }
 
 impl Multiplexer {
@@ -152,7 +165,7 @@ impl Multiplexer {
         let mut entry = Entry { tag, ..Entry::default() };
         let size = call_size(&call);
         let waker = if let Some(status) = &state.broken {
-            entry.end = Some(CallEnd::Broken(status.clone()));
+            entry.end = Some(CallEnd::Unsent(status.clone()));
             None
         } else if size > MAX_ITEM_BYTES {
             // A message that large would break the stream, and with it all other calls.
@@ -161,12 +174,19 @@ impl Multiplexer {
         } else {
             state.outbox_bytes += size;
             state.outbox.calls.push(call);
+            state.open += 1;
             state.sender.take()
         };
         state.calls.insert(id, entry);
         drop(state);
         wake(waker);
         Call { shared: Arc::clone(shared), id, ended: false }
+    }
+
+    /// Whether the stream broke, so that calls started on it fail.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.owner.0.lock().broken.is_some()
     }
 
     /// Asks for the calls of this tag back, if they have not begun.
@@ -189,13 +209,10 @@ impl Multiplexer {
         std::future::poll_fn(|cx| {
             let mut state = shared.lock();
             if state.calls.values().all(|entry| entry.tag != tag || entry.end.is_some()) {
-                return Poll::Ready(true);
+                return Poll::Ready(!state.lost.contains(&tag));
             }
-            if state.broken.is_some() {
-                return Poll::Ready(false);
-            }
-            if !state.settling.iter().any(|waker| waker.will_wake(cx.waker())) {
-                state.settling.push(cx.waker().clone());
+            if !state.settling.iter().any(|(of, waker)| *of == tag && waker.will_wake(cx.waker())) {
+                state.settling.push((tag, cx.waker().clone()));
             }
             Poll::Pending
         })
@@ -247,10 +264,13 @@ impl Call {
         std::future::poll_fn(|cx| self.poll_event(cx)).await
     }
 
-    /// Lets the other side send this many bytes of chunks more.
+    /// Lets the other side send this many bytes of chunks more. Does nothing once the call has ended.
     pub fn grant(&self, bytes: u64) {
-        let credit = CallCredit { id: self.id, bytes };
-        self.shared.send(|state, _| state.outbox.credits.push(credit));
+        self.shared.send(|state, _| {
+            if state.calls.get(&self.id).is_some_and(|entry| entry.end.is_none()) {
+                state.outbox.credits.push(CallCredit { id: self.id, bytes });
+            }
+        });
     }
 }
 
@@ -285,8 +305,13 @@ impl State {
     fn cancel(&mut self, id: u64, wakers: &mut Vec<Waker>) {
         // Calls are sent in the order of their ids.
         if let Ok(unsent) = self.outbox.calls.binary_search_by_key(&id, |call| call.id) {
-            let call = self.outbox.calls.remove(unsent);
+            let empty = CallStart { id, ..CallStart::default() };
+            let call = std::mem::replace(&mut self.outbox.calls[unsent], empty);
             self.outbox_bytes -= call_size(&call);
+            self.withdrawn.insert(id);
+            if self.withdrawn.len() > self.outbox.calls.len() / 2 {
+                self.drop_withdrawn();
+            }
             self.end(id, CallEnd::Recalled, wakers);
         } else if let Some(entry) = self.calls.get_mut(&id)
             && !std::mem::replace(&mut entry.cancelled, true)
@@ -295,16 +320,36 @@ impl State {
         }
     }
 
-    /// The call has ended.
+    /// Drops the places of cancelled calls from the outbox. The calls that cancel pay for it: it runs when they are the
+    /// majority, and otherwise once for each message.
+    fn drop_withdrawn(&mut self) {
+        let Self { outbox, withdrawn, .. } = self;
+        outbox.calls.retain(|call| !withdrawn.remove(&call.id));
+    }
+
+    /// The call has ended. Its first end counts: an answer that has arrived outlives the stream that brought it.
     fn end(&mut self, id: u64, end: CallEnd, wakers: &mut Vec<Waker>) {
         let Some(entry) = self.calls.get_mut(&id) else { return };
+        if entry.end.is_some() {
+            return;
+        }
+        let tag = entry.tag;
         if entry.abandoned {
             self.calls.remove(&id);
         } else {
             entry.end = Some(end);
             wakers.extend(entry.waker.take());
         }
-        wakers.append(&mut self.settling);
+        self.open -= 1;
+        wakers.extend(self.settling.extract_if(.., |(of, _)| *of == tag).map(|(_, waker)| waker));
+        if self.is_done() {
+            wakers.extend(self.sender.take());
+        }
+    }
+
+    /// Nothing is left to be sent, now or later.
+    const fn is_done(&self) -> bool {
+        self.closed && self.open == 0
     }
 
     fn deliver(&mut self, batch: ReplyBatch, wakers: &mut Vec<Waker>) {
@@ -333,23 +378,34 @@ impl State {
         }
     }
 
-    /// A call that somebody waits for.
+    /// A call that has not ended and that somebody waits for.
     fn live(&mut self, id: u64) -> Option<&mut Entry> {
-        self.calls.get_mut(&id).filter(|entry| !entry.abandoned)
+        self.calls.get_mut(&id).filter(|entry| !entry.abandoned && entry.end.is_none())
     }
 
+    /// The stream broke: no more answers come. Calls whose answers came keep them.
     fn fail(&mut self, status: &Status, wakers: &mut Vec<Waker>) {
         self.broken = Some(status.clone());
-        let ids: Vec<u64> = self.calls.keys().copied().collect();
+        for call in std::mem::take(&mut self.outbox).calls {
+            self.end(call.id, CallEnd::Unsent(status.clone()), wakers);
+        }
+        self.outbox_bytes = 0;
+        self.withdrawn.clear();
+        let open = self.calls.iter().filter(|(_, entry)| entry.end.is_none());
+        let (ids, tags): (Vec<u64>, Vec<u64>) = open.map(|(id, entry)| (*id, entry.tag)).unzip();
+        self.lost.extend(tags);
         for id in ids {
             self.end(id, CallEnd::Broken(status.clone()), wakers);
         }
-        self.outbox = CallBatch::default();
+        wakers.extend(self.settling.drain(..).map(|(_, waker)| waker));
         wakers.extend(self.sender.take());
     }
 
     /// Takes what can be sent now, as one message of bounded size.
     fn take_batch(&mut self) -> Option<CallBatch> {
+        if !self.withdrawn.is_empty() {
+            self.drop_withdrawn();
+        }
         let CallBatch { calls, credits, cancels, recalls } = &self.outbox;
         if calls.is_empty() && credits.is_empty() && cancels.is_empty() && recalls.is_empty() {
             return None;
@@ -441,7 +497,7 @@ impl Stream for Outgoing {
         if let Some(batch) = state.take_batch() {
             return Poll::Ready(Some(batch));
         }
-        if state.closed || state.broken.is_some() {
+        if state.is_done() || state.broken.is_some() {
             return Poll::Ready(None);
         }
         let stale = state.sender.replace(cx.waker().clone());

@@ -80,8 +80,11 @@ impl Replies {
         });
     }
 
-    /// More chunks of a stream. None may cost more than [`MAX_ITEM_BYTES`].
+    /// More chunks of a stream. None may cost more than [`MAX_ITEM_BYTES`]. No chunks are no message.
     pub fn chunks(&self, id: u64, chunks: Vec<CallChunk>) {
+        if chunks.is_empty() {
+            return;
+        }
         self.put(|outbox| {
             outbox.bytes += ITEM_BYTES + chunks.iter().map(chunk_size).sum::<usize>();
             match outbox.batch.chunks.last_mut() {

@@ -229,10 +229,17 @@ impl Callee for Host {
         to_tool_error(&asked.tool, &status)
     }
 
-    async fn broken(&self, _: &Asked, _: u64, status: Status) -> ToolError {
+    async fn broken(&self, _: &Asked, _: u64, status: Status) -> Result<pb::CallReply, ToolError> {
         // Whoever learns of it from this call must not find the same line with its next.
         self.line.cancel();
-        ToolError::ConnectionLost { peer: HOST.to_owned(), problem: problem_of(&status) }
+        Err(ToolError::ConnectionLost { peer: HOST.to_owned(), problem: problem_of(&status) })
+    }
+
+    async fn unsent(&self, _: &Asked, status: Status) -> ToolError {
+        self.line.cancel();
+        let reason =
+            format!("the connection to the host broke before the call was sent: {}", problem_of(&status));
+        ToolError::Unavailable { reason, retry_after: None }
     }
 
     fn failed(&self, asked: &Asked, failure: ToolFailure) -> ToolError {

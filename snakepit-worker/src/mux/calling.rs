@@ -61,8 +61,14 @@ pub trait Callee: Clone + Send + Sync + Unpin + 'static {
     /// What a status of its means.
     async fn refused(&self, asked: &Asked, status: Status) -> ToolError;
 
-    /// What the end of its connection means for the call of this id.
-    async fn broken(&self, asked: &Asked, id: u64, status: Status) -> ToolError;
+    /// What the end of its connection means for the call of this id: perhaps its answer is known all the same.
+    ///
+    /// # Errors
+    /// What to tell the caller otherwise.
+    async fn broken(&self, asked: &Asked, id: u64, status: Status) -> Result<pb::CallReply, ToolError>;
+
+    /// What it means that the connection ended before the call was sent.
+    async fn unsent(&self, asked: &Asked, status: Status) -> ToolError;
 
     /// What it means that the tool failed.
     fn failed(&self, asked: &Asked, failure: ToolFailure) -> ToolError;
@@ -124,7 +130,10 @@ pub fn call<'a, C: Callee>(
             Answer::Value(reply) => Ok(reply),
             Answer::None => Err(callee.incoherent("ended a call without an answer")),
             Answer::Failed(error) => Err(error),
-            Answer::Trouble(trouble) => Err(trouble.meaning(callee, &asked, call.id()).await),
+            Answer::Trouble(trouble) => match trouble.meaning(callee, &asked, call.id()).await? {
+                Some(reply) => Ok(reply),
+                None => Err(callee.incoherent("ended a call without an answer")),
+            },
         }
     }
 }
@@ -143,14 +152,33 @@ enum Answer {
 enum Trouble {
     Refused(Status),
     Broken(Status),
+    Unsent(Status),
 }
 
 impl Trouble {
-    async fn meaning<C: Callee>(self, callee: &C, asked: &Asked, id: u64) -> ToolError {
-        match self {
-            Self::Refused(status) => callee.refused(asked, status).await,
-            Self::Broken(status) => callee.broken(asked, id, status).await,
-        }
+    /// The answer, if there is one after all; `None` is the end of a complete stream.
+    async fn meaning<C: Callee>(
+        self,
+        callee: &C,
+        asked: &Asked,
+        id: u64,
+    ) -> Result<Option<ToolReply>, ToolError> {
+        let refusal = match self {
+            Self::Refused(status) => status,
+            Self::Unsent(status) => return Err(callee.unsent(asked, status).await),
+            Self::Broken(status) => {
+                let reply = callee.broken(asked, id, status).await?;
+                match answer(callee, asked, CallEnd::Reply(reply)) {
+                    Answer::Value(reply) => return Ok(Some(reply)),
+                    Answer::None => return Ok(None),
+                    Answer::Failed(error) => return Err(error),
+                    Answer::Trouble(Self::Refused(status)) => status,
+                    // A reply is neither.
+                    Answer::Trouble(Self::Broken(status) | Self::Unsent(status)) => status,
+                }
+            }
+        };
+        Err(callee.refused(asked, refusal).await)
     }
 }
 
@@ -159,6 +187,7 @@ fn answer<C: Callee>(callee: &C, asked: &Asked, end: CallEnd) -> Answer {
         CallEnd::Reply(reply) => reply,
         CallEnd::Recalled => return Answer::Failed(ToolError::Recalled { tool: asked.tool.to_string() }),
         CallEnd::Broken(status) => return Answer::Trouble(Trouble::Broken(status)),
+        CallEnd::Unsent(status) => return Answer::Trouble(Trouble::Unsent(status)),
     };
     let pb::CallReply { value, failure, status, metadata, execution_time_ns, worker_id, .. } = reply;
     if let Some(failure) = failure {
@@ -191,7 +220,7 @@ struct Chunks<C> {
     /// The cost of chunks that were handed on since the last grant.
     owed: u64,
     /// Why it ended, while that is found out.
-    error: Option<BoxFuture<'static, ToolError>>,
+    error: Option<BoxFuture<'static, Result<Option<ToolReply>, ToolError>>>,
 }
 
 impl<C: Callee> Chunks<C> {
@@ -220,9 +249,9 @@ impl<C: Callee> Stream for Chunks<C> {
                 return Poll::Ready(Some(Ok(this.hand_on(chunk))));
             }
             if let Some(error) = &mut this.error {
-                let error = ready!(error.poll_unpin(cx));
+                let end = ready!(error.poll_unpin(cx));
                 this.error = None;
-                return Poll::Ready(Some(Err(error)));
+                return Poll::Ready(end.err().map(Err));
             }
             let Some(call) = &mut this.call else { return Poll::Ready(None) };
             match ready!(call.poll_event(cx)) {

@@ -146,3 +146,138 @@ fn nothing_is_counted_as_less_than_it_takes() {
     let chunk = CallChunk { data: vec![0; 1000].into(), metadata: start.metadata };
     assert!(chunk.encoded_len() as u64 <= super::super::chunk_cost(&chunk));
 }
+
+fn deliver(shared: &Shared, batch: ReplyBatch) {
+    shared.update(|state, wakers| state.deliver(batch, wakers));
+}
+
+fn cut(shared: &Shared) {
+    let status = Status::unavailable("the other side closed the stream");
+    shared.update(|state, wakers| state.fail(&status, wakers));
+}
+
+fn replies(ids: &[u64]) -> ReplyBatch {
+    let replies = ids.iter().map(|id| CallReply { id: *id, ..CallReply::default() }).collect();
+    ReplyBatch { replies, ..ReplyBatch::default() }
+}
+
+#[test]
+fn an_answer_that_arrived_outlives_the_stream() {
+    let (multiplexer, shared) = multiplexer();
+    let [mut answered, mut recalled, mut streams, mut running] =
+        [(); 4].map(|()| multiplexer.start(CallStart::default(), 7));
+    shared.lock().take_batch().unwrap();
+    let mut unsent = multiplexer.start(CallStart::default(), 8);
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(answered.poll_event(cx).is_pending());
+    let chunk = CallChunk { data: vec![1].into(), ..CallChunk::default() };
+    let batch = ReplyBatch {
+        chunks: vec![crate::pb::CallChunks { id: streams.id(), chunks: vec![chunk] }],
+        recalled: vec![recalled.id()],
+        ..replies(&[answered.id()])
+    };
+    // One poll of `Incoming` reads both before any caller is polled.
+    deliver(&shared, batch);
+    cut(&shared);
+    let end = |call: &mut Call| match call.poll_event(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(CallEvent::End(end)) => end,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(end(&mut answered), CallEnd::Reply(_)));
+    assert!(matches!(end(&mut recalled), CallEnd::Recalled));
+    assert!(matches!(streams.poll_event(cx), Poll::Ready(CallEvent::Chunks(chunks)) if chunks.len() == 1));
+    assert!(matches!(end(&mut streams), CallEnd::Broken(_)));
+    assert!(matches!(end(&mut running), CallEnd::Broken(_)));
+    assert!(matches!(end(&mut unsent), CallEnd::Unsent(_)));
+    assert!(matches!(end(&mut multiplexer.start(CallStart::default(), 9)), CallEnd::Unsent(_)));
+    assert!(shared.lock().calls.is_empty());
+}
+
+#[test]
+fn a_calls_first_end_counts() {
+    let (multiplexer, shared) = multiplexer();
+    let mut call = multiplexer.start(CallStart::default(), 7);
+    shared.lock().take_batch().unwrap();
+    deliver(&shared, ReplyBatch { recalled: vec![1], ..ReplyBatch::default() });
+    deliver(&shared, replies(&[1, 1]));
+    let event = call.poll_event(&mut Context::from_waker(Waker::noop()));
+    assert!(matches!(event, Poll::Ready(CallEvent::End(CallEnd::Recalled))), "{event:?}");
+    assert_eq!(shared.lock().open, 0);
+}
+
+#[test]
+fn whether_a_call_ended_is_not_known_once_the_stream_broke() {
+    let (multiplexer, shared) = multiplexer();
+    let (kept, dropped) =
+        (multiplexer.start(CallStart::default(), 1), multiplexer.start(CallStart::default(), 2));
+    let answered = multiplexer.start(CallStart::default(), 3);
+    shared.lock().take_batch().unwrap();
+    drop(dropped);
+    deliver(&shared, replies(&[answered.id()]));
+    let cx = &mut Context::from_waker(Waker::noop());
+    let mut waiting = Box::pin(multiplexer.ended(1));
+    assert!(waiting.as_mut().poll(cx).is_pending());
+    cut(&shared);
+    assert_eq!(waiting.as_mut().poll(cx), Poll::Ready(false));
+    let ended = |tag| Box::pin(multiplexer.ended(tag)).as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    assert_eq!(
+        [1, 2, 3, 4].map(ended),
+        [Poll::Ready(false), Poll::Ready(false), Poll::Ready(true), Poll::Ready(true)]
+    );
+    drop((kept, answered));
+}
+
+#[test]
+fn credits_and_cancels_leave_after_the_close_until_the_last_call_has_ended() {
+    let (multiplexer, shared) = multiplexer();
+    let mut outgoing = Outgoing(Arc::clone(&shared));
+    let [stream, dropped] = [(); 2].map(|()| multiplexer.start(CallStart::default(), 7));
+    let count = Arc::new(Count::default());
+    let waker = Waker::from(Arc::clone(&count));
+    let cx = &mut Context::from_waker(&waker);
+    let mut poll = || Pin::new(&mut outgoing).poll_next(cx);
+    assert!(matches!(poll(), Poll::Ready(Some(batch)) if ids(&batch) == [1, 2]));
+    assert!(poll().is_pending());
+    drop(multiplexer);
+    assert!(poll().is_pending(), "two calls run");
+    stream.grant(10);
+    assert!(matches!(poll(), Poll::Ready(Some(batch)) if batch.credits.len() == 1));
+    drop(dropped);
+    assert!(matches!(poll(), Poll::Ready(Some(batch)) if batch.cancels == [2]));
+    deliver(&shared, replies(&[1]));
+    assert!(poll().is_pending(), "a cancelled call has not confirmed its end");
+    let before = count.get();
+    deliver(&shared, replies(&[2]));
+    assert_eq!(count.get(), before + 1, "the sending half is not woken to end");
+    // The end is there although nobody has fetched it.
+    assert!(matches!(poll(), Poll::Ready(None)));
+    stream.grant(10);
+    assert!(shared.lock().outbox.credits.is_empty(), "credit for a call that has ended");
+}
+
+#[test]
+fn cancelled_calls_do_not_pile_up_in_the_outbox() {
+    const CALLS: usize = 100_000;
+    let (multiplexer, shared) = multiplexer();
+    let kept = multiplexer.start(of_bytes(10), 1);
+    // A host that takes no messages, and a caller that goes on to call and to give up.
+    for _ in 0..CALLS {
+        drop(multiplexer.start(of_bytes(10), 2));
+    }
+    let state = shared.lock();
+    assert!(state.outbox.calls.len() <= 3, "{}", state.outbox.calls.len());
+    assert_eq!((state.open, state.calls.len()), (1, 1));
+    drop(state);
+    // All at once, from the front: half of them may leave gaps, no more.
+    let many: Vec<_> = (0..CALLS).map(|_| multiplexer.start(of_bytes(10), 2)).collect();
+    for (dropped, call) in many.into_iter().enumerate() {
+        drop(call);
+        let state = shared.lock();
+        let live = CALLS - dropped;
+        assert!(state.outbox.calls.len() <= 2 * live + 1, "{} places for {live}", state.outbox.calls.len());
+    }
+    let batch = shared.lock().take_batch().unwrap();
+    assert_eq!(ids(&batch), [kept.id()]);
+    let state = shared.lock();
+    assert_eq!((state.outbox_bytes, state.withdrawn.len()), (0, 0));
+}

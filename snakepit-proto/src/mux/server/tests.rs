@@ -143,3 +143,13 @@ fn who_sends_is_woken_once_for_all_that_waits() {
     assert_eq!(woken(), 1);
     assert!(replies.poll_take(&Context::from_waker(&waker)).is_ready());
 }
+
+#[test]
+fn no_chunks_are_no_message() {
+    let replies = Replies::new();
+    replies.chunks(1, vec![]);
+    assert!(drain(&replies).is_empty());
+    (0..3).for_each(|_| replies.chunks(1, vec![chunk_of(BATCH_BYTES)]));
+    replies.chunks(2, vec![]);
+    assert_eq!(drain(&replies).len(), 3);
+}

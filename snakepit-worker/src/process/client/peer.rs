@@ -40,11 +40,15 @@ impl Callee for Peer {
         self.error(asked, status).await
     }
 
-    async fn broken(&self, _: &Asked, id: u64, status: Status) -> ToolError {
+    async fn broken(&self, _: &Asked, id: u64, status: Status) -> Result<pb::CallReply, ToolError> {
         let end = self.end(&status).await;
         // Only a worker that is gone begins nothing more, so what it stored is read after its end and not before.
         let delivered = !end.is_known || self.progress.has_begun(id);
-        self.lost_by(end, delivered)
+        Err(self.lost_by(end, delivered))
+    }
+
+    async fn unsent(&self, _: &Asked, status: Status) -> ToolError {
+        self.lost(&status, false).await
     }
 
     fn failed(&self, asked: &Asked, failure: ToolFailure) -> ToolError {
@@ -306,7 +310,7 @@ mod tests {
         let peer = Peer { id: WorkerId::new("w"), exit, tail: OutputTail::new(0), progress };
         let asked = Asked { tool: "fetch".into(), deadline: None };
         let delivered = async |id| {
-            let lost = peer.broken(&asked, id, Status::unavailable("broken")).await;
+            let lost = peer.broken(&asked, id, Status::unavailable("broken")).await.unwrap_err();
             assert!(matches!(lost, ToolError::WorkerLost { .. }), "{lost:?}");
             lost.is_delivered()
         };
