@@ -53,6 +53,12 @@ impl Pool {
         Arc::clone(&self.owner.tool)
     }
 
+    /// How long a call without a deadline may take.
+    #[must_use]
+    pub fn default_timeout(&self) -> Option<Duration> {
+        self.owner.shared.config.default_timeout
+    }
+
     /// What the pool is about now.
     #[must_use]
     pub fn status(&self) -> PoolStatus {

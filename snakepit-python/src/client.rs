@@ -12,11 +12,10 @@ use pyo3::{
     types::PyDict,
 };
 use snakepit_proto::{
-    mux::{Call, CallEnd, CallEvent, Multiplexer, STREAM_CREDIT, chunk_cost},
+    mux::{Call, CallEnd, CallEvent, MAX_SHARED_BYTES, Multiplexer, STREAM_CREDIT, call_size, chunk_cost},
     pb::{self, bridge_service_client::BridgeServiceClient},
 };
 use snakepit_worker::wire::{value_from_wire, value_to_wire};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, transport::Channel};
 
@@ -41,47 +40,32 @@ pub(crate) struct HostClient {
     connect_timeout: Duration,
     /// Its channel connects anew by itself.
     host: Host,
-    line: Mutex<Line>,
+    /// The stream that calls share; `None` once the client is closed.
+    stream: Mutex<Option<Multiplexer>>,
     /// Held while a broken stream is replaced, so that one call does it and the others wait.
     reopening: tokio::sync::Mutex<()>,
     /// Cancelled once the client is closed.
     closed: CancellationToken,
 }
 
-/// The way that calls take.
-#[derive(Debug)]
-struct Line {
-    /// The stream that calls share; `None` once the client is closed.
-    multiplexer: Option<Multiplexer>,
-    /// Brings the answers, and is empty once it has ended.
-    incoming: JoinSet<()>,
-}
-
-impl Line {
-    async fn open(client: BridgeServiceClient<Channel>) -> Result<Self, String> {
-        let opened = Multiplexer::open(client).await;
-        let (multiplexer, answers) = opened.map_err(|status| status.message().to_owned())?;
-        let mut incoming = JoinSet::new();
-        incoming.spawn(answers);
-        Ok(Self { multiplexer: Some(multiplexer), incoming })
-    }
-
-    fn is_broken(&mut self) -> bool {
-        self.incoming.try_join_next().is_some() || self.incoming.is_empty()
-    }
+/// Opens a stream for calls. The task that brings its answers belongs to the stream and not to the client: it ends when the
+/// last [`Multiplexer`] is dropped and the last call has ended, so calls outlive the client that started them.
+async fn open_stream(client: BridgeServiceClient<Channel>, driver: Driver) -> Result<Multiplexer, String> {
+    let opened = Multiplexer::open(client).await;
+    let (multiplexer, answers) = opened.map_err(|status| status.message().to_owned())?;
+    driver.runtime().spawn(answers);
+    Ok(multiplexer)
 }
 
 impl HostClient {
-    fn line(&self) -> MutexGuard<'_, Line> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    fn stream(&self) -> MutexGuard<'_, Option<Multiplexer>> {
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The stream, if it is not known to be broken.
     fn usable(&self) -> PyResult<Option<Multiplexer>> {
-        let mut line = self.line();
-        let multiplexer = line.multiplexer.clone();
-        let multiplexer = multiplexer.ok_or(HostError::Closed)?;
-        Ok((!line.is_broken()).then_some(multiplexer))
+        let multiplexer = self.stream().clone().ok_or(HostError::Closed)?;
+        Ok((!multiplexer.is_broken()).then_some(multiplexer))
     }
 
     /// The stream, opened anew if it broke: the host may have been restarted.
@@ -96,17 +80,27 @@ impl HostClient {
             if let Some(usable) = self.usable()? {
                 return Ok(usable);
             }
-            let opened = Line::open(self.host.client());
+            let opened = open_stream(self.host.client(), driver);
             let fresh =
                 within(self.connect_timeout, opened).await.map_err(|e| unreachable(&self.address, &e))?;
-            let mut line = self.line();
             // It may have been closed meanwhile.
-            if line.multiplexer.is_some() {
-                *line = fresh;
+            if let Some(stream) = &mut *self.stream() {
+                *stream = fresh;
             }
-            drop(line);
             self.usable()?.ok_or_else(|| unreachable(&self.address, "the connection broke again"))
         })?
+    }
+}
+
+impl HostClient {
+    /// A stream for one call whose arguments would keep those of others waiting. It closes once the call has ended.
+    fn own_stream(&self, py: Python<'_>) -> PyResult<Multiplexer> {
+        let driver = self.host.driver();
+        if self.stream().is_none() {
+            return Err(HostError::Closed.into());
+        }
+        let opened = within(self.connect_timeout, open_stream(self.host.client(), driver));
+        driver.wait(py, opened)?.map_err(|problem| unreachable(&self.address, &problem))
     }
 }
 
@@ -138,16 +132,16 @@ impl HostClient {
         };
         let opened = async {
             let host = Host::new(host::connect(&target, settings).await?, driver);
-            let line = Line::open(host.client()).await?;
-            Ok((host, line))
+            let stream = open_stream(host.client(), driver).await?;
+            Ok((host, stream))
         };
-        let (host, line) =
+        let (host, stream) =
             driver.wait(py, within(bound, opened))?.map_err(|problem| unreachable(address, &problem))?;
         Ok(Self {
             address: address.to_owned(),
             connect_timeout: bound,
             host,
-            line: Mutex::new(line),
+            stream: Mutex::new(Some(stream)),
             reopening: tokio::sync::Mutex::default(),
             closed: CancellationToken::new(),
         })
@@ -210,14 +204,18 @@ impl HostClient {
             credit: if stream { STREAM_CREDIT } else { 0 },
             ..pb::CallStart::default()
         };
-        let call = self.multiplexer(py)?.start(start, 0);
+        let call = if call_size(&start) > MAX_SHARED_BYTES {
+            self.own_stream(py)?.start(start, 0)
+        } else {
+            self.multiplexer(py)?.start(start, 0)
+        };
         let state = CallState { call: Some(call), ..CallState::default() };
         Ok(HostCall { driver: self.host.driver(), state: Arc::new(Mutex::new(state)) })
     }
 
     /// Takes no more calls; those that run go on. Ends watches.
     fn close(&self) {
-        self.line().multiplexer.take();
+        drop(self.stream().take());
         self.closed.cancel();
     }
 }
@@ -359,6 +357,11 @@ fn read(end: CallEnd) -> PyResult<Option<pb::CallValue>> {
         CallEnd::Recalled => return Err(SnakepitError::new_err("the host gave the call back")),
         CallEnd::Broken(status) => {
             let problem = format!("the connection to the host broke: {}", status.message());
+            return Err(HostUnavailableError::new_err(problem));
+        }
+        CallEnd::Unsent(status) => {
+            let problem =
+                format!("the connection to the host broke before the call was sent: {}", status.message());
             return Err(HostUnavailableError::new_err(problem));
         }
     };

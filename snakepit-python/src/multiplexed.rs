@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::Context,
+    task::{Context, Waker},
 };
 
 use snakepit_proto::{
@@ -81,14 +81,18 @@ impl WorkerCalls {
 impl Calls for WorkerCalls {
     fn receive(&mut self, batch: pb::CallBatch) {
         let pb::CallBatch { calls, credits, cancels, recalls } = batch;
-        let mut streams = Vec::new();
         let mut jobs = Vec::with_capacity(calls.len());
         for start in calls {
             if !self.takes_in(start.id) {
                 continue;
             }
             if start.stream {
-                streams.push(start);
+                // Calls run in the order of their ids, whatever their kind: the progress file depends on it.
+                self.tools.admit_all(jobs.drain(..));
+                self.streaming.receive(pb::CallBatch { calls: vec![start], ..pb::CallBatch::default() });
+                // The call joins the queue when its task is polled for the first time. The real waker is registered right
+                // after this, with the next poll of the stream.
+                self.streaming.poll(&mut Context::from_waker(Waker::noop()));
             } else {
                 jobs.extend(self.job(start));
             }
@@ -101,7 +105,7 @@ impl Calls for WorkerCalls {
         for id in recalls.iter().filter(of_unary) {
             self.tools.give_back(progress::multiplexed(self.stream, *id));
         }
-        self.streaming.receive(pb::CallBatch { calls: streams, credits, cancels, recalls });
+        self.streaming.receive(pb::CallBatch { calls: Vec::new(), credits, cancels, recalls });
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> bool {

@@ -260,6 +260,12 @@ impl ResolvedTool {
         Self { spec, provider: provider.to_owned(), handler, idempotent }
     }
 
+    /// Whether the host itself runs the tool, and no worker.
+    #[must_use]
+    pub fn runs_in_host(&self) -> bool {
+        self.provider == HOST
+    }
+
     /// Checks a call and hands it to the handler. What comes back is the handler's own future: another around it would keep
     /// a second place for the call.
     ///

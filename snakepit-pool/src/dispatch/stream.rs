@@ -12,7 +12,7 @@ use snakepit_registry::{Chunk, ChunkStream, ToolError};
 use super::tether::Tether;
 
 pub(super) struct Leased {
-    /// `None` once it has ended. The stream stands first, and so is dropped before the lease.
+    /// `None` once it has ended. The pool's books share the source: whoever takes it out drops it.
     open: Option<(Source, Tether)>,
 }
 

@@ -14,7 +14,7 @@ use snakepit_proto::{
 };
 use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_worker::mux::{MuxCalls, MuxService};
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::Instant};
 use tonic::{Status, Streaming};
 
 use super::{bridge::Bridge, until_stop::UntilStop};
@@ -64,6 +64,16 @@ impl MuxService for Client {
 
     fn status(&self, error: ToolError) -> Status {
         from_tool_error(error)
+    }
+
+    fn stream_deadline(&self, tool: &str, deadline: Option<Instant>, started: Instant) -> Option<Instant> {
+        let Self(HostCalls(host)) = self;
+        let by_default = || {
+            let runs_here = host.registry.resolve(tool).is_ok_and(|tool| tool.runs_in_host());
+            // The pool gives calls of its tools a deadline; those of the host's own have none unless the caller sets one.
+            if runs_here { None } else { started.checked_add(host.pool_if_started()?.default_timeout()?) }
+        };
+        deadline.or_else(by_default)
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -27,8 +27,10 @@ use snakepit_proto::{
     status::{CANCELLED, INTERNAL, refuse},
 };
 use snakepit_registry::{
-    CallId, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolFailure, ToolHandler, ToolReply,
+    CallId, CallMode, CallStage, ChunkStream, ReplyBody, ToolCall, ToolError, ToolFailure, ToolHandler,
+    ToolReply,
 };
+use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Code, Status};
 
 use super::{call_from_wire, failure_reply, status_reply, value_reply};
@@ -46,6 +48,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// Chunks are handed over once there are this many bytes of them, although more may be ready.
 const RUN_BYTES: u64 = STREAM_CREDIT;
 
+/// How long after its deadline a stream that cannot send is ended here: whatever runs it says so first if it is polled.
+const DEADLINE_GRACE: Duration = Duration::from_millis(50);
+
 /// What the two kinds of servers do differently.
 pub trait MuxService: Send + Sync + 'static {
     /// What runs the calls.
@@ -59,6 +64,13 @@ pub trait MuxService: Send + Sync + 'static {
 
     /// Says what went wrong, unless it is the tool's own failure.
     fn status(&self, error: ToolError) -> Status;
+
+    /// When a stream of this tool has to end even if its reader grants no credit, from the call's own deadline and its start.
+    /// `None`: whoever runs it sees to that.
+    fn stream_deadline(&self, tool: &str, deadline: Option<Instant>, started: Instant) -> Option<Instant> {
+        let _ = (tool, deadline, started);
+        None
+    }
 }
 
 /// The calls of one stream.
@@ -245,7 +257,8 @@ struct Answer<S> {
 
 impl<S: MuxService> Answer<S> {
     async fn run(self, call: ToolCall, credit: Option<Arc<Credit>>) {
-        let id = self.id;
+        let (id, tool, deadline) = (self.id, Arc::clone(&call.tool), call.deadline);
+        let started = credit.is_some().then(Instant::now);
         let reply = match self.service.handler().call(call).await {
             Ok(ToolReply { body, metadata, worker, execution_time }) => {
                 let worker_id = worker.map(|worker| worker.to_string()).unwrap_or_default();
@@ -255,7 +268,11 @@ impl<S: MuxService> Answer<S> {
                     }
                     (ReplyBody::Stream(chunks), Some(credit)) => {
                         self.replies.opened(pb::CallOpened { id, worker_id: worker_id.clone() });
-                        let forward = Forward { id, chunks, credit, replies: &self.replies };
+                        let until = started.and_then(|at| self.service.stream_deadline(&tool, deadline, at));
+                        let late = until.and_then(|at| at.checked_add(DEADLINE_GRACE));
+                        let late = late.map(|at| Box::pin(sleep_until(at)));
+                        let replies = &self.replies;
+                        let forward = Forward { id, tool, chunks, held: None, credit, replies, late };
                         match forward.await {
                             Ok(()) => pb::CallReply { id, worker_id, ..pb::CallReply::default() },
                             Err(error) => self.failed(error),
@@ -281,12 +298,53 @@ impl<S: MuxService> Answer<S> {
     }
 }
 
-/// Moves chunks from a stream into the replies as far as the credit goes.
+/// Moves chunks from a stream into the replies as far as the credit goes. The end needs no credit: one chunk is read ahead,
+/// so that an end behind the last chunk is seen, and a stream whose reader has stopped granting ends at its deadline.
 struct Forward<'a> {
     id: u64,
+    tool: Arc<str>,
     chunks: ChunkStream,
+    /// A chunk that waits for credit, with its cost.
+    held: Option<(pb::CallChunk, u64)>,
     credit: Arc<Credit>,
     replies: &'a Replies,
+    /// Fires after the deadline. Polled only while a chunk is held, for the stream itself keeps its deadline.
+    late: Option<Pin<Box<Sleep>>>,
+}
+
+impl Forward<'_> {
+    /// Ready while another chunk may be sent.
+    fn poll_leave(&self, cx: &Context<'_>) -> Poll<()> {
+        // A large credit is no leave to fill the memory for a caller that does not read.
+        match self.credit.poll_any(cx) {
+            Poll::Ready(()) => self.replies.poll_room(cx),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// The next chunk with its cost, or `None` at the end.
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<(pb::CallChunk, u64)>, ToolError>> {
+        if let Some(held) = self.held.take() {
+            return Poll::Ready(Ok(Some(held)));
+        }
+        let Some(chunk) = ready!(self.chunks.as_mut().poll_next(cx)).transpose()? else {
+            return Poll::Ready(Ok(None));
+        };
+        let chunk = pb::CallChunk { data: chunk.data, metadata: chunk.metadata };
+        let cost = chunk_cost(&chunk);
+        if cost > MAX_ITEM_BYTES as u64 {
+            return Poll::Ready(Err(chunk_too_large(chunk.data.len())));
+        }
+        Poll::Ready(Ok(Some((chunk, cost))))
+    }
+
+    /// Ready once the deadline has passed.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<ToolError> {
+        let Some(late) = &mut self.late else { return Poll::Pending };
+        ready!(late.as_mut().poll(cx));
+        let (tool, stage) = (self.tool.to_string(), CallStage::Running);
+        Poll::Ready(ToolError::DeadlineExceeded { tool, stage })
+    }
 }
 
 impl Future for Forward<'_> {
@@ -300,23 +358,19 @@ impl Future for Forward<'_> {
                 this.replies.chunks(this.id, std::mem::take(&mut run));
                 bytes = 0;
             }
-            // A large credit is no leave to fill the memory for a caller that does not read.
-            if this.credit.poll_any(cx).is_pending() || this.replies.poll_room(cx).is_pending() {
-                break Poll::Pending;
+            let may_send = this.poll_leave(cx).is_ready();
+            if !may_send && this.held.is_some() {
+                break this.poll_late(cx).map(Err);
             }
-            match this.chunks.as_mut().poll_next(cx) {
-                Poll::Ready(Some(Ok(chunk))) => {
-                    let chunk = pb::CallChunk { data: chunk.data, metadata: chunk.metadata };
-                    let cost = chunk_cost(&chunk);
-                    if cost > MAX_ITEM_BYTES as u64 {
-                        break Poll::Ready(Err(chunk_too_large(chunk.data.len())));
-                    }
+            match this.poll_chunk(cx) {
+                Poll::Ready(Ok(Some(next))) if !may_send => this.held = Some(next),
+                Poll::Ready(Ok(Some((chunk, cost)))) => {
                     this.credit.spend(cost);
                     bytes += cost;
                     run.push(chunk);
                 }
-                Poll::Ready(Some(Err(error))) => break Poll::Ready(Err(error)),
-                Poll::Ready(None) => break Poll::Ready(Ok(())),
+                Poll::Ready(Ok(None)) => break Poll::Ready(Ok(())),
+                Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
                 Poll::Pending => break Poll::Pending,
             }
         };

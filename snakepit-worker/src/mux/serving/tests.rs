@@ -116,6 +116,10 @@ impl MuxService for Own {
             error => Status::internal(error.to_string()),
         }
     }
+
+    fn stream_deadline(&self, _: &str, deadline: Option<Instant>, _: Instant) -> Option<Instant> {
+        deadline
+    }
 }
 
 /// Tells what the calls hold.
@@ -242,7 +246,11 @@ impl Callee for Other {
         }
     }
 
-    async fn broken(&self, _: &Asked, _: u64, status: Status) -> ToolError {
+    async fn broken(&self, asked: &Asked, _: u64, status: Status) -> Result<pb::CallReply, ToolError> {
+        Err(self.unsent(asked, status).await)
+    }
+
+    async fn unsent(&self, _: &Asked, status: Status) -> ToolError {
         ToolError::Unavailable { reason: status.message().to_owned(), retry_after: None }
     }
 
@@ -391,7 +399,7 @@ async fn a_credit_without_end_fills_no_memory_and_a_caller_that_is_gone_holds_no
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_is_on_its_way_than_the_credit_and_one_chunk() {
+async fn no_more_is_on_its_way_than_the_credit_and_two_chunks() {
     const SIZE: usize = 30_000;
     let tools = Tools::default();
     let (multiplexer, incoming) = open(&tools).await;
@@ -406,7 +414,7 @@ async fn no_more_is_on_its_way_than_the_credit_and_one_chunk() {
         consumed += chunk.unwrap().data.len();
         sleep(Duration::from_millis(5)).await;
         let ahead = tools.0.produced.load(SeqCst) - consumed;
-        assert!(ahead <= usize::try_from(STREAM_CREDIT).unwrap() + 9 * SIZE, "{ahead} after {consumed}");
+        assert!(ahead <= usize::try_from(STREAM_CREDIT).unwrap() + 2 * 9 * SIZE, "{ahead} after {consumed}");
     }
     assert_eq!(consumed, 50 * UNEVEN.iter().sum::<usize>() * SIZE);
     drop(chunks);
@@ -448,4 +456,57 @@ async fn a_chunk_too_large_for_any_message_fails_its_call_alone() {
     let mut echo = multiplexer.start(start(0, "echo"), 0);
     assert!(matches!(echo.event().await, CallEvent::End(CallEnd::Reply(_))));
     assert_empty(&tools.0, &multiplexer).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_stream_needs_no_credit() {
+    let tools = Tools::default();
+    let (batches, mut replies) = raw(&tools).await;
+    // The second chunk overdraws the credit; what follows is the end.
+    let calls = vec![pb::CallStart { credit: 1500, ..chunks(1, 2, 1000) }];
+    batches.send(pb::CallBatch { calls, ..Default::default() }).await.unwrap();
+    let (mut count, mut ended) = (0, false);
+    while !ended {
+        let batch = replies.message().await.unwrap().unwrap();
+        count += batch.chunks.iter().map(|run| run.chunks.len()).sum::<usize>();
+        ended = batch.replies.iter().any(|reply| reply.id == 1 && reply.status.is_none());
+    }
+    assert_eq!((count, tools.0.held()), (2, Some((0, 0, 0))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_whose_reader_grants_nothing_ends_at_its_deadline() {
+    let tools = Tools::default();
+    let (batches, mut replies) = raw(&tools).await;
+    let begun = Instant::now();
+    let calls = vec![
+        pb::CallStart { credit: 1500, timeout_us: 1_000_000, ..chunks(1, 100, 1000) },
+        pb::CallStart { credit: 1500, ..chunks(2, 100, 1000) },
+    ];
+    batches.send(pb::CallBatch { calls, ..Default::default() }).await.unwrap();
+    let mut counts = BTreeMap::new();
+    let end = loop {
+        let batch = replies.message().await.unwrap().unwrap();
+        for run in batch.chunks {
+            *counts.entry(run.id).or_insert(0) += run.chunks.len();
+        }
+        if let Some(reply) = batch.replies.into_iter().next() {
+            break reply;
+        }
+    };
+    assert!(begun.elapsed() >= Duration::from_secs(1) && begun.elapsed() < Duration::from_secs(2));
+    assert_eq!((end.id, counts[&1], counts[&2]), (1, 2, 2));
+    assert!(end.status.unwrap().message.contains("deadline"), "it says why");
+    assert_eq!(tools.0.held().map(|held| held.0), Some(1), "the other one waits for its reader");
+    // It goes on where it stopped.
+    let credits = vec![pb::CallCredit { id: 2, bytes: u64::MAX }];
+    batches.send(pb::CallBatch { credits, ..Default::default() }).await.unwrap();
+    let mut count = 2;
+    while let Some(batch) = replies.message().await.unwrap() {
+        count += batch.chunks.iter().map(|run| run.chunks.len()).sum::<usize>();
+        if !batch.replies.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(count, 100);
 }
