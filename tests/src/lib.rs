@@ -10,7 +10,9 @@ mod wire;
 
 pub use processes::{Signal, eventually, is_alive, processes_with, signal};
 pub use redis::Redis;
-pub use sandbox::{Sandbox, SandboxBuilder, StartFailure, Starting, plain_calls, python, root};
+pub use sandbox::{
+    Sandbox, SandboxBuilder, StartFailure, Starting, daemon_binary, plain_calls, python, root,
+};
 pub use wire::{Client, arguments, execute, execute_within, result_of, tool_request};
 
 /// The adapter that the Python package ships.

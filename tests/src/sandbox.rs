@@ -39,7 +39,11 @@ pub fn python() -> PathBuf {
 }
 
 /// The daemon's binary, built beside this program or, for tests, a directory above: `cargo xtask` sees to that.
-fn snakepit() -> PathBuf {
+///
+/// # Panics
+/// When it is not there.
+#[must_use]
+pub fn daemon_binary() -> PathBuf {
     let program = std::env::current_exe().unwrap();
     let mut places = program.ancestors().skip(1).take(2).map(|dir| dir.join("snakepit"));
     places.find(|path| path.is_file()).unwrap_or_else(|| {
@@ -169,7 +173,7 @@ impl Sandbox {
 
     /// Runs the command line against it, with this as its stdout.
     pub async fn cli_into(&self, stdout: impl Into<Stdio>, args: &[&str]) -> Output {
-        let mut command = Command::new(snakepit());
+        let mut command = Command::new(daemon_binary());
         command.args(args).env("SNAKEPIT_SERVER", self.url()).stdin(Stdio::null()).stderr(Stdio::piped());
         let child = command.stdout(stdout).kill_on_drop(true).spawn().unwrap();
         timeout(START_WITHIN, child.wait_with_output()).await.expect("the command did not end").unwrap()
@@ -278,7 +282,7 @@ impl SandboxBuilder {
     /// Starts the daemon without waiting for anything.
     #[must_use]
     pub fn spawn(self) -> Starting {
-        let mut command = Command::new(snakepit());
+        let mut command = Command::new(daemon_binary());
         command
             .arg("serve")
             .args(&self.args)

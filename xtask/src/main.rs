@@ -17,6 +17,7 @@ mod demo;
 mod layers;
 mod setup;
 mod shell;
+mod soak;
 mod test;
 mod tidy;
 
@@ -37,6 +38,8 @@ enum Verb {
     Test(test::Args),
     /// Measure the product beside its yardsticks.
     Bench(bench::Args),
+    /// Run calls of every kind while faults are injected, and check that nothing is lost or left behind.
+    Soak(soak::Args),
     /// The static checks: all, or those named.
     Check(check::Args),
     /// Check that crates depend only in the direction the architecture allows.
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(args),
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(args),
+        Verb::Soak(args) => soak::run(&args),
         Verb::Check(args) => check::run(&args),
         Verb::Layers => layers::run(),
         Verb::Codegen(args) => codegen::run(&args),

@@ -1,0 +1,215 @@
+//! Callers in Rust: unary and streaming, each over plain RPCs and over the multiplexed stream, with and without sessions.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::TryStreamExt;
+use serde_json::{Value, json};
+use snakepit_proto::{pb, status::details_of};
+use snakepit_server::{Error, SessionId};
+use snakepit_tests::{Client, tool_request};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tonic::{Request, Status};
+
+use crate::{
+    daemon::Daemon,
+    tally::{DEADLINE, Tally},
+};
+
+/// How many callers of each kind run at once.
+const CALLERS: usize = 4;
+/// A caller's pace, so that the load leaves the machine room to recover from faults.
+const PACE: Duration = Duration::from_millis(4);
+/// How many sessions the callers share.
+const SESSIONS: u64 = 100;
+/// Chunks of a stream: one that fits into a frame, and one that does not.
+const CHUNKS: [u64; 2] = [20, 3000];
+
+/// Failures that a lost, hung or stopped worker explains.
+const WORKER_FAULTS: [&str; 5] =
+    ["WORKER_LOST", "DEADLINE_EXCEEDED", "OVERLOADED", "NO_WORKER", "TOO_MANY_REQUESTS"];
+/// Failures that a Redis that is away explains as well. Only calls of a session have them.
+const SESSION_FAULTS: [&str; 5] =
+    ["WORKER_LOST", "DEADLINE_EXCEEDED", "OVERLOADED", "NO_WORKER", "BACKEND_FAILED"];
+
+/// The callers that run.
+pub(crate) struct Callers(JoinSet<()>);
+
+impl Callers {
+    pub(crate) async fn join(self) {
+        self.0.join_all().await;
+    }
+}
+
+pub(crate) async fn start(daemon: &Daemon, tally: &Arc<Tally>) -> Callers {
+    let mut tasks = JoinSet::new();
+    let plain = daemon.client().await;
+    let multiplexed = snakepit_server::Client::connect(&daemon.url).await.expect("the daemon is up");
+    create_sessions(&mut plain.clone()).await;
+    for _ in 0..CALLERS {
+        tasks.spawn(repeat(Arc::clone(tally), {
+            let (client, tally) = (plain.clone(), Arc::clone(tally));
+            move |nonce| plain_unary(client.clone(), Arc::clone(&tally), nonce)
+        }));
+        tasks.spawn(repeat(Arc::clone(tally), {
+            let (client, tally) = (plain.clone(), Arc::clone(tally));
+            move |nonce| plain_stream(client.clone(), Arc::clone(&tally), nonce)
+        }));
+        tasks.spawn(repeat(Arc::clone(tally), {
+            let (client, tally) = (multiplexed.clone(), Arc::clone(tally));
+            move |nonce| multiplexed_unary(client.clone(), Arc::clone(&tally), nonce)
+        }));
+        tasks.spawn(repeat(Arc::clone(tally), {
+            let (client, tally) = (multiplexed.clone(), Arc::clone(tally));
+            move |nonce| multiplexed_stream(client.clone(), Arc::clone(&tally), nonce)
+        }));
+    }
+    Callers(tasks)
+}
+
+async fn create_sessions(client: &mut Client) {
+    for number in 0..SESSIONS {
+        let request = pb::InitializeSessionRequest { session_id: session(number), ..Default::default() };
+        client.initialize_session(request).await.expect("the session is created");
+    }
+}
+
+async fn repeat<F: Future<Output = ()>>(tally: Arc<Tally>, call: impl Fn(u64) -> F) {
+    let mut ticks = interval(PACE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while !tally.is_stopping() {
+        ticks.tick().await;
+        call(tally.nonce()).await;
+    }
+}
+
+/// What a tool answers to a nonce.
+pub(crate) const fn answer(nonce: u64) -> u64 {
+    nonce * 31 + 7
+}
+
+fn session(number: u64) -> String {
+    format!("soak-{}", number % SESSIONS)
+}
+
+/// Every other call is one of a session.
+fn session_of(nonce: u64) -> Option<String> {
+    (nonce / 2).is_multiple_of(2).then(|| session(nonce / 4))
+}
+
+fn allowed(nonce: u64) -> &'static [&'static str] {
+    if session_of(nonce).is_some() { &SESSION_FAULTS } else { &WORKER_FAULTS }
+}
+
+const fn unary_tool(nonce: u64) -> &'static str {
+    if nonce.is_multiple_of(2) { "mark" } else { "mark_async" }
+}
+
+const fn stream_tool(nonce: u64) -> &'static str {
+    if nonce.is_multiple_of(2) { "numbers" } else { "numbers_async" }
+}
+
+fn chunks(nonce: u64) -> u64 {
+    CHUNKS[usize::from(nonce.is_multiple_of(7))]
+}
+
+fn request(tool: &str, nonce: u64, args: &Value) -> Request<pb::ExecuteToolRequest> {
+    let mut message = tool_request(tool, args);
+    message.session_id = session_of(nonce).unwrap_or_default();
+    let mut request = Request::new(message);
+    request.set_timeout(DEADLINE);
+    request
+}
+
+async fn plain_unary(mut client: Client, tally: Arc<Tally>, nonce: u64) {
+    let began = Instant::now();
+    let outcome = client.execute_tool(request(unary_tool(nonce), nonce, &json!({"nonce": nonce}))).await;
+    let outcome = outcome.map(|response| snakepit_tests::result_of(response.into_inner()));
+    match outcome {
+        Ok(value) => finish_unary("unary, plain", &tally, nonce, began, &value),
+        Err(status) => failed("unary, plain", &tally, nonce, began, &status),
+    }
+}
+
+async fn multiplexed_unary(client: snakepit_server::Client, tally: Arc<Tally>, nonce: u64) {
+    let began = Instant::now();
+    let mut call = client.call(unary_tool(nonce)).args(json!({"nonce": nonce})).timeout(DEADLINE);
+    if let Some(session) = session_of(nonce) {
+        call = call.session(SessionId::try_new(session).expect("a session id"));
+    }
+    match call.unary::<Value>().await {
+        Ok(reply) => finish_unary("unary, multiplexed", &tally, nonce, began, &reply.value),
+        Err(error) => failed_with("unary, multiplexed", &tally, nonce, began, &error),
+    }
+}
+
+fn finish_unary(kind: &'static str, tally: &Tally, nonce: u64, began: Instant, value: &Value) {
+    if *value != answer(nonce) {
+        tally.violation(format!("{kind}: nonce {nonce} was answered by {value}"));
+    }
+    tally.succeeded(nonce);
+    tally.ended(kind, began, "ok", &[], String::new);
+}
+
+async fn plain_stream(mut client: Client, tally: Arc<Tally>, nonce: u64) {
+    let began = Instant::now();
+    let args = json!({"nonce": nonce, "n": chunks(nonce)});
+    let outcome = async {
+        let mut stream =
+            client.execute_streaming_tool(request(stream_tool(nonce), nonce, &args)).await?.into_inner();
+        let (mut got, mut is_final) = (Vec::new(), false);
+        while let Some(chunk) = stream.message().await? {
+            is_final = chunk.is_final;
+            if !chunk.data.is_empty() {
+                got.push(serde_json::from_slice(&chunk.data).expect("chunks are JSON"));
+            }
+        }
+        if !is_final {
+            tally.violation(format!("stream, plain: nonce {nonce} ended without a final chunk"));
+        }
+        Ok::<Vec<u64>, Status>(got)
+    };
+    match outcome.await {
+        Ok(got) => finish_stream("stream, plain", &tally, nonce, began, &got),
+        Err(status) => failed("stream, plain", &tally, nonce, began, &status),
+    }
+}
+
+async fn multiplexed_stream(client: snakepit_server::Client, tally: Arc<Tally>, nonce: u64) {
+    let began = Instant::now();
+    let args = json!({"nonce": nonce, "n": chunks(nonce)});
+    let mut call = client.call(stream_tool(nonce)).args(args).timeout(DEADLINE);
+    if let Some(session) = session_of(nonce) {
+        call = call.session(SessionId::try_new(session).expect("a session id"));
+    }
+    let outcome = async { call.stream::<u64>().await?.try_collect::<Vec<u64>>().await };
+    match outcome.await {
+        Ok(got) => finish_stream("stream, multiplexed", &tally, nonce, began, &got),
+        Err(error) => failed_with("stream, multiplexed", &tally, nonce, began, &error),
+    }
+}
+
+fn finish_stream(kind: &'static str, tally: &Tally, nonce: u64, began: Instant, got: &[u64]) {
+    let first = answer(nonce);
+    if !got.iter().copied().eq(first..first + chunks(nonce)) {
+        tally.violation(format!("{kind}: nonce {nonce} got {} chunks, some of them wrong", got.len()));
+    }
+    tally.ended(kind, began, "ok", &[], String::new);
+}
+
+fn failed(kind: &'static str, tally: &Tally, nonce: u64, began: Instant, status: &Status) {
+    let reason = details_of(status).reason.unwrap_or_else(|| format!("{:?}", status.code()));
+    // tonic's channel keeps the deadline too, and gives up at the same moment.
+    let reason = if reason == "Cancelled" && began.elapsed() >= DEADLINE {
+        "DEADLINE_EXCEEDED".into()
+    } else {
+        reason
+    };
+    tally.ended(kind, began, reason, allowed(nonce), || status.message().to_owned());
+}
+
+fn failed_with(kind: &'static str, tally: &Tally, nonce: u64, began: Instant, error: &Error) {
+    tally.ended(kind, began, crate::report::reason(error), allowed(nonce), || error.to_string());
+}

@@ -1,0 +1,85 @@
+//! The tables: faults with their recovery times, and calls with their outcomes.
+
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+
+use snakepit_proto::status::details_of;
+use snakepit_server::{Error, status::from_tool_error};
+
+use crate::{checks::Marks, faults::Recoveries, tally::Tally};
+
+/// The reason of a failure, as the wire names it.
+pub(crate) fn reason(error: &Error) -> String {
+    match error {
+        Error::Tool(error) => {
+            let status = from_tool_error(error.clone());
+            details_of(&status).reason.unwrap_or_else(|| format!("{:?}", status.code()))
+        }
+        other => format!("{other:?}").split(['{', '(', ' ']).next().unwrap_or_default().to_owned(),
+    }
+}
+
+/// All tables of a run.
+pub(crate) fn render(minutes: f64, recoveries: &Recoveries, tally: &Tally, marks: &Marks) -> String {
+    let mut text = String::new();
+    let faults: usize = recoveries.values().map(Vec::len).sum();
+    let outcomes = tally.outcomes();
+    let calls: u64 = outcomes.values().sum();
+    let _ = writeln!(text, "{minutes} minutes, {faults} faults, {calls} calls, writes and updates\n");
+
+    let _ = writeln!(text, "| fault | injected | whole again after, median | longest |");
+    let _ = writeln!(text, "| --- | ---: | ---: | ---: |");
+    for (name, times) in recoveries {
+        let mut times = times.clone();
+        times.sort();
+        let (median, longest) = (times[times.len() / 2], times[times.len() - 1]);
+        let _ = writeln!(text, "| {name} | {} | {} | {} |", times.len(), short(median), short(longest));
+    }
+
+    let mut kinds: BTreeMap<&str, Vec<(&str, u64)>> = BTreeMap::new();
+    for ((kind, outcome), count) in &outcomes {
+        kinds.entry(kind).or_default().push((outcome, *count));
+    }
+    let _ = writeln!(text, "\n| kind of call | ended | succeeded | failed, by reason |");
+    let _ = writeln!(text, "| --- | ---: | ---: | --- |");
+    for (kind, counts) in kinds {
+        let all: u64 = counts.iter().map(|(_, count)| count).sum();
+        let ok: u64 =
+            counts.iter().filter(|(outcome, _)| ["ok", "update"].contains(outcome)).map(|(_, n)| n).sum();
+        let failures: Vec<_> = counts
+            .iter()
+            .filter(|(outcome, _)| !["ok", "update"].contains(outcome))
+            .map(|(outcome, count)| format!("{outcome} {count}"))
+            .collect();
+        let _ = writeln!(text, "| {kind} | {all} | {ok} | {} |", failures.join(", "));
+    }
+
+    let Marks { ran, succeeded, duplicated, missing } = marks;
+    let _ = writeln!(
+        text,
+        "\n{ran} marked calls ran, {succeeded} of them succeeded for their callers in Rust, {duplicated} ran twice, \
+         {missing} succeeded without running."
+    );
+    let violations = tally.violations();
+    let _ = writeln!(text, "Violations: {}.", violations.len());
+    text
+}
+
+/// The page in `docs`.
+pub(crate) fn page(tables: &str) -> String {
+    format!(
+        "# Soak\n\n`cargo xtask soak --minutes N` runs unary and streaming calls, over plain RPCs and over the multiplexed \
+         stream, from Rust and from\nPython, with and without sessions, while it injects faults. It fails when a call ends \
+         later than its deadline plus three seconds,\nends for a reason that no fault explains, gets a wrong answer or runs \
+         twice; when an acknowledged write is missing or a watch\nskips one without saying so; or when the daemon does not \
+         return to full strength, grows, panics, or leaves a process, a\ndescriptor or a file behind. The table below is \
+         the output of one run.\n\n{tables}"
+    )
+}
+
+fn short(time: Duration) -> String {
+    if time < Duration::from_secs(1) {
+        format!("{} ms", time.as_millis())
+    } else {
+        format!("{:.1} s", time.as_secs_f64())
+    }
+}
