@@ -49,12 +49,12 @@ impl Service<Arc<ToolCall>> for Dispatch {
     fn call(&mut self, call: Arc<ToolCall>) -> Self::Future {
         let shared = Arc::clone(&self.shared);
         let mut acquire = Acquire::new(shared, &call);
-        let queue_limit = self.shared.config.queue_limit;
+        let pool = Arc::clone(&self.shared);
         Box::pin(async move {
             loop {
                 let lease = match acquire.await {
                     Ok(lease) => lease,
-                    Err(denial) => return Err(denied(denial, &call.tool, queue_limit)),
+                    Err(denial) => return Err(denied(denial, &call.tool, &pool)),
                 };
                 match run(lease, &call).await {
                     Outcome::Answered(answer) => return answer,
@@ -76,7 +76,7 @@ async fn run(lease: Lease, call: &ToolCall) -> Outcome {
     let member = Arc::clone(lease.member());
     let id = member.worker.id();
     Span::current().record("worker", field::display(id));
-    let (mode, mut tether) = (call.mode, Tether::new(lease));
+    let (mode, mut tether) = (call.mode, Tether::new(lease, call.deadline));
     let result = {
         // Declared after the tether, and so dropped before it: the worker is given back only when nobody polls the
         // call any more.
@@ -114,21 +114,20 @@ fn complete(
 }
 
 /// Says why a call got no worker.
-fn denied(denial: Denial, tool: &Arc<str>, limit: usize) -> ToolError {
+fn denied(denial: Denial, tool: &Arc<str>, pool: &Shared) -> ToolError {
     match denial {
         Denial::Refused(Refusal::Overloaded { queued, oldest }) => {
             // A place in the queue lasts about as long as its oldest call has waited.
             let retry_after = oldest.clamp(Duration::from_millis(50), Duration::from_secs(10));
-            ToolError::Overloaded { queued, limit, retry_after: Some(retry_after) }
+            ToolError::Overloaded { queued, limit: pool.config.queue_limit, retry_after: Some(retry_after) }
         }
-        Denial::Refused(Refusal::Draining) => {
-            ToolError::Unavailable { reason: "the pool is shutting down".to_owned(), retry_after: None }
-        }
+        Denial::Refused(Refusal::Draining) => ToolError::ShuttingDown { delivered: false },
         Denial::Refused(Refusal::NoWorkers { next_attempt }) => ToolError::Unavailable {
-            reason: "every worker failed to start several times in a row; the host's log says why".to_owned(),
+            reason: pool.trouble(),
             retry_after: next_attempt.map(|at| at.saturating_duration_since(Instant::now())),
         },
         Denial::Expired => ToolError::DeadlineExceeded { tool: tool.to_string(), stage: CallStage::Queued },
+        Denial::Orphaned => ToolError::runtime_ended(),
         Denial::Cancelled => ToolError::Cancelled { tool: tool.to_string() },
     }
 }

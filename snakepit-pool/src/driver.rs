@@ -8,6 +8,7 @@ mod report;
 mod revocation;
 mod supervisor;
 mod times;
+mod trouble;
 mod waiter;
 
 use std::{
@@ -28,6 +29,7 @@ use tokio::{
 use self::{lease::Running, supervisor::Order, times::Times, waiter::Waiter};
 pub(crate) use self::{
     lease::{Lease, Signal},
+    trouble::Trouble,
     waiter::{Acquire, Denial},
 };
 use crate::{
@@ -66,6 +68,10 @@ struct State {
     members: Vec<Option<Arc<Member>>>,
     /// Which slots never had a worker yet.
     never_up: Vec<bool>,
+    /// What went wrong last with a worker.
+    trouble: Option<Trouble>,
+    /// Whether the supervisor ended before the pool did: its runtime shut down.
+    is_orphaned: bool,
     /// When the supervisor's timer fires.
     armed: Option<Instant>,
 }
@@ -146,6 +152,8 @@ impl Shared {
             settling: Vec::new(),
             members: vec![None; config.workers],
             never_up: vec![true; config.workers],
+            trouble: None,
+            is_orphaned: false,
             armed: None,
         };
         Self {
@@ -201,6 +209,11 @@ impl Shared {
                 }
                 Effect::Reject { ticket, refusal } => {
                     wakes.push(waiters.get_mut(ticket.waiter).and_then(|waiter| waiter.reject(refusal)));
+                }
+                Effect::CutOff => {
+                    for (_, running) in running.iter_mut().filter(|(_, running)| !running.must_end()) {
+                        wakes.push(running.signal(Signal::ShuttingDown));
+                    }
                 }
                 Effect::Expire(ticket) => {
                     wakes.push(waiters.get_mut(ticket.waiter).and_then(Waiter::expire));
@@ -293,6 +306,8 @@ impl Shared {
         let wants_no_more = match running.told() {
             Some(Signal::Cancelled) => Some(waiter.cancel()),
             Some(Signal::DeadlineExceeded) => Some(waiter.expire()),
+            Some(Signal::ShuttingDown) => Some(waiter.reject(Refusal::Draining)),
+            Some(Signal::Orphaned) => Some(waiter.orphan()),
             Some(Signal::WorkerGone) | None => None,
         };
         let event = match wants_no_more {
@@ -341,13 +356,15 @@ impl Shared {
     }
 
     fn launch_failed(&self, key: WorkerKey, error: PoolError) {
+        self.lock().trouble = Some(Trouble::Launch { error: error.to_string() });
         self.end_startup(Startup::Failed(error));
         self.bring(Event::LaunchFailed(key));
     }
 
-    fn exited(&self, key: WorkerKey) {
+    fn exited(&self, key: WorkerKey, id: &WorkerId, reason: String) {
         self.with_state(|state, wakes| {
             state.members[key.index()] = None;
+            state.trouble = Some(Trouble::ended(state.trouble.take(), id, reason));
             state.settling.retain(|(worker, _)| *worker != key);
             for (_, running) in &mut state.running {
                 if running.worker == key && !running.must_end() {
@@ -371,11 +388,43 @@ impl Shared {
         self.ended.notify_waiters();
     }
 
+    /// The supervisor was dropped while the pool still served, because its runtime shut down. Nothing that happens from now
+    /// on is acted upon, so every call ends, and every one to come is refused.
+    fn orphan(&self) {
+        if *self.stopped.borrow() {
+            return;
+        }
+        self.with_state(|state, wakes| {
+            state.is_orphaned = true;
+            for (_, waiter) in &mut state.waiters {
+                wakes.push(waiter.orphan());
+            }
+            for (_, running) in state.running.iter_mut().filter(|(_, running)| !running.must_end()) {
+                wakes.push(running.signal(Signal::Orphaned));
+            }
+        });
+        self.stopped.send_replace(true);
+        self.note_readiness();
+        self.ended.notify_waiters();
+    }
+
+    /// Whether the runtime that started the pool has shut down.
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.lock().is_orphaned
+    }
+
+    /// What went wrong last with a worker, for calls that get none.
+    pub(crate) fn trouble(&self) -> String {
+        // Slots fail only by launches and exits, which say why.
+        self.lock().trouble.as_ref().map(ToString::to_string).unwrap_or_default()
+    }
+
     /// The last handle is gone: refuses all calls and kills all workers, without waiting for anything.
     pub(crate) fn abort(&self) {
         self.bring(Event::Drain { until: Instant::now() });
         for member in self.lock().members.iter().flatten() {
             member.worker.kill("its pool was dropped");
         }
+        self.stopped.send_replace(true);
     }
 }

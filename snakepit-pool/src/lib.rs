@@ -4,7 +4,7 @@
 //! ```text
 //!    Pool (handle)          RemoteTool: dyn ToolHandler
 //!        |                          |
-//!        |                        stack          trace > metrics > deadline > retry > dispatch
+//!        |                        stack          trace > metrics > retry > dispatch
 //!        |                          |
 //!        +--------> driver <--------+            runs the scheduler under a short lock, carries out its effects
 //!                   |    |
@@ -18,7 +18,6 @@
 
 mod chunks;
 mod config;
-mod deadline;
 mod dispatch;
 mod driver;
 mod error;

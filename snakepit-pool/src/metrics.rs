@@ -34,7 +34,7 @@ pub struct CallTotals {
     pub refused: u64,
     /// Ended by their deadline.
     pub timed_out: u64,
-    /// Given up by their caller, or cancelled.
+    /// Given up by their caller, cancelled, or cut off when the pool stopped.
     pub cancelled: u64,
     /// Lost with their worker.
     pub lost: u64,
@@ -70,9 +70,12 @@ impl Totals {
 
     fn of(&self, error: &ToolError) -> &AtomicU64 {
         match error {
-            ToolError::Overloaded { .. } | ToolError::Unavailable { .. } => &self.refused,
+            ToolError::Overloaded { .. }
+            | ToolError::Unavailable { .. }
+            | ToolError::ShuttingDown { delivered: false }
+            | ToolError::NoRuntime { .. } => &self.refused,
             ToolError::DeadlineExceeded { .. } => &self.timed_out,
-            ToolError::Cancelled { .. } => &self.cancelled,
+            ToolError::Cancelled { .. } | ToolError::ShuttingDown { delivered: true } => &self.cancelled,
             ToolError::WorkerLost { .. } => &self.lost,
             _ => &self.failed,
         }

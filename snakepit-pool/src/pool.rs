@@ -71,15 +71,24 @@ impl Pool {
         self.owner.shared.is_ready()
     }
 
+    /// Whether the runtime that started the pool has shut down. Its workers are gone, and every call fails with
+    /// [`NoRuntime`](snakepit_registry::ToolError::NoRuntime).
+    #[must_use]
+    pub fn is_orphaned(&self) -> bool {
+        self.owner.shared.is_orphaned()
+    }
+
     /// Follows [`is_ready`](Self::is_ready) as it changes.
     #[must_use]
     pub fn readiness(&self) -> watch::Receiver<bool> {
         self.owner.shared.readiness()
     }
 
-    /// Refuses new calls as [unavailable](snakepit_registry::ToolError::Unavailable), lets those that are queued or run
-    /// finish for up to `drain`, then stops the workers, each within its
+    /// Refuses new calls with [`ShuttingDown`](snakepit_registry::ToolError::ShuttingDown), lets those that are queued or
+    /// run finish for up to `drain`, cuts the rest off with the same error, then stops the workers, each within its
     /// [`stop_grace`](PoolConfig::stop_grace), and returns when the last is gone.
+    ///
+    /// Returns immediately when the runtime that started the pool has shut down: see [`is_orphaned`](Self::is_orphaned).
     ///
     /// May be called several times, also at the same time: the shortest `drain` counts.
     ///

@@ -114,11 +114,13 @@ impl Scheduler {
             Event::Retired(worker, load) => self.retired(worker, load, now),
             Event::Lost(worker) => {
                 self.in_flight -= 1;
+                self.count_end(worker);
                 self.kill(worker, KillReason::Lost, now);
                 self.stop_if_drained();
             }
             Event::Abandoned(worker, call, load) => {
                 self.in_flight -= 1;
+                self.count_end(worker);
                 self.abandoned(worker, call, load, now);
                 self.stop_if_drained();
             }
@@ -273,6 +275,13 @@ impl Scheduler {
             self.dispatch(now);
         }
         self.stop_if_drained();
+    }
+
+    /// Counts a call that ended otherwise than by its answer: by its deadline, a cancellation, or with its worker.
+    fn count_end(&mut self, worker: WorkerKey) {
+        if let Some(slot) = self.slots.get_mut(worker.index()) {
+            slot.served += 1;
+        }
     }
 
     fn abandoned(&mut self, worker: WorkerKey, call: snakepit_registry::CallId, load: Load, now: Instant) {

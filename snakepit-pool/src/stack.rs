@@ -5,7 +5,6 @@ use std::sync::Arc;
 use tower::ServiceBuilder;
 
 use crate::{
-    deadline::{Deadline, DeadlineLayer},
     dispatch::Dispatch,
     driver::Shared,
     metrics::{Metrics, MetricsLayer},
@@ -14,7 +13,7 @@ use crate::{
 };
 
 /// Everything between a caller and the workers of a pool.
-pub(crate) type Stack = Trace<Metrics<Deadline<Retry<Dispatch>>>>;
+pub(crate) type Stack = Trace<Metrics<Retry<Dispatch>>>;
 
 /// Puts the stack together, outermost layer first.
 pub(crate) fn stack(shared: &Arc<Shared>) -> Stack {
@@ -24,10 +23,9 @@ pub(crate) fn stack(shared: &Arc<Shared>) -> Stack {
         .layer(TraceLayer)
         // Outside all that refuses, ends or repeats a call, so that each call counts once and as its caller sees it.
         .layer(MetricsLayer(totals()))
-        // Outside the retries, because the caller's budget is for all attempts together.
-        .layer(DeadlineLayer { default_timeout: shared.config.default_timeout })
         // Outside the choice of a worker, so that every attempt queues anew and may get another one.
         .layer(RetryLayer { max_attempts: shared.config.max_attempts, totals: totals() })
-        // Innermost: refuses when the queue is full, picks the worker, and holds it until the answer is complete.
+        // Innermost, and the one that ends calls at their deadline: it alone knows how far each has come. Refuses when the
+        // queue is full, picks the worker, and holds it until the answer is complete.
         .service(Dispatch::new(Arc::clone(shared)))
 }

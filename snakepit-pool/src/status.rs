@@ -36,7 +36,7 @@ pub struct WorkerStatus {
     pub address: String,
     /// When it was ready for calls; `None` while it is not up.
     pub started_at: Option<SystemTime>,
-    /// How many calls ended on the workers of its slot.
+    /// How many calls ended on the workers of its slot: by an answer, by their deadline, cancelled, or lost with the worker.
     pub calls: u64,
     /// How many workers of its slot were launched after the first.
     pub restarts: u64,

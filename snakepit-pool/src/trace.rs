@@ -94,7 +94,7 @@ impl<F: Future<Output = Result<ToolReply, ToolError>>> Future for ResponseFuture
             Ok(ToolReply { body: ReplyBody::Value(_), .. }) => conclude(this.span, this.subject, Ok(())),
             Ok(ToolReply { body: ReplyBody::Stream(stream), .. }) => {
                 let (span, subject) = (this.span.clone(), this.subject.clone());
-                wrap(stream, |inner| Traced { inner, span, subject });
+                wrap(stream, |inner| Traced { inner, span, subject, has_ended: false });
             }
             Err(error) => conclude(this.span, this.subject, Err(error)),
         }
@@ -107,6 +107,8 @@ struct Traced {
     inner: ChunkStream,
     span: Span,
     subject: Subject,
+    /// Readers poll on after an error, up to the end of the stream.
+    has_ended: bool,
 }
 
 impl Stream for Traced {
@@ -118,6 +120,7 @@ impl Stream for Traced {
         let item = ready!(this.inner.as_mut().poll_next(cx));
         match &item {
             Some(Ok(_)) => {}
+            _ if std::mem::replace(&mut this.has_ended, true) => {}
             Some(Err(error)) => conclude(&this.span, &this.subject, Err(error)),
             None => conclude(&this.span, &this.subject, Ok(())),
         }

@@ -143,6 +143,20 @@ pub enum ToolError {
         /// When a retry may succeed.
         retry_after: Option<Duration>,
     },
+    /// The host is shutting down: it takes no more calls, or its drain ended before the call did. Every kind of call that
+    /// ends so gets this error.
+    #[error("the host is shutting down{}", if *delivered { "; the call was cut off and may have run" } else { "" })]
+    ShuttingDown {
+        /// Whether the call may have begun to run.
+        delivered: bool,
+    },
+    /// A tokio runtime is missing: the one that started the host has ended, or the caller of a method with a deadline runs
+    /// in none.
+    #[error("{problem}")]
+    NoRuntime {
+        /// Which runtime is missing, and what to do.
+        problem: &'static str,
+    },
     /// The call's session is not there.
     #[error(transparent)]
     Session(#[from] SessionError),
@@ -169,6 +183,23 @@ fn output_tail(lines: &[String]) -> String {
 }
 
 impl ToolError {
+    /// The runtime that started the host has shut down: nothing acts upon what happens in the host any more.
+    #[must_use]
+    pub const fn runtime_ended() -> Self {
+        Self::NoRuntime {
+            problem: "the tokio runtime that started this host has shut down, and its workers with it; start the host in \
+                      a runtime that lives as long as the host is used (each `#[tokio::test]` has a runtime of its own)",
+        }
+    }
+
+    /// A deadline cannot be kept where there is no clock.
+    #[must_use]
+    pub const fn outside_runtime() -> Self {
+        Self::NoRuntime {
+            problem: "a call with a deadline needs a tokio runtime; await it inside `Runtime::block_on` or an async main",
+        }
+    }
+
     /// Whether a worker may have begun to run the call. Only calls that were not delivered are safe to retry
     /// whatever the tool does.
     #[must_use]
@@ -180,9 +211,10 @@ impl ToolError {
             | Self::Overloaded { .. }
             | Self::Unavailable { .. }
             | Self::Recalled { .. }
+            | Self::NoRuntime { .. }
             | Self::Session(_) => false,
             Self::DeadlineExceeded { stage, .. } => matches!(stage, CallStage::Running),
-            Self::WorkerLost { delivered, .. } => *delivered,
+            Self::WorkerLost { delivered, .. } | Self::ShuttingDown { delivered } => *delivered,
             Self::Failed(_)
             | Self::Cancelled { .. }
             | Self::ConnectionLost { .. }

@@ -14,7 +14,8 @@ pub trait ToolHandler: Send + Sync + std::fmt::Debug + 'static {
     /// Runs a call. Answers with [`ReplyBody::Stream`](crate::ReplyBody::Stream) exactly when the call's mode is
     /// streaming.
     ///
-    /// The handler need not watch [`ToolCall::deadline`]; whoever calls it drops the future when time is up.
+    /// Unless the handler [keeps deadlines](ToolHandler::keeps_deadlines), the host drops the future at
+    /// [`ToolCall::deadline`].
     ///
     /// # Errors
     /// [`ToolError`]; a failure in the middle of a stream is the stream's last item.
@@ -29,6 +30,13 @@ pub trait ToolHandler: Send + Sync + std::fmt::Debug + 'static {
     async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
         let _ = call;
         Ok(())
+    }
+
+    /// Whether the handler ends calls, and the streams they answered with, at their deadline, each with the stage that it
+    /// had reached, and when it shuts down. The host sets no timer for the calls of such a handler, so that exactly one
+    /// component decides how a call ends.
+    fn keeps_deadlines(&self) -> bool {
+        false
     }
 
     /// Asks for a call back that has been handed over but may not have begun. If it has not, it never will, and its

@@ -266,6 +266,12 @@ impl ResolvedTool {
         self.provider == HOST
     }
 
+    /// Whether its handler [keeps deadlines](ToolHandler::keeps_deadlines).
+    #[must_use]
+    pub fn keeps_deadlines(&self) -> bool {
+        self.handler.keeps_deadlines()
+    }
+
     /// Checks a call and hands it to the handler. What comes back is the handler's own future: another around it would keep
     /// a second place for the call.
     ///

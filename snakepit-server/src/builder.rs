@@ -3,7 +3,7 @@
 use std::{fmt, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
-use snakepit_pool::{Pool, PoolConfig};
+use snakepit_pool::{Pool, PoolConfig, PoolError};
 use snakepit_proto::headers::MAX_TIMEOUT;
 use snakepit_registry::{FnTool, Registry, ToolHandler};
 use snakepit_session::{MemoryBackend, SessionBackend, SessionLimits};
@@ -85,7 +85,8 @@ impl Builder {
         self
     }
 
-    /// The deadline of calls that name none, at most [`MAX_TIMEOUT`]. `None` lets them take forever.
+    /// The deadline of calls that name none, of Python tools and of the host's own, at most [`MAX_TIMEOUT`]. `None` lets
+    /// them take forever. The default is that of [`PoolConfig`].
     pub fn default_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.pool.default_timeout = timeout.map(|timeout| timeout.min(MAX_TIMEOUT));
         self
@@ -158,7 +159,9 @@ impl Builder {
     /// Starts the host and waits until every worker takes calls.
     ///
     /// # Errors
-    /// [`Error`]. Whatever was started is gone by the time the error is returned.
+    /// [`Error`]. Whatever was started is gone by the time the error is returned. [`PoolError::NoRuntime`] outside a tokio
+    /// runtime. The host lives as long as that runtime: after it, every call fails with
+    /// [`NoRuntime`](snakepit_registry::ToolError::NoRuntime).
     ///
     /// # Cancel safety
     /// When the future is dropped, workers that were started are killed in the background, for which the runtime must
@@ -174,6 +177,9 @@ impl Builder {
     /// [`Error::CalledOff`] in that case, and those of `start`. Whatever was started is gone by the time the error is
     /// returned.
     pub async fn start_unless(self, called_off: impl Future<Output = ()>) -> Result<Snakepit, Error> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(PoolError::NoRuntime.into());
+        }
         let mut called_off = pin!(called_off);
         // Until it has composed everything, this holds nothing that does not end when it is dropped.
         let python = self.python.clone().map_or_else(Interpreter::find, Interpreter::named);
@@ -218,7 +224,9 @@ impl Builder {
         let sessions =
             self.sessions.unwrap_or_else(|| Arc::new(MemoryBackend::new(SessionLimits::default())));
         let stop = CancellationToken::new();
-        let host = Arc::new(Host::new(sessions, registry, stop.clone()));
+        let tasks = TaskTracker::new();
+        let timeout = self.pool.default_timeout;
+        let host = Arc::new(Host::new(sessions, registry, timeout, &tasks, stop.clone()));
         let (routes, health) = grpc::routes(Arc::clone(&host)).await;
 
         // The host listens before any worker starts, because workers call back while they start.
@@ -259,12 +267,12 @@ impl Builder {
             host.registry.set_fallback(&pool.status().name, tool);
         }
 
-        let tasks = TaskTracker::new();
         for listener in tcp.into_iter().chain(callback) {
             listen::serve_tcp(&tasks, routes.clone(), listener, stop.clone());
         }
         listen::serve_unix(&tasks, routes, unix, stop.clone());
         tasks.spawn(sweep(Arc::clone(&host), stop.clone()));
+        tasks.spawn(host.keep());
         let hidden = stop.child_token();
         let service = Arc::new(Service { hidden, stop, tasks, address, launcher: processes, run_dir });
         Ok((Snakepit { host, pool, service }, health))

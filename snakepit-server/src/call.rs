@@ -60,18 +60,39 @@ impl CallBuilder {
         Self { target, call: Box::new(ToolCall::new(tool)), timeout: None, mistake: None }
     }
 
-    /// Sets the arguments: a struct, or a map from parameter names to values. Replaces those set before.
+    /// Adds arguments: a struct, or a map from parameter names to values. One that was set before, here or by
+    /// [`payload`](Self::payload), is a mistake: the call fails with [`ToolError::InvalidArgument`].
     pub fn args(mut self, args: impl Serialize) -> Self {
         match arguments_of(&self.call.tool, &args) {
-            Ok(arguments) => self.call.arguments = arguments,
-            Err(mistake) => self.mistake = self.mistake.or_else(|| Some(Box::new(mistake))),
+            Ok(arguments) if self.call.arguments.is_empty() => {
+                self.call.arguments = arguments;
+                self
+            }
+            Ok(arguments) => {
+                arguments.into_iter().fold(self, |call, (name, value)| call.argument(name, value))
+            }
+            Err(mistake) => {
+                self.mistake.get_or_insert(Box::new(mistake));
+                self
+            }
         }
-        self
     }
 
-    /// Sets one argument to a payload: raw bytes, or a tensor with its buffer.
-    pub fn payload(mut self, name: impl Into<String>, value: Payload) -> Self {
-        self.call.arguments.insert(name.into(), value);
+    /// Adds one argument that is a payload: raw bytes, or a tensor with its buffer. As for [`args`](Self::args), it must not
+    /// be set already.
+    pub fn payload(self, name: impl Into<String>, value: Payload) -> Self {
+        self.argument(name.into(), value)
+    }
+
+    fn argument(mut self, name: String, value: Payload) -> Self {
+        if self.call.arguments.get(&name).is_some() {
+            let tool = self.call.tool.to_string();
+            let problem = "is set twice; pass it by either `args` or `payload`, once".to_owned();
+            self.mistake
+                .get_or_insert(Box::new(ToolError::InvalidArgument { tool, argument: name, problem }.into()));
+        } else {
+            self.call.arguments.insert(name, value);
+        }
         self
     }
 
@@ -81,8 +102,9 @@ impl CallBuilder {
         self
     }
 
-    /// Bounds queueing, all attempts and, for a streaming call, the whole stream, at most [`MAX_TIMEOUT`]. The default
-    /// is the pool's.
+    /// Bounds looking up the session, queueing, all attempts and, for a streaming call, the whole stream, at most
+    /// [`MAX_TIMEOUT`]. The default is the host's. Outside a tokio runtime, a call that needs a timer fails with
+    /// [`ToolError::NoRuntime`].
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout.min(MAX_TIMEOUT));
         self

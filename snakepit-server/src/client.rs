@@ -27,6 +27,9 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from
 
 /// A connection to a host that runs elsewhere. Cheap to clone; all clones share the connection.
 ///
+/// No method waits for ever: a call ends at its deadline, and every other request after 30 seconds at most, by this side's
+/// clock. A host that says nothing for 40 seconds counts as lost.
+///
 /// Calls share one stream, where the host serves one; calls to a host that does not are RPCs of their own. When the
 /// connection is lost, calls in flight fail with [`ConnectionLost`](snakepit_registry::ToolError::ConnectionLost), and the
 /// next call connects anew.
@@ -39,8 +42,11 @@ impl Client {
     /// Connects to `host:port`, `http://` before it or not, or to `unix:/path/to/socket`.
     ///
     /// # Errors
-    /// [`Error::Connect`], within ten seconds.
+    /// [`Error::Connect`], within ten seconds; [`Error::NoRuntime`] outside a tokio runtime.
     pub async fn connect(address: &str) -> Result<Self, Error> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(Error::NoRuntime);
+        }
         let connected = tokio::time::timeout(CONNECT_WITHIN, Self::connect_to(address));
         connected.await.unwrap_or_else(|_| {
             let problem = format!("it did not answer within {CONNECT_WITHIN:?}");

@@ -1,6 +1,6 @@
 //! Everything that can go wrong for a program that embeds Snakepit.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use snakepit_pool::PoolError;
 use snakepit_registry::{RegistryError, ToolError};
@@ -73,6 +73,17 @@ pub enum Error {
         /// What went wrong.
         problem: String,
     },
+    /// A host elsewhere did not answer a request in time. Whether it did what was asked is unknown.
+    #[error("the host did not answer {rpc} within {within:?}")]
+    TimedOut {
+        /// The RPC.
+        rpc: &'static str,
+        /// How long it had.
+        within: Duration,
+    },
+    /// A client was made outside a tokio runtime.
+    #[error("a client needs a tokio runtime; connect inside `Runtime::block_on` or an async main")]
+    NoRuntime,
     /// A host elsewhere refused what was asked of a session, for a reason that is none of [`SessionError`].
     #[error("the host refused {rpc}: {problem}")]
     Refused {

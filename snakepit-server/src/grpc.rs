@@ -2,9 +2,9 @@
 //!
 //! `bridge` implements the generated trait and nothing else; each group of RPCs has a file of its own.
 
-mod arrival;
 mod bridge;
 mod calls;
+mod deadline;
 mod listing;
 mod multiplex;
 mod programs;
@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, RoutesBuilder};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-pub(crate) use arrival::ArrivalLayer;
 pub(crate) use bridge::Bridge;
+pub(crate) use deadline::DeadlineLayer;
 
 use crate::host::Host;
 

@@ -1,19 +1,30 @@
 //! The host: sessions, registry and pool as one thing that runs calls. Both the gRPC services and the embedding API
 //! go through here, so they behave the same.
 
+mod affinity;
+mod bounds;
+mod keeper;
+
 use std::{
     future::Future,
-    pin::pin,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use snakepit_pool::{Pool, PoolStatus};
-use snakepit_registry::{CallStage, Registry, ToolCall, ToolError, ToolReply};
-use snakepit_session::{SessionBackend, SessionError, SessionId};
-use tokio::{sync::SetOnce, time::Instant};
-use tokio_util::sync::CancellationToken;
+use snakepit_registry::{CallStage, Registry, ResolvedTool, ToolCall, ToolError, ToolReply};
+use snakepit_session::{SessionBackend, SessionId};
+use tokio::{runtime::Handle, sync::SetOnce, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::{
+    affinity::Affinity,
+    bounds::Bounds,
+    keeper::{InUse, Keeper},
+};
 use crate::telemetry::Telemetry;
 
 /// When to ask again a host whose first workers are starting.
@@ -26,18 +37,57 @@ pub(crate) struct Host {
     pub(crate) telemetry: Telemetry,
     /// Cancelled when the host stops serving: streams that would never end by themselves end then.
     pub(crate) stop: CancellationToken,
+    /// The deadline of calls that name none. The pool gives the same to calls of its workers.
+    default_timeout: Option<Duration>,
+    affinity: Affinity,
+    keeper: Arc<Keeper>,
+    /// Counts the calls of host tools that did not come from a worker; closed when the host takes no more.
+    local: TaskTracker,
+    /// Cancelled at the end of the drain: calls that run in the host are cut off then.
+    cut: CancellationToken,
+    /// Set when the runtime that started the host has shut down.
+    is_orphaned: AtomicBool,
+    runtime: Handle,
     /// Set once the host serves: workers call back while they are being launched. Weak, because sessions and
     /// connections hold the host, and must not keep its workers alive.
     pool: SetOnce<Weak<Pool>>,
 }
 
 impl Host {
+    /// A host of this runtime, whose background tasks belong to `tasks`.
     pub(crate) fn new(
         sessions: Arc<dyn SessionBackend>,
         registry: Registry,
+        default_timeout: Option<Duration>,
+        tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Self {
-        Self { sessions, registry, telemetry: Telemetry::default(), stop, pool: SetOnce::new() }
+        let runtime = Handle::current();
+        let affinity = Affinity::new(Arc::clone(&sessions), tasks.clone(), runtime.clone(), stop.clone());
+        Self {
+            sessions,
+            registry,
+            telemetry: Telemetry::default(),
+            cut: stop.child_token(),
+            stop,
+            default_timeout,
+            affinity,
+            keeper: Arc::default(),
+            local: TaskTracker::new(),
+            is_orphaned: AtomicBool::new(false),
+            runtime,
+            pool: SetOnce::new(),
+        }
+    }
+
+    /// Keeps sessions in use alive until the stop. Dropped before that, with its runtime, it marks the host as orphaned.
+    pub(crate) fn keep(self: &Arc<Self>) -> impl Future<Output = ()> + Send + use<> {
+        let guard = OrphanGuard(Arc::downgrade(self));
+        let keeping = Arc::clone(&self.keeper).run(Arc::clone(&self.sessions), self.stop.clone());
+        async move {
+            let _guard = guard;
+            keeping.await;
+        }
     }
 
     /// Tells the host its pool. Only the first call counts.
@@ -68,29 +118,28 @@ impl Host {
         &self,
         mut call: ToolCall,
     ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
-        let session = call.session.clone();
+        let id = call.session.clone();
         // No async fn, which would keep a second place for the call.
         async move {
-            if let Some(id) = &session {
-                call.preferred_worker = self.sessions.get(id).await?.last_worker;
-            }
-            let preferred = call.preferred_worker.clone();
+            let session = match id {
+                Some(id) => Some(self.enter(id, &mut call).await?),
+                None => None,
+            };
             let watch = self.telemetry.watch(&call);
-            let limit = Limit::of(&call);
             let result = match self.registry.resolve(&call.tool) {
-                Ok(tool) => match tool.begin(call) {
-                    Ok(running) => within(limit, running).await,
+                // The pool keeps the deadline, and knows how far the call has come.
+                Ok(tool) if tool.keeps_deadlines() => match tool.begin(call) {
+                    Ok(running) => running.await,
                     Err(refusal) => Err(refusal),
                 },
+                Ok(tool) => self.call_here(&tool, call).await,
                 Err(unknown) => Err(self.unknown(unknown)),
             };
             let reply = watch.ended(result)?;
-            if let (Some(id), Some(worker)) = (session, &reply.worker)
-                && preferred.as_ref() != Some(worker)
-            {
-                self.remember_worker(&id, Arc::clone(worker)).await;
-            }
-            Ok(reply)
+            Ok(match session {
+                Some(session) => session.answered(reply, &self.affinity),
+                None => reply,
+            })
         }
     }
 
@@ -106,48 +155,110 @@ impl Host {
         }
     }
 
-    /// Runs a call of a host tool on behalf of a worker.
-    pub(crate) async fn call_host_tool(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-        if let Some(id) = &call.session {
-            self.sessions.get(id).await?;
+    /// Runs a call of a host tool on behalf of a worker, whose own call keeps the drain waiting.
+    pub(crate) async fn call_host_tool(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
+        let session = match call.session.clone() {
+            Some(id) => Some(self.enter(id, &mut call).await?),
+            None => None,
+        };
+        let bounds = self.bounds(&mut call)?;
+        let running = self.registry.call_host_tool(call);
+        let reply = bounds.within(CallStage::Running, running).await?;
+        let reply = bounds.bound(reply, None);
+        Ok(match session {
+            Some(session) => session.answered(reply, &self.affinity),
+            None => reply,
+        })
+    }
+
+    /// Runs a call of a tool that keeps no deadline itself.
+    async fn call_here(&self, tool: &ResolvedTool, mut call: ToolCall) -> Result<ToolReply, ToolError> {
+        let bounds = self.bounds(&mut call)?;
+        let in_flight = self.local.token();
+        // Counted first, so that a drain either waits for the call or refuses it.
+        if self.local.is_closed() {
+            return Err(ToolError::ShuttingDown { delivered: false });
         }
-        let limit = Limit::of(&call);
-        within(limit, pin!(self.registry.call_host_tool(call))).await
+        let reply = bounds.within(CallStage::Running, tool.begin(call)?).await?;
+        Ok(bounds.bound(reply, Some(in_flight)))
     }
 
-    /// Affinity is a hint: when it cannot be stored, the call is still good.
-    async fn remember_worker(&self, id: &SessionId, worker: Arc<str>) {
-        match self.sessions.set_last_worker(id, worker).await {
-            Ok(()) | Err(SessionError::NotFound { .. }) => {}
-            Err(error) => tracing::warn!(session = %id, %error, "failed to remember the session's worker"),
+    /// Renews the session of a call, and keeps it for as long as the call may need it.
+    async fn enter(&self, id: SessionId, call: &mut ToolCall) -> Result<CallSession, ToolError> {
+        let bounds = self.bounds(call)?;
+        let lookup = async { Ok(self.sessions.get(&id).await?) };
+        let session = bounds.within(CallStage::Queued, lookup).await?;
+        call.preferred_worker = session.last_worker.clone();
+        let in_use = self.keeper.hold(&id, session.ttl, call.deadline);
+        Ok(CallSession { id, preferred: session.last_worker, in_use })
+    }
+
+    /// What bounds the parts of a call that the host runs itself. Gives the call its deadline, if it has none.
+    fn bounds(&self, call: &mut ToolCall) -> Result<Bounds, ToolError> {
+        if self.is_orphaned() {
+            return Err(ToolError::runtime_ended());
+        }
+        // A timeout too long for the clock is none.
+        let by_default = || Instant::now().checked_add(self.default_timeout?);
+        call.deadline = call.deadline.or_else(by_default);
+        Ok(Bounds::of(call, &self.cut))
+    }
+
+    /// Whether the runtime that started the host has shut down.
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.is_orphaned.load(Ordering::Relaxed)
+    }
+
+    /// Refuses new calls of host tools, and waits for those in flight. Cancel safe.
+    pub(crate) async fn drained(&self) {
+        self.local.close();
+        self.local.wait().await;
+    }
+
+    /// Sleeps by the clock of the host's own runtime, whatever runtime the caller has.
+    pub(crate) fn sleep(&self, time: Duration) -> tokio::time::Sleep {
+        let _inside = self.runtime.enter();
+        tokio::time::sleep(time)
+    }
+
+    /// Cuts off the calls that run in the host.
+    pub(crate) fn cut_off(&self) {
+        self.cut.cancel();
+    }
+}
+
+/// The session of a call.
+struct CallSession {
+    id: SessionId,
+    /// The worker that served it last.
+    preferred: Option<Arc<str>>,
+    in_use: Option<InUse>,
+}
+
+impl CallSession {
+    fn answered(self, reply: ToolReply, affinity: &Affinity) -> ToolReply {
+        let Self { id, preferred, in_use } = self;
+        if let Some(worker) = &reply.worker
+            && preferred.as_ref() != Some(worker)
+        {
+            affinity.remember(id, Arc::clone(worker));
+        }
+        match in_use {
+            Some(in_use) => in_use.until_complete(reply),
+            None => reply,
         }
     }
 }
 
-/// How long a call may take.
-struct Limit {
-    tool: Arc<str>,
-    deadline: Instant,
-}
+/// Marks the host as orphaned when the task that it belongs to is dropped before the stop.
+struct OrphanGuard(Weak<Host>);
 
-impl Limit {
-    fn of(call: &ToolCall) -> Option<Self> {
-        call.deadline.map(|deadline| Self { tool: Arc::clone(&call.tool), deadline })
-    }
-}
-
-/// Bounds a call by its deadline. The pool does so too, with the exact stage; this covers tools that run in the host.
-async fn within(
-    limit: Option<Limit>,
-    call: impl Future<Output = Result<ToolReply, ToolError>> + Unpin,
-) -> Result<ToolReply, ToolError> {
-    let Some(Limit { tool, deadline }) = limit else { return call.await };
-    tokio::select! {
-        // The call first: the pool's own answer at the same instant says more.
-        biased;
-        result = call => result,
-        () = tokio::time::sleep_until(deadline) => {
-            Err(ToolError::DeadlineExceeded { tool: tool.to_string(), stage: CallStage::Running })
+impl Drop for OrphanGuard {
+    fn drop(&mut self) {
+        if let Some(host) = self.0.upgrade()
+            && !host.stop.is_cancelled()
+        {
+            host.is_orphaned.store(true, Ordering::Relaxed);
         }
     }
 }

@@ -50,7 +50,7 @@ pub use python::find_python;
 pub use session::{SessionHandle, SessionWatch};
 pub use snakepit::Snakepit;
 
-pub use snakepit_pool::{PoolStatus, WorkerState, WorkerStatus};
+pub use snakepit_pool::{PoolError, PoolStatus, WorkerState, WorkerStatus};
 pub use snakepit_registry::{FnTool, ToolError, ToolSpec, TraceContext};
 #[cfg(feature = "redb")]
 pub use snakepit_session::RedbBackend;

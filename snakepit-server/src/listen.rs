@@ -15,7 +15,7 @@ use tonic::{
 };
 use tower::layer::util::{Identity, Stack};
 
-use crate::{Error, grpc::ArrivalLayer};
+use crate::{Error, grpc::DeadlineLayer};
 
 /// How long connections may take to close after the stop, before they are cut.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
@@ -70,9 +70,9 @@ pub(crate) fn serve_unix(
     tasks.spawn(until_closed(serving, stop, cut));
 }
 
-fn builder() -> Server<Stack<ArrivalLayer, Identity>> {
+fn builder() -> Server<Stack<DeadlineLayer, Identity>> {
     Server::builder()
-        .layer(ArrivalLayer)
+        .layer(DeadlineLayer)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
 use snakepit_pool::{Pool, PoolStatus};
-use snakepit_registry::ToolSpec;
+use snakepit_registry::{ToolError, ToolSpec};
 use snakepit_session::{NewSession, SessionBackend, SessionId};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -42,6 +42,9 @@ impl Drop for Service {
 
 /// How long [`Snakepit::shutdown`] lets calls in flight finish.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// How long calls that are cut off in the host may take to answer before the connections close.
+const LAST_ANSWERS: Duration = Duration::from_millis(100);
 
 impl Snakepit {
     /// Prepares a host.
@@ -135,16 +138,38 @@ impl Snakepit {
         self.service.hidden.cancel();
     }
 
-    /// Stops: refuses new calls, lets those in flight finish for up to ten seconds, stops the workers, closes the
-    /// listeners. Returns when every worker process is gone and every connection is closed; those whose clients have
+    /// Stops: refuses new calls, lets those in flight finish for up to ten seconds, cuts off the rest, stops the workers,
+    /// closes the listeners. Calls that are refused or cut off fail with [`ToolError::ShuttingDown`], streams and watches too. Returns when every worker process is gone and every connection is closed; those whose clients have
     /// requests open get up to two seconds for that, and are cut then. May be called more than once.
+    ///
+    /// When the runtime that started the host has shut down, there is nothing left to stop: this logs an error that says so,
+    /// and returns.
     pub async fn shutdown(&self) {
         self.shutdown_within(DRAIN).await;
     }
 
     /// Like [`shutdown`](Self::shutdown), with another bound on how long calls in flight may take.
     pub async fn shutdown_within(&self, drain: Duration) {
+        if self.pool.is_orphaned() {
+            tracing::error!("{}; nothing is left to be shut down", ToolError::runtime_ended());
+            self.service.stop.cancel();
+            return;
+        }
         self.hide();
+        // Calls on workers may need host tools, and host tools workers: none is cut off before time is up for all.
+        let drained = async { tokio::join!(self.pool.shutdown(drain), self.host.drained()) };
+        tokio::select! {
+            biased;
+            _ = drained => {}
+            () = self.host.sleep(drain) => {}
+        }
+        self.host.cut_off();
+        // Those that were cut off take a moment to say so. One whose stream nobody reads never does.
+        tokio::select! {
+            biased;
+            () = self.host.drained() => {}
+            () = self.host.sleep(LAST_ANSWERS) => {}
+        }
         self.pool.shutdown(drain).await;
         if let Some(launcher) = &self.service.launcher {
             launcher.shutdown().await;

@@ -12,6 +12,7 @@
 //! | worker lost | `UNAVAILABLE`, with its last output lines in a `ToolFailure` | `WORKER_LOST` |
 //! | connection to another host lost | `UNAVAILABLE` | `CONNECTION_LOST` |
 //! | no worker | `UNAVAILABLE`, with a retry delay | `NO_WORKER` |
+//! | refused or cut off because the host shuts down | `UNAVAILABLE`, with whether it may have run | `SHUTTING_DOWN` |
 //! | session, program or variable not found | `NOT_FOUND` | `SESSION_NOT_FOUND`, `PROGRAM_NOT_FOUND`, `VARIABLE_NOT_FOUND` |
 //! | version no longer kept | `NOT_FOUND` | `VERSION_NOT_KEPT` |
 //! | variable exists | `ALREADY_EXISTS` | `VARIABLE_EXISTS` |
@@ -41,6 +42,7 @@ use snakepit_worker::wire::failure_to_wire;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+pub(crate) use back::SHUTTING_DOWN;
 pub use back::to_tool_error;
 pub(crate) use back::{HOST, session_error};
 
@@ -85,6 +87,10 @@ pub fn from_tool_error(error: ToolError) -> Status {
         ToolError::Unavailable { retry_after, .. } => {
             let mut details = details("NO_WORKER");
             details.set_retry_info(retry_after);
+            with_details(Code::Unavailable, message, details)
+        }
+        ToolError::ShuttingDown { delivered } => {
+            let details = details_with(SHUTTING_DOWN, [("delivered", delivered.to_string())]);
             with_details(Code::Unavailable, message, details)
         }
         ToolError::Session(error) => from_session_error(&error),
@@ -214,6 +220,17 @@ pub fn invalid_field(field: &str, problem: impl std::fmt::Display) -> Status {
     with_details(Code::InvalidArgument, format!("`{field}` {problem}"), details)
 }
 
+/// An RPC that is not a call, or had not become one yet, was not answered by its deadline.
+pub(crate) fn rpc_deadline_exceeded() -> Status {
+    let message = "the deadline passed before the host had an answer; raise the timeout".to_owned();
+    status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message)
+}
+
+/// A stream that goes on for as long as its reader listens ends with the host.
+pub(crate) fn shutting_down() -> Status {
+    from_tool_error(ToolError::ShuttingDown { delivered: true })
+}
+
 /// An answer would be larger than a message may be.
 pub(crate) fn too_much(what: &str, size: usize, limit: usize, instead: &str) -> Status {
     let message =
@@ -334,7 +351,9 @@ mod tests {
                 output_lines: vec!["oops".into()],
             },
             ToolError::ConnectionLost { peer: "the host".into(), problem: "broken pipe".into() },
-            ToolError::Unavailable { reason: "the pool is draining".into(), retry_after: None },
+            ToolError::Unavailable { reason: "every worker failed to start".into(), retry_after: None },
+            ToolError::ShuttingDown { delivered: false },
+            ToolError::ShuttingDown { delivered: true },
             ToolError::Session(SessionError::NotFound { id: session.clone() }),
             ToolError::Session(SessionError::TooManySessions { limit: 1 }),
             ToolError::Session(SessionError::ProgramNotFound { session: session.clone(), name: "m".into() }),

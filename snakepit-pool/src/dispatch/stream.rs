@@ -21,7 +21,7 @@ pub(super) struct Leased {
 pub(crate) type Source = Arc<Mutex<Option<ChunkStream>>>;
 
 impl Leased {
-    pub(super) fn new(stream: ChunkStream, tether: Tether) -> Self {
+    pub(super) fn new(stream: ChunkStream, mut tether: Tether) -> Self {
         let source: Source = Arc::new(Mutex::new(Some(stream)));
         tether.share(&source);
         Self { open: Some((source, tether)) }

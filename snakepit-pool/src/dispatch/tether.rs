@@ -7,7 +7,7 @@ use std::{
 };
 
 use snakepit_registry::{CallStage, ToolError};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::stream::Source;
 use crate::driver::{Acquire, Lease, Signal};
@@ -20,13 +20,18 @@ const LAST_WORDS: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Tether {
     lease: Lease,
+    deadline: Option<Instant>,
+    /// Whether the answer is a stream, which may always have a chunk ready.
+    is_stream: bool,
+    /// Whether the call was polled and had no answer.
+    has_waited: bool,
     /// Runs once the worker is gone.
     last_words: Option<Pin<Box<Sleep>>>,
 }
 
 impl Tether {
-    pub(super) const fn new(lease: Lease) -> Self {
-        Self { lease, last_words: None }
+    pub(super) const fn new(lease: Lease, deadline: Option<Instant>) -> Self {
+        Self { lease, deadline, is_stream: false, has_waited: false, last_words: None }
     }
 
     /// Polls the call, unless its worker was taken from it; fails when the worker is gone and the call says nothing.
@@ -35,14 +40,25 @@ impl Tether {
         cx: &mut Context<'_>,
         call: impl FnOnce(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<Result<T, ToolError>> {
-        let tool = || self.lease.tool().to_owned();
         match self.lease.signal(cx) {
-            None => return call(cx).map(Ok),
-            Some(Signal::Cancelled) => return Poll::Ready(Err(ToolError::Cancelled { tool: tool() })),
-            Some(Signal::DeadlineExceeded) => {
-                let stage = CallStage::Running;
-                return Poll::Ready(Err(ToolError::DeadlineExceeded { tool: tool(), stage }));
+            None if self.is_stream && self.is_overdue() => return Poll::Ready(Err(self.exceeded())),
+            None => {
+                let polled = call(cx);
+                // A task that is woken without an answer may have a timer of its own for the same deadline, and gives the
+                // call up after this: then this is the last chance to say what happened.
+                if polled.is_pending() && std::mem::replace(&mut self.has_waited, true) && self.is_overdue() {
+                    return Poll::Ready(Err(self.exceeded()));
+                }
+                return polled.map(Ok);
             }
+            Some(Signal::Cancelled) => {
+                return Poll::Ready(Err(ToolError::Cancelled { tool: self.lease.tool().to_owned() }));
+            }
+            Some(Signal::DeadlineExceeded) => return Poll::Ready(Err(self.exceeded())),
+            Some(Signal::ShuttingDown) => {
+                return Poll::Ready(Err(ToolError::ShuttingDown { delivered: true }));
+            }
+            Some(Signal::Orphaned) => return Poll::Ready(Err(ToolError::runtime_ended())),
             Some(Signal::WorkerGone) => {}
         }
         if let Poll::Ready(answer) = call(cx) {
@@ -52,17 +68,27 @@ impl Tether {
         Poll::Ready(Err(self.lost()))
     }
 
+    fn is_overdue(&self) -> bool {
+        self.deadline.is_some_and(|at| at <= Instant::now())
+    }
+
+    fn exceeded(&self) -> ToolError {
+        ToolError::DeadlineExceeded { tool: self.lease.tool().to_owned(), stage: CallStage::Running }
+    }
+
     fn lost(&self) -> ToolError {
         let worker = &self.lease.member().worker;
         let (reason, output_lines) = match worker.exit() {
             Some(exit) => (exit.reason.to_string(), exit.output_lines),
             None => ("its driver was dropped".to_owned(), Vec::new()),
         };
+        self.lease.blame(&reason);
         ToolError::WorkerLost { worker: worker.id().to_string(), reason, delivered: true, output_lines }
     }
 
-    /// Lets the pool take the stream away together with the worker.
-    pub(super) fn share(&self, source: &Source) {
+    /// The answer is this stream. Lets the pool take it away together with the worker.
+    pub(super) fn share(&mut self, source: &Source) {
+        self.is_stream = true;
         self.lease.share(source);
     }
 
@@ -84,7 +110,12 @@ impl Tether {
     /// The call has failed. Returns the error as the caller should see it.
     pub(super) fn release(self, error: ToolError) -> ToolError {
         match error {
-            ToolError::WorkerLost { .. } => self.lease.lose(),
+            ToolError::WorkerLost { delivered, ref reason, .. } => {
+                if delivered {
+                    self.lease.blame(reason);
+                }
+                self.lease.lose();
+            }
             // A worker that does not take the call at all: the call is lost, but not delivered. To the caller,
             // "unavailable" would mean the pool.
             ToolError::Unavailable { reason, .. } => {

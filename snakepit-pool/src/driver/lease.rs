@@ -9,7 +9,7 @@ use std::{
 use snakepit_registry::CallId;
 use tokio::time::Instant;
 
-use super::{Acquire, Event, Member, Shared};
+use super::{Acquire, Event, Member, Shared, Trouble};
 use crate::{
     dispatch::Source,
     scheduler::{Load, WorkerKey},
@@ -41,6 +41,10 @@ pub(crate) enum Signal {
     Cancelled,
     /// Its time is up: it must let go of its worker, or else the worker is taken from it.
     DeadlineExceeded,
+    /// The pool stops: the call is cut off.
+    ShuttingDown,
+    /// The runtime that started the pool has shut down.
+    Orphaned,
 }
 
 impl Running {
@@ -66,7 +70,7 @@ impl Running {
 
     /// Whether it was told to end.
     pub(super) const fn must_end(&self) -> bool {
-        matches!(self.signal, Some(Signal::Cancelled | Signal::DeadlineExceeded))
+        !matches!(self.signal, None | Some(Signal::WorkerGone))
     }
 
     /// Whether somebody may wait for its end other than by its answer.
@@ -171,6 +175,14 @@ impl Lease {
     /// The call has ended because the worker is lost, though its exit may not be known yet.
     pub(crate) fn lose(mut self) {
         self.end = End::Lost;
+    }
+
+    /// Remembers that the worker was lost while it ran this call.
+    pub(crate) fn blame(&self, reason: &str) {
+        let (id, tool) = (self.member.worker.id(), Arc::clone(&self.tool));
+        self.shared.with_state(|state, _| {
+            state.trouble = Some(Trouble::lost_call(state.trouble.take(), id, reason, tool));
+        });
     }
 }
 

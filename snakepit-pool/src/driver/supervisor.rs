@@ -141,13 +141,17 @@ impl Supervisor {
                 self.shared.settled(worker, call, problem.is_none());
             }
             (Some(Job::Watch { worker, id }), done) => {
-                match done {
+                let reason = match done {
                     Ok(Done::Exited(exit)) => {
                         tracing::info!(worker = %id, reason = %exit.reason, "worker ended");
+                        exit.reason.to_string()
                     }
-                    _ => tracing::error!(worker = %id, "worker's end cannot be watched; taking it for gone"),
-                }
-                self.shared.exited(worker);
+                    _ => {
+                        tracing::error!(worker = %id, "worker's end cannot be watched; taking it for gone");
+                        "its end cannot be watched".to_owned()
+                    }
+                };
+                self.shared.exited(worker, &id, reason);
             }
             (Some(Job::Launch { .. }), Ok(_)) | (None, _) => {
                 tracing::error!("a task of the pool's supervisor ended unexpectedly");
@@ -165,6 +169,13 @@ impl Supervisor {
     fn launch_failed(&self, worker: WorkerKey, id: WorkerId, error: WorkerError) {
         tracing::warn!(worker = %id, %error, "worker did not start");
         self.shared.launch_failed(worker, PoolError::Start { worker: id, error });
+    }
+}
+
+/// The supervisor ends by itself when the pool has stopped, and is dropped with the pool, or with its runtime.
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        self.shared.orphan();
     }
 }
 

@@ -35,6 +35,8 @@ pub(crate) enum Denial {
     Refused(Refusal),
     Expired,
     Cancelled,
+    /// The runtime that started the pool has shut down.
+    Orphaned,
 }
 
 impl Waiter {
@@ -66,6 +68,10 @@ impl Waiter {
         self.answer(Answer::Refused(Denial::Cancelled))
     }
 
+    pub(super) fn orphan(&mut self) -> Option<Waker> {
+        self.answer(Answer::Refused(Denial::Orphaned))
+    }
+
     fn answer(&mut self, answer: Answer) -> Option<Waker> {
         match std::mem::replace(&mut self.answer, answer) {
             Answer::None(waker) => waker,
@@ -95,6 +101,11 @@ impl Acquire {
             let load = state.times.load(call);
             let waiter = Waiter::new(call.id, deadline, load, number);
             let ticket = Ticket { number, waiter: state.waiters.insert(waiter) };
+            if state.is_orphaned {
+                // Nobody waits for it yet, so there is no waker.
+                state.waiters[ticket.waiter].orphan();
+                return ticket;
+            }
             let submit = Event::Submit { ticket, preferred, deadline, load };
             shared.apply(state, submit, Instant::now(), wakes);
             ticket

@@ -75,6 +75,8 @@ pub(crate) enum Effect {
     Assign { ticket: Ticket, worker: WorkerKey },
     /// Tell the call that it will not run.
     Reject { ticket: Ticket, refusal: Refusal },
+    /// Tell the calls that hold a worker that the pool stops.
+    CutOff,
     /// Tell the call that its deadline passed while it waited.
     Expire(Ticket),
     /// Start a worker; answer with `Launched` or `LaunchFailed`.

@@ -27,7 +27,7 @@ pub(crate) struct Slot {
     generation: u32,
     /// Workers in a row that did not start, or died before they were healthy.
     failures: u32,
-    /// Calls that ended on any of its workers.
+    /// Calls that ended on any of its workers, however they ended.
     pub(super) served: u64,
     pub(crate) state: SlotState,
 }
@@ -152,7 +152,7 @@ impl Slot {
         self.key()
     }
 
-    /// Counts a call that ended on the current worker.
+    /// Counts a call that the current worker answered.
     pub(super) const fn serve(&mut self) {
         self.served += 1;
         self.failures = 0;

@@ -30,6 +30,9 @@ impl Scheduler {
         while let Some(call) = self.queue.take_first() {
             self.reject(call.ticket, Refusal::Draining);
         }
+        if self.in_flight > 0 {
+            self.effects.push(Effect::CutOff);
+        }
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
             let worker = slot.key();

@@ -360,7 +360,7 @@ fn a_drain_ends_in_time_and_the_shortest_counts() {
     }
     assert_eq!(bench.advance(999), []);
     let reject = Effect::Reject { ticket: queued, refusal: Refusal::Draining };
-    assert_eq!(bench.advance(1), [reject, Effect::Stop(worker(0, 1))]);
+    assert_eq!(bench.advance(1), [reject, Effect::CutOff, Effect::Stop(worker(0, 1))]);
 }
 
 #[test]

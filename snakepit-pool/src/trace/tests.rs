@@ -108,3 +108,22 @@ async fn the_span_of_a_stream_lives_to_its_end() {
     drop(reply);
     assert!(log.text().contains("close") && log.text().contains("outcome=\"ok\""), "{}", log.text());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_fails_and_is_read_to_its_end_is_recorded_once() {
+    let (log, _guard) = Log::start();
+    let (inner, mut handle) = inner();
+    let (reply, feed) = stream();
+    let call = ToolCall::new("t").streaming();
+    let (answer, ()) = tokio::join!(TraceLayer.layer(inner).oneshot(call), async {
+        handle.next_request().await.unwrap().1.send_response(reply);
+    });
+    let mut reply = answer.unwrap();
+    feed.send(Err(lost(true))).unwrap();
+    drop(feed);
+    assert!(matches!(next(&mut reply).await, Some(Err(_))));
+    assert!(next(&mut reply).await.is_none());
+    drop(reply);
+    let text = log.text();
+    assert!(text.contains("call failed") && !text.contains("call succeeded"), "{text}");
+}

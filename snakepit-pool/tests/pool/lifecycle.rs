@@ -69,7 +69,11 @@ async fn failing_launches_are_repeated_ever_more_slowly() {
     }
     bench.settle().await;
     let error = bench.tool().call(ToolCall::new("t")).await.unwrap_err();
-    let ToolError::Unavailable { retry_after: Some(after), .. } = error else { panic!("{error}") };
+    let ToolError::Unavailable { retry_after: Some(after), reason } = error else { panic!("{error}") };
+    assert!(
+        reason.contains("failed to start several times in a row; the last error: worker `p-0-1"),
+        "{reason}"
+    );
     assert!(after > Duration::from_secs(25) && after <= Duration::from_secs(30), "{after:?}");
 }
 
@@ -150,4 +154,26 @@ fn a_pool_needs_a_runtime_and_sound_settings() {
     let start = |workers| snakepit_pool::Pool::start(config(workers), std::sync::Arc::new(Never));
     assert!(matches!(start(0), Err(PoolError::InvalidConfig { field: "workers", .. })));
     assert!(matches!(start(1), Err(PoolError::NoRuntime)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_get_no_worker_because_a_tool_keeps_crashing_them_hear_that() {
+    let (mut bench, mut workers) = Bench::up(config(1)).await;
+    for crash in 0..3 {
+        let caller = bench.call_tool("crash").await;
+        let _silent = bench.next_call().await;
+        workers.remove(0).exit(ExitReason::Signal { name: "SIGSEGV".to_owned() });
+        assert!(matches!(caller.error().await, ToolError::WorkerLost { .. }));
+        if crash < 2 {
+            workers.push(bench.launch().await.succeed());
+            bench.settle().await;
+        }
+    }
+    let error = bench.tool().call(ToolCall::new("innocent")).await.unwrap_err();
+    let ToolError::Unavailable { reason, retry_after } = &error else { panic!("{error}") };
+    assert!(
+        reason.ends_with("`p-0-3`, was lost during a call of tool `crash`: it was killed by SIGSEGV"),
+        "{reason}"
+    );
+    assert!(!reason.contains("failed to start") && retry_after.is_some(), "{error:?}");
 }

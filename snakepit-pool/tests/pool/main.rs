@@ -3,6 +3,7 @@
 
 mod calls;
 mod cancellation;
+mod deadlines;
 mod lifecycle;
 mod puppet;
 mod shutdown;

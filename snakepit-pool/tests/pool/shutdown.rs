@@ -7,7 +7,7 @@ use snakepit_registry::{ToolCall, ToolError, ToolHandler};
 use snakepit_worker::{DriverCommand, ExitReason};
 use tokio::time::Instant;
 
-use crate::puppet::{Bench, config, is_pending};
+use crate::puppet::{Bench, chunk, config, is_pending, next};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -23,7 +23,7 @@ async fn a_drain_lets_calls_finish_then_stops_the_workers_and_waits_for_their_en
     assert!(!pool.is_ready());
 
     let refused = bench.tool().call(ToolCall::new("late")).await.unwrap_err();
-    assert!(matches!(refused, ToolError::Unavailable { .. }), "{refused}");
+    assert!(matches!(refused, ToolError::ShuttingDown { delivered: false }), "{refused}");
     bench.next_call().await.succeed();
     running.answer().await.unwrap();
     bench.next_call().await.succeed();
@@ -51,8 +51,8 @@ async fn a_drain_does_not_wait_longer_than_it_may() {
     let ((), command) = tokio::join!(bench.pool.shutdown(Duration::from_secs(5)), workers.remove(0).obey());
     assert!(matches!(command, DriverCommand::Stop { .. }));
     assert!(start.elapsed() < Duration::from_millis(5010));
-    assert!(matches!(queued.error().await, ToolError::Unavailable { .. }));
-    assert!(matches!(running.error().await, ToolError::WorkerLost { .. }));
+    assert!(matches!(queued.error().await, ToolError::ShuttingDown { delivered: false }));
+    assert!(matches!(running.error().await, ToolError::ShuttingDown { delivered: true }));
 }
 
 #[tokio::test(start_paused = true)]
@@ -126,8 +126,58 @@ async fn dropping_the_last_handle_kills_the_workers_and_fails_the_calls() {
     while !matches!(command, DriverCommand::Kill { .. }) {
         command = worker.command().await;
     }
-    assert!(matches!(queued.error().await, ToolError::Unavailable { .. }));
+    assert!(matches!(queued.error().await, ToolError::ShuttingDown { delivered: false }));
+    assert!(matches!(running.error().await, ToolError::ShuttingDown { delivered: true }));
     let late = tool.call(ToolCall::new("late")).await.unwrap_err();
-    assert!(matches!(late, ToolError::Unavailable { .. }), "{late}");
-    drop((running, launches, calls, cancels));
+    assert!(matches!(late, ToolError::ShuttingDown { delivered: false }), "{late}");
+    drop((launches, calls, cancels));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_the_drain_cuts_off_says_so() {
+    let (mut bench, mut workers) = Bench::up(config(1)).await;
+    let running = bench.call(ToolCall::new("s").streaming()).await;
+    let feed = bench.next_call().await.stream();
+    let mut reply = running.answer().await.unwrap();
+    feed.send(chunk()).unwrap();
+    assert!(matches!(next(&mut reply).await, Some(Ok(_))));
+    let ((), _) = tokio::join!(bench.pool.shutdown(Duration::from_secs(1)), workers.remove(0).obey());
+    assert!(matches!(next(&mut reply).await, Some(Err(ToolError::ShuttingDown { delivered: true }))));
+    assert!(next(&mut reply).await.is_none());
+    assert_eq!(bench.status().calls.cancelled, 1);
+}
+
+/// A runtime of a test's own that can be ended while another goes on.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+#[test]
+fn a_pool_whose_runtime_has_ended_fails_every_call_and_shuts_down_at_once() {
+    let (first, second) = (runtime(), runtime());
+    let (mut bench, workers) = first.block_on(Bench::up(config(1)));
+    let tool = bench.tool();
+    let running = first.block_on(bench.call_tool("a"));
+    let call = first.block_on(bench.next_call());
+    let other = bench.tool();
+    let queued = second.spawn(async move { other.call(ToolCall::new("b")).await });
+    while bench.status().queued == 0 {
+        std::thread::yield_now();
+    }
+    drop(first);
+    second.block_on(async {
+        let in_time = |future| tokio::time::timeout(MINUTE, future);
+        for error in [
+            in_time(tool.call(ToolCall::new("late"))).await.unwrap().unwrap_err(),
+            queued.await.unwrap().unwrap_err(),
+        ] {
+            assert!(
+                error.to_string().contains("the tokio runtime that started this host has shut down"),
+                "{error}"
+            );
+        }
+        tokio::time::timeout(MINUTE, bench.pool.shutdown(MINUTE)).await.unwrap();
+    });
+    assert!(bench.pool.is_orphaned() && !bench.pool.is_ready());
+    drop((running, call, workers));
 }

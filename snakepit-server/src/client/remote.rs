@@ -229,9 +229,13 @@ impl Callee for Host {
         to_tool_error(&asked.tool, &status)
     }
 
-    async fn broken(&self, _: &Asked, _: u64, status: Status) -> Result<pb::CallReply, ToolError> {
+    async fn broken(&self, asked: &Asked, _: u64, status: Status) -> Result<pb::CallReply, ToolError> {
         // Whoever learns of it from this call must not find the same line with its next.
         self.line.cancel();
+        // A host that shuts down says so as the last thing on the stream.
+        if let error @ ToolError::ShuttingDown { .. } = to_tool_error(&asked.tool, &status) {
+            return Err(error);
+        }
         Err(ToolError::ConnectionLost { peer: HOST.to_owned(), problem: problem_of(&status) })
     }
 

@@ -229,7 +229,7 @@ impl BridgeService for Bridge {
     type WatchVariablesStream = Updates;
 
     async fn watch_variables(&self, request: Request<pb::WatchVariablesRequest>) -> Answer<Updates> {
-        self.watch(request.into_inner()).await.map(Response::new)
+        self.watch(request).await.map(Response::new)
     }
 
     async fn get_session_stats(

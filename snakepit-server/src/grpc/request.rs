@@ -10,7 +10,7 @@ use snakepit_worker::wire::payload_from_wire;
 use tokio::time::Instant;
 use tonic::{Extensions, Status, metadata::MetadataMap};
 
-use super::arrival::Arrived;
+use super::deadline::CallDeadline;
 use crate::status::{from_session_error, invalid_field};
 
 /// Reads a session id that must be there.
@@ -77,38 +77,29 @@ fn trace(headers: &MetadataMap) -> Option<TraceContext> {
     Some(TraceContext { traceparent: text(headers::TRACEPARENT)?, tracestate: text(headers::TRACESTATE) })
 }
 
-/// The deadline that `grpc-timeout` asks for, a little early: at the full time the server's own transport answers
-/// CANCELLED by itself, and a client gives up without waiting for an answer at all.
-fn deadline(headers: &MetadataMap, extensions: &Extensions) -> Result<Option<Instant>, Status> {
+/// The deadline that `grpc-timeout` asks for, a little early, as [the layer](super::deadline) found it.
+pub(super) fn deadline(headers: &MetadataMap, extensions: &Extensions) -> Result<Option<Instant>, Status> {
     let Some(value) = headers.get(headers::GRPC_TIMEOUT) else { return Ok(None) };
-    let timeout = value.to_str().ok().and_then(headers::parse_timeout).ok_or_else(|| {
-        invalid_field(
+    if value.to_str().ok().and_then(headers::parse_timeout).is_none() {
+        return Err(invalid_field(
             headers::GRPC_TIMEOUT,
             "is malformed; it takes up to 8 digits and a unit of H, M, S, m, u or n",
-        )
-    })?;
-    let margin = (timeout / 20).clamp(Duration::from_millis(1), Duration::from_millis(25));
-    let arrived = extensions.get::<Arrived>().map_or_else(Instant::now, |arrived| arrived.0);
-    Ok(arrived.checked_add(timeout.saturating_sub(margin)))
+        ));
+    }
+    // A timeout too long for the clock is none.
+    Ok(extensions.get::<CallDeadline>().map(|deadline| deadline.0))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn the_deadline_lies_just_before_the_transport_gives_up() {
+    #[test]
+    fn a_malformed_timeout_is_refused() {
         let mut headers = MetadataMap::new();
-        headers.insert("grpc-timeout", "1S".parse().unwrap());
-        let mut extensions = Extensions::default();
-        let left = deadline(&headers, &extensions).unwrap().unwrap() - Instant::now();
-        assert_eq!(left, Duration::from_millis(975));
-        extensions.insert(Arrived(Instant::now()));
-        tokio::time::advance(Duration::from_millis(300)).await;
-        let left = deadline(&headers, &extensions).unwrap().unwrap() - Instant::now();
-        assert_eq!(left, Duration::from_millis(675), "the time that the message took counts");
         headers.insert("grpc-timeout", "soon".parse().unwrap());
-        assert_eq!(deadline(&headers, &extensions).unwrap_err().code(), tonic::Code::InvalidArgument);
+        let refused = deadline(&headers, &Extensions::default()).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument);
     }
 
     #[test]

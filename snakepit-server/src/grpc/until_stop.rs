@@ -1,55 +1,88 @@
-//! Streams that would go on for as long as their client listens, and must not hold up the end of the host.
+//! Ends open-ended streams at shutdown, and at the deadline of their RPC. Both ends are errors: a stream that just ended
+//! would look complete.
 
 use std::{
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use futures_core::Stream;
 use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::Status;
+
+use crate::status::{rpc_deadline_exceeded, shutting_down};
 
 pin_project! {
-    /// A stream that ends once the host stops. What is ready by then still comes.
+    /// A stream that ends once the host stops, or time is up. Items that are ready by then still come.
     pub(super) struct UntilStop<S> {
         #[pin]
         stream: S,
         #[pin]
         stopped: WaitForCancellationFutureOwned,
+        deadline: Option<Pin<Box<Sleep>>>,
+        has_ended: bool,
     }
 }
 
 impl<S> UntilStop<S> {
     pub(super) fn new(stream: S, stop: CancellationToken) -> Self {
-        Self { stream, stopped: stop.cancelled_owned() }
+        Self { stream, stopped: stop.cancelled_owned(), deadline: None, has_ended: false }
+    }
+
+    /// Ends the stream at this time, too.
+    pub(super) fn or_at(mut self, deadline: Option<Instant>) -> Self {
+        self.deadline = deadline.map(|at| Box::pin(sleep_until(at)));
+        self
     }
 }
 
-impl<S: Stream> Stream for UntilStop<S> {
+impl<S: Stream<Item = Result<T, Status>>, T> Stream for UntilStop<S> {
     type Item = S::Item;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
         let this = self.project();
+        if *this.has_ended {
+            return Poll::Ready(None);
+        }
         if let Poll::Ready(item) = this.stream.poll_next(cx) {
             return Poll::Ready(item);
         }
-        ready!(this.stopped.poll(cx));
-        Poll::Ready(None)
+        let end = if this.stopped.poll(cx).is_ready() {
+            shutting_down()
+        } else if this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+            rpc_deadline_exceeded()
+        } else {
+            return Poll::Pending;
+        };
+        *this.has_ended = true;
+        Poll::Ready(Some(Err(end)))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures_util::StreamExt;
+    use tonic::Code;
 
     use super::*;
 
-    #[tokio::test]
-    async fn what_is_ready_at_the_stop_still_comes() {
+    async fn ends(stream: UntilStop<impl Stream<Item = Result<u8, Status>>>) -> Vec<Result<u8, Code>> {
+        stream.map(|item| item.map_err(|status| status.code())).collect().await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn items_that_are_ready_at_the_stop_still_come_and_the_end_is_an_error() {
         let stop = CancellationToken::new();
-        let endless = futures_util::stream::iter([1, 2]).chain(futures_util::stream::pending());
-        let stream = UntilStop::new(endless, stop.clone());
+        let endless = || futures_util::stream::iter([Ok(1), Ok(2)]).chain(futures_util::stream::pending());
+        let in_time =
+            UntilStop::new(endless(), stop.clone()).or_at(Some(Instant::now() + Duration::from_secs(1)));
+        assert_eq!(ends(in_time).await, [Ok(1), Ok(2), Err(Code::DeadlineExceeded)]);
+        let stopped = UntilStop::new(endless(), stop.clone());
         stop.cancel();
-        assert_eq!(stream.collect::<Vec<_>>().await, [1, 2]);
+        assert_eq!(ends(stopped).await, [Ok(1), Ok(2), Err(Code::Unavailable)]);
     }
 }

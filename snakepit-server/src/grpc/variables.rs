@@ -15,9 +15,13 @@ use snakepit_session::{
     VariableType, VariableUpdate, VariableVersion, WatchEvent,
 };
 use snakepit_worker::wire::{payload_from_wire, payload_to_wire};
-use tonic::Status;
+use tonic::{Request, Status};
 
-use super::{bridge::Bridge, request::session_id, until_stop::UntilStop};
+use super::{
+    bridge::Bridge,
+    request::{deadline, session_id},
+    until_stop::UntilStop,
+};
 use crate::status::{from_session_error, invalid_field, too_much};
 
 pub(super) type Updates = Pin<Box<dyn Stream<Item = Result<pb::VariableUpdate, Status>> + Send>>;
@@ -212,7 +216,9 @@ impl Bridge {
         Ok(pb::DeleteVariableResponse { success: true, error_message: String::new() })
     }
 
-    pub(super) async fn watch(&self, request: pb::WatchVariablesRequest) -> Result<Updates, Status> {
+    pub(super) async fn watch(&self, request: Request<pb::WatchVariablesRequest>) -> Result<Updates, Status> {
+        let (headers, extensions, request) = request.into_parts();
+        let deadline = deadline(&headers, &extensions)?;
         let pb::WatchVariablesRequest { session_id: id, variable_identifiers, include_initial_values } =
             request;
         let id = session_id(&id)?;
@@ -230,7 +236,7 @@ impl Bridge {
             }),
             Err(error) => Err(refused(error)),
         });
-        Ok(Box::pin(UntilStop::new(updates, self.host().stop.clone())))
+        Ok(Box::pin(UntilStop::new(updates, self.host().stop.clone()).or_at(deadline)))
     }
 
     pub(super) async fn history(

@@ -8,8 +8,12 @@ use std::{
 };
 
 use futures_core::Stream;
-use futures_util::{StreamExt, stream::BoxStream};
+use futures_util::{
+    StreamExt,
+    stream::{self, BoxStream, PollNext},
+};
 use serde::{Serialize, de::DeserializeOwned};
+use snakepit_registry::ToolError;
 use snakepit_session::{
     Batch, NewVariable, Note, Payload, SessionError, SetVariable, Variable, VariableId, VariableName,
     VariableType, VariableVersion, WatchEvent,
@@ -218,12 +222,25 @@ impl SessionHandle {
         let events = match &self.target {
             Target::Host(host) => {
                 let watch = host.sessions.watch_variables(&self.id, &identifiers, initial).await?;
-                watch.map(|event| event.map_err(Error::from)).boxed()
+                let stopped = host.stop.clone().cancelled_owned();
+                let end =
+                    stream::once(stopped).map(|()| Err(ToolError::ShuttingDown { delivered: true }.into()));
+                // Events first: what happened before the end still comes. Nothing comes after an error.
+                let events = watch.map(|event| event.map_err(Error::from));
+                until_error(stream::select_with_strategy(events, end, |(): &mut ()| PollNext::Left)).boxed()
             }
             Target::Remote(remote) => remote.watch(&self.id, identifiers, initial).await?,
         };
         Ok(SessionWatch { events })
     }
+}
+
+/// Ends a stream after its first error.
+fn until_error<T>(stream: impl Stream<Item = Result<T, Error>>) -> impl Stream<Item = Result<T, Error>> {
+    stream.scan(false, |has_failed, item| {
+        let ended = std::mem::replace(has_failed, item.is_err());
+        std::future::ready((!ended).then_some(item))
+    })
 }
 
 /// What a watch is made of.
@@ -233,7 +250,7 @@ pub(crate) type EventStream = BoxStream<'static, Result<WatchEvent, Error>>;
 ///
 /// Every change comes once, in the order in which they happened. Nobody who writes waits for a watcher: one that falls too
 /// far behind loses the oldest changes and is told how many ([`WatchEvent::Lost`]), at the place where they are missing. The
-/// stream ends with an error when the session ends or the connection to a host elsewhere is lost. A watch does not renew the session.
+/// stream ends with an error when the session ends, the host shuts down or the connection to a host elsewhere is lost. A watch does not renew the session.
 ///
 /// # Cancel safety
 /// Dropping a future that waits for the next event loses nothing. Dropping the watch ends it.
@@ -242,10 +259,11 @@ pub struct SessionWatch {
 }
 
 impl SessionWatch {
-    /// Waits for the next event. `None` after the end was told, or when a host elsewhere shuts down.
+    /// Waits for the next event. `None` after the error that ends the watch.
     ///
     /// # Errors
-    /// [`Error::Session`] once, when the session ended; [`Error::Unreachable`] when the connection is lost.
+    /// [`Error::Session`] once, when the session ended; [`ToolError::ShuttingDown`] when the host shuts down;
+    /// [`Error::Unreachable`] when the connection is lost.
     pub async fn next(&mut self) -> Option<Result<WatchEvent, Error>> {
         self.events.next().await
     }

@@ -12,6 +12,9 @@ use tonic_types::StatusExt;
 /// What is at the other end, as errors name it.
 pub(crate) const HOST: &str = "the host";
 
+/// The reason of calls, streams and watches that a host refuses or cuts off because it shuts down.
+pub(crate) const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
+
 /// Reads the status that a call of a tool got from a host. What a host of another kind sent, without reasons, is told by
 /// its text.
 #[must_use]
@@ -75,6 +78,9 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
         },
         ("NO_WORKER", ..) => {
             ToolError::Unavailable { reason: after("no worker is available: "), retry_after }
+        }
+        (SHUTTING_DOWN, ..) => {
+            ToolError::ShuttingDown { delivered: entry("delivered").is_some_and(|flag| flag == "true") }
         }
         ("INTERNAL", ..) => ToolError::Internal { problem: after("internal error: ") },
         _ => ToolError::Internal {
@@ -191,7 +197,9 @@ mod tests {
                 output_lines: vec!["oops".into()],
             },
             ToolError::ConnectionLost { peer: "the host".into(), problem: "broken pipe".into() },
-            ToolError::Unavailable { reason: "the pool is draining".into(), retry_after: None },
+            ToolError::Unavailable { reason: "every worker failed to start".into(), retry_after: None },
+            ToolError::ShuttingDown { delivered: false },
+            ToolError::ShuttingDown { delivered: true },
             ToolError::Session(SessionError::NotFound { id: session() }),
             ToolError::Internal { problem: "bug".into() },
         ];

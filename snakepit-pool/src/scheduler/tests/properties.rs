@@ -181,6 +181,7 @@ impl Model {
             Effect::Reject { ticket, .. } => {
                 self.answer(ticket);
             }
+            Effect::CutOff => assert!(!self.running.is_empty(), "there is a call to cut off"),
             Effect::Expire(ticket) => {
                 let queued = self.answer(ticket);
                 assert!(queued.is_none_or(|call| call.deadline.is_some_and(|at| at <= self.bench.now)));

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::value::RawValue;
 use snakepit_proto::{headers, pb, value};
+use tokio::time::Instant;
 use tonic::Request;
 
 use crate::{
@@ -36,6 +37,18 @@ pub(crate) struct StreamArgs {
     call: Call,
 }
 
+impl Args {
+    pub(crate) fn begin(&mut self) -> Option<Duration> {
+        self.call.begin()
+    }
+}
+
+impl StreamArgs {
+    pub(crate) fn begin(&mut self) -> Option<Duration> {
+        self.call.begin()
+    }
+}
+
 /// What both commands take.
 #[derive(Debug, clap::Args)]
 struct Call {
@@ -54,12 +67,22 @@ struct Call {
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     timeout: Option<Duration>,
 
+    /// When that time is up; connecting and opening the session count.
+    #[arg(skip)]
+    deadline: Option<Instant>,
+
     #[command(flatten)]
     server: Server,
 }
 
 impl Call {
-    fn request(&self) -> Result<Request<pb::ExecuteToolRequest>, Failure> {
+    /// Starts the clock, and says how long the command may take.
+    fn begin(&mut self) -> Option<Duration> {
+        self.deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        self.timeout
+    }
+
+    fn request(&self) -> Result<pb::ExecuteToolRequest, Failure> {
         let arguments: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&self.args).map_err(|e| {
             Failure::new(
                 exit::USAGE,
@@ -67,23 +90,29 @@ impl Call {
             )
         })?;
         let parameters = arguments.into_iter().map(|(name, json)| (name, any(&json))).collect();
-        let mut request = Request::new(pb::ExecuteToolRequest {
+        Ok(pb::ExecuteToolRequest {
             session_id: self.session.clone().unwrap_or_default(),
             tool_name: self.tool.clone(),
             parameters,
             ..pb::ExecuteToolRequest::default()
-        });
-        if let Some(timeout) = self.timeout {
+        })
+    }
+
+    /// A request that the server answers within what is left of the time.
+    fn timed<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(deadline) = self.deadline {
             // A longer one does not fit into the header.
-            request.set_timeout(timeout.min(headers::MAX_TIMEOUT));
+            let left = deadline.saturating_duration_since(Instant::now());
+            request.set_timeout(left.min(headers::MAX_TIMEOUT));
         }
-        Ok(request)
+        request
     }
 
     async fn open_session(&self, client: &mut Client) -> Result<(), Failure> {
         let Some(session_id) = self.session.clone() else { return Ok(()) };
         let request = pb::InitializeSessionRequest { session_id, ..pb::InitializeSessionRequest::default() };
-        client.initialize_session(request).await.map_err(refused)?;
+        client.initialize_session(self.timed(request)).await.map_err(refused)?;
         Ok(())
     }
 }
@@ -100,7 +129,7 @@ pub(crate) async fn unary(Args { json, call }: Args) -> Result<(), Failure> {
     let request = call.request()?;
     let mut client = call.server.connect().await?;
     call.open_session(&mut client).await?;
-    let response = client.execute_tool(request).await.map_err(|status| {
+    let response = client.execute_tool(call.timed(request)).await.map_err(|status| {
         let failure = refused(status);
         // The server says so in the words of the protocol, and of a unary call only if the tool streams.
         match failure.code.as_str() {
@@ -134,7 +163,7 @@ pub(crate) async fn stream(StreamArgs { json, call }: StreamArgs) -> Result<(), 
     let request = call.request()?;
     let mut client = call.server.connect().await?;
     call.open_session(&mut client).await?;
-    let mut chunks = client.execute_streaming_tool(request).await.map_err(refused)?.into_inner();
+    let mut chunks = client.execute_streaming_tool(call.timed(request)).await.map_err(refused)?.into_inner();
     while let Some(chunk) = chunks.message().await.map_err(refused)? {
         if chunk.is_final && chunk.data.is_empty() {
             continue;

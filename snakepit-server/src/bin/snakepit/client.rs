@@ -34,7 +34,13 @@ impl Server {
         let address = &self.server;
         let endpoint = Endpoint::from_shared(address.clone())
             .map_err(|_| Failure::new(exit::USAGE, format!("`{address}` is no URL")))?;
-        let channel = endpoint.connect_timeout(Duration::from_secs(5)).tcp_nodelay(true).connect().await.map_err(|e| {
+        let channel = endpoint
+            .connect_timeout(Duration::from_secs(5))
+            .tcp_nodelay(true)
+            // A server that vanished without a word is noticed, also by a call without a timeout.
+            .http2_keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .connect().await.map_err(|e| {
             let reason = root_cause(&e);
             Failure::new(
                 exit::UNREACHABLE,
@@ -47,14 +53,34 @@ impl Server {
     }
 }
 
+/// How long after its time is up a command waits for the server's own answer, which says more.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// Runs a command by this side's own clock.
+pub(crate) async fn within(
+    timeout: Option<Duration>,
+    command: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    match timeout {
+        Some(timeout) => tokio::time::timeout(timeout.saturating_add(GRACE), command)
+            .await
+            .unwrap_or_else(|_| Err(timed_out())),
+        None => command.await,
+    }
+}
+
+/// The server was not even in time to say so.
+fn timed_out() -> Failure {
+    let problem =
+        "the deadline passed before the server answered; raise --timeout, or see `snakepit workers`";
+    Failure::new(exit::REFUSED, problem).code("DEADLINE_EXCEEDED")
+}
+
 /// A status as one line: the server's message, then the code's name.
 #[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
 pub(crate) fn refused(status: Status) -> Failure {
     if caused_by::<tonic::TimeoutExpired>(&status) {
-        // The server was not even in time to say so.
-        let problem =
-            "the deadline passed before the server answered; raise --timeout, or see `snakepit workers`";
-        return Failure::new(exit::REFUSED, problem).code("DEADLINE_EXCEEDED");
+        return timed_out();
     }
     // A status that the server sent has no cause.
     if let Some(cause) = status.source() {

@@ -9,7 +9,7 @@ use snakepit_proto::pb;
 use crate::{
     Failure,
     client::{Server, refused},
-    output,
+    duration, output,
 };
 
 #[derive(Debug, clap::Args)]
@@ -17,6 +17,10 @@ pub(crate) struct Args {
     /// Print one JSON object a line instead of a table.
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// How long to wait for the server: 700ms, 0.7s, 2m.
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "30s")]
+    pub(crate) timeout: Duration,
 
     #[command(flatten)]
     server: Server,

@@ -15,6 +15,8 @@ use std::{fmt, num::NonZero, process::ExitCode, thread::available_parallelism};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 
+use self::client::within;
+
 /// A sixth less CPU for each call than with glibc's, see docs/performance.md. A program that embeds the library chooses its own.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -203,12 +205,12 @@ fn runtime() -> Result<Runtime, Failure> {
 async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(*args).await,
-        Command::Call(args) => call::unary(args).await,
-        Command::Stream(args) => call::stream(args).await,
-        Command::Tools(args) => list::tools(args).await,
-        Command::Workers(args) => list::workers(args).await,
-        Command::Sessions(args) => list::sessions(args).await,
-        Command::Variables(args) => list::variables(args).await,
+        Command::Call(mut args) => within(args.begin(), call::unary(args)).await,
+        Command::Stream(mut args) => within(args.begin(), call::stream(args)).await,
+        Command::Tools(args) => within(Some(args.timeout), list::tools(args)).await,
+        Command::Workers(args) => within(Some(args.timeout), list::workers(args)).await,
+        Command::Sessions(args) => within(Some(args.list.timeout), list::sessions(args)).await,
+        Command::Variables(args) => within(Some(args.list.timeout), list::variables(args)).await,
     }
 }
 

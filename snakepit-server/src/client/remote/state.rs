@@ -17,14 +17,21 @@ use snakepit_session::{
     VariableType, VariableUpdate, VariableVersion, WatchEvent,
 };
 use snakepit_worker::wire::{payload_from_wire, payload_to_wire};
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 
-use super::{MAX_WATCHES, Remote, problem_of};
+use super::{MAX_WATCHES, Remote, problem_of, timed::GRACE};
 use crate::{
     Error,
     session::EventStream,
     status::{session_error, to_tool_error},
 };
+
+/// Sends a request and waits for its answer, which is bounded in time. A macro because each RPC is a method of its own.
+macro_rules! ask {
+    ($remote:ident, $rpc:literal, $method:ident($request:expr)) => {
+        within($rpc, $remote.client().$method(timed($request))).await?
+    };
+}
 
 impl Remote {
     pub(crate) async fn open_session(&self, id: &SessionId, new: NewSession) -> Result<(), Error> {
@@ -35,19 +42,19 @@ impl Remote {
             ttl_seconds: ttl.map_or(0, seconds),
             ..pb::InitializeSessionRequest::default()
         };
-        read("InitializeSession", self.client().initialize_session(request).await)?;
+        ask!(self, "InitializeSession", initialize_session(request));
         Ok(())
     }
 
     pub(crate) async fn delete_session(&self, id: &SessionId) -> Result<(), Error> {
         let request = pb::CleanupSessionRequest { session_id: id.to_string(), force: false };
-        read("CleanupSession", self.client().cleanup_session(request).await)?;
+        ask!(self, "CleanupSession", cleanup_session(request));
         Ok(())
     }
 
     pub(crate) async fn session(&self, id: &SessionId) -> Result<Session, Error> {
         let request = pb::GetSessionRequest { session_id: id.to_string() };
-        let session = read("GetSession", self.client().get_session(request).await)?;
+        let session = ask!(self, "GetSession", get_session(request));
         Ok(Session {
             id: id.clone(),
             metadata: session.metadata.into(),
@@ -78,7 +85,7 @@ impl Remote {
             metadata: note.to_metadata(),
             initial_binary_value: buffer.unwrap_or_default(),
         };
-        let made = read("RegisterVariable", self.client().register_variable(request).await)?;
+        let made = ask!(self, "RegisterVariable", register_variable(request));
         Ok(VariableId::try_new(made.variable_id)?)
     }
 
@@ -88,13 +95,13 @@ impl Remote {
             variable_identifier: named(id, identifier)?,
             bypass_cache: true,
         };
-        let found = read("GetVariable", self.client().get_variable(request).await)?;
+        let found = ask!(self, "GetVariable", get_variable(request));
         variable(found.variable.unwrap_or_default())
     }
 
     pub(crate) async fn variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, Error> {
         let request = pb::ListVariablesRequest { session_id: id.to_string(), pattern: pattern.to_owned() };
-        let found = read("ListVariables", self.client().list_variables(request).await)?;
+        let found = ask!(self, "ListVariables", list_variables(request));
         found.variables.into_iter().map(variable).collect()
     }
 
@@ -110,7 +117,7 @@ impl Remote {
             binary_value: buffer.unwrap_or_default(),
             check_version: expected_version.is_some(),
         };
-        let written = read("SetVariable", self.client().set_variable(request).await)?;
+        let written = ask!(self, "SetVariable", set_variable(request));
         Ok(version(written.new_version))
     }
 
@@ -144,7 +151,7 @@ impl Remote {
                 .extend(expected_version.map(|version| (identifier.clone(), version_to_wire(version))));
             names.push(identifier);
         }
-        let mut answer = read("SetVariables", self.client().set_variables(request).await)?;
+        let mut answer = ask!(self, "SetVariables", set_variables(request));
         if !answer.errors.is_empty() {
             let errors = answer.errors.into_iter().map(|(name, message)| {
                 let pb::ErrorReason { reason, metadata, .. } =
@@ -166,7 +173,7 @@ impl Remote {
             session_id: id.to_string(),
             variable_identifier: named(id, identifier)?,
         };
-        read("DeleteVariable", self.client().delete_variable(request).await)?;
+        ask!(self, "DeleteVariable", delete_variable(request));
         Ok(())
     }
 
@@ -181,7 +188,7 @@ impl Remote {
             variable_identifier: named(id, identifier)?,
             limit: i32::try_from(limit).unwrap_or(i32::MAX),
         };
-        let found = read("GetVariableHistory", self.client().get_variable_history(request).await)?;
+        let found = ask!(self, "GetVariableHistory", get_variable_history(request));
         let entry = |entry: pb::VariableHistoryEntry| {
             Ok(VariableVersion {
                 version: version(entry.version),
@@ -205,7 +212,7 @@ impl Remote {
             target_version: version_to_wire(target),
             metadata: BTreeMap::new(),
         };
-        let done = read("RollbackVariable", self.client().rollback_variable(request).await)?;
+        let done = ask!(self, "RollbackVariable", rollback_variable(request));
         variable(done.variable.unwrap_or_default())
     }
 
@@ -223,7 +230,7 @@ impl Remote {
             variable_identifiers: identifiers,
             include_initial_values: initial,
         };
-        let updates = read("WatchVariables", self.client().watch_variables(request).await)?;
+        let updates = within("WatchVariables", self.client().watch_variables(request)).await?;
         Ok(updates
             .map(move |update| {
                 let _held = &place;
@@ -252,21 +259,21 @@ impl Remote {
         };
         let request =
             pb::PutProgramRequest { session_id: id.to_string(), program: Some(program), global: false };
-        let put = read("PutProgram", self.client().put_program(request).await)?;
+        let put = ask!(self, "PutProgram", put_program(request));
         Ok(if put.created { Created::New } else { Created::Existing })
     }
 
     pub(crate) async fn program(&self, id: &SessionId, name: &ProgramName) -> Result<Program, Error> {
         let request =
             pb::GetProgramRequest { session_id: id.to_string(), name: name.to_string(), global: false };
-        let found = read("GetProgram", self.client().get_program(request).await)?;
+        let found = ask!(self, "GetProgram", get_program(request));
         let pb::Program { data, content_type, metadata, updated_at, .. } = found.program.unwrap_or_default();
         Ok(Program { data, content_type, metadata, ttl: None, updated_at: time(updated_at) })
     }
 
     pub(crate) async fn programs(&self, id: &SessionId) -> Result<Vec<ProgramInfo>, Error> {
         let request = pb::ListProgramsRequest { session_id: id.to_string(), global: false };
-        let found = read("ListPrograms", self.client().list_programs(request).await)?;
+        let found = ask!(self, "ListPrograms", list_programs(request));
         let info = |program: pb::Program| {
             Ok(ProgramInfo {
                 name: ProgramName::try_new(program.name)?,
@@ -283,18 +290,37 @@ impl Remote {
     pub(crate) async fn delete_program(&self, id: &SessionId, name: &ProgramName) -> Result<(), Error> {
         let request =
             pb::DeleteProgramRequest { session_id: id.to_string(), name: name.to_string(), global: false };
-        read("DeleteProgram", self.client().delete_program(request).await)?;
+        ask!(self, "DeleteProgram", delete_program(request));
         Ok(())
     }
 }
 
-fn read<T>(rpc: &'static str, answer: Result<Response<T>, Status>) -> Result<T, Error> {
-    answer.map(Response::into_inner).map_err(|status| error(rpc, &status))
+/// How long the host may take to answer a request that is not a call.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// Waits for the answer to a request, by the clock of this side: a host that has gone silent keeps no deadline.
+async fn within<T>(
+    rpc: &'static str,
+    answer: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(ANSWER_WITHIN + GRACE, answer).await {
+        Ok(answer) => answer.map(Response::into_inner).map_err(|status| error(rpc, &status)),
+        Err(_) => Err(Error::TimedOut { rpc, within: ANSWER_WITHIN }),
+    }
+}
+
+/// A request that the host, too, gives up in time.
+fn timed<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(ANSWER_WITHIN);
+    request
 }
 
 fn error(rpc: &'static str, status: &Status) -> Error {
     match to_tool_error(rpc, status) {
         ToolError::Session(error) => Error::Session(error),
+        ToolError::DeadlineExceeded { .. } => Error::TimedOut { rpc, within: ANSWER_WITHIN },
+        error @ ToolError::ShuttingDown { .. } => Error::Tool(error),
         _ if status.source().is_some() => Error::Unreachable { problem: problem_of(status) },
         _ => Error::Refused { rpc, problem: status.message().to_owned() },
     }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 use super::Line;
 
 /// How long after the deadline the host's own answer may come, which says more.
-const GRACE: Duration = Duration::from_millis(200);
+pub(super) const GRACE: Duration = Duration::from_millis(200);
 
 /// Waits for an answer, but not much longer than until its deadline.
 pub(super) async fn within<T>(

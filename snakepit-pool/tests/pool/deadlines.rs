@@ -1,0 +1,76 @@
+//! The pool keeps the deadline of its calls: the default one or their own, queued, running, and to the end of a stream.
+
+use std::time::Duration;
+
+use snakepit_pool::PoolConfig;
+use snakepit_registry::{CallStage, ToolCall, ToolError, ToolHandler, ToolReply};
+use tokio::time::{Instant, advance};
+
+use crate::puppet::{Bench, chunk, config, next};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn stage(error: &ToolError) -> Option<CallStage> {
+    match error {
+        ToolError::DeadlineExceeded { stage, .. } => Some(*stage),
+        _ => None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_without_a_deadline_gets_the_default_one_and_its_own_is_left_alone() {
+    let by_default = |timeout| PoolConfig { default_timeout: Some(timeout), ..config(1) };
+    let now = Instant::now();
+    for (default, own, expected) in [
+        (SECOND, None, Some(now + SECOND)),
+        (SECOND, Some(now + 5 * SECOND), Some(now + 5 * SECOND)),
+        // A timeout beyond the clock is none.
+        (Duration::MAX, None, None),
+    ] {
+        let (mut bench, _workers) = Bench::up(by_default(default)).await;
+        let _answer = bench.call(ToolCall { deadline: own, ..ToolCall::new("t") }).await;
+        assert_eq!(bench.next_call().await.call.deadline, expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_never_pauses_ends_at_the_deadline_too() {
+    let (mut bench, _workers) = Bench::up(config(1)).await;
+    let call = ToolCall::new("s").streaming().with_deadline(Instant::now() + SECOND);
+    let running = bench.call(call).await;
+    let endless = tokio_stream::iter(std::iter::repeat_with(chunk));
+    bench.next_call().await.finish(Ok(ToolReply::stream(Box::pin(endless))));
+    let mut reply = running.answer().await.unwrap();
+    for _ in 0..3 {
+        assert!(matches!(next(&mut reply).await, Some(Ok(_))));
+    }
+    // Nothing else runs in between: neither the pool's timer nor its task.
+    advance(SECOND).await;
+    let error = next(&mut reply).await.unwrap().unwrap_err();
+    assert_eq!(stage(&error), Some(CallStage::Running));
+    assert!(next(&mut reply).await.is_none());
+    assert_eq!(bench.status().calls.timed_out, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_times_out_counts_once_and_as_such_whoever_else_has_a_timer() {
+    let (mut bench, _workers) = Bench::up(config(2)).await;
+    for _ in 0..2 {
+        let deadline = Instant::now() + SECOND;
+        let tool = bench.tool();
+        let call = tool.call(ToolCall::new("t").with_deadline(deadline));
+        // Like a transport that gives a call up at its deadline, right after it has polled it once more.
+        let (answer, call) = tokio::join!(tokio::time::timeout_at(deadline, call), bench.next_call());
+        assert_eq!(stage(&answer.unwrap().unwrap_err()), Some(CallStage::Running));
+        bench.next_cancel().await.answer.send(Ok(())).unwrap();
+        drop(call);
+    }
+    bench.settle().await;
+    let status = bench.status();
+    assert_eq!((status.calls.timed_out, status.calls.cancelled), (2, 0));
+    assert_eq!(
+        status.workers.iter().map(|worker| worker.calls).sum::<u64>(),
+        2,
+        "they count for their workers"
+    );
+}
