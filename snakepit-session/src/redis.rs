@@ -12,7 +12,7 @@
 //!
 //! | key | what |
 //! | --- | --- |
-//! | `{snakepit}:s:ID` | a session, a hash: `born`, `rev`, `seq`, `ttl`, `meta`, `worker`, `v:` variables, `p:` programs |
+//! | `{snakepit}:s:ID` | a session, a hash: `born`, `rev`, `seq`, `mark`, `ttl`, `meta`, `worker`, `holds`, `far`, `v:` variables, `p:` programs |
 //! | `{snakepit}:d:ID` | what is seldom read of it, a hash: `h:` older versions of variables, `d:` data of programs |
 //! | `{snakepit}:w:BORN` | its log of changes while somebody watches it, a stream |
 //! | `{snakepit}:ids`, `:due`, `:held` | all sessions: by id, by when they may have expired, and what they hold |
@@ -23,15 +23,17 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::task::JoinSet;
 
-use crate::{SessionError, SessionLimits};
+use crate::{Session, SessionError, SessionLimits};
 
 mod backend;
 mod change;
 mod follow;
 mod globals;
 mod link;
+mod mend;
 mod parts;
 mod scripts;
+mod start;
 
 use change::Turns;
 use follow::Follower;
@@ -40,11 +42,16 @@ use link::Link;
 /// How to use a Redis server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedisConfig {
-    /// What all keys and channels begin with, in braces. Hosts that say the same share their sessions. `snakepit` by
+    /// What all keys and channels begin with, in braces; letters, digits and `-_.:@/`. Hosts that say the same share their sessions. `snakepit` by
     /// default.
     pub prefix: String,
     /// How long Redis may take to accept a connection, and to answer. 5 seconds by default.
     pub timeout: Duration,
+    /// How long a server may take to be there at the start, or to load its data. 10 seconds by default.
+    pub start_wait: Duration,
+    /// What tells this host from the others in what they remember of workers. Random by default, which is right unless two
+    /// backends are one host.
+    pub host: String,
     /// How long the changes of a watched session are kept for a host that does not read them. One that is out of reach
     /// for longer misses changes, of which its watchers are told. A minute by default.
     pub watch_lease: Duration,
@@ -55,6 +62,8 @@ impl Default for RedisConfig {
         Self {
             prefix: "snakepit".to_owned(),
             timeout: Duration::from_secs(5),
+            start_wait: Duration::from_secs(10),
+            host: format!("{:08x}", uuid::Uuid::new_v4().as_u64_pair().0 >> 32),
             watch_lease: Duration::from_secs(60),
         }
     }
@@ -69,7 +78,12 @@ impl Default for RedisConfig {
 /// * A watcher that is told how many updates it lost is told of those of all variables of the session, watched or not,
 ///   where its host was too late to read them.
 /// * TTLs are counted in whole milliseconds, by the clock of Redis.
-/// * Redis must not evict keys by itself (`maxmemory-policy noeviction`); an evicted session is one that expired.
+/// * [`Session::last_worker`](crate::Session::last_worker) of a session that another host served last is `WORKER@HOST`,
+///   which is no worker of this one.
+/// * Redis must not evict keys by itself (`maxmemory-policy noeviction`, which is checked at the start). A session of
+///   which it evicted any part counts as expired.
+/// * When Redis lost writes, in a failover or a restart, watchers are told that something is lost, and then what the
+///   variables are now. No write is based on a state that was lost.
 ///
 /// While Redis is out of reach, every operation answers [`SessionError::Backend`]; the backend recovers by itself. When
 /// the connection breaks during a write, its error does not say whether the write was done.
@@ -77,6 +91,8 @@ pub struct RedisBackend {
     link: Link,
     limits: SessionLimits,
     lease: Duration,
+    /// What the workers of this host are remembered with.
+    host: String,
     turns: Turns,
     follower: Arc<Follower>,
     /// Follows what happens; ends with the backend.
@@ -93,11 +109,14 @@ impl fmt::Debug for RedisBackend {
 }
 
 impl RedisBackend {
-    /// Connects to a server: `redis://[user:password@]host[:port][/database]`, or `redis+unix:///path` for a Unix domain
-    /// socket. Must be called in a tokio runtime with IO and time, which must live as long as the backend.
+    /// Connects to a server: `redis://[user:password@]host[:port][/database][?prefix=PREFIX]`, or
+    /// `redis+unix:///path[?db=DATABASE&user=USER&pass=PASSWORD&prefix=PREFIX]` for a Unix domain socket. A server that is
+    /// not there yet, or loads its data, is waited for. Must be called in a tokio runtime with IO and time, which must
+    /// live as long as the backend.
     ///
     /// # Errors
-    /// [`SessionError::Backend`] when the URL is none or the server cannot be used.
+    /// [`SessionError::Backend`] when the URL is invalid or the server cannot be used: it is out of reach, older than
+    /// Redis 7, a read-only replica, or the user may not run what sessions need.
     ///
     /// # Cancel safety
     /// Cancel safe: nothing is left behind.
@@ -106,14 +125,32 @@ impl RedisBackend {
         config: RedisConfig,
         limits: SessionLimits,
     ) -> Result<Self, SessionError> {
-        let link = Link::connect(url, &config).await?;
+        let link = start::connect(url, &config).await?;
         let lease = config.watch_lease;
         let follower = Arc::new(Follower::new(link.clone(), lease));
         let subscription = follower.subscribe().await?;
         follower.begin().await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&follower).run(subscription));
-        Ok(Self { link, limits, lease, turns: Turns::new(), follower, _tasks: tasks })
+        Ok(Self { link, limits, lease, host: config.host, turns: Turns::new(), follower, _tasks: tasks })
+    }
+
+    /// A worker as it is remembered for all hosts: ids of workers are unique in their own host only.
+    fn remembered(&self, worker: &str) -> String {
+        format!("{worker}@{}", self.host)
+    }
+
+    /// A remembered worker: its id if it is one of this host, else that with its host. Of one that an earlier version
+    /// remembered, nobody knows the host.
+    fn worker(&self, remembered: &str) -> Option<Arc<str>> {
+        let (worker, host) = remembered.rsplit_once('@')?;
+        Some(if host == self.host { worker.into() } else { remembered.into() })
+    }
+
+    /// With its worker as this host names it.
+    fn as_seen_here(&self, mut session: Session) -> Session {
+        session.last_worker = session.last_worker.and_then(|worker| self.worker(&worker));
+        session
     }
 
     const fn full(&self, size: usize) -> SessionError {

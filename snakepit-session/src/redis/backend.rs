@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 
 use super::{
-    RedisBackend, millis,
+    RedisBackend,
+    follow::Cursor,
+    millis,
     parts::{Held, Loaded, Meta, Parts, load_history, session},
     scripts,
 };
@@ -37,9 +39,12 @@ impl RedisBackend {
         let (mut which, mut expired, mut programs) = (why, 0, 0);
         loop {
             let call = self.link.call(&scripts::RECLAIM).arg(AT_ONCE).arg(which);
-            let (surfaced, some, some_programs): (usize, usize, usize) = call.run().await?;
+            let (surfaced, some, some_programs, is_torn): (usize, usize, usize, bool) = call.run().await?;
             (expired, programs) = (expired + some, programs + some_programs);
             if surfaced < AT_ONCE {
+                if is_torn && why == "sweep" {
+                    expired += self.mend().await?;
+                }
                 return Ok((expired, programs));
             }
             which = "next";
@@ -66,7 +71,7 @@ impl SessionBackend for RedisBackend {
                     let (meta, held) = (meta.unwrap_or_default(), held.unwrap_or_default());
                     let mut found = session(id, Duration::ZERO, &meta, worker, &held)?;
                     found.expires_in = found.ttl;
-                    return Ok((found, Created::Existing));
+                    return Ok((self.as_seen_here(found), Created::Existing));
                 }
                 "sessions" => SessionError::TooManySessions { limit: max_sessions },
                 _ => self.full(size),
@@ -80,14 +85,14 @@ impl SessionBackend for RedisBackend {
 
     async fn get(&self, id: &SessionId) -> Result<Session, SessionError> {
         let head = self.load(id, &Parts::session()).await?.record.head;
-        Ok(head.snapshot(id, head.ttl))
+        Ok(self.as_seen_here(head.snapshot(id, head.ttl)))
     }
 
     async fn delete(&self, id: &SessionId) -> Result<Session, SessionError> {
         let was: Option<(u64, Vec<u8>, Option<String>, String)> =
             self.link.call(&scripts::DELETE).arg(id.as_str()).run().await?;
         let (left, meta, worker, held) = was.ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
-        session(id, Duration::from_millis(left), &meta, worker, &held)
+        session(id, Duration::from_millis(left), &meta, worker, &held).map(|was| self.as_seen_here(was))
     }
 
     async fn list(&self, page: PageRequest) -> Result<Page<Session>, SessionError> {
@@ -101,8 +106,13 @@ impl SessionBackend for RedisBackend {
             type Listed = (String, u64, Vec<u8>, Option<String>, String);
             let (looked_at, last, found): (usize, String, Vec<Listed>) = call.run().await?;
             for (id, left, meta, worker, held) in found {
-                let id = SessionId::try_new(id)?;
-                items.push(session(&id, Duration::from_millis(left), &meta, worker, &held)?);
+                let listed = SessionId::try_new(&id)
+                    .and_then(|id| session(&id, Duration::from_millis(left), &meta, worker, &held));
+                match listed {
+                    Ok(listed) => items.push(self.as_seen_here(listed)),
+                    // One that cannot be read must not hide all others.
+                    Err(error) => tracing::error!(session = id, %error, "a session is left out of a listing"),
+                }
             }
             if looked_at < most {
                 break;
@@ -116,7 +126,7 @@ impl SessionBackend for RedisBackend {
     }
 
     async fn set_last_worker(&self, id: &SessionId, worker: Arc<str>) -> Result<(), SessionError> {
-        let call = self.link.call(&scripts::AFFINITY).arg(id.as_str()).arg(&*worker);
+        let call = self.link.call(&scripts::AFFINITY).arg(id.as_str()).arg(self.remembered(&worker));
         if call.run().await? { Ok(()) } else { Err(SessionError::NotFound { id: id.clone() }) }
     }
 
@@ -260,10 +270,10 @@ impl SessionBackend for RedisBackend {
             [] if initial => Parts::all_variables(),
             identifiers => Parts::variables(identifiers.iter().map(|identifier| &**identifier)),
         };
-        let Loaded { record, was, seq, .. } = self.load(id, &parts.watched(self.lease)).await?;
+        let Loaded { record, was, seq, mark, .. } = self.load(id, &parts.watched(self.lease)).await?;
         let Held { born, .. } = was;
         let (watcher, watch) = Watcher::of_record(&self.limits, id, &record, identifiers, initial)?;
-        self.follower.add(id, &born, seq, watcher, self.limits.max_watches)?;
+        self.follower.add(id, &born, Cursor { number: seq, mark }, watcher, self.limits.max_watches)?;
         Ok(watch)
     }
 

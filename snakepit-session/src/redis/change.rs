@@ -43,9 +43,11 @@ impl Turns {
         Self { turns: (0..1024).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
     }
 
-    async fn take(&self, id: &SessionId) -> MutexGuard<'_, ()> {
+    /// Waits for the turn, but no longer than this: while Redis does not answer, those who wait give up together and not
+    /// one after the other.
+    async fn take(&self, id: &SessionId, longest: Duration) -> Option<MutexGuard<'_, ()>> {
         let turn = usize::try_from(self.hasher.hash_one(id)).unwrap_or(usize::MAX) % self.turns.len();
-        self.turns[turn].lock().await
+        tokio::time::timeout(longest, self.turns[turn].lock()).await.ok()
     }
 }
 
@@ -131,13 +133,22 @@ const fn word(word: &'static str) -> Bytes {
     Bytes::from_static(word.as_bytes())
 }
 
+/// The rev of a commit: random, so that it is that of no other, and an integer that Lua can hold.
+fn next_rev() -> u64 {
+    (uuid::Uuid::new_v4().as_u64_pair().0 >> 12) | 1
+}
+
 impl RedisBackend {
     /// Does something to a session that may change what it holds. It is done again when others get ahead.
     pub(super) async fn change<T, F>(&self, id: &SessionId, parts: &Parts, act: F) -> Result<T, SessionError>
     where
         F: Fn(&mut Record, &mut Room<'_>, &mut Changes) -> Result<T, SessionError> + Send + Sync,
     {
-        let _turn = self.turns.take(id).await;
+        let turn = self.turns.take(id, self.link.timeout()).await;
+        let _turn = turn.ok_or_else(|| {
+            self.link
+                .problem("does not answer in time those who change the session before; nothing was written")
+        })?;
         let mut reclaimed = false;
         for attempt in 0..MAX_ATTEMPTS {
             if attempt > 0 {
@@ -209,6 +220,7 @@ impl RedisBackend {
             .arg(id.as_str())
             .arg(&was.born)
             .arg(loaded.rev)
+            .arg(next_rev())
             .arg(Held::of(head, &was.born))
             .arg(more(head.bytes, was.bytes).to_string())
             .arg(more(head.variables, was.variables).to_string())

@@ -8,7 +8,7 @@ use redis::{
     aio::{ConnectionManager, ConnectionManagerConfig, PubSub},
 };
 
-use super::RedisConfig;
+use super::{RedisConfig, start::StartError};
 use crate::{SessionError, SessionId};
 
 /// One connection, shared by all who call: what they ask for travels together.
@@ -24,13 +24,15 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) async fn connect(url: &str, config: &RedisConfig) -> Result<Self, SessionError> {
-        let invalid = |error: RedisError| SessionError::Backend {
-            problem: format!("not the URL of a Redis server, such as redis://localhost:6379: {error}"),
+    pub(super) async fn connect(url: &str, config: &RedisConfig) -> Result<Self, StartError> {
+        let invalid = |error: RedisError| {
+            StartError::Never(SessionError::Backend {
+                problem: format!("not the URL of a Redis server, such as redis://localhost:6379: {error}"),
+            })
         };
         let info = redis::IntoConnectionInfo::into_connection_info(url).map_err(invalid)?;
         let address = info.addr().to_string();
-        let failed = |error: RedisError| failed(&address, &error);
+        let failed = |error: RedisError| StartError::of(&address, &error);
         // In version 3 of its protocol Redis says when a connection ends, so it is made anew before somebody needs it.
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let db = settings.db();
@@ -121,15 +123,20 @@ impl Call<'_> {
     }
 
     pub(super) async fn run<T: FromRedisValue>(self) -> Result<T, SessionError> {
+        let link = self.link;
+        self.try_run().await.map_err(|error| failed(&link.address, &error))
+    }
+
+    /// The same, with the error of Redis as it is.
+    pub(super) async fn try_run<T: FromRedisValue>(self) -> Result<T, RedisError> {
         let Self { link, script, command } = self;
         let mut connection = link.connection.clone();
-        let failed = |error: RedisError| failed(&link.address, &error);
         match command.query_async(&mut connection).await {
             Err(error) if is_unknown_script(&error) => {
-                script.load_async(&mut connection).await.map_err(failed)?;
-                command.query_async(&mut connection).await.map_err(failed)
+                script.load_async(&mut connection).await?;
+                command.query_async(&mut connection).await
             }
-            done => done.map_err(failed),
+            done => done,
         }
     }
 

@@ -206,16 +206,18 @@ pub(super) struct Loaded {
     pub(super) record: Record,
     /// What it holds, whatever becomes of the record.
     pub(super) was: Held,
-    /// Which change of the session was the last.
+    /// Which change of the session was the last: a random number of it.
     pub(super) rev: u64,
     /// The number of the last change of a variable.
     pub(super) seq: u64,
+    /// What tells that change from one that a failover lost; 0 where nothing does.
+    pub(super) mark: u64,
     /// What all sessions and global programs hold.
     pub(super) total: usize,
 }
 
-/// What the script answers: rev, seq, ttl, what it holds, what all hold, programs.
-type Answer = (u64, u64, u64, String, usize, Vec<Vec<u8>>);
+/// What the script answers: rev, seq, ttl, what it holds, what all hold, programs, mark.
+type Answer = (u64, u64, u64, String, usize, Vec<Vec<u8>>, u64);
 
 impl Loaded {
     pub(super) async fn load(link: &Link, id: &SessionId, parts: &Parts) -> Result<Self, SessionError> {
@@ -240,7 +242,7 @@ impl Loaded {
         let unchanged = reads.iter().any(Option::is_some).then(|| link.fields('s', id, &unchanged)).flatten();
         let reads = reads.iter_mut().filter_map(Option::take).chain(unchanged);
         let (answer, mut values): (Option<Answer>, _) = call.run_and_read(reads).await?;
-        let Some((rev, seq, ttl, held, total, programs)) = answer else {
+        let Some((rev, seq, ttl, held, total, programs, mark)) = answer else {
             return Err(SessionError::NotFound { id: id.clone() });
         };
         let was = Held::parse(&held)?;
@@ -275,7 +277,7 @@ impl Loaded {
                 fill(&mut record, &field, value)?;
             }
         }
-        Ok(Some(Self { record, was, rev, seq, total }))
+        Ok(Some(Self { record, was, rev, seq, mark, total }))
     }
 }
 
@@ -318,14 +320,14 @@ pub(super) async fn load_history(
     identifier: &str,
     limit: usize,
 ) -> Result<VariableRecord, SessionError> {
-    type Found = (Option<Vec<u8>>, Vec<Vec<u8>>);
+    type Found = (Option<Vec<u8>>, Vec<Option<Vec<u8>>>);
     let call = link.call(&scripts::HISTORY).arg(id.as_str()).arg(limit).arg(name_of(identifier));
     let found: Option<Found> = call.run().await?;
     let (variable, older) = found.ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
     let variable = variable.map(|variable| decode_variable(&variable)).transpose()?;
     let mut variable =
         variable.filter(|found| found.is(identifier)).ok_or_else(|| no_variable(id, identifier))?;
-    for version in older {
+    for version in older.into_iter().flatten() {
         variable.load(decode_version(&version)?);
     }
     Ok(variable)

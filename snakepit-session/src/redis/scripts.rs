@@ -25,6 +25,9 @@ scripts! {
     HISTORY = "history.lua";
     LIST = "list.lua";
     LOAD = "load.lua";
+    MEND = "mend.lua";
     RECLAIM = "reclaim.lua";
+    RECOUNT = "recount.lua";
+    START = "start.lua";
     STATS = "stats.lua";
 }

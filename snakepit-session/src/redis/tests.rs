@@ -17,10 +17,12 @@ use crate::{
 };
 
 mod hosts;
+mod losses;
 mod model;
 mod outages;
 mod room;
 mod server;
+mod starts;
 
 use server::{Line, Server};
 

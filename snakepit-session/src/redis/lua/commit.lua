@@ -1,6 +1,9 @@
 -- Changes a session, if it is what it was when it was loaded.
--- id, born, rev, what it holds then, bytes, variables and programs more, most bytes in all, most entries in the log,
--- its most bytes, changes -> 'done', 'gone', 'changed' by somebody else, or 'full'
+-- id, born, rev, the rev to give it, what it holds then, bytes, variables and programs more, most bytes in all, most entries
+-- in the log, its most bytes, changes -> 'done', 'gone', 'changed' by somebody else, or 'full'
+--
+-- A rev is random: where a failover lost writes, no later one has the rev of a lost one. Each entry of the log has the rev of
+-- the commit that wrote it (m) and of the one that wrote the entry before (p), so a reader notices that its past is another.
 --
 -- Changes: 'set' name, version to keep what it was as or nothing, variable
 --          'unset' name, the variable as it was last
@@ -8,9 +11,9 @@
 --          'put' name, program, data
 --          'remove' name
 
-local id, born, rev, holds, bytes, variables, programs, max_bytes, max_length, max_size = unpack(ARGV, 1, 10)
+local id, born, rev, next_rev, holds, bytes, variables, programs, max_bytes, max_length, max_size = unpack(ARGV, 1, 11)
 local key, far = session(id), deep(id)
-local head = redis.call('HMGET', key, 'born', 'rev', 'seq', 'ttl', 'watched', 'logged')
+local head = redis.call('HMGET', key, 'born', 'rev', 'seq', 'ttl', 'watched', 'logged', 'mark')
 if head[1] ~= born then
   return 'gone'
 end
@@ -28,13 +31,15 @@ local seq, entries = tonumber(head[3]), stream(born)
 local is_watched = head[5] and tonumber(head[5]) > now()
 local length = is_watched and redis.call('XLEN', entries) or 0
 local size = length > 0 and tonumber(head[6] or 0) or 0
+local mark = head[7] or '0'
 
 local function append(variable)
-  seq = seq + 1
+  local before = mark
+  seq, mark = seq + 1, next_rev
   if not is_watched then
     return
   end
-  redis.call('XADD', entries, int(seq) .. '-0', 'v', variable)
+  redis.call('XADD', entries, int(seq) .. '-0', 'v', variable, 'p', before, 'm', mark)
   length, size = length + 1, size + #variable
   while length > 1 and (length > tonumber(max_length) or size > tonumber(max_size)) do
     local oldest = redis.call('XRANGE', entries, '-', '+', 'COUNT', 1)[1]
@@ -43,7 +48,7 @@ local function append(variable)
   end
 end
 
-local at = 11
+local at = 12
 local function argument()
   at = at + 1
   return ARGV[at - 1]
@@ -76,7 +81,7 @@ while at <= #ARGV do
   end
 end
 
-redis.call('HSET', key, 'rev', int(rev + 1), 'seq', int(seq))
+redis.call('HSET', key, 'rev', next_rev, 'seq', int(seq), 'mark', mark, 'holds', holds, 'far', redis.call('HLEN', far))
 count('bytes', tonumber(bytes))
 count('variables', tonumber(variables))
 count('programs', tonumber(programs))

@@ -4,12 +4,13 @@
 
 local id, born, ttl, meta, bytes, max_sessions, max_bytes = unpack(ARGV)
 local key = session(id)
-local found = redis.call('HMGET', key, 'ttl', 'meta', 'worker')
-if found[1] then
+local found = redis.call('HMGET', key, 'ttl', 'meta', 'worker', 'holds', 'far')
+local holds = found[1] and what_is_held(id, found[4], found[5])
+if holds then
   renew(id, found[1])
-  return { 'found', 0, found[2], found[3], redis.call('HGET', held, id) }
+  return { 'found', 0, found[2], found[3], holds }
 end
-if redis.call('HEXISTS', held, id) == 1 then
+if found[1] or redis.call('HEXISTS', held, id) == 1 then
   retire(id, 'expired')
 end
 if redis.call('ZCARD', ids) >= tonumber(max_sessions) then
@@ -19,8 +20,9 @@ local size = total() + bytes
 if size > tonumber(max_bytes) then
   return { 'bytes', int(size), false, false, false }
 end
-redis.call('HSET', key, 'born', born, 'rev', 0, 'seq', 0, 'ttl', ttl, 'meta', meta)
-redis.call('HSET', held, id, bytes .. ' 0 0 ' .. born)
+holds = bytes .. ' 0 0 ' .. born
+redis.call('HSET', key, 'born', born, 'rev', 0, 'seq', 0, 'ttl', ttl, 'meta', meta, 'holds', holds)
+redis.call('HSET', held, id, holds)
 redis.call('ZADD', ids, 0, id)
 redis.call('ZADD', due, int(now() + ttl), id)
 count('created', 1)

@@ -1,45 +1,49 @@
 -- Reads on what changed in watched sessions, and says that they are still watched. Does not renew them.
--- how long they are watched, about how many bytes to read, and for each: id, born, the last number read
--- -> for each {time left or less than 0, the last number there is, whether there is more, {number, variable}...}
+-- how long they are watched, about how many bytes to read, and for each: id, born, the last number read or nothing for what
+-- the variables are now -> for each {time left or less than 0, the last number there is, its mark, whether there is more,
+-- {number, variable, the mark before it or -1 where that cannot be known, its mark}...}
 
 local lease, budget = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = now()
 
 local function follow(id, born, seen)
-  local head = redis.call('HMGET', session(id), 'born', 'seq', 'watched')
-  local left, seq = -1, seen
+  local head = redis.call('HMGET', session(id), 'born', 'seq', 'watched', 'mark')
+  local last = tonumber(seen) or -1
+  local left, seq, mark = -1, math.max(last, 0), 0
   if head[1] == born then
-    left, seq = redis.call('PTTL', session(id)), tonumber(head[2])
+    left, seq, mark = redis.call('PTTL', session(id)), tonumber(head[2]), tonumber(head[4] or 0)
     if not head[3] or head[3] - time < lease * 2 / 3 then
+      make_room()
       redis.call('HSET', session(id), 'watched', int(time + lease))
       expire(stream(born), lease)
     end
   end
-  local found, last, more = {}, seen, true
+  local found, more = {}, seen ~= ''
   while more and budget > 0 do
     local entries = redis.call('XRANGE', stream(born), '(' .. int(last) .. '-0', '+', 'COUNT', 16)
     for _, entry in ipairs(entries) do
+      local fields = entry[2]
       last = tonumber(entry[1]:match('^%d+'))
-      found[#found + 1] = { last, entry[2][2] }
-      budget = budget - #entry[2][2]
+      found[#found + 1] = { last, fields[2], tonumber(fields[4] or 0), tonumber(fields[6] or 0) }
+      budget = budget - #fields[2]
     end
     more = #entries == 16
   end
-  -- Nobody had said for too long that the session is watched, so the end of the log is missing. What the variables are
-  -- now is the last that happened to them.
-  if not more and last < seq then
+  -- Nobody had said for too long that the session is watched, so the end of the log is missing; or the reader asks for it.
+  -- What the variables are now is the last that happened to them.
+  if not more and left >= 0 and last < seq then
     for _, variable in ipairs(fetch_all(session(id), 'v:')) do
       local number = tonumber(variable:match('^%d+'))
       if number > last then
-        found[#found + 1] = { number, variable }
+        found[#found + 1] = { number, variable, -1, 0 }
       end
     end
   end
-  return { left, seq, more and 1 or 0, found }
+  return { left, seq, mark, more and 1 or 0, found }
 end
 
 local answers = {}
 for at = 3, #ARGV, 3 do
-  answers[#answers + 1] = follow(ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]))
+  answers[#answers + 1] = follow(ARGV[at], ARGV[at + 1], ARGV[at + 2])
 end
 return answers

@@ -6,6 +6,6 @@ if redis.call('EXISTS', global(name)) == 0 then
   return 0
 end
 redis.call('UNLINK', global(name))
-count('bytes', -redis.call('HGET', globals, name))
+count('bytes', -(redis.call('HGET', globals, name) or 0))
 redis.call('HDEL', globals, name)
 return 1

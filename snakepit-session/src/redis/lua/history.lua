@@ -2,11 +2,16 @@
 -- id, how many versions or 0 for all, name -> nothing, or {variable or none, {older versions}}
 
 local id, limit, name = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local ttl = redis.call('HGET', session(id), 'ttl')
-if not ttl then
+local head = redis.call('HMGET', session(id), 'ttl', 'holds', 'far')
+if not head[1] then
   return false
 end
-renew(id, ttl)
+if not what_is_held(id, head[2], head[3]) then
+  make_room()
+  retire(id, 'expired')
+  return false
+end
+renew(id, head[1])
 local variable, fields = redis.call('HGET', session(id), 'v:' .. name), {}
 if variable then
   local oldest, version = variable:match('^%d+ (%d+) (%d+)\n')

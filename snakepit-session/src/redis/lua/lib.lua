@@ -48,15 +48,32 @@ local function make_room()
   redis.call('UNLINK', root .. ':none')
 end
 
+-- Puts a session into all indexes that do not have it: Redis evicted them.
+local function put_in_indexes(id, holds)
+  make_room()
+  redis.call('HSETNX', held, id, holds)
+  redis.call('ZADD', ids, 0, id)
+  redis.call('ZADD', due, 'NX', int(now()), id)
+end
+
 local function count(name, by)
   if by ~= 0 then
     redis.call('HINCRBY', totals, name, int(by))
   end
 end
 
--- What all sessions and global programs hold, in bytes.
+-- What all sessions and global programs hold, in bytes. Below nothing it is only where Redis evicted the count.
 local function total()
-  return tonumber(redis.call('HGET', totals, 'bytes') or 0)
+  return math.max(0, tonumber(redis.call('HGET', totals, 'bytes') or 0))
+end
+
+-- What a session holds, by the index or else by what its own hash says (`holds`, `far`). Nothing when Redis evicted a part
+-- of it: then the session is lost. Sessions of earlier versions say nothing themselves.
+local function what_is_held(id, holds, far)
+  if tonumber(far or 0) > 0 and redis.call('EXISTS', deep(id)) == 0 then
+    return nil
+  end
+  return redis.call('HGET', held, id) or holds or nil
 end
 
 -- Fields of a hash, however many: one command takes some thousands.
@@ -92,7 +109,11 @@ end
 -- Ends a session, which may have expired: what it held is written down apart from it. Its last changes stay until those
 -- who watch it have read them.
 local function retire(id, kind)
-  local holds = redis.call('HGET', held, id) or '0 0 0 -'
+  local holds = redis.call('HGET', held, id) or redis.call('HGET', session(id), 'holds')
+  if not holds then
+    holds = '0 0 0 -'
+    redis.call('HSET', totals, 'torn', 1)
+  end
   local bytes, variables, programs, born = holds:match('(%d+) (%d+) (%d+) (%S+)')
   redis.call('UNLINK', session(id), deep(id))
   count(kind, 1)

@@ -1,12 +1,21 @@
 -- Uses a session: renews it and reads what else is needed to change it.
 -- id, how long it is watched or nothing, what fields to read begin with or nothing
--- -> nothing, or {rev, seq, ttl, held, bytes in all, {values of these fields}}
+-- -> nothing, or {rev, seq, ttl, held, bytes in all, {values of these fields}, mark}
 
 local id, watched, prefix = unpack(ARGV)
 local key = session(id)
-local head = redis.call('HMGET', key, 'rev', 'seq', 'ttl')
+local head = redis.call('HMGET', key, 'rev', 'seq', 'ttl', 'mark', 'holds', 'far')
 if not head[1] then
   return false
+end
+local holds = what_is_held(id, head[5], head[6])
+if not holds then
+  make_room()
+  retire(id, 'expired')
+  return false
+end
+if redis.call('HEXISTS', held, id) == 0 then
+  put_in_indexes(id, holds)
 end
 if watched ~= '' then
   redis.call('HSET', key, 'watched', int(now() + watched))
@@ -14,5 +23,5 @@ end
 renew(id, head[3])
 return {
   tonumber(head[1]), tonumber(head[2]), tonumber(head[3]),
-  redis.call('HGET', held, id), total(), prefix ~= '' and fetch_all(key, prefix) or {},
+  holds, total(), prefix ~= '' and fetch_all(key, prefix) or {}, tonumber(head[4] or 0),
 }

@@ -2,7 +2,8 @@
 
 local counted = redis.call('HMGET', totals, 'created', 'deleted', 'expired', 'sweeps', 'variables', 'programs', 'bytes')
 for at = 1, 7 do
-  counted[at] = tonumber(counted[at] or 0)
+  -- Below nothing a count is only where Redis evicted what it was before.
+  counted[at] = math.max(0, tonumber(counted[at] or 0))
 end
 local created, deleted, expired, sweeps, variables, programs, bytes = unpack(counted)
 programs = programs + redis.call('HLEN', globals)

@@ -22,7 +22,12 @@ async fn hosts_share_what_they_keep() {
     b.set_variable(&id("s"), set("x", 5)).await.unwrap();
     assert_eq!(x(&a, "s").await, (5, 1));
     a.set_last_worker(&id("s"), "w".into()).await.unwrap();
-    assert_eq!(b.get(&id("s")).await.unwrap().last_worker.as_deref(), Some("w"));
+    assert_eq!(a.get(&id("s")).await.unwrap().last_worker.as_deref(), Some("w"));
+    // Both have a worker of this name.
+    let seen = b.get(&id("s")).await.unwrap().last_worker.unwrap();
+    assert!(seen.starts_with("w@"), "{seen}");
+    let listed = b.list(PageRequest::default()).await.unwrap().items.remove(0).last_worker.unwrap();
+    assert_eq!(listed, seen);
     for owner in [ProgramOwner::Session(id("s")), ProgramOwner::Global] {
         a.put_program(&owner, &name("p"), Program::new("data", "t")).await.unwrap();
         assert_eq!(b.program(&owner, &name("p")).await.unwrap().data, "data");

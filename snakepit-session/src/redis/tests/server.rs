@@ -31,11 +31,7 @@ pub(super) struct Server {
 impl Server {
     /// Starts a server that listens on a socket in a directory of its own, so that no port can be taken.
     pub(super) fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("redis").display().to_string();
-        let arguments = ["--port", "0", "--unixsocket", &socket].map(str::to_owned).to_vec();
-        let child = launch(&dir, &arguments).expect("the server starts");
-        Self { dir, arguments, child, url: format!("redis+unix://{socket}") }
+        Self::start_with(&[])
     }
 
     /// Starts a server that listens on a port of loopback and wants a password.
@@ -54,15 +50,54 @@ impl Server {
         panic!("no port is free")
     }
 
+    /// The same, with more arguments.
+    pub(super) fn start_with(more: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("redis").display().to_string();
+        let mut arguments = ["--port", "0", "--unixsocket", &socket].map(str::to_owned).to_vec();
+        arguments.extend(more.iter().map(|&argument| argument.to_owned()));
+        let child = launch(&dir, &arguments).expect("the server starts");
+        Self { dir, arguments, child, url: format!("redis+unix://{socket}") }
+    }
+
     pub(super) fn stop(&mut self) {
         // By the handle of what this started, and nothing else.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Starts it again, empty.
+    /// Starts it again, with what it saved last, if anything.
     pub(super) fn start_again(&mut self) {
         self.child = launch(&self.dir, &self.arguments).expect("the server starts again");
+    }
+
+    /// Starts it again with more arguments, and does not wait until it has loaded what it saved.
+    pub(super) fn start_loading(&mut self, more: &[&str]) {
+        let arguments = [&self.arguments[..], &more.iter().map(|&more| more.to_owned()).collect::<Vec<_>>()];
+        self.child = spawn(&self.dir, &arguments.concat());
+    }
+
+    /// Lets it listen on a port of loopback too, and returns that.
+    pub(super) async fn with_port(&self) -> u16 {
+        for _ in 0..10 {
+            let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let client = redis::Client::open(&*self.url).unwrap();
+            let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+            let mut listen = redis::cmd("CONFIG");
+            listen.arg("SET").arg("port").arg(port);
+            if listen.query_async::<()>(&mut connection).await.is_ok() {
+                return port;
+            }
+        }
+        panic!("no port is free")
+    }
+
+    /// Lets it answer nobody, or answer again.
+    pub(super) fn freeze(&self, is_frozen: bool) {
+        let signal = if is_frozen { "-STOP" } else { "-CONT" };
+        #[expect(clippy::disallowed_methods, reason = "not a worker")]
+        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
+        assert!(sent.unwrap().success());
     }
 
     pub(super) async fn host(&self) -> RedisBackend {
@@ -89,16 +124,20 @@ impl Drop for Server {
 }
 
 #[expect(clippy::disallowed_methods, reason = "not a worker")]
-fn launch(dir: &TempDir, arguments: &[String]) -> Result<Child, String> {
+fn spawn(dir: &TempDir, arguments: &[String]) -> Child {
     let mut server = Command::new("redis-server");
     server.args(["--save", "", "--appendonly", "no", "--dir"]).arg(dir.path()).args(arguments);
     let child = server.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-    let mut child = child.unwrap_or_else(|error| {
+    child.unwrap_or_else(|error| {
         panic!(
             "cannot run redis-server, which these tests need: {error}; install it with `apt-get install redis-server`, \
              or run `cargo xtask test`, which does so where it can"
         )
-    });
+    })
+}
+
+fn launch(dir: &TempDir, arguments: &[String]) -> Result<Child, String> {
+    let mut child = spawn(dir, arguments);
     let (tell, told) = mpsc::channel();
     let output = BufReader::new(child.stdout.take().unwrap());
     // Reads on to the end, so that the server never waits for somebody to read.

@@ -1,0 +1,18 @@
+-- Puts sessions right of which Redis evicted something, or that the indexes do not have any more: what is whole is in all
+-- indexes afterwards, and the rest is lost.
+-- ids -> how many are lost
+
+make_room()
+local lost = 0
+for _, id in ipairs(ARGV) do
+  local head = redis.call('HMGET', session(id), 'ttl', 'holds', 'far')
+  local holds = head[1] and what_is_held(id, head[2], head[3])
+  if holds then
+    put_in_indexes(id, holds)
+  elseif head[1] or redis.call('HEXISTS', held, id) == 1
+    or redis.call('ZSCORE', ids, id) or redis.call('ZSCORE', due, id) then
+    retire(id, 'expired')
+    lost = lost + 1
+  end
+end
+return lost

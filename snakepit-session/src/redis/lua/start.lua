@@ -1,0 +1,33 @@
+-- Does once what the other scripts do, with keys that are gone afterwards: whoever may not do so learns it at the start.
+-- A server that is out of memory may be used, for it still reads and deletes.
+
+local key = root .. ':start'
+make_room()
+redis.call('TIME')
+redis.call('HSET', key, 'field', 1)
+redis.call('HSETNX', key, 'field', 1)
+redis.call('HINCRBY', key, 'field', 1)
+redis.call('PEXPIRE', key, 1000)
+redis.call('PEXPIREAT', key, int(now() + 1000))
+redis.call('HMGET', key, 'field')
+redis.call('HGET', key, 'field')
+redis.call('HKEYS', key)
+redis.call('HGETALL', key)
+redis.call('HLEN', key)
+redis.call('HEXISTS', key, 'field')
+redis.call('PTTL', key)
+redis.call('EXISTS', key)
+redis.call('HDEL', key, 'field')
+redis.call('ZADD', key, 0, 'member')
+redis.call('ZCARD', key)
+redis.call('ZSCORE', key, 'member')
+redis.call('ZRANGEBYSCORE', key, '-inf', 0, 'LIMIT', 0, 1)
+redis.call('ZRANGEBYLEX', key, '-', '+', 'LIMIT', 0, 1)
+redis.call('ZREM', key, 'member')
+redis.call('XADD', key, '1-0', 'field', 1)
+redis.call('XLEN', key)
+redis.call('XRANGE', key, '-', '+', 'COUNT', 1)
+redis.call('XTRIM', key, 'MAXLEN', 0)
+redis.call('UNLINK', key)
+redis.call('PUBLISH', key, '')
+return 1

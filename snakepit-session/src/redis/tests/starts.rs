@@ -1,0 +1,101 @@
+//! Servers that are not there yet, and those that cannot be used.
+
+use super::*;
+
+async fn connect(url: &str) -> Result<RedisBackend, SessionError> {
+    RedisBackend::connect(url, RedisConfig::default(), SessionLimits::default()).await
+}
+
+#[tokio::test]
+async fn a_server_that_comes_a_little_later_is_waited_for() {
+    let mut server = Server::start();
+    server.stop();
+    let socket = server.url.trim_start_matches("redis+unix://").to_owned();
+    std::fs::remove_file(&socket).unwrap();
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    let in_vain = async {
+        drop(listener.accept().await.unwrap());
+        drop(listener);
+        std::fs::remove_file(&socket).unwrap();
+        server.start_again();
+        std::future::pending::<()>().await;
+    };
+    let url = format!("redis+unix://{socket}");
+    let host = tokio::select! {
+        host = soon(connect(&url)) => host.unwrap(),
+        () = in_vain => unreachable!("it waits"),
+    };
+    host.create(&id("s"), NewSession::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_loads_its_data_is_waited_for() {
+    let mut server = Server::start_with(&["--dbfilename", "dump.rdb"]);
+    let _: String = server.query(&["SET", "much", &"x".repeat(1000)]).await;
+    for n in 0..200 {
+        let _: String = server.query(&["SET", &n.to_string(), "x"]).await;
+    }
+    let _: String = server.query(&["SAVE"]).await;
+    server.stop();
+    // Loads for a second.
+    server.start_loading(&["--key-load-delay", "5000", "--loading-process-events-interval-bytes", "1024"]);
+    let host = soon(connect(&server.url)).await.unwrap();
+    host.create(&id("s"), NewSession::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_server_lacks_is_said_at_the_start() {
+    let server = Server::start();
+    let primary = server.with_port().await;
+    let replica = Server::start_with(&["--replicaof", "127.0.0.1", &primary.to_string()]);
+    let refused = soon(connect(&replica.url)).await.unwrap_err().to_string();
+    assert!(refused.contains("read-only replica"), "{refused}");
+
+    let user = |name: &str| format!("{}?user={name}&pass=p", server.url);
+    for (name, rules) in [
+        ("scripts", &["+@all", "-@scripting"][..]),
+        ("streams", &["+@all", "-xadd"]),
+        ("keys", &["+@all", "resetkeys", "~other:*"]),
+    ] {
+        let words = ["ACL", "SETUSER", name, "on", ">p", "~*", "&*"];
+        let () = server.query(&[&words[..], rules].concat()).await;
+        let refused = soon(connect(&user(name))).await.unwrap_err().to_string();
+        assert!(refused.contains("sessions need a user"), "{name}: {refused}");
+    }
+    let () = server
+        .query(&["ACL", "SETUSER", "plain", "on", ">p", "~{snakepit}*", "&*", "+@all", "-info", "-config"])
+        .await;
+    connect(&user("plain")).await.unwrap();
+}
+
+#[tokio::test]
+async fn hosts_with_different_prefixes_in_their_urls_share_nothing() {
+    let server = Server::start();
+    let one = connect(&format!("{}?prefix=one", server.url)).await.unwrap();
+    let other = connect(&format!("{}?prefix=other", server.url)).await.unwrap();
+    one.create(&id("s"), NewSession::default()).await.unwrap();
+    other.get(&id("s")).await.unwrap_err();
+    let unknown = connect(&format!("{}?prefx=one", server.url)).await.unwrap_err().to_string();
+    assert!(unknown.contains("`prefx`"), "{unknown}");
+}
+
+#[tokio::test]
+async fn writers_that_wait_for_their_turn_give_up_together() {
+    let server = Server::start();
+    let config = RedisConfig { timeout: Duration::from_millis(500), ..RedisConfig::default() };
+    let host = RedisBackend::connect(&server.url, config, SessionLimits::default()).await.unwrap();
+    with_x(&host, "s", NewSession::default()).await;
+    let host = Arc::new(host);
+    server.freeze(true);
+    let began = tokio::time::Instant::now();
+    let mut writers = JoinSet::new();
+    for n in 0..20 {
+        let host = Arc::clone(&host);
+        writers.spawn(async move { host.set_variable(&id("s"), set("x", n)).await });
+    }
+    let failed = writers.join_all().await.into_iter().filter(Result::is_err).count();
+    let took = began.elapsed();
+    server.freeze(false);
+    assert_eq!(failed, 20);
+    assert!(took < Duration::from_secs(4), "one after the other they would take ten seconds: {took:?}");
+}
