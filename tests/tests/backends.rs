@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use snakepit_proto::pb;
+use snakepit_server::{ValueType, VariableType};
 use snakepit_tests::{
     Client, Redis, SHOWCASE, Sandbox, SandboxBuilder, Signal, result_of, signal, tool_request,
 };
@@ -186,4 +187,28 @@ async fn a_place_that_cannot_be_used_is_named() {
         let failure = daemon(sessions).try_start().await.unwrap_err();
         assert!(failure.stderr.contains(said), "{sessions}: {}", failure.stderr);
     }
+}
+
+#[tokio::test]
+async fn no_update_of_six_clients_on_two_daemons_gives_up() {
+    const EACH: u32 = 50;
+    let redis = Redis::start().await;
+    let (one, other) = tokio::join!(daemon(&redis.url()).start(), daemon(&redis.url()).start());
+    let client = snakepit_server::Client::connect(one.url()).await.unwrap();
+    let number = VariableType::new(ValueType::Integer).unwrap();
+    client.session("s").await.unwrap().register("n", number, 0).await.unwrap();
+    let mut writers = JoinSet::new();
+    for writer in 0..6 {
+        let url = if writer % 2 == 0 { one.url() } else { other.url() }.to_owned();
+        writers.spawn(async move {
+            let client = snakepit_server::Client::connect(&url).await.unwrap();
+            let session = client.session("s").await.unwrap();
+            for _ in 0..EACH {
+                session.update("n", |n: u32| n + 1).await.unwrap();
+            }
+        });
+    }
+    writers.join_all().await;
+    let session = client.session("s").await.unwrap();
+    assert_eq!(session.get::<u32>("n").await.unwrap(), 6 * EACH);
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 from snakepit_bridge import _checked
 from snakepit_bridge.errors import (
     AlreadyExistsError,
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
     from snakepit_bridge.batch import Batch
     from snakepit_bridge.errors import SnakepitError
     from snakepit_bridge.watch import Watch
+
+
+# How long `update` goes on by default, in seconds. With each failure somebody else succeeded.
+_UPDATE_TIMEOUT = 60.0
 
 
 class VariableType:
@@ -151,7 +158,7 @@ class SessionVariables:
         identifier: str,
         change: Callable[[Any], Any],
         *,
-        retries: int = 100,
+        retries: int | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Any:
         """Change a variable in one step, whoever else writes it at the same time, and return its new value.
@@ -160,7 +167,7 @@ class SessionVariables:
             identifier: Its name or id.
             change: Makes the new value of the current one. It is called again when the variable was written meanwhile,
                 so it should do nothing else.
-            retries: How many times at most it is called again.
+            retries: How many times at most it is called again; by default as often as a minute allows.
             metadata: What to attach to the new version.
 
         Raises:
@@ -170,8 +177,11 @@ class SessionVariables:
         """
         if not callable(change):
             raise _checked.unfit("change", change, "a function")
-        retries = _checked.integer("retries", retries)
+        if retries is not None:
+            retries = _checked.integer("retries", retries)
+        began, pause = time.monotonic(), 1
         while True:
+            attempt = time.monotonic()
             current = self.variable(identifier)
             value = change(current.value)
             try:
@@ -179,9 +189,14 @@ class SessionVariables:
                 self.set_variable(current.id, value, metadata, expected_version=current.version)
                 return value
             except (VersionConflictError, VariableNotFoundError):
-                if retries == 0:
+                now = time.monotonic()
+                if retries == 0 or now - began > _UPDATE_TIMEOUT:
                     raise
-                retries -= 1
+                if retries is not None:
+                    retries -= 1
+                # At random, so that those who got into each other's way do not do so again.
+                time.sleep(os.urandom(1)[0] / 255 * pause * max(now - attempt, 0.001))
+                pause = min(pause * 2, 16)
 
     def delete_variable(self, identifier: str) -> None:
         """Delete a variable with its history.

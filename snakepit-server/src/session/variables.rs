@@ -2,9 +2,11 @@
 
 use std::{
     fmt,
+    hash::{BuildHasher, RandomState},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_core::Stream;
@@ -18,12 +20,26 @@ use snakepit_session::{
     Batch, NewVariable, Note, Payload, SessionError, SetVariable, Variable, VariableId, VariableName,
     VariableType, VariableVersion, WatchEvent,
 };
+use tokio::time::Instant;
 
 use super::SessionHandle;
 use crate::{Error, call::Target};
 
-/// How often [`SessionHandle::update`] tries before it gives up. With each failure somebody else succeeded.
-const ATTEMPTS: usize = 100;
+/// How long [`SessionHandle::update`] tries before it gives up. With each failure somebody else succeeded.
+const UPDATE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How many attempts the longest pause between two of them takes at most. All who write wait for as long on average, so none
+/// falls behind because it has lost more often.
+const MAX_PAUSE: u32 = 16;
+
+/// What an attempt takes at least, for pauses.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+
+/// A random number from 0 to 1.
+fn random_fraction() -> f64 {
+    // Each such state has other random keys.
+    let random = RandomState::new().hash_one(());
+    f64::from(u32::try_from(random >> 32).unwrap_or(0)) / f64::from(u32::MAX)
+}
 
 impl SessionHandle {
     /// Registers a variable with its first value, which becomes version 0, and returns its id.
@@ -126,7 +142,7 @@ impl SessionHandle {
     ///
     /// # Errors
     /// [`Error::Session`] and [`Error::Payload`] as for [`get`](Self::get) and [`set`](Self::set);
-    /// [`SessionError::VersionConflict`] when others were faster a hundred times.
+    /// [`SessionError::VersionConflict`] when others were faster for a minute.
     ///
     /// # Cancel safety
     /// The variable is written or not, never half.
@@ -163,14 +179,21 @@ impl SessionHandle {
         identifier: &str,
         mut make: impl FnMut(&Variable) -> Result<(Payload, T), Error>,
     ) -> Result<(u32, T), Error> {
-        let mut attempt = 1;
+        let began = Instant::now();
+        let mut pause = 1;
         loop {
+            let attempt = Instant::now();
             let seen = self.variable(identifier).await?;
             let (payload, value) = make(&seen)?;
             let write = SetVariable::new(seen.id.as_str(), payload).if_version(seen.version);
             match self.write(write).await {
-                Err(Error::Session(SessionError::VersionConflict { .. })) if attempt < ATTEMPTS => {
-                    attempt += 1;
+                Err(Error::Session(SessionError::VersionConflict { .. }))
+                    if began.elapsed() < UPDATE_TIMEOUT =>
+                {
+                    // At random, so that those who got into each other's way do not do so again.
+                    let longest = attempt.elapsed().max(SHORTEST_PAUSE) * pause;
+                    tokio::time::sleep(longest.mul_f64(random_fraction())).await;
+                    pause = MAX_PAUSE.min(pause * 2);
                 }
                 written => return written.map(|version| (version, value)),
             }
