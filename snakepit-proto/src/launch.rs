@@ -8,9 +8,16 @@
 //! 3. a [`ControlMessage`] line on the control channel, when [`ENV_CONTROL`] is set: this project's own workers.
 //!
 //! The control channel is a socket that the worker inherits as standard input. It is also the lifeline: the
-//! worker exits as soon as it reads end-of-file, because then its host is gone.
+//! worker exits as soon as it reads end-of-file, because then its host is gone. This project's own workers find one line on
+//! it when they start, a [`HostMessage`].
 
 use serde::{Deserialize, Serialize};
+
+/// The version of this build of the protocol crate, and so of the host or worker that is made with it.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The number of what a host and this project's own workers agree on beyond the .proto: a change that older ones cannot
+/// work with raises it.
+pub const PROTOCOL: u32 = 1;
 
 /// Argument: the TCP port to listen on; 0 lets the worker choose one and report it.
 pub const ARG_PORT: &str = "--port";
@@ -37,8 +44,62 @@ pub const ENV_CONTROL: &str = "SNAKEPIT_CONTROL";
 /// The one defined value of [`ENV_CONTROL`].
 pub const CONTROL_STDIN: &str = "stdin";
 
+/// Environment: the host's [`VERSION`]. Hosts that do not set it are older than any that offers a [`HostMessage`].
+pub const ENV_HOST_VERSION: &str = "SNAKEPIT_HOST_VERSION";
+
 /// What stands before the port in the readiness line of protocol v0.4.
 pub const READY_PREFIX: &str = "GRPC_READY:";
+
+/// The one line of JSON that a host writes to the control channel, before the worker starts. Only this project's own
+/// workers get it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum HostMessage {
+    /// The worker was launched.
+    Launched {
+        /// Proves at the registration that this is that worker. It is good for one use.
+        token: String,
+    },
+}
+
+impl std::fmt::Debug for HostMessage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The token must not get into logs.
+        f.write_str("Launched { .. }")
+    }
+}
+
+/// A worker's version that its host cannot work with.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "snakepit_bridge {worker} (protocol {worker_protocol}) does not fit this host, which is snakepit {VERSION} (protocol \
+     {PROTOCOL}); install the same version of both"
+)]
+pub struct Incompatible {
+    /// The version of the worker.
+    pub worker: String,
+    /// Its protocol number.
+    pub worker_protocol: u32,
+}
+
+/// Checks that a worker of this version works for a host of this build: the protocol number is the same, and so are the
+/// major and the minor version. Patch versions may differ.
+///
+/// # Errors
+/// [`Incompatible`], with both versions.
+pub fn check_version(version: &str, protocol: u32) -> Result<(), Incompatible> {
+    if protocol == PROTOCOL && release(version).is_some_and(|worker| Some(worker) == release(VERSION)) {
+        return Ok(());
+    }
+    let shown = if version.is_empty() { "of an unknown version" } else { version };
+    Err(Incompatible { worker: shown.chars().take(64).collect(), worker_protocol: protocol })
+}
+
+/// Major and minor version.
+fn release(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
 
 /// One line of JSON that a worker writes to the control channel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,4 +118,28 @@ pub enum ControlMessage {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         traceback: Option<String>,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_of_another_release_are_refused_with_both_versions() {
+        let (major, minor) = release(VERSION).unwrap();
+        check_version(VERSION, PROTOCOL).unwrap();
+        check_version(&format!("{major}.{minor}.999"), PROTOCOL).unwrap();
+        for (version, protocol) in [
+            (format!("{}.{minor}.0", major + 1), PROTOCOL),
+            (format!("{major}.{}.0", minor + 1), PROTOCOL),
+            (VERSION.to_owned(), PROTOCOL + 1),
+            (String::new(), 0),
+            ("nightly".to_owned(), PROTOCOL),
+            ("x".repeat(100_000), PROTOCOL),
+        ] {
+            let error = check_version(&version, protocol).unwrap_err().to_string();
+            assert!(error.contains(VERSION) && error.len() < 300, "{error}");
+            assert!(error.contains(version.get(..20).unwrap_or(&version)), "{error}");
+        }
+    }
 }

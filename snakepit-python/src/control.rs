@@ -11,25 +11,44 @@ use nix::{
     sys::signal::{Signal, kill, killpg},
     unistd::{dup2_stdin, getpgrp, getpid},
 };
-use snakepit_proto::launch::ControlMessage;
+use snakepit_proto::launch::{ControlMessage, HostMessage};
+
+/// The longest line that a host writes.
+const MAX_LINE: usize = 4096;
 
 /// The worker's end of the control channel.
 #[derive(Debug)]
-pub(crate) struct Control(Mutex<File>);
+pub(crate) struct Control {
+    channel: Mutex<File>,
+    token: Option<String>,
+}
 
 impl Control {
-    /// Takes the channel over from standard input, which reads `/dev/null` from then on, and starts to watch it.
+    /// Takes the channel over from standard input, which reads `/dev/null` from then on, and starts to watch it. With
+    /// `expect_token`, the host's message is read first.
     ///
     /// # Errors
-    /// When a file descriptor cannot be made or the watching thread cannot be started.
-    pub(crate) fn take_stdin() -> io::Result<Self> {
+    /// When a file descriptor cannot be made, the watching thread cannot be started, or the message cannot be read.
+    pub(crate) fn take_stdin(expect_token: bool) -> io::Result<Self> {
         let channel = File::from(io::stdin().as_fd().try_clone_to_owned()?);
         let null = OpenOptions::new().read(true).open("/dev/null")?;
         dup2_stdin(&null)?;
+        let token = match expect_token {
+            true => {
+                let HostMessage::Launched { token } = serde_json::from_slice(&read_line(&channel)?)?;
+                Some(token)
+            }
+            false => None,
+        };
         let lifeline = channel.try_clone()?;
         std::thread::Builder::new().name("snakepit-lifeline".to_owned()).spawn(move || watch(lifeline))?;
         spare_the_leader()?;
-        Ok(Self(Mutex::new(channel)))
+        Ok(Self { channel: Mutex::new(channel), token })
+    }
+
+    /// Proves to the host that this worker is the one that it launched.
+    pub(crate) fn token(&self) -> Option<&str> {
+        self.token.as_deref()
     }
 
     /// Sends one line.
@@ -39,10 +58,23 @@ impl Control {
     pub(crate) fn send(&self, message: &ControlMessage) -> io::Result<()> {
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');
-        let mut channel = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
         channel.write_all(&line)?;
         channel.flush()
     }
+}
+
+/// Reads one line and not a byte more. The host wrote it before it started this process.
+fn read_line(mut channel: &File) -> io::Result<Vec<u8>> {
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    while line.len() < MAX_LINE {
+        channel.read_exact(&mut byte)?;
+        match byte {
+            [b'\n'] => return Ok(line),
+            [byte] => line.push(byte),
+        }
+    }
+    Err(io::Error::other("the host's first line is too long"))
 }
 
 /// A stopped process does not see its lifeline end, so the kernel wakes it when the host dies; a kernel that killed it

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, error::Error, future::Future, time::Duration};
 use hyper_util::rt::TokioIo;
 use pyo3::{PyErr, exceptions::PyRuntimeError, import_exception};
 use snakepit_proto::{
-    MAX_MESSAGE_BYTES, headers, pb,
+    MAX_MESSAGE_BYTES, headers, launch, pb,
     pb::bridge_service_client::BridgeServiceClient,
     status::{Details, details_of},
 };
@@ -114,9 +114,11 @@ impl Host {
         &self,
         tools: Vec<pb::ToolRegistration>,
         worker_id: &str,
+        token: Option<String>,
     ) -> Result<(), String> {
-        let request =
-            pb::RegisterToolsRequest { session_id: String::new(), tools, worker_id: worker_id.to_owned() };
+        let (worker_id, version) = (worker_id.to_owned(), launch::VERSION.to_owned());
+        let identity = token.map(|token| pb::WorkerIdentity { token, version, protocol: launch::PROTOCOL });
+        let request = pb::RegisterToolsRequest { session_id: String::new(), tools, worker_id, identity };
         match timeout(CONNECT_WITHIN, self.client.clone().register_tools(request)).await {
             Ok(Ok(answer)) => {
                 let pb::RegisterToolsResponse { success, error_message, .. } = answer.into_inner();
@@ -127,6 +129,7 @@ impl Host {
                     Err(format!("the host refused the adapter's tools: {error_message}"))
                 }
             }
+            Ok(Err(status)) if status.code() == Code::FailedPrecondition => Err(status.message().to_owned()),
             Ok(Err(status)) => Err(format!("the host refused the adapter's tools: {}", status.message())),
             Err(_) => Err(format!("the host did not answer the registration within {CONNECT_WITHIN:?}")),
         }

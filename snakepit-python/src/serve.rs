@@ -32,6 +32,8 @@ pub(crate) struct ServeConfig {
     /// The TCP port; 0 takes a free one.
     pub(crate) port: u16,
     pub(crate) worker_id: String,
+    /// Proves to the host that it launched this worker.
+    pub(crate) token: Option<String>,
     pub(crate) specs: Vec<ToolSpec>,
 }
 
@@ -75,13 +77,14 @@ pub(crate) async fn start(config: ServeConfig, tools: PythonTools, io: Io) -> Re
 
 /// First the host, then the socket: who can dial this worker may call it.
 async fn prepare(config: ServeConfig, io: Io) -> Result<Bound, String> {
-    let ServeConfig { host, socket, port, worker_id, specs } = config;
+    let ServeConfig { host, socket, port, worker_id, token, specs } = config;
     let host = match host {
         Some(address) => {
             let host = Host::connect(&address, io).await?;
             let tools: Vec<_> = specs.into_iter().map(spec_to_registration).collect();
-            if !tools.is_empty() {
-                host.register(tools, &worker_id).await?;
+            // With a token the registration is also where the two tell each other their versions.
+            if token.is_some() || !tools.is_empty() {
+                host.register(tools, &worker_id, token).await?;
             }
             Some(host)
         }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use pyo3::{exceptions::PyRuntimeError, prelude::*};
-use snakepit_proto::launch::{CONTROL_STDIN, ControlMessage, ENV_CONTROL, ENV_PROGRESS, READY_PREFIX};
+use snakepit_proto::launch::{
+    CONTROL_STDIN, ControlMessage, ENV_CONTROL, ENV_HOST_VERSION, ENV_PROGRESS, ENV_SOCKET, READY_PREFIX,
+    VERSION,
+};
 
 use crate::{
     control::Control,
@@ -34,7 +37,11 @@ impl Worker {
     fn new() -> PyResult<Self> {
         let control = match std::env::var(ENV_CONTROL).as_deref() {
             Err(_) | Ok("") => None,
-            Ok(CONTROL_STDIN) => Some(Control::take_stdin()?),
+            Ok(CONTROL_STDIN) => {
+                // Hosts give one to workers that they started on a socket, since there are tokens.
+                let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+                Some(Control::take_stdin(is_set(ENV_SOCKET) && is_set(ENV_HOST_VERSION))?)
+            }
             Ok(other) => {
                 return Err(PyRuntimeError::new_err(format!(
                     "{ENV_CONTROL} is `{other}`; it takes `{CONTROL_STDIN}` or nothing"
@@ -83,11 +90,24 @@ impl Worker {
         ready_file: Option<PathBuf>,
     ) -> PyResult<()> {
         let plan = Plan::read(plan)?;
+        let token = self.control.as_ref().and_then(|control| control.token().map(str::to_owned));
+        if self.control.is_some() && socket.is_some() && host.is_some() && token.is_none() {
+            return Err(PyRuntimeError::new_err(format!(
+                "the host that started this worker is older than snakepit_bridge {VERSION}, and names no version; install the \
+                 same version of both"
+            )));
+        }
         let progress =
             std::env::var_os(ENV_PROGRESS).map(|path| Progress::open(path.as_ref())).transpose()?;
         let tools = PythonTools::new(interrupt::spawn()?);
-        let config =
-            ServeConfig { host, socket, port, worker_id: worker_id.clone(), specs: plan.specs.clone() };
+        let config = ServeConfig {
+            host,
+            socket,
+            port,
+            worker_id: worker_id.clone(),
+            token,
+            specs: plan.specs.clone(),
+        };
         let io = Io::start()?;
         let served = tools.clone();
         let Ready { host, address, port, executor_done, serving } =

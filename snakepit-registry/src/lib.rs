@@ -28,6 +28,6 @@ pub use call::{CallId, CallMode, ToolCall, TraceContext};
 pub use error::{CallStage, ToolError, ToolFailure};
 pub use fn_tool::{FnTool, ToolContext};
 pub use handler::ToolHandler;
-pub use registry::{Registration, Registry, RegistryError, ResolvedTool, Running};
+pub use registry::{Announcer, Registration, Registry, RegistryError, ResolvedTool, Running};
 pub use reply::{Chunk, ChunkStream, ReplyBody, ToolReply};
 pub use spec::{ParameterSpec, ToolSpec};

@@ -1,10 +1,14 @@
 //! Who serves which name, and the one place where a call is resolved, checked and handed on.
 
+mod remote;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     pin::Pin,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
+
+pub use remote::Announcer;
 
 use crate::{CallMode, FnTool, ToolCall, ToolError, ToolHandler, ToolReply, ToolSpec, check};
 
@@ -14,15 +18,6 @@ const HOST: &str = "host";
 const IDEMPOTENT: &str = "snakepit.idempotent";
 /// The longest tool name accepted, in bytes of UTF-8.
 const MAX_NAME_BYTES: usize = 256;
-/// The most tools that one provider may announce: workers may say anything at any time, and names are never forgotten.
-const MAX_REMOTE_TOOLS: usize = 10_000;
-
-/// The largest spec that a worker may announce, in bytes of memory.
-const MAX_SPEC_BYTES: usize = 64 * 1024;
-/// What all specs that one provider announced may take together, in bytes of memory. Every listing of tools carries them
-/// all, and must fit into a message that any client accepts.
-const MAX_PROVIDER_BYTES: usize = 2 * 1024 * 1024;
-
 /// What became of a spec that was registered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Registration {
@@ -53,6 +48,18 @@ pub enum RegistryError {
         name: String,
         /// What is wrong with it.
         problem: String,
+    },
+    /// A worker that lives serves the name, and describes it in another way. Workers of the original look for
+    /// `duplicate_tool` in the text, and go on.
+    #[error(
+        "duplicate_tool: tool `{name}` is served by worker `{worker}` with another description; it is redefined by the first \
+         worker that registers it when none with the old description is left"
+    )]
+    DuplicateTool {
+        /// The name.
+        name: String,
+        /// The worker that serves it.
+        worker: String,
     },
     /// The provider would have more tools than it may.
     #[error(
@@ -110,6 +117,8 @@ pub struct ResolvedTool {
 #[derive(Debug, Default)]
 pub struct Registry {
     tools: RwLock<BTreeMap<Arc<str>, Arc<ResolvedTool>>>,
+    /// Which workers announced a name. Locked after `tools`.
+    announcers: Mutex<HashMap<Arc<str>, Vec<Announcer>>>,
     fallback: RwLock<Option<Arc<ResolvedTool>>>,
 }
 
@@ -134,48 +143,6 @@ impl Registry {
         let name = Arc::from(spec.name.as_str());
         tools.insert(name, Arc::new(ResolvedTool::new(Some(spec), HOST, Arc::new(tool))));
         Ok(())
-    }
-
-    /// Adds tools that a pool's workers announced, all or none. Every worker announces the same ones, so a name the
-    /// pool has already is no error; the newest spec counts.
-    ///
-    /// # Errors
-    /// When a name is odd, or taken by the host or another pool, or when there are too many.
-    pub fn register_remote(
-        &self,
-        provider: &str,
-        handler: &Arc<dyn ToolHandler>,
-        specs: Vec<ToolSpec>,
-    ) -> Result<Vec<Registration>, RegistryError> {
-        let mut tools = self.tools.write().unwrap_or_else(PoisonError::into_inner);
-        for spec in &specs {
-            check_name(&spec.name)?;
-            if let Some(taken) = tools.get(spec.name.as_str()).filter(|tool| tool.provider != provider) {
-                return Err(RegistryError::NameTaken {
-                    name: spec.name.clone(),
-                    owner: taken.provider.clone(),
-                });
-            }
-        }
-        // The last spec of a name counts.
-        let changed: BTreeMap<&str, &ToolSpec> =
-            specs.iter().map(|spec| (spec.name.as_str(), spec)).collect();
-        let known = |name: &str| tools.get(name).and_then(|tool| tool.spec.as_ref());
-        // Looked at only when something changes: workers that register with every call bring nothing new.
-        if changed.iter().any(|(name, spec)| known(name) != Some(*spec)) {
-            check_room(provider, &tools, &changed)?;
-        }
-        let mut register = |spec: ToolSpec| {
-            let outcome = match tools.get(spec.name.as_str()) {
-                Some(tool) if tool.spec.as_ref() == Some(&spec) => return Registration::Unchanged,
-                Some(_) => Registration::Replaced,
-                None => Registration::New,
-            };
-            let name = Arc::from(spec.name.as_str());
-            tools.insert(name, Arc::new(ResolvedTool::new(Some(spec), provider, Arc::clone(handler))));
-            outcome
-        };
-        Ok(specs.into_iter().map(&mut register).collect())
     }
 
     /// Says where names go that nobody registered: to a pool whose workers do not announce their tools ahead of the
@@ -296,37 +263,6 @@ fn not_found<'a>(tool: &str, names: impl Iterator<Item = &'a str>) -> ToolError 
     ToolError::NotFound { tool: tool.to_owned(), suggestion: check::nearest(tool, names) }
 }
 
-/// Whether a provider may announce these specs beside those of its tools that they do not replace.
-fn check_room(
-    provider: &str,
-    tools: &BTreeMap<Arc<str>, Arc<ResolvedTool>>,
-    changed: &BTreeMap<&str, &ToolSpec>,
-) -> Result<(), RegistryError> {
-    let (mut count, mut size) = (changed.len(), 0);
-    for (name, spec) in changed {
-        let bytes = spec.size();
-        if bytes > MAX_SPEC_BYTES {
-            let name = (*name).to_owned();
-            return Err(RegistryError::SpecTooLarge { name, size: bytes, limit: MAX_SPEC_BYTES });
-        }
-        size += bytes;
-    }
-    let kept =
-        tools.iter().filter(|(name, tool)| tool.provider == provider && !changed.contains_key(&***name));
-    for (_, tool) in kept {
-        count += 1;
-        size += tool.spec.as_ref().map_or(0, ToolSpec::size);
-    }
-    let provider = || provider.to_owned();
-    if count > MAX_REMOTE_TOOLS {
-        return Err(RegistryError::TooManyTools { provider: provider(), limit: MAX_REMOTE_TOOLS });
-    }
-    if size > MAX_PROVIDER_BYTES {
-        return Err(RegistryError::SpecsTooLarge { provider: provider(), size, limit: MAX_PROVIDER_BYTES });
-    }
-    Ok(())
-}
-
 fn check_name(name: &str) -> Result<(), RegistryError> {
     let problem = if name.is_empty() {
         "it is empty".to_owned()
@@ -338,51 +274,4 @@ fn check_name(name: &str) -> Result<(), RegistryError> {
         return Ok(());
     };
     Err(RegistryError::InvalidName { name: name.to_owned(), problem })
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::Value;
-
-    use super::*;
-
-    #[test]
-    fn a_provider_may_announce_only_so_many_tools() {
-        let registry = Registry::new();
-        let handler: Arc<dyn ToolHandler> =
-            Arc::new(FnTool::typed("host", |_: Value| async { Ok::<_, String>(()) }));
-        let specs = |numbers: std::ops::Range<usize>| -> Vec<ToolSpec> {
-            numbers.map(|n| ToolSpec { name: format!("tool-{n}"), ..ToolSpec::default() }).collect()
-        };
-        let full = specs(0..MAX_REMOTE_TOOLS);
-        registry.register_remote("pool", &handler, full.clone()).unwrap();
-        let refused = registry.register_remote("pool", &handler, specs(0..MAX_REMOTE_TOOLS + 1)).unwrap_err();
-        assert_eq!(refused, RegistryError::TooManyTools { provider: "pool".into(), limit: MAX_REMOTE_TOOLS });
-        assert_eq!(registry.len(), MAX_REMOTE_TOOLS, "all or none");
-        // What is known may be announced again, and others have room of their own.
-        registry.register_remote("pool", &handler, full).unwrap();
-        registry.register_remote("other", &handler, specs(MAX_REMOTE_TOOLS..MAX_REMOTE_TOOLS + 1)).unwrap();
-    }
-
-    #[test]
-    fn what_tools_say_about_themselves_is_bounded() {
-        let registry = Registry::new();
-        let handler: Arc<dyn ToolHandler> =
-            Arc::new(FnTool::typed("host", |_: Value| async { Ok::<_, String>(()) }));
-        let spec = |name: &str, bytes: usize| ToolSpec::new(name).description("x".repeat(bytes));
-        let register = |specs: Vec<ToolSpec>| registry.register_remote("pool", &handler, specs);
-        let large = register(vec![spec("a", MAX_SPEC_BYTES)]).unwrap_err();
-        assert!(matches!(&large, RegistryError::SpecTooLarge { name, .. } if name == "a"), "{large}");
-        let parameter = spec("a", 1).parameter("p", "string", "x".repeat(MAX_SPEC_BYTES));
-        assert!(matches!(register(vec![parameter]).unwrap_err(), RegistryError::SpecTooLarge { .. }));
-        let specs = |bytes: usize| (0..40).map(|n| spec(&format!("tool-{n}"), bytes)).collect::<Vec<_>>();
-        register(specs(50_000)).unwrap();
-        let full = register(vec![spec("one", 60_000), spec("two", 60_000)]).unwrap_err();
-        assert!(matches!(full, RegistryError::SpecsTooLarge { .. }), "{full}");
-        assert_eq!(registry.len(), 40, "all or none");
-        // What is replaced does not count.
-        register(specs(51_000)).unwrap();
-        register(specs(10)).unwrap();
-        register(vec![spec("one", 60_000), spec("two", 60_000)]).unwrap();
-    }
 }

@@ -9,7 +9,7 @@ use snakepit_registry::{FnTool, Registry, ToolHandler};
 use snakepit_session::{MemoryBackend, SessionBackend, SessionLimits};
 use snakepit_worker::{
     ProcessConfig, ProcessLauncher, WorkerLauncher,
-    process::{RunDir, WorkerProgram},
+    process::{Launches, RunDir, WorkerProgram},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic_health::server::HealthReporter;
@@ -26,6 +26,7 @@ pub struct Builder {
     adapter: Option<String>,
     worker_command: Option<Vec<String>>,
     launcher: Option<Arc<dyn WorkerLauncher>>,
+    launches: Option<Arc<Launches>>,
     python: Option<PathBuf>,
     environment: Vec<(String, String)>,
     start_timeout: Option<Duration>,
@@ -48,14 +49,27 @@ impl Builder {
 
     /// Runs this command as the worker instead of this project's own Python runtime: any program that keeps the wire
     /// contract. The arguments of the contract (`--port`, `--elixir-address`, ...) are appended.
+    ///
+    /// Such a worker calls the host back over TCP, on a loopback listener of its own that serves what workers need. On Linux the
+    /// host looks up the process behind each connection to it, and closes those that do not come from the command or its
+    /// descendants, running as the same user. Other systems do not tell: there, every process of the machine can connect to
+    /// that listener while the worker runs.
     pub fn worker_command<S: Into<String>>(mut self, command: impl IntoIterator<Item = S>) -> Self {
         self.worker_command = Some(command.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Launches workers by other means than child processes.
+    /// Launches workers by other means than child processes. The host cannot tell such workers from other processes, so it takes
+    /// no registrations from them: say what they serve by [`Snakepit::register_tools`].
     pub fn launcher(mut self, launcher: Arc<dyn WorkerLauncher>) -> Self {
         self.launcher = Some(launcher);
+        self
+    }
+
+    /// The launches whose workers may register tools with this host. Needed only for a
+    /// [`ProcessLauncher`](snakepit_worker::ProcessLauncher) of your own, which takes the same.
+    pub fn launches(mut self, launches: Arc<Launches>) -> Self {
+        self.launches = Some(launches);
         self
     }
 
@@ -226,7 +240,9 @@ impl Builder {
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         let timeout = self.pool.default_timeout;
-        let host = Arc::new(Host::new(sessions, registry, timeout, &tasks, stop.clone()));
+        let launches = self.launches.unwrap_or_default();
+        let host =
+            Arc::new(Host::new(sessions, registry, Arc::clone(&launches), timeout, &tasks, stop.clone()));
         let (routes, health) = grpc::routes(Arc::clone(&host)).await;
 
         // The host listens before any worker starts, because workers call back while they start.
@@ -235,30 +251,30 @@ impl Builder {
             None => None,
         };
         let address = tcp.as_ref().map(listen::local_address).transpose()?;
-        let mut host_tcp = address.filter(|address| address.ip().is_loopback());
-        let mut callback = None;
-        if foreign_worker && host_tcp.is_none() {
-            let listener = listen::bind_tcp("127.0.0.1:0", false).await?;
-            host_tcp = Some(listen::local_address(&listener)?);
-            callback = Some(listener);
-        }
         let run_dir = Arc::new(RunDir::create(self.run_dir.as_deref())?);
         let unix = listen::bind_unix(run_dir.host_socket())?;
 
         let processes = program.map(|program| {
             let mut config = ProcessConfig::new(program);
-            config.host_tcp = host_tcp;
             config.multiplex = !self.plain_calls;
             config.env = self.environment;
             if let Some(timeout) = self.start_timeout {
                 config.start_timeout = timeout;
             }
-            Arc::new(ProcessLauncher::new(config, Arc::clone(&run_dir)))
+            Arc::new(ProcessLauncher::new(config, Arc::clone(&run_dir), launches))
         });
         let launcher = match &processes {
             Some(processes) => Arc::clone(processes) as Arc<dyn WorkerLauncher>,
             None => self.launcher.ok_or_else(|| config("no launcher"))?,
         };
+        // Weak, because the host holds the launches.
+        let (weak, door_tasks) = (Arc::downgrade(&host), tasks.clone());
+        host.launches.set_door(Box::new(move |listener, launch| {
+            if let Some(host) = weak.upgrade() {
+                let routes = grpc::worker_routes(host, Arc::clone(&launch));
+                listen::serve_launch(&door_tasks, routes, listener, launch);
+            }
+        }));
         let pool = Arc::new(Pool::start(self.pool, launcher)?);
         host.set_pool(&pool);
         if foreign_worker {
@@ -267,14 +283,22 @@ impl Builder {
             host.registry.set_fallback(&pool.status().name, tool);
         }
 
-        for listener in tcp.into_iter().chain(callback) {
+        if let Some(listener) = tcp {
             listen::serve_tcp(&tasks, routes.clone(), listener, stop.clone());
         }
         listen::serve_unix(&tasks, routes, unix, stop.clone());
         tasks.spawn(sweep(Arc::clone(&host), stop.clone()));
         tasks.spawn(host.keep());
         let hidden = stop.child_token();
-        let service = Arc::new(Service { hidden, stop, tasks, address, launcher: processes, run_dir });
+        let service = Arc::new(Service {
+            life: Arc::default(),
+            hidden,
+            stop,
+            tasks,
+            address,
+            launcher: processes,
+            run_dir,
+        });
         Ok((Snakepit { host, pool, service }, health))
     }
 }

@@ -8,6 +8,7 @@ mod deadline;
 mod listing;
 mod multiplex;
 mod programs;
+mod registration;
 mod request;
 mod sessions;
 mod telemetry;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use snakepit_proto::{
     FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES, pb::bridge_service_server::BridgeServiceServer,
 };
+use snakepit_worker::process::Launch;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, RoutesBuilder};
@@ -37,11 +39,7 @@ pub(crate) async fn routes(host: Arc<Host>) -> (Routes, HealthReporter) {
     let (health, health_service) = tonic_health::server::health_reporter();
     set_serving(&health, false).await;
     let mut routes = RoutesBuilder::default();
-    routes.add_service(
-        BridgeServiceServer::new(Bridge::new(host))
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES),
-    );
+    routes.add_service(service(Bridge::new(host)));
     routes.add_service(health_service);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -57,6 +55,17 @@ pub(crate) async fn routes(host: Arc<Host>) -> (Routes, HealthReporter) {
         (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "failed to set up reflection"),
     }
     (routes.routes(), health)
+}
+
+/// The bridge service as the worker of one launch sees it.
+pub(crate) fn worker_routes(host: Arc<Host>, launch: Arc<Launch>) -> Routes {
+    Routes::new(service(Bridge::of_launch(host, launch)))
+}
+
+fn service(bridge: Bridge) -> BridgeServiceServer<Bridge> {
+    BridgeServiceServer::new(bridge)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 /// Reports the server as healthy while its pool serves and it is not hidden. What is true now is reported when this

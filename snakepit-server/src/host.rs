@@ -17,6 +17,7 @@ use std::{
 use snakepit_pool::{Pool, PoolStatus};
 use snakepit_registry::{CallStage, Registry, ResolvedTool, ToolCall, ToolError, ToolReply};
 use snakepit_session::{SessionBackend, SessionId};
+use snakepit_worker::process::Launches;
 use tokio::{runtime::Handle, sync::SetOnce, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -34,6 +35,8 @@ const STARTING_RETRY: Duration = Duration::from_millis(500);
 pub(crate) struct Host {
     pub(crate) sessions: Arc<dyn SessionBackend>,
     pub(crate) registry: Registry,
+    /// The workers that may register tools.
+    pub(crate) launches: Arc<Launches>,
     pub(crate) telemetry: Telemetry,
     /// Cancelled when the host stops serving: streams that would never end by themselves end then.
     pub(crate) stop: CancellationToken,
@@ -58,6 +61,7 @@ impl Host {
     pub(crate) fn new(
         sessions: Arc<dyn SessionBackend>,
         registry: Registry,
+        launches: Arc<Launches>,
         default_timeout: Option<Duration>,
         tasks: &TaskTracker,
         stop: CancellationToken,
@@ -67,6 +71,7 @@ impl Host {
         Self {
             sessions,
             registry,
+            launches,
             telemetry: Telemetry::default(),
             cut: stop.child_token(),
             stop,

@@ -1,6 +1,7 @@
 //! Binding addresses and serving the routes on them until told to stop.
 
 mod connection;
+mod launch;
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
@@ -14,6 +15,8 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 use tower::layer::util::{Identity, Stack};
+
+pub(crate) use launch::serve_launch;
 
 use crate::{Error, grpc::DeadlineLayer};
 

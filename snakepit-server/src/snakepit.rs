@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
 use snakepit_pool::{Pool, PoolStatus};
-use snakepit_registry::{ToolError, ToolSpec};
+use snakepit_registry::{Announcer, ToolError, ToolHandler, ToolSpec};
 use snakepit_session::{NewSession, SessionBackend, SessionId};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -25,6 +25,8 @@ pub struct Snakepit {
 /// What serves gRPC, and stops serving when dropped.
 #[derive(Debug)]
 pub(crate) struct Service {
+    /// Ends with the host, and with it the tools that the program registered.
+    pub(crate) life: Arc<()>,
     /// Cancelled when health checks shall no longer see the server; a child of `stop`.
     pub(crate) hidden: CancellationToken,
     pub(crate) stop: CancellationToken,
@@ -112,6 +114,18 @@ impl Snakepit {
     #[must_use]
     pub fn tools(&self) -> Vec<(ToolSpec, String)> {
         self.host.registry.tools()
+    }
+
+    /// Registers tools that the pool's workers serve, in their stead: for a [launcher](Builder::launcher) of your own, whose
+    /// workers cannot register themselves. What is registered later adds to what is there.
+    ///
+    /// # Errors
+    /// [`Error::Registry`] when a name is invalid or taken, or a limit is reached. None of the tools is registered then.
+    pub fn register_tools(&self, tools: Vec<ToolSpec>) -> Result<(), Error> {
+        let announcer = Announcer::new("the program".into(), &self.service.life);
+        let handler: Arc<dyn ToolHandler> = self.pool.tool();
+        self.host.registry.register_remote(&self.pool.status().name, &announcer, &handler, tools)?;
+        Ok(())
     }
 
     /// The pool and its workers, now.

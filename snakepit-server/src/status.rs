@@ -24,6 +24,8 @@
 //! | values asked for that fit no message | `RESOURCE_EXHAUSTED` | `ANSWER_TOO_LARGE` |
 //! | odd names, types, sizes, metadata, page tokens | `INVALID_ARGUMENT`, with a field violation | `INVALID_ARGUMENT` |
 //! | session backend failed; a write may have been done all the same | `UNAVAILABLE` | `BACKEND_FAILED` |
+//! | RegisterTools by a process that is no worker of the host; an RPC for clients on a worker's listener | `PERMISSION_DENIED` | `RESERVED` |
+//! | `snakepit_bridge` of a version that does not fit the host | `FAILED_PRECONDITION` | `INCOMPATIBLE_VERSION` |
 //! | anything else | `INTERNAL` | `INTERNAL` |
 //!
 //! Each status is cut to what HTTP/2 peers accept as trailers, see [`fit`].
@@ -242,6 +244,25 @@ pub(crate) fn too_much(what: &str, size: usize, limit: usize, instead: &str) -> 
 #[must_use]
 pub fn rpc_not_offered(rpc: &str, instead: &str) -> Status {
     status(Code::Unimplemented, "UNSUPPORTED", format!("{rpc} is not implemented: {instead}"))
+}
+
+/// RegisterTools, from a process that is no worker of this host.
+pub(crate) fn reserved_for_workers() -> Status {
+    let message = "RegisterTools is reserved for the workers that this host launched: nothing was changed; clients call tools, \
+                   and the pool's workers provide them";
+    status(Code::PermissionDenied, "RESERVED", message.to_owned())
+}
+
+/// An RPC for clients, on the listener of a worker.
+pub(crate) fn reserved_for_clients(rpc: &str) -> Status {
+    let message =
+        format!("{rpc} is not served to workers on the address of their launch; use the address of the host");
+    status(Code::PermissionDenied, "RESERVED", message)
+}
+
+/// A worker whose runtime does not fit this host.
+pub(crate) fn incompatible_worker(problem: &str) -> Status {
+    status(Code::FailedPrecondition, "INCOMPATIBLE_VERSION", problem.to_owned())
 }
 
 /// A tool answered with what its caller did not ask for, such as a stream instead of a value.

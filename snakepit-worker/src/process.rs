@@ -12,8 +12,10 @@ mod client;
 mod config;
 mod connect;
 mod group;
+mod launches;
 mod ledger;
 mod output;
+mod owner;
 mod proc;
 mod progress;
 mod ready;
@@ -30,6 +32,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Code;
 
 pub use config::{ProcessConfig, WorkerProgram};
+pub use launches::{Door, Launch, Launches};
 pub use run_dir::RunDir;
 
 use crate::{Worker, WorkerError, WorkerId, WorkerLauncher};
@@ -47,16 +50,19 @@ use supervise::Supervised;
 pub struct ProcessLauncher {
     config: Arc<ProcessConfig>,
     run_dir: Arc<RunDir>,
+    launches: Arc<Launches>,
     tasks: TaskTracker,
     /// Cancelled when the launcher is dropped or shut down: supervisors kill what still runs.
     stop: CancellationToken,
 }
 
 impl ProcessLauncher {
-    /// A launcher that has not launched anything yet.
+    /// A launcher that has not launched anything yet. Its workers may register their tools with the host that shares these
+    /// launches.
     #[must_use]
-    pub fn new(config: ProcessConfig, run_dir: Arc<RunDir>) -> Self {
-        Self { config: Arc::new(config), run_dir, tasks: TaskTracker::new(), stop: CancellationToken::new() }
+    pub fn new(config: ProcessConfig, run_dir: Arc<RunDir>, launches: Arc<Launches>) -> Self {
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        Self { config: Arc::new(config), run_dir, launches, tasks, stop }
     }
 
     /// Kills whatever still runs, and returns once every process is reaped. Launches after this fail.
@@ -120,6 +126,7 @@ impl WorkerLauncher for ProcessLauncher {
             &id,
             &self.config,
             &self.run_dir,
+            &self.launches,
             files.clone(),
             &self.tasks,
             self.stop.clone(),
@@ -168,9 +175,9 @@ mod tests {
         let python = WorkerProgram::Python { python: program.into(), adapter: "a:A".to_owned() };
         let program =
             if program.starts_with('/') { python } else { WorkerProgram::Command { argv, adapter: None } };
-        let mut config = ProcessConfig::new(program);
-        config.host_tcp = Some(([127, 0, 0, 1], 1).into());
-        Arc::new(ProcessLauncher::new(config, run_dir))
+        let launches = Launches::new();
+        launches.set_door(Box::new(|_, _| {}));
+        Arc::new(ProcessLauncher::new(ProcessConfig::new(program), run_dir, launches))
     }
 
     fn names(dir: &std::path::Path) -> Vec<std::ffi::OsString> {

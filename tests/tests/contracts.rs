@@ -12,7 +12,7 @@ use snakepit_tests::{SHOWCASE, plain_calls, python, root};
 use snakepit_worker::{
     ProcessConfig, ProcessLauncher, WorkerLauncher,
     contract::launcher_contract,
-    process::{RunDir, WorkerProgram},
+    process::{Launches, RunDir, WorkerProgram},
 };
 
 /// A host for workers to call back, and a launcher beside it.
@@ -25,7 +25,9 @@ struct Bench {
 /// Workers call the host they were launched by, so the launcher under test shares the sockets of a real host.
 async fn bench(program: impl FnOnce(PathBuf) -> WorkerProgram) -> Bench {
     let dir = tempfile::tempdir().unwrap();
+    let launches = Launches::new();
     let host = Snakepit::builder()
+        .launches(Arc::clone(&launches))
         .adapter(SHOWCASE)
         .python(python())
         .workers(1)
@@ -38,9 +40,8 @@ async fn bench(program: impl FnOnce(PathBuf) -> WorkerProgram) -> Bench {
     std::os::unix::fs::symlink(host.socket(), run_dir.host_socket()).unwrap();
     let mut config = ProcessConfig::new(program(python()));
     config.multiplex = !plain_calls();
-    config.host_tcp = host.address();
     config.env.push(("SNAKEPIT_TEST_STUBS".into(), root().join(".venv/stubs").display().to_string()));
-    Bench { launcher: Arc::new(ProcessLauncher::new(config, run_dir)), host, _dir: dir }
+    Bench { launcher: Arc::new(ProcessLauncher::new(config, run_dir, launches)), host, _dir: dir }
 }
 
 fn native(python: PathBuf) -> WorkerProgram {

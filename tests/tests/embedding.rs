@@ -15,8 +15,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use snakepit_proto::pb;
 use snakepit_server::{
-    Builder, Client as Remote, Created, Error, NewSession, NewVariable, Note, Payload, Program, SessionError,
-    SessionHandle, SetVariable, Snakepit, Source, ToolError, ValueType, Variable, VariableType, WatchEvent,
+    Builder, Client as Remote, Created, Error, FnTool, NewSession, NewVariable, Note, Payload, Program,
+    SessionError, SessionHandle, SetVariable, Snakepit, Source, ToolError, ValueType, Variable, VariableType,
+    WatchEvent,
 };
 use snakepit_tests::{Client, SHOWCASE, eventually, is_alive, python, root, tool_request};
 use tokio::sync::Notify;
@@ -132,14 +133,15 @@ async fn workers_cannot_take_over_the_hosts_own_tools() {
     let names: Vec<_> = exposed.into_inner().tools.into_iter().map(|tool| tool.name).collect();
     assert_eq!(names, ["multiply", "panic", "refuse"]);
 
-    let tools = vec![pb::ToolRegistration { name: "multiply".into(), ..Default::default() }];
-    let request = pb::RegisterToolsRequest { tools, worker_id: "python-1".into(), ..Default::default() };
-    let response = client.register_tools(request).await.unwrap().into_inner();
-    assert!(!response.success && response.error_message.contains("`multiply`"), "{response:?}");
     assert_eq!(snakepit.execute::<i64>("multiply", json!({"a": 2, "b": 3})).await.unwrap(), 6);
     let (_, provider) = snakepit.tools().into_iter().find(|(tool, _)| &*tool.name == "multiply").unwrap();
     assert_eq!(provider, "host");
     snakepit.shutdown().await;
+
+    // A worker that has a tool of such a name cannot start.
+    let add = FnTool::typed("add", |_: Value| async { Ok::<_, String>(()) });
+    let error = builder(&dir).fn_tool(add).start().await.unwrap_err().to_string();
+    assert!(error.contains("tool name `add` is taken by host"), "{error}");
 }
 
 #[tokio::test]

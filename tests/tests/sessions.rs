@@ -82,27 +82,16 @@ async fn programs_are_kept_by_the_host() {
 }
 
 #[tokio::test]
-async fn tools_may_be_registered_again_in_a_session_that_exists_or_in_none() {
+async fn the_hosts_tools_are_told_in_a_session_that_exists_or_in_none() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut client = sandbox.client().await;
-    let register = |session: &str| pb::RegisterToolsRequest {
-        session_id: session.to_owned(),
-        tools: vec![pb::ToolRegistration { name: "add".into(), ..Default::default() }],
-        worker_id: "python-1".into(),
-    };
     let exposed = |session: &str| pb::GetExposedElixirToolsRequest { session_id: session.to_owned() };
-    for status in [
-        client.register_tools(register("s")).await.unwrap_err(),
-        client.get_exposed_elixir_tools(exposed("s")).await.unwrap_err(),
-    ] {
-        assert_eq!(status.code(), Code::NotFound, "{status:?}");
-        assert!(status.message().contains("session `s` not found"), "{status:?}");
-    }
+    let status = client.get_exposed_elixir_tools(exposed("s")).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound, "{status:?}");
+    assert!(status.message().contains("session `s` not found"), "{status:?}");
 
     open(&mut client, "s", &[]).await;
-    for session in ["s", "s", "", ""] {
-        let response = client.register_tools(register(session)).await.unwrap().into_inner();
-        assert!(response.success || response.error_message.contains("duplicate_tool"), "{response:?}");
+    for session in ["s", ""] {
         let exposed = client.get_exposed_elixir_tools(exposed(session)).await.unwrap().into_inner();
         assert_eq!(exposed.tools, [], "the daemon has no tools of its own");
     }
@@ -129,13 +118,7 @@ async fn workers_that_ask_about_a_session_keep_it_alive() {
 
     let request = pb::GetExposedElixirToolsRequest { session_id: "s".into() };
     client.get_exposed_elixir_tools(request).await.unwrap();
-    let asked = expires().await;
-    assert!(asked > opened + WHILE, "asking for the host's tools does not renew the session");
-
-    let tools = vec![pb::ToolRegistration { name: "add".into(), ..Default::default() }];
-    let request = pb::RegisterToolsRequest { session_id: "s".into(), tools, worker_id: "python-1".into() };
-    client.register_tools(request).await.unwrap();
-    assert!(expires().await > asked + WHILE / 2, "registering tools does not renew the session");
+    assert!(expires().await > opened + WHILE, "asking for the host's tools does not renew the session");
 }
 
 #[tokio::test]

@@ -55,6 +55,7 @@ class Worker(rpc.BridgeServiceServicer):
             "sleep_for": lambda seconds: time.sleep(seconds),
             "whoami": lambda: {"pid": os.getpid()},
             "call_host": self.call_host,
+            "ask_host": self.ask_host,
         }
 
     def fail(self, message: str) -> None:
@@ -75,6 +76,27 @@ class Worker(rpc.BridgeServiceServicer):
         if not response.success:
             raise RuntimeError(response.error_message)
         return decode(response.result)
+
+    def ask_host(self) -> dict:
+        """Makes requests of many kinds, and says with which status each ends."""
+        requests = {
+            "Ping": pb.PingRequest(),
+            "Heartbeat": pb.HeartbeatRequest(session_id="none"),
+            "GetExposedElixirTools": pb.GetExposedElixirToolsRequest(),
+            "ExecuteTool": pb.ExecuteToolRequest(tool_name="echo"),
+            "ListTools": pb.ListToolsRequest(),
+            "ListWorkers": pb.ListWorkersRequest(),
+            "ListSessions": pb.ListSessionsRequest(),
+            "GetSessionStats": pb.GetSessionStatsRequest(),
+        }
+        answers = {}
+        for rpc_name, request in requests.items():
+            try:
+                getattr(self.host, rpc_name)(request, timeout=10)
+                answers[rpc_name] = "OK"
+            except grpc.RpcError as error:
+                answers[rpc_name] = error.code().name
+        return answers
 
     def call_back(self, session_id: str) -> None:
         """What a worker of the original does before every call."""

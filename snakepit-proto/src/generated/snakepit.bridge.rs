@@ -588,6 +588,21 @@ pub struct RegisterToolsRequest {
     pub tools: ::prost::alloc::vec::Vec<ToolRegistration>,
     #[prost(string, tag = "3")]
     pub worker_id: ::prost::alloc::string::String,
+    /// How a worker of this project proves that the host launched it. Other workers have a listener of their launch instead.
+    #[prost(message, optional, tag = "4")]
+    pub identity: ::core::option::Option<WorkerIdentity>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WorkerIdentity {
+    /// The one-time token that the host wrote to the worker's control channel.
+    #[prost(string, tag = "1")]
+    pub token: ::prost::alloc::string::String,
+    /// The version of the worker's runtime, as in Cargo.toml.
+    #[prost(string, tag = "2")]
+    pub version: ::prost::alloc::string::String,
+    /// The number of what hosts and this project's workers agree on beyond this file.
+    #[prost(uint32, tag = "3")]
+    pub protocol: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RegisterToolsResponse {

@@ -4,20 +4,43 @@ use std::{future::Future, pin::Pin, sync::Arc};
 
 use futures_core::Stream;
 use snakepit_proto::pb::{self, bridge_service_server::BridgeService};
+use snakepit_worker::process::Launch;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{calls::ChunkResponse, multiplex::BatchResponse, variables::Updates};
-use crate::{host::Host, status::rpc_not_offered};
+use crate::{
+    host::Host,
+    status::{reserved_for_clients, rpc_not_offered},
+};
 
 /// The bridge service, answered by a host.
 #[derive(Debug)]
 pub(crate) struct Bridge {
     host: Arc<Host>,
+    /// Whose listener this is, if it is a worker's.
+    launch: Option<Arc<Launch>>,
 }
 
 impl Bridge {
     pub(crate) const fn new(host: Arc<Host>) -> Self {
-        Self { host }
+        Self { host, launch: None }
+    }
+
+    /// For the listener of one launch: what a worker needs, and no more.
+    pub(crate) const fn of_launch(host: Arc<Host>, launch: Arc<Launch>) -> Self {
+        Self { host, launch: Some(launch) }
+    }
+
+    pub(super) const fn launch(&self) -> Option<&Arc<Launch>> {
+        self.launch.as_ref()
+    }
+
+    /// Refuses RPCs that are for clients on a worker's listener.
+    fn for_clients(&self, rpc: &str) -> Result<(), Status> {
+        match self.launch {
+            None => Ok(()),
+            Some(_) => Err(reserved_for_clients(rpc)),
+        }
     }
 
     pub(super) const fn host(&self) -> &Arc<Host> {
@@ -78,6 +101,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::ExecuteToolRequest>,
     ) -> Answer<pb::ExecuteToolResponse> {
+        self.for_clients("ExecuteTool")?;
         self.execute(request).await
     }
 
@@ -87,12 +111,14 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::ExecuteToolRequest>,
     ) -> Answer<ChunkResponse> {
+        self.for_clients("ExecuteStreamingTool")?;
         self.execute_streaming(request).await
     }
 
     type MultiplexStream = BatchResponse;
 
     async fn multiplex(&self, request: Request<Streaming<pb::CallBatch>>) -> Answer<BatchResponse> {
+        self.for_clients("Multiplex")?;
         Ok(Response::new(self.serve_calls(request.into_inner())))
     }
 
@@ -149,10 +175,12 @@ impl BridgeService for Bridge {
     }
 
     async fn list_tools(&self, _: Request<pb::ListToolsRequest>) -> Answer<pb::ListToolsResponse> {
+        self.for_clients("ListTools")?;
         Ok(Response::new(self.tools()))
     }
 
     async fn list_workers(&self, _: Request<pb::ListWorkersRequest>) -> Answer<pb::ListWorkersResponse> {
+        self.for_clients("ListWorkers")?;
         Ok(Response::new(self.workers()))
     }
 
@@ -160,6 +188,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::ListSessionsRequest>,
     ) -> Answer<pb::ListSessionsResponse> {
+        self.for_clients("ListSessions")?;
         self.sessions(request.into_inner()).await.map(Response::new)
     }
 
@@ -236,12 +265,14 @@ impl BridgeService for Bridge {
         &self,
         _: Request<pb::GetSessionStatsRequest>,
     ) -> Answer<pb::GetSessionStatsResponse> {
+        self.for_clients("GetSessionStats")?;
         self.session_stats().await.map(Response::new)
     }
 
     type WatchSessionsStream = Events<pb::SessionEvent>;
 
     async fn watch_sessions(&self, _: Request<pb::WatchSessionsRequest>) -> Answer<Events<pb::SessionEvent>> {
+        self.for_clients("WatchSessions")?;
         Ok(Response::new(self.session_events()))
     }
 

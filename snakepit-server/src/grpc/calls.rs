@@ -1,17 +1,15 @@
-//! ExecuteTool, ExecuteStreamingTool and what workers need: RegisterTools and the host's own tools.
+//! ExecuteTool, ExecuteStreamingTool, and the host's own tools, which workers call.
 
 use std::{pin::Pin, time::Duration};
 
 use futures_util::StreamExt;
 use snakepit_proto::{headers, pb, status::bounded_text};
-use snakepit_registry::{CallMode, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
-use snakepit_worker::wire::{
-    failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_from_registration, spec_to_wire,
-};
+use snakepit_registry::{CallMode, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_worker::wire::{failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_to_wire};
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{bridge::Bridge, request::tool_call};
-use crate::status::{answered_otherwise, from_tool_error, invalid_field};
+use crate::status::{answered_otherwise, from_tool_error};
 
 pub(super) type ChunkResponse =
     Pin<Box<dyn futures_core::Stream<Item = Result<pb::ToolChunk, Status>> + Send>>;
@@ -67,41 +65,6 @@ impl Bridge {
         let mut response = Response::new(Box::pin(chunks.chain(end)) as ChunkResponse);
         tell_worker(response.metadata_mut(), worker.as_deref());
         Ok(response)
-    }
-
-    pub(super) async fn register(
-        &self,
-        request: Request<pb::RegisterToolsRequest>,
-    ) -> Result<Response<pb::RegisterToolsResponse>, Status> {
-        let pb::RegisterToolsRequest { session_id, tools, worker_id } = request.into_inner();
-        self.renew(&session_id).await?;
-        if tools.is_empty() {
-            return Err(invalid_field("tools", "is empty; register at least one tool"));
-        }
-        let pool = self.host().pool().await.map_err(from_tool_error)?;
-        let name = pool.status().name;
-        let handler: std::sync::Arc<dyn ToolHandler> = pool.tool();
-        let tool_ids =
-            tools.iter().map(|tool| (tool.name.clone(), format!("{name}/{}", tool.name))).collect();
-        let count = tools.len();
-        let specs = tools.into_iter().map(spec_from_registration).collect();
-        // A refusal is told in the answer, not as a status: it must never break the session of a worker that
-        // registers with every call.
-        let response = match self.host().registry.register_remote(&name, &handler, specs) {
-            Ok(_) => {
-                tracing::debug!(worker = worker_id, pool = name, count, "tools registered");
-                pb::RegisterToolsResponse { success: true, tool_ids, error_message: String::new() }
-            }
-            Err(error) => {
-                tracing::warn!(worker = worker_id, pool = name, %error, "tools refused");
-                pb::RegisterToolsResponse {
-                    success: false,
-                    error_message: error.to_string(),
-                    ..Default::default()
-                }
-            }
-        };
-        Ok(Response::new(response))
     }
 
     pub(super) async fn exposed_tools(

@@ -1,6 +1,6 @@
 //! What to launch, and how long to wait for it.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use snakepit_proto::launch;
 
@@ -31,8 +31,6 @@ pub enum WorkerProgram {
 pub struct ProcessConfig {
     /// What to run.
     pub program: WorkerProgram,
-    /// Where the host serves TCP on the loopback interface; needed by [`WorkerProgram::Command`].
-    pub host_tcp: Option<SocketAddr>,
     /// Further environment variables.
     pub env: Vec<(String, String)>,
     /// How long a worker may take from its launch until it takes calls. A minute by default: imports can be slow.
@@ -50,7 +48,6 @@ impl ProcessConfig {
     pub const fn new(program: WorkerProgram) -> Self {
         Self {
             program,
-            host_tcp: None,
             env: Vec::new(),
             start_timeout: Duration::from_secs(60),
             multiplex: true,
@@ -73,6 +70,11 @@ impl ProcessConfig {
                 (argv.first().map(OsString::from).unwrap_or_default(), args)
             }
         }
+    }
+
+    /// The program, as errors name it.
+    pub(super) fn program_name(&self) -> String {
+        self.command_line().0.to_string_lossy().into_owned()
     }
 
     /// Whether the worker serves on a Unix socket that this launcher names.

@@ -16,6 +16,14 @@ pub(super) fn start_time(pid: u32) -> Option<u64> {
     stat.rsplit_once(") ")?.1.split(' ').nth(22 - 3)?.parse().ok()
 }
 
+/// The parent of a process.
+#[cfg(target_os = "linux")]
+pub(super) fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Field 4.
+    stat.rsplit_once(") ")?.1.split(' ').nth(4 - 3)?.parse().ok()
+}
+
 #[cfg(not(target_os = "linux"))]
 pub(super) fn start_time(_: u32) -> Option<u64> {
     None

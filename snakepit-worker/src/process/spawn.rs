@@ -2,13 +2,15 @@
 #![allow(clippy::disallowed_methods, reason = "this is that place")]
 
 use std::{
+    io::Write,
+    net::SocketAddr,
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
     panic::{AssertUnwindSafe, catch_unwind},
     process::Stdio,
     sync::{Arc, OnceLock, mpsc},
 };
 
-use snakepit_proto::launch;
+use snakepit_proto::launch::{self, HostMessage};
 use tokio::{net::UnixStream, process::Command, runtime::Handle, sync::oneshot};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -23,6 +25,15 @@ pub(super) struct Spawned {
     pub(super) control: UnixStream,
 }
 
+/// How a worker reaches the host, and proves to it who it is.
+#[derive(Debug)]
+pub(super) enum Callback<'a> {
+    /// Through the host's socket, with this token.
+    Socket { token: &'a str },
+    /// At this address, which is its own.
+    Door(SocketAddr),
+}
+
 /// Starts the process of a worker. The token is held until the process is started or was not, also when nobody waits for
 /// that any more. It is handed on before the first pause.
 ///
@@ -33,17 +44,25 @@ pub(super) async fn spawn(
     config: &ProcessConfig,
     run_dir: &Arc<RunDir>,
     files: &WorkerFiles,
+    callback: Callback<'_>,
     token: TaskTrackerToken,
 ) -> Result<Spawned, WorkerError> {
     let (program, args) = config.command_line();
     let shown = program.to_string_lossy().into_owned();
     let failed = |problem: String| WorkerError::Spawn { program: shown.clone(), problem };
-    let (ours, theirs) = StdUnixStream::pair().map_err(|e| failed(e.to_string()))?;
+    let (mut ours, theirs) = StdUnixStream::pair().map_err(|e| failed(e.to_string()))?;
+    if let Callback::Socket { token } = callback {
+        // It waits in the channel, where no other process can see it, until the worker reads it. It fits into any buffer.
+        let message = HostMessage::Launched { token: token.to_owned() };
+        let mut line = serde_json::to_vec(&message).map_err(|e| failed(e.to_string()))?;
+        line.push(b'\n');
+        ours.write_all(&line).map_err(|e| failed(e.to_string()))?;
+    }
 
     let mut command = Command::new(program);
-    command.args(args).args(contract(config, run_dir).map_err(failed)?);
+    command.args(args).args(contract(&callback, run_dir));
     command.env(launch::ENV_RUN_ID, run_dir.id()).env(launch::ENV_WORKER_ID, id.as_str());
-    command.env(launch::ENV_CONTROL, launch::CONTROL_STDIN);
+    command.env(launch::ENV_CONTROL, launch::CONTROL_STDIN).env(launch::ENV_HOST_VERSION, launch::VERSION);
     if config.is_native() {
         command.env(launch::ENV_SOCKET, &files.socket).env(launch::ENV_PROGRESS, &files.progress);
     } else {
@@ -66,18 +85,14 @@ pub(super) async fn spawn(
 }
 
 /// The arguments of the launch contract.
-fn contract(config: &ProcessConfig, run_dir: &RunDir) -> Result<Vec<String>, String> {
-    let host = if config.is_native() {
-        format!("unix:{}", run_dir.host_socket().display())
-    } else {
-        let address =
-            config.host_tcp.ok_or("the host serves no TCP port for it to call back; set `host_tcp`")?;
-        address.to_string()
+fn contract(callback: &Callback<'_>, run_dir: &RunDir) -> [String; 6] {
+    let host = match callback {
+        Callback::Socket { .. } => format!("unix:{}", run_dir.host_socket().display()),
+        Callback::Door(address) => address.to_string(),
     };
-    let run_id = run_dir.id().to_owned();
-    let pairs =
-        [(launch::ARG_PORT, "0".to_owned()), (launch::ARG_HOST_ADDRESS, host), (launch::ARG_RUN_ID, run_id)];
-    Ok(pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect())
+    let (port, run_id) = ("0".to_owned(), run_dir.id().to_owned());
+    let [a, b, c] = [launch::ARG_PORT, launch::ARG_HOST_ADDRESS, launch::ARG_RUN_ID].map(str::to_owned);
+    [a, port, b, host, c, run_id]
 }
 
 /// Has the kernel kill the process when this one dies, however it dies.

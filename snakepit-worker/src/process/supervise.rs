@@ -2,7 +2,9 @@
 //! is waited for, its group is killed, its output drained, its ledger entry closed. A runtime that drops the task on its
 //! way out kills the group too.
 
-use std::{os::unix::process::ExitStatusExt, process::ExitStatus, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr, os::unix::process::ExitStatusExt, process::ExitStatus, sync::Arc, time::Duration,
+};
 
 use tokio::{
     net::UnixStream,
@@ -14,11 +16,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     ProcessConfig, RunDir,
     group::Group,
+    launches::{LaunchGuard, Launches},
     output::{self, OutputTail},
     proc,
     ready::ended,
     run_dir::WorkerFiles,
-    spawn::{self, Spawned},
+    spawn::{self, Callback, Spawned},
 };
 use crate::{DriverCommand, ExitReason, WorkerDriver, WorkerError, WorkerExit, WorkerId};
 
@@ -51,6 +54,7 @@ impl Supervised {
         id: &WorkerId,
         config: &ProcessConfig,
         run_dir: &Arc<RunDir>,
+        launches: &Arc<Launches>,
         files: WorkerFiles,
         tasks: &TaskTracker,
         stop: CancellationToken,
@@ -66,8 +70,12 @@ impl Supervised {
             let problem = "its launcher was shut down".to_owned();
             return Err(WorkerError::Spawn { program: "worker".to_owned(), problem });
         }
-        let Spawned { mut group, control } = spawn::spawn(id, config, run_dir, &files, token).await?;
+        let (launch, door) = Self::begin(id, config, launches).await?;
+        let callback = door.map_or_else(|| Callback::Socket { token: launch.token() }, Callback::Door);
+        let Spawned { mut group, control } =
+            spawn::spawn(id, config, run_dir, &files, callback, token).await?;
         let pid = group.pid();
+        launch.started(pid);
         let tail = OutputTail::new(config.output_lines);
         let (port, ready_port) = watch::channel(None);
         let drains = TaskTracker::new();
@@ -94,6 +102,7 @@ impl Supervised {
         unstarted.start();
         tasks.spawn(async move {
             let (exit, driver) = process.supervise(activated, stop).await;
+            drop(launch);
             files.remove();
             exit_tx.send_replace(Some(exit.clone()));
             if let Some(driver) = driver {
@@ -101,6 +110,21 @@ impl Supervised {
             }
         });
         Ok(Self { pid, control, activation, exit, tail, ready_port, hung_up })
+    }
+
+    /// Begins the launch: with a token for a worker that knows what to do with it, with a listener for another.
+    async fn begin(
+        id: &WorkerId,
+        config: &ProcessConfig,
+        launches: &Arc<Launches>,
+    ) -> Result<(LaunchGuard, Option<SocketAddr>), WorkerError> {
+        if config.is_native() {
+            return Ok((launches.begin(id), None));
+        }
+        let begun = launches.begin_with_door(id).await;
+        let (launch, address) =
+            begun.map_err(|problem| WorkerError::Spawn { program: config.program_name(), problem })?;
+        Ok((launch, Some(address)))
     }
 
     pub(super) const fn pid(&self) -> u32 {

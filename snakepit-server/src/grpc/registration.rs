@@ -1,0 +1,85 @@
+//! RegisterTools: for the workers that this host launched, and nobody else.
+
+use std::sync::Arc;
+
+use snakepit_proto::{launch::VERSION, pb};
+use snakepit_registry::ToolHandler;
+use snakepit_worker::{process::Launch, wire::spec_from_registration};
+use tonic::{Extensions, Request, Response, Status, transport::server::UdsConnectInfo};
+
+use super::bridge::Bridge;
+use crate::status::{from_tool_error, incompatible_worker, invalid_field, reserved_for_workers};
+
+impl Bridge {
+    pub(super) async fn register(
+        &self,
+        request: Request<pb::RegisterToolsRequest>,
+    ) -> Result<Response<pb::RegisterToolsResponse>, Status> {
+        let (_, extensions, request) = request.into_parts();
+        let pb::RegisterToolsRequest { session_id, tools, worker_id, identity } = request;
+        // This project's own workers announce that they have no tools, too.
+        let may_be_empty = identity.is_some();
+        let launch = match self.launch() {
+            Some(launch) => Arc::clone(launch),
+            None => self.claim(&extensions, identity).await?,
+        };
+        self.renew(&session_id).await?;
+        if tools.is_empty() && !may_be_empty {
+            return Err(invalid_field("tools", "is empty; register at least one tool"));
+        }
+        let pool = self.host().pool().await.map_err(from_tool_error)?;
+        let name = pool.status().name;
+        let handler: Arc<dyn ToolHandler> = pool.tool();
+        let tool_ids =
+            tools.iter().map(|tool| (tool.name.clone(), format!("{name}/{}", tool.name))).collect();
+        let count = tools.len();
+        let specs = tools.into_iter().map(spec_from_registration).collect();
+        // A refusal is told in the answer, not as a status: it must never break the session of a worker that
+        // registers with every call.
+        let registered = self.host().registry.register_remote(&name, launch.announcer(), &handler, specs);
+        let response = match registered {
+            Ok(_) => {
+                tracing::debug!(worker = %launch.id(), as = worker_id, pool = name, count, "tools registered");
+                pb::RegisterToolsResponse { success: true, tool_ids, error_message: String::new() }
+            }
+            Err(error) => {
+                tracing::warn!(worker = %launch.id(), pool = name, %error, "tools refused");
+                pb::RegisterToolsResponse {
+                    success: false,
+                    error_message: error.to_string(),
+                    ..Default::default()
+                }
+            }
+        };
+        Ok(Response::new(response))
+    }
+
+    /// The launch of the worker that asks: by its token, and by the process at the other end of the socket.
+    async fn claim(
+        &self,
+        extensions: &Extensions,
+        identity: Option<pb::WorkerIdentity>,
+    ) -> Result<Arc<Launch>, Status> {
+        let launches = &self.host().launches;
+        let peer = extensions.get::<UdsConnectInfo>().and_then(|info| info.peer_cred?.pid());
+        let peer = peer.and_then(|pid| u32::try_from(pid).ok());
+        let (Some(peer), Some(identity)) = (peer, identity) else {
+            // A runtime from before there were tokens does not know what it lacks.
+            return Err(match peer.is_some_and(|peer| launches.include(peer)) {
+                true => incompatible_worker(&format!(
+                    "this snakepit_bridge is older than its host, snakepit {VERSION}: it presents no version and no token; \
+                     install snakepit_bridge {VERSION}"
+                )),
+                false => reserved_for_workers(),
+            });
+        };
+        let pb::WorkerIdentity { token, version, protocol } = identity;
+        let launch = launches.claim(&token, peer).await.ok_or_else(reserved_for_workers)?;
+        snakepit_proto::launch::check_version(&version, protocol)
+            .map_err(|error| incompatible_worker(&error.to_string()))?;
+        if version != VERSION {
+            tracing::warn!(worker = %launch.id(), version, host = VERSION, "snakepit_bridge is of another patch version than its host");
+        }
+        Ok(launch)
+    }
+}

@@ -1,0 +1,248 @@
+//! Which process is at the other end of a connection, and whether a worker's launch includes it.
+
+use std::net::SocketAddr;
+
+/// The longest line of ancestors that is followed.
+#[cfg(target_os = "linux")]
+const GENERATIONS: usize = 64;
+
+/// Whether a process belongs to what was launched as `leader`: it is in the leader's process group, or the leader is among
+/// its ancestors or those of the leaders of its group and session. The latter covers workers that are started by a shell or by
+/// `setsid`, which have groups and sessions of their own. A process that was cut off from all of these, as daemons cut
+/// themselves off, does not belong.
+pub(super) fn belongs(pid: u32, leader: u32) -> bool {
+    use nix::unistd::{Pid, getpgid, getsid};
+
+    if pid == leader {
+        return true;
+    }
+    let process = Pid::from_raw(pid.cast_signed());
+    let group = getpgid(Some(process)).map(|group| group.as_raw().cast_unsigned()).unwrap_or(pid);
+    let session = getsid(Some(process)).map(|session| session.as_raw().cast_unsigned()).unwrap_or(pid);
+    group == leader || [pid, group, session].into_iter().any(|process| descends(process, leader))
+}
+
+#[cfg(target_os = "linux")]
+fn descends(pid: u32, ancestor: u32) -> bool {
+    let parents =
+        std::iter::successors(Some(pid), |pid| super::proc::parent(*pid).filter(|parent| *parent > 1));
+    parents.take(GENERATIONS).any(|parent| parent == ancestor)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn descends(_: u32, _: u32) -> bool {
+    false
+}
+
+/// Whether a process that belongs to `leader` holds the other end of a TCP connection that was accepted at `local` from
+/// `peer`.
+#[cfg(target_os = "linux")]
+pub(super) fn owns_connection(leader: u32, peer: SocketAddr, local: SocketAddr) -> bool {
+    let Some(inode) = linux::socket(peer, local) else { return false };
+    let link = format!("socket:[{inode}]");
+    // The leader first: it usually is the worker.
+    linux::holds(leader, &link)
+        || linux::processes().any(|pid| pid != leader && linux::holds(pid, &link) && belongs(pid, leader))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn owns_connection(_: u32, _: SocketAddr, _: SocketAddr) -> bool {
+    true
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::{
+        fs,
+        net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    };
+
+    /// The inode of the socket whose own address is `own` and whose peer is `peer`, if it is this user's.
+    pub(super) fn socket(own: SocketAddr, peer: SocketAddr) -> Option<u64> {
+        let user = nix::unistd::geteuid().as_raw();
+        // A socket of IPv6 may speak IPv4, as those of gRPC's C core do.
+        let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
+        let text = tables.into_iter().filter_map(|table| fs::read_to_string(table).ok()).collect::<String>();
+        text.lines().find_map(|line| {
+            let row = Row::read(line)?;
+            (row.local == canonical(own) && row.remote == canonical(peer) && row.user == user)
+                .then_some(row.inode)
+        })
+    }
+
+    fn canonical(address: SocketAddr) -> (IpAddr, u16) {
+        (address.ip().to_canonical(), address.port())
+    }
+
+    /// A row of /proc/net/tcp.
+    #[derive(Debug, PartialEq)]
+    pub(super) struct Row {
+        pub(super) local: (IpAddr, u16),
+        pub(super) remote: (IpAddr, u16),
+        pub(super) user: u32,
+        pub(super) inode: u64,
+    }
+
+    impl Row {
+        pub(super) fn read(line: &str) -> Option<Self> {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let field = |index: usize| fields.get(index).copied();
+            Some(Self {
+                local: address(field(1)?)?,
+                remote: address(field(2)?)?,
+                user: field(7)?.parse().ok()?,
+                inode: field(9)?.parse().ok()?,
+            })
+        }
+    }
+
+    /// An address as the kernel prints it: each word of 32 bits as a hexadecimal number of this machine's byte order.
+    fn address(text: &str) -> Option<(IpAddr, u16)> {
+        let (ip, port) = text.split_once(':')?;
+        let word = |index: usize| {
+            let digits = ip.get(index * 8..index * 8 + 8)?;
+            u32::from_str_radix(digits, 16).ok().map(u32::to_ne_bytes)
+        };
+        let ip = match ip.len() {
+            8 => IpAddr::from(Ipv4Addr::from(word(0)?)),
+            32 => {
+                let mut bytes = [0; 16];
+                for (index, chunk) in bytes.chunks_exact_mut(4).enumerate() {
+                    chunk.copy_from_slice(&word(index)?);
+                }
+                IpAddr::from(Ipv6Addr::from(bytes)).to_canonical()
+            }
+            _ => return None,
+        };
+        Some((ip, u16::from_str_radix(port, 16).ok()?))
+    }
+
+    /// Every process there is.
+    pub(super) fn processes() -> impl Iterator<Item = u32> {
+        let entries = fs::read_dir("/proc").into_iter().flatten();
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+    }
+
+    /// Whether a process has a descriptor that links to this. Those of other users cannot be looked into.
+    pub(super) fn holds(pid: u32, link: &str) -> bool {
+        let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
+        entries.flatten().any(|entry| fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == link))
+    }
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+#[allow(clippy::disallowed_methods, reason = "stand-ins for workers")]
+mod tests {
+    use std::{
+        io::{BufRead, BufReader, Read},
+        net::TcpListener,
+        os::unix::process::CommandExt,
+        process::{Child, Command, Stdio},
+    };
+
+    use super::*;
+
+    /// Connects and waits until its input ends.
+    const DIAL: &str =
+        "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); sys.stdin.read()";
+
+    struct Killed(Child);
+
+    impl Drop for Killed {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// Starts a command as the leader of a group, and says whether the connection that it makes is believed to be its own.
+    fn is_believed(command: &[&str], leader: Option<u32>) -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let local = listener.local_addr().unwrap();
+        let mut program = Command::new(command[0]);
+        program.args(&command[1..]).args(["python3", "-c", DIAL, &local.port().to_string()]);
+        let child = Killed(program.process_group(0).stdin(Stdio::piped()).spawn().unwrap());
+        let (_connection, peer) = listener.accept().unwrap();
+        owns_connection(leader.unwrap_or_else(|| child.0.id()), peer, local)
+    }
+
+    #[test]
+    fn a_worker_is_known_however_it_is_wrapped() {
+        for wrapper in [
+            &["env"][..],
+            &["sh", "-c", "\"$@\" <&0; :", "sh"],
+            &["sh", "-c", "setsid \"$@\" <&0; :", "sh"],
+            &["setsid", "--wait"],
+            &["sh", "-c", "sh -c 'setsid setsid --wait \"$@\" <&0; :' sh \"$@\" <&0; :", "sh"],
+        ] {
+            assert!(is_believed(wrapper, None), "{wrapper:?}");
+        }
+    }
+
+    #[test]
+    fn strangers_of_the_same_user_are_not_believed() {
+        let worker = Command::new("cat").process_group(0).stdin(Stdio::piped()).spawn().unwrap();
+        let worker = Killed(worker);
+        assert!(!is_believed(&["env"], Some(worker.0.id())));
+        // Neither is the host itself, from which the worker descends.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let local = listener.local_addr().unwrap();
+        let _ours = std::net::TcpStream::connect(local).unwrap();
+        let (_connection, peer) = listener.accept().unwrap();
+        assert!(!owns_connection(worker.0.id(), peer, local));
+        assert!(owns_connection(std::process::id(), peer, local));
+    }
+
+    #[test]
+    fn a_connection_that_was_closed_is_nobodys() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let local = listener.local_addr().unwrap();
+        drop(std::net::TcpStream::connect(local).unwrap());
+        let (mut connection, peer) = listener.accept().unwrap();
+        assert_eq!(connection.read(&mut [0]).unwrap(), 0);
+        assert!(!owns_connection(std::process::id(), peer, local));
+    }
+
+    #[test]
+    fn a_process_that_left_its_launch_does_not_belong() {
+        let mut command = Command::new("sh");
+        // The shell's child ends, so that its own child is an orphan, in a session of its own.
+        command.args(["-c", "(setsid sh -c 'echo $$; exec cat >/dev/null' <&0 &); cat >/dev/null"]);
+        let mut shell =
+            command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let orphan: u32 = line.trim().parse().unwrap();
+        let leader = shell.id();
+        let _shell = Killed(shell);
+        assert!(!belongs(orphan, leader));
+        assert!(belongs(leader, leader) && !belongs(std::process::id(), leader));
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(orphan.cast_signed()),
+            nix::sys::signal::Signal::SIGKILL,
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn rows_of_the_kernel_are_read() {
+        let row = "   1: 0100007F:1F90 0100007F:C350 01 00000000:00000000 00:00000000 00000000  1000        0 12345 1 x";
+        let row = linux::Row::read(row).unwrap();
+        let localhost = std::net::IpAddr::from([127, 0, 0, 1]);
+        assert_eq!((row.local, row.remote), ((localhost, 8080), (localhost, 50000)));
+        assert_eq!((row.user, row.inode), (1000, 12345));
+        let mapped =
+            "0: 0000000000000000FFFF00000100007F:1F90 00000000000000000000000001000000:0001 01 0 0 0 0 0 7";
+        let row = linux::Row::read(mapped).unwrap();
+        assert_eq!(row.local, (localhost, 8080));
+        assert_eq!(row.remote, (std::net::Ipv6Addr::LOCALHOST.into(), 1));
+        for odd in [
+            "",
+            "sl local_address rem_address st tx_queue rx_queue tr tm->when retrnsmt uid timeout inode",
+            "1: x:y",
+        ] {
+            assert_eq!(linux::Row::read(odd), None, "{odd}");
+        }
+    }
+}

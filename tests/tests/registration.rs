@@ -1,0 +1,198 @@
+//! Who may register tools: the workers that the host launched, however they are started, and nobody else.
+
+use std::{io::Read, net::TcpStream, path::Path, sync::Arc, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use snakepit_proto::pb;
+use snakepit_server::{FnTool, Snakepit, ToolSpec};
+use snakepit_tests::{
+    Client, SHOWCASE, Sandbox, Signal, eventually, execute, processes_with, python, root, signal,
+    tool_request,
+};
+use snakepit_worker::fake::FakeLauncher;
+use tokio::net::UnixStream;
+use tonic::{Code, Status, transport::Endpoint};
+use tower::service_fn;
+
+async fn over_socket(path: &Path) -> Client {
+    let path = path.to_owned();
+    let connector = service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    Client::new(Endpoint::from_static("http://localhost").connect_with_connector(connector).await.unwrap())
+}
+
+/// A request that would have everybody pass a password to `add`.
+fn takeover(identity: Option<pb::WorkerIdentity>) -> pb::RegisterToolsRequest {
+    let password = pb::ParameterSpec { name: "password".into(), required: true, ..Default::default() };
+    let tool = pb::ToolRegistration { name: "add".into(), parameters: vec![password], ..Default::default() };
+    pb::RegisterToolsRequest {
+        tools: vec![tool],
+        worker_id: "default-0-1".into(),
+        identity,
+        ..Default::default()
+    }
+}
+
+fn is_reserved(status: &Status) -> bool {
+    status.code() == Code::PermissionDenied && status.message().contains("reserved for the workers")
+}
+
+#[tokio::test]
+async fn clients_change_nothing() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let mut clients = [sandbox.client().await, over_socket(sandbox.socket()).await];
+    let before = clients[0].list_tools(pb::ListToolsRequest {}).await.unwrap().into_inner();
+    let guess = pb::WorkerIdentity {
+        token: "0".repeat(32),
+        version: snakepit_proto::launch::VERSION.into(),
+        protocol: snakepit_proto::launch::PROTOCOL,
+    };
+    for client in &mut clients {
+        for identity in [None, Some(pb::WorkerIdentity::default()), Some(guess.clone())] {
+            let refused = client.register_tools(takeover(identity)).await.unwrap_err();
+            assert!(is_reserved(&refused), "{refused:?}");
+        }
+        assert_eq!(execute(client, "add", &json!({"a": 1, "b": 2})).await.unwrap(), 3);
+    }
+    assert_eq!(clients[0].list_tools(pb::ListToolsRequest {}).await.unwrap().into_inner(), before);
+}
+
+fn grpcio(before: &str) -> String {
+    format!("{before}{} {}/tests/workers/grpcio_worker.py", python().display(), root().display())
+}
+
+/// The address that a worker was told to call back.
+fn callback_of(pid: u32) -> Option<String> {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut arguments = line.split(|byte| *byte == 0).skip_while(|argument| *argument != b"--elixir-address");
+    String::from_utf8(arguments.nth(1)?.to_vec()).ok()
+}
+
+#[tokio::test]
+async fn workers_of_others_are_known_by_their_process_and_strangers_are_not_heard() {
+    for wrapper in ["", "sh -c '\"$@\"; :' sh ", "setsid --wait ", "sh -c 'setsid \"$@\"; :' sh "] {
+        let sandbox = Sandbox::worker_command(&grpcio(wrapper), 1).start().await;
+        let mut client = sandbox.client().await;
+        // It registers its tools with each call, and fails where it may not.
+        for _ in 0..3 {
+            assert_eq!(
+                execute(&mut client, "add", &json!({"a": 1, "b": 2})).await.unwrap(),
+                3,
+                "{wrapper:?}"
+            );
+        }
+        let tools = client.list_tools(pb::ListToolsRequest {}).await.unwrap().into_inner().tools;
+        assert!(tools.iter().any(|tool| tool.spec.as_ref().unwrap().name == "add"), "{wrapper:?}: {tools:?}");
+        assert!(is_reserved(&client.register_tools(takeover(None)).await.unwrap_err()));
+
+        let worker = sandbox.worker_pids().await[0];
+        let address = callback_of(worker).unwrap();
+        assert!(!sandbox.url().contains(&address), "workers have an address of their own");
+        let mut stranger = TcpStream::connect(&address).unwrap();
+        stranger.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let heard = stranger.read(&mut [0; 64]);
+        let is_closed = match &heard {
+            Ok(read) => *read == 0,
+            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+        };
+        assert!(is_closed, "{wrapper:?}: {heard:?}");
+        eventually("the host says so", Duration::from_secs(10), async || {
+            sandbox.log().contains("is not this worker's")
+        })
+        .await;
+
+        signal(worker, Signal::SIGKILL);
+        eventually("the address of an ended worker is closed", Duration::from_secs(10), async || {
+            TcpStream::connect(&address).is_err()
+        })
+        .await;
+        for left in processes_with(&address) {
+            // A session of its own is not killed with the group.
+            signal(left, Signal::SIGKILL);
+        }
+    }
+}
+
+/// A worker written to the wire contract that asks its host for what is for clients.
+#[tokio::test]
+async fn a_worker_gets_what_workers_need() {
+    let sandbox = Sandbox::worker_command(&grpcio(""), 1).start().await;
+    let mut client = sandbox.client().await;
+    let answer = client.execute_tool(tool_request("ask_host", &json!({}))).await.unwrap().into_inner();
+    assert!(answer.success, "{}", answer.error_message);
+    let answers = snakepit_tests::result_of(answer);
+    for open in ["Ping", "Heartbeat", "GetExposedElixirTools"] {
+        assert_eq!(answers[open], "OK", "{answers}");
+    }
+    for closed in ["ExecuteTool", "ListTools", "ListWorkers", "ListSessions", "GetSessionStats"] {
+        assert_eq!(answers[closed], "PERMISSION_DENIED", "{answers}");
+    }
+}
+
+#[tokio::test]
+async fn a_program_says_what_the_workers_of_its_own_launcher_serve() {
+    let dir = tempfile::tempdir().unwrap();
+    let add = FnTool::typed("any", |args: serde_json::Value| async move { Ok::<_, String>(args) });
+    let launcher = Arc::new(FakeLauncher::new(Arc::new(add)));
+    let host = Snakepit::builder().launcher(launcher).workers(1).run_dir(dir.path()).start().await.unwrap();
+    host.execute::<serde_json::Value>("echo", json!({"a": 1})).await.unwrap_err();
+    host.register_tools(vec![ToolSpec::new("echo").parameter("a", "integer", "")]).unwrap();
+    assert_eq!(host.execute::<serde_json::Value>("echo", json!({"a": 1})).await.unwrap(), json!({"a": 1}));
+    host.shutdown().await;
+}
+
+/// An interpreter that runs a stand-in for the runtime.
+fn other_bridge(dir: &Path) -> std::path::PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let path = dir.join("python");
+    let script = root().join("tests/workers/other_bridge.py");
+    let text = format!("#!/bin/sh\nexec '{}' '{}' \"$@\"\n", python().display(), script.display());
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// What became of the start of a host with a stand-in of this kind.
+async fn start_with(kind: &str) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let stubs = root().join(".venv/stubs").display().to_string();
+    let host = Snakepit::builder()
+        .adapter("any:Any")
+        .python(other_bridge(dir.path()))
+        .env("SNAKEPIT_TEST_STUBS", stubs)
+        .env("OTHER_BRIDGE", kind)
+        .workers(1)
+        .run_dir(dir.path().join("run"));
+    host.start().await.unwrap_err().to_string()
+}
+
+#[tokio::test]
+async fn runtimes_of_other_versions_are_refused_with_both_versions() {
+    let ours = snakepit_proto::launch::VERSION;
+    let error = start_with("old").await;
+    assert!(error.contains("FAILED_PRECONDITION") && error.contains("older than its host"), "{error}");
+    assert!(error.contains(ours), "{error}");
+    for kind in ["9.9.9 1".to_owned(), format!("{ours} 99")] {
+        let error = start_with(&kind).await;
+        let (theirs, protocol) = kind.split_once(' ').unwrap();
+        assert!(error.contains("FAILED_PRECONDITION"), "{error}");
+        for needle in [theirs, &format!("protocol {protocol}"), &format!("snakepit {ours}")] {
+            assert!(error.contains(needle), "no {needle} in {error}");
+        }
+    }
+    // A patch version apart they work together.
+    let (release, _) = ours.rsplit_once('.').unwrap();
+    let error = start_with(&format!("{release}.999 1")).await;
+    assert!(error.contains("registered: True"), "{error}");
+}
+
+#[tokio::test]
+async fn a_token_is_worth_nothing_to_another_process() {
+    let error = start_with(&format!("stolen {} 1", snakepit_proto::launch::VERSION)).await;
+    let (stranger, worker) = error.split_once(" / then itself: ").unwrap_or_else(|| panic!("{error}"));
+    assert!(stranger.contains("PERMISSION_DENIED"), "{error}");
+    assert!(worker.contains("PERMISSION_DENIED"), "it was used up: {error}");
+}

@@ -1,0 +1,64 @@
+"""A stand-in for the runtime of this project in another version: started as one, on the host's socket.
+
+OTHER_BRIDGE says which: `old` knows no token; `VERSION PROTOCOL` presents its own token with that; `stolen VERSION PROTOCOL`
+has a process outside of its launch present it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+sys.path.insert(0, os.environ["SNAKEPIT_TEST_STUBS"])
+
+import grpc
+import snakepit_bridge_pb2 as pb
+import snakepit_bridge_pb2_grpc as rpc
+
+
+def register(address: str, identity: pb.WorkerIdentity | None) -> str:
+    # The authority that gRPC makes of a path is refused by HTTP/2 servers.
+    channel = grpc.insecure_channel(address, options=[("grpc.default_authority", "localhost")])
+    tools = [pb.ToolRegistration(name="other")]
+    try:
+        answer = rpc.BridgeServiceStub(channel).RegisterTools(
+            pb.RegisterToolsRequest(tools=tools, worker_id="other", identity=identity), timeout=10
+        )
+    except grpc.RpcError as error:
+        return f"{error.code().name}: {error.details()}"
+    return f"registered: {answer.success}"
+
+
+def main() -> None:
+    if sys.argv[1] == "--stranger":
+        address, token, version, protocol = sys.argv[2:]
+        print(register(address, pb.WorkerIdentity(token=token, version=version, protocol=int(protocol))))
+        return
+    address = sys.argv[sys.argv.index("--elixir-address") + 1]
+    if os.environ["OTHER_BRIDGE"] == "old":
+        result = register(address, None)
+    else:
+        version, protocol = os.environ["OTHER_BRIDGE"].split()[-2:]
+        line = b""
+        while not line.endswith(b"\n"):
+            line += os.read(0, 1)
+        token = json.loads(line)["token"]
+        environ = open(f"/proc/{os.getpid()}/environ", "rb").read()
+        assert token.encode() not in environ and token not in " ".join(sys.argv), "the token is visible"
+        if "stolen" in os.environ["OTHER_BRIDGE"]:
+            # The first process ends, so that the second is no descendant of this one.
+            stranger = [sys.executable, __file__, "--stranger", address, token, version, protocol]
+            orphan = ["setsid", "sh", "-c", '(setsid "$@" &)', "sh", *stranger]
+            reading, writing = os.pipe()
+            subprocess.run(orphan, stdin=subprocess.DEVNULL, stdout=writing, check=True)
+            os.close(writing)
+            result = os.fdopen(reading).read().strip()
+            again = register(address, pb.WorkerIdentity(token=token, version=version, protocol=int(protocol)))
+            result += f" / then itself: {again}"
+        else:
+            result = register(address, pb.WorkerIdentity(token=token, version=version, protocol=int(protocol)))
+    os.write(0, json.dumps({"event": "failed", "error": result}).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()
