@@ -12,17 +12,18 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use redb::{Database, ReadableDatabase};
-use tokio::time::Instant;
+use tokio::{sync::RwLock, time::Instant};
 
 use crate::{
     SessionError, SessionId, SessionLimits, SessionStats, events::SessionEventSender, record::Record,
 };
 
 mod backend;
+mod file;
 mod group;
 mod lease;
 mod open;
@@ -33,7 +34,7 @@ mod writer;
 use group::Group;
 use lease::{Holder, Lease, Leases};
 use open::in_file;
-use rows::{View, failed};
+use rows::{View, damaged, failed, is_of_disk};
 use writer::Writer;
 
 /// What a read may touch, in bytes, before it is left to a thread that may block. Below it is a matter of microseconds,
@@ -57,13 +58,18 @@ const SWEEP_ROWS: usize = 4096;
 /// Which worker served a session last is kept the same way: a crash forgets it, but it took that worker as well.
 ///
 /// # Failures
-/// When the disk fails, the operations of that moment are answered with [`SessionError::Backend`]; whether they are on the
-/// disk shows at the next start. Until then all others are refused, and watches end.
+/// When the disk is full, or the file was deleted or replaced, writes are answered with [`SessionError::Backend`] and did
+/// nothing, until there is room or the file is back; reads and watches go on.
+///
+/// When the disk fails, the writes of that moment are answered with [`SessionError::Backend`]; whether they are in the file
+/// shows when it is opened anew, which the backend does at once, and again after a pause for as long as it takes. Watches
+/// end with the error.
 ///
 /// # Files
 /// The file is made if need be, readable by its owner only; its directory must be there. One process at a time has it
-/// open. It does not shrink when sessions end: their room is used again. Opening counts what is in it, and reads all of it
-/// once after a crash; what [`stats`](crate::SessionBackend::stats) counts of events begins at 0. The file bears the version
+/// open. It does not shrink when sessions end: their room is used again. Opening reads all of it once and verifies its
+/// checksums, so a damaged file is refused. After a crash, a last write that is damaged cannot be told from one that was cut
+/// off: the state before it is used, with a warning. What [`stats`](crate::SessionBackend::stats) counts of events begins at 0. The file bears the version
 /// of its schema: any other is refused.
 ///
 /// Dropping the backend blocks until what was asked is written and the file is closed.
@@ -78,24 +84,22 @@ pub struct RedbBackend {
 struct Shared {
     path: PathBuf,
     limits: SessionLimits,
-    database: Database,
+    /// Or why it cannot be opened. Who reads holds the lock, so that the writer closes nothing under a reader.
+    database: Arc<RwLock<Result<Arc<Database>, SessionError>>>,
     leases: Leases,
     stats: Mutex<SessionStats>,
     events: SessionEventSender,
-    /// Why nothing can be written any more.
-    failure: OnceLock<SessionError>,
 }
 
 impl Shared {
-    fn new(path: PathBuf, limits: SessionLimits, database: Database) -> Self {
+    fn new(path: PathBuf, limits: SessionLimits, database: Arc<Database>) -> Self {
         Self {
             path,
             limits,
-            database,
+            database: Arc::new(RwLock::new(Ok(database))),
             leases: Leases::default(),
             stats: Mutex::default(),
             events: SessionEventSender::new(),
-            failure: OnceLock::new(),
         }
     }
 
@@ -107,26 +111,14 @@ impl Shared {
         *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Nothing can be written any more, because of this.
-    fn fail(&self, error: SessionError) -> SessionError {
-        let failure = match error {
-            SessionError::Backend { problem } => {
-                SessionError::Backend { problem: format!("{problem}; see to the disk and restart the host") }
-            }
-            error => error,
-        };
-        self.failure.get_or_init(|| failure).clone()
-    }
-
-    /// Whether the file can be used.
-    fn check(&self) -> Result<(), SessionError> {
-        self.failure.get().map_or(Ok(()), |failure| Err(failure.clone()))
-    }
-
     /// What the file holds now.
-    fn view(&self) -> Result<View, SessionError> {
-        self.check()?;
-        Ok(View::new(self.database.begin_read().map_err(failed)?))
+    async fn view(&self) -> Result<View, SessionError> {
+        let database = Arc::clone(&self.database).read_owned().await;
+        let transaction = match &*database {
+            Ok(database) => database.begin_read().map_err(failed)?,
+            Err(failure) => return Err(failure.clone()),
+        };
+        Ok(View::new(transaction, database))
     }
 }
 
@@ -168,6 +160,34 @@ impl RedbBackend {
         })
     }
 
+    /// Whether to read once more: the disk had failed, and the writer has opened the file anew since.
+    async fn is_open_again<T>(&self, is_second: &mut bool, read: &Result<T, SessionError>) -> bool {
+        match read {
+            Err(error) if is_of_disk(error) && !std::mem::replace(is_second, true) => {
+                // The writer finds out that redb accepts nothing more, whatever it answers.
+                let _ = self.writer.ask(0, |_| Ok(())).await;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The head of a session that has a lease.
+    async fn head(&self, id: &SessionId) -> Result<(View, Record), SessionError> {
+        let view = self.shared.view().await?;
+        match view.record(id) {
+            Err(SessionError::NotFound { .. }) => {}
+            found => return Ok((view, found?)),
+        }
+        drop(view);
+        // The writer may be about to end its lease. Otherwise the file lost it.
+        self.writer.ask(0, |_| Ok(())).await?;
+        match self.shared.leases.live(&Holder::Session(id.clone()), Instant::now()) {
+            Some(_) => Err(damaged(&format!("session `{id}` is missing"))),
+            None => Err(SessionError::NotFound { id: id.clone() }),
+        }
+    }
+
     /// The lease of a session that lives, renewed.
     fn renew(&self, id: &SessionId) -> Result<Lease, SessionError> {
         let lease = self.shared.leases.renew(&Holder::Session(id.clone()), Instant::now());
@@ -178,17 +198,21 @@ impl RedbBackend {
     async fn look<T: Send + 'static>(
         &self,
         id: &SessionId,
-        look: impl FnOnce(&SessionId, &View, Record) -> Result<T, SessionError> + Send + 'static,
+        look: impl Fn(&SessionId, &View, Record) -> Result<T, SessionError> + Clone + Send + Sync + 'static,
     ) -> Result<T, SessionError> {
         self.renew(id)?;
-        let view = self.shared.view();
-        let looked = async {
-            let view = view?;
-            let record = view.record(id)?;
-            let (id, size) = (id.clone(), record.head.bytes);
-            self.read(size, move || look(&id, &view, record)).await
-        };
-        looked.await.map_err(|error| in_file(&self.shared.path, error))
+        let mut is_second = false;
+        loop {
+            let looked = async {
+                let (view, record) = self.head(id).await?;
+                let (id, size, look) = (id.clone(), record.head.bytes, look.clone());
+                self.read(size, move || look(&id, &view, record)).await
+            };
+            let looked = looked.await;
+            if !self.is_open_again(&mut is_second, &looked).await {
+                return looked.map_err(|error| in_file(&self.shared.path, error));
+            }
+        }
     }
 }
 

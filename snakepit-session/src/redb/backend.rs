@@ -5,7 +5,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::{RedbBackend, SWEEP_ROWS, lease::Holder, open::in_file, rows::NOBODY};
+use super::{
+    RedbBackend, SWEEP_ROWS, Shared,
+    lease::Holder,
+    open::in_file,
+    rows::{NOBODY, View},
+};
 use crate::{
     Batch, Created, NewSession, NewVariable, Note, Page, PageRequest, Program, ProgramInfo, ProgramName,
     ProgramOwner, Session, SessionBackend, SessionError, SessionEvents, SessionId, SessionStats, SetVariable,
@@ -30,9 +35,14 @@ impl SessionBackend for RedbBackend {
 
     async fn get(&self, id: &SessionId) -> Result<Session, SessionError> {
         let lease = self.renew(id)?;
-        let record = self.shared.view().and_then(|view| view.record(id));
-        let head = record.map_err(|error| in_file(&self.shared.path, error))?.head;
-        Ok(lease.snapshot(id, head, Instant::now()))
+        let mut is_second = false;
+        loop {
+            let found = self.head(id).await;
+            if !self.is_open_again(&mut is_second, &found).await {
+                let (_, record) = found.map_err(|error| in_file(&self.shared.path, error))?;
+                return Ok(lease.snapshot(id, record.head, Instant::now()));
+            }
+        }
     }
 
     async fn delete(&self, id: &SessionId) -> Result<Session, SessionError> {
@@ -42,28 +52,22 @@ impl SessionBackend for RedbBackend {
 
     async fn list(&self, page: PageRequest) -> Result<Page<Session>, SessionError> {
         let (size, after) = page.parse()?;
-        let shared = Arc::clone(&self.shared);
-        let list = move || {
-            let (mut items, mut more, now) = (Vec::new(), false, Instant::now());
-            shared.view()?.heads(after.as_ref(), |id, row| {
-                let Some(lease) = shared.leases.live(&Holder::Session(id.clone()), now) else {
-                    return Ok(true);
-                };
-                more = items.len() == size;
-                if !more {
-                    items.push(lease.snapshot(&id, decode(row)?, now));
-                }
-                Ok(!more)
-            })?;
-            let next = items.last().filter(|_| more).map(|last: &Session| last.id.to_string());
-            Ok(Page { items, next })
-        };
-        // A page of large metadata is large.
-        self.read(usize::MAX, list).await
+        let mut is_second = false;
+        loop {
+            let listed = async {
+                let (view, shared, after) =
+                    (self.shared.view().await?, Arc::clone(&self.shared), after.clone());
+                // A page of large metadata is large.
+                self.read(usize::MAX, move || list(&view, &shared, after.as_ref(), size)).await
+            };
+            let listed = listed.await;
+            if !self.is_open_again(&mut is_second, &listed).await {
+                return listed.map_err(|error| in_file(&self.shared.path, error));
+            }
+        }
     }
 
     async fn set_last_worker(&self, id: &SessionId, worker: Arc<str>) -> Result<(), SessionError> {
-        self.shared.check().map_err(|error| in_file(&self.shared.path, error))?;
         let set = |lease: &mut super::Lease| lease.last_worker = Some(worker);
         let lease = self.shared.leases.change(&Holder::Session(id.clone()), Instant::now(), set);
         lease.map(drop).ok_or_else(|| SessionError::NotFound { id: id.clone() })
@@ -86,9 +90,12 @@ impl SessionBackend for RedbBackend {
     async fn program(&self, owner: &ProgramOwner, name: &ProgramName) -> Result<Program, SessionError> {
         let name = name.clone();
         let ProgramOwner::Session(id) = owner else { return self.global_program(name).await };
-        self.look(id, move |id, view, _| {
-            let info = view.program_info(id.as_str(), &name)?;
-            view.program(id.as_str(), info.ok_or_else(|| no_program(Some(id), &name))?)
+        self.look(id, move |id, view, record| {
+            let Some(info) = view.program_info(id.as_str(), &name)? else {
+                view.check_missing_program(id, &name, &record.head)?;
+                return Err(no_program(Some(id), &name));
+            };
+            view.program(id.as_str(), info)
         })
         .await
     }
@@ -99,9 +106,14 @@ impl SessionBackend for RedbBackend {
             let live = |info: &ProgramInfo| {
                 self.shared.leases.live(&Holder::Global(info.name.clone()), now).is_some()
             };
-            let programs = self.shared.view().and_then(|view| view.programs(NOBODY));
-            let programs = programs.map_err(|error| in_file(&self.shared.path, error))?;
-            return Ok(programs.into_iter().filter(live).collect());
+            let mut is_second = false;
+            loop {
+                let programs = self.shared.view().await.and_then(|view| view.programs(NOBODY));
+                if !self.is_open_again(&mut is_second, &programs).await {
+                    let programs = programs.map_err(|error| in_file(&self.shared.path, error))?;
+                    return Ok(programs.into_iter().filter(live).collect());
+                }
+            }
         };
         self.look(id, |id, view, _| view.programs(id.as_str())).await
     }
@@ -181,7 +193,10 @@ impl SessionBackend for RedbBackend {
 
     async fn list_variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, SessionError> {
         let pattern = pattern.to_owned();
-        self.look(id, move |id, view, _| view.list_variables(id, |name| is_like(&pattern, name))).await
+        self.look(id, move |id, view, record| {
+            view.list_variables(id, &record.head, |name| is_like(&pattern, name))
+        })
+        .await
     }
 
     async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError> {
@@ -255,11 +270,45 @@ impl RedbBackend {
     async fn global_program(&self, name: ProgramName) -> Result<Program, SessionError> {
         let missing = || no_program(None, &name);
         self.shared.leases.renew(&Holder::Global(name.clone()), Instant::now()).ok_or_else(missing)?;
-        let read = async {
-            let view = self.shared.view()?;
-            let info = view.program_info(NOBODY, &name)?.ok_or_else(missing)?;
-            self.read(info.size, move || view.program(NOBODY, info)).await
-        };
-        read.await.map_err(|error| in_file(&self.shared.path, error))
+        let mut is_second = false;
+        loop {
+            let read = async {
+                let view = self.shared.view().await?;
+                let info = view.program_info(NOBODY, &name)?.ok_or_else(missing)?;
+                self.read(info.size, move || view.program(NOBODY, info)).await
+            };
+            let read = read.await;
+            if !self.is_open_again(&mut is_second, &read).await {
+                return read.map_err(|error| in_file(&self.shared.path, error));
+            }
+        }
     }
+}
+
+/// A page of the sessions that live.
+fn list(
+    view: &View,
+    shared: &Shared,
+    after: Option<&SessionId>,
+    size: usize,
+) -> Result<Page<Session>, SessionError> {
+    let (mut items, mut more, now) = (Vec::new(), false, Instant::now());
+    view.heads(after, |id, row| {
+        let Some(lease) = shared.leases.live(&Holder::Session(id.clone()), now) else {
+            return Ok(true);
+        };
+        more = items.len() == size;
+        if !more {
+            match decode(row) {
+                Ok(head) => items.push(lease.snapshot(&id, head, now)),
+                // One that cannot be read must not hide all others.
+                Err(error) => {
+                    tracing::error!(session = %id, %error, "a session is left out of a listing");
+                }
+            }
+        }
+        Ok(!more)
+    })?;
+    let next = items.last().filter(|_| more).map(|last: &Session| last.id.to_string());
+    Ok(Page { items, next })
 }

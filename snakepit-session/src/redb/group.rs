@@ -14,8 +14,8 @@ use super::{
     Shared,
     lease::{Holder, Lease},
     rows::{
-        DATA, Held, Key, NOBODY, PROGRAMS, Row, SESSIONS, VARIABLES, VERSIONS, VersionKey, end_of, failed,
-        get, head_of, rows_of,
+        DATA, Held, Key, NOBODY, PROGRAMS, Row, SESSIONS, VARIABLES, VERSIONS, VersionKey, damaged, end_of,
+        failed, get, head_of, rows_of,
     },
     state::{News, Staged, State, Totals},
 };
@@ -120,7 +120,10 @@ impl<'a> Group<'a> {
     /// The head of a session that lives, and is renewed.
     fn used(&mut self, id: &SessionId) -> Result<Record, SessionError> {
         match self.renew(&Holder::Session(id.clone())) {
-            Some(_) => self.record(id),
+            Some(_) => self.record(id).map_err(|error| match error {
+                SessionError::NotFound { .. } => damaged(&format!("session `{id}` is missing")),
+                error => error,
+            }),
             None => Err(SessionError::NotFound { id: id.clone() }),
         }
     }

@@ -125,6 +125,10 @@ impl Leases {
         self.leases.remove(holder).map(|(_, lease)| lease)
     }
 
+    pub(super) fn holders(&self) -> impl Iterator<Item = Holder> {
+        self.leases.iter().map(|lease| lease.key().clone())
+    }
+
     /// Notes where a holder is queued from now on: at the end of its lease, which is returned.
     pub(super) fn queue(&self, holder: &Holder) -> Option<Instant> {
         let mut lease = self.leases.get_mut(holder)?;

@@ -5,7 +5,7 @@ use std::{
     io,
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use bytes::Bytes;
@@ -16,10 +16,13 @@ use redb::{
 use tokio::time::Instant;
 
 use super::{
-    Shared,
+    file::Identity,
     lease::{Holder, Lease, LeaseRow, Leases},
-    rows::{DATA, Held, LEASES, NOBODY, PROGRAMS, SCHEMA, SESSIONS, VARIABLES, VERSIONS, failed, get, scan},
-    state::{State, Totals},
+    rows::{
+        DATA, Held, LEASES, NOBODY, PROGRAMS, SCHEMA, SESSIONS, VARIABLES, VERSIONS, damaged, failed, get,
+        scan,
+    },
+    state::Totals,
 };
 use crate::{
     ProgramInfo, SessionError, SessionId, SessionLimits,
@@ -32,38 +35,48 @@ const VERSION: u64 = 2;
 /// What redb may keep of the file in memory, in bytes.
 const CACHE: usize = 256 * 1024 * 1024;
 
+/// Redb says how far its check is: so little only when it found the last commit incomplete and takes the one before.
+const FALLS_BACK: f64 = 0.5;
+
 /// What a finished file of redb begins with.
 const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
 /// What redb's header takes at the beginning of a file, and a file that redb did not finish, in bytes, at most.
 const HEADER: usize = 512;
 const MAX_UNFINISHED: u64 = 1024 * 1024;
 
-/// Opens a file, or makes it, and reads who lives in it.
+/// An open file, and who lives in it.
+pub(super) struct Opened {
+    pub(super) database: Database,
+    pub(super) identity: Identity,
+    pub(super) totals: Totals,
+    pub(super) leases: Vec<(Holder, Lease)>,
+}
+
+/// Opens a file, or makes it unless it must be this one, and reads who lives in it.
 pub(super) fn open<F: StorageBackend>(
-    path: PathBuf,
-    limits: SessionLimits,
+    path: &Path,
+    limits: &SessionLimits,
     storage: impl FnOnce(FileBackend) -> F,
-    state: &mut State,
-) -> Result<Shared, SessionError> {
-    // Redb trusts a file that it closed itself, and may panic if somebody else changed it since.
+    known: Option<Identity>,
+) -> Result<Opened, SessionError> {
+    // Redb may panic where somebody else changed its file.
     let opened = catch_unwind(AssertUnwindSafe(|| {
-        let database = database(&path, storage).map_err(|problem| SessionError::Backend { problem })?;
-        let (totals, leases) = resume(&database, &limits)?;
-        Ok((database, totals, leases))
+        let opened = database(path, storage, known);
+        let (database, identity) = opened.map_err(|problem| SessionError::Backend { problem })?;
+        let (totals, leases) = resume(&database, limits)?;
+        Ok(Opened { database, identity, totals, leases })
     }));
-    let damaged = || SessionError::Backend { problem: "it is damaged; restore it from a copy".to_owned() };
-    let opened: Result<_, SessionError> = opened.unwrap_or_else(|_| Err(damaged()));
-    let (database, totals, leases) = opened.map_err(|error| in_file(&path, error))?;
-    let shared = Shared::new(path, limits, database);
-    state.resume(&shared, totals, leases);
-    Ok(shared)
+    let opened: Result<_, SessionError> = opened.unwrap_or_else(|_| Err(damaged("it is no sound database")));
+    opened.map_err(|error| in_file(path, error))
 }
 
 /// Names the file in an error of the backend.
 pub(super) fn in_file(path: &Path, error: SessionError) -> SessionError {
     match error {
         SessionError::Backend { problem } => {
-            SessionError::Backend { problem: format!("`{}`: {problem}", path.display()) }
+            let file = format!("`{}`: ", path.display());
+            let problem = if problem.starts_with(&file) { problem } else { file + &problem };
+            SessionError::Backend { problem }
         }
         error => error,
     }
@@ -72,16 +85,23 @@ pub(super) fn in_file(path: &Path, error: SessionError) -> SessionError {
 fn database<F: StorageBackend>(
     path: &Path,
     storage: impl FnOnce(FileBackend) -> F,
-) -> Result<Database, String> {
+    known: Option<Identity>,
+) -> Result<(Database, Identity), String> {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
+    options.read(true).write(true).create(known.is_none()).truncate(false);
     // What is in sessions is nobody else's.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let file = options.open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound if known.is_some() => "it was deleted while it was in use".to_owned(),
         io::ErrorKind::NotFound => "its directory does not exist; create it first".to_owned(),
         _ => format!("cannot open it: {error}"),
     })?;
+    let metadata = file.metadata().map_err(|error| format!("cannot open it: {error}"))?;
+    let identity = Identity::of(&metadata);
+    if known.is_some_and(|known| known != identity) {
+        return Err("it was replaced while it was in use".to_owned());
+    }
     // A new file is only there for sure once its directory says so.
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let synced = File::open(parent).and_then(|directory| directory.sync_all());
@@ -89,16 +109,24 @@ fn database<F: StorageBackend>(
 
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE);
-    let repaired = path.to_owned();
+    builder.set_check_integrity_on_open(true);
+    let checked = path.to_owned();
     builder.set_repair_callback(move |repair| {
-        tracing::info!(path = %repaired.display(), progress = repair.progress(), "checking sessions after a crash");
+        let path = checked.display();
+        tracing::debug!(%path, progress = repair.progress(), "checking sessions");
+        if repair.progress() < FALLS_BACK {
+            tracing::warn!(%path, "the last write was cut off or is damaged; the sessions are those before it");
+        }
     });
     let opened = FileBackend::new(file).and_then(|file| {
         let storage = storage(file);
         empty_unfinished(&storage).map_err(StorageError::Io)?;
         builder.create_with_backend(storage)
     });
-    opened.map_err(|error| match error {
+    let opened = opened.map_err(|error| match error {
+        DatabaseError::Storage(StorageError::Corrupted(problem)) => {
+            format!("it is damaged; restore it from a copy: {problem}")
+        }
         DatabaseError::DatabaseAlreadyOpen => {
             "it is open already, and only one host at a time may have it; give each a file of its own"
                 .to_owned()
@@ -107,7 +135,8 @@ fn database<F: StorageBackend>(
             format!("it is no file of sessions: {error}")
         }
         error => format!("cannot open it: {error}"),
-    })
+    });
+    Ok((opened?, identity))
 }
 
 /// Empties a file that redb began to make when the host or the power failed. Redb itself takes it for something else, and no

@@ -3,11 +3,12 @@
 //! The first part of all keys is a session: the rows of one session are a range of their table. What belongs to no session
 //! has an empty one there, which is no id.
 
-use std::{borrow::Borrow, ops::Range};
+use std::{borrow::Borrow, ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use redb::{ReadTransaction, ReadableTable, TableDefinition};
+use redb::{Database, ReadTransaction, ReadableTable, TableDefinition};
 use serde::{Deserialize, de::DeserializeOwned};
+use tokio::sync::OwnedRwLockReadGuard;
 
 use crate::{
     Program, ProgramInfo, ProgramName, SessionError, SessionId, Variable, VariableVersion,
@@ -48,8 +49,28 @@ pub(super) struct Held {
     pub(super) variables: usize,
 }
 
+/// What errors of the disk begin with.
+const DISK_FAILED: &str = "the disk failed";
+
 pub(super) fn failed(error: impl Into<redb::Error>) -> SessionError {
-    SessionError::Backend { problem: error.into().to_string() }
+    let problem = match error.into() {
+        error @ (redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseClosed) => {
+            format!("{DISK_FAILED}: {error}")
+        }
+        redb::Error::Corrupted(problem) => return damaged(&problem),
+        error => error.to_string(),
+    };
+    SessionError::Backend { problem }
+}
+
+/// Whether the database accepts nothing more until it is opened anew.
+pub(super) fn is_of_disk(error: &SessionError) -> bool {
+    matches!(error, SessionError::Backend { problem } if problem.starts_with(DISK_FAILED))
+}
+
+/// The file is not what was written.
+pub(super) fn damaged(problem: &str) -> SessionError {
+    SessionError::Backend { problem: format!("it is damaged; restore it from a copy: {problem}") }
 }
 
 /// The key of a session's head.
@@ -79,7 +100,7 @@ pub(super) fn get<'k, T: DeserializeOwned, K: redb::Key + 'static>(
 pub(super) fn scan<T: DeserializeOwned>(
     table: &impl ReadableTable<Key, Row>,
     owner: &str,
-    is_wanted: impl Fn(&str) -> bool,
+    mut is_wanted: impl FnMut(&str) -> bool,
 ) -> Result<Vec<T>, SessionError> {
     let end = end_of(owner);
     let mut found = Vec::new();
@@ -121,14 +142,46 @@ pub(super) fn load_all_variables(
     Ok(())
 }
 
+/// Whether a row that was not found may be missing: there are as many others as its session counts. A damaged file must not
+/// look as if there had never been anything.
+fn check_missing(
+    table: &impl ReadableTable<Key, Row>,
+    owner: &str,
+    name: &str,
+    counted: usize,
+) -> Result<(), SessionError> {
+    let end = end_of(owner);
+    let mut rows = 0;
+    for entry in table.range(rows_of(owner, &end)).map_err(failed)? {
+        let (key, _) = entry.map_err(failed)?;
+        if key.value().1 == name {
+            return Err(damaged(&format!("`{name}` of session `{owner}` is not in its place")));
+        }
+        rows += 1;
+    }
+    check_count(owner, "rows", rows, counted)
+}
+
+fn check_count(owner: &str, what: &str, found: usize, counted: usize) -> Result<(), SessionError> {
+    if found == counted {
+        return Ok(());
+    }
+    Err(damaged(&format!("of {counted} {what} of session `{owner}`, {found} are there")))
+}
+
 /// Everything as it was at one moment.
 pub(super) struct View {
     transaction: ReadTransaction,
+    /// Keeps the file open.
+    _database: OwnedRwLockReadGuard<Result<Arc<Database>, SessionError>>,
 }
 
 impl View {
-    pub(super) const fn new(transaction: ReadTransaction) -> Self {
-        Self { transaction }
+    pub(super) const fn new(
+        transaction: ReadTransaction,
+        database: OwnedRwLockReadGuard<Result<Arc<Database>, SessionError>>,
+    ) -> Self {
+        Self { transaction, _database: database }
     }
 
     fn table<K: redb::Key + 'static>(
@@ -172,16 +225,29 @@ impl View {
         identifiers: &[String],
         record: &mut Record,
     ) -> Result<(), SessionError> {
-        load_variables(&self.table(VARIABLES)?, id, identifiers, record)
+        let table = self.table(VARIABLES)?;
+        load_variables(&table, id, identifiers, record)?;
+        let is_missing = |identifier: &String| !record.variables.contains_key(name_of(identifier));
+        let missing = identifiers.iter().find(|identifier| is_missing(identifier));
+        missing.map_or(Ok(()), |missing| {
+            check_missing(&table, id.as_str(), name_of(missing), record.head.variables)
+        })
     }
 
-    /// The variables whose names are wanted, in their order.
+    /// The variables whose names are wanted, in their order, of those that the head counts.
     pub(super) fn list_variables(
         &self,
         id: &SessionId,
+        head: &Head,
         is_wanted: impl Fn(&str) -> bool,
     ) -> Result<Vec<Variable>, SessionError> {
-        let found: Vec<VariableRecord> = scan(&self.table(VARIABLES)?, id.as_str(), is_wanted)?;
+        let mut rows = 0;
+        let counted = |name: &str| {
+            rows += 1;
+            is_wanted(name)
+        };
+        let found: Vec<VariableRecord> = scan(&self.table(VARIABLES)?, id.as_str(), counted)?;
+        check_count(id.as_str(), "variables", rows, head.variables)?;
         Ok(found.into_iter().map(|found| found.variable).collect())
     }
 
@@ -197,7 +263,9 @@ impl View {
         let table = self.table(VERSIONS)?;
         let name = variable.variable.name.as_str();
         for version in variable.older().rev().take(older) {
-            versions.extend(get::<VariableVersion, _>(&table, (id.as_str(), name, version))?);
+            let found = get::<VariableVersion, _>(&table, (id.as_str(), name, version))?;
+            let missing = || damaged(&format!("version {version} of variable `{name}` is missing"));
+            versions.push(found.ok_or_else(missing)?);
         }
         Ok(versions)
     }
@@ -208,6 +276,16 @@ impl View {
         name: &ProgramName,
     ) -> Result<Option<ProgramInfo>, SessionError> {
         get(&self.table(PROGRAMS)?, (owner, name.as_str()))
+    }
+
+    /// Whether a program that was not found may be missing: the head of its session counts as many as there are.
+    pub(super) fn check_missing_program(
+        &self,
+        id: &SessionId,
+        name: &ProgramName,
+        head: &Head,
+    ) -> Result<(), SessionError> {
+        check_missing(&self.table(PROGRAMS)?, id.as_str(), name.as_str(), head.programs)
     }
 
     /// The program that this is said of.

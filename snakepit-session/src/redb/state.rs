@@ -1,7 +1,7 @@
 //! What the writer knows beside the file, and what a group of operations will have changed once it is committed: until
 //! then nobody else sees it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use tokio::time::Instant;
 
@@ -91,6 +91,40 @@ impl State {
         shared.publish(self.totals.stats());
     }
 
+    /// Takes over what a file holds that was opened anew: the last group, which failed, may be in it or not. Who lived before
+    /// keeps its lease.
+    pub(super) fn take_over(&mut self, shared: &Shared, found: Totals, leases: Vec<(Holder, Lease)>) {
+        let Totals { sessions, variables, programs, globals, bytes, .. } = found;
+        self.totals = Totals { sessions, variables, programs, globals, bytes, ..self.totals };
+        let mut gone: HashSet<_> = shared.leases.holders().collect();
+        for (holder, lease) in leases {
+            if gone.remove(&holder) {
+                continue;
+            }
+            self.queue.insert((lease.queued, holder.clone()));
+            shared.leases.insert(holder.clone(), lease);
+            if let Holder::Session(id) = &holder {
+                self.totals.created += 1;
+                shared.events.tell(id, SessionEventKind::Created);
+            }
+        }
+        for holder in gone {
+            if let Some(lease) = shared.leases.remove(&holder) {
+                self.queue.remove(&(lease.queued, holder.clone()));
+            }
+            if let Holder::Session(id) = &holder {
+                self.totals.deleted += 1;
+                shared.events.tell(id, SessionEventKind::Deleted);
+            }
+        }
+        shared.publish(self.totals.stats());
+    }
+
+    /// What sessions and global programs hold, in bytes, as it was committed last.
+    pub(super) const fn held(&self) -> usize {
+        self.totals.bytes
+    }
+
     /// Begins a group.
     pub(super) fn stage(&mut self) {
         self.staged = Staged { totals: self.totals, ..Staged::default() };
@@ -137,7 +171,7 @@ impl State {
         }
     }
 
-    /// Ends all watches: nothing will be committed any more.
+    /// Ends all watches: what was committed last is not known.
     pub(super) fn end_watches(&mut self, why: &SessionError) {
         self.watchers.drain().for_each(|(_, watchers)| watchers.end(why));
     }

@@ -6,18 +6,21 @@ use std::{
     path::PathBuf,
     sync::Arc,
     thread::JoinHandle,
+    time::Duration,
 };
 
-use redb::{StorageBackend, backends::FileBackend};
+use redb::{Database, StorageBackend, backends::FileBackend};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
+    time::Instant,
 };
 
 use super::{
     Shared,
+    file::{Identity, check_room},
     group::Group,
-    open::{close, open},
+    open::{Opened, close, in_file, open},
     rows::failed,
     state::State,
 };
@@ -90,7 +93,7 @@ impl Writer {
     pub(super) async fn spawn<F: StorageBackend>(
         path: PathBuf,
         limits: SessionLimits,
-        storage: impl FnOnce(FileBackend) -> F + Send + 'static,
+        storage: impl Fn(FileBackend) -> F + Send + 'static,
     ) -> Result<(Self, Arc<Shared>), SessionError> {
         let (queue, operations) = mpsc::channel(QUEUE);
         let (opened, answer) = oneshot::channel();
@@ -98,13 +101,11 @@ impl Writer {
         let runtime = Handle::try_current().ok();
         let run = move || {
             let _clock = runtime.as_ref().map(Handle::enter);
-            let mut state = State::default();
-            match open(path, limits, storage, &mut state) {
-                Ok(shared) => {
-                    let shared = Arc::new(shared);
+            match Work::open(path, limits, storage, operations) {
+                Ok(work) => {
                     // Fails when nobody waits for it any more, and then there are no operations either.
-                    let _ = opened.send(Ok(Arc::clone(&shared)));
-                    Work { shared, state, operations }.run();
+                    let _ = opened.send(Ok(Arc::clone(&work.shared)));
+                    work.run();
                 }
                 Err(error) => drop(opened.send(Err(error))),
             }
@@ -141,13 +142,40 @@ impl Drop for Writer {
     }
 }
 
-struct Work {
+/// What the thread works with.
+struct Work<S> {
     shared: Arc<Shared>,
     state: State,
     operations: mpsc::Receiver<Box<dyn Operation>>,
+    storage: S,
+    identity: Identity,
+    /// The database, unless it could not be opened anew.
+    database: Option<Arc<Database>>,
+    /// Since the disk failed: why, and when to try again.
+    outage: Option<(SessionError, Instant)>,
 }
 
-impl Work {
+/// How long nothing is written after the disk failed, at least and at most, and in terms of what opening the file took, which
+/// reads all of it.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+const PAUSE_FACTOR: u32 = 10;
+
+impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
+    fn open(
+        path: PathBuf,
+        limits: SessionLimits,
+        storage: S,
+        operations: mpsc::Receiver<Box<dyn Operation>>,
+    ) -> Result<Self, SessionError> {
+        let Opened { database, identity, totals, leases } = open(&path, &limits, &storage, None)?;
+        let database = Arc::new(database);
+        let shared = Arc::new(Shared::new(path, limits, Arc::clone(&database)));
+        let mut state = State::default();
+        state.resume(&shared, totals, leases);
+        Ok(Self { shared, state, operations, storage, identity, database: Some(database), outage: None })
+    }
+
     fn run(mut self) {
         while let Some(first) = self.operations.blocking_recv() {
             let mut group = vec![first];
@@ -156,16 +184,23 @@ impl Work {
                 operation.answer(committed.clone());
             }
         }
-        let closed = self.shared.check().and_then(|()| close(&self.shared.database, &self.shared.leases));
+        let path = &self.shared.path;
+        let closed = match &self.database {
+            Some(database) => {
+                let is_there = self.identity.check(path).map_err(|why: String| problem(&why));
+                is_there.and_then(|_| close(database, &self.shared.leases))
+            }
+            None => self.outage.map_or(Ok(()), |(failure, _)| Err(failure)),
+        };
         if let Err(error) = closed {
-            tracing::error!(path = %self.shared.path.display(), %error, "failed to close the sessions in order");
+            tracing::error!(path = %path.display(), %error, "failed to close the sessions in order");
         }
     }
 
     /// Runs operations and those that come meanwhile, and commits what they did: all of it, or nothing.
     fn commit(&mut self, group: &mut Vec<Box<dyn Operation>>) -> Result<(), SessionError> {
-        self.shared.check()?;
-        let ran = catch_unwind(AssertUnwindSafe(|| self.try_commit(group)));
+        let database = self.database()?;
+        let ran = catch_unwind(AssertUnwindSafe(|| self.try_commit(&database, group)));
         let ran =
             ran.unwrap_or_else(|_| Err(problem("an operation panicked, and those with it were not done")));
         let Err(error) = ran else {
@@ -176,18 +211,88 @@ impl Work {
         tracing::error!(%path, %error, operations = group.len(), "failed to write sessions");
         self.state.forget();
         // After an error of the disk, redb refuses to go on; after any other, it does.
-        if self.shared.database.begin_write().is_ok() {
+        if database.begin_write().is_ok() {
             return Err(error);
         }
-        let failure = self.shared.fail(error);
-        self.state.end_watches(&failure);
-        Err(failure)
+        drop(database);
+        Err(self.fail(error))
     }
 
-    fn try_commit(&mut self, operations: &mut Vec<Box<dyn Operation>>) -> Result<(), SessionError> {
-        let Self { shared, state, operations: queue } = self;
+    /// The database, opened anew if it has to be and if it is time for that.
+    fn database(&mut self) -> Result<Arc<Database>, SessionError> {
+        if let Some(database) = &self.database {
+            return Ok(Arc::clone(database));
+        }
+        let failure = self.outage.as_ref().map(|(failure, _)| failure.clone());
+        let failure = failure.unwrap_or_else(|| problem("it is closed"));
+        self.check_outage()?;
+        self.open_again(&failure)?;
+        self.database.clone().ok_or(failure)
+    }
+
+    /// Whether something may be written: for a while after the disk failed, nothing is.
+    fn check_outage(&self) -> Result<(), SessionError> {
+        match &self.outage {
+            Some((failure, until)) if Instant::now() < *until => Err(failure.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The disk failed, and redb goes on only when it opens the file anew. What became of the last commit shows then, so
+    /// watches end: nobody knows what to tell them.
+    fn fail(&mut self, error: SessionError) -> SessionError {
+        let failure = in_file(&self.shared.path, error);
+        self.state.end_watches(&failure);
+        if let Err(error) = self.open_again(&failure) {
+            tracing::error!(%error, "cannot open the sessions again; trying until it can");
+        }
+        failure
+    }
+
+    /// Opens the file anew. After that, writes are refused for a while, and reads go on if it could be opened.
+    fn open_again(&mut self, failure: &SessionError) -> Result<(), SessionError> {
+        let began = Instant::now();
+        let Self { shared, identity, database, .. } = self;
+        let mut current = shared.database.blocking_write();
+        // Closes it: nobody reads.
+        *current = Err(failure.clone());
+        *database = None;
+        let opened = open(&shared.path, &shared.limits, &self.storage, Some(*identity));
+        let outcome = opened.map(|Opened { database: opened, totals, leases, .. }| {
+            let opened = Arc::new(opened);
+            *current = Ok(Arc::clone(&opened));
+            *database = Some(opened);
+            (totals, leases)
+        });
+        if let Err(error) = &outcome {
+            *current = Err(error.clone());
+        }
+        drop(current);
+        let pause = (began.elapsed() * PAUSE_FACTOR).clamp(MIN_PAUSE, MAX_PAUSE);
+        let until = Instant::now() + pause;
+        match outcome {
+            Ok((totals, leases)) => {
+                self.state.take_over(shared, totals, leases);
+                tracing::warn!(path = %shared.path.display(), "the sessions were opened again after an error of the disk");
+                self.outage = Some((failure.clone(), until));
+                Ok(())
+            }
+            Err(error) => {
+                self.outage = Some((error.clone(), until));
+                Err(error)
+            }
+        }
+    }
+
+    fn try_commit(
+        &mut self,
+        database: &Database,
+        operations: &mut Vec<Box<dyn Operation>>,
+    ) -> Result<(), SessionError> {
+        let outage = self.check_outage();
+        let Self { shared, state, operations: queue, identity, .. } = self;
         // What it commits is durable: that is redb's default.
-        let transaction = shared.database.begin_write().map_err(failed)?;
+        let transaction = database.begin_write().map_err(failed)?;
         let mut group = Group::begin(shared, state, &transaction)?;
         let (mut at, mut size, mut first_error) = (0, 0, None);
         while let Some(operation) = operations.get_mut(at) {
@@ -207,8 +312,20 @@ impl Work {
         }
         let wrote = group.writes() > 0;
         drop(group);
-        let ended =
-            if wrote { transaction.commit().map_err(failed) } else { transaction.abort().map_err(failed) };
+        let ended = if wrote {
+            // Without either, redb would write in vain, and accept nothing more.
+            let held = state.held();
+            let is_usable = || {
+                let file = identity.check(&shared.path)?;
+                check_room(&shared.path, &file, held, size)
+            };
+            match outage.and_then(|()| is_usable().map_err(|why: String| problem(&why))) {
+                Ok(()) => transaction.commit().map_err(failed).inspect(|()| self.outage = None),
+                Err(why) => transaction.abort().map_err(failed).and(Err(why)),
+            }
+        } else {
+            transaction.abort().map_err(failed)
+        };
         // What redb refuses after an error says less than the error.
         ended.map_err(|error| first_error.unwrap_or(error))
     }

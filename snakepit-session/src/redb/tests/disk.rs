@@ -27,6 +27,7 @@ struct State {
     power: Option<usize>,
     /// How many bytes were written in all.
     written: usize,
+    files: Vec<tempfile::TempPath>,
 }
 
 #[derive(Clone)]
@@ -125,10 +126,12 @@ impl Disk {
 
     /// Opens the sessions on it.
     pub(super) async fn open(&self, limits: SessionLimits) -> Result<RedbBackend, crate::SessionError> {
-        // The file is only there to be opened.
+        // The file is only there to be opened, and to be there.
         let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
         let disk = self.clone();
-        let (writer, shared) = Writer::spawn(path.to_path_buf(), limits, |_file| disk).await?;
+        let file = path.to_path_buf();
+        self.state().files.push(path);
+        let (writer, shared) = Writer::spawn(file, limits, move |_file| disk.clone()).await?;
         Ok(RedbBackend { writer, shared })
     }
 }

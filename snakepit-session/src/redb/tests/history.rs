@@ -91,7 +91,8 @@ async fn only_who_asks_for_an_older_version_reads_it() {
 
 /// How many older versions there are in the file.
 pub(super) fn older_versions(backend: &RedbBackend) -> u64 {
-    let view = backend.shared.database.begin_read().unwrap();
+    let database = backend.shared.database.try_read().unwrap();
+    let view = database.as_ref().unwrap().begin_read().unwrap();
     view.open_table(rows::VERSIONS).unwrap().len().unwrap()
 }
 

@@ -1,0 +1,70 @@
+//! The file as the rest of the system sees it: whether its path still leads to it, and whether the disk has room.
+
+use std::{fs, io, path::Path};
+
+/// What the disk must have free for a commit, in bytes, beside twice what is written.
+#[cfg(unix)]
+const MIN_FREE: u64 = 1024 * 1024;
+
+/// What tells a file from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    #[cfg(unix)]
+    inode: (u64, u64),
+}
+
+impl Identity {
+    pub(super) fn of(metadata: &fs::Metadata) -> Self {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            Self { inode: (metadata.dev(), metadata.ino()) }
+        }
+        #[cfg(not(unix))]
+        {
+            let _ = metadata;
+            Self {}
+        }
+    }
+
+    /// Whether the path leads to the file that is open. What is written to another one nobody finds again.
+    pub(super) fn check(self, path: &Path) -> Result<fs::Metadata, String> {
+        match fs::metadata(path) {
+            Ok(metadata) if Self::of(&metadata) == self => Ok(metadata),
+            Ok(_) => Err("it was replaced while it was in use".to_owned()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err("it was deleted while it was in use".to_owned())
+            }
+            Err(error) => Err(format!("it cannot be found any more: {error}")),
+        }
+        .map_err(|problem| {
+            format!("{problem}, and nothing is written; put it back, or restart the host for a new one")
+        })
+    }
+}
+
+/// Whether there is room for a commit that adds about so many bytes to those that are held. Where that is not known, the
+/// commit shows it. What only deletes is let through: it finds its room in the file.
+pub(super) fn check_room(path: &Path, file: &fs::Metadata, held: usize, added: usize) -> Result<(), String> {
+    #[cfg(unix)]
+    if added > 0 {
+        use std::os::unix::fs::MetadataExt;
+
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let Ok(disk) = nix::sys::statvfs::statvfs(directory.unwrap_or(Path::new("."))) else { return Ok(()) };
+        #[allow(clippy::useless_conversion, reason = "the types differ between platforms")]
+        let free = u64::from(disk.blocks_available()).saturating_mul(disk.fragment_size().into());
+        let needed = MIN_FREE.saturating_add(2 * added as u64);
+        // A file that once held more has room within, which its disk does not show.
+        let within = (file.blocks() * 512).saturating_sub(2 * held as u64);
+        if free < needed && within < 2 * needed {
+            return Err(format!(
+                "the disk is full: {free} bytes are free and {needed} are needed; nothing was written, and writes go on \
+                 when there is room"
+            ));
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = (path, file, held, added);
+    Ok(())
+}
