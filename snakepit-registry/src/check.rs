@@ -2,7 +2,53 @@
 
 use snakepit_session::{Payload, ValueType};
 
-use crate::{Arguments, ParameterSpec, ToolError, ToolSpec};
+use crate::{Arguments, ParameterSpec, ToolCall, ToolError, ToolSpec};
+
+/// The longest name of a tool, an argument or an entry of a call's metadata, in bytes of UTF-8.
+pub const MAX_NAME_BYTES: usize = 256;
+
+/// The most entries that a call's metadata may have.
+const MAX_METADATA_ENTRIES: usize = 1000;
+
+/// The longest name that gets a suggestion, and the longest one suggested, in bytes: people do not mistype longer ones.
+const MAX_HINTED_BYTES: usize = 128;
+
+/// The most pairs of bytes that the search for a suggestion compares: well under a millisecond of work.
+const MAX_HINT_WORK: usize = 256 * 1024;
+
+/// Checks the lengths of all names in a call, which everything else may then rely on.
+pub(crate) fn names(call: &ToolCall) -> Result<(), ToolError> {
+    let refuse = |field: &str, problem: String| {
+        Err(ToolError::InvalidArgument { tool: brief(&call.tool), argument: field.to_owned(), problem })
+    };
+    let too_long = |what: &str, name: &str| {
+        format!("{what} of {} bytes, the limit is {MAX_NAME_BYTES}: `{}`", name.len(), brief(name))
+    };
+    if call.tool.len() > MAX_NAME_BYTES {
+        return refuse("tool_name", too_long("is a name", &call.tool));
+    }
+    if let Some((name, _)) = call.arguments.iter().find(|(name, _)| name.len() > MAX_NAME_BYTES) {
+        return refuse("arguments", too_long("hold a name", name));
+    }
+    if call.metadata.len() > MAX_METADATA_ENTRIES {
+        let count = call.metadata.len();
+        return refuse("metadata", format!("has {count} entries, the limit is {MAX_METADATA_ENTRIES}"));
+    }
+    if let Some(key) = call.metadata.keys().find(|key| key.len() > MAX_NAME_BYTES) {
+        return refuse("metadata", too_long("holds a key", key));
+    }
+    Ok(())
+}
+
+/// The start of a name that may be of any length.
+pub(crate) fn brief(name: &str) -> String {
+    const SHOWN: usize = 64;
+    if name.len() <= MAX_NAME_BYTES {
+        return name.to_owned();
+    }
+    let end = (0..=SHOWN).rev().find(|end| name.is_char_boundary(*end)).unwrap_or_default();
+    format!("{}...", &name[..end])
+}
 
 /// Checks that every required argument is there, that each has the type its parameter asks for, and, for a closed
 /// spec, that there are no others.
@@ -39,10 +85,21 @@ pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), To
     Ok(())
 }
 
-/// The name most like this one, if any is like it at all.
+/// The name most like this one, if any is like it at all. Its work is bounded: it considers neither long names nor more
+/// than the first few thousand.
 pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
     const ALIKE: f64 = 0.8;
+    if name.len() > MAX_HINTED_BYTES {
+        return None;
+    }
+    let mut work = 0;
     names
+        .filter(|candidate| candidate.len() <= MAX_HINTED_BYTES)
+        .take_while(|candidate| {
+            // Even the shortest comparison allocates, which counts as some more bytes.
+            work += name.len() * candidate.len() + 64;
+            work <= MAX_HINT_WORK
+        })
         .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
         .filter(|(likeness, _)| *likeness >= ALIKE)
         .max_by(|(a, _), (b, _)| a.total_cmp(b))
@@ -134,6 +191,52 @@ mod tests {
         let scale = ToolSpec::new("scale").parameter("factor", "float", "").closed();
         let error = check(&scale, json!({"factr": 1, "factor": 2})).unwrap_err();
         assert!(error.contains("did you mean `factor`?"), "{error}");
+    }
+
+    #[test]
+    fn names_of_any_length_are_refused_before_they_are_compared() {
+        let long = || "x".repeat(10 << 20);
+        let mut by_argument = ToolCall::new("t");
+        by_argument.arguments.insert(long(), Payload::null());
+        let mut by_key = ToolCall::new("t");
+        by_key.metadata.insert(long(), String::new());
+        let mut by_count = ToolCall::new("t");
+        by_count.metadata.extend((0..=MAX_METADATA_ENTRIES).map(|n| (n.to_string(), String::new())));
+        for (call, field, number) in [
+            (ToolCall::new(long()), "tool_name", "10485760 bytes, the limit is 256"),
+            (by_argument, "arguments", "10485760 bytes, the limit is 256"),
+            (by_key, "metadata", "10485760 bytes, the limit is 256"),
+            (by_count, "metadata", "1001 entries, the limit is 1000"),
+        ] {
+            let error = names(&call).unwrap_err();
+            assert!(matches!(&error, ToolError::InvalidArgument { argument, .. } if argument == field));
+            let message = error.to_string();
+            assert!(message.contains(number) && message.len() < 400, "{message}");
+        }
+        assert!(names(&ToolCall::new("ä".repeat(MAX_NAME_BYTES / 2))).is_ok());
+    }
+
+    #[test]
+    fn the_search_for_a_suggestion_is_bounded() {
+        let nears = |count: usize, length: usize| -> Vec<String> {
+            (0..count).map(|n| format!("{n:0length$}")).collect()
+        };
+        let asked = std::cell::Cell::new(0);
+        let counted = |names: &[String], name: &str| {
+            asked.set(0);
+            let names = names.iter().map(|name| {
+                asked.set(asked.get() + 1);
+                name.as_str()
+            });
+            nearest(name, names)
+        };
+        let short = nears(10, 8);
+        assert_eq!(counted(&short, "0000000x").as_deref(), Some("00000009"));
+        assert_eq!(counted(&short, &"x".repeat(MAX_HINTED_BYTES + 1)), None);
+        assert_eq!(asked.get(), 0);
+        let many = nears(10_000, MAX_HINTED_BYTES);
+        counted(&many, &"x".repeat(MAX_HINTED_BYTES));
+        assert!(asked.get() * MAX_HINTED_BYTES * MAX_HINTED_BYTES <= 2 * MAX_HINT_WORK, "{}", asked.get());
     }
 
     #[test]

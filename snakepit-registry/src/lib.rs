@@ -25,6 +25,7 @@ mod spec;
 
 pub use arguments::Arguments;
 pub use call::{CallId, CallMode, ToolCall, TraceContext};
+pub use check::MAX_NAME_BYTES;
 pub use error::{CallStage, ToolError, ToolFailure};
 pub use fn_tool::{FnTool, ToolContext};
 pub use handler::ToolHandler;

@@ -10,14 +10,15 @@ use std::{
 
 pub use remote::Announcer;
 
-use crate::{CallMode, FnTool, ToolCall, ToolError, ToolHandler, ToolReply, ToolSpec, check};
+use crate::{
+    CallMode, FnTool, ToolCall, ToolError, ToolHandler, ToolReply, ToolSpec,
+    check::{self, MAX_NAME_BYTES},
+};
 
 /// The provider of tools that run in the host.
 const HOST: &str = "host";
 /// Metadata key by which a worker says that running its tool twice does no harm.
 const IDEMPOTENT: &str = "snakepit.idempotent";
-/// The longest tool name accepted, in bytes of UTF-8.
-const MAX_NAME_BYTES: usize = 256;
 /// What became of a spec that was registered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Registration {
@@ -155,8 +156,11 @@ impl Registry {
     /// Finds what serves a name.
     ///
     /// # Errors
-    /// [`ToolError::NotFound`] with the most similar name there is.
+    /// [`ToolError::NotFound`] with a similar name if there is one.
     pub fn resolve(&self, tool: &str) -> Result<Arc<ResolvedTool>, ToolError> {
+        if tool.len() > MAX_NAME_BYTES {
+            return Err(not_found(tool, std::iter::empty()));
+        }
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = tools.get(tool) {
             return Ok(Arc::clone(found));
@@ -245,6 +249,7 @@ impl ResolvedTool {
     /// # Errors
     /// [`ToolError`], when the arguments do not fit or the tool cannot be called this way.
     pub fn begin(&self, mut call: ToolCall) -> Result<Running<'_>, ToolError> {
+        check::names(&call)?;
         if let Some(spec) = &self.spec {
             check::arguments(spec, &call.arguments)?;
             if call.mode == CallMode::Unary && spec.supports_streaming && self.provider == HOST {
@@ -260,7 +265,7 @@ impl ResolvedTool {
 }
 
 fn not_found<'a>(tool: &str, names: impl Iterator<Item = &'a str>) -> ToolError {
-    ToolError::NotFound { tool: tool.to_owned(), suggestion: check::nearest(tool, names) }
+    ToolError::NotFound { tool: check::brief(tool), suggestion: check::nearest(tool, names) }
 }
 
 fn check_name(name: &str) -> Result<(), RegistryError> {
@@ -273,5 +278,5 @@ fn check_name(name: &str) -> Result<(), RegistryError> {
     } else {
         return Ok(());
     };
-    Err(RegistryError::InvalidName { name: name.to_owned(), problem })
+    Err(RegistryError::InvalidName { name: check::brief(name), problem })
 }
