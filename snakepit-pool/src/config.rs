@@ -17,6 +17,9 @@ pub struct PoolConfig {
     /// How many calls may wait for a worker; those beyond are refused. 0 refuses every call that finds no idle
     /// worker. Default 1000.
     pub queue_limit: usize,
+    /// What the arguments and metadata of those calls may hold together, in bytes; calls beyond are refused. One alone may
+    /// always wait. Default 512 MiB.
+    pub queue_bytes: usize,
     /// How long a call without a deadline may take in all; `None` is for ever. Default 60 s.
     pub default_timeout: Option<Duration>,
     /// How long a worker that is asked to stop has before it is killed, at most a day. Default 2 s.
@@ -35,6 +38,7 @@ impl Default for PoolConfig {
             name: "default".to_owned(),
             workers: 4,
             queue_limit: 1000,
+            queue_bytes: 512 * 1024 * 1024,
             default_timeout: Some(Duration::from_secs(60)),
             stop_grace: Duration::from_secs(2),
             cancel_grace: Duration::from_secs(2),

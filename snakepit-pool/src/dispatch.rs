@@ -113,14 +113,23 @@ fn complete(
     Ok(reply)
 }
 
+/// A place in the queue lasts about as long as its oldest call has waited.
+fn retry_after(oldest: Duration) -> Option<Duration> {
+    Some(oldest.clamp(Duration::from_millis(50), Duration::from_secs(10)))
+}
+
 /// Says why a call got no worker.
 fn denied(denial: Denial, tool: &Arc<str>, pool: &Shared) -> ToolError {
     match denial {
         Denial::Refused(Refusal::Overloaded { queued, oldest }) => {
-            // A place in the queue lasts about as long as its oldest call has waited.
-            let retry_after = oldest.clamp(Duration::from_millis(50), Duration::from_secs(10));
-            ToolError::Overloaded { queued, limit: pool.config.queue_limit, retry_after: Some(retry_after) }
+            ToolError::Overloaded { queued, limit: pool.config.queue_limit, retry_after: retry_after(oldest) }
         }
+        Denial::Refused(Refusal::TooMuchAtOnce { used, oldest }) => ToolError::TooMuchAtOnce {
+            whose: "calls that wait for a worker".to_owned(),
+            used,
+            limit: pool.config.queue_bytes,
+            retry_after: retry_after(oldest),
+        },
         Denial::Refused(Refusal::Draining) => ToolError::ShuttingDown { delivered: false },
         Denial::Refused(Refusal::NoWorkers { next_attempt }) => ToolError::Unavailable {
             reason: pool.trouble(),

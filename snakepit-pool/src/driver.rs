@@ -140,6 +140,7 @@ impl Shared {
             slots: config.workers,
             concurrency: config.concurrency,
             queue: config.queue_limit,
+            queue_bytes: config.queue_bytes,
             cancel_grace: config.cancel_grace,
         };
         let state = State {

@@ -71,6 +71,7 @@ impl Totals {
     fn of(&self, error: &ToolError) -> &AtomicU64 {
         match error {
             ToolError::Overloaded { .. }
+            | ToolError::TooMuchAtOnce { .. }
             | ToolError::Unavailable { .. }
             | ToolError::ShuttingDown { delivered: false }
             | ToolError::NoRuntime { .. } => &self.refused,

@@ -41,6 +41,8 @@ pub(crate) struct Limits {
     pub(crate) concurrency: usize,
     /// How many calls may wait.
     pub(crate) queue: usize,
+    /// What those may hold, in bytes.
+    pub(crate) queue_bytes: usize,
     /// How long an abandoned call may take to end.
     pub(crate) cancel_grace: Duration,
 }
@@ -97,8 +99,8 @@ impl Scheduler {
     /// Takes in what happened, and hands out what is to be done about it, in this order.
     pub(crate) fn on(&mut self, event: Event, now: Instant) -> Drain<'_, Effect> {
         match event {
-            Event::Submit { ticket, preferred, deadline, load } => {
-                self.submit(Entry { ticket, preferred, deadline, since: now, load }, now);
+            Event::Submit { ticket, preferred, deadline, load, bytes } => {
+                self.submit(Entry { ticket, preferred, deadline, since: now, load, bytes }, now);
             }
             Event::Withdraw(ticket) => {
                 self.queue.remove(ticket);
@@ -109,7 +111,13 @@ impl Scheduler {
             Event::Finished(worker, load) => self.finished(worker, load, now),
             Event::Released(worker, load) => self.released(worker, load, now),
             Event::GivenBack { worker, ticket, deadline, load } => {
-                self.given_back(worker, Entry { ticket, preferred: None, deadline, since: now, load }, now);
+                // Only brief calls are given back, which are small and few.
+                let bytes = 0;
+                self.given_back(
+                    worker,
+                    Entry { ticket, preferred: None, deadline, since: now, load, bytes },
+                    now,
+                );
             }
             Event::Retired(worker, load) => self.retired(worker, load, now),
             Event::Lost(worker) => {
@@ -181,6 +189,11 @@ impl Scheduler {
         if queued >= self.limits.queue {
             let oldest = self.queue.oldest(now);
             return self.reject(ticket, Refusal::Overloaded { queued, oldest });
+        }
+        let used = self.queue.bytes();
+        if queued > 0 && used.saturating_add(call.bytes) > self.limits.queue_bytes {
+            let oldest = self.queue.oldest(now);
+            return self.reject(ticket, Refusal::TooMuchAtOnce { used, oldest });
         }
         let earliest = earlier(self.wake, call.deadline);
         self.queue.push(call);

@@ -108,6 +108,13 @@ impl ToolCall {
         }
     }
 
+    /// What the arguments and the metadata occupy, in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let metadata = self.metadata.iter().map(|(key, value)| key.len() + value.len());
+        self.arguments.size() + metadata.sum::<usize>()
+    }
+
     /// Adds an argument.
     ///
     /// # Errors

@@ -94,6 +94,18 @@ pub enum ToolError {
         /// When a retry may succeed.
         retry_after: Option<Duration>,
     },
+    /// Calls hold as many bytes as they may: the call was refused at once.
+    #[error("{whose} hold {used} bytes already, the limit is {limit}; retry later or send less at once")]
+    TooMuchAtOnce {
+        /// Which calls, such as "calls that wait for a worker".
+        whose: String,
+        /// How many bytes they hold.
+        used: usize,
+        /// How many they may.
+        limit: usize,
+        /// When a retry may succeed.
+        retry_after: Option<Duration>,
+    },
     /// The call's deadline passed.
     #[error("deadline of tool `{tool}` exceeded {stage}; raise the timeout or make the tool faster")]
     DeadlineExceeded {
@@ -209,6 +221,7 @@ impl ToolError {
             | Self::InvalidArgument { .. }
             | Self::Unsupported { .. }
             | Self::Overloaded { .. }
+            | Self::TooMuchAtOnce { .. }
             | Self::Unavailable { .. }
             | Self::Recalled { .. }
             | Self::NoRuntime { .. }

@@ -18,10 +18,10 @@ const WEIGHT: u32 = 8;
 pub(super) struct Times(HashMap<Arc<str>, Duration>);
 
 impl Times {
-    /// What a call is expected to be: long, until others of its tool have shown otherwise.
-    pub(super) fn load(&self, call: &ToolCall) -> Load {
+    /// What a call of so many bytes is expected to be: long, until others of its tool have shown otherwise.
+    pub(super) fn load(&self, call: &ToolCall, bytes: usize) -> Load {
         // How long a stream takes is its reader's business too, and large arguments take time to hand over.
-        if call.mode == CallMode::Streaming || call.arguments.size() > MOST_ARGUMENT_BYTES {
+        if call.mode == CallMode::Streaming || bytes > MOST_ARGUMENT_BYTES {
             return Load::LONG;
         }
         self.0.get(&call.tool).map_or(Load::LONG, |average| Load::of(*average))
@@ -45,13 +45,13 @@ mod tests {
     fn a_tool_is_brief_once_it_has_shown_so_and_long_after_one_long_call() {
         let call = ToolCall::new("add");
         let mut times = Times::default();
-        assert_eq!(times.load(&call), Load::LONG);
+        assert_eq!(times.load(&call, 0), Load::LONG);
         times.record(&call.tool, Duration::from_micros(8));
-        assert_eq!(times.load(&call), Load::of(Duration::from_micros(8)));
-        assert_eq!(times.load(&call.clone().streaming()), Load::LONG);
+        assert_eq!(times.load(&call, 0), Load::of(Duration::from_micros(8)));
+        assert_eq!(times.load(&call.clone().streaming(), 0), Load::LONG);
         times.record(&call.tool, Duration::from_secs(1));
-        assert_eq!(times.load(&call), Load::LONG);
+        assert_eq!(times.load(&call, 0), Load::LONG);
         (0..100).for_each(|_| times.record(&call.tool, Duration::from_micros(8)));
-        assert!(times.load(&call).is_brief());
+        assert!(times.load(&call, 0).is_brief());
     }
 }

@@ -95,10 +95,11 @@ impl Acquire {
     pub(crate) fn new(shared: Arc<Shared>, call: &ToolCall) -> Self {
         let preferred = call.preferred_worker.as_deref().and_then(|id| shared.worker_key(id));
         let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
+        let bytes = call.size();
         let ticket = shared.with_state(|state, wakes| {
             state.tickets += 1;
             let number = state.tickets;
-            let load = state.times.load(call);
+            let load = state.times.load(call, bytes);
             let waiter = Waiter::new(call.id, deadline, load, number);
             let ticket = Ticket { number, waiter: state.waiters.insert(waiter) };
             if state.is_orphaned {
@@ -106,7 +107,7 @@ impl Acquire {
                 state.waiters[ticket.waiter].orphan();
                 return ticket;
             }
-            let submit = Event::Submit { ticket, preferred, deadline, load };
+            let submit = Event::Submit { ticket, preferred, deadline, load, bytes };
             shared.apply(state, submit, Instant::now(), wakes);
             ticket
         });

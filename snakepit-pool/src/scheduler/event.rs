@@ -33,7 +33,14 @@ impl WorkerKey {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Event {
     /// A call wants a worker.
-    Submit { ticket: Ticket, preferred: Option<WorkerKey>, deadline: Option<Instant>, load: Load },
+    Submit {
+        ticket: Ticket,
+        preferred: Option<WorkerKey>,
+        deadline: Option<Instant>,
+        load: Load,
+        /// What it holds while it waits.
+        bytes: usize,
+    },
     /// A call that may still be queued is no longer wanted.
     Withdraw(Ticket),
     /// A call ended on the worker.
@@ -100,6 +107,8 @@ pub(crate) enum Effect {
 pub(crate) enum Refusal {
     /// The queue is full. `oldest` is how long the call at its head has waited.
     Overloaded { queued: usize, oldest: Duration },
+    /// The calls in the queue hold too many bytes for one more. `oldest` as above.
+    TooMuchAtOnce { used: usize, oldest: Duration },
     /// The pool takes no more calls.
     Draining,
     /// Every worker failed to start several times in a row; the next attempt comes at this time.

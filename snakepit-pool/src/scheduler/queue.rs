@@ -19,6 +19,7 @@ pub(super) struct Entry {
     pub(super) deadline: Option<Instant>,
     pub(super) since: Instant,
     pub(super) load: Load,
+    pub(super) bytes: usize,
 }
 
 /// Entries stand in the order of their ticket numbers, so that one in the middle is found by bisection. What leaves
@@ -28,6 +29,8 @@ pub(super) struct Queue {
     places: VecDeque<Place>,
     waiting: usize,
     preferring: usize,
+    /// What all entries hold.
+    bytes: usize,
     /// Whether the last call taken overtook others. The next one then may not, so a call at position `p` leaves
     /// within `2p + 1` takes.
     overtook: bool,
@@ -46,6 +49,11 @@ impl Queue {
         self.waiting
     }
 
+    /// What all calls in the queue hold, in bytes.
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// When [`expired`](Self::expired) should be called next.
     pub(super) const fn earliest_deadline(&self) -> Option<Instant> {
         self.earliest
@@ -59,6 +67,7 @@ impl Queue {
 
     pub(super) fn push(&mut self, entry: Entry) {
         self.waiting += 1;
+        self.bytes += entry.bytes;
         self.preferring += usize::from(entry.preferred.is_some());
         self.earliest = earlier(self.earliest, entry.deadline);
         let place = Place { number: entry.ticket.number, entry: Some(entry) };
@@ -114,6 +123,7 @@ impl Queue {
                 Some(Some(deadline)) if deadline <= now => {
                     if let Some(entry) = place.entry.take() {
                         self.waiting -= 1;
+                        self.bytes -= entry.bytes;
                         self.preferring -= usize::from(entry.preferred.is_some());
                         expired.push(entry.ticket);
                     }
@@ -129,6 +139,7 @@ impl Queue {
     fn take_at(&mut self, index: usize) -> Option<Entry> {
         let entry = self.places.get_mut(index)?.entry.take()?;
         self.waiting -= 1;
+        self.bytes -= entry.bytes;
         self.preferring -= usize::from(entry.preferred.is_some());
         self.close_gaps();
         Some(entry)

@@ -19,7 +19,8 @@ struct Bench {
 impl Bench {
     fn new(slots: usize, concurrency: usize, queue: usize) -> Self {
         let now = Instant::now();
-        let limits = Limits { slots, concurrency, queue, cancel_grace: Duration::from_secs(2) };
+        let limits =
+            Limits { slots, concurrency, queue, queue_bytes: 100, cancel_grace: Duration::from_secs(2) };
         Self { scheduler: Scheduler::new(limits, now), now, tickets: 0 }
     }
 
@@ -45,7 +46,7 @@ impl Bench {
     fn submit_with(&mut self, preferred: Option<WorkerKey>, timeout: Option<u64>) -> (Ticket, Vec<Effect>) {
         let ticket = self.ticket();
         let deadline = timeout.map(|millis| self.now + Duration::from_millis(millis));
-        (ticket, self.on(Event::Submit { ticket, preferred, deadline, load: Load::LONG }))
+        (ticket, self.on(Event::Submit { ticket, preferred, deadline, load: Load::LONG, bytes: 0 }))
     }
 
     fn submit(&mut self) -> (Ticket, Vec<Effect>) {
@@ -138,7 +139,7 @@ fn slot_of_brief(bench: &mut Bench, micros: u64) -> u32 {
 
 fn slot_of_preferring(bench: &mut Bench, micros: u64, preferred: Option<WorkerKey>) -> u32 {
     let (ticket, load) = (bench.ticket(), Load::of(Duration::from_micros(micros)));
-    match bench.on(Event::Submit { ticket, preferred, deadline: None, load })[..] {
+    match bench.on(Event::Submit { ticket, preferred, deadline: None, load, bytes: 0 })[..] {
         [Effect::Assign { worker, .. }] => worker.slot,
         ref effects => panic!("{effects:?}"),
     }
@@ -190,6 +191,35 @@ fn a_full_queue_refuses_and_says_how_long_its_oldest_call_waits() {
     let (ticket, effects) = bench.submit();
     let refusal = Refusal::Overloaded { queued: 2, oldest: Duration::from_millis(700) };
     assert_eq!(effects, [Effect::Reject { ticket, refusal }]);
+}
+
+#[test]
+fn the_queue_is_bounded_in_bytes_too_and_one_call_may_always_wait() {
+    let mut bench = Bench::up(1, 1, 10);
+    let mut submit = |bytes| {
+        let ticket = bench.ticket();
+        let submit = Event::Submit { ticket, preferred: None, deadline: None, load: Load::LONG, bytes };
+        (ticket, bench.on(submit))
+    };
+    // This one runs, and so does not wait.
+    assert_eq!(submit(1000).1, assign(Ticket { number: 1, waiter: 0 }, worker(0, 1)));
+    let (large, waits) = submit(1000);
+    assert_eq!(waits, []);
+    let (ticket, effects) = submit(1);
+    let refusal = Refusal::TooMuchAtOnce { used: 1000, oldest: Duration::ZERO };
+    assert_eq!(effects, [Effect::Reject { ticket, refusal }]);
+    assert_eq!(bench.on(Event::Withdraw(large)), []);
+    let mut submit = |bytes| {
+        let ticket = bench.ticket();
+        let submit = Event::Submit { ticket, preferred: None, deadline: None, load: Load::LONG, bytes };
+        bench.on(submit)
+    };
+    assert_eq!((submit(60), submit(40)), (vec![], vec![]));
+    assert!(matches!(submit(1)[..], [Effect::Reject { .. }]));
+    bench.on(Event::Finished(worker(0, 1), Load::LONG));
+    let ticket = bench.ticket();
+    let submit = Event::Submit { ticket, preferred: None, deadline: None, load: Load::LONG, bytes: 60 };
+    assert_eq!(bench.on(submit), [], "the bytes of the call that left are free again");
 }
 
 #[test]

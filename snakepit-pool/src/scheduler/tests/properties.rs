@@ -250,7 +250,7 @@ impl Model {
         let preferred = preferred.map(|(slot, generation)| worker(slot, generation));
         let deadline = timeout.map(|millis| self.bench.now + Duration::from_millis(millis));
         let before = self.queued.len();
-        let effects = self.bench.on(Event::Submit { ticket, preferred, deadline, load });
+        let effects = self.bench.on(Event::Submit { ticket, preferred, deadline, load, bytes: 0 });
         let answered = !effects.is_empty();
         effects.into_iter().for_each(|effect| self.effect(effect, Some((load, deadline))));
         if !answered {
@@ -405,7 +405,7 @@ proptest! {
         queue in 0..12_usize,
         ops in prop::collection::vec(op(), 0..200),
     ) {
-        let limits = Limits { slots, concurrency, queue, cancel_grace: Duration::from_secs(2) };
+        let limits = Limits { slots, concurrency, queue, queue_bytes: 100, cancel_grace: Duration::from_secs(2) };
         let mut model = Model::new(limits);
         ops.iter().for_each(|op| model.step(op));
         model.finish();
