@@ -12,6 +12,9 @@ pub mod mux;
 pub mod status;
 pub mod value;
 
+/// What all messages have in common, such as their encoded size.
+pub use prost::Message;
+
 mod generated {
     #![allow(missing_docs, clippy::all, clippy::pedantic, clippy::restriction, unreachable_pub)]
 

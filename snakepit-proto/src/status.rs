@@ -27,6 +27,8 @@ pub const UNSUPPORTED: &str = "UNSUPPORTED";
 pub const CANCELLED: &str = "CANCELLED";
 /// The `reason` when more is asked than will be taken on.
 pub const OVERLOADED: &str = "OVERLOADED";
+/// The `reason` when a request is larger than it may be.
+pub const REQUEST_TOO_LARGE: &str = "REQUEST_TOO_LARGE";
 /// The `reason` when a worker is stopping: the call was not begun.
 pub const STOPPING: &str = "STOPPING";
 /// The `reason` when the worker was lost; its last words ride along as a [`ToolFailure`].
@@ -95,6 +97,25 @@ pub struct Details {
 #[must_use]
 pub fn refuse(code: Code, reason: &str, message: impl Into<String>) -> Status {
     build(code, message.into(), reason, None)
+}
+
+/// Refuses to send a request that no message can hold: sent all the same, it would break the connection. For clients; what a
+/// host answers to one that arrives is the same.
+///
+/// # Errors
+/// `RESOURCE_EXHAUSTED`, with the size and the limit.
+pub fn check_request_size(request: &impl Message) -> Result<(), Status> {
+    let (size, limit) = (request.encoded_len(), crate::MAX_MESSAGE_BYTES);
+    if size <= limit {
+        return Ok(());
+    }
+    Err(refuse(Code::ResourceExhausted, REQUEST_TOO_LARGE, request_too_large(size, limit)))
+}
+
+/// What is wrong with a request of this size.
+#[must_use]
+pub fn request_too_large(size: usize, limit: usize) -> String {
+    format!("the message has {size} bytes, the limit is {limit}; send less at once, or the path of a file")
 }
 
 /// A status that says which field of a request, or argument of a call, is wrong. It is within the [budget](fit).

@@ -13,7 +13,7 @@ use pyo3::{
     prelude::*,
     types::{PyBytes, PyDict, PyList},
 };
-use snakepit_proto::pb;
+use snakepit_proto::{Message, pb};
 use snakepit_session::{Payload, ValueType};
 use snakepit_worker::wire::{payload_from_wire, payload_to_wire_inline};
 use tokio::time::Instant;
@@ -78,7 +78,7 @@ impl Call {
         rpc: impl FnOnce(Client, Request<Q>) -> F + Send,
     ) -> PyResult<A>
     where
-        Q: Send,
+        Q: Message + Send,
         A: Send,
         F: Future<Output = Result<Response<A>, Status>> + Send,
     {

@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, error::Error, future::Future, time::Duration};
 use hyper_util::rt::TokioIo;
 use pyo3::{PyErr, exceptions::PyRuntimeError, import_exception};
 use snakepit_proto::{
-    MAX_MESSAGE_BYTES, headers, launch, pb,
+    MAX_MESSAGE_BYTES, Message, headers, launch, pb,
     pb::bridge_service_client::BridgeServiceClient,
-    status::{Details, details_of},
+    status::{Details, check_request_size, details_of},
 };
 use snakepit_session::SessionError;
 use tokio::{
@@ -154,9 +154,11 @@ impl Host {
         rpc: impl FnOnce(BridgeServiceClient<Channel>, Request<Q>) -> F,
     ) -> Result<A, HostError>
     where
+        Q: Message,
         F: Future<Output = Result<Response<A>, Status>>,
     {
         caller.check()?;
+        check_request_size(&message)?;
         let mut request = Request::new(message);
         caller.trace_into(request.metadata_mut());
         let deadline = caller.deadline();

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use snakepit_proto::{
-    headers, pb,
+    MAX_MESSAGE_BYTES, Message as _, headers, pb,
     status::{bounded, refuse_field},
     value::{self, DecodeValueError, TypedValue},
 };
-use snakepit_registry::{CallMode, ParameterSpec, ToolCall, ToolFailure, ToolSpec};
+use snakepit_registry::{CallMode, ParameterSpec, ToolCall, ToolError, ToolFailure, ToolSpec};
 use snakepit_session::{Payload, PayloadError, SessionId, ValueType};
 use tonic::{Request, Status, metadata::MetadataValue};
 
@@ -151,6 +151,28 @@ pub fn request_to_wire(call: ToolCall, left: Option<Duration>) -> Request<pb::Ex
     request
 }
 
+/// Refuses a call that fits no message: sent all the same, it would break the connection, and with it other calls.
+///
+/// # Errors
+/// [`ToolError::InvalidArgument`], with the largest argument, the size and the limit.
+pub fn check_size(request: &pb::ExecuteToolRequest) -> Result<(), ToolError> {
+    let size = request.encoded_len();
+    if size <= MAX_MESSAGE_BYTES {
+        return Ok(());
+    }
+    let values = request.parameters.iter().map(|(name, any)| (any.value.len(), name));
+    let buffers = request.binary_parameters.iter().map(|(name, buffer)| (buffer.len(), name));
+    let largest = values.chain(buffers).max().map(|(_, name)| name.clone());
+    Err(ToolError::InvalidArgument {
+        tool: request.tool_name.clone(),
+        argument: largest.unwrap_or_else(|| "arguments".to_owned()),
+        problem: format!(
+            "is too large: the call has {size} bytes, the limit is {MAX_MESSAGE_BYTES}; pass the path of a file, or make \
+             several calls"
+        ),
+    })
+}
+
 /// Reads a spec that a worker registered. A default value that cannot be read is left out.
 #[must_use]
 pub fn spec_from_registration(registration: pb::ToolRegistration) -> ToolSpec {
@@ -247,6 +269,20 @@ pub fn bad_field(field: &str, problem: &str) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_call_that_fits_no_message_is_refused_with_the_limit() {
+        let mut call = ToolCall::new("echo");
+        call.arguments.insert("small".to_owned(), Payload::bytes(Bytes::from(vec![7; 10])));
+        call.arguments
+            .insert("large".to_owned(), Payload::bytes(Bytes::from(vec![7; MAX_MESSAGE_BYTES - 1000])));
+        check_size(request_to_wire(call.clone(), None).get_ref()).unwrap();
+        call.arguments.insert("large".to_owned(), Payload::bytes(Bytes::from(vec![7; MAX_MESSAGE_BYTES])));
+        let refused = check_size(request_to_wire(call, None).get_ref()).unwrap_err();
+        assert!(matches!(&refused, ToolError::InvalidArgument { argument, .. } if argument == "large"));
+        assert!(refused.to_string().contains("the limit is 104857600"), "{refused}");
+        assert!(!refused.is_delivered());
+    }
 
     #[test]
     fn a_timeout_beyond_what_the_header_can_say_is_cut() {

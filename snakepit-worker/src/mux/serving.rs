@@ -42,6 +42,9 @@ const MAX_CALLS: usize = 4096;
 /// How many bytes the calls of one stream may have while they run or wait, except that one may always run.
 const MAX_BYTES: usize = 256 * 1024 * 1024;
 
+/// Calls up to this size, in bytes, are bounded by their number alone.
+const SMALL_BYTES: usize = 4096;
+
 /// When one of the calls may have ended.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
@@ -62,6 +65,20 @@ pub trait MuxService: Send + Sync + 'static {
     /// Names a call towards the handler.
     fn call_id(&self, id: u64) -> CallId;
 
+    /// Sets bytes aside for a large call, until [`release`](Self::release); refuses it when there are too many already.
+    ///
+    /// # Errors
+    /// What the call is to be answered with.
+    fn reserve(&self, bytes: usize) -> Result<(), ToolError> {
+        let _ = bytes;
+        Ok(())
+    }
+
+    /// Gives back what was [reserved](Self::reserve).
+    fn release(&self, bytes: usize) {
+        let _ = bytes;
+    }
+
     /// Says what went wrong, unless it is the tool's own failure.
     fn status(&self, error: ToolError) -> Status;
 
@@ -74,7 +91,7 @@ pub trait MuxService: Send + Sync + 'static {
 }
 
 /// The calls of one stream.
-pub struct MuxCalls<S> {
+pub struct MuxCalls<S: MuxService> {
     service: Arc<S>,
     replies: Replies,
     running: HashMap<u64, Running>,
@@ -129,17 +146,27 @@ impl<S: MuxService> MuxCalls<S> {
         }
         self.last_id = id;
         let (queued, bytes) = (self.running.len(), call_size(&start));
-        if queued >= MAX_CALLS || (queued > 0 && self.bytes + bytes > MAX_BYTES) {
-            let retry_after = Some(RETRY_AFTER);
-            let limit = queued.min(MAX_CALLS);
-            let status = self.service.status(ToolError::Overloaded { queued, limit, retry_after });
-            return self.replies.reply(status_reply(id, status));
+        let refusal = if queued >= MAX_CALLS {
+            Some(ToolError::Overloaded { queued, limit: MAX_CALLS, retry_after: Some(RETRY_AFTER) })
+        } else if queued > 0 && self.bytes + bytes > MAX_BYTES {
+            let (whose, retry_after) = ("calls of this stream".to_owned(), Some(RETRY_AFTER));
+            Some(ToolError::TooMuchAtOnce { whose, used: self.bytes, limit: MAX_BYTES, retry_after })
+        } else if bytes > SMALL_BYTES {
+            self.service.reserve(bytes).err()
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            return self.replies.reply(status_reply(id, self.service.status(refusal)));
         }
         let session_id = start.session_id.clone();
         let window = if start.credit == 0 { STREAM_CREDIT } else { start.credit };
         let call = match call_from_wire(start, self.service.call_id(id)) {
             Ok(call) => call,
-            Err(status) => return self.replies.reply(status_reply(id, status)),
+            Err(status) => {
+                self.release(bytes);
+                return self.replies.reply(status_reply(id, status));
+            }
         };
         let credit = (call.mode == CallMode::Streaming)
             .then(|| Arc::new(Credit { left: AtomicI64::new(signed(window)), task: AtomicWaker::new() }));
@@ -154,6 +181,13 @@ impl<S: MuxService> MuxCalls<S> {
             // An aborted call is answered by whoever aborted it.
             task.await.is_ok().then_some(id)
         }));
+    }
+
+    /// Gives back what a call of this size may have reserved.
+    fn release(&self, bytes: usize) {
+        if bytes > SMALL_BYTES {
+            self.service.release(bytes);
+        }
     }
 
     fn cancel(&mut self, id: u64) {
@@ -197,13 +231,22 @@ impl<S: MuxService> Calls for MuxCalls<S> {
         while let Poll::Ready(Some(answered)) = self.tasks.poll_next_unpin(cx) {
             if let Some(running) = answered.and_then(|id| self.running.remove(&id)) {
                 self.bytes -= running.bytes;
+                self.release(running.bytes);
             }
         }
         !self.tasks.is_empty()
     }
 }
 
-impl<S> fmt::Debug for MuxCalls<S> {
+impl<S: MuxService> Drop for MuxCalls<S> {
+    fn drop(&mut self) {
+        for running in self.running.values() {
+            self.release(running.bytes);
+        }
+    }
+}
+
+impl<S: MuxService> fmt::Debug for MuxCalls<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MuxCalls").field("running", &self.running.len()).finish_non_exhaustive()
     }

@@ -11,7 +11,10 @@ use super::{
     super::connect::Client,
     peer::{Peer, is_unreadable},
 };
-use crate::{mux::Asked, wire::request_to_wire};
+use crate::{
+    mux::Asked,
+    wire::{check_size, request_to_wire},
+};
 
 /// How long a worker may take to end a call whose stream cannot be read.
 const CANCEL_WITHIN: Duration = Duration::from_secs(2);
@@ -21,6 +24,7 @@ pub(super) async fn call(client: &Client, peer: &Peer, call: ToolCall) -> Result
     let (id, mode) = (call.id, call.mode);
     let asked = Asked::by(&call);
     let request = request_to_wire(call, asked.time_left()?);
+    check_size(request.get_ref())?;
     // A client is a handle to the shared connection, made to be cloned.
     let mut client = client.clone();
     match mode {
