@@ -14,10 +14,19 @@ use snakepit_worker::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic_health::server::HealthReporter;
 
-use crate::{Error, Snakepit, grpc, host::Host, listen, python::Interpreter, snakepit::Service};
+use crate::{
+    Error, Snakepit, grpc,
+    host::Host,
+    listen::{self, Budget, EdgeLimits, default_connections},
+    python::Interpreter,
+    snakepit::Service,
+};
 
 /// How often the memory of expired sessions is reclaimed. They are gone for callers the moment they expire.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// What the requests of one connection may hold by default, in bytes.
+const CONNECTION_BYTES: usize = 256 * 1024 * 1024;
 
 /// Prepares a host: [`Snakepit::builder`](crate::Snakepit::builder).
 #[derive(Default)]
@@ -35,6 +44,8 @@ pub struct Builder {
     pool: PoolConfig,
     listen: Option<String>,
     allow_remote: bool,
+    max_connections: Option<usize>,
+    connection_bytes: Option<usize>,
     sessions: Option<Arc<dyn SessionBackend>>,
     host_tools: Vec<FnTool>,
 }
@@ -96,6 +107,28 @@ impl Builder {
     /// How many calls may wait for a worker; more are refused at once.
     pub const fn queue_limit(mut self, limit: usize) -> Self {
         self.pool.queue_limit = limit;
+        self
+    }
+
+    /// What the arguments of calls that wait for a worker may hold together, in bytes; calls beyond are refused at once. As
+    /// much again may be held by requests that are still arriving. The default is that of [`PoolConfig`], 512 MiB.
+    pub const fn queue_bytes(mut self, bytes: usize) -> Self {
+        self.pool.queue_bytes = bytes;
+        self
+    }
+
+    /// What the requests of one client connection may hold until they are answered, in bytes: those that arrive, those that
+    /// wait and those that run. The default is 256 MiB. One request alone is always let through.
+    pub const fn connection_bytes(mut self, bytes: usize) -> Self {
+        self.connection_bytes = Some(bytes);
+        self
+    }
+
+    /// How many client connections there may be over TCP, at least 1; half as many again over the Unix socket. Beyond that,
+    /// an idle connection is closed for each new one, and when all are busy the new one is. The default follows from the
+    /// process's limit of open files and leaves workers what they need, see [`default_connections`].
+    pub const fn max_connections(mut self, connections: usize) -> Self {
+        self.max_connections = Some(connections);
         self
     }
 
@@ -267,12 +300,17 @@ impl Builder {
             Some(processes) => Arc::clone(processes) as Arc<dyn WorkerLauncher>,
             None => self.launcher.ok_or_else(|| config("no launcher"))?,
         };
+        let limits = EdgeLimits {
+            connections: self.max_connections.unwrap_or_else(|| default_connections(self.pool.workers)),
+            connection_bytes: self.connection_bytes.unwrap_or(CONNECTION_BYTES),
+            arriving: Arc::new(Budget::new(self.pool.queue_bytes)),
+        };
         // Weak, because the host holds the launches.
-        let (weak, door_tasks) = (Arc::downgrade(&host), tasks.clone());
+        let (weak, door_tasks, door_limits) = (Arc::downgrade(&host), tasks.clone(), limits.clone());
         host.launches.set_door(Box::new(move |listener, launch| {
             if let Some(host) = weak.upgrade() {
                 let routes = grpc::worker_routes(host, Arc::clone(&launch));
-                listen::serve_launch(&door_tasks, routes, listener, launch);
+                listen::serve_launch(&door_tasks, routes, listener, &door_limits, launch);
             }
         }));
         let pool = Arc::new(Pool::start(self.pool, launcher)?);
@@ -284,9 +322,9 @@ impl Builder {
         }
 
         if let Some(listener) = tcp {
-            listen::serve_tcp(&tasks, routes.clone(), listener, stop.clone());
+            listen::serve_tcp(&tasks, routes.clone(), listener, &limits, stop.clone());
         }
-        listen::serve_unix(&tasks, routes, unix, stop.clone());
+        listen::serve_unix(&tasks, routes, unix, &limits, stop.clone());
         tasks.spawn(sweep(Arc::clone(&host), stop.clone()));
         tasks.spawn(host.keep());
         let hidden = stop.child_token();

@@ -27,7 +27,7 @@ use tonic::service::{Routes, RoutesBuilder};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 pub(crate) use bridge::Bridge;
-pub(crate) use deadline::DeadlineLayer;
+pub(crate) use deadline::{Deadline, DeadlineLayer};
 
 use crate::host::Host;
 

@@ -46,6 +46,7 @@ pub use builder::Builder;
 pub use call::{CallBuilder, Reply, ReplyStream};
 pub use client::Client;
 pub use error::Error;
+pub use listen::{default_connections, raise_descriptor_limit};
 pub use python::find_python;
 pub use session::{SessionHandle, SessionWatch};
 pub use snakepit::Snakepit;

@@ -1,32 +1,44 @@
 //! Binding addresses and serving the routes on them until told to stop.
 
+mod accept;
+mod budget;
+mod collect;
 mod connection;
+mod connections;
+mod descriptors;
+mod fields;
+mod frames;
 mod launch;
+mod offload;
+mod pace;
+mod requests;
+mod stream;
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{io, net::SocketAddr, path::Path, sync::Arc};
 
-use futures_util::StreamExt;
-use snakepit_proto::flow::{CONNECTION_WINDOW, FRAME, STREAM_WINDOW};
-use tokio::net::{TcpListener, UnixListener};
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{
-    service::Routes,
-    transport::{Server, server::TcpIncoming},
+use tonic::service::Routes;
+
+use self::connections::Connections;
+pub use self::descriptors::{default_connections, raise_descriptor_limit};
+pub(crate) use self::launch::serve_launch;
+pub(crate) use self::{
+    budget::{Budget, Exhausted},
+    connections::Connection,
+    fields::MAX_FIELDS,
+    frames::Excess,
 };
-use tower::layer::util::{Identity, Stack};
+use crate::Error;
 
-pub(crate) use launch::serve_launch;
-
-use crate::{Error, grpc::DeadlineLayer};
-
-/// How long connections may take to close after the stop, before they are cut.
-const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+/// How many connections may wait to be accepted: a burst of clients must not be refused by the kernel, whose own bound is
+/// `net.core.somaxconn`.
+const BACKLOG: u32 = 4096;
 
 /// Binds a TCP address. A name is looked up, and all it stands for must be loopback unless remote addresses are allowed;
 /// the first that can be bound is taken.
 pub(crate) async fn bind_tcp(address: &str, allow_remote: bool) -> Result<TcpListener, Error> {
-    let failed = |error: std::io::Error| failed(address.to_owned(), &error);
+    let failed = |error: io::Error| failed(address.to_owned(), &error);
     let mut addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await.map_err(failed)?.collect();
     if !allow_remote && let Some(remote) = addresses.iter().find(|address| !address.ip().is_loopback()) {
         let remote = remote.to_string();
@@ -35,80 +47,83 @@ pub(crate) async fn bind_tcp(address: &str, allow_remote: bool) -> Result<TcpLis
     }
     // The command line dials 127.0.0.1 by default, so that is what `localhost` should be where it is both.
     addresses.sort_by_key(SocketAddr::is_ipv6);
-    TcpListener::bind(&*addresses).await.map_err(failed)
+    let mut last = io::Error::new(io::ErrorKind::InvalidInput, "the name stands for no address");
+    for address in addresses {
+        match listen_on(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(failed(last))
+}
+
+fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Binds a Unix socket. Its directory is private to this user, so its own mode does not matter.
 pub(crate) fn bind_unix(path: &Path) -> Result<UnixListener, Error> {
-    UnixListener::bind(path).map_err(|e| failed(format!("unix:{}", path.display()), &e))
+    let bind = || {
+        let socket = UnixSocket::new_stream()?;
+        socket.bind(path)?;
+        socket.listen(BACKLOG)
+    };
+    bind().map_err(|e| failed(format!("unix:{}", path.display()), &e))
 }
 
 pub(crate) fn local_address(listener: &TcpListener) -> Result<SocketAddr, Error> {
     listener.local_addr().map_err(|e| failed("a TCP socket".to_owned(), &e))
 }
 
-fn failed(address: String, error: &std::io::Error) -> Error {
+fn failed(address: String, error: &io::Error) -> Error {
     Error::Listen { address, problem: error.to_string() }
 }
 
-pub(crate) fn serve_tcp(tasks: &TaskTracker, routes: Routes, listener: TcpListener, stop: CancellationToken) {
-    let cut = CancellationToken::new();
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let incoming = incoming.map(connection::that_ends_with(cut.clone()));
-    let graceful = stop.clone().cancelled_owned();
-    let serving = builder().add_routes(routes).serve_with_incoming_shutdown(incoming, graceful);
-    tasks.spawn(until_closed(serving, stop, cut));
+/// What clients may take up.
+#[derive(Debug, Clone)]
+pub(crate) struct EdgeLimits {
+    /// How many connections there may be over TCP; half as many over the Unix socket, which workers use too.
+    pub(crate) connections: usize,
+    /// What the requests of one connection may hold until they are answered, in bytes.
+    pub(crate) connection_bytes: usize,
+    /// What requests on all connections may hold while they arrive, in bytes.
+    pub(crate) arriving: Arc<Budget>,
+}
+
+impl EdgeLimits {
+    fn connections(&self, limit: usize) -> Arc<Connections> {
+        Connections::new(limit.max(1), self.connection_bytes, Arc::clone(&self.arriving))
+    }
+}
+
+pub(crate) fn serve_tcp(
+    tasks: &TaskTracker,
+    routes: Routes,
+    listener: TcpListener,
+    limits: &EdgeLimits,
+    stop: CancellationToken,
+) {
+    tasks.spawn(accept::serve(listener, routes.prepare(), limits.connections(limits.connections), stop));
 }
 
 pub(crate) fn serve_unix(
     tasks: &TaskTracker,
     routes: Routes,
     listener: UnixListener,
+    limits: &EdgeLimits,
     stop: CancellationToken,
 ) {
-    let cut = CancellationToken::new();
-    let incoming = UnixListenerStream::new(listener).map(connection::that_ends_with(cut.clone()));
-    let graceful = stop.clone().cancelled_owned();
-    let serving = builder().add_routes(routes).serve_with_incoming_shutdown(incoming, graceful);
-    tasks.spawn(until_closed(serving, stop, cut));
-}
-
-fn builder() -> Server<Stack<DeadlineLayer, Identity>> {
-    Server::builder()
-        .layer(DeadlineLayer)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(FRAME)
-        // Calls share streams, but watches do not; what a connection holds is bounded by its window. Whoever asks for more
-        // streams waits for one to end.
-        .max_concurrent_streams(2048)
-}
-
-/// Serves until the stop, a little longer for clients that are slow to hang up, and then cuts their connections: each
-/// runs as a task of its own that would outlive this one.
-async fn until_closed(
-    serving: impl Future<Output = Result<(), tonic::transport::Error>>,
-    stop: CancellationToken,
-    cut: CancellationToken,
-) {
-    let impatience = async {
-        stop.cancelled().await;
-        tokio::time::sleep(CLOSE_WITHIN).await;
-        tracing::debug!("cutting connections that did not close in time");
-        cut.cancel();
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        result = serving => if let Err(error) = result {
-            tracing::error!(%error, "failed to serve");
-        },
-        () = impatience => {}
-    }
+    tasks.spawn(accept::serve(listener, routes.prepare(), limits.connections(limits.connections / 2), stop));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    mod edge;
 
     #[tokio::test]
     async fn names_are_resolved_and_everything_they_stand_for_is_checked() {

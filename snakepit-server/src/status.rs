@@ -22,6 +22,9 @@
 //! | too many programs, or too many bytes, in a session | `RESOURCE_EXHAUSTED` | `SESSION_FULL` |
 //! | too many bytes in all sessions | `RESOURCE_EXHAUSTED` | `BACKEND_FULL` |
 //! | values asked for that fit no message | `RESOURCE_EXHAUSTED` | `ANSWER_TOO_LARGE` |
+//! | requests of a connection, or of all, hold too many bytes | `RESOURCE_EXHAUSTED`, with a retry delay | `OVERLOADED` |
+//! | a request's message or headers above their limit | `RESOURCE_EXHAUSTED` | `REQUEST_TOO_LARGE` |
+//! | a request's message does not arrive in time, or breaks off | `DEADLINE_EXCEEDED`, `CANCELLED` | `REQUEST_INCOMPLETE` |
 //! | odd names, types, sizes, metadata, page tokens | `INVALID_ARGUMENT`, with a field violation | `INVALID_ARGUMENT` |
 //! | session backend failed; a write may have been done all the same | `UNAVAILABLE` | `BACKEND_FAILED` |
 //! | RegisterTools by a process that is no worker of the host; an RPC for clients on a worker's listener | `PERMISSION_DENIED` | `RESERVED` |
@@ -32,11 +35,11 @@
 
 mod back;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use snakepit_proto::{
     pb,
-    status::{ERROR_DOMAIN, WORKER_LOST, attach, attach_failure, brief, fit},
+    status::{ERROR_DOMAIN, WORKER_LOST, attach, attach_failure, brief, fit, request_too_large},
 };
 use snakepit_registry::ToolError;
 use snakepit_session::SessionError;
@@ -47,6 +50,11 @@ use tonic_types::{ErrorDetails, StatusExt};
 pub(crate) use back::SHUTTING_DOWN;
 pub use back::to_tool_error;
 pub(crate) use back::{HOST, session_error};
+
+use crate::listen::{Excess, Exhausted, MAX_FIELDS};
+
+/// When requests may have been answered that hold memory now.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// Maps a call's failure to a gRPC status with details.
 #[must_use]
@@ -69,6 +77,13 @@ pub fn from_tool_error(error: ToolError) -> Status {
         ToolError::Overloaded { queued, limit, retry_after } => {
             let numbers = [("queued", queued.to_string()), ("limit", limit.to_string())];
             let mut details = details_with("OVERLOADED", numbers);
+            details.set_retry_info(retry_after);
+            with_details(Code::ResourceExhausted, message, details)
+        }
+        ToolError::TooMuchAtOnce { whose, used, limit, retry_after } => {
+            let entries =
+                [("whose", brief(&whose)), ("used_bytes", used.to_string()), ("limit", limit.to_string())];
+            let mut details = details_with("OVERLOADED", entries);
             details.set_retry_info(retry_after);
             with_details(Code::ResourceExhausted, message, details)
         }
@@ -240,6 +255,58 @@ pub(crate) fn too_much(what: &str, size: usize, limit: usize, instead: &str) -> 
     status(Code::ResourceExhausted, "ANSWER_TOO_LARGE", message)
 }
 
+/// The requests of a connection hold as much memory as they may.
+pub(crate) fn too_much_of_a_connection(full: Exhausted) -> ToolError {
+    too_much_at_once("requests of this connection", full)
+}
+
+/// The requests that are arriving, on all connections, hold as much memory as they may.
+pub(crate) fn too_much_arriving(full: Exhausted) -> ToolError {
+    too_much_at_once("requests that are arriving", full)
+}
+
+fn too_much_at_once(whose: &str, Exhausted { used, limit }: Exhausted) -> ToolError {
+    ToolError::TooMuchAtOnce { whose: whose.to_owned(), used, limit, retry_after: Some(RETRY_AFTER) }
+}
+
+/// A request's message is above a limit; that of its size is `limit`.
+pub(crate) fn message_refused(excess: Excess, limit: usize) -> Status {
+    let (message, numbers) = match excess {
+        Excess::Bytes(size) => (request_too_large(size, limit), numbers(size, limit).to_vec()),
+        Excess::Fields => (
+            format!("the message has more than {MAX_FIELDS} fields; pass many values as one list or map"),
+            vec![("limit", MAX_FIELDS.to_string())],
+        ),
+    };
+    with_details(Code::ResourceExhausted, message, details_with("REQUEST_TOO_LARGE", numbers))
+}
+
+/// A request's headers are above the limit.
+pub(crate) fn headers_too_large(size: usize, limit: usize) -> Status {
+    let message = format!(
+        "the metadata of the request has {size} bytes, counting 32 for each entry, the limit is {limit}; send values as \
+         arguments instead"
+    );
+    with_details(Code::ResourceExhausted, message, details_with("REQUEST_TOO_LARGE", numbers(size, limit)))
+}
+
+fn numbers(size: usize, limit: usize) -> [(&'static str, String); 2] {
+    [("size", size.to_string()), ("limit", limit.to_string())]
+}
+
+/// A request's message does not arrive in time.
+pub(crate) fn too_slow(here: usize, within: Duration) -> Status {
+    let within = within.as_secs();
+    let message =
+        format!("only {here} bytes of the message arrived within {within} s; the request was given up");
+    status(Code::DeadlineExceeded, "REQUEST_INCOMPLETE", message)
+}
+
+/// A request's message broke off.
+pub(crate) fn request_broke(problem: &impl std::fmt::Display) -> Status {
+    status(Code::Cancelled, "REQUEST_INCOMPLETE", format!("the request broke off: {problem}"))
+}
+
 /// An RPC that this server does not offer, with what to do instead.
 #[must_use]
 pub fn rpc_not_offered(rpc: &str, instead: &str) -> Status {
@@ -292,8 +359,6 @@ fn details_with(reason: &str, metadata: impl IntoIterator<Item = (&'static str, 
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use snakepit_registry::{CallStage, ToolFailure};
     use snakepit_session::SessionId;
 

@@ -22,7 +22,7 @@ use snakepit_proto::{
 use snakepit_registry::{CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply};
 use snakepit_worker::{
     mux::{self, Asked, Callee},
-    wire::{WireError, failure_from_wire, payload_from_wire, request_to_wire},
+    wire::{WireError, check_size, failure_from_wire, payload_from_wire, request_to_wire},
 };
 use tokio::{
     sync::{Mutex, Semaphore},
@@ -159,6 +159,7 @@ impl Remote {
     async fn call_plainly(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         let (mode, asked) = (call.mode, Asked::by(&call));
         let request = request_to_wire(call, asked.time_left()?);
+        check_size(request.get_ref())?;
         let refused = |status: Status| to_tool_error(&asked.tool, &status);
         match mode {
             CallMode::Unary => {

@@ -119,7 +119,8 @@ impl BridgeService for Bridge {
 
     async fn multiplex(&self, request: Request<Streaming<pb::CallBatch>>) -> Answer<BatchResponse> {
         self.for_clients("Multiplex")?;
-        Ok(Response::new(self.serve_calls(request.into_inner())))
+        let (_, mut extensions, inbound) = request.into_parts();
+        Ok(Response::new(self.serve_calls(inbound, extensions.remove())))
     }
 
     async fn register_tools(

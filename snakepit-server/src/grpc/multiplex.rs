@@ -18,14 +18,23 @@ use tokio::{task::JoinSet, time::Instant};
 use tonic::{Status, Streaming};
 
 use super::{bridge::Bridge, until_stop::UntilStop};
-use crate::{host::Host, status::from_tool_error};
+use crate::{
+    host::Host,
+    listen::Connection,
+    status::{from_tool_error, too_much_of_a_connection},
+};
 
 pub(super) type BatchResponse = Pin<Box<dyn Stream<Item = Result<pb::ReplyBatch, Status>> + Send>>;
 
 impl Bridge {
-    pub(super) fn serve_calls(&self, inbound: Streaming<pb::CallBatch>) -> BatchResponse {
+    pub(super) fn serve_calls(
+        &self,
+        inbound: Streaming<pb::CallBatch>,
+        connection: Option<Arc<Connection>>,
+    ) -> BatchResponse {
         let replies = Replies::new();
-        let calls = MuxCalls::new(Arc::new(Client(HostCalls(Arc::clone(self.host())))), replies.clone());
+        let client = Client { calls: HostCalls(Arc::clone(self.host())), connection };
+        let calls = MuxCalls::new(Arc::new(client), replies.clone());
         let (driver, body) = Serve::new(inbound, calls, replies).split();
         let mut task = JoinSet::new();
         task.spawn(driver);
@@ -49,13 +58,28 @@ impl Stream for Driven {
 }
 
 /// What a client's stream calls.
-struct Client(HostCalls);
+struct Client {
+    calls: HostCalls,
+    /// Whose budget the calls use.
+    connection: Option<Arc<Connection>>,
+}
 
 impl MuxService for Client {
     type Handler = HostCalls;
 
     fn handler(&self) -> &HostCalls {
-        &self.0
+        &self.calls
+    }
+
+    fn reserve(&self, bytes: usize) -> Result<(), ToolError> {
+        let Some(connection) = &self.connection else { return Ok(()) };
+        connection.reserve(bytes).map_err(too_much_of_a_connection)
+    }
+
+    fn release(&self, bytes: usize) {
+        if let Some(connection) = &self.connection {
+            connection.release(bytes);
+        }
     }
 
     fn call_id(&self, _: u64) -> CallId {
@@ -67,7 +91,7 @@ impl MuxService for Client {
     }
 
     fn stream_deadline(&self, tool: &str, deadline: Option<Instant>, started: Instant) -> Option<Instant> {
-        let Self(HostCalls(host)) = self;
+        let HostCalls(host) = &self.calls;
         let by_default = || {
             let runs_here = host.registry.resolve(tool).is_ok_and(|tool| tool.runs_in_host());
             // The pool gives calls of its tools a deadline; those of the host's own have none unless the caller sets one.

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use snakepit_proto::{launch::VERSION, pb};
 use snakepit_registry::ToolHandler;
 use snakepit_worker::{process::Launch, wire::spec_from_registration};
-use tonic::{Extensions, Request, Response, Status, transport::server::UdsConnectInfo};
+use tonic::{Extensions, Request, Response, Status};
 
 use super::bridge::Bridge;
-use crate::status::{from_tool_error, incompatible_worker, invalid_field, reserved_for_workers};
+use crate::{
+    listen::Connection,
+    status::{from_tool_error, incompatible_worker, invalid_field, reserved_for_workers},
+};
 
 impl Bridge {
     pub(super) async fn register(
@@ -61,8 +64,7 @@ impl Bridge {
         identity: Option<pb::WorkerIdentity>,
     ) -> Result<Arc<Launch>, Status> {
         let launches = &self.host().launches;
-        let peer = extensions.get::<UdsConnectInfo>().and_then(|info| info.peer_cred?.pid());
-        let peer = peer.and_then(|pid| u32::try_from(pid).ok());
+        let peer = extensions.get::<Arc<Connection>>().and_then(|connection| connection.peer());
         let (Some(peer), Some(identity)) = (peer, identity) else {
             // A runtime from before there were tokens does not know what it lacks.
             return Err(match peer.is_some_and(|peer| launches.include(peer)) {

@@ -14,7 +14,10 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tonic::{Status, Streaming};
 
 use super::{bridge::Bridge, until_stop::UntilStop};
-use crate::telemetry::{CallEvent, CallEventKind};
+use crate::{
+    status::invalid_field,
+    telemetry::{CallEvent, CallEventKind},
+};
 
 impl Bridge {
     pub(super) fn telemetry(
@@ -25,10 +28,11 @@ impl Bridge {
             controls: Some(controls),
             events: self.host().telemetry.subscribe(),
             wanted: Wanted::default(),
+            is_refused: false,
         };
         let events = futures_util::stream::unfold(subscription, |mut subscription| async {
             let event = subscription.next().await?;
-            Some((Ok(event), subscription))
+            Some((event, subscription))
         });
         Box::pin(UntilStop::new(events, self.host().stop.clone()))
     }
@@ -39,12 +43,17 @@ struct Subscription {
     controls: Option<Streaming<pb::TelemetryControl>>,
     events: broadcast::Receiver<Arc<CallEvent>>,
     wanted: Wanted,
+    /// Its last control was refused, which ends it.
+    is_refused: bool,
 }
 
 impl Subscription {
-    /// The next event the subscriber wants; `None` when it is gone or the host is.
-    async fn next(&mut self) -> Option<pb::TelemetryEvent> {
+    /// The next event the subscriber wants; `None` when it is gone or the host is. The last item may be a refusal.
+    async fn next(&mut self) -> Option<Result<pb::TelemetryEvent, Status>> {
         loop {
+            if self.is_refused {
+                return None;
+            }
             let control = async {
                 match &mut self.controls {
                     Some(controls) => controls.message().await,
@@ -53,19 +62,38 @@ impl Subscription {
             };
             tokio::select! {
                 control = control => match control {
-                    Ok(Some(control)) => self.wanted.apply(control),
+                    Ok(Some(control)) => if let Err(refusal) = self.wanted.apply(control) {
+                        self.is_refused = true;
+                        return Some(Err(refusal));
+                    },
                     Ok(None) => self.controls = None,
                     Err(_) => return None,
                 },
                 event = self.events.recv() => match event {
-                    Ok(event) if self.wanted.wants(&event) => return Some(event_to_wire(&event)),
+                    Ok(event) if self.wanted.wants(&event) => return Some(Ok(event_to_wire(&event))),
                     Ok(_) => {}
-                    Err(RecvError::Lagged(count)) => return Some(lost_events(count)),
+                    Err(RecvError::Lagged(count)) => return Some(Ok(lost_events(count))),
                     Err(RecvError::Closed) => return None,
                 },
             }
         }
     }
+}
+
+/// The most patterns that a list may have, and what they may hold together, in bytes: each is matched with every event.
+const MAX_PATTERNS: usize = 64;
+const MAX_PATTERN_BYTES: usize = 4096;
+
+fn check_patterns(field: &str, patterns: &[String]) -> Result<(), Status> {
+    let (count, bytes) = (patterns.len(), patterns.iter().map(String::len).sum::<usize>());
+    if count > MAX_PATTERNS {
+        return Err(invalid_field(field, format_args!("has {count} patterns, the limit is {MAX_PATTERNS}")));
+    }
+    if bytes > MAX_PATTERN_BYTES {
+        let problem = format_args!("has {bytes} bytes of patterns, the limit is {MAX_PATTERN_BYTES}");
+        return Err(invalid_field(field, problem));
+    }
+    Ok(())
 }
 
 /// What a subscriber asked for. At first: everything.
@@ -88,19 +116,25 @@ impl Default for Wanted {
 }
 
 impl Wanted {
-    fn apply(&mut self, control: pb::TelemetryControl) {
+    /// # Errors
+    /// When there are too many patterns. What was wanted stays as it was.
+    fn apply(&mut self, control: pb::TelemetryControl) -> Result<(), Status> {
         match control.control {
             Some(Control::Toggle(toggle)) => self.enabled = toggle.enabled,
             Some(Control::Sampling(update)) => {
+                check_patterns("sampling.event_patterns", &update.event_patterns)?;
                 self.sampling_rate = update.sampling_rate;
                 self.sampled = update.event_patterns;
             }
             Some(Control::Filter(filter)) => {
+                check_patterns("filter.allow", &filter.allow)?;
+                check_patterns("filter.deny", &filter.deny)?;
                 self.allow = filter.allow;
                 self.deny = filter.deny;
             }
             None => {}
         }
+        Ok(())
     }
 
     fn wants(&self, event: &CallEvent) -> bool {
@@ -203,6 +237,24 @@ mod tests {
         ] {
             assert_eq!(matches_pattern(pattern, "tool.execution.stop"), matches, "{pattern}");
         }
+    }
+
+    #[test]
+    fn patterns_are_bounded_and_a_refusal_changes_nothing() {
+        let mut wanted = Wanted::default();
+        let filter = |deny: Vec<String>| pb::TelemetryControl {
+            control: Some(Control::Filter(pb::TelemetryEventFilter { allow: vec!["*".to_owned()], deny })),
+        };
+        for (patterns, problem) in [
+            (vec!["*".to_owned(); MAX_PATTERNS + 1], "has 65 patterns, the limit is 64"),
+            (vec!["*a".repeat(MAX_PATTERN_BYTES)], "has 8192 bytes of patterns, the limit is 4096"),
+        ] {
+            let refusal = wanted.apply(filter(patterns)).unwrap_err();
+            assert_eq!(refusal.message(), format!("`filter.deny` {problem}"));
+        }
+        assert!(wanted.allow.is_empty() && wanted.deny.is_empty());
+        wanted.apply(filter(vec!["*".to_owned(); MAX_PATTERNS])).unwrap();
+        assert_eq!(wanted.deny.len(), MAX_PATTERNS);
     }
 
     #[test]

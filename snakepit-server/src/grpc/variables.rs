@@ -1,6 +1,6 @@
 //! The variables of a session.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 use futures_core::Stream;
@@ -24,6 +24,9 @@ use super::{
 };
 use crate::status::{from_session_error, invalid_field, too_much};
 
+/// The longest pattern of a listing, in bytes: it is matched with the name of every variable.
+const MAX_PATTERN_BYTES: usize = 1024;
+
 pub(super) type Updates = Pin<Box<dyn Stream<Item = Result<pb::VariableUpdate, Status>> + Send>>;
 
 impl Bridge {
@@ -44,7 +47,7 @@ impl Bridge {
         let name = VariableName::try_new(name).map_err(refused)?;
         let kind: ValueType =
             r#type.parse().map_err(|error| invalid_field("type", format_args!("cannot be used: {error}")))?;
-        let ty = VariableType::with_constraints(kind, &constraints_json).map_err(refused)?;
+        let ty = variable_type(kind, constraints_json).await.map_err(refused)?;
         let value = value("initial_value", initial_value, initial_binary_value)?;
         let new = NewVariable { ty, value, note: Note::from_metadata(metadata) };
         let variable = self.host().sessions.register_variable(&id, &name, new).await.map_err(refused)?;
@@ -201,6 +204,11 @@ impl Bridge {
         request: &pb::ListVariablesRequest,
     ) -> Result<pb::ListVariablesResponse, Status> {
         let id = session_id(&request.session_id)?;
+        let bytes = request.pattern.len();
+        if bytes > MAX_PATTERN_BYTES {
+            let problem = format_args!("has {bytes} bytes, the limit is {MAX_PATTERN_BYTES}");
+            return Err(invalid_field("pattern", problem));
+        }
         let found = self.host().sessions.list_variables(&id, &request.pattern).await.map_err(refused)?;
         fits(found.iter().map(size))?;
         Ok(pb::ListVariablesResponse { variables: found.into_iter().map(variable_to_wire).collect() })
@@ -267,6 +275,22 @@ impl Bridge {
             variable: Some(variable_to_wire(variable.map_err(refused)?)),
             error_message: String::new(),
         })
+    }
+}
+
+/// Reads a type. One with constraints is read by a thread that may block: a regular expression takes milliseconds to compile.
+async fn variable_type(kind: ValueType, constraints: String) -> Result<Arc<VariableType>, SessionError> {
+    if constraints.is_empty() {
+        return VariableType::new(kind);
+    }
+    let reading = tokio::task::spawn_blocking(move || VariableType::with_constraints(kind, &constraints));
+    match reading.await {
+        Ok(read) => read,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime shuts down.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 

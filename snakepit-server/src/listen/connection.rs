@@ -1,74 +1,110 @@
-//! Connections that can be cut. The transport runs each as a task of its own and only ever asks it to close; a client
-//! that keeps a request open could hold it, and the handlers of its calls, for as long as it likes.
+//! The life of a connection: served until its client leaves, it idles for too long, or the host stops.
 
-use std::{
-    io,
-    pin::Pin,
-    task::{Context, Poll},
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use snakepit_proto::flow::{CONNECTION_WINDOW, FRAME, STREAM_WINDOW};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use super::{
+    connections::{Connection, Slot},
+    requests::{MOST_HEADER_BYTES, Requests},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tonic::transport::server::Connected;
+/// How long a connection may take to its first request.
+const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(20);
+/// How long a connection may be without a request after that.
+const IDLE: Duration = Duration::from_secs(15 * 60);
+/// How long a client has to hang up once it is asked to.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+/// How often a client that says nothing is asked whether it is there, and how long it may take to say so. A client that
+/// froze, or whose machine died, loses its connection after the sum of both, and with it its calls and watches.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(8));
+/// How many requests one connection may have open. A client that wants more waits until one of them ends. Calls share a
+/// stream, watches do not. What the requests hold is bounded by the budget of the connection.
+const MOST_STREAMS: u32 = 2048;
 
-/// A connection that fails once it is cut.
-pub(super) struct Connection<IO> {
-    io: IO,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
-}
-
-/// Makes accepted sockets connections that end with `cut`.
-pub(super) fn that_ends_with<IO, E>(
+/// Serves a connection. Dropping the future cuts it.
+pub(super) async fn serve(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    routes: Routes,
+    slot: Slot,
+    stop: CancellationToken,
     cut: CancellationToken,
-) -> impl FnMut(Result<IO, E>) -> Result<Connection<IO>, E> {
-    // A child each, so that connections do not contend for one token with every read.
-    move |accepted| accepted.map(|io| Connection { io, cut: Box::pin(cut.child_token().cancelled_owned()) })
-}
-
-impl<IO: Connected> Connected for Connection<IO> {
-    type ConnectInfo = IO::ConnectInfo;
-
-    fn connect_info(&self) -> IO::ConnectInfo {
-        self.io.connect_info()
-    }
-}
-
-/// The transport reads for as long as the connection lives, so reads alone need to notice the cut.
-impl<IO: AsyncRead + Unpin> AsyncRead for Connection<IO> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if let Poll::Ready(read) = Pin::new(&mut self.io).poll_read(cx, buf) {
-            return Poll::Ready(read);
+) {
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
+        .max_concurrent_streams(MOST_STREAMS)
+        .max_header_list_size(MOST_HEADER_BYTES)
+        .keep_alive_interval(KEEPALIVE.0)
+        .keep_alive_timeout(KEEPALIVE.1);
+    let state = slot.connection();
+    let mut connection =
+        pin!(http.serve_connection(TokioIo::new(io), Requests::new(routes, Arc::clone(state))));
+    tokio::select! {
+        biased;
+        ended = &mut connection => return note(ended),
+        () = cut.cancelled() => return,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = connection => note(ended),
+                () = cut.cancelled() => {}
+            }
+            return;
         }
-        self.cut.as_mut().poll(cx).map(|()| Err(io::ErrorKind::ConnectionAborted.into()))
+        () = state.evicted() => {}
+        () = idled(state) => {}
+    }
+    if state.idle().is_some_and(|(_, has_served)| !has_served) {
+        // It may not even speak HTTP/2.
+        return;
+    }
+    // What the client sends before it learns of this is still answered.
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        ended = connection => note(ended),
+        () = cut.cancelled() => {}
+        () = overdue(state) => {}
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Connection<IO> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+fn note(ended: hyper::Result<()>) {
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection failed");
     }
+}
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+/// Ready once the connection had no request for too long.
+async fn idled(state: &Connection) {
+    loop {
+        let now = Instant::now();
+        let due = match state.idle() {
+            Some((since, has_served)) => since + if has_served { IDLE } else { FIRST_REQUEST_WITHIN },
+            None => now + IDLE,
+        };
+        if due <= now {
+            return;
+        }
+        tokio::time::sleep_until(due).await;
     }
+}
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+/// Ready once a client that was asked to leave has had the time for it, and has no request open.
+async fn overdue(state: &Connection) {
+    loop {
+        tokio::time::sleep(LEAVE_WITHIN).await;
+        if state.idle().is_some() {
+            return;
+        }
     }
 }

@@ -50,6 +50,11 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             argument: violation.field,
             problem: violation.description,
         },
+        ("REQUEST_TOO_LARGE", ..) => ToolError::InvalidArgument {
+            tool: tool_name(),
+            argument: "arguments".to_owned(),
+            problem: format!("are too large: {}", status.message()),
+        },
         ("UNSUPPORTED", ..) => {
             ToolError::Unsupported { tool: tool_name(), problem: after(&format!("tool `{tool}` ")) }
         }
@@ -57,6 +62,12 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             let failure = failure_from_wire(failure);
             ToolError::Failed(Box::new(ToolFailure { tool: tool_name(), ..failure }))
         }
+        ("OVERLOADED", ..) if entry("used_bytes").is_some() => ToolError::TooMuchAtOnce {
+            whose: entry("whose").unwrap_or_default(),
+            used: number("used_bytes"),
+            limit: number("limit"),
+            retry_after,
+        },
         ("OVERLOADED", ..) => {
             ToolError::Overloaded { queued: number("queued"), limit: number("limit"), retry_after }
         }

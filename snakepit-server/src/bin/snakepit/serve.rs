@@ -6,8 +6,9 @@ use std::{
     time::Duration,
 };
 
+use bytesize::ByteSize;
 use snakepit_pool::PoolError;
-use snakepit_server::{Error, Snakepit};
+use snakepit_server::{Error, Snakepit, raise_descriptor_limit};
 use snakepit_worker::WorkerError;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -73,6 +74,18 @@ pub(crate) struct Args {
     /// How many calls may wait for a worker; more are refused at once.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     queue_limit: usize,
+
+    /// What the arguments of calls that wait may hold together; more are refused at once.
+    #[arg(long, value_name = "SIZE", default_value = "512MiB")]
+    queue_bytes: ByteSize,
+
+    /// How many client connections there may be [default: by the limit of open files].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: Option<u32>,
+
+    /// What the requests of one connection may hold until they are answered.
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", hide_short_help = true)]
+    connection_bytes: ByteSize,
 
     /// The deadline of calls that name none.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration::parse)]
@@ -142,13 +155,22 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         }
     };
 
+    // Before the limit of connections is derived from it.
+    if let Err(error) = raise_descriptor_limit() {
+        tracing::warn!(%error, "failed to raise the limit of open files");
+    }
     let mut builder = Snakepit::builder()
         .workers(args.workers.into())
         .listen_on(args.listen)
         .allow_remote(args.allow_remote)
         .queue_limit(args.queue_limit)
+        .queue_bytes(bytes(args.queue_bytes))
+        .connection_bytes(bytes(args.connection_bytes))
         .multiplex(!args.no_multiplex)
         .default_timeout(Some(args.default_timeout));
+    if let Some(connections) = args.max_connections {
+        builder = builder.max_connections(usize::try_from(connections).unwrap_or(usize::MAX));
+    }
     if let Some(adapter) = args.adapter {
         builder = builder.adapter(adapter);
     }
@@ -193,6 +215,10 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+fn bytes(size: ByteSize) -> usize {
+    usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
 }
 
 /// The traceback of a worker that cannot start, such as one whose adapter does not import.

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use snakepit_proto::pb;
+use snakepit_proto::{pb, status::check_request_size};
 use snakepit_registry::ToolError;
 use snakepit_session::{
     Created, NewSession, NewVariable, Note, Payload, Program, ProgramInfo, ProgramName, Session,
@@ -28,9 +28,11 @@ use crate::{
 
 /// Sends a request and waits for its answer, which is bounded in time. A macro because each RPC is a method of its own.
 macro_rules! ask {
-    ($remote:ident, $rpc:literal, $method:ident($request:expr)) => {
-        within($rpc, $remote.client().$method(timed($request))).await?
-    };
+    ($remote:ident, $rpc:literal, $method:ident($request:expr)) => {{
+        let request = $request;
+        check_request_size(&request).map_err(|status| error($rpc, &status))?;
+        within($rpc, $remote.client().$method(timed(request))).await?
+    }};
 }
 
 impl Remote {

@@ -1,0 +1,94 @@
+//! Counting the fields of an encoded message, before it is decoded: two bytes on the wire can become hundreds in memory.
+
+use bytes::Buf;
+use prost::encoding::{WireType, decode_key, decode_varint};
+
+/// The most fields that a message may have, those of the messages in it included.
+pub(crate) const MAX_FIELDS: usize = 256 * 1024;
+
+/// Counts the fields of the next `len` bytes, and of the messages in the fields `nested`, up to [`MAX_FIELDS`]. `None`: there
+/// are more. What cannot be read is left to the decoder, which refuses it.
+pub(super) fn count(buf: &mut impl Buf, len: usize, nested: &[u32]) -> Option<usize> {
+    let mut fields = 0;
+    // Ends of the messages that the position is in, as what is left of the buffer there.
+    let (bottom, mut inner) = (buf.remaining().saturating_sub(len), None);
+    while buf.remaining() > bottom {
+        if inner.is_some_and(|end| buf.remaining() <= end) {
+            inner = None;
+        }
+        fields += 1;
+        if fields > MAX_FIELDS {
+            return None;
+        }
+        let Ok((tag, wire)) = decode_key(buf) else { break };
+        let size = match wire {
+            WireType::Varint => {
+                if decode_varint(buf).is_err() {
+                    break;
+                }
+                0
+            }
+            WireType::SixtyFourBit => 8,
+            WireType::ThirtyTwoBit => 4,
+            WireType::LengthDelimited => match decode_varint(buf).map(usize::try_from) {
+                Ok(Ok(size)) => size,
+                _ => break,
+            },
+            WireType::StartGroup | WireType::EndGroup => break,
+        };
+        if size > buf.remaining() {
+            break;
+        }
+        if wire == WireType::LengthDelimited && inner.is_none() && nested.contains(&tag) {
+            inner = Some(buf.remaining() - size);
+        } else {
+            buf.advance(size);
+        }
+    }
+    Some(fields)
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+    use snakepit_proto::pb;
+
+    use super::*;
+
+    fn counted(message: &impl Message, nested: &[u32]) -> Option<usize> {
+        let encoded = message.encode_to_vec();
+        count(&mut encoded.as_slice(), encoded.len(), nested)
+    }
+
+    #[test]
+    fn fields_are_counted_two_messages_deep() {
+        let argument = || pb::CallArgument { name: "x".to_owned(), value: None };
+        let call = |id| pb::CallStart { id, arguments: vec![argument(); 3], ..Default::default() };
+        let batch =
+            pb::CallBatch { calls: vec![call(1), call(2)], cancels: vec![1, 2], ..Default::default() };
+        assert_eq!(counted(&batch, &[1]), Some(2 * (1 + 1 + 3) + 1));
+        assert_eq!(counted(&batch, &[]), Some(3));
+    }
+
+    #[test]
+    fn what_would_fill_the_memory_is_noticed() {
+        let calls =
+            pb::CallBatch { calls: vec![pb::CallStart::default(); MAX_FIELDS + 1], ..Default::default() };
+        assert_eq!(counted(&calls, &[1]), None);
+        let arguments = vec![pb::CallArgument::default(); MAX_FIELDS];
+        let call = pb::CallStart { arguments, ..Default::default() };
+        assert_eq!(counted(&pb::CallBatch { calls: vec![call], ..Default::default() }, &[1]), None);
+        let large = pb::ExecuteToolRequest {
+            binary_parameters: [("x".to_owned(), vec![8; 1 << 24].into())].into(),
+            ..Default::default()
+        };
+        assert_eq!(counted(&large, &[]), Some(1));
+    }
+
+    #[test]
+    fn nonsense_ends_the_count() {
+        for bytes in [&[0xff; 20][..], &[0x0a, 0xff, 0xff, 0x03], &[0x0b, 1, 2], &[0x09, 1]] {
+            assert!(count(&mut &bytes[..], bytes.len(), &[1]).is_some());
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! What every request passes before it reaches its service: the bounds of its headers, its deadline, and, unless its RPC
+//! takes a stream, the wait for all of its message.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use pin_project_lite::pin_project;
+use snakepit_proto::MAX_MESSAGE_BYTES;
+use tonic::{Status, body::Body, service::Routes};
+use tower::{Layer, Service};
+
+use super::{
+    collect::collect,
+    connections::{Connection, OpenRequest},
+    offload::begin_elsewhere,
+    stream::MessageStream,
+};
+use crate::{
+    grpc::{Deadline, DeadlineLayer},
+    status::headers_too_large,
+};
+
+/// The largest headers of a request, in bytes as HTTP/2 counts them: with 32 for each entry.
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+/// The largest headers that the transport reads, in bytes: up to here, a request is answered with a status that names the
+/// bound above. Beyond, HTTP/2 itself refuses it.
+pub(super) const MOST_HEADER_BYTES: u32 = 1024 * 1024;
+/// The largest message of RPCs that carry no values, in bytes.
+const MAX_SMALL_BYTES: usize = 4 * 1024 * 1024;
+
+/// RPCs whose requests are streams.
+const STREAMS: [&str; 4] = [
+    "/snakepit.bridge.BridgeService/StreamTelemetry",
+    "/snakepit.bridge.BridgeService/Multiplex",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+/// RPCs whose requests carry values of any size, with the fields of their messages that hold messages with many fields.
+const CARRIERS: [(&str, &[u32]); 8] = [
+    ("/snakepit.bridge.BridgeService/Multiplex", &[1]),
+    ("/snakepit.bridge.BridgeService/ExecuteTool", &[]),
+    ("/snakepit.bridge.BridgeService/ExecuteStreamingTool", &[]),
+    ("/snakepit.bridge.BridgeService/ExecuteElixirTool", &[]),
+    ("/snakepit.bridge.BridgeService/RegisterVariable", &[]),
+    ("/snakepit.bridge.BridgeService/SetVariable", &[]),
+    ("/snakepit.bridge.BridgeService/SetVariables", &[]),
+    ("/snakepit.bridge.BridgeService/PutProgram", &[2]),
+];
+
+/// The RPC that asks who is at the other end of its connection.
+const REGISTER: &str = "/snakepit.bridge.BridgeService/RegisterTools";
+
+/// The service of one connection.
+pub(super) struct Requests {
+    routes: Routes,
+    connection: Arc<Connection>,
+}
+
+impl Requests {
+    pub(super) const fn new(routes: Routes, connection: Arc<Connection>) -> Self {
+        Self { routes, connection }
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for Requests {
+    type Response = Response<Answer>;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn call(&self, request: Request<Incoming>) -> Answering {
+        let open = self.connection.begin_request();
+        let handler = Handler { routes: self.routes.clone(), connection: Arc::clone(&self.connection) };
+        Answering { inner: DeadlineLayer.layer(handler).call(request), open: Some(open) }
+    }
+}
+
+pin_project! {
+    /// Answers one request.
+    pub(super) struct Answering {
+        #[pin]
+        inner: <Deadline<Handler> as Service<Request<Incoming>>>::Future,
+        open: Option<OpenRequest>,
+    }
+}
+
+impl Future for Answering {
+    type Output = Result<Response<Answer>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Ok(response) = ready!(this.inner.poll(cx));
+        let open = this.open.take();
+        Poll::Ready(Ok(response.map(|body| Answer { body, _open: open })))
+    }
+}
+
+/// Brings a request to its service, within the limits of its connection.
+struct Handler {
+    routes: Routes,
+    connection: Arc<Connection>,
+}
+
+impl Service<Request<Incoming>> for Handler {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let (routes, connection) = (self.routes.clone(), Arc::clone(&self.connection));
+        Box::pin(
+            async move { Ok(handle(routes, request, &connection).await.unwrap_or_else(Status::into_http)) },
+        )
+    }
+}
+
+async fn handle(
+    routes: Routes,
+    request: Request<Incoming>,
+    connection: &Arc<Connection>,
+) -> Result<Response<Body>, Status> {
+    let bytes = header_bytes(&request);
+    if bytes > MAX_HEADER_BYTES {
+        return Err(headers_too_large(bytes, MAX_HEADER_BYTES));
+    }
+    let (mut parts, body) = request.into_parts();
+    let path = parts.uri.path();
+    let streams = STREAMS.contains(&path);
+    let carrier = CARRIERS.iter().find(|(carrier, _)| *carrier == path);
+    let (limit, nested) =
+        carrier.map_or((MAX_SMALL_BYTES, &[][..]), |(_, nested)| (MAX_MESSAGE_BYTES, nested));
+    if streams || path == REGISTER {
+        parts.extensions.insert(Arc::clone(connection));
+    }
+    if streams {
+        let body = Body::new(MessageStream::new(body, limit, nested, connection));
+        return Ok(call(routes, Request::from_parts(parts, body)).await);
+    }
+    // Held until the request is answered.
+    let (message, _share) = collect(body, limit, nested, connection).await?;
+    let is_heavy = message.is_heavy();
+    let request = Request::from_parts(parts, Body::new(message));
+    Ok(if is_heavy { begin_elsewhere(call(routes, request)).await } else { call(routes, request).await })
+}
+
+/// The services of the routes are always ready, and answer failures with statuses.
+async fn call(mut routes: Routes, request: Request<Body>) -> Response<Body> {
+    let Ok(response) = routes.call(request).await;
+    response
+}
+
+/// The size of the headers as HTTP/2 counts it, less a few fixed ones.
+fn header_bytes(request: &Request<Incoming>) -> usize {
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
+    headers.sum::<usize>() + request.uri().path().len()
+}
+
+/// The body of an answer; until it ends, its request counts as open.
+pub(super) struct Answer {
+    body: Body,
+    _open: Option<OpenRequest>,
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+    use prost_types::FileDescriptorSet;
+
+    use super::*;
+
+    /// All RPCs by path, with whether their requests are streams.
+    fn rpcs() -> Vec<(String, bool)> {
+        let sets = [
+            snakepit_proto::FILE_DESCRIPTOR_SET,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+        ];
+        let files = sets.iter().flat_map(|set| FileDescriptorSet::decode(*set).unwrap().file);
+        files
+            .flat_map(|file| {
+                let package = file.package().to_owned();
+                file.service.into_iter().flat_map(move |service| {
+                    let prefix = format!("/{package}.{}", service.name());
+                    let path = |rpc: prost_types::MethodDescriptorProto| {
+                        (format!("{prefix}/{}", rpc.name()), rpc.client_streaming())
+                    };
+                    service.method.into_iter().map(path).collect::<Vec<_>>()
+                })
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_kinds_of_rpcs_are_those_of_the_descriptors() {
+        let rpcs = rpcs();
+        let streams: Vec<_> =
+            rpcs.iter().filter(|(_, streams)| *streams).map(|(path, _)| path.as_str()).collect();
+        assert_eq!(streams, STREAMS);
+        for (path, _) in CARRIERS {
+            assert!(rpcs.iter().any(|(known, _)| known == path), "{path}");
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Connections as hostile, frozen and clumsy clients make them, over raw HTTP/2.
+
+use std::{
+    io,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use prost::Message;
+use snakepit_proto::pb;
+use snakepit_registry::{FnTool, Registry};
+use snakepit_session::{MemoryBackend, SessionLimits};
+use tokio::{
+    io::{AsyncReadExt, DuplexStream, duplex},
+    task::JoinSet,
+    time::Instant,
+};
+
+use super::*;
+use crate::{
+    grpc,
+    host::Host,
+    listen::connections::{Admission, Slot},
+};
+
+const PING: &str = "/snakepit.bridge.BridgeService/Ping";
+const EXECUTE: &str = "/snakepit.bridge.BridgeService/ExecuteTool";
+const MULTIPLEX: &str = "/snakepit.bridge.BridgeService/Multiplex";
+
+/// A host without workers that serves connections made by hand.
+struct Edge {
+    connections: Arc<Connections>,
+    routes: Routes,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Edge {
+    async fn new(connection_bytes: usize) -> Self {
+        let registry = Registry::new();
+        let sleep = |()| async {
+            std::future::pending::<()>().await;
+            Ok::<_, String>(())
+        };
+        registry.register_host_tool(FnTool::typed("sleep", sleep)).unwrap();
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let sessions = Arc::new(MemoryBackend::new(SessionLimits::default()));
+        let host = Arc::new(Host::new(sessions, registry, Arc::default(), None, &tasks, stop.clone()));
+        let (routes, _) = grpc::routes(host).await;
+        let arriving = Arc::new(Budget::new(1 << 30));
+        let connections = Connections::new(8, connection_bytes, arriving);
+        Self { connections, routes: routes.prepare(), stop, tasks: JoinSet::new() }
+    }
+
+    /// A connection of which the client does nothing yet.
+    fn connect(&mut self) -> (DuplexStream, Arc<Connection>) {
+        let (client, server) = duplex(1 << 20);
+        let slot: Slot = match self.connections.admit(None) {
+            Admission::Admitted(slot) => slot,
+            Admission::Refused { .. } => panic!("refused"),
+        };
+        let state = Arc::clone(slot.connection());
+        let (routes, stop) = (self.routes.clone(), self.stop.child_token());
+        self.tasks.spawn(connection::serve(server, routes, slot, stop, CancellationToken::new()));
+        (client, state)
+    }
+
+    async fn client(&mut self) -> (SendRequest<Bytes>, Arc<Connection>) {
+        let (io, state) = self.connect();
+        let (client, connection) =
+            h2::client::Builder::new().initial_window_size(1 << 24).handshake(io).await.unwrap();
+        self.tasks.spawn(async move { drop(connection.await) });
+        (client.ready().await.unwrap(), state)
+    }
+}
+
+fn request(path: &str) -> http::request::Builder {
+    http::Request::post(format!("http://localhost{path}")).header("content-type", "application/grpc")
+}
+
+fn message(message: &impl Message) -> Bytes {
+    let encoded = message.encode_to_vec();
+    let mut bytes = vec![0];
+    bytes.extend(u32::try_from(encoded.len()).unwrap().to_be_bytes());
+    bytes.extend(encoded);
+    bytes.into()
+}
+
+/// Sends a whole request, and returns its status with the message.
+async fn call(client: &SendRequest<Bytes>, request: http::request::Builder, body: Bytes) -> (u32, String) {
+    let mut client = client.clone().ready().await.unwrap();
+    let (response, mut send) = client.send_request(request.body(()).unwrap(), false).unwrap();
+    // The server may refuse a request without reading its body.
+    let _ = send.send_data(body, true);
+    status(response).await
+}
+
+async fn status(response: h2::client::ResponseFuture) -> (u32, String) {
+    let (head, mut body) = response.await.unwrap().into_parts();
+    while let Some(data) = body.data().await {
+        let _ = body.flow_control().release_capacity(data.unwrap().len());
+    }
+    let trailers = body.trailers().await.unwrap().unwrap_or_default();
+    let entry = |name| head.headers.get(name).or_else(|| trailers.get(name)).cloned();
+    let text = |value: http::HeaderValue| value.to_str().unwrap().to_owned();
+    let code = entry("grpc-status").map_or(u32::MAX, |code| text(code).parse().unwrap());
+    (code, entry("grpc-message").map(text).unwrap_or_default().replace("%20", " "))
+}
+
+async fn ping(client: &SendRequest<Bytes>) -> u32 {
+    call(client, request(PING), message(&pb::PingRequest::default())).await.0
+}
+
+#[tokio::test]
+async fn large_metadata_is_refused_with_its_bound_and_the_connection_goes_on() {
+    let mut edge = Edge::new(1 << 20).await;
+    let (client, _) = edge.client().await;
+    for bytes in [17 << 10, 300 << 10, 1000 << 10] {
+        let big = request(PING).header("x-big", "x".repeat(bytes));
+        let (code, text) = call(&client, big, message(&pb::PingRequest::default())).await;
+        assert_eq!(code, tonic::Code::ResourceExhausted as u32, "{bytes}: {text}");
+        assert!(text.contains("the limit is 16384"), "{text}");
+        assert_eq!(ping(&client).await, 0, "{bytes}");
+    }
+    let fits = request(PING).header("x-fits", "x".repeat(15 << 10));
+    assert_eq!(call(&client, fits, message(&pb::PingRequest::default())).await.0, 0);
+}
+
+#[tokio::test]
+async fn unfinished_requests_of_a_connection_are_bounded() {
+    let mut edge = Edge::new(1 << 20).await;
+    let (client, state) = edge.client().await;
+    let mut open = Vec::new();
+    for path in [EXECUTE, MULTIPLEX, EXECUTE, MULTIPLEX] {
+        let mut client = client.clone().ready().await.unwrap();
+        let (response, mut send) = client.send_request(request(path).body(()).unwrap(), false).unwrap();
+        let mut body = vec![0];
+        body.extend((1_u32 << 20).to_be_bytes());
+        body.resize(400 << 10, 7);
+        send.send_data(body.into(), false).unwrap();
+        open.push((response, send));
+    }
+    // Two fit; what came third and fourth is refused, in whatever order the server read them.
+    let statuses = futures_util::future::select_all(open.iter_mut().map(|(response, _)| response));
+    let (refused, index, _) = statuses.await;
+    let refused = refused.unwrap();
+    let in_head = refused.headers().get("grpc-status").cloned();
+    let (response_body, path) = (refused.into_body(), [EXECUTE, MULTIPLEX, EXECUTE, MULTIPLEX][index]);
+    if path == EXECUTE {
+        assert_eq!(in_head.unwrap(), "8");
+    }
+    drop(response_body);
+    assert!(state.share_used() <= 1 << 20, "{}", state.share_used());
+    assert_eq!(ping(&client).await, 0, "small requests pass");
+    drop(open);
+    while state.share_used() > 0 {
+        assert_eq!(ping(&client).await, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_without_a_request_is_closed() {
+    let mut edge = Edge::new(1 << 20).await;
+    let (mut silent, _) = edge.connect();
+    let start = Instant::now();
+    let mut rest = Vec::new();
+    silent.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(start.elapsed().as_secs(), 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_asked_to_leave_and_one_with_a_stream_is_not() {
+    let mut edge = Edge::new(1 << 20).await;
+    let (idle, _) = edge.client().await;
+    let (busy, _) = edge.client().await;
+    assert_eq!(ping(&idle).await, 0);
+    let (_response, _send) = busy
+        .clone()
+        .ready()
+        .await
+        .unwrap()
+        .send_request(request(MULTIPLEX).body(()).unwrap(), false)
+        .unwrap();
+    assert_eq!(ping(&busy).await, 0);
+    tokio::time::sleep(Duration::from_secs(40 * 60)).await;
+    assert_eq!(ping(&busy).await, 0);
+    assert!(idle.clone().ready().await.is_err(), "it was told to leave");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_freezes_loses_its_calls() {
+    let mut edge = Edge::new(1 << 20).await;
+    let (io, state) = edge.connect();
+    let (client, connection) = h2::client::handshake(io).await.unwrap();
+    let mut client_task = JoinSet::new();
+    let (freeze, frozen) = (CancellationToken::new(), CancellationToken::new());
+    let (wait, told) = (freeze.clone(), frozen.clone());
+    client_task.spawn(async move {
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            _ = &mut connection => {}
+            () = wait.cancelled() => {}
+        }
+        told.cancel();
+        // It keeps its socket open, and says nothing any more.
+        std::future::pending::<()>().await;
+    });
+    let mut client = client.ready().await.unwrap();
+    let (response, mut send) = client.send_request(request(EXECUTE).body(()).unwrap(), false).unwrap();
+    let sleep = pb::ExecuteToolRequest { tool_name: "sleep".to_owned(), ..Default::default() };
+    send.send_data(message(&sleep), true).unwrap();
+    // The call runs for as long as the client lives.
+    tokio::time::timeout(Duration::from_secs(60), response).await.unwrap_err();
+    assert!(state.idle().is_none());
+    freeze.cancel();
+    frozen.cancelled().await;
+    let start = Instant::now();
+    while state.idle().is_none() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(start.elapsed() < Duration::from_secs(20));
+    }
+}
+
+/// A listener without descriptors.
+struct Starved {
+    attempts: Arc<AtomicUsize>,
+}
+
+impl accept::Accept for Starved {
+    type Io = DuplexStream;
+
+    async fn accept(&self) -> io::Result<DuplexStream> {
+        self.attempts.fetch_add(1, Ordering::Relaxed);
+        Err(io::Error::from_raw_os_error(nix::libc::EMFILE))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lack_of_descriptors_is_waited_out() {
+    let edge = Edge::new(1 << 20).await;
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let starved = Starved { attempts: Arc::clone(&attempts) };
+    let mut serving = JoinSet::new();
+    serving.spawn(accept::serve(
+        starved,
+        edge.routes.clone(),
+        Arc::clone(&edge.connections),
+        edge.stop.clone(),
+    ));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let attempts = attempts.load(Ordering::Relaxed);
+    assert!((50..=101).contains(&attempts), "{attempts}");
+    edge.stop.cancel();
+    serving.join_next().await.unwrap().unwrap();
+}
