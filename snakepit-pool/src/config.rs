@@ -22,7 +22,8 @@ pub struct PoolConfig {
     pub queue_bytes: usize,
     /// How long a call without a deadline may take in all; `None` is for ever. Default 60 s.
     pub default_timeout: Option<Duration>,
-    /// How long a worker that is asked to stop has before it is killed, at most a day. Default 2 s.
+    /// How long a worker that is asked to stop has before it is killed, at most a day. Default 5 s: large libraries
+    /// take a while to be torn down.
     pub stop_grace: Duration,
     /// How long a cancelled call has to end before its worker is killed, at most a day. Default 2 s.
     pub cancel_grace: Duration,
@@ -40,7 +41,7 @@ impl Default for PoolConfig {
             queue_limit: 1000,
             queue_bytes: 512 * 1024 * 1024,
             default_timeout: Some(Duration::from_secs(60)),
-            stop_grace: Duration::from_secs(2),
+            stop_grace: Duration::from_secs(5),
             cancel_grace: Duration::from_secs(2),
             concurrency: 1,
             max_attempts: 2,

@@ -13,6 +13,7 @@ mod waiter;
 
 use std::{
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Waker,
     time::SystemTime,
@@ -36,7 +37,7 @@ use crate::{
     PoolConfig, PoolError,
     dispatch::Source,
     metrics::Totals,
-    scheduler::{Effect, Event, Limits, Load, Refusal, Scheduler, Ticket, WorkerKey, earlier},
+    scheduler::{Effect, Event, KillReason, Limits, Load, Refusal, Scheduler, Ticket, WorkerKey, earlier},
 };
 
 /// What all handles, calls and tasks of a pool share.
@@ -99,6 +100,8 @@ struct Wakes {
     first: Option<Waker>,
     more: Vec<Waker>,
     recalls: Vec<(Arc<Member>, CallId)>,
+    /// Workers that were killed, to be logged.
+    killed: Vec<(Arc<Member>, KillReason)>,
     /// Streams to be dropped.
     sources: Vec<Source>,
 }
@@ -119,11 +122,29 @@ impl Wakes {
             self.more.into_iter().for_each(Waker::wake);
         }
         for source in &self.sources {
-            drop(source.lock().unwrap_or_else(PoisonError::into_inner).take());
+            survive("dropping a stream", || {
+                drop(source.lock().unwrap_or_else(PoisonError::into_inner).take());
+            });
         }
         for (member, call) in &self.recalls {
-            member.worker.handler().recall(*call);
+            survive("recalling a call", || member.worker.handler().recall(*call));
         }
+        for (member, why) in &self.killed {
+            survive(
+                "logging",
+                || tracing::warn!(worker = %member.worker.id(), reason = %why, "killing worker"),
+            );
+        }
+    }
+}
+
+/// Runs a step of foreign code, or of code that logs: a program's log subscriber may panic too. A panic costs this step and
+/// nothing else, and is reported.
+fn survive(step: &str, run: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(run)).is_err() {
+        let report = || tracing::error!(step, "a step of the pool panicked; the pool goes on");
+        // If it was the subscriber, the report fares no better.
+        let _ = catch_unwind(AssertUnwindSafe(report));
     }
 }
 
@@ -227,8 +248,8 @@ impl Shared {
                 }
                 Effect::Kill(worker, why) => {
                     if let Some(member) = members.get(worker.index()).and_then(Option::as_ref) {
-                        tracing::warn!(worker = %member.worker.id(), reason = %why, "killing worker");
                         member.worker.kill(why.to_string());
+                        wakes.killed.push((Arc::clone(member), why));
                     }
                 }
                 Effect::Stop(worker) => {

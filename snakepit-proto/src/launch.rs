@@ -36,9 +36,10 @@ pub const ENV_RUN_ID: &str = "SNAKEPIT_RUN_ID";
 pub const ENV_WORKER_ID: &str = "SNAKEPIT_WORKER_ID";
 /// Environment: path of the Unix socket that the worker shall bind and serve on.
 pub const ENV_SOCKET: &str = "SNAKEPIT_SOCKET";
-/// Environment: path of a file of 8 bytes, where the worker stores the id of each multiplexed call, as an unsigned number in
-/// the machine's byte order, right before the call begins. What is stored outlives the worker.
+/// Environment: path of a file in which the worker leaves what must outlive it: see [`progress`].
 pub const ENV_PROGRESS: &str = "SNAKEPIT_PROGRESS";
+/// Environment: how many milliseconds after SIGTERM the host kills the worker.
+pub const ENV_STOP_GRACE: &str = "SNAKEPIT_STOP_GRACE_MS";
 /// Environment: set to [`CONTROL_STDIN`] when standard input is the control channel.
 pub const ENV_CONTROL: &str = "SNAKEPIT_CONTROL";
 /// The one defined value of [`ENV_CONTROL`].
@@ -49,6 +50,26 @@ pub const ENV_HOST_VERSION: &str = "SNAKEPIT_HOST_VERSION";
 
 /// What stands before the port in the readiness line of protocol v0.4.
 pub const READY_PREFIX: &str = "GRPC_READY:";
+
+/// The layout of the file named by [`ENV_PROGRESS`]. Numbers are unsigned, of 8 bytes, in the machine's byte order. The worker
+/// maps the file into its memory, so a store costs no system call, and the host reads it after the worker's death.
+pub mod progress {
+    /// Where the worker stores the id of each multiplexed call, right before the call begins.
+    pub const BEGUN: usize = 0;
+    /// Where it stores the call that printed last: the id that the host gave to a call by a plain RPC, or [`MULTIPLEXED`] and
+    /// the id on the stream.
+    pub const OUTPUT_CALL: usize = 8;
+    /// How many bytes that call has printed.
+    pub const OUTPUT_LENGTH: usize = 16;
+    /// The bytes it printed, as a ring of [`OUTPUT_BYTES`].
+    pub const OUTPUT: usize = 64;
+    /// The size of that ring.
+    pub const OUTPUT_BYTES: usize = 8 * 1024;
+    /// Where Python's fault handler writes its stacks, up to the end of the file.
+    pub const STACK: usize = OUTPUT + OUTPUT_BYTES;
+    /// Marks the id of a multiplexed call.
+    pub const MULTIPLEXED: u64 = 1 << 62;
+}
 
 /// The one line of JSON that a host writes to the control channel, before the worker starts. Only this project's own
 /// workers get it.

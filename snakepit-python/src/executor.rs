@@ -25,6 +25,7 @@ use tokio::time::Instant;
 
 use self::answer::Answer;
 use crate::{
+    call_output,
     caller::Caller,
     context::Call,
     host::{CallCancelled, Host},
@@ -107,6 +108,7 @@ impl Executor {
             reply.send(Err(ToolError::Cancelled { tool: call.tool.to_string() }));
             return (next, now);
         }
+        call_output::begin(state.id);
         if let Some(progress) = self.progress {
             progress.begin(state.id);
         }

@@ -14,6 +14,7 @@
 #![warn(missing_docs)]
 
 mod background;
+mod call_output;
 mod caller;
 mod client;
 mod context;

@@ -2,7 +2,9 @@
 
 use std::{future::Future, path::PathBuf, time::Duration};
 
-use snakepit_proto::{MAX_MESSAGE_BYTES, pb::bridge_service_server::BridgeServiceServer};
+use snakepit_proto::{
+    MAX_MESSAGE_BYTES, launch::ENV_STOP_GRACE, pb::bridge_service_server::BridgeServiceServer,
+};
 use snakepit_registry::ToolSpec;
 use snakepit_worker::wire::spec_to_registration;
 use tokio::{
@@ -19,8 +21,8 @@ use crate::{host::Host, io::Io, service::WorkerService, tools::PythonTools, wind
 
 /// How long a running call may go on after SIGTERM.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
-/// After how much of that it is cancelled, so that it may clean up in the rest.
-const CANCEL_AFTER: Duration = Duration::from_secs(1);
+/// How much of the time that the host gives is left for Python's own end, after the last call.
+const FOR_PYTHON: Duration = Duration::from_secs(3);
 
 /// What serving needs to know.
 #[derive(Debug)]
@@ -120,11 +122,14 @@ async fn serve(
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let server = windows::of_server(Server::builder());
+    let stop_within = stop_within();
+    // It is cancelled halfway, so that it may clean up in the rest.
+    let cancel_after = stop_within / 2;
     let stop = async {
         asked_to_stop.await;
         tools.close();
         // An error of it means that the executor is gone, which is what is waited for.
-        if tokio::time::timeout(CANCEL_AFTER, &mut executor_done).await.is_err() {
+        if tokio::time::timeout(cancel_after, &mut executor_done).await.is_err() {
             tools.abandon_all();
             let _ = executor_done.await;
         }
@@ -138,13 +143,20 @@ async fn serve(
     };
     let late = async {
         asked_long_ago.await;
-        tokio::time::sleep(STOP_WITHIN).await;
+        tokio::time::sleep(stop_within).await;
     };
     tokio::select! {
         // Connections are the only thing that can fail here, and each of them fails alone.
         _ = serving => {}
         () = late => exit_now(),
     }
+}
+
+/// How long a running call may go on after SIGTERM: less than what the host gives before it kills.
+fn stop_within() -> Duration {
+    let grace =
+        std::env::var(ENV_STOP_GRACE).ok().and_then(|millis| millis.parse().ok()).map(Duration::from_millis);
+    grace.map_or(STOP_WITHIN, |grace| grace - FOR_PYTHON.min(grace / 2))
 }
 
 /// Waits for SIGTERM, counting from when this is called. Cancel safe.

@@ -13,6 +13,7 @@ use snakepit_proto::launch::{
 };
 
 use crate::{
+    call_output::CallOutput,
     control::Control,
     executor::{Current, Executor},
     interrupt,
@@ -29,6 +30,7 @@ use crate::{
 pub(crate) struct Worker {
     control: Option<Control>,
     current: Current,
+    output: Option<CallOutput>,
 }
 
 #[pymethods]
@@ -48,7 +50,9 @@ impl Worker {
                 )));
             }
         };
-        Ok(Self { control, current: Current::default() })
+        let page = std::env::var_os(ENV_PROGRESS).filter(|path| !path.is_empty());
+        let output = page.map(|path| CallOutput::open(path.as_ref())).transpose()?.flatten();
+        Ok(Self { control, current: Current::default(), output })
     }
 
     /// The number of the signal whose handler must call `interrupt_due`.
@@ -61,6 +65,19 @@ impl Worker {
     fn interrupt_due(&self) -> bool {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         current.as_ref().is_some_and(|call| call.is_cancelled())
+    }
+
+    /// The thread of the calls has printed this.
+    fn note_output(&self, data: &[u8]) {
+        if let Some(output) = &self.output {
+            output.note(data);
+        }
+    }
+
+    /// A descriptor for Python's fault handler, so that its stacks reach the error of the call that crashed. `None` when the
+    /// host keeps none.
+    fn open_stacks(&self) -> PyResult<Option<i32>> {
+        Ok(self.output.as_ref().map(CallOutput::open_stacks).transpose()?)
     }
 
     /// Tells the host that this worker cannot start. `False` when there is no control channel to tell it on.

@@ -1,7 +1,16 @@
 //! Putting a host together: what to run, how many of it, where to listen.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    path::{Path, PathBuf},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
+use futures_util::FutureExt;
 use serde::{Serialize, de::DeserializeOwned};
 use snakepit_pool::{Pool, PoolConfig, PoolError};
 use snakepit_proto::headers::MAX_TIMEOUT;
@@ -9,7 +18,7 @@ use snakepit_registry::{FnTool, Registry, ToolHandler};
 use snakepit_session::{MemoryBackend, SessionBackend, SessionLimits};
 use snakepit_worker::{
     ProcessConfig, ProcessLauncher, WorkerLauncher,
-    process::{Launches, RunDir, WorkerProgram},
+    process::{Launches, RunDir, WorkerProgram, reap_orphans},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic_health::server::HealthReporter;
@@ -40,6 +49,7 @@ pub struct Builder {
     environment: Vec<(String, String)>,
     start_timeout: Option<Duration>,
     plain_calls: bool,
+    reap_orphans: bool,
     run_dir: Option<PathBuf>,
     pool: PoolConfig,
     listen: Option<String>,
@@ -142,6 +152,21 @@ impl Builder {
     /// How long a worker may take from its launch until it takes calls, at most [`MAX_TIMEOUT`].
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = Some(timeout.min(MAX_TIMEOUT));
+        self
+    }
+
+    /// How long a worker that is asked to stop may take to exit, with Python's own clean-up and its `atexit` functions, before it
+    /// is killed. At most a day. The default is that of [`PoolConfig`].
+    pub const fn stop_grace(mut self, grace: Duration) -> Self {
+        self.pool.stop_grace = grace;
+        self
+    }
+
+    /// Reaps children of this process that are none of its workers. For a program that is the first process of a container and
+    /// starts no processes of its own: what tools daemonize becomes its child, and would stay a zombie. It takes the exit status of
+    /// every other child away.
+    pub const fn reap_orphans(mut self, reap: bool) -> Self {
+        self.reap_orphans = reap;
         self
     }
 
@@ -284,8 +309,12 @@ impl Builder {
             None => None,
         };
         let address = tcp.as_ref().map(listen::local_address).transpose()?;
-        let run_dir = Arc::new(RunDir::create(self.run_dir.as_deref())?);
-        let unix = listen::bind_unix(run_dir.host_socket())?;
+        // Waits for other hosts that start, and may look through all processes.
+        let base = self.run_dir;
+        let created = tokio::task::spawn_blocking(move || RunDir::create(base.as_deref())).await;
+        let run_dir =
+            created.map_err(|error| config(&format!("the run directory cannot be made: {error}")))?;
+        let run_dir = Arc::new(run_dir?);
 
         let processes = program.map(|program| {
             let mut config = ProcessConfig::new(program);
@@ -294,6 +323,7 @@ impl Builder {
             if let Some(timeout) = self.start_timeout {
                 config.start_timeout = timeout;
             }
+            config.stop_grace = self.pool.stop_grace;
             Arc::new(ProcessLauncher::new(config, Arc::clone(&run_dir), launches))
         });
         let launcher = match &processes {
@@ -313,7 +343,24 @@ impl Builder {
                 listen::serve_launch(&door_tasks, routes, listener, &door_limits, launch);
             }
         }));
-        let pool = Arc::new(Pool::start(self.pool, launcher)?);
+        let serve = {
+            let (tasks, routes, limits, stop) = (tasks.clone(), routes.clone(), limits.clone(), stop.clone());
+            move |path: &Path| {
+                let listener = listen::bind_unix(path)?;
+                listen::serve_unix(&tasks, routes.clone(), listener, &limits, stop.clone());
+                Ok(())
+            }
+        };
+        run_dir
+            .serve_host_socket(serve)
+            .map_err(|error| listen::unix_failed(run_dir.host_socket(), &error))?;
+        let pool = match Pool::start(self.pool, launcher) {
+            Ok(pool) => Arc::new(pool),
+            Err(error) => {
+                stop.cancel();
+                return Err(error.into());
+            }
+        };
         host.set_pool(&pool);
         if foreign_worker {
             // Such workers announce their tools with their first call, so unknown names must reach them.
@@ -324,9 +371,16 @@ impl Builder {
         if let Some(listener) = tcp {
             listen::serve_tcp(&tasks, routes.clone(), listener, &limits, stop.clone());
         }
-        listen::serve_unix(&tasks, routes, unix, &limits, stop.clone());
         tasks.spawn(sweep(Arc::clone(&host), stop.clone()));
         tasks.spawn(host.keep());
+        if self.reap_orphans {
+            let (run_dir, stop) = (Arc::clone(&run_dir), stop.clone());
+            tasks.spawn(async move {
+                if let Err(error) = reap_orphans(run_dir, stop).await {
+                    tracing::error!(%error, "cannot reap what tools leave behind");
+                }
+            });
+        }
         let hidden = stop.child_token();
         let service = Arc::new(Service {
             life: Arc::default(),
@@ -364,10 +418,12 @@ async fn sweep(host: Arc<Host>, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = ticks.tick() => match host.sessions.sweep().await {
-                Ok(0) => {}
-                Ok(expired) => tracing::debug!(expired, "sessions expired"),
-                Err(error) => tracing::warn!(%error, "failed to sweep expired sessions"),
+            // A backend that panics must not end the sweeping.
+            _ = ticks.tick() => match AssertUnwindSafe(host.sessions.sweep()).catch_unwind().await {
+                Ok(Ok(0)) => {}
+                Ok(Ok(expired)) => tracing::debug!(expired, "sessions expired"),
+                Ok(Err(error)) => tracing::warn!(%error, "failed to sweep expired sessions"),
+                Err(_) => tracing::error!("the sweep of expired sessions panicked; the next one is tried"),
             },
         }
     }

@@ -65,13 +65,15 @@ fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Binds a Unix socket. Its directory is private to this user, so its own mode does not matter.
-pub(crate) fn bind_unix(path: &Path) -> Result<UnixListener, Error> {
-    let bind = || {
-        let socket = UnixSocket::new_stream()?;
-        socket.bind(path)?;
-        socket.listen(BACKLOG)
-    };
-    bind().map_err(|e| failed(format!("unix:{}", path.display()), &e))
+pub(crate) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    let socket = UnixSocket::new_stream()?;
+    socket.bind(path)?;
+    socket.listen(BACKLOG)
+}
+
+/// A Unix socket cannot be bound.
+pub(crate) fn unix_failed(path: &Path, error: &io::Error) -> Error {
+    failed(format!("unix:{}", path.display()), error)
 }
 
 pub(crate) fn local_address(listener: &TcpListener) -> Result<SocketAddr, Error> {

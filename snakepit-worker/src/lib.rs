@@ -22,6 +22,7 @@ mod id;
 mod launcher;
 #[cfg(feature = "wire")]
 pub mod mux;
+pub mod printable;
 #[cfg(feature = "process")]
 pub mod process;
 #[cfg(feature = "wire")]

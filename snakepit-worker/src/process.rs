@@ -14,6 +14,7 @@ mod connect;
 mod group;
 mod launches;
 mod ledger;
+mod orphans;
 mod output;
 mod owner;
 mod proc;
@@ -23,7 +24,7 @@ mod run_dir;
 mod spawn;
 mod supervise;
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use snakepit_proto::mux::Multiplexer;
@@ -33,6 +34,7 @@ use tonic::Code;
 
 pub use config::{ProcessConfig, WorkerProgram};
 pub use launches::{Door, Launch, Launches};
+pub use orphans::{inherits_orphans, reap_orphans};
 pub use run_dir::RunDir;
 
 use crate::{Worker, WorkerError, WorkerId, WorkerLauncher};
@@ -51,6 +53,8 @@ pub struct ProcessLauncher {
     config: Arc<ProcessConfig>,
     run_dir: Arc<RunDir>,
     launches: Arc<Launches>,
+    /// The working directory when the launcher was made, for the case that it is replaced.
+    working_dir: Option<PathBuf>,
     tasks: TaskTracker,
     /// Cancelled when the launcher is dropped or shut down: supervisors kill what still runs.
     stop: CancellationToken,
@@ -61,8 +65,9 @@ impl ProcessLauncher {
     /// launches.
     #[must_use]
     pub fn new(config: ProcessConfig, run_dir: Arc<RunDir>, launches: Arc<Launches>) -> Self {
+        let working_dir = std::env::current_dir().ok();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        Self { config: Arc::new(config), run_dir, launches, tasks, stop }
+        Self { config: Arc::new(config), run_dir, launches, working_dir, tasks, stop }
     }
 
     /// Kills whatever still runs, and returns once every process is reaped. Launches after this fail.
@@ -85,14 +90,15 @@ impl ProcessLauncher {
         let refused = |problem: &str| WorkerError::Connect {
             address: address.to_string(),
             problem: format!("its stream for calls cannot be opened: {problem}"),
-            output_lines: supervised.output_tail().lines(),
+            output_lines: supervised.output().lines(),
         };
         match tokio::time::timeout_at(deadline, Multiplexer::open(client.clone())).await {
             Ok(Ok((multiplexer, incoming))) => {
-                let hung_up = supervised.hung_up();
+                // Cancelled at the end of the stream, and also if the task that reads it should panic.
+                let hung_up = supervised.hung_up().drop_guard();
                 self.tasks.spawn(async move {
+                    let _hung_up = hung_up;
                     incoming.await;
-                    hung_up.cancel();
                 });
                 Ok(Some(multiplexer))
             }
@@ -113,6 +119,7 @@ impl Drop for ProcessLauncher {
 impl WorkerLauncher for ProcessLauncher {
     async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
         let deadline = Instant::now() + self.config.start_timeout;
+        self.run_dir.restore(&self.tasks).await?;
         let files = self.run_dir.worker_files(&id);
         let progress = if self.config.is_native() {
             Progress::create(&files.progress).map_err(|error| WorkerError::Io {
@@ -127,7 +134,9 @@ impl WorkerLauncher for ProcessLauncher {
             &self.config,
             &self.run_dir,
             &self.launches,
+            self.working_dir.as_deref(),
             files.clone(),
+            progress.clone(),
             &self.tasks,
             self.stop.clone(),
         )
@@ -149,8 +158,8 @@ impl WorkerLauncher for ProcessLauncher {
                 return Err(error);
             }
         };
-        let peer =
-            Peer { id: id.clone(), exit: supervised.exit_watch(), tail: supervised.output_tail(), progress };
+        let output_lines = self.config.output_lines;
+        let peer = Peer { id: id.clone(), exit: supervised.exit_watch(), progress, output_lines };
         // Workers that serve this stream queue its calls for the one thread that runs Python.
         let keeps_calls = multiplexer.is_some();
         let handler = RemoteWorker::new(client, multiplexer, peer);

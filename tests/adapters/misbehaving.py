@@ -42,6 +42,42 @@ class MisbehavingAdapter(BaseAdapter):
         os._exit(7)
 
     @tool
+    def say(self, text: str) -> None:
+        """Prints something, and is done."""
+        print(text)
+        print(text, file=sys.stderr)
+
+    @tool
+    def say_and_die(self, text: str, signal: int) -> None:
+        """Prints something, and dies of a signal."""
+        print(text)
+        os.kill(os.getpid(), signal)
+
+    @tool
+    def die_when_cancelled(self) -> None:
+        """Dies while it handles its cancellation."""
+        try:
+            print("going to sleep")
+            time.sleep(600)
+        except BaseException:
+            print("cannot go on")
+            ctypes.string_at(0)
+
+    @tool
+    def print_without_newline(self, n: int) -> int:
+        """Prints one long line."""
+        for _ in range(n // 65536):
+            sys.stdout.write("x" * 65536)
+        sys.stdout.flush()
+        return n
+
+    @tool
+    def daemonize(self, count: int) -> None:
+        """Leaves processes behind that have nothing to do with this one any more, and end soon."""
+        for _ in range(count):
+            subprocess.run(["sh", "-c", "setsid sleep 0.1 >/dev/null 2>&1 &"], check=True)
+
+    @tool
     def segfault(self) -> None:
         """Reads from address zero."""
         ctypes.string_at(0)

@@ -93,6 +93,8 @@ pub struct SandboxBuilder {
     dir: tempfile::TempDir,
     listen: String,
     environment: Vec<(String, String)>,
+    shell: Option<String>,
+    working_dir: Option<PathBuf>,
 }
 
 /// A daemon that is on its way up.
@@ -204,9 +206,10 @@ impl Drop for Sandbox {
         if std::thread::panicking() {
             eprintln!("---- the daemon's log\n{}", self.log());
         }
-        if is_alive(self.ready.pid) {
+        // Not by the pid that it told, which may be one of another PID namespace.
+        if let Some(pid) = self.child.id().filter(|pid| is_alive(*pid)) {
             // SIGTERM stops the workers too, but takes a while; SIGKILL is what workers must survive not.
-            signal(self.ready.pid, Signal::SIGKILL);
+            signal(pid, Signal::SIGKILL);
         }
     }
 }
@@ -221,6 +224,8 @@ impl SandboxBuilder {
             dir: tempfile::tempdir().unwrap(),
             listen: "127.0.0.1:0".to_owned(),
             environment: Vec::new(),
+            shell: None,
+            working_dir: None,
         }
     }
 
@@ -249,6 +254,20 @@ impl SandboxBuilder {
     #[must_use]
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.environment.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Starts the daemon by this line of a shell, in which `"$@"` is its command line: `exec "$@" 2>/dev/full`.
+    #[must_use]
+    pub fn shell(mut self, line: impl Into<String>) -> Self {
+        self.shell = Some(line.into());
+        self
+    }
+
+    /// Starts the daemon in this working directory instead of its own.
+    #[must_use]
+    pub fn working_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.working_dir = Some(dir.into());
         self
     }
 
@@ -282,7 +301,14 @@ impl SandboxBuilder {
     /// Starts the daemon without waiting for anything.
     #[must_use]
     pub fn spawn(self) -> Starting {
-        let mut command = Command::new(daemon_binary());
+        let mut command = match &self.shell {
+            Some(line) => {
+                let mut command = Command::new("bash");
+                command.args(["-c", line, "bash"]).arg(daemon_binary());
+                command
+            }
+            None => Command::new(daemon_binary()),
+        };
         command
             .arg("serve")
             .args(&self.args)
@@ -291,7 +317,7 @@ impl SandboxBuilder {
             .arg(&self.python)
             .arg("--run-dir")
             .arg(self.dir.path())
-            .current_dir(self.dir.path())
+            .current_dir(self.working_dir.as_deref().unwrap_or(self.dir.path()))
             .env("PYTHONPATH", root().join("tests/adapters"))
             .env("SNAKEPIT_TEST_STUBS", root().join(".venv/stubs"))
             .env("SNAKEPIT_LOG", "info,snakepit=debug")
@@ -321,6 +347,11 @@ impl Starting {
     #[must_use]
     pub fn run_dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Waits for its end.
+    pub async fn wait(&mut self, bound: Duration) -> Option<i32> {
+        timeout(bound, self.child.wait()).await.expect("the daemon did not end").unwrap().code()
     }
 
     /// Waits until it is ready or gave up.

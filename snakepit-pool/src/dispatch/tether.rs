@@ -78,11 +78,13 @@ impl Tether {
 
     fn lost(&self) -> ToolError {
         let worker = &self.lease.member().worker;
-        let (reason, output_lines) = match worker.exit() {
-            Some(exit) => (exit.reason.to_string(), exit.output_lines),
-            None => ("its driver was dropped".to_owned(), Vec::new()),
+        let reason = match worker.exit() {
+            Some(exit) => exit.reason.to_string(),
+            None => "its driver was dropped".to_owned(),
         };
         self.lease.blame(&reason);
+        // The worker's last lines may be those of other calls; only its handler knows which are this one's.
+        let output_lines = Vec::new();
         ToolError::WorkerLost { worker: worker.id().to_string(), reason, delivered: true, output_lines }
     }
 

@@ -3,14 +3,14 @@
 use std::{collections::HashMap, sync::Arc};
 
 use snakepit_registry::{CallId, ToolError};
-use snakepit_worker::{Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
+use snakepit_worker::{ExitReason, Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
 
-use super::{Member, Shared, WorkerKey};
+use super::{Member, Shared, WorkerKey, survive};
 use crate::{PoolConfig, PoolError};
 
 /// What the holder of the lock leaves to the supervisor.
@@ -35,7 +35,7 @@ enum Done {
 #[derive(Debug)]
 enum Job {
     Launch { worker: WorkerKey, id: WorkerId, abort: AbortHandle },
-    Settle { worker: WorkerKey, id: WorkerId, call: CallId },
+    Settle { member: Arc<Member>, call: CallId },
     Watch { worker: WorkerKey, id: WorkerId },
 }
 
@@ -74,11 +74,13 @@ impl Supervisor {
             let due = timer.unwrap_or_else(Instant::now);
             tokio::select! {
                 order = self.orders.recv() => match order {
-                    Some(order) => self.carry_out(order),
+                    Some(order) => survive("an order", || self.carry_out(order)),
                     None => return,
                 },
-                Some(done) = self.tasks.join_next_with_id() => self.take(done),
-                () = sleep_until(due), if timer.is_some() => self.shared.tick(Instant::now()),
+                Some(done) = self.tasks.join_next_with_id() => survive("the end of a job", || self.take(done)),
+                () = sleep_until(due), if timer.is_some() => {
+                    survive("a timer", || self.shared.tick(Instant::now()));
+                }
             }
         }
     }
@@ -86,10 +88,10 @@ impl Supervisor {
     fn carry_out(&mut self, order: Order) {
         match order {
             Order::Launch(worker, id) => {
-                tracing::debug!(worker = %id, "launching worker");
                 let (launcher, name) = (Arc::clone(&self.launcher), id.clone());
                 let abort = self.tasks.spawn(async move { Done::Launched(launcher.launch(name).await) });
-                self.jobs.insert(abort.id(), Job::Launch { worker, id, abort });
+                self.jobs.insert(abort.id(), Job::Launch { worker, id: id.clone(), abort });
+                tracing::debug!(worker = %id, "launching worker");
             }
             Order::AbortLaunch(worker) => {
                 for job in self.jobs.values() {
@@ -101,17 +103,19 @@ impl Supervisor {
                 }
             }
             Order::Settle(member, call) => {
-                let (worker, id) = (member.key, member.worker.id().clone());
-                tracing::debug!(worker = %id, %call, "cancelling an abandoned call");
+                let settling = Arc::clone(&member);
                 let task = self
                     .tasks
-                    .spawn(async move { Done::Settled(member.worker.handler().cancel(call).await) });
-                self.jobs.insert(task.id(), Job::Settle { worker, id, call });
+                    .spawn(async move { Done::Settled(settling.worker.handler().cancel(call).await) });
+                let id = member.worker.id().clone();
+                self.jobs.insert(task.id(), Job::Settle { member, call });
+                tracing::debug!(worker = %id, %call, "cancelling an abandoned call");
             }
             Order::Rearm => {}
         }
     }
 
+    /// Events come first and logging last: a panic of the log must not cost an event, and with it a slot.
     fn take(&mut self, done: Result<(tokio::task::Id, Done), JoinError>) {
         let (task, done) = match done {
             Ok((task, done)) => (task, Ok(done)),
@@ -119,39 +123,48 @@ impl Supervisor {
         };
         match (self.jobs.remove(&task), done) {
             (Some(Job::Launch { worker, id, .. }), Ok(Done::Launched(Ok(up)))) => {
-                self.launched(worker, id, up);
+                self.launched(worker, &id, up);
             }
             (Some(Job::Launch { worker, id, .. }), Ok(Done::Launched(Err(error)))) => {
-                self.launch_failed(worker, id, error);
+                self.launch_failed(worker, &id, &error);
             }
             (Some(Job::Launch { worker, id, .. }), Err(error)) => {
                 let error =
                     WorkerError::Refused { error: format!("its launch {}", fate(&error)), traceback: None };
-                self.launch_failed(worker, id, error);
+                self.launch_failed(worker, &id, &error);
             }
-            (Some(Job::Settle { worker, id, call }), done) => {
+            (Some(Job::Settle { member, call }), done) => {
                 let problem = match done {
                     Ok(Done::Settled(Err(error))) => Some(error.to_string()),
                     Err(error) => Some(format!("its cancellation {}", fate(&error))),
                     Ok(_) => None,
                 };
-                if let Some(problem) = &problem {
-                    tracing::warn!(worker = %id, %call, %problem, "cannot tell whether an abandoned call has ended");
+                if problem.is_some() && member.worker.exit().is_some() {
+                    // The call has ended with its worker, whose own end is about to be reported.
+                    return;
                 }
-                self.shared.settled(worker, call, problem.is_none());
+                self.shared.settled(member.key, call, problem.is_none());
+                if let Some(problem) = &problem {
+                    let worker = member.worker.id();
+                    tracing::warn!(%worker, %call, %problem, "cannot tell whether an abandoned call has ended");
+                }
             }
             (Some(Job::Watch { worker, id }), done) => {
-                let reason = match done {
-                    Ok(Done::Exited(exit)) => {
-                        tracing::info!(worker = %id, reason = %exit.reason, "worker ended");
-                        exit.reason.to_string()
-                    }
-                    _ => {
-                        tracing::error!(worker = %id, "worker's end cannot be watched; taking it for gone");
-                        "its end cannot be watched".to_owned()
-                    }
+                let reason = match &done {
+                    Ok(Done::Exited(exit)) => exit.reason.to_string(),
+                    _ => "its end cannot be watched".to_owned(),
                 };
                 self.shared.exited(worker, &id, reason);
+                match done {
+                    Ok(Done::Exited(WorkerExit { reason, .. })) => match &reason {
+                        ExitReason::Stopped | ExitReason::Killed { .. } => {
+                            tracing::info!(worker = %id, %reason, "worker ended");
+                        }
+                        // Nobody asked for it.
+                        _ => tracing::warn!(worker = %id, %reason, "worker ended"),
+                    },
+                    _ => tracing::error!(worker = %id, "worker's end cannot be watched; taking it for gone"),
+                }
             }
             (Some(Job::Launch { .. }), Ok(_)) | (None, _) => {
                 tracing::error!("a task of the pool's supervisor ended unexpectedly");
@@ -159,16 +172,19 @@ impl Supervisor {
         }
     }
 
-    fn launched(&mut self, worker: WorkerKey, id: WorkerId, up: Worker) {
-        tracing::info!(worker = %id, pid = up.pid(), address = up.address(), "worker is up");
-        let member = self.shared.launched(worker, up);
-        let watch = self.tasks.spawn(async move { Done::Exited(member.worker.exited().await) });
-        self.jobs.insert(watch.id(), Job::Watch { worker, id });
+    fn launched(&mut self, worker: WorkerKey, id: &WorkerId, up: Worker) {
+        // Watched before it is used, so its end is noticed whatever happens here.
+        let watched = up.clone();
+        let (pid, address) = (up.pid(), up.address().to_owned());
+        let watch = self.tasks.spawn(async move { Done::Exited(watched.exited().await) });
+        self.jobs.insert(watch.id(), Job::Watch { worker, id: id.clone() });
+        self.shared.launched(worker, up);
+        tracing::info!(worker = %id, pid, %address, "worker is up");
     }
 
-    fn launch_failed(&self, worker: WorkerKey, id: WorkerId, error: WorkerError) {
+    fn launch_failed(&self, worker: WorkerKey, id: &WorkerId, error: &WorkerError) {
+        self.shared.launch_failed(worker, PoolError::Start { worker: id.clone(), error: error.clone() });
         tracing::warn!(worker = %id, %error, "worker did not start");
-        self.shared.launch_failed(worker, PoolError::Start { worker: id, error });
     }
 }
 

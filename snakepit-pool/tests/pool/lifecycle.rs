@@ -93,7 +93,7 @@ async fn a_worker_that_dies_under_a_call_loses_it_and_is_replaced() {
     assert!(start.elapsed() < Duration::from_millis(100), "promptly");
     let ToolError::WorkerLost { worker, reason, delivered, output_lines } = error else { panic!("{error}") };
     assert_eq!((&*worker, &*reason, delivered), ("p-0-1", "it was killed by SIGSEGV", true));
-    assert_eq!(output_lines, ["last line"]);
+    assert!(output_lines.is_empty(), "whose lines they are is not known: {output_lines:?}");
 
     let launch = bench.launch().await;
     assert_eq!(launch.id.as_str(), "p-0-2");

@@ -5,6 +5,7 @@ mod calls;
 mod cancellation;
 mod deadlines;
 mod lifecycle;
+mod panics;
 mod puppet;
 mod shutdown;
 mod streams;

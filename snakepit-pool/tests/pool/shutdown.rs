@@ -30,7 +30,7 @@ async fn a_drain_lets_calls_finish_then_stops_the_workers_and_waits_for_their_en
     queued.answer().await.unwrap();
 
     let mut worker = workers.remove(0);
-    assert_eq!(worker.command().await, DriverCommand::Stop { grace: Duration::from_secs(2) });
+    assert_eq!(worker.command().await, DriverCommand::Stop { grace: Duration::from_secs(5) });
     assert_eq!(bench.state(0), WorkerState::Stopping);
     bench.settle().await;
     assert!(is_pending(shutdown.as_mut()).await, "the worker has not ended yet");

@@ -7,14 +7,14 @@ import _signal  # type: ignore[import-not-found]
 import os
 import sys
 
-from snakepit_bridge import _native
+from snakepit_bridge import _native, _output
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._plan import AdapterError, Plan, init_process, load, plan_of
 from snakepit_bridge.errors import CallCancelled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from typing import Any
 
 
@@ -23,14 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(sys.argv[1:] if argv is None else argv)
     if sys.path[:1] == [""]:
         # As `-m` has it: what an adapter imports is found where the worker was started, also after a `chdir`.
-        sys.path[0] = os.getcwd()  # noqa: PTH109
+        try:
+            sys.path[0] = os.getcwd()  # noqa: PTH109
+        except OSError:
+            # It was removed, so nothing can be found there.
+            del sys.path[0]
     # First of all, because from here on the process cannot outlive its host.
     worker = _native.Worker()
-    # Prints reach the host line by line, not whenever a buffer is full.
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(line_buffering=True)
+    _output.keep(worker)
     loop = EventLoop()
     try:
         plan = _prepare(options["adapter"], loop)

@@ -16,7 +16,7 @@ use snakepit_proto::{
     pb,
 };
 use snakepit_registry::{
-    CallStage, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply,
+    CallId, CallStage, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply,
 };
 use tokio::time::Instant;
 use tonic::Status;
@@ -31,13 +31,15 @@ pub struct Asked {
     pub tool: Arc<str>,
     /// Until when.
     pub deadline: Option<Instant>,
+    /// The id of the call.
+    pub id: CallId,
 }
 
 impl Asked {
     /// What to remember of a call that is about to be handed over.
     #[must_use]
     pub fn by(call: &ToolCall) -> Self {
-        Self { tool: Arc::clone(&call.tool), deadline: call.deadline }
+        Self { tool: Arc::clone(&call.tool), deadline: call.deadline, id: call.id }
     }
 
     /// How much time the call has left.

@@ -26,6 +26,19 @@ impl RemoteWorker {
     pub(super) const fn new(client: Client, multiplexer: Option<Multiplexer>, peer: Peer) -> Self {
         Self { client, multiplexer, peer }
     }
+
+    /// Cancels a call and waits until it has ended.
+    async fn confirm_end(&self, call: CallId) -> Result<(), String> {
+        if let Some(multiplexer) = &self.multiplexer
+            && !multiplexer.ended(call.as_u64()).await
+        {
+            return Err("its stream broke".to_owned());
+        }
+        // The call may as well have gone the other way.
+        let request = pb::CancelToolRequest { call_id: call.to_string() };
+        let answer = self.client.clone().cancel_tool(request).await;
+        answer.map(drop).map_err(|status| status.message().to_owned())
+    }
 }
 
 #[async_trait]
@@ -46,18 +59,18 @@ impl ToolHandler for RemoteWorker {
     }
 
     async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
-        let cannot_tell = |problem: &str| ToolError::Internal {
-            problem: format!("worker `{}` cannot tell whether the call has ended: {problem}", self.peer.id),
+        let problem = match self.confirm_end(call).await {
+            Ok(()) => return Ok(()),
+            Err(problem) => problem,
         };
-        if let Some(multiplexer) = &self.multiplexer
-            && !multiplexer.ended(call.as_u64()).await
-        {
-            return Err(cannot_tell("its stream broke"));
+        let worker = self.peer.id.to_string();
+        // A worker that dies breaks its connections a moment before its end is known, and the end says more.
+        if let Some(reason) = self.peer.end_reason().await {
+            let (delivered, output_lines) = (true, Vec::new());
+            return Err(ToolError::WorkerLost { worker, reason, delivered, output_lines });
         }
-        // The call may as well have gone the other way.
-        let request = pb::CancelToolRequest { call_id: call.to_string() };
-        let answer = self.client.clone().cancel_tool(request).await;
-        answer.map(drop).map_err(|status| cannot_tell(status.message()))
+        let problem = format!("worker `{worker}` cannot tell whether the call has ended: {problem}");
+        Err(ToolError::Internal { problem })
     }
 
     fn recall(&self, call: CallId) {

@@ -35,6 +35,8 @@ pub struct ProcessConfig {
     pub env: Vec<(String, String)>,
     /// How long a worker may take from its launch until it takes calls. A minute by default: imports can be slow.
     pub start_timeout: Duration,
+    /// How long a worker is given to exit once it is asked to; the pool decides, and the worker is told. 5 s by default.
+    pub stop_grace: Duration,
     /// Whether calls share one `Multiplex` stream to a worker that serves one. True by default; without it, and for other
     /// workers, each call is an RPC of its own, which costs several times as much.
     pub multiplex: bool,
@@ -50,6 +52,7 @@ impl ProcessConfig {
             program,
             env: Vec::new(),
             start_timeout: Duration::from_secs(60),
+            stop_grace: Duration::from_secs(5),
             multiplex: true,
             output_lines: 20,
         }

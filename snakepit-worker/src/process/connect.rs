@@ -58,7 +58,7 @@ pub(super) async fn connect(
         }
         () = tokio::time::sleep_until(deadline) => {}
     }
-    let output_lines = supervised.output_tail().lines();
+    let output_lines = supervised.output().lines();
     Err(WorkerError::Connect { address: address.to_string(), problem: last, output_lines })
 }
 

@@ -1,14 +1,16 @@
 //! The ledger: which processes this host started, on disk, so that the next host can reap what a crash leaves.
 //!
-//! One file a run, one line of JSON an event. A process is known by its pid, its start time and the boot they belong
-//! to, so a process that merely got the same pid later is never touched. A host is alive as long as it holds the lock on its
-//! ledger, whether it can be seen from here or not.
+//! One file a run, one line of JSON a process that runs. Lines have a fixed length and are overwritten in place, so the file is
+//! as long as the most processes that ever ran at the same time, and no crash can lose a line: each is one write. A process is
+//! known by its pid, its start time and the boot they belong to, so a process that merely got the same pid later is never
+//! touched. A host is alive as long as it holds the lock on its ledger, whether it can be seen from here or not.
 
 use std::{
-    collections::BTreeSet,
-    fs::{File, OpenOptions},
-    io::{Read, Write},
-    path::Path,
+    collections::HashMap,
+    fs::{File, Metadata, OpenOptions},
+    io::Read,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -22,6 +24,8 @@ use super::proc;
 const FILE: &str = "ledger";
 /// How long the id of a run is, in hexadecimal digits.
 pub(super) const ID_LENGTH: usize = 8;
+/// The length of a line that names a process, its newline included: enough for the largest numbers.
+const SLOT: usize = 96;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -38,6 +42,7 @@ enum Entry {
         pid: u32,
         start_time: Option<u64>,
     },
+    /// Written by hosts before 0.2; this one overwrites lines instead.
     Ended {
         pid: u32,
     },
@@ -53,47 +58,64 @@ pub(super) struct Ledger {
 struct Book {
     /// Locked until this process ends, however it ends.
     file: Flock<File>,
-    /// Processes that were entered and not struck out.
-    open: BTreeSet<u32>,
-    /// Whether the last line may be incomplete.
-    torn: bool,
+    /// Where the first slot begins, behind the line of the host.
+    head: u64,
+    /// The process that each slot names.
+    slots: Vec<Option<Process>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Process {
+    pid: u32,
+    start_time: Option<u64>,
 }
 
 impl Ledger {
     /// Opens a new ledger and enters this process as its host.
     pub(super) fn create(run: &Path) -> std::io::Result<Self> {
-        let file = OpenOptions::new().append(true).create_new(true).open(run.join(FILE))?;
-        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error)?;
-        let mut book = Book { file, open: BTreeSet::new(), torn: false };
-        let pid = std::process::id();
-        book.enter(&Entry::Host {
-            pid,
-            start_time: proc::start_time(pid),
-            boot: proc::boot_id(),
-            pid_namespace: proc::pid_namespace(),
-        })?;
-        Ok(Self { book: Mutex::new(book) })
+        Ok(Self { book: Mutex::new(Book::create(run)?) })
+    }
+
+    /// Makes the file anew if it was removed, with the processes that run. Whoever calls this holds the lock under which hosts
+    /// make such files.
+    pub(super) fn restore(&self, run: &Path) -> std::io::Result<()> {
+        let mut book = self.book();
+        if book.is_at(run) {
+            return Ok(());
+        }
+        let mut new = Book::create(run)?;
+        for process in book.slots.iter().flatten() {
+            new.enter(*process)?;
+        }
+        *book = new;
+        Ok(())
+    }
+
+    /// Whether the file is where it belongs.
+    pub(super) fn is_at(&self, run: &Path) -> bool {
+        self.book().is_at(run)
     }
 
     /// Enters a process that leads a group of its own.
     pub(super) fn started(&self, pid: u32) -> std::io::Result<()> {
-        let mut book = self.book();
-        book.open.insert(pid);
-        book.enter(&Entry::Started { pid, start_time: proc::start_time(pid) })
+        self.book().enter(Process { pid, start_time: proc::start_time(pid) })
     }
 
     /// Strikes a process out. If that fails, the next host finds a dead process, which does no harm.
     pub(super) fn ended(&self, pid: u32) {
-        let mut book = self.book();
-        book.open.remove(&pid);
-        if let Err(error) = book.enter(&Entry::Ended { pid }) {
+        if let Err(error) = self.book().strike_out(pid) {
             tracing::warn!(pid, %error, "failed to strike a worker out of the ledger");
         }
     }
 
     /// Whether a process was entered and not struck out.
+    pub(super) fn has(&self, pid: u32) -> bool {
+        self.book().slots.iter().flatten().any(|process| process.pid == pid)
+    }
+
+    /// Whether any process was entered and not struck out.
     pub(super) fn has_open_entries(&self) -> bool {
-        !self.book().open.is_empty()
+        self.book().slots.iter().any(Option::is_some)
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -102,23 +124,68 @@ impl Ledger {
 }
 
 impl Book {
-    fn enter(&mut self, entry: &Entry) -> std::io::Result<()> {
-        let mut line = serde_json::to_vec(entry)?;
+    fn create(run: &Path) -> std::io::Result<Self> {
+        let file = OpenOptions::new().write(true).create_new(true).open(run.join(FILE))?;
+        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error)?;
+        let pid = std::process::id();
+        let mut line = serde_json::to_vec(&Entry::Host {
+            pid,
+            start_time: proc::start_time(pid),
+            boot: proc::boot_id(),
+            pid_namespace: proc::pid_namespace(),
+        })?;
         line.push(b'\n');
-        if self.torn {
-            // What was written only in part must not swallow this line too.
-            line.insert(0, b'\n');
-        }
-        // One write a line: whole lines survive a crash between two of them, and torn ones are skipped.
-        let written = self.file.write_all(&line);
-        self.torn = written.is_err();
-        written
+        file.write_all_at(&line, 0)?;
+        Ok(Self { file, head: line.len() as u64, slots: Vec::new() })
+    }
+
+    fn is_at(&self, run: &Path) -> bool {
+        let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        let ours = self.file.metadata().map(identity);
+        let there = std::fs::metadata(run.join(FILE)).map(identity);
+        matches!((ours, there), (Ok(ours), Ok(there)) if ours == there)
+    }
+
+    fn enter(&mut self, process: Process) -> std::io::Result<()> {
+        let free = self.slots.iter().position(Option::is_none);
+        let slot = free.unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        // Kept also when it cannot be written: this host must know its own processes.
+        self.slots[slot] = Some(process);
+        let Process { pid, start_time } = process;
+        self.write(slot, &serde_json::to_vec(&Entry::Started { pid, start_time })?)
+    }
+
+    fn strike_out(&mut self, pid: u32) -> std::io::Result<()> {
+        let is_it = |slot: &Option<Process>| slot.is_some_and(|process| process.pid == pid);
+        let Some(slot) = self.slots.iter().position(is_it) else { return Ok(()) };
+        self.slots[slot] = None;
+        self.write(slot, b"")
+    }
+
+    /// Fills a slot, up to its end.
+    fn write(&self, slot: usize, entry: &[u8]) -> std::io::Result<()> {
+        let mut line = [b' '; SLOT];
+        line[..entry.len()].copy_from_slice(entry);
+        line[SLOT - 1] = b'\n';
+        self.file.write_all_at(&line, self.head + (slot * SLOT) as u64)
     }
 }
 
-/// Kills what a dead host's run left, and removes its directory. Returns how many processes were killed; `None` when
-/// the run's host lives, or nothing is known about it.
-pub(super) fn reap(run: &Path, run_id: &str) -> Option<usize> {
+/// What a dead host left: whom to look for, and where it stands.
+#[derive(Debug)]
+pub(super) struct Leftovers {
+    run: PathBuf,
+    run_id: String,
+    processes: Vec<Process>,
+    /// The lock that says that nobody else cleans this up.
+    _turn: Flock<File>,
+}
+
+/// Reads what a dead host's run left. `None` when the run's host lives, or nothing is known about it.
+pub(super) fn leftovers(run: &Path, run_id: &str) -> Option<Leftovers> {
     let file = match File::open(run.join(FILE)) {
         Ok(file) => file,
         Err(error) => {
@@ -147,20 +214,43 @@ pub(super) fn reap(run: &Path, run_id: &str) -> Option<usize> {
         tracing::debug!(run_id, "left the leftovers of a host of another PID namespace to the hosts there");
         return None;
     }
-    let mut left = Vec::new();
-    for entry in entries {
+    let mut processes = Vec::new();
+    for entry in entries.filter(|_| same_boot) {
         match entry {
-            Entry::Started { pid, start_time } => left.push((pid, start_time)),
-            Entry::Ended { pid: ended } => left.retain(|(pid, _)| *pid != ended),
+            Entry::Started { pid, start_time } => processes.push(Process { pid, start_time }),
+            Entry::Ended { pid } => processes.retain(|process: &Process| process.pid != pid),
             Entry::Host { .. } => {}
         }
     }
-    let killed =
-        if same_boot { left.iter().map(|(pid, start)| kill_left(*pid, *start, run_id)).sum() } else { 0 };
-    if let Err(error) = std::fs::remove_dir_all(run) {
-        tracing::warn!(dir = %run.display(), %error, "failed to remove a dead host's directory");
+    Some(Leftovers { run: run.to_owned(), run_id: run_id.to_owned(), processes, _turn: file })
+}
+
+/// Kills what dead hosts left, and removes their directories. Returns how many processes, or groups of them, were killed.
+pub(super) fn reap(dead: &[Leftovers]) -> usize {
+    let mut killed = vec![0; dead.len()];
+    // Groups whose leader is gone, perhaps its pid is another process by now: only what carries the id of the run is ours.
+    let mut leaderless: HashMap<u32, Vec<(usize, String)>> = HashMap::new();
+    for (index, Leftovers { run_id, processes, .. }) in dead.iter().enumerate() {
+        for Process { pid, start_time } in processes {
+            if start_time.is_some() && proc::start_time(*pid) == *start_time {
+                proc::kill_group(*pid);
+                killed[index] += 1;
+            } else {
+                leaderless.entry(*pid).or_default().push((index, format!("{}={run_id}", launch::ENV_RUN_ID)));
+            }
+        }
     }
-    Some(killed)
+    for (index, member) in proc::members_of(&leaderless) {
+        proc::kill_one(member);
+        killed[index] += 1;
+    }
+    for (Leftovers { run, run_id, .. }, killed) in dead.iter().zip(&killed) {
+        if let Err(error) = std::fs::remove_dir_all(run) {
+            tracing::warn!(dir = %run.display(), %error, "failed to remove a dead host's directory");
+        }
+        tracing::info!(run = run_id, killed, "cleaned up after a dead host");
+    }
+    killed.iter().sum()
 }
 
 /// Removes the directory of a host that died before it had entered itself into a ledger, and so before it started anything.
@@ -182,25 +272,47 @@ fn remove_unbegun(run: &Path, run_id: &str) {
     }
 }
 
-/// Kills one group that a dead host left, if it is still that group; returns how many processes or groups that were.
-fn kill_left(pid: u32, start: Option<u64>, run_id: &str) -> usize {
-    if start.is_some() && proc::start_time(pid) == start {
-        proc::kill_group(pid);
-        return 1;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ledger_is_as_long_as_the_most_processes_at_a_time() {
+        let run = tempfile::tempdir().unwrap();
+        let path = run.path().join(FILE);
+        let ledger = Ledger::create(run.path()).unwrap();
+        let head = std::fs::metadata(&path).unwrap().len();
+        for pid in 0..5000_u32 {
+            ledger.started(u32::MAX - pid).unwrap();
+            if pid >= 3 {
+                ledger.ended(u32::MAX - (pid - 3));
+            }
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), head + 4 * SLOT as u64);
+        let open = |book: &Book| book.slots.iter().flatten().map(|process| process.pid).collect::<Vec<_>>();
+        assert_eq!(open(&ledger.book()).len(), 3);
+        let text = std::fs::read_to_string(&path).unwrap();
+        for pid in open(&ledger.book()) {
+            assert!(text.contains(&format!("\"pid\":{pid},")), "{pid}: {text}");
+        }
+        let largest = Entry::Started { pid: u32::MAX, start_time: Some(u64::MAX) };
+        assert!(serde_json::to_vec(&largest).unwrap().len() < SLOT);
     }
-    orphaned_members(pid, run_id)
-}
 
-/// The leader is gone, perhaps its pid is another process by now: only what carries this run's id is ours.
-#[cfg(target_os = "linux")]
-fn orphaned_members(pgid: u32, run_id: &str) -> usize {
-    let members = proc::group_members_with(pgid, &format!("{}={run_id}", launch::ENV_RUN_ID));
-    members.iter().for_each(|pid| proc::kill_one(*pid));
-    members.len()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn orphaned_members(_: u32, _: &str) -> usize {
-    let _ = launch::ENV_RUN_ID;
-    0
+    #[test]
+    fn a_ledger_that_was_removed_is_made_anew_with_what_runs() {
+        let run = tempfile::tempdir().unwrap();
+        let ledger = Ledger::create(run.path()).unwrap();
+        ledger.started(7).unwrap();
+        assert!(ledger.is_at(run.path()));
+        std::fs::remove_file(run.path().join(FILE)).unwrap();
+        assert!(!ledger.is_at(run.path()));
+        ledger.restore(run.path()).unwrap();
+        assert!(ledger.is_at(run.path()) && ledger.has(7));
+        let text = std::fs::read_to_string(run.path().join(FILE)).unwrap();
+        assert!(text.contains(r#""started":{"pid":7,"#), "{text}");
+        assert!(leftovers(run.path(), "id").is_none(), "its host lives");
+        drop(ledger);
+        assert_eq!(leftovers(run.path(), "id").unwrap().processes.len(), 1);
+    }
 }

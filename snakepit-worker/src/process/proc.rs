@@ -1,6 +1,8 @@
 //! What the operating system says about processes. Linux reads /proc; elsewhere nothing is known, and so nothing that
 //! was not started here is ever killed.
 
+use std::collections::HashMap;
+
 use nix::{
     errno::Errno,
     sys::signal::{Signal, kill, killpg},
@@ -60,7 +62,6 @@ pub(super) fn terminate(pid: u32) {
 }
 
 /// Kills one process that does not lead its group.
-#[cfg(target_os = "linux")]
 pub(super) fn kill_one(pid: u32) {
     match kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL) {
         Ok(()) | Err(Errno::ESRCH) => {}
@@ -68,20 +69,30 @@ pub(super) fn kill_one(pid: u32) {
     }
 }
 
-/// The members of a group whose environment has this entry, such as `NAME=value`.
+/// The members of groups that are known by an entry of their environment, such as `NAME=value`. Each wanted group may have
+/// several entries, each with a tag; the answer is pairs of such a tag and a process. One pass over all processes.
 #[cfg(target_os = "linux")]
-pub(super) fn group_members_with(pgid: u32, entry: &str) -> Vec<u32> {
+pub(super) fn members_of(wanted: &HashMap<u32, Vec<(usize, String)>>) -> Vec<(usize, u32)> {
+    if wanted.is_empty() {
+        return Vec::new();
+    }
     let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pids = processes.filter_map(|process| process.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    let is_member = |pid: &u32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The group is field 5.
-        let group = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(5 - 3)?.parse().ok());
-        group == Some(pgid)
-            && std::fs::read(format!("/proc/{pid}/environ"))
-                .is_ok_and(|environ| environ.split(|b| *b == 0).any(|e| e == entry.as_bytes()))
+    let member = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The group is field 5, and the first one behind the name is field 3.
+        let group = stat.rsplit_once(") ")?.1.split(' ').nth(5 - 3)?.parse::<u32>().ok()?;
+        let entries = wanted.get(&group)?;
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+        let has = |entry: &str| environment.split(|byte| *byte == 0).any(|e| e == entry.as_bytes());
+        entries.iter().find(|(_, entry)| has(entry)).map(|(tag, _)| (*tag, pid))
     };
-    pids.filter(is_member).collect()
+    pids.filter_map(member).collect()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn members_of(_: &HashMap<u32, Vec<(usize, String)>>) -> Vec<(usize, u32)> {
+    Vec::new()
 }
 
 /// The name of a signal by its number.

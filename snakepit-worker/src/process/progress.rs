@@ -1,8 +1,9 @@
-//! Which of the calls that were handed to a worker have begun: told by a number in a shared file, because a worker that
-//! dies cannot tell it any more.
+//! What a worker leaves behind when it dies: which of its calls have begun, what the last of them printed, and Python's stacks
+//! if a fatal signal killed it. All of it lies in a shared file, because a dead worker cannot be asked.
 //!
 //! A worker runs multiplexed calls in the order of their ids, and stores the id of a call in the file, which it has mapped
-//! into its memory, right before the call begins. That costs it a store, and what was stored outlives it.
+//! into its memory, right before the call begins. That costs it a store, and what was stored outlives it. Output is attributed
+//! by the worker, because only the worker knows who prints: lines of other calls must not reach a caller.
 
 use std::{
     fs::{File, OpenOptions},
@@ -10,6 +11,15 @@ use std::{
     path::Path,
     sync::Arc,
 };
+
+use snakepit_proto::launch::progress as layout;
+
+use crate::printable::escape;
+
+/// How much of the stacks is read.
+const MAX_STACK_BYTES: usize = 16 * 1024;
+/// How many lines of the stacks are kept, from the beginning: the thread that crashed comes first.
+const MAX_STACK_LINES: usize = 40;
 
 /// The host's end of the file. Clones share it. The file may be removed meanwhile.
 #[derive(Debug, Clone, Default)]
@@ -23,18 +33,69 @@ impl Progress {
     pub(super) fn create(path: &Path) -> std::io::Result<Self> {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        file.write_all_at(&0_u64.to_ne_bytes(), 0)?;
+        file.set_len(layout::STACK as u64)?;
         Ok(Self(Some(Arc::new(file))))
     }
 
     /// Whether a call may have begun. Without a file, and when in doubt, it may.
     pub(super) fn has_begun(&self, id: u64) -> bool {
-        let Some(file) = &self.0 else { return true };
-        let mut last = [0; size_of::<u64>()];
-        match file.read_exact_at(&mut last, 0) {
-            Ok(()) => id <= u64::from_ne_bytes(last),
-            Err(_) => true,
+        self.number(layout::BEGUN).is_none_or(|last| id <= last)
+    }
+
+    /// The last lines that a call printed, at most `most`, oldest first. None, unless it was the last one to print.
+    pub(super) fn output_of(&self, call: u64, most: usize) -> Vec<String> {
+        let read = || {
+            let length = self.number(layout::OUTPUT_LENGTH)?;
+            (self.number(layout::OUTPUT_CALL)? == call && length > 0).then_some(())?;
+            let mut ring = self.bytes(layout::OUTPUT, layout::OUTPUT_BYTES)?;
+            ring.resize(layout::OUTPUT_BYTES, 0);
+            let length = usize::try_from(length).ok()?;
+            if length <= layout::OUTPUT_BYTES {
+                ring.truncate(length);
+            } else {
+                ring.rotate_left(length % layout::OUTPUT_BYTES);
+            }
+            Some((ring, length > layout::OUTPUT_BYTES))
+        };
+        let Some((text, wrapped)) = read() else { return Vec::new() };
+        let text = String::from_utf8_lossy(&text);
+        let mut lines: Vec<_> = text.lines().map(|line| escape(line.trim_end()).into_owned()).collect();
+        if wrapped && lines.len() > 1 {
+            // Its beginning was overwritten.
+            lines.remove(0);
         }
+        let surplus = lines.len().saturating_sub(most);
+        lines.split_off(surplus)
+    }
+
+    /// The stacks that Python's fault handler wrote. Empty, unless a fatal signal arrived.
+    pub(super) fn stack(&self) -> Vec<String> {
+        let Some(text) = self.bytes(layout::STACK, MAX_STACK_BYTES) else { return Vec::new() };
+        let text = String::from_utf8_lossy(&text);
+        text.lines().take(MAX_STACK_LINES).map(|line| escape(line.trim_end()).into_owned()).collect()
+    }
+
+    fn number(&self, at: usize) -> Option<u64> {
+        let mut number = [0; size_of::<u64>()];
+        self.0.as_ref()?.read_exact_at(&mut number, at as u64).ok()?;
+        Some(u64::from_ne_bytes(number))
+    }
+
+    /// At most this many bytes.
+    fn bytes(&self, at: usize, most: usize) -> Option<Vec<u8>> {
+        let file = self.0.as_ref()?;
+        let mut bytes = vec![0; most];
+        let mut filled = 0;
+        while filled < most {
+            match file.read_at(&mut bytes[filled..], (at + filled) as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
+        }
+        bytes.truncate(filled);
+        Some(bytes)
     }
 }
 
@@ -42,16 +103,51 @@ impl Progress {
 mod tests {
     use super::*;
 
+    fn write(path: &Path, at: usize, bytes: &[u8]) {
+        OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, at as u64).unwrap();
+    }
+
     #[test]
     fn what_a_worker_stored_is_read_also_when_the_file_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("progress");
         let progress = Progress::create(&path).unwrap();
         assert!(!progress.has_begun(1));
-        OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&3_u64.to_ne_bytes(), 0).unwrap();
+        write(&path, layout::BEGUN, &3_u64.to_ne_bytes());
         std::fs::remove_file(&path).unwrap();
         assert!(progress.has_begun(3));
         assert!(!progress.has_begun(4));
         assert!(Progress::default().has_begun(1), "nothing is known");
+    }
+
+    #[test]
+    fn output_belongs_to_the_call_that_printed_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("progress");
+        let progress = Progress::create(&path).unwrap();
+        assert!(progress.output_of(0, 20).is_empty() && progress.stack().is_empty());
+        write(&path, layout::OUTPUT_CALL, &7_u64.to_ne_bytes());
+        write(&path, layout::OUTPUT_LENGTH, &8_u64.to_ne_bytes());
+        write(&path, layout::OUTPUT, b"one\ntw\x1b\n");
+        assert_eq!(progress.output_of(7, 20), ["one", "tw\\u{1b}"]);
+        assert_eq!(progress.output_of(7, 1), ["tw\\u{1b}"]);
+        assert!(progress.output_of(8, 20).is_empty());
+        // The ring has wrapped: its oldest byte is the third one.
+        let length = layout::OUTPUT_BYTES as u64 + 2;
+        write(&path, layout::OUTPUT_LENGTH, &length.to_ne_bytes());
+        write(
+            &path,
+            layout::OUTPUT,
+            &[b"d\nolder\nnew".as_slice(), &vec![b'-'; layout::OUTPUT_BYTES]].concat()
+                [..layout::OUTPUT_BYTES],
+        );
+        let lines = progress.output_of(7, 20);
+        assert_eq!(
+            (lines.len(), lines[0].starts_with("new---"), lines[0].ends_with("---d")),
+            (1, true, true)
+        );
+        write(&path, layout::STACK, b"Fatal Python error: Segmentation fault\n\nCurrent thread\n");
+        assert_eq!(progress.stack(), ["Fatal Python error: Segmentation fault", "", "Current thread"]);
+        assert!(Progress::default().output_of(7, 20).is_empty());
     }
 }

@@ -83,7 +83,7 @@ pub(super) async fn wait(
         }
         () = tokio::time::sleep_until(deadline) => Err(WorkerError::NotReady {
             timeout: config.start_timeout,
-            output_lines: supervised.output_tail().lines(),
+            output_lines: supervised.output().lines(),
         }),
     }
 }

@@ -1,15 +1,18 @@
 //! A host's private directory: its sockets, its workers' sockets, its ledger.
 
 use std::{
+    fmt,
     fs::{DirBuilder, File, Metadata},
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
 };
 
 use nix::{
     fcntl::{Flock, FlockArg},
     unistd::geteuid,
 };
+use tokio_util::task::TaskTracker;
 
 use super::ledger::{self, Ledger};
 use crate::{WorkerError, WorkerId};
@@ -21,10 +24,23 @@ const MAX_SOCKET_PATH: usize = 103;
 #[derive(Debug)]
 pub struct RunDir {
     id: String,
+    base: PathBuf,
     path: PathBuf,
     host_socket: PathBuf,
     ledger: Ledger,
     reaped: usize,
+    serve: OnceLock<ServeSocket>,
+}
+
+/// Binds the host's socket and serves it.
+struct ServeSocket(Box<Serve>);
+
+type Serve = dyn Fn(&Path) -> std::io::Result<()> + Send + Sync;
+
+impl fmt::Debug for ServeSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ServeSocket")
+    }
 }
 
 /// The files of one worker.
@@ -36,35 +52,108 @@ pub(super) struct WorkerFiles {
 }
 
 impl RunDir {
-    /// Reaps what dead hosts left below `base`, and makes a directory for this one. Without a base it is
-    /// `$XDG_RUNTIME_DIR/snakepit`, else `snakepit-<uid>` in the temporary directory.
+    /// Reaps what dead hosts left below `base`, and makes a directory for this one. Without a base it is the first that is
+    /// usable of `$XDG_RUNTIME_DIR/snakepit` and `snakepit-<uid>` in the temporary directory, in `/tmp` and in `/var/tmp`.
+    ///
+    /// Blocks: it waits for other hosts that start, and looks through the processes of the machine if a dead host left some.
     ///
     /// # Errors
     /// [`WorkerError::Io`] when the base is not this user's, others may write to it, or its path is too long for
     /// sockets.
     pub fn create(base: Option<&Path>) -> Result<Self, WorkerError> {
-        let base = base.map_or_else(default_base, Path::to_owned);
-        let failed = |error: std::io::Error| io_error(&base, &error.to_string());
-        DirBuilder::new().recursive(true).mode(0o700).create(&base).map_err(failed)?;
-        let base = base.canonicalize().map_err(failed)?;
-        check_owner(&base, &std::fs::metadata(&base).map_err(failed)?)?;
+        match base {
+            Some(base) => Self::create_in(base),
+            None => Self::create_in_first(&default_bases()),
+        }
+    }
 
-        // Hosts that start at the same time take turns, so that none reaps what another is about to enter.
-        let lock = File::create(base.join("lock")).map_err(failed)?;
-        let _turn = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| failed(error.into()))?;
+    /// Nobody asked for one of these, so those that cannot be used are passed over.
+    fn create_in_first(bases: &[PathBuf]) -> Result<Self, WorkerError> {
+        let mut problems = Vec::new();
+        for base in bases {
+            // Seen before anything is made there.
+            let created = match fits_sockets(base) {
+                true => Self::create_in(base),
+                false => Err(too_long(base)),
+            };
+            match created {
+                Ok(run_dir) => return Ok(run_dir),
+                Err(error) => {
+                    tracing::warn!(%error, "passed over a directory for sockets");
+                    problems.push(error.to_string());
+                }
+            }
+        }
+        let path = bases.first().map_or_else(PathBuf::new, Clone::clone);
+        Err(io_error(&path, &format!("nor any other default; choose a --run-dir ({})", problems.join("; "))))
+    }
+
+    fn create_in(base: &Path) -> Result<Self, WorkerError> {
+        let base = prepare_base(base)?;
+        let _turn = take_turn(&base)?;
+        let failed = |error: std::io::Error| io_error(&base, &error.to_string());
         let reaped = reap_dead(&base).map_err(failed)?;
 
         let id = uuid::Uuid::new_v4().simple().to_string()[..ledger::ID_LENGTH].to_owned();
         let path = base.join(&id);
         let host_socket = path.join("host.sock");
-        // The longest name below is that of a worker's socket.
-        if path.as_os_str().len() + "/w-1234567890123456.sock".len() > MAX_SOCKET_PATH {
-            return Err(io_error(&path, "its path is too long for Unix sockets; choose a shorter --run-dir"));
+        if !fits_sockets(&base) {
+            return Err(too_long(&base));
         }
         let failed = |error: std::io::Error| io_error(&path, &error.to_string());
         DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
         let ledger = Ledger::create(&path).map_err(failed)?;
-        Ok(Self { id, path, host_socket, ledger, reaped })
+        Ok(Self { id, base, path, host_socket, ledger, reaped, serve: OnceLock::new() })
+    }
+
+    /// Says how the host's socket is bound and served: now, and again should it be removed. `serve` runs within the runtime and
+    /// may block.
+    ///
+    /// # Errors
+    /// Those of `serve`.
+    pub fn serve_host_socket(
+        &self,
+        serve: impl Fn(&Path) -> std::io::Result<()> + Send + Sync + 'static,
+    ) -> std::io::Result<()> {
+        serve(&self.host_socket)?;
+        self.serve.get_or_init(|| ServeSocket(Box::new(serve)));
+        Ok(())
+    }
+
+    /// Makes anew what was removed of the directory, by a cleaner of temporary files or by a person. Otherwise no worker could
+    /// start any more.
+    pub(super) async fn restore(self: &Arc<Self>, tasks: &TaskTracker) -> Result<(), WorkerError> {
+        if self.is_whole() {
+            return Ok(());
+        }
+        let run_dir = Arc::clone(self);
+        let restored = tasks.spawn_blocking(move || run_dir.restore_now()).await;
+        restored.unwrap_or_else(|error| Err(io_error(&self.path, &error.to_string())))
+    }
+
+    fn is_whole(&self) -> bool {
+        self.ledger.is_at(&self.path) && (self.serve.get().is_none() || self.host_socket.exists())
+    }
+
+    fn restore_now(&self) -> Result<(), WorkerError> {
+        let failed = |error: std::io::Error| {
+            io_error(&self.path, &format!("it was removed and cannot be made anew: {error}"))
+        };
+        let base = prepare_base(&self.base)?;
+        let _turn = take_turn(&base)?;
+        if self.is_whole() {
+            return Ok(());
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(failed)?;
+        check_owner(&self.path, &std::fs::metadata(&self.path).map_err(failed)?)?;
+        self.ledger.restore(&self.path).map_err(failed)?;
+        if let Some(ServeSocket(serve)) = self.serve.get()
+            && !self.host_socket.exists()
+        {
+            serve(&self.host_socket).map_err(failed)?;
+        }
+        tracing::warn!(dir = %self.path.display(), "the run directory, or a file in it, was removed; made it anew");
+        Ok(())
     }
 
     /// Identifies this host's run; every process it starts carries it.
@@ -115,8 +204,11 @@ impl Drop for RunDir {
             tracing::warn!(dir = %self.path.display(), "left the ledger: workers may still run; the next host reaps them");
             return;
         }
-        if let Err(error) = std::fs::remove_dir_all(&self.path) {
-            tracing::warn!(dir = %self.path.display(), %error, "failed to remove the run directory");
+        match std::fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(dir = %self.path.display(), %error, "failed to remove the run directory");
+            }
+            _ => {}
         }
     }
 }
@@ -136,11 +228,44 @@ impl WorkerFiles {
     }
 }
 
-fn default_base() -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_dir()) {
-        Some(dir) => dir.join("snakepit"),
-        None => std::env::temp_dir().join(format!("snakepit-{}", geteuid())),
-    }
+/// The base, which is made if need be, as a path without symbolic links.
+fn prepare_base(base: &Path) -> Result<PathBuf, WorkerError> {
+    let failed = |error: std::io::Error| io_error(base, &error.to_string());
+    DirBuilder::new().recursive(true).mode(0o700).create(base).map_err(failed)?;
+    let base = base.canonicalize().map_err(failed)?;
+    check_owner(&base, &std::fs::metadata(&base).map_err(failed)?)?;
+    Ok(base)
+}
+
+/// Waits for the lock of a base: hosts that start at the same time take turns, so that none reaps what another is about to
+/// enter.
+fn take_turn(base: &Path) -> Result<Flock<File>, WorkerError> {
+    let failed = |error: std::io::Error| io_error(base, &error.to_string());
+    let lock = File::create(base.join("lock")).map_err(failed)?;
+    Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| failed(error.into()))
+}
+
+/// Whether the sockets of a host below this base have paths of a length that the system takes. The longest is that of a worker's.
+fn fits_sockets(base: &Path) -> bool {
+    let below = "/".len() + ledger::ID_LENGTH + "/w-1234567890123456.sock".len();
+    base.as_os_str().len() + below <= MAX_SOCKET_PATH
+}
+
+fn too_long(base: &Path) -> WorkerError {
+    io_error(base, "its path is too long for Unix sockets; choose a shorter --run-dir")
+}
+
+fn default_bases() -> Vec<PathBuf> {
+    let own = format!("snakepit-{}", geteuid());
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let runtime = variable("XDG_RUNTIME_DIR").map(|dir| dir.join("snakepit"));
+    // A relative path would depend on the working directory, which may change.
+    let temporary = variable("TMPDIR").map(|dir| dir.join(&own));
+    let fixed = ["/tmp", "/var/tmp"].map(|dir| Path::new(dir).join(&own));
+    let given = runtime.into_iter().chain(temporary).filter(|dir| dir.is_absolute());
+    let mut bases: Vec<_> = given.chain(fixed).collect();
+    bases.dedup();
+    bases
 }
 
 /// Others who could write here could plant sockets or ledgers.
@@ -162,16 +287,10 @@ fn check_owner(base: &Path, metadata: &Metadata) -> Result<(), WorkerError> {
 }
 
 fn reap_dead(base: &Path) -> std::io::Result<usize> {
-    let mut reaped = 0;
-    for entry in std::fs::read_dir(base)?.filter_map(Result::ok) {
-        let Some(killed) = entry.file_name().to_str().and_then(|run_id| ledger::reap(&entry.path(), run_id))
-        else {
-            continue;
-        };
-        tracing::info!(run = ?entry.file_name(), killed, "cleaned up after a dead host");
-        reaped += killed;
-    }
-    Ok(reaped)
+    let entries = std::fs::read_dir(base)?.filter_map(Result::ok);
+    let dead: Vec<_> =
+        entries.filter_map(|entry| ledger::leftovers(&entry.path(), entry.file_name().to_str()?)).collect();
+    Ok(ledger::reap(&dead))
 }
 
 fn io_error(path: &Path, problem: &str) -> WorkerError {
@@ -200,6 +319,50 @@ mod tests {
         std::fs::set_permissions(base.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
         let error = RunDir::create(Some(base.path())).unwrap_err().to_string();
         assert!(error.contains("other users"), "{error}");
+    }
+
+    #[test]
+    fn defaults_that_cannot_be_used_are_passed_over() {
+        let base = tempfile::tempdir().unwrap();
+        let (file, shared) = (base.path().join("file"), base.path().join("shared"));
+        std::fs::write(&file, "").unwrap();
+        std::fs::create_dir(&shared).unwrap();
+        std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o777)).unwrap();
+        let long = base.path().join("x".repeat(90));
+        let last = base.path().join("usable");
+        let bases = [file.join("no-directory"), shared, long.clone(), last.clone()];
+        let run_dir = RunDir::create_in_first(&bases).unwrap();
+        assert_eq!(run_dir.path().parent(), Some(&*last.canonicalize().unwrap()));
+        assert!(!long.exists(), "nothing is made where it cannot be used");
+        let error = RunDir::create_in_first(&bases[..3]).unwrap_err().to_string();
+        assert!(error.contains("other users") && error.contains("too long"), "{error}");
+        let error = RunDir::create(Some(&long)).unwrap_err().to_string();
+        assert!(error.contains("too long"), "what was asked for must work: {error}");
+    }
+
+    #[tokio::test]
+    async fn what_was_removed_is_made_anew() {
+        let base = tempfile::tempdir().unwrap();
+        let below = base.path().join("below");
+        let run_dir = Arc::new(RunDir::create(Some(&below)).unwrap());
+        run_dir.serve_host_socket(|path| std::fs::write(path, "")).unwrap();
+        run_dir.ledger().started(1).unwrap();
+        let tasks = TaskTracker::new();
+        for removed in [below.clone(), run_dir.path().to_owned(), run_dir.host_socket().to_owned()] {
+            if removed.is_dir() {
+                std::fs::remove_dir_all(&removed).unwrap();
+            } else {
+                std::fs::remove_file(&removed).unwrap();
+            }
+            run_dir.restore(&tasks).await.unwrap();
+            assert!(run_dir.host_socket().exists(), "{}", removed.display());
+            let ledger = std::fs::read_to_string(run_dir.path().join("ledger")).unwrap();
+            assert!(ledger.contains(r#""started":{"pid":1,"#), "{ledger}");
+            assert_eq!(std::fs::metadata(run_dir.path()).unwrap().permissions().mode() & 0o777, 0o700);
+        }
+        // The next host takes this one for alive, although its first ledger is gone.
+        assert_eq!(RunDir::create(Some(&below)).unwrap().reaped(), 0);
+        run_dir.ledger().ended(1);
     }
 
     #[test]
@@ -301,8 +464,9 @@ mod tests {
         let live = RunDir::create(Some(base.path())).unwrap();
         // It looks dead: it runs in a PID namespace of its own, where this number names it.
         let ledger = live.path().join("ledger");
-        let seen_from_here =
-            std::fs::read_to_string(&ledger).unwrap().replace(&std::process::id().to_string(), "1");
+        let pid = std::process::id().to_string();
+        let padded = format!("{:<width$}", 1, width = pid.len());
+        let seen_from_here = std::fs::read_to_string(&ledger).unwrap().replace(&pid, &padded);
         std::fs::write(&ledger, seen_from_here).unwrap();
         let mut worker = leftover(live.id());
         live.ledger().started(worker.id()).unwrap();

@@ -6,8 +6,9 @@ use std::{
     net::SocketAddr,
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
     panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
     process::Stdio,
-    sync::{Arc, OnceLock, mpsc},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc},
 };
 
 use snakepit_proto::launch::{self, HostMessage};
@@ -43,6 +44,7 @@ pub(super) async fn spawn(
     id: &WorkerId,
     config: &ProcessConfig,
     run_dir: &Arc<RunDir>,
+    working_dir: Option<&Path>,
     files: &WorkerFiles,
     callback: Callback<'_>,
     token: TaskTrackerToken,
@@ -65,10 +67,18 @@ pub(super) async fn spawn(
     command.env(launch::ENV_CONTROL, launch::CONTROL_STDIN).env(launch::ENV_HOST_VERSION, launch::VERSION);
     if config.is_native() {
         command.env(launch::ENV_SOCKET, &files.socket).env(launch::ENV_PROGRESS, &files.progress);
+        command.env(launch::ENV_STOP_GRACE, config.stop_grace.as_millis().to_string());
     } else {
         command.env(launch::ENV_READY_FILE, &files.ready);
     }
     command.envs(config.env.iter().map(|(name, value)| (name, value)));
+    if std::env::current_dir().is_err() {
+        // The working directory was removed, as when an old release is pruned. Workers need one that is there; the same path
+        // may lead to its successor.
+        let dir = working_dir.filter(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
+        tracing::warn!(worker = %id, dir = %dir.display(), "the working directory was removed; using another one");
+        command.current_dir(dir);
+    }
     command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::piped()).stderr(Stdio::piped());
     // A group of its own: signals for this program's terminal do not reach it, and its children can be killed with it.
     command.process_group(0).kill_on_drop(true);
@@ -119,6 +129,13 @@ fn die_with_host(_: &mut Command) {
     // Elsewhere the lifeline does it: the worker reads end-of-file on its control channel.
 }
 
+/// Held from the start of a process until it is entered into its ledger: a child that is not, while this is not held, is none
+/// that was started here.
+pub(super) fn starting() -> MutexGuard<'static, ()> {
+    static STARTING: Mutex<()> = Mutex::new(());
+    STARTING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 struct Request {
     command: Command,
     run_dir: Arc<RunDir>,
@@ -138,10 +155,11 @@ impl Request {
         }
         let start = || {
             let _in_runtime = runtime.enter();
+            let _starting = starting();
             let child = command.spawn()?;
             Group::new(child, run_dir).ok_or_else(|| std::io::Error::other("it ended at once"))
         };
-        // A runtime that shuts down panics here. The thread must go on: every worker would die with it.
+        // A runtime that shuts down panics here.
         let started = catch_unwind(AssertUnwindSafe(start))
             .unwrap_or_else(|_| Err(std::io::Error::other("the runtime cannot watch it")));
         // Whoever asked may be gone; the group is then dropped, and so killed.
@@ -161,7 +179,12 @@ async fn spawn_on_permanent_thread(
     static THREAD: OnceLock<mpsc::Sender<Request>> = OnceLock::new();
     let requests = THREAD.get_or_init(|| {
         let (requests, received) = mpsc::channel::<Request>();
-        let run = move || received.into_iter().for_each(Request::run);
+        // The thread must go on whatever happens: every worker would die with it.
+        let run = move || {
+            for request in received {
+                let _ = catch_unwind(AssertUnwindSafe(|| request.run()));
+            }
+        };
         // Without a thread the channel is closed, which the send below reports.
         if let Err(error) = std::thread::Builder::new().name("snakepit-spawn".to_owned()).spawn(run) {
             tracing::error!(%error, "failed to start the thread that starts workers");

@@ -3,9 +3,11 @@
 //! way out kills the group too.
 
 use std::{
-    net::SocketAddr, os::unix::process::ExitStatusExt, process::ExitStatus, sync::Arc, time::Duration,
+    net::SocketAddr, os::unix::process::ExitStatusExt, panic::AssertUnwindSafe, path::Path,
+    process::ExitStatus, sync::Arc, time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::{
     net::UnixStream,
     signal::unix::{Signal, SignalKind, signal},
@@ -17,8 +19,9 @@ use super::{
     ProcessConfig, RunDir,
     group::Group,
     launches::{LaunchGuard, Launches},
-    output::{self, OutputTail},
+    output::{self, WorkerOutput},
     proc,
+    progress::Progress,
     ready::ended,
     run_dir::WorkerFiles,
     spawn::{self, Callback, Spawned},
@@ -42,7 +45,7 @@ pub(super) struct Supervised {
     /// Held until the launch is over; the supervisor kills the process when it is dropped unsent.
     activation: oneshot::Sender<(WorkerDriver, UnixStream)>,
     exit: ExitWatch,
-    tail: OutputTail,
+    output: WorkerOutput,
     ready_port: watch::Receiver<Option<u16>>,
     /// Cancelled when the stream of its calls ends.
     hung_up: CancellationToken,
@@ -50,12 +53,15 @@ pub(super) struct Supervised {
 
 impl Supervised {
     /// Starts a process and its supervisor.
+    #[allow(clippy::too_many_arguments, reason = "the parts of one launch, used once")]
     pub(super) async fn spawn(
         id: &WorkerId,
         config: &ProcessConfig,
         run_dir: &Arc<RunDir>,
         launches: &Arc<Launches>,
+        working_dir: Option<&Path>,
         files: WorkerFiles,
+        progress: Progress,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, WorkerError> {
@@ -73,17 +79,17 @@ impl Supervised {
         let (launch, door) = Self::begin(id, config, launches).await?;
         let callback = door.map_or_else(|| Callback::Socket { token: launch.token() }, Callback::Door);
         let Spawned { mut group, control } =
-            spawn::spawn(id, config, run_dir, &files, callback, token).await?;
+            spawn::spawn(id, config, run_dir, working_dir, &files, callback, token).await?;
         let pid = group.pid();
         launch.started(pid);
-        let tail = OutputTail::new(config.output_lines);
+        let output = WorkerOutput::new(id.clone(), config.output_lines);
         let (port, ready_port) = watch::channel(None);
         let drains = TaskTracker::new();
         if let Some(stdout) = group.child.stdout.take() {
-            drains.spawn(output::drain(stdout, "stdout", id.clone(), tail.clone(), port.clone()));
+            drains.spawn(output::drain(stdout, "stdout", output.clone(), port.clone()));
         }
         if let Some(stderr) = group.child.stderr.take() {
-            drains.spawn(output::drain(stderr, "stderr", id.clone(), tail.clone(), port));
+            drains.spawn(output::drain(stderr, "stderr", output.clone(), port));
         }
         drains.close();
 
@@ -95,21 +101,28 @@ impl Supervised {
             pid,
             group,
             child_ended,
-            tail: tail.clone(),
+            output: output.clone(),
+            progress,
             drains,
             hung_up: hung_up.clone(),
         };
         unstarted.start();
         tasks.spawn(async move {
-            let (exit, driver) = process.supervise(activated, stop).await;
+            // A panic drops the process's group, which kills it, and the driver, which tells the pool.
+            let supervised = AssertUnwindSafe(process.supervise(activated, stop)).catch_unwind().await;
             drop(launch);
             files.remove();
-            exit_tx.send_replace(Some(exit.clone()));
+            let (exit, driver) = supervised.unwrap_or_else(|_| {
+                let reason = ExitReason::Killed { why: "the task that supervised it panicked".to_owned() };
+                (WorkerExit { reason, output_lines: Vec::new() }, None)
+            });
+            // The pool first: who learns of the end from the watch finds it known to the worker's holders too.
             if let Some(driver) = driver {
-                driver.exited(exit);
+                driver.exited(exit.clone());
             }
+            exit_tx.send_replace(Some(exit));
         });
-        Ok(Self { pid, control, activation, exit, tail, ready_port, hung_up })
+        Ok(Self { pid, control, activation, exit, output, ready_port, hung_up })
     }
 
     /// Begins the launch: with a token for a worker that knows what to do with it, with a listener for another.
@@ -139,8 +152,8 @@ impl Supervised {
         self.exit.clone()
     }
 
-    pub(super) fn output_tail(&self) -> OutputTail {
-        self.tail.clone()
+    pub(super) const fn output(&self) -> &WorkerOutput {
+        &self.output
     }
 
     pub(super) fn ready_port(&self) -> watch::Receiver<Option<u16>> {
@@ -191,7 +204,8 @@ struct Process {
     group: Group,
     /// SIGCHLD: some child ended.
     child_ended: Signal,
-    tail: OutputTail,
+    output: WorkerOutput,
+    progress: Progress,
     drains: TaskTracker,
     hung_up: CancellationToken,
 }
@@ -220,8 +234,11 @@ impl Process {
         if tokio::time::timeout(LAST_WORDS, self.drains.wait()).await.is_err() {
             tracing::debug!(worker = %self.id, "the output of a dead worker is held open by another process");
         }
+        if let ExitReason::Signal { .. } = &reason {
+            self.progress.stack().iter().for_each(|line| self.output.log("stack", line));
+        }
         tracing::debug!(worker = %self.id, pid = self.pid, %reason, "process reaped");
-        (WorkerExit { reason, output_lines: self.tail.lines() }, driver)
+        (WorkerExit { reason, output_lines: self.output.lines() }, driver)
     }
 
     /// Waits for the process, doing what the driver says meanwhile.
@@ -266,13 +283,20 @@ impl Process {
             why = impatience => why,
             () = stop.cancelled() => "its launcher was dropped".to_owned(),
         };
-        self.kill(&why).await
+        match self.kill(&why).await {
+            killed @ ExitReason::Killed { .. } => killed,
+            _ => ExitReason::Stopped,
+        }
     }
 
+    /// Kills the process. One that was about to end otherwise is reported with its own end: the connections of a process that
+    /// crashes break before its end is seen, and by then somebody may have ordered to kill it.
     async fn kill(&mut self, why: &str) -> ExitReason {
         proc::kill_group(self.pid);
-        self.ended().await;
-        ExitReason::Killed { why: why.to_owned() }
+        match self.ended().await {
+            ExitReason::Signal { name } if name == "SIGKILL" => ExitReason::Killed { why: why.to_owned() },
+            own => own,
+        }
     }
 
     /// Waits for the end, kills what is left of the group, and reaps. Cancel safe.

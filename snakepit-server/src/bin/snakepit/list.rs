@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 use snakepit_proto::pb;
+use snakepit_worker::printable::escape;
 
 use crate::{
     Failure,
@@ -34,7 +35,10 @@ impl Args {
         }
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header(heads);
-        table.add_rows(rows.into_iter().map(|(cells, _)| cells));
+        table.add_rows(
+            rows.into_iter()
+                .map(|(cells, _)| cells.iter().map(|cell| escape(cell).into_owned()).collect::<Vec<_>>()),
+        );
         output::print(&table.to_string())
     }
 }

@@ -1,11 +1,12 @@
 //! `snakepit`: the daemon and its command line.
-#![allow(clippy::print_stderr, reason = "a command line tool says on stderr what went wrong")]
 
 mod call;
 mod client;
 mod config;
 mod duration;
+mod environment;
 mod list;
+mod log;
 mod output;
 mod place;
 mod serve;
@@ -144,25 +145,24 @@ impl fmt::Display for Failure {
 
 fn main() -> ExitCode {
     // What is wrong with the command line alone is told here, whatever a file says.
-    let matches = command_line().get_matches();
+    let matches = environment::matches(&command_line()).unwrap_or_else(|error| error.exit());
     let command = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()).command;
     let json = command.json();
     let result = configured(command).and_then(|command| runtime()?.block_on(run(command)));
-    match result {
+    let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            if json {
-                eprintln!("{}", failure.as_json());
-            } else {
-                eprintln!("{failure}");
-            }
+            let text = if json { failure.as_json().to_string() } else { failure.to_string() };
+            log::say(&text);
             ExitCode::from(failure.exit)
         }
-    }
+    };
+    log::flush();
+    code
 }
 
 fn command_line() -> clap::Command {
-    Cli::command().mut_subcommand("serve", config::with_environment)
+    environment::without_empty(Cli::command().mut_subcommand("serve", config::with_environment))
 }
 
 /// The command with what its configuration file says, if there is one.
@@ -174,7 +174,9 @@ fn configured(command: Command) -> Result<Command, Failure> {
         let serve = file.set_defaults(serve.clone())?;
         cli = cli.mut_subcommand("serve", |_| serve);
     }
-    let mut command = Cli::from_arg_matches(&cli.get_matches()).unwrap_or_else(|error| error.exit()).command;
+    let mut command = Cli::from_arg_matches(&environment::matches(&cli).unwrap_or_else(|error| error.exit()))
+        .unwrap_or_else(|error| error.exit())
+        .command;
     if let Command::Serve(args) = &mut command {
         args.config = Some(file.path);
     }

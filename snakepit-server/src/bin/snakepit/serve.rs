@@ -10,14 +10,15 @@ use bytesize::ByteSize;
 use snakepit_pool::PoolError;
 use snakepit_server::{Error, Snakepit, raise_descriptor_limit};
 use snakepit_worker::WorkerError;
-use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use crate::{Failure, duration, exit, place::Place};
+use crate::{Failure, duration, exit, log, place::Place};
 
 mod limits;
+mod signals;
 
 use limits::Limits;
+use signals::Signals;
 
 pub(crate) const HELP: &str = "\
 Durations are 700ms, 0.7s, 2m; sizes 4096, 64KiB, 10MiB. Workers inherit the environment: PYTHONPATH leads to adapters that
@@ -30,6 +31,9 @@ goes before the environment, and that before the file.
 SNAKEPIT_LOG says what is logged to stderr: `info` by default, `info,snakepit=debug` for every call and every failure of a
 tool or a deadline, which are the caller's to see and so not logged otherwise. TOKIO_WORKER_THREADS is the number of threads,
 half of the processors by default.
+
+SIGTERM, SIGINT, SIGQUIT and SIGHUP stop the server: there is nothing to reload, and a terminal that hangs up takes its server along.
+Under nohup SIGHUP stays ignored.
 
 Exit codes: 0 stopped by a signal, 2 wrong usage, 5 cannot start.";
 
@@ -99,10 +103,14 @@ pub(crate) struct Args {
     #[arg(long)]
     no_multiplex: bool,
 
-    /// How long calls in flight may take to finish after SIGTERM or SIGINT; workers get up to 2 s more to stop. A second
-    /// signal cuts the calls off.
+    /// How long calls in flight may take to finish after SIGTERM, SIGINT, SIGQUIT or SIGHUP; then workers stop, see
+    /// --stop-grace. A second signal cuts the calls off.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration::parse)]
     drain: Duration,
+
+    /// How long a worker that is asked to stop may take to exit, with what Python runs then, before it is killed.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration::parse)]
+    stop_grace: Duration,
 
     /// Where sessions live: `memory`; `file:PATH`, which survives this process; or `redis://HOST:PORT` or
     /// `redis+unix:///PATH`, which several servers share.
@@ -115,7 +123,8 @@ pub(crate) struct Args {
     )]
     sessions: String,
 
-    /// The directory for sockets and the ledger of worker processes [default: below $XDG_RUNTIME_DIR, else /tmp].
+    /// The directory for sockets and the ledger of worker processes [default: the first usable one of $XDG_RUNTIME_DIR/snakepit and
+    /// snakepit-<uid> in $TMPDIR, /tmp and /var/tmp].
     #[arg(long, value_name = "DIR", env = "SNAKEPIT_RUN_DIR", hide_env_values = true)]
     run_dir: Option<PathBuf>,
 
@@ -124,12 +133,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(log_filter()?)
-        .with_ansi(colours)
-        .with_writer(std::io::stderr)
-        .init();
+    log::start(log_filter()?, std::io::stderr().is_terminal());
+    // From the start, so that a signal during the launch of the workers leaves nothing behind.
+    let mut signals = Signals::catch()
+        .map_err(|error| Failure::new(exit::CANNOT_START, format!("cannot catch signals: {error}")))?;
 
     if args.adapter.is_none() && args.worker_command.is_none() {
         let problem =
@@ -145,15 +152,6 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         tracing::info!(file = %file.display(), "configured");
     }
     let refused = |problem: String| Failure::new(exit::CANNOT_START, problem);
-    // Signals are caught from the start, so that one during the launch of the workers leaves nothing behind.
-    let mut terminate = signal(SignalKind::terminate()).map_err(|e| refused(e.to_string()))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| refused(e.to_string()))?;
-    let mut signalled = async || {
-        tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        }
-    };
 
     // Before the limit of connections is derived from it.
     if let Err(error) = raise_descriptor_limit() {
@@ -167,6 +165,8 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         .queue_bytes(bytes(args.queue_bytes))
         .connection_bytes(bytes(args.connection_bytes))
         .multiplex(!args.no_multiplex)
+        .stop_grace(args.stop_grace)
+        .reap_orphans(snakepit_worker::process::inherits_orphans())
         .default_timeout(Some(args.default_timeout));
     if let Some(connections) = args.max_connections {
         builder = builder.max_connections(usize::try_from(connections).unwrap_or(usize::MAX));
@@ -195,21 +195,34 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         builder = builder.run_dir(dir);
     }
 
-    builder = builder.sessions(sessions.open(args.limits.into()).await.map_err(|e| refused(e.to_string()))?);
+    let called_off = |name: &str| {
+        tracing::info!(signal = %name, "stopped before the workers were ready; nothing is left");
+    };
+    let sessions = tokio::select! {
+        opened = sessions.open(args.limits.into()) => opened.map_err(|e| refused(e.to_string()))?,
+        name = signals.next() => {
+            called_off(name);
+            return Ok(());
+        }
+    };
+    builder = builder.sessions(sessions);
 
     let mut name = "";
-    let started = builder.start_unless(async { name = signalled().await }).await;
-    let snakepit = started.map_err(|error| match error {
-        Error::CalledOff => refused(format!("{name} arrived before the workers were ready; nothing is left")),
-        error => refused(error.to_string()).traceback(traceback_of(&error)),
-    })?;
+    let snakepit = match builder.start_unless(async { name = signals.next().await }).await {
+        Ok(snakepit) => snakepit,
+        Err(Error::CalledOff) => {
+            called_off(name);
+            return Ok(());
+        }
+        Err(error) => return Err(refused(error.to_string()).traceback(traceback_of(&error))),
+    };
     announce(&snakepit);
 
-    let name = signalled().await;
+    let name = signals.next().await;
     tracing::info!(signal = name, drain = ?args.drain, "draining; a second signal cuts off calls in flight");
     tokio::select! {
         () = snakepit.shutdown_within(args.drain) => {}
-        name = signalled() => {
+        name = signals.next() => {
             tracing::warn!(signal = name, "cutting off calls in flight and stopping the workers");
             snakepit.shutdown_within(Duration::ZERO).await;
         }

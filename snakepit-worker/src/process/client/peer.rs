@@ -4,6 +4,7 @@ use std::{error::Error as _, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use snakepit_proto::{
+    launch::progress::MULTIPLEXED,
     pb,
     status::{self, Details, FieldViolation, caused_by, details_of},
 };
@@ -12,9 +13,9 @@ use snakepit_session::Payload;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use super::super::{output::OutputTail, progress::Progress, ready::ended, supervise::ExitWatch};
+use super::super::{progress::Progress, ready::ended, supervise::ExitWatch};
 use crate::{
-    WorkerExit, WorkerId,
+    ExitReason, WorkerExit, WorkerId,
     mux::{Asked, Callee},
     wire::{WireError, failure_from_wire, payload_from_wire},
 };
@@ -29,9 +30,10 @@ const TIMER_GRAIN: Duration = Duration::from_millis(2);
 pub(in super::super) struct Peer {
     pub(in super::super) id: WorkerId,
     pub(in super::super) exit: ExitWatch,
-    pub(in super::super) tail: OutputTail,
-    /// Which multiplexed calls have begun.
+    /// Which multiplexed calls have begun, and what the last one printed.
     pub(in super::super) progress: Progress,
+    /// How many lines of its output ride in the error of a call.
+    pub(in super::super) output_lines: usize,
 }
 
 #[async_trait]
@@ -41,14 +43,14 @@ impl Callee for Peer {
     }
 
     async fn broken(&self, _: &Asked, id: u64, status: Status) -> Result<pb::CallReply, ToolError> {
-        let end = self.end(&status).await;
+        let end = self.end(MULTIPLEXED | id, &status).await;
         // Only a worker that is gone begins nothing more, so what it stored is read after its end and not before.
         let delivered = !end.is_known || self.progress.has_begun(id);
         Err(self.lost_by(end, delivered))
     }
 
-    async fn unsent(&self, _: &Asked, status: Status) -> ToolError {
-        self.lost(&status, false).await
+    async fn unsent(&self, asked: &Asked, status: Status) -> ToolError {
+        self.lost_by(self.end(asked.id.as_u64(), &status).await, false)
     }
 
     fn failed(&self, asked: &Asked, failure: ToolFailure) -> ToolError {
@@ -119,7 +121,7 @@ impl Peer {
     ///
     /// A status is the tool's own unless it proves to be something else, for workers let their tools set any code: to take
     /// a tool's `NOT_FOUND` for a missing tool, or its `UNAVAILABLE` for a broken worker, would blame the wrong one.
-    pub(super) async fn error(&self, Asked { tool, deadline }: &Asked, status: Status) -> ToolError {
+    pub(super) async fn error(&self, Asked { tool, deadline, id }: &Asked, status: Status) -> ToolError {
         let tool_name = || tool.to_string();
         // The worker's transport keeps time too, and answers a call that is late with CANCELLED.
         let late = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
@@ -131,7 +133,7 @@ impl Peer {
         if status.source().is_some() {
             // Without a connection the request cannot have reached the worker.
             let delivered = !caused_by::<tonic::ConnectError>(&status);
-            return self.lost(&status, delivered).await;
+            return self.lost_by(self.end(id.as_u64(), &status).await, delivered);
         }
         if is_unreadable(&status) {
             return self.unreadable(&status);
@@ -169,34 +171,45 @@ impl Peer {
     }
 
     /// The worker answered with something that cannot be read, and may still be at it.
-    pub(super) fn incoherent(&self, status: &Status) -> ToolError {
+    pub(super) fn incoherent(&self, asked: &Asked, status: &Status) -> ToolError {
         let reason = format!("its answer cannot be read: {}", status.message());
-        let output_lines = self.tail.lines();
+        let output_lines = self.progress.output_of(asked.id.as_u64(), self.output_lines);
         ToolError::WorkerLost { worker: self.id.to_string(), reason, delivered: true, output_lines }
-    }
-
-    /// The connection broke.
-    pub(super) async fn lost(&self, status: &Status, delivered: bool) -> ToolError {
-        self.lost_by(self.end(status).await, delivered)
     }
 
     fn lost_by(&self, End { reason, output_lines, .. }: End, delivered: bool) -> ToolError {
         ToolError::WorkerLost { worker: self.id.to_string(), reason, delivered, output_lines }
     }
 
-    /// The connection broke: how the worker ended, when that is known soon enough.
-    async fn end(&self, status: &Status) -> End {
+    /// Waits a moment for the worker's end. `None` when it is not known by then.
+    async fn known_end(&self) -> Option<WorkerExit> {
         let mut exit = self.exit.clone();
-        match tokio::time::timeout(EXIT_KNOWN_WITHIN, ended(&mut exit)).await {
-            Ok(WorkerExit { reason, output_lines }) => {
-                // Without a word in the channel its supervisor is gone, and the worker may not be.
-                End { reason: reason.to_string(), output_lines, is_known: exit.borrow().is_some() }
+        tokio::time::timeout(EXIT_KNOWN_WITHIN, ended(&mut exit)).await.ok()?;
+        // Without a word in the channel its supervisor is gone, and the worker may not be.
+        exit.borrow().clone()
+    }
+
+    /// Waits a moment for the worker's end, and says how it ended. `None` when it is not known by then.
+    pub(super) async fn end_reason(&self) -> Option<String> {
+        self.known_end().await.map(|exit| exit.reason.to_string())
+    }
+
+    /// The connection broke under this call: how the worker ended, when that is known soon enough.
+    async fn end(&self, call: u64, status: &Status) -> End {
+        let exit = self.known_end().await;
+        let is_known = exit.is_some();
+        // Read after the end, so it is complete. Lines of other calls are none of this caller's business.
+        let mut output_lines = self.progress.output_of(call, self.output_lines);
+        let reason = match exit {
+            Some(exit) => {
+                if let ExitReason::Signal { .. } = exit.reason {
+                    output_lines.extend(self.progress.stack());
+                }
+                exit.reason.to_string()
             }
-            Err(_) => {
-                let reason = format!("its connection broke: {}", status.message());
-                End { reason, output_lines: self.tail.lines(), is_known: false }
-            }
-        }
+            None => format!("its connection broke: {}", status.message()),
+        };
+        End { reason, output_lines, is_known }
     }
 }
 
@@ -249,6 +262,7 @@ fn own_words(code: Code, message: String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use snakepit_registry::CallId;
     use tokio::sync::watch;
 
     use super::*;
@@ -260,9 +274,8 @@ mod tests {
 
     async fn meaning_within(status: Status, deadline: Option<Instant>) -> ToolError {
         let (_exit, exit) = watch::channel(None);
-        let peer =
-            Peer { id: WorkerId::new("w"), exit, tail: OutputTail::new(0), progress: Progress::default() };
-        peer.error(&Asked { tool: "fetch".into(), deadline }, status).await
+        let peer = Peer { id: WorkerId::new("w"), exit, progress: Progress::default(), output_lines: 20 };
+        peer.error(&Asked { tool: "fetch".into(), deadline, id: CallId::next() }, status).await
     }
 
     #[tokio::test]
@@ -307,8 +320,8 @@ mod tests {
         let path = dir.path().join("progress");
         let (tell, exit) = watch::channel(None);
         let progress = Progress::create(&path).unwrap();
-        let peer = Peer { id: WorkerId::new("w"), exit, tail: OutputTail::new(0), progress };
-        let asked = Asked { tool: "fetch".into(), deadline: None };
+        let peer = Peer { id: WorkerId::new("w"), exit, progress, output_lines: 20 };
+        let asked = Asked { tool: "fetch".into(), deadline: None, id: CallId::next() };
         let delivered = async |id| {
             let lost = peer.broken(&asked, id, Status::unavailable("broken")).await.unwrap_err();
             assert!(matches!(lost, ToolError::WorkerLost { .. }), "{lost:?}");

@@ -84,7 +84,7 @@ impl End {
         let cancelled = tokio::time::timeout(CANCEL_WITHIN, self.client.clone().cancel_tool(request)).await;
         match cancelled {
             Ok(Ok(_)) => self.peer.unreadable(&status),
-            _ => self.peer.incoherent(&status),
+            _ => self.peer.incoherent(&self.asked, &status),
         }
     }
 }

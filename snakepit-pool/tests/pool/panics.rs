@@ -1,0 +1,172 @@
+//! A launcher, a worker or a log that panics costs what it was doing, and never a slot.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use snakepit_pool::{Pool, PoolConfig, WorkerState};
+use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
+use snakepit_session::Payload;
+use snakepit_worker::{DriverCommand, ExitReason, Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
+use tokio::task::JoinSet;
+
+/// Panics where it is told to, once for each.
+#[derive(Debug, Default)]
+struct Clumsy {
+    in_launch: AtomicBool,
+    in_driver: AtomicBool,
+    in_cancel: AtomicBool,
+    in_recall: AtomicBool,
+    launches: AtomicUsize,
+    drivers: std::sync::Mutex<JoinSet<()>>,
+}
+
+#[derive(Debug)]
+struct Launcher(Arc<Clumsy>);
+
+#[derive(Debug)]
+struct Handler(Arc<Clumsy>);
+
+fn trip(over: &AtomicBool) {
+    assert!(!over.swap(false, Ordering::SeqCst), "as the test wants it");
+}
+
+#[async_trait]
+impl WorkerLauncher for Launcher {
+    async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
+        self.0.launches.fetch_add(1, Ordering::SeqCst);
+        trip(&self.0.in_launch);
+        let (worker, mut driver) = Worker::new(id, None, "clumsy", Arc::new(Handler(Arc::clone(&self.0))));
+        let clumsy = Arc::clone(&self.0);
+        self.0.drivers.lock().unwrap().spawn(async move {
+            let reason = match driver.command().await {
+                DriverCommand::Stop { .. } => ExitReason::Stopped,
+                DriverCommand::Kill { why } => ExitReason::Killed { why },
+            };
+            trip(&clumsy.in_driver);
+            driver.exited(WorkerExit { reason, output_lines: Vec::new() });
+        });
+        // Calls ahead of their turn are what is recalled.
+        Ok(worker.keeping_calls(true))
+    }
+}
+
+#[async_trait]
+impl ToolHandler for Handler {
+    async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+        match &*call.tool {
+            "hang" => std::future::pending().await,
+            _ => Ok(ToolReply::value(Payload::null())),
+        }
+    }
+
+    async fn cancel(&self, _: CallId) -> Result<(), ToolError> {
+        trip(&self.0.in_cancel);
+        Ok(())
+    }
+
+    fn recall(&self, _: CallId) {
+        trip(&self.0.in_recall);
+    }
+}
+
+async fn pool(clumsy: &Arc<Clumsy>) -> Pool {
+    let config = PoolConfig { workers: 1, ..PoolConfig::default() };
+    Pool::start(config, Arc::new(Launcher(Arc::clone(clumsy)))).unwrap()
+}
+
+async fn idle(pool: &Pool) {
+    let idle = async {
+        while pool.status().workers[0].state != WorkerState::Idle {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), idle).await.expect("the slot recovers");
+    pool.tool().call(ToolCall::new("answer")).await.unwrap();
+}
+
+/// Begins a call that never ends, and loses interest in it.
+async fn abandon(pool: &Pool) {
+    let call = pool.tool();
+    let call = call.call(ToolCall::new("hang"));
+    assert!(tokio::time::timeout(Duration::from_millis(50), call).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_launch_that_panics_is_tried_again() {
+    let clumsy = Arc::new(Clumsy::default());
+    clumsy.in_launch.store(true, Ordering::SeqCst);
+    let pool = pool(&clumsy).await;
+    let error = pool.ready().await.unwrap_err().to_string();
+    assert!(error.contains("its launch panicked"), "{error}");
+    idle(&pool).await;
+    assert_eq!(clumsy.launches.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_cancel_panics_is_replaced_and_so_is_one_whose_driver_does() {
+    for in_driver in [false, true] {
+        let clumsy = Arc::new(Clumsy::default());
+        let pool = pool(&clumsy).await;
+        pool.ready().await.unwrap();
+        clumsy.in_cancel.store(true, Ordering::SeqCst);
+        clumsy.in_driver.store(in_driver, Ordering::SeqCst);
+        abandon(&pool).await;
+        idle(&pool).await;
+        assert_eq!(clumsy.launches.load(Ordering::SeqCst), 2, "what cannot be cancelled is killed");
+        pool.shutdown(Duration::ZERO).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_recall_that_panics_disturbs_nobody() {
+    let clumsy = Arc::new(Clumsy::default());
+    let pool = pool(&clumsy).await;
+    pool.ready().await.unwrap();
+    clumsy.in_recall.store(true, Ordering::SeqCst);
+    for _ in 0..100 {
+        pool.tool().call(ToolCall::new("answer")).await.unwrap();
+    }
+    abandon(&pool).await;
+    idle(&pool).await;
+}
+
+/// A subscriber as bad as the one that prints to a pipe without a reader, for what the pool's own task says. What is logged in the
+/// task of a caller is the caller's.
+struct PanickingLog;
+
+impl tracing::Subscriber for PanickingLog {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.is_event() && metadata.target().starts_with("snakepit_pool::driver")
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {
+        panic!("failed printing to stderr");
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_panics_costs_no_slot() {
+    let _log = tracing::subscriber::set_default(PanickingLog);
+    let clumsy = Arc::new(Clumsy::default());
+    let pool = pool(&clumsy).await;
+    pool.ready().await.unwrap();
+    for round in 2..5 {
+        clumsy.in_cancel.store(true, Ordering::SeqCst);
+        abandon(&pool).await;
+        idle(&pool).await;
+        assert_eq!(clumsy.launches.load(Ordering::SeqCst), round);
+    }
+    pool.shutdown(Duration::from_secs(1)).await;
+}

@@ -1,0 +1,155 @@
+//! Keeps what the running call prints in the file that outlives this process, so that the error of a call that kills its worker
+//! carries its own last words and nobody else's.
+//!
+//! Whoever prints pays for it: a call that prints nothing costs one store.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, Seek, SeekFrom},
+    num::NonZeroUsize,
+    os::fd::{IntoRawFd, RawFd},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+use snakepit_proto::launch::progress as layout;
+use snakepit_registry::CallId;
+
+/// The call that the executor runs, or ran last.
+static CURRENT: AtomicU64 = AtomicU64::new(0);
+
+/// A call is about to begin.
+pub(crate) fn begin(call: CallId) {
+    CURRENT.store(call.as_u64(), Ordering::Relaxed);
+}
+
+/// The part of the file for output.
+#[derive(Debug)]
+pub(crate) struct CallOutput {
+    path: PathBuf,
+    /// The beginning of the mapped file.
+    start: *mut u8,
+    /// Forks share the mapping, and must not write into it.
+    pid: u32,
+}
+
+// SAFETY: the mapping lives as long as the process. Its numbers are accessed as atomics, and its bytes are written by
+// `note` alone, which runs with the GIL held and never read here.
+#[allow(unsafe_code)]
+unsafe impl Send for CallOutput {}
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl Sync for CallOutput {}
+
+impl CallOutput {
+    /// Maps the file, for the rest of this process's life. `None` when its host keeps no output there.
+    ///
+    /// # Errors
+    /// When there is no such file.
+    #[allow(unsafe_code)]
+    pub(crate) fn open(path: &Path) -> io::Result<Option<Self>> {
+        const LENGTH: NonZeroUsize = NonZeroUsize::new(layout::STACK).expect("it is not zero");
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        if file.metadata()?.len() < LENGTH.get() as u64 {
+            return Ok(None);
+        }
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing, and it is never unmapped.
+        let start = unsafe { mmap(None, LENGTH, protection, MapFlags::MAP_SHARED, &file, 0)? };
+        Ok(Some(Self { path: path.to_owned(), start: start.as_ptr().cast(), pid: std::process::id() }))
+    }
+
+    /// The running call has printed this.
+    #[allow(unsafe_code)]
+    pub(crate) fn note(&self, text: &[u8]) {
+        let call = CURRENT.load(Ordering::Relaxed);
+        if call == 0 || std::process::id() != self.pid {
+            return;
+        }
+        let (owner, length) = (self.number(layout::OUTPUT_CALL), self.number(layout::OUTPUT_LENGTH));
+        if owner.load(Ordering::Relaxed) != call {
+            // In this order, so that a death in between gives nobody the lines of another call.
+            owner.store(0, Ordering::Release);
+            length.store(0, Ordering::Release);
+            owner.store(call, Ordering::Release);
+        }
+        let mut total = length.load(Ordering::Relaxed);
+        // Of more than fits, the end.
+        let kept = &text[text.len().saturating_sub(layout::OUTPUT_BYTES)..];
+        total += (text.len() - kept.len()) as u64;
+        for part in kept.chunks(layout::OUTPUT_BYTES) {
+            let at = (total % layout::OUTPUT_BYTES as u64) as usize;
+            let (first, second) = part.split_at(part.len().min(layout::OUTPUT_BYTES - at));
+            for (part, at) in [(first, at), (second, 0)] {
+                // SAFETY: the ring lies within the mapping, and `at + part.len()` is at most its size. Nobody else
+                // writes there, and the host reads it after this process's death.
+                unsafe {
+                    let target = self.start.add(layout::OUTPUT + at);
+                    std::ptr::copy_nonoverlapping(part.as_ptr(), target, part.len());
+                }
+            }
+            total += part.len() as u64;
+        }
+        length.store(total, Ordering::Release);
+    }
+
+    /// A descriptor at the place for stacks, which the caller owns.
+    ///
+    /// # Errors
+    /// When the file was removed.
+    pub(crate) fn open_stacks(&self) -> io::Result<RawFd> {
+        let mut file = OpenOptions::new().write(true).open(&self.path)?;
+        file.seek(SeekFrom::Start(layout::STACK as u64))?;
+        Ok(file.into_raw_fd())
+    }
+
+    #[allow(unsafe_code)]
+    fn number(&self, at: usize) -> &AtomicU64 {
+        // SAFETY: the offsets of numbers are multiples of eight within the mapping, which begins at a page and is never
+        // unmapped.
+        unsafe { AtomicU64::from_ptr(self.start.add(at).cast()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_output_of_a_call_replaces_that_of_the_one_before() {
+        let path = std::env::temp_dir().join(format!("snakepit-output-{}", std::process::id()));
+        std::fs::write(&path, vec![0; layout::STACK]).unwrap();
+        let output = CallOutput::open(&path).unwrap().unwrap();
+        let kept = || {
+            let file = std::fs::read(&path).unwrap();
+            let number = |at: usize| u64::from_ne_bytes(file[at..at + 8].try_into().unwrap());
+            let ring = &file[layout::OUTPUT..layout::STACK];
+            let length = number(layout::OUTPUT_LENGTH);
+            let mut ring = ring.to_vec();
+            if length < layout::OUTPUT_BYTES as u64 {
+                ring.truncate(length as usize);
+            } else {
+                ring.rotate_left((length % layout::OUTPUT_BYTES as u64) as usize);
+            }
+            (number(layout::OUTPUT_CALL), String::from_utf8(ring).unwrap())
+        };
+        output.note(b"at import");
+        assert_eq!(kept(), (0, String::new()));
+        begin(CallId::from_u64(7));
+        output.note(b"a secret\n");
+        output.note(b"and another\n");
+        assert_eq!(kept(), (7, "a secret\nand another\n".to_owned()));
+        begin(CallId::from_u64(8));
+        output.note(b"8\n");
+        assert_eq!(kept(), (8, "8\n".to_owned()));
+        for length in [layout::OUTPUT_BYTES - 5, 9, 3 * layout::OUTPUT_BYTES + 1] {
+            output.note(&vec![b'x'; length]);
+            output.note(b"end");
+            let (_, text) = kept();
+            assert!(text.ends_with("xend") && text.len() <= layout::OUTPUT_BYTES, "{length}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(output.open_stacks().is_err());
+    }
+}

@@ -1,0 +1,74 @@
+//! Text from elsewhere, made safe to log and to show: what workers print and what clients send may hold control characters that
+//! forge log lines or drive a terminal.
+
+use std::{
+    borrow::Cow,
+    fmt::{self, Write},
+};
+
+/// Escapes control characters, line breaks included, and the marks that reorder text. Tabs stay.
+#[must_use]
+pub fn escape(text: &str) -> Cow<'_, str> {
+    escape_if(text, is_unsafe)
+}
+
+/// Like [`escape`], but keeps line breaks: for text that is meant to have several lines, such as a traceback.
+#[must_use]
+pub fn escape_within_lines(text: &str) -> Cow<'_, str> {
+    escape_if(text, |c| c != '\n' && is_unsafe(c))
+}
+
+/// A writer that escapes what is written through it.
+#[derive(Debug)]
+pub struct Escaping<W>(pub W);
+
+impl<W: Write> Write for Escaping<W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.write_str(&escape(text))
+    }
+}
+
+fn escape_if(text: &str, must_escape: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let Some(first) = text.find(&must_escape) else { return Cow::Borrowed(text) };
+    let (safe, rest) = text.split_at(first);
+    let mut escaped = String::with_capacity(text.len() + 16);
+    escaped.push_str(safe);
+    for c in rest.chars() {
+        if must_escape(c) {
+            escaped.extend(c.escape_default());
+        } else {
+            escaped.push(c);
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+fn is_unsafe(c: char) -> bool {
+    // C0, DEL and C1; then line and paragraph separators; then what changes the direction of text.
+    (c.is_control() && c != '\t')
+        || matches!(c, '\u{2028}' | '\u{2029}')
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_drives_a_terminal_or_forges_a_line_is_escaped() {
+        for (text, shown) in [
+            ("plain\ttext, ünïcode ✓", "plain\ttext, ünïcode ✓"),
+            ("a\nb\r", "a\\nb\\r"),
+            ("\x1b[2J\x07\x7f", "\\u{1b}[2J\\u{7}\\u{7f}"),
+            ("\u{9b}31m", "\\u{9b}31m"),
+            ("\u{202e}txt.exe\u{2066}", "\\u{202e}txt.exe\\u{2066}"),
+            ("\u{2028}", "\\u{2028}"),
+        ] {
+            assert_eq!(escape(text), shown);
+            let mut written = Escaping(String::new());
+            write!(written, "{text}").unwrap();
+            assert_eq!(written.0, shown);
+        }
+        assert_eq!(escape_within_lines("a\nb\x1b"), "a\nb\\u{1b}");
+    }
+}

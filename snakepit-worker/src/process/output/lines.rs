@@ -1,0 +1,121 @@
+//! Splits a stream into lines in bounded memory: of a long line, the beginning is kept and the rest counted.
+
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+
+/// How many bytes of a line are kept.
+pub(super) const MAX_LINE: usize = 8 * 1024;
+
+/// Reads a stream line by line.
+#[derive(Debug)]
+pub(super) struct LineReader<R> {
+    stream: BufReader<R>,
+    line: Vec<u8>,
+    /// Whether `line` was handed out, and what follows begins another one.
+    handed_out: bool,
+    /// How many bytes of a long line were skipped so far, while its end is awaited.
+    skipped: Option<u64>,
+}
+
+/// The outcome of a read.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Read {
+    /// [`LineReader::line`] holds a line, or the first [`MAX_LINE`] bytes of a longer one.
+    Line,
+    /// The line before was longer by this much.
+    Cut { bytes: u64 },
+    /// The stream has ended.
+    End,
+}
+
+impl<R: AsyncRead + Unpin> LineReader<R> {
+    pub(super) fn new(stream: R) -> Self {
+        let stream = BufReader::with_capacity(MAX_LINE, stream);
+        Self { stream, line: Vec::new(), handed_out: false, skipped: None }
+    }
+
+    /// The line that was read last.
+    pub(super) fn line(&self) -> &[u8] {
+        &self.line
+    }
+
+    /// Reads the next line. Cancel safe.
+    pub(super) async fn next(&mut self) -> std::io::Result<Read> {
+        if std::mem::take(&mut self.handed_out) {
+            self.line.clear();
+        }
+        loop {
+            let buffer = self.stream.fill_buf().await?;
+            if buffer.is_empty() {
+                return Ok(match self.skipped.take() {
+                    Some(bytes) if bytes > 0 => Read::Cut { bytes },
+                    _ if self.line.is_empty() => Read::End,
+                    _ => self.hand_out(),
+                });
+            }
+            let end = buffer.iter().position(|byte| *byte == b'\n');
+            let until = end.unwrap_or(buffer.len());
+            if let Some(skipped) = &mut self.skipped {
+                *skipped += until as u64;
+                self.stream.consume(end.map_or(until, |at| at + 1));
+                if let Some(bytes) = self.skipped.filter(|_| end.is_some()) {
+                    self.skipped = None;
+                    if bytes > 0 {
+                        return Ok(Read::Cut { bytes });
+                    }
+                }
+                continue;
+            }
+            let taken = until.min(MAX_LINE - self.line.len());
+            self.line.extend_from_slice(&buffer[..taken]);
+            let is_whole = end == Some(taken);
+            self.stream.consume(if is_whole { taken + 1 } else { taken });
+            if is_whole {
+                return Ok(self.hand_out());
+            }
+            if self.line.len() == MAX_LINE {
+                self.skipped = Some(0);
+                return Ok(self.hand_out());
+            }
+        }
+    }
+
+    fn hand_out(&mut self) -> Read {
+        self.handed_out = true;
+        Read::Line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lengths of lines, and of what was cut.
+    async fn read(text: &str) -> Vec<(usize, u64)> {
+        let mut lines = LineReader::new(text.as_bytes());
+        let mut seen = Vec::new();
+        loop {
+            match lines.next().await.unwrap() {
+                Read::Line => seen.push((lines.line().len(), 0)),
+                Read::Cut { bytes } => seen.push((0, bytes)),
+                Read::End => return seen,
+            }
+            assert!(lines.line.capacity() <= 2 * MAX_LINE, "{}", lines.line.capacity());
+        }
+    }
+
+    #[tokio::test]
+    async fn lines_end_at_newlines_and_at_the_end_of_the_stream() {
+        assert_eq!(read("").await, []);
+        assert_eq!(read("a\n\nbc").await, [(1, 0), (0, 0), (2, 0)]);
+        let most = "x".repeat(MAX_LINE);
+        assert_eq!(read(&format!("{most}\n{most}")).await, [(MAX_LINE, 0), (MAX_LINE, 0)]);
+        assert_eq!(read(&format!("{most}yy\nz")).await, [(MAX_LINE, 0), (0, 2), (1, 0)]);
+    }
+
+    #[tokio::test]
+    async fn a_line_without_end_takes_no_memory() {
+        let long = "x".repeat(50 * MAX_LINE + 3);
+        assert_eq!(read(&long).await, [(MAX_LINE, 0), (0, 49 * MAX_LINE as u64 + 3)]);
+        assert_eq!(read(&format!("{long}\nb")).await[1..], [(0, 49 * MAX_LINE as u64 + 3), (1, 0)]);
+    }
+}

@@ -1,0 +1,137 @@
+//! The log can be slow, closed or full: calls go on, workers are replaced, and signals are obeyed.
+
+use std::{
+    io::Read,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde_json::json;
+use snakepit_tests::{Client, Sandbox, SandboxBuilder, Signal, eventually, execute, is_alive, signal};
+
+const MISBEHAVING: &str = "misbehaving:MisbehavingAdapter";
+const SOON: Duration = Duration::from_secs(20);
+
+/// A pipe by name, and its end for reading.
+fn fifo(dir: &Path) -> (PathBuf, std::fs::File) {
+    let path = dir.join("log");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let flags = nix::libc::O_NONBLOCK;
+    let reader = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(&path).unwrap();
+    (path, reader)
+}
+
+fn daemon() -> SandboxBuilder {
+    Sandbox::adapter(MISBEHAVING, 2)
+}
+
+async fn workers(client: &Client) -> Vec<snakepit_proto::pb::WorkerInfo> {
+    let request = snakepit_proto::pb::ListWorkersRequest {};
+    client.clone().list_workers(request).await.unwrap().into_inner().workers
+}
+
+/// Prints and calls, and kills workers: all of it must work.
+async fn works(client: &mut Client) {
+    for number in 0..40 {
+        execute(client, "say", &json!({"text": format!("line {number}")})).await.unwrap();
+    }
+    for _ in 0..2 {
+        let before = workers(client).await;
+        before.iter().for_each(|worker| signal(worker.pid, Signal::SIGKILL));
+        eventually("the killed workers are replaced", SOON, async || {
+            let is_new = |pid: u32| before.iter().all(|old| old.pid != pid);
+            workers(client).await.iter().all(|worker| worker.state == "idle" && is_new(worker.pid))
+        })
+        .await;
+        assert_eq!(execute(client, "ping", &json!({})).await.unwrap(), "pong");
+    }
+    let flood = 20_000;
+    assert_eq!(execute(client, "flood_stdout", &json!({"n": flood})).await.unwrap(), flood);
+}
+
+#[tokio::test]
+async fn a_full_device_disturbs_nothing() {
+    let sandbox = daemon().shell("exec \"$@\" 2>/dev/full").start().await;
+    works(&mut sandbox.client().await).await;
+    assert_eq!(sandbox.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_reader_that_leaves_disturbs_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, reader) = fifo(dir.path());
+    let sandbox = daemon().shell(format!("exec \"$@\" 2>{}", path.display())).start().await;
+    assert_eq!(execute(&mut sandbox.client().await, "ping", &json!({})).await.unwrap(), "pong");
+    drop(reader);
+    works(&mut sandbox.client().await).await;
+    assert_eq!(sandbox.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_reader_that_stalls_delays_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, mut reader) = fifo(dir.path());
+    let mut sandbox = daemon().shell(format!("exec \"$@\" 2>{}", path.display())).start().await;
+    let mut client = sandbox.client().await;
+    works(&mut client).await;
+    // Nobody has read a byte of it so far, and much more was written than the pipe takes.
+    let mut log = Vec::new();
+    let mut read = || {
+        let mut buffer = [0; 65536];
+        while let Ok(more @ 1..) = reader.read(&mut buffer) {
+            log.extend_from_slice(&buffer[..more]);
+        }
+        String::from_utf8_lossy(&log).into_owned()
+    };
+    eventually("the log is read", SOON, || std::future::ready(read().contains("dropped output above"))).await;
+    // It stalls again, and the daemon ends all the same.
+    works(&mut client).await;
+    signal(sandbox.pid(), Signal::SIGTERM);
+    assert_eq!(sandbox.wait(SOON).await, Some(0));
+}
+
+#[tokio::test]
+async fn standard_streams_may_be_closed_from_the_start() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let listen = format!("127.0.0.1:{port}");
+    let mut starting = daemon().listen(&listen).shell("exec \"$@\" <&- >&- 2>&-").spawn();
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{listen}")).unwrap();
+    eventually("it serves", SOON, async || endpoint.connect().await.is_ok()).await;
+    let mut client = Client::new(endpoint.connect().await.unwrap());
+    let up = async || workers(&client).await.iter().all(|worker| worker.state == "idle");
+    eventually("its workers are up", SOON, up).await;
+    works(&mut client).await;
+    let pid = starting.pid();
+    signal(pid, Signal::SIGTERM);
+    assert_eq!(starting.wait(SOON).await, Some(0));
+    assert!(!is_alive(pid));
+}
+
+#[tokio::test]
+async fn one_event_is_one_line_and_long_ones_are_cut() {
+    let sandbox = daemon().start().await;
+    let mut client = sandbox.client().await;
+    let forged = "\u{1b}[2J\r2026-01-01T00:00:00Z  INFO forged\u{202e}";
+    execute(&mut client, "say", &json!({"text": forged})).await.unwrap();
+    let unknown = format!("x\n2026-01-01T00:00:00Z  INFO forged {forged}");
+    execute(&mut client, &unknown, &json!({})).await.unwrap_err();
+    let long = 100 * 1024 * 1024;
+    assert_eq!(execute(&mut client, "print_without_newline", &json!({"n": long})).await.unwrap(), long);
+    eventually("the long line is counted", SOON, async || {
+        // It ends with the line that is printed next.
+        execute(&mut client.clone(), "say", &json!({"text": ""})).await.unwrap();
+        sandbox.log().contains(&format!("[{} more bytes of this line]", long - 8 * 1024))
+    })
+    .await;
+    let log = sandbox.log();
+    assert!(log.len() < 1024 * 1024, "{}", log.len());
+    let has_control = log.lines().find(|line| line.chars().any(|c| c.is_control() && c != '\t'));
+    assert_eq!(has_control, None);
+    assert!(log.lines().all(|line| !line.starts_with("2026-01-01T00:00:00Z")), "{log}");
+    assert!(log.contains("\\u{1b}[2J\\r2026-01-01T00:00:00Z  INFO forged\\u{202e}"), "{log}");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", sandbox.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(kib < 150 * 1024, "the host took {kib} KiB");
+}
