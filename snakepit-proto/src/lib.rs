@@ -5,10 +5,14 @@
 //! `snakepit-worker` and `snakepit-server` convert at the edges.
 #![warn(missing_docs)]
 
+pub mod address;
 pub mod flow;
 pub mod headers;
+#[cfg(feature = "client")]
+pub mod identify;
 pub mod launch;
 pub mod mux;
+pub mod proxy;
 pub mod status;
 pub mod value;
 

@@ -33,6 +33,11 @@ pub const REQUEST_TOO_LARGE: &str = "REQUEST_TOO_LARGE";
 pub const STOPPING: &str = "STOPPING";
 /// The `reason` when the worker was lost; its last words ride along as a [`ToolFailure`].
 pub const WORKER_LOST: &str = "WORKER_LOST";
+/// The `reason` when something between client and host answered instead of the host; made by the client.
+pub const PROXY: &str = "PROXY";
+/// The metadata entry that says whether a call, or a write, may have been done: `true` or `false`. Only what was not delivered
+/// is safe to repeat.
+pub const DELIVERED: &str = "delivered";
 /// The `reason` of a bug, here or in the worker.
 pub const INTERNAL: &str = "INTERNAL";
 
@@ -118,6 +123,18 @@ pub fn request_too_large(size: usize, limit: usize) -> String {
     format!("the message has {size} bytes, the limit is {limit}; send less at once, or the path of a file")
 }
 
+/// A status with a reason and what belongs to it. It is within the [budget](fit).
+#[must_use]
+pub fn refuse_with<'a>(
+    code: Code,
+    reason: &str,
+    message: impl Into<String>,
+    metadata: impl IntoIterator<Item = (&'a str, String)>,
+) -> Status {
+    let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    build_with(code, message.into(), reason, metadata, None)
+}
+
 /// A status that says which field of a request, or argument of a call, is wrong. It is within the [budget](fit).
 #[must_use]
 pub fn refuse_field(message: impl Into<String>, field: &str, description: &str) -> Status {
@@ -138,9 +155,26 @@ pub fn attach(code: Code, reason: &str, message: impl Into<String>, failure: &To
     build(code, message.into(), reason, Some(any(FAILURE_URL, failure.encode_to_vec())))
 }
 
+/// The status of a call whose worker was lost, with its last words. `delivered`: the worker may have begun the call.
+#[must_use]
+pub fn worker_lost(message: impl Into<String>, delivered: bool, last_words: &ToolFailure) -> Status {
+    let metadata = BTreeMap::from([(DELIVERED.to_owned(), delivered.to_string())]);
+    let last_words = any(FAILURE_URL, last_words.encode_to_vec());
+    build_with(Code::Unavailable, message.into(), WORKER_LOST, metadata, Some(last_words))
+}
+
 fn build(code: Code, message: String, reason: &str, further: Option<Any>) -> Status {
-    let info =
-        ErrorInfo { reason: reason.to_owned(), domain: ERROR_DOMAIN.to_owned(), metadata: BTreeMap::new() };
+    build_with(code, message, reason, BTreeMap::new(), further)
+}
+
+fn build_with(
+    code: Code,
+    message: String,
+    reason: &str,
+    metadata: BTreeMap<String, String>,
+    further: Option<Any>,
+) -> Status {
+    let info = ErrorInfo { reason: reason.to_owned(), domain: ERROR_DOMAIN.to_owned(), metadata };
     let details = std::iter::once(any(ERROR_INFO_URL, info.encode_to_vec())).chain(further).collect();
     let details = RpcStatus { code: code.into(), message: message.clone(), details };
     fit(Status::with_details(code, message, Bytes::from(details.encode_to_vec())))

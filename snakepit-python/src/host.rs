@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, error::Error, future::Future, time::Duration};
 use hyper_util::rt::TokioIo;
 use pyo3::{PyErr, exceptions::PyRuntimeError, import_exception};
 use snakepit_proto::{
-    MAX_MESSAGE_BYTES, Message, headers, launch, pb,
+    MAX_MESSAGE_BYTES, Message,
+    address::{Address, AddressError},
+    headers, launch, pb,
     pb::bridge_service_client::BridgeServiceClient,
     status::{Details, check_request_size, details_of},
 };
@@ -198,9 +200,10 @@ pub(crate) async fn connect(
         // tonic's own message is just "transport error".
         error.source().map_or_else(|| error.to_string(), ToString::to_string)
     };
-    match address.strip_prefix("unix:") {
-        Some(path) => {
-            let path = path.strip_prefix("//").unwrap_or(path).to_owned();
+    let target: Address = address.parse().map_err(|error: AddressError| error.problem().to_owned())?;
+    match &target {
+        Address::Unix(path) => {
+            let path = path.clone();
             // The URI only fills the `:authority` header; a path in it would be refused by HTTP/2.
             let endpoint = settings(Endpoint::from_static("http://localhost"));
             let connector = service_fn(move |_| {
@@ -209,8 +212,8 @@ pub(crate) async fn connect(
             });
             endpoint.connect_with_connector(connector).await.map_err(|e| text(&e))
         }
-        None => {
-            let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| text(&e))?;
+        Address::Tcp(_) => {
+            let endpoint = Endpoint::from_shared(target.to_string()).map_err(|e| text(&e))?;
             settings(endpoint).connect().await.map_err(|e| text(&e))
         }
     }
@@ -272,6 +275,8 @@ fn exception(message: String, code: Code, reason: &str, metadata: &BTreeMap<Stri
         (Code::InvalidArgument, "INVALID_VALUE") => ValidationError::new_err(message),
         (Code::InvalidArgument, _) => InvalidArgumentError::new_err(message),
         (Code::DeadlineExceeded, _) => DeadlineExceededError::new_err(message),
+        // A write that may have been done comes with a code that no library repeats.
+        (_, "BACKEND_FAILED") => HostUnavailableError::new_err(message),
         (Code::Unavailable, _) | (Code::ResourceExhausted, "OVERLOADED" | "") => {
             HostUnavailableError::new_err(message)
         }

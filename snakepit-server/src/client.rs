@@ -2,14 +2,17 @@
 
 mod remote;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{error::Error as _, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use snakepit_proto::{
     MAX_MESSAGE_BYTES,
+    address::{Address, AddressError},
     flow::{CONNECTION_WINDOW, FRAME, STREAM_WINDOW},
-    pb::bridge_service_client::BridgeServiceClient,
+    identify::identify,
+    pb::{self, bridge_service_client::BridgeServiceClient},
+    proxy,
     status::root_cause,
 };
 use snakepit_session::{NewSession, SessionId};
@@ -36,6 +39,11 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from
 #[derive(Debug, Clone)]
 pub struct Client {
     remote: Arc<Remote>,
+}
+
+/// What answers there instead of a host, else what the transport says.
+async fn instead(address: &Address, problem: String) -> String {
+    identify(address).await.unwrap_or(problem)
 }
 
 impl Client {
@@ -67,9 +75,11 @@ impl Client {
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_frame_size(FRAME)
         };
-        let channel = match address.strip_prefix("unix:") {
-            Some(path) => {
-                let path = PathBuf::from(path);
+        let target: Address =
+            address.parse().map_err(|error: AddressError| failed(error.problem().to_owned()))?;
+        let channel = match &target {
+            Address::Unix(path) => {
+                let path = path.clone();
                 let connector = service_fn(move |_: Uri| {
                     let path = path.clone();
                     async move { UnixStream::connect(path).await.map(TokioIo::new) }
@@ -77,22 +87,38 @@ impl Client {
                 // The host in this URL is only what HTTP/2 shows as authority.
                 settings(Endpoint::from_static("http://localhost")).connect_with_connector(connector).await
             }
-            None if address.contains("://") && !address.starts_with("http://") => {
-                return Err(failed("it looks like neither host:port nor unix:/path".to_owned()));
-            }
-            None => {
-                let target = address.strip_prefix("http://").unwrap_or(address);
+            Address::Tcp(_) => {
                 let endpoint =
-                    Endpoint::from_shared(format!("http://{target}")).map_err(|e| failed(e.to_string()))?;
+                    Endpoint::from_shared(target.to_string()).map_err(|e| failed(e.to_string()))?;
                 settings(endpoint).connect().await
             }
         };
-        let channel = channel.map_err(|e| failed(root_cause(&e).to_string()))?;
+        let channel = match channel {
+            Ok(channel) => channel,
+            Err(error) => {
+                // A `String`, because the error behind it must not be held while something is awaited.
+                let problem = root_cause(&error).to_string();
+                return Err(failed(instead(&target, problem).await));
+            }
+        };
         let client = BridgeServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let remote = Remote::open(client).await.map_err(|status| failed(status.message().to_owned()))?;
-        Ok(Self { remote: Arc::new(remote) })
+        // A stream seems to open at a proxy that answers by itself, so a plain request comes first.
+        let opened = async {
+            client.clone().ping(pb::PingRequest { message: "client".to_owned() }).await?;
+            Remote::open(client).await
+        };
+        match opened.await {
+            Ok(remote) => Ok(Self { remote: Arc::new(remote) }),
+            Err(status) => {
+                let broken = status.source().map(|cause| root_cause(cause).to_string());
+                Err(failed(match broken {
+                    Some(problem) => instead(&target, problem).await,
+                    None => proxy::clarify(status).message().to_owned(),
+                }))
+            }
+        }
     }
 
     /// Calls a tool and returns its value.

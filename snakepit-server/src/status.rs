@@ -9,7 +9,7 @@
 //! | queue full | `RESOURCE_EXHAUSTED`, with a retry delay | `OVERLOADED` |
 //! | deadline | `DEADLINE_EXCEEDED` | `DEADLINE_EXCEEDED` |
 //! | cancelled | `CANCELLED` | `CANCELLED` |
-//! | worker lost | `UNAVAILABLE`, with its last output lines in a `ToolFailure` | `WORKER_LOST` |
+//! | worker lost | `UNAVAILABLE`, with whether it may have run, and its last output lines in a `ToolFailure` | `WORKER_LOST` |
 //! | connection to another host lost | `UNAVAILABLE` | `CONNECTION_LOST` |
 //! | no worker | `UNAVAILABLE`, with a retry delay | `NO_WORKER` |
 //! | refused or cut off because the host shuts down | `UNAVAILABLE`, with whether it may have run | `SHUTTING_DOWN` |
@@ -26,7 +26,8 @@
 //! | a request's message or headers above their limit | `RESOURCE_EXHAUSTED` | `REQUEST_TOO_LARGE` |
 //! | a request's message does not arrive in time, or breaks off | `DEADLINE_EXCEEDED`, `CANCELLED` | `REQUEST_INCOMPLETE` |
 //! | odd names, types, sizes, metadata, page tokens | `INVALID_ARGUMENT`, with a field violation | `INVALID_ARGUMENT` |
-//! | session backend failed; a write may have been done all the same | `UNAVAILABLE` | `BACKEND_FAILED` |
+//! | session backend failed while reading, or opening a session | `UNAVAILABLE` | `BACKEND_FAILED` |
+//! | session backend failed while writing | `INTERNAL`, with that it may be done: gRPC libraries repeat `UNAVAILABLE` unasked | `BACKEND_FAILED` |
 //! | RegisterTools by a process that is no worker of the host; an RPC for clients on a worker's listener | `PERMISSION_DENIED` | `RESERVED` |
 //! | `snakepit_bridge` of a version that does not fit the host | `FAILED_PRECONDITION` | `INCOMPATIBLE_VERSION` |
 //! | anything else | `INTERNAL` | `INTERNAL` |
@@ -39,7 +40,7 @@ use std::{collections::HashMap, time::Duration};
 
 use snakepit_proto::{
     pb,
-    status::{ERROR_DOMAIN, WORKER_LOST, attach, attach_failure, brief, fit, request_too_large},
+    status::{DELIVERED, ERROR_DOMAIN, attach_failure, brief, fit, request_too_large, worker_lost},
 };
 use snakepit_registry::ToolError;
 use snakepit_session::SessionError;
@@ -92,10 +93,10 @@ pub fn from_tool_error(error: ToolError) -> Status {
             with_details(Code::DeadlineExceeded, message, details)
         }
         ToolError::Cancelled { .. } => status(Code::Cancelled, "CANCELLED", message),
-        ToolError::WorkerLost { worker, reason, output_lines, .. } => {
+        ToolError::WorkerLost { worker, reason, delivered, output_lines } => {
             let last_words =
                 pb::ToolFailure { message: reason, worker_id: worker, output_lines, ..Default::default() };
-            attach(Code::Unavailable, WORKER_LOST, message, &last_words)
+            worker_lost(message, delivered, &last_words)
         }
         ToolError::ConnectionLost { peer, problem } => {
             let entries = [("peer", brief(&peer)), ("problem", brief(&problem))];
@@ -107,7 +108,7 @@ pub fn from_tool_error(error: ToolError) -> Status {
             with_details(Code::Unavailable, message, details)
         }
         ToolError::ShuttingDown { delivered } => {
-            let details = details_with(SHUTTING_DOWN, [("delivered", delivered.to_string())]);
+            let details = details_with(SHUTTING_DOWN, [(DELIVERED, delivered.to_string())]);
             with_details(Code::Unavailable, message, details)
         }
         ToolError::Session(error) => from_session_error(&error),
@@ -118,6 +119,17 @@ pub fn from_tool_error(error: ToolError) -> Status {
 /// Maps a session error to a gRPC status with details.
 #[must_use]
 pub fn from_session_error(error: &SessionError) -> Status {
+    session_status(error, false)
+}
+
+/// Maps the error of a write that must not be repeated blindly. When the backend failed, the write may have been done, so the
+/// code is none that gRPC libraries repeat on their own.
+#[must_use]
+pub fn from_write_error(error: &SessionError) -> Status {
+    session_status(error, matches!(error, SessionError::Backend { .. }))
+}
+
+fn session_status(error: &SessionError, may_be_done: bool) -> Status {
     let (code, reason) = match error {
         SessionError::NotFound { .. } => (Code::NotFound, "SESSION_NOT_FOUND"),
         SessionError::ProgramNotFound { .. } | SessionError::GlobalProgramNotFound { .. } => {
@@ -147,10 +159,15 @@ pub fn from_session_error(error: &SessionError) -> Status {
         | SessionError::WrittenTwice { .. }
         | SessionError::BatchRefused { .. }
         | SessionError::InvalidPageToken => (Code::InvalidArgument, "INVALID_ARGUMENT"),
+        SessionError::Backend { .. } if may_be_done => (Code::Internal, "BACKEND_FAILED"),
         SessionError::Backend { .. } => (Code::Unavailable, "BACKEND_FAILED"),
         _ => (Code::Internal, "INTERNAL"),
     };
-    let mut details = details_with(reason, entries_of(error));
+    let mut entries = entries_of(error);
+    if may_be_done {
+        entries.push((DELIVERED, true.to_string()));
+    }
+    let mut details = details_with(reason, entries);
     if let Some(field) = field_of(error) {
         details.add_bad_request_violation(field, brief(&error.to_string()));
     }
@@ -398,6 +415,19 @@ mod tests {
     }
 
     #[test]
+    fn a_write_that_may_be_done_is_not_repeated_by_grpc_libraries() {
+        let failed = SessionError::Backend { problem: "timed out".into() };
+        let (read, written) = (from_session_error(&failed), from_write_error(&failed));
+        assert_eq!((read.code(), written.code()), (Code::Unavailable, Code::Internal));
+        let info = |status: &Status| status.get_error_details().error_info().cloned().unwrap();
+        assert_eq!(info(&written).reason, info(&read).reason);
+        assert_eq!(info(&written).metadata[DELIVERED], "true");
+        // What was refused was not done.
+        let full = SessionError::BackendFull { size: 10, limit: 9 };
+        assert_eq!(from_write_error(&full).code(), from_session_error(&full).code());
+    }
+
+    #[test]
     fn a_lost_worker_leaves_its_last_words_in_the_details() {
         let lost = ToolError::WorkerLost {
             worker: "default-1-1".into(),
@@ -478,6 +508,12 @@ mod tests {
         let table: Vec<String> = errors
             .into_iter()
             .map(from_tool_error)
+            .chain([
+                from_write_error(&SessionError::Backend { problem: "disk full".into() }),
+                reserved_for_workers(),
+                reserved_for_clients("ListTools"),
+                incompatible_worker("another version"),
+            ])
             .map(|status| {
                 let details = status.get_error_details();
                 let reason = details.error_info().map_or("-", |info| info.reason.as_str()).to_owned();

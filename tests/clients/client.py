@@ -13,7 +13,9 @@ def value(kind, value):
     return Any(type_url=f"type.googleapis.com/snakepit.{kind}", value=json.dumps(value).encode())
 
 
-bridge = rpc.BridgeServiceStub(grpc.insecure_channel(sys.argv[1]))
+# The authority matters to `unix:` addresses, of which gRPC would make one that HTTP/2 servers refuse.
+channel = grpc.insecure_channel(sys.argv[1], options=[("grpc.default_authority", "localhost")])
+bridge = rpc.BridgeServiceStub(channel)
 bridge.InitializeSession(pb.InitializeSessionRequest(session_id="alice"))
 numbers = {"a": value("integer", 1), "b": value("float", 2.5)}
 request = pb.ExecuteToolRequest(session_id="alice", tool_name="add", parameters=numbers)

@@ -4,11 +4,13 @@
 //! `tests/workers/`. Nothing here waits by sleeping for a guess: [`eventually`] polls a condition up to a bound.
 
 mod processes;
+mod proxy;
 mod redis;
 mod sandbox;
 mod wire;
 
 pub use processes::{Signal, eventually, is_alive, processes_with, signal};
+pub use proxy::Proxy;
 pub use redis::Redis;
 pub use sandbox::{
     Sandbox, SandboxBuilder, StartFailure, Starting, daemon_binary, plain_calls, python, root,

@@ -168,6 +168,13 @@ impl Sandbox {
         self.workers().await.into_iter().map(|worker| worker.pid).filter(|pid| *pid != 0).collect()
     }
 
+    /// Runs the command line against any server.
+    pub async fn cli_at(server: &str, args: &[&str]) -> Output {
+        let mut command = Command::new(daemon_binary());
+        command.args(args).env("SNAKEPIT_SERVER", server).stdin(Stdio::null()).kill_on_drop(true);
+        timeout(START_WITHIN, command.output()).await.expect("the command did not end").unwrap()
+    }
+
     /// Runs the command line against it.
     pub async fn cli(&self, args: &[&str]) -> Output {
         self.cli_into(Stdio::piped(), args).await

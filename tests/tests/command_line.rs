@@ -61,7 +61,7 @@ async fn every_mistake_of_a_caller_gets_one_clear_line_and_the_server_goes_on() 
         (&["call", "add", "--server", "http://127.0.0.1:1"], 4, &["cannot reach", "snakepit serve"]),
         (&["call", "add", "--server", "127.0.0.1:1"], 4, &["cannot reach", "http://127.0.0.1:1"]),
         (&["call", "add", "--server", "https://127.0.0.1:1"], 2, &["no TLS", "http://"]),
-        (&["call", "add", "--server", "localhost"], 2, &["localhost:50051"]),
+        (&["call", "add", "--server", "localhost"], 2, &["no port", "localhost:50051"]),
         (&["call", "add", "--timeout", "0.7"], 2, &["0.7s"]),
         (&["call", "xyzzy"], 3, &["`xyzzy` not found", "see `snakepit tools`"]),
         (&["call", "count", "--args", r#"{"n": 3}"#], 3, &["`snakepit stream count`"]),

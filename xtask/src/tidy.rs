@@ -10,7 +10,7 @@ use crate::shell::{output, program, root};
 const MAX_LINES: usize = 500;
 
 /// Code on pages, with the file that it is taken from: which block of which language, counted from 0.
-const EXAMPLES: [(&str, &str, usize, &str); 11] = [
+const EXAMPLES: [(&str, &str, usize, &str); 13] = [
     ("README.md", "rust", 0, "snakepit-server/examples/embed.rs"),
     ("docs/sessions.md", "rust", 0, "snakepit-server/examples/state.rs"),
     ("README.md", "python", 0, "tests/adapters/shop.py"),
@@ -18,6 +18,8 @@ const EXAMPLES: [(&str, &str, usize, &str); 11] = [
     ("docs/clients.md", "python", 0, "tests/clients/package_client.py"),
     ("docs/clients.md", "python", 1, "tests/clients/client.py"),
     ("docs/clients.md", "python", 2, "tests/clients/state.py"),
+    ("docs/proxies.md", "nginx", 0, "tests/proxies/nginx.conf"),
+    ("docs/proxies.md", "haproxy", 0, "tests/proxies/haproxy.cfg"),
     ("docs/python.md", "python", 0, "tests/adapters/tuning.py"),
     ("docs/python.md", "python", 1, "snakepit-python/tests/test_guide.py"),
     ("snakepit-python/README.md", "python", 0, "tests/adapters/shop.py"),

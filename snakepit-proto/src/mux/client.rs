@@ -19,6 +19,7 @@ use crate::{
         CallBatch, CallChunk, CallCredit, CallOpened, CallReply, CallStart, ReplyBatch,
         bridge_service_client::BridgeServiceClient,
     },
+    proxy,
     status::{INVALID_ARGUMENT, refuse},
 };
 
@@ -149,9 +150,11 @@ impl Multiplexer {
     {
         let shared = Arc::new(Shared(Mutex::default()));
         let outgoing = Outgoing(Arc::clone(&shared));
-        let replies = client.multiplex(Request::new(outgoing)).await?.into_inner();
+        let response = client.multiplex(Request::new(outgoing)).await.map_err(proxy::clarify)?;
+        let proxy = proxy::server(response.metadata());
+        let replies = response.into_inner();
         let multiplexer = Self { owner: Arc::new(Owner(Arc::clone(&shared))) };
-        Ok((multiplexer, Incoming { shared, replies }))
+        Ok((multiplexer, Incoming { shared, replies, proxy }))
     }
 
     /// Starts a call; its `id` is set here. `tag` names it for [`ended`](Self::ended).
@@ -513,6 +516,8 @@ impl Stream for Outgoing {
 pub struct Incoming {
     shared: Arc<Shared>,
     replies: Streaming<ReplyBatch>,
+    /// The proxy in between, if it named itself.
+    proxy: Option<String>,
 }
 
 impl Future for Incoming {
@@ -527,7 +532,7 @@ impl Future for Incoming {
                     this.shared.update(|state, wakers| state.deliver(batch, wakers));
                     continue;
                 }
-                Poll::Ready(Some(Err(status))) => status,
+                Poll::Ready(Some(Err(status))) => proxy::cut(status, this.proxy.as_deref()),
                 Poll::Ready(None) => Status::unavailable("the other side closed the stream"),
             };
             this.shared.update(|state, wakers| state.fail(&status, wakers));

@@ -10,7 +10,7 @@ use super::{
     bridge::Bridge,
     request::{session_id, ttl},
 };
-use crate::status::{from_session_error, invalid_field};
+use crate::status::{from_session_error, from_write_error, invalid_field};
 
 /// What a program is when its owner does not say.
 const OPAQUE: &str = "application/octet-stream";
@@ -26,7 +26,8 @@ impl Bridge {
         let content_type = if content_type.is_empty() { OPAQUE.to_owned() } else { content_type };
         let ttl = ttl("program.ttl_seconds", ttl_seconds)?;
         let program = Program { metadata, ttl, ..Program::new(data, content_type) };
-        let created = self.host().sessions.put_program(&owner, &name, program).await.map_err(refused)?;
+        let created =
+            self.host().sessions.put_program(&owner, &name, program).await.map_err(write_refused)?;
         Ok(pb::PutProgramResponse { created: created == Created::New })
     }
 
@@ -62,7 +63,7 @@ impl Bridge {
     pub(super) async fn remove_program(&self, request: &pb::DeleteProgramRequest) -> Result<(), Status> {
         let owner = owner(&request.session_id, request.global)?;
         let name = program_name(&request.name)?;
-        self.host().sessions.delete_program(&owner, &name).await.map_err(refused)
+        self.host().sessions.delete_program(&owner, &name).await.map_err(write_refused)
     }
 }
 
@@ -101,6 +102,11 @@ fn program_name(name: &str) -> Result<ProgramName, Status> {
 #[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
 fn refused(error: SessionError) -> Status {
     from_session_error(&error)
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
+fn write_refused(error: SessionError) -> Status {
+    from_write_error(&error)
 }
 
 fn size(bytes: usize) -> i64 {

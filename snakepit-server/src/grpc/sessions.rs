@@ -14,7 +14,7 @@ use super::{
     bridge::Bridge,
     request::{session_id, ttl},
 };
-use crate::status::from_session_error;
+use crate::status::{from_session_error, from_write_error};
 
 impl Bridge {
     pub(super) fn pong(request: &pb::PingRequest) -> pb::PingResponse {
@@ -47,7 +47,7 @@ impl Bridge {
         request: &pb::CleanupSessionRequest,
     ) -> Result<pb::CleanupSessionResponse, Status> {
         let id = session_id(&request.session_id)?;
-        let session = self.host().sessions.delete(&id).await.map_err(|e| from_session_error(&e))?;
+        let session = self.host().sessions.delete(&id).await.map_err(|e| from_write_error(&e))?;
         Ok(pb::CleanupSessionResponse {
             success: true,
             resources_cleaned: count(session.program_count + session.variable_count),

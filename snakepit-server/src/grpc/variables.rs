@@ -22,7 +22,7 @@ use super::{
     request::{deadline, session_id},
     until_stop::UntilStop,
 };
-use crate::status::{from_session_error, invalid_field, too_much};
+use crate::status::{from_session_error, from_write_error, invalid_field, too_much};
 
 /// The longest pattern of a listing, in bytes: it is matched with the name of every variable.
 const MAX_PATTERN_BYTES: usize = 1024;
@@ -50,7 +50,8 @@ impl Bridge {
         let ty = variable_type(kind, constraints_json).await.map_err(refused)?;
         let value = value("initial_value", initial_value, initial_binary_value)?;
         let new = NewVariable { ty, value, note: Note::from_metadata(metadata) };
-        let variable = self.host().sessions.register_variable(&id, &name, new).await.map_err(refused)?;
+        let variable =
+            self.host().sessions.register_variable(&id, &name, new).await.map_err(write_refused)?;
         Ok(pb::RegisterVariableResponse {
             success: true,
             variable_id: variable.id.to_string(),
@@ -90,7 +91,7 @@ impl Bridge {
             note: Note::from_metadata(metadata),
             expected_version: (check_version || expected != 0).then_some(expected),
         };
-        let written = self.host().sessions.set_variable(&id, update).await.map_err(refused)?;
+        let written = self.host().sessions.set_variable(&id, update).await.map_err(write_refused)?;
         Ok(pb::SetVariableResponse {
             success: true,
             error_message: String::new(),
@@ -183,17 +184,17 @@ impl Bridge {
                     match outcome {
                         Ok(version) => drop(response.new_versions.insert(name, version_to_wire(version))),
                         Err(error) => {
-                            refuse_one(&mut response, name, error.to_string(), &from_session_error(&error));
+                            refuse_one(&mut response, name, error.to_string(), &from_write_error(&error));
                         }
                     }
                 }
             }
             Err(SessionError::BatchRefused { errors }) => {
                 for (name, error) in errors {
-                    refuse_one(&mut response, name, error.to_string(), &from_session_error(&error));
+                    refuse_one(&mut response, name, error.to_string(), &from_write_error(&error));
                 }
             }
-            Err(error) => return Err(refused(error)),
+            Err(error) => return Err(write_refused(error)),
         }
         response.success = response.errors.is_empty();
         Ok(response)
@@ -220,7 +221,7 @@ impl Bridge {
     ) -> Result<pb::DeleteVariableResponse, Status> {
         let id = session_id(&request.session_id)?;
         let identifier = identifier(&request.variable_identifier)?;
-        self.host().sessions.delete_variable(&id, identifier).await.map_err(refused)?;
+        self.host().sessions.delete_variable(&id, identifier).await.map_err(write_refused)?;
         Ok(pb::DeleteVariableResponse { success: true, error_message: String::new() })
     }
 
@@ -272,7 +273,7 @@ impl Bridge {
         let variable = self.host().sessions.rollback_variable(&id, identifier, target, note).await;
         Ok(pb::RollbackVariableResponse {
             success: true,
-            variable: Some(variable_to_wire(variable.map_err(refused)?)),
+            variable: Some(variable_to_wire(variable.map_err(write_refused)?)),
             error_message: String::new(),
         })
     }
@@ -324,6 +325,11 @@ fn version_to_wire(version: u32) -> i32 {
 #[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
 fn refused(error: SessionError) -> Status {
     from_session_error(&error)
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
+fn write_refused(error: SessionError) -> Status {
+    from_write_error(&error)
 }
 
 /// Tells why one write of a batch was refused, as the status of that write alone would. The first reason stays.

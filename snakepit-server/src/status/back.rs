@@ -2,7 +2,10 @@
 
 use std::{error::Error as _, time::Duration};
 
-use snakepit_proto::status::{Details, caused_by, details_of, root_cause};
+use snakepit_proto::{
+    proxy,
+    status::{DELIVERED, Details, PROXY, caused_by, details_of, root_cause},
+};
 use snakepit_registry::{CallStage, ToolError, ToolFailure};
 use snakepit_session::{SessionError, SessionId};
 use snakepit_worker::wire::failure_from_wire;
@@ -32,6 +35,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
         }
         return ToolError::ConnectionLost { peer: HOST.to_owned(), problem };
     }
+    let status = &proxy::clarify(status.clone());
     let details = status.get_error_details();
     let info = details.error_info();
     let entry = |key: &str| info.and_then(|info| info.metadata.get(key)).cloned();
@@ -80,9 +84,16 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
         ("WORKER_LOST", Some(lost), _) => ToolError::WorkerLost {
             worker: lost.worker_id,
             reason: lost.message,
-            delivered: true,
+            // A host that does not say so may have run it.
+            delivered: entry(DELIVERED).is_none_or(|flag| flag != "false"),
             output_lines: lost.output_lines,
         },
+        (PROXY, ..) if entry(DELIVERED).is_some_and(|flag| flag == "false") => {
+            ToolError::Unavailable { reason: status.message().to_owned(), retry_after: None }
+        }
+        (PROXY, ..) => {
+            ToolError::ConnectionLost { peer: HOST.to_owned(), problem: status.message().to_owned() }
+        }
         ("CONNECTION_LOST", ..) => ToolError::ConnectionLost {
             peer: entry("peer").unwrap_or_default(),
             problem: entry("problem").unwrap_or_default(),
@@ -91,7 +102,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             ToolError::Unavailable { reason: after("no worker is available: "), retry_after }
         }
         (SHUTTING_DOWN, ..) => {
-            ToolError::ShuttingDown { delivered: entry("delivered").is_some_and(|flag| flag == "true") }
+            ToolError::ShuttingDown { delivered: entry(DELIVERED).is_some_and(|flag| flag == "true") }
         }
         ("INTERNAL", ..) => ToolError::Internal { problem: after("internal error: ") },
         _ => ToolError::Internal {
@@ -178,7 +189,7 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::status::{from_session_error, from_tool_error};
+    use crate::status::{from_session_error, from_tool_error, from_write_error};
 
     #[test]
     fn what_went_over_the_wire_comes_back_as_it_was() {
@@ -205,6 +216,12 @@ mod tests {
                 worker: "default-1-1".into(),
                 reason: "it exited with code 1".into(),
                 delivered: true,
+                output_lines: vec!["oops".into()],
+            },
+            ToolError::WorkerLost {
+                worker: "default-1-1".into(),
+                reason: "it exited with code 1".into(),
+                delivered: false,
                 output_lines: vec!["oops".into()],
             },
             ToolError::ConnectionLost { peer: "the host".into(), problem: "broken pipe".into() },
@@ -247,8 +264,10 @@ mod tests {
             SessionError::BackendFull { size: 10, limit: 9 },
             SessionError::Backend { problem: "disk full".into() },
         ] {
-            let back = to_tool_error("SetVariable", &from_session_error(&error));
-            assert!(matches!(&back, ToolError::Session(back) if *back == error), "{error:?}: {back:?}");
+            for status in [from_session_error(&error), from_write_error(&error)] {
+                let back = to_tool_error("SetVariable", &status);
+                assert!(matches!(&back, ToolError::Session(back) if *back == error), "{error:?}: {back:?}");
+            }
         }
     }
 

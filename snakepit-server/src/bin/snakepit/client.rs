@@ -2,54 +2,100 @@
 
 use std::{error::Error, time::Duration};
 
+use hyper_util::rt::TokioIo;
 use snakepit_proto::{
     MAX_MESSAGE_BYTES,
-    pb::bridge_service_client::BridgeServiceClient,
-    status::{caused_by, failure_of, root_cause},
+    address::{Address, AddressError},
+    identify::identify,
+    pb::{self, bridge_service_client::BridgeServiceClient},
+    proxy,
+    status::{PROXY, caused_by, failure_of, root_cause},
 };
+use tokio::net::UnixStream;
 use tonic::{
     Code, Status,
-    transport::{Channel, Endpoint},
+    transport::{Channel, Endpoint, Uri},
 };
 use tonic_types::StatusExt;
+use tower::service_fn;
 
 use crate::{Failure, exit};
 
+/// How long connecting may take, and then the first answer.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Server {
-    /// The server to talk to; `http://` may be left out.
+    /// The server to talk to: http://HOST:PORT, of which `http://` may be left out, or unix:PATH.
     #[arg(
         long,
         value_name = "URL",
-        value_parser = server_url,
+        value_parser = server_address,
         default_value = "http://127.0.0.1:50051",
         env = "SNAKEPIT_SERVER",
         hide_env_values = true
     )]
-    server: String,
+    server: Address,
 }
 
 impl Server {
+    /// Connects, and makes sure that a host answers.
     pub(crate) async fn connect(&self) -> Result<BridgeServiceClient<Channel>, Failure> {
         let address = &self.server;
-        let endpoint = Endpoint::from_shared(address.clone())
-            .map_err(|_| Failure::new(exit::USAGE, format!("`{address}` is no URL")))?;
-        let channel = endpoint
-            .connect_timeout(Duration::from_secs(5))
-            .tcp_nodelay(true)
-            // A server that vanished without a word is noticed, also by a call without a timeout.
-            .http2_keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_timeout(Duration::from_secs(10))
-            .connect().await.map_err(|e| {
-            let reason = root_cause(&e);
-            Failure::new(
-                exit::UNREACHABLE,
-                format!("cannot reach a server at {address}: {reason}; start one with `snakepit serve`, or pass --server"),
-            )
-        })?;
-        Ok(BridgeServiceClient::new(channel)
+        let settings = |endpoint: Endpoint| {
+            endpoint
+                .connect_timeout(CONNECT_WITHIN)
+                .tcp_nodelay(true)
+                // A server that vanished without a word is noticed, also by a call without a timeout.
+                .http2_keep_alive_interval(Duration::from_secs(30))
+                .keep_alive_timeout(Duration::from_secs(10))
+        };
+        let channel = match address {
+            Address::Tcp(_) => match Endpoint::from_shared(address.to_string()) {
+                Ok(endpoint) => settings(endpoint).connect().await,
+                Err(_) => return Err(Failure::new(exit::USAGE, format!("`{address}` is no URL"))),
+            },
+            Address::Unix(path) => {
+                let path = path.clone();
+                let connector = service_fn(move |_: Uri| {
+                    let path = path.clone();
+                    async move { UnixStream::connect(path).await.map(TokioIo::new) }
+                });
+                // The host in this URL is only what HTTP/2 shows as authority.
+                settings(Endpoint::from_static("http://localhost")).connect_with_connector(connector).await
+            }
+        };
+        let channel = match channel {
+            Ok(channel) => channel,
+            Err(error) => return Err(self.unreachable(&root_cause(&error).to_string()).await),
+        };
+        let mut client = BridgeServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let ping = pb::PingRequest { message: "cli".to_owned() };
+        match tokio::time::timeout(ANSWER_WITHIN, client.ping(ping)).await {
+            Ok(Ok(_)) => Ok(client),
+            Ok(Err(status)) => match (status.source(), proxy::clarify(status.clone())) {
+                (Some(cause), _) => Err(self.unreachable(&root_cause(cause).to_string()).await),
+                (None, status) => Err(self.failure(status.message()).code(code_of(&status))),
+            },
+            Err(_) => Err(self.unreachable(&format!("it did not answer within {ANSWER_WITHIN:?}")).await),
+        }
+    }
+
+    /// Why there is no connection: what answers there instead of a host, else what the transport says.
+    async fn unreachable(&self, problem: &str) -> Failure {
+        let instead = identify(&self.server).await;
+        self.failure(instead.as_deref().unwrap_or(problem))
+    }
+
+    fn failure(&self, problem: &str) -> Failure {
+        let address = &self.server;
+        let message = format!(
+            "cannot reach a server at {address}: {problem}; start one with `snakepit serve`, or pass --server"
+        );
+        Failure::new(exit::UNREACHABLE, message)
     }
 }
 
@@ -93,12 +139,22 @@ pub(crate) fn refused(status: Status) -> Failure {
     if let Some(failure) = failure_of(&status) {
         return Failure::new(exit::TOOL_FAILED, status.message()).traceback(failure.traceback);
     }
+    let status = proxy::clarify(status);
     let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
+    if reason.as_deref() == Some(PROXY) {
+        return Failure::new(exit::UNREACHABLE, status.message()).code(PROXY);
+    }
     let mut message = format!("{} ({:?})", status.message(), status.code());
     if reason.as_deref() == Some("TOOL_NOT_FOUND") && !message.contains("did you mean") {
         message.push_str("; see `snakepit tools`");
     }
-    Failure::new(exit::REFUSED, message).code(reason.unwrap_or_else(|| code_name(status.code())))
+    Failure::new(exit::REFUSED, message).code(code_of(&status))
+}
+
+/// What kind of failure a status is: its reason, else its code.
+fn code_of(status: &Status) -> String {
+    let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
+    reason.unwrap_or_else(|| code_name(status.code()))
 }
 
 /// The canonical name of a code: `NOT_FOUND`.
@@ -113,38 +169,19 @@ fn code_name(code: Code) -> String {
     name
 }
 
-/// Checks the form of a server's address; `http://` may be left out.
-fn server_url(value: &str) -> Result<String, String> {
-    const FORM: &str = "it looks like http://127.0.0.1:50051 or localhost:50051";
-    let url = match value.split_once("://") {
-        Some(("http", _)) => value.to_owned(),
-        Some(("https", _)) => {
-            return Err(
-                "servers speak no TLS; use http://, through a tunnel if the network is not trusted".into()
-            );
-        }
-        Some((scheme, _)) => return Err(format!("`{scheme}` is no scheme of a server; {FORM}")),
-        None if crate::serve::host_and_port(value).is_ok() => format!("http://{value}"),
-        None => return Err(FORM.to_owned()),
-    };
-    Endpoint::from_shared(url.clone()).map_err(|_| FORM.to_owned())?;
-    Ok(url)
+/// Reads a server's address, for messages that name the flag and the text already.
+fn server_address(value: &str) -> Result<Address, String> {
+    value.parse().map_err(|error: AddressError| {
+        format!(
+            "{}; it looks like http://127.0.0.1:50051, localhost:50051 or unix:/path/to/socket",
+            error.problem()
+        )
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_server_is_named_with_or_without_its_scheme() {
-        assert_eq!(server_url("http://10.0.0.1:1").as_deref(), Ok("http://10.0.0.1:1"));
-        assert_eq!(server_url("localhost:50051").as_deref(), Ok("http://localhost:50051"));
-        assert_eq!(server_url("[::1]:50051").as_deref(), Ok("http://[::1]:50051"));
-        assert!(server_url("https://localhost:50051").unwrap_err().contains("TLS"));
-        for bad in ["localhost", "", "ftp://localhost:1", "http://", "http://a b:1", "unix:/tmp/s"] {
-            assert!(server_url(bad).unwrap_err().contains("localhost:50051"), "{bad}");
-        }
-    }
 
     #[test]
     fn codes_have_their_canonical_names() {

@@ -8,6 +8,7 @@ use std::{
 
 use bytesize::ByteSize;
 use snakepit_pool::PoolError;
+use snakepit_proto::address;
 use snakepit_server::{Error, Snakepit, raise_descriptor_limit};
 use snakepit_worker::WorkerError;
 use tracing_subscriber::EnvFilter;
@@ -262,13 +263,9 @@ fn log_filter() -> Result<EnvFilter, Failure> {
 
 /// Checks the form of an address; whether its name means something shows when it is resolved.
 pub(crate) fn host_and_port(value: &str) -> Result<String, String> {
-    let form = "it takes the form HOST:PORT, such as 127.0.0.1:50051, localhost:0 or [::1]:50051";
-    let (host, port) = value.rsplit_once(':').ok_or(form)?;
-    let bracketed = host.starts_with('[') && host.ends_with(']');
-    if host.is_empty() || port.parse::<u16>().is_err() || (host.contains(':') && !bracketed) {
-        return Err(form.to_owned());
-    }
-    Ok(value.to_owned())
+    address::host_and_port(value).map_err(|problem| {
+        format!("{problem}; it takes the form HOST:PORT, such as 127.0.0.1:50051, localhost:0 or [::1]:50051")
+    })
 }
 
 /// One line of JSON on stdout, for scripts that wait until the server is ready.

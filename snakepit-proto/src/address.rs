@@ -1,0 +1,246 @@
+//! Addresses of hosts as people write them, and what is wrong with those that cannot be used.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+/// Where a host can be reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// Over TCP: `host:port`, with an IPv6 address in brackets.
+    Tcp(String),
+    /// Over a Unix socket at this path.
+    Unix(PathBuf),
+}
+
+/// Why a text is no address of a host. It reads as a whole sentence.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{}` is no address of a host: {problem}; an address looks like 127.0.0.1:50051, http://localhost:50051 or \
+         unix:/path/to/socket",
+    shown(address)
+)]
+pub struct AddressError {
+    address: String,
+    problem: String,
+}
+
+impl AddressError {
+    /// What is wrong and how to set it right, without the address.
+    #[must_use]
+    pub fn problem(&self) -> &str {
+        &self.problem
+    }
+}
+
+/// The longest part of a bad address that is shown.
+const SHOWN: usize = 100;
+
+/// Without what could be a password.
+fn shown(address: &str) -> String {
+    let address = address.rsplit_once('@').map_or(address, |(_, rest)| rest);
+    let mut shown: String = address.chars().take(SHOWN).flat_map(char::escape_debug).collect();
+    if address.chars().nth(SHOWN).is_some() {
+        shown.push_str("..");
+    }
+    shown
+}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    /// Reads `host:port`, also behind `http://` and before a `/`, or `unix:PATH`, of which `unix:///PATH` is another form. Space
+    /// around it does not count.
+    fn from_str(address: &str) -> Result<Self, AddressError> {
+        read(address.trim()).map_err(|problem| AddressError {
+            address: address.to_owned(),
+            problem: problem.chars().take(2 * SHOWN).collect(),
+        })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(authority) => write!(f, "http://{authority}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+fn read(address: &str) -> Result<Address, String> {
+    if address.is_empty() {
+        return Err("it is empty".to_owned());
+    }
+    if let Some(path) = strip_scheme(address, "unix:") {
+        return unix(path);
+    }
+    let rest = match address.split_once("://") {
+        None if address.starts_with(['/', '.', '~', '@']) => {
+            return Err(format!("a socket is written with `unix:` before its path: unix:{}", shown(address)));
+        }
+        None => address,
+        Some((scheme, rest)) => match scheme.to_ascii_lowercase().as_str() {
+            "http" => rest,
+            "https" | "grpcs" | "tls" | "h2" => {
+                return Err(
+                    "hosts speak no TLS; use http://, through a tunnel or a proxy if the network is not trusted"
+                        .to_owned(),
+                );
+            }
+            _ => {
+                return Err(format!(
+                    "`{scheme}://` is not supported; leave it out: {}",
+                    rest.trim_start_matches('/')
+                ));
+            }
+        },
+    };
+    host_and_port(rest).map(Address::Tcp)
+}
+
+fn strip_scheme<'a>(address: &'a str, scheme: &str) -> Option<&'a str> {
+    let (start, rest) = address.split_at_checked(scheme.len())?;
+    start.eq_ignore_ascii_case(scheme).then_some(rest)
+}
+
+fn unix(path: &str) -> Result<Address, String> {
+    let path = match path.strip_prefix("//") {
+        Some(absolute) if absolute.starts_with('/') => absolute,
+        Some(relative) => {
+            return Err(format!(
+                "after `unix://` comes an absolute path; write unix:///{relative} or unix:{relative}"
+            ));
+        }
+        None => path,
+    };
+    match path {
+        "" => Err("it names no path after `unix:`".to_owned()),
+        path if path.contains('\0') => Err("its path contains a zero byte".to_owned()),
+        path => Ok(Address::Unix(path.into())),
+    }
+}
+
+/// Checks a host with a port, as in `127.0.0.1:50051`, `localhost:0` or `[::1]:50051`, and returns it without a `/` behind it.
+///
+/// # Errors
+/// What is missing, as the end of a sentence.
+pub fn host_and_port(text: &str) -> Result<String, String> {
+    let authority = text.strip_suffix('/').unwrap_or(text);
+    if let Some(odd) = authority.chars().find(|c| c.is_whitespace() || c.is_control() || !c.is_ascii()) {
+        return Err(format!("a host has no {odd:?} in its name"));
+    }
+    if authority.contains('@') {
+        return Err("hosts take no user or password; leave out what is before the `@`".to_owned());
+    }
+    if let Some((authority, _)) = authority.split_once(['/', '?', '#']) {
+        return Err(format!("an address has no path; write {authority}"));
+    }
+    if authority.is_empty() {
+        return Err("it names no host".to_owned());
+    }
+    if authority.parse::<std::net::Ipv6Addr>().is_ok()
+        || authority.matches(':').count() > 1 && !authority.starts_with('[')
+    {
+        return Err("an IPv6 address stands in brackets, with the port behind them: [::1]:50051".to_owned());
+    }
+    let bracketed = authority.strip_prefix('[');
+    let (host, port) = match bracketed {
+        Some(rest) => {
+            let (ip, port) = rest.split_once(']').ok_or("the bracket of its IPv6 address is not closed")?;
+            if ip.parse::<std::net::Ipv6Addr>().is_err() {
+                return Err(format!("`{ip}` is no IPv6 address"));
+            }
+            (format!("[{ip}]"), port.strip_prefix(':'))
+        }
+        None => match authority.split_once(':') {
+            Some((host, port)) => (host.to_owned(), Some(port)),
+            None => (authority.to_owned(), None),
+        },
+    };
+    match port {
+        _ if host.is_empty() => {
+            Err("it names no host before the port; write localhost or an address".to_owned())
+        }
+        None if host.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Err(format!("it names no host before the port; write localhost:{host}"))
+        }
+        None | Some("") => {
+            Err(format!("it names no port; write {host}:50051, or the port that the host listens on"))
+        }
+        Some(port) if port.parse::<u16>().is_err() || port.starts_with('+') => {
+            Err(format!("its port `{port}` is no number from 0 to 65535"))
+        }
+        Some(_) => Ok(authority.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_people_write_is_read() {
+        for (text, address) in [
+            ("127.0.0.1:50051", "http://127.0.0.1:50051"),
+            ("localhost:50051", "http://localhost:50051"),
+            ("0.0.0.0:50051", "http://0.0.0.0:50051"),
+            ("my_host.internal:1", "http://my_host.internal:1"),
+            ("http://10.0.0.1:80", "http://10.0.0.1:80"),
+            ("HTTP://localhost:50051/", "http://localhost:50051"),
+            (" localhost:50051\n", "http://localhost:50051"),
+            ("[::1]:50051", "http://[::1]:50051"),
+            ("unix:/run/s", "unix:/run/s"),
+            ("unix:s", "unix:s"),
+            ("unix:///run/s", "unix:/run/s"),
+            ("UNIX:/run/a b", "unix:/run/a b"),
+        ] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), address);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_what_to_write() {
+        for (text, needles) in [
+            ("", &["empty"][..]),
+            ("localhost", &["no port", "localhost:50051"]),
+            ("localhost:", &["no port"]),
+            ("http://localhost", &["no port", "localhost:50051"]),
+            ("http://", &["no host"]),
+            ("[::1]", &["no port", "[::1]:50051"]),
+            (":50051", &["no host"]),
+            ("50051", &["no host", "localhost:50051"]),
+            ("localhost:http", &["`http`", "65535"]),
+            ("localhost:65536", &["65536"]),
+            ("localhost:-1", &["-1"]),
+            ("localhost:+1", &["+1"]),
+            ("::1", &["brackets"]),
+            ("::1:50051", &["brackets"]),
+            ("fe80::1%eth0:50051", &["brackets"]),
+            ("[::1:50051", &["not closed"]),
+            ("[localhost]:50051", &["no IPv6"]),
+            ("https://localhost:50051", &["no TLS", "http://"]),
+            ("grpcs://localhost:50051", &["no TLS"]),
+            ("grpc://localhost:50051", &["`grpc://`", "leave it out: localhost:50051"]),
+            ("tcp://localhost:50051", &["leave it out"]),
+            ("ftp://localhost", &["leave it out"]),
+            ("dns:///localhost:50051", &["`dns://`"]),
+            ("http://localhost:50051/api", &["no path", "localhost:50051"]),
+            ("localhost:50051?x=1", &["no path"]),
+            ("user:secret@localhost:50051", &["no user"]),
+            ("local host:50051", &["' '"]),
+            ("höst:50051", &["'ö'"]),
+            ("/run/s", &["unix:/run/s"]),
+            ("./s", &["unix:./s"]),
+            ("unix:", &["no path"]),
+            ("unix://run/s", &["unix:///run/s", "unix:run/s"]),
+            ("unix://", &["absolute"]),
+            ("unix:a\0b", &["zero byte"]),
+        ] {
+            let error = text.parse::<Address>().unwrap_err().to_string();
+            for needle in needles.iter().chain(&["unix:/path/to/socket"]) {
+                assert!(error.contains(needle), "{text:?}: no {needle:?} in {error}");
+            }
+            assert!(!error.contains('\0') && !error.contains("secret"), "{error:?}");
+        }
+        assert!("x".repeat(1 << 20).parse::<Address>().unwrap_err().to_string().len() < 600);
+    }
+}

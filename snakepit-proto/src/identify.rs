@@ -1,0 +1,126 @@
+//! What answers at an address where no host does: servers of other protocols. Without this a person reads of frames and flags.
+
+use std::{fmt::Write as _, time::Duration};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
+
+use crate::address::Address;
+
+/// How long a server may take for its first bytes before it counts as silent.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// How much of an unknown protocol is shown.
+const SHOWN: usize = 40;
+/// How a client of HTTP/2 begins: the preface and an empty SETTINGS frame.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// Looks at what answers at an address where no host does. `None`: it cannot be reached, or speaks HTTP/2.
+pub async fn identify(address: &Address) -> Option<String> {
+    let look = async {
+        match address {
+            Address::Tcp(authority) => first_bytes(TcpStream::connect(authority).await.ok()?).await,
+            Address::Unix(path) => first_bytes(UnixStream::connect(path).await.ok()?).await,
+        }
+    };
+    // Twice: connecting may take time as well.
+    timeout(2 * ANSWER_WITHIN, look).await.ok().flatten()
+}
+
+async fn first_bytes(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Option<String> {
+    // A server that has hung up already may have said why.
+    let _ = stream.write_all(PREFACE).await;
+    let mut bytes = [0; 512];
+    match timeout(ANSWER_WITHIN, stream.read(&mut bytes)).await {
+        Err(_) => Some("it accepts connections but says nothing: it is stopped, or waits for another protocol".to_owned()),
+        Ok(Ok(0) | Err(_)) => Some(
+            "it closes connections without a word: it may want TLS, which clients of hosts do not speak, or be a proxy without \
+             a host behind it"
+                .to_owned(),
+        ),
+        Ok(Ok(length)) => meaning(bytes.get(..length)?),
+    }
+}
+
+/// Who begins like this.
+fn meaning(bytes: &[u8]) -> Option<String> {
+    let line = || {
+        let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+        let mut shown = String::new();
+        for byte in line.iter().take(SHOWN) {
+            let _ = write!(shown, "{}", byte.escape_ascii());
+        }
+        shown
+    };
+    let contains = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+    match bytes {
+        // A frame of HTTP/2 on stream 0: SETTINGS or GOAWAY.
+        [_, _, _, 4 | 7, _, 0, 0, 0, 0, ..] => None,
+        [0x15 | 0x16, 3, ..] => Some(
+            "it speaks TLS, and clients of hosts do not; use the port without TLS, or a tunnel".to_owned(),
+        ),
+        bytes if bytes.starts_with(b"HTTP/") && contains("HTTPS port") => Some(
+            "it is a web server's TLS port, and clients of hosts speak no TLS; use a port without it"
+                .to_owned(),
+        ),
+        bytes if bytes.starts_with(b"HTTP/") => Some(format!(
+            "it is a server of HTTP/1 (`{}`), and hosts speak HTTP/2; is this the port for gRPC?",
+            line()
+        )),
+        [b'-', ..] if contains("PRI") || contains("NOAUTH") || contains("HTTP") || contains("command") => {
+            Some(format!(
+                "it is a Redis server (`{}`), not a host; give it to `snakepit serve --sessions`",
+                line()
+            ))
+        }
+        _ => Some(format!("it speaks another protocol than HTTP/2; it began with `{}`", line())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// What is made of a server that answers like this.
+    async fn answered(answer: &'static [u8]) -> Option<String> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::Tcp(listener.local_addr().unwrap().to_string());
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut preface = [0; PREFACE.len()];
+            stream.read_exact(&mut preface).await.unwrap();
+            stream.write_all(answer).await.unwrap();
+        };
+        tokio::join!(identify(&address), serve).0
+    }
+
+    #[tokio::test]
+    async fn servers_of_other_protocols_are_told_apart() {
+        for (answer, needle) in [
+            (&b"\x15\x03\x01\x00\x02\x02\x46"[..], "TLS"),
+            (b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n", "HTTP/1 (`HTTP/1.1 400 Bad Request`)"),
+            (b"HTTP/1.1 400 Bad Request\r\n\r\nThe plain HTTP request was sent to HTTPS port", "TLS port"),
+            (b"-ERR unknown command 'PRI', with args beginning with: '*'\r\n", "Redis"),
+            (b"-NOAUTH Authentication required.\r\n", "Redis"),
+            (b"SSH-2.0-OpenSSH_9.6\r\n", "`SSH-2.0-OpenSSH_9.6`"),
+            (b"\x00\xff\x1b[2J", "`\\x00\\xff\\x1b[2J`"),
+            (b"", "without a word"),
+        ] {
+            let said = answered(answer).await.unwrap();
+            assert!(said.contains(needle), "{said}");
+        }
+        assert_eq!(answered(b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x64").await, None);
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert_eq!(identify(&Address::Tcp(nobody.to_string())).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_says_nothing_is_not_waited_for() {
+        let (ours, _theirs) = tokio::io::duplex(1024);
+        assert!(first_bytes(ours).await.unwrap().contains("says nothing"));
+    }
+}

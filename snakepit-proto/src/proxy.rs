@@ -1,0 +1,126 @@
+//! Proxies between a client and a host that answer by themselves. Without this a person reads of compression flags.
+
+use tonic::{Code, Status};
+
+use crate::status::{DELIVERED, PROXY, refuse_with, root_cause};
+
+/// The longest name of a proxy that is shown.
+const SHOWN: usize = 64;
+
+/// Turns the status that tonic makes of an HTTP answer that is no gRPC into one that says so, with the reason
+/// [`PROXY`]. Any other status stays as it is.
+#[must_use]
+pub fn clarify(status: Status) -> Status {
+    let Some(code) = http_status(status.message()) else { return status };
+    let name =
+        http::StatusCode::from_u16(code).ok().and_then(|code| code.canonical_reason()).unwrap_or_default();
+    let (meaning, delivered) = match code {
+        200..=299 => {
+            ("and ended before the host's answer was complete: a proxy that cut it, or a web server", true)
+        }
+        300..=399 => ("a redirect: this is the address of a web server", false),
+        400 | 404 | 405 | 415 | 426 => ("it passes no gRPC to a host at this address and path", false),
+        401 | 403 | 407 => ("it lets nobody through without permission", false),
+        413 => (
+            "the request is above its limit for bodies: lift the limit, `client_max_body_size 0` in nginx",
+            false,
+        ),
+        429 => ("too many requests", false),
+        502 => ("it cannot reach the host behind it, or was cut off by it", true),
+        503 => ("it has no host behind it", true),
+        504 => ("the host behind it did not answer within the proxy's timeout: raise that", true),
+        _ => ("it is no host", true),
+    };
+    let message = format!("the proxy answered {}: {meaning}", format!("{code} {name}").trim_end());
+    refuse_with(Code::Unavailable, PROXY, message, [(DELIVERED, delivered.to_string())])
+}
+
+/// Says that a proxy cut a stream, when there was one: proxies name themselves in the `server` header of answers, and hosts send
+/// none.
+pub(crate) fn cut(status: Status, server: Option<&str>) -> Status {
+    // What the host said has no cause.
+    let (Some(server), Some(cause)) = (server, std::error::Error::source(&status)) else {
+        return clarify(status);
+    };
+    let cause = root_cause(cause);
+    let message = format!(
+        "the proxy ({server}) cut the stream that calls share: {cause}; lift its limits on bodies and its timeouts (nginx: \
+         `client_max_body_size 0`, `grpc_read_timeout`, `grpc_send_timeout`)"
+    );
+    refuse_with(Code::Unavailable, PROXY, message, [(DELIVERED, true.to_string())])
+}
+
+/// What a proxy calls itself, from the headers of an answer.
+pub(crate) fn server(headers: &tonic::metadata::MetadataMap) -> Option<String> {
+    let server = headers.get("server")?.to_str().ok()?;
+    Some(server.chars().take(SHOWN).collect())
+}
+
+/// The HTTP status of an answer that was no gRPC, from the text that tonic makes of it. Nothing else tells it; tests hold
+/// tonic to it.
+fn http_status(message: &str) -> Option<u16> {
+    let code = |text: &str| text.get(..3)?.parse().ok();
+    if let Some((_, status)) = message.split_once("while receiving response with status: ") {
+        return code(status);
+    }
+    if let Some((_, status)) = message.split_once("grpc-status header missing, mapped from HTTP status code ")
+    {
+        return code(status);
+    }
+    message.starts_with("protocol error: missing grpc-status trailer").then_some(200)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::details_of;
+
+    #[test]
+    fn what_a_proxy_answers_is_said_with_its_meaning() {
+        for (text, needle, delivered) in [
+            (
+                "protocol error: received message with invalid compression flag: 60 (valid flags are 0 and 1) while receiving \
+                 response with status: 502 Bad Gateway",
+                "the proxy answered 502 Bad Gateway",
+                "true",
+            ),
+            (
+                "grpc-status header missing, mapped from HTTP status code 504",
+                "the proxy answered 504 Gateway Timeout",
+                "true",
+            ),
+            ("grpc-status header missing, mapped from HTTP status code 404", "no gRPC", "false"),
+            ("grpc-status header missing, mapped from HTTP status code 413", "client_max_body_size", "false"),
+            (
+                "grpc-status header missing, mapped from HTTP status code 599",
+                "the proxy answered 599:",
+                "true",
+            ),
+            ("protocol error: missing grpc-status trailer, stream was terminated", "cut", "true"),
+        ] {
+            let status = clarify(Status::internal(text));
+            assert!(status.message().contains(needle), "{status:?}");
+            let details = details_of(&status);
+            assert_eq!(details.reason.as_deref(), Some(PROXY));
+            assert_eq!(details.metadata[DELIVERED], delivered, "{text}");
+        }
+        let untouched = clarify(Status::internal("tool `add` failed"));
+        assert_eq!((untouched.code(), untouched.message()), (Code::Internal, "tool `add` failed"));
+    }
+
+    #[test]
+    fn a_stream_that_a_proxy_cut_says_which() {
+        let broken = || Status::from_error(Box::new(std::io::Error::other("reset")));
+        let status = cut(broken(), Some("nginx/1.22.1"));
+        assert!(
+            status.message().starts_with("the proxy (nginx/1.22.1) cut the stream that calls share: reset"),
+            "{status:?}"
+        );
+        assert_eq!(details_of(&status).metadata[DELIVERED], "true");
+        assert_eq!(cut(broken(), None).message(), broken().message());
+        let answered = Status::internal("grpc-status header missing, mapped from HTTP status code 502");
+        assert!(cut(answered, Some("nginx")).message().starts_with("the proxy answered 502"));
+        let said = Status::unavailable("the host shuts down");
+        assert_eq!(cut(said, Some("nginx")).message(), "the host shuts down");
+    }
+}

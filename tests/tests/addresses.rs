@@ -1,0 +1,107 @@
+//! Addresses as people write them, and servers that are no hosts: what the command line and the clients make of both.
+
+use std::process::Stdio;
+
+use serde_json::json;
+use snakepit_server::{Client, Error};
+use snakepit_tests::{SHOWCASE, Sandbox, python, root};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    process::Command,
+    task::JoinSet,
+};
+
+const ADD: &[&str] = &["call", "add", "--args", r#"{"a": 1, "b": 2}"#];
+
+#[tokio::test]
+async fn sockets_are_written_in_both_ways() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let (path, url) = (sandbox.socket().display(), sandbox.url());
+    for address in [format!("unix:{path}"), format!("unix://{path}"), format!("{url}/"), format!(" {url} ")] {
+        let output = Sandbox::cli_at(&address, ADD).await;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            (String::from_utf8_lossy(&output.stdout).as_ref(), stderr.as_ref()),
+            ("3\n", ""),
+            "{address}"
+        );
+        let client = Client::connect(&address).await.unwrap();
+        assert_eq!(client.execute::<i64>("add", json!({"a": 1, "b": 2})).await.unwrap(), 3);
+    }
+    // The client of docs/clients.md, in plain grpcio.
+    let mut client = Command::new(python());
+    client.arg(root().join("tests/clients/client.py")).arg(format!("unix:{path}"));
+    let output =
+        client.env("PYTHONPATH", root().join(".venv/stubs")).kill_on_drop(true).output().await.unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "3.5\n[1, 2, 3]\n", "{stderr}");
+}
+
+#[tokio::test]
+async fn what_an_address_lacks_is_said() {
+    for (address, needle) in [
+        ("localhost", "no port"),
+        ("http://localhost", "no port"),
+        ("https://localhost:1", "no TLS"),
+        ("grpc://localhost:1", "leave it out"),
+        ("::1:50051", "brackets"),
+        ("/tmp/host.sock", "unix:/tmp/host.sock"),
+        ("unix://tmp/host.sock", "unix:///tmp/host.sock"),
+        ("local host:1", "' '"),
+    ] {
+        let output = Sandbox::cli_at(address, ADD).await;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{address}: {stderr}");
+        assert!(stderr.contains(needle) && stderr.contains("unix:/path/to/socket"), "{address}: {stderr}");
+        let error = Client::connect(address).await.unwrap_err();
+        assert!(matches!(&error, Error::Connect { .. }) && error.to_string().contains(needle), "{error}");
+    }
+}
+
+/// A server that answers every connection with these bytes once it has heard something, and hangs up.
+async fn server(answer: &'static [u8]) -> (String, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            if !answer.is_empty() {
+                let _ = stream.read(&mut [0; 1024]).await;
+                let _ = stream.write_all(answer).await;
+            }
+        }
+    });
+    (address, tasks)
+}
+
+#[tokio::test]
+async fn a_server_that_is_no_host_is_named() {
+    let alert = b"\x15\x03\x01\x00\x02\x02\x46";
+    let http = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
+    for (answer, needle) in [(&alert[..], "speaks TLS"), (http, "HTTP/1"), (b"", "without a word")] {
+        let (address, _serving) = server(answer).await;
+        is_named(&address, needle).await;
+    }
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut redis = Command::new("redis-server");
+    redis.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]).stdout(Stdio::null());
+    let _redis = redis.kill_on_drop(true).spawn().unwrap();
+    let address = format!("127.0.0.1:{port}");
+    snakepit_tests::eventually("redis accepts", std::time::Duration::from_secs(10), async || {
+        tokio::net::TcpStream::connect(&address).await.is_ok()
+    })
+    .await;
+    is_named(&address, "Redis").await;
+}
+
+/// By the command line, the client in Rust and the client in Python.
+async fn is_named(address: &str, needle: &str) {
+    let output = Sandbox::cli_at(address, ADD).await;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{stderr}");
+    assert!(stderr.contains(needle) && stderr.contains("snakepit serve"), "no {needle:?} in {stderr}");
+    let error = Client::connect(address).await.unwrap_err().to_string();
+    assert!(error.contains(needle), "no {needle:?} in {error}");
+}
