@@ -45,13 +45,21 @@ pub struct MemoryBackend {
     count: AtomicUsize,
     /// The bytes of all sessions and global programs, counted before they are kept for the same reason.
     bytes: AtomicUsize,
-    /// Every session once, under the time it was last known to expire. Use does not move it: one that turns out to live
-    /// longer when its time comes is queued again, so a sweep costs by what surfaces and not by what lives. Locked after
-    /// the session, never before it.
-    expiry: Mutex<BTreeSet<(u64, SessionId)>>,
+    /// Locked after the session, never before it.
+    index: Mutex<Index>,
     globals: Mutex<Globals>,
     events: SessionEventSender,
     counters: Counters,
+}
+
+/// Every session once in each order.
+#[derive(Debug, Default)]
+struct Index {
+    /// Under the time it was last known to expire. Use does not move it: one that turns out to live longer when its time
+    /// comes is queued again, so a sweep costs by what surfaces and not by what lives.
+    due: BTreeSet<(u64, SessionId)>,
+    /// For listings, which cost by what they show.
+    ids: BTreeSet<SessionId>,
 }
 
 /// What happened so far, and what there is beside sessions and bytes.
@@ -128,7 +136,7 @@ impl MemoryBackend {
             ),
             count: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
-            expiry: Mutex::new(BTreeSet::new()),
+            index: Mutex::default(),
             globals: Mutex::default(),
             events: SessionEventSender::new(),
             counters: Counters::default(),
@@ -139,8 +147,8 @@ impl MemoryBackend {
         u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    fn queue(&self) -> MutexGuard<'_, BTreeSet<(u64, SessionId)>> {
-        self.expiry.lock().unwrap_or_else(PoisonError::into_inner)
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn globals(&self) -> MutexGuard<'_, Globals> {
@@ -182,13 +190,13 @@ impl MemoryBackend {
     }
 
     /// Does something to a session that may change what it holds. `more` is the most it may take in addition.
-    fn change<T>(
+    async fn change<T>(
         &self,
         id: &SessionId,
         more: usize,
         act: impl FnOnce(&mut Place, &mut Room<'_>) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
-        self.make_room(more);
+        self.make_room(more).await;
         let mut place = self.used_mut(id)?;
         let mut resize = |from, to| self.resize(from, to);
         act(&mut place, &mut Room { session: id, limits: &self.limits, resize: &mut resize })
@@ -203,9 +211,13 @@ impl MemoryBackend {
 
     /// Reclaims what expired if that is where so many bytes would have to come from: expired sessions do not count, and
     /// nobody is refused because of them. No session may be locked meanwhile.
-    fn make_room(&self, bytes: usize) {
-        if self.bytes.load(Relaxed).saturating_add(bytes) > self.limits.max_total_bytes {
-            self.reclaim();
+    async fn make_room(&self, bytes: usize) {
+        let is_full = || self.bytes.load(Relaxed).saturating_add(bytes) > self.limits.max_total_bytes;
+        if is_full() {
+            self.reclaim_globals();
+        }
+        while is_full() && self.reclaim_some().is_some() {
+            tokio::task::yield_now().await;
         }
     }
 
@@ -266,26 +278,24 @@ impl MemoryBackend {
                 // Held until all is told, so that nobody deletes what is not queued yet, and events come in order.
                 let held = match entry {
                     Entry::Occupied(mut expired) => {
-                        self.queue().remove(&(expired.get().queued, id.clone()));
+                        self.index().due.remove(&(expired.get().queued, id.clone()));
                         self.retire(id, expired.get(), SessionEventKind::Expired);
                         expired.insert(fresh);
                         expired.into_ref()
                     }
                     Entry::Vacant(entry) => entry.insert(fresh),
                 };
-                self.queue().insert((queued, id.clone()));
+                let mut index = self.index();
+                index.due.insert((queued, id.clone()));
+                // Of the expired one it may be there.
+                index.ids.insert(id.clone());
+                drop(index);
                 self.counters.created.fetch_add(1, Relaxed);
                 self.events.tell(id, SessionEventKind::Created);
                 drop(held);
                 Some((session, Created::New))
             }
         }
-    }
-
-    /// Reclaims all that expired; returns how many sessions that were.
-    fn reclaim(&self) -> usize {
-        self.reclaim_globals();
-        std::iter::from_fn(|| self.reclaim_some()).sum()
     }
 
     fn reclaim_globals(&self) {
@@ -300,25 +310,26 @@ impl MemoryBackend {
         let mut expired = 0;
         for looked in 0..SOME {
             // The queue is released before the session is locked: everybody else locks them the other way round.
-            let due = self.queue().first().filter(|(at, _)| *at <= now).cloned();
+            let due = self.index().due.first().filter(|(at, _)| *at <= now).cloned();
             let Some((queued, id)) = due else { return (looked > 0).then_some(expired) };
             let entry = self.sessions.entry(id.clone());
             // Whatever became of the session meanwhile, this place in the queue is done with.
-            let mut queue = self.queue();
-            queue.remove(&(queued, id.clone()));
+            let mut index = self.index();
+            index.due.remove(&(queued, id.clone()));
             let Entry::Occupied(mut entry) = entry else { continue };
             if entry.get().queued != queued {
                 continue;
             }
             if entry.get().is_expired(now) {
-                drop(queue);
+                index.ids.remove(&id);
+                drop(index);
                 self.retire(&id, entry.get(), SessionEventKind::Expired);
                 entry.remove();
                 expired += 1;
             } else {
                 let expires = entry.get().expires();
                 entry.get_mut().queued = expires;
-                queue.insert((expires, id));
+                index.due.insert((expires, id));
             }
         }
         Some(expired)

@@ -17,6 +17,7 @@ use crate::{
     Created, Metadata, NewSession, NewVariable, Note, Program, ProgramInfo, ProgramName, Session,
     SessionError, SessionId, SessionLimits, SetVariable, VariableId, VariableName,
     limits::{size_of_metadata, size_of_program},
+    variable_type::{Checked, VariableType, may_be_costly},
 };
 
 mod variable;
@@ -52,6 +53,56 @@ pub(crate) struct ProgramRecord {
     pub(crate) info: ProgramInfo,
     /// Empty where only the head of the program was loaded.
     pub(crate) data: Bytes,
+}
+
+/// A write, and what came of the check of its value if that was done before.
+#[derive(Debug, Clone)]
+pub(crate) struct Prepared {
+    update: SetVariable,
+    checked: Option<Checked>,
+}
+
+impl From<SetVariable> for Prepared {
+    fn from(update: SetVariable) -> Self {
+        Self { update, checked: None }
+    }
+}
+
+/// Writes about to be prepared.
+pub(crate) struct Preparing(Vec<(SetVariable, Option<Arc<VariableType>>)>);
+
+impl Preparing {
+    /// Whether one of the values may be costly to check.
+    pub(crate) fn is_needed<'a>(updates: impl IntoIterator<Item = &'a SetVariable>) -> bool {
+        updates.into_iter().any(|update| may_be_costly(&update.value))
+    }
+
+    /// Notes the types of the variables, as they are now.
+    pub(crate) fn of(limits: &SessionLimits, record: Option<&Record>, updates: Vec<SetVariable>) -> Self {
+        let ty_of = |update: &SetVariable| {
+            let found = record?.find(&update.identifier)?;
+            let is_small = limits.check_value("", &update.value).is_ok();
+            (is_small && may_be_costly(&update.value)).then(|| Arc::clone(&found.variable.ty))
+        };
+        let with_type = |update: SetVariable| {
+            let ty = ty_of(&update);
+            (update, ty)
+        };
+        Self(updates.into_iter().map(with_type).collect())
+    }
+
+    /// Checks what is costly to check, apart from everybody else.
+    pub(crate) async fn prepare(self) -> Vec<Prepared> {
+        let mut prepared = Vec::with_capacity(self.0.len());
+        for (update, ty) in self.0 {
+            let checked = match ty {
+                Some(ty) => Checked::if_costly(&ty, &update.value).await,
+                None => None,
+            };
+            prepared.push(Prepared { update, checked });
+        }
+        prepared
+    }
 }
 
 /// Where a record grows.
@@ -234,6 +285,7 @@ impl Record {
         room: &mut Room<'_>,
         name: &VariableName,
         new: NewVariable,
+        checked: Option<Checked>,
     ) -> Result<&VariableRecord, SessionError> {
         if self.variables.contains_key(name) {
             return Err(SessionError::VariableExists {
@@ -245,7 +297,7 @@ impl Record {
         if self.head.variables >= limit {
             return Err(SessionError::TooManyVariables { session: room.session.clone(), limit });
         }
-        let made = VariableRecord::new(room.limits, name, new)?;
+        let made = VariableRecord::new(room.limits, name, new, checked)?;
         self.head.resize(room, self.head.bytes + made.size())?;
         self.head.variables += 1;
         Ok(self.variables.entry(name.clone()).or_insert(Box::new(made)))
@@ -255,11 +307,12 @@ impl Record {
     pub(crate) fn set(
         &mut self,
         room: &mut Room<'_>,
-        update: SetVariable,
+        update: impl Into<Prepared>,
     ) -> Result<&VariableRecord, SessionError> {
+        let Prepared { update, checked } = update.into();
         let SetVariable { identifier, value, note, expected_version } = update;
         self.write(room, &identifier, |variable, limits| {
-            variable.check(limits, value, note, expected_version)
+            variable.check(limits, value, note, expected_version, checked)
         })
     }
 
@@ -267,20 +320,21 @@ impl Record {
     pub(crate) fn set_all(
         &mut self,
         room: &mut Room<'_>,
-        updates: Vec<SetVariable>,
+        updates: impl IntoIterator<Item: Into<Prepared>>,
     ) -> Result<Vec<VariableName>, SessionError> {
         let (mut names, mut writes, mut errors) = (Vec::new(), Vec::new(), BTreeMap::new());
         let mut seen = BTreeSet::new();
-        for SetVariable { identifier, value, note, expected_version } in updates {
-            let checked = self.variable(room.session, &identifier).and_then(|variable| {
+        for Prepared { update, checked } in updates.into_iter().map(Into::into) {
+            let SetVariable { identifier, value, note, expected_version } = update;
+            let write = self.variable(room.session, &identifier).and_then(|variable| {
                 let name = &variable.variable.name;
                 if !seen.insert(name.clone()) {
                     return Err(SessionError::WrittenTwice { variable: name.to_string() });
                 }
                 names.push(name.clone());
-                variable.check(room.limits, value, note, expected_version)
+                variable.check(room.limits, value, note, expected_version, checked)
             });
-            match checked {
+            match write {
                 Ok(write) => writes.push(write),
                 Err(error) => drop(errors.insert(identifier, error)),
             }
@@ -308,7 +362,8 @@ impl Record {
     ) -> Result<&VariableRecord, SessionError> {
         self.write(room, identifier, |variable, limits| {
             let value = variable.value_of(version)?;
-            variable.check(limits, value, note, None)
+            let checked = Checked::sound(Arc::clone(&variable.variable.ty), value.clone());
+            variable.check(limits, value, note, None, Some(checked))
         })
     }
 

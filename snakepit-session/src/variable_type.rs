@@ -1,4 +1,5 @@
-//! The type of a variable: which values it takes. Constraints are parsed once, when the variable is registered.
+//! The type of a variable: which values it takes. Constraints are checked when the variable is registered; patterns compile
+//! then, and again only for writes, if they have not been used for long.
 
 use std::{fmt, sync::Arc};
 
@@ -79,11 +80,15 @@ impl VariableType {
     /// [`SessionError::InvalidType`] for a type that variables do not have (`null`, `bytes`), and for constraints that
     /// are malformed, unknown to the type, or contradict each other.
     pub fn with_constraints(kind: ValueType, json: &str) -> Result<Arc<Self>, SessionError> {
-        let parsed = Self::parse(kind, json);
+        let parsed = Self::parse(kind, json, Pattern::new);
         parsed.map(Arc::new).map_err(|problem| SessionError::InvalidType { kind: kind.to_string(), problem })
     }
 
-    fn parse(kind: ValueType, json: &str) -> Result<Self, String> {
+    fn parse(
+        kind: ValueType,
+        json: &str,
+        pattern_of: impl Fn(&str) -> Result<Pattern, String>,
+    ) -> Result<Self, String> {
         if json.len() > MAX_CONSTRAINTS {
             return Err(format!("its constraints have {} bytes, the limit is {MAX_CONSTRAINTS}", json.len()));
         }
@@ -112,7 +117,7 @@ impl VariableType {
             ValueType::String => {
                 let (min, max) = (keys.count("min_length")?, keys.count("max_length")?);
                 ordered("min_length", min, "max_length", max)?;
-                let pattern = keys.text("pattern")?.map(|pattern| Pattern::new(&pattern)).transpose()?;
+                let pattern = keys.text("pattern")?.map(|pattern| pattern_of(&pattern)).transpose()?;
                 Rules::String { min, max, pattern, one_of: keys.texts("enum")? }
             }
             ValueType::Boolean => Rules::Boolean,
@@ -152,6 +157,56 @@ impl VariableType {
     /// What is wrong with it, to be read after the variable's name: `value 11 is above maximum 10`.
     pub fn check(&self, value: Payload) -> Result<Payload, String> {
         value::check(self.kind, &self.rules, value)
+    }
+}
+
+/// What a value may have, in bytes, to be checked where others wait for it: below it is a matter of microseconds.
+const BRIEF: usize = 64 * 1024;
+
+/// A value that was checked before it is written, for a variable of this type.
+#[derive(Debug, Clone)]
+pub(crate) struct Checked {
+    ty: Arc<VariableType>,
+    outcome: Result<Payload, String>,
+}
+
+impl Checked {
+    /// The outcome, if it is for a variable of this type.
+    pub(crate) fn of(self, ty: &Arc<VariableType>) -> Option<Result<Payload, String>> {
+        (Arc::ptr_eq(&self.ty, ty) || *self.ty == **ty).then_some(self.outcome)
+    }
+
+    /// Of a value that was one of this type before.
+    pub(crate) const fn sound(ty: Arc<VariableType>, value: Payload) -> Self {
+        Self { ty, outcome: Ok(value) }
+    }
+
+    /// Checks a value on a thread that may block, if that may take long. Nobody may wait for the caller meanwhile.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: it changes nothing.
+    pub(crate) async fn if_costly(ty: &Arc<VariableType>, value: &Payload) -> Option<Self> {
+        if !ty.is_costly(value) {
+            return None;
+        }
+        let (own, checked) = (Arc::clone(ty), value.clone());
+        let outcome = match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => runtime.spawn_blocking(move || own.check(checked)).await.ok()?,
+            Err(_) => own.check(checked),
+        };
+        Some(Self { ty: Arc::clone(ty), outcome })
+    }
+}
+
+/// Whether a check of this value may be costly, whatever the type.
+pub(crate) fn may_be_costly(value: &Payload) -> bool {
+    value.size() > BRIEF || value.ty() == ValueType::String
+}
+
+impl VariableType {
+    fn is_costly(&self, value: &Payload) -> bool {
+        value.size() > BRIEF
+            || matches!(&self.rules, Rules::String { pattern: Some(pattern), .. } if !pattern.is_compiled())
     }
 }
 
@@ -268,7 +323,8 @@ impl Serialize for VariableType {
 impl<'de> Deserialize<'de> for VariableType {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (kind, json) = <(ValueType, String)>::deserialize(deserializer)?;
-        Self::parse(kind, &json).map_err(D::Error::custom)
+        // Patterns compile when they are used: reading variables compiles nothing.
+        Self::parse(kind, &json, |pattern| Ok(Pattern::known(pattern))).map_err(D::Error::custom)
     }
 }
 
@@ -309,6 +365,16 @@ mod tests {
         }
         let long = format!(r#"{{"choices": ["{}"]}}"#, "x".repeat(MAX_CONSTRAINTS));
         assert!(problem(ValueType::Choice, &long).contains("the limit is 65536"));
+    }
+
+    #[test]
+    fn types_that_are_read_compile_their_pattern_only_for_a_check() {
+        let read = r#"["string", "{\"pattern\": \"^only in this test$\"}"]"#;
+        let ty: VariableType = serde_json::from_str(read).unwrap();
+        let value = || Payload::try_from_serde(&"only in this test").unwrap();
+        assert!(ty.is_costly(&value()));
+        ty.check(value()).unwrap();
+        assert!(!ty.is_costly(&value()), "it is kept for the next");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The operations of the trait, each on a session that is locked meanwhile.
 
 use std::{
-    collections::BTreeSet,
+    ops::Bound,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -17,9 +17,30 @@ use crate::{
     ProgramName, ProgramOwner, Session, SessionBackend, SessionError, SessionEventKind, SessionEvents,
     SessionId, SessionStats, SetVariable, UpdateKind, Variable, VariableName, VariableVersion, VariableWatch,
     limits::{most_of_write, size_of_metadata, size_of_program},
-    record::is_like,
+    record::{Prepared, Preparing, is_like, no_variable},
+    variable_type::Checked,
     watch::Watcher,
 };
+
+impl MemoryBackend {
+    /// The ids after one, in their order, of sessions that may have expired.
+    fn ids_after(&self, after: Option<&SessionId>, most: usize) -> Vec<SessionId> {
+        let first = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.index().ids.range::<SessionId, _>((first, Bound::Unbounded)).take(most).cloned().collect()
+    }
+
+    /// Checks values while the session is not locked, where that takes long.
+    async fn prepare(&self, id: &SessionId, updates: Vec<SetVariable>) -> Vec<Prepared> {
+        if !Preparing::is_needed(&updates) {
+            return updates.into_iter().map(Prepared::from).collect();
+        }
+        let place = self.place(id).ok();
+        let record = place.as_ref().map(|(place, _)| &place.record);
+        let preparing = Preparing::of(&self.limits, record, updates);
+        drop(place);
+        preparing.prepare().await
+    }
+}
 
 #[async_trait]
 impl SessionBackend for MemoryBackend {
@@ -29,11 +50,15 @@ impl SessionBackend for MemoryBackend {
             return Ok(found);
         }
         // Expired sessions do not count, so their room is reclaimed before anybody is refused.
-        if !self.claim() && (self.reclaim() == 0 || !self.claim()) {
-            return Err(SessionError::TooManySessions { limit: self.limits.max_sessions });
+        while !self.claim() {
+            // Some at a time: however many expire at once, others get their turn.
+            if self.reclaim_some().is_none() {
+                return Err(SessionError::TooManySessions { limit: self.limits.max_sessions });
+            }
+            tokio::task::yield_now().await;
         }
         let size = size_of_metadata(&new.metadata);
-        self.make_room(size);
+        self.make_room(size).await;
         if let Err(full) = self.resize(0, size) {
             self.count.fetch_sub(1, Relaxed);
             return Err(full);
@@ -59,7 +84,10 @@ impl SessionBackend for MemoryBackend {
             return Err(SessionError::NotFound { id: id.clone() });
         }
         let session = entry.get().snapshot(id, now);
-        self.queue().remove(&(entry.get().queued, id.clone()));
+        let mut index = self.index();
+        index.due.remove(&(entry.get().queued, id.clone()));
+        index.ids.remove(id);
+        drop(index);
         self.retire(id, entry.get(), SessionEventKind::Deleted);
         entry.remove();
         Ok(session)
@@ -67,22 +95,25 @@ impl SessionBackend for MemoryBackend {
 
     async fn list(&self, page: PageRequest) -> Result<Page<Session>, SessionError> {
         let (size, after) = page.parse()?;
-        // The ids of this page are the smallest above the token: kept as a bounded set, so a page of a million
-        // sessions costs one pass and the memory of one page.
-        let mut ids = BTreeSet::new();
-        let now = self.now();
-        for place in self.sessions.iter().filter(|place| !place.is_expired(now)) {
-            if after.as_ref().is_none_or(|after| place.key() > after) {
-                ids.insert(place.key().clone());
-                if ids.len() > size + 1 {
-                    ids.pop_last();
-                }
+        let (mut items, mut last): (Vec<Session>, _) = (Vec::new(), after);
+        loop {
+            // One more than asked for, which says whether there is another page.
+            let wanted = size + 1 - items.len();
+            let ids = self.ids_after(last.as_ref(), wanted);
+            items.extend(ids.iter().filter_map(|id| {
+                let (place, now) = self.place(id).ok()?;
+                Some(place.snapshot(id, now))
+            }));
+            if ids.len() < wanted || items.len() > size {
+                break;
             }
+            // Some had expired.
+            last = ids.into_iter().next_back();
+            tokio::task::yield_now().await;
         }
-        let more = ids.len() > size;
-        let snapshot = |id: &SessionId| self.place(id).ok().map(|(place, now)| place.snapshot(id, now));
-        let items: Vec<_> = ids.iter().take(size).filter_map(snapshot).collect();
-        let next = more.then(|| ids.iter().nth(size - 1).map(ToString::to_string)).flatten();
+        let more = items.len() > size;
+        items.truncate(size);
+        let next = items.last().filter(|_| more).map(|last| last.id.to_string());
         Ok(Page { items, next })
     }
 
@@ -99,7 +130,7 @@ impl SessionBackend for MemoryBackend {
     ) -> Result<Created, SessionError> {
         let more = size_of_program(name, &program);
         let ProgramOwner::Session(id) = owner else {
-            self.make_room(more);
+            self.make_room(more).await;
             let resize = |from, to| self.resize(from, to);
             return self.globals().put(&self.limits, name, program, resize);
         };
@@ -108,6 +139,7 @@ impl SessionBackend for MemoryBackend {
             self.counters.programs.fetch_add(usize::from(created == Created::New), Relaxed);
             Ok(created)
         })
+        .await
     }
 
     async fn program(&self, owner: &ProgramOwner, name: &ProgramName) -> Result<Program, SessionError> {
@@ -137,6 +169,7 @@ impl SessionBackend for MemoryBackend {
             self.counters.programs.fetch_sub(1, Relaxed);
             Ok(())
         })
+        .await
     }
 
     async fn register_variable(
@@ -148,12 +181,15 @@ impl SessionBackend for MemoryBackend {
         // The name is in the id, too.
         let names = 3 * VariableName::MAX_BYTES;
         let more = most_of_write(&new.value, &new.note) + new.ty.constraints_json().len() + names;
+        let is_small = self.limits.check_value("", &new.value).is_ok();
+        let checked = if is_small { Checked::if_costly(&new.ty, &new.value).await } else { None };
         self.change(id, more, |Place { record, watchers, .. }, room| {
-            let made = record.register(room, name, new)?;
+            let made = record.register(room, name, new, checked)?;
             self.counters.variables.fetch_add(1, Relaxed);
             tell(watchers, UpdateKind::Registered, made);
             Ok(made.variable.clone())
         })
+        .await
     }
 
     async fn variables(
@@ -173,6 +209,7 @@ impl SessionBackend for MemoryBackend {
         batch: Batch,
     ) -> Result<Vec<Result<u32, SessionError>>, SessionError> {
         let more = updates.iter().map(|update| most_of_write(&update.value, &update.note)).sum();
+        let updates = self.prepare(id, updates).await;
         self.change(id, more, |Place { record, watchers, .. }, room| match batch {
             Batch::Atomic => {
                 let names = record.set_all(room, updates)?;
@@ -192,6 +229,7 @@ impl SessionBackend for MemoryBackend {
                 Ok(updates.into_iter().map(write).collect())
             }
         })
+        .await
     }
 
     async fn list_variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, SessionError> {
@@ -207,6 +245,7 @@ impl SessionBackend for MemoryBackend {
             tell(watchers, UpdateKind::Deleted, &gone);
             Ok(gone.variable)
         })
+        .await
     }
 
     async fn variable_history(
@@ -232,6 +271,7 @@ impl SessionBackend for MemoryBackend {
             tell(watchers, UpdateKind::RolledBack, changed);
             Ok(changed.variable.clone())
         })
+        .await
     }
 
     async fn watch_variables(
@@ -252,12 +292,18 @@ impl SessionBackend for MemoryBackend {
     }
 
     async fn set_variable(&self, id: &SessionId, update: SetVariable) -> Result<u32, SessionError> {
+        if Preparing::is_needed([&update]) {
+            let identifier = update.identifier.clone();
+            let written = self.set_variables(id, vec![update], Batch::Each).await?;
+            return written.into_iter().next().unwrap_or_else(|| Err(no_variable(id, &identifier)));
+        }
         let more = most_of_write(&update.value, &update.note);
         self.change(id, more, |Place { record, watchers, .. }, room| {
             let changed = record.set(room, update)?;
             tell(watchers, UpdateKind::Set, changed);
             Ok(changed.variable.version)
         })
+        .await
     }
 
     async fn stats(&self) -> Result<SessionStats, SessionError> {

@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::*;
 use crate::{
-    NewVariable, Note, Payload, Program, ProgramName, SessionBackend, ValueType, VariableName, VariableType,
+    NewVariable, Note, Page, PageRequest, Payload, Program, ProgramName, SessionBackend, SetVariable,
+    ValueType, VariableName, VariableType,
 };
 
 fn id(text: &str) -> SessionId {
@@ -53,7 +54,7 @@ async fn room_is_exact_and_expired_sessions_give_theirs_back() {
     backend.delete(&id("c")).await.unwrap();
     backend.create(&id("d"), NewSession::default()).await.unwrap();
     assert_eq!(backend.count.load(Relaxed), backend.sessions.len());
-    assert_eq!(backend.queue().len(), backend.sessions.len());
+    assert_eq!(backend.index().due.len(), backend.sessions.len());
 }
 
 #[tokio::test(start_paused = true)]
@@ -108,8 +109,8 @@ async fn a_sweep_touches_only_what_is_due() {
     backend.get(&id("used")).await.unwrap();
     tokio::time::advance(Duration::from_secs(2)).await;
     assert_eq!(backend.sweep().await.unwrap(), 1, "only the idle one expired");
-    assert_eq!(backend.queue().first().unwrap().1, id("used"), "the used one is queued anew");
-    assert_eq!(backend.queue().len(), 101);
+    assert_eq!(backend.index().due.first().unwrap().1, id("used"), "the used one is queued anew");
+    assert_eq!(backend.index().due.len(), 101);
     tokio::time::advance(Duration::from_secs(3)).await;
     assert_eq!(backend.sweep().await.unwrap(), 1);
 }
@@ -214,7 +215,7 @@ async fn sessions_that_come_and_go_at_once_leave_nothing_in_the_queue() {
         });
     }
     tasks.join_all().await;
-    assert_eq!(backend.queue().len(), backend.sessions.len());
+    assert_eq!(backend.index().due.len(), backend.sessions.len());
     assert_eq!(backend.count.load(Relaxed), backend.sessions.len());
     let stats = backend.stats().await.unwrap();
     assert_eq!(stats.created, stats.deleted + stats.expired + stats.live);
@@ -224,10 +225,65 @@ async fn sessions_that_come_and_go_at_once_leave_nothing_in_the_queue() {
 async fn a_place_in_the_queue_without_a_session_does_not_stop_a_sweep() {
     let backend = MemoryBackend::new(SessionLimits::default());
     let now = backend.now();
-    backend.queue().insert((now, id("orphan")));
+    backend.index().due.insert((now, id("orphan")));
     let short = NewSession { ttl: Some(Duration::from_secs(1)), ..NewSession::default() };
     backend.create(&id("short"), short).await.unwrap();
     tokio::time::advance(Duration::from_secs(1)).await;
     assert_eq!(backend.sweep().await.unwrap(), 1);
-    assert!(backend.queue().is_empty());
+    assert!(backend.index().due.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_made_at_the_limit_reclaims_no_more_than_it_has_to() {
+    const EXPIRED: usize = 5000;
+    let backend = MemoryBackend::new(SessionLimits { max_sessions: EXPIRED, ..SessionLimits::default() });
+    for n in 0..EXPIRED {
+        let short = NewSession { ttl: Some(Duration::from_secs(1)), ..NewSession::default() };
+        backend.create(&id(&n.to_string()), short).await.unwrap();
+    }
+    tokio::time::advance(Duration::from_secs(1)).await;
+    backend.create(&id("new"), NewSession::default()).await.unwrap();
+    let left = backend.sessions.len();
+    assert!(left > EXPIRED / 2, "{left} are left");
+    assert_eq!(backend.sweep().await.unwrap(), left - 1);
+    let index = backend.index();
+    assert_eq!((index.ids.len(), index.due.len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pages_pass_over_what_expired() {
+    let backend = MemoryBackend::new(SessionLimits::default());
+    for n in 0..3000 {
+        let ttl = if n % 1000 == 999 { 100 } else { 1 };
+        let new = NewSession { ttl: Some(Duration::from_secs(ttl)), ..NewSession::default() };
+        backend.create(&id(&format!("{n:04}")), new).await.unwrap();
+    }
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let mut page = backend.list(PageRequest { size: 2, token: None }).await.unwrap();
+    let ids = |page: &Page<Session>| page.items.iter().map(|it| it.id.to_string()).collect::<Vec<_>>();
+    assert_eq!(ids(&page), ["0999", "1999"]);
+    page = backend.list(PageRequest { size: 2, token: page.next }).await.unwrap();
+    assert_eq!((ids(&page), page.next), (vec!["2999".to_owned()], None));
+}
+
+#[tokio::test]
+async fn nobody_waits_for_the_check_of_a_large_value() {
+    let backend = MemoryBackend::new(SessionLimits::default());
+    backend.create(&id("s"), NewSession::default()).await.unwrap();
+    let list =
+        |items: usize| Payload::from_json(ValueType::List, format!("[1{}]", ",1".repeat(items)).into());
+    let ty = VariableType::new(ValueType::List).unwrap();
+    let new = NewVariable { ty, value: list(1), note: Note::default() };
+    let large = VariableName::try_new("large").unwrap();
+    backend.register_variable(&id("s"), &large, new).await.unwrap();
+    let session = id("s");
+    let write = backend.set_variable(&session, SetVariable::new("large", list(1 << 20)));
+    let mut write = std::pin::pin!(write);
+    let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(write.as_mut().poll(cx)));
+    assert!(polled.await.is_pending(), "it is checked on another thread");
+    assert_eq!(backend.variable(&id("s"), "large").await.unwrap().version, 0);
+    assert_eq!(write.await, Ok(1));
+    let odd = Payload::from_json(ValueType::List, format!("[1{}", ",1".repeat(1 << 20)).into());
+    let refused = backend.set_variable(&id("s"), SetVariable::new("large", odd)).await.unwrap_err();
+    assert!(matches!(refused, SessionError::InvalidValue { .. }), "{refused}");
 }

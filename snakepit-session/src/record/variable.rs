@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Metadata, NewVariable, Note, Payload, SessionError, SessionLimits, UpdateKind, Variable, VariableId,
-    VariableName, VariableUpdate, VariableVersion, limits::size_of_version,
+    VariableName, VariableUpdate, VariableVersion, limits::size_of_version, variable_type::Checked,
 };
 
 /// Versions are `int32` in the protocol.
@@ -65,11 +65,13 @@ impl VariableRecord {
         limits: &SessionLimits,
         name: &VariableName,
         new: NewVariable,
+        checked: Option<Checked>,
     ) -> Result<Self, SessionError> {
         let NewVariable { ty, value, note } = new;
         limits.check_value(name.as_str(), &value)?;
         limits.check_note(&note)?;
-        let value = ty.check(value).map_err(|problem| invalid(name, problem))?;
+        let checked = checked.and_then(|checked| checked.of(&ty)).unwrap_or_else(|| ty.check(value));
+        let value = checked.map_err(|problem| invalid(name, problem))?;
         let variable = Variable {
             id: VariableId::random(name),
             name: name.clone(),
@@ -107,6 +109,7 @@ impl VariableRecord {
         value: Payload,
         note: Note,
         expected: Option<u32>,
+        checked: Option<Checked>,
     ) -> Result<Write, SessionError> {
         let Variable { name, ty, version, metadata, .. } = &self.variable;
         if let Some(expected) = expected.filter(|expected| expected != version) {
@@ -122,7 +125,8 @@ impl VariableRecord {
         }
         limits.check_value(name.as_str(), &value)?;
         limits.check_note(&note)?;
-        let value = ty.check(value).map_err(|problem| invalid(name, problem))?;
+        let checked = checked.and_then(|checked| checked.of(ty)).unwrap_or_else(|| ty.check(value));
+        let value = checked.map_err(|problem| invalid(name, problem))?;
         let merged = if note.metadata.is_empty() {
             None
         } else {

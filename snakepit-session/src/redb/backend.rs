@@ -136,7 +136,7 @@ impl SessionBackend for RedbBackend {
         let (id, name) = (id.clone(), name.clone());
         self.write(size_of_version(&new.value, &new.note), move |group| {
             group.change_variables(&id, &[name.to_string()], |record, room, changes| {
-                let made = record.register(room, &name, new)?;
+                let made = record.register(room, &name, new, None)?;
                 changes.add(UpdateKind::Registered, made);
                 Ok(made.variable.clone())
             })

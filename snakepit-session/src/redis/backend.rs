@@ -16,6 +16,7 @@ use crate::{
     ProgramOwner, Session, SessionBackend, SessionError, SessionEvents, SessionId, SessionStats, SetVariable,
     UpdateKind, Variable, VariableName, VariableVersion, VariableWatch,
     record::{Head, is_like},
+    variable_type::Checked,
     watch::Watcher,
 };
 
@@ -174,8 +175,10 @@ impl SessionBackend for RedisBackend {
         name: &VariableName,
         new: NewVariable,
     ) -> Result<Variable, SessionError> {
+        let is_small = self.limits.check_value("", &new.value).is_ok();
+        let checked = if is_small { Checked::if_costly(&new.ty, &new.value).await } else { None };
         self.change(id, &Parts::variables([name.as_str()]), |record, room, changes| {
-            let made = record.register(room, name, new.clone())?;
+            let made = record.register(room, name, new.clone(), checked.clone())?;
             changes.wrote(UpdateKind::Registered, made);
             Ok(made.variable.clone())
         })
@@ -199,9 +202,9 @@ impl SessionBackend for RedisBackend {
         batch: Batch,
     ) -> Result<Vec<Result<u32, SessionError>>, SessionError> {
         let parts = Parts::variables(updates.iter().map(|update| &*update.identifier));
-        self.change(id, &parts, |record, room, changes| match batch {
+        self.change_variables(id, &parts, updates, |record, room, changes, updates| match batch {
             Batch::Atomic => {
-                let names = record.set_all(room, updates.clone())?;
+                let names = record.set_all(room, updates)?;
                 let mut written = |name| {
                     let changed = record.variable(id, name)?;
                     changes.wrote(UpdateKind::Set, changed);
@@ -210,12 +213,12 @@ impl SessionBackend for RedisBackend {
                 names.iter().map(|name| written(name.as_str())).collect()
             }
             Batch::Each => {
-                let write = |update: &SetVariable| {
-                    let changed = record.set(room, update.clone())?;
+                let write = |update| {
+                    let changed = record.set(room, update)?;
                     changes.wrote(UpdateKind::Set, changed);
                     Ok(changed.variable.version)
                 };
-                Ok(updates.iter().map(write).collect())
+                Ok(updates.into_iter().map(write).collect())
             }
         })
         .await

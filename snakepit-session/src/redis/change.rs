@@ -16,8 +16,8 @@ use super::{
     scripts,
 };
 use crate::{
-    ProgramName, SessionError, SessionId, UpdateKind, VariableName,
-    record::{ProgramRecord, Record, Room, VariableRecord},
+    ProgramName, SessionError, SessionId, SetVariable, UpdateKind, VariableName,
+    record::{Prepared, Preparing, ProgramRecord, Record, Room, VariableRecord},
     stored::encode,
 };
 
@@ -144,19 +144,48 @@ impl RedisBackend {
     where
         F: Fn(&mut Record, &mut Room<'_>, &mut Changes) -> Result<T, SessionError> + Send + Sync,
     {
+        self.change_variables(id, parts, Vec::new(), |record, room, changes, _| act(record, room, changes))
+            .await
+    }
+
+    /// The same with writes of variables, whose values are checked before where that takes long.
+    pub(super) async fn change_variables<T, F>(
+        &self,
+        id: &SessionId,
+        parts: &Parts,
+        updates: Vec<SetVariable>,
+        act: F,
+    ) -> Result<T, SessionError>
+    where
+        F: Fn(&mut Record, &mut Room<'_>, &mut Changes, Vec<Prepared>) -> Result<T, SessionError>
+            + Send
+            + Sync,
+    {
         let turn = self.turns.take(id, self.link.timeout()).await;
         let _turn = turn.ok_or_else(|| {
             self.link
                 .problem("does not answer in time those who change the session before; nothing was written")
         })?;
-        let mut reclaimed = false;
+        let (mut reclaimed, mut prepared) = (false, None::<Vec<Prepared>>);
         for attempt in 0..MAX_ATTEMPTS {
             if attempt > 0 {
                 let longest = MAX_WAIT.min(Duration::from_micros(500) * attempt);
                 tokio::time::sleep(jitter(longest)).await;
             }
             let mut loaded = Loaded::load(&self.link, id, parts).await?;
-            let (done, changes, full) = self.act(id, &mut loaded, &act);
+            let writes = match &prepared {
+                Some(prepared) => prepared.clone(),
+                // One whose variable is another the next time is checked again.
+                None if Preparing::is_needed(&updates) => {
+                    let preparing = Preparing::of(&self.limits, Some(&loaded.record), updates.clone());
+                    prepared.insert(preparing.prepare().await).clone()
+                }
+                None => prepared.insert(updates.iter().cloned().map(Prepared::from).collect()).clone(),
+            };
+            let act = |record: &mut Record, room: &mut Room<'_>, changes: &mut Changes| {
+                act(record, room, changes, writes)
+            };
+            let (done, changes, full) = self.act(id, &mut loaded, act);
             // What expired does not count, and nobody is refused because of it.
             if full && !reclaimed {
                 reclaimed = true;
@@ -184,7 +213,7 @@ impl RedisBackend {
         &self,
         id: &SessionId,
         loaded: &mut Loaded,
-        act: impl Fn(&mut Record, &mut Room<'_>, &mut Changes) -> Result<T, SessionError>,
+        act: impl FnOnce(&mut Record, &mut Room<'_>, &mut Changes) -> Result<T, SessionError>,
     ) -> (Result<T, SessionError>, Changes, bool) {
         let mut changes = Changes::new(loaded);
         let (mut full, limit) = (false, self.limits.max_total_bytes);

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use regex::{Regex, RegexBuilder};
@@ -11,17 +11,25 @@ use regex::{Regex, RegexBuilder};
 const MAX_COMPILED: usize = 1024 * 1024;
 const MAX_STATES: usize = 256 * 1024;
 /// How many compiled patterns are kept. So many a host holds at the most, however many variables have one.
-const KEPT: usize = 64;
+const KEPT: usize = 128;
 
-/// A pattern that compiles. A few patterns come again and again, with sessions that register the same variables, and with
-/// variables that are read from a store; so they are compiled when they are used and kept for whoever is next.
+static COMPILED: Mutex<Option<Kept>> = Mutex::new(None);
+
+/// A pattern that compiles. A few patterns come again and again, with sessions that register the same variables, so compiled
+/// ones are kept for whoever is next, and not with each variable. Reading a variable compiles nothing.
 #[derive(Debug)]
 pub(super) struct Pattern(Box<str>);
 
 impl Pattern {
+    /// Compiles a pattern.
     pub(super) fn new(pattern: &str) -> Result<Self, String> {
         compiled(pattern)?;
         Ok(Self(pattern.into()))
+    }
+
+    /// A pattern that compiled before.
+    pub(super) fn known(pattern: &str) -> Self {
+        Self(pattern.into())
     }
 
     /// # Errors
@@ -30,26 +38,76 @@ impl Pattern {
         Ok(compiled(&self.0)?.is_match(text))
     }
 
+    /// Whether a match need not compile it first, which takes milliseconds.
+    pub(super) fn is_compiled(&self) -> bool {
+        kept().get_or_insert_default().patterns.contains_key(&self.0)
+    }
+
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }
 }
 
+/// The patterns used last.
+#[derive(Debug, Default)]
+struct Kept {
+    /// Each with when it was used.
+    patterns: HashMap<Box<str>, (Regex, u64)>,
+    uses: u64,
+}
+
+impl Kept {
+    fn get(&mut self, pattern: &str) -> Option<Regex> {
+        self.uses += 1;
+        let (regex, used) = self.patterns.get_mut(pattern)?;
+        *used = self.uses;
+        Some(regex.clone())
+    }
+
+    fn insert(&mut self, pattern: &str, regex: Regex) {
+        if self.patterns.len() >= KEPT && !self.patterns.contains_key(pattern) {
+            let oldest = self.patterns.iter().min_by_key(|(_, (_, used))| *used);
+            if let Some(oldest) = oldest.map(|(pattern, _)| pattern.clone()) {
+                self.patterns.remove(&oldest);
+            }
+        }
+        self.uses += 1;
+        self.patterns.insert(pattern.into(), (regex, self.uses));
+    }
+}
+
+fn kept() -> MutexGuard<'static, Option<Kept>> {
+    COMPILED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn compiled(pattern: &str) -> Result<Regex, String> {
-    static COMPILED: OnceLock<Mutex<HashMap<Box<str>, Regex>>> = OnceLock::new();
-    let compiled = COMPILED.get_or_init(Mutex::default);
-    if let Some(known) = compiled.lock().unwrap_or_else(PoisonError::into_inner).get(pattern) {
-        return Ok(known.clone());
+    if let Some(known) = kept().get_or_insert_default().get(pattern) {
+        return Ok(known);
     }
     let regex = RegexBuilder::new(pattern)
         .size_limit(MAX_COMPILED)
         .dfa_size_limit(MAX_STATES)
         .build()
         .map_err(|error| format!("constraint `pattern` is no regular expression: {error}"))?;
-    let mut compiled = compiled.lock().unwrap_or_else(PoisonError::into_inner);
-    if compiled.len() >= KEPT {
-        compiled.clear();
-    }
-    compiled.insert(pattern.into(), regex.clone());
+    kept().get_or_insert_default().insert(pattern, regex.clone());
     Ok(regex)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_patterns_used_last_are_kept() {
+        let mut kept = Kept::default();
+        let regex = Regex::new("x").unwrap();
+        for n in 0..KEPT {
+            kept.insert(&n.to_string(), regex.clone());
+        }
+        assert!(kept.get("0").is_some());
+        kept.insert("one more", regex);
+        assert!(kept.get("0").is_some() && kept.get("one more").is_some());
+        assert!(kept.get("1").is_none(), "it was not used for longest");
+        assert_eq!(kept.patterns.len(), KEPT);
+    }
 }

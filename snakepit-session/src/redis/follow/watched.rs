@@ -285,7 +285,7 @@ mod tests {
             let ty = VariableType::new(ValueType::Integer).unwrap();
             let new = NewVariable { ty, value: Payload::try_from_serde(&0).unwrap(), note: Note::default() };
             let mut room = Room { session: &id(), limits: &limits, resize: &mut |_, _| Ok(()) };
-            let x = record.register(&mut room, &VariableName::try_new("x").unwrap(), new).unwrap();
+            let x = record.register(&mut room, &VariableName::try_new("x").unwrap(), new, None).unwrap();
             let update = x.update(UpdateKind::Set);
             Self { watched: Watched::default(), record, update }
         }
