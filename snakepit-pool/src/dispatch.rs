@@ -21,7 +21,7 @@ pub(crate) use self::stream::Source;
 use self::{stream::Leased, tether::Tether};
 use crate::{
     chunks::wrap,
-    driver::{Acquire, Denial, Lease, Shared},
+    driver::{Acquire, Ancestry, Denial, Lease, Shared},
     scheduler::Refusal,
 };
 
@@ -48,6 +48,7 @@ impl Service<Arc<ToolCall>> for Dispatch {
 
     fn call(&mut self, call: Arc<ToolCall>) -> Self::Future {
         let shared = Arc::clone(&self.shared);
+        let mut ancestry = Ancestry::of(&call, &shared);
         let mut acquire = Acquire::new(shared, &call);
         let pool = Arc::clone(&self.shared);
         Box::pin(async move {
@@ -56,7 +57,7 @@ impl Service<Arc<ToolCall>> for Dispatch {
                     Ok(lease) => lease,
                     Err(denial) => return Err(denied(denial, &call.tool, &pool)),
                 };
-                match run(lease, &call).await {
+                match run(lease, &call, &mut ancestry).await {
                     Outcome::Answered(answer) => return answer,
                     Outcome::GivenBack(again) => acquire = again,
                 }
@@ -72,7 +73,7 @@ enum Outcome {
     GivenBack(Acquire),
 }
 
-async fn run(lease: Lease, call: &ToolCall) -> Outcome {
+async fn run(lease: Lease, call: &ToolCall, ancestry: &mut Option<Box<Ancestry>>) -> Outcome {
     let member = Arc::clone(lease.member());
     let id = member.worker.id();
     Span::current().record("worker", field::display(id));
@@ -84,7 +85,10 @@ async fn run(lease: Lease, call: &ToolCall) -> Outcome {
         poll_fn(|cx| tether.poll(cx, |cx| running.as_mut().poll(cx))).await
     };
     match result {
-        Ok(Ok(reply)) => Outcome::Answered(complete(reply, tether, mode, id)),
+        Ok(Ok(reply)) => {
+            tether.keep(ancestry.take());
+            Outcome::Answered(complete(reply, tether, mode, id))
+        }
         Ok(Err(ToolError::Recalled { .. })) if tether.is_brief() => Outcome::GivenBack(tether.give_back()),
         Ok(Err(error)) => Outcome::Answered(Err(tether.release(error))),
         // The lease is dropped unfinished: for all that is known, the worker still runs the call.
@@ -136,6 +140,7 @@ fn denied(denial: Denial, tool: &Arc<str>, pool: &Shared) -> ToolError {
             retry_after: next_attempt.map(|at| at.saturating_duration_since(Instant::now())),
         },
         Denial::Expired => ToolError::DeadlineExceeded { tool: tool.to_string(), stage: CallStage::Queued },
+        Denial::Deadlock => ToolError::Deadlock { tool: tool.to_string() },
         Denial::Orphaned => ToolError::runtime_ended(),
         Denial::Cancelled => ToolError::Cancelled { tool: tool.to_string() },
     }

@@ -3,6 +3,7 @@
 //!
 //! Under the lock nothing is awaited and no foreign code runs; wakers are woken after it is released.
 
+mod ancestry;
 mod lease;
 mod report;
 mod revocation;
@@ -12,6 +13,7 @@ mod trouble;
 mod waiter;
 
 use std::{
+    collections::HashMap,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -27,12 +29,13 @@ use tokio::{
     time::Instant,
 };
 
-use self::{lease::Running, supervisor::Order, times::Times, waiter::Waiter};
 pub(crate) use self::{
+    ancestry::Ancestry,
     lease::{Lease, Signal},
     trouble::Trouble,
     waiter::{Acquire, Denial},
 };
+use self::{lease::Running, supervisor::Order, times::Times, waiter::Waiter};
 use crate::{
     PoolConfig, PoolError,
     dispatch::Source,
@@ -69,6 +72,8 @@ struct State {
     members: Vec<Option<Arc<Member>>>,
     /// Which slots never had a worker yet.
     never_up: Vec<bool>,
+    /// For each call that was made from within others: those that wait for it.
+    ancestors: HashMap<CallId, Arc<[CallId]>>,
     /// What went wrong last with a worker.
     trouble: Option<Trouble>,
     /// Whether the supervisor ended before the pool did: its runtime shut down.
@@ -174,6 +179,7 @@ impl Shared {
             settling: Vec::new(),
             members: vec![None; config.workers],
             never_up: vec![true; config.workers],
+            ancestors: HashMap::new(),
             trouble: None,
             is_orphaned: false,
             armed: None,
@@ -270,6 +276,9 @@ impl Shared {
                     self.order(Order::Rearm);
                 }
             }
+        }
+        if !state.ancestors.is_empty() {
+            self.end_deadlock(state, wakes);
         }
         self.arm(state);
     }

@@ -20,6 +20,13 @@ pub struct RemoteTool {
 }
 
 impl RemoteTool {
+    /// The call that this worker of the pool runs and those that wait for it, outermost first: the
+    /// [ancestors](ToolCall::ancestors) of a call that the worker makes. `None` when that is not known.
+    #[must_use]
+    pub fn ancestors_on(&self, worker: &str) -> Option<Arc<[CallId]>> {
+        self.shared.ancestors_on(worker)
+    }
+
     pub(crate) const fn new(shared: Arc<Shared>, stack: Stack) -> Self {
         Self { shared, stack }
     }

@@ -5,7 +5,8 @@ use std::time::Duration;
 /// Identifies a call to the worker that runs it; what [`CancelToolRequest`](crate::pb::CancelToolRequest) names. When a call
 /// is retried, all its attempts bear the same number; each begins only after the one before has ended.
 pub const CALL_ID: &str = "snakepit-call-id";
-/// In answers of the host: the worker that ran the call.
+/// In answers of the host: the worker that ran the call. In requests of a worker to its host: the worker, so that the host knows
+/// which call waits for this one.
 pub const WORKER_ID: &str = "snakepit-worker-id";
 /// In requests to the host: `true` when the caller may safely run the same call twice.
 pub const IDEMPOTENT: &str = "snakepit-idempotent";

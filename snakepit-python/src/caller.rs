@@ -14,7 +14,7 @@ use crate::{host::HostError, state::CallState};
 #[derive(Debug, Clone)]
 pub(crate) enum Caller {
     /// A tool, while the call that it serves lasts.
-    Tool { state: Arc<CallState>, trace: Option<TraceContext> },
+    Tool { state: Arc<CallState>, trace: Option<TraceContext>, worker_id: Arc<str> },
     /// A program that is no worker, until it closes its client. Each of its requests may take so long.
     Program { closed: CancellationToken, timeout: Option<Duration> },
 }
@@ -78,7 +78,13 @@ impl Caller {
         }
     }
 
-    pub(crate) fn trace_into(&self, headers: &mut MetadataMap) {
+    /// Says in a request's headers to which trace it belongs, and which worker waits for it.
+    pub(crate) fn introduce(&self, headers: &mut MetadataMap) {
+        if let Self::Tool { worker_id, .. } = self
+            && let Ok(value) = worker_id.parse()
+        {
+            headers.insert(headers::WORKER_ID, value);
+        }
         let Some(TraceContext { traceparent, tracestate }) = self.trace() else { return };
         // What came in as a header goes out as one; anything else would have been refused on the way in.
         if let Ok(value) = traceparent.parse() {

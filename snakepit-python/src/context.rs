@@ -130,6 +130,11 @@ impl Call {
     }
 
     #[getter]
+    fn tracestate(&self) -> Option<&str> {
+        self.caller.trace()?.tracestate.as_deref()
+    }
+
+    #[getter]
     fn cancelled(&self) -> bool {
         self.caller.is_cancelled()
     }

@@ -147,7 +147,7 @@ impl Executor {
         let session_id = session.map_or_else(String::new, |id| id.as_str().to_owned());
         let kwargs = self.arguments(py, &tool, arguments)?;
         let context = Call {
-            caller: Caller::Tool { state: Arc::clone(state), trace },
+            caller: Caller::Tool { state: Arc::clone(state), trace, worker_id: Arc::clone(&self.worker_id) },
             host: self.host.clone(),
             session_id,
             worker_id: Arc::clone(&self.worker_id),

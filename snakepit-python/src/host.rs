@@ -162,7 +162,7 @@ impl Host {
         caller.check()?;
         check_request_size(&message)?;
         let mut request = Request::new(message);
-        caller.trace_into(request.metadata_mut());
+        caller.introduce(request.metadata_mut());
         let deadline = caller.deadline();
         if let Some(deadline) = deadline {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -57,7 +57,7 @@ impl LocalRunner {
     fn outside(&self, session_id: &str) -> Call {
         let state = Arc::new(CallState::new(CallId::next(), None));
         Call {
-            caller: Caller::Tool { state, trace: None },
+            caller: Caller::Tool { state, trace: None, worker_id: Arc::clone(&self.executor.worker_id) },
             host: None,
             session_id: session_id.to_owned(),
             worker_id: Arc::clone(&self.executor.worker_id),

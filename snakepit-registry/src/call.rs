@@ -88,6 +88,9 @@ pub struct ToolCall {
     pub preferred_worker: Option<Arc<str>>,
     /// The trace the call belongs to.
     pub trace: Option<TraceContext>,
+    /// The calls on workers of this host that wait for this one, outermost first: those of tools that called a host tool
+    /// that made this call. `None` for a call from outside.
+    pub ancestors: Option<Arc<[CallId]>>,
 }
 
 impl ToolCall {
@@ -105,6 +108,7 @@ impl ToolCall {
             idempotent: false,
             preferred_worker: None,
             trace: None,
+            ancestors: None,
         }
     }
 

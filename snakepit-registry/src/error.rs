@@ -9,7 +9,9 @@ use snakepit_session::SessionError;
 pub struct ToolFailure {
     /// The tool that failed.
     pub tool: String,
-    /// The exception's type, such as `ValueError`. Empty when the worker did not say.
+    /// The exception's type as Python's traceback prints it, with its module unless it is a builtin: `ValueError`,
+    /// `shop.OutOfStock`, `shop.Shelf.Empty`. Of a host tool, the name of its error type in Rust. Empty when the worker did not
+    /// say.
     pub error_type: String,
     /// The exception's message.
     pub message: String,
@@ -162,6 +164,16 @@ pub enum ToolError {
         /// Whether the call may have begun to run.
         delivered: bool,
     },
+    /// Every worker is held by calls that wait, through host tools, for calls that wait for a worker: this call would wait
+    /// for itself.
+    #[error(
+        "call of tool `{tool}` would wait for itself: every worker runs a call that waits for it through a host tool; add \
+         workers, or call no tool of a worker from a host tool that workers call"
+    )]
+    Deadlock {
+        /// The tool called.
+        tool: String,
+    },
     /// A tokio runtime is missing: the one that started the host has ended, or the caller of a method with a deadline runs
     /// in none.
     #[error("{problem}")]
@@ -225,6 +237,7 @@ impl ToolError {
             | Self::Unavailable { .. }
             | Self::Recalled { .. }
             | Self::NoRuntime { .. }
+            | Self::Deadlock { .. }
             | Self::Session(_) => false,
             Self::DeadlineExceeded { stage, .. } => matches!(stage, CallStage::Running),
             Self::WorkerLost { delivered, .. } | Self::ShuttingDown { delivered } => *delivered,

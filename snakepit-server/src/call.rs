@@ -21,7 +21,11 @@ use snakepit_registry::{
 use snakepit_session::{Payload, PayloadError, SessionId, ValueType};
 use tokio::time::Instant;
 
-use crate::{Error, client::Remote, host::Host};
+use crate::{
+    Error,
+    client::Remote,
+    host::{ANCESTORS, Host},
+};
 
 /// A call being prepared: [`Snakepit::call`](crate::Snakepit::call), [`Client::call`](crate::Client::call).
 #[derive(Debug)]
@@ -177,7 +181,10 @@ impl CallBuilder {
             call.mode = mode;
             call.deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
             let answer = match target {
-                Target::Host(host) => host.call(*call).await,
+                Target::Host(host) => {
+                    call.ancestors = ANCESTORS.try_with(Clone::clone).unwrap_or_default();
+                    host.call(*call).await
+                }
                 // Boxed, because it is much larger than what a call of this process's own host needs.
                 Target::Remote(remote) => Box::pin(remote.call(*call)).await,
             };
@@ -268,6 +275,35 @@ mod tests {
         let types: Vec<_> = arguments.iter().map(|(name, value)| (name, value.ty().as_str())).collect();
         assert_eq!(types, [("a", "integer"), ("b", "float"), ("c", "string"), ("d", "list"), ("e", "null")]);
         assert_eq!(arguments_of("t", &()).unwrap(), Arguments::new());
+    }
+
+    #[tokio::test]
+    async fn arguments_and_payloads_are_kept_together_and_none_is_lost() {
+        let host = || async {
+            let registry = snakepit_registry::Registry::new();
+            let tool = |args: BTreeMap<String, serde_json::Value>| async move {
+                Ok::<_, std::convert::Infallible>(args)
+            };
+            registry.register_host_tool(snakepit_registry::FnTool::typed("echo", tool)).unwrap();
+            let sessions = snakepit_session::MemoryBackend::new(snakepit_session::SessionLimits::default());
+            let stop = tokio_util::sync::CancellationToken::new();
+            let tasks = tokio_util::task::TaskTracker::new();
+            Target::Host(Arc::new(Host::new(Arc::new(sessions), registry, None, &tasks, stop)))
+        };
+        let one = || Payload::try_from_serde(&1).unwrap();
+        let call = CallBuilder::new(host().await, "echo").payload("x", one()).args(json!({"y": 2}));
+        let reply = call.args(json!({"z": 3})).unary::<serde_json::Value>().await.unwrap();
+        assert_eq!(reply.value, json!({"x": 1, "y": 2, "z": 3}));
+        for twice in [
+            CallBuilder::new(host().await, "echo").payload("x", one()).args(json!({"x": 2})),
+            CallBuilder::new(host().await, "echo").args(json!({"x": 2})).payload("x", one()),
+        ] {
+            let error = twice.unary::<serde_json::Value>().await.unwrap_err().to_string();
+            assert_eq!(
+                error,
+                "argument `x` of tool `echo` is set twice; pass it by either `args` or `payload`, once"
+            );
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::{
 };
 
 use snakepit_pool::{Pool, PoolStatus};
-use snakepit_registry::{CallStage, Registry, ResolvedTool, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{CallId, CallStage, Registry, ResolvedTool, ToolCall, ToolError, ToolReply};
 use snakepit_session::{SessionBackend, SessionId};
 use snakepit_worker::process::Launches;
 use tokio::{runtime::Handle, sync::SetOnce, time::Instant};
@@ -27,6 +27,11 @@ use self::{
     keeper::{InUse, Keeper},
 };
 use crate::telemetry::Telemetry;
+
+tokio::task_local! {
+    /// While a host tool runs on behalf of a worker: the calls that wait for it.
+    pub(crate) static ANCESTORS: Option<Arc<[CallId]>>;
+}
 
 /// When to ask again a host whose first workers are starting.
 const STARTING_RETRY: Duration = Duration::from_millis(500);
@@ -41,7 +46,7 @@ pub(crate) struct Host {
     /// Cancelled when the host stops serving: streams that would never end by themselves end then.
     pub(crate) stop: CancellationToken,
     /// The deadline of calls that name none. The pool gives the same to calls of its workers.
-    default_timeout: Option<Duration>,
+    pub(crate) default_timeout: Option<Duration>,
     affinity: Affinity,
     keeper: Arc<Keeper>,
     /// Counts the calls of host tools that did not come from a worker; closed when the host takes no more.
@@ -167,7 +172,8 @@ impl Host {
             None => None,
         };
         let bounds = self.bounds(&mut call)?;
-        let running = self.registry.call_host_tool(call);
+        let ancestors = call.ancestors.clone();
+        let running = ANCESTORS.scope(ancestors, self.registry.call_host_tool(call));
         let reply = bounds.within(CallStage::Running, running).await?;
         let reply = bounds.bound(reply, None);
         Ok(match session {
@@ -181,7 +187,7 @@ impl Host {
         let bounds = self.bounds(&mut call)?;
         let in_flight = self.local.token();
         // Counted first, so that a drain either waits for the call or refuses it.
-        if self.local.is_closed() {
+        if self.local.is_closed() || self.cut.is_cancelled() {
             return Err(ToolError::ShuttingDown { delivered: false });
         }
         let reply = bounds.within(CallStage::Running, tool.begin(call)?).await?;

@@ -7,6 +7,7 @@
 //! | tool cannot be called this way, RPC not offered | `UNIMPLEMENTED` | `UNSUPPORTED` |
 //! | tool raised (streams only; a unary call answers `success = false`) | `INTERNAL`, with a `ToolFailure` | `TOOL_FAILED` |
 //! | queue full | `RESOURCE_EXHAUSTED`, with a retry delay | `OVERLOADED` |
+//! | would wait for itself | `FAILED_PRECONDITION` | `DEADLOCK` |
 //! | deadline | `DEADLINE_EXCEEDED` | `DEADLINE_EXCEEDED` |
 //! | cancelled | `CANCELLED` | `CANCELLED` |
 //! | worker lost | `UNAVAILABLE`, with whether it may have run, and its last output lines in a `ToolFailure` | `WORKER_LOST` |
@@ -107,6 +108,7 @@ pub fn from_tool_error(error: ToolError) -> Status {
             details.set_retry_info(retry_after);
             with_details(Code::Unavailable, message, details)
         }
+        ToolError::Deadlock { .. } => status(Code::FailedPrecondition, "DEADLOCK", message),
         ToolError::ShuttingDown { delivered } => {
             let details = details_with(SHUTTING_DOWN, [(DELIVERED, delivered.to_string())]);
             with_details(Code::Unavailable, message, details)
@@ -262,7 +264,7 @@ pub(crate) fn rpc_deadline_exceeded() -> Status {
 
 /// A stream that goes on for as long as its reader listens ends with the host.
 pub(crate) fn shutting_down() -> Status {
-    from_tool_error(ToolError::ShuttingDown { delivered: true })
+    from_tool_error(ToolError::ShuttingDown { delivered: false })
 }
 
 /// An answer would be larger than a message may be.
@@ -468,6 +470,7 @@ mod tests {
             },
             ToolError::ConnectionLost { peer: "the host".into(), problem: "broken pipe".into() },
             ToolError::Unavailable { reason: "every worker failed to start".into(), retry_after: None },
+            ToolError::Deadlock { tool: tool() },
             ToolError::ShuttingDown { delivered: false },
             ToolError::ShuttingDown { delivered: true },
             ToolError::Session(SessionError::NotFound { id: session.clone() }),

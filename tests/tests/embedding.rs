@@ -76,7 +76,7 @@ async fn typed_calls_streams_and_shutdown() {
     snakepit.shutdown().await;
     assert!(pids.iter().all(|pid| !is_alive(*pid)));
     let after = snakepit.execute::<i64>("add", json!({"a": 1, "b": 2})).await.unwrap_err();
-    assert!(matches!(after, Error::Tool(ToolError::Unavailable { .. })), "{after}");
+    assert!(matches!(after, Error::Tool(ToolError::ShuttingDown { delivered: false })), "{after}");
     snakepit.shutdown().await;
 }
 
@@ -276,7 +276,7 @@ async fn a_shutdown_ends_what_clients_still_hold_open() {
     began.notified().await;
     snakepit.shutdown_within(Duration::ZERO).await;
     let status = call.await.unwrap().unwrap_err();
-    assert!(status.message().contains("transport error"), "its connection is cut: {status:?}");
+    assert!(status.message().starts_with("the host is shutting down"), "it is cut off: {status:?}");
     eventually("the handler is gone", Duration::from_secs(1), async || ended.load(Ordering::SeqCst)).await;
 }
 
@@ -294,7 +294,7 @@ async fn dropping_the_last_handle_kills_the_workers_whatever_else_is_held() {
     .await;
     for late in [call.unary::<i64>().await.map(drop), session.execute("whoami", json!({})).await] {
         let error = late.unwrap_err();
-        assert!(matches!(error, Error::Tool(ToolError::Unavailable { .. })), "{error}");
+        assert!(matches!(error, Error::Tool(ToolError::ShuttingDown { delivered: false })), "{error}");
     }
 }
 
@@ -329,7 +329,9 @@ async fn a_program_keeps_state_in_its_own_host_and_in_one_elsewhere() {
     session.register("n", VariableType::new(ValueType::Integer).unwrap(), 0).await.unwrap();
     let mut watch = session.watch(&["n"], false).await.unwrap();
     snakepit.shutdown().await;
-    assert!(watch.next().await.is_none(), "a host that shuts down ends it");
+    let end = watch.next().await.unwrap().unwrap_err();
+    assert!(matches!(end, Error::Tool(ToolError::ShuttingDown { .. })), "{end:?}");
+    assert!(watch.next().await.is_none());
     let lost = session.get::<i64>("n").await.unwrap_err();
     assert!(matches!(lost, Error::Unreachable { .. }), "{lost:?}");
 }

@@ -10,7 +10,7 @@ use snakepit_registry::{CallStage, ToolError};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::stream::Source;
-use crate::driver::{Acquire, Lease, Signal};
+use crate::driver::{Acquire, Ancestry, Lease, Signal};
 
 /// The handler of a worker that is gone usually says so itself, and knows better whether the call was delivered. It has
 /// this long.
@@ -25,13 +25,15 @@ pub(super) struct Tether {
     is_stream: bool,
     /// Whether the call was polled and had no answer.
     has_waited: bool,
+    /// Ends with a stream.
+    ancestry: Option<Box<Ancestry>>,
     /// Runs once the worker is gone.
     last_words: Option<Pin<Box<Sleep>>>,
 }
 
 impl Tether {
     pub(super) const fn new(lease: Lease, deadline: Option<Instant>) -> Self {
-        Self { lease, deadline, is_stream: false, has_waited: false, last_words: None }
+        Self { lease, deadline, is_stream: false, has_waited: false, ancestry: None, last_words: None }
     }
 
     /// Polls the call, unless its worker was taken from it; fails when the worker is gone and the call says nothing.
@@ -92,6 +94,11 @@ impl Tether {
     pub(super) fn share(&mut self, source: &Source) {
         self.is_stream = true;
         self.lease.share(source);
+    }
+
+    /// Keeps what the books know of the call's ancestors to the end of its stream.
+    pub(super) fn keep(&mut self, ancestry: Option<Box<Ancestry>>) {
+        self.ancestry = ancestry;
     }
 
     /// The call has its answer.

@@ -35,6 +35,8 @@ pub(crate) enum Denial {
     Refused(Refusal),
     Expired,
     Cancelled,
+    /// It would wait for itself.
+    Deadlock,
     /// The runtime that started the pool has shut down.
     Orphaned,
 }
@@ -68,6 +70,10 @@ impl Waiter {
         self.answer(Answer::Refused(Denial::Cancelled))
     }
 
+    pub(super) fn deadlock(&mut self) -> Option<Waker> {
+        self.answer(Answer::Refused(Denial::Deadlock))
+    }
+
     pub(super) fn orphan(&mut self) -> Option<Waker> {
         self.answer(Answer::Refused(Denial::Orphaned))
     }
@@ -99,7 +105,12 @@ impl Acquire {
         let ticket = shared.with_state(|state, wakes| {
             state.tickets += 1;
             let number = state.tickets;
+<<<<<<< HEAD
             let load = state.times.load(call, bytes);
+=======
+            // Behind a call that waits for it, it would never be begun.
+            let load = if call.ancestors.is_some() { Load::LONG } else { state.times.load(call) };
+>>>>>>> c7b653e (tools: detect calls that wait for themselves, carry tracestate, and test every ending)
             let waiter = Waiter::new(call.id, deadline, load, number);
             let ticket = Ticket { number, waiter: state.waiters.insert(waiter) };
             if state.is_orphaned {

@@ -796,7 +796,7 @@ pub struct TelemetryEventFilter {
 /// Why a tool failed: the exception it raised. Also rides in the details of a gRPC status when a stream fails.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ToolFailure {
-    /// The exception's type, with its module unless it is a builtin: `ValueError`, `numpy.linalg.LinAlgError`.
+    /// The exception's type, as Python's traceback prints it: `ValueError`, `shop.OutOfStock`, `shop.Shelf.Empty`.
     #[prost(string, tag = "1")]
     pub r#type: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]

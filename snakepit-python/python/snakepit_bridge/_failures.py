@@ -38,8 +38,12 @@ def describe(
 
 
 def type_name(kind: type) -> str:
-    """Name a type, with its module unless it is a builtin."""
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    """Name a type as the last line of a traceback does: the qualified name, after the module unless that is obvious."""
+    module = kind.__module__
+    if module in ("builtins", "__main__"):
+        return kind.__qualname__
+    # Python lets anything be assigned to it.
+    return f"{module if isinstance(module, str) else '<unknown>'}.{kind.__qualname__}"
 
 
 def _message(error: BaseException) -> str:

@@ -51,6 +51,11 @@ class SessionContext(SessionVariables):
         return self._call.traceparent
 
     @property
+    def tracestate(self) -> str | None:
+        """The vendor-specific part of that trace context, if the caller sent one. It travels with ``traceparent``."""
+        return self._call.tracestate
+
+    @property
     def cancelled(self) -> bool:
         """Whether the call was cancelled or its deadline has passed: time to stop."""
         return self._call.cancelled

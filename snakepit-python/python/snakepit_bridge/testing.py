@@ -192,6 +192,7 @@ class _LocalCall:
         self.worker_id = call.worker_id
         self.metadata = tester._metadata
         self.traceparent = None
+        self.tracestate = None
         self._call = call
         self._host_tools = tester._host_tools
         self._programs = (tester.programs, tester.global_programs)

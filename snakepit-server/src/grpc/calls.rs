@@ -89,7 +89,9 @@ impl Bridge {
             metadata,
             ..pb::ExecuteToolRequest::default()
         };
-        let call: ToolCall = tool_call(&headers, &extensions, request, CallMode::Unary)?;
+        let mut call: ToolCall = tool_call(&headers, &extensions, request, CallMode::Unary)?;
+        let worker = headers.get(headers::WORKER_ID).and_then(|id| id.to_str().ok());
+        call.ancestors = worker.and_then(|id| self.host().pool_if_started()?.tool().ancestors_on(id));
         let tool = call.tool.clone();
         match self.host().call_host_tool(call).await {
             Ok(ToolReply { body: ReplyBody::Value(value), metadata, execution_time, .. }) => {

@@ -90,13 +90,10 @@ impl MuxService for Client {
         from_tool_error(error)
     }
 
-    fn stream_deadline(&self, tool: &str, deadline: Option<Instant>, started: Instant) -> Option<Instant> {
+    fn stream_deadline(&self, _: &str, deadline: Option<Instant>, started: Instant) -> Option<Instant> {
         let HostCalls(host) = &self.calls;
-        let by_default = || {
-            let runs_here = host.registry.resolve(tool).is_ok_and(|tool| tool.runs_in_host());
-            // The pool gives calls of its tools a deadline; those of the host's own have none unless the caller sets one.
-            if runs_here { None } else { started.checked_add(host.pool_if_started()?.default_timeout()?) }
-        };
+        // Tools of workers and of the host get the same, so that this deadline is never the earlier one.
+        let by_default = || started.checked_add(host.default_timeout?);
         deadline.or_else(by_default)
     }
 }

@@ -247,10 +247,11 @@ impl SessionHandle {
                 let watch = host.sessions.watch_variables(&self.id, &identifiers, initial).await?;
                 let stopped = host.stop.clone().cancelled_owned();
                 let end =
-                    stream::once(stopped).map(|()| Err(ToolError::ShuttingDown { delivered: true }.into()));
+                    stream::once(stopped).map(|()| Err(ToolError::ShuttingDown { delivered: false }.into()));
                 // Events first: what happened before the end still comes. Nothing comes after an error.
                 let events = watch.map(|event| event.map_err(Error::from));
-                until_error(stream::select_with_strategy(events, end, |(): &mut ()| PollNext::Left)).boxed()
+                until_error(stream::select_with_strategy(events, Box::pin(end), |(): &mut ()| PollNext::Left))
+                    .boxed()
             }
             Target::Remote(remote) => remote.watch(&self.id, identifiers, initial).await?,
         };
@@ -258,11 +259,15 @@ impl SessionHandle {
     }
 }
 
-/// Ends a stream after its first error.
-fn until_error<T>(stream: impl Stream<Item = Result<T, Error>>) -> impl Stream<Item = Result<T, Error>> {
-    stream.scan(false, |has_failed, item| {
-        let ended = std::mem::replace(has_failed, item.is_err());
-        std::future::ready((!ended).then_some(item))
+/// Ends a stream after its first error, without waiting for anything more.
+fn until_error<T>(
+    stream: impl Stream<Item = Result<T, Error>> + Unpin,
+) -> impl Stream<Item = Result<T, Error>> {
+    stream::unfold(Some(stream), |stream| async {
+        let mut stream = stream?;
+        let item = stream.next().await?;
+        let rest = item.is_ok().then_some(stream);
+        Some((item, rest))
     })
 }
 

@@ -101,6 +101,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
         ("NO_WORKER", ..) => {
             ToolError::Unavailable { reason: after("no worker is available: "), retry_after }
         }
+        ("DEADLOCK", ..) => ToolError::Deadlock { tool: tool_name() },
         (SHUTTING_DOWN, ..) => {
             ToolError::ShuttingDown { delivered: entry(DELIVERED).is_some_and(|flag| flag == "true") }
         }
@@ -226,6 +227,7 @@ mod tests {
             },
             ToolError::ConnectionLost { peer: "the host".into(), problem: "broken pipe".into() },
             ToolError::Unavailable { reason: "every worker failed to start".into(), retry_after: None },
+            ToolError::Deadlock { tool: tool() },
             ToolError::ShuttingDown { delivered: false },
             ToolError::ShuttingDown { delivered: true },
             ToolError::Session(SessionError::NotFound { id: session() }),

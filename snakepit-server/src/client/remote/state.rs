@@ -407,3 +407,17 @@ fn version(version: i32) -> u32 {
 fn version_to_wire(version: u32) -> i32 {
     i32::try_from(version).unwrap_or(i32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_says_nothing_is_not_waited_for_longer_than_it_may() {
+        let silent = std::future::pending::<Result<Response<()>, Status>>();
+        let begun = tokio::time::Instant::now();
+        let late = within("GetVariable", silent).await.unwrap_err();
+        assert_eq!(late.to_string(), "the host did not answer GetVariable within 30s");
+        assert_eq!(begun.elapsed(), ANSWER_WITHIN + GRACE);
+    }
+}

@@ -1,0 +1,89 @@
+"""One tool of each kind, which ends as it is told: what callers hear of it is the same for all."""
+
+import asyncio
+import collections
+import itertools
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+from snakepit_bridge import BaseAdapter, tool
+
+
+class Shelf:
+    """Holds an exception whose name has more than one part."""
+
+    class Empty(Exception):
+        """Says that nothing is left."""
+
+
+def begin(marker: str) -> None:
+    """Let the test know that the call runs."""
+    Path(marker).write_text("begun")
+
+
+def end(how: str) -> str:
+    """Return or raise."""
+    if how == "exception":
+        raise ValueError("on purpose")
+    return how
+
+
+class EndingsAdapter(BaseAdapter):
+    @tool
+    def function(self, how: str, marker: str) -> str:
+        """A plain function."""
+        begin(marker)
+        if how == "hang":
+            time.sleep(600)
+        return end(how)
+
+    @tool
+    async def coroutine(self, how: str, marker: str) -> str:
+        """A coroutine."""
+        begin(marker)
+        if how == "hang":
+            await asyncio.sleep(600)
+        return end(how)
+
+    @tool
+    def generator(self, how: str, marker: str) -> Iterator[str]:
+        """A generator."""
+        yield "first"
+        begin(marker)
+        if how == "hang":
+            time.sleep(600)
+        yield end(how)
+
+    @tool
+    async def async_generator(self, how: str, marker: str) -> AsyncIterator[str]:
+        """An async generator."""
+        yield "first"
+        begin(marker)
+        if how == "hang":
+            await asyncio.sleep(600)
+        yield end(how)
+
+    @tool
+    def native(self, how: str, marker: str) -> str:
+        """C code that neither returns nor lets go of the interpreter lock."""
+        begin(marker)
+        collections.deque(itertools.repeat(None), maxlen=0)
+        return end(how)
+
+    @tool
+    def relay_py(self, depth: int) -> int:
+        """Calls itself through a tool of the host."""
+        return depth if depth == 0 else 1 + int(self.session_context.call_host_tool("relay", depth=depth - 1))
+
+    @tool
+    def traces(self) -> list[Any]:
+        """Returns the trace of the call, here and in a tool of the host."""
+        context = self.session_context
+        return [context.traceparent, context.tracestate, context.call_host_tool("trace")]
+
+    @tool
+    def empty(self) -> None:
+        """Raises an exception of a nested class."""
+        raise Shelf.Empty("nothing left")
