@@ -288,7 +288,14 @@ mod tests {
             let sessions = snakepit_session::MemoryBackend::new(snakepit_session::SessionLimits::default());
             let stop = tokio_util::sync::CancellationToken::new();
             let tasks = tokio_util::task::TaskTracker::new();
-            Target::Host(Arc::new(Host::new(Arc::new(sessions), registry, None, &tasks, stop)))
+            Target::Host(Arc::new(Host::new(
+                Arc::new(sessions),
+                registry,
+                Arc::default(),
+                None,
+                &tasks,
+                stop,
+            )))
         };
         let one = || Payload::try_from_serde(&1).unwrap();
         let call = CallBuilder::new(host().await, "echo").payload("x", one()).args(json!({"y": 2}));
