@@ -231,12 +231,6 @@ impl ResolvedTool {
         Self { spec, provider: provider.to_owned(), handler, idempotent }
     }
 
-    /// Whether the host itself runs the tool, and no worker.
-    #[must_use]
-    pub fn runs_in_host(&self) -> bool {
-        self.provider == HOST
-    }
-
     /// Whether its handler [keeps deadlines](ToolHandler::keeps_deadlines).
     #[must_use]
     pub fn keeps_deadlines(&self) -> bool {

@@ -105,12 +105,8 @@ impl Acquire {
         let ticket = shared.with_state(|state, wakes| {
             state.tickets += 1;
             let number = state.tickets;
-<<<<<<< HEAD
-            let load = state.times.load(call, bytes);
-=======
             // Behind a call that waits for it, it would never be begun.
-            let load = if call.ancestors.is_some() { Load::LONG } else { state.times.load(call) };
->>>>>>> c7b653e (tools: detect calls that wait for themselves, carry tracestate, and test every ending)
+            let load = if call.ancestors.is_some() { Load::LONG } else { state.times.load(call, bytes) };
             let waiter = Waiter::new(call.id, deadline, load, number);
             let ticket = Ticket { number, waiter: state.waiters.insert(waiter) };
             if state.is_orphaned {
