@@ -35,7 +35,7 @@ def keep(worker: _native.Worker) -> None:
         raw.name = stream.name
         unbuffered = isinstance(stream.buffer, io.RawIOBase)
         wrapped = io.TextIOWrapper(
-            raw if unbuffered else io.BufferedWriter(raw),  # type: ignore[arg-type]
+            raw if unbuffered else io.BufferedWriter(raw),
             encoding=stream.encoding,
             errors=stream.errors,
             write_through=unbuffered,

@@ -59,7 +59,7 @@ fn blame(command: &Command, argv: &[OsString]) -> Option<Error> {
         let flag =
             error.get(ContextKind::InvalidArg).map(|flag| format!(" for '{flag}'")).unwrap_or_default();
         let problem = problem.replace(&flag, "");
-        let text = format!("the environment variable {} cannot be used: {problem}\n", variable.display());
+        let text = format!("the environment variable {} cannot be used: {problem}", variable.display());
         return Some(command.clone().error(ErrorKind::InvalidValue, text));
     }
     None
