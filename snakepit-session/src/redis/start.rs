@@ -34,6 +34,7 @@ impl StartError {
             ErrorKind::Server(ServerErrorKind::NoPerm) => {
                 "; sessions need a user who may run scripts (EVALSHA, SCRIPT LOAD), what they use, and SUBSCRIBE"
             }
+            ErrorKind::Parse => "; it is no Redis server: is this its port?",
             _ if error.to_string().contains("user executing the script") => {
                 "; sessions need a user who may run what their scripts use, on all keys that begin with the prefix"
             }
@@ -74,6 +75,11 @@ async fn try_connect(url: &str, config: &RedisConfig) -> Result<Link, StartError
         Err(error) if error.to_string().contains("OOM") => {
             tracing::warn!(redis = link.address(), %error, "redis is out of memory: sessions can only be read and deleted");
         }
+        Err(_) if is_sentinel(&link).await => {
+            let problem = "it is a Sentinel, which holds no data: give the address of the primary that it watches, which \
+                           `SENTINEL get-master-addr-by-name NAME` tells";
+            return Err(StartError::Never(link.problem(problem)));
+        }
         Err(error) => return Err(StartError::of(link.address(), &error)),
     }
     // A user who may not ask for it may still use the server.
@@ -81,6 +87,11 @@ async fn try_connect(url: &str, config: &RedisConfig) -> Result<Link, StartError
         check_info(&link, &info).map_err(StartError::Never)?;
     }
     Ok(link)
+}
+
+async fn is_sentinel(link: &Link) -> bool {
+    let info = link.query::<String>(redis::cmd("INFO").arg("server")).await;
+    info.is_ok_and(|info| info.contains("redis_mode:sentinel"))
 }
 
 fn check_info(link: &Link, info: &str) -> Result<(), SessionError> {

@@ -99,3 +99,38 @@ async fn writers_that_wait_for_their_turn_give_up_together() {
     assert_eq!(failed, 20);
     assert!(took < Duration::from_secs(4), "one after the other they would take ten seconds: {took:?}");
 }
+
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "not a worker")]
+async fn a_sentinel_and_servers_of_other_protocols_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, socket) = (dir.path().join("sentinel.conf"), dir.path().join("s"));
+    std::fs::write(
+        &config,
+        format!("port 0\nunixsocket {}\ndir {}\n", socket.display(), dir.path().display()),
+    )
+    .unwrap();
+    let mut sentinel = std::process::Command::new("redis-server");
+    let mut sentinel =
+        sentinel.arg(&config).arg("--sentinel").stdout(std::process::Stdio::null()).spawn().unwrap();
+    let refused = soon(connect(&format!("redis+unix://{}", socket.display()))).await.unwrap_err().to_string();
+    sentinel.kill().unwrap();
+    sentinel.wait().unwrap();
+    assert!(refused.contains("it is a Sentinel") && refused.contains("the primary"), "{refused}");
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    let http = async {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await;
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        }
+    };
+    let refused = tokio::select! {
+        host = soon(connect(&url)) => host.unwrap_err().to_string(),
+        () = http => unreachable!("it serves"),
+    };
+    assert!(refused.contains("no Redis server"), "{refused}");
+}
