@@ -114,6 +114,24 @@ async fn every_signal_that_asks_for_an_end_gets_an_orderly_one() {
     assert_eq!(sandbox.stop().await, Some(0));
 }
 
+#[tokio::test]
+async fn workers_have_the_time_to_exit_that_is_configured() {
+    for (grace, ends_in_order) in [(None, true), (Some("300ms"), false)] {
+        let notes = tempfile::tempdir().unwrap();
+        let args = grace.map_or(vec![], |grace| vec!["--stop-grace", grace]);
+        let mut sandbox = Sandbox::adapter("last_words:Adapter", 1)
+            .args(&args)
+            .env("SNAKEPIT_TEST_NOTES", notes.path().display().to_string())
+            .env("SNAKEPIT_TEST_SLOW_END", "2.5")
+            .start()
+            .await;
+        let pid = sandbox.worker_pids().await[0];
+        signal(sandbox.pid(), Signal::SIGTERM);
+        assert_eq!(sandbox.wait(SOON).await, Some(0));
+        assert_eq!(notes.path().join(pid.to_string()).exists(), ends_in_order, "{grace:?}");
+    }
+}
+
 /// The first process of a PID namespace, and its zombies, as seen from here.
 fn zombies_of(host: u32) -> usize {
     let children = std::fs::read_to_string(format!("/proc/{host}/task/{host}/children")).unwrap_or_default();
