@@ -8,6 +8,7 @@ mod connections;
 mod descriptors;
 mod fields;
 mod frames;
+mod gzip;
 mod launch;
 mod offload;
 mod pace;

@@ -8,14 +8,14 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 
 use super::{
     budget::Share,
     connections::Connection,
-    frames::{Excess, FRAME_BYTES, MAX_LIGHT_BYTES, Messages, PREFIX_BYTES},
+    frames::{Excess, FRAME_BYTES, MAX_LIGHT_BYTES, Messages, PREFIX_BYTES, Pieces},
     pace::Pace,
 };
 use crate::status::{
@@ -34,6 +34,16 @@ impl Message {
     /// Whether it is heavy to decode.
     pub(super) const fn is_heavy(&self) -> bool {
         self.bytes > MAX_LIGHT_BYTES
+    }
+
+    pub(super) fn of(pieces: Pieces) -> Self {
+        Self { first: None, bytes: pieces.remaining(), rest: pieces.into_inner() }
+    }
+
+    pub(super) fn into_pieces(self) -> Pieces {
+        let mut pieces = Pieces::default();
+        self.first.into_iter().chain(self.rest).for_each(|piece| pieces.push(piece));
+        pieces
     }
 
     fn push(&mut self, data: Bytes) {

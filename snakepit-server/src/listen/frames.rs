@@ -46,6 +46,12 @@ impl Pieces {
     }
 }
 
+impl Pieces {
+    pub(super) fn into_inner(self) -> VecDeque<Bytes> {
+        self.pieces
+    }
+}
+
 impl Buf for Pieces {
     fn remaining(&self) -> usize {
         self.remaining

@@ -20,6 +20,7 @@ use tower::{Layer, Service};
 use super::{
     collect::collect,
     connections::{Connection, OpenRequest},
+    gzip,
     offload::begin_elsewhere,
     stream::MessageStream,
 };
@@ -42,6 +43,13 @@ const STREAMS: [&str; 4] = [
     "/snakepit.bridge.BridgeService/Multiplex",
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+/// RPCs whose answers are streams, though their requests are not.
+const STREAMED: [&str; 4] = [
+    "/snakepit.bridge.BridgeService/WatchVariables",
+    "/snakepit.bridge.BridgeService/ExecuteStreamingTool",
+    "/snakepit.bridge.BridgeService/WatchSessions",
+    "/grpc.health.v1.Health/Watch",
 ];
 /// RPCs whose requests carry values of any size, with the fields of their messages that hold messages with many fields.
 const CARRIERS: [(&str, &[u32]); 8] = [
@@ -148,10 +156,18 @@ async fn handle(
         return Ok(call(routes, Request::from_parts(parts, body)).await);
     }
     // Held until the request is answered.
-    let (message, _share) = collect(body, limit, nested, connection).await?;
+    let (mut message, mut share) = collect(body, limit, nested, connection).await?;
+    let is_gzip = gzip::take_encoding(&mut parts.headers);
+    if is_gzip {
+        (message, share) = gzip::open(message, limit, nested, share).await?;
+    }
+    let _held = share;
+    let is_closed = is_gzip && gzip::is_accepted(&parts.headers) && !STREAMED.contains(&parts.uri.path());
     let is_heavy = message.is_heavy();
     let request = Request::from_parts(parts, Body::new(message));
-    Ok(if is_heavy { begin_elsewhere(call(routes, request)).await } else { call(routes, request).await })
+    let response =
+        if is_heavy { begin_elsewhere(call(routes, request)).await } else { call(routes, request).await };
+    Ok(if is_closed { gzip::close(response).await } else { response })
 }
 
 /// The services of the routes are always ready, and answer failures with statuses.
@@ -199,8 +215,8 @@ mod tests {
 
     use super::*;
 
-    /// All RPCs by path, with whether their requests are streams.
-    fn rpcs() -> Vec<(String, bool)> {
+    /// All RPCs by path, with whether their requests and their answers are streams.
+    fn rpcs() -> Vec<(String, bool, bool)> {
         let sets = [
             snakepit_proto::FILE_DESCRIPTOR_SET,
             tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -214,7 +230,7 @@ mod tests {
                 file.service.into_iter().flat_map(move |service| {
                     let prefix = format!("/{package}.{}", service.name());
                     let path = |rpc: prost_types::MethodDescriptorProto| {
-                        (format!("{prefix}/{}", rpc.name()), rpc.client_streaming())
+                        (format!("{prefix}/{}", rpc.name()), rpc.client_streaming(), rpc.server_streaming())
                     };
                     service.method.into_iter().map(path).collect::<Vec<_>>()
                 })
@@ -226,10 +242,13 @@ mod tests {
     fn the_kinds_of_rpcs_are_those_of_the_descriptors() {
         let rpcs = rpcs();
         let streams: Vec<_> =
-            rpcs.iter().filter(|(_, streams)| *streams).map(|(path, _)| path.as_str()).collect();
+            rpcs.iter().filter(|(_, streams, _)| *streams).map(|(path, ..)| path.as_str()).collect();
         assert_eq!(streams, STREAMS);
+        let is_streamed = |(_, streams, streamed): &&(String, bool, bool)| *streamed && !streams;
+        let streamed: Vec<_> = rpcs.iter().filter(is_streamed).map(|(path, ..)| path.as_str()).collect();
+        assert_eq!(streamed, STREAMED);
         for (path, _) in CARRIERS {
-            assert!(rpcs.iter().any(|(known, _)| known == path), "{path}");
+            assert!(rpcs.iter().any(|(known, ..)| known == path), "{path}");
         }
     }
 }

@@ -160,6 +160,53 @@ async fn unfinished_requests_of_a_connection_are_bounded() {
     }
 }
 
+fn gzipped(message: &[u8]) -> Bytes {
+    use std::io::Write;
+    let mut encoder = flate2::write::GzEncoder::new(vec![1, 0, 0, 0, 0], flate2::Compression::best());
+    encoder.write_all(message).unwrap();
+    let mut bytes = encoder.finish().unwrap();
+    let size = u32::try_from(bytes.len() - 5).unwrap();
+    bytes[1..5].copy_from_slice(&size.to_be_bytes());
+    bytes.into()
+}
+
+#[tokio::test]
+async fn compressed_requests_are_opened_and_answered_compressed() {
+    use std::io::Read;
+    let mut edge = Edge::new(1 << 20).await;
+    let (client, state) = edge.client().await;
+    let text = "x".repeat(100_000);
+    let ping = pb::PingRequest { message: text.clone() }.encode_to_vec();
+    let zipped =
+        || request(PING).header("grpc-encoding", "gzip").header("grpc-accept-encoding", "identity, gzip");
+    let mut ready = client.clone().ready().await.unwrap();
+    let (response, mut send) = ready.send_request(zipped().body(()).unwrap(), false).unwrap();
+    send.send_data(gzipped(&ping), true).unwrap();
+    let (head, mut body) = response.await.unwrap().into_parts();
+    assert_eq!(head.headers["grpc-encoding"], "gzip");
+    let mut answer = Vec::new();
+    while let Some(data) = body.data().await {
+        answer.extend_from_slice(&data.unwrap());
+    }
+    assert!(answer[0] == 1 && answer.len() < 5_000, "{}", answer.len());
+    let mut opened = Vec::new();
+    flate2::read::GzDecoder::new(&answer[5..]).read_to_end(&mut opened).unwrap();
+    assert_eq!(pb::PingResponse::decode(&*opened).unwrap().message, format!("pong: {text}"));
+    assert_eq!(body.trailers().await.unwrap().unwrap()["grpc-status"], "0");
+    // What opens to more than a message may have, or to more fields, or not at all.
+    for (bomb, problem) in [
+        (gzipped(&vec![0; 16 << 20]), "the limit is 4194304"),
+        (gzipped(&[0x0a, 0].repeat(1 << 20)), "fields"),
+        (Bytes::from_static(&[1, 0, 0, 0, 3, 1, 2, 3]), "is not gzip"),
+    ] {
+        let (code, text) = call(&client, zipped(), bomb).await;
+        assert!(code != 0 && text.contains(problem), "{code} {text}");
+    }
+    assert_eq!(self::ping(&client).await, 0);
+    drop(client);
+    assert_eq!(state.share_used(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_connection_without_a_request_is_closed() {
     let mut edge = Edge::new(1 << 20).await;
