@@ -104,9 +104,11 @@ impl Plan {
             .describe
             .call1(py, (&exception, function, arguments))
             .and_then(|parts| parts.extract::<(String, String, String)>(py));
-        // An exception whose own methods raise still has a type and some text.
-        let (error_type, message, traceback) = described
-            .unwrap_or_else(|_| (value::type_name(error.value(py)), error.to_string(), String::new()));
+        // An exception whose own methods raise still has a type.
+        let (error_type, message, traceback) = described.unwrap_or_else(|problem| {
+            let message = format!("<it cannot be described: {problem}>");
+            (value::type_name(error.value(py)), message, String::new())
+        });
         ToolFailure { error_type, message, traceback, ..ToolFailure::default() }
     }
 }

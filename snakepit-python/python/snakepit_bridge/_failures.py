@@ -30,11 +30,19 @@ def describe(
     import traceback
 
     own = _without_runtime(error.__traceback__)
-    lines = traceback.format_exception(type(error), error, own)
+    try:
+        lines = traceback.format_exception(type(error), error, own)
+    except Exception:  # Attributes of an odd exception can make this fail; its frames are still worth showing.
+        lines = traceback.format_tb(own)
     # A TypeError without a single frame is the call's own: the arguments did not fit the signature.
     misfit = type(error) is TypeError and own is None and function is not None
     message = _misfit(function, arguments) if misfit and function is not None and arguments is not None else None
-    return type_name(type(error)), message or _message(error), "".join(lines)
+    return _text(type_name(type(error))), _text(message or _message(error)), _text("".join(lines))
+
+
+def _text(text: str) -> str:
+    """Escape what UTF-8 has no form for: lone surrogates, as bytes of file names become that are not UTF-8."""
+    return str.encode(text, "utf-8", "backslashreplace").decode("utf-8")
 
 
 def type_name(kind: type) -> str:

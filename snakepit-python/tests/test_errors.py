@@ -1,0 +1,221 @@
+"""The exceptions of the package: they survive pickling, copying and other processes, and show what a tool raised."""
+
+import contextlib
+import copy
+import importlib
+import inspect
+import pickle
+import pkgutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import pytest
+
+import snakepit_bridge
+from snakepit_bridge import BaseAdapter, errors, tool
+from snakepit_bridge._failures import describe
+from snakepit_bridge.testing import ToolFailed, call_tool
+
+#: Arguments by the annotations of parameters.
+_ARGUMENTS: dict[str, Any] = {
+    "str": "text",
+    "int": 7,
+    "dict[str, SnakepitError]": {"n": errors.VersionConflictError("n", 1, 2)},
+    "dict[str, int]": {"n": 3},
+}
+
+
+def modules() -> Iterator[Any]:
+    for module in pkgutil.walk_packages(snakepit_bridge.__path__, "snakepit_bridge."):
+        # The showcase needs packages that need not be there.
+        with contextlib.suppress(ImportError):
+            yield importlib.import_module(module.name)
+
+
+def exceptions() -> list[type[BaseException]]:
+    found = {
+        kind
+        for module in modules()
+        for kind in vars(module).values()
+        if inspect.isclass(kind) and issubclass(kind, BaseException) and kind.__module__.startswith("snakepit_bridge")
+    }
+    return sorted(found, key=lambda kind: kind.__name__)
+
+
+def an_instance(kind: type[BaseException]) -> BaseException:
+    """Makes one with all that it takes."""
+    if kind.__init__ in (errors.SnakepitError.__init__, Exception.__init__, BaseException.__init__):
+        error = kind("text")
+    else:
+        parameters = inspect.signature(kind).parameters.values()
+        error = kind(*(_ARGUMENTS[parameter.annotation] for parameter in parameters))
+    vars(error)["__notes__"] = ["a note"]
+    if isinstance(error, errors.SnakepitError):
+        error.retry_after = 1.5
+        error.may_have_run = not error.may_have_run
+    return error
+
+
+def parts(error: BaseException) -> tuple[Any, ...]:
+    """What must be the same of a copy."""
+    state = {
+        key: {name: parts(each) for name, each in value.items()} if key == "errors" else value
+        for key, value in vars(error).items()
+    }
+    return type(error), error.args, str(error), state, str(error.__cause__)
+
+
+def give_back(error: BaseException) -> BaseException:
+    return error
+
+
+def raise_it(error: BaseException) -> None:
+    raise error
+
+
+def test_there_are_exceptions_to_test() -> None:
+    assert len(exceptions()) > 20
+    assert set(map(type, _ARGUMENTS.values())) == {str, int, dict}
+
+
+@pytest.mark.parametrize("kind", exceptions())
+def test_every_exception_survives_copies(kind: type[BaseException]) -> None:
+    error = an_instance(kind)
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        assert parts(pickle.loads(pickle.dumps(error, protocol))) == parts(error)  # noqa: S301
+    assert parts(copy.copy(error)) == parts(error)
+    assert parts(copy.deepcopy(error)) == parts(error)
+
+
+def test_an_exception_of_a_subclass_survives_copies() -> None:
+    error = OfAnApplication(3, hint="retry")
+    assert parts(pickle.loads(pickle.dumps(error))) == parts(error)  # noqa: S301
+    assert parts(copy.copy(error)) == parts(error)
+
+
+class OfAnApplication(errors.HostUnavailableError):
+    def __init__(self, number: int, *, hint: str) -> None:
+        super().__init__(f"number {number}")
+        self.hint = hint
+
+
+def test_exceptions_cross_a_pool_of_processes() -> None:
+    samples = [an_instance(kind) for kind in exceptions() if issubclass(kind, Exception)]
+    with ProcessPoolExecutor(1) as pool:
+        for error in samples:
+            assert parts(pool.submit(give_back, error).result()) == parts(error)
+            with pytest.raises(type(error)) as raised:
+                pool.submit(raise_it, error).result()
+            assert raised.value.args == error.args
+        assert pool.submit(abs, -1).result() == 1
+
+
+def test_existing_names_catch_what_is_new() -> None:
+    unavailable = errors.HostUnavailableError
+    for new in (errors.OverloadedError, errors.WorkerLostError, errors.ShuttingDownError, errors.ConnectTimeoutError):
+        assert issubclass(new, unavailable)
+        assert issubclass(new, ConnectionError)
+    assert issubclass(errors.ConnectTimeoutError, errors.DeadlineExceededError)
+    assert issubclass(errors.ClientClosedError, RuntimeError)
+    for kind in exceptions():
+        if issubclass(kind, errors.SnakepitError):
+            assert isinstance(kind.may_have_run, bool)
+            assert kind.retry_after is None
+            if kind.__module__ == "snakepit_bridge.errors":
+                assert getattr(snakepit_bridge, kind.__name__) is kind
+
+
+def test_advice_is_given_by_keyword() -> None:
+    error = errors.OverloadedError("busy", retry_after=0.5)
+    assert (error.args, error.retry_after, error.may_have_run) == (("busy",), 0.5, False)
+    assert errors.HostUnavailableError("gone", may_have_run=False).may_have_run is False
+
+
+def test_an_uncaught_failure_shows_the_traceback_of_the_tool() -> None:
+    error = ToolFailed("ValueError", "no", 'Traceback:\n  File "shop.py", line 3, in price\nValueError: no\n')
+    for same in (error, pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301
+        shown = "".join(traceback.format_exception(same))
+        assert 'File "shop.py", line 3, in price' in shown
+        assert shown.index("shop.py") < shown.rindex("ToolFailed: ValueError: no")
+    assert ToolFailed("ValueError", "no").__cause__ is None
+    assert str(ToolFailed("ValueError", "")) == "ValueError"
+    assert str(ToolFailed("", "no")) == "no"
+
+
+def test_pytest_shows_the_traceback_of_the_tool(tmp_path: Any) -> None:
+    test = tmp_path / "test_shop.py"
+    test.write_text(
+        "from snakepit_bridge import ToolFailed\n"
+        "def test_price():\n"
+        "    raise ToolFailed('ValueError', 'no', 'File \"shop.py\", line 3, in price')\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)]
+    output = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False).stdout  # noqa: S603
+    assert 'File "shop.py", line 3, in price' in output
+
+
+class Unprintable(BaseAdapter):
+    @tool
+    def surrogate(self) -> None:
+        """Raises what a broken file name becomes."""
+        raise ValueError("caf\udce9")
+
+    @tool
+    def named(self) -> None:
+        """Raises an error whose type has such a name."""
+        kind = type("Cafe", (ValueError,), {})
+        kind.__qualname__ = "Caf\udce9"
+        raise kind("no")
+
+    @tool
+    def caused(self) -> None:
+        """Has it in its cause."""
+        try:
+            self.surrogate()
+        except ValueError as error:
+            raise RuntimeError("no") from error
+
+    @tool
+    def noted(self) -> None:
+        """Has it in a note."""
+        error = ValueError("no")
+        vars(error)["__notes__"] = ["caf\udce9"]
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("surrogate", "ValueError", "caf\\udce9"),
+        ("named", "test_errors.Caf\\udce9", "no"),
+        ("caused", "RuntimeError", "no"),
+        ("noted", "ValueError", "no"),
+    ],
+)
+def test_text_that_is_not_utf_8_is_escaped(name: str, kind: str, message: str) -> None:
+    with pytest.raises(ToolFailed) as raised:
+        call_tool(Unprintable, name)
+    error = raised.value
+    assert (error.type, error.message) == (kind, message)
+    assert str(error) == f"{kind}: {message}"
+    assert "caf\\udce9" in error.traceback.lower()
+    assert f"in {name}" in error.traceback
+
+
+def test_an_exception_that_cannot_be_formatted_keeps_its_frames() -> None:
+    class OddError(Exception):
+        @property
+        def __notes__(self) -> Any:
+            raise RuntimeError("no notes")
+
+    try:
+        raise OddError("odd")
+    except OddError as error:
+        kind, message, shown = describe(error)
+    assert kind.endswith("OddError")
+    assert message == "odd"
+    assert "test_errors.py" in shown
