@@ -1,7 +1,7 @@
 //! What a gRPC status says beyond its code: a reason, the exception that a tool raised, the argument that is wrong, as
 //! `google.rpc` details; and the one budget that keeps all of it within what HTTP/2 peers accept as trailers.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use prost::Message;
@@ -38,12 +38,15 @@ pub const PROXY: &str = "PROXY";
 /// The metadata entry that says whether a call, or a write, may have been done: `true` or `false`. Only what was not delivered
 /// is safe to repeat.
 pub const DELIVERED: &str = "delivered";
+/// The `reason` when the host shuts down: it refused the call, or cut it.
+pub const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
 /// The `reason` of a bug, here or in the worker.
 pub const INTERNAL: &str = "INTERNAL";
 
 const FAILURE_URL: &str = "type.googleapis.com/snakepit.bridge.ToolFailure";
 const ERROR_INFO_URL: &str = "type.googleapis.com/google.rpc.ErrorInfo";
 const BAD_REQUEST_URL: &str = "type.googleapis.com/google.rpc.BadRequest";
+const RETRY_INFO_URL: &str = "type.googleapis.com/google.rpc.RetryInfo";
 
 /// `google.rpc.Status`, as it stands in the `grpc-status-details-bin` trailer.
 #[derive(Clone, PartialEq, Message)]
@@ -85,6 +88,13 @@ pub struct FieldViolation {
     pub description: String,
 }
 
+/// `google.rpc.RetryInfo`: when a retry may succeed.
+#[derive(Clone, PartialEq, Message)]
+struct RetryInfo {
+    #[prost(message, tag = "1")]
+    retry_delay: Option<prost_types::Duration>,
+}
+
 /// What this project puts into the details of a status.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Details {
@@ -96,6 +106,8 @@ pub struct Details {
     pub failure: Option<ToolFailure>,
     /// The first field or argument that is wrong.
     pub violation: Option<FieldViolation>,
+    /// When a retry may succeed.
+    pub retry_after: Option<Duration>,
 }
 
 /// A status with a reason. It is within the [budget](fit).
@@ -202,6 +214,10 @@ pub fn details_of(status: &Status) -> Details {
             BAD_REQUEST_URL => {
                 let violations = BadRequest::decode(value).map(|bad| bad.field_violations);
                 read.violation = read.violation.or(violations.unwrap_or_default().into_iter().next());
+            }
+            RETRY_INFO_URL => {
+                let delay = RetryInfo::decode(value).ok().and_then(|info| info.retry_delay);
+                read.retry_after = read.retry_after.or(delay.and_then(|delay| delay.try_into().ok()));
             }
             _ => {}
         }

@@ -3,12 +3,16 @@
 use std::{
     future::Future,
     io,
+    pin::Pin,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use pyo3::prelude::*;
-use tokio::runtime::Handle;
+use tokio::{
+    runtime::Handle,
+    time::{Instant, timeout},
+};
 
 /// How often a wait looks whether Python wants to be interrupted.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -61,13 +65,43 @@ impl Background {
     pub(crate) fn wait<T: Send>(self, py: Python<'_>, future: impl Future<Output = T> + Send) -> PyResult<T> {
         let mut future = std::pin::pin!(future);
         loop {
-            let waited = py.detach(|| {
-                self.runtime.block_on(async { tokio::time::timeout(LOOK_EVERY, future.as_mut()).await })
-            });
-            match waited {
-                Ok(outcome) => return Ok(outcome),
-                Err(_) => py.check_signals()?,
+            if let Some(outcome) = self.wait_a_moment(py, LOOK_EVERY, future.as_mut()) {
+                return Ok(outcome);
             }
+            py.check_signals()?;
         }
+    }
+
+    /// Waits as [`wait`](Self::wait) does, but not longer than until then. `None`: it is late.
+    ///
+    /// # Errors
+    /// What the handler of a signal raised.
+    pub(crate) fn wait_until<T: Send>(
+        self,
+        py: Python<'_>,
+        end: Option<Instant>,
+        future: impl Future<Output = T> + Send,
+    ) -> PyResult<Option<T>> {
+        let Some(end) = end else { return self.wait(py, future).map(Some) };
+        let mut future = std::pin::pin!(future);
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if let Some(outcome) = self.wait_a_moment(py, left.min(LOOK_EVERY), future.as_mut()) {
+                return Ok(Some(outcome));
+            }
+            if left <= LOOK_EVERY {
+                return Ok(None);
+            }
+            py.check_signals()?;
+        }
+    }
+
+    fn wait_a_moment<T: Send>(
+        self,
+        py: Python<'_>,
+        moment: Duration,
+        future: Pin<&mut (impl Future<Output = T> + Send)>,
+    ) -> Option<T> {
+        py.detach(|| self.runtime.block_on(async { timeout(moment, future).await })).ok()
     }
 }

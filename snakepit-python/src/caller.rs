@@ -16,8 +16,20 @@ pub(crate) enum Caller {
     /// A tool, while the call that it serves lasts.
     Tool { state: Arc<CallState>, trace: Option<TraceContext>, worker_id: Arc<str> },
     /// A program that is no worker, until it closes its client. Each of its requests may take so long.
-    Program { closed: CancellationToken, timeout: Option<Duration> },
+    Program { end: ClientEnd, timeout: Option<Duration> },
 }
+
+/// How a client ends.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ClientEnd {
+    /// Cancelled once it is closed: nothing new begins, and watches end.
+    pub(crate) closed: CancellationToken,
+    /// Cancelled once it has waited long enough for what was under way.
+    pub(crate) cut: CancellationToken,
+}
+
+/// How long a request for a session's state may take, unless its caller says something else.
+const STATE_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Caller {
     /// Whether it may ask the host for anything.
@@ -26,13 +38,21 @@ impl Caller {
     /// [`HostError::Closed`] when the client is.
     pub(crate) fn check(&self) -> Result<(), HostError> {
         match self {
-            Self::Program { closed, .. } if closed.is_cancelled() => Err(HostError::Closed),
+            Self::Program { end, .. } if end.closed.is_cancelled() => Err(HostError::Closed),
             _ => Ok(()),
         }
     }
 
     /// Until when a request that begins now has to be answered.
     pub(crate) fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Tool { state, .. } => state.deadline,
+            Self::Program { timeout, .. } => Instant::now().checked_add(timeout.unwrap_or(STATE_TIMEOUT)),
+        }
+    }
+
+    /// Until when a stream that begins now may last.
+    pub(crate) fn stream_deadline(&self) -> Option<Instant> {
         match self {
             Self::Tool { state, .. } => state.deadline,
             Self::Program { timeout, .. } => timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
@@ -50,18 +70,23 @@ impl Caller {
     pub(crate) fn is_cancelled(&self) -> bool {
         match self {
             Self::Tool { state, .. } => state.is_cancelled() || state.is_overdue(Instant::now()),
-            Self::Program { closed, .. } => closed.is_cancelled(),
+            Self::Program { end, .. } => end.closed.is_cancelled(),
         }
     }
 
     /// Waits until what is on its way to the host is to be given up. Cancel safe.
     pub(crate) async fn cancelled(&self) -> HostError {
         match self {
-            Self::Tool { state, .. } => state.cancelled().await,
-            // What began before the client was closed goes on.
-            Self::Program { .. } => std::future::pending().await,
+            Self::Tool { state, .. } => {
+                state.cancelled().await;
+                HostError::Cancelled
+            }
+            // What began before the client was closed goes on until then.
+            Self::Program { end, .. } => {
+                end.cut.cancelled().await;
+                HostError::Cut
+            }
         }
-        HostError::Cancelled
     }
 
     /// Waits until nothing is wanted of the host any more; an error is to be told. Cancel safe.
@@ -71,8 +96,8 @@ impl Caller {
                 state.ended().await;
                 Ok(())
             }
-            Self::Program { closed, .. } => {
-                closed.cancelled().await;
+            Self::Program { end, .. } => {
+                end.closed.cancelled().await;
                 Err(HostError::Closed)
             }
         }

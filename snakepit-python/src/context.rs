@@ -21,9 +21,9 @@ use tonic::{Code, Request, Response, Status, transport::Channel};
 
 use crate::{
     caller::Caller,
+    completions::{Completions, Wait},
     driver::Driver,
     host::{Host, HostError, HostUnavailableError, SnakepitError},
-    readable::Readable,
     value,
     variables::Variables,
 };
@@ -75,14 +75,50 @@ impl Call {
         &self,
         py: Python<'_>,
         request: Q,
-        rpc: impl FnOnce(Client, Request<Q>) -> F + Send,
+        rpc: impl Fn(Client, Request<Q>) -> F + Send + Sync,
     ) -> PyResult<A>
     where
-        Q: Message + Send,
+        Q: Message + Clone,
         A: Send,
         F: Future<Output = Result<Response<A>, Status>> + Send,
     {
         self.wait(py, self.host()?.call(&self.caller, request, rpc))
+    }
+
+    /// Makes one call that changes nothing, and so may be repeated: see [`Host::read`].
+    ///
+    /// # Errors
+    /// The exception for what the host said, or for why it said nothing.
+    pub(crate) fn read<Q, A, F>(
+        &self,
+        py: Python<'_>,
+        request: Q,
+        rpc: impl Fn(Client, Request<Q>) -> F + Send + Sync,
+    ) -> PyResult<A>
+    where
+        Q: Message + Clone,
+        A: Send,
+        F: Future<Output = Result<Response<A>, Status>> + Send,
+    {
+        self.wait(py, self.host()?.read(&self.caller, request, rpc))
+    }
+
+    /// Opens a stream: see [`Host::open`].
+    ///
+    /// # Errors
+    /// The exception for what the host said, or for why it said nothing.
+    pub(crate) fn open<Q, A, F>(
+        &self,
+        py: Python<'_>,
+        request: Q,
+        rpc: impl Fn(Client, Request<Q>) -> F + Send + Sync,
+    ) -> PyResult<A>
+    where
+        Q: Message + Clone,
+        A: Send,
+        F: Future<Output = Result<Response<A>, Status>> + Send,
+    {
+        self.wait(py, self.host()?.open(&self.caller, request, rpc))
     }
 
     /// Which programs are meant: the session's, or those of the host.
@@ -140,7 +176,7 @@ impl Call {
     }
 
     fn time_remaining(&self) -> Option<f64> {
-        let deadline = self.caller.deadline()?;
+        let deadline = self.caller.stream_deadline()?;
         Some(deadline.saturating_duration_since(Instant::now()).as_secs_f64())
     }
 
@@ -155,15 +191,27 @@ impl Call {
         value::to_python(py, payload)
     }
 
-    fn start_host_tool(&self, name: &str, arguments: &Bound<'_, PyDict>) -> PyResult<PendingHostCall> {
+    fn start_host_tool(
+        &self,
+        name: &str,
+        arguments: &Bound<'_, PyDict>,
+        completions: &Completions,
+        key: u64,
+    ) -> PyResult<PendingHostCall> {
         let request = self.request(name, arguments)?;
         let (host, caller) = (self.host()?.clone(), self.caller.clone());
-        PendingHostCall::spawn(host, caller, request)
+        let outcome = Outcome::default();
+        let slot = Arc::clone(&outcome);
+        let done = host.driver().start_wait(completions, key, async move {
+            let result = execute(&host, &caller, request).await;
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        })?;
+        Ok(PendingHostCall { done, outcome })
     }
 
     fn host_tools<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let request = pb::GetExposedElixirToolsRequest { session_id: self.session_id.clone() };
-        let answer = self.ask(py, request, |mut client, request| async move {
+        let answer = self.read(py, request, |mut client, request| async move {
             client.get_exposed_elixir_tools(request).await
         })?;
         let tools = PyDict::new(py);
@@ -232,7 +280,7 @@ impl Call {
         let request =
             pb::GetProgramRequest { session_id: self.programs_of(is_global), name, global: is_global };
         let answer =
-            self.ask(py, request, |mut client, request| async move { client.get_program(request).await })?;
+            self.read(py, request, |mut client, request| async move { client.get_program(request).await })?;
         let program = answer.program.unwrap_or_default();
         Ok((PyBytes::new(py, &program.data), program.content_type))
     }
@@ -240,7 +288,7 @@ impl Call {
     fn list_programs(&self, py: Python<'_>, is_global: bool) -> PyResult<Vec<String>> {
         let request = pb::ListProgramsRequest { session_id: self.programs_of(is_global), global: is_global };
         let answer =
-            self.ask(py, request, |mut client, request| async move { client.list_programs(request).await })?;
+            self.read(py, request, |mut client, request| async move { client.list_programs(request).await })?;
         Ok(answer.programs.into_iter().map(|program| program.name).collect())
     }
 
@@ -310,33 +358,17 @@ fn read_result(result: pb::Any, buffer: Bytes) -> Result<Payload, snakepit_worke
 
 type Outcome = Arc<Mutex<Option<Result<Payload, HostError>>>>;
 
-/// A call to the host on its way: a file descriptor becomes readable when it is done. Dropping it gives the call up.
+/// A call to the host on its way. Dropping it gives the call up.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct PendingHostCall {
-    done: Readable,
+    done: Wait,
     outcome: Outcome,
-}
-
-impl PendingHostCall {
-    fn spawn(host: Host, caller: Caller, request: pb::ExecuteElixirToolRequest) -> PyResult<Self> {
-        let outcome = Outcome::default();
-        let slot = Arc::clone(&outcome);
-        let done = host.driver().readable(async move {
-            let result = execute(&host, &caller, request).await;
-            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
-        })?;
-        Ok(Self { done, outcome })
-    }
 }
 
 #[pymethods]
 impl PendingHostCall {
-    fn fileno(&self) -> i32 {
-        self.done.fileno()
-    }
-
-    /// The answer, once the descriptor is readable.
+    /// The answer, once the wait is over.
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
         match outcome {
@@ -344,10 +376,5 @@ impl PendingHostCall {
             None if self.done.is_over() => Err(SnakepitError::new_err("the worker is stopping")),
             None => Err(PyRuntimeError::new_err("the host has not answered yet")),
         }
-    }
-
-    /// Gives the call up.
-    fn cancel(&self) {
-        self.done.abort();
     }
 }

@@ -3,21 +3,26 @@
 use std::{collections::BTreeMap, error::Error, future::Future, time::Duration};
 
 use hyper_util::rt::TokioIo;
-use pyo3::{PyErr, exceptions::PyRuntimeError, import_exception};
+use pyo3::{PyErr, Python, import_exception, intern, types::PyAnyMethods};
 use snakepit_proto::{
     MAX_MESSAGE_BYTES, Message,
     address::{Address, AddressError},
     headers, launch, pb,
     pb::bridge_service_client::BridgeServiceClient,
-    status::{Details, check_request_size, details_of},
+    proxy,
+    status::{
+        DELIVERED, Details, OVERLOADED, REQUEST_TOO_LARGE, SHUTTING_DOWN, WORKER_LOST, check_request_size,
+        details_of,
+    },
 };
+use snakepit_registry::CallStage;
 use snakepit_session::SessionError;
 use tokio::{
     net::UnixStream,
     time::{Instant, timeout, timeout_at},
 };
 use tonic::{
-    Code, Request, Response, Status, TimeoutExpired,
+    Code, ConnectError, Request, Response, Status, TimeoutExpired,
     transport::{Channel, Endpoint},
 };
 use tower::service_fn;
@@ -35,12 +40,21 @@ import_exception!(snakepit_bridge.errors, VersionConflictError);
 import_exception!(snakepit_bridge.errors, LimitExceededError);
 import_exception!(snakepit_bridge.errors, DeadlineExceededError);
 import_exception!(snakepit_bridge.errors, HostUnavailableError);
+import_exception!(snakepit_bridge.errors, OverloadedError);
+import_exception!(snakepit_bridge.errors, WorkerLostError);
+import_exception!(snakepit_bridge.errors, ShuttingDownError);
+import_exception!(snakepit_bridge.errors, ConnectTimeoutError);
+import_exception!(snakepit_bridge.errors, ClientClosedError);
+import_exception!(snakepit_bridge.errors, CallCancelledError);
+import_exception!(snakepit_bridge.errors, UnsupportedError);
 import_exception!(snakepit_bridge.errors, HostToolError);
 import_exception!(snakepit_bridge.errors, CallCancelled);
 import_exception!(snakepit_bridge.errors, ToolFailed);
 
 /// How long a host may take to accept the worker's connection and to answer its first calls.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// How often a request is sent whose connection breaks.
+const ATTEMPTS: usize = 3;
 /// The pause before the second attempt to connect; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
@@ -60,8 +74,18 @@ pub(crate) enum HostError {
     Deadline,
     /// The client through which it was called is closed.
     Closed,
-    /// The host cannot be reached, or the connection broke.
+    /// The client through which it was called was closed while it ran.
+    Cut,
+    /// The host cannot be reached: nothing was sent. A whole message.
+    Unreachable(String),
+    /// The host does not answer who connects: nothing was sent. A whole message.
+    ConnectTimeout(String),
+    /// The call's own deadline passed, and the host did not say so.
+    Late { may_have_run: bool },
+    /// The connection broke, with the request on its way.
     Lost(String),
+    /// The host ended a watch, which it does only when it stops.
+    Stopped,
     /// The host refused.
     Status(Status),
     /// The host's tool ran and failed.
@@ -149,36 +173,89 @@ impl Host {
 
     /// Makes one call to the host. It ends early when the caller's own call is cancelled or the time is up.
     /// Cancel safe, as far as the host is.
+    ///
+    /// A call that surely was not sent, because the connection broke before, is repeated on a new connection.
     pub(crate) async fn call<Q, A, F>(
         &self,
         caller: &Caller,
         message: Q,
-        rpc: impl FnOnce(BridgeServiceClient<Channel>, Request<Q>) -> F,
+        rpc: impl Fn(BridgeServiceClient<Channel>, Request<Q>) -> F,
     ) -> Result<A, HostError>
     where
-        Q: Message,
+        Q: Message + Clone,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        self.ask(caller, message, caller.deadline(), unsent, rpc).await
+    }
+
+    /// Like [`call`](Self::call), for requests that change nothing: they are repeated whenever the connection breaks.
+    pub(crate) async fn read<Q, A, F>(
+        &self,
+        caller: &Caller,
+        message: Q,
+        rpc: impl Fn(BridgeServiceClient<Channel>, Request<Q>) -> F,
+    ) -> Result<A, HostError>
+    where
+        Q: Message + Clone,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        self.ask(caller, message, caller.deadline(), broke, rpc).await
+    }
+
+    /// Like [`read`](Self::read), for requests that open a stream. The host is told no deadline, because the stream may last
+    /// longer than its opening may take; who reads it ends it.
+    pub(crate) async fn open<Q, A, F>(
+        &self,
+        caller: &Caller,
+        message: Q,
+        rpc: impl Fn(BridgeServiceClient<Channel>, Request<Q>) -> F,
+    ) -> Result<A, HostError>
+    where
+        Q: Message + Clone,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        self.ask(caller, message, None, broke, rpc).await
+    }
+
+    /// The deadline that the host is told of is the request's own; this side waits for the caller's.
+    async fn ask<Q, A, F>(
+        &self,
+        caller: &Caller,
+        message: Q,
+        told: Option<Instant>,
+        repeatable: impl Fn(&Status) -> bool,
+        rpc: impl Fn(BridgeServiceClient<Channel>, Request<Q>) -> F,
+    ) -> Result<A, HostError>
+    where
+        Q: Message + Clone,
         F: Future<Output = Result<Response<A>, Status>>,
     {
         caller.check()?;
         check_request_size(&message)?;
-        let mut request = Request::new(message);
-        caller.introduce(request.metadata_mut());
-        let deadline = caller.deadline();
-        if let Some(deadline) = deadline {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(HostError::Deadline);
-            }
-            request.set_timeout(left.min(headers::MAX_TIMEOUT));
-        }
         let answer = async {
-            let rpc = rpc(self.client.clone(), request);
-            match deadline {
-                Some(deadline) => timeout_at(deadline, rpc).await.map_err(|_| HostError::Deadline)?,
-                None => rpc.await,
+            let mut attempts = 1;
+            loop {
+                let mut request = Request::new(message.clone());
+                caller.introduce(request.metadata_mut());
+                if let Some(deadline) = told {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(HostError::Deadline);
+                    }
+                    request.set_timeout(left.min(headers::MAX_TIMEOUT));
+                }
+                match rpc(self.client.clone(), request).await {
+                    Ok(answer) => return Ok(answer.into_inner()),
+                    Err(status) if attempts < ATTEMPTS && repeatable(&status) => attempts += 1,
+                    Err(status) => return Err(HostError::from(status)),
+                }
             }
-            .map(Response::into_inner)
-            .map_err(HostError::from)
+        };
+        let answer = async {
+            match caller.deadline() {
+                Some(deadline) => timeout_at(deadline, answer).await.map_err(|_| HostError::Deadline)?,
+                None => answer.await,
+            }
         };
         tokio::select! {
             biased;
@@ -186,6 +263,25 @@ impl Host {
             answer = answer => answer,
         }
     }
+}
+
+/// Whether the connection broke before the request was sent. `false` if there is no new one to be had, either.
+fn unsent(status: &Status) -> bool {
+    let cancelled = |error: &(dyn Error + 'static)| {
+        // What hyper had not yet handed to the connection when that broke.
+        error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
+    };
+    causes(status).any(cancelled)
+}
+
+/// Whether the connection broke with the request on its way. `false` if there is no new one to be had.
+pub(crate) fn broke(status: &Status) -> bool {
+    causes(status).next().is_some()
+        && !causes(status).any(|cause| cause.is::<TimeoutExpired>() || cause.is::<ConnectError>())
+}
+
+fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(status.source(), |&error| error.source())
 }
 
 /// Connects, with these settings.
@@ -219,14 +315,27 @@ pub(crate) async fn connect(
     }
 }
 
+impl HostError {
+    /// What it means for a call that its stream broke. A host that shuts down says so as the last thing.
+    pub(crate) fn from_broken_stream(status: Status) -> Self {
+        if details_of(&status).reason.as_deref() == Some(SHUTTING_DOWN) {
+            return Self::Status(status);
+        }
+        let problem = causes(&status).last().map_or_else(|| status.message().to_owned(), ToString::to_string);
+        Self::Lost(problem)
+    }
+}
+
 impl From<Status> for HostError {
     /// A status that the host did not send has what happened as its source.
     fn from(status: Status) -> Self {
-        let causes = std::iter::successors(status.source(), |&error| error.source());
-        match causes.last() {
-            None => Self::Status(status),
-            Some(cause) if cause.is::<TimeoutExpired>() => Self::Deadline,
-            Some(cause) => Self::Lost(cause.to_string()),
+        let Some(cause) = causes(&status).last() else { return Self::Status(status) };
+        if cause.is::<TimeoutExpired>() {
+            Self::Deadline
+        } else if unsent(&status) || causes(&status).any(|cause| cause.is::<ConnectError>()) {
+            Self::Unreachable(format!("the host cannot be reached: {cause}"))
+        } else {
+            Self::Lost(cause.to_string())
         }
     }
 }
@@ -240,10 +349,20 @@ impl From<HostError> for PyErr {
             HostError::Deadline => {
                 DeadlineExceededError::new_err("the deadline passed while the call waited for the host")
             }
-            HostError::Closed => PyRuntimeError::new_err("the client is closed"),
+            HostError::Closed => ClientClosedError::new_err("the client is closed"),
+            HostError::Cut => {
+                ran(ClientClosedError::new_err("the client was closed while the call ran"), true)
+            }
+            HostError::Unreachable(problem) => ran(HostUnavailableError::new_err(problem), false),
+            HostError::ConnectTimeout(problem) => ConnectTimeoutError::new_err(problem),
+            HostError::Late { may_have_run } => {
+                let message = "the deadline passed and the host did not answer; is it still running?";
+                ran(DeadlineExceededError::new_err(message), may_have_run)
+            }
             HostError::Lost(problem) => HostUnavailableError::new_err(format!(
                 "the connection to the host broke: {problem}; is it still running?"
             )),
+            HostError::Stopped => ShuttingDownError::new_err("the host ended the watch: it is shutting down"),
             HostError::ToolFailed { tool, message } => HostToolError::new_err((message, tool)),
             HostError::Status(status) => from_status(&status),
             HostError::Session(error) => from_session_error(&error),
@@ -253,21 +372,24 @@ impl From<HostError> for PyErr {
 
 /// The exception for what the host answered.
 fn from_status(status: &Status) -> PyErr {
-    let Details { reason, metadata, .. } = details_of(status);
-    let reason = reason.unwrap_or_default();
-    exception(status.message().to_owned(), status.code(), &reason, &metadata)
+    let status = &proxy::clarify(status.clone());
+    exception(status.message().to_owned(), status.code(), &details_of(status))
 }
 
 /// The exception for why one write of a batch was refused. Hosts of the original tell no reason.
 pub(crate) fn from_batch(message: String, reason: Option<&pb::ErrorReason>) -> PyErr {
     match reason {
-        Some(reason) => exception(message, reason.code.into(), &reason.reason, &reason.metadata),
+        Some(pb::ErrorReason { code, reason, metadata }) => {
+            let (reason, metadata) = (Some(reason.clone()), metadata.clone());
+            exception(message, (*code).into(), &Details { reason, metadata, ..Details::default() })
+        }
         None => SnakepitError::new_err(message),
     }
 }
 
-fn exception(message: String, code: Code, reason: &str, metadata: &BTreeMap<String, String>) -> PyErr {
-    match (code, reason) {
+fn exception(message: String, code: Code, details: &Details) -> PyErr {
+    let reason = details.reason.as_deref().unwrap_or_default();
+    let error = match (code, reason) {
         (Code::NotFound, "VARIABLE_NOT_FOUND") => VariableNotFoundError::new_err(message),
         (Code::NotFound, "PROGRAM_NOT_FOUND") => ProgramNotFoundError::new_err(message),
         (Code::NotFound, _) => NotFoundError::new_err(message),
@@ -275,15 +397,52 @@ fn exception(message: String, code: Code, reason: &str, metadata: &BTreeMap<Stri
         (Code::InvalidArgument, "INVALID_VALUE") => ValidationError::new_err(message),
         (Code::InvalidArgument, _) => InvalidArgumentError::new_err(message),
         (Code::DeadlineExceeded, _) => DeadlineExceededError::new_err(message),
+        (Code::Cancelled, _) => CallCancelledError::new_err(message),
+        (Code::Unimplemented, _) => UnsupportedError::new_err(message),
+        (Code::Unavailable, SHUTTING_DOWN) => ShuttingDownError::new_err(message),
+        (Code::Unavailable, WORKER_LOST) => WorkerLostError::new_err(message),
         // A write that may have been done comes with a code that no library repeats.
-        (_, "BACKEND_FAILED") => HostUnavailableError::new_err(message),
-        (Code::Unavailable, _) | (Code::ResourceExhausted, "OVERLOADED" | "") => {
-            HostUnavailableError::new_err(message)
-        }
+        (Code::Unavailable, _) | (_, "BACKEND_FAILED") => HostUnavailableError::new_err(message),
+        (Code::ResourceExhausted, OVERLOADED | "") => OverloadedError::new_err(message),
+        (Code::ResourceExhausted, REQUEST_TOO_LARGE) => InvalidArgumentError::new_err(message),
         (Code::ResourceExhausted, _) => LimitExceededError::new_err(message),
-        (Code::Aborted, "VERSION_CONFLICT") => version_conflict(message, metadata),
+        (Code::Aborted, "VERSION_CONFLICT") => version_conflict(message, &details.metadata),
         (code, _) => SnakepitError::new_err(format!("{code:?}: {message}")),
+    };
+    advise(error, may_have_run(reason, &details.metadata), details.retry_after)
+}
+
+/// What the details of a status say about that. `None`: nothing beyond its code.
+fn may_have_run(reason: &str, metadata: &BTreeMap<String, String>) -> Option<bool> {
+    let is = |key: &str, value: &str| metadata.get(key).is_some_and(|told| told == value);
+    let surely_not = match reason {
+        "NO_WORKER" => true,
+        "DEADLINE_EXCEEDED" => is("stage", &CallStage::Queued.to_string()),
+        _ => is(DELIVERED, "false"),
+    };
+    surely_not.then_some(false)
+}
+
+/// Says on an exception whether the call may have run.
+pub(crate) fn ran(error: PyErr, may_have_run: bool) -> PyErr {
+    advise(error, Some(may_have_run), None)
+}
+
+fn advise(error: PyErr, may_have_run: Option<bool>, retry_after: Option<Duration>) -> PyErr {
+    if may_have_run.is_none() && retry_after.is_none() {
+        return error;
     }
+    Python::attach(|py| {
+        let exception = error.value(py);
+        // Our own exceptions take these attributes; should one not, its class says what holds by default.
+        if let Some(may_have_run) = may_have_run {
+            let _ = exception.setattr(intern!(py, "may_have_run"), may_have_run);
+        }
+        if let Some(retry_after) = retry_after {
+            let _ = exception.setattr(intern!(py, "retry_after"), retry_after.as_secs_f64());
+        }
+    });
+    error
 }
 
 fn version_conflict(message: String, metadata: &BTreeMap<String, String>) -> PyErr {

@@ -17,6 +17,7 @@ mod background;
 mod call_output;
 mod caller;
 mod client;
+mod completions;
 mod context;
 mod control;
 mod driver;
@@ -28,7 +29,6 @@ mod local;
 mod multiplexed;
 mod plan;
 mod progress;
-mod readable;
 mod serve;
 mod service;
 mod sink;
@@ -52,10 +52,10 @@ mod _native {
     #[pymodule_export]
     use crate::{
         client::{HostCall, HostClient},
+        completions::{Completions, Wait},
         context::{Call, PendingHostCall},
         executor::{ChunkSink, ChunkSpace},
         local::{LocalRunner, LocalSession, LocalVariables},
-        readable::Readable,
         variables::{Variable, VariableUpdate, VariableVersion, VariableWatch, Variables},
         worker::Worker,
     };

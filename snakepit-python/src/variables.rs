@@ -102,7 +102,7 @@ impl Variables {
         let answer = self
             .call
             .get()
-            .ask(py, request, |mut client, request| async move { client.get_variable(request).await })?;
+            .read(py, request, |mut client, request| async move { client.get_variable(request).await })?;
         Ok(answer.variable.unwrap_or_default().into())
     }
 
@@ -150,7 +150,7 @@ impl Variables {
         let answer = self
             .call
             .get()
-            .ask(py, request, |mut client, request| async move { client.get_variables(request).await })?;
+            .read(py, request, |mut client, request| async move { client.get_variables(request).await })?;
         let variables = answer.variables.into_iter().map(|(key, variable)| (key, variable.into())).collect();
         Ok((variables, answer.missing_variables))
     }
@@ -196,7 +196,7 @@ impl Variables {
         let answer = self
             .call
             .get()
-            .ask(py, request, |mut client, request| async move { client.list_variables(request).await })?;
+            .read(py, request, |mut client, request| async move { client.list_variables(request).await })?;
         Ok(answer.variables.into_iter().map(Variable::from).collect())
     }
 
@@ -216,7 +216,7 @@ impl Variables {
             variable_identifier: identifier,
             limit,
         };
-        let answer = self.call.get().ask(py, request, |mut client, request| async move {
+        let answer = self.call.get().read(py, request, |mut client, request| async move {
             client.get_variable_history(request).await
         })?;
         Ok(answer.entries.into_iter().map(VariableVersion::from).collect())
@@ -247,7 +247,7 @@ impl Variables {
         };
         let call = self.call.get();
         let updates = call
-            .ask(py, request, |mut client, request| async move { client.watch_variables(request).await })?;
+            .open(py, request, |mut client, request| async move { client.watch_variables(request).await })?;
         let updates = updates.map(|update| update.map(VariableUpdate::from).map_err(HostError::from));
         Ok(VariableWatch::new(call.driver()?, call.caller.clone(), updates))
     }

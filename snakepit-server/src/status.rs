@@ -41,7 +41,9 @@ use std::{collections::HashMap, time::Duration};
 
 use snakepit_proto::{
     pb,
-    status::{DELIVERED, ERROR_DOMAIN, attach_failure, brief, fit, request_too_large, worker_lost},
+    status::{
+        DELIVERED, ERROR_DOMAIN, SHUTTING_DOWN, attach_failure, brief, fit, request_too_large, worker_lost,
+    },
 };
 use snakepit_registry::ToolError;
 use snakepit_session::SessionError;
@@ -49,7 +51,6 @@ use snakepit_worker::wire::failure_to_wire;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-pub(crate) use back::SHUTTING_DOWN;
 pub use back::to_tool_error;
 pub(crate) use back::{HOST, session_error};
 

@@ -117,7 +117,7 @@ PARAMETERS: dict[str, tuple[Bad, Any]] = {
     "metadata": (METADATA, None),
     "name": (NAME, "new"),
     "pattern": (TEXT, ""),
-    "retries": (INTEGER, 0),
+    "retries": (VERSION, 0),
     "ttl": (TTL, None),
     "type": (TYPE, None),
     "updates": (UPDATES, {"n": 1}),

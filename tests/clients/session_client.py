@@ -11,6 +11,7 @@ from functools import partial
 
 from refusals import raised, said
 from snakepit_bridge import (
+    ClientClosedError,
     DeadlineExceededError,
     HostUnavailableError,
     InvalidArgumentError,
@@ -150,7 +151,7 @@ def closing(address: str) -> None:
     async def waits() -> None:
         watches = [session.watch(), session.watch()]
         said_so = asyncio.gather(
-            asyncio.to_thread(said, RuntimeError, lambda: next(watches[0])), ended(watches[1], RuntimeError)
+            asyncio.to_thread(said, ClientClosedError, lambda: next(watches[0])), ended(watches[1], ClientClosedError)
         )
         threading.Timer(0.05, client.close).start()
         assert await said_so == ["the client is closed"] * 2
@@ -158,7 +159,7 @@ def closing(address: str) -> None:
 
     asyncio.run(waits())
     for action in [lambda: next(unread), lambda: session["n"], session.delete, lambda: client.session("closing")]:
-        assert said(RuntimeError, action) == "the client is closed"
+        assert said(ClientClosedError, action) == "the client is closed"
 
 
 def main(address: str) -> None:

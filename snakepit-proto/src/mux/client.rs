@@ -132,8 +132,9 @@ pub enum CallEnd {
     Recalled,
     /// The stream broke after the call was handed to it. Whether the call was begun is not known.
     Broken(Status),
-    /// The stream broke before the call was handed to it: the other side knows nothing of the call.
-    Unsent(Status),
+    /// The stream broke before the call was handed to it: the other side knows nothing of the call. It comes back, to be
+    /// started on another stream.
+    Unsent(CallStart, Status),
 }
 
 impl Multiplexer {
@@ -168,7 +169,7 @@ impl Multiplexer {
         let mut entry = Entry { tag, ..Entry::default() };
         let size = call_size(&call);
         let waker = if let Some(status) = &state.broken {
-            entry.end = Some(CallEnd::Unsent(status.clone()));
+            entry.end = Some(CallEnd::Unsent(call, status.clone()));
             None
         } else if size > MAX_ITEM_BYTES {
             // A message that large would break the stream, and with it all other calls.
@@ -390,7 +391,7 @@ impl State {
     fn fail(&mut self, status: &Status, wakers: &mut Vec<Waker>) {
         self.broken = Some(status.clone());
         for call in std::mem::take(&mut self.outbox).calls {
-            self.end(call.id, CallEnd::Unsent(status.clone()), wakers);
+            self.end(call.id, CallEnd::Unsent(call, status.clone()), wakers);
         }
         self.outbox_bytes = 0;
         self.withdrawn.clear();

@@ -1,16 +1,56 @@
-"""Waiting for a file descriptor in a coroutine. Imported where it is used: asyncio is the largest part of a start."""
+"""Waiting for native tasks in a coroutine. Imported where it is used: asyncio is the largest part of a start."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
+
+from snakepit_bridge._native import Completions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_Started = TypeVar("_Started")
 
 
-async def until_readable(fileno: int) -> None:
-    """Wait until a file descriptor is readable, while other coroutines go on."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(fileno, ready.set)
+class _Waits:
+    """The waits of one event loop, which share a descriptor."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Not the loop itself: it refers to this object, and the two of them would keep each other.
+        self.completions = Completions()
+        self.futures: dict[int, asyncio.Future[None]] = {}
+        self.keys = itertools.count()
+        loop.add_reader(self.completions.fileno(), self._wake)
+
+    def _wake(self) -> None:
+        for key in self.completions.take():
+            future = self.futures.pop(key, None)
+            if future is not None and not future.done():
+                future.set_result(None)
+
+
+_waits: WeakKeyDictionary[asyncio.AbstractEventLoop, _Waits] = WeakKeyDictionary()
+
+
+async def until_done(start: Callable[[Completions, int], _Started]) -> _Started:
+    """Start a native task and wait for it while other coroutines go on. Return what was started."""
     try:
-        await ready.wait()
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        # What is refused for a better reason, such as a fork, says so.
+        start(Completions(), 0)
+        raise
+    waits = _waits.get(loop)
+    if waits is None:
+        waits = _waits[loop] = _Waits(loop)
+    key = next(waits.keys)
+    future = waits.futures[key] = loop.create_future()
+    try:
+        started = start(waits.completions, key)
+        await future
     finally:
-        loop.remove_reader(fileno)
+        waits.futures.pop(key, None)
+    return started

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from snakepit_bridge import _checked, _native
-from snakepit_bridge._readiness import until_readable
+from snakepit_bridge._readiness import until_done
 from snakepit_bridge.programs import GlobalPrograms, Programs
 from snakepit_bridge.variables import SessionVariables
 
@@ -50,19 +50,27 @@ class _Caller:
     def call(self, name: str, /, **arguments: Any) -> Any:
         """Call a tool and wait for its result.
 
+        All keyword arguments are the tool's: a deadline is set by ``options(timeout=..).call(..)``.
+
         Raises:
             ToolFailed: The tool raised.
             NotFoundError: The host has no such tool, or the session is gone.
             InvalidArgumentError: The arguments do not fit.
+            UnsupportedError: The tool is a generator: call it with :meth:`stream`.
             DeadlineExceededError: The time is up.
-            HostUnavailableError: The host is overloaded, has lost the worker, or cannot be reached.
+            OverloadedError: The host has too much to do.
+            WorkerLostError: The worker ended before the call did.
+            ShuttingDownError: The host shuts down.
+            HostUnavailableError: The host cannot be reached, the connection broke, or no worker is available. The
+                three above are subclasses.
+            ClientClosedError: The client is closed.
         """
         return self._start(name, arguments, stream=False).result()
 
     async def call_async(self, name: str, /, **arguments: Any) -> Any:
         """Call a tool without blocking the event loop; cancelling it cancels the call. Raises as :meth:`call` does."""
         call = self._start(name, arguments, stream=False)
-        await _readable(call)
+        await _until_ready(call)
         return call.take_result()
 
     def stream(self, name: str, /, **arguments: Any) -> Iterator[Any]:
@@ -75,7 +83,7 @@ class _Caller:
         call = self._start(name, arguments, stream=True)
         try:
             while True:
-                await _readable(call)
+                await _until_ready(call)
                 try:
                     chunk = call.take_chunk()
                 except StopIteration:
@@ -99,15 +107,17 @@ class _Caller:
 class Client(_Caller):
     """A connection to a host; all calls share one stream. May be used from several threads at once.
 
-    When the connection breaks, calls on their way and watches fail with ``HostUnavailableError``; the next call
-    connects anew. After ``fork()`` the child has to connect for itself: what it got from its parent raises that, too.
+    When the connection breaks, the next call reconnects. A call that was not sent yet, or is declared ``idempotent``,
+    is repeated; other calls on their way and watches fail with ``HostUnavailableError``. After ``fork()`` the child
+    has to connect for itself: its parent's client raises that, too.
 
     Args:
         address: ``host:port`` or ``unix:/path/to/socket``.
-        connect_timeout: Seconds that connecting may take.
+        connect_timeout: Seconds that connecting may take, now and whenever the connection breaks.
 
     Raises:
         HostUnavailableError: The host cannot be reached.
+        ConnectTimeoutError: It does not answer in time. This is a ``HostUnavailableError``, too.
     """
 
     def __init__(self, address: str, *, connect_timeout: float = 5.0) -> None:
@@ -118,19 +128,33 @@ class Client(_Caller):
 
         Args:
             timeout: Seconds that a call may take, queueing included; the host's default without it.
-                A request for programs or variables may take as long, and so may a watch as a whole.
-            idempotent: Whether running a call twice does no harm, so that the host may retry it.
+                A request for programs or variables may take as long, 30 seconds without it, and so may a watch as a
+                whole. The client keeps the time itself, so that a host that froze cannot make it wait.
+            idempotent: Whether running a call twice does no harm, so that the host or the client may repeat it.
         """
         return _Caller(self._native, _Options(timeout=timeout, idempotent=idempotent))
 
-    def session(self, session_id: str) -> Session:
-        """Return the session of this id, creating it if need be."""
-        self._native.open_session(_checked.name("session_id", session_id))
-        return Session(self._native, _Options(session_id=session_id))
+    def session(self, session_id: str, *, timeout: float | None = None) -> Session:
+        """Return the session of this id, creating it if need be.
 
-    def close(self) -> None:
-        """Take no more calls; those that run go on. Watches end with the ``RuntimeError`` that further calls raise."""
-        self._native.close()
+        Args:
+            session_id: The id.
+            timeout: Seconds that this may take, 30 without it, and each call and request of the session as well: see
+                :meth:`options`.
+        """
+        self._native.open_session(_checked.name("session_id", session_id), timeout)
+        return Session(self._native, _Options(session_id=session_id, timeout=timeout))
+
+    def close(self, timeout: float | None = None) -> None:
+        """Take no more calls. Watches, and further calls, raise ``ClientClosedError``.
+
+        Calls and streams that run go on to their end, and the connection with them. Without ``timeout`` this returns
+        at once; with it, it waits for them that long, and then ends those that are left with ``ClientClosedError``.
+
+        Args:
+            timeout: Seconds; 0 ends everything now.
+        """
+        self._native.close(timeout)
 
     def __enter__(self) -> Self:
         """Return the client itself."""
@@ -142,7 +166,7 @@ class Client(_Caller):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the client."""
+        """Close the client as ``close()`` does: what runs goes on."""
         self.close()
 
 
@@ -191,11 +215,10 @@ class _Chunks:
         self._call.cancel()
 
 
-async def _readable(call: _native.HostCall) -> None:
+async def _until_ready(call: _native.HostCall) -> None:
     """Wait until there is something to take; cancel the call when the wait is cancelled."""
-    ready = call.ready()
     try:
-        await until_readable(ready.fileno())
+        await until_done(call.ready)
     except BaseException:
         call.cancel()
         raise

@@ -86,13 +86,13 @@ class SessionContext(SessionVariables):
 
     async def call_host_tool_async(self, name: str, /, **arguments: Any) -> Any:
         """Call a tool of the host without blocking the event loop. Raises what :meth:`call_host_tool` does."""
-        from snakepit_bridge._readiness import until_readable
+        from snakepit_bridge._readiness import until_done
 
-        pending = self._call.start_host_tool(_checked.name("name", name), arguments)
-        try:
-            await until_readable(pending.fileno())
-        finally:
-            pending.cancel()
+        name = _checked.name("name", name)
+        # Dropped with a coroutine that is cancelled, which gives the call up.
+        pending = await until_done(
+            lambda completions, key: self._call.start_host_tool(name, arguments, completions, key)
+        )
         return pending.result()
 
     @property

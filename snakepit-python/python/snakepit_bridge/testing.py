@@ -224,8 +224,12 @@ class _LocalCall:
             raise HostToolError(f"{type(error).__name__}: {error}", name) from error
         return _over_the_wire(result, f"the result of host tool `{name}`")
 
-    def start_host_tool(self, name: str, arguments: dict[str, Any]) -> PendingLike:
-        return _Answered(self.call_host_tool(name, arguments))
+    def start_host_tool(
+        self, name: str, arguments: dict[str, Any], completions: _native.Completions, key: int
+    ) -> PendingLike:
+        answered = _Answered(self.call_host_tool(name, arguments))
+        completions.complete(key)
+        return answered
 
     def variables(self) -> VariablesLike:
         if self._session is None:
@@ -275,23 +279,13 @@ class _LocalCall:
 
 
 class _Answered:
-    """An answer that is there already: a descriptor that is always readable."""
+    """An answer that is there already."""
 
     def __init__(self, value: Any) -> None:
-        import socket
-
         self._value = value
-        self._readable, other = socket.socketpair()
-        other.close()
-
-    def fileno(self) -> int:
-        return self._readable.fileno()
 
     def result(self) -> Any:
         return self._value
-
-    def cancel(self) -> None:
-        self._readable.close()
 
 
 def _over_the_wire(value: Any, what: str) -> Any:

@@ -178,7 +178,7 @@ class SessionVariables:
         if not callable(change):
             raise _checked.unfit("change", change, "a function")
         if retries is not None:
-            retries = _checked.integer("retries", retries)
+            retries = _checked.integer("retries", retries, "an int or None")
         began, pause = time.monotonic(), 1
         while True:
             attempt = time.monotonic()

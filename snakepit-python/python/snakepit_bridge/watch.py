@@ -17,9 +17,10 @@ class Watch:
 
     An iterator, for ``for`` as for ``async for``, that waits for each update while other threads or coroutines go on.
     It ends when it is closed or its call ends; with ``NotFoundError`` when the session ends, and with ``CallCancelled``
-    or ``DeadlineExceededError`` when that ends the call. That of a client ends with ``RuntimeError`` when the client is
-    closed, and with ``HostUnavailableError`` when its connection breaks. An update that a cancelled coroutine waited
-    for is not lost. As a context manager it closes itself.
+    or ``DeadlineExceededError`` when that ends the call. A client's watch ends with ``ClientClosedError`` when the
+    client is closed, with ``ShuttingDownError`` when the host stops, and with ``HostUnavailableError`` when the
+    connection breaks. An update that a cancelled coroutine waited for is not lost. As a context manager it closes
+    itself.
     """
 
     __slots__ = ("_updates",)
@@ -44,10 +45,9 @@ class Watch:
 
     async def __anext__(self) -> VariableUpdate:
         """Wait for the next update without blocking the event loop."""
-        from snakepit_bridge._readiness import until_readable
+        from snakepit_bridge._readiness import until_done
 
-        ready = self._updates.ready()
-        await until_readable(ready.fileno())
+        await until_done(self._updates.ready)
         update = self._updates.take()
         if update is None:
             raise StopAsyncIteration

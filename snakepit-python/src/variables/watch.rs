@@ -13,7 +13,12 @@ use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 
 use super::VariableUpdate;
-use crate::{caller::Caller, driver::Driver, host::HostError, readable::Readable};
+use crate::{
+    caller::Caller,
+    completions::{Completions, Wait},
+    driver::Driver,
+    host::HostError,
+};
 
 type Updates = Pin<Box<dyn Stream<Item = Result<VariableUpdate, HostError>> + Send>>;
 
@@ -48,7 +53,7 @@ impl VariableWatch {
         updates: impl Stream<Item = Result<VariableUpdate, HostError>> + Send + 'static,
     ) -> Self {
         let owner = caller.clone();
-        let deadline = caller.deadline();
+        let deadline = caller.stream_deadline();
         let state = Mutex::new(State { updates: Some(Box::pin(updates)), next: None });
         let watched = Arc::new(Watched { caller, deadline, closed: CancellationToken::new(), state });
         // A watch that outlives its caller, in a global say, must not keep the host's end of it.
@@ -71,6 +76,11 @@ impl VariableWatch {
 
 impl Drop for VariableWatch {
     fn drop(&mut self) {
+        if self.driver.is_forked() {
+            // The parent still has it.
+            std::mem::forget(Arc::clone(&self.watched));
+            return;
+        }
         self.end.abort();
     }
 }
@@ -85,7 +95,8 @@ impl Watched {
             let next = tokio::select! {
                 biased;
                 end = self.end() => end.err().map(Err),
-                update = updates.next() => update,
+                // A host ends a watch that nobody closed only when it stops: it never is complete.
+                update = updates.next() => Some(update.unwrap_or(Err(HostError::Stopped))),
             };
             if !matches!(next, Some(Ok(_))) {
                 state.updates = None;
@@ -127,10 +138,10 @@ impl VariableWatch {
         Ok(self.driver.wait(py, next)?.transpose()?)
     }
 
-    /// Becomes readable once `take` has something to take.
-    fn ready(&self) -> PyResult<Readable> {
+    /// Completes the wait of this key once `take` has something to take.
+    fn ready(&self, completions: &Completions, key: u64) -> PyResult<Wait> {
         let watched = Arc::clone(&self.watched);
-        self.driver.readable(async move { drop(watched.advance().await) })
+        self.driver.start_wait(completions, key, async move { drop(watched.advance().await) })
     }
 
     /// The update that is there. `None` at the end.
@@ -145,6 +156,9 @@ impl VariableWatch {
 
     /// Ends the watch, and whoever waits for it.
     fn close(&self) {
+        if self.driver.is_forked() {
+            return;
+        }
         self.watched.closed.cancel();
         // Who waits holds the lock, and ends it by itself.
         if let Ok(mut state) = self.watched.state.try_lock() {

@@ -17,11 +17,11 @@ use snakepit_proto::{
     headers,
     mux::Multiplexer,
     pb::{self, bridge_service_client::BridgeServiceClient},
-    status::root_cause,
+    status::{caused_by, root_cause},
 };
 use snakepit_registry::{CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply};
 use snakepit_worker::{
-    mux::{self, Asked, Callee},
+    mux::{self, Asked, Callee, Failed},
     wire::{WireError, check_size, failure_from_wire, payload_from_wire, request_to_wire},
 };
 use tokio::{
@@ -38,6 +38,9 @@ use crate::status::{HOST, to_tool_error};
 
 /// How many watches a connection may have. Each is a stream, of which a host takes twice as many before it lets more wait.
 const MAX_WATCHES: usize = 1000;
+
+/// How often a call is sent, or a stream opened, while connections break under it.
+const ATTEMPTS: usize = 3;
 
 /// A host at the other end of a connection. The channel below connects anew by itself; the stream that calls share is
 /// opened anew here, by the first call that finds it broken.
@@ -67,7 +70,15 @@ struct Line {
 impl Line {
     async fn open(client: BridgeServiceClient<Channel>) -> Result<Self, Status> {
         let (mut tasks, broken) = (JoinSet::new(), CancellationToken::new());
-        let multiplexer = match Multiplexer::open(client).await {
+        let mut attempts = 1;
+        let opened = loop {
+            match Multiplexer::open(client.clone()).await {
+                // The channel had not yet noticed that its connection broke.
+                Err(status) if attempts < ATTEMPTS && broke(&status) => attempts += 1,
+                opened => break opened,
+            }
+        };
+        let multiplexer = match opened {
             Ok((multiplexer, incoming)) => {
                 let ended = broken.clone().drop_guard();
                 tasks.spawn(async move {
@@ -104,14 +115,12 @@ impl Remote {
     pub(crate) async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         let (asked, streams) = (Asked::by(&call), call.mode == CallMode::Streaming);
         let answer = async {
-            let line = self.line().await?;
-            let reply = match &line.multiplexer {
-                Some(multiplexer) if mux::fits(&call) => {
-                    mux::call(multiplexer, &Host { line: line.broken.clone() }, call).await?
-                }
-                _ => self.call_plainly(call).await?,
-            };
-            Ok((reply, line))
+            // What does no harm when it runs twice is repeated once when the connection breaks.
+            let copy = call.idempotent.then(|| call.clone());
+            match (self.attempt(&asked, call).await, copy) {
+                (Err(ToolError::ConnectionLost { .. }), Some(copy)) => self.attempt(&asked, copy).await,
+                (answer, _) => answer,
+            }
         };
         let (reply, line) = timed::within(&asked, answer).await?;
         Ok(match reply {
@@ -120,6 +129,34 @@ impl Remote {
             }
             reply => reply,
         })
+    }
+
+    /// Sends a call, anew if its line breaks before it is sent.
+    async fn attempt(&self, asked: &Asked, call: ToolCall) -> Result<(ToolReply, Arc<Line>), ToolError> {
+        let mut line = self.line().await?;
+        if line.multiplexer.is_none() || !mux::fits(&call) {
+            return Ok((self.call_plainly(call).await?, line));
+        }
+        let mut start = mux::call_to_wire(call, asked.time_left()?);
+        let mut attempts = 1;
+        loop {
+            let host = Host { line: line.broken.clone() };
+            let Some(multiplexer) = &line.multiplexer else {
+                let reason = format!("{HOST} no longer serves calls as before; repeat this one");
+                return Err(ToolError::Unavailable { reason, retry_after: None });
+            };
+            match mux::send(multiplexer, &host, asked, start).await {
+                Ok(reply) => return Ok((reply, line)),
+                Err(Failed::Unsent(unsent, _)) if attempts < ATTEMPTS => {
+                    start = *unsent;
+                    attempts += 1;
+                }
+                Err(Failed::Unsent(_, status)) => return Err(host.unsent(asked, status).await),
+                Err(Failed::Error(error)) => return Err(error),
+            }
+            line.broken.cancel();
+            line = self.line().await?;
+        }
     }
 
     fn current(&self) -> Arc<Line> {
@@ -212,6 +249,13 @@ fn read_response(asked: &Asked, response: Response<pb::ExecuteToolResponse>) -> 
 /// What is wrong with a connection: a status made on this side has its cause behind it.
 fn problem_of(status: &Status) -> String {
     status.source().map_or_else(|| status.message().to_owned(), |source| root_cause(source).to_string())
+}
+
+/// Whether the connection broke under a request. `false` if there is no new one to be had.
+fn broke(status: &Status) -> bool {
+    status.source().is_some()
+        && !caused_by::<tonic::ConnectError>(status)
+        && !caused_by::<tonic::TimeoutExpired>(status)
 }
 
 fn worker_of(headers: &MetadataMap) -> Option<Arc<str>> {

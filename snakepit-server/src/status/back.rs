@@ -4,7 +4,7 @@ use std::{error::Error as _, time::Duration};
 
 use snakepit_proto::{
     proxy,
-    status::{DELIVERED, Details, PROXY, caused_by, details_of, root_cause},
+    status::{DELIVERED, Details, PROXY, SHUTTING_DOWN, caused_by, details_of, root_cause},
 };
 use snakepit_registry::{CallStage, ToolError, ToolFailure};
 use snakepit_session::{SessionError, SessionId};
@@ -14,9 +14,6 @@ use tonic_types::StatusExt;
 
 /// What is at the other end, as errors name it.
 pub(crate) const HOST: &str = "the host";
-
-/// The reason of calls, streams and watches that a host refuses or cuts off because it shuts down.
-pub(crate) const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
 
 /// Reads the status that a call of a tool got from a host. What a host of another kind sent, without reasons, is told by
 /// its text.

@@ -114,29 +114,62 @@ pub fn call<'a, C: Callee>(
     let (asked, tag) = (Asked::by(&call), call.id.as_u64());
     let started = asked.time_left().map(|left| multiplexer.start(call_to_wire(call, left), tag));
     async move {
-        let mut call = started?;
-        let answer = match call.event().await {
-            CallEvent::End(end) => answer(callee, &asked, end),
-            CallEvent::Opened(opened) => {
-                let worker = callee.worker(&opened.worker_id);
-                return Ok(ToolReply {
-                    worker,
-                    ..ToolReply::stream(Chunks::of(call, callee.clone(), asked))
-                });
-            }
-            CallEvent::Chunks(_) => {
-                return Err(callee.incoherent("sent chunks of a stream before it began"));
-            }
-        };
-        match answer {
-            Answer::Value(reply) => Ok(reply),
-            Answer::None => Err(callee.incoherent("ended a call without an answer")),
-            Answer::Failed(error) => Err(error),
-            Answer::Trouble(trouble) => match trouble.meaning(callee, &asked, call.id()).await? {
-                Some(reply) => Ok(reply),
-                None => Err(callee.incoherent("ended a call without an answer")),
-            },
+        match answered(started?, callee, &asked).await {
+            Ok(reply) => Ok(reply),
+            Err(Failed::Error(error)) => Err(error),
+            Err(Failed::Unsent(_, status)) => Err(callee.unsent(&asked, status).await),
         }
+    }
+}
+
+/// Why a call that was sent by [`send`] has no answer.
+#[derive(Debug)]
+pub enum Failed {
+    /// It failed.
+    Error(ToolError),
+    /// Its stream broke before it was sent. It can be sent on another one.
+    Unsent(Box<pb::CallStart>, Status),
+}
+
+/// Runs a call that is written already; otherwise like [`call`], but for what that makes of one that is not sent.
+///
+/// # Errors
+/// See [`Failed`].
+///
+/// # Cancel safety
+/// As for [`call`].
+pub async fn send<C: Callee>(
+    multiplexer: &Multiplexer,
+    callee: &C,
+    asked: &Asked,
+    start: pb::CallStart,
+) -> Result<ToolReply, Failed> {
+    answered(multiplexer.start(start, 0), callee, asked).await
+}
+
+async fn answered<C: Callee>(mut call: Call, callee: &C, asked: &Asked) -> Result<ToolReply, Failed> {
+    let incoherent = |what| Err(Failed::Error(callee.incoherent(what)));
+    let answer = match call.event().await {
+        CallEvent::End(CallEnd::Unsent(start, status)) => {
+            return Err(Failed::Unsent(Box::new(start), status));
+        }
+        CallEvent::End(end) => answer(callee, asked, end),
+        CallEvent::Opened(opened) => {
+            let worker = callee.worker(&opened.worker_id);
+            let chunks = Chunks::of(call, callee.clone(), asked.clone());
+            return Ok(ToolReply { worker, ..ToolReply::stream(chunks) });
+        }
+        CallEvent::Chunks(_) => return incoherent("sent chunks of a stream before it began"),
+    };
+    match answer {
+        Answer::Value(reply) => Ok(reply),
+        Answer::None => incoherent("ended a call without an answer"),
+        Answer::Failed(error) => Err(Failed::Error(error)),
+        Answer::Trouble(trouble) => match trouble.meaning(callee, asked, call.id()).await {
+            Ok(Some(reply)) => Ok(reply),
+            Ok(None) => incoherent("ended a call without an answer"),
+            Err(error) => Err(Failed::Error(error)),
+        },
     }
 }
 
@@ -189,7 +222,7 @@ fn answer<C: Callee>(callee: &C, asked: &Asked, end: CallEnd) -> Answer {
         CallEnd::Reply(reply) => reply,
         CallEnd::Recalled => return Answer::Failed(ToolError::Recalled { tool: asked.tool.to_string() }),
         CallEnd::Broken(status) => return Answer::Trouble(Trouble::Broken(status)),
-        CallEnd::Unsent(status) => return Answer::Trouble(Trouble::Unsent(status)),
+        CallEnd::Unsent(_, status) => return Answer::Trouble(Trouble::Unsent(status)),
     };
     let pb::CallReply { value, failure, status, metadata, execution_time_ns, worker_id, .. } = reply;
     if let Some(failure) = failure {

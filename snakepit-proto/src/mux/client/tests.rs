@@ -167,7 +167,8 @@ fn an_answer_that_arrived_outlives_the_stream() {
     let [mut answered, mut recalled, mut streams, mut running] =
         [(); 4].map(|()| multiplexer.start(CallStart::default(), 7));
     shared.lock().take_batch().unwrap();
-    let mut unsent = multiplexer.start(CallStart::default(), 8);
+    let named = |tool: &str| CallStart { tool_name: tool.to_owned(), ..CallStart::default() };
+    let mut unsent = multiplexer.start(named("unsent"), 8);
     let cx = &mut Context::from_waker(Waker::noop());
     assert!(answered.poll_event(cx).is_pending());
     let chunk = CallChunk { data: vec![1].into(), ..CallChunk::default() };
@@ -188,8 +189,9 @@ fn an_answer_that_arrived_outlives_the_stream() {
     assert!(matches!(streams.poll_event(cx), Poll::Ready(CallEvent::Chunks(chunks)) if chunks.len() == 1));
     assert!(matches!(end(&mut streams), CallEnd::Broken(_)));
     assert!(matches!(end(&mut running), CallEnd::Broken(_)));
-    assert!(matches!(end(&mut unsent), CallEnd::Unsent(_)));
-    assert!(matches!(end(&mut multiplexer.start(CallStart::default(), 9)), CallEnd::Unsent(_)));
+    assert!(matches!(end(&mut unsent), CallEnd::Unsent(call, _) if call.tool_name == "unsent"));
+    let mut late = multiplexer.start(named("late"), 9);
+    assert!(matches!(end(&mut late), CallEnd::Unsent(call, _) if call.tool_name == "late"));
     assert!(shared.lock().calls.is_empty());
 }
 

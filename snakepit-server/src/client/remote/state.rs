@@ -19,7 +19,7 @@ use snakepit_session::{
 use snakepit_worker::wire::{payload_from_wire, payload_to_wire};
 use tonic::{Request, Response, Status};
 
-use super::{MAX_WATCHES, Remote, problem_of, timed::GRACE};
+use super::{ATTEMPTS, MAX_WATCHES, Remote, broke, problem_of, timed::GRACE};
 use crate::{
     Error,
     session::EventStream,
@@ -35,6 +35,18 @@ macro_rules! ask {
     }};
 }
 
+/// Like `ask`, for requests that change nothing: they are sent anew when their connection breaks.
+macro_rules! read {
+    ($remote:ident, $rpc:literal, $method:ident($request:expr)) => {{
+        let request = $request;
+        let send = || {
+            let (mut client, request) = ($remote.client(), timed(request.clone()));
+            async move { client.$method(request).await }
+        };
+        within($rpc, repeated(send)).await?
+    }};
+}
+
 impl Remote {
     pub(crate) async fn open_session(&self, id: &SessionId, new: NewSession) -> Result<(), Error> {
         let NewSession { metadata, ttl } = new;
@@ -44,7 +56,7 @@ impl Remote {
             ttl_seconds: ttl.map_or(0, seconds),
             ..pb::InitializeSessionRequest::default()
         };
-        ask!(self, "InitializeSession", initialize_session(request));
+        read!(self, "InitializeSession", initialize_session(request));
         Ok(())
     }
 
@@ -56,7 +68,7 @@ impl Remote {
 
     pub(crate) async fn session(&self, id: &SessionId) -> Result<Session, Error> {
         let request = pb::GetSessionRequest { session_id: id.to_string() };
-        let session = ask!(self, "GetSession", get_session(request));
+        let session = read!(self, "GetSession", get_session(request));
         Ok(Session {
             id: id.clone(),
             metadata: session.metadata.into(),
@@ -97,13 +109,13 @@ impl Remote {
             variable_identifier: named(id, identifier)?,
             bypass_cache: true,
         };
-        let found = ask!(self, "GetVariable", get_variable(request));
+        let found = read!(self, "GetVariable", get_variable(request));
         variable(found.variable.unwrap_or_default())
     }
 
     pub(crate) async fn variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, Error> {
         let request = pb::ListVariablesRequest { session_id: id.to_string(), pattern: pattern.to_owned() };
-        let found = ask!(self, "ListVariables", list_variables(request));
+        let found = read!(self, "ListVariables", list_variables(request));
         found.variables.into_iter().map(variable).collect()
     }
 
@@ -190,7 +202,7 @@ impl Remote {
             variable_identifier: named(id, identifier)?,
             limit: i32::try_from(limit).unwrap_or(i32::MAX),
         };
-        let found = ask!(self, "GetVariableHistory", get_variable_history(request));
+        let found = read!(self, "GetVariableHistory", get_variable_history(request));
         let entry = |entry: pb::VariableHistoryEntry| {
             Ok(VariableVersion {
                 version: version(entry.version),
@@ -268,14 +280,14 @@ impl Remote {
     pub(crate) async fn program(&self, id: &SessionId, name: &ProgramName) -> Result<Program, Error> {
         let request =
             pb::GetProgramRequest { session_id: id.to_string(), name: name.to_string(), global: false };
-        let found = ask!(self, "GetProgram", get_program(request));
+        let found = read!(self, "GetProgram", get_program(request));
         let pb::Program { data, content_type, metadata, updated_at, .. } = found.program.unwrap_or_default();
         Ok(Program { data, content_type, metadata, ttl: None, updated_at: time(updated_at) })
     }
 
     pub(crate) async fn programs(&self, id: &SessionId) -> Result<Vec<ProgramInfo>, Error> {
         let request = pb::ListProgramsRequest { session_id: id.to_string(), global: false };
-        let found = ask!(self, "ListPrograms", list_programs(request));
+        let found = read!(self, "ListPrograms", list_programs(request));
         let info = |program: pb::Program| {
             Ok(ProgramInfo {
                 name: ProgramName::try_new(program.name)?,
@@ -308,6 +320,20 @@ async fn within<T>(
     match tokio::time::timeout(ANSWER_WITHIN + GRACE, answer).await {
         Ok(answer) => answer.map(Response::into_inner).map_err(|status| error(rpc, &status)),
         Err(_) => Err(Error::TimedOut { rpc, within: ANSWER_WITHIN }),
+    }
+}
+
+/// Sends a request, anew when its connection breaks.
+async fn repeated<T, F>(send: impl Fn() -> F) -> Result<Response<T>, Status>
+where
+    F: Future<Output = Result<Response<T>, Status>>,
+{
+    let mut attempts = 1;
+    loop {
+        match send().await {
+            Err(status) if attempts < ATTEMPTS && broke(&status) => attempts += 1,
+            answer => return answer,
+        }
     }
 }
 

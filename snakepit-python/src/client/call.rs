@@ -1,0 +1,342 @@
+//! [`HostCall`]: one call of a client, as Python waits for it.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pyo3::{
+    exceptions::{PyRuntimeError, PyStopIteration},
+    prelude::*,
+    types::PyString,
+};
+use snakepit_proto::{
+    mux::{Call, CallEnd, CallEvent, MAX_SHARED_BYTES, Multiplexer, STREAM_CREDIT, call_size, chunk_cost},
+    pb,
+};
+use snakepit_worker::wire::value_from_wire;
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    answer::{self, Form},
+    connection::Connection,
+};
+use crate::{
+    completions::{Completions, Wait},
+    driver::Driver,
+    host::{HostError, SnakepitError},
+    value,
+};
+
+/// How long after the deadline the host's own answer may come, which says more.
+const GRACE: Duration = Duration::from_millis(200);
+/// How often a call is started anew because its connection broke.
+const RESTARTS: u8 = 3;
+
+/// One call on its way. Dropped before its end, it is cancelled.
+#[pyclass(frozen, module = "snakepit_bridge._native")]
+#[derive(Debug)]
+pub(crate) struct HostCall {
+    driver: Driver,
+    tool: Py<PyString>,
+    streams: bool,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    connection: Arc<Connection>,
+    is_large: bool,
+    /// Until when, if the host's own default does not bound it.
+    deadline: Option<Instant>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What is to be sent once there is a connection again.
+    unsent: Option<pb::CallStart>,
+    /// The call on its way. `None` once it has ended or was cancelled.
+    live: Option<Call>,
+    /// A copy of what was sent, if running it twice does no harm.
+    copy: Option<pb::CallStart>,
+    restarts: u8,
+    ready: VecDeque<pb::CallChunk>,
+    /// The cost of chunks that were handed on since the last grant.
+    owed: u64,
+    end: Option<Result<pb::CallReply, HostError>>,
+}
+
+enum Step {
+    /// There is a chunk or the end, or nobody waits for it any more.
+    Ready,
+    /// A connection is needed first.
+    Connect,
+}
+
+impl State {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        while self.ready.is_empty() && self.end.is_none() {
+            if self.unsent.is_some() {
+                return Poll::Ready(Step::Connect);
+            }
+            let Some(call) = &mut self.live else { break };
+            match ready!(call.poll_event(cx)) {
+                CallEvent::Opened(_) => {}
+                CallEvent::Chunks(chunks) => {
+                    // From here on a repetition would begin again.
+                    self.copy = None;
+                    self.ready.extend(chunks);
+                }
+                CallEvent::End(end) => {
+                    self.live = None;
+                    self.ended(end);
+                }
+            }
+        }
+        Poll::Ready(Step::Ready)
+    }
+
+    fn ended(&mut self, end: CallEnd) {
+        let again = self.restarts < RESTARTS;
+        self.restarts += 1;
+        match end {
+            CallEnd::Reply(reply) => self.end = Some(Ok(reply)),
+            CallEnd::Unsent(start, _) if again => self.unsent = Some(start),
+            CallEnd::Broken(_) if again && self.copy.is_some() => self.unsent = self.copy.clone(),
+            CallEnd::Unsent(_, status) => {
+                let problem = format!(
+                    "each new connection broke before the call was sent, the last one by: {}",
+                    status.message()
+                );
+                self.end = Some(Err(HostError::Unreachable(problem)));
+            }
+            CallEnd::Broken(status) => self.end = Some(Err(HostError::from_broken_stream(status))),
+            CallEnd::Recalled => self.end = Some(Err(HostError::Lost("the host gave it back".to_owned()))),
+        }
+    }
+
+    fn next_chunk(&mut self) -> Option<pb::CallChunk> {
+        let chunk = self.ready.pop_front()?;
+        self.owed += chunk_cost(&chunk);
+        if self.owed >= STREAM_CREDIT / 2
+            && let Some(call) = &self.live
+        {
+            call.grant(std::mem::take(&mut self.owed));
+        }
+        Some(chunk)
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there is a chunk or the end. Cancel safe.
+    async fn advance(&self) {
+        loop {
+            match poll_fn(|cx| self.state().poll(cx)).await {
+                Step::Ready => return,
+                Step::Connect => {
+                    let stream = match self.is_large {
+                        true => self.connection.own_stream().await,
+                        false => self.connection.shared_stream().await,
+                    };
+                    self.begin(stream);
+                }
+            }
+        }
+    }
+
+    /// Sends the call, unless that was done or it was cancelled meanwhile.
+    fn begin(&self, stream: Result<Multiplexer, HostError>) {
+        let mut state = self.state();
+        let Some(mut start) = state.unsent.take() else { return };
+        if let Some(deadline) = self.deadline {
+            start.timeout_us = microseconds(deadline.saturating_duration_since(Instant::now()));
+        }
+        match stream {
+            Ok(stream) => state.live = Some(stream.start(start, 0)),
+            Err(error) => state.end = Some(Err(error)),
+        }
+    }
+
+    /// When this side gives the call up.
+    fn end(&self) -> Option<Instant> {
+        self.deadline.and_then(|deadline| deadline.checked_add(GRACE))
+    }
+
+    /// The host did not answer in time.
+    fn expire(&self) {
+        let live = {
+            let mut state = self.state();
+            if state.end.is_none() {
+                let surely_not = state.unsent.take().is_some() && state.copy.is_none();
+                state.end = Some(Err(HostError::Late { may_have_run: !surely_not }));
+            }
+            state.live.take()
+        };
+        drop(live);
+    }
+}
+
+/// What a call's start needs beside its frame.
+#[derive(Debug)]
+pub(super) struct NewCall {
+    pub(super) tool: Py<PyString>,
+    pub(super) start: pb::CallStart,
+    pub(super) timeout: Option<Duration>,
+}
+
+impl HostCall {
+    /// Starts a call at once if there is a connection, and else when somebody waits for it.
+    pub(super) fn start(connection: &Arc<Connection>, new: NewCall) -> PyResult<Self> {
+        let NewCall { tool, mut start, timeout } = new;
+        let (driver, streams) = (connection.host.driver(), start.stream);
+        driver.refuse_fork()?;
+        start.timeout_us = timeout.map_or(0, microseconds);
+        let mut state = State { copy: start.idempotent.then(|| start.clone()), ..State::default() };
+        // One that is large would keep the others waiting, and gets a stream of its own.
+        let is_large = call_size(&start) > MAX_SHARED_BYTES;
+        match connection.usable()?.filter(|_| !is_large) {
+            Some(stream) => state.live = Some(stream.start(start, 0)),
+            None => state.unsent = Some(start),
+        }
+        let shared = Shared {
+            connection: Arc::clone(connection),
+            is_large,
+            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+            state: Mutex::new(state),
+        };
+        Ok(Self { driver, tool, streams, shared: Arc::new(shared) })
+    }
+
+    fn wait(&self, py: Python<'_>) -> PyResult<()> {
+        if self.driver.wait_until(py, self.shared.end(), self.shared.advance())?.is_none() {
+            self.shared.expire();
+        }
+        Ok(())
+    }
+
+    /// What the end of the call means. `None`: a stream is complete.
+    fn read(
+        &self,
+        py: Python<'_>,
+        end: Result<pb::CallReply, HostError>,
+        form: Form,
+    ) -> PyResult<Option<pb::CallValue>> {
+        match end {
+            // That is why the connection broke.
+            Err(HostError::Lost(_)) if self.shared.connection.end.cut.is_cancelled() => {
+                Err(HostError::Cut.into())
+            }
+            Err(error) => Err(answer::failed(self.tool.bind(py), error)),
+            Ok(reply) => answer::read(self.tool.bind(py), reply, self.streams, form),
+        }
+    }
+
+    fn take_value<'py>(&self, py: Python<'py>, form: Form) -> PyResult<Bound<'py, PyAny>> {
+        let end = self.shared.state().end.take();
+        match end {
+            Some(end) => match self.read(py, end, form)? {
+                Some(value) => value::to_python(
+                    py,
+                    value_from_wire(value).map_err(|error| SnakepitError::new_err(error.to_string()))?,
+                ),
+                None => Err(SnakepitError::new_err("the host ended the call without an answer")),
+            },
+            None => Err(PyRuntimeError::new_err("the call was cancelled, or its result was taken already")),
+        }
+    }
+
+    fn take_next<'py>(&self, py: Python<'py>, form: Form) -> PyResult<Bound<'py, PyAny>> {
+        let (chunk, end) = {
+            let mut state = self.shared.state();
+            let chunk = state.next_chunk();
+            let end = if chunk.is_none() { state.end.take() } else { None };
+            (chunk, end)
+        };
+        match (chunk, end) {
+            (Some(chunk), _) => value::json_to_python(py, &chunk.data),
+            (None, Some(end)) => {
+                self.read(py, end, form)?;
+                Err(PyStopIteration::new_err(()))
+            }
+            (None, None) => Err(PyStopIteration::new_err(())),
+        }
+    }
+}
+
+#[pymethods]
+impl HostCall {
+    /// Waits for the value of a unary call.
+    fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.wait(py)?;
+        self.take_value(py, Form::Blocking)
+    }
+
+    /// Waits for the next chunk of a stream: its value, or `StopIteration`.
+    fn chunk<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let is_there = {
+            let state = self.shared.state();
+            !state.ready.is_empty() || state.end.is_some()
+        };
+        if !is_there {
+            self.wait(py)?;
+        }
+        self.take_next(py, Form::Blocking)
+    }
+
+    /// Completes the wait of this key once `take_result` or `take_chunk` has something to take.
+    fn ready(&self, completions: &Completions, key: u64) -> PyResult<Wait> {
+        let shared = Arc::clone(&self.shared);
+        self.driver.start_wait(completions, key, async move {
+            let Some(end) = shared.end() else { return shared.advance().await };
+            if timeout_at(end, shared.advance()).await.is_err() {
+                shared.expire();
+            }
+        })
+    }
+
+    /// The value of a unary call that has ended.
+    fn take_result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.take_value(py, Form::Async)
+    }
+
+    /// The next chunk that is there, or `StopIteration` at the end.
+    fn take_chunk<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.take_next(py, Form::Async)
+    }
+
+    /// Gives the call up.
+    fn cancel(&self) {
+        if self.driver.is_forked() {
+            return;
+        }
+        let live = {
+            let mut state = self.shared.state();
+            state.unsent = None;
+            state.live.take()
+        };
+        drop(live);
+    }
+}
+
+impl Drop for HostCall {
+    fn drop(&mut self) {
+        let holds_nothing = self.shared.state.try_lock().is_ok_and(|state| state.live.is_none());
+        if !holds_nothing && self.driver.is_forked() {
+            // The call is the parent's; locks may be held there by threads that do not exist here.
+            std::mem::forget(Arc::clone(&self.shared));
+        }
+    }
+}
+
+/// A timeout as it travels, where 0 would mean none.
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1)
+}

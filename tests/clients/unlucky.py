@@ -1,0 +1,426 @@
+"""Exercises the client of the package under faults of host and network; prints `ok` at the end.
+
+Arguments: the host's address, its process, and the name of the scenario. The host has the adapter
+`unlucky:UnluckyTools`, two workers and a queue of four calls.
+"""
+
+import asyncio
+import contextlib
+import gc
+import os
+import resource
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy import Proxy
+from snakepit_bridge import (
+    ClientClosedError,
+    ConnectTimeoutError,
+    DeadlineExceededError,
+    HostUnavailableError,
+    InvalidArgumentError,
+    OverloadedError,
+    ShuttingDownError,
+    ToolFailed,
+    UnsupportedError,
+    WorkerLostError,
+)
+from snakepit_bridge.client import Client
+
+#: How long after its deadline a call may end at the latest, on a busy machine.
+GRACE = 1.5
+
+
+def late(action: Callable[[], Any], timeout: float) -> DeadlineExceededError:
+    """The deadline error of an action, which comes in time."""
+    start = time.monotonic()
+    with pytest.raises(DeadlineExceededError) as raised:
+        action()
+    took = time.monotonic() - start
+    assert timeout * 0.9 < took < timeout + GRACE, (took, timeout)
+    return raised.value
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that another process does."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def silent_hosts(address: str, pid: int) -> None:
+    """Whatever waits for a host that says nothing ends by the client's own clock."""
+    proxy = Proxy(address)
+    with Client(proxy.address) as over_proxy, Client(address) as direct:
+        proxy.swallow.set()
+        everything_is_late(over_proxy)
+        with pytest.raises(ConnectTimeoutError, match=r"within 0\.5 s"):
+            Client(proxy.address, connect_timeout=0.5)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            everything_is_late(direct)
+            error = late(lambda: Client(address, connect_timeout=0.5), 0.5)
+            assert isinstance(error, HostUnavailableError)
+            assert not error.may_have_run
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert direct.call("add", a=1, b=2) == 3
+
+
+def everything_is_late(client: Client) -> None:
+    """Tries all that a client can ask for."""
+    caller = client.options(timeout=0.5)
+    error = late(lambda: caller.call("add", a=1, b=2), 0.5)
+    assert "`add`" in str(error)
+    assert error.may_have_run
+    late(lambda: caller.call("length", data=bytes(1 << 20)), 0.5)
+    late(lambda: next(caller.stream("count", n=3)), 0.5)
+    late(lambda: asyncio.run(caller.call_async("add", a=1, b=2)), 0.5)
+
+    async def first() -> Any:
+        return await anext(caller.stream_async("count", n=3))
+
+    late(lambda: asyncio.run(first()), 0.5)
+    late(lambda: client.session("silent", timeout=0.5), 0.5)
+    programs = caller.global_programs
+    for action in (
+        lambda: programs.put("p", b""),
+        lambda: programs["p"],
+        lambda: list(programs),
+        lambda: programs.__delitem__("p"),
+    ):
+        late(action, 0.5)
+
+
+def silent_sessions(address: str, pid: int) -> None:
+    """Every request of a session has the session's timeout, or one by default."""
+    with Client(address) as client:
+        session = client.session("quiet", timeout=0.5)
+        session["n"] = 1
+        watch = session.watch("n")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            for action in (
+                lambda: session["n"],
+                lambda: session.set_variable("n", 2),
+                lambda: session.register_variable("m", None, 1),
+                lambda: session.get_variables(["n"]),
+                lambda: session.set_variables({"n": 3}),
+                lambda: session.list_variables(),
+                lambda: session.variable_history("n"),
+                lambda: session.rollback_variable("n", 0),
+                lambda: session.delete_variable("n"),
+                lambda: session.update("n", lambda n: n),
+                lambda: session.programs.put("p", b""),
+                lambda: session.programs["p"],
+                lambda: session.watch("n"),
+                lambda: session.call("add", a=1, b=2),
+                session.delete,
+            ):
+                late(action, 0.5)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        with pytest.raises(DeadlineExceededError):
+            next(watch)
+
+
+def closing(address: str, pid: int) -> None:
+    """What runs when a client is closed goes on, or ends in time with an error that says why."""
+    with Client(address) as client, tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as threads:
+        stream = client.stream("count", n=100_000)
+        assert next(stream) == 0
+        sleeps = Path(folder) / "sleeps"
+        answer = threads.submit(client.call, "sleep", seconds=0.5, path=str(sleeps))
+        until(sleeps.exists)
+        client.close()
+        assert answer.result() == "slept"
+    # More than the credit that a stream begins with.
+    assert sum(1 for _ in stream) == 99_999
+    with pytest.raises(ClientClosedError) as refused:
+        client.call("add", a=1, b=2)
+    assert isinstance(refused.value, RuntimeError)
+    assert not refused.value.may_have_run
+
+    client = Client(address)
+    stream = client.stream("count", n=1000, pause=0.01)
+    assert next(stream) == 0
+    start = time.monotonic()
+    client.close(timeout=0.3)
+    assert 0.25 < time.monotonic() - start < 0.3 + GRACE
+    with pytest.raises(ClientClosedError, match="while the call ran") as cut:
+        list(stream)
+    assert cut.value.may_have_run
+    client.close(timeout=0)
+
+    client = Client(address)
+    done = client.stream("count", n=5)
+    assert next(done) == 0
+    client.close(timeout=30)
+    assert list(done) == [1, 2, 3, 4]
+    assert time.monotonic() - start < 20
+
+    # A host that is frozen does not keep it.
+    client = Client(address)
+    call = client.stream("count", n=3, pause=10)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        start = time.monotonic()
+        client.close(timeout=0.3)
+        with pytest.raises(ClientClosedError):
+            next(call)
+        assert time.monotonic() - start < 0.3 + GRACE
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def unkept(address: str, _: int) -> None:
+    """Nobody has to keep a client for what it began."""
+    expected = list(range(50_000))
+    assert list(Client(address).stream("count", n=50_000)) == expected
+    stream = Client(address).stream("count", n=50_000)
+    gc.collect()
+    assert list(stream) == expected
+    assert asyncio.run(Client(address).call_async("add", a=1, b=2)) == 3
+    assert Client(address).call("length", data=bytes(1 << 20)) == 1 << 20
+
+
+def descriptors_in_use() -> int:
+    """How many there are."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def descriptors(address: str, _: int) -> None:
+    """Thousands of calls of a coroutine share a few descriptors, in each event loop."""
+    limit = descriptors_in_use() + 48
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+    async def many(client: Client) -> list[int]:
+        calls = [client.call_async("add", a=number, b=1) for number in range(3000)]
+        try:
+            return await asyncio.gather(*calls, return_exceptions=True)
+        finally:
+            assert descriptors_in_use() < limit
+
+    with Client(address) as client:
+        for _ in range(3):
+            outcomes = asyncio.run(many(client))
+            # The queue of the host is short, and a refusal is an answer as well.
+            assert all(isinstance(outcome, int | OverloadedError) for outcome in outcomes), outcomes[:5]
+        gc.collect()
+        session = client.session("descriptors")
+        session["n"] = 0
+
+        async def watches() -> None:
+            opened = [session.watch("n", initial=True) for _ in range(50)]
+            assert len(await asyncio.gather(*map(anext, opened))) == 50
+
+        asyncio.run(watches())
+        # Loops that are closed leave none behind, even before the garbage collector runs.
+        gc.disable()
+        for number in range(100):
+            assert asyncio.run(client.call_async("add", a=number, b=1)) == number + 1
+        gc.enable()
+        with ThreadPoolExecutor(4) as pool:
+            runs = [pool.submit(lambda: asyncio.run(client.call_async("add", a=1, b=2))) for _ in range(40)]
+            assert [run.result() for run in runs] == [3] * 40
+
+
+def outcome(client: Client, number: int) -> Any:
+    """What comes of a call: its value or its error."""
+    try:
+        return client.call("add", a=number, b=1)
+    except HostUnavailableError as error:
+        return error
+
+
+def cuts(address: str, _: int) -> None:
+    """A cut connection costs at most the calls that are under way; safe ones, none."""
+    proxy = Proxy(address)
+    with Client(proxy.address) as client:
+        safe = client.options(idempotent=True)
+        session = client.session("cuts")
+        session["n"] = 0
+        for number in range(60):
+            proxy.cut()
+            # The first call may have left before the cut is noticed; it is a call under way then.
+            outcomes = [outcome(client, number) for _ in range(20)]
+            lost = [error for error in outcomes if isinstance(error, HostUnavailableError)]
+            assert len(lost) <= 1, lost
+            assert all(error.may_have_run for error in lost)
+            assert outcomes.count(number + 1) == 20 - len(lost)
+            proxy.cut()
+            assert safe.call("add", a=number, b=1) == number + 1
+            proxy.cut()
+            assert session["n"] == 0
+            proxy.cut()
+            assert client.session("cuts")["n"] == 0
+        assert list(client.stream("count", n=3)) == [0, 1, 2]
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(Path(folder) / "runs")
+            for number in range(30):
+                cut = threading.Timer(0.001 * (number % 5), proxy.cut)
+                cut.start()
+                with contextlib.suppress(HostUnavailableError):
+                    client.call("append", path=path)
+                cut.join()
+            # Without a word from its caller no call runs twice.
+            assert len(Path(path).read_text().splitlines()) <= 30
+        # While nobody listens, nothing was sent.
+        proxy.close()
+        with pytest.raises(HostUnavailableError):
+            [client.call("add", a=1, b=2) for _ in range(2)]
+        with pytest.raises(HostUnavailableError, match="cannot reach") as refused:
+            safe.call("add", a=1, b=2)
+        assert not refused.value.may_have_run
+
+
+def refusals(address: str, _: int) -> None:
+    """Every refusal is a class of its own, and says what to do."""
+    with Client(address) as client:
+        with pytest.raises(UnsupportedError, match=r"`stream\(\)`") as wrong:
+            client.call("count", n=3)
+        assert not wrong.value.may_have_run
+        with pytest.raises(UnsupportedError, match=r"`stream_async\(\)`"):
+            asyncio.run(client.call_async("count", n=3))
+        with pytest.raises(InvalidArgumentError, match=r"options\(timeout"):
+            client.call("add", a=1, b=2, timeout=3)
+        limit = 100 * 1024 * 1024
+        with pytest.raises(InvalidArgumentError, match="limit is"):
+            client.call("length", data=bytes(limit))
+        for program in (client.global_programs, client.session("large").programs):
+            with pytest.raises(InvalidArgumentError, match=str(limit)):
+                program["p"] = bytes(limit)
+        with pytest.raises(WorkerLostError) as lost:
+            client.call("crash")
+        assert lost.value.may_have_run
+        with pytest.raises(ToolFailed) as failed:
+            client.call("fail")
+        assert (failed.value.type, failed.value.message) == ("ValueError", "caf\\udce9")
+        assert str(failed.value) == "ValueError: caf\\udce9"
+        assert 'raise ValueError("caf' in failed.value.traceback
+        assert "in fail" in str(failed.value.__cause__)
+        with pytest.raises(DeadlineExceededError) as late:
+            client.options(timeout=0.2).call("sleep", seconds=60)
+        assert late.value.may_have_run
+
+    async def crowd(client: Client) -> list[Any]:
+        calls = [client.call_async("sleep", seconds=0.2) for _ in range(100)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    with Client(address) as client:
+        refused = [outcome for outcome in asyncio.run(crowd(client)) if outcome != "slept"]
+        assert refused
+        for error in refused:
+            assert isinstance(error, OverloadedError), error
+            assert not error.may_have_run
+            assert error.retry_after
+            assert error.retry_after > 0
+
+
+def stopping(address: str, pid: int) -> None:
+    """Whatever a host cuts when it stops says so."""
+    client = Client(address)
+    session = client.session("stopping")
+    session["n"] = 0
+    watch, other = session.watch("n"), session.watch()
+    stream = client.stream("count", n=1000, pause=0.1)
+    assert next(stream) == 0
+
+    async def ended() -> None:
+        with pytest.raises(ShuttingDownError, match="shut"):
+            await anext(other)
+
+    with ThreadPoolExecutor() as threads, tempfile.TemporaryDirectory() as folder:
+        sleeps = Path(folder) / "sleeps"
+        call = threads.submit(client.call, "sleep", seconds=600, path=str(sleeps))
+        blocked = threads.submit(lambda: next(watch))
+        awaited = threads.submit(lambda: asyncio.run(ended()))
+        until(sleeps.exists)
+        os.kill(pid, signal.SIGTERM)
+        with pytest.raises(ShuttingDownError, match="shut"):
+            blocked.result()
+        awaited.result()
+        with pytest.raises(ShuttingDownError):
+            call.result()
+        with pytest.raises(ShuttingDownError):
+            list(stream)
+
+
+def forks(address: str, _: int) -> None:
+    """A fork can drop and close what its parent has, also while the parent's threads are in the middle of it."""
+    client = Client(address)
+    over = threading.Event()
+
+    def busy() -> None:
+        while not over.is_set():
+            client.options(timeout=10).call("add", a=1, b=2)
+
+    threads = [threading.Thread(target=busy) for _ in range(3)]
+    [thread.start() for thread in threads]
+    session = client.session("forks")
+    session["n"] = 0
+    for _ in range(60):
+        stream = client.stream("count", n=1000, pause=0.01)
+        watch = session.watch("n")
+        child = os.fork()
+        if child == 0:
+            with pytest.raises(HostUnavailableError, match="fork"):
+                client.call("add", a=1, b=2)
+            watch.close()
+            client.close(timeout=5)
+            del stream, watch, session, client
+            gc.collect()
+            os._exit(0)
+        end = time.monotonic() + 10
+        while True:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                break
+            if time.monotonic() > end:
+                os.kill(child, signal.SIGKILL)
+                raise AssertionError("the fork hangs")
+            time.sleep(0.001)
+        assert status == 0
+        watch.close()
+        del stream
+    over.set()
+    [thread.join() for thread in threads]
+
+
+def threads(address: str, _: int) -> None:
+    """Threads share a client, and even a stream of it."""
+    with Client(address) as client, ThreadPoolExecutor(8) as pool:
+        stream = client.stream("count", n=5000)
+        parts = list(pool.map(lambda _: list(stream), range(8)))
+        assert sorted(item for part in parts for item in part) == list(range(5000))
+
+
+SCENARIOS = {
+    scenario.__name__: scenario
+    for scenario in (
+        silent_hosts,
+        silent_sessions,
+        closing,
+        unkept,
+        descriptors,
+        cuts,
+        refusals,
+        forks,
+        threads,
+        stopping,
+    )
+}
+
+if __name__ == "__main__":
+    SCENARIOS[sys.argv[3]](sys.argv[1], int(sys.argv[2]))
+    print("ok")
