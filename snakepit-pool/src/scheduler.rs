@@ -320,6 +320,8 @@ impl Scheduler {
             && up.settling > 0
         {
             up.settling -= 1;
+            // It answers, so it is well, even if it ends now because the call did it harm.
+            up.answered();
             if up.settling == 0 {
                 self.refit(worker.slot);
                 self.dispatch(now);

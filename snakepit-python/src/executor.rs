@@ -4,14 +4,20 @@
 //! wrote runs inside [`Executor::invoke`]; whatever it does there, the call ends and the next one starts clean.
 
 mod answer;
+mod runner;
 mod stream;
 
-pub(crate) use stream::{ChunkSink, ChunkSpace};
+pub(crate) use self::{
+    runner::Runner,
+    stream::{ChunkSink, ChunkSpace},
+};
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use pyo3::{
@@ -32,17 +38,27 @@ use crate::{
     io::Io,
     plan::{Plan, ToolKind},
     progress::Progress,
+    retire,
     state::CallState,
     tools::{Job, PythonTools},
     value,
 };
 
-/// How long calls that follow each other may keep answers, and whatever arrives meanwhile, waiting. So short that the host
-/// is busy with the first answers while the last calls run.
-const TURN_AFTER: Duration = Duration::from_micros(30);
-
 /// The call that may be interrupted now, if one may.
 pub(crate) type Current = Arc<Mutex<Option<Arc<CallState>>>>;
+
+/// What Python code, and the calls themselves, tell the executor.
+#[derive(Debug, Default)]
+pub(crate) struct Flags {
+    /// The event loop has tasks that outlive calls.
+    pub(crate) loop_runs: AtomicBool,
+    /// The call that runs used the event loop.
+    used_loop: AtomicBool,
+    /// The call that runs did something to signals.
+    pub(crate) signals_changed: AtomicBool,
+    /// A call made this worker unfit for more.
+    pub(crate) retired: AtomicBool,
+}
 
 /// Runs calls on the thread that owns it.
 #[derive(Debug)]
@@ -56,6 +72,7 @@ pub(crate) struct Executor {
     pub(crate) current: Current,
     /// Where to tell which calls have begun.
     pub(crate) progress: Option<Progress>,
+    pub(crate) flags: Arc<Flags>,
 }
 
 /// How a call ended other than well.
@@ -83,23 +100,6 @@ struct Leftovers<'py> {
 }
 
 impl Executor {
-    /// Runs calls until the queue is closed.
-    pub(crate) fn run(&self, py: Python<'_>, io: Io) {
-        while let Some(job) = py.detach(|| io.drive(self.tools.next_job())) {
-            let mut driven = Instant::now();
-            let (mut next, mut now) = self.execute(py, job, driven);
-            while let Some(job) = next {
-                if now - driven >= TURN_AFTER {
-                    // Nothing here waits for anybody who needs the GIL.
-                    io.turn();
-                    driven = Instant::now();
-                    now = driven;
-                }
-                (next, now) = self.execute(py, job, now);
-            }
-        }
-    }
-
     /// Runs one call to its end, and answers it. Returns the next call, if one waits, and the time.
     pub(crate) fn execute(&self, py: Python<'_>, job: Job, now: Instant) -> (Option<Job>, Instant) {
         let Job { call, state, reply } = job;
@@ -122,6 +122,9 @@ impl Executor {
             Err(ToolError::Internal { problem: format!("the runtime panicked while it ran tool `{tool}`") })
         });
         let ended = Instant::now();
+        if state.is_cancelled() {
+            self.retire_if_unfit(&tool, &state, now);
+        }
         // A tool that saw its deadline pass may have stopped half-way and returned: that is no result.
         let outcome = if state.is_cancelled() || (outcome.is_ok() && state.is_overdue(ended)) {
             Err(ToolError::Cancelled { tool: tool.to_string() })
@@ -164,7 +167,55 @@ impl Executor {
             Failure::Raised(error) => self.failure(py, &tool, &error, leftovers.function.as_ref(), &kwargs),
         });
         self.clean_up(py, &leftovers);
+        if self.flags.used_loop.load(Relaxed) {
+            self.end_async(py, &tool);
+        }
+        if self.flags.signals_changed.load(Relaxed) {
+            self.flags.signals_changed.store(false, Relaxed);
+            self.settle(py);
+        }
         outcome
+    }
+
+    /// Takes the traces of a call off the event loop.
+    fn end_async(&self, py: Python<'_>, tool: &str) {
+        self.flags.used_loop.store(false, Relaxed);
+        let ended = self.plan.end_async.bind(py).call0().and_then(|ended| ended.extract::<bool>());
+        match ended {
+            Ok(true) => {}
+            // It has said why.
+            Ok(false) => self.retire(),
+            Err(error) => {
+                error.write_unraisable(py, None);
+                self.retire();
+                eprintln!("snakepit: the event loop cannot be cleaned up after a call of tool `{tool}`");
+            }
+        }
+    }
+
+    /// Takes the traces of a call off the signals of the worker.
+    fn settle(&self, py: Python<'_>) {
+        let settle = self.plan.settle.bind(py);
+        if !settle.is_none()
+            && let Err(error) = settle.call0()
+        {
+            error.write_unraisable(py, Some(settle));
+        }
+    }
+
+    /// Ends this worker if a cancelled call may have broken what the next ones need.
+    fn retire_if_unfit(&self, tool: &str, state: &CallState, began: Instant) {
+        let policy = self.plan.tools.get(tool).map_or(self.plan.after_cancel, |tool| tool.after_cancel);
+        if let Some(reason) = retire::reason(policy, state, began) {
+            eprintln!("snakepit: the worker is replaced after a call of tool `{tool}`: {reason}");
+            self.retire();
+        }
+    }
+
+    /// Refuses all further calls, so that the host takes them elsewhere, and lets the worker end after this one.
+    fn retire(&self) {
+        self.flags.retired.store(true, Relaxed);
+        self.tools.close();
     }
 
     #[allow(clippy::too_many_arguments, reason = "the parts of one call, used once")]
@@ -226,14 +277,19 @@ impl Executor {
         arguments: snakepit_registry::Arguments,
     ) -> Result<Bound<'py, PyDict>, ToolError> {
         let kwargs = PyDict::new(py);
+        let conversions = self.plan.tools.get(tool).map(|tool| &tool.conversions);
         for (name, payload) in arguments {
-            value::to_python(py, payload).and_then(|value| kwargs.set_item(&name, value)).map_err(
-                |error| ToolError::InvalidArgument {
+            let value = match conversions.and_then(|conversions| conversions.find(&name, payload.ty())) {
+                Some(conversion) => conversion.apply(py, payload),
+                None => value::to_python(py, payload),
+            };
+            value.and_then(|value| kwargs.set_item(&name, value)).map_err(|error| {
+                ToolError::InvalidArgument {
                     tool: tool.to_owned(),
                     argument: name,
                     problem: format!("cannot be read: {}", error.value(py)),
-                },
-            )?;
+                }
+            })?;
         }
         Ok(kwargs)
     }
@@ -250,6 +306,7 @@ impl Executor {
         if let Some(state) = state {
             state.set_async(true);
         }
+        self.flags.used_loop.store(true, Relaxed);
         let value = self.plan.run_async.bind(result.py()).call1((result,));
         if let Some(state) = state {
             state.set_async(false);

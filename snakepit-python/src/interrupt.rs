@@ -18,8 +18,8 @@ use crate::state::CallState;
 pub(crate) const SIGNAL: Signal = Signal::SIGURG;
 /// How long a running call may take to notice by itself that it was cancelled.
 const GRACE: Duration = Duration::from_millis(100);
-/// How long until the next knock when the tool swallowed the exception.
-const AGAIN: Duration = Duration::from_secs(1);
+/// How much longer until the next knock, which counts when the tool swallowed the exception.
+const AGAIN: Duration = Duration::from_millis(900);
 
 /// Starts the thread. Must be called on the thread that runs the tools; it ends when all senders are gone.
 pub(crate) fn spawn() -> std::io::Result<mpsc::Sender<Arc<CallState>>> {
@@ -27,11 +27,17 @@ pub(crate) fn spawn() -> std::io::Result<mpsc::Sender<Arc<CallState>>> {
     let (sender, cancelled) = mpsc::channel::<Arc<CallState>>();
     std::thread::Builder::new().name("snakepit-cancel".to_owned()).spawn(move || {
         for call in cancelled {
-            let mut patience = if call.is_async() { Duration::ZERO } else { GRACE };
+            // A coroutine that does not come around to its cancellation is knocked at a second time soon.
+            let (mut patience, mut next) =
+                if call.is_async() { (Duration::ZERO, Duration::ZERO) } else { (GRACE, AGAIN) };
             while !call.wait_ended(patience) {
                 // The main thread lives as long as the process, so there is always somebody to knock on.
                 let _ = pthread::pthread_kill(executor, SIGNAL);
-                patience = if patience < GRACE { GRACE } else { AGAIN };
+                if call.wait_ended(GRACE) {
+                    break;
+                }
+                patience =
+                    if call.take_deferred() { Duration::ZERO } else { std::mem::replace(&mut next, AGAIN) };
             }
         }
     })?;

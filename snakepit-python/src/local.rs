@@ -49,6 +49,7 @@ impl LocalRunner {
             worker_id: worker_id.into(),
             current: Current::default(),
             progress: None,
+            flags: Arc::default(),
         };
         Ok(Self { executor })
     }

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 
 use pyo3::{
+    exceptions::PyValueError,
     prelude::*,
     types::{PyDict, PyString},
 };
 use snakepit_registry::{ParameterSpec, ToolFailure, ToolSpec};
 
-use crate::value;
+use crate::value::{self, Conversions};
 
 /// How a tool is written, as far as its definition shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,12 +20,36 @@ pub(crate) enum ToolKind {
     Generator,
 }
 
+/// What becomes of the worker once a call was cut by an exception.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AfterCancel {
+    /// It is kept if only code of the adapter was cut, and no process is left behind.
+    Auto,
+    Keep,
+    Replace,
+}
+
+impl AfterCancel {
+    fn read(name: &Bound<'_, PyAny>) -> PyResult<Self> {
+        match &*name.extract::<String>()? {
+            "auto" => Ok(Self::Auto),
+            "keep" => Ok(Self::Keep),
+            "replace" => Ok(Self::Replace),
+            other => Err(PyValueError::new_err(format!(
+                "after_cancel is `{other}`; it takes auto, keep or replace"
+            ))),
+        }
+    }
+}
+
 /// One tool of the adapter.
 #[derive(Debug)]
 pub(crate) struct Tool {
     /// The method's name.
     pub(crate) attribute: Py<PyString>,
     pub(crate) kind: ToolKind,
+    pub(crate) after_cancel: AfterCancel,
+    pub(crate) conversions: Conversions,
 }
 
 /// An adapter class and the Python helpers that run it. Mirrors `snakepit_bridge._plan.Plan`.
@@ -45,6 +70,16 @@ pub(crate) struct Plan {
     pub(crate) run_async: Py<PyAny>,
     /// Pulls an async generator into a sink.
     pub(crate) drain_async: Py<PyAny>,
+    /// Undoes what a call did to the event loop; `False` if a task of it does not end.
+    pub(crate) end_async: Py<PyAny>,
+    /// Runs what is ready on the event loop, and tells after how many seconds there is more.
+    pub(crate) turn_async: Py<PyAny>,
+    /// The descriptor that is readable when the event loop has something to do.
+    pub(crate) loop_fileno: Py<PyAny>,
+    /// Undoes what a call did to the signals of the worker.
+    pub(crate) settle: Py<PyAny>,
+    /// For tools that the adapter did not declare.
+    pub(crate) after_cancel: AfterCancel,
     /// Takes an exception apart.
     pub(crate) describe: Py<PyAny>,
     /// The class of chunks with metadata.
@@ -59,6 +94,7 @@ impl Plan {
     pub(crate) fn read(plan: &Bound<'_, PyAny>) -> PyResult<Self> {
         let object = |name: &str| plan.getattr(name).map(Bound::unbind);
         let flag = |name: &str| plan.getattr(name)?.extract::<bool>();
+        let after_cancel = AfterCancel::read(&plan.getattr("after_cancel")?)?;
         let mut tools = HashMap::new();
         let mut specs = Vec::new();
         for tool in plan.getattr("tools")?.try_iter()? {
@@ -67,7 +103,10 @@ impl Plan {
             let kind =
                 if tool.getattr("generates")?.extract()? { ToolKind::Generator } else { ToolKind::Function };
             let spec = read_spec(&tool.getattr("spec")?.cast_into::<PyDict>()?)?;
-            tools.insert(spec.name.clone(), Tool { attribute, kind });
+            let own = tool.getattr("after_cancel")?;
+            let after_cancel = if own.is_none() { after_cancel } else { AfterCancel::read(&own)? };
+            let conversions = Conversions::of(&spec);
+            tools.insert(spec.name.clone(), Tool { attribute, kind, after_cancel, conversions });
             specs.push(spec);
         }
         for spec in plan.getattr("dynamic_specs")?.try_iter()? {
@@ -84,6 +123,11 @@ impl Plan {
             context: object("context")?,
             run_async: object("run_async")?,
             drain_async: object("drain_async")?,
+            end_async: object("end_async")?,
+            turn_async: object("turn_async")?,
+            loop_fileno: object("loop_fileno")?,
+            settle: object("settle")?,
+            after_cancel,
             describe: object("describe")?,
             chunk: object("chunk")?,
         })

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::Duration,
 };
@@ -24,6 +24,17 @@ pub(crate) enum Stage {
     Ended,
 }
 
+/// Where an exception was raised in a call from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Cut {
+    /// Nowhere.
+    None,
+    /// In code of the adapter.
+    Own,
+    /// In code that the adapter called, which may not be made for that.
+    Library,
+}
+
 /// What the executor, the gRPC side and the interrupter share about one call.
 #[derive(Debug)]
 pub(crate) struct CallState {
@@ -33,6 +44,10 @@ pub(crate) struct CallState {
     cancelled: AtomicBool,
     /// Whether the call runs on the event loop, where it can be cancelled without an exception out of the blue.
     on_loop: AtomicBool,
+    /// Whether the interruption had to wait, and should be tried again soon.
+    deferred: AtomicBool,
+    /// Whether, and where, an exception was raised in it from outside: a [`Cut`].
+    cut: AtomicU8,
     cancel_notify: Notify,
     ended_notify: Notify,
     ended: Condvar,
@@ -55,6 +70,8 @@ impl CallState {
             progress: Mutex::new(Progress { stage: Stage::Queued, awaited: false, sink: None }),
             cancelled: AtomicBool::new(false),
             on_loop: AtomicBool::new(false),
+            deferred: AtomicBool::new(false),
+            cut: AtomicU8::new(Cut::None as u8),
             cancel_notify: Notify::new(),
             ended_notify: Notify::new(),
             ended: Condvar::new(),
@@ -137,6 +154,30 @@ impl CallState {
     /// The call goes to the event loop, or comes back from it.
     pub(crate) fn set_async(&self, on_loop: bool) {
         self.on_loop.store(on_loop, Ordering::Release);
+    }
+
+    /// The interruption must wait, for instance for an import to end.
+    pub(crate) fn defer(&self) {
+        self.deferred.store(true, Ordering::Release);
+    }
+
+    /// Whether the last interruption was deferred. Asking makes it forgotten.
+    pub(crate) fn take_deferred(&self) -> bool {
+        self.deferred.swap(false, Ordering::AcqRel)
+    }
+
+    /// Notes that an exception is raised in the call.
+    pub(crate) fn note_cut(&self, cut: Cut) {
+        self.cut.fetch_max(cut as u8, Ordering::AcqRel);
+    }
+
+    /// Where an exception was raised in the call, the worst place if in several.
+    pub(crate) fn cut(&self) -> Cut {
+        match self.cut.load(Ordering::Acquire) {
+            0 => Cut::None,
+            1 => Cut::Own,
+            _ => Cut::Library,
+        }
     }
 
     /// Waits until the call is cancelled. Cancel safe.

@@ -4,6 +4,7 @@
 //! numbers where the variable's type allows it (`numbers`).
 
 mod array;
+mod conversions;
 mod numbers;
 mod read;
 mod write;
@@ -12,33 +13,60 @@ use std::fmt;
 
 use bytes::Bytes;
 use pyo3::{
-    exceptions::PyTypeError,
+    exceptions::{PyTypeError, PyValueError},
     prelude::*,
     pybacked::PyBackedBytes,
     types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple},
 };
 use snakepit_session::{Payload, ValueType};
 
+pub(crate) use conversions::Conversions;
 pub(crate) use numbers::Numbers;
 pub(crate) use read::json_to_python;
 
 /// Turns a payload into the Python object it stands for.
 ///
 /// # Errors
-/// `ValueError` when the payload is malformed, holds a pickle that nobody allowed, or needs numpy and there is none.
+/// `ValueError` when the payload is malformed, is not of the type that it claims, holds a pickle that nobody allowed, or
+/// needs numpy and there is none.
 pub(crate) fn to_python<'py>(py: Python<'py>, payload: Payload) -> PyResult<Bound<'py, PyAny>> {
-    match payload.into_parts() {
-        (ValueType::Bytes, metadata, Some(buffer)) if !array::is_pickle(&metadata) => {
-            Ok(PyBytes::new(py, &buffer).into_any())
-        }
-        (_, metadata, Some(buffer)) => array::to_python(py, &metadata, &buffer),
-        (ValueType::Float, json, None) => read::float_to_python(py, &json),
-        (ValueType::Tensor | ValueType::Embedding, json, None) => {
-            let value = json_to_python(py, &json)?;
-            array::from_inline(value)
-        }
-        (_, json, None) => json_to_python(py, &json),
+    let (ty, json, buffer) = payload.into_parts();
+    if let Some(buffer) = buffer {
+        return match ty {
+            ValueType::Bytes if !array::is_pickle(&json) => Ok(PyBytes::new(py, &buffer).into_any()),
+            _ => array::to_python(py, &json, &buffer),
+        };
     }
+    let value = match ty {
+        ValueType::Float => return read::float_to_python(py, &json),
+        ValueType::Tensor | ValueType::Embedding => array::from_inline(read::numbers_to_python(py, &json)?)?,
+        _ => json_to_python(py, &json)?,
+    };
+    let fits = match ty {
+        ValueType::Integer if value.is_instance_of::<PyFloat>() => match read::whole(&value)? {
+            Some(integer) => return Ok(integer),
+            None => false,
+        },
+        ValueType::Integer => value.is_instance_of::<PyInt>() && !value.is_instance_of::<PyBool>(),
+        ValueType::String | ValueType::Choice | ValueType::Module => value.is_instance_of::<PyString>(),
+        ValueType::Boolean => value.is_instance_of::<PyBool>(),
+        ValueType::Map => value.is_instance_of::<PyDict>(),
+        ValueType::List => value.is_instance_of::<PyList>(),
+        ValueType::Null => value.is_none(),
+        // A foreign worker may describe an array in its own way: it is what its JSON says.
+        ValueType::Tensor | ValueType::Embedding => {
+            value.is_instance_of::<PyList>() || value.is_instance_of::<PyDict>() || array::is_array(&value)?
+        }
+        ValueType::Bytes => false,
+        ValueType::Float => true,
+    };
+    if fits {
+        return Ok(value);
+    }
+    Err(PyValueError::new_err(format!(
+        "it is declared `{ty}`, and its JSON is {}; declare what it is",
+        read::described(&value)
+    )))
 }
 
 /// Turns what a tool returned into a payload.
@@ -69,6 +97,10 @@ pub(crate) fn from_python(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) ->
     } else {
         return Err(write::unfit(value, what));
     };
+    if ty == ValueType::Float {
+        // NaN and infinities have names of their own there, which the type makes clear.
+        return Ok(Payload::float(value.extract()?));
+    }
     Ok(Payload::from_json(ty, python_to_json(value, what)?))
 }
 

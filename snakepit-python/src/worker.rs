@@ -3,7 +3,7 @@
 use std::{
     io::{self, Write},
     path::PathBuf,
-    sync::{Arc, PoisonError},
+    sync::{Arc, OnceLock, PoisonError, atomic::Ordering::Relaxed},
 };
 
 use pyo3::{exceptions::PyRuntimeError, prelude::*};
@@ -15,12 +15,15 @@ use snakepit_proto::launch::{
 use crate::{
     call_output::CallOutput,
     control::Control,
-    executor::{Current, Executor},
+    executor::{Current, Executor, Flags, Runner},
     interrupt,
     io::Io,
     plan::Plan,
     progress::Progress,
+    retire,
     serve::{self, Ready, ServeConfig},
+    state::Cut,
+    termination::Termination,
     tools::PythonTools,
 };
 
@@ -31,6 +34,9 @@ pub(crate) struct Worker {
     control: Option<Control>,
     current: Current,
     output: Option<CallOutput>,
+    flags: Arc<Flags>,
+    /// The runtime's own handling of SIGTERM, once there is one.
+    termination: OnceLock<Termination>,
 }
 
 #[pymethods]
@@ -52,7 +58,13 @@ impl Worker {
         };
         let page = std::env::var_os(ENV_PROGRESS).filter(|path| !path.is_empty());
         let output = page.map(|path| CallOutput::open(path.as_ref())).transpose()?.flatten();
-        Ok(Self { control, current: Current::default(), output })
+        Ok(Self {
+            control,
+            current: Current::default(),
+            output,
+            flags: Arc::default(),
+            termination: OnceLock::new(),
+        })
     }
 
     /// The number of the signal whose handler must call `interrupt_due`.
@@ -78,6 +90,35 @@ impl Worker {
     /// host keeps none.
     fn open_stacks(&self) -> PyResult<Option<i32>> {
         Ok(self.output.as_ref().map(CallOutput::open_stacks).transpose()?)
+    }
+
+    /// The interruption that was due must wait; it is tried again soon.
+    fn defer_interrupt(&self) {
+        if let Some(call) = &*self.current.lock().unwrap_or_else(PoisonError::into_inner) {
+            call.defer();
+        }
+    }
+
+    /// An exception is about to be raised in the call that runs: in code of the adapter itself, or in some other.
+    fn note_cut(&self, is_own: bool) {
+        if let Some(call) = &*self.current.lock().unwrap_or_else(PoisonError::into_inner) {
+            call.note_cut(if is_own { Cut::Own } else { Cut::Library });
+        }
+    }
+
+    /// A call did something to signals: the plan's `settle` is to be called at its end.
+    fn signals_changed(&self) {
+        self.flags.signals_changed.store(true, Relaxed);
+    }
+
+    /// The event loop has tasks that outlive calls: it must run between them.
+    fn keep_loop_running(&self) {
+        self.flags.loop_runs.store(true, Relaxed);
+    }
+
+    /// Has SIGTERM handled by this runtime again.
+    fn restore_sigterm(&self) -> PyResult<()> {
+        Ok(self.termination.get().map_or(Ok(()), Termination::restore)?)
     }
 
     /// Tells the host that this worker cannot start. `False` when there is no control channel to tell it on.
@@ -129,11 +170,23 @@ impl Worker {
         let served = tools.clone();
         let Ready { host, address, port, executor_done, serving } =
             py.detach(|| io.drive(serve::start(config, served, io))).map_err(PyRuntimeError::new_err)?;
+        // The handler is there since the worker began to serve.
+        self.termination.get_or_init(Termination::current);
         self.report_ready(address, port, ready_file)?;
-        let current = Arc::clone(&self.current);
-        let executor =
-            Executor { tools, plan, io: Some(io), host, worker_id: worker_id.into(), current, progress };
-        executor.run(py, io);
+        let executor = Executor {
+            tools,
+            plan,
+            io: Some(io),
+            host,
+            worker_id: worker_id.into(),
+            current: Arc::clone(&self.current),
+            progress,
+            flags: Arc::clone(&self.flags),
+        };
+        Runner::run(py, executor, io)?;
+        if self.flags.retired.load(Relaxed) {
+            retire::stop_serving()?;
+        }
         // An error means that nothing is served any more.
         let _ = executor_done.send(());
         py.detach(|| io.drive(serving))

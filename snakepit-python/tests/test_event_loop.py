@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 
+from snakepit_bridge import _running_loop, worker_task
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge.errors import CallCancelled
 
@@ -20,7 +25,7 @@ def loop() -> Iterator[EventLoop]:
     loop.close()
 
 
-def test_tasks_that_a_call_left_are_cancelled(loop: EventLoop) -> None:
+def test_tasks_that_a_call_left_are_cancelled_and_named(loop: EventLoop, capsys: pytest.CaptureFixture[str]) -> None:
     ended: list[str] = []
 
     async def background() -> None:
@@ -36,7 +41,13 @@ def test_tasks_that_a_call_left_are_cancelled(loop: EventLoop) -> None:
         return 1
 
     assert loop.run(call()) == 1
+    # Until the end of the call, which may have a cleanup to run.
+    assert ended == []
+    assert loop.end_call()
     assert ended == ["background"]
+    assert "`Task-" in (told := capsys.readouterr().err)
+    assert "background" in told
+    assert "worker_task" in told
 
 
 def test_tasks_that_are_to_be_kept_go_on_with_the_next_call(loop: EventLoop) -> None:
@@ -83,6 +94,199 @@ def test_a_coroutine_that_blocks_the_loop_can_be_interrupted_by_an_exception(loo
     with pytest.raises(CallCancelled):
         loop.run(call())
     assert loop.run(asyncio.sleep(0, "next")) == "next"
+
+
+@pytest.mark.parametrize("how", ["exit", "stop", "exit in a callback", "stop from outside"])
+def test_a_stop_that_was_asked_for_does_not_reach_the_next_call(loop: EventLoop, how: str) -> None:
+    async def call() -> None:
+        running = asyncio.get_running_loop()
+        if how == "exit":
+            raise SystemExit(3)
+        if how == "exit in a callback":
+            running.call_soon(exit, 3)
+            await asyncio.sleep(600)
+        running.stop()
+
+    async def following() -> str:
+        process = await asyncio.create_subprocess_exec("true")
+        assert await process.wait() == 0
+        return "next"
+
+    if how == "stop from outside":
+        loop.run(asyncio.sleep(0))
+        asyncio.get_event_loop_policy().get_event_loop().stop()
+    elif how == "stop":
+        loop.run(call())
+    else:
+        with pytest.raises(SystemExit):
+            loop.run(call())
+    assert loop.end_call()
+    assert loop.run(following()) == "next"
+
+
+def test_a_call_leaves_the_loop_as_it_found_it(loop: EventLoop) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    async def look() -> tuple[object, ...]:
+        running: Any = asyncio.get_running_loop()
+        name = await running.run_in_executor(None, lambda: threading.current_thread().name.split("_")[0])
+        return (running.get_exception_handler(), running.get_debug(), running.get_task_factory(), name)
+
+    def forget(*_: object) -> None: ...
+
+    pool = ThreadPoolExecutor(1, "mine")
+
+    async def change() -> None:
+        running: Any = asyncio.get_running_loop()
+        running.set_exception_handler(forget)
+        running.set_debug(True)
+        running.set_task_factory(lambda loop, coro, **more: asyncio.Task(coro, loop=loop, **more))
+        running.set_default_executor(pool)
+
+    async def shut_down() -> None:
+        await asyncio.get_running_loop().shutdown_default_executor()
+
+    before = loop.run(look())
+    assert loop.end_call()
+    loop.run(change())
+    assert loop.end_call()
+    assert loop.run(look()) == before
+    assert loop.end_call()
+    loop.run(shut_down())
+    assert loop.end_call()
+    assert loop.run(look()) == before
+    pool.shutdown()
+
+
+def test_a_loop_that_a_call_closed_or_took_away_is_there_for_the_next(loop: EventLoop) -> None:
+    loop.run(asyncio.sleep(0))
+    asyncio.get_event_loop_policy().get_event_loop().close()
+    assert loop.end_call()
+    assert loop.run(asyncio.sleep(0, 1)) == 1
+    # It leaves the thread without a loop.
+    asyncio.run(asyncio.sleep(0))
+    assert loop.run(asyncio.sleep(0, asyncio.get_event_loop_policy().get_event_loop)).__name__ == "get_event_loop"
+    asyncio.get_event_loop_policy().get_event_loop()
+
+
+def test_generators_that_a_call_left_open_are_closed_with_it(loop: EventLoop) -> None:
+    closed: list[str] = []
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            await asyncio.sleep(0)
+            closed.append("numbers")
+
+    kept: list[object] = []
+
+    async def call() -> None:
+        generator = numbers()
+        kept.append(generator)
+        assert await anext(generator) == 1
+
+    loop.run(call())
+    assert loop.end_call()
+    assert closed == ["numbers"]
+
+
+def test_a_task_that_refuses_to_end_is_told(
+    loop: EventLoop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_running_loop, "_END_WITHIN", 0.05)
+    stop = False
+
+    async def stubborn() -> None:
+        while not stop:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(600)
+
+    kept: list[object] = []
+
+    async def call() -> None:
+        kept.append(asyncio.ensure_future(stubborn()))
+        await asyncio.sleep(0)
+
+    loop.run(call())
+    assert not loop.end_call()
+    assert "stubborn" in capsys.readouterr().err
+    stop = True
+
+
+def test_worker_tasks_outlive_their_call_and_so_does_what_they_start(loop: EventLoop) -> None:
+    mark: contextvars.ContextVar[str] = contextvars.ContextVar("mark", default="none")
+    seen: list[str] = []
+    announced: list[bool] = []
+    loop._on_worker_task = lambda: announced.append(True)
+
+    async def child() -> None:
+        await asyncio.sleep(600)
+
+    async def batcher() -> None:
+        seen.append(mark.get())
+        task = asyncio.ensure_future(child())
+        await task
+
+    async def call() -> asyncio.Task[None]:
+        mark.set("of the call")
+        task = worker_task(batcher(), name="batcher")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return task
+
+    task = loop.run(call())
+    assert loop.end_call()
+    loop.run(asyncio.sleep(0))
+    assert loop.end_call()
+    assert (task.done(), task.get_name(), seen, announced) == (False, "batcher", ["none"], [True])
+    loop.close()
+    assert task.cancelled()
+
+
+def test_a_worker_task_outside_of_a_worker_is_a_task() -> None:
+    async def main() -> int:
+        return await worker_task(asyncio.sleep(0, 7))
+
+    assert asyncio.run(main()) == 7
+
+
+def test_coroutines_of_a_call_share_a_context_and_the_next_has_another(loop: EventLoop) -> None:
+    mark: contextvars.ContextVar[int] = contextvars.ContextVar("mark", default=0)
+
+    async def put(value: int) -> None:
+        mark.set(value)
+
+    async def get() -> int:
+        return mark.get()
+
+    loop.run(put(7))
+    assert loop.run(get()) == 7
+    assert loop.end_call()
+    assert loop.run(get()) == 0
+
+
+def test_between_calls_the_loop_runs_turn_by_turn(loop: EventLoop) -> None:
+    ticks: list[int] = []
+
+    async def ticker() -> None:
+        while True:
+            ticks.append(1)
+            await asyncio.sleep(0.01)
+
+    async def start() -> None:
+        await asyncio.sleep(0)
+        tasks.append(asyncio.ensure_future(ticker()))
+
+    tasks: list[asyncio.Task[None]] = []
+    loop.run(start(), keep_tasks=True)
+    assert loop.fileno() >= 0
+    while len(ticks) < 3:
+        more = loop.turn()
+        assert more is not None
+        assert more <= 0.01
+        time.sleep(more)
 
 
 def test_nothing_runs_nothing_is_interrupted(loop: EventLoop) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from snakepit_bridge import BaseAdapter, tool
+from snakepit_bridge._docstrings import read
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._plan import AdapterError, Plan, plan_of
 from snakepit_bridge._specs import type_name
@@ -72,7 +73,7 @@ class Documented(BaseAdapter):
 
 def test_signature_and_docstring_become_the_spec() -> None:
     scale = spec(Documented, "scale")
-    assert scale["description"] == "Multiply.\n\nMore about it."
+    assert scale["description"] == "Multiply.\n\nMore about it.\n\nReturns:\n    The product."
     assert scale["closed"]
     assert not scale["supports_streaming"]
     assert scale["parameters"] == [
@@ -86,6 +87,21 @@ def test_signature_and_docstring_become_the_spec() -> None:
         {"name": "factor", "type": "integer", "description": "By how much.", "required": False, "default": 2},
         {"name": "note", "type": "string", "description": "", "required": False, "default": None},
     ]
+
+
+def test_only_the_arguments_are_taken_out_of_a_docstring() -> None:
+    text = (
+        "Multiply.\n\nArgs:\n    value: What,\n        at length.\n\n    factor: By what.\n\n"
+        "Returns:\n    The product.\n\n"
+        "Warning:\n    Slow.\n\nExamples:\n    >>> f(1)\n\nSo far."
+    )
+    description, docs = read(text)
+    assert description == (
+        "Multiply.\n\nReturns:\n    The product.\n\nWarning:\n    Slow.\n\nExamples:\n    >>> f(1)\n\nSo far."
+    )
+    assert docs == {"value": "What, at length.", "factor": "By what."}
+    assert read("Args:\n    a: b") == ("", {"a": "b"})
+    assert read("Args:\na: b\nc: d\n\nMore.") == ("More.", {"a": "b", "c": "d"})
 
 
 def test_options_win_over_what_is_read() -> None:

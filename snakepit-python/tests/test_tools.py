@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
+import contextvars
+import functools
+import traceback
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from snakepit_bridge import BaseAdapter, InvalidArgumentError, NotFoundError, SnakepitError, StreamChunk, tool
+from snakepit_bridge._plan import AdapterError
 from snakepit_bridge.session_context import SessionContext
-from snakepit_bridge.testing import ToolFailed, ToolTester, call_tool, stream_tool
+from snakepit_bridge.testing import (
+    ToolFailed,
+    ToolTester,
+    call_tool,
+    call_tool_async,
+    stream_tool,
+    stream_tool_async,
+)
 
 
 class Everything(BaseAdapter):
@@ -181,6 +194,7 @@ def test_system_exit_fails_the_call_and_not_the_process() -> None:
         ({"a": 1, "bb": 2}, r"argument `bb` of tool `add` is unknown \(did you mean `b`\?\); the tool takes a"),
         ({"a": "1"}, "argument `a` of tool `add` is a string, expected integer"),
         ({"a": 1.5}, "argument `a` of tool `add` is a float, expected integer"),
+        ({"a": 1e300}, "argument `a` of tool `add` is a float, expected integer"),
         ({"a": 1, "b": None}, "argument `b` of tool `add` is a null, expected integer"),
     ],
 )
@@ -271,3 +285,207 @@ def test_adapters_may_serve_tools_that_they_do_not_declare() -> None:
     with ToolTester(Dynamic, session_id="s") as tester:
         for name in ["known", "anything"]:
             assert tester.call(name, x=1) == {"tool": name, "arguments": {"x": 1}, "session": "s"}
+
+
+class Typed(BaseAdapter):
+    @tool
+    def types(
+        self, f: float = 0.0, i: int = 0, x: np.ndarray | None = None, anything: Any = None, o: float | None = None
+    ) -> list[str]:
+        return [type(value).__name__ for value in (f, i, x, anything, o)]
+
+    @tool
+    def twice(self, x: np.ndarray) -> Any:
+        return x * 2
+
+
+def test_arguments_arrive_as_what_their_parameters_say() -> None:
+    assert call_tool(Typed, "types", f=5, i=5.0, x=[[1, 2], [3, 4]], anything=[1], o=3) == [
+        "float",
+        "int",
+        "ndarray",
+        "list",
+        "float",
+    ]
+    assert call_tool(Typed, "types", i=True - 1) == ["float", "int", "NoneType", "NoneType", "NoneType"]
+    assert call_tool(Typed, "twice", x=[[1, 2], [3, 4]]).tolist() == [[2, 4], [6, 8]]
+    for lists in ([[1], [2, 3]], ["a"], [[None]]):
+        with pytest.raises(InvalidArgumentError, match=r"argument `x` of tool `twice` .*makes no array"):
+            call_tool(Typed, "twice", x=lists)
+    with pytest.raises(InvalidArgumentError, match="too large for a float"):
+        call_tool(Typed, "types", f=10**400)
+
+
+MARK: contextvars.ContextVar[str] = contextvars.ContextVar("mark", default="none")
+
+
+class Marking(BaseAdapter):
+    """What each part of a call finds, and leaves."""
+
+    seen: ClassVar[list[str]] = []
+
+    def initialize(self) -> None:
+        self.seen.append(MARK.get())
+        MARK.set("initialize")
+
+    async def cleanup(self) -> None:
+        self.seen.append(MARK.get())
+
+    @tool
+    def plain(self) -> str:
+        return MARK.get()
+
+    @tool
+    async def coroutine(self) -> str:
+        found = MARK.get()
+        MARK.set("coroutine")
+        return found
+
+
+def test_the_parts_of_a_call_share_a_context_that_ends_with_it() -> None:
+    Marking.seen.clear()
+    with ToolTester(Marking) as tester:
+        for name in ("plain", "coroutine", "plain"):
+            assert tester.call(name) == "initialize"
+    assert Marking.seen == ["none", "initialize", "none", "coroutine", "none", "initialize"]
+    assert MARK.get() == "none"
+
+
+def test_tools_can_be_called_where_a_loop_runs() -> None:
+    async def main() -> None:
+        assert call_tool(Everything, "aadd", a=1, b=2) == 3
+        assert stream_tool(Everything, "apull", n=3) == [0, 1, 2]
+        ticked = asyncio.ensure_future(asyncio.sleep(0, "ticked"))
+        assert await call_tool_async(Everything, "aadd", a=1, b=2) == 3
+        assert ticked.done()
+        assert await stream_tool_async(Everything, "apull", n=3) == [0, 1, 2]
+        with ToolTester(Everything) as tester:
+            both = await asyncio.gather(tester.call_async("aadd", a=1, b=2), tester.call_async("add", a=2))
+            assert list(both) == [3, 3]
+            assert tester.call("aadd", a=2, b=2) == 4
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("fail", ValueError), ("afail", LookupError), ("odd_result", TypeError), ("fail_midway", RuntimeError)],
+)
+def test_failures_are_chained_to_what_was_raised(name: str, kind: type[Exception]) -> None:
+    call = stream_tool if name == "fail_midway" else call_tool
+    with pytest.raises(ToolFailed) as caught:
+        call(Everything, name)
+    cause = caught.value.__cause__
+    assert type(cause) is kind
+    if name != "odd_result":
+        assert cause.__traceback__ is not None
+        assert traceback.extract_tb(cause.__traceback__)[-1].name == name
+
+
+def test_an_adapter_that_cannot_be_constructed_is_refused() -> None:
+    class NeedsPath(BaseAdapter):
+        def __init__(self, path: str) -> None: ...
+
+        @tool
+        def read(self) -> None: ...
+
+    class Abstract(BaseAdapter, abc.ABC):
+        @tool
+        def read(self) -> None: ...
+
+        @abc.abstractmethod
+        def other(self) -> None: ...
+
+    class Broken(BaseAdapter):
+        def __init__(self) -> None:
+            raise OSError("no weights")
+
+        @tool
+        def read(self) -> None: ...
+
+    for adapter, problem in [
+        (NeedsPath, "missing 1 required"),
+        (Abstract, "abstract"),
+        (Broken, "OSError: no weights"),
+    ]:
+        with pytest.raises(AdapterError, match=f"`.*{adapter.__name__}` cannot be constructed: .*{problem}"):
+            ToolTester(adapter)
+
+
+def test_partials_overrides_and_methods_of_other_kinds_are_the_tools_that_they_look_like() -> None:
+    def scale(value: float, factor: float) -> float:
+        """Multiply."""
+        return value * factor
+
+    class Base(BaseAdapter):
+        double = tool(functools.partial(scale, factor=2.0))
+
+        @tool(idempotent=True)
+        def greet(self, name: str) -> str:
+            """Greet."""
+            return f"hello {name}"
+
+        @tool
+        def gone(self) -> None: ...
+
+        def _power(self, value: float, exponent: int) -> float:
+            return float(value**exponent)
+
+        square = tool(functools.partialmethod(_power, exponent=2))  # type: ignore[call-overload]
+
+    class Derived(Base):
+        def greet(self, name: str, loud: bool = False) -> str:
+            return f"HELLO {name}" if loud else super().greet(name)
+
+        gone = None  # type: ignore[assignment]
+
+    with ToolTester(Derived) as tester:
+        assert tester.call("double", value=4) == 8.0
+        assert tester.call("double", value=4, factor=3) == 12.0
+        assert tester.call("square", value=3) == 9.0
+        assert tester.call("greet", name="x", loud=True) == "HELLO x"
+        with pytest.raises(NotFoundError):
+            tester.call("gone")
+        specs = {name: tool.spec for name, tool in tester._tools.items()}
+    assert [(p["name"], p["required"]) for p in specs["double"]["parameters"]] == [("value", True), ("factor", False)]
+    assert specs["double"]["description"] == "Multiply."
+    assert [p["name"] for p in specs["square"]["parameters"]] == ["value", "exponent"]
+    assert specs["greet"]["metadata"]["snakepit.idempotent"] == "true"
+
+    class NoMethod(Base):
+        greet = 5  # type: ignore[assignment]
+
+    with pytest.raises(AdapterError, match="`greet` overrides the tool `greet` and cannot be called"):
+        ToolTester(NoMethod)
+
+    class Rest(BaseAdapter):
+        @tool
+        def total(self, first: int, *more: int) -> int:
+            return first + sum(more)
+
+    with pytest.raises(AdapterError, match=r"parameter `\*more`, but arguments come by name; take a list"):
+        ToolTester(Rest)
+
+
+def test_a_policy_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="after_cancel is 'never'; it takes auto, keep, replace"):
+        tool(after_cancel="never")  # type: ignore[call-overload]
+
+    class Odd(BaseAdapter):
+        after_cancel = "never"  # type: ignore[assignment]
+
+        @tool
+        def f(self) -> None: ...
+
+    with pytest.raises(AdapterError, match="after_cancel is 'never'"):
+        ToolTester(Odd)
+
+
+def test_metadata_keys_that_become_the_same_are_refused() -> None:
+    class Twice(BaseAdapter):
+        @tool
+        def chunks(self) -> Iterator[StreamChunk]:
+            yield StreamChunk(1, metadata={1: "a", "1": "b"})  # type: ignore[dict-item]
+
+    with pytest.raises(ToolFailed, match="two keys that are both `1`"):
+        stream_tool(Twice, "chunks")

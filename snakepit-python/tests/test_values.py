@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from enum import IntEnum
 from typing import Any
@@ -163,3 +164,89 @@ def test_pickles_are_not_read_unless_allowed(monkeypatch: pytest.MonkeyPatch) ->
 def test_buffers_that_do_not_fit_their_metadata_are_refused(metadata: bytes, data: bytes) -> None:
     with pytest.raises(ValueError, match=r"metadata|dtype|shape|buffer"):
         _native.decode("tensor", metadata, data)
+
+
+@pytest.mark.parametrize("wrap", [lambda v: v, lambda v: {"a": [v]}], ids=["alone", "inside"])
+def test_values_that_would_arrive_as_others_are_refused_with_a_way_out_that_works(wrap: Any) -> None:
+    masked = np.ma.array([1, 2, 3], mask=[False, True, False])
+    dates = np.array(["2020-01-01T00:00:00.000000001"], dtype="datetime64[ns]")
+    spans = np.array([5], dtype="timedelta64[ns]")
+    records = np.array([(1, 2.0)], dtype=[("a", int), ("b", float)])
+    for value, problem, fixed in [
+        (masked, r"is a `numpy\.ma(\.core)?\.MaskedArray`, whose masked values .* filled\(value\)", masked.filled(-1)),
+        (masked, r"by tolist\(\), where they are None", masked.tolist()),
+        (np.ma.masked, "masked values", None),
+        (dates, r"dtype `datetime64\[ns\]`.* astype\(str\)\.tolist\(\)", dates.astype(str).tolist()),
+        (dates[0], r"dtype `datetime64\[ns\]`", str(dates[0])),
+        (spans, "astype\\('timedelta64\\[s\\]'\\)\\.astype\\(float\\)", spans.astype("timedelta64[s]").astype(float)),
+        (spans[0], r"timedelta64\[ns\]", 5e-9),
+        (records, "a dict of arrays", {"a": records["a"].tolist()}),
+    ]:
+        with pytest.raises(TypeError, match=problem):
+            _native.encode(wrap(value), "the value")
+        over_the_wire(wrap(fixed))
+    with pytest.raises(TypeError, match="pass it alone, or its text by base64"):
+        _native.encode([b"x"], "the value")
+    assert over_the_wire(b"x") == b"x"
+    with pytest.raises(TypeError, match=r"list\(\)"):
+        _native.encode({1}, "the value")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {1: "a", "1": "b"},
+        {True: 1, "true": 2},
+        {None: 1, "null": 2},
+        {1.5: 1, "1.5": 2},
+        {math.nan: 1, float("nan"): 2},
+    ],
+)
+def test_keys_that_become_the_same_are_refused(value: dict[Any, Any]) -> None:
+    with pytest.raises(TypeError, match=r"the value\['x'\] has two keys that are both \"[^\"]+\" in JSON"):
+        _native.encode({"x": value}, "the value")
+
+
+def test_floats_that_json_has_not_stay_floats_inside_of_values_and_texts_stay_texts() -> None:
+    value = {"x": [1.0, math.nan, (math.inf, [-math.inf])], "names": ["NaN", "Infinity", "-Infinity"], "NaN": "NaN"}
+    for more in ({}, {"long": 2**70, "text": 'say "NaN" and "Infinity"'}):
+        back = over_the_wire({**value, **more})
+        assert back["x"][0] == 1.0
+        assert math.isnan(back["x"][1])
+        assert back["x"][2] == [math.inf, [-math.inf]]
+        assert (back["names"], back["NaN"]) == (value["names"], "NaN")
+        assert {key: back[key] for key in more} == more
+    # To everybody else they are the strings that the protocol has for them.
+    assert json.loads(_native.encode([math.nan, -math.inf], "x")[1]) == ["NaN", "-Infinity"]
+    assert math.isnan(_native.from_json(_native.to_json(math.nan, "x")))
+    assert _native.encode(math.nan, "x")[:2] == ("float", b'"NaN"')
+    # What holds nothing but numbers may say it plainly.
+    assert math.isnan(_native.decode("embedding", b'[1.5, "NaN"]')[1])
+
+
+@pytest.mark.parametrize(
+    ("type_name", "good", "bad"),
+    [
+        ("integer", b"5", b'"abc"'),
+        ("integer", b"5.0", b"5.5"),
+        ("integer", b"-1", b"true"),
+        ("float", b"5", b'"abc"'),
+        ("string", b'"x"', b"1"),
+        ("choice", b'"x"', b"{}"),
+        ("module", b'"x"', b"null"),
+        ("boolean", b"true", b"1"),
+        ("null", b"null", b"0"),
+        ("map", b"{}", b"[]"),
+        ("list", b"[]", b"{}"),
+        ("tensor", b"[[1]]", b"1"),
+        ("embedding", b"[1]", b'"x"'),
+        ("bytes", None, b'"x"'),
+    ],
+)
+def test_json_of_another_type_than_declared_is_refused(type_name: str, good: bytes | None, bad: bytes) -> None:
+    if good is not None:
+        expected = float(good) if type_name == "float" else json.loads(good.replace(b".0", b""))
+        back = _native.decode(type_name, good)
+        assert (back, type(back)) == (expected, type(expected))
+    with pytest.raises(ValueError, match=r"it is declared|invalid JSON of a float"):
+        _native.decode(type_name, bad)

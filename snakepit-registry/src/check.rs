@@ -114,7 +114,8 @@ fn fits(parameter: &ParameterSpec, argument: &Payload) -> bool {
         return true;
     }
     match parameter.type_name.as_str() {
-        "integer" | "int" => ty == T::Integer,
+        // As variables of the type take it: 5.0 is 5.
+        "integer" | "int" => ty == T::Integer || (ty == T::Float && is_whole(argument)),
         // NaN and the infinities are float on the wire, whole numbers are good floats too.
         "float" => matches!(ty, T::Float | T::Integer),
         "string" | "str" => matches!(ty, T::String | T::Choice | T::Module),
@@ -128,6 +129,12 @@ fn fits(parameter: &ParameterSpec, argument: &Payload) -> bool {
         // `any`, and whatever a worker calls a type the host does not know.
         _ => true,
     }
+}
+
+/// Whether a float is an integer that a float surely tells from its neighbours.
+fn is_whole(argument: &Payload) -> bool {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    argument.to_float().is_some_and(|number| number.fract() == 0.0 && number.abs() <= EXACT)
 }
 
 fn signature(spec: &ToolSpec) -> String {
@@ -237,6 +244,19 @@ mod tests {
         let many = nears(10_000, MAX_HINTED_BYTES);
         counted(&many, &"x".repeat(MAX_HINTED_BYTES));
         assert!(asked.get() * MAX_HINTED_BYTES * MAX_HINTED_BYTES <= 2 * MAX_HINT_WORK, "{}", asked.get());
+    }
+
+    #[test]
+    fn an_integer_may_be_written_as_a_float() {
+        let spec = ToolSpec::new("t").parameter("n", "integer", "");
+        assert_eq!(check(&spec, json!({"n": 5.0})), Ok(()));
+        assert_eq!(check(&spec, json!({"n": -0.0})), Ok(()));
+        for float in [json!(5.5), json!(1e300)] {
+            let error = check(&spec, json!({"n": float})).unwrap_err();
+            assert_eq!(error, "argument `n` of tool `t` is a float, expected integer");
+        }
+        let nan = Arguments::from_iter([("n".to_owned(), Payload::float(f64::NAN))]);
+        assert!(arguments(&spec, &nan).is_err());
     }
 
     #[test]

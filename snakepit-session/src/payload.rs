@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 mod array;
 mod read;
+mod specials;
 
 pub(crate) use array::ArrayMetadata;
 pub use array::Number;
@@ -111,6 +112,14 @@ pub enum PayloadError {
         /// What serde reported.
         problem: String,
     },
+    /// The JSON is not of the type that the payload claims.
+    #[error("a value declared `{ty}` has JSON that is {found}; declare what it is")]
+    Mismatch {
+        /// The type that was declared.
+        ty: ValueType,
+        /// What the JSON is.
+        found: &'static str,
+    },
     /// The items of an array do not fill its shape.
     #[error("a tensor of shape {shape:?} does not have the {items} items that were given")]
     Shape {
@@ -136,6 +145,46 @@ impl Payload {
     #[must_use]
     pub const fn from_json(ty: ValueType, json: Bytes) -> Self {
         Self { ty, json, binary: None }
+    }
+
+    /// A value that somebody else declared to be of this type. Looks at the first letter of its JSON only, and at the letters
+    /// of a number: JSON that is malformed further on is found by whoever reads it.
+    ///
+    /// # Errors
+    /// [`PayloadError::Mismatch`] when the JSON is of another type.
+    pub fn declared(ty: ValueType, json: Bytes) -> Result<Self, PayloadError> {
+        let found = json.trim_ascii_start().first();
+        let is_number = || matches!(found, Some(b'-' | b'0'..=b'9'));
+        let fits = match ty {
+            // Whether it is whole is for the reader to say, to whom 5.0 is 5.
+            ValueType::Integer => is_number(),
+            ValueType::Float => {
+                is_number() || matches!(json.trim_ascii(), br#""NaN""# | br#""Infinity""# | br#""-Infinity""#)
+            }
+            ValueType::String | ValueType::Choice | ValueType::Module => found == Some(&b'"'),
+            ValueType::Boolean => matches!(found, Some(b't' | b'f')),
+            ValueType::Null => matches!(found, Some(b'n')),
+            ValueType::Map => found == Some(&b'{'),
+            ValueType::List => found == Some(&b'['),
+            // Where a message has no binary field, an array is a map with its data in it.
+            ValueType::Embedding | ValueType::Tensor => matches!(found, Some(b'[' | b'{')),
+            // These travel as a buffer.
+            ValueType::Bytes => false,
+        };
+        if fits {
+            return Ok(Self::from_json(ty, json));
+        }
+        let found = match found {
+            None => "empty",
+            Some(b'"') => "a string",
+            Some(b'{') => "a map",
+            Some(b'[') => "a list",
+            Some(b't' | b'f') => "a boolean",
+            Some(b'n') => "null",
+            Some(b'-' | b'0'..=b'9') => "a number",
+            Some(_) => "malformed",
+        };
+        Err(PayloadError::Mismatch { ty, found })
     }
 
     /// A value that travels as a raw buffer; `metadata` is JSON that says how to read it (shape, dtype, format).
@@ -231,8 +280,8 @@ impl Payload {
     }
 
     /// Reads the value into a Rust type. The raw buffer of a tensor or an embedding is nested lists of numbers to it, that of
-    /// bytes a `Vec<u8>`; a float that is NaN or infinite, a text in JSON, is an `f64`. Within lists such texts stay texts, and
-    /// a tensor of the form `{"shape": .., "data": ..}` stays a map.
+    /// bytes a `Vec<u8>`; a float that is NaN or infinite, a text in JSON, is an `f64`, also within lists and maps. A
+    /// tensor of the form `{"shape": .., "data": ..}` stays a map.
     ///
     /// # Errors
     /// [`PayloadError::Deserialize`] when the value is malformed or does not fit `T`.
@@ -319,6 +368,44 @@ mod tests {
             assert_eq!((back.is_nan(), back.to_bits()), (number.is_nan(), number.to_bits()));
         }
         assert_eq!(Payload::try_from_serde("x").unwrap().to_float(), None);
+    }
+
+    #[test]
+    fn json_of_another_type_than_declared_is_refused() {
+        use ValueType as T;
+        let good: [(ValueType, &[&str]); 12] = [
+            (T::Float, &["1", "-1.5", r#""NaN""#, r#""-Infinity""#]),
+            (T::Integer, &["1", "-7", "5.0"]),
+            (T::String, &[r#""x""#]),
+            (T::Boolean, &["true", "false"]),
+            (T::Choice, &[r#""x""#]),
+            (T::Module, &[r#""x""#]),
+            (T::Embedding, &["[1, 2]", r#"{"data": ""}"#]),
+            (T::Tensor, &["[[1]]", r#"{"data": ""}"#]),
+            (T::Map, &["{}", " { }"]),
+            (T::List, &["[]", "\n[1]"]),
+            (T::Null, &["null"]),
+            (T::Bytes, &[]),
+        ];
+        let all = ["1", r#""x""#, "true", "[]", "{}", "null", "", "?"];
+        let kind = |text: &str| match text.trim().bytes().next() {
+            Some(b'-' | b'0'..=b'9') => Some(b'1'),
+            Some(b't' | b'f') => Some(b't'),
+            first => first,
+        };
+        for (ty, texts) in good {
+            for text in texts {
+                assert!(Payload::declared(ty, Bytes::from(*text)).is_ok(), "{ty} {text}");
+            }
+            for text in all {
+                // Only certain strings are floats.
+                let is_good =
+                    texts.iter().any(|good| kind(good) == kind(text)) && (ty, text) != (T::Float, all[1]);
+                assert_eq!(Payload::declared(ty, Bytes::from(text)).is_ok(), is_good, "{ty} {text}");
+            }
+        }
+        let error = Payload::declared(T::Integer, Bytes::from(r#""abc""#)).unwrap_err().to_string();
+        assert_eq!(error, "a value declared `integer` has JSON that is a string; declare what it is");
     }
 
     #[test]

@@ -29,13 +29,13 @@ const CLOSED: &str = "snakepit.closed";
 /// Reads a payload from an `Any` and the binary field that belongs to it.
 ///
 /// # Errors
-/// When the type is unknown or the bytes do not fit it.
+/// When the type is unknown, or the value is of another one.
 pub fn payload_from_wire(any: pb::Any, binary: Option<Bytes>) -> Result<Payload, WireError> {
     let TypedValue { type_name, json, binary } = value::decode(any, binary)?;
     let ty = type_name.parse()?;
     Ok(match binary {
         Some(buffer) => Payload::from_buffer(ty, json, buffer),
-        None => Payload::from_json(ty, json),
+        None => Payload::declared(ty, json)?,
     })
 }
 
@@ -61,7 +61,7 @@ pub fn value_from_wire(value: pb::CallValue) -> Result<Payload, WireError> {
     let ty = ty.ok_or_else(|| PayloadError::UnknownType { name: format!("number {number}") })?;
     Ok(match binary {
         Some(buffer) => Payload::from_buffer(ty, json, buffer),
-        None => Payload::from_json(ty, json),
+        None => Payload::declared(ty, json)?,
     })
 }
 

@@ -186,8 +186,8 @@ def check_arguments(context: SessionContext) -> None:
 def check_other_arguments(context: SessionContext) -> None:
     """Numbers of numpy are numbers, and values without a wire form are refused by their names."""
     context["n"] = 0
-    assert context.set_variable("n", 1, expected_version=np.int64(0)) == 1
-    assert len(context.variable_history("n", np.int64(1))) == 1
+    assert context.set_variable("n", 1, expected_version=np.int64(0)) == 1  # type: ignore[arg-type]
+    assert len(context.variable_history("n", np.int64(1))) == 1  # type: ignore[arg-type]
     assert context.get_variables({"n": None}) == {"n": 1}
     assert "program 'p' is a `set`" in said(TypeError, lambda: context.programs.put("p", {1}))
     assert "program 'p'['a']" in said(TypeError, lambda: context.programs.put("p", {"a": {1}}))

@@ -110,6 +110,11 @@ impl Up {
         self.keeps_calls && self.backlog.gathers(load)
     }
 
+    /// It proved that a call of it has ended.
+    pub(super) const fn answered(&mut self) {
+        self.served = true;
+    }
+
     pub(super) fn is_healthy(&self, now: Instant) -> bool {
         self.served || now.saturating_duration_since(self.since) >= HEALTHY_AFTER
     }

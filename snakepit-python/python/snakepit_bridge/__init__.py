@@ -32,6 +32,7 @@ from snakepit_bridge.errors import (
 )
 from snakepit_bridge.programs import GlobalPrograms, Programs
 from snakepit_bridge.session_context import SessionContext
+from snakepit_bridge.tasks import worker_task
 from snakepit_bridge.variables import VariableType
 
 __all__ = [
@@ -68,4 +69,5 @@ __all__ = [
     "WorkerLostError",
     "__version__",
     "tool",
+    "worker_task",
 ]

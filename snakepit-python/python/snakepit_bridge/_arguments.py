@@ -30,6 +30,10 @@ _TAKES: dict[str, frozenset[str]] = {
 }
 
 
+#: Beyond this not every integer is a float of its own.
+_EXACT = 2**53
+
+
 def check(spec: ToolSpec, arguments: Mapping[str, Any]) -> None:
     """Check that all required arguments are there, that each has its type, and that there are no others.
 
@@ -41,7 +45,7 @@ def check(spec: ToolSpec, arguments: Mapping[str, Any]) -> None:
         name = parameter["name"]
         if name in arguments:
             got = _native.encode(arguments[name], f"argument `{name}` of tool `{tool}`")[0]
-            if not _fits(parameter, got):
+            if not _fits(parameter, got, arguments[name]):
                 raise _invalid(spec, name, f"is {_article(got)} {got}, expected {parameter['type']}")
         elif parameter["required"]:
             raise _invalid(spec, name, f"is missing; the tool takes {_signature(spec)}")
@@ -59,7 +63,10 @@ def did_you_mean(name: str, names: Iterable[str], form: str) -> str:
     return form.format(f"did you mean `{near[0]}`?") if near else ""
 
 
-def _fits(parameter: ParameterSpec, got: str) -> bool:
+def _fits(parameter: ParameterSpec, got: str, value: Any) -> bool:
+    if got == "float" and parameter["type"] == "integer":
+        # As variables of the type take it: 5.0 is 5.
+        return float(value).is_integer() and abs(value) <= _EXACT
     if got == "null" and not parameter["required"] and parameter["default"] is None:
         return True
     takes = _TAKES.get(parameter["type"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from snakepit_bridge._signatures import is_ordinary
+from snakepit_bridge._signatures import is_ordinary, underlying
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,12 +11,13 @@ if TYPE_CHECKING:
 
 _ARGUMENTS = frozenset({"Args:", "Arguments:", "Parameters:"})
 _OTHERS = "Return Returns Raises Yield Yields Example Examples Note Notes Attributes"
-#: The headers that end the description and the arguments.
+#: The headers of sections.
 _SECTIONS = _ARGUMENTS | {f"{name}:" for name in _OTHERS.split()}
 
 
 def docstring_of(function: Callable[..., Any], owner: type) -> str:
     """Get the docstring of a method, or the one that it inherits, without its indentation."""
+    function = underlying(function)
     if is_ordinary(function):
         if isinstance(function.__doc__, str):
             return _clean(function.__doc__)
@@ -30,17 +31,35 @@ def docstring_of(function: Callable[..., Any], owner: type) -> str:
 
 
 def read(text: str) -> tuple[str, dict[str, str]]:
-    """Split a Google-style docstring into what stands before its sections and what its arguments mean."""
+    """Split a Google-style docstring into its description and what its arguments mean.
+
+    All other sections are part of the description: what a tool returns and raises matters to whoever calls it.
+    """
     lines = text.splitlines()
-    sections = [index for index, line in enumerate(lines) if line.rstrip() in _SECTIONS]
-    description = "\n".join(lines[: sections[0]] if sections else lines).strip()
+    described: list[str] = []
     docs: dict[str, str] = {}
-    ends = [*sections[1:], len(lines)]
-    # Without a section there is one end more than there are starts.
-    for start, end in zip(sections, ends, strict=False):
-        if lines[start].rstrip() in _ARGUMENTS:
-            docs.update(_read_arguments(lines[start + 1 : end]))
-    return description, docs
+    index = 0
+    while index < len(lines):
+        if lines[index].rstrip() in _ARGUMENTS:
+            start = index + 1
+            index = _end_of_section(lines, start)
+            docs.update(_read_arguments(lines[start:index]))
+        else:
+            described.append(lines[index])
+            index += 1
+    return "\n".join(described).strip(), docs
+
+
+def _end_of_section(lines: list[str], start: int) -> int:
+    """Find the end of a section: the first line that is not indented, or, if none is, the first that is blank."""
+    is_indented = start < len(lines) and (not lines[start].strip() or lines[start][:1].isspace())
+    for index in range(start, len(lines)):
+        line = lines[index]
+        if line.rstrip() in _SECTIONS or (line.strip() and is_indented and not line[:1].isspace()):
+            return index
+        if not is_indented and not line.strip():
+            return index
+    return len(lines)
 
 
 def _read_arguments(lines: list[str]) -> dict[str, str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from contextvars import Context
     from typing import Any
 
     from snakepit_bridge._native import ChunkSink
@@ -12,21 +13,36 @@ if TYPE_CHECKING:
 
 
 class EventLoop:
-    """Runs awaitables on the thread that runs the tools."""
+    """Runs awaitables on the thread that runs the tools.
 
-    def __init__(self) -> None:
+    Args:
+        on_worker_task: Called when the loop gets a task that outlives calls, so that it must run between them.
+    """
+
+    def __init__(self, on_worker_task: Callable[[], object] | None = None) -> None:
         self._loop: RunningLoop | None = None
+        self._on_worker_task = on_worker_task
+        #: The context of tasks that outlive calls; by default that of the first coroutine.
+        self.context: Context | None = None
 
     def run(self, awaitable: Awaitable[Any], *, keep_tasks: bool = False) -> Any:
         """Run to the end and return the result, or raise what it raised.
 
-        Tasks that it leaves behind are cancelled, or, with ``keep_tasks``, go on whenever the loop runs.
+        It belongs to a call, unless ``keep_tasks`` is set: then its tasks live as long as the worker.
         """
-        if self._loop is None:
-            from snakepit_bridge._running_loop import RunningLoop
+        return self._running().run(awaitable, keep_tasks=keep_tasks)
 
-            self._loop = RunningLoop()
-        return self._loop.run(awaitable, keep_tasks=keep_tasks)
+    def end_call(self) -> bool:
+        """Undo what the call did to the loop, and end its tasks. ``False`` if one of them does not end."""
+        return self._loop is None or self._loop.end_call()
+
+    def turn(self) -> float | None:
+        """Run what is ready. Returns after how many seconds there will be more; ``None`` if only a descriptor tells."""
+        return None if self._loop is None else self._loop.turn()
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when the loop has something to do; -1 if there is none."""
+        return -1 if self._loop is None else self._loop.fileno()
 
     def interrupt(self) -> bool:
         """Cancel what runs; called by a signal handler in the middle of it. ``False``: only raising will help."""
@@ -37,6 +53,14 @@ class EventLoop:
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.close()
+
+    def _running(self) -> RunningLoop:
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            from snakepit_bridge._running_loop import RunningLoop
+
+            loop = self._loop = RunningLoop(self._on_worker_task, self.context)
+        return loop
 
 
 def drain(items: AsyncIterator[Any], sink: ChunkSink) -> Coroutine[Any, Any, None]:

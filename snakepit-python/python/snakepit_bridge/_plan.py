@@ -6,7 +6,7 @@ import sys
 
 from snakepit_bridge import _failures, _signatures, _specs
 from snakepit_bridge._event_loop import EventLoop, drain
-from snakepit_bridge.base_adapter import TOOL_ATTRIBUTE, ToolOptions
+from snakepit_bridge.base_adapter import AFTER_CANCEL, TOOL_ATTRIBUTE, ToolOptions
 from snakepit_bridge.chunks import StreamChunk
 from snakepit_bridge.session_context import SessionContext
 
@@ -25,16 +25,24 @@ class AdapterError(Exception):
 class ToolPlan:
     """One declared tool."""
 
-    def __init__(self, attribute: str, generates: bool, spec: _specs.ToolSpec) -> None:
+    def __init__(self, attribute: str, generates: bool, spec: _specs.ToolSpec, after_cancel: str | None) -> None:
         self.attribute = attribute
         self.generates = generates
         self.spec = spec
+        self.after_cancel = after_cancel
 
 
 class Plan:
     """What the native runtime reads. Mirrors `plan.rs`."""
 
-    def __init__(self, adapter: type, loop: EventLoop, tools: list[ToolPlan], dynamic: list[_specs.ToolSpec]) -> None:
+    def __init__(
+        self,
+        adapter: type,
+        loop: EventLoop,
+        tools: list[ToolPlan],
+        dynamic: list[_specs.ToolSpec],
+        after_cancel: str,
+    ) -> None:
         self.factory: Callable[[], object] = adapter
         self.tools = tools
         self.dynamic_specs = dynamic
@@ -45,6 +53,15 @@ class Plan:
         self.context: Callable[[Call], SessionContext] = SessionContext
         self.run_async = loop.run
         self.drain_async = drain
+        self.end_async = loop.end_call
+        self.turn_async = loop.turn
+        self.loop_fileno = loop.fileno
+        #: Undoes what a call did to the signals of the worker.
+        self.settle: Callable[[], None] | None = None
+        #: For tools that do not say themselves.
+        self.after_cancel = after_cancel
+        #: Where the adapter is written.
+        self.modules = frozenset(base.__module__ for base in adapter.__mro__)
         self.describe = _failures.describe
         self.chunk = StreamChunk
 
@@ -80,8 +97,8 @@ def load(path: str) -> type:
     return adapter
 
 
-def plan_of(adapter: type, loop: EventLoop) -> Plan:
-    """Read what an adapter class offers.
+def plan_of(adapter: type, loop: EventLoop, after_cancel: str | None = None) -> Plan:
+    """Read what an adapter class offers. ``after_cancel`` is for tools where neither they nor their class say it.
 
     Raises:
         AdapterError: It offers nothing, or something that cannot be called.
@@ -97,7 +114,10 @@ def plan_of(adapter: type, loop: EventLoop) -> Plan:
         raise AdapterError(f"adapter `{adapter.__qualname__}` lists dynamic_tools but has no method `execute_tool`")
     if not tools and not dynamic:
         raise AdapterError(f"adapter `{adapter.__qualname__}` has no tools; mark its methods with @tool")
-    return Plan(adapter, loop, tools, [_specs.dynamic_spec_of(name, adapter) for name in dynamic_names])
+    policy = getattr(adapter, "after_cancel", None) or after_cancel or "auto"
+    if policy not in AFTER_CANCEL:
+        raise AdapterError(f"after_cancel is {policy!r}; it takes {', '.join(AFTER_CANCEL)}")
+    return Plan(adapter, loop, tools, [_specs.dynamic_spec_of(name, adapter) for name in dynamic_names], policy)
 
 
 def init_process(adapter: type, loop: EventLoop) -> None:
@@ -121,22 +141,71 @@ def init_process(adapter: type, loop: EventLoop) -> None:
         raise AdapterError(f"process_init of adapter `{adapter.__qualname__}` failed: {described}") from error
 
 
+def construct(adapter: type) -> None:
+    """Make an object of the adapter, as each call does: what cannot be made fails the start, and not every call.
+
+    Raises:
+        AdapterError: It failed; raised from what it raised.
+    """
+    try:
+        adapter()
+    except BaseException as error:
+        described = _one_line(f"{_failures.type_name(type(error))}: {error}")
+        raise AdapterError(
+            f"adapter `{adapter.__qualname__}` cannot be constructed: {described}; each call makes an object of it, "
+            "without arguments"
+        ) from error
+
+
 def _tools_of(adapter: type) -> Iterator[ToolPlan]:
     """Go through the tools of a class and its bases in the order of their definition. Overriding keeps the place."""
     names = dict.fromkeys(name for base in reversed(adapter.__mro__) for name in vars(base))
     seen: dict[str, str] = {}
     for attribute in names:
-        member = next(vars(base)[attribute] for base in adapter.__mro__ if attribute in vars(base))
-        function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
-        options = getattr(function, TOOL_ATTRIBUTE, None)
-        if not isinstance(options, ToolOptions):
+        members = [vars(base)[attribute] for base in adapter.__mro__ if attribute in vars(base)]
+        # A method that overrides a tool is that tool, whether it is marked again or not.
+        options = next((found for found in map(_options_of, members) if found is not None), None)
+        member = members[0]
+        if options is None or member is None:
+            # Python's own way to take an inherited method away is to set it to None.
             continue
-        bound = not isinstance(member, staticmethod)
+        function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
+        if not callable(function) and not hasattr(function, "__get__"):
+            raise TypeError(
+                f"`{attribute}` overrides the tool `{options.name or attribute}` and cannot be called; make it a "
+                "method, or set it to None to take the tool away"
+            )
+        function, bound = _as_called(adapter, member, function)
         spec = _specs.spec_of(function, attribute, options, adapter, bound=bound)
         if spec["name"] in seen:
             raise TypeError(f"methods `{seen[spec['name']]}` and `{attribute}` are both the tool `{spec['name']}`")
         seen[spec["name"]] = attribute
-        yield ToolPlan(attribute, _signatures.generates(function), spec)
+        yield ToolPlan(attribute, _signatures.generates(function), spec, options.after_cancel)
+
+
+def _options_of(member: object) -> ToolOptions | None:
+    function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
+    options = getattr(function, TOOL_ATTRIBUTE, None)
+    return options if isinstance(options, ToolOptions) else None
+
+
+def _as_called(adapter: type, member: object, function: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
+    """Find the function that a call reaches, and whether its first parameter is the object or class."""
+    if isinstance(member, staticmethod):
+        return function, False
+    if isinstance(member, classmethod) or _signatures.is_ordinary(function):
+        return function, True
+    bind = getattr(type(function), "__get__", None)
+    if bind is None:
+        # What is no descriptor is called as it is: a partial, an object with `__call__`.
+        return function, False
+    if isinstance(function, _signatures.FUNCTION):
+        return function, True
+    # A `partialmethod` and its like: only what it gives to an object tells what is left to pass.
+    try:
+        return bind(function, object(), adapter), False
+    except Exception:
+        return function, True
 
 
 def _has(adapter: type, method: str) -> bool:

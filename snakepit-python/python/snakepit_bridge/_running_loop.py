@@ -3,48 +3,120 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import sys
+import weakref
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from snakepit_bridge._native import ChunkSink
+
+#: Whether code belongs to the worker and to no call. Tasks inherit it from the code that starts them.
+_OF_WORKER: contextvars.ContextVar[bool] = contextvars.ContextVar("snakepit_of_worker", default=False)
+
+#: Loops of this package that are open.
+_LOOPS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[RunningLoop]] = weakref.WeakKeyDictionary()
+
+#: Worker tasks on loops of others: asyncio itself holds tasks by weak references only.
+_ELSEWHERE: set[asyncio.Task[Any]] = set()
+
+#: How long cancelled tasks may take to end, in seconds.
+_END_WITHIN = 2.0
+
+#: How many kinds of tasks are warned of, each once.
+_WARNINGS = 100
 
 
 class RunningLoop:
     """Runs awaitables of one call at a time, each of which leaves nothing behind."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, on_worker_task: Callable[[], object] | None = None, context: contextvars.Context | None = None
+    ) -> None:
         self._loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(self._loop)
+        self._on_worker_task = on_worker_task
         self._task: asyncio.Future[Any] | None = None
         self._asked = False
         self._heard = False
-        #: Tasks that outlive calls, because `process_init` started them.
+        #: The context of the current call, once it has run a coroutine.
+        self._context: contextvars.Context | None = None
+        self._worker_context = contextvars.copy_context() if context is None else context.copy()
+        self._worker_context.run(_OF_WORKER.set, True)
+        #: Tasks that outlive calls.
         self._residents: set[asyncio.Task[Any]] = set()
+        self._warned: set[object] = set()
+        # The type names what a later Python passes, too.
+        factory: Any = self._make_task
+        self._loop.set_task_factory(factory)
+        _LOOPS[self._loop] = weakref.ref(self)
+        self._remember()
 
     def run(self, awaitable: Awaitable[Any], *, keep_tasks: bool = False) -> Any:
         """See :meth:`EventLoop.run`."""
         loop = self._loop
-        task = asyncio.ensure_future(awaitable, loop=loop)
+        # A tool may have run a loop of its own, after which there is none.
+        asyncio.set_event_loop(loop)
+        task = self._start(awaitable, self._worker_context if keep_tasks else self._call_context())
         self._asked = self._heard = False
         self._task = task
         try:
-            self._run_until_done(loop, task)
+            self._run_until_done(task)
         except BaseException:
             # Something broke out of the loop: SystemExit does, and a call that was interrupted in a callback. If the
             # task ended with it, the task knows better; else it must not go on with the next call.
             if not task.done():
                 task.cancel()
-                self._run_until_done(loop, task)
+                self._run_until_done(task)
                 raise
         finally:
             self._task = None
             if keep_tasks:
-                self._residents |= asyncio.all_tasks(loop)
-            else:
-                self._cancel_leftovers(loop)
+                self._remember()
+                if self._has_work():
+                    self._announce()
         return task.result()
+
+    def end_call(self) -> bool:
+        """See :meth:`EventLoop.end_call`."""
+        loop = self._loop
+        self._context = None
+        if loop.is_closed():
+            # The next coroutine gets a new one.
+            return True
+        self._restore()
+        leftovers = {task for task in asyncio.all_tasks(loop) if task not in self._residents}
+        # What is done for nobody else: without resident tasks, every open generator is the call's.
+        generators = [] if self._residents else list(getattr(loop, "_asyncgens", ()))
+        ended = True
+        if leftovers or generators:
+            ended = self._end(leftovers, generators)
+        elif getattr(loop, "_ready", None):
+            # A stop that was asked for, or callbacks: they run here, and not in the next call.
+            self.turn()
+        return ended
+
+    def turn(self) -> float | None:
+        """See :meth:`EventLoop.turn`."""
+        loop: Any = self._loop
+        if loop.is_closed():
+            return None
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        # Loops of other makers do not show what they have to do: they are asked now and then.
+        ready, scheduled = getattr(loop, "_ready", None), getattr(loop, "_scheduled", None)
+        if ready is None or scheduled is None:
+            return 0.01
+        if ready:
+            return 0.0
+        return max(0.0, scheduled[0].when() - loop.time()) if scheduled else None
+
+    def fileno(self) -> int:
+        """See :meth:`EventLoop.fileno`."""
+        selector = getattr(self._loop, "_selector", None)
+        fileno = getattr(selector, "fileno", None)
+        return -1 if fileno is None or self._loop.is_closed() else int(fileno())
 
     def interrupt(self) -> bool:
         """See :meth:`EventLoop.interrupt`."""
@@ -58,36 +130,161 @@ class RunningLoop:
         # The loop did not come around to the cancellation: the coroutine blocks it, so only raising ends that.
         return self._heard
 
+    def start_resident(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start a task that outlives the call."""
+        self._announce()
+        return self._loop.create_task(coroutine, context=self._worker_context.copy())
+
+    def is_closed(self) -> bool:
+        """Whether a tool closed the loop."""
+        return self._loop.is_closed()
+
     def close(self) -> None:
         """Cancel what is left and close the loop."""
+        loop = self._loop
+        _LOOPS.pop(loop, None)
+        if loop.is_closed():
+            return
         self._residents = set()
-        self._cancel_leftovers(self._loop)
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.run_until_complete(self._loop.shutdown_default_executor())
-        self._loop.close()
+        self._end(asyncio.all_tasks(loop), [], warn=False)
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+    def _call_context(self) -> contextvars.Context:
+        """Get the context that all coroutines of a call share, `initialize` and `cleanup` included."""
+        if self._context is None:
+            self._context = contextvars.copy_context()
+        return self._context
+
+    def _start(self, awaitable: Awaitable[Any], context: contextvars.Context) -> asyncio.Future[Any]:
+        if asyncio.iscoroutine(awaitable):
+            return self._loop.create_task(awaitable, context=context)
+        return context.run(asyncio.ensure_future, awaitable, loop=self._loop)
+
+    def _make_task(
+        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
+    ) -> asyncio.Task[Any]:
+        """Make a task, and note those that belong to no call, among them what such tasks start in turn."""
+        task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
+        context = options.get("context")
+        if _OF_WORKER.get() if context is None else context.get(_OF_WORKER, False):
+            self._residents.add(task)
+            task.add_done_callback(self._residents.discard)
+        return task
+
+    def _announce(self) -> None:
+        if self._on_worker_task is not None:
+            self._on_worker_task()
+
+    def _has_work(self) -> bool:
+        """Whether the loop will have something to do although no coroutine runs."""
+        loop: Any = self._loop
+        selector = getattr(loop, "_selector", None)
+        # One descriptor is the loop's own.
+        watched = len(selector.get_map()) > 1 if selector is not None else True
+        return bool(self._residents or watched or getattr(loop, "_scheduled", True))
+
+    def _remember(self) -> None:
+        """Keep the settings of the loop as calls are to find them."""
+        loop = self._loop
+        self._settings = (loop.get_exception_handler(), loop.get_task_factory(), loop.get_debug())
+        self._executor = getattr(loop, "_default_executor", None)
+
+    def _restore(self) -> None:
+        loop: Any = self._loop
+        handler, factory, debug = self._settings
+        if loop.get_exception_handler() is not handler:
+            loop.set_exception_handler(handler)
+        if loop.get_task_factory() is not factory:
+            loop.set_task_factory(factory)
+        if loop.get_debug() != debug:
+            loop.set_debug(debug)
+        executor = getattr(loop, "_default_executor", None)
+        if getattr(loop, "_executor_shutdown_called", False):
+            loop._executor_shutdown_called = False
+            loop._default_executor = None
+        elif executor is not self._executor:
+            if getattr(executor, "_thread_name_prefix", None) == "asyncio":
+                # The loop's own, made when it was first needed.
+                self._executor = executor
+            else:
+                loop._default_executor = self._executor
+
+    def _end(self, tasks: set[asyncio.Task[Any]], generators: list[Any], *, warn: bool = True) -> bool:
+        for task in tasks:
+            if warn and not task.cancelling():
+                self._warn(task)
+            task.cancel()
+        closing = [self._loop.create_task(_close(generator)) for generator in generators]
+        if not tasks and not closing:
+            return True
+        waiting = asyncio.wait([*tasks, *closing], timeout=_END_WITHIN)
+        waiter = self._loop.create_task(waiting)
+        while not waiter.done():
+            try:
+                self._run_until_done(waiter)
+            except BaseException as error:
+                # A task that ends so has ended.
+                sys.stderr.write(f"snakepit: a task that its call left behind ended by {type(error).__name__}\n")
+        _, pending = waiter.result()
+        for task in pending:
+            sys.stderr.write(
+                f"snakepit: {_described(task)} was cancelled with its call and goes on for more than {_END_WITHIN:g} "
+                "s; the worker is replaced\n"
+            )
+        for task in (*tasks, *closing):
+            # Their failures are nobody's business any more.
+            if task.done() and not task.cancelled():
+                task.exception()
+        return not pending
+
+    def _warn(self, task: asyncio.Task[Any]) -> None:
+        coroutine = task.get_coro()
+        kind = getattr(coroutine, "cr_code", None)
+        # What closes a generator that nobody pulls any more is asyncio's own.
+        if kind is None or kind in self._warned or len(self._warned) >= _WARNINGS:
+            return
+        self._warned.add(kind)
+        sys.stderr.write(
+            f"snakepit: {_described(task)} was still running when its call ended, and is cancelled; await it in the "
+            "call, or start it with `snakepit_bridge.worker_task` if it is to live as long as the worker\n"
+        )
 
     def _cancel(self, task: asyncio.Future[Any]) -> None:
         self._heard = True
         task.cancel()
 
-    @staticmethod
-    def _run_until_done(loop: asyncio.AbstractEventLoop, task: asyncio.Future[Any]) -> None:
+    def _run_until_done(self, task: asyncio.Future[Any]) -> None:
+        loop = self._loop
+
         def stop(_: object) -> None:
             loop.stop()
 
         # `run_until_complete` would do, but for the frames that it adds to the traceback of a failure.
         task.add_done_callback(stop)
         try:
-            loop.run_forever()
+            # Others may stop the loop, too: a tool, or a call that ended by SystemExit.
+            while not task.done():
+                loop.run_forever()
         finally:
             task.remove_done_callback(stop)
 
-    def _cancel_leftovers(self, loop: asyncio.AbstractEventLoop) -> None:
-        leftovers = asyncio.all_tasks(loop) - self._residents
-        if leftovers:
-            for task in leftovers:
-                task.cancel()
-            loop.run_until_complete(asyncio.gather(*leftovers, return_exceptions=True))
+
+def worker_task(coroutine: Coroutine[Any, Any, Any], name: str | None) -> asyncio.Task[Any]:
+    """See :func:`snakepit_bridge.worker_task`."""
+    loop = asyncio.get_running_loop()
+    reference = _LOOPS.get(loop)
+    running = None if reference is None else reference()
+    if running is None:
+        task: asyncio.Task[Any] = loop.create_task(coroutine)
+        _ELSEWHERE.add(task)
+        task.add_done_callback(_ELSEWHERE.discard)
+    else:
+        task = running.start_resident(coroutine)
+    if name is not None:
+        task.set_name(name)
+    return task
 
 
 async def drain(items: AsyncIterator[Any], sink: ChunkSink) -> None:
@@ -101,3 +298,15 @@ async def drain(items: AsyncIterator[Any], sink: ChunkSink) -> None:
             # A thread waits, so that the loop goes on and hears a cancellation.
             if not await loop.run_in_executor(None, sink.space().wait):
                 return
+
+
+async def _close(generator: Any) -> None:
+    await generator.aclose()
+
+
+def _described(task: asyncio.Task[Any]) -> str:
+    coroutine: Any = task.get_coro()
+    name = getattr(coroutine, "__qualname__", type(coroutine).__name__)
+    code = getattr(coroutine, "cr_code", None)
+    where = "" if code is None else f", {code.co_filename}:{code.co_firstlineno}"
+    return f"task `{task.get_name()}` ({name}{where})"

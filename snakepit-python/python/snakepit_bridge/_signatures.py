@@ -19,7 +19,8 @@ POSITIONAL_ONLY, POSITIONAL_OR_KEYWORD, VAR_POSITIONAL, KEYWORD_ONLY, VAR_KEYWOR
 #: Stands for the default of a parameter that has none, and for the annotation of one that has none.
 EMPTY: Any = object()
 
-_FUNCTION = type(lambda: None)
+#: What `def` makes.
+FUNCTION = type(lambda: None)
 #: Attributes by which a function shows the signature of another.
 _PRETENCES = frozenset({"__signature__", "__text_signature__", "__wrapped__"})
 
@@ -78,6 +79,7 @@ def parameters_of(function: Callable[..., Any]) -> list[Parameter]:
 
 def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Evaluate the annotations, leaving out those that name what is not there at run time."""
+    function = underlying(function)
     plain = _plain_annotations(function)
     return _typed_annotations(function) if plain is None else plain
 
@@ -92,9 +94,17 @@ def generates(function: Callable[..., Any]) -> bool:
     return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
 
+def underlying(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Find the function whose arguments a `partial` fills in, which shows neither their types nor its docstring."""
+    functools = sys.modules.get("functools")
+    while functools is not None and isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
 def is_ordinary(function: Callable[..., Any]) -> TypeGuard[FunctionType]:
     """Whether a function is what `def` made, and pretends to be no other: a wrapper would."""
-    return type(function) is _FUNCTION and _PRETENCES.isdisjoint(vars(function))
+    return type(function) is FUNCTION and _PRETENCES.isdisjoint(vars(function))
 
 
 def _plain_annotations(function: Callable[..., Any]) -> dict[str, Any] | None:

@@ -147,15 +147,27 @@ def _parameters(function: Callable[..., Any], docs: dict[str, str], *, bound: bo
     annotations = _signatures.annotations_of(function)
     parameters: list[ParameterSpec] = []
     closed = True
-    for parameter in _signatures.parameters_of(function)[1 if bound else 0 :]:
+    name = getattr(function, "__qualname__", None) or _signatures.underlying(function).__qualname__
+    given = _signatures.parameters_of(function)
+    if given and given[0].kind == _signatures.VAR_POSITIONAL:
+        # A wrapper that passes on whatever comes: if it is bound, the object comes so.
+        given = given[1:]
+    elif bound:
+        given = given[1:]
+    for parameter in given:
         if parameter.kind == _signatures.VAR_KEYWORD:
             closed = False
         elif parameter.kind == _signatures.POSITIONAL_ONLY:
             raise TypeError(
-                f"tool `{function.__qualname__}` has the positional-only parameter `{parameter.name}`, but "
+                f"tool `{name}` has the positional-only parameter `{parameter.name}`, but "
                 "arguments come by name; remove the `/` from its signature"
             )
-        elif parameter.kind != _signatures.VAR_POSITIONAL:
+        elif parameter.kind == _signatures.VAR_POSITIONAL:
+            raise TypeError(
+                f"tool `{name}` has the parameter `*{parameter.name}`, but arguments come by name; "
+                f"take a list instead: `{parameter.name}: list`"
+            )
+        else:
             required = parameter.default is _signatures.EMPTY
             annotation = annotations.get(parameter.name, _signatures.EMPTY)
             parameters.append(

@@ -6,25 +6,31 @@
 
 from __future__ import annotations
 
+import contextvars
+import sys
 from typing import TYPE_CHECKING, Any
 
-from snakepit_bridge import _arguments, _native
+from snakepit_bridge import _arguments, _failures, _native
 from snakepit_bridge._event_loop import EventLoop
-from snakepit_bridge._plan import init_process, plan_of
+from snakepit_bridge._plan import construct, init_process, plan_of
 from snakepit_bridge.chunks import StreamChunk
 from snakepit_bridge.errors import HostToolError, NotFoundError, ProgramNotFoundError, SnakepitError, ToolFailed
 from snakepit_bridge.session_context import SessionContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from concurrent.futures import Executor
     from types import TracebackType
+    from typing import TypeVar
 
     from typing_extensions import Self
 
     from snakepit_bridge._call import PendingLike, VariablesLike
     from snakepit_bridge._plan import ToolPlan
 
-__all__ = ["ToolFailed", "ToolTester", "call_tool", "stream_tool"]
+    _T = TypeVar("_T")
+
+__all__ = ["ToolFailed", "ToolTester", "call_tool", "call_tool_async", "stream_tool", "stream_tool_async"]
 
 
 def call_tool(
@@ -47,8 +53,10 @@ def call_tool(
         host_tools: Functions that stand in for the host's tools, by name.
         more: Further arguments of the tool.
 
+    Works in a coroutine, too, whose event loop it blocks: see :func:`call_tool_async`.
+
     Raises:
-        ToolFailed: It raised, or its result has no wire form.
+        ToolFailed: It raised, or its result has no wire form; raised from what it raised.
         NotFoundError: The adapter has no such tool.
         InvalidArgumentError: A host would refuse the arguments.
     """
@@ -75,8 +83,42 @@ def stream_tool(
         return [chunk.data for chunk in tester.stream(name, arguments, limit=limit, **more)]
 
 
+async def call_tool_async(
+    adapter: type,
+    name: str,
+    arguments: Mapping[str, Any] | None = None,
+    /,
+    *,
+    session_id: str = "test",
+    host_tools: Mapping[str, Callable[..., Any]] | None = None,
+    **more: Any,
+) -> Any:
+    """Call a tool as :func:`call_tool` does, while the event loop of the test goes on."""
+    with ToolTester(adapter, session_id=session_id, host_tools=host_tools) as tester:
+        return await tester.call_async(name, arguments, **more)
+
+
+async def stream_tool_async(
+    adapter: type,
+    name: str,
+    arguments: Mapping[str, Any] | None = None,
+    /,
+    *,
+    limit: int | None = None,
+    session_id: str = "test",
+    host_tools: Mapping[str, Callable[..., Any]] | None = None,
+    **more: Any,
+) -> list[Any]:
+    """Call a tool for a stream as :func:`stream_tool` does, while the event loop of the test goes on."""
+    with ToolTester(adapter, session_id=session_id, host_tools=host_tools) as tester:
+        return [chunk.data for chunk in await tester.stream_async(name, arguments, limit=limit, **more)]
+
+
 class ToolTester:
     """A worker's stand-in that runs the tools of one adapter on the calling thread.
+
+    Where an event loop runs already, as in a test that is a coroutine or in a notebook, it runs them on a thread of its
+    own, for tools have an event loop to themselves.
 
     Args:
         adapter: The adapter class.
@@ -107,18 +149,25 @@ class ToolTester:
         self._loop = EventLoop()
         plan = plan_of(adapter, self._loop)
         plan.context = self._context
+        plan.describe = self._describe
+        self._error: BaseException | None = None
+        self._thread: Executor | None = None
         self._tools = {tool.spec["name"]: tool for tool in plan.tools}
         self._dynamic = plan.is_dynamic
         self._runner = _native.LocalRunner(plan, "worker-under-test")
-        init_process(adapter, self._loop)
+        #: What each call begins with a copy of.
+        self._base = contextvars.copy_context()
+        self._run(lambda: init_process(adapter, self._loop), self._base)
+        self._loop.context = self._base
+        construct(adapter)
 
     def call(self, name: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> Any:
         """Call a tool and return its result. Its arguments come as a mapping, as keywords, or as both."""
-        arguments = {**(arguments or {}), **more}
-        tool = self._checked(name, arguments)
-        if tool is not None and tool.generates:
-            raise SnakepitError(f"tool `{name}` streams its results; call it with `stream_tool` or `ToolTester.stream`")
-        return self._runner.call(name, arguments, self._session_id)
+        return self._run(self._calling(name, {**(arguments or {}), **more}))
+
+    async def call_async(self, name: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> Any:
+        """Call a tool as :meth:`call` does, while the event loop of the test goes on."""
+        return await self._run_async(self._calling(name, {**(arguments or {}), **more}))
 
     def stream(
         self, name: str, arguments: Mapping[str, Any] | None = None, /, *, limit: int | None = None, **more: Any
@@ -131,20 +180,13 @@ class ToolTester:
             limit: After how many chunks to hang up, as a client may. Tools that stream for ever need one.
             more: Further arguments of the tool.
         """
-        chunks: list[StreamChunk] = []
+        return self._run(self._streaming(name, {**(arguments or {}), **more}, limit))
 
-        def receive(data: bytes, metadata: dict[str, str]) -> bool:
-            chunks.append(StreamChunk(_native.from_json(data), metadata=metadata))
-            return limit is None or len(chunks) < limit
-
-        arguments = {**(arguments or {}), **more}
-        tool = self._checked(name, arguments)
-        own = tool is not None and any(parameter["name"] == "limit" for parameter in tool.spec["parameters"])
-        if own and limit is not None and "limit" not in arguments:
-            raise TypeError(f"tool `{name}` has a parameter `limit` of its own; give that one as {{'limit': ..}}")
-        if limit is None or limit > 0:
-            self._runner.stream(name, arguments, self._session_id, receive)
-        return chunks
+    async def stream_async(
+        self, name: str, arguments: Mapping[str, Any] | None = None, /, *, limit: int | None = None, **more: Any
+    ) -> list[StreamChunk]:
+        """Call a tool for a stream as :meth:`stream` does, while the event loop of the test goes on."""
+        return await self._run_async(self._streaming(name, {**(arguments or {}), **more}, limit))
 
     @property
     def context(self) -> SessionContext:
@@ -160,9 +202,74 @@ class ToolTester:
             raise NotFoundError(f"tool `{name}` not found{_arguments.did_you_mean(name, self._tools, '; {}')}")
         return tool
 
+    def _calling(self, name: str, arguments: dict[str, Any]) -> Callable[[], Any]:
+        tool = self._checked(name, arguments)
+        if tool is not None and tool.generates:
+            raise SnakepitError(f"tool `{name}` streams its results; call it with `stream_tool` or `ToolTester.stream`")
+        return lambda: self._chained(lambda: self._runner.call(name, arguments, self._session_id))
+
+    def _streaming(self, name: str, arguments: dict[str, Any], limit: int | None) -> Callable[[], list[StreamChunk]]:
+        chunks: list[StreamChunk] = []
+
+        def receive(data: bytes, metadata: dict[str, str]) -> bool:
+            chunks.append(StreamChunk(_native.from_json(data), metadata=metadata))
+            return limit is None or len(chunks) < limit
+
+        tool = self._checked(name, arguments)
+        own = tool is not None and any(parameter["name"] == "limit" for parameter in tool.spec["parameters"])
+        if own and limit is not None and "limit" not in arguments:
+            raise TypeError(f"tool `{name}` has a parameter `limit` of its own; give that one as {{'limit': ..}}")
+
+        def stream() -> list[StreamChunk]:
+            if limit is None or limit > 0:
+                self._chained(lambda: self._runner.stream(name, arguments, self._session_id, receive))
+            return chunks
+
+        return stream
+
+    def _chained(self, call: Callable[[], _T]) -> _T:
+        """Raise failures from what the tool raised, so that debuggers and test reports reach its lines."""
+        self._error = None
+        try:
+            return call()
+        except ToolFailed as failed:
+            raise failed from self._error
+
+    def _describe(
+        self,
+        error: BaseException,
+        function: Callable[..., Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> tuple[str, str, str]:
+        self._error = error
+        return _failures.describe(error, function, arguments)
+
+    def _run(self, step: Callable[[], _T], context: contextvars.Context | None = None) -> _T:
+        """Run something as a worker would: in a context of its own, and on a thread where no event loop runs."""
+        context = self._base.copy() if context is None else context
+        asyncio = sys.modules.get("asyncio")
+        if asyncio is None or asyncio._get_running_loop() is None:
+            return context.run(step)
+        return self._own_thread().submit(context.run, step).result()
+
+    async def _run_async(self, step: Callable[[], _T]) -> _T:
+        import asyncio
+
+        running = asyncio.get_running_loop()
+        return await running.run_in_executor(self._own_thread(), self._base.copy().run, step)
+
+    def _own_thread(self) -> Executor:
+        if self._thread is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._thread = ThreadPoolExecutor(1, "snakepit-tester")
+        return self._thread
+
     def close(self) -> None:
         """Close the event loop."""
-        self._loop.close()
+        self._run(self._loop.close)
+        if self._thread is not None:
+            self._thread.shutdown()
 
     def __enter__(self) -> Self:
         """Return the tester itself."""

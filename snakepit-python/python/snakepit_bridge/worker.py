@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-# What `signal` is made of; that one imports half of the standard library to give numbers names.
-import _signal  # type: ignore[import-not-found]
 import os
 import sys
 
 from snakepit_bridge import _native, _output
 from snakepit_bridge._event_loop import EventLoop
-from snakepit_bridge._plan import AdapterError, Plan, init_process, load, plan_of
-from snakepit_bridge.errors import CallCancelled
+from snakepit_bridge._plan import AdapterError, Plan, construct, init_process, load, plan_of
+from snakepit_bridge._signals import Signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextvars import Context
     from typing import Any
 
 
@@ -31,10 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # First of all, because from here on the process cannot outlive its host.
     worker = _native.Worker()
     _output.keep(worker)
-    loop = EventLoop()
+    loop = EventLoop(worker.keep_loop_running)
+    # What a program sees that is started without arguments: those here are the runtime's.
+    sys.argv[:] = [options["adapter"]]
     try:
         plan = _prepare(options["adapter"], loop)
-        _install_signals(worker, loop)
+        signals = Signals(worker, loop, plan.modules)
+        plan.settle = signals.settle
+        signals.install()
+        loop.context = _context()
         worker.run(
             plan,
             host=options.get("elixir_address"),
@@ -77,20 +81,21 @@ def _is_plain(flag: str, value: str) -> bool:
 
 def _prepare(path: str, loop: EventLoop) -> Plan:
     adapter = load(path)
-    plan = plan_of(adapter, loop)
+    file = getattr(sys.modules[adapter.__module__], "__file__", None)
+    if file is not None:
+        sys.argv[:] = [file]
+    plan = plan_of(adapter, loop, os.environ.get("SNAKEPIT_AFTER_CANCEL") or None)
     init_process(adapter, loop)
+    construct(adapter)
     return plan
 
 
-def _install_signals(worker: _native.Worker, loop: EventLoop) -> None:
-    def interrupt(signum: int, frame: object) -> None:  # noqa: ARG001
-        # Runs on the main thread between two steps of whatever it does, so the answer is true while it counts.
-        if worker.interrupt_due() and not loop.interrupt():
-            raise CallCancelled("the call was cancelled")
+def _context() -> Context:
+    """Get the context that each call begins with a copy of."""
+    # Not at the top: the adapter may never need it, but the start does.
+    from contextvars import copy_context
 
-    _signal.signal(worker.interrupt_signal, interrupt)
-    # Ctrl-C goes to the whole foreground group; stopping is the host's to decide.
-    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+    return copy_context()
 
 
 def _fail(worker: _native.Worker, message: str, cause: BaseException | None) -> int:

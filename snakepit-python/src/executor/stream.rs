@@ -1,8 +1,13 @@
 //! Streaming calls: generators, async generators and other iterators pulled into the sink, one item at a time.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use pyo3::{
+    exceptions::PyTypeError,
     intern,
     prelude::*,
     types::{PyDict, PyIterator, PyString},
@@ -50,6 +55,7 @@ impl Executor {
         if result.get_type().hasattr(intern!(py, "__anext__"))? {
             let sink = Bound::new(py, ChunkSink { chunks })?;
             state.set_async(true);
+            self.flags.used_loop.store(true, Relaxed);
             let pulling = self.plan.drain_async.bind(py).call1((&result, sink))?;
             self.plan.run_async.bind(py).call1((pulling,))?;
             return Ok(());
@@ -89,7 +95,13 @@ impl Item {
         let mut metadata = BTreeMap::new();
         if let Ok(entries) = item.getattr(intern!(py, "metadata"))?.cast::<PyDict>() {
             for (key, entry) in entries {
-                metadata.insert(key.str()?.to_string(), text_of(&entry, what)?);
+                let name = key.str()?.to_string();
+                let text = text_of(&entry, what)?;
+                if metadata.insert(name.clone(), text).is_some() {
+                    return Err(PyTypeError::new_err(format!(
+                        "the metadata of {what} has two keys that are both `{name}`; make them different strings"
+                    )));
+                }
             }
         }
         let is_final = item.getattr(intern!(py, "is_final"))?.is_truthy()?;

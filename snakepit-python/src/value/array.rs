@@ -61,11 +61,80 @@ pub(super) fn is_array(value: &Bound<'_, PyAny>) -> PyResult<bool> {
     }
 }
 
+/// Why an array would not arrive as what it is, in any form; `None` if it would.
+///
+/// Masked values would become the numbers below the mask, and dates become numbers in a list, in units that are lost.
+pub(super) fn problem_of(array: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
+    let py = array.py();
+    let modules = py.import("sys")?.getattr("modules")?;
+    // Without that module there are no such arrays.
+    if let Some(masked) = modules.cast::<PyDict>()?.get_item("numpy.ma")?
+        && array.is_instance(&masked.getattr("MaskedArray")?)?
+    {
+        let ty = type_name(array);
+        return Ok(Some(format!(
+            "is a `{ty}`, whose masked values have no form of their own; say what they are by filled(value), or make it a \
+             list by tolist(), where they are None"
+        )));
+    }
+    let dtype = array.getattr("dtype")?;
+    let kind: String = dtype.getattr("kind")?.extract()?;
+    let (ty, name) = (type_name(array), dtype.getattr("name")?);
+    Ok(match kind.as_str() {
+        "M" => Some(format!(
+            "is a `{ty}` of dtype `{name}`, which has no form of its own; make it texts by astype(str).tolist()"
+        )),
+        "m" => Some(format!(
+            "is a `{ty}` of dtype `{name}`, which has no form of its own; make it numbers of a unit that you choose, \
+             as by astype('timedelta64[s]').astype(float)"
+        )),
+        "V" => Some(format!(
+            "is a `{ty}` of dtype `{name}`, which has no form of its own; pass its fields one by one, as a dict of arrays"
+        )),
+        _ => None,
+    })
+}
+
+/// Lists of numbers as an array.
+///
+/// # Errors
+/// `ValueError` when they are of different lengths, or hold something else.
+pub(super) fn from_lists<'py>(lists: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let unfit = |problem: &dyn fmt::Display| {
+        PyValueError::new_err(format!(
+            "it makes no array: {problem}; send lists of numbers that are equally long, or an array"
+        ))
+    };
+    let numpy = numpy(lists.py())?;
+    let array = numpy.call_method1("asarray", (lists,)).map_err(|error| unfit(error.value(lists.py())))?;
+    let dtype = array.getattr("dtype")?;
+    if NUMBER_KINDS.contains(&dtype.getattr("kind")?.extract::<String>()?) {
+        return Ok(array);
+    }
+    Err(unfit(&format_args!("its items are of dtype `{}`", dtype.getattr("name")?)))
+}
+
+fn numpy(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
+    py.import("numpy").map_err(|error| {
+        if error.is_instance_of::<PyImportError>(py) {
+            PyValueError::new_err(
+                "the value is a tensor, and numpy is not installed in the worker's environment; \
+                 install it, or send a list",
+            )
+        } else {
+            error
+        }
+    })
+}
+
 /// The plain Python number behind a numpy scalar; `None` for anything else.
 pub(super) fn scalar_to_plain<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
     let Some(numpy) = imported_numpy(value.py())? else { return Ok(None) };
     if !value.is_instance(&numpy.getattr("generic")?)? {
         return Ok(None);
+    }
+    if let Some(problem) = problem_of(value)? {
+        return Err(type_error(format!("a value {problem}")));
     }
     let plain = value.call_method0("item")?;
     // Extended floats have no plain form: their `item` is a numpy scalar again.
@@ -77,13 +146,16 @@ pub(super) fn scalar_to_plain<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option
 
 /// A numpy array as a raw buffer.
 pub(super) fn from_python(array: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Payload> {
+    if let Some(problem) = problem_of(array)? {
+        return Err(type_error(format!("{what} {problem}")));
+    }
     let dtype = array.getattr("dtype")?;
     let kind: String = dtype.getattr("kind")?.extract()?;
     let name: String = dtype.getattr("name")?.extract()?;
     if !NUMBER_KINDS.contains(&kind) {
         let ty = type_name(array);
         return Err(type_error(format!(
-            "{what} is a `{ty}` of dtype `{name}`, which has no raw form; return numbers, or a list by tolist()"
+            "{what} is a `{ty}` of dtype `{name}`, which has no raw form; make it a list by tolist()"
         )));
     }
     let metadata = Metadata {
@@ -160,16 +232,7 @@ fn raw_to_array<'py>(
     shape: &[usize],
     buffer: &[u8],
 ) -> PyResult<Bound<'py, PyAny>> {
-    let numpy = py.import("numpy").map_err(|error| {
-        if error.is_instance_of::<PyImportError>(py) {
-            PyValueError::new_err(
-                "the value is a tensor, and numpy is not installed in the worker's environment; \
-                 install it, or send a list",
-            )
-        } else {
-            error
-        }
-    })?;
+    let numpy = numpy(py)?;
     let unknown = |_| {
         PyValueError::new_err(format!(
             "the tensor's dtype `{dtype}` is none that numpy knows; name a number type"

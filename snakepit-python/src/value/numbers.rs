@@ -8,7 +8,10 @@ use pyo3::{
 };
 use snakepit_session::{Payload, ValueType};
 
-use super::{array, write::MAX_DEPTH};
+use super::{
+    array,
+    write::{MARKED, MAX_DEPTH},
+};
 
 /// The JSON of a list that is longer than this is not sent, in bytes: where the protocol draws the line for arrays.
 const LARGE: usize = 10_240;
@@ -31,7 +34,11 @@ impl Numbers {
     /// and for what floats cannot tell: large integers, lists of nothing but integers.
     pub(crate) fn of_large(value: &Bound<'_, PyAny>, payload: &Payload) -> PyResult<Option<Self>> {
         let json = payload.json();
-        let names = |json: &[u8]| json.windows(5).any(|text| text == br#""NaN""# || text == br#"inity"#);
+        let marks = MARKED.map(|(mark, _)| mark.as_bytes());
+        let names = |json: &[u8]| {
+            json.windows(marks[0].len()).any(|text| text == marks[0])
+                || json.windows(8).any(|text| text == br#"nfinity""#)
+        };
         if payload.ty() != ValueType::List || (json.len() <= LARGE && !names(json)) {
             return Ok(None);
         }

@@ -1,6 +1,6 @@
 //! JSON into Python objects, by a serde visitor and without a tree in between.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use pyo3::{
     IntoPyObjectExt,
@@ -10,26 +10,43 @@ use pyo3::{
 };
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
+use super::write::MARKED;
+
 /// How many digits an integer may have and still surely fit an `i64`.
 const SAFE_DIGITS: usize = 18;
 
-/// Parses JSON into a Python object. Integers of any size keep their value.
+/// Parses JSON into a Python object. Integers of any size keep their value, and marked floats are floats:
+/// [`MARKED`](super::write::MARKED).
 ///
 /// # Errors
 /// `ValueError` when the text is no JSON.
 pub(crate) fn json_to_python<'py>(py: Python<'py>, json: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    parse(py, json, false)
+}
+
+/// Parses the JSON of what holds numbers only: a text that names a number is one.
+///
+/// # Errors
+/// `ValueError` when the text is no JSON.
+pub(super) fn numbers_to_python<'py>(py: Python<'py>, json: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    // The form `{"shape": .., "data": ..}` has names of other kinds.
+    parse(py, json, json.trim_ascii_start().first() == Some(&b'['))
+}
+
+fn parse<'py>(py: Python<'py>, json: &[u8], only_numbers: bool) -> PyResult<Bound<'py, PyAny>> {
     if has_long_integer(json) {
         // serde_json rounds integers that fit no machine word; Python's own parser does not.
         let text =
             std::str::from_utf8(json).map_err(|e| PyValueError::new_err(format!("invalid JSON: {e}")))?;
         return py
             .import("json")?
-            .call_method1("loads", (text,))
+            .call_method1("loads", (unmark(text),))
             .map_err(|e| PyValueError::new_err(format!("invalid JSON: {}", e.value(py))));
     }
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let value =
-        Object(py).deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
+    let value = Object { py, only_numbers }
+        .deserialize(&mut deserializer)
+        .and_then(|value| deserializer.end().map(|()| value));
     value.map_err(|e| PyValueError::new_err(format!("invalid JSON: {e}")))
 }
 
@@ -46,6 +63,68 @@ pub(super) fn float_to_python<'py>(py: Python<'py>, json: &[u8]) -> PyResult<Bou
             .map_err(|e| PyValueError::new_err(format!("invalid JSON of a float: {e}")))?,
     };
     number.into_bound_py_any(py)
+}
+
+/// The float of this name.
+fn named(text: &str) -> Option<f64> {
+    match text {
+        "NaN" => Some(f64::NAN),
+        "Infinity" => Some(f64::INFINITY),
+        "-Infinity" => Some(f64::NEG_INFINITY),
+        _ => None,
+    }
+}
+
+/// Writes marked floats as Python's own parser reads them.
+fn unmark(text: &str) -> Cow<'_, str> {
+    let mut text = Cow::Borrowed(text);
+    for (mark, number) in MARKED {
+        if !text.contains(mark) {
+            continue;
+        }
+        let mut plain = String::with_capacity(text.len());
+        let mut rest = &*text;
+        while let Some(at) = rest.find(mark) {
+            let (before, after) = (&rest[..at], &rest[at + mark.len()..]);
+            plain.push_str(before);
+            // Inside of a string the mark's quotes are escaped, and it is none.
+            plain.push_str(if before.ends_with('\\') { mark } else { number });
+            rest = after;
+        }
+        plain.push_str(rest);
+        text = Cow::Owned(plain);
+    }
+    text
+}
+
+/// The integer that a float is, as variables read it; `None` if it is none, or too large to be sure.
+///
+/// # Errors
+/// When the object is no float.
+pub(super) fn whole<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    /// Beyond this not every integer is a float of its own.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let number: f64 = value.extract()?;
+    if number.fract() != 0.0 || number.abs() > EXACT {
+        return Ok(None);
+    }
+    value.call_method0("__int__").map(Some)
+}
+
+/// What a value of JSON is, in a few words.
+pub(super) fn described(value: &Bound<'_, PyAny>) -> String {
+    let name = value.get_type().name().map_or_else(|_| String::new(), |name| name.to_string());
+    let kind = match name.as_str() {
+        "str" => "a string",
+        "bool" => "a boolean",
+        "int" => "an integer",
+        "float" => "a float",
+        "list" => "a list",
+        "dict" => "a map",
+        "NoneType" => "null",
+        _ => "something else",
+    };
+    kind.to_owned()
 }
 
 /// Whether some run of digits, not a fraction, is too long for the visitor. Text inside strings may match too, which
@@ -67,11 +146,16 @@ fn has_long_integer(json: &[u8]) -> bool {
     false
 }
 
-struct Object<'py>(Python<'py>);
+#[derive(Clone, Copy)]
+struct Object<'py> {
+    py: Python<'py>,
+    /// Whether texts that name a float are floats.
+    only_numbers: bool,
+}
 
 impl<'py> Object<'py> {
     fn of<E: Error>(self, value: impl IntoPyObjectExt<'py>) -> Result<Bound<'py, PyAny>, E> {
-        value.into_bound_py_any(self.0).map_err(E::custom)
+        value.into_bound_py_any(self.py).map_err(E::custom)
     }
 }
 
@@ -91,7 +175,7 @@ impl<'de, 'py> Visitor<'de> for Object<'py> {
     }
 
     fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
-        Ok(self.0.None().into_bound(self.0))
+        Ok(self.py.None().into_bound(self.py))
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<Self::Value, E> {
@@ -110,31 +194,73 @@ impl<'de, 'py> Visitor<'de> for Object<'py> {
         self.of(value)
     }
 
+    fn visit_borrowed_str<E: Error>(self, value: &'de str) -> Result<Self::Value, E> {
+        match named(value).filter(|_| self.only_numbers) {
+            Some(number) => self.of(number),
+            None => Ok(PyString::new(self.py, value).into_any()),
+        }
+    }
+
     fn visit_str<E: Error>(self, value: &str) -> Result<Self::Value, E> {
-        Ok(PyString::new(self.0, value).into_any())
+        // A string with an escape is not borrowed. No such name needs one, so it is the mark.
+        match named(value) {
+            Some(number) => self.of(number),
+            None => Ok(PyString::new(self.py, value).into_any()),
+        }
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-        let list = PyList::empty(self.0);
-        while let Some(item) = items.next_element_seed(Object(self.0))? {
+        let list = PyList::empty(self.py);
+        while let Some(item) = items.next_element_seed(self)? {
             list.append(item).map_err(Error::custom)?;
         }
         Ok(list.into_any())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
-        let dict = PyDict::new(self.0);
-        while let Some(key) = entries.next_key_seed(Object(self.0))? {
-            let value = entries.next_value_seed(Object(self.0))?;
+        let dict = PyDict::new(self.py);
+        while let Some(key) = entries.next_key_seed(Key(self.py))? {
+            let value = entries.next_value_seed(self)?;
             dict.set_item(key, value).map_err(Error::custom)?;
         }
         Ok(dict.into_any())
     }
 }
 
+/// A key of a map, which is a text whatever it names.
+struct Key<'py>(Python<'py>);
+
+impl<'de, 'py> DeserializeSeed<'de> for Key<'py> {
+    type Value = Bound<'py, PyString>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'py> Visitor<'_> for Key<'py> {
+    type Value = Bound<'py, PyString>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Self::Value, E> {
+        Ok(PyString::new(self.0, value))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::has_long_integer;
+    use super::{has_long_integer, unmark};
+
+    #[test]
+    fn marks_inside_of_strings_are_text() {
+        assert_eq!(unmark(r#"[1, "\u004eaN", "-\u0049nfinity"]"#), "[1, NaN, -Infinity]");
+        for text in [r#"["NaN", 1]"#, r#""say \"\u004eaN\"""#] {
+            assert_eq!(unmark(text), text);
+        }
+    }
 
     #[test]
     fn only_integers_beyond_a_machine_word_take_the_slow_path() {

@@ -1,6 +1,6 @@
 //! Python objects into JSON, written directly; what has no JSON form is reported with its type and its place.
 
-use std::fmt;
+use std::{collections::HashSet, fmt};
 
 use pyo3::{
     exceptions::PyValueError,
@@ -23,19 +23,43 @@ pub(super) fn to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyR
         )),
         Misfit::Type { name, path } => {
             let path: String = path.into_iter().rev().collect();
-            type_error(format!("{what}{path} is a `{name}`, {HINT}"))
+            type_error(format!("{what}{path} is a `{name}`, {}", hint(&name)))
+        }
+        Misfit::Value { problem, path } => {
+            let path: String = path.into_iter().rev().collect();
+            type_error(format!("{what}{path} {problem}"))
         }
     })?;
     Ok(out)
 }
 
-const HINT: &str = "which has no JSON form; use str, int, float, bool, None, list, tuple or dict \
-                    (bytes and numpy arrays only as the whole result)";
+/// How floats that JSON has no number for are written inside of other values, and what Python's own parser reads as such.
+///
+/// The protocol writes them as strings. To tell them from texts of that content, one letter is escaped, which no writer of
+/// JSON does by itself and which is the same string to every reader.
+pub(super) const MARKED: [(&str, &str); 3] =
+    [(r#""\u004eaN""#, "NaN"), (r#""-\u0049nfinity""#, "-Infinity"), (r#""\u0049nfinity""#, "Infinity")];
+
+const HINT: &str = "which has no JSON form; use str, int, float, bool, None, list, tuple or dict";
 
 /// The error for a whole value without a wire form.
 pub(super) fn unfit(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyErr {
     let name = type_name(value);
-    type_error(format!("{what} is a `{name}`, {HINT}"))
+    type_error(format!("{what} is a `{name}`, {}", hint(&name)))
+}
+
+/// Why a type has no JSON form, and what to use instead.
+fn hint(name: &str) -> String {
+    match name {
+        "bytes" | "bytearray" | "memoryview" => {
+            "which has no JSON form inside of another value; pass it alone, or its text by base64".to_owned()
+        }
+        "set" | "frozenset" => "which has no JSON form; make it a list by list()".to_owned(),
+        "datetime.datetime" | "datetime.date" | "datetime.time" => {
+            "which has no JSON form; make it a text by isoformat()".to_owned()
+        }
+        _ => HINT.to_owned(),
+    }
 }
 
 enum Misfit {
@@ -46,11 +70,16 @@ enum Misfit {
         name: String,
         path: Vec<String>,
     },
+    /// A value that would not arrive as what it is.
+    Value {
+        problem: String,
+        path: Vec<String>,
+    },
 }
 
 impl Misfit {
     fn below(mut self, step: impl FnOnce() -> String) -> Self {
-        if let Self::Type { path, .. } = &mut self {
+        if let Self::Type { path, .. } | Self::Value { path, .. } = &mut self {
             path.push(step());
         }
         self
@@ -87,6 +116,9 @@ fn write(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: usize) -> Result<()
     } else if let Ok(tuple) = value.cast::<PyTuple>() {
         write_items(tuple.iter(), out, depth)
     } else if array::is_array(value)? {
+        if let Some(problem) = array::problem_of(value)? {
+            return Err(Misfit::Value { problem, path: Vec::new() });
+        }
         write(&value.call_method0("tolist")?, out, depth + 1)
     } else if let Some(plain) = array::scalar_to_plain(value)? {
         write(&plain, out, depth + 1)
@@ -116,10 +148,14 @@ fn write_float(number: f64, out: &mut Vec<u8>) {
     if number.is_finite() {
         // Writing into a vector cannot fail, nor does a finite number's serialization.
         let _ = serde_json::to_writer(out, &number);
-    } else if number.is_nan() {
-        out.extend_from_slice(br#""NaN""#);
     } else {
-        out.extend_from_slice(if number > 0.0 { br#""Infinity""# } else { br#""-Infinity""# });
+        let [(nan, _), (negative, _), (positive, _)] = MARKED;
+        let mark = match number {
+            _ if number.is_nan() => nan,
+            _ if number > 0.0 => positive,
+            _ => negative,
+        };
+        out.extend_from_slice(mark.as_bytes());
     }
 }
 
@@ -142,11 +178,24 @@ fn write_items<'py>(
 fn write_dict(dict: &Bound<'_, PyDict>, out: &mut Vec<u8>, depth: usize) -> Result<(), Misfit> {
     out.push(b'{');
     let mut first = true;
+    // Keys that are no strings, as they are written: two of them, or one and a string, may be the same there.
+    let mut converted = HashSet::new();
     for (key, value) in dict.iter() {
         if !std::mem::take(&mut first) {
             out.push(b',');
         }
-        write_key(&key, out)?;
+        if let Ok(text) = key.cast::<PyString>() {
+            write_text(text, out)?;
+        } else {
+            let text = key_text(&key)?;
+            serde_json::to_writer(&mut *out, &text).map_err(|e| PyValueError::new_err(e.to_string()))?;
+            if dict.contains(&text)? || !converted.insert(text.clone()) {
+                let problem = format!(
+                    "has two keys that are both \"{text}\" in JSON, whose keys are strings; make them different strings"
+                );
+                return Err(Misfit::Value { problem, path: Vec::new() });
+            }
+        }
         out.push(b':');
         write(&value, out, depth + 1).map_err(|e| e.below(|| format!("[{}]", repr(&key))))?;
     }
@@ -155,10 +204,7 @@ fn write_dict(dict: &Bound<'_, PyDict>, out: &mut Vec<u8>, depth: usize) -> Resu
 }
 
 /// JSON's keys are strings. Numbers, booleans and None become theirs, as Python's own `json` does it.
-fn write_key(key: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> Result<(), Misfit> {
-    if let Ok(text) = key.cast::<PyString>() {
-        return write_text(text, out);
-    }
+fn key_text(key: &Bound<'_, PyAny>) -> Result<String, Misfit> {
     let is_plain = |key: &Bound<'_, PyAny>| {
         key.is_none() || key.is_instance_of::<PyInt>() || key.is_instance_of::<PyFloat>()
     };
@@ -167,12 +213,19 @@ fn write_key(key: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> Result<(), Misfit> {
     if !is_plain(key) {
         return Err(Misfit::Type { name: type_name(key), path: vec![format!(" key {}", repr(key))] });
     }
+    if let Ok(number) = key.cast::<PyFloat>()
+        && !number.value().is_finite()
+    {
+        return Ok(match number.value() {
+            number if number.is_nan() => "NaN",
+            number if number > 0.0 => "Infinity",
+            _ => "-Infinity",
+        }
+        .to_owned());
+    }
     let mut text = Vec::new();
     write(key, &mut text, 0)?;
-    out.push(b'"');
-    out.extend(text.into_iter().filter(|byte| *byte != b'"'));
-    out.push(b'"');
-    Ok(())
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 fn repr(value: &Bound<'_, PyAny>) -> String {

@@ -7,7 +7,7 @@ use serde::{
 };
 use serde_json::Error as Problem;
 
-use super::{Payload, array::ArrayMetadata};
+use super::{Payload, array::ArrayMetadata, specials};
 use crate::ValueType;
 
 impl Payload {
@@ -19,6 +19,9 @@ impl Payload {
         match &self.binary {
             None if self.ty == ValueType::Float && self.json.starts_with(b"\"") => {
                 seed.deserialize(NoNumber(self))
+            }
+            None if matches!(self.ty, ValueType::List | ValueType::Map) && specials::may_hold(&self.json) => {
+                specials::read(&self.json, seed)
             }
             None => {
                 let mut json = serde_json::Deserializer::from_slice(&self.json);

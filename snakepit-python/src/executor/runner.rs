@@ -1,0 +1,162 @@
+//! The loop of the executor: takes calls, runs each in a context of its own, and the worker's own tasks between them.
+
+use std::{
+    os::fd::RawFd,
+    sync::{Mutex, PoisonError, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use pyo3::prelude::*;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::Instant,
+};
+
+use super::Executor;
+use crate::{io::Io, tools::Job};
+
+/// How long calls that follow each other may keep answers, and whatever arrives meanwhile, waiting. So short that the host
+/// is busy with the first answers while the last calls run.
+const TURN_AFTER: Duration = Duration::from_micros(30);
+
+/// How long calls that follow each other may keep the worker's own tasks waiting.
+const TASKS_AFTER: Duration = Duration::from_millis(1);
+
+/// How long the event loop is left alone when it does not say what it waits for.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Runs calls, inside of a Python context. Called again, it goes on in another one.
+#[pyclass(frozen, module = "snakepit_bridge._native")]
+#[derive(Debug)]
+pub(crate) struct Runner {
+    executor: Executor,
+    io: Io,
+    /// A call that waits for another context.
+    next: Mutex<Option<Job>>,
+}
+
+impl Runner {
+    /// Runs calls until the queue is closed. Each begins with the context variables as they are now.
+    ///
+    /// # Errors
+    /// When Python cannot make a context.
+    pub(crate) fn run(py: Python<'_>, executor: Executor, io: Io) -> PyResult<()> {
+        let base = py.import("contextvars")?.call_method0("copy_context")?;
+        let runner = Bound::new(py, Self { executor, io, next: Mutex::default() })?;
+        loop {
+            let context = base.call_method0("copy")?;
+            // What it is compared with shares all that nobody changed, so that comparing looks at one pointer.
+            let done = context.call_method1("run", (&runner, &context, &base))?;
+            if done.is_truthy()? {
+                return Ok(());
+            }
+        }
+    }
+}
+
+#[pymethods]
+impl Runner {
+    /// Runs calls until one has changed the context, or the queue is closed. Says whether it is.
+    fn __call__(&self, py: Python<'_>, context: &Bound<'_, PyAny>, base: &Bound<'_, PyAny>) -> bool {
+        let left = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut waiting = left;
+        while let Some(job) = waiting.take().or_else(|| self.next_job(py)) {
+            let mut driven = Instant::now();
+            let mut turned = driven;
+            let (mut next, mut now) = self.executor.execute(py, job, driven);
+            loop {
+                // Values of variables that cannot be compared have been changed, as far as anybody can tell.
+                if !context.eq(base).unwrap_or(false) {
+                    *self.next.lock().unwrap_or_else(PoisonError::into_inner) = next;
+                    return false;
+                }
+                let Some(job) = next else { break };
+                if now - turned >= TASKS_AFTER && self.loop_runs() {
+                    self.turn_loop(py);
+                    turned = Instant::now();
+                }
+                if now - driven >= TURN_AFTER {
+                    // Nothing here waits for anybody who needs the GIL.
+                    self.io.turn();
+                    driven = Instant::now();
+                    now = driven;
+                }
+                (next, now) = self.executor.execute(py, job, now);
+            }
+        }
+        true
+    }
+}
+
+impl Runner {
+    fn next_job(&self, py: Python<'_>) -> Option<Job> {
+        if self.loop_runs() {
+            return self.next_job_beside_tasks(py);
+        }
+        py.detach(|| self.io.drive(self.executor.tools.next_job()))
+    }
+
+    fn loop_runs(&self) -> bool {
+        self.executor.flags.loop_runs.load(Relaxed)
+    }
+
+    /// Waits for a call, and runs the event loop whenever it has something to do.
+    fn next_job_beside_tasks(&self, py: Python<'_>) -> Option<Job> {
+        loop {
+            let more = self.turn_loop(py);
+            let fileno = self.executor.plan.loop_fileno.bind(py).call0();
+            let fileno = fileno.and_then(|fileno| fileno.extract::<RawFd>()).unwrap_or(-1);
+            let taken = py.detach(|| {
+                self.io.drive(async {
+                    tokio::select! {
+                        biased;
+                        job = self.executor.tools.next_job() => Some(job),
+                        () = ready(fileno, more) => None,
+                    }
+                })
+            });
+            if let Some(job) = taken {
+                return job;
+            }
+        }
+    }
+
+    /// Runs what is ready on the event loop. Returns after how long there is more; `None`: only its descriptor tells.
+    fn turn_loop(&self, py: Python<'_>) -> Option<Duration> {
+        let plan = &self.executor.plan;
+        let turned = plan.turn_async.bind(py).call0().and_then(|more| more.extract::<Option<f64>>());
+        match turned {
+            Ok(more) => more.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            // A task that ends by SystemExit breaks out of the loop, and has ended.
+            Err(error) => {
+                error.write_unraisable(py, Some(plan.turn_async.bind(py)));
+                Some(LOOK_AGAIN)
+            }
+        }
+    }
+}
+
+/// Waits until the event loop has something to do. Cancel safe.
+#[allow(unsafe_code)]
+async fn ready(fileno: RawFd, more: Option<Duration>) {
+    let timer = async {
+        match more {
+            Some(after) => tokio::time::sleep(after).await,
+            None => std::future::pending().await,
+        }
+    };
+    let readable = async {
+        // Registered anew each time, so that what is ready already is told, too.
+        // SAFETY: the descriptor is the event loop's, which only Python code on this thread closes; none runs until the
+        // registration is dropped here. A number that is no descriptor is refused by the system.
+        let registered = unsafe { AsyncFd::register_with_interest(fileno, Interest::READABLE) };
+        match registered {
+            Ok(descriptor) => drop(descriptor.readable().await),
+            Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
+        }
+    };
+    tokio::select! {
+        () = timer => {}
+        () = readable => {}
+    }
+}

@@ -1,0 +1,64 @@
+//! Arguments that are not of their parameter's type, but stand for a value of it: 5 for a float, 5.0 for an int, lists
+//! for an array.
+
+use pyo3::{exceptions::PyValueError, intern, prelude::*, types::PyList};
+use snakepit_registry::ToolSpec;
+use snakepit_session::{Payload, ValueType};
+
+use super::{array, read, to_python};
+
+/// What the parameters of a tool take beside their own type.
+#[derive(Debug, Default)]
+pub(crate) struct Conversions {
+    floats: Vec<String>,
+    integers: Vec<String>,
+    arrays: Vec<String>,
+}
+
+/// How to read one argument.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Conversion {
+    ToFloat,
+    ToInteger,
+    ToArray,
+}
+
+impl Conversions {
+    pub(crate) fn of(spec: &ToolSpec) -> Self {
+        let of = |ty: &str| {
+            let parameters = spec.parameters.iter().filter(|parameter| parameter.type_name == ty);
+            parameters.map(|parameter| parameter.name.clone()).collect()
+        };
+        Self { floats: of("float"), integers: of("integer"), arrays: of("tensor") }
+    }
+
+    /// How to read an argument of this type; `None`: as it is.
+    pub(crate) fn find(&self, name: &str, ty: ValueType) -> Option<Conversion> {
+        let (parameters, conversion) = match ty {
+            ValueType::Integer => (&self.floats, Conversion::ToFloat),
+            ValueType::Float => (&self.integers, Conversion::ToInteger),
+            ValueType::List | ValueType::Tensor | ValueType::Embedding => (&self.arrays, Conversion::ToArray),
+            _ => return None,
+        };
+        parameters.iter().any(|parameter| parameter == name).then_some(conversion)
+    }
+}
+
+impl Conversion {
+    /// Reads the argument.
+    ///
+    /// # Errors
+    /// `ValueError` when it stands for no value of the type.
+    pub(crate) fn apply(self, py: Python<'_>, payload: Payload) -> PyResult<Bound<'_, PyAny>> {
+        let value = to_python(py, payload)?;
+        match self {
+            Self::ToFloat => value.call_method0(intern!(py, "__float__")).map_err(|_| {
+                PyValueError::new_err("it is an integer too large for a float; send one below 1.8e308")
+            }),
+            Self::ToInteger => read::whole(&value)?
+                .ok_or_else(|| PyValueError::new_err(format!("it is {value}, expected an integer"))),
+            Self::ToArray if value.is_instance_of::<PyList>() => array::from_lists(&value),
+            Self::ToArray => Ok(value),
+        }
+    }
+}

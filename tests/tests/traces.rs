@@ -1,0 +1,209 @@
+//! Calls leave no trace in the next one: signals, context variables, the event loop, imports, processes.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use snakepit_proto::pb;
+use snakepit_tests::{
+    Client, Sandbox, Signal, eventually, execute, execute_within, is_alive, signal, tool_request,
+};
+use tonic::Code;
+
+const TRACES: &str = "traces:Traces";
+const SOON: Duration = Duration::from_secs(10);
+
+async fn start() -> (Sandbox, Client) {
+    let sandbox = Sandbox::adapter(TRACES, 1).start().await;
+    let client = sandbox.client().await;
+    (sandbox, client)
+}
+
+async fn call(client: &mut Client, tool: &str, args: Value) -> Value {
+    let answer = tokio::time::timeout(SOON, execute(client, tool, &args)).await;
+    answer.expect(tool).unwrap_or_else(|status| panic!("{tool}: {status:?}"))
+}
+
+/// Calls a tool that has no time left soon.
+async fn cut(sandbox: &Sandbox, tool: &str, args: Value) {
+    let status = execute_within(sandbox.url(), Duration::from_millis(300), tool, &args).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+}
+
+#[tokio::test]
+async fn forks_end_when_they_are_told_to() {
+    let (_sandbox, mut client) = start().await;
+    for _ in 0..5 {
+        assert_eq!(call(&mut client, "fork_and_terminate", json!({})).await, -15);
+        assert_eq!(call(&mut client, "pool_of_two", json!({})).await, json!([2, 4, 6]));
+    }
+}
+
+#[tokio::test]
+async fn children_have_the_signal_handling_of_any_python() {
+    let (_sandbox, mut client) = start().await;
+    let children = call(&mut client, "signals_of_children", json!({})).await;
+    assert_eq!(children[0], children[1]);
+}
+
+#[tokio::test]
+async fn context_variables_end_with_their_call() {
+    let (_sandbox, mut client) = start().await;
+    for (become_, who) in [("become", "who"), ("become_async", "who_async"), ("become", "who_async")] {
+        assert_eq!(call(&mut client, become_, json!({"user": "alice"})).await, "alice");
+        assert_eq!(call(&mut client, who, json!({})).await, "nobody", "{become_} {who}");
+    }
+}
+
+#[tokio::test]
+async fn an_exit_in_a_coroutine_fails_its_call_only() {
+    let (_sandbox, mut client) = start().await;
+    for _ in 0..3 {
+        let left = client.execute_tool(tool_request("leave", &json!({}))).await.unwrap().into_inner();
+        assert!(left.error_message.contains("SystemExit"), "{left:?}");
+        assert_eq!(call(&mut client, "run_program", json!({})).await, 0);
+    }
+}
+
+#[tokio::test]
+async fn signals_that_a_tool_took_are_put_back_and_told() {
+    let (sandbox, mut client) = start().await;
+    let pid = call(&mut client, "ping", json!({})).await;
+    call(&mut client, "take_signals", json!({})).await;
+    // The timer would end the worker, had it not been switched off.
+    call(&mut client, "sleep", json!({"seconds": 0.4})).await;
+    let log = sandbox.log();
+    for told in [
+        "the handler of SIGURG",
+        "the handler of SIGTERM",
+        "the handler of SIGINT",
+        "blocked signals",
+        "alarm",
+    ] {
+        assert!(log.contains(told), "no {told:?} in {log}");
+    }
+    // Calls can be cancelled, and the worker can be stopped.
+    cut(&sandbox, "sleep", json!({"seconds": 600})).await;
+    assert_eq!(call(&mut client, "ping", json!({})).await, pid);
+    call(&mut client, "borrow_sigterm", json!({})).await;
+    let pid = u32::try_from(pid.as_u64().unwrap()).unwrap();
+    signal(pid, Signal::SIGTERM);
+    eventually("it ends of its own accord", SOON, async || sandbox.log().contains("exited with code 0"))
+        .await;
+    assert!(!is_alive(pid));
+}
+
+#[tokio::test]
+async fn a_call_that_is_cut_in_a_library_costs_its_worker_unless_the_tool_says_otherwise() {
+    let (sandbox, mut client) = start().await;
+    let mut pid = call(&mut client, "ping", json!({})).await;
+    for (tool, is_kept) in [
+        ("sleep", true),
+        ("wait_in_library", false),
+        ("wait_in_library_and_stay", true),
+        ("sleep_and_go", false),
+        ("start_program", false),
+    ] {
+        let args = if tool == "sleep" { json!({"seconds": 600}) } else { json!({}) };
+        cut(&sandbox, tool, args).await;
+        let now = call(&mut client, "ping", json!({})).await;
+        assert_eq!(now == pid, is_kept, "{tool}: {}", sandbox.log());
+        pid = now;
+    }
+    assert!(sandbox.log().contains("left processes behind"), "{}", sandbox.log());
+}
+
+#[tokio::test]
+async fn a_pool_whose_policy_is_to_replace_does_so_again_and_again() {
+    let sandbox = Sandbox::adapter(TRACES, 1).env("SNAKEPIT_AFTER_CANCEL", "replace").start().await;
+    let mut client = sandbox.client().await;
+    // More often in a row than a slot may fail before its pool counts as broken.
+    for _ in 0..5 {
+        cut(&sandbox, "sleep", json!({"seconds": 600})).await;
+        call(&mut client, "ping", json!({})).await;
+    }
+    assert_eq!(sandbox.workers().await[0].restarts, 5);
+}
+
+#[tokio::test]
+async fn a_module_is_never_left_half_imported() {
+    let (sandbox, mut client) = start().await;
+    let pid = call(&mut client, "ping", json!({})).await;
+    cut(&sandbox, "import_lazily", json!({})).await;
+    assert_eq!(call(&mut client, "import_lazily", json!({})).await, 7);
+    assert_eq!(call(&mut client, "ping", json!({})).await, pid, "{}", sandbox.log());
+}
+
+#[tokio::test]
+async fn a_cancelled_tool_may_clean_up_for_as_long_as_it_is_given() {
+    let (sandbox, _client) = start().await;
+    let file = sandbox.run_dir().join("cleaned");
+    cut(&sandbox, "clean_up", json!({"path": file})).await;
+    eventually("it has cleaned up", SOON, async || file.exists()).await;
+}
+
+#[tokio::test]
+async fn tasks_left_behind_are_named_and_those_of_the_worker_go_on_between_calls() {
+    let (sandbox, mut client) = start().await;
+    call(&mut client, "leave_task", json!({})).await;
+    eventually("the task is named", SOON, async || sandbox.log().contains("`forgotten`")).await;
+    call(&mut client, "start_ticker", json!({})).await;
+    ticks_between_calls(&mut client).await;
+
+    let sandbox = Sandbox::adapter("traces:Ticking", 1).start().await;
+    ticks_between_calls(&mut sandbox.client().await).await;
+}
+
+/// Nothing is called while the ticks are awaited but what asks for them, once in a while.
+async fn ticks_between_calls(client: &mut Client) {
+    let before = call(client, "ticked", json!({})).await.as_u64().unwrap();
+    let began = Instant::now();
+    loop {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let now = call(client, "ticked", json!({})).await.as_u64().unwrap();
+        // A few of them could be due to the calls themselves.
+        if now > before + 30 {
+            break;
+        }
+        assert!(began.elapsed() < SOON, "{now} ticks, {before} before");
+    }
+}
+
+#[tokio::test]
+async fn a_crash_tells_where_python_was() {
+    let (_sandbox, mut client) = start().await;
+    let status = execute(&mut client, "crash_here", &json!({})).await.unwrap_err();
+    assert!(status.message().contains("SIGSEGV"), "{status:?}");
+    assert!(status.message().contains("crash_here"), "{status:?}");
+}
+
+#[tokio::test]
+async fn an_adapter_that_cannot_be_constructed_fails_the_start() {
+    let failure = Sandbox::adapter("traces:NeedsArguments", 1).try_start().await.unwrap_err();
+    assert!(failure.stderr.contains("cannot be constructed: TypeError"), "{failure:?}");
+}
+
+#[tokio::test]
+async fn arguments_are_what_they_are_declared_to_be() {
+    let (_sandbox, mut client) = start().await;
+    let types = |args: Value| json!({"args": args})["args"].clone();
+    let got = call(&mut client, "types", types(json!({"f": 5, "i": 5.0}))).await;
+    assert_eq!(got, json!(["float", "int", "NoneType"]));
+    let error = execute(&mut client, "types", &json!({"i": 5.5})).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument);
+    for ty in ["integer", "float", "boolean", "null", "map", "list", "tensor", "embedding", "bytes"] {
+        for name in ["anything", "i"] {
+            let mut request = tool_request("types", &json!({}));
+            let any =
+                pb::Any { type_url: format!("type.googleapis.com/snakepit.{ty}"), value: "\"abc\"".into() };
+            request.parameters.insert(name.into(), any);
+            let status = client.execute_tool(request).await.unwrap_err();
+            assert_eq!(status.code(), Code::InvalidArgument, "{ty} {status:?}");
+            assert!(status.message().contains(name), "{ty} {status:?}");
+        }
+    }
+    let argv = call(&mut client, "argv", json!({})).await;
+    assert!(
+        argv.as_array().unwrap().len() == 1 && argv[0].as_str().unwrap().ends_with("traces.py"),
+        "{argv}"
+    );
+}
