@@ -113,7 +113,7 @@ pub enum PayloadError {
         problem: String,
     },
     /// The JSON is not of the type that the payload claims.
-    #[error("a value declared `{ty}` has JSON that is {found}; declare what it is")]
+    #[error("value must be of type {ty}, as it is declared, and its JSON is {found}")]
     Mismatch {
         /// The type that was declared.
         ty: ValueType,
@@ -153,17 +153,18 @@ impl Payload {
     /// # Errors
     /// [`PayloadError::Mismatch`] when the JSON is of another type.
     pub fn declared(ty: ValueType, json: Bytes) -> Result<Self, PayloadError> {
-        let found = json.trim_ascii_start().first();
+        let text = json.trim_ascii();
+        let found = text.first();
         let is_number = || matches!(found, Some(b'-' | b'0'..=b'9'));
         let fits = match ty {
             // Whether it is whole is for the reader to say, to whom 5.0 is 5.
             ValueType::Integer => is_number(),
             ValueType::Float => {
-                is_number() || matches!(json.trim_ascii(), br#""NaN""# | br#""Infinity""# | br#""-Infinity""#)
+                is_number() || matches!(text, br#""NaN""# | br#""Infinity""# | br#""-Infinity""#)
             }
             ValueType::String | ValueType::Choice | ValueType::Module => found == Some(&b'"'),
-            ValueType::Boolean => matches!(found, Some(b't' | b'f')),
-            ValueType::Null => matches!(found, Some(b'n')),
+            ValueType::Boolean => matches!(text, b"true" | b"false"),
+            ValueType::Null => text == b"null",
             ValueType::Map => found == Some(&b'{'),
             ValueType::List => found == Some(&b'['),
             // Where a message has no binary field, an array is a map with its data in it.
@@ -175,12 +176,12 @@ impl Payload {
             return Ok(Self::from_json(ty, json));
         }
         let found = match found {
+            _ if text == b"null" => "null",
+            _ if matches!(text, b"true" | b"false") => "a boolean",
             None => "empty",
             Some(b'"') => "a string",
             Some(b'{') => "a map",
             Some(b'[') => "a list",
-            Some(b't' | b'f') => "a boolean",
-            Some(b'n') => "null",
             Some(b'-' | b'0'..=b'9') => "a number",
             Some(_) => "malformed",
         };
@@ -405,7 +406,7 @@ mod tests {
             }
         }
         let error = Payload::declared(T::Integer, Bytes::from(r#""abc""#)).unwrap_err().to_string();
-        assert_eq!(error, "a value declared `integer` has JSON that is a string; declare what it is");
+        assert_eq!(error, "value must be of type integer, as it is declared, and its JSON is a string");
     }
 
     #[test]

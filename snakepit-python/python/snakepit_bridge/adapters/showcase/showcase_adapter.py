@@ -15,6 +15,11 @@ from snakepit_bridge.adapters.showcase import digits
 _NAP = 0.05
 
 
+def _plain(number: float) -> float:
+    """Tell a whole number as an int, as people write it: 3, not 3.0."""
+    return int(number) if float(number).is_integer() and abs(number) < 2**53 else number
+
+
 class ShowcaseAdapter(BaseAdapter):
     """Tools that show, and test, what a worker can do."""
 
@@ -26,13 +31,13 @@ class ShowcaseAdapter(BaseAdapter):
             a: The first number.
             b: The second number.
         """
-        return a + b
+        return _plain(a + b)
 
     @tool(idempotent=True)
     async def async_add(self, a: float, b: float) -> float:
         """Add two numbers in a coroutine."""
         await asyncio.sleep(0)
-        return a + b
+        return _plain(a + b)
 
     @tool(idempotent=True)
     def echo(self, **kwargs: Any) -> dict[str, Any]:
