@@ -13,6 +13,8 @@ pub(crate) use self::{
 };
 
 use std::{
+    fmt,
+    io::{self, Write},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError,
@@ -188,7 +190,7 @@ impl Executor {
             Err(error) => {
                 error.write_unraisable(py, None);
                 self.retire();
-                eprintln!("snakepit: the event loop cannot be cleaned up after a call of tool `{tool}`");
+                warn(format_args!("the event loop cannot be cleaned up after a call of tool `{tool}`"));
             }
         }
     }
@@ -207,7 +209,7 @@ impl Executor {
     fn retire_if_unfit(&self, tool: &str, state: &CallState, began: Instant) {
         let policy = self.plan.tools.get(tool).map_or(self.plan.after_cancel, |tool| tool.after_cancel);
         if let Some(reason) = retire::reason(policy, state, began) {
-            eprintln!("snakepit: the worker is replaced after a call of tool `{tool}`: {reason}");
+            warn(format_args!("the worker is replaced after a call of tool `{tool}`: {reason}"));
             self.retire();
         }
     }
@@ -359,6 +361,11 @@ impl Executor {
     fn set_current(&self, call: Option<Arc<CallState>>) {
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = call;
     }
+}
+
+/// Tells the host's log; that stderr is closed is nobody's concern here.
+fn warn(what: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "snakepit: {what}");
 }
 
 /// Whether a result is a stream of values rather than one.

@@ -15,12 +15,12 @@ pub(crate) struct Conversions {
     arrays: Vec<String>,
 }
 
-/// How to read one argument.
+/// What to read one argument as.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Conversion {
-    ToFloat,
-    ToInteger,
-    ToArray,
+    Float,
+    Integer,
+    Array,
 }
 
 impl Conversions {
@@ -35,9 +35,9 @@ impl Conversions {
     /// How to read an argument of this type; `None`: as it is.
     pub(crate) fn find(&self, name: &str, ty: ValueType) -> Option<Conversion> {
         let (parameters, conversion) = match ty {
-            ValueType::Integer => (&self.floats, Conversion::ToFloat),
-            ValueType::Float => (&self.integers, Conversion::ToInteger),
-            ValueType::List | ValueType::Tensor | ValueType::Embedding => (&self.arrays, Conversion::ToArray),
+            ValueType::Integer => (&self.floats, Conversion::Float),
+            ValueType::Float => (&self.integers, Conversion::Integer),
+            ValueType::List | ValueType::Tensor | ValueType::Embedding => (&self.arrays, Conversion::Array),
             _ => return None,
         };
         parameters.iter().any(|parameter| parameter == name).then_some(conversion)
@@ -52,13 +52,13 @@ impl Conversion {
     pub(crate) fn apply(self, py: Python<'_>, payload: Payload) -> PyResult<Bound<'_, PyAny>> {
         let value = to_python(py, payload)?;
         match self {
-            Self::ToFloat => value.call_method0(intern!(py, "__float__")).map_err(|_| {
+            Self::Float => value.call_method0(intern!(py, "__float__")).map_err(|_| {
                 PyValueError::new_err("it is an integer too large for a float; send one below 1.8e308")
             }),
-            Self::ToInteger => read::whole(&value)?
+            Self::Integer => read::whole(&value)?
                 .ok_or_else(|| PyValueError::new_err(format!("it is {value}, expected an integer"))),
-            Self::ToArray if value.is_instance_of::<PyList>() => array::from_lists(&value),
-            Self::ToArray => Ok(value),
+            Self::Array if value.is_instance_of::<PyList>() => array::from_lists(&value),
+            Self::Array => Ok(value),
         }
     }
 }
