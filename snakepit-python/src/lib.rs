@@ -29,7 +29,6 @@ mod local;
 mod multiplexed;
 mod plan;
 mod progress;
-mod readable;
 mod retire;
 mod serve;
 mod service;
