@@ -209,7 +209,7 @@ def test_text_that_is_not_utf_8_is_escaped(name: str, kind: str, message: str) -
 def test_an_exception_that_cannot_be_formatted_keeps_its_frames() -> None:
     class OddError(Exception):
         @property
-        def __notes__(self) -> Any:
+        def __notes__(self) -> Any:  # type: ignore[override]
             raise RuntimeError("no notes")
 
     try:
