@@ -30,6 +30,13 @@ pub(crate) struct Args {
     release: bool,
 }
 
+/// A minute, as in the test command.
+impl Default for Args {
+    fn default() -> Self {
+        Self { minutes: 1.0, seed: 1, fault: None, save: false, release: false }
+    }
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     let environment = setup::run()?;
     setup::redis_server()?;

@@ -9,6 +9,7 @@ use crate::{
     check, demo, setup,
     setup::Environment,
     shell::{self, cargo, output, program, try_output},
+    soak,
 };
 
 #[derive(Debug, clap::Args)]
@@ -35,6 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ));
         steps.push(("python tests", Box::new(python)));
         steps.push(("demo", Box::new(|_| demo::run(demo::Args::default()))));
+        steps.push(("soak", Box::new(|_| soak::run(&soak::Args::default()))));
         if !args.quick {
             steps.insert(0, ("checks", Box::new(|_| check::run(&check::Args::all()))));
             steps.push(("instructions", Box::new(|_| instructions::run(&instructions::Args::check()))));
