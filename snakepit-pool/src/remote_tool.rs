@@ -50,7 +50,7 @@ impl ToolHandler for RemoteTool {
         Box::pin(self.stack.clone().call(call))
     }
 
-    /// The [driver](crate::driver) has one timer for all calls of the pool, and knows whether a call is queued or running.
+    /// The driver has one timer for all calls of the pool, and knows whether a call is queued or running.
     fn keeps_deadlines(&self) -> bool {
         true
     }

@@ -10,22 +10,22 @@ from snakepit_bridge._failures import describe
 
 
 class Shelf:
-    class Empty(Exception):
+    class EmptyError(Exception):
         pass
 
 
-class OfMain(Exception):
+class OfMainError(Exception):
     __module__ = "__main__"
 
 
-class OfNowhere(Exception):
+class OfNowhereError(Exception):
     pass
 
 
-OfNowhere.__module__ = 7  # type: ignore[assignment]
+OfNowhereError.__module__ = 7  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("kind", [ValueError, Shelf.Empty, OfMain, OfNowhere, BrokenPipeError])
+@pytest.mark.parametrize("kind", [ValueError, Shelf.EmptyError, OfMainError, OfNowhereError, BrokenPipeError])
 def test_a_type_is_named_as_the_traceback_names_it(kind: type[Exception]) -> None:
     error = kind("why")
     last = traceback.format_exception_only(kind, error)[-1].strip()
@@ -34,4 +34,4 @@ def test_a_type_is_named_as_the_traceback_names_it(kind: type[Exception]) -> Non
 
 
 def test_a_nested_class_has_its_module_and_the_classes_around_it() -> None:
-    assert describe(Shelf.Empty("why"))[0] == f"{__name__}.Shelf.Empty"
+    assert describe(Shelf.EmptyError("why"))[0] == f"{__name__}.Shelf.EmptyError"

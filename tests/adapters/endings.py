@@ -14,7 +14,7 @@ from snakepit_bridge import BaseAdapter, tool
 class Shelf:
     """Holds an exception whose name has more than one part."""
 
-    class Empty(Exception):
+    class EmptyError(Exception):
         """Says that nothing is left."""
 
 
@@ -86,4 +86,4 @@ class EndingsAdapter(BaseAdapter):
     @tool
     def empty(self) -> None:
         """Raises an exception of a nested class."""
-        raise Shelf.Empty("nothing left")
+        raise Shelf.EmptyError("nothing left")

@@ -261,9 +261,9 @@ async fn the_type_of_an_exception_is_named_as_python_prints_it() {
     let snakepit = builder(&dir).start().await.unwrap();
     let error = tool_error(snakepit.execute::<Value>("empty", json!({})).await.unwrap_err());
     let ToolError::Failed(failure) = error else { panic!("{error}") };
-    assert_eq!(failure.error_type, "endings.Shelf.Empty");
+    assert_eq!(failure.error_type, "endings.Shelf.EmptyError");
     assert!(
-        failure.traceback.trim_end().ends_with("endings.Shelf.Empty: nothing left"),
+        failure.traceback.trim_end().ends_with("endings.Shelf.EmptyError: nothing left"),
         "{}",
         failure.traceback
     );

@@ -1,13 +1,14 @@
 """A stand-in for the runtime of this project in another version: started as one, on the host's socket.
 
-OTHER_BRIDGE says which: `old` knows no token; `VERSION PROTOCOL` presents its own token with that; `stolen VERSION PROTOCOL`
-has a process outside of its launch present it.
+OTHER_BRIDGE chooses one: `old` knows no token; `VERSION PROTOCOL` presents its own token with that; with
+`stolen VERSION PROTOCOL` a process outside of its launch presents the token.
 """
 
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 sys.path.insert(0, os.environ["SNAKEPIT_TEST_STUBS"])
 
@@ -43,8 +44,9 @@ def main() -> None:
         while not line.endswith(b"\n"):
             line += os.read(0, 1)
         token = json.loads(line)["token"]
-        environ = open(f"/proc/{os.getpid()}/environ", "rb").read()
-        assert token.encode() not in environ and token not in " ".join(sys.argv), "the token is visible"
+        environ = Path(f"/proc/{os.getpid()}/environ").read_bytes()
+        assert token.encode() not in environ, "the token is visible"
+        assert token not in " ".join(sys.argv), "the token is visible"
         if "stolen" in os.environ["OTHER_BRIDGE"]:
             # The first process ends, so that the second is no descendant of this one.
             stranger = [sys.executable, __file__, "--stranger", address, token, version, protocol]

@@ -93,12 +93,12 @@ fn find_python() -> Result<PathBuf> {
     let named = std::env::var_os("PYTHON").map(PathBuf::from);
     let candidates = named.into_iter().chain(["python3", "python"].map(PathBuf::from));
     for candidate in candidates {
-        let check = "import sys; sys.exit(sys.version_info < (3, 10))";
+        let check = "import sys; sys.exit(sys.version_info < (3, 11))";
         if try_output(program(&candidate).args(["-c", check])).is_ok_and(|output| output.status.success()) {
             return Ok(candidate);
         }
     }
-    bail!("no Python >= 3.10 found; install python3, or name one with the PYTHON environment variable")
+    bail!("no Python >= 3.11 found; install python3, or name one with the PYTHON environment variable")
 }
 
 fn create_venv(base: &Path, venv: &Path) -> Result<()> {

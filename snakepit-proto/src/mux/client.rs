@@ -3,16 +3,21 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt,
-    future::Future,
-    hash::{BuildHasherDefault, Hasher},
-    pin::Pin,
+    hash::BuildHasherDefault,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
-use futures_core::Stream;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Code, Request, Status};
 
+mod event;
+mod transport;
+
+use self::{event::IdHasher, transport::Outgoing};
+pub use self::{
+    event::{CallEnd, CallEvent},
+    transport::Incoming,
+};
 use super::{BATCH_BYTES, MAX_ITEM_BYTES, call_size};
 use crate::{
     pb::{
@@ -71,25 +76,6 @@ struct State {
     lost: HashSet<u64, BuildHasherDefault<IdHasher>>,
 }
 
-/// Hashes the ids of calls. They are given out here, one after the other, so nobody can choose some that collide.
-#[derive(Default)]
-struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        // Knuth's multiplicative hash: 2^64 by the golden ratio.
-        self.0 = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    }
-}
-
 /// A call that has not ended, or whose end was not fetched.
 #[derive(Default)]
 struct Entry {
@@ -102,39 +88,6 @@ struct Entry {
     abandoned: bool,
     /// The other side was asked to cancel it.
     cancelled: bool,
-}
-
-/// What happened to a call.
-#[derive(Debug)]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "it is moved once, and a box would cost each call an allocation"
-)]
-pub enum CallEvent {
-    /// It streams, and has begun.
-    Opened(CallOpened),
-    /// More chunks. Who has consumed them should [grant](Call::grant) their cost anew.
-    Chunks(Vec<CallChunk>),
-    /// It has ended; no event follows.
-    End(CallEnd),
-}
-
-/// How a call ended.
-#[derive(Debug, Clone)]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "it is moved once, and a box would cost each call an allocation"
-)]
-pub enum CallEnd {
-    /// The other side answered.
-    Reply(CallReply),
-    /// The other side gave it back without having begun it.
-    Recalled,
-    /// The stream broke after the call was handed to it. Whether the call was begun is not known.
-    Broken(Status),
-    /// The stream broke before the call was handed to it: the other side knows nothing of the call. It comes back, to be
-    /// started on another stream.
-    Unsent(CallStart, Status),
 }
 
 impl Multiplexer {
@@ -155,7 +108,7 @@ impl Multiplexer {
         let proxy = proxy::server(response.metadata());
         let replies = response.into_inner();
         let multiplexer = Self { owner: Arc::new(Owner(Arc::clone(&shared))) };
-        Ok((multiplexer, Incoming { shared, replies, proxy }))
+        Ok((multiplexer, Incoming::new(shared, replies, proxy)))
     }
 
     /// Starts a call; its `id` is set here. `tag` names it for [`ended`](Self::ended).
@@ -486,70 +439,6 @@ impl fmt::Debug for Shared {
             .field("unsent", &state.outbox.calls.len())
             .field("broken", &state.broken)
             .finish_non_exhaustive()
-    }
-}
-
-/// The messages of the request: whatever is in the outbox whenever the transport can take more.
-#[derive(Debug)]
-struct Outgoing(Arc<Shared>);
-
-impl Stream for Outgoing {
-    type Item = CallBatch;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<CallBatch>> {
-        let mut state = self.0.lock();
-        if let Some(batch) = state.take_batch() {
-            return Poll::Ready(Some(batch));
-        }
-        if state.is_done() || state.broken.is_some() {
-            return Poll::Ready(None);
-        }
-        let stale = state.sender.replace(cx.waker().clone());
-        drop(state);
-        drop(stale);
-        Poll::Pending
-    }
-}
-
-/// Brings the answers to their calls; ends with the stream. Dropping it breaks the stream.
-#[derive(Debug)]
-#[must_use = "calls are answered only while this is polled"]
-pub struct Incoming {
-    shared: Arc<Shared>,
-    replies: Streaming<ReplyBatch>,
-    /// The proxy in between, if it named itself.
-    proxy: Option<String>,
-}
-
-impl Future for Incoming {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.get_mut();
-        loop {
-            let status = match Pin::new(&mut this.replies).poll_next(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(Ok(batch))) => {
-                    this.shared.update(|state, wakers| state.deliver(batch, wakers));
-                    continue;
-                }
-                Poll::Ready(Some(Err(status))) => proxy::cut(status, this.proxy.as_deref()),
-                Poll::Ready(None) => Status::unavailable("the other side closed the stream"),
-            };
-            this.shared.update(|state, wakers| state.fail(&status, wakers));
-            return Poll::Ready(());
-        }
-    }
-}
-
-impl Drop for Incoming {
-    fn drop(&mut self) {
-        let status = Status::unavailable("the stream is no longer read");
-        self.shared.update(|state, wakers| {
-            if state.broken.is_none() {
-                state.fail(&status, wakers);
-            }
-        });
     }
 }
 

@@ -127,9 +127,9 @@ impl Service<Request<Incoming>> for Handler {
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
         let (routes, connection) = (self.routes.clone(), Arc::clone(&self.connection));
-        Box::pin(
-            async move { Ok(handle(routes, request, &connection).await.unwrap_or_else(Status::into_http)) },
-        )
+        Box::pin(async move {
+            Ok(handle(routes, request, &connection).await.unwrap_or_else(|status| status.into_http()))
+        })
     }
 }
 

@@ -5,6 +5,10 @@ use std::{
     task::Wake,
 };
 
+use std::pin::Pin;
+
+use futures_core::Stream;
+
 use super::*;
 use crate::pb::{CallArgument, CallValue};
 

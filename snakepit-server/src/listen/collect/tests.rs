@@ -1,3 +1,5 @@
+//! Messages that arrive in pieces, slowly, in too many fields, or not at all.
+
 use std::{convert::Infallible, time::Duration};
 
 use tokio::time::Instant;

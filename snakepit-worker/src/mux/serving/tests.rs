@@ -31,6 +31,8 @@ use crate::{
     wire::WireError,
 };
 
+mod credit;
+
 /// How much larger the chunks of an uneven stream are: in no step with the grants.
 const UNEVEN: [usize; 13] = [1, 9, 2, 1, 7, 1, 1, 9, 5, 1, 3, 9, 1];
 
@@ -383,45 +385,6 @@ async fn calls_end_although_nobody_reads_their_answers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_credit_without_end_fills_no_memory_and_a_caller_that_is_gone_holds_nothing() {
-    let tools = Tools::default();
-    let (batches, replies) = raw(&tools).await;
-    let greedy = pb::CallStart { credit: u64::MAX, ..chunks(1, 100_000, 10_000) };
-    let credits = vec![pb::CallCredit { id: 1, bytes: u64::MAX }; 3];
-    let calls = vec![greedy, start(2, "hang")];
-    batches.send(pb::CallBatch { calls, credits, ..Default::default() }).await.unwrap();
-    until(|| tools.0.produced.load(SeqCst) > 4_000_000).await;
-    sleep(Duration::from_secs(1)).await;
-    let produced = tools.0.produced.load(SeqCst);
-    assert!(produced < 5_000_000, "{produced}");
-    drop(replies);
-    until(|| tools.0.held().is_none() && tools.0.running.load(SeqCst) == 0).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn no_more_is_on_its_way_than_the_credit_and_two_chunks() {
-    const SIZE: usize = 30_000;
-    let tools = Tools::default();
-    let (multiplexer, incoming) = open(&tools).await;
-    let mut tasks = JoinSet::new();
-    tasks.spawn(incoming);
-    let mut uneven = streaming(13 * 50, SIZE);
-    uneven.metadata.insert("uneven".to_owned(), String::new());
-    let reply = call(&multiplexer, &Other, uneven).await.unwrap();
-    let ReplyBody::Stream(mut chunks) = reply.body else { panic!("it streams") };
-    let mut consumed = 0;
-    while let Some(chunk) = chunks.next().await {
-        consumed += chunk.unwrap().data.len();
-        sleep(Duration::from_millis(5)).await;
-        let ahead = tools.0.produced.load(SeqCst) - consumed;
-        assert!(ahead <= usize::try_from(STREAM_CREDIT).unwrap() + 2 * 9 * SIZE, "{ahead} after {consumed}");
-    }
-    assert_eq!(consumed, 50 * UNEVEN.iter().sum::<usize>() * SIZE);
-    drop(chunks);
-    assert_empty(&tools.0, &multiplexer).await;
-}
-
-#[tokio::test(start_paused = true)]
 async fn calls_beyond_the_limit_are_refused_and_the_others_go_on() {
     let tools = Tools::default();
     let (batches, mut replies) = raw(&tools).await;
@@ -456,57 +419,4 @@ async fn a_chunk_too_large_for_any_message_fails_its_call_alone() {
     let mut echo = multiplexer.start(start(0, "echo"), 0);
     assert!(matches!(echo.event().await, CallEvent::End(CallEnd::Reply(_))));
     assert_empty(&tools.0, &multiplexer).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_end_of_a_stream_needs_no_credit() {
-    let tools = Tools::default();
-    let (batches, mut replies) = raw(&tools).await;
-    // The second chunk overdraws the credit; what follows is the end.
-    let calls = vec![pb::CallStart { credit: 1500, ..chunks(1, 2, 1000) }];
-    batches.send(pb::CallBatch { calls, ..Default::default() }).await.unwrap();
-    let (mut count, mut ended) = (0, false);
-    while !ended {
-        let batch = replies.message().await.unwrap().unwrap();
-        count += batch.chunks.iter().map(|run| run.chunks.len()).sum::<usize>();
-        ended = batch.replies.iter().any(|reply| reply.id == 1 && reply.status.is_none());
-    }
-    assert_eq!((count, tools.0.held()), (2, Some((0, 0, 0))));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_stream_whose_reader_grants_nothing_ends_at_its_deadline() {
-    let tools = Tools::default();
-    let (batches, mut replies) = raw(&tools).await;
-    let begun = Instant::now();
-    let calls = vec![
-        pb::CallStart { credit: 1500, timeout_us: 1_000_000, ..chunks(1, 100, 1000) },
-        pb::CallStart { credit: 1500, ..chunks(2, 100, 1000) },
-    ];
-    batches.send(pb::CallBatch { calls, ..Default::default() }).await.unwrap();
-    let mut counts = BTreeMap::new();
-    let end = loop {
-        let batch = replies.message().await.unwrap().unwrap();
-        for run in batch.chunks {
-            *counts.entry(run.id).or_insert(0) += run.chunks.len();
-        }
-        if let Some(reply) = batch.replies.into_iter().next() {
-            break reply;
-        }
-    };
-    assert!(begun.elapsed() >= Duration::from_secs(1) && begun.elapsed() < Duration::from_secs(2));
-    assert_eq!((end.id, counts[&1], counts[&2]), (1, 2, 2));
-    assert!(end.status.unwrap().message.contains("deadline"), "it says why");
-    assert_eq!(tools.0.held().map(|held| held.0), Some(1), "the other one waits for its reader");
-    // It goes on where it stopped.
-    let credits = vec![pb::CallCredit { id: 2, bytes: u64::MAX }];
-    batches.send(pb::CallBatch { credits, ..Default::default() }).await.unwrap();
-    let mut count = 2;
-    while let Some(batch) = replies.message().await.unwrap() {
-        count += batch.chunks.iter().map(|run| run.chunks.len()).sum::<usize>();
-        if !batch.replies.is_empty() {
-            break;
-        }
-    }
-    assert_eq!(count, 100);
 }

@@ -1,0 +1,91 @@
+//! Between the state of the calls and the transport: the messages that leave, and those that arrive.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures_core::Stream;
+use tonic::{Status, Streaming};
+
+use super::Shared;
+use crate::{
+    pb::{CallBatch, ReplyBatch},
+    proxy,
+};
+
+/// The messages of the request: whatever is in the outbox whenever the transport can take more.
+#[derive(Debug)]
+pub(super) struct Outgoing(pub(super) Arc<Shared>);
+
+impl Stream for Outgoing {
+    type Item = CallBatch;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<CallBatch>> {
+        let mut state = self.0.lock();
+        if let Some(batch) = state.take_batch() {
+            return Poll::Ready(Some(batch));
+        }
+        if state.is_done() || state.broken.is_some() {
+            return Poll::Ready(None);
+        }
+        let stale = state.sender.replace(cx.waker().clone());
+        drop(state);
+        drop(stale);
+        Poll::Pending
+    }
+}
+
+/// Brings the answers to their calls; ends with the stream. Dropping it breaks the stream.
+#[derive(Debug)]
+#[must_use = "calls are answered only while this is polled"]
+pub struct Incoming {
+    shared: Arc<Shared>,
+    replies: Streaming<ReplyBatch>,
+    /// The proxy in between, if it named itself.
+    proxy: Option<String>,
+}
+
+impl Incoming {
+    pub(super) const fn new(
+        shared: Arc<Shared>,
+        replies: Streaming<ReplyBatch>,
+        proxy: Option<String>,
+    ) -> Self {
+        Self { shared, replies, proxy }
+    }
+}
+
+impl Future for Incoming {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        loop {
+            let status = match Pin::new(&mut this.replies).poll_next(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(batch))) => {
+                    this.shared.update(|state, wakers| state.deliver(batch, wakers));
+                    continue;
+                }
+                Poll::Ready(Some(Err(status))) => proxy::cut(status, this.proxy.as_deref()),
+                Poll::Ready(None) => Status::unavailable("the other side closed the stream"),
+            };
+            this.shared.update(|state, wakers| state.fail(&status, wakers));
+            return Poll::Ready(());
+        }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        let status = Status::unavailable("the stream is no longer read");
+        self.shared.update(|state, wakers| {
+            if state.broken.is_none() {
+                state.fail(&status, wakers);
+            }
+        });
+    }
+}

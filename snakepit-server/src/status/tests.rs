@@ -1,0 +1,145 @@
+//! The status table, and the bounds of every status.
+
+use snakepit_registry::{CallStage, ToolFailure};
+use snakepit_session::SessionId;
+
+use super::*;
+
+#[test]
+fn no_text_of_others_makes_a_status_too_large() {
+    let long = || "long text ".repeat(10_000);
+    let errors = [
+        ToolError::NotFound { tool: long(), suggestion: Some(long()) },
+        ToolError::InvalidArgument { tool: long(), argument: long(), problem: long() },
+        ToolError::Unsupported { tool: long(), problem: long() },
+        ToolError::Failed(Box::new(ToolFailure { message: long(), traceback: long(), ..Default::default() })),
+        ToolError::WorkerLost {
+            worker: long(),
+            reason: long(),
+            delivered: true,
+            output_lines: vec![long(); 20],
+        },
+        ToolError::ConnectionLost { peer: long(), problem: long() },
+        ToolError::Internal { problem: long() },
+    ];
+    let statuses = errors.into_iter().map(from_tool_error).chain([invalid_field(&long(), long())]);
+    for status in statuses {
+        let shown = format!("{:?}: {}", status.code(), status.message());
+        assert!(status.message().len() < 1500, "{shown}");
+        assert!(status.get_error_details().error_info().is_some(), "{shown}");
+        let headers = status.into_http::<()>().into_parts().0.headers;
+        let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+        assert!(size < 6 * 1024, "{size}: {shown}");
+    }
+}
+
+#[test]
+fn a_write_that_may_be_done_is_not_repeated_by_grpc_libraries() {
+    let failed = SessionError::Backend { problem: "timed out".into() };
+    let (read, written) = (from_session_error(&failed), from_write_error(&failed));
+    assert_eq!((read.code(), written.code()), (Code::Unavailable, Code::Internal));
+    let info = |status: &Status| status.get_error_details().error_info().cloned().unwrap();
+    assert_eq!(info(&written).reason, info(&read).reason);
+    assert_eq!(info(&written).metadata[DELIVERED], "true");
+    // What was refused was not done.
+    let full = SessionError::BackendFull { size: 10, limit: 9 };
+    assert_eq!(from_write_error(&full).code(), from_session_error(&full).code());
+}
+
+#[test]
+fn a_lost_worker_leaves_its_last_words_in_the_details() {
+    let lost = ToolError::WorkerLost {
+        worker: "default-1-1".into(),
+        reason: "it exited with code 1".into(),
+        delivered: true,
+        output_lines: (0..20).map(|line| format!("line {line}")).collect(),
+    };
+    let status = from_tool_error(lost);
+    assert!(!status.message().contains("line 16") && status.message().contains("line 19"), "{status:?}");
+    let words = snakepit_proto::status::details_of(&status).failure.unwrap();
+    assert_eq!((words.output_lines.len(), words.worker_id.as_str()), (20, "default-1-1"));
+}
+
+#[test]
+fn the_status_table_is_as_documented() {
+    let tool = || "add".to_owned();
+    let id = || SessionId::try_new("s").unwrap();
+    let session = id();
+    let conflict = || SessionError::VersionConflict { variable: "x".into(), expected: 3, actual: 5 };
+    let errors = [
+        ToolError::NotFound { tool: tool(), suggestion: Some("adds".into()) },
+        ToolError::InvalidArgument { tool: tool(), argument: "a".into(), problem: "is missing".into() },
+        ToolError::Unsupported { tool: tool(), problem: "streams".into() },
+        ToolError::Failed(Box::new(ToolFailure {
+            tool: tool(),
+            error_type: "ValueError".into(),
+            message: "no".into(),
+            ..ToolFailure::default()
+        })),
+        ToolError::Overloaded { queued: 9, limit: 9, retry_after: Some(Duration::from_millis(50)) },
+        ToolError::DeadlineExceeded { tool: tool(), stage: CallStage::Queued },
+        ToolError::Cancelled { tool: tool() },
+        ToolError::WorkerLost {
+            worker: "default-1-1".into(),
+            reason: "it exited with code 1".into(),
+            delivered: true,
+            output_lines: vec!["oops".into()],
+        },
+        ToolError::ConnectionLost { peer: "the host".into(), problem: "broken pipe".into() },
+        ToolError::Unavailable { reason: "every worker failed to start".into(), retry_after: None },
+        ToolError::Deadlock { tool: tool() },
+        ToolError::ShuttingDown { delivered: false },
+        ToolError::ShuttingDown { delivered: true },
+        ToolError::Session(SessionError::NotFound { id: session.clone() }),
+        ToolError::Session(SessionError::TooManySessions { limit: 1 }),
+        ToolError::Session(SessionError::ProgramNotFound { session: session.clone(), name: "m".into() }),
+        ToolError::Session(SessionError::TooManyPrograms { session: session.clone(), limit: 9 }),
+        ToolError::Session(SessionError::SessionTooLarge { session, size: 10, limit: 9 }),
+        ToolError::Session(SessionError::BackendFull { size: 10, limit: 9 }),
+        ToolError::Session(SessionError::MetadataTooLarge {
+            entries: 10,
+            bytes: 99,
+            max_entries: 9,
+            max_bytes: 100,
+        }),
+        ToolError::Session(SessionError::InvalidPageToken),
+        ToolError::Session(SessionError::Backend { problem: "disk full".into() }),
+        ToolError::Session(SessionError::GlobalProgramNotFound { name: "m".into() }),
+        ToolError::Session(SessionError::TooManyGlobalPrograms { limit: 9 }),
+        ToolError::Session(SessionError::VariableNotFound { session: id(), identifier: "x".into() }),
+        ToolError::Session(SessionError::VariableExists { session: id(), name: "x".into() }),
+        ToolError::Session(SessionError::InvalidVariableName { problem: "it is empty".into() }),
+        ToolError::Session(SessionError::InvalidType { kind: "null".into(), problem: "no".into() }),
+        ToolError::Session(conflict()),
+        ToolError::Session(SessionError::InvalidValue { variable: "x".into(), problem: "no".into() }),
+        ToolError::Session(SessionError::ValueTooLarge { variable: "x".into(), size: 10, limit: 9 }),
+        ToolError::Session(SessionError::VersionNotKept {
+            variable: "x".into(),
+            version: 1,
+            oldest: 5,
+            newest: 9,
+        }),
+        ToolError::Session(SessionError::TooManyVariables { session: id(), limit: 9 }),
+        ToolError::Session(SessionError::TooManyWatches { limit: 9 }),
+        ToolError::Session(SessionError::WrittenTwice { variable: "x".into() }),
+        ToolError::Session(SessionError::BatchRefused { errors: [("x".into(), conflict())].into() }),
+        ToolError::Internal { problem: "bug".into() },
+    ];
+    let table: Vec<String> = errors
+        .into_iter()
+        .map(from_tool_error)
+        .chain([
+            from_write_error(&SessionError::Backend { problem: "disk full".into() }),
+            reserved_for_workers(),
+            reserved_for_clients("ListTools"),
+            incompatible_worker("another version"),
+        ])
+        .map(|status| {
+            let details = status.get_error_details();
+            let reason = details.error_info().map_or("-", |info| info.reason.as_str()).to_owned();
+            let retry = details.retry_info().and_then(|info| info.retry_delay);
+            format!("{:?} {reason} retry={retry:?}: {}", status.code(), status.message())
+        })
+        .collect();
+    insta::assert_snapshot!(table.join("\n"));
+}

@@ -1,0 +1,143 @@
+//! A disk that fails, or runs full, and works again.
+
+use super::*;
+
+/// A file on a disk that fails on demand, or has no room: then only what was written before can be written again.
+#[derive(Debug)]
+struct Failing {
+    file: FileBackend,
+    fails: Arc<AtomicBool>,
+    is_full: Arc<AtomicBool>,
+    written: Arc<Mutex<HashSet<u64>>>,
+}
+
+impl Failing {
+    fn check(&self) -> io::Result<()> {
+        if self.fails.load(Relaxed) { Err(io::Error::other("the disk is gone")) } else { Ok(()) }
+    }
+
+    fn take_room(&self, offset: u64, len: u64) -> io::Result<()> {
+        const BLOCK: u64 = 4096;
+        let mut written = self.written.lock().unwrap();
+        for block in offset / BLOCK..=(offset + len - 1) / BLOCK {
+            if !written.contains(&block) && self.is_full.load(Relaxed) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            written.insert(block);
+        }
+        Ok(())
+    }
+}
+
+impl StorageBackend for Failing {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.check()?;
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.check()?;
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.check()?;
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.check()?;
+        self.take_room(offset, data.len() as u64)?;
+        self.file.write(offset, data)
+    }
+}
+
+/// With what lets the disk fail, and what leaves it without room.
+async fn open_failing(directory: &TempDir) -> (RedbBackend, Arc<AtomicBool>, Arc<AtomicBool>) {
+    let (path, limits) = (directory.path().join("sessions"), SessionLimits::default());
+    let (fails, is_full) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (on, full, written) = (Arc::clone(&fails), Arc::clone(&is_full), Arc::default());
+    let storage = move |file| {
+        let (fails, is_full, written) = (Arc::clone(&on), Arc::clone(&full), Arc::clone(&written));
+        Failing { file, fails, is_full, written }
+    };
+    let (writer, shared) = Writer::spawn(path, limits, storage).await.unwrap();
+    (RedbBackend { writer, shared }, fails, is_full)
+}
+
+/// Tries until the disk is tried again.
+async fn set_when_possible(backend: &RedbBackend, value: u32) -> u32 {
+    let written = async {
+        loop {
+            match set(backend, "s", "x", value).await {
+                Ok(version) => break version,
+                Err(SessionError::Backend { .. }) => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), written).await.expect("it goes on")
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_is_told_to_all_until_it_works_again() {
+    let directory = directory();
+    let (backend, fails, _) = open_failing(&directory).await;
+    backend.create(&id("s"), NewSession::default()).await.unwrap();
+    register(&backend, "s", "x").await.unwrap();
+    set(&backend, "s", "x", 1).await.unwrap();
+    backend.set_last_worker(&id("s"), "w".into()).await.unwrap();
+    let mut watch = backend.watch_variables(&id("s"), &[], false).await.unwrap();
+
+    fails.store(true, Relaxed);
+    let (one, other) = tokio::join!(set(&backend, "s", "x", 2), register(&backend, "s", "y"));
+    for error in [one.unwrap_err(), other.map(drop).unwrap_err()] {
+        assert!(error.to_string().contains("the disk is gone"), "{error}");
+    }
+    let ended = watch.next().await.unwrap().unwrap_err();
+    assert!(matches!(ended, SessionError::Backend { .. }), "{ended:?}");
+    assert_eq!(watch.next().await, None);
+    let unread = backend.get(&id("s")).await.unwrap_err().to_string();
+    assert!(unread.contains("the disk is gone"), "{unread}");
+
+    fails.store(false, Relaxed);
+    let version = set_when_possible(&backend, 3).await;
+    assert!(version == 2 || version == 3, "what was acknowledged is there: {version}");
+    assert_eq!(backend.get(&id("s")).await.unwrap().last_worker.as_deref(), Some("w"));
+    let stats = backend.stats().await.unwrap();
+    assert_eq!(stats.variables as usize, backend.get(&id("s")).await.unwrap().variable_count);
+    let mut watch = backend.watch_variables(&id("s"), &["x".to_owned()], false).await.unwrap();
+    set(&backend, "s", "x", 4).await.unwrap();
+    assert!(watch.next().await.unwrap().is_ok());
+    let before = all_of(&backend).await;
+    drop(backend);
+    assert_eq!(all_of(&open(&directory).await).await, before);
+}
+
+#[tokio::test]
+async fn a_disk_that_runs_full_in_mid_commit_takes_writes_again_when_there_is_room() {
+    let directory = directory();
+    let (backend, _, is_full) = open_failing(&directory).await;
+    backend.create(&id("s"), NewSession::default()).await.unwrap();
+    register(&backend, "s", "x").await.unwrap();
+    let owner = ProgramOwner::Session(id("s"));
+    backend.put_program(&owner, &program_name("kept"), Program::new(vec![1; LARGE], "t")).await.unwrap();
+    let before = all_of(&backend).await;
+    is_full.store(true, Relaxed);
+    for n in 0..3 {
+        let new = Program::new(vec![2; 4 * LARGE], "t");
+        let refused = backend.put_program(&owner, &program_name(&n.to_string()), new).await.unwrap_err();
+        assert!(matches!(refused, SessionError::Backend { .. }), "{refused}");
+        assert_eq!(all_of(&backend).await, before, "reads go on, and nothing was done");
+    }
+    is_full.store(false, Relaxed);
+    set_when_possible(&backend, 3).await;
+    backend.put_program(&owner, &program_name("new"), Program::new(vec![3; 4 * LARGE], "t")).await.unwrap();
+    let before = all_of(&backend).await;
+    drop(backend);
+    assert_eq!(all_of(&open(&directory).await).await, before);
+}

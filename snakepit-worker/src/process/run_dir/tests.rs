@@ -1,0 +1,214 @@
+//! The run directory: private, removed with its host, and reaped after a crash.
+
+use std::os::unix::{fs::PermissionsExt, process::CommandExt};
+
+use super::*;
+
+#[test]
+fn the_directory_is_private_and_goes_with_its_host() {
+    let base = tempfile::tempdir().unwrap();
+    let run = RunDir::create(Some(base.path())).unwrap();
+    let path = run.path().to_owned();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+    drop(run);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_base_that_others_can_write_to_is_refused() {
+    let base = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(base.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let error = RunDir::create(Some(base.path())).unwrap_err().to_string();
+    assert!(error.contains("other users"), "{error}");
+}
+
+#[test]
+fn defaults_that_cannot_be_used_are_passed_over() {
+    let base = tempfile::tempdir().unwrap();
+    let (file, shared) = (base.path().join("file"), base.path().join("shared"));
+    std::fs::write(&file, "").unwrap();
+    std::fs::create_dir(&shared).unwrap();
+    std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let long = base.path().join("x".repeat(90));
+    let last = base.path().join("usable");
+    let bases = [file.join("no-directory"), shared, long.clone(), last.clone()];
+    let run_dir = RunDir::create_in_first(&bases).unwrap();
+    assert_eq!(run_dir.path().parent(), Some(&*last.canonicalize().unwrap()));
+    assert!(!long.exists(), "nothing is made where it cannot be used");
+    let error = RunDir::create_in_first(&bases[..3]).unwrap_err().to_string();
+    assert!(error.contains("other users") && error.contains("too long"), "{error}");
+    let error = RunDir::create(Some(&long)).unwrap_err().to_string();
+    assert!(error.contains("too long"), "what was asked for must work: {error}");
+}
+
+#[tokio::test]
+async fn what_was_removed_is_made_anew() {
+    let base = tempfile::tempdir().unwrap();
+    let below = base.path().join("below");
+    let run_dir = Arc::new(RunDir::create(Some(&below)).unwrap());
+    run_dir.serve_host_socket(|path| std::fs::write(path, "")).unwrap();
+    run_dir.ledger().started(1).unwrap();
+    let tasks = TaskTracker::new();
+    for removed in [below.clone(), run_dir.path().to_owned(), run_dir.host_socket().to_owned()] {
+        if removed.is_dir() {
+            std::fs::remove_dir_all(&removed).unwrap();
+        } else {
+            std::fs::remove_file(&removed).unwrap();
+        }
+        run_dir.restore(&tasks).await.unwrap();
+        assert!(run_dir.host_socket().exists(), "{}", removed.display());
+        let ledger = std::fs::read_to_string(run_dir.path().join("ledger")).unwrap();
+        assert!(ledger.contains(r#""started":{"pid":1,"#), "{ledger}");
+        assert_eq!(std::fs::metadata(run_dir.path()).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+    // The next host takes this one for alive, although its first ledger is gone.
+    assert_eq!(RunDir::create(Some(&below)).unwrap().reaped(), 0);
+    run_dir.ledger().ended(1);
+}
+
+#[test]
+fn live_hosts_leave_each_other_alone() {
+    let base = tempfile::tempdir().unwrap();
+    let first = RunDir::create(Some(base.path())).unwrap();
+    let second = RunDir::create(Some(base.path())).unwrap();
+    assert_ne!(first.id(), second.id());
+    assert!(first.path().exists());
+    assert_eq!(second.reaped(), 0);
+}
+
+/// A process that outlives its (pretended) host, in a group of its own.
+#[allow(clippy::disallowed_methods, reason = "a stand-in for a worker that a crash left")]
+fn leftover(run_id: &str) -> std::process::Child {
+    let mut command = std::process::Command::new("sleep");
+    command.arg("60").env("SNAKEPIT_RUN_ID", run_id).process_group(0).spawn().unwrap()
+}
+
+/// The directory of a host that is dead, with these lines in its ledger.
+fn dead_run(base: &Path, run_id: &str, lines: &[String]) -> PathBuf {
+    let run = base.join(run_id);
+    std::fs::create_dir(&run).unwrap();
+    let host =
+        format!(r#"{{"host":{{"pid":1,"start_time":424242,"boot":"{}"}}}}"#, super::super::proc::boot_id());
+    std::fs::write(run.join("ledger"), format!("{host}\n{}\n", lines.join("\n"))).unwrap();
+    run
+}
+
+fn started(pid: u32, start_time: u64) -> String {
+    format!(r#"{{"started":{{"pid":{pid},"start_time":{start_time}}}}}"#)
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn what_a_dead_host_left_is_killed_and_nothing_else() {
+    let base = tempfile::tempdir().unwrap();
+    let (mut left, mut foreign, mut ended) = (leftover("dead0001"), leftover("other"), leftover("other"));
+    let start = |child: &std::process::Child| super::super::proc::start_time(child.id()).unwrap();
+    let lines = [
+        started(left.id(), start(&left)),
+        // The same pid as a worker of old, but another process: it started at another time.
+        started(foreign.id(), start(&foreign) - 1),
+        started(ended.id(), start(&ended)),
+        format!(r#"{{"ended":{{"pid":{}}}}}"#, ended.id()),
+        r#"{"started":{"pid":1"#.to_owned(),
+    ];
+    let run = dead_run(base.path(), "dead0001", &lines);
+    let host = RunDir::create(Some(base.path())).unwrap();
+    assert_eq!(host.reaped(), 1);
+    assert!(!run.exists());
+    use std::os::unix::process::ExitStatusExt;
+    assert_eq!(left.wait().unwrap().signal(), Some(9));
+    for child in [&mut foreign, &mut ended] {
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "a process that was not left by the dead host was killed"
+        );
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn what_died_before_it_had_a_ledger_is_removed_and_nothing_else() {
+    let base = tempfile::tempdir().unwrap();
+    let unbegun = base.path().join("dead0005");
+    let empty = base.path().join("dead0007");
+    let (foreign, full) = (base.path().join("projects"), base.path().join("dead0006"));
+    for dir in [&unbegun, &empty, &foreign, &full] {
+        std::fs::create_dir(dir).unwrap();
+    }
+    for dir in [&empty, &foreign, &full] {
+        std::fs::write(dir.join("ledger"), "").unwrap();
+    }
+    std::fs::write(full.join("notes"), "somebody's").unwrap();
+    let host = RunDir::create(Some(base.path())).unwrap();
+    assert_eq!(host.reaped(), 0);
+    assert!(!unbegun.exists() && !empty.exists() && foreign.exists() && full.exists());
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_torn_line_hides_nothing() {
+    let base = tempfile::tempdir().unwrap();
+    let mut left = leftover("dead0003");
+    let start = super::super::proc::start_time(left.id()).unwrap();
+    dead_run(base.path(), "dead0003", &[r#"{"started":{"pid":1"#.to_owned(), started(left.id(), start)]);
+    assert_eq!(RunDir::create(Some(base.path())).unwrap().reaped(), 1);
+    left.wait().unwrap();
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_host_lives_as_long_as_it_holds_its_ledger() {
+    let base = tempfile::tempdir().unwrap();
+    let live = RunDir::create(Some(base.path())).unwrap();
+    // It looks dead: it runs in a PID namespace of its own, where this number names it.
+    let ledger = live.path().join("ledger");
+    let pid = std::process::id().to_string();
+    let padded = format!("{:<width$}", 1, width = pid.len());
+    let seen_from_here = std::fs::read_to_string(&ledger).unwrap().replace(&pid, &padded);
+    std::fs::write(&ledger, seen_from_here).unwrap();
+    let mut worker = leftover(live.id());
+    live.ledger().started(worker.id()).unwrap();
+    assert_eq!(RunDir::create(Some(base.path())).unwrap().reaped(), 0);
+    assert!(worker.try_wait().unwrap().is_none() && live.path().exists());
+
+    // It is gone, but its process, this one, is not reaped: that is how a zombie looks.
+    let (path, locked) = (live.path().to_owned(), live);
+    drop(locked);
+    assert!(path.join("ledger").exists(), "an open entry keeps the ledger");
+    assert_eq!(RunDir::create(Some(base.path())).unwrap().reaped(), 1);
+    worker.wait().unwrap();
+    assert!(!path.exists());
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn pids_of_another_namespace_name_nothing_here() {
+    let base = tempfile::tempdir().unwrap();
+    let mut foreign = leftover("dead0004");
+    let start = super::super::proc::start_time(foreign.id()).unwrap();
+    let run = dead_run(base.path(), "dead0004", &[started(foreign.id(), start)]);
+    let ledger = std::fs::read_to_string(run.join("ledger")).unwrap();
+    let elsewhere = ledger.replacen(r#""pid":1,"#, r#""pid":1,"pid_namespace":"pid:[1]","#, 1);
+    std::fs::write(run.join("ledger"), elsewhere).unwrap();
+    assert_eq!(RunDir::create(Some(base.path())).unwrap().reaped(), 0);
+    assert!(foreign.try_wait().unwrap().is_none() && run.exists());
+    foreign.kill().unwrap();
+    foreign.wait().unwrap();
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn members_of_a_group_whose_leader_is_gone_are_known_by_their_run() {
+    let base = tempfile::tempdir().unwrap();
+    let (mut ours, mut foreign) = (leftover("dead0002"), leftover("other"));
+    // Both ledger entries name groups whose leader's start time is not what the ledger says any more.
+    let lines = [started(ours.id(), 1), started(foreign.id(), 1)];
+    dead_run(base.path(), "dead0002", &lines);
+    let host = RunDir::create(Some(base.path())).unwrap();
+    assert_eq!(host.reaped(), 1);
+    ours.wait().unwrap();
+    assert!(foreign.try_wait().unwrap().is_none());
+    foreign.kill().unwrap();
+    foreign.wait().unwrap();
+}
