@@ -65,8 +65,14 @@ pub mod progress {
     pub const OUTPUT: usize = 64;
     /// The size of that ring.
     pub const OUTPUT_BYTES: usize = 8 * 1024;
+    /// Where it stores how far the two halves of the answers are filled, in bytes.
+    pub const ANSWER_ENDS: [usize; 2] = [24, 32];
+    /// The latest answers, in two halves of [`HALF_BYTES`]: see [`answers`](crate::answers).
+    pub const ANSWERS: usize = OUTPUT + OUTPUT_BYTES;
+    /// The size of one half.
+    pub const HALF_BYTES: usize = 32 * 1024;
     /// Where Python's fault handler writes its stacks, up to the end of the file.
-    pub const STACK: usize = OUTPUT + OUTPUT_BYTES;
+    pub const STACK: usize = ANSWERS + 2 * HALF_BYTES;
     /// Marks the id of a multiplexed call.
     pub const MULTIPLEXED: u64 = 1 << 62;
 }

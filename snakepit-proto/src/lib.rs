@@ -6,6 +6,7 @@
 #![warn(missing_docs)]
 
 pub mod address;
+pub mod answers;
 pub mod flow;
 pub mod headers;
 #[cfg(feature = "client")]

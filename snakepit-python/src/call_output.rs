@@ -124,7 +124,7 @@ mod tests {
         let kept = || {
             let file = std::fs::read(&path).unwrap();
             let number = |at: usize| u64::from_ne_bytes(file[at..at + 8].try_into().unwrap());
-            let ring = &file[layout::OUTPUT..layout::STACK];
+            let ring = &file[layout::OUTPUT..layout::ANSWERS];
             let length = number(layout::OUTPUT_LENGTH);
             let mut ring = ring.to_vec();
             if length < layout::OUTPUT_BYTES as u64 {

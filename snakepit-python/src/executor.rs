@@ -5,10 +5,12 @@
 
 mod answer;
 mod runner;
+mod sending;
 mod stream;
 
 pub(crate) use self::{
     runner::Runner,
+    sending::{Answered, Sending},
     stream::{ChunkSink, ChunkSpace},
 };
 
@@ -103,11 +105,19 @@ struct Leftovers<'py> {
 
 impl Executor {
     /// Runs one call to its end, and answers it. Returns the next call, if one waits, and the time.
-    pub(crate) fn execute(&self, py: Python<'_>, job: Job, now: Instant) -> (Option<Job>, Instant) {
+    pub(crate) fn execute(
+        &self,
+        py: Python<'_>,
+        job: Job,
+        now: Instant,
+        sending: &mut Sending,
+    ) -> (Option<Job>, Instant) {
         let Job { call, state, reply } = job;
         if !state.start() {
             let next = self.tools.finish(&state);
-            reply.send(Err(ToolError::Cancelled { tool: call.tool.to_string() }));
+            let cancelled = Err(ToolError::Cancelled { tool: call.tool.to_string() });
+            let answered = reply.answer(cancelled, sending.answers.as_mut());
+            sending.note(answered);
             return (next, now);
         }
         call_output::begin(state.id);
@@ -134,7 +144,8 @@ impl Executor {
             outcome
         };
         let next = self.tools.finish(&state);
-        answer.finish(outcome, ended - now);
+        let answered = answer.finish(outcome, ended - now, sending.answers.as_mut());
+        sending.note(answered);
         (next, ended)
     }
 

@@ -17,7 +17,7 @@ use std::{
 
 use tokio::{runtime::Runtime, sync::Notify};
 
-use crate::serve::exit_now;
+use crate::{outflow::Outflow, serve::exit_now};
 
 /// The stand-in looks this often whether the executor is still where it was. It takes over after one to two of these.
 const TICK: Duration = Duration::from_millis(1);
@@ -35,6 +35,7 @@ struct Shared {
     /// The process that the runtime belongs to. A fork of it shares the sockets, and would disturb it by using them.
     process: u32,
     tick: Duration,
+    outflow: Outflow,
     /// Counts how often the executor came to drive and left again: odd while it is away.
     steps: AtomicU64,
     /// The executor is back.
@@ -61,6 +62,7 @@ impl Io {
             runtime,
             process: std::process::id(),
             tick,
+            outflow: Outflow::default(),
             // Whoever makes it is not driving yet.
             steps: AtomicU64::new(1),
             back: Notify::new(),
@@ -114,6 +116,11 @@ impl Io {
     /// held.
     pub(crate) fn block_on<T>(self, future: impl Future<Output = T>) -> T {
         self.0.runtime.block_on(future)
+    }
+
+    /// Whether what was written has left.
+    pub(crate) const fn outflow(self) -> &'static Outflow {
+        &self.0.outflow
     }
 
     /// The runtime, to spawn tasks on.

@@ -27,6 +27,7 @@ mod interrupt;
 mod io;
 mod local;
 mod multiplexed;
+mod outflow;
 mod plan;
 mod progress;
 mod retire;

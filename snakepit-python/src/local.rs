@@ -20,7 +20,7 @@ pub(crate) use self::variables::{LocalSession, LocalVariables};
 use crate::{
     caller::Caller,
     context::Call,
-    executor::{Current, Executor},
+    executor::{Current, Executor, Sending},
     host::{CallCancelled, InvalidArgumentError, NotFoundError, SnakepitError, ToolFailed},
     plan::Plan,
     state::CallState,
@@ -75,7 +75,7 @@ impl LocalRunner {
         session_id: &str,
     ) -> PyResult<Bound<'py, PyAny>> {
         let mut answer = self.start(tool, arguments, session_id, CallMode::Unary)?;
-        self.executor.execute(py, answer.job()?, Instant::now());
+        self.executor.execute(py, answer.job()?, Instant::now(), &mut Sending::new(None));
         match answer.reply()? {
             ToolReply { body: ReplyBody::Value(payload), .. } => value::to_python(py, payload),
             ToolReply { body: ReplyBody::Stream(_), .. } => {
@@ -96,7 +96,7 @@ impl LocalRunner {
         let mut answer = self.start(tool, arguments, session_id, CallMode::Streaming)?;
         let job = answer.job()?;
         let reader = std::thread::spawn(move || read(answer, &receive));
-        self.executor.execute(py, job, Instant::now());
+        self.executor.execute(py, job, Instant::now(), &mut Sending::new(None));
         py.detach(|| reader.join()).unwrap_or_else(|_| Err(SnakepitError::new_err("the reader panicked")))
     }
 }

@@ -22,7 +22,8 @@ use snakepit_worker::mux::{
 use tonic::Status;
 
 use crate::{
-    progress,
+    executor::Answered,
+    progress::{self, Answers},
     service::to_status,
     state::CallState,
     tools::{Job, PythonTools, Reply},
@@ -67,7 +68,12 @@ impl WorkerCalls {
         match call_from_wire(start, progress::multiplexed(self.stream, id)) {
             Ok(call) => {
                 let state = Arc::new(CallState::new(call.id, call.deadline));
-                let reply = FrameReply { replies: self.replies.clone(), id, session: call.session.clone() };
+                let reply = FrameReply {
+                    replies: self.replies.clone(),
+                    id,
+                    is_kept: progress::is_told(self.stream),
+                    session: call.session.clone(),
+                };
                 Some(Job { call, state, reply: Reply::Frame(reply) })
             }
             Err(status) => {
@@ -130,26 +136,39 @@ impl fmt::Debug for WorkerCalls {
 pub(crate) struct FrameReply {
     replies: Replies,
     id: u64,
+    /// Whether its answer may be kept: the ids of other streams mean other calls.
+    is_kept: bool,
     session: Option<SessionId>,
 }
 
 impl FrameReply {
-    /// Answers; with a failure if the value is too large for any message.
-    pub(crate) fn send(self, outcome: Result<ToolReply, ToolError>) {
-        let Self { replies, id, session } = self;
+    /// Answers; with a failure if the value is too large for any message. Keeps the answer where the host finds it whatever
+    /// becomes of this process, if there is room.
+    pub(crate) fn send(
+        self,
+        outcome: Result<ToolReply, ToolError>,
+        answers: Option<&mut Answers>,
+    ) -> Answered {
+        let Self { replies, id, is_kept, session } = self;
         let reply = match outcome {
             Ok(ToolReply { body: ReplyBody::Value(value), execution_time, .. }) => {
                 value_reply(id, value, execution_time)
             }
             Ok(_) => status_reply(id, Status::internal("a unary call was answered with a stream")),
-            Err(ToolError::Recalled { .. }) => return replies.recalled(id),
+            Err(ToolError::Recalled { .. }) => {
+                replies.recalled(id);
+                return Answered::Waits(Some(replies));
+            }
             Err(ToolError::Failed(failure)) => {
                 let session_id = session.map(|id| id.as_str().to_owned()).unwrap_or_default();
                 failure_reply(id, *failure, session_id)
             }
             Err(error) => status_reply(id, to_status(error, String::new())),
         };
+        // Kept first: from when it may be sent on, nothing is left to be done for it.
+        let kept = is_kept && answers.is_some_and(|answers| answers.keep(&reply));
         replies.reply(reply);
+        if kept { Answered::Kept } else { Answered::Waits(Some(replies)) }
     }
 }
 

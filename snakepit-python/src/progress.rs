@@ -1,4 +1,7 @@
-//! Tells which multiplexed calls have begun, in a file that outlives this process: see `ENV_PROGRESS`.
+//! Stores which multiplexed calls have begun, and the answers of those that have ended, in a file that outlives this process:
+//! see [`snakepit_proto::launch::progress`].
+
+mod answers;
 
 use std::{
     fs::OpenOptions,
@@ -9,7 +12,10 @@ use std::{
 };
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+use snakepit_proto::launch::progress::{BEGUN, STACK};
 use snakepit_registry::CallId;
+
+pub(crate) use self::answers::Answers;
 
 /// Ids of multiplexed calls stand in a range of their own, apart from those that the host gives to calls by plain RPCs: this
 /// bit, then the number of the stream, then the id on that stream.
@@ -28,13 +34,13 @@ const ANY: u64 = u64::MAX;
 pub(crate) struct Progress(&'static AtomicU64);
 
 impl Progress {
-    /// Maps the file, for the rest of this process's life.
+    /// Maps the file, for the rest of this process's life. To be done once: the answers have one writer.
     ///
     /// # Errors
     /// When there is no such file, or it is too short.
     #[allow(unsafe_code)]
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        const LENGTH: NonZeroUsize = NonZeroUsize::new(size_of::<u64>()).expect("eight is not zero");
+    pub(crate) fn open(path: &Path) -> io::Result<(Self, Answers)> {
+        const LENGTH: NonZeroUsize = NonZeroUsize::new(STACK).expect("it is not empty");
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         if file.metadata()?.len() < LENGTH.get() as u64 {
             return Err(io::Error::other("the file is too short"));
@@ -42,11 +48,12 @@ impl Progress {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing. It is never unmapped, it begins at
         // a page, so it is aligned, and its first eight bytes, which the file has, are accessed as an atomic only.
-        let number = unsafe {
-            let start = mmap(None, LENGTH, protection, MapFlags::MAP_SHARED, &file, 0)?;
-            AtomicU64::from_ptr(start.as_ptr().cast())
-        };
-        Ok(Self(number))
+        // The answers, which nobody else accesses, are made once for this file.
+        unsafe {
+            let start = mmap(None, LENGTH, protection, MapFlags::MAP_SHARED, &file, 0)?.cast::<u8>();
+            let begun = AtomicU64::from_ptr(start.as_ptr().add(BEGUN).cast());
+            Ok((Self(begun), Answers::new(start)))
+        }
     }
 
     /// A call is about to begin.
@@ -61,6 +68,11 @@ impl Progress {
         };
         self.0.fetch_max(begun, Ordering::Release);
     }
+}
+
+/// Whether a call came on the stream whose calls are told one by one.
+pub(crate) const fn is_told(stream: u64) -> bool {
+    FIRST_STREAM | stream == FIRST_STREAM
 }
 
 /// Whether a call came on this stream.

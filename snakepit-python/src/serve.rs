@@ -13,11 +13,11 @@ use tokio::{
     sync::oneshot,
     task::JoinHandle,
 };
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{StreamExt, wrappers::UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::TcpIncoming};
 
-use crate::{host::Host, io::Io, service::WorkerService, tools::PythonTools, windows};
+use crate::{host::Host, io::Io, outflow::Outflow, service::WorkerService, tools::PythonTools, windows};
 
 /// How long a running call may go on after SIGTERM.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
@@ -73,7 +73,8 @@ pub(crate) async fn start(config: ServeConfig, tools: PythonTools, io: Io) -> Re
     let (executor_done, done) = oneshot::channel();
     // Who hears that this worker is ready may ask it to stop.
     let asked_to_stop = [terminated(), terminated()];
-    let serving = io.runtime().spawn(serve(incoming, tools, done, asked_to_stop));
+    let outflow = io.outflow().clone();
+    let serving = io.runtime().spawn(serve(incoming, outflow, tools, done, asked_to_stop));
     Ok(Ready { host, address, port, executor_done, serving })
 }
 
@@ -113,6 +114,7 @@ async fn prepare(config: ServeConfig, io: Io) -> Result<Bound, String> {
 /// Serves until SIGTERM, and then until the executor has finished what it runs.
 async fn serve(
     incoming: Incoming,
+    outflow: Outflow,
     tools: PythonTools,
     mut executor_done: oneshot::Receiver<()>,
     [asked_to_stop, asked_long_ago]: [impl Future<Output = ()>; 2],
@@ -137,8 +139,14 @@ async fn serve(
     };
     let serving = async {
         match incoming {
-            Incoming::Unix(incoming) => server.serve_with_incoming_shutdown(service, incoming, stop).await,
-            Incoming::Tcp(incoming) => server.serve_with_incoming_shutdown(service, incoming, stop).await,
+            Incoming::Unix(incoming) => {
+                let incoming = incoming.map(|stream| stream.map(|stream| outflow.watch(stream)));
+                server.serve_with_incoming_shutdown(service, incoming, stop).await
+            }
+            Incoming::Tcp(incoming) => {
+                let incoming = incoming.map(|stream| stream.map(|stream| outflow.watch(stream)));
+                server.serve_with_incoming_shutdown(service, incoming, stop).await
+            }
         }
     };
     let late = async {

@@ -20,7 +20,9 @@ use snakepit_registry::{CallId, Chunk, ChunkStream, ToolCall, ToolError, ToolHan
 use tokio::sync::oneshot;
 
 use crate::{
+    executor::Answered,
     multiplexed::FrameReply,
+    progress::Answers,
     sink::Source,
     state::{CallState, Stage},
 };
@@ -48,9 +50,25 @@ impl Reply {
         match self {
             Self::Task(sender) => sender.send(outcome).is_ok(),
             Self::Frame(reply) => {
-                reply.send(outcome);
+                reply.send(outcome, None);
                 true
             }
+        }
+    }
+
+    /// Answers a call that has ended, and keeps the answer if it can.
+    pub(crate) fn answer(
+        self,
+        outcome: Result<ToolReply, ToolError>,
+        answers: Option<&mut Answers>,
+    ) -> Answered {
+        match self {
+            Self::Task(sender) => {
+                // Nobody may be left to hear it, which is as well.
+                let _ = sender.send(outcome);
+                Answered::Waits(None)
+            }
+            Self::Frame(reply) => reply.send(outcome, answers),
         }
     }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use pyo3::{exceptions::PyBaseException, prelude::*, types::PyDict};
 use snakepit_proto::pb;
 use snakepit_session::{Payload, ValueType};
-use snakepit_worker::wire::payload_to_wire;
+use snakepit_worker::wire::{payload_to_wire, read_ahead};
 use tokio_stream::StreamExt;
 
 use crate::{
@@ -248,8 +248,11 @@ impl Variables {
         let call = self.call.get();
         let updates = call
             .open(py, request, |mut client, request| async move { client.watch_variables(request).await })?;
+        let driver = call.driver()?;
+        let (reading, updates) = read_ahead(updates);
+        driver.runtime().spawn(reading);
         let updates = updates.map(|update| update.map(VariableUpdate::from).map_err(HostError::from));
-        Ok(VariableWatch::new(call.driver()?, call.caller.clone(), updates))
+        Ok(VariableWatch::new(driver, call.caller.clone(), updates))
     }
 }
 

@@ -15,7 +15,7 @@ use snakepit_proto::launch::{
 use crate::{
     call_output::CallOutput,
     control::Control,
-    executor::{Current, Executor, Flags, Runner},
+    executor::{Current, Executor, Flags, Runner, Sending},
     interrupt,
     io::Io,
     plan::Plan,
@@ -157,6 +157,7 @@ impl Worker {
         }
         let progress =
             std::env::var_os(ENV_PROGRESS).map(|path| Progress::open(path.as_ref())).transpose()?;
+        let (progress, answers) = progress.unzip();
         let tools = PythonTools::new(interrupt::spawn()?);
         let config = ServeConfig {
             host,
@@ -183,7 +184,7 @@ impl Worker {
             progress,
             flags: Arc::clone(&self.flags),
         };
-        Runner::run(py, executor, io)?;
+        Runner::run(py, executor, io, Sending::new(answers))?;
         if self.flags.retired.load(Relaxed) {
             retire::stop_serving()?;
         }

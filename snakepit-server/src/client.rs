@@ -9,7 +9,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use snakepit_proto::{
     MAX_MESSAGE_BYTES,
     address::{Address, AddressError},
-    flow::{CONNECTION_WINDOW, FRAME, STREAM_WINDOW},
+    flow::{CALLER_CONNECTION_WINDOW, FRAME, STREAM_WINDOW},
     identify::identify,
     pb::{self, bridge_service_client::BridgeServiceClient},
     proxy,
@@ -72,7 +72,7 @@ impl Client {
                 .http2_keep_alive_interval(KEEPALIVE.0)
                 .keep_alive_timeout(KEEPALIVE.1)
                 .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
+                .initial_connection_window_size(CALLER_CONNECTION_WINDOW)
                 .max_frame_size(FRAME)
         };
         let target: Address =

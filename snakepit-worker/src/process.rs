@@ -19,6 +19,7 @@ mod output;
 mod owner;
 mod proc;
 mod progress;
+mod read_to_end;
 mod ready;
 mod run_dir;
 mod spawn;

@@ -57,6 +57,8 @@ struct Outbox {
     driver: Option<Waker>,
     /// Streams that wait for [room](Replies::poll_room).
     crowded: Vec<Waker>,
+    /// Who waits until it is [empty](Replies::emptied).
+    emptied: Vec<Waker>,
     /// Calls are being polled: who sends is woken once that is through, instead of for each answer.
     polling: bool,
     /// How it ended for the calls: no answer follows.
@@ -126,6 +128,28 @@ impl Replies {
         Poll::Pending
     }
 
+    /// Whether everything was taken to be sent, or nobody takes it any more.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let outbox = self.lock();
+        outbox.bytes == 0 || outbox.closed
+    }
+
+    /// Waits until everything was taken to be sent, or nobody takes it any more. Cancel safe.
+    pub async fn emptied(&self) {
+        std::future::poll_fn(|cx| {
+            let mut outbox = self.lock();
+            if outbox.bytes == 0 || outbox.closed {
+                return Poll::Ready(());
+            }
+            if !outbox.emptied.iter().any(|waker| waker.will_wake(cx.waker())) {
+                outbox.emptied.push(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// Puts something in, and wakes whoever sends.
     fn put(&self, put: impl FnOnce(&mut Outbox)) {
         let waker = {
@@ -148,12 +172,16 @@ impl Replies {
         let mut outbox = self.lock();
         let was_full = outbox.bytes > OUTBOX_BYTES;
         if let Some(batch) = outbox.take_batch() {
+            let emptied = if outbox.bytes == 0 { std::mem::take(&mut outbox.emptied) } else { Vec::new() };
             if was_full && outbox.bytes <= OUTBOX_BYTES {
                 let crowded = std::mem::take(&mut outbox.crowded);
                 let driver = outbox.driver.take();
                 drop(outbox);
                 crowded.into_iter().chain(driver).for_each(Waker::wake);
+            } else {
+                drop(outbox);
             }
+            emptied.into_iter().for_each(Waker::wake);
             return Poll::Ready(Some(Ok(batch)));
         }
         if let Some(ended) = &mut outbox.ended {
@@ -172,10 +200,11 @@ impl Replies {
         outbox.bytes = 0;
         let batch = std::mem::take(&mut outbox.batch);
         let crowded = std::mem::take(&mut outbox.crowded);
+        let emptied = std::mem::take(&mut outbox.emptied);
         let driver = outbox.driver.take();
         drop(outbox);
         drop(batch);
-        crowded.into_iter().chain(driver).for_each(Waker::wake);
+        crowded.into_iter().chain(emptied).chain(driver).for_each(Waker::wake);
     }
 }
 

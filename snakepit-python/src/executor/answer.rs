@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 use snakepit_registry::{ReplyBody, ToolError, ToolReply};
 use snakepit_session::Payload;
 
+use super::Answered;
 use crate::{
+    progress::Answers,
     sink::{self, Sink},
     state::CallState,
     tools::{CancelOnDrop, PythonTools, Reply, chunk_stream},
@@ -38,9 +40,17 @@ impl<'a> Answer<'a> {
     }
 
     /// Says how the call ended. The caller may be gone, which is as well.
-    pub(super) fn finish(self, outcome: Result<Option<Payload>, ToolError>, took: Duration) {
+    pub(super) fn finish(
+        self,
+        outcome: Result<Option<Payload>, ToolError>,
+        took: Duration,
+        answers: Option<&mut Answers>,
+    ) -> Answered {
         match (self.sink, self.reply) {
-            (Some(sink), _) => sink.finish(outcome.map(drop)),
+            (Some(sink), _) => {
+                sink.finish(outcome.map(drop));
+                Answered::Waits(None)
+            }
             (None, Some(reply)) => {
                 let answer = outcome.and_then(|value| match value {
                     Some(value) => Ok(ToolReply {
@@ -51,9 +61,9 @@ impl<'a> Answer<'a> {
                     }),
                     None => Err(ToolError::Internal { problem: "a stream ended before it began".to_owned() }),
                 });
-                reply.send(answer);
+                reply.answer(answer, answers)
             }
-            (None, None) => {}
+            (None, None) => Answered::Waits(None),
         }
     }
 }

@@ -12,11 +12,12 @@ use tokio::{
     time::Instant,
 };
 
-use super::Executor;
+use super::{Executor, Sending};
 use crate::{io::Io, tools::Job};
 
 /// How long calls that follow each other may keep answers, and whatever arrives meanwhile, waiting. So short that the host
-/// is busy with the first answers while the last calls run.
+/// is busy with the first answers while the last calls run. Meanwhile they are kept where a call that takes this process down
+/// cannot take them along.
 const TURN_AFTER: Duration = Duration::from_micros(30);
 
 /// How long calls that follow each other may keep the worker's own tasks waiting.
@@ -31,6 +32,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 pub(crate) struct Runner {
     executor: Executor,
     io: Io,
+    /// Locked while calls run.
+    sending: Mutex<Sending>,
     /// A call that waits for another context.
     next: Mutex<Option<Job>>,
 }
@@ -40,9 +43,10 @@ impl Runner {
     ///
     /// # Errors
     /// When Python cannot make a context.
-    pub(crate) fn run(py: Python<'_>, executor: Executor, io: Io) -> PyResult<()> {
+    pub(crate) fn run(py: Python<'_>, executor: Executor, io: Io, sending: Sending) -> PyResult<()> {
         let base = py.import("contextvars")?.call_method0("copy_context")?;
-        let runner = Bound::new(py, Self { executor, io, next: Mutex::default() })?;
+        let runner =
+            Bound::new(py, Self { executor, io, sending: Mutex::new(sending), next: Mutex::default() })?;
         loop {
             let context = base.call_method0("copy")?;
             // What it is compared with shares all that nobody changed, so that comparing looks at one pointer.
@@ -60,10 +64,12 @@ impl Runner {
     fn __call__(&self, py: Python<'_>, context: &Bound<'_, PyAny>, base: &Bound<'_, PyAny>) -> bool {
         let left = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut waiting = left;
-        while let Some(job) = waiting.take().or_else(|| self.next_job(py)) {
+        let mut sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(job) = waiting.take().or_else(|| self.next_job(py, &mut sending)) {
+            sending.send_what_is_due(py, self.io);
             let mut driven = Instant::now();
             let mut turned = driven;
-            let (mut next, mut now) = self.executor.execute(py, job, driven);
+            let (mut next, mut now) = self.executor.execute(py, job, driven, &mut sending);
             loop {
                 // Values of variables that cannot be compared have been changed, as far as anybody can tell.
                 if !context.eq(base).unwrap_or(false) {
@@ -71,17 +77,21 @@ impl Runner {
                     return false;
                 }
                 let Some(job) = next else { break };
+                let sent = sending.send_what_is_due(py, self.io);
                 if now - turned >= TASKS_AFTER && self.loop_runs() {
                     self.turn_loop(py);
                     turned = Instant::now();
                 }
-                if now - driven >= TURN_AFTER {
-                    // Nothing here waits for anybody who needs the GIL.
-                    self.io.turn();
+                if sent || now - driven >= TURN_AFTER {
+                    if !sent {
+                        // Nothing here waits for anybody who needs the GIL.
+                        self.io.turn();
+                        sending.turned(self.io);
+                    }
                     driven = Instant::now();
                     now = driven;
                 }
-                (next, now) = self.executor.execute(py, job, now);
+                (next, now) = self.executor.execute(py, job, now, &mut sending);
             }
         }
         true
@@ -89,8 +99,10 @@ impl Runner {
 }
 
 impl Runner {
-    fn next_job(&self, py: Python<'_>) -> Option<Job> {
+    fn next_job(&self, py: Python<'_>, sending: &mut Sending) -> Option<Job> {
         if self.loop_runs() {
+            // The worker's own tasks may take the process down, too.
+            sending.send_what_is_due(py, self.io);
             return self.next_job_beside_tasks(py);
         }
         py.detach(|| self.io.drive(self.executor.tools.next_job()))

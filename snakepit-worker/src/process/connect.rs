@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use hyper_util::rt::TokioIo;
 use snakepit_proto::{
     MAX_MESSAGE_BYTES,
-    flow::{CONNECTION_WINDOW, FRAME, STREAM_WINDOW},
+    flow::{CALLER_CONNECTION_WINDOW, FRAME, STREAM_WINDOW},
     pb::{self, bridge_service_client::BridgeServiceClient},
     status::{HEADER_LIST_BYTES, root_cause},
 };
@@ -13,6 +13,7 @@ use tokio::{net::UnixStream, time::Instant};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::{
+    read_to_end::ReadToEnd,
     ready::{Address, ended},
     supervise::Supervised,
 };
@@ -93,11 +94,11 @@ fn settings(endpoint: Endpoint) -> Endpoint {
     endpoint
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(CALLER_CONNECTION_WINDOW)
         .max_frame_size(FRAME)
         .http2_max_header_list_size(HEADER_LIST_BYTES)
 }
 
-async fn connect_unix(path: PathBuf) -> std::io::Result<TokioIo<UnixStream>> {
-    Ok(TokioIo::new(UnixStream::connect(path).await?))
+async fn connect_unix(path: PathBuf) -> std::io::Result<TokioIo<ReadToEnd<UnixStream>>> {
+    Ok(TokioIo::new(ReadToEnd::new(UnixStream::connect(path).await?)))
 }

@@ -1,5 +1,5 @@
-//! What a worker leaves behind when it dies: which of its calls have begun, what the last of them printed, and Python's stacks
-//! if a fatal signal killed it. All of it lies in a shared file, because a dead worker cannot be asked.
+//! What a worker leaves behind when it dies: which of its calls have begun, the answers of those that had ended, what the last
+//! of them printed, and Python's stacks if a fatal signal killed it. All of it lies in a shared file, because a dead worker cannot be asked.
 //!
 //! A worker runs multiplexed calls in the order of their ids, and stores the id of a call in the file, which it has mapped
 //! into its memory, right before the call begins. That costs it a store, and what was stored outlives it. Output is attributed
@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use snakepit_proto::launch::progress as layout;
+use snakepit_proto::{answers, launch::progress as layout, pb::CallReply};
 
 use crate::printable::escape;
 
@@ -26,7 +26,7 @@ const MAX_STACK_LINES: usize = 40;
 pub(super) struct Progress(Option<Arc<File>>);
 
 impl Progress {
-    /// Makes the file, with no call begun.
+    /// Makes the file, with no call begun and no answer kept.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -96,6 +96,11 @@ impl Progress {
         }
         bytes.truncate(filled);
         Some(bytes)
+    }
+
+    /// The answer of a call, if the worker kept it.
+    pub(super) fn answer(&self, id: u64) -> Option<CallReply> {
+        answers::find_answer(&self.bytes(0, layout::STACK)?, id)
     }
 }
 

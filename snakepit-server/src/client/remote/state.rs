@@ -16,7 +16,8 @@ use snakepit_session::{
     SessionError, SessionId, SetVariable, Source, UpdateKind, Variable, VariableId, VariableName,
     VariableType, VariableUpdate, VariableVersion, WatchEvent,
 };
-use snakepit_worker::wire::{payload_from_wire, payload_to_wire};
+use snakepit_worker::wire::{payload_from_wire, payload_to_wire, read_ahead};
+use tokio::task::JoinSet;
 use tonic::{Request, Response, Status};
 
 use super::{ATTEMPTS, MAX_WATCHES, Remote, broke, problem_of, timed::GRACE};
@@ -245,9 +246,12 @@ impl Remote {
             include_initial_values: initial,
         };
         let updates = within("WatchVariables", self.client().watch_variables(request)).await?;
+        let (reading, updates) = read_ahead(updates);
+        let mut task = JoinSet::new();
+        task.spawn(reading);
         Ok(updates
             .map(move |update| {
-                let _held = &place;
+                let _held = (&place, &task);
                 match update {
                     Ok(update) => event(update),
                     Err(status) => Err(error("WatchVariables", &status)),

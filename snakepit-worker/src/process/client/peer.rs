@@ -45,8 +45,14 @@ impl Callee for Peer {
     async fn broken(&self, _: &Asked, id: u64, status: Status) -> Result<pb::CallReply, ToolError> {
         let end = self.end(MULTIPLEXED | id, &status).await;
         // Only a worker that is gone begins nothing more, so what it stored is read after its end and not before.
-        let delivered = !end.is_known || self.progress.has_begun(id);
-        Err(self.lost_by(end, delivered))
+        if !end.is_known {
+            return Err(self.lost_by(end, true));
+        }
+        if !self.progress.has_begun(id) {
+            return Err(self.lost_by(end, false));
+        }
+        // The call may have ended, and its answer not have left before a later call took the worker down.
+        self.progress.answer(id).ok_or_else(|| self.lost_by(end, true))
     }
 
     async fn unsent(&self, asked: &Asked, status: Status) -> ToolError {

@@ -1,0 +1,73 @@
+//! [`Sending`]: what has to leave this process before the next call begins, because that call may take the process down.
+
+use pyo3::Python;
+use snakepit_proto::mux::Replies;
+
+use crate::{io::Io, progress::Answers};
+
+/// What became of an answer.
+#[derive(Debug)]
+pub(crate) enum Answered {
+    /// It is kept where the host finds it whatever becomes of this process.
+    Kept,
+    /// It waits to be sent, here if it is a frame.
+    Waits(Option<Replies>),
+}
+
+/// The answers that were given and may not have left yet.
+#[derive(Debug)]
+pub(crate) struct Sending {
+    /// Where answers are kept; without it each is sent before the next call begins.
+    pub(super) answers: Option<Answers>,
+    is_due: bool,
+    replies: Option<Replies>,
+}
+
+impl Sending {
+    pub(crate) const fn new(answers: Option<Answers>) -> Self {
+        Self { answers, is_due: false, replies: None }
+    }
+
+    pub(super) fn note(&mut self, answered: Answered) {
+        if let Answered::Waits(replies) = answered {
+            self.is_due = true;
+            self.replies = replies;
+        }
+    }
+
+    /// The IO was driven, so what waited has left unless a reader is slow.
+    pub(super) fn turned(&mut self, io: Io) {
+        if let Some(answers) = &mut self.answers
+            && !io.outflow().is_full()
+        {
+            answers.sent();
+        }
+    }
+
+    /// Sends the answers that are not kept, before a call begins that may take this process down. `false` when there are none.
+    pub(super) fn send_what_is_due(&mut self, py: Python<'_>, io: Io) -> bool {
+        if !self.is_due {
+            return false;
+        }
+        loop {
+            // What is ready is written by this; more than that takes a reader who reads.
+            io.turn();
+            let outflow = io.outflow();
+            let waits = self.replies.as_ref().filter(|replies| !replies.is_empty());
+            if waits.is_none() && !outflow.is_full() {
+                break;
+            }
+            let left = async {
+                if let Some(replies) = waits {
+                    replies.emptied().await;
+                }
+                outflow.free().await;
+            };
+            py.detach(|| io.drive(left));
+        }
+        self.is_due = false;
+        self.replies = None;
+        self.turned(io);
+        true
+    }
+}

@@ -1,0 +1,116 @@
+//! [`ReadToEnd`]: a connection that is read to its end although the worker at the other side died.
+//!
+//! What the worker sent stays readable after its death, but writing to it fails, and HTTP/2 gives up a connection at its first
+//! error. So writes to a dead worker are dropped, and reading finds the end.
+
+use std::{
+    io::{self, ErrorKind, IoSlice},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// The connection. Nothing is written once the other side is gone.
+#[derive(Debug)]
+pub(super) struct ReadToEnd<S> {
+    stream: S,
+    is_gone: bool,
+}
+
+impl<S> ReadToEnd<S> {
+    pub(super) const fn new(stream: S) -> Self {
+        Self { stream, is_gone: false }
+    }
+
+    /// The outcome of a write, or `otherwise` where the other side is gone.
+    fn unless_gone<T>(&mut self, written: Poll<io::Result<T>>, otherwise: T) -> Poll<io::Result<T>> {
+        match written {
+            Poll::Ready(Err(error)) if is_end(&error) => {
+                self.is_gone = true;
+                Poll::Ready(Ok(otherwise))
+            }
+            written => written,
+        }
+    }
+}
+
+fn is_end(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::NotConnected)
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for ReadToEnd<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for ReadToEnd<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.is_gone {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.unless_gone(written, bytes.len())
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.unless_gone(flushed, ())
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.unless_gone(shut, ())
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let length = slices.iter().map(|slice| slice.len()).sum();
+        if self.is_gone {
+            return Poll::Ready(Ok(length));
+        }
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.unless_gone(written, length)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::UnixStream,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_dead_peer_sent_is_read_although_writing_fails() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut near = ReadToEnd::new(near);
+        far.write_all(b"the last words").await.unwrap();
+        // It dies without having read what was sent to it.
+        near.write_all(b"unread").await.unwrap();
+        drop(far);
+        near.write_all(b"into the void").await.unwrap();
+        assert_eq!(near.write_vectored(&[IoSlice::new(b"and more")]).await.unwrap(), 8);
+        near.flush().await.unwrap();
+        let mut said = [0; 14];
+        near.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, b"the last words");
+        let end = near.read(&mut said).await;
+        assert!(end.as_ref().map_or_else(is_end, |length| *length == 0), "{end:?}");
+        near.shutdown().await.unwrap();
+    }
+}

@@ -1,0 +1,114 @@
+//! What is lost with a worker: the call that it runs, and no other.
+
+use std::{
+    cell::Cell,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::Duration,
+};
+
+use futures_util::future::{join, join_all};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::json;
+use snakepit_server::{Error, Snakepit, ToolError};
+use snakepit_tests::{eventually, python, root};
+
+const SOON: Duration = Duration::from_secs(30);
+
+async fn start(dir: &tempfile::TempDir, workers: usize) -> Snakepit {
+    Snakepit::builder()
+        .adapter("deadly:Deadly")
+        .env("PYTHONPATH", root().join("tests/adapters").display().to_string())
+        .python(python())
+        .run_dir(dir.path())
+        .workers(workers)
+        .start()
+        .await
+        .unwrap()
+}
+
+/// Whether a call was lost with its worker. Anything but the right answer is a failure.
+async fn is_lost(snakepit: &Snakepit, i: u64, victim: Option<u64>, padding: usize) -> bool {
+    let mut args = json!({"i": i, "padding": padding});
+    if let Some(victim) = victim {
+        args["victim"] = victim.into();
+    }
+    match snakepit.execute::<String>("count", args).await {
+        Ok(answer) => {
+            assert_eq!((answer.trim_end(), answer.len() - padding), (&*i.to_string(), i.to_string().len()));
+            false
+        }
+        Err(Error::Tool(ToolError::WorkerLost { .. })) => true,
+        Err(other) => panic!("call {i}: {other}"),
+    }
+}
+
+fn pids(snakepit: &Snakepit) -> Vec<u32> {
+    snakepit.status().workers.iter().filter_map(|worker| worker.pid).collect()
+}
+
+/// A call that kills its worker runs behind others that have ended: those keep their answers, whatever their size.
+#[tokio::test]
+async fn answers_of_finished_calls_outlive_the_call_that_kills_their_worker() {
+    let dir = tempfile::tempdir().unwrap();
+    let snakepit = start(&dir, 1).await;
+    for (round, padding) in
+        [0, 100, 3000, 20_000, 300_000, 0, 20_000, 300_000, 300_000, 300_000].into_iter().enumerate()
+    {
+        eventually("the worker is up", SOON, async || pids(&snakepit).len() == 1).await;
+        // The pool learns that the tool is brief, and so hands calls over ahead of their turn.
+        for i in 0..30 {
+            assert!(!is_lost(&snakepit, i, None, padding).await);
+        }
+        let victim = Some(20 + 2 * round as u64);
+        let calls = (0..60).map(|i| is_lost(&snakepit, i, victim, padding));
+        let lost: Vec<_> = join_all(calls).await;
+        let lost: Vec<_> = (0..60).zip(lost).filter_map(|(i, lost)| lost.then_some(i)).collect();
+        assert_eq!(lost, Vec::from_iter(victim), "with {padding} bytes of padding");
+    }
+    snakepit.shutdown().await;
+}
+
+/// Workers are killed from outside, under load, while the host's only thread is busy with something else: answers and the
+/// end of the connection then wait for it together.
+#[tokio::test]
+async fn a_kill_under_load_loses_one_call_at_most_although_the_host_is_stalled() {
+    const CALLERS: usize = 64;
+    const KILLS: usize = 20;
+    let dir = tempfile::tempdir().unwrap();
+    let snakepit = start(&dir, 2).await;
+    let (next, lost, stop) = (AtomicU64::new(0), Cell::new(0), Cell::new(false));
+    let caller = async || {
+        while !stop.get() {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if is_lost(&snakepit, i, None, 0).await {
+                lost.set(lost.get() + 1);
+            }
+            // Callers that are answered at once must leave the runtime time for the workers.
+            tokio::task::yield_now().await;
+        }
+    };
+    let killer = async {
+        for round in 0..KILLS {
+            eventually("both workers are up", SOON, async || pids(&snakepit).len() == 2).await;
+            let (begun, before) = (next.load(Ordering::Relaxed), lost.get());
+            eventually("calls run", SOON, async || next.load(Ordering::Relaxed) > begun + 500).await;
+            let victim = pids(&snakepit)[round % 2];
+            let killed = thread::spawn(move || {
+                thread::sleep(Duration::from_millis(5));
+                kill(Pid::from_raw(i32::try_from(victim).unwrap()), Signal::SIGKILL).unwrap();
+            });
+            thread::sleep(Duration::from_millis(20));
+            killed.join().unwrap();
+            eventually("the worker is gone", SOON, async || !pids(&snakepit).contains(&victim)).await;
+            eventually("it is replaced", SOON, async || pids(&snakepit).len() == 2).await;
+            assert!(lost.get() - before <= 1, "kill {round} lost {} calls", lost.get() - before);
+        }
+        stop.set(true);
+    };
+    join(join_all((0..CALLERS).map(|_| caller())), killer).await;
+    snakepit.shutdown().await;
+}
