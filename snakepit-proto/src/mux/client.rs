@@ -443,4 +443,6 @@ impl fmt::Debug for Shared {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;

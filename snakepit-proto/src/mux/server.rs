@@ -128,6 +128,12 @@ impl Replies {
         Poll::Pending
     }
 
+    /// What takes the answers out.
+    #[cfg(test)]
+    pub(in crate::mux) fn body(&self) -> Body {
+        Body(self.clone())
+    }
+
     /// Whether everything was taken to be sent, or nobody takes it any more.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -1,0 +1,400 @@
+//! Both ends of a stream, frame by frame, in random order: calls, late polls, cancellations, recalls, credits, and a cut at any
+//! point. Each call ends once, by the end that arrived first; what arrived before the end comes before it; nothing is left.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    mux::{BATCH_BYTES, Replies, chunk_cost},
+    pb::{CallArgument, CallValue},
+};
+
+/// One step of a run. Numbers pick among what there is.
+#[derive(Debug, Clone)]
+enum Step {
+    Start {
+        tag: u64,
+        bytes: usize,
+    },
+    Poll(usize),
+    Drop(usize),
+    Grant(usize),
+    Recall(u64),
+    /// Cancels the calls of a tag, and waits for them from now on.
+    End(u64),
+    /// No more calls are started.
+    Close,
+    /// The caller's transport takes a message.
+    Send,
+    /// A message reaches the callee.
+    Receive,
+    /// The callee begins a call, or goes on with one.
+    Work {
+        pick: usize,
+        how: Work,
+    },
+    /// The callee's transport takes a message.
+    Answer,
+    /// A message reaches the caller.
+    Deliver,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Work {
+    Open,
+    Chunks { count: usize, bytes: usize },
+    Reply { bytes: usize },
+}
+
+fn size() -> impl Strategy<Value = usize> {
+    prop_oneof![8 => 0..2000_usize, 1 => 100_000..3 * BATCH_BYTES / 2]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let work = prop_oneof![
+        Just(Work::Open),
+        (0..4_usize, size()).prop_map(|(count, bytes)| Work::Chunks { count, bytes }),
+        size().prop_map(|bytes| Work::Reply { bytes }),
+    ];
+    prop_oneof![
+        6 => (0..4_u64, size()).prop_map(|(tag, bytes)| Step::Start { tag, bytes }),
+        6 => any::<usize>().prop_map(Step::Poll),
+        2 => any::<usize>().prop_map(Step::Drop),
+        1 => any::<usize>().prop_map(Step::Grant),
+        1 => (0..4_u64).prop_map(Step::Recall),
+        1 => (0..4_u64).prop_map(Step::End),
+        1 => Just(Step::Close),
+        4 => Just(Step::Send),
+        5 => Just(Step::Receive),
+        12 => (any::<usize>(), work).prop_map(|(pick, how)| Step::Work { pick, how }),
+        4 => Just(Step::Answer),
+        6 => Just(Step::Deliver),
+    ]
+}
+
+/// A call as its caller should see it.
+#[derive(Debug, Default)]
+struct Expected {
+    /// Numbers of the chunks that arrived, and were not polled yet.
+    chunks: Vec<u64>,
+    end: Option<Ends>,
+}
+
+/// An end, told by the number of the reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    Reply(u64),
+    Recalled,
+    Broken,
+    Unsent,
+}
+
+/// A call at the callee.
+#[derive(Debug, Default)]
+struct Served {
+    begun: bool,
+    streams: bool,
+    ended: bool,
+}
+
+struct Run {
+    multiplexer: Option<Multiplexer>,
+    shared: Arc<Shared>,
+    outgoing: Outgoing,
+    calls: Vec<(Call, u64)>,
+    expected: HashMap<u64, Expected>,
+    to_callee: Vec<CallBatch>,
+    served: HashMap<u64, Served>,
+    last_served: u64,
+    replies: Replies,
+    to_caller: Vec<ReplyBatch>,
+    number: u64,
+}
+
+fn noop() -> Context<'static> {
+    Context::from_waker(Waker::noop())
+}
+
+impl Run {
+    fn new() -> Self {
+        let shared = Arc::new(Shared(Mutex::default()));
+        Self {
+            multiplexer: Some(Multiplexer { owner: Arc::new(Owner(Arc::clone(&shared))) }),
+            outgoing: Outgoing(Arc::clone(&shared)),
+            shared,
+            calls: Vec::new(),
+            expected: HashMap::new(),
+            to_callee: Vec::new(),
+            served: HashMap::new(),
+            last_served: 0,
+            replies: Replies::new(),
+            to_caller: Vec::new(),
+            number: 0,
+        }
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Start { tag, bytes } => self.start(tag, bytes),
+            Step::Poll(pick) if !self.calls.is_empty() => {
+                let pick = pick % self.calls.len();
+                self.poll(pick);
+            }
+            Step::Drop(pick) if !self.calls.is_empty() => {
+                let (call, _) = self.calls.swap_remove(pick % self.calls.len());
+                self.expected.remove(&call.id());
+                drop(call);
+            }
+            Step::Grant(pick) if !self.calls.is_empty() => self.calls[pick % self.calls.len()].0.grant(10),
+            Step::Recall(tag) => {
+                if let Some(multiplexer) = &self.multiplexer {
+                    multiplexer.recall(tag);
+                }
+            }
+            Step::End(tag) => self.end(tag),
+            Step::Close => drop(self.multiplexer.take()),
+            Step::Send => drop(self.send()),
+            Step::Receive if !self.to_callee.is_empty() => {
+                let batch = self.to_callee.remove(0);
+                self.receive(batch);
+            }
+            Step::Work { pick, how } => self.work(pick, how),
+            Step::Answer => drop(self.answer()),
+            Step::Deliver if !self.to_caller.is_empty() => {
+                let batch = self.to_caller.remove(0);
+                self.deliver(batch);
+            }
+            _ => {}
+        }
+    }
+
+    fn start(&mut self, tag: u64, bytes: usize) {
+        let Some(multiplexer) = &self.multiplexer else { return };
+        let value = CallValue { binary: Some(vec![0; bytes].into()), ..CallValue::default() };
+        let arguments = vec![CallArgument { name: "x".to_owned(), value: Some(value) }];
+        let call = multiplexer.start(CallStart { arguments, ..CallStart::default() }, tag);
+        self.expected.insert(call.id(), Expected::default());
+        self.calls.push((call, tag));
+    }
+
+    /// Polls a call once. It sees what arrived, in order, and its end last.
+    fn poll(&mut self, pick: usize) {
+        let (call, _) = &mut self.calls[pick];
+        let id = call.id();
+        let expected = self.expected.get_mut(&id).unwrap();
+        match call.poll_event(&mut noop()) {
+            Poll::Pending => {
+                assert!(
+                    expected.chunks.is_empty() && expected.end.is_none(),
+                    "call {id} is held back: {expected:?}"
+                );
+            }
+            Poll::Ready(CallEvent::Opened(opened)) => assert_eq!(opened.id, id),
+            Poll::Ready(CallEvent::Chunks(chunks)) => {
+                let numbers: Vec<_> = chunks.iter().map(number_of).collect();
+                assert_eq!(numbers, std::mem::take(&mut expected.chunks));
+            }
+            Poll::Ready(CallEvent::End(end)) => {
+                assert!(expected.chunks.is_empty(), "call {id} ended before its chunks came");
+                let end = match end {
+                    CallEnd::Reply(reply) => Ends::Reply(reply.execution_time_ns),
+                    CallEnd::Recalled => Ends::Recalled,
+                    CallEnd::Broken(_) => Ends::Broken,
+                    CallEnd::Unsent(_) => Ends::Unsent,
+                };
+                assert_eq!(Some(end), expected.end, "call {id}");
+                self.calls.swap_remove(pick);
+                self.expected.remove(&id);
+            }
+        }
+    }
+
+    /// Calls that were not sent end at once when they are cancelled.
+    fn end(&mut self, tag: u64) {
+        let Some(multiplexer) = self.multiplexer.clone() else { return };
+        let unsent: Vec<u64> = self.shared.lock().outbox.calls.iter().map(|call| call.id).collect();
+        for (call, of) in &self.calls {
+            if *of == tag && unsent.contains(&call.id()) {
+                self.expected.get_mut(&call.id()).unwrap().end.get_or_insert(Ends::Recalled);
+            }
+        }
+        let ended = Box::pin(multiplexer.ended(tag)).as_mut().poll(&mut noop());
+        let runs = self.shared.lock().calls.values().any(|entry| entry.tag == tag && entry.end.is_none());
+        assert_eq!(ended, if runs { Poll::Pending } else { Poll::Ready(true) });
+    }
+
+    /// Whether there was a message.
+    fn send(&mut self) -> bool {
+        let Poll::Ready(Some(batch)) = Pin::new(&mut self.outgoing).poll_next(&mut noop()) else {
+            return false;
+        };
+        let bytes: usize = batch.calls.iter().map(call_size).sum();
+        assert!(batch.calls.len() == 1 || bytes <= BATCH_BYTES);
+        self.to_callee.push(batch);
+        true
+    }
+
+    fn receive(&mut self, batch: CallBatch) {
+        for call in batch.calls {
+            assert!(call.id > self.last_served, "ids rise");
+            assert!(!call.arguments.is_empty(), "a withdrawn call was sent");
+            self.last_served = call.id;
+            self.served.insert(call.id, Served::default());
+        }
+        for id in &batch.cancels {
+            assert!(self.served.contains_key(id), "call {id} is not known");
+        }
+        for id in batch.cancels {
+            if !self.served[&id].ended {
+                self.reply(id, 0);
+            }
+        }
+        for id in batch.recalls {
+            // One that was cancelled before it was sent may still be asked back, which changes nothing.
+            let Some(served) = self.served.get_mut(&id) else { continue };
+            if !served.begun && !served.ended {
+                served.ended = true;
+                self.replies.recalled(id);
+            }
+        }
+    }
+
+    fn work(&mut self, pick: usize, how: Work) {
+        let mut open: Vec<u64> =
+            self.served.iter().filter(|(_, served)| !served.ended).map(|(id, _)| *id).collect();
+        open.sort_unstable();
+        if open.is_empty() {
+            return;
+        }
+        let id = open[pick % open.len()];
+        let served = self.served.get_mut(&id).unwrap();
+        match how {
+            Work::Open if !served.begun => {
+                (served.begun, served.streams) = (true, true);
+                self.replies.opened(CallOpened { id, ..CallOpened::default() });
+            }
+            Work::Chunks { count, bytes } if served.streams => {
+                let chunk = |number: u64| {
+                    let data = [&number.to_be_bytes()[..], &vec![0; bytes]].concat().into();
+                    CallChunk { data, ..CallChunk::default() }
+                };
+                let chunks = (0..count).map(|i| chunk(self.number + i as u64)).collect();
+                self.number += count as u64;
+                self.replies.chunks(id, chunks);
+            }
+            Work::Reply { bytes } => self.reply(id, bytes),
+            _ => {}
+        }
+    }
+
+    fn reply(&mut self, id: u64, bytes: usize) {
+        let served = self.served.get_mut(&id).unwrap();
+        (served.begun, served.ended) = (true, true);
+        self.number += 1;
+        let value = CallValue { binary: Some(vec![0; bytes].into()), ..CallValue::default() };
+        let execution_time_ns = self.number;
+        self.replies.reply(CallReply { id, value: Some(value), execution_time_ns, ..CallReply::default() });
+    }
+
+    /// Whether there was a message.
+    fn answer(&mut self) -> bool {
+        let mut body = std::mem::ManuallyDrop::new(self.replies.body());
+        let Poll::Ready(Some(Ok(batch))) = Pin::new(&mut *body).poll_next(&mut noop()) else { return false };
+        let chunks = batch.chunks.iter().flat_map(|run| &run.chunks);
+        let bytes = chunks.clone().map(|chunk| usize::try_from(chunk_cost(chunk)).unwrap()).sum::<usize>()
+            + batch.replies.iter().map(crate::mux::reply_size).sum::<usize>();
+        assert!(chunks.count() + batch.replies.len() == 1 || bytes <= BATCH_BYTES, "{bytes}");
+        self.to_caller.push(batch);
+        true
+    }
+
+    fn deliver(&mut self, batch: ReplyBatch) {
+        for run in &batch.chunks {
+            if let Some(expected) = self.expected.get_mut(&run.id).filter(|expected| expected.end.is_none()) {
+                expected.chunks.extend(run.chunks.iter().map(number_of));
+            }
+        }
+        for reply in &batch.replies {
+            if let Some(expected) = self.expected.get_mut(&reply.id) {
+                expected.end.get_or_insert(Ends::Reply(reply.execution_time_ns));
+            }
+        }
+        for id in &batch.recalled {
+            if let Some(expected) = self.expected.get_mut(id) {
+                expected.end.get_or_insert(Ends::Recalled);
+            }
+        }
+        self.shared.update(|state, wakers| state.deliver(batch, wakers));
+    }
+
+    /// The stream breaks here: what is under way is lost.
+    fn cut(&mut self) {
+        let unsent: Vec<u64> = self.shared.lock().outbox.calls.iter().map(|call| call.id).collect();
+        for (id, expected) in &mut self.expected {
+            expected.end.get_or_insert(if unsent.contains(id) { Ends::Unsent } else { Ends::Broken });
+        }
+        self.shared.update(|state, wakers| state.fail(&Status::unavailable("cut"), wakers));
+        drop(self.replies.body());
+    }
+
+    /// Everything that is under way arrives, and all calls are answered.
+    fn settle(&mut self) {
+        drop(self.multiplexer.take());
+        loop {
+            let mut moved = self.send();
+            moved |= !self.to_callee.is_empty();
+            std::mem::take(&mut self.to_callee).into_iter().for_each(|batch| self.receive(batch));
+            let open: Vec<u64> =
+                self.served.iter().filter(|(_, served)| !served.ended).map(|(id, _)| *id).collect();
+            open.into_iter().for_each(|id| self.reply(id, 0));
+            moved |= self.answer();
+            std::mem::take(&mut self.to_caller).into_iter().for_each(|batch| self.deliver(batch));
+            if !moved {
+                break;
+            }
+        }
+        let sent_all = Pin::new(&mut self.outgoing).poll_next(&mut noop());
+        assert!(matches!(sent_all, Poll::Ready(None)), "the sending half ends with the last call");
+    }
+
+    /// Each call ends, and leaves nothing on either side.
+    fn check(mut self) {
+        while let Some(last) = self.calls.len().checked_sub(1) {
+            let before = (self.calls.len(), self.expected[&self.calls[last].0.id()].chunks.len());
+            self.poll(last);
+            // An opening may come first.
+            let again = self.calls.get(last).map(|(call, _)| self.expected[&call.id()].chunks.len());
+            if again == Some(before.1) && before.1 == 0 {
+                self.poll(last);
+            }
+        }
+        let state = self.shared.lock();
+        assert!(state.calls.is_empty(), "{:?} are left", state.calls.keys());
+        assert_eq!(
+            (state.open, state.outbox_bytes, state.withdrawn.len(), state.settling.len()),
+            (0, 0, 0, 0)
+        );
+        assert!(self.replies.is_empty());
+    }
+}
+
+fn number_of(chunk: &CallChunk) -> u64 {
+    u64::from_be_bytes(*chunk.data.first_chunk().unwrap())
+}
+
+proptest! {
+    #[test]
+    fn each_call_ends_once_by_what_arrived_first(
+        steps in proptest::collection::vec(step(), 0..150),
+        is_cut in any::<bool>(),
+    ) {
+        let mut run = Run::new();
+        steps.into_iter().for_each(|step| run.take(step));
+        if is_cut {
+            run.cut();
+        } else {
+            run.settle();
+        }
+        run.check();
+    }
+}
