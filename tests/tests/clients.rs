@@ -117,6 +117,13 @@ async fn a_session_of_the_package_has_the_state_that_tools_have() {
 }
 
 #[tokio::test]
+async fn what_a_client_of_the_package_leaves_unread_holds_up_nothing_and_its_calls_outlive_it() {
+    // Two of the workers are held by streams that nobody reads for a while.
+    let sandbox = Sandbox::adapter(SHOWCASE, 3).start().await;
+    assert_eq!(output_of("unread.py", &sandbox).await, "ok\n");
+}
+
+#[tokio::test]
 async fn the_client_of_the_package_works_over_tcp_and_unix() {
     let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
     for address in [sandbox.url().to_owned(), format!("unix:{}", sandbox.socket().display())] {

@@ -1,0 +1,63 @@
+"""What a program does not read holds up nothing else; and calls outlive the client that started them."""
+
+import sys
+
+import numpy as np
+
+from snakepit_bridge.client import Client
+
+UPDATE = 9 * 1024 * 1024 // 8
+CHUNKS = 50_000
+
+
+def watches(address: str) -> None:
+    """Two watches that nobody reads, on the connection of the calls. The other client's updates fill them."""
+    with Client(address) as client, Client(address) as writer:
+        writer.session("s")["x"] = np.zeros(UPDATE)
+        unread = [client.session("s").watch("x") for _ in range(2)]
+        for round in range(1, 4):
+            writer.session("s")["x"] = np.full(UPDATE, float(round))
+            assert client.options(timeout=20).call("add", a=1, b=round) == 1 + round
+        for watch in unread:
+            # One update fits beside the next; the oldest gave way, and the watch says so.
+            updates = [next(watch) for _ in range(2)]
+            while updates[-1].variable is None or updates[-1].variable.version < 3:
+                updates.append(next(watch))
+            assert updates[-1].variable.value[0] == 3.0
+
+
+def streams(address: str) -> None:
+    """Streams that nobody reads for a while."""
+    with Client(address) as client:
+        unread = [client.stream("count", n=CHUNKS) for _ in range(2)]
+        assert client.options(timeout=20).call("add", a=1, b=2) == 3
+        assert all(sum(1 for _ in stream) == CHUNKS for stream in unread)
+
+
+def closed(address: str) -> None:
+    """A stream goes on after the close, also beyond the credit that it began with."""
+    with Client(address) as client:
+        stream = client.stream("count", n=CHUNKS)
+        assert next(stream) == 1
+    assert list(stream) == list(range(2, CHUNKS + 1))
+
+
+def cancelled(address: str) -> None:
+    """A stream that is given up after the close frees its worker."""
+    client = Client(address)
+    stream = client.stream("count", n=100_000_000)
+    next(stream)
+    client.close()
+    stream.close()
+    with Client(address) as other:
+        assert other.options(timeout=20).call("add", a=1, b=2) == 3
+
+
+def nobody_keeps_it(address: str) -> None:
+    assert list(Client(address).stream("count", n=CHUNKS)) == list(range(1, CHUNKS + 1))
+
+
+if __name__ == "__main__":
+    for scenario in (watches, streams, closed, cancelled, nobody_keeps_it):
+        scenario(sys.argv[1])
+    print("ok")
