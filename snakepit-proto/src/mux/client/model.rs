@@ -200,7 +200,7 @@ impl Run {
                     CallEnd::Reply(reply) => Ends::Reply(reply.execution_time_ns),
                     CallEnd::Recalled => Ends::Recalled,
                     CallEnd::Broken(_) => Ends::Broken,
-                    CallEnd::Unsent(_) => Ends::Unsent,
+                    CallEnd::Unsent(..) => Ends::Unsent,
                 };
                 assert_eq!(Some(end), expected.end, "call {id}");
                 self.calls.swap_remove(pick);
