@@ -1,6 +1,9 @@
 //! Both ends of a stream, frame by frame, in random order: calls, late polls, cancellations, recalls, credits, and a cut at any
 //! point. Each call ends once, by the end that arrived first; what arrived before the end comes before it; nothing is left.
 
+use std::pin::Pin;
+
+use futures_core::Stream;
 use proptest::prelude::*;
 
 use super::*;
