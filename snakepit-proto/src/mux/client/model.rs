@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// One step of a run. Numbers pick among what there is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Step {
     Start {
         tag: u64,
