@@ -1,11 +1,10 @@
 //! The calling end, frame by frame, without a stream.
 
 use std::{
+    pin::Pin,
     sync::atomic::{AtomicUsize, Ordering},
     task::Wake,
 };
-
-use std::pin::Pin;
 
 use futures_core::Stream;
 
