@@ -152,40 +152,9 @@ impl Payload {
     ///
     /// # Errors
     /// [`PayloadError::Mismatch`] when the JSON is of another type.
+    #[inline]
     pub fn declared(ty: ValueType, json: Bytes) -> Result<Self, PayloadError> {
-        let text = json.trim_ascii();
-        let found = text.first();
-        let is_number = || matches!(found, Some(b'-' | b'0'..=b'9'));
-        let fits = match ty {
-            // Whether it is whole is for the reader to say, to whom 5.0 is 5.
-            ValueType::Integer => is_number(),
-            ValueType::Float => {
-                is_number() || matches!(text, br#""NaN""# | br#""Infinity""# | br#""-Infinity""#)
-            }
-            ValueType::String | ValueType::Choice | ValueType::Module => found == Some(&b'"'),
-            ValueType::Boolean => matches!(text, b"true" | b"false"),
-            ValueType::Null => text == b"null",
-            ValueType::Map => found == Some(&b'{'),
-            ValueType::List => found == Some(&b'['),
-            // Where a message has no binary field, an array is a map with its data in it.
-            ValueType::Embedding | ValueType::Tensor => matches!(found, Some(b'[' | b'{')),
-            // These travel as a buffer.
-            ValueType::Bytes => false,
-        };
-        if fits {
-            return Ok(Self::from_json(ty, json));
-        }
-        let found = match found {
-            _ if text == b"null" => "null",
-            _ if matches!(text, b"true" | b"false") => "a boolean",
-            None => "empty",
-            Some(b'"') => "a string",
-            Some(b'{') => "a map",
-            Some(b'[') => "a list",
-            Some(b'-' | b'0'..=b'9') => "a number",
-            Some(_) => "malformed",
-        };
-        Err(PayloadError::Mismatch { ty, found })
+        if is_of(ty, &json) { Ok(Self::from_json(ty, json)) } else { Err(mismatch(ty, &json)) }
     }
 
     /// A value that travels as a raw buffer; `metadata` is JSON that says how to read it (shape, dtype, format).
@@ -337,6 +306,45 @@ impl fmt::Debug for Payload {
         }
         f.write_str(")")
     }
+}
+
+/// Whether JSON begins like a value of this type.
+#[inline]
+fn is_of(ty: ValueType, json: &[u8]) -> bool {
+    // Writers of compact JSON leave no white space around it.
+    let is_trimmed = |edge: Option<&u8>| edge.is_some_and(|byte| *byte > b' ');
+    let text = if is_trimmed(json.first()) && is_trimmed(json.last()) { json } else { json.trim_ascii() };
+    let Some(&first) = text.first() else { return false };
+    let is_number = first == b'-' || first.is_ascii_digit();
+    match ty {
+        // Whether it is whole is for the reader to say, to whom 5.0 is 5.
+        ValueType::Integer => is_number,
+        ValueType::Float => is_number || matches!(text, br#""NaN""# | br#""Infinity""# | br#""-Infinity""#),
+        ValueType::String | ValueType::Choice | ValueType::Module => first == b'"',
+        ValueType::Boolean => matches!(text, b"true" | b"false"),
+        ValueType::Null => text == b"null",
+        ValueType::Map => first == b'{',
+        ValueType::List => first == b'[',
+        // Where a message has no binary field, an array is a map with its data in it.
+        ValueType::Embedding | ValueType::Tensor => matches!(first, b'[' | b'{'),
+        // These travel as a buffer.
+        ValueType::Bytes => false,
+    }
+}
+
+#[cold]
+fn mismatch(ty: ValueType, json: &[u8]) -> PayloadError {
+    let found = match json.trim_ascii() {
+        b"null" => "null",
+        b"true" | b"false" => "a boolean",
+        [] => "empty",
+        [b'"', ..] => "a string",
+        [b'{', ..] => "a map",
+        [b'[', ..] => "a list",
+        [b'-' | b'0'..=b'9', ..] => "a number",
+        _ => "malformed",
+    };
+    PayloadError::Mismatch { ty, found }
 }
 
 #[cfg(test)]
