@@ -97,9 +97,14 @@ impl ProcessLauncher {
             Ok(Ok((multiplexer, incoming))) => {
                 // Cancelled at the end of the stream, and also if the task that reads it should panic.
                 let hung_up = supervised.hung_up().drop_guard();
+                let stop = self.stop.clone();
                 self.tasks.spawn(async move {
                     let _hung_up = hung_up;
-                    incoming.await;
+                    // A process that a tool left behind may hold the dead worker's socket open for as long as it likes.
+                    tokio::select! {
+                        () = incoming => {}
+                        () = stop.cancelled() => {}
+                    }
                 });
                 Ok(Some(multiplexer))
             }

@@ -144,6 +144,20 @@ class MisbehavingAdapter(BaseAdapter):
         return data
 
     @tool
+    def leave_behind(self, seconds: float) -> int:
+        """Daemonizes a process that holds all descriptors of the worker. Returns its pid."""
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.setsid()
+            if os.fork() == 0:
+                os.write(writing, str(os.getpid()).encode())
+                time.sleep(seconds)
+            os._exit(0)
+        os.waitpid(child, 0)
+        return int(os.read(reading, 20))
+
+    @tool
     def spawn_grandchild(self) -> int:
         """Starts a process that does not know when to stop."""
         return subprocess.Popen(["sleep", "600"]).pid

@@ -336,3 +336,16 @@ async fn floods_of_output_block_nobody() {
     assert_eq!(execute(&mut client, "flood_stdout", &json!({"n": lines})).await.unwrap(), lines);
     assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
 }
+
+#[tokio::test]
+async fn a_process_that_holds_the_sockets_of_a_dead_worker_does_not_keep_the_host() {
+    let mut sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
+    let mut client = sandbox.client().await;
+    let holder = execute(&mut client, "leave_behind", &json!({"seconds": 120})).await.unwrap();
+    let holder = u32::try_from(holder.as_u64().unwrap()).unwrap();
+    execute(&mut client, "crash", &json!({})).await.unwrap_err();
+    signal(sandbox.pid(), Signal::SIGTERM);
+    let code = sandbox.wait(SOON).await;
+    signal(holder, Signal::SIGKILL);
+    assert_eq!(code, Some(0));
+}
