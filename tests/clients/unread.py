@@ -15,9 +15,9 @@ def watches(address: str) -> None:
     with Client(address) as client, Client(address) as writer:
         writer.session("s")["x"] = np.zeros(UPDATE)
         unread = [client.session("s").watch("x") for _ in range(2)]
-        for round in range(1, 4):
-            writer.session("s")["x"] = np.full(UPDATE, float(round))
-            assert client.options(timeout=20).call("add", a=1, b=round) == 1 + round
+        for turn in range(1, 4):
+            writer.session("s")["x"] = np.full(UPDATE, float(turn))
+            assert client.options(timeout=20).call("add", a=1, b=turn) == 1 + turn
         for watch in unread:
             # One update fits beside the next; the oldest gave way, and the watch says so.
             updates = [next(watch) for _ in range(2)]
