@@ -13,6 +13,8 @@
 mod client;
 mod server;
 
+#[cfg(any(test, feature = "test-util"))]
+pub use client::Frames;
 pub use client::{Call, CallEnd, CallEvent, Incoming, Multiplexer};
 pub use server::{Body, Calls, Driver, Replies, Serve};
 

@@ -1,7 +1,7 @@
 //! The calling end: [`Multiplexer`] starts calls, [`Call`] is one of them, [`Incoming`] brings their answers.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fmt,
     hash::BuildHasherDefault,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -11,8 +11,12 @@ use std::{
 use tonic::{Code, Request, Status};
 
 mod event;
+#[cfg(any(test, feature = "test-util"))]
+mod frames;
 mod transport;
 
+#[cfg(any(test, feature = "test-util"))]
+pub use self::frames::Frames;
 use self::{event::IdHasher, transport::Outgoing};
 pub use self::{
     event::{CallEnd, CallEvent},
@@ -66,14 +70,24 @@ struct State {
     withdrawn: HashSet<u64, BuildHasherDefault<IdHasher>>,
     /// The task that sends, while it has nothing to send.
     sender: Option<Waker>,
+    by_tag: ByTag,
     /// Tasks that wait until no call of a tag runs any more.
-    settling: Vec<(u64, Waker)>,
+    settling: HashMap<u64, Vec<Waker>, BuildHasherDefault<IdHasher>>,
     /// No more calls will be started.
     closed: bool,
     /// Why no more answers will come.
     broken: Option<Status>,
     /// The tags of calls that were under way when the stream broke. Whether those calls have ended is not known.
     lost: HashSet<u64, BuildHasherDefault<IdHasher>>,
+}
+
+/// The open calls with their tags: `(tag, id)`. Calls enter it when somebody asks for a tag, and not when they start, because
+/// of most calls nobody does.
+#[derive(Default)]
+struct ByTag {
+    calls: BTreeSet<(u64, u64)>,
+    /// Open calls up to this id are in it.
+    up_to: u64,
 }
 
 /// A call that has not ended, or whose end was not fetched.
@@ -149,8 +163,8 @@ impl Multiplexer {
     /// Asks for the calls of this tag back, if they have not begun.
     pub fn recall(&self, tag: u64) {
         self.owner.0.send(|state, _| {
-            let ids = state.calls.iter().filter(|(_, entry)| entry.tag == tag && entry.end.is_none());
-            state.outbox.recalls.extend(ids.map(|(id, _)| *id));
+            let ids = state.of_tag(tag);
+            state.outbox.recalls.extend(ids);
         });
     }
 
@@ -159,17 +173,17 @@ impl Multiplexer {
     pub async fn ended(&self, tag: u64) -> bool {
         let shared = &self.owner.0;
         shared.send(|state, wakers| {
-            let ids = state.calls.iter().filter(|(_, entry)| entry.tag == tag && entry.end.is_none());
-            let ids: Vec<u64> = ids.map(|(id, _)| *id).collect();
-            ids.iter().for_each(|id| state.cancel(*id, wakers));
+            let ids = state.of_tag(tag);
+            ids.into_iter().for_each(|id| state.cancel(id, wakers));
         });
         std::future::poll_fn(|cx| {
             let mut state = shared.lock();
-            if state.calls.values().all(|entry| entry.tag != tag || entry.end.is_some()) {
+            if state.of_tag(tag).is_empty() {
                 return Poll::Ready(!state.lost.contains(&tag));
             }
-            if !state.settling.iter().any(|(of, waker)| *of == tag && waker.will_wake(cx.waker())) {
-                state.settling.push((tag, cx.waker().clone()));
+            let settling = state.settling.entry(tag).or_default();
+            if !settling.iter().any(|waker| waker.will_wake(cx.waker())) {
+                settling.push(cx.waker().clone());
             }
             Poll::Pending
         })
@@ -246,6 +260,21 @@ impl fmt::Debug for Call {
 }
 
 impl State {
+    /// The open calls of a tag. Costs as much as the calls that were started since it was last asked, at most.
+    fn of_tag(&mut self, tag: u64) -> Vec<u64> {
+        let Self { calls, by_tag, last_id, .. } = self;
+        let new = (by_tag.up_to + 1)..=*last_id;
+        let entries = |id: &u64, entry: &Entry| entry.end.is_none().then_some((entry.tag, *id));
+        if new.end() - by_tag.up_to < calls.len() as u64 {
+            by_tag.calls.extend(new.filter_map(|id| calls.get(&id).and_then(|entry| entries(&id, entry))));
+        } else {
+            let new = calls.iter().filter(|(id, _)| new.contains(id));
+            by_tag.calls.extend(new.filter_map(|(id, entry)| entries(id, entry)));
+        }
+        by_tag.up_to = *last_id;
+        by_tag.calls.range((tag, 0)..=(tag, u64::MAX)).map(|(_, id)| *id).collect()
+    }
+
     /// Nobody waits for the call any more.
     fn abandon(&mut self, id: u64, wakers: &mut Vec<Waker>) {
         let Some(entry) = self.calls.get_mut(&id) else { return };
@@ -258,8 +287,9 @@ impl State {
         self.cancel(id, wakers);
     }
 
-    /// Has the other side cancel the call, or takes it back if it was not even sent.
+    /// Has the other side cancel the call, or takes it back if it was not even sent. Does nothing once it has ended.
     fn cancel(&mut self, id: u64, wakers: &mut Vec<Waker>) {
+        let Some(entry) = self.calls.get_mut(&id).filter(|entry| entry.end.is_none()) else { return };
         // Calls are sent in the order of their ids.
         if let Ok(unsent) = self.outbox.calls.binary_search_by_key(&id, |call| call.id) {
             let empty = CallStart { id, ..CallStart::default() };
@@ -270,9 +300,7 @@ impl State {
                 self.drop_withdrawn();
             }
             self.end(id, CallEnd::Recalled, wakers);
-        } else if let Some(entry) = self.calls.get_mut(&id)
-            && !std::mem::replace(&mut entry.cancelled, true)
-        {
+        } else if !std::mem::replace(&mut entry.cancelled, true) {
             self.outbox.cancels.push(id);
         }
     }
@@ -298,7 +326,12 @@ impl State {
             wakers.extend(entry.waker.take());
         }
         self.open -= 1;
-        wakers.extend(self.settling.extract_if(.., |(of, _)| *of == tag).map(|(_, waker)| waker));
+        if id <= self.by_tag.up_to {
+            self.by_tag.calls.remove(&(tag, id));
+        }
+        if !self.settling.is_empty() {
+            wakers.extend(self.settling.remove(&tag).into_iter().flatten());
+        }
         if self.is_done() {
             wakers.extend(self.sender.take());
         }
@@ -354,7 +387,7 @@ impl State {
         for id in ids {
             self.end(id, CallEnd::Broken(status.clone()), wakers);
         }
-        wakers.extend(self.settling.drain(..).map(|(_, waker)| waker));
+        wakers.extend(self.settling.drain().flat_map(|(_, wakers)| wakers));
         wakers.extend(self.sender.take());
     }
 

@@ -132,8 +132,9 @@ impl Replies {
     }
 
     /// What takes the answers out.
-    #[cfg(test)]
-    pub(in crate::mux) fn body(&self) -> Body {
+    #[cfg(any(test, feature = "test-util"))]
+    #[must_use]
+    pub fn body(&self) -> Body {
         Body(self.clone())
     }
 

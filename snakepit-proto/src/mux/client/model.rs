@@ -25,6 +25,8 @@ enum Step {
     Recall(u64),
     /// Cancels the calls of a tag, and waits for them from now on.
     End(u64),
+    /// Cancels a call twice.
+    Cancel(usize),
     /// No more calls are started.
     Close,
     /// The caller's transport takes a message.
@@ -66,6 +68,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<usize>().prop_map(Step::Grant),
         1 => (0..4_u64).prop_map(Step::Recall),
         1 => (0..4_u64).prop_map(Step::End),
+        1 => any::<usize>().prop_map(Step::Cancel),
         1 => Just(Step::Close),
         4 => Just(Step::Send),
         5 => Just(Step::Receive),
@@ -155,6 +158,7 @@ impl Run {
                 }
             }
             Step::End(tag) => self.end(tag),
+            Step::Cancel(pick) if !self.calls.is_empty() => self.cancel(pick % self.calls.len()),
             Step::Close => drop(self.multiplexer.take()),
             Step::Send => drop(self.send()),
             Step::Receive if !self.to_callee.is_empty() => {
@@ -210,6 +214,25 @@ impl Run {
                 self.expected.remove(&id);
             }
         }
+    }
+
+    fn cancel(&mut self, pick: usize) {
+        let id = self.calls[pick].0.id();
+        if self.is_unsent(id) {
+            self.expected.get_mut(&id).unwrap().end.get_or_insert(Ends::Recalled);
+        }
+        (0..2).for_each(|_| self.shared.update(|state, wakers| state.cancel(id, wakers)));
+        self.check_outbox();
+    }
+
+    fn is_unsent(&self, id: u64) -> bool {
+        self.shared.lock().outbox.calls.iter().any(|call| call.id == id)
+    }
+
+    fn check_outbox(&self) {
+        let state = self.shared.lock();
+        let live = state.outbox.calls.iter().filter(|call| !state.withdrawn.contains(&call.id));
+        assert_eq!(state.outbox_bytes, live.map(call_size).sum::<usize>());
     }
 
     /// Calls that were not sent end at once when they are cancelled.

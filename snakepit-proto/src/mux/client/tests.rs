@@ -286,3 +286,65 @@ fn cancelled_calls_do_not_pile_up_in_the_outbox() {
     let state = shared.lock();
     assert_eq!((state.outbox_bytes, state.withdrawn.len()), (0, 0));
 }
+
+#[test]
+fn an_unsent_call_is_taken_back_once() {
+    let (multiplexer, shared) = multiplexer();
+    let calls = [(); 5].map(|()| multiplexer.start(of_bytes(10), 1));
+    let mut wakers = Vec::new();
+    shared.lock().cancel(calls[0].id(), &mut wakers);
+    shared.lock().cancel(calls[0].id(), &mut wakers);
+    let state = shared.lock();
+    let live = state.outbox.calls.iter().filter(|call| !state.withdrawn.contains(&call.id));
+    assert_eq!(state.outbox_bytes, live.map(call_size).sum::<usize>());
+    assert_eq!(state.open, 4);
+}
+
+/// Recalls and cancels that many calls, each on its own, while all of them run.
+fn cancel_each(count: u64) -> std::time::Duration {
+    let (multiplexer, shared) = multiplexer();
+    let cx = &mut Context::from_waker(Waker::noop());
+    let calls: Vec<_> = (1..=count).map(|tag| multiplexer.start(CallStart::default(), tag)).collect();
+    while shared.lock().take_batch().is_some() {}
+    let begun = std::time::Instant::now();
+    (1..=count).for_each(|tag| multiplexer.recall(tag));
+    let mut ending: Vec<_> = (1..=count).map(|tag| Box::pin(multiplexer.ended(tag))).collect();
+    assert!(ending.iter_mut().all(|ended| ended.as_mut().poll(cx).is_pending()));
+    let batch = shared.lock().take_batch().unwrap();
+    assert_eq!((batch.recalls, batch.cancels), ((1..=count).collect(), (1..=count).collect()));
+    for call in &calls {
+        deliver(&shared, replies(&[call.id()]));
+    }
+    assert!(ending.iter_mut().all(|ended| ended.as_mut().poll(cx) == Poll::Ready(true)));
+    let took = begun.elapsed();
+    assert!(shared.lock().by_tag.calls.is_empty() && shared.lock().settling.is_empty());
+    took
+}
+
+#[test]
+fn ten_thousand_cancels_take_as_long_as_ten_times_a_thousand() {
+    // The shortest of several, because this machine does other things too. Quadratic, the ratio is near 100.
+    let shortest = |count| (0..3).map(|_| cancel_each(count)).min().unwrap();
+    let ratio = shortest(10_000).as_secs_f64() / shortest(1000).as_secs_f64();
+    assert!(ratio < 40.0, "{ratio}");
+}
+
+#[test]
+fn calls_of_a_tag_are_found_whenever_they_started() {
+    let (multiplexer, shared) = multiplexer();
+    let mut calls = Vec::new();
+    // Few new calls among many, and many new ones behind few.
+    for (count, ended) in [(3, 0), (100, 90), (2, 1), (1, 0), (40, 43)] {
+        calls.extend((0..count).map(|i| multiplexer.start(CallStart::default(), i % 3)));
+        for call in calls.drain(..ended) {
+            deliver(&shared, replies(&[call.id()]));
+        }
+        let mut state = shared.lock();
+        for tag in 0..4 {
+            let mut expected: Vec<u64> =
+                state.calls.iter().filter(|(_, entry)| entry.tag == tag).map(|(id, _)| *id).collect();
+            expected.sort_unstable();
+            assert_eq!(state.of_tag(tag), expected);
+        }
+    }
+}
