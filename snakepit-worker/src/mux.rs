@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 pub use self::{
-    calling::{Asked, Callee, Failed, call, fits, send},
+    calling::{Asked, Callee, Failed, Lost, call, fits, send},
     serving::{MuxCalls, MuxService, not_rising},
 };
 use crate::wire::{bad_argument, bad_field, failure_to_wire, value_from_wire, value_to_wire};

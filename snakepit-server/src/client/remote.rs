@@ -21,7 +21,7 @@ use snakepit_proto::{
 };
 use snakepit_registry::{CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply};
 use snakepit_worker::{
-    mux::{self, Asked, Callee, Failed},
+    mux::{self, Asked, Callee, Failed, Lost},
     wire::{WireError, check_size, failure_from_wire, payload_from_wire, request_to_wire},
 };
 use tokio::{
@@ -274,14 +274,15 @@ impl Callee for Host {
         to_tool_error(&asked.tool, &status)
     }
 
-    async fn broken(&self, asked: &Asked, _: u64, status: Status) -> Result<pb::CallReply, ToolError> {
+    async fn broken(&self, asked: &Asked, _: u64, status: Status) -> Lost {
         // Whoever learns of it from this call must not find the same line with its next.
         self.line.cancel();
         // A host that shuts down says so as the last thing on the stream.
-        if let error @ ToolError::ShuttingDown { .. } = to_tool_error(&asked.tool, &status) {
-            return Err(error);
-        }
-        Err(ToolError::ConnectionLost { peer: HOST.to_owned(), problem: problem_of(&status) })
+        let error = match to_tool_error(&asked.tool, &status) {
+            error @ ToolError::ShuttingDown { .. } => error,
+            _ => ToolError::ConnectionLost { peer: HOST.to_owned(), problem: problem_of(&status) },
+        };
+        Lost { answer: None, error }
     }
 
     async fn unsent(&self, _: &Asked, status: Status) -> ToolError {

@@ -63,11 +63,8 @@ pub trait Callee: Clone + Send + Sync + Unpin + 'static {
     /// What a status of its means.
     async fn refused(&self, asked: &Asked, status: Status) -> ToolError;
 
-    /// What the end of its connection means for the call of this id: perhaps its answer is known all the same.
-    ///
-    /// # Errors
-    /// What to tell the caller otherwise.
-    async fn broken(&self, asked: &Asked, id: u64, status: Status) -> Result<pb::CallReply, ToolError>;
+    /// What the end of its connection means for the call of this id.
+    async fn broken(&self, asked: &Asked, id: u64, status: Status) -> Lost;
 
     /// What it means that the connection ended before the call was sent.
     async fn unsent(&self, asked: &Asked, status: Status) -> ToolError;
@@ -83,6 +80,15 @@ pub trait Callee: Clone + Send + Sync + Unpin + 'static {
 
     /// Which worker runs a call, from what the answer says of it.
     fn worker(&self, told: &str) -> Option<Arc<str>>;
+}
+
+/// A call whose connection broke.
+#[derive(Debug)]
+pub struct Lost {
+    /// Its answer, if that is known all the same. It says nothing of chunks: those before it may not have arrived.
+    pub answer: Option<pb::CallReply>,
+    /// What to tell the caller otherwise.
+    pub error: ToolError,
 }
 
 /// Whether a call, with its names and metadata, is small enough to share the stream with others.
@@ -161,15 +167,15 @@ async fn answered<C: Callee>(mut call: Call, callee: &C, asked: &Asked) -> Resul
         }
         CallEvent::Chunks(_) => return incoherent("sent chunks of a stream before it began"),
     };
+    let answer = match answer {
+        Answer::Trouble(trouble) => trouble.answer(callee, asked, call.id()).await,
+        answer => answer,
+    };
     match answer {
         Answer::Value(reply) => Ok(reply),
-        Answer::None => incoherent("ended a call without an answer"),
+        // Trouble was made into one of the others.
+        Answer::None | Answer::Trouble(_) => incoherent("ended a call without an answer"),
         Answer::Failed(error) => Err(Failed::Error(error)),
-        Answer::Trouble(trouble) => match trouble.meaning(callee, asked, call.id()).await {
-            Ok(Some(reply)) => Ok(reply),
-            Ok(None) => incoherent("ended a call without an answer"),
-            Err(error) => Err(Failed::Error(error)),
-        },
     }
 }
 
@@ -191,29 +197,27 @@ enum Trouble {
 }
 
 impl Trouble {
-    /// The answer, if there is one after all; `None` is the end of a complete stream.
-    async fn meaning<C: Callee>(
-        self,
-        callee: &C,
-        asked: &Asked,
-        id: u64,
-    ) -> Result<Option<ToolReply>, ToolError> {
-        let refusal = match self {
-            Self::Refused(status) => status,
-            Self::Unsent(status) => return Err(callee.unsent(asked, status).await),
-            Self::Broken(status) => {
-                let reply = callee.broken(asked, id, status).await?;
-                match answer(callee, asked, CallEnd::Reply(reply)) {
-                    Answer::Value(reply) => return Ok(Some(reply)),
-                    Answer::None => return Ok(None),
-                    Answer::Failed(error) => return Err(error),
-                    Answer::Trouble(Self::Refused(status)) => status,
-                    // A reply is neither.
-                    Answer::Trouble(Self::Broken(status) | Self::Unsent(status)) => status,
-                }
-            }
-        };
-        Err(callee.refused(asked, refusal).await)
+    /// The answer of a unary call, if there is one after all.
+    async fn answer<C: Callee>(self, callee: &C, asked: &Asked, id: u64) -> Answer {
+        let Self::Broken(status) = self else { return Answer::Failed(self.error(callee, asked, id).await) };
+        let Lost { answer: kept, error } = callee.broken(asked, id, status).await;
+        match kept.map(|reply| answer(callee, asked, CallEnd::Reply(reply))) {
+            // Only the end of a stream holds no answer.
+            None | Some(Answer::None) => Answer::Failed(error),
+            // A reply may hold a refusal, but never the end of a connection.
+            Some(Answer::Trouble(trouble)) => Answer::Failed(trouble.error(callee, asked, id).await),
+            Some(answer) => answer,
+        }
+    }
+
+    /// The error that it is. A stream whose connection broke is never complete, whatever is known of its end: its last
+    /// chunks may have been on their way.
+    async fn error<C: Callee>(self, callee: &C, asked: &Asked, id: u64) -> ToolError {
+        match self {
+            Self::Refused(status) => callee.refused(asked, status).await,
+            Self::Unsent(status) => callee.unsent(asked, status).await,
+            Self::Broken(status) => callee.broken(asked, id, status).await.error,
+        }
     }
 }
 
@@ -255,7 +259,7 @@ struct Chunks<C> {
     /// The cost of chunks that were handed on since the last grant.
     owed: u64,
     /// Why it ended, while that is found out.
-    error: Option<BoxFuture<'static, Result<Option<ToolReply>, ToolError>>>,
+    error: Option<BoxFuture<'static, ToolError>>,
 }
 
 impl<C: Callee> Chunks<C> {
@@ -284,9 +288,9 @@ impl<C: Callee> Stream for Chunks<C> {
                 return Poll::Ready(Some(Ok(this.hand_on(chunk))));
             }
             if let Some(error) = &mut this.error {
-                let end = ready!(error.poll_unpin(cx));
+                let error = ready!(error.poll_unpin(cx));
                 this.error = None;
-                return Poll::Ready(end.err().map(Err));
+                return Poll::Ready(Some(Err(error)));
             }
             let Some(call) = &mut this.call else { return Poll::Ready(None) };
             match ready!(call.poll_event(cx)) {
@@ -296,12 +300,16 @@ impl<C: Callee> Stream for Chunks<C> {
                     let id = call.id();
                     this.call = None;
                     match answer(&this.callee, &this.asked, end) {
-                        Answer::Value(_) | Answer::None => {}
+                        Answer::None => {}
+                        Answer::Value(_) => {
+                            let error = this.callee.incoherent("ended a stream with a value");
+                            return Poll::Ready(Some(Err(error)));
+                        }
                         Answer::Failed(error) => return Poll::Ready(Some(Err(error))),
                         Answer::Trouble(trouble) => {
                             let (callee, asked) = (this.callee.clone(), this.asked.clone());
                             this.error =
-                                Some(Box::pin(async move { trouble.meaning(&callee, &asked, id).await }));
+                                Some(Box::pin(async move { trouble.error(&callee, &asked, id).await }));
                         }
                     }
                 }
@@ -309,3 +317,6 @@ impl<C: Callee> Stream for Chunks<C> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,9 +13,11 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, future::join_all, stream};
-use snakepit_proto::mux::{Body, CallEnd, CallEvent, Incoming, Multiplexer, Serve};
+use snakepit_proto::mux::{
+    Body, CallEnd, CallEvent, Incoming, MAX_ITEM_BYTES, Multiplexer, Serve, TOO_LARGE,
+};
 use snakepit_proto::pb::bridge_service_client::BridgeServiceClient;
-use snakepit_registry::Chunk;
+use snakepit_registry::{Chunk, ToolFailure};
 use snakepit_session::Payload;
 use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 use tonic::{
@@ -27,7 +29,7 @@ use tonic_prost::ProstCodec;
 
 use super::*;
 use crate::{
-    mux::{Asked, Callee, call},
+    mux::{Asked, Callee, Lost, call},
     wire::WireError,
 };
 
@@ -248,8 +250,8 @@ impl Callee for Other {
         }
     }
 
-    async fn broken(&self, asked: &Asked, _: u64, status: Status) -> Result<pb::CallReply, ToolError> {
-        Err(self.unsent(asked, status).await)
+    async fn broken(&self, asked: &Asked, _: u64, status: Status) -> Lost {
+        Lost { answer: None, error: self.unsent(asked, status).await }
     }
 
     async fn unsent(&self, _: &Asked, status: Status) -> ToolError {

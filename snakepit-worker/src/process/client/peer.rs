@@ -16,7 +16,7 @@ use tonic::{Code, Status};
 use super::super::{progress::Progress, ready::ended, supervise::ExitWatch};
 use crate::{
     ExitReason, WorkerExit, WorkerId,
-    mux::{Asked, Callee},
+    mux::{Asked, Callee, Lost},
     wire::{WireError, failure_from_wire, payload_from_wire},
 };
 
@@ -42,17 +42,13 @@ impl Callee for Peer {
         self.error(asked, status).await
     }
 
-    async fn broken(&self, _: &Asked, id: u64, status: Status) -> Result<pb::CallReply, ToolError> {
+    async fn broken(&self, _: &Asked, id: u64, status: Status) -> Lost {
         let end = self.end(MULTIPLEXED | id, &status).await;
         // Only a worker that is gone begins nothing more, so what it stored is read after its end and not before.
-        if !end.is_known {
-            return Err(self.lost_by(end, true));
-        }
-        if !self.progress.has_begun(id) {
-            return Err(self.lost_by(end, false));
-        }
+        let may_have_begun = !end.is_known || self.progress.has_begun(id);
         // The call may have ended, and its answer not have left before a later call took the worker down.
-        self.progress.answer(id).ok_or_else(|| self.lost_by(end, true))
+        let answer = if end.is_known && may_have_begun { self.progress.answer(id) } else { None };
+        Lost { answer, error: self.lost_by(end, may_have_begun) }
     }
 
     async fn unsent(&self, asked: &Asked, status: Status) -> ToolError {
@@ -329,7 +325,7 @@ mod tests {
         let peer = Peer { id: WorkerId::new("w"), exit, progress, output_lines: 20 };
         let asked = Asked { tool: "fetch".into(), deadline: None, id: CallId::next() };
         let delivered = async |id| {
-            let lost = peer.broken(&asked, id, Status::unavailable("broken")).await.unwrap_err();
+            let lost = peer.broken(&asked, id, Status::unavailable("broken")).await.error;
             assert!(matches!(lost, ToolError::WorkerLost { .. }), "{lost:?}");
             lost.is_delivered()
         };
