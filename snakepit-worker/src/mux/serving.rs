@@ -7,11 +7,8 @@ use std::{
     collections::HashMap,
     fmt,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
-    task::{Context, Poll, ready},
+    sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -19,20 +16,19 @@ use futures_util::{
     StreamExt,
     future::{AbortHandle, Abortable},
     stream::FuturesUnordered,
-    task::AtomicWaker,
 };
 use snakepit_proto::{
-    mux::{Calls, MAX_ITEM_BYTES, Replies, STREAM_CREDIT, TOO_LARGE, call_size, chunk_cost, too_large},
+    mux::{Calls, Replies, STREAM_CREDIT, call_size},
     pb,
     status::{CANCELLED, INTERNAL, refuse},
 };
-use snakepit_registry::{
-    CallId, CallMode, CallStage, ChunkStream, ReplyBody, ToolCall, ToolError, ToolFailure, ToolHandler,
-    ToolReply,
-};
-use tokio::time::{Instant, Sleep, sleep_until};
+use snakepit_registry::{CallId, CallMode, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
+use tokio::time::{Instant, sleep_until};
 use tonic::{Code, Status};
 
+mod forward;
+
+use self::forward::{Ahead, Credit, Forward};
 use super::{call_from_wire, failure_reply, status_reply, value_reply};
 use crate::wire::bad_field;
 
@@ -47,9 +43,6 @@ const SMALL_BYTES: usize = 4096;
 
 /// When one of the calls may have ended.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
-
-/// Chunks are handed over once there are this many bytes of them, although more may be ready.
-const RUN_BYTES: u64 = STREAM_CREDIT;
 
 /// How long after its deadline a stream that cannot send is ended here: whatever runs it says so first if it is polled.
 const DEADLINE_GRACE: Duration = Duration::from_millis(50);
@@ -99,6 +92,7 @@ pub struct MuxCalls<S: MuxService> {
     bytes: usize,
     /// The last call that was taken in.
     last_id: u64,
+    ahead: Ahead,
     /// Each gives the id of the call that it answered, if it did.
     tasks: FuturesUnordered<Pin<Box<dyn Future<Output = Option<u64>> + Send>>>,
 }
@@ -113,20 +107,12 @@ struct Running {
     cancelled: bool,
 }
 
-/// How many bytes of chunks a stream may still send; see [`chunk_cost`]. Below zero after a chunk that was larger: what it
-/// overdrew has to be granted before the next one.
-#[derive(Debug)]
-struct Credit {
-    left: AtomicI64,
-    /// The stream's task, while it waits for more.
-    task: AtomicWaker,
-}
-
 impl<S: MuxService> MuxCalls<S> {
     /// No calls yet. They are answered into `replies`.
     pub fn new(service: Arc<S>, replies: Replies) -> Self {
         let tasks = FuturesUnordered::new();
-        Self { service, replies, running: HashMap::new(), bytes: 0, last_id: 0, tasks }
+        let (running, ahead) = (HashMap::new(), Ahead::default());
+        Self { service, replies, running, bytes: 0, last_id: 0, ahead, tasks }
     }
 
     /// Whether a call of this id runs.
@@ -168,15 +154,15 @@ impl<S: MuxService> MuxCalls<S> {
                 return self.replies.reply(status_reply(id, status));
             }
         };
-        let credit = (call.mode == CallMode::Streaming)
-            .then(|| Arc::new(Credit { left: AtomicI64::new(signed(window)), task: AtomicWaker::new() }));
+        let credit = (call.mode == CallMode::Streaming).then(|| Arc::new(Credit::new(window)));
         let (abort, registration) = AbortHandle::new_pair();
         let running = Running { call: call.id, abort, credit: credit.clone(), bytes, cancelled: false };
         self.running.insert(id, running);
         self.bytes += bytes;
         let answer =
             Answer { id, session_id, service: Arc::clone(&self.service), replies: self.replies.clone() };
-        let task = Abortable::new(answer.run(call, credit), registration);
+        let flow = credit.map(|credit| (credit, self.ahead.clone()));
+        let task = Abortable::new(answer.run(call, flow), registration);
         self.tasks.push(Box::pin(async move {
             // An aborted call is answered by whoever aborted it.
             task.await.is_ok().then_some(id)
@@ -252,42 +238,10 @@ impl<S: MuxService> fmt::Debug for MuxCalls<S> {
     }
 }
 
-/// Numbers beyond any that could be used up are as good as the largest.
-fn signed(bytes: u64) -> i64 {
-    i64::try_from(bytes).unwrap_or(i64::MAX)
-}
-
 /// Says that a call's id is not above the one before it.
 #[must_use]
 pub fn not_rising(id: u64, last: u64) -> Status {
     bad_field("id", &format!("is {id} after {last}; ids rise from call to call, from 1"))
-}
-
-impl Credit {
-    fn grant(&self, bytes: u64) {
-        self.change(|left| left.saturating_add(signed(bytes)));
-        self.task.wake();
-    }
-
-    /// Ready once there is any credit.
-    fn poll_any(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.left.load(Ordering::Acquire) > 0 {
-            return Poll::Ready(());
-        }
-        self.task.register(cx.waker());
-        // It may have been granted before the registration.
-        if self.left.load(Ordering::Acquire) > 0 { Poll::Ready(()) } else { Poll::Pending }
-    }
-
-    /// A chunk may overdraw the credit: the caller grants its whole cost later, so it is charged in whole.
-    fn spend(&self, bytes: u64) {
-        self.change(|left| left.saturating_sub(signed(bytes)));
-    }
-
-    fn change(&self, change: impl Fn(i64) -> i64) {
-        // The change is always made.
-        let _ = self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| Some(change(left)));
-    }
 }
 
 /// Where the answer of one call goes.
@@ -299,23 +253,23 @@ struct Answer<S> {
 }
 
 impl<S: MuxService> Answer<S> {
-    async fn run(self, call: ToolCall, credit: Option<Arc<Credit>>) {
-        let (id, tool, deadline) = (self.id, Arc::clone(&call.tool), call.deadline);
-        let started = credit.is_some().then(Instant::now);
+    async fn run(self, call: ToolCall, flow: Option<(Arc<Credit>, Ahead)>) {
+        let (id, deadline) = (self.id, call.deadline);
+        let flow = flow.map(|flow| (flow, Arc::clone(&call.tool), Instant::now()));
         let reply = match self.service.handler().call(call).await {
             Ok(ToolReply { body, metadata, worker, execution_time }) => {
                 let worker_id = worker.map(|worker| worker.to_string()).unwrap_or_default();
-                match (body, credit) {
+                match (body, flow) {
                     (ReplyBody::Value(value), None) => {
                         pb::CallReply { metadata, worker_id, ..value_reply(id, value, execution_time) }
                     }
-                    (ReplyBody::Stream(chunks), Some(credit)) => {
+                    (ReplyBody::Stream(chunks), Some((flow, tool, started))) => {
                         self.replies.opened(pb::CallOpened { id, worker_id: worker_id.clone() });
-                        let until = started.and_then(|at| self.service.stream_deadline(&tool, deadline, at));
+                        let until = self.service.stream_deadline(&tool, deadline, started);
                         let late = until.and_then(|at| at.checked_add(DEADLINE_GRACE));
                         let late = late.map(|at| Box::pin(sleep_until(at)));
-                        let replies = &self.replies;
-                        let forward = Forward { id, tool, chunks, held: None, credit, replies, late };
+                        let ((credit, ahead), replies) = (flow, &self.replies);
+                        let forward = Forward { id, tool, chunks, held: None, ahead, credit, replies, late };
                         match forward.await {
                             Ok(()) => pb::CallReply { id, worker_id, ..pb::CallReply::default() },
                             Err(error) => self.failed(error),
@@ -339,95 +293,6 @@ impl<S: MuxService> Answer<S> {
             error => status_reply(self.id, self.service.status(error)),
         }
     }
-}
-
-/// Moves chunks from a stream into the replies as far as the credit goes. The end needs no credit: one chunk is read ahead,
-/// so that an end behind the last chunk is seen, and a stream whose reader has stopped granting ends at its deadline.
-struct Forward<'a> {
-    id: u64,
-    tool: Arc<str>,
-    chunks: ChunkStream,
-    /// A chunk that waits for credit, with its cost.
-    held: Option<(pb::CallChunk, u64)>,
-    credit: Arc<Credit>,
-    replies: &'a Replies,
-    /// Fires after the deadline. Polled only while a chunk is held, for the stream itself keeps its deadline.
-    late: Option<Pin<Box<Sleep>>>,
-}
-
-impl Forward<'_> {
-    /// Ready while another chunk may be sent.
-    fn poll_leave(&self, cx: &Context<'_>) -> Poll<()> {
-        // A large credit is no leave to fill the memory for a caller that does not read.
-        match self.credit.poll_any(cx) {
-            Poll::Ready(()) => self.replies.poll_room(cx),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-
-    /// The next chunk with its cost, or `None` at the end.
-    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<(pb::CallChunk, u64)>, ToolError>> {
-        if let Some(held) = self.held.take() {
-            return Poll::Ready(Ok(Some(held)));
-        }
-        let Some(chunk) = ready!(self.chunks.as_mut().poll_next(cx)).transpose()? else {
-            return Poll::Ready(Ok(None));
-        };
-        let chunk = pb::CallChunk { data: chunk.data, metadata: chunk.metadata };
-        let cost = chunk_cost(&chunk);
-        if cost > MAX_ITEM_BYTES as u64 {
-            return Poll::Ready(Err(chunk_too_large(chunk.data.len())));
-        }
-        Poll::Ready(Ok(Some((chunk, cost))))
-    }
-
-    /// Ready once the deadline has passed.
-    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<ToolError> {
-        let Some(late) = &mut self.late else { return Poll::Pending };
-        ready!(late.as_mut().poll(cx));
-        let (tool, stage) = (self.tool.to_string(), CallStage::Running);
-        Poll::Ready(ToolError::DeadlineExceeded { tool, stage })
-    }
-}
-
-impl Future for Forward<'_> {
-    type Output = Result<(), ToolError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        let (mut run, mut bytes) = (Vec::new(), 0);
-        let outcome = loop {
-            if bytes >= RUN_BYTES {
-                this.replies.chunks(this.id, std::mem::take(&mut run));
-                bytes = 0;
-            }
-            let may_send = this.poll_leave(cx).is_ready();
-            if !may_send && this.held.is_some() {
-                break this.poll_late(cx).map(Err);
-            }
-            match this.poll_chunk(cx) {
-                Poll::Ready(Ok(Some(next))) if !may_send => this.held = Some(next),
-                Poll::Ready(Ok(Some((chunk, cost)))) => {
-                    this.credit.spend(cost);
-                    bytes += cost;
-                    run.push(chunk);
-                }
-                Poll::Ready(Ok(None)) => break Poll::Ready(Ok(())),
-                Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
-                Poll::Pending => break Poll::Pending,
-            }
-        };
-        if !run.is_empty() {
-            this.replies.chunks(this.id, run);
-        }
-        outcome
-    }
-}
-
-/// A message that large would break the stream, and with it all other calls.
-fn chunk_too_large(size: usize) -> ToolError {
-    let (message, error_type) = (too_large("chunk", size), TOO_LARGE.to_owned());
-    ToolError::Failed(Box::new(ToolFailure { message, error_type, ..ToolFailure::default() }))
 }
 
 #[cfg(test)]

@@ -306,7 +306,7 @@ fn cancel_each(count: u64) -> std::time::Duration {
     let cx = &mut Context::from_waker(Waker::noop());
     let calls: Vec<_> = (1..=count).map(|tag| multiplexer.start(CallStart::default(), tag)).collect();
     while shared.lock().take_batch().is_some() {}
-    let begun = std::time::Instant::now();
+    let begun = tokio::time::Instant::now();
     (1..=count).for_each(|tag| multiplexer.recall(tag));
     let mut ending: Vec<_> = (1..=count).map(|tag| Box::pin(multiplexer.ended(tag))).collect();
     assert!(ending.iter_mut().all(|ended| ended.as_mut().poll(cx).is_pending()));

@@ -93,3 +93,39 @@ async fn a_stream_whose_reader_grants_nothing_ends_at_its_deadline() {
     }
     assert_eq!(count, 100);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_read_ahead_of_credit_is_bounded_over_all_streams() {
+    const STREAMS: u64 = 100;
+    const SIZE: usize = 1_000_000;
+    let tools = Tools::default();
+    let (batches, mut replies) = raw(&tools).await;
+    // The first chunk overdraws the credit, the second one waits for more.
+    let late = |id| if id > 50 { 1_000_000 } else { 0 };
+    let calls =
+        (1..=STREAMS).map(|id| pb::CallStart { credit: 1, timeout_us: late(id), ..chunks(id, 3, SIZE) });
+    batches.send(pb::CallBatch { calls: calls.collect(), ..Default::default() }).await.unwrap();
+    let mut counts = BTreeMap::<u64, usize>::new();
+    let mut ends = BTreeMap::new();
+    let mut take = |batch: pb::ReplyBatch| {
+        for run in batch.chunks {
+            *counts.entry(run.id).or_default() += run.chunks.len();
+        }
+        ends.extend(batch.replies.into_iter().map(|reply| (reply.id, reply.status.is_some())));
+        (counts.values().sum::<usize>(), ends.len(), ends.values().filter(|failed| **failed).count())
+    };
+    while take(replies.message().await.unwrap().unwrap()).0 < 100 {}
+    let ahead = tools.0.produced.load(SeqCst) - 100 * SIZE;
+    let limit = usize::try_from(forward::AHEAD_BYTES).unwrap();
+    assert!(ahead > SIZE && ahead <= limit + SIZE, "{ahead}");
+    // Those that could not read ahead end at their deadline all the same.
+    while take(replies.message().await.unwrap().unwrap()).1 < 50 {}
+    let credits = (1..=50).map(|id| pb::CallCredit { id, bytes: u64::MAX }).collect();
+    batches.send(pb::CallBatch { credits, ..Default::default() }).await.unwrap();
+    drop(batches);
+    let mut all = (0, 0, 0);
+    while let Some(batch) = replies.message().await.unwrap() {
+        all = take(batch);
+    }
+    assert_eq!(all, (50 * 3 + 50, 100, 50));
+}
