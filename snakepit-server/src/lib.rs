@@ -53,14 +53,14 @@ pub use snakepit::Snakepit;
 
 pub use snakepit_pool::{PoolError, PoolStatus, WorkerState, WorkerStatus};
 pub use snakepit_registry::{FnTool, ToolError, ToolSpec, TraceContext};
-#[cfg(feature = "redb")]
-pub use snakepit_session::RedbBackend;
 pub use snakepit_session::{
     Batch, Created, MemoryBackend, Metadata, NewSession, NewVariable, Note, Number, Payload, Program,
     ProgramInfo, ProgramName, ProgramOwner, Session, SessionBackend, SessionError, SessionId, SessionLimits,
     SessionStats, SetVariable, Source, UpdateKind, ValueType, Variable, VariableId, VariableName,
     VariableType, VariableUpdate, VariableVersion, VariableWatch, WatchEvent,
 };
+#[cfg(feature = "redb")]
+pub use snakepit_session_redb::RedbBackend;
 #[cfg(feature = "redis")]
-pub use snakepit_session::{RedisBackend, RedisConfig};
+pub use snakepit_session_redis::{RedisBackend, RedisConfig};
 pub use snakepit_worker::{WorkerId, WorkerLauncher};

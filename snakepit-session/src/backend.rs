@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use crate::{
     NewSession, NewVariable, Note, Program, ProgramInfo, ProgramName, ProgramOwner, Session, SessionError,
     SessionEvents, SessionId, SessionStats, SetVariable, Variable, VariableName, VariableVersion,
-    VariableWatch, record::no_variable,
+    VariableWatch, kit::no_variable,
 };
 
 /// Whether an operation that creates or finds did the one or the other.
@@ -38,8 +38,11 @@ pub struct PageRequest {
 }
 
 impl PageRequest {
-    /// How many entries, and after which id: that is what the token is.
-    pub(crate) fn parse(self) -> Result<(usize, Option<SessionId>), SessionError> {
+    /// How many entries to return, and after which id: that is what the token is.
+    ///
+    /// # Errors
+    /// [`SessionError::InvalidPageToken`].
+    pub fn parse(self) -> Result<(usize, Option<SessionId>), SessionError> {
         const DEFAULT: usize = 100;
         const MAX: usize = 1000;
         let size = if self.size == 0 { DEFAULT } else { self.size.min(MAX) };
@@ -64,7 +67,8 @@ pub struct Page<T> {
 /// operation happen entirely before or entirely after any other on the same session. An expired session is gone for
 /// every operation at the moment it expires, whether or not its memory was reclaimed.
 ///
-/// Implementations prove themselves by the suite in `contract` (feature `test-util`).
+/// [`kit`](crate::kit) holds the semantics of every operation, so an implementation only loads and stores. The suites in the
+/// crate `snakepit-session-testkit` check it.
 ///
 /// # Cancel safety
 /// A dropped future either did all of its operation or nothing.

@@ -9,40 +9,28 @@
 //! MemoryBackend   RedbBackend   RedisBackend     this process; a file; a server that hosts share
 //!       +-------------+-------------+
 //!                     |
-//!                record, limits             what every backend does to a session
+//!                kit, limits                what every backend does to a session
 //! ```
 //!
 //! A session has an id, metadata, typed variables, programs, the worker that served it last, and a time to live that every
-//! use renews. This crate knows nothing of gRPC, protobuf, workers or Python.
+//! use renews. `RedbBackend` and `RedisBackend` are in the crates `snakepit-session-redb` and `snakepit-session-redis`. This crate knows nothing of gRPC, protobuf, workers or Python.
 #![warn(missing_docs)]
 
 mod backend;
-#[cfg(feature = "test-util")]
-pub mod contract;
 mod error;
 mod events;
 mod id;
+pub mod kit;
 mod limits;
 mod memory;
 mod metadata;
 mod payload;
 mod program;
-mod record;
-#[cfg(feature = "redb")]
-mod redb;
-#[cfg(feature = "redis")]
-mod redis;
 mod session;
-#[cfg(feature = "stored")]
-mod stored;
 mod variable;
 mod variable_type;
 mod watch;
 
-#[cfg(feature = "redb")]
-pub use self::redb::RedbBackend;
-#[cfg(feature = "redis")]
-pub use self::redis::{RedisBackend, RedisConfig};
 pub use backend::{Batch, Created, Page, PageRequest, SessionBackend};
 pub use error::SessionError;
 pub use events::{SessionEvent, SessionEventKind, SessionEventSender, SessionEvents, SessionStats};

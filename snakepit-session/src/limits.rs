@@ -68,7 +68,7 @@ impl Default for SessionLimits {
 
 impl SessionLimits {
     /// The TTL that a caller gets who asks for this one.
-    pub(crate) fn ttl(&self, asked: Option<Duration>) -> Duration {
+    pub fn ttl(&self, asked: Option<Duration>) -> Duration {
         asked.unwrap_or(self.default_ttl).min(MAX_TTL)
     }
 
@@ -76,7 +76,7 @@ impl SessionLimits {
     ///
     /// # Errors
     /// [`SessionError::MetadataTooLarge`] or [`SessionError::SessionTooLarge`].
-    pub(crate) fn check_new(&self, id: &SessionId, new: &NewSession) -> Result<(), SessionError> {
+    pub fn check_new(&self, id: &SessionId, new: &NewSession) -> Result<(), SessionError> {
         self.check_metadata(&new.metadata)?;
         self.check_size(id, size_of_metadata(&new.metadata))
     }
@@ -85,7 +85,7 @@ impl SessionLimits {
     ///
     /// # Errors
     /// [`SessionError::ProgramTooLarge`] or [`SessionError::MetadataTooLarge`].
-    pub(crate) fn check_program(&self, name: &ProgramName, program: &Program) -> Result<(), SessionError> {
+    pub fn check_program(&self, name: &ProgramName, program: &Program) -> Result<(), SessionError> {
         let (size, limit) = (program.data.len(), self.max_program_bytes);
         if size > limit {
             return Err(SessionError::ProgramTooLarge { name: name.to_string(), size, limit });
@@ -97,7 +97,7 @@ impl SessionLimits {
     ///
     /// # Errors
     /// [`SessionError::ValueTooLarge`].
-    pub(crate) fn check_value(&self, variable: &str, value: &Payload) -> Result<(), SessionError> {
+    pub fn check_value(&self, variable: &str, value: &Payload) -> Result<(), SessionError> {
         let (size, limit) = (value.size(), self.max_value_bytes);
         if size > limit {
             return Err(SessionError::ValueTooLarge { variable: variable.to_owned(), size, limit });
@@ -109,7 +109,7 @@ impl SessionLimits {
     ///
     /// # Errors
     /// [`SessionError::SessionTooLarge`].
-    pub(crate) fn check_size(&self, id: &SessionId, size: usize) -> Result<(), SessionError> {
+    pub fn check_size(&self, id: &SessionId, size: usize) -> Result<(), SessionError> {
         let limit = self.max_session_bytes;
         if size > limit {
             return Err(SessionError::SessionTooLarge { session: id.clone(), size, limit });
@@ -121,7 +121,7 @@ impl SessionLimits {
     ///
     /// # Errors
     /// [`SessionError::MetadataTooLarge`].
-    pub(crate) fn check_metadata(&self, metadata: &BTreeMap<String, String>) -> Result<(), SessionError> {
+    pub fn check_metadata(&self, metadata: &BTreeMap<String, String>) -> Result<(), SessionError> {
         self.check_metadata_of(metadata.len(), size_of_metadata(metadata))
     }
 
@@ -129,12 +129,12 @@ impl SessionLimits {
     ///
     /// # Errors
     /// [`SessionError::MetadataTooLarge`].
-    pub(crate) fn check_note(&self, note: &Note) -> Result<(), SessionError> {
+    pub fn check_note(&self, note: &Note) -> Result<(), SessionError> {
         self.check_metadata_of(note.metadata.len(), size_of_note(note))
     }
 
     /// Likewise, of what was counted already.
-    pub(crate) const fn check_metadata_of(&self, entries: usize, bytes: usize) -> Result<(), SessionError> {
+    pub const fn check_metadata_of(&self, entries: usize, bytes: usize) -> Result<(), SessionError> {
         let (max_entries, max_bytes) = (self.max_metadata_entries, self.max_metadata_bytes);
         if entries > max_entries || bytes > max_bytes {
             return Err(SessionError::MetadataTooLarge { entries, bytes, max_entries, max_bytes });
@@ -143,22 +143,26 @@ impl SessionLimits {
     }
 }
 
-pub(crate) fn size_of_metadata(metadata: &BTreeMap<String, String>) -> usize {
+/// What metadata takes, in bytes.
+#[must_use]
+pub fn size_of_metadata(metadata: &BTreeMap<String, String>) -> usize {
     metadata.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
-pub(crate) fn size_of_program(name: &ProgramName, program: &Program) -> usize {
+/// What a program takes of its session, in bytes.
+#[must_use]
+pub fn size_of_program(name: &ProgramName, program: &Program) -> usize {
     let Program { data, content_type, metadata, ttl: _, updated_at: _ } = program;
     name.as_str().len() + data.len() + content_type.len() + size_of_metadata(metadata)
 }
 
 /// What one version of a variable takes.
-pub(crate) fn size_of_version(value: &Payload, note: &Note) -> usize {
+pub fn size_of_version(value: &Payload, note: &Note) -> usize {
     value.size() + size_of_note(note)
 }
 
 /// The most that a variable grows by when this is written to it. Numbers may be written longer than they came.
-pub(crate) fn most_of_write(value: &Payload, note: &Note) -> usize {
+pub fn most_of_write(value: &Payload, note: &Note) -> usize {
     const NUMBER: usize = 64;
     size_of_version(value, note) + note.metadata.size() + NUMBER
 }

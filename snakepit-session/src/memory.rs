@@ -20,9 +20,7 @@ use tokio::time::Instant;
 use crate::{
     Created, NewSession, Session, SessionError, SessionEventKind, SessionId, SessionLimits, UpdateKind,
     events::SessionEventSender,
-    limits::size_of_metadata,
-    record::{Head, Record, Room, VariableRecord},
-    watch::Watchers,
+    kit::{Head, Record, Room, VariableRecord, Watchers, size_of_metadata},
 };
 
 mod globals;

@@ -165,7 +165,7 @@ const BRIEF: usize = 64 * 1024;
 
 /// A value that was checked before it is written, for a variable of this type.
 #[derive(Debug, Clone)]
-pub(crate) struct Checked {
+pub struct Checked {
     ty: Arc<VariableType>,
     outcome: Result<Payload, String>,
 }
@@ -185,7 +185,7 @@ impl Checked {
     ///
     /// # Cancel safety
     /// Cancel safe: it changes nothing.
-    pub(crate) async fn if_costly(ty: &Arc<VariableType>, value: &Payload) -> Option<Self> {
+    pub async fn if_costly(ty: &Arc<VariableType>, value: &Payload) -> Option<Self> {
         if !ty.is_costly(value) {
             return None;
         }

@@ -10,7 +10,7 @@ use std::{
 use futures_core::Stream;
 use serde::{Deserialize, Serialize};
 
-use crate::{Note, SessionError, SessionId, SessionLimits, Variable, record::Record};
+use crate::{Note, SessionError, SessionId, SessionLimits, Variable, kit::Record};
 
 /// What happened to a variable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,7 +179,7 @@ impl Watcher {
     ///
     /// # Errors
     /// [`SessionError::VariableNotFound`].
-    pub(crate) fn of_record(
+    pub fn of_record(
         limits: &SessionLimits,
         id: &SessionId,
         record: &Record,
@@ -275,13 +275,13 @@ fn wake(mut state: MutexGuard<'_, State>) {
 
 /// All watchers of one session.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Watchers {
+pub struct Watchers {
     watchers: Vec<Watcher>,
 }
 
 impl Watchers {
     /// Adds a watcher, unless there are too many that still listen.
-    pub(crate) fn add(&mut self, watcher: Watcher, limit: usize) -> Result<(), SessionError> {
+    pub fn add(&mut self, watcher: Watcher, limit: usize) -> Result<(), SessionError> {
         self.watchers.retain(|watcher| !watcher.is_gone());
         if self.watchers.len() >= limit {
             return Err(SessionError::TooManyWatches { limit });
@@ -291,18 +291,18 @@ impl Watchers {
     }
 
     /// Those who listen now, to be told later of what happens now: whoever begins in between knows it already.
-    #[cfg_attr(not(feature = "redb"), allow(dead_code, reason = "elsewhere they are told at once"))]
-    pub(crate) fn now(&mut self) -> Option<Self> {
+    pub fn now(&mut self) -> Option<Self> {
         self.watchers.retain(|watcher| !watcher.is_gone());
         (!self.watchers.is_empty()).then(|| self.clone())
     }
 
-    pub(crate) fn tell(&mut self, update: &VariableUpdate) {
+    /// Tells all of them of a change.
+    pub fn tell(&mut self, update: &VariableUpdate) {
         self.watchers.retain(|watcher| watcher.tell(update));
     }
 
     /// Ends all watches: their session is gone.
-    pub(crate) fn end(&self, why: &SessionError) {
+    pub fn end(&self, why: &SessionError) {
         for watcher in &self.watchers {
             watcher.end(why.clone());
         }

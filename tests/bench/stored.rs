@@ -3,9 +3,11 @@
 use std::{io::Write, sync::Arc, time::Instant};
 
 use snakepit_session::{
-    NewSession, NewVariable, Note, Payload, RedbBackend, RedisBackend, RedisConfig, SessionBackend,
-    SessionId, SessionLimits, SetVariable, ValueType, VariableName, VariableType,
+    NewSession, NewVariable, Note, Payload, SessionBackend, SessionId, SessionLimits, SetVariable, ValueType,
+    VariableName, VariableType,
 };
+use snakepit_session_redb::RedbBackend;
+use snakepit_session_redis::{RedisBackend, RedisConfig};
 use snakepit_tests::Redis;
 
 use crate::{

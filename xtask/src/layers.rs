@@ -7,23 +7,40 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::shell::{cargo, output};
 
 /// Which crates of this workspace a crate may depend on.
-const MAY_USE: [(&str, &[&str]); 7] = [
+const MAY_USE: [(&str, &[&str]); 10] = [
     ("snakepit-proto", &[]),
     ("snakepit-session", &[]),
+    ("snakepit-session-redb", &["snakepit-session"]),
+    ("snakepit-session-redis", &["snakepit-session"]),
+    ("snakepit-session-testkit", &["snakepit-session"]),
     ("snakepit-registry", &["snakepit-session"]),
     ("snakepit-worker", &["snakepit-proto", "snakepit-session", "snakepit-registry"]),
     ("snakepit-pool", &["snakepit-session", "snakepit-registry", "snakepit-worker"]),
     (
         "snakepit-server",
-        &["snakepit-proto", "snakepit-session", "snakepit-registry", "snakepit-worker", "snakepit-pool"],
+        &[
+            "snakepit-proto",
+            "snakepit-session",
+            "snakepit-session-redb",
+            "snakepit-session-redis",
+            "snakepit-registry",
+            "snakepit-worker",
+            "snakepit-pool",
+        ],
     ),
     ("snakepit-python", &["snakepit-proto", "snakepit-session", "snakepit-registry", "snakepit-worker"]),
 ];
 
 /// What a crate must not reach, however far down.
-const MUST_NOT_REACH: [(&str, &[&str]); 6] = [
+const MUST_NOT_REACH: [(&str, &[&str]); 9] = [
     ("snakepit-proto", &["pyo3"]),
-    ("snakepit-session", &["tonic", "prost", "snakepit-proto", "pyo3"]),
+    (
+        "snakepit-session",
+        &["tonic", "prost", "snakepit-proto", "pyo3", "redb", "redis", "rmp-serde", "nix", "proptest"],
+    ),
+    ("snakepit-session-redb", &["tonic", "prost", "snakepit-proto", "pyo3", "redis", "proptest"]),
+    ("snakepit-session-redis", &["tonic", "prost", "snakepit-proto", "pyo3", "redb", "nix", "proptest"]),
+    ("snakepit-session-testkit", &["tonic", "prost", "snakepit-proto", "pyo3", "redb", "redis"]),
     ("snakepit-registry", &["tonic", "prost", "snakepit-proto", "pyo3"]),
     ("snakepit-worker", &["pyo3"]),
     ("snakepit-pool", &["tonic", "prost", "snakepit-proto", "pyo3"]),
@@ -31,8 +48,16 @@ const MUST_NOT_REACH: [(&str, &[&str]); 6] = [
 ];
 
 /// What must be found by the same means: if it is not, the check is broken and proves nothing.
-const MUST_REACH: [(&str, &str); 3] =
-    [("snakepit-server", "tonic"), ("snakepit-python", "pyo3"), ("snakepit-pool", "snakepit-worker")];
+const MUST_REACH: [(&str, &str); 8] = [
+    ("snakepit-server", "tonic"),
+    ("snakepit-python", "pyo3"),
+    ("snakepit-pool", "snakepit-worker"),
+    ("snakepit-session-redb", "redb"),
+    ("snakepit-session-redb", "nix"),
+    ("snakepit-session-redb", "rmp-serde"),
+    ("snakepit-session-redis", "redis"),
+    ("snakepit-session-testkit", "proptest"),
+];
 
 pub(crate) fn run() -> Result<()> {
     let mut wrong = Vec::new();

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::{
     Created, Program, ProgramInfo, ProgramName, SessionError, SessionLimits,
-    record::{ProgramRecord, no_program},
+    kit::{ProgramRecord, no_program},
 };
 
 #[derive(Debug, Default)]

@@ -16,10 +16,10 @@ use crate::{
     Batch, Created, NewSession, NewVariable, Note, Page, PageRequest, Payload, Program, ProgramInfo,
     ProgramName, ProgramOwner, Session, SessionBackend, SessionError, SessionEventKind, SessionEvents,
     SessionId, SessionStats, SetVariable, UpdateKind, Variable, VariableName, VariableVersion, VariableWatch,
-    limits::{most_of_write, size_of_metadata, size_of_program},
-    record::{Prepared, Preparing, is_like, no_variable},
-    variable_type::Checked,
-    watch::Watcher,
+    Watcher,
+    kit::{
+        Checked, Prepared, Preparing, is_like, most_of_write, no_variable, size_of_metadata, size_of_program,
+    },
 };
 
 impl MemoryBackend {

@@ -22,25 +22,6 @@ async fn put(backend: &MemoryBackend, session: &str, program: Program) -> Result
 }
 
 #[tokio::test(start_paused = true)]
-async fn memory_keeps_the_contract() {
-    let config = SessionLimits { max_program_bytes: 1024, ..SessionLimits::default() };
-    let make = || async { MemoryBackend::new(config.clone()) };
-    crate::contract::session_backend_contract(make, tokio::time::advance).await;
-}
-
-#[test]
-fn memory_is_as_the_model_is() {
-    let make = |limits| async { MemoryBackend::new(limits) };
-    crate::contract::session_backend_matches_model(make, 400);
-}
-
-#[test]
-fn memory_does_one_thing_after_the_other() {
-    let make = |limits| async { MemoryBackend::new(limits) };
-    crate::contract::session_backend_linearizes(make, 300);
-}
-
-#[tokio::test(start_paused = true)]
 async fn room_is_exact_and_expired_sessions_give_theirs_back() {
     let backend = MemoryBackend::new(SessionLimits { max_sessions: 2, ..SessionLimits::default() });
     let short = NewSession { ttl: Some(Duration::from_secs(1)), ..NewSession::default() };

@@ -33,15 +33,15 @@ impl Place {
             #[cfg(feature = "redb")]
             Self::File(path) => {
                 let shown = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
-                let backend = snakepit_session::RedbBackend::open(path, limits).await?;
+                let backend = snakepit_session_redb::RedbBackend::open(path, limits).await?;
                 let live = backend.stats().await?.live;
                 tracing::info!(file = %shown.display(), sessions = live, "sessions are kept in a file");
                 Ok(Arc::new(backend))
             }
             #[cfg(feature = "redis")]
             Self::Redis(url) => {
-                let config = snakepit_session::RedisConfig::default();
-                Ok(Arc::new(snakepit_session::RedisBackend::connect(&url, config, limits).await?))
+                let config = snakepit_session_redis::RedisConfig::default();
+                Ok(Arc::new(snakepit_session_redis::RedisBackend::connect(&url, config, limits).await?))
             }
             #[cfg(not(all(feature = "redb", feature = "redis")))]
             Self::File(_) | Self::Redis(_) => Err(SessionError::Backend {

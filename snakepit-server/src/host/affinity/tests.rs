@@ -28,7 +28,7 @@ async fn memory_stores_a_hint_at_once() {
 #[tokio::test]
 async fn a_file_stores_the_latest_hint_in_the_background() {
     let dir = tempfile::tempdir().unwrap();
-    let file = snakepit_session::RedbBackend::open(dir.path().join("s.redb"), SessionLimits::default());
+    let file = snakepit_session_redb::RedbBackend::open(dir.path().join("s.redb"), SessionLimits::default());
     let sessions: Arc<dyn SessionBackend> = Arc::new(file.await.unwrap());
     let id = session(&*sessions).await;
     let affinity = affinity(Arc::clone(&sessions));

@@ -1,0 +1,313 @@
+//! The operations of the trait: who changes something asks the writer, who looks at something looks for himself.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use snakepit_session::{
+    Batch, Created, NewSession, NewVariable, Note, Page, PageRequest, Program, ProgramInfo, ProgramName,
+    ProgramOwner, Session, SessionBackend, SessionError, SessionEvents, SessionId, SessionStats, SetVariable,
+    UpdateKind, Variable, VariableName, VariableVersion, VariableWatch,
+    kit::{is_like, no_program, size_of_metadata, size_of_program, size_of_version},
+};
+use tokio::time::Instant;
+
+use super::{
+    RedbBackend, SWEEP_ROWS, Shared,
+    lease::Holder,
+    open::in_file,
+    rows::{NOBODY, View},
+};
+use crate::codec::decode;
+
+#[async_trait]
+impl SessionBackend for RedbBackend {
+    async fn create(&self, id: &SessionId, new: NewSession) -> Result<(Session, Created), SessionError> {
+        self.shared.limits.check_new(id, &new)?;
+        // Most that are created are there already, which changes nothing.
+        match self.get(id).await {
+            Err(SessionError::NotFound { .. }) => {}
+            found => return found.map(|session| (session, Created::Existing)),
+        }
+        let id = id.clone();
+        self.write(size_of_metadata(&new.metadata), move |group| group.create(&id, new)).await
+    }
+
+    async fn get(&self, id: &SessionId) -> Result<Session, SessionError> {
+        let lease = self.renew(id)?;
+        let mut is_second = false;
+        loop {
+            let found = self.head(id).await;
+            if !self.is_open_again(&mut is_second, &found).await {
+                let (_, record) = found.map_err(|error| in_file(&self.shared.path, error))?;
+                return Ok(lease.snapshot(id, record.head, Instant::now()));
+            }
+        }
+    }
+
+    async fn delete(&self, id: &SessionId) -> Result<Session, SessionError> {
+        let id = id.clone();
+        self.write(0, move |group| group.delete(&id)).await
+    }
+
+    async fn list(&self, page: PageRequest) -> Result<Page<Session>, SessionError> {
+        let (size, after) = page.parse()?;
+        let mut is_second = false;
+        loop {
+            let listed = async {
+                let (view, shared, after) =
+                    (self.shared.view().await?, Arc::clone(&self.shared), after.clone());
+                // A page of large metadata is large.
+                self.read(usize::MAX, move || list(&view, &shared, after.as_ref(), size)).await
+            };
+            let listed = listed.await;
+            if !self.is_open_again(&mut is_second, &listed).await {
+                return listed.map_err(|error| in_file(&self.shared.path, error));
+            }
+        }
+    }
+
+    async fn set_last_worker(&self, id: &SessionId, worker: Arc<str>) -> Result<(), SessionError> {
+        let set = |lease: &mut super::Lease| lease.last_worker = Some(worker);
+        let lease = self.shared.leases.change(&Holder::Session(id.clone()), Instant::now(), set);
+        lease.map(drop).ok_or_else(|| SessionError::NotFound { id: id.clone() })
+    }
+
+    async fn put_program(
+        &self,
+        owner: &ProgramOwner,
+        name: &ProgramName,
+        program: Program,
+    ) -> Result<Created, SessionError> {
+        let (owner, name) = (owner.clone(), name.clone());
+        self.write(size_of_program(&name, &program), move |group| match owner {
+            ProgramOwner::Session(id) => group.put_program(&id, &name, program),
+            ProgramOwner::Global => group.put_global(&name, program),
+        })
+        .await
+    }
+
+    async fn program(&self, owner: &ProgramOwner, name: &ProgramName) -> Result<Program, SessionError> {
+        let name = name.clone();
+        let ProgramOwner::Session(id) = owner else { return self.global_program(name).await };
+        self.look(id, move |id, view, record| {
+            let Some(info) = view.program_info(id.as_str(), &name)? else {
+                view.check_missing_program(id, &name, &record.head)?;
+                return Err(no_program(Some(id), &name));
+            };
+            view.program(id.as_str(), info)
+        })
+        .await
+    }
+
+    async fn programs(&self, owner: &ProgramOwner) -> Result<Vec<ProgramInfo>, SessionError> {
+        let ProgramOwner::Session(id) = owner else {
+            let now = Instant::now();
+            let live = |info: &ProgramInfo| {
+                self.shared.leases.live(&Holder::Global(info.name.clone()), now).is_some()
+            };
+            let mut is_second = false;
+            loop {
+                let programs = self.shared.view().await.and_then(|view| view.programs(NOBODY));
+                if !self.is_open_again(&mut is_second, &programs).await {
+                    let programs = programs.map_err(|error| in_file(&self.shared.path, error))?;
+                    return Ok(programs.into_iter().filter(live).collect());
+                }
+            }
+        };
+        self.look(id, |id, view, _| view.programs(id.as_str())).await
+    }
+
+    async fn delete_program(&self, owner: &ProgramOwner, name: &ProgramName) -> Result<(), SessionError> {
+        let (owner, name) = (owner.clone(), name.clone());
+        self.write(0, move |group| match owner {
+            ProgramOwner::Session(id) => group.delete_program(&id, &name),
+            ProgramOwner::Global => group.delete_global(&name),
+        })
+        .await
+    }
+
+    async fn register_variable(
+        &self,
+        id: &SessionId,
+        name: &VariableName,
+        new: NewVariable,
+    ) -> Result<Variable, SessionError> {
+        let (id, name) = (id.clone(), name.clone());
+        self.write(size_of_version(&new.value, &new.note), move |group| {
+            group.change_variables(&id, &[name.to_string()], |record, room, changes| {
+                let made = record.register(room, &name, new, None)?;
+                changes.add(UpdateKind::Registered, made);
+                Ok(made.variable.clone())
+            })
+        })
+        .await
+    }
+
+    async fn variables(
+        &self,
+        id: &SessionId,
+        identifiers: &[&str],
+    ) -> Result<Vec<Option<Variable>>, SessionError> {
+        let identifiers: Vec<_> = identifiers.iter().map(ToString::to_string).collect();
+        self.look(id, move |id, view, mut record| {
+            view.load_variables(id, &identifiers, &mut record)?;
+            let find = |identifier: &String| Some(record.find(identifier)?.variable.clone());
+            Ok(identifiers.iter().map(find).collect())
+        })
+        .await
+    }
+
+    async fn set_variables(
+        &self,
+        id: &SessionId,
+        updates: Vec<SetVariable>,
+        batch: Batch,
+    ) -> Result<Vec<Result<u32, SessionError>>, SessionError> {
+        let id = id.clone();
+        let size = updates.iter().map(|update| size_of_version(&update.value, &update.note)).sum();
+        let identifiers: Vec<_> = updates.iter().map(|update| update.identifier.clone()).collect();
+        self.write(size, move |group| {
+            group.change_variables(&id, &identifiers, |record, room, changes| match batch {
+                Batch::Atomic => {
+                    let names = record.set_all(room, updates)?;
+                    let version = |name| {
+                        let changed = record.variable(&id, name)?;
+                        changes.add(UpdateKind::Set, changed);
+                        Ok(Ok(changed.variable.version))
+                    };
+                    names.iter().map(VariableName::as_str).map(version).collect()
+                }
+                Batch::Each => {
+                    let write = |update| {
+                        let changed = record.set(room, update)?;
+                        changes.add(UpdateKind::Set, changed);
+                        Ok(changed.variable.version)
+                    };
+                    Ok(updates.into_iter().map(write).collect())
+                }
+            })
+        })
+        .await
+    }
+
+    async fn list_variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, SessionError> {
+        let pattern = pattern.to_owned();
+        self.look(id, move |id, view, record| {
+            view.list_variables(id, &record.head, |name| is_like(&pattern, name))
+        })
+        .await
+    }
+
+    async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError> {
+        let (id, identifier) = (id.clone(), identifier.to_owned());
+        self.write(0, move |group| {
+            group.change_variables(&id, std::slice::from_ref(&identifier), |record, room, changes| {
+                let gone = record.delete_variable(room, &identifier)?;
+                changes.add(UpdateKind::Deleted, &gone);
+                Ok(gone.variable)
+            })
+        })
+        .await
+    }
+
+    async fn variable_history(
+        &self,
+        id: &SessionId,
+        identifier: &str,
+        limit: usize,
+    ) -> Result<Vec<VariableVersion>, SessionError> {
+        let identifier = identifier.to_owned();
+        self.look(id, move |id, view, mut record| {
+            view.load_variables(id, std::slice::from_ref(&identifier), &mut record)?;
+            view.history(id, record.variable(id, &identifier)?, limit)
+        })
+        .await
+    }
+
+    async fn rollback_variable(
+        &self,
+        id: &SessionId,
+        identifier: &str,
+        version: u32,
+        note: Note,
+    ) -> Result<Variable, SessionError> {
+        let (id, identifier) = (id.clone(), identifier.to_owned());
+        self.write(0, move |group| group.rollback(&id, &identifier, version, note)).await
+    }
+
+    async fn watch_variables(
+        &self,
+        id: &SessionId,
+        identifiers: &[String],
+        initial: bool,
+    ) -> Result<VariableWatch, SessionError> {
+        let (id, identifiers) = (id.clone(), identifiers.to_vec());
+        self.write(0, move |group| group.watch(&id, &identifiers, initial)).await
+    }
+
+    async fn stats(&self) -> Result<SessionStats, SessionError> {
+        Ok(self.shared.stats())
+    }
+
+    fn subscribe(&self) -> SessionEvents {
+        self.shared.events.subscribe()
+    }
+
+    async fn sweep(&self) -> Result<usize, SessionError> {
+        let (mut swept, mut begins) = (0, true);
+        loop {
+            let (some, more) = self.write(0, move |group| group.sweep(SWEEP_ROWS, begins)).await?;
+            (swept, begins) = (swept + some, false);
+            if !more {
+                return Ok(swept);
+            }
+        }
+    }
+}
+
+impl RedbBackend {
+    async fn global_program(&self, name: ProgramName) -> Result<Program, SessionError> {
+        let missing = || no_program(None, &name);
+        self.shared.leases.renew(&Holder::Global(name.clone()), Instant::now()).ok_or_else(missing)?;
+        let mut is_second = false;
+        loop {
+            let read = async {
+                let view = self.shared.view().await?;
+                let info = view.program_info(NOBODY, &name)?.ok_or_else(missing)?;
+                self.read(info.size, move || view.program(NOBODY, info)).await
+            };
+            let read = read.await;
+            if !self.is_open_again(&mut is_second, &read).await {
+                return read.map_err(|error| in_file(&self.shared.path, error));
+            }
+        }
+    }
+}
+
+/// A page of the sessions that live.
+fn list(
+    view: &View,
+    shared: &Shared,
+    after: Option<&SessionId>,
+    size: usize,
+) -> Result<Page<Session>, SessionError> {
+    let (mut items, mut more, now) = (Vec::new(), false, Instant::now());
+    view.heads(after, |id, row| {
+        let Some(lease) = shared.leases.live(&Holder::Session(id.clone()), now) else {
+            return Ok(true);
+        };
+        more = items.len() == size;
+        if !more {
+            match decode(row) {
+                Ok(head) => items.push(lease.snapshot(&id, head, now)),
+                // One that cannot be read must not hide all others.
+                Err(error) => {
+                    tracing::error!(session = %id, %error, "a session is left out of a listing");
+                }
+            }
+        }
+        Ok(!more)
+    })?;
+    let next = items.last().filter(|_| more).map(|last: &Session| last.id.to_string());
+    Ok(Page { items, next })
+}

@@ -1,0 +1,405 @@
+//! What can be done within one transaction, by one operation after the other. Each changes rows entirely or not at all,
+//! and what it changes beside them is only staged.
+
+use std::{
+    borrow::Borrow,
+    ops::{Bound, Range},
+};
+
+use bytes::Bytes;
+use redb::{Table, WriteTransaction};
+use snakepit_session::{
+    Created, NewSession, Program, ProgramInfo, ProgramName, Session, SessionError, SessionEventKind,
+    SessionId,
+    kit::{Head, ProgramRecord, Record, Room, no_program},
+};
+use tokio::time::Instant;
+
+use super::{
+    Shared,
+    lease::{Holder, Lease},
+    rows::{
+        DATA, Held, Key, NOBODY, PROGRAMS, Row, SESSIONS, VARIABLES, VERSIONS, VersionKey, damaged, end_of,
+        failed, get, head_of, rows_of,
+    },
+    state::{News, Staged, State, Totals},
+};
+use crate::codec::encode;
+
+mod variables;
+
+/// A transaction with all that belongs to it.
+pub(super) struct Group<'a> {
+    shared: &'a Shared,
+    state: &'a mut State,
+    /// When the operation began that runs: what lives then does not expire while it runs.
+    now: Instant,
+    sessions: Rows<'a>,
+    variables: Rows<'a>,
+    versions: Table<'a, VersionKey, Row>,
+    programs: Rows<'a>,
+    data: Rows<'a>,
+}
+
+type Rows<'a> = Table<'a, Key, Row>;
+
+impl<'a> Group<'a> {
+    pub(super) fn begin(
+        shared: &'a Shared,
+        state: &'a mut State,
+        transaction: &'a WriteTransaction,
+    ) -> Result<Self, SessionError> {
+        state.stage();
+        let table = |definition| transaction.open_table(definition).map_err(failed);
+        Ok(Self {
+            shared,
+            state,
+            now: Instant::now(),
+            sessions: table(SESSIONS)?,
+            variables: table(VARIABLES)?,
+            versions: transaction.open_table(VERSIONS).map_err(failed)?,
+            programs: table(PROGRAMS)?,
+            data: table(DATA)?,
+        })
+    }
+
+    /// The next operation begins.
+    pub(super) fn begin_operation(&mut self) {
+        self.now = Instant::now();
+    }
+
+    /// How many rows were written so far, or would have been but for an error.
+    pub(super) const fn writes(&self) -> usize {
+        self.state.staged.writes
+    }
+
+    const fn totals(&mut self) -> &mut Totals {
+        &mut self.state.staged.totals
+    }
+
+    /// About to write: from here on an error leaves the rows in doubt.
+    const fn writing(&mut self, rows: usize) {
+        self.state.staged.writes += rows;
+    }
+
+    fn put_head(&mut self, id: &SessionId, head: &Head) -> Result<(), SessionError> {
+        self.writing(1);
+        put(&mut self.sessions, head_of(id), &encode(head)?)
+    }
+
+    /// A lease as this group would leave it, be it over or not.
+    fn lease(&self, holder: &Holder) -> Option<Lease> {
+        match self.state.staged.leases.get(holder) {
+            Some(staged) => staged.clone(),
+            None => self.shared.leases.get(holder),
+        }
+    }
+
+    /// A lease unless it is over.
+    fn live(&self, holder: &Holder) -> Option<Lease> {
+        self.lease(holder).filter(|lease| !lease.is_over(self.now))
+    }
+
+    /// Renews a lease unless it is over, and returns it.
+    fn renew(&mut self, holder: &Holder) -> Option<Lease> {
+        match self.state.staged.leases.get_mut(holder) {
+            Some(staged) => {
+                let lease = staged.as_mut().filter(|lease| !lease.is_over(self.now))?;
+                lease.renew(self.now);
+                Some(lease.clone())
+            }
+            None => self.shared.leases.renew(holder, self.now),
+        }
+    }
+
+    fn record(&self, id: &SessionId) -> Result<Record, SessionError> {
+        let head: Option<Head> = get(&self.sessions, head_of(id))?;
+        head.map(Record::new).ok_or_else(|| SessionError::NotFound { id: id.clone() })
+    }
+
+    /// The head of a session that lives, and is renewed.
+    fn used(&mut self, id: &SessionId) -> Result<Record, SessionError> {
+        match self.renew(&Holder::Session(id.clone())) {
+            Some(_) => self.record(id).map_err(|error| match error {
+                SessionError::NotFound { .. } => damaged(&format!("session `{id}` is missing")),
+                error => error,
+            }),
+            None => Err(SessionError::NotFound { id: id.clone() }),
+        }
+    }
+
+    pub(super) fn create(
+        &mut self,
+        id: &SessionId,
+        new: NewSession,
+    ) -> Result<(Session, Created), SessionError> {
+        let holder = Holder::Session(id.clone());
+        if let Some(lease) = self.renew(&holder) {
+            return Ok((lease.snapshot(id, self.record(id)?.head, self.now), Created::Existing));
+        }
+        self.expire(&holder)?;
+        // Expired sessions do not count, so their room is reclaimed before anybody is refused.
+        let limit = self.shared.limits.max_sessions;
+        self.reclaim(|staged| staged.totals.sessions < limit)?;
+        if self.totals().sessions >= limit {
+            return Err(SessionError::TooManySessions { limit });
+        }
+        let head = Head::new(new, &self.shared.limits);
+        self.resize(0, head.bytes)?;
+        self.put_head(id, &head)?;
+        let lease = Lease::new(head.ttl, self.now);
+        let session = lease.snapshot(id, head, self.now);
+        self.state.staged.leases.insert(holder, Some(lease));
+        self.state.staged.news.push(News::Created(id.clone()));
+        self.totals().sessions += 1;
+        self.totals().created += 1;
+        Ok((session, Created::New))
+    }
+
+    pub(super) fn delete(&mut self, id: &SessionId) -> Result<Session, SessionError> {
+        let holder = Holder::Session(id.clone());
+        let lease = self.live(&holder).ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
+        let session = lease.snapshot(id, self.record(id)?.head, self.now);
+        self.retire(&holder, SessionEventKind::Deleted)?;
+        Ok(session)
+    }
+
+    /// Does something to a session that may change its head.
+    fn edit<T>(
+        &mut self,
+        id: &SessionId,
+        record: &mut Record,
+        act: impl FnOnce(&mut Record, &mut Room<'_>) -> Result<T, SessionError>,
+    ) -> Result<T, SessionError> {
+        let held = |head: &Head| (head.bytes, head.programs, head.variables);
+        let was = held(&record.head);
+        let limits = &self.shared.limits;
+        let mut resize = |from, to| self.resize(from, to);
+        let done = act(record, &mut Room { session: id, limits, resize: &mut resize })?;
+        if held(&record.head) != was {
+            let totals = self.totals();
+            totals.programs = totals.programs + record.head.programs - was.1;
+            totals.variables = totals.variables + record.head.variables - was.2;
+            self.put_head(id, &record.head)?;
+        }
+        Ok(done)
+    }
+
+    pub(super) fn put_program(
+        &mut self,
+        id: &SessionId,
+        name: &ProgramName,
+        program: Program,
+    ) -> Result<Created, SessionError> {
+        let mut record = self.with_program(id, name)?;
+        let created = self.edit(id, &mut record, |record, room| record.put_program(room, name, program))?;
+        if let Some(program) = record.programs.get(name) {
+            self.write_program(id.as_str(), program)?;
+        }
+        Ok(created)
+    }
+
+    pub(super) fn delete_program(&mut self, id: &SessionId, name: &ProgramName) -> Result<(), SessionError> {
+        let mut record = self.with_program(id, name)?;
+        self.edit(id, &mut record, |record, room| record.delete_program(room, name))?;
+        self.erase_program(id.as_str(), name)
+    }
+
+    /// A session that lives, with its program of this name if there is one.
+    fn with_program(&mut self, id: &SessionId, name: &ProgramName) -> Result<Record, SessionError> {
+        let mut record = self.used(id)?;
+        if let Some(info) = get(&self.programs, (id.as_str(), name.as_str()))? {
+            record.programs.insert(name.clone(), ProgramRecord { info, data: Bytes::new() });
+        }
+        Ok(record)
+    }
+
+    pub(super) fn put_global(
+        &mut self,
+        name: &ProgramName,
+        program: Program,
+    ) -> Result<Created, SessionError> {
+        let limits = &self.shared.limits;
+        let program = ProgramRecord::global(limits, name, program)?;
+        let holder = Holder::Global(name.clone());
+        let lives = self.live(&holder).is_some();
+        if !lives {
+            self.expire(&holder)?;
+            let limit = limits.max_programs;
+            self.reclaim(|staged| staged.totals.globals < limit)?;
+            if self.totals().globals >= limit {
+                return Err(SessionError::TooManyGlobalPrograms { limit });
+            }
+        }
+        self.resize(self.size_of_global(name)?, program.size())?;
+        self.write_program(NOBODY, &program)?;
+        let lease = Lease::new(limits.ttl(program.info.ttl), self.now);
+        self.state.staged.leases.insert(holder, Some(lease));
+        if lives {
+            return Ok(Created::Existing);
+        }
+        self.totals().globals += 1;
+        Ok(Created::New)
+    }
+
+    pub(super) fn delete_global(&mut self, name: &ProgramName) -> Result<(), SessionError> {
+        let holder = Holder::Global(name.clone());
+        if self.live(&holder).is_none() {
+            return Err(no_program(None, name));
+        }
+        self.retire(&holder, SessionEventKind::Deleted)
+    }
+
+    /// Reclaims what expired, but for what is beyond so many rows. Returns how many sessions that were, and whether there
+    /// may be more.
+    pub(super) fn sweep(&mut self, rows: usize, begins: bool) -> Result<(usize, bool), SessionError> {
+        self.totals().sweeps += u64::from(begins);
+        let (expired, most) = (self.totals().expired, self.writes() + rows);
+        self.reclaim(|staged| staged.writes >= most)?;
+        let swept = usize::try_from(self.totals().expired - expired).unwrap_or(usize::MAX);
+        Ok((swept, self.writes() >= most))
+    }
+
+    /// Reclaims what expired, until it is enough.
+    fn reclaim(&mut self, is_enough: impl Fn(&Staged) -> bool) -> Result<(), SessionError> {
+        let mut last = None;
+        while !is_enough(&self.state.staged) {
+            // What ended in this group stays in the queue until that is certain, so it is passed over.
+            let after = last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+            let next = self.state.queue.range((after, Bound::Unbounded)).next();
+            let Some(due) = next.filter(|(queued, _)| *queued <= self.now).cloned() else { break };
+            let holder = &due.1;
+            if self.state.staged.leases.contains_key(holder) {
+                // Its place in the queue is that of what it was before.
+            } else if self.shared.leases.get(holder).is_some_and(|lease| lease.is_over(self.now)) {
+                self.retire(holder, SessionEventKind::Expired)?;
+            } else {
+                self.state.queue.remove(&due);
+                let later = self.shared.leases.queue(holder);
+                self.state.queue.extend(later.map(|later| (later, holder.clone())));
+            }
+            last = Some(due);
+        }
+        Ok(())
+    }
+
+    /// Ends what is still here of a holder that lives no more.
+    fn expire(&mut self, holder: &Holder) -> Result<(), SessionError> {
+        match self.lease(holder) {
+            Some(_) => self.retire(holder, SessionEventKind::Expired),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends a session or a global program with all that it has.
+    fn retire(&mut self, holder: &Holder, kind: SessionEventKind) -> Result<(), SessionError> {
+        match holder {
+            Holder::Session(id) => self.retire_session(id, kind)?,
+            Holder::Global(name) => {
+                let size = self.size_of_global(name)?;
+                self.erase_program(NOBODY, name)?;
+                self.totals().globals -= 1;
+                self.totals().bytes -= size;
+            }
+        }
+        self.state.staged.leases.insert(holder.clone(), None);
+        Ok(())
+    }
+
+    fn retire_session(&mut self, id: &SessionId, kind: SessionEventKind) -> Result<(), SessionError> {
+        let held: Option<Held> = get(&self.sessions, head_of(id))?;
+        let Some(Held { bytes, programs, variables, .. }) = held else { return Ok(()) };
+        self.writing(1 + variables + 2 * programs);
+        erase(&mut self.sessions, head_of(id))?;
+        let end = end_of(id.as_str());
+        if variables > 0 {
+            erase_all(&mut self.variables, rows_of(id.as_str(), &end))?;
+            let versions = erase_all(&mut self.versions, (id.as_str(), "", 0)..(&end, "", 0))?;
+            self.writing(versions);
+        }
+        if programs > 0 {
+            erase_all(&mut self.programs, rows_of(id.as_str(), &end))?;
+            erase_all(&mut self.data, rows_of(id.as_str(), &end))?;
+        }
+        let totals = self.totals();
+        totals.sessions -= 1;
+        totals.variables -= variables;
+        totals.programs -= programs;
+        totals.bytes -= bytes;
+        match kind {
+            SessionEventKind::Created => {}
+            SessionEventKind::Expired => totals.expired += 1,
+            SessionEventKind::Deleted => totals.deleted += 1,
+        }
+        let watchers = self.state.watchers.remove(id);
+        self.state.staged.news.push(News::Ended { id: id.clone(), kind, watchers });
+        Ok(())
+    }
+
+    /// Claims the bytes that something grows by, or gives back those that it shrinks by.
+    ///
+    /// # Errors
+    /// [`SessionError::BackendFull`].
+    fn resize(&mut self, from: usize, to: usize) -> Result<(), SessionError> {
+        let limit = self.shared.limits.max_total_bytes;
+        let size = |staged: &Staged| (staged.totals.bytes - from).saturating_add(to);
+        if to > from {
+            self.reclaim(|staged| size(staged) <= limit)?;
+            let size = size(&self.state.staged);
+            if size > limit {
+                return Err(SessionError::BackendFull { size, limit });
+            }
+        }
+        self.totals().bytes = size(&self.state.staged);
+        Ok(())
+    }
+
+    /// What a global program takes, be it expired or not; 0 when there is none.
+    fn size_of_global(&self, name: &ProgramName) -> Result<usize, SessionError> {
+        let info: Option<ProgramInfo> = get(&self.programs, (NOBODY, name.as_str()))?;
+        Ok(info.map_or(0, |info| ProgramRecord { info, data: Bytes::new() }.size()))
+    }
+
+    fn write_program(&mut self, owner: &str, program: &ProgramRecord) -> Result<(), SessionError> {
+        let key = (owner, program.info.name.as_str());
+        self.writing(2);
+        put(&mut self.programs, key, &encode(&program.info)?)?;
+        put(&mut self.data, key, &program.data)
+    }
+
+    fn erase_program(&mut self, owner: &str, name: &ProgramName) -> Result<(), SessionError> {
+        let key = (owner, name.as_str());
+        self.writing(2);
+        erase(&mut self.programs, key)?;
+        erase(&mut self.data, key)
+    }
+}
+
+fn put<'k, K: redb::Key + 'static>(
+    table: &mut Table<'_, K, Row>,
+    key: impl Borrow<K::SelfType<'k>>,
+    row: &[u8],
+) -> Result<(), SessionError> {
+    table.insert(key, row).map(drop).map_err(failed)
+}
+
+fn erase<'k, K: redb::Key + 'static>(
+    table: &mut Table<'_, K, Row>,
+    key: impl Borrow<K::SelfType<'k>>,
+) -> Result<(), SessionError> {
+    table.remove(key).map(drop).map_err(failed)
+}
+
+/// Erases a range of rows and returns how many there were.
+fn erase_all<'k, K: redb::Key + 'static>(
+    table: &mut Table<'_, K, Row>,
+    rows: Range<K::SelfType<'k>>,
+) -> Result<usize, SessionError> {
+    let mut erased = 0;
+    let erase = |_: K::SelfType<'_>, _: &[u8]| {
+        erased += 1;
+        false
+    };
+    table.retain_in(rows, erase).map_err(failed)?;
+    Ok(erased)
+}

@@ -1,0 +1,137 @@
+//! Variables: each has a row for what it is now, and one for each older version. So a write costs what it writes, however
+//! much history there is.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
+
+use snakepit_session::{
+    Note, SessionError, SessionId, UpdateKind, Variable, VariableName, VariableUpdate, VariableWatch,
+    Watcher,
+    kit::{Record, Room, VariableRecord, name_of},
+};
+
+use super::{Group, erase, put};
+use crate::{
+    codec::encode,
+    rows::{get, load_all_variables, load_variables},
+    state::News,
+};
+
+/// Which variables an operation changed.
+pub(crate) struct Changes {
+    names: BTreeSet<VariableName>,
+    /// What the watchers are to be told, if there are any.
+    updates: Option<Vec<VariableUpdate>>,
+}
+
+impl Changes {
+    pub(crate) fn add(&mut self, kind: UpdateKind, changed: &VariableRecord) {
+        self.names.insert(changed.variable.name.clone());
+        if let Some(updates) = &mut self.updates {
+            updates.push(changed.update(kind));
+        }
+    }
+}
+
+impl Group<'_> {
+    /// Does something to those variables of a session that these identifiers may mean.
+    pub(crate) fn change_variables<T>(
+        &mut self,
+        id: &SessionId,
+        identifiers: &[String],
+        act: impl FnOnce(&mut Record, &mut Room<'_>, &mut Changes) -> Result<T, SessionError>,
+    ) -> Result<T, SessionError> {
+        let mut record = self.used(id)?;
+        load_variables(&self.variables, id, identifiers, &mut record)?;
+        self.change_loaded(id, record, act)
+    }
+
+    pub(crate) fn rollback(
+        &mut self,
+        id: &SessionId,
+        identifier: &str,
+        version: u32,
+        note: Note,
+    ) -> Result<Variable, SessionError> {
+        let mut record = self.used(id)?;
+        load_variables(&self.variables, id, &[identifier.to_owned()], &mut record)?;
+        let name = name_of(identifier);
+        if let Some(variable) = record.variables.get_mut(name)
+            && let Some(older) = get(&self.versions, (id.as_str(), name, version))?
+        {
+            variable.load(older);
+        }
+        self.change_loaded(id, record, |record, room, changes| {
+            let changed = record.rollback(room, identifier, version, note)?;
+            changes.add(UpdateKind::RolledBack, changed);
+            Ok(changed.variable.clone())
+        })
+    }
+
+    fn change_loaded<T>(
+        &mut self,
+        id: &SessionId,
+        mut record: Record,
+        act: impl FnOnce(&mut Record, &mut Room<'_>, &mut Changes) -> Result<T, SessionError>,
+    ) -> Result<T, SessionError> {
+        let variables = record.variables.iter();
+        let had: BTreeMap<_, _> = variables.map(|(name, now)| (name.clone(), now.older())).collect();
+        let watchers = self.state.watchers.get_mut(id).and_then(|watchers| watchers.now());
+        let mut changes = Changes { names: BTreeSet::new(), updates: watchers.is_some().then(Vec::new) };
+        let done = self.edit(id, &mut record, |record, room| act(record, room, &mut changes))?;
+        for name in changes.names {
+            let had = had.get(&name).cloned().unwrap_or_default();
+            self.write_variable(id, &name, had, record.variables.get(&name).map(|now| &**now))?;
+        }
+        if let (Some(watchers), Some(updates)) = (watchers, changes.updates) {
+            self.state.staged.news.push(News::Changed { watchers, updates });
+        }
+        Ok(done)
+    }
+
+    /// Writes what became of a variable that had these older versions.
+    fn write_variable(
+        &mut self,
+        id: &SessionId,
+        name: &VariableName,
+        had: Range<u32>,
+        now: Option<&VariableRecord>,
+    ) -> Result<(), SessionError> {
+        let key = (id.as_str(), name.as_str());
+        self.writing(1);
+        match now {
+            Some(now) => put(&mut self.variables, key, &encode(now)?)?,
+            None => erase(&mut self.variables, key)?,
+        }
+        let oldest = now.map_or(had.end, |now| now.older().start);
+        for gone in had.start..had.end.min(oldest) {
+            self.writing(1);
+            erase(&mut self.versions, (key.0, key.1, gone))?;
+        }
+        let older = now.into_iter().flat_map(|now| now.history(0).skip(1));
+        for new in older.take_while(|older| older.version >= had.end) {
+            self.writing(1);
+            put(&mut self.versions, (key.0, key.1, new.version), &encode(&new)?)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn watch(
+        &mut self,
+        id: &SessionId,
+        identifiers: &[String],
+        initial: bool,
+    ) -> Result<VariableWatch, SessionError> {
+        let mut record = self.used(id)?;
+        load_variables(&self.variables, id, identifiers, &mut record)?;
+        if identifiers.is_empty() && initial {
+            load_all_variables(&self.variables, id, &mut record)?;
+        }
+        let limits = &self.shared.limits;
+        let (watcher, watch) = Watcher::of_record(limits, id, &record, identifiers, initial)?;
+        self.state.watchers.entry(id.clone()).or_default().add(watcher, limits.max_watches)?;
+        Ok(watch)
+    }
+}

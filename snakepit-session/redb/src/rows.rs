@@ -1,0 +1,301 @@
+//! Which rows a file has, and how they are read. Writing them is left to `group`.
+//!
+//! The first part of all keys is a session: the rows of one session are a range of their table. What belongs to no session
+//! has an empty one there, which is no id.
+
+use std::{borrow::Borrow, ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use redb::{Database, ReadTransaction, ReadableTable, TableDefinition};
+use serde::{Deserialize, de::DeserializeOwned};
+use snakepit_session::{
+    Program, ProgramInfo, ProgramName, SessionError, SessionId, Variable, VariableVersion,
+    kit::{Head, ProgramRecord, Record, VariableRecord, name_of},
+};
+use tokio::sync::OwnedRwLockReadGuard;
+
+use crate::codec::decode;
+
+pub(super) type Key = (&'static str, &'static str);
+pub(super) type VersionKey = (&'static str, &'static str, u32);
+pub(super) type Row = &'static [u8];
+type Definition = TableDefinition<'static, Key, Row>;
+
+/// The heads of sessions, under `(session, "")`.
+pub(super) const SESSIONS: Definition = Definition::new("sessions");
+/// Variables as they are now, under `(session, name)`. They know which older versions there are.
+pub(super) const VARIABLES: Definition = Definition::new("variables");
+/// The older versions, under `(session, name, version)`.
+pub(super) const VERSIONS: TableDefinition<'static, VersionKey, Row> = TableDefinition::new("versions");
+/// Programs without their data, under `(session, name)`; the global ones under `("", name)`.
+pub(super) const PROGRAMS: Definition = Definition::new("programs");
+/// The data of programs as it is, under the same keys.
+pub(super) const DATA: Definition = Definition::new("program_data");
+/// What `lease` keeps in memory, under the key of the session or the global program. There is such a table only from an
+/// orderly end of the host to its next start.
+pub(super) const LEASES: Definition = Definition::new("leases");
+/// The version of all this, in its only row.
+pub(super) const SCHEMA: TableDefinition<'static, (), u64> = TableDefinition::new("schema");
+
+/// Whose rows belong to no session.
+pub(super) const NOBODY: &str = "";
+
+/// What is needed of a head where its metadata does not matter.
+#[derive(Debug, Deserialize)]
+pub(super) struct Held {
+    pub(super) ttl: std::time::Duration,
+    pub(super) bytes: usize,
+    pub(super) programs: usize,
+    pub(super) variables: usize,
+}
+
+/// What errors of the disk begin with.
+const DISK_FAILED: &str = "the disk failed";
+
+pub(super) fn failed(error: impl Into<redb::Error>) -> SessionError {
+    let problem = match error.into() {
+        error @ (redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseClosed) => {
+            format!("{DISK_FAILED}: {error}")
+        }
+        redb::Error::Corrupted(problem) => return damaged(&problem),
+        error => error.to_string(),
+    };
+    SessionError::Backend { problem }
+}
+
+/// Whether the database accepts nothing more until it is opened anew.
+pub(super) fn is_of_disk(error: &SessionError) -> bool {
+    matches!(error, SessionError::Backend { problem } if problem.starts_with(DISK_FAILED))
+}
+
+/// The file is not what was written.
+pub(super) fn damaged(problem: &str) -> SessionError {
+    SessionError::Backend { problem: format!("it is damaged; restore it from a copy: {problem}") }
+}
+
+/// The key of a session's head.
+pub(super) fn head_of(id: &SessionId) -> (&str, &str) {
+    (id.as_str(), "")
+}
+
+/// The end of the rows of this owner: what follows it and sorts before every other, for no id holds control characters.
+pub(super) fn end_of(owner: &str) -> String {
+    format!("{owner}\0")
+}
+
+/// The rows of this owner, up to what [`end_of`] made of it.
+pub(super) fn rows_of<'a>(owner: &'a str, end: &'a str) -> Range<(&'a str, &'a str)> {
+    (owner, "")..(end, "")
+}
+
+pub(super) fn get<'k, T: DeserializeOwned, K: redb::Key + 'static>(
+    table: &impl ReadableTable<K, Row>,
+    key: impl Borrow<K::SelfType<'k>>,
+) -> Result<Option<T>, SessionError> {
+    let row = table.get(key).map_err(failed)?;
+    row.map(|row| decode(row.value())).transpose()
+}
+
+/// Those rows of an owner whose names are wanted, in the order of the names.
+pub(super) fn scan<T: DeserializeOwned>(
+    table: &impl ReadableTable<Key, Row>,
+    owner: &str,
+    mut is_wanted: impl FnMut(&str) -> bool,
+) -> Result<Vec<T>, SessionError> {
+    let end = end_of(owner);
+    let mut found = Vec::new();
+    for entry in table.range(rows_of(owner, &end)).map_err(failed)? {
+        let (key, row) = entry.map_err(failed)?;
+        if is_wanted(key.value().1) {
+            found.push(decode(row.value())?);
+        }
+    }
+    Ok(found)
+}
+
+/// Loads the variables that these identifiers name, without their older versions.
+pub(super) fn load_variables(
+    table: &impl ReadableTable<Key, Row>,
+    id: &SessionId,
+    identifiers: &[String],
+    record: &mut Record,
+) -> Result<(), SessionError> {
+    for name in identifiers.iter().map(|identifier| name_of(identifier)) {
+        if record.variables.contains_key(name) {
+            continue;
+        }
+        if let Some(found) = get::<VariableRecord, _>(table, (id.as_str(), name))? {
+            record.variables.insert(found.variable.name.clone(), Box::new(found));
+        }
+    }
+    Ok(())
+}
+
+/// Loads all variables of a session, without their older versions.
+pub(super) fn load_all_variables(
+    table: &impl ReadableTable<Key, Row>,
+    id: &SessionId,
+    record: &mut Record,
+) -> Result<(), SessionError> {
+    let found = scan::<VariableRecord>(table, id.as_str(), |_| true)?;
+    record.variables.extend(found.into_iter().map(|found| (found.variable.name.clone(), Box::new(found))));
+    Ok(())
+}
+
+/// Whether a row that was not found may be missing: there are as many others as its session counts. A damaged file must not
+/// look as if there had never been anything.
+fn check_missing(
+    table: &impl ReadableTable<Key, Row>,
+    owner: &str,
+    name: &str,
+    counted: usize,
+) -> Result<(), SessionError> {
+    let end = end_of(owner);
+    let mut rows = 0;
+    for entry in table.range(rows_of(owner, &end)).map_err(failed)? {
+        let (key, _) = entry.map_err(failed)?;
+        if key.value().1 == name {
+            return Err(damaged(&format!("`{name}` of session `{owner}` is not in its place")));
+        }
+        rows += 1;
+    }
+    check_count(owner, "rows", rows, counted)
+}
+
+fn check_count(owner: &str, what: &str, found: usize, counted: usize) -> Result<(), SessionError> {
+    if found == counted {
+        return Ok(());
+    }
+    Err(damaged(&format!("of {counted} {what} of session `{owner}`, {found} are there")))
+}
+
+/// Everything as it was at one moment.
+pub(super) struct View {
+    transaction: ReadTransaction,
+    /// Keeps the file open.
+    _database: OwnedRwLockReadGuard<Result<Arc<Database>, SessionError>>,
+}
+
+impl View {
+    pub(super) const fn new(
+        transaction: ReadTransaction,
+        database: OwnedRwLockReadGuard<Result<Arc<Database>, SessionError>>,
+    ) -> Self {
+        Self { transaction, _database: database }
+    }
+
+    fn table<K: redb::Key + 'static>(
+        &self,
+        definition: TableDefinition<'_, K, Row>,
+    ) -> Result<redb::ReadOnlyTable<K, Row>, SessionError> {
+        self.transaction.open_table(definition).map_err(failed)
+    }
+
+    /// The head of a session.
+    ///
+    /// # Errors
+    /// [`SessionError::NotFound`].
+    pub(super) fn record(&self, id: &SessionId) -> Result<Record, SessionError> {
+        let head: Option<Head> = get(&self.table(SESSIONS)?, head_of(id))?;
+        head.map(Record::new).ok_or_else(|| SessionError::NotFound { id: id.clone() })
+    }
+
+    /// Shows heads in the order of their ids, beginning after one, until `show` has seen enough. It gets a head as it is
+    /// written, to read only those that it wants.
+    pub(super) fn heads(
+        &self,
+        after: Option<&SessionId>,
+        mut show: impl FnMut(SessionId, &[u8]) -> Result<bool, SessionError>,
+    ) -> Result<(), SessionError> {
+        let end = after.map(|id| end_of(id.as_str()));
+        let first = (end.as_deref().unwrap_or_default(), "");
+        for entry in self.table(SESSIONS)?.range(first..).map_err(failed)? {
+            let (key, row) = entry.map_err(failed)?;
+            if !show(SessionId::try_new(key.value().0)?, row.value())? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads the variables that these identifiers name, without their older versions.
+    pub(super) fn load_variables(
+        &self,
+        id: &SessionId,
+        identifiers: &[String],
+        record: &mut Record,
+    ) -> Result<(), SessionError> {
+        let table = self.table(VARIABLES)?;
+        load_variables(&table, id, identifiers, record)?;
+        let is_missing = |identifier: &String| !record.variables.contains_key(name_of(identifier));
+        let missing = identifiers.iter().find(|identifier| is_missing(identifier));
+        missing.map_or(Ok(()), |missing| {
+            check_missing(&table, id.as_str(), name_of(missing), record.head.variables)
+        })
+    }
+
+    /// The variables whose names are wanted, in their order, of those that the head counts.
+    pub(super) fn list_variables(
+        &self,
+        id: &SessionId,
+        head: &Head,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<Variable>, SessionError> {
+        let mut rows = 0;
+        let counted = |name: &str| {
+            rows += 1;
+            is_wanted(name)
+        };
+        let found: Vec<VariableRecord> = scan(&self.table(VARIABLES)?, id.as_str(), counted)?;
+        check_count(id.as_str(), "variables", rows, head.variables)?;
+        Ok(found.into_iter().map(|found| found.variable).collect())
+    }
+
+    /// The newest versions of a variable, newest first; at most `limit`, 0 for all.
+    pub(super) fn history(
+        &self,
+        id: &SessionId,
+        variable: &VariableRecord,
+        limit: usize,
+    ) -> Result<Vec<VariableVersion>, SessionError> {
+        let mut versions: Vec<_> = variable.history(1).collect();
+        let older = if limit == 0 { usize::MAX } else { limit - 1 };
+        let table = self.table(VERSIONS)?;
+        let name = variable.variable.name.as_str();
+        for version in variable.older().rev().take(older) {
+            let found = get::<VariableVersion, _>(&table, (id.as_str(), name, version))?;
+            let missing = || damaged(&format!("version {version} of variable `{name}` is missing"));
+            versions.push(found.ok_or_else(missing)?);
+        }
+        Ok(versions)
+    }
+
+    pub(super) fn program_info(
+        &self,
+        owner: &str,
+        name: &ProgramName,
+    ) -> Result<Option<ProgramInfo>, SessionError> {
+        get(&self.table(PROGRAMS)?, (owner, name.as_str()))
+    }
+
+    /// Whether a program that was not found may be missing: the head of its session counts as many as there are.
+    pub(super) fn check_missing_program(
+        &self,
+        id: &SessionId,
+        name: &ProgramName,
+        head: &Head,
+    ) -> Result<(), SessionError> {
+        check_missing(&self.table(PROGRAMS)?, id.as_str(), name.as_str(), head.programs)
+    }
+
+    /// The program that this is said of.
+    pub(super) fn program(&self, owner: &str, info: ProgramInfo) -> Result<Program, SessionError> {
+        let row = self.table(DATA)?.get((owner, info.name.as_str())).map_err(failed)?;
+        let data = row.map(|row| Bytes::copy_from_slice(row.value())).unwrap_or_default();
+        ProgramRecord { info, data }.program()
+    }
+
+    pub(super) fn programs(&self, owner: &str) -> Result<Vec<ProgramInfo>, SessionError> {
+        scan(&self.table(PROGRAMS)?, owner, |_| true)
+    }
+}

@@ -1,0 +1,432 @@
+//! What is said of the durable backend beyond the contract. `tests/killed` has what needs a process that dies.
+
+use std::{
+    collections::HashSet,
+    io,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
+
+use redb::{StorageBackend, TableDefinition, backends::FileBackend};
+use snakepit_session::{
+    Created, NewSession, NewVariable, Note, PageRequest, Payload, Program, ProgramName, ProgramOwner,
+    Session, SessionBackend, SessionEvent, SessionEventKind, SetVariable, ValueType, Variable, VariableName,
+    VariableType, WatchEvent,
+};
+use snakepit_session_testkit::{
+    session_backend_contract, session_backend_linearizes, session_backend_matches_model,
+};
+use tempfile::TempDir;
+
+use super::*;
+
+mod disk;
+mod failing;
+mod history;
+mod power;
+mod same;
+
+fn id(text: &str) -> SessionId {
+    SessionId::try_new(text).unwrap()
+}
+
+fn program_name(text: &str) -> ProgramName {
+    ProgramName::try_new(text).unwrap()
+}
+
+fn variable_name(text: &str) -> VariableName {
+    VariableName::try_new(text).unwrap()
+}
+
+fn directory() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+async fn try_open(path: impl AsRef<Path> + Send) -> Result<RedbBackend, SessionError> {
+    RedbBackend::open(path, SessionLimits::default()).await
+}
+
+async fn open(directory: &TempDir) -> RedbBackend {
+    try_open(directory.path().join("sessions")).await.unwrap()
+}
+
+/// What a host finds that starts after the one of this directory was killed just now.
+async fn open_as_after_a_crash(directory: &TempDir) -> RedbBackend {
+    let copy = directory.path().join("copy");
+    std::fs::copy(directory.path().join("sessions"), &copy).unwrap();
+    try_open(copy).await.unwrap()
+}
+
+/// Why a file could not be opened. It must be named.
+async fn refused(path: &Path) -> String {
+    let error = try_open(path).await.unwrap_err().to_string();
+    assert!(error.contains(path.to_str().unwrap()), "{error}");
+    error
+}
+
+fn with_ttl(seconds: u64) -> NewSession {
+    NewSession { ttl: Some(Duration::from_secs(seconds)), ..NewSession::default() }
+}
+
+async fn register(backend: &RedbBackend, session: &str, name: &str) -> Result<Variable, SessionError> {
+    let (ty, value) = (VariableType::new(ValueType::Integer)?, Payload::try_from_serde(&0).unwrap());
+    let new = NewVariable { ty, value, note: Note::default() };
+    backend.register_variable(&id(session), &variable_name(name), new).await
+}
+
+async fn set(backend: &RedbBackend, session: &str, name: &str, value: u32) -> Result<u32, SessionError> {
+    let value = Payload::try_from_serde(&value).unwrap();
+    backend.set_variable(&id(session), SetVariable::new(name, value)).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn redb_keeps_the_contract() {
+    let files = std::cell::RefCell::new(Vec::new());
+    let make = async || {
+        let directory = directory();
+        let backend = open(&directory).await;
+        files.borrow_mut().push(directory);
+        backend
+    };
+    session_backend_contract(make, tokio::time::advance).await;
+}
+
+#[test]
+fn redb_is_as_the_model_is() {
+    session_backend_matches_model(same::in_memory, 60);
+}
+
+#[test]
+fn redb_does_one_thing_after_the_other() {
+    session_backend_linearizes(same::in_memory, 60);
+}
+
+/// All that is in a backend, but for the time it has left.
+async fn all_of(backend: &RedbBackend) -> impl PartialEq + std::fmt::Debug + use<> {
+    let mut sessions = Vec::new();
+    for session in backend.list(PageRequest::default()).await.unwrap().items {
+        let owner = ProgramOwner::Session(session.id.clone());
+        let variables = backend.list_variables(&session.id, "").await.unwrap();
+        let mut histories = Vec::new();
+        for variable in &variables {
+            histories.push(backend.variable_history(&session.id, variable.id.as_str(), 0).await.unwrap());
+        }
+        let programs = programs_of(backend, &owner).await;
+        sessions.push((Session { expires_in: Duration::ZERO, ..session }, variables, histories, programs));
+    }
+    let stats = backend.stats().await.unwrap();
+    let held = (stats.live, stats.variables, stats.programs, stats.bytes);
+    (sessions, programs_of(backend, &ProgramOwner::Global).await, held)
+}
+
+async fn programs_of(backend: &RedbBackend, owner: &ProgramOwner) -> Vec<(ProgramName, Program)> {
+    let mut programs = Vec::new();
+    for info in backend.programs(owner).await.unwrap() {
+        let program = backend.program(owner, &info.name).await.unwrap();
+        programs.push((info.name, program));
+    }
+    programs
+}
+
+#[tokio::test]
+async fn everything_is_there_again() {
+    let directory = directory();
+    let backend = open(&directory).await;
+    let metadata = [("user".to_owned(), "ada".to_owned())].into();
+    backend.create(&id("one"), NewSession { metadata, ..with_ttl(500) }).await.unwrap();
+    backend.create(&id("two"), NewSession::default()).await.unwrap();
+    register(&backend, "one", "x").await.unwrap();
+    register(&backend, "one", "y").await.unwrap();
+    for value in 1..30 {
+        set(&backend, "one", "x", value).await.unwrap();
+    }
+    let large = Program::new(vec![7; 3 * LARGE], "application/octet-stream");
+    for owner in [ProgramOwner::Global, id("two").into()] {
+        backend.put_program(&owner, &program_name("p"), large.clone()).await.unwrap();
+        backend.put_program(&owner, &program_name("empty"), Program::new("", "text/plain")).await.unwrap();
+    }
+    backend.set_last_worker(&id("one"), "w-7".into()).await.unwrap();
+    let before = all_of(&backend).await;
+    drop(backend);
+    let backend = open(&directory).await;
+    assert_eq!(all_of(&backend).await, before);
+    assert_eq!(backend.get(&id("one")).await.unwrap().last_worker.as_deref(), Some("w-7"));
+
+    let crashed = open_as_after_a_crash(&directory).await;
+    assert_eq!(crashed.get(&id("one")).await.unwrap().last_worker, None, "it went down with the host");
+    crashed.set_last_worker(&id("one"), "w-7".into()).await.unwrap();
+    assert_eq!(all_of(&crashed).await, before);
+    assert_eq!(set(&crashed, "one", "x", 30).await.unwrap(), 30, "versions go on");
+    for session in ["one", "two"] {
+        crashed.delete(&id(session)).await.unwrap();
+    }
+    for program in ["p", "empty"] {
+        crashed.delete_program(&ProgramOwner::Global, &program_name(program)).await.unwrap();
+    }
+    let stats = crashed.stats().await.unwrap();
+    assert_eq!((stats.live, stats.variables, stats.programs, stats.bytes), (0, 0, 0, 0));
+}
+
+async fn left(backend: &RedbBackend, session: &str) -> u64 {
+    let page = backend.list(PageRequest::default()).await.unwrap();
+    let session = page.items.into_iter().find(|found| found.id == id(session)).unwrap();
+    // What passes of real time meanwhile is far less than a second.
+    session.expires_in.as_secs_f64().round() as u64
+}
+
+#[tokio::test(start_paused = true)]
+async fn ttls_go_on_after_an_orderly_end_and_begin_anew_after_a_crash() {
+    let directory = directory();
+    let backend = open(&directory).await;
+    for session in ["idle", "used"] {
+        backend.create(&id(session), with_ttl(100)).await.unwrap();
+    }
+    backend.create(&id("short"), with_ttl(10)).await.unwrap();
+    let program = Program { ttl: Some(Duration::from_secs(10)), ..Program::new("x", "t") };
+    backend.put_program(&ProgramOwner::Global, &program_name("p"), program).await.unwrap();
+    tokio::time::advance(Duration::from_secs(60)).await;
+    // Nothing but memory knows of this.
+    backend.get(&id("used")).await.unwrap();
+    tokio::time::advance(Duration::from_secs(20)).await;
+
+    let crashed = open_as_after_a_crash(&directory).await;
+    assert_eq!((left(&crashed, "idle").await, left(&crashed, "used").await), (100, 100));
+    crashed.get(&id("short")).await.unwrap();
+    crashed.program(&ProgramOwner::Global, &program_name("p")).await.unwrap();
+    drop(crashed);
+
+    drop(backend);
+    let backend = open(&directory).await;
+    assert_eq!((left(&backend, "idle").await, left(&backend, "used").await), (20, 80));
+    assert_eq!(
+        backend.get(&id("short")).await.unwrap_err(),
+        SessionError::NotFound { id: id("short") },
+        "expired is expired"
+    );
+    backend.program(&ProgramOwner::Global, &program_name("p")).await.unwrap_err();
+    let mut events = backend.subscribe();
+    assert_eq!(backend.sweep().await.unwrap(), 1);
+    let SessionEvent { id: gone, kind, .. } = events.next().await.unwrap().unwrap();
+    assert_eq!((gone, kind), (id("short"), SessionEventKind::Expired));
+
+    // What the end wrote holds for one start only.
+    let crashed = open_as_after_a_crash(&directory).await;
+    assert_eq!(left(&crashed, "idle").await, 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sweeps_take_many_transactions_for_many_sessions() {
+    let directory = directory();
+    let backend = Arc::new(open(&directory).await);
+    let mut creators = tokio::task::JoinSet::new();
+    for n in 0..SWEEP_ROWS + 10 {
+        let backend = Arc::clone(&backend);
+        creators.spawn(async move { backend.create(&id(&n.to_string()), with_ttl(10)).await.unwrap().1 });
+    }
+    assert!(creators.join_all().await.iter().all(|created| *created == Created::New));
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(backend.sweep().await.unwrap(), SWEEP_ROWS + 10);
+    let stats = backend.stats().await.unwrap();
+    assert_eq!((stats.live, stats.sweeps, stats.expired), (0, 1, SWEEP_ROWS as u64 + 10));
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_opened_are_named_with_the_reason() {
+    let directory = directory();
+    let path = directory.path().join("missing").join("sessions");
+    assert!(refused(&path).await.contains("its directory does not exist"));
+    assert!(refused(directory.path()).await.contains("cannot open it"));
+
+    let path = directory.path().join("sessions");
+    let backend = open(&directory).await;
+    assert!(refused(&path).await.contains("it is open already"));
+    drop(backend);
+    open(&directory).await;
+
+    let path = directory.path().join("text");
+    std::fs::write(&path, "something else\n".repeat(1000)).unwrap();
+    assert!(refused(&path).await.contains("no file of sessions"));
+    assert!(std::fs::read(&path).unwrap().starts_with(b"something else"), "it is left as it is");
+}
+
+#[tokio::test]
+async fn files_that_were_never_finished_are_made_anew_and_no_others() {
+    let directory = directory();
+    let path = directory.path().join("sessions");
+    for (begins, ends, is_unfinished) in
+        [("", "", true), ("redb", "", true), ("redc", "", false), ("", "end", false)]
+    {
+        let mut bytes = vec![0; 100_000];
+        bytes[..begins.len()].copy_from_slice(begins.as_bytes());
+        bytes[100_000 - ends.len()..].copy_from_slice(ends.as_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        if is_unfinished {
+            open(&directory).await.create(&id("s"), NewSession::default()).await.unwrap();
+        } else {
+            assert!(refused(&path).await.contains("no file of sessions"));
+            assert_eq!(std::fs::read(&path).unwrap(), bytes, "it is left as it is");
+        }
+    }
+}
+
+/// Changes a file behind the backend's back.
+fn meddle<K: redb::Key + 'static, V: redb::Value + 'static>(
+    path: &Path,
+    table: TableDefinition<'_, K, V>,
+    key: K::SelfType<'_>,
+    value: V::SelfType<'_>,
+) {
+    let database = Database::create(path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(table).unwrap().insert(key, value).unwrap();
+    transaction.commit().unwrap();
+}
+
+#[tokio::test]
+async fn schemas_of_other_versions_and_of_others_are_refused() {
+    let directory = directory();
+    let path = directory.path().join("sessions");
+    drop(open(&directory).await);
+    for version in [1, 3] {
+        meddle(&path, rows::SCHEMA, (), version);
+        let error = refused(&path).await;
+        assert!(
+            error.contains(&format!("is version {version}")) && error.contains("knows version 2"),
+            "{error}"
+        );
+    }
+
+    let path = directory.path().join("other");
+    meddle(&path, TableDefinition::<u64, u64>::new("other"), 1, 1);
+    assert!(refused(&path).await.contains("not of sessions"));
+}
+
+#[tokio::test]
+async fn damaged_files_are_refused_and_damaged_rows_harm_nothing_else() {
+    let directory = directory();
+    let path = directory.path().join("sessions");
+    let backend = open(&directory).await;
+    backend.create(&id("s"), NewSession::default()).await.unwrap();
+    register(&backend, "s", "good").await.unwrap();
+    register(&backend, "s", "bad").await.unwrap();
+    drop(backend);
+    meddle(&path, rows::VARIABLES, ("s", "bad"), b"\x93garbage".as_slice());
+    let backend = open(&directory).await;
+    let (bad, good) = tokio::join!(set(&backend, "s", "bad", 1), set(&backend, "s", "good", 1));
+    let bad = bad.unwrap_err().to_string();
+    assert!(bad.contains("cannot read a record") && bad.contains(path.to_str().unwrap()), "{bad}");
+    assert_eq!(good, Ok(1));
+    backend.delete(&id("s")).await.unwrap();
+    drop(backend);
+
+    let mut bytes = std::fs::read(&path).unwrap();
+    let (length, from) = (bytes.len(), 4096);
+    bytes[from..length].fill(0xA5);
+    std::fs::write(&path, bytes).unwrap();
+    refused(&path).await;
+}
+
+#[tokio::test]
+async fn panics_undo_their_group_and_nothing_else() {
+    let directory = directory();
+    let backend = open(&directory).await;
+    backend.create(&id("s"), NewSession::default()).await.unwrap();
+    register(&backend, "s", "x").await.unwrap();
+    let mut watch = backend.watch_variables(&id("s"), &["x".to_owned()], false).await.unwrap();
+    let panics = backend.write(0, |group| {
+        group.delete(&id("s"))?;
+        group.create(&id("t"), NewSession::default())?;
+        panic!("as this test wants it")
+    });
+    let error = panics.await.map(|(): ()| ()).unwrap_err();
+    assert!(error.to_string().contains("panicked"), "{error}");
+    backend.get(&id("t")).await.unwrap_err();
+    assert_eq!(set(&backend, "s", "x", 1).await.unwrap(), 1);
+    let WatchEvent::Update(update) = watch.next().await.unwrap().unwrap() else { panic!("nothing is lost") };
+    assert_eq!(update.variable.version, 1, "the watch went on");
+    let stats = backend.stats().await.unwrap();
+    assert_eq!((stats.live, stats.created, stats.deleted, stats.variables), (1, 1, 0, 1));
+    assert_eq!(backend.delete(&id("s")).await.unwrap().variable_count, 1);
+}
+
+#[tokio::test]
+async fn a_file_that_was_deleted_or_replaced_takes_no_more_writes_until_it_is_back() {
+    let directory = directory();
+    let (path, aside) = (directory.path().join("sessions"), directory.path().join("aside"));
+    let backend = open(&directory).await;
+    backend.create(&id("s"), NewSession::default()).await.unwrap();
+    register(&backend, "s", "x").await.unwrap();
+    let mut watch = backend.watch_variables(&id("s"), &[], false).await.unwrap();
+    std::fs::rename(&path, &aside).unwrap();
+    let refused = set(&backend, "s", "x", 1).await.unwrap_err().to_string();
+    assert!(refused.contains("deleted") && refused.contains(path.to_str().unwrap()), "{refused}");
+    std::fs::copy(&aside, &path).unwrap();
+    let refused = set(&backend, "s", "x", 1).await.unwrap_err().to_string();
+    assert!(refused.contains("replaced"), "{refused}");
+    assert_eq!(backend.variable(&id("s"), "x").await.unwrap().version, 0, "reads go on");
+    std::fs::rename(&aside, &path).unwrap();
+    assert_eq!(set(&backend, "s", "x", 1).await.unwrap(), 1);
+    assert!(watch.next().await.unwrap().is_ok(), "and so do watches");
+}
+
+/// Flips bits of a file, the same ones for each seed.
+fn flip_bits(path: &Path, bits: usize, seed: u64) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    for _ in 0..bits {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let bit = random as usize % (bytes.len() * 8);
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn a_file_with_flipped_bits_never_loses_anything_in_silence() {
+    const VARIABLES: u32 = 200;
+    let directory = directory();
+    let backend = open(&directory).await;
+    backend.create(&id("s"), with_ttl(100_000)).await.unwrap();
+    for n in 0..VARIABLES {
+        register(&backend, "s", &format!("x{n}")).await.unwrap();
+        set(&backend, "s", &format!("x{n}"), n).await.unwrap();
+    }
+    drop(backend);
+    let sound = std::fs::read(directory.path().join("sessions")).unwrap();
+    let (mut opened, mut refused) = (0, 0);
+    for seed in 0..40 {
+        let path = directory.path().join(format!("damaged-{seed}"));
+        std::fs::write(&path, &sound).unwrap();
+        flip_bits(&path, 20, seed);
+        let Ok(backend) = try_open(&path).await else {
+            refused += 1;
+            continue;
+        };
+        opened += 1;
+        for n in 0..VARIABLES {
+            let found = backend.variable(&id("s"), &format!("x{n}")).await;
+            match found {
+                Ok(variable) => assert_eq!(variable.value.to_serde::<u32>().unwrap(), n, "seed {seed}"),
+                Err(error) => assert!(matches!(error, SessionError::Backend { .. }), "seed {seed}: {error}"),
+            }
+        }
+    }
+    assert!(refused > 0, "of 40 files, {opened} were opened");
+}
+
+#[tokio::test]
+async fn whoever_stops_waiting_leaves_all_or_nothing() {
+    let directory = directory();
+    let backend = open(&directory).await;
+    backend.create(&id("s"), NewSession::default()).await.unwrap();
+    let first = register(&backend, "s", "x");
+    let mut first = std::pin::pin!(first);
+    assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(first.as_mut().poll(cx))).await.is_pending());
+    // It is in the queue, so it is done before what comes after it.
+    assert_eq!(
+        register(&backend, "s", "x").await.unwrap_err(),
+        SessionError::VariableExists { session: id("s"), name: "x".to_owned() }
+    );
+}

@@ -1,0 +1,182 @@
+//! A disk that is only memory: it outlives its database, counts what is written, and its power can fail. Then what was
+//! synced is there, and of what was written since, anything may be.
+
+use std::{
+    fmt, io,
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use proptest::{prelude::RngExt, test_runner::TestRng};
+use redb::StorageBackend;
+use snakepit_session::SessionLimits;
+
+use crate::{RedbBackend, writer::Writer};
+
+/// Cloned, it is the same disk.
+#[derive(Clone, Default)]
+pub(super) struct Disk(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    /// What it shows.
+    bytes: Vec<u8>,
+    /// What it showed when it was synced last, and what came since.
+    synced: Vec<u8>,
+    unsynced: Vec<Change>,
+    /// How many more changes and syncs the power lasts for, if it fails at all.
+    power: Option<usize>,
+    /// How many bytes were written in all.
+    written: usize,
+    files: Vec<tempfile::TempPath>,
+}
+
+#[derive(Clone)]
+enum Change {
+    Write(usize, Vec<u8>),
+    Resize(usize),
+}
+
+impl Change {
+    fn apply(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Write(at, data) => bytes[*at..at + data.len()].copy_from_slice(data),
+            Self::Resize(len) => bytes.resize(*len, 0),
+        }
+    }
+
+    /// Of a write, only this part; of that, only what is within the file.
+    fn apply_part(&self, part: Range<usize>, bytes: &mut [u8]) {
+        if let Self::Write(at, data) = self {
+            let to = part.end.min(bytes.len().saturating_sub(*at));
+            if part.start < to {
+                bytes[at + part.start..at + to].copy_from_slice(&data[part.start..to]);
+            }
+        }
+    }
+}
+
+impl State {
+    fn check(&self) -> io::Result<()> {
+        if self.power == Some(0) { Err(io::Error::other("the power is gone")) } else { Ok(()) }
+    }
+
+    /// Something that takes power is about to happen.
+    fn use_power(&mut self) -> io::Result<()> {
+        self.power = self.power.map(|left| left.saturating_sub(1));
+        self.check()
+    }
+
+    fn change(&mut self, change: Change) -> io::Result<()> {
+        self.use_power()?;
+        change.apply(&mut self.bytes);
+        self.unsynced.push(change);
+        Ok(())
+    }
+}
+
+impl Disk {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// Lets the power fail instead of this change or sync from now on.
+    pub(super) fn cut_power_at(&self, call: usize) {
+        self.state().power = Some(call);
+    }
+
+    pub(super) fn is_off(&self) -> bool {
+        self.state().check().is_err()
+    }
+
+    /// How many bytes were written to it since there is power.
+    pub(super) fn written(&self) -> usize {
+        self.state().written
+    }
+
+    /// The disk when the power is back. Each write that was not synced is there, missing or torn, whatever became of those
+    /// before and after it. The length is one of those that the file had since.
+    pub(super) fn power_is_back(&self, random: &mut TestRng) -> Self {
+        let state = self.state();
+        let mut bytes = state.synced.clone();
+        let resizes = state.unsynced.iter().filter(|change| matches!(change, Change::Resize(_))).count();
+        let mut resizes = random.random_range(0..=resizes);
+        // Crashes in which nearly all or nearly nothing arrived are as likely as others.
+        let (kept, torn) = (random.random_range(0.0..=1.0), random.random_range(0.0..=1.0));
+        for change in &state.unsynced {
+            match change {
+                Change::Resize(_) if resizes > 0 => {
+                    resizes -= 1;
+                    change.apply(&mut bytes);
+                }
+                Change::Resize(_) => {}
+                Change::Write(_, data) if random.random_bool(kept) => {
+                    change.apply_part(0..data.len(), &mut bytes);
+                }
+                Change::Write(_, data) if random.random_bool(torn) => {
+                    let (one, other) =
+                        (random.random_range(0..=data.len()), random.random_range(0..=data.len()));
+                    change.apply_part(one.min(other)..one.max(other), &mut bytes);
+                }
+                Change::Write(..) => {}
+            }
+        }
+        let synced = bytes.clone();
+        Self(Arc::new(Mutex::new(State { bytes, synced, ..State::default() })))
+    }
+
+    /// Opens the sessions on it.
+    pub(super) async fn open(
+        &self,
+        limits: SessionLimits,
+    ) -> Result<RedbBackend, snakepit_session::SessionError> {
+        // The file is only there to be opened, and to be there.
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        let disk = self.clone();
+        let file = path.to_path_buf();
+        self.state().files.push(path);
+        let (writer, shared) = Writer::spawn(file, limits, move |_file| disk.clone()).await?;
+        Ok(RedbBackend { writer, shared })
+    }
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Disk").finish_non_exhaustive()
+    }
+}
+
+impl StorageBackend for Disk {
+    fn len(&self) -> io::Result<u64> {
+        let state = self.state();
+        state.check()?;
+        Ok(state.bytes.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let state = self.state();
+        state.check()?;
+        let at = offset as usize;
+        let bytes = state.bytes.get(at..at + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        out.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.state().change(Change::Resize(len as usize))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut state = self.state();
+        state.use_power()?;
+        let State { synced, unsynced, .. } = &mut *state;
+        unsynced.drain(..).for_each(|change| change.apply(synced));
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut state = self.state();
+        state.written += data.len();
+        state.change(Change::Write(offset as usize, data.to_vec()))
+    }
+}

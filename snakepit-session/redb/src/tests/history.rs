@@ -1,0 +1,125 @@
+//! What older versions of a variable cost those who do not ask for them.
+
+use redb::{ReadableDatabase, ReadableTableMetadata};
+use snakepit_session::{
+    Batch, NewSession, NewVariable, Note, Payload, SessionBackend, SessionLimits, SetVariable, ValueType,
+    VariableType,
+};
+
+use super::{directory, disk::Disk, id, meddle, open, rows, variable_name};
+use crate::RedbBackend;
+
+const SMALL: usize = 10;
+/// So that twenty of them are within the limit of a history.
+const LARGE: usize = 700_000;
+
+fn text(size: usize) -> Payload {
+    Payload::try_from_serde(&"x".repeat(size)).unwrap()
+}
+
+async fn register(backend: &RedbBackend, name: &str) {
+    register_in(backend, "s", name).await;
+}
+
+async fn register_in(backend: &RedbBackend, session: &str, name: &str) {
+    let ty = VariableType::new(ValueType::String).unwrap();
+    let new = NewVariable { ty, value: text(SMALL), note: Note::default() };
+    backend.register_variable(&id(session), &variable_name(name), new).await.unwrap();
+}
+
+async fn set(backend: &RedbBackend, name: &str, size: usize) {
+    backend.set_variable(&id("s"), SetVariable::new(name, text(size))).await.unwrap();
+}
+
+/// A session with a variable whose history is as large as it may be, and whose current value is small.
+async fn with_large_history(disk: &Disk) -> RedbBackend {
+    let backend = disk.open(SessionLimits::default()).await.unwrap();
+    backend.create(&id("s"), NewSession::default()).await.unwrap();
+    register(&backend, "x").await;
+    for _ in 0..20 {
+        set(&backend, "x", LARGE).await;
+    }
+    set(&backend, "x", SMALL).await;
+    backend
+}
+
+#[tokio::test]
+async fn a_write_costs_no_more_when_the_history_is_large() {
+    let disk = Disk::default();
+    let backend = with_large_history(&disk).await;
+    register(&backend, "y").await;
+    let cost = async |name| {
+        let before = disk.written();
+        set(&backend, name, SMALL).await;
+        disk.written() - before
+    };
+    for _ in 0..20 {
+        let (large, small) = (cost("x").await, cost("y").await);
+        assert!(large < 2 * small, "{large} bytes were written, and {small} without a large history");
+    }
+    let history = backend.variable_history(&id("s"), "x", 0).await.unwrap();
+    assert!(
+        history.iter().all(|version| version.value.size() < LARGE),
+        "the large ones were evicted meanwhile"
+    );
+}
+
+#[tokio::test]
+async fn only_who_asks_for_an_older_version_reads_it() {
+    let directory = directory();
+    let backend = open(&directory).await;
+    backend.create(&id("s"), NewSession::default()).await.unwrap();
+    register(&backend, "x").await;
+    for size in 1..4 {
+        set(&backend, "x", size).await;
+    }
+    drop(backend);
+    meddle(&directory.path().join("sessions"), rows::VERSIONS, ("s", "x", 1), b"\x93garbage".as_slice());
+    let backend = open(&directory).await;
+    assert_eq!(backend.variable(&id("s"), "x").await.unwrap().version, 3);
+    assert_eq!(backend.list_variables(&id("s"), "").await.unwrap().len(), 1);
+    backend.watch_variables(&id("s"), &[], true).await.unwrap();
+    let history = async |limit| backend.variable_history(&id("s"), "x", limit).await;
+    assert_eq!(history(2).await.unwrap().len(), 2);
+    assert!(history(3).await.unwrap_err().to_string().contains("cannot read a record"));
+    let rollback = async |to| backend.rollback_variable(&id("s"), "x", to, Note::default()).await;
+    assert!(rollback(1).await.unwrap_err().to_string().contains("cannot read a record"));
+    assert_eq!(rollback(2).await.unwrap().value, text(2));
+    set(&backend, "x", SMALL).await;
+    backend.delete_variable(&id("s"), "x").await.unwrap();
+    assert_eq!(older_versions(&backend), 0);
+}
+
+/// How many older versions there are in the file.
+pub(super) fn older_versions(backend: &RedbBackend) -> u64 {
+    let database = backend.shared.database.try_read().unwrap();
+    let view = database.as_ref().unwrap().begin_read().unwrap();
+    view.open_table(rows::VERSIONS).unwrap().len().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn older_versions_end_with_what_they_are_of() {
+    let limits = SessionLimits { max_history: 3, ..SessionLimits::default() };
+    let backend = Disk::default().open(limits).await.unwrap();
+    backend.create(&id("s"), NewSession::default()).await.unwrap();
+    backend.create(&id("s1"), NewSession::default()).await.unwrap();
+    for (session, name) in [("s", "x"), ("s", "x1"), ("s1", "x")] {
+        register_in(&backend, session, name).await;
+        let updates = (0..2).map(|_| SetVariable::new(name, text(SMALL))).collect();
+        backend.set_variables(&id(session), updates, Batch::Each).await.unwrap();
+    }
+    assert_eq!(older_versions(&backend), 6);
+    let updates = (0..10).map(|_| SetVariable::new("x", text(SMALL))).collect();
+    backend.set_variables(&id("s"), updates, Batch::Each).await.unwrap();
+    assert_eq!(older_versions(&backend), 7, "no more than the limit of each variable");
+    backend.delete_variable(&id("s"), "x").await.unwrap();
+    assert_eq!(older_versions(&backend), 4);
+    register(&backend, "x").await;
+    set(&backend, "x", SMALL).await;
+    assert_eq!(older_versions(&backend), 5);
+    backend.delete(&id("s")).await.unwrap();
+    assert_eq!(older_versions(&backend), 2, "those of the other session");
+    tokio::time::advance(SessionLimits::default().default_ttl).await;
+    assert_eq!(backend.sweep().await.unwrap(), 1);
+    assert_eq!(older_versions(&backend), 0);
+}

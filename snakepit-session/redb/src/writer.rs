@@ -1,0 +1,332 @@
+//! The one thread that writes. Operations that come while it waits for the disk share the next transaction, and so the
+//! next wait: the more there are, the less each of them costs.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use redb::{Database, StorageBackend, backends::FileBackend};
+use snakepit_session::{SessionError, SessionLimits};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+
+use super::{
+    Shared,
+    file::{Identity, check_room},
+    group::Group,
+    open::{Opened, close, in_file, open},
+    rows::failed,
+    state::State,
+};
+
+/// How many operations wait before those who bring more wait themselves.
+const QUEUE: usize = 1024;
+/// How many operations share a transaction at most, and how many bytes of new values, so that what one of them waits for is
+/// bounded. A write to a variable writes the value before it too, into a row of its own, which this does not count.
+const MAX_OPERATIONS: usize = 1024;
+const MAX_BYTES: usize = 16 * 1024 * 1024;
+
+/// Something to do within a transaction.
+trait Operation: Send {
+    /// About how much it writes, in bytes.
+    fn size(&self) -> usize;
+    /// Does it. `Err`: the backend failed.
+    fn run(&mut self, group: &mut Group<'_>) -> Result<(), SessionError>;
+    /// Says how it went, now that it is certain.
+    fn answer(self: Box<Self>, committed: Result<(), SessionError>);
+}
+
+struct Asked<T, F> {
+    size: usize,
+    act: Option<F>,
+    outcome: Option<Result<T, SessionError>>,
+    answer: oneshot::Sender<Result<T, SessionError>>,
+}
+
+impl<T, F> Operation for Asked<T, F>
+where
+    T: Send,
+    F: FnOnce(&mut Group<'_>) -> Result<T, SessionError> + Send,
+{
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    fn run(&mut self, group: &mut Group<'_>) -> Result<(), SessionError> {
+        self.outcome = self.act.take().map(|act| act(group));
+        match &self.outcome {
+            Some(Err(error @ SessionError::Backend { .. })) => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), SessionError>) {
+        let outcome = self.outcome.unwrap_or_else(|| Err(problem("the operation did not run")));
+        // Fails when nobody waits for it any more, which is all the same.
+        let _ = self.answer.send(committed.and(outcome));
+    }
+}
+
+fn problem(problem: &str) -> SessionError {
+    SessionError::Backend { problem: problem.to_owned() }
+}
+
+/// The thread, and the way to it. When this is dropped, what was asked is done first, and the file is let go.
+#[derive(Debug)]
+pub(super) struct Writer {
+    queue: Option<mpsc::Sender<Box<dyn Operation>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    /// Opens a file in a thread that then waits for operations on it.
+    ///
+    /// # Cancel safety
+    /// When the future is dropped, the thread closes the file again.
+    pub(super) async fn spawn<F: StorageBackend>(
+        path: PathBuf,
+        limits: SessionLimits,
+        storage: impl Fn(FileBackend) -> F + Send + 'static,
+    ) -> Result<(Self, Arc<Shared>), SessionError> {
+        let (queue, operations) = mpsc::channel(QUEUE);
+        let (opened, answer) = oneshot::channel();
+        // Its clock is that of the runtime, which tests pause.
+        let runtime = Handle::try_current().ok();
+        let run = move || {
+            let _clock = runtime.as_ref().map(Handle::enter);
+            match Work::open(path, limits, storage, operations) {
+                Ok(work) => {
+                    // Fails when nobody waits for it any more, and then there are no operations either.
+                    let _ = opened.send(Ok(Arc::clone(&work.shared)));
+                    work.run();
+                }
+                Err(error) => drop(opened.send(Err(error))),
+            }
+        };
+        let thread = std::thread::Builder::new().name("snakepit-redb".to_owned()).spawn(run);
+        let thread = thread.map_err(|error| problem(&format!("cannot start its thread: {error}")))?;
+        let shared = answer.await.map_err(|_| problem("its thread ended while it opened the file"))??;
+        Ok((Self { queue: Some(queue), thread: Some(thread) }, shared))
+    }
+
+    /// Does something that writes about so many bytes, and waits until it is certain.
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        size: usize,
+        act: impl FnOnce(&mut Group<'_>) -> Result<T, SessionError> + Send + 'static,
+    ) -> Result<T, SessionError> {
+        let ended = || problem("its thread has ended");
+        let (answer, answered) = oneshot::channel();
+        let asked = Box::new(Asked { size, act: Some(act), outcome: None, answer });
+        let queue = self.queue.as_ref().ok_or_else(ended)?;
+        queue.send(asked).await.map_err(|_| ended())?;
+        answered.await.map_err(|_| ended())?
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that writes sessions panicked");
+        }
+    }
+}
+
+/// What the thread works with.
+struct Work<S> {
+    shared: Arc<Shared>,
+    state: State,
+    operations: mpsc::Receiver<Box<dyn Operation>>,
+    storage: S,
+    identity: Identity,
+    /// The database, unless it could not be opened anew.
+    database: Option<Arc<Database>>,
+    /// Since the disk failed: why, and when to try again.
+    outage: Option<(SessionError, Instant)>,
+}
+
+/// How long nothing is written after the disk failed, at least and at most, and in terms of what opening the file took, which
+/// reads all of it.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+const PAUSE_FACTOR: u32 = 10;
+
+impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
+    fn open(
+        path: PathBuf,
+        limits: SessionLimits,
+        storage: S,
+        operations: mpsc::Receiver<Box<dyn Operation>>,
+    ) -> Result<Self, SessionError> {
+        let Opened { database, identity, totals, leases } = open(&path, &limits, &storage, None)?;
+        let database = Arc::new(database);
+        let shared = Arc::new(Shared::new(path, limits, Arc::clone(&database)));
+        let mut state = State::default();
+        state.resume(&shared, totals, leases);
+        Ok(Self { shared, state, operations, storage, identity, database: Some(database), outage: None })
+    }
+
+    fn run(mut self) {
+        while let Some(first) = self.operations.blocking_recv() {
+            let mut group = vec![first];
+            let committed = self.commit(&mut group);
+            for operation in group {
+                operation.answer(committed.clone());
+            }
+        }
+        let path = &self.shared.path;
+        let closed = match &self.database {
+            Some(database) => {
+                let is_there = self.identity.check(path).map_err(|why: String| problem(&why));
+                is_there.and_then(|_| close(database, &self.shared.leases))
+            }
+            None => self.outage.map_or(Ok(()), |(failure, _)| Err(failure)),
+        };
+        if let Err(error) = closed {
+            tracing::error!(path = %path.display(), %error, "failed to close the sessions in order");
+        }
+    }
+
+    /// Runs operations and those that come meanwhile, and commits what they did: all of it, or nothing.
+    fn commit(&mut self, group: &mut Vec<Box<dyn Operation>>) -> Result<(), SessionError> {
+        let database = self.database()?;
+        let ran = catch_unwind(AssertUnwindSafe(|| self.try_commit(&database, group)));
+        let ran =
+            ran.unwrap_or_else(|_| Err(problem("an operation panicked, and those with it were not done")));
+        let Err(error) = ran else {
+            self.state.settle(&self.shared);
+            return Ok(());
+        };
+        let path = self.shared.path.display();
+        tracing::error!(%path, %error, operations = group.len(), "failed to write sessions");
+        self.state.forget();
+        // After an error of the disk, redb refuses to go on; after any other, it does.
+        if database.begin_write().is_ok() {
+            return Err(error);
+        }
+        drop(database);
+        Err(self.fail(error))
+    }
+
+    /// The database, opened anew if it has to be and if it is time for that.
+    fn database(&mut self) -> Result<Arc<Database>, SessionError> {
+        if let Some(database) = &self.database {
+            return Ok(Arc::clone(database));
+        }
+        let failure = self.outage.as_ref().map(|(failure, _)| failure.clone());
+        let failure = failure.unwrap_or_else(|| problem("it is closed"));
+        self.check_outage()?;
+        self.open_again(&failure)?;
+        self.database.clone().ok_or(failure)
+    }
+
+    /// Whether something may be written: for a while after the disk failed, nothing is.
+    fn check_outage(&self) -> Result<(), SessionError> {
+        match &self.outage {
+            Some((failure, until)) if Instant::now() < *until => Err(failure.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The disk failed, and redb goes on only when it opens the file anew. What became of the last commit shows then, so
+    /// watches end: nobody knows what to tell them.
+    fn fail(&mut self, error: SessionError) -> SessionError {
+        let failure = in_file(&self.shared.path, error);
+        self.state.end_watches(&failure);
+        if let Err(error) = self.open_again(&failure) {
+            tracing::error!(%error, "cannot open the sessions again; trying until it can");
+        }
+        failure
+    }
+
+    /// Opens the file anew. After that, writes are refused for a while, and reads go on if it could be opened.
+    fn open_again(&mut self, failure: &SessionError) -> Result<(), SessionError> {
+        let began = Instant::now();
+        let Self { shared, identity, database, .. } = self;
+        let mut current = shared.database.blocking_write();
+        // Closes it: nobody reads.
+        *current = Err(failure.clone());
+        *database = None;
+        let opened = open(&shared.path, &shared.limits, &self.storage, Some(*identity));
+        let outcome = opened.map(|Opened { database: opened, totals, leases, .. }| {
+            let opened = Arc::new(opened);
+            *current = Ok(Arc::clone(&opened));
+            *database = Some(opened);
+            (totals, leases)
+        });
+        if let Err(error) = &outcome {
+            *current = Err(error.clone());
+        }
+        drop(current);
+        let pause = (began.elapsed() * PAUSE_FACTOR).clamp(MIN_PAUSE, MAX_PAUSE);
+        let until = Instant::now() + pause;
+        match outcome {
+            Ok((totals, leases)) => {
+                self.state.take_over(shared, totals, leases);
+                tracing::warn!(path = %shared.path.display(), "the sessions were opened again after an error of the disk");
+                self.outage = Some((failure.clone(), until));
+                Ok(())
+            }
+            Err(error) => {
+                self.outage = Some((error.clone(), until));
+                Err(error)
+            }
+        }
+    }
+
+    fn try_commit(
+        &mut self,
+        database: &Database,
+        operations: &mut Vec<Box<dyn Operation>>,
+    ) -> Result<(), SessionError> {
+        let outage = self.check_outage();
+        let Self { shared, state, operations: queue, identity, .. } = self;
+        // What it commits is durable: that is redb's default.
+        let transaction = database.begin_write().map_err(failed)?;
+        let mut group = Group::begin(shared, state, &transaction)?;
+        let (mut at, mut size, mut first_error) = (0, 0, None);
+        while let Some(operation) = operations.get_mut(at) {
+            let writes = group.writes();
+            group.begin_operation();
+            if let Err(error) = operation.run(&mut group) {
+                // One that failed before it wrote did nothing, and the others can go on.
+                if group.writes() != writes {
+                    return Err(error);
+                }
+                first_error.get_or_insert(error);
+            }
+            (at, size) = (at + 1, size + operation.size());
+            if at < MAX_OPERATIONS && size < MAX_BYTES {
+                operations.extend(queue.try_recv());
+            }
+        }
+        let wrote = group.writes() > 0;
+        drop(group);
+        let ended = if wrote {
+            // Without either, redb would write in vain, and accept nothing more.
+            let held = state.held();
+            let is_usable = || {
+                let file = identity.check(&shared.path)?;
+                check_room(&shared.path, &file, held, size)
+            };
+            match outage.and_then(|()| is_usable().map_err(|why: String| problem(&why))) {
+                Ok(()) => transaction.commit().map_err(failed).inspect(|()| self.outage = None),
+                Err(why) => transaction.abort().map_err(failed).and(Err(why)),
+            }
+        } else {
+            transaction.abort().map_err(failed)
+        };
+        // What redb refuses after an error says less than the error.
+        ended.map_err(|error| first_error.unwrap_or(error))
+    }
+}

@@ -1,0 +1,294 @@
+//! What every backend can do.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use snakepit_session::{
+    Batch, Created, NewSession, NewVariable, Note, Page, PageRequest, Program, ProgramInfo, ProgramName,
+    ProgramOwner, Session, SessionBackend, SessionError, SessionEvents, SessionId, SessionStats, SetVariable,
+    UpdateKind, Variable, VariableName, VariableVersion, VariableWatch, Watcher,
+    kit::{Checked, Head, is_like},
+};
+
+use super::{
+    RedisBackend,
+    follow::Cursor,
+    millis,
+    parts::{Held, Loaded, Meta, Parts, load_history, session},
+    scripts,
+};
+
+/// How many sessions one script looks at: while it runs, Redis does nothing else.
+const AT_ONCE: usize = 200;
+
+impl RedisBackend {
+    async fn load(&self, id: &SessionId, parts: &Parts) -> Result<Loaded, SessionError> {
+        Loaded::load(&self.link, id, parts).await
+    }
+
+    /// Reclaims what expired. True if that gave room.
+    pub(super) async fn reclaim(&self) -> Result<bool, SessionError> {
+        let (sessions, programs) = self.reclaim_all("first").await?;
+        Ok(sessions + programs > 0)
+    }
+
+    /// Returns how many sessions and global programs expired. Of several hosts that do it at once, each is told of other
+    /// ones.
+    async fn reclaim_all(&self, why: &'static str) -> Result<(usize, usize), SessionError> {
+        let (mut which, mut expired, mut programs) = (why, 0, 0);
+        loop {
+            let call = self.link.call(&scripts::RECLAIM).arg(AT_ONCE).arg(which);
+            let (surfaced, some, some_programs, is_torn): (usize, usize, usize, bool) = call.run().await?;
+            (expired, programs) = (expired + some, programs + some_programs);
+            if surfaced < AT_ONCE {
+                if is_torn && why == "sweep" {
+                    expired += self.mend().await?;
+                }
+                return Ok((expired, programs));
+            }
+            which = "next";
+        }
+    }
+}
+
+#[async_trait]
+impl SessionBackend for RedisBackend {
+    async fn create(&self, id: &SessionId, new: NewSession) -> Result<(Session, Created), SessionError> {
+        self.limits.check_new(id, &new)?;
+        let head = Head::new(new, &self.limits);
+        let meta = Meta::encode(&head)?;
+        let born = uuid::Uuid::new_v4().simple().to_string();
+        let (max_sessions, max_bytes) = (self.limits.max_sessions, self.limits.max_total_bytes);
+        loop {
+            let call = self.link.call(&scripts::CREATE).arg(id.as_str()).arg(&born).arg(millis(head.ttl));
+            let call = call.arg(&meta).arg(head.bytes).arg(max_sessions).arg(max_bytes);
+            type Answer = (String, usize, Option<Vec<u8>>, Option<String>, Option<String>);
+            let (answer, size, meta, worker, held): Answer = call.run().await?;
+            let refused = match &*answer {
+                "made" => return Ok((head.snapshot(id, head.ttl), Created::New)),
+                "found" => {
+                    let (meta, held) = (meta.unwrap_or_default(), held.unwrap_or_default());
+                    let mut found = session(id, Duration::ZERO, &meta, worker, &held)?;
+                    found.expires_in = found.ttl;
+                    return Ok((self.as_seen_here(found), Created::Existing));
+                }
+                "sessions" => SessionError::TooManySessions { limit: max_sessions },
+                _ => self.full(size),
+            };
+            // What expired does not count, so its room is reclaimed before anybody is refused.
+            if !self.reclaim().await? {
+                return Err(refused);
+            }
+        }
+    }
+
+    async fn get(&self, id: &SessionId) -> Result<Session, SessionError> {
+        let head = self.load(id, &Parts::session()).await?.record.head;
+        Ok(self.as_seen_here(head.snapshot(id, head.ttl)))
+    }
+
+    async fn delete(&self, id: &SessionId) -> Result<Session, SessionError> {
+        let was: Option<(u64, Vec<u8>, Option<String>, String)> =
+            self.link.call(&scripts::DELETE).arg(id.as_str()).run().await?;
+        let (left, meta, worker, held) = was.ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
+        session(id, Duration::from_millis(left), &meta, worker, &held).map(|was| self.as_seen_here(was))
+    }
+
+    async fn list(&self, page: PageRequest) -> Result<Page<Session>, SessionError> {
+        let (size, after) = page.parse()?;
+        let mut after = after.map(|id| id.to_string()).unwrap_or_default();
+        let mut items = Vec::new();
+        // One more than asked for, which says whether there is another page.
+        while items.len() <= size {
+            let most = (size + 1 - items.len()).min(AT_ONCE);
+            let call = self.link.call(&scripts::LIST).arg(&after).arg(most);
+            type Listed = (String, u64, Vec<u8>, Option<String>, String);
+            let (looked_at, last, found): (usize, String, Vec<Listed>) = call.run().await?;
+            for (id, left, meta, worker, held) in found {
+                let listed = SessionId::try_new(&id)
+                    .and_then(|id| session(&id, Duration::from_millis(left), &meta, worker, &held));
+                match listed {
+                    Ok(listed) => items.push(self.as_seen_here(listed)),
+                    // One that cannot be read must not hide all others.
+                    Err(error) => tracing::error!(session = id, %error, "a session is left out of a listing"),
+                }
+            }
+            if looked_at < most {
+                break;
+            }
+            after = last;
+        }
+        let more = items.len() > size;
+        items.truncate(size);
+        let next = items.last().filter(|_| more).map(|last| last.id.to_string());
+        Ok(Page { items, next })
+    }
+
+    async fn set_last_worker(&self, id: &SessionId, worker: Arc<str>) -> Result<(), SessionError> {
+        let call = self.link.call(&scripts::AFFINITY).arg(id.as_str()).arg(self.remembered(&worker));
+        if call.run().await? { Ok(()) } else { Err(SessionError::NotFound { id: id.clone() }) }
+    }
+
+    async fn put_program(
+        &self,
+        owner: &ProgramOwner,
+        name: &ProgramName,
+        program: Program,
+    ) -> Result<Created, SessionError> {
+        let ProgramOwner::Session(id) = owner else { return self.put_global(name, program).await };
+        self.change(id, &Parts::program(name), |record, room, changes| {
+            let created = record.put_program(room, name, program.clone())?;
+            record.programs.get(name).into_iter().for_each(|stored| changes.put(stored));
+            Ok(created)
+        })
+        .await
+    }
+
+    async fn program(&self, owner: &ProgramOwner, name: &ProgramName) -> Result<Program, SessionError> {
+        match owner {
+            ProgramOwner::Session(id) => self.load(id, &Parts::data(name)).await?.record.program(id, name),
+            ProgramOwner::Global => self.global(name).await,
+        }
+    }
+
+    async fn programs(&self, owner: &ProgramOwner) -> Result<Vec<ProgramInfo>, SessionError> {
+        let ProgramOwner::Session(id) = owner else { return self.globals().await };
+        let programs = self.load(id, &Parts::all_programs()).await?.record.programs;
+        Ok(programs.into_values().map(|program| program.info).collect())
+    }
+
+    async fn delete_program(&self, owner: &ProgramOwner, name: &ProgramName) -> Result<(), SessionError> {
+        let ProgramOwner::Session(id) = owner else { return self.delete_global(name).await };
+        self.change(id, &Parts::program(name), |record, room, changes| {
+            record.delete_program(room, name)?;
+            changes.remove(name);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn register_variable(
+        &self,
+        id: &SessionId,
+        name: &VariableName,
+        new: NewVariable,
+    ) -> Result<Variable, SessionError> {
+        let is_small = self.limits.check_value("", &new.value).is_ok();
+        let checked = if is_small { Checked::if_costly(&new.ty, &new.value).await } else { None };
+        self.change(id, &Parts::variables([name.as_str()]), |record, room, changes| {
+            let made = record.register(room, name, new.clone(), checked.clone())?;
+            changes.wrote(UpdateKind::Registered, made);
+            Ok(made.variable.clone())
+        })
+        .await
+    }
+
+    async fn variables(
+        &self,
+        id: &SessionId,
+        identifiers: &[&str],
+    ) -> Result<Vec<Option<Variable>>, SessionError> {
+        let record = self.load(id, &Parts::variables(identifiers.iter().copied())).await?.record;
+        let find = |identifier: &&str| Some(record.find(identifier)?.variable.clone());
+        Ok(identifiers.iter().map(find).collect())
+    }
+
+    async fn set_variables(
+        &self,
+        id: &SessionId,
+        updates: Vec<SetVariable>,
+        batch: Batch,
+    ) -> Result<Vec<Result<u32, SessionError>>, SessionError> {
+        let parts = Parts::variables(updates.iter().map(|update| &*update.identifier));
+        self.change_variables(id, &parts, updates, |record, room, changes, updates| match batch {
+            Batch::Atomic => {
+                let names = record.set_all(room, updates)?;
+                let mut written = |name| {
+                    let changed = record.variable(id, name)?;
+                    changes.wrote(UpdateKind::Set, changed);
+                    Ok(Ok(changed.variable.version))
+                };
+                names.iter().map(|name| written(name.as_str())).collect()
+            }
+            Batch::Each => {
+                let write = |update| {
+                    let changed = record.set(room, update)?;
+                    changes.wrote(UpdateKind::Set, changed);
+                    Ok(changed.variable.version)
+                };
+                Ok(updates.into_iter().map(write).collect())
+            }
+        })
+        .await
+    }
+
+    async fn list_variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, SessionError> {
+        let record = self.load(id, &Parts::all_variables()).await?.record;
+        let variables = record.variables.into_values().map(|record| record.variable);
+        Ok(variables.filter(|variable| is_like(pattern, variable.name.as_str())).collect())
+    }
+
+    async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError> {
+        self.change(id, &Parts::variables([identifier]), |record, room, changes| {
+            let gone = record.delete_variable(room, identifier)?;
+            changes.unset(&gone);
+            Ok(gone.variable)
+        })
+        .await
+    }
+
+    async fn variable_history(
+        &self,
+        id: &SessionId,
+        identifier: &str,
+        limit: usize,
+    ) -> Result<Vec<VariableVersion>, SessionError> {
+        Ok(load_history(&self.link, id, identifier, limit).await?.history(limit).collect())
+    }
+
+    async fn rollback_variable(
+        &self,
+        id: &SessionId,
+        identifier: &str,
+        version: u32,
+        note: Note,
+    ) -> Result<Variable, SessionError> {
+        self.change(id, &Parts::version(identifier, version), |record, room, changes| {
+            let changed = record.rollback(room, identifier, version, note.clone())?;
+            changes.wrote(UpdateKind::RolledBack, changed);
+            Ok(changed.variable.clone())
+        })
+        .await
+    }
+
+    async fn watch_variables(
+        &self,
+        id: &SessionId,
+        identifiers: &[String],
+        initial: bool,
+    ) -> Result<VariableWatch, SessionError> {
+        let parts = match identifiers {
+            [] if initial => Parts::all_variables(),
+            identifiers => Parts::variables(identifiers.iter().map(|identifier| &**identifier)),
+        };
+        let Loaded { record, was, seq, mark, .. } = self.load(id, &parts.watched(self.lease)).await?;
+        let Held { born, .. } = was;
+        let (watcher, watch) = Watcher::of_record(&self.limits, id, &record, identifiers, initial)?;
+        self.follower.add(id, &born, Cursor { number: seq, mark }, watcher, self.limits.max_watches)?;
+        Ok(watch)
+    }
+
+    async fn stats(&self) -> Result<SessionStats, SessionError> {
+        let [created, deleted, expired, sweeps, live, variables, programs, bytes] =
+            self.link.call(&scripts::STATS).run().await?;
+        Ok(SessionStats { created, deleted, expired, sweeps, live, variables, programs, bytes })
+    }
+
+    fn subscribe(&self) -> SessionEvents {
+        self.follower.events.subscribe()
+    }
+
+    async fn sweep(&self) -> Result<usize, SessionError> {
+        Ok(self.reclaim_all("sweep").await?.0)
+    }
+}

@@ -1,0 +1,265 @@
+//! Changing a session: it is loaded, changed here, and written back if it is still what was loaded. Otherwise somebody
+//! else got ahead, and it is done again.
+
+use std::{
+    collections::{BTreeMap, hash_map::RandomState},
+    hash::BuildHasher,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use snakepit_session::{
+    ProgramName, SessionError, SessionId, SetVariable, UpdateKind, VariableName,
+    kit::{Prepared, Preparing, ProgramRecord, Record, Room, VariableRecord},
+};
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::{
+    RedisBackend, jitter,
+    parts::{Held, Loaded, Parts, encode_variable, older},
+    scripts,
+};
+use crate::codec::encode;
+
+/// How many times in a row others may get ahead. Each time one of them is done, so all get there.
+const MAX_ATTEMPTS: u32 = 256;
+/// The longest wait before it is done again.
+const MAX_WAIT: Duration = Duration::from_millis(20);
+
+/// What the log of a watched session holds at least, in changes and in bytes, however little waits for a slow watcher:
+/// it has what hosts have not read yet, of all variables, whoever watches which.
+const MIN_LOG: (usize, usize) = (1024, 16 << 20);
+
+/// Who of this host may change a session. Without it those of one host would get ahead of each other. Several sessions
+/// share a turn, for there are fewer turns.
+#[derive(Debug)]
+pub(super) struct Turns {
+    turns: Box<[Mutex<()>]>,
+    hasher: RandomState,
+}
+
+impl Turns {
+    pub(super) fn new() -> Self {
+        Self { turns: (0..1024).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
+    }
+
+    /// Waits for the turn, but no longer than this: while Redis does not answer, those who wait give up together and not
+    /// one after the other.
+    async fn take(&self, id: &SessionId, longest: Duration) -> Option<MutexGuard<'_, ()>> {
+        let turn = usize::try_from(self.hasher.hash_one(id)).unwrap_or(usize::MAX) % self.turns.len();
+        tokio::time::timeout(longest, self.turns[turn].lock()).await.ok()
+    }
+}
+
+/// What an operation did to a record, as the script is told it.
+#[derive(Debug)]
+pub(super) struct Changes {
+    arguments: Vec<Bytes>,
+    /// The number of the last change of a variable.
+    seq: u64,
+    /// The oldest version that is kept of each variable.
+    oldest: BTreeMap<VariableName, u32>,
+    problem: Option<SessionError>,
+}
+
+impl Changes {
+    fn new(loaded: &Loaded) -> Self {
+        let variables = loaded.record.variables.iter();
+        Self {
+            arguments: Vec::new(),
+            seq: loaded.seq,
+            oldest: variables.map(|(name, variable)| (name.clone(), variable.older().start)).collect(),
+            problem: None,
+        }
+    }
+
+    fn push<const N: usize>(&mut self, arguments: [Bytes; N]) {
+        self.arguments.extend(arguments);
+    }
+
+    fn encoded(&mut self, encoded: Result<Bytes, SessionError>) -> Bytes {
+        encoded.unwrap_or_else(|problem| {
+            self.problem = Some(problem);
+            Bytes::new()
+        })
+    }
+
+    fn encode_variable(&mut self, kind: UpdateKind, variable: &VariableRecord) -> Bytes {
+        self.seq += 1;
+        self.encoded(encode_variable(self.seq, kind, variable))
+    }
+
+    fn forget(&mut self, name: &VariableName, versions: impl Iterator<Item = u32>) {
+        for version in versions {
+            self.push([word("forget"), older(name.as_str(), version).into()]);
+        }
+    }
+
+    /// A variable was registered, or got a value.
+    pub(super) fn wrote(&mut self, kind: UpdateKind, variable: &VariableRecord) {
+        let name = &variable.variable.name;
+        let kept = variable.older().next_back();
+        let keep = kept.map(|kept| kept.to_string().into()).unwrap_or_default();
+        let encoded = self.encode_variable(kind, variable);
+        self.push([word("set"), name.to_string().into(), keep, encoded]);
+        let oldest = variable.older().start;
+        let before = self.oldest.insert(name.clone(), oldest).unwrap_or(oldest);
+        self.forget(name, before..oldest);
+    }
+
+    /// A variable was deleted.
+    pub(super) fn unset(&mut self, variable: &VariableRecord) {
+        let name = &variable.variable.name;
+        let encoded = self.encode_variable(UpdateKind::Deleted, variable);
+        self.push([word("unset"), name.to_string().into(), encoded]);
+        self.forget(name, variable.older());
+        self.oldest.remove(name);
+    }
+
+    /// A program was stored.
+    pub(super) fn put(&mut self, program: &ProgramRecord) {
+        let info = encode(&program.info).map(Bytes::from);
+        let info = self.encoded(info);
+        self.push([word("put"), program.info.name.to_string().into(), info, program.data.clone()]);
+    }
+
+    /// A program was deleted.
+    pub(super) fn remove(&mut self, name: &ProgramName) {
+        self.push([word("remove"), name.to_string().into()]);
+    }
+}
+
+const fn word(word: &'static str) -> Bytes {
+    Bytes::from_static(word.as_bytes())
+}
+
+/// The rev of a commit: random, so that it is that of no other, and an integer that Lua can hold.
+fn next_rev() -> u64 {
+    (uuid::Uuid::new_v4().as_u64_pair().0 >> 12) | 1
+}
+
+impl RedisBackend {
+    /// Does something to a session that may change what it holds. It is done again when others get ahead.
+    pub(super) async fn change<T, F>(&self, id: &SessionId, parts: &Parts, act: F) -> Result<T, SessionError>
+    where
+        F: Fn(&mut Record, &mut Room<'_>, &mut Changes) -> Result<T, SessionError> + Send + Sync,
+    {
+        self.change_variables(id, parts, Vec::new(), |record, room, changes, _| act(record, room, changes))
+            .await
+    }
+
+    /// The same with writes of variables, whose values are checked before where that takes long.
+    pub(super) async fn change_variables<T, F>(
+        &self,
+        id: &SessionId,
+        parts: &Parts,
+        updates: Vec<SetVariable>,
+        act: F,
+    ) -> Result<T, SessionError>
+    where
+        F: Fn(&mut Record, &mut Room<'_>, &mut Changes, Vec<Prepared>) -> Result<T, SessionError>
+            + Send
+            + Sync,
+    {
+        let turn = self.turns.take(id, self.link.timeout()).await;
+        let _turn = turn.ok_or_else(|| {
+            self.link
+                .problem("does not answer in time those who change the session before; nothing was written")
+        })?;
+        let (mut reclaimed, mut prepared) = (false, None::<Vec<Prepared>>);
+        for attempt in 0..MAX_ATTEMPTS {
+            if attempt > 0 {
+                let longest = MAX_WAIT.min(Duration::from_micros(500) * attempt);
+                tokio::time::sleep(jitter(longest)).await;
+            }
+            let mut loaded = Loaded::load(&self.link, id, parts).await?;
+            let writes = match &prepared {
+                Some(prepared) => prepared.clone(),
+                // One whose variable is another the next time is checked again.
+                None if Preparing::is_needed(&updates) => {
+                    let preparing = Preparing::of(&self.limits, Some(&loaded.record), updates.clone());
+                    prepared.insert(preparing.prepare().await).clone()
+                }
+                None => prepared.insert(updates.iter().cloned().map(Prepared::from).collect()).clone(),
+            };
+            let act = |record: &mut Record, room: &mut Room<'_>, changes: &mut Changes| {
+                act(record, room, changes, writes)
+            };
+            let (done, changes, full) = self.act(id, &mut loaded, act);
+            // What expired does not count, and nobody is refused because of it.
+            if full && !reclaimed {
+                reclaimed = true;
+                if self.reclaim().await? {
+                    continue;
+                }
+            }
+            let done = done?;
+            if changes.arguments.is_empty() {
+                return Ok(done);
+            }
+            match &*self.commit(id, &loaded, changes).await? {
+                "done" => return Ok(done),
+                "gone" => return Err(SessionError::NotFound { id: id.clone() }),
+                // Others got ahead in this session, or with the room that there is in all.
+                _ => tracing::trace!(session = %id, attempt, "others changed the session meanwhile"),
+            }
+        }
+        Err(self.link.problem("too many hosts change the session at once; try again"))
+    }
+
+    /// Does it to what was loaded, which then is what the session is to become. True: for want of room in all, it did
+    /// not do everything.
+    fn act<T>(
+        &self,
+        id: &SessionId,
+        loaded: &mut Loaded,
+        act: impl FnOnce(&mut Record, &mut Room<'_>, &mut Changes) -> Result<T, SessionError>,
+    ) -> (Result<T, SessionError>, Changes, bool) {
+        let mut changes = Changes::new(loaded);
+        let (mut full, limit) = (false, self.limits.max_total_bytes);
+        let total = &mut loaded.total;
+        let mut resize = |from: usize, to: usize| {
+            let size = (*total + to).saturating_sub(from);
+            if to > from && size > limit {
+                full = true;
+                return Err(SessionError::BackendFull { size, limit });
+            }
+            *total = size;
+            Ok(())
+        };
+        let mut room = Room { session: id, limits: &self.limits, resize: &mut resize };
+        let done = act(&mut loaded.record, &mut room, &mut changes);
+        (done, changes, full)
+    }
+
+    async fn commit(
+        &self,
+        id: &SessionId,
+        loaded: &Loaded,
+        changes: Changes,
+    ) -> Result<String, SessionError> {
+        if let Some(problem) = changes.problem {
+            return Err(problem);
+        }
+        let (head, was) = (&loaded.record.head, &loaded.was);
+        let more = |now: usize, was: usize| now as i128 - was as i128;
+        let mut call = self
+            .link
+            .call(&scripts::COMMIT)
+            .arg(id.as_str())
+            .arg(&was.born)
+            .arg(loaded.rev)
+            .arg(next_rev())
+            .arg(Held::of(head, &was.born))
+            .arg(more(head.bytes, was.bytes).to_string())
+            .arg(more(head.variables, was.variables).to_string())
+            .arg(more(head.programs, was.programs).to_string())
+            .arg(self.limits.max_total_bytes)
+            .arg(self.limits.max_watch_backlog.max(MIN_LOG.0))
+            .arg(self.limits.max_watch_backlog_bytes.max(MIN_LOG.1));
+        for argument in &changes.arguments {
+            call = call.arg(&argument[..]);
+        }
+        call.run().await
+    }
+}

@@ -1,0 +1,54 @@
+//! The global programs: each a key of its own, which Redis lets expire, and an index of what they hold.
+
+use snakepit_session::{
+    Created, Program, ProgramInfo, ProgramName, SessionError,
+    kit::{ProgramRecord, no_program},
+};
+
+use super::{RedisBackend, millis, scripts};
+use crate::codec::{decode, encode};
+
+impl RedisBackend {
+    pub(super) async fn put_global(
+        &self,
+        name: &ProgramName,
+        program: Program,
+    ) -> Result<Created, SessionError> {
+        let program = ProgramRecord::global(&self.limits, name, program)?;
+        let info = encode(&program.info)?;
+        let limit = self.limits.max_programs;
+        loop {
+            let call = self.link.call(&scripts::GLOBAL_PUT).arg(name.as_str()).arg(&info);
+            let call = call.arg(&program.data[..]).arg(millis(self.limits.ttl(program.info.ttl)));
+            let call = call.arg(program.size()).arg(limit).arg(self.limits.max_total_bytes);
+            let (answer, size): (String, usize) = call.run().await?;
+            match &*answer {
+                "new" => return Ok(Created::New),
+                "existing" => return Ok(Created::Existing),
+                "programs" => return Err(SessionError::TooManyGlobalPrograms { limit }),
+                _ if !self.reclaim().await? => return Err(self.full(size)),
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) async fn global(&self, name: &ProgramName) -> Result<Program, SessionError> {
+        let found: Option<(Vec<u8>, Vec<u8>)> =
+            self.link.call(&scripts::GLOBAL_GET).arg(name.as_str()).run().await?;
+        let (info, data) = found.ok_or_else(|| no_program(None, name))?;
+        ProgramRecord { info: decode(&info)?, data: data.into() }.program()
+    }
+
+    pub(super) async fn globals(&self) -> Result<Vec<ProgramInfo>, SessionError> {
+        let found: Vec<Vec<u8>> = self.link.call(&scripts::GLOBAL_LIST).run().await?;
+        let mut programs: Vec<ProgramInfo> =
+            found.iter().map(|info| decode(info)).collect::<Result<_, _>>()?;
+        programs.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        Ok(programs)
+    }
+
+    pub(super) async fn delete_global(&self, name: &ProgramName) -> Result<(), SessionError> {
+        let lived: bool = self.link.call(&scripts::GLOBAL_DELETE).arg(name.as_str()).run().await?;
+        if lived { Ok(()) } else { Err(no_program(None, name)) }
+    }
+}

@@ -1,0 +1,177 @@
+//! The connection that commands go over. It comes back by itself; what fails meanwhile says where Redis was looked for.
+
+use std::time::Duration;
+
+use redis::{
+    Client, Cmd, ErrorKind, FromRedisValue, ProtocolVersion, RedisError, RedisResult, Script,
+    ServerErrorKind, ToRedisArgs, Value,
+    aio::{ConnectionManager, ConnectionManagerConfig, PubSub},
+};
+use snakepit_session::{SessionError, SessionId};
+
+use super::{RedisConfig, start::StartError};
+
+/// One connection, shared by all who call: what they ask for travels together.
+#[derive(Clone)]
+pub(super) struct Link {
+    client: Client,
+    connection: ConnectionManager,
+    /// What all keys and channels begin with.
+    root: String,
+    /// Where Redis is, without credentials.
+    address: String,
+    timeout: Duration,
+}
+
+impl Link {
+    pub(super) async fn connect(url: &str, config: &RedisConfig) -> Result<Self, StartError> {
+        let invalid = |error: RedisError| {
+            StartError::Never(SessionError::Backend {
+                problem: format!("not the URL of a Redis server, such as redis://localhost:6379: {error}"),
+            })
+        };
+        let info = redis::IntoConnectionInfo::into_connection_info(url).map_err(invalid)?;
+        let address = info.addr().to_string();
+        let failed = |error: RedisError| StartError::of(&address, &error);
+        // In version 3 of its protocol Redis says when a connection ends, so it is made anew before somebody needs it.
+        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let db = settings.db();
+        let client = Client::open(info.set_redis_settings(settings)).map_err(failed)?;
+        // Whoever calls is told soon that Redis is out of reach, and the next call tries again.
+        let manager = ConnectionManagerConfig::new()
+            .set_response_timeout(Some(config.timeout))
+            .set_connection_timeout(Some(config.timeout))
+            .set_number_of_retries(2)
+            .set_min_delay(Duration::from_millis(20))
+            .set_max_delay(Duration::from_millis(200));
+        let connection = ConnectionManager::new_with_config(client.clone(), manager).await.map_err(failed)?;
+        // Channels are the same in all databases of a server, so the database is part of their name, and of the keys'.
+        let prefix = &config.prefix;
+        let root = if db == 0 { format!("{{{prefix}}}") } else { format!("{{{prefix}@{db}}}") };
+        Ok(Self { client, connection, root, address, timeout: config.timeout })
+    }
+
+    pub(super) fn root(&self) -> &str {
+        &self.root
+    }
+
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(super) const fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Runs a script.
+    pub(super) fn call(&self, script: &'static Script) -> Call<'_> {
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(script.get_hash()).arg(1).arg(&self.root);
+        Call { link: self, script, command }
+    }
+
+    pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, SessionError> {
+        let mut connection = self.connection.clone();
+        command.query_async(&mut connection).await.map_err(|error| failed(&self.address, &error))
+    }
+
+    /// A connection of its own, which is told what is published.
+    pub(super) async fn listen(&self) -> Result<PubSub, SessionError> {
+        let connected = tokio::time::timeout(self.timeout, self.client.get_async_pubsub()).await;
+        let Ok(connected) = connected else {
+            return Err(self.problem("does not accept a connection in time"));
+        };
+        connected.map_err(|error| failed(&self.address, &error))
+    }
+
+    /// Reads something that Redis answered.
+    pub(super) fn read<T: FromRedisValue>(&self, value: Value) -> Result<T, SessionError> {
+        redis::from_redis_value(value).map_err(|error| failed(&self.address, &error.into()))
+    }
+
+    /// Fields of one of the hashes of a session, if any are wanted.
+    pub(super) fn fields(&self, hash: char, id: &SessionId, fields: &[String]) -> Option<Cmd> {
+        let mut read = redis::cmd("HMGET");
+        read.arg(format!("{}:{hash}:{id}", self.root)).arg(fields);
+        (!fields.is_empty()).then_some(read)
+    }
+
+    /// All of a session but what is seldom read of it.
+    pub(super) fn whole(&self, id: &SessionId) -> Cmd {
+        let mut read = redis::cmd("HGETALL");
+        read.arg(format!("{}:s:{id}", self.root));
+        read
+    }
+
+    /// Something about Redis that is not as it should be.
+    pub(super) fn problem(&self, problem: &str) -> SessionError {
+        SessionError::Backend { problem: format!("redis at {}: {problem}", self.address) }
+    }
+}
+
+/// A script about to be run.
+pub(super) struct Call<'a> {
+    link: &'a Link,
+    script: &'static Script,
+    command: Cmd,
+}
+
+impl Call<'_> {
+    pub(super) fn arg(mut self, argument: impl ToRedisArgs) -> Self {
+        self.command.arg(argument);
+        self
+    }
+
+    pub(super) async fn run<T: FromRedisValue>(self) -> Result<T, SessionError> {
+        let link = self.link;
+        self.try_run().await.map_err(|error| failed(&link.address, &error))
+    }
+
+    /// The same, with the error of Redis as it is.
+    pub(super) async fn try_run<T: FromRedisValue>(self) -> Result<T, RedisError> {
+        let Self { link, script, command } = self;
+        let mut connection = link.connection.clone();
+        match command.query_async(&mut connection).await {
+            Err(error) if is_unknown_script(&error) => {
+                script.load_async(&mut connection).await?;
+                command.query_async(&mut connection).await
+            }
+            done => done,
+        }
+    }
+
+    /// Runs the script and right after it commands that read much: what passes through a script is copied into it and out
+    /// of it, and every byte looked at. Others may do something in between. It is no transaction, for Redis refuses
+    /// those when it is out of memory, even if they only read.
+    pub(super) async fn run_and_read<T: FromRedisValue>(
+        self,
+        reads: impl IntoIterator<Item = Cmd>,
+    ) -> Result<(T, Vec<Value>), SessionError> {
+        let Self { link, script, command } = self;
+        let mut connection = link.connection.clone();
+        let failed = |error: RedisError| failed(&link.address, &error);
+        let mut all = redis::pipe();
+        all.ignore_errors().add_command(command);
+        for read in reads {
+            all.add_command(read);
+        }
+        let mut done: Vec<RedisResult<Value>> = all.query_async(&mut connection).await.map_err(failed)?;
+        if matches!(done.first(), Some(Err(error)) if is_unknown_script(error)) {
+            script.load_async(&mut connection).await.map_err(failed)?;
+            done = all.query_async(&mut connection).await.map_err(failed)?;
+        }
+        let mut done = done.into_iter();
+        let answer = done.next().unwrap_or(Ok(Value::Nil)).map_err(failed)?;
+        let answer = redis::from_redis_value(answer).map_err(|error| failed(error.into()))?;
+        Ok((answer, done.collect::<Result<_, _>>().map_err(failed)?))
+    }
+}
+
+/// Redis forgets its scripts when it starts anew.
+fn is_unknown_script(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+}
+
+fn failed(address: &str, error: &RedisError) -> SessionError {
+    SessionError::Backend { problem: format!("redis at {address}: {error}") }
+}

@@ -1,0 +1,81 @@
+//! Puts right what Redis broke by evicting keys: sessions of which a part is gone are lost, and those that are whole come
+//! back into the indexes. It looks at all sessions, and so runs only where the indexes do not agree.
+
+use redis::FromRedisValue;
+use snakepit_session::SessionError;
+
+use super::{RedisBackend, parts::Held, scripts};
+
+/// About how many keys are looked at in one step.
+const AT_ONCE: usize = 500;
+
+impl RedisBackend {
+    /// Returns how many sessions are lost.
+    pub(super) async fn mend(&self) -> Result<usize, SessionError> {
+        let (root, mut lost) = (self.link.root(), 0);
+        let sessions = format!("{root}:s:");
+        let mut scan = Scan::new("SCAN", None);
+        scan.pattern = Some(format!("{sessions}*"));
+        while let Some(keys) = scan.next::<String>(self).await? {
+            lost += self.mend_some(keys.iter().filter_map(|key| key.strip_prefix(&sessions))).await?;
+        }
+        for index in ["ids", "due"] {
+            let mut scan = Scan::new("ZSCAN", Some(format!("{root}:{index}")));
+            while let Some(found) = scan.next::<(String, f64)>(self).await? {
+                lost += self.mend_some(found.iter().map(|(id, _)| &**id)).await?;
+            }
+        }
+        let (mut bytes, mut variables, mut programs) = (0, 0, 0);
+        let mut scan = Scan::new("HSCAN", Some(format!("{root}:held")));
+        while let Some(found) = scan.next::<(String, String)>(self).await? {
+            for held in found.iter().filter_map(|(_, held)| Held::parse(held).ok()) {
+                bytes += held.bytes;
+                variables += held.variables;
+                programs += held.programs;
+            }
+            lost += self.mend_some(found.iter().map(|(id, _)| &**id)).await?;
+        }
+        let globals: Vec<usize> = self.link.query(redis::cmd("HVALS").arg(format!("{root}:globals"))).await?;
+        bytes += globals.into_iter().sum::<usize>();
+        // What others changed meanwhile is missing in it, which is better than a count that was evicted.
+        let recount = self.link.call(&scripts::RECOUNT).arg(bytes).arg(variables).arg(programs);
+        let _: u32 = recount.run().await?;
+        tracing::warn!(lost, "redis evicted parts of sessions: set `maxmemory-policy noeviction`");
+        Ok(lost)
+    }
+
+    async fn mend_some<'a>(&self, ids: impl Iterator<Item = &'a str>) -> Result<usize, SessionError> {
+        let ids: Vec<_> = ids.collect();
+        if ids.is_empty() { Ok(0) } else { self.link.call(&scripts::MEND).arg(ids).run().await }
+    }
+}
+
+/// A walk through the keys of the server, or through one of them.
+struct Scan {
+    command: &'static str,
+    key: Option<String>,
+    pattern: Option<String>,
+    /// `None` at its end.
+    cursor: Option<u64>,
+}
+
+impl Scan {
+    const fn new(command: &'static str, key: Option<String>) -> Self {
+        Self { command, key, pattern: None, cursor: Some(0) }
+    }
+
+    async fn next<T: FromRedisValue>(
+        &mut self,
+        backend: &RedisBackend,
+    ) -> Result<Option<Vec<T>>, SessionError> {
+        let Some(cursor) = self.cursor else { return Ok(None) };
+        let mut scan = redis::cmd(self.command);
+        scan.arg(&self.key).arg(cursor).arg("COUNT").arg(AT_ONCE);
+        if let Some(pattern) = &self.pattern {
+            scan.arg("MATCH").arg(pattern);
+        }
+        let (next, found): (u64, Vec<T>) = backend.link.query(&scan).await?;
+        self.cursor = (next != 0).then_some(next);
+        Ok(Some(found))
+    }
+}

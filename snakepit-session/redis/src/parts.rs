@@ -1,0 +1,332 @@
+//! How a session is written in Redis, and which parts of it an operation needs.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use redis::Value;
+use serde::{Deserialize, Serialize};
+use snakepit_session::{
+    Metadata, Note, Payload, ProgramInfo, ProgramName, Session, SessionError, SessionId, UpdateKind,
+    VariableName, VariableUpdate, VariableVersion,
+    kit::{Head, ProgramRecord, Record, VariableRecord, name_of, no_variable},
+};
+
+use super::{link::Link, scripts};
+use crate::codec::{decode, encode};
+
+/// How many times in a row somebody may change a session between the commands that read it.
+const MAX_ATTEMPTS: u32 = 1000;
+
+/// What never changes of a session.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Meta {
+    metadata: Metadata,
+    created_at: SystemTime,
+    ttl: Duration,
+}
+
+impl Meta {
+    pub(super) fn encode(head: &Head) -> Result<Vec<u8>, SessionError> {
+        let Head { metadata, created_at, ttl, .. } = head;
+        encode(&Self { metadata: metadata.clone(), created_at: *created_at, ttl: *ttl })
+    }
+}
+
+/// What a session holds, in a word that scripts can read too.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    pub(super) bytes: usize,
+    pub(super) variables: usize,
+    pub(super) programs: usize,
+    /// Which of the sessions that had or will have its id it is.
+    pub(super) born: String,
+}
+
+impl Held {
+    pub(super) fn parse(text: &str) -> Result<Self, SessionError> {
+        let mut words = text.split(' ');
+        let mut number = || words.next()?.parse().ok();
+        let parsed = (number(), number(), number());
+        match (parsed, words.next()) {
+            ((Some(bytes), Some(variables), Some(programs)), Some(born)) => {
+                Ok(Self { bytes, variables, programs, born: born.to_owned() })
+            }
+            _ => {
+                Err(SessionError::Backend { problem: format!("cannot read what a session holds: `{text}`") })
+            }
+        }
+    }
+
+    pub(super) fn of(head: &Head, born: &str) -> String {
+        format!("{} {} {} {born}", head.bytes, head.variables, head.programs)
+    }
+}
+
+/// A session of what is written of it, with so much time left.
+pub(super) fn session(
+    id: &SessionId,
+    left: Duration,
+    meta: &[u8],
+    worker: Option<String>,
+    held: &str,
+) -> Result<Session, SessionError> {
+    let Held { bytes, variables, programs, .. } = Held::parse(held)?;
+    let Meta { metadata, created_at, ttl } = decode(meta)?;
+    let last_worker = worker.map(Into::into);
+    Ok(Head { metadata, created_at, ttl, last_worker, bytes, programs, variables }.snapshot(id, left))
+}
+
+/// A variable as it is written, without its older versions: each of these is what was written of the variable then.
+#[derive(Debug, Serialize, Deserialize)]
+struct Stored<R> {
+    /// What happened last, so that a variable and the news of it are one text.
+    kind: UpdateKind,
+    record: R,
+}
+
+/// Writes a variable behind a line for the scripts: the number of its last change, its oldest version, its version.
+pub(super) fn encode_variable(
+    number: u64,
+    kind: UpdateKind,
+    record: &VariableRecord,
+) -> Result<Bytes, SessionError> {
+    let version = record.variable.version;
+    let oldest = record.older().start;
+    let mut text = format!("{number} {oldest} {version}\n").into_bytes();
+    text.extend(encode(&Stored { kind, record })?);
+    Ok(text.into())
+}
+
+/// What stands behind the line for the scripts.
+fn body(text: &[u8]) -> Result<&[u8], SessionError> {
+    let end = text.iter().position(|byte| *byte == b'\n');
+    let broken = || SessionError::Backend { problem: "cannot read a variable: it has no head".to_owned() };
+    Ok(&text[end.ok_or_else(broken)? + 1..])
+}
+
+fn decode_variable(text: &[u8]) -> Result<VariableRecord, SessionError> {
+    Ok(decode::<Stored<VariableRecord>>(body(text)?)?.record)
+}
+
+pub(super) fn decode_update(text: &[u8]) -> Result<VariableUpdate, SessionError> {
+    let Stored::<VariableRecord> { kind, record } = decode(body(text)?)?;
+    Ok(record.update(kind))
+}
+
+fn decode_version(text: &[u8]) -> Result<VariableVersion, SessionError> {
+    /// Of [`Stored`], what matters once it is an older version.
+    #[derive(Deserialize)]
+    struct Was {
+        record: Record,
+    }
+    #[derive(Deserialize)]
+    struct Record {
+        variable: Variable,
+        note: Note,
+    }
+    #[derive(Deserialize)]
+    struct Variable {
+        version: u32,
+        value: Payload,
+        updated_at: SystemTime,
+    }
+    let Was { record: Record { variable, note } } = decode(body(text)?)?;
+    let Variable { version, value, updated_at: at } = variable;
+    Ok(VariableVersion { version, value, at, note })
+}
+
+/// The name of the field of an older version.
+pub(super) fn older(name: &str, version: u32) -> String {
+    format!("h:{version}:{name}")
+}
+
+/// What to read without knowing the names.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum All {
+    #[default]
+    Nothing,
+    Variables,
+    Programs,
+}
+
+/// What an operation needs of a session.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    /// Fields of what is read often: `meta`, `worker`, `v:` variables, `p:` programs.
+    near: Vec<String>,
+    /// Fields of what is read seldom: `h:` older versions, `d:` data of programs.
+    far: Vec<String>,
+    /// What else to read.
+    all: All,
+    /// The session is watched from now on, for so long.
+    watched: Option<Duration>,
+}
+
+impl Parts {
+    pub(super) fn session() -> Self {
+        Self { near: vec!["meta".to_owned(), "worker".to_owned()], ..Self::default() }
+    }
+
+    pub(super) fn variables<'a>(identifiers: impl IntoIterator<Item = &'a str>) -> Self {
+        let names = identifiers.into_iter().map(name_of);
+        Self { near: names.map(|name| format!("v:{name}")).collect(), ..Self::default() }
+    }
+
+    pub(super) fn all_variables() -> Self {
+        Self { all: All::Variables, ..Self::default() }
+    }
+
+    pub(super) fn version(identifier: &str, version: u32) -> Self {
+        let far = vec![older(name_of(identifier), version)];
+        Self { far, ..Self::variables([identifier]) }
+    }
+
+    pub(super) fn program(name: &ProgramName) -> Self {
+        Self { near: vec![format!("p:{name}")], ..Self::default() }
+    }
+
+    pub(super) fn data(name: &ProgramName) -> Self {
+        Self { far: vec![format!("d:{name}")], ..Self::program(name) }
+    }
+
+    pub(super) fn all_programs() -> Self {
+        Self { all: All::Programs, ..Self::default() }
+    }
+
+    pub(super) fn watched(self, lease: Duration) -> Self {
+        Self { watched: Some(lease), ..self }
+    }
+}
+
+/// A session, renewed and loaded in parts.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) record: Record,
+    /// What it holds, whatever becomes of the record.
+    pub(super) was: Held,
+    /// Which change of the session was the last: a random number of it.
+    pub(super) rev: u64,
+    /// The number of the last change of a variable.
+    pub(super) seq: u64,
+    /// What tells that change from one that a failover lost; 0 where nothing does.
+    pub(super) mark: u64,
+    /// What all sessions and global programs hold.
+    pub(super) total: usize,
+}
+
+/// What the script answers: rev, seq, ttl, what it holds, what all hold, programs, mark.
+type Answer = (u64, u64, u64, String, usize, Vec<Vec<u8>>, u64);
+
+impl Loaded {
+    pub(super) async fn load(link: &Link, id: &SessionId, parts: &Parts) -> Result<Self, SessionError> {
+        for _ in 0..MAX_ATTEMPTS {
+            if let Some(loaded) = Self::try_load(link, id, parts).await? {
+                return Ok(loaded);
+            }
+        }
+        Err(link.problem("others change the session all the time; try again"))
+    }
+
+    /// `None`: somebody changed the session in the middle of it.
+    async fn try_load(link: &Link, id: &SessionId, parts: &Parts) -> Result<Option<Self>, SessionError> {
+        let Parts { near, far, all, watched } = parts;
+        let watched = watched.map(|lease| lease.as_millis().to_string()).unwrap_or_default();
+        let call = link.call(&scripts::LOAD).arg(id.as_str()).arg(watched);
+        // Programs are listed by the script, for they are small and the variables beside them may not be.
+        let call = call.arg(if *all == All::Programs { "p:" } else { "" });
+        let whole = (*all == All::Variables).then(|| link.whole(id));
+        let mut reads = [link.fields('s', id, near), link.fields('d', id, far), whole];
+        let unchanged = ["born".to_owned(), "rev".to_owned()];
+        let unchanged = reads.iter().any(Option::is_some).then(|| link.fields('s', id, &unchanged)).flatten();
+        let reads = reads.iter_mut().filter_map(Option::take).chain(unchanged);
+        let (answer, mut values): (Option<Answer>, _) = call.run_and_read(reads).await?;
+        let Some((rev, seq, ttl, held, total, programs, mark)) = answer else {
+            return Err(SessionError::NotFound { id: id.clone() });
+        };
+        let was = Held::parse(&held)?;
+        if let Some(unchanged) = values.pop() {
+            let (born, now): (Option<String>, Option<u64>) = link.read(unchanged)?;
+            if born.as_ref() != Some(&was.born) || now != Some(rev) {
+                return Ok(None);
+            }
+        }
+        let mut record = Record::new(Head {
+            metadata: Metadata::default(),
+            created_at: SystemTime::UNIX_EPOCH,
+            ttl: Duration::from_millis(ttl),
+            last_worker: None,
+            bytes: was.bytes,
+            programs: was.programs,
+            variables: was.variables,
+        });
+        for program in programs {
+            fill(&mut record, "p:", program)?;
+        }
+        let mut values = values.into_iter();
+        for fields in [near, far].into_iter().filter(|fields| !fields.is_empty()) {
+            let found: Vec<Option<Vec<u8>>> = link.read(values.next().unwrap_or(Value::Nil))?;
+            for (field, value) in fields.iter().zip(found) {
+                value.map_or(Ok(()), |value| fill(&mut record, field, value))?;
+            }
+        }
+        for whole in values {
+            let whole: Vec<(String, Vec<u8>)> = link.read(whole)?;
+            for (field, value) in whole.into_iter().filter(|(field, _)| field.starts_with("v:")) {
+                fill(&mut record, &field, value)?;
+            }
+        }
+        Ok(Some(Self { record, was, rev, seq, mark, total }))
+    }
+}
+
+/// Puts what a field holds in its place.
+fn fill(record: &mut Record, field: &str, value: Vec<u8>) -> Result<(), SessionError> {
+    match field.split_once(':') {
+        Some(("v", _)) => {
+            let variable = decode_variable(&value)?;
+            record.variables.insert(variable.variable.name.clone(), Box::new(variable));
+        }
+        Some(("h", at)) => {
+            let name = at.split_once(':').and_then(|(_, name)| VariableName::try_new(name).ok());
+            if let Some(variable) = name.and_then(|name| record.variables.get_mut(&name)) {
+                variable.load(decode_version(&value)?);
+            }
+        }
+        Some(("p", _)) => {
+            let info: ProgramInfo = decode(&value)?;
+            record.programs.insert(info.name.clone(), ProgramRecord { info, data: Bytes::new() });
+        }
+        Some(("d", name)) => {
+            let name = ProgramName::try_new(name)?;
+            if let Some(program) = record.programs.get_mut(&name) {
+                program.data = value.into();
+            }
+        }
+        _ if field == "meta" => {
+            let Meta { metadata, created_at, ttl } = decode(&value)?;
+            record.head = Head { metadata, created_at, ttl, ..record.head.clone() };
+        }
+        _ => record.head.last_worker = Some(String::from_utf8_lossy(&value).into()),
+    }
+    Ok(())
+}
+
+/// Loads a variable with its newest versions, so many or all for 0.
+pub(super) async fn load_history(
+    link: &Link,
+    id: &SessionId,
+    identifier: &str,
+    limit: usize,
+) -> Result<VariableRecord, SessionError> {
+    type Found = (Option<Vec<u8>>, Vec<Option<Vec<u8>>>);
+    let call = link.call(&scripts::HISTORY).arg(id.as_str()).arg(limit).arg(name_of(identifier));
+    let found: Option<Found> = call.run().await?;
+    let (variable, older) = found.ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
+    let variable = variable.map(|variable| decode_variable(&variable)).transpose()?;
+    let mut variable =
+        variable.filter(|found| found.is(identifier)).ok_or_else(|| no_variable(id, identifier))?;
+    for version in older.into_iter().flatten() {
+        variable.load(decode_version(&version)?);
+    }
+    Ok(variable)
+}

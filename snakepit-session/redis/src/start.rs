@@ -1,0 +1,177 @@
+//! The start: reads the address, waits for a server that is about to be there, and checks that it can be used.
+
+use std::time::Duration;
+
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+use snakepit_session::SessionError;
+use tokio::time::Instant;
+
+use super::{RedisConfig, link::Link, scripts};
+
+/// The oldest major version that has what the scripts use.
+const OLDEST: u32 = 7;
+/// How soon a server is looked for again.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// Why a server cannot be used.
+#[derive(Debug)]
+pub(super) enum StartError {
+    /// It starts, or is not there yet.
+    Later(SessionError),
+    Never(SessionError),
+}
+
+impl StartError {
+    pub(super) fn of(address: &str, error: &RedisError) -> Self {
+        use ServerErrorKind::{BusyLoading, MasterDown, TryAgain};
+        let later = error.is_io_error()
+            || error.is_timeout()
+            || matches!(error.kind(), ErrorKind::Server(BusyLoading | MasterDown | TryAgain));
+        let advice = match error.kind() {
+            ErrorKind::Server(ServerErrorKind::ReadOnly) => {
+                "; it is a read-only replica, which cannot keep sessions: give the address of its primary"
+            }
+            ErrorKind::Server(ServerErrorKind::NoPerm) => {
+                "; sessions need a user who may run scripts (EVALSHA, SCRIPT LOAD), what they use, and SUBSCRIBE"
+            }
+            ErrorKind::Parse => "; it is no Redis server: is this its port?",
+            _ if error.to_string().contains("user executing the script") => {
+                "; sessions need a user who may run what their scripts use, on all keys that begin with the prefix"
+            }
+            _ => "",
+        };
+        let problem = format!("redis at {address}: {error}{advice}");
+        let error = SessionError::Backend { problem };
+        if later { Self::Later(error) } else { Self::Never(error) }
+    }
+}
+
+/// Connects to a server that can be used. One that is not there or still loading is waited for.
+pub(super) async fn connect(url: &str, config: &RedisConfig) -> Result<Link, SessionError> {
+    let (url, config) = read_url(url, config)?;
+    let deadline = Instant::now() + config.start_wait;
+    let mut is_told = false;
+    loop {
+        let error = match try_connect(&url, &config).await {
+            Ok(link) => return Ok(link),
+            Err(StartError::Never(error)) => return Err(error),
+            Err(StartError::Later(error)) => error,
+        };
+        if Instant::now() + RETRY > deadline {
+            return Err(error);
+        }
+        if !std::mem::replace(&mut is_told, true) {
+            tracing::warn!(%error, seconds = config.start_wait.as_secs(), "waiting for redis");
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn try_connect(url: &str, config: &RedisConfig) -> Result<Link, StartError> {
+    let link = Link::connect(url, config).await?;
+    let tried: Result<u32, RedisError> = link.call(&scripts::START).try_run().await;
+    match tried {
+        Ok(_) => {}
+        Err(error) if error.to_string().contains("OOM") => {
+            tracing::warn!(redis = link.address(), %error, "redis is out of memory: sessions can only be read and deleted");
+        }
+        Err(_) if is_sentinel(&link).await => {
+            let problem = "it is a Sentinel, which holds no data: give the address of the primary that it watches, which \
+                           `SENTINEL get-master-addr-by-name NAME` tells";
+            return Err(StartError::Never(link.problem(problem)));
+        }
+        Err(error) => return Err(StartError::of(link.address(), &error)),
+    }
+    // A user who may not ask for it may still use the server.
+    if let Ok(info) = link.query::<String>(&redis::cmd("INFO")).await {
+        check_info(&link, &info).map_err(StartError::Never)?;
+    }
+    Ok(link)
+}
+
+async fn is_sentinel(link: &Link) -> bool {
+    let info = link.query::<String>(redis::cmd("INFO").arg("server")).await;
+    info.is_ok_and(|info| info.contains("redis_mode:sentinel"))
+}
+
+fn check_info(link: &Link, info: &str) -> Result<(), SessionError> {
+    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let version = field("redis_version").unwrap_or_default();
+    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    if major.is_some_and(|major| major < OLDEST) {
+        return Err(
+            link.problem(&format!("it is version {version}, and sessions need Redis {OLDEST} or newer"))
+        );
+    }
+    match field("maxmemory_policy") {
+        Some(policy) if policy != "noeviction" => tracing::warn!(
+            redis = link.address(),
+            policy,
+            "redis may evict sessions when its memory is full: set `maxmemory-policy noeviction`"
+        ),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// The address for the client library, and what it says about the configuration.
+fn read_url(url: &str, config: &RedisConfig) -> Result<(String, RedisConfig), SessionError> {
+    let invalid = |problem: String| SessionError::Backend { problem };
+    let mut config = config.clone();
+    let (address, query) = url.split_once('?').unwrap_or((url, ""));
+    if address.starts_with("rediss:") || address.starts_with("valkeys:") {
+        return Err(invalid(
+            "rediss:// (TLS) is not supported; connect by redis:// through a TLS proxy beside the host, such as stunnel"
+                .to_owned(),
+        ));
+    }
+    let is_socket = address.starts_with("redis+unix:") || address.starts_with("unix:");
+    let mut kept = Vec::new();
+    for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        match name {
+            "prefix" => value.clone_into(&mut config.prefix),
+            "db" | "user" | "pass" if is_socket => kept.push(parameter),
+            "protocol" => kept.push(parameter),
+            _ => {
+                let known = if is_socket { "prefix, db, user, pass" } else { "prefix" };
+                let problem = format!("unknown parameter `{name}` in the URL of Redis; it takes {known}");
+                return Err(invalid(problem));
+            }
+        }
+    }
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:@/".contains(c);
+    if config.prefix.is_empty() || !config.prefix.chars().all(is_plain) {
+        return Err(invalid(format!(
+            "the prefix {:?} of keys in Redis must be letters, digits and -_.:@/, and not empty",
+            config.prefix
+        )));
+    }
+    let url = if kept.is_empty() { address.to_owned() } else { format!("{address}?{}", kept.join("&")) };
+    Ok((url, config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_say_the_prefix_and_nothing_unknown() {
+        let read = |url: &str| read_url(url, &RedisConfig::default());
+        let (url, config) = read("redis://h:1/2?prefix=shop-1").unwrap();
+        assert_eq!((&*url, &*config.prefix), ("redis://h:1/2", "shop-1"));
+        let (url, config) = read("redis+unix:///s?db=1&prefix=a&user=u").unwrap();
+        assert_eq!((&*url, &*config.prefix), ("redis+unix:///s?db=1&user=u", "a"));
+        assert_eq!(read("redis://h").unwrap().1.prefix, "snakepit");
+        for (url, said) in [
+            ("redis://h?prefx=a", "`prefx`"),
+            ("redis://h?db=1", "`db`"),
+            ("redis://h?prefix=", "must be letters"),
+            ("redis://h?prefix={a}", "must be letters"),
+            ("rediss://h", "TLS"),
+        ] {
+            let problem = read(url).unwrap_err().to_string();
+            assert!(problem.contains(said), "{url}: {problem}");
+        }
+    }
+}

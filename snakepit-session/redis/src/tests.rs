@@ -1,0 +1,119 @@
+//! On real servers, which each test starts for itself.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use super::*;
+
+mod hosts;
+mod losses;
+mod model;
+mod outages;
+mod room;
+mod server;
+mod starts;
+
+use server::{Line, Server};
+use snakepit_session::{
+    Created, NewSession, NewVariable, Note, PageRequest, Payload, Program, ProgramName, ProgramOwner,
+    SessionBackend, SessionEventKind, SessionEvents, SessionId, SetVariable, UpdateKind, ValueType,
+    VariableName, VariableType, VariableWatch, WatchEvent,
+};
+
+fn id(text: &str) -> SessionId {
+    SessionId::try_new(text).unwrap()
+}
+
+fn name(text: &str) -> ProgramName {
+    ProgramName::try_new(text).unwrap()
+}
+
+fn for_ms(ttl: u64) -> NewSession {
+    NewSession { ttl: Some(Duration::from_millis(ttl)), ..NewSession::default() }
+}
+
+fn set(variable: &str, value: u32) -> SetVariable {
+    SetVariable::new(variable, Payload::try_from_serde(&value).unwrap())
+}
+
+/// A session with an integer `x`, which is 0.
+async fn with_x(host: &RedisBackend, session: &str, new: NewSession) {
+    host.create(&id(session), new).await.unwrap();
+    let ty = VariableType::new(ValueType::Integer).unwrap();
+    let x = NewVariable { ty, value: Payload::try_from_serde(&0).unwrap(), note: Note::default() };
+    host.register_variable(&id(session), &VariableName::try_new("x").unwrap(), x).await.unwrap();
+}
+
+async fn x(host: &RedisBackend, session: &str) -> (u32, u32) {
+    let x = host.variable(&id(session), "x").await.unwrap();
+    (x.value.to_serde().unwrap(), x.version)
+}
+
+/// Waits for something that happens soon.
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(30), what).await.expect("it happens soon")
+}
+
+/// Waits until a session has expired, which nobody has noticed then.
+async fn expired(server: &Server, session: &str) {
+    let key = format!("{{snakepit}}:s:{session}");
+    soon(async { while server.query(&["EXISTS", &key]).await {} }).await;
+}
+
+/// What a watcher is told of next, and which version.
+async fn told(watch: &mut VariableWatch) -> (UpdateKind, u32) {
+    match soon(watch.next()).await.unwrap().unwrap() {
+        WatchEvent::Update(update) => (update.kind, update.variable.version),
+        WatchEvent::Lost(lost) => panic!("{lost} updates are lost"),
+    }
+}
+
+async fn event(events: &mut SessionEvents) -> (String, SessionEventKind) {
+    let event = soon(events.next()).await.unwrap().unwrap();
+    (event.id.to_string(), event.kind)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_keeps_the_contract() {
+    let server = Server::start();
+    let makes = AtomicUsize::new(0);
+    let make = || async {
+        let prefix = format!("contract-{}", makes.fetch_add(1, Relaxed));
+        let config = RedisConfig { prefix, ..RedisConfig::default() };
+        RedisBackend::connect(&server.url, config, SessionLimits::default()).await.unwrap()
+    };
+    snakepit_session_testkit::session_backend_contract(make, tokio::time::sleep).await;
+}
+
+#[tokio::test]
+async fn a_password_is_used_and_never_told() {
+    let server = Server::with_password("s3cret-word");
+    let connect = |password: &str, database: u32| {
+        let url = format!("redis://:{password}@{}/{database}", server.url);
+        async move { RedisBackend::connect(&url, RedisConfig::default(), SessionLimits::default()).await }
+    };
+    let host = connect("s3cret-word", 0).await.unwrap();
+    host.create(&id("s"), NewSession::default()).await.unwrap();
+    assert!(format!("{host:?}").contains(&server.url) && !format!("{host:?}").contains("s3cret"), "{host:?}");
+
+    let refused = connect("an0ther-word", 0).await.unwrap_err().to_string();
+    assert!(refused.contains(&server.url) && !refused.contains("an0ther"), "{refused}");
+    let malformed = RedisBackend::connect("http://:w0rd@x", RedisConfig::default(), SessionLimits::default());
+    let malformed = malformed.await.unwrap_err().to_string();
+    assert!(malformed.contains("redis://") && !malformed.contains("w0rd"), "{malformed}");
+
+    // Channels know no databases, so what is published names its own.
+    let elsewhere = connect("s3cret-word", 3).await.unwrap();
+    let (mut here, mut there) = (host.subscribe(), elsewhere.subscribe());
+    elsewhere.create(&id("t"), NewSession::default()).await.unwrap();
+    assert_eq!(event(&mut there).await.0, "t");
+    host.create(&id("u"), NewSession::default()).await.unwrap();
+    assert_eq!(event(&mut here).await.0, "u", "another database is another backend");
+    elsewhere.get(&id("s")).await.unwrap_err();
+}

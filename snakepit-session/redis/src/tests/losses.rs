@@ -1,0 +1,221 @@
+//! What Redis loses: writes in a failover, everything by FLUSHALL, keys that it evicts.
+
+use super::*;
+use snakepit_session::SessionEvent;
+
+/// What a watcher is told until it knows a value of `x`, in a word for each: a version, or that something is lost.
+async fn told_until(watch: &mut VariableWatch, value: u32) -> Vec<String> {
+    let mut told = Vec::new();
+    loop {
+        match soon(watch.next()).await.unwrap().unwrap() {
+            WatchEvent::Lost(_) => told.push("lost".to_owned()),
+            WatchEvent::Update(update) => {
+                told.push(format!("v{}", update.variable.version));
+                if update.variable.value.to_serde::<u32>().unwrap() == value {
+                    return told;
+                }
+            }
+        }
+    }
+}
+
+/// A server that keeps what it was told to save, and forgets the rest when it is killed.
+async fn saved(server: &Server) {
+    let _: String = server.query(&["SAVE"]).await;
+}
+
+/// Writes as soon as the server is there again.
+async fn write(host: &RedisBackend, value: u32) -> u32 {
+    soon(async {
+        loop {
+            match host.set_variable(&id("s"), set("x", value)).await {
+                Ok(version) => break version,
+                Err(SessionError::Backend { .. }) => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_server_that_lost_writes_is_noticed_however_many_were_made_since() {
+    // As many as were lost, fewer, and more.
+    for since in [0, 1, 4, 7] {
+        let mut server = Server::start_with(&["--dbfilename", "dump.rdb"]);
+        let (a, b) = (server.host().await, server.host().await);
+        with_x(&a, "s", NewSession::default()).await;
+        let mut watch = a.watch_variables(&id("s"), &["x".to_owned()], false).await.unwrap();
+        a.set_variable(&id("s"), set("x", 1)).await.unwrap();
+        saved(&server).await;
+        for n in 2..=5 {
+            a.set_variable(&id("s"), set("x", n)).await.unwrap();
+        }
+        assert_eq!(told_until(&mut watch, 5).await, ["v1", "v2", "v3", "v4", "v5"]);
+        server.stop();
+        server.start_again();
+        for n in 0..since {
+            write(&b, 100 + n).await;
+        }
+        let now = if since == 0 { 1 } else { 99 + since };
+        let told = told_until(&mut watch, now).await;
+        assert_eq!(told[0], "lost", "after {since} writes: {told:?}");
+        let version = write(&b, 1000).await;
+        assert_eq!(told_until(&mut watch, 1000).await.last(), Some(&format!("v{version}")));
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_written_on_a_state_that_was_lost() {
+    let mut server = Server::start_with(&["--dbfilename", "dump.rdb"]);
+    let host = server.host().await;
+    with_x(&host, "s", NewSession::default()).await;
+    let rev = || server.query::<u64>(&["HGET", "{snakepit}:s:s", "rev"]);
+    saved(&server).await;
+    host.set_variable(&id("s"), set("x", 1)).await.unwrap();
+    let lost = rev().await;
+    server.stop();
+    server.start_again();
+    write(&host, 2).await;
+    let rev = server.query::<u64>(&["HGET", "{snakepit}:s:s", "rev"]).await;
+    assert_ne!(rev, lost, "a change that was lost and one that was made since are told apart");
+}
+
+#[tokio::test]
+async fn lost_events_are_noticed_even_where_the_clock_of_the_new_server_is_behind() {
+    let mut server = Server::start_with(&["--dbfilename", "dump.rdb"]);
+    let (a, b) = (server.host().await, server.host().await);
+    let mut events = a.subscribe();
+    a.create(&id("kept"), NewSession::default()).await.unwrap();
+    assert_eq!(event(&mut events).await.0, "kept");
+    saved(&server).await;
+    for lost in ["one", "other"] {
+        a.create(&id(lost), NewSession::default()).await.unwrap();
+        assert_eq!(event(&mut events).await.0, lost);
+    }
+    // The clock was an hour ahead: what was told last is later than all that comes.
+    a.follower.pretend_told_later(Duration::from_secs(3600));
+    server.stop();
+    server.start_again();
+    soon(async { while b.create(&id("new"), NewSession::default()).await.is_err() {} }).await;
+    let lost = soon(events.next()).await.unwrap();
+    assert!(lost.is_err(), "{lost:?}");
+    let next = soon(async {
+        loop {
+            if let Ok(SessionEvent { id, .. }) = events.next().await.unwrap() {
+                break id;
+            }
+        }
+    });
+    assert_eq!(next.await, id("new"));
+}
+
+#[tokio::test]
+async fn watches_end_when_everything_is_flushed() {
+    let server = Server::start();
+    let host = server.host().await;
+    with_x(&host, "s", NewSession::default()).await;
+    let mut watch = host.watch_variables(&id("s"), &[], false).await.unwrap();
+    let mut events = host.subscribe();
+    let _: String = server.query(&["FLUSHALL"]).await;
+    let end = soon(watch.next()).await.unwrap().unwrap_err();
+    assert_eq!(end, SessionError::NotFound { id: id("s") });
+    assert!(soon(events.next()).await.unwrap().is_err(), "it is told that events are lost");
+    let (_, created) = host.create(&id("s"), NewSession::default()).await.unwrap();
+    assert_eq!(created, Created::New);
+    host.sweep().await.unwrap();
+    let counted = host.stats().await.unwrap();
+    assert_eq!((counted.live, counted.variables), (1, 0));
+}
+
+/// Evicts keys of sessions and says what is left.
+async fn evict(server: &Server, keys: &[&str]) {
+    for key in keys {
+        let evicted: u32 = server.query(&["DEL", &format!("{{snakepit}}:{key}")]).await;
+        assert_eq!(evicted, 1, "{key}");
+    }
+}
+
+#[tokio::test]
+async fn sessions_of_which_a_part_was_evicted_are_lost_and_harm_no_other() {
+    let server = Server::start();
+    let host = server.host().await;
+    for session in ["whole", "deep", "head"] {
+        with_x(&host, session, NewSession::default()).await;
+        host.set_variable(&id(session), set("x", 1)).await.unwrap();
+        host.put_program(&id(session).into(), &name("p"), Program::new("x", "t")).await.unwrap();
+    }
+    evict(&server, &["d:deep", "s:head"]).await;
+    let listed = host.list(PageRequest::default()).await.unwrap().items;
+    assert_eq!(listed.iter().map(|session| session.id.as_str()).collect::<Vec<_>>(), ["whole"]);
+    for session in ["deep", "head"] {
+        let lost = host.variable(&id(session), "x").await.unwrap_err();
+        assert_eq!(lost, SessionError::NotFound { id: id(session) });
+        let (_, created) = host.create(&id(session), NewSession::default()).await.unwrap();
+        assert_eq!(created, Created::New);
+    }
+    assert_eq!(x(&host, "whole").await, (1, 1));
+    let counted = host.stats().await.unwrap();
+    assert_eq!((counted.live, counted.variables, counted.programs), (3, 1, 1));
+}
+
+#[tokio::test]
+async fn what_was_evicted_of_the_indexes_is_put_right_by_the_next_sweep() {
+    for evicted in [&["held"][..], &["ids"], &["due"], &["totals"], &["held", "ids", "due", "totals", "log"]]
+    {
+        let server = Server::start();
+        let host = server.host().await;
+        for n in 0..5 {
+            with_x(&host, &n.to_string(), for_ms(if n == 4 { 50 } else { 100_000 })).await;
+        }
+        let before = host.stats().await.unwrap();
+        expired(&server, "4").await;
+        evict(&server, evicted).await;
+        for n in 0..4 {
+            assert_eq!(x(&host, &n.to_string()).await, (0, 0), "{evicted:?}");
+        }
+        host.sweep().await.unwrap();
+        host.sweep().await.unwrap();
+        assert_eq!(host.list(PageRequest::default()).await.unwrap().items.len(), 4, "{evicted:?}");
+        let counted = host.stats().await.unwrap();
+        assert_eq!((counted.live, counted.variables), (4, 4), "{evicted:?}");
+        assert_eq!(counted.bytes, before.bytes / 5 * 4, "{evicted:?}");
+        host.delete(&id("0")).await.unwrap();
+        host.sweep().await.unwrap();
+        assert_eq!(host.stats().await.unwrap().live, 3, "{evicted:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_evicts_makes_nothing_unreadable_for_ever() {
+    let server = Server::start();
+    let host = server.host().await;
+    let text = VariableType::new(ValueType::String).unwrap();
+    let value = Payload::try_from_serde(&"x".repeat(20_000)).unwrap();
+    let () = server.query(&["CONFIG", "SET", "maxmemory-policy", "allkeys-random"]).await;
+    let () = server.query(&["CONFIG", "SET", "maxmemory", "8mb"]).await;
+    for n in 0..300 {
+        let session = id(&n.to_string());
+        let new = NewVariable { ty: Arc::clone(&text), value: value.clone(), note: Note::default() };
+        let _ = host.create(&session, NewSession::default()).await;
+        let _ = host.register_variable(&session, &VariableName::try_new("t").unwrap(), new).await;
+        let _ = host.set_variable(&session, SetVariable::new("t", value.clone())).await;
+    }
+    let () = server.query(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    host.sweep().await.unwrap();
+    let mut lives = 0;
+    for n in 0..300 {
+        match host.variable_history(&id(&n.to_string()), "t", 0).await {
+            Ok(_) => lives += 1,
+            Err(SessionError::NotFound { .. }) => {}
+            // It was evicted between the two steps, and made anew by neither.
+            Err(SessionError::VariableNotFound { .. }) => lives += 1,
+            Err(error) => panic!("{n}: {error}"),
+        }
+    }
+    assert!((1..300).contains(&lives), "some were evicted: {lives}");
+    host.sweep().await.unwrap();
+    let page = PageRequest { size: 1000, token: None };
+    assert_eq!(host.list(page).await.unwrap().items.len(), lives);
+    assert_eq!(host.stats().await.unwrap().live, lives as u64);
+}

@@ -1,0 +1,110 @@
+//! Random operations, on one host and on two that take turns: both must be as if there were one place of sessions.
+
+use async_trait::async_trait;
+use snakepit_session::{Batch, Page, ProgramInfo, Session, SessionStats, Variable, VariableVersion};
+use snakepit_session_testkit::{session_backend_linearizes, session_backend_matches_model};
+
+use super::*;
+
+/// Two hosts of which every operation is done by the other one. But one of them has all watches of a session, for how many
+/// there may be is said of each host.
+#[derive(Debug)]
+struct Turns {
+    hosts: [RedisBackend; 2],
+    next: AtomicUsize,
+}
+
+impl Turns {
+    fn host(&self) -> &RedisBackend {
+        &self.hosts[self.next.fetch_add(1, Relaxed) % 2]
+    }
+}
+
+/// Passes operations on to whose turn it is.
+macro_rules! pass_on {
+    ($(fn $operation:ident($($name:ident: $type:ty),*) -> $answer:ty;)*) => {
+        #[async_trait]
+        impl SessionBackend for Turns {
+            $(async fn $operation(&self, $($name: $type),*) -> Result<$answer, SessionError> {
+                self.host().$operation($($name),*).await
+            })*
+
+            async fn watch_variables(
+                &self,
+                id: &SessionId,
+                identifiers: &[String],
+                initial: bool,
+            ) -> Result<VariableWatch, SessionError> {
+                let host = usize::from(id.as_str().as_bytes()[0]) % 2;
+                self.hosts[host].watch_variables(id, identifiers, initial).await
+            }
+
+            fn subscribe(&self) -> SessionEvents {
+                self.host().subscribe()
+            }
+        }
+    };
+}
+
+pass_on! {
+    fn create(id: &SessionId, new: NewSession) -> (Session, Created);
+    fn get(id: &SessionId) -> Session;
+    fn delete(id: &SessionId) -> Session;
+    fn list(page: PageRequest) -> Page<Session>;
+    fn set_last_worker(id: &SessionId, worker: Arc<str>) -> ();
+    fn put_program(owner: &ProgramOwner, name: &ProgramName, program: Program) -> Created;
+    fn program(owner: &ProgramOwner, name: &ProgramName) -> Program;
+    fn programs(owner: &ProgramOwner) -> Vec<ProgramInfo>;
+    fn delete_program(owner: &ProgramOwner, name: &ProgramName) -> ();
+    fn register_variable(id: &SessionId, name: &VariableName, new: NewVariable) -> Variable;
+    fn variables(id: &SessionId, identifiers: &[&str]) -> Vec<Option<Variable>>;
+    fn set_variables(id: &SessionId, updates: Vec<SetVariable>, batch: Batch) -> Vec<Result<u32, SessionError>>;
+    fn list_variables(id: &SessionId, pattern: &str) -> Vec<Variable>;
+    fn delete_variable(id: &SessionId, identifier: &str) -> Variable;
+    fn variable_history(id: &SessionId, identifier: &str, limit: usize) -> Vec<VariableVersion>;
+    fn rollback_variable(id: &SessionId, identifier: &str, version: u32, note: Note) -> Variable;
+    fn stats() -> SessionStats;
+    fn sweep() -> usize;
+}
+
+/// Makes backends without sessions on one server, each for itself.
+struct Maker {
+    server: Server,
+    made: AtomicUsize,
+}
+
+impl Maker {
+    fn new() -> Self {
+        Self { server: Server::start(), made: AtomicUsize::new(0) }
+    }
+
+    async fn turns(&self, limits: SessionLimits) -> Turns {
+        let prefix = format!("case-{}", self.made.fetch_add(1, Relaxed));
+        let config = RedisConfig { prefix, ..RedisConfig::default() };
+        let connect = || RedisBackend::connect(&self.server.url, config.clone(), limits.clone());
+        Turns { hosts: [connect().await.unwrap(), connect().await.unwrap()], next: AtomicUsize::new(0) }
+    }
+
+    async fn one(&self, limits: SessionLimits) -> RedisBackend {
+        let [one, _] = self.turns(limits).await.hosts;
+        one
+    }
+}
+
+#[test]
+fn random_operations_match_the_model() {
+    let maker = Maker::new();
+    session_backend_matches_model(|limits| maker.one(limits), 30);
+}
+
+#[test]
+fn random_operations_of_two_hosts_match_the_model() {
+    let maker = Maker::new();
+    session_backend_matches_model(|limits| maker.turns(limits), 60);
+}
+
+#[test]
+fn operations_of_two_hosts_at_once_have_an_order() {
+    let maker = Maker::new();
+    session_backend_linearizes(|limits| maker.turns(limits), 60);
+}

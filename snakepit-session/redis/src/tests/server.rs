@@ -1,0 +1,212 @@
+//! A Redis server of a test's own, and a line to it that can be cut.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    time::Duration,
+};
+
+use snakepit_session::{SessionError, SessionLimits};
+use tempfile::TempDir;
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::watch,
+    task::JoinSet,
+};
+
+use super::super::{RedisBackend, RedisConfig};
+
+/// How long a server may take to start.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server that keeps nothing when it ends, which it does with this.
+pub(super) struct Server {
+    dir: TempDir,
+    arguments: Vec<String>,
+    child: Child,
+    pub(super) url: String,
+}
+
+impl Server {
+    /// Starts a server that listens on a socket in a directory of its own, so that no port can be taken.
+    pub(super) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts a server that listens on a port of loopback and wants a password.
+    pub(super) fn with_password(password: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for _ in 0..10 {
+            // Free a moment ago. Whoever takes it meanwhile makes the server end, and there are other ports.
+            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let port = free.to_string();
+            let arguments = ["--bind", "127.0.0.1", "--port", &port, "--requirepass", password];
+            let arguments = arguments.map(str::to_owned).to_vec();
+            if let Ok(child) = launch(&dir, &arguments) {
+                return Self { dir, arguments, child, url: format!("127.0.0.1:{port}") };
+            }
+        }
+        panic!("no port is free")
+    }
+
+    /// The same, with more arguments.
+    pub(super) fn start_with(more: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("redis").display().to_string();
+        let mut arguments = ["--port", "0", "--unixsocket", &socket].map(str::to_owned).to_vec();
+        arguments.extend(more.iter().map(|&argument| argument.to_owned()));
+        let child = launch(&dir, &arguments).expect("the server starts");
+        Self { dir, arguments, child, url: format!("redis+unix://{socket}") }
+    }
+
+    pub(super) fn stop(&mut self) {
+        // By the handle of what this started, and nothing else.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts it again, with what it saved last, if anything.
+    pub(super) fn start_again(&mut self) {
+        self.child = launch(&self.dir, &self.arguments).expect("the server starts again");
+    }
+
+    /// Starts it again with more arguments, and does not wait until it has loaded what it saved.
+    pub(super) fn start_loading(&mut self, more: &[&str]) {
+        let arguments = [&self.arguments[..], &more.iter().map(|&more| more.to_owned()).collect::<Vec<_>>()];
+        self.child = spawn(&self.dir, &arguments.concat());
+    }
+
+    /// Lets it listen on a port of loopback too, and returns that.
+    pub(super) async fn with_port(&self) -> u16 {
+        for _ in 0..10 {
+            let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let client = redis::Client::open(&*self.url).unwrap();
+            let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+            let mut listen = redis::cmd("CONFIG");
+            listen.arg("SET").arg("port").arg(port);
+            if listen.query_async::<()>(&mut connection).await.is_ok() {
+                return port;
+            }
+        }
+        panic!("no port is free")
+    }
+
+    /// Lets it answer nobody, or answer again.
+    pub(super) fn freeze(&self, is_frozen: bool) {
+        let signal = if is_frozen { "-STOP" } else { "-CONT" };
+        #[expect(clippy::disallowed_methods, reason = "not a worker")]
+        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+    }
+
+    pub(super) async fn host(&self) -> RedisBackend {
+        self.host_with(SessionLimits::default()).await
+    }
+
+    pub(super) async fn host_with(&self, limits: SessionLimits) -> RedisBackend {
+        RedisBackend::connect(&self.url, RedisConfig::default(), limits).await.expect("the server is there")
+    }
+
+    /// Something that no host does.
+    pub(super) async fn query<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        let client = redis::Client::open(&*self.url).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]).query_async(&mut connection).await.unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "not a worker")]
+fn spawn(dir: &TempDir, arguments: &[String]) -> Child {
+    let mut server = Command::new("redis-server");
+    server.args(["--save", "", "--appendonly", "no", "--dir"]).arg(dir.path()).args(arguments);
+    let child = server.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    child.unwrap_or_else(|error| {
+        panic!(
+            "cannot run redis-server, which these tests need: {error}; install it with `apt-get install redis-server`, \
+             or run `cargo xtask test`, which does so where it can"
+        )
+    })
+}
+
+fn launch(dir: &TempDir, arguments: &[String]) -> Result<Child, String> {
+    let mut child = spawn(dir, arguments);
+    let (tell, told) = mpsc::channel();
+    let output = BufReader::new(child.stdout.take().unwrap());
+    // Reads on to the end, so that the server never waits for somebody to read.
+    std::thread::spawn(move || {
+        for line in output.lines().map_while(Result::ok) {
+            let _ = tell.send(line);
+        }
+    });
+    let mut said = Vec::new();
+    loop {
+        match told.recv_timeout(PATIENCE) {
+            // Both before and after it says so for a port.
+            Ok(line) if line.to_lowercase().contains("ready to accept connections") => return Ok(child),
+            Ok(line) => said.push(line),
+            Err(_) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(said.join("\n"));
+            }
+        }
+    }
+}
+
+/// A line to a server that can be cut and mended.
+pub(super) struct Line {
+    _dir: TempDir,
+    pub(super) url: String,
+    is_whole: watch::Sender<bool>,
+    _tasks: JoinSet<()>,
+}
+
+impl Line {
+    pub(super) fn to(server: &Server) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("line");
+        let url = format!("redis+unix://{}", socket.display());
+        let listener = UnixListener::bind(socket).unwrap();
+        let to = server.dir.path().join("redis");
+        let (is_whole, whole) = watch::channel(true);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                let (to, mut whole) = (to.clone(), whole.clone());
+                connections.spawn(async move {
+                    if !*whole.borrow() {
+                        return;
+                    }
+                    let mut far = UnixStream::connect(to).await.unwrap();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = whole.wait_for(|whole| !whole) => {}
+                    }
+                });
+            }
+        });
+        Self { _dir: dir, url, is_whole, _tasks: tasks }
+    }
+
+    pub(super) async fn host(&self, config: RedisConfig) -> Result<RedisBackend, SessionError> {
+        RedisBackend::connect(&self.url, config, SessionLimits::default()).await
+    }
+
+    pub(super) fn cut(&self) {
+        self.is_whole.send_replace(false);
+    }
+
+    pub(super) fn mend(&self) {
+        self.is_whole.send_replace(true);
+    }
+}

@@ -1,0 +1,238 @@
+//! A variable as it is kept: what it is, and what it was.
+
+use std::{collections::VecDeque, ops::Range, time::SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Metadata, NewVariable, Note, Payload, SessionError, SessionLimits, UpdateKind, Variable, VariableId,
+    VariableName, VariableUpdate, VariableVersion,
+    kit::{Checked, size_of_version},
+};
+
+/// Versions are `int32` in the protocol.
+const LAST_VERSION: u32 = i32::MAX as u32;
+
+/// A variable with its earlier versions.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VariableRecord {
+    /// The variable as callers see it.
+    pub variable: Variable,
+    /// What was said about the current version.
+    pub note: Note,
+    /// The versions before, oldest first, without a gap.
+    older: VecDeque<Older>,
+    older_bytes: usize,
+}
+
+/// A version before the current one. Written as a tuple, because there are many of them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(from = "(u32, usize)", into = "(u32, usize)")]
+struct Older {
+    version: u32,
+    size: usize,
+    /// `None` where it was not loaded: writes need no more than its size. Not written with the variable, which would make
+    /// a write cost as much as all of them hold: a backend that writes keeps each in a place of its own.
+    whole: Option<VariableVersion>,
+}
+
+impl From<(u32, usize)> for Older {
+    fn from((version, size): (u32, usize)) -> Self {
+        Self { version, size, whole: None }
+    }
+}
+
+impl From<Older> for (u32, usize) {
+    fn from(Older { version, size, whole: _ }: Older) -> Self {
+        (version, size)
+    }
+}
+
+/// A write that nothing speaks against.
+#[derive(Debug)]
+pub(super) struct Write {
+    value: Payload,
+    note: Note,
+    /// The variable's metadata after it, if it changes.
+    metadata: Option<Metadata>,
+    /// How many of the oldest versions go, the current one counted as the newest of them.
+    evicts: usize,
+    /// By how many bytes the variable grows, and how many of others it loses.
+    pub(super) grows: usize,
+    pub(super) shrinks: usize,
+}
+
+impl VariableRecord {
+    pub(super) fn new(
+        limits: &SessionLimits,
+        name: &VariableName,
+        new: NewVariable,
+        checked: Option<Checked>,
+    ) -> Result<Self, SessionError> {
+        let NewVariable { ty, value, note } = new;
+        limits.check_value(name.as_str(), &value)?;
+        limits.check_note(&note)?;
+        let checked = checked.and_then(|checked| checked.of(&ty)).unwrap_or_else(|| ty.check(value));
+        let value = checked.map_err(|problem| invalid(name, problem))?;
+        let variable = Variable {
+            id: VariableId::random(name),
+            name: name.clone(),
+            ty,
+            value,
+            version: 0,
+            metadata: note.metadata.clone(),
+            source: note.source,
+            updated_at: SystemTime::now(),
+        };
+        Ok(Self { variable, note, older: VecDeque::new(), older_bytes: 0 })
+    }
+
+    /// Whether this is its name or its id.
+    pub fn is(&self, identifier: &str) -> bool {
+        let Variable { id, name, .. } = &self.variable;
+        identifier == name.as_str() || identifier == id.as_str()
+    }
+
+    /// What it takes of its session.
+    pub fn size(&self) -> usize {
+        let Variable { id, name, ty, value, metadata, .. } = &self.variable;
+        id.as_str().len()
+            + name.as_str().len()
+            + ty.constraints_json().len()
+            + metadata.size()
+            + size_of_version(value, &self.note)
+            + self.older_bytes
+    }
+
+    /// Whether a value can be written now.
+    pub(super) fn check(
+        &self,
+        limits: &SessionLimits,
+        value: Payload,
+        note: Note,
+        expected: Option<u32>,
+        checked: Option<Checked>,
+    ) -> Result<Write, SessionError> {
+        let Variable { name, ty, version, metadata, .. } = &self.variable;
+        if let Some(expected) = expected.filter(|expected| expected != version) {
+            return Err(SessionError::VersionConflict {
+                variable: name.to_string(),
+                expected,
+                actual: *version,
+            });
+        }
+        if *version >= LAST_VERSION {
+            let problem = format!("it is at version {version}, the last there is; register it anew");
+            return Err(invalid(name, problem));
+        }
+        limits.check_value(name.as_str(), &value)?;
+        limits.check_note(&note)?;
+        let checked = checked.and_then(|checked| checked.of(ty)).unwrap_or_else(|| ty.check(value));
+        let value = checked.map_err(|problem| invalid(name, problem))?;
+        let merged = if note.metadata.is_empty() {
+            None
+        } else {
+            let merged = metadata.merged(&note.metadata);
+            limits.check_metadata_of(merged.len(), merged.size())?;
+            Some(merged)
+        };
+
+        let current = size_of_version(&self.variable.value, &self.note);
+        let (mut kept, mut kept_bytes) = (self.older.len() + 1, self.older_bytes + current);
+        let mut oldest = self.older.iter().map(|version| version.size);
+        let (mut evicts, mut shrinks) = (0, 0);
+        while kept > limits.max_history || kept_bytes > limits.max_history_bytes {
+            let size = oldest.next().unwrap_or(current);
+            (kept, evicts) = (kept - 1, evicts + 1);
+            (kept_bytes, shrinks) = (kept_bytes - size, shrinks + size);
+            if kept == 0 {
+                break;
+            }
+        }
+        let mut grows = size_of_version(&value, &note);
+        if let Some(merged) = &merged {
+            grows += merged.size();
+            shrinks += metadata.size();
+        }
+        Ok(Write { value, note, metadata: merged, evicts, grows, shrinks })
+    }
+
+    pub(super) fn apply(&mut self, write: Write) {
+        let Write { value, note, metadata, evicts, .. } = write;
+        let now = SystemTime::now();
+        self.variable.source = note.source;
+        let was = VariableVersion {
+            version: self.variable.version,
+            value: std::mem::replace(&mut self.variable.value, value),
+            at: std::mem::replace(&mut self.variable.updated_at, now),
+            note: std::mem::replace(&mut self.note, note),
+        };
+        self.variable.version += 1;
+        if let Some(metadata) = metadata {
+            self.variable.metadata = metadata;
+        }
+        let size = size_of_version(&was.value, &was.note);
+        self.older_bytes += size;
+        // Made room for before it is filled, so that a full history stays as large as it is.
+        let evicts_was = evicts > self.older.len();
+        for gone in self.older.drain(..evicts.min(self.older.len())) {
+            self.older_bytes -= gone.size;
+        }
+        if evicts_was {
+            self.older_bytes -= size;
+        } else {
+            self.older.push_back(Older { version: was.version, size, whole: Some(was) });
+        }
+    }
+
+    /// The newest versions there are, newest first; at most `limit`, 0 for all. They must be loaded.
+    pub fn history(&self, limit: usize) -> impl Iterator<Item = VariableVersion> {
+        let limit = if limit == 0 { usize::MAX } else { limit };
+        let current = VariableVersion {
+            version: self.variable.version,
+            value: self.variable.value.clone(),
+            at: self.variable.updated_at,
+            note: self.note.clone(),
+        };
+        let older = self.older.iter().rev().filter_map(|older| older.whole.clone());
+        std::iter::once(current).chain(older).take(limit)
+    }
+
+    /// The numbers of the versions before the current one that are kept.
+    pub fn older(&self) -> Range<u32> {
+        let newest = self.variable.version;
+        self.older.front().map_or(newest, |oldest| oldest.version)..newest
+    }
+
+    /// Adds one of the older versions to a variable that was loaded without.
+    pub fn load(&mut self, version: VariableVersion) {
+        if let Some(older) = self.older.iter_mut().find(|older| older.version == version.version) {
+            older.whole = Some(version);
+        }
+    }
+
+    /// The value that a version had. It must be loaded.
+    pub(super) fn value_of(&self, version: u32) -> Result<Payload, SessionError> {
+        let newest = self.variable.version;
+        if version == newest {
+            return Ok(self.variable.value.clone());
+        }
+        let found = self.older.iter().find(|older| older.version == version);
+        let whole = found.and_then(|older| older.whole.as_ref());
+        whole.map(|older| older.value.clone()).ok_or_else(|| SessionError::VersionNotKept {
+            variable: self.variable.name.to_string(),
+            version,
+            oldest: self.older().start,
+            newest,
+        })
+    }
+
+    /// What a watcher is told of it.
+    pub fn update(&self, kind: UpdateKind) -> VariableUpdate {
+        VariableUpdate { kind, variable: self.variable.clone(), note: self.note.clone() }
+    }
+}
+
+fn invalid(name: &VariableName, problem: String) -> SessionError {
+    SessionError::InvalidValue { variable: name.to_string(), problem }
+}

@@ -1,0 +1,314 @@
+//! What every backend must keep, as one function that its own tests call.
+//!
+//! ```ignore
+//! session_backend_contract(|| async { MyBackend::connect().await }, |time| tokio::time::sleep(time)).await;
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    sync::Arc,
+    time::Duration,
+};
+
+use snakepit_session::{
+    Created, NewSession, PageRequest, Program, ProgramName, ProgramOwner, SessionBackend, SessionError,
+    SessionEventKind, SessionId, ValueType,
+};
+
+mod variables;
+mod watches;
+
+/// The TTL used where expiry is observed. Short, for backends whose clock cannot be paused.
+const TTL: Duration = Duration::from_secs(2);
+
+fn id(text: &str) -> SessionId {
+    SessionId::try_new(text).expect("the contract's ids are sound")
+}
+
+fn name(text: &str) -> ProgramName {
+    ProgramName::try_new(text).expect("the contract's names are sound")
+}
+
+fn with_ttl(ttl: Duration) -> NewSession {
+    NewSession { ttl: Some(ttl), ..NewSession::default() }
+}
+
+/// Runs the whole contract. `make` gives a backend without sessions each time; `pass` lets time pass, on the clock that
+/// the backend goes by.
+///
+/// # Panics
+/// At the first rule that the backend breaks.
+pub async fn session_backend_contract<B, Make, Made, Pass, Passed>(make: Make, pass: Pass)
+where
+    B: SessionBackend,
+    Make: Fn() -> Made,
+    Made: Future<Output = B>,
+    Pass: Fn(Duration) -> Passed,
+    Passed: Future<Output = ()>,
+{
+    racing_creators_share_one_session(Arc::new(make().await)).await;
+    existing_sessions_keep_what_they_are(&make().await).await;
+    use_renews_and_disuse_expires(&make().await, &pass).await;
+    what_is_gone_is_gone_for_every_operation(&make().await, &pass).await;
+    pages_list_each_session_once(&make().await).await;
+    programs_are_kept_by_name(&make().await).await;
+    global_programs_outlive_sessions_and_expire_by_themselves(&make().await, &pass).await;
+    variables::contract(&make, &pass).await;
+    watches::contract(&make, &pass).await;
+    events_and_statistics_tell_what_happened(&make().await, &pass).await;
+    sweeps_count_what_expired(&make().await, &pass).await;
+}
+
+async fn racing_creators_share_one_session<B: SessionBackend>(backend: Arc<B>) {
+    let mut creators = tokio::task::JoinSet::new();
+    for creator in 0..1000 {
+        let backend = Arc::clone(&backend);
+        creators.spawn(async move {
+            let metadata = BTreeMap::from([("creator".to_owned(), creator.to_string())]);
+            backend.create(&id("shared"), NewSession { metadata, ttl: None }).await
+        });
+    }
+    let (mut new, mut seen) = (0, BTreeSet::new());
+    for outcome in creators.join_all().await {
+        let (session, created) = outcome.expect("creating succeeds");
+        new += usize::from(created == Created::New);
+        seen.insert(session.metadata["creator"].to_owned());
+    }
+    assert_eq!(new, 1, "exactly one of racing creators makes the session");
+    assert_eq!(seen.len(), 1, "all of them get the same one");
+}
+
+async fn existing_sessions_keep_what_they_are(backend: &impl SessionBackend) {
+    let metadata = BTreeMap::from([("user".to_owned(), "ada".to_owned())]);
+    let (first, created) =
+        backend.create(&id("s"), NewSession { metadata, ttl: Some(TTL * 10) }).await.expect("created");
+    assert_eq!(created, Created::New);
+    let (second, created) = backend.create(&id("s"), NewSession::default()).await.expect("found");
+    assert_eq!(created, Created::Existing);
+    assert_eq!(
+        (&second.metadata, second.ttl, second.created_at),
+        (&first.metadata, TTL * 10, first.created_at)
+    );
+
+    assert_eq!(second.last_worker, None);
+    backend.set_last_worker(&id("s"), "w-1".into()).await.expect("set");
+    backend.set_last_worker(&id("s"), "w-2".into()).await.expect("set");
+    assert_eq!(backend.get(&id("s")).await.expect("lives").last_worker.as_deref(), Some("w-2"));
+
+    let odd = id("a b/c:ü\u{1F40D}");
+    backend.create(&odd, NewSession::default()).await.expect("odd ids are ids");
+    assert_eq!(backend.get(&odd).await.expect("lives").id, odd);
+}
+
+async fn use_renews_and_disuse_expires<P: Future<Output = ()>>(
+    backend: &impl SessionBackend,
+    pass: &impl Fn(Duration) -> P,
+) {
+    backend.create(&id("used"), with_ttl(TTL)).await.expect("created");
+    backend.create(&id("idle"), with_ttl(TTL)).await.expect("created");
+    for _ in 0..3 {
+        pass(TTL / 2).await;
+        backend.get(&id("used")).await.expect("use renews a session");
+    }
+    let gone = backend.get(&id("idle")).await.expect_err("disuse expires a session");
+    assert_eq!(gone, SessionError::NotFound { id: id("idle") });
+    // What does not use a session does not renew it.
+    backend.set_last_worker(&id("used"), "w".into()).await.expect("lives");
+    pass(TTL / 2).await;
+    backend.set_last_worker(&id("used"), "w".into()).await.expect("lives");
+    backend.list(PageRequest::default()).await.expect("listed");
+    pass(TTL / 2).await;
+    backend.get(&id("used")).await.expect_err("neither affinity nor a listing renews a session");
+    let (session, created) = backend.create(&id("used"), NewSession::default()).await.expect("created anew");
+    assert_eq!(
+        (created, session.last_worker),
+        (Created::New, None),
+        "an expired session leaves nothing behind"
+    );
+}
+
+async fn what_is_gone_is_gone_for_every_operation<P: Future<Output = ()>>(
+    backend: &impl SessionBackend,
+    pass: &impl Fn(Duration) -> P,
+) {
+    backend.create(&id("deleted"), NewSession::default()).await.expect("created");
+    let was = backend.delete(&id("deleted")).await.expect("deleted");
+    assert_eq!(was.id, id("deleted"));
+    backend.create(&id("expired"), with_ttl(TTL)).await.expect("created");
+    pass(TTL).await;
+    for gone in [id("never"), id("deleted"), id("expired")] {
+        let expected = SessionError::NotFound { id: gone.clone() };
+        let program = || Program::new("x", "text/plain");
+        assert_eq!(backend.get(&gone).await.expect_err("gone"), expected);
+        assert_eq!(backend.delete(&gone).await.expect_err("gone"), expected);
+        assert_eq!(backend.set_last_worker(&gone, "w".into()).await.expect_err("gone"), expected);
+        assert_eq!(
+            backend.put_program(&gone.clone().into(), &name("p"), program()).await.expect_err("gone"),
+            expected
+        );
+        assert_eq!(backend.program(&gone.clone().into(), &name("p")).await.expect_err("gone"), expected);
+        assert_eq!(backend.programs(&gone.clone().into()).await.expect_err("gone"), expected);
+        assert_eq!(
+            backend.delete_program(&gone.clone().into(), &name("p")).await.expect_err("gone"),
+            expected
+        );
+        variables::are_gone(backend, &gone).await;
+    }
+    assert!(backend.list(PageRequest::default()).await.expect("listed").items.is_empty());
+}
+
+async fn pages_list_each_session_once(backend: &impl SessionBackend) {
+    let expected: BTreeSet<_> = (0..250).map(|n| id(&format!("s-{n:03}"))).collect();
+    for id in &expected {
+        backend.create(id, NewSession::default()).await.expect("created");
+    }
+    for size in [0, 1, 7, 250, 100_000] {
+        let (mut listed, mut token) = (Vec::new(), None);
+        loop {
+            let page = backend.list(PageRequest { size, token }).await.expect("listed");
+            assert!(size == 0 || page.items.len() <= size, "a page is no larger than asked for");
+            listed.extend(page.items.into_iter().map(|session| session.id));
+            match page.next {
+                Some(next) => token = Some(next),
+                None => break,
+            }
+        }
+        assert!(listed.iter().eq(&expected), "pages of {size} list each session once, by id");
+    }
+}
+
+async fn programs_are_kept_by_name(backend: &impl SessionBackend) {
+    let session = id("s");
+    let owner = ProgramOwner::Session(session.clone());
+    backend.create(&session, NewSession::default()).await.expect("created");
+    let missing = SessionError::ProgramNotFound { session: session.clone(), name: "m".to_owned() };
+    assert_eq!(backend.program(&owner, &name("m")).await.expect_err("missing"), missing);
+    assert_eq!(backend.delete_program(&owner, &name("m")).await.expect_err("missing"), missing);
+
+    let mut program = Program::new(&b"\x00\xff weights"[..], "application/octet-stream");
+    program.metadata.insert("kind".into(), "linear".into());
+    let put = backend.put_program(&owner, &name("m"), program.clone()).await;
+    assert_eq!(put.expect("stored"), Created::New);
+    let got = backend.program(&owner, &name("m")).await.expect("there");
+    assert_eq!(
+        (got.data, &got.metadata, &got.content_type),
+        (program.data, &program.metadata, &program.content_type)
+    );
+    let put = backend.put_program(&owner, &name("m"), Program::new("{}", "application/json")).await;
+    assert_eq!(put.expect("stored"), Created::Existing);
+    backend
+        .put_program(&owner, &name("a"), Program::new("", "text/plain"))
+        .await
+        .expect("an empty one is one");
+
+    let listed = backend.programs(&owner).await.expect("listed");
+    let listed: Vec<_> =
+        listed.iter().map(|info| (info.name.as_str(), info.size, &*info.content_type)).collect();
+    assert_eq!(listed, [("a", 0, "text/plain"), ("m", 2, "application/json")]);
+    assert_eq!(backend.get(&session).await.expect("lives").program_count, 2);
+    backend.delete_program(&owner, &name("m")).await.expect("deleted");
+    assert_eq!(backend.get(&session).await.expect("lives").program_count, 1);
+}
+
+async fn sweeps_count_what_expired<P: Future<Output = ()>>(
+    backend: &impl SessionBackend,
+    pass: &impl Fn(Duration) -> P,
+) {
+    backend.create(&id("short"), with_ttl(TTL)).await.expect("created");
+    backend.create(&id("long"), with_ttl(TTL * 100)).await.expect("created");
+    assert_eq!(backend.sweep().await.expect("swept"), 0);
+    pass(TTL).await;
+    assert_eq!(backend.sweep().await.expect("swept"), 1);
+    assert_eq!(backend.sweep().await.expect("swept"), 0, "a session expires once");
+    backend.get(&id("long")).await.expect("others live on");
+}
+
+async fn global_programs_outlive_sessions_and_expire_by_themselves<P: Future<Output = ()>>(
+    backend: &impl SessionBackend,
+    pass: &impl Fn(Duration) -> P,
+) {
+    let global = ProgramOwner::Global;
+    let missing = SessionError::GlobalProgramNotFound { name: "m".to_owned() };
+    assert_eq!(backend.program(&global, &name("m")).await.expect_err("missing"), missing);
+    assert_eq!(backend.delete_program(&global, &name("m")).await.expect_err("missing"), missing);
+
+    let lasting = |data: &'static str, ttl| Program { ttl: Some(ttl), ..Program::new(data, "text/plain") };
+    let put = backend.put_program(&global, &name("m"), lasting("1", TTL)).await;
+    assert_eq!(put.expect("stored"), Created::New);
+    let put = backend.put_program(&global, &name("m"), lasting("2", TTL)).await;
+    assert_eq!(put.expect("stored"), Created::Existing);
+    backend.put_program(&global, &name("idle"), lasting("3", TTL)).await.expect("stored");
+    backend.put_program(&global, &name("a"), lasting("4", TTL * 100)).await.expect("stored");
+
+    // They are no session's, and a session's programs are not among them.
+    backend.create(&id("s"), NewSession::default()).await.expect("created");
+    let own = ProgramOwner::Session(id("s"));
+    backend.program(&own, &name("m")).await.expect_err("a session sees its own programs only");
+    backend.put_program(&own, &name("own"), Program::new("5", "text/plain")).await.expect("stored");
+    let sessions = backend.list(PageRequest::default()).await.expect("listed").items;
+    assert_eq!(sessions.len(), 1, "global programs are no sessions");
+
+    for _ in 0..3 {
+        pass(TTL / 2).await;
+        let program = backend.program(&global, &name("m")).await.expect("a read renews it");
+        assert_eq!((&program.data[..], program.ttl), (&b"2"[..], Some(TTL)));
+    }
+    let missing = SessionError::GlobalProgramNotFound { name: "idle".to_owned() };
+    assert_eq!(backend.program(&global, &name("idle")).await.expect_err("expired"), missing);
+    assert_eq!(backend.delete_program(&global, &name("idle")).await.expect_err("expired"), missing);
+    let names: Vec<_> = backend.programs(&global).await.expect("listed");
+    let names: Vec<_> = names.iter().map(|info| info.name.as_str()).collect();
+    assert_eq!(names, ["a", "m"]);
+    let put = backend.put_program(&global, &name("idle"), lasting("6", TTL)).await;
+    assert_eq!(put.expect("stored"), Created::New, "what expired leaves nothing behind");
+    backend.delete(&id("s")).await.expect("deleted");
+    backend.delete_program(&global, &name("a")).await.expect("deleted");
+    backend.program(&global, &name("a")).await.expect_err("deleted");
+}
+
+async fn events_and_statistics_tell_what_happened<P: Future<Output = ()>>(
+    backend: &impl SessionBackend,
+    pass: &impl Fn(Duration) -> P,
+) {
+    let mut events = backend.subscribe();
+    let before = backend.stats().await.expect("counted");
+    assert_eq!((before.live, before.variables, before.programs, before.bytes), (0, 0, 0, 0));
+
+    let metadata = BTreeMap::from([("k".to_owned(), "value".to_owned())]);
+    for (session, ttl) in [("short", TTL), ("long", TTL * 100), ("deleted", TTL * 100)] {
+        let new = NewSession { metadata: metadata.clone(), ttl: Some(ttl) };
+        backend.create(&id(session), new).await.expect("created");
+    }
+    backend.create(&id("long"), NewSession::default()).await.expect("found");
+    let program = || Program { ttl: Some(TTL * 100), ..Program::new("data", "t") };
+    backend.put_program(&id("short").into(), &name("p"), program()).await.expect("stored");
+    backend.put_program(&ProgramOwner::Global, &name("p"), program()).await.expect("stored");
+    variables::register(backend, "short", "x", ValueType::Integer, "", "1").await.expect("registered");
+    let counted = backend.stats().await.expect("counted");
+    assert_eq!((counted.live, counted.created - before.created), (3, 3));
+    assert_eq!((counted.variables, counted.programs), (1, 2));
+    let held = |session: &'static str| async move { backend.get(&id(session)).await.expect("lives").bytes };
+    assert_eq!(held("long").await, "k".len() + "value".len());
+    let in_sessions = held("short").await + held("long").await + held("deleted").await;
+    assert_eq!(counted.bytes, (in_sessions + "p".len() + "data".len() + "t".len()) as u64);
+
+    backend.delete(&id("deleted")).await.expect("deleted");
+    pass(TTL).await;
+    backend.sweep().await.expect("swept");
+    let counted = backend.stats().await.expect("counted");
+    assert_eq!((counted.live, counted.deleted - before.deleted, counted.expired - before.expired), (1, 1, 1));
+    assert_eq!((counted.variables, counted.programs), (0, 1));
+    assert_eq!(counted.bytes, 6 + 6, "only what lives is counted");
+    assert!(counted.sweeps > before.sweeps);
+
+    let mut told = Vec::new();
+    while told.len() < 5 {
+        let event = events.next().await.expect("the backend lives").expect("five events are not too many");
+        told.push((event.id.to_string(), event.kind));
+    }
+    use SessionEventKind::{Created as Came, Deleted, Expired};
+    let expected =
+        [("short", Came), ("long", Came), ("deleted", Came), ("deleted", Deleted), ("short", Expired)];
+    assert_eq!(told, expected.map(|(id, kind)| (id.to_owned(), kind)));
+}

@@ -1,0 +1,323 @@
+//! What variables must do on every backend. Random sequences of it all are compared with a model elsewhere.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use snakepit_session::{
+    Batch, NewSession, NewVariable, Note, Payload, SessionBackend, SessionError, SessionId, SetVariable,
+    Source, ValueType, Variable, VariableName, VariableType,
+};
+
+use super::{TTL, id, with_ttl};
+
+fn name(text: &str) -> VariableName {
+    VariableName::try_new(text).expect("the contract's names are sound")
+}
+
+pub(super) fn value(json: &str) -> Payload {
+    Payload::of_json(json.to_owned().into())
+}
+
+fn set(identifier: &str, json: &str) -> SetVariable {
+    SetVariable::new(identifier, value(json))
+}
+
+pub(super) fn note(by: &str, metadata: &[(&str, &str)]) -> Note {
+    let metadata = metadata.iter().copied();
+    Note { source: Source::Python, changed_by: Some(by.into()), metadata: metadata.collect() }
+}
+
+pub(super) async fn register(
+    backend: &impl SessionBackend,
+    session: &str,
+    variable: &str,
+    kind: ValueType,
+    constraints: &str,
+    json: &str,
+) -> Result<Variable, SessionError> {
+    let ty = VariableType::with_constraints(kind, constraints)?;
+    let new = NewVariable { ty, value: value(json), note: Note::default() };
+    backend.register_variable(&id(session), &name(variable), new).await
+}
+
+async fn json_of(backend: &impl SessionBackend, session: &str, identifier: &str) -> (String, u32) {
+    let variable = backend.variable(&id(session), identifier).await.expect("there");
+    (String::from_utf8_lossy(variable.value.json()).into_owned(), variable.version)
+}
+
+pub(super) async fn contract<B, Make, Made, Pass, Passed>(make: &Make, pass: &Pass)
+where
+    B: SessionBackend,
+    Make: Fn() -> Made,
+    Made: Future<Output = B>,
+    Pass: Fn(Duration) -> Passed,
+    Passed: Future<Output = ()>,
+{
+    variables_have_ids_names_types_and_versions(&make().await).await;
+    values_outside_their_type_change_nothing(&make().await).await;
+    compare_and_set_has_one_winner(Arc::new(make().await)).await;
+    batches_are_atomic_or_not(&make().await).await;
+    listings_go_by_name_and_pattern(&make().await).await;
+    history_is_bounded_and_leads_back(&make().await).await;
+    large_values_and_buffers_come_back(&make().await).await;
+    variables_end_with_their_session(&make().await, pass).await;
+}
+
+/// Every operation on the variables of a session that does not live says so.
+pub(super) async fn are_gone(backend: &impl SessionBackend, gone: &SessionId) {
+    let expected = SessionError::NotFound { id: gone.clone() };
+    let ty = VariableType::new(ValueType::Integer).expect("a type");
+    let new = NewVariable { ty, value: value("1"), note: Note::default() };
+    assert_eq!(backend.register_variable(gone, &name("x"), new).await.expect_err("gone"), expected);
+    assert_eq!(backend.variable(gone, "x").await.expect_err("gone"), expected);
+    assert_eq!(backend.variables(gone, &["x"]).await.expect_err("gone"), expected);
+    assert_eq!(backend.set_variable(gone, set("x", "1")).await.expect_err("gone"), expected);
+    for batch in [Batch::Atomic, Batch::Each] {
+        let written = backend.set_variables(gone, vec![set("x", "1")], batch).await;
+        assert_eq!(written.expect_err("gone"), expected);
+    }
+    assert_eq!(backend.list_variables(gone, "").await.expect_err("gone"), expected);
+    assert_eq!(backend.delete_variable(gone, "x").await.expect_err("gone"), expected);
+    assert_eq!(backend.variable_history(gone, "x", 0).await.expect_err("gone"), expected);
+    let rolled_back = backend.rollback_variable(gone, "x", 0, Note::default()).await;
+    assert_eq!(rolled_back.expect_err("gone"), expected);
+    assert_eq!(backend.watch_variables(gone, &[], true).await.expect_err("gone"), expected);
+}
+
+async fn variables_have_ids_names_types_and_versions(backend: &impl SessionBackend) {
+    backend.create(&id("s"), NewSession::default()).await.expect("created");
+    let missing = SessionError::VariableNotFound { session: id("s"), identifier: "x".to_owned() };
+    assert_eq!(backend.variable(&id("s"), "x").await.expect_err("missing"), missing);
+    assert_eq!(backend.set_variable(&id("s"), set("x", "1")).await.expect_err("missing"), missing);
+    assert_eq!(backend.delete_variable(&id("s"), "x").await.expect_err("missing"), missing);
+    assert_eq!(backend.variable_history(&id("s"), "x", 0).await.expect_err("missing"), missing);
+    let rolled_back = backend.rollback_variable(&id("s"), "x", 0, Note::default()).await;
+    assert_eq!(rolled_back.expect_err("missing"), missing);
+
+    let ty = VariableType::with_constraints(ValueType::Float, r#"{"max": 10}"#).expect("a type");
+    let new = NewVariable { ty, value: value("1"), note: note("ada", &[("unit", "m")]) };
+    let made = backend.register_variable(&id("s"), &name("x"), new).await.expect("registered");
+    assert!(made.id.as_str().starts_with("var_"), "{}", made.id);
+    assert_eq!((made.version, &made.value.json()[..], made.source), (0, &b"1.0"[..], Source::Python));
+    assert_eq!((&made.metadata["unit"], made.ty.constraints_json()), ("m", r#"{"max": 10}"#));
+    let taken = register(backend, "s", "x", ValueType::Integer, "", "1").await.expect_err("taken");
+    assert_eq!(taken, SessionError::VariableExists { session: id("s"), name: "x".to_owned() });
+
+    // By id as by name; each write is a version, and leaves its metadata on the variable.
+    let by_id = SetVariable { note: note("eve", &[("seen", "yes")]), ..set(made.id.as_str(), "2.5") };
+    assert_eq!(backend.set_variable(&id("s"), by_id).await.expect("set"), 1);
+    assert_eq!(backend.set_variable(&id("s"), set("x", "3.5")).await.expect("set"), 2);
+    let found = backend.variable(&id("s"), made.id.as_str()).await.expect("found");
+    assert_eq!((found.version, &found.value.json()[..], found.source), (2, &b"3.5"[..], Source::Host));
+    let metadata = [("seen", "yes"), ("unit", "m")].into_iter().collect();
+    assert_eq!(found.metadata, metadata);
+    assert_eq!(found, backend.variable(&id("s"), "x").await.expect("found"));
+
+    for kind in [
+        (ValueType::Integer, "1"),
+        (ValueType::String, r#""s""#),
+        (ValueType::Boolean, "true"),
+        (ValueType::Choice, r#""c""#),
+        (ValueType::Module, r#""m""#),
+        (ValueType::Embedding, "[1,2]"),
+        (ValueType::Tensor, "[[1],[2]]"),
+        (ValueType::Map, r#"{"a":1}"#),
+        (ValueType::List, "[1,null]"),
+    ] {
+        let (kind, json) = kind;
+        register(backend, "s", kind.as_str(), kind, "", json).await.expect("registered");
+        let found = backend.variable(&id("s"), kind.as_str()).await.expect("found");
+        assert_eq!(
+            (found.ty.kind(), found.value.ty(), &found.value.json()[..]),
+            (kind, kind, json.as_bytes())
+        );
+    }
+    let odd = "a b/c:ü\u{1F40D}_\"'";
+    register(backend, "s", odd, ValueType::Integer, "", "7").await.expect("odd names are names");
+    assert_eq!(json_of(backend, "s", odd).await.0, "7");
+    let identifiers = [odd, "nothing", made.id.as_str(), "x"];
+    let batch = backend.variables(&id("s"), &identifiers).await.expect("read");
+    let versions: Vec<_> = batch.iter().map(|found| found.as_ref().map(|found| found.version)).collect();
+    assert_eq!(versions, [Some(0), None, Some(2), Some(2)]);
+
+    let gone = backend.delete_variable(&id("s"), made.id.as_str()).await.expect("deleted");
+    assert_eq!(gone.version, 2);
+    backend.variable(&id("s"), "x").await.expect_err("deleted");
+    let anew = register(backend, "s", "x", ValueType::Integer, "", "1").await.expect("registered anew");
+    assert!(anew.id != made.id, "a new variable has a new id");
+    backend.variable(&id("s"), made.id.as_str()).await.expect_err("the old id leads nowhere");
+}
+
+async fn values_outside_their_type_change_nothing(backend: &impl SessionBackend) {
+    backend.create(&id("s"), NewSession::default()).await.expect("created");
+    let first = register(backend, "s", "x", ValueType::Integer, r#"{"min": 0}"#, "-1").await;
+    assert!(matches!(first, Err(SessionError::InvalidValue { .. })), "{first:?}");
+    backend.variable(&id("s"), "x").await.expect_err("what is refused is not registered");
+    register(backend, "s", "x", ValueType::Integer, r#"{"min": 0, "max": 10}"#, "5")
+        .await
+        .expect("registered");
+    let held = backend.get(&id("s")).await.expect("lives").bytes;
+    for bad in ["-1", "11", "1.5", r#""5""#, "null", "[]"] {
+        let refused = backend.set_variable(&id("s"), set("x", bad)).await.expect_err("outside the type");
+        assert!(
+            matches!(&refused, SessionError::InvalidValue { variable, .. } if variable == "x"),
+            "{refused}"
+        );
+    }
+    assert_eq!(json_of(backend, "s", "x").await, ("5".to_owned(), 0));
+    assert_eq!(backend.variable_history(&id("s"), "x", 0).await.expect("read").len(), 1);
+    assert_eq!(backend.get(&id("s")).await.expect("lives").bytes, held);
+}
+
+async fn compare_and_set_has_one_winner<B: SessionBackend>(backend: Arc<B>) {
+    backend.create(&id("s"), NewSession::default()).await.expect("created");
+    register(&*backend, "s", "x", ValueType::Integer, "", "0").await.expect("registered");
+    let wrong = set("x", "1").if_version(7);
+    let conflict = SessionError::VersionConflict { variable: "x".to_owned(), expected: 7, actual: 0 };
+    assert_eq!(backend.set_variable(&id("s"), wrong).await.expect_err("a conflict"), conflict);
+
+    // Of racing writers that saw the same version, one wins; all who try again get through.
+    const WRITERS: u32 = 8;
+    const EACH: u32 = 25;
+    let mut writers = tokio::task::JoinSet::new();
+    for _ in 0..WRITERS {
+        let backend = Arc::clone(&backend);
+        writers.spawn(async move {
+            for _ in 0..EACH {
+                loop {
+                    let seen = backend.variable(&id("s"), "x").await.expect("there");
+                    let more: u32 = seen.value.to_serde::<u32>().expect("a number") + 1;
+                    let write = set("x", &more.to_string()).if_version(seen.version);
+                    match backend.set_variable(&id("s"), write).await {
+                        Ok(version) => break assert_eq!(version, seen.version + 1),
+                        Err(SessionError::VersionConflict { .. }) => tokio::task::yield_now().await,
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            }
+        });
+    }
+    writers.join_all().await;
+    let sum = WRITERS * EACH;
+    assert_eq!(json_of(&*backend, "s", "x").await, (sum.to_string(), sum), "no increment is lost");
+}
+
+async fn batches_are_atomic_or_not(backend: &impl SessionBackend) {
+    backend.create(&id("s"), NewSession::default()).await.expect("created");
+    for variable in ["a", "b"] {
+        register(backend, "s", variable, ValueType::Integer, r#"{"max": 10}"#, "0")
+            .await
+            .expect("registered");
+    }
+    let both = |a: &str, b: &str| vec![set("a", a), set("b", b)];
+    let written = backend.set_variables(&id("s"), both("1", "2"), Batch::Atomic).await.expect("written");
+    assert_eq!(written, [Ok(1), Ok(1)]);
+
+    let mut bad = both("3", "11");
+    bad.push(set("nothing", "1"));
+    bad.push(set("a", "4").if_version(1));
+    let refused = backend.set_variables(&id("s"), bad, Batch::Atomic).await.expect_err("refused");
+    let SessionError::BatchRefused { errors } = &refused else { panic!("{refused}") };
+    assert!(matches!(errors["b"], SessionError::InvalidValue { .. }), "{errors:?}");
+    assert!(matches!(errors["nothing"], SessionError::VariableNotFound { .. }), "{errors:?}");
+    assert!(matches!(errors["a"], SessionError::WrittenTwice { .. }), "{errors:?}");
+    assert_eq!(json_of(backend, "s", "a").await, ("1".to_owned(), 1), "none of a refused batch is written");
+
+    let stale = vec![set("a", "5"), set("b", "6").if_version(0)];
+    let refused = backend.set_variables(&id("s"), stale.clone(), Batch::Atomic).await.expect_err("stale");
+    assert!(matches!(refused, SessionError::BatchRefused { .. }), "{refused}");
+    let written = backend.set_variables(&id("s"), stale, Batch::Each).await.expect("the session lives");
+    let conflict = SessionError::VersionConflict { variable: "b".to_owned(), expected: 0, actual: 1 };
+    assert_eq!(written, [Ok(2), Err(conflict)]);
+    assert_eq!(json_of(backend, "s", "a").await, ("5".to_owned(), 2));
+    assert_eq!(json_of(backend, "s", "b").await, ("2".to_owned(), 1));
+    let none =
+        backend.set_variables(&id("s"), Vec::new(), Batch::Atomic).await.expect("an empty batch is one");
+    assert!(none.is_empty());
+}
+
+async fn listings_go_by_name_and_pattern(backend: &impl SessionBackend) {
+    backend.create(&id("s"), NewSession::default()).await.expect("created");
+    for variable in ["model.b", "model.a", "rate", "model"] {
+        register(backend, "s", variable, ValueType::Integer, "", "0").await.expect("registered");
+    }
+    for (pattern, expected) in [
+        ("", &["model", "model.a", "model.b", "rate"][..]),
+        ("*", &["model", "model.a", "model.b", "rate"]),
+        ("model.*", &["model.a", "model.b"]),
+        ("*a*e", &["rate"]),
+        ("model", &["model"]),
+        ("none*", &[]),
+    ] {
+        let listed = backend.list_variables(&id("s"), pattern).await.expect("listed");
+        let names: Vec<_> = listed.iter().map(|variable| variable.name.as_str()).collect();
+        assert_eq!(names, expected, "{pattern}");
+    }
+    assert_eq!(backend.get(&id("s")).await.expect("lives").variable_count, 4);
+}
+
+async fn history_is_bounded_and_leads_back(backend: &impl SessionBackend) {
+    backend.create(&id("s"), NewSession::default()).await.expect("created");
+    register(backend, "s", "x", ValueType::Integer, "", "0").await.expect("registered");
+    let mut held = 0;
+    for n in 1..=30_u32 {
+        let write =
+            SetVariable { note: note(&format!("w{}", n % 10), &[]), ..set("x", &(n + 100).to_string()) };
+        assert_eq!(backend.set_variable(&id("s"), write).await.expect("set"), n);
+        let now = backend.get(&id("s")).await.expect("lives").bytes;
+        assert!(n < 25 || now == held, "a full history grows no more: {held} to {now}");
+        held = now;
+    }
+    // The limits of the contract are the default ones: the current version and twenty before it.
+    let history = backend.variable_history(&id("s"), "x", 0).await.expect("read");
+    let versions: Vec<_> = history.iter().map(|version| version.version).collect();
+    assert_eq!(versions, (10..=30).rev().collect::<Vec<_>>());
+    assert_eq!((&history[20].value.json()[..], history[20].note.author()), (&b"110"[..], "w0"));
+    assert_eq!(backend.variable_history(&id("s"), "x", 3).await.expect("read"), history[..3]);
+
+    let lost = backend.rollback_variable(&id("s"), "x", 9, Note::default()).await.expect_err("not kept");
+    let variable = "x".to_owned();
+    assert_eq!(lost, SessionError::VersionNotKept { variable, version: 9, oldest: 10, newest: 30 });
+    let back = backend.rollback_variable(&id("s"), "x", 12, note("undo", &[])).await.expect("kept");
+    assert_eq!((back.version, &back.value.json()[..]), (31, &b"112"[..]));
+    let history = backend.variable_history(&id("s"), "x", 1).await.expect("read");
+    assert_eq!((history[0].version, history[0].note.author()), (31, "undo"));
+}
+
+async fn large_values_and_buffers_come_back(backend: &impl SessionBackend) {
+    backend.create(&id("s"), NewSession::default()).await.expect("created");
+    let buffer: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();
+    let metadata = r#"{"shape":[262144],"dtype":"float32","binary_format":"raw","type":"embedding"}"#;
+    let value = Payload::from_buffer(ValueType::Embedding, metadata.into(), buffer.clone().into());
+    let ty =
+        VariableType::with_constraints(ValueType::Embedding, r#"{"dimensions": 262144}"#).expect("a type");
+    let new = NewVariable { ty, value: value.clone(), note: Note::default() };
+    backend.register_variable(&id("s"), &name("big"), new).await.expect("registered");
+    let found = backend.variable(&id("s"), "big").await.expect("found");
+    assert_eq!(found.value, value);
+
+    let limit = 10 * 1024 * 1024;
+    let json = format!("\"{}\"", "x".repeat(limit));
+    let refused = register(backend, "s", "huge", ValueType::String, "", &json).await.expect_err("too large");
+    let size = limit + 2;
+    assert_eq!(refused, SessionError::ValueTooLarge { variable: "huge".to_owned(), size, limit });
+}
+
+async fn variables_end_with_their_session<P: Future<Output = ()>>(
+    backend: &impl SessionBackend,
+    pass: &impl Fn(Duration) -> P,
+) {
+    backend.create(&id("s"), with_ttl(TTL)).await.expect("created");
+    register(backend, "s", "x", ValueType::Integer, "", "0").await.expect("registered");
+    // Reads and writes of variables are use.
+    pass(TTL / 2).await;
+    backend.variable(&id("s"), "x").await.expect("lives");
+    pass(TTL / 2).await;
+    backend.set_variable(&id("s"), set("x", "1")).await.expect("lives");
+    pass(TTL / 2).await;
+    assert_eq!(backend.list_variables(&id("s"), "").await.expect("lives").len(), 1);
+    pass(TTL).await;
+    backend.variable(&id("s"), "x").await.expect_err("expired");
+    backend.create(&id("s"), NewSession::default()).await.expect("created anew");
+    assert!(backend.list_variables(&id("s"), "").await.expect("listed").is_empty());
+    assert_eq!(backend.get(&id("s")).await.expect("lives").bytes, 0);
+}

@@ -1,0 +1,180 @@
+//! What watching variables must do on every backend.
+
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+
+use snakepit_session::{
+    Batch, NewSession, Note, SessionBackend, SessionError, SetVariable, UpdateKind, ValueType, VariableWatch,
+    WatchEvent,
+};
+
+use super::{
+    TTL, id,
+    variables::{note, register, value},
+    with_ttl,
+};
+
+pub(super) async fn contract<B, Make, Made, Pass, Passed>(make: &Make, pass: &Pass)
+where
+    B: SessionBackend,
+    Make: Fn() -> Made,
+    Made: Future<Output = B>,
+    Pass: Fn(Duration) -> Passed,
+    Passed: Future<Output = ()>,
+{
+    watchers_see_every_change_once_and_in_order(&make().await).await;
+    racing_writers_are_seen_in_version_order(Arc::new(make().await)).await;
+    slow_watchers_hold_up_nobody_and_are_told(&make().await).await;
+    watches_end_with_their_session(&make().await, pass).await;
+}
+
+type Told = (UpdateKind, String, u32, String);
+
+async fn next(watch: &mut VariableWatch) -> Told {
+    match watch.next().await.expect("the watch goes on").expect("the session lives") {
+        WatchEvent::Update(update) => {
+            let json = String::from_utf8_lossy(update.variable.value.json()).into_owned();
+            (update.kind, update.variable.name.to_string(), update.variable.version, json)
+        }
+        WatchEvent::Lost(lost) => panic!("{lost} updates are lost"),
+    }
+}
+
+fn told(kind: UpdateKind, name: &str, version: u32, json: &str) -> Told {
+    (kind, name.to_owned(), version, json.to_owned())
+}
+
+fn set(identifier: &str, json: &str) -> SetVariable {
+    SetVariable::new(identifier, value(json))
+}
+
+async fn watchers_see_every_change_once_and_in_order(backend: &impl SessionBackend) {
+    let session = id("s");
+    backend.create(&session, NewSession::default()).await.expect("created");
+    let missing = backend.watch_variables(&session, &["x".to_owned()], true).await.expect_err("missing");
+    assert_eq!(missing, SessionError::VariableNotFound { session: session.clone(), identifier: "x".into() });
+    let x = register(backend, "s", "x", ValueType::Integer, "", "0").await.expect("registered");
+    register(backend, "s", "y", ValueType::Integer, "", "0").await.expect("registered");
+
+    let mut by_name = backend.watch_variables(&session, &["x".to_owned()], true).await.expect("watched");
+    let mut by_id = backend.watch_variables(&session, &[x.id.to_string()], false).await.expect("watched");
+    let mut all = backend.watch_variables(&session, &[], true).await.expect("watched");
+
+    backend.set_variable(&session, set("x", "1")).await.expect("set");
+    backend.set_variable(&session, set("y", "1")).await.expect("set");
+    let batch = vec![set("y", "2"), SetVariable { note: note("eve", &[("why", "test")]), ..set("x", "2") }];
+    backend.set_variables(&session, batch, Batch::Atomic).await.expect("set");
+    backend.set_variables(&session, vec![set("x", "no")], Batch::Each).await.expect("the session lives");
+    backend.rollback_variable(&session, "x", 0, Note::default()).await.expect("rolled back");
+    backend.delete_variable(&session, "x").await.expect("deleted");
+    register(backend, "s", "x", ValueType::String, "", r#""new""#).await.expect("registered anew");
+
+    use UpdateKind::{Deleted, Initial, Registered, RolledBack, Set};
+    let changes = [
+        told(Set, "x", 1, "1"),
+        told(Set, "x", 2, "2"),
+        told(RolledBack, "x", 3, "0"),
+        told(Deleted, "x", 3, "0"),
+    ];
+    assert_eq!(next(&mut by_name).await, told(Initial, "x", 0, "0"));
+    for change in &changes {
+        assert_eq!(next(&mut by_name).await, *change);
+        assert_eq!(next(&mut by_id).await, *change);
+    }
+    // A name stands for whatever has it, an id for one variable.
+    assert_eq!(next(&mut by_name).await, told(Registered, "x", 0, r#""new""#));
+    backend.set_variable(&session, set("x", r#""last""#)).await.expect("set");
+    assert_eq!(next(&mut by_name).await, told(Set, "x", 1, r#""last""#));
+
+    let mut seen = Vec::new();
+    while seen.last() != Some(&told(Set, "x", 1, r#""last""#)) {
+        let update = all.next().await.expect("the watch goes on").expect("the session lives");
+        let WatchEvent::Update(update) = update else { panic!("{update:?}") };
+        if update.variable.value.json() == "2" && update.variable.name.as_str() == "x" {
+            assert_eq!((update.note.author(), &update.note.metadata["why"]), ("eve", "test"));
+        }
+        let json = String::from_utf8_lossy(update.variable.value.json()).into_owned();
+        seen.push((update.kind, update.variable.name.to_string(), update.variable.version, json));
+    }
+    assert_eq!(seen[..2], [told(Initial, "x", 0, "0"), told(Initial, "y", 0, "0")]);
+    let of = |name: &str| seen[2..].iter().filter(|told| told.1 == name).cloned().collect::<Vec<_>>();
+    assert_eq!(of("y"), [told(Set, "y", 1, "1"), told(Set, "y", 2, "2")]);
+    assert_eq!(of("x")[..4], changes);
+    assert_eq!(seen.len(), 2 + 2 + 6);
+}
+
+async fn racing_writers_are_seen_in_version_order<B: SessionBackend>(backend: Arc<B>) {
+    const WRITERS: u32 = 4;
+    const EACH: u32 = 50;
+    let session = id("s");
+    backend.create(&session, NewSession::default()).await.expect("created");
+    register(&*backend, "s", "x", ValueType::Integer, "", "0").await.expect("registered");
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..WRITERS {
+        let backend = Arc::clone(&backend);
+        writers.spawn(async move {
+            for n in 0..EACH {
+                let json = (writer * EACH + n).to_string();
+                backend.set_variable(&id("s"), set("x", &json)).await.expect("set");
+            }
+        });
+    }
+    // Begun while they write: what it begins with and what follows leave no gap and repeat nothing.
+    let mut watch = backend.watch_variables(&session, &["x".to_owned()], true).await.expect("watched");
+    let (kind, _, mut version, _) = next(&mut watch).await;
+    assert_eq!(kind, UpdateKind::Initial);
+    let mut values = BTreeMap::new();
+    while version < WRITERS * EACH {
+        let (kind, _, after, json) = next(&mut watch).await;
+        assert_eq!((kind, after), (UpdateKind::Set, version + 1));
+        assert_eq!(values.insert(json, after), None, "each write is seen once");
+        version = after;
+    }
+    writers.join_all().await;
+}
+
+async fn slow_watchers_hold_up_nobody_and_are_told(backend: &impl SessionBackend) {
+    let session = id("s");
+    backend.create(&session, NewSession::default()).await.expect("created");
+    register(backend, "s", "x", ValueType::Integer, "", "0").await.expect("registered");
+    let mut watch = backend.watch_variables(&session, &[], false).await.expect("watched");
+    // The limits of the contract are the default ones: 1024 updates wait.
+    const WRITES: u32 = 1500;
+    for n in 1..=WRITES {
+        backend.set_variable(&session, set("x", &n.to_string())).await.expect("nobody waits for a watcher");
+    }
+    let (mut seen, mut lost, mut last) = (0, 0, 0);
+    while last < WRITES {
+        match watch.next().await.expect("the watch goes on").expect("the session lives") {
+            WatchEvent::Lost(updates) => lost += u32::try_from(updates).expect("few"),
+            WatchEvent::Update(update) => {
+                assert_eq!(update.variable.version, seen + lost + 1, "what is missing is told where it is");
+                (seen, last) = (seen + 1, update.variable.version);
+            }
+        }
+    }
+    assert_eq!(seen + lost, WRITES, "every update is seen or known to be lost");
+    assert!(lost > 0, "nobody keeps everything for a watcher that does not read");
+}
+
+async fn watches_end_with_their_session<P: Future<Output = ()>>(
+    backend: &impl SessionBackend,
+    pass: &impl Fn(Duration) -> P,
+) {
+    backend.create(&id("deleted"), NewSession::default()).await.expect("created");
+    backend.create(&id("expired"), with_ttl(TTL)).await.expect("created");
+    let mut watches = Vec::new();
+    for session in ["deleted", "expired"] {
+        register(backend, session, "x", ValueType::Integer, "", "0").await.expect("registered");
+        watches.push(backend.watch_variables(&id(session), &[], false).await.expect("watched"));
+    }
+    backend.set_variable(&id("deleted"), set("x", "1")).await.expect("set");
+    backend.delete(&id("deleted")).await.expect("deleted");
+    assert_eq!(next(&mut watches[0]).await.2, 1, "what happened before the end comes first");
+    pass(TTL).await;
+    backend.sweep().await.expect("swept");
+    for (watch, session) in watches.iter_mut().zip(["deleted", "expired"]) {
+        let end = watch.next().await.expect("the end is told").expect_err("the session is gone");
+        assert_eq!(end, SessionError::NotFound { id: id(session) });
+        assert!(watch.next().await.is_none(), "and then there is nothing");
+    }
+}

@@ -1,0 +1,301 @@
+//! What clients may come up with. Few names and small values, so that operations meet.
+
+use std::{sync::Arc, time::Duration};
+
+use proptest::{collection::vec, option, prelude::*, sample::select};
+use serde_json::{Value as Json, json};
+use snakepit_session::{Batch, Note, ProgramName, SessionId, SessionLimits, Source, ValueType};
+
+use super::{
+    operation::{Act, Metadata, Operation, ProgramSeen, Write},
+    value::Value,
+};
+
+/// Types and constraints, each with values that it takes. Integers come often, so that most writes succeed.
+fn types() -> Vec<(ValueType, &'static str, Vec<Json>)> {
+    use ValueType::*;
+    let integer = || (Integer, "", vec![json!(1), json!(-70000), json!(5.0)]);
+    vec![
+        integer(),
+        integer(),
+        integer(),
+        integer(),
+        (Integer, r#"{"max":5}"#, vec![json!(5)]),
+        (Float, "", vec![json!(0.5), json!(2), json!("NaN"), json!("-Infinity")]),
+        (Float, r#"{"max":10,"min":0}"#, vec![json!(0), json!(10.0)]),
+        (String, "", vec![json!(""), json!("a"), json!("grüße \"an\" alle")]),
+        (String, r#"{"min_length":2,"max_length":4}"#, vec![json!("äöüß"), json!("ab")]),
+        (String, r#"{"pattern":"^a"}"#, vec![json!("a"), json!("ab")]),
+        (String, r#"{"enum":["a","b"]}"#, vec![json!("b")]),
+        (Boolean, "", vec![json!(true), json!(false)]),
+        (Choice, r#"{"choices":["a","b"]}"#, vec![json!("a")]),
+        (Module, r#"{"allowed_modules":["m"]}"#, vec![json!("m")]),
+        (Embedding, "", vec![json!([]), json!([1, 2.5])]),
+        (Embedding, r#"{"dimensions":2}"#, vec![json!([1, 2])]),
+        (Tensor, "", vec![json!([[1, 2], [3, 4]]), json!({"data": [1, 2], "shape": [2, 1]})]),
+        (
+            Tensor,
+            r#"{"shape":[2,2]}"#,
+            vec![json!([[1, 2], [3, 4]]), json!({"data": [1, 2, 3, 4], "shape": [2, 2]})],
+        ),
+        (Map, "", vec![json!({}), json!({"a": [null]})]),
+        (List, "", vec![json!([]), json!(["a", 1])]),
+    ]
+}
+
+/// Values of every type, and of none.
+fn value() -> impl Strategy<Value = Value> {
+    let mut all: Vec<_> = types().into_iter().flat_map(|(.., values)| values).collect();
+    all.extend([json!(null), json!(1.5), json!([[1], [2, 3]]), json!({"shape": [3], "data": [1]})]);
+    let number = prop_oneof![0..20_i64, Just(1_000_000_000_000)].prop_map(Json::from);
+    let json = prop_oneof![3 => number, 2 => select(all)];
+    prop_oneof![9 => said(json), 1 => buffer()]
+}
+
+/// A value that says to be what it looks like, or something else.
+fn said(json: impl Strategy<Value = Json>) -> impl Strategy<Value = Value> {
+    use ValueType::*;
+    let kinds = vec![Float, Integer, String, Boolean, Choice, Module, Embedding, Tensor, Map, List, Null];
+    (json, prop_oneof![3 => Just(None), 1 => select(kinds).prop_map(Some)]).prop_map(|(json, kind)| {
+        let looks = match &json {
+            Json::Null => Null,
+            Json::Bool(_) => Boolean,
+            Json::Number(number) if number.is_f64() => Float,
+            Json::Number(_) => Integer,
+            Json::String(_) => String,
+            Json::Array(_) => List,
+            Json::Object(_) => Map,
+        };
+        Value { ty: kind.unwrap_or(looks), json, buffer: None }
+    })
+}
+
+/// An array as a buffer, which may have the wrong length.
+fn buffer() -> impl Strategy<Value = Value> {
+    let shape = select(vec![json!([2]), json!([2, 2]), json!([0])]);
+    (shape, select(vec![0_usize, 8, 16])).prop_map(|(shape, bytes)| Value {
+        ty: ValueType::Tensor,
+        json: json!({ "dtype": "float32", "shape": shape }),
+        buffer: Some(vec![7; bytes]),
+    })
+}
+
+fn metadata() -> impl Strategy<Value = Metadata> {
+    let entry = (select(vec!["k", "l", "m"]), select(vec!["", "v", "a longer one"]));
+    let entries = vec(entry.prop_map(|(key, value)| (key.to_owned(), value.to_owned())), 1..3);
+    prop_oneof![3 => Just(Metadata::new()), 1 => entries.prop_map(Metadata::from_iter)]
+}
+
+fn note() -> impl Strategy<Value = Note> {
+    let by = prop_oneof![3 => Just(None), 1 => Just(Some(Arc::from("w-1")))];
+    (any::<bool>(), by, metadata()).prop_map(|(python, changed_by, metadata)| Note {
+        source: if python { Source::Python } else { Source::Host },
+        changed_by,
+        metadata: metadata.into(),
+    })
+}
+
+fn program() -> impl Strategy<Value = ProgramSeen> {
+    let ttl = option::weighted(0.2, Just(Duration::from_secs(1000)));
+    (vec(any::<u8>(), 0..40), select(vec!["t", "a/b"]), metadata(), ttl).prop_map(
+        |(data, content_type, metadata, ttl)| ProgramSeen {
+            data,
+            content_type: content_type.to_owned(),
+            metadata,
+            ttl,
+        },
+    )
+}
+
+/// The id or name of a variable that may exist; the first names come more often.
+fn identifier(names: &'static [&'static str]) -> impl Strategy<Value = String> {
+    prop_oneof![
+        6 => select(names).prop_map(str::to_owned),
+        1 => (0_usize..8).prop_map(|n| format!("#{n}")),
+    ]
+}
+
+/// `version`s are small, so that they are often right.
+fn write(names: &'static [&'static str]) -> impl Strategy<Value = Write> {
+    let expected = option::weighted(0.3, 0_u32..5);
+    (identifier(names), value(), note(), expected).prop_map(|(identifier, value, note, expected)| Write {
+        identifier,
+        value,
+        note,
+        expected,
+    })
+}
+
+const NAMES: [&str; 6] = ["a", "a", "a", "b", "ab", "x y"];
+
+/// A registration under one of a few names.
+pub(super) fn register() -> impl Strategy<Value = Act> {
+    let name = select(&["a", "b", "ab", "x y"][..]).prop_map(str::to_owned);
+    let fitting = select(types()).prop_flat_map(|(ty, constraints, values)| {
+        let value = prop_oneof![8 => said(select(values)), 1 => value()];
+        (Just(ty), Just(constraints), value)
+    });
+    (name, fitting, note()).prop_map(|(name, (ty, constraints, value), note)| Act::Register {
+        name,
+        ty,
+        constraints: constraints.to_owned(),
+        value,
+        note,
+    })
+}
+
+/// Any operation.
+pub(super) fn operation() -> impl Strategy<Value = Operation> {
+    let identifier = || identifier(&NAMES);
+    let program_name = || select(program_names().to_vec());
+    let pattern = select(vec!["", "*", "a*", "*b", "a", "*y", "* *", "a*a", "ab*b"]).prop_map(str::to_owned);
+    let global = || any::<bool>();
+    let set_many = (vec(write(&NAMES), 0..4), any::<bool>())
+        .prop_map(|(writes, atomic)| Act::SetMany(writes, if atomic { Batch::Atomic } else { Batch::Each }));
+    let programs = prop_oneof![
+        3 => (global(), program_name(), program())
+            .prop_map(|(global, name, program)| Act::PutProgram { global, name, program }),
+        1 => (global(), program_name()).prop_map(|(global, name)| Act::Program { global, name }),
+        1 => global().prop_map(|global| Act::Programs { global }),
+        1 => (global(), program_name()).prop_map(|(global, name)| Act::DeleteProgram { global, name }),
+    ];
+    let act = prop_oneof![
+        6 => metadata().prop_map(Act::Create),
+        2 => Just(Act::Get),
+        1 => Just(Act::Delete),
+        1 => select(vec!["w-1", "w-2"]).prop_map(|worker| Act::SetLastWorker(worker.to_owned())),
+        1 => Just(Act::Sessions),
+        1 => Just(Act::Stats),
+        4 => programs,
+        10 => register(),
+        2 => identifier().prop_map(Act::Variable),
+        2 => vec(identifier(), 0..4).prop_map(Act::Variables),
+        20 => write(&NAMES).prop_map(Act::Set),
+        12 => set_many,
+        2 => pattern.prop_map(Act::List),
+        2 => identifier().prop_map(Act::DeleteVariable),
+        3 => (identifier(), 0_usize..4).prop_map(|(identifier, limit)| Act::History { identifier, limit }),
+        8 => (identifier(), 0_u32..4, note())
+            .prop_map(|(identifier, version, note)| Act::Rollback { identifier, version, note }),
+        4 => (vec(identifier(), 0..3), any::<bool>())
+            .prop_map(|(identifiers, initial)| Act::Watch { identifiers, initial }),
+    ];
+    let session = prop_oneof![9 => Just(session()), 1 => select(sessions())];
+    (session, act).prop_map(|(session, act)| Operation { session, act })
+}
+
+/// The sessions that operations are about.
+pub(super) fn sessions() -> Vec<SessionId> {
+    ["s", "t", "u v"].map(|id| SessionId::try_new(id).expect("it is an id")).into()
+}
+
+/// The session that most operations are about.
+pub(super) fn session() -> SessionId {
+    sessions().swap_remove(0)
+}
+
+/// The names of programs.
+pub(super) fn program_names() -> [ProgramName; 3] {
+    ["p", "q", "r"].map(|name| ProgramName::try_new(name).expect("it is a name"))
+}
+
+/// The variables that clients race for.
+pub(super) const RACED: [&str; 2] = ["a", "b"];
+
+/// Operations that several clients do on one session at the same time.
+pub(super) fn racing() -> impl Strategy<Value = Act> {
+    let write = |identifier: BoxedStrategy<String>| {
+        (identifier, 0_u32..1000, option::weighted(0.4, 0_u32..4)).prop_map(
+            |(identifier, value, expected)| Write {
+                identifier,
+                value: integer(value),
+                note: Note::default(),
+                expected,
+            },
+        )
+    };
+    let any = || identifier(&RACED).boxed();
+    let this = |name: &str| Just(name.to_owned()).boxed();
+    prop_oneof![
+        4 => (select(&RACED[..]), 0_u32..1000).prop_map(|(name, value)| raced(name, value)),
+        16 => write(any()).prop_map(Act::Set),
+        8 => any().prop_map(Act::Variable),
+        2 => any().prop_map(Act::DeleteVariable),
+        6 => [write(this("a")), write(this("b"))].prop_map(|both| Act::SetMany(both.into(), Batch::Atomic)),
+        6 => [write(this("b")), write(this("a"))].prop_map(|both| Act::SetMany(both.into(), Batch::Atomic)),
+        2 => [write(any()), write(any())].prop_map(|both| Act::SetMany(both.into(), Batch::Atomic)),
+        4 => [write(any()), write(any())].prop_map(|both| Act::SetMany(both.into(), Batch::Each)),
+        8 => Just(Act::Variables(RACED.map(str::to_owned).into())),
+        6 => (any(), 0_u32..3).prop_map(|(identifier, version)| Act::Rollback {
+            identifier,
+            version,
+            note: Note::default(),
+        }),
+        2 => Just(Act::List("*".to_owned())),
+        2 => any().prop_map(|identifier| Act::History { identifier, limit: 0 }),
+        1 => Just(Act::Delete),
+        1 => Just(Act::Create(Metadata::new())),
+    ]
+}
+
+/// The registration of one of the variables that clients race for.
+pub(super) fn raced(name: &str, value: u32) -> Act {
+    Act::Register {
+        name: name.to_owned(),
+        ty: ValueType::Integer,
+        constraints: String::new(),
+        value: integer(value),
+        note: Note::default(),
+    }
+}
+
+fn integer(value: u32) -> Value {
+    Value { ty: ValueType::Integer, json: value.into(), buffer: None }
+}
+
+/// Limits, some of them so low that they are met.
+pub(super) fn limits() -> impl Strategy<Value = SessionLimits> {
+    let low = |usual: usize, low: &'static [usize]| prop_oneof![7 => Just(usual), 1 => select(low)];
+    let usual = SessionLimits::default();
+    let of_sessions = (
+        low(usual.max_sessions, &[1, 2]),
+        prop_oneof![Just(usual.max_session_bytes), 40..240_usize],
+        low(usual.max_metadata_entries, &[0, 1, 2]),
+        low(usual.max_metadata_bytes, &[3, 16]),
+        low(usual.max_program_bytes, &[0, 20]),
+        low(usual.max_programs, &[1, 2]),
+    );
+    let of_variables = (
+        low(usual.max_variables, &[0, 1, 2]),
+        low(usual.max_value_bytes, &[1, 4, 20]),
+        low(usual.max_history, &[0, 1, 2]),
+        low(usual.max_history_bytes, &[0, 2, 30]),
+        low(usual.max_watches, &[0, 1, 1, 2]),
+        low(usual.max_watch_backlog, &[0, 1, 3]),
+        low(usual.max_watch_backlog_bytes, &[0, 5, 20]),
+    );
+    (of_sessions, of_variables).prop_map(|(sessions, variables)| {
+        let (max_sessions, max_session_bytes, max_metadata_entries, max_metadata_bytes, ..) = sessions;
+        let (.., max_program_bytes, max_programs) = sessions;
+        let (max_variables, max_value_bytes, max_history, max_history_bytes, ..) = variables;
+        let (.., max_watches, max_watch_backlog, max_watch_backlog_bytes) = variables;
+        SessionLimits {
+            // Time does not matter here.
+            default_ttl: Duration::from_secs(24 * 3600),
+            max_sessions,
+            max_session_bytes,
+            max_total_bytes: SessionLimits::default().max_total_bytes,
+            max_metadata_entries,
+            max_metadata_bytes,
+            max_program_bytes,
+            max_programs,
+            max_variables,
+            max_value_bytes,
+            max_history,
+            max_history_bytes,
+            max_watches,
+            max_watch_backlog,
+            max_watch_backlog_bytes,
+        }
+    })
+}

@@ -1,0 +1,282 @@
+//! Several clients at once. What they saw must be what they could have seen had they come one after the other, in an order
+//! that keeps to the clock: an operation that was answered before another began comes before it.
+//!
+//! The order is found by trial: whichever operations may come next are tried in turn, and no state of affairs is tried
+//! twice. That takes time exponential in the number of clients, so they are few and do little.
+
+use std::{
+    collections::HashMap,
+    fmt::{self, Write as _},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+use proptest::{collection::vec, prelude::*, sample::Index};
+use snakepit_session::{SessionBackend, SessionError, SessionLimits, VariableWatch, WatchEvent};
+use tokio::runtime::Handle;
+
+use super::{
+    generate::{self, RACED},
+    operation::{Act, Answer, Operation, UpdateSeen, without_texts},
+    state::Model,
+    watching,
+};
+
+/// How often each case runs: it takes luck for clients to meet.
+const ROUNDS: usize = 4;
+
+#[derive(Clone)]
+pub(super) struct Case {
+    /// What one client does first, beside registering the variables.
+    setup: Vec<Act>,
+    /// What the others then do at the same time.
+    clients: Vec<Vec<Act>>,
+}
+
+impl fmt::Debug for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.setup.iter().try_for_each(|act| write!(f, "\nat first {act:?}"))?;
+        let clients = self.clients.iter().enumerate();
+        let mut acts = clients.flat_map(|(n, acts)| acts.iter().map(move |act| (n, act)));
+        acts.try_for_each(|(n, act)| write!(f, "\nclient {n} {act:?}"))
+    }
+}
+
+pub(super) fn case() -> impl Strategy<Value = (SessionLimits, Case)> {
+    // Clients take turns from a pool, which may be so small that all of them do the same.
+    let pool = vec(generate::racing(), 1..12);
+    let turns = || vec(any::<Index>(), 1..8);
+    (any::<bool>(), vec(generate::racing(), 0..4), pool, vec(turns(), 2..4)).prop_map(
+        |(short, setup, pool, clients)| {
+            let act = |turn: &Index| turn.get(&pool).clone();
+            let clients = clients.iter().map(|turns| turns.iter().map(act).collect()).collect();
+            let max_history = if short { 1 } else { 20 };
+            (SessionLimits { max_history, ..SessionLimits::default() }, Case { setup, clients })
+        },
+    )
+}
+
+/// An operation, when it began and what it answered when.
+#[derive(Debug)]
+struct Call {
+    operation: Operation,
+    answer: Result<Answer, SessionError>,
+    began: u64,
+    answered: u64,
+}
+
+/// A clock that only says what came before what.
+#[derive(Debug, Default)]
+struct Clock(AtomicU64);
+
+impl Clock {
+    fn now(&self) -> u64 {
+        self.0.fetch_add(1, SeqCst)
+    }
+
+    async fn time(&self, backend: &impl SessionBackend, act: Act) -> Call {
+        let operation = Operation { session: generate::session(), act };
+        let began = self.now();
+        let answer = operation.run(backend, &mut Vec::new()).await;
+        let answered = self.now();
+        Call { operation, answer: without_texts(answer), began, answered }
+    }
+}
+
+/// Where clients wait for each other. They turn instead of sleeping: a thread wakes later than an operation takes.
+struct Gate {
+    /// How many clients come to each turn, and how many came.
+    turns: Vec<(usize, AtomicUsize)>,
+    /// A client panicked, and will not come any more.
+    broken: AtomicBool,
+}
+
+/// Lets the others pass when a client panics.
+struct Guest<'a>(&'a Gate);
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.broken.store(true, SeqCst);
+        }
+    }
+}
+
+impl Gate {
+    /// Before every operation, or only before the first.
+    fn new(clients: &[Vec<Act>], always: bool) -> Self {
+        let turns = if always { clients.iter().map(Vec::len).max().unwrap_or(0) } else { 1 };
+        let comers = |turn| clients.iter().filter(|acts| acts.len() > turn).count();
+        let turns = (0..turns).map(|turn| (comers(turn), AtomicUsize::new(0))).collect();
+        Self { turns, broken: AtomicBool::new(false) }
+    }
+
+    fn pass(&self, turn: usize) {
+        let Some((comers, came)) = self.turns.get(turn) else { return };
+        came.fetch_add(1, SeqCst);
+        // Whoever gave up its processor would come late; but there may be fewer processors than clients.
+        let mut patience = 1000;
+        while came.load(SeqCst) < *comers && !self.broken.load(SeqCst) {
+            if patience > 0 {
+                patience -= 1;
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+/// Runs the case, and looks for an order.
+pub(super) fn check<B: SessionBackend>(
+    on: &Handle,
+    backend: &B,
+    limits: &SessionLimits,
+    case: &Case,
+) -> Result<(), String> {
+    (0..ROUNDS).try_for_each(|round| {
+        let gate = Gate::new(&case.clients, round % 2 == 0);
+        let race = race(on, backend, limits, case, &gate)?;
+        if race.has_order() { Ok(()) } else { Err(race.report()) }
+    })
+}
+
+/// Runs the case once.
+fn race<B: SessionBackend>(
+    on: &Handle,
+    backend: &B,
+    limits: &SessionLimits,
+    case: &Case,
+    gate: &Gate,
+) -> Result<Race, String> {
+    let clock = Clock::default();
+    let (mut model, mut ids, mut watches) = (Model::new(limits.clone()), Vec::new(), Vec::new());
+    let create = || Act::Create(Default::default());
+    let mut setup = vec![create()];
+    setup.extend(RACED.map(|name| generate::raced(name, 0)));
+    setup.extend(case.setup.iter().cloned());
+    // That may have deleted the session.
+    setup.extend([create(), Act::Watch { identifiers: Vec::new(), initial: true }]);
+    for mut act in setup {
+        act.name_ids(&ids);
+        let operation = Operation { session: generate::session(), act };
+        let seen = on.block_on(operation.run(backend, &mut watches));
+        if let (Act::Register { .. }, Ok(Answer::Variable(variable))) = (&operation.act, &seen) {
+            ids.push(variable.id.clone());
+        }
+        let (expected, seen) = (without_texts(model.apply(&operation, &seen)), without_texts(seen));
+        if seen != expected {
+            return Err(format!("{operation:?}\nanswered {seen:?}\nand not  {expected:?}"));
+        }
+    }
+    let watch = watches.pop().ok_or("there is no watch")?;
+
+    let run = |acts: &[Act]| {
+        let mut acts = acts.to_vec();
+        acts.iter_mut().for_each(|act| act.name_ids(&ids));
+        let _guest = Guest(gate);
+        on.block_on(async {
+            let mut calls = Vec::new();
+            for (turn, act) in acts.into_iter().enumerate() {
+                gate.pass(turn);
+                calls.push(clock.time(backend, act).await);
+            }
+            calls
+        })
+    };
+    std::thread::scope(|scope| {
+        let told = scope.spawn(|| on.block_on(told(watch)));
+        let clients: Vec<_> = case.clients.iter().map(|acts| scope.spawn(|| run(acts))).collect();
+        let mut clients: Vec<_> = clients.into_iter().map(joined).collect();
+        // What there is at last, and the end of the watch, come after everything else.
+        let mut last = vec![create(), Act::Get, Act::List(String::new())];
+        last.extend(RACED.map(|name| Act::History { identifier: name.to_owned(), limit: 0 }));
+        last.push(Act::Delete);
+        let mut calls = Vec::new();
+        for act in last {
+            calls.push(on.block_on(clock.time(backend, act)));
+        }
+        clients.push(calls);
+        Ok(Race { before: model, clients, told: joined(told)? })
+    })
+}
+
+fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// All that a watch tells until its session ends.
+async fn told(mut watch: VariableWatch) -> Result<Vec<UpdateSeen>, String> {
+    let mut told = Vec::new();
+    loop {
+        match watching::next(&mut watch).await? {
+            Some(Ok(WatchEvent::Update(update))) => told.push(update.into()),
+            Some(Err(SessionError::NotFound { .. })) => return Ok(told),
+            other => return Err(format!("the watch told {other:?}")),
+        }
+    }
+}
+
+/// What happened.
+struct Race {
+    /// What there was before the clients set out.
+    before: Model,
+    clients: Vec<Vec<Call>>,
+    /// What a watch of everything was told meanwhile.
+    told: Vec<UpdateSeen>,
+}
+
+impl Race {
+    /// Whether there is an order in which the model answers all calls as they were answered, and tells the watch what it
+    /// was told.
+    fn has_order(&self) -> bool {
+        let mut known: HashMap<Vec<usize>, Vec<Arc<Model>>> = HashMap::new();
+        // How many calls of each client were made, and what that led to.
+        let mut open = vec![(vec![0; self.clients.len()], Arc::new(self.before.clone()))];
+        while let Some((made, model)) = open.pop() {
+            let next = || self.clients.iter().zip(&made).map(|(calls, made)| calls.get(*made));
+            // Whatever began after one of those that are left was answered comes after it.
+            let Some(until) = next().flatten().map(|call| call.answered).min() else {
+                if model.watches[0].told == self.told {
+                    return true;
+                }
+                continue;
+            };
+            for (client, call) in next().enumerate() {
+                let Some(call) = call.filter(|call| call.began < until) else { continue };
+                let mut model = (*model).clone();
+                let answer = model.apply(&call.operation, &call.answer);
+                if without_texts(answer) != call.answer || !self.told.starts_with(&model.watches[0].told) {
+                    continue;
+                }
+                let mut made = made.clone();
+                made[client] += 1;
+                let known = known.entry(made.clone()).or_default();
+                if known.iter().all(|known| **known != model) {
+                    let model = Arc::new(model);
+                    known.push(Arc::clone(&model));
+                    open.push((made, model));
+                }
+            }
+        }
+        false
+    }
+
+    fn report(&self) -> String {
+        let clients = self.clients.iter().enumerate();
+        let mut calls: Vec<_> =
+            clients.flat_map(|(client, calls)| calls.iter().map(move |call| (client, call))).collect();
+        calls.sort_by_key(|(_, call)| call.began);
+        let mut report = "no order of these calls explains their answers:".to_owned();
+        for (client, Call { operation, answer, began, answered }) in calls {
+            let act = &operation.act;
+            let _ = write!(report, "\n{began:3} to {answered:3}, client {client}: {act:?} -> {answer:?}");
+        }
+        for update in &self.told {
+            let _ = write!(report, "\nthe watch told {update:?}");
+        }
+        report
+    }
+}

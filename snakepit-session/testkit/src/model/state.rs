@@ -1,0 +1,157 @@
+//! The model: what sessions are, in plain maps. It shares no code with the backends, and counts everything anew each time.
+
+use std::collections::BTreeMap;
+
+use snakepit_session::{Note, SessionId, SessionLimits, UpdateKind, ValueType};
+
+use super::operation::{
+    Metadata, ProgramSeen, SessionSeen, StatsSeen, UpdateSeen, VariableSeen, VersionSeen,
+};
+
+mod apply;
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Model {
+    limits: SessionLimits,
+    sessions: BTreeMap<SessionId, Session>,
+    globals: BTreeMap<String, ProgramSeen>,
+    /// Every watch that was begun.
+    pub(super) watches: Vec<Watch>,
+    created: u64,
+    deleted: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Session {
+    metadata: Metadata,
+    last_worker: Option<String>,
+    programs: BTreeMap<String, ProgramSeen>,
+    variables: BTreeMap<String, Variable>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Variable {
+    id: String,
+    ty: ValueType,
+    constraints: String,
+    metadata: Metadata,
+    /// Oldest first. The last is what the variable is now.
+    versions: Vec<VersionSeen>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Watch {
+    session: SessionId,
+    identifiers: Vec<String>,
+    /// Everything that it is to be told, initial values included.
+    pub(super) told: Vec<UpdateSeen>,
+    /// Its session is gone, or nobody listens.
+    pub(super) ended: bool,
+}
+
+fn bytes_of(metadata: &Metadata) -> usize {
+    metadata.iter().map(|(key, value)| key.len() + value.len()).sum()
+}
+
+fn bytes_of_note(note: &Note) -> usize {
+    note.changed_by.as_deref().map_or(0, str::len) + bytes_of(&(&note.metadata).into())
+}
+
+fn bytes_of_program((name, program): (&String, &ProgramSeen)) -> usize {
+    name.len() + program.data.len() + program.content_type.len() + bytes_of(&program.metadata)
+}
+
+impl VersionSeen {
+    fn bytes(&self) -> usize {
+        self.value.bytes() + bytes_of_note(&self.note)
+    }
+}
+
+impl Variable {
+    fn now(&self) -> &VersionSeen {
+        self.versions.last().expect("a variable has a value")
+    }
+
+    fn seen(&self, name: &str) -> VariableSeen {
+        let VersionSeen { number, value, note } = self.now().clone();
+        VariableSeen {
+            id: self.id.clone(),
+            name: name.to_owned(),
+            ty: self.ty,
+            constraints: self.constraints.clone(),
+            value,
+            version: number,
+            metadata: self.metadata.clone(),
+            source: note.source,
+        }
+    }
+
+    fn bytes(&self, name: &str) -> usize {
+        let versions: usize = self.versions.iter().map(VersionSeen::bytes).sum();
+        self.id.len() + name.len() + self.constraints.len() + bytes_of(&self.metadata) + versions
+    }
+}
+
+impl Session {
+    fn seen(&self, id: &SessionId) -> SessionSeen {
+        SessionSeen {
+            id: id.to_string(),
+            metadata: self.metadata.clone(),
+            last_worker: self.last_worker.clone(),
+            programs: self.programs.len(),
+            variables: self.variables.len(),
+            bytes: self.bytes(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let programs: usize = self.programs.iter().map(bytes_of_program).sum();
+        let variables: usize = self.variables.iter().map(|(name, variable)| variable.bytes(name)).sum();
+        bytes_of(&self.metadata) + programs + variables
+    }
+
+    /// A variable by its name, or else by its id.
+    fn find(&self, identifier: &str) -> Option<(&String, &Variable)> {
+        let by_id = || self.variables.iter().find(|(_, variable)| variable.id == identifier);
+        self.variables.get_key_value(identifier).or_else(by_id)
+    }
+}
+
+impl Model {
+    pub(super) fn new(limits: SessionLimits) -> Self {
+        Self {
+            limits,
+            sessions: BTreeMap::new(),
+            globals: BTreeMap::new(),
+            watches: Vec::new(),
+            created: 0,
+            deleted: 0,
+        }
+    }
+
+    fn stats(&self) -> StatsSeen {
+        let sum = |count: fn(&Session) -> usize| self.sessions.values().map(count).sum::<usize>();
+        let globals: usize = self.globals.iter().map(bytes_of_program).sum();
+        StatsSeen {
+            created: self.created,
+            deleted: self.deleted,
+            live: self.sessions.len() as u64,
+            variables: sum(|session| session.variables.len()) as u64,
+            programs: (sum(|session| session.programs.len()) + self.globals.len()) as u64,
+            bytes: (sum(Session::bytes) + globals) as u64,
+        }
+    }
+}
+
+impl Watch {
+    fn tell(&mut self, session: &SessionId, kind: UpdateKind, name: &str, variable: &Variable) {
+        let named = |identifier: &String| identifier == name || *identifier == variable.id;
+        if self.session != *session || self.ended {
+            return;
+        }
+        if self.identifiers.is_empty() || self.identifiers.iter().any(named) {
+            let note = variable.now().note.clone();
+            self.told.push(UpdateSeen { kind, variable: variable.seen(name), note });
+        }
+    }
+}

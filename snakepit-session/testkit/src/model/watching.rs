@@ -1,0 +1,104 @@
+//! What a watch tells, against what the model says that it is to tell.
+
+use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
+
+use futures_core::Stream;
+use snakepit_session::{SessionError, SessionLimits, VariableWatch, WatchEvent};
+use tokio::time::Instant;
+
+use super::{operation::UpdateSeen, state};
+
+/// A watch, and how much of what the model says was seen of it.
+#[derive(Debug)]
+pub(super) struct Watching {
+    /// Which of the model's.
+    pub(super) number: usize,
+    watch: VariableWatch,
+    seen: usize,
+}
+
+impl Watching {
+    pub(super) const fn new(number: usize, watch: VariableWatch) -> Self {
+        Self { number, watch, seen: 0 }
+    }
+
+    /// Takes so many events, of those that are there by now.
+    pub(super) async fn take(
+        &mut self,
+        most: usize,
+        limits: &SessionLimits,
+        watch: &state::Watch,
+    ) -> Result<(), String> {
+        for _ in 0..most {
+            let ready = poll_fn(|cx| match Pin::new(&mut self.watch).poll_next(cx) {
+                Poll::Ready(event) => Poll::Ready(Some(event)),
+                Poll::Pending => Poll::Ready(None),
+            });
+            let Some(event) = ready.await else { break };
+            if self.is_end(event, limits, watch)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes everything up to the end of a watch whose session is gone.
+    pub(super) async fn finish(mut self, limits: &SessionLimits, watch: &state::Watch) -> Result<(), String> {
+        loop {
+            let event = next(&mut self.watch).await?;
+            if self.is_end(event, limits, watch)? {
+                break;
+            }
+        }
+        match watch.told.len() - self.seen {
+            0 => Ok(()),
+            missing => Err(format!("watch {} ended without its last {missing} updates", self.number)),
+        }
+    }
+
+    fn is_end(
+        &mut self,
+        event: Option<Result<WatchEvent, SessionError>>,
+        limits: &SessionLimits,
+        watch: &state::Watch,
+    ) -> Result<bool, String> {
+        let (number, left) = (self.number, &watch.told[self.seen..]);
+        match event {
+            Some(Ok(WatchEvent::Update(update))) => {
+                let update = UpdateSeen::from(update);
+                if left.first() != Some(&update) {
+                    return Err(format!("watch {number} told {update:?}, not {:?}", left.first()));
+                }
+                self.seen += 1;
+                Ok(false)
+            }
+            Some(Ok(WatchEvent::Lost(lost))) => {
+                let bytes: usize = left.iter().map(|update| update.variable.value.bytes()).sum();
+                if left.len() <= limits.max_watch_backlog.max(1) && bytes <= limits.max_watch_backlog_bytes {
+                    return Err(format!("watch {number} lost {lost} updates, though there was room for all"));
+                }
+                self.seen += usize::try_from(lost).unwrap_or(usize::MAX);
+                if self.seen >= watch.told.len() {
+                    return Err(format!("watch {number} lost {lost} updates, the last one among them"));
+                }
+                Ok(false)
+            }
+            Some(Err(SessionError::NotFound { .. })) | None if watch.ended => Ok(true),
+            other => Err(format!("watch {number} ended before its session: {other:?}")),
+        }
+    }
+}
+
+/// The next event of a watch. Whoever waits for long waits in vain.
+pub(super) async fn next(
+    watch: &mut VariableWatch,
+) -> Result<Option<Result<WatchEvent, SessionError>>, String> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let began = Instant::now();
+    let event = tokio::time::timeout(PATIENCE, watch.next()).await;
+    // A watch that does not wake its watcher has something to tell when the time is over and it is asked again.
+    event
+        .ok()
+        .filter(|_| began.elapsed() < PATIENCE)
+        .ok_or_else(|| "a watch told nothing for long".to_owned())
+}

@@ -1,0 +1,25 @@
+//! The suites that every backend passes, on the one in memory.
+
+use snakepit_session::{MemoryBackend, SessionLimits};
+use snakepit_session_testkit::{
+    session_backend_contract, session_backend_linearizes, session_backend_matches_model,
+};
+
+#[tokio::test(start_paused = true)]
+async fn memory_keeps_the_contract() {
+    let config = SessionLimits { max_program_bytes: 1024, ..SessionLimits::default() };
+    let make = || async { MemoryBackend::new(config.clone()) };
+    session_backend_contract(make, tokio::time::advance).await;
+}
+
+#[test]
+fn memory_is_as_the_model_is() {
+    let make = |limits| async { MemoryBackend::new(limits) };
+    session_backend_matches_model(make, 400);
+}
+
+#[test]
+fn memory_does_one_thing_after_the_other() {
+    let make = |limits| async { MemoryBackend::new(limits) };
+    session_backend_linearizes(make, 300);
+}
