@@ -11,6 +11,7 @@ mod supervisor;
 mod times;
 mod trouble;
 mod waiter;
+mod waiters;
 
 use std::{
     collections::HashMap,
@@ -35,7 +36,7 @@ pub(crate) use self::{
     trouble::Trouble,
     waiter::{Acquire, Denial},
 };
-use self::{lease::Running, supervisor::Order, times::Times, waiter::Waiter};
+use self::{lease::Running, supervisor::Order, times::Times, waiter::Waiter, waiters::Waiters};
 use crate::{
     PoolConfig, PoolError,
     dispatch::Source,
@@ -59,8 +60,7 @@ pub(crate) struct Shared {
 struct State {
     scheduler: Scheduler,
     tickets: u64,
-    /// Calls that wait for a worker, or for their task to fetch the one they got.
-    waiters: Slab<Waiter>,
+    waiters: Waiters,
     /// Calls that hold a worker.
     running: Slab<Running>,
     times: Times,
@@ -172,7 +172,7 @@ impl Shared {
         let state = State {
             scheduler: Scheduler::new(limits, now),
             tickets: 0,
-            waiters: Slab::new(),
+            waiters: Waiters::default(),
             running: Slab::new(),
             times: Times::default(),
             earliest_deadline: None,
@@ -217,6 +217,10 @@ impl Shared {
 
     /// Runs the scheduler and carries out its effects. All of them are quick: what takes time is ordered.
     fn apply(&self, state: &mut State, event: Event, now: Instant, wakes: &mut Wakes) {
+        let handed_in = match event {
+            Event::Submit { ticket, .. } | Event::GivenBack { ticket, .. } => Some(ticket),
+            _ => None,
+        };
         let State { scheduler, waiters, running, members, settling, .. } = state;
         for effect in scheduler.on(event, now) {
             match effect {
@@ -276,6 +280,9 @@ impl Shared {
                     self.order(Order::Rearm);
                 }
             }
+        }
+        if let Some(ticket) = handed_in {
+            state.waiters.index(ticket.waiter);
         }
         if !state.ancestors.is_empty() {
             self.end_deadlock(state, wakes);
@@ -427,7 +434,7 @@ impl Shared {
         }
         self.with_state(|state, wakes| {
             state.is_orphaned = true;
-            for (_, waiter) in &mut state.waiters {
+            for waiter in state.waiters.iter_mut() {
                 wakes.push(waiter.orphan());
             }
             for (_, running) in state.running.iter_mut().filter(|(_, running)| !running.must_end()) {

@@ -54,11 +54,8 @@ impl Shared {
     /// Refuses the newest of the calls that wait for each other, if every worker is held by calls that wait for them.
     pub(super) fn end_deadlock(&self, state: &mut State, wakes: &mut Wakes) {
         let waiting = || {
-            let with_ancestors = |(index, waiter): (usize, &super::Waiter)| {
-                let ancestors = state.ancestors.get(&waiter.call).filter(|_| waiter.is_waiting())?;
-                Some((waiter.ticket(index), Arc::clone(ancestors)))
-            };
-            state.waiters.iter().filter_map(with_ancestors)
+            let ancestors = state.ancestors.iter();
+            ancestors.filter_map(|(call, its)| Some((state.waiters.queued(*call)?, Arc::clone(its))))
         };
         let Some((newest, _)) = waiting().max_by_key(|(ticket, _)| *ticket) else { return };
         let stuck: HashSet<CallId> = waiting().flat_map(|(_, ancestors)| ancestors.to_vec()).collect();

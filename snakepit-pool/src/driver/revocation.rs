@@ -18,11 +18,8 @@ impl Shared {
     /// Cancels a call of this pool wherever it is, and returns once it provably runs no more.
     pub(crate) async fn cancel(&self, call: CallId) {
         self.with_state(|state, wakes| {
-            let queued =
-                state.waiters.iter_mut().find(|(_, waiter)| waiter.call == call && waiter.is_waiting());
-            if let Some((index, waiter)) = queued {
-                let ticket = waiter.ticket(index);
-                wakes.push(waiter.cancel());
+            if let Some(ticket) = state.waiters.queued(call) {
+                wakes.push(state.waiters[ticket.waiter].cancel());
                 self.apply(state, Event::Withdraw(ticket), Instant::now(), wakes);
             }
             self.signal(state, wakes, Signal::Cancelled, |running| running.call == call);
