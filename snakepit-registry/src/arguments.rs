@@ -103,13 +103,18 @@ impl IntoIterator for Arguments {
     }
 }
 
-/// Reads all arguments into a Rust value.
+/// Reads all arguments into a Rust value. 5.0 is an integer where one is wanted, and 5 a float, at any depth.
 ///
 /// # Errors
 /// [`ToolError::InvalidArgument`], naming the argument where serde can tell which it was.
 pub(crate) fn from_arguments<A: DeserializeOwned>(tool: &str, arguments: &Arguments) -> Result<A, ToolError> {
-    let mut current = None;
-    A::deserialize(ArgumentsDeserializer { arguments, current: &mut current }).map_err(|error| {
+    let read = |whole| {
+        let mut current = None;
+        let all = ArgumentsDeserializer { arguments, whole, current: &mut current };
+        A::deserialize(all).map_err(|error| (error, current))
+    };
+    // Only what does not fit as it is written is read again.
+    read(false).or_else(|_| read(true)).map_err(|(error, current)| {
         let problem = format!("does not fit: {error}");
         // What fails between two arguments concerns all of them: one is missing, or the whole shape is another.
         let argument = current
@@ -125,6 +130,7 @@ fn quoted(text: &str) -> Option<&str> {
 
 struct ArgumentsDeserializer<'a, 'c> {
     arguments: &'a Arguments,
+    whole: bool,
     current: &'c mut Option<&'a str>,
 }
 
@@ -132,7 +138,8 @@ impl<'de, 'a: 'de> Deserializer<'de> for ArgumentsDeserializer<'a, '_> {
     type Error = serde_json::Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
-        visitor.visit_map(Entries { entries: self.arguments.0.iter(), value: None, current: self.current })
+        let (entries, whole) = (self.arguments.0.iter(), self.whole);
+        visitor.visit_map(Entries { entries, whole, value: None, current: self.current })
     }
 
     /// A tool without arguments takes `()`.
@@ -160,6 +167,7 @@ impl<'de, 'a: 'de> Deserializer<'de> for ArgumentsDeserializer<'a, '_> {
 
 struct Entries<'a, 'c> {
     entries: slice::Iter<'a, (String, Payload)>,
+    whole: bool,
     value: Option<&'a Payload>,
     current: &'c mut Option<&'a str>,
 }
@@ -185,7 +193,7 @@ impl<'de, 'a: 'de> MapAccess<'de> for Entries<'a, '_> {
         seed: V,
     ) -> Result<V::Value, Self::Error> {
         let value = self.value.take().ok_or_else(|| serde::de::Error::custom("a value without its key"))?;
-        let result = value.read(seed)?;
+        let result = if self.whole { value.read_whole(seed)? } else { value.read(seed)? };
         *self.current = None;
         Ok(result)
     }

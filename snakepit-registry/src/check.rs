@@ -21,12 +21,7 @@ pub(crate) fn names(call: &ToolCall) -> Result<(), ToolError> {
     let refuse = |field: &str, problem: String| {
         Err(ToolError::InvalidArgument { tool: brief(&call.tool), argument: field.to_owned(), problem })
     };
-    let too_long = |what: &str, name: &str| {
-        format!("{what} of {} bytes, the limit is {MAX_NAME_BYTES}: `{}`", name.len(), brief(name))
-    };
-    if call.tool.len() > MAX_NAME_BYTES {
-        return refuse("tool_name", too_long("is a name", &call.tool));
-    }
+    tool_name(&call.tool)?;
     if let Some((name, _)) = call.arguments.iter().find(|(name, _)| name.len() > MAX_NAME_BYTES) {
         return refuse("arguments", too_long("hold a name", name));
     }
@@ -38,6 +33,19 @@ pub(crate) fn names(call: &ToolCall) -> Result<(), ToolError> {
         return refuse("metadata", too_long("holds a key", key));
     }
     Ok(())
+}
+
+/// Checks the length of the name of a tool.
+pub(crate) fn tool_name(tool: &str) -> Result<(), ToolError> {
+    if tool.len() > MAX_NAME_BYTES {
+        let (argument, problem) = ("tool_name".to_owned(), too_long("is a name", tool));
+        return Err(ToolError::InvalidArgument { tool: brief(tool), argument, problem });
+    }
+    Ok(())
+}
+
+fn too_long(what: &str, name: &str) -> String {
+    format!("{what} of {} bytes, the limit is {MAX_NAME_BYTES}: `{}`", name.len(), brief(name))
 }
 
 /// The start of a name that may be of any length.
@@ -115,7 +123,7 @@ fn fits(parameter: &ParameterSpec, argument: &Payload) -> bool {
     }
     match parameter.type_name.as_str() {
         // As variables of the type take it: 5.0 is 5.
-        "integer" | "int" => ty == T::Integer || (ty == T::Float && is_whole(argument)),
+        "integer" | "int" => ty == T::Integer || (ty == T::Float && argument.to_integer().is_some()),
         // NaN and the infinities are float on the wire, whole numbers are good floats too.
         "float" => matches!(ty, T::Float | T::Integer),
         "string" | "str" => matches!(ty, T::String | T::Choice | T::Module),
@@ -129,12 +137,6 @@ fn fits(parameter: &ParameterSpec, argument: &Payload) -> bool {
         // `any`, and whatever a worker calls a type the host does not know.
         _ => true,
     }
-}
-
-/// Whether a float is an integer that a float surely tells from its neighbours.
-fn is_whole(argument: &Payload) -> bool {
-    const EXACT: f64 = 9_007_199_254_740_992.0;
-    argument.to_float().is_some_and(|number| number.fract() == 0.0 && number.abs() <= EXACT)
 }
 
 fn signature(spec: &ToolSpec) -> String {

@@ -197,7 +197,7 @@ fn short_type_name<E>() -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
+    use std::{collections::HashMap, convert::Infallible};
 
     use bytes::Bytes;
     use serde::Deserialize;
@@ -280,6 +280,82 @@ mod tests {
         call.arguments.insert("values".into(), Payload::tensor(&[1, 1], &[1.0]).unwrap());
         let refused = scale().call(call).await.unwrap_err().to_string();
         assert!(refused.contains("argument `values` of tool `scale`"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn five_point_zero_is_five_at_any_depth() {
+        #[derive(Deserialize, Serialize)]
+        struct Page {
+            #[serde(flatten)]
+            size: Size,
+            first: Option<u8>,
+            offsets: Vec<i64>,
+            by_number: HashMap<u32, i32>,
+            scale: f64,
+            wide: i128,
+            #[serde(default)]
+            any: Value,
+        }
+        #[derive(Deserialize, Serialize)]
+        struct Size {
+            rows: u64,
+            columns: i64,
+        }
+        #[derive(Deserialize, Serialize)]
+        struct Pages {
+            pages: Vec<Page>,
+            count: usize,
+        }
+        let tool = FnTool::typed("pages", |pages: Pages| async move { Ok::<_, Infallible>(pages) });
+        let page = |first: Value, scale: Value| {
+            json!({"rows": 5.0, "columns": -7.0, "first": first, "offsets": [1, 2.0, -0.0, 9_007_199_254_740_992.0],
+                   "by_number": {"7": 8.0}, "scale": scale, "wide": 9.0, "any": [0.5, "5.0"]})
+        };
+        let asked =
+            json!({"pages": [page(json!(200.0), json!(-0.0)), page(json!(null), json!(5))], "count": 2.0});
+        let pages: Pages = serde_json::from_value(call(&tool, asked).await.unwrap()).unwrap();
+        let [first, second] = &pages.pages[..] else { panic!("two pages") };
+        assert_eq!((first.size.rows, first.size.columns, first.first, first.wide), (5, -7, Some(200), 9));
+        assert_eq!((&first.offsets[..], first.by_number[&7]), (&[1, 2, 0, 1 << 53][..], 8));
+        assert!(first.scale == 0.0 && first.scale.is_sign_negative());
+        assert_eq!((second.first, second.scale, &second.any), (None, 5.0, &json!([0.5, "5.0"])));
+
+        // Neither a fraction nor a float that may stand for several integers, nor one out of the type's range.
+        for (argument, bad) in [
+            ("count", json!(5.5)),
+            ("count", json!(-1.0)),
+            ("count", json!(1e300)),
+            ("count", json!(9_007_199_254_740_994.0)),
+            ("count", json!("NaN")),
+            ("pages", json!([page(json!(256.0), json!(0))])),
+            ("pages", json!([page(json!(0.5), json!(0))])),
+        ] {
+            let mut asked = json!({"pages": [], "count": 1});
+            asked[argument] = bad;
+            let refused = call(&tool, asked.clone()).await.unwrap_err();
+            assert!(matches!(refused, ToolError::InvalidArgument { .. }), "{asked}: {refused}");
+            let named = format!("argument `{argument}` of tool `pages`");
+            assert!(refused.to_string().contains(&named), "{asked}: {refused}");
+        }
+    }
+
+    #[tokio::test]
+    async fn arrays_of_whole_floats_are_lists_of_integers() {
+        let tool = FnTool::typed("sum", |args: HashMap<String, Vec<i64>>| async move {
+            Ok::<_, Infallible>(args["items"].iter().sum::<i64>())
+        });
+        let sum = async |items: &[f64]| {
+            let mut call = ToolCall::new("sum");
+            call.arguments.insert("items".into(), Payload::tensor(&[items.len()], items).unwrap());
+            tool.call(call).await.map(|reply| match reply.body {
+                ReplyBody::Value(value) => value.to_serde::<i64>().unwrap(),
+                ReplyBody::Stream(_) => panic!("a stream"),
+            })
+        };
+        assert_eq!(sum(&[5.0, -1.0]).await.unwrap(), 4);
+        for bad in [5.5, f64::NAN, f64::INFINITY] {
+            assert!(sum(&[bad]).await.unwrap_err().to_string().contains("argument `items` of tool `sum`"));
+        }
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 mod array;
 mod read;
 mod specials;
+pub(crate) mod whole;
 
 pub(crate) use array::ArrayMetadata;
 pub use array::Number;
@@ -204,6 +205,16 @@ impl Payload {
         }
     }
 
+    /// The number of an integer, or of a float that is one: 5.0 is 5. `None` when it is none, or a float beyond 2^53, where
+    /// not every integer is a float of its own.
+    #[must_use]
+    pub fn to_integer(&self) -> Option<i64> {
+        if self.binary.is_some() {
+            return None;
+        }
+        serde_json::from_slice(&self.json).ok().or_else(|| whole::integer(self.to_float()?))
+    }
+
     /// Serializes a Rust value; the type follows from the JSON it becomes. For floats that may be NaN or infinite there is
     /// [`Payload::float`].
     ///
@@ -256,7 +267,8 @@ impl Payload {
     /// # Errors
     /// [`PayloadError::Deserialize`] when the value is malformed or does not fit `T`.
     pub fn to_serde<T: DeserializeOwned>(&self) -> Result<T, PayloadError> {
-        self.read(PhantomData).map_err(|e| PayloadError::Deserialize {
+        let value = self.read(PhantomData).or_else(|_| self.read_whole(PhantomData));
+        value.map_err(|e| PayloadError::Deserialize {
             ty: self.ty,
             target: std::any::type_name::<T>(),
             problem: e.to_string(),

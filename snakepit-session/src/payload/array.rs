@@ -7,7 +7,7 @@ use serde::{
 };
 use serde_json::{Error as Problem, json};
 
-use super::Payload;
+use super::{Payload, whole::visit_integer};
 use crate::ValueType;
 
 /// As many as numpy takes.
@@ -169,10 +169,18 @@ impl Dtype {
                 let unused = 64 - 8 * self.bytes;
                 visitor.visit_i64((bits << unused).cast_signed() >> unused)
             }
-            (Kind::Float, 2) => visitor.visit_f64(half(bits)),
-            (Kind::Float, 4) => visitor.visit_f64(f32::from_bits((bits & 0xffff_ffff) as u32).into()),
-            (Kind::Float, 8) => visitor.visit_f64(f64::from_bits(bits)),
+            (Kind::Float, _) => visitor.visit_f64(self.float(bits).ok_or_else(unread)?),
             _ => Err(unread()),
+        }
+    }
+
+    /// The number of these bits. `None` for other types than floats.
+    fn float(self, bits: u64) -> Option<f64> {
+        match (self.kind, self.bytes) {
+            (Kind::Float, 2) => Some(half(bits)),
+            (Kind::Float, 4) => Some(f32::from_bits((bits & 0xffff_ffff) as u32).into()),
+            (Kind::Float, 8) => Some(f64::from_bits(bits)),
+            _ => None,
         }
     }
 }
@@ -195,6 +203,19 @@ pub(crate) struct Items<'a> {
     shape: &'a [usize],
     dtype: Dtype,
     buffer: &'a [u8],
+}
+
+/// What wants an integer gets one from a float without a fraction.
+macro_rules! integers {
+    ($($method:ident)*) => {
+        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
+            let item = self.shape.is_empty().then(|| self.dtype.bits(self.buffer)).flatten();
+            match item.and_then(|bits| self.dtype.float(bits)) {
+                Some(number) => visit_integer(number, visitor),
+                None => self.deserialize_any(visitor),
+            }
+        })*
+    };
 }
 
 impl<'de> Deserializer<'de> for Items<'_> {
@@ -221,9 +242,14 @@ impl<'de> Deserializer<'de> for Items<'_> {
         visitor.visit_newtype_struct(self)
     }
 
+    integers! {
+        deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_i128 deserialize_u8 deserialize_u16
+        deserialize_u32 deserialize_u64 deserialize_u128
+    }
+
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
-        tuple_struct map struct enum identifier ignored_any
+        bool f32 f64 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map struct enum identifier
+        ignored_any
     }
 }
 

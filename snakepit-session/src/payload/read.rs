@@ -21,7 +21,7 @@ impl Payload {
                 seed.deserialize(NoNumber(self))
             }
             None if matches!(self.ty, ValueType::List | ValueType::Map) && specials::may_hold(&self.json) => {
-                specials::read(&self.json, seed)
+                specials::read(&self.json, seed, false)
             }
             None => {
                 let mut json = serde_json::Deserializer::from_slice(&self.json);
@@ -30,6 +30,22 @@ impl Payload {
                 Ok(value)
             }
             Some(buffer) => seed.deserialize(Buffer { value: self, buffer }),
+        }
+    }
+
+    /// As [`Payload::read`], where 5.0 is the integer 5 to a seed that wants one, at any depth. Slower: it is for values that
+    /// `read` refused.
+    ///
+    /// # Errors
+    /// The value is malformed, or not what the seed takes.
+    pub fn read_whole<'de, S: DeserializeSeed<'de>>(
+        &'de self,
+        seed: S,
+    ) -> Result<S::Value, serde_json::Error> {
+        match &self.binary {
+            None if self.ty == ValueType::Float && self.json.starts_with(b"\"") => self.read(seed),
+            None => specials::read(&self.json, seed, true),
+            Some(_) => self.read(seed),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! NaN and infinities inside of other values, where JSON has only texts for them: numbers to whoever wants numbers.
+//! Numbers that JSON writes in another way than Rust wants them: NaN and infinities, which are texts there, and integers that
+//! are written as floats.
 
 use serde::{
     Deserializer,
@@ -10,18 +11,40 @@ use serde::{
 };
 use serde_json::{Error, Value};
 
+use super::whole::{Key, visit_integer};
+
 /// Whether one of the names may be in a JSON text, with or without an escaped first letter.
 pub(super) fn may_hold(json: &[u8]) -> bool {
     memchr::memmem::find(json, br#"aN""#).is_some() || memchr::memmem::find(json, br#"nfinity""#).is_some()
 }
 
-/// Reads JSON in which the names are numbers where a number is wanted.
-pub(super) fn read<'de, S: DeserializeSeed<'de>>(json: &[u8], seed: S) -> Result<S::Value, Error> {
+/// Reads JSON in which the names are numbers where a number is wanted, and 5.0 is an integer where one is wanted. With `whole`
+/// it is one also for visitors that do not say what they want, as those of flattened structs and untagged enums.
+pub(super) fn read<'de, S: DeserializeSeed<'de>>(
+    json: &[u8],
+    seed: S,
+    whole: bool,
+) -> Result<S::Value, Error> {
     let value: Value = serde_json::from_slice(json)?;
-    seed.deserialize(Special(value))
+    seed.deserialize(Special { value, whole })
 }
 
-struct Special(Value);
+struct Special {
+    value: Value,
+    whole: bool,
+}
+
+/// What wants an integer gets one.
+macro_rules! integers {
+    ($($method:ident)*) => {
+        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            match self.value.as_f64() {
+                Some(number) if self.value.is_f64() => visit_integer(number, visitor),
+                _ => self.value.$method(visitor),
+            }
+        })*
+    };
+}
 
 impl<'de> IntoDeserializer<'de, Error> for Special {
     type Deserializer = Self;
@@ -35,20 +58,32 @@ impl<'de> Deserializer<'de> for Special {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match self.0 {
+        let whole = self.whole;
+        match self.value {
             Value::Array(items) => {
-                let mut items = SeqDeserializer::new(items.into_iter().map(Special));
+                let items = items.into_iter().map(|value| Self { value, whole });
+                let mut items = SeqDeserializer::new(items);
                 let value = visitor.visit_seq(&mut items)?;
                 items.end().map(|()| value)
             }
             Value::Object(entries) => {
-                let mut entries =
-                    MapDeserializer::new(entries.into_iter().map(|(key, value)| (key, Special(value))));
+                let mut entries = MapDeserializer::new(
+                    entries.into_iter().map(|(key, value)| (Key(key), Self { value, whole })),
+                );
                 let value = visitor.visit_map(&mut entries)?;
                 entries.end().map(|()| value)
             }
-            plain => plain.deserialize_any(visitor),
+            plain => match plain.as_f64() {
+                // As an integer, -0.0 would lose its sign.
+                Some(number) if whole && plain.is_f64() && number != 0.0 => visit_integer(number, visitor),
+                _ => plain.deserialize_any(visitor),
+            },
         }
+    }
+
+    integers! {
+        deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_i128 deserialize_u8 deserialize_u16
+        deserialize_u32 deserialize_u64 deserialize_u128
     }
 
     fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -56,16 +91,16 @@ impl<'de> Deserializer<'de> for Special {
     }
 
     fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match self.0.as_str() {
+        match self.value.as_str() {
             Some("NaN") => visitor.visit_f64(f64::NAN),
             Some("Infinity") => visitor.visit_f64(f64::INFINITY),
             Some("-Infinity") => visitor.visit_f64(f64::NEG_INFINITY),
-            _ => self.deserialize_any(visitor),
+            _ => self.value.deserialize_any(visitor),
         }
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        if self.0.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
+        if self.value.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
@@ -82,9 +117,10 @@ impl<'de> Deserializer<'de> for Special {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        match self.0 {
+        let whole = self.whole;
+        match self.value {
             Value::Object(entries) => {
-                let entries = entries.into_iter().map(|(key, value)| (key, Special(value)));
+                let entries = entries.into_iter().map(|(key, value)| (key, Self { value, whole }));
                 visitor.visit_enum(MapAccessDeserializer::new(MapDeserializer::new(entries)))
             }
             plain => plain.deserialize_enum(name, variants, visitor),
@@ -92,7 +128,7 @@ impl<'de> Deserializer<'de> for Special {
     }
 
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 char str string bytes byte_buf unit unit_struct seq tuple
+        bool char str string bytes byte_buf unit unit_struct seq tuple
         tuple_struct map struct identifier ignored_any
     }
 }

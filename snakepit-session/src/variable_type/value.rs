@@ -5,7 +5,10 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::{Rules, shape::json_shape};
-use crate::{Payload, ValueType, payload::ArrayMetadata};
+use crate::{
+    Payload, ValueType,
+    payload::{ArrayMetadata, whole},
+};
 
 /// How deep lists and maps may be nested: what readers of JSON commonly take.
 const MAX_DEPTH: usize = 100;
@@ -199,13 +202,7 @@ fn depth(json: &[u8]) -> usize {
 
 /// An integer, even one that somebody wrote as `5.0`.
 pub(super) fn integer(value: &Value) -> Option<i64> {
-    /// Beyond this not every integer is a float of its own.
-    const EXACT: f64 = 9_007_199_254_740_992.0;
-    value.as_i64().or_else(|| {
-        let number = value.as_f64().filter(|number| number.fract() == 0.0 && number.abs() <= EXACT)?;
-        #[allow(clippy::cast_possible_truncation, reason = "it is an integer below 2^53")]
-        Some(number as i64)
-    })
+    value.as_i64().or_else(|| whole::integer(value.as_f64()?))
 }
 
 /// The shape of an array. `None`: it is in a format that the host does not read.
