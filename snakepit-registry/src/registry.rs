@@ -5,7 +5,10 @@ mod remote;
 use std::{
     collections::{BTreeMap, HashMap},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 pub use remote::Announcer;
@@ -121,6 +124,7 @@ pub struct Registry {
     /// Which workers announced a name. Locked after `tools`.
     announcers: Mutex<HashMap<Arc<str>, Vec<Announcer>>>,
     fallback: RwLock<Option<Arc<ResolvedTool>>>,
+    generation: AtomicU64,
 }
 
 impl Registry {
@@ -143,6 +147,7 @@ impl Registry {
         }
         let name = Arc::from(spec.name.as_str());
         tools.insert(name, Arc::new(ResolvedTool::new(Some(spec), HOST, Arc::new(tool))));
+        self.changed();
         Ok(())
     }
 
@@ -156,11 +161,10 @@ impl Registry {
     /// Finds what serves a name.
     ///
     /// # Errors
-    /// [`ToolError::NotFound`] with a similar name if there is one.
+    /// [`ToolError::NotFound`] with a similar name if there is one; [`ToolError::InvalidArgument`] for a text longer than a
+    /// name may be.
     pub fn resolve(&self, tool: &str) -> Result<Arc<ResolvedTool>, ToolError> {
-        if tool.len() > MAX_NAME_BYTES {
-            return Err(not_found(tool, std::iter::empty()));
-        }
+        check::tool_name(tool)?;
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = tools.get(tool) {
             return Ok(Arc::clone(found));
@@ -186,6 +190,7 @@ impl Registry {
     /// # Cancel safety
     /// Dropping the future cancels the call.
     pub async fn call_host_tool(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+        check::tool_name(&call.tool)?;
         let tool = {
             let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
             let own = |tool: &&Arc<ResolvedTool>| tool.provider == HOST;
@@ -208,6 +213,18 @@ impl Registry {
     pub fn tools(&self) -> Vec<(ToolSpec, String)> {
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
         tools.values().filter_map(|tool| Some((tool.spec.clone()?, tool.provider.clone()))).collect()
+    }
+
+    /// A number that is another whenever [`tools`](Self::tools) is. It may change when they do not, as when a worker registers
+    /// again what its predecessor did. Read it before the tools: what changes in between has another number the next time.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Called with `tools` locked for the change.
+    fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
     }
 
     /// How many tools are registered.

@@ -7,6 +7,7 @@ mod calls;
 mod deadline;
 mod listing;
 mod multiplex;
+mod opening;
 mod programs;
 mod registration;
 mod request;
@@ -17,9 +18,7 @@ mod variables;
 
 use std::sync::Arc;
 
-use snakepit_proto::{
-    FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES, pb::bridge_service_server::BridgeServiceServer,
-};
+use snakepit_proto::FILE_DESCRIPTOR_SET;
 use snakepit_worker::process::Launch;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +27,8 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 pub(crate) use bridge::Bridge;
 pub(crate) use deadline::{Deadline, DeadlineLayer};
+use opening::BridgeRoutes;
+pub(crate) use opening::EncodedAnswer;
 
 use crate::host::Host;
 
@@ -39,7 +40,7 @@ pub(crate) async fn routes(host: Arc<Host>) -> (Routes, HealthReporter) {
     let (health, health_service) = tonic_health::server::health_reporter();
     set_serving(&health, false).await;
     let mut routes = RoutesBuilder::default();
-    routes.add_service(service(Bridge::new(host)));
+    routes.add_service(BridgeRoutes::new(Bridge::new(host)));
     routes.add_service(health_service);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -59,13 +60,7 @@ pub(crate) async fn routes(host: Arc<Host>) -> (Routes, HealthReporter) {
 
 /// The bridge service as the worker of one launch sees it.
 pub(crate) fn worker_routes(host: Arc<Host>, launch: Arc<Launch>) -> Routes {
-    Routes::new(service(Bridge::of_launch(host, launch)))
-}
-
-fn service(bridge: Bridge) -> BridgeServiceServer<Bridge> {
-    BridgeServiceServer::new(bridge)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    Routes::new(BridgeRoutes::new(Bridge::of_launch(host, launch)))
 }
 
 /// Reports the server as healthy while its pool serves and it is not hidden. What is true now is reported when this

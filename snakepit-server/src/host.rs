@@ -26,7 +26,7 @@ use self::{
     bounds::Bounds,
     keeper::{InUse, Keeper},
 };
-use crate::telemetry::Telemetry;
+use crate::{grpc::EncodedAnswer, telemetry::Telemetry};
 
 tokio::task_local! {
     /// While a host tool runs on behalf of a worker: the calls that wait for it.
@@ -40,6 +40,8 @@ const STARTING_RETRY: Duration = Duration::from_millis(500);
 pub(crate) struct Host {
     pub(crate) sessions: Arc<dyn SessionBackend>,
     pub(crate) registry: Registry,
+    /// The answer to clients that open a session.
+    pub(crate) opened: EncodedAnswer,
     /// The workers that may register tools.
     pub(crate) launches: Arc<Launches>,
     pub(crate) telemetry: Telemetry,
@@ -76,6 +78,7 @@ impl Host {
         Self {
             sessions,
             registry,
+            opened: EncodedAnswer::default(),
             launches,
             telemetry: Telemetry::default(),
             cut: stop.child_token(),

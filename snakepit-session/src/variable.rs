@@ -70,6 +70,8 @@ impl fmt::Display for VariableName {
 pub struct VariableId(Arc<str>);
 
 impl VariableId {
+    /// The longest id, in bytes of UTF-8: that of the variable with the longest name.
+    pub const MAX_BYTES: usize = Self::PREFIX.len() + Self::RANDOM + 1 + VariableName::MAX_BYTES;
     const PREFIX: &str = "var_";
     const RANDOM: usize = 32;
 

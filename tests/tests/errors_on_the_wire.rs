@@ -10,7 +10,7 @@ use snakepit_proto::{
     status::{Details, TOOL_FAILED, WORKER_LOST, details_of},
     value,
 };
-use snakepit_tests::{Client, Sandbox, execute, python, root, tool_request};
+use snakepit_tests::{Client, SHOWCASE, Sandbox, execute, python, root, tool_request};
 use tokio::process::Command;
 use tonic::{Code, Status};
 
@@ -274,4 +274,76 @@ async fn an_empty_buffer_is_a_result_like_any_other() {
     let reply = multiplexed(&client, "no_bytes", &json!({}), false).await;
     assert_eq!(reply.value.unwrap().binary.unwrap().len(), 0);
     assert_no_worker_was_lost(&sandbox).await;
+}
+
+#[tokio::test]
+#[allow(clippy::needless_update, reason = "some of the requests have no other fields")]
+async fn ids_and_names_of_any_length_are_refused_with_their_limit() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let mut client = sandbox.client().await;
+    let open = |session_id| pb::InitializeSessionRequest { session_id, ..Default::default() };
+    client.initialize_session(open("s".to_owned())).await.unwrap();
+    let (long, session_id) = ("x".repeat(3 * 1024 * 1024), "s".to_owned());
+    let value = || pb::Any { type_url: "type.googleapis.com/snakepit.integer".into(), value: "1".into() };
+
+    macro_rules! refused {
+        ($($rpc:ident($request:ident { $($field:ident: $value:expr),* });)*) => {
+            [$((
+                stringify!($rpc),
+                client
+                    .$rpc(pb::$request { $($field: $value,)* ..Default::default() })
+                    .await
+                    .map(drop)
+                    .expect_err(stringify!($rpc)),
+            )),*]
+        };
+    }
+    let program = |name| Some(pb::Program { name, ..Default::default() });
+    let refused = refused! {
+        initialize_session(InitializeSessionRequest { session_id: long.clone() });
+        get_session(GetSessionRequest { session_id: long.clone() });
+        cleanup_session(CleanupSessionRequest { session_id: long.clone() });
+        get_exposed_elixir_tools(GetExposedElixirToolsRequest { session_id: long.clone() });
+        list_variables(ListVariablesRequest { session_id: long.clone() });
+        list_variables(ListVariablesRequest { session_id: session_id.clone(), pattern: long.clone() });
+        register_variable(RegisterVariableRequest {
+            session_id: session_id.clone(), name: long.clone(), r#type: "integer".to_owned(), initial_value: Some(value())
+        });
+        get_variable(GetVariableRequest { session_id: session_id.clone(), variable_identifier: long.clone() });
+        set_variable(SetVariableRequest {
+            session_id: session_id.clone(), variable_identifier: long.clone(), value: Some(value())
+        });
+        delete_variable(DeleteVariableRequest { session_id: session_id.clone(), variable_identifier: long.clone() });
+        get_variables(BatchGetVariablesRequest {
+            session_id: session_id.clone(), variable_identifiers: vec![long.clone()]
+        });
+        set_variables(BatchSetVariablesRequest {
+            session_id: session_id.clone(), updates: [(long.clone(), value())].into()
+        });
+        watch_variables(WatchVariablesRequest {
+            session_id: session_id.clone(), variable_identifiers: vec![long.clone()]
+        });
+        get_variable_history(GetVariableHistoryRequest {
+            session_id: session_id.clone(), variable_identifier: long.clone()
+        });
+        rollback_variable(RollbackVariableRequest {
+            session_id: session_id.clone(), variable_identifier: long.clone()
+        });
+        put_program(PutProgramRequest { session_id: session_id.clone(), program: program(long.clone()) });
+        get_program(GetProgramRequest { session_id: session_id.clone(), name: long.clone() });
+        delete_program(DeleteProgramRequest { session_id: session_id.clone(), name: long.clone() });
+        list_programs(ListProgramsRequest { session_id: long.clone() });
+        execute_tool(ExecuteToolRequest { tool_name: long.clone() });
+        execute_tool(ExecuteToolRequest { session_id: long.clone(), tool_name: "add".to_owned() });
+        execute_tool(ExecuteToolRequest {
+            tool_name: "add".to_owned(), parameters: [(long.clone(), value())].into()
+        });
+        execute_streaming_tool(ExecuteToolRequest { tool_name: long.clone() });
+        execute_elixir_tool(ExecuteElixirToolRequest { tool_name: long.clone() });
+    };
+    for (rpc, status) in refused {
+        assert_eq!(status.code(), tonic::Code::InvalidArgument, "{rpc}: {}", status.message());
+        let named = status.message().contains("3145728 bytes, the limit is ");
+        assert!(named && status.message().len() < 500, "{rpc}: {}", status.message());
+    }
 }

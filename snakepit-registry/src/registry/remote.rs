@@ -97,6 +97,7 @@ impl Registry {
         if !is_changed && specs.iter().all(|spec| announced_before(&spec.name)) {
             return Ok(vec![Registration::Unchanged; specs.len()]);
         }
+        self.changed();
         // Calls of these would wait for workers that will not come.
         announcers.retain(|name, announcers| {
             let is_served = announced.contains_key(&**name) || announcers.iter().any(Announcer::lives);
@@ -210,7 +211,11 @@ mod tests {
         let register = |worker: &Announcer, specs| registry.register_remote("pool", worker, &handler, specs);
         let (life, first) = worker("first");
         register(&first, named(&["kept", "dropped"])).unwrap();
+        let before = registry.generation();
         register(&first, named(&["added"])).unwrap();
+        let after = registry.generation();
+        register(&first, named(&["added"])).unwrap();
+        assert!(before < after && registry.generation() == after, "nothing new the second time");
         assert_eq!(names(&registry), ["added", "dropped", "kept"], "a worker may register bit by bit");
         drop(life);
         registry.resolve("dropped").expect("calls of it wait for the next worker");

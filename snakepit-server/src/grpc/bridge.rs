@@ -7,7 +7,7 @@ use snakepit_proto::pb::{self, bridge_service_server::BridgeService};
 use snakepit_worker::process::Launch;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{calls::ChunkResponse, multiplex::BatchResponse, variables::Updates};
+use super::{calls::ChunkResponse, multiplex::BatchResponse, opening, variables::Updates};
 use crate::{
     host::Host,
     status::{reserved_for_clients, rpc_not_offered},
@@ -75,11 +75,13 @@ impl BridgeService for Bridge {
         Ok(Response::new(Self::pong(request.get_ref())))
     }
 
+    /// [`BridgeRoutes`](super::opening::BridgeRoutes) answers in its stead, with the same in encoded form.
     async fn initialize_session(
         &self,
         request: Request<pb::InitializeSessionRequest>,
     ) -> Answer<pb::InitializeSessionResponse> {
-        self.initialize(request.into_inner()).await.map(Response::new)
+        self.open(request.into_inner()).await?;
+        Ok(Response::new(opening::answer(&self.host.registry)))
     }
 
     async fn cleanup_session(

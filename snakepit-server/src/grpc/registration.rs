@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use snakepit_proto::{launch::VERSION, pb};
-use snakepit_registry::ToolHandler;
+use snakepit_registry::{MAX_NAME_BYTES, ToolHandler};
 use snakepit_worker::{process::Launch, wire::spec_from_registration};
 use tonic::{Extensions, Request, Response, Status};
 
-use super::bridge::Bridge;
+use super::{bridge::Bridge, request::bounded};
 use crate::{
     listen::Connection,
     status::{from_tool_error, incompatible_worker, invalid_field, reserved_for_workers},
@@ -20,6 +20,7 @@ impl Bridge {
     ) -> Result<Response<pb::RegisterToolsResponse>, Status> {
         let (_, extensions, request) = request.into_parts();
         let pb::RegisterToolsRequest { session_id, tools, worker_id, identity } = request;
+        bounded("worker_id", &worker_id, MAX_NAME_BYTES)?;
         // This project's own workers announce that they have no tools, too.
         let may_be_empty = identity.is_some();
         let launch = match self.launch() {

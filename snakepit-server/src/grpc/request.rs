@@ -18,6 +18,15 @@ pub(super) fn session_id(id: &str) -> Result<SessionId, Status> {
     SessionId::try_new(id).map_err(|error| from_session_error(&error))
 }
 
+/// Checks the length of an id or a name that is looked up, which may then stand in messages and logs.
+pub(super) fn bounded<'a>(field: &str, name: &'a str, max_bytes: usize) -> Result<&'a str, Status> {
+    if name.len() > max_bytes {
+        let problem = format!("has {} bytes, the limit is {max_bytes}", name.len());
+        return Err(invalid_field(field, problem));
+    }
+    Ok(name)
+}
+
 /// Reads a TTL; 0 is the default.
 pub(super) fn ttl(field: &str, seconds: i64) -> Result<Option<Duration>, Status> {
     match u64::try_from(seconds) {

@@ -1,13 +1,9 @@
 //! Ping and the life of a session.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use snakepit_proto::pb;
 use snakepit_session::{NewSession, SessionError};
-use snakepit_worker::wire::spec_to_wire;
 use tonic::Status;
 
 use super::{
@@ -24,22 +20,14 @@ impl Bridge {
         }
     }
 
-    pub(super) async fn initialize(
-        &self,
-        request: pb::InitializeSessionRequest,
-    ) -> Result<pb::InitializeSessionResponse, Status> {
+    /// Creates a session, unless it is there.
+    pub(super) async fn open(&self, request: pb::InitializeSessionRequest) -> Result<(), Status> {
         let pb::InitializeSessionRequest { session_id: id, metadata, config: _, ttl_seconds } = request;
         let id = session_id(&id)?;
         let ttl = ttl("ttl_seconds", ttl_seconds)?;
         let new = NewSession { metadata, ttl };
         self.host().sessions.create(&id, new).await.map_err(|e| from_session_error(&e))?;
-        let tools = self.host().registry.tools().into_iter();
-        Ok(pb::InitializeSessionResponse {
-            success: true,
-            error_message: String::new(),
-            available_tools: tools.map(|(spec, _)| (spec.name.clone(), spec_to_wire(spec))).collect(),
-            initial_variables: BTreeMap::new(),
-        })
+        Ok(())
     }
 
     pub(super) async fn cleanup(

@@ -11,15 +11,15 @@ use snakepit_proto::{
     status::{Details, details_of},
 };
 use snakepit_session::{
-    Batch, NewVariable, Note, Payload, SessionError, SetVariable, Source, ValueType, Variable, VariableName,
-    VariableType, VariableUpdate, VariableVersion, WatchEvent,
+    Batch, NewVariable, Note, Payload, SessionError, SetVariable, Source, ValueType, Variable, VariableId,
+    VariableName, VariableType, VariableUpdate, VariableVersion, WatchEvent,
 };
 use snakepit_worker::wire::{payload_from_wire, payload_to_wire};
 use tonic::{Request, Status};
 
 use super::{
     bridge::Bridge,
-    request::{deadline, session_id},
+    request::{bounded, deadline, session_id},
     until_stop::UntilStop,
 };
 use crate::status::{from_session_error, from_write_error, invalid_field, too_much};
@@ -104,7 +104,9 @@ impl Bridge {
         request: pb::BatchGetVariablesRequest,
     ) -> Result<pb::BatchGetVariablesResponse, Status> {
         let id = session_id(&request.session_id)?;
-        let identifiers: Vec<_> = request.variable_identifiers.iter().map(String::as_str).collect();
+        let bound = |name| bounded("variable_identifiers", name, VariableId::MAX_BYTES);
+        let identifiers =
+            request.variable_identifiers.iter().map(|name| bound(name)).collect::<Result<Vec<_>, _>>()?;
         let found = self.host().sessions.variables(&id, &identifiers).await.map_err(refused)?;
         fits(found.iter().flatten().map(size))?;
         let mut response = pb::BatchGetVariablesResponse::default();
@@ -148,6 +150,7 @@ impl Bridge {
         // A buffer without a value of its name is raw bytes, as among the arguments of a call.
         let alone = buffers.into_iter().map(|(name, buffer)| (name, None, buffer));
         for (name, any, buffer) in given.into_iter().chain(alone) {
+            bounded("updates", &name, VariableId::MAX_BYTES)?;
             let field = format!("updates[{name}]");
             if name.is_empty() {
                 return Err(invalid_field(&field, "has no name; give the variable's id or name"));
@@ -174,6 +177,7 @@ impl Bridge {
             }
         }
         if let Some(name) = expected.keys().next() {
+            bounded("expected_versions", name, VariableId::MAX_BYTES)?;
             return Err(invalid_field(&format!("expected_versions[{name}]"), "names none of the updates"));
         }
         let names: Vec<_> = writes.iter().map(|write| write.identifier.clone()).collect();
@@ -300,7 +304,7 @@ fn identifier(identifier: &str) -> Result<&str, Status> {
     if identifier.is_empty() {
         return Err(invalid_field("variable_identifier", "is empty; give the variable's id or name"));
     }
-    Ok(identifier)
+    bounded("variable_identifier", identifier, VariableId::MAX_BYTES)
 }
 
 fn value(field: &str, any: Option<pb::Any>, buffer: Bytes) -> Result<Payload, Status> {
