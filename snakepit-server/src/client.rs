@@ -20,6 +20,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Endpoint, Uri};
 use tower::service_fn;
 
+use self::remote::Patience;
 pub(crate) use self::remote::Remote;
 use crate::{CallBuilder, Error, ReplyStream, SessionHandle, call::Target};
 
@@ -30,8 +31,9 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from
 
 /// A connection to a host that runs elsewhere. Cheap to clone; all clones share the connection.
 ///
-/// No method waits for ever: a call ends at its deadline, and every other request after 30 seconds at most, by this side's
-/// clock. A host that says nothing for 40 seconds counts as lost.
+/// No method waits for ever: a call ends at its deadline, and every other request after 30 seconds at most, or after the
+/// [`request_timeout`](ClientBuilder::request_timeout), by this side's clock. A host that says nothing for 40 seconds counts
+/// as lost.
 ///
 /// Calls share one stream, where the host serves one; calls to a host that does not are RPCs of their own. When the
 /// connection is lost, calls in flight fail with [`ConnectionLost`](snakepit_registry::ToolError::ConnectionLost), and the
@@ -39,6 +41,50 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from
 #[derive(Debug, Clone)]
 pub struct Client {
     remote: Arc<Remote>,
+}
+
+/// Options of a [`Client`].
+///
+/// ```no_run
+/// # async fn connect() -> Result<(), snakepit_server::Error> {
+/// use std::time::Duration;
+///
+/// use snakepit_server::Client;
+///
+/// let client = Client::builder().request_timeout(Duration::from_secs(2)).connect("127.0.0.1:50051").await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct ClientBuilder {
+    patience: Patience,
+}
+
+impl ClientBuilder {
+    /// How long the host may take to answer a request that is not a call: opening a session, reading and writing its
+    /// variables and programs, beginning a watch. 30 seconds without it. A late answer is [`Error::TimedOut`].
+    ///
+    /// A call has a deadline of its own: [`CallBuilder::timeout`].
+    #[must_use]
+    pub const fn request_timeout(mut self, timeout: Duration) -> Self {
+        self.patience = Patience(timeout);
+        self
+    }
+
+    /// Connects as [`Client::connect`] does.
+    ///
+    /// # Errors
+    /// Those of `Client::connect`.
+    pub async fn connect(self, address: &str) -> Result<Client, Error> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(Error::NoRuntime);
+        }
+        let connected = tokio::time::timeout(CONNECT_WITHIN, Client::connect_to(address, self.patience));
+        connected.await.unwrap_or_else(|_| {
+            let problem = format!("it did not answer within {CONNECT_WITHIN:?}");
+            Err(Error::Connect { address: address.to_owned(), problem })
+        })
+    }
 }
 
 /// What answers there instead of a host, else what the transport says.
@@ -52,17 +98,15 @@ impl Client {
     /// # Errors
     /// [`Error::Connect`], within ten seconds; [`Error::NoRuntime`] outside a tokio runtime.
     pub async fn connect(address: &str) -> Result<Self, Error> {
-        if tokio::runtime::Handle::try_current().is_err() {
-            return Err(Error::NoRuntime);
-        }
-        let connected = tokio::time::timeout(CONNECT_WITHIN, Self::connect_to(address));
-        connected.await.unwrap_or_else(|_| {
-            let problem = format!("it did not answer within {CONNECT_WITHIN:?}");
-            Err(Error::Connect { address: address.to_owned(), problem })
-        })
+        Self::builder().connect(address).await
     }
 
-    async fn connect_to(address: &str) -> Result<Self, Error> {
+    /// Prepares a connection with other options than those of [`connect`](Self::connect).
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder::default()
+    }
+
+    async fn connect_to(address: &str, patience: Patience) -> Result<Self, Error> {
         let failed = |problem: String| Error::Connect { address: address.to_owned(), problem };
         let settings = |endpoint: Endpoint| {
             endpoint
@@ -107,7 +151,7 @@ impl Client {
         // A stream seems to open at a proxy that answers by itself, so a plain request comes first.
         let opened = async {
             client.clone().ping(pb::PingRequest { message: "client".to_owned() }).await?;
-            Remote::open(client).await
+            Remote::open(client, patience).await
         };
         match opened.await {
             Ok(remote) => Ok(Self { remote: Arc::new(remote) }),

@@ -20,7 +20,7 @@
 //! let sum: i64 = snakepit.execute("add", json!({"a": 1, "b": 2})).await?;
 //! let doubled: i64 = snakepit.execute("double", json!({"n": sum})).await?;
 //! assert_eq!((sum, doubled), (3, 6));
-//! snakepit.shutdown().await;
+//! snakepit.shutdown().await?;
 //! # Ok(())
 //! # }
 //! ```
@@ -44,7 +44,7 @@ mod telemetry;
 
 pub use builder::Builder;
 pub use call::{CallBuilder, Reply, ReplyStream};
-pub use client::Client;
+pub use client::{Client, ClientBuilder};
 pub use error::Error;
 pub use listen::{default_connections, raise_descriptor_limit};
 pub use python::find_python;

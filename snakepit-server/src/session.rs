@@ -16,7 +16,8 @@ use crate::{CallBuilder, Error, ReplyStream, call::Target};
 ///
 /// # Errors
 /// Of every operation, beside those that it names: [`Error::Session`] when the session is gone, and of a host elsewhere
-/// [`Error::Unreachable`], [`Error::TimedOut`] after 30 seconds, and [`Error::Refused`] for what it takes none of.
+/// [`Error::Unreachable`], [`Error::TimedOut`] after the client's
+/// [`request_timeout`](crate::ClientBuilder::request_timeout), and [`Error::Refused`] for what it takes none of.
 #[derive(Debug, Clone)]
 pub struct SessionHandle {
     target: Target,

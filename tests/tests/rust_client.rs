@@ -225,3 +225,24 @@ async fn deadlines_hold_when_the_server_has_gone_silent() {
     assert!(stream.next().await.is_none());
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
 }
+
+#[tokio::test]
+async fn requests_wait_for_a_silent_server_as_long_as_the_client_was_told_to() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let limit = Duration::from_millis(300);
+    let client = Client::builder().request_timeout(limit).connect(sandbox.url()).await.unwrap();
+    let session = client.session("s").await.unwrap();
+    let _watch = session.watch(&[], false).await.unwrap();
+    snakepit_tests::signal(sandbox.pid(), snakepit_tests::Signal::SIGSTOP);
+    let late = [
+        client.session("s").await.unwrap_err(),
+        session.variables("*").await.unwrap_err(),
+        session.delete_variable("x").await.unwrap_err(),
+        session.watch(&[], false).await.unwrap_err(),
+    ];
+    for error in late {
+        assert!(matches!(error, Error::TimedOut { within, .. } if within == limit), "{error}");
+    }
+    snakepit_tests::signal(sandbox.pid(), snakepit_tests::Signal::SIGCONT);
+    assert_eq!(session.variables("*").await.unwrap().len(), 0);
+}

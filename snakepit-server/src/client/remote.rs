@@ -32,6 +32,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Response, Status, metadata::MetadataMap, transport::Channel};
 
+pub(crate) use self::state::Patience;
 use self::timed::Timed;
 use super::CONNECT_WITHIN;
 use crate::status::{HOST, to_tool_error};
@@ -47,6 +48,7 @@ const ATTEMPTS: usize = 3;
 #[derive(Debug)]
 pub(crate) struct Remote {
     client: BridgeServiceClient<Channel>,
+    patience: Patience,
     line: RwLock<Arc<Line>>,
     /// Held while a broken line is replaced, so that one call does it and the others wait. Holds why that failed last.
     reopening: Mutex<String>,
@@ -95,10 +97,14 @@ impl Line {
 }
 
 impl Remote {
-    pub(crate) async fn open(client: BridgeServiceClient<Channel>) -> Result<Self, Status> {
+    pub(crate) async fn open(
+        client: BridgeServiceClient<Channel>,
+        patience: Patience,
+    ) -> Result<Self, Status> {
         let line = RwLock::new(Arc::new(Line::open(client.clone()).await?));
         Ok(Self {
             client,
+            patience,
             line,
             reopening: Mutex::default(),
             failures: AtomicU64::new(0),

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use snakepit_proto::{pb, status::check_request_size};
+use snakepit_proto::{headers::MAX_TIMEOUT, pb, status::check_request_size};
 use snakepit_registry::ToolError;
 use snakepit_session::{
     Created, NewSession, NewVariable, Note, Payload, Program, ProgramInfo, ProgramName, Session,
@@ -31,20 +31,21 @@ use crate::{
 macro_rules! ask {
     ($remote:ident, $rpc:literal, $method:ident($request:expr)) => {{
         let request = $request;
-        check_request_size(&request).map_err(|status| error($rpc, &status))?;
-        within($rpc, $remote.client().$method(timed(request))).await?
+        let patience = $remote.patience;
+        check_request_size(&request).map_err(|status| patience.error($rpc, &status))?;
+        patience.within($rpc, $remote.client().$method(patience.timed(request))).await?
     }};
 }
 
 /// Like `ask`, for requests that change nothing: they are sent anew when their connection breaks.
 macro_rules! read {
     ($remote:ident, $rpc:literal, $method:ident($request:expr)) => {{
-        let request = $request;
+        let (request, patience) = ($request, $remote.patience);
         let send = || {
-            let (mut client, request) = ($remote.client(), timed(request.clone()));
+            let (mut client, request) = ($remote.client(), patience.timed(request.clone()));
             async move { client.$method(request).await }
         };
-        within($rpc, repeated(send)).await?
+        patience.within($rpc, repeated(send)).await?
     }};
 }
 
@@ -245,8 +246,8 @@ impl Remote {
             variable_identifiers: identifiers,
             include_initial_values: initial,
         };
-        let updates = within("WatchVariables", self.client().watch_variables(request)).await?;
-        let (reading, updates) = read_ahead(updates);
+        let updates = self.patience.within("WatchVariables", self.client().watch_variables(request)).await?;
+        let (patience, (reading, updates)) = (self.patience, read_ahead(updates));
         let mut task = JoinSet::new();
         task.spawn(reading);
         Ok(updates
@@ -254,7 +255,7 @@ impl Remote {
                 let _held = (&place, &task);
                 match update {
                     Ok(update) => event(update),
-                    Err(status) => Err(error("WatchVariables", &status)),
+                    Err(status) => Err(patience.error("WatchVariables", &status)),
                 }
             })
             .boxed())
@@ -314,16 +315,43 @@ impl Remote {
 }
 
 /// How long the host may take to answer a request that is not a call.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience(pub(crate) Duration);
 
-/// Waits for the answer to a request, by the clock of this side: a host that has gone silent keeps no deadline.
-async fn within<T>(
-    rpc: &'static str,
-    answer: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T, Error> {
-    match tokio::time::timeout(ANSWER_WITHIN + GRACE, answer).await {
-        Ok(answer) => answer.map(Response::into_inner).map_err(|status| error(rpc, &status)),
-        Err(_) => Err(Error::TimedOut { rpc, within: ANSWER_WITHIN }),
+impl Default for Patience {
+    fn default() -> Self {
+        Self(Duration::from_secs(30))
+    }
+}
+
+impl Patience {
+    /// A request that the host, too, gives up in time.
+    fn timed<T>(self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.0.min(MAX_TIMEOUT));
+        request
+    }
+
+    /// Waits for the answer to a request, by the clock of this side: a host that has gone silent keeps no deadline.
+    async fn within<T>(
+        self,
+        rpc: &'static str,
+        answer: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Error> {
+        match tokio::time::timeout(self.0.saturating_add(GRACE), answer).await {
+            Ok(answer) => answer.map(Response::into_inner).map_err(|status| self.error(rpc, &status)),
+            Err(_) => Err(Error::TimedOut { rpc, within: self.0 }),
+        }
+    }
+
+    fn error(self, rpc: &'static str, status: &Status) -> Error {
+        match to_tool_error(rpc, status) {
+            ToolError::Session(error) => Error::Session(error),
+            ToolError::DeadlineExceeded { .. } => Error::TimedOut { rpc, within: self.0 },
+            error @ ToolError::ShuttingDown { .. } => Error::Tool(error),
+            _ if status.source().is_some() => Error::Unreachable { problem: problem_of(status) },
+            _ => Error::Refused { rpc, problem: status.message().to_owned() },
+        }
     }
 }
 
@@ -338,23 +366,6 @@ where
             Err(status) if attempts < ATTEMPTS && broke(&status) => attempts += 1,
             answer => return answer,
         }
-    }
-}
-
-/// A request that the host, too, gives up in time.
-fn timed<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(ANSWER_WITHIN);
-    request
-}
-
-fn error(rpc: &'static str, status: &Status) -> Error {
-    match to_tool_error(rpc, status) {
-        ToolError::Session(error) => Error::Session(error),
-        ToolError::DeadlineExceeded { .. } => Error::TimedOut { rpc, within: ANSWER_WITHIN },
-        error @ ToolError::ShuttingDown { .. } => Error::Tool(error),
-        _ if status.source().is_some() => Error::Unreachable { problem: problem_of(status) },
-        _ => Error::Refused { rpc, problem: status.message().to_owned() },
     }
 }
 
@@ -444,10 +455,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_host_that_says_nothing_is_not_waited_for_longer_than_it_may() {
-        let silent = std::future::pending::<Result<Response<()>, Status>>();
-        let begun = tokio::time::Instant::now();
-        let late = within("GetVariable", silent).await.unwrap_err();
-        assert_eq!(late.to_string(), "the host did not answer GetVariable within 30s");
-        assert_eq!(begun.elapsed(), ANSWER_WITHIN + GRACE);
+        for (patience, shown) in
+            [(Patience::default(), "30s"), (Patience(Duration::from_millis(250)), "250ms")]
+        {
+            let silent = std::future::pending::<Result<Response<()>, Status>>();
+            let begun = tokio::time::Instant::now();
+            let late = patience.within("GetVariable", silent).await.unwrap_err();
+            assert_eq!(late.to_string(), format!("the host did not answer GetVariable within {shown}"));
+            assert_eq!(begun.elapsed(), patience.0 + GRACE);
+        }
     }
 }
