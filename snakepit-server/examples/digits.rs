@@ -139,7 +139,7 @@ async fn run(args: Args) -> Result<f64, Failure> {
 
     println!("5. shut down");
     pids.extend(worker_pids(&snakepit));
-    snakepit.shutdown().await;
+    snakepit.shutdown().await?;
     pids.sort_unstable();
     pids.dedup();
     let left =

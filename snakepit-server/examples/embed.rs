@@ -37,6 +37,6 @@ async fn main() -> Result<(), Error> {
     let greeting: Value = session.execute("call_host", arguments).await?;
     println!("Python called Rust: {greeting}");
 
-    snakepit.shutdown().await;
+    snakepit.shutdown().await?;
     Ok(())
 }

@@ -32,6 +32,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
 
-    snakepit.shutdown().await;
+    snakepit.shutdown().await?;
     Ok(())
 }

@@ -264,7 +264,8 @@ impl Builder {
             () = called_off => Err(Error::CalledOff),
         };
         if let Err(error) = started {
-            snakepit.shutdown_within(Duration::ZERO).await;
+            // The error that is told is the first one.
+            let _ended = snakepit.shutdown_within(Duration::ZERO).await;
             return Err(error);
         }
         // Health checks see the server from here on, and see it leave before it stops answering.
@@ -285,8 +286,12 @@ impl Builder {
         };
         if program.is_some() == self.launcher.is_some() {
             return Err(config(match program {
-                Some(_) => "a launcher excludes an adapter or a worker command; give one of them",
-                None => "nothing to run; give an adapter (`module.path:Class`) or a worker command",
+                Some(_) => {
+                    "`Builder::launcher` excludes `Builder::adapter` and `Builder::worker_command`; call one of them"
+                }
+                None => {
+                    "nothing to run; call `Builder::adapter` with `module.path:Class`, or `Builder::worker_command`"
+                }
             }));
         }
         let registry = Registry::new();

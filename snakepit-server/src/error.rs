@@ -28,7 +28,7 @@ pub enum Error {
     /// An address that other machines can reach was asked for without saying so.
     #[error(
         "refusing to listen on {address}: it is not a loopback address and there is no encryption; \
-         pass --allow-remote if the network is trusted"
+         pass --allow-remote, or call `Builder::allow_remote`, if the network is trusted"
     )]
     NotLoopback {
         /// The address asked for, and what its name stands for if it is one.

@@ -153,21 +153,31 @@ impl Snakepit {
     }
 
     /// Stops: refuses new calls, lets those in flight finish for up to ten seconds, cuts off the rest, stops the workers,
-    /// closes the listeners. Calls that are refused or cut off fail with [`ToolError::ShuttingDown`], streams and watches too. Returns when every worker process is gone and every connection is closed; those whose clients have
-    /// requests open get up to two seconds for that, and are cut then. May be called more than once.
+    /// closes the listeners. Calls that are refused or cut off fail with [`ToolError::ShuttingDown`], streams and watches too.
+    /// Returns when every worker process is gone and every connection is closed; those whose clients have requests open get up
+    /// to two seconds for that, and are cut then. May be called more than once.
     ///
-    /// When the runtime that started the host has shut down, there is nothing left to stop: this logs an error that says so,
-    /// and returns.
-    pub async fn shutdown(&self) {
-        self.shutdown_within(DRAIN).await;
+    /// # Errors
+    /// [`Error::Tool`] with [`ToolError::NoRuntime`] when the runtime that started the host has shut down: its workers were
+    /// killed with it, so that nothing is left to be stopped, and no call in flight could finish.
+    ///
+    /// # Cancel safety
+    /// What was begun goes on when the future is dropped; calling it again waits for the same end.
+    pub async fn shutdown(&self) -> Result<(), Error> {
+        self.shutdown_within(DRAIN).await
     }
 
     /// Like [`shutdown`](Self::shutdown), with another bound on how long calls in flight may take.
-    pub async fn shutdown_within(&self, drain: Duration) {
+    ///
+    /// # Errors
+    /// As for `shutdown`.
+    ///
+    /// # Cancel safety
+    /// As for `shutdown`.
+    pub async fn shutdown_within(&self, drain: Duration) -> Result<(), Error> {
         if self.pool.is_orphaned() {
-            tracing::error!("{}; nothing is left to be shut down", ToolError::runtime_ended());
             self.service.stop.cancel();
-            return;
+            return Err(ToolError::runtime_ended().into());
         }
         self.hide();
         // Calls on workers may need host tools, and host tools workers: none is cut off before time is up for all.
@@ -191,5 +201,7 @@ impl Snakepit {
         self.service.stop.cancel();
         self.service.tasks.close();
         self.service.tasks.wait().await;
+        // It may have shut down meanwhile: a program can wait on another one.
+        if self.pool.is_orphaned() { Err(ToolError::runtime_ended().into()) } else { Ok(()) }
     }
 }

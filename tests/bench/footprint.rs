@@ -25,7 +25,7 @@ pub(crate) async fn start(workers: usize) -> Sample {
     let began = Instant::now();
     let host = native(workers).await;
     let took = began.elapsed();
-    host.shutdown().await;
+    host.shutdown().await.unwrap();
     milliseconds(took)
 }
 

@@ -77,7 +77,7 @@ async fn workers(
     for workers in [1, 2, 4, 8, 16, 32, 64] {
         let host = product::native(workers).await;
         curve.add(workers, with_each(product::calls(&host, in_flight(workers), spell).await));
-        host.shutdown().await;
+        host.shutdown().await.unwrap();
     }
     curve
 }
@@ -95,7 +95,7 @@ async fn in_flight(spell: Spell) -> Curve {
     for in_flight in [1, 4, 16, 64, 256, 1000, 4000, 10_000] {
         curve.add(in_flight, with_each(product::calls(&host, in_flight, spell).await));
     }
-    host.shutdown().await;
+    host.shutdown().await.unwrap();
     curve
 }
 
@@ -167,6 +167,6 @@ async fn payloads(quick: bool) -> Curve {
         let times = if quick { 5 } else { 20 }.max(if size <= 1 << 16 { 300 } else { 0 });
         curve.add(size, product::echo(&host, size, times).await);
     }
-    host.shutdown().await;
+    host.shutdown().await.unwrap();
     curve
 }

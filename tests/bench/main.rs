@@ -194,7 +194,7 @@ async fn run_one(one: &One) -> Sample {
                 What::EmbeddedMemory => footprint::growth_embedded(&host, chunks).await,
                 _ => product::calls(&host, in_flight, spell).await,
             };
-            host.shutdown().await;
+            host.shutdown().await.unwrap();
             sample
         }
         What::Grpcio | What::GrpcioChunks | What::GrpcioEcho => {
@@ -204,7 +204,7 @@ async fn run_one(one: &One) -> Sample {
                 What::GrpcioEcho => product::echo(&host, one.bytes, 10).await,
                 _ => product::calls(&host, in_flight, spell).await,
             };
-            host.shutdown().await;
+            host.shutdown().await.unwrap();
             sample
         }
         _ => {

@@ -116,8 +116,8 @@ pub(crate) async fn run(extent: Extent) -> Runs {
     }
     let errors = runs.errors();
     runs.add("errors", Sample::default().with("errors", errors));
-    native.shutdown().await;
-    grpcio.shutdown().await;
+    native.shutdown().await.unwrap();
+    grpcio.shutdown().await.unwrap();
     daemon.stop().await;
     runs
 }

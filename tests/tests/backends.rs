@@ -5,7 +5,7 @@ use std::time::Duration;
 use snakepit_proto::pb;
 use snakepit_server::{ValueType, VariableType};
 use snakepit_tests::{
-    Client, Redis, SHOWCASE, Sandbox, SandboxBuilder, Signal, result_of, signal, tool_request,
+    Client, Redis, SHOWCASE, Sandbox, SandboxBuilder, Signal, eventually, result_of, signal, tool_request,
 };
 use tokio::task::JoinSet;
 use tonic::Code;
@@ -211,4 +211,71 @@ async fn no_update_of_six_clients_on_two_daemons_gives_up() {
     writers.join_all().await;
     let session = client.session("s").await.unwrap();
     assert_eq!(session.get::<u32>("n").await.unwrap(), 6 * EACH);
+}
+
+#[tokio::test]
+async fn a_redis_that_may_evict_sessions_is_warned_of() {
+    const WARNING: &str = "redis may evict sessions when its memory is full";
+    let redis = Redis::start().await;
+    let sandbox = daemon(&redis.url()).start().await;
+    let client = redis::Client::open(redis.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let mut set = redis::cmd("CONFIG");
+    set.arg("SET").arg("maxmemory-policy").arg("allkeys-lru").exec_async(&mut connection).await.unwrap();
+    let warned = daemon(&redis.url()).start().await;
+    eventually(WARNING, Duration::from_secs(10), async || warned.log().contains(WARNING)).await;
+    assert!(!sandbox.log().contains(WARNING), "it started before");
+    let log = warned.log();
+    let line = log.lines().find(|line| line.contains(WARNING)).expect(&log);
+    assert!(line.contains("WARN") && line.contains("policy=\"allkeys-lru\""), "{line}");
+    assert!(line.contains("set `maxmemory-policy noeviction`"), "{line}");
+}
+
+/// The file is on a disk of its own, which only the daemon sees.
+#[tokio::test]
+async fn a_full_disk_refuses_writes_until_there_is_room() {
+    let possible = tokio::process::Command::new("unshare").args(["-rm", "true"]).status().await;
+    if !possible.is_ok_and(|status| status.success()) {
+        eprintln!("not tested: there are no mount namespaces here");
+        return;
+    }
+    let mount = tempfile::tempdir().unwrap();
+    let disk = mount.path().display();
+    let shell =
+        format!("exec unshare -rm sh -c 'mount -t tmpfs -o size=8m tmpfs {disk} && exec \"$@\"' sh \"$@\"");
+    let sandbox = daemon(&format!("file:{disk}/sessions.redb")).shell(shell).start().await;
+    let mut client = sandbox.client().await;
+    open(&mut client, "s", 3600).await;
+    let program = |name: &str| pb::PutProgramRequest {
+        session_id: "s".into(),
+        program: Some(pb::Program {
+            name: name.into(),
+            data: vec![7; 512 * 1024].into(),
+            ..Default::default()
+        }),
+        global: false,
+    };
+    let mut kept = Vec::new();
+    let refused = loop {
+        let name = format!("p{}", kept.len());
+        match client.put_program(program(&name)).await {
+            Ok(_) => kept.push(name),
+            Err(status) => break status,
+        }
+        assert!(kept.len() < 16, "they are larger than the disk");
+    };
+    assert!(!kept.is_empty());
+    let said = "writes go on when there is room";
+    assert!(
+        refused.message().contains("the disk is full: ") && refused.message().contains(said),
+        "{refused:?}"
+    );
+    for name in &kept {
+        let get = pb::GetProgramRequest { session_id: "s".into(), name: name.clone(), global: false };
+        let found = client.get_program(get).await.unwrap().into_inner().program.unwrap();
+        assert_eq!(found.data.len(), 512 * 1024);
+        let delete = pb::DeleteProgramRequest { session_id: "s".into(), name: name.clone(), global: false };
+        client.delete_program(delete).await.unwrap();
+    }
+    client.put_program(program("again")).await.unwrap();
 }

@@ -182,6 +182,14 @@ async fn a_server_that_cannot_start_says_why_and_leaves_nothing() {
         ),
         (Sandbox::worker_command(&exits, 1), vec!["`default-0-1`", "before it was ready", "code 3"]),
         (Sandbox::worker_command("/no/such/worker", 1), vec!["/no/such/worker", "--worker-command"]),
+        (
+            Sandbox::adapter(SHOWCASE, 1).args(&["--sessions", "redis://127.0.0.1:1?prefx=a"]),
+            vec!["--sessions", "unknown parameter `prefx`", "it takes prefix"],
+        ),
+        (
+            Sandbox::adapter(SHOWCASE, 1).args(&["--sessions", "file:/no/such/directory/s.redb"]),
+            vec!["--sessions", "/no/such/directory"],
+        ),
     ];
     for (builder, needles) in cases {
         let shown = format!("{builder:?}");
@@ -214,7 +222,11 @@ async fn mistakes_of_an_operator_are_wrong_usage() {
         (Sandbox::worker_command("", 1), "--worker-command is empty"),
         (
             Sandbox::adapter(SHOWCASE, 1).args(&["--sessions", "redsi://:secret@host"]),
-            "`sessions` cannot be used",
+            "the place of --sessions cannot be used: it is `memory`",
+        ),
+        (
+            Sandbox::adapter(SHOWCASE, 1).args(&["--sessions", "rediss://:secret@host"]),
+            "the place of --sessions cannot be used: TLS is not supported; give `redis://` and the address of a TLS proxy",
         ),
         (
             Sandbox::adapter(SHOWCASE, 1).config("max-sesions = 3"),

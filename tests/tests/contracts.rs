@@ -60,7 +60,7 @@ async fn keeps_the_launcher_contract(program: impl FnOnce(PathBuf) -> WorkerProg
     let bench = bench(program).await;
     launcher_contract(Arc::clone(&bench.launcher) as Arc<dyn WorkerLauncher>).await;
     bench.launcher.shutdown().await;
-    bench.host.shutdown().await;
+    bench.host.shutdown().await.unwrap();
 }
 
 #[tokio::test]
@@ -94,5 +94,5 @@ async fn pools_of_python_workers_keep_the_handler_contract() {
         tool_handler_contract(pool.tool(), &calls(endless)).await;
     }
     pool.shutdown(std::time::Duration::ZERO).await;
-    bench.host.shutdown().await;
+    bench.host.shutdown().await.unwrap();
 }

@@ -76,7 +76,7 @@ async fn a_backend_that_stalls_neither_outlasts_a_deadline_nor_delays_an_answer(
     assert!(begun.elapsed() < 2 * SECOND, "{:?}", begun.elapsed());
     redis.signal(Signal::SIGCONT);
     session.execute::<Value>("whoami", json!({})).await.unwrap();
-    snakepit.shutdown().await;
+    snakepit.shutdown().await.unwrap();
 }
 
 #[tokio::test]
@@ -120,7 +120,7 @@ async fn a_session_does_not_expire_under_a_call_that_uses_it() {
         session.register_with("n", NewVariable { ty, value, note: Note::default() }).await.unwrap();
         session.execute::<Value>("sleep_for", json!({"seconds": 2.5})).await.unwrap();
         assert_eq!(session.get::<i64>("n").await.unwrap(), 7, "in Redis: {in_redis}");
-        snakepit.shutdown().await;
+        snakepit.shutdown().await.unwrap();
     }
 }
 
@@ -151,7 +151,8 @@ fn a_host_in_a_static_says_that_its_runtime_has_ended() {
                 "{error}"
             );
         }
-        host.shutdown().await;
+        let error = tool_error(host.shutdown().await.unwrap_err());
+        assert!(matches!(error, ToolError::NoRuntime { .. }), "{error}");
         assert!(begun.elapsed() < 5 * SECOND);
     });
 }
@@ -175,7 +176,7 @@ fn outside_a_runtime_everything_answers_and_nothing_panics() {
     let watch = session.watch(&[], false).now_or_never().unwrap().unwrap();
     drop(watch);
     let _may_be_under_way = host.shutdown().now_or_never();
-    runtime.block_on(host.shutdown());
+    runtime.block_on(host.shutdown()).unwrap();
 }
 
 #[derive(Deserialize)]
@@ -213,7 +214,7 @@ async fn calls_that_wait_for_themselves_fail_at_once() {
             0,
             "nothing is stuck"
         );
-        snakepit.shutdown_within(Duration::ZERO).await;
+        snakepit.shutdown_within(Duration::ZERO).await.unwrap();
     }
 }
 
@@ -232,7 +233,7 @@ async fn chains_that_wait_for_each_others_workers_are_found_too() {
         }
     }
     assert!(begun.elapsed() < 25 * SECOND, "{:?}", begun.elapsed());
-    snakepit.shutdown_within(Duration::ZERO).await;
+    snakepit.shutdown_within(Duration::ZERO).await.unwrap();
 }
 
 #[tokio::test]
@@ -251,7 +252,7 @@ async fn both_parts_of_a_trace_reach_python_and_host_tools() {
             let seen = snakepit.call("traces").trace(context).unary::<Value>().await.unwrap().value;
             assert_eq!(seen, json!([parent, state, [parent, state]]));
         }
-        snakepit.shutdown().await;
+        snakepit.shutdown().await.unwrap();
     }
 }
 
@@ -267,5 +268,5 @@ async fn the_type_of_an_exception_is_named_as_python_prints_it() {
         "{}",
         failure.traceback
     );
-    snakepit.shutdown().await;
+    snakepit.shutdown().await.unwrap();
 }

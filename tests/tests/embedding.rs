@@ -73,11 +73,11 @@ async fn typed_calls_streams_and_shutdown() {
     assert!(matches!(late, Error::Tool(ToolError::DeadlineExceeded { .. })), "{late}");
 
     let pids: Vec<u32> = snakepit.status().workers.iter().filter_map(|worker| worker.pid).collect();
-    snakepit.shutdown().await;
+    snakepit.shutdown().await.unwrap();
     assert!(pids.iter().all(|pid| !is_alive(*pid)));
     let after = snakepit.execute::<i64>("add", json!({"a": 1, "b": 2})).await.unwrap_err();
     assert!(matches!(after, Error::Tool(ToolError::ShuttingDown { delivered: false })), "{after}");
-    snakepit.shutdown().await;
+    snakepit.shutdown().await.unwrap();
 }
 
 #[tokio::test]
@@ -102,7 +102,7 @@ async fn python_calls_the_hosts_tools() {
     }
     // The host's own tools are callable from Rust as well.
     assert_eq!(snakepit.execute::<i64>("multiply", json!({"a": 2, "b": 3})).await.unwrap(), 6);
-    snakepit.shutdown().await;
+    snakepit.shutdown().await.unwrap();
 }
 
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn programs_and_payloads_pass_through() {
     // `echo` answers with a map, and a map cannot hold raw bytes: an error that says so, never a crash.
     let error = reply.unwrap_err().to_string();
     assert!(error.contains("bytes"), "{error}");
-    snakepit.shutdown().await;
+    snakepit.shutdown().await.unwrap();
 }
 
 #[tokio::test]
@@ -136,7 +136,7 @@ async fn workers_cannot_take_over_the_hosts_own_tools() {
     assert_eq!(snakepit.execute::<i64>("multiply", json!({"a": 2, "b": 3})).await.unwrap(), 6);
     let (_, provider) = snakepit.tools().into_iter().find(|(tool, _)| &*tool.name == "multiply").unwrap();
     assert_eq!(provider, "host");
-    snakepit.shutdown().await;
+    snakepit.shutdown().await.unwrap();
 
     // A worker that has a tool of such a name cannot start.
     let add = FnTool::typed("add", |_: Value| async { Ok::<_, String>(()) });
@@ -246,7 +246,7 @@ async fn timeouts_beyond_all_bounds_are_taken() {
     let call = snakepit.call("add").args(json!({"a": 1, "b": 2}));
     assert_eq!(call.timeout(endless).unary::<i64>().await.unwrap().value, 3);
     assert_eq!(snakepit.execute::<i64>("add", json!({"a": 1, "b": 2})).await.unwrap(), 3);
-    snakepit.shutdown().await;
+    snakepit.shutdown().await.unwrap();
 }
 
 #[tokio::test]
@@ -274,7 +274,7 @@ async fn a_shutdown_ends_what_clients_still_hold_open() {
     let mut client = client(&snakepit).await;
     let call = tokio::spawn(async move { client.execute_tool(tool_request("endless", &json!({}))).await });
     began.notified().await;
-    snakepit.shutdown_within(Duration::ZERO).await;
+    snakepit.shutdown_within(Duration::ZERO).await.unwrap();
     let status = call.await.unwrap().unwrap_err();
     assert!(status.message().starts_with("the host is shutting down"), "it is cut off: {status:?}");
     eventually("the handler is gone", Duration::from_secs(1), async || ended.load(Ordering::SeqCst)).await;
@@ -328,7 +328,7 @@ async fn a_program_keeps_state_in_its_own_host_and_in_one_elsewhere() {
     assert_eq!((&info.metadata["user"], info.ttl), ("u", Duration::from_secs(2)));
     session.register("n", VariableType::new(ValueType::Integer).unwrap(), 0).await.unwrap();
     let mut watch = session.watch(&["n"], false).await.unwrap();
-    snakepit.shutdown().await;
+    snakepit.shutdown().await.unwrap();
     let end = watch.next().await.unwrap().unwrap_err();
     assert!(matches!(end, Error::Tool(ToolError::ShuttingDown { .. })), "{end:?}");
     assert!(watch.next().await.is_none());
@@ -410,7 +410,7 @@ async fn arrays_are_lists_of_numbers_here_and_of_numpy_there() {
     for session in [snakepit.session("s").await.unwrap(), elsewhere.session("t").await.unwrap()] {
         keeps_arrays(&session).await;
     }
-    snakepit.shutdown().await;
+    snakepit.shutdown().await.unwrap();
 }
 
 async fn keeps_arrays(session: &SessionHandle) {
@@ -465,5 +465,5 @@ async fn watches_beyond_what_a_connection_carries_are_refused() {
     assert_eq!(sessions[0].get::<i64>("n").await.unwrap(), 0);
     watches.pop();
     sessions[0].watch(&["n"], false).await.unwrap();
-    snakepit.shutdown().await;
+    snakepit.shutdown().await.unwrap();
 }

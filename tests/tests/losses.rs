@@ -69,7 +69,7 @@ async fn answers_of_finished_calls_outlive_the_call_that_kills_their_worker() {
         let lost: Vec<_> = (0..60).zip(lost).filter_map(|(i, lost)| lost.then_some(i)).collect();
         assert_eq!(lost, Vec::from_iter(victim), "with {padding} bytes of padding");
     }
-    snakepit.shutdown().await;
+    snakepit.shutdown().await.unwrap();
 }
 
 /// Workers are killed from outside, under load, while the host's only thread is busy with something else: answers and the
@@ -110,5 +110,5 @@ async fn a_kill_under_load_loses_one_call_at_most_although_the_host_is_stalled()
         stop.set(true);
     };
     join(join_all((0..CALLERS).map(|_| caller())), killer).await;
-    snakepit.shutdown().await;
+    snakepit.shutdown().await.unwrap();
 }

@@ -4,7 +4,7 @@ use std::{io::Read, net::TcpStream, path::Path, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use serde_json::json;
-use snakepit_proto::pb;
+use snakepit_proto::{launch::ENV_HOST_VERSION, pb};
 use snakepit_server::{FnTool, Snakepit, ToolSpec};
 use snakepit_tests::{
     Client, SHOWCASE, Sandbox, Signal, eventually, execute, processes_with, python, root, signal,
@@ -141,16 +141,20 @@ async fn a_program_says_what_the_workers_of_its_own_launcher_serve() {
     host.execute::<serde_json::Value>("echo", json!({"a": 1})).await.unwrap_err();
     host.register_tools(vec![ToolSpec::new("echo").parameter("a", "integer", "")]).unwrap();
     assert_eq!(host.execute::<serde_json::Value>("echo", json!({"a": 1})).await.unwrap(), json!({"a": 1}));
-    host.shutdown().await;
+    host.shutdown().await.unwrap();
 }
 
 /// An interpreter that runs a stand-in for the runtime.
 fn other_bridge(dir: &Path) -> std::path::PathBuf {
+    let script = root().join("tests/workers/other_bridge.py");
+    interpreter(dir, &format!("exec '{}' '{}' \"$@\"", python().display(), script.display()))
+}
+
+/// An interpreter that is this line of a shell.
+fn interpreter(dir: &Path, line: &str) -> std::path::PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let path = dir.join("python");
-    let script = root().join("tests/workers/other_bridge.py");
-    let text = format!("#!/bin/sh\nexec '{}' '{}' \"$@\"\n", python().display(), script.display());
-    std::fs::write(&path, text).unwrap();
+    std::fs::write(&path, format!("#!/bin/sh\n{line}\n")).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     path
 }
@@ -187,6 +191,22 @@ async fn runtimes_of_other_versions_are_refused_with_both_versions() {
     let (release, _) = ours.rsplit_once('.').unwrap();
     let error = start_with(&format!("{release}.999 1")).await;
     assert!(error.contains("registered: True"), "{error}");
+}
+
+/// A host from before there were versions tells none.
+#[tokio::test]
+async fn a_runtime_that_is_newer_than_its_host_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = format!("unset {ENV_HOST_VERSION}; exec '{}' \"$@\"", python().display());
+    let failure = Sandbox::adapter(SHOWCASE, 1).python(interpreter(dir.path(), &line)).try_start().await;
+    let failure = failure.unwrap_err();
+    assert_eq!(failure.code, Some(5), "{}", failure.stderr);
+    let said = format!(
+        "the host that started this worker is older than snakepit_bridge {}, and names no version; install the same version \
+         of both",
+        snakepit_proto::launch::VERSION
+    );
+    assert!(failure.line().contains(&said), "{}", failure.line());
 }
 
 #[tokio::test]

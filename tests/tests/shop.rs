@@ -43,7 +43,7 @@ async fn it_works_from_rust_with_its_host_tool() {
     let error = snakepit.execute::<Value>("receipt", json!({"items": []})).await.unwrap_err().to_string();
     assert!(error.contains("`receipt` streams its results; call it with `execute_stream`"), "{error}");
     assert!(!error.contains("Execute"), "{error}");
-    snakepit.shutdown().await;
+    snakepit.shutdown().await.unwrap();
 }
 
 #[tokio::test]

@@ -143,7 +143,8 @@ fn read_url(url: &str, config: &RedisConfig) -> Result<(String, RedisConfig), Se
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:@/".contains(c);
     if config.prefix.is_empty() || !config.prefix.chars().all(is_plain) {
         return Err(invalid(format!(
-            "the prefix {:?} of keys in Redis must be letters, digits and -_.:@/, and not empty",
+            "the prefix {:?} of keys in Redis must be letters, digits and -_.:@/, and not empty; set it by \
+             `?prefix=` in the URL or `RedisConfig::prefix`",
             config.prefix
         )));
     }

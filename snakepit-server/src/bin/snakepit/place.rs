@@ -20,6 +20,10 @@ impl FromStr for Place {
             None if place == "memory" => Ok(Self::Memory),
             Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
             Some(("redis" | "redis+unix", _)) => Ok(Self::Redis(place.to_owned())),
+            Some(("rediss" | "valkeys", _)) => Err(
+                "TLS is not supported; give `redis://` and the address of a TLS proxy beside the host, such as stunnel"
+                    .to_owned(),
+            ),
             _ => Err("it is `memory`, `file:PATH`, `redis://HOST:PORT` or `redis+unix:///PATH`".to_owned()),
         }
     }
@@ -64,5 +68,6 @@ mod tests {
         for bad in ["", "disk", "file:", "http://h", "memory:x"] {
             assert!(bad.parse::<Place>().unwrap_err().contains("file:PATH"), "{bad}");
         }
+        assert!("rediss://h".parse::<Place>().unwrap_err().contains("TLS proxy"));
     }
 }

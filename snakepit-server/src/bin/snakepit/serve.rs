@@ -145,10 +145,9 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         return Err(Failure::new(exit::USAGE, problem));
     }
     // Read here and not by the parser of the command line, which shows what it refuses: a password may be in it.
-    let sessions: Place = args
-        .sessions
-        .parse()
-        .map_err(|problem| Failure::new(exit::USAGE, format!("`sessions` cannot be used: {problem}")))?;
+    let unusable = |problem: String| format!("the place of --sessions cannot be used: {problem}");
+    let sessions: Place =
+        args.sessions.parse().map_err(|problem| Failure::new(exit::USAGE, unusable(problem)))?;
     if let Some(file) = &args.config {
         tracing::info!(file = %file.display(), "configured");
     }
@@ -200,7 +199,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         tracing::info!(signal = %name, "stopped before the workers were ready; nothing is left");
     };
     let sessions = tokio::select! {
-        opened = sessions.open(args.limits.into()) => opened.map_err(|e| refused(e.to_string()))?,
+        opened = sessions.open(args.limits.into()) => opened.map_err(|e| refused(unusable(e.to_string())))?,
         name = signals.next() => {
             called_off(name);
             return Ok(());
@@ -221,12 +220,15 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
 
     let name = signals.next().await;
     tracing::info!(signal = name, drain = ?args.drain, "draining; a second signal cuts off calls in flight");
-    tokio::select! {
-        () = snakepit.shutdown_within(args.drain) => {}
+    let stopped = tokio::select! {
+        stopped = snakepit.shutdown_within(args.drain) => stopped,
         name = signals.next() => {
             tracing::warn!(signal = name, "cutting off calls in flight and stopping the workers");
-            snakepit.shutdown_within(Duration::ZERO).await;
+            snakepit.shutdown_within(Duration::ZERO).await
         }
+    };
+    if let Err(error) = stopped {
+        tracing::error!(%error, "stopped, but not gracefully");
     }
     Ok(())
 }
