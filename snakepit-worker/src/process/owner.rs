@@ -156,6 +156,17 @@ mod tests {
         }
     }
 
+    /// A process that is no child of this one.
+    struct KilledOrphan(u32);
+
+    impl Drop for KilledOrphan {
+        fn drop(&mut self) {
+            use nix::{sys::signal, unistd::Pid};
+
+            let _ = signal::kill(Pid::from_raw(self.0.cast_signed()), signal::Signal::SIGKILL);
+        }
+    }
+
     /// Starts a command as the leader of a group, and says whether the connection that it makes is believed to be its own.
     fn is_believed(command: &[&str], leader: Option<u32>) -> bool {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -207,22 +218,19 @@ mod tests {
     #[test]
     fn a_process_that_left_its_launch_does_not_belong() {
         let mut command = Command::new("sh");
-        // The shell's child ends, so that its own child is an orphan, in a session of its own.
-        command.args(["-c", "(setsid sh -c 'echo $$; exec cat >/dev/null' <&0 &); cat >/dev/null"]);
-        let mut shell =
-            command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let orphan: u32 = line.trim().parse().unwrap();
-        let leader = shell.id();
-        let _shell = Killed(shell);
+        // The shell's child ends, so that its own child is an orphan, in a session of its own. The shell says when.
+        command
+            .args(["-c", "(setsid sh -c 'echo $$; exec cat >/dev/null' <&0 &); echo ended; cat >/dev/null"]);
+        let shell = command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut shell = Killed(shell);
+        let lines = BufReader::new(shell.0.stdout.take().unwrap()).lines().take(2);
+        let lines: Vec<String> = lines.collect::<Result<_, _>>().unwrap();
+        let orphan = lines.iter().find_map(|line| line.parse().ok()).unwrap();
+        let _orphan = KilledOrphan(orphan);
+        assert!(lines.iter().any(|line| line == "ended"), "{lines:?}");
+        let leader = shell.0.id();
         assert!(!belongs(orphan, leader));
         assert!(belongs(leader, leader) && !belongs(std::process::id(), leader));
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(orphan.cast_signed()),
-            nix::sys::signal::Signal::SIGKILL,
-        )
-        .unwrap();
     }
 
     #[test]
