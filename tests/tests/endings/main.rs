@@ -1,7 +1,10 @@
 //! Every kind of tool through every ending, over every way to call it: the cells of the table in docs/endings.md.
 
+mod calls;
+mod python;
+
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -9,17 +12,14 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, TryStreamExt, future::BoxFuture};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use snakepit_proto::{pb, status::details_of};
-use snakepit_server::{
-    CallBuilder, Client as Remote, Error, FnTool, SessionHandle, SessionWatch, Snakepit, ToolError,
-    status::from_tool_error,
-};
-use snakepit_tests::{Client, Signal, eventually, python, root, signal, tool_request};
-use tokio::task::JoinSet;
-use tonic::{Request, Status, transport::Endpoint};
+use snakepit_proto::pb;
+use snakepit_server::{Error, FnTool, SessionWatch, Snakepit, ToolError};
+use snakepit_tests::{Sandbox, Signal, eventually, python, root, signal};
+
+use crate::calls::{Clients, Way, reason, reason_of};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -34,14 +34,9 @@ const KINDS: [(&str, &str, bool, bool); 7] = [
     ("stream of a host tool", "host_stream", true, true),
 ];
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Way {
-    Embedded,
-    Grpc,
-    Multiplexed,
-}
-
-const WAYS: [Way; 3] = [Way::Embedded, Way::Grpc, Way::Multiplexed];
+/// The ways from Rust, and those from Python.
+const RUST: [Way; 3] = [Way::Embedded, Way::Grpc, Way::Multiplexed];
+const PYTHON: [Way; 2] = [Way::Grpcio, Way::Package];
 
 /// The expected reason of a kind and an ending; `None` where there is nothing to check.
 fn expected(kind: &str, ending: &str) -> Option<String> {
@@ -73,9 +68,8 @@ impl Drop for Ended {
 
 struct Host {
     snakepit: Snakepit,
-    remote: Remote,
-    grpc: Client,
-    dir: tempfile::TempDir,
+    clients: Clients,
+    _dir: tempfile::TempDir,
     ended: Arc<AtomicUsize>,
 }
 
@@ -124,38 +118,8 @@ impl Host {
             .await
             .unwrap();
         let address = snakepit.address().unwrap().to_string();
-        let remote = Remote::connect(&address).await.unwrap();
-        let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-        Self { snakepit, remote, grpc: Client::new(channel), dir, ended }
-    }
-
-    /// Makes a call, and waits until the tool runs, unless it ends by itself.
-    async fn begin(
-        &self,
-        way: Way,
-        tool: &str,
-        streams: bool,
-        how: &str,
-        timeout: Option<Duration>,
-    ) -> Calling {
-        static CALLS: AtomicUsize = AtomicUsize::new(0);
-        let marker = self.dir.path().join(format!("marker-{}", CALLS.fetch_add(1, Ordering::SeqCst)));
-        let args = json!({"how": how, "marker": marker});
-        let outcome: BoxFuture<'static, String> = match way {
-            Way::Embedded => Box::pin(built(self.snakepit.call(tool), args, streams, timeout)),
-            Way::Multiplexed => Box::pin(built(self.remote.call(tool), args, streams, timeout)),
-            Way::Grpc => {
-                let mut request = Request::new(tool_request(tool, &args));
-                if let Some(timeout) = timeout {
-                    request.set_timeout(timeout);
-                }
-                Box::pin(plain(self.grpc.clone(), request, streams))
-            }
-        };
-        let mut task = JoinSet::new();
-        task.spawn(outcome);
-        eventually(&format!("{tool} runs"), SOON, async || marker.exists() || is_done(&marker, how)).await;
-        Calling(task)
+        let clients = Clients::connect(&address, Some(snakepit.clone())).await;
+        Self { snakepit, clients, _dir: dir, ended }
     }
 
     /// The process of the one worker that runs a call.
@@ -176,77 +140,20 @@ impl Host {
     }
 }
 
-/// Calls that end by themselves may have done so before anybody looks.
-fn is_done(_: &Path, how: &str) -> bool {
-    how != "hang"
-}
-
-/// A call on its way.
-struct Calling(JoinSet<String>);
-
-impl Calling {
-    async fn outcome(mut self) -> String {
-        tokio::time::timeout(SOON, self.0.join_next()).await.expect("the call ends").unwrap().unwrap()
-    }
-}
-
-async fn built(call: CallBuilder, args: Value, streams: bool, timeout: Option<Duration>) -> String {
-    let call = call.args(args);
-    let call = match timeout {
-        Some(timeout) => call.timeout(timeout),
-        None => call,
-    };
-    let answer = async {
-        if streams {
-            call.stream::<Value>().await?.try_collect::<Vec<_>>().await.map(drop)
-        } else {
-            call.unary::<Value>().await.map(drop)
-        }
-    };
-    answer.await.map_or_else(reason, |()| "OK".to_owned())
-}
-
-async fn plain(mut client: Client, request: Request<pb::ExecuteToolRequest>, streams: bool) -> String {
-    let answer = async {
-        if streams {
-            let chunks = client.execute_streaming_tool(request).await?.into_inner();
-            chunks.try_collect::<Vec<_>>().await.map(|_| true)
-        } else {
-            client.execute_tool(request).await.map(|response| response.into_inner().success)
-        }
-    };
-    match answer.await {
-        Ok(true) => "OK".to_owned(),
-        Ok(false) => "TOOL_FAILED".to_owned(),
-        Err(status) => reason_of(&status),
-    }
-}
-
-fn reason(error: Error) -> String {
-    match error {
-        Error::Tool(error) => reason_of(&from_tool_error(error)),
-        other => panic!("{other:?}"),
-    }
-}
-
-fn reason_of(status: &Status) -> String {
-    details_of(status).reason.unwrap_or_else(|| format!("{status:?}"))
-}
-
 async fn check(host: &Host, way: Way, ending: &str) {
     for (kind, tool, streams, in_host) in KINDS {
         let Some(expected) = expected(kind, ending) else { continue };
         let before = host.snakepit.status().calls;
         let ended = host.ended.load(Ordering::SeqCst);
         let outcome = match ending {
-            "result" => host.begin(way, tool, streams, "result", None).await.outcome().await,
-            "exception" => host.begin(way, tool, streams, "exception", None).await.outcome().await,
+            "result" => host.clients.begin(way, tool, streams, "result", None).await.outcome().await,
+            "exception" => host.clients.begin(way, tool, streams, "exception", None).await.outcome().await,
             "deadline" => {
                 let timeout = Some(Duration::from_millis(500));
-                host.begin(way, tool, streams, "hang", timeout).await.outcome().await
+                host.clients.begin(way, tool, streams, "hang", timeout).await.outcome().await
             }
             "cancelled" => {
-                drop(host.begin(way, tool, streams, "hang", None).await);
+                drop(host.clients.begin(way, tool, streams, "hang", None).await);
                 let recorded = async || match in_host {
                     true => host.ended.load(Ordering::SeqCst) > ended,
                     false => host.snakepit.status().calls.cancelled > before.cancelled,
@@ -255,7 +162,7 @@ async fn check(host: &Host, way: Way, ending: &str) {
                 "CANCELLED".to_owned()
             }
             "worker lost" => {
-                let call = host.begin(way, tool, streams, "hang", None).await;
+                let call = host.clients.begin(way, tool, streams, "hang", None).await;
                 signal(host.busy(), Signal::SIGKILL);
                 call.outcome().await
             }
@@ -270,69 +177,115 @@ async fn check(host: &Host, way: Way, ending: &str) {
         // Workers that answer nothing before they are lost are replaced ever more slowly.
         for _ in 0..2 {
             host.all_idle().await;
-            assert_eq!(host.begin(way, "function", false, "result", None).await.outcome().await, "OK");
+            assert_eq!(
+                host.clients.begin(way, "function", false, "result", None).await.outcome().await,
+                "OK"
+            );
         }
     }
+}
+
+/// Checks the endings of single calls.
+async fn each_ending(multiplex: bool, ways: &[Way]) {
+    let host = Host::start(2, multiplex).await;
+    for ending in ["result", "exception", "cancelled", "deadline", "worker lost"] {
+        for way in ways {
+            check(&host, *way, ending).await;
+        }
+    }
+    host.snakepit.shutdown().await.unwrap();
 }
 
 #[tokio::test]
 async fn each_ending_of_a_call_has_one_answer() {
-    let host = Host::start(2, true).await;
-    for ending in ["result", "exception", "cancelled", "deadline", "worker lost"] {
-        for way in WAYS {
-            check(&host, way, ending).await;
-        }
-    }
-    host.snakepit.shutdown().await;
+    each_ending(true, &RUST).await;
+}
+
+#[tokio::test]
+async fn each_ending_has_the_same_answer_for_clients_in_python() {
+    each_ending(true, &PYTHON).await;
 }
 
 #[tokio::test]
 async fn each_ending_has_the_same_answer_with_workers_that_are_called_by_plain_rpcs() {
-    let host = Host::start(2, false).await;
-    for ending in ["result", "exception", "cancelled", "deadline", "worker lost"] {
-        check(&host, Way::Embedded, ending).await;
+    each_ending(false, &[Way::Embedded]).await;
+}
+
+/// Begins a call of each of these kinds and a watch in each of these ways. Returns each with its kind and a future that says
+/// how it ends.
+async fn begin_all(
+    clients: &Clients,
+    ways: &[Way],
+    kinds: impl Iterator<Item = (&'static str, &'static str, bool, bool)> + Clone,
+) -> Vec<(&'static str, Way, BoxFuture<'static, String>)> {
+    let mut all = Vec::new();
+    for &way in ways {
+        for (kind, tool, streams, _) in kinds.clone() {
+            let call = clients.begin(way, tool, streams, "hang", None).await;
+            all.push((kind, way, call.outcome().boxed()));
+        }
+        all.push(("watch of variables", way, begin_watch(clients, way).await));
     }
-    host.snakepit.shutdown().await;
+    all
+}
+
+async fn begin_watch(clients: &Clients, way: Way) -> BoxFuture<'static, String> {
+    let built = |mut watch: SessionWatch| async move {
+        let end = reason(watch.next().await.unwrap().map(drop).unwrap_err());
+        assert!(watch.next().await.is_none());
+        end
+    };
+    match way {
+        Way::Embedded => {
+            let host = clients.embedded.as_ref().expect("the host is embedded");
+            let session = host.session("s").await.unwrap();
+            built(session.watch(&[], false).await.unwrap()).boxed()
+        }
+        Way::Multiplexed => {
+            let session = clients.remote.session("s").await.unwrap();
+            built(session.watch(&[], false).await.unwrap()).boxed()
+        }
+        Way::Grpc => {
+            clients.remote.session("s").await.unwrap();
+            let request = pb::WatchVariablesRequest { session_id: "s".into(), ..Default::default() };
+            let mut updates = clients.grpc.clone().watch_variables(request).await.unwrap().into_inner();
+            async move { reason_of(&updates.message().await.unwrap_err()) }.boxed()
+        }
+        Way::Grpcio | Way::Package => {
+            let client = if way == Way::Grpcio { &clients.grpcio } else { &clients.package };
+            let mut watch = client.ask(json!({"watch": "s"}));
+            assert_eq!(watch.next().await, "BEGUN");
+            async move { watch.next().await }.boxed()
+        }
+    }
+}
+
+/// Checks how each of these ended.
+async fn check_all(all: Vec<(&'static str, Way, BoxFuture<'static, String>)>, ending: &str) {
+    for (kind, way, outcome) in all {
+        let outcome = tokio::time::timeout(SOON, outcome).await.expect("it ends");
+        assert_eq!(Some(outcome), expected(kind, ending), "{kind}, {ending}, {way:?}");
+    }
 }
 
 /// Has calls of all kinds and watches cut off, and checks that each says so.
 async fn cut_off(multiplex: bool, ways: &[Way], ending: &str) {
     let python_kinds = KINDS.iter().filter(|(.., in_host)| !in_host).count();
     let host = Host::start(python_kinds * ways.len(), multiplex).await;
-    let mut calls = Vec::new();
-    for &way in ways {
-        for (kind, tool, streams, _) in KINDS {
-            calls.push((kind, way, host.begin(way, tool, streams, "hang", None).await));
-        }
-    }
-    let session = host.snakepit.session("s").await.unwrap();
-    let elsewhere = host.remote.session("s").await.unwrap();
-    let mut watches = vec![watch(&session).await, watch(&elsewhere).await];
-    let request = pb::WatchVariablesRequest { session_id: "s".into(), ..Default::default() };
-    let mut updates = host.grpc.clone().watch_variables(request).await.unwrap().into_inner();
-
+    let all = begin_all(&host.clients, ways, KINDS.into_iter()).await;
     match ending {
-        "drain over" => host.snakepit.shutdown_within(Duration::from_millis(300)).await,
+        "drain over" => host.snakepit.shutdown_within(Duration::from_millis(300)).await.unwrap(),
         "second signal" => {
             let drain = host.snakepit.shutdown_within(Duration::from_secs(600));
             tokio::select! {
-                () = drain => panic!("calls were running"),
+                _ = drain => panic!("calls were running"),
                 () = tokio::time::sleep(Duration::from_millis(100)) => {}
             }
-            host.snakepit.shutdown_within(Duration::ZERO).await;
+            host.snakepit.shutdown_within(Duration::ZERO).await.unwrap();
         }
         other => panic!("{other}"),
     }
-    for (kind, way, call) in calls {
-        assert_eq!(Some(call.outcome().await), expected(kind, ending), "{kind}, {ending}, {way:?}");
-    }
-    let of_a_watch = expected("watch of variables", ending);
-    for watch in &mut watches {
-        let end = tokio::time::timeout(SOON, watch.next()).await.unwrap().unwrap().map(drop).unwrap_err();
-        assert_eq!(Some(reason(end)), of_a_watch);
-        assert!(watch.next().await.is_none());
-    }
-    assert_eq!(Some(reason_of(&updates.message().await.unwrap_err())), of_a_watch);
+    check_all(all, ending).await;
     let refused =
         host.snakepit.execute::<Value>("host_tool", json!({"how": "result", "marker": "/dev/null"})).await;
     let Err(Error::Tool(ToolError::ShuttingDown { delivered: false })) = refused else {
@@ -340,18 +293,21 @@ async fn cut_off(multiplex: bool, ways: &[Way], ending: &str) {
     };
 }
 
-async fn watch(session: &SessionHandle) -> SessionWatch {
-    session.watch(&[], false).await.unwrap()
-}
-
 #[tokio::test]
 async fn calls_and_watches_that_the_end_of_a_drain_cuts_off_say_so() {
-    cut_off(true, &WAYS, "drain over").await;
+    cut_off(true, &RUST, "drain over").await;
 }
 
 #[tokio::test]
-async fn calls_and_watches_that_a_second_signal_cuts_off_say_so() {
-    cut_off(true, &WAYS, "second signal").await;
+async fn calls_and_watches_of_clients_in_python_that_the_end_of_a_drain_cuts_off_say_so() {
+    cut_off(true, &PYTHON, "drain over").await;
+}
+
+/// The program that embeds the host ends its drain as the daemon does: by a second call.
+#[tokio::test]
+async fn calls_and_watches_that_a_second_call_of_shutdown_cuts_off_say_so() {
+    cut_off(true, &RUST, "second signal").await;
+    cut_off(true, &PYTHON, "second signal").await;
 }
 
 #[tokio::test]
@@ -359,4 +315,30 @@ async fn calls_of_plain_workers_that_are_cut_off_say_so() {
     for ending in ["drain over", "second signal"] {
         cut_off(false, &[Way::Embedded], ending).await;
     }
+}
+
+/// The daemon has no tools of its own, so there are those of its workers and the watches.
+async fn cut_off_by_signals(ways: &[Way]) {
+    let kinds = KINDS.into_iter().filter(|(.., in_host)| !in_host);
+    let workers = kinds.clone().count() * ways.len();
+    let mut daemon =
+        Sandbox::adapter("endings:EndingsAdapter", workers).args(&["--drain", "600s"]).start().await;
+    let clients = Clients::connect(daemon.url().trim_start_matches("http://"), None).await;
+    let all = begin_all(&clients, ways, kinds).await;
+    for logged in ["draining; a second signal cuts off", "cutting off calls in flight"] {
+        signal(daemon.pid(), Signal::SIGTERM);
+        eventually(logged, SOON, async || daemon.log().contains(logged)).await;
+    }
+    check_all(all, "second signal").await;
+    assert_eq!(daemon.wait(SOON).await, Some(0));
+}
+
+#[tokio::test]
+async fn calls_and_watches_that_a_second_signal_cuts_off_say_so() {
+    cut_off_by_signals(&[Way::Grpc, Way::Multiplexed]).await;
+}
+
+#[tokio::test]
+async fn calls_and_watches_of_clients_in_python_that_a_second_signal_cuts_off_say_so() {
+    cut_off_by_signals(&PYTHON).await;
 }

@@ -1,0 +1,125 @@
+"""Calls tools and watches variables of one host as its stdin asks, and says how each ended.
+
+Usage: endings_client.py grpcio|package HOST:PORT. Plain grpcio, or the client of the package.
+
+Each line of stdin is JSON: a call {"id", "tool", "args", "stream", "timeout"}, a watch {"id", "watch": SESSION}, or
+{"id", "cancel": true}. Each line of stdout is an event of the request with that id: {"id", "event"}, where the event is a
+word, {"code", "message", "details"} of a gRPC status, or {"error"} with the name of an exception's class.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+Request = dict[str, Any]
+Tell = Callable[[object], None]
+
+
+class Grpcio:
+    """Plain gRPC, as any program speaks it."""
+
+    def __init__(self, address: str) -> None:
+        sys.path.insert(0, os.environ["SNAKEPIT_TEST_STUBS"])
+        import grpc
+        import snakepit_bridge_pb2 as pb
+        import snakepit_bridge_pb2_grpc as rpc
+        from google.protobuf import any_pb2
+
+        self.error, self.pb, self.any = grpc.RpcError, pb, any_pb2.Any
+        self.stub = rpc.BridgeServiceStub(grpc.aio.insecure_channel(address))
+
+    async def call(self, request: Request) -> str:
+        """Calls a tool to its end."""
+        url = "type.googleapis.com/snakepit.string"
+        arguments = {k: self.any(type_url=url, value=json.dumps(v).encode()) for k, v in request["args"].items()}
+        message = self.pb.ExecuteToolRequest(tool_name=request["tool"], parameters=arguments)
+        if request["stream"]:
+            async for _ in self.stub.ExecuteStreamingTool(message, timeout=request["timeout"]):
+                pass
+            return "OK"
+        answer = await self.stub.ExecuteTool(message, timeout=request["timeout"])
+        return "OK" if answer.success else "TOOL_FAILED"
+
+    async def watch(self, session: str, tell: Tell) -> str:
+        """Watches a session until that ends."""
+        await self.stub.InitializeSession(self.pb.InitializeSessionRequest(session_id=session))
+        updates = self.stub.WatchVariables(self.pb.WatchVariablesRequest(session_id=session))
+        await updates.initial_metadata()
+        tell("BEGUN")
+        async for _ in updates:
+            pass
+        return "OK"
+
+    def describe(self, error: Exception) -> object:
+        """The parts of a status."""
+        if not isinstance(error, self.error):
+            return {"error": repr(error)}
+        details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
+        encoded = base64.b16encode(details).decode()
+        return {"code": error.code().value[0], "message": error.details(), "details": encoded}
+
+
+class Package:
+    """The client of the package."""
+
+    def __init__(self, address: str) -> None:
+        from snakepit_bridge.client import Client
+
+        self.client = Client(address)
+
+    async def call(self, request: Request) -> str:
+        """Calls a tool to its end."""
+        caller = self.client.options(timeout=request["timeout"])
+        if request["stream"]:
+            async for _ in caller.stream_async(request["tool"], **request["args"]):
+                pass
+        else:
+            await caller.call_async(request["tool"], **request["args"])
+        return "OK"
+
+    async def watch(self, session: str, tell: Tell) -> str:
+        """Watches a session until that ends."""
+        watch = await asyncio.to_thread(lambda: self.client.session(session).watch())
+        tell("BEGUN")
+        async for _ in watch:
+            pass
+        return "OK"
+
+    def describe(self, error: Exception) -> object:
+        """What a program catches."""
+        return {"error": type(error).__name__}
+
+
+async def main() -> None:
+    """Serves the requests."""
+    client = {"grpcio": Grpcio, "package": Package}[sys.argv[1]](sys.argv[2])
+    tasks: dict[int, asyncio.Task[None]] = {}
+
+    async def run(request: Request) -> None:
+        def tell(event: object) -> None:
+            print(json.dumps({"id": request["id"], "event": event}), flush=True)
+
+        try:
+            watched = request.get("watch")
+            tell(await (client.watch(watched, tell) if watched else client.call(request)))
+        except Exception as error:
+            tell(client.describe(error))
+
+    lines = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(lines)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
+    while line := await lines.readline():
+        request = json.loads(line)
+        if "cancel" not in request:
+            tasks[request["id"]] = asyncio.create_task(run(request))
+        elif request["id"] in tasks:
+            tasks.pop(request["id"]).cancel()
+
+
+asyncio.run(main())
