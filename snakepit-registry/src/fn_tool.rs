@@ -35,7 +35,8 @@ type BoxedTool =
 /// A tool of the host: a typed async closure, called by clients and by Python.
 ///
 /// Arguments and results go through serde. An argument that travels as raw bytes deserializes into `bytes::Bytes` or
-/// whatever else reads bytes. A panic in the closure fails its call and nothing else.
+/// whatever else reads bytes. A float without a fraction, such as 5.0, is a valid integer, and an integer is a valid float.
+/// A panic in the closure fails its call and nothing else.
 #[derive(Clone)]
 pub struct FnTool {
     spec: ToolSpec,

@@ -93,14 +93,14 @@ impl State {
                 }
                 CallEvent::End(end) => {
                     self.live = None;
-                    self.ended(end);
+                    self.take_end(end);
                 }
             }
         }
         Poll::Ready(Step::Ready)
     }
 
-    fn ended(&mut self, end: CallEnd) {
+    fn take_end(&mut self, end: CallEnd) {
         let again = self.restarts < RESTARTS;
         self.restarts += 1;
         match end {
@@ -166,7 +166,7 @@ impl Shared {
     }
 
     /// When this side gives the call up.
-    fn end(&self) -> Option<Instant> {
+    fn gives_up_at(&self) -> Option<Instant> {
         self.deadline.and_then(|deadline| deadline.checked_add(GRACE))
     }
 
@@ -216,7 +216,7 @@ impl HostCall {
     }
 
     fn wait(&self, py: Python<'_>) -> PyResult<()> {
-        if self.driver.wait_until(py, self.shared.end(), self.shared.advance())?.is_none() {
+        if self.driver.wait_until(py, self.shared.gives_up_at(), self.shared.advance())?.is_none() {
             self.shared.expire();
         }
         Ok(())
@@ -295,7 +295,7 @@ impl HostCall {
     fn ready(&self, completions: &Completions, key: u64) -> PyResult<Wait> {
         let shared = Arc::clone(&self.shared);
         self.driver.start_wait(completions, key, async move {
-            let Some(end) = shared.end() else { return shared.advance().await };
+            let Some(end) = shared.gives_up_at() else { return shared.advance().await };
             if timeout_at(end, shared.advance()).await.is_err() {
                 shared.expire();
             }

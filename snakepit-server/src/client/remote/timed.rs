@@ -23,13 +23,14 @@ pub(super) async fn within<T>(
     asked: &Asked,
     answer: impl Future<Output = Result<T, ToolError>>,
 ) -> Result<T, ToolError> {
-    match end(asked) {
+    match gives_up_at(asked) {
         Some(end) => timeout_at(end, answer).await.unwrap_or_else(|_| Err(exceeded(asked))),
         None => answer.await,
     }
 }
 
-fn end(asked: &Asked) -> Option<Instant> {
+/// When this side no longer waits for the host.
+fn gives_up_at(asked: &Asked) -> Option<Instant> {
     asked.deadline?.checked_add(GRACE)
 }
 
@@ -48,7 +49,7 @@ pub(super) struct Timed {
 
 impl Timed {
     pub(super) fn new(chunks: ChunkStream, asked: Asked, line: Arc<Line>) -> Self {
-        let end = end(&asked).map(|end| Box::pin(sleep_until(end)));
+        let end = gives_up_at(&asked).map(|end| Box::pin(sleep_until(end)));
         Self { chunks: Some(chunks), asked, end, _line: line }
     }
 }
