@@ -11,7 +11,10 @@ use nix::{
     sys::signal::{Signal, kill, killpg},
     unistd::{dup2_stdin, getpgrp, getpid},
 };
-use snakepit_proto::launch::{ControlMessage, HostMessage};
+use snakepit_proto::launch::{ControlMessage, ENV_RUN_ID, HostMessage};
+use snakepit_worker::descendants::{Mark, kill_marked};
+
+use crate::fork;
 
 /// The longest line that a host writes.
 const MAX_LINE: usize = 4096;
@@ -41,7 +44,12 @@ impl Control {
             false => None,
         };
         let lifeline = channel.try_clone()?;
-        std::thread::Builder::new().name("snakepit-lifeline".to_owned()).spawn(move || watch(lifeline))?;
+        fork::close_in_child(&channel);
+        fork::close_in_child(&lifeline);
+        let run_id = std::env::var(ENV_RUN_ID).unwrap_or_default();
+        std::thread::Builder::new()
+            .name("snakepit-lifeline".to_owned())
+            .spawn(move || watch(lifeline, &run_id))?;
         spare_the_leader()?;
         Ok(Self { channel: Mutex::new(channel), token })
     }
@@ -90,7 +98,7 @@ fn spare_the_leader() -> io::Result<()> {
 }
 
 /// Waits for the host's end to close. Never touches Python, so a held GIL cannot keep the worker alive.
-fn watch(mut lifeline: File) {
+fn watch(mut lifeline: File, run_id: &str) {
     let mut ignored = [0; 256];
     loop {
         match lifeline.read(&mut ignored) {
@@ -100,7 +108,11 @@ fn watch(mut lifeline: File) {
             Err(_) => break,
         }
     }
-    // The host is gone: end at once, with all that this worker started, if the group is ours to kill.
+    // The host is gone: end at once, with all that descends from this worker.
+    if let Some(mark) = Mark::own(run_id) {
+        kill_marked(|other| other == mark);
+    }
+    // Where nothing is marked, with the group, if it is ours to kill.
     if getpgrp() == getpid() {
         let _ = killpg(getpgrp(), Signal::SIGKILL);
     }

@@ -14,6 +14,8 @@
 
 #[cfg(feature = "test-util")]
 pub mod contract;
+#[cfg(feature = "descendants")]
+pub mod descendants;
 mod error;
 mod exit;
 #[cfg(feature = "test-util")]

@@ -158,6 +158,22 @@ class MisbehavingAdapter(BaseAdapter):
         return int(os.read(reading, 20))
 
     @tool
+    def daemonize_clean(self) -> int:
+        """Daemonizes a program that has neither environment nor descriptors of the worker. Returns its pid."""
+        script = "echo $$; exec sleep 600 >/dev/null 2>&1 </dev/null"
+        line = ["sh", "-c", f"(setsid sh -c '{script}' &)"]
+        return int(subprocess.run(line, env={}, check=True, stdout=subprocess.PIPE).stdout)
+
+    @tool
+    def daemonize_for_good(self) -> int:
+        """Starts a program that is to outlive this worker, and writes to its output. Returns its pid."""
+        line = ["prlimit", "--locks=unlimited", "sleep", "600"]
+        daemon = subprocess.Popen(line, start_new_session=True).pid
+        while Path(f"/proc/{daemon}/comm").read_text() != "sleep\n":
+            time.sleep(0.001)
+        return daemon
+
+    @tool
     def spawn_grandchild(self) -> int:
         """Starts a process that does not know when to stop."""
         return subprocess.Popen(["sleep", "600"]).pid

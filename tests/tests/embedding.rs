@@ -19,7 +19,7 @@ use snakepit_server::{
     SessionError, SessionHandle, SetVariable, Snakepit, Source, ToolError, ValueType, Variable, VariableType,
     WatchEvent,
 };
-use snakepit_tests::{Client, SHOWCASE, eventually, is_alive, python, root, tool_request};
+use snakepit_tests::{Client, SHOWCASE, Signal, eventually, is_alive, python, root, signal, tool_request};
 use tokio::sync::Notify;
 use tonic::transport::Endpoint;
 
@@ -48,6 +48,30 @@ fn builder(run_dir: &tempfile::TempDir) -> Builder {
 
 async fn start(run_dir: &tempfile::TempDir) -> Snakepit {
     builder(run_dir).start().await.unwrap()
+}
+
+#[tokio::test]
+#[allow(clippy::disallowed_methods, reason = "a program of this one's own")]
+async fn daemons_of_the_embedding_program_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemonize = || {
+        let script = "(setsid sh -c 'echo $$; exec sleep 600 >/dev/null 2>&1' &)";
+        let told = std::process::Command::new("sh").args(["-c", script]).output().unwrap().stdout;
+        String::from_utf8(told).unwrap().trim().parse::<u32>().unwrap()
+    };
+    let mut pids = vec![daemonize()];
+    let snakepit = start(&dir).await;
+    pids.push(daemonize());
+    for worker in snakepit.status().workers.iter().filter_map(|worker| worker.pid) {
+        signal(worker, Signal::SIGKILL);
+        eventually("the worker is dead", Duration::from_secs(10), async || !is_alive(worker)).await;
+    }
+    pids.push(daemonize());
+    snakepit.shutdown().await;
+    for pid in pids {
+        assert!(is_alive(pid), "it is none of a worker's");
+        signal(pid, Signal::SIGKILL);
+    }
 }
 
 /// A client on a connection of its own, to a host that listens on TCP.

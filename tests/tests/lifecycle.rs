@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use snakepit_tests::{
-    SHOWCASE, Sandbox, Signal, eventually, execute, execute_within, is_alive, processes_with, signal,
+    Client, SHOWCASE, Sandbox, Signal, eventually, execute, execute_within, is_alive, processes_with, signal,
     tool_request,
 };
 use tonic::Code;
@@ -338,14 +338,73 @@ async fn floods_of_output_block_nobody() {
 }
 
 #[tokio::test]
-async fn a_process_that_holds_the_sockets_of_a_dead_worker_does_not_keep_the_host() {
+async fn a_daemonized_process_ends_with_its_worker_however_that_ends() {
+    let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
+    let mut client = sandbox.client().await;
+    for end in ["crash", "kill", "stop"] {
+        let daemons = daemons(&mut client).await;
+        let worker = sandbox.worker_pids().await[0];
+        execute(&mut client, "ping", &json!({})).await.unwrap();
+        assert!(daemons.iter().all(|pid| is_alive(*pid)), "they live as long as their worker");
+        match end {
+            "crash" => drop(execute(&mut client, "crash", &json!({})).await.unwrap_err()),
+            "kill" => signal(worker, Signal::SIGKILL),
+            _ => signal(worker, Signal::SIGTERM),
+        }
+        eventually("its daemons end", SOON, async || daemons.iter().all(|pid| !is_alive(*pid))).await;
+        assert!(!is_alive(worker), "{end}");
+        eventually("the worker is replaced", SOON, async || sandbox.workers().await[0].state == "idle").await;
+    }
+    assert_eq!(sandbox.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_daemonized_process_ends_with_a_host_that_is_killed() {
+    let mut sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
+    let daemons = daemons(&mut sandbox.client().await).await;
+    signal(sandbox.pid(), Signal::SIGKILL);
+    sandbox.wait(SOON).await;
+    eventually("its daemons end", SOON, async || daemons.iter().all(|pid| !is_alive(*pid))).await;
+}
+
+#[tokio::test]
+async fn a_new_host_ends_what_was_daemonized_under_a_killed_one() {
+    let mut first = Sandbox::adapter(MISBEHAVING, 1).start().await;
+    let daemons = daemons(&mut first.client().await).await;
+    let worker = first.worker_pids().await[0];
+    // Neither can end them.
+    signal(first.pid(), Signal::SIGSTOP);
+    signal(worker, Signal::SIGKILL);
+    eventually("the worker is dead", SOON, async || !is_alive(worker)).await;
+    signal(first.pid(), Signal::SIGKILL);
+    first.wait(SOON).await;
+    assert!(daemons.iter().all(|pid| is_alive(*pid)), "nothing is left for the second host");
+    let _second = Sandbox::adapter(SHOWCASE, 1).after(first).start().await;
+    assert!(daemons.iter().all(|pid| !is_alive(*pid)));
+}
+
+#[tokio::test]
+async fn a_process_that_drops_its_mark_outlives_its_worker_and_does_not_keep_the_host() {
     let mut sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let mut client = sandbox.client().await;
-    let holder = execute(&mut client, "leave_behind", &json!({"seconds": 120})).await.unwrap();
-    let holder = u32::try_from(holder.as_u64().unwrap()).unwrap();
+    let daemon = execute(&mut client, "daemonize_for_good", &json!({})).await.unwrap();
+    let daemon = u32::try_from(daemon.as_u64().unwrap()).unwrap();
     execute(&mut client, "crash", &json!({})).await.unwrap_err();
     signal(sandbox.pid(), Signal::SIGTERM);
     let code = sandbox.wait(SOON).await;
-    signal(holder, Signal::SIGKILL);
-    assert_eq!(code, Some(0));
+    let lives = is_alive(daemon);
+    signal(daemon, Signal::SIGKILL);
+    assert_eq!((code, lives), (Some(0), true));
+}
+
+/// Two processes that a tool daemonized: a fork that holds all that it may, and a program that inherits nothing.
+async fn daemons(client: &mut Client) -> [u32; 2] {
+    let mut pids = [0; 2];
+    for (pid, (tool, args)) in
+        pids.iter_mut().zip([("leave_behind", json!({"seconds": 600})), ("daemonize_clean", json!({}))])
+    {
+        let answer = execute(client, tool, &args).await.unwrap();
+        *pid = u32::try_from(answer.as_u64().unwrap()).unwrap();
+    }
+    pids
 }

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use tokio::process::Child;
 
 use super::{RunDir, proc};
+use crate::descendants::{Mark, kill_marked, kill_once};
 
-/// A process that leads a group of its own, entered into the ledger. Dropped before the process was reaped, it kills the
-/// whole group: a launch that is aborted, a runtime that is shut down with its tasks. The entry is struck out either way.
+/// A process that leads a group of its own, marked and entered into the ledger. Dropped before the process was reaped, it kills
+/// the whole group and its other descendants: a launch that is aborted, a runtime that is shut down with its tasks. The entry
+/// is struck out either way.
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) child: Child,
     pid: u32,
+    mark: Option<Mark>,
     run_dir: Arc<RunDir>,
 }
 
@@ -22,7 +25,24 @@ impl Group {
         if let Err(error) = run_dir.ledger().started(pid) {
             tracing::warn!(pid, %error, "failed to enter a worker into the ledger");
         }
-        Some(Self { child, pid, run_dir })
+        let mark = Mark::next(run_dir.id()).filter(|mark| match mark.put_on(pid) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(pid, %error, "failed to mark a worker; what it daemonizes may outlive it");
+                false
+            }
+        });
+        Some(Self { child, pid, mark, run_dir })
+    }
+
+    /// Kills what the process has started and is in no group with it. To be called once it has ended.
+    pub(super) async fn end_descendants(&self) {
+        let Some(mark) = self.mark else { return };
+        let killed = tokio::task::spawn_blocking(move || kill_marked(|other| other == mark)).await;
+        let killed = killed.map_or(0, |killed| killed.len());
+        if killed > 0 {
+            tracing::info!(worker_pid = self.pid, killed, "killed processes that a worker left behind");
+        }
     }
 
     pub(super) const fn pid(&self) -> u32 {
@@ -35,6 +55,9 @@ impl Drop for Group {
         // As long as the leader is not reaped, its pid names this group and no other.
         if self.child.id().is_some() {
             proc::kill_group(self.pid);
+            if let Some(mark) = self.mark {
+                let _ = kill_once(|other| other == mark);
+            }
         }
         self.run_dir.ledger().ended(self.pid);
     }

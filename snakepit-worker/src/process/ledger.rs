@@ -6,7 +6,7 @@
 //! touched. A host is alive as long as it holds the lock on its ledger, whether it can be seen from here or not.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{File, Metadata, OpenOptions},
     io::Read,
     os::unix::fs::{FileExt, MetadataExt},
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use snakepit_proto::launch;
 
 use super::proc;
+use crate::descendants::kill_marked;
 
 /// The ledger's name in a run's directory.
 const FILE: &str = "ledger";
@@ -228,10 +229,18 @@ pub(super) fn leftovers(run: &Path, run_id: &str) -> Option<Leftovers> {
 /// Kills what dead hosts left, and removes their directories. Returns how many processes, or groups of them, were killed.
 pub(super) fn reap(dead: &[Leftovers]) -> usize {
     let mut killed = vec![0; dead.len()];
+    // All that descends from their workers, wherever the marks of those were inherited.
+    let marked: HashSet<u32> = match dead {
+        [] => HashSet::new(),
+        _ => kill_marked(|mark| dead.iter().any(|dead| mark.is_of(&dead.run_id))).into_iter().collect(),
+    };
     // Groups whose leader is gone, perhaps its pid is another process by now: only what carries the id of the run is ours.
     let mut leaderless: HashMap<u32, Vec<(usize, String)>> = HashMap::new();
     for (index, Leftovers { run_id, processes, .. }) in dead.iter().enumerate() {
         for Process { pid, start_time } in processes {
+            if marked.contains(pid) {
+                continue;
+            }
             if start_time.is_some() && proc::start_time(*pid) == *start_time {
                 proc::kill_group(*pid);
                 killed[index] += 1;
@@ -250,7 +259,7 @@ pub(super) fn reap(dead: &[Leftovers]) -> usize {
         }
         tracing::info!(run = run_id, killed, "cleaned up after a dead host");
     }
-    killed.iter().sum()
+    killed.iter().sum::<usize>() + marked.len()
 }
 
 /// Removes the directory of a host that died before it had entered itself into a ledger, and so before it started anything.

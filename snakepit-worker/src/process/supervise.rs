@@ -31,7 +31,7 @@ use crate::{DriverCommand, ExitReason, WorkerDriver, WorkerError, WorkerExit, Wo
 /// Tells a worker's end to everybody who wants to know.
 pub(super) type ExitWatch = watch::Receiver<Option<WorkerExit>>;
 
-/// How long the output of a dead worker may take to end: a grandchild that left its group can hold the pipe open.
+/// How long the output of a dead worker may take to end: a process that has dropped its mark can hold the pipe open.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// How long a process may live on after the stream of its calls ended: one that ends by itself closes its connections a
 /// moment earlier, and its own exit says more than a kill.
@@ -231,7 +231,9 @@ impl Process {
             reason = self.ended() => (reason, None),
             () = stop.cancelled() => (self.kill("its launcher was dropped").await, None),
         };
-        if tokio::time::timeout(LAST_WORDS, self.drains.wait()).await.is_err() {
+        let drained = tokio::time::timeout(LAST_WORDS, self.drains.wait());
+        let (drained, ()) = tokio::join!(drained, self.group.end_descendants());
+        if drained.is_err() {
             tracing::debug!(worker = %self.id, "the output of a dead worker is held open by another process");
         }
         if let ExitReason::Signal { .. } = &reason {
