@@ -188,7 +188,8 @@ impl Call {
     ) -> PyResult<Bound<'py, PyAny>> {
         let request = self.request(name, arguments)?;
         let payload = self.wait(py, execute(self.host()?, &self.caller, request))?;
-        value::to_python(py, payload)
+        let result = value::to_python(py, payload);
+        value::named_read(result, py, format_args!("the result of host tool `{name}`"))
     }
 
     fn start_host_tool(
@@ -206,7 +207,7 @@ impl Call {
             let result = execute(&host, &caller, request).await;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
         })?;
-        Ok(PendingHostCall { done, outcome })
+        Ok(PendingHostCall { tool: name.to_owned(), done, outcome })
     }
 
     fn host_tools<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -362,6 +363,7 @@ type Outcome = Arc<Mutex<Option<Result<Payload, HostError>>>>;
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct PendingHostCall {
+    tool: String,
     done: Wait,
     outcome: Outcome,
 }
@@ -372,7 +374,10 @@ impl PendingHostCall {
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
         match outcome {
-            Some(outcome) => value::to_python(py, outcome?),
+            Some(outcome) => {
+                let result = value::to_python(py, outcome?);
+                value::named_read(result, py, format_args!("the result of host tool `{}`", self.tool))
+            }
             None if self.done.is_over() => Err(SnakepitError::new_err("the worker is stopping")),
             None => Err(PyRuntimeError::new_err("the host has not answered yet")),
         }

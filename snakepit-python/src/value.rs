@@ -13,7 +13,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use pyo3::{
-    exceptions::{PyTypeError, PyValueError},
+    exceptions::{PyException, PyTypeError, PyUnicodeEncodeError, PyValueError},
     prelude::*,
     pybacked::PyBackedBytes,
     types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple},
@@ -74,6 +74,10 @@ pub(crate) fn to_python<'py>(py: Python<'py>, payload: Payload) -> PyResult<Boun
 /// # Errors
 /// `TypeError` that names the Python type without a wire form, and where in `what` it sits.
 pub(crate) fn from_python(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Payload> {
+    payload_of(value, what).map_err(|error| named(value.py(), error, what, "cannot be converted"))
+}
+
+fn payload_of(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Payload> {
     let ty = if value.is_none() {
         return Ok(Payload::null());
     } else if value.is_instance_of::<PyString>() {
@@ -93,7 +97,7 @@ pub(crate) fn from_python(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) ->
     } else if array::is_array(value)? {
         return array::from_python(value, what);
     } else if let Some(plain) = array::scalar_to_plain(value)? {
-        return from_python(&plain, what);
+        return payload_of(&plain, what);
     } else {
         return Err(write::unfit(value, what));
     };
@@ -101,7 +105,7 @@ pub(crate) fn from_python(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) ->
         // NaN and infinities have names of their own there, which the type makes clear.
         return Ok(Payload::float(value.extract()?));
     }
-    Ok(Payload::from_json(ty, python_to_json(value, what)?))
+    Ok(Payload::from_json(ty, write::to_json(value, what)?.into()))
 }
 
 /// Writes a Python object as JSON: the form of chunks and of values inside other values.
@@ -109,7 +113,43 @@ pub(crate) fn from_python(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) ->
 /// # Errors
 /// `TypeError` that names the Python type without a JSON form, and where in `what` it sits.
 pub(crate) fn python_to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Bytes> {
-    write::to_json(value, what).map(Bytes::from)
+    let json = write::to_json(value, what);
+    json.map(Bytes::from).map_err(|error| named(value.py(), error, what, "cannot be converted"))
+}
+
+/// Says in an error which value could not be read: for what comes from the host, whose sender the reader of the error does not
+/// see.
+pub(crate) fn named_read<'py>(
+    value: PyResult<Bound<'py, PyAny>>,
+    py: Python<'py>,
+    what: fmt::Arguments<'_>,
+) -> PyResult<Bound<'py, PyAny>> {
+    value.map_err(|error| named(py, error, what, "cannot be read"))
+}
+
+/// An error that names the value, as most of this module do: code of Python, of libraries, and of the value itself knows
+/// nothing of it. What is no error, such as a cancellation, stays as it is.
+fn named(py: Python<'_>, error: PyErr, what: fmt::Arguments<'_>, problem: &str) -> PyErr {
+    let (what, text) = (what.to_string(), error.value(py).to_string());
+    if !error.is_instance_of::<PyException>(py) || text.contains(&what) {
+        return error;
+    }
+    if error.is_instance_of::<PyUnicodeEncodeError>(py) {
+        let reason = format!(
+            "{what} holds a lone surrogate, which has no form in UTF-8; replace it, as by \
+             text.encode(errors=\"replace\").decode()"
+        );
+        // It takes any reason. Should a subclass refuse it, the error is still the right one.
+        let _ = error.value(py).setattr("reason", reason);
+        return error;
+    }
+    let message = format!("{what} {problem}: {text}");
+    let named = match error.is_instance_of::<PyTypeError>(py) {
+        true => PyTypeError::new_err(message),
+        false => PyValueError::new_err(message),
+    };
+    named.set_cause(py, Some(error));
+    named
 }
 
 /// The content of a `bytes`, `bytearray` or `memoryview`; `None` for anything else. `bytes` are not copied.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from enum import IntEnum
 from typing import Any
 
@@ -102,6 +103,47 @@ def test_what_is_no_plain_data_is_refused_with_its_place() -> None:
         _native.encode(loop, "the value")
     with pytest.raises(UnicodeEncodeError):
         _native.encode("\ud800", "the value")
+
+
+class _Refuses(np.ndarray):
+    def tolist(self) -> Any:
+        raise RuntimeError("not today")
+
+    def astype(self, *_: object, **__: object) -> _Refuses:
+        raise KeyError("nor this")
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        ("\ud800", ""),
+        (["a\udce9"], "[0]"),
+        ({"a": {"\ud800": 1}}, "['a'] key '\\ud800'"),
+        (10**5000, ""),
+        ({"n": [1, -(10**5000)]}, "['n'][1]"),
+        ({10**5000: 1}, " key"),
+        (np.zeros(2).view(_Refuses), ""),
+        ([np.zeros(2).view(_Refuses)], "[0]"),
+        ({np.datetime64("2026-01-01"): 1}, ""),
+        (object(), ""),
+        ([object()], "[0]"),
+    ],
+    # pytest would make a text of the integers.
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_is_in_the_way_the_error_names_the_value(value: Any, where: str) -> None:
+    for convert in (_native.encode, _native.to_json):
+        with pytest.raises((TypeError, ValueError), match=re.escape(f"the result of tool `x`{where}")):
+            convert(value, "the result of tool `x`")
+
+
+def test_no_error_is_made_of_an_interruption() -> None:
+    class Interrupted(np.ndarray):
+        def tolist(self) -> Any:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _native.to_json([np.zeros(2).view(Interrupted)], "the value")
 
 
 @pytest.mark.parametrize("json", [b"", b"{", b"nul", b"[1,]", b"\xff", b"1 2", b"[" * 100_000])

@@ -243,10 +243,12 @@ impl HostCall {
         let end = self.shared.state().end.take();
         match end {
             Some(end) => match self.read(py, end, form)? {
-                Some(value) => value::to_python(
-                    py,
-                    value_from_wire(value).map_err(|error| SnakepitError::new_err(error.to_string()))?,
-                ),
+                Some(value) => {
+                    let what = format_args!("the result of tool `{}`", self.tool.bind(py));
+                    let value = value_from_wire(value);
+                    let value = value.map_err(|error| SnakepitError::new_err(format!("{what}: {error}")))?;
+                    value::named_read(value::to_python(py, value), py, what)
+                }
                 None => Err(SnakepitError::new_err("the host ended the call without an answer")),
             },
             None => Err(PyRuntimeError::new_err("the call was cancelled, or its result was taken already")),
@@ -261,7 +263,10 @@ impl HostCall {
             (chunk, end)
         };
         match (chunk, end) {
-            (Some(chunk), _) => value::json_to_python(py, &chunk.data),
+            (Some(chunk), _) => {
+                let what = format_args!("a chunk of tool `{}`", self.tool.bind(py));
+                value::named_read(value::json_to_python(py, &chunk.data), py, what)
+            }
             (None, Some(end)) => {
                 self.read(py, end, form)?;
                 Err(PyStopIteration::new_err(()))

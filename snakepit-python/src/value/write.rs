@@ -8,7 +8,7 @@ use pyo3::{
     types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple},
 };
 
-use super::{array, type_error, type_name};
+use super::{array, named, type_error, type_name};
 
 /// How deep values may nest: as deep as the readers on the other side follow.
 pub(super) const MAX_DEPTH: usize = 127;
@@ -17,7 +17,10 @@ pub(super) const MAX_DEPTH: usize = 127;
 pub(super) fn to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Vec<u8>> {
     let mut out = Vec::with_capacity(64);
     write(value, &mut out, 0).map_err(|error| match error {
-        Misfit::Python(error) => error,
+        Misfit::Python { error, path } => {
+            let path: String = path.into_iter().rev().collect();
+            named(value.py(), error, format_args!("{what}{path}"), "cannot be converted")
+        }
         Misfit::TooDeep => PyValueError::new_err(format!(
             "{what} is nested deeper than {MAX_DEPTH} levels, or contains itself; return something flatter"
         )),
@@ -63,7 +66,10 @@ fn hint(name: &str) -> String {
 }
 
 enum Misfit {
-    Python(PyErr),
+    Python {
+        error: PyErr,
+        path: Vec<String>,
+    },
     TooDeep,
     /// The steps of the path stand innermost first: each level adds its own on the way out.
     Type {
@@ -79,7 +85,7 @@ enum Misfit {
 
 impl Misfit {
     fn below(mut self, step: impl FnOnce() -> String) -> Self {
-        if let Self::Type { path, .. } | Self::Value { path, .. } = &mut self {
+        if let Self::Python { path, .. } | Self::Type { path, .. } | Self::Value { path, .. } = &mut self {
             path.push(step());
         }
         self
@@ -88,7 +94,7 @@ impl Misfit {
 
 impl From<PyErr> for Misfit {
     fn from(error: PyErr) -> Self {
-        Self::Python(error)
+        Self::Python { error, path: Vec::new() }
     }
 }
 
@@ -139,7 +145,10 @@ fn write_integer(number: &Bound<'_, PyInt>, out: &mut Vec<u8>) -> Result<(), Mis
         return serde_json::to_writer(out, &small).map_err(|e| PyValueError::new_err(e.to_string()).into());
     }
     // `int`'s own repr, because subclasses such as IntEnum have another.
-    let text = number.py().get_type::<PyInt>().call_method1("__repr__", (number,))?;
+    let Ok(text) = number.py().get_type::<PyInt>().call_method1("__repr__", (number,)) else {
+        let problem = "it is an integer of more digits than Python makes a text of; pass it as one by hex()";
+        return Err(PyValueError::new_err(problem).into());
+    };
     out.extend_from_slice(text.cast::<PyString>().map_err(PyErr::from)?.to_cow()?.as_bytes());
     Ok(())
 }
@@ -185,7 +194,7 @@ fn write_dict(dict: &Bound<'_, PyDict>, out: &mut Vec<u8>, depth: usize) -> Resu
             out.push(b',');
         }
         if let Ok(text) = key.cast::<PyString>() {
-            write_text(text, out)?;
+            write_text(text, out).map_err(|e| e.below(|| format!(" key {}", repr(&key))))?;
         } else {
             let text = key_text(&key)?;
             serde_json::to_writer(&mut *out, &text).map_err(|e| PyValueError::new_err(e.to_string()))?;
@@ -224,7 +233,7 @@ fn key_text(key: &Bound<'_, PyAny>) -> Result<String, Misfit> {
         .to_owned());
     }
     let mut text = Vec::new();
-    write(key, &mut text, 0)?;
+    write(key, &mut text, 0).map_err(|e| e.below(|| " key".to_owned()))?;
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
