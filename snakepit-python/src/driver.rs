@@ -11,6 +11,7 @@ use tokio::{
 use crate::{
     background::Background,
     completions::{Completions, Wait},
+    fork,
     host::{HostUnavailableError, ran},
     io::Io,
 };
@@ -88,7 +89,7 @@ impl Driver {
     /// held there by threads that do not exist here.
     pub(crate) fn is_forked(self) -> bool {
         match self {
-            Self::Io(io) => io.is_forked(),
+            Self::Io(_) => fork::is_fork(),
             Self::Background(background) => background.is_forked(),
         }
     }

@@ -4,11 +4,13 @@
 //! wrote runs inside [`Executor::invoke`]; whatever it does there, the call ends and the next one starts clean.
 
 mod answer;
+mod fitness;
 mod runner;
 mod sending;
 mod stream;
 
 pub(crate) use self::{
+    fitness::Fitness,
     runner::Runner,
     sending::{Answered, Sending},
     stream::{ChunkSink, ChunkSpace},
@@ -25,6 +27,7 @@ use std::{
 };
 
 use pyo3::{
+    exceptions::PyException,
     intern,
     prelude::*,
     types::{PyDict, PyFloat, PyInt, PyList, PyString},
@@ -38,13 +41,14 @@ use crate::{
     call_output,
     caller::Caller,
     context::Call,
-    host::{CallCancelled, Host},
+    fork,
+    host::{BrokenRuntimeError, CallCancelled, Host},
     io::Io,
     plan::{Plan, ToolKind},
     progress::Progress,
     retire,
     state::CallState,
-    tools::{Job, PythonTools},
+    tools::{Job, PythonTools, stopping},
     value,
 };
 
@@ -77,6 +81,8 @@ pub(crate) struct Executor {
     /// Where to tell which calls have begun.
     pub(crate) progress: Option<Progress>,
     pub(crate) flags: Arc<Flags>,
+    /// Without it, the process may be as broken as its tools leave it.
+    pub(crate) fitness: Option<Fitness>,
 }
 
 /// How a call ended other than well.
@@ -126,14 +132,18 @@ impl Executor {
         }
         let tool = Arc::clone(&call.tool);
         let mut answer = Answer::new(reply, &self.tools, Arc::clone(&state));
-        // A panic here is a bug of this crate; it costs the call and not the worker.
+        // A panic here is a bug of this crate, or a tool broke what it relies on; it costs the call and the worker.
         let outcome = catch_unwind(AssertUnwindSafe(|| self.invoke(py, call, &state, &mut answer)));
+        // Nothing that a fork does from here on may reach the host.
+        fork::end_fork();
         let outcome = outcome.unwrap_or_else(|_| {
             self.set_current(None);
             state.set_async(false);
+            self.replace(&tool, "its runtime panicked");
             Err(ToolError::Internal { problem: format!("the runtime panicked while it ran tool `{tool}`") })
         });
         let ended = Instant::now();
+        self.replace_if_broken(py, &tool, &outcome);
         if state.is_cancelled() {
             self.retire_if_unfit(&tool, &state, now);
         }
@@ -161,7 +171,13 @@ impl Executor {
         self.check(&call)?;
         let ToolCall { session, arguments, metadata, mode, trace, .. } = call;
         let session_id = session.map_or_else(String::new, |id| id.as_str().to_owned());
-        let kwargs = self.arguments(py, &tool, arguments)?;
+        let kwargs = match self.arguments(py, &tool, arguments) {
+            // Nothing of the tool ran, so the host may take the call elsewhere.
+            Err(_) if self.problem(py).is_some_and(|problem| self.replace(&tool, &problem)) => {
+                return Err(stopping());
+            }
+            arguments => arguments?,
+        };
         let context = Call {
             caller: Caller::Tool { state: Arc::clone(state), trace, worker_id: Arc::clone(&self.worker_id) },
             host: self.host.clone(),
@@ -177,6 +193,11 @@ impl Executor {
         state.set_async(false);
         let outcome = outcome.map_err(|failure| match failure {
             Failure::Refused(error) => error,
+            Failure::Raised(error) if error.is_instance_of::<BrokenRuntimeError>(py) => {
+                let problem = error.value(py).to_string();
+                self.replace(&tool, &problem);
+                ToolError::Internal { problem: format!("tool `{tool}` did not run to its end: {problem}") }
+            }
             Failure::Raised(error) => self.failure(py, &tool, &error, leftovers.function.as_ref(), &kwargs),
         });
         self.clean_up(py, &leftovers);
@@ -213,15 +234,41 @@ impl Executor {
             && let Err(error) = settle.call0()
         {
             error.write_unraisable(py, Some(settle));
+            self.retire();
         }
+    }
+
+    /// What is in the way of further calls, if anything is.
+    fn problem(&self, py: Python<'_>) -> Option<String> {
+        self.fitness.as_ref().and_then(|fitness| fitness.problem(py))
+    }
+
+    /// Ends this worker if a call left it unable to run others.
+    fn replace_if_broken(&self, py: Python<'_>, tool: &str, outcome: &Result<Option<Payload>, ToolError>) {
+        let Some(fitness) = &self.fitness else { return };
+        if outcome.is_ok() {
+            if let Some(problem) = fitness.glance(py) {
+                self.replace(tool, problem);
+            }
+        } else if let Some(problem) = fitness.problem(py) {
+            self.replace(tool, &problem);
+        }
+    }
+
+    /// Ends this worker, because of what one of its calls did to it. Returns `true`.
+    fn replace(&self, tool: &str, reason: &str) -> bool {
+        if !self.flags.retired.load(Relaxed) {
+            warn(format_args!("the worker is replaced after a call of tool `{tool}`: {reason}"));
+            self.retire();
+        }
+        true
     }
 
     /// Ends this worker if a cancelled call may have broken what the next ones need.
     fn retire_if_unfit(&self, tool: &str, state: &CallState, began: Instant) {
         let policy = self.plan.tools.get(tool).map_or(self.plan.after_cancel, |tool| tool.after_cancel);
         if let Some(reason) = retire::reason(policy, state, began) {
-            warn(format_args!("the worker is replaced after a call of tool `{tool}`: {reason}"));
-            self.retire();
+            self.replace(tool, reason);
         }
     }
 
@@ -243,7 +290,13 @@ impl Executor {
         answer: &mut Answer<'_>,
         leftovers: &mut Leftovers<'py>,
     ) -> Result<Option<Payload>, Failure> {
-        let context = self.plan.context.bind(py).call1((context,))?;
+        let context = self.plan.context.bind(py).call1((context,)).map_err(|error| {
+            if !error.is_instance_of::<PyException>(py) {
+                return Failure::Raised(error);
+            }
+            self.replace(tool, &format!("a context for it cannot be made: {error}"));
+            Failure::Refused(stopping())
+        })?;
         let adapter = &*leftovers.adapter.insert(self.plan.factory.bind(py).call0()?);
         if self.plan.has_context {
             adapter.call_method1(intern!(py, "set_session_context"), (&context,))?;

@@ -24,11 +24,11 @@ mod error;
 
 use self::error::unsent;
 pub(crate) use self::error::{
-    CallCancelled, DeadlineExceededError, HostError, HostUnavailableError, InvalidArgumentError,
-    NotFoundError, SnakepitError, ToolFailed, UnsupportedError, VariableNotFoundError, broke, from_batch,
-    ran,
+    BrokenRuntimeError, CallCancelled, DeadlineExceededError, HostError, HostUnavailableError,
+    InvalidArgumentError, NotFoundError, SnakepitError, ToolFailed, UnsupportedError, VariableNotFoundError,
+    broke, from_batch, preload, ran,
 };
-use crate::{caller::Caller, driver::Driver, io::Io, windows};
+use crate::{caller::Caller, driver::Driver, fork, io::Io, windows};
 
 /// How long a host may take to accept the worker's connection and to answer its first calls.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -235,7 +235,7 @@ pub(crate) async fn connect(
             let endpoint = settings(Endpoint::from_static("http://localhost"));
             let connector = service_fn(move |_| {
                 let path = path.clone();
-                async move { UnixStream::connect(path).await.map(TokioIo::new) }
+                async move { UnixStream::connect(path).await.inspect(fork::close_in_child).map(TokioIo::new) }
             });
             endpoint.connect_with_connector(connector).await.map_err(|e| text(&e))
         }

@@ -17,7 +17,7 @@ use std::{
 
 use tokio::{runtime::Runtime, sync::Notify};
 
-use crate::{outflow::Outflow, serve::exit_now};
+use crate::{fork::end_fork, outflow::Outflow};
 
 /// The stand-in looks this often whether the executor is still where it was. It takes over after one to two of these.
 const TICK: Duration = Duration::from_millis(1);
@@ -32,8 +32,6 @@ pub(crate) struct Io(&'static Shared);
 #[derive(Debug)]
 struct Shared {
     runtime: Runtime,
-    /// The process that the runtime belongs to. A fork of it shares the sockets, and would disturb it by using them.
-    process: u32,
     tick: Duration,
     outflow: Outflow,
     /// Counts how often the executor came to drive and left again: odd while it is away.
@@ -60,7 +58,6 @@ impl Io {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let io = Self(Box::leak(Box::new(Shared {
             runtime,
-            process: std::process::id(),
             tick,
             outflow: Outflow::default(),
             // Whoever makes it is not driving yet.
@@ -79,9 +76,7 @@ impl Io {
     /// Drives the IO until `until` is ready. For the executor; must not be called with the GIL held, unless `until` needs
     /// nobody who could want it. A fork of the process, whose tool has returned instead of ending it, ends here.
     pub(crate) fn drive<T>(self, until: impl Future<Output = T>) -> T {
-        if self.is_forked() {
-            exit_now();
-        }
+        end_fork();
         self.0.steps.fetch_add(1, SeqCst);
         self.0.back.notify_waiters();
         let value = self.0.runtime.block_on(until);
@@ -99,11 +94,6 @@ impl Io {
         let round = self.0.runtime.spawn(tokio::task::yield_now());
         // Nobody aborts it, and it does not panic.
         let _ = self.drive(round);
-    }
-
-    /// Whether this is a fork of the process that the runtime belongs to.
-    pub(crate) fn is_forked(self) -> bool {
-        std::process::id() != self.0.process
     }
 
     /// Has the IO driven at once although the executor is away.

@@ -22,6 +22,7 @@ mod context;
 mod control;
 mod driver;
 mod executor;
+mod fork;
 mod host;
 mod interrupt;
 mod io;

@@ -50,6 +50,7 @@ impl LocalRunner {
             current: Current::default(),
             progress: None,
             flags: Arc::default(),
+            fitness: None,
         };
         Ok(Self { executor })
     }

@@ -150,7 +150,8 @@ impl Plan {
             .and_then(|parts| parts.extract::<(String, String, String)>(py));
         // An exception whose own methods raise still has a type.
         let (error_type, message, traceback) = described.unwrap_or_else(|problem| {
-            let message = format!("<it cannot be described: {problem}>");
+            let text = error.value(py).str().map(|text| text.to_string_lossy().into_owned());
+            let message = text.unwrap_or_else(|_| format!("<it cannot be described: {problem}>"));
             (value::type_name(error.value(py)), message, String::new())
         });
         ToolFailure { error_type, message, traceback, ..ToolFailure::default() }

@@ -47,7 +47,7 @@ pub(crate) fn stop_serving() -> io::Result<()> {
         // To itself this is always allowed.
         let _ = kill(getpid(), Signal::SIGTERM);
         thread::sleep(EXIT_WITHIN);
-        exit_now();
+        exit_now(0);
     };
     thread::Builder::new().name("snakepit-exit".to_owned()).spawn(end).map(drop)
 }

@@ -17,7 +17,9 @@ use tokio_stream::{StreamExt, wrappers::UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::TcpIncoming};
 
-use crate::{host::Host, io::Io, outflow::Outflow, service::WorkerService, tools::PythonTools, windows};
+use crate::{
+    fork, host::Host, io::Io, outflow::Outflow, service::WorkerService, tools::PythonTools, windows,
+};
 
 /// How long a running call may go on after SIGTERM.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
@@ -96,6 +98,7 @@ async fn prepare(config: ServeConfig, io: Io) -> Result<Bound, String> {
     if let Some(path) = socket {
         let listener = UnixListener::bind(&path)
             .map_err(|error| format!("cannot listen on socket `{}`: {error}", path.display()))?;
+        fork::close_in_child(&listener);
         let address = format!("unix:{}", path.display());
         return Ok(Bound {
             host,
@@ -106,6 +109,7 @@ async fn prepare(config: ServeConfig, io: Io) -> Result<Bound, String> {
     }
     let failed = |error: std::io::Error| format!("cannot listen on 127.0.0.1:{port}: {error}");
     let listener = TcpListener::bind(("127.0.0.1", port)).await.map_err(failed)?;
+    fork::close_in_child(&listener);
     let address = listener.local_addr().map_err(failed)?;
     let incoming = Incoming::Tcp(TcpIncoming::from(listener).with_nodelay(Some(true)));
     Ok(Bound { host, incoming, address: address.to_string(), port: address.port() })
@@ -140,11 +144,13 @@ async fn serve(
     let serving = async {
         match incoming {
             Incoming::Unix(incoming) => {
-                let incoming = incoming.map(|stream| stream.map(|stream| outflow.watch(stream)));
+                let incoming = incoming
+                    .map(|stream| stream.inspect(fork::close_in_child).map(|stream| outflow.watch(stream)));
                 server.serve_with_incoming_shutdown(service, incoming, stop).await
             }
             Incoming::Tcp(incoming) => {
-                let incoming = incoming.map(|stream| stream.map(|stream| outflow.watch(stream)));
+                let incoming = incoming
+                    .map(|stream| stream.inspect(fork::close_in_child).map(|stream| outflow.watch(stream)));
                 server.serve_with_incoming_shutdown(service, incoming, stop).await
             }
         }
@@ -156,7 +162,7 @@ async fn serve(
     tokio::select! {
         // Connections are the only thing that can fail here, and each of them fails alone.
         _ = serving => {}
-        () = late => exit_now(),
+        () = late => exit_now(0),
     }
 }
 
@@ -181,8 +187,8 @@ fn terminated() -> impl Future<Output = ()> {
 
 /// Ends the process although a tool still runs, or may never have meant to come this far.
 #[allow(unsafe_code)]
-pub(crate) fn exit_now() -> ! {
+pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: `_exit` takes no pointer and touches no memory of this process. Nothing of Python's or Rust's own
     // clean-up runs, which is the point: it would wait for the tool.
-    unsafe { nix::libc::_exit(0) }
+    unsafe { nix::libc::_exit(code) }
 }

@@ -262,7 +262,8 @@ impl Queue {
     }
 }
 
-fn stopping() -> ToolError {
+/// Refuses a call that did not run: the host takes it elsewhere, and hands no more calls to this worker.
+pub(crate) fn stopping() -> ToolError {
     ToolError::Unavailable { reason: "the worker is stopping".to_owned(), retry_after: None }
 }
 

@@ -15,13 +15,13 @@ use snakepit_proto::launch::{
 use crate::{
     call_output::CallOutput,
     control::Control,
-    executor::{Current, Executor, Flags, Runner, Sending},
-    interrupt,
+    executor::{Current, Executor, Fitness, Flags, Runner, Sending},
+    fork, host, interrupt,
     io::Io,
     plan::Plan,
     progress::Progress,
     retire,
-    serve::{self, Ready, ServeConfig},
+    serve::{self, Ready, ServeConfig, exit_now},
     state::Cut,
     termination::Termination,
     tools::PythonTools,
@@ -43,6 +43,7 @@ pub(crate) struct Worker {
 impl Worker {
     #[new]
     fn new() -> PyResult<Self> {
+        fork::watch()?;
         let control = match std::env::var(ENV_CONTROL).as_deref() {
             Err(_) | Ok("") => None,
             Ok(CONTROL_STDIN) => {
@@ -158,6 +159,8 @@ impl Worker {
         let progress =
             std::env::var_os(ENV_PROGRESS).map(|path| Progress::open(path.as_ref())).transpose()?;
         let (progress, answers) = progress.unzip();
+        let fitness = Fitness::new(py)?;
+        host::preload(py);
         let tools = PythonTools::new(interrupt::spawn()?);
         let config = ServeConfig {
             host,
@@ -183,8 +186,13 @@ impl Worker {
             current: Arc::clone(&self.current),
             progress,
             flags: Arc::clone(&self.flags),
+            fitness: Some(fitness),
         };
-        Runner::run(py, executor, io, Sending::new(answers))?;
+        if let Err(error) = Runner::run(py, executor, io, Sending::new(answers)) {
+            // Whatever runs at the exit of Python may rely on what is broken, and nobody answers the host any more.
+            error.print(py);
+            exit_now(1);
+        }
         if self.flags.retired.load(Relaxed) {
             retire::stop_serving()?;
         }

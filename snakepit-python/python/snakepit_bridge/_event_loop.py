@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from snakepit_bridge._failures import BrokenRuntimeError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -57,9 +59,12 @@ class EventLoop:
     def _running(self) -> RunningLoop:
         loop = self._loop
         if loop is None or loop.is_closed():
-            from snakepit_bridge._running_loop import RunningLoop
+            try:
+                from snakepit_bridge._running_loop import RunningLoop
 
-            loop = self._loop = RunningLoop(self._on_worker_task, self.context)
+                loop = self._loop = RunningLoop(self._on_worker_task, self.context)
+            except Exception as error:
+                raise BrokenRuntimeError(f"no event loop can be made: {type(error).__name__}: {error}") from error
         return loop
 
 

@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
+
+class BrokenRuntimeError(Exception):
+    """The runtime itself cannot go on, through nothing that the call which runs has done: its worker is replaced."""
+
+
 #: Code of this package that stands between the runtime and a tool.
 _RUNTIME_FILES = tuple(__file__.replace("_failures.py", name) for name in ("_event_loop.py", "_running_loop.py"))
 

@@ -8,6 +8,8 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from snakepit_bridge._failures import BrokenRuntimeError
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
@@ -57,7 +59,10 @@ class RunningLoop:
         """See :meth:`EventLoop.run`."""
         loop = self._loop
         # A tool may have run a loop of its own, after which there is none.
-        asyncio.set_event_loop(loop)
+        try:
+            asyncio.set_event_loop(loop)
+        except Exception as error:
+            raise _broken(error) from error
         task = self._start(awaitable, self._worker_context if keep_tasks else self._call_context())
         self._asked = self._heard = False
         self._task = task
@@ -267,6 +272,9 @@ class RunningLoop:
             # Others may stop the loop, too: a tool, or a call that ended by SystemExit.
             while not task.done():
                 loop.run_forever()
+        except Exception as error:
+            # What tasks and callbacks raise stays in there.
+            raise _broken(error) from error
         finally:
             task.remove_done_callback(stop)
 
@@ -298,6 +306,10 @@ async def drain(items: AsyncIterator[Any], sink: ChunkSink) -> None:
             # A thread waits, so that the loop goes on and hears a cancellation.
             if not await loop.run_in_executor(None, sink.space().wait):
                 return
+
+
+def _broken(error: Exception) -> BrokenRuntimeError:
+    return BrokenRuntimeError(f"the event loop is broken: {type(error).__name__}: {error}")
 
 
 async def _close(generator: Any) -> None:

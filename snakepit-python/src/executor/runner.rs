@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use pyo3::prelude::*;
+use pyo3::{exceptions::PyException, prelude::*};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     time::Instant,
@@ -139,9 +139,13 @@ impl Runner {
         let turned = plan.turn_async.bind(py).call0().and_then(|more| more.extract::<Option<f64>>());
         match turned {
             Ok(more) => more.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
-            // A task that ends by SystemExit breaks out of the loop, and has ended.
+            // A task that ends by SystemExit breaks out of the loop, and has ended. Anything else is the loop's own failure.
             Err(error) => {
+                let is_broken = error.is_instance_of::<PyException>(py);
                 error.write_unraisable(py, Some(plan.turn_async.bind(py)));
+                if is_broken {
+                    self.executor.retire();
+                }
                 Some(LOOK_AGAIN)
             }
         }

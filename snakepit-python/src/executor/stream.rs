@@ -16,6 +16,7 @@ use snakepit_registry::{Chunk, ToolError};
 
 use super::{Answer, Executor, Failure, Leftovers, streams};
 use crate::{
+    fork,
     sink::{Put, Sink},
     state::CallState,
     value,
@@ -129,6 +130,7 @@ struct Chunks {
 
 impl Chunks {
     fn put(&mut self, item: &Bound<'_, PyAny>) -> PyResult<Put> {
+        fork::end_fork();
         self.count += 1;
         let what = format_args!("chunk {} of tool `{}`", self.count, self.tool);
         let Item { chunk, is_final } = Item::read(item, self.chunk.bind(item.py()), what)?;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, error::Error, time::Duration};
 
-use pyo3::{PyErr, Python, import_exception, intern, types::PyAnyMethods};
+use pyo3::{PyErr, PyTypeInfo, Python, import_exception, intern, types::PyAnyMethods};
 
 use snakepit_proto::{
     pb, proxy,
@@ -33,6 +33,39 @@ import_exception!(snakepit_bridge.errors, UnsupportedError);
 import_exception!(snakepit_bridge.errors, HostToolError);
 import_exception!(snakepit_bridge.errors, CallCancelled);
 import_exception!(snakepit_bridge.errors, ToolFailed);
+import_exception!(snakepit_bridge._failures, BrokenRuntimeError);
+
+/// Looks up all of these classes, before a tool can remove the module that they are in: imported anew, it would have others.
+pub(crate) fn preload(py: Python<'_>) {
+    let classes = [
+        SnakepitError::type_object,
+        NotFoundError::type_object,
+        VariableNotFoundError::type_object,
+        ProgramNotFoundError::type_object,
+        AlreadyExistsError::type_object,
+        InvalidArgumentError::type_object,
+        ValidationError::type_object,
+        VersionConflictError::type_object,
+        LimitExceededError::type_object,
+        DeadlineExceededError::type_object,
+        HostUnavailableError::type_object,
+        OverloadedError::type_object,
+        WorkerLostError::type_object,
+        ShuttingDownError::type_object,
+        ConnectTimeoutError::type_object,
+        ClientClosedError::type_object,
+        CallCancelledError::type_object,
+        UnsupportedError::type_object,
+        HostToolError::type_object,
+        CallCancelled::type_object,
+        ToolFailed::type_object,
+        BrokenRuntimeError::type_object,
+    ];
+    // What was looked up once stays.
+    for class in classes {
+        class(py);
+    }
+}
 
 /// Why a call back to the host failed.
 #[derive(Debug)]

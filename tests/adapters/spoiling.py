@@ -1,0 +1,139 @@
+"""Tools that break the process that they run in for the calls that follow: the pool must come back to full strength."""
+
+import asyncio
+import atexit
+import builtins
+import faulthandler
+import gc
+import locale
+import os
+import resource
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from snakepit_bridge import BaseAdapter, tool
+from snakepit_bridge.errors import SnakepitError
+
+
+def _limit(which: int, soft: int) -> None:
+    resource.setrlimit(which, (soft, resource.getrlimit(which)[1]))
+
+
+def _leak_descriptors() -> None:
+    _limit(resource.RLIMIT_NOFILE, 64)
+    while True:
+        try:
+            os.dup(0)
+        except OSError:
+            return
+
+
+def _remove_directory() -> None:
+    directory = tempfile.mkdtemp()
+    os.chdir(directory)
+    Path(directory).rmdir()
+
+
+def _odd_policy() -> None:
+    class Policy:
+        pass
+
+    asyncio.events._event_loop_policy = Policy()  # type: ignore[attr-defined]
+
+
+def _trace() -> None:
+    def trace(frame: object, event: str, argument: object) -> None:
+        raise RuntimeError("traced")
+
+    sys.settrace(trace)
+
+
+def _close_selector() -> None:
+    loop = asyncio.new_event_loop()
+    loop.close()
+    for number in range(3, 64):
+        try:
+            if "eventpoll" in str(Path(f"/proc/self/fd/{number}").readlink()):
+                os.close(number)
+        except OSError:
+            continue
+
+
+def _fork() -> None:
+    os.fork()
+
+
+def _exit_later() -> None:
+    threading.Thread(target=lambda: (time.sleep(0.02), os._exit(3)), daemon=True).start()
+
+
+SPOIL: dict[str, Callable[[], object]] = {
+    "leak descriptors": _leak_descriptors,
+    "close the standard streams": lambda: os.closerange(0, 3),
+    "close all else": lambda: os.closerange(3, 100),
+    "close selectors": _close_selector,
+    "clear builtins": lambda: builtins.__dict__.clear(),
+    "remove print": lambda: delattr(builtins, "print"),
+    "stdout is garbage": lambda: setattr(sys, "stdout", 5),
+    "replace modules": lambda: setattr(sys, "modules", {}),
+    "clear modules": lambda: sys.modules.clear(),
+    "remove importers": lambda: sys.meta_path.clear(),
+    "recursion limit": lambda: sys.setrecursionlimit(20),
+    "remove the directory": _remove_directory,
+    "locale": lambda: locale.setlocale(locale.LC_ALL, "C.UTF-8"),
+    "no descriptors": lambda: _limit(resource.RLIMIT_NOFILE, 3),
+    "no memory": lambda: _limit(resource.RLIMIT_AS, 1 << 20),
+    "odd policy": _odd_policy,
+    "threading": lambda: setattr(threading, "Thread", None),
+    "gc": gc.disable,
+    "trace": _trace,
+    "faulthandler": faulthandler.disable,
+    "timer": lambda: signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001),
+    "atexit": lambda: atexit.register(None),  # type: ignore[arg-type]
+    "exit in a thread": _exit_later,
+    "fork": _fork,
+    "environment": lambda: os.environ.clear(),
+    "path": lambda: sys.path.clear(),
+}
+
+
+class SpoilingAdapter(BaseAdapter):
+    @tool
+    def names(self) -> list[str]:
+        """All the ways to break the process."""
+        return list(SPOIL)
+
+    @tool
+    def spoil(self, how: str) -> str:
+        """Breaks the process, and says that all is well."""
+        answer = "spoiled"
+        SPOIL[how]()
+        return answer
+
+    @tool
+    def work(self, n: int) -> dict[str, int]:
+        """What any tool may do: calls, imports, prints, opens a file."""
+        import json
+
+        def depth(n: int) -> int:
+            return 0 if n == 0 else 1 + depth(n - 1)
+
+        print("working", flush=True)
+        with Path("/dev/null").open(encoding="utf-8"):
+            return {"twice": len(json.loads(json.dumps([0] * (2 * n)))), "depth": depth(30)}
+
+    @tool
+    async def work_async(self, n: int) -> dict[str, int]:
+        """The same, on the event loop."""
+        await asyncio.sleep(0)
+        return self.work(n)
+
+    @tool
+    def fail(self) -> None:
+        """Fails as tools do."""
+        raise SnakepitError("as it should")
