@@ -67,7 +67,7 @@ async fn daemons_of_the_embedding_program_are_left_alone() {
         eventually("the worker is dead", Duration::from_secs(10), async || !is_alive(worker)).await;
     }
     pids.push(daemonize());
-    snakepit.shutdown().await;
+    snakepit.shutdown().await.unwrap();
     for pid in pids {
         assert!(is_alive(pid), "it is none of a worker's");
         signal(pid, Signal::SIGKILL);
