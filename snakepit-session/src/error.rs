@@ -21,7 +21,9 @@ pub enum SessionError {
         problem: String,
     },
     /// The backend holds as many sessions as it may.
-    #[error("session limit of {limit} reached; delete sessions, shorten their ttl or raise the limit")]
+    #[error(
+        "session limit of {limit} reached; delete sessions, shorten their ttl or raise the host's `max-sessions`"
+    )]
     TooManySessions {
         /// The most sessions the backend accepts.
         limit: usize,
@@ -41,7 +43,9 @@ pub enum SessionError {
         name: String,
     },
     /// There are as many global programs as there may be.
-    #[error("there are {limit} global programs, the most there may be; delete some or raise the limit")]
+    #[error(
+        "there are {limit} global programs, the most there may be; delete some or raise the host's `max-programs`"
+    )]
     TooManyGlobalPrograms {
         /// The most global programs.
         limit: usize,
@@ -54,7 +58,8 @@ pub enum SessionError {
     },
     /// The program is larger than the backend accepts.
     #[error(
-        "program `{name}` has {size} bytes, above the limit of {limit}; raise the limit or store it elsewhere"
+        "program `{name}` has {size} bytes, above the limit of {limit}; raise the host's `max-program-bytes` or store \
+         it elsewhere"
     )]
     ProgramTooLarge {
         /// The program's name.
@@ -90,7 +95,7 @@ pub enum SessionError {
     /// All sessions together would hold more than they may.
     #[error(
         "all sessions together would hold {size} bytes, above the limit of {limit}; delete programs or sessions, shorten \
-         their ttl or raise the limit"
+         their ttl or raise the host's `max-total-bytes`"
     )]
     BackendFull {
         /// What they would hold, in bytes.
@@ -153,7 +158,8 @@ pub enum SessionError {
     },
     /// The value is larger than the backend accepts.
     #[error(
-        "variable `{variable}`: value has {size} bytes, above the limit of {limit}; raise the limit or store it as a program"
+        "variable `{variable}`: value has {size} bytes, above the limit of {limit}; raise the host's `max-value-bytes` \
+         or store it as a program"
     )]
     ValueTooLarge {
         /// The variable.

@@ -9,6 +9,8 @@ const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Limits and defaults of a backend. What a session *holds* is the length of its metadata, of its variables with all
 /// versions kept, and of its programs, each with names and metadata; what the backend needs around that does not count.
+///
+/// Errors name a limit as the daemon's flag and configuration key do: `max-sessions` is `max_sessions`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionLimits {
     /// TTL of sessions whose creator names none. One hour by default.

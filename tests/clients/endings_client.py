@@ -3,7 +3,7 @@
 Usage: endings_client.py grpcio|package HOST:PORT. Plain grpcio, or the client of the package.
 
 Each line of stdin is JSON: a call {"id", "tool", "args", "stream", "timeout"}, a watch {"id", "watch": SESSION}, or
-{"id", "cancel": true}. Each line of stdout is an event of the request with that id: {"id", "event"}, where the event is a
+{"id", "cancel": true}. Each line of stdout is an event of the request with that id: {"id", "event"}. The event is a
 word, {"code", "message", "details"} of a gRPC status, or {"error"} with the name of an exception's class.
 """
 
