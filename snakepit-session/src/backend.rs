@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use crate::{
     NewSession, NewVariable, Note, Program, ProgramInfo, ProgramName, ProgramOwner, Session, SessionError,
     SessionEvents, SessionId, SessionStats, SetVariable, Variable, VariableName, VariableVersion,
-    VariableWatch, kit::no_variable,
+    VariableWatch, kit::variable_not_found,
 };
 
 /// Whether an operation that creates or finds did the one or the other.
@@ -217,7 +217,7 @@ pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
     /// [`SessionError::VariableNotFound`].
     async fn variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError> {
         let found = self.variables(id, &[identifier]).await?.into_iter().next().flatten();
-        found.ok_or_else(|| no_variable(id, identifier))
+        found.ok_or_else(|| variable_not_found(id, identifier))
     }
 
     /// Writes one variable and returns its new version.
@@ -227,7 +227,7 @@ pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
     async fn set_variable(&self, id: &SessionId, update: SetVariable) -> Result<u32, SessionError> {
         let identifier = update.identifier.clone();
         let written = self.set_variables(id, vec![update], Batch::Each).await?.into_iter().next();
-        written.unwrap_or_else(|| Err(no_variable(id, &identifier)))
+        written.unwrap_or_else(|| Err(variable_not_found(id, &identifier)))
     }
 
     /// Counts what happened and what there is.

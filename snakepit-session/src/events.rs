@@ -57,7 +57,7 @@ impl SessionEvents {
     /// Cancel safe: no event is lost when the future is dropped.
     pub async fn next(&mut self) -> Option<Result<SessionEvent, u64>> {
         match self.receiver.recv().await {
-            Ok(told) => Some(told),
+            Ok(notified) => Some(notified),
             Err(broadcast::error::RecvError::Lagged(lost)) => Some(Err(lost)),
             Err(broadcast::error::RecvError::Closed) => None,
         }
@@ -90,7 +90,7 @@ impl SessionEventSender {
     }
 
     /// Tells of a session. Never waits.
-    pub fn tell(&self, id: &SessionId, kind: SessionEventKind) {
+    pub fn notify(&self, id: &SessionId, kind: SessionEventKind) {
         tracing::debug!(session = %id, "session {}", kind.as_str());
         if self.sender.receiver_count() > 0 {
             // Fails when the last listener left just now, which is all the same.
@@ -99,7 +99,7 @@ impl SessionEventSender {
     }
 
     /// Tells that events are missing which this host never saw.
-    pub fn tell_lost(&self, events: u64) {
+    pub fn notify_lost(&self, events: u64) {
         // Fails when nobody listens, which is all the same.
         let _ = self.sender.send(Err(events));
     }

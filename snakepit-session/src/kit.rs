@@ -1,14 +1,66 @@
-//! Building blocks for a [`SessionBackend`](crate::SessionBackend) of your own: load and store a record, and the kit does
-//! the rest.
+//! The record kit: the semantics of sessions, for backends that load and store them.
+//!
+//! A [`SessionBackend`](crate::SessionBackend) decides where sessions live. The rules for types, versions, history, batches, limits and
+//! errors are the same on every backend, and this module implements them. A backend has three tasks:
+//!
+//! 1. **Exclusive access.** Use a lock, a single writer, or optimistic concurrency with a revision.
+//! 2. **Load and store.** Load a [`SessionRecord`], call the operation, and store the result: the header, and the variables
+//!    and programs that the operation named. Nothing has to be stored after an error.
+//! 3. **Time.** Renew the TTL of a session when an operation uses it, and answer
+//!    [`NotFound`](crate::SessionError::NotFound) for an expired one.
+//!
+//! | operation | load | call |
+//! | --- | --- | --- |
+//! | `create` | the header, if it exists | [`SessionLimits::check_new`](crate::SessionLimits::check_new), [`SessionHeader::new`] |
+//! | `get`, `list`, `delete` | the header | [`SessionHeader::snapshot`] |
+//! | `put_program`, `delete_program` | the description of the program | methods of [`SessionRecord`]; for global programs, [`ProgramRecord::global`] |
+//! | `program` | the program with its data | [`SessionRecord::program`] |
+//! | `register_variable`, `delete_variable` | the variable | methods of [`SessionRecord`] |
+//! | `set_variables` | the variables | [`SessionRecord::set`] for each, or [`SessionRecord::set_all`] if the batch is atomic |
+//! | `variables` | the variables | [`SessionRecord::find`] |
+//! | `list_variables` | all variables | [`matches_pattern`] |
+//! | `variable_history`, `rollback_variable` | the variable and its older versions | [`VariableRecord::history`], [`SessionRecord::rollback`] |
+//! | `watch_variables` | the watched variables | [`Watcher::for_record`](crate::Watcher::for_record), [`Watchers`] |
+//!
+//! An identifier is a name or an id; [`variable_name_in`] returns the name under which to load the variable.
+//! Every operation that can grow a session takes a [`Budget`], through which the backend counts the total size.
+//! [`WritePreparation`] and [`CheckedValue`] move expensive checks out of the lock; a backend without a lock to protect can
+//! ignore them.
+//!
+//! # Storage formats
+//!
+//! [`SessionHeader`], [`ProgramInfo`](crate::ProgramInfo), [`VariableRecord`] and [`VariableVersion`](crate::VariableVersion) implement
+//! serde traits with stable field names. New releases may add fields, so choose an encoding with named fields.
+//! The serialized [`VariableRecord`] does not contain its older versions. Store those separately:
+//! [`older`](VariableRecord::older) lists the ones to keep, [`history`](VariableRecord::history) returns them, and
+//! [`load`](VariableRecord::load) adds a stored one.
+//!
+//! # Watches and events
+//!
+//! Keep the [`Watchers`] of each session, and call [`notify`](Watchers::notify) with [`VariableRecord::update`] after each change
+//! is stored, in the order of the changes. End them when the session ends. A
+//! [`SessionEventSender`](crate::SessionEventSender) implements `subscribe`.
+//!
+//! # Tests
+//!
+//! Run the suites of `snakepit-session-testkit` on your backend. `examples/custom_backend` in this crate is a complete backend
+//! for a key-value store that passes them.
 
+mod header;
+mod lookup;
+mod prepare;
+mod program;
 mod record;
+mod variable;
 
 pub use crate::{
-    limits::{most_of_write, size_of_metadata, size_of_program, size_of_version},
-    variable_type::Checked,
+    limits::{max_write_size, size_of_metadata, size_of_program, size_of_version},
+    variable_type::CheckedValue,
     watch::Watchers,
 };
-pub use record::{
-    Head, Prepared, Preparing, ProgramRecord, Record, Room, VariableRecord, is_like, name_of, no_program,
-    no_variable,
-};
+pub use header::{Budget, SessionHeader};
+pub use lookup::{matches_pattern, program_not_found, variable_name_in, variable_not_found};
+pub use prepare::{PreparedWrite, WritePreparation};
+pub use program::ProgramRecord;
+pub use record::SessionRecord;
+pub use variable::VariableRecord;

@@ -164,7 +164,7 @@ pub fn size_of_version(value: &Payload, note: &Note) -> usize {
 }
 
 /// The most that a variable grows by when this is written to it. Numbers may be written longer than they came.
-pub fn most_of_write(value: &Payload, note: &Note) -> usize {
+pub fn max_write_size(value: &Payload, note: &Note) -> usize {
     const NUMBER: usize = 64;
     size_of_version(value, note) + note.metadata.size() + NUMBER
 }

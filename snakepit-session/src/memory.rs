@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::{
     Created, NewSession, Session, SessionError, SessionEventKind, SessionId, SessionLimits, UpdateKind,
     events::SessionEventSender,
-    kit::{Head, Record, Room, VariableRecord, Watchers, size_of_metadata},
+    kit::{Budget, SessionHeader, SessionRecord, VariableRecord, Watchers, size_of_metadata},
 };
 
 mod globals;
@@ -38,7 +38,7 @@ pub struct MemoryBackend {
     /// When the backend was made: times are nanoseconds since then, which an atomic holds for five hundred years.
     epoch: Instant,
     /// Hashed fast: the hash is seeded anew in each process, and ids come from clients that may run tools anyway.
-    sessions: DashMap<SessionId, Box<Place>, RandomState>,
+    sessions: DashMap<SessionId, Box<SessionSlot>, RandomState>,
     /// How many sessions there are, counted before they are made so that racing creators cannot pass the limit.
     count: AtomicUsize,
     /// The bytes of all sessions and global programs, counted before they are kept for the same reason.
@@ -74,8 +74,8 @@ struct Counters {
 
 /// A session in its place.
 #[derive(Debug)]
-struct Place {
-    record: Record,
+struct SessionSlot {
+    record: SessionRecord,
     /// Moved by readers too, which share the lock.
     expires: AtomicU64,
     /// Where it stands in the expiry queue.
@@ -84,11 +84,11 @@ struct Place {
     watchers: Option<Box<Watchers>>,
 }
 
-impl Place {
+impl SessionSlot {
     fn new(new: NewSession, limits: &SessionLimits, now: u64) -> Self {
-        let head = Head::new(new, limits);
-        let queued = later(now, head.ttl);
-        Self { record: Record::new(head), expires: queued.into(), queued, watchers: None }
+        let header = SessionHeader::new(new, limits);
+        let queued = later(now, header.ttl);
+        Self { record: SessionRecord::new(header), expires: queued.into(), queued, watchers: None }
     }
 
     fn expires(&self) -> u64 {
@@ -101,11 +101,11 @@ impl Place {
 
     /// Never earlier than it was: of two readers, the later one may get here first.
     fn renew(&self, now: u64) {
-        self.expires.fetch_max(later(now, self.record.head.ttl), Relaxed);
+        self.expires.fetch_max(later(now, self.record.header.ttl), Relaxed);
     }
 
     fn snapshot(&self, id: &SessionId, now: u64) -> Session {
-        self.record.head.snapshot(id, Duration::from_nanos(self.expires().saturating_sub(now)))
+        self.record.header.snapshot(id, Duration::from_nanos(self.expires().saturating_sub(now)))
     }
 }
 
@@ -114,9 +114,9 @@ fn later(now: u64, ttl: Duration) -> u64 {
 }
 
 /// Tells the watchers of a session, if it has any.
-fn tell(watchers: &mut Option<Box<Watchers>>, kind: UpdateKind, changed: &VariableRecord) {
+fn notify(watchers: &mut Option<Box<Watchers>>, kind: UpdateKind, changed: &VariableRecord) {
     if let Some(watchers) = watchers {
-        watchers.tell(&changed.update(kind));
+        watchers.notify(&changed.update(kind));
     }
 }
 
@@ -154,37 +154,40 @@ impl MemoryBackend {
     }
 
     /// The live session of this id, locked against writers. Clocks are read while it is, so that they go with what is done.
-    fn place(&self, id: &SessionId) -> Result<(Ref<'_, SessionId, Box<Place>>, u64), SessionError> {
+    fn slot(&self, id: &SessionId) -> Result<(Ref<'_, SessionId, Box<SessionSlot>>, u64), SessionError> {
         let found = self.sessions.get(id);
         let now = self.now();
         match found {
-            Some(place) if !place.is_expired(now) => Ok((place, now)),
+            Some(slot) if !slot.is_expired(now) => Ok((slot, now)),
             _ => Err(SessionError::NotFound { id: id.clone() }),
         }
     }
 
     /// The same, locked against everybody.
-    fn place_mut(&self, id: &SessionId) -> Result<(RefMut<'_, SessionId, Box<Place>>, u64), SessionError> {
+    fn slot_mut(
+        &self,
+        id: &SessionId,
+    ) -> Result<(RefMut<'_, SessionId, Box<SessionSlot>>, u64), SessionError> {
         let found = self.sessions.get_mut(id);
         let now = self.now();
         match found {
-            Some(place) if !place.is_expired(now) => Ok((place, now)),
+            Some(slot) if !slot.is_expired(now) => Ok((slot, now)),
             _ => Err(SessionError::NotFound { id: id.clone() }),
         }
     }
 
     /// The live session of this id, locked against writers and renewed.
-    fn used(&self, id: &SessionId) -> Result<Ref<'_, SessionId, Box<Place>>, SessionError> {
-        let (place, now) = self.place(id)?;
-        place.renew(now);
-        Ok(place)
+    fn touch(&self, id: &SessionId) -> Result<Ref<'_, SessionId, Box<SessionSlot>>, SessionError> {
+        let (slot, now) = self.slot(id)?;
+        slot.renew(now);
+        Ok(slot)
     }
 
     /// The same, locked against everybody.
-    fn used_mut(&self, id: &SessionId) -> Result<RefMut<'_, SessionId, Box<Place>>, SessionError> {
-        let (place, now) = self.place_mut(id)?;
-        place.renew(now);
-        Ok(place)
+    fn touch_mut(&self, id: &SessionId) -> Result<RefMut<'_, SessionId, Box<SessionSlot>>, SessionError> {
+        let (slot, now) = self.slot_mut(id)?;
+        slot.renew(now);
+        Ok(slot)
     }
 
     /// Does something to a session that may change what it holds. `more` is the most it may take in addition.
@@ -192,12 +195,12 @@ impl MemoryBackend {
         &self,
         id: &SessionId,
         more: usize,
-        act: impl FnOnce(&mut Place, &mut Room<'_>) -> Result<T, SessionError>,
+        act: impl FnOnce(&mut SessionSlot, &mut Budget<'_>) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
-        self.make_room(more).await;
-        let mut place = self.used_mut(id)?;
+        self.reclaim_for(more).await;
+        let mut slot = self.touch_mut(id)?;
         let mut resize = |from, to| self.resize(from, to);
-        act(&mut place, &mut Room { session: id, limits: &self.limits, resize: &mut resize })
+        act(&mut slot, &mut Budget { session: id, limits: &self.limits, resize: &mut resize })
     }
 
     /// Claims room for one more session; false when there is none.
@@ -209,7 +212,7 @@ impl MemoryBackend {
 
     /// Reclaims what expired if that is where so many bytes would have to come from: expired sessions do not count, and
     /// nobody is refused because of them. No session may be locked meanwhile.
-    async fn make_room(&self, bytes: usize) {
+    async fn reclaim_for(&self, bytes: usize) {
         let is_full = || self.bytes.load(Relaxed).saturating_add(bytes) > self.limits.max_total_bytes;
         if is_full() {
             self.reclaim_globals();
@@ -237,13 +240,13 @@ impl MemoryBackend {
     }
 
     /// Ends a session that is about to leave the map, and is locked: gives back its room and tells those who care.
-    fn retire(&self, id: &SessionId, place: &Place, kind: SessionEventKind) {
-        let Head { bytes, programs, variables, .. } = place.record.head;
+    fn retire(&self, id: &SessionId, slot: &SessionSlot, kind: SessionEventKind) {
+        let SessionHeader { bytes, programs, variables, .. } = slot.record.header;
         self.count.fetch_sub(1, Relaxed);
         self.bytes.fetch_sub(bytes, Relaxed);
         self.counters.programs.fetch_sub(programs, Relaxed);
         self.counters.variables.fetch_sub(variables, Relaxed);
-        if let Some(watchers) = &place.watchers {
+        if let Some(watchers) = &slot.watchers {
             watchers.end(&SessionError::NotFound { id: id.clone() });
         }
         let counter = match kind {
@@ -252,12 +255,12 @@ impl MemoryBackend {
             SessionEventKind::Deleted => &self.counters.deleted,
         };
         counter.fetch_add(1, Relaxed);
-        self.events.tell(id, kind);
+        self.events.notify(id, kind);
     }
 
     /// Returns the session of this id if it lives, or makes it in room claimed before. `None`: it must be made, and
     /// no room was claimed.
-    fn find_or_make(&self, id: &SessionId, new: &NewSession, claimed: bool) -> Option<(Session, Created)> {
+    fn find_or_create(&self, id: &SessionId, new: &NewSession, claimed: bool) -> Option<(Session, Created)> {
         let entry = self.sessions.entry(id.clone());
         let now = self.now();
         match entry {
@@ -271,7 +274,7 @@ impl MemoryBackend {
             }
             Entry::Occupied(_) | Entry::Vacant(_) if !claimed => None,
             entry => {
-                let fresh = Box::new(Place::new(new.clone(), &self.limits, now));
+                let fresh = Box::new(SessionSlot::new(new.clone(), &self.limits, now));
                 let (queued, session) = (fresh.queued, fresh.snapshot(id, now));
                 // Held until all is told, so that nobody deletes what is not queued yet, and events come in order.
                 let held = match entry {
@@ -289,7 +292,7 @@ impl MemoryBackend {
                 index.ids.insert(id.clone());
                 drop(index);
                 self.counters.created.fetch_add(1, Relaxed);
-                self.events.tell(id, SessionEventKind::Created);
+                self.events.notify(id, SessionEventKind::Created);
                 drop(held);
                 Some((session, Created::New))
             }

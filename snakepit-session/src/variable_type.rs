@@ -165,12 +165,12 @@ const BRIEF: usize = 64 * 1024;
 
 /// A value that was checked before it is written, for a variable of this type.
 #[derive(Debug, Clone)]
-pub struct Checked {
+pub struct CheckedValue {
     ty: Arc<VariableType>,
     outcome: Result<Payload, String>,
 }
 
-impl Checked {
+impl CheckedValue {
     /// The outcome, if it is for a variable of this type.
     pub(crate) fn of(self, ty: &Arc<VariableType>) -> Option<Result<Payload, String>> {
         (Arc::ptr_eq(&self.ty, ty) || *self.ty == **ty).then_some(self.outcome)
@@ -185,8 +185,8 @@ impl Checked {
     ///
     /// # Cancel safety
     /// Cancel safe: it changes nothing.
-    pub async fn if_costly(ty: &Arc<VariableType>, value: &Payload) -> Option<Self> {
-        if !ty.is_costly(value) {
+    pub async fn if_expensive(ty: &Arc<VariableType>, value: &Payload) -> Option<Self> {
+        if !ty.is_expensive(value) {
             return None;
         }
         let (own, checked) = (Arc::clone(ty), value.clone());
@@ -199,12 +199,12 @@ impl Checked {
 }
 
 /// Whether a check of this value may be costly, whatever the type.
-pub(crate) fn may_be_costly(value: &Payload) -> bool {
+pub(crate) fn may_be_expensive(value: &Payload) -> bool {
     value.size() > BRIEF || value.ty() == ValueType::String
 }
 
 impl VariableType {
-    fn is_costly(&self, value: &Payload) -> bool {
+    fn is_expensive(&self, value: &Payload) -> bool {
         value.size() > BRIEF
             || matches!(&self.rules, Rules::String { pattern: Some(pattern), .. } if !pattern.is_compiled())
     }
@@ -372,9 +372,9 @@ mod tests {
         let read = r#"["string", "{\"pattern\": \"^only in this test$\"}"]"#;
         let ty: VariableType = serde_json::from_str(read).unwrap();
         let value = || Payload::try_from_serde(&"only in this test").unwrap();
-        assert!(ty.is_costly(&value()));
+        assert!(ty.is_expensive(&value()));
         ty.check(value()).unwrap();
-        assert!(!ty.is_costly(&value()), "it is kept for the next");
+        assert!(!ty.is_expensive(&value()), "it is kept for the next");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 use futures_core::Stream;
 use serde::{Deserialize, Serialize};
 
-use crate::{Note, SessionError, SessionId, SessionLimits, Variable, kit::Record};
+use crate::{Note, SessionError, SessionId, SessionLimits, Variable, kit::SessionRecord};
 
 /// What happened to a variable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,10 +179,10 @@ impl Watcher {
     ///
     /// # Errors
     /// [`SessionError::VariableNotFound`].
-    pub fn of_record(
+    pub fn for_record(
         limits: &SessionLimits,
         id: &SessionId,
-        record: &Record,
+        record: &SessionRecord,
         identifiers: &[String],
         initial: bool,
     ) -> Result<(Self, VariableWatch), SessionError> {
@@ -215,7 +215,7 @@ impl Watcher {
     }
 
     /// Tells of a change, if it is about a watched variable. False when nobody listens any more.
-    pub fn tell(&self, update: &VariableUpdate) -> bool {
+    pub fn notify(&self, update: &VariableUpdate) -> bool {
         let Some(queue) = self.queue.upgrade() else { return false };
         if !queue.filter.is_match(&update.variable) {
             return true;
@@ -236,7 +236,7 @@ impl Watcher {
     }
 
     /// Tells that updates are missing which this host never saw. False when nobody listens any more.
-    pub fn tell_lost(&self, updates: u64) -> bool {
+    pub fn notify_lost(&self, updates: u64) -> bool {
         let Some(queue) = self.queue.upgrade() else { return false };
         let mut state = queue.state();
         // They are older than whatever comes next, so everything that waits is missing with them.
@@ -259,7 +259,7 @@ impl Watcher {
 
     /// Whether nobody listens any more.
     #[must_use]
-    pub fn is_gone(&self) -> bool {
+    pub fn is_closed(&self) -> bool {
         self.queue.strong_count() == 0
     }
 }
@@ -282,7 +282,7 @@ pub struct Watchers {
 impl Watchers {
     /// Adds a watcher, unless there are too many that still listen.
     pub fn add(&mut self, watcher: Watcher, limit: usize) -> Result<(), SessionError> {
-        self.watchers.retain(|watcher| !watcher.is_gone());
+        self.watchers.retain(|watcher| !watcher.is_closed());
         if self.watchers.len() >= limit {
             return Err(SessionError::TooManyWatches { limit });
         }
@@ -292,13 +292,13 @@ impl Watchers {
 
     /// Those who listen now, to be told later of what happens now: whoever begins in between knows it already.
     pub fn now(&mut self) -> Option<Self> {
-        self.watchers.retain(|watcher| !watcher.is_gone());
+        self.watchers.retain(|watcher| !watcher.is_closed());
         (!self.watchers.is_empty()).then(|| self.clone())
     }
 
     /// Tells all of them of a change.
-    pub fn tell(&mut self, update: &VariableUpdate) {
-        self.watchers.retain(|watcher| watcher.tell(update));
+    pub fn notify(&mut self, update: &VariableUpdate) {
+        self.watchers.retain(|watcher| watcher.notify(update));
     }
 
     /// Ends all watches: their session is gone.

@@ -7,7 +7,7 @@ use snakepit_session::{
     Batch, Created, NewSession, NewVariable, Note, Page, PageRequest, Program, ProgramInfo, ProgramName,
     ProgramOwner, Session, SessionBackend, SessionError, SessionEvents, SessionId, SessionStats, SetVariable,
     UpdateKind, Variable, VariableName, VariableVersion, VariableWatch,
-    kit::{is_like, no_program, size_of_metadata, size_of_program, size_of_version},
+    kit::{matches_pattern, program_not_found, size_of_metadata, size_of_program, size_of_version},
 };
 use tokio::time::Instant;
 
@@ -15,7 +15,7 @@ use super::{
     RedbBackend, SWEEP_ROWS, Shared,
     lease::Holder,
     open::in_file,
-    rows::{NOBODY, View},
+    rows::{GLOBAL_OWNER, View},
 };
 use crate::codec::decode;
 
@@ -36,10 +36,10 @@ impl SessionBackend for RedbBackend {
         let lease = self.renew(id)?;
         let mut is_second = false;
         loop {
-            let found = self.head(id).await;
+            let found = self.header(id).await;
             if !self.is_open_again(&mut is_second, &found).await {
                 let (_, record) = found.map_err(|error| in_file(&self.shared.path, error))?;
-                return Ok(lease.snapshot(id, record.head, Instant::now()));
+                return Ok(lease.snapshot(id, record.header, Instant::now()));
             }
         }
     }
@@ -89,10 +89,10 @@ impl SessionBackend for RedbBackend {
     async fn program(&self, owner: &ProgramOwner, name: &ProgramName) -> Result<Program, SessionError> {
         let name = name.clone();
         let ProgramOwner::Session(id) = owner else { return self.global_program(name).await };
-        self.look(id, move |id, view, record| {
+        self.read_session(id, move |id, view, record| {
             let Some(info) = view.program_info(id.as_str(), &name)? else {
-                view.check_missing_program(id, &name, &record.head)?;
-                return Err(no_program(Some(id), &name));
+                view.check_missing_program(id, &name, &record.header)?;
+                return Err(program_not_found(Some(id), &name));
             };
             view.program(id.as_str(), info)
         })
@@ -107,14 +107,14 @@ impl SessionBackend for RedbBackend {
             };
             let mut is_second = false;
             loop {
-                let programs = self.shared.view().await.and_then(|view| view.programs(NOBODY));
+                let programs = self.shared.view().await.and_then(|view| view.programs(GLOBAL_OWNER));
                 if !self.is_open_again(&mut is_second, &programs).await {
                     let programs = programs.map_err(|error| in_file(&self.shared.path, error))?;
                     return Ok(programs.into_iter().filter(live).collect());
                 }
             }
         };
-        self.look(id, |id, view, _| view.programs(id.as_str())).await
+        self.read_session(id, |id, view, _| view.programs(id.as_str())).await
     }
 
     async fn delete_program(&self, owner: &ProgramOwner, name: &ProgramName) -> Result<(), SessionError> {
@@ -134,8 +134,8 @@ impl SessionBackend for RedbBackend {
     ) -> Result<Variable, SessionError> {
         let (id, name) = (id.clone(), name.clone());
         self.write(size_of_version(&new.value, &new.note), move |group| {
-            group.change_variables(&id, &[name.to_string()], |record, room, changes| {
-                let made = record.register(room, &name, new, None)?;
+            group.change_variables(&id, &[name.to_string()], |record, budget, changes| {
+                let made = record.register(budget, &name, new, None)?;
                 changes.add(UpdateKind::Registered, made);
                 Ok(made.variable.clone())
             })
@@ -149,7 +149,7 @@ impl SessionBackend for RedbBackend {
         identifiers: &[&str],
     ) -> Result<Vec<Option<Variable>>, SessionError> {
         let identifiers: Vec<_> = identifiers.iter().map(ToString::to_string).collect();
-        self.look(id, move |id, view, mut record| {
+        self.read_session(id, move |id, view, mut record| {
             view.load_variables(id, &identifiers, &mut record)?;
             let find = |identifier: &String| Some(record.find(identifier)?.variable.clone());
             Ok(identifiers.iter().map(find).collect())
@@ -167,9 +167,9 @@ impl SessionBackend for RedbBackend {
         let size = updates.iter().map(|update| size_of_version(&update.value, &update.note)).sum();
         let identifiers: Vec<_> = updates.iter().map(|update| update.identifier.clone()).collect();
         self.write(size, move |group| {
-            group.change_variables(&id, &identifiers, |record, room, changes| match batch {
+            group.change_variables(&id, &identifiers, |record, budget, changes| match batch {
                 Batch::Atomic => {
-                    let names = record.set_all(room, updates)?;
+                    let names = record.set_all(budget, updates)?;
                     let version = |name| {
                         let changed = record.variable(&id, name)?;
                         changes.add(UpdateKind::Set, changed);
@@ -179,7 +179,7 @@ impl SessionBackend for RedbBackend {
                 }
                 Batch::Each => {
                     let write = |update| {
-                        let changed = record.set(room, update)?;
+                        let changed = record.set(budget, update)?;
                         changes.add(UpdateKind::Set, changed);
                         Ok(changed.variable.version)
                     };
@@ -192,8 +192,8 @@ impl SessionBackend for RedbBackend {
 
     async fn list_variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, SessionError> {
         let pattern = pattern.to_owned();
-        self.look(id, move |id, view, record| {
-            view.list_variables(id, &record.head, |name| is_like(&pattern, name))
+        self.read_session(id, move |id, view, record| {
+            view.list_variables(id, &record.header, |name| matches_pattern(&pattern, name))
         })
         .await
     }
@@ -201,8 +201,8 @@ impl SessionBackend for RedbBackend {
     async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError> {
         let (id, identifier) = (id.clone(), identifier.to_owned());
         self.write(0, move |group| {
-            group.change_variables(&id, std::slice::from_ref(&identifier), |record, room, changes| {
-                let gone = record.delete_variable(room, &identifier)?;
+            group.change_variables(&id, std::slice::from_ref(&identifier), |record, budget, changes| {
+                let gone = record.delete_variable(budget, &identifier)?;
                 changes.add(UpdateKind::Deleted, &gone);
                 Ok(gone.variable)
             })
@@ -217,7 +217,7 @@ impl SessionBackend for RedbBackend {
         limit: usize,
     ) -> Result<Vec<VariableVersion>, SessionError> {
         let identifier = identifier.to_owned();
-        self.look(id, move |id, view, mut record| {
+        self.read_session(id, move |id, view, mut record| {
             view.load_variables(id, std::slice::from_ref(&identifier), &mut record)?;
             view.history(id, record.variable(id, &identifier)?, limit)
         })
@@ -267,14 +267,14 @@ impl SessionBackend for RedbBackend {
 
 impl RedbBackend {
     async fn global_program(&self, name: ProgramName) -> Result<Program, SessionError> {
-        let missing = || no_program(None, &name);
+        let missing = || program_not_found(None, &name);
         self.shared.leases.renew(&Holder::Global(name.clone()), Instant::now()).ok_or_else(missing)?;
         let mut is_second = false;
         loop {
             let read = async {
                 let view = self.shared.view().await?;
-                let info = view.program_info(NOBODY, &name)?.ok_or_else(missing)?;
-                self.read(info.size, move || view.program(NOBODY, info)).await
+                let info = view.program_info(GLOBAL_OWNER, &name)?.ok_or_else(missing)?;
+                self.read(info.size, move || view.program(GLOBAL_OWNER, info)).await
             };
             let read = read.await;
             if !self.is_open_again(&mut is_second, &read).await {
@@ -292,14 +292,14 @@ fn list(
     size: usize,
 ) -> Result<Page<Session>, SessionError> {
     let (mut items, mut more, now) = (Vec::new(), false, Instant::now());
-    view.heads(after, |id, row| {
+    view.headers(after, |id, row| {
         let Some(lease) = shared.leases.live(&Holder::Session(id.clone()), now) else {
             return Ok(true);
         };
         more = items.len() == size;
         if !more {
             match decode(row) {
-                Ok(head) => items.push(lease.snapshot(&id, head, now)),
+                Ok(header) => items.push(lease.snapshot(&id, header, now)),
                 // One that cannot be read must not hide all others.
                 Err(error) => {
                     tracing::error!(session = %id, %error, "a session is left out of a listing");

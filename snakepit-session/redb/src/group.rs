@@ -11,7 +11,7 @@ use redb::{Table, WriteTransaction};
 use snakepit_session::{
     Created, NewSession, Program, ProgramInfo, ProgramName, Session, SessionError, SessionEventKind,
     SessionId,
-    kit::{Head, ProgramRecord, Record, Room, no_program},
+    kit::{Budget, ProgramRecord, SessionHeader, SessionRecord, program_not_found},
 };
 use tokio::time::Instant;
 
@@ -19,10 +19,10 @@ use super::{
     Shared,
     lease::{Holder, Lease},
     rows::{
-        DATA, Held, Key, NOBODY, PROGRAMS, Row, SESSIONS, VARIABLES, VERSIONS, VersionKey, damaged, end_of,
-        failed, get, head_of, rows_of,
+        DATA, GLOBAL_OWNER, HeaderSummary, Key, PROGRAMS, Row, SESSIONS, VARIABLES, VERSIONS, VersionKey,
+        damaged, end_of, failed, get, header_key, rows_of,
     },
-    state::{News, Staged, State, Totals},
+    state::{Notification, Staged, State, Totals},
 };
 use crate::codec::encode;
 
@@ -82,9 +82,9 @@ impl<'a> Group<'a> {
         self.state.staged.writes += rows;
     }
 
-    fn put_head(&mut self, id: &SessionId, head: &Head) -> Result<(), SessionError> {
+    fn put_header(&mut self, id: &SessionId, header: &SessionHeader) -> Result<(), SessionError> {
         self.writing(1);
-        put(&mut self.sessions, head_of(id), &encode(head)?)
+        put(&mut self.sessions, header_key(id), &encode(header)?)
     }
 
     /// A lease as this group would leave it, be it over or not.
@@ -112,13 +112,13 @@ impl<'a> Group<'a> {
         }
     }
 
-    fn record(&self, id: &SessionId) -> Result<Record, SessionError> {
-        let head: Option<Head> = get(&self.sessions, head_of(id))?;
-        head.map(Record::new).ok_or_else(|| SessionError::NotFound { id: id.clone() })
+    fn record(&self, id: &SessionId) -> Result<SessionRecord, SessionError> {
+        let header: Option<SessionHeader> = get(&self.sessions, header_key(id))?;
+        header.map(SessionRecord::new).ok_or_else(|| SessionError::NotFound { id: id.clone() })
     }
 
     /// The head of a session that lives, and is renewed.
-    fn used(&mut self, id: &SessionId) -> Result<Record, SessionError> {
+    fn used(&mut self, id: &SessionId) -> Result<SessionRecord, SessionError> {
         match self.renew(&Holder::Session(id.clone())) {
             Some(_) => self.record(id).map_err(|error| match error {
                 SessionError::NotFound { .. } => damaged(&format!("session `{id}` is missing")),
@@ -135,7 +135,7 @@ impl<'a> Group<'a> {
     ) -> Result<(Session, Created), SessionError> {
         let holder = Holder::Session(id.clone());
         if let Some(lease) = self.renew(&holder) {
-            return Ok((lease.snapshot(id, self.record(id)?.head, self.now), Created::Existing));
+            return Ok((lease.snapshot(id, self.record(id)?.header, self.now), Created::Existing));
         }
         self.expire(&holder)?;
         // Expired sessions do not count, so their room is reclaimed before anybody is refused.
@@ -144,13 +144,13 @@ impl<'a> Group<'a> {
         if self.totals().sessions >= limit {
             return Err(SessionError::TooManySessions { limit });
         }
-        let head = Head::new(new, &self.shared.limits);
-        self.resize(0, head.bytes)?;
-        self.put_head(id, &head)?;
-        let lease = Lease::new(head.ttl, self.now);
-        let session = lease.snapshot(id, head, self.now);
+        let header = SessionHeader::new(new, &self.shared.limits);
+        self.resize(0, header.bytes)?;
+        self.put_header(id, &header)?;
+        let lease = Lease::new(header.ttl, self.now);
+        let session = lease.snapshot(id, header, self.now);
         self.state.staged.leases.insert(holder, Some(lease));
-        self.state.staged.news.push(News::Created(id.clone()));
+        self.state.staged.notifications.push(Notification::Created(id.clone()));
         self.totals().sessions += 1;
         self.totals().created += 1;
         Ok((session, Created::New))
@@ -159,7 +159,7 @@ impl<'a> Group<'a> {
     pub(super) fn delete(&mut self, id: &SessionId) -> Result<Session, SessionError> {
         let holder = Holder::Session(id.clone());
         let lease = self.live(&holder).ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
-        let session = lease.snapshot(id, self.record(id)?.head, self.now);
+        let session = lease.snapshot(id, self.record(id)?.header, self.now);
         self.retire(&holder, SessionEventKind::Deleted)?;
         Ok(session)
     }
@@ -168,19 +168,19 @@ impl<'a> Group<'a> {
     fn edit<T>(
         &mut self,
         id: &SessionId,
-        record: &mut Record,
-        act: impl FnOnce(&mut Record, &mut Room<'_>) -> Result<T, SessionError>,
+        record: &mut SessionRecord,
+        act: impl FnOnce(&mut SessionRecord, &mut Budget<'_>) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
-        let held = |head: &Head| (head.bytes, head.programs, head.variables);
-        let was = held(&record.head);
+        let held = |header: &SessionHeader| (header.bytes, header.programs, header.variables);
+        let was = held(&record.header);
         let limits = &self.shared.limits;
         let mut resize = |from, to| self.resize(from, to);
-        let done = act(record, &mut Room { session: id, limits, resize: &mut resize })?;
-        if held(&record.head) != was {
+        let done = act(record, &mut Budget { session: id, limits, resize: &mut resize })?;
+        if held(&record.header) != was {
             let totals = self.totals();
-            totals.programs = totals.programs + record.head.programs - was.1;
-            totals.variables = totals.variables + record.head.variables - was.2;
-            self.put_head(id, &record.head)?;
+            totals.programs = totals.programs + record.header.programs - was.1;
+            totals.variables = totals.variables + record.header.variables - was.2;
+            self.put_header(id, &record.header)?;
         }
         Ok(done)
     }
@@ -192,7 +192,8 @@ impl<'a> Group<'a> {
         program: Program,
     ) -> Result<Created, SessionError> {
         let mut record = self.with_program(id, name)?;
-        let created = self.edit(id, &mut record, |record, room| record.put_program(room, name, program))?;
+        let created =
+            self.edit(id, &mut record, |record, budget| record.put_program(budget, name, program))?;
         if let Some(program) = record.programs.get(name) {
             self.write_program(id.as_str(), program)?;
         }
@@ -201,12 +202,12 @@ impl<'a> Group<'a> {
 
     pub(super) fn delete_program(&mut self, id: &SessionId, name: &ProgramName) -> Result<(), SessionError> {
         let mut record = self.with_program(id, name)?;
-        self.edit(id, &mut record, |record, room| record.delete_program(room, name))?;
+        self.edit(id, &mut record, |record, budget| record.delete_program(budget, name))?;
         self.erase_program(id.as_str(), name)
     }
 
     /// A session that lives, with its program of this name if there is one.
-    fn with_program(&mut self, id: &SessionId, name: &ProgramName) -> Result<Record, SessionError> {
+    fn with_program(&mut self, id: &SessionId, name: &ProgramName) -> Result<SessionRecord, SessionError> {
         let mut record = self.used(id)?;
         if let Some(info) = get(&self.programs, (id.as_str(), name.as_str()))? {
             record.programs.insert(name.clone(), ProgramRecord { info, data: Bytes::new() });
@@ -232,7 +233,7 @@ impl<'a> Group<'a> {
             }
         }
         self.resize(self.size_of_global(name)?, program.size())?;
-        self.write_program(NOBODY, &program)?;
+        self.write_program(GLOBAL_OWNER, &program)?;
         let lease = Lease::new(limits.ttl(program.info.ttl), self.now);
         self.state.staged.leases.insert(holder, Some(lease));
         if lives {
@@ -245,7 +246,7 @@ impl<'a> Group<'a> {
     pub(super) fn delete_global(&mut self, name: &ProgramName) -> Result<(), SessionError> {
         let holder = Holder::Global(name.clone());
         if self.live(&holder).is_none() {
-            return Err(no_program(None, name));
+            return Err(program_not_found(None, name));
         }
         self.retire(&holder, SessionEventKind::Deleted)
     }
@@ -297,7 +298,7 @@ impl<'a> Group<'a> {
             Holder::Session(id) => self.retire_session(id, kind)?,
             Holder::Global(name) => {
                 let size = self.size_of_global(name)?;
-                self.erase_program(NOBODY, name)?;
+                self.erase_program(GLOBAL_OWNER, name)?;
                 self.totals().globals -= 1;
                 self.totals().bytes -= size;
             }
@@ -307,10 +308,10 @@ impl<'a> Group<'a> {
     }
 
     fn retire_session(&mut self, id: &SessionId, kind: SessionEventKind) -> Result<(), SessionError> {
-        let held: Option<Held> = get(&self.sessions, head_of(id))?;
-        let Some(Held { bytes, programs, variables, .. }) = held else { return Ok(()) };
+        let held: Option<HeaderSummary> = get(&self.sessions, header_key(id))?;
+        let Some(HeaderSummary { bytes, programs, variables, .. }) = held else { return Ok(()) };
         self.writing(1 + variables + 2 * programs);
-        erase(&mut self.sessions, head_of(id))?;
+        erase(&mut self.sessions, header_key(id))?;
         let end = end_of(id.as_str());
         if variables > 0 {
             erase_all(&mut self.variables, rows_of(id.as_str(), &end))?;
@@ -332,7 +333,7 @@ impl<'a> Group<'a> {
             SessionEventKind::Deleted => totals.deleted += 1,
         }
         let watchers = self.state.watchers.remove(id);
-        self.state.staged.news.push(News::Ended { id: id.clone(), kind, watchers });
+        self.state.staged.notifications.push(Notification::Ended { id: id.clone(), kind, watchers });
         Ok(())
     }
 
@@ -356,7 +357,7 @@ impl<'a> Group<'a> {
 
     /// What a global program takes, be it expired or not; 0 when there is none.
     fn size_of_global(&self, name: &ProgramName) -> Result<usize, SessionError> {
-        let info: Option<ProgramInfo> = get(&self.programs, (NOBODY, name.as_str()))?;
+        let info: Option<ProgramInfo> = get(&self.programs, (GLOBAL_OWNER, name.as_str()))?;
         Ok(info.map_or(0, |info| ProgramRecord { info, data: Bytes::new() }.size()))
     }
 

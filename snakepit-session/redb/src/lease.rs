@@ -8,10 +8,10 @@ use std::{
 
 use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
-use snakepit_session::{ProgramName, Session, SessionId, kit::Head};
+use snakepit_session::{ProgramName, Session, SessionId, kit::SessionHeader};
 use tokio::time::Instant;
 
-use super::rows::{NOBODY, head_of};
+use super::rows::{GLOBAL_OWNER, header_key};
 
 /// Who lives for a time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,8 +23,8 @@ pub(super) enum Holder {
 impl Holder {
     pub(super) fn key(&self) -> (&str, &str) {
         match self {
-            Self::Session(id) => head_of(id),
-            Self::Global(name) => (NOBODY, name.as_str()),
+            Self::Session(id) => header_key(id),
+            Self::Global(name) => (GLOBAL_OWNER, name.as_str()),
         }
     }
 }
@@ -77,8 +77,8 @@ impl Lease {
     }
 
     /// The session of this lease as callers see it.
-    pub(super) fn snapshot(&self, id: &SessionId, head: Head, now: Instant) -> Session {
-        Head { last_worker: self.last_worker.clone(), ..head }.snapshot(id, self.left(now))
+    pub(super) fn snapshot(&self, id: &SessionId, header: SessionHeader, now: Instant) -> Session {
+        SessionHeader { last_worker: self.last_worker.clone(), ..header }.snapshot(id, self.left(now))
     }
 }
 

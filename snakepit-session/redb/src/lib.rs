@@ -17,7 +17,7 @@ use std::{
 
 use redb::{Database, ReadableDatabase};
 use snakepit_session::{
-    SessionError, SessionEventSender, SessionId, SessionLimits, SessionStats, kit::Record,
+    SessionError, SessionEventSender, SessionId, SessionLimits, SessionStats, kit::SessionRecord,
 };
 use tokio::{sync::RwLock, time::Instant};
 
@@ -173,7 +173,7 @@ impl RedbBackend {
     }
 
     /// The head of a session that has a lease.
-    async fn head(&self, id: &SessionId) -> Result<(View, Record), SessionError> {
+    async fn header(&self, id: &SessionId) -> Result<(View, SessionRecord), SessionError> {
         let view = self.shared.view().await?;
         match view.record(id) {
             Err(SessionError::NotFound { .. }) => {}
@@ -195,18 +195,22 @@ impl RedbBackend {
     }
 
     /// Uses a session without changing it.
-    async fn look<T: Send + 'static>(
+    async fn read_session<T: Send + 'static>(
         &self,
         id: &SessionId,
-        look: impl Fn(&SessionId, &View, Record) -> Result<T, SessionError> + Clone + Send + Sync + 'static,
+        read_session: impl Fn(&SessionId, &View, SessionRecord) -> Result<T, SessionError>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
     ) -> Result<T, SessionError> {
         self.renew(id)?;
         let mut is_second = false;
         loop {
             let looked = async {
-                let (view, record) = self.head(id).await?;
-                let (id, size, look) = (id.clone(), record.head.bytes, look.clone());
-                self.read(size, move || look(&id, &view, record)).await
+                let (view, record) = self.header(id).await?;
+                let (id, size, read_session) = (id.clone(), record.header.bytes, read_session.clone());
+                self.read(size, move || read_session(&id, &view, record)).await
             };
             let looked = looked.await;
             if !self.is_open_again(&mut is_second, &looked).await {

@@ -20,8 +20,8 @@ use super::{
     file::Identity,
     lease::{Holder, Lease, LeaseRow, Leases},
     rows::{
-        DATA, Held, LEASES, NOBODY, PROGRAMS, SCHEMA, SESSIONS, VARIABLES, VERSIONS, damaged, failed, get,
-        scan,
+        DATA, GLOBAL_OWNER, HeaderSummary, LEASES, PROGRAMS, SCHEMA, SESSIONS, VARIABLES, VERSIONS, damaged,
+        failed, get, scan,
     },
     state::Totals,
 };
@@ -233,7 +233,7 @@ fn holders(
     let sessions = transaction.open_table(SESSIONS).map_err(failed)?;
     for entry in sessions.iter().map_err(failed)? {
         let (key, row) = entry.map_err(failed)?;
-        let Held { ttl, bytes, programs, variables } = decode(row.value())?;
+        let HeaderSummary { ttl, bytes, programs, variables } = decode(row.value())?;
         totals.sessions += 1;
         totals.bytes += bytes;
         totals.programs += programs;
@@ -241,7 +241,7 @@ fn holders(
         leases.push(lease(Holder::Session(SessionId::try_new(key.value().0)?), ttl)?);
     }
     let programs = transaction.open_table(PROGRAMS).map_err(failed)?;
-    for info in scan::<ProgramInfo>(&programs, NOBODY, |_| true)? {
+    for info in scan::<ProgramInfo>(&programs, GLOBAL_OWNER, |_| true)? {
         totals.globals += 1;
         leases.push(lease(Holder::Global(info.name.clone()), limits.ttl(info.ttl))?);
         totals.bytes += ProgramRecord { info, data: Bytes::new() }.size();

@@ -10,7 +10,7 @@ use redb::{Database, ReadTransaction, ReadableTable, TableDefinition};
 use serde::{Deserialize, de::DeserializeOwned};
 use snakepit_session::{
     Program, ProgramInfo, ProgramName, SessionError, SessionId, Variable, VariableVersion,
-    kit::{Head, ProgramRecord, Record, VariableRecord, name_of},
+    kit::{ProgramRecord, SessionHeader, SessionRecord, VariableRecord, variable_name_in},
 };
 use tokio::sync::OwnedRwLockReadGuard;
 
@@ -38,11 +38,11 @@ pub(super) const LEASES: Definition = Definition::new("leases");
 pub(super) const SCHEMA: TableDefinition<'static, (), u64> = TableDefinition::new("schema");
 
 /// Whose rows belong to no session.
-pub(super) const NOBODY: &str = "";
+pub(super) const GLOBAL_OWNER: &str = "";
 
 /// What is needed of a head where its metadata does not matter.
 #[derive(Debug, Deserialize)]
-pub(super) struct Held {
+pub(super) struct HeaderSummary {
     pub(super) ttl: std::time::Duration,
     pub(super) bytes: usize,
     pub(super) programs: usize,
@@ -74,7 +74,7 @@ pub(super) fn damaged(problem: &str) -> SessionError {
 }
 
 /// The key of a session's head.
-pub(super) fn head_of(id: &SessionId) -> (&str, &str) {
+pub(super) fn header_key(id: &SessionId) -> (&str, &str) {
     (id.as_str(), "")
 }
 
@@ -118,9 +118,9 @@ pub(super) fn load_variables(
     table: &impl ReadableTable<Key, Row>,
     id: &SessionId,
     identifiers: &[String],
-    record: &mut Record,
+    record: &mut SessionRecord,
 ) -> Result<(), SessionError> {
-    for name in identifiers.iter().map(|identifier| name_of(identifier)) {
+    for name in identifiers.iter().map(|identifier| variable_name_in(identifier)) {
         if record.variables.contains_key(name) {
             continue;
         }
@@ -135,7 +135,7 @@ pub(super) fn load_variables(
 pub(super) fn load_all_variables(
     table: &impl ReadableTable<Key, Row>,
     id: &SessionId,
-    record: &mut Record,
+    record: &mut SessionRecord,
 ) -> Result<(), SessionError> {
     let found = scan::<VariableRecord>(table, id.as_str(), |_| true)?;
     record.variables.extend(found.into_iter().map(|found| (found.variable.name.clone(), Box::new(found))));
@@ -195,14 +195,14 @@ impl View {
     ///
     /// # Errors
     /// [`SessionError::NotFound`].
-    pub(super) fn record(&self, id: &SessionId) -> Result<Record, SessionError> {
-        let head: Option<Head> = get(&self.table(SESSIONS)?, head_of(id))?;
-        head.map(Record::new).ok_or_else(|| SessionError::NotFound { id: id.clone() })
+    pub(super) fn record(&self, id: &SessionId) -> Result<SessionRecord, SessionError> {
+        let header: Option<SessionHeader> = get(&self.table(SESSIONS)?, header_key(id))?;
+        header.map(SessionRecord::new).ok_or_else(|| SessionError::NotFound { id: id.clone() })
     }
 
     /// Shows heads in the order of their ids, beginning after one, until `show` has seen enough. It gets a head as it is
     /// written, to read only those that it wants.
-    pub(super) fn heads(
+    pub(super) fn headers(
         &self,
         after: Option<&SessionId>,
         mut show: impl FnMut(SessionId, &[u8]) -> Result<bool, SessionError>,
@@ -223,14 +223,14 @@ impl View {
         &self,
         id: &SessionId,
         identifiers: &[String],
-        record: &mut Record,
+        record: &mut SessionRecord,
     ) -> Result<(), SessionError> {
         let table = self.table(VARIABLES)?;
         load_variables(&table, id, identifiers, record)?;
-        let is_missing = |identifier: &String| !record.variables.contains_key(name_of(identifier));
+        let is_missing = |identifier: &String| !record.variables.contains_key(variable_name_in(identifier));
         let missing = identifiers.iter().find(|identifier| is_missing(identifier));
         missing.map_or(Ok(()), |missing| {
-            check_missing(&table, id.as_str(), name_of(missing), record.head.variables)
+            check_missing(&table, id.as_str(), variable_name_in(missing), record.header.variables)
         })
     }
 
@@ -238,7 +238,7 @@ impl View {
     pub(super) fn list_variables(
         &self,
         id: &SessionId,
-        head: &Head,
+        header: &SessionHeader,
         is_wanted: impl Fn(&str) -> bool,
     ) -> Result<Vec<Variable>, SessionError> {
         let mut rows = 0;
@@ -247,7 +247,7 @@ impl View {
             is_wanted(name)
         };
         let found: Vec<VariableRecord> = scan(&self.table(VARIABLES)?, id.as_str(), counted)?;
-        check_count(id.as_str(), "variables", rows, head.variables)?;
+        check_count(id.as_str(), "variables", rows, header.variables)?;
         Ok(found.into_iter().map(|found| found.variable).collect())
     }
 
@@ -283,9 +283,9 @@ impl View {
         &self,
         id: &SessionId,
         name: &ProgramName,
-        head: &Head,
+        header: &SessionHeader,
     ) -> Result<(), SessionError> {
-        check_missing(&self.table(PROGRAMS)?, id.as_str(), name.as_str(), head.programs)
+        check_missing(&self.table(PROGRAMS)?, id.as_str(), name.as_str(), header.programs)
     }
 
     /// The program that this is said of.

@@ -61,14 +61,14 @@ pub(super) struct Staged {
     /// New leases, and those that ended (`None`).
     pub(super) leases: HashMap<Holder, Option<Lease>>,
     /// In the order in which they are to be told.
-    pub(super) news: Vec<News>,
+    pub(super) notifications: Vec<Notification>,
     /// How many rows were written.
     pub(super) writes: usize,
 }
 
 /// Something to tell once it is certain.
 #[derive(Debug)]
-pub(super) enum News {
+pub(super) enum Notification {
     Created(SessionId),
     Ended {
         id: SessionId,
@@ -107,7 +107,7 @@ impl State {
             shared.leases.insert(holder.clone(), lease);
             if let Holder::Session(id) = &holder {
                 self.totals.created += 1;
-                shared.events.tell(id, SessionEventKind::Created);
+                shared.events.notify(id, SessionEventKind::Created);
             }
         }
         for holder in gone {
@@ -116,7 +116,7 @@ impl State {
             }
             if let Holder::Session(id) = &holder {
                 self.totals.deleted += 1;
-                shared.events.tell(id, SessionEventKind::Deleted);
+                shared.events.notify(id, SessionEventKind::Deleted);
             }
         }
         shared.publish(self.totals.stats());
@@ -134,7 +134,7 @@ impl State {
 
     /// The group is committed: makes what it changed true for everybody, and tells it.
     pub(super) fn settle(&mut self, shared: &Shared) {
-        let Staged { totals, leases, news, writes: _ } = std::mem::take(&mut self.staged);
+        let Staged { totals, leases, notifications, writes: _ } = std::mem::take(&mut self.staged);
         for (holder, lease) in leases {
             let queued = lease.as_ref().map(|lease| lease.queued);
             let was = match lease {
@@ -148,17 +148,17 @@ impl State {
         }
         self.totals = totals;
         shared.publish(totals.stats());
-        for news in news {
-            match news {
-                News::Created(id) => shared.events.tell(&id, SessionEventKind::Created),
-                News::Ended { id, kind, watchers } => {
+        for notifications in notifications {
+            match notifications {
+                Notification::Created(id) => shared.events.notify(&id, SessionEventKind::Created),
+                Notification::Ended { id, kind, watchers } => {
                     if let Some(watchers) = watchers {
                         watchers.end(&SessionError::NotFound { id: id.clone() });
                     }
-                    shared.events.tell(&id, kind);
+                    shared.events.notify(&id, kind);
                 }
-                News::Changed { mut watchers, updates } => {
-                    updates.iter().for_each(|update| watchers.tell(update));
+                Notification::Changed { mut watchers, updates } => {
+                    updates.iter().for_each(|update| watchers.notify(update));
                 }
             }
         }
@@ -166,8 +166,8 @@ impl State {
 
     /// The group is not committed: nothing happened.
     pub(super) fn forget(&mut self) {
-        for news in std::mem::take(&mut self.staged).news {
-            if let News::Ended { id, watchers: Some(watchers), .. } = news {
+        for notifications in std::mem::take(&mut self.staged).notifications {
+            if let Notification::Ended { id, watchers: Some(watchers), .. } = notifications {
                 self.watchers.insert(id, watchers);
             }
         }

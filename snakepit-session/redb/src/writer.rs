@@ -43,14 +43,14 @@ trait Operation: Send {
     fn answer(self: Box<Self>, committed: Result<(), SessionError>);
 }
 
-struct Asked<T, F> {
+struct Request<T, F> {
     size: usize,
     act: Option<F>,
     outcome: Option<Result<T, SessionError>>,
     answer: oneshot::Sender<Result<T, SessionError>>,
 }
 
-impl<T, F> Operation for Asked<T, F>
+impl<T, F> Operation for Request<T, F>
 where
     T: Send,
     F: FnOnce(&mut Group<'_>) -> Result<T, SessionError> + Send,
@@ -124,7 +124,7 @@ impl Writer {
     ) -> Result<T, SessionError> {
         let ended = || problem("its thread has ended");
         let (answer, answered) = oneshot::channel();
-        let asked = Box::new(Asked { size, act: Some(act), outcome: None, answer });
+        let asked = Box::new(Request { size, act: Some(act), outcome: None, answer });
         let queue = self.queue.as_ref().ok_or_else(ended)?;
         queue.send(asked).await.map_err(|_| ended())?;
         answered.await.map_err(|_| ended())?

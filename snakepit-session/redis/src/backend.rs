@@ -7,14 +7,14 @@ use snakepit_session::{
     Batch, Created, NewSession, NewVariable, Note, Page, PageRequest, Program, ProgramInfo, ProgramName,
     ProgramOwner, Session, SessionBackend, SessionError, SessionEvents, SessionId, SessionStats, SetVariable,
     UpdateKind, Variable, VariableName, VariableVersion, VariableWatch, Watcher,
-    kit::{Checked, Head, is_like},
+    kit::{CheckedValue, SessionHeader, matches_pattern},
 };
 
 use super::{
     RedisBackend,
     follow::Cursor,
     millis,
-    parts::{Held, Loaded, Meta, Parts, load_history, session},
+    plan::{LoadPlan, Loaded, Meta, Usage, load_history, session},
     scripts,
 };
 
@@ -22,8 +22,8 @@ use super::{
 const AT_ONCE: usize = 200;
 
 impl RedisBackend {
-    async fn load(&self, id: &SessionId, parts: &Parts) -> Result<Loaded, SessionError> {
-        Loaded::load(&self.link, id, parts).await
+    async fn load(&self, id: &SessionId, plan: &LoadPlan) -> Result<Loaded, SessionError> {
+        Loaded::load(&self.link, id, plan).await
     }
 
     /// Reclaims what expired. True if that gave room.
@@ -55,17 +55,18 @@ impl RedisBackend {
 impl SessionBackend for RedisBackend {
     async fn create(&self, id: &SessionId, new: NewSession) -> Result<(Session, Created), SessionError> {
         self.limits.check_new(id, &new)?;
-        let head = Head::new(new, &self.limits);
-        let meta = Meta::encode(&head)?;
-        let born = uuid::Uuid::new_v4().simple().to_string();
+        let header = SessionHeader::new(new, &self.limits);
+        let meta = Meta::encode(&header)?;
+        let incarnation = uuid::Uuid::new_v4().simple().to_string();
         let (max_sessions, max_bytes) = (self.limits.max_sessions, self.limits.max_total_bytes);
         loop {
-            let call = self.link.call(&scripts::CREATE).arg(id.as_str()).arg(&born).arg(millis(head.ttl));
-            let call = call.arg(&meta).arg(head.bytes).arg(max_sessions).arg(max_bytes);
+            let call =
+                self.link.call(&scripts::CREATE).arg(id.as_str()).arg(&incarnation).arg(millis(header.ttl));
+            let call = call.arg(&meta).arg(header.bytes).arg(max_sessions).arg(max_bytes);
             type Answer = (String, usize, Option<Vec<u8>>, Option<String>, Option<String>);
             let (answer, size, meta, worker, held): Answer = call.run().await?;
             let refused = match &*answer {
-                "made" => return Ok((head.snapshot(id, head.ttl), Created::New)),
+                "made" => return Ok((header.snapshot(id, header.ttl), Created::New)),
                 "found" => {
                     let (meta, held) = (meta.unwrap_or_default(), held.unwrap_or_default());
                     let mut found = session(id, Duration::ZERO, &meta, worker, &held)?;
@@ -83,8 +84,8 @@ impl SessionBackend for RedisBackend {
     }
 
     async fn get(&self, id: &SessionId) -> Result<Session, SessionError> {
-        let head = self.load(id, &Parts::session()).await?.record.head;
-        Ok(self.as_seen_here(head.snapshot(id, head.ttl)))
+        let header = self.load(id, &LoadPlan::session()).await?.record.header;
+        Ok(self.as_seen_here(header.snapshot(id, header.ttl)))
     }
 
     async fn delete(&self, id: &SessionId) -> Result<Session, SessionError> {
@@ -136,8 +137,8 @@ impl SessionBackend for RedisBackend {
         program: Program,
     ) -> Result<Created, SessionError> {
         let ProgramOwner::Session(id) = owner else { return self.put_global(name, program).await };
-        self.change(id, &Parts::program(name), |record, room, changes| {
-            let created = record.put_program(room, name, program.clone())?;
+        self.change(id, &LoadPlan::program(name), |record, budget, changes| {
+            let created = record.put_program(budget, name, program.clone())?;
             record.programs.get(name).into_iter().for_each(|stored| changes.put(stored));
             Ok(created)
         })
@@ -146,21 +147,21 @@ impl SessionBackend for RedisBackend {
 
     async fn program(&self, owner: &ProgramOwner, name: &ProgramName) -> Result<Program, SessionError> {
         match owner {
-            ProgramOwner::Session(id) => self.load(id, &Parts::data(name)).await?.record.program(id, name),
+            ProgramOwner::Session(id) => self.load(id, &LoadPlan::data(name)).await?.record.program(id, name),
             ProgramOwner::Global => self.global(name).await,
         }
     }
 
     async fn programs(&self, owner: &ProgramOwner) -> Result<Vec<ProgramInfo>, SessionError> {
         let ProgramOwner::Session(id) = owner else { return self.globals().await };
-        let programs = self.load(id, &Parts::all_programs()).await?.record.programs;
+        let programs = self.load(id, &LoadPlan::all_programs()).await?.record.programs;
         Ok(programs.into_values().map(|program| program.info).collect())
     }
 
     async fn delete_program(&self, owner: &ProgramOwner, name: &ProgramName) -> Result<(), SessionError> {
         let ProgramOwner::Session(id) = owner else { return self.delete_global(name).await };
-        self.change(id, &Parts::program(name), |record, room, changes| {
-            record.delete_program(room, name)?;
+        self.change(id, &LoadPlan::program(name), |record, budget, changes| {
+            record.delete_program(budget, name)?;
             changes.remove(name);
             Ok(())
         })
@@ -174,9 +175,9 @@ impl SessionBackend for RedisBackend {
         new: NewVariable,
     ) -> Result<Variable, SessionError> {
         let is_small = self.limits.check_value("", &new.value).is_ok();
-        let checked = if is_small { Checked::if_costly(&new.ty, &new.value).await } else { None };
-        self.change(id, &Parts::variables([name.as_str()]), |record, room, changes| {
-            let made = record.register(room, name, new.clone(), checked.clone())?;
+        let checked = if is_small { CheckedValue::if_expensive(&new.ty, &new.value).await } else { None };
+        self.change(id, &LoadPlan::variables([name.as_str()]), |record, budget, changes| {
+            let made = record.register(budget, name, new.clone(), checked.clone())?;
             changes.wrote(UpdateKind::Registered, made);
             Ok(made.variable.clone())
         })
@@ -188,7 +189,7 @@ impl SessionBackend for RedisBackend {
         id: &SessionId,
         identifiers: &[&str],
     ) -> Result<Vec<Option<Variable>>, SessionError> {
-        let record = self.load(id, &Parts::variables(identifiers.iter().copied())).await?.record;
+        let record = self.load(id, &LoadPlan::variables(identifiers.iter().copied())).await?.record;
         let find = |identifier: &&str| Some(record.find(identifier)?.variable.clone());
         Ok(identifiers.iter().map(find).collect())
     }
@@ -199,10 +200,10 @@ impl SessionBackend for RedisBackend {
         updates: Vec<SetVariable>,
         batch: Batch,
     ) -> Result<Vec<Result<u32, SessionError>>, SessionError> {
-        let parts = Parts::variables(updates.iter().map(|update| &*update.identifier));
-        self.change_variables(id, &parts, updates, |record, room, changes, updates| match batch {
+        let plan = LoadPlan::variables(updates.iter().map(|update| &*update.identifier));
+        self.change_variables(id, &plan, updates, |record, budget, changes, updates| match batch {
             Batch::Atomic => {
-                let names = record.set_all(room, updates)?;
+                let names = record.set_all(budget, updates)?;
                 let mut written = |name| {
                     let changed = record.variable(id, name)?;
                     changes.wrote(UpdateKind::Set, changed);
@@ -212,7 +213,7 @@ impl SessionBackend for RedisBackend {
             }
             Batch::Each => {
                 let write = |update| {
-                    let changed = record.set(room, update)?;
+                    let changed = record.set(budget, update)?;
                     changes.wrote(UpdateKind::Set, changed);
                     Ok(changed.variable.version)
                 };
@@ -223,14 +224,14 @@ impl SessionBackend for RedisBackend {
     }
 
     async fn list_variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, SessionError> {
-        let record = self.load(id, &Parts::all_variables()).await?.record;
+        let record = self.load(id, &LoadPlan::all_variables()).await?.record;
         let variables = record.variables.into_values().map(|record| record.variable);
-        Ok(variables.filter(|variable| is_like(pattern, variable.name.as_str())).collect())
+        Ok(variables.filter(|variable| matches_pattern(pattern, variable.name.as_str())).collect())
     }
 
     async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError> {
-        self.change(id, &Parts::variables([identifier]), |record, room, changes| {
-            let gone = record.delete_variable(room, identifier)?;
+        self.change(id, &LoadPlan::variables([identifier]), |record, budget, changes| {
+            let gone = record.delete_variable(budget, identifier)?;
             changes.unset(&gone);
             Ok(gone.variable)
         })
@@ -253,8 +254,8 @@ impl SessionBackend for RedisBackend {
         version: u32,
         note: Note,
     ) -> Result<Variable, SessionError> {
-        self.change(id, &Parts::version(identifier, version), |record, room, changes| {
-            let changed = record.rollback(room, identifier, version, note.clone())?;
+        self.change(id, &LoadPlan::version(identifier, version), |record, budget, changes| {
+            let changed = record.rollback(budget, identifier, version, note.clone())?;
             changes.wrote(UpdateKind::RolledBack, changed);
             Ok(changed.variable.clone())
         })
@@ -267,14 +268,20 @@ impl SessionBackend for RedisBackend {
         identifiers: &[String],
         initial: bool,
     ) -> Result<VariableWatch, SessionError> {
-        let parts = match identifiers {
-            [] if initial => Parts::all_variables(),
-            identifiers => Parts::variables(identifiers.iter().map(|identifier| &**identifier)),
+        let plan = match identifiers {
+            [] if initial => LoadPlan::all_variables(),
+            identifiers => LoadPlan::variables(identifiers.iter().map(|identifier| &**identifier)),
         };
-        let Loaded { record, was, seq, mark, .. } = self.load(id, &parts.watched(self.lease)).await?;
-        let Held { born, .. } = was;
-        let (watcher, watch) = Watcher::of_record(&self.limits, id, &record, identifiers, initial)?;
-        self.follower.add(id, &born, Cursor { number: seq, mark }, watcher, self.limits.max_watches)?;
+        let Loaded { record, was, seq, mark, .. } = self.load(id, &plan.watched(self.lease)).await?;
+        let Usage { incarnation, .. } = was;
+        let (watcher, watch) = Watcher::for_record(&self.limits, id, &record, identifiers, initial)?;
+        self.follower.add(
+            id,
+            &incarnation,
+            Cursor { number: seq, mark },
+            watcher,
+            self.limits.max_watches,
+        )?;
         Ok(watch)
     }
 

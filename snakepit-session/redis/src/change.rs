@@ -10,13 +10,13 @@ use std::{
 use bytes::Bytes;
 use snakepit_session::{
     ProgramName, SessionError, SessionId, SetVariable, UpdateKind, VariableName,
-    kit::{Prepared, Preparing, ProgramRecord, Record, Room, VariableRecord},
+    kit::{Budget, PreparedWrite, ProgramRecord, SessionRecord, VariableRecord, WritePreparation},
 };
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
     RedisBackend, jitter,
-    parts::{Held, Loaded, Parts, encode_variable, older},
+    plan::{LoadPlan, Loaded, Usage, encode_variable, older},
     scripts,
 };
 use crate::codec::encode;
@@ -33,21 +33,21 @@ const MIN_LOG: (usize, usize) = (1024, 16 << 20);
 /// Who of this host may change a session. Without it those of one host would get ahead of each other. Several sessions
 /// share a turn, for there are fewer turns.
 #[derive(Debug)]
-pub(super) struct Turns {
-    turns: Box<[Mutex<()>]>,
+pub(super) struct StripedLocks {
+    locks: Box<[Mutex<()>]>,
     hasher: RandomState,
 }
 
-impl Turns {
+impl StripedLocks {
     pub(super) fn new() -> Self {
-        Self { turns: (0..1024).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
+        Self { locks: (0..1024).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
     }
 
     /// Waits for the turn, but no longer than this: while Redis does not answer, those who wait give up together and not
     /// one after the other.
     async fn take(&self, id: &SessionId, longest: Duration) -> Option<MutexGuard<'_, ()>> {
-        let turn = usize::try_from(self.hasher.hash_one(id)).unwrap_or(usize::MAX) % self.turns.len();
-        tokio::time::timeout(longest, self.turns[turn].lock()).await.ok()
+        let turn = usize::try_from(self.hasher.hash_one(id)).unwrap_or(usize::MAX) % self.locks.len();
+        tokio::time::timeout(longest, self.locks[turn].lock()).await.ok()
     }
 }
 
@@ -140,11 +140,16 @@ fn next_rev() -> u64 {
 
 impl RedisBackend {
     /// Does something to a session that may change what it holds. It is done again when others get ahead.
-    pub(super) async fn change<T, F>(&self, id: &SessionId, parts: &Parts, act: F) -> Result<T, SessionError>
+    pub(super) async fn change<T, F>(
+        &self,
+        id: &SessionId,
+        plan: &LoadPlan,
+        act: F,
+    ) -> Result<T, SessionError>
     where
-        F: Fn(&mut Record, &mut Room<'_>, &mut Changes) -> Result<T, SessionError> + Send + Sync,
+        F: Fn(&mut SessionRecord, &mut Budget<'_>, &mut Changes) -> Result<T, SessionError> + Send + Sync,
     {
-        self.change_variables(id, parts, Vec::new(), |record, room, changes, _| act(record, room, changes))
+        self.change_variables(id, plan, Vec::new(), |record, budget, changes, _| act(record, budget, changes))
             .await
     }
 
@@ -152,38 +157,43 @@ impl RedisBackend {
     pub(super) async fn change_variables<T, F>(
         &self,
         id: &SessionId,
-        parts: &Parts,
+        plan: &LoadPlan,
         updates: Vec<SetVariable>,
         act: F,
     ) -> Result<T, SessionError>
     where
-        F: Fn(&mut Record, &mut Room<'_>, &mut Changes, Vec<Prepared>) -> Result<T, SessionError>
+        F: Fn(
+                &mut SessionRecord,
+                &mut Budget<'_>,
+                &mut Changes,
+                Vec<PreparedWrite>,
+            ) -> Result<T, SessionError>
             + Send
             + Sync,
     {
-        let turn = self.turns.take(id, self.link.timeout()).await;
+        let turn = self.locks.take(id, self.link.timeout()).await;
         let _turn = turn.ok_or_else(|| {
             self.link
                 .problem("does not answer in time those who change the session before; nothing was written")
         })?;
-        let (mut reclaimed, mut prepared) = (false, None::<Vec<Prepared>>);
+        let (mut reclaimed, mut prepared) = (false, None::<Vec<PreparedWrite>>);
         for attempt in 0..MAX_ATTEMPTS {
             if attempt > 0 {
                 let longest = MAX_WAIT.min(Duration::from_micros(500) * attempt);
                 tokio::time::sleep(jitter(longest)).await;
             }
-            let mut loaded = Loaded::load(&self.link, id, parts).await?;
+            let mut loaded = Loaded::load(&self.link, id, plan).await?;
             let writes = match &prepared {
                 Some(prepared) => prepared.clone(),
                 // One whose variable is another the next time is checked again.
-                None if Preparing::is_needed(&updates) => {
-                    let preparing = Preparing::of(&self.limits, Some(&loaded.record), updates.clone());
+                None if WritePreparation::is_needed(&updates) => {
+                    let preparing = WritePreparation::of(&self.limits, Some(&loaded.record), updates.clone());
                     prepared.insert(preparing.prepare().await).clone()
                 }
-                None => prepared.insert(updates.iter().cloned().map(Prepared::from).collect()).clone(),
+                None => prepared.insert(updates.iter().cloned().map(PreparedWrite::from).collect()).clone(),
             };
-            let act = |record: &mut Record, room: &mut Room<'_>, changes: &mut Changes| {
-                act(record, room, changes, writes)
+            let act = |record: &mut SessionRecord, budget: &mut Budget<'_>, changes: &mut Changes| {
+                act(record, budget, changes, writes)
             };
             let (done, changes, full) = self.act(id, &mut loaded, act);
             // What expired does not count, and nobody is refused because of it.
@@ -213,7 +223,7 @@ impl RedisBackend {
         &self,
         id: &SessionId,
         loaded: &mut Loaded,
-        act: impl FnOnce(&mut Record, &mut Room<'_>, &mut Changes) -> Result<T, SessionError>,
+        act: impl FnOnce(&mut SessionRecord, &mut Budget<'_>, &mut Changes) -> Result<T, SessionError>,
     ) -> (Result<T, SessionError>, Changes, bool) {
         let mut changes = Changes::new(loaded);
         let (mut full, limit) = (false, self.limits.max_total_bytes);
@@ -227,8 +237,8 @@ impl RedisBackend {
             *total = size;
             Ok(())
         };
-        let mut room = Room { session: id, limits: &self.limits, resize: &mut resize };
-        let done = act(&mut loaded.record, &mut room, &mut changes);
+        let mut budget = Budget { session: id, limits: &self.limits, resize: &mut resize };
+        let done = act(&mut loaded.record, &mut budget, &mut changes);
         (done, changes, full)
     }
 
@@ -241,19 +251,19 @@ impl RedisBackend {
         if let Some(problem) = changes.problem {
             return Err(problem);
         }
-        let (head, was) = (&loaded.record.head, &loaded.was);
+        let (header, was) = (&loaded.record.header, &loaded.was);
         let more = |now: usize, was: usize| now as i128 - was as i128;
         let mut call = self
             .link
             .call(&scripts::COMMIT)
             .arg(id.as_str())
-            .arg(&was.born)
+            .arg(&was.incarnation)
             .arg(loaded.rev)
             .arg(next_rev())
-            .arg(Held::of(head, &was.born))
-            .arg(more(head.bytes, was.bytes).to_string())
-            .arg(more(head.variables, was.variables).to_string())
-            .arg(more(head.programs, was.programs).to_string())
+            .arg(Usage::of(header, &was.incarnation))
+            .arg(more(header.bytes, was.bytes).to_string())
+            .arg(more(header.variables, was.variables).to_string())
+            .arg(more(header.programs, was.programs).to_string())
             .arg(self.limits.max_total_bytes)
             .arg(self.limits.max_watch_backlog.max(MIN_LOG.0))
             .arg(self.limits.max_watch_backlog_bytes.max(MIN_LOG.1));

@@ -20,12 +20,12 @@ use redis::{
 use snakepit_session::{SessionError, SessionEventKind, SessionEventSender, SessionId, Watcher};
 use tokio::{sync::Notify, time::Instant};
 
-use super::{jitter, link::Link, parts::decode_update, scripts};
+use super::{jitter, link::Link, plan::decode_update, scripts};
 
 mod watched;
 
 pub(super) use watched::Cursor;
-use watched::{Change, Link as Before, News, Watched};
+use watched::{Change, Delivery, Link as Predecessor, Watched};
 
 /// How many sessions are read on at once, and about how many bytes.
 const SESSIONS: usize = 64;
@@ -35,7 +35,7 @@ const SOON: Duration = Duration::from_millis(10);
 /// How often a watched session is looked at of which nothing is published, at least: Redis says nothing when it loses one.
 const CHECK: Duration = Duration::from_secs(5);
 /// How many events are remembered as told, which is more than the log keeps.
-const TOLD: usize = 2048;
+const REMEMBERED_EVENTS: usize = 2048;
 /// The longest wait before another connection is tried.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
@@ -51,32 +51,32 @@ pub(super) struct Follower {
     watched: Mutex<Watched>,
     /// Something is to be read that nobody publishes.
     wake: Notify,
-    told: Mutex<Told>,
+    delivered: Mutex<ReportedEvents>,
 }
 
 /// Which events of sessions were told.
 #[derive(Debug, Default)]
-struct Told {
+struct ReportedEvents {
     /// The last one: its place in the log, and its number.
-    last: (Place, u64),
+    last: (LogPosition, u64),
     /// The places of the last ones, which tell those apart that a failover kept.
-    places: VecDeque<Place>,
+    places: VecDeque<LogPosition>,
     /// What was before this host is nobody told.
-    since: Place,
+    since: LogPosition,
 }
 
-impl Told {
-    fn push(&mut self, at: Place, number: u64) {
+impl ReportedEvents {
+    fn push(&mut self, at: LogPosition, number: u64) {
         self.last = (at, number);
         self.places.push_back(at);
-        if self.places.len() > TOLD {
+        if self.places.len() > REMEMBERED_EVENTS {
             self.places.pop_front();
         }
     }
 }
 
 /// Where something stands in a log of Redis.
-type Place = (u64, u64);
+type LogPosition = (u64, u64);
 
 /// A connection that is told what is published.
 pub(super) struct Subscription {
@@ -92,7 +92,7 @@ impl Follower {
             events: SessionEventSender::new(),
             watched: Mutex::default(),
             wake: Notify::new(),
-            told: Mutex::default(),
+            delivered: Mutex::default(),
         }
     }
 
@@ -100,27 +100,27 @@ impl Follower {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    fn delivered(&self) -> MutexGuard<'_, ReportedEvents> {
+        self.delivered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets what was told last be later than it was, as if the clock of Redis had been ahead.
     #[cfg(test)]
     pub(super) fn pretend_told_later(&self, by: Duration) {
-        let mut told = self.told();
-        told.last.0.0 += u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        let mut delivered = self.delivered();
+        delivered.last.0.0 += u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
     }
 
     /// Begins to tell a watcher what happens in a session after this change.
     pub(super) fn add(
         &self,
         id: &SessionId,
-        born: &str,
+        incarnation: &str,
         cursor: Cursor,
         watcher: Watcher,
         limit: usize,
     ) -> Result<(), SessionError> {
-        self.watched().add(id, born, cursor, watcher, limit)?;
+        self.watched().add(id, incarnation, cursor, watcher, limit)?;
         // What happened since the watcher's beginning was read may have been published before it was known here.
         self.wake.notify_one();
         Ok(())
@@ -147,10 +147,10 @@ impl Follower {
         last.arg(self.log()).arg("+").arg("-").arg("COUNT").arg(1);
         let last: Vec<Entry> = self.link.query(&last).await?;
         if let Some(entry) = last.first() {
-            let (at, number) = place_of(entry);
-            let mut told = self.told();
-            told.push(at, number);
-            told.since = at;
+            let (at, number) = position_of(entry);
+            let mut delivered = self.delivered();
+            delivered.push(at, number);
+            delivered.since = at;
         }
         Ok(())
     }
@@ -206,10 +206,10 @@ impl Follower {
                     let Some(message) = message else {
                         return self.link.problem("the connection ended");
                     };
-                    self.hear(&message);
+                    self.on_message(&message);
                     // What came meanwhile is read in one go.
                     while let Some(Some(message)) = ready(&mut stream).await {
-                        self.hear(&message);
+                        self.on_message(&message);
                     }
                 }
                 () = self.wake.notified() => {}
@@ -235,7 +235,7 @@ impl Follower {
         CHECK.min(self.lease / 3)
     }
 
-    fn hear(&self, message: &Msg) {
+    fn on_message(&self, message: &Msg) {
         let payload = String::from_utf8_lossy(message.get_payload_bytes());
         if message.get_channel_name().ends_with(":updates") {
             self.watched().changed(&payload);
@@ -243,14 +243,14 @@ impl Follower {
         }
         let mut words = payload.splitn(5, ' ');
         let mut word = || words.next().unwrap_or_default();
-        let (at, number, kind, born, id) =
-            (place(word()), word().parse().unwrap_or(0), word(), word(), word());
-        self.tell(at, number, kind, born, id);
+        let (at, number, kind, incarnation, id) =
+            (position(word()), word().parse().unwrap_or(0), word(), word(), word());
+        self.notify(at, number, kind, incarnation, id);
     }
 
     /// Tells of the life of sessions what happened while nobody listened.
     async fn catch_up(&self) -> Result<(), SessionError> {
-        let last = self.told().last;
+        let last = self.delivered().last;
         let ((time, n), _) = last;
         let read = |from: String| async move {
             let mut read = redis::cmd("XRANGE");
@@ -259,18 +259,18 @@ impl Follower {
         };
         let mut missed = read(format!("{time}-{n}")).await?;
         let is_new = last == Default::default();
-        if !is_new && missed.first().map(place_of) != Some(last) {
+        if !is_new && missed.first().map(position_of) != Some(last) {
             missed = read("-".to_owned()).await?;
-            let oldest = missed.first().map(place_of);
+            let oldest = missed.first().map(position_of);
             let is_cut = oldest.is_some_and(|(at, number)| at > last.0 && number > last.1);
             if !is_cut {
                 self.begin_anew(&mut missed);
             }
         }
         for entry in &missed {
-            let (at, number) = place_of(entry);
-            if let [_, _, _, kind, _, born, _, id] = &entry.1[..] {
-                self.tell(at, number, kind, born, id);
+            let (at, number) = position_of(entry);
+            if let [_, _, _, kind, _, incarnation, _, id] = &entry.1[..] {
+                self.notify(at, number, kind, incarnation, id);
             }
         }
         Ok(())
@@ -279,35 +279,35 @@ impl Follower {
     /// The log does not have what was told last, so Redis lost some of it. Leaves those events that were never told.
     fn begin_anew(&self, log: &mut Vec<Entry>) {
         tracing::warn!(redis = self.link.address(), "redis lost events of sessions");
-        self.events.tell_lost(1);
-        let tail = log.last().map(place_of);
-        let mut told = self.told();
+        self.events.notify_lost(1);
+        let tail = log.last().map(position_of);
+        let mut delivered = self.delivered();
         log.retain(|entry| {
-            let (at, _) = place_of(entry);
-            at > told.since && !told.places.contains(&at)
+            let (at, _) = position_of(entry);
+            at > delivered.since && !delivered.places.contains(&at)
         });
-        told.last = match log.first() {
+        delivered.last = match log.first() {
             // It is told whatever the clock of this server says.
-            Some(first) => (Place::default(), place_of(first).1.saturating_sub(1)),
+            Some(first) => (LogPosition::default(), position_of(first).1.saturating_sub(1)),
             None => tail.unwrap_or_default(),
         };
     }
 
-    fn tell(&self, at: Place, number: u64, kind: &str, born: &str, id: &str) {
+    fn notify(&self, at: LogPosition, number: u64, kind: &str, incarnation: &str, id: &str) {
         let before = {
-            let mut told = self.told();
-            if at <= told.last.0 {
+            let mut delivered = self.delivered();
+            if at <= delivered.last.0 {
                 return;
             }
-            let before = told.last.1;
-            told.push(at, number);
+            let before = delivered.last.1;
+            delivered.push(at, number);
             before
         };
         if number != before + 1 {
             // Numbers that begin anew are those of a Redis that lost everything.
             let missed = number.saturating_sub(before + 1).max(1);
             tracing::warn!(missed, "sessions came or went of which redis cannot tell any more");
-            self.events.tell_lost(missed);
+            self.events.notify_lost(missed);
         }
         let kind = match kind {
             "created" => SessionEventKind::Created,
@@ -315,10 +315,10 @@ impl Follower {
             _ => SessionEventKind::Deleted,
         };
         if kind != SessionEventKind::Created {
-            self.watched().changed(born);
+            self.watched().changed(incarnation);
         }
         if let Ok(id) = SessionId::try_new(id) {
-            self.events.tell(&id, kind);
+            self.events.notify(&id, kind);
         }
     }
 
@@ -331,18 +331,18 @@ impl Follower {
                 return Ok(());
             }
             let mut call = self.link.call(&scripts::FOLLOW).arg(lease).arg(BYTES);
-            for (id, born, after) in &due {
+            for (id, incarnation, after) in &due {
                 let after = after.map(|after| after.to_string()).unwrap_or_default();
-                call = call.arg(id.as_str()).arg(&**born).arg(after);
+                call = call.arg(id.as_str()).arg(&**incarnation).arg(after);
             }
             let answers: Vec<Answer> = call.run().await?;
-            for ((_, born, after), answer) in due.iter().zip(answers) {
-                self.deliver(born, *after, answer);
+            for ((_, incarnation, after), answer) in due.iter().zip(answers) {
+                self.deliver(incarnation, *after, answer);
             }
         }
     }
 
-    fn deliver(&self, born: &Arc<str>, after: Option<u64>, (left, seq, mark, more, entries): Answer) {
+    fn deliver(&self, incarnation: &Arc<str>, after: Option<u64>, (left, seq, mark, more, entries): Answer) {
         let mut changes: Vec<Change> = Vec::with_capacity(entries.len());
         let mut read = Cursor { number: after.unwrap_or(0), mark: 0 };
         for (number, entry, before, mark) in entries {
@@ -350,9 +350,9 @@ impl Follower {
                 read = Cursor { number, mark };
             }
             let before = match u64::try_from(before) {
-                Ok(0) => Before::Unsaid,
-                Ok(before) => Before::Is(before),
-                Err(_) => Before::Unknown,
+                Ok(0) => Predecessor::Unsaid,
+                Ok(before) => Predecessor::Is(before),
+                Err(_) => Predecessor::Unknown,
             };
             match decode_update(&entry) {
                 Ok(update) => changes.push(Change { at: Cursor { number, mark }, before, update }),
@@ -366,7 +366,7 @@ impl Follower {
             Instant::now() + ends.min(self.pause())
         });
         let now = Cursor { number: seq, mark };
-        self.watched().tell(born, &News { after, read, changes, now, more, check });
+        self.watched().notify(incarnation, &Delivery { after, read, changes, now, more, check });
     }
 }
 
@@ -382,12 +382,12 @@ async fn ready(stream: &mut PubSubStream) -> Option<Option<Msg>> {
 }
 
 /// A place in a log, as Redis writes it; nothing comes before what it did not write.
-fn place(text: &str) -> Place {
+fn position(text: &str) -> LogPosition {
     let (time, n) = text.split_once('-').unwrap_or((text, ""));
     (time.parse().unwrap_or(0), n.parse().unwrap_or(0))
 }
 
 /// Where an event stands in the log, and its number.
-fn place_of((at, fields): &Entry) -> (Place, u64) {
-    (place(at), fields.get(1).and_then(|number| number.parse().ok()).unwrap_or(0))
+fn position_of((at, fields): &Entry) -> (LogPosition, u64) {
+    (position(at), fields.get(1).and_then(|number| number.parse().ok()).unwrap_or(0))
 }

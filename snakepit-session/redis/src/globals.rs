@@ -2,7 +2,7 @@
 
 use snakepit_session::{
     Created, Program, ProgramInfo, ProgramName, SessionError,
-    kit::{ProgramRecord, no_program},
+    kit::{ProgramRecord, program_not_found},
 };
 
 use super::{RedisBackend, millis, scripts};
@@ -35,7 +35,7 @@ impl RedisBackend {
     pub(super) async fn global(&self, name: &ProgramName) -> Result<Program, SessionError> {
         let found: Option<(Vec<u8>, Vec<u8>)> =
             self.link.call(&scripts::GLOBAL_GET).arg(name.as_str()).run().await?;
-        let (info, data) = found.ok_or_else(|| no_program(None, name))?;
+        let (info, data) = found.ok_or_else(|| program_not_found(None, name))?;
         ProgramRecord { info: decode(&info)?, data: data.into() }.program()
     }
 
@@ -49,6 +49,6 @@ impl RedisBackend {
 
     pub(super) async fn delete_global(&self, name: &ProgramName) -> Result<(), SessionError> {
         let lived: bool = self.link.call(&scripts::GLOBAL_DELETE).arg(name.as_str()).run().await?;
-        if lived { Ok(()) } else { Err(no_program(None, name)) }
+        if lived { Ok(()) } else { Err(program_not_found(None, name)) }
     }
 }

@@ -31,11 +31,11 @@ mod follow;
 mod globals;
 mod link;
 mod mend;
-mod parts;
+mod plan;
 mod scripts;
 mod start;
 
-use change::Turns;
+use change::StripedLocks;
 use follow::Follower;
 use link::Link;
 
@@ -93,7 +93,7 @@ pub struct RedisBackend {
     lease: Duration,
     /// What the workers of this host are remembered with.
     host: String,
-    turns: Turns,
+    locks: StripedLocks,
     follower: Arc<Follower>,
     /// Follows what happens; ends with the backend.
     _tasks: JoinSet<()>,
@@ -132,7 +132,15 @@ impl RedisBackend {
         follower.begin().await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&follower).run(subscription));
-        Ok(Self { link, limits, lease, host: config.host, turns: Turns::new(), follower, _tasks: tasks })
+        Ok(Self {
+            link,
+            limits,
+            lease,
+            host: config.host,
+            locks: StripedLocks::new(),
+            follower,
+            _tasks: tasks,
+        })
     }
 
     /// A worker as it is remembered for all hosts: ids of workers are unique in their own host only.

@@ -4,7 +4,7 @@
 use redis::FromRedisValue;
 use snakepit_session::SessionError;
 
-use super::{RedisBackend, parts::Held, scripts};
+use super::{RedisBackend, plan::Usage, scripts};
 
 /// About how many keys are looked at in one step.
 const AT_ONCE: usize = 500;
@@ -28,7 +28,7 @@ impl RedisBackend {
         let (mut bytes, mut variables, mut programs) = (0, 0, 0);
         let mut scan = Scan::new("HSCAN", Some(format!("{root}:held")));
         while let Some(found) = scan.next::<(String, String)>(self).await? {
-            for held in found.iter().filter_map(|(_, held)| Held::parse(held).ok()) {
+            for held in found.iter().filter_map(|(_, held)| Usage::parse(held).ok()) {
                 bytes += held.bytes;
                 variables += held.variables;
                 programs += held.programs;

@@ -12,10 +12,10 @@ use std::{
 use super::*;
 
 mod hosts;
+mod limits;
 mod losses;
 mod model;
 mod outages;
-mod room;
 mod server;
 mod starts;
 
@@ -67,7 +67,7 @@ async fn expired(server: &Server, session: &str) {
 }
 
 /// What a watcher is told of next, and which version.
-async fn told(watch: &mut VariableWatch) -> (UpdateKind, u32) {
+async fn delivered(watch: &mut VariableWatch) -> (UpdateKind, u32) {
     match soon(watch.next()).await.unwrap().unwrap() {
         WatchEvent::Update(update) => (update.kind, update.variable.version),
         WatchEvent::Lost(lost) => panic!("{lost} updates are lost"),

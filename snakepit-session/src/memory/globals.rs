@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::{
     Created, Program, ProgramInfo, ProgramName, SessionError, SessionLimits,
-    kit::{ProgramRecord, no_program},
+    kit::{ProgramRecord, program_not_found},
 };
 
 #[derive(Debug, Default)]
@@ -46,7 +46,7 @@ impl Globals {
     pub(super) fn program(&mut self, name: &ProgramName) -> Result<Program, SessionError> {
         let now = Instant::now();
         let live = self.programs.get_mut(name).filter(|global| global.expires > now);
-        let global = live.ok_or_else(|| no_program(None, name))?;
+        let global = live.ok_or_else(|| program_not_found(None, name))?;
         global.expires = now + global.program.info.ttl.unwrap_or_default();
         global.program.program()
     }
@@ -62,7 +62,7 @@ impl Globals {
         let now = Instant::now();
         match self.programs.entry(name.clone()) {
             Entry::Occupied(global) if global.get().expires > now => Ok(global.remove().program.size()),
-            _ => Err(no_program(None, name)),
+            _ => Err(program_not_found(None, name)),
         }
     }
 

@@ -11,14 +11,15 @@ use std::{
 use async_trait::async_trait;
 use dashmap::Entry;
 
-use super::{Counters, MemoryBackend, Place, tell};
+use super::{Counters, MemoryBackend, SessionSlot, notify};
 use crate::{
     Batch, Created, NewSession, NewVariable, Note, Page, PageRequest, Payload, Program, ProgramInfo,
     ProgramName, ProgramOwner, Session, SessionBackend, SessionError, SessionEventKind, SessionEvents,
     SessionId, SessionStats, SetVariable, UpdateKind, Variable, VariableName, VariableVersion, VariableWatch,
     Watcher,
     kit::{
-        Checked, Prepared, Preparing, is_like, most_of_write, no_variable, size_of_metadata, size_of_program,
+        CheckedValue, PreparedWrite, WritePreparation, matches_pattern, max_write_size, size_of_metadata,
+        size_of_program, variable_not_found,
     },
 };
 
@@ -30,14 +31,14 @@ impl MemoryBackend {
     }
 
     /// Checks values while the session is not locked, where that takes long.
-    async fn prepare(&self, id: &SessionId, updates: Vec<SetVariable>) -> Vec<Prepared> {
-        if !Preparing::is_needed(&updates) {
-            return updates.into_iter().map(Prepared::from).collect();
+    async fn prepare(&self, id: &SessionId, updates: Vec<SetVariable>) -> Vec<PreparedWrite> {
+        if !WritePreparation::is_needed(&updates) {
+            return updates.into_iter().map(PreparedWrite::from).collect();
         }
-        let place = self.place(id).ok();
-        let record = place.as_ref().map(|(place, _)| &place.record);
-        let preparing = Preparing::of(&self.limits, record, updates);
-        drop(place);
+        let slot = self.slot(id).ok();
+        let record = slot.as_ref().map(|(slot, _)| &slot.record);
+        let preparing = WritePreparation::of(&self.limits, record, updates);
+        drop(slot);
         preparing.prepare().await
     }
 }
@@ -46,7 +47,7 @@ impl MemoryBackend {
 impl SessionBackend for MemoryBackend {
     async fn create(&self, id: &SessionId, new: NewSession) -> Result<(Session, Created), SessionError> {
         self.limits.check_new(id, &new)?;
-        if let Some(found) = self.find_or_make(id, &new, false) {
+        if let Some(found) = self.find_or_create(id, &new, false) {
             return Ok(found);
         }
         // Expired sessions do not count, so their room is reclaimed before anybody is refused.
@@ -58,21 +59,21 @@ impl SessionBackend for MemoryBackend {
             tokio::task::yield_now().await;
         }
         let size = size_of_metadata(&new.metadata);
-        self.make_room(size).await;
+        self.reclaim_for(size).await;
         if let Err(full) = self.resize(0, size) {
             self.count.fetch_sub(1, Relaxed);
             return Err(full);
         }
-        match self.find_or_make(id, &new, true) {
+        match self.find_or_create(id, &new, true) {
             Some(found) => Ok(found),
             None => Err(SessionError::Backend { problem: "room was claimed but not used".to_owned() }),
         }
     }
 
     async fn get(&self, id: &SessionId) -> Result<Session, SessionError> {
-        let (place, now) = self.place(id)?;
-        place.renew(now);
-        Ok(place.snapshot(id, now))
+        let (slot, now) = self.slot(id)?;
+        slot.renew(now);
+        Ok(slot.snapshot(id, now))
     }
 
     async fn delete(&self, id: &SessionId) -> Result<Session, SessionError> {
@@ -101,8 +102,8 @@ impl SessionBackend for MemoryBackend {
             let wanted = size + 1 - items.len();
             let ids = self.ids_after(last.as_ref(), wanted);
             items.extend(ids.iter().filter_map(|id| {
-                let (place, now) = self.place(id).ok()?;
-                Some(place.snapshot(id, now))
+                let (slot, now) = self.slot(id).ok()?;
+                Some(slot.snapshot(id, now))
             }));
             if ids.len() < wanted || items.len() > size {
                 break;
@@ -118,7 +119,7 @@ impl SessionBackend for MemoryBackend {
     }
 
     async fn set_last_worker(&self, id: &SessionId, worker: Arc<str>) -> Result<(), SessionError> {
-        self.place_mut(id)?.0.record.head.last_worker = Some(worker);
+        self.slot_mut(id)?.0.record.header.last_worker = Some(worker);
         Ok(())
     }
 
@@ -130,12 +131,12 @@ impl SessionBackend for MemoryBackend {
     ) -> Result<Created, SessionError> {
         let more = size_of_program(name, &program);
         let ProgramOwner::Session(id) = owner else {
-            self.make_room(more).await;
+            self.reclaim_for(more).await;
             let resize = |from, to| self.resize(from, to);
             return self.globals().put(&self.limits, name, program, resize);
         };
-        self.change(id, more, |place, room| {
-            let created = place.record.put_program(room, name, program)?;
+        self.change(id, more, |slot, budget| {
+            let created = slot.record.put_program(budget, name, program)?;
             self.counters.programs.fetch_add(usize::from(created == Created::New), Relaxed);
             Ok(created)
         })
@@ -144,7 +145,7 @@ impl SessionBackend for MemoryBackend {
 
     async fn program(&self, owner: &ProgramOwner, name: &ProgramName) -> Result<Program, SessionError> {
         match owner {
-            ProgramOwner::Session(id) => self.used(id)?.record.program(id, name),
+            ProgramOwner::Session(id) => self.touch(id)?.record.program(id, name),
             ProgramOwner::Global => self.globals().program(name),
         }
     }
@@ -152,7 +153,7 @@ impl SessionBackend for MemoryBackend {
     async fn programs(&self, owner: &ProgramOwner) -> Result<Vec<ProgramInfo>, SessionError> {
         Ok(match owner {
             ProgramOwner::Session(id) => {
-                self.used(id)?.record.programs.values().map(|program| program.info.clone()).collect()
+                self.touch(id)?.record.programs.values().map(|program| program.info.clone()).collect()
             }
             ProgramOwner::Global => self.globals().list(),
         })
@@ -164,8 +165,8 @@ impl SessionBackend for MemoryBackend {
             self.bytes.fetch_sub(freed, Relaxed);
             return Ok(());
         };
-        self.change(id, 0, |place, room| {
-            place.record.delete_program(room, name)?;
+        self.change(id, 0, |slot, budget| {
+            slot.record.delete_program(budget, name)?;
             self.counters.programs.fetch_sub(1, Relaxed);
             Ok(())
         })
@@ -180,13 +181,13 @@ impl SessionBackend for MemoryBackend {
     ) -> Result<Variable, SessionError> {
         // The name is in the id, too.
         let names = 3 * VariableName::MAX_BYTES;
-        let more = most_of_write(&new.value, &new.note) + new.ty.constraints_json().len() + names;
+        let more = max_write_size(&new.value, &new.note) + new.ty.constraints_json().len() + names;
         let is_small = self.limits.check_value("", &new.value).is_ok();
-        let checked = if is_small { Checked::if_costly(&new.ty, &new.value).await } else { None };
-        self.change(id, more, |Place { record, watchers, .. }, room| {
-            let made = record.register(room, name, new, checked)?;
+        let checked = if is_small { CheckedValue::if_expensive(&new.ty, &new.value).await } else { None };
+        self.change(id, more, |SessionSlot { record, watchers, .. }, budget| {
+            let made = record.register(budget, name, new, checked)?;
             self.counters.variables.fetch_add(1, Relaxed);
-            tell(watchers, UpdateKind::Registered, made);
+            notify(watchers, UpdateKind::Registered, made);
             Ok(made.variable.clone())
         })
         .await
@@ -197,8 +198,8 @@ impl SessionBackend for MemoryBackend {
         id: &SessionId,
         identifiers: &[&str],
     ) -> Result<Vec<Option<Variable>>, SessionError> {
-        let place = self.used(id)?;
-        let find = |identifier: &&str| Some(place.record.find(identifier)?.variable.clone());
+        let slot = self.touch(id)?;
+        let find = |identifier: &&str| Some(slot.record.find(identifier)?.variable.clone());
         Ok(identifiers.iter().map(find).collect())
     }
 
@@ -208,22 +209,22 @@ impl SessionBackend for MemoryBackend {
         updates: Vec<SetVariable>,
         batch: Batch,
     ) -> Result<Vec<Result<u32, SessionError>>, SessionError> {
-        let more = updates.iter().map(|update| most_of_write(&update.value, &update.note)).sum();
+        let more = updates.iter().map(|update| max_write_size(&update.value, &update.note)).sum();
         let updates = self.prepare(id, updates).await;
-        self.change(id, more, |Place { record, watchers, .. }, room| match batch {
+        self.change(id, more, |SessionSlot { record, watchers, .. }, budget| match batch {
             Batch::Atomic => {
-                let names = record.set_all(room, updates)?;
-                let told = |name| {
+                let names = record.set_all(budget, updates)?;
+                let notified = |name| {
                     let changed = record.variable(id, name)?;
-                    tell(watchers, UpdateKind::Set, changed);
+                    notify(watchers, UpdateKind::Set, changed);
                     Ok(Ok(changed.variable.version))
                 };
-                names.iter().map(VariableName::as_str).map(told).collect()
+                names.iter().map(VariableName::as_str).map(notified).collect()
             }
             Batch::Each => {
                 let write = |update| {
-                    let changed = record.set(room, update)?;
-                    tell(watchers, UpdateKind::Set, changed);
+                    let changed = record.set(budget, update)?;
+                    notify(watchers, UpdateKind::Set, changed);
                     Ok(changed.variable.version)
                 };
                 Ok(updates.into_iter().map(write).collect())
@@ -233,16 +234,16 @@ impl SessionBackend for MemoryBackend {
     }
 
     async fn list_variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, SessionError> {
-        let place = self.used(id)?;
-        let variables = place.record.variables.values().map(|record| &record.variable);
-        Ok(variables.filter(|variable| is_like(pattern, variable.name.as_str())).cloned().collect())
+        let slot = self.touch(id)?;
+        let variables = slot.record.variables.values().map(|record| &record.variable);
+        Ok(variables.filter(|variable| matches_pattern(pattern, variable.name.as_str())).cloned().collect())
     }
 
     async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError> {
-        self.change(id, 0, |Place { record, watchers, .. }, room| {
-            let gone = record.delete_variable(room, identifier)?;
+        self.change(id, 0, |SessionSlot { record, watchers, .. }, budget| {
+            let gone = record.delete_variable(budget, identifier)?;
             self.counters.variables.fetch_sub(1, Relaxed);
-            tell(watchers, UpdateKind::Deleted, &gone);
+            notify(watchers, UpdateKind::Deleted, &gone);
             Ok(gone.variable)
         })
         .await
@@ -254,7 +255,7 @@ impl SessionBackend for MemoryBackend {
         identifier: &str,
         limit: usize,
     ) -> Result<Vec<VariableVersion>, SessionError> {
-        Ok(self.used(id)?.record.variable(id, identifier)?.history(limit).collect())
+        Ok(self.touch(id)?.record.variable(id, identifier)?.history(limit).collect())
     }
 
     async fn rollback_variable(
@@ -265,10 +266,10 @@ impl SessionBackend for MemoryBackend {
         note: Note,
     ) -> Result<Variable, SessionError> {
         // The value is one that is there, so the most it takes in addition is what a value may have.
-        let more = self.limits.max_value_bytes.saturating_add(most_of_write(&Payload::null(), &note));
-        self.change(id, more, |Place { record, watchers, .. }, room| {
-            let changed = record.rollback(room, identifier, version, note)?;
-            tell(watchers, UpdateKind::RolledBack, changed);
+        let more = self.limits.max_value_bytes.saturating_add(max_write_size(&Payload::null(), &note));
+        self.change(id, more, |SessionSlot { record, watchers, .. }, budget| {
+            let changed = record.rollback(budget, identifier, version, note)?;
+            notify(watchers, UpdateKind::RolledBack, changed);
             Ok(changed.variable.clone())
         })
         .await
@@ -280,27 +281,27 @@ impl SessionBackend for MemoryBackend {
         identifiers: &[String],
         initial: bool,
     ) -> Result<VariableWatch, SessionError> {
-        let mut place = self.used_mut(id)?;
-        let Place { record, watchers, .. } = &mut **place;
-        let (watcher, watch) = Watcher::of_record(&self.limits, id, record, identifiers, initial)?;
+        let mut slot = self.touch_mut(id)?;
+        let SessionSlot { record, watchers, .. } = &mut **slot;
+        let (watcher, watch) = Watcher::for_record(&self.limits, id, record, identifiers, initial)?;
         watchers.get_or_insert_default().add(watcher, self.limits.max_watches)?;
         Ok(watch)
     }
 
     async fn variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError> {
-        Ok(self.used(id)?.record.variable(id, identifier)?.variable.clone())
+        Ok(self.touch(id)?.record.variable(id, identifier)?.variable.clone())
     }
 
     async fn set_variable(&self, id: &SessionId, update: SetVariable) -> Result<u32, SessionError> {
-        if Preparing::is_needed([&update]) {
+        if WritePreparation::is_needed([&update]) {
             let identifier = update.identifier.clone();
             let written = self.set_variables(id, vec![update], Batch::Each).await?;
-            return written.into_iter().next().unwrap_or_else(|| Err(no_variable(id, &identifier)));
+            return written.into_iter().next().unwrap_or_else(|| Err(variable_not_found(id, &identifier)));
         }
-        let more = most_of_write(&update.value, &update.note);
-        self.change(id, more, |Place { record, watchers, .. }, room| {
-            let changed = record.set(room, update)?;
-            tell(watchers, UpdateKind::Set, changed);
+        let more = max_write_size(&update.value, &update.note);
+        self.change(id, more, |SessionSlot { record, watchers, .. }, budget| {
+            let changed = record.set(budget, update)?;
+            notify(watchers, UpdateKind::Set, changed);
             Ok(changed.variable.version)
         })
         .await

@@ -302,13 +302,13 @@ async fn events_and_statistics_tell_what_happened<P: Future<Output = ()>>(
     assert_eq!(counted.bytes, 6 + 6, "only what lives is counted");
     assert!(counted.sweeps > before.sweeps);
 
-    let mut told = Vec::new();
-    while told.len() < 5 {
+    let mut notified = Vec::new();
+    while notified.len() < 5 {
         let event = events.next().await.expect("the backend lives").expect("five events are not too many");
-        told.push((event.id.to_string(), event.kind));
+        notified.push((event.id.to_string(), event.kind));
     }
     use SessionEventKind::{Created as Came, Deleted, Expired};
     let expected =
         [("short", Came), ("long", Came), ("deleted", Came), ("deleted", Deleted), ("short", Expired)];
-    assert_eq!(told, expected.map(|(id, kind)| (id.to_owned(), kind)));
+    assert_eq!(notified, expected.map(|(id, kind)| (id.to_owned(), kind)));
 }

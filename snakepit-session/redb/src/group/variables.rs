@@ -9,14 +9,14 @@ use std::{
 use snakepit_session::{
     Note, SessionError, SessionId, UpdateKind, Variable, VariableName, VariableUpdate, VariableWatch,
     Watcher,
-    kit::{Record, Room, VariableRecord, name_of},
+    kit::{Budget, SessionRecord, VariableRecord, variable_name_in},
 };
 
 use super::{Group, erase, put};
 use crate::{
     codec::encode,
     rows::{get, load_all_variables, load_variables},
-    state::News,
+    state::Notification,
 };
 
 /// Which variables an operation changed.
@@ -41,7 +41,7 @@ impl Group<'_> {
         &mut self,
         id: &SessionId,
         identifiers: &[String],
-        act: impl FnOnce(&mut Record, &mut Room<'_>, &mut Changes) -> Result<T, SessionError>,
+        act: impl FnOnce(&mut SessionRecord, &mut Budget<'_>, &mut Changes) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
         let mut record = self.used(id)?;
         load_variables(&self.variables, id, identifiers, &mut record)?;
@@ -57,14 +57,14 @@ impl Group<'_> {
     ) -> Result<Variable, SessionError> {
         let mut record = self.used(id)?;
         load_variables(&self.variables, id, &[identifier.to_owned()], &mut record)?;
-        let name = name_of(identifier);
+        let name = variable_name_in(identifier);
         if let Some(variable) = record.variables.get_mut(name)
             && let Some(older) = get(&self.versions, (id.as_str(), name, version))?
         {
             variable.load(older);
         }
-        self.change_loaded(id, record, |record, room, changes| {
-            let changed = record.rollback(room, identifier, version, note)?;
+        self.change_loaded(id, record, |record, budget, changes| {
+            let changed = record.rollback(budget, identifier, version, note)?;
             changes.add(UpdateKind::RolledBack, changed);
             Ok(changed.variable.clone())
         })
@@ -73,20 +73,20 @@ impl Group<'_> {
     fn change_loaded<T>(
         &mut self,
         id: &SessionId,
-        mut record: Record,
-        act: impl FnOnce(&mut Record, &mut Room<'_>, &mut Changes) -> Result<T, SessionError>,
+        mut record: SessionRecord,
+        act: impl FnOnce(&mut SessionRecord, &mut Budget<'_>, &mut Changes) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
         let variables = record.variables.iter();
         let had: BTreeMap<_, _> = variables.map(|(name, now)| (name.clone(), now.older())).collect();
         let watchers = self.state.watchers.get_mut(id).and_then(|watchers| watchers.now());
         let mut changes = Changes { names: BTreeSet::new(), updates: watchers.is_some().then(Vec::new) };
-        let done = self.edit(id, &mut record, |record, room| act(record, room, &mut changes))?;
+        let done = self.edit(id, &mut record, |record, budget| act(record, budget, &mut changes))?;
         for name in changes.names {
             let had = had.get(&name).cloned().unwrap_or_default();
             self.write_variable(id, &name, had, record.variables.get(&name).map(|now| &**now))?;
         }
         if let (Some(watchers), Some(updates)) = (watchers, changes.updates) {
-            self.state.staged.news.push(News::Changed { watchers, updates });
+            self.state.staged.notifications.push(Notification::Changed { watchers, updates });
         }
         Ok(done)
     }
@@ -130,7 +130,7 @@ impl Group<'_> {
             load_all_variables(&self.variables, id, &mut record)?;
         }
         let limits = &self.shared.limits;
-        let (watcher, watch) = Watcher::of_record(limits, id, &record, identifiers, initial)?;
+        let (watcher, watch) = Watcher::for_record(limits, id, &record, identifiers, initial)?;
         self.state.watchers.entry(id.clone()).or_default().add(watcher, limits.max_watches)?;
         Ok(watch)
     }

@@ -46,7 +46,7 @@ struct Followed {
 #[derive(Debug)]
 struct Watching {
     /// What it was told last; `None` when it was told that its past is lost, and not yet what is now.
-    told: Option<Cursor>,
+    delivered: Option<Cursor>,
     /// It was there before the session was read.
     is_asked_for: bool,
     watcher: Watcher,
@@ -73,7 +73,7 @@ pub(super) enum Link {
 
 /// What was read of a session.
 #[derive(Debug)]
-pub(super) struct News {
+pub(super) struct Delivery {
     /// The number of the change after which it was read; `None`: the variables are what they are now.
     pub(super) after: Option<u64>,
     /// The last change that was read.
@@ -92,34 +92,34 @@ impl Watched {
     pub(super) fn add(
         &mut self,
         id: &SessionId,
-        born: &str,
+        incarnation: &str,
         cursor: Cursor,
         watcher: Watcher,
         limit: usize,
     ) -> Result<(), SessionError> {
-        let born: Arc<str> = born.into();
-        let followed = self.sessions.entry(Arc::clone(&born)).or_insert_with(|| Followed {
+        let incarnation: Arc<str> = incarnation.into();
+        let followed = self.sessions.entry(Arc::clone(&incarnation)).or_insert_with(|| Followed {
             id: id.clone(),
             watchers: Vec::new(),
             is_changed: false,
             check: None,
         });
-        followed.watchers.retain(|watching| !watching.watcher.is_gone());
+        followed.watchers.retain(|watching| !watching.watcher.is_closed());
         if followed.watchers.len() >= limit {
             return Err(SessionError::TooManyWatches { limit });
         }
-        followed.watchers.push(Watching { told: Some(cursor), is_asked_for: false, watcher });
-        self.changed(&born);
+        followed.watchers.push(Watching { delivered: Some(cursor), is_asked_for: false, watcher });
+        self.changed(&incarnation);
         Ok(())
     }
 
     /// A session changed or ended.
-    pub(super) fn changed(&mut self, born: &str) {
-        if let Some((born, _)) = self.sessions.get_key_value(born) {
-            let born = Arc::clone(born);
-            let Some(followed) = self.sessions.get_mut(&born) else { return };
+    pub(super) fn changed(&mut self, incarnation: &str) {
+        if let Some((incarnation, _)) = self.sessions.get_key_value(incarnation) {
+            let incarnation = Arc::clone(incarnation);
+            let Some(followed) = self.sessions.get_mut(&incarnation) else { return };
             if !std::mem::replace(&mut followed.is_changed, true) {
-                self.changed.push(born);
+                self.changed.push(incarnation);
             }
         }
     }
@@ -139,92 +139,97 @@ impl Watched {
     /// at `check`.
     pub(super) fn due(&mut self, most: usize, check: Instant) -> Vec<(SessionId, Arc<str>, Option<u64>)> {
         let now = Instant::now();
-        while let Some((_, born)) = self.checks.first().filter(|(at, _)| *at <= now).cloned() {
-            self.schedule(&born, None);
-            self.changed(&born);
+        while let Some((_, incarnation)) = self.checks.first().filter(|(at, _)| *at <= now).cloned() {
+            self.schedule(&incarnation, None);
+            self.changed(&incarnation);
         }
         let mut due = Vec::new();
         while due.len() < most
-            && let Some(born) = self.changed.pop()
+            && let Some(incarnation) = self.changed.pop()
         {
-            self.schedule(&born, Some(check));
-            let Some(followed) = self.sessions.get_mut(&born) else { continue };
+            self.schedule(&incarnation, Some(check));
+            let Some(followed) = self.sessions.get_mut(&incarnation) else { continue };
             followed.is_changed = false;
-            followed.watchers.retain(|watching| !watching.watcher.is_gone());
+            followed.watchers.retain(|watching| !watching.watcher.is_closed());
             followed.watchers.iter_mut().for_each(|watching| watching.is_asked_for = true);
             // None comes before all numbers.
-            match followed.watchers.iter().map(|watching| watching.told.map(|told| told.number)).min() {
-                Some(told) => due.push((followed.id.clone(), born, told)),
-                None => self.remove(&born),
+            match followed
+                .watchers
+                .iter()
+                .map(|watching| watching.delivered.map(|delivered| delivered.number))
+                .min()
+            {
+                Some(delivered) => due.push((followed.id.clone(), incarnation, delivered)),
+                None => self.remove(&incarnation),
             }
         }
         due
     }
 
     /// Tells those who watch a session what was read of it.
-    pub(super) fn tell(&mut self, born: &Arc<str>, news: &News) {
-        let Some(followed) = self.sessions.get_mut(born) else { return };
+    pub(super) fn notify(&mut self, incarnation: &Arc<str>, news: &Delivery) {
+        let Some(followed) = self.sessions.get_mut(incarnation) else { return };
         let mut more = news.more;
-        for Watching { told, is_asked_for, watcher } in &mut followed.watchers {
+        for Watching { delivered, is_asked_for, watcher } in &mut followed.watchers {
             // One that came while this was read may know more, or less.
-            more |= !*is_asked_for || !news.tell(told, watcher);
+            more |= !*is_asked_for || !news.notify(delivered, watcher);
         }
         if more {
-            self.changed(born);
+            self.changed(incarnation);
         } else if news.check.is_some() {
-            self.schedule(born, news.check);
+            self.schedule(incarnation, news.check);
         } else {
             let gone = SessionError::NotFound { id: followed.id.clone() };
             for Watching { watcher, .. } in &followed.watchers {
                 watcher.end(gone.clone());
             }
-            self.remove(born);
+            self.remove(incarnation);
         }
     }
 
     /// Looks at a session again at this time and at no other.
-    fn schedule(&mut self, born: &Arc<str>, at: Option<Instant>) {
-        let Some(followed) = self.sessions.get_mut(born) else { return };
+    fn schedule(&mut self, incarnation: &Arc<str>, at: Option<Instant>) {
+        let Some(followed) = self.sessions.get_mut(incarnation) else { return };
         if let Some(was) = std::mem::replace(&mut followed.check, at) {
-            self.checks.remove(&(was, Arc::clone(born)));
+            self.checks.remove(&(was, Arc::clone(incarnation)));
         }
         if let Some(at) = at {
-            self.checks.insert((at, Arc::clone(born)));
+            self.checks.insert((at, Arc::clone(incarnation)));
         }
     }
 
-    fn remove(&mut self, born: &Arc<str>) {
-        self.schedule(born, None);
-        self.sessions.remove(born);
+    fn remove(&mut self, incarnation: &Arc<str>) {
+        self.schedule(incarnation, None);
+        self.sessions.remove(incarnation);
     }
 }
 
-impl News {
+impl Delivery {
     /// Tells one watcher. False: it has to be told something else, which is to be read first.
-    fn tell(&self, told: &mut Option<Cursor>, watcher: &Watcher) -> bool {
-        let Some(cursor) = told else {
+    fn notify(&self, delivered: &mut Option<Cursor>, watcher: &Watcher) -> bool {
+        let Some(cursor) = delivered else {
             if self.after.is_none() {
                 for change in &self.changes {
-                    watcher.tell(&change.update);
+                    watcher.notify(&change.update);
                 }
-                *told = Some(self.now);
+                *delivered = Some(self.now);
             }
-            return told.is_some();
+            return delivered.is_some();
         };
         // What was read is for another.
         if self.after.is_none_or(|after| cursor.number < after) {
             return false;
         }
         if self.is_of_another_past(*cursor) {
-            watcher.tell_lost(1);
-            *told = None;
+            watcher.notify_lost(1);
+            *delivered = None;
             return false;
         }
         for Change { at, before, update } in &self.changes {
             if at.number > cursor.number {
                 let missing = at.number - cursor.number - 1;
                 lose(watcher, missing.max(u64::from(*before == Link::Unknown)));
-                watcher.tell(update);
+                watcher.notify(update);
                 *cursor = *at;
             }
         }
@@ -257,7 +262,7 @@ impl News {
 
 fn lose(watcher: &Watcher, updates: u64) {
     if updates > 0 {
-        watcher.tell_lost(updates);
+        watcher.notify_lost(updates);
     }
 }
 
@@ -267,31 +272,31 @@ mod tests {
     use snakepit_session::{
         NewSession, NewVariable, Note, Payload, SessionLimits, UpdateKind, ValueType, VariableName,
         VariableType, VariableWatch, WatchEvent,
-        kit::{Head, Record, Room},
+        kit::{Budget, SessionHeader, SessionRecord},
     };
 
     /// A watched session of which changes are told at will.
     struct Session {
         watched: Watched,
-        record: Record,
+        record: SessionRecord,
         update: VariableUpdate,
     }
 
     impl Session {
         fn new() -> Self {
             let limits = SessionLimits::default();
-            let mut record = Record::new(Head::new(NewSession::default(), &limits));
+            let mut record = SessionRecord::new(SessionHeader::new(NewSession::default(), &limits));
             let ty = VariableType::new(ValueType::Integer).unwrap();
             let new = NewVariable { ty, value: Payload::try_from_serde(&0).unwrap(), note: Note::default() };
-            let mut room = Room { session: &id(), limits: &limits, resize: &mut |_, _| Ok(()) };
-            let x = record.register(&mut room, &VariableName::try_new("x").unwrap(), new, None).unwrap();
+            let mut budget = Budget { session: &id(), limits: &limits, resize: &mut |_, _| Ok(()) };
+            let x = record.register(&mut budget, &VariableName::try_new("x").unwrap(), new, None).unwrap();
             let update = x.update(UpdateKind::Set);
             Self { watched: Watched::default(), record, update }
         }
 
         fn watch(&mut self, seq: u64) -> VariableWatch {
             let limits = SessionLimits::default();
-            let (watcher, watch) = Watcher::of_record(&limits, &id(), &self.record, &[], false).unwrap();
+            let (watcher, watch) = Watcher::for_record(&limits, &id(), &self.record, &[], false).unwrap();
             let cursor = Cursor { number: seq, mark: 0 };
             self.watched.add(&id(), "born", cursor, watcher, limits.max_watches).unwrap();
             watch
@@ -306,7 +311,7 @@ mod tests {
             due.into_iter().map(|(_, _, after)| after).collect()
         }
 
-        fn tell(&mut self, after: u64, numbers: impl IntoIterator<Item = u64>, seq: u64, lives: bool) {
+        fn notify(&mut self, after: u64, numbers: impl IntoIterator<Item = u64>, seq: u64, lives: bool) {
             let changes = numbers.into_iter().map(|number| (number, 0, Link::Unsaid));
             let check = lives.then(|| Instant::now() + LONG);
             self.tell_marked(Some(after), changes, Cursor { number: seq, mark: 0 }, check);
@@ -326,8 +331,8 @@ mod tests {
                 Change { at: Cursor { number, mark }, before, update }
             };
             let changes = changes.into_iter().map(change).collect();
-            let news = News { after, read: now, changes, now, more: false, check };
-            self.watched.tell(&"born".into(), &news);
+            let news = Delivery { after, read: now, changes, now, more: false, check };
+            self.watched.notify(&"born".into(), &news);
         }
     }
 
@@ -338,17 +343,17 @@ mod tests {
     }
 
     /// What a watcher was told since, as numbers of changes; negative for so many lost.
-    async fn told(watch: &mut VariableWatch) -> Vec<i64> {
-        let mut told = Vec::new();
+    async fn delivered(watch: &mut VariableWatch) -> Vec<i64> {
+        let mut delivered = Vec::new();
         while let Ok(event) = tokio::time::timeout(std::time::Duration::from_millis(1), watch.next()).await {
-            told.push(match event {
+            delivered.push(match event {
                 Some(Ok(WatchEvent::Update(update))) => update.variable.version.into(),
                 Some(Ok(WatchEvent::Lost(lost))) => -i64::try_from(lost).unwrap(),
                 Some(Err(_)) => 0,
                 None => break,
             });
         }
-        told
+        delivered
     }
 
     #[tokio::test(start_paused = true)]
@@ -356,20 +361,20 @@ mod tests {
         let mut session = Session::new();
         let mut first = session.watch(5);
         assert_eq!(session.due(), [5]);
-        session.tell(5, 6..=8, 8, true);
+        session.notify(5, 6..=8, 8, true);
         assert!(session.due().is_empty(), "nothing changed since");
         session.watched.changed("born");
         assert_eq!(session.due(), [8]);
         // What these begin with is older than what is being read, or newer.
         let (mut second, mut third) = (session.watch(6), session.watch(11));
-        session.tell(8, 9..=10, 10, true);
-        assert_eq!(told(&mut first).await, [6, 7, 8, 9, 10]);
-        assert_eq!(told(&mut second).await, [0; 0]);
+        session.notify(8, 9..=10, 10, true);
+        assert_eq!(delivered(&mut first).await, [6, 7, 8, 9, 10]);
+        assert_eq!(delivered(&mut second).await, [0; 0]);
         assert_eq!(session.due(), [6]);
-        session.tell(6, 7..=11, 11, false);
-        assert_eq!(told(&mut second).await, [7, 8, 9, 10, 11, 0], "and then the end");
-        assert_eq!(told(&mut first).await, [11, 0], "nothing is told twice");
-        assert_eq!(told(&mut third).await, [0], "nothing is lost");
+        session.notify(6, 7..=11, 11, false);
+        assert_eq!(delivered(&mut second).await, [7, 8, 9, 10, 11, 0], "and then the end");
+        assert_eq!(delivered(&mut first).await, [11, 0], "nothing is told twice");
+        assert_eq!(delivered(&mut third).await, [0], "nothing is lost");
         assert!(session.watched.sessions.is_empty() && session.watched.checks.is_empty());
     }
 
@@ -378,12 +383,12 @@ mod tests {
         let mut session = Session::new();
         let mut watch = session.watch(0);
         assert_eq!(session.due(), [0]);
-        session.tell(0, [3, 4, 7], 7, true);
-        assert_eq!(told(&mut watch).await, [-6, 7], "what waits goes with what is lost");
-        session.tell(7, [8], 10, true);
-        assert_eq!(told(&mut watch).await, [-3], "the end is missing");
-        session.tell(10, [11], 11, true);
-        assert_eq!(told(&mut watch).await, [11]);
+        session.notify(0, [3, 4, 7], 7, true);
+        assert_eq!(delivered(&mut watch).await, [-6, 7], "what waits goes with what is lost");
+        session.notify(7, [8], 10, true);
+        assert_eq!(delivered(&mut watch).await, [-3], "the end is missing");
+        session.notify(10, [11], 11, true);
+        assert_eq!(delivered(&mut watch).await, [11]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -393,11 +398,11 @@ mod tests {
         assert_eq!(session.due(), [0]);
         let check = Some(Instant::now() + LONG);
         let (read, now) = (Cursor { number: 16, mark: 0 }, Cursor { number: 20, mark: 0 });
-        let news = News { after: Some(0), read, changes: Vec::new(), now, more: true, check };
-        session.watched.tell(&"born".into(), &news);
+        let news = Delivery { after: Some(0), read, changes: Vec::new(), now, more: true, check };
+        session.watched.notify(&"born".into(), &news);
         assert_eq!(session.due(), [16]);
-        session.tell(16, 17..=20, 20, true);
-        assert_eq!(told(&mut watch).await, [-16, 17, 18, 19, 20]);
+        session.notify(16, 17..=20, 20, true);
+        assert_eq!(delivered(&mut watch).await, [-16, 17, 18, 19, 20]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -417,19 +422,19 @@ mod tests {
             let mut watch = session.watch(4);
             assert_eq!(session.due(), [4]);
             session.tell_marked(Some(4), [(5, 50, Link::Unsaid)], cursor(5, 50), check);
-            assert_eq!(told(&mut watch).await, [5]);
+            assert_eq!(delivered(&mut watch).await, [5]);
             let changed = changes.len();
             session.tell_marked(Some(5), changes.clone(), now, check);
             if !is_lost {
-                assert_eq!(told(&mut watch).await.len(), changed, "{changes:?}");
+                assert_eq!(delivered(&mut watch).await.len(), changed, "{changes:?}");
                 continue;
             }
-            assert_eq!(told(&mut watch).await, [-1], "{changes:?}");
+            assert_eq!(delivered(&mut watch).await, [-1], "{changes:?}");
             assert_eq!(session.due_or_now(), [None]);
             session.tell_marked(None, [(2, 0, Link::Unknown)], cursor(3, 30), check);
-            assert_eq!(told(&mut watch).await, [2]);
+            assert_eq!(delivered(&mut watch).await, [2]);
             session.tell_marked(Some(3), [(4, 40, Link::Is(30))], cursor(4, 40), check);
-            assert_eq!(told(&mut watch).await, [4]);
+            assert_eq!(delivered(&mut watch).await, [4]);
         }
     }
 

@@ -115,10 +115,10 @@ async fn watchers_on_every_host_see_the_writes_of_all_once_and_in_order() {
         let host = Arc::clone(&hosts[n % 2]);
         let mut watch = host.watch_variables(&id("s"), &["x".to_owned()], true).await.unwrap();
         watchers.spawn(async move {
-            let (kind, mut last) = told(&mut watch).await;
+            let (kind, mut last) = delivered(&mut watch).await;
             assert_eq!(kind, UpdateKind::Initial);
             while last < 2 * EACH {
-                let (kind, version) = told(&mut watch).await;
+                let (kind, version) = delivered(&mut watch).await;
                 assert_eq!((kind, version), (UpdateKind::Set, last + 1));
                 last = version;
             }
@@ -214,9 +214,13 @@ async fn a_session_made_anew_is_another_one() {
     with_x(&a, "s", NewSession::default()).await;
     let mut second = b.watch_variables(&id("s"), &[], true).await.unwrap();
     a.set_variable(&id("s"), set("x", 2)).await.unwrap();
-    assert_eq!(told(&mut first).await, (UpdateKind::Set, 1), "what was before the end is told before it");
+    assert_eq!(
+        delivered(&mut first).await,
+        (UpdateKind::Set, 1),
+        "what was before the end is told before it"
+    );
     let end = soon(first.next()).await.unwrap().unwrap_err();
     assert_eq!(end, SessionError::NotFound { id: id("s") });
-    assert_eq!(told(&mut second).await, (UpdateKind::Initial, 0));
-    assert_eq!(told(&mut second).await, (UpdateKind::Set, 1));
+    assert_eq!(delivered(&mut second).await, (UpdateKind::Initial, 0));
+    assert_eq!(delivered(&mut second).await, (UpdateKind::Set, 1));
 }

@@ -5,14 +5,14 @@ use snakepit_session::SessionEvent;
 
 /// What a watcher is told until it knows a value of `x`, in a word for each: a version, or that something is lost.
 async fn told_until(watch: &mut VariableWatch, value: u32) -> Vec<String> {
-    let mut told = Vec::new();
+    let mut delivered = Vec::new();
     loop {
         match soon(watch.next()).await.unwrap().unwrap() {
-            WatchEvent::Lost(_) => told.push("lost".to_owned()),
+            WatchEvent::Lost(_) => delivered.push("lost".to_owned()),
             WatchEvent::Update(update) => {
-                told.push(format!("v{}", update.variable.version));
+                delivered.push(format!("v{}", update.variable.version));
                 if update.variable.value.to_serde::<u32>().unwrap() == value {
-                    return told;
+                    return delivered;
                 }
             }
         }
@@ -58,8 +58,8 @@ async fn a_server_that_lost_writes_is_noticed_however_many_were_made_since() {
             write(&b, 100 + n).await;
         }
         let now = if since == 0 { 1 } else { 99 + since };
-        let told = told_until(&mut watch, now).await;
-        assert_eq!(told[0], "lost", "after {since} writes: {told:?}");
+        let delivered = told_until(&mut watch, now).await;
+        assert_eq!(delivered[0], "lost", "after {since} writes: {delivered:?}");
         let version = write(&b, 1000).await;
         assert_eq!(told_until(&mut watch, 1000).await.last(), Some(&format!("v{version}")));
     }

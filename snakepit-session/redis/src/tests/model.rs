@@ -9,12 +9,12 @@ use super::*;
 /// Two hosts of which every operation is done by the other one. But one of them has all watches of a session, for how many
 /// there may be is said of each host.
 #[derive(Debug)]
-struct Turns {
+struct StripedLocks {
     hosts: [RedisBackend; 2],
     next: AtomicUsize,
 }
 
-impl Turns {
+impl StripedLocks {
     fn host(&self) -> &RedisBackend {
         &self.hosts[self.next.fetch_add(1, Relaxed) % 2]
     }
@@ -24,7 +24,7 @@ impl Turns {
 macro_rules! pass_on {
     ($(fn $operation:ident($($name:ident: $type:ty),*) -> $answer:ty;)*) => {
         #[async_trait]
-        impl SessionBackend for Turns {
+        impl SessionBackend for StripedLocks {
             $(async fn $operation(&self, $($name: $type),*) -> Result<$answer, SessionError> {
                 self.host().$operation($($name),*).await
             })*
@@ -78,15 +78,18 @@ impl Maker {
         Self { server: Server::start(), made: AtomicUsize::new(0) }
     }
 
-    async fn turns(&self, limits: SessionLimits) -> Turns {
+    async fn locks(&self, limits: SessionLimits) -> StripedLocks {
         let prefix = format!("case-{}", self.made.fetch_add(1, Relaxed));
         let config = RedisConfig { prefix, ..RedisConfig::default() };
         let connect = || RedisBackend::connect(&self.server.url, config.clone(), limits.clone());
-        Turns { hosts: [connect().await.unwrap(), connect().await.unwrap()], next: AtomicUsize::new(0) }
+        StripedLocks {
+            hosts: [connect().await.unwrap(), connect().await.unwrap()],
+            next: AtomicUsize::new(0),
+        }
     }
 
     async fn one(&self, limits: SessionLimits) -> RedisBackend {
-        let [one, _] = self.turns(limits).await.hosts;
+        let [one, _] = self.locks(limits).await.hosts;
         one
     }
 }
@@ -100,11 +103,11 @@ fn random_operations_match_the_model() {
 #[test]
 fn random_operations_of_two_hosts_match_the_model() {
     let maker = Maker::new();
-    session_backend_matches_model(|limits| maker.turns(limits), 60);
+    session_backend_matches_model(|limits| maker.locks(limits), 60);
 }
 
 #[test]
 fn operations_of_two_hosts_at_once_have_an_order() {
     let maker = Maker::new();
-    session_backend_linearizes(|limits| maker.turns(limits), 60);
+    session_backend_linearizes(|limits| maker.locks(limits), 60);
 }

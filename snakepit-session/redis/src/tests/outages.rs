@@ -20,12 +20,12 @@ async fn a_broken_connection_loses_no_update_and_no_event() {
         b.create(&id(&round.to_string()), NewSession::default()).await.unwrap();
         if round % 3 == 0 {
             // Now and then it has come back before the next break, and otherwise it may not have.
-            while told(&mut watch).await.1 < version {}
+            while delivered(&mut watch).await.1 < version {}
         }
     }
     let mut last = 0;
     while last < version {
-        last = told(&mut watch).await.1;
+        last = delivered(&mut watch).await.1;
     }
     for round in 0..20 {
         assert_eq!(event(&mut events).await.0, round.to_string());
@@ -41,7 +41,7 @@ async fn a_host_that_was_away_for_too_long_is_told_what_it_missed_and_the_last_o
     with_x(&b, "s", NewSession::default()).await;
     let mut watch = a.watch_variables(&id("s"), &["x".to_owned()], false).await.unwrap();
     b.set_variable(&id("s"), set("x", 1)).await.unwrap();
-    assert_eq!(told(&mut watch).await, (UpdateKind::Set, 1));
+    assert_eq!(delivered(&mut watch).await, (UpdateKind::Set, 1));
 
     line.cut();
     let down = soon(async {
@@ -58,17 +58,17 @@ async fn a_host_that_was_away_for_too_long_is_told_what_it_missed_and_the_last_o
         b.set_variable(&id("s"), set("x", n)).await.unwrap();
     }
     // The log of what a is to be told ends when a has not been heard of for so long.
-    let born: String = server.query(&["HGET", "{snakepit}:s:s", "born"]).await;
-    soon(async { while server.query(&["EXISTS", &format!("{{snakepit}}:w:{born}")]).await {} }).await;
+    let incarnation: String = server.query(&["HGET", "{snakepit}:s:s", "born"]).await;
+    soon(async { while server.query(&["EXISTS", &format!("{{snakepit}}:w:{incarnation}")]).await {} }).await;
     for n in 6..=9 {
         b.set_variable(&id("s"), set("x", n)).await.unwrap();
     }
     line.mend();
     let lost = soon(watch.next()).await.unwrap().unwrap();
     assert_eq!(lost, WatchEvent::Lost(7), "from 2 to 8");
-    assert_eq!(told(&mut watch).await, (UpdateKind::Set, 9), "the last one is never lost");
+    assert_eq!(delivered(&mut watch).await, (UpdateKind::Set, 9), "the last one is never lost");
     b.set_variable(&id("s"), set("x", 10)).await.unwrap();
-    assert_eq!(told(&mut watch).await, (UpdateKind::Set, 10));
+    assert_eq!(delivered(&mut watch).await, (UpdateKind::Set, 10));
 }
 
 #[tokio::test]
@@ -141,5 +141,5 @@ async fn a_server_that_starts_again_is_found_again() {
     with_x(&host, "u", NewSession::default()).await;
     let mut watch = host.watch_variables(&id("u"), &[], false).await.unwrap();
     host.set_variable(&id("u"), set("x", 1)).await.unwrap();
-    assert_eq!(told(&mut watch).await, (UpdateKind::Set, 1));
+    assert_eq!(delivered(&mut watch).await, (UpdateKind::Set, 1));
 }

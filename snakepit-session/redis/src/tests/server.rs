@@ -138,17 +138,17 @@ fn spawn(dir: &TempDir, arguments: &[String]) -> Child {
 
 fn launch(dir: &TempDir, arguments: &[String]) -> Result<Child, String> {
     let mut child = spawn(dir, arguments);
-    let (tell, told) = mpsc::channel();
+    let (notify, delivered) = mpsc::channel();
     let output = BufReader::new(child.stdout.take().unwrap());
     // Reads on to the end, so that the server never waits for somebody to read.
     std::thread::spawn(move || {
         for line in output.lines().map_while(Result::ok) {
-            let _ = tell.send(line);
+            let _ = notify.send(line);
         }
     });
     let mut said = Vec::new();
     loop {
-        match told.recv_timeout(PATIENCE) {
+        match delivered.recv_timeout(PATIENCE) {
             // Both before and after it says so for a port.
             Ok(line) if line.to_lowercase().contains("ready to accept connections") => return Ok(child),
             Ok(line) => said.push(line),

@@ -39,7 +39,7 @@ async fn next(watch: &mut VariableWatch) -> Told {
     }
 }
 
-fn told(kind: UpdateKind, name: &str, version: u32, json: &str) -> Told {
+fn notified(kind: UpdateKind, name: &str, version: u32, json: &str) -> Told {
     (kind, name.to_owned(), version, json.to_owned())
 }
 
@@ -70,23 +70,23 @@ async fn watchers_see_every_change_once_and_in_order(backend: &impl SessionBacke
 
     use UpdateKind::{Deleted, Initial, Registered, RolledBack, Set};
     let changes = [
-        told(Set, "x", 1, "1"),
-        told(Set, "x", 2, "2"),
-        told(RolledBack, "x", 3, "0"),
-        told(Deleted, "x", 3, "0"),
+        notified(Set, "x", 1, "1"),
+        notified(Set, "x", 2, "2"),
+        notified(RolledBack, "x", 3, "0"),
+        notified(Deleted, "x", 3, "0"),
     ];
-    assert_eq!(next(&mut by_name).await, told(Initial, "x", 0, "0"));
+    assert_eq!(next(&mut by_name).await, notified(Initial, "x", 0, "0"));
     for change in &changes {
         assert_eq!(next(&mut by_name).await, *change);
         assert_eq!(next(&mut by_id).await, *change);
     }
     // A name stands for whatever has it, an id for one variable.
-    assert_eq!(next(&mut by_name).await, told(Registered, "x", 0, r#""new""#));
+    assert_eq!(next(&mut by_name).await, notified(Registered, "x", 0, r#""new""#));
     backend.set_variable(&session, set("x", r#""last""#)).await.expect("set");
-    assert_eq!(next(&mut by_name).await, told(Set, "x", 1, r#""last""#));
+    assert_eq!(next(&mut by_name).await, notified(Set, "x", 1, r#""last""#));
 
     let mut seen = Vec::new();
-    while seen.last() != Some(&told(Set, "x", 1, r#""last""#)) {
+    while seen.last() != Some(&notified(Set, "x", 1, r#""last""#)) {
         let update = all.next().await.expect("the watch goes on").expect("the session lives");
         let WatchEvent::Update(update) = update else { panic!("{update:?}") };
         if update.variable.value.json() == "2" && update.variable.name.as_str() == "x" {
@@ -95,9 +95,9 @@ async fn watchers_see_every_change_once_and_in_order(backend: &impl SessionBacke
         let json = String::from_utf8_lossy(update.variable.value.json()).into_owned();
         seen.push((update.kind, update.variable.name.to_string(), update.variable.version, json));
     }
-    assert_eq!(seen[..2], [told(Initial, "x", 0, "0"), told(Initial, "y", 0, "0")]);
-    let of = |name: &str| seen[2..].iter().filter(|told| told.1 == name).cloned().collect::<Vec<_>>();
-    assert_eq!(of("y"), [told(Set, "y", 1, "1"), told(Set, "y", 2, "2")]);
+    assert_eq!(seen[..2], [notified(Initial, "x", 0, "0"), notified(Initial, "y", 0, "0")]);
+    let of = |name: &str| seen[2..].iter().filter(|notified| notified.1 == name).cloned().collect::<Vec<_>>();
+    assert_eq!(of("y"), [notified(Set, "y", 1, "1"), notified(Set, "y", 2, "2")]);
     assert_eq!(of("x")[..4], changes);
     assert_eq!(seen.len(), 2 + 2 + 6);
 }

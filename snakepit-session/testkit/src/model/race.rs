@@ -187,7 +187,7 @@ fn race<B: SessionBackend>(
         })
     };
     std::thread::scope(|scope| {
-        let told = scope.spawn(|| on.block_on(told(watch)));
+        let notified = scope.spawn(|| on.block_on(notified(watch)));
         let clients: Vec<_> = case.clients.iter().map(|acts| scope.spawn(|| run(acts))).collect();
         let mut clients: Vec<_> = clients.into_iter().map(joined).collect();
         // What there is at last, and the end of the watch, come after everything else.
@@ -199,7 +199,7 @@ fn race<B: SessionBackend>(
             calls.push(on.block_on(clock.time(backend, act)));
         }
         clients.push(calls);
-        Ok(Race { before: model, clients, told: joined(told)? })
+        Ok(Race { before: model, clients, notified: joined(notified)? })
     })
 }
 
@@ -208,12 +208,12 @@ fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
 }
 
 /// All that a watch tells until its session ends.
-async fn told(mut watch: VariableWatch) -> Result<Vec<UpdateSeen>, String> {
-    let mut told = Vec::new();
+async fn notified(mut watch: VariableWatch) -> Result<Vec<UpdateSeen>, String> {
+    let mut notified = Vec::new();
     loop {
         match watching::next(&mut watch).await? {
-            Some(Ok(WatchEvent::Update(update))) => told.push(update.into()),
-            Some(Err(SessionError::NotFound { .. })) => return Ok(told),
+            Some(Ok(WatchEvent::Update(update))) => notified.push(update.into()),
+            Some(Err(SessionError::NotFound { .. })) => return Ok(notified),
             other => return Err(format!("the watch told {other:?}")),
         }
     }
@@ -225,7 +225,7 @@ struct Race {
     before: Model,
     clients: Vec<Vec<Call>>,
     /// What a watch of everything was told meanwhile.
-    told: Vec<UpdateSeen>,
+    notified: Vec<UpdateSeen>,
 }
 
 impl Race {
@@ -239,7 +239,7 @@ impl Race {
             let next = || self.clients.iter().zip(&made).map(|(calls, made)| calls.get(*made));
             // Whatever began after one of those that are left was answered comes after it.
             let Some(until) = next().flatten().map(|call| call.answered).min() else {
-                if model.watches[0].told == self.told {
+                if model.watches[0].notified == self.notified {
                     return true;
                 }
                 continue;
@@ -248,7 +248,9 @@ impl Race {
                 let Some(call) = call.filter(|call| call.began < until) else { continue };
                 let mut model = (*model).clone();
                 let answer = model.apply(&call.operation, &call.answer);
-                if without_texts(answer) != call.answer || !self.told.starts_with(&model.watches[0].told) {
+                if without_texts(answer) != call.answer
+                    || !self.notified.starts_with(&model.watches[0].notified)
+                {
                     continue;
                 }
                 let mut made = made.clone();
@@ -274,8 +276,8 @@ impl Race {
             let act = &operation.act;
             let _ = write!(report, "\n{began:3} to {answered:3}, client {client}: {act:?} -> {answer:?}");
         }
-        for update in &self.told {
-            let _ = write!(report, "\nthe watch told {update:?}");
+        for update in &self.notified {
+            let _ = write!(report, "\nthe watch notified {update:?}");
         }
         report
     }

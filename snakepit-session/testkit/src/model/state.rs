@@ -44,7 +44,7 @@ pub(super) struct Watch {
     session: SessionId,
     identifiers: Vec<String>,
     /// Everything that it is to be told, initial values included.
-    pub(super) told: Vec<UpdateSeen>,
+    pub(super) notified: Vec<UpdateSeen>,
     /// Its session is gone, or nobody listens.
     pub(super) ended: bool,
 }
@@ -144,14 +144,14 @@ impl Model {
 }
 
 impl Watch {
-    fn tell(&mut self, session: &SessionId, kind: UpdateKind, name: &str, variable: &Variable) {
+    fn notify(&mut self, session: &SessionId, kind: UpdateKind, name: &str, variable: &Variable) {
         let named = |identifier: &String| identifier == name || *identifier == variable.id;
         if self.session != *session || self.ended {
             return;
         }
         if self.identifiers.is_empty() || self.identifiers.iter().any(named) {
             let note = variable.now().note.clone();
-            self.told.push(UpdateSeen { kind, variable: variable.seen(name), note });
+            self.notified.push(UpdateSeen { kind, variable: variable.seen(name), note });
         }
     }
 }

@@ -50,7 +50,7 @@ impl Watching {
                 break;
             }
         }
-        match watch.told.len() - self.seen {
+        match watch.notified.len() - self.seen {
             0 => Ok(()),
             missing => Err(format!("watch {} ended without its last {missing} updates", self.number)),
         }
@@ -62,7 +62,7 @@ impl Watching {
         limits: &SessionLimits,
         watch: &state::Watch,
     ) -> Result<bool, String> {
-        let (number, left) = (self.number, &watch.told[self.seen..]);
+        let (number, left) = (self.number, &watch.notified[self.seen..]);
         match event {
             Some(Ok(WatchEvent::Update(update))) => {
                 let update = UpdateSeen::from(update);
@@ -78,7 +78,7 @@ impl Watching {
                     return Err(format!("watch {number} lost {lost} updates, though there was room for all"));
                 }
                 self.seen += usize::try_from(lost).unwrap_or(usize::MAX);
-                if self.seen >= watch.told.len() {
+                if self.seen >= watch.notified.len() {
                     return Err(format!("watch {number} lost {lost} updates, the last one among them"));
                 }
                 Ok(false)

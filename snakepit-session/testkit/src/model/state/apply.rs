@@ -172,12 +172,12 @@ impl Model {
                 let mut watch = Watch {
                     session: id.clone(),
                     identifiers: identifiers.clone(),
-                    told: Vec::new(),
+                    notified: Vec::new(),
                     ended: false,
                 };
                 if *initial {
                     for (name, variable) in &before.variables {
-                        watch.tell(id, UpdateKind::Initial, name, variable);
+                        watch.notify(id, UpdateKind::Initial, name, variable);
                     }
                 }
                 let (limit, live) = (self.limits.max_watches, |w: &&Watch| w.session == *id && !w.ended);
@@ -213,7 +213,7 @@ impl Model {
         }
         self.sessions.insert(id.clone(), after);
         for (kind, name, variable) in &changes {
-            self.watches.iter_mut().for_each(|watch| watch.tell(id, *kind, name, variable));
+            self.watches.iter_mut().for_each(|watch| watch.notify(id, *kind, name, variable));
         }
         Ok(answer)
     }

@@ -1,4 +1,4 @@
-//! A variable as it is kept: what it is, and what it was.
+//! The record of a variable: its current value and its history.
 
 use std::{collections::VecDeque, ops::Range, time::SystemTime};
 
@@ -7,32 +7,34 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Metadata, NewVariable, Note, Payload, SessionError, SessionLimits, UpdateKind, Variable, VariableId,
     VariableName, VariableUpdate, VariableVersion,
-    kit::{Checked, size_of_version},
+    kit::{CheckedValue, size_of_version},
 };
 
 /// Versions are `int32` in the protocol.
 const LAST_VERSION: u32 = i32::MAX as u32;
 
-/// A variable with its earlier versions.
+/// A variable with its history. The names of the serialized fields are stable.
+///
+/// The serialized form lists the older versions, without their values. A backend stores each of those separately, so that
+/// a write does not cost as much as the whole history.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VariableRecord {
     /// The variable as callers see it.
     pub variable: Variable,
-    /// What was said about the current version.
+    /// The note of the current version.
     pub note: Note,
-    /// The versions before, oldest first, without a gap.
+    /// Consecutive versions before the current one, oldest first.
     older: VecDeque<Older>,
     older_bytes: usize,
 }
 
-/// A version before the current one. Written as a tuple, because there are many of them.
+/// A version before the current one. Serialized as a tuple, because there are many of them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(from = "(u32, usize)", into = "(u32, usize)")]
 struct Older {
     version: u32,
     size: usize,
-    /// `None` where it was not loaded: writes need no more than its size. Not written with the variable, which would make
-    /// a write cost as much as all of them hold: a backend that writes keeps each in a place of its own.
+    /// `None` if it is not loaded. Writes need only its size.
     whole: Option<VariableVersion>,
 }
 
@@ -48,16 +50,16 @@ impl From<Older> for (u32, usize) {
     }
 }
 
-/// A write that nothing speaks against.
+/// A write that passed all checks.
 #[derive(Debug)]
 pub(super) struct Write {
     value: Payload,
     note: Note,
-    /// The variable's metadata after it, if it changes.
+    /// The variable's new metadata, if it changes.
     metadata: Option<Metadata>,
-    /// How many of the oldest versions go, the current one counted as the newest of them.
+    /// How many of the oldest versions to drop. The current version counts as the newest of them.
     evicts: usize,
-    /// By how many bytes the variable grows, and how many of others it loses.
+    /// The bytes that the write adds, and the bytes that it removes.
     pub(super) grows: usize,
     pub(super) shrinks: usize,
 }
@@ -67,7 +69,7 @@ impl VariableRecord {
         limits: &SessionLimits,
         name: &VariableName,
         new: NewVariable,
-        checked: Option<Checked>,
+        checked: Option<CheckedValue>,
     ) -> Result<Self, SessionError> {
         let NewVariable { ty, value, note } = new;
         limits.check_value(name.as_str(), &value)?;
@@ -87,13 +89,13 @@ impl VariableRecord {
         Ok(Self { variable, note, older: VecDeque::new(), older_bytes: 0 })
     }
 
-    /// Whether this is its name or its id.
+    /// Whether the identifier is the name or the id of the variable.
     pub fn is(&self, identifier: &str) -> bool {
         let Variable { id, name, .. } = &self.variable;
         identifier == name.as_str() || identifier == id.as_str()
     }
 
-    /// What it takes of its session.
+    /// The size in bytes, as [`SessionLimits`] counts it.
     pub fn size(&self) -> usize {
         let Variable { id, name, ty, value, metadata, .. } = &self.variable;
         id.as_str().len()
@@ -104,14 +106,14 @@ impl VariableRecord {
             + self.older_bytes
     }
 
-    /// Whether a value can be written now.
+    /// Checks whether a value can be written.
     pub(super) fn check(
         &self,
         limits: &SessionLimits,
         value: Payload,
         note: Note,
         expected: Option<u32>,
-        checked: Option<Checked>,
+        checked: Option<CheckedValue>,
     ) -> Result<Write, SessionError> {
         let Variable { name, ty, version, metadata, .. } = &self.variable;
         if let Some(expected) = expected.filter(|expected| expected != version) {
@@ -173,7 +175,7 @@ impl VariableRecord {
         }
         let size = size_of_version(&was.value, &was.note);
         self.older_bytes += size;
-        // Made room for before it is filled, so that a full history stays as large as it is.
+        // Drop old versions first, so that a full history does not reallocate.
         let evicts_was = evicts > self.older.len();
         for gone in self.older.drain(..evicts.min(self.older.len())) {
             self.older_bytes -= gone.size;
@@ -185,7 +187,7 @@ impl VariableRecord {
         }
     }
 
-    /// The newest versions there are, newest first; at most `limit`, 0 for all. They must be loaded.
+    /// The newest loaded versions, newest first. Returns at most `limit` versions, or all for 0.
     pub fn history(&self, limit: usize) -> impl Iterator<Item = VariableVersion> {
         let limit = if limit == 0 { usize::MAX } else { limit };
         let current = VariableVersion {
@@ -198,20 +200,20 @@ impl VariableRecord {
         std::iter::once(current).chain(older).take(limit)
     }
 
-    /// The numbers of the versions before the current one that are kept.
+    /// The numbers of the versions in the history, without the current one.
     pub fn older(&self) -> Range<u32> {
         let newest = self.variable.version;
         self.older.front().map_or(newest, |oldest| oldest.version)..newest
     }
 
-    /// Adds one of the older versions to a variable that was loaded without.
+    /// Adds a stored version to the history. Versions that are not in [`older`](Self::older) are ignored.
     pub fn load(&mut self, version: VariableVersion) {
         if let Some(older) = self.older.iter_mut().find(|older| older.version == version.version) {
             older.whole = Some(version);
         }
     }
 
-    /// The value that a version had. It must be loaded.
+    /// The value of a loaded version.
     pub(super) fn value_of(&self, version: u32) -> Result<Payload, SessionError> {
         let newest = self.variable.version;
         if version == newest {
@@ -227,7 +229,8 @@ impl VariableRecord {
         })
     }
 
-    /// What a watcher is told of it.
+    /// The update to send to watchers.
+    #[must_use]
     pub fn update(&self, kind: UpdateKind) -> VariableUpdate {
         VariableUpdate { kind, variable: self.variable.clone(), note: self.note.clone() }
     }

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use snakepit_session::{
     Metadata, Note, Payload, ProgramInfo, ProgramName, Session, SessionError, SessionId, UpdateKind,
     VariableName, VariableUpdate, VariableVersion,
-    kit::{Head, ProgramRecord, Record, VariableRecord, name_of, no_variable},
+    kit::{
+        ProgramRecord, SessionHeader, SessionRecord, VariableRecord, variable_name_in, variable_not_found,
+    },
 };
 
 use super::{link::Link, scripts};
@@ -26,30 +28,30 @@ pub(super) struct Meta {
 }
 
 impl Meta {
-    pub(super) fn encode(head: &Head) -> Result<Vec<u8>, SessionError> {
-        let Head { metadata, created_at, ttl, .. } = head;
+    pub(super) fn encode(header: &SessionHeader) -> Result<Vec<u8>, SessionError> {
+        let SessionHeader { metadata, created_at, ttl, .. } = header;
         encode(&Self { metadata: metadata.clone(), created_at: *created_at, ttl: *ttl })
     }
 }
 
 /// What a session holds, in a word that scripts can read too.
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(super) struct Usage {
     pub(super) bytes: usize,
     pub(super) variables: usize,
     pub(super) programs: usize,
     /// Which of the sessions that had or will have its id it is.
-    pub(super) born: String,
+    pub(super) incarnation: String,
 }
 
-impl Held {
+impl Usage {
     pub(super) fn parse(text: &str) -> Result<Self, SessionError> {
         let mut words = text.split(' ');
         let mut number = || words.next()?.parse().ok();
         let parsed = (number(), number(), number());
         match (parsed, words.next()) {
-            ((Some(bytes), Some(variables), Some(programs)), Some(born)) => {
-                Ok(Self { bytes, variables, programs, born: born.to_owned() })
+            ((Some(bytes), Some(variables), Some(programs)), Some(incarnation)) => {
+                Ok(Self { bytes, variables, programs, incarnation: incarnation.to_owned() })
             }
             _ => {
                 Err(SessionError::Backend { problem: format!("cannot read what a session holds: `{text}`") })
@@ -57,8 +59,8 @@ impl Held {
         }
     }
 
-    pub(super) fn of(head: &Head, born: &str) -> String {
-        format!("{} {} {} {born}", head.bytes, head.variables, head.programs)
+    pub(super) fn of(header: &SessionHeader, incarnation: &str) -> String {
+        format!("{} {} {} {incarnation}", header.bytes, header.variables, header.programs)
     }
 }
 
@@ -70,10 +72,11 @@ pub(super) fn session(
     worker: Option<String>,
     held: &str,
 ) -> Result<Session, SessionError> {
-    let Held { bytes, variables, programs, .. } = Held::parse(held)?;
+    let Usage { bytes, variables, programs, .. } = Usage::parse(held)?;
     let Meta { metadata, created_at, ttl } = decode(meta)?;
     let last_worker = worker.map(Into::into);
-    Ok(Head { metadata, created_at, ttl, last_worker, bytes, programs, variables }.snapshot(id, left))
+    Ok(SessionHeader { metadata, created_at, ttl, last_worker, bytes, programs, variables }
+        .snapshot(id, left))
 }
 
 /// A variable as it is written, without its older versions: each of these is what was written of the variable then.
@@ -117,10 +120,10 @@ fn decode_version(text: &[u8]) -> Result<VariableVersion, SessionError> {
     /// Of [`Stored`], what matters once it is an older version.
     #[derive(Deserialize)]
     struct Was {
-        record: Record,
+        record: SessionRecord,
     }
     #[derive(Deserialize)]
-    struct Record {
+    struct SessionRecord {
         variable: Variable,
         note: Note,
     }
@@ -130,7 +133,7 @@ fn decode_version(text: &[u8]) -> Result<VariableVersion, SessionError> {
         value: Payload,
         updated_at: SystemTime,
     }
-    let Was { record: Record { variable, note } } = decode(body(text)?)?;
+    let Was { record: SessionRecord { variable, note } } = decode(body(text)?)?;
     let Variable { version, value, updated_at: at } = variable;
     Ok(VariableVersion { version, value, at, note })
 }
@@ -151,7 +154,7 @@ enum All {
 
 /// What an operation needs of a session.
 #[derive(Debug, Default)]
-pub(super) struct Parts {
+pub(super) struct LoadPlan {
     /// Fields of what is read often: `meta`, `worker`, `v:` variables, `p:` programs.
     near: Vec<String>,
     /// Fields of what is read seldom: `h:` older versions, `d:` data of programs.
@@ -162,13 +165,13 @@ pub(super) struct Parts {
     watched: Option<Duration>,
 }
 
-impl Parts {
+impl LoadPlan {
     pub(super) fn session() -> Self {
         Self { near: vec!["meta".to_owned(), "worker".to_owned()], ..Self::default() }
     }
 
     pub(super) fn variables<'a>(identifiers: impl IntoIterator<Item = &'a str>) -> Self {
-        let names = identifiers.into_iter().map(name_of);
+        let names = identifiers.into_iter().map(variable_name_in);
         Self { near: names.map(|name| format!("v:{name}")).collect(), ..Self::default() }
     }
 
@@ -177,7 +180,7 @@ impl Parts {
     }
 
     pub(super) fn version(identifier: &str, version: u32) -> Self {
-        let far = vec![older(name_of(identifier), version)];
+        let far = vec![older(variable_name_in(identifier), version)];
         Self { far, ..Self::variables([identifier]) }
     }
 
@@ -201,9 +204,9 @@ impl Parts {
 /// A session, renewed and loaded in parts.
 #[derive(Debug)]
 pub(super) struct Loaded {
-    pub(super) record: Record,
+    pub(super) record: SessionRecord,
     /// What it holds, whatever becomes of the record.
-    pub(super) was: Held,
+    pub(super) was: Usage,
     /// Which change of the session was the last: a random number of it.
     pub(super) rev: u64,
     /// The number of the last change of a variable.
@@ -218,9 +221,9 @@ pub(super) struct Loaded {
 type Answer = (u64, u64, u64, String, usize, Vec<Vec<u8>>, u64);
 
 impl Loaded {
-    pub(super) async fn load(link: &Link, id: &SessionId, parts: &Parts) -> Result<Self, SessionError> {
+    pub(super) async fn load(link: &Link, id: &SessionId, plan: &LoadPlan) -> Result<Self, SessionError> {
         for _ in 0..MAX_ATTEMPTS {
-            if let Some(loaded) = Self::try_load(link, id, parts).await? {
+            if let Some(loaded) = Self::try_load(link, id, plan).await? {
                 return Ok(loaded);
             }
         }
@@ -228,8 +231,8 @@ impl Loaded {
     }
 
     /// `None`: somebody changed the session in the middle of it.
-    async fn try_load(link: &Link, id: &SessionId, parts: &Parts) -> Result<Option<Self>, SessionError> {
-        let Parts { near, far, all, watched } = parts;
+    async fn try_load(link: &Link, id: &SessionId, plan: &LoadPlan) -> Result<Option<Self>, SessionError> {
+        let LoadPlan { near, far, all, watched } = plan;
         let watched = watched.map(|lease| lease.as_millis().to_string()).unwrap_or_default();
         let call = link.call(&scripts::LOAD).arg(id.as_str()).arg(watched);
         // Programs are listed by the script, for they are small and the variables beside them may not be.
@@ -243,14 +246,14 @@ impl Loaded {
         let Some((rev, seq, ttl, held, total, programs, mark)) = answer else {
             return Err(SessionError::NotFound { id: id.clone() });
         };
-        let was = Held::parse(&held)?;
+        let was = Usage::parse(&held)?;
         if let Some(unchanged) = values.pop() {
-            let (born, now): (Option<String>, Option<u64>) = link.read(unchanged)?;
-            if born.as_ref() != Some(&was.born) || now != Some(rev) {
+            let (incarnation, now): (Option<String>, Option<u64>) = link.read(unchanged)?;
+            if incarnation.as_ref() != Some(&was.incarnation) || now != Some(rev) {
                 return Ok(None);
             }
         }
-        let mut record = Record::new(Head {
+        let mut record = SessionRecord::new(SessionHeader {
             metadata: Metadata::default(),
             created_at: SystemTime::UNIX_EPOCH,
             ttl: Duration::from_millis(ttl),
@@ -280,7 +283,7 @@ impl Loaded {
 }
 
 /// Puts what a field holds in its place.
-fn fill(record: &mut Record, field: &str, value: Vec<u8>) -> Result<(), SessionError> {
+fn fill(record: &mut SessionRecord, field: &str, value: Vec<u8>) -> Result<(), SessionError> {
     match field.split_once(':') {
         Some(("v", _)) => {
             let variable = decode_variable(&value)?;
@@ -304,9 +307,9 @@ fn fill(record: &mut Record, field: &str, value: Vec<u8>) -> Result<(), SessionE
         }
         _ if field == "meta" => {
             let Meta { metadata, created_at, ttl } = decode(&value)?;
-            record.head = Head { metadata, created_at, ttl, ..record.head.clone() };
+            record.header = SessionHeader { metadata, created_at, ttl, ..record.header.clone() };
         }
-        _ => record.head.last_worker = Some(String::from_utf8_lossy(&value).into()),
+        _ => record.header.last_worker = Some(String::from_utf8_lossy(&value).into()),
     }
     Ok(())
 }
@@ -319,12 +322,12 @@ pub(super) async fn load_history(
     limit: usize,
 ) -> Result<VariableRecord, SessionError> {
     type Found = (Option<Vec<u8>>, Vec<Option<Vec<u8>>>);
-    let call = link.call(&scripts::HISTORY).arg(id.as_str()).arg(limit).arg(name_of(identifier));
+    let call = link.call(&scripts::HISTORY).arg(id.as_str()).arg(limit).arg(variable_name_in(identifier));
     let found: Option<Found> = call.run().await?;
     let (variable, older) = found.ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
     let variable = variable.map(|variable| decode_variable(&variable)).transpose()?;
     let mut variable =
-        variable.filter(|found| found.is(identifier)).ok_or_else(|| no_variable(id, identifier))?;
+        variable.filter(|found| found.is(identifier)).ok_or_else(|| variable_not_found(id, identifier))?;
     for version in older.into_iter().flatten() {
         variable.load(decode_version(&version)?);
     }

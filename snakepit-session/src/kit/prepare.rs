@@ -1,0 +1,64 @@
+//! Checks the values of writes before the backend takes its lock.
+
+use std::sync::Arc;
+
+use super::{CheckedValue, SessionRecord};
+use crate::{SessionLimits, SetVariable, VariableType, variable_type::may_be_expensive};
+
+/// A write whose value may have been checked already.
+#[derive(Debug, Clone)]
+pub struct PreparedWrite {
+    pub(super) update: SetVariable,
+    pub(super) checked: Option<CheckedValue>,
+}
+
+impl From<SetVariable> for PreparedWrite {
+    fn from(update: SetVariable) -> Self {
+        Self { update, checked: None }
+    }
+}
+
+/// Writes whose expensive checks are about to run outside the lock.
+///
+/// Validating a large value or compiling a pattern takes longer than a backend should hold a lock. Note the types of the variables
+/// with [`of`](Self::of) while you hold the lock, release it, and check the values with [`prepare`](Self::prepare).
+/// If the type of a variable changes in between, the write checks the value again.
+#[derive(Debug)]
+pub struct WritePreparation(Vec<(SetVariable, Option<Arc<VariableType>>)>);
+
+impl WritePreparation {
+    /// Whether checking one of the values may be expensive. If not, convert the writes with `PreparedWrite::from`.
+    pub fn is_needed<'a>(updates: impl IntoIterator<Item = &'a SetVariable>) -> bool {
+        updates.into_iter().any(|update| may_be_expensive(&update.value))
+    }
+
+    /// Notes the current types of the variables. `None` stands for a session that does not exist.
+    pub fn of(limits: &SessionLimits, record: Option<&SessionRecord>, updates: Vec<SetVariable>) -> Self {
+        let ty_of = |update: &SetVariable| {
+            let found = record?.find(&update.identifier)?;
+            let is_small = limits.check_value("", &update.value).is_ok();
+            (is_small && may_be_expensive(&update.value)).then(|| Arc::clone(&found.variable.ty))
+        };
+        let with_type = |update: SetVariable| {
+            let ty = ty_of(&update);
+            (update, ty)
+        };
+        Self(updates.into_iter().map(with_type).collect())
+    }
+
+    /// Runs the expensive checks on a thread that may block.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: it changes nothing.
+    pub async fn prepare(self) -> Vec<PreparedWrite> {
+        let mut prepared = Vec::with_capacity(self.0.len());
+        for (update, ty) in self.0 {
+            let checked = match ty {
+                Some(ty) => CheckedValue::if_expensive(&ty, &update.value).await,
+                None => None,
+            };
+            prepared.push(PreparedWrite { update, checked });
+        }
+        prepared
+    }
+}
