@@ -8,7 +8,8 @@
 //!
 //! A unary gRPC call costs each side some ten microseconds, a frame on an open stream one or two, and frames that are
 //! ready at the same time share one message: nothing here waits to fill a batch, and nothing flushes a half-filled one
-//! while its task has more to do. This module knows frames only; what a call means is its users' business.
+//! while its task has more to do. Large answers travel in parts, so that small ones pass them. This module knows frames
+//! only; what a call means is its users' business.
 
 mod client;
 mod server;
@@ -35,6 +36,10 @@ const BATCH_BYTES: usize = 1024 * 1024;
 /// The largest call, reply or chunk that can travel, in bytes as [`call_size`], [`reply_size`] and [`chunk_cost`] count:
 /// what [one message may hold](crate::MAX_MESSAGE_BYTES), less some room for what stands around it.
 pub const MAX_ITEM_BYTES: usize = crate::MAX_MESSAGE_BYTES - 64 * 1024;
+
+/// Answers and chunks with more data than this, in bytes, travel in parts of this size, to a caller that takes them: small
+/// ones pass between the parts.
+pub const PART_BYTES: usize = 256 * 1024;
 
 /// What an item counts beyond its texts and values, in bytes. It bounds what many small ones occupy in memory, and how
 /// many share a message.

@@ -86,7 +86,7 @@ impl WorkerCalls {
 
 impl Calls for WorkerCalls {
     fn receive(&mut self, batch: pb::CallBatch) {
-        let pb::CallBatch { calls, credits, cancels, recalls } = batch;
+        let pb::CallBatch { calls, credits, cancels, recalls, .. } = batch;
         let mut jobs = Vec::with_capacity(calls.len());
         for start in calls {
             if !self.takes_in(start.id) {
@@ -111,7 +111,7 @@ impl Calls for WorkerCalls {
         for id in recalls.iter().filter(of_unary) {
             self.tools.give_back(progress::multiplexed(self.stream, *id));
         }
-        self.streaming.receive(pb::CallBatch { calls: Vec::new(), credits, cancels, recalls });
+        self.streaming.receive(pb::CallBatch { credits, cancels, recalls, ..pb::CallBatch::default() });
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> bool {

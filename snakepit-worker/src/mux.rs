@@ -119,3 +119,6 @@ pub fn call_from_wire(start: pb::CallStart, call_id: CallId) -> Result<ToolCall,
 fn microseconds(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod model;

@@ -60,7 +60,7 @@ pub fn payload_to_wire_inline(payload: Payload) -> pb::Any {
 /// # Errors
 /// When the type is unknown, or raw bytes come without their buffer.
 pub fn value_from_wire(value: pb::CallValue) -> Result<Payload, WireError> {
-    let pb::CallValue { r#type: number, json, binary } = value;
+    let pb::CallValue { r#type: number, json, binary, .. } = value;
     let ty = pb::CallValueType::try_from(number).ok().and_then(type_from_wire);
     let ty = ty.ok_or_else(|| PayloadError::UnknownType { name: format!("number {number}") })?;
     Ok(match binary {
@@ -73,7 +73,7 @@ pub fn value_from_wire(value: pb::CallValue) -> Result<Payload, WireError> {
 #[must_use]
 pub fn value_to_wire(payload: Payload) -> pb::CallValue {
     let (ty, json, binary) = payload.into_parts();
-    pb::CallValue { r#type: type_to_wire(ty).into(), json, binary }
+    pb::CallValue { r#type: type_to_wire(ty).into(), json, binary, sent_in_parts: 0 }
 }
 
 const fn type_to_wire(ty: ValueType) -> pb::CallValueType {

@@ -32,7 +32,8 @@ pub(crate) async fn multiplex(socket: &Path) -> (Multiplexer, JoinSet<()>) {
 
 /// An argument or value of a multiplexed call.
 pub(crate) fn integer(number: u64) -> pb::CallValue {
-    pb::CallValue { r#type: pb::CallValueType::Integer.into(), json: number.to_string().into(), binary: None }
+    let json = number.to_string().into();
+    pb::CallValue { r#type: pb::CallValueType::Integer.into(), json, ..pb::CallValue::default() }
 }
 
 /// A multiplexed call with whole numbers as arguments.

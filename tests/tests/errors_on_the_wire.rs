@@ -47,7 +47,11 @@ async fn multiplexed(client: &Client, tool: &str, args: &Value, stream: bool) ->
     let incoming = tokio::task::spawn(incoming);
     let arguments = args.as_object().unwrap().iter().map(|(name, argument)| {
         let ty = if argument.is_string() { pb::CallValueType::String } else { pb::CallValueType::Integer };
-        let value = pb::CallValue { r#type: ty.into(), json: argument.to_string().into(), binary: None };
+        let value = pb::CallValue {
+            r#type: ty.into(),
+            json: argument.to_string().into(),
+            ..pb::CallValue::default()
+        };
         pb::CallArgument { name: name.clone(), value: Some(value) }
     });
     let start = pb::CallStart {

@@ -1050,6 +1050,9 @@ pub struct CallBatch {
     /// ReplyBatch.recalled; one that has begun goes on. Workers honour it; a host, which queues calls itself, ignores it.
     #[prost(uint64, repeated, tag = "4")]
     pub recalls: ::prost::alloc::vec::Vec<u64>,
+    /// The caller takes large answers in parts: see CallPart. Said in the first message.
+    #[prost(bool, tag = "5")]
+    pub takes_parts: bool,
 }
 /// A call begins. Its arguments, session and metadata are those of ExecuteToolRequest.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1103,6 +1106,9 @@ pub struct CallValue {
     pub json: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", optional, tag = "3")]
     pub binary: ::core::option::Option<::prost::bytes::Bytes>,
+    /// In an answer: how many bytes came before these, see CallPart.
+    #[prost(uint64, tag = "4")]
+    pub sent_in_parts: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CallCredit {
@@ -1124,6 +1130,20 @@ pub struct ReplyBatch {
     /// Ids of calls that never began and will not.
     #[prost(uint64, repeated, tag = "4")]
     pub recalled: ::prost::alloc::vec::Vec<u64>,
+    #[prost(message, repeated, tag = "5")]
+    pub parts: ::prost::alloc::vec::Vec<CallPart>,
+}
+/// The next bytes of an answer or chunk with more than 262144 bytes of data, so that small ones pass between its parts. Only
+/// callers that take parts get them. The data is that of a CallChunk, or a CallValue's binary, or its json where there is no
+/// binary. The last bytes, at most 262144, come in a later message with the answer or chunk itself, where sent_in_parts says how
+/// many came before. All parts of a call belong to the next such answer or chunk of that call. Together they must not have more
+/// than 104792064 bytes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CallPart {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub data: ::prost::bytes::Bytes,
 }
 /// A streaming call runs and will send chunks.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1153,6 +1173,9 @@ pub struct CallChunk {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// How many bytes of the data came before these, see CallPart.
+    #[prost(uint64, tag = "3")]
+    pub sent_in_parts: u64,
 }
 /// How a call ended: with a value, with the failure of its tool, with a status, or, for a stream that is complete, with
 /// none of them.

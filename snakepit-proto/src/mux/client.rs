@@ -5,11 +5,13 @@ use std::{
     fmt,
     hash::BuildHasherDefault,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Poll, Waker},
 };
 
+use bytes::Bytes;
 use tonic::{Code, Request, Status};
 
+mod call;
 mod event;
 #[cfg(any(test, feature = "test-util"))]
 mod frames;
@@ -17,15 +19,16 @@ mod transport;
 
 #[cfg(any(test, feature = "test-util"))]
 pub use self::frames::Frames;
-use self::{event::IdHasher, transport::Outgoing};
 pub use self::{
+    call::Call,
     event::{CallEnd, CallEvent},
     transport::Incoming,
 };
+use self::{event::IdHasher, transport::Outgoing};
 use super::{BATCH_BYTES, MAX_ITEM_BYTES, call_size};
 use crate::{
     pb::{
-        CallBatch, CallChunk, CallCredit, CallOpened, CallReply, CallStart, ReplyBatch,
+        CallBatch, CallChunk, CallOpened, CallReply, CallStart, ReplyBatch,
         bridge_service_client::BridgeServiceClient,
     },
     proxy,
@@ -97,6 +100,8 @@ struct Entry {
     waker: Option<Waker>,
     opened: Option<CallOpened>,
     chunks: Vec<CallChunk>,
+    /// The beginning of a large answer or chunk.
+    parts: Vec<u8>,
     end: Option<CallEnd>,
     /// Nobody will fetch anything any more.
     abandoned: bool,
@@ -116,7 +121,7 @@ impl Multiplexer {
         T::ResponseBody: tonic::codegen::Body<Data = bytes::Bytes> + Send + 'static,
         <T::ResponseBody as tonic::codegen::Body>::Error: Into<tonic::codegen::StdError> + Send,
     {
-        let shared = Arc::new(Shared(Mutex::default()));
+        let shared = Arc::new(Shared::new());
         let outgoing = Outgoing(Arc::clone(&shared));
         let response = client.multiplex(Request::new(outgoing)).await.map_err(proxy::clarify)?;
         let proxy = proxy::server(response.metadata());
@@ -191,74 +196,6 @@ impl Multiplexer {
     }
 }
 
-/// One call. Dropping it before its end cancels it.
-pub struct Call {
-    shared: Arc<Shared>,
-    id: u64,
-    ended: bool,
-}
-
-impl Call {
-    /// The call's place in the order of calls on its stream, from 1.
-    #[must_use]
-    pub const fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// What happens next. Must not be polled again after [`CallEvent::End`].
-    pub fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<CallEvent> {
-        let mut stale = None;
-        let mut state = self.shared.lock();
-        let Some(entry) = state.calls.get_mut(&self.id) else { return Poll::Pending };
-        if let Some(opened) = entry.opened.take() {
-            return Poll::Ready(CallEvent::Opened(opened));
-        }
-        if !entry.chunks.is_empty() {
-            return Poll::Ready(CallEvent::Chunks(std::mem::take(&mut entry.chunks)));
-        }
-        if let Some(end) = entry.end.take() {
-            self.ended = true;
-            state.calls.remove(&self.id);
-            return Poll::Ready(CallEvent::End(end));
-        }
-        if !entry.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            // Dropped after the lock is released, for it is foreign code.
-            stale = entry.waker.replace(cx.waker().clone());
-        }
-        drop(state);
-        drop(stale);
-        Poll::Pending
-    }
-
-    /// Waits for what happens next. Cancel safe. Must not be called again after [`CallEvent::End`].
-    pub async fn event(&mut self) -> CallEvent {
-        std::future::poll_fn(|cx| self.poll_event(cx)).await
-    }
-
-    /// Lets the other side send this many bytes of chunks more. Does nothing once the call has ended.
-    pub fn grant(&self, bytes: u64) {
-        self.shared.send(|state, _| {
-            if state.calls.get(&self.id).is_some_and(|entry| entry.end.is_none()) {
-                state.outbox.credits.push(CallCredit { id: self.id, bytes });
-            }
-        });
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.shared.send(|state, wakers| state.abandon(self.id, wakers));
-        }
-    }
-}
-
-impl fmt::Debug for Call {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Call").field("id", &self.id).field("ended", &self.ended).finish_non_exhaustive()
-    }
-}
-
 impl State {
     /// The open calls of a tag. Costs as much as the calls that were started since it was last asked, at most.
     fn of_tag(&mut self, tag: u64) -> Vec<u64> {
@@ -283,7 +220,7 @@ impl State {
             return;
         }
         entry.abandoned = true;
-        entry.chunks = Vec::new();
+        (entry.chunks, entry.parts) = (Vec::new(), Vec::new());
         self.cancel(id, wakers);
     }
 
@@ -342,16 +279,23 @@ impl State {
         self.closed && self.open == 0
     }
 
-    fn deliver(&mut self, batch: ReplyBatch, wakers: &mut Vec<Waker>) {
-        let ReplyBatch { opened, chunks, replies, recalled } = batch;
+    /// Takes in a message.
+    ///
+    /// # Errors
+    /// When it makes no sense. The stream is then to [fail](Self::fail), for what the other side does is not known.
+    fn deliver(&mut self, batch: ReplyBatch, wakers: &mut Vec<Waker>) -> Result<(), Status> {
+        let ReplyBatch { opened, chunks, replies, recalled, parts } = batch;
         for opened in opened {
             if let Some(entry) = self.live(opened.id) {
                 entry.opened = Some(opened);
                 wakers.extend(entry.waker.take());
             }
         }
-        for run in chunks {
+        for mut run in chunks {
             if let Some(entry) = self.live(run.id) {
+                for chunk in run.chunks.iter_mut().filter(|chunk| chunk.sent_in_parts > 0) {
+                    entry.complete(&mut chunk.data, &mut chunk.sent_in_parts)?;
+                }
                 if entry.chunks.is_empty() {
                     entry.chunks = run.chunks;
                 } else {
@@ -360,12 +304,24 @@ impl State {
                 wakers.extend(entry.waker.take());
             }
         }
-        for reply in replies {
+        for mut reply in replies {
+            if let Some(value) = reply.value.as_mut().filter(|value| value.sent_in_parts > 0)
+                && let Some(entry) = self.live(reply.id)
+            {
+                let data = value.binary.as_mut().unwrap_or(&mut value.json);
+                entry.complete(data, &mut value.sent_in_parts)?;
+            }
             self.end(reply.id, CallEnd::Reply(reply), wakers);
         }
         for id in recalled {
             self.end(id, CallEnd::Recalled, wakers);
         }
+        for part in parts {
+            if let Some(entry) = self.live(part.id) {
+                entry.put_part(&part.data)?;
+            }
+        }
+        Ok(())
     }
 
     /// A call that has not ended and that somebody waits for.
@@ -396,7 +352,7 @@ impl State {
         if !self.withdrawn.is_empty() {
             self.drop_withdrawn();
         }
-        let CallBatch { calls, credits, cancels, recalls } = &self.outbox;
+        let CallBatch { calls, credits, cancels, recalls, .. } = &self.outbox;
         if calls.is_empty() && credits.is_empty() && cancels.is_empty() && recalls.is_empty() {
             return None;
         }
@@ -423,12 +379,45 @@ impl State {
             credits: credits.extract_if(.., |credit| credit.id >= unsent).collect(),
             cancels: cancels.extract_if(.., |id| *id >= unsent).collect(),
             recalls: recalls.extract_if(.., |id| *id >= unsent).collect(),
+            takes_parts: false,
         };
         Some(std::mem::replace(&mut self.outbox, next))
     }
 }
 
+impl Entry {
+    fn put_part(&mut self, part: &[u8]) -> Result<(), Status> {
+        if self.parts.len() + part.len() > MAX_ITEM_BYTES {
+            let problem =
+                format!("the other side sent an answer in parts of more than {MAX_ITEM_BYTES} bytes");
+            return Err(Status::internal(problem));
+        }
+        self.parts.extend_from_slice(part);
+        Ok(())
+    }
+
+    /// Puts the parts that came before in front of the last bytes of an answer or chunk.
+    fn complete(&mut self, data: &mut Bytes, sent_in_parts: &mut u64) -> Result<(), Status> {
+        let sent = std::mem::take(sent_in_parts);
+        if self.parts.len() as u64 != sent {
+            let came = self.parts.len();
+            let problem =
+                format!("the other side sent {sent} bytes of an answer in parts, of which {came} came");
+            return Err(Status::internal(problem));
+        }
+        self.put_part(data)?;
+        *data = std::mem::take(&mut self.parts).into();
+        Ok(())
+    }
+}
+
 impl Shared {
+    /// No calls yet.
+    fn new() -> Self {
+        let outbox = CallBatch { takes_parts: true, ..CallBatch::default() };
+        Self(Mutex::new(State { outbox, ..State::default() }))
+    }
+
     /// No code under this lock panics half-way through a change, so a poisoned state is still whole.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -443,10 +432,11 @@ impl Shared {
     }
 
     /// Changes the state, then wakes whom that concerns.
-    fn update(&self, change: impl FnOnce(&mut State, &mut Vec<Waker>)) {
+    fn update<T>(&self, change: impl FnOnce(&mut State, &mut Vec<Waker>) -> T) -> T {
         let mut wakers = Vec::new();
-        change(&mut self.lock(), &mut wakers);
+        let changed = change(&mut self.lock(), &mut wakers);
         wakers.into_iter().for_each(Waker::wake);
+        changed
     }
 }
 

@@ -11,18 +11,24 @@ use std::{
 use futures_core::Stream;
 use tonic::{Code, Status, Streaming};
 
+mod parts;
 mod room;
 
-use self::room::Room;
+use self::{
+    parts::{Parts, data_of},
+    room::Room,
+};
 use super::{
-    BATCH_BYTES, FIELD_BYTES, ITEM_BYTES, MAX_ITEM_BYTES, TOO_LARGE, chunk_cost, reply_size, too_large,
+    BATCH_BYTES, FIELD_BYTES, ITEM_BYTES, MAX_ITEM_BYTES, PART_BYTES, TOO_LARGE, chunk_cost, reply_size,
+    too_large,
 };
 use crate::{
     pb::{CallBatch, CallChunk, CallChunks, CallOpened, CallReply, ReplyBatch, ToolFailure},
     status::{OVERLOADED, refuse},
 };
 
-/// Once about this many bytes wait to be sent, the stream takes in no more until the caller has read some of them.
+/// Once about this many bytes wait to be sent, the stream takes in no more until the caller has read some of them. Items that
+/// travel in parts hold up nothing, so one of the largest size may wait beyond that.
 const OUTBOX_BYTES: usize = 4 * BATCH_BYTES;
 
 /// How many calls one message may start: more than anybody who cuts messages at [`BATCH_BYTES`] puts into one. What answers
@@ -54,6 +60,8 @@ struct Outbox {
     batch: ReplyBatch,
     /// About how many bytes that is.
     bytes: usize,
+    /// Those of it that are large.
+    parts: Parts,
     /// The task that sends, while there is nothing to send.
     waker: Option<Waker>,
     /// The task that takes in and runs calls, for when it may take in more, or has nobody left to answer.
@@ -90,8 +98,12 @@ impl Replies {
         if chunks.is_empty() {
             return;
         }
+        let bytes = ITEM_BYTES + chunks.iter().map(chunk_size).sum::<usize>();
         self.put(|outbox| {
-            outbox.bytes += ITEM_BYTES + chunks.iter().map(chunk_size).sum::<usize>();
+            outbox.bytes += bytes;
+            if bytes > PART_BYTES {
+                chunks.iter().for_each(|chunk| outbox.parts.note(chunk.data.len()));
+            }
             match outbox.batch.chunks.last_mut() {
                 Some(run) if run.id == id => {
                     outbox.bytes -= ITEM_BYTES;
@@ -104,9 +116,12 @@ impl Replies {
 
     /// A call has ended. An answer too large for any message becomes a failure.
     pub fn reply(&self, reply: CallReply) {
-        let reply = bounded(reply);
+        let (reply, bytes) = bounded(reply);
         self.put(|outbox| {
-            outbox.bytes += reply_size(&reply);
+            outbox.bytes += bytes;
+            if bytes > PART_BYTES {
+                outbox.parts.note(data_of(&reply));
+            }
             outbox.batch.replies.push(reply);
         });
     }
@@ -119,10 +134,16 @@ impl Replies {
         });
     }
 
+    /// Sends large items in parts from now on, unless some wait already: the caller said so with its first message.
+    pub fn send_parts(&self) {
+        let mut outbox = self.lock();
+        outbox.parts.enabled |= outbox.bytes == 0;
+    }
+
     /// Ready while not too much waits to be sent. What produces without end should wait for this.
     pub fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
         let mut outbox = self.lock();
-        if outbox.bytes <= OUTBOX_BYTES || outbox.closed {
+        if !outbox.is_full() || outbox.closed {
             return Poll::Ready(());
         }
         if !outbox.crowded.iter().any(|waker| waker.will_wake(cx.waker())) {
@@ -180,10 +201,10 @@ impl Replies {
 
     fn poll_take(&self, cx: &Context<'_>) -> Poll<Option<Result<ReplyBatch, Status>>> {
         let mut outbox = self.lock();
-        let was_full = outbox.bytes > OUTBOX_BYTES;
+        let was_full = outbox.is_full();
         if let Some(batch) = outbox.take_batch() {
             let emptied = if outbox.bytes == 0 { std::mem::take(&mut outbox.emptied) } else { Vec::new() };
-            if was_full && outbox.bytes <= OUTBOX_BYTES {
+            if was_full && !outbox.is_full() {
                 let crowded = std::mem::take(&mut outbox.crowded);
                 let driver = outbox.driver.take();
                 drop(outbox);
@@ -208,6 +229,7 @@ impl Replies {
         let mut outbox = self.lock();
         outbox.closed = true;
         outbox.bytes = 0;
+        outbox.parts = Parts::default();
         let batch = std::mem::take(&mut outbox.batch);
         let crowded = std::mem::take(&mut outbox.crowded);
         let emptied = std::mem::take(&mut outbox.emptied);
@@ -219,30 +241,31 @@ impl Replies {
 }
 
 impl Outbox {
+    const fn is_full(&self) -> bool {
+        self.bytes > OUTBOX_BYTES
+            && (self.bytes - self.parts.bytes > OUTBOX_BYTES || self.bytes > OUTBOX_BYTES + MAX_ITEM_BYTES)
+    }
+
     /// Takes what is there, as one message of bounded size.
     fn take_batch(&mut self) -> Option<ReplyBatch> {
-        let ReplyBatch { opened, chunks, replies, recalled } = &self.batch;
+        let ReplyBatch { opened, chunks, replies, recalled, .. } = &self.batch;
         if opened.is_empty() && chunks.is_empty() && replies.is_empty() && recalled.is_empty() {
             return None;
         }
-        if self.bytes <= BATCH_BYTES {
+        let has_large = self.parts.items > 0;
+        if self.bytes <= BATCH_BYTES && !has_large {
             self.bytes = 0;
             return Some(std::mem::take(&mut self.batch));
         }
-        let mut room = Room { taken: 0 };
+        let mut room = Room::new(if has_large { BATCH_BYTES - PART_BYTES } else { BATCH_BYTES });
         let opened = room.take(&mut self.batch.opened, opened_size);
-        let mut chunks = Vec::new();
-        if self.batch.opened.is_empty() {
-            chunks = room.take_runs(&mut self.batch.chunks);
-        }
-        let mut replies = Vec::new();
-        if self.batch.opened.is_empty() && self.batch.chunks.is_empty() {
-            replies = room.take(&mut self.batch.replies, reply_size);
-        }
+        let chunks = room.take_runs(&mut self.batch.chunks, self.parts.is_large_chunk());
+        let replies = room.take_replies(&mut self.batch.replies, self.parts.is_large_reply());
         // Nothing else of a call that was given back is on its way.
         let recalled = room.take(&mut self.batch.recalled, |_| FIELD_BYTES);
-        self.bytes -= room.taken;
-        Some(ReplyBatch { opened, chunks, replies, recalled })
+        let parts = if has_large { Vec::from_iter(self.parts.take(&mut self.batch)) } else { Vec::new() };
+        self.bytes -= room.taken + parts.iter().map(|part| part.data.len()).sum::<usize>();
+        Some(ReplyBatch { opened, chunks, replies, recalled, parts })
     }
 }
 
@@ -254,11 +277,12 @@ fn chunk_size(chunk: &CallChunk) -> usize {
     usize::try_from(chunk_cost(chunk)).unwrap_or(usize::MAX)
 }
 
-/// The reply, or a failure if it is too large for any message: that would break the stream, and with it all other calls.
-fn bounded(reply: CallReply) -> CallReply {
+/// The reply with its size, or a failure if it is too large for any message: that would break the stream, and with it all
+/// other calls.
+fn bounded(reply: CallReply) -> (CallReply, usize) {
     let size = reply_size(&reply);
     if size <= MAX_ITEM_BYTES {
-        return reply;
+        return (reply, size);
     }
     let CallReply { id, worker_id, .. } = reply;
     let failure = ToolFailure {
@@ -266,7 +290,9 @@ fn bounded(reply: CallReply) -> CallReply {
         r#type: TOO_LARGE.to_owned(),
         ..ToolFailure::default()
     };
-    CallReply { id, worker_id, failure: Some(failure), ..CallReply::default() }
+    let reply = CallReply { id, worker_id, failure: Some(failure), ..CallReply::default() };
+    let size = reply_size(&reply);
+    (reply, size)
 }
 
 /// Remembers the task; what was remembered is to be dropped once no lock is held, for it is foreign code.
@@ -303,7 +329,7 @@ impl<C: Calls> Driver<C> {
     fn take_in(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
         for _ in 0..BATCHES_AT_ONCE {
             let Some(inbound) = &mut self.inbound else { return Ok(()) };
-            if self.replies.lock().bytes > OUTBOX_BYTES {
+            if self.replies.lock().is_full() {
                 // Whoever takes the answers wakes this task.
                 return Ok(());
             }
@@ -312,7 +338,12 @@ impl<C: Calls> Driver<C> {
                 Poll::Ready(Some(Ok(batch))) if batch.calls.len() > CALLS_A_BATCH => {
                     return Err(too_many(batch.calls.len()));
                 }
-                Poll::Ready(Some(Ok(batch))) => self.calls.receive(batch),
+                Poll::Ready(Some(Ok(batch))) => {
+                    if batch.takes_parts {
+                        self.replies.send_parts();
+                    }
+                    self.calls.receive(batch);
+                }
                 Poll::Ready(Some(Err(status))) => return Err(status),
                 Poll::Ready(None) => self.inbound = None,
             }

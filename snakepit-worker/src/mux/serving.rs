@@ -121,6 +121,12 @@ impl<S: MuxService> MuxCalls<S> {
         self.running.contains_key(&id)
     }
 
+    /// How many calls, bytes of calls, and bytes of chunks that were read ahead there are.
+    #[cfg(test)]
+    pub(super) fn holds(&self) -> (usize, usize, u64) {
+        (self.running.len(), self.bytes, self.ahead.bytes())
+    }
+
     fn start(&mut self, start: pb::CallStart) {
         let (id, last) = (start.id, self.last_id);
         if id <= last {
@@ -202,7 +208,7 @@ impl<S: MuxService> MuxCalls<S> {
 
 impl<S: MuxService> Calls for MuxCalls<S> {
     fn receive(&mut self, batch: pb::CallBatch) {
-        let pb::CallBatch { calls, credits, cancels, recalls } = batch;
+        let pb::CallBatch { calls, credits, cancels, recalls, .. } = batch;
         calls.into_iter().for_each(|call| self.start(call));
         for pb::CallCredit { id, bytes } in credits {
             if let Some(Running { credit: Some(credit), .. }) = self.running.get(&id) {

@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -23,7 +23,7 @@ impl Frames {
     /// A stream, and what carries its messages.
     #[must_use]
     pub fn open() -> (Multiplexer, Self) {
-        let shared = Arc::new(Shared(Mutex::default()));
+        let shared = Arc::new(Shared::new());
         let multiplexer = Multiplexer { owner: Arc::new(Owner(Arc::clone(&shared))) };
         (multiplexer, Self { outgoing: Outgoing(Arc::clone(&shared)), shared })
     }
@@ -33,9 +33,13 @@ impl Frames {
         Pin::new(&mut self.outgoing).poll_next(cx)
     }
 
-    /// A message of the other side arrives.
+    /// A message of the other side arrives. One that makes no sense breaks the stream.
     pub fn deliver(&self, batch: ReplyBatch) {
-        self.shared.update(|state, wakers| state.deliver(batch, wakers));
+        self.shared.update(|state, wakers| {
+            if let Err(status) = state.deliver(batch, wakers) {
+                state.fail(&status, wakers);
+            }
+        });
     }
 
     /// The stream breaks.

@@ -1,7 +1,7 @@
 //! Both ends of a stream, frame by frame, in random order: calls, late polls, cancellations, recalls, credits, and a cut at any
 //! point. Each call ends once, by the end that arrived first; what arrived before the end comes before it; nothing is left.
 
-use std::pin::Pin;
+use std::{pin::Pin, task::Context};
 
 use futures_core::Stream;
 use proptest::prelude::*;
@@ -115,6 +115,11 @@ struct Run {
     replies: Replies,
     to_caller: Vec<ReplyBatch>,
     number: u64,
+    /// The data of chunks and replies, by their numbers.
+    sent: HashMap<u64, bytes::Bytes>,
+    /// Whether the callee knows of parts.
+    parts: bool,
+    received: usize,
 }
 
 fn noop() -> Context<'static> {
@@ -122,8 +127,8 @@ fn noop() -> Context<'static> {
 }
 
 impl Run {
-    fn new() -> Self {
-        let shared = Arc::new(Shared(Mutex::default()));
+    fn new(parts: bool) -> Self {
+        let shared = Arc::new(Shared::new());
         Self {
             multiplexer: Some(Multiplexer { owner: Arc::new(Owner(Arc::clone(&shared))) }),
             outgoing: Outgoing(Arc::clone(&shared)),
@@ -136,6 +141,9 @@ impl Run {
             replies: Replies::new(),
             to_caller: Vec::new(),
             number: 0,
+            sent: HashMap::new(),
+            parts,
+            received: 0,
         }
     }
 
@@ -199,12 +207,20 @@ impl Run {
             Poll::Ready(CallEvent::Opened(opened)) => assert_eq!(opened.id, id),
             Poll::Ready(CallEvent::Chunks(chunks)) => {
                 let numbers: Vec<_> = chunks.iter().map(number_of).collect();
+                for chunk in &chunks {
+                    assert_eq!((&chunk.data, chunk.sent_in_parts), (&self.sent[&number_of(chunk)], 0));
+                }
                 assert_eq!(numbers, std::mem::take(&mut expected.chunks));
             }
             Poll::Ready(CallEvent::End(end)) => {
                 assert!(expected.chunks.is_empty(), "call {id} ended before its chunks came");
                 let end = match end {
-                    CallEnd::Reply(reply) => Ends::Reply(reply.execution_time_ns),
+                    CallEnd::Reply(reply) => {
+                        let value = reply.value.unwrap();
+                        let number = reply.execution_time_ns;
+                        assert_eq!((value.binary.as_ref(), value.sent_in_parts), (self.sent.get(&number), 0));
+                        Ends::Reply(number)
+                    }
                     CallEnd::Recalled => Ends::Recalled,
                     CallEnd::Broken(_) => Ends::Broken,
                     CallEnd::Unsent(..) => Ends::Unsent,
@@ -261,6 +277,11 @@ impl Run {
     }
 
     fn receive(&mut self, batch: CallBatch) {
+        assert_eq!(batch.takes_parts, self.received == 0, "said in the first message");
+        self.received += 1;
+        if batch.takes_parts && self.parts {
+            self.replies.send_parts();
+        }
         for call in batch.calls {
             assert!(call.id > self.last_served, "ids rise");
             assert!(!call.arguments.is_empty(), "a withdrawn call was sent");
@@ -300,12 +321,12 @@ impl Run {
                 self.replies.opened(CallOpened { id, ..CallOpened::default() });
             }
             Work::Chunks { count, bytes } if served.streams => {
-                let chunk = |number: u64| {
-                    let data = [&number.to_be_bytes()[..], &vec![0; bytes]].concat().into();
-                    CallChunk { data, ..CallChunk::default() }
+                let chunk = |_| {
+                    let (number, data) = self.data(bytes);
+                    let metadata = [(number.to_string(), String::new())].into();
+                    CallChunk { data, metadata, ..CallChunk::default() }
                 };
-                let chunks = (0..count).map(|i| chunk(self.number + i as u64)).collect();
-                self.number += count as u64;
+                let chunks = (0..count).map(chunk).collect();
                 self.replies.chunks(id, chunks);
             }
             Work::Reply { bytes } => self.reply(id, bytes),
@@ -316,10 +337,22 @@ impl Run {
     fn reply(&mut self, id: u64, bytes: usize) {
         let served = self.served.get_mut(&id).unwrap();
         (served.begun, served.ended) = (true, true);
-        self.number += 1;
-        let value = CallValue { binary: Some(vec![0; bytes].into()), ..CallValue::default() };
-        let execution_time_ns = self.number;
+        let (execution_time_ns, data) = self.data(bytes);
+        let value = CallValue { binary: Some(data), ..CallValue::default() };
         self.replies.reply(CallReply { id, value: Some(value), execution_time_ns, ..CallReply::default() });
+    }
+
+    /// Data that tells its own number, and where each part of it belongs.
+    fn data(&mut self, bytes: usize) -> (u64, bytes::Bytes) {
+        self.number += 1;
+        let mut data = Vec::with_capacity(bytes);
+        while data.len() < bytes {
+            let tag = (self.number + data.len() as u64 / 65_536) % 251;
+            data.resize(bytes.min(data.len() + 65_536), u8::try_from(tag).unwrap());
+        }
+        let data = bytes::Bytes::from(data);
+        self.sent.insert(self.number, data.clone());
+        (self.number, data)
     }
 
     /// Whether there was a message.
@@ -328,8 +361,11 @@ impl Run {
         let Poll::Ready(Some(Ok(batch))) = Pin::new(&mut *body).poll_next(&mut noop()) else { return false };
         let chunks = batch.chunks.iter().flat_map(|run| &run.chunks);
         let bytes = chunks.clone().map(|chunk| usize::try_from(chunk_cost(chunk)).unwrap()).sum::<usize>()
-            + batch.replies.iter().map(crate::mux::reply_size).sum::<usize>();
-        assert!(chunks.count() + batch.replies.len() == 1 || bytes <= BATCH_BYTES, "{bytes}");
+            + batch.replies.iter().map(crate::mux::reply_size).sum::<usize>()
+            + batch.parts.iter().map(|part| part.data.len()).sum::<usize>();
+        let items = chunks.count() + batch.replies.len();
+        assert!(items == 1 && batch.parts.is_empty() || bytes <= BATCH_BYTES, "{bytes}");
+        assert!(!self.parts || bytes <= BATCH_BYTES, "{bytes}");
         self.to_caller.push(batch);
         true
     }
@@ -350,7 +386,7 @@ impl Run {
                 expected.end.get_or_insert(Ends::Recalled);
             }
         }
-        self.shared.update(|state, wakers| state.deliver(batch, wakers));
+        self.shared.update(|state, wakers| state.deliver(batch, wakers)).unwrap();
     }
 
     /// The stream breaks here: what is under way is lost.
@@ -405,7 +441,7 @@ impl Run {
 }
 
 fn number_of(chunk: &CallChunk) -> u64 {
-    u64::from_be_bytes(*chunk.data.first_chunk().unwrap())
+    chunk.metadata.first_key_value().unwrap().0.parse().unwrap()
 }
 
 proptest! {
@@ -413,8 +449,9 @@ proptest! {
     fn each_call_ends_once_by_what_arrived_first(
         steps in proptest::collection::vec(step(), 0..150),
         is_cut in any::<bool>(),
+        parts in any::<bool>(),
     ) {
-        let mut run = Run::new();
+        let mut run = Run::new(parts);
         steps.into_iter().for_each(|step| run.take(step));
         if is_cut {
             run.cut();

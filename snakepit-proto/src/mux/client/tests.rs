@@ -3,13 +3,13 @@
 use std::{
     pin::Pin,
     sync::atomic::{AtomicUsize, Ordering},
-    task::Wake,
+    task::{Context, Wake},
 };
 
 use futures_core::Stream;
 
 use super::*;
-use crate::pb::{CallArgument, CallValue};
+use crate::pb::{CallArgument, CallCredit, CallValue};
 
 #[derive(Default)]
 struct Count(AtomicUsize);
@@ -27,7 +27,7 @@ impl Count {
 }
 
 fn multiplexer() -> (Multiplexer, Arc<Shared>) {
-    let shared = Arc::new(Shared(Mutex::default()));
+    let shared = Arc::new(Shared::new());
     (Multiplexer { owner: Arc::new(Owner(Arc::clone(&shared))) }, shared)
 }
 
@@ -56,7 +56,7 @@ fn who_waits_for_the_end_of_an_unsent_call_is_woken_when_it_is_dropped() {
     assert!(unsent.poll_event(cx).is_pending());
     let reply = CallReply { id: sent.id(), ..CallReply::default() };
     shared.update(|state, wakers| {
-        state.deliver(ReplyBatch { replies: vec![reply], ..ReplyBatch::default() }, wakers);
+        state.deliver(ReplyBatch { replies: vec![reply], ..ReplyBatch::default() }, wakers).unwrap();
     });
     assert!(ended.as_mut().poll(cx).is_pending());
     let before = count.get();
@@ -146,12 +146,12 @@ fn nothing_is_counted_as_less_than_it_takes() {
     };
     let batch = CallBatch { calls: vec![start.clone(), CallStart::default()], ..CallBatch::default() };
     assert!(batch.encoded_len() <= call_size(&start) + call_size(&CallStart::default()));
-    let chunk = CallChunk { data: vec![0; 1000].into(), metadata: start.metadata };
+    let chunk = CallChunk { data: vec![0; 1000].into(), metadata: start.metadata, sent_in_parts: u64::MAX };
     assert!(chunk.encoded_len() as u64 <= super::super::chunk_cost(&chunk));
 }
 
 fn deliver(shared: &Shared, batch: ReplyBatch) {
-    shared.update(|state, wakers| state.deliver(batch, wakers));
+    shared.update(|state, wakers| state.deliver(batch, wakers)).unwrap();
 }
 
 fn cut(shared: &Shared) {
@@ -347,4 +347,75 @@ fn calls_of_a_tag_are_found_whenever_they_started() {
             assert_eq!(state.of_tag(tag), expected);
         }
     }
+}
+
+fn part(id: u64, bytes: usize) -> ReplyBatch {
+    let part = crate::pb::CallPart { id, data: vec![0; bytes].into() };
+    ReplyBatch { parts: vec![part], ..ReplyBatch::default() }
+}
+
+fn rest(id: u64, sent_in_parts: u64) -> ReplyBatch {
+    let value = CallValue { binary: Some(vec![1; 10].into()), sent_in_parts, ..CallValue::default() };
+    let reply = CallReply { id, value: Some(value), ..CallReply::default() };
+    ReplyBatch { replies: vec![reply], ..ReplyBatch::default() }
+}
+
+/// A call that was sent, and its stream.
+fn sent() -> (Call, crate::mux::client::Frames) {
+    let (multiplexer, mut frames) = crate::mux::client::Frames::open();
+    let call = multiplexer.start(CallStart::default(), 7);
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(matches!(frames.poll_take(cx), Poll::Ready(Some(batch)) if batch.takes_parts));
+    assert!(frames.poll_take(cx).is_pending(), "it goes on while the call runs");
+    (call, frames)
+}
+
+#[test]
+fn parts_that_do_not_fit_their_answer_break_the_stream() {
+    let wrong = [
+        (vec![part(1, 100), rest(1, 99)], "99 bytes"),
+        (vec![rest(1, 1)], "1 bytes"),
+        (vec![part(1, 50), part(1, MAX_ITEM_BYTES - 49)], "more than"),
+        (vec![part(1, MAX_ITEM_BYTES - 9), rest(1, MAX_ITEM_BYTES as u64 - 9)], "more than"),
+    ];
+    for (batches, problem) in wrong {
+        let (mut call, frames) = sent();
+        batches.into_iter().for_each(|batch| frames.deliver(batch));
+        match call.poll_event(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(CallEvent::End(CallEnd::Broken(status))) => {
+                assert!(status.message().contains(problem), "{}", status.message());
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(frames.calls(), 0);
+    }
+}
+
+#[test]
+fn a_stream_that_is_cut_between_parts_loses_the_call() {
+    let (mut call, frames) = sent();
+    frames.deliver(part(1, 100));
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(call.poll_event(cx).is_pending());
+    frames.cut(&Status::unavailable("cut"));
+    frames.deliver(rest(1, 100));
+    assert!(matches!(call.poll_event(cx), Poll::Ready(CallEvent::End(CallEnd::Broken(_)))));
+    assert_eq!(frames.calls(), 0);
+}
+
+#[test]
+fn parts_of_a_call_that_was_dropped_are_not_kept() {
+    let (multiplexer, shared) = multiplexer();
+    let call = multiplexer.start(CallStart::default(), 7);
+    shared.lock().take_batch().unwrap();
+    deliver(&shared, part(1, 100));
+    assert_eq!(shared.lock().calls[&1].parts.len(), 100);
+    drop(call);
+    deliver(&shared, part(1, 100));
+    assert_eq!(shared.lock().calls[&1].parts.capacity(), 0);
+    deliver(&shared, rest(1, 100));
+    assert!(shared.lock().calls.is_empty());
+    // Neither are those of a call that is not known.
+    deliver(&shared, part(9, 100));
+    deliver(&shared, rest(9, 1));
 }

@@ -67,8 +67,10 @@ impl Future for Incoming {
             let status = match Pin::new(&mut this.replies).poll_next(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Ok(batch))) => {
-                    this.shared.update(|state, wakers| state.deliver(batch, wakers));
-                    continue;
+                    match this.shared.update(|state, wakers| state.deliver(batch, wakers)) {
+                        Ok(()) => continue,
+                        Err(status) => status,
+                    }
                 }
                 Poll::Ready(Some(Err(status))) => proxy::cut(status, this.proxy.as_deref()),
                 Poll::Ready(None) => Status::unavailable("the other side closed the stream"),

@@ -1,20 +1,31 @@
 //! Cutting what is to be sent into messages of bounded size.
 
-use super::{BATCH_BYTES, ITEM_BYTES, chunk_size};
-use crate::pb::{CallChunk, CallChunks};
+use std::collections::HashSet;
+
+use super::{ITEM_BYTES, chunk_size, reply_size};
+use crate::pb::{CallChunk, CallChunks, CallReply};
 
 /// What a message still has room for. The first thing goes in however large it is.
 pub(super) struct Room {
     pub(super) taken: usize,
+    limit: usize,
+    /// Something did not fit, so nothing that may not overtake it is taken any more.
+    full: bool,
+    /// Calls whose next item is too large to travel whole: what comes behind it waits.
+    waiting: HashSet<u64>,
 }
 
 impl Room {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { taken: 0, limit, full: false, waiting: HashSet::new() }
+    }
+
     const fn fits(&mut self, size: usize) -> bool {
-        let fits = self.taken == 0 || self.taken + size <= BATCH_BYTES;
-        if fits {
+        self.full = self.taken > 0 && self.taken + size > self.limit;
+        if !self.full {
             self.taken += size;
         }
-        fits
+        !self.full
     }
 
     /// Takes from the front what fits.
@@ -24,32 +35,71 @@ impl Room {
         std::mem::replace(items, rest)
     }
 
-    /// Takes from the front what fits; the last run is divided if need be.
-    pub(super) fn take_runs(&mut self, runs: &mut Vec<CallChunks>) -> Vec<CallChunks> {
-        let mut whole = 0;
-        let mut part = None;
-        for run in runs.iter_mut() {
-            if self.taken > 0 && self.taken + ITEM_BYTES >= BATCH_BYTES {
-                break;
+    /// Takes from the front what fits, but of each call only what stands before its first large chunk; a run is divided if
+    /// need be.
+    pub(super) fn take_runs(
+        &mut self,
+        runs: &mut Vec<CallChunks>,
+        is_large: impl Fn(&CallChunk) -> bool,
+    ) -> Vec<CallChunks> {
+        let (mut taken, mut rest) = (Vec::new(), Vec::new());
+        let mut all = std::mem::take(runs).into_iter();
+        while !self.full
+            && let Some(mut run) = all.next()
+        {
+            let fits = if self.waiting.contains(&run.id) { 0 } else { self.fitting(&run, &is_large) };
+            if fits == run.chunks.len() {
+                taken.push(run);
+                continue;
+            }
+            if fits > 0 {
+                let left = run.chunks.split_off(fits);
+                let chunks = std::mem::replace(&mut run.chunks, left);
+                taken.push(CallChunks { id: run.id, chunks });
+            }
+            rest.push(run);
+        }
+        rest.extend(all);
+        *runs = rest;
+        taken
+    }
+
+    /// How many chunks from the front of a run are taken.
+    fn fitting(&mut self, run: &CallChunks, is_large: impl Fn(&CallChunk) -> bool) -> usize {
+        let all = run.chunks.len();
+        for (i, chunk) in run.chunks.iter().enumerate() {
+            if is_large(chunk) {
+                self.waiting.insert(run.id);
+                return i;
             }
             // What a run counts for itself is taken with its last chunk.
-            let all = run.chunks.len();
-            let mut size = |left: usize, chunk: &CallChunk| {
-                self.fits(chunk_size(chunk) + if left == 1 { ITEM_BYTES } else { 0 })
-            };
-            let fits = run.chunks.iter().enumerate().take_while(|(i, chunk)| size(all - i, chunk)).count();
-            if fits < all {
-                if fits > 0 {
-                    let rest = run.chunks.split_off(fits);
-                    part = Some(CallChunks { id: run.id, chunks: std::mem::replace(&mut run.chunks, rest) });
-                }
-                break;
+            let for_run = if i + 1 == all { ITEM_BYTES } else { 0 };
+            if !self.fits(chunk_size(chunk) + for_run) {
+                return i;
             }
-            whole += 1;
         }
-        let rest = runs.split_off(whole);
-        let mut taken = std::mem::replace(runs, rest);
-        taken.extend(part);
+        all
+    }
+
+    /// Takes from the front what fits, but no large reply, and none behind a large chunk of its call.
+    pub(super) fn take_replies(
+        &mut self,
+        replies: &mut Vec<CallReply>,
+        is_large: impl Fn(&CallReply) -> bool,
+    ) -> Vec<CallReply> {
+        let (mut taken, mut rest) = (Vec::new(), Vec::new());
+        let mut all = std::mem::take(replies).into_iter();
+        while !self.full
+            && let Some(reply) = all.next()
+        {
+            if !self.waiting.contains(&reply.id) && !is_large(&reply) && self.fits(reply_size(&reply)) {
+                taken.push(reply);
+            } else {
+                rest.push(reply);
+            }
+        }
+        rest.extend(all);
+        *replies = rest;
         taken
     }
 }

@@ -10,6 +10,8 @@ use prost::Message;
 use super::*;
 use crate::pb::CallValue;
 
+mod parts;
+
 #[derive(Default)]
 struct Count(AtomicUsize);
 
@@ -32,7 +34,7 @@ fn chunk_of(bytes: usize) -> CallChunk {
 fn drain(replies: &Replies) -> Vec<ReplyBatch> {
     let mut outbox = replies.lock();
     let batches: Vec<_> = std::iter::from_fn(|| outbox.take_batch()).collect();
-    assert_eq!(outbox.bytes, 0);
+    assert_eq!((outbox.bytes, outbox.parts.bytes, outbox.parts.items), (0, 0, 0));
     batches
 }
 

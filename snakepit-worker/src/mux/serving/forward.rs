@@ -131,7 +131,7 @@ impl Forward<'_> {
         let Some(chunk) = ready!(self.chunks.as_mut().poll_next(cx)).transpose()? else {
             return Poll::Ready(Ok(None));
         };
-        let chunk = pb::CallChunk { data: chunk.data, metadata: chunk.metadata };
+        let chunk = pb::CallChunk { data: chunk.data, metadata: chunk.metadata, sent_in_parts: 0 };
         let cost = chunk_cost(&chunk);
         if cost > MAX_ITEM_BYTES as u64 {
             return Poll::Ready(Err(chunk_too_large(chunk.data.len())));

@@ -1,0 +1,78 @@
+//! [`Call`]: the handle of a call that was started.
+
+use std::{
+    fmt,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use super::{CallEvent, Shared};
+use crate::pb::CallCredit;
+
+/// One call. Dropping it before its end cancels it.
+pub struct Call {
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: u64,
+    pub(super) ended: bool,
+}
+
+impl Call {
+    /// The call's place in the order of calls on its stream, from 1.
+    #[must_use]
+    pub const fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What happens next. Must not be polled again after [`CallEvent::End`].
+    pub fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<CallEvent> {
+        let mut stale = None;
+        let mut state = self.shared.lock();
+        let Some(entry) = state.calls.get_mut(&self.id) else { return Poll::Pending };
+        if let Some(opened) = entry.opened.take() {
+            return Poll::Ready(CallEvent::Opened(opened));
+        }
+        if !entry.chunks.is_empty() {
+            return Poll::Ready(CallEvent::Chunks(std::mem::take(&mut entry.chunks)));
+        }
+        if let Some(end) = entry.end.take() {
+            self.ended = true;
+            state.calls.remove(&self.id);
+            return Poll::Ready(CallEvent::End(end));
+        }
+        if !entry.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            // Dropped after the lock is released, for it is foreign code.
+            stale = entry.waker.replace(cx.waker().clone());
+        }
+        drop(state);
+        drop(stale);
+        Poll::Pending
+    }
+
+    /// Waits for what happens next. Cancel safe. Must not be called again after [`CallEvent::End`].
+    pub async fn event(&mut self) -> CallEvent {
+        std::future::poll_fn(|cx| self.poll_event(cx)).await
+    }
+
+    /// Lets the other side send this many bytes of chunks more. Does nothing once the call has ended.
+    pub fn grant(&self, bytes: u64) {
+        self.shared.send(|state, _| {
+            if state.calls.get(&self.id).is_some_and(|entry| entry.end.is_none()) {
+                state.outbox.credits.push(CallCredit { id: self.id, bytes });
+            }
+        });
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.shared.send(|state, wakers| state.abandon(self.id, wakers));
+        }
+    }
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call").field("id", &self.id).field("ended", &self.ended).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,307 @@
+//! Calls from [`call`] to [`MuxCalls`] and back, in random order: late polls, cancellations, recalls, and a cut at any point. Each
+//! call ends exactly once with what its tool did, streams have no gaps, and nothing is left at either end.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture, stream};
+use proptest::prelude::*;
+use snakepit_proto::{
+    mux::{Body, Calls, Frames, Multiplexer, Replies},
+    pb,
+};
+use snakepit_registry::{
+    CallId, CallMode, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolFailure, ToolHandler, ToolReply,
+};
+use snakepit_session::Payload;
+use tonic::{Code, Status};
+
+use super::{Asked, Callee, Lost, MuxCalls, MuxService, call};
+use crate::wire::WireError;
+
+mod run;
+
+/// One step of a run. Numbers pick among what there is.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Start {
+        streams: bool,
+    },
+    /// The caller looks at a call.
+    Poll(usize),
+    Drop(usize),
+    Recall(usize),
+    /// Cancels a call, and waits from now on until it has ended.
+    Cancel(usize),
+    /// The caller's transport takes a message.
+    Send,
+    /// A message reaches the callee.
+    Receive,
+    /// The callee's task runs.
+    Serve,
+    /// A tool goes on.
+    Work(usize, Did),
+    /// A tool that was cancelled runs no more.
+    Confirm(usize),
+    /// The callee's transport takes a message.
+    Answer,
+    /// A message reaches the caller.
+    Deliver,
+}
+
+/// What a tool does; sizes in bytes.
+#[derive(Debug, Clone, Copy)]
+enum Did {
+    Chunk(usize),
+    Return(usize),
+    Fail,
+}
+
+fn size() -> impl Strategy<Value = usize> {
+    prop_oneof![8 => 0..2000_usize, 1 => 100_000..1_500_000_usize]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let pick = any::<usize>;
+    let did = prop_oneof![
+        3 => size().prop_map(Did::Chunk),
+        2 => size().prop_map(Did::Return),
+        1 => Just(Did::Fail),
+    ];
+    prop_oneof![
+        5 => any::<bool>().prop_map(|streams| Step::Start { streams }),
+        6 => pick().prop_map(Step::Poll),
+        1 => pick().prop_map(Step::Drop),
+        1 => pick().prop_map(Step::Recall),
+        1 => pick().prop_map(Step::Cancel),
+        4 => Just(Step::Send),
+        5 => Just(Step::Receive),
+        6 => Just(Step::Serve),
+        12 => (pick(), did).prop_map(|(pick, did)| Step::Work(pick, did)),
+        2 => pick().prop_map(Step::Confirm),
+        5 => Just(Step::Answer),
+        6 => Just(Step::Deliver),
+    ]
+}
+
+/// The tools, as the run has them act.
+#[derive(Debug, Clone, Default)]
+struct Tools(Arc<Mutex<HashMap<u64, Work>>>);
+
+/// What the tool of one call did.
+#[derive(Debug, Default)]
+struct Work {
+    /// The call reached the tool, and this still runs.
+    running: bool,
+    streams: bool,
+    /// It did something, so it is not given back.
+    begun: bool,
+    /// Data of chunks that are not taken yet.
+    chunks: VecDeque<Bytes>,
+    /// How many chunks there were.
+    count: u64,
+    end: Option<Ended>,
+    cancelled: bool,
+    confirmed: bool,
+    wakers: Vec<Waker>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Ended {
+    Returned(Bytes),
+    Failed,
+    Recalled,
+}
+
+/// Data that tells its call, its place in the stream, and where each part of it belongs.
+fn data(call: u64, place: u64, bytes: usize) -> Bytes {
+    let mut data = Vec::with_capacity(bytes);
+    while data.len() < bytes {
+        let tag = (call + 7 * place + data.len() as u64 / 65_536) % 251;
+        data.resize(bytes.min(data.len() + 65_536), u8::try_from(tag).unwrap());
+    }
+    data.into()
+}
+
+/// Says that the tool of a call runs, until it is dropped.
+struct Runs(Tools, u64);
+
+impl Drop for Runs {
+    fn drop(&mut self) {
+        self.0.lock().entry(self.1).or_default().running = false;
+    }
+}
+
+impl Tools {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Work>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what the tool of a call does, and wakes what waits for it.
+    fn change(&self, call: u64, change: impl FnOnce(&mut Work)) {
+        let wakers = {
+            let mut all = self.lock();
+            let work = all.entry(call).or_default();
+            change(work);
+            std::mem::take(&mut work.wakers)
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    fn poll<T>(&self, call: u64, cx: &Context<'_>, look: impl FnOnce(&mut Work) -> Option<T>) -> Poll<T> {
+        let mut all = self.lock();
+        let work = all.entry(call).or_default();
+        match look(work) {
+            Some(found) => Poll::Ready(found),
+            None => {
+                work.wakers.push(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn chunks(self, call: u64, runs: Runs) -> ChunkStream {
+        let mut open = Some(runs);
+        Box::pin(stream::poll_fn(move |cx| {
+            assert!(open.is_some(), "call {call} is read beyond its end");
+            let next = self.poll(call, cx, |work| match (work.chunks.pop_front(), &work.end) {
+                (Some(data), _) => Some(Some(Ok(Chunk { data, metadata: Default::default() }))),
+                (None, Some(Ended::Returned(_))) => Some(None),
+                (None, Some(_)) => Some(Some(Err(failed()))),
+                (None, None) => None,
+            });
+            if matches!(next, Poll::Ready(None | Some(Err(_)))) {
+                open = None;
+            }
+            next
+        }))
+    }
+}
+
+fn failed() -> ToolError {
+    ToolError::Failed(Box::new(ToolFailure { message: "boom".to_owned(), ..ToolFailure::default() }))
+}
+
+#[async_trait]
+impl ToolHandler for Tools {
+    async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+        let id = call.id.as_u64();
+        let streams = call.mode == CallMode::Streaming;
+        self.change(id, |work| {
+            assert!(!work.running && !work.begun, "call {id} runs twice");
+            (work.running, work.streams) = (true, streams);
+        });
+        let runs = Runs(self.clone(), id);
+        let end = std::future::poll_fn(|cx| {
+            self.poll(id, cx, |work| {
+                let opens = streams && work.begun && work.end != Some(Ended::Recalled);
+                if opens { Some(None) } else { work.end.clone().map(Some) }
+            })
+        });
+        match end.await {
+            None => Ok(ToolReply::stream(self.clone().chunks(id, runs))),
+            Some(Ended::Returned(data)) => Ok(ToolReply::value(Payload::bytes(data))),
+            Some(Ended::Failed) => Err(failed()),
+            Some(Ended::Recalled) => Err(ToolError::Recalled { tool: call.tool.to_string() }),
+        }
+    }
+
+    async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
+        let id = call.as_u64();
+        self.change(id, |work| work.cancelled = true);
+        std::future::poll_fn(|cx| self.poll(id, cx, |work| work.confirmed.then_some(()))).await;
+        Ok(())
+    }
+
+    fn recall(&self, call: CallId) {
+        self.change(call.as_u64(), |work| {
+            // One that did not reach the tool yet goes on.
+            if work.running && !work.begun {
+                work.begun = true;
+                work.end = Some(Ended::Recalled);
+            }
+        });
+    }
+}
+
+struct Own(Tools);
+
+impl MuxService for Own {
+    type Handler = Tools;
+
+    fn handler(&self) -> &Tools {
+        &self.0
+    }
+
+    fn call_id(&self, id: u64) -> CallId {
+        CallId::from_u64(id)
+    }
+
+    fn status(&self, error: ToolError) -> Status {
+        Status::internal(error.to_string())
+    }
+}
+
+/// The other end, to the caller.
+#[derive(Debug, Clone, Copy)]
+struct Other;
+
+#[async_trait]
+impl Callee for Other {
+    async fn refused(&self, asked: &Asked, status: Status) -> ToolError {
+        assert_eq!(status.code(), Code::Cancelled, "{status:?}");
+        ToolError::Cancelled { tool: asked.tool.to_string() }
+    }
+
+    async fn broken(&self, _: &Asked, _: u64, _: Status) -> Lost {
+        Lost { answer: None, error: lost(true) }
+    }
+
+    async fn unsent(&self, _: &Asked, _: Status) -> ToolError {
+        lost(false)
+    }
+
+    fn failed(&self, _: &Asked, failure: ToolFailure) -> ToolError {
+        ToolError::Failed(Box::new(failure))
+    }
+
+    fn bad_value(&self, error: &WireError) -> ToolError {
+        panic!("{error}")
+    }
+
+    fn incoherent(&self, what: &str) -> ToolError {
+        panic!("{what}")
+    }
+
+    fn worker(&self, _: &str) -> Option<Arc<str>> {
+        None
+    }
+}
+
+fn lost(delivered: bool) -> ToolError {
+    let (worker, reason) = ("w".to_owned(), "cut".to_owned());
+    ToolError::WorkerLost { worker, reason, delivered, output_lines: Vec::new() }
+}
+
+proptest! {
+    #[test]
+    fn each_call_ends_once_with_what_its_tool_did(
+        steps in proptest::collection::vec(step(), 0..200),
+        is_cut in any::<bool>(),
+        parts in any::<bool>(),
+    ) {
+        let mut run = run::Run::new(parts);
+        steps.into_iter().for_each(|step| run.take(step));
+        if is_cut {
+            run.cut();
+        } else {
+            run.settle();
+        }
+    }
+}

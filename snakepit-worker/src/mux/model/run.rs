@@ -1,0 +1,280 @@
+//! One run of the model: both ends, what is under way between them, and what the callers should see.
+
+use super::*;
+
+/// A call as its caller holds it.
+struct Caller {
+    id: u64,
+    at: At,
+    /// Chunks that came.
+    count: u64,
+    asked_to_end: bool,
+}
+
+enum At {
+    Waiting(BoxFuture<'static, Result<ToolReply, ToolError>>),
+    Reading(ChunkStream),
+}
+
+pub(super) struct Run {
+    multiplexer: Multiplexer,
+    frames: Frames,
+    callers: Vec<Caller>,
+    started: u64,
+    ending: Vec<(u64, BoxFuture<'static, bool>)>,
+    to_callee: VecDeque<pb::CallBatch>,
+    tools: Tools,
+    callee: MuxCalls<Own>,
+    replies: Replies,
+    body: Body,
+    parts: bool,
+    to_caller: VecDeque<pb::ReplyBatch>,
+    is_cut: bool,
+}
+
+fn noop() -> Context<'static> {
+    Context::from_waker(Waker::noop())
+}
+
+impl Run {
+    pub(super) fn new(parts: bool) -> Self {
+        let (multiplexer, frames) = Frames::open();
+        let (tools, replies) = (Tools::default(), Replies::new());
+        Self {
+            multiplexer,
+            frames,
+            callers: Vec::new(),
+            started: 0,
+            ending: Vec::new(),
+            to_callee: VecDeque::new(),
+            callee: MuxCalls::new(Arc::new(Own(tools.clone())), replies.clone()),
+            tools,
+            body: replies.body(),
+            replies,
+            parts,
+            to_caller: VecDeque::new(),
+            is_cut: false,
+        }
+    }
+
+    pub(super) fn take(&mut self, step: Step) {
+        let count = self.callers.len();
+        let picked = |pick: usize| (count > 0).then(|| pick % count);
+        match step {
+            Step::Start { streams } => self.start(streams),
+            Step::Poll(pick) => {
+                if let Some(i) = picked(pick) {
+                    self.poll(i);
+                }
+                self.poll_ending();
+            }
+            Step::Drop(pick) => {
+                if let Some(i) = picked(pick) {
+                    self.callers.swap_remove(i);
+                }
+            }
+            Step::Recall(pick) => {
+                if let Some(i) = picked(pick) {
+                    self.callers[i].asked_to_end = true;
+                    self.multiplexer.recall(self.callers[i].id);
+                }
+            }
+            Step::Cancel(pick) => {
+                if let Some(i) = picked(pick) {
+                    self.callers[i].asked_to_end = true;
+                    let (id, multiplexer) = (self.callers[i].id, self.multiplexer.clone());
+                    self.ending.push((id, async move { multiplexer.ended(id).await }.boxed()));
+                    self.poll_ending();
+                }
+            }
+            Step::Send => drop(self.send()),
+            Step::Receive => drop(self.receive()),
+            Step::Serve => drop(self.callee.poll(&mut noop())),
+            Step::Work(pick, did) => self.work(pick, did),
+            Step::Confirm(pick) => drop(self.confirm(pick)),
+            Step::Answer => drop(self.answer()),
+            Step::Deliver => drop(self.deliver()),
+        }
+    }
+
+    /// The tag of a call is its id.
+    fn start(&mut self, streams: bool) {
+        self.started += 1;
+        let mut tool = ToolCall::new("tool");
+        tool.id = CallId::from_u64(self.started);
+        tool.mode = if streams { CallMode::Streaming } else { CallMode::Unary };
+        let at = At::Waiting(call(&self.multiplexer, &Other, tool).boxed());
+        self.callers.push(Caller { id: self.started, at, count: 0, asked_to_end: false });
+    }
+
+    /// Polls a call once. Whether anything came.
+    fn poll(&mut self, i: usize) -> bool {
+        let caller = &mut self.callers[i];
+        let end = match &mut caller.at {
+            At::Waiting(answer) => match answer.poll_unpin(&mut noop()) {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(ToolReply { body: ReplyBody::Stream(chunks), .. })) => {
+                    caller.at = At::Reading(chunks);
+                    return true;
+                }
+                Poll::Ready(Ok(ToolReply { body: ReplyBody::Value(value), .. })) => {
+                    Ok(value.binary().cloned())
+                }
+                Poll::Ready(Err(error)) => Err(error),
+            },
+            At::Reading(chunks) => match chunks.poll_next_unpin(&mut noop()) {
+                Poll::Pending => return false,
+                Poll::Ready(Some(Ok(chunk))) => {
+                    let place = caller.count;
+                    assert!(chunk.data == data(caller.id, place, chunk.data.len()), "chunk {place}");
+                    caller.count += 1;
+                    return true;
+                }
+                Poll::Ready(end) => {
+                    let again = chunks.poll_next_unpin(&mut noop());
+                    assert!(matches!(again, Poll::Ready(None)), "call {} ended twice", caller.id);
+                    end.map_or(Ok(None), |error| Err(error.unwrap_err()))
+                }
+            },
+        };
+        let caller = self.callers.swap_remove(i);
+        self.check_end(&caller, end);
+        true
+    }
+
+    fn check_end(&self, caller: &Caller, end: Result<Option<Bytes>, ToolError>) {
+        let all = self.tools.lock();
+        let work = all.get(&caller.id);
+        let did = work.and_then(|work| work.end.clone());
+        let is_whole = work.is_some_and(|work| work.count == caller.count);
+        match end {
+            Ok(Some(value)) => assert!(did == Some(Ended::Returned(value)), "call {}", caller.id),
+            Ok(None) => {
+                assert!(is_whole && matches!(did, Some(Ended::Returned(_))), "a gap in call {}", caller.id);
+            }
+            Err(ToolError::Failed(_)) => {
+                assert!(is_whole && did == Some(Ended::Failed), "call {}", caller.id);
+            }
+            Err(ToolError::Recalled { .. }) => {
+                assert!(caller.asked_to_end && work.is_none_or(|work| work.count == 0));
+            }
+            Err(ToolError::Cancelled { .. }) => assert!(work.is_some_and(|work| work.confirmed)),
+            Err(ToolError::WorkerLost { .. }) => assert!(self.is_cut),
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+
+    fn poll_ending(&mut self) -> bool {
+        let (tools, is_cut, before) = (&self.tools, self.is_cut, self.ending.len());
+        self.ending.retain_mut(|(id, ended)| match ended.poll_unpin(&mut noop()) {
+            Poll::Pending => true,
+            Poll::Ready(ended) => {
+                assert!(ended || is_cut);
+                assert!(!ended || tools.lock().get(id).is_none_or(|work| !work.running), "call {id} runs");
+                false
+            }
+        });
+        self.ending.len() < before
+    }
+
+    fn send(&mut self) -> bool {
+        let Poll::Ready(Some(batch)) = self.frames.poll_take(&mut noop()) else { return false };
+        self.to_callee.push_back(batch);
+        true
+    }
+
+    fn receive(&mut self) -> bool {
+        let Some(batch) = self.to_callee.pop_front() else { return false };
+        if batch.takes_parts && self.parts {
+            self.replies.send_parts();
+        }
+        self.callee.receive(batch);
+        true
+    }
+
+    /// The calls whose tools run and did not end, in order.
+    fn running(&self, is: impl Fn(&Work) -> bool) -> Vec<u64> {
+        let all = self.tools.lock();
+        let mut ids: Vec<u64> = all.iter().filter(|(_, work)| is(work)).map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    fn work(&self, pick: usize, did: Did) {
+        let ids = self.running(|work| work.running && work.end.is_none());
+        if ids.is_empty() {
+            return;
+        }
+        let id = ids[pick % ids.len()];
+        self.tools.change(id, |work| {
+            match did {
+                Did::Chunk(_) if !work.streams => return,
+                Did::Chunk(bytes) => {
+                    work.chunks.push_back(data(id, work.count, bytes));
+                    work.count += 1;
+                }
+                Did::Return(bytes) => work.end = Some(Ended::Returned(data(id, 0, bytes))),
+                Did::Fail => work.end = Some(Ended::Failed),
+            }
+            work.begun = true;
+        });
+    }
+
+    fn confirm(&self, pick: usize) -> bool {
+        let ids = self.running(|work| work.cancelled && !work.confirmed);
+        if !ids.is_empty() {
+            self.tools.change(ids[pick % ids.len()], |work| work.confirmed = true);
+        }
+        !ids.is_empty()
+    }
+
+    fn answer(&mut self) -> bool {
+        let Poll::Ready(Some(batch)) = Pin::new(&mut self.body).poll_next(&mut noop()) else { return false };
+        self.to_caller.push_back(batch.unwrap());
+        true
+    }
+
+    fn deliver(&mut self) -> bool {
+        let Some(batch) = self.to_caller.pop_front() else { return false };
+        self.frames.deliver(batch);
+        true
+    }
+
+    /// The stream breaks here: what is under way is lost, and nothing runs on.
+    pub(super) fn cut(mut self) {
+        self.is_cut = true;
+        self.frames.cut(&Status::unavailable("cut"));
+        let idle = MuxCalls::new(Arc::new(Own(self.tools.clone())), Replies::new());
+        drop(std::mem::replace(&mut self.callee, idle));
+        assert!(self.running(|work| work.running).is_empty());
+        while !self.callers.is_empty() {
+            while self.poll(0) {
+                if self.callers.is_empty() {
+                    break;
+                }
+            }
+        }
+        self.poll_ending();
+        assert_eq!((self.ending.len(), self.frames.calls()), (0, 0));
+    }
+
+    /// All tools come to an end, and everything arrives.
+    pub(super) fn settle(mut self) {
+        loop {
+            let mut moved = self.send() | self.receive();
+            self.callee.poll(&mut noop());
+            let open = self.running(|work| work.running && work.end.is_none());
+            open.iter().for_each(|_| self.work(0, Did::Return(1)));
+            moved |= !open.is_empty() | self.confirm(0) | self.answer() | self.deliver() | self.poll_ending();
+            for i in (0..self.callers.len()).rev() {
+                moved |= self.poll(i);
+            }
+            if !moved && !self.callee.poll(&mut noop()) {
+                break;
+            }
+        }
+        assert_eq!((self.callers.len(), self.ending.len(), self.frames.calls()), (0, 0, 0));
+        assert_eq!(self.callee.holds(), (0, 0, 0));
+        assert!(self.replies.is_empty() && self.running(|work| work.running).is_empty());
+    }
+}
