@@ -26,7 +26,7 @@ use tonic_health::server::HealthReporter;
 use crate::{
     Error, Snakepit, grpc,
     host::Host,
-    listen::{self, Budget, EdgeLimits, default_connections},
+    listen::{self, Arriving, EdgeLimits, default_connections},
     python::Interpreter,
     snakepit::Service,
 };
@@ -121,7 +121,7 @@ impl Builder {
     }
 
     /// What the arguments of calls that wait for a worker may hold together, in bytes; calls beyond are refused at once. As
-    /// much again may be held by requests that are still arriving. The default is that of [`PoolConfig`], 512 MiB.
+    /// much again may be held by requests of clients that are still arriving, and as much by those of workers. The default is that of [`PoolConfig`], 512 MiB.
     pub const fn queue_bytes(mut self, bytes: usize) -> Self {
         self.pool.queue_bytes = bytes;
         self
@@ -135,7 +135,9 @@ impl Builder {
     }
 
     /// How many client connections there may be over TCP, at least 1; half as many again over the Unix socket. Beyond that,
-    /// an idle connection is closed for each new one, and when all are busy the new one is. The default follows from the
+    /// the connection that has been idle longest is closed for each new one, and when all are in use the new one is. A
+    /// connection is in use while a request is open; a stream that clients share for calls counts only while calls of it run, a
+    /// watch always. Clients of this project connect again with their next call. The default follows from the
     /// process's limit of open files and leaves workers what they need, see [`default_connections`].
     pub const fn max_connections(mut self, connections: usize) -> Self {
         self.max_connections = Some(connections);
@@ -338,14 +340,15 @@ impl Builder {
         let limits = EdgeLimits {
             connections: self.max_connections.unwrap_or_else(|| default_connections(self.pool.workers)),
             connection_bytes: self.connection_bytes.unwrap_or(CONNECTION_BYTES),
-            arriving: Arc::new(Budget::new(self.pool.queue_bytes)),
+            arriving: Arriving::new(self.pool.queue_bytes),
+            launches: Arc::downgrade(&host.launches),
         };
         // Weak, because the host holds the launches.
-        let (weak, door_tasks, door_limits) = (Arc::downgrade(&host), tasks.clone(), limits.clone());
-        host.launches.set_door(Box::new(move |listener, launch| {
+        let (weak, launch_tasks, launch_limits) = (Arc::downgrade(&host), tasks.clone(), limits.clone());
+        host.launches.serve_with(Box::new(move |listener, launch| {
             if let Some(host) = weak.upgrade() {
                 let routes = grpc::worker_routes(host, Arc::clone(&launch));
-                listen::serve_launch(&door_tasks, routes, listener, &door_limits, launch);
+                listen::serve_launch(&launch_tasks, routes, listener, &launch_limits, launch);
             }
         }));
         let serve = {

@@ -26,11 +26,11 @@ use tonic::service::{Routes, RoutesBuilder};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 pub(crate) use bridge::Bridge;
-pub(crate) use deadline::{Deadline, DeadlineLayer};
+pub(crate) use deadline::{ResponseFuture, in_time};
 use opening::BridgeRoutes;
 pub(crate) use opening::EncodedAnswer;
 
-use crate::host::Host;
+use crate::{host::Host, restart::ends_well};
 
 /// The names by which health checks ask: for the server as a whole, and for the bridge service.
 const NAMES: [&str; 2] = ["", "snakepit.bridge.BridgeService"];
@@ -74,19 +74,25 @@ pub(crate) async fn follow_readiness(
     let serving = *readiness.borrow_and_update();
     set_serving(&health, serving).await;
     async move {
-        loop {
-            tokio::select! {
-                () = hidden.cancelled() => break,
-                // The pool is gone when it no longer says anything.
-                changed = readiness.changed() => if changed.is_err() { break },
-            }
-            let serving = *readiness.borrow_and_update();
-            set_serving(&health, serving).await;
-        }
+        let follow = |readiness| follow(&health, readiness, &hidden);
+        while !ends_well("the report of readiness", follow(readiness.clone())).await {}
         set_serving(&health, false).await;
         stop.cancelled().await;
         for name in NAMES {
             health.clear_service_status(name).await;
+        }
+    }
+}
+
+/// Reports what is true now and follows the changes, until the host is hidden or its pool has ended.
+async fn follow(health: &HealthReporter, mut readiness: watch::Receiver<bool>, hidden: &CancellationToken) {
+    loop {
+        let serving = *readiness.borrow_and_update();
+        set_serving(health, serving).await;
+        tokio::select! {
+            () = hidden.cancelled() => return,
+            // The pool is gone when it no longer says anything.
+            changed = readiness.changed() => if changed.is_err() { return },
         }
     }
 }

@@ -37,6 +37,7 @@ mod grpc;
 mod host;
 mod listen;
 mod python;
+mod restart;
 mod session;
 mod snakepit;
 pub mod status;

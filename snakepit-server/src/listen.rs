@@ -15,8 +15,14 @@ mod pace;
 mod requests;
 mod stream;
 
-use std::{io, net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, Weak},
+};
 
+use snakepit_worker::process::Launches;
 use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
@@ -25,8 +31,8 @@ use self::connections::Connections;
 pub use self::descriptors::{default_connections, raise_descriptor_limit};
 pub(crate) use self::launch::serve_launch;
 pub(crate) use self::{
-    budget::{Budget, Exhausted},
-    connections::Connection,
+    budget::{Arriving, Exhausted},
+    connections::{Connection, StreamUse},
     fields::MAX_FIELDS,
     frames::Excess,
 };
@@ -93,12 +99,15 @@ pub(crate) struct EdgeLimits {
     /// What the requests of one connection may hold until they are answered, in bytes.
     pub(crate) connection_bytes: usize,
     /// What requests on all connections may hold while they arrive, in bytes.
-    pub(crate) arriving: Arc<Budget>,
+    pub(crate) arriving: Arriving,
+    /// By which workers are told from clients. Weak, because the launches hold the limits.
+    pub(crate) launches: Weak<Launches>,
 }
 
 impl EdgeLimits {
     fn connections(&self, limit: usize) -> Arc<Connections> {
-        Connections::new(limit.max(1), self.connection_bytes, Arc::clone(&self.arriving))
+        let (arriving, launches) = (self.arriving.clone(), Weak::clone(&self.launches));
+        Connections::new(limit.max(1), self.connection_bytes, arriving, launches)
     }
 }
 

@@ -12,6 +12,7 @@
 //! | cancelled | `CANCELLED` | `CANCELLED` |
 //! | worker lost | `UNAVAILABLE`, with whether it may have run, and its last output lines in a `ToolFailure` | `WORKER_LOST` |
 //! | connection to another host lost | `UNAVAILABLE` | `CONNECTION_LOST` |
+//! | idle connection closed to make room, before the call was begun | `UNAVAILABLE`, with that it did not run | `CONNECTION_LOST` |
 //! | no worker | `UNAVAILABLE`, with a retry delay | `NO_WORKER` |
 //! | refused or cut off because the host shuts down | `UNAVAILABLE`, with whether it may have run | `SHUTTING_DOWN` |
 //! | session, program or variable not found | `NOT_FOUND` | `SESSION_NOT_FOUND`, `PROGRAM_NOT_FOUND`, `VARIABLE_NOT_FOUND` |
@@ -266,6 +267,14 @@ pub(crate) fn rpc_deadline_exceeded() -> Status {
 /// A stream that goes on for as long as its reader listens ends with the host.
 pub(crate) fn shutting_down() -> Status {
     from_tool_error(ToolError::ShuttingDown { delivered: false })
+}
+
+/// The stream of a connection that makes room for another ends: none of its calls run, and none was begun that has no answer.
+pub(crate) fn connection_evicted() -> Status {
+    let message =
+        "the host closed this idle connection to make room for another; the call was not begun, repeat it";
+    let details = details_with("CONNECTION_LOST", [(DELIVERED, false.to_string())]);
+    with_details(Code::Unavailable, message.to_owned(), details)
 }
 
 /// An answer would be larger than a message may be.

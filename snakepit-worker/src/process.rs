@@ -34,7 +34,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Code;
 
 pub use config::{ProcessConfig, WorkerProgram};
-pub use launches::{Door, Launch, Launches};
+pub use launches::{Launch, Launches, ServeLaunch};
 pub use orphans::{inherits_orphans, reap_orphans};
 pub use run_dir::RunDir;
 
@@ -191,7 +191,7 @@ mod tests {
         let program =
             if program.starts_with('/') { python } else { WorkerProgram::Command { argv, adapter: None } };
         let launches = Launches::new();
-        launches.set_door(Box::new(|_, _| {}));
+        launches.serve_with(Box::new(|_, _| {}));
         Arc::new(ProcessLauncher::new(ProcessConfig::new(program), run_dir, launches))
     }
 

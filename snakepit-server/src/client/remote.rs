@@ -283,9 +283,9 @@ impl Callee for Host {
     async fn broken(&self, asked: &Asked, _: u64, status: Status) -> Lost {
         // Whoever learns of it from this call must not find the same line with its next.
         self.line.cancel();
-        // A host that shuts down says so as the last thing on the stream.
+        // A host that shuts down, or closes an idle connection, says so as the last thing on the stream.
         let error = match to_tool_error(&asked.tool, &status) {
-            error @ ToolError::ShuttingDown { .. } => error,
+            error @ (ToolError::ShuttingDown { .. } | ToolError::Unavailable { .. }) => error,
             _ => ToolError::ConnectionLost { peer: HOST.to_owned(), problem: problem_of(&status) },
         };
         Lost { answer: None, error }

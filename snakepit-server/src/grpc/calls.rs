@@ -1,15 +1,18 @@
 //! ExecuteTool, ExecuteStreamingTool, and the host's own tools, which workers call.
 
-use std::{pin::Pin, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use snakepit_proto::{headers, pb, status::bounded_text};
-use snakepit_registry::{CallMode, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{CallId, CallMode, ReplyBody, ToolCall, ToolError, ToolReply};
 use snakepit_worker::wire::{failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_to_wire};
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
 use super::{bridge::Bridge, request::tool_call};
-use crate::status::{answered_otherwise, from_tool_error};
+use crate::{
+    listen::Connection,
+    status::{answered_otherwise, from_tool_error},
+};
 
 pub(super) type ChunkResponse =
     Pin<Box<dyn futures_core::Stream<Item = Result<pb::ToolChunk, Status>> + Send>>;
@@ -90,8 +93,7 @@ impl Bridge {
             ..pb::ExecuteToolRequest::default()
         };
         let mut call: ToolCall = tool_call(&headers, &extensions, request, CallMode::Unary)?;
-        let worker = headers.get(headers::WORKER_ID).and_then(|id| id.to_str().ok());
-        call.ancestors = worker.and_then(|id| self.host().pool_if_started()?.tool().ancestors_on(id));
+        call.ancestors = self.ancestors(&headers, &extensions);
         let tool = call.tool.clone();
         match self.host().call_host_tool(call).await {
             Ok(ToolReply { body: ReplyBody::Value(value), metadata, execution_time, .. }) => {
@@ -114,6 +116,18 @@ impl Bridge {
             })),
             Err(error) => Err(from_tool_error(error)),
         }
+    }
+}
+
+impl Bridge {
+    /// The calls that wait for one that a worker makes. Every client can send the header, so only the worker that it names is
+    /// believed, known by the process at the other end of its connection: otherwise a client could pass for a part of another
+    /// client's call, and have calls refused that wait for nobody.
+    fn ancestors(&self, headers: &MetadataMap, extensions: &Extensions) -> Option<Arc<[CallId]>> {
+        let claimed = headers.get(headers::WORKER_ID)?.to_str().ok()?;
+        let connection = extensions.get::<Arc<Connection>>()?;
+        let worker = connection.worker().filter(|launch| launch.id().as_str() == claimed)?;
+        self.host().pool_if_started()?.tool().ancestors_on(worker.id().as_str())
     }
 }
 

@@ -14,7 +14,6 @@ use pin_project_lite::pin_project;
 use snakepit_proto::headers::{GRPC_TIMEOUT, parse_timeout};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::body::Body;
-use tower::{Layer, Service};
 
 use crate::status::rpc_deadline_exceeded;
 
@@ -23,53 +22,27 @@ use crate::status::rpc_deadline_exceeded;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CallDeadline(pub(super) Instant);
 
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct DeadlineLayer;
-
-#[derive(Debug, Clone)]
-pub(crate) struct Deadline<S> {
-    inner: S,
-}
-
-impl<S> Layer<S> for DeadlineLayer {
-    type Service = Deadline<S>;
-
-    fn layer(&self, inner: S) -> Deadline<S> {
-        Deadline { inner }
+/// Answers a request by its `grpc-timeout`.
+pub(crate) fn in_time<B, F>(
+    mut request: http::Request<B>,
+    answer: impl FnOnce(http::Request<B>) -> F,
+) -> ResponseFuture<F> {
+    let timeout = request.headers().get(GRPC_TIMEOUT).and_then(|value| parse_timeout(value.to_str().ok()?));
+    // A malformed timeout is refused by the handlers that keep one, and ignored by tonic.
+    let Some(timeout) = timeout else {
+        return ResponseFuture { inner: Some(answer(request)), end: None };
+    };
+    let margin = (timeout / 20).clamp(Duration::from_millis(1), Duration::from_millis(25));
+    let now = Instant::now();
+    let Some(left) = timeout.checked_sub(margin).filter(|left| !left.is_zero()) else {
+        // The transport's own timer fires before the message of the request could be read.
+        return ResponseFuture { inner: None, end: None };
+    };
+    if let Some(at) = now.checked_add(left) {
+        request.extensions_mut().insert(CallDeadline(at));
     }
-}
-
-impl<S, B> Service<http::Request<B>> for Deadline<S>
-where
-    S: Service<http::Request<B>, Response = http::Response<Body>>,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = ResponseFuture<S::Future>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
-        let timeout =
-            request.headers().get(GRPC_TIMEOUT).and_then(|value| parse_timeout(value.to_str().ok()?));
-        // A malformed timeout is refused by the handlers that keep one, and ignored by tonic.
-        let Some(timeout) = timeout else {
-            return ResponseFuture { inner: Some(self.inner.call(request)), end: None };
-        };
-        let margin = (timeout / 20).clamp(Duration::from_millis(1), Duration::from_millis(25));
-        let now = Instant::now();
-        let Some(left) = timeout.checked_sub(margin).filter(|left| !left.is_zero()) else {
-            // The transport's own timer fires before the message of the request could be read.
-            return ResponseFuture { inner: None, end: None };
-        };
-        if let Some(at) = now.checked_add(left) {
-            request.extensions_mut().insert(CallDeadline(at));
-        }
-        let end = now.checked_add(left + margin / 2).map(|at| End { at, timer: None });
-        ResponseFuture { inner: Some(self.inner.call(request)), end }
-    }
+    let end = now.checked_add(left + margin / 2).map(|at| End { at, timer: None });
+    ResponseFuture { inner: Some(answer(request)), end }
 }
 
 /// When an RPC must have been answered.
@@ -126,18 +99,16 @@ where
 mod tests {
     use std::convert::Infallible;
 
-    use tower::ServiceExt;
-
     use super::*;
 
     /// Answers with the code of a request to a handler that takes this long.
     async fn code(timeout: &str, takes: Duration) -> Option<String> {
-        let handler = tower::service_fn(move |_: http::Request<()>| async move {
+        let handler = async |_: http::Request<()>| {
             tokio::time::sleep(takes).await;
             Ok::<_, Infallible>(http::Response::new(Body::empty()))
-        });
+        };
         let request = http::Request::builder().header(GRPC_TIMEOUT, timeout).body(()).unwrap();
-        let response = DeadlineLayer.layer(handler).oneshot(request).await.unwrap();
+        let response = in_time(request, handler).await.unwrap();
         response.headers().get("grpc-status").map(|code| code.to_str().unwrap().to_owned())
     }
 

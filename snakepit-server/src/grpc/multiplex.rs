@@ -9,19 +9,20 @@ use std::{
 use async_trait::async_trait;
 use futures_core::Stream;
 use snakepit_proto::{
-    mux::{Body, Replies, Serve},
+    mux::{Body, Calls, Replies, Serve},
     pb,
 };
 use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_worker::mux::{MuxCalls, MuxService};
 use tokio::{task::JoinSet, time::Instant};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
 
 use super::{bridge::Bridge, until_stop::UntilStop};
 use crate::{
     host::Host,
-    listen::Connection,
-    status::{from_tool_error, too_much_of_a_connection},
+    listen::{Connection, StreamUse},
+    status::{connection_evicted, from_tool_error, too_much_of_a_connection},
 };
 
 pub(super) type BatchResponse = Pin<Box<dyn Stream<Item = Result<pb::ReplyBatch, Status>> + Send>>;
@@ -33,12 +34,37 @@ impl Bridge {
         connection: Option<Arc<Connection>>,
     ) -> BatchResponse {
         let replies = Replies::new();
+        let evicted = connection.as_ref().map(|connection| Box::pin(connection.evicted()));
+        let stream_use = connection.clone().map(StreamUse::of);
         let client = Client { calls: HostCalls(Arc::clone(self.host())), connection };
-        let calls = MuxCalls::new(Arc::new(client), replies.clone());
+        let calls = InUse { calls: MuxCalls::new(Arc::new(client), replies.clone()), stream_use };
         let (driver, body) = Serve::new(inbound, calls, replies).split();
         let mut task = JoinSet::new();
         task.spawn(driver);
-        Box::pin(UntilStop::new(Driven { body, _task: task }, self.host().stop.clone()))
+        Box::pin(UntilStop::new(Driven { body, evicted, _task: task }, self.host().stop.clone()))
+    }
+}
+
+/// Keeps the connection of a stream in use while calls run.
+struct InUse<C> {
+    calls: C,
+    stream_use: Option<StreamUse>,
+}
+
+impl<C: Calls> Calls for InUse<C> {
+    fn receive(&mut self, batch: pb::CallBatch) {
+        // No call runs when a connection is evicted, and the end of the stream says that none was begun since.
+        if self.stream_use.as_mut().is_none_or(StreamUse::begin) {
+            self.calls.receive(batch);
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+        let runs = self.calls.poll(cx);
+        if !runs && let Some(stream_use) = &mut self.stream_use {
+            stream_use.end();
+        }
+        runs
     }
 }
 
@@ -46,6 +72,8 @@ impl Bridge {
 /// workers of calls that have ended.
 struct Driven {
     body: Body,
+    /// Ready when the connection makes room for another, which ends the stream behind the answers that it has.
+    evicted: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     _task: JoinSet<()>,
 }
 
@@ -53,7 +81,15 @@ impl Stream for Driven {
     type Item = Result<pb::ReplyBatch, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Pin::new(&mut self.body).poll_next(cx)
+        if let Poll::Ready(item) = Pin::new(&mut self.body).poll_next(cx) {
+            return Poll::Ready(item);
+        }
+        let is_evicted = self.evicted.as_mut().is_some_and(|evicted| evicted.as_mut().poll(cx).is_ready());
+        if is_evicted {
+            self.evicted = None;
+            return Poll::Ready(Some(Err(connection_evicted())));
+        }
+        Poll::Pending
     }
 }
 

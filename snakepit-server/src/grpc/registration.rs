@@ -23,15 +23,20 @@ impl Bridge {
         bounded("worker_id", &worker_id, MAX_NAME_BYTES)?;
         // This project's own workers announce that they have no tools, too.
         let may_be_empty = identity.is_some();
-        let launch = match self.launch() {
-            Some(launch) => Arc::clone(launch),
-            None => self.claim(&extensions, identity).await?,
+        let credentials = match self.launch() {
+            Some(launch) => Ok(Arc::clone(launch)),
+            None => Err(Self::credentials(&extensions, identity)?),
         };
         self.renew(&session_id).await?;
         if tools.is_empty() && !may_be_empty {
             return Err(invalid_field("tools", "is empty; register at least one tool"));
         }
         let pool = self.host().pool().await.map_err(from_tool_error)?;
+        // It uses up the token, so nothing is awaited after it: a request that is cancelled can be repeated.
+        let launch = match credentials {
+            Ok(launch) => launch,
+            Err((peer, identity)) => self.claim(peer, identity).await?,
+        };
         let name = pool.status().name;
         let handler: Arc<dyn ToolHandler> = pool.tool();
         let tool_ids =
@@ -58,24 +63,29 @@ impl Bridge {
         Ok(Response::new(response))
     }
 
-    /// The launch of the worker that asks: by its token, and by the process at the other end of the socket.
-    async fn claim(
-        &self,
+    /// What identifies the worker that asks: the process at the other end of the socket, and what it presents.
+    fn credentials(
         extensions: &Extensions,
         identity: Option<pb::WorkerIdentity>,
-    ) -> Result<Arc<Launch>, Status> {
+    ) -> Result<(u32, pb::WorkerIdentity), Status> {
+        let connection = extensions.get::<Arc<Connection>>();
+        let peer = connection.and_then(|connection| connection.peer());
+        if let (Some(peer), Some(identity)) = (peer, identity) {
+            return Ok((peer, identity));
+        }
+        // A runtime from before there were tokens does not know what it lacks.
+        Err(match connection.is_some_and(|connection| connection.worker().is_some()) {
+            true => incompatible_worker(&format!(
+                "this snakepit_bridge is older than its host, snakepit {VERSION}: it presents no version and no token; \
+                 install snakepit_bridge {VERSION}"
+            )),
+            false => reserved_for_workers(),
+        })
+    }
+
+    /// The launch of the worker that asks, by its token.
+    async fn claim(&self, peer: u32, identity: pb::WorkerIdentity) -> Result<Arc<Launch>, Status> {
         let launches = &self.host().launches;
-        let peer = extensions.get::<Arc<Connection>>().and_then(|connection| connection.peer());
-        let (Some(peer), Some(identity)) = (peer, identity) else {
-            // A runtime from before there were tokens does not know what it lacks.
-            return Err(match peer.is_some_and(|peer| launches.include(peer)) {
-                true => incompatible_worker(&format!(
-                    "this snakepit_bridge is older than its host, snakepit {VERSION}: it presents no version and no token; \
-                     install snakepit_bridge {VERSION}"
-                )),
-                false => reserved_for_workers(),
-            });
-        };
         let pb::WorkerIdentity { token, version, protocol } = identity;
         let launch = launches.claim(&token, peer).await.ok_or_else(reserved_for_workers)?;
         snakepit_proto::launch::check_version(&version, protocol)

@@ -12,8 +12,9 @@ use tonic::service::Routes;
 
 use super::{
     connection,
-    connections::{Admission, Connections},
+    connections::{Admission, Connections, Peer},
 };
+use crate::restart::ends_well;
 
 /// The pause after a failure that the next attempt would only repeat, such as a lack of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -26,18 +27,17 @@ const TCP_KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Durat
 pub(super) trait Accept: Send + 'static {
     type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    fn accept(&self) -> impl Future<Output = io::Result<Self::Io>> + Send;
+    /// Waits for a connection. Cancel safe.
+    fn accept(&mut self) -> impl Future<Output = io::Result<Self::Io>> + Send;
 
-    /// The process at the other end, where the kernel vouches for it.
-    fn peer(_: &Self::Io) -> Option<u32> {
-        None
-    }
+    /// What is known of the other end.
+    fn peer(&self, io: &Self::Io) -> Peer;
 }
 
 impl Accept for TcpListener {
     type Io = TcpStream;
 
-    async fn accept(&self) -> io::Result<TcpStream> {
+    async fn accept(&mut self) -> io::Result<TcpStream> {
         let (stream, _) = Self::accept(self).await?;
         let (idle, interval, probes) = TCP_KEEPALIVE;
         let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(probes);
@@ -46,17 +46,22 @@ impl Accept for TcpListener {
         let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
         Ok(stream)
     }
+
+    fn peer(&self, _: &TcpStream) -> Peer {
+        Peer::Unknown
+    }
 }
 
 impl Accept for UnixListener {
     type Io = UnixStream;
 
-    async fn accept(&self) -> io::Result<UnixStream> {
+    async fn accept(&mut self) -> io::Result<UnixStream> {
         Ok(Self::accept(self).await?.0)
     }
 
-    fn peer(io: &UnixStream) -> Option<u32> {
-        u32::try_from(io.peer_cred().ok()?.pid()?).ok()
+    fn peer(&self, io: &UnixStream) -> Peer {
+        let pid = io.peer_cred().ok().and_then(|cred| u32::try_from(cred.pid()?).ok());
+        pid.map_or(Peer::Unknown, Peer::Process)
     }
 }
 
@@ -68,51 +73,82 @@ pub(super) async fn serve<L: Accept>(
     connections: Arc<Connections>,
     stop: CancellationToken,
 ) {
-    // Whether the last attempt failed, and whether the last connection was refused: each is logged once.
-    let (mut failing, mut refusing) = (false, false);
     let (tasks, cut) = (TaskTracker::new(), CancellationToken::new());
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok(io) => {
-                failing = false;
-                match connections.admit(L::peer(&io)) {
-                    Admission::Admitted(slot) => {
-                        refusing = false;
-                        let (routes, stop, cut) = (routes.clone(), stop.child_token(), cut.child_token());
-                        tasks.spawn(connection::serve(io, routes, slot, stop, cut));
-                    }
-                    Admission::Refused { limit } => {
-                        if !std::mem::replace(&mut refusing, true) {
-                            tracing::warn!(limit, "too many connections with open requests; refusing more");
-                        }
-                    }
-                }
-                // Idle connections that make room for others close in tasks of their own.
-                tokio::task::yield_now().await;
-            }
-            Err(error) if is_of_the_peer(&error) => {}
-            Err(error) => {
-                if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(%error, "failed to accept a connection; trying again every {PAUSE:?}");
-                }
-                tokio::select! {
-                    () = stop.cancelled() => break,
-                    () = tokio::time::sleep(PAUSE) => {}
-                }
-            }
-        }
-    }
-    drop(listener);
+    let mut acceptor = Acceptor {
+        listener,
+        routes,
+        connections,
+        stop,
+        tasks: tasks.clone(),
+        cut: cut.clone(),
+        failing: false,
+        refusing: false,
+    };
+    while !ends_well("the accept loop", acceptor.run()).await {}
+    drop(acceptor);
     tasks.close();
     if tokio::time::timeout(CLOSE_WITHIN, tasks.wait()).await.is_err() {
         tracing::debug!("cutting connections that did not close in time");
         cut.cancel();
         tasks.wait().await;
+    }
+}
+
+/// The loop that accepts connections.
+struct Acceptor<L> {
+    listener: L,
+    routes: Routes,
+    connections: Arc<Connections>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    cut: CancellationToken,
+    /// Whether the last attempt failed, and whether the last connection was refused: each is logged once.
+    failing: bool,
+    refusing: bool,
+}
+
+impl<L: Accept> Acceptor<L> {
+    async fn run(&mut self) {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok(io) => {
+                    self.failing = false;
+                    self.admit(io);
+                    // Idle connections that make room for others close in tasks of their own.
+                    tokio::task::yield_now().await;
+                }
+                Err(error) if is_of_the_peer(&error) => {}
+                Err(error) => {
+                    if !std::mem::replace(&mut self.failing, true) {
+                        tracing::warn!(%error, "failed to accept a connection; trying again every {PAUSE:?}");
+                    }
+                    tokio::select! {
+                        () = self.stop.cancelled() => return,
+                        () = tokio::time::sleep(PAUSE) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, io: L::Io) {
+        match self.connections.admit(self.listener.peer(&io)) {
+            Admission::Admitted(slot) => {
+                self.refusing = false;
+                let (stop, cut) = (self.stop.child_token(), self.cut.child_token());
+                self.tasks.spawn(connection::serve(io, self.routes.clone(), slot, stop, cut));
+            }
+            Admission::Refused { limit } => {
+                if !std::mem::replace(&mut self.refusing, true) {
+                    tracing::warn!(limit, "all connections are in use; refusing more");
+                }
+            }
+        }
     }
 }
 

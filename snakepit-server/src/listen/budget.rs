@@ -33,13 +33,12 @@ impl Budget {
 
     /// Takes bytes of which `held` are the caller's already.
     pub(crate) fn try_take(&self, bytes: usize, held: usize) -> Result<(), Exhausted> {
-        let used = self.used.fetch_add(bytes, Ordering::Relaxed);
-        let total = used.saturating_add(bytes);
-        if total <= self.limit || (used == held && total <= ALONE) {
-            return Ok(());
-        }
-        self.give_back(bytes);
-        Err(Exhausted { used, limit: self.limit })
+        let take = |used: usize| {
+            let total = used.checked_add(bytes)?;
+            (total <= self.limit || (used == held && total <= ALONE)).then_some(total)
+        };
+        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        taken.map(drop).map_err(|used| Exhausted { used, limit: self.limit })
     }
 
     pub(crate) fn give_back(&self, bytes: usize) {
@@ -49,6 +48,21 @@ impl Budget {
     #[cfg(test)]
     pub(crate) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
+    }
+}
+
+/// What all requests that are still arriving may hold, on all listeners. Workers have a budget of their own: a client that uses
+/// up the other must not stop the tools that serve the rest.
+#[derive(Debug, Clone)]
+pub(crate) struct Arriving {
+    pub(super) clients: Arc<Budget>,
+    pub(super) workers: Arc<Budget>,
+}
+
+impl Arriving {
+    /// So many bytes for either.
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self { clients: Arc::new(Budget::new(bytes)), workers: Arc::new(Budget::new(bytes)) }
     }
 }
 

@@ -23,6 +23,8 @@ const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(20);
 const IDLE: Duration = Duration::from_secs(15 * 60);
 /// How long a client has to hang up once it is asked to.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+/// How long a client of which no call runs has to read the answers that it has not read.
+const READ_WITHIN: Duration = Duration::from_secs(30);
 /// How often a client that says nothing is asked whether it is there, and how long it may take to say so. A client that
 /// froze, or whose machine died, loses its connection after the sum of both, and with it its calls and watches.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(8));
@@ -99,11 +101,13 @@ async fn idled(state: &Connection) {
     }
 }
 
-/// Ready once a client that was asked to leave has had the time for it, and has no request open.
+/// Ready once a client that was asked to leave has had the time for it, and has no request open, or only streams without calls
+/// that it does not read to their end.
 async fn overdue(state: &Connection) {
+    let asked = Instant::now();
     loop {
         tokio::time::sleep(LEAVE_WITHIN).await;
-        if state.idle().is_some() {
+        if state.idle().is_some() || (asked.elapsed() >= READ_WITHIN && !state.is_in_use()) {
             return;
         }
     }

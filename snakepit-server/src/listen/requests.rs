@@ -9,13 +9,14 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{Request, Response};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use snakepit_proto::MAX_MESSAGE_BYTES;
 use tonic::{Status, body::Body, service::Routes};
-use tower::{Layer, Service};
+use tower::Service;
 
 use super::{
     collect::collect,
@@ -25,7 +26,7 @@ use super::{
     stream::MessageStream,
 };
 use crate::{
-    grpc::{Deadline, DeadlineLayer},
+    grpc::{ResponseFuture, in_time},
     status::headers_too_large,
 };
 
@@ -37,10 +38,12 @@ pub(super) const MOST_HEADER_BYTES: u32 = 1024 * 1024;
 /// The largest message of RPCs that carry no values, in bytes.
 const MAX_SMALL_BYTES: usize = 4 * 1024 * 1024;
 
+/// The RPC whose stream carries calls.
+const MULTIPLEX: &str = "/snakepit.bridge.BridgeService/Multiplex";
 /// RPCs whose requests are streams.
 const STREAMS: [&str; 4] = [
     "/snakepit.bridge.BridgeService/StreamTelemetry",
-    "/snakepit.bridge.BridgeService/Multiplex",
+    MULTIPLEX,
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
@@ -53,7 +56,7 @@ const STREAMED: [&str; 4] = [
 ];
 /// RPCs whose requests carry values of any size, with the fields of their messages that hold messages with many fields.
 const CARRIERS: [(&str, &[u32]); 8] = [
-    ("/snakepit.bridge.BridgeService/Multiplex", &[1]),
+    (MULTIPLEX, &[1]),
     ("/snakepit.bridge.BridgeService/ExecuteTool", &[]),
     ("/snakepit.bridge.BridgeService/ExecuteStreamingTool", &[]),
     ("/snakepit.bridge.BridgeService/ExecuteElixirTool", &[]),
@@ -63,8 +66,9 @@ const CARRIERS: [(&str, &[u32]); 8] = [
     ("/snakepit.bridge.BridgeService/PutProgram", &[2]),
 ];
 
-/// The RPC that asks who is at the other end of its connection.
-const REGISTER: &str = "/snakepit.bridge.BridgeService/RegisterTools";
+/// Further RPCs that ask who is at the other end of their connection.
+const IDENTIFIED: [&str; 2] =
+    ["/snakepit.bridge.BridgeService/RegisterTools", "/snakepit.bridge.BridgeService/ExecuteElixirTool"];
 
 /// The service of one connection.
 pub(super) struct Requests {
@@ -84,17 +88,23 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
     type Future = Answering;
 
     fn call(&self, request: Request<Incoming>) -> Answering {
-        let open = self.connection.begin_request();
-        let handler = Handler { routes: self.routes.clone(), connection: Arc::clone(&self.connection) };
-        Answering { inner: DeadlineLayer.layer(handler).call(request), open: Some(open) }
+        let open = self.connection.begin_request(request.uri().path() == MULTIPLEX);
+        let (routes, connection) = (self.routes.clone(), Arc::clone(&self.connection));
+        let inner = in_time(request, |request| {
+            let answer = async move { handle(routes, request, &connection).await };
+            Box::pin(answer.map(|answer| Ok(answer.unwrap_or_else(|status| status.into_http())))) as Handling
+        });
+        Answering { inner, open: Some(open) }
     }
 }
+
+type Handling = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 pin_project! {
     /// Answers one request.
     pub(super) struct Answering {
         #[pin]
-        inner: <Deadline<Handler> as Service<Request<Incoming>>>::Future,
+        inner: ResponseFuture<Handling>,
         open: Option<OpenRequest>,
     }
 }
@@ -111,28 +121,6 @@ impl Future for Answering {
 }
 
 /// Brings a request to its service, within the limits of its connection.
-struct Handler {
-    routes: Routes,
-    connection: Arc<Connection>,
-}
-
-impl Service<Request<Incoming>> for Handler {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let (routes, connection) = (self.routes.clone(), Arc::clone(&self.connection));
-        Box::pin(async move {
-            Ok(handle(routes, request, &connection).await.unwrap_or_else(|status| status.into_http()))
-        })
-    }
-}
-
 async fn handle(
     routes: Routes,
     request: Request<Incoming>,
@@ -148,14 +136,14 @@ async fn handle(
     let carrier = CARRIERS.iter().find(|(carrier, _)| *carrier == path);
     let (limit, nested) =
         carrier.map_or((MAX_SMALL_BYTES, &[][..]), |(_, nested)| (MAX_MESSAGE_BYTES, nested));
-    if streams || path == REGISTER {
+    if streams || IDENTIFIED.contains(&path) {
         parts.extensions.insert(Arc::clone(connection));
     }
     if streams {
         let body = Body::new(MessageStream::new(body, limit, nested, connection));
         return Ok(call(routes, Request::from_parts(parts, body)).await);
     }
-    // Held until the request is answered.
+    // Held until the answer is there; of a stream, until it begins.
     let (mut message, mut share) = collect(body, limit, nested, connection).await?;
     let is_gzip = gzip::take_encoding(&mut parts.headers);
     if is_gzip {
@@ -247,7 +235,7 @@ mod tests {
         let is_streamed = |(_, streams, streamed): &&(String, bool, bool)| *streamed && !streams;
         let streamed: Vec<_> = rpcs.iter().filter(is_streamed).map(|(path, ..)| path.as_str()).collect();
         assert_eq!(streamed, STREAMED);
-        for (path, _) in CARRIERS {
+        for path in CARRIERS.iter().map(|(path, _)| *path).chain(IDENTIFIED) {
             assert!(rpcs.iter().any(|(known, ..)| known == path), "{path}");
         }
     }

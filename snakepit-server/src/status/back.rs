@@ -85,7 +85,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             delivered: entry(DELIVERED).is_none_or(|flag| flag != "false"),
             output_lines: lost.output_lines,
         },
-        (PROXY, ..) if entry(DELIVERED).is_some_and(|flag| flag == "false") => {
+        (PROXY | "CONNECTION_LOST", ..) if entry(DELIVERED).is_some_and(|flag| flag == "false") => {
             ToolError::Unavailable { reason: status.message().to_owned(), retry_after: None }
         }
         (PROXY, ..) => {

@@ -19,7 +19,7 @@ use super::owner;
 use crate::WorkerId;
 
 /// Serves the host to the worker of one launch, on that launch's listener, until the launch has [ended](Launch::ended).
-pub type Door = Box<dyn Fn(TcpListener, Arc<Launch>) + Send + Sync>;
+pub type ServeLaunch = Box<dyn Fn(TcpListener, Arc<Launch>) + Send + Sync>;
 
 /// The launches of a host. Share one between the host ([`Builder::launches`]) and the launchers whose workers may register
 /// their tools with it.
@@ -30,7 +30,7 @@ pub struct Launches {
     live: Mutex<Vec<Weak<Launch>>>,
     /// Those whose token was not used.
     unclaimed: Mutex<HashMap<String, Arc<Launch>>>,
-    door: OnceLock<Door>,
+    serve: OnceLock<ServeLaunch>,
 }
 
 /// One launch of a worker: from right before its process starts until that process is reaped.
@@ -60,10 +60,10 @@ impl Launches {
         Arc::default()
     }
 
-    /// Says how workers that cannot present a token are served. Only the first call counts.
-    pub fn set_door(&self, door: Door) {
+    /// Sets how workers that cannot present a token are served. Only the first call counts.
+    pub fn serve_with(&self, serve: ServeLaunch) {
         // A second one is a second host, whose workers are launched elsewhere.
-        let _ = self.door.set(door);
+        let _ = self.serve.set(serve);
     }
 
     /// Begins a launch whose worker proves itself by the guard's token.
@@ -75,21 +75,21 @@ impl Launches {
         guard
     }
 
-    /// Begins a launch whose worker is served through the door, at the address returned.
+    /// Begins a launch whose worker is served by a listener of its own, at the address returned.
     ///
     /// # Errors
-    /// When there is no door, or no port.
-    pub(super) async fn begin_with_door(
+    /// When no host serves such workers, or there is no port.
+    pub(super) async fn begin_with_listener(
         self: &Arc<Self>,
         id: &WorkerId,
     ) -> Result<(LaunchGuard, SocketAddr), String> {
-        let door = self.door.get().ok_or("its host serves no such workers")?;
+        let serve = self.serve.get().ok_or("its host serves no such workers")?;
         let failed =
             |error: std::io::Error| format!("cannot listen on 127.0.0.1 for it to call back: {error}");
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let guard = self.begin_without_token(id);
-        door(listener, Arc::clone(&guard.launch));
+        serve(listener, Arc::clone(&guard.launch));
         Ok((guard, address))
     }
 
@@ -110,23 +110,38 @@ impl Launches {
 
     /// Takes the token of a launch, from the process that presents it. It is good for no second use, whatever becomes of
     /// this one. `None`: there is no such token, or the process does not belong to its launch.
+    ///
+    /// # Cancel safety
+    /// A claim that is dropped before it is ready leaves the token unused.
     pub async fn claim(&self, token: &str, peer: u32) -> Option<Arc<Launch>> {
-        let launch = lock(&self.unclaimed).remove(token)?;
-        let includes = tokio::select! {
-            leader = launch.leader.wait() => owner::belongs(peer, *leader),
-            () = launch.ended() => false,
-        };
+        let launch = lock(&self.unclaimed).get(token).map(Arc::clone)?;
+        let leader = launch.leader().await?;
+        // Nothing is awaited from here on.
+        lock(&self.unclaimed).remove(token)?;
+        let includes = owner::belongs(peer, leader);
         if !includes {
             tracing::warn!(worker = %launch.id, pid = peer, "a process that is not of its launch presented a worker's token");
         }
         includes.then_some(launch)
     }
 
-    /// Whether a process belongs to a launch that has not ended.
+    /// The launch that a process belongs to, if that has not ended. Reads /proc.
     #[must_use]
-    pub fn include(&self, pid: u32) -> bool {
+    pub fn of_process(&self, pid: u32) -> Option<Arc<Launch>> {
         let live: Vec<_> = lock(&self.live).iter().filter_map(Weak::upgrade).collect();
-        live.iter().any(|launch| launch.leader.get().is_some_and(|leader| owner::belongs(pid, *leader)))
+        let lineage = owner::Lineage::of(pid);
+        live.into_iter().find(|launch| {
+            !launch.ended.is_cancelled()
+                && launch.leader.get().is_some_and(|leader| lineage.includes(*leader))
+        })
+    }
+
+    /// Enters a process as that of a worker's launch, until the guard is dropped.
+    #[cfg(feature = "test-util")]
+    pub fn enter(self: &Arc<Self>, id: &WorkerId, leader: u32) -> impl Drop + use<> {
+        let guard = self.begin(id);
+        guard.started(leader);
+        guard
     }
 }
 
@@ -149,6 +164,14 @@ impl Launch {
         &self.announcer
     }
 
+    /// The process that leads it, once that is started. `None`: the launch has ended.
+    async fn leader(&self) -> Option<u32> {
+        tokio::select! {
+            leader = self.leader.wait() => Some(*leader),
+            () = self.ended() => None,
+        }
+    }
+
     /// Waits until its process is reaped, or was never started. Cancel safe.
     pub async fn ended(&self) {
         self.ended.cancelled().await;
@@ -163,10 +186,7 @@ impl Launch {
     /// Whether a process of this launch is at the other end of a connection that was accepted at `local` from `peer`, both on
     /// this machine. Where the system does not tell (all but Linux), every process is believed.
     pub async fn owns(&self, peer: SocketAddr, local: SocketAddr) -> bool {
-        let leader = tokio::select! {
-            leader = self.leader.wait() => *leader,
-            () = self.ended() => return false,
-        };
+        let Some(leader) = self.leader().await else { return false };
         // It reads /proc, which takes milliseconds on a machine with many processes.
         let owns = move || owner::owns_connection(leader, peer, local);
         tokio::task::spawn_blocking(owns).await.unwrap_or(false)
@@ -174,7 +194,7 @@ impl Launch {
 }
 
 impl LaunchGuard {
-    /// Empty when the worker is served through the door.
+    /// Empty when the worker is served by a listener of its own.
     pub(super) fn token(&self) -> &str {
         &self.token
     }
@@ -215,7 +235,20 @@ mod tests {
         let launch = launches.claim(ours.token(), std::process::id()).await.unwrap();
         assert_eq!(launch.id().as_str(), "ours");
         assert!(launches.claim(ours.token(), std::process::id()).await.is_none());
-        assert!(launches.include(std::process::id()) && !launches.include(1));
+        assert!(launches.of_process(std::process::id()).is_some() && launches.of_process(1).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_claim_that_is_cancelled_leaves_the_token_unused() {
+        let launches = Launches::new();
+        let guard = launches.begin(&WorkerId::new("w"));
+        {
+            // The process is not known yet.
+            let mut cancelled = std::pin::pin!(launches.claim(guard.token(), std::process::id()));
+            assert!(futures_util::poll!(cancelled.as_mut()).is_pending());
+        }
+        guard.started(std::process::id());
+        assert!(launches.claim(guard.token(), std::process::id()).await.is_some());
     }
 
     #[tokio::test]
@@ -229,13 +262,12 @@ mod tests {
         launch.ended().await;
         assert!(!launch.announcer().lives());
         assert!(launches.claim(&token, std::process::id()).await.is_none());
-        drop(launch);
-        assert!(!launches.include(std::process::id()));
+        assert!(launches.of_process(std::process::id()).is_none());
     }
 
     #[tokio::test]
     async fn without_a_host_nobody_is_served() {
-        let problem = Launches::new().begin_with_door(&WorkerId::new("w")).await.unwrap_err();
+        let problem = Launches::new().begin_with_listener(&WorkerId::new("w")).await.unwrap_err();
         assert_eq!(problem, "its host serves no such workers");
     }
 }

@@ -11,31 +11,56 @@ const GENERATIONS: usize = 64;
 /// `setsid`, which have groups and sessions of their own. A process that was cut off from all of these, as daemons cut
 /// themselves off, does not belong.
 pub(super) fn belongs(pid: u32, leader: u32) -> bool {
-    use nix::unistd::{Pid, getpgid, getsid};
-
-    if pid == leader {
-        return true;
-    }
-    let process = Pid::from_raw(pid.cast_signed());
-    let group = getpgid(Some(process)).map(|group| group.as_raw().cast_unsigned()).unwrap_or(pid);
-    let session = getsid(Some(process)).map(|session| session.as_raw().cast_unsigned()).unwrap_or(pid);
-    group == leader || [pid, group, session].into_iter().any(|process| descends(process, leader))
+    Lineage::of(pid).includes(leader)
 }
 
+/// All processes that a process [belongs](belongs) to, for a look-up among many leaders.
+pub(super) struct Lineage(Vec<u32>);
+
+impl Lineage {
+    pub(super) fn of(pid: u32) -> Self {
+        use nix::unistd::{Pid, getpgid, getsid};
+
+        // For the kernel, 0 is the process that asks: the host itself.
+        let Some(process) = i32::try_from(pid).ok().filter(|pid| *pid > 0).map(Pid::from_raw) else {
+            return Self(Vec::new());
+        };
+        let known = |process: Result<Pid, _>| process.ok().map(|process| process.as_raw().cast_unsigned());
+        let mut members = vec![pid];
+        let leads = [known(getpgid(Some(process))), known(getsid(Some(process)))];
+        add_ancestors(&mut members, pid);
+        for lead in leads.into_iter().flatten() {
+            if !members.contains(&lead) {
+                members.push(lead);
+                add_ancestors(&mut members, lead);
+            }
+        }
+        Self(members)
+    }
+
+    pub(super) fn includes(&self, leader: u32) -> bool {
+        leader != 0 && self.0.contains(&leader)
+    }
+}
+
+/// Adds the ancestors of a process, up to one that is known already.
 #[cfg(target_os = "linux")]
-fn descends(pid: u32, ancestor: u32) -> bool {
-    let parents =
-        std::iter::successors(Some(pid), |pid| super::proc::parent(*pid).filter(|parent| *parent > 1));
-    parents.take(GENERATIONS).any(|parent| parent == ancestor)
+fn add_ancestors(members: &mut Vec<u32>, pid: u32) {
+    let parents = std::iter::successors(super::proc::parent(pid), |pid| super::proc::parent(*pid));
+    for parent in parents.take(GENERATIONS).take_while(|parent| *parent > 1) {
+        if members.contains(&parent) {
+            return;
+        }
+        members.push(parent);
+    }
 }
 
 #[cfg(not(target_os = "linux"))]
-fn descends(_: u32, _: u32) -> bool {
-    false
-}
+fn add_ancestors(_: &mut Vec<u32>, _: u32) {}
 
 /// Whether a process that belongs to `leader` holds the other end of a TCP connection that was accepted at `local` from
-/// `peer`.
+/// `peer`. Only Linux tells; elsewhere every process of the machine is believed, as the documentation of
+/// `Builder::worker_command` warns.
 #[cfg(target_os = "linux")]
 pub(super) fn owns_connection(leader: u32, peer: SocketAddr, local: SocketAddr) -> bool {
     let Some(inode) = linux::socket(peer, local) else { return false };
@@ -231,6 +256,9 @@ mod tests {
         let leader = shell.0.id();
         assert!(!belongs(orphan, leader));
         assert!(belongs(leader, leader) && !belongs(std::process::id(), leader));
+        // The kernel would answer for the process that asks.
+        let own_group = nix::unistd::getpgrp().as_raw().cast_unsigned();
+        assert!(belongs(std::process::id(), own_group) && !belongs(0, own_group) && !belongs(0, 0));
     }
 
     #[test]

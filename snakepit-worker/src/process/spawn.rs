@@ -32,7 +32,7 @@ pub(super) enum Callback<'a> {
     /// Through the host's socket, with this token.
     Socket { token: &'a str },
     /// At this address, which is its own.
-    Door(SocketAddr),
+    Listener(SocketAddr),
 }
 
 /// Starts the process of a worker. The token is held until the process is started or was not, also when nobody waits for
@@ -98,7 +98,7 @@ pub(super) async fn spawn(
 fn contract(callback: &Callback<'_>, run_dir: &RunDir) -> [String; 6] {
     let host = match callback {
         Callback::Socket { .. } => format!("unix:{}", run_dir.host_socket().display()),
-        Callback::Door(address) => address.to_string(),
+        Callback::Listener(address) => address.to_string(),
     };
     let (port, run_id) = ("0".to_owned(), run_dir.id().to_owned());
     let [a, b, c] = [launch::ARG_PORT, launch::ARG_HOST_ADDRESS, launch::ARG_RUN_ID].map(str::to_owned);

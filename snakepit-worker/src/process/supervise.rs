@@ -76,8 +76,9 @@ impl Supervised {
             let problem = "its launcher was shut down".to_owned();
             return Err(WorkerError::Spawn { program: "worker".to_owned(), problem });
         }
-        let (launch, door) = Self::begin(id, config, launches).await?;
-        let callback = door.map_or_else(|| Callback::Socket { token: launch.token() }, Callback::Door);
+        let (launch, listener) = Self::begin(id, config, launches).await?;
+        let callback =
+            listener.map_or_else(|| Callback::Socket { token: launch.token() }, Callback::Listener);
         let Spawned { mut group, control } =
             spawn::spawn(id, config, run_dir, working_dir, &files, callback, token).await?;
         let pid = group.pid();
@@ -134,7 +135,7 @@ impl Supervised {
         if config.is_native() {
             return Ok((launches.begin(id), None));
         }
-        let begun = launches.begin_with_door(id).await;
+        let begun = launches.begin_with_listener(id).await;
         let (launch, address) =
             begun.map_err(|problem| WorkerError::Spawn { program: config.program_name(), problem })?;
         Ok((launch, Some(address)))

@@ -1,14 +1,14 @@
 //! Messages that arrive in pieces, slowly, in too many fields, or not at all.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::Weak, time::Duration};
 
 use tokio::time::Instant;
 use tonic::Code;
 
 use super::*;
 use crate::listen::{
-    budget::Budget,
-    connections::{Admission, Connections},
+    budget::Arriving,
+    connections::{Admission, Connections, Peer},
 };
 
 /// A body that gives these pieces, each after a pause, and then ends or stalls.
@@ -55,9 +55,9 @@ fn prefixed(announced: u32, here: usize) -> Vec<u8> {
     bytes
 }
 
-fn connection(bytes: usize, arriving: &Arc<Budget>) -> Arc<Connection> {
-    let connections = Connections::new(1, bytes, Arc::clone(arriving));
-    let Admission::Admitted(slot) = connections.admit(None) else { panic!("refused") };
+fn connection(bytes: usize, arriving: &Arriving) -> Arc<Connection> {
+    let connections = Connections::new(1, bytes, arriving.clone(), Weak::new());
+    let Admission::Admitted(slot) = connections.admit(Peer::Unknown) else { panic!("refused") };
     Arc::clone(slot.connection())
 }
 
@@ -67,11 +67,11 @@ async fn refused(body: Pieces, limit: usize, connection: &Arc<Connection>) -> St
 
 #[tokio::test]
 async fn a_message_counts_until_it_is_answered() {
-    let arriving = Arc::new(Budget::new(10_000));
+    let arriving = Arriving::new(10_000);
     let connection = connection(10_000, &arriving);
     let body = pieces([prefixed(6000, 3000), vec![7; 3000]], false);
     let (message, share) = collect(body, 6000, &[], &connection).await.unwrap();
-    assert_eq!((message.bytes, arriving.used()), (6005, 0), "it has arrived");
+    assert_eq!((message.bytes, arriving.clients.used()), (6005, 0), "it has arrived");
     let status = refused(pieces([prefixed(6000, 6000)], false), 6000, &connection).await;
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert!(status.message().contains("hold 6261 bytes already, the limit is 10000"), "{status}");
@@ -81,7 +81,7 @@ async fn a_message_counts_until_it_is_answered() {
 
 #[tokio::test]
 async fn unfinished_messages_of_all_connections_share_a_budget() {
-    let arriving = Arc::new(Budget::new(10_000));
+    let arriving = Arriving::new(10_000);
     let (one, other) = (connection(1 << 20, &arriving), connection(1 << 20, &arriving));
     let unfinished = collect(pieces([prefixed(9000, 8000)], true), 9000, &[], &one);
     let mut unfinished = Box::pin(unfinished);
@@ -91,12 +91,12 @@ async fn unfinished_messages_of_all_connections_share_a_budget() {
     // One that is here at once does not arrive slowly, and passes.
     collect(pieces([prefixed(9000, 9000)], false), 9000, &[], &other).await.unwrap();
     drop(unfinished);
-    assert_eq!(arriving.used(), 0);
+    assert_eq!(arriving.clients.used(), 0);
 }
 
 #[tokio::test]
 async fn tiny_pieces_cost_what_they_occupy() {
-    let arriving = Arc::new(Budget::new(1 << 20));
+    let arriving = Arriving::new(1 << 20);
     let connection = connection(1 << 20, &arriving);
     let mut body = pieces([prefixed(1 << 20, 0)], true);
     body.left.extend((0..1_000_000).map(|_| Bytes::from_static(b"x")));
@@ -106,7 +106,7 @@ async fn tiny_pieces_cost_what_they_occupy() {
 
 #[tokio::test]
 async fn a_large_message_is_refused_before_it_arrives() {
-    let arriving = Arc::new(Budget::new(1 << 20));
+    let arriving = Arriving::new(1 << 20);
     let connection = connection(1 << 20, &arriving);
     let prefix = prefixed(1001, 0);
     let body = pieces([prefix[..2].to_vec(), prefix[2..].to_vec()], true);
@@ -120,7 +120,7 @@ async fn a_large_message_is_refused_before_it_arrives() {
 
 #[tokio::test(start_paused = true)]
 async fn a_message_that_stalls_or_trickles_is_given_up() {
-    let arriving = Arc::new(Budget::new(1 << 30));
+    let arriving = Arriving::new(1 << 30);
     let connection = connection(1 << 30, &arriving);
     let start = Instant::now();
     let status = refused(pieces([prefixed(1000, 10)], true), 1000, &connection).await;

@@ -22,7 +22,7 @@ use super::*;
 use crate::{
     grpc,
     host::Host,
-    listen::connections::{Admission, Slot},
+    listen::connections::{Admission, Peer, Slot},
 };
 
 const PING: &str = "/snakepit.bridge.BridgeService/Ping";
@@ -49,15 +49,14 @@ impl Edge {
         let sessions = Arc::new(MemoryBackend::new(SessionLimits::default()));
         let host = Arc::new(Host::new(sessions, registry, Arc::default(), None, &tasks, stop.clone()));
         let (routes, _) = grpc::routes(host).await;
-        let arriving = Arc::new(Budget::new(1 << 30));
-        let connections = Connections::new(8, connection_bytes, arriving);
+        let connections = Connections::new(8, connection_bytes, Arriving::new(1 << 30), Weak::new());
         Self { connections, routes: routes.prepare(), stop, tasks: JoinSet::new() }
     }
 
     /// A connection of which the client does nothing yet.
     fn connect(&mut self) -> (DuplexStream, Arc<Connection>) {
         let (client, server) = duplex(1 << 20);
-        let slot: Slot = match self.connections.admit(None) {
+        let slot: Slot = match self.connections.admit(Peer::Unknown) {
             Admission::Admitted(slot) => slot,
             Admission::Refused { .. } => panic!("refused"),
         };
@@ -278,10 +277,86 @@ struct Starved {
 impl accept::Accept for Starved {
     type Io = DuplexStream;
 
-    async fn accept(&self) -> io::Result<DuplexStream> {
+    async fn accept(&mut self) -> io::Result<DuplexStream> {
         self.attempts.fetch_add(1, Ordering::Relaxed);
         Err(io::Error::from_raw_os_error(nix::libc::EMFILE))
     }
+
+    fn peer(&self, _: &DuplexStream) -> Peer {
+        Peer::Unknown
+    }
+}
+
+/// A listener that panics at first, and then has one connection.
+struct Panics {
+    left: usize,
+    then: Option<DuplexStream>,
+}
+
+impl accept::Accept for Panics {
+    type Io = DuplexStream;
+
+    async fn accept(&mut self) -> io::Result<DuplexStream> {
+        if self.left > 0 {
+            self.left -= 1;
+            panic!("on purpose");
+        }
+        match self.then.take() {
+            Some(io) => Ok(io),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn peer(&self, _: &DuplexStream) -> Peer {
+        Peer::Unknown
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_accept_loop_goes_on_after_a_panic() {
+    let edge = Edge::new(1 << 20).await;
+    let (io, server) = duplex(1 << 20);
+    let (routes, connections) = (edge.routes.clone(), Arc::clone(&edge.connections));
+    let mut serving = JoinSet::new();
+    serving.spawn(accept::serve(
+        Panics { left: 2, then: Some(server) },
+        routes,
+        connections,
+        edge.stop.clone(),
+    ));
+    let (client, connection) = h2::client::handshake(io).await.unwrap();
+    serving.spawn(async move { drop(connection.await) });
+    assert_eq!(ping(&client).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_stream_of_calls_makes_room_for_a_new_client_and_says_that_nothing_ran() {
+    let mut edge = Edge::new(1 << 20).await;
+    edge.connections = Connections::new(2, 1 << 20, Arriving::new(1 << 20), Weak::new());
+    let (idle, busy) = (edge.client().await, edge.client().await);
+    let mut streams = Vec::new();
+    for (client, _) in [&idle, &busy] {
+        let mut ready = client.clone().ready().await.unwrap();
+        let (response, send) = ready.send_request(request(MULTIPLEX).body(()).unwrap(), false).unwrap();
+        streams.push((response, send));
+    }
+    let call = pb::CallStart { id: 1, tool_name: "sleep".to_owned(), ..Default::default() };
+    let batch = pb::CallBatch { calls: vec![call], ..Default::default() };
+    streams[1].1.send_data(message(&batch), false).unwrap();
+    while !busy.1.is_in_use() {
+        assert_eq!(ping(&idle.0).await, 0);
+    }
+    // Idle, but for less time than the one with the stream.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(ping(&busy.0).await, 0);
+    let (new, _) = edge.client().await;
+    assert_eq!(ping(&new).await, 0);
+    let (code, text) = status(streams.swap_remove(0).0).await;
+    assert_eq!(code, tonic::Code::Unavailable as u32, "{text}");
+    assert!(text.contains("the call was not begun"), "{text}");
+    assert!(idle.0.clone().ready().await.is_err(), "it was told to leave");
+    assert!(busy.1.is_in_use());
+    assert_eq!(ping(&busy.0).await, 0);
 }
 
 #[tokio::test(start_paused = true)]
