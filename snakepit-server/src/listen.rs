@@ -9,6 +9,7 @@ mod descriptors;
 mod fields;
 mod frames;
 mod gzip;
+mod held;
 mod launch;
 mod offload;
 mod pace;

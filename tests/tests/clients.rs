@@ -30,6 +30,12 @@ async fn the_documented_clients_work() {
     assert_eq!(output_of("package_client.py", &sandbox).await, "3.5\n[1, 2, 3]\n3\nalice\n0.2\nset 1 0.2\n");
 }
 
+#[tokio::test]
+async fn clients_that_compress_are_served_whatever_they_call() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    assert_eq!(output_of("gzip_client.py", &sandbox).await, "ok\n");
+}
+
 /// A client that does something for each line that it reads.
 struct Asked {
     _client: Child,

@@ -13,14 +13,12 @@ use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 
 use super::{
-    budget::Share,
     connections::Connection,
-    frames::{Excess, FRAME_BYTES, MAX_LIGHT_BYTES, Messages, PREFIX_BYTES, Pieces},
+    frames::{FRAME_BYTES, MAX_LIGHT_BYTES, Messages, PREFIX_BYTES, Pieces},
+    held::{Held, MessageLimits},
     pace::Pace,
 };
-use crate::status::{
-    from_tool_error, message_refused, request_broke, too_much_arriving, too_much_of_a_connection,
-};
+use crate::status::request_broke;
 
 /// A message that is here.
 #[derive(Debug, Default)]
@@ -77,8 +75,8 @@ impl Body for Message {
     }
 }
 
-/// Reads a message of the one request (see [`Messages`] for `nested`), and takes what it occupies from the connection's budget until the share is dropped. While it arrives,
-/// it counts for the host's budget too.
+/// Reads the message of a request, and takes what it occupies from the connection's budget until what it holds is dropped. While
+/// it arrives, it counts for the budget of all that arrive, too.
 ///
 /// # Errors
 /// What is to be answered instead: it is too large or too slow, or exceeds a budget.
@@ -87,18 +85,16 @@ impl Body for Message {
 /// Dropping the future gives everything back.
 pub(super) async fn collect<B>(
     body: B,
-    limit: usize,
-    nested: &'static [u32],
+    limits: MessageLimits,
     connection: &Arc<Connection>,
-) -> Result<(Message, Share), Status>
+) -> Result<(Message, Held), Status>
 where
     B: Body<Data = Bytes>,
     B::Error: std::fmt::Display,
 {
     let mut body = pin!(body);
     let (mut message, mut pace) = (Message::default(), Pace::default());
-    let mut messages = Messages::new(limit, nested);
-    let (mut share, mut arriving) = (connection.share(), connection.arriving_share());
+    let (mut messages, mut held) = (Messages::new(limits), Held::by(connection));
     poll_fn(|cx| {
         loop {
             let frame = match body.as_mut().poll_frame(cx) {
@@ -111,21 +107,20 @@ where
             let Ok(data) = frame.into_data() else { continue };
             pace.progress();
             let cost = data.len() + FRAME_BYTES;
-            share.grow(cost).map_err(|full| from_tool_error(too_much_of_a_connection(full)))?;
+            held.grow(cost)?;
             if !body.is_end_stream() {
-                arriving.grow(cost).map_err(|full| from_tool_error(too_much_arriving(full)))?;
+                held.grow_arriving(cost)?;
             }
-            messages.take_in(&data).map_err(|excess| message_refused(excess, limit))?;
+            messages.take_in(&data).map_err(|excess| limits.refused(excess))?;
             message.push(data);
             // There is one message only.
-            if message.bytes > limit + PREFIX_BYTES {
-                let excess = Excess::Bytes(message.bytes - PREFIX_BYTES);
-                return Poll::Ready(Err(message_refused(excess, limit)));
-            }
+            let size = message.bytes.saturating_sub(PREFIX_BYTES);
+            limits.check_size(size).map_err(|excess| limits.refused(excess))?;
         }
     })
     .await?;
-    Ok((message, share))
+    held.arrived();
+    Ok((message, held))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes};
 
-use super::fields;
+use super::held::MessageLimits;
 
 /// What a piece of data counts beyond its content, in bytes: small ones must not fill the memory either.
 pub(super) const FRAME_BYTES: usize = 128;
@@ -44,9 +44,30 @@ impl Pieces {
         self.remaining += piece.len();
         self.pieces.push_back(piece);
     }
-}
 
-impl Pieces {
+    /// The message at the front, with its prefix, once all of it is here.
+    pub(super) fn take_message(&mut self) -> Option<Self> {
+        let size = PREFIX_BYTES + announced(self.pieces.iter().flatten().copied())?;
+        if self.remaining < size {
+            return None;
+        }
+        let mut message = Self::default();
+        while message.remaining < size {
+            let first = self.pieces.front_mut()?;
+            let piece = first.split_to(first.len().min(size - message.remaining));
+            if first.is_empty() {
+                self.pieces.pop_front();
+            }
+            self.remaining -= piece.len();
+            message.push(piece);
+        }
+        Some(message)
+    }
+
+    pub(super) fn is_compressed(&self) -> bool {
+        self.chunk().first() == Some(&1)
+    }
+
     pub(super) fn into_inner(self) -> VecDeque<Bytes> {
         self.pieces
     }
@@ -76,9 +97,7 @@ impl Buf for Pieces {
 /// Follows a stream of messages.
 #[derive(Debug)]
 pub(super) struct Messages {
-    limit: usize,
-    /// The fields of a message that hold messages with fields of their own.
-    nested: &'static [u32],
+    limits: MessageLimits,
     prefix: [u8; PREFIX_BYTES],
     /// How much of the prefix is here.
     begun: usize,
@@ -91,8 +110,8 @@ pub(super) struct Messages {
 }
 
 impl Messages {
-    pub(super) const fn new(limit: usize, nested: &'static [u32]) -> Self {
-        Self { limit, nested, prefix: [0; PREFIX_BYTES], begun: 0, left: 0, partial: 0, heavy: None }
+    pub(super) const fn new(limits: MessageLimits) -> Self {
+        Self { limits, prefix: [0; PREFIX_BYTES], begun: 0, left: 0, partial: 0, heavy: None }
     }
 
     /// Takes in what arrived.
@@ -106,10 +125,10 @@ impl Messages {
                 self.begun += taken;
                 if self.begun == PREFIX_BYTES {
                     self.left = announced(self.prefix.into_iter()).unwrap_or_default();
-                    if self.left > self.limit {
-                        return Err(Excess::Bytes(self.left));
-                    }
-                    self.heavy = (self.left > MAX_LIGHT_BYTES).then(Pieces::default);
+                    self.limits.check_size(self.left)?;
+                    // The fields of one that is compressed are counted when it is opened.
+                    let is_counted = self.left > MAX_LIGHT_BYTES && self.prefix[0] == 0;
+                    self.heavy = is_counted.then(Pieces::default);
                 }
                 taken
             } else {
@@ -124,8 +143,7 @@ impl Messages {
             if self.begun == PREFIX_BYTES && self.left == 0 {
                 (self.begun, self.partial) = (0, 0);
                 if let Some(mut heavy) = self.heavy.take() {
-                    let len = heavy.remaining();
-                    fields::count(&mut heavy, len, self.nested).ok_or(Excess::Fields)?;
+                    self.limits.check_fields(&mut heavy)?;
                 }
             }
         }
@@ -141,6 +159,11 @@ impl Messages {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::listen::fields;
+
+    fn messages(bytes: usize) -> Messages {
+        Messages::new(MessageLimits { bytes, nested: &[] })
+    }
 
     fn message(size: usize) -> Vec<u8> {
         let mut bytes = vec![0];
@@ -153,21 +176,21 @@ mod tests {
     fn messages_are_followed_however_they_are_cut() {
         let stream = [message(0), message(3), message(1000)].concat();
         for piece in [1, 2, 7, 500, stream.len()] {
-            let mut messages = Messages::new(1000, &[]);
+            let mut followed = messages(1000);
             for data in stream.chunks(piece) {
-                messages.take_in(&Bytes::copy_from_slice(data)).unwrap();
+                followed.take_in(&Bytes::copy_from_slice(data)).unwrap();
             }
-            assert_eq!(messages.partial(), 0, "{piece}");
+            assert_eq!(followed.partial(), 0, "{piece}");
         }
-        let mut messages = Messages::new(1000, &[]);
-        messages.take_in(&Bytes::copy_from_slice(&stream[..20])).unwrap();
-        assert_eq!(messages.partial(), 20 - 5 - 8);
+        let mut followed = messages(1000);
+        followed.take_in(&Bytes::copy_from_slice(&stream[..20])).unwrap();
+        assert_eq!(followed.partial(), 20 - 5 - 8);
     }
 
     #[test]
     fn a_large_message_is_noticed_before_it_arrives() {
-        let mut messages = Messages::new(1000, &[]);
-        assert_eq!(messages.take_in(&message(1001)[..5].to_vec().into()), Err(Excess::Bytes(1001)));
+        let mut followed = messages(1000);
+        assert_eq!(followed.take_in(&message(1001)[..5].to_vec().into()), Err(Excess::Bytes(1001)));
         assert_eq!(announced([0, 0, 0, 1].into_iter()), None);
         assert_eq!(announced([1, 0, 0, 1, 2].into_iter()), Some(258));
     }
@@ -180,10 +203,27 @@ mod tests {
         stream.truncate(5);
         stream.extend(fields);
         for piece in [1000, stream.len()] {
-            let mut messages = Messages::new(1 << 20, &[]);
-            let mut taken = stream.chunks(piece).map(|data| messages.take_in(&Bytes::copy_from_slice(data)));
+            let mut followed = messages(1 << 20);
+            let mut taken = stream.chunks(piece).map(|data| followed.take_in(&Bytes::copy_from_slice(data)));
             assert_eq!(taken.find_map(Result::err), Some(Excess::Fields), "{piece}");
             assert_eq!(taken.count(), 0);
+        }
+    }
+
+    #[test]
+    fn whole_messages_are_taken_out_however_they_are_cut() {
+        let stream = [message(0), message(3), message(1000)].concat();
+        for piece in [1, 2, 7, 500, stream.len()] {
+            let (mut pieces, mut sizes, mut taken) = (Pieces::default(), Vec::new(), Vec::new());
+            for data in stream.chunks(piece) {
+                pieces.push(Bytes::copy_from_slice(data));
+                while let Some(message) = pieces.take_message() {
+                    sizes.push(message.remaining());
+                    taken.extend(message.into_inner().into_iter().flatten());
+                }
+            }
+            assert_eq!((sizes, taken.len()), (vec![5, 8, 1005], stream.len()), "{piece}");
+            assert_eq!(taken, stream);
         }
     }
 }

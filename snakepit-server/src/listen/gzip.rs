@@ -1,32 +1,37 @@
 //! gzip, for clients that compress their requests: their messages are opened here, within the limits that others have, and
-//! answered compressed. Either is done by a blocking thread. Streams are not compressed.
+//! answered compressed, one by one where they are streams. Either is done by a blocking thread; tonic would do it on the
+//! runtime's, for all that any message opens to.
 
 use std::{
-    future::poll_fn,
     io::{Read, Write},
     pin::Pin,
-    task::{Context, Poll},
+    sync::Arc,
+    task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, Bytes, BytesMut};
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use http::{HeaderMap, HeaderValue, Response, header::HeaderName};
-use http_body::{Body as _, Frame};
+use http_body::Frame;
 use tonic::{Status, body::Body};
 
 use super::{
-    budget::Share,
-    collect::Message,
-    fields,
-    frames::{Excess, MAX_LIGHT_BYTES, PREFIX_BYTES, Pieces},
+    connections::Connection,
+    frames::{PREFIX_BYTES, Pieces, announced},
+    held::{Held, MessageLimits},
 };
-use crate::status::{from_tool_error, invalid_field, message_refused, too_much_of_a_connection};
+use crate::status::invalid_field;
 
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const ACCEPTED: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GZIP: &str = "gzip";
 /// How much is opened before the budget is asked again, in bytes.
 const STEP: u64 = 64 * 1024;
+/// Answers below this size, in bytes with their prefix, are sent as they are: they would hardly shrink.
+const LEAST_BYTES: usize = 256;
+
+type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Whether a request is compressed, which its service need not know.
 pub(super) fn take_encoding(headers: &mut HeaderMap) -> bool {
@@ -43,78 +48,170 @@ pub(super) fn is_accepted(headers: &HeaderMap) -> bool {
     accepted.split(',').any(|encoding| encoding.trim() == GZIP)
 }
 
-/// Opens a message. What it occupies then is taken from the share too.
+/// Opens a message, if it is compressed. What it occupies then is held, too.
 pub(super) async fn open(
-    message: Message,
-    limit: usize,
-    nested: &'static [u32],
-    share: Share,
-) -> Result<(Message, Share), Status> {
-    let mut pieces = message.into_pieces();
-    if pieces.remaining() < PREFIX_BYTES || pieces.chunk().first() != Some(&1) {
-        return Ok((Message::of(pieces), share));
+    message: Pieces,
+    limits: MessageLimits,
+    held: Held,
+) -> Result<(Pieces, Held), Status> {
+    if message.remaining() < PREFIX_BYTES || !message.is_compressed() {
+        return Ok((message, held));
     }
-    pieces.advance(PREFIX_BYTES);
-    elsewhere(move || decompress(pieces, limit, nested, share)).await
+    elsewhere(move || decompress(message, limits, held)).await
 }
 
-fn decompress(
-    pieces: Pieces,
-    limit: usize,
-    nested: &[u32],
-    mut share: Share,
-) -> Result<(Message, Share), Status> {
+fn decompress(mut message: Pieces, limits: MessageLimits, mut held: Held) -> Result<(Pieces, Held), Status> {
+    message.advance(PREFIX_BYTES);
     let mut opened = vec![0; PREFIX_BYTES];
-    let mut decoder = GzDecoder::new(pieces.reader());
+    let mut decoder = GzDecoder::new(message.reader());
     loop {
         let read = decoder.by_ref().take(STEP).read_to_end(&mut opened);
         let read = read.map_err(|error| invalid_field("message", format_args!("is not gzip: {error}")))?;
         if read == 0 {
             break;
         }
-        let size = opened.len() - PREFIX_BYTES;
-        if size > limit {
-            return Err(message_refused(Excess::Bytes(size), limit));
-        }
-        share.grow(read).map_err(|full| from_tool_error(too_much_of_a_connection(full)))?;
+        limits.check_size(opened.len() - PREFIX_BYTES).map_err(|excess| limits.refused(excess))?;
+        held.grow(read)?;
     }
     let size = opened.len() - PREFIX_BYTES;
     opened[1..PREFIX_BYTES].copy_from_slice(&u32::try_from(size).unwrap_or(u32::MAX).to_be_bytes());
-    if size > MAX_LIGHT_BYTES {
-        let counted = fields::count(&mut &opened[PREFIX_BYTES..], size, nested);
-        counted.ok_or_else(|| message_refused(Excess::Fields, limit))?;
-    }
+    limits.check_fields(&mut &opened[PREFIX_BYTES..]).map_err(|excess| limits.refused(excess))?;
     let mut pieces = Pieces::default();
     pieces.push(opened.into());
-    Ok((Message::of(pieces), share))
+    Ok((pieces, held))
 }
 
-/// Compresses the one message of an answer.
-pub(super) async fn close(response: Response<Body>) -> Response<Body> {
-    let (mut head, mut body) = response.into_parts();
-    let (mut data, mut trailers) = (BytesMut::new(), None);
-    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-        match frame.map(Frame::into_data) {
-            Ok(Ok(part)) => data.extend_from_slice(&part),
-            Ok(Err(frame)) => trailers = frame.into_trailers().ok(),
-            Err(status) => return status.into_http(),
+/// A stream of messages, opened.
+pub(super) struct Opened<B> {
+    body: B,
+    limits: MessageLimits,
+    connection: Arc<Connection>,
+    /// What has arrived and is no whole message yet, or waits for the one before it.
+    arrived: Pieces,
+    /// The message that is being opened.
+    opening: Option<Work<Result<(Pieces, Held), Status>>>,
+    /// What is opened, and not yet passed on, with what it holds.
+    ready: Option<(Pieces, Held)>,
+}
+
+impl<B> Opened<B> {
+    /// `body` has bounded the messages as they arrive.
+    pub(super) fn new(body: B, limits: MessageLimits, connection: &Arc<Connection>) -> Self {
+        let connection = Arc::clone(connection);
+        Self { body, limits, connection, arrived: Pieces::default(), opening: None, ready: None }
+    }
+}
+
+impl<B> http_body::Body for Opened<B>
+where
+    B: http_body::Body<Data = Bytes, Error = Status> + Unpin,
+{
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        loop {
+            if let Some((pieces, _)) = &mut this.ready {
+                let piece = pieces.copy_to_bytes(pieces.chunk().len());
+                if !piece.is_empty() {
+                    return Poll::Ready(Some(Ok(Frame::data(piece))));
+                }
+                this.ready = None;
+            }
+            if let Some(opening) = &mut this.opening {
+                let opened = ready!(opening.as_mut().poll(cx));
+                this.opening = None;
+                match opened {
+                    Ok(opened) => this.ready = Some(opened),
+                    Err(refusal) => return Poll::Ready(Some(Err(refusal))),
+                }
+                continue;
+            }
+            if let Some(message) = this.arrived.take_message() {
+                let mut held = Held::by(&this.connection);
+                if let Err(refusal) = held.grow(message.remaining()) {
+                    return Poll::Ready(Some(Err(refusal)));
+                }
+                this.opening = Some(Box::pin(open(message, this.limits, held)));
+                continue;
+            }
+            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+                // A message that broke off is left to the decoder.
+                None if this.arrived.has_remaining() => {
+                    let rest = std::mem::take(&mut this.arrived);
+                    this.ready = Some((rest, Held::by(&this.connection)));
+                }
+                None => return Poll::Ready(None),
+                Some(Err(refusal)) => return Poll::Ready(Some(Err(refusal))),
+                // Trailers say nothing in gRPC.
+                Some(Ok(frame)) => drop(frame.into_data().map(|data| this.arrived.push(data))),
+            }
         }
     }
-    let data = data.freeze();
-    let data = match data.first() {
-        Some(0) => {
-            head.headers.insert(ENCODING, HeaderValue::from_static(GZIP));
-            elsewhere(move || compress(&data)).await
-        }
-        _ => data,
-    };
-    Response::from_parts(
-        head,
-        Body::new(Closed { data: Some(data).filter(|data| !data.is_empty()), trailers }),
-    )
 }
 
-fn compress(message: &Bytes) -> Bytes {
+/// Compresses the messages of an answer.
+pub(super) fn close(response: Response<Body>) -> Response<Body> {
+    // One with a status in its head has no message.
+    if response.headers().contains_key(&STATUS) {
+        return response;
+    }
+    let (mut head, body) = response.into_parts();
+    head.headers.insert(ENCODING, HeaderValue::from_static(GZIP));
+    Response::from_parts(head, Body::new(Closed { body, closing: None }))
+}
+
+/// A body whose messages are compressed.
+struct Closed {
+    body: Body,
+    closing: Option<Work<Bytes>>,
+}
+
+impl http_body::Body for Closed {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        loop {
+            if let Some(closing) = &mut self.closing {
+                let closed = ready!(closing.as_mut().poll(cx));
+                self.closing = None;
+                return Poll::Ready(Some(Ok(Frame::data(closed))));
+            }
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if data.len() < LEAST_BYTES => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                    Ok(data) => self.closing = Some(Box::pin(elsewhere(move || compress(data)))),
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                other => return Poll::Ready(other),
+            }
+        }
+    }
+}
+
+/// Compresses what a service sends at a time, which are whole messages.
+fn compress(mut data: Bytes) -> Bytes {
+    let mut closed = BytesMut::new();
+    while let Some(size) = announced(data.iter().copied()) {
+        let message = data.split_to((PREFIX_BYTES + size).min(data.len()));
+        closed.extend_from_slice(&compress_one(&message));
+    }
+    closed.extend_from_slice(&data);
+    closed.freeze()
+}
+
+fn compress_one(message: &Bytes) -> Bytes {
+    if message.len() < LEAST_BYTES {
+        return message.clone();
+    }
     let mut encoder = GzEncoder::new(vec![1, 0, 0, 0, 0], Compression::fast());
     // Writing to memory does not fail; as it is, the message would be as good.
     let written = encoder.write_all(&message[PREFIX_BYTES..]).and_then(|()| encoder.finish());
@@ -132,24 +229,5 @@ async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static)
             // The runtime shuts down.
             Err(_) => std::future::pending().await,
         },
-    }
-}
-
-/// A body that is here.
-struct Closed {
-    data: Option<Bytes>,
-    trailers: Option<HeaderMap>,
-}
-
-impl http_body::Body for Closed {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let data = self.data.take().map(Frame::data);
-        Poll::Ready(data.or_else(|| self.trailers.take().map(Frame::trailers)).map(Ok))
     }
 }

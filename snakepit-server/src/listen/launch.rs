@@ -93,6 +93,8 @@ impl<F> LaunchListener<F> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use snakepit_worker::{WorkerId, process::Launches};
 
     use super::*;
@@ -116,7 +118,8 @@ mod tests {
         };
         let mut listener =
             LaunchListener { listener, launch, owns, checks: JoinSet::new(), has_warned: false };
-        let accepted = Accept::accept(&mut listener).await.unwrap();
+        let accepted = tokio::time::timeout(Duration::from_secs(10), Accept::accept(&mut listener)).await;
+        let accepted = accepted.expect("it is not held up").unwrap();
         assert_eq!(accepted.peer_addr().unwrap(), own);
         assert!(matches!(listener.peer(&accepted), Peer::Worker(_)));
         drop(strangers);

@@ -19,9 +19,10 @@ use tonic::{Status, body::Body, service::Routes};
 use tower::Service;
 
 use super::{
-    collect::collect,
+    collect::{Message, collect},
     connections::{Connection, OpenRequest},
-    gzip,
+    gzip::{self, Opened},
+    held::MessageLimits,
     offload::begin_elsewhere,
     stream::MessageStream,
 };
@@ -46,13 +47,6 @@ const STREAMS: [&str; 4] = [
     MULTIPLEX,
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-];
-/// RPCs whose answers are streams, though their requests are not.
-const STREAMED: [&str; 4] = [
-    "/snakepit.bridge.BridgeService/WatchVariables",
-    "/snakepit.bridge.BridgeService/ExecuteStreamingTool",
-    "/snakepit.bridge.BridgeService/WatchSessions",
-    "/grpc.health.v1.Health/Watch",
 ];
 /// RPCs whose requests carry values of any size, with the fields of their messages that hold messages with many fields.
 const CARRIERS: [(&str, &[u32]); 8] = [
@@ -134,28 +128,32 @@ async fn handle(
     let path = parts.uri.path();
     let streams = STREAMS.contains(&path);
     let carrier = CARRIERS.iter().find(|(carrier, _)| *carrier == path);
-    let (limit, nested) =
-        carrier.map_or((MAX_SMALL_BYTES, &[][..]), |(_, nested)| (MAX_MESSAGE_BYTES, nested));
+    let limits = carrier.map_or(MessageLimits { bytes: MAX_SMALL_BYTES, nested: &[] }, |(_, nested)| {
+        MessageLimits { bytes: MAX_MESSAGE_BYTES, nested }
+    });
     if streams || IDENTIFIED.contains(&path) {
         parts.extensions.insert(Arc::clone(connection));
     }
-    if streams {
-        let body = Body::new(MessageStream::new(body, limit, nested, connection));
-        return Ok(call(routes, Request::from_parts(parts, body)).await);
-    }
-    // Held until the answer is there; of a stream, until it begins.
-    let (mut message, mut share) = collect(body, limit, nested, connection).await?;
     let is_gzip = gzip::take_encoding(&mut parts.headers);
-    if is_gzip {
-        (message, share) = gzip::open(message, limit, nested, share).await?;
-    }
-    let _held = share;
-    let is_closed = is_gzip && gzip::is_accepted(&parts.headers) && !STREAMED.contains(&parts.uri.path());
-    let is_heavy = message.is_heavy();
-    let request = Request::from_parts(parts, Body::new(message));
-    let response =
-        if is_heavy { begin_elsewhere(call(routes, request)).await } else { call(routes, request).await };
-    Ok(if is_closed { gzip::close(response).await } else { response })
+    let is_closed = is_gzip && gzip::is_accepted(&parts.headers);
+    let response = if streams {
+        let body = MessageStream::new(body, limits, connection);
+        let body = if is_gzip { Body::new(Opened::new(body, limits, connection)) } else { Body::new(body) };
+        call(routes, Request::from_parts(parts, body)).await
+    } else {
+        // Held until the answer is there; of a stream, until it begins.
+        let (mut message, mut held) = collect(body, limits, connection).await?;
+        if is_gzip {
+            let opened;
+            (opened, held) = gzip::open(message.into_pieces(), limits, held).await?;
+            message = Message::of(opened);
+        }
+        let _held = held;
+        let is_heavy = message.is_heavy();
+        let request = Request::from_parts(parts, Body::new(message));
+        if is_heavy { begin_elsewhere(call(routes, request)).await } else { call(routes, request).await }
+    };
+    Ok(if is_closed { gzip::close(response) } else { response })
 }
 
 /// The services of the routes are always ready, and answer failures with statuses.
@@ -203,8 +201,8 @@ mod tests {
 
     use super::*;
 
-    /// All RPCs by path, with whether their requests and their answers are streams.
-    fn rpcs() -> Vec<(String, bool, bool)> {
+    /// All RPCs by path, with whether their requests are streams.
+    fn rpcs() -> Vec<(String, bool)> {
         let sets = [
             snakepit_proto::FILE_DESCRIPTOR_SET,
             tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -218,7 +216,7 @@ mod tests {
                 file.service.into_iter().flat_map(move |service| {
                     let prefix = format!("/{package}.{}", service.name());
                     let path = |rpc: prost_types::MethodDescriptorProto| {
-                        (format!("{prefix}/{}", rpc.name()), rpc.client_streaming(), rpc.server_streaming())
+                        (format!("{prefix}/{}", rpc.name()), rpc.client_streaming())
                     };
                     service.method.into_iter().map(path).collect::<Vec<_>>()
                 })
@@ -230,11 +228,8 @@ mod tests {
     fn the_kinds_of_rpcs_are_those_of_the_descriptors() {
         let rpcs = rpcs();
         let streams: Vec<_> =
-            rpcs.iter().filter(|(_, streams, _)| *streams).map(|(path, ..)| path.as_str()).collect();
+            rpcs.iter().filter(|(_, streams)| *streams).map(|(path, _)| path.as_str()).collect();
         assert_eq!(streams, STREAMS);
-        let is_streamed = |(_, streams, streamed): &&(String, bool, bool)| *streamed && !streams;
-        let streamed: Vec<_> = rpcs.iter().filter(is_streamed).map(|(path, ..)| path.as_str()).collect();
-        assert_eq!(streamed, STREAMED);
         for path in CARRIERS.iter().map(|(path, _)| *path).chain(IDENTIFIED) {
             assert!(rpcs.iter().any(|(known, ..)| known == path), "{path}");
         }

@@ -12,48 +12,43 @@ use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 
 use super::{
-    budget::Share,
     connections::Connection,
     frames::{FRAME_BYTES, Messages},
+    held::{Held, MessageLimits},
     pace::Pace,
 };
-use crate::status::{
-    from_tool_error, message_refused, request_broke, too_much_arriving, too_much_of_a_connection,
-};
+use crate::status::request_broke;
 
 pub(super) struct MessageStream<B> {
     body: B,
     messages: Messages,
     pace: Pace,
-    limit: usize,
-    share: Share,
-    arriving: Share,
+    limits: MessageLimits,
+    held: Held,
 }
 
 impl<B> MessageStream<B> {
-    /// See [`Messages`] for `nested`.
-    pub(super) fn new(body: B, limit: usize, nested: &'static [u32], connection: &Arc<Connection>) -> Self {
-        let (share, arriving) = (connection.share(), connection.arriving_share());
-        Self { body, messages: Messages::new(limit, nested), pace: Pace::default(), limit, share, arriving }
+    pub(super) fn new(body: B, limits: MessageLimits, connection: &Arc<Connection>) -> Self {
+        let (messages, held) = (Messages::new(limits), Held::by(connection));
+        Self { body, messages, pace: Pace::default(), limits, held }
     }
 
     /// Counts what arrived.
     fn take_in(&mut self, data: &Bytes) -> Result<(), Status> {
         let before = self.messages.partial();
-        self.messages.take_in(data).map_err(|excess| message_refused(excess, self.limit))?;
+        self.messages.take_in(data).map_err(|excess| self.limits.refused(excess))?;
         let now = self.messages.partial();
         if now == 0 || now < before + data.len() {
             // The message that had begun is complete, and what is here of it goes on.
-            self.share.clear();
-            self.arriving.clear();
+            self.held.clear();
             self.pace.finish();
         } else {
             self.pace.progress();
         }
         if now > 0 {
             let cost = data.len().min(now) + FRAME_BYTES;
-            self.share.grow(cost).map_err(|full| from_tool_error(too_much_of_a_connection(full)))?;
-            self.arriving.grow(cost).map_err(|full| from_tool_error(too_much_arriving(full)))?;
+            self.held.grow(cost)?;
+            self.held.grow_arriving(cost)?;
         }
         Ok(())
     }

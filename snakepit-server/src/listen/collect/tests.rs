@@ -61,8 +61,12 @@ fn connection(bytes: usize, arriving: &Arriving) -> Arc<Connection> {
     Arc::clone(slot.connection())
 }
 
+const fn limits(bytes: usize) -> MessageLimits {
+    MessageLimits { bytes, nested: &[] }
+}
+
 async fn refused(body: Pieces, limit: usize, connection: &Arc<Connection>) -> Status {
-    collect(body, limit, &[], connection).await.map(drop).unwrap_err()
+    collect(body, limits(limit), connection).await.map(drop).unwrap_err()
 }
 
 #[tokio::test]
@@ -70,26 +74,26 @@ async fn a_message_counts_until_it_is_answered() {
     let arriving = Arriving::new(10_000);
     let connection = connection(10_000, &arriving);
     let body = pieces([prefixed(6000, 3000), vec![7; 3000]], false);
-    let (message, share) = collect(body, 6000, &[], &connection).await.unwrap();
+    let (message, share) = collect(body, limits(6000), &connection).await.unwrap();
     assert_eq!((message.bytes, arriving.clients.used()), (6005, 0), "it has arrived");
     let status = refused(pieces([prefixed(6000, 6000)], false), 6000, &connection).await;
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert!(status.message().contains("hold 6261 bytes already, the limit is 10000"), "{status}");
     drop(share);
-    collect(pieces([prefixed(6000, 6000)], false), 6000, &[], &connection).await.unwrap();
+    collect(pieces([prefixed(6000, 6000)], false), limits(6000), &connection).await.unwrap();
 }
 
 #[tokio::test]
 async fn unfinished_messages_of_all_connections_share_a_budget() {
     let arriving = Arriving::new(10_000);
     let (one, other) = (connection(1 << 20, &arriving), connection(1 << 20, &arriving));
-    let unfinished = collect(pieces([prefixed(9000, 8000)], true), 9000, &[], &one);
+    let unfinished = collect(pieces([prefixed(9000, 8000)], true), limits(9000), &one);
     let mut unfinished = Box::pin(unfinished);
     assert!(futures_util::poll!(unfinished.as_mut()).is_pending());
     let status = refused(pieces([prefixed(9000, 8000)], true), 9000, &other).await;
     assert!(status.message().contains("hold 8133 bytes already, the limit is 10000"), "{status}");
     // One that is here at once does not arrive slowly, and passes.
-    collect(pieces([prefixed(9000, 9000)], false), 9000, &[], &other).await.unwrap();
+    collect(pieces([prefixed(9000, 9000)], false), limits(9000), &other).await.unwrap();
     drop(unfinished);
     assert_eq!(arriving.clients.used(), 0);
 }
@@ -135,5 +139,5 @@ async fn a_message_that_stalls_or_trickles_is_given_up() {
     let mut slow = pieces([prefixed(64 << 20, 0)], false);
     slow.pause = Some(Duration::from_secs(4));
     slow.left.extend((0..64).map(|_| Bytes::from(vec![7; 1 << 20])));
-    assert_eq!(collect(slow, 64 << 20, &[], &connection).await.unwrap().0.bytes, (64 << 20) + 5);
+    assert_eq!(collect(slow, limits(64 << 20), &connection).await.unwrap().0.bytes, (64 << 20) + 5);
 }

@@ -206,6 +206,86 @@ async fn compressed_requests_are_opened_and_answered_compressed() {
     assert_eq!(state.share_used(), 0);
 }
 
+/// Reads whole messages of an answer, each with the flag that says whether it is compressed.
+async fn read_messages(body: &mut h2::RecvStream, count: usize) -> Vec<(u8, Vec<u8>)> {
+    use std::io::Read;
+    let (mut data, mut messages) = (Vec::new(), Vec::new());
+    while messages.len() < count {
+        data.extend_from_slice(&body.data().await.unwrap().unwrap());
+        while data.len() >= 5 {
+            let size = u32::from_be_bytes(data[1..5].try_into().unwrap()) as usize;
+            if data.len() < 5 + size {
+                break;
+            }
+            let rest = data.split_off(5 + size);
+            let mut message = data[5..].to_vec();
+            if data[0] == 1 {
+                message.clear();
+                flate2::read::GzDecoder::new(&data[5..]).read_to_end(&mut message).unwrap();
+            }
+            messages.push((data[0], message));
+            data = rest;
+        }
+    }
+    messages
+}
+
+#[tokio::test]
+async fn streams_are_opened_and_answered_compressed_message_by_message() {
+    let mut edge = Edge::new(1 << 20).await;
+    let (client, state) = edge.client().await;
+    let zipped = || {
+        request(MULTIPLEX).header("grpc-encoding", "gzip").header("grpc-accept-encoding", "identity, gzip")
+    };
+    let open = async |bytes: Bytes| {
+        let mut ready = client.clone().ready().await.unwrap();
+        let (response, mut send) = ready.send_request(zipped().body(()).unwrap(), false).unwrap();
+        send.send_data(bytes, false).unwrap();
+        (response, send)
+    };
+    let batch = |id, tool_name: &str| {
+        let call = pb::CallStart { id, tool_name: tool_name.to_owned(), ..Default::default() };
+        pb::CallBatch { calls: vec![call], ..Default::default() }
+    };
+    // Two messages in one piece, the second of them as it is, and half of the third.
+    let unknown = "x".repeat(10_000);
+    let third = gzipped(&batch(3, &unknown).encode_to_vec());
+    let pieces = [
+        gzipped(&batch(1, &unknown).encode_to_vec()),
+        message(&batch(2, &unknown)),
+        third.slice(..third.len() / 2),
+    ];
+    let (response, mut send) = open(pieces.concat().into()).await;
+    let (head, mut body) = response.await.unwrap().into_parts();
+    assert_eq!(head.headers["grpc-encoding"], "gzip");
+    let mut ids: Vec<u64> = Vec::new();
+    while ids.len() < 3 {
+        for (flag, reply) in read_messages(&mut body, 1).await {
+            assert_eq!(flag, 1);
+            ids.extend(pb::ReplyBatch::decode(&*reply).unwrap().replies.iter().map(|reply| reply.id));
+        }
+        if ids.len() == 2 {
+            send.send_data(third.slice(third.len() / 2..), false).unwrap();
+        }
+    }
+    assert_eq!(ids, [1, 2, 3]);
+    // What opens to more than a message may have, to more fields, or not at all, ends its own stream only.
+    for (bomb, problem) in [
+        (gzipped(&vec![0; 110 << 20]), "the limit is"),
+        (gzipped(&[0x0a, 0].repeat(1 << 19)), "fields"),
+        (Bytes::from_static(&[1, 0, 0, 0, 3, 1, 2, 3]), "is not gzip"),
+    ] {
+        let (response, _send) = open(bomb).await;
+        let (code, text) = status(response).await;
+        assert!(code != 0 && text.contains(problem), "{code} {text}");
+    }
+    assert_eq!(ping(&client).await, 0);
+    send.send_data(gzipped(&batch(4, &unknown).encode_to_vec()), false).unwrap();
+    let (_, reply) = read_messages(&mut body, 1).await.remove(0);
+    assert_eq!(pb::ReplyBatch::decode(&*reply).unwrap().replies[0].id, 4);
+    assert_eq!(state.share_used(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_connection_without_a_request_is_closed() {
     let mut edge = Edge::new(1 << 20).await;
