@@ -10,6 +10,7 @@ import gc
 import os
 import resource
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -75,6 +76,32 @@ def silent_hosts(address: str, pid: int) -> None:
         finally:
             os.kill(pid, signal.SIGCONT)
         assert direct.call("add", a=1, b=2) == 3
+
+
+def odd_proxies(address: str, pid: int) -> None:
+    """A proxy that answers with a page of its own, or hangs up, is named as what is in the way; nothing has run."""
+    page = b"<html><title>502 Bad Gateway</title></html>"
+    head = b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n" % len(page)
+    for answer in (head + page, head.replace(b"502 Bad Gateway", b"503 Service Unavailable") + page, b""):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+
+            def serve(listener: socket.socket = listener, answer: bytes = answer) -> None:
+                with contextlib.suppress(OSError):
+                    while True:
+                        connection, _ = listener.accept()
+                        with connection:
+                            connection.recv(65536)
+                            connection.sendall(answer)
+
+            thread = threading.Thread(target=serve, daemon=True)
+            thread.start()
+            host, port = listener.getsockname()
+            with pytest.raises(HostUnavailableError) as raised:
+                Client(f"{host}:{port}", connect_timeout=5)
+            assert not raised.value.may_have_run
+            # Unlike `close`, this ends an `accept` in another thread.
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def everything_is_late(client: Client) -> None:
@@ -410,6 +437,7 @@ SCENARIOS = {
     for scenario in (
         silent_hosts,
         silent_sessions,
+        odd_proxies,
         closing,
         unkept,
         descriptors,

@@ -1,11 +1,17 @@
 //! Who may register tools: the workers that the host launched, however they are started, and nobody else.
 
-use std::{io::Read, net::TcpStream, path::Path, sync::Arc, time::Duration};
+use std::{
+    io::Read,
+    net::TcpStream,
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use snakepit_proto::{launch::ENV_HOST_VERSION, pb};
-use snakepit_server::{FnTool, Snakepit, ToolSpec};
+use snakepit_server::{FnTool, Snakepit, ToolSpec, WorkerState};
 use snakepit_tests::{
     Client, SHOWCASE, Sandbox, Signal, eventually, execute, processes_with, python, root, signal,
     tool_request,
@@ -141,6 +147,46 @@ async fn a_program_says_what_the_workers_of_its_own_launcher_serve() {
     host.execute::<serde_json::Value>("echo", json!({"a": 1})).await.unwrap_err();
     host.register_tools(vec![ToolSpec::new("echo").parameter("a", "integer", "")]).unwrap();
     assert_eq!(host.execute::<serde_json::Value>("echo", json!({"a": 1})).await.unwrap(), json!({"a": 1}));
+    host.shutdown().await.unwrap();
+}
+
+/// Whether a worker calls on behalf of its own call is known by its process. The header that says so is one that any client can
+/// send, and it makes no client a part of somebody else's call.
+#[tokio::test]
+async fn a_client_cannot_pass_for_a_part_of_another_call() {
+    let dir = tempfile::tempdir().unwrap();
+    let this: Arc<OnceLock<Snakepit>> = Arc::default();
+    let host = Arc::clone(&this);
+    let again = move |()| {
+        let host = host.get().unwrap().clone();
+        async move { host.execute::<f64>("add", json!({"a": 1, "b": 2})).await.map_err(|error| error.to_string()) }
+    };
+    let host = Snakepit::builder().adapter(SHOWCASE).python(python()).workers(1).run_dir(dir.path());
+    let host = host.listen("127.0.0.1:0".parse().unwrap()).fn_tool(FnTool::typed("again", again));
+    let host = host.start().await.unwrap();
+    this.set(host.clone()).unwrap();
+
+    let call = host.execute::<serde_json::Value>("call_host", json!({"tool_name": "again"}));
+    let refused = call.await.unwrap_err().to_string();
+    assert!(refused.contains("would wait for itself"), "{refused}");
+
+    let worker = host.status().workers[0].id.to_string();
+    let url = format!("http://{}", host.address().unwrap());
+    let mut client = Client::new(Endpoint::new(url).unwrap().connect().await.unwrap());
+    let victim = host.execute::<f64>("sleep_for", json!({"seconds": 1}));
+    let forged = async {
+        eventually("the victim runs", Duration::from_secs(10), async || {
+            host.status().workers[0].state == WorkerState::Busy
+        })
+        .await;
+        let request = pb::ExecuteElixirToolRequest { tool_name: "again".into(), ..Default::default() };
+        let mut request = tonic::Request::new(request);
+        request.metadata_mut().insert("snakepit-worker-id", worker.parse().unwrap());
+        client.execute_elixir_tool(request).await.unwrap().into_inner()
+    };
+    let (victim, forged) = futures_util::future::join(victim, forged).await;
+    victim.unwrap();
+    assert!(forged.success, "it waits for the victim like any other call: {}", forged.error_message);
     host.shutdown().await.unwrap();
 }
 

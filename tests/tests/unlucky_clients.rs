@@ -32,6 +32,7 @@ macro_rules! scenarios {
 scenarios! {
     silent_hosts
     silent_sessions
+    odd_proxies
     closing
     unkept
     descriptors
