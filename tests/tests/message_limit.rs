@@ -67,7 +67,7 @@ async fn on_the_stream_that_calls_share() {
     let number = |json: &str| pb::CallValue {
         r#type: pb::CallValueType::Integer.into(),
         json: json.to_owned().into(),
-        binary: None,
+        ..Default::default()
     };
     let buffer = pb::CallValue {
         r#type: pb::CallValueType::Bytes.into(),
