@@ -29,7 +29,8 @@ pub struct PoolConfig {
     pub cancel_grace: Duration,
     /// How many calls one worker runs at a time, 1 to 256. Default 1.
     pub concurrency: usize,
-    /// How often a call is tried when workers are lost under it, the first try included, 1 to 10. Default 2.
+    /// How often an idempotent call may begin when its workers are lost, the first time included: 1 to 10, default 2. A call
+    /// that never began is tried again until its deadline.
     pub max_attempts: usize,
 }
 

@@ -1,7 +1,8 @@
 //! Tries a call again when its worker was lost, as far as that cannot do harm.
 //!
-//! A call that was not delivered may always be tried again; a delivered one only when its caller says that it is
-//! idempotent. Streams are retried only before they begin, so never after a first chunk.
+//! A call that never began is tried again until its deadline, because the loss of its worker has nothing to do with it: a
+//! worker that dies holds calls that wait behind the running one. A call that may have begun is tried again only if its caller
+//! declared it idempotent. Streams are retried only before they begin, so never after a first chunk.
 
 #[cfg(test)]
 mod tests;
@@ -19,10 +20,13 @@ use tower::{Layer, Service};
 
 use crate::metrics::Totals;
 
+/// Attempts of one call that may end before the call begins. Bounds the harm of a call that a worker cannot even receive.
+const MAX_UNDELIVERED: usize = 100;
+
 /// Makes [`Retry`].
 #[derive(Debug, Clone)]
 pub(crate) struct RetryLayer {
-    /// How often a call is tried, the first time included.
+    /// How often a call may begin, the first time included.
     pub(crate) max_attempts: usize,
     pub(crate) totals: Arc<Totals>,
 }
@@ -66,6 +70,7 @@ where
             service,
             call,
             left: self.max_attempts.saturating_sub(1),
+            undelivered_left: MAX_UNDELIVERED,
             totals: Arc::clone(&self.totals),
         }
     }
@@ -81,8 +86,10 @@ pin_project! {
         service: S,
         // Shared with the attempt, for there may be a next one.
         call: Arc<ToolCall>,
-        // How many attempts are left after this one.
+        // How often the call may begin again.
         left: usize,
+        // How many attempts may still end before the call begins.
+        undelivered_left: usize,
         totals: Arc<Totals>,
     }
 }
@@ -98,9 +105,14 @@ where
         loop {
             if let Some(attempt) = this.attempt.as_mut().as_pin_mut() {
                 match ready!(attempt.poll(cx)) {
-                    Err(error) if *this.left > 0 && may_retry(&error, this.call) => {
+                    Err(error) if may_retry(&error, this.call) => {
+                        let left =
+                            if error.is_delivered() { &mut *this.left } else { &mut *this.undelivered_left };
+                        if *left == 0 {
+                            return Poll::Ready(Err(error));
+                        }
+                        *left -= 1;
                         tracing::debug!(%error, "trying the call again");
-                        *this.left -= 1;
                         this.totals.retried.fetch_add(1, Ordering::Relaxed);
                     }
                     answer => return Poll::Ready(answer),

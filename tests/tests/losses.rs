@@ -12,7 +12,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use snakepit_server::{Error, Snakepit, ToolError};
 use snakepit_tests::{eventually, python, root};
 
@@ -31,11 +31,8 @@ async fn start(dir: &tempfile::TempDir, workers: usize) -> Snakepit {
 }
 
 /// Whether a call was lost with its worker. Anything but the right answer is a failure.
-async fn is_lost(snakepit: &Snakepit, i: u64, victim: Option<u64>, padding: usize) -> bool {
-    let mut args = json!({"i": i, "padding": padding});
-    if let Some(victim) = victim {
-        args["victim"] = victim.into();
-    }
+async fn is_lost(snakepit: &Snakepit, i: u64, args: Value) -> bool {
+    let padding = args["padding"].as_u64().map_or(0, |padding| padding as usize);
     match snakepit.execute::<String>("count", args).await {
         Ok(answer) => {
             assert_eq!((answer.trim_end(), answer.len() - padding), (&*i.to_string(), i.to_string().len()));
@@ -61,19 +58,20 @@ async fn answers_of_finished_calls_outlive_the_call_that_kills_their_worker() {
         eventually("the worker is up", SOON, async || pids(&snakepit).len() == 1).await;
         // The pool learns that the tool is brief, and so hands calls over ahead of their turn.
         for i in 0..30 {
-            assert!(!is_lost(&snakepit, i, None, padding).await);
+            assert!(!is_lost(&snakepit, i, json!({"i": i, "padding": padding})).await);
         }
-        let victim = Some(20 + 2 * round as u64);
-        let calls = (0..60).map(|i| is_lost(&snakepit, i, victim, padding));
+        let victim = 20 + 2 * round as u64;
+        let calls =
+            (0..60).map(|i| is_lost(&snakepit, i, json!({"i": i, "padding": padding, "victim": victim})));
         let lost: Vec<_> = join_all(calls).await;
         let lost: Vec<_> = (0..60).zip(lost).filter_map(|(i, lost)| lost.then_some(i)).collect();
-        assert_eq!(lost, Vec::from_iter(victim), "with {padding} bytes of padding");
+        assert_eq!(lost, [victim], "with {padding} bytes of padding");
     }
     snakepit.shutdown().await.unwrap();
 }
 
-/// Workers are killed from outside, under load, while the host's only thread is busy with something else: answers and the
-/// end of the connection then wait for it together.
+/// Kills workers under load while the host's only thread is blocked, so that answers and the end of the connection reach it
+/// together. In every other round the calls last 20 ms, so that the killed worker usually runs one.
 #[tokio::test]
 async fn a_kill_under_load_loses_one_call_at_most_although_the_host_is_stalled() {
     const CALLERS: usize = 64;
@@ -81,10 +79,11 @@ async fn a_kill_under_load_loses_one_call_at_most_although_the_host_is_stalled()
     let dir = tempfile::tempdir().unwrap();
     let snakepit = start(&dir, 2).await;
     let (next, lost, stop) = (AtomicU64::new(0), Cell::new(0), Cell::new(false));
+    let millis = Cell::new(0);
     let caller = async || {
         while !stop.get() {
             let i = next.fetch_add(1, Ordering::Relaxed);
-            if is_lost(&snakepit, i, None, 0).await {
+            if is_lost(&snakepit, i, json!({"i": i, "millis": millis.get()})).await {
                 lost.set(lost.get() + 1);
             }
             // Callers that are answered at once must leave the runtime time for the workers.
@@ -94,9 +93,12 @@ async fn a_kill_under_load_loses_one_call_at_most_although_the_host_is_stalled()
     let killer = async {
         for round in 0..KILLS {
             eventually("both workers are up", SOON, async || pids(&snakepit).len() == 2).await;
+            let is_slow = round % 2 == 1;
+            millis.set(if is_slow { 20 } else { 0 });
+            let calls = if is_slow { 20 } else { 500 };
             let (begun, before) = (next.load(Ordering::Relaxed), lost.get());
-            eventually("calls run", SOON, async || next.load(Ordering::Relaxed) > begun + 500).await;
-            let victim = pids(&snakepit)[round % 2];
+            eventually("calls run", SOON, async || next.load(Ordering::Relaxed) > begun + calls).await;
+            let victim = pids(&snakepit)[round / 2 % 2];
             let killed = thread::spawn(move || {
                 thread::sleep(Duration::from_millis(5));
                 kill(Pid::from_raw(i32::try_from(victim).unwrap()), Signal::SIGKILL).unwrap();
@@ -108,6 +110,7 @@ async fn a_kill_under_load_loses_one_call_at_most_although_the_host_is_stalled()
             assert!(lost.get() - before <= 1, "kill {round} lost {} calls", lost.get() - before);
         }
         stop.set(true);
+        assert!(lost.get() > 0, "no kill hit a running call, so the test shows nothing");
     };
     join(join_all((0..CALLERS).map(|_| caller())), killer).await;
     snakepit.shutdown().await.unwrap();
