@@ -14,7 +14,6 @@ mod waiter;
 mod waiters;
 
 use std::{
-    collections::HashMap,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -36,7 +35,9 @@ pub(crate) use self::{
     trouble::Trouble,
     waiter::{Acquire, Denial},
 };
-use self::{lease::Running, supervisor::Order, times::Times, waiter::Waiter, waiters::Waiters};
+use self::{
+    ancestry::NestedCalls, lease::Running, supervisor::Order, times::Times, waiter::Waiter, waiters::Waiters,
+};
 use crate::{
     PoolConfig, PoolError,
     dispatch::Source,
@@ -72,8 +73,7 @@ struct State {
     members: Vec<Option<Arc<Member>>>,
     /// Which slots never had a worker yet.
     never_up: Vec<bool>,
-    /// For each call that was made from within others: those that wait for it.
-    ancestors: HashMap<CallId, Arc<[CallId]>>,
+    nested: NestedCalls,
     /// What went wrong last with a worker.
     trouble: Option<Trouble>,
     /// Whether the supervisor ended before the pool did: its runtime shut down.
@@ -143,14 +143,16 @@ impl Wakes {
     }
 }
 
-/// Runs a step of foreign code, or of code that logs: a program's log subscriber may panic too. A panic costs this step and
-/// nothing else, and is reported.
-fn survive(step: &str, run: impl FnOnce()) {
-    if catch_unwind(AssertUnwindSafe(run)).is_err() {
+/// Runs a step of foreign code, or of code that logs: a program's log subscriber may panic too. Reports a panic and returns
+/// `false`; it costs this step and nothing else.
+fn survive(step: &str, run: impl FnOnce()) -> bool {
+    let survived = catch_unwind(AssertUnwindSafe(run)).is_ok();
+    if !survived {
         let report = || tracing::error!(step, "a step of the pool panicked; the pool goes on");
         // If it was the subscriber, the report fares no better.
         let _ = catch_unwind(AssertUnwindSafe(report));
     }
+    survived
 }
 
 impl fmt::Debug for Shared {
@@ -179,7 +181,7 @@ impl Shared {
             settling: Vec::new(),
             members: vec![None; config.workers],
             never_up: vec![true; config.workers],
-            ancestors: HashMap::new(),
+            nested: NestedCalls::default(),
             trouble: None,
             is_orphaned: false,
             armed: None,
@@ -221,6 +223,7 @@ impl Shared {
             Event::Submit { ticket, .. } | Event::GivenBack { ticket, .. } => Some(ticket),
             _ => None,
         };
+        let may_deadlock = Self::may_deadlock(state, &event);
         let State { scheduler, waiters, running, members, settling, .. } = state;
         for effect in scheduler.on(event, now) {
             match effect {
@@ -284,7 +287,7 @@ impl Shared {
         if let Some(ticket) = handed_in {
             state.waiters.index(ticket.waiter);
         }
-        if !state.ancestors.is_empty() {
+        if may_deadlock {
             self.end_deadlock(state, wakes);
         }
         self.arm(state);

@@ -1,18 +1,21 @@
-//! Finds calls that wait for themselves: a tool calls a host tool, which calls a tool, which finds every worker held by the
-//! calls that it was made from. Such a call would wait until its deadline, and so would all the others.
+//! Detects deadlocks of nested calls: a tool calls a host tool, which calls a tool, which finds every worker held by its own
+//! ancestors. Without detection all of them would wait until their deadlines.
 //!
-//! Only chains are known that the host can follow: a worker says on whose behalf it calls a host tool, and the host tool makes
+//! The host can follow two kinds of links. A worker names the call on whose behalf it calls a host tool, and a host tool makes
 //! its calls through the embedding API, on the same task.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet, hash_map::Entry},
+    sync::Arc,
+};
 
 use snakepit_registry::{CallId, ToolCall};
 use tokio::time::Instant;
 
 use super::{Event, Shared, State, Wakes};
-use crate::scheduler::SlotState;
+use crate::scheduler::{Slot, SlotState, Ticket};
 
-/// Keeps the ancestors of one call in the books for as long as the call lasts.
+/// Records the ancestors of one call until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Ancestry {
     shared: Arc<Shared>,
@@ -23,14 +26,59 @@ impl Ancestry {
     /// `None` for a call from outside.
     pub(crate) fn of(call: &ToolCall, shared: &Arc<Shared>) -> Option<Box<Self>> {
         let ancestors = Arc::clone(call.ancestors.as_ref()?);
-        shared.lock().ancestors.insert(call.id, ancestors);
+        shared.lock().nested.insert(call.id, ancestors);
         Some(Box::new(Self { shared: Arc::clone(shared), call: call.id }))
     }
 }
 
 impl Drop for Ancestry {
     fn drop(&mut self) {
-        self.shared.lock().ancestors.remove(&self.call);
+        self.shared.lock().nested.remove(self.call);
+    }
+}
+
+/// The nested calls of a pool.
+#[derive(Debug, Default)]
+pub(super) struct NestedCalls {
+    /// The ancestors of each nested call.
+    ancestors: HashMap<CallId, Arc<[CallId]>>,
+    /// How many nested calls each call is an ancestor of.
+    descendants: HashMap<CallId, usize>,
+}
+
+impl NestedCalls {
+    fn insert(&mut self, call: CallId, ancestors: Arc<[CallId]>) {
+        for ancestor in &*ancestors {
+            *self.descendants.entry(*ancestor).or_default() += 1;
+        }
+        if let Some(replaced) = self.ancestors.insert(call, ancestors) {
+            self.forget(&replaced);
+        }
+    }
+
+    fn remove(&mut self, call: CallId) {
+        if let Some(ancestors) = self.ancestors.remove(&call) {
+            self.forget(&ancestors);
+        }
+    }
+
+    fn forget(&mut self, ancestors: &[CallId]) {
+        for ancestor in ancestors {
+            if let Entry::Occupied(mut count) = self.descendants.entry(*ancestor) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
+    }
+
+    fn of(&self, call: CallId) -> Option<&[CallId]> {
+        self.ancestors.get(&call).map(|ancestors| &**ancestors)
+    }
+
+    fn has_descendants(&self, call: CallId) -> bool {
+        self.descendants.contains_key(&call)
     }
 }
 
@@ -47,28 +95,73 @@ impl Shared {
         let on_worker =
             state.running.iter().map(|(_, running)| running).filter(|running| running.worker == key);
         let call = on_worker.min_by_key(|running| running.number)?.call;
-        let before = state.ancestors.get(&call).map(|ancestors| &**ancestors).unwrap_or_default();
+        let before = state.nested.of(call).unwrap_or_default();
         Some(before.iter().copied().chain([call]).collect())
+    }
+
+    /// Whether an event can complete a deadlock: a nested call begins to wait, or a slot has no worker any more.
+    pub(super) fn may_deadlock(state: &State, event: &Event) -> bool {
+        if state.nested.ancestors.is_empty() {
+            return false;
+        }
+        match event {
+            Event::Submit { ticket, .. } | Event::GivenBack { ticket, .. } => {
+                state.nested.of(state.waiters[ticket.waiter].call).is_some()
+            }
+            Event::LaunchFailed(_) | Event::Exited(_) => true,
+            _ => false,
+        }
     }
 
     /// Refuses the newest of the calls that wait for each other, if every worker is held by calls that wait for them.
     pub(super) fn end_deadlock(&self, state: &mut State, wakes: &mut Wakes) {
-        let waiting = || {
-            let ancestors = state.ancestors.iter();
-            ancestors.filter_map(|(call, its)| Some((state.waiters.queued(*call)?, Arc::clone(its))))
-        };
-        let Some((newest, _)) = waiting().max_by_key(|(ticket, _)| *ticket) else { return };
-        let stuck: HashSet<CallId> = waiting().flat_map(|(_, ancestors)| ancestors.to_vec()).collect();
-        let is_stuck = |slot: &crate::scheduler::Slot| {
-            matches!(slot.state, SlotState::Up(_))
-                && state.running.iter().any(|(_, running)| {
-                    running.worker == slot.key() && !running.must_end() && stuck.contains(&running.call)
-                })
-        };
-        if !state.scheduler.slots().iter().all(is_stuck) {
+        // Cheap and usually decisive: every worker must run an ancestor of some nested call.
+        if !all_held(state, |call| state.nested.has_descendants(call)) {
             return;
         }
-        wakes.push(state.waiters[newest.waiter].deadlock());
-        self.apply(state, Event::Withdraw(newest), Instant::now(), wakes);
+        let (mut newest, mut awaited) = (None::<Ticket>, HashSet::<CallId>::new());
+        for (call, ancestors) in &state.nested.ancestors {
+            if let Some(ticket) = state.waiters.queued(*call) {
+                newest = newest.max(Some(ticket));
+                awaited.extend(&**ancestors);
+            }
+        }
+        let Some(newest) = newest else { return };
+        if all_held(state, |call| awaited.contains(&call)) {
+            wakes.push(state.waiters[newest.waiter].deadlock());
+            self.apply(state, Event::Withdraw(newest), Instant::now(), wakes);
+        }
+    }
+}
+
+/// Whether every slot runs a call like this, apart from slots whose workers keep failing to start.
+fn all_held(state: &State, is_held_by: impl Fn(CallId) -> bool) -> bool {
+    let holders = state.running.iter().map(|(_, running)| running);
+    let held: HashSet<_> = holders
+        .filter(|running| !running.must_end() && is_held_by(running.call))
+        .map(|running| running.worker)
+        .collect();
+    let is_up = |slot: &Slot| matches!(slot.state, SlotState::Up(_));
+    let is_held = |slot: &Slot| is_up(slot) && held.contains(&slot.key());
+    !held.is_empty()
+        && state.scheduler.slots().iter().all(|slot| is_held(slot) || (!is_up(slot) && slot.is_failing()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descendants_are_counted_until_the_last_is_removed() {
+        let id = CallId::from_u64;
+        let mut nested = NestedCalls::default();
+        nested.insert(id(2), Arc::from([id(1)]));
+        nested.insert(id(3), Arc::from([id(1), id(2)]));
+        assert!(nested.has_descendants(id(1)) && nested.has_descendants(id(2)));
+        nested.remove(id(2));
+        assert!(nested.has_descendants(id(1)));
+        nested.remove(id(3));
+        assert!(nested.ancestors.is_empty() && nested.descendants.is_empty());
+        nested.remove(id(3));
     }
 }

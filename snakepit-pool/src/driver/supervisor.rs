@@ -1,6 +1,6 @@
 //! The one task that waits for what takes time: launches, exits, cancellations and timers.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use snakepit_registry::{CallId, ToolError};
 use snakepit_worker::{ExitReason, Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
@@ -12,6 +12,9 @@ use tokio::{
 
 use super::{Member, Shared, WorkerKey, survive};
 use crate::{PoolConfig, PoolError};
+
+/// Pause after a timer whose work panicked.
+const AFTER_PANIC: Duration = Duration::from_millis(100);
 
 /// What the holder of the lock leaves to the supervisor.
 #[derive(Debug)]
@@ -74,12 +77,19 @@ impl Supervisor {
             let due = timer.unwrap_or_else(Instant::now);
             tokio::select! {
                 order = self.orders.recv() => match order {
-                    Some(order) => survive("an order", || self.carry_out(order)),
+                    Some(order) => {
+                        survive("an order", || self.carry_out(order));
+                    }
                     None => return,
                 },
-                Some(done) = self.tasks.join_next_with_id() => survive("the end of a job", || self.take(done)),
+                Some(done) = self.tasks.join_next_with_id() => {
+                    survive("the end of a job", || self.take(done));
+                }
                 () = sleep_until(due), if timer.is_some() => {
-                    survive("a timer", || self.shared.tick(Instant::now()));
+                    if !survive("a timer", || self.shared.tick(Instant::now())) {
+                        // The tick did not set the next timer, and must not run in a busy loop.
+                        self.shared.lock().armed = Some(Instant::now() + AFTER_PANIC);
+                    }
                 }
             }
         }

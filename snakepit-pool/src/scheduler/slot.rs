@@ -140,7 +140,7 @@ impl Slot {
         self.served
     }
 
-    pub(super) const fn is_failing(&self) -> bool {
+    pub(crate) const fn is_failing(&self) -> bool {
         self.failures >= FAILING_AFTER
     }
 

@@ -5,6 +5,7 @@ mod calls;
 mod cancellation;
 mod deadlines;
 mod lifecycle;
+mod nested;
 mod panics;
 mod puppet;
 mod shutdown;
