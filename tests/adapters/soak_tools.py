@@ -1,5 +1,6 @@
 """Tools for the soak: each call leaves a mark, so that calls which ran twice or not at all can be counted."""
 
+import asyncio
 import collections
 import itertools
 import os
@@ -23,15 +24,19 @@ def answer(nonce: int) -> int:
 
 class SoakTools(BaseAdapter):
     @tool
-    def mark(self, nonce: int) -> int:
-        """Records the nonce, then answers it."""
+    def mark(self, nonce: int, millis: int = 0) -> int:
+        """Records the nonce, works for a while, then answers it."""
         os.write(_marks, b"%d\n" % nonce)
+        if millis:
+            time.sleep(millis / 1000)
         return answer(nonce)
 
     @tool
-    async def mark_async(self, nonce: int) -> int:
-        """Records the nonce in a coroutine."""
+    async def mark_async(self, nonce: int, millis: int = 0) -> int:
+        """Does the same in a coroutine."""
         os.write(_marks, b"%d\n" % nonce)
+        if millis:
+            await asyncio.sleep(millis / 1000)
         return answer(nonce)
 
     @tool

@@ -1,7 +1,7 @@
 """A Python client under load: calls and streams from several threads until standard input closes.
 
-Arguments: the host's address, and a number that no other client of the run has. Prints one JSON object at the end:
-outcomes by name, and every violation.
+Arguments: the host's address, and a number that no other client of the run has. Prints one JSON object per line: the
+outcomes since the line before, and the violations. A client that is killed loses less than a second of them.
 """
 
 import json
@@ -35,6 +35,16 @@ class Load:
                 self.froze_until = now
             before = now
 
+    def report(self) -> None:
+        with self.lock:
+            line = json.dumps({"outcomes": self.outcomes, "violations": self.violations})
+            self.outcomes, self.violations = Counter(), []
+        print(line, flush=True)
+
+    def report_regularly(self) -> None:
+        while not self.stopping.wait(0.5):
+            self.report()
+
     def run(self, number: int) -> None:
         nonce = (int(sys.argv[2]) * THREADS + number + 1) << 32
         while not self.stopping.is_set():
@@ -52,7 +62,7 @@ class Load:
         calls = self.client.options(timeout=DEADLINE)
         try:
             if nonce % 4:
-                got = calls.call("mark_async", nonce=nonce)
+                got = calls.call("mark_async", nonce=nonce, millis=nonce % 3 * 5)
                 right = got == expected
             else:
                 got = list(calls.stream("numbers", nonce=nonce, n=200))
@@ -60,23 +70,23 @@ class Load:
         except SnakepitError as error:
             return type(error).__name__
         if not right:
-            self.violations.append(f"nonce {nonce} got {str(got)[:200]}")
+            with self.lock:
+                self.violations.append(f"nonce {nonce} got {str(got)[:200]}")
         return "ok"
 
 
 def main() -> None:
     load = Load(sys.argv[1])
-    threads = [threading.Thread(target=load.watch_for_freezes)]
+    threads = [threading.Thread(target=load.watch_for_freezes), threading.Thread(target=load.report_regularly)]
     threads += [threading.Thread(target=load.run, args=(number,)) for number in range(THREADS)]
     for thread in threads:
         thread.start()
-    print("running", flush=True)
     sys.stdin.read()
     load.stopping.set()
     for thread in threads:
         thread.join()
     load.client.close()
-    print(json.dumps({"outcomes": load.outcomes, "violations": load.violations}), flush=True)
+    load.report()
 
 
 main()

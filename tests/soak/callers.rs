@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::TryStreamExt;
+use futures_util::{TryStreamExt, future::join_all};
 use serde_json::{Value, json};
 use snakepit_proto::{pb, status::details_of};
 use snakepit_server::{Error, SessionId};
@@ -22,6 +22,12 @@ use crate::{
 const CALLERS: usize = 4;
 /// A caller's pace, so that the load leaves the machine room to recover from faults.
 const PACE: Duration = Duration::from_millis(4);
+/// Calls that are in flight together in a burst: more than the workers, so that calls run and queue when a fault strikes.
+const BURST: usize = 48;
+/// Pause between two bursts.
+const BURST_PACE: Duration = Duration::from_millis(100);
+/// Durations of unary calls, in milliseconds. A worker that is killed has usually begun one of the longer ones.
+const WORK_MILLIS: [u64; 5] = [0, 0, 1, 5, 20];
 /// How many sessions the callers share.
 const SESSIONS: u64 = 100;
 /// Chunks of a stream: one that fits into a frame, and one that does not.
@@ -66,7 +72,22 @@ pub(crate) async fn start(daemon: &Daemon, tally: &Arc<Tally>) -> Callers {
             move |nonce| multiplexed_stream(client.clone(), Arc::clone(&tally), nonce)
         }));
     }
+    tasks.spawn(bursts(multiplexed, Arc::clone(tally)));
     Callers(tasks)
+}
+
+/// Many calls at a time, then a pause.
+async fn bursts(client: snakepit_server::Client, tally: Arc<Tally>) {
+    let mut ticks = interval(BURST_PACE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while !tally.is_stopping() {
+        ticks.tick().await;
+        let calls = (0..BURST).map(|_| {
+            let nonce = tally.nonce();
+            call_multiplexed("unary, in bursts", client.clone(), Arc::clone(&tally), nonce)
+        });
+        join_all(calls).await;
+    }
 }
 
 async fn create_sessions(client: &mut Client) {
@@ -111,6 +132,11 @@ const fn stream_tool(nonce: u64) -> &'static str {
     if nonce.is_multiple_of(2) { "numbers" } else { "numbers_async" }
 }
 
+fn unary_args(nonce: u64) -> Value {
+    let millis = WORK_MILLIS[usize::try_from(nonce % 5).unwrap_or_default()];
+    json!({"nonce": nonce, "millis": millis})
+}
+
 fn chunks(nonce: u64) -> u64 {
     CHUNKS[usize::from(nonce.is_multiple_of(7))]
 }
@@ -125,7 +151,7 @@ fn request(tool: &str, nonce: u64, args: &Value) -> Request<pb::ExecuteToolReque
 
 async fn plain_unary(mut client: Client, tally: Arc<Tally>, nonce: u64) {
     let began = Instant::now();
-    let outcome = client.execute_tool(request(unary_tool(nonce), nonce, &json!({"nonce": nonce}))).await;
+    let outcome = client.execute_tool(request(unary_tool(nonce), nonce, &unary_args(nonce))).await;
     let outcome = outcome.map(|response| snakepit_tests::result_of(response.into_inner()));
     match outcome {
         Ok(value) => finish_unary("unary, plain", &tally, nonce, began, &value),
@@ -134,14 +160,23 @@ async fn plain_unary(mut client: Client, tally: Arc<Tally>, nonce: u64) {
 }
 
 async fn multiplexed_unary(client: snakepit_server::Client, tally: Arc<Tally>, nonce: u64) {
+    call_multiplexed("unary, multiplexed", client, tally, nonce).await;
+}
+
+async fn call_multiplexed(
+    kind: &'static str,
+    client: snakepit_server::Client,
+    tally: Arc<Tally>,
+    nonce: u64,
+) {
     let began = Instant::now();
-    let mut call = client.call(unary_tool(nonce)).args(json!({"nonce": nonce})).timeout(DEADLINE);
+    let mut call = client.call(unary_tool(nonce)).args(unary_args(nonce)).timeout(DEADLINE);
     if let Some(session) = session_of(nonce) {
         call = call.session(SessionId::try_new(session).expect("a session id"));
     }
     match call.unary::<Value>().await {
-        Ok(reply) => finish_unary("unary, multiplexed", &tally, nonce, began, &reply.value),
-        Err(error) => failed_with("unary, multiplexed", &tally, nonce, began, &error),
+        Ok(reply) => finish_unary(kind, &tally, nonce, began, &reply.value),
+        Err(error) => failed_with(kind, &tally, nonce, began, &error),
     }
 }
 

@@ -3,29 +3,36 @@
 
 use std::{collections::HashMap, path::Path, time::Duration};
 
+use snakepit_proto::pb;
 use snakepit_tests::{is_alive, processes_with};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    daemon::{Daemon, WORKERS, workers},
+    daemon::{Daemon, WORKERS, resident_kib, workers},
     faults::{answers, states},
-    tally::Tally,
+    tally::{LOST, Tally},
 };
 
 /// How long the daemon may take until nothing of the load is left.
 const SETTLES_WITHIN: Duration = Duration::from_secs(20);
-/// How much more memory it may use than after the first seconds of load: what the allocator keeps.
-const GROWTH_KIB: u64 = 64 * 1024;
-/// Descriptors beyond those of the start: connections that are just closing.
-const SPARE_DESCRIPTORS: usize = 8;
-/// Load without faults before memory and descriptors are looked at.
-const WARM_UP: Duration = Duration::from_secs(3);
+/// The host's memory after its first round of faults may grow by this much: fragmentation, and larger bursts later on.
+const GROWTH_KIB: u64 = 32 * 1024;
+/// The least memory after a round must not rise by more than this from the first half of the rounds to the second.
+const CREEP_KIB: u64 = 8 * 1024;
+/// Rounds of faults that it takes to see the memory creep.
+const ROUNDS: usize = 8;
+/// A worker's memory may differ by this much from that of a fresh one.
+const WORKER_GROWTH_KIB: u64 = 32 * 1024;
+/// Descriptors beyond those of a fresh host without clients: the connection that asks, and one to Redis that is being replaced.
+const SPARE_DESCRIPTORS: usize = 2;
+/// Losses must show after this many restarts: workers die while they run calls of up to 20 ms.
+const ENOUGH_RESTARTS: u64 = 8;
 
-/// The daemon under load, before any fault.
+/// The daemon before any load.
 #[derive(Debug)]
 pub(crate) struct Baseline {
     descriptors: usize,
-    resident_kib: u64,
+    worker_kib: u64,
 }
 
 /// How often the calls ran, by the marks they left.
@@ -38,18 +45,21 @@ pub(crate) struct Marks {
 }
 
 impl Baseline {
-    pub(crate) async fn warm(daemon: &Daemon) -> Self {
-        sleep(WARM_UP).await;
-        Self { descriptors: daemon.descriptors(), resident_kib: daemon.resident_kib() }
+    pub(crate) async fn of(daemon: &Daemon) -> Self {
+        let descriptors = daemon.descriptors();
+        let workers = workers(&mut daemon.client().await).await.expect("the daemon is up");
+        let worker_kib = workers.iter().map(|worker| resident_kib(worker.pid)).max().unwrap_or_default();
+        Self { descriptors, worker_kib }
     }
 }
 
-/// Checks the daemon after the load has ended.
-pub(crate) async fn at_rest(daemon: &Daemon, baseline: &Baseline, tally: &Tally) {
+/// Checks the daemon after the load has ended. `rounds` is its resident memory after each round of faults, in KiB.
+pub(crate) async fn at_rest(daemon: &Daemon, baseline: &Baseline, rounds: &[u64], tally: &Tally) {
     let mut client = daemon.client().await;
     let began = Instant::now();
+    let mut listed;
     loop {
-        let listed = workers(&mut client).await.unwrap_or_default();
+        listed = workers(&mut client).await.unwrap_or_default();
         let is_idle = listed.len() == WORKERS && listed.iter().all(|worker| worker.state == "idle");
         let descriptors = daemon.descriptors();
         if is_idle && descriptors <= baseline.descriptors + SPARE_DESCRIPTORS {
@@ -68,12 +78,48 @@ pub(crate) async fn at_rest(daemon: &Daemon, baseline: &Baseline, tally: &Tally)
     if !answers(&mut client, tally.nonce()).await {
         tally.violation("a last call was not answered".to_owned());
     }
-    let (before, after) = (baseline.resident_kib, daemon.resident_kib());
-    if after > before + GROWTH_KIB {
-        tally.violation(format!("resident memory grew from {before} to {after} KiB"));
-    }
-    eprintln!("resident memory: {before} KiB before the faults, {after} KiB after");
+    memory(daemon, baseline, rounds, &listed, tally);
+    losses(listed.iter().map(|worker| worker.restarts).sum(), tally);
     daemon.panics().into_iter().for_each(|line| tally.violation(format!("the daemon panicked: {line}")));
+}
+
+/// A worker that dies takes one call with it at most, the one that it runs.
+fn losses(restarts: u64, tally: &Tally) {
+    let lost: u64 =
+        tally.outcomes().iter().filter(|((_, outcome), _)| LOST.contains(&&**outcome)).map(|(_, n)| n).sum();
+    eprintln!("{restarts} workers replaced, {lost} calls lost with them");
+    if lost > restarts {
+        tally.violation(format!("{lost} calls were lost with {restarts} workers"));
+    }
+    if lost == 0 && restarts >= ENOUGH_RESTARTS {
+        tally.violation(format!(
+            "{restarts} workers died, and none of them ran a call: the load is too light"
+        ));
+    }
+}
+
+fn memory(daemon: &Daemon, baseline: &Baseline, rounds: &[u64], listed: &[pb::WorkerInfo], tally: &Tally) {
+    let now = daemon.resident_kib();
+    eprintln!("resident memory: {rounds:?} KiB after each round of faults, {now} KiB at rest");
+    if let Some(first) = rounds.first()
+        && now > first + GROWTH_KIB
+    {
+        tally.violation(format!("the host grew from {first} KiB after the first round to {now} KiB"));
+    }
+    if rounds.len() >= ROUNDS {
+        let (early, late) = rounds.split_at(rounds.len() / 2);
+        let least = |rounds: &[u64]| rounds.iter().min().copied().unwrap_or_default();
+        if least(late) > least(early) + CREEP_KIB {
+            tally.violation(format!("the host's memory creeps: {rounds:?} KiB after each round"));
+        }
+    }
+    for worker in listed {
+        let now = resident_kib(worker.pid);
+        if now > baseline.worker_kib + WORKER_GROWTH_KIB {
+            let (id, fresh) = (&worker.worker_id, baseline.worker_kib);
+            tally.violation(format!("worker {id} has {now} KiB, a fresh one {fresh} KiB"));
+        }
+    }
 }
 
 /// Stops the daemon and checks that nothing of it is left, then counts the marks of its calls.

@@ -125,9 +125,7 @@ impl Daemon {
 
     /// Its resident memory, in KiB.
     pub(crate) fn resident_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or_default()
+        resident_kib(self.pid)
     }
 
     /// Asks it to stop; returns its exit code and what its run directory still holds.
@@ -144,6 +142,13 @@ impl Daemon {
 /// The workers, as the daemon lists them.
 pub(crate) async fn workers(client: &mut Client) -> Result<Vec<pb::WorkerInfo>, tonic::Status> {
     Ok(client.list_workers(pb::ListWorkersRequest {}).await?.into_inner().workers)
+}
+
+/// The resident memory of a process, in KiB.
+pub(crate) fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or_default()
 }
 
 fn names(dir: &Path) -> Vec<String> {

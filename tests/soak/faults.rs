@@ -78,6 +78,13 @@ impl Fault {
 /// How often a fault was injected, and how long each recovery took.
 pub(crate) type Recoveries = BTreeMap<&'static str, Vec<Duration>>;
 
+/// The result of all injected faults.
+pub(crate) struct Outcome {
+    pub(crate) recoveries: Recoveries,
+    /// The host's resident memory after each round of faults, in KiB.
+    pub(crate) resident_kib: Vec<u64>,
+}
+
 pub(crate) struct Faults {
     daemon: Arc<Daemon>,
     redis: Redis,
@@ -86,6 +93,19 @@ pub(crate) struct Faults {
     /// Opened before any fault, so that it works while no connection is accepted.
     client: Client,
     recoveries: Recoveries,
+    random: Random,
+    /// The host's resident memory after each round of faults, in KiB.
+    resident_kib: Vec<u64>,
+}
+
+/// Repeatable random numbers: the order of faults, and their victims.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap_or_default() % end
+    }
 }
 
 impl Faults {
@@ -94,36 +114,35 @@ impl Faults {
         redis: Redis,
         python: PythonClient,
         tally: Arc<Tally>,
+        seed: u64,
     ) -> Self {
         let client = daemon.client().await;
-        Self { daemon, redis, python, tally, client, recoveries: Recoveries::new() }
+        let (recoveries, random) = (Recoveries::new(), Random(seed));
+        Self { daemon, redis, python, tally, client, recoveries, random, resident_kib: Vec::new() }
     }
 
     /// Injects one fault after the other, each as often as the others, until the time is over.
-    pub(crate) async fn inject_for(&mut self, time: Duration, seed: u64, only: Option<&str>) {
+    pub(crate) async fn inject_for(&mut self, time: Duration, only: Option<&str>) {
         let began = Instant::now();
-        let mut random = seed;
         while began.elapsed() < time {
             let mut round = ALL.to_vec();
             round.retain(|fault| only.is_none_or(|only| fault.name().contains(only)));
             assert!(!round.is_empty(), "no fault has {only:?} in its name");
             while !round.is_empty() && began.elapsed() < time {
-                random =
-                    random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                let index = usize::try_from(random >> 33).unwrap_or_default() % round.len();
-                let fault = round.swap_remove(index);
+                let fault = round.swap_remove(self.random.below(round.len()));
                 eprintln!("{:>6.1?}  {}", began.elapsed(), fault.name());
                 let took = self.inject(fault).await;
                 self.recoveries.entry(fault.name()).or_default().push(took);
                 sleep(PAUSE).await;
             }
+            self.resident_kib.push(self.daemon.resident_kib());
         }
     }
 
-    /// Ends the Python client, and with it the last disturbance; the Redis server lives until this is dropped.
-    pub(crate) async fn finish(self) -> (Recoveries, Redis) {
+    /// Ends the Python client, and with it the last disturbance. The Redis server lives until its handle is dropped.
+    pub(crate) async fn finish(self) -> (Outcome, Redis) {
         self.python.finish().await;
-        (self.recoveries, self.redis)
+        (Outcome { recoveries: self.recoveries, resident_kib: self.resident_kib }, self.redis)
     }
 
     async fn inject(&mut self, fault: Fault) -> Duration {
@@ -200,9 +219,15 @@ impl Faults {
         }
     }
 
+    /// A worker chosen at random, preferably one that runs a call.
     async fn some_worker(&mut self) -> u32 {
         let workers = workers(&mut self.client).await.expect("a connection that was open stays open");
-        workers.iter().map(|worker| worker.pid).find(|pid| *pid != 0).expect("a worker runs")
+        let mut running: Vec<_> = workers.iter().filter(|worker| worker.pid != 0).collect();
+        if running.iter().any(|worker| worker.state == "busy") {
+            running.retain(|worker| worker.state == "busy");
+        }
+        assert!(!running.is_empty(), "a worker runs");
+        running[self.random.below(running.len())].pid
     }
 
     /// Calls a tool that ends in this way.

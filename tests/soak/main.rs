@@ -15,6 +15,7 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Parser;
 use snakepit_tests::Redis;
+use tokio::time::sleep;
 
 use crate::{daemon::Daemon, faults::Faults, tally::Tally};
 
@@ -45,28 +46,32 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(violations > 0))
 }
 
+/// Load without faults, before the first one.
+const WARM_UP: Duration = Duration::from_secs(3);
+
 async fn run(args: &Args) -> usize {
     let redis = Redis::durable().await;
     let daemon = Arc::new(Daemon::start(&redis).await);
+    let fresh = checks::Baseline::of(&daemon).await;
     let tally = Arc::new(Tally::default());
 
     let callers = callers::start(&daemon, &tally).await;
     let state = state::start(&daemon, &tally).await;
     let python = python::PythonClient::start(&daemon, &tally).await;
-    let mut faults = Faults::new(Arc::clone(&daemon), redis, python, Arc::clone(&tally)).await;
+    let mut faults = Faults::new(Arc::clone(&daemon), redis, python, Arc::clone(&tally), args.seed).await;
 
-    let baseline = checks::Baseline::warm(&daemon).await;
-    faults.inject_for(Duration::from_secs_f64(args.minutes * 60.0), args.seed, args.fault.as_deref()).await;
+    sleep(WARM_UP).await;
+    faults.inject_for(Duration::from_secs_f64(args.minutes * 60.0), args.fault.as_deref()).await;
 
     tally.stop();
-    let (recoveries, _redis) = faults.finish().await;
+    let (outcome, _redis) = faults.finish().await;
     callers.join().await;
     state.finish().await;
-    checks::at_rest(&daemon, &baseline, &tally).await;
+    checks::at_rest(&daemon, &fresh, &outcome.resident_kib, &tally).await;
     let daemon = Arc::into_inner(daemon).expect("every caller has ended");
     let marks = checks::after_stop(daemon, &tally).await;
 
-    let report = report::render(args.minutes, &recoveries, &tally, &marks);
+    let report = report::render(args.minutes, &outcome.recoveries, &tally, &marks);
     println!("{report}");
     if let Some(path) = &args.save {
         std::fs::write(path, report::page(&report)).expect("the table can be saved");

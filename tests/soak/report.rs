@@ -64,16 +64,12 @@ pub(crate) fn render(minutes: f64, recoveries: &Recoveries, tally: &Tally, marks
     text
 }
 
-/// The page in `docs`.
+/// The page in `docs`, with these tables.
 pub(crate) fn page(tables: &str) -> String {
-    format!(
-        "# Soak\n\n`cargo xtask soak --minutes N` runs unary and streaming calls, over plain RPCs and over the multiplexed \
-         stream, from Rust and from\nPython, with and without sessions, while it injects faults. It fails when a call ends \
-         later than its deadline plus three seconds,\nends for a reason that no fault explains, gets a wrong answer or runs \
-         twice; when an acknowledged write is missing or a watch\nskips one without saying so; or when the daemon does not \
-         return to full strength, grows, panics, or leaves a process, a\ndescriptor or a file behind. The table below is \
-         the output of one run.\n\n{tables}"
-    )
+    const MARKER: &str = "The tables below are the output of one run.\n\n";
+    let page = include_str!("../../docs/soak.md");
+    let (introduction, _) = page.split_once(MARKER).expect("docs/soak.md has the sentence before its tables");
+    format!("{introduction}{MARKER}{tables}")
 }
 
 fn short(time: Duration) -> String {

@@ -8,7 +8,7 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use crate::{
     daemon::Daemon,
@@ -19,6 +19,8 @@ const WRITERS: u32 = 4;
 const NAME: &str = "n";
 /// What a Redis that is away explains.
 const FAULTS: [&str; 2] = ["BACKEND_FAILED", "DEADLINE_EXCEEDED"];
+/// How long a variable may stay unreadable: longer than any fault lasts.
+const SETTLES_WITHIN: Duration = Duration::from_secs(30);
 /// How long a watch may take to end after its session.
 const QUIET: Duration = Duration::from_secs(20);
 
@@ -128,6 +130,7 @@ async fn write(mut client: Client, session: String, tally: Arc<Tally>) -> i32 {
 
 /// Reads until there is an answer: the version before a write whose outcome is unknown, or the one after it.
 async fn settle(client: &mut Client, session: &str, before: i32, tally: &Tally) -> i32 {
+    let began = Instant::now();
     loop {
         match read(client, session).await {
             Ok(version) => {
@@ -138,8 +141,12 @@ async fn settle(client: &mut Client, session: &str, before: i32, tally: &Tally) 
             }
             Err(status) => {
                 let reason = details_of(&status).reason.unwrap_or_default();
-                if reason.ends_with("NOT_FOUND") {
-                    tally.violation(format!("{session} is lost: {}", status.message()));
+                if !FAULTS.contains(&&*reason) && status.code() != Code::Cancelled {
+                    tally.violation(format!("{session} cannot be read: {reason}: {}", status.message()));
+                    return before;
+                }
+                if began.elapsed() > SETTLES_WITHIN {
+                    tally.violation(format!("{session} stays unreadable: {}", status.message()));
                     return before;
                 }
                 sleep(Duration::from_millis(50)).await;

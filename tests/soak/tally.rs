@@ -16,6 +16,8 @@ use tokio::time::Instant;
 pub(crate) const DEADLINE: Duration = Duration::from_secs(3);
 /// How much later than its deadline a call may end: two busy cores, a debug build.
 const GRACE: Duration = Duration::from_secs(3);
+/// Outcomes of a call whose worker died, by the wire's reason and by the Python client's class.
+pub(crate) const LOST: [&str; 2] = ["WORKER_LOST", "WorkerLostError"];
 /// Violations beyond this many are only counted, so that a broken product does not fill the terminal.
 const SHOWN: usize = 40;
 
