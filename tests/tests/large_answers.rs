@@ -1,0 +1,95 @@
+//! Small answers pass a large one on the stream that they share, if their caller takes large ones in parts.
+
+use std::{convert::Infallible, time::Duration};
+
+use serde_json::Value;
+use snakepit_proto::{mux::PART_BYTES, pb};
+use snakepit_server::Snakepit;
+use snakepit_tests::{Client, python, root};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+
+const LARGE: usize = 60 * 1024 * 1024;
+
+fn start(id: u64, tool: &str) -> pb::CallStart {
+    pb::CallStart { id, tool_name: tool.to_owned(), ..pb::CallStart::default() }
+}
+
+/// What a caller saw that made small calls, one after the other, until its large one was answered.
+#[derive(Debug, Default)]
+struct Seen {
+    parts: usize,
+    /// Small answers that came after the first part of the large one.
+    between: usize,
+    /// The longest that a small call took.
+    longest: Duration,
+}
+
+async fn small_calls_beside_a_large_one(client: &mut Client, takes_parts: bool) -> Seen {
+    let (batches, outgoing) = mpsc::channel(8);
+    let value = pb::CallValue {
+        r#type: pb::CallValueType::Integer.into(),
+        json: LARGE.to_string().into(),
+        ..pb::CallValue::default()
+    };
+    let arguments = vec![pb::CallArgument { name: "size".to_owned(), value: Some(value) }];
+    let calls = vec![pb::CallStart { arguments, ..start(1, "large") }, start(2, "small")];
+    batches.send(pb::CallBatch { calls, takes_parts, ..pb::CallBatch::default() }).await.unwrap();
+    let mut replies = client.multiplex(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
+    let (mut seen, mut small, mut sent, mut bytes) = (Seen::default(), 2, Instant::now(), 0);
+    loop {
+        let batch = replies.message().await.unwrap().unwrap();
+        for reply in batch.replies {
+            let value = reply.value.expect("it has a value");
+            if reply.id == 1 {
+                let rest = value.binary.expect("it is a buffer");
+                assert_eq!((value.sent_in_parts, bytes + rest.len()), (bytes as u64, LARGE));
+                seen.longest = seen.longest.max(sent.elapsed());
+                return seen;
+            }
+            assert_eq!(reply.id, small);
+            seen.longest = seen.longest.max(sent.elapsed());
+            seen.between += usize::from(seen.parts > 0);
+            (small, sent) = (small + 1, Instant::now());
+            let calls = vec![start(small, "small")];
+            batches.send(pb::CallBatch { calls, ..pb::CallBatch::default() }).await.unwrap();
+        }
+        for part in batch.parts {
+            assert!(part.id == 1 && part.data.len() <= PART_BYTES);
+            bytes += part.data.len();
+            seen.parts += 1;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_calls_are_answered_between_the_parts_of_a_large_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let adapters = root().join("tests/adapters").display().to_string();
+    let snakepit = Snakepit::builder()
+        .adapter("large:LargeAdapter")
+        .env("PYTHONPATH", adapters)
+        .python(python())
+        .run_dir(dir.path())
+        .workers(1)
+        .listen(([127, 0, 0, 1], 0).into())
+        .host_tool("small", |_: Value| async { Ok::<_, Infallible>(1) })
+        .start()
+        .await
+        .unwrap();
+    let url = format!("http://{}", snakepit.address().unwrap());
+    let channel = Endpoint::from_shared(url).unwrap().connect().await.unwrap();
+    let mut client = Client::new(channel).max_decoding_message_size(usize::MAX);
+    // A caller of an older version gets the answer whole.
+    let whole = small_calls_beside_a_large_one(&mut client, false).await;
+    assert_eq!((whole.parts, whole.between), (0, 0));
+    let passing = small_calls_beside_a_large_one(&mut client, true).await;
+    assert_eq!(passing.parts, LARGE / PART_BYTES - 1);
+    assert!(passing.between >= 5, "{passing:?}");
+    println!(
+        "the slowest small call: {:?} beside a whole answer, {:?} beside parts",
+        whole.longest, passing.longest
+    );
+    snakepit.shutdown().await.unwrap();
+}
