@@ -1,4 +1,4 @@
-//! The trait behind which sessions live.
+//! The trait of all session backends.
 
 use std::sync::Arc;
 
@@ -10,35 +10,35 @@ use crate::{
     VariableWatch, kit::variable_not_found,
 };
 
-/// Whether an operation that creates or finds did the one or the other.
+/// Whether an operation created an object or found an existing one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Created {
-    /// It was not there before.
+    /// The operation created the object.
     New,
-    /// It was there already and is returned, or replaced, as it was.
+    /// The object existed; the operation returned or replaced it.
     Existing,
 }
 
-/// How writes that come together are done.
+/// How the writes of a batch depend on each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Batch {
-    /// All or none.
+    /// All writes succeed, or none is applied.
     Atomic,
-    /// Each by itself.
+    /// Each write succeeds or fails independently.
     Each,
 }
 
-/// Which part of a listing to return.
+/// A request for one page of a listing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PageRequest {
-    /// The most entries to return; 0 means 100, and more than 1000 counts as 1000.
+    /// The maximum number of entries. 0 means 100, and values above 1000 mean 1000.
     pub size: usize,
-    /// [`Page::next`] of the page before; `None` for the first.
+    /// [`Page::next`] of the previous page, or `None` for the first page.
     pub token: Option<String>,
 }
 
 impl PageRequest {
-    /// How many entries to return, and after which id: that is what the token is.
+    /// The number of entries to return, and the id after which to start.
     ///
     /// # Errors
     /// [`SessionError::InvalidPageToken`].
@@ -52,7 +52,7 @@ impl PageRequest {
     }
 }
 
-/// Part of a listing.
+/// One page of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page<T> {
     /// The entries, ordered by id.
@@ -61,52 +61,51 @@ pub struct Page<T> {
     pub next: Option<String>,
 }
 
-/// Where sessions live.
+/// Stores sessions.
 ///
-/// Every operation is atomic: two callers, in this host or, for shared backends, in different ones, see each
-/// operation happen entirely before or entirely after any other on the same session. An expired session is gone for
-/// every operation at the moment it expires, whether or not its memory was reclaimed.
+/// Operations on one session are linearizable, also between hosts that share a backend. Once a session expires, every operation
+/// treats it as missing, even if its memory is not reclaimed yet.
 ///
-/// [`kit`](crate::kit) holds the semantics of every operation, so an implementation only loads and stores. The suites in the
-/// crate `snakepit-session-testkit` check it.
+/// To implement a backend, use [`kit`](crate::kit), which contains the semantics of every operation, and test it with the
+/// suites of `snakepit-session-testkit`.
 ///
 /// # Cancel safety
-/// A dropped future either did all of its operation or nothing.
+/// If a future is dropped, its operation happens completely or not at all.
 ///
 /// # Errors
-/// Every operation on a session that does not live answers [`SessionError::NotFound`]; a backend that cannot reach its
-/// storage answers [`SessionError::Backend`]. Whether a write that is answered so was done is unknown, when the storage is
-/// elsewhere: repeat it only if that does no harm, such as with an expected version.
+/// Operations on a missing or expired session return [`SessionError::NotFound`]. A backend that cannot reach its storage
+/// returns [`SessionError::Backend`]. With remote storage, a write that returns it may have been applied. Repeat such a write
+/// only if it is idempotent, for example because it has an expected version.
 #[async_trait]
 pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
-    /// Returns the session of this id, making it if need be. Racing creators get the same session, and exactly one
-    /// of them [`Created::New`]. An existing session is renewed and keeps its metadata and TTL.
+    /// Returns the session with this id, and creates it if it does not exist. Racing creators get the same session, and exactly
+    /// one of them gets [`Created::New`]. An existing session is renewed and keeps its metadata and TTL.
     ///
     /// # Errors
-    /// [`SessionError::TooManySessions`] when a new one would pass the backend's limit.
+    /// [`SessionError::TooManySessions`] if a new session would exceed the backend's limit.
     async fn create(&self, id: &SessionId, new: NewSession) -> Result<(Session, Created), SessionError>;
 
     /// Returns the session and renews its TTL.
     async fn get(&self, id: &SessionId) -> Result<Session, SessionError>;
 
-    /// Deletes the session with all it holds, and returns what it was.
+    /// Deletes the session with its variables and programs, and returns its last state.
     async fn delete(&self, id: &SessionId) -> Result<Session, SessionError>;
 
-    /// Lists live sessions, ordered by id, without renewing them. Sessions that come or go between two pages may
-    /// or may not be listed; all others are listed exactly once.
+    /// Lists live sessions, ordered by id, without renewing them. Sessions that are created or deleted between two pages may be
+    /// missing; all others are listed exactly once.
     ///
     /// # Errors
-    /// [`SessionError::InvalidPageToken`] for a token that this backend did not hand out.
+    /// [`SessionError::InvalidPageToken`] if this backend did not issue the token.
     async fn list(&self, page: PageRequest) -> Result<Page<Session>, SessionError>;
 
-    /// Remembers the worker that served the session last. Does not renew the TTL.
+    /// Stores the worker that served the session last. Does not renew the TTL.
     async fn set_last_worker(&self, id: &SessionId, worker: Arc<str>) -> Result<(), SessionError>;
 
-    /// Stores a program under a name, replacing what was there. Here and in all that follows, what is done in a session
-    /// renews its TTL.
+    /// Stores a program and replaces an existing one with the same name. This and all following operations renew the TTL of the
+    /// session that they use.
     ///
     /// # Errors
-    /// [`SessionError::ProgramTooLarge`], and others of what may be held in all, above the backend's limits.
+    /// [`SessionError::ProgramTooLarge`], or another error of the backend's limits.
     async fn put_program(
         &self,
         owner: &ProgramOwner,
@@ -132,8 +131,8 @@ pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
     /// Registers a variable, at version 0.
     ///
     /// # Errors
-    /// [`SessionError::VariableExists`] when the name is taken, [`SessionError::InvalidValue`] when the first value does
-    /// not fit, and others above the backend's limits.
+    /// [`SessionError::VariableExists`] if the name is taken, [`SessionError::InvalidValue`] if the first value does not match
+    /// the type, or an error of the backend's limits.
     async fn register_variable(
         &self,
         id: &SessionId,
@@ -141,22 +140,22 @@ pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
         new: NewVariable,
     ) -> Result<Variable, SessionError>;
 
-    /// Returns the variables of these ids or names, in their order, as they were at one moment; `None` where there is none.
+    /// Returns a consistent snapshot of variables by id or name, in the order of the identifiers, with `None` for missing ones.
     async fn variables(
         &self,
         id: &SessionId,
         identifiers: &[&str],
     ) -> Result<Vec<Option<Variable>>, SessionError>;
 
-    /// Writes variables, each of which gets one version more, and returns the versions in the order of the writes.
+    /// Writes variables, increments their versions, and returns the new versions in the order of the writes.
     ///
-    /// An atomic batch is written as a whole or not at all. Otherwise each write succeeds or fails by itself, and the
-    /// outer result fails only with the session.
+    /// The writes of an atomic batch succeed or fail together. Otherwise each write has its result, and the outer result is an
+    /// error only if the session is missing or the backend fails.
     ///
     /// # Errors
-    /// [`SessionError::VariableNotFound`]; [`SessionError::VersionConflict`] when a write expected another version;
-    /// [`SessionError::InvalidValue`]; others above the backend's limits. Of an atomic batch,
-    /// [`SessionError::BatchRefused`] with all of them, and [`SessionError::WrittenTwice`] when it names one variable twice.
+    /// [`SessionError::VariableNotFound`], [`SessionError::VersionConflict`], [`SessionError::InvalidValue`], or an error of the
+    /// backend's limits. For an atomic batch, [`SessionError::BatchRefused`] contains the errors of its writes, with
+    /// [`SessionError::WrittenTwice`] if it writes one variable twice.
     async fn set_variables(
         &self,
         id: &SessionId,
@@ -164,17 +163,17 @@ pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
         batch: Batch,
     ) -> Result<Vec<Result<u32, SessionError>>, SessionError>;
 
-    /// Lists the variables whose names match a pattern, ordered by name. `*` stands for any characters; an empty pattern
-    /// lists all.
+    /// Lists the variables whose names match a pattern, ordered by name. `*` matches any characters; an empty pattern matches
+    /// all names.
     async fn list_variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, SessionError>;
 
-    /// Deletes a variable with its history, and returns what it was.
+    /// Deletes a variable with its history, and returns its last state.
     ///
     /// # Errors
     /// [`SessionError::VariableNotFound`].
     async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError>;
 
-    /// Returns the newest versions of a variable that are kept, newest first; at most `limit`, 0 for all.
+    /// Returns the newest versions of a variable, newest first: at most `limit`, or the whole history for 0.
     ///
     /// # Errors
     /// [`SessionError::VariableNotFound`].
@@ -185,10 +184,10 @@ pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
         limit: usize,
     ) -> Result<Vec<VariableVersion>, SessionError>;
 
-    /// Gives a variable the value that it had at a version, as a new version.
+    /// Writes the value of an earlier version as a new version.
     ///
     /// # Errors
-    /// [`SessionError::VariableNotFound`]; [`SessionError::VersionNotKept`] for a version that is not in its history.
+    /// [`SessionError::VariableNotFound`], or [`SessionError::VersionNotKept`] if the history does not contain the version.
     async fn rollback_variable(
         &self,
         id: &SessionId,
@@ -197,13 +196,13 @@ pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
         note: Note,
     ) -> Result<Variable, SessionError>;
 
-    /// Watches variables by id or name, or without identifiers all that the session has or will have. `initial` begins
-    /// with what they are now. Nothing is missing between that and the first change.
+    /// Watches variables by id or name. Without identifiers, it watches all current and future variables of the session. With
+    /// `initial`, the stream begins with the current values, and changes follow without a gap.
     ///
-    /// A name stands for whatever variable has it: one that is deleted and registered anew is still watched.
+    /// A watch by name continues if the variable is deleted and registered again.
     ///
     /// # Errors
-    /// [`SessionError::VariableNotFound`] when one of the identifiers names none now; [`SessionError::TooManyWatches`].
+    /// [`SessionError::VariableNotFound`] if one of the variables does not exist, or [`SessionError::TooManyWatches`].
     async fn watch_variables(
         &self,
         id: &SessionId,
@@ -211,7 +210,7 @@ pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
         initial: bool,
     ) -> Result<VariableWatch, SessionError>;
 
-    /// Returns the variable of this id or name.
+    /// Returns a variable by id or name.
     ///
     /// # Errors
     /// [`SessionError::VariableNotFound`].
@@ -223,20 +222,20 @@ pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
     /// Writes one variable and returns its new version.
     ///
     /// # Errors
-    /// Those of [`set_variables`](Self::set_variables) for one write.
+    /// Those of [`set_variables`](Self::set_variables) for a single write.
     async fn set_variable(&self, id: &SessionId, update: SetVariable) -> Result<u32, SessionError> {
         let identifier = update.identifier.clone();
         let written = self.set_variables(id, vec![update], Batch::Each).await?.into_iter().next();
         written.unwrap_or_else(|| Err(variable_not_found(id, &identifier)))
     }
 
-    /// Counts what happened and what there is.
+    /// Returns the counters of the backend.
     async fn stats(&self) -> Result<SessionStats, SessionError>;
 
-    /// Tells which sessions come and go from now on.
+    /// Subscribes to the lifecycle events of all sessions.
     fn subscribe(&self) -> SessionEvents;
 
-    /// Reclaims what expired, and returns how many sessions that were. The host calls it now and then; nothing but
-    /// memory depends on when.
+    /// Reclaims expired sessions and programs, and returns the number of sessions. The host calls it regularly. Only memory usage
+    /// depends on it.
     async fn sweep(&self) -> Result<usize, SessionError>;
 }

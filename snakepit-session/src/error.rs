@@ -1,4 +1,4 @@
-//! Everything that can go wrong with a session.
+//! The errors of session backends.
 
 use std::collections::BTreeMap;
 
@@ -11,49 +11,49 @@ pub enum SessionError {
     /// No live session has this id: it never existed, was deleted, or expired.
     #[error("session `{id}` not found; create it first, or raise its ttl if it expired")]
     NotFound {
-        /// The id asked for.
+        /// The requested id.
         id: SessionId,
     },
-    /// The text cannot be a session id.
+    /// The text is not a valid session id.
     #[error("invalid session id: {problem}")]
     InvalidId {
-        /// What is wrong with it.
+        /// The reason.
         problem: String,
     },
-    /// The backend holds as many sessions as it may.
+    /// The backend has reached its session limit.
     #[error(
         "session limit of {limit} reached; delete sessions, shorten their ttl or raise the host's `max-sessions`"
     )]
     TooManySessions {
-        /// The most sessions the backend accepts.
+        /// The maximum number of sessions.
         limit: usize,
     },
-    /// The session has no program of this name.
+    /// The session does not have a program with this name.
     #[error("program `{name}` not found in session `{session}`")]
     ProgramNotFound {
-        /// The session asked.
+        /// The session.
         session: SessionId,
-        /// The name asked for.
+        /// The requested name.
         name: String,
     },
-    /// There is no global program of this name.
+    /// A global program with this name does not exist.
     #[error("global program `{name}` not found; it may have expired")]
     GlobalProgramNotFound {
-        /// The name asked for.
+        /// The requested name.
         name: String,
     },
-    /// There are as many global programs as there may be.
+    /// The backend has reached its limit of global programs.
     #[error(
         "there are {limit} global programs, the most there may be; delete some or raise the host's `max-programs`"
     )]
     TooManyGlobalPrograms {
-        /// The most global programs.
+        /// The maximum number of global programs.
         limit: usize,
     },
-    /// The text cannot be the name of a program.
+    /// The text is not a valid program name.
     #[error("invalid program name: {problem}")]
     InvalidProgramName {
-        /// What is wrong with it.
+        /// The reason.
         problem: String,
     },
     /// The program is larger than the backend accepts.
@@ -69,17 +69,17 @@ pub enum SessionError {
         /// The largest size accepted, in bytes.
         limit: usize,
     },
-    /// The session holds as many programs as it may.
+    /// The session has reached its program limit.
     #[error(
         "session `{session}` holds {limit} programs, the most it may; delete some or use another session"
     )]
     TooManyPrograms {
         /// The session.
         session: SessionId,
-        /// The most programs a session may hold.
+        /// The maximum number of programs in a session.
         limit: usize,
     },
-    /// The session would hold more than it may.
+    /// The session would exceed its size limit.
     #[error(
         "session `{session}` would hold {size} bytes, above the limit of {limit}; delete variables or programs, \
          or use another session"
@@ -87,20 +87,20 @@ pub enum SessionError {
     SessionTooLarge {
         /// The session.
         session: SessionId,
-        /// What it would hold, in bytes.
+        /// The size that the session would have, in bytes.
         size: usize,
-        /// The most it may hold, in bytes.
+        /// The maximum size in bytes.
         limit: usize,
     },
-    /// All sessions together would hold more than they may.
+    /// The backend would exceed its total size limit.
     #[error(
         "all sessions together would hold {size} bytes, above the limit of {limit}; delete programs or sessions, shorten \
          their ttl or raise the host's `max-total-bytes`"
     )]
     BackendFull {
-        /// What they would hold, in bytes.
+        /// The total size that it would have, in bytes.
         size: usize,
-        /// The most they may hold, in bytes.
+        /// The maximum total size in bytes.
         limit: usize,
     },
     /// The metadata of a session or a program is larger than the backend accepts.
@@ -109,24 +109,24 @@ pub enum SessionError {
          bytes; store large values as programs"
     )]
     MetadataTooLarge {
-        /// How many entries it has.
+        /// The number of entries.
         entries: usize,
-        /// How long all names and values are together, in bytes.
+        /// The total length of names and values in bytes.
         bytes: usize,
-        /// The most entries accepted.
+        /// The maximum number of entries.
         max_entries: usize,
-        /// The most bytes accepted.
+        /// The maximum number of bytes.
         max_bytes: usize,
     },
-    /// The session has no variable of this id or name.
+    /// The session does not have a variable with this id or name.
     #[error("variable `{identifier}` not found in session `{session}`; register it first")]
     VariableNotFound {
-        /// The session asked.
+        /// The session.
         session: SessionId,
-        /// The id or name asked for.
+        /// The requested id or name.
         identifier: String,
     },
-    /// The session has a variable of this name already.
+    /// The session already has a variable with this name.
     #[error("variable `{name}` already exists in session `{session}`; set it, or delete it first")]
     VariableExists {
         /// The session.
@@ -134,26 +134,26 @@ pub enum SessionError {
         /// The name.
         name: String,
     },
-    /// The text cannot be the name of a variable.
+    /// The text is not a valid variable name.
     #[error("invalid variable name: {problem}")]
     InvalidVariableName {
-        /// What is wrong with it.
+        /// The reason.
         problem: String,
     },
-    /// Variables cannot have this type, or it cannot have these constraints.
+    /// Variables do not support this type, or the type does not support these constraints.
     #[error("invalid type `{kind}` of a variable: {problem}")]
     InvalidType {
         /// The type.
         kind: String,
-        /// What is wrong with it.
+        /// The reason.
         problem: String,
     },
-    /// The value is not of the variable's type, or outside its constraints.
+    /// The value does not match the variable's type or violates its constraints.
     #[error("variable `{variable}`: {problem}")]
     InvalidValue {
         /// The variable's name.
         variable: String,
-        /// What is wrong with the value.
+        /// The reason.
         problem: String,
     },
     /// The value is larger than the backend accepts.
@@ -169,7 +169,7 @@ pub enum SessionError {
         /// The largest size accepted, in bytes.
         limit: usize,
     },
-    /// The variable is not at the version that the writer expected: somebody else wrote meanwhile.
+    /// The variable is not at the version that the writer expected, because of another write.
     #[error(
         "variable `{variable}` is at version {actual}, not at the expected version {expected}; read it again"
     )]
@@ -178,35 +178,35 @@ pub enum SessionError {
         variable: String,
         /// The version that the writer expected.
         expected: u32,
-        /// The version it is at.
+        /// The current version.
         actual: u32,
     },
-    /// The variable never had this version, or it is no longer kept.
+    /// The history does not contain this version.
     #[error("version {version} of variable `{variable}` not found; versions {oldest} to {newest} are kept")]
     VersionNotKept {
         /// The variable's name.
         variable: String,
-        /// The version asked for.
+        /// The requested version.
         version: u32,
-        /// The oldest version that is kept.
+        /// The oldest version in the history.
         oldest: u32,
-        /// The version it is at.
+        /// The current version.
         newest: u32,
     },
-    /// The session holds as many variables as it may.
+    /// The session has reached its variable limit.
     #[error(
         "session `{session}` holds {limit} variables, the most it may; delete some or use another session"
     )]
     TooManyVariables {
         /// The session.
         session: SessionId,
-        /// The most variables a session may hold.
+        /// The maximum number of variables in a session.
         limit: usize,
     },
-    /// As many watches run on the session as may.
+    /// The session has reached its limit of watches.
     #[error("{limit} watches run on the session, the most that may; end some")]
     TooManyWatches {
-        /// The most watches on one session.
+        /// The maximum number of watches on a session.
         limit: usize,
     },
     /// A batch writes the same variable twice.
@@ -215,24 +215,24 @@ pub enum SessionError {
         /// The variable's name.
         variable: String,
     },
-    /// Nothing of an atomic batch was written, because of these.
+    /// An atomic batch was rejected as a whole.
     #[error("nothing was written, because {}", reasons(.errors))]
     BatchRefused {
-        /// What is wrong with which of the variables, as they were named.
+        /// The error of each rejected write, by the identifier of its variable.
         errors: BTreeMap<String, SessionError>,
     },
-    /// A page token that this backend did not hand out.
+    /// The backend did not issue this page token.
     #[error("invalid page token; pass the token of the previous page unchanged, or none for the first page")]
     InvalidPageToken,
     /// The backend itself failed: its disk, its network, its server.
     #[error("session backend failed: {problem}")]
     Backend {
-        /// What the backend reported.
+        /// The report of the backend.
         problem: String,
     },
 }
 
-/// The reasons of a refused batch: the first few of them.
+/// The first few reasons of a rejected batch.
 fn reasons(errors: &BTreeMap<String, SessionError>) -> String {
     const SHOWN: usize = 5;
     let mut reasons: Vec<_> = errors.values().take(SHOWN).map(ToString::to_string).collect();

@@ -1,4 +1,4 @@
-//! The life of sessions, told to whoever listens, and counted.
+//! Lifecycle events of sessions, and statistics.
 
 use std::time::SystemTime;
 
@@ -6,22 +6,22 @@ use tokio::sync::broadcast;
 
 use crate::SessionId;
 
-/// How many events wait for a slow listener before it loses the oldest.
+/// The number of events queued for a slow subscriber. Above it, the oldest are dropped.
 const BACKLOG: usize = 1024;
 
-/// What happened to a session.
+/// The kind of a lifecycle event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionEventKind {
-    /// It was created.
+    /// The session was created.
     Created,
-    /// Its TTL ran out. Told when the session is reclaimed, which may be a little later.
+    /// The TTL elapsed. The event is sent when the session is reclaimed, which may be a little later.
     Expired,
-    /// Somebody deleted it.
+    /// A caller deleted the session.
     Deleted,
 }
 
 impl SessionEventKind {
-    /// Its name: `created`, `expired` or `deleted`.
+    /// The name: `created`, `expired` or `deleted`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -32,26 +32,26 @@ impl SessionEventKind {
     }
 }
 
-/// A session came or went.
+/// A lifecycle event of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionEvent {
-    /// Which session.
+    /// The session.
     pub id: SessionId,
-    /// What happened to it.
+    /// The kind of the event.
     pub kind: SessionEventKind,
-    /// When.
+    /// The time of the event.
     pub at: SystemTime,
 }
 
-/// The events of all sessions from the moment of [`SessionBackend::subscribe`](crate::SessionBackend::subscribe) on.
+/// A stream of the events of all sessions since [`SessionBackend::subscribe`](crate::SessionBackend::subscribe).
 #[derive(Debug)]
 pub struct SessionEvents {
     receiver: broadcast::Receiver<Result<SessionEvent, u64>>,
 }
 
 impl SessionEvents {
-    /// Waits for the next event. `Err`: so many events were lost, because nobody asked for them in time; what comes
-    /// next is newer. `None`: the backend is gone.
+    /// Waits for the next event. `Err` holds the number of events that were dropped because the subscriber was slow. `None` means
+    /// that the backend was dropped.
     ///
     /// # Cancel safety
     /// Cancel safe: no event is lost when the future is dropped.
@@ -64,7 +64,7 @@ impl SessionEvents {
     }
 }
 
-/// Where a backend tells what happens to its sessions, and `tracing` with it.
+/// The sending end of [`SessionEvents`], for backends. It also logs the events through `tracing`.
 #[derive(Debug)]
 pub struct SessionEventSender {
     sender: broadcast::Sender<Result<SessionEvent, u64>>,
@@ -77,51 +77,51 @@ impl Default for SessionEventSender {
 }
 
 impl SessionEventSender {
-    /// A sender that nobody listens to yet.
+    /// Creates a sender without subscribers.
     #[must_use]
     pub fn new() -> Self {
         Self { sender: broadcast::Sender::new(BACKLOG) }
     }
 
-    /// Listens from now on.
+    /// Subscribes to events from now on.
     #[must_use]
     pub fn subscribe(&self) -> SessionEvents {
         SessionEvents { receiver: self.sender.subscribe() }
     }
 
-    /// Tells of a session. Never waits.
+    /// Sends an event. Never waits.
     pub fn notify(&self, id: &SessionId, kind: SessionEventKind) {
         tracing::debug!(session = %id, "session {}", kind.as_str());
         if self.sender.receiver_count() > 0 {
-            // Fails when the last listener left just now, which is all the same.
+            // Fails if the last subscriber was dropped meanwhile, which does not matter.
             let _ = self.sender.send(Ok(SessionEvent { id: id.clone(), kind, at: SystemTime::now() }));
         }
     }
 
-    /// Tells that events are missing which this host never saw.
+    /// Reports events that this host never received.
     pub fn notify_lost(&self, events: u64) {
-        // Fails when nobody listens, which is all the same.
+        // Fails without subscribers, which does not matter.
         let _ = self.sender.send(Err(events));
     }
 }
 
-/// What a backend's sessions did and hold. Of a backend that several hosts share, it is what all of them did.
+/// Counters of a backend. A backend that several hosts share counts the operations of all hosts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SessionStats {
     /// Sessions created.
     pub created: u64,
-    /// Sessions ended by [`delete`](crate::SessionBackend::delete).
+    /// Sessions deleted by [`delete`](crate::SessionBackend::delete).
     pub deleted: u64,
-    /// Sessions ended by their TTL, counted when they are reclaimed.
+    /// Sessions expired, counted when they are reclaimed.
     pub expired: u64,
-    /// How many times [`sweep`](crate::SessionBackend::sweep) ran.
+    /// Runs of [`sweep`](crate::SessionBackend::sweep).
     pub sweeps: u64,
-    /// Sessions there are, expired ones included that are not reclaimed yet.
+    /// Sessions in the backend, including expired ones that are not reclaimed yet.
     pub live: u64,
-    /// Variables in all of them.
+    /// Variables in all sessions.
     pub variables: u64,
-    /// Programs in all of them, and global ones.
+    /// Programs in all sessions, and global programs.
     pub programs: u64,
-    /// What all of this holds, in bytes, as [`SessionLimits`](crate::SessionLimits) counts.
+    /// Their total size in bytes, as [`SessionLimits`](crate::SessionLimits) counts it.
     pub bytes: u64,
 }

@@ -1,4 +1,4 @@
-//! The id of a session: chosen by whoever creates it, checked once, cheap to clone.
+//! Session ids. The creator chooses the id; it is validated once and cheap to clone.
 
 use std::{borrow::Borrow, fmt, sync::Arc};
 
@@ -31,7 +31,7 @@ impl SessionId {
     }
 }
 
-/// What is wrong with a text that shall be an id or a name, if anything.
+/// Returns why a text cannot be an id or a name.
 pub(crate) fn problem_of(text: &str, max_bytes: usize) -> Option<String> {
     if text.is_empty() {
         Some("it is empty".to_owned())

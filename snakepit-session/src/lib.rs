@@ -1,19 +1,25 @@
-//! Sessions: the state that the host owns and Python workers only borrow.
+//! Sessions: the state that the host owns and Python workers use.
 //!
 //! ```text
 //!            callers (snakepit-server)
 //!                     |
-//!             trait SessionBackend          where sessions live
+//!             dyn SessionBackend            stores sessions
 //!                     |
 //!       +-------------+-------------+
-//! MemoryBackend   RedbBackend   RedisBackend     this process; a file; a server that hosts share
+//! MemoryBackend   RedbBackend   RedisBackend     in this process; in a file; shared by several hosts
 //!       +-------------+-------------+
 //!                     |
-//!                kit, limits                what every backend does to a session
+//!                kit, limits                the semantics that all backends share
 //! ```
 //!
-//! A session has an id, metadata, typed variables, programs, the worker that served it last, and a time to live that every
-//! use renews. `RedbBackend` and `RedisBackend` are in the crates `snakepit-session-redb` and `snakepit-session-redis`. This crate knows nothing of gRPC, protobuf, workers or Python.
+//! A session has an id, metadata, typed variables, programs, the worker that served it last, and a TTL that every use renews.
+//! This crate contains the trait, its types, the memory backend, and the [`kit`] for other backends.
+//!
+//! | crate | contents |
+//! | --- | --- |
+//! | `snakepit-session-redb` | `RedbBackend` |
+//! | `snakepit-session-redis` | `RedisBackend` |
+//! | `snakepit-session-testkit` | test suites for any backend |
 #![warn(missing_docs)]
 
 mod backend;

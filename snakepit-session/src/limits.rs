@@ -1,47 +1,49 @@
-//! How much sessions may hold, and what counts.
+//! The limits of a backend, and how sizes are counted.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::{NewSession, Note, Payload, Program, ProgramName, SessionError, SessionId};
 
-/// TTLs above this are cut to it: a century is forever, and fits every clock.
+/// The longest TTL. A century fits into every clock.
 const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// Limits and defaults of a backend. What a session *holds* is the length of its metadata, of its variables with all
-/// versions kept, and of its programs, each with names and metadata; what the backend needs around that does not count.
+/// The limits and defaults of a backend.
+///
+/// The *size* of a session counts its metadata, its variables with their histories, and its programs, including names and
+/// metadata. It does not count the overhead of the backend.
 ///
 /// Errors name a limit as the daemon's flag and configuration key do: `max-sessions` is `max_sessions`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionLimits {
-    /// TTL of sessions whose creator names none. One hour by default.
+    /// The TTL of sessions that are created without one. One hour by default.
     pub default_ttl: Duration,
-    /// The most sessions at a time. A million by default.
+    /// The maximum number of sessions. A million by default.
     pub max_sessions: usize,
-    /// What one session may hold in all, in bytes. 256 MiB by default.
+    /// The maximum size of a session in bytes. 256 MiB by default.
     pub max_session_bytes: usize,
-    /// What all sessions and the global programs may hold together, in bytes. 4 GiB by default.
+    /// The maximum total size of all sessions and global programs in bytes. 4 GiB by default.
     pub max_total_bytes: usize,
-    /// The most entries in the metadata of a session, a program, a variable or a write. 1000 by default.
+    /// The maximum number of metadata entries of a session, program, variable or write. 1000 by default.
     pub max_metadata_entries: usize,
-    /// How long all names and values of such metadata may be together, in bytes. 1 MiB by default.
+    /// The maximum total length of these entries in bytes, names and values. 1 MiB by default.
     pub max_metadata_bytes: usize,
-    /// The largest program, in bytes. 64 MiB by default.
+    /// The maximum size of a program in bytes. 64 MiB by default.
     pub max_program_bytes: usize,
-    /// The most programs in one session, and the most global ones. 1000 by default.
+    /// The maximum number of programs in a session, and of global programs. 1000 by default.
     pub max_programs: usize,
-    /// The most variables in one session. 1000 by default.
+    /// The maximum number of variables in a session. 1000 by default.
     pub max_variables: usize,
-    /// The largest value of a variable, in bytes. 10 MiB by default.
+    /// The maximum size of a value in bytes. 10 MiB by default.
     pub max_value_bytes: usize,
-    /// How many versions of a variable are kept beside the one it has. 20 by default; 0 keeps none.
+    /// The number of older versions in a variable's history. 20 by default; 0 disables the history.
     pub max_history: usize,
-    /// What these versions may take, in bytes: the oldest go first. 16 MiB by default.
+    /// The maximum size of a history in bytes. The oldest versions are dropped first. 16 MiB by default.
     pub max_history_bytes: usize,
-    /// The most watches on one session. 1000 by default.
+    /// The maximum number of watches on a session. 1000 by default.
     pub max_watches: usize,
-    /// How many updates wait for a slow watcher before it loses the oldest. 1024 by default.
+    /// The maximum number of updates queued for a slow watcher. Above it, the oldest are dropped. 1024 by default.
     pub max_watch_backlog: usize,
-    /// What these updates may take, in bytes. 64 MiB by default.
+    /// The maximum size of these updates in bytes. 64 MiB by default.
     pub max_watch_backlog_bytes: usize,
 }
 
@@ -69,12 +71,12 @@ impl Default for SessionLimits {
 }
 
 impl SessionLimits {
-    /// The TTL that a caller gets who asks for this one.
+    /// The effective TTL for a requested one.
     pub fn ttl(&self, asked: Option<Duration>) -> Duration {
         asked.unwrap_or(self.default_ttl).min(MAX_TTL)
     }
 
-    /// Whether a session may be made of this.
+    /// Checks whether a session may be created.
     ///
     /// # Errors
     /// [`SessionError::MetadataTooLarge`] or [`SessionError::SessionTooLarge`].
@@ -83,7 +85,7 @@ impl SessionLimits {
         self.check_size(id, size_of_metadata(&new.metadata))
     }
 
-    /// Whether a program may be kept in any session.
+    /// Checks the size and metadata of a program.
     ///
     /// # Errors
     /// [`SessionError::ProgramTooLarge`] or [`SessionError::MetadataTooLarge`].
@@ -95,7 +97,7 @@ impl SessionLimits {
         self.check_metadata(&program.metadata)
     }
 
-    /// Whether a variable may have a value of this size.
+    /// Checks the size of a value.
     ///
     /// # Errors
     /// [`SessionError::ValueTooLarge`].
@@ -107,7 +109,7 @@ impl SessionLimits {
         Ok(())
     }
 
-    /// Whether a session may hold so much.
+    /// Checks the size of a session.
     ///
     /// # Errors
     /// [`SessionError::SessionTooLarge`].
@@ -119,7 +121,7 @@ impl SessionLimits {
         Ok(())
     }
 
-    /// Whether metadata may be kept.
+    /// Checks the size of metadata.
     ///
     /// # Errors
     /// [`SessionError::MetadataTooLarge`].
@@ -127,7 +129,7 @@ impl SessionLimits {
         self.check_metadata_of(metadata.len(), size_of_metadata(metadata))
     }
 
-    /// Whether what is said about a write may be kept.
+    /// Checks the size of a note.
     ///
     /// # Errors
     /// [`SessionError::MetadataTooLarge`].
@@ -135,7 +137,10 @@ impl SessionLimits {
         self.check_metadata_of(note.metadata.len(), size_of_note(note))
     }
 
-    /// Likewise, of what was counted already.
+    /// Checks metadata with this number of entries and bytes.
+    ///
+    /// # Errors
+    /// [`SessionError::MetadataTooLarge`].
     pub const fn check_metadata_of(&self, entries: usize, bytes: usize) -> Result<(), SessionError> {
         let (max_entries, max_bytes) = (self.max_metadata_entries, self.max_metadata_bytes);
         if entries > max_entries || bytes > max_bytes {
@@ -145,25 +150,27 @@ impl SessionLimits {
     }
 }
 
-/// What metadata takes, in bytes.
+/// The size of metadata in bytes.
 #[must_use]
 pub fn size_of_metadata(metadata: &BTreeMap<String, String>) -> usize {
     metadata.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
-/// What a program takes of its session, in bytes.
+/// The size of a program in bytes, including its name and metadata.
 #[must_use]
 pub fn size_of_program(name: &ProgramName, program: &Program) -> usize {
     let Program { data, content_type, metadata, ttl: _, updated_at: _ } = program;
     name.as_str().len() + data.len() + content_type.len() + size_of_metadata(metadata)
 }
 
-/// What one version of a variable takes.
+/// The size of one version of a variable in bytes.
+#[must_use]
 pub fn size_of_version(value: &Payload, note: &Note) -> usize {
     value.size() + size_of_note(note)
 }
 
-/// The most that a variable grows by when this is written to it. Numbers may be written longer than they came.
+/// The maximum number of bytes that a write adds to a variable. Stored numbers may be longer than they arrived.
+#[must_use]
 pub fn max_write_size(value: &Payload, note: &Note) -> usize {
     const NUMBER: usize = 64;
     size_of_version(value, note) + note.metadata.size() + NUMBER

@@ -1,4 +1,4 @@
-//! The default backend: sessions in this process, in a concurrent map, with a queue of what expires next.
+//! The default backend: a concurrent map of sessions in this process, with a queue ordered by expiry time.
 
 use std::{
     collections::BTreeSet,
@@ -28,39 +28,39 @@ mod operations;
 
 use globals::Globals;
 
-/// How many parts the map has for each processor, each with a lock of its own. Few threads wait for each other then.
+/// The number of shards of the map for each CPU. Each shard has a lock, so more shards mean less contention.
 const SHARDS_PER_CPU: usize = 32;
 
-/// Sessions in this process: gone when it ends.
+/// Sessions in the memory of this process.
 #[derive(Debug)]
 pub struct MemoryBackend {
     limits: SessionLimits,
-    /// When the backend was made: times are nanoseconds since then, which an atomic holds for five hundred years.
+    /// The creation of the backend. Times are nanoseconds since then, which fit into an atomic for five hundred years.
     epoch: Instant,
-    /// Hashed fast: the hash is seeded anew in each process, and ids come from clients that may run tools anyway.
+    /// Uses a fast hasher. It is seeded randomly in each process, and clients that choose ids may run tools anyway.
     sessions: DashMap<SessionId, Box<SessionSlot>, RandomState>,
-    /// How many sessions there are, counted before they are made so that racing creators cannot pass the limit.
+    /// The number of sessions. Incremented before a session is created, so that racing creators cannot exceed the limit.
     count: AtomicUsize,
-    /// The bytes of all sessions and global programs, counted before they are kept for the same reason.
+    /// The size of all sessions and global programs, increased before they are stored for the same reason.
     bytes: AtomicUsize,
-    /// Locked after the session, never before it.
+    /// Lock order: the session, then the index.
     index: Mutex<Index>,
     globals: Mutex<Globals>,
     events: SessionEventSender,
     counters: Counters,
 }
 
-/// Every session once in each order.
+/// The ids of all sessions in two orders.
 #[derive(Debug, Default)]
 struct Index {
-    /// Under the time it was last known to expire. Use does not move it: one that turns out to live longer when its time
-    /// comes is queued again, so a sweep costs by what surfaces and not by what lives.
+    /// By the last known expiry time. Renewals do not update it; a sweep requeues a session that turns out to live longer.
+    /// So a sweep costs time only for the sessions that are due.
     due: BTreeSet<(u64, SessionId)>,
-    /// For listings, which cost by what they show.
+    /// By id, for listings.
     ids: BTreeSet<SessionId>,
 }
 
-/// What happened so far, and what there is beside sessions and bytes.
+/// Counters for the statistics.
 #[derive(Debug, Default)]
 struct Counters {
     created: AtomicU64,
@@ -68,17 +68,17 @@ struct Counters {
     expired: AtomicU64,
     sweeps: AtomicU64,
     variables: AtomicUsize,
-    /// Of sessions; the global ones are counted by themselves.
+    /// Programs of sessions. Global programs are counted separately.
     programs: AtomicUsize,
 }
 
-/// A session in its place.
+/// A session in the map.
 #[derive(Debug)]
 struct SessionSlot {
     record: SessionRecord,
-    /// Moved by readers too, which share the lock.
+    /// Atomic because readers, which share the lock, renew it too.
     expires: AtomicU64,
-    /// Where it stands in the expiry queue.
+    /// The session's key in the expiry queue.
     queued: u64,
     /// Boxed, because few sessions are watched.
     watchers: Option<Box<Watchers>>,
@@ -99,7 +99,7 @@ impl SessionSlot {
         self.expires() <= now
     }
 
-    /// Never earlier than it was: of two readers, the later one may get here first.
+    /// Never moves the expiry time back, because readers may arrive here out of order.
     fn renew(&self, now: u64) {
         self.expires.fetch_max(later(now, self.record.header.ttl), Relaxed);
     }
@@ -113,7 +113,7 @@ fn later(now: u64, ttl: Duration) -> u64 {
     now.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// Tells the watchers of a session, if it has any.
+/// Sends a change to the watchers of a session.
 fn notify(watchers: &mut Option<Box<Watchers>>, kind: UpdateKind, changed: &VariableRecord) {
     if let Some(watchers) = watchers {
         watchers.notify(&changed.update(kind));
@@ -121,7 +121,7 @@ fn notify(watchers: &mut Option<Box<Watchers>>, kind: UpdateKind, changed: &Vari
 }
 
 impl MemoryBackend {
-    /// A backend without sessions.
+    /// Creates a backend without sessions.
     #[must_use]
     pub fn new(limits: SessionLimits) -> Self {
         let shards = SHARDS_PER_CPU * available_parallelism().map_or(1, usize::from);
@@ -153,7 +153,8 @@ impl MemoryBackend {
         self.globals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The live session of this id, locked against writers. Clocks are read while it is, so that they go with what is done.
+    /// Returns the live session, read-locked, and the time. The clock is read under the lock, so that times follow the order of
+    /// operations.
     fn slot(&self, id: &SessionId) -> Result<(Ref<'_, SessionId, Box<SessionSlot>>, u64), SessionError> {
         let found = self.sessions.get(id);
         let now = self.now();
@@ -163,7 +164,7 @@ impl MemoryBackend {
         }
     }
 
-    /// The same, locked against everybody.
+    /// The same with a write lock.
     fn slot_mut(
         &self,
         id: &SessionId,
@@ -176,21 +177,21 @@ impl MemoryBackend {
         }
     }
 
-    /// The live session of this id, locked against writers and renewed.
+    /// Renews the live session and returns it, read-locked.
     fn touch(&self, id: &SessionId) -> Result<Ref<'_, SessionId, Box<SessionSlot>>, SessionError> {
         let (slot, now) = self.slot(id)?;
         slot.renew(now);
         Ok(slot)
     }
 
-    /// The same, locked against everybody.
+    /// The same with a write lock.
     fn touch_mut(&self, id: &SessionId) -> Result<RefMut<'_, SessionId, Box<SessionSlot>>, SessionError> {
         let (slot, now) = self.slot_mut(id)?;
         slot.renew(now);
         Ok(slot)
     }
 
-    /// Does something to a session that may change what it holds. `more` is the most it may take in addition.
+    /// Runs an operation that may change the size of a session. `more` is the maximum growth in bytes.
     async fn change<T>(
         &self,
         id: &SessionId,
@@ -203,15 +204,15 @@ impl MemoryBackend {
         act(&mut slot, &mut Budget { session: id, limits: &self.limits, resize: &mut resize })
     }
 
-    /// Claims room for one more session; false when there is none.
+    /// Reserves one session. Returns false at the limit.
     fn claim(&self) -> bool {
         let limit = self.limits.max_sessions;
         let add = |count| (count < limit).then_some(count + 1);
         self.count.fetch_update(Relaxed, Relaxed, add).is_ok()
     }
 
-    /// Reclaims what expired if that is where so many bytes would have to come from: expired sessions do not count, and
-    /// nobody is refused because of them. No session may be locked meanwhile.
+    /// Reclaims expired sessions if that is necessary to add this number of bytes. So expired sessions never cause a rejection.
+    /// The caller must not hold the lock of a session.
     async fn reclaim_for(&self, bytes: usize) {
         let is_full = || self.bytes.load(Relaxed).saturating_add(bytes) > self.limits.max_total_bytes;
         if is_full() {
@@ -222,7 +223,7 @@ impl MemoryBackend {
         }
     }
 
-    /// Claims the bytes that something grows by, or gives back those that it shrinks by.
+    /// Adjusts the total size when an object's size changes.
     ///
     /// # Errors
     /// [`SessionError::BackendFull`].
@@ -239,7 +240,7 @@ impl MemoryBackend {
             .map_err(|held| SessionError::BackendFull { size: held.saturating_add(to - from), limit })
     }
 
-    /// Ends a session that is about to leave the map, and is locked: gives back its room and tells those who care.
+    /// Ends a locked session that is about to leave the map: updates the counters, ends its watches, and sends the event.
     fn retire(&self, id: &SessionId, slot: &SessionSlot, kind: SessionEventKind) {
         let SessionHeader { bytes, programs, variables, .. } = slot.record.header;
         self.count.fetch_sub(1, Relaxed);
@@ -258,8 +259,7 @@ impl MemoryBackend {
         self.events.notify(id, kind);
     }
 
-    /// Returns the session of this id if it lives, or makes it in room claimed before. `None`: it must be made, and
-    /// no room was claimed.
+    /// Returns the session if it is live. Otherwise creates it if the caller has `claimed` its space, and else returns `None`.
     fn find_or_create(&self, id: &SessionId, new: &NewSession, claimed: bool) -> Option<(Session, Created)> {
         let entry = self.sessions.entry(id.clone());
         let now = self.now();
@@ -276,7 +276,8 @@ impl MemoryBackend {
             entry => {
                 let fresh = Box::new(SessionSlot::new(new.clone(), &self.limits, now));
                 let (queued, session) = (fresh.queued, fresh.snapshot(id, now));
-                // Held until all is told, so that nobody deletes what is not queued yet, and events come in order.
+                // Keep the lock until the index is updated and the event is sent: otherwise a concurrent deletion could miss the
+                // index entry or send its event first.
                 let held = match entry {
                     Entry::Occupied(mut expired) => {
                         self.index().due.remove(&(expired.get().queued, id.clone()));
@@ -288,7 +289,7 @@ impl MemoryBackend {
                 };
                 let mut index = self.index();
                 index.due.insert((queued, id.clone()));
-                // Of the expired one it may be there.
+                // An expired session may have left its entry.
                 index.ids.insert(id.clone());
                 drop(index);
                 self.counters.created.fetch_add(1, Relaxed);
@@ -304,17 +305,17 @@ impl MemoryBackend {
         self.bytes.fetch_sub(freed, Relaxed);
     }
 
-    /// Reclaims some of the sessions that expired; returns how many, and nothing when none is due any more.
+    /// Reclaims a limited number of expired sessions and returns their number, or `None` when none is due.
     fn reclaim_some(&self) -> Option<usize> {
         const SOME: usize = 1000;
         let now = self.now();
         let mut expired = 0;
         for looked in 0..SOME {
-            // The queue is released before the session is locked: everybody else locks them the other way round.
+            // Release the index before locking the session, because the lock order is the other way round.
             let due = self.index().due.first().filter(|(at, _)| *at <= now).cloned();
             let Some((queued, id)) = due else { return (looked > 0).then_some(expired) };
             let entry = self.sessions.entry(id.clone());
-            // Whatever became of the session meanwhile, this place in the queue is done with.
+            // This queue entry is obsolete in any case.
             let mut index = self.index();
             index.due.remove(&(queued, id.clone()));
             let Entry::Occupied(mut entry) = entry else { continue };

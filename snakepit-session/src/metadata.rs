@@ -1,4 +1,4 @@
-//! Small texts by name, kept tightly: a host has millions of them.
+//! A compact map of small strings. A host stores millions of them.
 
 use std::{collections::BTreeMap, fmt, ops::Index, sync::Arc};
 
@@ -7,7 +7,7 @@ use serde::{
     de::{MapAccess, Visitor},
 };
 
-/// What somebody attached: texts by name, ordered by name. Cloning is cheap; an empty one takes no memory of its own.
+/// Metadata: strings by name, ordered by name. Clones are cheap, and an empty map does not allocate.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Metadata {
     /// Sorted. A `BTreeMap` would take half a kilobyte for its first entry.
@@ -17,7 +17,7 @@ pub struct Metadata {
 type Entry = (Box<str>, Box<str>);
 
 impl Metadata {
-    /// The text of this name.
+    /// Returns the value for a name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
         let entries = self.entries();
@@ -25,29 +25,29 @@ impl Metadata {
         Some(&entries[found].1)
     }
 
-    /// Names and texts, ordered by name.
+    /// Iterates over names and values, ordered by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.entries().iter().map(|(name, text)| (&**name, &**text))
     }
 
-    /// How many there are.
+    /// The number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries().len()
     }
 
-    /// Whether there are none.
+    /// Whether the map is empty.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.entries.is_none()
     }
 
-    /// How long all names and texts are together, in bytes.
+    /// The total length of names and values in bytes.
     pub(crate) fn size(&self) -> usize {
         self.iter().map(|(name, text)| name.len() + text.len()).sum()
     }
 
-    /// This with that put over it.
+    /// Merges both maps. Entries of `over` take precedence.
     pub(crate) fn merged(&self, over: &Self) -> Self {
         self.iter().chain(over.iter()).collect::<BTreeMap<_, _>>().into_iter().collect()
     }
@@ -61,14 +61,14 @@ impl Index<&str> for Metadata {
     type Output = str;
 
     /// # Panics
-    /// When there is no text of this name.
+    /// If the name is missing.
     fn index(&self, name: &str) -> &str {
         self.get(name).expect("no entry of this name")
     }
 }
 
 impl<K: Into<Box<str>>, V: Into<Box<str>>> FromIterator<(K, V)> for Metadata {
-    /// Of entries with the same name the last one counts.
+    /// The last entry with a name takes precedence.
     fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
         let entries: BTreeMap<Box<str>, Box<str>> =
             entries.into_iter().map(|(name, text)| (name.into(), text.into())).collect();

@@ -1,4 +1,4 @@
-//! A typed value as bytes: parsed only when something must look inside.
+//! A typed value as bytes, which are parsed only on demand.
 
 use std::{fmt, marker::PhantomData, str::FromStr};
 
@@ -13,7 +13,7 @@ pub(crate) mod whole;
 pub(crate) use array::ArrayMetadata;
 pub use array::Number;
 
-/// The types a value can have. The names are those of the wire protocol.
+/// The type of a value. The names are those of the wire protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs, reason = "the names say it")]
@@ -85,55 +85,55 @@ impl FromStr for ValueType {
     }
 }
 
-/// Why a payload could not be made or read.
+/// An error of creating or reading a payload.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PayloadError {
-    /// The type's name is none of [`ValueType`].
+    /// The name is not one of [`ValueType`].
     #[error(
         "unknown value type `{name}`; one of float, integer, string, boolean, choice, module, embedding, tensor, map, list, null, bytes"
     )]
     UnknownType {
-        /// The name given.
+        /// The name.
         name: String,
     },
-    /// A Rust value does not serialize to JSON.
+    /// The Rust value does not serialize to JSON.
     #[error("value cannot be serialized to JSON: {problem}")]
     Serialize {
-        /// What serde reported.
+        /// The error of serde.
         problem: String,
     },
-    /// The payload's JSON does not fit the Rust type asked for.
+    /// The payload's JSON does not match the requested Rust type.
     #[error("{ty} value does not fit {target}: {problem}")]
     Deserialize {
         /// The payload's type.
         ty: ValueType,
         /// The Rust type.
         target: &'static str,
-        /// What serde reported.
+        /// The error of serde.
         problem: String,
     },
-    /// The JSON is not of the type that the payload claims.
+    /// The JSON does not match the declared type.
     #[error("value must be of type {ty}, as it is declared, and its JSON is {found}")]
     Mismatch {
-        /// The type that was declared.
+        /// The declared type.
         ty: ValueType,
-        /// What the JSON is.
+        /// The kind of the JSON.
         found: &'static str,
     },
-    /// The items of an array do not fill its shape.
+    /// The number of items does not match the shape of the array.
     #[error("a tensor of shape {shape:?} does not have the {items} items that were given")]
     Shape {
         /// The length of each axis.
         shape: Vec<usize>,
-        /// How many items were given.
+        /// The number of items.
         items: usize,
     },
 }
 
-/// A typed value: JSON, and for arrays and bytes a raw buffer beside it.
+/// A typed value: JSON, and a raw buffer for arrays and bytes.
 ///
-/// Cloning is cheap; the bytes are shared. The JSON is not validated until somebody reads it.
+/// Clones are cheap and share the bytes. The JSON is validated when the value is read.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Payload {
     ty: ValueType,
@@ -142,23 +142,23 @@ pub struct Payload {
 }
 
 impl Payload {
-    /// A value whose JSON is at hand.
+    /// Wraps JSON of a known type.
     #[must_use]
     pub const fn from_json(ty: ValueType, json: Bytes) -> Self {
         Self { ty, json, binary: None }
     }
 
-    /// A value that somebody else declared to be of this type. Looks at the first letter of its JSON only, and at the letters
-    /// of a number: JSON that is malformed further on is found by whoever reads it.
+    /// Wraps JSON that a peer declared to have this type. Checks only the first character and the characters of numbers; reading the
+    /// value finds other errors.
     ///
     /// # Errors
-    /// [`PayloadError::Mismatch`] when the JSON is of another type.
+    /// [`PayloadError::Mismatch`] if the JSON has another type.
     #[inline]
     pub fn declared(ty: ValueType, json: Bytes) -> Result<Self, PayloadError> {
         if is_of(ty, &json) { Ok(Self::from_json(ty, json)) } else { Err(mismatch(ty, &json)) }
     }
 
-    /// A value that travels as a raw buffer; `metadata` is JSON that says how to read it (shape, dtype, format).
+    /// Wraps a raw buffer. `metadata` is JSON that describes it (shape, dtype, format).
     #[must_use]
     pub const fn from_buffer(ty: ValueType, metadata: Bytes, buffer: Bytes) -> Self {
         Self { ty, json: metadata, binary: Some(buffer) }
@@ -177,14 +177,14 @@ impl Payload {
         Self::from_json(ValueType::Null, Bytes::from_static(b"null"))
     }
 
-    /// A float. NaN and infinities, which serde takes for null, become the strings that the protocol has for them.
+    /// Creates a float. NaN and infinities, for which serde writes null, become the strings of the protocol.
     #[must_use]
     pub fn float(number: f64) -> Self {
         let name = match number {
             _ if number.is_nan() => r#""NaN""#,
             f64::INFINITY => r#""Infinity""#,
             f64::NEG_INFINITY => r#""-Infinity""#,
-            // Of a finite number this cannot fail.
+            // This cannot fail for a finite number.
             _ => {
                 let json = serde_json::to_vec(&number).unwrap_or_default();
                 return Self::from_json(ValueType::Float, json.into());
@@ -193,7 +193,7 @@ impl Payload {
         Self::from_json(ValueType::Float, Bytes::from_static(name.as_bytes()))
     }
 
-    /// The number of a float or integer, NaN and infinities included. `None` when it is none.
+    /// Returns the number of a float or integer, including NaN and infinities. `None` for other values.
     #[must_use]
     pub fn to_float(&self) -> Option<f64> {
         match &self.json[..] {
@@ -205,8 +205,8 @@ impl Payload {
         }
     }
 
-    /// The number of an integer, or of a float that is one: 5.0 is 5. `None` when it is none, or a float beyond 2^53, where
-    /// not every integer is a float of its own.
+    /// Returns the number of an integer or of an integral float such as 5.0. `None` for other values, and for floats beyond 2^53,
+    /// where one float stands for several integers.
     #[must_use]
     pub fn to_integer(&self) -> Option<i64> {
         if self.binary.is_some() {
@@ -215,18 +215,17 @@ impl Payload {
         serde_json::from_slice(&self.json).ok().or_else(|| whole::integer(self.to_float()?))
     }
 
-    /// Serializes a Rust value; the type follows from the JSON it becomes. For floats that may be NaN or infinite there is
-    /// [`Payload::float`].
+    /// Serializes a Rust value. The JSON determines the type. Use [`Payload::float`] for floats that may be NaN or infinite.
     ///
     /// # Errors
-    /// [`PayloadError::Serialize`] when serde refuses, for example for a map whose keys are no strings.
+    /// [`PayloadError::Serialize`] if serde fails, for example for a map whose keys are not strings.
     pub fn try_from_serde<T: Serialize + ?Sized>(value: &T) -> Result<Self, PayloadError> {
         let json =
             serde_json::to_vec(value).map_err(|e| PayloadError::Serialize { problem: e.to_string() })?;
         Ok(Self::of_json(json.into()))
     }
 
-    /// A value that serde wrote as JSON, or read as such: without blanks around it. The type follows from it.
+    /// Wraps JSON that serde wrote or read, without surrounding white space. The JSON determines the type.
     #[must_use]
     pub fn of_json(json: Bytes) -> Self {
         let ty = match json.first() {
@@ -241,11 +240,10 @@ impl Payload {
         Self::from_json(ty, json)
     }
 
-    /// A tensor: the items in row-major order, with the length of each axis. It travels as it is, and is a numpy array to
-    /// Python.
+    /// Creates a tensor from items in row-major order and the length of each axis. Python receives a numpy array.
     ///
     /// # Errors
-    /// [`PayloadError::Shape`] when the shape has room for more or fewer items.
+    /// [`PayloadError::Shape`] if the number of items does not match the shape.
     pub fn tensor<T: Number>(shape: &[usize], items: &[T]) -> Result<Self, PayloadError> {
         let expected = shape.iter().try_fold(1_usize, |items, length| items.checked_mul(*length));
         if expected != Some(items.len()) {
@@ -254,18 +252,20 @@ impl Payload {
         Ok(array::from_items(ValueType::Tensor, shape, items))
     }
 
-    /// An embedding, likewise: an array with one axis.
+    /// Creates an embedding: an array with one axis.
     #[must_use]
     pub fn embedding<T: Number>(items: &[T]) -> Self {
         array::from_items(ValueType::Embedding, &[items.len()], items)
     }
 
-    /// Reads the value into a Rust type. The raw buffer of a tensor or an embedding is nested lists of numbers to it, that of
-    /// bytes a `Vec<u8>`; a float that is NaN or infinite, a text in JSON, is an `f64`, also within lists and maps. A
-    /// tensor of the form `{"shape": .., "data": ..}` stays a map.
+    /// Deserializes the value.
+    ///
+    /// - The buffer of a tensor or embedding reads as nested lists of numbers, and that of bytes as a `Vec<u8>`.
+    /// - NaN and infinities, which are strings in JSON, read as `f64`, also within lists and maps.
+    /// - A tensor of the form `{"shape": .., "data": ..}` stays a map.
     ///
     /// # Errors
-    /// [`PayloadError::Deserialize`] when the value is malformed or does not fit `T`.
+    /// [`PayloadError::Deserialize`] if the value is malformed or does not match `T`.
     pub fn to_serde<T: DeserializeOwned>(&self) -> Result<T, PayloadError> {
         let value = self.read(PhantomData).or_else(|_| self.read_whole(PhantomData));
         value.map_err(|e| PayloadError::Deserialize {
@@ -281,25 +281,25 @@ impl Payload {
         self.ty
     }
 
-    /// JSON of the value, or of its metadata when there is a buffer.
+    /// The JSON of the value, or of its metadata if it has a buffer.
     #[must_use]
     pub const fn json(&self) -> &Bytes {
         &self.json
     }
 
-    /// The raw buffer, if the value travels as one.
+    /// The raw buffer, if the value has one.
     #[must_use]
     pub const fn binary(&self) -> Option<&Bytes> {
         self.binary.as_ref()
     }
 
-    /// Takes the value apart: type, JSON, buffer.
+    /// Returns type, JSON and buffer.
     #[must_use]
     pub fn into_parts(self) -> (ValueType, Bytes, Option<Bytes>) {
         (self.ty, self.json, self.binary)
     }
 
-    /// What the value occupies, in bytes.
+    /// The size of the value in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         self.json.len() + self.binary.as_ref().map_or(0, Bytes::len)
@@ -307,7 +307,7 @@ impl Payload {
 }
 
 impl fmt::Debug for Payload {
-    /// Shows the start of the JSON and the length of the buffer: values can be large and private.
+    /// Shows the beginning of the JSON and the length of the buffer, because values can be large and private.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 64;
         let head = String::from_utf8_lossy(&self.json[..self.json.len().min(SHOWN)]);
@@ -320,7 +320,7 @@ impl fmt::Debug for Payload {
     }
 }
 
-/// Whether JSON begins like a value of this type.
+/// Whether the beginning of the JSON matches this type.
 #[inline]
 fn is_of(ty: ValueType, json: &[u8]) -> bool {
     // Writers of compact JSON leave no white space around it.
@@ -329,7 +329,7 @@ fn is_of(ty: ValueType, json: &[u8]) -> bool {
     let Some(&first) = text.first() else { return false };
     let is_number = first == b'-' || first.is_ascii_digit();
     match ty {
-        // Whether it is whole is for the reader to say, to whom 5.0 is 5.
+        // The reader checks whether the number is integral and accepts 5.0 as 5.
         ValueType::Integer => is_number,
         ValueType::Float => is_number || matches!(text, br#""NaN""# | br#""Infinity""# | br#""-Infinity""#),
         ValueType::String | ValueType::Choice | ValueType::Module => first == b'"',
@@ -337,9 +337,9 @@ fn is_of(ty: ValueType, json: &[u8]) -> bool {
         ValueType::Null => text == b"null",
         ValueType::Map => first == b'{',
         ValueType::List => first == b'[',
-        // Where a message has no binary field, an array is a map with its data in it.
+        // In a message without a binary field, an array is a map that contains the data.
         ValueType::Embedding | ValueType::Tensor => matches!(first, b'[' | b'{'),
-        // These travel as a buffer.
+        // These have a buffer.
         ValueType::Bytes => false,
     }
 }
@@ -419,7 +419,7 @@ mod tests {
                 assert!(Payload::declared(ty, Bytes::from(*text)).is_ok(), "{ty} {text}");
             }
             for text in all {
-                // Only certain strings are floats.
+                // Only a few strings are floats.
                 let is_good =
                     texts.iter().any(|good| kind(good) == kind(text)) && (ty, text) != (T::Float, all[1]);
                 assert_eq!(Payload::declared(ty, Bytes::from(text)).is_ok(), is_good, "{ty} {text}");

@@ -1,4 +1,4 @@
-//! Programs: named blobs, such as a trained model, of a session or global. The host keeps them; only Python understands them.
+//! Programs: named blobs such as trained models, in a session or global. The host stores them without interpreting them.
 
 use std::{
     collections::BTreeMap,
@@ -52,12 +52,12 @@ impl fmt::Display for ProgramName {
     }
 }
 
-/// Whose a program is.
+/// The owner of a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProgramOwner {
-    /// A session's: it is used by those who know the session, and ends with it.
+    /// A session. The program is visible to callers that know the session, and is deleted with it.
     Session(SessionId),
-    /// Nobody's: it is used by all, and ends by its own TTL, which every read renews.
+    /// Global programs are visible to all callers and have a TTL, which every read renews.
     Global,
 }
 
@@ -74,9 +74,9 @@ pub struct Program {
     pub data: Bytes,
     /// A media type, such as `application/json` or `application/octet-stream`.
     pub content_type: String,
-    /// Whatever the owner wants to remember about it.
+    /// Metadata of the owner.
     pub metadata: BTreeMap<String, String>,
-    /// How long a global program lives without use. `None` takes the backend's default; a session's program has none.
+    /// The lifetime of an unused global program. `None` uses the backend's default. Programs of sessions have no TTL.
     pub ttl: Option<Duration>,
     /// When it was stored. Set by the backend.
     pub updated_at: SystemTime,
@@ -96,7 +96,7 @@ impl Program {
     }
 }
 
-/// A program as listings show it: all but its data.
+/// The description of a program, without its data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgramInfo {
     /// Its name.
@@ -107,7 +107,7 @@ pub struct ProgramInfo {
     pub content_type: String,
     /// Its metadata.
     pub metadata: BTreeMap<String, String>,
-    /// How long it lives without use, if it is global.
+    /// The lifetime of an unused global program.
     pub ttl: Option<Duration>,
     /// When it was stored.
     pub updated_at: SystemTime,

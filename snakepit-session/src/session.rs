@@ -1,4 +1,4 @@
-//! What a session is, as callers see it: an immutable snapshot.
+//! A session as callers see it: an immutable snapshot.
 
 use std::{
     collections::BTreeMap,
@@ -8,34 +8,34 @@ use std::{
 
 use crate::{Metadata, SessionId};
 
-/// What a caller says when it creates a session.
+/// The parameters of a new session.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NewSession {
-    /// Kept with the session and returned with it.
+    /// Metadata, stored with the session.
     pub metadata: BTreeMap<String, String>,
-    /// How long the session lives without use. `None` takes the backend's default.
+    /// The lifetime of the unused session. `None` uses the backend's default.
     pub ttl: Option<Duration>,
 }
 
-/// A session at one moment.
+/// A snapshot of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
     /// Its id.
     pub id: SessionId,
-    /// What its creator attached.
+    /// The metadata that the creator attached.
     pub metadata: Metadata,
     /// When it was created.
     pub created_at: SystemTime,
-    /// How long it lives from now unless it is used before.
+    /// The remaining lifetime if the session is not used.
     pub expires_in: Duration,
-    /// How long it lives without use.
+    /// The lifetime of the unused session.
     pub ttl: Duration,
-    /// How many programs it holds.
+    /// The number of programs.
     pub program_count: usize,
-    /// How many variables it holds.
+    /// The number of variables.
     pub variable_count: usize,
-    /// What it holds, in bytes, as [`SessionLimits`](crate::SessionLimits) counts.
+    /// The size in bytes, as [`SessionLimits`](crate::SessionLimits) counts it.
     pub bytes: usize,
-    /// The worker that served it last: a hint for the next call, nothing more.
+    /// The worker that served the session last. This is only a hint for the next call.
     pub last_worker: Option<Arc<str>>,
 }

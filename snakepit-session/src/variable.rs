@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Metadata, Payload, SessionError, VariableType, id::problem_of};
 
-/// Names a variable within its session. Non-empty, without control characters and without `*`, which is the wildcard
-/// of listings; not of the form of a [`VariableId`]; at most 256 bytes.
+/// The name of a variable within its session. It has 1 to 256 bytes, without control characters and without `*`, the wildcard
+/// of listings. It must not look like a [`VariableId`].
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct VariableName(Arc<str>);
@@ -61,10 +61,10 @@ impl fmt::Display for VariableName {
     }
 }
 
-/// Identifies a variable for as long as it exists; one that is deleted and registered anew has another id.
+/// The id of a variable. A variable that is deleted and registered again has another id.
 ///
-/// The text is `var_`, as the protocol has it, then 32 random hexadecimal digits, `_` and the variable's name. Holding
-/// the name, it leads to the variable without an index.
+/// The format is `var_`, 32 random hexadecimal digits, `_` and the variable's name. Because the id contains the name, a lookup
+/// by id does not need an index.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct VariableId(Arc<str>);
@@ -75,13 +75,13 @@ impl VariableId {
     const PREFIX: &str = "var_";
     const RANDOM: usize = 32;
 
-    /// A new id for a variable of this name.
+    /// Creates an id for a variable with this name.
     #[must_use]
     pub fn random(name: &VariableName) -> Self {
         Self(format!("{}{}_{name}", Self::PREFIX, uuid::Uuid::new_v4().simple()).into())
     }
 
-    /// An id that a host gave.
+    /// Wraps an id that a host issued.
     ///
     /// # Errors
     /// [`SessionError::InvalidId`] when it is empty.
@@ -92,7 +92,7 @@ impl VariableId {
         }
     }
 
-    /// The name in what may be an id.
+    /// Returns the name in a text that may be an id.
     pub(crate) fn name_in(identifier: &str) -> Option<&str> {
         let (random, name) = identifier.strip_prefix(Self::PREFIX)?.split_at_checked(Self::RANDOM)?;
         random.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| name.strip_prefix('_')).flatten()
@@ -117,11 +117,11 @@ impl fmt::Display for VariableId {
     }
 }
 
-/// Which side wrote a value.
+/// The side that wrote a value.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
-    /// The host, or a client of it.
+    /// The host, or a client of the host.
     #[default]
     Host,
     /// A Python tool.
@@ -139,20 +139,20 @@ impl Source {
     }
 }
 
-/// What is said about a write: who made it, and anything else worth remembering.
+/// The note of a write: its author and metadata.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
-    /// Which side wrote.
+    /// The side of the author.
     pub source: Source,
-    /// Who wrote, more closely: a worker's id, a user. `None` when the side says enough.
+    /// The author, such as a worker's id or a user.
     pub changed_by: Option<Arc<str>>,
-    /// Anything else. It stays with the version that the write made, and is merged into the variable's own metadata.
+    /// Metadata of the write. The version keeps it, and it is merged into the variable's metadata.
     pub metadata: Metadata,
 }
 
 impl Note {
-    /// A note of what the protocol sends as metadata: the entries `source` (`python`, anything else is the host) and
-    /// `changed_by` are taken out.
+    /// Converts the metadata of the protocol, in which the entries `source` (`python`, or else the host) and `changed_by` are
+    /// special.
     #[must_use]
     pub fn from_metadata(mut metadata: BTreeMap<String, String>) -> Self {
         let source = match metadata.remove("source").as_deref() {
@@ -163,7 +163,7 @@ impl Note {
         Self { source, changed_by, metadata: metadata.into() }
     }
 
-    /// The metadata that says the same.
+    /// Converts the note into the metadata of the protocol.
     #[must_use]
     pub fn to_metadata(&self) -> BTreeMap<String, String> {
         let mut metadata = BTreeMap::from(&self.metadata);
@@ -174,21 +174,21 @@ impl Note {
         metadata
     }
 
-    /// Who wrote, as text: [`changed_by`](Self::changed_by), or else the side.
+    /// The author as text: [`changed_by`](Self::changed_by), or else the side.
     #[must_use]
     pub fn author(&self) -> &str {
         self.changed_by.as_deref().unwrap_or(self.source.as_str())
     }
 }
 
-/// What a caller says when it registers a variable.
+/// The parameters of a new variable.
 #[derive(Debug, Clone)]
 pub struct NewVariable {
-    /// Its type, with the constraints that every value must keep.
+    /// The type, with the constraints for every value.
     pub ty: Arc<VariableType>,
-    /// Its first value, which becomes version 0.
+    /// The first value, which becomes version 0.
     pub value: Payload,
-    /// Its metadata, and who registers it.
+    /// The metadata and the author.
     pub note: Note,
 }
 
@@ -199,20 +199,20 @@ pub struct SetVariable {
     pub identifier: String,
     /// The new value.
     pub value: Payload,
-    /// What is said about the write.
+    /// The note of the write.
     pub note: Note,
-    /// Write only if the variable is at this version.
+    /// The version that the variable must have. `None` writes unconditionally.
     pub expected_version: Option<u32>,
 }
 
 impl SetVariable {
-    /// A write without conditions.
+    /// Creates an unconditional write.
     #[must_use]
     pub fn new(identifier: impl Into<String>, value: Payload) -> Self {
         Self { identifier: identifier.into(), value, note: Note::default(), expected_version: None }
     }
 
-    /// Makes it a compare-and-set: it fails unless the variable is at this version.
+    /// Makes the write a compare-and-swap: it fails if the variable is not at this version.
     #[must_use]
     pub const fn if_version(mut self, version: u32) -> Self {
         self.expected_version = Some(version);
@@ -220,7 +220,7 @@ impl SetVariable {
     }
 }
 
-/// A variable at one moment. Cloning is cheap; all that is large is shared.
+/// A snapshot of a variable. Clones are cheap and share large values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Variable {
     /// Its id.
@@ -231,25 +231,25 @@ pub struct Variable {
     pub ty: Arc<VariableType>,
     /// Its value, of the type [`VariableType::kind`].
     pub value: Payload,
-    /// How many times it was written since it was registered.
+    /// The number of writes since the registration.
     pub version: u32,
-    /// What its registration attached, and the writes since then.
+    /// The metadata of the registration, merged with that of later writes.
     pub metadata: Metadata,
-    /// Which side wrote the value.
+    /// The side that wrote the value.
     pub source: Source,
     /// When the value was written.
     pub updated_at: SystemTime,
 }
 
-/// A value that a variable has, or had.
+/// A version of a variable.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VariableVersion {
-    /// Its number: 0 for the value of the registration.
+    /// The number. The registration creates version 0.
     pub version: u32,
     /// The value.
     pub value: Payload,
     /// When it was written.
     pub at: SystemTime,
-    /// What was said about the write.
+    /// The note of the write.
     pub note: Note,
 }

@@ -1,5 +1,5 @@
-//! The type of a variable: which values it takes. Constraints are checked when the variable is registered; patterns compile
-//! then, and again only for writes, if they have not been used for long.
+//! The type of a variable and its constraints. Constraints are validated at registration. Patterns are compiled then, and again
+//! for a write if they have left the cache.
 
 use std::{fmt, sync::Arc};
 
@@ -17,11 +17,11 @@ use pattern::Pattern;
 /// The longest constraints accepted, in bytes of JSON.
 const MAX_CONSTRAINTS: usize = 64 * 1024;
 
-/// A type with its constraints.
+/// The type of a variable with its constraints.
 ///
 /// | type | constraints |
 /// | --- | --- |
-/// | `float`, `integer` | `min`, `max`, both inclusive; with either, NaN is no value |
+/// | `float`, `integer` | `min`, `max`, both inclusive; either of them excludes NaN |
 /// | `string` | `min_length`, `max_length` in characters; `pattern`, a regular expression found anywhere unless anchored; `enum` |
 /// | `choice` | `choices` |
 /// | `module` | `allowed_modules` |
@@ -30,12 +30,12 @@ const MAX_CONSTRAINTS: usize = 64 * 1024;
 /// | `boolean`, `map`, `list` | none |
 pub struct VariableType {
     kind: ValueType,
-    /// As it was given; empty when nothing was.
+    /// The JSON of the constraints as the caller passed it.
     json: Box<str>,
     rules: Rules,
 }
 
-/// What the constraints say.
+/// The parsed constraints.
 #[derive(Debug)]
 enum Rules {
     Float {
@@ -53,7 +53,7 @@ enum Rules {
         one_of: Option<Vec<String>>,
     },
     Boolean,
-    /// Of choices and modules: the texts allowed.
+    /// The allowed texts of a choice or module.
     OneOf(Option<Vec<String>>),
     Embedding {
         dimensions: Option<usize>,
@@ -66,19 +66,19 @@ enum Rules {
 }
 
 impl VariableType {
-    /// A type without constraints.
+    /// Creates a type without constraints.
     ///
     /// # Errors
-    /// As [`VariableType::with_constraints`].
+    /// Those of [`VariableType::with_constraints`].
     pub fn new(kind: ValueType) -> Result<Arc<Self>, SessionError> {
         Self::with_constraints(kind, "")
     }
 
-    /// A type with constraints: a JSON object, or nothing at all.
+    /// Creates a type with constraints, which are a JSON object or empty.
     ///
     /// # Errors
-    /// [`SessionError::InvalidType`] for a type that variables do not have (`null`, `bytes`), and for constraints that
-    /// are malformed, unknown to the type, or contradict each other.
+    /// [`SessionError::InvalidType`] for a type that variables do not support (`null`, `bytes`), and for constraints that are
+    /// malformed, unknown to the type, or contradictory.
     pub fn with_constraints(kind: ValueType, json: &str) -> Result<Arc<Self>, SessionError> {
         let parsed = Self::parse(kind, json, Pattern::new);
         parsed.map(Arc::new).map_err(|problem| SessionError::InvalidType { kind: kind.to_string(), problem })
@@ -138,32 +138,31 @@ impl VariableType {
         Ok(Self { kind, json: json.into(), rules })
     }
 
-    /// Which type its values have.
+    /// The type of the values.
     #[must_use]
     pub const fn kind(&self) -> ValueType {
         self.kind
     }
 
-    /// The constraints as they were given; empty when there are none.
+    /// The JSON of the constraints as the caller passed it, possibly empty.
     #[must_use]
     pub const fn constraints_json(&self) -> &str {
         &self.json
     }
 
-    /// Checks a value, and gives it the form in which it is kept: of the type's own kind, numbers as numbers of that
-    /// kind.
+    /// Validates a value and converts it to the stored form. For example, `5` becomes a float in a float variable.
     ///
     /// # Errors
-    /// What is wrong with it, to be read after the variable's name: `value 11 is above maximum 10`.
+    /// The reason, which continues a message after the variable's name: `value 11 is above maximum 10`.
     pub fn check(&self, value: Payload) -> Result<Payload, String> {
         value::check(self.kind, &self.rules, value)
     }
 }
 
-/// What a value may have, in bytes, to be checked where others wait for it: below it is a matter of microseconds.
+/// The maximum size in bytes of a value that is validated under a lock. That takes microseconds.
 const BRIEF: usize = 64 * 1024;
 
-/// A value that was checked before it is written, for a variable of this type.
+/// The result of checking a value against a type, before the write.
 #[derive(Debug, Clone)]
 pub struct CheckedValue {
     ty: Arc<VariableType>,
@@ -171,17 +170,18 @@ pub struct CheckedValue {
 }
 
 impl CheckedValue {
-    /// The outcome, if it is for a variable of this type.
+    /// Returns the result if it applies to this type.
     pub(crate) fn of(self, ty: &Arc<VariableType>) -> Option<Result<Payload, String>> {
         (Arc::ptr_eq(&self.ty, ty) || *self.ty == **ty).then_some(self.outcome)
     }
 
-    /// Of a value that was one of this type before.
+    /// Wraps a value that is known to match the type.
     pub(crate) const fn sound(ty: Arc<VariableType>, value: Payload) -> Self {
         Self { ty, outcome: Ok(value) }
     }
 
-    /// Checks a value on a thread that may block, if that may take long. Nobody may wait for the caller meanwhile.
+    /// Checks a value on a thread that may block, if the check is expensive; otherwise returns `None`. The caller must not hold a
+    /// lock.
     ///
     /// # Cancel safety
     /// Cancel safe: it changes nothing.
@@ -198,7 +198,7 @@ impl CheckedValue {
     }
 }
 
-/// Whether a check of this value may be costly, whatever the type.
+/// Whether checking this value may be expensive, depending on the type.
 pub(crate) fn may_be_expensive(value: &Payload) -> bool {
     value.size() > BRIEF || value.ty() == ValueType::String
 }
@@ -237,7 +237,7 @@ fn ordered<T: PartialOrd + fmt::Display>(
     }
 }
 
-/// The constraints not read yet.
+/// The constraints that are not parsed yet.
 struct Keys {
     given: Map<String, Value>,
 }
@@ -287,7 +287,7 @@ impl Keys {
         self.read(key, "a list of strings that is not empty", read)
     }
 
-    /// Nobody reads any further: what is left is unknown.
+    /// Rejects the remaining constraints, which are unknown.
     fn end(self, known: &[&str]) -> Result<(), String> {
         match self.given.keys().next() {
             None => Ok(()),
@@ -307,7 +307,7 @@ impl fmt::Debug for VariableType {
     }
 }
 
-/// Types are equal when they were made of the same.
+/// Compares the types as the callers passed them.
 impl PartialEq for VariableType {
     fn eq(&self, other: &Self) -> bool {
         (self.kind, &self.json) == (other.kind, &other.json)
@@ -323,7 +323,7 @@ impl Serialize for VariableType {
 impl<'de> Deserialize<'de> for VariableType {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (kind, json) = <(ValueType, String)>::deserialize(deserializer)?;
-        // Patterns compile when they are used: reading variables compiles nothing.
+        // Reading a variable does not compile its pattern; a write does.
         Self::parse(kind, &json, |pattern| Ok(Pattern::known(pattern))).map_err(D::Error::custom)
     }
 }

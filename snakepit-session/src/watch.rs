@@ -1,4 +1,4 @@
-//! Watching variables: a queue for each watcher, which never holds up whoever writes.
+//! Watches on variables. Each watcher has a bounded queue, so writers never wait for watchers.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -12,32 +12,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Note, SessionError, SessionId, SessionLimits, Variable, kit::SessionRecord};
 
-/// What happened to a variable.
+/// The kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UpdateKind {
-    /// Nothing: it is what the variable was when the watch began.
+    /// No change: the update shows the variable when the watch began.
     Initial,
-    /// It was registered.
+    /// The variable was registered.
     Registered,
-    /// It got a new value.
+    /// The variable has a new value.
     Set,
-    /// It got a value that it had before, as a new version.
+    /// The variable has an earlier value again, as a new version.
     RolledBack,
-    /// It was deleted; the update shows it as it was last.
+    /// The variable was deleted. The update shows its last state.
     Deleted,
 }
 
 impl UpdateKind {
     const ALL: [Self; 5] = [Self::Initial, Self::Registered, Self::Set, Self::RolledBack, Self::Deleted];
 
-    /// The kind of this name in the protocol.
+    /// Returns the kind with this name in the protocol.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == name)
     }
 
-    /// Its name in the protocol.
+    /// The name in the protocol.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -53,27 +53,27 @@ impl UpdateKind {
 /// A change of a variable.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VariableUpdate {
-    /// What happened.
+    /// The kind of the change.
     pub kind: UpdateKind,
-    /// The variable after it.
+    /// The variable after the change.
     pub variable: Variable,
-    /// What was said about it.
+    /// The note of the write.
     pub note: Note,
 }
 
-/// What a watcher is told.
+/// An event of a watch.
 #[derive(Debug, Clone, PartialEq)]
 pub enum WatchEvent {
     /// A watched variable changed.
     Update(VariableUpdate),
-    /// So many updates are missing here, because the watcher was slow: what comes next is newer.
+    /// This number of updates was dropped here because the watcher was slow. The next update is newer.
     Lost(u64),
 }
 
-/// Which variables a watch is about.
+/// Selects the watched variables.
 #[derive(Debug)]
 struct Filter {
-    /// Empty for all.
+    /// Empty to watch all variables.
     identifiers: HashSet<String>,
 }
 
@@ -84,11 +84,11 @@ impl Filter {
     }
 }
 
-/// The changes of some variables of a session, as a stream.
+/// A stream of changes to variables of a session.
 ///
-/// Every change comes once, in the order in which they happened, so each variable's versions rise. Nobody who writes
-/// waits for a watcher: one that falls too far behind loses the oldest changes and is told how many
-/// ([`WatchEvent::Lost`]), at the place where they are missing. The last change is never lost.
+/// Changes arrive once and in order, so the versions of each variable increase. Writers do not wait for watchers. If a
+/// watcher falls too far behind, the oldest changes are dropped and a [`WatchEvent::Lost`] with their number takes their
+/// place. The latest change is never dropped.
 ///
 /// The stream ends with [`SessionError::NotFound`] when the session ends. A watch does not renew the session.
 ///
@@ -100,10 +100,10 @@ pub struct VariableWatch {
 }
 
 impl VariableWatch {
-    /// Waits for the next event. `None` after the end was told.
+    /// Waits for the next event. Returns `None` after the final error.
     ///
     /// # Errors
-    /// [`SessionError::NotFound`] once, when the session ended.
+    /// [`SessionError::NotFound`] once, when the session has ended.
     pub async fn next(&mut self) -> Option<Result<WatchEvent, SessionError>> {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
     }
@@ -134,7 +134,7 @@ impl Stream for VariableWatch {
     }
 }
 
-/// Where a backend puts what one watcher is to be told.
+/// The queue of one watcher.
 #[derive(Debug)]
 struct Queue {
     state: Mutex<State>,
@@ -146,9 +146,9 @@ struct Queue {
 #[derive(Debug, Default)]
 struct State {
     updates: VecDeque<VariableUpdate>,
-    /// The values of all updates.
+    /// The size of all values in the queue.
     bytes: usize,
-    /// How many are missing before the first of them.
+    /// The number of dropped updates before the first one in the queue.
     lost: u64,
     end: End,
     waker: Option<Waker>,
@@ -158,7 +158,7 @@ struct State {
 enum End {
     #[default]
     Open,
-    /// Taken once it was told.
+    /// `None` after the watch returned it.
     Why(Option<SessionError>),
 }
 
@@ -168,14 +168,15 @@ impl Queue {
     }
 }
 
-/// The backend's end of a watch: where it tells what changes, without ever waiting. Cheap to clone; keeps nothing alive.
+/// The sending end of a watch, for backends. Sending never waits. Clones are cheap and do not keep the watch alive.
 #[derive(Debug, Clone)]
 pub struct Watcher {
     queue: Weak<Queue>,
 }
 
 impl Watcher {
-    /// Begins to watch these variables of a session, or all of them. They must be loaded.
+    /// Starts a watch on variables of a record, by id or name, or on all variables if `identifiers` is empty. With `initial`, it
+    /// begins with the current state of the loaded variables.
     ///
     /// # Errors
     /// [`SessionError::VariableNotFound`].
@@ -193,8 +194,8 @@ impl Watcher {
         Ok(Self::start(limits, identifiers, updates.map(|watched| watched.update(UpdateKind::Initial))))
     }
 
-    /// Begins a watch of these variables, by id or name, or without any of all that it is told of. The initial updates come
-    /// first, if they are of watched variables; the caller sees to it that no change is missing after them.
+    /// Starts a watch on variables by id or name, or on all variables if `identifiers` is empty. The stream begins with those
+    /// initial updates that match. The caller ensures that the changes sent later follow them without a gap.
     pub fn start(
         limits: &SessionLimits,
         identifiers: &[String],
@@ -203,7 +204,7 @@ impl Watcher {
         let filter = Filter { identifiers: identifiers.iter().cloned().collect() };
         let updates: VecDeque<_> =
             initial.into_iter().filter(|update| filter.is_match(&update.variable)).collect();
-        // The initial values come whole, however many they are: they are there already.
+        // The bounds do not apply to the initial values, which are in memory already.
         let bytes: usize = updates.iter().map(|update| update.variable.value.size()).sum();
         let queue = Arc::new(Queue {
             filter,
@@ -214,7 +215,7 @@ impl Watcher {
         (Self { queue: Arc::downgrade(&queue) }, VariableWatch { queue })
     }
 
-    /// Tells of a change, if it is about a watched variable. False when nobody listens any more.
+    /// Sends a change if it concerns a watched variable. Returns false if the watch was dropped.
     pub fn notify(&self, update: &VariableUpdate) -> bool {
         let Some(queue) = self.queue.upgrade() else { return false };
         if !queue.filter.is_match(&update.variable) {
@@ -235,11 +236,11 @@ impl Watcher {
         true
     }
 
-    /// Tells that updates are missing which this host never saw. False when nobody listens any more.
+    /// Reports updates that this host never received. Returns false if the watch was dropped.
     pub fn notify_lost(&self, updates: u64) -> bool {
         let Some(queue) = self.queue.upgrade() else { return false };
         let mut state = queue.state();
-        // They are older than whatever comes next, so everything that waits is missing with them.
+        // Queued updates are older than the lost ones, so they are dropped too.
         state.lost += updates + state.updates.len() as u64;
         state.updates.clear();
         state.bytes = 0;
@@ -247,7 +248,7 @@ impl Watcher {
         true
     }
 
-    /// Ends the watch, once it has seen what waits for it.
+    /// Ends the watch with an error, after the queued events.
     pub fn end(&self, why: SessionError) {
         let Some(queue) = self.queue.upgrade() else { return };
         let mut state = queue.state();
@@ -257,14 +258,14 @@ impl Watcher {
         }
     }
 
-    /// Whether nobody listens any more.
+    /// Whether the watch was dropped.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.queue.strong_count() == 0
     }
 }
 
-/// Wakes the watcher, unlocked.
+/// Releases the lock and wakes the watcher.
 fn wake(mut state: MutexGuard<'_, State>) {
     let waker = state.waker.take();
     drop(state);
@@ -273,14 +274,17 @@ fn wake(mut state: MutexGuard<'_, State>) {
     }
 }
 
-/// All watchers of one session.
+/// The watchers of one session.
 #[derive(Debug, Clone, Default)]
 pub struct Watchers {
     watchers: Vec<Watcher>,
 }
 
 impl Watchers {
-    /// Adds a watcher, unless there are too many that still listen.
+    /// Adds a watcher.
+    ///
+    /// # Errors
+    /// [`SessionError::TooManyWatches`].
     pub fn add(&mut self, watcher: Watcher, limit: usize) -> Result<(), SessionError> {
         self.watchers.retain(|watcher| !watcher.is_closed());
         if self.watchers.len() >= limit {
@@ -290,18 +294,19 @@ impl Watchers {
         Ok(())
     }
 
-    /// Those who listen now, to be told later of what happens now: whoever begins in between knows it already.
+    /// A snapshot of the active watchers, if there are any. Use it to send a change later: watchers that start in between have
+    /// already seen it.
     pub fn now(&mut self) -> Option<Self> {
         self.watchers.retain(|watcher| !watcher.is_closed());
         (!self.watchers.is_empty()).then(|| self.clone())
     }
 
-    /// Tells all of them of a change.
+    /// Sends a change to all watchers.
     pub fn notify(&mut self, update: &VariableUpdate) {
         self.watchers.retain(|watcher| watcher.notify(update));
     }
 
-    /// Ends all watches: their session is gone.
+    /// Ends all watches with an error.
     pub fn end(&self, why: &SessionError) {
         for watcher in &self.watchers {
             watcher.end(why.clone());

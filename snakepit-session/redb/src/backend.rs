@@ -1,4 +1,4 @@
-//! The operations of the trait: who changes something asks the writer, who looks at something looks for himself.
+//! The operations of the trait. Changes go through the writer; reads use a snapshot.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use crate::codec::decode;
 impl SessionBackend for RedbBackend {
     async fn create(&self, id: &SessionId, new: NewSession) -> Result<(Session, Created), SessionError> {
         self.shared.limits.check_new(id, &new)?;
-        // Most that are created are there already, which changes nothing.
+        // Most sessions exist already, and finding one does not need the writer.
         match self.get(id).await {
             Err(SessionError::NotFound { .. }) => {}
             found => return found.map(|session| (session, Created::Existing)),
@@ -56,7 +56,7 @@ impl SessionBackend for RedbBackend {
             let listed = async {
                 let (view, shared, after) =
                     (self.shared.view().await?, Arc::clone(&self.shared), after.clone());
-                // A page of large metadata is large.
+                // Metadata may make the page large.
                 self.read(usize::MAX, move || list(&view, &shared, after.as_ref(), size)).await
             };
             let listed = listed.await;
@@ -202,9 +202,9 @@ impl SessionBackend for RedbBackend {
         let (id, identifier) = (id.clone(), identifier.to_owned());
         self.write(0, move |group| {
             group.change_variables(&id, std::slice::from_ref(&identifier), |record, budget, changes| {
-                let gone = record.delete_variable(budget, &identifier)?;
-                changes.add(UpdateKind::Deleted, &gone);
-                Ok(gone.variable)
+                let deleted = record.delete_variable(budget, &identifier)?;
+                changes.add(UpdateKind::Deleted, &deleted);
+                Ok(deleted.variable)
             })
         })
         .await
@@ -284,7 +284,7 @@ impl RedbBackend {
     }
 }
 
-/// A page of the sessions that live.
+/// A page of live sessions.
 fn list(
     view: &View,
     shared: &Shared,
@@ -300,7 +300,7 @@ fn list(
         if !more {
             match decode(row) {
                 Ok(header) => items.push(lease.snapshot(&id, header, now)),
-                // One that cannot be read must not hide all others.
+                // An unreadable session must not hide the others.
                 Err(error) => {
                     tracing::error!(session = %id, %error, "a session is left out of a listing");
                 }

@@ -1,12 +1,12 @@
-//! The file as the rest of the system sees it: whether its path still leads to it, and whether the disk has room.
+//! Checks before a commit: whether the path still leads to the open file, and whether the disk has space.
 
 use std::{fs, io, path::Path};
 
-/// What the disk must have free for a commit, in bytes, beside twice what is written.
+/// The free disk space that a commit needs in addition to twice its size, in bytes.
 #[cfg(unix)]
 const MIN_FREE: u64 = 1024 * 1024;
 
-/// What tells a file from others.
+/// Identifies a file: device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
     #[cfg(unix)]
@@ -27,7 +27,7 @@ impl Identity {
         }
     }
 
-    /// Whether the path leads to the file that is open. What is written to another one nobody finds again.
+    /// Checks whether the path leads to the open file. Writes to a deleted file would be lost.
     pub(super) fn check(self, path: &Path) -> Result<fs::Metadata, String> {
         match fs::metadata(path) {
             Ok(metadata) if Self::of(&metadata) == self => Ok(metadata),
@@ -43,8 +43,8 @@ impl Identity {
     }
 }
 
-/// Whether there is room for a commit that adds about so many bytes to those that are held. Where that is not known, the
-/// commit shows it. What only deletes is let through: it finds its room in the file.
+/// Checks whether the disk has space for a commit that adds about this many bytes to the stored ones. If the free space is
+/// unknown, the commit proceeds. Deletions always proceed, because the file contains enough free space.
 pub(super) fn check_room(path: &Path, file: &fs::Metadata, held: usize, added: usize) -> Result<(), String> {
     #[cfg(unix)]
     if added > 0 {
@@ -55,7 +55,7 @@ pub(super) fn check_room(path: &Path, file: &fs::Metadata, held: usize, added: u
         #[allow(clippy::useless_conversion, reason = "the types differ between platforms")]
         let free = u64::from(disk.blocks_available()).saturating_mul(disk.fragment_size().into());
         let needed = MIN_FREE.saturating_add(2 * added as u64);
-        // A file that once held more has room within, which its disk does not show.
+        // A file that was larger has free space inside.
         let within = (file.blocks() * 512).saturating_sub(2 * held as u64);
         if free < needed && within < 2 * needed {
             return Err(format!(

@@ -1,5 +1,5 @@
-//! What can be done within one transaction, by one operation after the other. Each changes rows entirely or not at all,
-//! and what it changes beside them is only staged.
+//! One transaction, in which a group of operations runs in sequence. Each operation changes its rows completely or not at all.
+//! Changes of other state are staged until the commit.
 
 use std::{
     borrow::Borrow,
@@ -28,11 +28,11 @@ use crate::codec::encode;
 
 mod variables;
 
-/// A transaction with all that belongs to it.
+/// An open transaction and its tables.
 pub(super) struct Group<'a> {
     shared: &'a Shared,
     state: &'a mut State,
-    /// When the operation began that runs: what lives then does not expire while it runs.
+    /// The start of the current operation. Sessions that are live then do not expire during it.
     now: Instant,
     sessions: Rows<'a>,
     variables: Rows<'a>,
@@ -63,12 +63,12 @@ impl<'a> Group<'a> {
         })
     }
 
-    /// The next operation begins.
+    /// Starts the next operation.
     pub(super) fn begin_operation(&mut self) {
         self.now = Instant::now();
     }
 
-    /// How many rows were written so far, or would have been but for an error.
+    /// The number of rows written so far, including failed writes.
     pub(super) const fn writes(&self) -> usize {
         self.state.staged.writes
     }
@@ -77,7 +77,7 @@ impl<'a> Group<'a> {
         &mut self.state.staged.totals
     }
 
-    /// About to write: from here on an error leaves the rows in doubt.
+    /// Notes that rows are about to be written. After an error, their state is unknown.
     const fn writing(&mut self, rows: usize) {
         self.state.staged.writes += rows;
     }
@@ -87,7 +87,7 @@ impl<'a> Group<'a> {
         put(&mut self.sessions, header_key(id), &encode(header)?)
     }
 
-    /// A lease as this group would leave it, be it over or not.
+    /// A lease after this group, expired or not.
     fn lease(&self, holder: &Holder) -> Option<Lease> {
         match self.state.staged.leases.get(holder) {
             Some(staged) => staged.clone(),
@@ -95,12 +95,12 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// A lease unless it is over.
+    /// A lease that has not expired.
     fn live(&self, holder: &Holder) -> Option<Lease> {
         self.lease(holder).filter(|lease| !lease.is_over(self.now))
     }
 
-    /// Renews a lease unless it is over, and returns it.
+    /// Renews a lease that has not expired, and returns it.
     fn renew(&mut self, holder: &Holder) -> Option<Lease> {
         match self.state.staged.leases.get_mut(holder) {
             Some(staged) => {
@@ -117,7 +117,7 @@ impl<'a> Group<'a> {
         header.map(SessionRecord::new).ok_or_else(|| SessionError::NotFound { id: id.clone() })
     }
 
-    /// The head of a session that lives, and is renewed.
+    /// Renews a live session and returns its header.
     fn used(&mut self, id: &SessionId) -> Result<SessionRecord, SessionError> {
         match self.renew(&Holder::Session(id.clone())) {
             Some(_) => self.record(id).map_err(|error| match error {
@@ -138,7 +138,7 @@ impl<'a> Group<'a> {
             return Ok((lease.snapshot(id, self.record(id)?.header, self.now), Created::Existing));
         }
         self.expire(&holder)?;
-        // Expired sessions do not count, so their room is reclaimed before anybody is refused.
+        // Reclaim expired sessions before rejecting.
         let limit = self.shared.limits.max_sessions;
         self.reclaim(|staged| staged.totals.sessions < limit)?;
         if self.totals().sessions >= limit {
@@ -164,7 +164,7 @@ impl<'a> Group<'a> {
         Ok(session)
     }
 
-    /// Does something to a session that may change its head.
+    /// Runs an operation on a record and stores the header if it changed.
     fn edit<T>(
         &mut self,
         id: &SessionId,
@@ -206,7 +206,7 @@ impl<'a> Group<'a> {
         self.erase_program(id.as_str(), name)
     }
 
-    /// A session that lives, with its program of this name if there is one.
+    /// Renews a live session and returns it with the named program, if that exists.
     fn with_program(&mut self, id: &SessionId, name: &ProgramName) -> Result<SessionRecord, SessionError> {
         let mut record = self.used(id)?;
         if let Some(info) = get(&self.programs, (id.as_str(), name.as_str()))? {
@@ -251,8 +251,8 @@ impl<'a> Group<'a> {
         self.retire(&holder, SessionEventKind::Deleted)
     }
 
-    /// Reclaims what expired, but for what is beyond so many rows. Returns how many sessions that were, and whether there
-    /// may be more.
+    /// Reclaims expired sessions and programs, up to a number of rows. Returns the number of sessions, and whether more may be
+    /// due.
     pub(super) fn sweep(&mut self, rows: usize, begins: bool) -> Result<(usize, bool), SessionError> {
         self.totals().sweeps += u64::from(begins);
         let (expired, most) = (self.totals().expired, self.writes() + rows);
@@ -261,17 +261,17 @@ impl<'a> Group<'a> {
         Ok((swept, self.writes() >= most))
     }
 
-    /// Reclaims what expired, until it is enough.
+    /// Reclaims expired sessions and programs until `is_enough`.
     fn reclaim(&mut self, is_enough: impl Fn(&Staged) -> bool) -> Result<(), SessionError> {
         let mut last = None;
         while !is_enough(&self.state.staged) {
-            // What ended in this group stays in the queue until that is certain, so it is passed over.
+            // Leases that ended in this group stay in the queue until the commit, so skip them.
             let after = last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
             let next = self.state.queue.range((after, Bound::Unbounded)).next();
             let Some(due) = next.filter(|(queued, _)| *queued <= self.now).cloned() else { break };
             let holder = &due.1;
             if self.state.staged.leases.contains_key(holder) {
-                // Its place in the queue is that of what it was before.
+                // The queue entry belongs to the lease before this group.
             } else if self.shared.leases.get(holder).is_some_and(|lease| lease.is_over(self.now)) {
                 self.retire(holder, SessionEventKind::Expired)?;
             } else {
@@ -284,7 +284,7 @@ impl<'a> Group<'a> {
         Ok(())
     }
 
-    /// Ends what is still here of a holder that lives no more.
+    /// Removes the rows of an expired holder.
     fn expire(&mut self, holder: &Holder) -> Result<(), SessionError> {
         match self.lease(holder) {
             Some(_) => self.retire(holder, SessionEventKind::Expired),
@@ -292,7 +292,7 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Ends a session or a global program with all that it has.
+    /// Removes a session or a global program with all its rows.
     fn retire(&mut self, holder: &Holder, kind: SessionEventKind) -> Result<(), SessionError> {
         match holder {
             Holder::Session(id) => self.retire_session(id, kind)?,
@@ -337,7 +337,7 @@ impl<'a> Group<'a> {
         Ok(())
     }
 
-    /// Claims the bytes that something grows by, or gives back those that it shrinks by.
+    /// Adjusts the total size when an object's size changes.
     ///
     /// # Errors
     /// [`SessionError::BackendFull`].
@@ -355,7 +355,7 @@ impl<'a> Group<'a> {
         Ok(())
     }
 
-    /// What a global program takes, be it expired or not; 0 when there is none.
+    /// The size of a global program, expired or not; 0 if it does not exist.
     fn size_of_global(&self, name: &ProgramName) -> Result<usize, SessionError> {
         let info: Option<ProgramInfo> = get(&self.programs, (GLOBAL_OWNER, name.as_str()))?;
         Ok(info.map_or(0, |info| ProgramRecord { info, data: Bytes::new() }.size()))
@@ -391,7 +391,7 @@ fn erase<'k, K: redb::Key + 'static>(
     table.remove(key).map(drop).map_err(failed)
 }
 
-/// Erases a range of rows and returns how many there were.
+/// Deletes a range of rows and returns their number.
 fn erase_all<'k, K: redb::Key + 'static>(
     table: &mut Table<'_, K, Row>,
     rows: Range<K::SelfType<'k>>,

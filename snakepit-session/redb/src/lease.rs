@@ -1,5 +1,5 @@
-//! How long sessions and global programs live. Every use renews that, so it is kept in memory, where reading costs no
-//! write; a file has it only after an orderly end.
+//! Leases: the expiry times of sessions and global programs. They are in memory, so that a renewal does not write. Only a clean
+//! shutdown stores them.
 
 use std::{
     sync::Arc,
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::rows::{GLOBAL_OWNER, header_key};
 
-/// Who lives for a time.
+/// The holder of a lease.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Holder {
     Session(SessionId),
@@ -29,18 +29,18 @@ impl Holder {
     }
 }
 
-/// For how long, and what else is forgotten when the host is killed.
+/// An expiry time, and other state that a crash loses.
 #[derive(Debug, Clone)]
 pub(super) struct Lease {
     ttl: Duration,
     expires: Instant,
-    /// Where the holder stands in the writer's queue of what expires.
+    /// The holder's key in the writer's expiry queue.
     pub(super) queued: Instant,
-    /// Only a hint, and when the host is gone its workers are: not worth a write for each call.
+    /// Only a hint, and a crash of the host ends its workers too, so it is not stored on each call.
     pub(super) last_worker: Option<Arc<str>>,
 }
 
-/// A lease as it is written.
+/// A stored lease.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct LeaseRow {
     expires: SystemTime,
@@ -48,14 +48,14 @@ pub(super) struct LeaseRow {
 }
 
 impl Lease {
-    /// A full one.
+    /// Creates a lease with the full TTL.
     pub(super) fn new(ttl: Duration, now: Instant) -> Self {
         Self { ttl, expires: now + ttl, queued: now + ttl, last_worker: None }
     }
 
-    /// One that was written.
+    /// Restores a stored lease.
     pub(super) fn resumed(ttl: Duration, row: LeaseRow, now: Instant) -> Self {
-        // Never more than a full one, whatever the clock on the wall did meanwhile.
+        // At most the full TTL, even if the wall clock was set back.
         let left = row.expires.duration_since(SystemTime::now()).unwrap_or_default().min(ttl);
         Self { ttl, expires: now + left, queued: now + left, last_worker: row.last_worker }
     }
@@ -76,25 +76,25 @@ impl Lease {
         self.expires = now + self.ttl;
     }
 
-    /// The session of this lease as callers see it.
+    /// The session as callers see it.
     pub(super) fn snapshot(&self, id: &SessionId, header: SessionHeader, now: Instant) -> Session {
         SessionHeader { last_worker: self.last_worker.clone(), ..header }.snapshot(id, self.left(now))
     }
 }
 
-/// The leases of all that was committed. Everybody renews them; only the writer adds and removes.
+/// The leases of all committed sessions and programs. Every caller renews them; only the writer adds and removes them.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
     leases: DashMap<Holder, Lease>,
 }
 
 impl Leases {
-    /// Renews a lease unless it is over, and returns it.
+    /// Renews a lease that has not expired, and returns it.
     pub(super) fn renew(&self, holder: &Holder, now: Instant) -> Option<Lease> {
         self.change(holder, now, |lease| lease.renew(now))
     }
 
-    /// Changes a lease unless it is over, and returns it.
+    /// Changes a lease that has not expired, and returns it.
     pub(super) fn change(
         &self,
         holder: &Holder,
@@ -106,17 +106,17 @@ impl Leases {
         Some(lease.clone())
     }
 
-    /// A lease unless it is over.
+    /// A lease that has not expired.
     pub(super) fn live(&self, holder: &Holder, now: Instant) -> Option<Lease> {
         self.get(holder).filter(|lease| !lease.is_over(now))
     }
 
-    /// A lease, be it over or not.
+    /// A lease, expired or not.
     pub(super) fn get(&self, holder: &Holder) -> Option<Lease> {
         self.leases.get(holder).map(|lease| lease.clone())
     }
 
-    /// Adds a lease, and returns the one that it replaces.
+    /// Adds a lease and returns the previous one.
     pub(super) fn insert(&self, holder: Holder, lease: Lease) -> Option<Lease> {
         self.leases.insert(holder, lease)
     }
@@ -129,14 +129,14 @@ impl Leases {
         self.leases.iter().map(|lease| lease.key().clone())
     }
 
-    /// Notes where a holder is queued from now on: at the end of its lease, which is returned.
+    /// Moves a holder in the queue to the end of its lease, and returns that time.
     pub(super) fn queue(&self, holder: &Holder) -> Option<Instant> {
         let mut lease = self.leases.get_mut(holder)?;
         lease.queued = lease.expires;
         Some(lease.queued)
     }
 
-    /// All of them, in the order of their keys.
+    /// All leases in the order of their keys.
     pub(super) fn rows(&self, now: Instant) -> Vec<(Holder, LeaseRow)> {
         let rows = self.leases.iter().map(|lease| (lease.key().clone(), lease.row(now)));
         let mut rows: Vec<_> = rows.collect();

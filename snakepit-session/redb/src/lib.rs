@@ -1,11 +1,11 @@
-//! The durable backend: sessions in a file of this host, which outlive it however it ends.
+//! A durable session backend: one file, which survives crashes of the host.
 //!
 //! ```text
-//!   RedbBackend ----- reads -----> a view of the file as it was committed last
+//!   RedbBackend ----- reads -----> a snapshot of the last commit
 //!        |
 //!     writes, watches
 //!        v
-//!     writer (a thread) -- group -- one transaction for all that waits, one sync, then all answers
+//!     writer (a thread) -- group commit: one transaction and one sync for all queued operations
 //!        |
 //!     leases (in memory) <-- every use renews them
 //! ```
@@ -37,54 +37,54 @@ use open::in_file;
 use rows::{View, damaged, failed, is_of_disk};
 use writer::Writer;
 
-/// What a read may touch, in bytes, before it is left to a thread that may block. Below it is a matter of microseconds,
-/// which handing it over would cost as well.
+/// Reads above this size in bytes run on a thread that may block. Smaller reads take microseconds, as would the handover.
 const LARGE: usize = 1024 * 1024;
-/// How many rows one transaction of a sweep removes, about: writes that come meanwhile wait for no more.
+/// The approximate number of rows that one transaction of a sweep removes, which bounds the delay of concurrent writes.
 const SWEEP_ROWS: usize = 4096;
 
-/// Sessions in a file, through [redb](https://docs.rs/redb): they outlive the host, however it ends.
+/// Sessions in a file, stored with [redb](https://docs.rs/redb). They survive crashes of the host.
 ///
-/// An operation that changes something is answered when the file system says that it is on the disk. Until then it may
-/// wait for the sync of others and then shares its own with all that came meanwhile, so one writer pays a sync for each
-/// write, and many pay it together. Watchers and events tell of what is on the disk, never of anything that a crash could
-/// undo. Reads go to what is on the disk, wait for no writer and are served from memory while it lasts.
+/// A write returns after the file system has synced it to disk. Operations that arrive during a sync share the next one (group
+/// commit). Watchers and events report only committed changes, which a crash cannot undo. Reads see the last commit, never wait
+/// for writers, and usually hit redb's cache.
 ///
 /// # Time
-/// TTLs run by the clock of the process, and every use renews them in memory only. When the backend is dropped, they are
-/// written, and the next start goes on with what is left of them by the clock on the wall. After a crash, every session
-/// and global program in the file gets a full TTL anew: none ends early because its last use was not written, one lives
-/// at most a TTL longer, and one that had expired may be back if no [sweep](snakepit_session::SessionBackend::sweep) came since.
-/// Which worker served a session last is kept the same way: a crash forgets it, but it took that worker as well.
+/// TTLs use a monotonic clock, and renewals stay in memory. A clean shutdown stores the remaining TTLs, and the next start
+/// continues them by the wall clock. After a crash, every session and global program gets a full TTL. So none expires
+/// early, one lives at most one TTL longer, and an expired session may return if no
+/// [sweep](snakepit_session::SessionBackend::sweep) removed it. The last worker of a session is also in memory only; a crash
+/// loses it together with the worker.
 ///
 /// # Failures
-/// When the disk is full, or the file was deleted or replaced, writes are answered with [`SessionError::Backend`] and did
-/// nothing, until there is room or the file is back; reads and watches go on.
+/// If the disk is full, or the file was deleted or replaced, writes fail with [`SessionError::Backend`] and change nothing
+/// until there is space or the file is back. Reads and watches continue.
 ///
-/// When the disk fails, the writes of that moment are answered with [`SessionError::Backend`]; whether they are in the file
-/// shows when it is opened anew, which the backend does at once, and again after a pause for as long as it takes. Watches
-/// end with the error.
+/// If the disk fails, concurrent writes fail with [`SessionError::Backend`] and may be in the file. The backend reopens the file
+/// immediately, and retries with pauses until it succeeds. Watches end with the error.
 ///
 /// # Files
-/// The file is made if need be, readable by its owner only; its directory must be there. One process at a time has it
-/// open. It does not shrink when sessions end: their room is used again. Opening reads all of it once and verifies its
-/// checksums, so a damaged file is refused. After a crash, a last write that is damaged cannot be told from one that was cut
-/// off: the state before it is used, with a warning. What [`stats`](snakepit_session::SessionBackend::stats) counts of events begins at 0. The file bears the version
-/// of its schema: any other is refused.
+/// - The backend creates a missing file, readable by its owner only. The directory must exist.
+/// - Only one process can open the file at a time.
+/// - The file does not shrink; new sessions reuse the space of deleted ones.
+/// - Opening reads the whole file and verifies its checksums, and rejects a damaged file. After a crash, a damaged last commit
+///   looks like an incomplete one; the backend then uses the previous commit and logs a warning.
+/// - The backend rejects files with another schema version.
 ///
-/// Dropping the backend blocks until what was asked is written and the file is closed.
+/// Event counters in [`stats`](snakepit_session::SessionBackend::stats) start at 0.
+///
+/// Dropping the backend blocks until queued operations are written and the file is closed.
 #[derive(Debug)]
 pub struct RedbBackend {
     writer: Writer,
     shared: Arc<Shared>,
 }
 
-/// What the writer and those who read have in common.
+/// State that the writer and readers share.
 #[derive(Debug)]
 struct Shared {
     path: PathBuf,
     limits: SessionLimits,
-    /// Or why it cannot be opened. Who reads holds the lock, so that the writer closes nothing under a reader.
+    /// The database, or why it cannot be opened. Readers hold the lock, so that the writer does not close it under them.
     database: Arc<RwLock<Result<Arc<Database>, SessionError>>>,
     leases: Leases,
     stats: Mutex<SessionStats>,
@@ -111,7 +111,7 @@ impl Shared {
         *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the file holds now.
+    /// A snapshot of the last commit.
     async fn view(&self) -> Result<View, SessionError> {
         let database = Arc::clone(&self.database).read_owned().await;
         let transaction = match &*database {
@@ -123,20 +123,20 @@ impl Shared {
 }
 
 impl RedbBackend {
-    /// Opens a file of sessions, or makes it.
+    /// Opens a session file, or creates it.
     ///
     /// # Errors
-    /// [`SessionError::Backend`], naming the file: its directory is missing, it is open already, it holds something
-    /// else or is damaged, or a version wrote it that has another schema.
+    /// [`SessionError::Backend`] with the name of the file: the directory is missing, a process has the file open, it is damaged
+    /// or contains something else, or it has another schema version.
     ///
     /// # Cancel safety
-    /// When the future is dropped, the file is closed again.
+    /// If the future is dropped, the file is closed again.
     pub async fn open(path: impl AsRef<Path> + Send, limits: SessionLimits) -> Result<Self, SessionError> {
         let (writer, shared) = Writer::spawn(path.as_ref().to_owned(), limits, |file| file).await?;
         Ok(Self { writer, shared })
     }
 
-    /// Changes something; it takes about so many bytes.
+    /// Runs an operation that writes about `size` bytes.
     async fn write<T: Send + 'static>(
         &self,
         size: usize,
@@ -145,7 +145,7 @@ impl RedbBackend {
         self.writer.ask(size, act).await.map_err(|error| in_file(&self.shared.path, error))
     }
 
-    /// Reads something that may be so large.
+    /// Runs a read of at most `size` bytes.
     async fn read<T: Send + 'static>(
         &self,
         size: usize,
@@ -160,11 +160,11 @@ impl RedbBackend {
         })
     }
 
-    /// Whether to read once more: the disk had failed, and the writer has opened the file anew since.
+    /// Whether to repeat a read that failed with the disk, after the writer has reopened the file.
     async fn is_open_again<T>(&self, is_second: &mut bool, read: &Result<T, SessionError>) -> bool {
         match read {
             Err(error) if is_of_disk(error) && !std::mem::replace(is_second, true) => {
-                // The writer finds out that redb accepts nothing more, whatever it answers.
+                // Makes the writer notice the failure. Its answer does not matter.
                 let _ = self.writer.ask(0, |_| Ok(())).await;
                 true
             }
@@ -172,7 +172,7 @@ impl RedbBackend {
         }
     }
 
-    /// The head of a session that has a lease.
+    /// The header of a session that has a lease.
     async fn header(&self, id: &SessionId) -> Result<(View, SessionRecord), SessionError> {
         let view = self.shared.view().await?;
         match view.record(id) {
@@ -180,7 +180,7 @@ impl RedbBackend {
             found => return Ok((view, found?)),
         }
         drop(view);
-        // The writer may be about to end its lease. Otherwise the file lost it.
+        // The writer may be about to end the lease. Otherwise the file has lost the session.
         self.writer.ask(0, |_| Ok(())).await?;
         match self.shared.leases.live(&Holder::Session(id.clone()), Instant::now()) {
             Some(_) => Err(damaged(&format!("session `{id}` is missing"))),
@@ -188,13 +188,13 @@ impl RedbBackend {
         }
     }
 
-    /// The lease of a session that lives, renewed.
+    /// Renews the lease of a live session and returns it.
     fn renew(&self, id: &SessionId) -> Result<Lease, SessionError> {
         let lease = self.shared.leases.renew(&Holder::Session(id.clone()), Instant::now());
         lease.ok_or_else(|| SessionError::NotFound { id: id.clone() })
     }
 
-    /// Uses a session without changing it.
+    /// Reads from a session and renews it.
     async fn read_session<T: Send + 'static>(
         &self,
         id: &SessionId,

@@ -1,4 +1,4 @@
-//! From a path to sessions, and back: opening a file, reading what it holds, and closing it.
+//! Opens and closes session files.
 
 use std::{
     fs::{File, OpenOptions},
@@ -27,21 +27,21 @@ use super::{
 };
 use crate::codec::{decode, encode};
 
-/// The version of rows and tables. All others are refused.
+/// The schema version of rows and tables. Other versions are rejected.
 const VERSION: u64 = 2;
-/// What redb may keep of the file in memory, in bytes.
+/// The size of redb's cache in bytes.
 const CACHE: usize = 256 * 1024 * 1024;
 
-/// Redb says how far its check is: so little only when it found the last commit incomplete and takes the one before.
+/// A repair that reports no more than this progress means that redb found the last commit incomplete and uses the previous one.
 const FALLS_BACK: f64 = 0.5;
 
-/// What a finished file of redb begins with.
+/// The magic number of a complete redb file.
 const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
-/// What redb's header takes at the beginning of a file, and a file that redb did not finish, in bytes, at most.
+/// The size of redb's header, and the maximum size of an incomplete file, in bytes.
 const HEADER: usize = 512;
 const MAX_UNFINISHED: u64 = 1024 * 1024;
 
-/// An open file, and who lives in it.
+/// An open file, its totals and leases.
 pub(super) struct Opened {
     pub(super) database: Database,
     pub(super) identity: Identity,
@@ -49,14 +49,14 @@ pub(super) struct Opened {
     pub(super) leases: Vec<(Holder, Lease)>,
 }
 
-/// Opens a file, or makes it unless it must be this one, and reads who lives in it.
+/// Opens a file and reads its leases. Creates a missing file, unless `known` names one.
 pub(super) fn open<F: StorageBackend>(
     path: &Path,
     limits: &SessionLimits,
     storage: impl FnOnce(FileBackend) -> F,
     known: Option<Identity>,
 ) -> Result<Opened, SessionError> {
-    // Redb may panic where somebody else changed its file.
+    // Redb may panic if another program changed its file.
     let opened = catch_unwind(AssertUnwindSafe(|| {
         let opened = database(path, storage, known);
         let (database, identity) = opened.map_err(|problem| SessionError::Backend { problem })?;
@@ -67,7 +67,7 @@ pub(super) fn open<F: StorageBackend>(
     opened.map_err(|error| in_file(path, error))
 }
 
-/// Names the file in an error of the backend.
+/// Adds the name of the file to an error.
 pub(super) fn in_file(path: &Path, error: SessionError) -> SessionError {
     match error {
         SessionError::Backend { problem } => {
@@ -86,7 +86,7 @@ fn database<F: StorageBackend>(
 ) -> Result<(Database, Identity), String> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(known.is_none()).truncate(false);
-    // What is in sessions is nobody else's.
+    // Sessions may contain secrets, so only the owner may read the file.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let file = options.open(path).map_err(|error| match error.kind() {
@@ -99,7 +99,7 @@ fn database<F: StorageBackend>(
     if known.is_some_and(|known| known != identity) {
         return Err("it was replaced while it was in use".to_owned());
     }
-    // A new file is only there for sure once its directory says so.
+    // Sync the directory, so that a new file survives a crash.
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let synced = File::open(parent).and_then(|directory| directory.sync_all());
     synced.map_err(|error| format!("cannot sync its directory: {error}"))?;
@@ -136,23 +136,22 @@ fn database<F: StorageBackend>(
     Ok((opened?, identity))
 }
 
-/// Empties a file that redb began to make when the host or the power failed. Redb itself takes it for something else, and no
-/// host would start again.
+/// Truncates a file whose creation was interrupted by a crash. Redb would reject it forever.
 fn empty_unfinished(storage: &impl StorageBackend) -> io::Result<()> {
     const END: Bound<u64> = Bound::Unbounded;
-    // Whoever has it open may be about to finish it, and redb will say that it is open.
+    // Another process may be creating the file now; redb then reports that it is open.
     if matches!(storage.try_lock_range(END, END), Ok(false)) {
         return Ok(());
     }
     if is_unfinished(storage)? {
         storage.set_len(0)?;
     }
-    // What cannot be locked needs no unlocking.
+    // Unlocking can only fail if locking is not supported.
     let _ = storage.unlock_range(END, END);
     Ok(())
 }
 
-/// Whether a file is one that redb did not finish: it writes its magic number last, and until then nothing but its header.
+/// Whether redb was interrupted while creating the file: it first writes the header, and the magic number last.
 fn is_unfinished(storage: &impl StorageBackend) -> io::Result<bool> {
     let len = storage.len()?;
     if len < HEADER as u64 || len > MAX_UNFINISHED {
@@ -168,7 +167,7 @@ fn is_unfinished(storage: &impl StorageBackend) -> io::Result<bool> {
     Ok(rest.iter().all(|byte| *byte == 0))
 }
 
-/// Reads who lives, and makes what is missing in a new file.
+/// Reads totals and leases, and creates the tables of a new file.
 fn resume(
     database: &Database,
     limits: &SessionLimits,
@@ -178,7 +177,7 @@ fn resume(
     let was_closed = transaction.list_tables().map_err(failed)?.any(|table| table.name() == LEASES.name());
     let found = holders(&transaction, limits, was_closed)?;
     if was_closed {
-        // From now on, what they say is out of date.
+        // The stored leases are obsolete from now on.
         transaction.delete_table(LEASES).map_err(failed)?;
     }
     if is_new || was_closed {
@@ -189,7 +188,7 @@ fn resume(
     Ok(found)
 }
 
-/// Makes the tables of a new file; true when it did.
+/// Creates the tables of a new file. Returns whether the file was new.
 fn check_schema(transaction: &WriteTransaction) -> Result<bool, SessionError> {
     let is_new = transaction.list_tables().map_err(failed)?.next().is_none();
     let mut schema = transaction.open_table(SCHEMA).map_err(failed)?;
@@ -211,9 +210,8 @@ fn check_schema(transaction: &WriteTransaction) -> Result<bool, SessionError> {
     Err(SessionError::Backend { problem })
 }
 
-/// Everybody in the file, with a lease. After an orderly end it is what is left of the one that was written. Otherwise
-/// it is a full one: who is in the file may have been used until the host was killed, and nobody's time ends early because
-/// a renewal was only in memory.
+/// The leases of all sessions and programs in the file. After a clean shutdown, they have the stored remaining time. After a
+/// crash, they have the full TTL, because renewals that were only in memory are lost.
 fn holders(
     transaction: &WriteTransaction,
     limits: &SessionLimits,
@@ -249,7 +247,7 @@ fn holders(
     Ok((totals, leases))
 }
 
-/// Writes for how long everybody lives, so that the next start knows.
+/// Stores the leases for the next start.
 pub(super) fn close(database: &Database, leases: &Leases) -> Result<(), SessionError> {
     let transaction = database.begin_write().map_err(failed)?;
     let mut table = transaction.open_table(LEASES).map_err(failed)?;

@@ -1,7 +1,7 @@
-//! Which rows a file has, and how they are read. Writing them is left to `group`.
+//! The tables of a file, and how rows are read. Module `group` writes them.
 //!
-//! The first part of all keys is a session: the rows of one session are a range of their table. What belongs to no session
-//! has an empty one there, which is no id.
+//! Every key starts with the session id, so the rows of a session are a contiguous range. Global rows have an empty text there,
+//! which is not a valid id.
 
 use std::{borrow::Borrow, ops::Range, sync::Arc};
 
@@ -21,26 +21,25 @@ pub(super) type VersionKey = (&'static str, &'static str, u32);
 pub(super) type Row = &'static [u8];
 type Definition = TableDefinition<'static, Key, Row>;
 
-/// The heads of sessions, under `(session, "")`.
+/// Session headers, by `(session, "")`.
 pub(super) const SESSIONS: Definition = Definition::new("sessions");
-/// Variables as they are now, under `(session, name)`. They know which older versions there are.
+/// The current state of variables, by `(session, name)`. It lists the older versions.
 pub(super) const VARIABLES: Definition = Definition::new("variables");
-/// The older versions, under `(session, name, version)`.
+/// Older versions, by `(session, name, version)`.
 pub(super) const VERSIONS: TableDefinition<'static, VersionKey, Row> = TableDefinition::new("versions");
-/// Programs without their data, under `(session, name)`; the global ones under `("", name)`.
+/// Descriptions of programs, by `(session, name)`, or `("", name)` for global programs.
 pub(super) const PROGRAMS: Definition = Definition::new("programs");
-/// The data of programs as it is, under the same keys.
+/// The raw data of programs, by the same keys.
 pub(super) const DATA: Definition = Definition::new("program_data");
-/// What `lease` keeps in memory, under the key of the session or the global program. There is such a table only from an
-/// orderly end of the host to its next start.
+/// Leases, by the key of the session or the global program. This table exists only between a clean shutdown and the next start.
 pub(super) const LEASES: Definition = Definition::new("leases");
-/// The version of all this, in its only row.
+/// One row with the schema version.
 pub(super) const SCHEMA: TableDefinition<'static, (), u64> = TableDefinition::new("schema");
 
-/// Whose rows belong to no session.
+/// The owner in keys of rows that do not belong to a session.
 pub(super) const GLOBAL_OWNER: &str = "";
 
-/// What is needed of a head where its metadata does not matter.
+/// The session header without its metadata.
 #[derive(Debug, Deserialize)]
 pub(super) struct HeaderSummary {
     pub(super) ttl: std::time::Duration,
@@ -49,7 +48,7 @@ pub(super) struct HeaderSummary {
     pub(super) variables: usize,
 }
 
-/// What errors of the disk begin with.
+/// The prefix of disk errors.
 const DISK_FAILED: &str = "the disk failed";
 
 pub(super) fn failed(error: impl Into<redb::Error>) -> SessionError {
@@ -63,27 +62,27 @@ pub(super) fn failed(error: impl Into<redb::Error>) -> SessionError {
     SessionError::Backend { problem }
 }
 
-/// Whether the database accepts nothing more until it is opened anew.
+/// Whether the database rejects all operations until it is reopened.
 pub(super) fn is_of_disk(error: &SessionError) -> bool {
     matches!(error, SessionError::Backend { problem } if problem.starts_with(DISK_FAILED))
 }
 
-/// The file is not what was written.
+/// The error for a damaged file.
 pub(super) fn damaged(problem: &str) -> SessionError {
     SessionError::Backend { problem: format!("it is damaged; restore it from a copy: {problem}") }
 }
 
-/// The key of a session's head.
+/// The key of a session's header.
 pub(super) fn header_key(id: &SessionId) -> (&str, &str) {
     (id.as_str(), "")
 }
 
-/// The end of the rows of this owner: what follows it and sorts before every other, for no id holds control characters.
+/// The end of an owner's rows: it sorts after this owner and before all others, because ids do not contain control characters.
 pub(super) fn end_of(owner: &str) -> String {
     format!("{owner}\0")
 }
 
-/// The rows of this owner, up to what [`end_of`] made of it.
+/// The rows of an owner, up to [`end_of`] it.
 pub(super) fn rows_of<'a>(owner: &'a str, end: &'a str) -> Range<(&'a str, &'a str)> {
     (owner, "")..(end, "")
 }
@@ -96,7 +95,7 @@ pub(super) fn get<'k, T: DeserializeOwned, K: redb::Key + 'static>(
     row.map(|row| decode(row.value())).transpose()
 }
 
-/// Those rows of an owner whose names are wanted, in the order of the names.
+/// The rows of an owner with accepted names, ordered by name.
 pub(super) fn scan<T: DeserializeOwned>(
     table: &impl ReadableTable<Key, Row>,
     owner: &str,
@@ -113,7 +112,7 @@ pub(super) fn scan<T: DeserializeOwned>(
     Ok(found)
 }
 
-/// Loads the variables that these identifiers name, without their older versions.
+/// Loads the named variables, without their older versions.
 pub(super) fn load_variables(
     table: &impl ReadableTable<Key, Row>,
     id: &SessionId,
@@ -142,8 +141,8 @@ pub(super) fn load_all_variables(
     Ok(())
 }
 
-/// Whether a row that was not found may be missing: there are as many others as its session counts. A damaged file must not
-/// look as if there had never been anything.
+/// Checks that a missing row was never written: the session must contain as many rows as its header counts. Otherwise the file
+/// is damaged.
 fn check_missing(
     table: &impl ReadableTable<Key, Row>,
     owner: &str,
@@ -169,7 +168,7 @@ fn check_count(owner: &str, what: &str, found: usize, counted: usize) -> Result<
     Err(damaged(&format!("of {counted} {what} of session `{owner}`, {found} are there")))
 }
 
-/// Everything as it was at one moment.
+/// A consistent snapshot of the file.
 pub(super) struct View {
     transaction: ReadTransaction,
     /// Keeps the file open.
@@ -191,7 +190,7 @@ impl View {
         self.transaction.open_table(definition).map_err(failed)
     }
 
-    /// The head of a session.
+    /// The header of a session.
     ///
     /// # Errors
     /// [`SessionError::NotFound`].
@@ -200,8 +199,7 @@ impl View {
         header.map(SessionRecord::new).ok_or_else(|| SessionError::NotFound { id: id.clone() })
     }
 
-    /// Shows heads in the order of their ids, beginning after one, until `show` has seen enough. It gets a head as it is
-    /// written, to read only those that it wants.
+    /// Passes encoded headers to `show` in the order of ids, starting after `after`, until it returns false.
     pub(super) fn headers(
         &self,
         after: Option<&SessionId>,
@@ -218,7 +216,7 @@ impl View {
         Ok(())
     }
 
-    /// Loads the variables that these identifiers name, without their older versions.
+    /// Loads the named variables, without their older versions.
     pub(super) fn load_variables(
         &self,
         id: &SessionId,
@@ -234,7 +232,7 @@ impl View {
         })
     }
 
-    /// The variables whose names are wanted, in their order, of those that the head counts.
+    /// The variables with accepted names, in order. Checks that there are as many variables as the header counts.
     pub(super) fn list_variables(
         &self,
         id: &SessionId,
@@ -251,7 +249,7 @@ impl View {
         Ok(found.into_iter().map(|found| found.variable).collect())
     }
 
-    /// The newest versions of a variable, newest first; at most `limit`, 0 for all.
+    /// The newest versions of a variable, newest first: at most `limit`, or all for 0.
     pub(super) fn history(
         &self,
         id: &SessionId,
@@ -278,7 +276,7 @@ impl View {
         get(&self.table(PROGRAMS)?, (owner, name.as_str()))
     }
 
-    /// Whether a program that was not found may be missing: the head of its session counts as many as there are.
+    /// Checks that a missing program was never written, by the number that the header counts.
     pub(super) fn check_missing_program(
         &self,
         id: &SessionId,
@@ -288,7 +286,7 @@ impl View {
         check_missing(&self.table(PROGRAMS)?, id.as_str(), name.as_str(), header.programs)
     }
 
-    /// The program that this is said of.
+    /// Loads the data of a program.
     pub(super) fn program(&self, owner: &str, info: ProgramInfo) -> Result<Program, SessionError> {
         let row = self.table(DATA)?.get((owner, info.name.as_str())).map_err(failed)?;
         let data = row.map(|row| Bytes::copy_from_slice(row.value())).unwrap_or_default();

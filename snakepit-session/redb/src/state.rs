@@ -1,5 +1,4 @@
-//! What the writer knows beside the file, and what a group of operations will have changed once it is committed: until
-//! then nobody else sees it.
+//! State of the writer outside the file, and the staged changes of a group. Other threads see those only after the commit.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -13,12 +12,12 @@ use super::{
     lease::{Holder, Lease},
 };
 
-/// What there is in all, and what happened so far.
+/// The counters of the backend.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Totals {
     pub(super) sessions: usize,
     pub(super) variables: usize,
-    /// Of sessions.
+    /// Programs of sessions.
     pub(super) programs: usize,
     pub(super) globals: usize,
     pub(super) bytes: usize,
@@ -43,30 +42,30 @@ impl Totals {
     }
 }
 
-/// What only the writer knows.
+/// The state of the writer.
 #[derive(Debug, Default)]
 pub(super) struct State {
     totals: Totals,
-    /// Every holder of a lease once, under the time it was last known to expire. Use does not move it: one that turns out
-    /// to live longer when its time comes is queued again.
+    /// All lease holders by their last known expiry time. Renewals do not update it; a sweep requeues a holder that turns out to
+    /// live longer.
     pub(super) queue: BTreeSet<(Instant, Holder)>,
     pub(super) watchers: HashMap<SessionId, Watchers>,
     pub(super) staged: Staged,
 }
 
-/// What changes with the commit of the group that runs.
+/// Changes that take effect when the current group commits.
 #[derive(Debug, Default)]
 pub(super) struct Staged {
     pub(super) totals: Totals,
-    /// New leases, and those that ended (`None`).
+    /// New leases, and `None` for ended ones.
     pub(super) leases: HashMap<Holder, Option<Lease>>,
-    /// In the order in which they are to be told.
+    /// In the order of the changes.
     pub(super) notifications: Vec<Notification>,
-    /// How many rows were written.
+    /// The number of written rows.
     pub(super) writes: usize,
 }
 
-/// Something to tell once it is certain.
+/// A notification to send after the commit.
 #[derive(Debug)]
 pub(super) enum Notification {
     Created(SessionId),
@@ -75,7 +74,7 @@ pub(super) enum Notification {
         kind: SessionEventKind,
         watchers: Option<Watchers>,
     },
-    /// Variables changed, with those who watched then.
+    /// Variables changed. Contains the watchers at the time of the change.
     Changed {
         watchers: Watchers,
         updates: Vec<VariableUpdate>,
@@ -83,7 +82,7 @@ pub(super) enum Notification {
 }
 
 impl State {
-    /// Takes over what a file holds.
+    /// Takes over the contents of a file.
     pub(super) fn resume(&mut self, shared: &Shared, totals: Totals, leases: Vec<(Holder, Lease)>) {
         self.totals = totals;
         for (holder, lease) in leases {
@@ -93,14 +92,13 @@ impl State {
         shared.publish(self.totals.stats());
     }
 
-    /// Takes over what a file holds that was opened anew: the last group, which failed, may be in it or not. Who lived before
-    /// keeps its lease.
+    /// Takes over the contents of a reopened file, which may or may not contain the failed group. Existing leases are kept.
     pub(super) fn take_over(&mut self, shared: &Shared, found: Totals, leases: Vec<(Holder, Lease)>) {
         let Totals { sessions, variables, programs, globals, bytes, .. } = found;
         self.totals = Totals { sessions, variables, programs, globals, bytes, ..self.totals };
-        let mut gone: HashSet<_> = shared.leases.holders().collect();
+        let mut missing: HashSet<_> = shared.leases.holders().collect();
         for (holder, lease) in leases {
-            if gone.remove(&holder) {
+            if missing.remove(&holder) {
                 continue;
             }
             self.queue.insert((lease.queued, holder.clone()));
@@ -110,7 +108,7 @@ impl State {
                 shared.events.notify(id, SessionEventKind::Created);
             }
         }
-        for holder in gone {
+        for holder in missing {
             if let Some(lease) = shared.leases.remove(&holder) {
                 self.queue.remove(&(lease.queued, holder.clone()));
             }
@@ -122,17 +120,17 @@ impl State {
         shared.publish(self.totals.stats());
     }
 
-    /// What sessions and global programs hold, in bytes, as it was committed last.
+    /// The committed size of sessions and global programs in bytes.
     pub(super) const fn held(&self) -> usize {
         self.totals.bytes
     }
 
-    /// Begins a group.
+    /// Starts a group.
     pub(super) fn stage(&mut self) {
         self.staged = Staged { totals: self.totals, ..Staged::default() };
     }
 
-    /// The group is committed: makes what it changed true for everybody, and tells it.
+    /// Publishes the changes of a committed group and sends its notifications.
     pub(super) fn settle(&mut self, shared: &Shared) {
         let Staged { totals, leases, notifications, writes: _ } = std::mem::take(&mut self.staged);
         for (holder, lease) in leases {
@@ -164,7 +162,7 @@ impl State {
         }
     }
 
-    /// The group is not committed: nothing happened.
+    /// Discards the changes of a group that was not committed.
     pub(super) fn forget(&mut self) {
         for notifications in std::mem::take(&mut self.staged).notifications {
             if let Notification::Ended { id, watchers: Some(watchers), .. } = notifications {
@@ -173,7 +171,7 @@ impl State {
         }
     }
 
-    /// Ends all watches: what was committed last is not known.
+    /// Ends all watches, because the last commit is unknown.
     pub(super) fn end_watches(&mut self, why: &SessionError) {
         self.watchers.drain().for_each(|(_, watchers)| watchers.end(why));
     }

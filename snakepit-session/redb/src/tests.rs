@@ -1,4 +1,4 @@
-//! What is said of the durable backend beyond the contract. `tests/killed` has what needs a process that dies.
+//! Properties of this backend beyond the contract. `tests/killed` contains the tests that kill a process.
 
 use std::{
     collections::HashSet,
@@ -50,14 +50,14 @@ async fn open(directory: &TempDir) -> RedbBackend {
     try_open(directory.path().join("sessions")).await.unwrap()
 }
 
-/// What a host finds that starts after the one of this directory was killed just now.
+/// Opens the file as a host would after the current host was killed.
 async fn open_as_after_a_crash(directory: &TempDir) -> RedbBackend {
     let copy = directory.path().join("copy");
     std::fs::copy(directory.path().join("sessions"), &copy).unwrap();
     try_open(copy).await.unwrap()
 }
 
-/// Why a file could not be opened. It must be named.
+/// Returns the error of opening a file, which must contain its name.
 async fn refused(path: &Path) -> String {
     let error = try_open(path).await.unwrap_err().to_string();
     assert!(error.contains(path.to_str().unwrap()), "{error}");
@@ -101,7 +101,7 @@ fn redb_does_one_thing_after_the_other() {
     session_backend_linearizes(same::in_memory, 60);
 }
 
-/// All that is in a backend, but for the time it has left.
+/// The complete state of a backend, without remaining lifetimes.
 async fn all_of(backend: &RedbBackend) -> impl PartialEq + std::fmt::Debug + use<> {
     let mut sessions = Vec::new();
     for session in backend.list(PageRequest::default()).await.unwrap().items {
@@ -170,7 +170,7 @@ async fn everything_is_there_again() {
 async fn left(backend: &RedbBackend, session: &str) -> u64 {
     let page = backend.list(PageRequest::default()).await.unwrap();
     let session = page.items.into_iter().find(|found| found.id == id(session)).unwrap();
-    // What passes of real time meanwhile is far less than a second.
+    // Far less than a second of real time passes here.
     session.expires_in.as_secs_f64().round() as u64
 }
 
@@ -185,7 +185,7 @@ async fn ttls_go_on_after_an_orderly_end_and_begin_anew_after_a_crash() {
     let program = Program { ttl: Some(Duration::from_secs(10)), ..Program::new("x", "t") };
     backend.put_program(&ProgramOwner::Global, &program_name("p"), program).await.unwrap();
     tokio::time::advance(Duration::from_secs(60)).await;
-    // Nothing but memory knows of this.
+    // This is only in memory.
     backend.get(&id("used")).await.unwrap();
     tokio::time::advance(Duration::from_secs(20)).await;
 
@@ -206,10 +206,10 @@ async fn ttls_go_on_after_an_orderly_end_and_begin_anew_after_a_crash() {
     backend.program(&ProgramOwner::Global, &program_name("p")).await.unwrap_err();
     let mut events = backend.subscribe();
     assert_eq!(backend.sweep().await.unwrap(), 1);
-    let SessionEvent { id: gone, kind, .. } = events.next().await.unwrap().unwrap();
-    assert_eq!((gone, kind), (id("short"), SessionEventKind::Expired));
+    let SessionEvent { id: expired, kind, .. } = events.next().await.unwrap().unwrap();
+    assert_eq!((expired, kind), (id("short"), SessionEventKind::Expired));
 
-    // What the end wrote holds for one start only.
+    // Stored leases are valid for one start only.
     let crashed = open_as_after_a_crash(&directory).await;
     assert_eq!(left(&crashed, "idle").await, 100);
 }
@@ -269,7 +269,7 @@ async fn files_that_were_never_finished_are_made_anew_and_no_others() {
     }
 }
 
-/// Changes a file behind the backend's back.
+/// Changes a file with plain redb.
 fn meddle<K: redb::Key + 'static, V: redb::Value + 'static>(
     path: &Path,
     table: TableDefinition<'_, K, V>,
@@ -369,7 +369,7 @@ async fn a_file_that_was_deleted_or_replaced_takes_no_more_writes_until_it_is_ba
     assert!(watch.next().await.unwrap().is_ok(), "and so do watches");
 }
 
-/// Flips bits of a file, the same ones for each seed.
+/// Flips bits of a file, which depend only on the seed.
 fn flip_bits(path: &Path, bits: usize, seed: u64) {
     let mut bytes = std::fs::read(path).unwrap();
     let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
@@ -424,7 +424,7 @@ async fn whoever_stops_waiting_leaves_all_or_nothing() {
     let first = register(&backend, "s", "x");
     let mut first = std::pin::pin!(first);
     assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(first.as_mut().poll(cx))).await.is_pending());
-    // It is in the queue, so it is done before what comes after it.
+    // The dropped operation is in the queue, so it runs before the next one.
     assert_eq!(
         register(&backend, "s", "x").await.unwrap_err(),
         SessionError::VariableExists { session: id("s"), name: "x".to_owned() }

@@ -1,5 +1,4 @@
-//! The one thread that writes. Operations that come while it waits for the disk share the next transaction, and so the
-//! next wait: the more there are, the less each of them costs.
+//! The writer thread. Operations that arrive during a disk sync share the next transaction and its sync (group commit).
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -26,20 +25,20 @@ use super::{
     state::State,
 };
 
-/// How many operations wait before those who bring more wait themselves.
+/// The capacity of the queue. Above it, callers wait (backpressure).
 const QUEUE: usize = 1024;
-/// How many operations share a transaction at most, and how many bytes of new values, so that what one of them waits for is
-/// bounded. A write to a variable writes the value before it too, into a row of its own, which this does not count.
+/// The maximum number of operations in a transaction, and of bytes of new values, to bound the latency. The row with the
+/// previous value of a variable does not count.
 const MAX_OPERATIONS: usize = 1024;
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 
-/// Something to do within a transaction.
+/// An operation to run within a transaction.
 trait Operation: Send {
-    /// About how much it writes, in bytes.
+    /// The approximate number of bytes that it writes.
     fn size(&self) -> usize;
-    /// Does it. `Err`: the backend failed.
+    /// Runs the operation. Returns an error if the backend failed.
     fn run(&mut self, group: &mut Group<'_>) -> Result<(), SessionError>;
-    /// Says how it went, now that it is certain.
+    /// Sends the outcome to the caller after the commit.
     fn answer(self: Box<Self>, committed: Result<(), SessionError>);
 }
 
@@ -69,7 +68,7 @@ where
 
     fn answer(self: Box<Self>, committed: Result<(), SessionError>) {
         let outcome = self.outcome.unwrap_or_else(|| Err(problem("the operation did not run")));
-        // Fails when nobody waits for it any more, which is all the same.
+        // Fails if the caller was dropped, which does not matter.
         let _ = self.answer.send(committed.and(outcome));
     }
 }
@@ -78,7 +77,7 @@ fn problem(problem: &str) -> SessionError {
     SessionError::Backend { problem: problem.to_owned() }
 }
 
-/// The thread, and the way to it. When this is dropped, what was asked is done first, and the file is let go.
+/// A handle to the thread. Dropping it runs the queued operations and closes the file.
 #[derive(Debug)]
 pub(super) struct Writer {
     queue: Option<mpsc::Sender<Box<dyn Operation>>>,
@@ -86,10 +85,10 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Opens a file in a thread that then waits for operations on it.
+    /// Starts the thread, which opens the file and then waits for operations.
     ///
     /// # Cancel safety
-    /// When the future is dropped, the thread closes the file again.
+    /// If the future is dropped, the thread closes the file again.
     pub(super) async fn spawn<F: StorageBackend>(
         path: PathBuf,
         limits: SessionLimits,
@@ -97,13 +96,13 @@ impl Writer {
     ) -> Result<(Self, Arc<Shared>), SessionError> {
         let (queue, operations) = mpsc::channel(QUEUE);
         let (opened, answer) = oneshot::channel();
-        // Its clock is that of the runtime, which tests pause.
+        // The thread uses the runtime's clock, which tests pause.
         let runtime = Handle::try_current().ok();
         let run = move || {
             let _clock = runtime.as_ref().map(Handle::enter);
             match Work::open(path, limits, storage, operations) {
                 Ok(work) => {
-                    // Fails when nobody waits for it any more, and then there are no operations either.
+                    // Fails if the caller was dropped; then the queue is closed too.
                     let _ = opened.send(Ok(Arc::clone(&work.shared)));
                     work.run();
                 }
@@ -116,7 +115,7 @@ impl Writer {
         Ok((Self { queue: Some(queue), thread: Some(thread) }, shared))
     }
 
-    /// Does something that writes about so many bytes, and waits until it is certain.
+    /// Runs an operation that writes about `size` bytes, and waits for the commit.
     pub(super) async fn ask<T: Send + 'static>(
         &self,
         size: usize,
@@ -142,21 +141,20 @@ impl Drop for Writer {
     }
 }
 
-/// What the thread works with.
+/// The state of the thread.
 struct Work<S> {
     shared: Arc<Shared>,
     state: State,
     operations: mpsc::Receiver<Box<dyn Operation>>,
     storage: S,
     identity: Identity,
-    /// The database, unless it could not be opened anew.
+    /// The database, or `None` if it could not be reopened.
     database: Option<Arc<Database>>,
-    /// Since the disk failed: why, and when to try again.
+    /// The last disk failure, and when to retry.
     outage: Option<(SessionError, Instant)>,
 }
 
-/// How long nothing is written after the disk failed, at least and at most, and in terms of what opening the file took, which
-/// reads all of it.
+/// The pause after a disk failure: a multiple of the time that reopening took (it reads the whole file), within bounds.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 const PAUSE_FACTOR: u32 = 10;
@@ -197,7 +195,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
         }
     }
 
-    /// Runs operations and those that come meanwhile, and commits what they did: all of it, or nothing.
+    /// Runs the queued operations, including new arrivals, and commits all of them or none.
     fn commit(&mut self, group: &mut Vec<Box<dyn Operation>>) -> Result<(), SessionError> {
         let database = self.database()?;
         let ran = catch_unwind(AssertUnwindSafe(|| self.try_commit(&database, group)));
@@ -210,7 +208,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
         let path = self.shared.path.display();
         tracing::error!(%path, %error, operations = group.len(), "failed to write sessions");
         self.state.forget();
-        // After an error of the disk, redb refuses to go on; after any other, it does.
+        // Redb continues after other errors, but not after a disk error.
         if database.begin_write().is_ok() {
             return Err(error);
         }
@@ -218,7 +216,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
         Err(self.fail(error))
     }
 
-    /// The database, opened anew if it has to be and if it is time for that.
+    /// Returns the database. Reopens it if necessary, unless the pause is still running.
     fn database(&mut self) -> Result<Arc<Database>, SessionError> {
         if let Some(database) = &self.database {
             return Ok(Arc::clone(database));
@@ -230,7 +228,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
         self.database.clone().ok_or(failure)
     }
 
-    /// Whether something may be written: for a while after the disk failed, nothing is.
+    /// Returns an error during the pause after a disk failure.
     fn check_outage(&self) -> Result<(), SessionError> {
         match &self.outage {
             Some((failure, until)) if Instant::now() < *until => Err(failure.clone()),
@@ -238,8 +236,8 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
         }
     }
 
-    /// The disk failed, and redb goes on only when it opens the file anew. What became of the last commit shows then, so
-    /// watches end: nobody knows what to tell them.
+    /// Handles a disk failure: redb requires that we reopen the file. Whether the last commit succeeded is unknown until then,
+    /// so watches end.
     fn fail(&mut self, error: SessionError) -> SessionError {
         let failure = in_file(&self.shared.path, error);
         self.state.end_watches(&failure);
@@ -249,12 +247,12 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
         failure
     }
 
-    /// Opens the file anew. After that, writes are refused for a while, and reads go on if it could be opened.
+    /// Reopens the file. Writes then fail during a pause; reads continue if the file could be opened.
     fn open_again(&mut self, failure: &SessionError) -> Result<(), SessionError> {
         let began = Instant::now();
         let Self { shared, identity, database, .. } = self;
         let mut current = shared.database.blocking_write();
-        // Closes it: nobody reads.
+        // The write lock excludes readers, so this closes the file.
         *current = Err(failure.clone());
         *database = None;
         let opened = open(&shared.path, &shared.limits, &self.storage, Some(*identity));
@@ -291,7 +289,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
     ) -> Result<(), SessionError> {
         let outage = self.check_outage();
         let Self { shared, state, operations: queue, identity, .. } = self;
-        // What it commits is durable: that is redb's default.
+        // Redb's default durability syncs each commit.
         let transaction = database.begin_write().map_err(failed)?;
         let mut group = Group::begin(shared, state, &transaction)?;
         let (mut at, mut size, mut first_error) = (0, 0, None);
@@ -299,7 +297,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
             let writes = group.writes();
             group.begin_operation();
             if let Err(error) = operation.run(&mut group) {
-                // One that failed before it wrote did nothing, and the others can go on.
+                // If it failed before its first write, the other operations can continue.
                 if group.writes() != writes {
                     return Err(error);
                 }
@@ -313,7 +311,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
         let wrote = group.writes() > 0;
         drop(group);
         let ended = if wrote {
-            // Without either, redb would write in vain, and accept nothing more.
+            // Without these, the commit would fail and redb would reject further operations.
             let held = state.held();
             let is_usable = || {
                 let file = identity.check(&shared.path)?;
@@ -326,7 +324,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
         } else {
             transaction.abort().map_err(failed)
         };
-        // What redb refuses after an error says less than the error.
+        // The first error says more than redb's rejections after it.
         ended.map_err(|error| first_error.unwrap_or(error))
     }
 }

@@ -1,6 +1,6 @@
-//! Opens files that earlier versions wrote; `tests/formats` says what is there.
+//! Opens the files of earlier versions in `tests/formats`.
 
-#![allow(clippy::unwrap_used, reason = "in tests, whatever is wrong should panic")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use snakepit_session::SessionLimits;
 use snakepit_session_redb::RedbBackend;
 use snakepit_session_testkit::sample;
 
-/// All folders, the newest last.
+/// All folders, oldest first.
 const FORMATS: [&str; 1] = ["1"];
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! What every backend can do.
+//! The operations of the trait.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,13 +12,13 @@ use snakepit_session::{
 
 use super::{
     RedisBackend,
-    follow::Cursor,
+    follow::WatchCursor,
     millis,
     plan::{LoadPlan, Loaded, Meta, Usage, load_history, session},
     scripts,
 };
 
-/// How many sessions one script looks at: while it runs, Redis does nothing else.
+/// The maximum number of sessions that one script visits, because a running script blocks Redis.
 const AT_ONCE: usize = 200;
 
 impl RedisBackend {
@@ -26,14 +26,13 @@ impl RedisBackend {
         Loaded::load(&self.link, id, plan).await
     }
 
-    /// Reclaims what expired. True if that gave room.
+    /// Reclaims expired sessions and programs. Returns whether there were any.
     pub(super) async fn reclaim(&self) -> Result<bool, SessionError> {
         let (sessions, programs) = self.reclaim_all("first").await?;
         Ok(sessions + programs > 0)
     }
 
-    /// Returns how many sessions and global programs expired. Of several hosts that do it at once, each is told of other
-    /// ones.
+    /// Returns the number of expired sessions and global programs. Concurrent hosts reclaim different ones.
     async fn reclaim_all(&self, why: &'static str) -> Result<(usize, usize), SessionError> {
         let (mut which, mut expired, mut programs) = (why, 0, 0);
         loop {
@@ -76,7 +75,7 @@ impl SessionBackend for RedisBackend {
                 "sessions" => SessionError::TooManySessions { limit: max_sessions },
                 _ => self.full(size),
             };
-            // What expired does not count, so its room is reclaimed before anybody is refused.
+            // Reclaim expired sessions before rejecting.
             if !self.reclaim().await? {
                 return Err(refused);
             }
@@ -99,7 +98,7 @@ impl SessionBackend for RedisBackend {
         let (size, after) = page.parse()?;
         let mut after = after.map(|id| id.to_string()).unwrap_or_default();
         let mut items = Vec::new();
-        // One more than asked for, which says whether there is another page.
+        // Ask for one more, which shows whether there is another page.
         while items.len() <= size {
             let most = (size + 1 - items.len()).min(AT_ONCE);
             let call = self.link.call(&scripts::LIST).arg(&after).arg(most);
@@ -110,7 +109,7 @@ impl SessionBackend for RedisBackend {
                     .and_then(|id| session(&id, Duration::from_millis(left), &meta, worker, &held));
                 match listed {
                     Ok(listed) => items.push(self.as_seen_here(listed)),
-                    // One that cannot be read must not hide all others.
+                    // An unreadable session must not hide the others.
                     Err(error) => tracing::error!(session = id, %error, "a session is left out of a listing"),
                 }
             }
@@ -231,9 +230,9 @@ impl SessionBackend for RedisBackend {
 
     async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError> {
         self.change(id, &LoadPlan::variables([identifier]), |record, budget, changes| {
-            let gone = record.delete_variable(budget, identifier)?;
-            changes.unset(&gone);
-            Ok(gone.variable)
+            let deleted = record.delete_variable(budget, identifier)?;
+            changes.unset(&deleted);
+            Ok(deleted.variable)
         })
         .await
     }
@@ -278,7 +277,7 @@ impl SessionBackend for RedisBackend {
         self.follower.add(
             id,
             &incarnation,
-            Cursor { number: seq, mark },
+            WatchCursor { number: seq, mark },
             watcher,
             self.limits.max_watches,
         )?;

@@ -1,5 +1,4 @@
-//! Changing a session: it is loaded, changed here, and written back if it is still what was loaded. Otherwise somebody
-//! else got ahead, and it is done again.
+//! Writes with optimistic concurrency: load a session, change it, and store it if its revision is unchanged; otherwise retry.
 
 use std::{
     collections::{BTreeMap, hash_map::RandomState},
@@ -21,17 +20,17 @@ use super::{
 };
 use crate::codec::encode;
 
-/// How many times in a row others may get ahead. Each time one of them is done, so all get there.
+/// The maximum number of attempts. Each conflict means that another write succeeded, so all writers make progress.
 const MAX_ATTEMPTS: u32 = 256;
-/// The longest wait before it is done again.
+/// The maximum delay before a retry.
 const MAX_WAIT: Duration = Duration::from_millis(20);
 
-/// What the log of a watched session holds at least, in changes and in bytes, however little waits for a slow watcher:
-/// it has what hosts have not read yet, of all variables, whoever watches which.
+/// The minimum size of the log of a watched session, in changes and in bytes. It buffers the changes of all variables for all hosts,
+/// so it must not be as small as the queue of one watcher.
 const MIN_LOG: (usize, usize) = (1024, 16 << 20);
 
-/// Who of this host may change a session. Without it those of one host would get ahead of each other. Several sessions
-/// share a turn, for there are fewer turns.
+/// Striped locks that serialize the writers of this host for each session, so that they do not conflict with each other. Several
+/// sessions share a stripe.
 #[derive(Debug)]
 pub(super) struct StripedLocks {
     locks: Box<[Mutex<()>]>,
@@ -43,21 +42,20 @@ impl StripedLocks {
         Self { locks: (0..1024).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
     }
 
-    /// Waits for the turn, but no longer than this: while Redis does not answer, those who wait give up together and not
-    /// one after the other.
+    /// Waits for the lock with a timeout. So while Redis does not answer, all waiting writers give up together and not in sequence.
     async fn take(&self, id: &SessionId, longest: Duration) -> Option<MutexGuard<'_, ()>> {
         let turn = usize::try_from(self.hasher.hash_one(id)).unwrap_or(usize::MAX) % self.locks.len();
         tokio::time::timeout(longest, self.locks[turn].lock()).await.ok()
     }
 }
 
-/// What an operation did to a record, as the script is told it.
+/// The changes of an operation, as arguments for the script.
 #[derive(Debug)]
 pub(super) struct Changes {
     arguments: Vec<Bytes>,
     /// The number of the last change of a variable.
     seq: u64,
-    /// The oldest version that is kept of each variable.
+    /// The oldest version in the history of each variable.
     oldest: BTreeMap<VariableName, u32>,
     problem: Option<SessionError>,
 }
@@ -95,7 +93,7 @@ impl Changes {
         }
     }
 
-    /// A variable was registered, or got a value.
+    /// Adds a variable that was registered or written.
     pub(super) fn wrote(&mut self, kind: UpdateKind, variable: &VariableRecord) {
         let name = &variable.variable.name;
         let kept = variable.older().next_back();
@@ -107,7 +105,7 @@ impl Changes {
         self.forget(name, before..oldest);
     }
 
-    /// A variable was deleted.
+    /// Adds a deleted variable.
     pub(super) fn unset(&mut self, variable: &VariableRecord) {
         let name = &variable.variable.name;
         let encoded = self.encode_variable(UpdateKind::Deleted, variable);
@@ -116,14 +114,14 @@ impl Changes {
         self.oldest.remove(name);
     }
 
-    /// A program was stored.
+    /// Adds a stored program.
     pub(super) fn put(&mut self, program: &ProgramRecord) {
         let info = encode(&program.info).map(Bytes::from);
         let info = self.encoded(info);
         self.push([word("put"), program.info.name.to_string().into(), info, program.data.clone()]);
     }
 
-    /// A program was deleted.
+    /// Adds a deleted program.
     pub(super) fn remove(&mut self, name: &ProgramName) {
         self.push([word("remove"), name.to_string().into()]);
     }
@@ -133,13 +131,13 @@ const fn word(word: &'static str) -> Bytes {
     Bytes::from_static(word.as_bytes())
 }
 
-/// The rev of a commit: random, so that it is that of no other, and an integer that Lua can hold.
+/// A random revision for a commit. It is an integer that Lua can represent.
 fn next_rev() -> u64 {
     (uuid::Uuid::new_v4().as_u64_pair().0 >> 12) | 1
 }
 
 impl RedisBackend {
-    /// Does something to a session that may change what it holds. It is done again when others get ahead.
+    /// Runs an operation on a session and stores its changes. Retries after conflicts.
     pub(super) async fn change<T, F>(
         &self,
         id: &SessionId,
@@ -153,7 +151,7 @@ impl RedisBackend {
             .await
     }
 
-    /// The same with writes of variables, whose values are checked before where that takes long.
+    /// The same for writes of variables, with expensive checks outside the retry loop.
     pub(super) async fn change_variables<T, F>(
         &self,
         id: &SessionId,
@@ -185,7 +183,7 @@ impl RedisBackend {
             let mut loaded = Loaded::load(&self.link, id, plan).await?;
             let writes = match &prepared {
                 Some(prepared) => prepared.clone(),
-                // One whose variable is another the next time is checked again.
+                // If the type of a variable changes before a retry, its value is checked again.
                 None if WritePreparation::is_needed(&updates) => {
                     let preparing = WritePreparation::of(&self.limits, Some(&loaded.record), updates.clone());
                     prepared.insert(preparing.prepare().await).clone()
@@ -196,7 +194,7 @@ impl RedisBackend {
                 act(record, budget, changes, writes)
             };
             let (done, changes, full) = self.act(id, &mut loaded, act);
-            // What expired does not count, and nobody is refused because of it.
+            // Reclaim expired sessions before rejecting.
             if full && !reclaimed {
                 reclaimed = true;
                 if self.reclaim().await? {
@@ -209,16 +207,15 @@ impl RedisBackend {
             }
             match &*self.commit(id, &loaded, changes).await? {
                 "done" => return Ok(done),
-                "gone" => return Err(SessionError::NotFound { id: id.clone() }),
-                // Others got ahead in this session, or with the room that there is in all.
+                "ended" => return Err(SessionError::NotFound { id: id.clone() }),
+                // Another host changed the session, or used the remaining space.
                 _ => tracing::trace!(session = %id, attempt, "others changed the session meanwhile"),
             }
         }
         Err(self.link.problem("too many hosts change the session at once; try again"))
     }
 
-    /// Does it to what was loaded, which then is what the session is to become. True: for want of room in all, it did
-    /// not do everything.
+    /// Applies the operation to the loaded record. The flag says whether the total size limit rejected something.
     fn act<T>(
         &self,
         id: &SessionId,

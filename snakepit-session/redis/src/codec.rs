@@ -1,5 +1,4 @@
-//! How records are written where they are kept outside of this process: as MessagePack with named fields, so that fields
-//! can be added without rewriting what is there.
+//! The encoding of records: MessagePack with named fields, so that new versions can add fields.
 
 use serde::{Serialize, de::DeserializeOwned};
 use snakepit_session::SessionError;

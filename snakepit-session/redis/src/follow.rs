@@ -1,8 +1,23 @@
-//! What every host does all the time: it listens to what is published, reads on what changed in the sessions that are
-//! watched here, and says that they still are.
+//! The background task of each host: it reads changes of sessions that are watched on this host, delivers them to the watchers,
+//! and renews the leases of these watches.
 //!
-//! What is published only wakes it up. The changes themselves are in a numbered log, so none is missed when the
-//! connection breaks: every watched session is read on as soon as it is back.
+//! Published messages only wake the task. The changes are in a numbered log for each watched session, so a broken connection loses
+//! none of them: after a reconnect, the task reads every watched session again.
+//!
+//! # Glossary
+//!
+//! | name | meaning |
+//! | --- | --- |
+//! | incarnation | the random id of one session (`born` in Redis); a new session with the same session id has another one |
+//! | seq, number | the number of a change of a variable in its session, starting at 1 |
+//! | mark | the revision of the commit that made a change. It distinguishes two changes with one number, when Redis lost the first in a failover |
+//! | `WatchCursor` | number and mark of a change: a position in the log |
+//! | `WatcherState::delivered` | the cursor of the last change that this watcher received |
+//! | `LogRead::after` | the number after which this read began: the smallest `delivered` of its watchers |
+//! | `LogRead::last_read` | the cursor of the last change in this read |
+//! | `LogRead::latest` | the cursor of the latest change of the session, read or not |
+//! | `Predecessor` | the mark of the change before another, which detects a gap or a lost past |
+//! | `ReportedEvents` | the lifecycle events that this host has sent to subscribers; these have their own log and numbers |
 
 use std::{
     collections::VecDeque,
@@ -24,24 +39,25 @@ use super::{jitter, link::Link, plan::decode_update, scripts};
 
 mod watched;
 
-pub(super) use watched::Cursor;
-use watched::{Change, Delivery, Link as Predecessor, Watched};
+pub(super) use watched::WatchCursor;
+use watched::{Change, LogRead, Predecessor, Watched};
 
-/// How many sessions are read on at once, and about how many bytes.
+/// The maximum number of sessions in one read, and about the maximum number of bytes.
 const SESSIONS: usize = 64;
 const BYTES: usize = 1 << 20;
-/// How soon the end of a session is looked for again that was not to be found at its time.
+/// The delay before checking again for a session that should have expired.
 const SOON: Duration = Duration::from_millis(10);
-/// How often a watched session is looked at of which nothing is published, at least: Redis says nothing when it loses one.
+/// The maximum interval between checks of a watched session. Redis does not publish a message when it loses one.
 const CHECK: Duration = Duration::from_secs(5);
-/// How many events are remembered as told, which is more than the log keeps.
+/// The number of reported events to remember, which is more than the log contains.
 const REMEMBERED_EVENTS: usize = 2048;
-/// The longest wait before another connection is tried.
+/// The maximum delay before reconnecting.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// A watched session as the script tells of it.
+/// The script's answer for a session: remaining lifetime, latest number, its mark, whether there is more, and the changes, each with
+/// number, variable, mark of the predecessor, and mark.
 type Answer = (i64, u64, u64, bool, Vec<(u64, Vec<u8>, i64, u64)>);
-/// An event as it is in the log.
+/// An entry of the event log.
 type Entry = (String, Vec<String>);
 
 pub(super) struct Follower {
@@ -49,36 +65,36 @@ pub(super) struct Follower {
     lease: Duration,
     pub(super) events: SessionEventSender,
     watched: Mutex<Watched>,
-    /// Something is to be read that nobody publishes.
+    /// Wakes the task without a published message.
     wake: Notify,
-    delivered: Mutex<ReportedEvents>,
+    reported: Mutex<ReportedEvents>,
 }
 
-/// Which events of sessions were told.
+/// The lifecycle events that subscribers have received.
 #[derive(Debug, Default)]
 struct ReportedEvents {
-    /// The last one: its place in the log, and its number.
+    /// The last event: its position in the log, and its number.
     last: (LogPosition, u64),
-    /// The places of the last ones, which tell those apart that a failover kept.
-    places: VecDeque<LogPosition>,
-    /// What was before this host is nobody told.
-    since: LogPosition,
+    /// The positions of recent events, to recognize those that survived a failover.
+    recent: VecDeque<LogPosition>,
+    /// The position at the start of this host. Subscribers do not receive earlier events.
+    start: LogPosition,
 }
 
 impl ReportedEvents {
     fn push(&mut self, at: LogPosition, number: u64) {
         self.last = (at, number);
-        self.places.push_back(at);
-        if self.places.len() > REMEMBERED_EVENTS {
-            self.places.pop_front();
+        self.recent.push_back(at);
+        if self.recent.len() > REMEMBERED_EVENTS {
+            self.recent.pop_front();
         }
     }
 }
 
-/// Where something stands in a log of Redis.
+/// The id of a stream entry.
 type LogPosition = (u64, u64);
 
-/// A connection that is told what is published.
+/// A connection that receives published messages.
 pub(super) struct Subscription {
     sink: PubSubSink,
     stream: PubSubStream,
@@ -92,7 +108,7 @@ impl Follower {
             events: SessionEventSender::new(),
             watched: Mutex::default(),
             wake: Notify::new(),
-            delivered: Mutex::default(),
+            reported: Mutex::default(),
         }
     }
 
@@ -100,33 +116,33 @@ impl Follower {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn delivered(&self) -> MutexGuard<'_, ReportedEvents> {
-        self.delivered.lock().unwrap_or_else(PoisonError::into_inner)
+    fn reported(&self) -> MutexGuard<'_, ReportedEvents> {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets what was told last be later than it was, as if the clock of Redis had been ahead.
+    /// Moves the last reported event into the future, as if the clock of Redis had been ahead.
     #[cfg(test)]
-    pub(super) fn pretend_told_later(&self, by: Duration) {
-        let mut delivered = self.delivered();
-        delivered.last.0.0 += u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+    pub(super) fn pretend_reported_later(&self, by: Duration) {
+        let mut reported = self.reported();
+        reported.last.0.0 += u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
     }
 
-    /// Begins to tell a watcher what happens in a session after this change.
+    /// Starts to deliver the changes after this cursor to a watcher.
     pub(super) fn add(
         &self,
         id: &SessionId,
         incarnation: &str,
-        cursor: Cursor,
+        cursor: WatchCursor,
         watcher: Watcher,
         limit: usize,
     ) -> Result<(), SessionError> {
         self.watched().add(id, incarnation, cursor, watcher, limit)?;
-        // What happened since the watcher's beginning was read may have been published before it was known here.
+        // Changes since the cursor was read may have been published before the watcher was added.
         self.wake.notify_one();
         Ok(())
     }
 
-    /// Listens from now on.
+    /// Subscribes to the channels.
     pub(super) async fn subscribe(&self) -> Result<Subscription, SessionError> {
         let (mut sink, stream) = self.link.listen().await?.split();
         for channel in ["events", "updates"] {
@@ -141,16 +157,16 @@ impl Follower {
         Ok(Subscription { sink, stream })
     }
 
-    /// Makes what happened so far the past, which nobody is told.
-    pub(super) async fn begin(&self) -> Result<(), SessionError> {
+    /// Skips the events before the start of this host.
+    pub(super) async fn skip_past_events(&self) -> Result<(), SessionError> {
         let mut last = redis::cmd("XREVRANGE");
         last.arg(self.log()).arg("+").arg("-").arg("COUNT").arg(1);
         let last: Vec<Entry> = self.link.query(&last).await?;
         if let Some(entry) = last.first() {
             let (at, number) = position_of(entry);
-            let mut delivered = self.delivered();
-            delivered.push(at, number);
-            delivered.since = at;
+            let mut reported = self.reported();
+            reported.push(at, number);
+            reported.start = at;
         }
         Ok(())
     }
@@ -159,7 +175,7 @@ impl Follower {
         format!("{}:log", self.link.root())
     }
 
-    /// Follows what happens until it is dropped, beginning with a connection that was made before.
+    /// Runs until it is dropped. Uses `subscription` first and reconnects when that ends.
     pub(super) async fn run(self: Arc<Self>, subscription: Subscription) {
         let mut next = Some(subscription);
         let mut wait = SOON;
@@ -178,7 +194,7 @@ impl Follower {
                 }
                 Err(error) => error,
             };
-            // Said once, however long it takes.
+            // Log once per outage.
             if !std::mem::replace(&mut is_away, true) {
                 tracing::warn!(%ended, "cannot follow what happens to sessions; trying until it can");
             }
@@ -187,16 +203,16 @@ impl Follower {
         }
     }
 
-    /// Follows what happens until the connection ends, and returns why.
+    /// Reads changes until the connection ends, and returns the reason.
     async fn follow(&self, subscription: Subscription, wait: &mut Duration) -> SessionError {
         let Subscription { mut sink, mut stream } = subscription;
-        if let Err(error) = self.catch_up().await {
+        if let Err(error) = self.read_missed_events().await {
             return error;
         }
-        self.watched().all_changed();
-        let mut ping = Instant::now() + self.pause();
+        self.watched().mark_all_changed();
+        let mut ping = Instant::now() + self.check_interval();
         loop {
-            if let Err(error) = self.read_on().await {
+            if let Err(error) = self.read_changes().await {
                 return error;
             }
             *wait = SOON;
@@ -207,7 +223,7 @@ impl Follower {
                         return self.link.problem("the connection ended");
                     };
                     self.on_message(&message);
-                    // What came meanwhile is read in one go.
+                    // Handle all messages that have arrived before the next read.
                     while let Some(Some(message)) = ready(&mut stream).await {
                         self.on_message(&message);
                     }
@@ -216,9 +232,9 @@ impl Follower {
                 () = tokio::time::sleep_until(check) => {}
             }
             if ping <= Instant::now() {
-                // A connection that nothing comes over may have ended without a word, and Redis may have lost the log.
-                ping = Instant::now() + self.pause();
-                if let Err(error) = self.catch_up().await {
+                // An idle connection may be broken, and Redis may have lost the log.
+                ping = Instant::now() + self.check_interval();
+                if let Err(error) = self.read_missed_events().await {
                     return error;
                 }
                 match tokio::time::timeout(self.link.timeout(), sink.ping::<redis::Value>()).await {
@@ -230,27 +246,27 @@ impl Follower {
         }
     }
 
-    /// How long nothing is asked of Redis, at most.
-    fn pause(&self) -> Duration {
+    /// The maximum time without a request to Redis.
+    fn check_interval(&self) -> Duration {
         CHECK.min(self.lease / 3)
     }
 
     fn on_message(&self, message: &Msg) {
         let payload = String::from_utf8_lossy(message.get_payload_bytes());
         if message.get_channel_name().ends_with(":updates") {
-            self.watched().changed(&payload);
+            self.watched().mark_changed(&payload);
             return;
         }
         let mut words = payload.splitn(5, ' ');
         let mut word = || words.next().unwrap_or_default();
         let (at, number, kind, incarnation, id) =
             (position(word()), word().parse().unwrap_or(0), word(), word(), word());
-        self.notify(at, number, kind, incarnation, id);
+        self.report(at, number, kind, incarnation, id);
     }
 
-    /// Tells of the life of sessions what happened while nobody listened.
-    async fn catch_up(&self) -> Result<(), SessionError> {
-        let last = self.delivered().last;
+    /// Reports the lifecycle events that were not received as messages.
+    async fn read_missed_events(&self) -> Result<(), SessionError> {
+        let last = self.reported().last;
         let ((time, n), _) = last;
         let read = |from: String| async move {
             let mut read = redis::cmd("XRANGE");
@@ -264,49 +280,49 @@ impl Follower {
             let oldest = missed.first().map(position_of);
             let is_cut = oldest.is_some_and(|(at, number)| at > last.0 && number > last.1);
             if !is_cut {
-                self.begin_anew(&mut missed);
+                self.report_lost_events(&mut missed);
             }
         }
         for entry in &missed {
             let (at, number) = position_of(entry);
             if let [_, _, _, kind, _, incarnation, _, id] = &entry.1[..] {
-                self.notify(at, number, kind, incarnation, id);
+                self.report(at, number, kind, incarnation, id);
             }
         }
         Ok(())
     }
 
-    /// The log does not have what was told last, so Redis lost some of it. Leaves those events that were never told.
-    fn begin_anew(&self, log: &mut Vec<Entry>) {
+    /// Handles a log that does not contain the last reported event, because Redis lost writes. Keeps the unreported events in `log`.
+    fn report_lost_events(&self, log: &mut Vec<Entry>) {
         tracing::warn!(redis = self.link.address(), "redis lost events of sessions");
         self.events.notify_lost(1);
         let tail = log.last().map(position_of);
-        let mut delivered = self.delivered();
+        let mut reported = self.reported();
         log.retain(|entry| {
             let (at, _) = position_of(entry);
-            at > delivered.since && !delivered.places.contains(&at)
+            at > reported.start && !reported.recent.contains(&at)
         });
-        delivered.last = match log.first() {
-            // It is told whatever the clock of this server says.
+        reported.last = match log.first() {
+            // Report the first event even if the clock of this server is behind.
             Some(first) => (LogPosition::default(), position_of(first).1.saturating_sub(1)),
             None => tail.unwrap_or_default(),
         };
     }
 
-    fn notify(&self, at: LogPosition, number: u64, kind: &str, incarnation: &str, id: &str) {
+    fn report(&self, at: LogPosition, number: u64, kind: &str, incarnation: &str, id: &str) {
         let before = {
-            let mut delivered = self.delivered();
-            if at <= delivered.last.0 {
+            let mut reported = self.reported();
+            if at <= reported.last.0 {
                 return;
             }
-            let before = delivered.last.1;
-            delivered.push(at, number);
+            let before = reported.last.1;
+            reported.push(at, number);
             before
         };
         if number != before + 1 {
-            // Numbers that begin anew are those of a Redis that lost everything.
+            // Numbers restart if Redis lost everything.
             let missed = number.saturating_sub(before + 1).max(1);
-            tracing::warn!(missed, "sessions came or went of which redis cannot tell any more");
+            tracing::warn!(missed, "redis lost lifecycle events of sessions");
             self.events.notify_lost(missed);
         }
         let kind = match kind {
@@ -315,18 +331,18 @@ impl Follower {
             _ => SessionEventKind::Deleted,
         };
         if kind != SessionEventKind::Created {
-            self.watched().changed(incarnation);
+            self.watched().mark_changed(incarnation);
         }
         if let Ok(id) = SessionId::try_new(id) {
             self.events.notify(&id, kind);
         }
     }
 
-    /// Reads what changed in watched sessions, until there is nothing more.
-    async fn read_on(&self) -> Result<(), SessionError> {
+    /// Reads and delivers changes of watched sessions until none is due.
+    async fn read_changes(&self) -> Result<(), SessionError> {
         loop {
             let lease = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
-            let due = self.watched().due(SESSIONS, Instant::now() + self.pause());
+            let due = self.watched().due(SESSIONS, Instant::now() + self.check_interval());
             if due.is_empty() {
                 return Ok(());
             }
@@ -344,33 +360,36 @@ impl Follower {
 
     fn deliver(&self, incarnation: &Arc<str>, after: Option<u64>, (left, seq, mark, more, entries): Answer) {
         let mut changes: Vec<Change> = Vec::with_capacity(entries.len());
-        let mut read = Cursor { number: after.unwrap_or(0), mark: 0 };
+        let mut last_read = WatchCursor { number: after.unwrap_or(0), mark: 0 };
         for (number, entry, before, mark) in entries {
-            if number > read.number {
-                read = Cursor { number, mark };
+            if number > last_read.number {
+                last_read = WatchCursor { number, mark };
             }
-            let before = match u64::try_from(before) {
-                Ok(0) => Predecessor::Unsaid,
-                Ok(before) => Predecessor::Is(before),
+            let predecessor = match u64::try_from(before) {
+                Ok(0) => Predecessor::Unrecorded,
+                Ok(before) => Predecessor::Mark(before),
                 Err(_) => Predecessor::Unknown,
             };
             match decode_update(&entry) {
-                Ok(update) => changes.push(Change { at: Cursor { number, mark }, before, update }),
+                Ok(update) => {
+                    changes.push(Change { cursor: WatchCursor { number, mark }, predecessor, update });
+                }
                 Err(error) => tracing::error!(%error, "a change of a variable is lost"),
             }
         }
-        changes.sort_unstable_by_key(|change| change.at.number);
+        changes.sort_unstable_by_key(|change| change.cursor.number);
         let lives = u64::try_from(left).ok();
-        let check = lives.map(|left| {
+        let next_check = lives.map(|left| {
             let ends = Duration::from_millis(left.saturating_add(1)).max(SOON);
-            Instant::now() + ends.min(self.pause())
+            Instant::now() + ends.min(self.check_interval())
         });
-        let now = Cursor { number: seq, mark };
-        self.watched().notify(incarnation, &Delivery { after, read, changes, now, more, check });
+        let latest = WatchCursor { number: seq, mark };
+        self.watched()
+            .deliver(incarnation, &LogRead { after, last_read, changes, latest, has_more: more, next_check });
     }
 }
 
-/// What a stream has at once, if anything.
+/// Returns the next message if it is available without waiting.
 async fn ready(stream: &mut PubSubStream) -> Option<Option<Msg>> {
     std::future::poll_fn(|cx| {
         Poll::Ready(match Pin::new(&mut *stream).poll_next(cx) {
@@ -381,13 +400,13 @@ async fn ready(stream: &mut PubSubStream) -> Option<Option<Msg>> {
     .await
 }
 
-/// A place in a log, as Redis writes it; nothing comes before what it did not write.
+/// Parses a stream id. Invalid ids sort before all others.
 fn position(text: &str) -> LogPosition {
     let (time, n) = text.split_once('-').unwrap_or((text, ""));
     (time.parse().unwrap_or(0), n.parse().unwrap_or(0))
 }
 
-/// Where an event stands in the log, and its number.
+/// The position of an event in the log, and its number.
 fn position_of((at, fields): &Entry) -> (LogPosition, u64) {
     (position(at), fields.get(1).and_then(|number| number.parse().ok()).unwrap_or(0))
 }

@@ -1,4 +1,4 @@
-//! The global programs: each a key of its own, which Redis lets expire, and an index of what they hold.
+//! Global programs: one key each, which Redis expires, and an index of their sizes.
 
 use snakepit_session::{
     Created, Program, ProgramInfo, ProgramName, SessionError,

@@ -1,23 +1,27 @@
-//! Sessions in Redis, shared by several hosts.
+//! A session backend for Redis, which several hosts share.
 //!
 //! ```text
-//!   RedisBackend ── change: load, do it here, write back if nobody else wrote ──┐
+//!   RedisBackend ── change: load, modify, store if unchanged, or retry ─────────┐
 //!        |                                                                      ├── scripts ── Redis
-//!   the watches of this host <── follow: read on what is published ─────────────┘
+//!   the watches of this host <── follow: read changes from the log ─────────────┘
 //! ```
 //!
-//! Each step is a script, which Redis runs as one. Redis lets sessions expire by itself, so all hosts see them end at
-//! the same moment. What is to be done to a session is the same as on every backend and is done here, in Rust; a script
-//! then writes the outcome, unless the session changed meanwhile. All keys begin with the prefix in braces:
+//! Writes use optimistic concurrency: Rust code that all backends share computes the result, and a Lua script stores it if the
+//! revision of the session is unchanged. Each script is atomic. Redis expires sessions, so all hosts see a session end
+//! at the same time. All keys begin with the prefix in braces:
 //!
-//! | key | what |
+//! | key | contents |
 //! | --- | --- |
 //! | `{snakepit}:s:ID` | a session, a hash: `born`, `rev`, `seq`, `mark`, `ttl`, `meta`, `worker`, `holds`, `far`, `v:` variables, `p:` programs |
-//! | `{snakepit}:d:ID` | what is seldom read of it, a hash: `h:` older versions of variables, `d:` data of programs |
-//! | `{snakepit}:w:BORN` | its log of changes while somebody watches it, a stream |
-//! | `{snakepit}:ids`, `:due`, `:held` | all sessions: by id, by when they may have expired, and what they hold |
-//! | `{snakepit}:g:NAME`, `:globals` | a global program, and what all of them hold |
-//! | `{snakepit}:totals`, `:log` | what all of it holds and what happened; the sessions that came and went last |
+//! | `{snakepit}:d:ID` | its rarely read parts, a hash: `h:` older versions of variables, `d:` data of programs |
+//! | `{snakepit}:w:BORN` | its log of changes while it is watched, a stream |
+//! | `{snakepit}:ids`, `:due`, `:held` | indexes of sessions: by id, by possible expiry, and their sizes |
+//! | `{snakepit}:g:NAME`, `:globals` | a global program, and the sizes of all global programs |
+//! | `{snakepit}:totals`, `:log` | counters; the log of recent lifecycle events |
+//!
+//! The fields of a session are `born` (its incarnation: a random id), `rev` (the random revision of the last commit), `seq` (the
+//! number of the last change), `mark` (the revision that made that change), `holds` (size, counts and incarnation), and
+//! `far` (the number of rarely read fields).
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -39,21 +43,20 @@ use change::StripedLocks;
 use follow::Follower;
 use link::Link;
 
-/// How to use a Redis server.
+/// The configuration of a [`RedisBackend`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedisConfig {
-    /// What all keys and channels begin with, in braces; letters, digits and `-_.:@/`. Hosts that say the same share their sessions. `snakepit` by
-    /// default.
+    /// The prefix of all keys and channels: letters, digits and `-_.:@/`. Hosts with the same prefix share their sessions.
+    /// `snakepit` by default.
     pub prefix: String,
-    /// How long Redis may take to accept a connection, and to answer. 5 seconds by default.
+    /// The timeout for connections and answers. 5 seconds by default.
     pub timeout: Duration,
-    /// How long a server may take to be there at the start, or to load its data. 10 seconds by default.
+    /// How long to wait at the start for a server that is starting or loading its data. 10 seconds by default.
     pub start_wait: Duration,
-    /// What tells this host from the others in what they remember of workers. Random by default, which is right unless two
-    /// backends are one host.
+    /// The name of this host in the last worker of sessions. Random by default. Set it only if two backends belong to one host.
     pub host: String,
-    /// How long the changes of a watched session are kept for a host that does not read them. One that is out of reach
-    /// for longer misses changes, of which its watchers are told. A minute by default.
+    /// How long the log of a watched session is kept for a host that does not read it. Watchers of a host that is disconnected for
+    /// longer receive `Lost`. A minute by default.
     pub watch_lease: Duration,
 }
 
@@ -71,31 +74,30 @@ impl Default for RedisConfig {
 
 /// Sessions in Redis 7 or newer, shared by all hosts that use the same server, database and prefix.
 ///
-/// * [`SessionStats`](snakepit_session::SessionStats) count what all hosts did; [`SessionEvents`](snakepit_session::SessionEvents) tell it to
-///   all of them, a little later. A host that was cut off is told afterwards, as far as the last thousand events go.
-/// * [`SessionLimits`] are for all hosts together, but for `max_watches`, which is for each host. Hosts should have the
-///   same ones: each keeps its own.
-/// * A watcher that is told how many updates it lost is told of those of all variables of the session, watched or not,
-///   where its host was too late to read them.
-/// * TTLs are counted in whole milliseconds, by the clock of Redis.
-/// * [`Session::last_worker`](snakepit_session::Session::last_worker) of a session that another host served last is `WORKER@HOST`,
-///   which is no worker of this one.
-/// * Redis must not evict keys by itself (`maxmemory-policy noeviction`, which is checked at the start). A session of
-///   which it evicted any part counts as expired.
-/// * When Redis lost writes, in a failover or a restart, watchers are told that something is lost, and then what the
-///   variables are now. No write is based on a state that was lost.
+/// * [`SessionStats`](snakepit_session::SessionStats) count the operations of all hosts.
+/// * [`SessionEvents`](snakepit_session::SessionEvents) reach all hosts, a little later. A host that was disconnected receives up to
+///   the last thousand events afterwards.
+/// * [`SessionLimits`] apply to all hosts together, except `max_watches`, which applies to each host. Each host checks its own limits,
+///   so configure them identically.
+/// * The number of lost updates may include updates of variables that are not watched, if the host read them too late.
+/// * TTLs are whole milliseconds, by the clock of Redis.
+/// * [`Session::last_worker`](snakepit_session::Session::last_worker) is `WORKER@HOST` if another host served the session last.
+/// * Redis must not evict keys (`maxmemory-policy noeviction`, which is checked at the start). A session that lost a part to eviction
+///   counts as expired.
+/// * If Redis loses writes, in a failover or a restart, watchers receive `Lost` and then the current variables. Writes based on lost
+///   state are rejected.
 ///
-/// While Redis is out of reach, every operation answers [`SessionError::Backend`]; the backend recovers by itself. When
-/// the connection breaks during a write, its error does not say whether the write was done.
+/// While Redis is unreachable, every operation fails with [`SessionError::Backend`]. The backend reconnects automatically. If the
+/// connection breaks during a write, the write may have been applied.
 pub struct RedisBackend {
     link: Link,
     limits: SessionLimits,
     lease: Duration,
-    /// What the workers of this host are remembered with.
+    /// The name of this host in the last worker of sessions.
     host: String,
     locks: StripedLocks,
     follower: Arc<Follower>,
-    /// Follows what happens; ends with the backend.
+    /// The follower task, which ends with the backend.
     _tasks: JoinSet<()>,
 }
 
@@ -110,16 +112,15 @@ impl fmt::Debug for RedisBackend {
 
 impl RedisBackend {
     /// Connects to a server: `redis://[user:password@]host[:port][/database][?prefix=PREFIX]`, or
-    /// `redis+unix:///path[?db=DATABASE&user=USER&pass=PASSWORD&prefix=PREFIX]` for a Unix domain socket. A server that is
-    /// not there yet, or loads its data, is waited for. Must be called in a tokio runtime with IO and time, which must
-    /// live as long as the backend.
+    /// `redis+unix:///path[?db=DATABASE&user=USER&pass=PASSWORD&prefix=PREFIX]` for a Unix domain socket. Waits for a server that is
+    /// starting or loading its data. Must be called in a tokio runtime with IO and time, which must outlive the backend.
     ///
     /// # Errors
-    /// [`SessionError::Backend`] when the URL is invalid or the server cannot be used: it is out of reach, older than
-    /// Redis 7, a read-only replica, or the user may not run what sessions need.
+    /// [`SessionError::Backend`] if the URL is invalid, or the server is unreachable, older than Redis 7, or a read-only replica, or
+    /// the user lacks permissions.
     ///
     /// # Cancel safety
-    /// Cancel safe: nothing is left behind.
+    /// Cancel safe: it leaves nothing behind.
     pub async fn connect(
         url: &str,
         config: RedisConfig,
@@ -129,7 +130,7 @@ impl RedisBackend {
         let lease = config.watch_lease;
         let follower = Arc::new(Follower::new(link.clone(), lease));
         let subscription = follower.subscribe().await?;
-        follower.begin().await?;
+        follower.skip_past_events().await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&follower).run(subscription));
         Ok(Self {
@@ -143,19 +144,18 @@ impl RedisBackend {
         })
     }
 
-    /// A worker as it is remembered for all hosts: ids of workers are unique in their own host only.
+    /// The stored form of a worker's id, which is unique only within its host.
     fn remembered(&self, worker: &str) -> String {
         format!("{worker}@{}", self.host)
     }
 
-    /// A remembered worker: its id if it is one of this host, else that with its host. Of one that an earlier version
-    /// remembered, nobody knows the host.
+    /// Parses a stored worker: its id if it belongs to this host, or else id and host. Earlier versions did not store the host.
     fn worker(&self, remembered: &str) -> Option<Arc<str>> {
         let (worker, host) = remembered.rsplit_once('@')?;
         Some(if host == self.host { worker.into() } else { remembered.into() })
     }
 
-    /// With its worker as this host names it.
+    /// Converts the last worker to this host's view.
     fn as_seen_here(&self, mut session: Session) -> Session {
         session.last_worker = session.last_worker.and_then(|worker| self.worker(&worker));
         session
@@ -166,12 +166,12 @@ impl RedisBackend {
     }
 }
 
-/// A TTL for Redis: what is left of a millisecond is a whole one.
+/// A TTL in milliseconds, rounded up.
 fn millis(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
-/// Some time between nothing and this, so that hosts that got into each other's way do not do so again.
+/// A random delay up to `longest`, so that conflicting hosts do not retry together.
 fn jitter(longest: Duration) -> Duration {
     let (_, random) = uuid::Uuid::new_v4().as_u64_pair();
     longest.mul_f64(f64::from(u32::try_from(random >> 32).unwrap_or(0)) / f64::from(u32::MAX))

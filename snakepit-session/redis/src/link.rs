@@ -1,4 +1,4 @@
-//! The connection that commands go over. It comes back by itself; what fails meanwhile says where Redis was looked for.
+//! The connection to Redis. It reconnects automatically, and its errors name the address.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use snakepit_session::{SessionError, SessionId};
 
 use super::{RedisConfig, start::StartError};
 
-/// One connection, shared by all who call: what they ask for travels together.
+/// A connection that all callers share. It pipelines their commands.
 #[derive(Clone)]
 pub(super) struct Link {
     client: Client,
     connection: ConnectionManager,
-    /// What all keys and channels begin with.
+    /// The prefix of all keys and channels.
     root: String,
-    /// Where Redis is, without credentials.
+    /// The address without credentials.
     address: String,
     timeout: Duration,
 }
@@ -33,11 +33,11 @@ impl Link {
         let info = redis::IntoConnectionInfo::into_connection_info(url).map_err(invalid)?;
         let address = info.addr().to_string();
         let failed = |error: RedisError| StartError::of(&address, &error);
-        // In version 3 of its protocol Redis says when a connection ends, so it is made anew before somebody needs it.
+        // RESP3 reports the end of a connection, so the client reconnects before the next command.
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let db = settings.db();
         let client = Client::open(info.set_redis_settings(settings)).map_err(failed)?;
-        // Whoever calls is told soon that Redis is out of reach, and the next call tries again.
+        // Fail soon while Redis is unreachable; the next command retries.
         let manager = ConnectionManagerConfig::new()
             .set_response_timeout(Some(config.timeout))
             .set_connection_timeout(Some(config.timeout))
@@ -45,7 +45,7 @@ impl Link {
             .set_min_delay(Duration::from_millis(20))
             .set_max_delay(Duration::from_millis(200));
         let connection = ConnectionManager::new_with_config(client.clone(), manager).await.map_err(failed)?;
-        // Channels are the same in all databases of a server, so the database is part of their name, and of the keys'.
+        // The databases of a server share their channels, so the database is part of the prefix.
         let prefix = &config.prefix;
         let root = if db == 0 { format!("{{{prefix}}}") } else { format!("{{{prefix}@{db}}}") };
         Ok(Self { client, connection, root, address, timeout: config.timeout })
@@ -75,7 +75,7 @@ impl Link {
         command.query_async(&mut connection).await.map_err(|error| failed(&self.address, &error))
     }
 
-    /// A connection of its own, which is told what is published.
+    /// Opens a separate connection for published messages.
     pub(super) async fn listen(&self) -> Result<PubSub, SessionError> {
         let connected = tokio::time::timeout(self.timeout, self.client.get_async_pubsub()).await;
         let Ok(connected) = connected else {
@@ -84,32 +84,32 @@ impl Link {
         connected.map_err(|error| failed(&self.address, &error))
     }
 
-    /// Reads something that Redis answered.
+    /// Converts an answer.
     pub(super) fn read<T: FromRedisValue>(&self, value: Value) -> Result<T, SessionError> {
         redis::from_redis_value(value).map_err(|error| failed(&self.address, &error.into()))
     }
 
-    /// Fields of one of the hashes of a session, if any are wanted.
+    /// Reads fields of one of the hashes of a session, if there are any.
     pub(super) fn fields(&self, hash: char, id: &SessionId, fields: &[String]) -> Option<Cmd> {
         let mut read = redis::cmd("HMGET");
         read.arg(format!("{}:{hash}:{id}", self.root)).arg(fields);
         (!fields.is_empty()).then_some(read)
     }
 
-    /// All of a session but what is seldom read of it.
+    /// Reads the main hash of a session.
     pub(super) fn whole(&self, id: &SessionId) -> Cmd {
         let mut read = redis::cmd("HGETALL");
         read.arg(format!("{}:s:{id}", self.root));
         read
     }
 
-    /// Something about Redis that is not as it should be.
+    /// An error with the address of the server.
     pub(super) fn problem(&self, problem: &str) -> SessionError {
         SessionError::Backend { problem: format!("redis at {}: {problem}", self.address) }
     }
 }
 
-/// A script about to be run.
+/// A script call.
 pub(super) struct Call<'a> {
     link: &'a Link,
     script: &'static Script,
@@ -127,7 +127,7 @@ impl Call<'_> {
         self.try_run().await.map_err(|error| failed(&link.address, &error))
     }
 
-    /// The same, with the error of Redis as it is.
+    /// The same with the original error.
     pub(super) async fn try_run<T: FromRedisValue>(self) -> Result<T, RedisError> {
         let Self { link, script, command } = self;
         let mut connection = link.connection.clone();
@@ -140,9 +140,8 @@ impl Call<'_> {
         }
     }
 
-    /// Runs the script and right after it commands that read much: what passes through a script is copied into it and out
-    /// of it, and every byte looked at. Others may do something in between. It is no transaction, for Redis refuses
-    /// those when it is out of memory, even if they only read.
+    /// Runs the script and then commands that read large values, which a script would copy several times. This is not a transaction,
+    /// because Redis rejects those when it is out of memory, even if they only read. So other clients may write in between.
     pub(super) async fn run_and_read<T: FromRedisValue>(
         self,
         reads: impl IntoIterator<Item = Cmd>,
@@ -167,7 +166,7 @@ impl Call<'_> {
     }
 }
 
-/// Redis forgets its scripts when it starts anew.
+/// Whether Redis lost its script cache in a restart.
 fn is_unknown_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }

@@ -1,16 +1,16 @@
-//! Puts right what Redis broke by evicting keys: sessions of which a part is gone are lost, and those that are whole come
-//! back into the indexes. It looks at all sessions, and so runs only where the indexes do not agree.
+//! Repairs the indexes after Redis evicted keys. Incomplete sessions are removed; complete sessions return to the indexes. This visits
+//! all sessions, so it runs only if the indexes disagree.
 
 use redis::FromRedisValue;
 use snakepit_session::SessionError;
 
 use super::{RedisBackend, plan::Usage, scripts};
 
-/// About how many keys are looked at in one step.
+/// The approximate number of keys in one step.
 const AT_ONCE: usize = 500;
 
 impl RedisBackend {
-    /// Returns how many sessions are lost.
+    /// Repairs the indexes and returns the number of lost sessions.
     pub(super) async fn mend(&self) -> Result<usize, SessionError> {
         let (root, mut lost) = (self.link.root(), 0);
         let sessions = format!("{root}:s:");
@@ -37,7 +37,7 @@ impl RedisBackend {
         }
         let globals: Vec<usize> = self.link.query(redis::cmd("HVALS").arg(format!("{root}:globals"))).await?;
         bytes += globals.into_iter().sum::<usize>();
-        // What others changed meanwhile is missing in it, which is better than a count that was evicted.
+        // Concurrent changes are missing in this count, which is still better than an evicted one.
         let recount = self.link.call(&scripts::RECOUNT).arg(bytes).arg(variables).arg(programs);
         let _: u32 = recount.run().await?;
         tracing::warn!(lost, "redis evicted parts of sessions: set `maxmemory-policy noeviction`");
@@ -50,12 +50,12 @@ impl RedisBackend {
     }
 }
 
-/// A walk through the keys of the server, or through one of them.
+/// An iteration over the keys of the server, or over one key.
 struct Scan {
     command: &'static str,
     key: Option<String>,
     pattern: Option<String>,
-    /// `None` at its end.
+    /// Returns `None` at the end.
     cursor: Option<u64>,
 }
 

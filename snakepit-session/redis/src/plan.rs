@@ -1,4 +1,4 @@
-//! How a session is written in Redis, and which parts of it an operation needs.
+//! The encoding of sessions in Redis, and the parts of a session that an operation loads.
 
 use std::time::{Duration, SystemTime};
 
@@ -16,10 +16,10 @@ use snakepit_session::{
 use super::{link::Link, scripts};
 use crate::codec::{decode, encode};
 
-/// How many times in a row somebody may change a session between the commands that read it.
+/// The maximum number of attempts to read a session without a concurrent change.
 const MAX_ATTEMPTS: u32 = 1000;
 
-/// What never changes of a session.
+/// The immutable part of a session.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Meta {
     metadata: Metadata,
@@ -34,13 +34,13 @@ impl Meta {
     }
 }
 
-/// What a session holds, in a word that scripts can read too.
+/// The size, counts and incarnation of a session, in a text that scripts can parse.
 #[derive(Debug, Default)]
 pub(super) struct Usage {
     pub(super) bytes: usize,
     pub(super) variables: usize,
     pub(super) programs: usize,
-    /// Which of the sessions that had or will have its id it is.
+    /// The random id of this session, which differs from that of earlier sessions with the same session id.
     pub(super) incarnation: String,
 }
 
@@ -64,7 +64,7 @@ impl Usage {
     }
 }
 
-/// A session of what is written of it, with so much time left.
+/// Decodes a session. `left` is its remaining lifetime.
 pub(super) fn session(
     id: &SessionId,
     left: Duration,
@@ -79,15 +79,15 @@ pub(super) fn session(
         .snapshot(id, left))
 }
 
-/// A variable as it is written, without its older versions: each of these is what was written of the variable then.
+/// The stored form of a variable. Its older versions are earlier copies of this form in separate fields.
 #[derive(Debug, Serialize, Deserialize)]
 struct Stored<R> {
-    /// What happened last, so that a variable and the news of it are one text.
+    /// The kind of the last change, so that a stored variable is also its update.
     kind: UpdateKind,
     record: R,
 }
 
-/// Writes a variable behind a line for the scripts: the number of its last change, its oldest version, its version.
+/// Encodes a variable after a header line for the scripts: the number of its last change, its oldest version, its version.
 pub(super) fn encode_variable(
     number: u64,
     kind: UpdateKind,
@@ -100,7 +100,7 @@ pub(super) fn encode_variable(
     Ok(text.into())
 }
 
-/// What stands behind the line for the scripts.
+/// The part after the header line.
 fn body(text: &[u8]) -> Result<&[u8], SessionError> {
     let end = text.iter().position(|byte| *byte == b'\n');
     let broken = || SessionError::Backend { problem: "cannot read a variable: it has no head".to_owned() };
@@ -117,7 +117,7 @@ pub(super) fn decode_update(text: &[u8]) -> Result<VariableUpdate, SessionError>
 }
 
 fn decode_version(text: &[u8]) -> Result<VariableVersion, SessionError> {
-    /// Of [`Stored`], what matters once it is an older version.
+    /// The fields of [`Stored`] that an older version needs.
     #[derive(Deserialize)]
     struct Was {
         record: SessionRecord,
@@ -138,12 +138,12 @@ fn decode_version(text: &[u8]) -> Result<VariableVersion, SessionError> {
     Ok(VariableVersion { version, value, at, note })
 }
 
-/// The name of the field of an older version.
+/// The field of an older version.
 pub(super) fn older(name: &str, version: u32) -> String {
     format!("h:{version}:{name}")
 }
 
-/// What to read without knowing the names.
+/// A group of fields to read without knowing the names.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum All {
     #[default]
@@ -152,16 +152,16 @@ enum All {
     Programs,
 }
 
-/// What an operation needs of a session.
+/// The parts of a session that an operation loads.
 #[derive(Debug, Default)]
 pub(super) struct LoadPlan {
-    /// Fields of what is read often: `meta`, `worker`, `v:` variables, `p:` programs.
+    /// Fields of the main hash: `meta`, `worker`, `v:` variables, `p:` programs.
     near: Vec<String>,
-    /// Fields of what is read seldom: `h:` older versions, `d:` data of programs.
+    /// Fields of the second hash: `h:` older versions, `d:` data of programs.
     far: Vec<String>,
-    /// What else to read.
+    /// A group of further fields.
     all: All,
-    /// The session is watched from now on, for so long.
+    /// The lease of a watch that starts now.
     watched: Option<Duration>,
 }
 
@@ -201,23 +201,23 @@ impl LoadPlan {
     }
 }
 
-/// A session, renewed and loaded in parts.
+/// A renewed session and its loaded parts.
 #[derive(Debug)]
 pub(super) struct Loaded {
     pub(super) record: SessionRecord,
-    /// What it holds, whatever becomes of the record.
+    /// The usage before the operation.
     pub(super) was: Usage,
-    /// Which change of the session was the last: a random number of it.
+    /// The random revision of the last commit.
     pub(super) rev: u64,
     /// The number of the last change of a variable.
     pub(super) seq: u64,
-    /// What tells that change from one that a failover lost; 0 where nothing does.
+    /// The mark of that change; 0 if it is unknown.
     pub(super) mark: u64,
-    /// What all sessions and global programs hold.
+    /// The total size of all sessions and global programs.
     pub(super) total: usize,
 }
 
-/// What the script answers: rev, seq, ttl, what it holds, what all hold, programs, mark.
+/// The answer of the script: revision, seq, TTL, usage, total size, programs, mark.
 type Answer = (u64, u64, u64, String, usize, Vec<Vec<u8>>, u64);
 
 impl Loaded {
@@ -230,12 +230,12 @@ impl Loaded {
         Err(link.problem("others change the session all the time; try again"))
     }
 
-    /// `None`: somebody changed the session in the middle of it.
+    /// Returns `None` if the session changed between the commands.
     async fn try_load(link: &Link, id: &SessionId, plan: &LoadPlan) -> Result<Option<Self>, SessionError> {
         let LoadPlan { near, far, all, watched } = plan;
         let watched = watched.map(|lease| lease.as_millis().to_string()).unwrap_or_default();
         let call = link.call(&scripts::LOAD).arg(id.as_str()).arg(watched);
-        // Programs are listed by the script, for they are small and the variables beside them may not be.
+        // The script lists programs, because reading the whole hash would also transfer the variables.
         let call = call.arg(if *all == All::Programs { "p:" } else { "" });
         let whole = (*all == All::Variables).then(|| link.whole(id));
         let mut reads = [link.fields('s', id, near), link.fields('d', id, far), whole];
@@ -282,7 +282,7 @@ impl Loaded {
     }
 }
 
-/// Puts what a field holds in its place.
+/// Decodes a field into the record.
 fn fill(record: &mut SessionRecord, field: &str, value: Vec<u8>) -> Result<(), SessionError> {
     match field.split_once(':') {
         Some(("v", _)) => {
@@ -314,7 +314,7 @@ fn fill(record: &mut SessionRecord, field: &str, value: Vec<u8>) -> Result<(), S
     Ok(())
 }
 
-/// Loads a variable with its newest versions, so many or all for 0.
+/// Loads a variable with its newest versions: at most `limit`, or all for 0.
 pub(super) async fn load_history(
     link: &Link,
     id: &SessionId,

@@ -1,4 +1,4 @@
-//! The scripts that run inside of Redis, each of which is one atomic step. What they take and answer stands in them.
+//! The Lua scripts. Redis runs each of them atomically. Their comments document arguments and answers.
 
 use std::sync::LazyLock;
 

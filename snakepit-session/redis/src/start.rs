@@ -1,4 +1,4 @@
-//! The start: reads the address, waits for a server that is about to be there, and checks that it can be used.
+//! Parses the URL, waits for a server that is starting, and checks its version and permissions.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use tokio::time::Instant;
 
 use super::{RedisConfig, link::Link, scripts};
 
-/// The oldest major version that has what the scripts use.
+/// The oldest supported major version.
 const OLDEST: u32 = 7;
-/// How soon a server is looked for again.
+/// The delay between connection attempts.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// Why a server cannot be used.
+/// Why a server is unusable.
 #[derive(Debug)]
 pub(super) enum StartError {
-    /// It starts, or is not there yet.
+    /// The server is starting or not reachable yet.
     Later(SessionError),
     Never(SessionError),
 }
@@ -46,7 +46,7 @@ impl StartError {
     }
 }
 
-/// Connects to a server that can be used. One that is not there or still loading is waited for.
+/// Connects to a server and waits while it is unreachable or loading.
 pub(super) async fn connect(url: &str, config: &RedisConfig) -> Result<Link, SessionError> {
     let (url, config) = read_url(url, config)?;
     let deadline = Instant::now() + config.start_wait;
@@ -82,7 +82,7 @@ async fn try_connect(url: &str, config: &RedisConfig) -> Result<Link, StartError
         }
         Err(error) => return Err(StartError::of(link.address(), &error)),
     }
-    // A user who may not ask for it may still use the server.
+    // A user without the permission to read it may still use the server.
     if let Ok(info) = link.query::<String>(&redis::cmd("INFO")).await {
         check_info(&link, &info).map_err(StartError::Never)?;
     }
@@ -114,7 +114,7 @@ fn check_info(link: &Link, info: &str) -> Result<(), SessionError> {
     Ok(())
 }
 
-/// The address for the client library, and what it says about the configuration.
+/// Parses the URL into an address for the client library and configuration parameters.
 fn read_url(url: &str, config: &RedisConfig) -> Result<(String, RedisConfig), SessionError> {
     let invalid = |problem: String| SessionError::Backend { problem };
     let mut config = config.clone();

@@ -1,4 +1,4 @@
-//! On real servers, which each test starts for itself.
+//! Tests on real servers. Each test starts its servers.
 
 use std::{
     collections::BTreeMap,
@@ -42,7 +42,7 @@ fn set(variable: &str, value: u32) -> SetVariable {
     SetVariable::new(variable, Payload::try_from_serde(&value).unwrap())
 }
 
-/// A session with an integer `x`, which is 0.
+/// Creates a session with an integer `x` of 0.
 async fn with_x(host: &RedisBackend, session: &str, new: NewSession) {
     host.create(&id(session), new).await.unwrap();
     let ty = VariableType::new(ValueType::Integer).unwrap();
@@ -55,18 +55,18 @@ async fn x(host: &RedisBackend, session: &str) -> (u32, u32) {
     (x.value.to_serde().unwrap(), x.version)
 }
 
-/// Waits for something that happens soon.
+/// Waits with a timeout.
 async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(30), what).await.expect("it happens soon")
 }
 
-/// Waits until a session has expired, which nobody has noticed then.
+/// Waits until a session has expired, without reclaiming it.
 async fn expired(server: &Server, session: &str) {
     let key = format!("{{snakepit}}:s:{session}");
     soon(async { while server.query(&["EXISTS", &key]).await {} }).await;
 }
 
-/// What a watcher is told of next, and which version.
+/// The name and version of the next update.
 async fn delivered(watch: &mut VariableWatch) -> (UpdateKind, u32) {
     match soon(watch.next()).await.unwrap().unwrap() {
         WatchEvent::Update(update) => (update.kind, update.variable.version),
@@ -108,7 +108,7 @@ async fn a_password_is_used_and_never_told() {
     let malformed = malformed.await.unwrap_err().to_string();
     assert!(malformed.contains("redis://") && !malformed.contains("w0rd"), "{malformed}");
 
-    // Channels know no databases, so what is published names its own.
+    // Databases share channels, so their names contain the database.
     let elsewhere = connect("s3cret-word", 3).await.unwrap();
     let (mut here, mut there) = (host.subscribe(), elsewhere.subscribe());
     elsewhere.create(&id("t"), NewSession::default()).await.unwrap();

@@ -1,6 +1,6 @@
-//! Reads keys that earlier versions wrote; `tests/formats` says what is there.
+//! Reads the keys of earlier versions in `tests/formats`.
 
-#![allow(clippy::unwrap_used, reason = "in tests, whatever is wrong should panic")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -14,7 +14,7 @@ use snakepit_session::SessionLimits;
 use snakepit_session_redis::{RedisBackend, RedisConfig};
 use snakepit_session_testkit::sample;
 
-/// All folders, the newest last.
+/// All folders, oldest first.
 const FORMATS: [&str; 1] = ["1"];
 
 #[tokio::test]
@@ -40,7 +40,7 @@ async fn keys_of_earlier_versions_in_redis_are_read() {
         let url = format!("redis+unix://{}", socket.display());
         let limits = SessionLimits::default();
         let backend = RedisBackend::connect(&url, RedisConfig::default(), limits).await.unwrap();
-        // Which host's worker it was is not known.
+        // The old format does not contain the worker's host.
         sample::check(&backend, None).await;
         drop(backend);
         server.kill().unwrap();
@@ -48,7 +48,7 @@ async fn keys_of_earlier_versions_in_redis_are_read() {
     }
 }
 
-/// Sends commands, each of which must be answered by a status or a number.
+/// Sends commands and checks that none fails.
 fn replay(mut connection: &UnixStream, commands: &[u8]) {
     connection.write_all(commands).unwrap();
     connection.write_all(b"*1\r\n$4\r\nPING\r\n").unwrap();

@@ -177,8 +177,8 @@ impl VariableRecord {
         self.older_bytes += size;
         // Drop old versions first, so that a full history does not reallocate.
         let evicts_was = evicts > self.older.len();
-        for gone in self.older.drain(..evicts.min(self.older.len())) {
-            self.older_bytes -= gone.size;
+        for dropped in self.older.drain(..evicts.min(self.older.len())) {
+            self.older_bytes -= dropped.size;
         }
         if evicts_was {
             self.older_bytes -= size;

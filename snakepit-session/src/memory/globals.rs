@@ -1,4 +1,4 @@
-//! The global programs. They are few, so their expiry needs no queue.
+//! Global programs. They are few, so expiry does not need a queue.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -57,7 +57,7 @@ impl Globals {
         live.map(|global| global.program.info.clone()).collect()
     }
 
-    /// Deletes a program and returns what it took.
+    /// Deletes a program and returns its size.
     pub(super) fn delete(&mut self, name: &ProgramName) -> Result<usize, SessionError> {
         let now = Instant::now();
         match self.programs.entry(name.clone()) {
@@ -66,7 +66,7 @@ impl Globals {
         }
     }
 
-    /// Removes what expired and returns what it took.
+    /// Removes expired programs and returns their total size.
     pub(super) fn reclaim(&mut self, now: Instant) -> usize {
         let mut freed = 0;
         self.programs.retain(|_, global| {

@@ -1,4 +1,4 @@
-//! The operations of the trait, each on a session that is locked meanwhile.
+//! The operations of the trait. Each holds the lock of its session.
 
 use std::{
     ops::Bound,
@@ -24,13 +24,13 @@ use crate::{
 };
 
 impl MemoryBackend {
-    /// The ids after one, in their order, of sessions that may have expired.
+    /// The next ids in order. Some of the sessions may have expired.
     fn ids_after(&self, after: Option<&SessionId>, most: usize) -> Vec<SessionId> {
         let first = after.map_or(Bound::Unbounded, Bound::Excluded);
         self.index().ids.range::<SessionId, _>((first, Bound::Unbounded)).take(most).cloned().collect()
     }
 
-    /// Checks values while the session is not locked, where that takes long.
+    /// Runs expensive checks before the session is locked.
     async fn prepare(&self, id: &SessionId, updates: Vec<SetVariable>) -> Vec<PreparedWrite> {
         if !WritePreparation::is_needed(&updates) {
             return updates.into_iter().map(PreparedWrite::from).collect();
@@ -50,9 +50,9 @@ impl SessionBackend for MemoryBackend {
         if let Some(found) = self.find_or_create(id, &new, false) {
             return Ok(found);
         }
-        // Expired sessions do not count, so their room is reclaimed before anybody is refused.
+        // Reclaim expired sessions before rejecting.
         while !self.claim() {
-            // Some at a time: however many expire at once, others get their turn.
+            // Yield regularly, because many sessions may expire together.
             if self.reclaim_some().is_none() {
                 return Err(SessionError::TooManySessions { limit: self.limits.max_sessions });
             }
@@ -98,7 +98,7 @@ impl SessionBackend for MemoryBackend {
         let (size, after) = page.parse()?;
         let (mut items, mut last): (Vec<Session>, _) = (Vec::new(), after);
         loop {
-            // One more than asked for, which says whether there is another page.
+            // Ask for one more, which shows whether there is another page.
             let wanted = size + 1 - items.len();
             let ids = self.ids_after(last.as_ref(), wanted);
             items.extend(ids.iter().filter_map(|id| {
@@ -108,7 +108,7 @@ impl SessionBackend for MemoryBackend {
             if ids.len() < wanted || items.len() > size {
                 break;
             }
-            // Some had expired.
+            // Some sessions had expired.
             last = ids.into_iter().next_back();
             tokio::task::yield_now().await;
         }
@@ -179,7 +179,7 @@ impl SessionBackend for MemoryBackend {
         name: &VariableName,
         new: NewVariable,
     ) -> Result<Variable, SessionError> {
-        // The name is in the id, too.
+        // The id contains the name too.
         let names = 3 * VariableName::MAX_BYTES;
         let more = max_write_size(&new.value, &new.note) + new.ty.constraints_json().len() + names;
         let is_small = self.limits.check_value("", &new.value).is_ok();
@@ -241,10 +241,10 @@ impl SessionBackend for MemoryBackend {
 
     async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError> {
         self.change(id, 0, |SessionSlot { record, watchers, .. }, budget| {
-            let gone = record.delete_variable(budget, identifier)?;
+            let deleted = record.delete_variable(budget, identifier)?;
             self.counters.variables.fetch_sub(1, Relaxed);
-            notify(watchers, UpdateKind::Deleted, &gone);
-            Ok(gone.variable)
+            notify(watchers, UpdateKind::Deleted, &deleted);
+            Ok(deleted.variable)
         })
         .await
     }
@@ -265,7 +265,7 @@ impl SessionBackend for MemoryBackend {
         version: u32,
         note: Note,
     ) -> Result<Variable, SessionError> {
-        // The value is one that is there, so the most it takes in addition is what a value may have.
+        // The size of the old value is unknown before the lock, but bounded by the limit.
         let more = self.limits.max_value_bytes.saturating_add(max_write_size(&Payload::null(), &note));
         self.change(id, more, |SessionSlot { record, watchers, .. }, budget| {
             let changed = record.rollback(budget, identifier, version, note)?;
@@ -332,7 +332,7 @@ impl SessionBackend for MemoryBackend {
         let mut expired = 0;
         while let Some(some) = self.reclaim_some() {
             expired += some;
-            // However many expire at once, others get their turn.
+            // Yield regularly, because many sessions may expire together.
             tokio::task::yield_now().await;
         }
         Ok(expired)

@@ -1,4 +1,4 @@
-//! What only this backend promises; the rest is the contract.
+//! Properties of this backend beyond the contract.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Arrays as raw buffers, as numpy has them: the items in row-major order, with their shape and data type in the metadata.
+//! Arrays as raw buffers like those of numpy: items in row-major order, with shape and data type in the metadata.
 
 use serde::{
     Deserialize, Deserializer,
@@ -10,15 +10,15 @@ use serde_json::{Error as Problem, json};
 use super::{Payload, whole::visit_integer};
 use crate::ValueType;
 
-/// As many as numpy takes.
+/// The limit of numpy.
 const MAX_AXES: usize = 64;
 
-/// How many lists a buffer may be read as for each of its bytes, and beside them: lists of one list, or of nothing, take no
-/// bytes, and could be any number.
+/// The maximum number of nested lists for each byte of a buffer, and in addition. Lists of one list, and empty lists, take no
+/// bytes, so their number needs a bound.
 const LISTS_PER_BYTE: usize = 2;
 const MORE_LISTS: usize = 1024;
 
-/// What the metadata of a buffer says.
+/// The parsed metadata of a buffer.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ArrayMetadata {
     /// The length of each axis.
@@ -29,12 +29,12 @@ pub(crate) struct ArrayMetadata {
 
 impl ArrayMetadata {
     /// # Errors
-    /// The problem, to be read after "value's metadata".
+    /// The reason, which continues a message after "value's metadata".
     pub(crate) fn parse(json: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(json).map_err(|error| format!("cannot be read: {error}"))
     }
 
-    /// Whether the buffer is the items as they are. Clients that do not say send such.
+    /// Whether the buffer contains the plain items, which is the default.
     pub(crate) fn is_raw(&self) -> bool {
         self.binary_format.as_deref().is_none_or(|format| matches!(format, "raw" | "numpy"))
     }
@@ -42,7 +42,7 @@ impl ArrayMetadata {
     /// The items of a raw buffer.
     ///
     /// # Errors
-    /// What does not fit, to be read after "value's buffer".
+    /// The reason, which continues a message after "value's buffer".
     pub(crate) fn items<'a>(&'a self, buffer: &'a [u8]) -> Result<Items<'a>, String> {
         let name = self.dtype.as_deref().unwrap_or_default();
         let Some(dtype) = Dtype::parse(name) else {
@@ -61,10 +61,10 @@ impl ArrayMetadata {
         Ok(Items { shape, dtype, buffer })
     }
 
-    /// The items of a raw buffer, if they can be read as nested lists.
+    /// The items of a raw buffer if they can be read as nested lists.
     ///
     /// # Errors
-    /// Why they cannot be.
+    /// The reason.
     pub(super) fn lists<'a>(&'a self, buffer: &'a [u8]) -> Result<Items<'a>, String> {
         if !self.is_raw() {
             let format = self.binary_format.as_deref().unwrap_or_default();
@@ -82,7 +82,7 @@ impl ArrayMetadata {
     }
 }
 
-/// Of how many lists within each other a shape is.
+/// The number of nested lists in a shape.
 fn lists_of(shape: &[usize]) -> usize {
     let (mut lists, mut along) = (0_usize, 1_usize);
     for length in shape {
@@ -92,11 +92,11 @@ fn lists_of(shape: &[usize]) -> usize {
     lists
 }
 
-/// A data type by numpy's names: `float32`, `<f4`.
+/// A data type, parsed from numpy's names such as `float32` and `<f4`.
 #[derive(Debug, Clone, Copy)]
 struct Dtype {
     kind: Kind,
-    /// Of one item.
+    /// The size of one item in bytes.
     bytes: usize,
     big_endian: bool,
 }
@@ -133,12 +133,12 @@ impl Dtype {
                 }
             }
         };
-        // Of half a byte or less, items are packed, nobody says how.
+        // The packing of items below one byte is not specified.
         let known = matches!(bits, 8 | 16 | 32 | 64 | 80 | 96 | 128 | 256);
         known.then_some(Self { kind, bytes: bits / 8, big_endian: name.starts_with('>') })
     }
 
-    /// The item in the lowest bytes, with its sign in the rest. `None`: an item of more than eight bytes.
+    /// The sign-extended item. `None` for an item of more than eight bytes.
     fn bits(self, item: &[u8]) -> Option<u64> {
         let mut wide = [0; 8];
         wide.get_mut(..item.len())?.copy_from_slice(item);
@@ -197,7 +197,7 @@ fn half(bits: u64) -> f64 {
     if negative { -magnitude } else { magnitude }
 }
 
-/// The items of an array: a number where no axis is left, else a list.
+/// The items of an array: a number if no axis remains, or else a list.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Items<'a> {
     shape: &'a [usize],
@@ -253,7 +253,7 @@ impl<'de> Deserializer<'de> for Items<'_> {
     }
 }
 
-/// What is left of an axis.
+/// The remaining items of an axis.
 struct List<'a> {
     length: usize,
     rest: Items<'a>,
@@ -271,12 +271,12 @@ impl<'de> SeqAccess<'de> for List<'_> {
     }
 
     fn size_hint(&self) -> Option<usize> {
-        // Rows of no items take no bytes, however many there are said to be.
+        // Empty rows take no bytes, so the declared length may be huge.
         Some(self.length.min(self.rest.buffer.len()))
     }
 }
 
-/// An array as a buffer; its shape has room for the items.
+/// Creates a payload from items that match the shape.
 pub(super) fn from_items<T: Number>(ty: ValueType, shape: &[usize], items: &[T]) -> Payload {
     let metadata = json!({"type": ty, "shape": shape, "dtype": T::DTYPE, "binary_format": "raw"});
     let mut buffer = Vec::with_capacity(size_of_val(items));
@@ -284,12 +284,12 @@ pub(super) fn from_items<T: Number>(ty: ValueType, shape: &[usize], items: &[T])
     Payload::from_buffer(ty, metadata.to_string().into(), buffer.into())
 }
 
-/// A kind of number that arrays are made of, by numpy's names.
+/// A number type of arrays.
 pub trait Number: sealed::Sealed + Copy {
-    /// The name of its data type, such as `float32`.
+    /// The numpy name of the data type, such as `float32`.
     const DTYPE: &'static str;
 
-    /// Adds it to a buffer, little-endian.
+    /// Appends the number to a buffer, little-endian.
     #[doc(hidden)]
     fn write(self, buffer: &mut Vec<u8>);
 }

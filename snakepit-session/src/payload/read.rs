@@ -1,4 +1,4 @@
-//! Reading a value by serde: JSON as it is, arrays as nested lists, bytes as bytes or as a list of them.
+//! Deserializes values: JSON directly, arrays as nested lists, and bytes as bytes or a list.
 
 use serde::{
     Deserializer,
@@ -11,10 +11,10 @@ use super::{Payload, array::ArrayMetadata, specials};
 use crate::ValueType;
 
 impl Payload {
-    /// As [`Payload::to_serde`], by a seed: for deserializers that pass values on.
+    /// [`Payload::to_serde`] with a seed, for deserializers that pass values on.
     ///
     /// # Errors
-    /// The value is malformed, or not what the seed takes.
+    /// The value is malformed or does not match the seed.
     pub fn read<'de, S: DeserializeSeed<'de>>(&'de self, seed: S) -> Result<S::Value, serde_json::Error> {
         match &self.binary {
             None if self.ty == ValueType::Float && self.json.starts_with(b"\"") => {
@@ -50,7 +50,7 @@ impl Payload {
     }
 }
 
-/// NaN or an infinity: a text in JSON, but a number to whoever wants one.
+/// NaN or an infinity, which is a string in JSON but reads as a number on request.
 struct NoNumber<'a>(&'a Payload);
 
 impl<'de> Deserializer<'de> for NoNumber<'de> {
@@ -92,7 +92,7 @@ impl<'de> Deserializer<'de> for NoNumber<'de> {
     }
 }
 
-/// A buffer: the bytes themselves where such are wanted.
+/// A buffer, which reads as bytes on request.
 #[derive(Clone, Copy)]
 struct Buffer<'a> {
     value: &'a Payload,

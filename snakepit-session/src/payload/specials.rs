@@ -1,5 +1,4 @@
-//! Numbers that JSON writes in another way than Rust wants them: NaN and infinities, which are texts there, and integers that
-//! are written as floats.
+//! Numbers that JSON represents differently: NaN and infinities, which are strings, and integers in the form of floats.
 
 use serde::{
     Deserializer,
@@ -13,13 +12,14 @@ use serde_json::{Error, Value};
 
 use super::whole::{Key, visit_integer};
 
-/// Whether one of the names may be in a JSON text, with or without an escaped first letter.
+/// Whether the JSON may contain one of the names, with or without an escaped first letter.
 pub(super) fn may_hold(json: &[u8]) -> bool {
     memchr::memmem::find(json, br#"aN""#).is_some() || memchr::memmem::find(json, br#"nfinity""#).is_some()
 }
 
-/// Reads JSON in which the names are numbers where a number is wanted, and 5.0 is an integer where one is wanted. With `whole`
-/// it is one also for visitors that do not say what they want, as those of flattened structs and untagged enums.
+/// Deserializes JSON. The names read as numbers if the caller requests a number, and 5.0 as an integer if it requests an
+/// integer. With `whole`, 5.0 is an integer also for visitors without a type hint, such as those of flattened structs and
+/// untagged enums.
 pub(super) fn read<'de, S: DeserializeSeed<'de>>(
     json: &[u8],
     seed: S,
@@ -153,7 +153,7 @@ mod tests {
             Exact(f64),
             Range { least: f64, most: Option<f32> },
         }
-        // As Python's side writes them, and as anybody else may.
+        // As the Python side writes them, and as other clients may.
         for json in [r#"[1.5, "\u004eaN", "-\u0049nfinity"]"#, r#"[1.5, "NaN", "-Infinity"]"#] {
             let list = list(json);
             let numbers: Vec<f64> = list.to_serde().unwrap();

@@ -1,15 +1,15 @@
-//! The rule by which 5.0 is the integer 5: where an integer is wanted, a float without a fraction is one.
+//! Integral floats: where a caller requests an integer, 5.0 reads as 5.
 
 use serde::de::{Deserializer, Error, IntoDeserializer, Visitor};
 
-/// The integer that a float stands for. Beyond 2^53 not every integer is a float of its own, so that none is meant surely.
+/// Converts an integral float. Returns `None` beyond 2^53, where one float stands for several integers.
 pub(crate) fn integer(number: f64) -> Option<i64> {
     const EXACT: f64 = 9_007_199_254_740_992.0;
     #[allow(clippy::cast_possible_truncation, reason = "it is an integer of at most 2^53")]
     (number.fract() == 0.0 && number.abs() <= EXACT).then_some(number as i64)
 }
 
-/// Shows a float to a visitor that wants an integer.
+/// Passes a float to a visitor that requests an integer.
 pub(super) fn visit_integer<'de, V: Visitor<'de>, E: Error>(number: f64, visitor: V) -> Result<V::Value, E> {
     match integer(number) {
         Some(number) => visitor.visit_i64(number),
@@ -17,7 +17,7 @@ pub(super) fn visit_integer<'de, V: Visitor<'de>, E: Error>(number: f64, visitor
     }
 }
 
-/// Shows the key of a JSON object to a visitor that may want a number.
+/// Passes the key of a JSON object to a visitor that may request a number.
 pub(super) struct Key(pub(super) String);
 
 impl IntoDeserializer<'_, serde_json::Error> for Key {

@@ -1,4 +1,4 @@
-//! Regular expressions that match in time linear in the text, whoever wrote them.
+//! Regular expressions from clients, which match in linear time.
 
 use std::{
     collections::HashMap,
@@ -7,16 +7,16 @@ use std::{
 
 use regex::{Regex, RegexBuilder};
 
-/// The most memory one compiled pattern may take, in bytes, and the most its cache of states may.
+/// The maximum size of a compiled pattern in bytes, and of its lazy DFA.
 const MAX_COMPILED: usize = 1024 * 1024;
 const MAX_STATES: usize = 256 * 1024;
-/// How many compiled patterns are kept. So many a host holds at the most, however many variables have one.
+/// The capacity of the cache of compiled patterns.
 const KEPT: usize = 128;
 
 static COMPILED: Mutex<Option<Kept>> = Mutex::new(None);
 
-/// A pattern that compiles. A few patterns come again and again, with sessions that register the same variables, so compiled
-/// ones are kept for whoever is next, and not with each variable. Reading a variable compiles nothing.
+/// A valid pattern. Many sessions register the same variables, so compiled patterns are in a shared LRU cache and not in each
+/// variable. Reading a variable compiles nothing.
 #[derive(Debug)]
 pub(super) struct Pattern(Box<str>);
 
@@ -27,18 +27,18 @@ impl Pattern {
         Ok(Self(pattern.into()))
     }
 
-    /// A pattern that compiled before.
+    /// Wraps a pattern that was compiled before.
     pub(super) fn known(pattern: &str) -> Self {
         Self(pattern.into())
     }
 
     /// # Errors
-    /// None: it compiled before.
+    /// None, because the pattern is valid.
     pub(super) fn is_match(&self, text: &str) -> Result<bool, String> {
         Ok(compiled(&self.0)?.is_match(text))
     }
 
-    /// Whether a match need not compile it first, which takes milliseconds.
+    /// Whether the cache contains the pattern. Compiling takes milliseconds.
     pub(super) fn is_compiled(&self) -> bool {
         kept().get_or_insert_default().patterns.contains_key(&self.0)
     }
@@ -48,10 +48,10 @@ impl Pattern {
     }
 }
 
-/// The patterns used last.
+/// The LRU cache.
 #[derive(Debug, Default)]
 struct Kept {
-    /// Each with when it was used.
+    /// The compiled patterns, each with the time of its last use.
     patterns: HashMap<Box<str>, (Regex, u64)>,
     uses: u64,
 }

@@ -1,4 +1,4 @@
-//! The shape of nested lists of numbers, found without building them: they can be millions.
+//! Determines the shape of nested lists of numbers without building them, because they can have millions of items.
 
 use std::fmt;
 
@@ -9,10 +9,10 @@ use serde::{
 
 use crate::ValueType;
 
-/// The shape of an array in JSON.
+/// Determines the shape of an array in JSON.
 ///
 /// # Errors
-/// What is wrong with it, to be read after "value"; nothing when it is no array at all.
+/// The reason, which continues a message after "value". `None` if the JSON is not an array.
 pub(super) fn json_shape(kind: ValueType, json: &[u8]) -> Result<Vec<usize>, Option<String>> {
     const NUMBERS: &str = "must be a list of numbers, or of such lists that are equally long";
     match json.iter().find(|byte| !byte.is_ascii_whitespace()) {
@@ -28,7 +28,7 @@ pub(super) fn json_shape(kind: ValueType, json: &[u8]) -> Result<Vec<usize>, Opt
                 Some(format!("must have `shape` and `data`, a list of numbers ({error})"))
             })?;
             let items = |shape: &[usize]| shape.iter().try_fold(1_usize, |items, n| items.checked_mul(*n));
-            // Flat, or nested as the shape says.
+            // Flat, or nested according to the shape.
             let found = data.axes;
             if found != shape && (found.len() != 1 || items(&shape) != Some(found[0])) {
                 return Err(Some(format!("has `data` of shape {found:?}, which does not fill {shape:?}")));
@@ -39,18 +39,18 @@ pub(super) fn json_shape(kind: ValueType, json: &[u8]) -> Result<Vec<usize>, Opt
     }
 }
 
-/// A tensor that says its shape.
+/// A tensor with an explicit shape.
 #[derive(Deserialize)]
 struct ShapedTensor {
     shape: Vec<usize>,
     data: Shape,
 }
 
-/// The length of each axis; none for a number.
+/// The length of each axis; empty for a number.
 #[derive(Default, PartialEq)]
 struct Shape {
     axes: Vec<usize>,
-    /// Whether there are truth values among the items.
+    /// Whether one of the items is a boolean.
     flags: bool,
 }
 
@@ -84,7 +84,7 @@ impl<'de> Deserialize<'de> for Shape {
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Shape, E> {
                 match text {
                     "NaN" | "Infinity" | "-Infinity" => Ok(Shape::default()),
-                    _ => Err(E::custom("text that is no number")),
+                    _ => Err(E::custom("text that is not a number")),
                 }
             }
 

@@ -1,4 +1,4 @@
-//! Whether a value is of a type, and keeps its constraints.
+//! Validates values against types and constraints.
 
 use bytes::Bytes;
 use serde::de::IgnoredAny;
@@ -10,10 +10,10 @@ use crate::{
     payload::{ArrayMetadata, whole},
 };
 
-/// How deep lists and maps may be nested: what readers of JSON commonly take.
+/// The maximum nesting of lists and maps, which common JSON parsers accept.
 const MAX_DEPTH: usize = 100;
 
-/// Checks a value and gives it the form in which it is kept.
+/// Validates a value and converts it to the stored form.
 pub(super) fn check(kind: ValueType, rules: &Rules, value: Payload) -> Result<Payload, String> {
     let arrays = matches!(kind, ValueType::Embedding | ValueType::Tensor);
     if value.binary().is_some() && !arrays {
@@ -23,7 +23,7 @@ pub(super) fn check(kind: ValueType, rules: &Rules, value: Payload) -> Result<Pa
         Rules::Float { min, max } => {
             let number = value.to_float().ok_or_else(|| misfit(kind, &value))?;
             within(number, *min, *max)?;
-            // Of a client that says `float`, too, an integer may come.
+            // Clients may send an integer for a float.
             let written = Payload::of_json(value.json().clone()).ty();
             if written == ValueType::Integer {
                 Payload::float(number).json().clone()
@@ -35,7 +35,7 @@ pub(super) fn check(kind: ValueType, rules: &Rules, value: Payload) -> Result<Pa
             let parsed: Value = serde_json::from_slice(value.json()).map_err(|_| misfit(kind, &value))?;
             let number = integer(&parsed).ok_or_else(|| misfit(kind, &value))?;
             within(number, *min, *max)?;
-            // What is read as a float is written anew: `5.0`, and `-0`, which no integer is.
+            // Rewrite what parses only as a float: `5.0`, and `-0`, which integers cannot express.
             if parsed.is_f64() { number.to_string().into() } else { value.json().clone() }
         }
         Rules::String { min, max, pattern, one_of } => {
@@ -125,7 +125,7 @@ fn misfit(kind: ValueType, value: &Payload) -> String {
     format!("value must be of type {kind}, it is {is}")
 }
 
-/// The start of a value, for messages.
+/// The beginning of a value, for error messages.
 fn brief(json: &Bytes) -> String {
     const SHOWN: usize = 64;
     let text = String::from_utf8_lossy(&json[..json.len().min(SHOWN)]).into_owned();
@@ -137,7 +137,7 @@ fn within<T: PartialOrd + std::fmt::Display + Copy>(
     min: Option<T>,
     max: Option<T>,
 ) -> Result<(), String> {
-    // What compares with nothing is NaN.
+    // Only NaN does not compare.
     if let Some(bound) = min.or(max)
         && number.partial_cmp(&bound).is_none()
     {
@@ -180,7 +180,7 @@ fn json_that_starts(with: u8, kind: ValueType, value: &Payload) -> Result<(), St
     Ok(())
 }
 
-/// How deep sound JSON is nested.
+/// The nesting depth of valid JSON.
 fn depth(json: &[u8]) -> usize {
     let (mut depth, mut deepest, mut in_string, mut escaped) = (0_usize, 0, false, false);
     for byte in json {
@@ -200,12 +200,12 @@ fn depth(json: &[u8]) -> usize {
     deepest
 }
 
-/// An integer, even one that somebody wrote as `5.0`.
+/// Parses an integer; accepts integral floats such as `5.0`.
 pub(super) fn integer(value: &Value) -> Option<i64> {
     value.as_i64().or_else(|| whole::integer(value.as_f64()?))
 }
 
-/// The shape of an array. `None`: it is in a format that the host does not read.
+/// The shape of an array. `None` if the host does not know the format.
 fn shape(kind: ValueType, value: &Payload) -> Result<Option<Vec<usize>>, String> {
     let Some(buffer) = value.binary() else {
         return json_shape(kind, value.json()).map(Some).map_err(|problem| match problem {
@@ -360,7 +360,7 @@ mod tests {
     fn no_pattern_takes_long() {
         let evil = VariableType::with_constraints(ValueType::String, r#"{"pattern": "^(a+)+$"}"#).unwrap();
         let text = format!(r#""{}!""#, "a".repeat(1_000_000));
-        // By backtracking, this would not return before the universe ends.
+        // A backtracking engine would take exponential time here.
         evil.check(payload(&text)).unwrap_err();
     }
 }

@@ -1,8 +1,4 @@
-//! What every backend must keep, as one function that its own tests call.
-//!
-//! ```ignore
-//! session_backend_contract(|| async { MyBackend::connect().await }, |time| tokio::time::sleep(time)).await;
-//! ```
+//! The contract: rules that every backend must follow.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +15,7 @@ use snakepit_session::{
 mod variables;
 mod watches;
 
-/// The TTL used where expiry is observed. Short, for backends whose clock cannot be paused.
+/// The TTL in tests of expiry. It is short, for backends whose clock cannot be paused.
 const TTL: Duration = Duration::from_secs(2);
 
 fn id(text: &str) -> SessionId {
@@ -34,11 +30,11 @@ fn with_ttl(ttl: Duration) -> NewSession {
     NewSession { ttl: Some(ttl), ..NewSession::default() }
 }
 
-/// Runs the whole contract. `make` gives a backend without sessions each time; `pass` lets time pass, on the clock that
-/// the backend goes by.
+/// Runs the contract. `make` returns a new backend without sessions. `pass` waits on the clock that the backend uses: pass
+/// `tokio::time::advance` under a paused clock, or `tokio::time::sleep`.
 ///
 /// # Panics
-/// At the first rule that the backend breaks.
+/// If the backend violates a rule.
 pub async fn session_backend_contract<B, Make, Made, Pass, Passed>(make: Make, pass: Pass)
 where
     B: SessionBackend,
@@ -48,16 +44,16 @@ where
     Passed: Future<Output = ()>,
 {
     racing_creators_share_one_session(Arc::new(make().await)).await;
-    existing_sessions_keep_what_they_are(&make().await).await;
+    existing_sessions_keep_their_state(&make().await).await;
     use_renews_and_disuse_expires(&make().await, &pass).await;
-    what_is_gone_is_gone_for_every_operation(&make().await, &pass).await;
+    every_operation_on_a_missing_session_fails(&make().await, &pass).await;
     pages_list_each_session_once(&make().await).await;
     programs_are_kept_by_name(&make().await).await;
-    global_programs_outlive_sessions_and_expire_by_themselves(&make().await, &pass).await;
+    global_programs_outlive_sessions_and_expire(&make().await, &pass).await;
     variables::contract(&make, &pass).await;
     watches::contract(&make, &pass).await;
-    events_and_statistics_tell_what_happened(&make().await, &pass).await;
-    sweeps_count_what_expired(&make().await, &pass).await;
+    events_and_statistics_match(&make().await, &pass).await;
+    sweeps_count_expired_sessions(&make().await, &pass).await;
 }
 
 async fn racing_creators_share_one_session<B: SessionBackend>(backend: Arc<B>) {
@@ -79,7 +75,7 @@ async fn racing_creators_share_one_session<B: SessionBackend>(backend: Arc<B>) {
     assert_eq!(seen.len(), 1, "all of them get the same one");
 }
 
-async fn existing_sessions_keep_what_they_are(backend: &impl SessionBackend) {
+async fn existing_sessions_keep_their_state(backend: &impl SessionBackend) {
     let metadata = BTreeMap::from([("user".to_owned(), "ada".to_owned())]);
     let (first, created) =
         backend.create(&id("s"), NewSession { metadata, ttl: Some(TTL * 10) }).await.expect("created");
@@ -111,9 +107,9 @@ async fn use_renews_and_disuse_expires<P: Future<Output = ()>>(
         pass(TTL / 2).await;
         backend.get(&id("used")).await.expect("use renews a session");
     }
-    let gone = backend.get(&id("idle")).await.expect_err("disuse expires a session");
-    assert_eq!(gone, SessionError::NotFound { id: id("idle") });
-    // What does not use a session does not renew it.
+    let missing = backend.get(&id("idle")).await.expect_err("disuse expires a session");
+    assert_eq!(missing, SessionError::NotFound { id: id("idle") });
+    // Operations that do not use a session do not renew it.
     backend.set_last_worker(&id("used"), "w".into()).await.expect("lives");
     pass(TTL / 2).await;
     backend.set_last_worker(&id("used"), "w".into()).await.expect("lives");
@@ -128,7 +124,7 @@ async fn use_renews_and_disuse_expires<P: Future<Output = ()>>(
     );
 }
 
-async fn what_is_gone_is_gone_for_every_operation<P: Future<Output = ()>>(
+async fn every_operation_on_a_missing_session_fails<P: Future<Output = ()>>(
     backend: &impl SessionBackend,
     pass: &impl Fn(Duration) -> P,
 ) {
@@ -137,23 +133,38 @@ async fn what_is_gone_is_gone_for_every_operation<P: Future<Output = ()>>(
     assert_eq!(was.id, id("deleted"));
     backend.create(&id("expired"), with_ttl(TTL)).await.expect("created");
     pass(TTL).await;
-    for gone in [id("never"), id("deleted"), id("expired")] {
-        let expected = SessionError::NotFound { id: gone.clone() };
+    for missing in [id("never"), id("deleted"), id("expired")] {
+        let expected = SessionError::NotFound { id: missing.clone() };
         let program = || Program::new("x", "text/plain");
-        assert_eq!(backend.get(&gone).await.expect_err("gone"), expected);
-        assert_eq!(backend.delete(&gone).await.expect_err("gone"), expected);
-        assert_eq!(backend.set_last_worker(&gone, "w".into()).await.expect_err("gone"), expected);
+        assert_eq!(backend.get(&missing).await.expect_err("the session is missing"), expected);
+        assert_eq!(backend.delete(&missing).await.expect_err("the session is missing"), expected);
         assert_eq!(
-            backend.put_program(&gone.clone().into(), &name("p"), program()).await.expect_err("gone"),
+            backend.set_last_worker(&missing, "w".into()).await.expect_err("the session is missing"),
             expected
         );
-        assert_eq!(backend.program(&gone.clone().into(), &name("p")).await.expect_err("gone"), expected);
-        assert_eq!(backend.programs(&gone.clone().into()).await.expect_err("gone"), expected);
         assert_eq!(
-            backend.delete_program(&gone.clone().into(), &name("p")).await.expect_err("gone"),
+            backend
+                .put_program(&missing.clone().into(), &name("p"), program())
+                .await
+                .expect_err("the session is missing"),
             expected
         );
-        variables::are_gone(backend, &gone).await;
+        assert_eq!(
+            backend.program(&missing.clone().into(), &name("p")).await.expect_err("the session is missing"),
+            expected
+        );
+        assert_eq!(
+            backend.programs(&missing.clone().into()).await.expect_err("the session is missing"),
+            expected
+        );
+        assert_eq!(
+            backend
+                .delete_program(&missing.clone().into(), &name("p"))
+                .await
+                .expect_err("the session is missing"),
+            expected
+        );
+        variables::are_missing(backend, &missing).await;
     }
     assert!(backend.list(PageRequest::default()).await.expect("listed").items.is_empty());
 }
@@ -167,7 +178,7 @@ async fn pages_list_each_session_once(backend: &impl SessionBackend) {
         let (mut listed, mut token) = (Vec::new(), None);
         loop {
             let page = backend.list(PageRequest { size, token }).await.expect("listed");
-            assert!(size == 0 || page.items.len() <= size, "a page is no larger than asked for");
+            assert!(size == 0 || page.items.len() <= size, "a page does not exceed the requested size");
             listed.extend(page.items.into_iter().map(|session| session.id));
             match page.next {
                 Some(next) => token = Some(next),
@@ -211,7 +222,7 @@ async fn programs_are_kept_by_name(backend: &impl SessionBackend) {
     assert_eq!(backend.get(&session).await.expect("lives").program_count, 1);
 }
 
-async fn sweeps_count_what_expired<P: Future<Output = ()>>(
+async fn sweeps_count_expired_sessions<P: Future<Output = ()>>(
     backend: &impl SessionBackend,
     pass: &impl Fn(Duration) -> P,
 ) {
@@ -224,7 +235,7 @@ async fn sweeps_count_what_expired<P: Future<Output = ()>>(
     backend.get(&id("long")).await.expect("others live on");
 }
 
-async fn global_programs_outlive_sessions_and_expire_by_themselves<P: Future<Output = ()>>(
+async fn global_programs_outlive_sessions_and_expire<P: Future<Output = ()>>(
     backend: &impl SessionBackend,
     pass: &impl Fn(Duration) -> P,
 ) {
@@ -241,13 +252,13 @@ async fn global_programs_outlive_sessions_and_expire_by_themselves<P: Future<Out
     backend.put_program(&global, &name("idle"), lasting("3", TTL)).await.expect("stored");
     backend.put_program(&global, &name("a"), lasting("4", TTL * 100)).await.expect("stored");
 
-    // They are no session's, and a session's programs are not among them.
+    // Global programs and the programs of a session are separate.
     backend.create(&id("s"), NewSession::default()).await.expect("created");
     let own = ProgramOwner::Session(id("s"));
     backend.program(&own, &name("m")).await.expect_err("a session sees its own programs only");
     backend.put_program(&own, &name("own"), Program::new("5", "text/plain")).await.expect("stored");
     let sessions = backend.list(PageRequest::default()).await.expect("listed").items;
-    assert_eq!(sessions.len(), 1, "global programs are no sessions");
+    assert_eq!(sessions.len(), 1, "global programs are not sessions");
 
     for _ in 0..3 {
         pass(TTL / 2).await;
@@ -267,7 +278,7 @@ async fn global_programs_outlive_sessions_and_expire_by_themselves<P: Future<Out
     backend.program(&global, &name("a")).await.expect_err("deleted");
 }
 
-async fn events_and_statistics_tell_what_happened<P: Future<Output = ()>>(
+async fn events_and_statistics_match<P: Future<Output = ()>>(
     backend: &impl SessionBackend,
     pass: &impl Fn(Duration) -> P,
 ) {

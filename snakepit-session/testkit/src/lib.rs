@@ -1,4 +1,21 @@
-//! Test suites that any `SessionBackend` can run on itself.
+//! Test suites for implementations of [`SessionBackend`](snakepit_session::SessionBackend).
+//!
+//! | suite | checks |
+//! | --- | --- |
+//! | [`session_backend_contract`] | the rules of every operation, including expiry, events and statistics |
+//! | [`session_backend_matches_model`] | random operations against a simple model |
+//! | [`session_backend_linearizes`] | that concurrent operations have a sequential order |
+//! | [`sample`] | that a backend can read the sample sessions, for tests of storage formats |
+//!
+//! ```
+//! use snakepit_session::{MemoryBackend, SessionLimits};
+//! use snakepit_session_testkit::{session_backend_linearizes, session_backend_matches_model};
+//!
+//! let make = |limits| async { MemoryBackend::new(limits) };
+//! session_backend_matches_model(make, 10);
+//! session_backend_linearizes(make, 10);
+//! ```
+#![warn(missing_docs)]
 
 mod contract;
 mod model;

@@ -1,6 +1,6 @@
-//! Backends against a model: random operations, one after the other and several at once.
+//! Compares backends with a model, under sequential and concurrent random operations.
 //!
-//! The model says in the most obvious way what sessions are. It knows nothing of time: here nothing expires.
+//! The model implements sessions in the simplest way. It ignores time, so nothing expires in these tests.
 
 use std::future::Future;
 
@@ -19,15 +19,13 @@ mod state;
 mod value;
 mod watching;
 
-/// Does random operations one after the other, and compares every answer, all that there is at last, and all that
-/// watches tell, with a model.
+/// Runs random operations in sequence, and compares every answer, the final state, and the events of watches with a model.
 ///
-/// `make` gives a backend with these limits, without sessions and programs, of which nothing was counted yet. It runs on a
-/// runtime of its own: call this from a plain `#[test]`. A case takes up to 200 operations. The environment
-/// variable `PROPTEST_CASES` replaces the number of cases.
+/// `make` returns a new, empty backend with these limits. The suite creates a runtime, so call it from a plain `#[test]`. A case
+/// has up to 200 operations. The environment variable `PROPTEST_CASES` overrides the number of cases.
 ///
 /// # Panics
-/// When the backend strays from the model, with the shortest sequence of operations that was found.
+/// If the backend differs from the model. The message contains the shortest failing sequence that was found.
 pub fn session_backend_matches_model<B, Make, Made>(make: Make, cases: u32)
 where
     B: SessionBackend,
@@ -39,13 +37,13 @@ where
     });
 }
 
-/// Lets clients work on one session at the same time, each on a thread of its own, and looks for an order of their
-/// operations that explains all answers and what a watch tells.
+/// Checks linearizability: runs concurrent clients on one session, each on a thread, and searches for an order of their operations
+/// that explains all answers and the events of a watch.
 ///
-/// `make` and the number of cases are those of [`session_backend_matches_model`]. A case takes up to 150 operations.
+/// `make` and the number of cases are as for [`session_backend_matches_model`]. A case has up to 150 operations.
 ///
 /// # Panics
-/// When there is no such order, with the operations and their times.
+/// If such an order does not exist. The message contains the operations and their times.
 pub fn session_backend_linearizes<B, Make, Made>(make: Make, cases: u32)
 where
     B: SessionBackend,

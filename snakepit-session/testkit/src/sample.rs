@@ -1,6 +1,6 @@
-//! Sessions of known contents, for tests that open what earlier versions of a backend wrote.
+//! Sample sessions, for tests that read the formats of earlier versions of a backend.
 
-#![allow(clippy::unwrap_used, reason = "in tests, whatever is wrong should panic")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ async fn value<T: DeserializeOwned>(backend: &dyn SessionBackend, name: &str) ->
     backend.variable(&session, name).await.unwrap().value.to_serde().unwrap()
 }
 
-/// Reads all that was written, and writes on.
+/// Checks that a backend contains the sample sessions, and that they can be changed and deleted.
 ///
 /// # Panics
-/// When something is missing or not as it was.
+/// If anything differs.
 pub async fn check(backend: &dyn SessionBackend, last_worker: Option<&str>) {
     let full = SessionId::try_new("full").unwrap();
     let listed = backend.list(PageRequest::default()).await.unwrap().items;
@@ -55,7 +55,7 @@ pub async fn check(backend: &dyn SessionBackend, last_worker: Option<&str>) {
     let stats = backend.stats().await.unwrap();
     assert_eq!((stats.live, stats.variables, stats.programs), (2, 10, 2));
 
-    // It takes writes, checks them by the constraints, and tells of them.
+    // Writes are validated and reach watchers.
     let mut watch = backend.watch_variables(&full, &[], false).await.unwrap();
     let number = |n: u32| Payload::try_from_serde(&n).unwrap();
     let odd =

@@ -1,5 +1,5 @@
-//! Variables: each has a row for what it is now, and one for each older version. So a write costs what it writes, however
-//! much history there is.
+//! Variables: one row for the current state, and one for each older version. So the cost of a write does not depend on the
+//! size of the history.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,10 +19,10 @@ use crate::{
     state::Notification,
 };
 
-/// Which variables an operation changed.
+/// The changes of an operation.
 pub(crate) struct Changes {
     names: BTreeSet<VariableName>,
-    /// What the watchers are to be told, if there are any.
+    /// The updates for the watchers, if there are any.
     updates: Option<Vec<VariableUpdate>>,
 }
 
@@ -36,7 +36,7 @@ impl Changes {
 }
 
 impl Group<'_> {
-    /// Does something to those variables of a session that these identifiers may mean.
+    /// Runs an operation on the variables that the identifiers name.
     pub(crate) fn change_variables<T>(
         &mut self,
         id: &SessionId,
@@ -91,7 +91,7 @@ impl Group<'_> {
         Ok(done)
     }
 
-    /// Writes what became of a variable that had these older versions.
+    /// Stores a variable after an operation. `had` are its older versions before the operation.
     fn write_variable(
         &mut self,
         id: &SessionId,
@@ -106,9 +106,9 @@ impl Group<'_> {
             None => erase(&mut self.variables, key)?,
         }
         let oldest = now.map_or(had.end, |now| now.older().start);
-        for gone in had.start..had.end.min(oldest) {
+        for dropped in had.start..had.end.min(oldest) {
             self.writing(1);
-            erase(&mut self.versions, (key.0, key.1, gone))?;
+            erase(&mut self.versions, (key.0, key.1, dropped))?;
         }
         let older = now.into_iter().flat_map(|now| now.history(0).skip(1));
         for new in older.take_while(|older| older.version >= had.end) {

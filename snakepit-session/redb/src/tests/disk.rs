@@ -1,5 +1,5 @@
-//! A disk that is only memory: it outlives its database, counts what is written, and its power can fail. Then what was
-//! synced is there, and of what was written since, anything may be.
+//! A simulated disk in memory. It outlives its database, counts written bytes, and can lose power. After that, synced writes are
+//! present, and any part of the later writes may be.
 
 use std::{
     fmt, io,
@@ -13,20 +13,20 @@ use snakepit_session::SessionLimits;
 
 use crate::{RedbBackend, writer::Writer};
 
-/// Cloned, it is the same disk.
+/// A handle to a disk. Clones share the disk.
 #[derive(Clone, Default)]
 pub(super) struct Disk(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    /// What it shows.
+    /// The current contents.
     bytes: Vec<u8>,
-    /// What it showed when it was synced last, and what came since.
+    /// The contents at the last sync, and the writes since then.
     synced: Vec<u8>,
     unsynced: Vec<Change>,
-    /// How many more changes and syncs the power lasts for, if it fails at all.
+    /// The number of changes and syncs until the power fails, if it does.
     power: Option<usize>,
-    /// How many bytes were written in all.
+    /// The total number of written bytes.
     written: usize,
     files: Vec<tempfile::TempPath>,
 }
@@ -45,7 +45,7 @@ impl Change {
         }
     }
 
-    /// Of a write, only this part; of that, only what is within the file.
+    /// Applies a part of a write, cut to the length of the file.
     fn apply_part(&self, part: Range<usize>, bytes: &mut [u8]) {
         if let Self::Write(at, data) = self {
             let to = part.end.min(bytes.len().saturating_sub(*at));
@@ -58,10 +58,10 @@ impl Change {
 
 impl State {
     fn check(&self) -> io::Result<()> {
-        if self.power == Some(0) { Err(io::Error::other("the power is gone")) } else { Ok(()) }
+        if self.power == Some(0) { Err(io::Error::other("the power failed")) } else { Ok(()) }
     }
 
-    /// Something that takes power is about to happen.
+    /// Counts a change or sync, and fails it without power.
     fn use_power(&mut self) -> io::Result<()> {
         self.power = self.power.map(|left| left.saturating_sub(1));
         self.check()
@@ -80,7 +80,7 @@ impl Disk {
         self.0.lock().unwrap()
     }
 
-    /// Lets the power fail instead of this change or sync from now on.
+    /// Cuts the power at this change or sync from now on.
     pub(super) fn cut_power_at(&self, call: usize) {
         self.state().power = Some(call);
     }
@@ -89,19 +89,19 @@ impl Disk {
         self.state().check().is_err()
     }
 
-    /// How many bytes were written to it since there is power.
+    /// The number of bytes written since the power is back.
     pub(super) fn written(&self) -> usize {
         self.state().written
     }
 
-    /// The disk when the power is back. Each write that was not synced is there, missing or torn, whatever became of those
-    /// before and after it. The length is one of those that the file had since.
+    /// The disk when the power is back. Each unsynced write is independently present, missing or torn. The length is one of
+    /// those since the last sync.
     pub(super) fn power_is_back(&self, random: &mut TestRng) -> Self {
         let state = self.state();
         let mut bytes = state.synced.clone();
         let resizes = state.unsynced.iter().filter(|change| matches!(change, Change::Resize(_))).count();
         let mut resizes = random.random_range(0..=resizes);
-        // Crashes in which nearly all or nearly nothing arrived are as likely as others.
+        // Choose crashes that persist nearly everything or nearly nothing as often as others.
         let (kept, torn) = (random.random_range(0.0..=1.0), random.random_range(0.0..=1.0));
         for change in &state.unsynced {
             match change {
@@ -130,7 +130,7 @@ impl Disk {
         &self,
         limits: SessionLimits,
     ) -> Result<RedbBackend, snakepit_session::SessionError> {
-        // The file is only there to be opened, and to be there.
+        // The backend needs a real file to open; its contents do not matter.
         let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
         let disk = self.clone();
         let file = path.to_path_buf();

@@ -1,8 +1,8 @@
-//! A disk that fails, or runs full, and works again.
+//! Disks that fail or are full, and recover.
 
 use super::*;
 
-/// A file on a disk that fails on demand, or has no room: then only what was written before can be written again.
+/// A file on a disk that fails on demand, or is full: then only allocated blocks can be written.
 #[derive(Debug)]
 struct Failing {
     file: FileBackend,
@@ -13,7 +13,7 @@ struct Failing {
 
 impl Failing {
     fn check(&self) -> io::Result<()> {
-        if self.fails.load(Relaxed) { Err(io::Error::other("the disk is gone")) } else { Ok(()) }
+        if self.fails.load(Relaxed) { Err(io::Error::other("the disk failed here")) } else { Ok(()) }
     }
 
     fn take_room(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -56,7 +56,7 @@ impl StorageBackend for Failing {
     }
 }
 
-/// With what lets the disk fail, and what leaves it without room.
+/// Opens a backend with switches for a failed disk and a full disk.
 async fn open_failing(directory: &TempDir) -> (RedbBackend, Arc<AtomicBool>, Arc<AtomicBool>) {
     let (path, limits) = (directory.path().join("sessions"), SessionLimits::default());
     let (fails, is_full) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
@@ -69,7 +69,7 @@ async fn open_failing(directory: &TempDir) -> (RedbBackend, Arc<AtomicBool>, Arc
     (RedbBackend { writer, shared }, fails, is_full)
 }
 
-/// Tries until the disk is tried again.
+/// Retries until the backend has reopened the file.
 async fn set_when_possible(backend: &RedbBackend, value: u32) -> u32 {
     let written = async {
         loop {
@@ -96,13 +96,13 @@ async fn a_disk_that_fails_is_told_to_all_until_it_works_again() {
     fails.store(true, Relaxed);
     let (one, other) = tokio::join!(set(&backend, "s", "x", 2), register(&backend, "s", "y"));
     for error in [one.unwrap_err(), other.map(drop).unwrap_err()] {
-        assert!(error.to_string().contains("the disk is gone"), "{error}");
+        assert!(error.to_string().contains("the disk failed here"), "{error}");
     }
     let ended = watch.next().await.unwrap().unwrap_err();
     assert!(matches!(ended, SessionError::Backend { .. }), "{ended:?}");
     assert_eq!(watch.next().await, None);
     let unread = backend.get(&id("s")).await.unwrap_err().to_string();
-    assert!(unread.contains("the disk is gone"), "{unread}");
+    assert!(unread.contains("the disk failed here"), "{unread}");
 
     fails.store(false, Relaxed);
     let version = set_when_possible(&backend, 3).await;

@@ -1,4 +1,4 @@
-//! What older versions of a variable cost those who do not ask for them.
+//! The cost of a long history for operations that do not read it.
 
 use redb::{ReadableDatabase, ReadableTableMetadata};
 use snakepit_session::{
@@ -10,7 +10,7 @@ use super::{directory, disk::Disk, id, meddle, open, rows, variable_name};
 use crate::RedbBackend;
 
 const SMALL: usize = 10;
-/// So that twenty of them are within the limit of a history.
+/// The size of a value, such that twenty fit into a history.
 const LARGE: usize = 700_000;
 
 fn text(size: usize) -> Payload {
@@ -31,7 +31,7 @@ async fn set(backend: &RedbBackend, name: &str, size: usize) {
     backend.set_variable(&id("s"), SetVariable::new(name, text(size))).await.unwrap();
 }
 
-/// A session with a variable whose history is as large as it may be, and whose current value is small.
+/// Creates a variable with a full history and a small current value.
 async fn with_large_history(disk: &Disk) -> RedbBackend {
     let backend = disk.open(SessionLimits::default()).await.unwrap();
     backend.create(&id("s"), NewSession::default()).await.unwrap();
@@ -90,7 +90,7 @@ async fn only_who_asks_for_an_older_version_reads_it() {
     assert_eq!(older_versions(&backend), 0);
 }
 
-/// How many older versions there are in the file.
+/// The number of older versions in the file.
 pub(super) fn older_versions(backend: &RedbBackend) -> u64 {
     let database = backend.shared.database.try_read().unwrap();
     let view = database.as_ref().unwrap().begin_read().unwrap();

@@ -1,5 +1,5 @@
-//! The power fails at any moment: while something is written, while the file is made, opened, put right or closed. When it
-//! is back, the file opens, what was acknowledged is there, and what was not is there as a whole or not at all.
+//! Power failures at any moment: during writes, and while the file is created, opened, repaired or closed. Afterwards the file
+//! opens, acknowledged operations are present, and other operations are present completely or not at all.
 
 use std::{ops::RangeInclusive, sync::Arc};
 
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::RedbBackend;
 
-/// A disk, and the power that it has for so many changes and syncs, time and again.
+/// A disk with a sequence of power failures.
 struct Host {
     disk: Disk,
     lasts: RangeInclusive<usize>,
@@ -38,7 +38,7 @@ impl Host {
         self.disk.cut_power_at(self.random.random_range(self.lasts.clone()));
     }
 
-    /// Opens the file, as soon as there is power.
+    /// Opens the file, through as many power failures as necessary.
     async fn open(&mut self) -> RedbBackend {
         loop {
             let opened = self.disk.open(SessionLimits::default()).await;
@@ -52,7 +52,7 @@ impl Host {
     }
 }
 
-/// All that can be seen of the sessions that steps use.
+/// The visible state of the sessions.
 async fn seen(backend: &dyn SessionBackend) -> String {
     let mut steps = vec![Step::List { size: 3 }];
     for session in 0..3 {
@@ -72,13 +72,13 @@ async fn seen(backend: &dyn SessionBackend) -> String {
     format!("{seen}{} {} {} {}", stats.live, stats.variables, stats.programs, stats.bytes)
 }
 
-/// Does steps on a disk whose power fails, and in memory.
+/// Runs steps on a disk with power failures and in memory.
 async fn steps_outlive_power_losses(seed: u64, steps: Vec<Step>) {
     let (mut host, model) = (Host::new(seed, 1..=60), MemoryBackend::new(SessionLimits::default()));
     let mut backend = host.open().await;
     for step in steps {
         match step {
-            // Hints that a crash forgets, and time, which stands still here.
+            // Skip state that a crash may lose, and the clock, which is paused.
             Step::LastWorker { .. } | Step::Advance { .. } | Step::Sweep => continue,
             Step::Reopen => {
                 drop(backend);
@@ -110,7 +110,7 @@ async fn steps_outlive_power_losses(seed: u64, steps: Vec<Step>) {
 
 const CLIENTS: u32 = 8;
 
-/// Clients write at once, and share transactions.
+/// Concurrent clients share transactions.
 async fn groups_outlive_power_losses(seed: u64) {
     let mut host = Host::new(seed, 100..=300);
     let backend = host.open().await;
@@ -156,7 +156,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 proptest! {
-    // `PROPTEST_CASES=10000` looks longer.
+    // Set `PROPTEST_CASES=10000` for a longer search.
     #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
     #[test]

@@ -1,5 +1,4 @@
-//! The durable backend does what the one in memory does, whatever is asked of the two, and whenever it is closed and
-//! opened again.
+//! Compares this backend with the memory backend under random operations, with restarts in between.
 
 use std::{fmt::Debug, time::Duration};
 
@@ -12,7 +11,7 @@ use snakepit_session::{
 use super::{disk::Disk, history::older_versions, id, program_name, variable_name};
 use crate::RedbBackend;
 
-/// Names are taken from a few.
+/// A random operation. Names come from a small set.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
     Create { session: usize, ttl: u64, metadata: usize },
@@ -60,7 +59,7 @@ fn limits() -> SessionLimits {
     }
 }
 
-/// What can be done, with values and data up to `most` bytes, about.
+/// Generates steps, with values and data up to about `most` bytes.
 pub(super) fn step(most: usize) -> impl Strategy<Value = Step> {
     let (session, owner, name) = (0..3_usize, 0..4_usize, 0..3_usize);
     let write = (name.clone(), 1..most, prop::option::weighted(0.2, 0..4_u32))
@@ -101,21 +100,21 @@ fn value(size: usize) -> Payload {
     Payload::from_json(ValueType::String, format!("\"{}\"", "x".repeat(size)).into())
 }
 
-/// What does not differ between backends.
+/// The parts of an outcome that do not depend on the backend.
 fn shown(variable: &Variable) -> String {
     let Variable { id: _, name, ty, value, version, metadata, source, updated_at: _ } = variable;
     format!("{name} {:?} {value:?} {version} {metadata:?} {source:?}", ty.kind())
 }
 
-fn told<T>(outcome: Result<T, SessionError>, show: impl FnOnce(T) -> String) -> String {
+fn outcome_of<T>(outcome: Result<T, SessionError>, show: impl FnOnce(T) -> String) -> String {
     outcome.map_or_else(|error| format!("{error:?}"), show)
 }
 
 fn plain<T: Debug>(outcome: Result<T, SessionError>) -> String {
-    told(outcome, |done| format!("{done:?}"))
+    outcome_of(outcome, |done| format!("{done:?}"))
 }
 
-/// Does one step and returns all that can be seen of it.
+/// Runs a step and returns its visible outcome.
 pub(super) async fn take(backend: &dyn SessionBackend, step: Step) -> String {
     let session = |session: usize| id(&format!("s{session}"));
     let owner = |owner| if owner == 3 { ProgramOwner::Global } else { session(owner).into() };
@@ -138,13 +137,13 @@ pub(super) async fn take(backend: &dyn SessionBackend, step: Step) -> String {
             let metadata = [("k".to_owned(), "v".repeat(metadata))].into();
             let new = NewSession { metadata, ttl: Some(Duration::from_secs(ttl)) };
             let created = backend.create(&session(at), new).await;
-            told(created, |(session, created)| format!("{created:?} {}", seen(session)))
+            outcome_of(created, |(session, created)| format!("{created:?} {}", seen(session)))
         }
-        Step::Get { session: at } => told(backend.get(&session(at)).await, seen),
-        Step::Delete { session: at } => told(backend.delete(&session(at)).await, seen),
+        Step::Get { session: at } => outcome_of(backend.get(&session(at)).await, seen),
+        Step::Delete { session: at } => outcome_of(backend.delete(&session(at)).await, seen),
         Step::List { size } => {
             let listed = backend.list(PageRequest { size, token: None }).await;
-            told(listed, |page| {
+            outcome_of(listed, |page| {
                 let items: Vec<_> = page.items.into_iter().map(seen).collect();
                 format!("{items:?} {:?}", page.next)
             })
@@ -155,7 +154,7 @@ pub(super) async fn take(backend: &dyn SessionBackend, step: Step) -> String {
             let note = Note::from_metadata([("by".to_owned(), "x".repeat(size % 7))].into());
             let new = NewVariable { ty, value: value(size), note };
             let name = variable_name(&names(name));
-            told(backend.register_variable(&session(at), &name, new).await, |made| shown(&made))
+            outcome_of(backend.register_variable(&session(at), &name, new).await, |made| shown(&made))
         }
         Step::Set { session: at, writes, batch } => {
             let update = |Write { name, size, expected }| {
@@ -169,28 +168,28 @@ pub(super) async fn take(backend: &dyn SessionBackend, step: Step) -> String {
         Step::Read { session: at, names: wanted } => {
             let wanted: Vec<_> = wanted.into_iter().map(names).collect();
             let wanted: Vec<_> = wanted.iter().map(String::as_str).collect();
-            told(backend.variables(&session(at), &wanted).await, |found| {
+            outcome_of(backend.variables(&session(at), &wanted).await, |found| {
                 let found: Vec<_> = found.iter().map(|found| found.as_ref().map(shown)).collect();
                 format!("{found:?}")
             })
         }
         Step::ListVariables { session: at, pattern } => {
             let listed = backend.list_variables(&session(at), pattern).await;
-            told(listed, |found| format!("{:?}", found.iter().map(shown).collect::<Vec<_>>()))
+            outcome_of(listed, |found| format!("{:?}", found.iter().map(shown).collect::<Vec<_>>()))
         }
         Step::History { session: at, name, limit } => {
             let history = backend.variable_history(&session(at), &names(name), limit).await;
-            told(history, |found| {
+            outcome_of(history, |found| {
                 let versions = found.iter().map(|version| (version.version, &version.value, &version.note));
                 format!("{:?}", versions.collect::<Vec<_>>())
             })
         }
         Step::Rollback { session: at, name, version } => {
             let back = backend.rollback_variable(&session(at), &names(name), version, Note::default()).await;
-            told(back, |variable| shown(&variable))
+            outcome_of(back, |variable| shown(&variable))
         }
         Step::DeleteVariable { session: at, name } => {
-            told(backend.delete_variable(&session(at), &names(name)).await, |gone| shown(&gone))
+            outcome_of(backend.delete_variable(&session(at), &names(name)).await, |deleted| shown(&deleted))
         }
         Step::PutProgram { owner: at, name, size } => {
             let program = Program::new("x".repeat(size), "text/plain");
@@ -200,9 +199,9 @@ pub(super) async fn take(backend: &dyn SessionBackend, step: Step) -> String {
         }
         Step::Program { owner: at, name } => {
             let found = backend.program(&owner(at), &program_name(&names(name))).await;
-            told(found, |found| format!("{:?} {} {:?}", found.data, found.content_type, found.ttl))
+            outcome_of(found, |found| format!("{:?} {} {:?}", found.data, found.content_type, found.ttl))
         }
-        Step::Programs { owner: at } => told(backend.programs(&owner(at)).await, |found| {
+        Step::Programs { owner: at } => outcome_of(backend.programs(&owner(at)).await, |found| {
             let found = found.iter().map(|info| (&info.name, info.size, info.ttl));
             format!("{:?}", found.collect::<Vec<_>>())
         }),
@@ -219,7 +218,7 @@ pub(super) async fn take(backend: &dyn SessionBackend, step: Step) -> String {
     }
 }
 
-/// A backend that is as fast as memory.
+/// Opens a backend on a simulated disk.
 pub(super) async fn in_memory(limits: SessionLimits) -> RedbBackend {
     Disk::default().open(limits).await.unwrap()
 }

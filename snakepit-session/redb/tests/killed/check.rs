@@ -1,4 +1,4 @@
-//! What the file of a killed host must hold.
+//! Checks the file of a killed host.
 
 use snakepit_session::{
     Metadata, Note, PageRequest, Payload, ProgramOwner, Session, SessionBackend, SessionError, Variable,
@@ -7,8 +7,8 @@ use snakepit_session_redb::RedbBackend;
 
 use crate::{Acknowledged, host, id, program_name};
 
-/// Checks that all is there that was acknowledged, and no more than what was under way. What is found counts as
-/// acknowledged from now on: the next host has seen it.
+/// Checks that all acknowledged writes are present, and at most the writes that were in progress in addition. Writes that are found
+/// count as acknowledged from now on, because the next host has seen them.
 pub(crate) async fn check(backend: &RedbBackend, known: &mut Acknowledged) {
     let acknowledged = known.clone();
     let count = |what: &str| acknowledged.get(what).copied();
@@ -16,7 +16,7 @@ pub(crate) async fn check(backend: &RedbBackend, known: &mut Acknowledged) {
         let session = format!("alone-{task}");
         if let Some(acknowledged) = count(&session) {
             let version = version_of(backend, &session, "x").await;
-            // Each task has one write under way.
+            // Each task has one write in progress.
             assert!(
                 (acknowledged..=acknowledged + 1).contains(&version),
                 "{session} {acknowledged} {version}"
@@ -50,8 +50,10 @@ pub(crate) async fn check(backend: &RedbBackend, known: &mut Acknowledged) {
                     assert_eq!(found.variable_count, 2, "it came as a whole");
                     assert_eq!(count_of(&found), acknowledged - 1, "{session}");
                 }
-                Ok(found) => assert_eq!(count_of(&found), acknowledged, "{session}: what is gone is gone"),
-                // The next one has not come yet, or this one went.
+                Ok(found) => {
+                    assert_eq!(count_of(&found), acknowledged, "{session}: deleted sessions stay deleted");
+                }
+                // The next session was not created yet, or this one was deleted.
                 Err(SessionError::NotFound { .. }) => {}
                 Err(error) => panic!("{error}"),
             }
@@ -67,7 +69,7 @@ fn count_of(session: &Session) -> u32 {
     session.metadata.get("count").unwrap().parse().unwrap()
 }
 
-/// Checks that each version kept of a variable has the value that was written with it, and returns the newest.
+/// Checks that each version in the history has the value that was written with it, and returns the newest version.
 async fn version_of(backend: &RedbBackend, session: &str, name: &str) -> u32 {
     let variable = backend.variable(&id(session), name).await.unwrap();
     let history = backend.variable_history(&id(session), variable.id.as_str(), 0).await.unwrap();
@@ -78,7 +80,7 @@ async fn version_of(backend: &RedbBackend, session: &str, name: &str) -> u32 {
     variable.version
 }
 
-/// Checks that sessions count what is really there.
+/// Checks that the counters of sessions match their contents.
 async fn accounts_are_right(backend: &RedbBackend) {
     let (mut bytes, mut variables, mut programs) = (0, 0, 0);
     let sessions = backend.list(PageRequest::default()).await.unwrap().items;
@@ -116,7 +118,7 @@ async fn size_of_variable(backend: &RedbBackend, session: &Session, variable: &V
     names + ty.constraints_json().len() + size_of(metadata) + versions
 }
 
-/// How many programs there are, and what they take.
+/// The number of programs and their size.
 async fn programs_of(backend: &RedbBackend, owner: &ProgramOwner) -> (usize, usize) {
     let programs = backend.programs(owner).await.unwrap();
     let mut bytes = 0;

@@ -1,4 +1,4 @@
-//! What the host does until it is killed: many tasks write, each so that the file shows what they did and how often.
+//! The host that is killed: its tasks write values that show how often they wrote.
 
 use std::{collections::BTreeMap, io::Write, sync::Arc};
 
@@ -11,32 +11,32 @@ use snakepit_session_redb::RedbBackend;
 
 use crate::{id, program_name, variable_name};
 
-/// Precedes what is acknowledged, and a count, at the end of a line.
+/// Precedes an acknowledgement, which is a name and a count at the end of a line.
 pub(crate) const DID: &str = "did ";
-/// Begins the names of sessions for which every host counts from 0.
+/// The prefix of sessions for which every host counts from 0.
 pub(crate) const COUNTS_ANEW: &str = "fleeting-";
-/// How many sessions have a task of their own.
+/// The number of sessions with one task each.
 pub(crate) const ALONE: u32 = 4;
-/// How many tasks write batches to the same session.
+/// The number of tasks that write batches to the same session.
 pub(crate) const TOGETHER: u32 = 3;
 /// The variables of a batch.
 pub(crate) const BATCH: [&str; 3] = ["a", "b", "c"];
-/// How many sessions come and go.
+/// The number of sessions that are created and deleted repeatedly.
 pub(crate) const FLEETING: u32 = 2;
 
 fn did(what: &str, count: u32) {
-    // One write of a line, so that none is told by half.
+    // Write the line at once, so that no partial line is printed.
     let mut out = std::io::stdout().lock();
     out.write_all(format!("{DID}{what} {count}\n").as_bytes()).unwrap();
     out.flush().unwrap();
 }
 
-/// A value that says at which version it was written.
+/// A value that contains its version.
 fn value(version: u32) -> Payload {
     Payload::try_from_serde(&version).unwrap()
 }
 
-/// Data that says which one it is, of a size of its own.
+/// Data that depends on the count, in content and size.
 pub(crate) fn data(count: u32) -> Bytes {
     count.to_be_bytes().repeat(1 + count as usize * 37 % 9000).into()
 }
@@ -115,7 +115,7 @@ async fn put_programs(backend: Arc<RedbBackend>, owner: ProgramOwner, kind: &'st
     }
 }
 
-/// Counts up: odd where the session is there, even where it is not. It bears the count before it came.
+/// Counts up: odd while the session exists, and even otherwise. The session contains the previous count.
 async fn come_and_go(backend: Arc<RedbBackend>, session: String) {
     match backend.delete(&id(&session)).await {
         Ok(_) | Err(SessionError::NotFound { .. }) => {}
@@ -129,7 +129,7 @@ async fn come_and_go(backend: Arc<RedbBackend>, session: String) {
     }
 }
 
-/// What the session holds changes all the time; it must always know.
+/// Changes the size of a session continuously; its counters must stay correct.
 async fn register_and_delete(backend: Arc<RedbBackend>) {
     for count in 1.. {
         make(&backend, "changing", &["x"]).await;

@@ -1,8 +1,7 @@
-//! Hosts that are killed while they write: what they acknowledged is in the file, nothing is there by half, and the next
-//! one goes on where they were.
+//! Kills hosts during writes. Acknowledged writes must be in the file, partial ones must not, and the next host must continue.
 //!
-//! The host is this program once more. It tells each write that was acknowledged on its standard output, and is killed
-//! after some of them, always while others are under way.
+//! The host is another process of this program. It prints each acknowledged write to standard output, and is killed after some of
+//! them, always while others are in progress.
 #![allow(clippy::unwrap_used, reason = "everything here is a test")]
 
 use std::{
@@ -19,14 +18,14 @@ use snakepit_session_redb::RedbBackend;
 mod check;
 mod host;
 
-/// How many hosts die.
+/// The number of hosts.
 const HOSTS: usize = 24;
-/// The most acknowledgements that one lives for.
+/// The maximum number of acknowledgements before the kill.
 const MOST: usize = 400;
-/// Tells the host which file to use.
+/// The environment variable with the file of the host.
 const FILE: &str = "SNAKEPIT_TEST_SESSIONS";
 
-/// How often what was written to, as far as that was acknowledged.
+/// The number of acknowledged writes, by name.
 type Acknowledged = BTreeMap<String, u32>;
 
 fn id(text: &str) -> SessionId {
@@ -45,7 +44,7 @@ async fn open(path: &Path) -> RedbBackend {
     RedbBackend::open(path, SessionLimits::default()).await.unwrap()
 }
 
-/// Not a test but the host, for those who name a file.
+/// Not a test: the host, if the environment variable names a file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn host_that_is_killed() {
     if let Some(path) = std::env::var_os(FILE) {
@@ -53,7 +52,7 @@ async fn host_that_is_killed() {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "it is no worker")]
+#[allow(clippy::disallowed_methods, reason = "not a worker")]
 fn start(path: &Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args(["host_that_is_killed", "--exact", "--nocapture"])
@@ -63,17 +62,17 @@ fn start(path: &Path) -> Child {
         .unwrap()
 }
 
-/// Lets a host live for so many acknowledgements.
+/// Runs a host for this number of acknowledgements.
 fn kill_after(path: &Path, most: usize, acknowledged: &mut Acknowledged) {
     let mut host = start(path);
     let mut seen = 0;
     acknowledged.retain(|what, _| !what.starts_with(host::COUNTS_ANEW));
     for line in BufReader::new(host.stdout.take().unwrap()).lines() {
         let line = line.unwrap();
-        // The test harness has something to say as well, at times before it on the same line.
+        // The test harness prints too, sometimes on the same line before it.
         let Some((_, did)) = line.split_once(host::DID) else { continue };
         let (what, count) = did.rsplit_once(' ').unwrap();
-        // Tasks that write the same may tell it in another order.
+        // Tasks that write to one name may print in another order.
         let known = acknowledged.entry(what.to_owned()).or_default();
         *known = count.parse::<u32>().unwrap().max(*known);
         seen += 1;
@@ -82,7 +81,7 @@ fn kill_after(path: &Path, most: usize, acknowledged: &mut Acknowledged) {
         }
     }
     host.wait().unwrap();
-    assert!(seen >= most, "the host ended by itself after {seen} of {most} writes");
+    assert!(seen >= most, "the host exited after {seen} of {most} writes");
 }
 
 #[tokio::test]
@@ -93,7 +92,7 @@ async fn what_was_acknowledged_outlives_the_host() {
     for host in 0..HOSTS {
         let most = 1 + RandomState::new().hash_one(host) as usize % MOST;
         kill_after(&path, most, &mut acknowledged);
-        // Half of the hosts find the file as the one before them left it.
+        // Half of the hosts get the file without a check in between.
         let found = if host % 2 == 0 { &path } else { &copy };
         if found == &copy {
             std::fs::copy(&path, &copy).unwrap();

@@ -1,5 +1,5 @@
-//! The sessions that are watched on this host: who watches them, how far each has been told, and what is to be read next.
-//! It neither waits nor does any IO.
+//! The watched sessions of this host: their watchers, the cursor of each, and what to read next. This module neither waits nor does
+//! IO. The glossary is in the parent module.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -9,83 +9,82 @@ use std::{
 use snakepit_session::{SessionError, SessionId, VariableUpdate, Watcher};
 use tokio::time::Instant;
 
-/// By what tells a session from others that had its id before.
+/// The watched sessions, by incarnation.
 #[derive(Debug, Default)]
 pub(super) struct Watched {
-    sessions: HashMap<Arc<str>, Followed>,
-    /// Those that changed, or may have.
+    sessions: HashMap<Arc<str>, FollowedSession>,
+    /// Sessions that have changed, or may have changed.
     changed: Vec<Arc<str>>,
-    /// When to look whether they still live, and to say that they are watched.
+    /// When to check that a session still exists and to renew its lease.
     checks: BTreeSet<(Instant, Arc<str>)>,
 }
 
-/// How far a watcher was told: the number of the last change that it knows of, and what tells that change from another of its
-/// number in a past that Redis lost. 0: nothing does.
+/// A position in the log of a session: the number of a change and its mark. Mark 0 means that the mark is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Cursor {
+pub(crate) struct WatchCursor {
     pub(crate) number: u64,
     pub(crate) mark: u64,
 }
 
-impl Cursor {
-    /// Whether this may be the same change, as far as the marks say.
-    const fn may_be(self, mark: u64) -> bool {
+impl WatchCursor {
+    /// Whether the marks allow that both are the same change.
+    const fn may_equal(self, mark: u64) -> bool {
         self.mark == 0 || mark == 0 || self.mark == mark
     }
 }
 
 #[derive(Debug)]
-struct Followed {
+struct FollowedSession {
     id: SessionId,
-    watchers: Vec<Watching>,
+    watchers: Vec<WatcherState>,
     is_changed: bool,
     check: Option<Instant>,
 }
 
-/// One who watches a session.
+/// A watcher and its progress.
 #[derive(Debug)]
-struct Watching {
-    /// What it was told last; `None` when it was told that its past is lost, and not yet what is now.
-    delivered: Option<Cursor>,
-    /// It was there before the session was read.
-    is_asked_for: bool,
+struct WatcherState {
+    /// The last delivered change. `None` after a lost past was reported, until the current state is delivered.
+    delivered: Option<WatchCursor>,
+    /// Whether the current read includes this watcher. Watchers that were added later may be ahead of it, or behind.
+    in_read: bool,
     watcher: Watcher,
 }
 
-/// A change that was read.
+/// A change from the log.
 #[derive(Debug)]
 pub(super) struct Change {
-    pub(super) at: Cursor,
-    pub(super) before: Link,
+    pub(super) cursor: WatchCursor,
+    pub(super) predecessor: Predecessor,
     pub(super) update: VariableUpdate,
 }
 
-/// What is known of the change before another.
+/// The mark of the change before another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Link {
-    /// It has this mark.
-    Is(u64),
-    /// An earlier version wrote the change, and did not say.
-    Unsaid,
-    /// It was not read from the log.
+pub(super) enum Predecessor {
+    /// The mark.
+    Mark(u64),
+    /// An earlier version wrote the change without the mark.
+    Unrecorded,
+    /// The change was not read from the log, so changes before it may be missing.
     Unknown,
 }
 
-/// What was read of a session.
+/// The result of reading the log of a session.
 #[derive(Debug)]
-pub(super) struct Delivery {
-    /// The number of the change after which it was read; `None`: the variables are what they are now.
+pub(super) struct LogRead {
+    /// The number after which the read began. `None` for a read of the current variables.
     pub(super) after: Option<u64>,
-    /// The last change that was read.
-    pub(super) read: Cursor,
-    /// In their order; a number that is missing is a change that is lost.
+    /// The cursor of the last change in this read.
+    pub(super) last_read: WatchCursor,
+    /// The changes in order. A missing number is a lost change.
     pub(super) changes: Vec<Change>,
-    /// The last change that there was.
-    pub(super) now: Cursor,
-    /// There is more to be read.
-    pub(super) more: bool,
-    /// When to look again; never, if the session is gone.
-    pub(super) check: Option<Instant>,
+    /// The cursor of the latest change of the session.
+    pub(super) latest: WatchCursor,
+    /// Whether the log contains more changes.
+    pub(super) has_more: bool,
+    /// When to check the session again. `None` if the session has ended.
+    pub(super) next_check: Option<Instant>,
 }
 
 impl Watched {
@@ -93,12 +92,12 @@ impl Watched {
         &mut self,
         id: &SessionId,
         incarnation: &str,
-        cursor: Cursor,
+        cursor: WatchCursor,
         watcher: Watcher,
         limit: usize,
     ) -> Result<(), SessionError> {
         let incarnation: Arc<str> = incarnation.into();
-        let followed = self.sessions.entry(Arc::clone(&incarnation)).or_insert_with(|| Followed {
+        let followed = self.sessions.entry(Arc::clone(&incarnation)).or_insert_with(|| FollowedSession {
             id: id.clone(),
             watchers: Vec::new(),
             is_changed: false,
@@ -108,13 +107,13 @@ impl Watched {
         if followed.watchers.len() >= limit {
             return Err(SessionError::TooManyWatches { limit });
         }
-        followed.watchers.push(Watching { delivered: Some(cursor), is_asked_for: false, watcher });
-        self.changed(&incarnation);
+        followed.watchers.push(WatcherState { delivered: Some(cursor), in_read: false, watcher });
+        self.mark_changed(&incarnation);
         Ok(())
     }
 
-    /// A session changed or ended.
-    pub(super) fn changed(&mut self, incarnation: &str) {
+    /// Notes that a session changed or ended.
+    pub(super) fn mark_changed(&mut self, incarnation: &str) {
         if let Some((incarnation, _)) = self.sessions.get_key_value(incarnation) {
             let incarnation = Arc::clone(incarnation);
             let Some(followed) = self.sessions.get_mut(&incarnation) else { return };
@@ -124,7 +123,7 @@ impl Watched {
         }
     }
 
-    pub(super) fn all_changed(&mut self) {
+    pub(super) fn mark_all_changed(&mut self) {
         self.changed = self.sessions.keys().cloned().collect();
         for followed in self.sessions.values_mut() {
             followed.is_changed = true;
@@ -135,13 +134,13 @@ impl Watched {
         self.checks.first().map(|(at, _)| *at)
     }
 
-    /// What is to be read now, with the number of the change after which to read, or none for what is now. It is due again
-    /// at `check`.
+    /// Returns the sessions to read now, each with the number after which to read, or `None` for the current variables. Schedules
+    /// their next check.
     pub(super) fn due(&mut self, most: usize, check: Instant) -> Vec<(SessionId, Arc<str>, Option<u64>)> {
         let now = Instant::now();
         while let Some((_, incarnation)) = self.checks.first().filter(|(at, _)| *at <= now).cloned() {
             self.schedule(&incarnation, None);
-            self.changed(&incarnation);
+            self.mark_changed(&incarnation);
         }
         let mut due = Vec::new();
         while due.len() < most
@@ -151,8 +150,8 @@ impl Watched {
             let Some(followed) = self.sessions.get_mut(&incarnation) else { continue };
             followed.is_changed = false;
             followed.watchers.retain(|watching| !watching.watcher.is_closed());
-            followed.watchers.iter_mut().for_each(|watching| watching.is_asked_for = true);
-            // None comes before all numbers.
+            followed.watchers.iter_mut().for_each(|watching| watching.in_read = true);
+            // `None` sorts before all numbers.
             match followed
                 .watchers
                 .iter()
@@ -166,28 +165,28 @@ impl Watched {
         due
     }
 
-    /// Tells those who watch a session what was read of it.
-    pub(super) fn notify(&mut self, incarnation: &Arc<str>, news: &Delivery) {
+    /// Delivers a read to the watchers of a session.
+    pub(super) fn deliver(&mut self, incarnation: &Arc<str>, read: &LogRead) {
         let Some(followed) = self.sessions.get_mut(incarnation) else { return };
-        let mut more = news.more;
-        for Watching { delivered, is_asked_for, watcher } in &mut followed.watchers {
-            // One that came while this was read may know more, or less.
-            more |= !*is_asked_for || !news.notify(delivered, watcher);
+        let mut more = read.has_more;
+        for WatcherState { delivered, in_read, watcher } in &mut followed.watchers {
+            // A watcher that was added during the read may be ahead of it, or behind.
+            more |= !*in_read || !read.deliver_to(delivered, watcher);
         }
         if more {
-            self.changed(incarnation);
-        } else if news.check.is_some() {
-            self.schedule(incarnation, news.check);
+            self.mark_changed(incarnation);
+        } else if read.next_check.is_some() {
+            self.schedule(incarnation, read.next_check);
         } else {
-            let gone = SessionError::NotFound { id: followed.id.clone() };
-            for Watching { watcher, .. } in &followed.watchers {
-                watcher.end(gone.clone());
+            let ended = SessionError::NotFound { id: followed.id.clone() };
+            for WatcherState { watcher, .. } in &followed.watchers {
+                watcher.end(ended.clone());
             }
             self.remove(incarnation);
         }
     }
 
-    /// Looks at a session again at this time and at no other.
+    /// Sets the time of the next check.
     fn schedule(&mut self, incarnation: &Arc<str>, at: Option<Instant>) {
         let Some(followed) = self.sessions.get_mut(incarnation) else { return };
         if let Some(was) = std::mem::replace(&mut followed.check, at) {
@@ -204,37 +203,37 @@ impl Watched {
     }
 }
 
-impl Delivery {
-    /// Tells one watcher. False: it has to be told something else, which is to be read first.
-    fn notify(&self, delivered: &mut Option<Cursor>, watcher: &Watcher) -> bool {
+impl LogRead {
+    /// Delivers the read to one watcher. Returns false if the watcher needs another read.
+    fn deliver_to(&self, delivered: &mut Option<WatchCursor>, watcher: &Watcher) -> bool {
         let Some(cursor) = delivered else {
             if self.after.is_none() {
                 for change in &self.changes {
                     watcher.notify(&change.update);
                 }
-                *delivered = Some(self.now);
+                *delivered = Some(self.latest);
             }
             return delivered.is_some();
         };
-        // What was read is for another.
+        // The read began after this watcher's cursor.
         if self.after.is_none_or(|after| cursor.number < after) {
             return false;
         }
-        if self.is_of_another_past(*cursor) {
+        if self.has_diverged(*cursor) {
             watcher.notify_lost(1);
             *delivered = None;
             return false;
         }
-        for Change { at, before, update } in &self.changes {
+        for Change { cursor: at, predecessor, update } in &self.changes {
             if at.number > cursor.number {
                 let missing = at.number - cursor.number - 1;
-                lose(watcher, missing.max(u64::from(*before == Link::Unknown)));
+                lose(watcher, missing.max(u64::from(*predecessor == Predecessor::Unknown)));
                 watcher.notify(update);
                 *cursor = *at;
             }
         }
-        // What was read but not understood is lost too, and not read again.
-        let known = if self.more { self.read } else { self.now };
+        // Changes that could not be decoded are lost, and must not be read again.
+        let known = if self.has_more { self.last_read } else { self.latest };
         if known.number > cursor.number {
             lose(watcher, known.number - cursor.number);
             *cursor = known;
@@ -244,19 +243,19 @@ impl Delivery {
         true
     }
 
-    /// Whether Redis lost changes that this one was told, and maybe made others of their numbers since.
-    fn is_of_another_past(&self, cursor: Cursor) -> bool {
-        if self.check.is_none() {
+    /// Whether Redis lost changes that this watcher has received. Other changes may have their numbers now.
+    fn has_diverged(&self, cursor: WatchCursor) -> bool {
+        if self.next_check.is_none() {
             return false;
         }
-        let next = self.changes.iter().find(|change| change.at.number > cursor.number);
-        let same = self.changes.iter().find(|change| change.at.number == cursor.number);
-        let is_next = next.is_some_and(|next| next.at.number == cursor.number + 1);
-        self.now.number < cursor.number
-            || (self.now.number == cursor.number && !cursor.may_be(self.now.mark))
-            || same.is_some_and(|same| !cursor.may_be(same.at.mark))
+        let next = self.changes.iter().find(|change| change.cursor.number > cursor.number);
+        let same = self.changes.iter().find(|change| change.cursor.number == cursor.number);
+        let is_next = next.is_some_and(|next| next.cursor.number == cursor.number + 1);
+        self.latest.number < cursor.number
+            || (self.latest.number == cursor.number && !cursor.may_equal(self.latest.mark))
+            || same.is_some_and(|same| !cursor.may_equal(same.cursor.mark))
             || (is_next
-                && matches!(next, Some(Change { before: Link::Is(mark), .. }) if !cursor.may_be(*mark)))
+                && matches!(next, Some(Change { predecessor: Predecessor::Mark(mark), .. }) if !cursor.may_equal(*mark)))
     }
 }
 
@@ -275,7 +274,7 @@ mod tests {
         kit::{Budget, SessionHeader, SessionRecord},
     };
 
-    /// A watched session of which changes are told at will.
+    /// A watched session with artificial reads.
     struct Session {
         watched: Watched,
         record: SessionRecord,
@@ -297,7 +296,7 @@ mod tests {
         fn watch(&mut self, seq: u64) -> VariableWatch {
             let limits = SessionLimits::default();
             let (watcher, watch) = Watcher::for_record(&limits, &id(), &self.record, &[], false).unwrap();
-            let cursor = Cursor { number: seq, mark: 0 };
+            let cursor = WatchCursor { number: seq, mark: 0 };
             self.watched.add(&id(), "born", cursor, watcher, limits.max_watches).unwrap();
             watch
         }
@@ -312,27 +311,28 @@ mod tests {
         }
 
         fn notify(&mut self, after: u64, numbers: impl IntoIterator<Item = u64>, seq: u64, lives: bool) {
-            let changes = numbers.into_iter().map(|number| (number, 0, Link::Unsaid));
+            let changes = numbers.into_iter().map(|number| (number, 0, Predecessor::Unrecorded));
             let check = lives.then(|| Instant::now() + LONG);
-            self.tell_marked(Some(after), changes, Cursor { number: seq, mark: 0 }, check);
+            self.tell_marked(Some(after), changes, WatchCursor { number: seq, mark: 0 }, check);
         }
 
-        /// Changes with their marks, and what is known of those before them.
+        /// Delivers changes, each with number, mark and predecessor.
         fn tell_marked(
             &mut self,
             after: Option<u64>,
-            changes: impl IntoIterator<Item = (u64, u64, Link)>,
-            now: Cursor,
+            changes: impl IntoIterator<Item = (u64, u64, Predecessor)>,
+            now: WatchCursor,
             check: Option<Instant>,
         ) {
             let change = |(number, mark, before)| {
                 let mut update = self.update.clone();
                 update.variable.version = u32::try_from(number).unwrap();
-                Change { at: Cursor { number, mark }, before, update }
+                Change { cursor: WatchCursor { number, mark }, predecessor: before, update }
             };
             let changes = changes.into_iter().map(change).collect();
-            let news = Delivery { after, read: now, changes, now, more: false, check };
-            self.watched.notify(&"born".into(), &news);
+            let news =
+                LogRead { after, last_read: now, changes, latest: now, has_more: false, next_check: check };
+            self.watched.deliver(&"born".into(), &news);
         }
     }
 
@@ -342,7 +342,7 @@ mod tests {
         SessionId::try_new("s").unwrap()
     }
 
-    /// What a watcher was told since, as numbers of changes; negative for so many lost.
+    /// The events of a watch since the last call: numbers of changes, and negative numbers of lost ones.
     async fn delivered(watch: &mut VariableWatch) -> Vec<i64> {
         let mut delivered = Vec::new();
         while let Ok(event) = tokio::time::timeout(std::time::Duration::from_millis(1), watch.next()).await {
@@ -363,9 +363,9 @@ mod tests {
         assert_eq!(session.due(), [5]);
         session.notify(5, 6..=8, 8, true);
         assert!(session.due().is_empty(), "nothing changed since");
-        session.watched.changed("born");
+        session.watched.mark_changed("born");
         assert_eq!(session.due(), [8]);
-        // What these begin with is older than what is being read, or newer.
+        // The cursors of these watchers are before and after the current read.
         let (mut second, mut third) = (session.watch(6), session.watch(11));
         session.notify(8, 9..=10, 10, true);
         assert_eq!(delivered(&mut first).await, [6, 7, 8, 9, 10]);
@@ -373,7 +373,7 @@ mod tests {
         assert_eq!(session.due(), [6]);
         session.notify(6, 7..=11, 11, false);
         assert_eq!(delivered(&mut second).await, [7, 8, 9, 10, 11, 0], "and then the end");
-        assert_eq!(delivered(&mut first).await, [11, 0], "nothing is told twice");
+        assert_eq!(delivered(&mut first).await, [11, 0], "nothing is delivered twice");
         assert_eq!(delivered(&mut third).await, [0], "nothing is lost");
         assert!(session.watched.sessions.is_empty() && session.watched.checks.is_empty());
     }
@@ -397,9 +397,16 @@ mod tests {
         let mut watch = session.watch(0);
         assert_eq!(session.due(), [0]);
         let check = Some(Instant::now() + LONG);
-        let (read, now) = (Cursor { number: 16, mark: 0 }, Cursor { number: 20, mark: 0 });
-        let news = Delivery { after: Some(0), read, changes: Vec::new(), now, more: true, check };
-        session.watched.notify(&"born".into(), &news);
+        let (read, now) = (WatchCursor { number: 16, mark: 0 }, WatchCursor { number: 20, mark: 0 });
+        let news = LogRead {
+            after: Some(0),
+            last_read: read,
+            changes: Vec::new(),
+            latest: now,
+            has_more: true,
+            next_check: check,
+        };
+        session.watched.deliver(&"born".into(), &news);
         assert_eq!(session.due(), [16]);
         session.notify(16, 17..=20, 20, true);
         assert_eq!(delivered(&mut watch).await, [-16, 17, 18, 19, 20]);
@@ -408,20 +415,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_past_that_redis_lost_is_noticed_and_what_is_now_is_told() {
         let check = Some(Instant::now() + LONG);
-        let cursor = |number, mark| Cursor { number, mark };
-        // What was read after change 5, which has mark 50: the session now, and changes with what is said of the one before.
+        let cursor = |number, mark| WatchCursor { number, mark };
+        // A read after change 5, which has mark 50: the latest cursor and the changes with their predecessors.
         for (now, changes, is_lost) in [
             (cursor(5, 50), vec![], false),
             (cursor(5, 51), vec![], true),
             (cursor(3, 30), vec![], true),
-            (cursor(6, 60), vec![(6, 60, Link::Is(50))], false),
-            (cursor(6, 60), vec![(6, 60, Link::Is(51))], true),
-            (cursor(6, 60), vec![(6, 60, Link::Unsaid)], false),
+            (cursor(6, 60), vec![(6, 60, Predecessor::Mark(50))], false),
+            (cursor(6, 60), vec![(6, 60, Predecessor::Mark(51))], true),
+            (cursor(6, 60), vec![(6, 60, Predecessor::Unrecorded)], false),
         ] {
             let mut session = Session::new();
             let mut watch = session.watch(4);
             assert_eq!(session.due(), [4]);
-            session.tell_marked(Some(4), [(5, 50, Link::Unsaid)], cursor(5, 50), check);
+            session.tell_marked(Some(4), [(5, 50, Predecessor::Unrecorded)], cursor(5, 50), check);
             assert_eq!(delivered(&mut watch).await, [5]);
             let changed = changes.len();
             session.tell_marked(Some(5), changes.clone(), now, check);
@@ -431,9 +438,9 @@ mod tests {
             }
             assert_eq!(delivered(&mut watch).await, [-1], "{changes:?}");
             assert_eq!(session.due_or_now(), [None]);
-            session.tell_marked(None, [(2, 0, Link::Unknown)], cursor(3, 30), check);
+            session.tell_marked(None, [(2, 0, Predecessor::Unknown)], cursor(3, 30), check);
             assert_eq!(delivered(&mut watch).await, [2]);
-            session.tell_marked(Some(3), [(4, 40, Link::Is(30))], cursor(4, 40), check);
+            session.tell_marked(Some(3), [(4, 40, Predecessor::Mark(30))], cursor(4, 40), check);
             assert_eq!(delivered(&mut watch).await, [4]);
         }
     }
@@ -448,7 +455,7 @@ mod tests {
         tokio::time::advance(LONG).await;
         assert_eq!(session.due(), [0], "it is looked at now and then");
         drop(second);
-        session.watched.all_changed();
+        session.watched.mark_all_changed();
         assert!(session.due().is_empty());
         assert!(session.watched.sessions.is_empty() && session.watched.checks.is_empty());
     }

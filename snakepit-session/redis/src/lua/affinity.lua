@@ -1,5 +1,5 @@
--- Remembers the worker that served a session last, without renewing it.
--- id, worker -> whether it lives
+-- Stores the worker that served a session last, without renewing the session.
+-- id, worker -> whether the session is live
 
 local id, worker = unpack(ARGV)
 if redis.call('EXISTS', session(id)) == 0 then

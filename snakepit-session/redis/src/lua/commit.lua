@@ -1,13 +1,13 @@
--- Changes a session, if it is what it was when it was loaded.
--- id, born, rev, the rev to give it, what it holds then, bytes, variables and programs more, most bytes in all, most entries
--- in the log, its most bytes, changes -> 'done', 'gone', 'changed' by somebody else, or 'full'
+-- Commits changes to a session if its revision is unchanged.
+-- id, born, rev, new rev, new usage, growth in bytes, variables and programs, max total bytes, max entries and max bytes of the
+-- log, changes -> 'done', 'ended', 'changed' (conflict), or 'full'
 --
--- A rev is random: where a failover lost writes, no later one has the rev of a lost one. Each entry of the log has the rev of
--- the commit that wrote it (m) and of the one that wrote the entry before (p), so a reader notices that its past is another.
+-- A rev is random, so that commits after a failover never reuse the rev of a lost commit. Each log entry contains the rev of
+-- its commit (m) and that of the previous entry's commit (p), so that a reader detects a lost past.
 --
--- Changes: 'set' name, version to keep what it was as or nothing, variable
---          'unset' name, the variable as it was last
---          'forget' deep field
+-- Changes: 'set' name, version under which to keep the previous state or '', variable
+--          'unset' name, the last state of the variable
+--          'forget' field of the second hash
 --          'put' name, program, data
 --          'remove' name
 
@@ -15,7 +15,7 @@ local id, born, rev, next_rev, holds, bytes, variables, programs, max_bytes, max
 local key, far = session(id), deep(id)
 local head = redis.call('HMGET', key, 'born', 'rev', 'seq', 'ttl', 'watched', 'logged', 'mark')
 if head[1] ~= born then
-  return 'gone'
+  return 'ended'
 end
 if head[2] ~= rev then
   return 'changed'
@@ -25,8 +25,8 @@ if tonumber(bytes) > 0 and total() + bytes > tonumber(max_bytes) then
 end
 redis.call('HSET', held, id, holds)
 
--- Who watches reads the changes from a log. There is one only while somebody watches, and it is as long as a slow watcher
--- may fall behind.
+-- Hosts read the changes from a log. It exists only while the session is watched, and its length bounds how far a watcher can
+-- fall behind.
 local seq, entries = tonumber(head[3]), stream(born)
 local is_watched = head[5] and tonumber(head[5]) > now()
 local length = is_watched and redis.call('XLEN', entries) or 0

@@ -1,6 +1,6 @@
--- Finds a session or makes it.
--- id, born, ttl, meta, bytes, most sessions, most bytes in all -> {'found', 0, meta, worker, held}
--- or {'made', 0} or {'sessions', 0} or {'bytes', what all would hold}, each with three times nothing
+-- Finds or creates a session.
+-- id, born, ttl, meta, bytes, max sessions, max total bytes -> {'found', 0, meta, worker, usage}
+-- or {'made', 0}, {'sessions', 0} (limit), {'bytes', total} (limit), each with three nils
 
 local id, born, ttl, meta, bytes, max_sessions, max_bytes = unpack(ARGV)
 local key = session(id)

@@ -1,5 +1,5 @@
 -- Deletes a session.
--- id -> nothing, or {time left, meta, worker, held}
+-- id -> nil, or {remaining lifetime, meta, worker, usage}
 
 local id = ARGV[1]
 local left = redis.call('PTTL', session(id))

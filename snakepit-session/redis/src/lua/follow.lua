@@ -1,7 +1,7 @@
--- Reads on what changed in watched sessions, and says that they are still watched. Does not renew them.
--- how long they are watched, about how many bytes to read, and for each: id, born, the last number read or nothing for what
--- the variables are now -> for each {time left or less than 0, the last number there is, its mark, whether there is more,
--- {number, variable, the mark before it or -1 where that cannot be known, its mark}...}
+-- Reads the changes of watched sessions and renews the leases of the watches, but not the sessions.
+-- lease, approximate max bytes, and for each session: id, born, the number after which to read or '' for the current variables
+-- -> for each session {remaining lifetime (negative if it ended), latest number, its mark, whether there is more,
+-- {number, variable, mark of the predecessor or -1 if unknown, mark}...}
 
 local lease, budget = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = now()
@@ -29,8 +29,8 @@ local function follow(id, born, seen)
     end
     more = #entries == 16
   end
-  -- Nobody had said for too long that the session is watched, so the end of the log is missing; or the reader asks for it.
-  -- What the variables are now is the last that happened to them.
+  -- The lease had expired, so the end of the log is missing; or the reader requests the current variables. The current
+  -- state of a variable is its last change.
   if not more and left >= 0 and last < seq then
     for _, variable in ipairs(fetch_all(session(id), 'v:')) do
       local number = tonumber(variable:match('^%d+'))

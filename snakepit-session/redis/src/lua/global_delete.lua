@@ -1,5 +1,5 @@
 -- Deletes a global program.
--- name -> whether it lived
+-- name -> whether it existed
 
 local name = ARGV[1]
 if redis.call('EXISTS', global(name)) == 0 then

@@ -1,5 +1,5 @@
 -- Reads a global program and renews it.
--- name -> nothing, or {info, data}
+-- name -> nil, or {info, data}
 
 local name = ARGV[1]
 local found = redis.call('HMGET', global(name), 'info', 'data', 'ttl')

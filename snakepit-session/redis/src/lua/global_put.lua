@@ -1,6 +1,6 @@
 -- Stores a global program.
--- name, info, data, ttl, bytes, most programs, most bytes in all -> {'new' or 'existing', 0} or {'programs', 0}
--- or {'bytes', what all would hold}
+-- name, info, data, ttl, bytes, max programs, max total bytes -> {'new' or 'existing', 0}, {'programs', 0} (limit),
+-- or {'bytes', total} (limit)
 
 local name, info, data, ttl, bytes, max_programs, max_bytes = unpack(ARGV)
 local lives = redis.call('EXISTS', global(name)) == 1

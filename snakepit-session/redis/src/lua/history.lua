@@ -1,5 +1,5 @@
--- Uses a session: renews it and reads a variable with its newest versions.
--- id, how many versions or 0 for all, name -> nothing, or {variable or none, {older versions}}
+-- Renews a session and reads a variable with its newest versions.
+-- id, number of versions or 0 for all, name -> nil, or {variable or nil, {older versions}}
 
 local id, limit, name = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local head = redis.call('HMGET', session(id), 'ttl', 'holds', 'far')

@@ -1,7 +1,7 @@
--- What the scripts share; it stands before each of them.
+-- The common part, which precedes each script.
 --
--- All keys begin with one root in braces, so that they lie in one slot, and scripts may make names of keys from it.
--- Redis that is out of memory refuses a script at its first write or not at all: so each does all or nothing.
+-- All keys begin with one root in braces, so they are in one cluster slot, and scripts may derive the names of keys.
+-- If Redis is out of memory, it rejects a script at the first write or not at all, so scripts are atomic.
 
 local root = KEYS[1]
 local ids, due, held = root .. ':ids', root .. ':due', root .. ':held'
@@ -33,7 +33,7 @@ local function now()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Lets a key live so many milliseconds. One less, because Redis keeps a key for the whole of its last millisecond.
+-- Sets the TTL of a key in milliseconds. Subtracts one, because Redis keeps a key for the whole of its last millisecond.
 local function expire(key, ttl)
   redis.call('PEXPIRE', key, int(ttl - 1))
 end
@@ -43,12 +43,12 @@ local function renew(id, ttl)
   expire(deep(id), ttl)
 end
 
--- Before the writes of a script that makes room in all: Redis lets those go on that began with one that needs no memory.
+-- Call this first in a script that frees memory. Redis allows further writes after a first write that does not need memory.
 local function make_room()
   redis.call('UNLINK', root .. ':none')
 end
 
--- Puts a session into all indexes that do not have it: Redis evicted them.
+-- Adds a session to the indexes that have lost it to eviction.
 local function put_in_indexes(id, holds)
   make_room()
   redis.call('HSETNX', held, id, holds)
@@ -62,13 +62,13 @@ local function count(name, by)
   end
 end
 
--- What all sessions and global programs hold, in bytes. Below nothing it is only where Redis evicted the count.
+-- The total size of all sessions and global programs in bytes. It is negative only if Redis evicted the counter.
 local function total()
   return math.max(0, tonumber(redis.call('HGET', totals, 'bytes') or 0))
 end
 
--- What a session holds, by the index or else by what its own hash says (`holds`, `far`). Nothing when Redis evicted a part
--- of it: then the session is lost. Sessions of earlier versions say nothing themselves.
+-- The usage of a session, from the index or else from its hash (`holds`, `far`). Nil if Redis evicted a part of the session,
+-- which is then lost. Sessions of earlier versions do not have these fields.
 local function what_is_held(id, holds, far)
   if tonumber(far or 0) > 0 and redis.call('EXISTS', deep(id)) == 0 then
     return nil
@@ -76,7 +76,7 @@ local function what_is_held(id, holds, far)
   return redis.call('HGET', held, id) or holds or nil
 end
 
--- Fields of a hash, however many: one command takes some thousands.
+-- Reads any number of fields of a hash in batches, because the arguments of one command are limited.
 local function fetch(key, fields)
   local values = {}
   for first = 1, #fields, 1000 do
@@ -89,7 +89,7 @@ local function fetch(key, fields)
   return values
 end
 
--- The values of all fields of a hash that begin like this.
+-- The values of all fields of a hash with this prefix.
 local function fetch_all(key, prefix)
   local fields = {}
   for _, field in ipairs(redis.call('HKEYS', key)) do
@@ -106,8 +106,8 @@ local function announce(kind, id, born)
   redis.call('PUBLISH', root .. ':events', at .. ' ' .. number .. ' ' .. kind .. ' ' .. born .. ' ' .. id)
 end
 
--- Ends a session, which may have expired: what it held is written down apart from it. Its last changes stay until those
--- who watch it have read them.
+-- Ends a session, which may have expired already, because its usage is stored separately. Its log remains until the
+-- watching hosts have read it.
 local function retire(id, kind)
   local holds = redis.call('HGET', held, id) or redis.call('HGET', session(id), 'holds')
   if not holds then
@@ -126,7 +126,7 @@ local function retire(id, kind)
   announce(kind, id, born)
 end
 
--- Gives back what global programs held that expired. They are few.
+-- Reclaims expired global programs. They are few.
 local function reclaim_globals()
   local programs, reclaimed = redis.call('HGETALL', globals), 0
   for at = 1, #programs, 2 do

@@ -1,6 +1,6 @@
--- Lists sessions by id, without renewing them. Those of which Redis evicted a part are passed over.
--- the id before, how many ids to look at -> {how many there were, the last of them, those that live:
--- {id, time left, meta, worker, held}...}
+-- Lists sessions by id, without renewing them. Skips sessions that lost a part to eviction.
+-- the id before, number of ids to visit -> {number of ids, the last id, live sessions:
+-- {id, remaining lifetime, meta, worker, usage}...}
 
 local after, limit = unpack(ARGV)
 local from = after == '' and '-' or '(' .. after

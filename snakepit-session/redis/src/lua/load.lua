@@ -1,6 +1,6 @@
--- Uses a session: renews it and reads what else is needed to change it.
--- id, how long it is watched or nothing, what fields to read begin with or nothing
--- -> nothing, or {rev, seq, ttl, held, bytes in all, {values of these fields}, mark}
+-- Renews a session and reads the state that a change needs.
+-- id, lease of a new watch or '', prefix of fields to read or ''
+-- -> nil, or {rev, seq, ttl, usage, total bytes, {values of these fields}, mark}
 
 local id, watched, prefix = unpack(ARGV)
 local key = session(id)

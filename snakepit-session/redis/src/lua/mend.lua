@@ -1,6 +1,5 @@
--- Puts sessions right of which Redis evicted something, or that the indexes do not have any more: what is whole is in all
--- indexes afterwards, and the rest is lost.
--- ids -> how many are lost
+-- Repairs sessions after evictions: complete sessions are in all indexes afterwards, and incomplete ones are removed.
+-- ids -> number of lost sessions
 
 make_room()
 local lost = 0

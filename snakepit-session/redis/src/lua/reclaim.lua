@@ -1,7 +1,7 @@
--- Reclaims sessions that expired and, the first time, global programs. Use does not move a session in the queue of what
--- is due: one that turns out to live longer is queued again, so this costs by what surfaces and not by what lives.
--- how many to look at, 'sweep', 'first' or 'next' -> {how many surfaced, sessions expired, programs expired, whether the
--- indexes do not agree: Redis evicted some of them}
+-- Reclaims expired sessions and, in the first call, global programs. Renewals do not update the queue; this script requeues
+-- sessions that turn out to live longer. So it costs time only for sessions that are due.
+-- number to visit, 'sweep', 'first' or 'next' -> {visited, expired sessions, expired programs, whether the indexes disagree
+-- because of evictions}
 
 local limit, which = unpack(ARGV)
 make_room()

@@ -1,4 +1,4 @@
--- Says anew what all sessions hold, where Redis evicted the count.
+-- Replaces counters that Redis evicted.
 -- bytes, variables, programs
 
 make_room()

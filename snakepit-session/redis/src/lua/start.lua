@@ -1,5 +1,5 @@
--- Does once what the other scripts do, with keys that are gone afterwards: whoever may not do so learns it at the start.
--- A server that is out of memory may be used, for it still reads and deletes.
+-- Runs every command of the other scripts once, with temporary keys, so that missing permissions are reported at the start.
+-- A server that is out of memory is accepted, because it can still read and delete.
 
 local key = root .. ':start'
 make_room()

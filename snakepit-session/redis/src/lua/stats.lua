@@ -2,7 +2,7 @@
 
 local counted = redis.call('HMGET', totals, 'created', 'deleted', 'expired', 'sweeps', 'variables', 'programs', 'bytes')
 for at = 1, 7 do
-  -- Below nothing a count is only where Redis evicted what it was before.
+  -- A counter is negative only if Redis evicted it.
   counted[at] = math.max(0, tonumber(counted[at] or 0))
 end
 local created, deleted, expired, sweeps, variables, programs, bytes = unpack(counted)

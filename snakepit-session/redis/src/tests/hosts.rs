@@ -23,7 +23,7 @@ async fn hosts_share_what_they_keep() {
     assert_eq!(x(&a, "s").await, (5, 1));
     a.set_last_worker(&id("s"), "w".into()).await.unwrap();
     assert_eq!(a.get(&id("s")).await.unwrap().last_worker.as_deref(), Some("w"));
-    // Both have a worker of this name.
+    // Both hosts have a worker with this name.
     let seen = b.get(&id("s")).await.unwrap().last_worker.unwrap();
     assert!(seen.starts_with("w@"), "{seen}");
     let listed = b.list(PageRequest::default()).await.unwrap().items.remove(0).last_worker.unwrap();
@@ -110,7 +110,7 @@ async fn watchers_on_every_host_see_the_writes_of_all_once_and_in_order() {
         });
     }
     let mut watchers = JoinSet::new();
-    // Begun while they write, each a little later, so that some come to what others are in the middle of.
+    // Start the watches at different times during the writes, so that some start during a read for others.
     for n in 0..20 {
         let host = Arc::clone(&hosts[n % 2]);
         let mut watch = host.watch_variables(&id("s"), &["x".to_owned()], true).await.unwrap();
@@ -133,7 +133,7 @@ async fn what_takes_long_to_ask_for_is_of_one_moment() {
     let server = Server::start();
     let (a, b) = (server.host().await, Arc::new(server.host().await));
     with_x(&a, "s", NewSession::default()).await;
-    // So long that Redis does something else before it has read it all.
+    // Large enough that Redis runs other commands before it has read everything.
     let mut names = vec!["x".to_owned()];
     for n in 0..300 {
         let name = VariableName::try_new(format!("{n:0256}")).unwrap();
@@ -152,7 +152,7 @@ async fn what_takes_long_to_ask_for_is_of_one_moment() {
     for _ in 0..100 {
         let mut watch = a.watch_variables(&id("s"), &names, true).await.unwrap();
         let mut last = None;
-        // What it begins with, in any order, and two changes.
+        // The initial values in any order, and two changes.
         for n in 0..names.len() + 2 {
             let WatchEvent::Update(update) = soon(watch.next()).await.unwrap().unwrap() else {
                 panic!("something is lost")
@@ -164,7 +164,7 @@ async fn what_takes_long_to_ask_for_is_of_one_moment() {
                 );
                 last = Some(update.variable.version);
             } else {
-                assert!(n < names.len(), "nobody writes to the others");
+                assert!(n < names.len(), "only these change");
             }
         }
     }
@@ -183,7 +183,7 @@ async fn an_expired_session_ends_once_for_all_hosts() {
     }
     with_x(&a, "lives", NewSession::default()).await;
     let mut events = [a.subscribe(), b.subscribe()];
-    // It ends by itself, whether or not somebody sweeps, and it was the last to do so.
+    // The session expires without a sweep.
     let end = soon(watch.next()).await.unwrap().unwrap_err();
     assert_eq!(end, SessionError::NotFound { id: id("watched") });
     let (swept_a, swept_b) = tokio::join!(a.sweep(), b.sweep());
@@ -193,7 +193,7 @@ async fn an_expired_session_ends_once_for_all_hosts() {
         while expired.len() <= SESSIONS {
             let (id, kind) = event(events).await;
             if kind == SessionEventKind::Expired {
-                assert_eq!(expired.insert(id, kind), None, "each is told once");
+                assert_eq!(expired.insert(id, kind), None, "each event arrives once");
             }
         }
         assert!(!expired.contains_key("lives"));
@@ -214,11 +214,7 @@ async fn a_session_made_anew_is_another_one() {
     with_x(&a, "s", NewSession::default()).await;
     let mut second = b.watch_variables(&id("s"), &[], true).await.unwrap();
     a.set_variable(&id("s"), set("x", 2)).await.unwrap();
-    assert_eq!(
-        delivered(&mut first).await,
-        (UpdateKind::Set, 1),
-        "what was before the end is told before it"
-    );
+    assert_eq!(delivered(&mut first).await, (UpdateKind::Set, 1), "updates before the end precede it");
     let end = soon(first.next()).await.unwrap().unwrap_err();
     assert_eq!(end, SessionError::NotFound { id: id("s") });
     assert_eq!(delivered(&mut second).await, (UpdateKind::Initial, 0));

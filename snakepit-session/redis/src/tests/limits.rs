@@ -1,4 +1,4 @@
-//! What there is room for, and what is left behind.
+//! Limits, and the cleanup of keys.
 
 use super::*;
 
@@ -87,7 +87,7 @@ async fn older_versions_are_kept_apart_and_go_with_their_variable() {
         host.set_variable(&id("s"), set("x", n)).await.unwrap();
     }
     assert_eq!(older().await, ["h:2:x", "h:3:x", "h:4:x"]);
-    // In one step a variable gets many versions, of which some come and go.
+    // One batch writes many versions of a variable, some of which are dropped in the same commit.
     let batch = (6..=20).map(|n| set("x", n)).collect();
     let written = host.set_variables(&id("s"), batch, snakepit_session::Batch::Each).await.unwrap();
     assert_eq!(written.last(), Some(&Ok(20)));
@@ -130,7 +130,7 @@ async fn nothing_is_left_of_what_ended() {
         loop {
             let mut keys: Vec<String> = server.query(&["KEYS", "*"]).await;
             keys.sort();
-            // The logs of what was watched go by themselves.
+            // The logs of watched sessions expire.
             if !keys.iter().any(|key| key.starts_with("{snakepit}:w:")) {
                 break keys;
             }
@@ -152,7 +152,7 @@ async fn the_log_of_a_watched_session_is_bounded() {
     host.register_variable(&id("s"), &VariableName::try_new("text").unwrap(), new).await.unwrap();
     host.set_variable(&id("s"), SetVariable::new("text", value(1))).await.unwrap();
     let logs = || server.query::<Vec<String>>(&["KEYS", "{snakepit}:w:*"]);
-    assert!(logs().await.is_empty(), "what nobody watches has no log");
+    assert!(logs().await.is_empty(), "unwatched sessions do not have a log");
 
     let watch = host.watch_variables(&id("s"), &[], false).await.unwrap();
     let mut kept = Vec::new();

@@ -1,9 +1,9 @@
-//! What Redis loses: writes in a failover, everything by FLUSHALL, keys that it evicts.
+//! Lost data: writes lost in a failover, FLUSHALL, and evicted keys.
 
 use super::*;
 use snakepit_session::SessionEvent;
 
-/// What a watcher is told until it knows a value of `x`, in a word for each: a version, or that something is lost.
+/// The events of a watch until it sees a value of `x`: versions, or `lost`.
 async fn told_until(watch: &mut VariableWatch, value: u32) -> Vec<String> {
     let mut delivered = Vec::new();
     loop {
@@ -19,12 +19,12 @@ async fn told_until(watch: &mut VariableWatch, value: u32) -> Vec<String> {
     }
 }
 
-/// A server that keeps what it was told to save, and forgets the rest when it is killed.
+/// A server that keeps only explicitly saved data when it is killed.
 async fn saved(server: &Server) {
     let _: String = server.query(&["SAVE"]).await;
 }
 
-/// Writes as soon as the server is there again.
+/// Writes as soon as the server is available again.
 async fn write(host: &RedisBackend, value: u32) -> u32 {
     soon(async {
         loop {
@@ -40,7 +40,7 @@ async fn write(host: &RedisBackend, value: u32) -> u32 {
 
 #[tokio::test]
 async fn a_server_that_lost_writes_is_noticed_however_many_were_made_since() {
-    // As many as were lost, fewer, and more.
+    // As many writes as were lost, fewer, and more.
     for since in [0, 1, 4, 7] {
         let mut server = Server::start_with(&["--dbfilename", "dump.rdb"]);
         let (a, b) = (server.host().await, server.host().await);
@@ -78,7 +78,7 @@ async fn nothing_is_written_on_a_state_that_was_lost() {
     server.start_again();
     write(&host, 2).await;
     let rev = server.query::<u64>(&["HGET", "{snakepit}:s:s", "rev"]).await;
-    assert_ne!(rev, lost, "a change that was lost and one that was made since are told apart");
+    assert_ne!(rev, lost, "a lost change and a later one are distinguishable");
 }
 
 #[tokio::test]
@@ -93,8 +93,8 @@ async fn lost_events_are_noticed_even_where_the_clock_of_the_new_server_is_behin
         a.create(&id(lost), NewSession::default()).await.unwrap();
         assert_eq!(event(&mut events).await.0, lost);
     }
-    // The clock was an hour ahead: what was told last is later than all that comes.
-    a.follower.pretend_told_later(Duration::from_secs(3600));
+    // The clock was an hour ahead, so the last reported event is later than all new ones.
+    a.follower.pretend_reported_later(Duration::from_secs(3600));
     server.stop();
     server.start_again();
     soon(async { while b.create(&id("new"), NewSession::default()).await.is_err() {} }).await;
@@ -120,7 +120,7 @@ async fn watches_end_when_everything_is_flushed() {
     let _: String = server.query(&["FLUSHALL"]).await;
     let end = soon(watch.next()).await.unwrap().unwrap_err();
     assert_eq!(end, SessionError::NotFound { id: id("s") });
-    assert!(soon(events.next()).await.unwrap().is_err(), "it is told that events are lost");
+    assert!(soon(events.next()).await.unwrap().is_err(), "lost events are reported");
     let (_, created) = host.create(&id("s"), NewSession::default()).await.unwrap();
     assert_eq!(created, Created::New);
     host.sweep().await.unwrap();
@@ -128,7 +128,7 @@ async fn watches_end_when_everything_is_flushed() {
     assert_eq!((counted.live, counted.variables), (1, 0));
 }
 
-/// Evicts keys of sessions and says what is left.
+/// Evicts keys of sessions and returns the remaining keys.
 async fn evict(server: &Server, keys: &[&str]) {
     for key in keys {
         let evicted: u32 = server.query(&["DEL", &format!("{{snakepit}}:{key}")]).await;
@@ -208,7 +208,7 @@ async fn a_server_that_evicts_makes_nothing_unreadable_for_ever() {
         match host.variable_history(&id(&n.to_string()), "t", 0).await {
             Ok(_) => lives += 1,
             Err(SessionError::NotFound { .. }) => {}
-            // It was evicted between the two steps, and made anew by neither.
+            // The key was evicted between the two steps, and neither created it again.
             Err(SessionError::VariableNotFound { .. }) => lives += 1,
             Err(error) => panic!("{n}: {error}"),
         }

@@ -1,4 +1,4 @@
-//! Random operations, on one host and on two that take turns: both must be as if there were one place of sessions.
+//! Random operations, on one host and on two hosts in turn. Both must match the model.
 
 use async_trait::async_trait;
 use snakepit_session::{Batch, Page, ProgramInfo, Session, SessionStats, Variable, VariableVersion};
@@ -6,8 +6,8 @@ use snakepit_session_testkit::{session_backend_linearizes, session_backend_match
 
 use super::*;
 
-/// Two hosts of which every operation is done by the other one. But one of them has all watches of a session, for how many
-/// there may be is said of each host.
+/// Two hosts that run the operations in turn. One host has all watches of a session, because the limit of watches applies to each
+/// host.
 #[derive(Debug)]
 struct StripedLocks {
     hosts: [RedisBackend; 2],
@@ -20,7 +20,7 @@ impl StripedLocks {
     }
 }
 
-/// Passes operations on to whose turn it is.
+/// Delegates operations to the host whose turn it is.
 macro_rules! pass_on {
     ($(fn $operation:ident($($name:ident: $type:ty),*) -> $answer:ty;)*) => {
         #[async_trait]
@@ -67,7 +67,7 @@ pass_on! {
     fn sweep() -> usize;
 }
 
-/// Makes backends without sessions on one server, each for itself.
+/// Creates backends with separate prefixes on one server.
 struct Maker {
     server: Server,
     made: AtomicUsize,

@@ -1,4 +1,4 @@
-//! Connections that break, servers that end.
+//! Broken connections and stopped servers.
 
 use super::*;
 
@@ -19,7 +19,7 @@ async fn a_broken_connection_loses_no_update_and_no_event() {
         }
         b.create(&id(&round.to_string()), NewSession::default()).await.unwrap();
         if round % 3 == 0 {
-            // Now and then it has come back before the next break, and otherwise it may not have.
+            // Sometimes wait for the reconnect before the next break.
             while delivered(&mut watch).await.1 < version {}
         }
     }
@@ -57,7 +57,7 @@ async fn a_host_that_was_away_for_too_long_is_told_what_it_missed_and_the_last_o
     for n in 2..=5 {
         b.set_variable(&id("s"), set("x", n)).await.unwrap();
     }
-    // The log of what a is to be told ends when a has not been heard of for so long.
+    // The log expires when its lease is not renewed.
     let incarnation: String = server.query(&["HGET", "{snakepit}:s:s", "born"]).await;
     soon(async { while server.query(&["EXISTS", &format!("{{snakepit}}:w:{incarnation}")]).await {} }).await;
     for n in 6..=9 {
@@ -122,7 +122,7 @@ async fn a_server_that_starts_again_is_found_again() {
     assert!(matches!(soon(refused).await, Err(SessionError::Backend { .. })));
 
     server.start_again();
-    // It kept nothing, and so the session is gone.
+    // The server saved nothing, so the session does not exist.
     let end = soon(watch.next()).await.unwrap().unwrap_err();
     assert_eq!(end, SessionError::NotFound { id: id("s") });
     let created = soon(async {

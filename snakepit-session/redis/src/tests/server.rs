@@ -1,4 +1,4 @@
-//! A Redis server of a test's own, and a line to it that can be cut.
+//! A Redis server for a test, and a proxy that can break its connections.
 
 use std::{
     io::{BufRead, BufReader},
@@ -17,10 +17,10 @@ use tokio::{
 
 use super::super::{RedisBackend, RedisConfig};
 
-/// How long a server may take to start.
+/// The timeout for starting a server.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A server that keeps nothing when it ends, which it does with this.
+/// A server without persistence, which stops when this is dropped.
 pub(super) struct Server {
     dir: TempDir,
     arguments: Vec<String>,
@@ -29,16 +29,16 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts a server that listens on a socket in a directory of its own, so that no port can be taken.
+    /// Starts a server on a Unix domain socket, which cannot collide with a port in use.
     pub(super) fn start() -> Self {
         Self::start_with(&[])
     }
 
-    /// Starts a server that listens on a port of loopback and wants a password.
+    /// Starts a server on a loopback port with a password.
     pub(super) fn with_password(password: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for _ in 0..10 {
-            // Free a moment ago. Whoever takes it meanwhile makes the server end, and there are other ports.
+            // The port was free a moment ago. If it is taken, the server exits and we try another port.
             let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let port = free.to_string();
             let arguments = ["--bind", "127.0.0.1", "--port", &port, "--requirepass", password];
@@ -61,23 +61,23 @@ impl Server {
     }
 
     pub(super) fn stop(&mut self) {
-        // By the handle of what this started, and nothing else.
+        // Kill the child by its handle.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Starts it again, with what it saved last, if anything.
+    /// Restarts the server with its saved data.
     pub(super) fn start_again(&mut self) {
         self.child = launch(&self.dir, &self.arguments).expect("the server starts again");
     }
 
-    /// Starts it again with more arguments, and does not wait until it has loaded what it saved.
+    /// Restarts the server with more arguments, without waiting until it has loaded its data.
     pub(super) fn start_loading(&mut self, more: &[&str]) {
         let arguments = [&self.arguments[..], &more.iter().map(|&more| more.to_owned()).collect::<Vec<_>>()];
         self.child = spawn(&self.dir, &arguments.concat());
     }
 
-    /// Lets it listen on a port of loopback too, and returns that.
+    /// Opens a loopback port and returns it.
     pub(super) async fn with_port(&self) -> u16 {
         for _ in 0..10 {
             let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -92,7 +92,7 @@ impl Server {
         panic!("no port is free")
     }
 
-    /// Lets it answer nobody, or answer again.
+    /// Suspends or resumes the server.
     pub(super) fn freeze(&self, is_frozen: bool) {
         let signal = if is_frozen { "-STOP" } else { "-CONT" };
         #[expect(clippy::disallowed_methods, reason = "not a worker")]
@@ -108,7 +108,7 @@ impl Server {
         RedisBackend::connect(&self.url, RedisConfig::default(), limits).await.expect("the server is there")
     }
 
-    /// Something that no host does.
+    /// Runs a command directly.
     pub(super) async fn query<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
         let client = redis::Client::open(&*self.url).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
@@ -140,7 +140,7 @@ fn launch(dir: &TempDir, arguments: &[String]) -> Result<Child, String> {
     let mut child = spawn(dir, arguments);
     let (notify, delivered) = mpsc::channel();
     let output = BufReader::new(child.stdout.take().unwrap());
-    // Reads on to the end, so that the server never waits for somebody to read.
+    // Read to the end, so that the server never blocks on its output.
     std::thread::spawn(move || {
         for line in output.lines().map_while(Result::ok) {
             let _ = notify.send(line);
@@ -149,7 +149,7 @@ fn launch(dir: &TempDir, arguments: &[String]) -> Result<Child, String> {
     let mut said = Vec::new();
     loop {
         match delivered.recv_timeout(PATIENCE) {
-            // Both before and after it says so for a port.
+            // The log line may come before or after the port is open.
             Ok(line) if line.to_lowercase().contains("ready to accept connections") => return Ok(child),
             Ok(line) => said.push(line),
             Err(_) => {
@@ -161,7 +161,7 @@ fn launch(dir: &TempDir, arguments: &[String]) -> Result<Child, String> {
     }
 }
 
-/// A line to a server that can be cut and mended.
+/// A proxy whose connections can be broken and restored.
 pub(super) struct Line {
     _dir: TempDir,
     pub(super) url: String,

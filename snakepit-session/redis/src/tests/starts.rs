@@ -1,4 +1,4 @@
-//! Servers that are not there yet, and those that cannot be used.
+//! Servers that are starting or unusable.
 
 use super::*;
 
@@ -37,7 +37,7 @@ async fn a_server_that_loads_its_data_is_waited_for() {
     }
     let _: String = server.query(&["SAVE"]).await;
     server.stop();
-    // Loads for a second.
+    // Loading takes a second.
     server.start_loading(&["--key-load-delay", "5000", "--loading-process-events-interval-bytes", "1024"]);
     let host = soon(connect(&server.url)).await.unwrap();
     host.create(&id("s"), NewSession::default()).await.unwrap();

@@ -1,4 +1,4 @@
-//! What variables must do on every backend. Random sequences of it all are compared with a model elsewhere.
+//! The contract of variables. The model tests cover random sequences.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -62,25 +62,37 @@ where
     variables_end_with_their_session(&make().await, pass).await;
 }
 
-/// Every operation on the variables of a session that does not live says so.
-pub(super) async fn are_gone(backend: &impl SessionBackend, gone: &SessionId) {
-    let expected = SessionError::NotFound { id: gone.clone() };
+/// Checks that every operation on variables of a missing session fails.
+pub(super) async fn are_missing(backend: &impl SessionBackend, missing: &SessionId) {
+    let expected = SessionError::NotFound { id: missing.clone() };
     let ty = VariableType::new(ValueType::Integer).expect("a type");
     let new = NewVariable { ty, value: value("1"), note: Note::default() };
-    assert_eq!(backend.register_variable(gone, &name("x"), new).await.expect_err("gone"), expected);
-    assert_eq!(backend.variable(gone, "x").await.expect_err("gone"), expected);
-    assert_eq!(backend.variables(gone, &["x"]).await.expect_err("gone"), expected);
-    assert_eq!(backend.set_variable(gone, set("x", "1")).await.expect_err("gone"), expected);
+    assert_eq!(
+        backend.register_variable(missing, &name("x"), new).await.expect_err("the session is missing"),
+        expected
+    );
+    assert_eq!(backend.variable(missing, "x").await.expect_err("the session is missing"), expected);
+    assert_eq!(backend.variables(missing, &["x"]).await.expect_err("the session is missing"), expected);
+    assert_eq!(
+        backend.set_variable(missing, set("x", "1")).await.expect_err("the session is missing"),
+        expected
+    );
     for batch in [Batch::Atomic, Batch::Each] {
-        let written = backend.set_variables(gone, vec![set("x", "1")], batch).await;
-        assert_eq!(written.expect_err("gone"), expected);
+        let written = backend.set_variables(missing, vec![set("x", "1")], batch).await;
+        assert_eq!(written.expect_err("the session is missing"), expected);
     }
-    assert_eq!(backend.list_variables(gone, "").await.expect_err("gone"), expected);
-    assert_eq!(backend.delete_variable(gone, "x").await.expect_err("gone"), expected);
-    assert_eq!(backend.variable_history(gone, "x", 0).await.expect_err("gone"), expected);
-    let rolled_back = backend.rollback_variable(gone, "x", 0, Note::default()).await;
-    assert_eq!(rolled_back.expect_err("gone"), expected);
-    assert_eq!(backend.watch_variables(gone, &[], true).await.expect_err("gone"), expected);
+    assert_eq!(backend.list_variables(missing, "").await.expect_err("the session is missing"), expected);
+    assert_eq!(backend.delete_variable(missing, "x").await.expect_err("the session is missing"), expected);
+    assert_eq!(
+        backend.variable_history(missing, "x", 0).await.expect_err("the session is missing"),
+        expected
+    );
+    let rolled_back = backend.rollback_variable(missing, "x", 0, Note::default()).await;
+    assert_eq!(rolled_back.expect_err("the session is missing"), expected);
+    assert_eq!(
+        backend.watch_variables(missing, &[], true).await.expect_err("the session is missing"),
+        expected
+    );
 }
 
 async fn variables_have_ids_names_types_and_versions(backend: &impl SessionBackend) {
@@ -102,7 +114,7 @@ async fn variables_have_ids_names_types_and_versions(backend: &impl SessionBacke
     let taken = register(backend, "s", "x", ValueType::Integer, "", "1").await.expect_err("taken");
     assert_eq!(taken, SessionError::VariableExists { session: id("s"), name: "x".to_owned() });
 
-    // By id as by name; each write is a version, and leaves its metadata on the variable.
+    // Writes by id and by name create versions, and their metadata is merged into the variable's.
     let by_id = SetVariable { note: note("eve", &[("seen", "yes")]), ..set(made.id.as_str(), "2.5") };
     assert_eq!(backend.set_variable(&id("s"), by_id).await.expect("set"), 1);
     assert_eq!(backend.set_variable(&id("s"), set("x", "3.5")).await.expect("set"), 2);
@@ -139,8 +151,8 @@ async fn variables_have_ids_names_types_and_versions(backend: &impl SessionBacke
     let versions: Vec<_> = batch.iter().map(|found| found.as_ref().map(|found| found.version)).collect();
     assert_eq!(versions, [Some(0), None, Some(2), Some(2)]);
 
-    let gone = backend.delete_variable(&id("s"), made.id.as_str()).await.expect("deleted");
-    assert_eq!(gone.version, 2);
+    let missing = backend.delete_variable(&id("s"), made.id.as_str()).await.expect("deleted");
+    assert_eq!(missing.version, 2);
     backend.variable(&id("s"), "x").await.expect_err("deleted");
     let anew = register(backend, "s", "x", ValueType::Integer, "", "1").await.expect("registered anew");
     assert!(anew.id != made.id, "a new variable has a new id");
@@ -175,7 +187,7 @@ async fn compare_and_set_has_one_winner<B: SessionBackend>(backend: Arc<B>) {
     let conflict = SessionError::VersionConflict { variable: "x".to_owned(), expected: 7, actual: 0 };
     assert_eq!(backend.set_variable(&id("s"), wrong).await.expect_err("a conflict"), conflict);
 
-    // Of racing writers that saw the same version, one wins; all who try again get through.
+    // One of several writers that saw the same version wins; the others succeed after retries.
     const WRITERS: u32 = 8;
     const EACH: u32 = 25;
     let mut writers = tokio::task::JoinSet::new();
@@ -267,7 +279,7 @@ async fn history_is_bounded_and_leads_back(backend: &impl SessionBackend) {
         assert!(n < 25 || now == held, "a full history grows no more: {held} to {now}");
         held = now;
     }
-    // The limits of the contract are the default ones: the current version and twenty before it.
+    // The default limits keep twenty versions before the current one.
     let history = backend.variable_history(&id("s"), "x", 0).await.expect("read");
     let versions: Vec<_> = history.iter().map(|version| version.version).collect();
     assert_eq!(versions, (10..=30).rev().collect::<Vec<_>>());
@@ -308,7 +320,7 @@ async fn variables_end_with_their_session<P: Future<Output = ()>>(
 ) {
     backend.create(&id("s"), with_ttl(TTL)).await.expect("created");
     register(backend, "s", "x", ValueType::Integer, "", "0").await.expect("registered");
-    // Reads and writes of variables are use.
+    // Reads and writes of variables renew the session.
     pass(TTL / 2).await;
     backend.variable(&id("s"), "x").await.expect("lives");
     pass(TTL / 2).await;

@@ -1,4 +1,4 @@
-//! What watching variables must do on every backend.
+//! The contract of watches.
 
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
@@ -23,13 +23,13 @@ where
 {
     watchers_see_every_change_once_and_in_order(&make().await).await;
     racing_writers_are_seen_in_version_order(Arc::new(make().await)).await;
-    slow_watchers_hold_up_nobody_and_are_told(&make().await).await;
+    slow_watchers_do_not_block_writers(&make().await).await;
     watches_end_with_their_session(&make().await, pass).await;
 }
 
-type Told = (UpdateKind, String, u32, String);
+type Update = (UpdateKind, String, u32, String);
 
-async fn next(watch: &mut VariableWatch) -> Told {
+async fn next(watch: &mut VariableWatch) -> Update {
     match watch.next().await.expect("the watch goes on").expect("the session lives") {
         WatchEvent::Update(update) => {
             let json = String::from_utf8_lossy(update.variable.value.json()).into_owned();
@@ -39,7 +39,7 @@ async fn next(watch: &mut VariableWatch) -> Told {
     }
 }
 
-fn notified(kind: UpdateKind, name: &str, version: u32, json: &str) -> Told {
+fn update_of(kind: UpdateKind, name: &str, version: u32, json: &str) -> Update {
     (kind, name.to_owned(), version, json.to_owned())
 }
 
@@ -70,23 +70,23 @@ async fn watchers_see_every_change_once_and_in_order(backend: &impl SessionBacke
 
     use UpdateKind::{Deleted, Initial, Registered, RolledBack, Set};
     let changes = [
-        notified(Set, "x", 1, "1"),
-        notified(Set, "x", 2, "2"),
-        notified(RolledBack, "x", 3, "0"),
-        notified(Deleted, "x", 3, "0"),
+        update_of(Set, "x", 1, "1"),
+        update_of(Set, "x", 2, "2"),
+        update_of(RolledBack, "x", 3, "0"),
+        update_of(Deleted, "x", 3, "0"),
     ];
-    assert_eq!(next(&mut by_name).await, notified(Initial, "x", 0, "0"));
+    assert_eq!(next(&mut by_name).await, update_of(Initial, "x", 0, "0"));
     for change in &changes {
         assert_eq!(next(&mut by_name).await, *change);
         assert_eq!(next(&mut by_id).await, *change);
     }
-    // A name stands for whatever has it, an id for one variable.
-    assert_eq!(next(&mut by_name).await, notified(Registered, "x", 0, r#""new""#));
+    // A watch by name follows a new variable with that name; a watch by id does not.
+    assert_eq!(next(&mut by_name).await, update_of(Registered, "x", 0, r#""new""#));
     backend.set_variable(&session, set("x", r#""last""#)).await.expect("set");
-    assert_eq!(next(&mut by_name).await, notified(Set, "x", 1, r#""last""#));
+    assert_eq!(next(&mut by_name).await, update_of(Set, "x", 1, r#""last""#));
 
     let mut seen = Vec::new();
-    while seen.last() != Some(&notified(Set, "x", 1, r#""last""#)) {
+    while seen.last() != Some(&update_of(Set, "x", 1, r#""last""#)) {
         let update = all.next().await.expect("the watch goes on").expect("the session lives");
         let WatchEvent::Update(update) = update else { panic!("{update:?}") };
         if update.variable.value.json() == "2" && update.variable.name.as_str() == "x" {
@@ -95,9 +95,10 @@ async fn watchers_see_every_change_once_and_in_order(backend: &impl SessionBacke
         let json = String::from_utf8_lossy(update.variable.value.json()).into_owned();
         seen.push((update.kind, update.variable.name.to_string(), update.variable.version, json));
     }
-    assert_eq!(seen[..2], [notified(Initial, "x", 0, "0"), notified(Initial, "y", 0, "0")]);
-    let of = |name: &str| seen[2..].iter().filter(|notified| notified.1 == name).cloned().collect::<Vec<_>>();
-    assert_eq!(of("y"), [notified(Set, "y", 1, "1"), notified(Set, "y", 2, "2")]);
+    assert_eq!(seen[..2], [update_of(Initial, "x", 0, "0"), update_of(Initial, "y", 0, "0")]);
+    let of =
+        |name: &str| seen[2..].iter().filter(|update_of| update_of.1 == name).cloned().collect::<Vec<_>>();
+    assert_eq!(of("y"), [update_of(Set, "y", 1, "1"), update_of(Set, "y", 2, "2")]);
     assert_eq!(of("x")[..4], changes);
     assert_eq!(seen.len(), 2 + 2 + 6);
 }
@@ -118,7 +119,7 @@ async fn racing_writers_are_seen_in_version_order<B: SessionBackend>(backend: Ar
             }
         });
     }
-    // Begun while they write: what it begins with and what follows leave no gap and repeat nothing.
+    // This watch starts during the writes. Initial values and changes must have neither gaps nor duplicates.
     let mut watch = backend.watch_variables(&session, &["x".to_owned()], true).await.expect("watched");
     let (kind, _, mut version, _) = next(&mut watch).await;
     assert_eq!(kind, UpdateKind::Initial);
@@ -132,28 +133,35 @@ async fn racing_writers_are_seen_in_version_order<B: SessionBackend>(backend: Ar
     writers.join_all().await;
 }
 
-async fn slow_watchers_hold_up_nobody_and_are_told(backend: &impl SessionBackend) {
+async fn slow_watchers_do_not_block_writers(backend: &impl SessionBackend) {
     let session = id("s");
     backend.create(&session, NewSession::default()).await.expect("created");
     register(backend, "s", "x", ValueType::Integer, "", "0").await.expect("registered");
     let mut watch = backend.watch_variables(&session, &[], false).await.expect("watched");
-    // The limits of the contract are the default ones: 1024 updates wait.
+    // The default limits queue 1024 updates.
     const WRITES: u32 = 1500;
     for n in 1..=WRITES {
-        backend.set_variable(&session, set("x", &n.to_string())).await.expect("nobody waits for a watcher");
+        backend
+            .set_variable(&session, set("x", &n.to_string()))
+            .await
+            .expect("writers do not wait for watchers");
     }
     let (mut seen, mut lost, mut last) = (0, 0, 0);
     while last < WRITES {
         match watch.next().await.expect("the watch goes on").expect("the session lives") {
             WatchEvent::Lost(updates) => lost += u32::try_from(updates).expect("few"),
             WatchEvent::Update(update) => {
-                assert_eq!(update.variable.version, seen + lost + 1, "what is missing is told where it is");
+                assert_eq!(
+                    update.variable.version,
+                    seen + lost + 1,
+                    "lost updates are reported in their place"
+                );
                 (seen, last) = (seen + 1, update.variable.version);
             }
         }
     }
     assert_eq!(seen + lost, WRITES, "every update is seen or known to be lost");
-    assert!(lost > 0, "nobody keeps everything for a watcher that does not read");
+    assert!(lost > 0, "the queue of a slow watcher is bounded");
 }
 
 async fn watches_end_with_their_session<P: Future<Output = ()>>(
@@ -173,7 +181,7 @@ async fn watches_end_with_their_session<P: Future<Output = ()>>(
     pass(TTL).await;
     backend.sweep().await.expect("swept");
     for (watch, session) in watches.iter_mut().zip(["deleted", "expired"]) {
-        let end = watch.next().await.expect("the end is told").expect_err("the session is gone");
+        let end = watch.next().await.expect("the watch ends").expect_err("the session has ended");
         assert_eq!(end, SessionError::NotFound { id: id(session) });
         assert!(watch.next().await.is_none(), "and then there is nothing");
     }

@@ -1,4 +1,4 @@
-//! What clients may come up with. Few names and small values, so that operations meet.
+//! Generates operations. They use few names and small values, so that they interact.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use super::{
     value::Value,
 };
 
-/// Types and constraints, each with values that it takes. Integers come often, so that most writes succeed.
+/// Types and constraints, each with valid values. Integers are frequent, so that most writes succeed.
 fn types() -> Vec<(ValueType, &'static str, Vec<Json>)> {
     use ValueType::*;
     let integer = || (Integer, "", vec![json!(1), json!(-70000), json!(5.0)]);
@@ -43,7 +43,7 @@ fn types() -> Vec<(ValueType, &'static str, Vec<Json>)> {
     ]
 }
 
-/// Values of every type, and of none.
+/// Values of every type, and invalid ones.
 fn value() -> impl Strategy<Value = Value> {
     let mut all: Vec<_> = types().into_iter().flat_map(|(.., values)| values).collect();
     all.extend([json!(null), json!(1.5), json!([[1], [2, 3]]), json!({"shape": [3], "data": [1]})]);
@@ -52,7 +52,7 @@ fn value() -> impl Strategy<Value = Value> {
     prop_oneof![9 => said(json), 1 => buffer()]
 }
 
-/// A value that says to be what it looks like, or something else.
+/// A value with its type, or with another declared type.
 fn said(json: impl Strategy<Value = Json>) -> impl Strategy<Value = Value> {
     use ValueType::*;
     let kinds = vec![Float, Integer, String, Boolean, Choice, Module, Embedding, Tensor, Map, List, Null];
@@ -70,7 +70,7 @@ fn said(json: impl Strategy<Value = Json>) -> impl Strategy<Value = Value> {
     })
 }
 
-/// An array as a buffer, which may have the wrong length.
+/// An array as a buffer, possibly of the wrong length.
 fn buffer() -> impl Strategy<Value = Value> {
     let shape = select(vec![json!([2]), json!([2, 2]), json!([0])]);
     (shape, select(vec![0_usize, 8, 16])).prop_map(|(shape, bytes)| Value {
@@ -107,7 +107,7 @@ fn program() -> impl Strategy<Value = ProgramSeen> {
     )
 }
 
-/// The id or name of a variable that may exist; the first names come more often.
+/// The id or name of a variable that may exist. The first names are more frequent.
 fn identifier(names: &'static [&'static str]) -> impl Strategy<Value = String> {
     prop_oneof![
         6 => select(names).prop_map(str::to_owned),
@@ -115,7 +115,7 @@ fn identifier(names: &'static [&'static str]) -> impl Strategy<Value = String> {
     ]
 }
 
-/// `version`s are small, so that they are often right.
+/// Small versions, which often exist.
 fn write(names: &'static [&'static str]) -> impl Strategy<Value = Write> {
     let expected = option::weighted(0.3, 0_u32..5);
     (identifier(names), value(), note(), expected).prop_map(|(identifier, value, note, expected)| Write {
@@ -184,12 +184,12 @@ pub(super) fn operation() -> impl Strategy<Value = Operation> {
     (session, act).prop_map(|(session, act)| Operation { session, act })
 }
 
-/// The sessions that operations are about.
+/// The ids of the sessions.
 pub(super) fn sessions() -> Vec<SessionId> {
     ["s", "t", "u v"].map(|id| SessionId::try_new(id).expect("it is an id")).into()
 }
 
-/// The session that most operations are about.
+/// The session of most operations.
 pub(super) fn session() -> SessionId {
     sessions().swap_remove(0)
 }
@@ -199,10 +199,10 @@ pub(super) fn program_names() -> [ProgramName; 3] {
     ["p", "q", "r"].map(|name| ProgramName::try_new(name).expect("it is a name"))
 }
 
-/// The variables that clients race for.
+/// The variables of concurrent clients.
 pub(super) const RACED: [&str; 2] = ["a", "b"];
 
-/// Operations that several clients do on one session at the same time.
+/// Operations for concurrent clients on one session.
 pub(super) fn racing() -> impl Strategy<Value = Act> {
     let write = |identifier: BoxedStrategy<String>| {
         (identifier, 0_u32..1000, option::weighted(0.4, 0_u32..4)).prop_map(
@@ -238,7 +238,7 @@ pub(super) fn racing() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// The registration of one of the variables that clients race for.
+/// A registration of a variable of concurrent clients.
 pub(super) fn raced(name: &str, value: u32) -> Act {
     Act::Register {
         name: name.to_owned(),
@@ -253,7 +253,7 @@ fn integer(value: u32) -> Value {
     Value { ty: ValueType::Integer, json: value.into(), buffer: None }
 }
 
-/// Limits, some of them so low that they are met.
+/// Limits, some of them low enough to matter.
 pub(super) fn limits() -> impl Strategy<Value = SessionLimits> {
     let low = |usual: usize, low: &'static [usize]| prop_oneof![7 => Just(usual), 1 => select(low)];
     let usual = SessionLimits::default();
@@ -280,7 +280,7 @@ pub(super) fn limits() -> impl Strategy<Value = SessionLimits> {
         let (max_variables, max_value_bytes, max_history, max_history_bytes, ..) = variables;
         let (.., max_watches, max_watch_backlog, max_watch_backlog_bytes) = variables;
         SessionLimits {
-            // Time does not matter here.
+            // The tests do not depend on time.
             default_ttl: Duration::from_secs(24 * 3600),
             max_sessions,
             max_session_bytes,

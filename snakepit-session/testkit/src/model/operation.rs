@@ -1,4 +1,4 @@
-//! What clients do to a backend, and what they see of it: in a form that the model has as well.
+//! Operations and their answers, in a form that backends and the model share.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use snakepit_session::{
 
 use super::value::Value;
 
-/// The same as [`Metadata`](crate::Metadata), in the obvious form.
+/// [`Metadata`](snakepit_session::Metadata) as a plain map.
 pub(super) type Metadata = BTreeMap<String, String>;
 
 /// One operation. Those on global programs and on all sessions ignore the session.
@@ -52,7 +52,7 @@ pub(super) struct Write {
     pub(super) expected: Option<u32>,
 }
 
-/// What an operation that succeeds answers.
+/// The answer of a successful operation.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Answer {
     Done,
@@ -189,7 +189,7 @@ impl Write {
 }
 
 impl Act {
-    /// Puts ids where a generated operation says `#n`: the n-th of those that were given out so far.
+    /// Replaces `#n` in a generated operation by the n-th id that the backend has issued.
     pub(super) fn name_ids(&mut self, ids: &[String]) {
         let id = |text: &mut String| {
             let Some(n) = text.strip_prefix('#').and_then(|n| n.parse::<usize>().ok()) else { return };
@@ -221,7 +221,7 @@ impl Act {
     }
 }
 
-/// Errors say in words what is wrong with a value. The words are not compared.
+/// Removes the reasons from errors about values, because the model does not have the same words.
 pub(super) fn without_texts(answer: Result<Answer, SessionError>) -> Result<Answer, SessionError> {
     match answer {
         Ok(Answer::Versions(versions)) => {
@@ -248,7 +248,7 @@ impl Operation {
         if global { ProgramOwner::Global } else { self.session.clone().into() }
     }
 
-    /// Does it to a backend. A watch that begins is put with the others.
+    /// Runs the operation on a backend. Adds a new watch to `watches`.
     pub(super) async fn run(
         &self,
         backend: &impl SessionBackend,

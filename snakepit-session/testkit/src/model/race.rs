@@ -1,8 +1,8 @@
-//! Several clients at once. What they saw must be what they could have seen had they come one after the other, in an order
-//! that keeps to the clock: an operation that was answered before another began comes before it.
+//! Concurrent clients. Their answers must be possible in some sequential order that respects real time: an operation that was
+//! answered before another one began comes first (linearizability).
 //!
-//! The order is found by trial: whichever operations may come next are tried in turn, and no state of affairs is tried
-//! twice. That takes time exponential in the number of clients, so they are few and do little.
+//! The checker searches for the order by backtracking and visits each state only once. The search is exponential in the number of
+//! clients, so there are few clients with few operations.
 
 use std::{
     collections::HashMap,
@@ -24,14 +24,14 @@ use super::{
     watching,
 };
 
-/// How often each case runs: it takes luck for clients to meet.
+/// The number of runs of each case, because interleavings are random.
 const ROUNDS: usize = 4;
 
 #[derive(Clone)]
 pub(super) struct Case {
-    /// What one client does first, beside registering the variables.
+    /// The sequential operations before the race, in addition to the registrations.
     setup: Vec<Act>,
-    /// What the others then do at the same time.
+    /// The operations of the concurrent clients.
     clients: Vec<Vec<Act>>,
 }
 
@@ -45,7 +45,7 @@ impl fmt::Debug for Case {
 }
 
 pub(super) fn case() -> impl Strategy<Value = (SessionLimits, Case)> {
-    // Clients take turns from a pool, which may be so small that all of them do the same.
+    // Clients pick from a pool of operations. It may be so small that all of them do the same.
     let pool = vec(generate::racing(), 1..12);
     let turns = || vec(any::<Index>(), 1..8);
     (any::<bool>(), vec(generate::racing(), 0..4), pool, vec(turns(), 2..4)).prop_map(
@@ -58,7 +58,7 @@ pub(super) fn case() -> impl Strategy<Value = (SessionLimits, Case)> {
     )
 }
 
-/// An operation, when it began and what it answered when.
+/// An operation with its answer, begin and end.
 #[derive(Debug)]
 struct Call {
     operation: Operation,
@@ -67,7 +67,7 @@ struct Call {
     answered: u64,
 }
 
-/// A clock that only says what came before what.
+/// A logical clock.
 #[derive(Debug, Default)]
 struct Clock(AtomicU64);
 
@@ -85,15 +85,15 @@ impl Clock {
     }
 }
 
-/// Where clients wait for each other. They turn instead of sleeping: a thread wakes later than an operation takes.
+/// A spinning barrier. Waking a sleeping thread would take longer than an operation.
 struct Gate {
-    /// How many clients come to each turn, and how many came.
+    /// The number of clients, and how many have arrived.
     turns: Vec<(usize, AtomicUsize)>,
-    /// A client panicked, and will not come any more.
+    /// Whether a client panicked and will not arrive.
     broken: AtomicBool,
 }
 
-/// Lets the others pass when a client panics.
+/// Releases the other clients when a client panics.
 struct Guest<'a>(&'a Gate);
 
 impl Drop for Guest<'_> {
@@ -116,7 +116,7 @@ impl Gate {
     fn pass(&self, turn: usize) {
         let Some((comers, came)) = self.turns.get(turn) else { return };
         came.fetch_add(1, SeqCst);
-        // Whoever gave up its processor would come late; but there may be fewer processors than clients.
+        // Yielding delays a client, but is necessary with fewer CPUs than clients.
         let mut patience = 1000;
         while came.load(SeqCst) < *comers && !self.broken.load(SeqCst) {
             if patience > 0 {
@@ -129,7 +129,7 @@ impl Gate {
     }
 }
 
-/// Runs the case, and looks for an order.
+/// Runs the case and searches for an order.
 pub(super) fn check<B: SessionBackend>(
     on: &Handle,
     backend: &B,
@@ -157,7 +157,7 @@ fn race<B: SessionBackend>(
     let mut setup = vec![create()];
     setup.extend(RACED.map(|name| generate::raced(name, 0)));
     setup.extend(case.setup.iter().cloned());
-    // That may have deleted the session.
+    // The operations may have deleted the session.
     setup.extend([create(), Act::Watch { identifiers: Vec::new(), initial: true }]);
     for mut act in setup {
         act.name_ids(&ids);
@@ -187,10 +187,10 @@ fn race<B: SessionBackend>(
         })
     };
     std::thread::scope(|scope| {
-        let notified = scope.spawn(|| on.block_on(notified(watch)));
+        let notified = scope.spawn(|| on.block_on(collect(watch)));
         let clients: Vec<_> = case.clients.iter().map(|acts| scope.spawn(|| run(acts))).collect();
         let mut clients: Vec<_> = clients.into_iter().map(joined).collect();
-        // What there is at last, and the end of the watch, come after everything else.
+        // The final state and the end of the watch come last.
         let mut last = vec![create(), Act::Get, Act::List(String::new())];
         last.extend(RACED.map(|name| Act::History { identifier: name.to_owned(), limit: 0 }));
         last.push(Act::Delete);
@@ -207,37 +207,36 @@ fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// All that a watch tells until its session ends.
-async fn notified(mut watch: VariableWatch) -> Result<Vec<UpdateSeen>, String> {
+/// Collects the updates of a watch until its session ends.
+async fn collect(mut watch: VariableWatch) -> Result<Vec<UpdateSeen>, String> {
     let mut notified = Vec::new();
     loop {
         match watching::next(&mut watch).await? {
             Some(Ok(WatchEvent::Update(update))) => notified.push(update.into()),
             Some(Err(SessionError::NotFound { .. })) => return Ok(notified),
-            other => return Err(format!("the watch told {other:?}")),
+            other => return Err(format!("the watch returned {other:?}")),
         }
     }
 }
 
-/// What happened.
+/// The history of a run.
 struct Race {
-    /// What there was before the clients set out.
+    /// The model before the race.
     before: Model,
     clients: Vec<Vec<Call>>,
-    /// What a watch of everything was told meanwhile.
+    /// The updates of a watch on all variables.
     notified: Vec<UpdateSeen>,
 }
 
 impl Race {
-    /// Whether there is an order in which the model answers all calls as they were answered, and tells the watch what it
-    /// was told.
+    /// Whether some order makes the model give the same answers and the same updates.
     fn has_order(&self) -> bool {
         let mut known: HashMap<Vec<usize>, Vec<Arc<Model>>> = HashMap::new();
-        // How many calls of each client were made, and what that led to.
+        // Visited states: the number of applied calls of each client, and the resulting model.
         let mut open = vec![(vec![0; self.clients.len()], Arc::new(self.before.clone()))];
         while let Some((made, model)) = open.pop() {
             let next = || self.clients.iter().zip(&made).map(|(calls, made)| calls.get(*made));
-            // Whatever began after one of those that are left was answered comes after it.
+            // A call that began after the end of a remaining call must come later.
             let Some(until) = next().flatten().map(|call| call.answered).min() else {
                 if model.watches[0].notified == self.notified {
                     return true;
@@ -277,7 +276,7 @@ impl Race {
             let _ = write!(report, "\n{began:3} to {answered:3}, client {client}: {act:?} -> {answer:?}");
         }
         for update in &self.notified {
-            let _ = write!(report, "\nthe watch notified {update:?}");
+            let _ = write!(report, "\nthe watch returned {update:?}");
         }
         report
     }

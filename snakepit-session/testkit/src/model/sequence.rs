@@ -1,4 +1,4 @@
-//! One operation after the other.
+//! Sequential operations.
 
 use std::fmt;
 
@@ -12,22 +12,22 @@ use super::{
     watching::Watching,
 };
 
-/// What a test does next.
+/// A step of a test.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
     Do(Operation),
-    /// Takes events from one of the watches.
+    /// Reads events from a watch.
     Take {
         watch: usize,
         most: usize,
     },
-    /// Ends one of the watches.
+    /// Drops a watch.
     Drop {
         watch: usize,
     },
 }
 
-/// Steps, of which a failing test shows one a line.
+/// Steps, which a failing test prints line by line.
 #[derive(Clone)]
 pub(super) struct Steps(Vec<Step>);
 
@@ -49,7 +49,7 @@ pub(super) fn case() -> impl Strategy<Value = (SessionLimits, Steps)> {
     (generate::limits(), steps)
 }
 
-/// Takes the steps, and compares everything with the model.
+/// Runs the steps and compares everything with the model.
 pub(super) async fn check<B: SessionBackend>(
     backend: &B,
     limits: SessionLimits,
@@ -82,9 +82,9 @@ struct Run<'a, B> {
     backend: &'a B,
     model: Model,
     limits: SessionLimits,
-    /// Those of the model; `None` for those that were dropped.
+    /// The watches, by their number in the model; `None` for dropped ones.
     watches: Vec<Option<Watching>>,
-    /// The ids of all variables there ever were.
+    /// The ids of all variables so far.
     ids: Vec<String>,
 }
 
@@ -98,7 +98,7 @@ impl<B: SessionBackend> Run<'_, B> {
         let expected = self.model.apply(&operation, &seen);
         if let (Act::Register { .. }, Ok(Answer::Variable(variable))) = (&operation.act, &seen) {
             if !variable.id.starts_with("var_") || self.ids.contains(&variable.id) {
-                return Err(format!("`{}` is no new id of a variable", variable.id));
+                return Err(format!("`{}` is not a new id of a variable", variable.id));
             }
             self.ids.push(variable.id.clone());
         }
@@ -109,7 +109,7 @@ impl<B: SessionBackend> Run<'_, B> {
         Ok(())
     }
 
-    /// Compares all that there is.
+    /// Compares the complete state.
     async fn compare_all(&mut self) -> Result<(), String> {
         let mut acts = vec![Act::Stats, Act::Sessions, Act::Programs { global: true }];
         acts.extend(generate::program_names().map(|name| Act::Program { global: true, name }));

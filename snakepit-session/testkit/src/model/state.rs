@@ -1,4 +1,4 @@
-//! The model: what sessions are, in plain maps. It shares no code with the backends, and counts everything anew each time.
+//! The model: sessions as plain maps. It does not share code with the backends, and recalculates all sizes for each operation.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ pub(super) struct Model {
     limits: SessionLimits,
     sessions: BTreeMap<SessionId, Session>,
     globals: BTreeMap<String, ProgramSeen>,
-    /// Every watch that was begun.
+    /// All watches so far.
     pub(super) watches: Vec<Watch>,
     created: u64,
     deleted: u64,
@@ -35,7 +35,7 @@ struct Variable {
     ty: ValueType,
     constraints: String,
     metadata: Metadata,
-    /// Oldest first. The last is what the variable is now.
+    /// Oldest first. The last one is the current version.
     versions: Vec<VersionSeen>,
 }
 
@@ -43,9 +43,9 @@ struct Variable {
 pub(super) struct Watch {
     session: SessionId,
     identifiers: Vec<String>,
-    /// Everything that it is to be told, initial values included.
+    /// The expected updates, including initial values.
     pub(super) notified: Vec<UpdateSeen>,
-    /// Its session is gone, or nobody listens.
+    /// The session has ended, or the watch was dropped.
     pub(super) ended: bool,
 }
 
@@ -110,7 +110,7 @@ impl Session {
         bytes_of(&self.metadata) + programs + variables
     }
 
-    /// A variable by its name, or else by its id.
+    /// Finds a variable by its name, or else by its id.
     fn find(&self, identifier: &str) -> Option<(&String, &Variable)> {
         let by_id = || self.variables.iter().find(|(_, variable)| variable.id == identifier);
         self.variables.get_key_value(identifier).or_else(by_id)

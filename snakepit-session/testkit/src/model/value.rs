@@ -1,13 +1,13 @@
-//! Which values a variable takes, said as plainly as possible: the rules of `VariableType`, by another hand.
+//! The validation of values: a simple, independent implementation of the rules of `VariableType`.
 
 use regex::Regex;
 use serde_json::{Number, Value as Json};
 use snakepit_session::{Payload, ValueType};
 
-/// A value as a client sends it, or as a variable has it.
+/// A value of a client or of a variable.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Value {
-    /// The type that the client says, or that it is kept as.
+    /// The declared or stored type.
     pub(super) ty: ValueType,
     pub(super) json: Json,
     pub(super) buffer: Option<Vec<u8>>,
@@ -34,8 +34,7 @@ impl Value {
         self.json.to_string().len() + self.buffer.as_ref().map_or(0, Vec::len)
     }
 
-    /// What a variable of this type and these constraints keeps of the value; `None` when it does not take it. The type
-    /// that the client says does not matter.
+    /// Returns the stored form of the value in a variable of this type, or `None` if it is invalid. The declared type does not matter.
     pub(super) fn kept(&self, ty: ValueType, constraints: &str) -> Option<Self> {
         let constraints: Json = match constraints {
             "" => Json::Null,
@@ -102,7 +101,7 @@ impl Value {
         fits.then(|| json.clone())
     }
 
-    /// The shape of an array. Buffers used here are all of float32.
+    /// The shape of an array. All buffers in these tests contain float32.
     fn shape(&self, shaped: bool) -> Option<Vec<u64>> {
         let said = || self.json["shape"].as_array()?.iter().map(Json::as_u64).collect::<Option<Vec<_>>>();
         if let Some(buffer) = &self.buffer {

@@ -1,4 +1,4 @@
-//! What a watch tells, against what the model says that it is to tell.
+//! Compares the events of a watch with the model.
 
 use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
 
@@ -8,10 +8,10 @@ use tokio::time::Instant;
 
 use super::{operation::UpdateSeen, state};
 
-/// A watch, and how much of what the model says was seen of it.
+/// A watch and its progress in the expected updates.
 #[derive(Debug)]
 pub(super) struct Watching {
-    /// Which of the model's.
+    /// The number of the watch in the model.
     pub(super) number: usize,
     watch: VariableWatch,
     seen: usize,
@@ -22,7 +22,7 @@ impl Watching {
         Self { number, watch, seen: 0 }
     }
 
-    /// Takes so many events, of those that are there by now.
+    /// Reads up to this number of events, as far as they are available.
     pub(super) async fn take(
         &mut self,
         most: usize,
@@ -42,7 +42,7 @@ impl Watching {
         Ok(())
     }
 
-    /// Takes everything up to the end of a watch whose session is gone.
+    /// Reads all events of a watch whose session has ended.
     pub(super) async fn finish(mut self, limits: &SessionLimits, watch: &state::Watch) -> Result<(), String> {
         loop {
             let event = next(&mut self.watch).await?;
@@ -67,7 +67,7 @@ impl Watching {
             Some(Ok(WatchEvent::Update(update))) => {
                 let update = UpdateSeen::from(update);
                 if left.first() != Some(&update) {
-                    return Err(format!("watch {number} told {update:?}, not {:?}", left.first()));
+                    return Err(format!("watch {number} returned {update:?}, not {:?}", left.first()));
                 }
                 self.seen += 1;
                 Ok(false)
@@ -89,16 +89,13 @@ impl Watching {
     }
 }
 
-/// The next event of a watch. Whoever waits for long waits in vain.
+/// Waits for the next event of a watch, with a timeout.
 pub(super) async fn next(
     watch: &mut VariableWatch,
 ) -> Result<Option<Result<WatchEvent, SessionError>>, String> {
     const PATIENCE: Duration = Duration::from_secs(10);
     let began = Instant::now();
     let event = tokio::time::timeout(PATIENCE, watch.next()).await;
-    // A watch that does not wake its watcher has something to tell when the time is over and it is asked again.
-    event
-        .ok()
-        .filter(|_| began.elapsed() < PATIENCE)
-        .ok_or_else(|| "a watch told nothing for long".to_owned())
+    // If the watch has an event after the timeout, it failed to wake its task.
+    event.ok().filter(|_| began.elapsed() < PATIENCE).ok_or_else(|| "a watch timed out".to_owned())
 }

@@ -1,4 +1,4 @@
-//! What each operation does to the model, in the most obvious way.
+//! The operations of the model.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::model::{
 };
 
 impl Model {
-    /// Does an operation. `seen` is what the backend answered: only a variable's id is taken from it, which is random.
+    /// Applies an operation. `seen` is the answer of the backend, from which the model takes only the random ids of variables.
     pub(in super::super) fn apply(
         &mut self,
         operation: &Operation,
@@ -30,7 +30,7 @@ impl Model {
             | Act::DeleteProgram { global: true, .. } => return self.global(act),
             _ => {}
         }
-        // Everything else happens to a copy of the session, which takes its place if nothing speaks against it.
+        // Other operations change a copy of the session, which replaces it on success.
         let Some(before) = self.sessions.get(id) else {
             return Err(SessionError::NotFound { id: id.clone() });
         };
@@ -39,13 +39,13 @@ impl Model {
         let answer = match act {
             Act::Get => Answer::Session(before.seen(id)),
             Act::Delete => {
-                let gone = before.seen(id);
+                let deleted = before.seen(id);
                 self.sessions.remove(id);
                 self.deleted += 1;
                 for watch in self.watches.iter_mut().filter(|watch| watch.session == *id) {
                     watch.ended = true;
                 }
-                return Ok(Answer::Session(gone));
+                return Ok(Answer::Session(deleted));
             }
             Act::SetLastWorker(worker) => {
                 after.last_worker = Some(worker.clone());
@@ -80,7 +80,7 @@ impl Model {
                 let value = self.value(name, *ty, constraints, value, note)?;
                 let id = match seen {
                     Ok(Answer::Variable(seen)) => seen.id.clone(),
-                    // Its length counts, even if there is no room for it.
+                    // The requested total appears in the error.
                     _ => format!("var_{:032}_{name}", 0),
                 };
                 let variable = Variable {
@@ -207,7 +207,7 @@ impl Model {
             }
             Act::Create(_) | Act::Sessions | Act::Stats => unreachable!("answered above"),
         };
-        // What is too large already may still shrink.
+        // A session above the limit may still shrink.
         if after.bytes() > before.bytes() {
             self.check_size(id, after.bytes())?;
         }
@@ -260,7 +260,7 @@ impl Model {
         })
     }
 
-    /// A variable after a write, with its name.
+    /// Returns a variable after a write, with its name.
     fn written(
         &self,
         id: &SessionId,
@@ -276,7 +276,7 @@ impl Model {
         let mut after = variable.clone();
         after.metadata.extend(Metadata::from(&write.note.metadata));
         self.check_metadata(after.metadata.len(), bytes_of(&after.metadata))?;
-        // All that there are now become the history, and the oldest go while it is too long.
+        // The current versions become the history. Drop the oldest while it exceeds the limits.
         let bytes = |versions: &[VersionSeen]| versions.iter().map(VersionSeen::bytes).sum::<usize>();
         while after.versions.len() > self.limits.max_history
             || bytes(&after.versions) > self.limits.max_history_bytes
@@ -287,7 +287,7 @@ impl Model {
         Ok((name.clone(), after))
     }
 
-    /// What a variable keeps of a value.
+    /// The stored form of a value in a variable.
     fn value(
         &self,
         name: &str,
