@@ -13,13 +13,13 @@ async fn memory_keeps_the_contract() {
 }
 
 #[test]
-fn memory_is_as_the_model_is() {
+fn random_operations_match_the_model() {
     let make = |limits| async { MemoryBackend::new(limits) };
     session_backend_matches_model(make, 400);
 }
 
 #[test]
-fn memory_does_one_thing_after_the_other() {
+fn concurrent_operations_are_linearizable() {
     let make = |limits| async { MemoryBackend::new(limits) };
     session_backend_linearizes(make, 300);
 }

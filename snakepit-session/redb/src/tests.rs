@@ -92,12 +92,12 @@ async fn redb_keeps_the_contract() {
 }
 
 #[test]
-fn redb_is_as_the_model_is() {
+fn random_operations_match_the_model() {
     session_backend_matches_model(same::in_memory, 60);
 }
 
 #[test]
-fn redb_does_one_thing_after_the_other() {
+fn concurrent_operations_are_linearizable() {
     session_backend_linearizes(same::in_memory, 60);
 }
 
@@ -417,7 +417,7 @@ async fn a_file_with_flipped_bits_never_loses_anything_in_silence() {
 }
 
 #[tokio::test]
-async fn whoever_stops_waiting_leaves_all_or_nothing() {
+async fn dropped_futures_apply_completely_or_not_at_all() {
     let directory = directory();
     let backend = open(&directory).await;
     backend.create(&id("s"), NewSession::default()).await.unwrap();

@@ -84,8 +84,8 @@ impl Default for RedisConfig {
 /// * [`Session::last_worker`](snakepit_session::Session::last_worker) is `WORKER@HOST` if another host served the session last.
 /// * Redis must not evict keys (`maxmemory-policy noeviction`, which is checked at the start). A session that lost a part to eviction
 ///   counts as expired.
-/// * If Redis loses writes, in a failover or a restart, watchers receive `Lost` and then the current variables. Writes based on lost
-///   state are rejected.
+/// * If Redis loses writes, in a failover or a restart, watchers receive `Lost` and then the current variables. No write is based
+///   on lost state.
 ///
 /// While Redis is unreachable, every operation fails with [`SessionError::Backend`]. The backend reconnects automatically. If the
 /// connection breaks during a write, the write may have been applied.

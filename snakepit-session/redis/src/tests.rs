@@ -92,7 +92,7 @@ async fn redis_keeps_the_contract() {
 }
 
 #[tokio::test]
-async fn a_password_is_used_and_never_told() {
+async fn a_password_is_used_and_never_printed() {
     let server = Server::with_password("s3cret-word");
     let connect = |password: &str, database: u32| {
         let url = format!("redis://:{password}@{}/{database}", server.url);

@@ -22,7 +22,7 @@ async fn put(backend: &MemoryBackend, session: &str, program: Program) -> Result
 }
 
 #[tokio::test(start_paused = true)]
-async fn room_is_exact_and_expired_sessions_give_theirs_back() {
+async fn the_session_limit_is_exact_and_expired_sessions_do_not_count() {
     let backend = MemoryBackend::new(SessionLimits { max_sessions: 2, ..SessionLimits::default() });
     let short = NewSession { ttl: Some(Duration::from_secs(1)), ..NewSession::default() };
     backend.create(&id("a"), short).await.unwrap();
@@ -78,7 +78,7 @@ async fn the_bytes_of_all_sessions_are_counted_exactly() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sweep_touches_only_what_is_due() {
+async fn a_sweep_visits_only_due_sessions() {
     let backend = MemoryBackend::new(SessionLimits::default());
     for n in 0..100 {
         backend.create(&id(&format!("long-{n}")), NewSession::default()).await.unwrap();
@@ -203,7 +203,7 @@ async fn sessions_that_come_and_go_at_once_leave_nothing_in_the_queue() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_place_in_the_queue_without_a_session_does_not_stop_a_sweep() {
+async fn a_queue_entry_without_a_session_does_not_stop_a_sweep() {
     let backend = MemoryBackend::new(SessionLimits::default());
     let now = backend.now();
     backend.index().due.insert((now, id("orphan")));
@@ -232,7 +232,7 @@ async fn a_session_made_at_the_limit_reclaims_no_more_than_it_has_to() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pages_pass_over_what_expired() {
+async fn pages_skip_expired_sessions() {
     let backend = MemoryBackend::new(SessionLimits::default());
     for n in 0..3000 {
         let ttl = if n % 1000 == 999 { 100 } else { 1 };
@@ -248,7 +248,7 @@ async fn pages_pass_over_what_expired() {
 }
 
 #[tokio::test]
-async fn nobody_waits_for_the_check_of_a_large_value() {
+async fn large_values_are_checked_without_the_lock() {
     let backend = MemoryBackend::new(SessionLimits::default());
     backend.create(&id("s"), NewSession::default()).await.unwrap();
     let list =

@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_said() {
+    fn unreadable_arrays_are_reported() {
         let many = vec![1; 65];
         for (metadata, bytes, said) in [
             (

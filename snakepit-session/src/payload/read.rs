@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_bytes_and_numbers_that_json_has_not_are_numbers() {
+    fn bytes_and_nonfinite_numbers_round_trip() {
         let bytes = Payload::bytes(Bytes::from_static(b"ab"));
         assert_eq!(bytes.to_serde::<Vec<u8>>().unwrap(), b"ab");
         assert_eq!(bytes.to_serde::<[u8; 2]>().unwrap(), *b"ab");
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_wants_bytes_gets_them_of_any_buffer() {
+    fn any_buffer_reads_as_bytes_on_request() {
         #[derive(Deserialize)]
         struct Borrowed<'a>(&'a [u8]);
         let pickle =

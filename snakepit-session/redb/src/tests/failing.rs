@@ -84,7 +84,7 @@ async fn set_when_possible(backend: &RedbBackend, value: u32) -> u32 {
 }
 
 #[tokio::test]
-async fn a_disk_that_fails_is_told_to_all_until_it_works_again() {
+async fn a_failed_disk_is_reported_to_all_callers_until_it_recovers() {
     let directory = directory();
     let (backend, fails, _) = open_failing(&directory).await;
     backend.create(&id("s"), NewSession::default()).await.unwrap();

@@ -65,7 +65,7 @@ async fn a_write_costs_no_more_when_the_history_is_large() {
 }
 
 #[tokio::test]
-async fn only_who_asks_for_an_older_version_reads_it() {
+async fn only_requests_for_older_versions_read_them() {
     let directory = directory();
     let backend = open(&directory).await;
     backend.create(&id("s"), NewSession::default()).await.unwrap();
@@ -98,7 +98,7 @@ pub(super) fn older_versions(backend: &RedbBackend) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn older_versions_end_with_what_they_are_of() {
+async fn older_versions_are_deleted_with_their_variable() {
     let limits = SessionLimits { max_history: 3, ..SessionLimits::default() };
     let backend = Disk::default().open(limits).await.unwrap();
     backend.create(&id("s"), NewSession::default()).await.unwrap();

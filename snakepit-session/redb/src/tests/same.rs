@@ -255,7 +255,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_file_does_what_memory_does(steps in prop::collection::vec(step(100), 1..120)) {
+    fn the_file_matches_the_memory_backend(steps in prop::collection::vec(step(100), 1..120)) {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         runtime.enable_time().start_paused(true).build().unwrap().block_on(both_agree(steps));
     }

@@ -85,7 +85,7 @@ fn kill_after(path: &Path, most: usize, acknowledged: &mut Acknowledged) {
 }
 
 #[tokio::test]
-async fn what_was_acknowledged_outlives_the_host() {
+async fn acknowledged_writes_survive_the_host() {
     let directory = tempfile::tempdir().unwrap();
     let (path, copy) = (directory.path().join("sessions"), directory.path().join("copy"));
     let mut acknowledged = Acknowledged::new();

@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_comes_while_something_is_read_is_told_it_later() {
+    async fn a_watcher_added_during_a_read_gets_the_next_one() {
         let mut session = Session::new();
         let mut first = session.watch(5);
         assert_eq!(session.due(), [5]);
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_missing_is_told_where_it_is() {
+    async fn lost_changes_are_reported_in_their_place() {
         let mut session = Session::new();
         let mut watch = session.watch(0);
         assert_eq!(session.due(), [0]);
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_read_but_not_understood_is_lost_and_not_read_again() {
+    async fn undecodable_changes_are_lost_and_not_read_again() {
         let mut session = Session::new();
         let mut watch = session.watch(0);
         assert_eq!(session.due(), [0]);
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_past_that_redis_lost_is_noticed_and_what_is_now_is_told() {
+    async fn a_lost_past_is_detected_and_the_current_state_delivered() {
         let check = Some(Instant::now() + LONG);
         let cursor = |number, mark| WatchCursor { number, mark };
         // A read after change 5, which has mark 50: the latest cursor and the changes with their predecessors.
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_nobody_watches_any_more_is_forgotten() {
+    async fn sessions_without_watchers_are_forgotten() {
         let mut session = Session::new();
         let (first, second) = (session.watch(0), session.watch(0));
         assert_eq!(session.due(), [0]);

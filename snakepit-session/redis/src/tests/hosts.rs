@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn hosts_share_what_they_keep() {
+async fn hosts_share_sessions() {
     let server = Server::start();
     let (a, b) = (server.host().await, server.host().await);
     let (mut events_a, mut events_b) = (a.subscribe(), b.subscribe());
@@ -129,7 +129,7 @@ async fn watchers_on_every_host_see_the_writes_of_all_once_and_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_takes_long_to_ask_for_is_of_one_moment() {
+async fn a_long_read_is_a_consistent_snapshot() {
     let server = Server::start();
     let (a, b) = (server.host().await, Arc::new(server.host().await));
     with_x(&a, "s", NewSession::default()).await;

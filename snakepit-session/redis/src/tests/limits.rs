@@ -11,7 +11,7 @@ fn with_ten_bytes(ttl: Option<Duration>) -> NewSession {
 }
 
 #[tokio::test]
-async fn expired_sessions_give_their_room_back_before_anybody_is_refused() {
+async fn expired_sessions_are_reclaimed_before_a_rejection() {
     let server = Server::start();
     let limits = SessionLimits { max_sessions: 2, max_total_bytes: 100, ..SessionLimits::default() };
     let (a, b) = (server.host_with(limits.clone()).await, server.host_with(limits).await);
@@ -56,7 +56,7 @@ async fn expired_global(server: &Server, program: &str) {
 }
 
 #[tokio::test]
-async fn global_programs_are_as_many_as_there_may_be() {
+async fn the_limit_of_global_programs_is_exact() {
     let server = Server::start();
     let host = server.host_with(SessionLimits { max_programs: 2, ..SessionLimits::default() }).await;
     let put = |program: &'static str, ttl: u64| {
@@ -109,7 +109,7 @@ async fn older_versions_are_kept_apart_and_go_with_their_variable() {
 }
 
 #[tokio::test]
-async fn nothing_is_left_of_what_ended() {
+async fn ended_sessions_leave_no_keys() {
     let server = Server::start();
     let config = RedisConfig { watch_lease: Duration::from_millis(100), ..RedisConfig::default() };
     let host = RedisBackend::connect(&server.url, config, SessionLimits::default()).await.unwrap();

@@ -39,7 +39,7 @@ async fn write(host: &RedisBackend, value: u32) -> u32 {
 }
 
 #[tokio::test]
-async fn a_server_that_lost_writes_is_noticed_however_many_were_made_since() {
+async fn lost_writes_are_detected_after_any_number_of_later_writes() {
     // As many writes as were lost, fewer, and more.
     for since in [0, 1, 4, 7] {
         let mut server = Server::start_with(&["--dbfilename", "dump.rdb"]);
@@ -66,7 +66,7 @@ async fn a_server_that_lost_writes_is_noticed_however_many_were_made_since() {
 }
 
 #[tokio::test]
-async fn nothing_is_written_on_a_state_that_was_lost() {
+async fn no_write_is_based_on_lost_state() {
     let mut server = Server::start_with(&["--dbfilename", "dump.rdb"]);
     let host = server.host().await;
     with_x(&host, "s", NewSession::default()).await;
@@ -82,7 +82,7 @@ async fn nothing_is_written_on_a_state_that_was_lost() {
 }
 
 #[tokio::test]
-async fn lost_events_are_noticed_even_where_the_clock_of_the_new_server_is_behind() {
+async fn lost_events_are_detected_even_if_the_clock_of_the_new_server_is_behind() {
     let mut server = Server::start_with(&["--dbfilename", "dump.rdb"]);
     let (a, b) = (server.host().await, server.host().await);
     let mut events = a.subscribe();
@@ -137,7 +137,7 @@ async fn evict(server: &Server, keys: &[&str]) {
 }
 
 #[tokio::test]
-async fn sessions_of_which_a_part_was_evicted_are_lost_and_harm_no_other() {
+async fn partly_evicted_sessions_are_lost_without_affecting_others() {
     let server = Server::start();
     let host = server.host().await;
     for session in ["whole", "deep", "head"] {
@@ -160,7 +160,7 @@ async fn sessions_of_which_a_part_was_evicted_are_lost_and_harm_no_other() {
 }
 
 #[tokio::test]
-async fn what_was_evicted_of_the_indexes_is_put_right_by_the_next_sweep() {
+async fn a_sweep_repairs_evicted_indexes() {
     for evicted in [&["held"][..], &["ids"], &["due"], &["totals"], &["held", "ids", "due", "totals", "log"]]
     {
         let server = Server::start();

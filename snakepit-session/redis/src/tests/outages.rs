@@ -33,7 +33,7 @@ async fn a_broken_connection_loses_no_update_and_no_event() {
 }
 
 #[tokio::test]
-async fn a_host_that_was_away_for_too_long_is_told_what_it_missed_and_the_last_of_it() {
+async fn a_host_that_was_disconnected_for_too_long_gets_lost_and_the_latest_change() {
     let server = Server::start();
     let line = Line::to(&server);
     let config = RedisConfig { watch_lease: Duration::from_millis(200), ..RedisConfig::default() };

@@ -138,18 +138,18 @@ fn spawn(dir: &TempDir, arguments: &[String]) -> Child {
 
 fn launch(dir: &TempDir, arguments: &[String]) -> Result<Child, String> {
     let mut child = spawn(dir, arguments);
-    let (notify, delivered) = mpsc::channel();
+    let (lines, received) = mpsc::channel();
     let output = BufReader::new(child.stdout.take().unwrap());
     // Read to the end, so that the server never blocks on its output.
     std::thread::spawn(move || {
         for line in output.lines().map_while(Result::ok) {
-            let _ = notify.send(line);
+            let _ = lines.send(line);
         }
     });
     let mut said = Vec::new();
     loop {
-        match delivered.recv_timeout(PATIENCE) {
-            // The log line may come before or after the port is open.
+        match received.recv_timeout(PATIENCE) {
+            // Redis prints this for sockets and for ports; the rest of the line varies.
             Ok(line) if line.to_lowercase().contains("ready to accept connections") => return Ok(child),
             Ok(line) => said.push(line),
             Err(_) => {

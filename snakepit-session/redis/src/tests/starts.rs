@@ -44,7 +44,7 @@ async fn a_server_that_loads_its_data_is_waited_for() {
 }
 
 #[tokio::test]
-async fn what_a_server_lacks_is_said_at_the_start() {
+async fn missing_features_and_permissions_are_reported_at_the_start() {
     let server = Server::start();
     let primary = server.with_port().await;
     let replica = Server::start_with(&["--replicaof", "127.0.0.1", &primary.to_string()]);
@@ -80,7 +80,7 @@ async fn hosts_with_different_prefixes_in_their_urls_share_nothing() {
 }
 
 #[tokio::test]
-async fn writers_that_wait_for_their_turn_give_up_together() {
+async fn waiting_writers_time_out_together() {
     let server = Server::start();
     let config = RedisConfig { timeout: Duration::from_millis(500), ..RedisConfig::default() };
     let host = RedisBackend::connect(&server.url, config, SessionLimits::default()).await.unwrap();

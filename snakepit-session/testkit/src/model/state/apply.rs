@@ -80,7 +80,7 @@ impl Model {
                 let value = self.value(name, *ty, constraints, value, note)?;
                 let id = match seen {
                     Ok(Answer::Variable(seen)) => seen.id.clone(),
-                    // The requested total appears in the error.
+                    // The length of the id counts even if the registration fails.
                     _ => format!("var_{:032}_{name}", 0),
                 };
                 let variable = Variable {
