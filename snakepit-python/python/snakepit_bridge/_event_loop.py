@@ -24,6 +24,8 @@ class EventLoop:
     def __init__(self, on_worker_task: Callable[[], object] | None = None) -> None:
         self._loop: RunningLoop | None = None
         self._on_worker_task = on_worker_task
+        #: Whether the loop is being made, which must not be cut.
+        self.is_starting = False
         #: The context of tasks that outlive calls; by default that of the first coroutine.
         self.context: Context | None = None
 
@@ -59,12 +61,15 @@ class EventLoop:
     def _running(self) -> RunningLoop:
         loop = self._loop
         if loop is None or loop.is_closed():
+            self.is_starting = True
             try:
                 from snakepit_bridge._running_loop import RunningLoop
 
                 loop = self._loop = RunningLoop(self._on_worker_task, self.context)
             except Exception as error:
                 raise BrokenRuntimeError(f"no event loop can be made: {type(error).__name__}: {error}") from error
+            finally:
+                self.is_starting = False
         return loop
 
 

@@ -100,8 +100,8 @@ class Signals:
         worker = self._worker
         if not worker.interrupt_due() or _is_cleaning_up():
             return
-        if _is_importing(frame):
-            # A module that is cut stays half imported for good. The next knock comes soon.
+        if self._loop.is_starting or _is_importing(frame):
+            # A module that is cut stays half imported for good, and a loop half made. The next knock comes soon.
             worker.defer_interrupt()
         elif not self._loop.interrupt():
             worker.note_cut(self._is_own(frame))
