@@ -219,10 +219,6 @@ impl Shared {
 
     /// Runs the scheduler and carries out its effects. All of them are quick: what takes time is ordered.
     fn apply(&self, state: &mut State, event: Event, now: Instant, wakes: &mut Wakes) {
-        let handed_in = match event {
-            Event::Submit { ticket, .. } | Event::GivenBack { ticket, .. } => Some(ticket),
-            _ => None,
-        };
         let may_deadlock = Self::may_deadlock(state, &event);
         let State { scheduler, waiters, running, members, settling, .. } = state;
         for effect in scheduler.on(event, now) {
@@ -283,9 +279,6 @@ impl Shared {
                     self.order(Order::Rearm);
                 }
             }
-        }
-        if let Some(ticket) = handed_in {
-            state.waiters.index(ticket.waiter);
         }
         if may_deadlock {
             self.end_deadlock(state, wakes);
@@ -358,6 +351,7 @@ impl Shared {
             }
             None => Event::GivenBack { worker, ticket, deadline, load },
         };
+        state.waiters.index(ticket.waiter);
         // One whose worker was taken from it is abandoned already, as far as the scheduler knows.
         if !running.revoked {
             self.apply(state, event, Instant::now(), wakes);

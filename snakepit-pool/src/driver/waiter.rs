@@ -114,8 +114,13 @@ impl Acquire {
                 state.waiters[ticket.waiter].orphan();
                 return ticket;
             }
+            if call.ancestors.is_some() {
+                // The search for deadlocks looks it up.
+                state.waiters.index(ticket.waiter);
+            }
             let submit = Event::Submit { ticket, preferred, deadline, load, bytes };
             shared.apply(state, submit, Instant::now(), wakes);
+            state.waiters.index(ticket.waiter);
             ticket
         });
         Self { shared, ticket: Some(ticket), tool, deadline }

@@ -20,25 +20,37 @@ pub(super) struct Waiters {
 }
 
 impl Waiters {
+    #[inline]
     pub(super) fn insert(&mut self, waiter: Waiter) -> usize {
         self.places.insert(waiter)
     }
 
     /// Makes a waiter findable by its call, if it still waits.
+    #[inline]
     pub(super) fn index(&mut self, place: usize) {
-        if let Some(waiter) = self.places.get(place).filter(|waiter| waiter.is_waiting()) {
+        if let Some(waiter) = self.places.get(place)
+            && waiter.is_waiting()
+        {
             self.by_call.insert(waiter.call, place);
         }
     }
 
+    #[inline]
     pub(super) fn remove(&mut self, place: usize) -> Waiter {
-        let waiter = self.places.remove(place);
-        if !self.by_call.is_empty() && self.by_call.get(&waiter.call) == Some(&place) {
-            self.by_call.remove(&waiter.call);
+        if !self.by_call.is_empty() {
+            self.forget(place);
         }
-        waiter
+        self.places.remove(place)
     }
 
+    fn forget(&mut self, place: usize) {
+        let call = self.places[place].call;
+        if self.by_call.get(&call) == Some(&place) {
+            self.by_call.remove(&call);
+        }
+    }
+
+    #[inline]
     pub(super) fn get_mut(&mut self, place: usize) -> Option<&mut Waiter> {
         self.places.get_mut(place)
     }
