@@ -15,6 +15,7 @@ mod offload;
 mod pace;
 mod requests;
 mod stream;
+mod write_timeout;
 
 use std::{
     io,

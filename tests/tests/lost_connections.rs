@@ -1,15 +1,16 @@
 //! Connections that stall, freeze or break, as the host and its clients see them: others are unaffected, and what such a client
 //! held is free again in bounded time.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, process::Stdio, time::Duration};
 
 use futures_util::StreamExt;
 use serde_json::json;
 use snakepit_server::{Client, Error, SessionHandle, ToolError, ValueType, VariableType};
-use snakepit_tests::{SHOWCASE, Sandbox, eventually};
+use snakepit_tests::{SHOWCASE, Sandbox, Signal, eventually, python, root, signal};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, ReadHalf, WriteHalf, split},
     net::{TcpListener, TcpStream},
+    process::Command,
     sync::watch,
     task::JoinSet,
 };
@@ -123,6 +124,33 @@ async fn a_client_behind_a_proxy_that_stalls_loses_its_call_and_holds_up_nobody(
     proxy.set(Mode::Cut);
     drop(chunks);
     assert_eq!(direct.session("stalled").await.unwrap().variables("*").await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_is_stopped_with_an_open_watch_holds_up_nobody() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let writer = Client::connect(sandbox.url()).await.unwrap();
+    let session = writer.session("watched").await.unwrap();
+    register(&session).await;
+    let add = || writer.execute::<i64>("add", json!({"a": 1, "b": 2}));
+    assert_eq!(add().await.unwrap(), 3);
+    let before = sockets(sandbox.pid());
+
+    let mut command = Command::new(python());
+    command.arg(root().join("tests/clients/watching.py")).arg(sandbox.url().trim_start_matches("http://"));
+    let mut stopped = command.arg("watched").kill_on_drop(true).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(stopped.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next_line().await.unwrap().unwrap(), "watching");
+    signal(stopped.id().unwrap(), Signal::SIGSTOP);
+
+    // Far more than sockets and queues take in.
+    let text = "x".repeat(1 << 20);
+    eventually("the host lets go of it", NOTICED_WITHIN, async || {
+        session.set("x", &text).await.unwrap();
+        assert_eq!(add().await.unwrap(), 3);
+        sockets(sandbox.pid()) == before
+    })
+    .await;
 }
 
 #[tokio::test]

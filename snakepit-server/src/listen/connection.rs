@@ -15,6 +15,7 @@ use tonic::service::Routes;
 use super::{
     connections::{Connection, Slot},
     requests::{MOST_HEADER_BYTES, Requests},
+    write_timeout::WriteTimeout,
 };
 
 /// How long a connection may take to its first request.
@@ -28,6 +29,8 @@ const READ_WITHIN: Duration = Duration::from_secs(30);
 /// How often a client that says nothing is asked whether it is there, and how long it may take to say so. A client that
 /// froze, or whose machine died, loses its connection after the sum of both, and with it its calls and watches.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(8));
+/// How long a client may take no byte of what is sent to it. One that lives does: HTTP/2 reads, whatever the program does.
+const UNREAD: Duration = Duration::from_secs(18);
 /// How many requests one connection may have open. A client that wants more waits until one of them ends. Calls share a
 /// stream, watches do not. What the requests hold is bounded by the budget of the connection.
 const MOST_STREAMS: u32 = 2048;
@@ -50,8 +53,8 @@ pub(super) async fn serve(
         .keep_alive_interval(KEEPALIVE.0)
         .keep_alive_timeout(KEEPALIVE.1);
     let state = slot.connection();
-    let mut connection =
-        pin!(http.serve_connection(TokioIo::new(io), Requests::new(routes, Arc::clone(state))));
+    let io = TokioIo::new(WriteTimeout::new(io, UNREAD));
+    let mut connection = pin!(http.serve_connection(io, Requests::new(routes, Arc::clone(state))));
     tokio::select! {
         biased;
         ended = &mut connection => return note(ended),
