@@ -97,6 +97,7 @@ fn payload_of(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Pa
     } else if array::is_array(value)? {
         return array::from_python(value, what);
     } else if let Some(plain) = array::scalar_to_plain(value)? {
+        let plain = plain.map_err(|problem| type_error(format!("{what} {problem}")))?;
         return payload_of(&plain, what);
     } else {
         return Err(write::unfit(value, what));

@@ -227,6 +227,13 @@ def test_values_that_would_arrive_as_others_are_refused_with_a_way_out_that_work
         with pytest.raises(TypeError, match=problem):
             _native.encode(wrap(value), "the value")
         over_the_wire(wrap(fixed))
+    long = np.longdouble(1) / 3
+    for value, fixed in [(long, float(long)), (long, str(long)), (np.clongdouble(long), None)]:
+        with pytest.raises(TypeError, match=r"the value.* is a `numpy.*longdouble`, .* by float\(\) or complex\(\)"):
+            _native.encode(wrap(value), "the value")
+        over_the_wire(wrap(fixed))
+    with pytest.raises(TypeError, match=r"the value is a `numpy\.datetime64`"):
+        _native.encode(dates[0], "the value")
     with pytest.raises(TypeError, match="pass it alone, or its text by base64"):
         _native.encode([b"x"], "the value")
     assert over_the_wire(b"x") == b"x"

@@ -10,7 +10,7 @@ use snakepit_proto::{
     status::{Details, TOOL_FAILED, WORKER_LOST, details_of},
     value,
 };
-use snakepit_tests::{Client, SHOWCASE, Sandbox, execute, python, root, tool_request};
+use snakepit_tests::{Client, SHOWCASE, Sandbox, execute, python, result_of, root, tool_request};
 use tokio::process::Command;
 use tonic::{Code, Status};
 
@@ -241,6 +241,42 @@ async fn a_worker_refuses_as_the_host_would() {
         assert!(status.message().starts_with("argument `value` of tool `shape_of` "), "{status:?}");
         assert_eq!(status.message().matches("argument").count(), 1, "{status:?}");
         assert_eq!(details_of(&status).violation.unwrap().field, "value");
+    }
+}
+
+#[tokio::test]
+async fn a_tool_that_takes_an_array_gets_one_or_nothing() {
+    let sandbox = Sandbox::adapter(FAILING, 1).start().await;
+    let mut client = sandbox.client().await;
+    let mut ask = async |json: &str| {
+        let mut request = tool_request("shape_of", &json!({}));
+        let value = json.as_bytes().to_vec().into();
+        let array = pb::Any { type_url: "type.googleapis.com/snakepit.tensor".to_owned(), value };
+        request.parameters.insert("value".to_owned(), array);
+        client.execute_tool(request).await.map(|response| result_of(response.into_inner()))
+    };
+    for (json, shape) in [
+        ("[[1, 2], [3, 4]]", json!([2, 2])),
+        ("[]", json!([0])),
+        (r#"{"shape": [2], "data": [1, 2]}"#, json!([2])),
+        (r#"{"shape": [2, 1], "data": [1.5, 2], "dtype": "float32"}"#, json!([2, 1])),
+        (r#"{"shape": [1], "data": "AAAAAAAA8D8=", "dtype": "float64", "binary_format": "raw"}"#, json!([1])),
+    ] {
+        assert_eq!(ask(json).await.unwrap(), shape, "{json}");
+    }
+    for (json, problem) in [
+        ("{}", "makes no array"),
+        (r#"{"a": 1}"#, "makes no array"),
+        (r#"{"shape": [2]}"#, "makes no array"),
+        (r#"{"shape": "x", "data": [1, 2]}"#, "makes no array"),
+        (r#"{"shape": [3], "data": [1, 2]}"#, "not of the shape [3]"),
+        (r#"{"shape": [2], "data": ["x", "y"]}"#, "dtype"),
+        (r#"{"shape": [2], "data": [1, 2], "dtype": "object"}"#, "no type of numbers"),
+        ("[[1, 2], [3]]", "equally long"),
+    ] {
+        let status = ask(json).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{json}: {status:?}");
+        assert!(status.message().contains(problem), "{json}: {status:?}");
     }
 }
 

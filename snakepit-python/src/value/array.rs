@@ -8,7 +8,7 @@ use pyo3::{
     exceptions::{PyImportError, PyValueError},
     prelude::*,
     pybacked::PyBackedBytes,
-    types::{PyByteArray, PyBytes, PyDict},
+    types::{PyByteArray, PyBytes, PyDict, PyList},
 };
 use serde::{Deserialize, Serialize};
 use snakepit_session::{Payload, ValueType};
@@ -114,6 +114,38 @@ pub(super) fn from_lists<'py>(lists: &Bound<'py, PyAny>) -> PyResult<Bound<'py, 
     Err(unfit(&format_args!("its items are of dtype `{}`", dtype.getattr("name")?)))
 }
 
+/// An array that is described by a map of its shape and data, as some clients write it; `None` if the map says something else.
+///
+/// # Errors
+/// `ValueError` when the data is no lists of numbers, or not of the shape.
+pub(super) fn from_described<'py>(map: &Bound<'py, PyDict>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let (Some(shape), Some(data)) = (map.get_item("shape")?, map.get_item("data")?) else { return Ok(None) };
+    let (Ok(shape), true) = (shape.extract::<Vec<usize>>(), data.is_instance_of::<PyList>()) else {
+        return Ok(None);
+    };
+    let mut array = from_lists(&data)?;
+    if let Some(dtype) = map.get_item("dtype")? {
+        array = array.call_method1("astype", (number_type(&dtype)?,))?;
+    }
+    array.call_method1("reshape", (shape.clone(),)).map(Some).map_err(|_| {
+        let size = array.len().unwrap_or_default();
+        PyValueError::new_err(format!(
+            "it makes no array: its data of {size} numbers is not of the shape {shape:?}"
+        ))
+    })
+}
+
+/// The data type of this name, if it is one of numbers.
+fn number_type<'py>(name: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let dtype = numpy(name.py())?.call_method1("dtype", (name,)).ok();
+    let kind = |dtype: &Bound<'py, PyAny>| dtype.getattr("kind")?.extract::<String>();
+    dtype.filter(|dtype| kind(dtype).is_ok_and(|kind| NUMBER_KINDS.contains(&kind))).ok_or_else(|| {
+        PyValueError::new_err(format!(
+            "the tensor's dtype is {name:?}, which is no type of numbers; name one"
+        ))
+    })
+}
+
 fn numpy(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     py.import("numpy").map_err(|error| {
         if error.is_instance_of::<PyImportError>(py) {
@@ -127,21 +159,27 @@ fn numpy(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     })
 }
 
-/// The plain Python number behind a numpy scalar; `None` for anything else.
-pub(super) fn scalar_to_plain<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+/// The plain Python number behind a numpy scalar, or why there is none; `None` for anything else.
+pub(super) fn scalar_to_plain<'py>(
+    value: &Bound<'py, PyAny>,
+) -> PyResult<Option<Result<Bound<'py, PyAny>, String>>> {
     let Some(numpy) = imported_numpy(value.py())? else { return Ok(None) };
     if !value.is_instance(&numpy.getattr("generic")?)? {
         return Ok(None);
     }
     if let Some(problem) = problem_of(value)? {
-        return Err(type_error(format!("a value {problem}")));
+        return Ok(Some(Err(problem)));
     }
     let plain = value.call_method0("item")?;
     // Extended floats have no plain form: their `item` is a numpy scalar again.
     if plain.get_type().is(value.get_type()) {
-        return Ok(Some(plain.call_method0("__float__")?));
+        let ty = type_name(value);
+        return Ok(Some(Err(format!(
+            "is a `{ty}`, of which a float or complex would hold a part of the digits; round it by float() or complex(), or \
+             pass all of it as an array or by str()"
+        ))));
     }
-    Ok(Some(plain))
+    Ok(Some(Ok(plain)))
 }
 
 /// A numpy array as a raw buffer.

@@ -1,7 +1,12 @@
 //! Arguments that are not of their parameter's type, but stand for a value of it: 5 for a float, 5.0 for an int, lists
 //! for an array.
 
-use pyo3::{exceptions::PyValueError, intern, prelude::*, types::PyList};
+use pyo3::{
+    exceptions::PyValueError,
+    intern,
+    prelude::*,
+    types::{PyDict, PyList},
+};
 use snakepit_registry::ToolSpec;
 use snakepit_session::{Payload, ValueType};
 
@@ -58,7 +63,17 @@ impl Conversion {
             Self::Integer => read::whole(&value)?
                 .ok_or_else(|| PyValueError::new_err(format!("it is {value}, expected an integer"))),
             Self::Array if value.is_instance_of::<PyList>() => array::from_lists(&value),
-            Self::Array => Ok(value),
+            Self::Array => {
+                let described = value.cast::<PyDict>().map_or(Ok(None), array::from_described)?;
+                match described {
+                    Some(array) => Ok(array),
+                    None if array::is_array(&value)? => Ok(value),
+                    None => Err(PyValueError::new_err(format!(
+                        "it is {}, which makes no array; send lists of numbers that are equally long, or an array",
+                        read::described(&value)
+                    ))),
+                }
+            }
         }
     }
 }

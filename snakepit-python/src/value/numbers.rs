@@ -80,7 +80,7 @@ impl Numbers {
             Ok(exact.is_some_and(|number| self.push(number as f64, depth)))
         } else if array::is_array(value)? {
             self.read(&value.call_method0("tolist")?, depth)
-        } else if let Some(plain) = array::scalar_to_plain(value)? {
+        } else if let Some(Ok(plain)) = array::scalar_to_plain(value)? {
             self.read(&plain, depth)
         } else {
             Ok(false)

@@ -127,6 +127,7 @@ fn write(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: usize) -> Result<()
         }
         write(&value.call_method0("tolist")?, out, depth + 1)
     } else if let Some(plain) = array::scalar_to_plain(value)? {
+        let plain = plain.map_err(|problem| Misfit::Value { problem, path: Vec::new() })?;
         write(&plain, out, depth + 1)
     } else {
         Err(Misfit::Type { name: type_name(value), path: Vec::new() })
@@ -217,7 +218,7 @@ fn key_text(key: &Bound<'_, PyAny>) -> Result<String, Misfit> {
     let is_plain = |key: &Bound<'_, PyAny>| {
         key.is_none() || key.is_instance_of::<PyInt>() || key.is_instance_of::<PyFloat>()
     };
-    let unwrapped = if is_plain(key) { None } else { array::scalar_to_plain(key)? };
+    let unwrapped = if is_plain(key) { None } else { array::scalar_to_plain(key)?.and_then(Result::ok) };
     let key = unwrapped.as_ref().unwrap_or(key);
     if !is_plain(key) {
         return Err(Misfit::Type { name: type_name(key), path: vec![format!(" key {}", repr(key))] });
