@@ -210,16 +210,17 @@ impl Variables {
         accepted(answer.success, answer.error_message)
     }
 
-    fn history(&self, py: Python<'_>, identifier: String, limit: i32) -> PyResult<Vec<VariableVersion>> {
+    fn history(&self, py: Python<'_>, identifier: &str, limit: i32) -> PyResult<Vec<VariableVersion>> {
         let request = pb::GetVariableHistoryRequest {
             session_id: self.session_id(),
-            variable_identifier: identifier,
+            variable_identifier: identifier.to_owned(),
             limit,
         };
         let answer = self.call.get().read(py, request, |mut client, request| async move {
             client.get_variable_history(request).await
         })?;
-        Ok(answer.entries.into_iter().map(VariableVersion::from).collect())
+        let entries = answer.entries.into_iter();
+        Ok(entries.map(|entry| VariableVersion::from_wire(identifier, entry)).collect())
     }
 
     fn rollback(&self, py: Python<'_>, identifier: String, version: i32) -> PyResult<Variable> {

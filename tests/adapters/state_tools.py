@@ -6,7 +6,14 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from refusals import said
-from snakepit_bridge import BaseAdapter, HostUnavailableError, InvalidArgumentError, LimitExceededError, tool
+from snakepit_bridge import (
+    BaseAdapter,
+    HostUnavailableError,
+    InvalidArgumentError,
+    LimitExceededError,
+    SnakepitError,
+    tool,
+)
 from snakepit_bridge.watch import Watch
 from state_checks import CHECKS
 
@@ -38,6 +45,17 @@ class StateTools(BaseAdapter):
     def set_value(self, name: str, value: Any) -> None:
         """Writes a variable."""
         self.session_context[name] = value
+
+    @tool
+    def read_unreadable(self, name: str) -> list[str]:
+        """What the ways to a value say that cannot be read."""
+        context = self.session_context
+        return [
+            said(SnakepitError, lambda: context[name]),
+            said(SnakepitError, lambda: context.get_variables([name])),
+            said(SnakepitError, lambda: [variable.value for variable in context.list_variables()]),
+            said(SnakepitError, lambda: [version.value for version in context.variable_history(name)]),
+        ]
 
     @tool
     def halve(self, name: str) -> None:

@@ -195,6 +195,33 @@ async fn a_watch_that_is_kept_ends_with_its_call_all_the_same() {
 }
 
 #[tokio::test]
+async fn a_value_that_python_cannot_read_is_named() {
+    let sandbox = Sandbox::adapter(TOOLS, 1).start().await;
+    let mut client = sandbox.client().await;
+    open(&mut client, "s").await;
+    let any = pb::Any {
+        type_url: "type.googleapis.com/snakepit.tensor.binary".to_owned(),
+        value: br#"{"shape":[1],"dtype":"float64","binary_format":"pickle"}"#.as_slice().into(),
+    };
+    let request = pb::RegisterVariableRequest {
+        session_id: "s".to_owned(),
+        name: "odd".to_owned(),
+        r#type: "tensor".to_owned(),
+        initial_value: Some(any),
+        initial_binary_value: vec![0; 8].into(),
+        ..Default::default()
+    };
+    client.register_variable(request).await.unwrap();
+    let said = call(&mut client, "s", "read_unreadable", &json!({"name": "odd"})).await;
+    let said = said.as_array().unwrap();
+    assert_eq!(said.len(), 4);
+    for text in said {
+        let text = text.as_str().unwrap();
+        assert!(text.contains("variable `odd` cannot be read: ") && text.contains("pickle"), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_fork_of_a_worker_leaves_its_watch_alone() {
     let sandbox = Sandbox::adapter(TOOLS, 1).start().await;
     let mut client = sandbox.client().await;

@@ -218,7 +218,7 @@ impl LocalVariables {
         let limit = usize::try_from(limit)
             .map_err(|_| refused("`limit` is negative; use 0 for all versions kept".to_owned()))?;
         let versions = self.run(py, |backend, id| backend.variable_history(id, identifier, limit))?;
-        Ok(versions.into_iter().map(VariableVersion::from).collect())
+        Ok(versions.into_iter().map(|entry| VariableVersion::from_local(identifier, entry)).collect())
     }
 
     fn rollback(&self, py: Python<'_>, identifier: &str, version: i32) -> PyResult<Variable> {

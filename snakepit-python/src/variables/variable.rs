@@ -8,35 +8,56 @@ use std::{
 };
 
 use bytes::Bytes;
-use pyo3::{exceptions::PyValueError, prelude::*, sync::PyOnceLock, types::PyDict};
+use pyo3::{
+    exceptions::{PyException, PyValueError},
+    prelude::*,
+    sync::PyOnceLock,
+    types::PyDict,
+};
 use snakepit_proto::pb;
 use snakepit_session::{Payload, ValueType, WatchEvent};
 use snakepit_worker::wire::{WireError, payload_from_wire};
 
-use crate::value;
+use crate::{host::SnakepitError, value};
 
 /// A value that becomes a Python object when somebody looks at it: a listing may hold many, and large ones.
 struct Value {
+    /// What it is of, to say so when it cannot be read: the one who wrote it is somebody else.
+    what: String,
     payload: Result<Payload, WireError>,
     object: PyOnceLock<Py<PyAny>>,
 }
 
 impl Value {
-    fn new(payload: Result<Payload, WireError>) -> Arc<Self> {
-        Arc::new(Self { payload, object: PyOnceLock::new() })
+    fn new(what: String, payload: Result<Payload, WireError>) -> Arc<Self> {
+        Arc::new(Self { what, payload, object: PyOnceLock::new() })
     }
 
-    fn from_wire(any: Option<pb::Any>, buffer: Bytes) -> Arc<Self> {
+    fn from_wire(what: String, any: Option<pb::Any>, buffer: Bytes) -> Arc<Self> {
         let buffer = (!buffer.is_empty()).then_some(buffer);
-        Self::new(payload_from_wire(any.unwrap_or_default(), buffer))
+        Self::new(what, payload_from_wire(any.unwrap_or_default(), buffer))
     }
 
     fn get(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let object = self.object.get_or_try_init(py, || match &self.payload {
-            Ok(payload) => value::to_python(py, payload.clone()).map(Bound::unbind),
-            Err(error) => Err(PyValueError::new_err(error.to_string())),
+            Ok(payload) => {
+                let object = value::to_python(py, payload.clone()).map(Bound::unbind);
+                object.map_err(|error| self.unreadable(py, error))
+            }
+            Err(error) => Err(self.unreadable(py, PyValueError::new_err(error.to_string()))),
         });
         object.map(|object| object.clone_ref(py))
+    }
+
+    /// The error for a value that is stored, and cannot be read here. What is no error, such as a cancellation, stays as it is.
+    fn unreadable(&self, py: Python<'_>, error: PyErr) -> PyErr {
+        if !error.is_instance_of::<PyException>(py) {
+            return error;
+        }
+        let told =
+            SnakepitError::new_err(format!("the value of {} cannot be read: {}", self.what, error.value(py)));
+        told.set_cause(py, Some(error));
+        told
     }
 }
 
@@ -118,6 +139,7 @@ impl From<pb::Variable> for Variable {
             pb::variable::Source::Python => "python",
         };
         Self {
+            value: Value::from_wire(of(&variable.name), variable.value, variable.binary_value),
             id: variable.id,
             name: variable.name,
             ty: variable.r#type,
@@ -126,7 +148,6 @@ impl From<pb::Variable> for Variable {
             source,
             updated_at: time(variable.last_updated_at),
             constraints: variable.constraints_json,
-            value: Value::from_wire(variable.value, variable.binary_value),
         }
     }
 }
@@ -136,6 +157,7 @@ impl From<snakepit_session::Variable> for Variable {
         let snakepit_session::Variable { id, name, ty, value, version, metadata, source, updated_at } =
             variable;
         Self {
+            value: Value::new(of(name.as_str()), Ok(value)),
             id: id.to_string(),
             name: name.to_string(),
             ty: ty.kind().to_string(),
@@ -144,7 +166,6 @@ impl From<snakepit_session::Variable> for Variable {
             source: source.as_str(),
             updated_at,
             constraints: ty.constraints_json().to_owned(),
-            value: Value::new(Ok(value)),
         }
     }
 }
@@ -182,28 +203,36 @@ impl VariableVersion {
     }
 }
 
-impl From<pb::VariableHistoryEntry> for VariableVersion {
-    fn from(entry: pb::VariableHistoryEntry) -> Self {
+impl VariableVersion {
+    /// A version of the variable of this name or id.
+    pub(crate) fn from_wire(identifier: &str, entry: pb::VariableHistoryEntry) -> Self {
         Self {
+            value: Value::from_wire(version_of(identifier, entry.version), entry.value, entry.binary_value),
             version: entry.version.into(),
             updated_at: time(entry.timestamp),
             changed_by: entry.changed_by,
             metadata: entry.metadata,
-            value: Value::from_wire(entry.value, entry.binary_value),
         }
     }
-}
 
-impl From<snakepit_session::VariableVersion> for VariableVersion {
-    fn from(entry: snakepit_session::VariableVersion) -> Self {
+    /// The same of a session in this process.
+    pub(crate) fn from_local(identifier: &str, entry: snakepit_session::VariableVersion) -> Self {
         Self {
+            value: Value::new(version_of(identifier, entry.version), Ok(entry.value)),
             version: entry.version.into(),
             updated_at: entry.at,
             changed_by: entry.note.author().to_owned(),
             metadata: (&entry.note.metadata).into(),
-            value: Value::new(Ok(entry.value)),
         }
     }
+}
+
+fn of(name: &str) -> String {
+    format!("variable `{name}`")
+}
+
+fn version_of(identifier: &str, version: impl fmt::Display) -> String {
+    format!("version {version} of variable `{identifier}`")
 }
 
 /// Something that happened to a variable.
