@@ -31,6 +31,7 @@ impl Background {
     /// # Errors
     /// When the system refuses a file descriptor or a thread.
     pub(crate) fn get() -> io::Result<Self> {
+        // Locked with the GIL held, which who forks holds, too: in a fork it is never locked by a thread that does not exist.
         static CURRENT: Mutex<Option<Background>> = Mutex::new(None);
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
         match *current {

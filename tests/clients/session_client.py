@@ -7,7 +7,10 @@ import asyncio
 import os
 import sys
 import threading
+import time
 from functools import partial
+
+import pytest
 
 from refusals import raised, said
 from snakepit_bridge import (
@@ -95,6 +98,17 @@ def timeouts(client: Client) -> None:
     assert "deadline" in asyncio.run(ended(session.watch("n"), DeadlineExceededError))
     # The time of one is not that of the next.
     assert session["n"] == 0
+
+    def too_late(value: int) -> int:
+        # Somebody else writes it meanwhile, each time.
+        client.session("timeouts").set_variable("n", value + 1)
+        return value
+
+    # An update has that time for all that it does.
+    start = time.monotonic()
+    with pytest.raises((VersionConflictError, DeadlineExceededError)):
+        session.update("n", too_late)
+    assert time.monotonic() - start < 3
 
 
 def sessions(client: Client) -> None:

@@ -196,6 +196,16 @@ def closing(address: str, pid: int) -> None:
     assert list(done) == [1, 2, 3, 4]
     assert time.monotonic() - start < 20
 
+    # One that is large has yet to get a stream, and is waited for all the same.
+    client = Client(address)
+    with ThreadPoolExecutor() as threads:
+        large = client._start("length", {"data": bytes(1 << 20)}, stream=False)
+        closed = threads.submit(client.close, timeout=20)
+        with pytest.raises(TimeoutError):
+            closed.result(timeout=0.3)
+        assert large.result() == 1 << 20
+        closed.result()
+
     # A host that is frozen does not keep it.
     client = Client(address)
     call = client.stream("count", n=3, pause=10)
@@ -324,6 +334,11 @@ def refusals(address: str, _: int) -> None:
         limit = 100 * 1024 * 1024
         with pytest.raises(InvalidArgumentError, match="limit is"):
             client.call("length", data=bytes(limit))
+        many = {f"a{number}": 1 for number in range(270_000)}
+        for caller in (client, client.options(idempotent=True)):
+            with pytest.raises(InvalidArgumentError, match="fields") as refused:
+                caller.call("add", **many)
+            assert not refused.value.may_have_run
         for program in (client.global_programs, client.session("large").programs):
             with pytest.raises(InvalidArgumentError, match=str(limit)):
                 program["p"] = bytes(limit)
@@ -345,9 +360,9 @@ def refusals(address: str, _: int) -> None:
         return await asyncio.gather(*calls, return_exceptions=True)
 
     with Client(address) as client:
-        refused = [outcome for outcome in asyncio.run(crowd(client)) if outcome != "slept"]
-        assert refused
-        for error in refused:
+        errors = [outcome for outcome in asyncio.run(crowd(client)) if outcome != "slept"]
+        assert errors
+        for error in errors:
             assert isinstance(error, OverloadedError), error
             assert not error.may_have_run
             assert error.retry_after

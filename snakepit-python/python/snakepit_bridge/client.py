@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from snakepit_bridge import _checked, _native
@@ -189,6 +190,12 @@ class Session(_Caller, SessionVariables):
     def options(self, *, timeout: float | None = None, idempotent: bool = False) -> Session:
         """Return this session with these options, and no others. See :meth:`Client.options`."""
         return Session(self._native, _Options(self.session_id, timeout, idempotent))
+
+    def _until(self, end: float) -> Session:
+        if self._options.timeout is None:
+            return self
+        left = max(end - time.monotonic(), 0.001)
+        return Session(self._native, replace(self._options, timeout=min(left, self._options.timeout)))
 
     def delete(self) -> None:
         """End the session on the host, with all it holds."""

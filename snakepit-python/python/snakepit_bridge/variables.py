@@ -167,7 +167,8 @@ class SessionVariables:
             identifier: Its name or id.
             change: Makes the new value of the current one. It is called again when the variable was written meanwhile,
                 so it should do nothing else.
-            retries: How many times at most it is called again; by default as often as a minute allows.
+            retries: How many times at most it is called again; by default as often as a minute allows, or the
+                timeout of a client's session, if that is shorter: it holds for all of them together.
             metadata: What to attach to the new version.
 
         Raises:
@@ -179,24 +180,31 @@ class SessionVariables:
             raise _checked.unfit("change", change, "a function")
         if retries is not None:
             retries = _checked.integer("retries", retries, "an int or None")
-        began, pause = time.monotonic(), 1
+        limit = self._call.time_remaining()
+        end, pause = time.monotonic() + min(_UPDATE_TIMEOUT, _UPDATE_TIMEOUT if limit is None else limit), 1
         while True:
             attempt = time.monotonic()
-            current = self.variable(identifier)
+            current = self._until(end).variable(identifier)
             value = change(current.value)
             try:
                 # By its id: one that was deleted and registered anew is another variable, if maybe at the same version.
-                self.set_variable(current.id, value, metadata, expected_version=current.version)
+                self._until(end).set_variable(current.id, value, metadata, expected_version=current.version)
                 return value
             except (VersionConflictError, VariableNotFoundError):
                 now = time.monotonic()
-                if retries == 0 or now - began > _UPDATE_TIMEOUT:
+                # At random, so that those who got into each other's way do not do so again.
+                wait = os.urandom(1)[0] / 255 * pause * max(now - attempt, 0.001)
+                if retries == 0 or now + wait >= end:
                     raise
                 if retries is not None:
                     retries -= 1
-                # At random, so that those who got into each other's way do not do so again.
-                time.sleep(os.urandom(1)[0] / 255 * pause * max(now - attempt, 0.001))
+                time.sleep(wait)
                 pause = min(pause * 2, 16)
+
+    def _until(self, end: float) -> SessionVariables:
+        """Get these variables, with no more time for each request than until then. A tool has its own deadline."""
+        del end
+        return self
 
     def delete_variable(self, identifier: str) -> None:
         """Delete a variable with its history.

@@ -19,6 +19,7 @@ use snakepit_proto::{
 };
 use snakepit_worker::wire::value_from_wire;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{
     answer::{self, Form},
@@ -27,7 +28,7 @@ use super::{
 use crate::{
     completions::{Completions, Wait},
     driver::Driver,
-    host::{HostError, SnakepitError},
+    host::{self, HostError, SnakepitError},
     value,
 };
 
@@ -59,6 +60,8 @@ struct Shared {
 struct State {
     /// What is to be sent once there is a connection again.
     unsent: Option<pb::CallStart>,
+    /// Makes a client that is closed wait for a call that has no stream yet.
+    opening: Option<TaskTrackerToken>,
     /// The call on its way. `None` once it has ended or was cancelled.
     live: Option<Call>,
     /// A copy of what was sent, if running it twice does no harm.
@@ -106,7 +109,9 @@ impl State {
         match end {
             CallEnd::Reply(reply) => self.end = Some(Ok(reply)),
             CallEnd::Unsent(start, _) if again => self.unsent = Some(start),
-            CallEnd::Broken(_) if again && self.copy.is_some() => self.unsent = self.copy.clone(),
+            CallEnd::Broken(status) if again && self.copy.is_some() && !host::is_refusal(&status) => {
+                self.unsent = self.copy.clone();
+            }
             CallEnd::Unsent(_, status) => {
                 let problem = format!(
                     "each new connection broke before the call was sent, the last one by: {}",
@@ -156,6 +161,8 @@ impl Shared {
     fn begin(&self, stream: Result<Multiplexer, HostError>) {
         let mut state = self.state();
         let Some(mut start) = state.unsent.take() else { return };
+        // From here on its stream is waited for.
+        let _opening = state.opening.take();
         if let Some(deadline) = self.deadline {
             start.timeout_us = microseconds(deadline.saturating_duration_since(Instant::now()));
         }
@@ -175,6 +182,7 @@ impl Shared {
         let live = {
             let mut state = self.state();
             if state.end.is_none() {
+                state.opening = None;
                 let surely_not = state.unsent.take().is_some() && state.copy.is_none();
                 state.end = Some(Err(HostError::Late { may_have_run: !surely_not }));
             }
@@ -204,7 +212,10 @@ impl HostCall {
         let is_large = call_size(&start) > MAX_SHARED_BYTES;
         match connection.usable()?.filter(|_| !is_large) {
             Some(stream) => state.live = Some(stream.start(start, 0)),
-            None => state.unsent = Some(start),
+            None => {
+                state.opening = Some(connection.token());
+                state.unsent = Some(start);
+            }
         }
         let shared = Shared {
             connection: Arc::clone(connection),
@@ -325,6 +336,7 @@ impl HostCall {
         let live = {
             let mut state = self.shared.state();
             state.unsent = None;
+            state.opening = None;
             state.live.take()
         };
         drop(live);

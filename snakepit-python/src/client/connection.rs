@@ -9,7 +9,7 @@ use std::{
 };
 
 use snakepit_proto::{mux::Multiplexer, status::root_cause};
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::{
     caller::ClientEnd,
@@ -129,15 +129,22 @@ impl Connection {
         }
     }
 
-    /// A stream for one call whose arguments would keep those of others waiting. It closes once the call has ended.
+    /// A stream for one call whose arguments would keep those of others waiting. It closes once the call has ended. One that was
+    /// started before the client was closed gets it all the same.
     ///
     /// # Errors
-    /// As for [`shared_stream`](Self::shared_stream).
+    /// When the client's calls were ended, and when the host cannot be reached. Nothing of the call was sent then.
     pub(super) async fn own_stream(&self) -> Result<Multiplexer, HostError> {
-        if self.stream().is_none() {
-            return Err(HostError::Closed);
+        tokio::select! {
+            biased;
+            () = self.end.cut.cancelled() => Err(HostError::Closed),
+            opened = self.open_another() => Ok(opened?),
         }
-        Ok(self.open_another().await?)
+    }
+
+    /// As long as it is held, the client has not settled.
+    pub(super) fn token(&self) -> TaskTrackerToken {
+        self.answers.token()
     }
 
     async fn open_another(&self) -> Result<Multiplexer, OpenError> {
@@ -161,9 +168,9 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         if self.host.driver().is_forked() {
-            // It is the parent's; locks may be held there by threads that do not exist here.
+            // It is the parent's. Its lock may be held by a thread that does not exist here, and is not needed.
             std::mem::forget(self.host.clone());
-            std::mem::forget(self.stream().take());
+            std::mem::forget(self.stream.get_mut().unwrap_or_else(PoisonError::into_inner).take());
         }
     }
 }
@@ -207,5 +214,78 @@ async fn within<T>(
         Err(_) => {
             Err(OpenError::Late(problem(&format!("it did not answer within {} s", bound.as_secs_f64()))))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread};
+
+    use nix::{
+        sys::{
+            signal::{Signal, kill},
+            wait::{WaitPidFlag, WaitStatus, waitpid},
+        },
+        unistd::{ForkResult, fork},
+    };
+    use tonic::transport::Endpoint;
+
+    use super::*;
+    use crate::background::Background;
+
+    #[test]
+    #[allow(unsafe_code)]
+    fn a_fork_drops_a_connection_that_a_thread_of_its_parent_uses() {
+        let driver = Driver::Background(Background::get().unwrap());
+        let channel = {
+            let _runtime = driver.runtime().enter();
+            Endpoint::from_static("http://127.0.0.1:1").connect_lazy()
+        };
+        let connection = Connection {
+            host: Host::new(channel, driver),
+            end: ClientEnd::default(),
+            address: String::new(),
+            connect_timeout: Duration::ZERO,
+            stream: Mutex::new(None),
+            answers: TaskTracker::new(),
+            reopening: tokio::sync::Mutex::default(),
+            failures: AtomicU64::new(0),
+        };
+        let (held, is_held) = mpsc::channel();
+        let (release, is_released) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            let connection = &connection;
+            scope.spawn(move || {
+                let _stream = connection.stream();
+                held.send(()).unwrap();
+                let _ = is_released.recv();
+            });
+            is_held.recv().unwrap();
+            // SAFETY: the child touches nothing but the connection, and ends.
+            let child = match unsafe { fork() }.unwrap() {
+                ForkResult::Child => {
+                    // SAFETY: nobody else has it in this process, which ends before it would be dropped again.
+                    unsafe {
+                        std::ptr::drop_in_place(std::ptr::from_ref(connection).cast_mut());
+                        nix::libc::_exit(0);
+                    }
+                }
+                ForkResult::Parent { child } => child,
+            };
+            let mut status = WaitStatus::StillAlive;
+            for _ in 0..2000 {
+                status = waitpid(child, Some(WaitPidFlag::WNOHANG)).unwrap();
+                if status != WaitStatus::StillAlive {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+            if status == WaitStatus::StillAlive {
+                kill(child, Signal::SIGKILL).unwrap();
+                waitpid(child, None).unwrap();
+            }
+            drop(release);
+            assert_eq!(status, WaitStatus::Exited(child, 0));
+        });
     }
 }

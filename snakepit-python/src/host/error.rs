@@ -111,14 +111,20 @@ pub(crate) fn broke(status: &Status) -> bool {
         && !causes(status).any(|cause| cause.is::<TimeoutExpired>() || cause.is::<ConnectError>())
 }
 
+/// Whether a host broke a stream because a message on it is too large. Only a call that has the stream to itself can make one.
+pub(crate) fn is_refusal(status: &Status) -> bool {
+    details_of(status).reason.as_deref() == Some(REQUEST_TOO_LARGE)
+}
+
 fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
     std::iter::successors(status.source(), |&error| error.source())
 }
 
 impl HostError {
-    /// What it means for a call that its stream broke. A host that shuts down says so as the last thing.
+    /// What it means for a call that its stream broke. A host that shuts down says so as the last thing, and so does one that
+    /// refuses the message.
     pub(crate) fn from_broken_stream(status: Status) -> Self {
-        if details_of(&status).reason.as_deref() == Some(SHUTTING_DOWN) {
+        if is_refusal(&status) || details_of(&status).reason.as_deref() == Some(SHUTTING_DOWN) {
             return Self::Status(status);
         }
         let problem = causes(&status).last().map_or_else(|| status.message().to_owned(), ToString::to_string);
