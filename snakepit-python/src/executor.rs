@@ -5,12 +5,14 @@
 
 mod answer;
 mod fitness;
+mod globals;
 mod runner;
 mod sending;
 mod stream;
 
 pub(crate) use self::{
     fitness::Fitness,
+    globals::Globals,
     runner::Runner,
     sending::{Answered, Sending},
     stream::{ChunkSink, ChunkSpace},
@@ -62,8 +64,8 @@ pub(crate) struct Flags {
     pub(crate) loop_runs: AtomicBool,
     /// The call that runs used the event loop.
     used_loop: AtomicBool,
-    /// The call that runs did something to signals.
-    pub(crate) signals_changed: AtomicBool,
+    /// The call that runs did something to signals or standard streams.
+    pub(crate) is_unsettled: AtomicBool,
     /// A call made this worker unfit for more.
     pub(crate) retired: AtomicBool,
 }
@@ -83,6 +85,8 @@ pub(crate) struct Executor {
     pub(crate) flags: Arc<Flags>,
     /// Without it, the process may be as broken as its tools leave it.
     pub(crate) fitness: Option<Fitness>,
+    /// Without it, what calls change stays so.
+    pub(crate) globals: Option<Globals>,
 }
 
 /// How a call ended other than well.
@@ -142,21 +146,39 @@ impl Executor {
             self.replace(&tool, "its runtime panicked");
             Err(ToolError::Internal { problem: format!("the runtime panicked while it ran tool `{tool}`") })
         });
-        let ended = Instant::now();
-        self.replace_if_broken(py, &tool, &outcome);
-        if state.is_cancelled() {
-            self.retire_if_unfit(&tool, &state, now);
-        }
+        let ended = *answer.ended.get_or_insert_with(Instant::now);
+        let (is_cancelled, has_failed) = (state.is_cancelled(), outcome.is_err());
         // A tool that saw its deadline pass may have stopped half-way and returned: that is no result.
-        let outcome = if state.is_cancelled() || (outcome.is_ok() && state.is_overdue(ended)) {
+        let outcome = if is_cancelled || (outcome.is_ok() && state.is_overdue(ended)) {
             Err(ToolError::Cancelled { tool: tool.to_string() })
         } else {
             outcome
         };
+        let mut unanswered = Some((answer, outcome));
+        let used_loop = self.flags.used_loop.load(Relaxed);
+        if used_loop && !self.end_async(py, &tool, false) {
+            // Nobody is to wait for what the call left behind, unless that is what they wait for.
+            if !is_cancelled && let Some((answer, outcome)) = unanswered.take() {
+                let answered = answer.finish(outcome, now, sending.answers.as_mut());
+                sending.note(answered);
+                if let Some(io) = self.io {
+                    sending.send(py, io);
+                }
+            }
+            self.end_async(py, &tool, true);
+        }
+        self.settle(py);
+        self.replace_if_broken(py, &tool, has_failed);
+        if is_cancelled {
+            self.retire_if_unfit(&tool, &state, now);
+        }
         let next = self.tools.finish(&state);
-        let answered = answer.finish(outcome, ended - now, sending.answers.as_mut());
-        sending.note(answered);
-        (next, ended)
+        if let Some((answer, outcome)) = unanswered {
+            let answered = answer.finish(outcome, now, sending.answers.as_mut());
+            sending.note(answered);
+        }
+        let is_late = used_loop || self.plan.has_cleanup;
+        (next, if is_late { Instant::now() } else { ended })
     }
 
     /// Runs one call from the arguments to the adapter's cleanup.
@@ -188,6 +210,7 @@ impl Executor {
         let mut leftovers = Leftovers::default();
         self.set_current(Some(Arc::clone(state)));
         let outcome = self.call_tool(py, &tool, mode, context, &kwargs, state, answer, &mut leftovers);
+        answer.ended = Some(Instant::now());
         // From here on nothing is interrupted: what cleans up may finish.
         self.set_current(None);
         state.set_async(false);
@@ -201,40 +224,41 @@ impl Executor {
             Failure::Raised(error) => self.failure(py, &tool, &error, leftovers.function.as_ref(), &kwargs),
         });
         self.clean_up(py, &leftovers);
-        if self.flags.used_loop.load(Relaxed) {
-            self.end_async(py, &tool);
-        }
-        if self.flags.signals_changed.load(Relaxed) {
-            self.flags.signals_changed.store(false, Relaxed);
-            self.settle(py);
-        }
         outcome
     }
 
-    /// Takes the traces of a call off the event loop.
-    fn end_async(&self, py: Python<'_>, tool: &str) {
-        self.flags.used_loop.store(false, Relaxed);
-        let ended = self.plan.end_async.bind(py).call0().and_then(|ended| ended.extract::<bool>());
-        match ended {
-            Ok(true) => {}
+    /// Takes the traces of a call off the event loop. `false` if that takes waiting, which it then may not.
+    fn end_async(&self, py: Python<'_>, tool: &str, may_wait: bool) -> bool {
+        let ended = self.plan.end_async.bind(py).call1((may_wait,));
+        match ended.and_then(|ended| ended.extract::<Option<bool>>()) {
+            Ok(Some(true)) => {}
+            Ok(None) => return false,
             // It has said why.
-            Ok(false) => self.retire(),
+            Ok(Some(false)) => self.retire(),
             Err(error) => {
                 error.write_unraisable(py, None);
                 self.retire();
                 warn(format_args!("the event loop cannot be cleaned up after a call of tool `{tool}`"));
             }
         }
+        self.flags.used_loop.store(false, Relaxed);
+        true
     }
 
-    /// Takes the traces of a call off the signals of the worker.
+    /// Takes the other traces of a call off the process.
     fn settle(&self, py: Python<'_>) {
         let settle = self.plan.settle.bind(py);
-        if !settle.is_none()
-            && let Err(error) = settle.call0()
+        if self.flags.is_unsettled.load(Relaxed) && !settle.is_none() {
+            self.flags.is_unsettled.store(false, Relaxed);
+            if let Err(error) = settle.call0() {
+                error.write_unraisable(py, Some(settle));
+                self.retire();
+            }
+        }
+        if let Some(globals) = &self.globals
+            && let Err(error) = globals.restore(py)
         {
-            error.write_unraisable(py, Some(settle));
-            self.retire();
+            error.write_unraisable(py, None);
         }
     }
 
@@ -244,9 +268,9 @@ impl Executor {
     }
 
     /// Ends this worker if a call left it unable to run others.
-    fn replace_if_broken(&self, py: Python<'_>, tool: &str, outcome: &Result<Option<Payload>, ToolError>) {
+    fn replace_if_broken(&self, py: Python<'_>, tool: &str, has_failed: bool) {
         let Some(fitness) = &self.fitness else { return };
-        if outcome.is_ok() {
+        if !has_failed {
             if let Some(problem) = fitness.glance(py) {
                 self.replace(tool, problem);
             }

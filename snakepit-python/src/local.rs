@@ -51,6 +51,7 @@ impl LocalRunner {
             progress: None,
             flags: Arc::default(),
             fitness: None,
+            globals: None,
         };
         Ok(Self { executor })
     }

@@ -70,13 +70,16 @@ pub(crate) struct Plan {
     pub(crate) run_async: Py<PyAny>,
     /// Pulls an async generator into a sink.
     pub(crate) drain_async: Py<PyAny>,
-    /// Undoes what a call did to the event loop; `False` if a task of it does not end.
+    /// Makes the context that calls begin with a copy of, and what is to run in each copy before.
+    pub(crate) contexts: Py<PyAny>,
+    /// Undoes what a call did to the event loop; `False` if a task of it does not end; `None` if that takes waiting, which it
+    /// then may not.
     pub(crate) end_async: Py<PyAny>,
     /// Runs what is ready on the event loop, and tells after how many seconds there is more.
     pub(crate) turn_async: Py<PyAny>,
     /// The descriptor that is readable when the event loop has something to do.
     pub(crate) loop_fileno: Py<PyAny>,
-    /// Undoes what a call did to the signals of the worker.
+    /// Undoes what a call did to the signals and standard streams of the worker.
     pub(crate) settle: Py<PyAny>,
     /// For tools that the adapter did not declare.
     pub(crate) after_cancel: AfterCancel,
@@ -126,6 +129,7 @@ impl Plan {
             end_async: object("end_async")?,
             turn_async: object("turn_async")?,
             loop_fileno: object("loop_fileno")?,
+            contexts: object("contexts")?,
             settle: object("settle")?,
             after_cancel,
             describe: object("describe")?,

@@ -3,7 +3,7 @@
 use std::{
     io::{self, Write},
     path::PathBuf,
-    sync::{Arc, OnceLock, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
 };
 
 use pyo3::{exceptions::PyRuntimeError, prelude::*};
@@ -15,7 +15,8 @@ use snakepit_proto::launch::{
 use crate::{
     call_output::CallOutput,
     control::Control,
-    executor::{Current, Executor, Fitness, Flags, Runner, Sending},
+    dispositions::Dispositions,
+    executor::{Current, Executor, Fitness, Flags, Globals, Runner, Sending},
     fork, host, interrupt,
     io::Io,
     plan::Plan,
@@ -23,7 +24,6 @@ use crate::{
     retire,
     serve::{self, Ready, ServeConfig, exit_now},
     state::Cut,
-    termination::Termination,
     tools::PythonTools,
 };
 
@@ -35,8 +35,8 @@ pub(crate) struct Worker {
     current: Current,
     output: Option<CallOutput>,
     flags: Arc<Flags>,
-    /// The runtime's own handling of SIGTERM, once there is one.
-    termination: OnceLock<Termination>,
+    /// What the system does on signals, once this runtime handles those that it needs.
+    dispositions: Mutex<Option<Dispositions>>,
 }
 
 #[pymethods]
@@ -64,7 +64,7 @@ impl Worker {
             current: Current::default(),
             output,
             flags: Arc::default(),
-            termination: OnceLock::new(),
+            dispositions: Mutex::default(),
         })
     }
 
@@ -107,9 +107,9 @@ impl Worker {
         }
     }
 
-    /// A call did something to signals: the plan's `settle` is to be called at its end.
-    fn signals_changed(&self) {
-        self.flags.signals_changed.store(true, Relaxed);
+    /// A call did something that is to be undone: the plan's `settle` is to be called at its end.
+    fn unsettle(&self) {
+        self.flags.is_unsettled.store(true, Relaxed);
     }
 
     /// The event loop has tasks that outlive calls: it must run between them.
@@ -117,9 +117,17 @@ impl Worker {
         self.flags.loop_runs.store(true, Relaxed);
     }
 
-    /// Has SIGTERM handled by this runtime again.
-    fn restore_sigterm(&self) -> PyResult<()> {
-        Ok(self.termination.get().map_or(Ok(()), Termination::restore)?)
+    /// What the system does on this signal now is what calls are to find.
+    fn remember_signal(&self, number: i32) {
+        if let Some(dispositions) = &mut *self.dispositions.lock().unwrap_or_else(PoisonError::into_inner) {
+            dispositions.remember(number);
+        }
+    }
+
+    /// Has this signal handled as calls are to find it.
+    fn restore_signal(&self, number: i32) -> PyResult<()> {
+        let dispositions = self.dispositions.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(dispositions.as_ref().map_or(Ok(()), |dispositions| dispositions.restore(number))?)
     }
 
     /// Tells the host that this worker cannot start. `False` when there is no control channel to tell it on.
@@ -174,8 +182,8 @@ impl Worker {
         let served = tools.clone();
         let Ready { host, address, port, executor_done, serving } =
             py.detach(|| io.drive(serve::start(config, served, io))).map_err(PyRuntimeError::new_err)?;
-        // The handler is there since the worker began to serve.
-        self.termination.get_or_init(Termination::current);
+        // The handler of SIGTERM is there since the worker began to serve.
+        *self.dispositions.lock().unwrap_or_else(PoisonError::into_inner) = Some(Dispositions::current());
         self.report_ready(address, port, ready_file)?;
         let executor = Executor {
             tools,
@@ -187,6 +195,7 @@ impl Worker {
             progress,
             flags: Arc::clone(&self.flags),
             fitness: Some(fitness),
+            globals: Some(Globals::new(py)?),
         };
         if let Err(error) = Runner::run(py, executor, io, Sending::new(answers)) {
             // Whatever runs at the exit of Python may rely on what is broken, and nobody answers the host any more.

@@ -28,6 +28,8 @@ class EventLoop:
         self.is_starting = False
         #: The context of tasks that outlive calls; by default that of the first coroutine.
         self.context: Context | None = None
+        #: Names of the modules that the adapter is written in.
+        self.modules: frozenset[str] = frozenset()
 
     def run(self, awaitable: Awaitable[Any], *, keep_tasks: bool = False) -> Any:
         """Run to the end and return the result, or raise what it raised.
@@ -36,9 +38,12 @@ class EventLoop:
         """
         return self._running().run(awaitable, keep_tasks=keep_tasks)
 
-    def end_call(self) -> bool:
-        """Undo what the call did to the loop, and end its tasks. ``False`` if one of them does not end."""
-        return self._loop is None or self._loop.end_call()
+    def end_call(self, may_wait: bool = True) -> bool | None:
+        """Undo what the call did to the loop, and end its tasks and callbacks.
+
+        Returns ``False`` if one of the tasks does not end; ``None`` if that takes waiting, which it then may not.
+        """
+        return self._loop is None or self._loop.end_call(may_wait)
 
     def turn(self) -> float | None:
         """Run what is ready. Returns after how many seconds there will be more; ``None`` if only a descriptor tells."""
@@ -65,7 +70,7 @@ class EventLoop:
             try:
                 from snakepit_bridge._running_loop import RunningLoop
 
-                loop = self._loop = RunningLoop(self._on_worker_task, self.context)
+                loop = self._loop = RunningLoop(self._on_worker_task, self.context, self.modules)
             except Exception as error:
                 raise BrokenRuntimeError(f"no event loop can be made: {type(error).__name__}: {error}") from error
             finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from snakepit_bridge import _failures, _signatures, _specs
+from snakepit_bridge import _contexts, _failures, _signatures, _specs
 from snakepit_bridge._event_loop import EventLoop, drain
 from snakepit_bridge.base_adapter import AFTER_CANCEL, TOOL_ATTRIBUTE, ToolOptions
 from snakepit_bridge.chunks import StreamChunk
@@ -56,7 +56,8 @@ class Plan:
         self.end_async = loop.end_call
         self.turn_async = loop.turn
         self.loop_fileno = loop.fileno
-        #: Undoes what a call did to the signals of the worker.
+        self.contexts = _contexts.of_calls
+        #: Undoes what a call did to the signals and standard streams of the worker.
         self.settle: Callable[[], None] | None = None
         #: For tools that do not say themselves.
         self.after_cancel = after_cancel

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import heapq
 import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from snakepit_bridge import _owner
 from snakepit_bridge._failures import BrokenRuntimeError
+from snakepit_bridge._owner import OWNER, WORKER
+from snakepit_bridge._watches import Watches
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from snakepit_bridge._native import ChunkSink
-
-#: Whether code belongs to the worker and to no call. Tasks inherit it from the code that starts them.
-_OF_WORKER: contextvars.ContextVar[bool] = contextvars.ContextVar("snakepit_of_worker", default=False)
 
 #: Loops of this package that are open.
 _LOOPS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[RunningLoop]] = weakref.WeakKeyDictionary()
@@ -27,32 +28,44 @@ _ELSEWHERE: set[asyncio.Task[Any]] = set()
 #: How long cancelled tasks may take to end, in seconds.
 _END_WITHIN = 2.0
 
-#: How many kinds of tasks are warned of, each once.
+#: How many kinds of tasks are warned of, each once, and how many exceptions of callbacks.
 _WARNINGS = 100
+
+#: How often the loop runs what a call left ready, which may make more of it.
+_TURNS = 10
+
+#: What runs a callback, by which the owner of one that broke out of the loop is found.
+_RUN_CALLBACK = asyncio.Handle._run.__code__
 
 
 class RunningLoop:
     """Runs awaitables of one call at a time, each of which leaves nothing behind."""
 
     def __init__(
-        self, on_worker_task: Callable[[], object] | None = None, context: contextvars.Context | None = None
+        self,
+        on_worker_task: Callable[[], object] | None = None,
+        context: contextvars.Context | None = None,
+        modules: frozenset[str] = frozenset(),
     ) -> None:
         self._loop = asyncio.new_event_loop()
         self._on_worker_task = on_worker_task
         self._task: asyncio.Future[Any] | None = None
         self._asked = False
         self._heard = False
-        #: The context of the current call, once it has run a coroutine.
+        #: The context of the current call, once it has run a coroutine, and what it is known by.
         self._context: contextvars.Context | None = None
+        self._owner: object | None = None
         self._worker_context = contextvars.copy_context() if context is None else context.copy()
-        self._worker_context.run(_OF_WORKER.set, True)
+        self._worker_context.run(OWNER.set, WORKER)
         #: Tasks that outlive calls.
         self._residents: set[asyncio.Task[Any]] = set()
         self._warned: set[object] = set()
+        self._reported = 0
         # The type names what a later Python passes, too.
         factory: Any = self._make_task
         self._loop.set_task_factory(factory)
         _LOOPS[self._loop] = weakref.ref(self)
+        self._watches = Watches(self._loop, modules)
         self._remember()
 
     def run(self, awaitable: Awaitable[Any], *, keep_tasks: bool = False) -> Any:
@@ -66,40 +79,45 @@ class RunningLoop:
         task = self._start(awaitable, self._worker_context if keep_tasks else self._call_context())
         self._asked = self._heard = False
         self._task = task
+        _owner.running = WORKER if keep_tasks else self._owner
         try:
             self._run_until_done(task)
         except BaseException:
-            # Something broke out of the loop: SystemExit does, and a call that was interrupted in a callback. If the
-            # task ended with it, the task knows better; else it must not go on with the next call.
+            # Something broke out of the loop: SystemExit in a callback of the call, or an interruption outside of its
+            # task. If the task ended with it, the task knows better; else it must not go on with the next call.
             if not task.done():
                 task.cancel()
                 self._run_until_done(task)
                 raise
         finally:
-            self._task = None
+            self._task = _owner.running = None
             if keep_tasks:
                 self._remember()
                 if self._has_work():
                     self._announce()
         return task.result()
 
-    def end_call(self) -> bool:
+    def end_call(self, may_wait: bool = True) -> bool | None:
         """See :meth:`EventLoop.end_call`."""
         loop = self._loop
-        self._context = None
         if loop.is_closed():
             # The next coroutine gets a new one.
+            self._context = self._owner = None
             return True
         self._restore()
         leftovers = {task for task in asyncio.all_tasks(loop) if task not in self._residents}
         # What is done for nobody else: without resident tasks, every open generator is the call's.
         generators = [] if self._residents else list(getattr(loop, "_asyncgens", ()))
+        if not may_wait and (leftovers or generators):
+            return None
         ended = True
-        if leftovers or generators:
-            ended = self._end(leftovers, generators)
-        elif getattr(loop, "_ready", None):
-            # A stop that was asked for, or callbacks: they run here, and not in the next call.
-            self.turn()
+        _owner.running = self._owner
+        try:
+            if leftovers or generators:
+                ended = self._end(leftovers, generators)
+            self._end_callbacks()
+        finally:
+            self._context = self._owner = _owner.running = None
         return ended
 
     def turn(self) -> float | None:
@@ -107,8 +125,12 @@ class RunningLoop:
         loop: Any = self._loop
         if loop.is_closed():
             return None
-        loop.call_soon(loop.stop)
-        loop.run_forever()
+        # Nobody's but the worker's own, which is attributed to no call.
+        _owner.running = self
+        try:
+            self._turn()
+        finally:
+            _owner.running = None
         # Loops of other makers do not show what they have to do: they are asked now and then.
         ready, scheduled = getattr(loop, "_ready", None), getattr(loop, "_scheduled", None)
         if ready is None or scheduled is None:
@@ -159,7 +181,9 @@ class RunningLoop:
     def _call_context(self) -> contextvars.Context:
         """Get the context that all coroutines of a call share, `initialize` and `cleanup` included."""
         if self._context is None:
+            self._owner = object()
             self._context = contextvars.copy_context()
+            self._context.run(OWNER.set, self._owner)
         return self._context
 
     def _start(self, awaitable: Awaitable[Any], context: contextvars.Context) -> asyncio.Future[Any]:
@@ -173,7 +197,7 @@ class RunningLoop:
         """Make a task, and note those that belong to no call, among them what such tasks start in turn."""
         task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
         context = options.get("context")
-        if _OF_WORKER.get() if context is None else context.get(_OF_WORKER, False):
+        if (OWNER.get() if context is None else context.get(OWNER)) is WORKER:
             self._residents.add(task)
             task.add_done_callback(self._residents.discard)
         return task
@@ -194,6 +218,7 @@ class RunningLoop:
         """Keep the settings of the loop as calls are to find them."""
         loop = self._loop
         self._settings = (loop.get_exception_handler(), loop.get_task_factory(), loop.get_debug())
+        self._slow = getattr(loop, "slow_callback_duration", None)
         self._executor = getattr(loop, "_default_executor", None)
 
     def _restore(self) -> None:
@@ -205,6 +230,8 @@ class RunningLoop:
             loop.set_task_factory(factory)
         if loop.get_debug() != debug:
             loop.set_debug(debug)
+        if self._slow is not None:
+            loop.slow_callback_duration = self._slow
         executor = getattr(loop, "_default_executor", None)
         if getattr(loop, "_executor_shutdown_called", False):
             loop._executor_shutdown_called = False
@@ -244,6 +271,60 @@ class RunningLoop:
                 task.exception()
         return not pending
 
+    def _end_callbacks(self) -> None:
+        """Take away what would run in later calls: timers, callbacks, and what waits for descriptors and signals."""
+        loop: Any = self._loop
+        self._watches.end_call()
+        if getattr(loop, "_scheduled", None):
+            self._cancel_timers()
+        for _ in range(_TURNS):
+            # Of loops of other makers nobody knows, so that they get one turn.
+            ready = getattr(loop, "_ready", None)
+            if ready is not None and not ready:
+                return
+            if ready is not None and all(handle._context.get(OWNER) is WORKER for handle in ready):
+                return
+            self._turn()
+            self._cancel_timers()
+            if ready is None:
+                return
+        for handle in loop._ready:
+            # What other threads put there may be what a task of the worker waits for.
+            if handle._context.get(OWNER) not in (None, WORKER):
+                handle.cancel()
+
+    def _cancel_timers(self) -> None:
+        loop: Any = self._loop
+        timers = getattr(loop, "_scheduled", None)
+        if not timers:
+            return
+        kept = []
+        for handle in timers:
+            if not handle.cancelled() and handle._context.get(OWNER) is WORKER:
+                kept.append(handle)
+            else:
+                handle.cancel()
+                handle._scheduled = False
+        if len(kept) < len(timers):
+            heapq.heapify(kept)
+            timers[:] = kept
+            loop._timer_cancelled_count = 0
+
+    def _turn(self) -> None:
+        loop = self._loop
+        loop.call_soon(loop.stop)
+        try:
+            loop.run_forever()
+        except (SystemExit, KeyboardInterrupt) as error:
+            self._report(error)
+
+    def _report(self, error: BaseException) -> None:
+        self._reported += 1
+        if self._reported <= _WARNINGS:
+            sys.stderr.write(
+                f"snakepit: {error!r} is ignored: a callback raised it that is not of the call which runs\n"
+            )
+
     def _warn(self, task: asyncio.Task[Any]) -> None:
         coroutine = task.get_coro()
         kind = getattr(coroutine, "cr_code", None)
@@ -271,7 +352,13 @@ class RunningLoop:
         try:
             # Others may stop the loop, too: a tool, or a call that ended by SystemExit.
             while not task.done():
-                loop.run_forever()
+                try:
+                    loop.run_forever()
+                except (SystemExit, KeyboardInterrupt) as error:
+                    if task.done() or _owner_of(error) is _owner.running:
+                        raise
+                    # Of an earlier call, or of the worker: none of this call's business.
+                    self._report(error)
         except Exception as error:
             # What tasks and callbacks raise stays in there.
             raise _broken(error) from error
@@ -310,6 +397,17 @@ async def drain(items: AsyncIterator[Any], sink: ChunkSink) -> None:
 
 def _broken(error: Exception) -> BrokenRuntimeError:
     return BrokenRuntimeError(f"the event loop is broken: {type(error).__name__}: {error}")
+
+
+def _owner_of(error: BaseException) -> object | None:
+    """Find out whose callback an exception comes from."""
+    frames = error.__traceback__
+    while frames is not None:
+        if frames.tb_frame.f_code is _RUN_CALLBACK:
+            context: contextvars.Context = frames.tb_frame.f_locals["self"]._context
+            return context.get(OWNER)
+        frames = frames.tb_next
+    return None
 
 
 async def _close(generator: Any) -> None:

@@ -12,6 +12,7 @@ import _signal  # type: ignore[import-not-found]
 import os
 import sys
 
+from snakepit_bridge._owner import OWNER, WORKER
 from snakepit_bridge.errors import CallCancelled
 
 TYPE_CHECKING = False
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from snakepit_bridge._event_loop import EventLoop
 
 #: Functions of `signal` after which the worker looks what a call has left.
-_WATCHED = ("signal", "pthread_sigmask", "setitimer", "alarm")
+_WATCHED = ("signal", "siginterrupt", "set_wakeup_fd", "pthread_sigmask", "setitimer", "alarm")
 
 _TIMERS = (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF)
 
@@ -44,19 +45,26 @@ class Signals:
     Args:
         worker: The native runtime.
         loop: The event loop of the calls.
-        modules: Names of the modules that the adapter is written in.
     """
 
-    def __init__(self, worker: _native.Worker, loop: EventLoop, modules: frozenset[str]) -> None:
+    def __init__(self, worker: _native.Worker, loop: EventLoop) -> None:
         self._worker = worker
         self._loop = loop
-        self._modules = modules
         self._number: int = worker.interrupt_signal
         self._names = {self._number: "SIGURG", _signal.SIGINT: "SIGINT", _signal.SIGTERM: "SIGTERM"}
         #: The functions of `signal` as they are without the watching.
         self._plain: dict[str, Callable[..., Any]] = {name: getattr(_signal, name) for name in _WATCHED}
         #: Masks of threads that are about to fork.
         self._masks: dict[int, Any] = {}
+        self._is_changed = False
+        #: What a call did something to, perhaps to put it back by itself.
+        self._touched: set[int] = set()
+        #: What calls are to find, once it is installed.
+        self._found: dict[int, Any] = {}
+        self._wakeup = -1
+        # Before the adapter takes these functions out of `signal`.
+        for name in _WATCHED:
+            self._watch(name)
 
     def install(self) -> None:
         """Take the signals, once the adapter is imported; on the main thread."""
@@ -71,29 +79,48 @@ class Signals:
         for number, handler in self._handlers.items():
             _signal.signal(number, handler)
         self._mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
-        for name in _WATCHED:
-            self._watch(name)
+        self._found = {number: _signal.getsignal(number) for number in _signal.valid_signals()}
+        self._wakeup = self._wakeup_now()
         os.register_at_fork(
             before=self._before_fork, after_in_parent=self._after_fork_here, after_in_child=self._after_fork_in_child
         )
 
     def settle(self) -> None:
-        """Undo what a call did to the signals of the worker, and say so. Called when it did something to any."""
+        """Undo what a call did to signals, and say so. Called when it did something."""
+        if not self._is_changed:
+            return
+        self._is_changed = False
         change, mask, timer = (self._plain[name] for name in ("signal", "pthread_sigmask", "setitimer"))
-        for number, handler in self._handlers.items():
+        for number, handler in self._found.items():
             if _signal.getsignal(number) is not handler:
-                change(number, handler)
+                self._touched.add(number)
+                # Python knows of no handler that C code set up, as the runtime's own of SIGTERM.
+                if handler is not None:
+                    change(number, handler)
                 self._warn_of(number)
-        if _signal.getsignal(_signal.SIGTERM) is not _signal.SIG_DFL:
-            change(_signal.SIGTERM, _signal.SIG_DFL)
-            self._warn_of(_signal.SIGTERM)
-        # Also after a tool that put back what it found: Python never knew of the runtime's own handler.
-        self._worker.restore_sigterm()
+        while self._touched:
+            # Also after a tool that put back what Python knew of.
+            self._worker.restore_signal(self._touched.pop())
+        if self._wakeup_now() != self._wakeup:
+            self._set_wakeup(self._wakeup)
         if mask(_signal.SIG_SETMASK, self._mask) != self._mask:
             _warn("a tool blocked signals and left it so; they are unblocked")
         for which in _TIMERS:
             if timer(which, 0)[0] > 0:
                 _warn("a tool left an alarm or timer behind; it is switched off")
+
+    def _wakeup_now(self) -> int:
+        descriptor: int = self._plain["set_wakeup_fd"](-1)
+        self._set_wakeup(descriptor)
+        return descriptor
+
+    def _set_wakeup(self, descriptor: int) -> None:
+        try:
+            # That it is full is no news: somebody is going to be woken.
+            self._plain["set_wakeup_fd"](descriptor, warn_on_full_buffer=False)
+        except (OSError, ValueError):
+            # It was closed, as by a tool that closed the loop.
+            self._plain["set_wakeup_fd"](-1)
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
         # Runs on the main thread between two steps of whatever it does, so the answer is true while it counts.
@@ -114,14 +141,23 @@ class Signals:
     def _is_own(self, frame: FrameType | None) -> bool:
         """Whether code of the adapter runs, or of this package, and not of a library that it called."""
         name = None if frame is None else frame.f_globals.get("__name__")
-        return name in self._modules or (isinstance(name, str) and name.partition(".")[0] in _OURS)
+        return name in self._loop.modules or (isinstance(name, str) and name.partition(".")[0] in _OURS)
 
     def _watch(self, name: str) -> None:
         plain, worker = self._plain[name], self._worker
 
-        def watched(*args: Any) -> Any:
-            worker.signals_changed()
-            return plain(*args)
+        def watched(*args: Any, **options: Any) -> Any:
+            result = plain(*args, **options)
+            number = int(args[0]) if name in ("signal", "siginterrupt") else None
+            if OWNER.get() is WORKER and self._found:
+                # A task that outlives calls.
+                self._remember(number)
+            else:
+                if number is not None:
+                    self._touched.add(number)
+                self._is_changed = True
+                worker.unsettle()
+            return result
 
         watched.__name__ = watched.__qualname__ = name
         watched.__doc__ = plain.__doc__
@@ -131,7 +167,17 @@ class Signals:
         if module is not None and getattr(module, name, None) is plain:
             setattr(module, name, watched)
 
+    def _remember(self, number: int | None) -> None:
+        if number is None:
+            self._wakeup = self._wakeup_now()
+        else:
+            self._found[number] = _signal.getsignal(number)
+            self._worker.remember_signal(number)
+
     def _warn_of(self, number: int) -> None:
+        if number not in self._names:
+            _warn(f"a tool left a handler of signal {number} ({_signal.strsignal(number)}) behind; it is taken back")
+            return
         _warn(
             f"a tool replaced the handler of {self._names[number]}, which the worker needs; it is put back. Until then "
             "its calls could not be cancelled, or the worker not be stopped, as they should"
@@ -156,9 +202,6 @@ class Signals:
         if _signal.getsignal(_signal.SIGTERM) is _signal.SIG_DFL:
             # Python's table says so, the system's does not yet.
             change(_signal.SIGTERM, _signal.SIG_DFL)
-        faulthandler = sys.modules.get("faulthandler")
-        if faulthandler is not None:
-            faulthandler.disable()
         self._after_fork_here()
 
 

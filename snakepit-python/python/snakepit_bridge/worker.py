@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-from snakepit_bridge import _native, _output
+from snakepit_bridge import _native
 from snakepit_bridge._event_loop import EventLoop
+from snakepit_bridge._hooks import Hooks
+from snakepit_bridge._output import Output
 from snakepit_bridge._plan import AdapterError, Plan, construct, init_process, load, plan_of
 from snakepit_bridge._signals import Signals
 
@@ -29,15 +31,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             del sys.path[0]
     # First of all, because from here on the process cannot outlive its host.
     worker = _native.Worker()
-    _output.keep(worker)
+    output = Output(worker)
+    output.keep()
     loop = EventLoop(worker.keep_loop_running)
+    signals, hooks = Signals(worker, loop), Hooks(worker)
     # What a program sees that is started without arguments: those here are the runtime's.
     sys.argv[:] = [options["adapter"]]
     try:
         plan = _prepare(options["adapter"], loop)
-        signals = Signals(worker, loop, plan.modules)
-        plan.settle = signals.settle
         signals.install()
+        hooks.remember()
+        output.remember()
+
+        def settle() -> None:
+            # First of all, for whatever is hooked in here would run in the others.
+            hooks.settle()
+            signals.settle()
+            output.settle()
+
+        plan.settle = settle
         loop.context = _context()
         worker.run(
             plan,
@@ -85,6 +97,7 @@ def _prepare(path: str, loop: EventLoop) -> Plan:
     if file is not None:
         sys.argv[:] = [file]
     plan = plan_of(adapter, loop, os.environ.get("SNAKEPIT_AFTER_CANCEL") or None)
+    loop.modules = plan.modules
     init_process(adapter, loop)
     construct(adapter)
     return plan

@@ -1,9 +1,10 @@
 //! Where a call's answer goes: first the reply, then, for a stream, its chunks and its end.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use snakepit_registry::{ReplyBody, ToolError, ToolReply};
 use snakepit_session::Payload;
+use tokio::time::Instant;
 
 use super::Answered;
 use crate::{
@@ -19,11 +20,13 @@ pub(super) struct Answer<'a> {
     sink: Option<Sink>,
     tools: &'a PythonTools,
     state: Arc<CallState>,
+    /// When the tool itself ended, before what it left behind was cleaned up.
+    pub(super) ended: Option<Instant>,
 }
 
 impl<'a> Answer<'a> {
     pub(super) fn new(reply: Reply, tools: &'a PythonTools, state: Arc<CallState>) -> Self {
-        Self { reply: Some(reply), sink: None, tools, state }
+        Self { reply: Some(reply), sink: None, tools, state, ended: None }
     }
 
     /// Answers with a stream, whose chunks go into the sink. `None` when nobody waits for them any more.
@@ -43,7 +46,7 @@ impl<'a> Answer<'a> {
     pub(super) fn finish(
         self,
         outcome: Result<Option<Payload>, ToolError>,
-        took: Duration,
+        began: Instant,
         answers: Option<&mut Answers>,
     ) -> Answered {
         match (self.sink, self.reply) {
@@ -54,7 +57,7 @@ impl<'a> Answer<'a> {
             (None, Some(reply)) => {
                 let answer = outcome.and_then(|value| match value {
                     Some(value) => Ok(ToolReply {
-                        execution_time: Some(took),
+                        execution_time: self.ended.map(|ended| ended - began),
                         body: ReplyBody::Value(value),
                         metadata: std::collections::BTreeMap::new(),
                         worker: None,

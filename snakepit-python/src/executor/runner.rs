@@ -44,11 +44,15 @@ impl Runner {
     /// # Errors
     /// When Python cannot make a context.
     pub(crate) fn run(py: Python<'_>, executor: Executor, io: Io, sending: Sending) -> PyResult<()> {
-        let base = py.import("contextvars")?.call_method0("copy_context")?;
+        let (base, prepare): (Bound<'_, PyAny>, Option<Bound<'_, PyAny>>) =
+            executor.plan.contexts.bind(py).call0()?.extract()?;
         let runner =
             Bound::new(py, Self { executor, io, sending: Mutex::new(sending), next: Mutex::default() })?;
         loop {
             let context = base.call_method0("copy")?;
+            if let Some(prepare) = &prepare {
+                context.call_method1("run", (prepare,))?;
+            }
             // What it is compared with shares all that nobody changed, so that comparing looks at one pointer.
             let done = context.call_method1("run", (&runner, &context, &base))?;
             if done.is_truthy()? {

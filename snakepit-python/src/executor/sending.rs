@@ -44,6 +44,14 @@ impl Sending {
         }
     }
 
+    /// Sends all answers, before something that may take long.
+    pub(super) fn send(&mut self, py: Python<'_>, io: Io) {
+        if !self.send_what_is_due(py, io) {
+            io.turn();
+            self.turned(io);
+        }
+    }
+
     /// Sends the answers that are not kept, before a call begins that may take this process down. `false` when there are none.
     pub(super) fn send_what_is_due(&mut self, py: Python<'_>, io: Io) -> bool {
         if !self.is_due {

@@ -1,0 +1,223 @@
+"""Tools that leave traces in their process, and tools that look for them: each look must see what it saw before."""
+
+import asyncio
+import decimal
+import gc
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from decimal import Decimal
+from pathlib import Path
+from signal import alarm, set_wakeup_fd, setitimer
+from typing import Any
+
+from snakepit_bridge import BaseAdapter, tool, worker_task
+
+#: Has the context of `decimal` made before the first call.
+THIRD = Decimal(1) / 3
+
+_waking = socket.socketpair()
+_waking[0].setblocking(False)
+_kept: list[Any] = []
+_ticks: list[int] = []
+
+
+def _raise(*_: object) -> None:
+    raise RuntimeError("a handler of an earlier call")
+
+
+def _wakeup() -> int:
+    descriptor = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+    return descriptor
+
+
+def _dispositions() -> list[str]:
+    """What the system does on signals, whatever Python knows of it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return [line for line in lines if line.startswith(("SigBlk", "SigIgn", "SigCgt"))]
+
+
+def _wrap_stdout() -> None:
+    # The wrapper closes what it wraps when it is collected.
+    io.TextIOWrapper(sys.stdout.buffer, encoding="latin-1").write("wrapped\n")
+
+
+def _set(name: str, value: Any) -> Callable[[], None]:
+    return lambda: setattr(sys, name, value)
+
+
+def _stdout() -> list[Any]:
+    print("looking")
+    return [sys.stdout.encoding, sys.stdout.errors, sys.stdout.line_buffering, sys.stdout is sys.__stdout__]
+
+
+def _handlers() -> list[str]:
+    return [str(signal.getsignal(number)) for number in sorted(signal.valid_signals())]
+
+
+#: What is left behind, and what is looked at.
+PLAIN: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    "children ignored": (
+        lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+        lambda: subprocess.run(["false"], check=False).returncode,
+    ),
+    "handler": (lambda: signal.signal(signal.SIGUSR1, _raise), _handlers),
+    "default of a handled signal": (lambda: signal.signal(signal.SIGPIPE, signal.SIG_DFL), _dispositions),
+    "handler of a crash": (lambda: signal.signal(signal.SIGSEGV, _raise), _dispositions),
+    "termination put back": (
+        lambda: signal.signal(signal.SIGTERM, signal.signal(signal.SIGTERM, _raise)),
+        _dispositions,
+    ),
+    "wakeup": (lambda: signal.set_wakeup_fd(_waking[0].fileno(), warn_on_full_buffer=False), _wakeup),
+    "wakeup, by a function taken at import": (lambda: set_wakeup_fd(_waking[0].fileno()), _wakeup),
+    "alarm": (lambda: alarm(600), lambda: signal.getitimer(signal.ITIMER_REAL)),
+    "timer": (lambda: setitimer(signal.ITIMER_PROF, 600), lambda: signal.getitimer(signal.ITIMER_PROF)),
+    "arguments": (lambda: sys.argv.append("secret"), lambda: list(sys.argv)),
+    "other arguments": (_set("argv", ["secret"]), lambda: list(sys.argv)),
+    "no arguments": (lambda: sys.argv.clear(), lambda: list(sys.argv)),
+    "stdout": (_set("stdout", io.StringIO()), _stdout),
+    "no stdout": (lambda: delattr(sys, "stdout"), _stdout),
+    "closed stdout": (lambda: sys.stdout.close(), _stdout),
+    "wrapped stdout": (_wrap_stdout, _stdout),
+    "detached stdout": (lambda: _kept.append(sys.stdout.detach()), _stdout),
+    "other encoding": (
+        lambda: sys.stdout.reconfigure(encoding="latin-1", errors="ignore", write_through=False),
+        _stdout,
+    ),
+    "stdin": (_set("stdin", None), lambda: sys.stdin is None),
+    "precision": (lambda: setattr(decimal.getcontext(), "prec", 3), lambda: str(Decimal(1) / 3)),
+    "trace": (lambda: sys.settrace(lambda *_: None), lambda: str(sys.gettrace())),
+    "profile": (lambda: sys.setprofile(lambda *_: None), lambda: str(sys.getprofile())),
+    "collector": (gc.disable, gc.isenabled),
+}
+
+
+async def _slept() -> str:
+    await asyncio.sleep(0.3)
+    return "slept"
+
+
+async def _ticked() -> int:
+    before = len(_ticks)
+    await asyncio.sleep(0.1)
+    return len(_ticks) - before
+
+
+def _tick_by_timer(loop: asyncio.AbstractEventLoop) -> None:
+    _ticks.append(1)
+    loop.call_later(0.01, _tick_by_timer, loop)
+
+
+def _tick_at_once(loop: asyncio.AbstractEventLoop) -> None:
+    _ticks.append(1)
+    loop.call_soon(_tick_at_once, loop)
+
+
+def _read_exit(loop: asyncio.AbstractEventLoop) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"x")
+    loop.add_reader(reading, sys.exit, 5)
+
+
+def _exit_from_thread(loop: asyncio.AbstractEventLoop) -> None:
+    def run() -> None:
+        time.sleep(0.1)
+        loop.call_soon_threadsafe(sys.exit, 7)
+
+    loop.run_in_executor(None, run)
+
+
+async def _handlers_async() -> list[str]:
+    return [*_handlers(), str(_wakeup())]
+
+
+async def _slow() -> float:
+    return asyncio.get_running_loop().slow_callback_duration
+
+
+#: The same of coroutines.
+ASYNC: dict[str, tuple[Callable[[asyncio.AbstractEventLoop], Any], Callable[[], Any]]] = {
+    "exit by timer": (lambda loop: loop.call_later(0.1, sys.exit, 9), _slept),
+    "exit by reader": (_read_exit, _slept),
+    "exit by writer": (lambda loop: loop.add_writer(_waking[1], sys.exit, 5), _slept),
+    "exit by thread": (_exit_from_thread, _slept),
+    "exit by callback": (lambda loop: loop.call_soon(sys.exit, 5), _slept),
+    "signal handler": (lambda loop: loop.add_signal_handler(signal.SIGUSR1, sys.exit, 5), _handlers_async),
+    "timer": (_tick_by_timer, _ticked),
+    "callback": (_tick_at_once, _ticked),
+    "slow": (lambda loop: setattr(loop, "slow_callback_duration", 0), _slow),
+}
+
+
+async def _talk() -> None:
+    while True:
+        print("the worker's own")
+        await asyncio.sleep(0.01)
+
+
+class Leftovers(BaseAdapter):
+    @tool
+    def names(self) -> list[str]:
+        return list(PLAIN)
+
+    @tool
+    def names_async(self) -> list[str]:
+        return list(ASYNC)
+
+    @tool
+    def leave(self, name: str) -> None:
+        PLAIN[name][0]()
+
+    @tool
+    async def leave_async(self, name: str) -> None:
+        ASYNC[name][0](asyncio.get_running_loop())
+
+    @tool
+    def look(self, name: str) -> list[Any]:
+        return [os.getpid(), PLAIN[name][1]()]
+
+    @tool
+    async def look_async(self, name: str) -> list[Any]:
+        return [os.getpid(), await ASYNC[name][1]()]
+
+    @tool
+    def whisper(self, text: str) -> None:
+        """Prints no whole line."""
+        print(text, end="")
+
+    @tool
+    async def start_talking(self) -> None:
+        """Has a task print for as long as the worker lives."""
+        _kept.append(worker_task(_talk()))
+
+    @tool
+    async def die(self, text: str) -> None:
+        """Says something, lets others talk, and takes the worker down."""
+        print(text)
+        await asyncio.sleep(0.1)
+        os._exit(3)
+
+    @tool
+    async def leave_task(self, seconds: float) -> str:
+        """Answers at once, and leaves a task that takes its time to end."""
+        _kept.append(asyncio.ensure_future(self._linger(seconds)))
+        await asyncio.sleep(0)
+        return "done"
+
+    @tool
+    async def leave_task_in_stream(self, seconds: float) -> AsyncIterator[str]:
+        """The same of a stream."""
+        yield await self.leave_task(seconds)
+
+    @staticmethod
+    async def _linger(seconds: float) -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            await asyncio.sleep(seconds)

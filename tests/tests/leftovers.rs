@@ -1,0 +1,75 @@
+//! A call leaves no trace in the next one: not in the process, not on its event loop, not in what its errors show.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use snakepit_tests::{Client, Sandbox, eventually, execute, execute_within, result_of, tool_request};
+
+const LEFTOVERS: &str = "leftovers:Leftovers";
+const SOON: Duration = Duration::from_secs(10);
+
+async fn looks_the_same(client: &mut Client, suffix: &str) {
+    let names = execute(client, &format!("names{suffix}"), &json!({})).await.unwrap();
+    let names: Vec<String> = serde_json::from_value(names).unwrap();
+    assert!(names.len() > 8, "{names:?}");
+    for name in names {
+        let named = json!({"name": name});
+        let look = format!("look{suffix}");
+        let before = execute(client, &look, &named).await.unwrap();
+        execute(client, &format!("leave{suffix}"), &named).await.unwrap();
+        // The first may still stumble over what the second does not see.
+        for _ in 0..2 {
+            assert_eq!(execute(client, &look, &named).await.unwrap(), before, "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_call_finds_the_process_as_the_worker_began() {
+    let sandbox = Sandbox::adapter(LEFTOVERS, 1).start().await;
+    looks_the_same(&mut sandbox.client().await, "").await;
+}
+
+#[tokio::test]
+async fn a_call_finds_the_event_loop_as_the_worker_began() {
+    let sandbox = Sandbox::adapter(LEFTOVERS, 1).start().await;
+    looks_the_same(&mut sandbox.client().await, "_async").await;
+}
+
+#[tokio::test]
+async fn the_error_of_a_call_shows_the_output_of_no_other() {
+    let sandbox = Sandbox::adapter(LEFTOVERS, 1).env("PYTHONUNBUFFERED", "").start().await;
+    let mut client = sandbox.client().await;
+    execute(&mut client, "whisper", &json!({"text": "card 4111"})).await.unwrap();
+    execute(&mut client, "start_talking", &json!({})).await.unwrap();
+    let status = execute(&mut client, "die", &json!({"text": "my own"})).await.unwrap_err();
+    assert!(status.message().contains("its last output: my own"), "{status:?}");
+    assert!(!status.message().contains("the worker's own"), "{status:?}");
+    // In the log there is all of it.
+    eventually("the log has it", SOON, async || sandbox.log().contains("card 4111")).await;
+}
+
+/// The answer does not wait for what its call left behind, and is not lost to a deadline that passes meanwhile.
+#[tokio::test]
+async fn what_a_call_leaves_behind_does_not_delay_its_answer() {
+    let sandbox = Sandbox::adapter(LEFTOVERS, 1).start().await;
+    let mut client = sandbox.client().await;
+    let slow = json!({"seconds": 1.5});
+    for _ in 0..2 {
+        let began = Instant::now();
+        let answer =
+            execute_within(sandbox.url(), Duration::from_secs(1), "leave_task", &slow).await.unwrap();
+        assert_eq!(result_of(answer), "done");
+        assert!(began.elapsed() < Duration::from_secs(1));
+        // The next begins once it has ended.
+        execute(&mut client, "names", &json!({})).await.unwrap();
+        assert!(began.elapsed() >= Duration::from_millis(1500));
+    }
+    let began = Instant::now();
+    let chunks = client.execute_streaming_tool(tool_request("leave_task_in_stream", &slow)).await.unwrap();
+    let mut chunks = chunks.into_inner();
+    let first = chunks.message().await.unwrap().unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&first.data).unwrap(), "done");
+    while chunks.message().await.unwrap().is_some() {}
+    assert!(began.elapsed() < Duration::from_secs(1));
+}
