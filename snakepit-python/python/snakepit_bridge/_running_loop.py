@@ -274,7 +274,10 @@ class RunningLoop:
     def _end_callbacks(self) -> None:
         """Take away what would run in later calls: timers, callbacks, and what waits for descriptors and signals."""
         loop: Any = self._loop
-        self._watches.end_call()
+        if self._watches.is_foreign:
+            loop.call_soon(self._watches.end_call)
+        else:
+            self._watches.end_call()
         if getattr(loop, "_scheduled", None):
             self._cancel_timers()
         for _ in range(_TURNS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import sys
 import types
@@ -36,43 +37,50 @@ class Watches:
     def __init__(self, loop: asyncio.AbstractEventLoop, modules: frozenset[str]) -> None:
         self._loop: Any = loop
         self._modules = modules
-        #: What calls have added, with the worker's own that it replaced.
-        self._added: dict[tuple[str, Any], Any] = {}
+        #: What calls have added.
+        self._added: set[tuple[str, Any]] = set()
+        #: What the worker has added, which a call may replace.
+        self._own: dict[tuple[str, Any], tuple[contextvars.Context, tuple[Any, ...], dict[str, Any]]] = {}
         self._timers: weakref.WeakSet[asyncio.TimerHandle] = weakref.WeakSet()
         for add, remove in _REMOVE.items():
             setattr(loop, add, functools.partial(self._add, add, getattr(loop, add)))
             setattr(loop, remove, functools.partial(self._remove, add, getattr(loop, remove)))
-        self._is_foreign = not hasattr(loop, "_scheduled")
-        if self._is_foreign:
+        #: Whether it is of another maker, and does not show its timers.
+        self.is_foreign = not hasattr(loop, "_scheduled")
+        if self.is_foreign:
             for name in ("call_later", "call_at"):
                 setattr(loop, name, functools.partial(self._schedule, getattr(loop, name)))
 
     def end_call(self) -> None:
-        """Remove what is not the worker's."""
+        """Remove what is not the worker's. Loops of other makers may have to run meanwhile."""
         while self._added:
-            (add, key), replaced = self._added.popitem()
+            name, key = self._added.pop()
             # The descriptor may be closed, or a transport's by now.
             with contextlib.suppress(Exception):
-                getattr(self._loop, _REMOVE[add])(key)
+                getattr(self._loop, _REMOVE[name])(key)
+            replaced = self._own.get((name, key))
             if replaced is not None:
-                replaced._context.run(getattr(self._loop, add), key, replaced._callback, *replaced._args)
-        while self._is_foreign and self._timers:
+                context, args, options = replaced
+                context.run(getattr(self._loop, name), *args, **options)
+        while self.is_foreign and self._timers:
             self._timers.pop().cancel()
 
     def _add(self, name: str, add: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        added = add(*args, **options)
         key = _key(*args, **options)
         callback = args[1] if len(args) > 1 else options.get("callback")
-        is_signal = name == "add_signal_handler"
-        replaced = getattr(self._loop, "_signal_handlers", {}).get(key) if is_signal else None
-        added = add(*args, **options)
-        noted = self._added.pop((name, key), None)
-        if OWNER.get() is not WORKER and (is_signal or not self._is_of_library(callback)):
-            is_worker = replaced is not None and replaced._context.get(OWNER) is WORKER
-            self._added[name, key] = replaced if is_worker else noted
+        if OWNER.get() is WORKER:
+            self._added.discard((name, key))
+            self._own[name, key] = (contextvars.copy_context(), args, options)
+        elif name == "add_signal_handler" or not self._is_of_library(callback):
+            self._added.add((name, key))
         return added
 
     def _remove(self, name: str, remove: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        self._added.pop((name, _key(*args, **options)), None)
+        key = _key(*args, **options)
+        self._added.discard((name, key))
+        if OWNER.get() is WORKER:
+            self._own.pop((name, key), None)
         return remove(*args, **options)
 
     def _schedule(self, schedule: Callable[..., Any], *args: Any, **options: Any) -> Any:
