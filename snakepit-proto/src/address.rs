@@ -131,6 +131,9 @@ pub fn host_and_port(text: &str) -> Result<String, String> {
     if authority.contains('@') {
         return Err("hosts take no user or password; leave out what is before the `@`".to_owned());
     }
+    if authority.starts_with("unix:") {
+        return Err("it is a Unix socket, not a TCP address".to_owned());
+    }
     if let Some((authority, _)) = authority.split_once(['/', '?', '#']) {
         return Err(format!("an address has no path; write {authority}"));
     }

@@ -296,6 +296,7 @@ impl Builder {
                 }
             }));
         }
+        listen::check_descriptor_limit(self.pool.workers).map_err(|problem| config(&problem))?;
         let registry = Registry::new();
         for tool in self.host_tools {
             registry.register_host_tool(tool)?;

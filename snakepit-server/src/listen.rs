@@ -30,6 +30,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
 use self::connections::Connections;
+pub(crate) use self::descriptors::check_descriptor_limit;
 pub use self::descriptors::{default_connections, raise_descriptor_limit};
 pub(crate) use self::launch::serve_launch;
 pub(crate) use self::{

@@ -108,6 +108,47 @@ async fn standard_streams_may_be_closed_from_the_start() {
     assert!(!is_alive(pid));
 }
 
+/// The ready line waits for room in a pipe that nobody reads; nothing else does.
+#[tokio::test]
+async fn a_standard_output_that_stalls_delays_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, mut reader) = fifo(dir.path());
+    let flags = nix::libc::O_NONBLOCK;
+    let mut writer = std::fs::OpenOptions::new().write(true).custom_flags(flags).open(&path).unwrap();
+    while std::io::Write::write(&mut writer, &[b' '; 4096]).is_ok() {}
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let listen = format!("127.0.0.1:{port}");
+    let shell = format!("exec \"$@\" >{}", path.display());
+    let mut starting = daemon().listen(&listen).shell(shell).spawn();
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{listen}")).unwrap();
+    eventually("it serves", SOON, async || endpoint.connect().await.is_ok()).await;
+    let mut client = Client::new(endpoint.connect().await.unwrap());
+    let up = async || workers(&client).await.iter().all(|worker| worker.state == "idle");
+    eventually("its workers are up", SOON, up).await;
+    assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
+    let mut text = Vec::new();
+    let mut read = || {
+        let mut buffer = [0; 65536];
+        while let Ok(more @ 1..) = reader.read(&mut buffer) {
+            text.extend_from_slice(&buffer[..more]);
+        }
+        String::from_utf8_lossy(&text).trim().ends_with('}')
+    };
+    eventually("the line is there once somebody reads", SOON, || std::future::ready(read())).await;
+    while std::io::Write::write(&mut writer, &[b' '; 4096]).is_ok() {}
+    signal(starting.pid(), Signal::SIGTERM);
+    assert_eq!(starting.wait(SOON).await, Some(0));
+}
+
+#[tokio::test]
+async fn a_log_that_reaches_the_limit_of_file_sizes_disturbs_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let shell = format!("ulimit -f 200; exec \"$@\" 2>{}", dir.path().join("log").display());
+    let sandbox = daemon().shell(shell).start().await;
+    works(&mut sandbox.client().await).await;
+    assert_eq!(sandbox.stop().await, Some(0));
+}
+
 #[tokio::test]
 async fn one_event_is_one_line_and_long_ones_are_cut() {
     let sandbox = daemon().start().await;

@@ -6,6 +6,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// the old one ends: pipes, sockets in both directions, files of its start.
 const OWN: usize = 64;
 const PER_WORKER: usize = 12;
+/// Descriptors that a host without clients has open, and a few for clients.
+const LEAST_OWN: usize = 28;
 /// As many connections are enough for any host.
 const MOST: usize = 10_000;
 /// No descriptor limit is raised above this: programs that workers start may walk through all descriptors there can be.
@@ -17,6 +19,26 @@ const HIGHEST: u64 = 1 << 20;
 pub fn default_connections(workers: usize) -> usize {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
     connections(usize::try_from(limit).unwrap_or(usize::MAX), workers)
+}
+
+/// Checks that a host with so many workers has enough descriptors to start, replace a worker, and serve a few clients.
+///
+/// # Errors
+/// What the limit is, and what it must be.
+pub(crate) fn check_descriptor_limit(workers: usize) -> Result<(), String> {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    enough(usize::try_from(limit).unwrap_or(usize::MAX), workers)
+}
+
+fn enough(descriptors: usize, workers: usize) -> Result<(), String> {
+    let least = LEAST_OWN + PER_WORKER * workers;
+    if descriptors >= least {
+        return Ok(());
+    }
+    Err(format!(
+        "the limit of open files is {descriptors}, and a pool of {workers} needs {least}; raise it with `ulimit -n`, or run \
+         fewer workers"
+    ))
 }
 
 fn connections(descriptors: usize, workers: usize) -> usize {
@@ -51,5 +73,9 @@ mod tests {
         }
         assert_eq!(connections(usize::MAX, 1), MOST);
         assert_eq!(connections(64, 1024), 4);
+        assert_eq!(enough(256, 4), Ok(()));
+        assert_eq!(enough(40, 1), Ok(()));
+        let problem = enough(20, 1).unwrap_err();
+        assert!(problem.starts_with("the limit of open files is 20, and a pool of 1 needs 40;"), "{problem}");
     }
 }

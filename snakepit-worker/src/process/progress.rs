@@ -26,14 +26,15 @@ const MAX_STACK_LINES: usize = 40;
 pub(super) struct Progress(Option<Arc<File>>);
 
 impl Progress {
-    /// Makes the file, with no call begun and no answer kept.
+    /// Makes the file, with no call begun and no answer kept, and reserves its space on the disk.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be made, or the disk is full.
     pub(super) fn create(path: &Path) -> std::io::Result<Self> {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        file.set_len(layout::STACK as u64)?;
+        // Written, not extended: the worker maps the file, and a page without a block on a full disk would raise SIGBUS.
+        file.write_all_at(&[0; layout::STACK], 0)?;
         Ok(Self(Some(Arc::new(file))))
     }
 
@@ -123,6 +124,19 @@ mod tests {
         assert!(progress.has_begun(3));
         assert!(!progress.has_begun(4));
         assert!(Progress::default().has_begun(1), "nothing is known");
+    }
+
+    #[test]
+    fn the_file_has_its_space_on_the_disk() {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("progress");
+        let progress = Progress::create(&path).unwrap();
+        progress.0.as_ref().unwrap().sync_all().unwrap();
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!(metadata.len(), layout::STACK as u64);
+        assert!(metadata.blocks() * 512 >= layout::STACK as u64, "{} blocks", metadata.blocks());
     }
 
     #[test]

@@ -89,6 +89,13 @@ impl RunDir {
     }
 
     fn create_in(base: &Path) -> Result<Self, WorkerError> {
+        // Checked before the directory is made, and again below: links may make the real path shorter or longer.
+        if !base.exists() {
+            let wanted = std::path::absolute(base).unwrap_or_else(|_| base.to_owned());
+            if !fits_sockets(&wanted) {
+                return Err(too_long(&wanted));
+            }
+        }
         let base = prepare_base(base)?;
         let _turn = take_turn(&base)?;
         let failed = |error: std::io::Error| io_error(&base, &error.to_string());

@@ -1,7 +1,7 @@
 //! `snakepit.toml`: what the flags of `snakepit serve` are when neither the command line nor the environment says.
 
 use std::{
-    io::ErrorKind,
+    io::{ErrorKind, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -16,6 +16,9 @@ const DEFAULT_PATH: &str = "snakepit.toml";
 /// How like a key must be to one there is, to be taken for a slip of the pen.
 const LIKE: f64 = 0.8;
 
+/// No configuration is longer.
+const MAX_BYTES: u64 = 1024 * 1024;
+
 /// A file that was read.
 #[derive(Debug)]
 pub(crate) struct File {
@@ -27,7 +30,7 @@ impl File {
     /// The file of this path, or the one in the working directory if there is one.
     pub(crate) fn find(named: Option<&Path>) -> Result<Option<Self>, Failure> {
         let path = named.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
-        match std::fs::read_to_string(&path) {
+        match read(&path) {
             Ok(text) => Ok(Some(Self { path, text })),
             Err(error) if error.kind() == ErrorKind::NotFound && named.is_none() => Ok(None),
             Err(error) => {
@@ -69,6 +72,20 @@ impl File {
     fn problem(&self, at: usize, problem: impl std::fmt::Display) -> Failure {
         let line = self.text[..at].matches('\n').count() + 1;
         Failure::new(exit::USAGE, format!("{}:{line}: {problem}", self.path.display()))
+    }
+}
+
+/// Reads a regular file. A pipe could keep the start waiting, and a device might never end.
+fn read(path: &Path) -> std::io::Result<String> {
+    let refuse = |problem: String| Err(std::io::Error::new(ErrorKind::InvalidData, problem));
+    if !std::fs::metadata(path)?.is_file() {
+        return refuse("it is not a regular file".to_owned());
+    }
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+    match text.len() as u64 > MAX_BYTES {
+        true => refuse(format!("it is longer than {MAX_BYTES} bytes")),
+        false => Ok(text),
     }
 }
 
@@ -175,5 +192,22 @@ mod tests {
     fn a_file_that_is_named_must_be_there() {
         let problem = File::find(Some(Path::new("/nowhere/snakepit.toml"))).unwrap_err().message;
         assert!(problem.contains("/nowhere/snakepit.toml"), "{problem}");
+    }
+
+    #[test]
+    fn a_file_is_a_regular_one_and_not_huge() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pipe, huge) = (dir.path().join("pipe"), dir.path().join("huge"));
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::fs::write(&huge, "#".repeat(1024 * 1024 + 1)).unwrap();
+        for (path, expected) in [
+            (&*pipe, "not a regular file"),
+            (Path::new("/dev/zero"), "not a regular file"),
+            (dir.path(), "not a regular file"),
+            (&*huge, "longer than 1048576 bytes"),
+        ] {
+            let problem = File::find(Some(path)).unwrap_err().message;
+            assert!(problem.contains(expected), "{}: {problem}", path.display());
+        }
     }
 }

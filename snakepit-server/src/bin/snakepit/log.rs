@@ -25,7 +25,7 @@ const MAX_QUEUED_BYTES: usize = 8 * 1024 * 1024;
 const MAX_LINE_BYTES: usize = 64 * 1024;
 /// How long the end of the program waits for what is queued.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
-/// How often a non-blocking stderr that takes nothing is tried again.
+/// How often a non-blocking sink that takes nothing is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(20);
 
 static LOG: OnceLock<Log> = OnceLock::new();
@@ -198,11 +198,11 @@ impl<W: Write> Writer<W> {
 
     fn write(&mut self, line: &[u8]) -> bool {
         let torn = std::mem::take(&mut self.torn);
-        if torn && self.write_all(b"\n").is_err() {
+        if torn && write_blocking(&mut self.sink, b"\n").is_err() {
             self.torn = true;
             return false;
         }
-        match self.write_all(line) {
+        match write_blocking(&mut self.sink, line) {
             Ok(()) => true,
             Err(written) => {
                 self.torn = written > 0;
@@ -210,22 +210,22 @@ impl<W: Write> Writer<W> {
             }
         }
     }
+}
 
-    /// On failure, how many bytes were written.
-    fn write_all(&mut self, line: &[u8]) -> Result<(), usize> {
-        let mut written = 0;
-        while written < line.len() {
-            match self.sink.write(&line[written..]) {
-                Ok(0) => return Err(written),
-                Ok(more) => written += more,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // Whoever started the daemon made it non-blocking. This thread may wait.
-                Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(RETRY_EVERY),
-                Err(_) => return Err(written),
-            }
+/// Writes to a sink that may be non-blocking, and blocks the thread until it takes everything. Returns the number of written
+/// bytes if it fails.
+pub(crate) fn write_blocking(sink: &mut impl Write, bytes: &[u8]) -> Result<(), usize> {
+    let mut written = 0;
+    while written < bytes.len() {
+        match sink.write(&bytes[written..]) {
+            Ok(0) => return Err(written),
+            Ok(more) => written += more,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(RETRY_EVERY),
+            Err(_) => return Err(written),
         }
-        Ok(())
     }
+    Ok(())
 }
 
 fn report(dropped: u64) -> Vec<u8> {

@@ -11,7 +11,7 @@ mod output;
 mod place;
 mod serve;
 
-use std::{fmt, num::NonZero, process::ExitCode, thread::available_parallelism};
+use std::{fmt, process::ExitCode, thread::available_parallelism};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
@@ -183,14 +183,20 @@ fn configured(command: Command) -> Result<Command, Failure> {
     Ok(command)
 }
 
+/// More threads only cost memory, and a system refuses to start some tens of thousands.
+const MAX_THREADS: usize = 1024;
+
 /// A runtime with as many threads as `TOKIO_WORKER_THREADS` says, by default half as many as there are processors: the other
 /// half is for Python, and on few processors more threads cost more than they give.
 fn runtime() -> Result<Runtime, Failure> {
     let threads = match std::env::var("TOKIO_WORKER_THREADS") {
-        Ok(text) if !text.is_empty() => text.parse::<NonZero<usize>>().map(NonZero::get).map_err(|_| {
-            let problem = format!("TOKIO_WORKER_THREADS is `{text}`; it takes a number from 1");
-            Failure::new(exit::USAGE, problem)
-        })?,
+        Ok(text) if !text.is_empty() => {
+            text.parse().ok().filter(|threads| (1..=MAX_THREADS).contains(threads)).ok_or_else(|| {
+                let problem =
+                    format!("TOKIO_WORKER_THREADS is `{text}`; it takes a number from 1 to {MAX_THREADS}");
+                Failure::new(exit::USAGE, problem)
+            })?
+        }
         _ => available_parallelism().map_or(1, |processors| processors.get().div_ceil(2)),
     };
     let mut builder = match threads {

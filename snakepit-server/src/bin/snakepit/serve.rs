@@ -270,7 +270,8 @@ pub(crate) fn host_and_port(value: &str) -> Result<String, String> {
     })
 }
 
-/// One line of JSON on stdout, for scripts that wait until the server is ready.
+/// Prints one line of JSON on stdout, for scripts that wait until the server is ready. A thread writes it, because a pipe that
+/// nobody reads or a terminal that is stopped must not stop the server.
 fn announce(snakepit: &Snakepit) {
     let status = snakepit.status();
     let line = serde_json::json!({
@@ -279,9 +280,15 @@ fn announce(snakepit: &Snakepit) {
         "pid": std::process::id(),
         "workers": status.workers.len(),
     });
-    let mut stdout = std::io::stdout().lock();
-    // Whoever started the server may have closed its stdout; the server serves all the same.
-    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+    let write = move || {
+        let mut stdout = std::io::stdout().lock();
+        // The server also serves when its stdout is closed.
+        let _ = log::write_blocking(&mut stdout, format!("{line}\n").as_bytes());
+        let _ = stdout.flush();
+    };
+    if let Err(error) = std::thread::Builder::new().name("snakepit-ready".to_owned()).spawn(write) {
+        tracing::warn!(%error, "cannot print the ready line");
+    }
 }
 
 #[cfg(test)]
@@ -293,6 +300,7 @@ mod tests {
         for good in ["127.0.0.1:0", "localhost:50051", "[::1]:50051", "0.0.0.0:80"] {
             assert_eq!(host_and_port(good).as_deref(), Ok(good));
         }
+        assert!(host_and_port("unix:/run/s").unwrap_err().contains("Unix socket"));
         for bad in ["localhost", ":50051", "localhost:", "localhost:http", "127.0.0.1:65536", "::1:50051", ""]
         {
             assert!(host_and_port(bad).unwrap_err().contains("HOST:PORT"), "{bad}");

@@ -39,6 +39,7 @@ fn defaults_that_cannot_be_used_are_passed_over() {
     assert!(error.contains("other users") && error.contains("too long"), "{error}");
     let error = RunDir::create(Some(&long)).unwrap_err().to_string();
     assert!(error.contains("too long"), "what was asked for must work: {error}");
+    assert!(!long.exists(), "nothing is left of it");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The signals that stop the daemon.
+//! The signals that stop the daemon, and one that must not.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -10,6 +10,8 @@ pub(super) struct Signals {
     quit: Signal,
     /// `None` when it was ignored from the start: `nohup` does so for programs that shall outlive their terminal.
     hang_up: Option<Signal>,
+    /// Caught so that a write beyond `ulimit -f` fails instead of killing the process. Nobody waits for it.
+    _file_size: Signal,
 }
 
 impl Signals {
@@ -20,6 +22,7 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             quit: signal(SignalKind::quit())?,
             hang_up: (!hang_up_is_ignored()).then(|| signal(SignalKind::hangup())).transpose()?,
+            _file_size: signal(SignalKind::from_raw(libc::SIGXFSZ))?,
         })
     }
 
