@@ -2,6 +2,7 @@
 
 import asyncio
 import decimal
+import faulthandler
 import gc
 import io
 import os
@@ -190,6 +191,14 @@ class Leftovers(BaseAdapter):
     def whisper(self, text: str) -> None:
         """Prints no whole line."""
         print(text, end="")
+
+    @tool
+    def child_writes_stacks(self) -> bool:
+        """Whether a fork would write its stacks, should it crash."""
+        child = os.fork()
+        if child == 0:
+            os._exit(faulthandler.is_enabled())
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 
     @tool
     async def start_talking(self) -> None:

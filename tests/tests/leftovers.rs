@@ -49,6 +49,15 @@ async fn the_error_of_a_call_shows_the_output_of_no_other() {
     eventually("the log has it", SOON, async || sandbox.log().contains("card 4111")).await;
 }
 
+#[tokio::test]
+async fn a_fork_has_the_fault_handler_that_python_gives_it() {
+    for (wanted, has) in [("", false), ("1", true)] {
+        let sandbox = Sandbox::adapter(LEFTOVERS, 1).env("PYTHONFAULTHANDLER", wanted).start().await;
+        let mut client = sandbox.client().await;
+        assert_eq!(execute(&mut client, "child_writes_stacks", &json!({})).await.unwrap(), has);
+    }
+}
+
 /// The answer does not wait for what its call left behind, and is not lost to a deadline that passes meanwhile.
 #[tokio::test]
 async fn what_a_call_leaves_behind_does_not_delay_its_answer() {
