@@ -188,6 +188,7 @@ impl SessionBackend for RedisBackend {
         id: &SessionId,
         identifiers: &[&str],
     ) -> Result<Vec<Option<Variable>>, SessionError> {
+        self.limits.check_names(identifiers.len())?;
         let record = self.load(id, &LoadPlan::variables(identifiers.iter().copied())).await?.record;
         let find = |identifier: &&str| Some(record.find(identifier)?.variable.clone());
         Ok(identifiers.iter().map(find).collect())
@@ -199,6 +200,7 @@ impl SessionBackend for RedisBackend {
         updates: Vec<SetVariable>,
         batch: Batch,
     ) -> Result<Vec<Result<u32, SessionError>>, SessionError> {
+        self.limits.check_names(updates.len())?;
         let plan = LoadPlan::variables(updates.iter().map(|update| &*update.identifier));
         self.change_variables(id, &plan, updates, |record, budget, changes, updates| match batch {
             Batch::Atomic => {
@@ -267,6 +269,7 @@ impl SessionBackend for RedisBackend {
         identifiers: &[String],
         initial: bool,
     ) -> Result<VariableWatch, SessionError> {
+        self.limits.check_names(identifiers.len())?;
         let plan = match identifiers {
             [] if initial => LoadPlan::all_variables(),
             identifiers => LoadPlan::variables(identifiers.iter().map(|identifier| &**identifier)),

@@ -14,7 +14,7 @@ use snakepit_session::{
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
-    RedisBackend, jitter,
+    RedisBackend, back_off,
     plan::{LoadPlan, Loaded, Usage, encode_variable, older},
     scripts,
 };
@@ -22,8 +22,6 @@ use crate::codec::encode;
 
 /// The maximum number of attempts. Each conflict means that another write succeeded, so all writers make progress.
 const MAX_ATTEMPTS: u32 = 256;
-/// The maximum delay before a retry.
-const MAX_WAIT: Duration = Duration::from_millis(20);
 
 /// The minimum size of the log of a watched session, in changes and in bytes. It buffers the changes of all variables for all hosts,
 /// so it must not be as small as the queue of one watcher.
@@ -176,10 +174,7 @@ impl RedisBackend {
         })?;
         let (mut reclaimed, mut prepared) = (false, None::<Vec<PreparedWrite>>);
         for attempt in 0..MAX_ATTEMPTS {
-            if attempt > 0 {
-                let longest = MAX_WAIT.min(Duration::from_micros(500) * attempt);
-                tokio::time::sleep(jitter(longest)).await;
-            }
+            back_off(attempt).await;
             let mut loaded = Loaded::load(&self.link, id, plan).await?;
             let writes = match &prepared {
                 Some(prepared) => prepared.clone(),

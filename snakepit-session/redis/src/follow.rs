@@ -35,7 +35,7 @@ use redis::{
 use snakepit_session::{SessionError, SessionEventKind, SessionEventSender, SessionId, Watcher};
 use tokio::{sync::Notify, time::Instant};
 
-use super::{jitter, link::Link, plan::decode_update, scripts};
+use super::{decode_apart, jitter, link::Link, plan::decode_update, scripts};
 
 mod watched;
 
@@ -352,13 +352,46 @@ impl Follower {
                 call = call.arg(id.as_str()).arg(&**incarnation).arg(after);
             }
             let answers: Vec<Answer> = call.run().await?;
-            for ((_, incarnation, after), answer) in due.iter().zip(answers) {
-                self.deliver(incarnation, *after, answer);
+            let size =
+                answers.iter().flat_map(|(.., entries)| entries).map(|(_, entry, ..)| entry.len()).sum();
+            let decode = move || {
+                let decoded = due.into_iter().zip(answers);
+                Ok(decoded
+                    .map(|((_, incarnation, after), answer)| Decoded::of(incarnation, after, answer))
+                    .collect::<Vec<_>>())
+            };
+            for decoded in decode_apart(size, decode).await? {
+                self.deliver(decoded);
             }
         }
     }
 
-    fn deliver(&self, incarnation: &Arc<str>, after: Option<u64>, (left, seq, mark, more, entries): Answer) {
+    fn deliver(&self, decoded: Decoded) {
+        let Decoded { incarnation, after, left, latest, has_more, last_read, changes } = decoded;
+        let lives = u64::try_from(left).ok();
+        let next_check = lives.map(|left| {
+            let ends = Duration::from_millis(left.saturating_add(1)).max(SOON);
+            Instant::now() + ends.min(self.check_interval())
+        });
+        self.watched()
+            .deliver(&incarnation, &LogRead { after, last_read, changes, latest, has_more, next_check });
+    }
+}
+
+/// The decoded answer of the script for one watched session.
+struct Decoded {
+    incarnation: Arc<str>,
+    after: Option<u64>,
+    /// The remaining lifetime in milliseconds; negative if the session has ended.
+    left: i64,
+    latest: WatchCursor,
+    has_more: bool,
+    last_read: WatchCursor,
+    changes: Vec<Change>,
+}
+
+impl Decoded {
+    fn of(incarnation: Arc<str>, after: Option<u64>, (left, seq, mark, more, entries): Answer) -> Self {
         let mut changes: Vec<Change> = Vec::with_capacity(entries.len());
         let mut last_read = WatchCursor { number: after.unwrap_or(0), mark: 0 };
         for (number, entry, before, mark) in entries {
@@ -378,14 +411,8 @@ impl Follower {
             }
         }
         changes.sort_unstable_by_key(|change| change.cursor.number);
-        let lives = u64::try_from(left).ok();
-        let next_check = lives.map(|left| {
-            let ends = Duration::from_millis(left.saturating_add(1)).max(SOON);
-            Instant::now() + ends.min(self.check_interval())
-        });
         let latest = WatchCursor { number: seq, mark };
-        self.watched()
-            .deliver(incarnation, &LogRead { after, last_read, changes, latest, has_more: more, next_check });
+        Self { incarnation, after, left, latest, has_more: more, last_read, changes }
     }
 }
 

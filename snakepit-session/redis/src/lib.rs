@@ -12,7 +12,7 @@
 //!
 //! | key | contents |
 //! | --- | --- |
-//! | `{snakepit}:s:ID` | a session, a hash: `born`, `rev`, `seq`, `mark`, `ttl`, `meta`, `worker`, `holds`, `far`, `v:` variables, `p:` programs |
+//! | `{snakepit}:s:ID` | a session, a hash: `born`, `rev`, `seq`, `mark`, `ttl`, `meta`, `worker`, `counted`, `holds`, `far`, `v:` variables, `p:` programs |
 //! | `{snakepit}:d:ID` | its rarely read parts, a hash: `h:` older versions of variables, `d:` data of programs |
 //! | `{snakepit}:w:BORN` | its log of changes while it is watched, a stream |
 //! | `{snakepit}:ids`, `:due`, `:held` | indexes of sessions: by id, by possible expiry, and their sizes |
@@ -20,8 +20,8 @@
 //! | `{snakepit}:totals`, `:log` | counters; the log of recent lifecycle events |
 //!
 //! The fields of a session are `born` (its incarnation: a random id), `rev` (the random revision of the last commit), `seq` (the
-//! number of the last change), `mark` (the revision that made that change), `holds` (size, counts and incarnation), and
-//! `far` (the number of rarely read fields).
+//! number of the last change), `mark` (the revision that made that change), `holds` (size, counts and incarnation),
+//! `far` (the number of rarely read fields), and `counted` (the revision of the commit that wrote `holds` and `far`).
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -42,6 +42,9 @@ mod start;
 use change::StripedLocks;
 use follow::Follower;
 use link::Link;
+
+/// The maximum size that is decoded on a runtime thread, in bytes.
+const LARGE: usize = 1024 * 1024;
 
 /// The configuration of a [`RedisBackend`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,6 +172,26 @@ impl RedisBackend {
 /// A TTL in milliseconds, rounded up.
 fn millis(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+/// Waits before a retry, with jitter. The first attempt does not wait.
+async fn back_off(attempt: u32) {
+    const LONGEST: Duration = Duration::from_millis(20);
+    if attempt > 0 {
+        tokio::time::sleep(jitter(LONGEST.min(Duration::from_micros(500) * attempt))).await;
+    }
+}
+
+/// Decodes `size` bytes, above [`LARGE`] on a blocking thread: large sessions take milliseconds.
+async fn decode_apart<T: Send + 'static>(
+    size: usize,
+    decode: impl FnOnce() -> Result<T, SessionError> + Send + 'static,
+) -> Result<T, SessionError> {
+    if size <= LARGE {
+        return decode();
+    }
+    let decoded = tokio::task::spawn_blocking(decode).await;
+    decoded.unwrap_or_else(|error| Err(SessionError::Backend { problem: format!("reading failed: {error}") }))
 }
 
 /// A random delay up to `longest`, so that conflicting hosts do not retry together.

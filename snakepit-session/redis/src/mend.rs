@@ -4,7 +4,7 @@
 use redis::FromRedisValue;
 use snakepit_session::SessionError;
 
-use super::{RedisBackend, plan::Usage, scripts};
+use super::{RedisBackend, scripts};
 
 /// The approximate number of keys in one step.
 const AT_ONCE: usize = 500;
@@ -25,21 +25,11 @@ impl RedisBackend {
                 lost += self.mend_some(found.iter().map(|(id, _)| &**id)).await?;
             }
         }
-        let (mut bytes, mut variables, mut programs) = (0, 0, 0);
         let mut scan = Scan::new("HSCAN", Some(format!("{root}:held")));
         while let Some(found) = scan.next::<(String, String)>(self).await? {
-            for held in found.iter().filter_map(|(_, held)| Usage::parse(held).ok()) {
-                bytes += held.bytes;
-                variables += held.variables;
-                programs += held.programs;
-            }
             lost += self.mend_some(found.iter().map(|(id, _)| &**id)).await?;
         }
-        let globals: Vec<usize> = self.link.query(redis::cmd("HVALS").arg(format!("{root}:globals"))).await?;
-        bytes += globals.into_iter().sum::<usize>();
-        // Concurrent changes are missing in this count, which is still better than an evicted one.
-        let recount = self.link.call(&scripts::RECOUNT).arg(bytes).arg(variables).arg(programs);
-        let _: u32 = recount.run().await?;
+        let _: u32 = self.link.call(&scripts::RECOUNT).run().await?;
         tracing::warn!(lost, "redis evicted parts of sessions: set `maxmemory-policy noeviction`");
         Ok(lost)
     }

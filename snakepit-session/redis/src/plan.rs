@@ -13,11 +13,11 @@ use snakepit_session::{
     },
 };
 
-use super::{link::Link, scripts};
+use super::{LARGE, back_off, decode_apart, link::Link, scripts};
 use crate::codec::{decode, encode};
 
 /// The maximum number of attempts to read a session without a concurrent change.
-const MAX_ATTEMPTS: u32 = 1000;
+const MAX_ATTEMPTS: u32 = 256;
 
 /// The immutable part of a session.
 #[derive(Debug, Serialize, Deserialize)]
@@ -153,7 +153,7 @@ enum All {
 }
 
 /// The parts of a session that an operation loads.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct LoadPlan {
     /// Fields of the main hash: `meta`, `worker`, `v:` variables, `p:` programs.
     near: Vec<String>,
@@ -222,7 +222,8 @@ type Answer = (u64, u64, u64, String, usize, Vec<Vec<u8>>, u64);
 
 impl Loaded {
     pub(super) async fn load(link: &Link, id: &SessionId, plan: &LoadPlan) -> Result<Self, SessionError> {
-        for _ in 0..MAX_ATTEMPTS {
+        for attempt in 0..MAX_ATTEMPTS {
+            back_off(attempt).await;
             if let Some(loaded) = Self::try_load(link, id, plan).await? {
                 return Ok(loaded);
             }
@@ -253,7 +254,7 @@ impl Loaded {
                 return Ok(None);
             }
         }
-        let mut record = SessionRecord::new(SessionHeader {
+        let record = SessionRecord::new(SessionHeader {
             metadata: Metadata::default(),
             created_at: SystemTime::UNIX_EPOCH,
             ttl: Duration::from_millis(ttl),
@@ -262,11 +263,36 @@ impl Loaded {
             programs: was.programs,
             variables: was.variables,
         });
-        for program in programs {
+        let found = Found { programs, values };
+        let record = if found.size() <= LARGE {
+            found.decode(link, plan, record)?
+        } else {
+            let (link, plan) = (link.clone(), plan.clone());
+            decode_apart(usize::MAX, move || found.decode(&link, &plan, record)).await?
+        };
+        Ok(Some(Self { record, was, rev, seq, mark, total }))
+    }
+}
+
+/// The fields of a session as Redis returned them.
+struct Found {
+    programs: Vec<Vec<u8>>,
+    values: Vec<Value>,
+}
+
+impl Found {
+    /// The approximate size in bytes.
+    fn size(&self) -> usize {
+        self.programs.iter().map(Vec::len).sum::<usize>() + self.values.iter().map(size_of).sum::<usize>()
+    }
+
+    /// Decodes the fields into a record that has its header.
+    fn decode(self, link: &Link, plan: &LoadPlan, mut record: SessionRecord) -> Result<SessionRecord, SessionError> {
+        for program in self.programs {
             fill(&mut record, "p:", program)?;
         }
-        let mut values = values.into_iter();
-        for fields in [near, far].into_iter().filter(|fields| !fields.is_empty()) {
+        let mut values = self.values.into_iter();
+        for fields in [&plan.near, &plan.far].into_iter().filter(|fields| !fields.is_empty()) {
             let found: Vec<Option<Vec<u8>>> = link.read(values.next().unwrap_or(Value::Nil))?;
             for (field, value) in fields.iter().zip(found) {
                 value.map_or(Ok(()), |value| fill(&mut record, field, value))?;
@@ -278,7 +304,16 @@ impl Loaded {
                 fill(&mut record, &field, value)?;
             }
         }
-        Ok(Some(Self { record, was, rev, seq, mark, total }))
+        Ok(record)
+    }
+}
+
+fn size_of(value: &Value) -> usize {
+    match value {
+        Value::BulkString(bytes) => bytes.len(),
+        Value::Array(values) => values.iter().map(size_of).sum(),
+        Value::Map(entries) => entries.iter().map(|(name, value)| size_of(name) + size_of(value)).sum(),
+        _ => 0,
     }
 }
 
@@ -325,11 +360,16 @@ pub(super) async fn load_history(
     let call = link.call(&scripts::HISTORY).arg(id.as_str()).arg(limit).arg(variable_name_in(identifier));
     let found: Option<Found> = call.run().await?;
     let (variable, older) = found.ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
-    let variable = variable.map(|variable| decode_variable(&variable)).transpose()?;
-    let mut variable =
-        variable.filter(|found| found.is(identifier)).ok_or_else(|| variable_not_found(id, identifier))?;
-    for version in older.into_iter().flatten() {
-        variable.load(decode_version(&version)?);
-    }
-    Ok(variable)
+    let size = [&variable].into_iter().chain(&older).flatten().map(Vec::len).sum();
+    let (id, identifier) = (id.clone(), identifier.to_owned());
+    decode_apart(size, move || {
+        let variable = variable.map(|variable| decode_variable(&variable)).transpose()?;
+        let found = variable.filter(|found| found.is(&identifier));
+        let mut variable = found.ok_or_else(|| variable_not_found(&id, &identifier))?;
+        for version in older.into_iter().flatten() {
+            variable.load(decode_version(&version)?);
+        }
+        Ok(variable)
+    })
+    .await
 }

@@ -126,9 +126,13 @@ fn read_url(url: &str, config: &RedisConfig) -> Result<(String, RedisConfig), Se
         ));
     }
     let is_socket = address.starts_with("redis+unix:") || address.starts_with("unix:");
-    let mut kept = Vec::new();
+    let (mut kept, mut names) = (Vec::new(), Vec::new());
     for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        if names.contains(&name) {
+            return Err(invalid(format!("the URL of Redis has parameter `{name}` twice; give it once")));
+        }
+        names.push(name);
         match name {
             "prefix" => value.clone_into(&mut config.prefix),
             "db" | "user" | "pass" if is_socket => kept.push(parameter),
@@ -167,6 +171,8 @@ mod tests {
         for (url, said) in [
             ("redis://h?prefx=a", "`prefx`"),
             ("redis://h?db=1", "`db`"),
+            ("redis://h?prefix=a&prefix=b", "`prefix` twice"),
+            ("redis+unix:///s?db=1&prefix=a&db=1", "`db` twice"),
             ("redis://h?prefix=", "must be letters"),
             ("redis://h?prefix={a}", "must be letters"),
             ("rediss://h", "TLS"),

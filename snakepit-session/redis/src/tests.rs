@@ -117,3 +117,11 @@ async fn a_password_is_used_and_never_printed() {
     assert_eq!(event(&mut here).await.0, "u", "another database is another backend");
     elsewhere.get(&id("s")).await.unwrap_err();
 }
+
+#[tokio::test]
+async fn what_is_large_is_decoded_apart_from_the_runtime() {
+    let on = |size| decode_apart(size, || Ok(std::thread::current().id()));
+    let runtime = std::thread::current().id();
+    assert_eq!(on(LARGE).await.unwrap(), runtime);
+    assert_ne!(on(LARGE + 1).await.unwrap(), runtime);
+}

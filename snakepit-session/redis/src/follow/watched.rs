@@ -207,7 +207,7 @@ impl LogRead {
     /// Delivers the read to one watcher. Returns false if the watcher needs another read.
     fn deliver_to(&self, delivered: &mut Option<WatchCursor>, watcher: &Watcher) -> bool {
         let Some(cursor) = delivered else {
-            if self.after.is_none() {
+            if self.after.is_none() && !self.has_more {
                 for change in &self.changes {
                     watcher.notify(&change.update);
                 }

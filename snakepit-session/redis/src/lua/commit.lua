@@ -81,7 +81,8 @@ while at <= #ARGV do
   end
 end
 
-redis.call('HSET', key, 'rev', next_rev, 'seq', int(seq), 'mark', mark, 'holds', holds, 'far', redis.call('HLEN', far))
+redis.call('HSET', key, 'rev', next_rev, 'seq', int(seq), 'mark', mark,
+  'counted', next_rev, 'holds', holds, 'far', redis.call('HLEN', far))
 count('bytes', tonumber(bytes))
 count('variables', tonumber(variables))
 count('programs', tonumber(programs))

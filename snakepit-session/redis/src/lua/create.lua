@@ -4,8 +4,8 @@
 
 local id, born, ttl, meta, bytes, max_sessions, max_bytes = unpack(ARGV)
 local key = session(id)
-local found = redis.call('HMGET', key, 'ttl', 'meta', 'worker', 'holds', 'far')
-local holds = found[1] and what_is_held(id, found[4], found[5])
+local found = redis.call('HMGET', key, 'ttl', 'meta', 'worker')
+local holds = found[1] and what_is_held(id)
 if holds then
   renew(id, found[1])
   return { 'found', 0, found[2], found[3], holds }
@@ -21,7 +21,7 @@ if size > tonumber(max_bytes) then
   return { 'bytes', int(size), false, false, false }
 end
 holds = bytes .. ' 0 0 ' .. born
-redis.call('HSET', key, 'born', born, 'rev', 0, 'seq', 0, 'ttl', ttl, 'meta', meta, 'holds', holds)
+redis.call('HSET', key, 'born', born, 'rev', 0, 'seq', 0, 'ttl', ttl, 'meta', meta, 'holds', holds, 'counted', 0)
 redis.call('HSET', held, id, holds)
 redis.call('ZADD', ids, 0, id)
 redis.call('ZADD', due, int(now() + ttl), id)

@@ -6,7 +6,7 @@ local left = redis.call('PTTL', session(id))
 if left < 0 then
   return false
 end
-local was = redis.call('HMGET', session(id), 'meta', 'worker', 'holds', 'far')
-local holds = what_is_held(id, was[3], was[4])
+local was = redis.call('HMGET', session(id), 'meta', 'worker')
+local holds = what_is_held(id)
 retire(id, holds and 'deleted' or 'expired')
 return holds and { left, was[1], was[2], holds } or false

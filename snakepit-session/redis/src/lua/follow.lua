@@ -32,7 +32,10 @@ local function follow(id, born, seen)
   -- The lease had expired, so the end of the log is missing; or the reader requests the current variables. The current
   -- state of a variable is its last change.
   if not more and left >= 0 and last < seq then
-    for _, variable in ipairs(fetch_all(session(id), 'v:')) do
+    -- Where the sessions before it took the budget, it is left for the next step: all its variables may be many bytes.
+    more = budget <= 0
+    for _, variable in ipairs(more and {} or fetch_all(session(id), 'v:')) do
+      budget = budget - #variable
       local number = tonumber(variable:match('^%d+'))
       if number > last then
         found[#found + 1] = { number, variable, -1, 0 }

@@ -2,16 +2,16 @@
 -- id, number of versions or 0 for all, name -> nil, or {variable or nil, {older versions}}
 
 local id, limit, name = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local head = redis.call('HMGET', session(id), 'ttl', 'holds', 'far')
-if not head[1] then
+local ttl = redis.call('HGET', session(id), 'ttl')
+if not ttl then
   return false
 end
-if not what_is_held(id, head[2], head[3]) then
+if not what_is_held(id) then
   make_room()
   retire(id, 'expired')
   return false
 end
-renew(id, head[1])
+renew(id, ttl)
 local variable, fields = redis.call('HGET', session(id), 'v:' .. name), {}
 if variable then
   local oldest, version = variable:match('^%d+ (%d+) (%d+)\n')

@@ -67,10 +67,21 @@ local function total()
   return math.max(0, tonumber(redis.call('HGET', totals, 'bytes') or 0))
 end
 
--- The usage of a session, from the index or else from its hash (`holds`, `far`). Nil if Redis evicted a part of the session,
--- which is then lost. Sessions of earlier versions do not have these fields.
-local function what_is_held(id, holds, far)
-  if tonumber(far or 0) > 0 and redis.call('EXISTS', deep(id)) == 0 then
+-- The usage of a session as its own hash records it (`holds`, `far`). `counted` is the rev of the commit that wrote both:
+-- hosts of earlier versions commit without it, which makes both stale.
+local function own_usage(id)
+  local rev, counted, holds, far = unpack(redis.call('HMGET', session(id), 'rev', 'counted', 'holds', 'far'))
+  if not counted or counted ~= rev then
+    return nil, 0
+  end
+  return holds, tonumber(far or 0)
+end
+
+-- The usage of a session, from the index or else from its hash. Nil if Redis evicted a part of the session, which is then
+-- lost.
+local function what_is_held(id)
+  local holds, far = own_usage(id)
+  if far > 0 and redis.call('EXISTS', deep(id)) == 0 then
     return nil
   end
   return redis.call('HGET', held, id) or holds or nil
@@ -109,7 +120,7 @@ end
 -- Ends a session, which may have expired already, because its usage is stored separately. Its log remains until the
 -- watching hosts have read it.
 local function retire(id, kind)
-  local holds = redis.call('HGET', held, id) or redis.call('HGET', session(id), 'holds')
+  local holds = redis.call('HGET', held, id) or own_usage(id)
   if not holds then
     holds = '0 0 0 -'
     redis.call('HSET', totals, 'torn', 1)

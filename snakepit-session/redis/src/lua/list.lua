@@ -9,8 +9,8 @@ local found = {}
 for _, id in ipairs(page) do
   local left = redis.call('PTTL', session(id))
   if left >= 0 then
-    local is = redis.call('HMGET', session(id), 'meta', 'worker', 'holds', 'far')
-    local holds = what_is_held(id, is[3], is[4])
+    local is = redis.call('HMGET', session(id), 'meta', 'worker')
+    local holds = what_is_held(id)
     if holds then
       found[#found + 1] = { id, left, is[1], is[2], holds }
     end

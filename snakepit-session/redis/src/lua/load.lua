@@ -4,11 +4,11 @@
 
 local id, watched, prefix = unpack(ARGV)
 local key = session(id)
-local head = redis.call('HMGET', key, 'rev', 'seq', 'ttl', 'mark', 'holds', 'far')
+local head = redis.call('HMGET', key, 'rev', 'seq', 'ttl', 'mark')
 if not head[1] then
   return false
 end
-local holds = what_is_held(id, head[5], head[6])
+local holds = what_is_held(id)
 if not holds then
   make_room()
   retire(id, 'expired')

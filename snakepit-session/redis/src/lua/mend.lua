@@ -4,11 +4,11 @@
 make_room()
 local lost = 0
 for _, id in ipairs(ARGV) do
-  local head = redis.call('HMGET', session(id), 'ttl', 'holds', 'far')
-  local holds = head[1] and what_is_held(id, head[2], head[3])
+  local lives = redis.call('EXISTS', session(id)) == 1
+  local holds = lives and what_is_held(id)
   if holds then
     put_in_indexes(id, holds)
-  elseif head[1] or redis.call('HEXISTS', held, id) == 1
+  elseif lives or redis.call('HEXISTS', held, id) == 1
     or redis.call('ZSCORE', ids, id) or redis.call('ZSCORE', due, id) then
     retire(id, 'expired')
     lost = lost + 1

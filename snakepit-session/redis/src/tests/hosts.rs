@@ -220,3 +220,67 @@ async fn a_session_made_anew_is_another_one() {
     assert_eq!(delivered(&mut second).await, (UpdateKind::Initial, 0));
     assert_eq!(delivered(&mut second).await, (UpdateKind::Set, 1));
 }
+
+/// The script by which hosts of format 1 change a session.
+const COMMIT_1: &str =
+    concat!(include_str!("../../tests/formats/1/lib.lua"), include_str!("../../tests/formats/1/commit.lua"));
+
+/// Deletes the program `p` of session `s`, as a host of format 1 does.
+async fn delete_program_as_format_1(server: &Server) {
+    let head: Vec<String> = server.query(&["HMGET", "{snakepit}:s:s", "born", "rev"]).await;
+    let held: String = server.query(&["HGET", "{snakepit}:held", "s"]).await;
+    let [bytes, variables, programs, _] = held.split(' ').collect::<Vec<_>>()[..] else { panic!("{held}") };
+    let size = "p".len() + "data".len() + "t".len();
+    let (bytes, programs) = (bytes.parse::<usize>().unwrap() - size, programs.parse::<usize>().unwrap() - 1);
+    let holds = format!("{bytes} {variables} {programs} {}", head[0]);
+    let less = format!("-{size}");
+    let changed: String = server
+        .query(&[
+            "EVAL",
+            COMMIT_1,
+            "1",
+            "{snakepit}",
+            "s",
+            &head[0],
+            &head[1],
+            &holds,
+            &less,
+            "0",
+            "-1",
+            "1000000",
+            "1024",
+            "1000000",
+            "remove",
+            "p",
+        ])
+        .await;
+    assert_eq!(changed, "done");
+}
+
+#[tokio::test]
+async fn a_session_survives_a_host_of_an_earlier_version_that_takes_its_programs() {
+    let server = Server::start();
+    let host = server.host().await;
+    with_x(&host, "s", NewSession::default()).await;
+    let before = host.stats().await.unwrap();
+    host.put_program(&id("s").into(), &name("p"), Program::new("data", "t")).await.unwrap();
+    delete_program_as_format_1(&server).await;
+    let is_there: bool = server.query(&["EXISTS", "{snakepit}:d:s"]).await;
+    assert!(!is_there, "nothing is left in the hash of what is seldom read");
+
+    assert_eq!(host.list(PageRequest::default()).await.unwrap().items.len(), 1);
+    assert_eq!(x(&host, "s").await, (0, 0));
+    assert_eq!(host.variable_history(&id("s"), "x", 0).await.unwrap().len(), 1);
+    let (_, created) = host.create(&id("s"), NewSession::default()).await.unwrap();
+    assert_eq!(created, Created::Existing);
+    host.sweep().await.unwrap();
+    assert_eq!(host.programs(&id("s").into()).await.unwrap(), []);
+    let after = host.stats().await.unwrap();
+    assert_eq!((after.bytes, after.programs), (before.bytes, before.programs));
+
+    // The next commit of this version counts again, so an eviction is noticed again.
+    host.put_program(&id("s").into(), &name("p"), Program::new("data", "t")).await.unwrap();
+    let evicted: u32 = server.query(&["DEL", "{snakepit}:d:s"]).await;
+    assert_eq!(evicted, 1);
+    assert_eq!(host.get(&id("s")).await.unwrap_err(), SessionError::NotFound { id: id("s") });
+}
