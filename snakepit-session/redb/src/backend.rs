@@ -7,7 +7,10 @@ use snakepit_session::{
     Batch, Created, NewSession, NewVariable, Note, Page, PageRequest, Program, ProgramInfo, ProgramName,
     ProgramOwner, Session, SessionBackend, SessionError, SessionEvents, SessionId, SessionStats, SetVariable,
     UpdateKind, Variable, VariableName, VariableVersion, VariableWatch,
-    kit::{matches_pattern, program_not_found, size_of_metadata, size_of_program, size_of_version},
+    kit::{
+        Checked, PreparedWrite, WritePreparation, matches_pattern, program_not_found, size_of_metadata,
+        size_of_program, size_of_version,
+    },
 };
 use tokio::time::Instant;
 
@@ -133,9 +136,11 @@ impl SessionBackend for RedbBackend {
         new: NewVariable,
     ) -> Result<Variable, SessionError> {
         let (id, name) = (id.clone(), name.clone());
+        let is_small = self.shared.limits.check_value("", &new.value).is_ok();
+        let checked = if is_small { Checked::if_costly(&new.ty, &new.value).await } else { None };
         self.write(size_of_version(&new.value, &new.note), move |group| {
             group.change_variables(&id, &[name.to_string()], |record, budget, changes| {
-                let made = record.register(budget, &name, new, None)?;
+                let made = record.register(budget, &name, new, checked)?;
                 changes.add(UpdateKind::Registered, made);
                 Ok(made.variable.clone())
             })
@@ -148,6 +153,7 @@ impl SessionBackend for RedbBackend {
         id: &SessionId,
         identifiers: &[&str],
     ) -> Result<Vec<Option<Variable>>, SessionError> {
+        self.shared.limits.check_names(identifiers.len())?;
         let identifiers: Vec<_> = identifiers.iter().map(ToString::to_string).collect();
         self.read_session(id, move |id, view, mut record| {
             view.load_variables(id, &identifiers, &mut record)?;
@@ -163,9 +169,11 @@ impl SessionBackend for RedbBackend {
         updates: Vec<SetVariable>,
         batch: Batch,
     ) -> Result<Vec<Result<u32, SessionError>>, SessionError> {
-        let id = id.clone();
+        self.shared.limits.check_names(updates.len())?;
         let size = updates.iter().map(|update| size_of_version(&update.value, &update.note)).sum();
         let identifiers: Vec<_> = updates.iter().map(|update| update.identifier.clone()).collect();
+        let updates = self.prepare(id, &identifiers, updates).await;
+        let id = id.clone();
         self.write(size, move |group| {
             group.change_variables(&id, &identifiers, |record, budget, changes| match batch {
                 Batch::Atomic => {
@@ -241,6 +249,7 @@ impl SessionBackend for RedbBackend {
         identifiers: &[String],
         initial: bool,
     ) -> Result<VariableWatch, SessionError> {
+        self.shared.limits.check_names(identifiers.len())?;
         let (id, identifiers) = (id.clone(), identifiers.to_vec());
         self.write(0, move |group| group.watch(&id, &identifiers, initial)).await
     }
@@ -266,6 +275,26 @@ impl SessionBackend for RedbBackend {
 }
 
 impl RedbBackend {
+    /// Checks expensive values before the writer runs the operation, because all other writes wait for the writer.
+    async fn prepare(
+        &self,
+        id: &SessionId,
+        identifiers: &[String],
+        updates: Vec<SetVariable>,
+    ) -> Vec<PreparedWrite> {
+        if !WritePreparation::is_needed(&updates) {
+            return updates.into_iter().map(PreparedWrite::from).collect();
+        }
+        let identifiers = identifiers.to_vec();
+        let record = self.read_session(id, move |id, view, mut record| {
+            view.load_variables(id, &identifiers, &mut record)?;
+            Ok(record)
+        });
+        // The writer reports errors. It checks the value of a variable that another write registers meanwhile.
+        let record = record.await.ok();
+        WritePreparation::of(&self.shared.limits, record.as_ref(), updates).prepare().await
+    }
+
     async fn global_program(&self, name: ProgramName) -> Result<Program, SessionError> {
         let missing = || program_not_found(None, &name);
         self.shared.leases.renew(&Holder::Global(name.clone()), Instant::now()).ok_or_else(missing)?;

@@ -25,6 +25,7 @@ mod backend;
 mod codec;
 mod file;
 mod group;
+mod guard;
 mod lease;
 mod open;
 mod rows;
@@ -58,6 +59,10 @@ const SWEEP_ROWS: usize = 4096;
 /// # Failures
 /// If the disk is full, or the file was deleted or replaced, writes fail with [`SessionError::Backend`] and change nothing
 /// until there is space or the file is back. Reads and watches continue.
+///
+/// If another process overwrites or truncates the file in place, all operations fail with [`SessionError::Backend`] from the next
+/// write on, and watches end, because the file does not hold the acknowledged writes. The backend does not write to the
+/// file any more, so the next start finds a copy that was restored meanwhile intact.
 ///
 /// If the disk fails, concurrent writes fail with [`SessionError::Backend`] and may be in the file. The backend reopens the file
 /// immediately, and retries with pauses until it succeeds. Watches end with the error.

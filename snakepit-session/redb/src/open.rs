@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::{
     file::Identity,
+    guard::{Guard, HEADER},
     lease::{Holder, Lease, LeaseRow, Leases},
     rows::{
         DATA, GLOBAL_OWNER, HeaderSummary, LEASES, PROGRAMS, SCHEMA, SESSIONS, VARIABLES, VERSIONS, damaged,
@@ -37,31 +38,31 @@ const FALLS_BACK: f64 = 0.5;
 
 /// The magic number of a complete redb file.
 const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
-/// The size of redb's header, and the maximum size of an incomplete file, in bytes.
-const HEADER: usize = 512;
+/// The maximum size of an incomplete file in bytes.
 const MAX_UNFINISHED: u64 = 1024 * 1024;
 
 /// An open file, its totals and leases.
 pub(super) struct Opened {
     pub(super) database: Database,
     pub(super) identity: Identity,
+    pub(super) guard: Guard,
     pub(super) totals: Totals,
     pub(super) leases: Vec<(Holder, Lease)>,
 }
 
-/// Opens a file and reads its leases. Creates a missing file, unless `known` names one.
+/// Opens a file and reads its leases. Creates a missing file, unless `known` names one: that must be as it was last written.
 pub(super) fn open<F: StorageBackend>(
     path: &Path,
     limits: &SessionLimits,
     storage: impl FnOnce(FileBackend) -> F,
-    known: Option<Identity>,
+    known: Option<(Identity, &Guard)>,
 ) -> Result<Opened, SessionError> {
     // Redb may panic if another program changed its file.
     let opened = catch_unwind(AssertUnwindSafe(|| {
         let opened = database(path, storage, known);
-        let (database, identity) = opened.map_err(|problem| SessionError::Backend { problem })?;
+        let (database, identity, guard) = opened.map_err(|problem| SessionError::Backend { problem })?;
         let (totals, leases) = resume(&database, limits)?;
-        Ok(Opened { database, identity, totals, leases })
+        Ok(Opened { database, identity, guard, totals, leases })
     }));
     let opened: Result<_, SessionError> = opened.unwrap_or_else(|_| Err(damaged("it is no sound database")));
     opened.map_err(|error| in_file(path, error))
@@ -82,8 +83,8 @@ pub(super) fn in_file(path: &Path, error: SessionError) -> SessionError {
 fn database<F: StorageBackend>(
     path: &Path,
     storage: impl FnOnce(FileBackend) -> F,
-    known: Option<Identity>,
-) -> Result<(Database, Identity), String> {
+    known: Option<(Identity, &Guard)>,
+) -> Result<(Database, Identity, Guard), String> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(known.is_none()).truncate(false);
     // Sessions may contain secrets, so only the owner may read the file.
@@ -96,7 +97,7 @@ fn database<F: StorageBackend>(
     })?;
     let metadata = file.metadata().map_err(|error| format!("cannot open it: {error}"))?;
     let identity = Identity::of(&metadata);
-    if known.is_some_and(|known| known != identity) {
+    if known.is_some_and(|(known, _)| known != identity) {
         return Err("it was replaced while it was in use".to_owned());
     }
     // Sync the directory, so that a new file survives a crash.
@@ -115,11 +116,18 @@ fn database<F: StorageBackend>(
             tracing::warn!(%path, "the last write was cut off or is damaged; the sessions are those before it");
         }
     });
-    let opened = FileBackend::new(file).and_then(|file| {
+    let guard = FileBackend::new(file).and_then(|file| {
         let storage = storage(file);
-        empty_unfinished(&storage).map_err(StorageError::Io)?;
-        builder.create_with_backend(storage)
+        if known.is_none() {
+            empty_unfinished(&storage).map_err(StorageError::Io)?;
+        }
+        Guard::new(storage).map_err(|error| StorageError::Io(error).into())
     });
+    let guard = guard.map_err(|error| format!("cannot open it: {error}"))?;
+    if let Some((_, before)) = known {
+        guard.check_is(before)?;
+    }
+    let opened = builder.create_with_backend(guard.clone());
     let opened = opened.map_err(|error| match error {
         DatabaseError::Storage(StorageError::Corrupted(problem)) => {
             format!("it is damaged; restore it from a copy: {problem}")
@@ -133,7 +141,7 @@ fn database<F: StorageBackend>(
         }
         error => format!("cannot open it: {error}"),
     });
-    Ok((opened?, identity))
+    Ok((opened?, identity, guard))
 }
 
 /// Truncates a file whose creation was interrupted by a crash. Redb would reject it forever.

@@ -369,6 +369,50 @@ async fn a_file_that_was_deleted_or_replaced_takes_no_more_writes_until_it_is_ba
     assert!(watch.next().await.unwrap().is_ok(), "and so do watches");
 }
 
+#[tokio::test]
+async fn a_file_that_was_overwritten_or_truncated_in_place_rejects_all_operations() {
+    type Damage = fn(&Path, &Path);
+    let damages: [(&str, Damage); 4] = [
+        ("overwritten", |path, copy| assert!(std::fs::copy(copy, path).unwrap() > 0)),
+        ("emptied", |path, _| set_len(path, 0)),
+        ("cut", |path, _| set_len(path, 4096)),
+        ("extended", |path, _| set_len(path, std::fs::metadata(path).unwrap().len() + 1)),
+    ];
+    for (damaged, damage) in damages {
+        let directory = directory();
+        let (path, copy) = (directory.path().join("sessions"), directory.path().join("copy"));
+        let backend = open(&directory).await;
+        backend.create(&id("s"), NewSession::default()).await.unwrap();
+        register(&backend, "s", "x").await.unwrap();
+        set(&backend, "s", "x", 1).await.unwrap();
+        drop(backend);
+        std::fs::copy(&path, &copy).unwrap();
+
+        let backend = open(&directory).await;
+        let mut watch = backend.watch_variables(&id("s"), &[], false).await.unwrap();
+        set(&backend, "s", "x", 2).await.unwrap();
+        assert!(watch.next().await.unwrap().is_ok());
+        damage(&path, &copy);
+        let left = std::fs::read(&path).unwrap();
+        for _ in 0..2 {
+            let error = set(&backend, "s", "x", 3).await.unwrap_err().to_string();
+            assert!(error.contains("overwrote or truncated"), "{damaged}: {error}");
+            let error = backend.variable(&id("s"), "x").await.unwrap_err().to_string();
+            assert!(error.contains("overwrote or truncated"), "{damaged}: {error}");
+        }
+        assert!(watch.next().await.unwrap().is_err(), "{damaged}: the watch ends");
+        drop(backend);
+        assert!(std::fs::read(&path).unwrap() == left, "{damaged}: the backend does not write to the file");
+        std::fs::copy(&copy, &path).unwrap();
+        let backend = open(&directory).await;
+        assert_eq!(backend.variable(&id("s"), "x").await.unwrap().version, 1, "{damaged}");
+    }
+}
+
+fn set_len(path: &Path, len: u64) {
+    std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(len).unwrap();
+}
+
 /// Flips bits of a file, which depend only on the seed.
 fn flip_bits(path: &Path, bits: usize, seed: u64) {
     let mut bytes = std::fs::read(path).unwrap();

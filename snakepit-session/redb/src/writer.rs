@@ -20,6 +20,7 @@ use super::{
     Shared,
     file::{Identity, check_room},
     group::Group,
+    guard::Guard,
     open::{Opened, close, in_file, open},
     rows::failed,
     state::State,
@@ -148,6 +149,7 @@ struct Work<S> {
     operations: mpsc::Receiver<Box<dyn Operation>>,
     storage: S,
     identity: Identity,
+    guard: Guard,
     /// The database, or `None` if it could not be reopened.
     database: Option<Arc<Database>>,
     /// The last disk failure, and when to retry.
@@ -166,12 +168,21 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
         storage: S,
         operations: mpsc::Receiver<Box<dyn Operation>>,
     ) -> Result<Self, SessionError> {
-        let Opened { database, identity, totals, leases } = open(&path, &limits, &storage, None)?;
+        let Opened { database, identity, guard, totals, leases } = open(&path, &limits, &storage, None)?;
         let database = Arc::new(database);
         let shared = Arc::new(Shared::new(path, limits, Arc::clone(&database)));
         let mut state = State::default();
         state.resume(&shared, totals, leases);
-        Ok(Self { shared, state, operations, storage, identity, database: Some(database), outage: None })
+        Ok(Self {
+            shared,
+            state,
+            operations,
+            storage,
+            identity,
+            guard,
+            database: Some(database),
+            outage: None,
+        })
     }
 
     fn run(mut self) {
@@ -185,8 +196,10 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
         let path = &self.shared.path;
         let closed = match &self.database {
             Some(database) => {
-                let is_there = self.identity.check(path).map_err(|why: String| problem(&why));
-                is_there.and_then(|_| close(database, &self.shared.leases))
+                let is_there = self.identity.check(path).and_then(|_| self.guard.check());
+                is_there
+                    .map_err(|why: String| problem(&why))
+                    .and_then(|()| close(database, &self.shared.leases))
             }
             None => self.outage.map_or(Ok(()), |(failure, _)| Err(failure)),
         };
@@ -208,8 +221,8 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
         let path = self.shared.path.display();
         tracing::error!(%path, %error, operations = group.len(), "failed to write sessions");
         self.state.forget();
-        // Redb continues after other errors, but not after a disk error.
-        if database.begin_write().is_ok() {
+        // Redb continues after other errors, but not after a disk error. An overwritten file is not read any more either.
+        if !self.guard.is_foreign() && database.begin_write().is_ok() {
             return Err(error);
         }
         drop(database);
@@ -250,18 +263,24 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
     /// Reopens the file. Writes then fail during a pause; reads continue if the file could be opened.
     fn open_again(&mut self, failure: &SessionError) -> Result<(), SessionError> {
         let began = Instant::now();
-        let Self { shared, identity, database, .. } = self;
+        let Self { shared, identity, guard, database, .. } = self;
         let mut current = shared.database.blocking_write();
+        // Redb writes to the file when it closes it, which must not damage the data of another process.
+        if let Err(problem) = guard.check() {
+            tracing::error!(path = %shared.path.display(), problem, "cannot use the file of sessions any more");
+        }
         // The write lock excludes readers, so this closes the file.
         *current = Err(failure.clone());
         *database = None;
-        let opened = open(&shared.path, &shared.limits, &self.storage, Some(*identity));
-        let outcome = opened.map(|Opened { database: opened, totals, leases, .. }| {
-            let opened = Arc::new(opened);
-            *current = Ok(Arc::clone(&opened));
-            *database = Some(opened);
-            (totals, leases)
-        });
+        let opened = open(&shared.path, &shared.limits, &self.storage, Some((*identity, guard)));
+        let outcome =
+            opened.map(|Opened { database: opened, guard: opened_guard, totals, leases, .. }| {
+                let opened = Arc::new(opened);
+                *guard = opened_guard;
+                *current = Ok(Arc::clone(&opened));
+                *database = Some(opened);
+                (totals, leases)
+            });
         if let Err(error) = &outcome {
             *current = Err(error.clone());
         }
@@ -288,7 +307,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
         operations: &mut Vec<Box<dyn Operation>>,
     ) -> Result<(), SessionError> {
         let outage = self.check_outage();
-        let Self { shared, state, operations: queue, identity, .. } = self;
+        let Self { shared, state, operations: queue, identity, guard, .. } = self;
         // Redb's default durability syncs each commit.
         let transaction = database.begin_write().map_err(failed)?;
         let mut group = Group::begin(shared, state, &transaction)?;
@@ -315,11 +334,16 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
             let held = state.held();
             let is_usable = || {
                 let file = identity.check(&shared.path)?;
+                guard.check()?;
                 check_room(&shared.path, &file, held, size)
             };
             match outage.and_then(|()| is_usable().map_err(|why: String| problem(&why))) {
                 Ok(()) => transaction.commit().map_err(failed).inspect(|()| self.outage = None),
-                Err(why) => transaction.abort().map_err(failed).and(Err(why)),
+                Err(why) => {
+                    // If the abort fails too, the next transaction cannot begin.
+                    let _ = transaction.abort();
+                    Err(why)
+                }
             }
         } else {
             transaction.abort().map_err(failed)
