@@ -203,6 +203,14 @@ pub enum SessionError {
         /// The maximum number of variables in a session.
         limit: usize,
     },
+    /// One operation names more variables than a session may have.
+    #[error("{given} variables are named, above the limit of {limit}; name fewer at once")]
+    TooManyNames {
+        /// The number of names.
+        given: usize,
+        /// The maximum number of names.
+        limit: usize,
+    },
     /// The session has reached its limit of watches.
     #[error("{limit} watches run on the session, the most that may; end some")]
     TooManyWatches {

@@ -109,6 +109,19 @@ impl SessionLimits {
         Ok(())
     }
 
+    /// Checks the number of variables that one operation names.
+    ///
+    /// # Errors
+    /// [`SessionError::TooManyNames`] above `max_variables`, or above 1000 if that is less: a session may have variables from
+    /// before the limit was lowered.
+    pub fn check_names(&self, given: usize) -> Result<(), SessionError> {
+        let limit = self.max_variables.max(1000);
+        if given > limit {
+            return Err(SessionError::TooManyNames { given, limit });
+        }
+        Ok(())
+    }
+
     /// Checks the size of a session.
     ///
     /// # Errors

@@ -155,12 +155,30 @@ impl VariableType {
     /// # Errors
     /// The reason, which continues a message after the variable's name: `value 11 is above maximum 10`.
     pub fn check(&self, value: Payload) -> Result<Payload, String> {
-        value::check(self.kind, &self.rules, value)
+        self.check_within(value, &mut { MAX_STEPS })
+    }
+
+    fn check_within(&self, value: Payload, steps: &mut usize) -> Result<Payload, String> {
+        value::check(self.kind, &self.rules, value, steps)
+    }
+
+    /// Creates a type that a host has accepted. It compiles the pattern only to check a value.
+    ///
+    /// # Errors
+    /// As [`VariableType::with_constraints`], except for the pattern.
+    pub fn known(kind: ValueType, json: &str) -> Result<Arc<Self>, SessionError> {
+        let parsed = Self::parse(kind, json, |pattern| Ok(Pattern::known(pattern)));
+        parsed.map(Arc::new).map_err(|problem| SessionError::InvalidType { kind: kind.to_string(), problem })
     }
 }
 
-/// The maximum size in bytes of a value that is validated under a lock. That takes microseconds.
+/// The maximum size in bytes of values that are validated under a lock, and the maximum cost, which is about a millisecond.
 const BRIEF: usize = 64 * 1024;
+const BRIEF_STEPS: usize = BRIEF * STEPS_PER_BYTE;
+/// The cost of a byte without a pattern.
+const STEPS_PER_BYTE: usize = 16;
+/// The budget of one check, or of a batch, for the simulation of NFAs: some tenths of a second.
+const MAX_STEPS: usize = 64 * 1024 * 1024;
 
 /// The result of checking a value against a type, before the write.
 #[derive(Debug, Clone)]
@@ -186,27 +204,56 @@ impl CheckedValue {
     /// # Cancel safety
     /// Cancel safe: it changes nothing.
     pub async fn if_expensive(ty: &Arc<VariableType>, value: &Payload) -> Option<Self> {
-        if !ty.is_expensive(value) {
+        Self::all_if_expensive(vec![Some((Arc::clone(ty), value.clone()))]).await?.pop()?
+    }
+
+    /// Checks the values of a batch, if their checks together are expensive. They share a budget.
+    pub(crate) async fn all_if_expensive(
+        values: Vec<Option<(Arc<VariableType>, Payload)>>,
+    ) -> Option<Vec<Option<Self>>> {
+        let steps = values.iter().flatten().map(|(ty, value)| ty.steps(value));
+        if steps.fold(0, usize::saturating_add) <= BRIEF_STEPS {
             return None;
         }
-        let (own, checked) = (Arc::clone(ty), value.clone());
-        let outcome = match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => runtime.spawn_blocking(move || own.check(checked)).await.ok()?,
-            Err(_) => own.check(checked),
+        let check = move || {
+            let mut steps = MAX_STEPS;
+            let mut checked = |(ty, value): (Arc<VariableType>, _)| {
+                let outcome = ty.check_within(value, &mut steps);
+                Self { ty, outcome }
+            };
+            values.into_iter().map(|value| value.map(&mut checked)).collect()
         };
-        Some(Self { ty: Arc::clone(ty), outcome })
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => runtime.spawn_blocking(check).await.ok(),
+            Err(_) => Some(check()),
+        }
     }
 }
 
-/// Whether checking this value may be expensive, depending on the type.
-pub(crate) fn may_be_expensive(value: &Payload) -> bool {
-    value.size() > BRIEF || value.ty() == ValueType::String
+/// Whether checking these values may be expensive, depending on the types.
+pub(crate) fn may_be_expensive<'a>(values: impl IntoIterator<Item = &'a Payload>) -> bool {
+    let mut size = 0_usize;
+    values.into_iter().any(|value| {
+        size = size.saturating_add(value.size());
+        // A string variable, which may have a pattern, takes all of these.
+        size > BRIEF || matches!(value.ty(), ValueType::String | ValueType::Choice | ValueType::Module)
+    })
 }
 
 impl VariableType {
+    #[cfg(test)]
     fn is_expensive(&self, value: &Payload) -> bool {
-        value.size() > BRIEF
-            || matches!(&self.rules, Rules::String { pattern: Some(pattern), .. } if !pattern.is_compiled())
+        self.steps(value) > BRIEF_STEPS
+    }
+
+    /// The maximum cost of a check. The cost of compiling a pattern is unknown.
+    fn steps(&self, value: &Payload) -> usize {
+        let states = match &self.rules {
+            Rules::String { pattern: Some(pattern), .. } => pattern.states(),
+            _ => Some(0),
+        };
+        let steps = |states: usize| value.size().saturating_mul(states.max(STEPS_PER_BYTE));
+        states.map_or(usize::MAX, steps)
     }
 }
 
@@ -375,6 +422,20 @@ mod tests {
         assert!(ty.is_expensive(&value()));
         ty.check(value()).unwrap();
         assert!(!ty.is_expensive(&value()), "it is kept for the next");
+    }
+
+    #[test]
+    fn the_cost_of_a_check_depends_on_the_pattern_and_on_the_whole_batch() {
+        let constraints = r#"{"pattern": "^(?:|[ab]*a[ab]{900}[bd][ab]*)$"}"#;
+        let slow = VariableType::with_constraints(ValueType::String, constraints).unwrap();
+        let text = |length: usize| Payload::try_from_serde(&"a".repeat(length)).unwrap();
+        assert!(slow.is_expensive(&text(10_000)));
+        assert!(!slow.is_expensive(&text(10)));
+        let list = |length: usize| Payload::try_from_serde(&vec![0; length]).unwrap();
+        assert!(!may_be_expensive(&vec![list(1000); 10]));
+        assert!(may_be_expensive(&vec![list(1000); 100]));
+        let choice = Payload::from_json(ValueType::Choice, text(10).json().clone());
+        assert!(may_be_expensive([&choice]), "a string variable takes it");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use snakepit_session::{
     ProgramOwner, Session, SessionBackend, SessionError, SessionEvents, SessionId, SessionStats, SetVariable,
     UpdateKind, Variable, VariableName, VariableVersion, VariableWatch,
     kit::{
-        Checked, PreparedWrite, WritePreparation, matches_pattern, program_not_found, size_of_metadata,
+        CheckedValue, PreparedWrite, WritePreparation, matches_pattern, program_not_found, size_of_metadata,
         size_of_program, size_of_version,
     },
 };
@@ -137,7 +137,7 @@ impl SessionBackend for RedbBackend {
     ) -> Result<Variable, SessionError> {
         let (id, name) = (id.clone(), name.clone());
         let is_small = self.shared.limits.check_value("", &new.value).is_ok();
-        let checked = if is_small { Checked::if_costly(&new.ty, &new.value).await } else { None };
+        let checked = if is_small { CheckedValue::if_expensive(&new.ty, &new.value).await } else { None };
         self.write(size_of_version(&new.value, &new.note), move |group| {
             group.change_variables(&id, &[name.to_string()], |record, budget, changes| {
                 let made = record.register(budget, &name, new, checked)?;

@@ -287,7 +287,12 @@ impl Found {
     }
 
     /// Decodes the fields into a record that has its header.
-    fn decode(self, link: &Link, plan: &LoadPlan, mut record: SessionRecord) -> Result<SessionRecord, SessionError> {
+    fn decode(
+        self,
+        link: &Link,
+        plan: &LoadPlan,
+        mut record: SessionRecord,
+    ) -> Result<SessionRecord, SessionError> {
         for program in self.programs {
             fill(&mut record, "p:", program)?;
         }

@@ -27,9 +27,9 @@ impl From<SetVariable> for PreparedWrite {
 pub struct WritePreparation(Vec<(SetVariable, Option<Arc<VariableType>>)>);
 
 impl WritePreparation {
-    /// Whether checking one of the values may be expensive. If not, convert the writes with `PreparedWrite::from`.
+    /// Whether checking the values may be expensive. If not, convert the writes with `PreparedWrite::from`.
     pub fn is_needed<'a>(updates: impl IntoIterator<Item = &'a SetVariable>) -> bool {
-        updates.into_iter().any(|update| may_be_expensive(&update.value))
+        may_be_expensive(updates.into_iter().map(|update| &update.value))
     }
 
     /// Notes the current types of the variables. `None` stands for a session that does not exist.
@@ -37,7 +37,7 @@ impl WritePreparation {
         let ty_of = |update: &SetVariable| {
             let found = record?.find(&update.identifier)?;
             let is_small = limits.check_value("", &update.value).is_ok();
-            (is_small && may_be_expensive(&update.value)).then(|| Arc::clone(&found.variable.ty))
+            is_small.then(|| Arc::clone(&found.variable.ty))
         };
         let with_type = |update: SetVariable| {
             let ty = ty_of(&update);
@@ -46,19 +46,16 @@ impl WritePreparation {
         Self(updates.into_iter().map(with_type).collect())
     }
 
-    /// Runs the expensive checks on a thread that may block.
+    /// Runs the checks on a thread that may block, if they are expensive. The checks of one batch share a budget for patterns.
     ///
     /// # Cancel safety
     /// Cancel safe: it changes nothing.
     pub async fn prepare(self) -> Vec<PreparedWrite> {
-        let mut prepared = Vec::with_capacity(self.0.len());
-        for (update, ty) in self.0 {
-            let checked = match ty {
-                Some(ty) => CheckedValue::if_expensive(&ty, &update.value).await,
-                None => None,
-            };
-            prepared.push(PreparedWrite { update, checked });
-        }
-        prepared
+        let typed =
+            |(update, ty): &(SetVariable, Option<_>)| Some((Arc::clone(ty.as_ref()?), update.value.clone()));
+        let checked = CheckedValue::all_if_expensive(self.0.iter().map(typed).collect()).await;
+        let checked = checked.into_iter().flatten().chain(std::iter::repeat(None));
+        let writes = self.0.into_iter().zip(checked);
+        writes.map(|((update, _), checked)| PreparedWrite { update, checked }).collect()
     }
 }

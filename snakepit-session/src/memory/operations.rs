@@ -198,6 +198,7 @@ impl SessionBackend for MemoryBackend {
         id: &SessionId,
         identifiers: &[&str],
     ) -> Result<Vec<Option<Variable>>, SessionError> {
+        self.limits.check_names(identifiers.len())?;
         let slot = self.touch(id)?;
         let find = |identifier: &&str| Some(slot.record.find(identifier)?.variable.clone());
         Ok(identifiers.iter().map(find).collect())
@@ -209,6 +210,7 @@ impl SessionBackend for MemoryBackend {
         updates: Vec<SetVariable>,
         batch: Batch,
     ) -> Result<Vec<Result<u32, SessionError>>, SessionError> {
+        self.limits.check_names(updates.len())?;
         let more = updates.iter().map(|update| max_write_size(&update.value, &update.note)).sum();
         let updates = self.prepare(id, updates).await;
         self.change(id, more, |SessionSlot { record, watchers, .. }, budget| match batch {
@@ -281,6 +283,7 @@ impl SessionBackend for MemoryBackend {
         identifiers: &[String],
         initial: bool,
     ) -> Result<VariableWatch, SessionError> {
+        self.limits.check_names(identifiers.len())?;
         let mut slot = self.touch_mut(id)?;
         let SessionSlot { record, watchers, .. } = &mut **slot;
         let (watcher, watch) = Watcher::for_record(&self.limits, id, record, identifiers, initial)?;

@@ -1,6 +1,5 @@
 //! Validates values against types and constraints.
 
-use bytes::Bytes;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
@@ -12,9 +11,16 @@ use crate::{
 
 /// The maximum nesting of lists and maps, which common JSON parsers accept.
 const MAX_DEPTH: usize = 100;
+/// The maximum number of digits of an integer in a list or map, which is Python's default limit.
+const MAX_DIGITS: usize = 4300;
 
-/// Validates a value and converts it to the stored form.
-pub(super) fn check(kind: ValueType, rules: &Rules, value: Payload) -> Result<Payload, String> {
+/// Validates a value and converts it to the stored form. `steps` is the budget of a pattern.
+pub(super) fn check(
+    kind: ValueType,
+    rules: &Rules,
+    value: Payload,
+    steps: &mut usize,
+) -> Result<Payload, String> {
     let arrays = matches!(kind, ValueType::Embedding | ValueType::Tensor);
     if value.binary().is_some() && !arrays {
         return Err(format!("value must be of type {kind}, not a buffer of {}", value.ty()));
@@ -48,7 +54,7 @@ pub(super) fn check(kind: ValueType, rules: &Rules, value: Payload) -> Result<Pa
                 return Err(format!("value must have at most {max} characters, it has {length}"));
             }
             if let Some(pattern) = pattern
-                && !pattern.is_match(&text)?
+                && !pattern.is_match(&text, steps)?
             {
                 return Err(format!("value {} must match pattern {}", brief(value.json()), pattern.as_str()));
             }
@@ -126,7 +132,7 @@ fn misfit(kind: ValueType, value: &Payload) -> String {
 }
 
 /// The beginning of a value, for error messages.
-fn brief(json: &Bytes) -> String {
+fn brief(json: &[u8]) -> String {
     const SHOWN: usize = 64;
     let text = String::from_utf8_lossy(&json[..json.len().min(SHOWN)]).into_owned();
     if json.len() > SHOWN { text + "..." } else { text }
@@ -174,30 +180,86 @@ fn json_that_starts(with: u8, kind: ValueType, value: &Payload) -> Result<(), St
     if !starts || serde_json::from_slice::<IgnoredAny>(value.json()).is_err() {
         return Err(misfit(kind, value));
     }
-    if depth(value.json()) > MAX_DEPTH {
-        return Err(format!("value is nested more than {MAX_DEPTH} deep"));
+    check_readable(value.json())
+}
+
+/// Rejects valid JSON that parsers, such as Python's, do not accept.
+fn check_readable(json: &[u8]) -> Result<(), String> {
+    let text = std::str::from_utf8(json).map_err(|error| format!("value is not valid UTF-8: {error}"))?;
+    let (mut at, mut depth) = (0, 0_usize);
+    while let Some(byte) = json.get(at) {
+        let token = match byte {
+            b'"' => string(&json[at..]),
+            b'-' | b'0'..=b'9' => number(&json[at..]),
+            _ => 1,
+        };
+        let end = (at + token).min(json.len());
+        match byte {
+            b'"' => check_string(&text[at..end])?,
+            b'-' | b'0'..=b'9' => check_number(&text[at..end])?,
+            b'[' | b'{' => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return Err(format!("value is nested more than {MAX_DEPTH} deep"));
+                }
+            }
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at = end;
     }
     Ok(())
 }
 
-/// The nesting depth of valid JSON.
-fn depth(json: &[u8]) -> usize {
-    let (mut depth, mut deepest, mut in_string, mut escaped) = (0_usize, 0, false, false);
-    for byte in json {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = in_string,
-            b'"' => in_string = !in_string,
-            _ if in_string => {}
-            b'[' | b'{' => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            b']' | b'}' => depth -= 1,
-            _ => {}
+/// The length of the string that starts here, including its quotes.
+fn string(json: &[u8]) -> usize {
+    let mut is_escaped = false;
+    let end = json.iter().skip(1).position(|byte| match byte {
+        _ if is_escaped => {
+            is_escaped = false;
+            false
         }
+        b'\\' => {
+            is_escaped = true;
+            false
+        }
+        byte => *byte == b'"',
+    });
+    end.map_or(json.len(), |end| end + 2)
+}
+
+/// The length of the number that starts here.
+fn number(json: &[u8]) -> usize {
+    let is_part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
+    json.iter().position(|byte| !is_part(byte)).unwrap_or(json.len())
+}
+
+fn check_string(quoted: &str) -> Result<(), String> {
+    // Only escapes can contain lone surrogates.
+    if quoted.contains("\\u") && serde_json::from_str::<String>(quoted).is_err() {
+        return Err(format!(
+            "value holds the string {}, which is invalid Unicode: a surrogate lacks its pair",
+            brief(quoted.as_bytes())
+        ));
     }
-    deepest
+    Ok(())
+}
+
+fn check_number(number: &str) -> Result<(), String> {
+    let is_float = number.contains(['.', 'e', 'E']);
+    if is_float && !number.parse().is_ok_and(f64::is_finite) {
+        return Err(format!(
+            "value holds the number {}, which does not fit a 64-bit float",
+            brief(number.as_bytes())
+        ));
+    }
+    let digits = number.trim_start_matches('-').len();
+    if !is_float && digits > MAX_DIGITS {
+        return Err(format!(
+            "value holds an integer of {digits} digits; write more than {MAX_DIGITS} as a string"
+        ));
+    }
+    Ok(())
 }
 
 /// Parses an integer; accepts integral floats such as `5.0`.
@@ -208,13 +270,17 @@ pub(super) fn integer(value: &Value) -> Option<i64> {
 /// The shape of an array. `None` if the host does not know the format.
 fn shape(kind: ValueType, value: &Payload) -> Result<Option<Vec<usize>>, String> {
     let Some(buffer) = value.binary() else {
-        return json_shape(kind, value.json()).map(Some).map_err(|problem| match problem {
+        let shape = json_shape(kind, value.json()).map_err(|problem| match problem {
             Some(problem) => format!("value {problem}: {}", brief(value.json())),
             None => misfit(kind, value),
-        });
+        })?;
+        // A map may have further fields.
+        check_readable(value.json())?;
+        return Ok(Some(shape));
     };
     let metadata =
         ArrayMetadata::parse(value.json()).map_err(|problem| format!("value's metadata {problem}"))?;
+    check_readable(value.json()).map_err(|problem| format!("value's metadata is invalid: {problem}"))?;
     if metadata.shape.is_some() && metadata.is_raw() {
         metadata.items(buffer).map_err(|problem| format!("value's buffer {problem}"))?;
     }
@@ -223,6 +289,8 @@ fn shape(kind: ValueType, value: &Payload) -> Result<Option<Vec<usize>>, String>
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::VariableType;
 
@@ -307,8 +375,43 @@ mod tests {
         assert!(problem.contains("nested more than 100 deep"), "{problem}");
         checked(Tensor, "", deep(100_000)).unwrap_err();
         checked(List, "", payload(&format!(r#"["{}\""]"#, "[".repeat(200)))).unwrap();
+        let problem = checked(Tensor, "", buffer(r#"{"x": "\ud800"}"#, 8)).unwrap_err();
+        assert!(problem.contains("invalid Unicode"), "{problem}");
         let overflow = r#"{"shape": [18446744073709551615, 2], "dtype": "float32"}"#;
         checked(Tensor, "", buffer(overflow, 8)).unwrap_err();
+    }
+
+    #[test]
+    fn json_that_python_cannot_read_is_rejected_at_any_depth() {
+        let digits = |count: usize| "9".repeat(count);
+        for (inner, said) in [
+            (r#""\ud800""#.to_owned(), "invalid Unicode"),
+            (r#""\udc00\ud800""#.to_owned(), "invalid Unicode"),
+            (r#""\ud800x""#.to_owned(), "invalid Unicode"),
+            (r#"{"\ud800": 1}"#.to_owned(), "invalid Unicode"),
+            ("1e400".to_owned(), "the number 1e400, which does not fit"),
+            ("-1E+400".to_owned(), "the number -1E+400, which does not fit"),
+            (digits(400) + ".5", "which does not fit"),
+            (digits(4301), "an integer of 4301 digits"),
+            (format!("-{}", digits(5000)), "an integer of 5000 digits"),
+        ] {
+            for (kind, json) in [
+                (ValueType::List, format!("[{inner}]")),
+                (ValueType::List, format!(r#"["\"", [{{"a": {inner}}}]]"#)),
+                (ValueType::Map, format!(r#"{{"a": [{inner}], "b": 1}}"#)),
+                (ValueType::Tensor, format!(r#"{{"shape": [1], "data": [1], "more": {inner}}}"#)),
+            ] {
+                let problem = checked(kind, "", payload(&json)).unwrap_err();
+                assert!(problem.contains(said), "{kind} {json}: {problem}");
+            }
+        }
+        let json = Payload::from_json(ValueType::List, Bytes::from_static(b"[\"\xff\"]"));
+        assert!(checked(ValueType::List, "", json).unwrap_err().contains("not valid UTF-8"));
+        let sound = format!(
+            r#"["\ud83d\ude00", "\\ud800", "ü\"", 1e308, -1.5e-400, -0, {}, {{"\u00e9": []}}]"#,
+            digits(4300)
+        );
+        checked(ValueType::List, "", payload(&sound)).unwrap();
     }
 
     #[test]

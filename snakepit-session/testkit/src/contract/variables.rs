@@ -44,6 +44,21 @@ async fn json_of(backend: &impl SessionBackend, session: &str, identifier: &str)
     (String::from_utf8_lossy(variable.value.json()).into_owned(), variable.version)
 }
 
+async fn no_operation_names_more_variables_than_a_session_holds(backend: &impl SessionBackend) {
+    backend.create(&id("s"), with_ttl(TTL)).await.expect("created");
+    let names: Vec<String> = (0..100_000).map(|n| format!("x{n}")).collect();
+    let identifiers: Vec<&str> = names.iter().map(String::as_str).collect();
+    let is_refused = |error| matches!(error, SessionError::TooManyNames { given: 100_000, .. });
+    assert!(is_refused(backend.variables(&id("s"), &identifiers).await.expect_err("too many")));
+    assert!(is_refused(backend.watch_variables(&id("s"), &names, false).await.expect_err("too many")));
+    for batch in [Batch::Atomic, Batch::Each] {
+        let updates = names.iter().map(|name| set(name, "1")).collect();
+        assert!(is_refused(backend.set_variables(&id("s"), updates, batch).await.expect_err("too many")));
+    }
+    let few = backend.variables(&id("s"), &identifiers[..100]).await.expect("read");
+    assert!(few.iter().all(Option::is_none));
+}
+
 pub(super) async fn contract<B, Make, Made, Pass, Passed>(make: &Make, pass: &Pass)
 where
     B: SessionBackend,
@@ -56,6 +71,7 @@ where
     values_outside_their_type_change_nothing(&make().await).await;
     compare_and_set_has_one_winner(Arc::new(make().await)).await;
     batches_are_atomic_or_not(&make().await).await;
+    no_operation_names_more_variables_than_a_session_holds(&make().await).await;
     listings_go_by_name_and_pattern(&make().await).await;
     history_is_bounded_and_leads_back(&make().await).await;
     large_values_and_buffers_come_back(&make().await).await;
