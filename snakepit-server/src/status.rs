@@ -161,6 +161,7 @@ fn session_status(error: &SessionError, may_be_done: bool) -> Status {
         | SessionError::InvalidVariableName { .. }
         | SessionError::InvalidType { .. }
         | SessionError::WrittenTwice { .. }
+        | SessionError::TooManyNames { .. }
         | SessionError::BatchRefused { .. }
         | SessionError::InvalidPageToken => (Code::InvalidArgument, "INVALID_ARGUMENT"),
         SessionError::Backend { .. } if may_be_done => (Code::Internal, "BACKEND_FAILED"),
@@ -188,6 +189,7 @@ const fn field_of(error: &SessionError) -> Option<&'static str> {
         SessionError::InvalidType { .. } => "type",
         SessionError::InvalidValue { .. } | SessionError::ValueTooLarge { .. } => "value",
         SessionError::WrittenTwice { .. } | SessionError::BatchRefused { .. } => "updates",
+        SessionError::TooManyNames { .. } => "variable_identifiers",
         SessionError::InvalidPageToken => "page_token",
         _ => return None,
     })
@@ -223,6 +225,9 @@ fn entries_of(error: &SessionError) -> Vec<(&'static str, String)> {
             ("newest", newest.to_string()),
         ],
         SessionError::WrittenTwice { variable } => vec![("variable", variable.clone())],
+        SessionError::TooManyNames { given, limit } => {
+            vec![("given", given.to_string()), ("limit", limit.to_string())]
+        }
         SessionError::ProgramTooLarge { name, size, limit } => {
             vec![("program", brief(name)), ("size", size.to_string()), ("limit", limit.to_string())]
         }

@@ -281,6 +281,7 @@ fn from_session_error(error: &SessionError) -> PyErr {
         SessionError::InvalidVariableName { .. }
         | SessionError::InvalidType { .. }
         | SessionError::MetadataTooLarge { .. }
+        | SessionError::TooManyNames { .. }
         | SessionError::WrittenTwice { .. } => InvalidArgumentError::new_err(message),
         _ => SnakepitError::new_err(message),
     }

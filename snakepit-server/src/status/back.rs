@@ -156,6 +156,9 @@ pub(crate) fn session_error(
             max_entries: count("max_entries")?,
             max_bytes: count("max_bytes")?,
         },
+        "INVALID_ARGUMENT" if entry("given").is_some() => {
+            SessionError::TooManyNames { given: count("given")?, limit: count("limit")? }
+        }
         "INVALID_ARGUMENT" if entry("program").is_some() => SessionError::ProgramTooLarge {
             name: entry("program")?,
             size: count("size")?,

@@ -243,8 +243,17 @@ fn session_row(session: pb::SessionInfo) -> (Vec<String>, Value) {
     (cells, object)
 }
 
-fn system_time(at: prost_types::Timestamp) -> SystemTime {
-    SystemTime::try_from(at).unwrap_or(SystemTime::UNIX_EPOCH)
+/// A time that the server sent, by its clock. Before 1970 and beyond 9999 it is the nearest time that can be written.
+fn system_time(mut at: prost_types::Timestamp) -> SystemTime {
+    const LAST_SECOND: i64 = 253_402_300_799;
+    at.normalize();
+    match u64::try_from(at.seconds.min(LAST_SECOND)) {
+        Ok(seconds) => {
+            let nanos = u32::try_from(at.nanos).unwrap_or(0);
+            SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos)
+        }
+        Err(_) => SystemTime::UNIX_EPOCH,
+    }
 }
 
 fn rfc3339(at: prost_types::Timestamp) -> String {
@@ -261,4 +270,27 @@ fn time_left(at: prost_types::Timestamp) -> String {
 
 fn whole_seconds(time: Duration) -> String {
     humantime::format_duration(Duration::from_secs(time.as_secs())).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_time_can_be_shown() {
+        for (seconds, nanos, shown) in [
+            (i64::MIN, 0, "1970-01-01T00:00:00.000Z"),
+            (-1, 0, "1970-01-01T00:00:00.000Z"),
+            (0, -1, "1970-01-01T00:00:00.000Z"),
+            (1, 500_000_000, "1970-01-01T00:00:01.500Z"),
+            (253_402_300_799, 999_999_999, "9999-12-31T23:59:59.999Z"),
+            (253_402_300_800, 0, "9999-12-31T23:59:59.000Z"),
+            (i64::MAX, i32::MAX, "9999-12-31T23:59:59.999Z"),
+        ] {
+            let at = prost_types::Timestamp { seconds, nanos };
+            let written = rfc3339(at);
+            assert_eq!(written[..19], shown[..19], "{at:?}");
+            assert!(!age(at).is_empty() && !time_left(at).is_empty());
+        }
+    }
 }

@@ -394,7 +394,7 @@ fn variable(variable: pb::Variable) -> Result<Variable, Error> {
     Ok(Variable {
         id: VariableId::try_new(variable.id)?,
         name: VariableName::try_new(variable.name)?,
-        ty: VariableType::with_constraints(kind, &variable.constraints_json)?,
+        ty: VariableType::known(kind, &variable.constraints_json)?,
         value: payload(variable.value, variable.binary_value)?,
         version: version(variable.version),
         metadata: variable.metadata.into(),
