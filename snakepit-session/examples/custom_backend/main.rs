@@ -274,6 +274,7 @@ impl SessionBackend for KeyValueBackend {
         id: &SessionId,
         identifiers: &[&str],
     ) -> Result<Vec<Option<Variable>>, SessionError> {
+        self.limits.check_names(identifiers.len())?;
         let mut store = self.lock();
         let mut record = store.load(id)?;
         store.load_variables(id, &mut record, identifiers)?;
@@ -287,6 +288,7 @@ impl SessionBackend for KeyValueBackend {
         writes: Vec<SetVariable>,
         batch: Batch,
     ) -> Result<Vec<Result<u32, SessionError>>, SessionError> {
+        self.limits.check_names(writes.len())?;
         let identifiers: Vec<_> = writes.iter().map(|write| write.identifier.clone()).collect();
         let identifiers: Vec<_> = identifiers.iter().map(|identifier| &**identifier).collect();
         self.change(id, &identifiers, |_, record, budget, updates| match batch {
@@ -363,6 +365,7 @@ impl SessionBackend for KeyValueBackend {
         identifiers: &[String],
         initial: bool,
     ) -> Result<VariableWatch, SessionError> {
+        self.limits.check_names(identifiers.len())?;
         let mut store = self.lock();
         let mut record = store.load(id)?;
         let all: Vec<VariableRecord> = store.scan(Table::Variable, id.as_str())?;
