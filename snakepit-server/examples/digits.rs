@@ -148,11 +148,11 @@ async fn run(args: Args) -> Result<f64, Failure> {
 
     println!(
         "\nThe same by hand, the first command in a terminal of its own:\n  \
-         cargo run -q -p snakepit-server -- serve --adapter {ADAPTER} --workers 4\n  \
-         cargo run -q -p snakepit-server -- stream train_digits --session demo --args '{{\"epochs\": 20}}'\n  \
-         cargo run -q -p snakepit-server -- sessions   # which worker trained last\n  \
-         cargo run -q -p snakepit-server -- workers    # its pid, for `kill -9 PID`\n  \
-         cargo run -q -p snakepit-server -- call predict_digits --session demo --args '{{\"start\": 0, \"count\": 60}}'"
+         cargo run -q -p snakepit-cli -- serve --adapter {ADAPTER} --workers 4\n  \
+         cargo run -q -p snakepit-cli -- stream train_digits --session demo --args '{{\"epochs\": 20}}'\n  \
+         cargo run -q -p snakepit-cli -- sessions   # which worker trained last\n  \
+         cargo run -q -p snakepit-cli -- workers    # its pid, for `kill -9 PID`\n  \
+         cargo run -q -p snakepit-cli -- call predict_digits --session demo --args '{{\"start\": 0, \"count\": 60}}'"
     );
     Ok(if left == 0 { accuracy } else { 0.0 })
 }

@@ -65,15 +65,7 @@ fn benchmark(verb: &str, rest: Vec<String>) -> Result<()> {
     let environment = setup::run()?;
     step("build the daemon and the benchmark for release", || {
         // Apart, so that the daemon gets its own features only, as it is shipped.
-        shell::run(cargo().args([
-            "build",
-            "--quiet",
-            "--release",
-            "-p",
-            "snakepit-server",
-            "--bin",
-            "snakepit",
-        ]))?;
+        shell::run(cargo().args(["build", "--quiet", "--release", "-p", "snakepit-cli"]))?;
         shell::run(cargo().args([
             "build",
             "--quiet",

@@ -29,7 +29,7 @@ enum Check {
     Codegen,
     /// Clippy, warnings are errors.
     Clippy,
-    /// Each library crate alone, so that features of its neighbours hide nothing.
+    /// Each published crate alone, so that features of its neighbours hide nothing.
     Features,
     /// rustdoc, warnings are errors.
     Docs,
@@ -37,7 +37,7 @@ enum Check {
     Python,
 }
 
-const LIBRARIES: [&str; 9] = [
+const PUBLISHED: [&str; 10] = [
     "snakepit-proto",
     "snakepit-session",
     "snakepit-session-redb",
@@ -47,6 +47,7 @@ const LIBRARIES: [&str; 9] = [
     "snakepit-worker",
     "snakepit-pool",
     "snakepit-server",
+    "snakepit-cli",
 ];
 
 impl Args {
@@ -100,10 +101,10 @@ impl Check {
                 ]);
                 sh(clippy.env("PYO3_PYTHON", python))
             }
-            Self::Features => LIBRARIES.iter().try_for_each(|library| {
-                sh(cargo().args(["check", "--quiet", "-p", library]))?;
-                sh(cargo().args(["check", "--quiet", "-p", library, "--no-default-features"]))?;
-                sh(cargo().args(["check", "--quiet", "-p", library, "--all-features"]))
+            Self::Features => PUBLISHED.iter().try_for_each(|package| {
+                sh(cargo().args(["check", "--quiet", "-p", package]))?;
+                sh(cargo().args(["check", "--quiet", "-p", package, "--no-default-features"]))?;
+                sh(cargo().args(["check", "--quiet", "-p", package, "--all-features"]))
             }),
             Self::Docs => {
                 let mut docs = cargo();

@@ -21,9 +21,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
             "build",
             "--quiet",
             "-p",
-            "snakepit-server",
+            "snakepit-cli",
             "--bin",
             "snakepit",
+            "-p",
+            "snakepit-server",
             "--example",
             "digits",
         ]))

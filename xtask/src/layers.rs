@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::shell::{cargo, output};
 
 /// Which crates of this workspace a crate may depend on.
-const MAY_USE: [(&str, &[&str]); 10] = [
+const MAY_USE: [(&str, &[&str]); 11] = [
     ("snakepit-proto", &[]),
     ("snakepit-session", &[]),
     ("snakepit-session-redb", &["snakepit-session"]),
@@ -28,11 +28,24 @@ const MAY_USE: [(&str, &[&str]); 10] = [
             "snakepit-pool",
         ],
     ),
+    (
+        "snakepit-cli",
+        &[
+            "snakepit-proto",
+            "snakepit-session",
+            "snakepit-session-redb",
+            "snakepit-session-redis",
+            "snakepit-registry",
+            "snakepit-worker",
+            "snakepit-pool",
+            "snakepit-server",
+        ],
+    ),
     ("snakepit-python", &["snakepit-proto", "snakepit-session", "snakepit-registry", "snakepit-worker"]),
 ];
 
 /// What a crate must not reach, however far down.
-const MUST_NOT_REACH: [(&str, &[&str]); 9] = [
+const MUST_NOT_REACH: [(&str, &[&str]); 10] = [
     ("snakepit-proto", &["pyo3"]),
     (
         "snakepit-session",
@@ -44,12 +57,19 @@ const MUST_NOT_REACH: [(&str, &[&str]); 9] = [
     ("snakepit-registry", &["tonic", "prost", "snakepit-proto", "pyo3"]),
     ("snakepit-worker", &["pyo3"]),
     ("snakepit-pool", &["tonic", "prost", "snakepit-proto", "pyo3"]),
-    ("snakepit-server", &["pyo3"]),
+    (
+        "snakepit-server",
+        &["pyo3", "clap", "comfy-table", "humantime", "mimalloc", "toml", "tracing-subscriber"],
+    ),
+    ("snakepit-cli", &["pyo3"]),
 ];
 
 /// What must be found by the same means: if it is not, the check is broken and proves nothing.
-const MUST_REACH: [(&str, &str); 8] = [
+const MUST_REACH: [(&str, &str); 11] = [
     ("snakepit-server", "tonic"),
+    ("snakepit-cli", "snakepit-server"),
+    ("snakepit-cli", "clap"),
+    ("snakepit-cli", "mimalloc"),
     ("snakepit-python", "pyo3"),
     ("snakepit-pool", "snakepit-worker"),
     ("snakepit-session-redb", "redb"),

@@ -43,9 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let profile: &[&str] = if args.release { &["--release"] } else { &[] };
     step("build the daemon and the soak", || {
         // Apart, so that the daemon gets its own features only, as it is shipped.
-        shell::run(
-            cargo().args(["build", "--quiet", "-p", "snakepit-server", "--bin", "snakepit"]).args(profile),
-        )?;
+        shell::run(cargo().args(["build", "--quiet", "-p", "snakepit-cli"]).args(profile))?;
         shell::run(
             cargo()
                 .args(["build", "--quiet", "-p", "snakepit-tests", "--bin", "snakepit-soak"])

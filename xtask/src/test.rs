@@ -86,7 +86,7 @@ const SCENARIOS: [&str; 14] = [
 /// All Rust tests, by nextest where it is installed and by plain `cargo test` elsewhere: the tests are the same.
 fn rust(environment: &Environment, filter: Option<&str>) -> Result<()> {
     // The scenarios run the daemon's binary, which only a build of its package makes.
-    shell::run(cargo().args(["build", "--quiet", "-p", "snakepit-server"]))?;
+    shell::run(cargo().args(["build", "--quiet", "-p", "snakepit-cli"]))?;
     let has_nextest = try_output(cargo().args(["nextest", "--version"])).is_ok_and(|o| o.status.success());
     let tests: &[&str] = if has_nextest {
         &["nextest", "run", "--no-fail-fast", "--no-tests", "pass", "--status-level", "slow"]
