@@ -9,7 +9,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use snakepit_proto::{
     MAX_MESSAGE_BYTES,
     address::{Address, AddressError},
-    flow::{CALLER_CONNECTION_WINDOW, FRAME, STREAM_WINDOW},
+    flow::{
+        CALLER_CONNECTION_WINDOW, ERROR_RESETS, FRAME, REMEMBERED_FOR, REMEMBERED_RESETS, STREAM_WINDOW,
+    },
     identify::identify,
     pb::{self, bridge_service_client::BridgeServiceClient},
     proxy,
@@ -118,6 +120,9 @@ impl Client {
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CALLER_CONNECTION_WINDOW)
                 .max_frame_size(FRAME)
+                .http2_max_concurrent_reset_streams(REMEMBERED_RESETS)
+                .http2_reset_stream_duration(REMEMBERED_FOR)
+                .http2_max_local_error_reset_streams(ERROR_RESETS)
         };
         let target: Address =
             address.parse().map_err(|error: AddressError| failed(error.problem().to_owned()))?;

@@ -8,11 +8,12 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 
-/// What a client of this name prints when it is given the host's address.
+/// What a client of this name prints when it is given the host's address and process.
 async fn output_of(client: &str, sandbox: &Sandbox) -> String {
     let output = Command::new(python())
         .arg(root().join("tests/clients").join(client))
         .arg(sandbox.url().trim_start_matches("http://"))
+        .arg(sandbox.pid().to_string())
         .env("PYTHONPATH", root().join(".venv/stubs"))
         .kill_on_drop(true)
         .output()
@@ -127,6 +128,12 @@ async fn what_a_client_of_the_package_leaves_unread_holds_up_nothing_and_its_cal
     // Two of the workers are held by streams that nobody reads for a while.
     let sandbox = Sandbox::adapter(SHOWCASE, 3).start().await;
     assert_eq!(output_of("unread.py", &sandbox).await, "ok\n");
+}
+
+#[tokio::test]
+async fn requests_that_a_client_gives_up_do_not_end_its_connection() {
+    let sandbox = Sandbox::adapter("unlucky:UnluckyTools", 2).start().await;
+    assert_eq!(output_of("given_up.py", &sandbox).await, "ok\n");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use snakepit_proto::flow::{CONNECTION_WINDOW, FRAME, STREAM_WINDOW};
+use snakepit_proto::flow::{CONNECTION_WINDOW, ERROR_RESETS, FRAME, PENDING_RESETS, STREAM_WINDOW};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::Instant,
@@ -50,6 +50,8 @@ pub(super) async fn serve(
         .max_frame_size(FRAME)
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(MOST_HEADER_BYTES)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(ERROR_RESETS)
         .keep_alive_interval(KEEPALIVE.0)
         .keep_alive_timeout(KEEPALIVE.1);
     let state = slot.connection();

@@ -5,7 +5,9 @@ use std::{path::PathBuf, time::Duration};
 use hyper_util::rt::TokioIo;
 use snakepit_proto::{
     MAX_MESSAGE_BYTES,
-    flow::{CALLER_CONNECTION_WINDOW, FRAME, STREAM_WINDOW},
+    flow::{
+        CALLER_CONNECTION_WINDOW, ERROR_RESETS, FRAME, REMEMBERED_FOR, REMEMBERED_RESETS, STREAM_WINDOW,
+    },
     pb::{self, bridge_service_client::BridgeServiceClient},
     status::{HEADER_LIST_BYTES, root_cause},
 };
@@ -97,6 +99,9 @@ fn settings(endpoint: Endpoint) -> Endpoint {
         .initial_connection_window_size(CALLER_CONNECTION_WINDOW)
         .max_frame_size(FRAME)
         .http2_max_header_list_size(HEADER_LIST_BYTES)
+        .http2_max_concurrent_reset_streams(REMEMBERED_RESETS)
+        .http2_reset_stream_duration(REMEMBERED_FOR)
+        .http2_max_local_error_reset_streams(ERROR_RESETS)
 }
 
 async fn connect_unix(path: PathBuf) -> std::io::Result<TokioIo<ReadToEnd<UnixStream>>> {
