@@ -26,7 +26,7 @@ use tonic_health::server::HealthReporter;
 use crate::{
     Error, Snakepit, grpc,
     host::Host,
-    listen::{self, Arriving, EdgeLimits, default_connections},
+    listen::{self, Arriving, EdgeLimits, Outgoing, default_connections},
     python::Interpreter,
     snakepit::Service,
 };
@@ -342,6 +342,8 @@ impl Builder {
             connections: self.max_connections.unwrap_or_else(|| default_connections(self.pool.workers)),
             connection_bytes: self.connection_bytes.unwrap_or(CONNECTION_BYTES),
             arriving: Arriving::new(self.pool.queue_bytes),
+            unread: Arc::new(Outgoing::new(self.pool.queue_bytes)),
+            unread_locally: Arc::new(Outgoing::new(self.pool.queue_bytes)),
             launches: Arc::downgrade(&host.launches),
         };
         // Weak, because the host holds the launches.

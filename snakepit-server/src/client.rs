@@ -9,9 +9,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use snakepit_proto::{
     MAX_MESSAGE_BYTES,
     address::{Address, AddressError},
-    flow::{
-        CALLER_CONNECTION_WINDOW, ERROR_RESETS, FRAME, REMEMBERED_FOR, REMEMBERED_RESETS, STREAM_WINDOW,
-    },
+    flow::{CALLER_CONNECTION_WINDOW, ERROR_RESETS, FRAME, REMEMBERED_FOR, REMEMBERED_RESETS, STREAM_WINDOW},
     identify::identify,
     pb::{self, bridge_service_client::BridgeServiceClient},
     proxy,

@@ -1,6 +1,7 @@
 //! Binding addresses and serving the routes on them until told to stop.
 
 mod accept;
+mod answer;
 mod budget;
 mod collect;
 mod connection;
@@ -12,6 +13,7 @@ mod gzip;
 mod held;
 mod launch;
 mod offload;
+mod outgoing;
 mod pace;
 mod requests;
 mod stream;
@@ -38,6 +40,7 @@ pub(crate) use self::{
     connections::{Connection, StreamUse},
     fields::MAX_FIELDS,
     frames::Excess,
+    outgoing::Outgoing,
 };
 use crate::Error;
 
@@ -99,18 +102,22 @@ fn failed(address: String, error: &io::Error) -> Error {
 pub(crate) struct EdgeLimits {
     /// How many connections there may be over TCP; half as many over the Unix socket, which workers use too.
     pub(crate) connections: usize,
-    /// What the requests of one connection may hold until they are answered, in bytes.
+    /// What the requests of one connection may hold until they are answered, in bytes, and its answers until they are read.
     pub(crate) connection_bytes: usize,
     /// What requests on all connections may hold while they arrive, in bytes.
     pub(crate) arriving: Arriving,
+    /// What answers hold that clients have not read, on all connections over TCP.
+    pub(crate) unread: Arc<Outgoing>,
+    /// The same of connections over Unix sockets and of workers: clients that use up the other must not hold up tools.
+    pub(crate) unread_locally: Arc<Outgoing>,
     /// By which workers are told from clients. Weak, because the launches hold the limits.
     pub(crate) launches: Weak<Launches>,
 }
 
 impl EdgeLimits {
-    fn connections(&self, limit: usize) -> Arc<Connections> {
+    fn connections(&self, limit: usize, unread: &Arc<Outgoing>) -> Arc<Connections> {
         let (arriving, launches) = (self.arriving.clone(), Weak::clone(&self.launches));
-        Connections::new(limit.max(1), self.connection_bytes, arriving, launches)
+        Connections::new(limit.max(1), self.connection_bytes, arriving, Arc::clone(unread), launches)
     }
 }
 
@@ -121,7 +128,12 @@ pub(crate) fn serve_tcp(
     limits: &EdgeLimits,
     stop: CancellationToken,
 ) {
-    tasks.spawn(accept::serve(listener, routes.prepare(), limits.connections(limits.connections), stop));
+    tasks.spawn(accept::serve(
+        listener,
+        routes.prepare(),
+        limits.connections(limits.connections, &limits.unread),
+        stop,
+    ));
 }
 
 pub(crate) fn serve_unix(
@@ -131,7 +143,12 @@ pub(crate) fn serve_unix(
     limits: &EdgeLimits,
     stop: CancellationToken,
 ) {
-    tasks.spawn(accept::serve(listener, routes.prepare(), limits.connections(limits.connections / 2), stop));
+    tasks.spawn(accept::serve(
+        listener,
+        routes.prepare(),
+        limits.connections(limits.connections / 2, &limits.unread_locally),
+        stop,
+    ));
 }
 
 #[cfg(test)]

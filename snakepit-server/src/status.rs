@@ -25,6 +25,7 @@
 //! | too many bytes in all sessions | `RESOURCE_EXHAUSTED` | `BACKEND_FULL` |
 //! | values asked for that fit no message | `RESOURCE_EXHAUSTED` | `ANSWER_TOO_LARGE` |
 //! | requests of a connection, or of all, hold too many bytes | `RESOURCE_EXHAUSTED`, with a retry delay | `OVERLOADED` |
+//! | too many bytes of answers that the client does not read | `RESOURCE_EXHAUSTED` | `ANSWERS_UNREAD` |
 //! | a request's message or headers above their limit | `RESOURCE_EXHAUSTED` | `REQUEST_TOO_LARGE` |
 //! | a request's message does not arrive in time, or breaks off | `DEADLINE_EXCEEDED`, `CANCELLED` | `REQUEST_INCOMPLETE` |
 //! | odd names, types, sizes, metadata, page tokens | `INVALID_ARGUMENT`, with a field violation | `INVALID_ARGUMENT` |
@@ -299,6 +300,16 @@ pub(crate) fn too_much_arriving(full: Exhausted) -> ToolError {
     too_much_at_once("requests that are arriving", full)
 }
 
+/// Answers hold as much memory as they may, because they are not read. No retry delay: a tool may have run.
+pub(crate) fn answers_unread(Exhausted { used, limit }: Exhausted) -> Status {
+    let message = format!(
+        "the answer was dropped: answers that wait to be read hold {used} bytes already, the limit is {limit}; read them \
+         first"
+    );
+    let entries = [("used_bytes", used.to_string()), ("limit", limit.to_string())];
+    with_details(Code::ResourceExhausted, message, details_with("ANSWERS_UNREAD", entries))
+}
+
 fn too_much_at_once(whose: &str, Exhausted { used, limit }: Exhausted) -> ToolError {
     ToolError::TooMuchAtOnce { whose: whose.to_owned(), used, limit, retry_after: Some(RETRY_AFTER) }
 }
@@ -334,6 +345,12 @@ pub(crate) fn too_slow(here: usize, within: Duration) -> Status {
     let message =
         format!("only {here} bytes of the message arrived within {within} s; the request was given up");
     status(Code::DeadlineExceeded, "REQUEST_INCOMPLETE", message)
+}
+
+/// A request has a second message though its RPC takes one. The code is the one that gRPC demands.
+pub(crate) fn second_message() -> Status {
+    let message = "the request has more than one message, but its RPC takes exactly one".to_owned();
+    status(Code::Unimplemented, "UNSUPPORTED", message)
 }
 
 /// A request's message broke off.

@@ -7,6 +7,7 @@ mod duration;
 mod environment;
 mod list;
 mod log;
+mod memory;
 mod output;
 mod place;
 mod serve;

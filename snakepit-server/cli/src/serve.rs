@@ -13,7 +13,7 @@ use snakepit_server::{Error, Snakepit, raise_descriptor_limit};
 use snakepit_worker::WorkerError;
 use tracing_subscriber::EnvFilter;
 
-use crate::{Failure, duration, exit, log, place::Place};
+use crate::{Failure, duration, exit, log, memory, place::Place};
 
 mod limits;
 mod signals;
@@ -216,6 +216,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         }
         Err(error) => return Err(refused(error.to_string()).traceback(traceback_of(&error))),
     };
+    memory::give_back();
     announce(&snakepit);
 
     let name = signals.next().await;

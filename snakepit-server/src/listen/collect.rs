@@ -18,7 +18,7 @@ use super::{
     held::{Held, MessageLimits},
     pace::Pace,
 };
-use crate::status::request_broke;
+use crate::status::{request_broke, second_message};
 
 /// A message that is here.
 #[derive(Debug, Default)]
@@ -113,9 +113,11 @@ where
             }
             messages.take_in(&data).map_err(|excess| limits.refused(excess))?;
             message.push(data);
-            // There is one message only.
             let size = message.bytes.saturating_sub(PREFIX_BYTES);
             limits.check_size(size).map_err(|excess| limits.refused(excess))?;
+            if messages.complete() > 1 {
+                return Poll::Ready(Err(second_message()));
+            }
         }
     })
     .await?;

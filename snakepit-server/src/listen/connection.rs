@@ -61,6 +61,10 @@ pub(super) async fn serve(
         biased;
         ended = &mut connection => return note(ended),
         () = cut.cancelled() => return,
+        () = state.unread().stalled() => {
+            tracing::warn!("closed a connection whose client does not read its answers, because unread answers hold much memory");
+            return;
+        }
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {

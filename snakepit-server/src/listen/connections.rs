@@ -12,7 +12,10 @@ use snakepit_worker::process::{Launch, Launches};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::budget::{Arriving, Budget, Exhausted, Share};
+use super::{
+    budget::{Arriving, Budget, Exhausted, Share},
+    outgoing::{Outgoing, Unread},
+};
 
 /// How many connections beyond the limit may be open for the moment that evicted ones take to close.
 const CLOSING: usize = 16;
@@ -29,6 +32,8 @@ pub(crate) struct Connections {
     /// What the requests of one connection may hold, in bytes.
     connection_bytes: usize,
     arriving: Arriving,
+    /// What the answers hold that clients have not read, on all listeners.
+    outgoing: Arc<Outgoing>,
     /// By which workers are told from clients.
     launches: Weak<Launches>,
     open: Mutex<HashMap<u64, Arc<Connection>>>,
@@ -70,6 +75,8 @@ pub(crate) struct Connection {
     /// What its requests hold: those that arrive, and those that wait for their answer.
     budget: Arc<Budget>,
     arriving: Arriving,
+    /// What its answers hold until it has read them.
+    unread: Arc<Unread>,
     launches: Weak<Launches>,
     peer: Peer,
     /// Of which worker the peer is a process, once that was looked up.
@@ -90,10 +97,11 @@ impl Connections {
         limit: usize,
         connection_bytes: usize,
         arriving: Arriving,
+        outgoing: Arc<Outgoing>,
         launches: Weak<Launches>,
     ) -> Arc<Self> {
         let (open, last, reserved) = (Mutex::default(), AtomicU64::new(0), AtomicUsize::new(0));
-        Arc::new(Self { limit, connection_bytes, arriving, launches, open, last, reserved })
+        Arc::new(Self { limit, connection_bytes, arriving, outgoing, launches, open, last, reserved })
     }
 
     /// Makes room for a connection, if need be by closing one that is idle.
@@ -101,6 +109,7 @@ impl Connections {
         let connection = Arc::new(Connection {
             budget: Arc::new(Budget::new(self.connection_bytes)),
             arriving: self.arriving.clone(),
+            unread: Arc::new(Unread::new(self.connection_bytes, Arc::clone(&self.outgoing))),
             launches: Weak::clone(&self.launches),
             peer,
             worker: OnceLock::new(),
@@ -249,6 +258,11 @@ impl Connection {
         Share::of(Arc::clone(if self.worker().is_some() { workers } else { clients }))
     }
 
+    /// What its answers hold until it has read them.
+    pub(super) const fn unread(&self) -> &Arc<Unread> {
+        &self.unread
+    }
+
     /// What its requests hold.
     #[cfg(test)]
     pub(crate) fn share_used(&self) -> usize {
@@ -271,6 +285,13 @@ impl Connection {
 pub(crate) struct OpenRequest {
     connection: Arc<Connection>,
     is_use: bool,
+}
+
+impl OpenRequest {
+    /// What the answers of its connection hold until they are read.
+    pub(super) fn unread(&self) -> &Arc<Unread> {
+        self.connection.unread()
+    }
 }
 
 impl Drop for OpenRequest {
@@ -326,8 +347,12 @@ mod tests {
 
     use super::*;
 
+    fn outgoing() -> Arc<Outgoing> {
+        Arc::new(Outgoing::new(1))
+    }
+
     fn connections(limit: usize) -> Arc<Connections> {
-        Connections::new(limit, 1, Arriving::new(1), Weak::new())
+        Connections::new(limit, 1, Arriving::new(1), outgoing(), Weak::new())
     }
 
     fn admit(connections: &Arc<Connections>) -> Option<Slot> {
@@ -392,7 +417,7 @@ mod tests {
     #[tokio::test]
     async fn clients_that_take_all_places_do_not_keep_workers_out() {
         let launches = Launches::new();
-        let connections = Connections::new(1, 1, Arriving::new(1), Arc::downgrade(&launches));
+        let connections = Connections::new(1, 1, Arriving::new(1), outgoing(), Arc::downgrade(&launches));
         let client = admit_peer(&connections, Peer::Process(std::process::id())).unwrap();
         let _request = client.connection().begin_request(false);
         assert!(admit_peer(&connections, Peer::Process(std::process::id())).is_none());
@@ -405,7 +430,7 @@ mod tests {
     #[tokio::test]
     async fn what_clients_send_leaves_workers_their_own_budget() {
         let launches = Launches::new();
-        let connections = Connections::new(8, 1, Arriving::new(100), Arc::downgrade(&launches));
+        let connections = Connections::new(8, 1, Arriving::new(100), outgoing(), Arc::downgrade(&launches));
         let client = admit(&connections).unwrap();
         let mut filled = client.connection().arriving_share();
         filled.grow(100).unwrap();

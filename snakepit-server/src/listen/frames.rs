@@ -105,13 +105,15 @@ pub(super) struct Messages {
     left: usize,
     /// How much of an unfinished message is here, with its prefix.
     partial: usize,
-    /// The same of a heavy message, without its prefix.
+    /// How many are complete.
+    complete: usize,
+    /// The unfinished message without its prefix, if it is heavy.
     heavy: Option<Pieces>,
 }
 
 impl Messages {
     pub(super) const fn new(limits: MessageLimits) -> Self {
-        Self { limits, prefix: [0; PREFIX_BYTES], begun: 0, left: 0, partial: 0, heavy: None }
+        Self { limits, prefix: [0; PREFIX_BYTES], begun: 0, left: 0, partial: 0, complete: 0, heavy: None }
     }
 
     /// Takes in what arrived.
@@ -142,12 +144,18 @@ impl Messages {
             (at, self.partial) = (at + taken, self.partial + taken);
             if self.begun == PREFIX_BYTES && self.left == 0 {
                 (self.begun, self.partial) = (0, 0);
+                self.complete += 1;
                 if let Some(mut heavy) = self.heavy.take() {
                     self.limits.check_fields(&mut heavy)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// How many messages are complete.
+    pub(super) const fn complete(&self) -> usize {
+        self.complete
     }
 
     /// How much of an unfinished message is here.
@@ -180,7 +188,7 @@ mod tests {
             for data in stream.chunks(piece) {
                 followed.take_in(&Bytes::copy_from_slice(data)).unwrap();
             }
-            assert_eq!(followed.partial(), 0, "{piece}");
+            assert_eq!((followed.complete(), followed.partial()), (3, 0), "{piece}");
         }
         let mut followed = messages(1000);
         followed.take_in(&Bytes::copy_from_slice(&stream[..20])).unwrap();

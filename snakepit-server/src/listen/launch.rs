@@ -36,7 +36,12 @@ pub(crate) fn serve_launch(
         async move { launch.owns(peer, local).await }
     };
     let listener = LaunchListener { listener, launch, owns, checks: JoinSet::new(), has_warned: false };
-    tasks.spawn(accept::serve(listener, routes.prepare(), limits.connections(CONNECTIONS), ended));
+    tasks.spawn(accept::serve(
+        listener,
+        routes.prepare(),
+        limits.connections(CONNECTIONS, &limits.unread_locally),
+        ended,
+    ));
 }
 
 /// Accepts the connections of the launch's own processes. They are checked side by side, so that strangers, each of which costs a

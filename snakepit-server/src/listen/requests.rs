@@ -8,10 +8,8 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{Request, Response};
-use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use snakepit_proto::MAX_MESSAGE_BYTES;
@@ -19,6 +17,7 @@ use tonic::{Status, body::Body, service::Routes};
 use tower::Service;
 
 use super::{
+    answer::{Answer, AnswerKind},
     collect::{Message, collect},
     connections::{Connection, OpenRequest},
     gzip::{self, Opened},
@@ -28,7 +27,7 @@ use super::{
 };
 use crate::{
     grpc::{ResponseFuture, in_time},
-    status::headers_too_large,
+    status::{answers_unread, headers_too_large},
 };
 
 /// The largest headers of a request, in bytes as HTTP/2 counts them: with 32 for each entry.
@@ -84,11 +83,12 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
     fn call(&self, request: Request<Incoming>) -> Answering {
         let open = self.connection.begin_request(request.uri().path() == MULTIPLEX);
         let (routes, connection) = (self.routes.clone(), Arc::clone(&self.connection));
+        let kind = AnswerKind::of(request.uri().path());
         let inner = in_time(request, |request| {
-            let answer = async move { handle(routes, request, &connection).await };
+            let answer = async move { handle(routes, request, kind, &connection).await };
             Box::pin(answer.map(|answer| Ok(answer.unwrap_or_else(|status| status.into_http())))) as Handling
         });
-        Answering { inner, open: Some(open) }
+        Answering { inner, kind, open: Some(open) }
     }
 }
 
@@ -99,6 +99,7 @@ pin_project! {
     pub(super) struct Answering {
         #[pin]
         inner: ResponseFuture<Handling>,
+        kind: AnswerKind,
         open: Option<OpenRequest>,
     }
 }
@@ -109,8 +110,9 @@ impl Future for Answering {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let Ok(response) = ready!(this.inner.poll(cx));
-        let open = this.open.take();
-        Poll::Ready(Ok(response.map(|body| Answer { body, _open: open })))
+        // It is not polled again once it was ready.
+        let Some(open) = this.open.take() else { return Poll::Pending };
+        Poll::Ready(Ok(Answer::of(response, *this.kind, open, cx)))
     }
 }
 
@@ -118,11 +120,16 @@ impl Future for Answering {
 async fn handle(
     routes: Routes,
     request: Request<Incoming>,
+    kind: AnswerKind,
     connection: &Arc<Connection>,
 ) -> Result<Response<Body>, Status> {
     let bytes = header_bytes(&request);
     if bytes > MAX_HEADER_BYTES {
         return Err(headers_too_large(bytes, MAX_HEADER_BYTES));
+    }
+    if kind != AnswerKind::Small && connection.unread().is_short() {
+        // What it asked for before comes first. This also bounds what waits to be encoded.
+        connection.unread().room().await.map_err(answers_unread)?;
     }
     let (mut parts, body) = request.into_parts();
     let path = parts.uri.path();
@@ -166,32 +173,6 @@ async fn call(mut routes: Routes, request: Request<Body>) -> Response<Body> {
 fn header_bytes(request: &Request<Incoming>) -> usize {
     let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
     headers.sum::<usize>() + request.uri().path().len()
-}
-
-/// The body of an answer; until it ends, its request counts as open.
-pub(super) struct Answer {
-    body: Body,
-    _open: Option<OpenRequest>,
-}
-
-impl http_body::Body for Answer {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
 #[cfg(test)]

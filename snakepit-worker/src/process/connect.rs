@@ -5,9 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use hyper_util::rt::TokioIo;
 use snakepit_proto::{
     MAX_MESSAGE_BYTES,
-    flow::{
-        CALLER_CONNECTION_WINDOW, ERROR_RESETS, FRAME, REMEMBERED_FOR, REMEMBERED_RESETS, STREAM_WINDOW,
-    },
+    flow::{CALLER_CONNECTION_WINDOW, ERROR_RESETS, FRAME, REMEMBERED_FOR, REMEMBERED_RESETS, STREAM_WINDOW},
     pb::{self, bridge_service_client::BridgeServiceClient},
     status::{HEADER_LIST_BYTES, root_cause},
 };

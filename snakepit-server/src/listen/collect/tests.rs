@@ -7,6 +7,7 @@ use tonic::Code;
 
 use super::*;
 use crate::listen::{
+    Outgoing,
     budget::Arriving,
     connections::{Admission, Connections, Peer},
 };
@@ -56,7 +57,7 @@ fn prefixed(announced: u32, here: usize) -> Vec<u8> {
 }
 
 fn connection(bytes: usize, arriving: &Arriving) -> Arc<Connection> {
-    let connections = Connections::new(1, bytes, arriving.clone(), Weak::new());
+    let connections = Connections::new(1, bytes, arriving.clone(), Arc::new(Outgoing::new(1)), Weak::new());
     let Admission::Admitted(slot) = connections.admit(Peer::Unknown) else { panic!("refused") };
     Arc::clone(slot.connection())
 }
@@ -140,4 +141,15 @@ async fn a_message_that_stalls_or_trickles_is_given_up() {
     slow.pause = Some(Duration::from_secs(4));
     slow.left.extend((0..64).map(|_| Bytes::from(vec![7; 1 << 20])));
     assert_eq!(collect(slow, limits(64 << 20), &connection).await.unwrap().0.bytes, (64 << 20) + 5);
+}
+
+#[tokio::test]
+async fn a_second_message_is_refused() {
+    let connection = connection(1 << 20, &Arriving::new(1 << 20));
+    for cut in [0, 3, 5, 15, 25] {
+        let both = [prefixed(10, 10), prefixed(10, 10)].concat();
+        let body = pieces([both[..cut].to_vec(), both[cut..].to_vec()], false);
+        let status = refused(body, 1000, &connection).await;
+        assert_eq!(status.code(), Code::Unimplemented, "{cut}: {status}");
+    }
 }

@@ -25,12 +25,15 @@ use crate::{
     listen::connections::{Admission, Peer, Slot},
 };
 
+mod unread;
+
 const PING: &str = "/snakepit.bridge.BridgeService/Ping";
 const EXECUTE: &str = "/snakepit.bridge.BridgeService/ExecuteTool";
 const MULTIPLEX: &str = "/snakepit.bridge.BridgeService/Multiplex";
 
 /// A host without workers that serves connections made by hand.
 struct Edge {
+    sessions: Arc<MemoryBackend>,
     connections: Arc<Connections>,
     routes: Routes,
     stop: CancellationToken,
@@ -45,12 +48,22 @@ impl Edge {
             Ok::<_, String>(())
         };
         registry.register_host_tool(FnTool::typed("sleep", sleep)).unwrap();
+        let large = |()| async { Ok::<_, String>("x".repeat(3 << 20)) };
+        registry.register_host_tool(FnTool::typed("large", large)).unwrap();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let sessions = Arc::new(MemoryBackend::new(SessionLimits::default()));
-        let host = Arc::new(Host::new(sessions, registry, Arc::default(), None, &tasks, stop.clone()));
+        let host = Arc::new(Host::new(
+            Arc::clone(&sessions) as _,
+            registry,
+            Arc::default(),
+            None,
+            &tasks,
+            stop.clone(),
+        ));
         let (routes, _) = grpc::routes(host).await;
-        let connections = Connections::new(8, connection_bytes, Arriving::new(1 << 30), Weak::new());
-        Self { connections, routes: routes.prepare(), stop, tasks: JoinSet::new() }
+        let (arriving, outgoing) = (Arriving::new(1 << 30), Arc::new(Outgoing::new(1 << 30)));
+        let connections = Connections::new(8, connection_bytes, arriving, outgoing, Weak::new());
+        Self { sessions, connections, routes: routes.prepare(), stop, tasks: JoinSet::new() }
     }
 
     /// A connection of which the client does nothing yet.
@@ -67,9 +80,15 @@ impl Edge {
     }
 
     async fn client(&mut self) -> (SendRequest<Bytes>, Arc<Connection>) {
+        self.client_with_window(1 << 24).await
+    }
+
+    /// A client that leaves so many bytes of each answer on their way until it reads them.
+    async fn client_with_window(&mut self, window: u32) -> (SendRequest<Bytes>, Arc<Connection>) {
         let (io, state) = self.connect();
-        let (client, connection) =
-            h2::client::Builder::new().initial_window_size(1 << 24).handshake(io).await.unwrap();
+        let mut builder = h2::client::Builder::new();
+        builder.initial_window_size(window).initial_connection_window_size(1 << 24);
+        let (client, connection) = builder.handshake(io).await.unwrap();
         self.tasks.spawn(async move { drop(connection.await) });
         (client.ready().await.unwrap(), state)
     }
@@ -412,7 +431,8 @@ async fn the_accept_loop_goes_on_after_a_panic() {
 #[tokio::test(start_paused = true)]
 async fn an_idle_stream_of_calls_makes_room_for_a_new_client_and_says_that_nothing_ran() {
     let mut edge = Edge::new(1 << 20).await;
-    edge.connections = Connections::new(2, 1 << 20, Arriving::new(1 << 20), Weak::new());
+    edge.connections =
+        Connections::new(2, 1 << 20, Arriving::new(1 << 20), Arc::new(Outgoing::new(1 << 20)), Weak::new());
     let (idle, busy) = (edge.client().await, edge.client().await);
     let mut streams = Vec::new();
     for (client, _) in [&idle, &busy] {
