@@ -121,14 +121,16 @@ impl Builder {
     }
 
     /// What the arguments of calls that wait for a worker may hold together, in bytes; calls beyond are refused at once. As
-    /// much again may be held by requests of clients that are still arriving, and as much by those of workers. The default is that of [`PoolConfig`], 512 MiB.
+    /// much again may be held by requests of clients that are still arriving, as much by those of workers, as much by answers that
+    /// clients over TCP have not read, and as much by answers to all others. The default is that of [`PoolConfig`], 512 MiB.
     pub const fn queue_bytes(mut self, bytes: usize) -> Self {
         self.pool.queue_bytes = bytes;
         self
     }
 
     /// What the requests of one client connection may hold until they are answered, in bytes: those that arrive, those that
-    /// wait and those that run. The default is 256 MiB. One request alone is always let through.
+    /// wait and those that run. Its large answers may hold as much until it has read them; later ones wait, and values of tools
+    /// are dropped beyond twice as much. The default is 256 MiB. One request or answer alone is always let through.
     pub const fn connection_bytes(mut self, bytes: usize) -> Self {
         self.connection_bytes = Some(bytes);
         self
