@@ -108,6 +108,16 @@ pub enum ToolError {
         /// When a retry may succeed.
         retry_after: Option<Duration>,
     },
+    /// The tool ran, but its value was dropped, because answers that the caller has not read hold as many bytes as they may.
+    #[error(
+        "the answer was dropped: answers that wait to be read hold {used} bytes already, the limit is {limit}; read them first"
+    )]
+    AnswerDropped {
+        /// How many bytes they hold.
+        used: usize,
+        /// How many they may.
+        limit: usize,
+    },
     /// The call's deadline passed.
     #[error("deadline of tool `{tool}` exceeded {stage}; raise the timeout or make the tool faster")]
     DeadlineExceeded {
@@ -244,6 +254,7 @@ impl ToolError {
             Self::Failed(_)
             | Self::Cancelled { .. }
             | Self::ConnectionLost { .. }
+            | Self::AnswerDropped { .. }
             | Self::Internal { .. } => true,
         }
     }

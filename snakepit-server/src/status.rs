@@ -25,7 +25,7 @@
 //! | too many bytes in all sessions | `RESOURCE_EXHAUSTED` | `BACKEND_FULL` |
 //! | values asked for that fit no message | `RESOURCE_EXHAUSTED` | `ANSWER_TOO_LARGE` |
 //! | requests of a connection, or of all, hold too many bytes | `RESOURCE_EXHAUSTED`, with a retry delay | `OVERLOADED` |
-//! | too many bytes of answers that the client does not read | `RESOURCE_EXHAUSTED` | `ANSWERS_UNREAD` |
+//! | too many bytes of answers that the client does not read | `RESOURCE_EXHAUSTED` | `ANSWER_DROPPED` |
 //! | a request's message or headers above their limit | `RESOURCE_EXHAUSTED` | `REQUEST_TOO_LARGE` |
 //! | a request's message does not arrive in time, or breaks off | `DEADLINE_EXCEEDED`, `CANCELLED` | `REQUEST_INCOMPLETE` |
 //! | odd names, types, sizes, metadata, page tokens | `INVALID_ARGUMENT`, with a field violation | `INVALID_ARGUMENT` |
@@ -91,6 +91,11 @@ pub fn from_tool_error(error: ToolError) -> Status {
             let mut details = details_with("OVERLOADED", entries);
             details.set_retry_info(retry_after);
             with_details(Code::ResourceExhausted, message, details)
+        }
+        // No retry delay: the tool has run.
+        ToolError::AnswerDropped { used, limit } => {
+            let entries = [("used_bytes", used.to_string()), ("limit", limit.to_string())];
+            with_details(Code::ResourceExhausted, message, details_with("ANSWER_DROPPED", entries))
         }
         ToolError::DeadlineExceeded { stage, .. } => {
             let details = details_with("DEADLINE_EXCEEDED", [("stage", stage.to_string())]);
@@ -300,14 +305,14 @@ pub(crate) fn too_much_arriving(full: Exhausted) -> ToolError {
     too_much_at_once("requests that are arriving", full)
 }
 
-/// Answers hold as much memory as they may, because they are not read. No retry delay: a tool may have run.
-pub(crate) fn answers_unread(Exhausted { used, limit }: Exhausted) -> Status {
-    let message = format!(
-        "the answer was dropped: answers that wait to be read hold {used} bytes already, the limit is {limit}; read them \
-         first"
-    );
-    let entries = [("used_bytes", used.to_string()), ("limit", limit.to_string())];
-    with_details(Code::ResourceExhausted, message, details_with("ANSWERS_UNREAD", entries))
+/// The same, before the request was begun.
+pub(crate) fn too_many_unread(full: Exhausted) -> ToolError {
+    too_much_at_once("answers that wait to be read", full)
+}
+
+/// Answers hold as much memory as they may, because they are not read.
+pub(crate) const fn answer_dropped(Exhausted { used, limit }: Exhausted) -> ToolError {
+    ToolError::AnswerDropped { used, limit }
 }
 
 fn too_much_at_once(whose: &str, Exhausted { used, limit }: Exhausted) -> ToolError {

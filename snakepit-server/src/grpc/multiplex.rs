@@ -12,7 +12,7 @@ use snakepit_proto::{
     mux::{Body, Calls, Replies, Serve},
     pb,
 };
-use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
+use snakepit_registry::{CallId, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_worker::mux::{MuxCalls, MuxService};
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -22,7 +22,9 @@ use super::{bridge::Bridge, until_stop::UntilStop};
 use crate::{
     host::Host,
     listen::{Connection, StreamUse},
-    status::{connection_evicted, from_tool_error, too_much_of_a_connection},
+    status::{
+        answer_dropped, connection_evicted, from_tool_error, too_many_unread, too_much_of_a_connection,
+    },
 };
 
 pub(super) type BatchResponse = Pin<Box<dyn Stream<Item = Result<pb::ReplyBatch, Status>> + Send>>;
@@ -36,7 +38,7 @@ impl Bridge {
         let replies = Replies::new();
         let evicted = connection.as_ref().map(|connection| Box::pin(connection.evicted()));
         let stream_use = connection.clone().map(StreamUse::of);
-        let client = Client { calls: HostCalls(Arc::clone(self.host())), connection };
+        let client = Client { calls: HostCalls { host: Arc::clone(self.host()), connection } };
         let calls = InUse { calls: MuxCalls::new(Arc::new(client), replies.clone()), stream_use };
         let (driver, body) = Serve::new(inbound, calls, replies).split();
         let mut task = JoinSet::new();
@@ -96,8 +98,6 @@ impl Stream for Driven {
 /// What a client's stream calls.
 struct Client {
     calls: HostCalls,
-    /// Whose budget the calls use.
-    connection: Option<Arc<Connection>>,
 }
 
 impl MuxService for Client {
@@ -108,12 +108,12 @@ impl MuxService for Client {
     }
 
     fn reserve(&self, bytes: usize) -> Result<(), ToolError> {
-        let Some(connection) = &self.connection else { return Ok(()) };
+        let Some(connection) = &self.calls.connection else { return Ok(()) };
         connection.reserve(bytes).map_err(too_much_of_a_connection)
     }
 
     fn release(&self, bytes: usize) {
-        if let Some(connection) = &self.connection {
+        if let Some(connection) = &self.calls.connection {
             connection.release(bytes);
         }
     }
@@ -127,7 +127,7 @@ impl MuxService for Client {
     }
 
     fn stream_deadline(&self, _: &str, deadline: Option<Instant>, started: Instant) -> Option<Instant> {
-        let HostCalls(host) = &self.calls;
+        let host = &self.calls.host;
         // Tools of workers and of the host get the same, so that this deadline is never the earlier one.
         let by_default = || started.checked_add(host.default_timeout?);
         deadline.or_else(by_default)
@@ -136,17 +136,27 @@ impl MuxService for Client {
 
 /// The host as something callable.
 #[derive(Debug)]
-struct HostCalls(Arc<Host>);
+struct HostCalls {
+    host: Arc<Host>,
+    /// Whose budgets the calls use.
+    connection: Option<Arc<Connection>>,
+}
 
 #[async_trait]
 impl ToolHandler for HostCalls {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-        self.0.call(call).await
+        let Some(connection) = &self.connection else { return self.host.call(call).await };
+        connection.room(call.deadline).await.map_err(too_many_unread)?;
+        let mut reply = self.host.call(call).await?;
+        if let ReplyBody::Value(value) = reply.body {
+            reply.body = ReplyBody::Value(connection.hold(value).map_err(answer_dropped)?);
+        }
+        Ok(reply)
     }
 
     /// Returns once no worker runs the call. A tool of the host ends when its future is dropped.
     async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
-        match self.0.pool_if_started() {
+        match self.host.pool_if_started() {
             Some(pool) => pool.tool().cancel(call).await,
             None => Ok(()),
         }

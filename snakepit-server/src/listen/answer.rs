@@ -12,7 +12,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use tonic::{Status, body::Body};
 
 use super::{budget::Exhausted, connections::OpenRequest, outgoing::COUNTED_BYTES};
-use crate::status::answers_unread;
+use crate::status::{answer_dropped, from_tool_error};
 
 /// How much the transport gets of a piece at a time, in bytes.
 const SLICE: usize = 1024 * 1024;
@@ -82,7 +82,8 @@ impl Answer {
             && !response.body().body.is_end_stream()
             && let Err(full) = response.body_mut().encode(cx)
         {
-            let (mut answer, refusal) = (response.into_body(), answers_unread(full).into_http::<Body>());
+            let (mut answer, refusal) =
+                (response.into_body(), from_tool_error(answer_dropped(full)).into_http::<Body>());
             answer.has_ended = true;
             return refusal.map(|_| answer);
         }
@@ -160,7 +161,7 @@ impl http_body::Body for Answer {
             this.has_ended = true;
             this.body = Body::empty();
             let mut trailers = HeaderMap::new();
-            let status = answers_unread(full);
+            let status = from_tool_error(answer_dropped(full));
             return Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))));
         }
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));

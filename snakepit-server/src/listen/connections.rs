@@ -8,13 +8,15 @@ use std::{
     },
 };
 
+use bytes::Bytes;
+use snakepit_session::Payload;
 use snakepit_worker::process::{Launch, Launches};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{
     budget::{Arriving, Budget, Exhausted, Share},
-    outgoing::{Outgoing, Unread},
+    outgoing::{COUNTED_BYTES, Outgoing, Unread},
 };
 
 /// How many connections beyond the limit may be open for the moment that evicted ones take to close.
@@ -256,6 +258,37 @@ impl Connection {
     pub(crate) fn arriving_share(&self) -> Share {
         let Arriving { clients, workers } = &self.arriving;
         Share::of(Arc::clone(if self.worker().is_some() { workers } else { clients }))
+    }
+
+    /// Waits until the client has read enough of its answers for another call to begin, or the call's time is up.
+    ///
+    /// # Errors
+    /// It reads nothing.
+    pub(crate) async fn room(&self, deadline: Option<Instant>) -> Result<(), Exhausted> {
+        if !self.unread.is_short() {
+            return Ok(());
+        }
+        match deadline {
+            Some(deadline) => timeout_at(deadline, self.unread.room()).await.unwrap_or(Ok(())),
+            None => self.unread.room().await,
+        }
+    }
+
+    /// Holds a value until the client has read it.
+    ///
+    /// # Errors
+    /// It has too much to read already, so the value must be dropped.
+    pub(crate) fn hold(&self, value: Payload) -> Result<Payload, Exhausted> {
+        if value.size() < COUNTED_BYTES {
+            return Ok(value);
+        }
+        self.unread.check(value.size())?;
+        let (ty, json, binary) = value.into_parts();
+        let hold = |bytes: Bytes| self.unread.hold(bytes);
+        Ok(match binary {
+            Some(buffer) => Payload::from_buffer(ty, json, hold(buffer)),
+            None => Payload::from_json(ty, hold(json)),
+        })
     }
 
     /// What its answers hold until it has read them.

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     grpc::{ResponseFuture, in_time},
-    status::{answers_unread, headers_too_large},
+    status::{from_tool_error, headers_too_large, too_many_unread},
 };
 
 /// The largest headers of a request, in bytes as HTTP/2 counts them: with 32 for each entry.
@@ -127,9 +127,9 @@ async fn handle(
     if bytes > MAX_HEADER_BYTES {
         return Err(headers_too_large(bytes, MAX_HEADER_BYTES));
     }
-    if kind != AnswerKind::Small && connection.unread().is_short() {
+    if kind != AnswerKind::Small {
         // What it asked for before comes first. This also bounds what waits to be encoded.
-        connection.unread().room().await.map_err(answers_unread)?;
+        connection.room(None).await.map_err(|full| from_tool_error(too_many_unread(full)))?;
     }
     let (mut parts, body) = request.into_parts();
     let path = parts.uri.path();

@@ -63,6 +63,9 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             let failure = failure_from_wire(failure);
             ToolError::Failed(Box::new(ToolFailure { tool: tool_name(), ..failure }))
         }
+        ("ANSWER_DROPPED", ..) => {
+            ToolError::AnswerDropped { used: number("used_bytes"), limit: number("limit") }
+        }
         ("OVERLOADED", ..) if entry("used_bytes").is_some() => ToolError::TooMuchAtOnce {
             whose: entry("whose").unwrap_or_default(),
             used: number("used_bytes"),
@@ -210,6 +213,7 @@ mod tests {
                 output_lines: vec!["oops".into()],
             })),
             ToolError::Overloaded { queued: 9, limit: 9, retry_after: Some(Duration::from_millis(50)) },
+            ToolError::AnswerDropped { used: 10, limit: 9 },
             ToolError::DeadlineExceeded { tool: tool(), stage: CallStage::Queued },
             ToolError::DeadlineExceeded { tool: tool(), stage: CallStage::Running },
             ToolError::Cancelled { tool: tool() },
