@@ -16,7 +16,7 @@ use regex_automata::{
 const MAX_COMPILED: usize = 1024 * 1024;
 const MAX_STATES: usize = 256 * 1024;
 /// The same for a lazy DFA without a fallback.
-const MAX_LAZY_STATES: usize = 2 * 1024 * 1024;
+const MAX_LAZY_STATES: usize = 512 * 1024;
 /// The capacity of the cache of compiled patterns.
 const KEPT: usize = 128;
 
