@@ -12,7 +12,7 @@ use nix::{
     unistd::{dup2_stdin, getpgrp, getpid},
 };
 use snakepit_proto::launch::{ControlMessage, ENV_RUN_ID, HostMessage};
-use snakepit_worker::descendants::{Mark, kill_marked};
+use snakepit_worker::descendants::{Mark, hold_list, kill_marked};
 
 use crate::fork;
 
@@ -46,6 +46,8 @@ impl Control {
         let lifeline = channel.try_clone()?;
         fork::close_in_child(&channel);
         fork::close_in_child(&lifeline);
+        // Opened now, because a tool may have used up all descriptors when the host dies.
+        hold_list();
         let run_id = std::env::var(ENV_RUN_ID).unwrap_or_default();
         std::thread::Builder::new()
             .name("snakepit-lifeline".to_owned())

@@ -4,10 +4,14 @@
 //! through `fork`, `exec`, `setsid` and a cleared environment, and it can be read of any process of the same user. Elsewhere
 //! nothing is known, and nothing is killed.
 
-use std::{io, thread, time::Duration};
+use std::{
+    collections::HashSet,
+    io, thread,
+    time::{Duration, Instant},
+};
 
-/// How often processes are looked for again, because one of those that were killed may have forked just before.
-const PASSES: u32 = 40;
+/// How long processes are looked for again, because one of those that were killed may have forked just before.
+const WITHIN: Duration = Duration::from_millis(200);
 /// The pause between two looks: a process that was killed takes a moment to end.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -21,6 +25,7 @@ impl Mark {
     pub fn next(run_id: &str) -> Option<Self> {
         use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
         static NUMBER: AtomicU32 = AtomicU32::new(1);
+        hold_list();
         let run = parse(run_id)?;
         Some(Self(u64::from(run) << 32 | u64::from(NUMBER.fetch_add(1, Relaxed))))
     }
@@ -52,15 +57,23 @@ fn parse(run_id: &str) -> Option<u32> {
     is_id.then(|| u32::from_str_radix(run_id, 16).ok()).flatten()
 }
 
-/// Kills every process but this one whose mark `is_wanted`, until none is left, and returns their pids. Blocks, for 200 ms at
-/// most: what has not ended by then is beyond signals, as in a system call that cannot be interrupted.
-pub fn kill_marked(is_wanted: impl Fn(Mark) -> bool) -> Vec<u32> {
-    let mut killed = Vec::new();
-    for pass in 0..PASSES {
+/// Opens the system's list of processes and keeps it open, so that later looks need no new descriptor.
+pub fn hold_list() {
+    hold();
+}
+
+/// Kills every process but this one whose mark `is_wanted`, until none is left, and returns their pids.
+///
+/// Blocks. It gives up after 200 ms, but not before two looks: a process that still runs is in a system call that cannot be
+/// interrupted. A look takes milliseconds, or about a second if `/proc` cannot be listed.
+#[allow(clippy::disallowed_methods, reason = "it blocks, and also runs in threads without a tokio runtime")]
+pub fn kill_marked(is_wanted: impl Fn(Mark) -> bool) -> HashSet<u32> {
+    let (began, mut killed) = (Instant::now(), HashSet::new());
+    for look in 1_u32.. {
         let found = kill_once(&is_wanted);
         let none_left = found.is_empty();
-        killed.extend(found.into_iter().filter(|pid| pass == 0 || !killed.contains(pid)).collect::<Vec<_>>());
-        if none_left {
+        killed.extend(found);
+        if none_left || (look > 1 && began.elapsed() > WITHIN) {
             break;
         }
         thread::sleep(PAUSE);
@@ -68,25 +81,38 @@ pub fn kill_marked(is_wanted: impl Fn(Mark) -> bool) -> Vec<u32> {
     killed
 }
 
-/// Kills the processes that are found in one look, and returns their pids.
+/// Kills the processes that are found in one look, and returns the pids of those that had not ended.
 pub fn kill_once(is_wanted: impl Fn(Mark) -> bool) -> Vec<u32> {
     let is_wanted = |pid: &u32| read(*pid).is_some_and(&is_wanted) && *pid != std::process::id();
-    let found: Vec<u32> = pids().filter(is_wanted).filter(|pid| !is_zombie(*pid)).collect();
-    found.iter().for_each(|pid| kill(*pid));
-    found
+    let found: Vec<u32> = pids().filter(is_wanted).collect();
+    let lives = |pid: &u32| {
+        let lives = !is_zombie(*pid);
+        // Zombies too: a process looks like one after its first thread has ended, while other threads still run.
+        kill(*pid);
+        lives
+    };
+    found.into_iter().filter(lives).collect()
 }
 
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
-use linux::{is_zombie, kill, pids, read, write};
+use linux::{hold, is_zombie, kill, pids, read, write};
 
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod linux {
-    use std::{fs, io, ptr};
+    use std::{
+        fs, io, process, ptr,
+        sync::{Mutex, PoisonError},
+    };
 
     use nix::{
+        dir::Dir,
         errno::Errno,
+        fcntl::OFlag,
         libc::{self, RLIMIT_LOCKS, rlimit},
-        sys::signal::{Signal, kill as send},
+        sys::{
+            signal::{Signal, kill as send},
+            stat::Mode,
+        },
         unistd::Pid,
     };
 
@@ -95,14 +121,37 @@ mod linux {
     /// The largest pid that Linux can be told to give.
     const MAX_PID: u32 = 1 << 22;
 
-    /// All processes. Without a descriptor to list them with, all that there could be.
+    /// The directory `/proc`.
+    static LIST: Mutex<Option<Dir>> = Mutex::new(None);
+
+    pub(super) fn hold() {
+        let mut list = LIST.lock().unwrap_or_else(PoisonError::into_inner);
+        if list.is_none() {
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            *list = Dir::open("/proc", flags, Mode::empty()).ok();
+        }
+    }
+
+    /// All processes. Without a list of them, all that there could be.
     pub(super) fn pids() -> Box<dyn Iterator<Item = u32>> {
+        if let Some(pids) = held() {
+            return Box::new(pids.into_iter());
+        }
         match fs::read_dir("/proc") {
             Ok(entries) => {
                 Box::new(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
             }
             Err(_) => Box::new(1..MAX_PID),
         }
+    }
+
+    /// Reads the open list. `None` if a tool closed its descriptor, which may name another file by now.
+    fn held() -> Option<Vec<u32>> {
+        let mut list = LIST.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = list.as_mut()?.iter().map_while(Result::ok);
+        let pids: Vec<u32> =
+            entries.filter_map(|entry| entry.file_name().to_str().ok()?.parse().ok()).collect();
+        pids.contains(&process::id()).then_some(pids)
     }
 
     pub(super) fn read(pid: u32) -> Option<Mark> {
@@ -124,10 +173,11 @@ mod linux {
         Ok(old)
     }
 
+    /// Checks whether the process still has a program. Unlike reading its state, this needs no descriptor.
     pub(super) fn is_zombie(pid: u32) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The state follows the command's name in parentheses, which may hold anything.
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
+        let is_missing = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
+        let program = fs::read_link(format!("/proc/{pid}/exe"));
+        program.is_err_and(is_missing) && fs::symlink_metadata(format!("/proc/{pid}")).is_ok()
     }
 
     pub(super) fn kill(pid: u32) {
@@ -137,13 +187,15 @@ mod linux {
 }
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
-use elsewhere::{is_zombie, kill, pids, read, write};
+use elsewhere::{hold, is_zombie, kill, pids, read, write};
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 mod elsewhere {
     use std::{io, iter};
 
     use super::Mark;
+
+    pub(super) fn hold() {}
 
     pub(super) fn pids() -> impl Iterator<Item = u32> {
         iter::empty()
@@ -201,11 +253,11 @@ mod tests {
         neighbour.wait().unwrap();
         let (mut stranger, strangers) = marked(None, DAEMON);
         stranger.wait().unwrap();
-        assert_eq!(kill_marked(|mark| mark == ours), [daemon]);
+        assert_eq!(kill_marked(|mark| mark == ours), HashSet::from([daemon]));
         assert!(is_zombie(daemon) || read(daemon).is_none());
         assert!(kill_marked(|mark| mark == ours).is_empty());
         assert!(read(neighbours) == Some(other) && read(strangers).is_none());
-        assert_eq!(kill_marked(|mark| mark.is_of("dead00aa")), [neighbours]);
+        assert_eq!(kill_marked(|mark| mark.is_of("dead00aa")), HashSet::from([neighbours]));
         assert!(!is_zombie(strangers));
         kill(strangers);
     }
@@ -220,6 +272,40 @@ mod tests {
         first.wait().unwrap();
         let _ = kill_marked(|other| other == mark);
         assert!(kill_once(|other| other == mark).is_empty());
+    }
+
+    /// Set in the process of a test that changes its process.
+    const ALONE: &str = "SNAKEPIT_TEST_ALONE";
+
+    #[test]
+    fn zombies_cost_one_look_and_no_descriptor() {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+        // In a separate process: the limit must not affect other tests.
+        if std::env::var_os(ALONE).is_none() {
+            let name = "descendants::tests::zombies_cost_one_look_and_no_descriptor";
+            let mut alone = Command::new(std::env::current_exe().unwrap());
+            let output = alone.args(["--exact", name]).env(ALONE, "1").output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            return;
+        }
+        let mark = Mark::next("dead00ac").unwrap();
+        // Not reaped before the end.
+        let mut zombie = Command::new("sleep").arg("600").spawn().unwrap();
+        mark.put_on(zombie.id()).unwrap();
+        zombie.kill().unwrap();
+        while !is_zombie(zombie.id()) {
+            thread::yield_now();
+        }
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 0, hard).unwrap();
+        let (began, refused) = (Instant::now(), std::fs::File::open("/proc").is_err());
+        let killed = kill_marked(|other| other == mark);
+        let took = began.elapsed();
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+        zombie.wait().unwrap();
+        assert!(refused && killed.is_empty(), "{refused} {killed:?}");
+        assert!(took < Duration::from_millis(200), "{took:?}");
     }
 
     #[test]

@@ -19,12 +19,10 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Enters a process that has just been started into the ledger. `None` when it is reaped already.
+    /// Marks a process that has just been started, and enters it into the ledger. `None` when it is reaped already.
     pub(super) fn new(child: Child, run_dir: Arc<RunDir>) -> Option<Self> {
         let pid = child.id()?;
-        if let Err(error) = run_dir.ledger().started(pid) {
-            tracing::warn!(pid, %error, "failed to enter a worker into the ledger");
-        }
+        // Before anything that blocks: a child that the process forks earlier carries no mark.
         let mark = Mark::next(run_dir.id()).filter(|mark| match mark.put_on(pid) {
             Ok(()) => true,
             Err(error) => {
@@ -32,6 +30,9 @@ impl Group {
                 false
             }
         });
+        if let Err(error) = run_dir.ledger().started(pid) {
+            tracing::warn!(pid, %error, "failed to enter a worker into the ledger");
+        }
         Some(Self { child, pid, mark, run_dir })
     }
 
@@ -56,6 +57,8 @@ impl Drop for Group {
         if self.child.id().is_some() {
             proc::kill_group(self.pid);
             if let Some(mark) = self.mark {
+                // Runs on this thread, because the host may exit before another thread has finished. One look takes
+                // about a millisecond.
                 let _ = kill_once(|other| other == mark);
             }
         }

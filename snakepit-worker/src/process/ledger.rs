@@ -232,7 +232,7 @@ pub(super) fn reap(dead: &[Leftovers]) -> usize {
     // All that descends from their workers, wherever the marks of those were inherited.
     let marked: HashSet<u32> = match dead {
         [] => HashSet::new(),
-        _ => kill_marked(|mark| dead.iter().any(|dead| mark.is_of(&dead.run_id))).into_iter().collect(),
+        _ => kill_marked(|mark| dead.iter().any(|dead| mark.is_of(&dead.run_id))),
     };
     // Groups whose leader is gone, perhaps its pid is another process by now: only what carries the id of the run is ours.
     let mut leaderless: HashMap<u32, Vec<(usize, String)>> = HashMap::new();
