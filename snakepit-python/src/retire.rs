@@ -1,11 +1,17 @@
 //! The end of a worker that a cut call made unfit for more: it stops as if its host had asked it to.
 
-use std::{io, thread, time::Duration};
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
+    time::Duration,
+};
 
 use nix::{
-    sys::signal::{Signal, kill},
-    unistd::getpid,
+    sys::signal::{SigHandler, SigSet, Signal, kill, signal},
+    unistd::{alarm, getpid},
 };
+use pyo3::{PyErr, Python};
 use tokio::time::Instant;
 
 use crate::{
@@ -19,6 +25,8 @@ use crate::{
 const LINGER: Duration = Duration::from_millis(250);
 /// How long Python may take to end: hooks that run at exit, threads that it waits for. Nobody else bounds that.
 const EXIT_WITHIN: Duration = Duration::from_secs(10);
+/// How long it may take to print why the worker cannot go on, in seconds.
+const PRINT_WITHIN: u32 = 2;
 
 /// Why a cancelled call that ended costs its worker; `None` if it does not. `began` is when it began.
 pub(crate) fn reason(policy: AfterCancel, state: &CallState, began: Instant) -> Option<&'static str> {
@@ -50,6 +58,21 @@ pub(crate) fn stop_serving() -> io::Result<()> {
         exit_now(0);
     };
     thread::Builder::new().name("snakepit-exit".to_owned()).spawn(end).map(drop)
+}
+
+/// Prints the error and exits, skipping Python's exit handlers: the interpreter may be broken, and the host gets no answers any
+/// more.
+#[allow(unsafe_code)]
+pub(crate) fn fail(py: Python<'_>, error: &PyErr) -> ! {
+    // Without memory, printing may panic, and the panic handler may deadlock. The kernel's alarm needs neither memory nor a thread.
+    // SAFETY: this installs no handler.
+    let _ = unsafe { signal(Signal::SIGALRM, SigHandler::SigDfl) };
+    let mut blocked = SigSet::empty();
+    blocked.add(Signal::SIGALRM);
+    let _ = blocked.thread_unblock();
+    alarm::set(PRINT_WITHIN);
+    let _ = catch_unwind(AssertUnwindSafe(|| error.print(py)));
+    exit_now(1)
 }
 
 /// Whether a process that this one started since then lives. Not known, and so denied, where there is no `/proc`.

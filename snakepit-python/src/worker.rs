@@ -22,7 +22,7 @@ use crate::{
     plan::Plan,
     progress::Progress,
     retire,
-    serve::{self, Ready, ServeConfig, exit_now},
+    serve::{self, Ready, ServeConfig},
     state::Cut,
     tools::PythonTools,
 };
@@ -198,9 +198,7 @@ impl Worker {
             globals: Some(Globals::new(py)?),
         };
         if let Err(error) = Runner::run(py, executor, io, Sending::new(answers)) {
-            // Whatever runs at the exit of Python may rely on what is broken, and nobody answers the host any more.
-            error.print(py);
-            exit_now(1);
+            retire::fail(py, &error);
         }
         if self.flags.retired.load(Relaxed) {
             retire::stop_serving()?;
