@@ -96,6 +96,8 @@ PLAIN: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "trace": (lambda: sys.settrace(lambda *_: None), lambda: str(sys.gettrace())),
     "profile": (lambda: sys.setprofile(lambda *_: None), lambda: str(sys.getprofile())),
     "collector": (gc.disable, gc.isenabled),
+    "deeper recursion": (lambda: sys.setrecursionlimit(5000), sys.getrecursionlimit),
+    "shallower recursion": (lambda: sys.setrecursionlimit(300), sys.getrecursionlimit),
 }
 
 

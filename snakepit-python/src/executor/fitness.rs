@@ -1,7 +1,7 @@
 //! [`Fitness`]: whether the interpreter can still run calls after what a tool did to it.
 
 use pyo3::{
-    ffi, intern,
+    intern,
     prelude::*,
     types::{PyDict, PyString},
 };
@@ -15,7 +15,6 @@ pub(crate) struct Fitness {
     sys: Py<PyDict>,
     modules: Py<PyDict>,
     module_count: usize,
-    recursion_limit: i32,
     /// Says what is in the way of further calls, or `None`.
     examine: Py<PyAny>,
 }
@@ -35,7 +34,6 @@ impl Fitness {
             module_count: modules.len(),
             modules: modules.unbind(),
             sys: sys.unbind(),
-            recursion_limit: recursion_limit(),
             examine: py
                 .import("snakepit_bridge._fitness")?
                 .getattr("Fitness")?
@@ -53,10 +51,8 @@ impl Fitness {
         let modules = self.sys.bind(py).get_item(intern!(py, "modules")).ok().flatten();
         let modules = modules.filter(|modules| modules.is(&self.modules));
         // Some may be removed to be imported anew.
-        if modules.is_none() || self.modules.bind(py).len() < self.module_count / 2 {
-            return Some("a tool replaced or cleared sys.modules");
-        }
-        (recursion_limit() < self.recursion_limit).then_some("a tool lowered the recursion limit")
+        let is_broken = modules.is_none() || self.modules.bind(py).len() < self.module_count / 2;
+        is_broken.then_some("a tool replaced or cleared sys.modules")
     }
 
     /// All that is in the way of further calls; for calls that failed, perhaps because of it.
@@ -72,10 +68,4 @@ impl Fitness {
             Err(error) => Some(format!("it cannot be examined: {error}")),
         }
     }
-}
-
-#[allow(unsafe_code)]
-fn recursion_limit() -> i32 {
-    // SAFETY: it reads a number of the interpreter, whose lock is held wherever calls run.
-    unsafe { ffi::Py_GetRecursionLimit() }
 }

@@ -19,6 +19,7 @@ pub(crate) struct Globals {
     argv: Py<PyList>,
     arguments: Vec<Py<PyAny>>,
     collects: bool,
+    recursion_limit: i32,
 }
 
 impl Globals {
@@ -39,6 +40,7 @@ impl Globals {
             arguments: argv.iter().map(Bound::unbind).collect(),
             argv: argv.unbind(),
             collects: collects(),
+            recursion_limit: recursion_limit(),
             sys: sys.unbind(),
         })
     }
@@ -48,6 +50,10 @@ impl Globals {
     /// # Errors
     /// When there is no memory.
     pub(super) fn restore(&self, py: Python<'_>) -> PyResult<()> {
+        // First, because the rest may call Python.
+        if recursion_limit() != self.recursion_limit {
+            set_recursion_limit(self.recursion_limit);
+        }
         let sys = self.sys.bind(py);
         for (name, value) in &self.values {
             if !sys.get_item(name)?.is_some_and(|now| now.is(value)) {
@@ -87,4 +93,16 @@ fn set_collects(on: bool) {
             ffi::PyGC_Disable();
         }
     }
+}
+
+#[allow(unsafe_code)]
+fn recursion_limit() -> i32 {
+    // SAFETY: it reads a number of the interpreter, whose lock is held wherever calls run.
+    unsafe { ffi::Py_GetRecursionLimit() }
+}
+
+#[allow(unsafe_code)]
+fn set_recursion_limit(limit: i32) {
+    // SAFETY: it sets a number of the interpreter, whose lock is held wherever calls run.
+    unsafe { ffi::Py_SetRecursionLimit(limit) }
 }
