@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import os
 import signal
@@ -24,6 +25,10 @@ def loop() -> Iterator[EventLoop]:
     loop.modules = frozenset({__name__})
     yield loop
     loop.close()
+
+
+def _poll(fd: int, seen: list[bytes]) -> None:
+    seen.append(os.read(fd, 1))
 
 
 def exit_by_timer(running: asyncio.AbstractEventLoop) -> None:
@@ -83,6 +88,10 @@ def test_callbacks_that_make_callbacks_end_with_their_call(loop: EventLoop) -> N
         ticks.append(name)
         if name == "soon":
             running.call_soon(again, running, name)
+        elif name == "detached":
+            running.call_soon(again, running, name, context=contextvars.Context())
+        elif name == "by itself":
+            running.call_soon_threadsafe(again, running, name, context=contextvars.Context())
         else:
             running.call_later(0.001, again, running, name)
 
@@ -90,13 +99,76 @@ def test_callbacks_that_make_callbacks_end_with_their_call(loop: EventLoop) -> N
         again(asyncio.get_running_loop(), name)
 
     loop.run(call("worker"), keep_tasks=True)
-    for name in ("soon", "later"):
+    for name in ("soon", "detached", "by itself", "later"):
         loop.run(call(name))
         assert loop.end_call()
         ticks.clear()
         loop.run(asyncio.sleep(0.02))
         assert loop.end_call()
         assert set(ticks) == {"worker"}
+
+
+def test_callbacks_of_other_threads_are_not_lost(loop: EventLoop) -> None:
+    """A task of the worker may wait for one."""
+    sent: list[int] = []
+    heard: list[int] = []
+
+    def again(running: asyncio.AbstractEventLoop) -> None:
+        sent.append(len(sent))
+        thread = threading.Thread(target=running.call_soon_threadsafe, args=(heard.append, sent[-1]))
+        thread.start()
+        thread.join()
+        running.call_soon(again, running, context=contextvars.Context())
+
+    async def call() -> None:
+        again(asyncio.get_running_loop())
+
+    loop.run(call())
+    assert loop.end_call()
+    loop.run(asyncio.sleep(0.01))
+    assert heard == sent
+
+
+def test_a_descriptor_that_a_library_took_over_is_the_librarys(loop: EventLoop) -> None:
+    reading, writing = os.pipe()
+    seen: list[bytes] = []
+    poll = types.FunctionType(_poll.__code__, {"__name__": "library", "os": os})
+
+    async def call() -> None:
+        running = asyncio.get_running_loop()
+        running.add_reader(reading, seen.append, b"call")
+        running.add_reader(reading, poll, reading, seen)
+
+    loop.run(call())
+    assert loop.end_call()
+    os.write(writing, b"x")
+    loop.run(asyncio.sleep(0.01))
+    assert seen == [b"x"]
+
+
+@pytest.mark.parametrize(("how", "expected"), [("plain", [b"x"]), ("library", []), ("other file", [])])
+def test_a_reader_of_the_worker_that_a_call_removed_comes_back(
+    loop: EventLoop, how: str, expected: list[bytes]
+) -> None:
+    reading, writing = os.pipe()
+    other, other_writing = os.pipe()
+    seen: list[bytes] = []
+    poll = types.FunctionType(_poll.__code__, {"__name__": "library" if how == "library" else __name__, "os": os})
+
+    async def watch() -> None:
+        asyncio.get_running_loop().add_reader(reading, poll, reading, seen)
+
+    async def call() -> None:
+        asyncio.get_running_loop().remove_reader(reading)
+        if how == "other file":
+            os.dup2(other, reading)
+
+    loop.run(watch(), keep_tasks=True)
+    loop.run(call())
+    assert loop.end_call()
+    os.write(other_writing if how == "other file" else writing, b"x")
+    loop.run(asyncio.sleep(0.01))
+    assert seen == expected
 
 
 def test_what_a_library_and_the_worker_wait_for_goes_on(loop: EventLoop) -> None:

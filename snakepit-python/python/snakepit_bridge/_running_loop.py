@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import heapq
 import sys
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,10 @@ _TURNS = 10
 _RUN_CALLBACK = asyncio.Handle._run.__code__
 
 
+class _FromThread(functools.partial[Any]):
+    """A callback that another thread scheduled. A task of the worker may wait for it."""
+
+
 class RunningLoop:
     """Runs awaitables of one call at a time, each of which leaves nothing behind."""
 
@@ -66,6 +72,8 @@ class RunningLoop:
         self._loop.set_task_factory(factory)
         _LOOPS[self._loop] = weakref.ref(self)
         self._watches = Watches(self._loop, modules)
+        loop: Any = self._loop
+        loop.call_soon_threadsafe = functools.partial(_hand_over, threading.get_ident(), loop.call_soon_threadsafe)
         self._remember()
 
     def run(self, awaitable: Awaitable[Any], *, keep_tasks: bool = False) -> Any:
@@ -292,8 +300,7 @@ class RunningLoop:
             if ready is None:
                 return
         for handle in loop._ready:
-            # What other threads put there may be what a task of the worker waits for.
-            if handle._context.get(OWNER) not in (None, WORKER):
+            if not _is_spared(handle):
                 handle.cancel()
 
     def _cancel_timers(self) -> None:
@@ -396,6 +403,25 @@ async def drain(items: AsyncIterator[Any], sink: ChunkSink) -> None:
             # A thread waits, so that the loop goes on and hears a cancellation.
             if not await loop.run_in_executor(None, sink.space().wait):
                 return
+
+
+def _hand_over(
+    thread: int, schedule: Callable[..., asyncio.Handle], callback: Callable[..., Any], *args: Any, **options: Any
+) -> asyncio.Handle:
+    """Schedule a callback by `schedule`, which any thread may call; `thread` is that of the loop."""
+    if threading.get_ident() != thread:
+        callback = _FromThread(callback)
+    return schedule(callback, *args, **options)
+
+
+def _is_spared(handle: Any) -> bool:
+    """Whether a callback survives the end of a call: those of the worker and of other threads do."""
+    owner = handle._context.get(OWNER)
+    if owner is not None:
+        return owner is WORKER
+    callback = handle._callback
+    # The latter is a step of a task that another thread started. Cancelling it would leave the task pending forever.
+    return isinstance(callback, _FromThread) or isinstance(getattr(callback, "__self__", None), asyncio.Task)
 
 
 def _broken(error: Exception) -> BrokenRuntimeError:

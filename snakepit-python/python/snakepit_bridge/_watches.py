@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import os
 import sys
 import types
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from snakepit_bridge._owner import OWNER, WORKER
 
@@ -22,6 +23,16 @@ _REMOVE = {
     "add_writer": "remove_writer",
     "add_signal_handler": "remove_signal_handler",
 }
+
+
+class _Own(NamedTuple):
+    """How the worker added a callback."""
+
+    context: contextvars.Context
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+    #: The open file, for a descriptor's number may come to name another.
+    file: tuple[int, int] | None
 
 
 class Watches:
@@ -39,8 +50,8 @@ class Watches:
         self._modules = modules
         #: What calls have added.
         self._added: set[tuple[str, Any]] = set()
-        #: What the worker has added, which a call may replace.
-        self._own: dict[tuple[str, Any], tuple[contextvars.Context, tuple[Any, ...], dict[str, Any]]] = {}
+        #: What the worker has added, which a call may replace or remove.
+        self._own: dict[tuple[str, Any], _Own] = {}
         self._timers: weakref.WeakSet[asyncio.TimerHandle] = weakref.WeakSet()
         for add, remove in _REMOVE.items():
             setattr(loop, add, functools.partial(self._add, add, getattr(loop, add)))
@@ -58,29 +69,43 @@ class Watches:
             # The descriptor may be closed, or a transport's by now.
             with contextlib.suppress(Exception):
                 getattr(self._loop, _REMOVE[name])(key)
-            replaced = self._own.get((name, key))
-            if replaced is not None:
-                context, args, options = replaced
-                context.run(getattr(self._loop, name), *args, **options)
+            own = self._own.get((name, key))
+            if own is None:
+                continue
+            if own.file == _file(name, key):
+                own.context.run(getattr(self._loop, name), *own.args, **own.options)
+            else:
+                del self._own[name, key]
         while self.is_foreign and self._timers:
             self._timers.pop().cancel()
 
     def _add(self, name: str, add: Callable[..., Any], *args: Any, **options: Any) -> Any:
         added = add(*args, **options)
         key = _key(*args, **options)
-        callback = args[1] if len(args) > 1 else options.get("callback")
+        callback = _callback(args, options)
         if OWNER.get() is WORKER:
             self._added.discard((name, key))
-            self._own[name, key] = (contextvars.copy_context(), args, options)
+            self._own[name, key] = _Own(contextvars.copy_context(), args, options, _file(name, key))
         elif name == "add_signal_handler" or not self._is_of_library(callback):
             self._added.add((name, key))
+        else:
+            # It stays, although an earlier callback for this descriptor was to be removed or put back.
+            self._added.discard((name, key))
+            self._own.pop((name, key), None)
         return added
 
     def _remove(self, name: str, remove: Callable[..., Any], *args: Any, **options: Any) -> Any:
         key = _key(*args, **options)
         self._added.discard((name, key))
-        if OWNER.get() is WORKER:
-            self._own.pop((name, key), None)
+        own = self._own.get((name, key))
+        if own is not None:
+            if OWNER.get() is WORKER or (
+                name != "add_signal_handler" and self._is_of_library(_callback(own.args, own.options))
+            ):
+                # A library knows when it need not wait any more.
+                del self._own[name, key]
+            else:
+                self._added.add((name, key))
         return remove(*args, **options)
 
     def _schedule(self, schedule: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -101,6 +126,22 @@ class Watches:
             and module not in self._modules
             and module.partition(".")[0] not in (*sys.stdlib_module_names, "__main__")
         )
+
+
+def _callback(args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Find the callback among the arguments of what adds it."""
+    return args[1] if len(args) > 1 else options.get("callback")
+
+
+def _file(name: str, key: Any) -> tuple[int, int] | None:
+    """Tell the open file that a descriptor names from others. ``None`` for signals and what is closed."""
+    if name == "add_signal_handler":
+        return None
+    try:
+        status = os.fstat(key)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _key(*args: Any, **options: Any) -> Any:
