@@ -298,7 +298,10 @@ impl Builder {
                 }
             }));
         }
-        listen::check_descriptor_limit(self.pool.workers).map_err(|problem| config(&problem))?;
+        // Workers of another launcher may need none.
+        if program.is_some() {
+            listen::check_descriptor_limit(self.pool.workers).map_err(|problem| config(&problem))?;
+        }
         let registry = Registry::new();
         for tool in self.host_tools {
             registry.register_host_tool(tool)?;

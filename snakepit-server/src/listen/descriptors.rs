@@ -6,8 +6,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// the old one ends: pipes, sockets in both directions, files of its start.
 const OWN: usize = 64;
 const PER_WORKER: usize = 12;
-/// Descriptors that a host without clients has open, and a few for clients.
+/// The least that works: descriptors that a host without clients has open, a few for clients, and those of each worker.
 const LEAST_OWN: usize = 28;
+const LEAST_PER_WORKER: usize = 8;
 /// As many connections are enough for any host.
 const MOST: usize = 10_000;
 /// No descriptor limit is raised above this: programs that workers start may walk through all descriptors there can be.
@@ -31,7 +32,7 @@ pub(crate) fn check_descriptor_limit(workers: usize) -> Result<(), String> {
 }
 
 fn enough(descriptors: usize, workers: usize) -> Result<(), String> {
-    let least = LEAST_OWN + PER_WORKER * workers;
+    let least = LEAST_OWN + LEAST_PER_WORKER * workers;
     if descriptors >= least {
         return Ok(());
     }
@@ -74,8 +75,8 @@ mod tests {
         assert_eq!(connections(usize::MAX, 1), MOST);
         assert_eq!(connections(64, 1024), 4);
         assert_eq!(enough(256, 4), Ok(()));
-        assert_eq!(enough(40, 1), Ok(()));
+        assert_eq!(enough(36, 1), Ok(()));
         let problem = enough(20, 1).unwrap_err();
-        assert!(problem.starts_with("the limit of open files is 20, and a pool of 1 needs 40;"), "{problem}");
+        assert!(problem.starts_with("the limit of open files is 20, and a pool of 1 needs 36;"), "{problem}");
     }
 }
