@@ -114,7 +114,7 @@ pub enum PayloadError {
         problem: String,
     },
     /// The JSON does not match the declared type.
-    #[error("value must be of type {ty}, as it is declared, and its JSON is {found}")]
+    #[error("value must be of type {ty}, as it is declared, and it is {found}")]
     Mismatch {
         /// The declared type.
         ty: ValueType,
@@ -156,6 +156,19 @@ impl Payload {
     #[inline]
     pub fn declared(ty: ValueType, json: Bytes) -> Result<Self, PayloadError> {
         if is_of(ty, &json) { Ok(Self::from_json(ty, json)) } else { Err(mismatch(ty, &json)) }
+    }
+
+    /// Wraps a raw buffer that a peer declared to have this type.
+    ///
+    /// # Errors
+    /// [`PayloadError::Mismatch`] if values of the type have no buffer.
+    pub fn declared_buffer(ty: ValueType, metadata: Bytes, buffer: Bytes) -> Result<Self, PayloadError> {
+        match ty {
+            ValueType::Bytes | ValueType::Embedding | ValueType::Tensor | ValueType::Map => {
+                Ok(Self::from_buffer(ty, metadata, buffer))
+            }
+            _ => Err(PayloadError::Mismatch { ty, found: "a raw buffer" }),
+        }
     }
 
     /// Wraps a raw buffer. `metadata` is JSON that describes it (shape, dtype, format).
@@ -426,7 +439,7 @@ mod tests {
             }
         }
         let error = Payload::declared(T::Integer, Bytes::from(r#""abc""#)).unwrap_err().to_string();
-        assert_eq!(error, "value must be of type integer, as it is declared, and its JSON is a string");
+        assert_eq!(error, "value must be of type integer, as it is declared, and it is a string");
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub fn payload_from_wire(any: pb::Any, binary: Option<Bytes>) -> Result<Payload,
     let TypedValue { type_name, json, binary } = value::decode(any, binary)?;
     let ty = type_name.parse()?;
     Ok(match binary {
-        Some(buffer) => Payload::from_buffer(ty, json, buffer),
+        Some(buffer) => Payload::declared_buffer(ty, json, buffer)?,
         None => Payload::declared(ty, json)?,
     })
 }
@@ -64,7 +64,7 @@ pub fn value_from_wire(value: pb::CallValue) -> Result<Payload, WireError> {
     let ty = pb::CallValueType::try_from(number).ok().and_then(type_from_wire);
     let ty = ty.ok_or_else(|| PayloadError::UnknownType { name: format!("number {number}") })?;
     Ok(match binary {
-        Some(buffer) => Payload::from_buffer(ty, json, buffer),
+        Some(buffer) => Payload::declared_buffer(ty, json, buffer)?,
         None => Payload::declared(ty, json)?,
     })
 }

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Once about this many bytes wait to be sent, the stream takes in no more until the caller has read some of them. Items that
-/// travel in parts hold up nothing, so they may add up to the largest size of one beyond that, before the last of them.
+/// travel in parts hold up nothing, so one of the largest size may wait beyond that.
 const OUTBOX_BYTES: usize = 4 * BATCH_BYTES;
 
 /// How many calls one message may start: more than anybody who cuts messages at [`BATCH_BYTES`] puts into one. What answers
@@ -263,9 +263,7 @@ impl Outbox {
         let replies = room.take_replies(&mut self.batch.replies, self.parts.is_large_reply());
         // Nothing else of a call that was given back is on its way.
         let recalled = room.take(&mut self.batch.recalled, |_| FIELD_BYTES);
-        // An item that travels whole may leave no room for one.
-        let has_room = has_large && room.taken + PART_BYTES <= MAX_ITEM_BYTES;
-        let parts = if has_room { Vec::from_iter(self.parts.take(&mut self.batch)) } else { Vec::new() };
+        let parts = if has_large { Vec::from_iter(self.parts.take(&mut self.batch)) } else { Vec::new() };
         self.bytes -= room.taken + parts.iter().map(|part| part.data.len()).sum::<usize>();
         Some(ReplyBatch { opened, chunks, replies, recalled, parts })
     }

@@ -122,22 +122,3 @@ fn one_large_answer_does_not_keep_calls_out_but_many_do() {
     before.reply(reply_of(1, large));
     assert!(before.poll_room(&cx).is_pending());
 }
-
-#[test]
-fn what_travels_whole_shares_a_message_with_a_part_only_if_both_fit() {
-    let text = |bytes| String::from_utf8(vec![b'x'; bytes]).unwrap();
-    for bytes in [BATCH_BYTES, MAX_ITEM_BYTES - 1000] {
-        let metadata = [("k".to_owned(), text(bytes))].into();
-        let failure = ToolFailure { message: text(bytes), ..ToolFailure::default() };
-        let replies = in_parts();
-        replies.reply(reply_of(1, 2 * PART_BYTES));
-        replies.chunks(2, vec![CallChunk { metadata, ..CallChunk::default() }]);
-        replies.reply(CallReply { id: 3, failure: Some(failure), ..CallReply::default() });
-        let batches = drain(&replies);
-        let sizes: Vec<usize> = batches.iter().map(Message::encoded_len).collect();
-        assert!(sizes.iter().all(|size| *size <= crate::MAX_MESSAGE_BYTES), "{sizes:?}");
-        // Those of a megabyte leave room: parts do not wait for them.
-        assert_eq!(batches[0].parts.len(), usize::from(bytes == BATCH_BYTES));
-        assert_eq!(batches.iter().map(|batch| batch.parts.len()).sum::<usize>(), 1);
-    }
-}
