@@ -222,6 +222,20 @@ class Leftovers(BaseAdapter):
         return "done"
 
     @tool
+    async def leave_blocking_task(self) -> str:
+        """Answers at once, and leaves a task that blocks the event loop when it is cancelled."""
+        _kept.append(asyncio.ensure_future(self._block()))
+        await asyncio.sleep(0)
+        return "done"
+
+    @staticmethod
+    async def _block() -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            time.sleep(600)
+
+    @tool
     async def leave_task_in_stream(self, seconds: float) -> AsyncIterator[str]:
         """The same of a stream."""
         yield await self.leave_task(seconds)
