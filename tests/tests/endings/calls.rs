@@ -148,10 +148,23 @@ pub fn reason(error: Error) -> String {
     }
 }
 
+fn is_caused_by_a_clock(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::TimeoutExpired>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// The reason in a status; the code of one that the client made by its own clock.
 pub fn reason_of(status: &Status) -> String {
     details_of(status).reason.unwrap_or_else(|| match status.code() {
         tonic::Code::DeadlineExceeded => "DEADLINE_EXCEEDED".to_owned(),
+        // tonic's own clock, which on a busy machine can be first.
+        tonic::Code::Cancelled if is_caused_by_a_clock(status) => "DEADLINE_EXCEEDED".to_owned(),
         _ => format!("{status:?}"),
     })
 }
