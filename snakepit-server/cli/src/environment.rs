@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(std::env::var("CARGO_PKG_VERSION_PRE").as_deref(), Ok(""), "what this test is about");
         let problem = parse(&[]).unwrap_err();
         let told =
-            "error: the environment variable CARGO_PKG_NAME cannot be used: invalid value 'snakepit-server'";
+            "error: the environment variable CARGO_PKG_NAME cannot be used: invalid value 'snakepit-cli'";
         assert!(problem.starts_with(told), "{problem}");
         let matches = parse(&["--number", "3"]).unwrap();
         let serve = matches.subcommand_matches("serve").unwrap();
