@@ -54,6 +54,20 @@ async fn read(client: &mut Client, session: &str, name: &str) -> pb::Variable {
 }
 
 #[tokio::test]
+async fn a_file_opens_without_a_warning_after_a_clean_stop() {
+    let files = tempfile::tempdir().unwrap();
+    let sessions = format!("file:{}", files.path().join("sessions.redb").display());
+    for _ in 0..2 {
+        let sandbox = daemon(&sessions).start().await;
+        let mut client = sandbox.client().await;
+        open(&mut client, "s", 3600).await;
+        let log = sandbox.log();
+        assert!(!log.contains("WARN"), "{log}");
+        assert_eq!(sandbox.stop().await, Some(0));
+    }
+}
+
+#[tokio::test]
 async fn a_daemon_killed_in_mid_write_comes_back_with_all_it_acknowledged() {
     const WRITERS: u32 = 4;
     let files = tempfile::tempdir().unwrap();
