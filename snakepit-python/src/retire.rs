@@ -1,8 +1,8 @@
 //! The end of a worker that a cut call made unfit for more: it stops as if its host had asked it to.
 
 use std::{
-    io,
-    panic::{AssertUnwindSafe, catch_unwind},
+    io::{self, Write},
+    panic::{AssertUnwindSafe, catch_unwind, set_hook},
     thread,
     time::Duration,
 };
@@ -58,6 +58,16 @@ pub(crate) fn stop_serving() -> io::Result<()> {
         exit_now(0);
     };
     thread::Builder::new().name("snakepit-exit".to_owned()).spawn(end).map(drop)
+}
+
+/// Has panics printed without a backtrace. To make one takes memory: a worker without any would wait forever for a lock that
+/// it holds.
+pub(crate) fn print_panics_briefly() {
+    set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        // Whether anybody reads it makes no difference.
+        let _ = writeln!(io::stderr(), "thread '{}' {panic}", thread.name().unwrap_or("?"));
+    }));
 }
 
 /// Prints the error and exits, skipping Python's exit handlers: the interpreter may be broken, and the host gets no answers any

@@ -44,6 +44,7 @@ impl Worker {
     #[new]
     fn new() -> PyResult<Self> {
         fork::watch()?;
+        retire::print_panics_briefly();
         let control = match std::env::var(ENV_CONTROL).as_deref() {
             Err(_) | Ok("") => None,
             Ok(CONTROL_STDIN) => {
