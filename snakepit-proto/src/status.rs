@@ -40,6 +40,8 @@ pub const PROXY: &str = "PROXY";
 pub const DELIVERED: &str = "delivered";
 /// The `reason` when the host shuts down: it refused the call, or cut it.
 pub const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
+/// The `reason` when the connection to a host was lost, or the host closed it.
+pub const CONNECTION_LOST: &str = "CONNECTION_LOST";
 /// The `reason` of a bug, here or in the worker.
 pub const INTERNAL: &str = "INTERNAL";
 

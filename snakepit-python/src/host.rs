@@ -26,7 +26,7 @@ use self::error::unsent;
 pub(crate) use self::error::{
     BrokenRuntimeError, CallCancelled, DeadlineExceededError, HostError, HostUnavailableError,
     InvalidArgumentError, NotFoundError, SnakepitError, ToolFailed, UnsupportedError, VariableNotFoundError,
-    broke, from_batch, is_refusal, preload, ran,
+    broke, from_batch, is_not_begun, is_refusal, preload, ran,
 };
 use crate::{caller::Caller, driver::Driver, fork, io::Io, windows};
 

@@ -139,8 +139,9 @@ impl Builder {
     /// How many client connections there may be over TCP, at least 1; half as many again over the Unix socket. Beyond that,
     /// the connection that has been idle longest is closed for each new one, and when all are in use the new one is. A
     /// connection is in use while a request is open; a stream that clients share for calls counts only while calls of it run, a
-    /// watch always. Clients of this project connect again with their next call. The default follows from the
-    /// process's limit of open files and leaves workers what they need, see [`default_connections`].
+    /// watch always. Clients of this project connect again with their next call, and send one that arrived too late again, a few
+    /// times; it fails, without having run, where connections are closed more often. The default follows from the process's
+    /// limit of open files and leaves workers what they need, see [`default_connections`].
     pub const fn max_connections(mut self, connections: usize) -> Self {
         self.max_connections = Some(connections);
         self

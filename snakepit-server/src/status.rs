@@ -44,7 +44,8 @@ use std::{collections::HashMap, time::Duration};
 use snakepit_proto::{
     pb,
     status::{
-        DELIVERED, ERROR_DOMAIN, SHUTTING_DOWN, attach_failure, brief, fit, request_too_large, worker_lost,
+        CONNECTION_LOST, DELIVERED, ERROR_DOMAIN, SHUTTING_DOWN, attach_failure, brief, fit,
+        request_too_large, worker_lost,
     },
 };
 use snakepit_registry::ToolError;
@@ -109,7 +110,7 @@ pub fn from_tool_error(error: ToolError) -> Status {
         }
         ToolError::ConnectionLost { peer, problem } => {
             let entries = [("peer", brief(&peer)), ("problem", brief(&problem))];
-            with_details(Code::Unavailable, message, details_with("CONNECTION_LOST", entries))
+            with_details(Code::Unavailable, message, details_with(CONNECTION_LOST, entries))
         }
         ToolError::Unavailable { retry_after, .. } => {
             let mut details = details("NO_WORKER");
@@ -284,7 +285,7 @@ pub(crate) fn shutting_down() -> Status {
 pub(crate) fn connection_evicted() -> Status {
     let message =
         "the host closed this idle connection to make room for another; the call was not begun, repeat it";
-    let details = details_with("CONNECTION_LOST", [(DELIVERED, false.to_string())]);
+    let details = details_with(CONNECTION_LOST, [(DELIVERED, false.to_string())]);
     with_details(Code::Unavailable, message.to_owned(), details)
 }
 

@@ -176,3 +176,41 @@ async fn a_call_whose_connection_is_cut_may_have_run_and_the_next_one_connects_a
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_call_that_crosses_with_the_end_of_an_idle_connection_is_sent_again() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).args(&["--max-connections", "2"]).start().await;
+    // The second takes the place of the connection behind the proxy. The first is idle when that comes back for a place.
+    let evict = async |proxy: &Proxy| {
+        let mut others = Vec::new();
+        for _ in 0..2 {
+            let other = Client::connect(sandbox.url()).await.unwrap();
+            assert_eq!(other.execute::<i64>("add", json!({"a": 2, "b": 2})).await.unwrap(), 4);
+            others.push(other);
+        }
+        proxy.set(Mode::Forward);
+        others
+    };
+
+    let proxy = Proxy::before(sandbox.url()).await;
+    let client = Client::connect(&proxy.address).await.unwrap();
+    let add = || client.execute::<i64>("add", json!({"a": 1, "b": 2}));
+    assert_eq!(add().await.unwrap(), 3);
+    proxy.set(Mode::Stall);
+    let (crossed, others) = futures_util::future::join(add(), evict(&proxy)).await;
+    assert_eq!(crossed.unwrap(), 3);
+    drop((client, others));
+
+    let mut command = Command::new(python());
+    command.arg(root().join("tests/clients/restarts.py")).arg(proxy.address.trim_start_matches("http://"));
+    let command = command.kill_on_drop(true).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut package = command.spawn().unwrap();
+    let mut lines = BufReader::new(package.stdout.take().unwrap()).lines();
+    let mut ask = package.stdin.take().unwrap();
+    ask.write_all(b"\n").await.unwrap();
+    assert_eq!(lines.next_line().await.unwrap().unwrap(), "3");
+    proxy.set(Mode::Stall);
+    ask.write_all(b"\n").await.unwrap();
+    let _others = evict(&proxy).await;
+    assert_eq!(lines.next_line().await.unwrap().unwrap(), "3");
+}

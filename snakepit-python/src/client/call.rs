@@ -20,6 +20,7 @@ use snakepit_proto::{
 use snakepit_worker::wire::value_from_wire;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::task_tracker::TaskTrackerToken;
+use tonic::Status;
 
 use super::{
     answer::{self, Form},
@@ -64,7 +65,8 @@ struct State {
     opening: Option<TaskTrackerToken>,
     /// The call on its way. `None` once it has ended or was cancelled.
     live: Option<Call>,
-    /// A copy of what was sent, if running it twice does no harm.
+    /// A copy of what was sent, for as long as it may be sent again: because running it twice does no harm, or because the host
+    /// says that it did not begin. Of one that is large and not idempotent there is none.
     copy: Option<pb::CallStart>,
     restarts: u8,
     ready: VecDeque<pb::CallChunk>,
@@ -109,9 +111,7 @@ impl State {
         match end {
             CallEnd::Reply(reply) => self.end = Some(Ok(reply)),
             CallEnd::Unsent(start, _) if again => self.unsent = Some(start),
-            CallEnd::Broken(status) if again && self.copy.is_some() && !host::is_refusal(&status) => {
-                self.unsent = self.copy.clone();
-            }
+            CallEnd::Broken(status) if again && self.may_repeat(&status) => self.unsent = self.copy.clone(),
             CallEnd::Unsent(_, status) => {
                 let problem = format!(
                     "each new connection broke before the call was sent, the last one by: {}",
@@ -122,6 +122,12 @@ impl State {
             CallEnd::Broken(status) => self.end = Some(Err(HostError::from_broken_stream(status))),
             CallEnd::Recalled => self.end = Some(Err(HostError::Lost("the host gave it back".to_owned()))),
         }
+    }
+
+    /// Whether a call whose stream broke with this status does no harm if it is sent again.
+    fn may_repeat(&self, status: &Status) -> bool {
+        let Some(copy) = &self.copy else { return false };
+        if copy.idempotent { !host::is_refusal(status) } else { host::is_not_begun(status) }
     }
 
     fn next_chunk(&mut self) -> Option<pb::CallChunk> {
@@ -183,7 +189,7 @@ impl Shared {
             let mut state = self.state();
             if state.end.is_none() {
                 state.opening = None;
-                let surely_not = state.unsent.take().is_some() && state.copy.is_none();
+                let surely_not = state.unsent.take().is_some_and(|start| !start.idempotent);
                 state.end = Some(Err(HostError::Late { may_have_run: !surely_not }));
             }
             state.live.take()
@@ -207,9 +213,10 @@ impl HostCall {
         let (driver, streams) = (connection.host.driver(), start.stream);
         driver.refuse_fork()?;
         start.timeout_us = timeout.map_or(0, microseconds);
-        let mut state = State { copy: start.idempotent.then(|| start.clone()), ..State::default() };
         // One that is large would keep the others waiting, and gets a stream of its own.
         let is_large = call_size(&start) > MAX_SHARED_BYTES;
+        let copy = (start.idempotent || !is_large).then(|| start.clone());
+        let mut state = State { copy, ..State::default() };
         match connection.usable()?.filter(|_| !is_large) {
             Some(stream) => state.live = Some(stream.start(start, 0)),
             None => {

@@ -6,7 +6,10 @@ use pyo3::{PyErr, PyTypeInfo, Python, import_exception, intern, types::PyAnyMeth
 
 use snakepit_proto::{
     pb, proxy,
-    status::{DELIVERED, Details, OVERLOADED, REQUEST_TOO_LARGE, SHUTTING_DOWN, WORKER_LOST, details_of},
+    status::{
+        CONNECTION_LOST, DELIVERED, Details, OVERLOADED, REQUEST_TOO_LARGE, SHUTTING_DOWN, WORKER_LOST,
+        details_of,
+    },
 };
 use snakepit_registry::CallStage;
 use snakepit_session::SessionError;
@@ -114,6 +117,12 @@ pub(crate) fn broke(status: &Status) -> bool {
 /// Whether a host broke a stream because a message on it is too large. Only a call that has the stream to itself can make one.
 pub(crate) fn is_refusal(status: &Status) -> bool {
     details_of(status).reason.as_deref() == Some(REQUEST_TOO_LARGE)
+}
+
+/// Whether a host that closed an idle connection says so: it began no call of the stream that it did not answer.
+pub(crate) fn is_not_begun(status: &Status) -> bool {
+    let Details { reason, metadata, .. } = details_of(status);
+    reason.as_deref() == Some(CONNECTION_LOST) && metadata.get(DELIVERED).is_some_and(|flag| flag == "false")
 }
 
 fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {

@@ -137,7 +137,7 @@ impl Remote {
         })
     }
 
-    /// Sends a call, anew if its line breaks before it is sent.
+    /// Sends a call, anew if its line breaks before it is sent, or the host says that it did not begin it.
     async fn attempt(&self, asked: &Asked, call: ToolCall) -> Result<(ToolReply, Arc<Line>), ToolError> {
         let mut line = self.line().await?;
         if line.multiplexer.is_none() || !mux::fits(&call) {
@@ -151,10 +151,19 @@ impl Remote {
                 let reason = format!("{HOST} no longer serves calls as before; repeat this one");
                 return Err(ToolError::Unavailable { reason, retry_after: None });
             };
+            // A host that closes an idle line may cross with this call. To repeat it then, a copy is kept: few small allocations.
+            let copy = start.clone();
             match mux::send(multiplexer, &host, asked, start).await {
                 Ok(reply) => return Ok((reply, line)),
                 Err(Failed::Unsent(unsent, _)) if attempts < ATTEMPTS => {
                     start = *unsent;
+                    attempts += 1;
+                }
+                // Not begun, on a line that has ended.
+                Err(Failed::Error(ToolError::Unavailable { .. }))
+                    if attempts < ATTEMPTS && line.broken.is_cancelled() =>
+                {
+                    start = copy;
                     attempts += 1;
                 }
                 Err(Failed::Unsent(_, status)) => return Err(host.unsent(asked, status).await),

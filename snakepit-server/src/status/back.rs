@@ -4,7 +4,7 @@ use std::{error::Error as _, time::Duration};
 
 use snakepit_proto::{
     proxy,
-    status::{DELIVERED, Details, PROXY, SHUTTING_DOWN, caused_by, details_of, root_cause},
+    status::{CONNECTION_LOST, DELIVERED, Details, PROXY, SHUTTING_DOWN, caused_by, details_of, root_cause},
 };
 use snakepit_registry::{CallStage, ToolError, ToolFailure};
 use snakepit_session::{SessionError, SessionId};
@@ -88,13 +88,13 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             delivered: entry(DELIVERED).is_none_or(|flag| flag != "false"),
             output_lines: lost.output_lines,
         },
-        (PROXY | "CONNECTION_LOST", ..) if entry(DELIVERED).is_some_and(|flag| flag == "false") => {
+        (PROXY | CONNECTION_LOST, ..) if entry(DELIVERED).is_some_and(|flag| flag == "false") => {
             ToolError::Unavailable { reason: status.message().to_owned(), retry_after: None }
         }
         (PROXY, ..) => {
             ToolError::ConnectionLost { peer: HOST.to_owned(), problem: status.message().to_owned() }
         }
-        ("CONNECTION_LOST", ..) => ToolError::ConnectionLost {
+        (CONNECTION_LOST, ..) => ToolError::ConnectionLost {
             peer: entry("peer").unwrap_or_default(),
             problem: entry("problem").unwrap_or_default(),
         },
