@@ -6,6 +6,7 @@
 mod answer;
 mod fitness;
 mod globals;
+mod leftovers;
 mod runner;
 mod sending;
 mod stream;
@@ -49,21 +50,10 @@ use crate::{
     plan::{Plan, ToolKind},
     progress::Progress,
     retire,
-    serve::exit_now,
     state::CallState,
     tools::{Job, PythonTools, stopping},
     value,
 };
-
-/// Bounds for tasks that a call left on the event loop.
-mod leftovers {
-    use std::time::Duration;
-
-    /// After this time, waiting calls go to another worker.
-    pub(super) const GRACE: Duration = Duration::from_millis(50);
-    /// After this time, the process ends: longer than the event loop waits for tasks that it cancelled.
-    pub(super) const END_WITHIN: Duration = Duration::from_secs(3);
-}
 
 /// The call that may be interrupted now, if one may.
 pub(crate) type Current = Arc<Mutex<Option<Arc<CallState>>>>;
@@ -175,7 +165,9 @@ impl Executor {
                 if let Some(io) = self.io {
                     sending.send(py, io);
                 }
-                self.watch_leftovers(&tool, &state);
+                if leftovers::watch(&tool, &state, &self.tools, &self.flags).is_err() {
+                    self.retire();
+                }
             }
             self.end_async(py, &tool, true);
         }
@@ -255,29 +247,6 @@ impl Executor {
         }
         self.flags.used_loop.store(false, Relaxed);
         true
-    }
-
-    /// Bounds how long the leftovers of an answered call keep the next calls waiting. The host takes the worker for idle, and
-    /// only this process knows better.
-    fn watch_leftovers(&self, tool: &Arc<str>, state: &Arc<CallState>) {
-        let (tool, state) = (Arc::clone(tool), Arc::clone(state));
-        let (tools, flags) = (self.tools.clone(), Arc::clone(&self.flags));
-        let watch = move || {
-            if state.wait_ended(leftovers::GRACE) {
-                return;
-            }
-            warn(format_args!("the worker is replaced: a call of tool `{tool}` left tasks that do not end"));
-            flags.retired.store(true, Relaxed);
-            tools.close();
-            if !state.wait_ended(leftovers::END_WITHIN) {
-                warn(format_args!("the tasks that a call of tool `{tool}` left are killed with the worker"));
-                exit_now(1);
-            }
-        };
-        let name = "snakepit-leftovers".to_owned();
-        if std::thread::Builder::new().name(name).spawn(watch).is_err() {
-            self.retire();
-        }
     }
 
     /// Takes the other traces of a call off the process.

@@ -27,7 +27,7 @@ impl fmt::Display for ExitReason {
         match self {
             Self::Code(code) => write!(f, "it exited with code {code}"),
             Self::Signal { name } if name == "SIGKILL" => {
-                f.write_str("it was killed by SIGKILL from outside (the kernel's OOM killer or a person)")
+                f.write_str("it was killed by SIGKILL (by itself, the kernel's OOM killer, or a person)")
             }
             Self::Signal { name } => write!(f, "it was killed by {name}"),
             Self::Stopped => f.write_str("it was asked to stop"),

@@ -15,7 +15,7 @@ use snakepit_session_redis::{RedisBackend, RedisConfig};
 use snakepit_session_testkit::sample;
 
 /// All folders, oldest first.
-const FORMATS: [&str; 2] = ["1", "2"];
+const FORMATS: [&str; 3] = ["1", "2", "3"];
 
 #[tokio::test]
 #[expect(clippy::disallowed_methods, reason = "not a worker")]
