@@ -49,7 +49,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Some(What::Instructions(args)) => instructions::run(&args),
         Some(What::Growth(Rest { rest })) => benchmark("growth", rest),
         Some(What::Session(Rest { rest })) => {
-            setup::redis_server()?;
+            setup::system_programs(&[setup::REDIS])?;
             benchmark("session", rest)
         }
         Some(What::One(Rest { rest })) => benchmark("one", rest),

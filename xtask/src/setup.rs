@@ -207,28 +207,59 @@ fn hash_path(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
     Ok(())
 }
 
-/// Sees to it that there is a Redis server, which the tests and measures of `RedisBackend` start for themselves.
-pub(crate) fn redis_server() -> Result<()> {
-    let succeeds = |command: &mut Command| try_output(command).is_ok_and(|output| output.status.success());
-    let is_there = || succeeds(program("redis-server").arg("--version"));
-    if is_there() {
+/// A program of the system's packages that tests and measures run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SystemProgram {
+    name: &'static str,
+    /// The argument that makes it print its version.
+    version: &'static str,
+    /// The package of Debian and Ubuntu.
+    package: &'static str,
+}
+
+pub(crate) const REDIS: SystemProgram =
+    SystemProgram { name: "redis-server", version: "--version", package: "redis-server" };
+pub(crate) const NGINX: SystemProgram =
+    SystemProgram { name: "nginx", version: "-v", package: "nginx-light" };
+pub(crate) const HAPROXY: SystemProgram =
+    SystemProgram { name: "haproxy", version: "-v", package: "haproxy" };
+
+impl SystemProgram {
+    fn is_installed(self) -> bool {
+        // Servers are in the administrator's directory, which is not on every user's path.
+        let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin";
+        succeeds(program(self.name).arg(self.version).env("PATH", path))
+    }
+}
+
+/// Installs missing programs if this user may, and fails if one is still missing.
+pub(crate) fn system_programs(programs: &[SystemProgram]) -> Result<()> {
+    let missing = || programs.iter().filter(|program| !program.is_installed()).map(|program| program.package);
+    let packages: Vec<_> = missing().collect();
+    if packages.is_empty() {
         return Ok(());
     }
     let is_root = output(program("id").arg("-u")).is_ok_and(|user| user.trim() == "0");
     if is_root && succeeds(program("apt-get").arg("--version")) {
-        step("install redis-server, which tests and measures of RedisBackend start for themselves", || {
+        step(&format!("install {}, which tests and measures start", packages.join(", ")), || {
             shell::run(program("apt-get").args(["update", "-qq"]))?;
             let mut install = program("apt-get");
-            install.args(["install", "-y", "-qq", "--no-install-recommends", "redis-server"]);
+            install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&packages);
             shell::run(install.env("DEBIAN_FRONTEND", "noninteractive"))
         })?;
     }
+    let missing: Vec<_> = missing().collect();
     ensure!(
-        is_there(),
-        "tests and measures of RedisBackend need redis-server 7 or newer: install it (Debian and Ubuntu: apt-get install \
-         redis-server), or run only the tests you name: `cargo xtask test NAME`"
+        missing.is_empty(),
+        "tests and measures need programs that are not installed: install them (Debian and Ubuntu: apt-get install {}), or \
+         run only the tests you name: `cargo xtask test NAME`",
+        missing.join(" ")
     );
     Ok(())
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    try_output(command).is_ok_and(|output| output.status.success())
 }
 
 #[cfg(test)]

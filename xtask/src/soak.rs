@@ -39,7 +39,7 @@ impl Default for Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let environment = setup::run()?;
-    setup::redis_server()?;
+    setup::system_programs(&[setup::REDIS])?;
     let profile: &[&str] = if args.release { &["--release"] } else { &[] };
     step("build the daemon and the soak", || {
         // Apart, so that the daemon gets its own features only, as it is shipped.

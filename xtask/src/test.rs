@@ -29,7 +29,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let filter = args.filter.clone();
     let mut steps: Vec<Step> = vec![("rust tests", Box::new(move |env| rust(env, filter.as_deref())))];
     if args.filter.is_none() {
-        setup::redis_server()?;
+        setup::system_programs(&[setup::REDIS, setup::NGINX, setup::HAPROXY])?;
         steps.push((
             "doc tests",
             Box::new(|env| shell::run(with_env(cargo().args(["test", "--quiet", "--doc"]), env))),
