@@ -2,7 +2,7 @@
 //! and every constant that both ends of a connection must agree on.
 //!
 //! A leaf: it knows nothing of sessions, registries or pools. The domain crates in turn know nothing of this one;
-//! `snakepit-worker` and `snakepit-server` convert at the edges.
+//! `snakepit-wire` converts between the two.
 #![warn(missing_docs)]
 
 pub mod address;

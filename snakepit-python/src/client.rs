@@ -12,7 +12,7 @@ use pyo3::{
     types::{PyDict, PyString},
 };
 use snakepit_proto::{mux::STREAM_CREDIT, pb};
-use snakepit_worker::wire::value_to_wire;
+use snakepit_wire::value_to_wire;
 use tokio::time::Instant;
 
 pub(crate) use self::call::HostCall;

@@ -15,7 +15,7 @@ use pyo3::{
 };
 use snakepit_proto::{Message, pb};
 use snakepit_session::{Payload, ValueType};
-use snakepit_worker::wire::{payload_from_wire, payload_to_wire_inline};
+use snakepit_wire::{payload_from_wire, payload_to_wire_inline};
 use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status, transport::Channel};
 
@@ -344,7 +344,7 @@ fn name_the_host(error: HostError) -> HostError {
 }
 
 /// A host sends an array's buffer twice, inside the `Any` for clients of the original and beside it: take the latter.
-fn read_result(result: pb::Any, buffer: Bytes) -> Result<Payload, snakepit_worker::wire::WireError> {
+fn read_result(result: pb::Any, buffer: Bytes) -> Result<Payload, snakepit_wire::WireError> {
     let beside = (!buffer.is_empty()).then_some(buffer);
     let payload = payload_from_wire(result, beside.clone())?;
     let is_array = matches!(payload.ty(), ValueType::Tensor | ValueType::Embedding);

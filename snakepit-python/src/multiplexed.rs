@@ -16,7 +16,7 @@ use snakepit_proto::{
 };
 use snakepit_registry::{CallId, ReplyBody, ToolError, ToolReply};
 use snakepit_session::SessionId;
-use snakepit_worker::mux::{
+use snakepit_wire::mux::{
     MuxCalls, MuxService, call_from_wire, failure_reply, not_rising, status_reply, value_reply,
 };
 use tonic::Status;

@@ -6,7 +6,7 @@ use snakepit_proto::{
     MAX_MESSAGE_BYTES, launch::ENV_STOP_GRACE, pb::bridge_service_server::BridgeServiceServer,
 };
 use snakepit_registry::ToolSpec;
-use snakepit_worker::wire::spec_to_registration;
+use snakepit_wire::spec_to_registration;
 use tokio::{
     net::{TcpListener, UnixListener},
     signal::unix::{SignalKind, signal},

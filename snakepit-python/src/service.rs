@@ -25,7 +25,7 @@ use snakepit_registry::{
     ToolReply, TraceContext,
 };
 use snakepit_session::{Payload, SessionId};
-use snakepit_worker::wire::{bad_argument, bad_field, failure_to_wire, payload_from_wire, payload_to_wire};
+use snakepit_wire::{bad_argument, bad_field, failure_to_wire, payload_from_wire, payload_to_wire};
 use tokio::time::Instant;
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};

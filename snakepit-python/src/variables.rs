@@ -10,7 +10,7 @@ use bytes::Bytes;
 use pyo3::{exceptions::PyBaseException, prelude::*, types::PyDict};
 use snakepit_proto::pb;
 use snakepit_session::{Payload, ValueType};
-use snakepit_worker::wire::{payload_to_wire, read_ahead};
+use snakepit_wire::{payload_to_wire, read_ahead};
 use tokio_stream::StreamExt;
 
 use crate::{

@@ -50,7 +50,7 @@ use snakepit_proto::{
 };
 use snakepit_registry::ToolError;
 use snakepit_session::SessionError;
-use snakepit_worker::wire::failure_to_wire;
+use snakepit_wire::failure_to_wire;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 

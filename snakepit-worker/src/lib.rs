@@ -22,13 +22,9 @@ mod exit;
 pub mod fake;
 mod id;
 mod launcher;
-#[cfg(feature = "wire")]
-pub mod mux;
 pub mod printable;
 #[cfg(feature = "process")]
 pub mod process;
-#[cfg(feature = "wire")]
-pub mod wire;
 mod worker;
 
 pub use error::WorkerError;

@@ -9,10 +9,8 @@ use snakepit_pool::{Pool, PoolConfig, RemoteTool};
 use snakepit_proto::pb;
 use snakepit_registry::{FnTool, ToolCall, ToolHandler};
 use snakepit_session::{MemoryBackend, NewSession, Payload, SessionBackend, SessionId, SessionLimits};
-use snakepit_worker::{
-    fake::FakeLauncher,
-    wire::{payload_from_wire, payload_to_wire, value_from_wire, value_to_wire},
-};
+use snakepit_wire::{payload_from_wire, payload_to_wire, value_from_wire, value_to_wire};
+use snakepit_worker::fake::FakeLauncher;
 use tokio::runtime::Runtime;
 
 /// A whole number, as a tool's argument.

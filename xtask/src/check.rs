@@ -37,13 +37,14 @@ enum Check {
     Python,
 }
 
-const PUBLISHED: [&str; 10] = [
+const PUBLISHED: [&str; 11] = [
     "snakepit-proto",
     "snakepit-session",
     "snakepit-session-redb",
     "snakepit-session-redis",
     "snakepit-session-testkit",
     "snakepit-registry",
+    "snakepit-wire",
     "snakepit-worker",
     "snakepit-pool",
     "snakepit-server",

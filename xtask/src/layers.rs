@@ -7,14 +7,15 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::shell::{cargo, output};
 
 /// Which crates of this workspace a crate may depend on.
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
     ("snakepit-proto", &[]),
     ("snakepit-session", &[]),
     ("snakepit-session-redb", &["snakepit-session"]),
     ("snakepit-session-redis", &["snakepit-session"]),
     ("snakepit-session-testkit", &["snakepit-session"]),
     ("snakepit-registry", &["snakepit-session"]),
-    ("snakepit-worker", &["snakepit-proto", "snakepit-session", "snakepit-registry"]),
+    ("snakepit-wire", &["snakepit-proto", "snakepit-session", "snakepit-registry"]),
+    ("snakepit-worker", &["snakepit-proto", "snakepit-session", "snakepit-registry", "snakepit-wire"]),
     ("snakepit-pool", &["snakepit-session", "snakepit-registry", "snakepit-worker"]),
     (
         "snakepit-server",
@@ -24,6 +25,7 @@ const MAY_USE: [(&str, &[&str]); 11] = [
             "snakepit-session-redb",
             "snakepit-session-redis",
             "snakepit-registry",
+            "snakepit-wire",
             "snakepit-worker",
             "snakepit-pool",
         ],
@@ -36,16 +38,20 @@ const MAY_USE: [(&str, &[&str]); 11] = [
             "snakepit-session-redb",
             "snakepit-session-redis",
             "snakepit-registry",
+            "snakepit-wire",
             "snakepit-worker",
             "snakepit-pool",
             "snakepit-server",
         ],
     ),
-    ("snakepit-python", &["snakepit-proto", "snakepit-session", "snakepit-registry", "snakepit-worker"]),
+    (
+        "snakepit-python",
+        &["snakepit-proto", "snakepit-session", "snakepit-registry", "snakepit-wire", "snakepit-worker"],
+    ),
 ];
 
 /// What a crate must not reach, however far down.
-const MUST_NOT_REACH: [(&str, &[&str]); 10] = [
+const MUST_NOT_REACH: [(&str, &[&str]); 11] = [
     ("snakepit-proto", &["pyo3"]),
     (
         "snakepit-session",
@@ -55,6 +61,7 @@ const MUST_NOT_REACH: [(&str, &[&str]); 10] = [
     ("snakepit-session-redis", &["tonic", "prost", "snakepit-proto", "pyo3", "redb", "nix", "proptest"]),
     ("snakepit-session-testkit", &["tonic", "prost", "snakepit-proto", "pyo3", "redb", "redis"]),
     ("snakepit-registry", &["tonic", "prost", "snakepit-proto", "pyo3"]),
+    ("snakepit-wire", &["pyo3", "nix"]),
     ("snakepit-worker", &["pyo3"]),
     ("snakepit-pool", &["tonic", "prost", "snakepit-proto", "pyo3"]),
     (
@@ -65,12 +72,14 @@ const MUST_NOT_REACH: [(&str, &[&str]); 10] = [
 ];
 
 /// What must be found by the same means: if it is not, the check is broken and proves nothing.
-const MUST_REACH: [(&str, &str); 11] = [
+const MUST_REACH: [(&str, &str); 13] = [
     ("snakepit-server", "tonic"),
     ("snakepit-cli", "snakepit-server"),
     ("snakepit-cli", "clap"),
     ("snakepit-cli", "mimalloc"),
     ("snakepit-python", "pyo3"),
+    ("snakepit-wire", "prost"),
+    ("snakepit-worker", "snakepit-wire"),
     ("snakepit-pool", "snakepit-worker"),
     ("snakepit-session-redb", "redb"),
     ("snakepit-session-redb", "nix"),

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::shell::{self, output, program, root, step, try_output};
 
-/// Crates that the native runtime is built from.
+/// Folders of the crates that the native runtime is built from. `snakepit-wire` is in `snakepit-proto`.
 const RUNTIME_CRATES: [&str; 5] =
     ["snakepit-python", "snakepit-worker", "snakepit-registry", "snakepit-session", "snakepit-proto"];
 

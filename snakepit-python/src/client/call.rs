@@ -17,7 +17,7 @@ use snakepit_proto::{
     mux::{Call, CallEnd, CallEvent, MAX_SHARED_BYTES, Multiplexer, STREAM_CREDIT, call_size, chunk_cost},
     pb,
 };
-use snakepit_worker::wire::value_from_wire;
+use snakepit_wire::value_from_wire;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;

@@ -16,7 +16,7 @@ use pyo3::{
 };
 use snakepit_proto::pb;
 use snakepit_session::{Payload, ValueType, WatchEvent};
-use snakepit_worker::wire::{WireError, payload_from_wire};
+use snakepit_wire::{WireError, payload_from_wire};
 
 use crate::{host::SnakepitError, value};
 

@@ -20,9 +20,10 @@ use snakepit_proto::{
     status::{caused_by, root_cause},
 };
 use snakepit_registry::{CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply};
-use snakepit_worker::{
+use snakepit_wire::{
+    WireError, check_size, failure_from_wire,
     mux::{self, Asked, Callee, Failed, Lost},
-    wire::{WireError, check_size, failure_from_wire, payload_from_wire, request_to_wire},
+    payload_from_wire, request_to_wire,
 };
 use tokio::{
     sync::{Mutex, Semaphore},

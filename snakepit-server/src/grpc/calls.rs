@@ -5,7 +5,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures_util::StreamExt;
 use snakepit_proto::{headers, pb, status::bounded_text};
 use snakepit_registry::{CallId, CallMode, ReplyBody, ToolCall, ToolError, ToolReply};
-use snakepit_worker::wire::{failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_to_wire};
+use snakepit_wire::{failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_to_wire};
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
 use super::{bridge::Bridge, request::tool_call};

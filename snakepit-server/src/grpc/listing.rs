@@ -6,7 +6,7 @@ use futures_core::Stream;
 use futures_util::stream;
 use snakepit_proto::pb;
 use snakepit_session::{PageRequest, Session, SessionStats};
-use snakepit_worker::wire::spec_to_wire;
+use snakepit_wire::spec_to_wire;
 use tonic::Status;
 
 use super::{bridge::Bridge, sessions::count, until_stop::UntilStop};

@@ -13,7 +13,7 @@ use snakepit_proto::{
     pb,
 };
 use snakepit_registry::{CallId, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
-use snakepit_worker::mux::{MuxCalls, MuxService};
+use snakepit_wire::mux::{MuxCalls, MuxService};
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};

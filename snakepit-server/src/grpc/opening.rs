@@ -18,7 +18,7 @@ use snakepit_proto::{
     pb::{self, bridge_service_server::BridgeServiceServer},
 };
 use snakepit_registry::Registry;
-use snakepit_worker::wire::spec_to_wire;
+use snakepit_wire::spec_to_wire;
 use tonic::{
     Request, Response, Status,
     body::Body,

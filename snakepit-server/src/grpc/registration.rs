@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use snakepit_proto::{launch::VERSION, pb};
 use snakepit_registry::{MAX_NAME_BYTES, ToolHandler};
-use snakepit_worker::{process::Launch, wire::spec_from_registration};
+use snakepit_wire::spec_from_registration;
+use snakepit_worker::process::Launch;
 use tonic::{Extensions, Request, Response, Status};
 
 use super::{bridge::Bridge, request::bounded};

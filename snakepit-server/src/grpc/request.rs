@@ -6,7 +6,7 @@ use bytes::Bytes;
 use snakepit_proto::{headers, pb};
 use snakepit_registry::{Arguments, CallMode, ToolCall, TraceContext};
 use snakepit_session::{Payload, SessionId};
-use snakepit_worker::wire::payload_from_wire;
+use snakepit_wire::payload_from_wire;
 use tokio::time::Instant;
 use tonic::{Extensions, Status, metadata::MetadataMap};
 

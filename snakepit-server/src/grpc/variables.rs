@@ -14,7 +14,7 @@ use snakepit_session::{
     Batch, NewVariable, Note, Payload, SessionError, SetVariable, Source, ValueType, Variable, VariableId,
     VariableName, VariableType, VariableUpdate, VariableVersion, WatchEvent,
 };
-use snakepit_worker::wire::{payload_from_wire, payload_to_wire};
+use snakepit_wire::{payload_from_wire, payload_to_wire};
 use tonic::{Request, Status};
 
 use super::{

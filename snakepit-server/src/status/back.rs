@@ -8,7 +8,7 @@ use snakepit_proto::{
 };
 use snakepit_registry::{CallStage, ToolError, ToolFailure};
 use snakepit_session::{SessionError, SessionId};
-use snakepit_worker::wire::failure_from_wire;
+use snakepit_wire::failure_from_wire;
 use tonic::Status;
 use tonic_types::StatusExt;
 

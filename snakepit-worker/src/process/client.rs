@@ -8,10 +8,10 @@ use std::pin::Pin;
 use async_trait::async_trait;
 use snakepit_proto::{mux::Multiplexer, pb};
 use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
+use snakepit_wire::mux;
 
 pub(super) use self::peer::Peer;
 use super::connect::Client;
-use crate::mux;
 
 /// A worker at the other end of a connection.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use snakepit_session::{
     SessionError, SessionId, SetVariable, Source, UpdateKind, Variable, VariableId, VariableName,
     VariableType, VariableUpdate, VariableVersion, WatchEvent,
 };
-use snakepit_worker::wire::{payload_from_wire, payload_to_wire, read_ahead};
+use snakepit_wire::{payload_from_wire, payload_to_wire, read_ahead};
 use tokio::task::JoinSet;
 use tonic::{Request, Response, Status};
 

@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::Stream;
 use snakepit_registry::{CallStage, Chunk, ChunkStream, ToolError};
-use snakepit_worker::mux::Asked;
+use snakepit_wire::mux::Asked;
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use super::Line;

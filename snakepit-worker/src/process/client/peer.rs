@@ -10,15 +10,16 @@ use snakepit_proto::{
 };
 use snakepit_registry::{CallStage, ReplyBody, ToolError, ToolFailure, ToolReply};
 use snakepit_session::Payload;
+use snakepit_wire::{
+    WireError, failure_from_wire,
+    mux::{Asked, Callee, Lost},
+    payload_from_wire,
+};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::super::{progress::Progress, ready::ended, supervise::ExitWatch};
-use crate::{
-    ExitReason, WorkerExit, WorkerId,
-    mux::{Asked, Callee, Lost},
-    wire::{WireError, failure_from_wire, payload_from_wire},
-};
+use crate::{ExitReason, WorkerExit, WorkerId};
 
 /// How long a broken connection waits for the worker's exit to be known, so that the error can say how it ended.
 const EXIT_KNOWN_WITHIN: Duration = Duration::from_secs(1);

@@ -5,15 +5,12 @@ use std::{sync::Arc, time::Duration};
 use futures_util::{StreamExt, TryStreamExt};
 use snakepit_proto::pb;
 use snakepit_registry::{CallId, CallMode, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_wire::{check_size, mux::Asked, request_to_wire};
 use tonic::{Status, Streaming};
 
 use super::{
     super::connect::Client,
     peer::{Peer, is_unreadable},
-};
-use crate::{
-    mux::Asked,
-    wire::{check_size, request_to_wire},
 };
 
 /// How long a worker may take to end a call whose stream cannot be read.

@@ -30,7 +30,7 @@ mod forward;
 
 use self::forward::{Ahead, Credit, Forward};
 use super::{call_from_wire, failure_reply, status_reply, value_reply};
-use crate::wire::bad_field;
+use crate::bad_field;
 
 /// How many calls of one stream run or wait at once; more are refused. Well above what a host queues by default.
 const MAX_CALLS: usize = 4096;

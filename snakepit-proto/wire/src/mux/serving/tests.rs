@@ -29,8 +29,8 @@ use tonic_prost::ProstCodec;
 
 use super::*;
 use crate::{
+    WireError,
     mux::{Asked, Callee, Lost, call},
-    wire::WireError,
 };
 
 mod credit;

@@ -1,7 +1,5 @@
 //! Conversions between the domain's payloads and specs and the wire's messages, for hosts and workers alike.
 
-mod backlog;
-
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,8 +11,6 @@ use snakepit_proto::{
 use snakepit_registry::{CallMode, ParameterSpec, ToolCall, ToolError, ToolFailure, ToolSpec};
 use snakepit_session::{Payload, PayloadError, SessionId, ValueType};
 use tonic::{Request, Status, metadata::MetadataValue};
-
-pub use self::backlog::{Backlog, read_ahead};
 
 /// Why a value from the wire cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

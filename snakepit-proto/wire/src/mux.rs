@@ -16,7 +16,7 @@ pub use self::{
     calling::{Asked, Callee, Failed, Lost, call, fits, send},
     serving::{MuxCalls, MuxService, not_rising},
 };
-use crate::wire::{bad_argument, bad_field, failure_to_wire, value_from_wire, value_to_wire};
+use crate::{bad_argument, bad_field, failure_to_wire, value_from_wire, value_to_wire};
 
 /// An answer that is a value.
 #[must_use]

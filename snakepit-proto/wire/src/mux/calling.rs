@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::call_to_wire;
-use crate::wire::{WireError, failure_from_wire, value_from_wire};
+use crate::{WireError, failure_from_wire, value_from_wire};
 
 /// What is known of a call when it fails.
 #[derive(Debug, Clone)]

@@ -23,7 +23,7 @@ use snakepit_session::Payload;
 use tonic::{Code, Status};
 
 use super::{Asked, Callee, Lost, MuxCalls, MuxService, call};
-use crate::wire::WireError;
+use crate::WireError;
 
 mod run;
 

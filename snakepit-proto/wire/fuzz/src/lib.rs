@@ -5,7 +5,7 @@ use bytes::Bytes;
 use serde::de::IgnoredAny;
 use snakepit_proto::pb;
 use snakepit_session::{Payload, ValueType, VariableType};
-use snakepit_worker::wire::{
+use snakepit_wire::{
     payload_from_wire, payload_to_wire, payload_to_wire_inline, value_from_wire, value_to_wire,
 };
 
