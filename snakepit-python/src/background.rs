@@ -1,4 +1,4 @@
-//! The runtime of whoever is no worker, driven by a thread of its own.
+//! [`Background`]: the tokio runtime of processes that are not workers, driven by a background thread.
 
 use std::{
     future::Future,
@@ -14,24 +14,24 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// How often a wait looks whether Python wants to be interrupted.
+/// The interval at which a wait checks for Python signals.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// A runtime, which lives as long as the process. Copies are the same one.
+/// A runtime that lives until the process ends. Copies refer to the same runtime.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Background {
-    runtime: &'static Handle,
-    /// The process whose thread drives it. A fork of it has the memory, but not the thread.
+    handle: &'static Handle,
+    /// The process whose thread drives the runtime. A fork inherits the memory, but not the thread.
     process: u32,
 }
 
 impl Background {
-    /// The runtime of this process, made with the first use.
+    /// Returns the runtime of this process. The first call creates it.
     ///
     /// # Errors
-    /// When the system refuses a file descriptor or a thread.
+    /// If the system provides no file descriptor or thread.
     pub(crate) fn get() -> io::Result<Self> {
-        // Locked with the GIL held, which who forks holds, too: in a fork it is never locked by a thread that does not exist.
+        // The GIL is held while this is locked, and also during a fork. So a fork never inherits it locked.
         static CURRENT: Mutex<Option<Background>> = Mutex::new(None);
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
         match *current {
@@ -46,23 +46,23 @@ impl Background {
         std::thread::Builder::new()
             .name("snakepit-client".to_owned())
             .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
-        Ok(Self { runtime: Box::leak(Box::new(handle)), process: std::process::id() })
+        Ok(Self { handle: Box::leak(Box::new(handle)), process: std::process::id() })
     }
 
-    /// Whether this is a fork of the process that the runtime belongs to.
+    /// Returns whether this process is a fork of the one that created the runtime.
     pub(crate) fn is_forked(self) -> bool {
         std::process::id() != self.process
     }
 
-    /// The runtime, to spawn tasks on.
-    pub(crate) const fn runtime(self) -> &'static Handle {
-        self.runtime
+    /// The tokio handle, for spawning tasks.
+    pub(crate) const fn handle(self) -> &'static Handle {
+        self.handle
     }
 
-    /// Waits while other Python threads go on, and lets signals interrupt. Must not be called in a fork.
+    /// Releases the GIL and waits. Signals can interrupt the wait. Must not be called in a fork.
     ///
     /// # Errors
-    /// What the handler of a signal raised.
+    /// The exception of a Python signal handler.
     pub(crate) fn wait<T: Send>(self, py: Python<'_>, future: impl Future<Output = T> + Send) -> PyResult<T> {
         let mut future = std::pin::pin!(future);
         loop {
@@ -73,10 +73,10 @@ impl Background {
         }
     }
 
-    /// Waits as [`wait`](Self::wait) does, but not longer than until then. `None`: it is late.
+    /// Like [`wait`](Self::wait), until `end` at the latest. Returns `None` if the future is not ready by then.
     ///
     /// # Errors
-    /// What the handler of a signal raised.
+    /// As [`wait`](Self::wait).
     pub(crate) fn wait_until<T: Send>(
         self,
         py: Python<'_>,
@@ -103,6 +103,6 @@ impl Background {
         moment: Duration,
         future: Pin<&mut (impl Future<Output = T> + Send)>,
     ) -> Option<T> {
-        py.detach(|| self.runtime.block_on(async { timeout(moment, future).await })).ok()
+        py.detach(|| self.handle.block_on(async { timeout(moment, future).await })).ok()
     }
 }

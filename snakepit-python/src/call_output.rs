@@ -1,7 +1,7 @@
-//! Keeps what the running call prints in the file that outlives this process, so that the error of a call that kills its worker
-//! carries its own last words and nobody else's.
+//! [`CallOutput`]: stores the output of the running call in a file that outlives this process, so that the error of a
+//! call that kills its worker contains that call's last output.
 //!
-//! Whoever prints pays for it: a call that prints nothing costs one store.
+//! Only printing costs time: a call without output costs one store.
 
 use std::{
     fs::OpenOptions,
@@ -19,23 +19,23 @@ use snakepit_registry::CallId;
 /// The call that the executor runs, or ran last.
 static CURRENT: AtomicU64 = AtomicU64::new(0);
 
-/// A call is about to begin.
+/// Records the call that begins now.
 pub(crate) fn begin(call: CallId) {
     CURRENT.store(call.as_u64(), Ordering::Relaxed);
 }
 
-/// The part of the file for output.
+/// The section of the file for output.
 #[derive(Debug)]
 pub(crate) struct CallOutput {
     path: PathBuf,
-    /// The beginning of the mapped file.
+    /// The start of the mapping.
     start: *mut u8,
-    /// Forks share the mapping, and must not write into it.
+    /// The process that may write. Forks share the mapping.
     pid: u32,
 }
 
-// SAFETY: the mapping lives as long as the process. Its numbers are accessed as atomics, and its bytes are written by
-// `note` alone, which runs with the GIL held and never read here.
+// SAFETY: the mapping lives as long as the process. Its numbers are accessed as atomics. Only `note` writes its bytes,
+// with the GIL held, and this process never reads them.
 #[allow(unsafe_code)]
 unsafe impl Send for CallOutput {}
 // SAFETY: as above.
@@ -43,10 +43,10 @@ unsafe impl Send for CallOutput {}
 unsafe impl Sync for CallOutput {}
 
 impl CallOutput {
-    /// Maps the file, for the rest of this process's life. `None` when its host keeps no output there.
+    /// Maps the file until the process ends. Returns `None` if the host's file has no section for output.
     ///
     /// # Errors
-    /// When there is no such file.
+    /// If the file does not exist.
     #[allow(unsafe_code)]
     pub(crate) fn open(path: &Path) -> io::Result<Option<Self>> {
         const LENGTH: NonZeroUsize = NonZeroUsize::new(layout::STACK).expect("it is not zero");
@@ -55,12 +55,12 @@ impl CallOutput {
             return Ok(None);
         }
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing, and it is never unmapped.
+        // SAFETY: a new mapping at an address chosen by the kernel overlaps nothing, and it is never unmapped.
         let start = unsafe { mmap(None, LENGTH, protection, MapFlags::MAP_SHARED, &file, 0)? };
         Ok(Some(Self { path: path.to_owned(), start: start.as_ptr().cast(), pid: std::process::id() }))
     }
 
-    /// The running call has printed this.
+    /// Appends output of the running call.
     #[allow(unsafe_code)]
     pub(crate) fn note(&self, text: &[u8]) {
         let call = CURRENT.load(Ordering::Relaxed);
@@ -69,21 +69,21 @@ impl CallOutput {
         }
         let (owner, length) = (self.number(layout::OUTPUT_CALL), self.number(layout::OUTPUT_LENGTH));
         if owner.load(Ordering::Relaxed) != call {
-            // In this order, so that a death in between gives nobody the lines of another call.
+            // In this order, so that a crash in between attributes the output to no call.
             owner.store(0, Ordering::Release);
             length.store(0, Ordering::Release);
             owner.store(call, Ordering::Release);
         }
         let mut total = length.load(Ordering::Relaxed);
-        // Of more than fits, the end.
+        // Keeps the end of a text that is longer than the ring.
         let kept = &text[text.len().saturating_sub(layout::OUTPUT_BYTES)..];
         total += (text.len() - kept.len()) as u64;
         for part in kept.chunks(layout::OUTPUT_BYTES) {
             let at = (total % layout::OUTPUT_BYTES as u64) as usize;
             let (first, second) = part.split_at(part.len().min(layout::OUTPUT_BYTES - at));
             for (part, at) in [(first, at), (second, 0)] {
-                // SAFETY: the ring lies within the mapping, and `at + part.len()` is at most its size. Nobody else
-                // writes there, and the host reads it after this process's death.
+                // SAFETY: the ring lies within the mapping, and `at + part.len()` is at most its size. No other code
+                // writes there, and the host reads it after this process has ended.
                 unsafe {
                     let target = self.start.add(layout::OUTPUT + at);
                     std::ptr::copy_nonoverlapping(part.as_ptr(), target, part.len());
@@ -94,10 +94,10 @@ impl CallOutput {
         length.store(total, Ordering::Release);
     }
 
-    /// A descriptor at the place for stacks, which the caller owns.
+    /// Opens a descriptor at the section for stacks. The caller owns it.
     ///
     /// # Errors
-    /// When the file was removed.
+    /// If the file was removed.
     pub(crate) fn open_stacks(&self) -> io::Result<RawFd> {
         let mut file = OpenOptions::new().write(true).open(&self.path)?;
         file.seek(SeekFrom::Start(layout::STACK as u64))?;
@@ -106,7 +106,7 @@ impl CallOutput {
 
     #[allow(unsafe_code)]
     fn number(&self, at: usize) -> &AtomicU64 {
-        // SAFETY: the offsets of numbers are multiples of eight within the mapping, which begins at a page and is never
+        // SAFETY: the offsets of numbers are multiples of eight within the mapping, which is page-aligned and never
         // unmapped.
         unsafe { AtomicU64::from_ptr(self.start.add(at).cast()) }
     }

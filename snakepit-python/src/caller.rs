@@ -1,4 +1,4 @@
-//! [`Caller`]: on whose behalf the host is called, and what ends that.
+//! [`Caller`]: the source of a request to the host, which decides its deadline, cancellation and headers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,31 +8,31 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 
-use crate::{host::HostError, state::CallState};
+use crate::{errors::HostError, state::CallState};
 
-/// On whose behalf the host is called.
+/// The source of a request to the host.
 #[derive(Debug, Clone)]
 pub(crate) enum Caller {
-    /// A tool, while the call that it serves lasts.
+    /// A tool of a worker. Its requests end with the call that it serves.
     Tool { state: Arc<CallState>, trace: Option<TraceContext>, worker_id: Arc<str> },
-    /// A program that is no worker, until it closes its client. Each of its requests may take so long.
+    /// A program with a [`Client`](crate::client::HostClient). `timeout` bounds each of its requests.
     Program { end: ClientEnd, timeout: Option<Duration> },
 }
 
-/// How a client ends.
+/// The two stages of closing a client.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ClientEnd {
-    /// Cancelled once it is closed: nothing new begins, and watches end.
+    /// Cancelled when the client is closed: it starts no requests, and its watches end.
     pub(crate) closed: CancellationToken,
-    /// Cancelled once it has waited long enough for what was under way.
-    pub(crate) cut: CancellationToken,
+    /// Cancelled when the client stops waiting for running calls, which then fail.
+    pub(crate) abort: CancellationToken,
 }
 
-/// How long a request for a session's state may take, unless its caller says something else.
+/// The default timeout of a program's requests for variables, programs and sessions.
 const STATE_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Caller {
-    /// Whether it may ask the host for anything.
+    /// Returns an error if the caller may not send requests.
     ///
     /// # Errors
     /// [`HostError::Closed`] when the client is.
@@ -43,7 +43,7 @@ impl Caller {
         }
     }
 
-    /// Until when a request that begins now has to be answered.
+    /// The deadline of a request that begins now.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self {
             Self::Tool { state, .. } => state.deadline,
@@ -51,7 +51,7 @@ impl Caller {
         }
     }
 
-    /// Until when a stream that begins now may last.
+    /// The deadline of a stream that begins now. Streams of programs have no default timeout.
     pub(crate) fn stream_deadline(&self) -> Option<Instant> {
         match self {
             Self::Tool { state, .. } => state.deadline,
@@ -66,7 +66,7 @@ impl Caller {
         }
     }
 
-    /// Whether it is time to stop.
+    /// Returns whether the call was cancelled, its deadline passed, or the client was closed.
     pub(crate) fn is_cancelled(&self) -> bool {
         match self {
             Self::Tool { state, .. } => state.is_cancelled() || state.is_overdue(Instant::now()),
@@ -74,22 +74,22 @@ impl Caller {
         }
     }
 
-    /// Waits until what is on its way to the host is to be given up. Cancel safe.
+    /// Waits until pending requests must be abandoned, and returns their error. Cancel safe.
     pub(crate) async fn cancelled(&self) -> HostError {
         match self {
             Self::Tool { state, .. } => {
                 state.cancelled().await;
                 HostError::Cancelled
             }
-            // What began before the client was closed goes on until then.
+            // Requests that began before `close` continue until the client stops waiting for them.
             Self::Program { end, .. } => {
-                end.cut.cancelled().await;
-                HostError::Cut
+                end.abort.cancelled().await;
+                HostError::Aborted
             }
         }
     }
 
-    /// Waits until nothing is wanted of the host any more; an error is to be told. Cancel safe.
+    /// Waits until watches of this caller must end. Returns the error to report to their readers. Cancel safe.
     pub(crate) async fn ended(&self) -> Result<(), HostError> {
         match self {
             Self::Tool { state, .. } => {
@@ -103,15 +103,15 @@ impl Caller {
         }
     }
 
-    /// Says in a request's headers to which trace it belongs, and which worker waits for it.
-    pub(crate) fn introduce(&self, headers: &mut MetadataMap) {
+    /// Adds the headers for the trace context and the id of the waiting worker.
+    pub(crate) fn add_headers(&self, headers: &mut MetadataMap) {
         if let Self::Tool { worker_id, .. } = self
             && let Ok(value) = worker_id.parse()
         {
             headers.insert(headers::WORKER_ID, value);
         }
         let Some(TraceContext { traceparent, tracestate }) = self.trace() else { return };
-        // What came in as a header goes out as one; anything else would have been refused on the way in.
+        // A trace context that arrived as headers is valid in headers. The host validated any other.
         if let Ok(value) = traceparent.parse() {
             headers.insert(headers::TRACEPARENT, value);
         }

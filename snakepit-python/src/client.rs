@@ -1,4 +1,5 @@
-//! A client of a host, for programs that are no workers: calls as frames on one stream, driven by a thread of its own.
+//! [`HostClient`]: a client of a host, for programs that are not workers. Its calls are frames on one stream, driven by
+//! a background thread.
 
 mod answer;
 mod call;
@@ -20,7 +21,15 @@ use self::{
     call::NewCall,
     connection::{Connection, OpenError},
 };
-use crate::{background::Background, caller::Caller, context, driver::Driver, host::HostError, value};
+use crate::{
+    background::Background,
+    call::Call,
+    caller::Caller,
+    errors::{HostError, InvalidArgumentError},
+    host::Target,
+    runtime::RuntimeHandle,
+    value,
+};
 
 /// A connection to a host.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
@@ -31,36 +40,38 @@ pub(crate) struct HostClient {
 
 #[pymethods]
 impl HostClient {
-    /// Connects to `host:port`, `http://host:port` or `unix:/path`.
+    /// Connects to `host:port`, `http://host:port` or `unix:/path` within `timeout` seconds.
     #[new]
     fn new(py: Python<'_>, address: &str, timeout: f64) -> PyResult<Self> {
         let bound = seconds(timeout)?;
-        let driver = Driver::Background(Background::get()?);
+        let target = Target::parse(address).map_err(InvalidArgumentError::new_err)?;
+        let runtime = RuntimeHandle::Background(Background::get()?);
         let connection =
-            driver.wait(py, Connection::open(address, bound, driver))?.map_err(HostError::from)?;
+            runtime.wait(py, Connection::open(address, &target, bound, runtime))?.map_err(HostError::from)?;
         Ok(Self { connection: Arc::new(connection) })
     }
 
-    /// Makes sure that the session exists.
+    /// Creates the session if it does not exist.
     #[pyo3(signature = (session_id, timeout))]
     fn open_session(&self, py: Python<'_>, session_id: String, timeout: Option<f64>) -> PyResult<()> {
         let request = pb::InitializeSessionRequest { session_id, ..Default::default() };
         let outside = self.outside(String::new(), timeout)?;
-        // One that exists is opened once more without harm.
+        // Initializing an existing session changes nothing, so the request may be repeated.
         let opened = outside
             .read(py, request, |mut client, request| async move { client.initialize_session(request).await });
         opened.map(drop)
     }
 
-    /// What a call would know, for who looks at its session from outside. Each request may take so long, a watch as well.
+    /// Returns a `Call` outside of any tool, for access to the session. `timeout` is in seconds and bounds each request
+    /// and each watch.
     #[pyo3(signature = (session_id, timeout))]
-    fn outside(&self, session_id: String, timeout: Option<f64>) -> PyResult<context::Call> {
+    fn outside(&self, session_id: String, timeout: Option<f64>) -> PyResult<Call> {
         let timeout = timeout.map(seconds).transpose()?;
-        Ok(context::Call {
+        Ok(Call {
             caller: Caller::Program { end: self.connection.end.clone(), timeout },
             host: Some(self.connection.host.clone()),
             session_id,
-            // Who it is, it says itself, if it wants to.
+            // A program has no worker id. It may name itself in the metadata of its writes.
             worker_id: "".into(),
             metadata: BTreeMap::new(),
         })
@@ -100,7 +111,7 @@ impl HostClient {
         HostCall::start(&self.connection, NewCall { tool: tool.unbind(), start, timeout })
     }
 
-    /// Takes no more calls; those that run go on, with `timeout` no longer than so many seconds. Ends watches.
+    /// Rejects further calls and ends watches. Running calls continue, with `timeout` for at most that many seconds.
     #[pyo3(signature = (timeout))]
     fn close(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
         let bound = timeout.map(|timeout| {
@@ -108,16 +119,16 @@ impl HostClient {
             Duration::try_from_secs_f64(timeout).map_err(|_| invalid())
         });
         let bound = bound.transpose()?;
-        let driver = self.connection.host.driver();
-        if driver.is_forked() {
-            // It is the parent's.
+        let runtime = self.connection.host.runtime();
+        if runtime.is_forked() {
+            // The connection belongs to the parent.
             return Ok(());
         }
         self.connection.close();
         let Some(bound) = bound else { return Ok(()) };
         let end = Instant::now().checked_add(bound);
-        if driver.wait_until(py, end, self.connection.settled())?.is_none() {
-            self.connection.end.cut.cancel();
+        if runtime.wait_until(py, end, self.connection.settled())?.is_none() {
+            self.connection.end.abort.cancel();
         }
         Ok(())
     }
@@ -126,7 +137,7 @@ impl HostClient {
 impl From<OpenError> for HostError {
     fn from(error: OpenError) -> Self {
         match error {
-            OpenError::Late(problem) => Self::ConnectTimeout(problem),
+            OpenError::Timeout(problem) => Self::ConnectTimeout(problem),
             OpenError::Unreachable(problem) => Self::Unreachable(problem),
         }
     }

@@ -1,4 +1,5 @@
-//! [`Completions`]: how an event loop learns which of its waits are over. One descriptor serves all of them.
+//! [`Completions`]: notifies an asyncio event loop of finished tokio tasks, through one file descriptor for all of
+//! them.
 
 use std::{
     io::{self, Read, Write},
@@ -9,9 +10,9 @@ use std::{
 use pyo3::prelude::*;
 use tokio::task::JoinHandle;
 
-use crate::driver::Driver;
+use crate::runtime::RuntimeHandle;
 
-/// The waits of one event loop that are over. The descriptor is readable while there are any.
+/// The keys of finished waits of one event loop. The descriptor is readable while the queue is not empty.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct Completions {
@@ -22,12 +23,12 @@ pub(crate) struct Completions {
 struct Queue {
     done: Mutex<Vec<u64>>,
     readable: UnixStream,
-    /// Holds one byte while `done` is not empty, so writing never blocks.
+    /// Holds one byte while `done` is not empty, so writes never block.
     signal: UnixStream,
 }
 
 impl Queue {
-    /// No code under this lock panics.
+    /// Code under this lock does not panic.
     fn done(&self) -> MutexGuard<'_, Vec<u64>> {
         self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -36,7 +37,7 @@ impl Queue {
         let mut done = self.done();
         done.push(key);
         if done.len() == 1 {
-            // Cannot fail while this end and the other exist.
+            // Cannot fail while both ends exist.
             let _ = (&self.signal).write(&[0]);
         }
     }
@@ -56,7 +57,7 @@ impl Completions {
         self.queue.readable.as_raw_fd()
     }
 
-    /// The keys of the waits that ended since the last time.
+    /// Takes the keys of the waits that finished since the last call.
     fn take(&self) -> Vec<u64> {
         let mut done = self.queue.done();
         if !done.is_empty() {
@@ -65,45 +66,51 @@ impl Completions {
         std::mem::take(&mut *done)
     }
 
-    /// Ends a wait.
+    /// Finishes the wait of this key.
     fn complete(&self, key: u64) {
         self.queue.push(key);
     }
 }
 
-/// A task that an event loop waits for. Dropping it aborts the task.
+/// A tokio task that an event loop waits for. Dropping it aborts the task.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct Wait {
-    driver: Driver,
+    runtime: RuntimeHandle,
     task: JoinHandle<()>,
 }
 
 impl Wait {
-    /// Starts a task. Its end, however it ends, completes the wait of this key.
-    pub(crate) fn spawn(
-        driver: Driver,
+    /// Spawns a task. When it completes, panics or is aborted, `completions` receives `key`.
+    ///
+    /// # Errors
+    /// [`HostUnavailableError`](crate::errors::HostUnavailableError) in a forked process.
+    pub(crate) fn start(
+        runtime: RuntimeHandle,
         completions: &Completions,
         key: u64,
         task: impl Future<Output = ()> + Send + 'static,
-    ) -> Self {
+    ) -> PyResult<Self> {
+        runtime.refuse_fork()?;
         let completion = Completion { queue: Arc::clone(&completions.queue), key };
-        let task = driver.runtime().spawn(async move {
+        let task = runtime.tokio().spawn(async move {
             let _completion = completion;
             task.await;
         });
-        Self { driver, task }
+        // The executor will wait in its event loop, where it does not drive the IO.
+        runtime.hand_over();
+        Ok(Self { runtime, task })
     }
 
-    /// Whether the task has ended, or never will.
+    /// Returns whether the task has finished or was aborted.
     pub(crate) fn is_over(&self) -> bool {
         self.task.is_finished()
     }
 
     /// Aborts the task.
     pub(crate) fn abort(&self) {
-        // A fork has no runtime to tell.
-        if !self.is_over() && !self.driver.is_forked() {
+        // A fork has no runtime.
+        if !self.is_over() && !self.runtime.is_forked() {
             self.task.abort();
         }
     }
@@ -115,7 +122,7 @@ impl Drop for Wait {
     }
 }
 
-/// Completes a wait when it is dropped.
+/// Finishes a wait when dropped.
 struct Completion {
     queue: Arc<Queue>,
     key: u64,
@@ -134,7 +141,7 @@ mod tests {
 
     fn is_readable(completions: &Completions) -> bool {
         let mut byte = [0];
-        // A peek would need a crate; what was read is put back.
+        // std has no `peek` for Unix sockets, so the byte is read and written back.
         match (&completions.queue.readable).read(&mut byte) {
             Ok(1) => (&completions.queue.signal).write(&byte).is_ok(),
             _ => false,
@@ -142,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_descriptor_is_readable_while_waits_are_over() {
+    fn the_descriptor_is_readable_while_finished_waits_are_queued() {
         let completions = Completions::new().unwrap();
         assert!(!is_readable(&completions));
         assert!(completions.take().is_empty());
@@ -158,12 +165,12 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_is_aborted_completes_its_wait_too() {
+    fn an_aborted_task_finishes_its_wait() {
         let completions = Completions::new().unwrap();
         completions.queue.readable.set_nonblocking(false).unwrap();
-        let driver = Driver::Background(Background::get().unwrap());
-        Wait::spawn(driver, &completions, 3, std::future::pending()).abort();
-        // Blocks until the wait is over.
+        let runtime = RuntimeHandle::Background(Background::get().unwrap());
+        Wait::start(runtime, &completions, 3, std::future::pending()).unwrap().abort();
+        // Blocks until the wait has finished.
         let mut byte = [0];
         assert_eq!((&completions.queue.readable).read(&mut byte).unwrap(), 1);
         assert_eq!(*completions.queue.done(), vec![3_u64]);

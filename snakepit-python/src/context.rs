@@ -1,9 +1,7 @@
-//! The native half of Python's `SessionContext`: what a tool may know about its call, and its calls back to the host. A
-//! client's session asks the host in the same way.
+//! The native half of Python's `SessionContext`: the methods of [`Call`] for Python code.
 
 use std::{
     collections::BTreeMap,
-    future::Future,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -13,115 +11,24 @@ use pyo3::{
     prelude::*,
     types::{PyBytes, PyDict, PyList},
 };
-use snakepit_proto::{Message, pb};
+use snakepit_proto::pb;
 use snakepit_session::{Payload, ValueType};
 use snakepit_wire::{payload_from_wire, payload_to_wire_inline};
 use tokio::time::Instant;
-use tonic::{Code, Request, Response, Status, transport::Channel};
+use tonic::{Code, Status};
 
 use crate::{
+    call::Call,
     caller::Caller,
     completions::{Completions, Wait},
-    driver::Driver,
-    host::{Host, HostError, HostUnavailableError, SnakepitError},
+    errors::{HostError, SnakepitError},
+    host::Host,
     value,
     variables::Variables,
 };
 
-type Client = pb::bridge_service_client::BridgeServiceClient<Channel>;
-
-/// What native code knows about the call that a tool serves, or about the session that a client looks at from outside.
-#[pyclass(frozen, module = "snakepit_bridge._native")]
-#[derive(Debug)]
-pub(crate) struct Call {
-    pub(crate) caller: Caller,
-    pub(crate) host: Option<Host>,
-    pub(crate) session_id: String,
-    pub(crate) worker_id: Arc<str>,
-    pub(crate) metadata: BTreeMap<String, String>,
-}
-
 impl Call {
-    fn host(&self) -> PyResult<&Host> {
-        let host = self.host.as_ref();
-        let host =
-            host.ok_or_else(|| HostUnavailableError::new_err("this worker was started without a host"))?;
-        host.driver().refuse_fork()?;
-        Ok(host)
-    }
-
-    /// Who drives the calls to the host.
-    ///
-    /// # Errors
-    /// When there is no host.
-    pub(crate) fn driver(&self) -> PyResult<Driver> {
-        Ok(self.host()?.driver())
-    }
-
-    /// Waits for the host while other Python threads go on.
-    fn wait<T: Send>(
-        &self,
-        py: Python<'_>,
-        call: impl Future<Output = Result<T, HostError>> + Send,
-    ) -> PyResult<T> {
-        Ok(self.driver()?.wait(py, call)??)
-    }
-
-    /// Makes one call to the host while other Python threads go on.
-    ///
-    /// # Errors
-    /// The exception for what the host said, or for why it said nothing.
-    pub(crate) fn ask<Q, A, F>(
-        &self,
-        py: Python<'_>,
-        request: Q,
-        rpc: impl Fn(Client, Request<Q>) -> F + Send + Sync,
-    ) -> PyResult<A>
-    where
-        Q: Message + Clone,
-        A: Send,
-        F: Future<Output = Result<Response<A>, Status>> + Send,
-    {
-        self.wait(py, self.host()?.call(&self.caller, request, rpc))
-    }
-
-    /// Makes one call that changes nothing, and so may be repeated: see [`Host::read`].
-    ///
-    /// # Errors
-    /// The exception for what the host said, or for why it said nothing.
-    pub(crate) fn read<Q, A, F>(
-        &self,
-        py: Python<'_>,
-        request: Q,
-        rpc: impl Fn(Client, Request<Q>) -> F + Send + Sync,
-    ) -> PyResult<A>
-    where
-        Q: Message + Clone,
-        A: Send,
-        F: Future<Output = Result<Response<A>, Status>> + Send,
-    {
-        self.wait(py, self.host()?.read(&self.caller, request, rpc))
-    }
-
-    /// Opens a stream: see [`Host::open`].
-    ///
-    /// # Errors
-    /// The exception for what the host said, or for why it said nothing.
-    pub(crate) fn open<Q, A, F>(
-        &self,
-        py: Python<'_>,
-        request: Q,
-        rpc: impl Fn(Client, Request<Q>) -> F + Send + Sync,
-    ) -> PyResult<A>
-    where
-        Q: Message + Clone,
-        A: Send,
-        F: Future<Output = Result<Response<A>, Status>> + Send,
-    {
-        self.wait(py, self.host()?.open(&self.caller, request, rpc))
-    }
-
-    /// Which programs are meant: the session's, or those of the host.
+    /// The session id of a programs request. Empty for the host's own programs.
     fn programs_of(&self, is_global: bool) -> String {
         if is_global { String::new() } else { self.session_id.clone() }
     }
@@ -203,7 +110,7 @@ impl Call {
         let (host, caller) = (self.host()?.clone(), self.caller.clone());
         let outcome = Outcome::default();
         let slot = Arc::clone(&outcome);
-        let done = host.driver().start_wait(completions, key, async move {
+        let done = Wait::start(host.runtime(), completions, key, async move {
             let result = execute(&host, &caller, request).await;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
         })?;
@@ -235,7 +142,7 @@ impl Call {
         Ok(tools)
     }
 
-    /// The session's variables.
+    /// The variables of the session.
     fn variables(slf: Py<Self>) -> Variables {
         Variables { call: slf }
     }
@@ -271,7 +178,7 @@ impl Call {
         Ok(answer.created)
     }
 
-    /// The program's data and its content type.
+    /// Returns the data and the content type of a program.
     fn get_program<'py>(
         &self,
         py: Python<'py>,
@@ -308,7 +215,7 @@ impl Call {
     }
 }
 
-/// Calls a tool of the host and takes its answer apart.
+/// Calls a host tool and decodes its answer.
 async fn execute(
     host: &Host,
     caller: &Caller,
@@ -318,10 +225,10 @@ async fn execute(
     let answer = host
         .call(caller, request, |mut client, request| async move { client.execute_elixir_tool(request).await })
         .await
-        .map_err(name_the_host)?;
+        .map_err(prefix_with_host)?;
     let pb::ExecuteElixirToolResponse { success, result, error_message, binary_result, .. } = answer;
     if !success {
-        // The type that the host gives errors without one, which the exception has anyway.
+        // The host prefixes errors without a type of their own. The exception class already shows this type.
         let message = error_message.strip_prefix("HostToolError: ").unwrap_or(&error_message).to_owned();
         return Err(HostError::ToolFailed { tool, message });
     }
@@ -331,8 +238,8 @@ async fn execute(
     })
 }
 
-/// The host knows only its own tools here, and calls them tools; in Python, those are the adapter's.
-fn name_the_host(error: HostError) -> HostError {
+/// Prefixes "tool" in an error of the host with "host", because "tool" means a tool of the adapter in Python.
+fn prefix_with_host(error: HostError) -> HostError {
     match error {
         HostError::Status(status)
             if status.code() == Code::NotFound && status.message().starts_with("tool ") =>
@@ -343,7 +250,8 @@ fn name_the_host(error: HostError) -> HostError {
     }
 }
 
-/// A host sends an array's buffer twice, inside the `Any` for clients of the original and beside it: take the latter.
+/// Decodes the result of a host tool. For clients of the original Snakepit, the host sends an array's buffer inside the
+/// `Any`, too; this uses the copy beside it.
 fn read_result(result: pb::Any, buffer: Bytes) -> Result<Payload, snakepit_wire::WireError> {
     let beside = (!buffer.is_empty()).then_some(buffer);
     let payload = payload_from_wire(result, beside.clone())?;
@@ -359,7 +267,7 @@ fn read_result(result: pb::Any, buffer: Bytes) -> Result<Payload, snakepit_wire:
 
 type Outcome = Arc<Mutex<Option<Result<Payload, HostError>>>>;
 
-/// A call to the host on its way. Dropping it gives the call up.
+/// A pending call of a host tool. Dropping it cancels the call.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct PendingHostCall {
@@ -370,7 +278,7 @@ pub(crate) struct PendingHostCall {
 
 #[pymethods]
 impl PendingHostCall {
-    /// The answer, once the wait is over.
+    /// Returns the answer. Raises `RuntimeError` before the wait has finished.
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
         match outcome {

@@ -1,4 +1,4 @@
-//! The control channel to the host that started this worker, which is also its lifeline.
+//! [`Control`]: the control channel to the host that launched this worker. The channel is also the worker's lifeline.
 
 use std::{
     fs::{File, OpenOptions},
@@ -16,7 +16,7 @@ use snakepit_worker::descendants::{Mark, hold_list, kill_marked};
 
 use crate::fork;
 
-/// The longest line that a host writes.
+/// The maximum length of a line from the host, in bytes.
 const MAX_LINE: usize = 4096;
 
 /// The worker's end of the control channel.
@@ -27,11 +27,11 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Takes the channel over from standard input, which reads `/dev/null` from then on, and starts to watch it. With
-    /// `expect_token`, the host's message is read first.
+    /// Takes the channel from standard input, which reads `/dev/null` afterwards, and starts the thread that watches
+    /// it. With `expect_token`, reads the host's message first.
     ///
     /// # Errors
-    /// When a file descriptor cannot be made, the watching thread cannot be started, or the message cannot be read.
+    /// If the system provides no file descriptor or thread, or the message cannot be read.
     pub(crate) fn take_stdin(expect_token: bool) -> io::Result<Self> {
         let channel = File::from(io::stdin().as_fd().try_clone_to_owned()?);
         let null = OpenOptions::new().read(true).open("/dev/null")?;
@@ -46,17 +46,17 @@ impl Control {
         let lifeline = channel.try_clone()?;
         fork::close_in_child(&channel);
         fork::close_in_child(&lifeline);
-        // Opened now, because a tool may have used up all descriptors when the host dies.
+        // Opened in advance, because a tool may have used all descriptors when the host dies.
         hold_list();
         let run_id = std::env::var(ENV_RUN_ID).unwrap_or_default();
         std::thread::Builder::new()
             .name("snakepit-lifeline".to_owned())
             .spawn(move || watch(lifeline, &run_id))?;
-        spare_the_leader()?;
+        resume_when_the_host_dies()?;
         Ok(Self { channel: Mutex::new(channel), token })
     }
 
-    /// Proves to the host that this worker is the one that it launched.
+    /// The token that proves to the host that it launched this worker.
     pub(crate) fn token(&self) -> Option<&str> {
         self.token.as_deref()
     }
@@ -64,7 +64,7 @@ impl Control {
     /// Sends one line.
     ///
     /// # Errors
-    /// When the host is gone.
+    /// If the host has exited.
     pub(crate) fn send(&self, message: &ControlMessage) -> io::Result<()> {
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');
@@ -74,7 +74,7 @@ impl Control {
     }
 }
 
-/// Reads one line and not a byte more. The host wrote it before it started this process.
+/// Reads one line and nothing after it. The host wrote the line before it started this process.
 fn read_line(mut channel: &File) -> io::Result<Vec<u8>> {
     let (mut line, mut byte) = (Vec::new(), [0]);
     while line.len() < MAX_LINE {
@@ -87,19 +87,20 @@ fn read_line(mut channel: &File) -> io::Result<Vec<u8>> {
     Err(io::Error::other("the host's first line is too long"))
 }
 
-/// A stopped process does not see its lifeline end, so the kernel wakes it when the host dies; a kernel that killed it
-/// would leave behind what this process started.
+/// Sets `PR_SET_PDEATHSIG` to SIGCONT. A stopped process would not notice the end of its lifeline, so the kernel
+/// resumes it when the host dies. SIGKILL would leave the worker's child processes behind.
 #[cfg(target_os = "linux")]
-fn spare_the_leader() -> io::Result<()> {
+fn resume_when_the_host_dies() -> io::Result<()> {
     Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGCONT)?)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn spare_the_leader() -> io::Result<()> {
+fn resume_when_the_host_dies() -> io::Result<()> {
     Ok(())
 }
 
-/// Waits for the host's end to close. Never touches Python, so a held GIL cannot keep the worker alive.
+/// Waits until the host's end of the channel closes, then kills the worker and its descendants. Never takes the GIL, so
+/// a tool that holds it cannot keep the worker alive.
 fn watch(mut lifeline: File, run_id: &str) {
     let mut ignored = [0; 256];
     loop {
@@ -110,11 +111,11 @@ fn watch(mut lifeline: File, run_id: &str) {
             Err(_) => break,
         }
     }
-    // The host is gone: end at once, with all that descends from this worker.
+    // The host has exited: kill all descendants of this worker, and the worker itself.
     if let Some(mark) = Mark::own(run_id) {
         kill_marked(|other| other == mark);
     }
-    // Where nothing is marked, with the group, if it is ours to kill.
+    // Descendants without a mark are reached through the process group, if this worker leads it.
     if getpgrp() == getpid() {
         let _ = killpg(getpgrp(), Signal::SIGKILL);
     }

@@ -41,11 +41,12 @@ use tokio::time::Instant;
 
 use self::answer::Answer;
 use crate::{
+    call::Call,
     call_output,
     caller::Caller,
-    context::Call,
+    errors::{BrokenRuntimeError, CallCancelled},
     fork,
-    host::{BrokenRuntimeError, CallCancelled, Host},
+    host::Host,
     io::Io,
     plan::{Plan, ToolKind},
     progress::Progress,
@@ -275,7 +276,7 @@ impl Executor {
     fn replace_if_broken(&self, py: Python<'_>, tool: &str, has_failed: bool) {
         let Some(fitness) = &self.fitness else { return };
         if !has_failed {
-            if let Some(problem) = fitness.glance(py) {
+            if let Some(problem) = fitness.quick_check(py) {
                 self.replace(tool, problem);
             }
         } else if let Some(problem) = fitness.problem(py) {

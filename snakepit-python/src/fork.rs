@@ -1,7 +1,7 @@
-//! What a fork of the worker must not do: hold its sockets, or run its calls.
+//! Protects the worker from its forks: a fork must neither keep the worker's sockets open nor run its calls.
 //!
-//! The handler is the system's own (`pthread_atfork`), so that forks made by C code are covered too. Programs that are started
-//! from here get no descriptor of the runtime, because each is closed on `exec`.
+//! The handler is registered with `pthread_atfork`, so it also runs for forks by C code. Programs that are started from
+//! here inherit no descriptor of the runtime, because each has the close-on-exec flag.
 
 use std::{
     io,
@@ -21,16 +21,16 @@ use nix::{
     sys::stat::{SFlag, fstat},
 };
 
-use crate::serve::exit_now;
+use crate::exit::exit_now;
 
-/// How many sockets are remembered: far more than a worker has.
+/// The maximum number of registered sockets, far above what a worker opens.
 const SOCKETS: usize = 64;
 
 static IS_FORK: AtomicBool = AtomicBool::new(false);
 static OWN: [Socket; SOCKETS] =
     [const { Socket { fd: AtomicI32::new(-1), inode: AtomicU64::new(0) } }; SOCKETS];
 
-/// A socket of the runtime. Its number may have been closed and used again, which the inode tells.
+/// A socket of the runtime. The inode shows whether the descriptor was closed and reused since.
 struct Socket {
     fd: AtomicI32,
     inode: AtomicU64,
@@ -43,31 +43,31 @@ impl Socket {
     }
 }
 
-/// Whether this process is a fork of the worker.
+/// Returns whether this process is a fork of the worker.
 pub(crate) fn is_fork() -> bool {
     IS_FORK.load(Relaxed)
 }
 
-/// Ends this process if it is a fork of the worker: its tool has come back to the runtime instead of ending it.
+/// Exits if this process is a fork of the worker. Called where a fork returns from its tool to the runtime.
 pub(crate) fn end_fork() {
     if is_fork() {
         exit_now(0);
     }
 }
 
-/// Watches the forks of this process from now on.
+/// Registers the fork handler.
 ///
 /// # Errors
-/// When there is no memory for it.
+/// If memory is exhausted.
 #[allow(unsafe_code)]
 pub(crate) fn watch() -> io::Result<()> {
-    // SAFETY: the handler only makes system calls and accesses atomics, as it must between a fork and whatever the child
-    // does. This library is never unloaded.
+    // SAFETY: the handler only makes system calls and accesses atomics, which is allowed in a forked child. This
+    // library is never unloaded.
     let error = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
     if error == 0 { Ok(()) } else { Err(Errno::from_raw(error).into()) }
 }
 
-/// Has a socket closed in each fork of this process.
+/// Registers a socket that the fork handler closes in each child.
 pub(crate) fn close_in_child(socket: &impl AsFd) {
     static TURN: Mutex<()> = Mutex::new(());
     let fd = socket.as_fd().as_raw_fd();
@@ -83,12 +83,13 @@ pub(crate) fn close_in_child(socket: &impl AsFd) {
 #[allow(unsafe_code)]
 extern "C" fn in_child() {
     IS_FORK.store(true, Relaxed);
-    // The numbers stay taken, because objects of the runtime that know them may still be dropped here.
-    // SAFETY: the path ends with a zero byte.
+    // The descriptors are replaced by `/dev/null` and stay in use, because objects of the runtime may still close them
+    // when they are dropped.
+    // SAFETY: the path is zero-terminated.
     let null = unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
     for socket in OWN.iter().filter(|socket| socket.is_open()) {
         let fd = socket.fd.load(Acquire);
-        // SAFETY: the runtime, whose descriptor it is, does not run in a fork.
+        // SAFETY: the descriptor belongs to the runtime, which does not run in a fork.
         unsafe {
             if null < 0 || libc::dup2(null, fd) < 0 {
                 libc::close(fd);
@@ -96,15 +97,15 @@ extern "C" fn in_child() {
         }
     }
     if null >= 0 {
-        // SAFETY: it was opened above, and nobody else knows it.
+        // SAFETY: it was opened above and is not used elsewhere.
         unsafe { libc::close(null) };
     }
 }
 
-/// The inode of a socket; `None` for anything else.
+/// Returns the inode of a socket, or `None` for other descriptors.
 #[allow(unsafe_code)]
 fn inode(fd: RawFd) -> Option<u64> {
-    // SAFETY: nobody has to own it: a number that is no descriptor is refused by the system.
+    // SAFETY: the descriptor is borrowed for `fstat` only, which rejects numbers that are not open.
     let stat = fstat(unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }).ok()?;
     SFlag::from_bits_truncate(stat.st_mode).contains(SFlag::S_IFSOCK).then_some(stat.st_ino)
 }
@@ -117,19 +118,19 @@ mod tests {
 
     #[test]
     #[allow(unsafe_code)]
-    fn a_fork_holds_none_of_these_sockets() {
+    fn a_fork_closes_the_registered_sockets() {
         watch().unwrap();
         let (near, mut far) = UnixStream::pair().unwrap();
         let (kept, mut others) = UnixStream::pair().unwrap();
         close_in_child(&near);
-        // Its number is used again, by a socket that is none of the runtime's.
+        // The next socket reuses this descriptor, and is not registered.
         let (closed, _) = UnixStream::pair().unwrap();
         close_in_child(&closed);
-        let number = closed.as_raw_fd();
+        let descriptor = closed.as_raw_fd();
         drop(closed);
         let reused = kept.try_clone().unwrap();
-        assert_eq!(reused.as_raw_fd(), number);
-        // SAFETY: the child makes nothing but system calls.
+        assert_eq!(reused.as_raw_fd(), descriptor);
+        // SAFETY: the child only makes system calls.
         let child = match unsafe { nix::unistd::fork().unwrap() } {
             nix::unistd::ForkResult::Child => {
                 // SAFETY: as above.
@@ -142,7 +143,7 @@ mod tests {
         };
         assert!(!is_fork());
         drop((near, kept, reused));
-        // The end is read although the child lives.
+        // The peer reads the end of the stream while the child is alive.
         assert_eq!(far.read(&mut [0]).unwrap(), 0);
         others.set_nonblocking(true).unwrap();
         assert_eq!(others.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);

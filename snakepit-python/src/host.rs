@@ -1,6 +1,6 @@
-//! The connection to the host: registration at the start, and the calls that tools make back to it.
+//! [`Host`]: the connection to the host, for the registration of a worker and the requests of Python code.
 
-use std::{future::Future, time::Duration};
+use std::{error::Error, future::Future, path::PathBuf, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use snakepit_proto::{
@@ -20,47 +20,47 @@ use tonic::{
 };
 use tower::service_fn;
 
-mod error;
-
-use self::error::unsent;
-pub(crate) use self::error::{
-    BrokenRuntimeError, CallCancelled, DeadlineExceededError, HostError, HostUnavailableError,
-    InvalidArgumentError, NotFoundError, SnakepitError, ToolFailed, UnsupportedError, VariableNotFoundError,
-    broke, from_batch, is_not_begun, is_refusal, preload, ran,
+use crate::{
+    caller::Caller,
+    errors::{HostError, broke, unsent},
+    fork,
+    http2::configure_client,
+    io::Io,
+    runtime::RuntimeHandle,
 };
-use crate::{caller::Caller, driver::Driver, fork, io::Io, windows};
 
-/// How long a host may take to accept the worker's connection and to answer its first calls.
+/// The time within which a host must accept the worker's connection and answer its first requests.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-/// How often a request is sent whose connection breaks.
+/// The number of attempts at a request whose connection breaks.
 const ATTEMPTS: usize = 3;
-/// The pause before the second attempt to connect; it doubles with each further one.
+/// The pause before the second attempt to connect. It doubles with each further attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
-/// A client of the host, usable from any thread. Clones share the connection.
+/// A client of the host's gRPC service, usable from any thread. Clones share the connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Host {
     client: BridgeServiceClient<Channel>,
-    driver: Driver,
+    runtime: RuntimeHandle,
 }
 
 impl Host {
-    pub(crate) fn new(channel: Channel, driver: Driver) -> Self {
+    pub(crate) fn new(channel: Channel, runtime: RuntimeHandle) -> Self {
         let client = BridgeServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Self { client, driver }
+        Self { client, runtime }
     }
 
-    /// Connects and makes sure that the host answers.
+    /// Connects and verifies that the host answers a ping.
     ///
     /// # Errors
-    /// One line that names the address, when the host does not answer in time.
+    /// A sentence that names the address, if it is malformed or the host does not answer in time.
     pub(crate) async fn connect(address: &str, io: Io) -> Result<Self, String> {
+        let target = Target::parse(address)?;
         let deadline = Instant::now() + CONNECT_WITHIN;
         let mut pause = FIRST_PAUSE;
         let channel = loop {
-            match connect(address, windows::of_client).await {
+            match target.connect(configure_client).await {
                 Ok(channel) => break channel,
                 Err(_) if Instant::now() + pause < deadline => {
                     tokio::time::sleep(pause).await;
@@ -73,7 +73,7 @@ impl Host {
                 }
             }
         };
-        let host = Self::new(channel, Driver::Io(io));
+        let host = Self::new(channel, RuntimeHandle::Worker(io));
         let ping = pb::PingRequest { message: "worker".to_owned() };
         match timeout(CONNECT_WITHIN, host.client.clone().ping(ping)).await {
             Ok(Ok(_)) => Ok(host),
@@ -82,10 +82,10 @@ impl Host {
         }
     }
 
-    /// Registers the tools of this worker, once.
+    /// Registers the tools of this worker. Called once.
     ///
     /// # Errors
-    /// One line that says why the host refused.
+    /// A sentence with the host's reason.
     pub(crate) async fn register(
         &self,
         tools: Vec<pb::ToolRegistration>,
@@ -98,7 +98,7 @@ impl Host {
         match timeout(CONNECT_WITHIN, self.client.clone().register_tools(request)).await {
             Ok(Ok(answer)) => {
                 let pb::RegisterToolsResponse { success, error_message, .. } = answer.into_inner();
-                // A host of the original reports tools that it knows already as duplicates, which does no harm.
+                // A host of the original Snakepit reports tools that it already has as duplicates, which is harmless.
                 if success || error_message.contains("duplicate_tool") {
                     Ok(())
                 } else {
@@ -111,20 +111,20 @@ impl Host {
         }
     }
 
-    /// The stubs.
+    /// The generated client.
     pub(crate) fn client(&self) -> BridgeServiceClient<Channel> {
         self.client.clone()
     }
 
-    /// Who drives the connection.
-    pub(crate) const fn driver(&self) -> Driver {
-        self.driver
+    /// The runtime that drives the connection.
+    pub(crate) const fn runtime(&self) -> RuntimeHandle {
+        self.runtime
     }
 
-    /// Makes one call to the host. It ends early when the caller's own call is cancelled or the time is up.
-    /// Cancel safe, as far as the host is.
+    /// Sends a request. Ends early if the caller is cancelled or its deadline passes. Dropping the future cancels the
+    /// request.
     ///
-    /// A call that surely was not sent, because the connection broke before, is repeated on a new connection.
+    /// If the connection broke before the request was sent, sends it again on a new connection.
     pub(crate) async fn call<Q, A, F>(
         &self,
         caller: &Caller,
@@ -138,7 +138,7 @@ impl Host {
         self.ask(caller, message, caller.deadline(), unsent, rpc).await
     }
 
-    /// Like [`call`](Self::call), for requests that change nothing: they are repeated whenever the connection breaks.
+    /// Like [`call`](Self::call), for requests that change nothing. Sends them again whenever the connection breaks.
     pub(crate) async fn read<Q, A, F>(
         &self,
         caller: &Caller,
@@ -152,8 +152,8 @@ impl Host {
         self.ask(caller, message, caller.deadline(), broke, rpc).await
     }
 
-    /// Like [`read`](Self::read), for requests that open a stream. The host is told no deadline, because the stream may last
-    /// longer than its opening may take; who reads it ends it.
+    /// Like [`read`](Self::read), for requests that open a stream. Sends no deadline to the host, because the stream
+    /// may outlive the deadline of its opening. The reader ends the stream.
     pub(crate) async fn open<Q, A, F>(
         &self,
         caller: &Caller,
@@ -167,12 +167,13 @@ impl Host {
         self.ask(caller, message, None, broke, rpc).await
     }
 
-    /// The deadline that the host is told of is the request's own; this side waits for the caller's.
+    /// Sends a request until `repeatable` rejects its error. `header_deadline` becomes the `grpc-timeout` header. This
+    /// side waits until the caller's deadline.
     async fn ask<Q, A, F>(
         &self,
         caller: &Caller,
         message: Q,
-        told: Option<Instant>,
+        header_deadline: Option<Instant>,
         repeatable: impl Fn(&Status) -> bool,
         rpc: impl Fn(BridgeServiceClient<Channel>, Request<Q>) -> F,
     ) -> Result<A, HostError>
@@ -186,8 +187,8 @@ impl Host {
             let mut attempts = 1;
             loop {
                 let mut request = Request::new(message.clone());
-                caller.introduce(request.metadata_mut());
-                if let Some(deadline) = told {
+                caller.add_headers(request.metadata_mut());
+                if let Some(deadline) = header_deadline {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return Err(HostError::Deadline);
@@ -215,33 +216,77 @@ impl Host {
     }
 }
 
-/// Connects, with these settings.
-///
-/// # Errors
-/// What is in the way.
-pub(crate) async fn connect(
-    address: &str,
-    settings: impl FnOnce(Endpoint) -> Endpoint,
-) -> Result<Channel, String> {
-    let text = |error: &dyn std::error::Error| {
-        // tonic's own message is just "transport error".
-        error.source().map_or_else(|| error.to_string(), ToString::to_string)
-    };
-    let target: Address = address.parse().map_err(|error: AddressError| error.problem().to_owned())?;
-    match &target {
-        Address::Unix(path) => {
-            let path = path.clone();
-            // The URI only fills the `:authority` header; a path in it would be refused by HTTP/2.
-            let endpoint = settings(Endpoint::from_static("http://localhost"));
-            let connector = service_fn(move |_| {
-                let path = path.clone();
-                async move { UnixStream::connect(path).await.inspect(fork::close_in_child).map(TokioIo::new) }
-            });
-            endpoint.connect_with_connector(connector).await.map_err(|e| text(&e))
+/// A parsed address of a host.
+#[derive(Debug)]
+pub(crate) struct Target {
+    endpoint: Endpoint,
+    /// The path of the Unix socket. `None` for TCP.
+    socket: Option<PathBuf>,
+}
+
+impl Target {
+    /// Parses `host:port`, `http://host:port` or `unix:/path`.
+    ///
+    /// # Errors
+    /// A sentence that names the address and the problem.
+    pub(crate) fn parse(address: &str) -> Result<Self, String> {
+        let parsed: Address = address.parse().map_err(|error: AddressError| error.to_string())?;
+        Ok(match parsed {
+            // The URI only fills the `:authority` header, where HTTP/2 would reject a path.
+            Address::Unix(path) => {
+                Self { endpoint: Endpoint::from_static("http://localhost"), socket: Some(path) }
+            }
+            Address::Tcp(_) => {
+                let endpoint = Endpoint::from_shared(parsed.to_string());
+                let endpoint = endpoint
+                    .map_err(|error| format!("`{address}` is not a valid address: {}", reason(&error)))?;
+                Self { endpoint, socket: None }
+            }
+        })
+    }
+
+    /// Connects with these settings.
+    ///
+    /// # Errors
+    /// The reason why the connection failed.
+    pub(crate) async fn connect(
+        &self,
+        settings: impl FnOnce(Endpoint) -> Endpoint,
+    ) -> Result<Channel, String> {
+        let endpoint = settings(self.endpoint.clone());
+        let connected = match self.socket.clone() {
+            Some(path) => {
+                let connector = service_fn(move |_| {
+                    let path = path.clone();
+                    async move { UnixStream::connect(path).await.inspect(fork::close_in_child).map(TokioIo::new) }
+                });
+                endpoint.connect_with_connector(connector).await
+            }
+            None => endpoint.connect().await,
+        };
+        connected.map_err(|error| reason(&error))
+    }
+}
+
+/// Returns the source of a transport error, because its own message is only "transport error".
+fn reason(error: &dyn Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn malformed_addresses_are_rejected_before_connecting() {
+        for address in
+            ["", "ftp://x", "https://localhost:1", "localhost", "ho<st:1", "localhost:70000", "unix:"]
+        {
+            let problem = Target::parse(address).unwrap_err();
+            assert!(problem.contains(&format!("`{address}`")), "{problem}");
         }
-        Address::Tcp(_) => {
-            let endpoint = Endpoint::from_shared(target.to_string()).map_err(|e| text(&e))?;
-            settings(endpoint).connect().await.map_err(|e| text(&e))
+        for address in ["localhost:1", "http://[::1]:1/", "unix:/run/host.sock"] {
+            Target::parse(address).unwrap();
         }
     }
 }

@@ -5,15 +5,16 @@
 //!   serve -> service -> tools ──queue──────────────> executor -> the adapter's tool
 //!                         ^ ────sink (chunks)─────── stream        |
 //!   host  <───────────────────────────── variables, context <──────┘ calls back
-//!   other threads: interrupt (ends cancelled calls), control (ends the process with its host)
+//!   other threads: interrupt (cancels calls), control (ends the process with its host)
 //! ```
 //!
-//! Between brief calls Python's main thread drives the IO itself; while it runs a longer one, another thread does.
-//! Only the executor, and threads that tools start themselves, ever hold the GIL. So health checks, cancellation and the
-//! lifeline work whatever a tool does. This crate knows nothing of pools and of the server.
+//! Python's main thread drives the IO between calls. A second thread drives it while a longer call runs; see
+//! [`io`](crate::io). Only the executor, and threads that tools start, hold the GIL. So health checks, cancellation and
+//! the lifeline work regardless of the running tool. This crate does not depend on the pool or the server.
 #![warn(missing_docs)]
 
 mod background;
+mod call;
 mod call_output;
 mod caller;
 mod client;
@@ -21,10 +22,12 @@ mod completions;
 mod context;
 mod control;
 mod dispositions;
-mod driver;
+mod errors;
 mod executor;
+mod exit;
 mod fork;
 mod host;
+mod http2;
 mod interrupt;
 mod io;
 mod local;
@@ -33,6 +36,7 @@ mod outflow;
 mod plan;
 mod progress;
 mod retire;
+mod runtime;
 mod serve;
 mod service;
 mod sink;
@@ -40,7 +44,6 @@ mod state;
 mod tools;
 mod value;
 mod variables;
-mod windows;
 mod worker;
 
 use pyo3::prelude::*;
@@ -55,9 +58,10 @@ mod _native {
     use crate::value;
     #[pymodule_export]
     use crate::{
+        call::Call,
         client::{HostCall, HostClient},
         completions::{Completions, Wait},
-        context::{Call, PendingHostCall},
+        context::PendingHostCall,
         executor::{ChunkSink, ChunkSpace},
         local::{LocalRunner, LocalSession, LocalVariables},
         variables::{Variable, VariableUpdate, VariableVersion, VariableWatch, Variables},
@@ -69,7 +73,7 @@ mod _native {
     #[allow(non_upper_case_globals, reason = "the Python name")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
-    /// Writes a value as JSON, or raises `TypeError` naming what in `what` has no JSON form.
+    /// Converts a value to JSON. Raises `TypeError` with the path of a value in `what` that has no JSON form.
     #[pyfunction]
     fn to_json<'py>(py: Python<'py>, value: &Bound<'py, PyAny>, what: &str) -> PyResult<Bound<'py, PyBytes>> {
         Ok(PyBytes::new(py, &value::python_to_json(value, format_args!("{what}"))?))
@@ -81,17 +85,17 @@ mod _native {
         value::json_to_python(py, json)
     }
 
-    /// Type name, JSON, raw buffer.
+    /// The type name, the JSON and the raw buffer of a value.
     type WireForm<'py> = (&'static str, Bound<'py, PyBytes>, Option<Bound<'py, PyBytes>>);
 
-    /// Turns a value into its wire form: type name, JSON, and the raw buffer of bytes and arrays.
+    /// Converts a value to its wire form. `bytes` and arrays have a raw buffer.
     #[pyfunction]
     fn encode<'py>(py: Python<'py>, value: &Bound<'py, PyAny>, what: &str) -> PyResult<WireForm<'py>> {
         let (ty, json, binary) = value::from_python(value, format_args!("{what}"))?.into_parts();
         Ok((ty.as_str(), PyBytes::new(py, &json), binary.map(|buffer| PyBytes::new(py, &buffer))))
     }
 
-    /// Turns a wire form back into a value.
+    /// Converts a wire form to a value.
     #[pyfunction]
     #[pyo3(signature = (type_name, json, binary=None))]
     fn decode<'py>(

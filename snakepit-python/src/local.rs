@@ -1,4 +1,4 @@
-//! [`LocalRunner`]: runs tools in this process, as a worker would, for the tests of whoever writes adapters.
+//! [`LocalRunner`]: runs tools in the current process as a worker would, for tests of adapters.
 
 mod variables;
 
@@ -18,10 +18,10 @@ use tokio_stream::StreamExt;
 
 pub(crate) use self::variables::{LocalSession, LocalVariables};
 use crate::{
+    call::Call,
     caller::Caller,
-    context::Call,
+    errors::{CallCancelled, InvalidArgumentError, NotFoundError, SnakepitError, ToolFailed},
     executor::{Current, Executor, Sending},
-    host::{CallCancelled, InvalidArgumentError, NotFoundError, SnakepitError, ToolFailed},
     plan::Plan,
     state::CallState,
     tools::{Job, PythonTools, Reply},
@@ -39,7 +39,7 @@ pub(crate) struct LocalRunner {
 impl LocalRunner {
     #[new]
     fn new(plan: &Bound<'_, PyAny>, worker_id: &str) -> PyResult<Self> {
-        // Nothing can be cancelled from outside: what would be interrupted is sent to nobody.
+        // Local calls cannot be cancelled from outside, so the receiver of interruptions is dropped.
         let (interrupter, _) = mpsc::channel();
         let executor = Executor {
             tools: PythonTools::new(interrupter),
@@ -56,7 +56,7 @@ impl LocalRunner {
         Ok(Self { executor })
     }
 
-    /// What a call would know, for who looks at its session from outside.
+    /// Returns a `Call` outside of any tool, for access to the session.
     fn outside(&self, session_id: &str) -> Call {
         let state = Arc::new(CallState::new(CallId::next(), None));
         Call {
@@ -68,7 +68,7 @@ impl LocalRunner {
         }
     }
 
-    /// Runs a unary call. Arguments and result take the way over their wire forms.
+    /// Runs a unary call. Converts arguments and result through their wire forms.
     fn call<'py>(
         &self,
         py: Python<'py>,
@@ -86,7 +86,8 @@ impl LocalRunner {
         }
     }
 
-    /// Runs a streaming call and hands each chunk to `receive`, on another thread. `False` from it ends the stream.
+    /// Runs a streaming call and passes each chunk to `receive` on another thread. The stream ends when `receive`
+    /// returns `False`.
     fn stream<'py>(
         &self,
         py: Python<'py>,
@@ -133,7 +134,7 @@ fn session_id(id: &str) -> PyResult<SessionId> {
     SessionId::try_new(id).map_err(|error| InvalidArgumentError::new_err(error.to_string()))
 }
 
-/// A call before it runs, and the place where its reply will be.
+/// A call before it runs, and the receiver of its reply.
 struct Pending {
     job: Option<Job>,
     answer: oneshot::Receiver<Result<ToolReply, ToolError>>,
@@ -152,7 +153,7 @@ impl Pending {
     }
 }
 
-/// Reads the chunks while the tool runs: a full queue would stop it.
+/// Reads the chunks while the tool runs. Without a reader, the queue would fill and block the tool.
 fn read(pending: Pending, receive: &Py<PyAny>) -> PyResult<()> {
     let Ok(reply) = pending.answer.blocking_recv() else {
         return Err(CallCancelled::new_err("the call was cancelled"));

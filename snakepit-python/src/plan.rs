@@ -1,4 +1,4 @@
-//! What Python told about the adapter, taken apart once so that a call need not look anything up by name.
+//! [`Plan`]: the adapter's tools and the Python helpers that run them, read once so that calls look up nothing by name.
 
 use std::collections::HashMap;
 
@@ -11,19 +11,19 @@ use snakepit_registry::{ParameterSpec, ToolFailure, ToolSpec};
 
 use crate::value::{self, Conversions};
 
-/// How a tool is written, as far as its definition shows.
+/// How a tool is defined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ToolKind {
-    /// `def` or `async def`: one value, unless what it returns is an iterator.
+    /// `def` or `async def`. Returns one value, unless the value is an iterator.
     Function,
-    /// `def` or `async def` with `yield`: streams.
+    /// `def` or `async def` with `yield`. Streams its values.
     Generator,
 }
 
-/// What becomes of the worker once a call was cut by an exception.
+/// Whether a worker continues after a call was interrupted by an exception.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AfterCancel {
-    /// It is kept if only code of the adapter was cut, and no process is left behind.
+    /// Continues if the exception was raised in code of the adapter and the call left no processes behind.
     Auto,
     Keep,
     Replace,
@@ -45,7 +45,7 @@ impl AfterCancel {
 /// One tool of the adapter.
 #[derive(Debug)]
 pub(crate) struct Tool {
-    /// The method's name.
+    /// The name of the method.
     pub(crate) attribute: Py<PyString>,
     pub(crate) kind: ToolKind,
     pub(crate) after_cancel: AfterCancel,
@@ -55,45 +55,45 @@ pub(crate) struct Tool {
 /// An adapter class and the Python helpers that run it. Mirrors `snakepit_bridge._plan.Plan`.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// Makes an adapter object.
+    /// Creates an adapter object.
     pub(crate) factory: Py<PyAny>,
     pub(crate) tools: HashMap<String, Tool>,
     pub(crate) specs: Vec<ToolSpec>,
     pub(crate) has_context: bool,
     pub(crate) has_initialize: bool,
     pub(crate) has_cleanup: bool,
-    /// Whether the adapter takes calls of tools that it did not declare.
+    /// Whether the adapter accepts calls of undeclared tools.
     pub(crate) is_dynamic: bool,
-    /// Makes a `SessionContext` from a native `Call`.
+    /// Creates a `SessionContext` from a native `Call`.
     pub(crate) context: Py<PyAny>,
     /// Runs an awaitable on the worker's event loop.
     pub(crate) run_async: Py<PyAny>,
     /// Pulls an async generator into a sink.
     pub(crate) drain_async: Py<PyAny>,
-    /// Makes the context that calls begin with a copy of, and what is to run in each copy before.
+    /// Creates the base context whose copies calls run in, and a function to run first in each copy, or `None`.
     pub(crate) contexts: Py<PyAny>,
-    /// Undoes what a call did to the event loop; `False` if a task of it does not end; `None` if that takes waiting, which it
-    /// then may not.
+    /// Restores the event loop after a call. Returns `False` if one of the call's tasks does not end, and `None` if
+    /// restoring requires waiting, which was not allowed.
     pub(crate) end_async: Py<PyAny>,
-    /// Runs what is ready on the event loop, and tells after how many seconds there is more.
+    /// Runs the ready callbacks of the event loop. Returns the seconds until its next timer.
     pub(crate) turn_async: Py<PyAny>,
-    /// The descriptor that is readable when the event loop has something to do.
+    /// Returns the descriptor that is readable when the event loop has work.
     pub(crate) loop_fileno: Py<PyAny>,
-    /// Undoes what a call did to the signals and standard streams of the worker.
+    /// Restores the worker's signals, trace functions and standard streams after a call.
     pub(crate) settle: Py<PyAny>,
-    /// For tools that the adapter did not declare.
+    /// The policy for undeclared tools.
     pub(crate) after_cancel: AfterCancel,
-    /// Takes an exception apart.
+    /// Returns the type, message and traceback of an exception.
     pub(crate) describe: Py<PyAny>,
-    /// The class of chunks with metadata.
+    /// The `StreamChunk` class.
     pub(crate) chunk: Py<PyAny>,
 }
 
 impl Plan {
-    /// Reads the plan that Python made.
+    /// Reads the plan that Python created.
     ///
     /// # Errors
-    /// When an attribute is missing or of another type, which would be a bug in the package.
+    /// If an attribute is missing or of another type, which is a bug in the package.
     pub(crate) fn read(plan: &Bound<'_, PyAny>) -> PyResult<Self> {
         let object = |name: &str| plan.getattr(name).map(Bound::unbind);
         let flag = |name: &str| plan.getattr(name)?.extract::<bool>();
@@ -137,7 +137,8 @@ impl Plan {
         })
     }
 
-    /// Takes an exception apart. `call` is what was called with which arguments, for the case that they did not fit.
+    /// Converts an exception to a `ToolFailure`. `call` holds the called function and its arguments, to explain
+    /// arguments that do not match the signature.
     pub(crate) fn failure(
         &self,
         py: Python<'_>,
@@ -146,13 +147,13 @@ impl Plan {
     ) -> ToolFailure {
         let (function, arguments) =
             call.map_or((None, None), |(function, arguments)| (Some(function), Some(arguments)));
-        // Only the owned value surely has its traceback attached.
+        // Only the owned value is guaranteed to have its traceback.
         let exception = error.clone_ref(py).into_value(py);
         let described = self
             .describe
             .call1(py, (&exception, function, arguments))
             .and_then(|parts| parts.extract::<(String, String, String)>(py));
-        // An exception whose own methods raise still has a type.
+        // The type is still available if the exception's own methods raise.
         let (error_type, message, traceback) = described.unwrap_or_else(|problem| {
             let text = error.value(py).str().map(|text| text.to_string_lossy().into_owned());
             let message = text.unwrap_or_else(|_| format!("<it cannot be described: {problem}>"));
@@ -162,10 +163,10 @@ impl Plan {
     }
 }
 
-/// Reads the spec of a tool from the dict that Python made of its signature.
+/// Reads the spec of a tool from the dict that Python created from its signature.
 ///
 /// # Errors
-/// When an entry is missing or of another type, which would be a bug in the package.
+/// If an entry is missing or of another type, which is a bug in the package.
 pub(crate) fn read_spec(spec: &Bound<'_, PyDict>) -> PyResult<ToolSpec> {
     let mut parameters = Vec::new();
     for parameter in spec.as_any().get_item("parameters")?.try_iter()? {
@@ -176,7 +177,7 @@ pub(crate) fn read_spec(spec: &Bound<'_, PyDict>) -> PyResult<ToolSpec> {
             type_name: parameter.get_item("type")?.extract()?,
             description: parameter.get_item("description")?.extract()?,
             required,
-            // A default that has no wire form is left out: the tool itself still knows it.
+            // A default without a wire form is omitted. The tool itself still has it.
             default: match required {
                 true => None,
                 false => parameter

@@ -1,4 +1,4 @@
-//! The end of a worker that a cut call made unfit for more: it stops as if its host had asked it to.
+//! Ends workers that a call made unfit for further calls, by the same path as a stop by the host.
 
 use std::{
     io::{self, Write},
@@ -15,27 +15,28 @@ use pyo3::{PyErr, Python};
 use tokio::time::Instant;
 
 use crate::{
+    exit::exit_now,
     plan::AfterCancel,
-    serve::exit_now,
-    state::{CallState, Cut},
+    state::{CallState, Interruption},
 };
 
-/// How long the worker still answers: its host asks whether the call has ended, and learns from a refusal that it is to
-/// hand no more calls to this worker.
+/// How long a retiring worker still answers. In this time the host asks whether the call has ended, and learns from the
+/// refusal of other calls that this worker takes none.
 const LINGER: Duration = Duration::from_millis(250);
-/// How long Python may take to end: hooks that run at exit, threads that it waits for. Nobody else bounds that.
+/// The limit for Python's finalization: exit handlers, and threads that Python joins.
 const EXIT_WITHIN: Duration = Duration::from_secs(10);
-/// How long it may take to print why the worker cannot go on, in seconds.
+/// The limit for printing the final error, in seconds.
 const PRINT_WITHIN: u32 = 2;
 
-/// Why a cancelled call that ended costs its worker; `None` if it does not. `began` is when it began.
+/// Returns why the worker must be replaced after a cancelled call, or `None` if it can continue. `began` is the time at
+/// which the call began.
 pub(crate) fn reason(policy: AfterCancel, state: &CallState, began: Instant) -> Option<&'static str> {
-    match (policy, state.cut()) {
+    match (policy, state.interruption()) {
         (AfterCancel::Keep, _) => None,
-        (AfterCancel::Replace, Cut::Own | Cut::Library) => {
+        (AfterCancel::Replace, Interruption::Own | Interruption::Library) => {
             Some("its call was cut, and `after_cancel` says so")
         }
-        (AfterCancel::Auto, Cut::Library) => {
+        (AfterCancel::Auto, Interruption::Library) => {
             Some("its call was cut in code of a library, whose state may be broken")
         }
         (AfterCancel::Auto | AfterCancel::Replace, _) if has_children_since(began) => {
@@ -45,14 +46,14 @@ pub(crate) fn reason(policy: AfterCancel, state: &CallState, began: Instant) -> 
     }
 }
 
-/// Has the worker stop soon, by the way on which it always stops.
+/// Stops the worker after [`LINGER`], as SIGTERM does.
 ///
 /// # Errors
-/// When the system refuses a thread.
+/// If the system provides no thread.
 pub(crate) fn stop_serving() -> io::Result<()> {
     let end = || {
         thread::sleep(LINGER);
-        // To itself this is always allowed.
+        // A process may always signal itself.
         let _ = kill(getpid(), Signal::SIGTERM);
         thread::sleep(EXIT_WITHIN);
         exit_now(0);
@@ -60,22 +61,23 @@ pub(crate) fn stop_serving() -> io::Result<()> {
     thread::Builder::new().name("snakepit-exit".to_owned()).spawn(end).map(drop)
 }
 
-/// Has panics printed without a backtrace. To make one takes memory: a worker without any would wait forever for a lock that
-/// it holds.
+/// Prints panics without a backtrace. Capturing a backtrace allocates; in a worker without memory that would deadlock
+/// on the lock of the backtrace printer.
 pub(crate) fn print_panics_briefly() {
     set_hook(Box::new(|panic| {
         let thread = thread::current();
-        // Whether anybody reads it makes no difference.
+        // Errors are ignored: there is no other place to report a panic.
         let _ = writeln!(io::stderr(), "thread '{}' {panic}", thread.name().unwrap_or("?"));
     }));
 }
 
-/// Prints the error and exits, skipping Python's exit handlers: the interpreter may be broken, and the host gets no answers any
-/// more.
+/// Prints the error and exits without Python's exit handlers. The interpreter may be broken, and the host gets no
+/// further answers.
 #[allow(unsafe_code)]
 pub(crate) fn fail(py: Python<'_>, error: &PyErr) -> ! {
-    // Without memory, printing may panic, and the panic handler may deadlock. The kernel's alarm needs neither memory nor a thread.
-    // SAFETY: this installs no handler.
+    // Without memory, printing may panic, and the panic handler may deadlock. The kernel's alarm needs neither memory
+    // nor a thread.
+    // SAFETY: this restores the default action and installs no handler.
     let _ = unsafe { signal(Signal::SIGALRM, SigHandler::SigDfl) };
     let mut blocked = SigSet::empty();
     blocked.add(Signal::SIGALRM);
@@ -85,12 +87,12 @@ pub(crate) fn fail(py: Python<'_>, error: &PyErr) -> ! {
     exit_now(1)
 }
 
-/// Whether a process that this one started since then lives. Not known, and so denied, where there is no `/proc`.
+/// Returns whether a child process that started after `began` is alive. Returns `false` where there is no `/proc`.
 #[cfg(target_os = "linux")]
 fn has_children_since(began: Instant) -> bool {
     use nix::time::{ClockId, clock_gettime};
 
-    // What the system tells of starts is rounded down to such a tick.
+    // The kernel rounds start times down to this unit.
     const TICK: Duration = Duration::from_millis(10);
     let Ok(now) = clock_gettime(ClockId::CLOCK_BOOTTIME) else { return false };
     let since = Duration::from(now).saturating_sub(began.elapsed() + TICK);
@@ -106,10 +108,11 @@ fn has_children_since(_: Instant) -> bool {
     false
 }
 
-/// When a process started, counted from the start of the system; `None` if it has ended.
+/// Returns the start time of a process since boot, or `None` if it has ended.
 #[cfg(target_os = "linux")]
 fn started(pid: &str) -> Option<Duration> {
-    // The state is field 3, the start field 22; what stands before them may contain anything, but ends with the last `)`.
+    // Field 3 is the state, and field 22 the start time. The name before them may contain any character, but ends with
+    // the last `)`.
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     if matches!(fields.next()?, "Z" | "X") {
@@ -129,14 +132,14 @@ mod tests {
 
     #[test]
     #[allow(clippy::disallowed_methods, reason = "the children are what is tested")]
-    fn only_children_that_live_and_started_since_then_count() {
+    fn only_living_children_that_started_later_count() {
         let sleep = || Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
         let before = Instant::now();
         let mut child = sleep();
         assert!(has_children_since(before));
         while has_children_since(Instant::now()) {}
         child.kill().unwrap();
-        // Not reaped yet, it is there, but it does not live.
+        // The child is a zombie until it is reaped.
         while has_children_since(before) {}
         child.wait().unwrap();
     }

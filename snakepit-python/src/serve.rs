@@ -1,4 +1,4 @@
-//! Serving gRPC: from the first word to the host until SIGTERM.
+//! Serves gRPC, from the registration with the host until SIGTERM.
 
 use std::{future::Future, path::PathBuf, time::Duration};
 
@@ -18,39 +18,40 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
-    fork, host::Host, io::Io, outflow::Outflow, service::WorkerService, tools::PythonTools, windows,
+    exit::exit_now, fork, host::Host, http2::configure_server, io::Io, outflow::Outflow,
+    service::WorkerService, tools::PythonTools,
 };
 
-/// How long a running call may go on after SIGTERM.
+/// The default time that running calls may continue after SIGTERM.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
-/// How much of the time that the host gives is left for Python's own end, after the last call.
-const FOR_PYTHON: Duration = Duration::from_secs(3);
+/// The part of the host's stop grace that is reserved for Python's finalization.
+const FINALIZATION_RESERVE: Duration = Duration::from_secs(3);
 
-/// What serving needs to know.
+/// The configuration of the server.
 #[derive(Debug)]
 pub(crate) struct ServeConfig {
-    /// The host's address; without one there is nobody to register with.
+    /// The host's address. `None` for a worker without a host, which does not register.
     pub(crate) host: Option<String>,
-    /// The socket to bind; without one, loopback TCP.
+    /// The Unix socket to bind. `None` for TCP on loopback.
     pub(crate) socket: Option<PathBuf>,
-    /// The TCP port; 0 takes a free one.
+    /// The TCP port. 0 selects a free one.
     pub(crate) port: u16,
     pub(crate) worker_id: String,
-    /// Proves to the host that it launched this worker.
+    /// The token that proves to the host that it launched this worker.
     pub(crate) token: Option<String>,
     pub(crate) specs: Vec<ToolSpec>,
 }
 
-/// A worker that is bound, listening and registered.
+/// A worker that is registered and listening.
 #[derive(Debug)]
 pub(crate) struct Ready {
     pub(crate) host: Option<Host>,
     /// `unix:/path` or `host:port`.
     pub(crate) address: String,
     pub(crate) port: u16,
-    /// Dropped, or sent to, when the executor is done.
+    /// Notifies the server, by a message or by being dropped, that the executor has ended.
     pub(crate) executor_done: oneshot::Sender<()>,
-    /// Ends once nothing is served any more.
+    /// The server task.
     pub(crate) serving: JoinHandle<()>,
 }
 
@@ -66,28 +67,28 @@ struct Bound {
     port: u16,
 }
 
-/// Connects, registers and listens. What arrives is served from then on, whenever the IO is driven.
+/// Connects, registers and listens. Requests are served whenever the IO is driven.
 ///
 /// # Errors
-/// One line that says what is in the way.
+/// A sentence that names the problem.
 pub(crate) async fn start(config: ServeConfig, tools: PythonTools, io: Io) -> Result<Ready, String> {
     let Bound { host, incoming, address, port } = prepare(config, io).await?;
     let (executor_done, done) = oneshot::channel();
-    // Who hears that this worker is ready may ask it to stop.
-    let asked_to_stop = [terminated(), terminated()];
+    // The handlers are installed here, because a host may send SIGTERM as soon as this worker is ready.
+    let sigterm = [terminated(), terminated()];
     let outflow = io.outflow().clone();
-    let serving = io.runtime().spawn(serve(incoming, outflow, tools, done, asked_to_stop));
+    let serving = io.runtime().spawn(serve(incoming, outflow, tools, done, sigterm));
     Ok(Ready { host, address, port, executor_done, serving })
 }
 
-/// First the host, then the socket: who can dial this worker may call it.
+/// Connects to the host before it binds the socket, because clients may send calls once the socket exists.
 async fn prepare(config: ServeConfig, io: Io) -> Result<Bound, String> {
     let ServeConfig { host, socket, port, worker_id, token, specs } = config;
     let host = match host {
         Some(address) => {
             let host = Host::connect(&address, io).await?;
             let tools: Vec<_> = specs.into_iter().map(spec_to_registration).collect();
-            // With a token the registration is also where the two tell each other their versions.
+            // With a token, the registration also exchanges versions.
             if token.is_some() || !tools.is_empty() {
                 host.register(tools, &worker_id, token).await?;
             }
@@ -115,26 +116,26 @@ async fn prepare(config: ServeConfig, io: Io) -> Result<Bound, String> {
     Ok(Bound { host, incoming, address: address.to_string(), port: address.port() })
 }
 
-/// Serves until SIGTERM, and then until the executor has finished what it runs.
+/// Serves until SIGTERM, and then until the executor has finished the running call.
 async fn serve(
     incoming: Incoming,
     outflow: Outflow,
     tools: PythonTools,
     mut executor_done: oneshot::Receiver<()>,
-    [asked_to_stop, asked_long_ago]: [impl Future<Output = ()>; 2],
+    [terminated, terminated_again]: [impl Future<Output = ()>; 2],
 ) {
     let done = CancellationToken::new();
     let service = BridgeServiceServer::new(WorkerService::new(tools.clone(), done.clone()))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let server = windows::of_server(Server::builder());
+    let server = configure_server(Server::builder());
     let stop_within = stop_within();
-    // It is cancelled halfway, so that it may clean up in the rest.
+    // A call is cancelled at half time, which leaves it the other half for cleanup.
     let cancel_after = stop_within / 2;
     let stop = async {
-        asked_to_stop.await;
+        terminated.await;
         tools.close();
-        // An error of it means that the executor is gone, which is what is waited for.
+        // An error means that the executor has ended, too.
         if tokio::time::timeout(cancel_after, &mut executor_done).await.is_err() {
             tools.abandon_all();
             let _ = executor_done.await;
@@ -156,39 +157,31 @@ async fn serve(
         }
     };
     let late = async {
-        asked_long_ago.await;
+        terminated_again.await;
         tokio::time::sleep(stop_within).await;
     };
     tokio::select! {
-        // Connections are the only thing that can fail here, and each of them fails alone.
+        // Only connections can fail here, each for itself.
         _ = serving => {}
         () = late => exit_now(0),
     }
 }
 
-/// How long a running call may go on after SIGTERM: less than what the host gives before it kills.
+/// The time that running calls may continue after SIGTERM: less than the grace after which the host kills this process.
 fn stop_within() -> Duration {
     let grace =
         std::env::var(ENV_STOP_GRACE).ok().and_then(|millis| millis.parse().ok()).map(Duration::from_millis);
-    grace.map_or(STOP_WITHIN, |grace| grace - FOR_PYTHON.min(grace / 2))
+    grace.map_or(STOP_WITHIN, |grace| grace - FINALIZATION_RESERVE.min(grace / 2))
 }
 
-/// Waits for SIGTERM, counting from when this is called. Cancel safe.
+/// Waits for SIGTERM. Also notices signals between this call and the first poll. Cancel safe.
 fn terminated() -> impl Future<Output = ()> {
     let signal = signal(SignalKind::terminate());
     async move {
         match signal {
             Ok(mut signal) => drop(signal.recv().await),
-            // Without the handler SIGTERM ends the process by its default.
+            // Without the handler, SIGTERM ends the process by its default action.
             Err(_) => std::future::pending().await,
         }
     }
-}
-
-/// Ends the process although a tool still runs, or may never have meant to come this far.
-#[allow(unsafe_code)]
-pub(crate) fn exit_now(code: i32) -> ! {
-    // SAFETY: `_exit` takes no pointer and touches no memory of this process. Nothing of Python's or Rust's own
-    // clean-up runs, which is the point: it would wait for the tool.
-    unsafe { nix::libc::_exit(code) }
 }

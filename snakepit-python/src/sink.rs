@@ -1,7 +1,7 @@
-//! The bounded queue between a generator and its gRPC stream.
+//! [`Sink`] and [`Source`]: the bounded queue between a generator and its gRPC stream.
 //!
-//! The executor puts every item in as it comes, so that none waits for the next; the stream takes out all there is at
-//! once. When the reader is slow the queue fills and the executor stops pulling: memory stays constant.
+//! The executor puts in each item as the generator yields it, and the stream takes all queued items together. With a
+//! slow reader the queue fills and the executor stops pulling the generator, so memory stays bounded.
 
 use std::{
     collections::VecDeque,
@@ -13,12 +13,12 @@ use std::{
 use futures_core::Stream;
 use snakepit_registry::{Chunk, ToolError};
 
-/// How many chunks may wait.
+/// The maximum number of queued chunks.
 const MAX_CHUNKS: usize = 1024;
-/// How many bytes may wait before the generator pauses; one chunk may be larger.
+/// The number of queued bytes at which the generator pauses. One chunk may be larger.
 const MAX_BYTES: usize = 1024 * 1024;
 
-/// The generator's end. Clones are the same queue.
+/// The generator's end. Clones share the queue.
 #[derive(Debug, Clone)]
 pub(crate) struct Sink(Arc<Shared>);
 
@@ -26,18 +26,18 @@ pub(crate) struct Sink(Arc<Shared>);
 #[derive(Debug)]
 pub(crate) struct Source {
     shared: Arc<Shared>,
-    /// What was taken out together and is handed on one by one.
+    /// Chunks that were taken from the queue together.
     ready: VecDeque<Chunk>,
 }
 
-/// What became of a chunk.
+/// The outcome of putting in a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Put {
-    /// It is in the queue, and there is room for more.
-    Room,
-    /// It is in the queue, which is full now: wait before making another.
+    /// Queued, with space for more.
+    Queued,
+    /// Queued, and the queue is full now. Wait before producing another chunk.
     Full,
-    /// Nobody reads any more.
+    /// Dropped, because the reader has closed the queue.
     Closed,
 }
 
@@ -62,14 +62,14 @@ impl Queue {
     }
 }
 
-/// Makes the two ends of a queue.
+/// Creates a queue and returns its ends.
 pub(crate) fn channel() -> (Sink, Source) {
     let shared = Arc::new(Shared::default());
     (Sink(Arc::clone(&shared)), Source { shared, ready: VecDeque::new() })
 }
 
 impl Sink {
-    /// Puts a chunk in, also into a full queue: the caller is expected to wait then.
+    /// Puts in a chunk, even into a full queue. The caller must wait after [`Put::Full`].
     pub(crate) fn put(&self, chunk: Chunk) -> Put {
         let mut queue = self.0.lock();
         if queue.closed {
@@ -77,25 +77,25 @@ impl Sink {
         }
         queue.bytes += chunk.data.len();
         queue.chunks.push_back(chunk);
-        let put = if queue.is_full() { Put::Full } else { Put::Room };
+        let put = if queue.is_full() { Put::Full } else { Put::Queued };
         wake(queue);
         put
     }
 
-    /// Blocks until there is room; `false` when nobody reads any more.
+    /// Blocks until the queue has space. Returns `false` if the reader has closed the queue.
     pub(crate) fn wait_for_space(&self) -> bool {
         let queue = self.0.lock();
         let queue = self.0.space.wait_while(queue, |queue| queue.is_full() && !queue.closed);
         !queue.unwrap_or_else(PoisonError::into_inner).closed
     }
 
-    /// Nothing more will be read, or may be put in.
+    /// Closes the queue for both ends.
     pub(crate) fn close(&self) {
         self.0.lock().closed = true;
         self.0.space.notify_all();
     }
 
-    /// Ends the stream, after what is still queued, well or with an error.
+    /// Ends the stream, successfully or with an error, after the queued chunks.
     pub(crate) fn finish(&self, end: Result<(), ToolError>) {
         let mut queue = self.0.lock();
         if queue.end.is_none() {
@@ -105,7 +105,7 @@ impl Sink {
     }
 }
 
-/// Wakes the reader if it waits, without holding the lock.
+/// Releases the lock and wakes a waiting reader.
 fn wake(mut queue: MutexGuard<'_, Queue>) {
     let reader = queue.reader.take();
     drop(queue);
@@ -115,7 +115,7 @@ fn wake(mut queue: MutexGuard<'_, Queue>) {
 }
 
 impl Shared {
-    /// No code that could panic runs under the lock, so a poisoned one still holds sound data.
+    /// Code under this lock does not panic, so a poisoned lock still holds consistent data.
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -138,7 +138,7 @@ impl Stream for Source {
             return Poll::Ready(this.ready.pop_front().map(Ok));
         }
         match &mut queue.end {
-            // The error is told once; after it the stream has ended.
+            // The error is returned once. Afterwards the stream has ended.
             Some(end) => Poll::Ready(std::mem::replace(end, Ok(())).err().map(Err)),
             None => {
                 queue.reader = Some(context.waker().clone());
@@ -170,8 +170,8 @@ mod tests {
     #[tokio::test]
     async fn chunks_come_out_in_order_and_the_error_last() {
         let (sink, mut source) = channel();
-        assert_eq!(sink.put(chunk("1")), Put::Room);
-        assert_eq!(sink.put(chunk("2")), Put::Room);
+        assert_eq!(sink.put(chunk("1")), Put::Queued);
+        assert_eq!(sink.put(chunk("2")), Put::Queued);
         sink.finish(Err(ToolError::Internal { problem: "x".into() }));
         assert_eq!(source.next().await.unwrap().unwrap(), chunk("1"));
         assert_eq!(source.next().await.unwrap().unwrap(), chunk("2"));
@@ -188,10 +188,10 @@ mod tests {
             sink.put(chunk("next"))
         });
         std::thread::sleep(Duration::from_millis(20));
-        assert!(!writer.is_finished(), "the writer went on although the queue is full");
+        assert!(!writer.is_finished(), "the writer did not wait although the queue is full");
         source.next().await.unwrap().unwrap();
         assert_eq!(source.next().await.unwrap().unwrap(), chunk("next"));
-        assert_eq!(writer.join().unwrap(), Put::Room);
+        assert_eq!(writer.join().unwrap(), Put::Queued);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! One call's life inside the worker: queued, running, ended; and whether somebody cancelled it.
+//! [`CallState`]: the state of one call inside the worker, shared by the threads that handle it.
 
 use std::{
     sync::{
@@ -13,41 +13,41 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::sink::Sink;
 
-/// Where a call is.
+/// The stage of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// It waits for the executor.
+    /// In the queue of the executor.
     Queued,
-    /// The executor runs it.
+    /// Running on the executor.
     Running,
-    /// It ended, or was cancelled before it began: nothing of it runs any more.
+    /// Ended, or cancelled before it began.
     Ended,
 }
 
-/// Where an exception was raised in a call from outside.
+/// Where an exception was raised in a call to interrupt it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Cut {
-    /// Nowhere.
+pub(crate) enum Interruption {
+    /// No exception was raised.
     None,
     /// In code of the adapter.
     Own,
-    /// In code that the adapter called, which may not be made for that.
+    /// In code of a library, which may not be safe to interrupt.
     Library,
 }
 
-/// What the executor, the gRPC side and the interrupter share about one call.
+/// The state of one call. The executor, the gRPC service and the interrupt thread share it.
 #[derive(Debug)]
 pub(crate) struct CallState {
     pub(crate) id: CallId,
     pub(crate) deadline: Option<Instant>,
     progress: Mutex<Progress>,
     cancelled: AtomicBool,
-    /// Whether the call runs on the event loop, where it can be cancelled without an exception out of the blue.
+    /// Whether the call runs on the event loop, which can cancel it without raising an exception at an arbitrary point.
     on_loop: AtomicBool,
-    /// Whether the interruption had to wait, and should be tried again soon.
+    /// Whether the last interruption was deferred and must be repeated soon.
     deferred: AtomicBool,
-    /// Whether, and where, an exception was raised in it from outside: a [`Cut`].
-    cut: AtomicU8,
+    /// An [`Interruption`] as a number.
+    interrupted: AtomicU8,
     cancel_notify: Notify,
     ended_notify: Notify,
     ended: Condvar,
@@ -56,9 +56,9 @@ pub(crate) struct CallState {
 #[derive(Debug)]
 struct Progress {
     stage: Stage,
-    /// Whether a thread waits for the end.
+    /// Whether a thread is blocked in `wait_ended`.
     awaited: bool,
-    /// Where a streaming call puts its chunks; closed by a cancellation so that the executor stops waiting for space.
+    /// The sink of a streaming call. Cancellation closes it, so that the executor stops waiting for space.
     sink: Option<Sink>,
 }
 
@@ -71,14 +71,14 @@ impl CallState {
             cancelled: AtomicBool::new(false),
             on_loop: AtomicBool::new(false),
             deferred: AtomicBool::new(false),
-            cut: AtomicU8::new(Cut::None as u8),
+            interrupted: AtomicU8::new(Interruption::None as u8),
             cancel_notify: Notify::new(),
             ended_notify: Notify::new(),
             ended: Condvar::new(),
         }
     }
 
-    /// Queued becomes running; `false` when the call was cancelled meanwhile and must not run.
+    /// Changes the stage from queued to running. Returns `false` if the call was cancelled and must not run.
     pub(crate) fn start(&self) -> bool {
         let mut progress = self.progress();
         let may_run = progress.stage == Stage::Queued;
@@ -88,16 +88,16 @@ impl CallState {
         may_run
     }
 
-    /// Says where the chunks of this call go. `false` when the call was cancelled already.
+    /// Attaches the sink for the call's chunks. Returns `false` if the call was cancelled before.
     pub(crate) fn attach(&self, sink: Sink) -> bool {
         let mut progress = self.progress();
-        // Under the lock, so that a cancellation either sees the sink or is seen here.
+        // Checked under the lock, so either this sees the cancellation or the cancellation sees the sink.
         let live = !self.is_cancelled();
         progress.sink = Some(sink);
         live
     }
 
-    /// The call is over, whatever its outcome.
+    /// Marks the call as ended.
     pub(crate) fn end(&self) {
         let (sink, awaited) = {
             let mut progress = self.progress();
@@ -105,14 +105,14 @@ impl CallState {
             (progress.sink.take(), progress.awaited)
         };
         drop(sink);
-        // It costs a system call, even if nobody hears it.
+        // `notify_all` costs a system call even without waiters.
         if awaited {
             self.ended.notify_all();
         }
         self.ended_notify.notify_waiters();
     }
 
-    /// Marks the call as cancelled and returns the stage it was in. A queued one thereby ends.
+    /// Marks the call as cancelled and returns its stage until then. A queued call ends.
     pub(crate) fn cancel(&self) -> Stage {
         let (stage, sink) = {
             let mut progress = self.progress();
@@ -136,47 +136,47 @@ impl CallState {
         stage
     }
 
-    /// Whether somebody cancelled the call before it ended.
+    /// Returns whether the call was cancelled before it ended.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Acquire)
     }
 
-    /// Whether the call's deadline has passed.
+    /// Returns whether the call's deadline has passed.
     pub(crate) fn is_overdue(&self, now: Instant) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= now)
     }
 
-    /// Whether the call runs on the event loop now.
+    /// Returns whether the call runs on the event loop.
     pub(crate) fn is_async(&self) -> bool {
         self.on_loop.load(Ordering::Acquire)
     }
 
-    /// The call goes to the event loop, or comes back from it.
+    /// Records that the call enters or leaves the event loop.
     pub(crate) fn set_async(&self, on_loop: bool) {
         self.on_loop.store(on_loop, Ordering::Release);
     }
 
-    /// The interruption must wait, for instance for an import to end.
+    /// Records that the interruption had to be deferred, for example until an import ends.
     pub(crate) fn defer(&self) {
         self.deferred.store(true, Ordering::Release);
     }
 
-    /// Whether the last interruption was deferred. Asking makes it forgotten.
+    /// Returns whether the last interruption was deferred, and resets it.
     pub(crate) fn take_deferred(&self) -> bool {
         self.deferred.swap(false, Ordering::AcqRel)
     }
 
-    /// Notes that an exception is raised in the call.
-    pub(crate) fn note_cut(&self, cut: Cut) {
-        self.cut.fetch_max(cut as u8, Ordering::AcqRel);
+    /// Records that an exception was raised in the call.
+    pub(crate) fn note_interruption(&self, place: Interruption) {
+        self.interrupted.fetch_max(place as u8, Ordering::AcqRel);
     }
 
-    /// Where an exception was raised in the call, the worst place if in several.
-    pub(crate) fn cut(&self) -> Cut {
-        match self.cut.load(Ordering::Acquire) {
-            0 => Cut::None,
-            1 => Cut::Own,
-            _ => Cut::Library,
+    /// Returns where exceptions were raised in the call. Code of a library takes precedence.
+    pub(crate) fn interruption(&self) -> Interruption {
+        match self.interrupted.load(Ordering::Acquire) {
+            0 => Interruption::None,
+            1 => Interruption::Own,
+            _ => Interruption::Library,
         }
     }
 
@@ -191,7 +191,7 @@ impl CallState {
         }
     }
 
-    /// Waits until nothing of the call runs any more. Cancel safe.
+    /// Waits until the call has ended. Cancel safe.
     pub(crate) async fn ended(&self) {
         loop {
             let notified = self.ended_notify.notified();
@@ -202,7 +202,7 @@ impl CallState {
         }
     }
 
-    /// Blocks until the call ended, at most for `bound`. Says whether it has.
+    /// Blocks until the call has ended, for at most `bound`. Returns whether it has.
     pub(crate) fn wait_ended(&self, bound: Duration) -> bool {
         let mut progress = self.progress();
         progress.awaited = true;
@@ -214,7 +214,7 @@ impl CallState {
         self.progress().stage
     }
 
-    /// No code that could panic runs under the lock, so a poisoned one still holds sound data.
+    /// Code under this lock does not panic, so a poisoned lock still holds consistent data.
     fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queued_call_that_is_cancelled_never_starts() {
+    fn a_cancelled_queued_call_never_starts() {
         let state = state();
         assert_eq!(state.cancel(), Stage::Queued);
         assert!(!state.start());
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_running_call_ends_only_when_the_executor_says_so() {
+    fn a_cancelled_running_call_ends_when_the_executor_ends_it() {
         let state = state();
         assert!(state.start());
         assert_eq!(state.cancel(), Stage::Running);
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn cancelling_what_has_ended_changes_nothing() {
+    fn cancelling_an_ended_call_changes_nothing() {
         let state = state();
         state.start();
         state.end();

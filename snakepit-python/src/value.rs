@@ -1,7 +1,7 @@
-//! Values between Python objects and payloads: one place that says which Python type becomes which wire type.
+//! Conversion between Python objects and payloads: defines which Python type becomes which wire type.
 //!
-//! JSON goes straight into Python objects and back (`read`, `write`); arrays and bytes travel as raw buffers (`array`), large lists of
-//! numbers where the variable's type allows it (`numbers`).
+//! `read` and `write` convert between JSON and Python objects directly. Arrays and bytes travel as raw buffers
+//! (`array`), and so do large lists of numbers where the type of the variable allows it (`numbers`).
 
 mod array;
 mod conversions;
@@ -24,11 +24,11 @@ pub(crate) use conversions::Conversions;
 pub(crate) use numbers::Numbers;
 pub(crate) use read::json_to_python;
 
-/// Turns a payload into the Python object it stands for.
+/// Converts a payload to a Python object.
 ///
 /// # Errors
-/// `ValueError` when the payload is malformed, is not of the type that it claims, holds a pickle that nobody allowed, or
-/// needs numpy and there is none.
+/// `ValueError` if the payload is malformed, does not match its declared type, is a pickle and pickles are not enabled,
+/// or requires numpy and numpy is not installed.
 pub(crate) fn to_python<'py>(py: Python<'py>, payload: Payload) -> PyResult<Bound<'py, PyAny>> {
     let (ty, json, buffer) = payload.into_parts();
     if let Some(buffer) = buffer {
@@ -43,7 +43,7 @@ pub(crate) fn to_python<'py>(py: Python<'py>, payload: Payload) -> PyResult<Boun
         _ => json_to_python(py, &json)?,
     };
     let fits = match ty {
-        ValueType::Integer if value.is_instance_of::<PyFloat>() => match read::whole(&value)? {
+        ValueType::Integer if value.is_instance_of::<PyFloat>() => match read::to_integer(&value)? {
             Some(integer) => return Ok(integer),
             None => false,
         },
@@ -53,7 +53,7 @@ pub(crate) fn to_python<'py>(py: Python<'py>, payload: Payload) -> PyResult<Boun
         ValueType::Map => value.is_instance_of::<PyDict>(),
         ValueType::List => value.is_instance_of::<PyList>(),
         ValueType::Null => value.is_none(),
-        // A foreign worker may describe an array in its own way: it is what its JSON says.
+        // A foreign worker may use its own description of an array. Its JSON is returned as it is.
         ValueType::Tensor | ValueType::Embedding => {
             value.is_instance_of::<PyList>() || value.is_instance_of::<PyDict>() || array::is_array(&value)?
         }
@@ -65,16 +65,16 @@ pub(crate) fn to_python<'py>(py: Python<'py>, payload: Payload) -> PyResult<Boun
     }
     Err(PyValueError::new_err(format!(
         "it is declared `{ty}`, and its JSON is {}; declare what it is",
-        read::described(&value)
+        read::describe_type(&value)
     )))
 }
 
-/// Turns what a tool returned into a payload.
+/// Converts a Python object to a payload.
 ///
 /// # Errors
-/// `TypeError` that names the Python type without a wire form, and where in `what` it sits.
+/// `TypeError` with the Python type that has no wire form, and its path in `what`.
 pub(crate) fn from_python(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Payload> {
-    payload_of(value, what).map_err(|error| named(value.py(), error, what, "cannot be converted"))
+    payload_of(value, what).map_err(|error| with_name(value.py(), error, what, "cannot be converted"))
 }
 
 fn payload_of(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Payload> {
@@ -103,34 +103,33 @@ fn payload_of(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Pa
         return Err(write::unfit(value, what));
     };
     if ty == ValueType::Float {
-        // NaN and infinities have names of their own there, which the type makes clear.
+        // NaN and infinities are strings there. The type distinguishes them from text.
         return Ok(Payload::float(value.extract()?));
     }
     Ok(Payload::from_json(ty, write::to_json(value, what)?.into()))
 }
 
-/// Writes a Python object as JSON: the form of chunks and of values inside other values.
+/// Converts a Python object to JSON: the form of chunks, and of values inside other values.
 ///
 /// # Errors
-/// `TypeError` that names the Python type without a JSON form, and where in `what` it sits.
+/// `TypeError` with the Python type that has no JSON form, and its path in `what`.
 pub(crate) fn python_to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Bytes> {
     let json = write::to_json(value, what);
-    json.map(Bytes::from).map_err(|error| named(value.py(), error, what, "cannot be converted"))
+    json.map(Bytes::from).map_err(|error| with_name(value.py(), error, what, "cannot be converted"))
 }
 
-/// Says in an error which value could not be read: for what comes from the host, whose sender the reader of the error does not
-/// see.
+/// Adds the name of the value to an error. For values from the host, whose sender does not appear in the traceback.
 pub(crate) fn named_read<'py>(
     value: PyResult<Bound<'py, PyAny>>,
     py: Python<'py>,
     what: fmt::Arguments<'_>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    value.map_err(|error| named(py, error, what, "cannot be read"))
+    value.map_err(|error| with_name(py, error, what, "cannot be read"))
 }
 
-/// An error that names the value, as most of this module do: code of Python, of libraries, and of the value itself knows
-/// nothing of it. What is no error, such as a cancellation, stays as it is.
-fn named(py: Python<'_>, error: PyErr, what: fmt::Arguments<'_>, problem: &str) -> PyErr {
+/// Adds the name of the value to an error of Python, a library or the value itself. Errors of this module contain it
+/// already. Exceptions such as a cancellation remain unchanged.
+fn with_name(py: Python<'_>, error: PyErr, what: fmt::Arguments<'_>, problem: &str) -> PyErr {
     let (what, text) = (what.to_string(), error.value(py).to_string());
     if !error.is_instance_of::<PyException>(py) || text.contains(&what) {
         return error;
@@ -140,20 +139,20 @@ fn named(py: Python<'_>, error: PyErr, what: fmt::Arguments<'_>, problem: &str) 
             "{what} holds a lone surrogate, which has no form in UTF-8; replace it, as by \
              text.encode(errors=\"replace\").decode()"
         );
-        // It takes any reason. Should a subclass refuse it, the error is still the right one.
+        // `UnicodeEncodeError` accepts any reason. If a subclass rejects it, the error is still correct.
         let _ = error.value(py).setattr("reason", reason);
         return error;
     }
     let message = format!("{what} {problem}: {text}");
-    let named = match error.is_instance_of::<PyTypeError>(py) {
+    let wrapped = match error.is_instance_of::<PyTypeError>(py) {
         true => PyTypeError::new_err(message),
         false => PyValueError::new_err(message),
     };
-    named.set_cause(py, Some(error));
-    named
+    wrapped.set_cause(py, Some(error));
+    wrapped
 }
 
-/// The content of a `bytes`, `bytearray` or `memoryview`; `None` for anything else. `bytes` are not copied.
+/// Returns the content of a `bytes`, `bytearray` or `memoryview`, and `None` for other objects. `bytes` are not copied.
 pub(crate) fn raw_bytes(value: &Bound<'_, PyAny>) -> PyResult<Option<Bytes>> {
     if let Ok(bytes) = value.extract::<PyBackedBytes>() {
         return Ok(Some(Bytes::from_owner(bytes)));
@@ -165,7 +164,7 @@ pub(crate) fn raw_bytes(value: &Bound<'_, PyAny>) -> PyResult<Option<Bytes>> {
     Ok(None)
 }
 
-/// The name of an object's type, with its module unless it is a builtin.
+/// Returns the name of an object's type, with its module unless it is a builtin.
 pub(crate) fn type_name(value: &Bound<'_, PyAny>) -> String {
     value.get_type().fully_qualified_name().map_or_else(|_| "?".to_owned(), |name| name.to_string())
 }

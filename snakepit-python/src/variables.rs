@@ -1,5 +1,5 @@
-//! The variables of a call's session, as Python reads and writes them. All of them live with the host: nothing is kept
-//! here, so that what one tool writes every other one reads.
+//! [`Variables`]: the variables of a call's session. The host stores all of them. This process caches none, so each
+//! read returns the latest write of any tool.
 
 mod variable;
 mod watch;
@@ -14,8 +14,8 @@ use snakepit_wire::{payload_to_wire, read_ahead};
 use tokio_stream::StreamExt;
 
 use crate::{
-    context::Call,
-    host::{HostError, SnakepitError, VariableNotFoundError, from_batch},
+    call::Call,
+    errors::{HostError, SnakepitError, VariableNotFoundError, from_batch},
     value::{self, Numbers},
 };
 
@@ -24,14 +24,14 @@ pub(crate) use self::{
     watch::VariableWatch,
 };
 
-/// The variables of the session of one call.
+/// The variables of a call's session.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct Variables {
     pub(crate) call: Py<Call>,
 }
 
-/// The new versions of the variables that were written, and why the others were not, as exceptions.
+/// The new versions of the written variables, and the exceptions of the rejected ones, by identifier.
 pub(crate) type Written<V> = (BTreeMap<String, V>, BTreeMap<String, Py<PyBaseException>>);
 
 impl Variables {
@@ -79,7 +79,7 @@ impl Variables {
             name,
             r#type: type_name,
             initial_value: Some(initial_value),
-            // What was just written as JSON is UTF-8.
+            // The JSON was just written, so it is UTF-8.
             constraints_json: String::from_utf8_lossy(&constraints).into_owned(),
             metadata: self.note(metadata),
             initial_binary_value: buffer.unwrap_or_default(),
@@ -106,7 +106,7 @@ impl Variables {
         Ok(answer.variable.unwrap_or_default().into())
     }
 
-    /// Writes, and returns the new version.
+    /// Writes a variable and returns its new version.
     #[pyo3(signature = (identifier, value, metadata, expected_version))]
     fn set(
         &self,
@@ -135,7 +135,7 @@ impl Variables {
         Ok(new_version)
     }
 
-    /// The variables that there are, by the identifiers asked for, and the identifiers of which there is none.
+    /// Returns the existing variables by identifier, and the identifiers of the missing ones.
     fn get_many(
         &self,
         py: Python<'_>,
@@ -239,7 +239,8 @@ impl Variables {
         Ok(variable.unwrap_or_default().into())
     }
 
-    /// Listens to the updates of variables, of all of them when none is named. From its return on none is missed.
+    /// Watches variables, or all of them if none is named. The watch receives every update after this method has
+    /// returned.
     fn watch(&self, py: Python<'_>, identifiers: Vec<String>, initial: bool) -> PyResult<VariableWatch> {
         let request = pb::WatchVariablesRequest {
             session_id: self.session_id(),
@@ -249,15 +250,15 @@ impl Variables {
         let call = self.call.get();
         let updates = call
             .open(py, request, |mut client, request| async move { client.watch_variables(request).await })?;
-        let driver = call.driver()?;
+        let runtime = call.runtime()?;
         let (reading, updates) = read_ahead(updates);
-        driver.runtime().spawn(reading);
+        runtime.tokio().spawn(reading);
         let updates = updates.map(|update| update.map(VariableUpdate::from).map_err(HostError::from));
-        Ok(VariableWatch::new(driver, call.caller.clone(), updates))
+        Ok(VariableWatch::new(runtime, call.caller.clone(), updates))
     }
 }
 
-/// What is said about a write: whatever the tool says, and who it is.
+/// Adds the writer to a write's metadata, unless the tool set it.
 pub(crate) fn note(call: &Call, mut metadata: BTreeMap<String, String>) -> BTreeMap<String, String> {
     for (key, value) in [("source", "python"), ("changed_by", &*call.worker_id)] {
         metadata.entry(key.to_owned()).or_insert_with(|| value.to_owned());
@@ -265,7 +266,7 @@ pub(crate) fn note(call: &Call, mut metadata: BTreeMap<String, String>) -> BTree
     metadata
 }
 
-/// What to write into a new variable of this type.
+/// Converts the value of a new variable of type `kind`.
 pub(crate) fn first_payload(
     name: &str,
     value: &Bound<'_, PyAny>,
@@ -278,8 +279,8 @@ pub(crate) fn first_payload(
     }
 }
 
-/// What to write into a variable that is there. Its type matters only to large lists of numbers, and is asked for then:
-/// the host alone knows it.
+/// Converts a new value of an existing variable. Its type, which only the host knows, matters for large lists of
+/// numbers, and is requested for those alone.
 pub(crate) fn next_payload(
     py: Python<'_>,
     identifier: &str,
@@ -293,13 +294,13 @@ pub(crate) fn next_payload(
             Some(kind) => numbers.or(payload, kind),
             None => Ok(payload),
         },
-        // The write says so itself, for one of a batch as it should be said there.
+        // The write will report the missing variable, in a batch per variable.
         Err(error) if error.is_instance_of::<VariableNotFoundError>(py) => Ok(payload),
         Err(error) => Err(error),
     }
 }
 
-/// Hosts of the original say no in the answer; ours do it by a status.
+/// Returns the error of a failed write. Hosts of the original Snakepit report it in the response, ours as a status.
 fn accepted(success: bool, error_message: String) -> PyResult<()> {
     if success { Ok(()) } else { Err(SnakepitError::new_err(error_message)) }
 }

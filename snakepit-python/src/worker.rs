@@ -1,4 +1,4 @@
-//! [`Worker`]: the process's runtime as Python's entry point drives it.
+//! [`Worker`]: the native runtime of a worker process, as the entry point in Python uses it.
 
 use std::{
     io::{self, Write},
@@ -16,18 +16,19 @@ use crate::{
     call_output::CallOutput,
     control::Control,
     dispositions::Dispositions,
+    errors,
     executor::{Current, Executor, Fitness, Flags, Globals, Runner, Sending},
-    fork, host, interrupt,
+    fork, interrupt,
     io::Io,
     plan::Plan,
     progress::Progress,
     retire,
     serve::{self, Ready, ServeConfig},
-    state::Cut,
+    state::Interruption,
     tools::PythonTools,
 };
 
-/// The native runtime of one worker process. Made first of all, because it arms the lifeline.
+/// The native runtime of one worker process. Created before anything else, because it arms the lifeline.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -35,7 +36,7 @@ pub(crate) struct Worker {
     current: Current,
     output: Option<CallOutput>,
     flags: Arc<Flags>,
-    /// What the system does on signals, once this runtime handles those that it needs.
+    /// The signal dispositions that calls must find. `None` until the worker serves.
     dispositions: Mutex<Option<Dispositions>>,
 }
 
@@ -48,7 +49,7 @@ impl Worker {
         let control = match std::env::var(ENV_CONTROL).as_deref() {
             Err(_) | Ok("") => None,
             Ok(CONTROL_STDIN) => {
-                // Hosts give one to workers that they started on a socket, since there are tokens.
+                // Hosts that support tokens send one to each worker that they launch on a socket.
                 let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
                 Some(Control::take_stdin(is_set(ENV_SOCKET) && is_set(ENV_HOST_VERSION))?)
             }
@@ -75,63 +76,64 @@ impl Worker {
         interrupt::SIGNAL as i32
     }
 
-    /// Whether the call that runs now was cancelled and may be interrupted.
+    /// Returns whether the running call was cancelled and may be interrupted.
     fn interrupt_due(&self) -> bool {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         current.as_ref().is_some_and(|call| call.is_cancelled())
     }
 
-    /// The thread of the calls has printed this.
+    /// Records output of the thread that runs calls.
     fn note_output(&self, data: &[u8]) {
         if let Some(output) = &self.output {
             output.note(data);
         }
     }
 
-    /// A descriptor for Python's fault handler, so that its stacks reach the error of the call that crashed. `None` when the
-    /// host keeps none.
+    /// Returns a descriptor for Python's fault handler, so that the error of a crashed call contains the stacks.
+    /// Returns `None` if the host does not keep them.
     fn open_stacks(&self) -> PyResult<Option<i32>> {
         Ok(self.output.as_ref().map(CallOutput::open_stacks).transpose()?)
     }
 
-    /// The interruption that was due must wait; it is tried again soon.
+    /// Defers the due interruption. It is repeated soon.
     fn defer_interrupt(&self) {
         if let Some(call) = &*self.current.lock().unwrap_or_else(PoisonError::into_inner) {
             call.defer();
         }
     }
 
-    /// An exception is about to be raised in the call that runs: in code of the adapter itself, or in some other.
-    fn note_cut(&self, is_own: bool) {
+    /// Records that an exception is about to be raised in the running call: in code of the adapter if `is_own`,
+    /// otherwise in code of a library.
+    fn note_interruption(&self, is_own: bool) {
         if let Some(call) = &*self.current.lock().unwrap_or_else(PoisonError::into_inner) {
-            call.note_cut(if is_own { Cut::Own } else { Cut::Library });
+            call.note_interruption(if is_own { Interruption::Own } else { Interruption::Library });
         }
     }
 
-    /// A call did something that is to be undone: the plan's `settle` is to be called at its end.
+    /// Makes the executor call the plan's `settle` when the running call ends.
     fn unsettle(&self) {
         self.flags.is_unsettled.store(true, Relaxed);
     }
 
-    /// The event loop has tasks that outlive calls: it must run between them.
+    /// Makes the executor run the event loop between calls, because it has tasks that outlive calls.
     fn keep_loop_running(&self) {
         self.flags.loop_runs.store(true, Relaxed);
     }
 
-    /// What the system does on this signal now is what calls are to find.
+    /// Makes the current disposition of this signal the one that calls find.
     fn remember_signal(&self, number: i32) {
         if let Some(dispositions) = &mut *self.dispositions.lock().unwrap_or_else(PoisonError::into_inner) {
             dispositions.remember(number);
         }
     }
 
-    /// Has this signal handled as calls are to find it.
+    /// Restores the disposition of this signal that calls must find.
     fn restore_signal(&self, number: i32) -> PyResult<()> {
         let dispositions = self.dispositions.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(dispositions.as_ref().map_or(Ok(()), |dispositions| dispositions.restore(number))?)
     }
 
-    /// Tells the host that this worker cannot start. `False` when there is no control channel to tell it on.
+    /// Reports to the host that this worker cannot start. Returns `False` without a control channel.
     #[pyo3(signature = (error, traceback=None))]
     fn fail(&self, error: String, traceback: Option<String>) -> PyResult<bool> {
         match &self.control {
@@ -143,8 +145,8 @@ impl Worker {
         }
     }
 
-    /// Connects, registers, serves; runs calls on this thread until SIGTERM. Raises `RuntimeError` with one line when
-    /// the worker cannot start.
+    /// Connects, registers, and runs calls on this thread until SIGTERM. Raises `RuntimeError` with a sentence if the
+    /// worker cannot start.
     #[pyo3(signature = (plan, *, host, socket, port, worker_id, ready_file))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
     fn run(
@@ -169,7 +171,7 @@ impl Worker {
             std::env::var_os(ENV_PROGRESS).map(|path| Progress::open(path.as_ref())).transpose()?;
         let (progress, answers) = progress.unzip();
         let fitness = Fitness::new(py)?;
-        host::preload(py);
+        errors::preload(py);
         let tools = PythonTools::new(interrupt::spawn()?);
         let config = ServeConfig {
             host,
@@ -183,7 +185,7 @@ impl Worker {
         let served = tools.clone();
         let Ready { host, address, port, executor_done, serving } =
             py.detach(|| io.drive(serve::start(config, served, io))).map_err(PyRuntimeError::new_err)?;
-        // The handler of SIGTERM is there since the worker began to serve.
+        // The SIGTERM handler has been installed by now.
         *self.dispositions.lock().unwrap_or_else(PoisonError::into_inner) = Some(Dispositions::current());
         self.report_ready(address, port, ready_file)?;
         let executor = Executor {
@@ -204,7 +206,7 @@ impl Worker {
         if self.flags.retired.load(Relaxed) {
             retire::stop_serving()?;
         }
-        // An error means that nothing is served any more.
+        // An error means that the server has already ended.
         let _ = executor_done.send(());
         py.detach(|| io.drive(serving))
             .map_err(|_| PyRuntimeError::new_err("the task that serves calls panicked"))
@@ -217,7 +219,7 @@ impl Worker {
             return control.send(&ControlMessage::Ready { address });
         }
         if let Some(path) = ready_file {
-            // Renaming makes the file appear with its content, never without.
+            // The rename makes the complete file appear atomically.
             let unfinished = path.with_extension("tmp");
             std::fs::write(&unfinished, port.to_string())?;
             return std::fs::rename(unfinished, path);

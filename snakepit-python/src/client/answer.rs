@@ -1,4 +1,4 @@
-//! What the end of a call means in Python: its value, or the exception that says what to do about it.
+//! Converts the end of a client's call to a Python value or exception.
 
 use pyo3::{prelude::*, types::PyString};
 use snakepit_proto::{
@@ -7,11 +7,11 @@ use snakepit_proto::{
 };
 use tonic::{Code, Status};
 
-use crate::host::{
+use crate::errors::{
     DeadlineExceededError, HostError, InvalidArgumentError, ToolFailed, UnsupportedError, ran,
 };
 
-/// Options that a call does not take itself, and where they go.
+/// Options that users pass as arguments by mistake, and where they belong.
 const OPTIONS: [(&str, &str); 4] = [
     ("timeout", "`.options(timeout=..).call(..)`"),
     ("idempotent", "`.options(idempotent=..).call(..)`"),
@@ -19,14 +19,14 @@ const OPTIONS: [(&str, &str); 4] = [
     ("session_id", "`client.session(..).call(..)`"),
 ];
 
-/// How Python waits.
+/// How the Python caller waits.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Form {
     Blocking,
     Async,
 }
 
-/// The exception for a call that got no answer.
+/// Returns the exception for a call without an answer.
 pub(super) fn failed(tool: &Bound<'_, PyString>, error: HostError) -> PyErr {
     match error {
         HostError::Late { may_have_run } => {
@@ -39,7 +39,7 @@ pub(super) fn failed(tool: &Bound<'_, PyString>, error: HostError) -> PyErr {
     }
 }
 
-/// Reads an answer. `None`: a stream is complete.
+/// Reads an answer. Returns `None` at the end of a stream.
 pub(super) fn read(
     tool: &Bound<'_, PyString>,
     reply: pb::CallReply,

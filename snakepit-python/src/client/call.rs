@@ -1,4 +1,4 @@
-//! [`HostCall`]: one call of a client, as Python waits for it.
+//! [`HostCall`]: one call of a client, and the methods with which Python waits for it.
 
 use std::{
     collections::VecDeque,
@@ -28,21 +28,22 @@ use super::{
 };
 use crate::{
     completions::{Completions, Wait},
-    driver::Driver,
-    host::{self, HostError, SnakepitError},
+    errors::{self, HostError, SnakepitError},
+    runtime::RuntimeHandle,
     value,
 };
 
-/// How long after the deadline the host's own answer may come, which says more.
+/// How long the client waits for the host's answer after the deadline. That answer says more than the client's own
+/// error.
 const GRACE: Duration = Duration::from_millis(200);
-/// How often a call is started anew because its connection broke.
+/// The number of times that a call is started again because its connection broke.
 const RESTARTS: u8 = 3;
 
-/// One call on its way. Dropped before its end, it is cancelled.
+/// A running call. Dropping it cancels the call.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct HostCall {
-    driver: Driver,
+    runtime: RuntimeHandle,
     tool: Py<PyString>,
     streams: bool,
     shared: Arc<Shared>,
@@ -52,33 +53,33 @@ pub(crate) struct HostCall {
 struct Shared {
     connection: Arc<Connection>,
     is_large: bool,
-    /// Until when, if the host's own default does not bound it.
+    /// The deadline. `None` leaves it to the host's default.
     deadline: Option<Instant>,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// What is to be sent once there is a connection again.
+    /// The call, until there is a connection to send it on.
     unsent: Option<pb::CallStart>,
-    /// Makes a client that is closed wait for a call that has no stream yet.
+    /// Keeps a closing client waiting while the call has no stream yet.
     opening: Option<TaskTrackerToken>,
-    /// The call on its way. `None` once it has ended or was cancelled.
+    /// The call on its stream. `None` once it has ended or was cancelled.
     live: Option<Call>,
-    /// A copy of what was sent, for as long as it may be sent again: because running it twice does no harm, or because the host
-    /// says that it did not begin. Of one that is large and not idempotent there is none.
+    /// A copy of the call for as long as it may be sent again: because it is idempotent, or because the host reports
+    /// that it did not begin. Large calls that are not idempotent have no copy.
     copy: Option<pb::CallStart>,
     restarts: u8,
     ready: VecDeque<pb::CallChunk>,
-    /// The cost of chunks that were handed on since the last grant.
-    owed: u64,
+    /// The cost of chunks that Python took since the last grant of credit.
+    ungranted: u64,
     end: Option<Result<pb::CallReply, HostError>>,
 }
 
 enum Step {
-    /// There is a chunk or the end, or nobody waits for it any more.
+    /// A chunk or the end is available, or the call was cancelled.
     Ready,
-    /// A connection is needed first.
+    /// The call needs a connection.
     Connect,
 }
 
@@ -92,7 +93,7 @@ impl State {
             match ready!(call.poll_event(cx)) {
                 CallEvent::Opened(_) => {}
                 CallEvent::Chunks(chunks) => {
-                    // From here on a repetition would begin again.
+                    // A repetition would start the stream from the beginning.
                     self.copy = None;
                     self.ready.extend(chunks);
                 }
@@ -106,12 +107,14 @@ impl State {
     }
 
     fn take_end(&mut self, end: CallEnd) {
-        let again = self.restarts < RESTARTS;
+        let may_restart = self.restarts < RESTARTS;
         self.restarts += 1;
         match end {
             CallEnd::Reply(reply) => self.end = Some(Ok(reply)),
-            CallEnd::Unsent(start, _) if again => self.unsent = Some(start),
-            CallEnd::Broken(status) if again && self.may_repeat(&status) => self.unsent = self.copy.clone(),
+            CallEnd::Unsent(start, _) if may_restart => self.unsent = Some(start),
+            CallEnd::Broken(status) if may_restart && self.may_repeat(&status) => {
+                self.unsent = self.copy.clone();
+            }
             CallEnd::Unsent(_, status) => {
                 let problem = format!(
                     "each new connection broke before the call was sent, the last one by: {}",
@@ -124,19 +127,19 @@ impl State {
         }
     }
 
-    /// Whether a call whose stream broke with this status does no harm if it is sent again.
+    /// Returns whether the call may be sent again after its stream broke with this status.
     fn may_repeat(&self, status: &Status) -> bool {
         let Some(copy) = &self.copy else { return false };
-        if copy.idempotent { !host::is_refusal(status) } else { host::is_not_begun(status) }
+        if copy.idempotent { !errors::is_refusal(status) } else { errors::is_not_begun(status) }
     }
 
     fn next_chunk(&mut self) -> Option<pb::CallChunk> {
         let chunk = self.ready.pop_front()?;
-        self.owed += chunk_cost(&chunk);
-        if self.owed >= STREAM_CREDIT / 2
+        self.ungranted += chunk_cost(&chunk);
+        if self.ungranted >= STREAM_CREDIT / 2
             && let Some(call) = &self.live
         {
-            call.grant(std::mem::take(&mut self.owed));
+            call.grant(std::mem::take(&mut self.ungranted));
         }
         Some(chunk)
     }
@@ -147,7 +150,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until there is a chunk or the end. Cancel safe.
+    /// Waits for a chunk or the end. Cancel safe.
     async fn advance(&self) {
         loop {
             match poll_fn(|cx| self.state().poll(cx)).await {
@@ -163,11 +166,11 @@ impl Shared {
         }
     }
 
-    /// Sends the call, unless that was done or it was cancelled meanwhile.
+    /// Sends the call, unless it was sent or cancelled before.
     fn begin(&self, stream: Result<Multiplexer, HostError>) {
         let mut state = self.state();
         let Some(mut start) = state.unsent.take() else { return };
-        // From here on its stream is waited for.
+        // From here on, the stream keeps a closing client waiting.
         let _opening = state.opening.take();
         if let Some(deadline) = self.deadline {
             start.timeout_us = microseconds(deadline.saturating_duration_since(Instant::now()));
@@ -178,12 +181,12 @@ impl Shared {
         }
     }
 
-    /// When this side gives the call up.
-    fn gives_up_at(&self) -> Option<Instant> {
+    /// The time at which the client stops waiting.
+    fn give_up_at(&self) -> Option<Instant> {
         self.deadline.and_then(|deadline| deadline.checked_add(GRACE))
     }
 
-    /// The host did not answer in time.
+    /// Ends the call, because the host did not answer in time.
     fn expire(&self) {
         let live = {
             let mut state = self.state();
@@ -198,7 +201,7 @@ impl Shared {
     }
 }
 
-/// What a call's start needs beside its frame.
+/// The parameters of [`HostCall::start`].
 #[derive(Debug)]
 pub(super) struct NewCall {
     pub(super) tool: Py<PyString>,
@@ -207,13 +210,13 @@ pub(super) struct NewCall {
 }
 
 impl HostCall {
-    /// Starts a call at once if there is a connection, and else when somebody waits for it.
+    /// Starts a call. Without a connection, it is sent when Python waits for it.
     pub(super) fn start(connection: &Arc<Connection>, new: NewCall) -> PyResult<Self> {
         let NewCall { tool, mut start, timeout } = new;
-        let (driver, streams) = (connection.host.driver(), start.stream);
-        driver.refuse_fork()?;
+        let (runtime, streams) = (connection.host.runtime(), start.stream);
+        runtime.refuse_fork()?;
         start.timeout_us = timeout.map_or(0, microseconds);
-        // One that is large would keep the others waiting, and gets a stream of its own.
+        // A large call gets its own stream, because it would delay others.
         let is_large = call_size(&start) > MAX_SHARED_BYTES;
         let copy = (start.idempotent || !is_large).then(|| start.clone());
         let mut state = State { copy, ..State::default() };
@@ -230,17 +233,17 @@ impl HostCall {
             deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
             state: Mutex::new(state),
         };
-        Ok(Self { driver, tool, streams, shared: Arc::new(shared) })
+        Ok(Self { runtime, tool, streams, shared: Arc::new(shared) })
     }
 
     fn wait(&self, py: Python<'_>) -> PyResult<()> {
-        if self.driver.wait_until(py, self.shared.gives_up_at(), self.shared.advance())?.is_none() {
+        if self.runtime.wait_until(py, self.shared.give_up_at(), self.shared.advance())?.is_none() {
             self.shared.expire();
         }
         Ok(())
     }
 
-    /// What the end of the call means. `None`: a stream is complete.
+    /// Converts the end of the call. Returns `None` at the end of a stream.
     fn read(
         &self,
         py: Python<'_>,
@@ -248,9 +251,9 @@ impl HostCall {
         form: Form,
     ) -> PyResult<Option<pb::CallValue>> {
         match end {
-            // That is why the connection broke.
-            Err(HostError::Lost(_)) if self.shared.connection.end.cut.is_cancelled() => {
-                Err(HostError::Cut.into())
+            // The connection broke because the client was closed.
+            Err(HostError::Lost(_)) if self.shared.connection.end.abort.is_cancelled() => {
+                Err(HostError::Aborted.into())
             }
             Err(error) => Err(answer::failed(self.tool.bind(py), error)),
             Ok(reply) => answer::read(self.tool.bind(py), reply, self.streams, form),
@@ -302,42 +305,42 @@ impl HostCall {
         self.take_value(py, Form::Blocking)
     }
 
-    /// Waits for the next chunk of a stream: its value, or `StopIteration`.
+    /// Waits for the next chunk of a stream and returns its value. Raises `StopIteration` at the end.
     fn chunk<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let is_there = {
+        let is_ready = {
             let state = self.shared.state();
             !state.ready.is_empty() || state.end.is_some()
         };
-        if !is_there {
+        if !is_ready {
             self.wait(py)?;
         }
         self.take_next(py, Form::Blocking)
     }
 
-    /// Completes the wait of this key once `take_result` or `take_chunk` has something to take.
+    /// Finishes the wait of this key when `take_result` or `take_chunk` can return.
     fn ready(&self, completions: &Completions, key: u64) -> PyResult<Wait> {
         let shared = Arc::clone(&self.shared);
-        self.driver.start_wait(completions, key, async move {
-            let Some(end) = shared.gives_up_at() else { return shared.advance().await };
+        Wait::start(self.runtime, completions, key, async move {
+            let Some(end) = shared.give_up_at() else { return shared.advance().await };
             if timeout_at(end, shared.advance()).await.is_err() {
                 shared.expire();
             }
         })
     }
 
-    /// The value of a unary call that has ended.
+    /// Returns the value of a unary call that has ended.
     fn take_result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.take_value(py, Form::Async)
     }
 
-    /// The next chunk that is there, or `StopIteration` at the end.
+    /// Returns the next chunk that has arrived. Raises `StopIteration` at the end.
     fn take_chunk<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.take_next(py, Form::Async)
     }
 
-    /// Gives the call up.
+    /// Cancels the call.
     fn cancel(&self) {
-        if self.driver.is_forked() {
+        if self.runtime.is_forked() {
             return;
         }
         let live = {
@@ -353,14 +356,14 @@ impl HostCall {
 impl Drop for HostCall {
     fn drop(&mut self) {
         let holds_nothing = self.shared.state.try_lock().is_ok_and(|state| state.live.is_none());
-        if !holds_nothing && self.driver.is_forked() {
-            // The call is the parent's; locks may be held there by threads that do not exist here.
+        if !holds_nothing && self.runtime.is_forked() {
+            // The call belongs to the parent, and its locks may have been held by threads that do not exist here.
             std::mem::forget(Arc::clone(&self.shared));
         }
     }
 }
 
-/// A timeout as it travels, where 0 would mean none.
+/// Encodes a timeout for the wire, where 0 means none.
 fn microseconds(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1)
 }

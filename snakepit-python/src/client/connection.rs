@@ -1,4 +1,4 @@
-//! [`Connection`]: the way to a host that a client and its calls share, and how a broken one is replaced.
+//! [`Connection`]: the connection that a client and its calls share, and its recovery.
 
 use std::{
     sync::{
@@ -13,60 +13,61 @@ use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::{
     caller::ClientEnd,
-    driver::Driver,
-    host::{self, Host, HostError},
-    windows,
+    errors::{self, HostError},
+    host::{Host, Target},
+    http2::configure_client,
+    runtime::RuntimeHandle,
 };
 
-/// How often a host that says nothing is asked whether it is there, and how long it may take to say so.
+/// The keepalive of HTTP/2: the interval of pings, and the time within which the host must answer one.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
-/// How often opening a stream is tried while connections break under it.
+/// The number of attempts to open a stream while connections break.
 const ATTEMPTS: usize = 3;
 
-/// A connection to a host. Its channel reconnects automatically; its stream is opened anew by the first call that finds it
-/// broken.
+/// A connection to a host. Its channel reconnects automatically. The first call that finds the stream broken opens
+/// another.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) host: Host,
     pub(super) end: ClientEnd,
     address: String,
     connect_timeout: Duration,
-    /// The stream that calls share; `None` once the client is closed.
+    /// The stream that calls share. `None` once the client is closed.
     stream: Mutex<Option<Multiplexer>>,
-    /// The tasks that bring answers. Each belongs to a stream and ends when that is dropped and its last call has ended, so
-    /// calls outlive the client that started them.
+    /// The tasks that receive answers. Each belongs to a stream, and ends when the stream is dropped and its last call
+    /// has ended. So calls outlive the client that started them.
     answers: TaskTracker,
-    /// Held while a broken stream is replaced, so that one call does it and the others wait. Holds the last failure.
+    /// Locked while one call replaces a broken stream and others wait. Holds the last failure.
     reopening: tokio::sync::Mutex<Option<OpenError>>,
-    /// How often replacing it failed.
+    /// The number of failed replacements.
     failures: AtomicU64,
 }
 
-/// Why there is no connection.
+/// The reason why connecting failed.
 #[derive(Debug, Clone)]
 pub(super) enum OpenError {
     /// The host did not answer in time.
-    Late(String),
+    Timeout(String),
     Unreachable(String),
 }
 
 impl Connection {
     pub(super) async fn open(
         address: &str,
+        target: &Target,
         connect_timeout: Duration,
-        driver: Driver,
+        runtime: RuntimeHandle,
     ) -> Result<Self, OpenError> {
-        let target = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
         let settings = |endpoint| {
-            // Each later attempt to connect is bounded too.
-            windows::of_client(endpoint)
+            // Also limits later attempts to reconnect.
+            configure_client(endpoint)
                 .connect_timeout(connect_timeout)
                 .http2_keep_alive_interval(KEEPALIVE.0)
                 .keep_alive_timeout(KEEPALIVE.1)
         };
         let (end, answers) = (ClientEnd::default(), TaskTracker::new());
         let opened = async {
-            let host = Host::new(host::connect(target, settings).await?, driver);
+            let host = Host::new(target.connect(settings).await?, runtime);
             let stream = open_stream(&host, &answers, &end).await?;
             Ok((host, stream))
         };
@@ -87,7 +88,7 @@ impl Connection {
         self.stream.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The stream that calls share. `None`: it broke.
+    /// Returns the stream that calls share, or `None` if it broke.
     ///
     /// # Errors
     /// [`HostError::Closed`] once the client is closed.
@@ -96,10 +97,10 @@ impl Connection {
         Ok((!stream.is_broken()).then_some(stream))
     }
 
-    /// The stream that calls share, opened anew if it broke: the host may have been restarted. Cancel safe.
+    /// Returns the stream that calls share. Opens another one if it broke, as after a restart of the host. Cancel safe.
     ///
     /// # Errors
-    /// When the client is closed, and when the host cannot be reached. Nothing of a call was sent then.
+    /// If the client is closed or the host cannot be reached. In both cases, nothing of the call was sent.
     pub(super) async fn shared_stream(&self) -> Result<Multiplexer, HostError> {
         if let Some(stream) = self.usable()? {
             return Ok(stream);
@@ -112,12 +113,13 @@ impl Connection {
         if let Some(failure) = &*failure
             && self.failures.load(Ordering::Acquire) != seen
         {
-            // It failed while this call waited for it: to try again for each that waited would make the last wait long.
+            // Another call failed to reconnect while this one waited. If each waiting call tried again, the last one
+            // would wait for all of them.
             return Err(failure.clone().into());
         }
         match self.open_another().await {
             Ok(fresh) => {
-                // It may have been closed meanwhile.
+                // The client may have been closed meanwhile.
                 *self.stream().as_mut().ok_or(HostError::Closed)? = fresh.clone();
                 Ok(fresh)
             }
@@ -129,20 +131,21 @@ impl Connection {
         }
     }
 
-    /// A stream for one call whose arguments would keep those of others waiting. It closes once the call has ended. One that was
-    /// started before the client was closed gets it all the same.
+    /// Opens a stream for one call whose arguments would delay others. The stream closes when the call has ended. A
+    /// call that was started before the client was closed still gets its stream.
     ///
     /// # Errors
-    /// When the client's calls were ended, and when the host cannot be reached. Nothing of the call was sent then.
+    /// If closing the client aborted its calls, or the host cannot be reached. In both cases, nothing of the call was
+    /// sent.
     pub(super) async fn own_stream(&self) -> Result<Multiplexer, HostError> {
         tokio::select! {
             biased;
-            () = self.end.cut.cancelled() => Err(HostError::Closed),
+            () = self.end.abort.cancelled() => Err(HostError::Closed),
             opened = self.open_another() => Ok(opened?),
         }
     }
 
-    /// As long as it is held, the client has not settled.
+    /// Returns a token that keeps [`settled`](Self::settled) waiting.
     pub(super) fn token(&self) -> TaskTrackerToken {
         self.answers.token()
     }
@@ -152,14 +155,14 @@ impl Connection {
         within(&self.address, self.connect_timeout, opened).await
     }
 
-    /// Lets nothing new begin, and ends watches. May be called more than once.
+    /// Rejects further calls and ends watches. Idempotent.
     pub(super) fn close(&self) {
         drop(self.stream().take());
         self.end.closed.cancel();
         self.answers.close();
     }
 
-    /// Waits until the last call has ended, once it is closed. Cancel safe.
+    /// Waits until the last call of a closed client has ended. Cancel safe.
     pub(super) async fn settled(&self) {
         self.answers.wait().await;
     }
@@ -167,8 +170,9 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if self.host.driver().is_forked() {
-            // It is the parent's. Its lock may be held by a thread that does not exist here, and is not needed.
+        if self.host.runtime().is_forked() {
+            // The connection belongs to the parent. Its lock may have been held by a thread that does not exist here;
+            // `get_mut` does not need it.
             std::mem::forget(self.host.clone());
             std::mem::forget(self.stream.get_mut().unwrap_or_else(PoisonError::into_inner).take());
         }
@@ -180,19 +184,19 @@ async fn open_stream(host: &Host, answers: &TaskTracker, end: &ClientEnd) -> Res
     loop {
         match Multiplexer::open(host.client()).await {
             Ok((multiplexer, incoming)) => {
-                let cut = end.cut.clone();
-                let bring = async move {
+                let abort = end.abort.clone();
+                let receive = async move {
                     tokio::select! {
                         () = incoming => {}
                         // Breaks the stream, which ends its calls here and cancels them on the host.
-                        () = cut.cancelled() => {}
+                        () = abort.cancelled() => {}
                     }
                 };
-                answers.spawn_on(bring, host.driver().runtime());
+                answers.spawn_on(receive, host.runtime().tokio());
                 return Ok(multiplexer);
             }
-            // The channel had not yet noticed that its connection broke.
-            Err(status) if attempts < ATTEMPTS && host::broke(&status) => attempts += 1,
+            // The channel had not noticed yet that its connection broke.
+            Err(status) if attempts < ATTEMPTS && errors::broke(&status) => attempts += 1,
             Err(status) => {
                 let source = std::error::Error::source(&status);
                 return Err(source.map_or_else(|| status.message().to_owned(), |e| root_cause(e).to_string()));
@@ -212,7 +216,7 @@ async fn within<T>(
     match tokio::time::timeout(bound, opened).await {
         Ok(opened) => opened.map_err(|error| OpenError::Unreachable(problem(&error))),
         Err(_) => {
-            Err(OpenError::Late(problem(&format!("it did not answer within {} s", bound.as_secs_f64()))))
+            Err(OpenError::Timeout(problem(&format!("it did not answer within {} s", bound.as_secs_f64()))))
         }
     }
 }
@@ -236,13 +240,13 @@ mod tests {
     #[test]
     #[allow(unsafe_code)]
     fn a_fork_drops_a_connection_that_a_thread_of_its_parent_uses() {
-        let driver = Driver::Background(Background::get().unwrap());
+        let runtime = RuntimeHandle::Background(Background::get().unwrap());
         let channel = {
-            let _runtime = driver.runtime().enter();
+            let _runtime = runtime.tokio().enter();
             Endpoint::from_static("http://127.0.0.1:1").connect_lazy()
         };
         let connection = Connection {
-            host: Host::new(channel, driver),
+            host: Host::new(channel, runtime),
             end: ClientEnd::default(),
             address: String::new(),
             connect_timeout: Duration::ZERO,
@@ -261,10 +265,11 @@ mod tests {
                 let _ = is_released.recv();
             });
             is_held.recv().unwrap();
-            // SAFETY: the child touches nothing but the connection, and ends.
+            // SAFETY: the child only uses the connection, and exits.
             let child = match unsafe { fork() }.unwrap() {
                 ForkResult::Child => {
-                    // SAFETY: nobody else has it in this process, which ends before it would be dropped again.
+                    // SAFETY: no other code in this process uses the connection, and the process exits before it would
+                    // be dropped again.
                     unsafe {
                         std::ptr::drop_in_place(std::ptr::from_ref(connection).cast_mut());
                         nix::libc::_exit(0);

@@ -1,4 +1,4 @@
-//! Where a call's answer goes: first the reply, then, for a stream, its chunks and its end.
+//! [`Answer`]: sends the answer of a call. A streaming call sends its reply first, and then chunks and the end.
 
 use std::sync::Arc;
 
@@ -14,13 +14,13 @@ use crate::{
     tools::{CancelOnDrop, PythonTools, Reply, chunk_stream},
 };
 
-/// The way back to the caller of one call.
+/// The receiver of one call's answer.
 pub(super) struct Answer<'a> {
     reply: Option<Reply>,
     sink: Option<Sink>,
     tools: &'a PythonTools,
     state: Arc<CallState>,
-    /// When the tool itself ended, before what it left behind was cleaned up.
+    /// The time at which the tool ended, before its leftovers were cleaned up.
     pub(super) ended: Option<Instant>,
 }
 
@@ -29,7 +29,7 @@ impl<'a> Answer<'a> {
         Self { reply: Some(reply), sink: None, tools, state, ended: None }
     }
 
-    /// Answers with a stream, whose chunks go into the sink. `None` when nobody waits for them any more.
+    /// Answers with a stream and returns the sink for its chunks. Returns `None` if the caller is no longer waiting.
     pub(super) fn open_stream(&mut self) -> Option<Sink> {
         let (sink, source) = sink::channel();
         if !self.state.attach(sink.clone()) {
@@ -38,11 +38,11 @@ impl<'a> Answer<'a> {
         self.sink = Some(sink.clone());
         let guard = CancelOnDrop::new(self.tools.clone(), Arc::clone(&self.state));
         let reply = ToolReply::stream(chunk_stream(source, guard));
-        // A reply that nobody takes is dropped here, and its guard cancels the call.
+        // If the receiver was dropped, this drops the reply, whose guard cancels the call.
         self.reply.take()?.send(Ok(reply)).then_some(sink)
     }
 
-    /// Says how the call ended. The caller may be gone, which is as well.
+    /// Sends the outcome of the call, if the caller is still waiting.
     pub(super) fn finish(
         self,
         outcome: Result<Option<Payload>, ToolError>,

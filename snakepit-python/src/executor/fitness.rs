@@ -1,4 +1,4 @@
-//! [`Fitness`]: whether the interpreter can still run calls after what a tool did to it.
+//! [`Fitness`]: checks whether the interpreter can still run calls after a tool changed or broke it.
 
 use pyo3::{
     intern,
@@ -6,24 +6,24 @@ use pyo3::{
     types::{PyDict, PyString},
 };
 
-/// What the interpreter was like before the first call.
+/// The state of the interpreter before the first call.
 #[derive(Debug)]
 pub(crate) struct Fitness {
     builtins: Py<PyDict>,
     builtin_count: usize,
-    /// The dict of `sys`.
+    /// The namespace of `sys`.
     sys: Py<PyDict>,
     modules: Py<PyDict>,
     module_count: usize,
-    /// Says what is in the way of further calls, or `None`.
+    /// The Python function that returns a description of the problem, or `None`.
     examine: Py<PyAny>,
 }
 
 impl Fitness {
-    /// Looks at the interpreter as it is now.
+    /// Records the current state of the interpreter.
     ///
     /// # Errors
-    /// When it is broken already.
+    /// If the interpreter is broken already.
     pub(crate) fn new(py: Python<'_>) -> PyResult<Self> {
         let builtins = py.import("builtins")?.dict();
         let sys = py.import("sys")?.dict();
@@ -43,21 +43,21 @@ impl Fitness {
         })
     }
 
-    /// What shows at a glance, after any call: this costs some ten nanoseconds.
-    pub(super) fn glance(&self, py: Python<'_>) -> Option<&'static str> {
+    /// Runs the cheap checks, which follow every call. Costs about ten nanoseconds.
+    pub(super) fn quick_check(&self, py: Python<'_>) -> Option<&'static str> {
         if self.builtins.bind(py).len() < self.builtin_count {
             return Some("a tool removed builtins");
         }
         let modules = self.sys.bind(py).get_item(intern!(py, "modules")).ok().flatten();
         let modules = modules.filter(|modules| modules.is(&self.modules));
-        // Some may be removed to be imported anew.
+        // Tools may remove some modules to import them again.
         let is_broken = modules.is_none() || self.modules.bind(py).len() < self.module_count / 2;
         is_broken.then_some("a tool replaced or cleared sys.modules")
     }
 
-    /// All that is in the way of further calls; for calls that failed, perhaps because of it.
+    /// Runs all checks. For calls that failed, perhaps because of a broken interpreter.
     pub(super) fn problem(&self, py: Python<'_>) -> Option<String> {
-        if let Some(problem) = self.glance(py) {
+        if let Some(problem) = self.quick_check(py) {
             return Some(problem.to_owned());
         }
         match self.examine.bind(py).call0() {

@@ -1,4 +1,4 @@
-//! [`Globals`]: what calls share of the interpreter and find as the worker had it, because a glance after each call costs little.
+//! [`Globals`]: restores global state of the interpreter that a call changed, where a check after each call is cheap.
 
 use pyo3::{
     ffi,
@@ -6,27 +6,27 @@ use pyo3::{
     types::{PyDict, PyList, PyString},
 };
 
-/// Names in `sys`.
+/// Attributes of `sys`.
 const NAMES: [&str; 3] = ["stdin", "stdout", "stderr"];
 
-/// As it was before the first call.
+/// The state before the first call.
 #[derive(Debug)]
 pub(crate) struct Globals {
-    /// The dict of `sys`.
+    /// The namespace of `sys`.
     sys: Py<PyDict>,
     values: Vec<(Py<PyString>, Py<PyAny>)>,
     argv_name: Py<PyString>,
     argv: Py<PyList>,
     arguments: Vec<Py<PyAny>>,
-    collects: bool,
+    gc_enabled: bool,
     recursion_limit: i32,
 }
 
 impl Globals {
-    /// As it is now.
+    /// Records the current state.
     ///
     /// # Errors
-    /// When `sys` is not what it has to be.
+    /// If an attribute of `sys` is missing or of another type.
     pub(crate) fn new(py: Python<'_>) -> PyResult<Self> {
         let sys = py.import("sys")?.dict();
         let values = NAMES.into_iter().map(|name| {
@@ -39,18 +39,18 @@ impl Globals {
             argv_name: PyString::intern(py, "argv").unbind(),
             arguments: argv.iter().map(Bound::unbind).collect(),
             argv: argv.unbind(),
-            collects: collects(),
+            gc_enabled: is_gc_enabled(),
             recursion_limit: recursion_limit(),
             sys: sys.unbind(),
         })
     }
 
-    /// Makes it so again, if a call changed it. Compares a few pointers.
+    /// Restores the state if a call changed it. Otherwise compares a few pointers.
     ///
     /// # Errors
-    /// When there is no memory.
+    /// If memory is exhausted.
     pub(super) fn restore(&self, py: Python<'_>) -> PyResult<()> {
-        // First, because the rest may call Python.
+        // Restored first, because the other steps may call Python code.
         if recursion_limit() != self.recursion_limit {
             set_recursion_limit(self.recursion_limit);
         }
@@ -69,23 +69,23 @@ impl Globals {
         {
             argv.set_slice(0, argv.len(), PyList::new(py, &self.arguments)?.as_any())?;
         }
-        if collects() != self.collects {
-            set_collects(self.collects);
+        if is_gc_enabled() != self.gc_enabled {
+            enable_gc(self.gc_enabled);
         }
         Ok(())
     }
 }
 
-/// Whether the garbage collector is switched on.
+/// Returns whether the garbage collector is enabled.
 #[allow(unsafe_code)]
-fn collects() -> bool {
-    // SAFETY: it reads a flag of the interpreter, whose lock is held wherever calls run.
+fn is_gc_enabled() -> bool {
+    // SAFETY: reads a flag of the interpreter. The GIL is held wherever calls run.
     unsafe { ffi::PyGC_IsEnabled() != 0 }
 }
 
 #[allow(unsafe_code)]
-fn set_collects(on: bool) {
-    // SAFETY: it sets a flag of the interpreter, whose lock is held wherever calls run.
+fn enable_gc(on: bool) {
+    // SAFETY: sets a flag of the interpreter. The GIL is held wherever calls run.
     unsafe {
         if on {
             ffi::PyGC_Enable();
@@ -97,12 +97,12 @@ fn set_collects(on: bool) {
 
 #[allow(unsafe_code)]
 fn recursion_limit() -> i32 {
-    // SAFETY: it reads a number of the interpreter, whose lock is held wherever calls run.
+    // SAFETY: reads a number of the interpreter. The GIL is held wherever calls run.
     unsafe { ffi::Py_GetRecursionLimit() }
 }
 
 #[allow(unsafe_code)]
 fn set_recursion_limit(limit: i32) {
-    // SAFETY: it sets a number of the interpreter, whose lock is held wherever calls run.
+    // SAFETY: sets a number of the interpreter. The GIL is held wherever calls run.
     unsafe { ffi::Py_SetRecursionLimit(limit) }
 }

@@ -1,5 +1,6 @@
-//! Bounds how long the tasks that an answered call left on the event loop keep the next calls waiting. The host takes the
-//! worker for idle, and only this process knows better.
+//! Limits how long tasks that an answered call left on the event loop may delay the next calls.
+//!
+//! The host already treats the worker as idle, so only this process can enforce the limit.
 
 use std::{
     io,
@@ -8,17 +9,17 @@ use std::{
 };
 
 use super::{Flags, warn};
-use crate::{serve::exit_now, state::CallState, tools::PythonTools};
+use crate::{exit::exit_now, state::CallState, tools::PythonTools};
 
-/// After this time, waiting calls go to another worker.
+/// The time after which waiting calls go to another worker.
 const GRACE: Duration = Duration::from_millis(50);
-/// After this time, the process ends: longer than the event loop waits for tasks that it cancelled.
+/// The time after which the process exits. Longer than the event loop waits for tasks that it cancelled.
 const END_WITHIN: Duration = Duration::from_secs(3);
 
-/// Starts a thread that replaces the worker if the call has not ended in time.
+/// Starts a thread that replaces the worker if the tasks do not end in time.
 ///
 /// # Errors
-/// If the thread cannot be started.
+/// If the system provides no thread.
 pub(super) fn watch(
     tool: &Arc<str>,
     state: &Arc<CallState>,

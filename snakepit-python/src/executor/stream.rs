@@ -1,4 +1,4 @@
-//! Streaming calls: generators, async generators and other iterators pulled into the sink, one item at a time.
+//! Streaming calls: pulls generators, async generators and other iterators into the sink.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use crate::{
 };
 
 impl Executor {
-    /// Sends what a tool returned to a streaming call, chunk by chunk.
+    /// Sends the result of a streaming call, chunk by chunk.
     pub(super) fn stream<'py>(
         &self,
         py: Python<'py>,
@@ -33,17 +33,18 @@ impl Executor {
         answer: &mut Answer<'_>,
         leftovers: &mut Leftovers<'py>,
     ) -> Result<(), Failure> {
-        // A coroutine may itself return a generator.
+        // A coroutine may return a generator.
         let result = if streams(&result)? { result } else { self.resolve(result, Some(state))? };
         let gone = || Failure::Refused(ToolError::Cancelled { tool: tool.to_string() });
-        // Whoever reads the chunks is not to wait until the executor is back.
+        // The IO must send chunks while the executor pulls the next ones.
         if let Some(io) = self.io {
             io.hand_over();
         }
         let chunks =
             |sink| Chunks { sink, tool: Arc::clone(tool), chunk: self.plan.chunk.clone_ref(py), count: 0 };
         if !streams(&result)? {
-            // The value is converted first, so that one without a JSON form is the call's failure and not the stream's.
+            // The value is converted before the stream opens, so a value without a JSON form fails the call and not the
+            // stream.
             let item =
                 Item::read(&result, self.plan.chunk.bind(py), format_args!("the result of tool `{tool}`"))?;
             let sink = answer.open_stream().ok_or_else(gone)?;
@@ -63,10 +64,11 @@ impl Executor {
         }
         for item in result.cast::<PyIterator>().map_err(PyErr::from)?.clone() {
             match chunks.put(&item?)? {
-                Put::Room => {}
+                Put::Queued => {}
                 Put::Full if py.detach(|| chunks.sink.wait_for_space()) => {}
                 Put::Full => return Err(gone()),
-                // Either nobody reads any more, which the call's state tells, or the tool said that it is done.
+                // Either the reader has closed the stream, which the state of the call shows, or the tool marked the
+                // chunk as final.
                 Put::Closed => return Ok(()),
             }
         }
@@ -74,10 +76,10 @@ impl Executor {
     }
 }
 
-/// A yielded value, ready to be sent.
+/// A yielded value, converted for the wire.
 struct Item {
     chunk: Chunk,
-    /// Whether the tool said that nothing follows.
+    /// Whether the tool marked it as the last item.
     is_final: bool,
 }
 
@@ -110,7 +112,7 @@ impl Item {
     }
 }
 
-/// Metadata is text on the wire: strings as they are, anything else as its JSON.
+/// Converts a metadata value to text: strings are kept, other values become JSON.
 fn text_of(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<String> {
     if let Ok(text) = value.cast::<PyString>() {
         return Ok(text.to_cow()?.into_owned());
@@ -119,7 +121,7 @@ fn text_of(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Strin
     Ok(String::from_utf8_lossy(&json).into_owned())
 }
 
-/// Numbers and converts items on their way into the sink.
+/// Counts items, converts them and puts them into the sink.
 #[derive(Debug)]
 struct Chunks {
     sink: Sink,
@@ -139,7 +141,7 @@ impl Chunks {
     }
 }
 
-/// The sink as Python's async helper sees it.
+/// The sink, as Python code sees it while it drains an async generator.
 #[pyclass(module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct ChunkSink {
@@ -148,22 +150,23 @@ pub(crate) struct ChunkSink {
 
 #[pymethods]
 impl ChunkSink {
-    /// Puts an item in. `True`: go on; `False`: the queue is full, wait first; `None`: nothing more is wanted.
+    /// Puts in an item. Returns `True` to continue, `False` if the queue is full and the caller must wait, and `None`
+    /// if the stream has ended.
     fn put(&mut self, item: &Bound<'_, PyAny>) -> PyResult<Option<bool>> {
         Ok(match self.chunks.put(item)? {
-            Put::Room => Some(true),
+            Put::Queued => Some(true),
             Put::Full => Some(false),
             Put::Closed => None,
         })
     }
 
-    /// A handle to wait with, in another thread than the event loop's.
+    /// Returns a handle for waiting on another thread than the event loop's.
     fn space(&self) -> ChunkSpace {
         ChunkSpace { sink: self.chunks.sink.clone() }
     }
 }
 
-/// Waits until a full sink has room.
+/// Waits until a full sink has space.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct ChunkSpace {
@@ -172,7 +175,7 @@ pub(crate) struct ChunkSpace {
 
 #[pymethods]
 impl ChunkSpace {
-    /// Blocks until there is room; `False` when nothing more is wanted.
+    /// Blocks until there is space. Returns `False` if the stream has ended.
     fn wait(&self, py: Python<'_>) -> bool {
         py.detach(|| self.sink.wait_for_space())
     }

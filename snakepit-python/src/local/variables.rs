@@ -1,4 +1,4 @@
-//! A session without a host: its variables, of the very kind that a host keeps, in this process.
+//! [`LocalSession`]: a session in this process, with the same variables as on a host.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,16 +11,16 @@ use tokio_stream::StreamExt;
 
 use crate::{
     background::Background,
-    context::Call,
-    driver::Driver,
-    host::{HostError, InvalidArgumentError},
+    call::Call,
+    errors::{HostError, InvalidArgumentError},
+    runtime::RuntimeHandle,
     value,
     variables::{
         Variable, VariableUpdate, VariableVersion, VariableWatch, Written, first_payload, next_payload, note,
     },
 };
 
-/// One session of a stand-in for a host.
+/// One session without a host.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct LocalSession {
@@ -35,22 +35,22 @@ impl LocalSession {
         Ok(Self { backend: MemoryBackend::new(SessionLimits::default()), id: super::session_id(session_id)? })
     }
 
-    /// Makes the session, unless it is there.
+    /// Creates the session if it does not exist.
     fn open(&self, py: Python<'_>) -> PyResult<()> {
         self.run(py, self.backend.create(&self.id, NewSession::default())).map(drop)
     }
 
-    /// Makes sure that the session is there.
+    /// Raises `NotFoundError` if the session does not exist.
     fn require(&self, py: Python<'_>) -> PyResult<()> {
         self.run(py, self.backend.get(&self.id)).map(drop)
     }
 
-    /// Ends the session, with all it holds.
+    /// Deletes the session with its variables.
     fn end(&self, py: Python<'_>) -> PyResult<()> {
         self.run(py, self.backend.delete(&self.id)).map(drop)
     }
 
-    /// The session's variables, as this call has them.
+    /// The variables of the session, as `call` accesses them.
     fn variables(slf: Py<Self>, call: Py<Call>) -> LocalVariables {
         LocalVariables { session: slf, call }
     }
@@ -66,7 +66,7 @@ impl LocalSession {
     }
 }
 
-/// What `Variables` is to a call of a worker, for a call of the stand-in.
+/// The counterpart of `Variables` for a [`LocalSession`].
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct LocalVariables {
@@ -115,7 +115,7 @@ impl LocalVariables {
         metadata: BTreeMap<String, String>,
     ) -> PyResult<String> {
         let kind = type_name.map(str::parse).transpose();
-        let kind = kind.map_err(|error| refused(format!("`type` cannot be used: {error}")))?;
+        let kind = kind.map_err(|error| invalid(format!("`type` cannot be used: {error}")))?;
         let value = first_payload(name, initial_value, kind)?;
         let kind = kind.unwrap_or_else(|| value.ty());
         let constraints = constraints
@@ -179,7 +179,7 @@ impl LocalVariables {
             writes.push(self.update(py, identifier, &value, note.clone(), expected_version)?);
         }
         if let Some(name) = expected_versions.keys().next() {
-            return Err(refused(format!("`expected_versions[{name}]` names none of the updates")));
+            return Err(invalid(format!("`expected_versions[{name}]` names none of the updates")));
         }
         let names: Vec<_> = writes.iter().map(|write| write.identifier.clone()).collect();
         let batch = if atomic { Batch::Atomic } else { Batch::Each };
@@ -216,7 +216,7 @@ impl LocalVariables {
 
     fn history(&self, py: Python<'_>, identifier: &str, limit: i32) -> PyResult<Vec<VariableVersion>> {
         let limit = usize::try_from(limit)
-            .map_err(|_| refused("`limit` is negative; use 0 for all versions kept".to_owned()))?;
+            .map_err(|_| invalid("`limit` is negative; use 0 for all versions kept".to_owned()))?;
         let versions = self.run(py, |backend, id| backend.variable_history(id, identifier, limit))?;
         Ok(versions.into_iter().map(|entry| VariableVersion::from_local(identifier, entry)).collect())
     }
@@ -232,15 +232,15 @@ impl LocalVariables {
     fn watch(&self, py: Python<'_>, identifiers: Vec<String>, initial: bool) -> PyResult<VariableWatch> {
         let events = self.run(py, |backend, id| backend.watch_variables(id, &identifiers, initial))?;
         let updates = events.map(|event| event.map(VariableUpdate::from).map_err(HostError::Session));
-        let driver = Driver::Background(Background::get()?);
-        Ok(VariableWatch::new(driver, self.call.get().caller.clone(), updates))
+        let runtime = RuntimeHandle::Background(Background::get()?);
+        Ok(VariableWatch::new(runtime, self.call.get().caller.clone(), updates))
     }
 }
 
 fn version(version: i32) -> PyResult<u32> {
-    u32::try_from(version).map_err(|_| refused(format!("version is {version}, but versions start at 0")))
+    u32::try_from(version).map_err(|_| invalid(format!("version is {version}, but versions start at 0")))
 }
 
-fn refused(message: String) -> PyErr {
+fn invalid(message: String) -> PyErr {
     InvalidArgumentError::new_err(message)
 }

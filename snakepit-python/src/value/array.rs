@@ -1,4 +1,4 @@
-//! Arrays: numpy objects as raw little-endian buffers with dtype and shape. numpy is imported only when a value needs it.
+//! numpy arrays as raw little-endian buffers with dtype and shape. Imports numpy only when a value requires it.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ use snakepit_session::{Payload, ValueType};
 
 use super::{numbers, type_error, type_name};
 
-/// Set to `1` to let values be unpickled. A pickle runs code of whoever made it.
+/// Set to `1` to enable unpickling of values. A pickle runs code of its sender.
 const ENV_ALLOW_PICKLE: &str = "SNAKEPIT_ALLOW_PICKLE";
 
 /// The kinds of numpy data types that are plain numbers: booleans, integers, floats, complex numbers.
@@ -29,10 +29,10 @@ pub(super) struct Metadata {
     pub(super) shape: Vec<usize>,
     #[serde(default)]
     pub(super) dtype: String,
-    /// Clients that do not say send raw data.
+    /// Clients that omit the format send raw data.
     #[serde(default = "raw")]
     pub(super) binary_format: String,
-    /// What it was in Python, if no array. Hosts and other clients pass it on, or over.
+    /// The Python type of the value if it was not an array. Hosts and other clients pass it on or ignore it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) container: String,
 }
@@ -48,7 +48,7 @@ impl Metadata {
     }
 }
 
-/// numpy, if this process has imported it already: without it, nothing can be of its types.
+/// Returns numpy if this process has imported it. Otherwise no value can be of its types.
 fn imported_numpy(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
     let modules = py.import("sys")?.getattr("modules")?;
     modules.cast::<PyDict>()?.get_item("numpy")
@@ -61,13 +61,13 @@ pub(super) fn is_array(value: &Bound<'_, PyAny>) -> PyResult<bool> {
     }
 }
 
-/// Why an array would not arrive as what it is, in any form; `None` if it would.
+/// Returns why an array would change on the way, or `None` if it would not.
 ///
-/// Masked values would become the numbers below the mask, and dates become numbers in a list, in units that are lost.
+/// Masked values would become the numbers below the mask. Dates would become numbers without a unit.
 pub(super) fn problem_of(array: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
     let py = array.py();
     let modules = py.import("sys")?.getattr("modules")?;
-    // Without that module there are no such arrays.
+    // Masked arrays require this module.
     if let Some(masked) = modules.cast::<PyDict>()?.get_item("numpy.ma")?
         && array.is_instance(&masked.getattr("MaskedArray")?)?
     {
@@ -95,10 +95,10 @@ pub(super) fn problem_of(array: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
     })
 }
 
-/// Lists of numbers as an array.
+/// Converts lists of numbers to an array.
 ///
 /// # Errors
-/// `ValueError` when they are of different lengths, or hold something else.
+/// `ValueError` if the lists differ in length or contain other values.
 pub(super) fn from_lists<'py>(lists: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let unfit = |problem: &dyn fmt::Display| {
         PyValueError::new_err(format!(
@@ -114,10 +114,10 @@ pub(super) fn from_lists<'py>(lists: &Bound<'py, PyAny>) -> PyResult<Bound<'py, 
     Err(unfit(&format_args!("its items are of dtype `{}`", dtype.getattr("name")?)))
 }
 
-/// An array that is described by a map of its shape and data, as some clients write it; `None` if the map says something else.
+/// Converts a map with shape and data to an array, as some clients send it. Returns `None` for other maps.
 ///
 /// # Errors
-/// `ValueError` when the data is no lists of numbers, or not of the shape.
+/// `ValueError` if the data are not lists of numbers or do not match the shape.
 pub(super) fn from_described<'py>(map: &Bound<'py, PyDict>) -> PyResult<Option<Bound<'py, PyAny>>> {
     let (Some(shape), Some(data)) = (map.get_item("shape")?, map.get_item("data")?) else { return Ok(None) };
     let (Ok(shape), true) = (shape.extract::<Vec<usize>>(), data.is_instance_of::<PyList>()) else {
@@ -135,7 +135,7 @@ pub(super) fn from_described<'py>(map: &Bound<'py, PyDict>) -> PyResult<Option<B
     })
 }
 
-/// The data type of this name, if it is one of numbers.
+/// Returns the data type of this name, if it is numeric.
 fn number_type<'py>(name: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let dtype = numpy(name.py())?.call_method1("dtype", (name,)).ok();
     let kind = |dtype: &Bound<'py, PyAny>| dtype.getattr("kind")?.extract::<String>();
@@ -159,7 +159,8 @@ fn numpy(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     })
 }
 
-/// The plain Python number behind a numpy scalar, or why there is none; `None` for anything else.
+/// Converts a numpy scalar to a Python number, or returns the reason why that is impossible. Returns `None` for other
+/// values.
 pub(super) fn scalar_to_plain<'py>(
     value: &Bound<'py, PyAny>,
 ) -> PyResult<Option<Result<Bound<'py, PyAny>, String>>> {
@@ -171,7 +172,7 @@ pub(super) fn scalar_to_plain<'py>(
         return Ok(Some(Err(problem)));
     }
     let plain = value.call_method0("item")?;
-    // Extended floats have no plain form: their `item` is a numpy scalar again.
+    // Extended floats have no Python equivalent: their `item` returns a numpy scalar.
     if plain.get_type().is(value.get_type()) {
         let ty = type_name(value);
         return Ok(Some(Err(format!(
@@ -182,7 +183,7 @@ pub(super) fn scalar_to_plain<'py>(
     Ok(Some(Ok(plain)))
 }
 
-/// A numpy array as a raw buffer.
+/// Converts a numpy array to a raw buffer.
 pub(super) fn from_python(array: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Payload> {
     if let Some(problem) = problem_of(array)? {
         return Err(type_error(format!("{what} {problem}")));
@@ -211,11 +212,11 @@ pub(super) fn from_python(array: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) ->
     Ok(Payload::from_buffer(ValueType::Tensor, metadata.to_json()?, Bytes::from_owner(buffer)))
 }
 
-/// A buffer as the numpy array, or the pickled object, that its metadata says it is.
+/// Converts a buffer to the numpy array, list or pickled object that its metadata describes.
 pub(super) fn to_python<'py>(py: Python<'py>, metadata: &[u8], buffer: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     let Metadata { ty, shape, dtype, binary_format, container } = parse(metadata)?;
     match binary_format.as_str() {
-        // What is no list for its bytes is refused there.
+        // `to_list` rejects buffers that do not match their shape.
         "raw"
             if container == numbers::LIST
                 && (dtype == "float64" || buffer.is_empty() || !numbers::is_lean(&shape, buffer.len())) =>
@@ -239,8 +240,8 @@ pub(super) fn to_python<'py>(py: Python<'py>, metadata: &[u8], buffer: &[u8]) ->
     }
 }
 
-/// The form that a tensor takes where a message has no binary field: base64 in its metadata. Any other JSON of a
-/// tensor stays as it is.
+/// Decodes a tensor from a message without a binary field, where it is base64 in the metadata. Returns other values
+/// unchanged.
 pub(super) fn from_inline(value: Bound<'_, PyAny>) -> PyResult<Bound<'_, PyAny>> {
     let Ok(dict) = value.cast::<PyDict>() else { return Ok(value) };
     let text = |name: &str| -> PyResult<Option<String>> {
@@ -259,7 +260,7 @@ pub(super) fn from_inline(value: Bound<'_, PyAny>) -> PyResult<Bound<'_, PyAny>>
     raw_to_array(value.py(), &dtype, &shape.extract::<Vec<usize>>()?, &buffer)
 }
 
-/// Whether metadata announces a pickle.
+/// Returns whether the metadata describes a pickle.
 pub(super) fn is_pickle(metadata: &[u8]) -> bool {
     parse(metadata).is_ok_and(|metadata| metadata.binary_format == "pickle")
 }
@@ -276,11 +277,11 @@ fn raw_to_array<'py>(
             "the tensor's dtype `{dtype}` is none that numpy knows; name a number type"
         ))
     };
-    // Little-endian, unless the name says otherwise.
+    // Little-endian by default.
     let order = if dtype.starts_with('>') { ">" } else { "<" };
     let dtype =
         numpy.call_method1("dtype", (dtype,)).map_err(unknown)?.call_method1("newbyteorder", (order,))?;
-    // A bytearray makes the array writable, as tools expect of their arguments.
+    // A bytearray makes the array writable, which tools expect of their arguments.
     let flat = numpy.call_method1("frombuffer", (PyByteArray::new(py, buffer), dtype))?;
     flat.call_method1("reshape", (shape.to_vec(),))
 }

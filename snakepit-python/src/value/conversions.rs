@@ -1,5 +1,5 @@
-//! Arguments that are not of their parameter's type, but stand for a value of it: 5 for a float, 5.0 for an int, lists
-//! for an array.
+//! [`Conversions`]: conversion of arguments to the types of their parameters: 5 for a float, 5.0 for an int, lists for
+//! an array.
 
 use pyo3::{
     exceptions::PyValueError,
@@ -12,7 +12,7 @@ use snakepit_session::{Payload, ValueType};
 
 use super::{array, read, to_python};
 
-/// What the parameters of a tool take beside their own type.
+/// The parameters of one tool whose arguments may be converted.
 #[derive(Debug, Default)]
 pub(crate) struct Conversions {
     floats: Vec<String>,
@@ -20,7 +20,7 @@ pub(crate) struct Conversions {
     arrays: Vec<String>,
 }
 
-/// What to read one argument as.
+/// The target of a conversion.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Conversion {
     Float,
@@ -37,7 +37,7 @@ impl Conversions {
         Self { floats: of("float"), integers: of("integer"), arrays: of("tensor") }
     }
 
-    /// How to read an argument of this type; `None`: as it is.
+    /// Returns the conversion for an argument of type `ty`, or `None` if it is passed as it is.
     pub(crate) fn find(&self, name: &str, ty: ValueType) -> Option<Conversion> {
         let (parameters, conversion) = match ty {
             ValueType::Integer => (&self.floats, Conversion::Float),
@@ -50,17 +50,17 @@ impl Conversions {
 }
 
 impl Conversion {
-    /// Reads the argument.
+    /// Converts an argument.
     ///
     /// # Errors
-    /// `ValueError` when it stands for no value of the type.
+    /// `ValueError` if the value has no equivalent of the target type.
     pub(crate) fn apply(self, py: Python<'_>, payload: Payload) -> PyResult<Bound<'_, PyAny>> {
         let value = to_python(py, payload)?;
         match self {
             Self::Float => value.call_method0(intern!(py, "__float__")).map_err(|_| {
                 PyValueError::new_err("it is an integer too large for a float; send one below 1.8e308")
             }),
-            Self::Integer => read::whole(&value)?
+            Self::Integer => read::to_integer(&value)?
                 .ok_or_else(|| PyValueError::new_err(format!("it is {value}, expected an integer"))),
             Self::Array if value.is_instance_of::<PyList>() => array::from_lists(&value),
             Self::Array => {
@@ -70,7 +70,7 @@ impl Conversion {
                     None if array::is_array(&value)? => Ok(value),
                     None => Err(PyValueError::new_err(format!(
                         "it is {}, which makes no array; send lists of numbers that are equally long, or an array",
-                        read::described(&value)
+                        read::describe_type(&value)
                     ))),
                 }
             }

@@ -1,5 +1,5 @@
-//! Large lists of numbers as raw buffers: what a tensor or an embedding may hold without numpy. Metadata says that it is a
-//! list, and for numpy it stays one of float64.
+//! [`Numbers`]: large lists of numbers as raw buffers, for tensor and embedding variables without numpy. The metadata
+//! marks the buffer as a list; numpy reads it as an array of float64.
 
 use pyo3::{
     exceptions::PyValueError,
@@ -13,25 +13,25 @@ use super::{
     write::{MARKED, MAX_DEPTH},
 };
 
-/// The JSON of a list that is longer than this is not sent, in bytes: where the protocol draws the line for arrays.
+/// The size of JSON, in bytes, above which a list is sent as a buffer. The protocol has the same threshold for arrays.
 const LARGE: usize = 10_240;
 
-/// Beyond this not every integer is a float of its own.
+/// Larger integers may not have an exact float.
 const EXACT: u64 = 1 << f64::MANTISSA_DIGITS;
 
-/// The numbers of a list, nested or not.
+/// The numbers of a list, which may be nested.
 #[derive(Debug, Default)]
 pub(crate) struct Numbers {
     shape: Vec<usize>,
-    /// They are float64, in little endian.
+    /// float64 values in little-endian order.
     buffer: Vec<u8>,
-    /// Whether one of them is no integer.
+    /// Whether at least one number is a float.
     has_float: bool,
 }
 
 impl Numbers {
-    /// The numbers of a value that takes much space as JSON, or has none in JSON: NaN and infinities. `None` for any other,
-    /// and for what floats cannot tell: large integers, lists of nothing but integers.
+    /// Collects the numbers of a list that is large as JSON, or that contains NaN or infinities. Returns `None` for
+    /// other values, lists of integers only, and integers that a float cannot represent exactly.
     pub(crate) fn of_large(value: &Bound<'_, PyAny>, payload: &Payload) -> PyResult<Option<Self>> {
         let json = payload.json();
         let marks = MARKED.map(|(mark, _)| mark.as_bytes());
@@ -48,7 +48,7 @@ impl Numbers {
         Ok(fits.then_some(numbers))
     }
 
-    /// The payload of a variable of this type; the one that is there, if no buffer can be of the type.
+    /// Returns the payload for a variable of type `kind`, or `payload` if that type takes no buffer.
     pub(crate) fn or(self, payload: Payload, kind: ValueType) -> PyResult<Payload> {
         if !matches!(kind, ValueType::Embedding | ValueType::Tensor) {
             return Ok(payload);
@@ -63,7 +63,8 @@ impl Numbers {
         Ok(Payload::from_buffer(kind, metadata.to_json()?, self.buffer.into()))
     }
 
-    /// Says whether all of it are numbers, in lists that are equally long. It has a JSON form, so it is not too deep.
+    /// Reads a value. Returns whether it consists of numbers in lists of equal length. The value has a JSON form, so
+    /// its depth is limited.
     fn read(&mut self, value: &Bound<'_, PyAny>, depth: usize) -> PyResult<bool> {
         if let Ok(number) = value.cast::<PyFloat>() {
             self.has_float = true;
@@ -112,11 +113,11 @@ impl Numbers {
     }
 }
 
-/// What the metadata of a list calls its container.
+/// The container name of lists in the metadata.
 pub(super) const LIST: &str = "list";
 
-/// Whether a shape is of no more lists than its bytes may be read as: lists of one list, or of nothing, take no bytes, and
-/// could be any number.
+/// Returns whether a shape describes a number of lists in proportion to its bytes. Lists of one list, or of nothing,
+/// need no bytes, so a small message could describe any number of them.
 pub(super) fn is_lean(shape: &[usize], bytes: usize) -> bool {
     const PER_BYTE: usize = 2;
     const MORE: usize = 1024;
@@ -128,10 +129,10 @@ pub(super) fn is_lean(shape: &[usize], bytes: usize) -> bool {
     lists <= bytes.saturating_mul(PER_BYTE).saturating_add(MORE)
 }
 
-/// A buffer of float64 as the list that it was.
+/// Converts a buffer of float64 to the list that it represents.
 pub(super) fn to_list<'py>(py: Python<'py>, shape: &[usize], buffer: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     let expected = shape.iter().try_fold(size_of::<f64>(), |size, n| size.checked_mul(*n));
-    // A buffer that is empty could be any number of empty lists.
+    // An empty buffer could represent any number of empty lists.
     let fits = expected == Some(buffer.len())
         && (!buffer.is_empty() || shape == [0])
         && is_lean(shape, buffer.len());

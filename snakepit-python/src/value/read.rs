@@ -1,4 +1,4 @@
-//! JSON into Python objects, by a serde visitor and without a tree in between.
+//! Converts JSON to Python objects with a serde visitor, without an intermediate tree.
 
 use std::{borrow::Cow, fmt};
 
@@ -12,30 +12,30 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 
 use super::write::MARKED;
 
-/// How many digits an integer may have and still surely fit an `i64`.
+/// The number of digits of an integer that is guaranteed to fit `i64`.
 const SAFE_DIGITS: usize = 18;
 
-/// Parses JSON into a Python object. Integers of any size keep their value, and marked floats are floats:
-/// [`MARKED`](super::write::MARKED).
+/// Parses JSON into a Python object. Integers of any size are exact, and [marked](super::write::MARKED) strings become
+/// floats.
 ///
 /// # Errors
-/// `ValueError` when the text is no JSON.
+/// `ValueError` if the text is not valid JSON.
 pub(crate) fn json_to_python<'py>(py: Python<'py>, json: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     parse(py, json, false)
 }
 
-/// Parses the JSON of what holds numbers only: a text that names a number is one.
+/// Parses JSON that holds only numbers: strings such as `"NaN"` become floats.
 ///
 /// # Errors
-/// `ValueError` when the text is no JSON.
+/// `ValueError` if the text is not valid JSON.
 pub(super) fn numbers_to_python<'py>(py: Python<'py>, json: &[u8]) -> PyResult<Bound<'py, PyAny>> {
-    // The form `{"shape": .., "data": ..}` has names of other kinds.
+    // The form `{"shape": .., "data": ..}` also contains other strings.
     parse(py, json, json.trim_ascii_start().first() == Some(&b'['))
 }
 
 fn parse<'py>(py: Python<'py>, json: &[u8], only_numbers: bool) -> PyResult<Bound<'py, PyAny>> {
     if has_long_integer(json) {
-        // serde_json rounds integers that fit no machine word; Python's own parser does not.
+        // serde_json rounds integers that do not fit a machine word. Python's parser does not.
         let text =
             std::str::from_utf8(json).map_err(|e| PyValueError::new_err(format!("invalid JSON: {e}")))?;
         return py
@@ -50,10 +50,10 @@ fn parse<'py>(py: Python<'py>, json: &[u8], only_numbers: bool) -> PyResult<Boun
     value.map_err(|e| PyValueError::new_err(format!("invalid JSON: {e}")))
 }
 
-/// Parses the JSON of a float: a number, or one of the names that JSON has no number for.
+/// Parses the JSON of a float: a number, or the name of a float that has no JSON number.
 ///
 /// # Errors
-/// `ValueError` when the text is neither.
+/// `ValueError` if the text is neither.
 pub(super) fn float_to_python<'py>(py: Python<'py>, json: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     let number = match json {
         br#""NaN""# => f64::NAN,
@@ -65,7 +65,7 @@ pub(super) fn float_to_python<'py>(py: Python<'py>, json: &[u8]) -> PyResult<Bou
     number.into_bound_py_any(py)
 }
 
-/// The float of this name.
+/// Returns the float with this name.
 fn named(text: &str) -> Option<f64> {
     match text {
         "NaN" => Some(f64::NAN),
@@ -75,7 +75,7 @@ fn named(text: &str) -> Option<f64> {
     }
 }
 
-/// Writes marked floats as Python's own parser reads them.
+/// Replaces marked floats by their names in Python's JSON parser.
 fn unmark(text: &str) -> Cow<'_, str> {
     let mut text = Cow::Borrowed(text);
     for (mark, number) in MARKED {
@@ -87,7 +87,7 @@ fn unmark(text: &str) -> Cow<'_, str> {
         while let Some(at) = rest.find(mark) {
             let (before, after) = (&rest[..at], &rest[at + mark.len()..]);
             plain.push_str(before);
-            // Inside of a string the mark's quotes are escaped, and it is none.
+            // Inside a string, the quotes of the mark would be escaped, so this is text.
             plain.push_str(if before.ends_with('\\') { mark } else { number });
             rest = after;
         }
@@ -97,12 +97,13 @@ fn unmark(text: &str) -> Cow<'_, str> {
     text
 }
 
-/// The integer that a float is, as variables read it; `None` if it is none, or too large to be sure.
+/// Returns the integer that equals a float, or `None` if there is none or it is too large to be exact. Variables apply
+/// the same rule.
 ///
 /// # Errors
-/// When the object is no float.
-pub(super) fn whole<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
-    /// Beyond this not every integer is a float of its own.
+/// If the object is not a float.
+pub(super) fn to_integer<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    /// Larger integers may not have an exact float.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     let number: f64 = value.extract()?;
     if number.fract() != 0.0 || number.abs() > EXACT {
@@ -111,8 +112,8 @@ pub(super) fn whole<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py
     value.call_method0("__int__").map(Some)
 }
 
-/// What a value of JSON is, in a few words.
-pub(super) fn described(value: &Bound<'_, PyAny>) -> String {
+/// Describes the JSON type of a value.
+pub(super) fn describe_type(value: &Bound<'_, PyAny>) -> String {
     let name = value.get_type().name().map_or_else(|_| String::new(), |name| name.to_string());
     let kind = match name.as_str() {
         "str" => "a string",
@@ -127,8 +128,8 @@ pub(super) fn described(value: &Bound<'_, PyAny>) -> String {
     kind.to_owned()
 }
 
-/// Whether some run of digits, not a fraction, is too long for the visitor. Text inside strings may match too, which
-/// costs only time.
+/// Returns whether the text contains digits of an integer that may not fit `i64`. Digits in strings may match, too,
+/// which only selects the slower parser.
 fn has_long_integer(json: &[u8]) -> bool {
     let mut run = 0;
     let mut fraction = false;
@@ -149,7 +150,7 @@ fn has_long_integer(json: &[u8]) -> bool {
 #[derive(Clone, Copy)]
 struct Object<'py> {
     py: Python<'py>,
-    /// Whether texts that name a float are floats.
+    /// Whether strings that name a float become floats.
     only_numbers: bool,
 }
 
@@ -202,7 +203,8 @@ impl<'de, 'py> Visitor<'de> for Object<'py> {
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Self::Value, E> {
-        // A string with an escape is not borrowed. No such name needs one, so it is the mark.
+        // serde_json passes strings without escapes to `visit_borrowed_str`. The names of floats contain no escapes, so
+        // this string is marked.
         match named(value) {
             Some(number) => self.of(number),
             None => Ok(PyString::new(self.py, value).into_any()),
@@ -227,7 +229,7 @@ impl<'de, 'py> Visitor<'de> for Object<'py> {
     }
 }
 
-/// A key of a map, which is a text whatever it names.
+/// A key of a map. Always a string.
 struct Key<'py>(Python<'py>);
 
 impl<'de, 'py> DeserializeSeed<'de> for Key<'py> {
@@ -255,7 +257,7 @@ mod tests {
     use super::{has_long_integer, unmark};
 
     #[test]
-    fn marks_inside_of_strings_are_text() {
+    fn marks_inside_strings_are_text() {
         assert_eq!(unmark(r#"[1, "\u004eaN", "-\u0049nfinity"]"#), "[1, NaN, -Infinity]");
         for text in [r#"["NaN", 1]"#, r#""say \"\u004eaN\"""#] {
             assert_eq!(unmark(text), text);
@@ -263,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn only_integers_beyond_a_machine_word_take_the_slow_path() {
+    fn only_integers_beyond_a_machine_word_use_the_slow_parser() {
         assert!(!has_long_integer(b"[123456789012345678, 0.00012345678901234567890]"));
         assert!(has_long_integer(b"[1234567890123456789]"));
         assert!(has_long_integer(b"{\"a\": -99999999999999999999}"));

@@ -1,4 +1,4 @@
-//! Python objects into JSON, written directly; what has no JSON form is reported with its type and its place.
+//! Converts Python objects to JSON directly. Errors contain the type and the path of a value without a JSON form.
 
 use std::{collections::HashSet, fmt};
 
@@ -8,27 +8,27 @@ use pyo3::{
     types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple},
 };
 
-use super::{array, named, type_error, type_name};
+use super::{array, type_error, type_name, with_name};
 
-/// How deep values may nest: as deep as the readers on the other side follow.
+/// The maximum nesting of values, which readers on the host and in clients support.
 pub(super) const MAX_DEPTH: usize = 127;
 
-/// Writes a value as JSON.
+/// Converts a value to JSON.
 pub(super) fn to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Vec<u8>> {
     let mut out = Vec::with_capacity(64);
     write(value, &mut out, 0).map_err(|error| match error {
-        Misfit::Python { error, path } => {
+        WriteError::Python { error, path } => {
             let path: String = path.into_iter().rev().collect();
-            named(value.py(), error, format_args!("{what}{path}"), "cannot be converted")
+            with_name(value.py(), error, format_args!("{what}{path}"), "cannot be converted")
         }
-        Misfit::TooDeep => PyValueError::new_err(format!(
+        WriteError::TooDeep => PyValueError::new_err(format!(
             "{what} is nested deeper than {MAX_DEPTH} levels, or contains itself; return something flatter"
         )),
-        Misfit::Type { name, path } => {
+        WriteError::Type { name, path } => {
             let path: String = path.into_iter().rev().collect();
             type_error(format!("{what}{path} is a `{name}`, {}", hint(&name)))
         }
-        Misfit::Value { problem, path } => {
+        WriteError::Value { problem, path } => {
             let path: String = path.into_iter().rev().collect();
             type_error(format!("{what}{path} {problem}"))
         }
@@ -36,22 +36,22 @@ pub(super) fn to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyR
     Ok(out)
 }
 
-/// How floats that JSON has no number for are written inside of other values, and what Python's own parser reads as such.
+/// The strings for floats that have no JSON number, inside other values, and their names in Python's JSON parser.
 ///
-/// The protocol writes them as strings. To tell them from texts of that content, one letter is escaped, which no writer of
-/// JSON does by itself and which is the same string to every reader.
+/// The protocol encodes these floats as strings. One letter is escaped to distinguish them from text: no JSON writer
+/// escapes it by default, and every reader decodes it to the same string.
 pub(super) const MARKED: [(&str, &str); 3] =
     [(r#""\u004eaN""#, "NaN"), (r#""-\u0049nfinity""#, "-Infinity"), (r#""\u0049nfinity""#, "Infinity")];
 
 const HINT: &str = "which has no JSON form; use str, int, float, bool, None, list, tuple or dict";
 
-/// The error for a whole value without a wire form.
+/// Returns the error for a value that has no wire form.
 pub(super) fn unfit(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyErr {
     let name = type_name(value);
     type_error(format!("{what} is a `{name}`, {}", hint(&name)))
 }
 
-/// Why a type has no JSON form, and what to use instead.
+/// Describes why a type has no JSON form, and the alternative.
 fn hint(name: &str) -> String {
     match name {
         "bytes" | "bytearray" | "memoryview" => {
@@ -65,25 +65,26 @@ fn hint(name: &str) -> String {
     }
 }
 
-enum Misfit {
+enum WriteError {
     Python {
         error: PyErr,
         path: Vec<String>,
     },
     TooDeep,
-    /// The steps of the path stand innermost first: each level adds its own on the way out.
+    /// A type without a JSON form. The path is in reverse order, because each level appends its step while the error
+    /// propagates.
     Type {
         name: String,
         path: Vec<String>,
     },
-    /// A value that would not arrive as what it is.
+    /// A value that would change on the way.
     Value {
         problem: String,
         path: Vec<String>,
     },
 }
 
-impl Misfit {
+impl WriteError {
     fn below(mut self, step: impl FnOnce() -> String) -> Self {
         if let Self::Python { path, .. } | Self::Type { path, .. } | Self::Value { path, .. } = &mut self {
             path.push(step());
@@ -92,15 +93,15 @@ impl Misfit {
     }
 }
 
-impl From<PyErr> for Misfit {
+impl From<PyErr> for WriteError {
     fn from(error: PyErr) -> Self {
         Self::Python { error, path: Vec::new() }
     }
 }
 
-fn write(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: usize) -> Result<(), Misfit> {
+fn write(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: usize) -> Result<(), WriteError> {
     if depth > MAX_DEPTH {
-        return Err(Misfit::TooDeep);
+        return Err(WriteError::TooDeep);
     }
     if let Ok(text) = value.cast::<PyString>() {
         write_text(text, out)
@@ -123,29 +124,29 @@ fn write(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: usize) -> Result<()
         write_items(tuple.iter(), out, depth)
     } else if array::is_array(value)? {
         if let Some(problem) = array::problem_of(value)? {
-            return Err(Misfit::Value { problem, path: Vec::new() });
+            return Err(WriteError::Value { problem, path: Vec::new() });
         }
         write(&value.call_method0("tolist")?, out, depth + 1)
     } else if let Some(plain) = array::scalar_to_plain(value)? {
-        let plain = plain.map_err(|problem| Misfit::Value { problem, path: Vec::new() })?;
+        let plain = plain.map_err(|problem| WriteError::Value { problem, path: Vec::new() })?;
         write(&plain, out, depth + 1)
     } else {
-        Err(Misfit::Type { name: type_name(value), path: Vec::new() })
+        Err(WriteError::Type { name: type_name(value), path: Vec::new() })
     }
 }
 
-fn write_text(text: &Bound<'_, PyString>, out: &mut Vec<u8>) -> Result<(), Misfit> {
-    // Python strings may hold lone surrogates, which have no UTF-8: the UnicodeEncodeError says so.
+fn write_text(text: &Bound<'_, PyString>, out: &mut Vec<u8>) -> Result<(), WriteError> {
+    // Python strings may contain lone surrogates, which have no UTF-8 form. The UnicodeEncodeError reports them.
     let text = text.to_cow()?;
-    // Writing into a vector cannot fail, nor does a string's serialization.
+    // Writing to a vector and serializing a string cannot fail.
     serde_json::to_writer(out, text.as_ref()).map_err(|e| PyValueError::new_err(e.to_string()).into())
 }
 
-fn write_integer(number: &Bound<'_, PyInt>, out: &mut Vec<u8>) -> Result<(), Misfit> {
+fn write_integer(number: &Bound<'_, PyInt>, out: &mut Vec<u8>) -> Result<(), WriteError> {
     if let Ok(small) = number.extract::<i64>() {
         return serde_json::to_writer(out, &small).map_err(|e| PyValueError::new_err(e.to_string()).into());
     }
-    // `int`'s own repr, because subclasses such as IntEnum have another.
+    // `int.__repr__`, because subclasses such as IntEnum override it.
     let Ok(text) = number.py().get_type::<PyInt>().call_method1("__repr__", (number,)) else {
         let problem = "it is an integer of more digits than Python makes a text of; pass it as one by hex()";
         return Err(PyValueError::new_err(problem).into());
@@ -156,7 +157,7 @@ fn write_integer(number: &Bound<'_, PyInt>, out: &mut Vec<u8>) -> Result<(), Mis
 
 fn write_float(number: f64, out: &mut Vec<u8>) {
     if number.is_finite() {
-        // Writing into a vector cannot fail, nor does a finite number's serialization.
+        // Writing to a vector and serializing a finite number cannot fail.
         let _ = serde_json::to_writer(out, &number);
     } else {
         let [(nan, _), (negative, _), (positive, _)] = MARKED;
@@ -173,7 +174,7 @@ fn write_items<'py>(
     items: impl Iterator<Item = Bound<'py, PyAny>>,
     out: &mut Vec<u8>,
     depth: usize,
-) -> Result<(), Misfit> {
+) -> Result<(), WriteError> {
     out.push(b'[');
     for (index, item) in items.enumerate() {
         if index > 0 {
@@ -185,10 +186,10 @@ fn write_items<'py>(
     Ok(())
 }
 
-fn write_dict(dict: &Bound<'_, PyDict>, out: &mut Vec<u8>, depth: usize) -> Result<(), Misfit> {
+fn write_dict(dict: &Bound<'_, PyDict>, out: &mut Vec<u8>, depth: usize) -> Result<(), WriteError> {
     out.push(b'{');
     let mut first = true;
-    // Keys that are no strings, as they are written: two of them, or one and a string, may be the same there.
+    // Converted keys: two of them, or one and a string key, may become the same text.
     let mut converted = HashSet::new();
     for (key, value) in dict.iter() {
         if !std::mem::take(&mut first) {
@@ -203,7 +204,7 @@ fn write_dict(dict: &Bound<'_, PyDict>, out: &mut Vec<u8>, depth: usize) -> Resu
                 let problem = format!(
                     "has two keys that are both \"{text}\" in JSON, whose keys are strings; make them different strings"
                 );
-                return Err(Misfit::Value { problem, path: Vec::new() });
+                return Err(WriteError::Value { problem, path: Vec::new() });
             }
         }
         out.push(b':');
@@ -213,15 +214,15 @@ fn write_dict(dict: &Bound<'_, PyDict>, out: &mut Vec<u8>, depth: usize) -> Resu
     Ok(())
 }
 
-/// JSON's keys are strings. Numbers, booleans and None become theirs, as Python's own `json` does it.
-fn key_text(key: &Bound<'_, PyAny>) -> Result<String, Misfit> {
+/// Converts a key to text, as Python's `json` does for numbers, booleans and None.
+fn key_text(key: &Bound<'_, PyAny>) -> Result<String, WriteError> {
     let is_plain = |key: &Bound<'_, PyAny>| {
         key.is_none() || key.is_instance_of::<PyInt>() || key.is_instance_of::<PyFloat>()
     };
     let unwrapped = if is_plain(key) { None } else { array::scalar_to_plain(key)?.and_then(Result::ok) };
     let key = unwrapped.as_ref().unwrap_or(key);
     if !is_plain(key) {
-        return Err(Misfit::Type { name: type_name(key), path: vec![format!(" key {}", repr(key))] });
+        return Err(WriteError::Type { name: type_name(key), path: vec![format!(" key {}", repr(key))] });
     }
     if let Ok(number) = key.cast::<PyFloat>()
         && !number.value().is_finite()

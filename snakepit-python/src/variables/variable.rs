@@ -1,4 +1,4 @@
-//! What Python sees of variables: plain objects that nothing changes any more.
+//! [`Variable`], [`VariableVersion`] and [`VariableUpdate`]: immutable objects that Python code receives.
 
 use std::{
     collections::BTreeMap,
@@ -18,11 +18,11 @@ use snakepit_proto::pb;
 use snakepit_session::{Payload, ValueType, WatchEvent};
 use snakepit_wire::{WireError, payload_from_wire};
 
-use crate::{host::SnakepitError, value};
+use crate::{errors::SnakepitError, value};
 
-/// A value that becomes a Python object when somebody looks at it: a listing may hold many, and large ones.
+/// A value that is converted to a Python object on first access, because a listing may hold many large values.
 struct Value {
-    /// What it is of, to say so when it cannot be read: the one who wrote it is somebody else.
+    /// The name of the value for error messages.
     what: String,
     payload: Result<Payload, WireError>,
     object: PyOnceLock<Py<PyAny>>,
@@ -49,15 +49,15 @@ impl Value {
         object.map(|object| object.clone_ref(py))
     }
 
-    /// The error for a value that is stored, and cannot be read here. What is no error, such as a cancellation, stays as it is.
+    /// Wraps the error of a stored value that cannot be converted. Exceptions such as a cancellation are not wrapped.
     fn unreadable(&self, py: Python<'_>, error: PyErr) -> PyErr {
         if !error.is_instance_of::<PyException>(py) {
             return error;
         }
-        let told =
+        let wrapped =
             SnakepitError::new_err(format!("the value of {} cannot be read: {}", self.what, error.value(py)));
-        told.set_cause(py, Some(error));
-        told
+        wrapped.set_cause(py, Some(error));
+        wrapped
     }
 }
 
@@ -67,35 +67,35 @@ impl fmt::Debug for Value {
     }
 }
 
-/// A time, if the other side said one that Python can tell.
+/// Converts a time. A missing or unrepresentable time becomes the epoch.
 fn time(time: Option<impl TryInto<SystemTime>>) -> SystemTime {
     let time = time.and_then(|time| time.try_into().ok());
     time.unwrap_or(UNIX_EPOCH).max(UNIX_EPOCH)
 }
 
-/// A variable as it was when the host told of it. Later writes do not change it.
+/// A snapshot of a variable. Later writes do not change it.
 #[pyclass(frozen, module = "snakepit_bridge")]
 #[derive(Debug, Clone)]
 pub(crate) struct Variable {
-    /// Its id, which begins with ``var_``. One that is deleted and registered anew has another.
+    /// The id, which starts with ``var_``. Registering a deleted variable again creates a new id.
     #[pyo3(get)]
     id: String,
-    /// Its name.
+    /// The name.
     #[pyo3(get)]
     name: String,
-    /// The name of its type, such as ``float``.
+    /// The name of the type, such as ``float``.
     #[pyo3(get, name = "type")]
     ty: String,
-    /// How many times it was written since it was registered.
+    /// The version: 0 after the registration, plus 1 with each write.
     #[pyo3(get)]
     version: i64,
-    /// What its registration and the writes since then attached.
+    /// The metadata of the registration, merged with that of later writes.
     #[pyo3(get)]
     metadata: BTreeMap<String, String>,
-    /// Which side wrote the value: ``host`` or ``python``.
+    /// The side that wrote the value: ``host`` or ``python``.
     #[pyo3(get)]
     source: &'static str,
-    /// When the value was written.
+    /// The time of the last write.
     #[pyo3(get)]
     updated_at: SystemTime,
     constraints: String,
@@ -103,7 +103,7 @@ pub(crate) struct Variable {
 }
 
 impl Variable {
-    /// Its type; `None` for one of a host that knows more of them.
+    /// The type, or `None` if this version of the package does not know it.
     pub(crate) fn kind(&self) -> Option<ValueType> {
         self.ty.parse().ok()
     }
@@ -111,13 +111,13 @@ impl Variable {
 
 #[pymethods]
 impl Variable {
-    /// Its value.
+    /// The value. Arrays are numpy arrays.
     #[getter]
     fn value(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         self.value.get(py)
     }
 
-    /// What its values must keep to, by the names that ``register_variable`` takes.
+    /// The constraints, as passed to ``register_variable``.
     #[getter]
     fn constraints<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         match self.constraints.trim() {
@@ -170,20 +170,20 @@ impl From<snakepit_session::Variable> for Variable {
     }
 }
 
-/// A value that a variable has, or had.
+/// One version of a variable, as the host keeps it.
 #[pyclass(frozen, module = "snakepit_bridge")]
 #[derive(Debug)]
 pub(crate) struct VariableVersion {
-    /// Its number: 0 for the value of the registration.
+    /// The number of the version. 0 is the registered value.
     #[pyo3(get)]
     version: i64,
-    /// When it was written.
+    /// The time of the write.
     #[pyo3(get)]
     updated_at: SystemTime,
-    /// Who wrote it: a worker's id, or whatever the writer said of itself.
+    /// The writer: ``changed_by`` of the write's metadata, by default the worker id, or else ``host`` or ``python``.
     #[pyo3(get)]
     changed_by: String,
-    /// What the write attached.
+    /// The metadata of the write.
     #[pyo3(get)]
     metadata: BTreeMap<String, String>,
     value: Arc<Value>,
@@ -191,7 +191,7 @@ pub(crate) struct VariableVersion {
 
 #[pymethods]
 impl VariableVersion {
-    /// The value.
+    /// The value of this version.
     #[getter]
     fn value(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         self.value.get(py)
@@ -204,7 +204,7 @@ impl VariableVersion {
 }
 
 impl VariableVersion {
-    /// A version of the variable of this name or id.
+    /// Converts a version from its wire form. `identifier` is a name or an id.
     pub(crate) fn from_wire(identifier: &str, entry: pb::VariableHistoryEntry) -> Self {
         Self {
             value: Value::from_wire(version_of(identifier, entry.version), entry.value, entry.binary_value),
@@ -215,7 +215,7 @@ impl VariableVersion {
         }
     }
 
-    /// The same of a session in this process.
+    /// Converts a version of a [`LocalSession`](crate::local::LocalSession).
     pub(crate) fn from_local(identifier: &str, entry: snakepit_session::VariableVersion) -> Self {
         Self {
             value: Value::new(version_of(identifier, entry.version), Ok(entry.value)),
@@ -235,27 +235,27 @@ fn version_of(identifier: &str, version: impl fmt::Display) -> String {
     format!("version {version} of variable `{identifier}`")
 }
 
-/// Something that happened to a variable.
+/// A change of a watched variable.
 #[pyclass(frozen, module = "snakepit_bridge")]
 #[derive(Debug)]
 pub(crate) struct VariableUpdate {
-    /// What happened: ``initial``, ``registered``, ``set``, ``rolled_back`` or ``deleted``; ``lost`` where updates are
-    /// missing, because they came faster than they were taken.
+    /// The kind of change: ``initial``, ``registered``, ``set``, ``rolled_back``, ``deleted``, or ``lost`` if updates
+    /// were dropped because the watch did not read them fast enough.
     #[pyo3(get)]
     kind: String,
-    /// The variable after it, or, once it is deleted, as it was last; ``None`` if ``kind`` is ``lost``.
+    /// The variable after the change, or its last state if it was deleted. ``None`` if ``kind`` is ``lost``.
     #[pyo3(get)]
     variable: Option<Variable>,
-    /// How many updates are missing here; 0 unless ``kind`` is ``lost``.
+    /// The number of dropped updates. 0 unless ``kind`` is ``lost``.
     #[pyo3(get)]
     lost: u64,
-    /// Which side did it, or who.
+    /// The writer: ``changed_by`` of the write's metadata, by default the worker id, or else ``host`` or ``python``.
     #[pyo3(get)]
     source: String,
-    /// What the write attached.
+    /// The metadata of the write.
     #[pyo3(get)]
     metadata: BTreeMap<String, String>,
-    /// When it happened.
+    /// The time of the change.
     #[pyo3(get)]
     timestamp: SystemTime,
 }

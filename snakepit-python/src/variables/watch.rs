@@ -1,4 +1,4 @@
-//! Updates of variables as a stream that Python pulls: blocking, or from an event loop.
+//! [`VariableWatch`]: a stream of variable updates, for blocking readers and for event loops.
 
 use std::{fmt, pin::Pin, sync::Arc};
 
@@ -16,19 +16,19 @@ use super::VariableUpdate;
 use crate::{
     caller::Caller,
     completions::{Completions, Wait},
-    driver::Driver,
-    host::HostError,
+    errors::HostError,
+    runtime::RuntimeHandle,
 };
 
 type Updates = Pin<Box<dyn Stream<Item = Result<VariableUpdate, HostError>> + Send>>;
 
-/// Updates as they come. They end when the watch is closed, with the call that it belongs to, or by an error.
+/// A stream of updates. Ends when the watch is closed, when its call or client ends, or with an error.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct VariableWatch {
-    driver: Driver,
+    runtime: RuntimeHandle,
     watched: Arc<Watched>,
-    /// Waits for the end of the caller.
+    /// The task that ends the watch with its caller.
     end: JoinHandle<()>,
 }
 
@@ -40,15 +40,15 @@ struct Watched {
 }
 
 struct State {
-    /// `None` once it has ended.
+    /// The source of updates. `None` once the watch has ended.
     updates: Option<Updates>,
-    /// What came and was not taken yet. An update stays here when whoever waited for it went away.
+    /// An update that was received and not taken yet. It remains here if the waiting coroutine was cancelled.
     next: Option<Result<VariableUpdate, HostError>>,
 }
 
 impl VariableWatch {
     pub(crate) fn new(
-        driver: Driver,
+        runtime: RuntimeHandle,
         caller: Caller,
         updates: impl Stream<Item = Result<VariableUpdate, HostError>> + Send + 'static,
     ) -> Self {
@@ -56,9 +56,10 @@ impl VariableWatch {
         let deadline = caller.stream_deadline();
         let state = Mutex::new(State { updates: Some(Box::pin(updates)), next: None });
         let watched = Arc::new(Watched { caller, deadline, closed: CancellationToken::new(), state });
-        // A watch that outlives its caller, in a global say, must not keep the host's end of it.
+        // A weak reference: Python code may keep the object beyond the call, for example in a global, and the host's
+        // end of the watch must still close.
         let left = Arc::downgrade(&watched);
-        let end = driver.runtime().spawn(async move {
+        let end = runtime.tokio().spawn(async move {
             let end = owner.ended().await;
             let Some(watched) = left.upgrade() else { return };
             let mut state = watched.state.lock().await;
@@ -66,18 +67,18 @@ impl VariableWatch {
             match end {
                 Ok(()) => state.next = None,
                 Err(error) if was_open => state.next = Some(Err(error)),
-                // It had an end of its own, which may be still to be told.
+                // The watch ended before, and its end may not have been read yet.
                 Err(_) => {}
             }
         });
-        Self { driver, watched, end }
+        Self { runtime, watched, end }
     }
 }
 
 impl Drop for VariableWatch {
     fn drop(&mut self) {
-        if self.driver.is_forked() {
-            // The parent still has it.
+        if self.runtime.is_forked() {
+            // The watch belongs to the parent.
             std::mem::forget(Arc::clone(&self.watched));
             return;
         }
@@ -86,7 +87,7 @@ impl Drop for VariableWatch {
 }
 
 impl Watched {
-    /// Waits until there is an update, or the end. Cancel safe.
+    /// Waits for an update or the end. Cancel safe.
     async fn advance(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().await;
         if state.next.is_none()
@@ -95,7 +96,7 @@ impl Watched {
             let next = tokio::select! {
                 biased;
                 end = self.end() => end.err().map(Err),
-                // A host ends a watch that nobody closed only when it stops: it never is complete.
+                // A host ends an open watch only when it shuts down.
                 update = updates.next() => Some(update.unwrap_or(Err(HostError::Stopped))),
             };
             if !matches!(next, Some(Ok(_))) {
@@ -106,7 +107,7 @@ impl Watched {
         state
     }
 
-    /// Waits for what ends the watch from this side.
+    /// Waits until this side must end the watch, and returns the reason.
     async fn end(&self) -> Result<(), HostError> {
         let deadline = async {
             match self.deadline {
@@ -132,41 +133,41 @@ impl fmt::Debug for Watched {
 
 #[pymethods]
 impl VariableWatch {
-    /// Waits for the next update, while other Python threads go on. `None` at the end.
+    /// Releases the GIL and waits for the next update. Returns `None` at the end.
     fn next(&self, py: Python<'_>) -> PyResult<Option<VariableUpdate>> {
         let next = async { self.watched.advance().await.next.take() };
-        Ok(self.driver.wait(py, next)?.transpose()?)
+        Ok(self.runtime.wait(py, next)?.transpose()?)
     }
 
-    /// Completes the wait of this key once `take` has something to take.
+    /// Finishes the wait of this key when `take` can return.
     fn ready(&self, completions: &Completions, key: u64) -> PyResult<Wait> {
         let watched = Arc::clone(&self.watched);
-        self.driver.start_wait(completions, key, async move { drop(watched.advance().await) })
+        Wait::start(self.runtime, completions, key, async move { drop(watched.advance().await) })
     }
 
-    /// The update that is there. `None` at the end.
+    /// Takes the update that has arrived. Returns `None` at the end.
     fn take(&self) -> PyResult<Option<VariableUpdate>> {
-        let mut state = self.watched.state.try_lock().map_err(|_| taken())?;
+        let mut state = self.watched.state.try_lock().map_err(|_| concurrent_read())?;
         let next = state.next.take();
         if next.is_none() && state.updates.is_some() {
-            return Err(taken());
+            return Err(concurrent_read());
         }
         Ok(next.transpose()?)
     }
 
-    /// Ends the watch, and whoever waits for it.
+    /// Ends the watch and every wait for its next update.
     fn close(&self) {
-        if self.driver.is_forked() {
+        if self.runtime.is_forked() {
             return;
         }
         self.watched.closed.cancel();
-        // Who waits holds the lock, and ends it by itself.
+        // A waiting reader holds the lock, and ends through the token.
         if let Ok(mut state) = self.watched.state.try_lock() {
             *state = State { updates: None, next: None };
         }
     }
 }
 
-fn taken() -> PyErr {
+fn concurrent_read() -> PyErr {
     PyRuntimeError::new_err("another thread or coroutine reads from this watch; give each its own")
 }

@@ -1,4 +1,4 @@
-//! Why a call to the host failed, and the exception that Python receives for it.
+//! [`HostError`]: errors of requests to the host, and the Python exceptions that they become.
 
 use std::{collections::BTreeMap, error::Error, time::Duration};
 
@@ -38,7 +38,8 @@ import_exception!(snakepit_bridge.errors, CallCancelled);
 import_exception!(snakepit_bridge.errors, ToolFailed);
 import_exception!(snakepit_bridge._failures, BrokenRuntimeError);
 
-/// Looks up all of these classes, before a tool can remove the module that they are in: imported anew, it would have others.
+/// Imports all exception classes, so that a tool that removes their module cannot make a later import create different
+/// ones.
 pub(crate) fn preload(py: Python<'_>) {
     let classes = [
         SnakepitError::type_object,
@@ -64,62 +65,63 @@ pub(crate) fn preload(py: Python<'_>) {
         ToolFailed::type_object,
         BrokenRuntimeError::type_object,
     ];
-    // What was looked up once stays.
+    // `import_exception!` caches each class.
     for class in classes {
         class(py);
     }
 }
 
-/// Why a call back to the host failed.
+/// The reason why a request to the host failed.
 #[derive(Debug)]
 pub(crate) enum HostError {
-    /// The tool's own call was cancelled meanwhile.
+    /// The call that the tool serves was cancelled.
     Cancelled,
-    /// The tool's own call has no time left.
+    /// The deadline of the call that the tool serves, or of the request, passed.
     Deadline,
-    /// The client through which it was called is closed.
+    /// The client is closed.
     Closed,
-    /// The client through which it was called was closed while it ran.
-    Cut,
-    /// The host cannot be reached: nothing was sent. A whole message.
+    /// The client was closed while the call ran.
+    Aborted,
+    /// The host cannot be reached, and nothing was sent. Holds the complete message.
     Unreachable(String),
-    /// The host does not answer who connects: nothing was sent. A whole message.
+    /// Connecting timed out, and nothing was sent. Holds the complete message.
     ConnectTimeout(String),
-    /// The call's own deadline passed, and the host did not say so.
+    /// The deadline of a client's call passed without an answer of the host.
     Late { may_have_run: bool },
-    /// The connection broke, with the request on its way.
+    /// The connection broke after the request was sent. Holds the cause.
     Lost(String),
-    /// The host ended a watch, which it does only when it stops.
+    /// The host ended a watch, which it does only when it shuts down.
     Stopped,
-    /// The host refused.
+    /// The host answered with an error status.
     Status(Status),
-    /// The host's tool ran and failed.
+    /// A host tool ran and failed.
     ToolFailed { tool: String, message: String },
-    /// The stand-in for a host refused.
+    /// The session backend of a [`LocalSession`](crate::local::LocalSession) returned an error.
     Session(SessionError),
 }
 
-/// Whether the connection broke before the request was sent. `false` if there is no new one to be had, either.
-pub(super) fn unsent(status: &Status) -> bool {
+/// Returns whether the connection broke before the request was sent. Returns `false` if reconnecting failed, too.
+pub(crate) fn unsent(status: &Status) -> bool {
     let cancelled = |error: &(dyn Error + 'static)| {
-        // What hyper had not yet handed to the connection when that broke.
+        // hyper reports a request as cancelled if it had not reached the connection when that broke.
         error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
     };
     causes(status).any(cancelled)
 }
 
-/// Whether the connection broke with the request on its way. `false` if there is no new one to be had.
+/// Returns whether the connection broke after the request was sent. Returns `false` if reconnecting failed, too.
 pub(crate) fn broke(status: &Status) -> bool {
     causes(status).next().is_some()
         && !causes(status).any(|cause| cause.is::<TimeoutExpired>() || cause.is::<ConnectError>())
 }
 
-/// Whether a host broke a stream because a message on it is too large. Only a call that has the stream to itself can make one.
+/// Returns whether the host reset a stream because a message on it is too large. Only a call with a stream of its own
+/// can send one.
 pub(crate) fn is_refusal(status: &Status) -> bool {
     details_of(status).reason.as_deref() == Some(REQUEST_TOO_LARGE)
 }
 
-/// Whether a host that closed an idle connection says so: it began no call of the stream that it did not answer.
+/// Returns whether the host closed an idle connection and reports that it began none of the stream's unanswered calls.
 pub(crate) fn is_not_begun(status: &Status) -> bool {
     let Details { reason, metadata, .. } = details_of(status);
     reason.as_deref() == Some(CONNECTION_LOST) && metadata.get(DELIVERED).is_some_and(|flag| flag == "false")
@@ -130,8 +132,8 @@ fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
 }
 
 impl HostError {
-    /// What it means for a call that its stream broke. A host that shuts down says so as the last thing, and so does one that
-    /// refuses the message.
+    /// Converts the status of a broken stream to the error of a call on it. A host that shuts down or rejects a message
+    /// sends its reason as the last status of the stream.
     pub(crate) fn from_broken_stream(status: Status) -> Self {
         if is_refusal(&status) || details_of(&status).reason.as_deref() == Some(SHUTTING_DOWN) {
             return Self::Status(status);
@@ -142,7 +144,7 @@ impl HostError {
 }
 
 impl From<Status> for HostError {
-    /// A status that the host did not send has what happened as its source.
+    /// Converts a status. tonic attaches a source to the statuses that it makes itself, and none to those of the host.
     fn from(status: Status) -> Self {
         let Some(cause) = causes(&status).last() else { return Self::Status(status) };
         if cause.is::<TimeoutExpired>() {
@@ -165,7 +167,7 @@ impl From<HostError> for PyErr {
                 DeadlineExceededError::new_err("the deadline passed while the call waited for the host")
             }
             HostError::Closed => ClientClosedError::new_err("the client is closed"),
-            HostError::Cut => {
+            HostError::Aborted => {
                 ran(ClientClosedError::new_err("the client was closed while the call ran"), true)
             }
             HostError::Unreachable(problem) => ran(HostUnavailableError::new_err(problem), false),
@@ -185,13 +187,13 @@ impl From<HostError> for PyErr {
     }
 }
 
-/// The exception for what the host answered.
+/// Returns the exception for an error status of the host.
 fn from_status(status: &Status) -> PyErr {
     let status = &proxy::clarify(status.clone());
     exception(status.message().to_owned(), status.code(), &details_of(status))
 }
 
-/// The exception for why one write of a batch was refused. Hosts of the original tell no reason.
+/// Returns the exception for a rejected write of a batch. Hosts of the original Snakepit send no reason.
 pub(crate) fn from_batch(message: String, reason: Option<&pb::ErrorReason>) -> PyErr {
     match reason {
         Some(pb::ErrorReason { code, reason, metadata }) => {
@@ -216,7 +218,7 @@ fn exception(message: String, code: Code, details: &Details) -> PyErr {
         (Code::Unimplemented, _) => UnsupportedError::new_err(message),
         (Code::Unavailable, SHUTTING_DOWN) => ShuttingDownError::new_err(message),
         (Code::Unavailable, WORKER_LOST) => WorkerLostError::new_err(message),
-        // A write that may have been done comes with a code that no library repeats.
+        // Backends report writes with an unknown outcome under a code that no client library retries.
         (Code::Unavailable, _) | (_, "BACKEND_FAILED") => HostUnavailableError::new_err(message),
         (Code::ResourceExhausted, OVERLOADED | "") => OverloadedError::new_err(message),
         (Code::ResourceExhausted, REQUEST_TOO_LARGE) => InvalidArgumentError::new_err(message),
@@ -227,9 +229,9 @@ fn exception(message: String, code: Code, details: &Details) -> PyErr {
     advise(error, may_have_run(reason, &details.metadata), details.retry_after)
 }
 
-/// What the details of a status say about that. `None`: nothing beyond its code.
+/// Returns `Some(false)` if the details of a status prove that the call did not run, and `None` otherwise.
 fn may_have_run(reason: &str, metadata: &BTreeMap<String, String>) -> Option<bool> {
-    let is = |key: &str, value: &str| metadata.get(key).is_some_and(|told| told == value);
+    let is = |key: &str, value: &str| metadata.get(key).is_some_and(|found| found == value);
     let surely_not = match reason {
         "NO_WORKER" => true,
         "DEADLINE_EXCEEDED" => is("stage", &CallStage::Queued.to_string()),
@@ -238,7 +240,7 @@ fn may_have_run(reason: &str, metadata: &BTreeMap<String, String>) -> Option<boo
     surely_not.then_some(false)
 }
 
-/// Says on an exception whether the call may have run.
+/// Sets `may_have_run` on an exception.
 pub(crate) fn ran(error: PyErr, may_have_run: bool) -> PyErr {
     advise(error, Some(may_have_run), None)
 }
@@ -249,7 +251,8 @@ fn advise(error: PyErr, may_have_run: Option<bool>, retry_after: Option<Duration
     }
     Python::attach(|py| {
         let exception = error.value(py);
-        // Our own exceptions take these attributes; should one not, its class says what holds by default.
+        // The exceptions of this package accept these attributes. If setting one fails, the default of the class
+        // applies.
         if let Some(may_have_run) = may_have_run {
             let _ = exception.setattr(intern!(py, "may_have_run"), may_have_run);
         }
@@ -268,7 +271,7 @@ fn version_conflict(message: String, metadata: &BTreeMap<String, String>) -> PyE
     }
 }
 
-/// The exception that a host's answer would become.
+/// Returns the exception that Python code would get if a host had answered with this error.
 fn from_session_error(error: &SessionError) -> PyErr {
     let message = error.to_string();
     match error {
@@ -303,11 +306,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_host_says_is_told_from_what_becomes_of_the_connection() {
-        let said = HostError::from(Status::unavailable("no worker is ready"));
+    fn statuses_of_the_host_differ_from_connection_errors() {
+        let status = HostError::from(Status::unavailable("no worker is ready"));
         assert!(
-            matches!(&said, HostError::Status(status) if status.message() == "no worker is ready"),
-            "{said:?}"
+            matches!(&status, HostError::Status(status) if status.message() == "no worker is ready"),
+            "{status:?}"
         );
         let reset = io::Error::new(io::ErrorKind::ConnectionReset, "reset");
         let lost = HostError::from(Status::from_error(Box::new(io::Error::other(reset))));

@@ -1,4 +1,4 @@
-//! How our HTTP/2 connections are set up: flow control, how long headers may be, and how many requests may be given up.
+//! HTTP/2 settings of clients and servers: flow control windows, header size and limits on stream resets.
 
 use snakepit_proto::{
     flow::{
@@ -9,7 +9,7 @@ use snakepit_proto::{
 };
 use tonic::transport::{Endpoint, Server};
 
-pub(crate) fn of_client(endpoint: Endpoint) -> Endpoint {
+pub(crate) fn configure_client(endpoint: Endpoint) -> Endpoint {
     endpoint
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CALLER_CONNECTION_WINDOW)
@@ -21,7 +21,7 @@ pub(crate) fn of_client(endpoint: Endpoint) -> Endpoint {
         .tcp_nodelay(true)
 }
 
-pub(crate) fn of_server(server: Server) -> Server {
+pub(crate) fn configure_server(server: Server) -> Server {
     server
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
