@@ -1,4 +1,4 @@
-"""Callbacks of the event loop: those of one call neither run in the next, nor fail it."""
+"""Callbacks of the event loop: callbacks of one call neither run in the next call nor fail it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def exit_by_signal(running: asyncio.AbstractEventLoop) -> None:
     "leave",
     [exit_by_timer, exit_by_reader, exit_by_own_reader, exit_by_callback, exit_by_thread, exit_by_signal],
 )
-def test_a_callback_that_a_call_left_fails_no_other(
+def test_a_callback_of_an_ended_call_fails_no_other_call(
     loop: EventLoop, leave: Callable[[asyncio.AbstractEventLoop], object]
 ) -> None:
     async def call() -> None:
@@ -81,7 +81,7 @@ def test_a_callback_that_a_call_left_fails_no_other(
     assert signal.getsignal(signal.SIGURG) is signal.SIG_DFL or leave is not exit_by_signal
 
 
-def test_callbacks_that_make_callbacks_end_with_their_call(loop: EventLoop) -> None:
+def test_callbacks_that_schedule_callbacks_end_with_their_call(loop: EventLoop) -> None:
     ticks: list[str] = []
 
     def again(running: asyncio.AbstractEventLoop, name: str) -> None:
@@ -109,7 +109,7 @@ def test_callbacks_that_make_callbacks_end_with_their_call(loop: EventLoop) -> N
 
 
 def test_callbacks_of_other_threads_are_not_lost(loop: EventLoop) -> None:
-    """A task of the worker may wait for one."""
+    """A worker task may wait for one."""
     sent: list[int] = []
     heard: list[int] = []
 
@@ -129,7 +129,7 @@ def test_callbacks_of_other_threads_are_not_lost(loop: EventLoop) -> None:
     assert heard == sent
 
 
-def test_a_descriptor_that_a_library_took_over_is_the_librarys(loop: EventLoop) -> None:
+def test_a_reader_of_a_library_replaces_that_of_a_call(loop: EventLoop) -> None:
     reading, writing = os.pipe()
     seen: list[bytes] = []
     poll = types.FunctionType(_poll.__code__, {"__name__": "library", "os": os})
@@ -147,7 +147,7 @@ def test_a_descriptor_that_a_library_took_over_is_the_librarys(loop: EventLoop) 
 
 
 @pytest.mark.parametrize(("how", "expected"), [("plain", [b"x"]), ("library", []), ("other file", [])])
-def test_a_reader_of_the_worker_that_a_call_removed_comes_back(
+def test_a_reader_of_the_worker_is_restored_after_a_call_removed_it(
     loop: EventLoop, how: str, expected: list[bytes]
 ) -> None:
     reading, writing = os.pipe()
@@ -171,8 +171,8 @@ def test_a_reader_of_the_worker_that_a_call_removed_comes_back(
     assert seen == expected
 
 
-def test_what_a_library_and_the_worker_wait_for_goes_on(loop: EventLoop) -> None:
-    """Such as the poller of a client that calls share, which nobody would start again."""
+def test_readers_of_libraries_and_the_worker_stay(loop: EventLoop) -> None:
+    """Such as the poller of a client that calls share, which no call would start again."""
     pipes = {name: os.pipe() for name in ("library", "worker", "call")}
     seen: list[str] = []
 
@@ -219,7 +219,7 @@ def test_connections_outlive_the_call_that_opened_them(loop: EventLoop) -> None:
     theirs.close()
 
 
-def test_a_signal_handler_of_the_worker_comes_back(loop: EventLoop) -> None:
+def test_a_signal_handler_of_the_worker_is_restored(loop: EventLoop) -> None:
     heard: list[str] = []
 
     async def handle(name: str) -> None:
@@ -233,7 +233,7 @@ def test_a_signal_handler_of_the_worker_comes_back(loop: EventLoop) -> None:
     assert heard == ["worker"]
 
 
-def test_what_takes_waiting_is_told_before(loop: EventLoop) -> None:
+def test_end_call_reports_that_it_must_wait(loop: EventLoop) -> None:
     async def linger() -> None:
         try:
             await asyncio.sleep(600)

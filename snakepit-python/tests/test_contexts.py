@@ -1,4 +1,4 @@
-"""The context that calls begin with: what one does to `decimal` is not the next one's."""
+"""The context at the start of each call. Changes to `decimal` do not reach the next call."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from snakepit_bridge import _contexts
 
 
 def calls(start: Context) -> Iterator[Context]:
-    """The contexts of calls of a worker that started in this one."""
-    base, prepare = start.run(_contexts.of_calls)
+    """Yields the contexts of calls of a worker that started in this context."""
+    base, prepare = start.run(_contexts.base_context)
     while True:
         context = base.copy()
         if prepare is not None:
@@ -43,7 +43,7 @@ def test_a_call_does_not_change_the_precision_of_the_next(precision: int | None)
     assert worker.run(decimal.getcontext).prec == (precision or 28)
 
 
-def test_other_variables_of_the_worker_are_there() -> None:
+def test_calls_see_other_variables_of_the_worker() -> None:
     mark: ContextVar[str] = ContextVar("mark")
     worker = Context()
     worker.run(mark.set, "the worker's")

@@ -1,4 +1,4 @@
-"""The digits workflow: it learns, and its model survives the way through the host."""
+"""The digits workflow: training, and the model as a program of the session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exceptions of the package: they survive pickling, copying and other processes, and show what a tool raised."""
+"""The exceptions of the package: pickling, copying, other processes, and the traceback of tools."""
 
 import contextlib
 import copy
@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pickle
 import pkgutil
+import re
 import subprocess
 import sys
 import traceback
@@ -18,9 +19,10 @@ import pytest
 import snakepit_bridge
 from snakepit_bridge import BaseAdapter, errors, tool
 from snakepit_bridge._failures import describe
+from snakepit_bridge.client import Client
 from snakepit_bridge.testing import ToolFailed, call_tool
 
-#: Arguments by the annotations of parameters.
+#: Arguments for parameters with these annotations.
 _ARGUMENTS: dict[str, Any] = {
     "str": "text",
     "int": 7,
@@ -31,7 +33,7 @@ _ARGUMENTS: dict[str, Any] = {
 
 def modules() -> Iterator[Any]:
     for module in pkgutil.walk_packages(snakepit_bridge.__path__, "snakepit_bridge."):
-        # The showcase needs packages that need not be there.
+        # The showcase requires packages that may not be installed.
         with contextlib.suppress(ImportError):
             yield importlib.import_module(module.name)
 
@@ -47,7 +49,7 @@ def exceptions() -> list[type[BaseException]]:
 
 
 def an_instance(kind: type[BaseException]) -> BaseException:
-    """Makes one with all that it takes."""
+    """Creates an exception with all its arguments."""
     if kind.__init__ in (errors.SnakepitError.__init__, Exception.__init__, BaseException.__init__):
         error = kind("text")
     else:
@@ -61,7 +63,7 @@ def an_instance(kind: type[BaseException]) -> BaseException:
 
 
 def parts(error: BaseException) -> tuple[Any, ...]:
-    """What must be the same of a copy."""
+    """Returns the parts that a copy must preserve."""
     state = {
         key: {name: parts(each) for name, each in value.items()} if key == "errors" else value
         for key, value in vars(error).items()
@@ -114,7 +116,7 @@ def test_exceptions_cross_a_pool_of_processes() -> None:
         assert pool.submit(abs, -1).result() == 1
 
 
-def test_existing_names_catch_what_is_new() -> None:
+def test_existing_base_classes_catch_newer_exceptions() -> None:
     unavailable = errors.HostUnavailableError
     for new in (errors.OverloadedError, errors.WorkerLostError, errors.ShuttingDownError, errors.ConnectTimeoutError):
         assert issubclass(new, unavailable)
@@ -129,10 +131,29 @@ def test_existing_names_catch_what_is_new() -> None:
                 assert getattr(snakepit_bridge, kind.__name__) is kind
 
 
-def test_advice_is_given_by_keyword() -> None:
+def test_retry_attributes_are_keyword_arguments() -> None:
     error = errors.OverloadedError("busy", retry_after=0.5)
     assert (error.args, error.retry_after, error.may_have_run) == (("busy",), 0.5, False)
-    assert errors.HostUnavailableError("gone", may_have_run=False).may_have_run is False
+    assert errors.HostUnavailableError("lost", may_have_run=False).may_have_run is False
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "ftp://x",
+        "https://localhost:1",
+        "localhost",
+        "localhost:70000",
+        "ho<st:1",
+        "unix:",
+        "http://localhost:1/api",
+    ],
+)
+def test_a_malformed_address_is_an_invalid_argument(address: str) -> None:
+    with pytest.raises(errors.InvalidArgumentError, match=re.escape(f"`{address}`")) as raised:
+        Client(address)
+    assert raised.value.may_have_run is False
 
 
 def test_an_uncaught_failure_shows_the_traceback_of_the_tool() -> None:
@@ -161,19 +182,19 @@ def test_pytest_shows_the_traceback_of_the_tool(tmp_path: Any) -> None:
 class Unprintable(BaseAdapter):
     @tool
     def surrogate(self) -> None:
-        """Raises what a broken file name becomes."""
+        """Raises an error with a lone surrogate, as in undecodable file names."""
         raise ValueError("caf\udce9")
 
     @tool
     def named(self) -> None:
-        """Raises an error whose type has such a name."""
+        """Raises an error whose type has a lone surrogate in its name."""
         kind = type("Cafe", (ValueError,), {})
         kind.__qualname__ = "Caf\udce9"
         raise kind("no")
 
     @tool
     def caused(self) -> None:
-        """Has it in its cause."""
+        """Has it in the cause."""
         try:
             self.surrogate()
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""The event loop: what one call starts never runs on into the next."""
+"""The event loop: work that one call starts does not run in the next call."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def loop() -> Iterator[EventLoop]:
     loop.close()
 
 
-def test_tasks_that_a_call_left_are_cancelled_and_named(loop: EventLoop, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tasks_of_an_ended_call_are_cancelled_and_logged(loop: EventLoop, capsys: pytest.CaptureFixture[str]) -> None:
     ended: list[str] = []
 
     async def background() -> None:
@@ -41,16 +41,16 @@ def test_tasks_that_a_call_left_are_cancelled_and_named(loop: EventLoop, capsys:
         return 1
 
     assert loop.run(call()) == 1
-    # Until the end of the call, which may have a cleanup to run.
+    # Tasks run until the end of the call, because its cleanup may need them.
     assert ended == []
     assert loop.end_call()
     assert ended == ["background"]
-    assert "`Task-" in (told := capsys.readouterr().err)
-    assert "background" in told
-    assert "worker_task" in told
+    assert "`Task-" in (logged := capsys.readouterr().err)
+    assert "background" in logged
+    assert "worker_task" in logged
 
 
-def test_tasks_that_are_to_be_kept_go_on_with_the_next_call(loop: EventLoop) -> None:
+def test_kept_tasks_run_during_the_next_call(loop: EventLoop) -> None:
     ticks: list[int] = []
 
     async def ticker() -> None:
@@ -88,7 +88,7 @@ def test_a_coroutine_that_blocks_the_loop_can_be_interrupted_by_an_exception(loo
     interrupt_soon(handler, times=200)
 
     async def call() -> None:
-        # Never lets the loop hear of the cancellation: only an exception ends this.
+        # Blocks the loop, so only an exception ends the coroutine.
         threading.Event().wait(60)
 
     with pytest.raises(CallCancelled):
@@ -97,7 +97,7 @@ def test_a_coroutine_that_blocks_the_loop_can_be_interrupted_by_an_exception(loo
 
 
 @pytest.mark.parametrize("how", ["exit", "stop", "exit in a callback", "stop from outside"])
-def test_a_stop_that_was_asked_for_does_not_reach_the_next_call(loop: EventLoop, how: str) -> None:
+def test_a_requested_stop_does_not_reach_the_next_call(loop: EventLoop, how: str) -> None:
     async def call() -> None:
         running = asyncio.get_running_loop()
         if how == "exit":
@@ -124,7 +124,7 @@ def test_a_stop_that_was_asked_for_does_not_reach_the_next_call(loop: EventLoop,
     assert loop.run(following()) == "next"
 
 
-def test_a_call_leaves_the_loop_as_it_found_it(loop: EventLoop) -> None:
+def test_the_settings_of_the_loop_are_restored_after_a_call(loop: EventLoop) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     async def look() -> tuple[object, ...]:
@@ -158,18 +158,18 @@ def test_a_call_leaves_the_loop_as_it_found_it(loop: EventLoop) -> None:
     pool.shutdown()
 
 
-def test_a_loop_that_a_call_closed_or_took_away_is_there_for_the_next(loop: EventLoop) -> None:
+def test_the_next_call_has_a_loop_after_one_closed_or_removed_it(loop: EventLoop) -> None:
     loop.run(asyncio.sleep(0))
     asyncio.get_event_loop_policy().get_event_loop().close()
     assert loop.end_call()
     assert loop.run(asyncio.sleep(0, 1)) == 1
-    # It leaves the thread without a loop.
+    # `asyncio.run` leaves the thread without a loop.
     asyncio.run(asyncio.sleep(0))
     assert loop.run(asyncio.sleep(0, asyncio.get_event_loop_policy().get_event_loop)).__name__ == "get_event_loop"
     asyncio.get_event_loop_policy().get_event_loop()
 
 
-def test_generators_that_a_call_left_open_are_closed_with_it(loop: EventLoop) -> None:
+def test_open_generators_are_closed_at_the_end_of_the_call(loop: EventLoop) -> None:
     closed: list[str] = []
 
     async def numbers() -> AsyncIterator[int]:
@@ -192,7 +192,7 @@ def test_generators_that_a_call_left_open_are_closed_with_it(loop: EventLoop) ->
     assert closed == ["numbers"]
 
 
-def test_a_task_that_refuses_to_end_is_told(
+def test_a_task_that_does_not_end_is_reported(
     loop: EventLoop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(_running_loop, "_END_WITHIN", 0.05)
@@ -215,7 +215,7 @@ def test_a_task_that_refuses_to_end_is_told(
     stop = True
 
 
-def test_worker_tasks_outlive_their_call_and_so_does_what_they_start(loop: EventLoop) -> None:
+def test_worker_tasks_and_their_child_tasks_outlive_the_call(loop: EventLoop) -> None:
     mark: contextvars.ContextVar[str] = contextvars.ContextVar("mark", default="none")
     seen: list[str] = []
     announced: list[bool] = []
@@ -245,14 +245,14 @@ def test_worker_tasks_outlive_their_call_and_so_does_what_they_start(loop: Event
     assert task.cancelled()
 
 
-def test_a_worker_task_outside_of_a_worker_is_a_task() -> None:
+def test_a_worker_task_outside_a_worker_is_a_plain_task() -> None:
     async def main() -> int:
         return await worker_task(asyncio.sleep(0, 7))
 
     assert asyncio.run(main()) == 7
 
 
-def test_coroutines_of_a_call_share_a_context_and_the_next_has_another(loop: EventLoop) -> None:
+def test_coroutines_of_one_call_share_a_context(loop: EventLoop) -> None:
     mark: contextvars.ContextVar[int] = contextvars.ContextVar("mark", default=0)
 
     async def put(value: int) -> None:

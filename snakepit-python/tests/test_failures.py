@@ -1,4 +1,4 @@
-"""How the type of an exception is named: as the last line of Python's own traceback names it."""
+"""The names of exception types, which match those of Python's traceback."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ OfNowhereError.__module__ = 7  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("kind", [ValueError, Shelf.EmptyError, OfMainError, OfNowhereError, BrokenPipeError])
-def test_a_type_is_named_as_the_traceback_names_it(kind: type[Exception]) -> None:
+def test_type_names_match_the_traceback(kind: type[Exception]) -> None:
     error = kind("why")
     last = traceback.format_exception_only(kind, error)[-1].strip()
     name, message, _ = describe(error)
     assert f"{name}: {message}" == last
 
 
-def test_a_nested_class_has_its_module_and_the_classes_around_it() -> None:
+def test_the_name_of_a_nested_class_includes_its_module_and_outer_classes() -> None:
     assert describe(Shelf.EmptyError("why"))[0] == f"{__name__}.Shelf.EmptyError"

@@ -1,4 +1,4 @@
-"""The adapter of docs/python.md, and the test that it shows."""
+"""The adapter and the test in docs/python.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tests that the README shows."""
+"""The tests in the README."""
 
 from __future__ import annotations
 

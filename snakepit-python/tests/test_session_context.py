@@ -1,4 +1,4 @@
-"""The context of a call: programs, host tools, the names of the original protocol."""
+"""The context of a call: programs, host tools, and names of the original protocol."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Callback(BaseAdapter):
         return self.session_context.call_host_tool("ghost")
 
     @tool
-    def ask_for_trouble(self) -> Any:
+    def ask_to_fail(self) -> Any:
         return self.session_context.call_host_tool("refuse")
 
     @tool
@@ -110,7 +110,7 @@ def test_programs_need_a_session() -> None:
 
 
 @pytest.mark.parametrize("name", ["ask", "ask_by_its_old_name", "ask_async"])
-def test_host_tools_can_be_called_in_every_way(tester: ToolTester, name: str) -> None:
+def test_host_tools_can_be_called_by_every_method(tester: ToolTester, name: str) -> None:
     assert tester.call(name, a=6, b=7) == 42
 
 
@@ -119,13 +119,13 @@ def test_failures_of_host_tools_are_typed(tester: ToolTester) -> None:
         tester.call("ask_for_nothing")
     assert caught.value.type == "snakepit_bridge.errors.NotFoundError"
     with pytest.raises(ToolFailed, match="not today") as caught:
-        tester.call("ask_for_trouble")
+        tester.call("ask_to_fail")
     assert caught.value.type == "snakepit_bridge.errors.HostToolError"
 
 
-def test_a_context_knows_its_call(tester: ToolTester) -> None:
-    known = tester.call("whoami")
-    assert known == {
+def test_a_context_describes_its_call(tester: ToolTester) -> None:
+    described = tester.call("whoami")
+    assert described == {
         "session": "s",
         "metadata": {"k": "v"},
         "left": None,
@@ -134,6 +134,6 @@ def test_a_context_knows_its_call(tester: ToolTester) -> None:
     }
 
 
-def test_leaving_the_context_ends_the_session(tester: ToolTester) -> None:
+def test_the_end_of_the_context_block_deletes_the_session(tester: ToolTester) -> None:
     tester.call("end_session")
     assert tester.call("names") == []

@@ -1,4 +1,4 @@
-"""Specs: what the host learns of a tool from its signature, its annotations and its docstring."""
+"""Specs of tools, read from signatures, annotations and docstrings."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_signature_and_docstring_become_the_spec() -> None:
     ]
 
 
-def test_only_the_arguments_are_taken_out_of_a_docstring() -> None:
+def test_the_description_keeps_all_sections_but_the_arguments() -> None:
     text = (
         "Multiply.\n\nArgs:\n    value: What,\n        at length.\n\n    factor: By what.\n\n"
         "Returns:\n    The product.\n\n"
@@ -104,7 +104,7 @@ def test_only_the_arguments_are_taken_out_of_a_docstring() -> None:
     assert read("Args:\na: b\nc: d\n\nMore.") == ("More.", {"a": "b", "c": "d"})
 
 
-def test_options_win_over_what_is_read() -> None:
+def test_options_override_the_docstring() -> None:
     other = spec(Documented, "other")
     assert other["description"] == "Told by the decorator."
     assert other["supports_streaming"]
@@ -112,7 +112,7 @@ def test_options_win_over_what_is_read() -> None:
     assert not other["closed"], "**rest takes any argument"
 
 
-def test_generators_stream_and_bound_parameters_are_left_out() -> None:
+def test_generators_stream_and_specs_omit_bound_parameters() -> None:
     assert spec(Documented, "pull")["supports_streaming"]
     assert spec(Documented, "apull")["supports_streaming"]
     assert [p["name"] for p in spec(Documented, "static")["parameters"]] == ["value"]
@@ -142,11 +142,11 @@ def test_generators_stream_and_bound_parameters_are_left_out() -> None:
         ([1], "any"),
     ],
 )
-def test_annotations_name_wire_types(annotation: Any, expected: str) -> None:
+def test_annotations_become_wire_types(annotation: Any, expected: str) -> None:
     assert type_name(annotation) == expected
 
 
-def test_none_is_left_out_of_a_type_only_where_it_is_the_default() -> None:
+def test_optional_types_are_recognized_only_with_the_default_none() -> None:
     class Adapter(BaseAdapter):
         @tool
         def use(
@@ -179,7 +179,7 @@ def test_an_annotation_that_cannot_be_evaluated_is_not_checked() -> None:
     assert [p["type"] for p in spec(Adapter, "use")["parameters"]] == ["integer", "any"]
 
 
-def test_overriding_keeps_the_place_and_takes_the_new_signature() -> None:
+def test_an_override_keeps_the_place_and_has_the_new_signature() -> None:
     class Base(BaseAdapter):
         @tool
         def first(self, a: int) -> None: ...
@@ -195,7 +195,7 @@ def test_overriding_keeps_the_place_and_takes_the_new_signature() -> None:
     assert spec(Derived, "first")["parameters"][0]["name"] == "b"
 
 
-def test_what_cannot_be_a_tool_is_refused_by_name() -> None:
+def test_errors_name_methods_that_cannot_be_tools() -> None:
     class PositionalOnly(BaseAdapter):
         @tool
         def odd(self, a: int, /) -> None: ...

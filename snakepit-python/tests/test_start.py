@@ -1,4 +1,4 @@
-"""What a worker imports, and that what it reads without `inspect` and `typing` is what those would tell."""
+"""The imports of a worker, and the equivalence of its own parsers with `inspect` and `typing`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from snakepit_bridge import BaseAdapter, _docstrings, _signatures, _specs
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._plan import plan_of
 
-#: Ordinary functions, as an adapter has them.
+#: Ordinary functions of an adapter.
 ORDINARY = '''
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from snakepit_bridge import BaseAdapter, tool
@@ -82,23 +82,23 @@ class Ordinary(Base):
     def static(a: memoryview, b: "bytearray") -> None: ...
 '''
 
-#: Where functions of all kinds are found.
+#: Modules with functions of all kinds.
 MODULES = [argparse, ast, asyncio.base_events, collections, dataclasses, os, re, subprocess, typing, np]
 
 
 def fresh(code: str, path: Path) -> str:
-    """What a fresh interpreter prints."""
+    """Returns the output of a fresh interpreter."""
     inherited = os.environ.get("PYTHONPATH", "")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(path), inherited]))}
     return subprocess.run([sys.executable, "-c", code], env=env, check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603
 
 
-#: The same, with annotations that are all strings.
+#: The same source, with annotations as strings.
 DEFERRED = "from __future__ import annotations\n" + re.sub(r': "([^"]+)"', r": \1", ORDINARY)
 
 
 @pytest.mark.parametrize("source", [ORDINARY, DEFERRED], ids=["ordinary", "deferred"])
-def test_ordinary_tools_have_the_specs_that_inspect_and_typing_give(
+def test_specs_of_ordinary_tools_match_inspect_and_typing(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "ordinary.py").write_text(source)
@@ -122,14 +122,14 @@ def test_ordinary_tools_have_the_specs_that_inspect_and_typing_give(
 
 
 def functions() -> list[tuple[FunctionType, type]]:
-    """Functions of the standard library and numpy, each with the class that has it."""
+    """Returns functions of the standard library and numpy, each with its class."""
     owners = [owner for module in MODULES for owner in vars(module).values() if isinstance(owner, type)]
     methods = [(member, owner) for owner in owners for member in vars(owner).values()]
     members = [*methods, *((member, object) for module in MODULES for member in vars(module).values())]
     return [(member, owner) for member, owner in members if isinstance(member, FunctionType)]
 
 
-def test_parameters_kinds_and_docstrings_are_those_that_inspect_gives() -> None:
+def test_parameters_kinds_and_docstrings_match_inspect() -> None:
     ordinary = 0
     for function, owner in functions():
         ordinary += _signatures.is_ordinary(function)
@@ -144,7 +144,7 @@ def test_parameters_kinds_and_docstrings_are_those_that_inspect_gives() -> None:
         assert _signatures.generates(function) == (
             inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner)
         )
-        # A metaclass has no say in what a method inherits, though `inspect` asks it.
+        # `inspect` also searches the metaclass, which does not affect inherited methods.
         if not hasattr(type(owner), function.__name__):
             assert _docstrings.docstring_of(function, owner) == (inspect.getdoc(function) or ""), function
     assert ordinary > 1000
@@ -178,8 +178,8 @@ def test_arguments_are_found_where_the_pattern_finds_them(line: str) -> None:
     assert _docstrings._argument(line) == (match and (match[1], match[2].strip()))
 
 
-def test_a_worker_imports_nothing_but_this_package(tmp_path: Path) -> None:
-    """`inspect`, `typing` and what those import would be most of a worker's start and of its memory."""
+def test_a_worker_imports_only_this_package(tmp_path: Path) -> None:
+    """Importing `inspect` and `typing` would take most of a worker's start time and memory."""
     (tmp_path / "ordinary.py").write_text(ORDINARY)
     (tmp_path / "listed.py").write_text(
         "import os, sys\n"
@@ -197,7 +197,7 @@ def test_a_worker_imports_nothing_but_this_package(tmp_path: Path) -> None:
         tmp_path,
     ).split()
     more = {name for name in set(worker) - set(bare) if not name.startswith("snakepit_bridge")}
-    # Each call has a context of its own.
+    # `contextvars` is necessary, because each call has its own context.
     assert more == {"__future__", "_contextvars", "contextvars", "listed", "ordinary"}
 
 

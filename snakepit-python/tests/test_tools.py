@@ -27,7 +27,7 @@ from snakepit_bridge.testing import (
 
 
 class Everything(BaseAdapter):
-    """One tool of each kind, and a diary of what happened to the objects."""
+    """One tool of each kind, and a log of the objects' methods."""
 
     diary: ClassVar[list[str]] = []
     ready: ClassVar[int] = 0
@@ -109,23 +109,23 @@ def _clean_diary() -> None:
     Everything.diary.clear()
 
 
-def test_functions_and_coroutines_give_values() -> None:
+def test_functions_and_coroutines_return_values() -> None:
     assert call_tool(Everything, "add", a=1, b=2) == 3
     assert call_tool(Everything, "add", a=1) == 2
     assert call_tool(Everything, "aadd", a=1, b=2) == 3
 
 
 @pytest.mark.parametrize("name", ["pull", "apull"])
-def test_generators_give_chunks(name: str) -> None:
+def test_generators_return_chunks(name: str) -> None:
     assert stream_tool(Everything, name, n=1000) == list(range(1000))
     assert stream_tool(Everything, name, n=0) == []
 
 
-def test_a_value_called_for_a_stream_is_one_chunk() -> None:
+def test_streaming_a_plain_value_returns_one_chunk() -> None:
     assert stream_tool(Everything, "listing", n=3) == [[0, 1, 2]]
 
 
-def test_chunks_carry_metadata_and_the_final_one_ends_the_stream() -> None:
+def test_chunks_have_metadata_and_the_final_one_ends_the_stream() -> None:
     with ToolTester(Everything) as tester:
         chunks = tester.stream("rich")
     assert [chunk.data for chunk in chunks] == [{"step": 1}, {"step": 2}]
@@ -133,16 +133,16 @@ def test_chunks_carry_metadata_and_the_final_one_ends_the_stream() -> None:
 
 
 @pytest.mark.parametrize(("name", "entry"), [("pull", "closed"), ("apull", "aclosed")])
-def test_a_reader_that_hangs_up_closes_the_generator(name: str, entry: str) -> None:
+def test_a_cancelled_stream_closes_the_generator(name: str, entry: str) -> None:
     with ToolTester(Everything) as tester:
-        # More than any queue holds: the generator must be stopped, not run to its end.
+        # More than any queue holds, so the generator must be stopped before its end.
         chunks = tester.stream(name, limit=2, n=10_000_000)
         assert [chunk.data for chunk in chunks] == [0, 1]
         assert Everything.diary == ["initialize", entry, "cleanup"]
         assert tester.call("add", a=1, b=1) == 2
 
 
-def test_each_call_gets_a_new_object_around_which_initialize_and_cleanup_run() -> None:
+def test_each_call_gets_a_new_object_with_initialize_and_cleanup() -> None:
     with ToolTester(Everything) as tester:
         tester.call("add", a=1)
         with pytest.raises(ToolFailed):
@@ -150,7 +150,7 @@ def test_each_call_gets_a_new_object_around_which_initialize_and_cleanup_run() -
     assert Everything.diary == ["initialize", "cleanup"] * 2
 
 
-def test_process_init_runs_once_however_many_calls() -> None:
+def test_process_init_runs_once_per_process() -> None:
     before = Everything.ready
     with ToolTester(Everything) as tester:
         for _ in range(3):
@@ -158,7 +158,7 @@ def test_process_init_runs_once_however_many_calls() -> None:
     assert Everything.ready == before + 1
 
 
-def test_failures_tell_type_message_and_a_traceback_of_the_tools_own_frames() -> None:
+def test_failures_contain_type_message_and_the_traceback_of_the_tool() -> None:
     with pytest.raises(ToolFailed) as caught:
         call_tool(Everything, "fail")
     assert (caught.value.type, caught.value.message) == ("ValueError", "on purpose")
@@ -171,12 +171,12 @@ def test_failures_tell_type_message_and_a_traceback_of_the_tools_own_frames() ->
     assert "asyncio/base_events" not in caught.value.traceback
 
 
-def test_a_stream_that_fails_gives_what_came_before() -> None:
+def test_a_failing_stream_returns_the_chunks_before_the_error() -> None:
     with ToolTester(Everything) as tester, pytest.raises(ToolFailed, match="midway"):
         tester.stream("fail_midway")
 
 
-def test_what_has_no_wire_form_is_named_with_its_place() -> None:
+def test_the_error_of_a_value_without_a_wire_form_names_its_path() -> None:
     with pytest.raises(ToolFailed, match=r"the result of tool `odd_result`\['items'\]\[1\] is a `object`"):
         call_tool(Everything, "odd_result")
 
@@ -198,14 +198,14 @@ def test_system_exit_fails_the_call_and_not_the_process() -> None:
         ({"a": 1, "b": None}, "argument `b` of tool `add` is a null, expected integer"),
     ],
 )
-def test_arguments_that_a_host_would_refuse_are_refused(arguments: dict[str, Any], problem: str) -> None:
+def test_arguments_that_a_host_would_reject_are_rejected(arguments: dict[str, Any], problem: str) -> None:
     with pytest.raises(InvalidArgumentError, match=problem):
         call_tool(Everything, "add", arguments)
     with pytest.raises(InvalidArgumentError, match=problem):
         stream_tool(Everything, "add", **arguments)
 
 
-def test_what_a_host_lets_pass_passes() -> None:
+def test_arguments_that_a_host_would_accept_are_accepted() -> None:
     class Lenient(BaseAdapter):
         @tool
         def half(self, of: float, digits: int | None = None) -> float:
@@ -222,7 +222,7 @@ def test_what_a_host_lets_pass_passes() -> None:
         call_tool(Lenient, "half", of=3, digits=1.5)
 
 
-def test_session_and_host_tools_can_be_given_to_a_single_call() -> None:
+def test_a_single_call_accepts_session_and_host_tools() -> None:
     class Asking(BaseAdapter):
         @tool
         def ask(self, item: str) -> list[str]:
@@ -244,7 +244,7 @@ def test_session_and_host_tools_can_be_given_to_a_single_call() -> None:
         call_tool(Asking, "ask", item="tea")
 
 
-def test_a_tools_own_limit_is_not_taken_for_the_tests() -> None:
+def test_a_tools_own_limit_is_not_confused_with_the_testers() -> None:
     class Listing(BaseAdapter):
         @tool
         def numbers(self, limit: int = 3) -> Iterator[int]:
@@ -255,7 +255,7 @@ def test_a_tools_own_limit_is_not_taken_for_the_tests() -> None:
         stream_tool(Listing, "numbers", limit=5)
 
 
-def test_unknown_tools_and_generators_called_for_a_value_are_refused() -> None:
+def test_unknown_tools_and_unary_calls_of_generators_are_rejected() -> None:
     with pytest.raises(NotFoundError, match=r"`ghost` not found$"):
         call_tool(Everything, "ghost")
     with pytest.raises(NotFoundError, match="`ad` not found; did you mean `add`"):
@@ -269,7 +269,7 @@ def test_unknown_tools_and_generators_called_for_a_value_are_refused() -> None:
 
 
 class Dynamic:
-    """No base class, no declared tools: the shape of adapters of the original protocol."""
+    """An adapter without a base class and declared tools, as in the original protocol."""
 
     dynamic_tools = ("known",)
 
@@ -281,7 +281,7 @@ class Dynamic:
         return {"tool": tool_name, "arguments": arguments, "session": context.session_id}
 
 
-def test_adapters_may_serve_tools_that_they_do_not_declare() -> None:
+def test_adapters_may_serve_undeclared_tools() -> None:
     with ToolTester(Dynamic, session_id="s") as tester:
         for name in ["known", "anything"]:
             assert tester.call(name, x=1) == {"tool": name, "arguments": {"x": 1}, "session": "s"}
@@ -299,7 +299,7 @@ class Typed(BaseAdapter):
         return x * 2
 
 
-def test_arguments_arrive_as_what_their_parameters_say() -> None:
+def test_arguments_have_the_types_of_their_parameters() -> None:
     assert call_tool(Typed, "types", f=5, i=5.0, x=[[1, 2], [3, 4]], anything=[1], o=3) == [
         "float",
         "int",
@@ -320,7 +320,7 @@ MARK: contextvars.ContextVar[str] = contextvars.ContextVar("mark", default="none
 
 
 class Marking(BaseAdapter):
-    """What each part of a call finds, and leaves."""
+    """Records the context variables in each part of a call."""
 
     seen: ClassVar[list[str]] = []
 
@@ -342,7 +342,7 @@ class Marking(BaseAdapter):
         return found
 
 
-def test_the_parts_of_a_call_share_a_context_that_ends_with_it() -> None:
+def test_the_parts_of_a_call_share_a_context() -> None:
     Marking.seen.clear()
     with ToolTester(Marking) as tester:
         for name in ("plain", "coroutine", "plain"):
@@ -351,7 +351,7 @@ def test_the_parts_of_a_call_share_a_context_that_ends_with_it() -> None:
     assert MARK.get() == "none"
 
 
-def test_tools_can_be_called_where_a_loop_runs() -> None:
+def test_tools_can_be_called_while_a_loop_runs() -> None:
     async def main() -> None:
         assert call_tool(Everything, "aadd", a=1, b=2) == 3
         assert stream_tool(Everything, "apull", n=3) == [0, 1, 2]
@@ -371,7 +371,7 @@ def test_tools_can_be_called_where_a_loop_runs() -> None:
     ("name", "kind"),
     [("fail", ValueError), ("afail", LookupError), ("odd_result", TypeError), ("fail_midway", RuntimeError)],
 )
-def test_failures_are_chained_to_what_was_raised(name: str, kind: type[Exception]) -> None:
+def test_the_cause_of_a_failure_is_the_tools_exception(name: str, kind: type[Exception]) -> None:
     call = stream_tool if name == "fail_midway" else call_tool
     with pytest.raises(ToolFailed) as caught:
         call(Everything, name)
@@ -382,7 +382,7 @@ def test_failures_are_chained_to_what_was_raised(name: str, kind: type[Exception
         assert traceback.extract_tb(cause.__traceback__)[-1].name == name
 
 
-def test_an_adapter_that_cannot_be_constructed_is_refused() -> None:
+def test_an_adapter_that_cannot_be_constructed_is_rejected() -> None:
     class NeedsPath(BaseAdapter):
         def __init__(self, path: str) -> None: ...
 
@@ -412,7 +412,7 @@ def test_an_adapter_that_cannot_be_constructed_is_refused() -> None:
             ToolTester(adapter)
 
 
-def test_partials_overrides_and_methods_of_other_kinds_are_the_tools_that_they_look_like() -> None:
+def test_partials_overrides_and_other_kinds_of_methods_are_tools() -> None:
     def scale(value: float, factor: float) -> float:
         """Multiply."""
         return value * factor
@@ -467,7 +467,7 @@ def test_partials_overrides_and_methods_of_other_kinds_are_the_tools_that_they_l
         ToolTester(Rest)
 
 
-def test_a_policy_that_is_none_is_refused() -> None:
+def test_an_invalid_policy_is_rejected() -> None:
     with pytest.raises(ValueError, match="after_cancel is 'never'; it takes auto, keep, replace"):
         tool(after_cancel="never")  # type: ignore[call-overload]
 
@@ -481,7 +481,7 @@ def test_a_policy_that_is_none_is_refused() -> None:
         ToolTester(Odd)
 
 
-def test_metadata_keys_that_become_the_same_are_refused() -> None:
+def test_metadata_keys_with_equal_text_are_rejected() -> None:
     class Twice(BaseAdapter):
         @tool
         def chunks(self) -> Iterator[StreamChunk]:

@@ -1,4 +1,4 @@
-"""Values on the wire: what a worker reads is what the host sent, bit for bit."""
+"""Values on the wire: a worker receives exactly the values that the host sent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from snakepit_bridge import _native
 
 
-def over_the_wire(value: Any) -> Any:
+def round_trip(value: Any) -> Any:
     return _native.decode(*_native.encode(value, "the value"))
 
 
@@ -42,30 +42,30 @@ def over_the_wire(value: Any) -> Any:
         b"\x00\xff" * 1000,
     ],
 )
-def test_plain_values_come_back_equal_and_of_the_same_type(value: Any) -> None:
-    back = over_the_wire(value)
+def test_plain_values_keep_value_and_type(value: Any) -> None:
+    back = round_trip(value)
     assert back == value
     assert type(back) is type(value)
 
 
-def test_floats_keep_their_specials_and_their_sign() -> None:
-    assert math.isnan(over_the_wire(math.nan))
-    assert over_the_wire(math.inf) == math.inf
-    assert over_the_wire(-math.inf) == -math.inf
-    assert math.copysign(1, over_the_wire(-0.0)) == -1
+def test_floats_keep_nan_infinity_and_sign() -> None:
+    assert math.isnan(round_trip(math.nan))
+    assert round_trip(math.inf) == math.inf
+    assert round_trip(-math.inf) == -math.inf
+    assert math.copysign(1, round_trip(-0.0)) == -1
 
 
-def test_relatives_of_plain_types_travel_as_them() -> None:
+def test_subclasses_and_similar_types_are_sent_as_plain_types() -> None:
     class Colour(IntEnum):
         RED = 1
 
-    assert over_the_wire(Colour.RED) == 1
-    assert over_the_wire((1, 2)) == [1, 2]
-    assert over_the_wire(bytearray(b"ab")) == b"ab"
-    assert over_the_wire(memoryview(b"abcd")[::2]) == b"ac"
-    assert over_the_wire({1: "a", None: "b", 2.5: "c"}) == {"1": "a", "null": "b", "2.5": "c"}
-    assert over_the_wire(np.float32(0.5)) == 0.5
-    assert over_the_wire({"n": np.int64(3), "row": np.arange(3)}) == {"n": 3, "row": [0, 1, 2]}
+    assert round_trip(Colour.RED) == 1
+    assert round_trip((1, 2)) == [1, 2]
+    assert round_trip(bytearray(b"ab")) == b"ab"
+    assert round_trip(memoryview(b"abcd")[::2]) == b"ac"
+    assert round_trip({1: "a", None: "b", 2.5: "c"}) == {"1": "a", "null": "b", "2.5": "c"}
+    assert round_trip(np.float32(0.5)) == 0.5
+    assert round_trip({"n": np.int64(3), "row": np.arange(3)}) == {"n": 3, "row": [0, 1, 2]}
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def test_arrays_keep_shape_values_and_type(array: Any) -> None:
     type_name, _, buffer = _native.encode(array, "the value")
     assert type_name == "tensor"
     assert buffer is not None
-    back = over_the_wire(array)
+    back = round_trip(array)
     assert back.shape == array.shape
     assert back.dtype == array.dtype.newbyteorder("=")
     np.testing.assert_array_equal(back, array)
 
 
-def test_what_is_no_plain_data_is_refused_with_its_place() -> None:
+def test_other_types_are_rejected_with_their_path() -> None:
     with pytest.raises(TypeError, match=r"the value\['a'\]\[2\] is a `set`"):
         _native.encode({"a": [1, 2, {3}]}, "the value")
     with pytest.raises(TypeError, match="object"):
@@ -128,16 +128,16 @@ class _Refuses(np.ndarray):
         (object(), ""),
         ([object()], "[0]"),
     ],
-    # pytest would make a text of the integers.
+    # pytest would convert the integers to text for the test ids.
     ids=lambda value: type(value).__name__,
 )
-def test_whatever_is_in_the_way_the_error_names_the_value(value: Any, where: str) -> None:
+def test_every_conversion_error_names_the_value(value: Any, where: str) -> None:
     for convert in (_native.encode, _native.to_json):
         with pytest.raises((TypeError, ValueError), match=re.escape(f"the result of tool `x`{where}")):
             convert(value, "the result of tool `x`")
 
 
-def test_no_error_is_made_of_an_interruption() -> None:
+def test_an_interruption_is_not_wrapped_in_an_error() -> None:
     class Interrupted(np.ndarray):
         def tolist(self) -> Any:
             raise KeyboardInterrupt
@@ -152,7 +152,7 @@ def test_malformed_json_is_a_value_error(json: bytes) -> None:
         _native.from_json(json)
 
 
-def test_a_buffer_that_says_so_is_a_list() -> None:
+def test_a_buffer_marked_as_list_is_a_list() -> None:
     metadata = b'{"shape":[2,2],"dtype":"%s","binary_format":"raw","container":"list","type":"tensor"}'
     for dtype in ("float64", "float32"):
         data = np.array([[1.5, -0.0], [3, 4]], dtype=dtype).tobytes()
@@ -167,14 +167,14 @@ def test_a_buffer_that_says_so_is_a_list() -> None:
             _native.decode("tensor", metadata.replace(b"2,2", b"600" + b",1" * 20) % name, bytes(600 * 8))
 
 
-def test_items_are_in_the_order_that_their_type_names() -> None:
+def test_the_byte_order_of_a_dtype_is_respected() -> None:
     for dtype in ("float32", "<f4", ">f4"):
         data = np.array([1.5, 2], dtype=dtype).tobytes()
         back = _native.decode("tensor", b'{"shape":[2],"dtype":"%s"}' % dtype.encode(), data)
         assert back.tolist() == [1.5, 2]
 
 
-def test_pickles_are_not_read_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickles_are_rejected_unless_enabled(monkeypatch: pytest.MonkeyPatch) -> None:
     import pickle
 
     metadata = b'{"type":"tensor","binary_format":"pickle","shape":[1],"dtype":"float64"}'
@@ -203,13 +203,13 @@ def test_pickles_are_not_read_unless_allowed(monkeypatch: pytest.MonkeyPatch) ->
         ),
     ],
 )
-def test_buffers_that_do_not_fit_their_metadata_are_refused(metadata: bytes, data: bytes) -> None:
+def test_buffers_that_do_not_match_their_metadata_are_rejected(metadata: bytes, data: bytes) -> None:
     with pytest.raises(ValueError, match=r"metadata|dtype|shape|buffer"):
         _native.decode("tensor", metadata, data)
 
 
 @pytest.mark.parametrize("wrap", [lambda v: v, lambda v: {"a": [v]}], ids=["alone", "inside"])
-def test_values_that_would_arrive_as_others_are_refused_with_a_way_out_that_works(wrap: Any) -> None:
+def test_values_that_would_change_are_rejected_with_a_fix_that_works(wrap: Any) -> None:
     masked = np.ma.array([1, 2, 3], mask=[False, True, False])
     dates = np.array(["2020-01-01T00:00:00.000000001"], dtype="datetime64[ns]")
     spans = np.array([5], dtype="timedelta64[ns]")
@@ -226,17 +226,17 @@ def test_values_that_would_arrive_as_others_are_refused_with_a_way_out_that_work
     ]:
         with pytest.raises(TypeError, match=problem):
             _native.encode(wrap(value), "the value")
-        over_the_wire(wrap(fixed))
+        round_trip(wrap(fixed))
     long = np.longdouble(1) / 3
     for value, fixed in [(long, float(long)), (long, str(long)), (np.clongdouble(long), None)]:
         with pytest.raises(TypeError, match=r"the value.* is a `numpy.*longdouble`, .* by float\(\) or complex\(\)"):
             _native.encode(wrap(value), "the value")
-        over_the_wire(wrap(fixed))
+        round_trip(wrap(fixed))
     with pytest.raises(TypeError, match=r"the value is a `numpy\.datetime64`"):
         _native.encode(dates[0], "the value")
     with pytest.raises(TypeError, match="pass it alone, or its text by base64"):
         _native.encode([b"x"], "the value")
-    assert over_the_wire(b"x") == b"x"
+    assert round_trip(b"x") == b"x"
     with pytest.raises(TypeError, match=r"list\(\)"):
         _native.encode({1}, "the value")
 
@@ -251,25 +251,25 @@ def test_values_that_would_arrive_as_others_are_refused_with_a_way_out_that_work
         {math.nan: 1, float("nan"): 2},
     ],
 )
-def test_keys_that_become_the_same_are_refused(value: dict[Any, Any]) -> None:
+def test_keys_with_equal_text_are_rejected(value: dict[Any, Any]) -> None:
     with pytest.raises(TypeError, match=r"the value\['x'\] has two keys that are both \"[^\"]+\" in JSON"):
         _native.encode({"x": value}, "the value")
 
 
-def test_floats_that_json_has_not_stay_floats_inside_of_values_and_texts_stay_texts() -> None:
+def test_nested_nan_and_infinities_stay_floats_and_text_stays_text() -> None:
     value = {"x": [1.0, math.nan, (math.inf, [-math.inf])], "names": ["NaN", "Infinity", "-Infinity"], "NaN": "NaN"}
     for more in ({}, {"long": 2**70, "text": 'say "NaN" and "Infinity"'}):
-        back = over_the_wire({**value, **more})
+        back = round_trip({**value, **more})
         assert back["x"][0] == 1.0
         assert math.isnan(back["x"][1])
         assert back["x"][2] == [math.inf, [-math.inf]]
         assert (back["names"], back["NaN"]) == (value["names"], "NaN")
         assert {key: back[key] for key in more} == more
-    # To everybody else they are the strings that the protocol has for them.
+    # Other readers see the strings that the protocol defines.
     assert json.loads(_native.encode([math.nan, -math.inf], "x")[1]) == ["NaN", "-Infinity"]
     assert math.isnan(_native.from_json(_native.to_json(math.nan, "x")))
     assert _native.encode(math.nan, "x")[:2] == ("float", b'"NaN"')
-    # What holds nothing but numbers may say it plainly.
+    # In a value that holds only numbers, the plain name is a number, too.
     assert math.isnan(_native.decode("embedding", b'[1.5, "NaN"]')[1])
 
 
@@ -292,7 +292,7 @@ def test_floats_that_json_has_not_stay_floats_inside_of_values_and_texts_stay_te
         ("bytes", None, b'"x"'),
     ],
 )
-def test_json_of_another_type_than_declared_is_refused(type_name: str, good: bytes | None, bad: bytes) -> None:
+def test_json_of_another_type_than_declared_is_rejected(type_name: str, good: bytes | None, bad: bytes) -> None:
     if good is not None:
         expected = float(good) if type_name == "float" else json.loads(good.replace(b".0", b""))
         back = _native.decode(type_name, good)

@@ -1,4 +1,4 @@
-"""Variables without a host: the scenarios that a host must keep too, and what only tests of adapters need."""
+"""Variables without a host: scenarios that hosts pass, too, and features for tests of adapters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from state_tools import StateTools
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_the_stand_in_keeps_to_what_a_host_does(name: str) -> None:
+def test_the_tester_behaves_like_a_host(name: str) -> None:
     call_tool(StateTools, "check", name=name)
 
 
@@ -22,7 +22,7 @@ def test_variables_and_programs_need_a_session() -> None:
     assert "global_programs" in programs
 
 
-def test_tests_prepare_and_look_at_the_session() -> None:
+def test_tests_can_prepare_and_read_the_session() -> None:
     with ToolTester(StateTools) as tester:
         tester.context["n"] = 1
         tester.call("count_up", name="n", times=3)
@@ -33,16 +33,16 @@ def test_tests_prepare_and_look_at_the_session() -> None:
     assert "n" not in ToolTester(StateTools).context
 
 
-def test_a_watch_that_is_kept_ends_with_its_call_all_the_same() -> None:
+def test_a_stored_watch_ends_with_its_call() -> None:
     with ToolTester(StateTools) as tester:
-        # Three times what a session may have.
+        # Three times the limit of a session.
         for _ in range(30):
             tester.call("keep_watches", count=100)
         assert tester.call("read_kept_watches") == 0
 
 
 @pytest.mark.parametrize("name", ["relay", "relay_async"])
-def test_tools_stream_what_happens(name: str) -> None:
+def test_tools_can_stream_updates(name: str) -> None:
     with ToolTester(StateTools) as tester:
         tester.context["n"] = 1
         first = tester.stream(name, {"name": "n"}, limit=1)[0]

@@ -1,4 +1,4 @@
-"""The entry point as a process: readiness signals, refusals, the end."""
+"""The worker as a process: readiness signals, errors at start, and exit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def start(*args: str, env: dict[str, str] | None = None) -> subprocess.Popen[str
     )
 
 
-def test_it_prints_its_port_serves_and_stops_on_sigterm() -> None:
+def test_a_worker_prints_its_port_serves_and_stops_on_sigterm() -> None:
     with start("--adapter", SHOWCASE, "--port", "0") as worker:
         assert worker.stdout is not None
         line = worker.stdout.readline().strip()
@@ -53,7 +53,7 @@ def test_the_ready_file_appears_with_its_content(tmp_path: Path) -> None:
         ("nodots", ["names no class", "module.path:Class"]),
     ],
 )
-def test_an_adapter_that_cannot_be_used_is_one_line_and_exit_code_1(adapter: str, needles: list[str]) -> None:
+def test_an_unusable_adapter_prints_one_line_and_exits_with_1(adapter: str, needles: list[str]) -> None:
     with start("--adapter", adapter) as worker:
         _, stderr = worker.communicate(timeout=30)
         assert worker.returncode == 1
@@ -63,7 +63,7 @@ def test_an_adapter_that_cannot_be_used_is_one_line_and_exit_code_1(adapter: str
         assert needle in last
 
 
-def test_a_port_in_use_is_one_line_and_exit_code_1() -> None:
+def test_a_port_in_use_prints_one_line_and_exits_with_1() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with start("--adapter", SHOWCASE, "--port", str(port)) as worker:
@@ -72,7 +72,7 @@ def test_a_port_in_use_is_one_line_and_exit_code_1() -> None:
     assert f"cannot listen on 127.0.0.1:{port}" in stderr
 
 
-def test_a_process_init_that_fails_is_told(tmp_path: Path) -> None:
+def test_a_failing_process_init_is_reported(tmp_path: Path) -> None:
     (tmp_path / "cold.py").write_text(
         "from snakepit_bridge import BaseAdapter, tool\n"
         "class Cold(BaseAdapter):\n"
@@ -88,7 +88,7 @@ def test_a_process_init_that_fails_is_told(tmp_path: Path) -> None:
     assert "process_init of adapter `Cold` failed: OSError: no weights" in stderr
 
 
-def test_a_worker_ends_when_its_host_hangs_up() -> None:
+def test_a_worker_exits_when_its_host_closes_the_lifeline() -> None:
     ours, theirs = socket.socketpair()
     worker = subprocess.Popen(  # noqa: S603
         [sys.executable, "-m", "snakepit_bridge.worker", "--adapter", SHOWCASE],

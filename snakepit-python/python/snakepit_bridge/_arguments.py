@@ -1,4 +1,4 @@
-"""Checking the arguments of a call against a tool's spec, as the host does, in the words of `check.rs` there."""
+"""Checks the arguments of a call against a tool's spec, with the rules and messages of `check.rs` in the host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _TEXT = frozenset({"string", "choice", "module"})
 _ARRAY = frozenset({"list", "embedding", "tensor"})
 
-#: The types of values that a parameter of a type takes. Parameters of other types take anything.
+#: The value types that a parameter type accepts. Other parameter types accept any value.
 _TAKES: dict[str, frozenset[str]] = {
     "boolean": frozenset({"boolean"}),
     "bytes": frozenset({"bytes"}),
@@ -30,15 +30,15 @@ _TAKES: dict[str, frozenset[str]] = {
 }
 
 
-#: Beyond this not every integer is a float of its own.
+#: Larger integers may not have an exact float.
 _EXACT = 2**53
 
 
 def check(spec: ToolSpec, arguments: Mapping[str, Any]) -> None:
-    """Check that all required arguments are there, that each has its type, and that there are no others.
+    """Check that all required arguments are present, that each has its type, and that there are no others.
 
     Raises:
-        InvalidArgumentError: The host would refuse the call.
+        InvalidArgumentError: The host would reject the call.
     """
     tool = spec["name"]
     for parameter in spec["parameters"]:
@@ -58,14 +58,14 @@ def check(spec: ToolSpec, arguments: Mapping[str, Any]) -> None:
 
 
 def did_you_mean(name: str, names: Iterable[str], form: str) -> str:
-    """Suggest the name most like this one, if any is like it at all."""
+    """Return a suggestion of the most similar name. Empty if no name is similar."""
     near = difflib.get_close_matches(name, list(names), n=1)
     return form.format(f"did you mean `{near[0]}`?") if near else ""
 
 
 def _fits(parameter: ParameterSpec, got: str, value: Any) -> bool:
     if got == "float" and parameter["type"] == "integer":
-        # As variables of the type take it: 5.0 is 5.
+        # As for integer variables, 5.0 is 5.
         return float(value).is_integer() and abs(value) <= _EXACT
     if got == "null" and not parameter["required"] and parameter["default"] is None:
         return True

@@ -1,6 +1,6 @@
-"""What a `SessionContext` needs of its call, and a client's `Session` too.
+"""Protocols of the call behind a `SessionContext` or a client's `Session`.
 
-Met by the native `Call`, and by its stand-in for tests of adapters.
+Implemented by the native `Call`, and by the test double in `testing`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from snakepit_bridge.errors import SnakepitError
 
 
 class PendingLike(Protocol):
-    """A call of a host tool on its way. Dropping it gives the call up."""
+    """A pending call of a host tool. Dropping it cancels the call."""
 
     def result(self) -> Any: ...
 
 
 class WatchLike(Protocol):
-    """Updates of variables as they come; `None` at the end."""
+    """A stream of variable updates, with `None` at the end."""
 
     def next(self) -> VariableUpdate | None: ...
     def ready(self, completions: Completions, key: int) -> Wait: ...
@@ -51,7 +51,7 @@ class VariablesLike(Protocol):
 
 
 class CallLike(Protocol):
-    """One call and the way back to its host."""
+    """One call and its access to the host."""
 
     @property
     def session_id(self) -> str: ...

@@ -1,6 +1,6 @@
-"""Arguments of the context's methods: what has the wrong type, or is out of range, is refused by its name.
+"""Checks the arguments of the context's methods. Errors name the argument.
 
-Values are not checked here: where they are written it is said which have no wire form.
+Values are not checked here. Writing a value reports a type without a wire form.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: The largest version, and the largest limit, that can be told to a host.
+#: The largest version and limit in the protocol.
 _LARGEST = 2**31 - 1
 
 
-def unfit(what: str, value: object, expected: str) -> TypeError:
-    """Make the error for an argument of the wrong type."""
+def wrong_type(what: str, value: object, expected: str) -> TypeError:
+    """Return the error for an argument of the wrong type."""
     kind = type_name(type(value))
     given = "None" if value is None else f"{'an' if kind[0] in 'aeiou' else 'a'} `{kind}`"
     return TypeError(f"`{what}` is {given}, expected {expected}")
 
 
 def text(what: str, value: object, expected: str = "a str") -> str:
-    """Check a text, which may be empty."""
+    """Check a string, which may be empty."""
     if not isinstance(value, str):
-        raise unfit(what, value, expected)
+        raise wrong_type(what, value, expected)
     if not value.isascii():
         try:
             value.encode()
@@ -39,7 +39,7 @@ def text(what: str, value: object, expected: str = "a str") -> str:
 
 
 def name(what: str, value: object) -> str:
-    """Check the name or id of something."""
+    """Check a name or id, which must not be empty."""
     checked = text(what, value)
     if not checked:
         raise InvalidArgumentError(f"`{what}` is empty, expected a name")
@@ -47,23 +47,23 @@ def name(what: str, value: object) -> str:
 
 
 def names(what: str, value: object) -> list[str]:
-    """Check several names. A single one is a mistake: Python would go through its letters."""
+    """Check several names. Reject a single string, because Python would iterate over its letters."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise unfit(what, value, "a list of str")
+        raise wrong_type(what, value, "a list of str")
     return [name(f"{what}[{index}]", item) for index, item in enumerate(value)]
 
 
 def flag(what: str, value: object) -> bool:
-    """Check a boolean: `"no"` would be true as well."""
+    """Check a boolean. Reject other values, because `"no"` would count as true."""
     if not isinstance(value, bool):
-        raise unfit(what, value, "a bool")
+        raise wrong_type(what, value, "a bool")
     return value
 
 
 def integer(what: str, value: object, expected: str = "an int", least: int = 0, most: int = _LARGEST) -> int:
-    """Check an integer, of numpy too. A boolean is none here."""
+    """Check an integer, which may be a numpy integer but not a boolean."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise unfit(what, value, expected)
+        raise wrong_type(what, value, expected)
     number = operator.index(value)
     if not least <= number <= most:
         raise InvalidArgumentError(f"`{what}` is {number}, expected an int from {least} to {most}")
@@ -71,19 +71,19 @@ def integer(what: str, value: object, expected: str = "an int", least: int = 0, 
 
 
 def version(what: str, value: object) -> int | None:
-    """Check the version that a variable is expected to be at."""
+    """Check an expected version of a variable."""
     return None if value is None else integer(what, value, "an int or None")
 
 
 def mapping(what: str, value: object, expected: str = "a mapping") -> dict[str, Any]:
-    """Check a mapping of names to anything."""
+    """Check a mapping with names as keys."""
     if not isinstance(value, Mapping):
-        raise unfit(what, value, expected)
+        raise wrong_type(what, value, expected)
     return {name(f"{what} key {key!r}", key): item for key, item in value.items()}
 
 
 def versions(what: str, value: object) -> dict[str, int]:
-    """Check the versions that variables are expected to be at."""
+    """Check expected versions of variables."""
     given = {} if value is None else mapping(what, value, "a mapping or None")
     return {key: integer(f"{what}[{key!r}]", item) for key, item in given.items()}
 
@@ -93,5 +93,5 @@ def metadata(value: object) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise unfit("metadata", value, "a mapping of str to str, or None")
+        raise wrong_type("metadata", value, "a mapping of str to str, or None")
     return {text(f"metadata key {key!r}", key): text(f"metadata[{key!r}]", item) for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""The context variables that calls begin with."""
+"""The context variables at the start of each call."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-#: What `decimal` calls the variable that holds its context.
+#: The name of the variable in which `decimal` stores its context.
 _DECIMAL = "decimal_context"
 
 
-def of_calls() -> tuple[Context, Callable[[], None] | None]:
-    """Get the context that each call begins with a copy of, and what is to run in each copy before, if anything.
+def base_context() -> tuple[Context, Callable[[], None] | None]:
+    """Return the base context, of which each call gets a copy, and a function to run first in each copy, or `None`.
 
-    A copy has the same objects in its variables. The precision and rounding of `decimal` are attributes of such an
-    object, which calls would share.
+    Copies share the objects in their variables. `decimal` stores its precision and rounding in such an object, so each
+    call needs a copy of it.
     """
     context = copy_context()
     variable: Any = next((variable for variable in context if variable.name == _DECIMAL), None)
@@ -27,7 +27,7 @@ def of_calls() -> tuple[Context, Callable[[], None] | None]:
         return context, None
     found = context[variable]
     if _settings(found) == _settings(decimal.DefaultContext):
-        # Then each call that needs one makes it.
+        # Without the variable, `decimal` creates a default context in each call that needs one.
         without = Context()
         for other, value in context.items():
             if other is not variable:

@@ -1,4 +1,4 @@
-"""Google-style docstrings. Reads them as `inspect` and a few patterns of `re` would, without importing either."""
+"""Parses Google-style docstrings without `inspect` and `re`, which take long to import."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECTIONS = _ARGUMENTS | {f"{name}:" for name in _OTHERS.split()}
 
 
 def docstring_of(function: Callable[..., Any], owner: type) -> str:
-    """Get the docstring of a method, or the one that it inherits, without its indentation."""
+    """Return the docstring of a method, or an inherited one, without its indentation."""
     function = underlying(function)
     if is_ordinary(function):
         if isinstance(function.__doc__, str):
@@ -31,9 +31,9 @@ def docstring_of(function: Callable[..., Any], owner: type) -> str:
 
 
 def read(text: str) -> tuple[str, dict[str, str]]:
-    """Split a Google-style docstring into its description and what its arguments mean.
+    """Split a Google-style docstring into the description and the documentation of the arguments.
 
-    All other sections are part of the description: what a tool returns and raises matters to whoever calls it.
+    All other sections remain in the description, because callers need to know the results and errors of a tool.
     """
     lines = text.splitlines()
     described: list[str] = []
@@ -51,7 +51,9 @@ def read(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _end_of_section(lines: list[str], start: int) -> int:
-    """Find the end of a section: the first line that is not indented, or, if none is, the first that is blank."""
+    """Return the index of the end of a section: its first unindented line, or its first blank line if it is not
+    indented.
+    """
     is_indented = start < len(lines) and (not lines[start].strip() or lines[start][:1].isspace())
     for index in range(start, len(lines)):
         line = lines[index]
@@ -76,7 +78,7 @@ def _read_arguments(lines: list[str]) -> dict[str, str]:
 
 
 def _argument(line: str) -> tuple[str, str] | None:
-    """Take ``name: text`` or ``name (type): text`` apart."""
+    """Parse ``name: text`` or ``name (type): text``."""
     start = len(line) - len(line.lstrip("*"))
     end = start
     while end < len(line) and (line[end].isalnum() or line[end] == "_"):
@@ -90,7 +92,7 @@ def _argument(line: str) -> tuple[str, str] | None:
 
 
 def _clean(text: str) -> str:
-    """Take the indentation away, and what is blank around the text."""
+    """Remove the indentation and surrounding blank lines."""
     first, *others = text.expandtabs().split("\n")
     margin = min((len(line) - len(line.lstrip()) for line in others if line.strip()), default=0)
     return "\n".join([first.lstrip(), *(line[margin:] for line in others)]).strip("\n")

@@ -1,4 +1,6 @@
-"""The worker's event loop, made with the first coroutine: asyncio would be the largest part of a worker's start."""
+"""The worker's event loop, created for the first coroutine, because importing asyncio would dominate a worker's
+start.
+"""
 
 from __future__ import annotations
 
@@ -18,47 +20,50 @@ class EventLoop:
     """Runs awaitables on the thread that runs the tools.
 
     Args:
-        on_worker_task: Called when the loop gets a task that outlives calls, so that it must run between them.
+        on_worker_task: Called when the loop gets a task that outlives calls. From then on, the loop must run between
+            calls.
     """
 
     def __init__(self, on_worker_task: Callable[[], object] | None = None) -> None:
         self._loop: RunningLoop | None = None
         self._on_worker_task = on_worker_task
-        #: Whether the loop is being made, which must not be cut.
+        #: Whether the loop is being created, which must not be interrupted.
         self.is_starting = False
-        #: The context of tasks that outlive calls; by default that of the first coroutine.
+        #: The context of tasks that outlive calls. By default that of the first coroutine.
         self.context: Context | None = None
-        #: Names of the modules that the adapter is written in.
+        #: Names of the modules that define the adapter.
         self.modules: frozenset[str] = frozenset()
 
     def run(self, awaitable: Awaitable[Any], *, keep_tasks: bool = False) -> Any:
-        """Run to the end and return the result, or raise what it raised.
+        """Run an awaitable to its end. Return its result or raise its exception.
 
-        It belongs to a call, unless ``keep_tasks`` is set: then its tasks live as long as the worker.
+        With ``keep_tasks``, the tasks that it starts live as long as the worker. Otherwise they belong to the call.
         """
         return self._running().run(awaitable, keep_tasks=keep_tasks)
 
     def end_call(self, may_wait: bool = True) -> bool | None:
-        """Undo what the call did to the loop, and end its tasks and callbacks.
+        """Cancel the call's tasks and callbacks, and restore the loop's settings.
 
-        Returns ``False`` if one of the tasks does not end; ``None`` if that takes waiting, which it then may not.
+        Return ``False`` if a task does not end, and ``None`` if waiting is necessary but ``may_wait`` is ``False``.
         """
         return self._loop is None or self._loop.end_call(may_wait)
 
     def turn(self) -> float | None:
-        """Run what is ready. Returns after how many seconds there will be more; ``None`` if only a descriptor tells."""
+        """Run the ready callbacks. Return the seconds until the next timer, or ``None`` without timers."""
         return None if self._loop is None else self._loop.turn()
 
     def fileno(self) -> int:
-        """Return the descriptor that is readable when the loop has something to do; -1 if there is none."""
+        """Return the descriptor that is readable when the loop has work. -1 if there is none."""
         return -1 if self._loop is None else self._loop.fileno()
 
     def interrupt(self) -> bool:
-        """Cancel what runs; called by a signal handler in the middle of it. ``False``: only raising will help."""
+        """Cancel the running task. Called by a signal handler. Return ``False`` if only an exception can interrupt
+        it.
+        """
         return self._loop is not None and self._loop.interrupt()
 
     def close(self) -> None:
-        """Cancel what is left and close the loop."""
+        """Cancel the remaining tasks and close the loop."""
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.close()
@@ -79,7 +84,7 @@ class EventLoop:
 
 
 def drain(items: AsyncIterator[Any], sink: ChunkSink) -> Coroutine[Any, Any, None]:
-    """Pull an async generator into a sink until its end, or until nothing more is wanted."""
+    """Pull an async generator into a sink, until its end or until the reader closes the stream."""
     from snakepit_bridge import _running_loop
 
     return _running_loop.drain(items, sink)

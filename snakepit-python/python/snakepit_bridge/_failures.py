@@ -1,4 +1,4 @@
-"""Exceptions of tools as the host shows them: type, message, and a traceback without the runtime's own frames."""
+"""Describes exceptions of tools for the host: type, message, and a traceback without frames of the runtime."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class BrokenRuntimeError(Exception):
-    """The runtime itself cannot go on, through nothing that the call which runs has done: its worker is replaced."""
+    """The runtime cannot continue, and the running call is not the cause. The worker is replaced."""
 
 
-#: Code of this package that stands between the runtime and a tool.
+#: Files of this package whose frames are between the runtime and a tool.
 _RUNTIME_FILES = tuple(__file__.replace("_failures.py", name) for name in ("_event_loop.py", "_running_loop.py"))
 
 
@@ -24,14 +24,14 @@ def describe(
     function: Callable[..., Any] | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> tuple[str, str, str]:
-    """Take an exception apart: type, message, traceback.
+    """Return the type name, the message and the traceback of an exception.
 
     Args:
         error: The exception.
-        function: What was called, if it was the tool itself.
-        arguments: With what it was called.
+        function: The called function, if it is the tool itself.
+        arguments: The arguments of the call.
     """
-    # With the first failure: it is a part of a worker's start and memory that many never need.
+    # Imported late: it costs start-up time and memory, and many workers never need it.
     import traceback
 
     own = _without_runtime(error.__traceback__)
@@ -39,23 +39,23 @@ def describe(
         lines = traceback.format_exception(type(error), error, own)
     except Exception:  # Attributes of an odd exception can make this fail; its frames are still worth showing.
         lines = traceback.format_tb(own)
-    # A TypeError without a single frame is the call's own: the arguments did not fit the signature.
-    misfit = type(error) is TypeError and own is None and function is not None
-    message = _misfit(function, arguments) if misfit and function is not None and arguments is not None else None
+    # A TypeError without frames comes from the call itself: the arguments do not match the signature.
+    is_mismatch = type(error) is TypeError and own is None and function is not None
+    message = _mismatch(function, arguments) if is_mismatch and function is not None and arguments is not None else None
     return _text(type_name(type(error))), _text(message or _message(error)), _text("".join(lines))
 
 
 def _text(text: str) -> str:
-    """Escape what UTF-8 has no form for: lone surrogates, as bytes of file names become that are not UTF-8."""
+    """Escape lone surrogates, which have no UTF-8 form. Names of files that are not UTF-8 contain them."""
     return str.encode(text, "utf-8", "backslashreplace").decode("utf-8")
 
 
 def type_name(kind: type) -> str:
-    """Name a type as the last line of a traceback does: the qualified name, after the module unless that is obvious."""
+    """Return the name of a type as the last line of a traceback shows it: with its module, unless it is a builtin."""
     module = kind.__module__
     if module in ("builtins", "__main__"):
         return kind.__qualname__
-    # Python lets anything be assigned to it.
+    # `__module__` may have been assigned another type.
     return f"{module if isinstance(module, str) else '<unknown>'}.{kind.__qualname__}"
 
 
@@ -66,7 +66,7 @@ def _message(error: BaseException) -> str:
         return f"<its message cannot be read: {type_name(type(failure))}>"
 
 
-def _misfit(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str | None:
+def _mismatch(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str | None:
     import inspect
 
     try:

@@ -1,4 +1,4 @@
-"""Whether this process can still run calls, after one that failed: what a tool used up or broke for all that follow."""
+"""Checks whether the process can still run calls after one failed: resources that a tool exhausted or broke."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import errno
 import os
 import sys
 
-#: Memory that a worker without any to spare does not get, in bytes.
+#: The size of a test allocation, in bytes. It fails if memory is exhausted.
 _SPARE = 4 << 20
 
 
 class Fitness:
-    """Compares the process with what it was like before the first call."""
+    """Compares the process with its state before the first call."""
 
     def __init__(self) -> None:
         self._descriptors = [number for number in (0, 1, 2) if _is_open(number)]
         self._had_directory = _has_directory()
 
     def problem(self) -> str | None:
-        """Say what is in the way of further calls; ``None`` if nothing is."""
+        """Return what prevents further calls, or ``None``."""
         for number in self._descriptors:
             if not _is_open(number):
                 return f"descriptor {number} was closed"
@@ -38,7 +38,7 @@ class Fitness:
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name, None)
             try:
-                # Without one, Python prints nothing.
+                # Without a stream, Python prints nothing.
                 if stream is not None:
                     stream.write("")
                     stream.flush()

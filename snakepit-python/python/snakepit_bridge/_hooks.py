@@ -1,4 +1,4 @@
-"""The trace and profile functions of the thread of the calls, which would see whatever later calls do."""
+"""Restores the trace and profile functions of the main thread, which would otherwise also observe later calls."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
     from snakepit_bridge import _native
 
-#: What sets each, and what tells it.
+#: The functions of `sys` that set each hook, and those that return it.
 _HOOKS = {"settrace": sys.gettrace, "setprofile": sys.getprofile}
 
 
 class Hooks:
-    """Keeps both as the worker has them.
+    """Restores both hooks after each call.
 
     Args:
         worker: The native runtime.
@@ -25,26 +25,26 @@ class Hooks:
     def __init__(self, worker: _native.Worker) -> None:
         self._worker = worker
         self._is_changed = False
-        self._plain: dict[str, Callable[[Any], None]] = {name: getattr(sys, name) for name in _HOOKS}
-        self._found: dict[str, Any] = {}
+        self._original: dict[str, Callable[[Any], None]] = {name: getattr(sys, name) for name in _HOOKS}
+        self._baseline: dict[str, Any] = {}
         for name in _HOOKS:
             self._watch(name)
 
     def remember(self) -> None:
-        """Take them for those that calls are to find."""
-        self._found = {name: get() for name, get in _HOOKS.items()}
+        """Record the current hooks as those that calls must find."""
+        self._baseline = {name: get() for name, get in _HOOKS.items()}
 
     def settle(self) -> None:
-        """Put back what a call has changed."""
+        """Restore the hooks that a call changed."""
         if not self._is_changed:
             return
         self._is_changed = False
         for name, get in _HOOKS.items():
-            if get() is not self._found[name]:
-                self._plain[name](self._found[name])
+            if get() is not self._baseline[name]:
+                self._original[name](self._baseline[name])
 
     def _watch(self, name: str) -> None:
-        plain, worker = self._plain[name], self._worker
+        plain, worker = self._original[name], self._worker
 
         def watched(function: Any, /) -> None:
             self._is_changed = True

@@ -87,78 +87,82 @@ class Call:
 
 @final
 class Variable:
-    """A variable as it was when the host told of it. Later writes do not change it."""
+    """A snapshot of a variable. Later writes do not change it."""
 
     @property
     def id(self) -> str:
-        """Its id, which begins with ``var_``. One that is deleted and registered anew has another."""
+        """The id, which starts with ``var_``. Registering a deleted variable again creates a new id."""
     @property
     def name(self) -> str:
-        """Its name."""
+        """The name."""
     @property
     def type(self) -> str:
-        """The name of its type, such as ``float``."""
+        """The name of the type, such as ``float``."""
     @property
     def value(self) -> Any:
-        """Its value."""
+        """The value. Arrays are numpy arrays."""
     @property
     def version(self) -> int:
-        """How many times it was written since it was registered."""
+        """The version: 0 after the registration, plus 1 with each write."""
     @property
     def constraints(self) -> dict[str, Any]:
-        """What its values must keep to, by the names that ``register_variable`` takes."""
+        """The constraints, as passed to ``register_variable``."""
     @property
     def metadata(self) -> dict[str, str]:
-        """What its registration and the writes since then attached."""
+        """The metadata of the registration, merged with that of later writes."""
     @property
     def source(self) -> Literal["host", "python"]:
-        """Which side wrote the value: ``host`` or ``python``."""
+        """The side that wrote the value: ``host`` or ``python``."""
     @property
     def updated_at(self) -> datetime:
-        """When the value was written."""
+        """The time of the last write."""
 
 @final
 class VariableVersion:
-    """A value that a variable has, or had."""
+    """One version of a variable, as the host keeps it."""
 
     @property
     def version(self) -> int:
-        """Its number: 0 for the value of the registration."""
+        """The number of the version. 0 is the registered value."""
     @property
     def value(self) -> Any:
-        """The value."""
+        """The value of this version."""
     @property
     def updated_at(self) -> datetime:
-        """When it was written."""
+        """The time of the write."""
     @property
     def changed_by(self) -> str:
-        """Who wrote it: a worker's id, or whatever the writer said of itself."""
+        """The writer: ``changed_by`` of the write's metadata, by default the worker id, or else ``host`` or
+        ``python``.
+        """
     @property
     def metadata(self) -> dict[str, str]:
-        """What the write attached."""
+        """The metadata of the write."""
 
 @final
 class VariableUpdate:
-    """Something that happened to a variable."""
+    """A change of a watched variable."""
 
     @property
     def kind(self) -> Literal["initial", "registered", "set", "rolled_back", "deleted", "lost"]:
-        """What happened; ``lost`` where updates are missing, because they came faster than they were taken."""
+        """The kind of change. ``lost`` if updates were dropped because the watch did not read them fast enough."""
     @property
     def variable(self) -> Variable | None:
-        """The variable after it, or, once it is deleted, as it was last; ``None`` if ``kind`` is ``lost``."""
+        """The variable after the change, or its last state if it was deleted. ``None`` if ``kind`` is ``lost``."""
     @property
     def lost(self) -> int:
-        """How many updates are missing here; 0 unless ``kind`` is ``lost``."""
+        """The number of dropped updates. 0 unless ``kind`` is ``lost``."""
     @property
     def source(self) -> str:
-        """Which side did it, or who."""
+        """The writer: ``changed_by`` of the write's metadata, by default the worker id, or else ``host`` or
+        ``python``.
+        """
     @property
     def metadata(self) -> dict[str, str]:
-        """What the write attached."""
+        """The metadata of the write."""
     @property
     def timestamp(self) -> datetime:
-        """When it happened."""
+        """The time of the change."""
 
 @final
 class VariableWatch:
@@ -205,7 +209,7 @@ class Worker:
     def interrupt_signal(self) -> int: ...
     def interrupt_due(self) -> bool: ...
     def defer_interrupt(self) -> None: ...
-    def note_cut(self, is_own: bool) -> None: ...
+    def note_interruption(self, is_own: bool) -> None: ...
     def unsettle(self) -> None: ...
     def keep_loop_running(self) -> None: ...
     def remember_signal(self, number: int) -> None: ...

@@ -1,4 +1,4 @@
-"""What a worker leaves behind for the call it runs: its output, and Python's stacks should a fatal signal arrive."""
+"""Records a worker's output and stacks for the error of a call that kills the worker."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from snakepit_bridge import _native
 
-#: What a tool may change about a stream, beside `write_through`.
+#: The settings of a stream that a tool may change. `write_through` stays on.
 _SETTINGS = ("encoding", "errors", "line_buffering")
 
 _write = io.BufferedWriter.write
 
 
 class Output:
-    """Tells the runtime what the call that runs prints, and has stacks written where the host finds them.
+    """Records the output of the running call, and has Python's fault handler write stacks where the host finds them.
 
     Args:
         worker: The native runtime.
@@ -35,11 +35,11 @@ class Output:
         self._is_changed = self._is_reconfigured = False
         self._streams: list[tuple[_Text, dict[str, Any]]] = []
 
-    def keep(self) -> None:
-        """Begin with it."""
+    def install(self) -> None:
+        """Replace the standard streams."""
         for name, descriptor in (("stdout", 1), ("stderr", 2)):
             stream = getattr(sys, name)
-            # Without a file behind it there is nothing to read for a host.
+            # Streams without a descriptor do not reach the host.
             if not isinstance(stream, io.TextIOWrapper):
                 continue
             stream.flush()
@@ -49,9 +49,9 @@ class Output:
                 _Buffer(raw, self, is_unbuffered=isinstance(stream.buffer, io.RawIOBase)),
                 encoding=stream.encoding,
                 errors=stream.errors,
-                # Prints reach the host line by line, not whenever a buffer is full.
+                # Output reaches the host line by line.
                 line_buffering=True,
-                # Text that waits in here would become the next call's.
+                # Buffered text would be attributed to the next call.
                 write_through=True,
             )
             setattr(sys, name, kept)
@@ -60,11 +60,11 @@ class Output:
         _keep_stacks(self._worker)
 
     def remember(self) -> None:
-        """Take the settings of the streams for those that calls are to find."""
+        """Record the current settings of the streams as those that calls must find."""
         self._streams = [(stream, _settings(stream)) for stream, _ in self._streams]
 
     def settle(self) -> None:
-        """Write what a call has left unwritten, and put the settings of the streams back."""
+        """Flush the streams, and restore the settings that a call changed."""
         if not self._is_changed:
             return
         self._is_changed = False
@@ -74,13 +74,13 @@ class Output:
                 if self._is_reconfigured and settings != _settings(stream):
                     stream.reconfigure(**settings)
             except (OSError, ValueError):
-                # It was closed below. What waits has nowhere to go.
+                # The descriptor was closed, so the buffered output is lost.
                 pass
         self._is_reconfigured = False
 
     def wrote(self, data: bytes) -> None:
-        """Note what was written into a stream."""
-        # Other threads may work for earlier calls, and so may callbacks. A fork is kept apart by the runtime.
+        """Record data that was written to a stream."""
+        # Other threads and callbacks may belong to earlier calls. The runtime ignores forks.
         if OWNER.get() is _owner.running and get_ident() == self._main:
             self._worker.note_output(data)
         if not self._is_changed:
@@ -88,13 +88,15 @@ class Output:
             self._worker.unsettle()
 
     def reconfigured(self) -> None:
-        """Note that a stream has other settings."""
+        """Record that a stream has other settings."""
         self._is_changed = self._is_reconfigured = True
         self._worker.unsettle()
 
 
 class _Buffer(io.BufferedWriter):
-    """The bytes of a standard stream. It cannot be closed: a tool that wraps it would close it with the wrapper."""
+    """The binary layer of a standard stream. It cannot be closed, because closing a wrapper around it would close
+    it, too.
+    """
 
     def __init__(self, raw: io.RawIOBase, output: Output, *, is_unbuffered: bool) -> None:
         super().__init__(raw)
@@ -117,7 +119,7 @@ class _Buffer(io.BufferedWriter):
 
 
 class _Text(io.TextIOWrapper):
-    """A standard stream, which no tool can take from the others."""
+    """A standard stream that tools cannot close or detach."""
 
     def reconfigure(self, **settings: Any) -> None:
         settings["write_through"] = True
@@ -144,7 +146,7 @@ def _keep_stacks(worker: _native.Worker) -> None:
     faulthandler.enable(file=descriptor)
 
     def in_child() -> None:
-        # The stacks of a fork are none of the worker's. It has what Python itself would have given it.
+        # A fork must not write into the worker's file. It gets Python's default.
         faulthandler.disable()
         if was_enabled:
             faulthandler.enable()

@@ -1,4 +1,4 @@
-"""From an adapter class to what the native runtime needs to run it."""
+"""Creates a `Plan` from an adapter class: the information that the native runtime needs to run it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class AdapterError(Exception):
-    """An adapter cannot be used; the message says why and what to do."""
+    """An adapter cannot be used. The message contains the reason and the fix."""
 
 
 class ToolPlan:
@@ -33,7 +33,7 @@ class ToolPlan:
 
 
 class Plan:
-    """What the native runtime reads. Mirrors `plan.rs`."""
+    """The information that the native runtime reads. Mirrors `plan.rs`."""
 
     def __init__(
         self,
@@ -56,22 +56,22 @@ class Plan:
         self.end_async = loop.end_call
         self.turn_async = loop.turn
         self.loop_fileno = loop.fileno
-        self.contexts = _contexts.of_calls
-        #: Undoes what a call did to the signals and standard streams of the worker.
+        self.contexts = _contexts.base_context
+        #: Restores the signals, trace functions and standard streams of the worker after a call.
         self.settle: Callable[[], None] | None = None
-        #: For tools that do not say themselves.
+        #: For tools without a setting of their own.
         self.after_cancel = after_cancel
-        #: Where the adapter is written.
+        #: The modules that define the adapter and its bases.
         self.modules = frozenset(base.__module__ for base in adapter.__mro__)
         self.describe = _failures.describe
         self.chunk = StreamChunk
 
 
 def load(path: str) -> type:
-    """Import an adapter class, named ``module.path:Class`` or ``module.path.Class``.
+    """Import the adapter class ``module.path:Class`` or ``module.path.Class``.
 
     Raises:
-        AdapterError: It cannot be found; raised from what importing it raised, if that was it.
+        AdapterError: The class was not found, or importing it raised the cause of this error.
     """
     module_name, separator, class_name = path.partition(":")
     if not separator:
@@ -99,10 +99,15 @@ def load(path: str) -> type:
 
 
 def plan_of(adapter: type, loop: EventLoop, after_cancel: str | None = None) -> Plan:
-    """Read what an adapter class offers. ``after_cancel`` is for tools where neither they nor their class say it.
+    """Create the plan of an adapter class.
+
+    Args:
+        adapter: The class.
+        loop: The event loop of the worker.
+        after_cancel: The default for tools and classes without a setting of their own.
 
     Raises:
-        AdapterError: It offers nothing, or something that cannot be called.
+        AdapterError: The class has no tools, or a tool that cannot be called.
     """
     try:
         tools = list(_tools_of(adapter))
@@ -122,10 +127,10 @@ def plan_of(adapter: type, loop: EventLoop, after_cancel: str | None = None) -> 
 
 
 def init_process(adapter: type, loop: EventLoop) -> None:
-    """Run the adapter's ``process_init``, if it has one. Tasks that it starts go on whenever the loop runs.
+    """Run the adapter's ``process_init``, if it has one. Tasks that it starts live as long as the worker.
 
     Raises:
-        AdapterError: It failed; raised from what it raised.
+        AdapterError: It failed with the cause of this error.
     """
     hook: Any = getattr(adapter, "process_init", None)
     if not callable(hook):
@@ -143,10 +148,11 @@ def init_process(adapter: type, loop: EventLoop) -> None:
 
 
 def construct(adapter: type) -> None:
-    """Make an object of the adapter, as each call does: what cannot be made fails the start, and not every call.
+    """Create an object of the adapter, as each call does, so that a broken constructor fails the start instead of every
+    call.
 
     Raises:
-        AdapterError: It failed; raised from what it raised.
+        AdapterError: It failed with the cause of this error.
     """
     try:
         adapter()
@@ -159,16 +165,18 @@ def construct(adapter: type) -> None:
 
 
 def _tools_of(adapter: type) -> Iterator[ToolPlan]:
-    """Go through the tools of a class and its bases in the order of their definition. Overriding keeps the place."""
+    """Iterate over the tools of a class and its bases in the order of their definition. An override keeps the place
+    of the original.
+    """
     names = dict.fromkeys(name for base in reversed(adapter.__mro__) for name in vars(base))
     seen: dict[str, str] = {}
     for attribute in names:
         members = [vars(base)[attribute] for base in adapter.__mro__ if attribute in vars(base)]
-        # A method that overrides a tool is that tool, whether it is marked again or not.
+        # An override of a tool is the same tool, even without the decorator.
         options = next((found for found in map(_options_of, members) if found is not None), None)
         member = members[0]
         if options is None or member is None:
-            # Python's own way to take an inherited method away is to set it to None.
+            # Setting an inherited method to None removes it, as usual in Python.
             continue
         function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
         if not callable(function) and not hasattr(function, "__get__"):
@@ -191,18 +199,18 @@ def _options_of(member: object) -> ToolOptions | None:
 
 
 def _as_called(adapter: type, member: object, function: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
-    """Find the function that a call reaches, and whether its first parameter is the object or class."""
+    """Return the function that a call reaches, and whether its first parameter is the object or class."""
     if isinstance(member, staticmethod):
         return function, False
     if isinstance(member, classmethod) or _signatures.is_ordinary(function):
         return function, True
     bind = getattr(type(function), "__get__", None)
     if bind is None:
-        # What is no descriptor is called as it is: a partial, an object with `__call__`.
+        # Callables without `__get__`, such as a partial, are called without the object.
         return function, False
     if isinstance(function, _signatures.FUNCTION):
         return function, True
-    # A `partialmethod` and its like: only what it gives to an object tells what is left to pass.
+    # Only binding a `partialmethod` or a similar descriptor shows the remaining parameters.
     try:
         return bind(function, object(), adapter), False
     except Exception:

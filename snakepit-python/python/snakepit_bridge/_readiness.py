@@ -1,4 +1,4 @@
-"""Waiting for native tasks in a coroutine. Imported where it is used: asyncio is the largest part of a start."""
+"""Waits for native tasks in coroutines. Imported on use, because importing asyncio dominates a worker's start."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _Started = TypeVar("_Started")
 
 
 class _Waits:
-    """The waits of one event loop, which share a descriptor."""
+    """The pending waits of one event loop, which share a descriptor."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Not the loop itself: it refers to this object, and the two of them would keep each other.
+        # Does not store the loop, which references this object: a cycle would keep both alive.
         self.completions = Completions()
         self.futures: dict[int, asyncio.Future[None]] = {}
         self.keys = itertools.count()
@@ -36,11 +36,11 @@ _waits: WeakKeyDictionary[asyncio.AbstractEventLoop, _Waits] = WeakKeyDictionary
 
 
 async def until_done(start: Callable[[Completions, int], _Started]) -> _Started:
-    """Start a native task and wait for it while other coroutines go on. Return what was started."""
+    """Start a native task and wait for it without blocking the event loop. Return the started task."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        # What is refused for a better reason, such as a fork, says so.
+        # Raises a more specific error, such as that of a fork, if there is one.
         start(Completions(), 0)
         raise
     waits = _waits.get(loop)

@@ -1,4 +1,4 @@
-"""The event loop behind :class:`EventLoop`, once there is a coroutine to run."""
+"""The event loop of a worker, created when the first coroutine runs. See :class:`EventLoop`."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
 
     from snakepit_bridge._native import ChunkSink
 
-#: Loops of this package that are open.
+#: The open loops of this package.
 _LOOPS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[RunningLoop]] = weakref.WeakKeyDictionary()
 
-#: Worker tasks on loops of others: asyncio itself holds tasks by weak references only.
-_ELSEWHERE: set[asyncio.Task[Any]] = set()
+#: Worker tasks on other loops. asyncio itself only has weak references to tasks.
+_TASKS_ON_OTHER_LOOPS: set[asyncio.Task[Any]] = set()
 
-#: How long cancelled tasks may take to end, in seconds.
+#: The time within which cancelled tasks must end, in seconds.
 _END_WITHIN = 2.0
 
-#: How many kinds of tasks are warned of, each once, and how many exceptions of callbacks.
+#: The maximum number of warnings: one per coroutine function that leaves tasks, and one per exception of a callback.
 _WARNINGS = 100
 
-#: How often the loop runs what a call left ready, which may make more of it.
+#: How many times the loop runs callbacks that a call left, because they may schedule further ones.
 _TURNS = 10
 
-#: What runs a callback, by which the owner of one that broke out of the loop is found.
+#: The method that runs a callback. Its frame shows the owner of a callback that broke out of the loop.
 _RUN_CALLBACK = asyncio.Handle._run.__code__
 
 
 class _FromThread(functools.partial[Any]):
-    """A callback that another thread scheduled. A task of the worker may wait for it."""
+    """A callback that another thread scheduled. A worker task may wait for it."""
 
 
 class RunningLoop:
-    """Runs awaitables of one call at a time, each of which leaves nothing behind."""
+    """Runs the awaitables of one call at a time, and cleans up after each call."""
 
     def __init__(
         self,
@@ -56,9 +56,9 @@ class RunningLoop:
         self._loop = asyncio.new_event_loop()
         self._on_worker_task = on_worker_task
         self._task: asyncio.Future[Any] | None = None
-        self._asked = False
-        self._heard = False
-        #: The context of the current call, once it has run a coroutine, and what it is known by.
+        self._is_cancel_requested = False
+        self._is_cancel_delivered = False
+        #: The context of the current call, once it has run a coroutine, and the owner of its tasks.
         self._context: contextvars.Context | None = None
         self._owner: object | None = None
         self._worker_context = contextvars.copy_context() if context is None else context.copy()
@@ -67,7 +67,7 @@ class RunningLoop:
         self._residents: set[asyncio.Task[Any]] = set()
         self._warned: set[object] = set()
         self._reported = 0
-        # The type names what a later Python passes, too.
+        # The type of a task factory differs between versions of Python.
         factory: Any = self._make_task
         self._loop.set_task_factory(factory)
         _LOOPS[self._loop] = weakref.ref(self)
@@ -79,20 +79,20 @@ class RunningLoop:
     def run(self, awaitable: Awaitable[Any], *, keep_tasks: bool = False) -> Any:
         """See :meth:`EventLoop.run`."""
         loop = self._loop
-        # A tool may have run a loop of its own, after which there is none.
+        # A tool that ran its own loop leaves the thread without one.
         try:
             asyncio.set_event_loop(loop)
         except Exception as error:
             raise _broken(error) from error
         task = self._start(awaitable, self._worker_context if keep_tasks else self._call_context())
-        self._asked = self._heard = False
+        self._is_cancel_requested = self._is_cancel_delivered = False
         self._task = task
         _owner.running = WORKER if keep_tasks else self._owner
         try:
             self._run_until_done(task)
         except BaseException:
-            # Something broke out of the loop: SystemExit in a callback of the call, or an interruption outside of its
-            # task. If the task ended with it, the task knows better; else it must not go on with the next call.
+            # An exception broke out of the loop: SystemExit in a callback of the call, or an interruption outside of
+            # the task. If the task has ended, its result counts. Otherwise it must not run in the next call.
             if not task.done():
                 task.cancel()
                 self._run_until_done(task)
@@ -109,12 +109,12 @@ class RunningLoop:
         """See :meth:`EventLoop.end_call`."""
         loop = self._loop
         if loop.is_closed():
-            # The next coroutine gets a new one.
+            # The next coroutine creates a new loop.
             self._context = self._owner = None
             return True
         self._restore()
         leftovers = {task for task in asyncio.all_tasks(loop) if task not in self._residents}
-        # What is done for nobody else: without resident tasks, every open generator is the call's.
+        # Without resident tasks, every open generator belongs to the call.
         generators = [] if self._residents else list(getattr(loop, "_asyncgens", ()))
         if not may_wait and (leftovers or generators):
             return None
@@ -133,13 +133,13 @@ class RunningLoop:
         loop: Any = self._loop
         if loop.is_closed():
             return None
-        # Nobody's but the worker's own, which is attributed to no call.
+        # An owner that matches no call, so only worker tasks and earlier callbacks run.
         _owner.running = self
         try:
             self._turn()
         finally:
             _owner.running = None
-        # Loops of other makers do not show what they have to do: they are asked now and then.
+        # Loops of other implementations do not show their callbacks, so they are polled.
         ready, scheduled = getattr(loop, "_ready", None), getattr(loop, "_scheduled", None)
         if ready is None or scheduled is None:
             return 0.01
@@ -158,12 +158,12 @@ class RunningLoop:
         task = self._task
         if task is None or task.done():
             return False
-        if not self._asked:
-            self._asked = True
+        if not self._is_cancel_requested:
+            self._is_cancel_requested = True
             self._loop.call_soon_threadsafe(self._cancel, task)
             return True
-        # The loop did not come around to the cancellation: the coroutine blocks it, so only raising ends that.
-        return self._heard
+        # The coroutine blocks the loop if it did not cancel the task. Then only an exception helps.
+        return self._is_cancel_delivered
 
     def start_resident(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Start a task that outlives the call."""
@@ -171,11 +171,11 @@ class RunningLoop:
         return self._loop.create_task(coroutine, context=self._worker_context.copy())
 
     def is_closed(self) -> bool:
-        """Whether a tool closed the loop."""
+        """Return whether a tool closed the loop."""
         return self._loop.is_closed()
 
     def close(self) -> None:
-        """Cancel what is left and close the loop."""
+        """Cancel the remaining tasks and close the loop."""
         loop = self._loop
         _LOOPS.pop(loop, None)
         if loop.is_closed():
@@ -187,7 +187,7 @@ class RunningLoop:
         loop.close()
 
     def _call_context(self) -> contextvars.Context:
-        """Get the context that all coroutines of a call share, `initialize` and `cleanup` included."""
+        """Return the context that all coroutines of a call share, including `initialize` and `cleanup`."""
         if self._context is None:
             self._owner = object()
             self._context = contextvars.copy_context()
@@ -202,7 +202,9 @@ class RunningLoop:
     def _make_task(
         self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
     ) -> asyncio.Task[Any]:
-        """Make a task, and note those that belong to no call, among them what such tasks start in turn."""
+        """Create a task, and record it as resident if it belongs to the worker, as do tasks that resident tasks
+        start.
+        """
         task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
         context = options.get("context")
         if (OWNER.get() if context is None else context.get(OWNER)) is WORKER:
@@ -215,15 +217,15 @@ class RunningLoop:
             self._on_worker_task()
 
     def _has_work(self) -> bool:
-        """Whether the loop will have something to do although no coroutine runs."""
+        """Return whether the loop has work although no coroutine runs."""
         loop: Any = self._loop
         selector = getattr(loop, "_selector", None)
-        # One descriptor is the loop's own.
+        # The loop itself uses one descriptor.
         watched = len(selector.get_map()) > 1 if selector is not None else True
         return bool(self._residents or watched or getattr(loop, "_scheduled", True))
 
     def _remember(self) -> None:
-        """Keep the settings of the loop as calls are to find them."""
+        """Record the settings of the loop that calls must find."""
         loop = self._loop
         self._settings = (loop.get_exception_handler(), loop.get_task_factory(), loop.get_debug())
         self._slow = getattr(loop, "slow_callback_duration", None)
@@ -246,7 +248,7 @@ class RunningLoop:
             loop._default_executor = None
         elif executor is not self._executor:
             if getattr(executor, "_thread_name_prefix", None) == "asyncio":
-                # The loop's own, made when it was first needed.
+                # The default executor of the loop, created on first use.
                 self._executor = executor
             else:
                 loop._default_executor = self._executor
@@ -265,22 +267,22 @@ class RunningLoop:
             try:
                 self._run_until_done(waiter)
             except BaseException as error:
-                # A task that ends so has ended.
+                # The task has ended with this exception.
                 sys.stderr.write(f"snakepit: a task that its call left behind ended by {type(error).__name__}\n")
         _, pending = waiter.result()
         for task in pending:
             sys.stderr.write(
-                f"snakepit: {_described(task)} was cancelled with its call and goes on for more than {_END_WITHIN:g} "
+                f"snakepit: {_description(task)} was cancelled with its call and goes on for more than {_END_WITHIN:g} "
                 "s; the worker is replaced\n"
             )
         for task in (*tasks, *closing):
-            # Their failures are nobody's business any more.
+            # Retrieves exceptions, so that asyncio does not log them.
             if task.done() and not task.cancelled():
                 task.exception()
         return not pending
 
     def _end_callbacks(self) -> None:
-        """Take away what would run in later calls: timers, callbacks, and what waits for descriptors and signals."""
+        """Cancel the call's timers and callbacks, and remove its watches of descriptors and signals."""
         loop: Any = self._loop
         if self._watches.is_foreign:
             loop.call_soon(self._watches.end_call)
@@ -289,7 +291,7 @@ class RunningLoop:
         if getattr(loop, "_scheduled", None):
             self._cancel_timers()
         for _ in range(_TURNS):
-            # Of loops of other makers nobody knows, so that they get one turn.
+            # Loops of other implementations do not show their callbacks, so they get one turn.
             ready = getattr(loop, "_ready", None)
             if ready is not None and not ready:
                 return
@@ -300,7 +302,7 @@ class RunningLoop:
             if ready is None:
                 return
         for handle in loop._ready:
-            if not _is_spared(handle):
+            if not _survives_call(handle):
                 handle.cancel()
 
     def _cancel_timers(self) -> None:
@@ -338,17 +340,17 @@ class RunningLoop:
     def _warn(self, task: asyncio.Task[Any]) -> None:
         coroutine = task.get_coro()
         kind = getattr(coroutine, "cr_code", None)
-        # What closes a generator that nobody pulls any more is asyncio's own.
+        # asyncio itself closes abandoned generators, in tasks without `cr_code`.
         if kind is None or kind in self._warned or len(self._warned) >= _WARNINGS:
             return
         self._warned.add(kind)
         sys.stderr.write(
-            f"snakepit: {_described(task)} was still running when its call ended, and is cancelled; await it in the "
+            f"snakepit: {_description(task)} was still running when its call ended, and is cancelled; await it in the "
             "call, or start it with `snakepit_bridge.worker_task` if it is to live as long as the worker\n"
         )
 
     def _cancel(self, task: asyncio.Future[Any]) -> None:
-        self._heard = True
+        self._is_cancel_delivered = True
         task.cancel()
 
     def _run_until_done(self, task: asyncio.Future[Any]) -> None:
@@ -357,20 +359,20 @@ class RunningLoop:
         def stop(_: object) -> None:
             loop.stop()
 
-        # `run_until_complete` would do, but for the frames that it adds to the traceback of a failure.
+        # Like `run_until_complete`, but without its frames in the traceback of a failure.
         task.add_done_callback(stop)
         try:
-            # Others may stop the loop, too: a tool, or a call that ended by SystemExit.
+            # A tool, or a call that ended with SystemExit, may stop the loop.
             while not task.done():
                 try:
                     loop.run_forever()
                 except (SystemExit, KeyboardInterrupt) as error:
                     if task.done() or _owner_of(error) is _owner.running:
                         raise
-                    # Of an earlier call, or of the worker: none of this call's business.
+                    # The exception belongs to an earlier call or to the worker.
                     self._report(error)
         except Exception as error:
-            # What tasks and callbacks raise stays in there.
+            # Exceptions of tasks and callbacks do not leave the loop.
             raise _broken(error) from error
         finally:
             task.remove_done_callback(stop)
@@ -383,8 +385,8 @@ def worker_task(coroutine: Coroutine[Any, Any, Any], name: str | None) -> asynci
     running = None if reference is None else reference()
     if running is None:
         task: asyncio.Task[Any] = loop.create_task(coroutine)
-        _ELSEWHERE.add(task)
-        task.add_done_callback(_ELSEWHERE.discard)
+        _TASKS_ON_OTHER_LOOPS.add(task)
+        task.add_done_callback(_TASKS_ON_OTHER_LOOPS.discard)
     else:
         task = running.start_resident(coroutine)
     if name is not None:
@@ -393,14 +395,14 @@ def worker_task(coroutine: Coroutine[Any, Any, Any], name: str | None) -> asynci
 
 
 async def drain(items: AsyncIterator[Any], sink: ChunkSink) -> None:
-    """Pull an async generator into a sink until its end, or until nothing more is wanted."""
+    """Pull an async generator into a sink, until its end or until the reader closes the stream."""
     async for item in items:
         put = sink.put(item)
         if put is None:
             return
         if not put:
             loop = asyncio.get_running_loop()
-            # A thread waits, so that the loop goes on and hears a cancellation.
+            # A thread waits, so that the loop remains responsive to cancellation.
             if not await loop.run_in_executor(None, sink.space().wait):
                 return
 
@@ -408,19 +410,20 @@ async def drain(items: AsyncIterator[Any], sink: ChunkSink) -> None:
 def _hand_over(
     thread: int, schedule: Callable[..., asyncio.Handle], callback: Callable[..., Any], *args: Any, **options: Any
 ) -> asyncio.Handle:
-    """Schedule a callback by `schedule`, which any thread may call; `thread` is that of the loop."""
+    """Schedule a callback with `schedule`, from any thread. `thread` is the loop's thread."""
     if threading.get_ident() != thread:
         callback = _FromThread(callback)
     return schedule(callback, *args, **options)
 
 
-def _is_spared(handle: Any) -> bool:
-    """Whether a callback survives the end of a call: those of the worker and of other threads do."""
+def _survives_call(handle: Any) -> bool:
+    """Return whether a callback survives the end of a call: those of the worker and of other threads do."""
     owner = handle._context.get(OWNER)
     if owner is not None:
         return owner is WORKER
     callback = handle._callback
-    # The latter is a step of a task that another thread started. Cancelling it would leave the task pending forever.
+    # The second case is a step of a task that another thread started. Cancelling it would leave the task pending
+    # forever.
     return isinstance(callback, _FromThread) or isinstance(getattr(callback, "__self__", None), asyncio.Task)
 
 
@@ -429,7 +432,7 @@ def _broken(error: Exception) -> BrokenRuntimeError:
 
 
 def _owner_of(error: BaseException) -> object | None:
-    """Find out whose callback an exception comes from."""
+    """Return the owner of the callback that raised an exception."""
     frames = error.__traceback__
     while frames is not None:
         if frames.tb_frame.f_code is _RUN_CALLBACK:
@@ -443,7 +446,7 @@ async def _close(generator: Any) -> None:
     await generator.aclose()
 
 
-def _described(task: asyncio.Task[Any]) -> str:
+def _description(task: asyncio.Task[Any]) -> str:
     coroutine: Any = task.get_coro()
     name = getattr(coroutine, "__qualname__", type(coroutine).__name__)
     code = getattr(coroutine, "cr_code", None)

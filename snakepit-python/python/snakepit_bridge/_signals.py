@@ -1,13 +1,13 @@
-"""The signals of a worker: the interruption of calls, and what tools and forks do to them.
+"""The signals of a worker: interrupts cancelled calls, and undoes changes by tools and forks.
 
-Calls run on the main thread. Another thread sends it a signal when a call is cancelled; the handler here decides what
-that does. A tool that takes these signals away loses them again when its call ends, and a fork gets the signal handling
-that Python itself would have given it.
+Calls run on the main thread. When a call is cancelled, another thread sends the main thread a signal, and the handler
+in this module interrupts the call. If a tool replaces one of these handlers, it is restored when the call ends. A fork
+gets Python's default signal handling.
 """
 
 from __future__ import annotations
 
-# What `signal` is made of; that one imports half of the standard library to give numbers names.
+# The C module behind `signal`. Importing `signal` would import `enum` and much of the standard library.
 import _signal  # type: ignore[import-not-found]
 import os
 import sys
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from snakepit_bridge import _native
     from snakepit_bridge._event_loop import EventLoop
 
-#: Functions of `signal` after which the worker looks what a call has left.
+#: Functions of `signal` whose effects are checked at the end of a call.
 _WATCHED = ("signal", "siginterrupt", "set_wakeup_fd", "pthread_sigmask", "setitimer", "alarm")
 
 _TIMERS = (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF)
 
-#: Files of the code that runs while a module is imported.
+#: The files of the import system.
 _IMPORTING = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
 
-#: Packages whose code expects to be cut; in the second, the runtime stands before and after a tool.
+#: Packages whose code is safe to interrupt. Code of `__main__` runs before and after a tool.
 _OURS = ("snakepit_bridge", "__main__")
 
-#: How far the context of an exception is followed.
+#: The maximum number of exceptions that are followed through `__context__`.
 _CONTEXTS = 100
 
 
 class Signals:
-    """Keeps the signals that the worker lives by.
+    """Protects the signals that the worker depends on.
 
     Args:
         worker: The native runtime.
@@ -52,54 +52,54 @@ class Signals:
         self._loop = loop
         self._number: int = worker.interrupt_signal
         self._names = {self._number: "SIGURG", _signal.SIGINT: "SIGINT", _signal.SIGTERM: "SIGTERM"}
-        #: The functions of `signal` as they are without the watching.
-        self._plain: dict[str, Callable[..., Any]] = {name: getattr(_signal, name) for name in _WATCHED}
-        #: Masks of threads that are about to fork.
+        #: The original functions of `signal`.
+        self._original: dict[str, Callable[..., Any]] = {name: getattr(_signal, name) for name in _WATCHED}
+        #: Signal masks of threads during a fork.
         self._masks: dict[int, Any] = {}
         self._is_changed = False
-        #: What a call did something to, perhaps to put it back by itself.
+        #: Signals that a call changed, and may have restored itself.
         self._touched: set[int] = set()
-        #: What calls are to find, once it is installed.
-        self._found: dict[int, Any] = {}
+        #: The handlers that calls must find, after `install`.
+        self._baseline: dict[int, Any] = {}
         self._wakeup = -1
-        # Before the adapter takes these functions out of `signal`.
+        # Patched before the adapter imports these functions from `signal`.
         for name in _WATCHED:
             self._watch(name)
 
     def install(self) -> None:
-        """Take the signals, once the adapter is imported; on the main thread."""
+        """Install the handlers, after the adapter was imported. Called on the main thread."""
         if _signal.getsignal(self._number) not in (_signal.SIG_DFL, _signal.SIG_IGN):
             _warn("the adapter handles SIGURG, which cancels calls; its handler is replaced")
         self._handlers = {
             self._number: self._interrupt,
-            # Ctrl-C goes to the whole foreground group; stopping is the host's to decide. A handler, for programs that
-            # are started from here would inherit that the signal is ignored.
+            # Ctrl-C reaches the whole foreground process group, but only the host stops workers. A handler that does
+            # nothing, because child programs would inherit an ignored signal.
             _signal.SIGINT: self._ignore,
         }
         for number, handler in self._handlers.items():
             _signal.signal(number, handler)
         self._mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
-        self._found = {number: _signal.getsignal(number) for number in _signal.valid_signals()}
+        self._baseline = {number: _signal.getsignal(number) for number in _signal.valid_signals()}
         self._wakeup = self._wakeup_now()
         os.register_at_fork(
             before=self._before_fork, after_in_parent=self._after_fork_here, after_in_child=self._after_fork_in_child
         )
 
     def settle(self) -> None:
-        """Undo what a call did to signals, and say so. Called when it did something."""
+        """Undo a call's changes to signals, and log them. Called if there are any."""
         if not self._is_changed:
             return
         self._is_changed = False
-        change, mask, timer = (self._plain[name] for name in ("signal", "pthread_sigmask", "setitimer"))
-        for number, handler in self._found.items():
+        change, mask, timer = (self._original[name] for name in ("signal", "pthread_sigmask", "setitimer"))
+        for number, handler in self._baseline.items():
             if _signal.getsignal(number) is not handler:
                 self._touched.add(number)
-                # Python knows of no handler that C code set up, as the runtime's own of SIGTERM.
+                # `None` stands for a handler of C code, such as the runtime's handler of SIGTERM.
                 if handler is not None:
                     change(number, handler)
                 self._warn_of(number)
         while self._touched:
-            # Also after a tool that put back what Python knew of.
+            # Necessary even if the tool restored the handler that Python knows.
             self._worker.restore_signal(self._touched.pop())
         if self._wakeup_now() != self._wakeup:
             self._set_wakeup(self._wakeup)
@@ -110,47 +110,49 @@ class Signals:
                 _warn("a tool left an alarm or timer behind; it is switched off")
 
     def _wakeup_now(self) -> int:
-        descriptor: int = self._plain["set_wakeup_fd"](-1)
+        descriptor: int = self._original["set_wakeup_fd"](-1)
         self._set_wakeup(descriptor)
         return descriptor
 
     def _set_wakeup(self, descriptor: int) -> None:
         try:
-            # That it is full is no news: somebody is going to be woken.
-            self._plain["set_wakeup_fd"](descriptor, warn_on_full_buffer=False)
+            # A full pipe needs no warning: it already wakes the loop.
+            self._original["set_wakeup_fd"](descriptor, warn_on_full_buffer=False)
         except (OSError, ValueError):
-            # It was closed, as by a tool that closed the loop.
-            self._plain["set_wakeup_fd"](-1)
+            # The descriptor was closed, for example by a tool that closed the loop.
+            self._original["set_wakeup_fd"](-1)
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        # Runs on the main thread between two steps of whatever it does, so the answer is true while it counts.
+        # Runs on the main thread between two bytecodes, so the checked state cannot change before the exception is
+        # raised.
         worker = self._worker
         if not worker.interrupt_due() or _is_cleaning_up():
             return
         if self._loop.is_starting or _is_importing(frame):
-            # A module that is cut stays half imported for good, and a loop half made. The next knock comes soon.
+            # An interrupted import leaves a module half initialized, and the same holds for a starting loop. The signal
+            # is repeated soon.
             worker.defer_interrupt()
         elif not self._loop.interrupt():
-            worker.note_cut(self._is_own(frame))
+            worker.note_interruption(self._is_interruptible(frame))
             raise CallCancelled("the call was cancelled")
 
     @staticmethod
     def _ignore(signum: int, frame: FrameType | None) -> None:
         pass
 
-    def _is_own(self, frame: FrameType | None) -> bool:
-        """Whether code of the adapter runs, or of this package, and not of a library that it called."""
+    def _is_interruptible(self, frame: FrameType | None) -> bool:
+        """Return whether code of the adapter or this package runs, rather than a library that it called."""
         name = None if frame is None else frame.f_globals.get("__name__")
         return name in self._loop.modules or (isinstance(name, str) and name.partition(".")[0] in _OURS)
 
     def _watch(self, name: str) -> None:
-        plain, worker = self._plain[name], self._worker
+        plain, worker = self._original[name], self._worker
 
         def watched(*args: Any, **options: Any) -> Any:
             result = plain(*args, **options)
             number = int(args[0]) if name in ("signal", "siginterrupt") else None
-            if OWNER.get() is WORKER and self._found:
-                # A task that outlives calls.
+            if OWNER.get() is WORKER and self._baseline:
+                # A task that outlives calls makes permanent changes.
                 self._remember(number)
             else:
                 if number is not None:
@@ -163,7 +165,7 @@ class Signals:
         watched.__doc__ = plain.__doc__
         setattr(_signal, name, watched)
         module = sys.modules.get("signal")
-        # What that has as it is in `_signal`; the rest of its functions look there when they are called.
+        # `signal` re-exports some of these functions. Its other functions call them through `_signal`.
         if module is not None and getattr(module, name, None) is plain:
             setattr(module, name, watched)
 
@@ -171,7 +173,7 @@ class Signals:
         if number is None:
             self._wakeup = self._wakeup_now()
         else:
-            self._found[number] = _signal.getsignal(number)
+            self._baseline[number] = _signal.getsignal(number)
             self._worker.remember_signal(number)
 
     def _warn_of(self, number: int) -> None:
@@ -183,24 +185,25 @@ class Signals:
             "its calls could not be cancelled, or the worker not be stopped, as they should"
         )
 
-    # A signal must not reach the child before it has the handling of its own: the runtime's would swallow it.
+    # A signal must not reach the child before its default handlers are installed: the worker's handlers would swallow
+    # it.
 
     def _before_fork(self) -> None:
-        mask = self._plain["pthread_sigmask"]
+        mask = self._original["pthread_sigmask"]
         self._masks[_thread_id()] = mask(_signal.SIG_BLOCK, (_signal.SIGTERM, _signal.SIGINT, self._number))
 
     def _after_fork_here(self) -> None:
         saved = self._masks.pop(_thread_id(), None)
         if saved is not None:
-            self._plain["pthread_sigmask"](_signal.SIG_SETMASK, saved)
+            self._original["pthread_sigmask"](_signal.SIG_SETMASK, saved)
 
     def _after_fork_in_child(self) -> None:
-        change = self._plain["signal"]
+        change = self._original["signal"]
         for number, default in ((self._number, _signal.SIG_DFL), (_signal.SIGINT, _signal.default_int_handler)):
             if _signal.getsignal(number) is self._handlers[number]:
                 change(number, default)
         if _signal.getsignal(_signal.SIGTERM) is _signal.SIG_DFL:
-            # Python's table says so, the system's does not yet.
+            # Python's table shows the default, but the runtime's handler is still installed.
             change(_signal.SIGTERM, _signal.SIG_DFL)
         self._after_fork_here()
 
@@ -220,7 +223,9 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _is_cleaning_up() -> bool:
-    """Whether a cancellation is on its way through the interrupted code, as in `finally` and `__exit__`."""
+    """Return whether a `CallCancelled` propagates through the interrupted code, which then runs `finally` or
+    `__exit__`.
+    """
     error = sys.exception()
     for _ in range(_CONTEXTS):
         if error is None:

@@ -1,6 +1,6 @@
-"""Functions as `inspect` and `typing` show them, without importing those for what an ordinary function tells by itself.
+"""Reads signatures and annotations of ordinary functions without `inspect` and `typing`.
 
-Both are large: together with what they import they would be most of a worker's start, and of its memory.
+Importing both would take most of a worker's start time and memory. Other functions fall back to them.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from types import FunctionType
     from typing import Any, TypeGuard
 
-#: The kinds of parameters, numbered as `inspect` does.
+#: The kinds of parameters, with the numbers of `inspect`.
 POSITIONAL_ONLY, POSITIONAL_OR_KEYWORD, VAR_POSITIONAL, KEYWORD_ONLY, VAR_KEYWORD = range(5)
 
-#: Stands for the default of a parameter that has none, and for the annotation of one that has none.
+#: The default or annotation of a parameter that has none.
 EMPTY: Any = object()
 
-#: What `def` makes.
+#: The type of functions that `def` creates.
 FUNCTION = type(lambda: None)
-#: Attributes by which a function shows the signature of another.
+#: Attributes with which a function presents the signature of another.
 _PRETENCES = frozenset({"__signature__", "__text_signature__", "__wrapped__"})
 
 # Flags of code objects: `inspect.CO_...`.
@@ -43,11 +43,11 @@ class Parameter:
 
 
 def parameters_of(function: Callable[..., Any]) -> list[Parameter]:
-    """List the parameters in the order of the signature.
+    """Return the parameters in the order of the signature.
 
     Raises:
-        TypeError: It cannot be called.
-        ValueError: It does not tell its signature.
+        TypeError: The object cannot be called.
+        ValueError: The signature is not available.
     """
     if not is_ordinary(function):
         import inspect
@@ -57,7 +57,7 @@ def parameters_of(function: Callable[..., Any]) -> list[Parameter]:
             for p in inspect.signature(function).parameters.values()
         ]
     code = function.__code__
-    # First the positional ones, then those by name, then the rest of either kind, then local variables.
+    # `co_varnames` holds positional parameters, keyword-only ones, `*args` and `**kwargs`, and then local variables.
     ends = code.co_argcount, code.co_argcount + code.co_kwonlyargcount
     positional, by_name = code.co_varnames[: ends[0]], code.co_varnames[ends[0] : ends[1]]
     rest = iter(code.co_varnames[ends[1] :])
@@ -78,14 +78,14 @@ def parameters_of(function: Callable[..., Any]) -> list[Parameter]:
 
 
 def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Evaluate the annotations, leaving out those that name what is not there at run time."""
+    """Return the evaluated annotations, without those that name objects that do not exist at run time."""
     function = underlying(function)
     plain = _plain_annotations(function)
     return _typed_annotations(function) if plain is None else plain
 
 
 def generates(function: Callable[..., Any]) -> bool:
-    """Whether a function is written with ``yield``, so that it always streams."""
+    """Return whether a function contains ``yield``, so that it always streams."""
     if is_ordinary(function):
         return bool(function.__code__.co_flags & (_GENERATOR | _ASYNC_GENERATOR))
     import inspect
@@ -95,7 +95,7 @@ def generates(function: Callable[..., Any]) -> bool:
 
 
 def underlying(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Find the function whose arguments a `partial` fills in, which shows neither their types nor its docstring."""
+    """Return the function inside of a `partial`, which has neither its annotations nor its docstring."""
     functools = sys.modules.get("functools")
     while functools is not None and isinstance(function, functools.partial):
         function = function.func
@@ -103,18 +103,18 @@ def underlying(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_ordinary(function: Callable[..., Any]) -> TypeGuard[FunctionType]:
-    """Whether a function is what `def` made, and pretends to be no other: a wrapper would."""
+    """Return whether a function was created by `def` and is not a wrapper that presents another signature."""
     return type(function) is FUNCTION and _PRETENCES.isdisjoint(vars(function))
 
 
 def _plain_annotations(function: Callable[..., Any]) -> dict[str, Any] | None:
-    """Evaluate annotations that have nothing to do with `typing`. ``None``: it is needed."""
+    """Evaluate annotations that do not use `typing`. Return ``None`` if `typing` is needed."""
     if "typing" in sys.modules or not is_ordinary(function) or getattr(function, "__type_params__", None):
         return None
-    # Strings within one, as in `list["Item"]`, may stay: only in what `typing` makes do they change its name.
+    # Nested strings, as in `list["Item"]`, may remain: they only change the type name in objects of `typing`.
     annotations = {}
     try:
-        # Since 3.14 they are evaluated when they are asked for.
+        # Python 3.14 evaluates annotations on access.
         written = function.__annotations__
     except Exception:
         return None

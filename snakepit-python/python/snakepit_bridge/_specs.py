@@ -1,4 +1,4 @@
-"""Specs of tools, read from signatures, annotations and docstrings."""
+"""Creates the specs of tools from signatures, annotations and docstrings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from snakepit_bridge.base_adapter import ToolOptions
 
     class ParameterSpec(TypedDict):
-        """One parameter of a tool. Mirrors what the native runtime reads."""
+        """One parameter of a tool. Mirrors `ParameterSpec` of the native runtime."""
 
         name: str
         type: str
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         default: Any
 
     class ToolSpec(TypedDict):
-        """What a tool says about itself. Mirrors what the native runtime reads."""
+        """The description of a tool. Mirrors `ToolSpec` of the native runtime."""
 
         name: str
         description: str
@@ -53,7 +53,7 @@ _TYPE_NAMES: dict[Any, str] = {
     None: "null",
 }
 
-# `types` has names for these, and is not needed for more.
+# The same types as in `types`, without importing it.
 _GENERIC_ALIAS: Any = type(list[int])
 _UNION = type(int | None)
 
@@ -61,7 +61,9 @@ _UNION = type(int | None)
 def spec_of(
     function: Callable[..., Any], attribute: str, options: ToolOptions, owner: type, *, bound: bool
 ) -> ToolSpec:
-    """Describe a tool by its function. ``bound`` says whether its first parameter is the object or class."""
+    """Create the spec of a tool from its function. ``bound`` tells whether its first parameter is the object or
+    class.
+    """
     description, argument_docs = _docstrings.read(_docstrings.docstring_of(function, owner))
     parameters, closed = _parameters(function, argument_docs, bound=bound)
     return {
@@ -75,7 +77,7 @@ def spec_of(
 
 
 def dynamic_spec_of(name: str, owner: type) -> ToolSpec:
-    """Describe a tool of which only the name is known."""
+    """Create the spec of a tool that only has a name."""
     return {
         "name": name,
         "description": "",
@@ -87,7 +89,7 @@ def dynamic_spec_of(name: str, owner: type) -> ToolSpec:
 
 
 def metadata_of(owner: type, *, idempotent: bool) -> dict[str, str]:
-    """Say where a tool comes from."""
+    """Return the metadata of a tool: its class, its module, and whether it is idempotent."""
     metadata = {"adapter_class": owner.__qualname__, "module": owner.__module__}
     if idempotent:
         metadata["snakepit.idempotent"] = "true"
@@ -95,7 +97,7 @@ def metadata_of(owner: type, *, idempotent: bool) -> dict[str, str]:
 
 
 def type_name(annotation: Any) -> str:
-    """Name the wire type of an annotation: ``any`` for all that the host cannot check."""
+    """Return the wire type of an annotation. ``any`` for types that the host cannot check."""
     try:
         known = _TYPE_NAMES.get(annotation)
     except TypeError:  # An unhashable annotation names no type.
@@ -110,7 +112,7 @@ def type_name(annotation: Any) -> str:
 
 
 def _type_name_of_typing(annotation: Any) -> str:
-    """Name the type of what `typing` makes, which is only there where somebody has imported it."""
+    """Return the wire type of an annotation from `typing`, which has been imported if there are any."""
     import typing
 
     origin = typing.get_origin(annotation)
@@ -127,7 +129,7 @@ def _type_name_of_typing(annotation: Any) -> str:
 
 
 def _parameter_type(annotation: Any, default: Any) -> str:
-    """Name the wire type of a parameter. ``X | None = None`` is an X: the host takes null where that is the default."""
+    """Return the wire type of a parameter. ``X | None = None`` is X, because the host accepts null for this default."""
     if annotation is _signatures.EMPTY:
         return "any"
     if default is None and _is_union(annotation):
@@ -143,14 +145,14 @@ def _is_union(annotation: Any) -> bool:
 
 
 def _parameters(function: Callable[..., Any], docs: dict[str, str], *, bound: bool) -> tuple[list[ParameterSpec], bool]:
-    """List the parameters, and say whether these are all the arguments that the function takes."""
+    """Return the parameters, and whether the function takes no other arguments."""
     annotations = _signatures.annotations_of(function)
     parameters: list[ParameterSpec] = []
     closed = True
     name = getattr(function, "__qualname__", None) or _signatures.underlying(function).__qualname__
     given = _signatures.parameters_of(function)
     if given and given[0].kind == _signatures.VAR_POSITIONAL:
-        # A wrapper that passes on whatever comes: if it is bound, the object comes so.
+        # A wrapper with `*args` also receives the object through them.
         given = given[1:]
     elif bound:
         given = given[1:]

@@ -1,4 +1,4 @@
-"""What calls have the event loop wait for, beside their tasks."""
+"""Tracks the descriptors, signals and timers that calls add to the event loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-#: How to undo what adds a callback.
+#: The method that undoes each method that adds a callback.
 _REMOVE = {
     "add_reader": "remove_reader",
     "add_writer": "remove_writer",
@@ -31,42 +31,44 @@ class _Own(NamedTuple):
     context: contextvars.Context
     args: tuple[Any, ...]
     options: dict[str, Any]
-    #: The open file, for a descriptor's number may come to name another.
+    #: The device and inode of the open file, because the descriptor may be reused for another one.
     file: tuple[int, int] | None
 
 
 class Watches:
-    """Notes what calls add to a loop, and removes it when they end.
+    """Records the callbacks that calls add to a loop, and removes them when the calls end.
 
-    Transports do not come this way, so that connections which calls share stay open.
+    Transports do not use these methods, so connections that calls share stay open.
 
     Args:
         loop: The loop.
-        modules: Names of the modules that the adapter is written in.
+        modules: Names of the modules that define the adapter.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, modules: frozenset[str]) -> None:
         self._loop: Any = loop
         self._modules = modules
-        #: What calls have added.
+        #: Callbacks that calls added.
         self._added: set[tuple[str, Any]] = set()
-        #: What the worker has added, which a call may replace or remove.
+        #: Callbacks that the worker added, and that a call may replace or remove.
         self._own: dict[tuple[str, Any], _Own] = {}
         self._timers: weakref.WeakSet[asyncio.TimerHandle] = weakref.WeakSet()
         for add, remove in _REMOVE.items():
             setattr(loop, add, functools.partial(self._add, add, getattr(loop, add)))
             setattr(loop, remove, functools.partial(self._remove, add, getattr(loop, remove)))
-        #: Whether it is of another maker, and does not show its timers.
+        #: Whether the loop is another implementation, which does not show its timers.
         self.is_foreign = not hasattr(loop, "_scheduled")
         if self.is_foreign:
             for name in ("call_later", "call_at"):
                 setattr(loop, name, functools.partial(self._schedule, getattr(loop, name)))
 
     def end_call(self) -> None:
-        """Remove what is not the worker's. Loops of other makers may have to run meanwhile."""
+        """Remove the callbacks of calls and restore those of the worker. Loops of other implementations must run for
+        that.
+        """
         while self._added:
             name, key = self._added.pop()
-            # The descriptor may be closed, or a transport's by now.
+            # The descriptor may have been closed, or reused by a transport.
             with contextlib.suppress(Exception):
                 getattr(self._loop, _REMOVE[name])(key)
             own = self._own.get((name, key))
@@ -89,7 +91,7 @@ class Watches:
         elif name == "add_signal_handler" or not self._is_of_library(callback):
             self._added.add((name, key))
         else:
-            # It stays, although an earlier callback for this descriptor was to be removed or put back.
+            # The library's callback stays, and replaces an earlier one that was to be removed or restored.
             self._added.discard((name, key))
             self._own.pop((name, key), None)
         return added
@@ -102,7 +104,7 @@ class Watches:
             if OWNER.get() is WORKER or (
                 name != "add_signal_handler" and self._is_of_library(_callback(own.args, own.options))
             ):
-                # A library knows when it need not wait any more.
+                # A library removes its own callbacks when it no longer needs them.
                 del self._own[name, key]
             else:
                 self._added.add((name, key))
@@ -115,7 +117,9 @@ class Watches:
         return handle
 
     def _is_of_library(self, callback: Any) -> bool:
-        """Whether code of a library waits: for what many calls share, such as the poller of a client."""
+        """Return whether a callback belongs to a library, which may serve many calls, such as the poller of a
+        client.
+        """
         while isinstance(callback, functools.partial):
             callback = callback.func
         if isinstance(callback, types.BuiltinFunctionType):
@@ -129,12 +133,12 @@ class Watches:
 
 
 def _callback(args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Find the callback among the arguments of what adds it."""
+    """Return the callback from the arguments of a method that adds it."""
     return args[1] if len(args) > 1 else options.get("callback")
 
 
 def _file(name: str, key: Any) -> tuple[int, int] | None:
-    """Tell the open file that a descriptor names from others. ``None`` for signals and what is closed."""
+    """Return the device and inode of a descriptor. ``None`` for signals and closed descriptors."""
     if name == "add_signal_handler":
         return None
     try:
@@ -145,7 +149,7 @@ def _file(name: str, key: Any) -> tuple[int, int] | None:
 
 
 def _key(*args: Any, **options: Any) -> Any:
-    """Find the number of the descriptor or signal among the arguments of what adds or removes a callback."""
+    """Return the descriptor or signal number from the arguments of a method that adds or removes a callback."""
     key = args[0] if args else options.get("fd", options.get("sig"))
     fileno = getattr(key, "fileno", None)
     return key if fileno is None else fileno()

@@ -1,4 +1,4 @@
-"""Adapters and tools: what users of this package write."""
+"""Adapters and tools: the classes and decorators for users of this package."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
     _F = TypeVar("_F", bound=Callable[..., Any])
 
-#: Where :func:`tool` leaves its options on the function.
+#: The attribute of a function in which :func:`tool` stores its options.
 TOOL_ATTRIBUTE = "__snakepit_tool__"
 
-#: What may become of a worker whose call was cut.
+#: The accepted values of ``after_cancel``.
 AFTER_CANCEL = ("auto", "keep", "replace")
 
 
 class ToolOptions:
-    """What :func:`tool` was told."""
+    """The options of :func:`tool`."""
 
     __slots__ = ("after_cancel", "description", "idempotent", "name", "supports_streaming")
 
@@ -64,20 +64,26 @@ def tool(
     idempotent: bool = False,
     after_cancel: Literal["auto", "keep", "replace"] | None = None,
 ) -> _F | Callable[[_F], _F]:
-    """Mark a method of an adapter as a tool that the host can call. The method itself stays as it is.
+    """Mark a method of an adapter as a tool that the host can call. Does not change the method.
+
+    >>> class Shop(BaseAdapter):  # doctest: +SKIP
+    ...     @tool(idempotent=True)
+    ...     def price(self, item: str, count: int = 1) -> float:
+    ...         return 9.99 * count
 
     Args:
-        function: The method, when the decorator is used without parentheses.
-        name: The tool's name; the method's by default.
-        description: What it does, for people and language models; the docstring by default.
-        supports_streaming: Whether it can be called for a stream. Generators always can.
-        idempotent: Whether running it twice does no harm, so that the host may retry it.
-        after_cancel: What becomes of the worker once a call of it was cut by an exception: ``"keep"`` it, ``"replace"``
-            it, or ``"auto"``: keep it if the exception came while code of the adapter itself ran and the call left no
-            process behind. By default what :attr:`BaseAdapter.after_cancel` says. See docs/cancellation.md.
+        function: The method, if the decorator is used without parentheses.
+        name: The name of the tool. By default the name of the method.
+        description: The description for people and language models. By default the docstring.
+        supports_streaming: Whether the tool can be called as a stream. Generators always can.
+        idempotent: Whether running the tool twice is harmless. If so, the host may retry it.
+        after_cancel: What happens to the worker after cancellation interrupted a call with an exception: ``"keep"`` it,
+            ``"replace"`` it, or ``"auto"``. With ``"auto"``, the worker is kept if the exception was raised in code of
+            the adapter and the call left no process behind. By default :attr:`BaseAdapter.after_cancel`. See
+            docs/cancellation.md.
 
     Raises:
-        ValueError: ``after_cancel`` is none of these.
+        ValueError: ``after_cancel`` has another value.
     """
     if after_cancel is not None and after_cancel not in AFTER_CANCEL:
         raise ValueError(f"after_cancel is {after_cancel!r}; it takes {', '.join(AFTER_CANCEL)}")
@@ -92,31 +98,38 @@ def tool(
 
 
 class BaseAdapter:
-    """A class of tools. Deriving from it is convenient, not required.
+    """Base class of adapters, the classes whose methods are tools. Deriving from it is optional.
 
-    The worker makes a new object for each call: ``set_session_context``, then ``initialize`` if there is one, the tool,
-    and in any case ``cleanup`` if there is one. Both may be coroutines. A class or static method ``process_init`` runs
-    once in each worker process before the first call; keep what it loads on the class or in a module.
+    The worker creates a new object for each call. It calls ``set_session_context``, then ``initialize`` if the class
+    has it, then the tool, and finally ``cleanup`` if the class has it, even after an error. ``initialize`` and
+    ``cleanup`` may be coroutines. A class or static method ``process_init`` runs once in each worker process before the
+    first call. Store the objects that it loads on the class or in a module.
 
-    An adapter may also take calls of tools that it does not declare, by a method
-    ``execute_tool(self, tool_name, arguments, context)``; it names those tools in :attr:`dynamic_tools`.
+    An adapter can also serve undeclared tools, with a method ``execute_tool(self, tool_name, arguments, context)``. It
+    lists their names in :attr:`dynamic_tools`.
+
+    >>> class Shop(BaseAdapter):  # doctest: +SKIP
+    ...     @tool
+    ...     def greet(self, name: str) -> str:
+    ...         return f"Hello {name} from {self.session_context.worker_id}"
     """
 
-    # Not annotated where it runs: whoever evaluates the annotations of an adapter would miss the names.
+    # Without annotations at run time, so that code which evaluates an adapter's annotations does not need these names.
     if TYPE_CHECKING:
-        #: Names of tools that ``execute_tool`` serves. They take any arguments.
+        #: Names of tools that ``execute_tool`` serves. They accept any arguments.
         dynamic_tools: ClassVar[Sequence[str]] = ()
 
-        #: What becomes of a worker once a call was cut by an exception, for tools that do not say it themselves;
-        #: ``None`` for what ``SNAKEPIT_AFTER_CANCEL`` says in the environment of the workers, and else ``"auto"``.
+        #: What happens to a worker after cancellation interrupted a call, for tools without a setting of their own.
+        #: ``None`` selects the environment variable ``SNAKEPIT_AFTER_CANCEL`` of the workers, and ``"auto"`` if it is
+        #: not set.
         after_cancel: ClassVar[Literal["auto", "keep", "replace"] | None] = None
 
-        #: The call that this object serves.
+        #: The context of the call that this object serves.
         session_context: SessionContext
     else:
         dynamic_tools = ()
         after_cancel = None
 
     def set_session_context(self, context: SessionContext) -> None:
-        """Keep the context of the call as ``self.session_context``."""
+        """Store the context of the call as ``self.session_context``."""
         self.session_context = context

@@ -1,4 +1,4 @@
-"""Writes of several variables that are sent together."""
+"""Batches of writes."""
 
 from __future__ import annotations
 
@@ -6,31 +6,37 @@ from snakepit_bridge import _checked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
     from typing import Any
 
     from typing_extensions import Self
 
-    from snakepit_bridge.variables import SessionVariables
-
 
 class Batch:
-    """Writes that are sent together: :meth:`SessionVariables.batch_updates`."""
+    """A batch of writes, created by :meth:`SessionVariables.batch_updates`."""
 
-    __slots__ = ("_atomic", "_context", "_expected_versions", "_metadata", "_updates", "versions")
+    __slots__ = ("_atomic", "_expected_versions", "_metadata", "_set_variables", "_updates", "versions")
 
-    def __init__(self, context: SessionVariables, atomic: bool, metadata: Mapping[str, str] | None) -> None:
-        self._context = context
+    def __init__(
+        self, set_variables: Callable[..., dict[str, int]], atomic: bool, metadata: Mapping[str, str] | None
+    ) -> None:
+        self._set_variables = set_variables
         self._atomic = _checked.flag("atomic", atomic)
         self._metadata = _checked.metadata(metadata)
         self._updates: dict[str, Any] = {}
         self._expected_versions: dict[str, int] = {}
-        #: The new versions, once the block was left.
+        #: The new versions, by identifier. Empty until the block has ended.
         self.versions: dict[str, int] = {}
 
     def set(self, identifier: str, value: Any, *, expected_version: int | None = None) -> None:
-        """Write a variable when the block is left, if it is at this version then. The last write of each counts."""
+        """Add a write to the batch. A later write of the same variable replaces it.
+
+        Args:
+            identifier: The name or id.
+            value: The new value.
+            expected_version: The version that the variable must have when the batch is sent.
+        """
         identifier = _checked.name("identifier", identifier)
         expected_version = _checked.version("expected_version", expected_version)
         self._updates[identifier] = value
@@ -39,11 +45,11 @@ class Batch:
             self._expected_versions[identifier] = expected_version
 
     def __setitem__(self, identifier: str, value: Any) -> None:
-        """Write a variable when the block is left."""
+        """Add a write to the batch."""
         self.set(identifier, value)
 
     def __enter__(self) -> Self:
-        """Return the batch itself."""
+        """Return the batch."""
         return self
 
     def __exit__(
@@ -52,9 +58,9 @@ class Batch:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Send the writes, unless the block raised."""
+        """Send the batch, unless the block raised."""
         if exc_type is None and self._updates:
-            self.versions = self._context.set_variables(
+            self.versions = self._set_variables(
                 self._updates,
                 atomic=self._atomic,
                 metadata=self._metadata,

@@ -1,4 +1,4 @@
-"""Items of a stream that carry more than their value."""
+"""Items of a stream with metadata."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ if TYPE_CHECKING:
 
 
 class StreamChunk:
-    """One item of a stream, with metadata beside its value. A tool may as well yield the plain value.
+    """One item of a stream with metadata. Tools without metadata yield plain values.
+
+    >>> yield StreamChunk("half", metadata={"progress": 0.5})  # doctest: +SKIP
 
     Args:
         data: The value.
-        is_final: Whether the stream ends with this item, whatever the generator would yield after it.
-        metadata: What to attach, by name. Values other than strings travel as their JSON.
+        is_final: Whether the stream ends with this item, even if the generator would yield more.
+        metadata: Metadata by name. Values other than strings are sent as JSON.
     """
 
     __slots__ = ("__weakref__", "data", "is_final", "metadata")
@@ -25,17 +27,17 @@ class StreamChunk:
         self.data = data
         #: Whether the stream ends with this item.
         self.is_final = is_final
-        #: What is attached, by name.
+        #: The metadata by name.
         self.metadata: Mapping[str, Any] = {} if metadata is None else metadata
 
     def __eq__(self, other: object) -> bool:
-        """Whether the other is a chunk with equal parts."""
+        """Return whether the other object is a chunk with equal parts."""
         if not isinstance(other, StreamChunk):
             return NotImplemented
         mine = (self.data, self.is_final, self.metadata)
         return mine == (other.data, other.is_final, other.metadata)
 
     def __repr__(self) -> str:
-        """Name the parts."""
+        """Return a representation with all parts."""
         name = type(self).__name__
         return f"{name}(data={self.data!r}, is_final={self.is_final!r}, metadata={self.metadata!r})"

@@ -1,4 +1,4 @@
-"""Calling the tools of a host, and sharing its sessions, from a Python program that is no worker.
+"""A client of a host: calls its tools and shares its sessions, from any Python program.
 
 >>> with Client("127.0.0.1:50051") as client:  # doctest: +SKIP
 ...     client.call("add", a=1, b=2)
@@ -36,7 +36,7 @@ class _Options:
 
 
 class _Caller:
-    """Calls of one connection, made in one way."""
+    """Calls over one connection with fixed options."""
 
     def __init__(self, native: _native.HostClient, options: _Options) -> None:
         self._native = native
@@ -45,42 +45,53 @@ class _Caller:
 
     @property
     def global_programs(self) -> GlobalPrograms:
-        """The host's own programs, which every session sees."""
+        """The host's own programs, shared by all sessions."""
         return GlobalPrograms(self._call)
 
     def call(self, name: str, /, **arguments: Any) -> Any:
         """Call a tool and wait for its result.
 
-        All keyword arguments are the tool's: a deadline is set by ``options(timeout=..).call(..)``.
+        Every keyword argument is an argument of the tool. To set a deadline, use ``options(timeout=..).call(..)``.
+
+        >>> client.options(timeout=5).call("add", a=1, b=2)  # doctest: +SKIP
+        3
 
         Raises:
-            ToolFailed: The tool raised.
-            NotFoundError: The host has no such tool, or the session is gone.
-            InvalidArgumentError: The arguments do not fit.
-            UnsupportedError: The tool is a generator: call it with :meth:`stream`.
-            DeadlineExceededError: The time is up.
-            OverloadedError: The host has too much to do.
-            WorkerLostError: The worker ended before the call did.
-            ShuttingDownError: The host shuts down.
-            HostUnavailableError: The host cannot be reached, the connection broke, or no worker is available. The
-                three above are subclasses.
+            ToolFailed: The tool raised an exception.
+            NotFoundError: The tool or the session does not exist.
+            InvalidArgumentError: The arguments do not match the tool's parameters.
+            UnsupportedError: The tool is a generator. Use :meth:`stream`.
+            DeadlineExceededError: The deadline passed.
+            OverloadedError: The host is overloaded.
+            WorkerLostError: The worker exited before the call ended.
+            ShuttingDownError: The host is shutting down.
+            HostUnavailableError: The host cannot be reached, the connection broke, or no worker is available. The three
+                errors above are subclasses.
             ClientClosedError: The client is closed.
         """
         return self._start(name, arguments, stream=False).result()
 
     async def call_async(self, name: str, /, **arguments: Any) -> Any:
-        """Call a tool without blocking the event loop; cancelling it cancels the call. Raises as :meth:`call` does."""
+        """Call a tool without blocking the event loop. Cancelling the task cancels the call. Raises as :meth:`call`
+        does.
+        """
         call = self._start(name, arguments, stream=False)
         await _until_ready(call)
         return call.take_result()
 
     def stream(self, name: str, /, **arguments: Any) -> Iterator[Any]:
-        """Call a tool for a stream of values; dropping it cancels the call. Raises what :meth:`call` does."""
+        """Call a tool that streams its results, and return an iterator. Dropping it cancels the call.
+
+        >>> for number in client.stream("count", n=3):  # doctest: +SKIP
+        ...     print(number)
+
+        Raises as :meth:`call` does, also during the iteration.
+        """
         call = self._start(name, arguments, stream=True)
         return _Chunks(call)
 
     async def stream_async(self, name: str, /, **arguments: Any) -> AsyncIterator[Any]:
-        """Call a tool for a stream of values without blocking the event loop."""
+        """Call a tool that streams its results, without blocking the event loop. See :meth:`stream`."""
         call = self._start(name, arguments, stream=True)
         try:
             while True:
@@ -106,19 +117,22 @@ class _Caller:
 
 
 class Client(_Caller):
-    """A connection to a host; all calls share one stream. May be used from several threads at once.
+    """A connection to a host, usable from several threads. All calls share one stream.
 
-    When the connection breaks, the next call reconnects. A call that was not sent yet, or is declared ``idempotent``,
-    is repeated; other calls on their way and watches fail with ``HostUnavailableError``. After ``fork()`` the child
-    has to connect for itself: its parent's client raises that, too.
+    If the connection breaks, the next call reconnects. Calls that were not sent yet, and calls marked ``idempotent``,
+    are sent again. Other running calls and watches raise ``HostUnavailableError``. After ``fork()``, the child must
+    create its own client: the parent's client raises ``HostUnavailableError`` there.
+
+    >>> client = Client("unix:/run/snakepit/host.sock")  # doctest: +SKIP
 
     Args:
         address: ``host:port`` or ``unix:/path/to/socket``.
-        connect_timeout: Seconds that connecting may take, now and whenever the connection breaks.
+        connect_timeout: Seconds within which each attempt to connect must succeed.
 
     Raises:
+        InvalidArgumentError: The address is malformed.
         HostUnavailableError: The host cannot be reached.
-        ConnectTimeoutError: It does not answer in time. This is a ``HostUnavailableError``, too.
+        ConnectTimeoutError: The host does not answer in time. A subclass of ``HostUnavailableError``.
     """
 
     def __init__(self, address: str, *, connect_timeout: float = 5.0) -> None:
@@ -128,37 +142,37 @@ class Client(_Caller):
         """Return a caller on this connection whose calls have these options.
 
         Args:
-            timeout: Seconds that a call may take, queueing included; the host's default without it.
-                A request for programs or variables may take as long, 30 seconds without it, and so may a watch as a
-                whole. The client keeps the time itself, so that a host that froze cannot make it wait.
-            idempotent: Whether running a call twice does no harm, so that the host or the client may repeat it.
+            timeout: Seconds within which a call must end, including its time in the queue. By default the host's limit.
+                Also limits each request for programs or variables (30 seconds by default), and each watch as a whole.
+                The client enforces the timeout itself, in case the host hangs.
+            idempotent: Whether running a call twice is harmless. If so, the host and the client may retry it.
         """
         return _Caller(self._native, _Options(timeout=timeout, idempotent=idempotent))
 
     def session(self, session_id: str, *, timeout: float | None = None) -> Session:
-        """Return the session of this id, creating it if need be.
+        """Return the session with this id. Creates it if it does not exist.
 
         Args:
             session_id: The id.
-            timeout: Seconds that this may take, 30 without it, and each call and request of the session as well: see
-                :meth:`options`.
+            timeout: Seconds within which this request (30 by default), and each call and request of the session, must
+                end. See :meth:`options`.
         """
         self._native.open_session(_checked.name("session_id", session_id), timeout)
         return Session(self._native, _Options(session_id=session_id, timeout=timeout))
 
     def close(self, timeout: float | None = None) -> None:
-        """Take no more calls. Watches, and further calls, raise ``ClientClosedError``.
+        """Close the client. Its watches and further calls raise ``ClientClosedError``.
 
-        Calls and streams that run go on to their end, and the connection with them. Without ``timeout`` this returns
-        at once; with it, it waits for them that long, and then ends those that are left with ``ClientClosedError``.
+        Running calls and streams continue to their end, on the open connection. Without ``timeout``, this method does
+        not wait for them. With it, it waits that long and then ends the remaining ones with ``ClientClosedError``.
 
         Args:
-            timeout: Seconds; 0 ends everything now.
+            timeout: Seconds. 0 ends all calls immediately.
         """
         self._native.close(timeout)
 
     def __enter__(self) -> Self:
-        """Return the client itself."""
+        """Return the client."""
         return self
 
     def __exit__(
@@ -167,28 +181,29 @@ class Client(_Caller):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the client as ``close()`` does: what runs goes on."""
+        """Close the client. Running calls continue."""
         self.close()
 
 
 class Session(_Caller, SessionVariables):
-    """One session of a host, and calls in it: :meth:`Client.session`.
+    """A session of a host, created by :meth:`Client.session`.
 
-    Its variables are those of :class:`SessionVariables`, as tools have them: ``session["rate"] = 0.5``.
+    Its calls run in the session. Its variables are those of :class:`SessionVariables`, shared with tools:
+    ``session["rate"] = 0.5``.
     """
 
     @property
     def session_id(self) -> str:
-        """The session's id."""
+        """The id of the session."""
         return self._options.session_id
 
     @property
     def programs(self) -> Programs:
-        """The session's programs: named blobs, such as trained models, that the host keeps."""
+        """The programs of the session: named blobs, such as trained models, that the host stores."""
         return Programs(self._call)
 
     def options(self, *, timeout: float | None = None, idempotent: bool = False) -> Session:
-        """Return this session with these options, and no others. See :meth:`Client.options`."""
+        """Return this session with these options, which replace all others. See :meth:`Client.options`."""
         return Session(self._native, _Options(self.session_id, timeout, idempotent))
 
     def _until(self, end: float) -> Session:
@@ -198,12 +213,12 @@ class Session(_Caller, SessionVariables):
         return Session(self._native, replace(self._options, timeout=min(left, self._options.timeout)))
 
     def delete(self) -> None:
-        """End the session on the host, with all it holds."""
+        """Delete the session with its variables and programs."""
         self._call.cleanup_session(False)
 
 
 class _Chunks:
-    """The values of a stream, as they come. Cancels the call when it is no longer wanted."""
+    """An iterator over the values of a stream. Dropping it cancels the call."""
 
     def __init__(self, call: _native.HostCall) -> None:
         self._call = call
@@ -223,7 +238,7 @@ class _Chunks:
 
 
 async def _until_ready(call: _native.HostCall) -> None:
-    """Wait until there is something to take; cancel the call when the wait is cancelled."""
+    """Wait until a result or chunk is available. Cancels the call if the wait is cancelled."""
     try:
         await until_done(call.ready)
     except BaseException:

@@ -1,7 +1,8 @@
 """The exceptions of this package.
 
-Each says whether a retry is safe: ``may_have_run`` is ``False`` if the call or request surely had no effect, and
-``retry_after`` is the pause that the host asks for. All of them can be pickled and copied.
+Each exception has two attributes that tell whether a retry is safe. ``may_have_run`` is ``False`` if the call or
+request had no effect. ``retry_after`` is the pause in seconds that the host asks for. All exceptions can be pickled and
+copied.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ if TYPE_CHECKING:
 
 
 class SnakepitError(Exception):
-    """Any failure of a call to the host.
+    """Base class of all errors of calls and requests.
 
     Args:
         args: The message.
-        retry_after: Seconds.
-        may_have_run: Whether the call may have had an effect; the default depends on the class.
+        retry_after: Seconds after which a retry may succeed.
+        may_have_run: Whether the call may have had an effect. The default depends on the class.
     """
 
-    #: Seconds after which a retry may succeed; ``None`` if the host gave no hint.
+    #: Seconds after which a retry may succeed. ``None`` without a hint from the host.
     retry_after: float | None = None
-    #: Whether the tool may have run, or the write may have happened. ``False`` makes a retry safe.
+    #: Whether the tool may have run, or the write may have happened. If ``False``, a retry is safe.
     may_have_run: bool = True
 
     def __init__(self, *args: object, retry_after: float | None = None, may_have_run: bool | None = None) -> None:
@@ -33,7 +34,7 @@ class SnakepitError(Exception):
             self.may_have_run = may_have_run
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle and copy without the class's own ``__init__``, whose parameters are not those of ``args``."""
+        """Pickle and copy without calling ``__init__``, whose parameters differ from ``args``."""
         return _restore, (type(self), self.args), self.__dict__
 
 
@@ -44,57 +45,59 @@ def _restore(cls: type[SnakepitError], args: tuple[object, ...]) -> SnakepitErro
 
 
 class HostToolError(SnakepitError):
-    """A host tool ran and failed; the message is what it said."""
+    """A host tool ran and failed. The message is that of the tool."""
 
     def __init__(self, message: str, tool_name: str = "") -> None:
         super().__init__(message)
-        #: The host tool's name.
+        #: The name of the host tool.
         self.tool_name = tool_name
 
 
 class NotFoundError(SnakepitError, LookupError):
-    """The host knows no such tool, session, program, or version of a variable."""
+    """The tool, the session, the program, or the version of a variable does not exist."""
 
     may_have_run = False
 
 
 class VariableNotFoundError(NotFoundError, KeyError):
-    """The session has no such variable."""
+    """The variable does not exist in the session."""
 
-    # That of `KeyError` would put the message into quotes.
+    # `KeyError.__str__` would quote the message.
     __str__ = Exception.__str__
 
 
 class ProgramNotFoundError(NotFoundError, KeyError):
-    """There is no such program."""
+    """The program does not exist."""
 
     __str__ = Exception.__str__
 
 
 class AlreadyExistsError(SnakepitError):
-    """The session has a variable of this name already."""
+    """The session already has a variable with this name."""
 
     may_have_run = False
 
 
 class InvalidArgumentError(SnakepitError, ValueError):
-    """An argument is refused: a name, a number, a size, or the constraints of a variable."""
+    """An argument is invalid: an address, a name, a number, a size, or the constraints of a variable."""
 
     may_have_run = False
 
 
 class UnsupportedError(SnakepitError):
-    """The tool cannot be called this way, such as a generator by ``call``; or the host does not offer the request."""
+    """The tool does not support this kind of call, such as ``call`` for a generator, or the host does not support
+    the request.
+    """
 
     may_have_run = False
 
 
 class ValidationError(InvalidArgumentError):
-    """A value is not of its variable's type, or outside its constraints."""
+    """A value does not match the type or the constraints of its variable."""
 
 
 class VersionConflictError(SnakepitError):
-    """A variable was written meanwhile: it is no longer at the version that the write expected."""
+    """A variable is at another version than the write expected, because it was written meanwhile."""
 
     may_have_run = False
 
@@ -102,95 +105,102 @@ class VersionConflictError(SnakepitError):
         super().__init__(message)
         #: The version that the write expected.
         self.expected = expected
-        #: The version that the variable is at.
+        #: The current version of the variable.
         self.actual = actual
 
 
 class BatchError(SnakepitError):
-    """Variables of a batch were refused; of an atomic one, none was written."""
+    """Some writes of a batch were rejected. An atomic batch then writes nothing."""
 
     def __init__(self, message: str, errors: dict[str, SnakepitError], versions: dict[str, int]) -> None:
         super().__init__(message)
-        #: Why, by the identifiers of the batch: what a write of each alone would raise. Hosts of the original protocol
-        #: tell but texts, which become plain ``SnakepitError``.
+        #: The error of each rejected write, by identifier: the exception that a single write would raise. For hosts of
+        #: the original Snakepit, which send only messages, each is a plain ``SnakepitError``.
         self.errors = errors
-        #: The new versions of the variables that were written all the same.
+        #: The new versions of the variables that were written.
         self.versions = versions
         self.may_have_run = bool(versions)
 
 
 class LimitExceededError(SnakepitError):
-    """A limit of the host stands in the way: of what a session may hold, of what all may, or of one answer."""
+    """A limit of the host was exceeded: of one session, of all sessions, or of one answer."""
 
     may_have_run = False
 
 
 class DeadlineExceededError(SnakepitError, TimeoutError):
-    """The deadline passed before the host answered. ``may_have_run`` is ``False`` if the call was still queued."""
+    """The deadline passed before the host answered.
+
+    ``may_have_run`` is ``False`` if the call was still queued.
+    """
 
 
 class HostUnavailableError(SnakepitError, ConnectionError):
-    """The host, or the backend of its sessions, cannot be reached or used; or there is no host.
+    """The host or its session backend cannot be reached, or there is no host.
 
-    ``may_have_run`` is ``False`` if the connection could not be made or no worker was available. It is ``True`` if the
-    connection broke meanwhile: a write may have happened, so read, and write again only with ``expected_version``.
+    ``may_have_run`` is ``False`` if connecting failed or no worker was available. It is ``True`` if the connection
+    broke later. Then a write may have happened: read the variable first, and repeat the write with
+    ``expected_version``.
     """
 
 
 class OverloadedError(HostUnavailableError):
-    """The host's queue, or another of its limits on load, is full. The call did not run."""
+    """The host's queue is full, or another limit on its load is reached. The call did not run."""
 
     may_have_run = False
 
 
 class WorkerLostError(HostUnavailableError):
-    """The worker process ended, or was killed, before the call did. Other workers go on."""
+    """The worker process exited or was killed before the call ended. Other workers are not affected."""
 
 
 class ShuttingDownError(HostUnavailableError):
-    """The host shuts down: it refuses the call, or ended the call or watch before its end."""
+    """The host is shutting down. It rejected the call, or ended a running call or watch."""
 
 
 class ConnectTimeoutError(HostUnavailableError, DeadlineExceededError):
-    """The host did not answer within the time that connecting may take."""
+    """The host did not answer within ``connect_timeout``."""
 
     may_have_run = False
 
 
 class ClientClosedError(SnakepitError, RuntimeError):
-    """The client is closed. ``may_have_run`` is ``True`` for calls that ``close(timeout=..)`` ended."""
+    """The client is closed.
+
+    ``may_have_run`` is ``True`` for calls that ``close(timeout=..)`` ended.
+    """
 
     may_have_run = False
 
 
 class CallCancelledError(SnakepitError):
-    """The host reports the call as cancelled, although this program did not cancel it."""
+    """The host reports the call as cancelled, but this program did not cancel it."""
 
 
 class CallCancelled(BaseException):
-    """The call that this code serves was cancelled: let it pass.
+    """The call that this code serves was cancelled. Do not catch it.
 
-    Raised in plain functions and generators, wherever they are; coroutines get ``asyncio.CancelledError`` instead. Like
-    that one it is no ``Exception``, so that ``except Exception`` around a loop or a retry cannot swallow it. Nobody
-    waits for the result any more: clean up in ``finally``. A tool that goes on regardless is killed with its worker.
+    Raised in plain functions and generators, at any point. Coroutines receive ``asyncio.CancelledError`` instead. It is
+    a ``BaseException``, so that ``except Exception`` around a loop or a retry does not catch it. No caller waits for
+    the result: clean up in ``finally`` and return. A tool that continues is killed with its worker.
     """
 
 
 class ToolFailed(SnakepitError):  # noqa: N818
-    """A tool raised. An uncaught one shows the tool's traceback, which is that of its ``__cause__``."""
+    """A tool raised an exception. A traceback of this error includes that of the tool."""
 
     def __init__(self, type: str, message: str, traceback: str = "") -> None:  # noqa: A002
         super().__init__(": ".join(part for part in (type, message) if part))
-        #: The type of what it raised, with its module unless it is a builtin.
+        #: The name of the exception's type, with its module unless it is a builtin.
         self.type = type
-        #: The message.
+        #: The message of the exception.
         self.message = message
-        #: The formatted traceback, as the host gets it.
+        #: The formatted traceback, as the host received it.
         self.traceback = traceback
         self._show_traceback()
 
     def __setstate__(self, state: dict[str, Any] | None) -> None:
-        """Restore the traceback of a pickled or copied one, too."""
+        """Restore the traceback after pickling or copying."""
         super().__setstate__(state)
         self._show_traceback()
 
@@ -200,8 +210,8 @@ class ToolFailed(SnakepitError):  # noqa: N818
 
 
 class RemoteTraceback(Exception):  # noqa: N818
-    """Stands for what a tool raised in its worker: prints the traceback of there. Never raised."""
+    """The cause of a :class:`ToolFailed`, which prints the tool's traceback. Never raised."""
 
     def __str__(self) -> str:
-        """Return the traceback, on lines of its own."""
+        """Return the traceback on separate lines."""
         return f'\n"""\n{self.args[0]}"""'

@@ -1,4 +1,4 @@
-"""Programs: named blobs, such as trained models, that the host keeps."""
+"""Programs: named blobs, such as trained models, that the host stores."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ _OCTETS = "application/octet-stream"
 
 
 class Programs(MutableMapping[str, "Any"]):
-    """The programs of a session, as a mapping. Every operation asks the host.
+    """The programs of a session, as a mutable mapping. Each operation is a request to the host.
 
-    ``bytes`` are kept as they are; anything else is kept as JSON and comes back as the object it was.
+    ``bytes`` are stored unchanged. Other values are stored as JSON, and reading them returns equal objects.
+
+    >>> context.programs["model"] = model_bytes  # doctest: +SKIP
+    >>> context.programs["model"]  # doctest: +SKIP
+    b'...'
     """
 
     __slots__ = ("_call",)
@@ -31,7 +35,13 @@ class Programs(MutableMapping[str, "Any"]):
         self._call = call
 
     def put(self, name: str, value: Any, metadata: dict[str, str] | None = None) -> bool:
-        """Store a program, replacing one of the same name. Says whether the name was new."""
+        """Store a program and return whether the name is new. Replaces a program of the same name.
+
+        Args:
+            name: The name.
+            value: ``bytes``, or a value with a JSON form.
+            metadata: Metadata of the program.
+        """
         return self._put(name, value, metadata, None)
 
     def _put(self, name: str, value: Any, metadata: dict[str, str] | None, ttl: int | None) -> bool:
@@ -45,51 +55,51 @@ class Programs(MutableMapping[str, "Any"]):
         )
 
     def __getitem__(self, name: str) -> Any:
-        """Fetch a program.
+        """Return a program.
 
         Raises:
-            ProgramNotFoundError: There is none of this name. It is a ``KeyError`` too, unlike the next.
-            NotFoundError: The session is gone.
+            ProgramNotFoundError: The program does not exist. A ``KeyError``, unlike the next error.
+            NotFoundError: The session does not exist.
         """
         data, content_type = self._call.get_program(_checked.name("name", name), self._is_global)
         return _native.from_json(data) if content_type == _JSON else data
 
     def __setitem__(self, name: str, value: Any) -> None:
-        """Store a program, replacing one of the same name."""
+        """Store a program. Replaces a program of the same name."""
         self.put(name, value)
 
     def __delitem__(self, name: str) -> None:
-        """Delete a program. Raises what fetching it does."""
+        """Delete a program. Raises as reading it does."""
         self._call.delete_program(_checked.name("name", name), self._is_global)
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is a program of this name; its data stays with the host."""
+        """Return whether the program exists, without transferring its data."""
         return name in self._call.list_programs(self._is_global)
 
     def __iter__(self) -> Iterator[str]:
-        """Go through the names, in order."""
+        """Iterate over the sorted names."""
         return iter(self._call.list_programs(self._is_global))
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of programs."""
         return len(self._call.list_programs(self._is_global))
 
 
 class GlobalPrograms(Programs):
-    """The programs that belong to the host itself: every session sees them. Unused ones expire after a while."""
+    """The host's own programs, shared by all sessions. Unused ones expire."""
 
     __slots__ = ()
 
     _is_global = True
 
     def put(self, name: str, value: Any, metadata: dict[str, str] | None = None, ttl: int | None = None) -> bool:
-        """Store a program, replacing one of the same name. Says whether the name was new.
+        """Store a program and return whether the name is new. Replaces a program of the same name.
 
         Args:
-            name: Its name.
-            value: ``bytes``, or what has a JSON form.
-            metadata: What to attach to it.
-            ttl: Seconds without use after which the host forgets it; the host's default without it.
+            name: The name.
+            value: ``bytes``, or a value with a JSON form.
+            metadata: Metadata of the program.
+            ttl: Seconds without use after which the host deletes the program. By default the host's setting.
         """
         if ttl is not None:
             ttl = _checked.integer("ttl", ttl, "an int or None", least=1)

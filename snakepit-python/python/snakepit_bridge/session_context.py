@@ -1,4 +1,4 @@
-"""What a tool knows about its call, and how it talks to the host."""
+"""The context of a call: what a tool can read about it, and its access to the host."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class SessionContext(SessionVariables):
-    """The call that a tool serves: its session, its deadline, the host behind it.
+    """The context of the call that a tool serves: its session, its deadline and its host.
 
-    The session's variables are those of :class:`SessionVariables`: ``context["rate"] = 0.5``. As a context manager it
-    ends the session when the block is left.
+    A tool finds it in ``self.session_context``. The variables of the session are those of :class:`SessionVariables`:
+    ``context["rate"] = 0.5``. As a context manager, it deletes the session at the end of the block.
     """
 
     __slots__ = ("_host_tools",)
@@ -32,64 +32,73 @@ class SessionContext(SessionVariables):
 
     @property
     def session_id(self) -> str:
-        """The session's id; empty when the call has none."""
+        """The id of the session. Empty if the call has no session."""
         return self._call.session_id
 
     @property
     def worker_id(self) -> str:
-        """The id under which the host knows this worker process."""
+        """The id of this worker process on the host."""
         return self._call.worker_id
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the caller attached to the call."""
+        """The metadata that the caller attached to the call."""
         return self._call.metadata
 
     @property
     def traceparent(self) -> str | None:
-        """The W3C trace context that the call came with. Calls to the host carry it on by themselves."""
+        """The W3C trace context of the call. Requests to the host propagate it automatically."""
         return self._call.traceparent
 
     @property
     def tracestate(self) -> str | None:
-        """The vendor-specific part of that trace context, if the caller sent one. It travels with ``traceparent``."""
+        """The vendor-specific part of the trace context, if the caller sent one. Requests propagate it with
+        ``traceparent``.
+        """
         return self._call.tracestate
 
     @property
     def cancelled(self) -> bool:
-        """Whether the call was cancelled or its deadline has passed: time to stop."""
+        """Whether the call was cancelled or its deadline has passed. If so, the tool should stop."""
         return self._call.cancelled
 
     def time_remaining(self) -> float | None:
-        """Seconds until the deadline, at least 0; ``None`` without one."""
+        """Return the seconds until the deadline, at least 0. ``None`` without a deadline."""
         return self._call.time_remaining()
 
     @property
     def host_tools(self) -> dict[str, dict[str, Any]]:
-        """The host's own tools by name, each with ``name``, ``description`` and ``parameters``. Asked for once."""
+        """The host's own tools by name, each with ``name``, ``description`` and ``parameters``. Requested once."""
         if self._host_tools is None:
             self._host_tools = self._call.host_tools()
         return self._host_tools
 
     def call_host_tool(self, name: str, /, **arguments: Any) -> Any:
-        """Call a tool of the host and wait for its result. Other Python threads go on meanwhile.
+        """Call a host tool and wait for its result. Other Python threads run meanwhile.
+
+        >>> context.call_host_tool("discount", item="tea")  # doctest: +SKIP
+        0.5
+
+        Args:
+            name: The name of the host tool.
+            arguments: Its arguments.
 
         Raises:
             HostToolError: The tool failed.
-            NotFoundError: The host has no such tool.
-            InvalidArgumentError: The host refused the arguments.
-            DeadlineExceededError: The call's own deadline passed.
+            NotFoundError: The tool does not exist.
+            InvalidArgumentError: The host rejected the arguments.
+            DeadlineExceededError: The deadline of this call passed.
             HostUnavailableError: The host cannot be reached.
-            CallCancelled: The call was cancelled meanwhile.
+            CallCancelled: This call was cancelled.
         """
         return self._call.call_host_tool(_checked.name("name", name), arguments)
 
     async def call_host_tool_async(self, name: str, /, **arguments: Any) -> Any:
-        """Call a tool of the host without blocking the event loop. Raises what :meth:`call_host_tool` does."""
+        """Call a host tool without blocking the event loop. Raises as :meth:`call_host_tool` does."""
         from snakepit_bridge._readiness import until_done
 
         name = _checked.name("name", name)
-        # Dropped with a coroutine that is cancelled, which gives the call up.
+        # A cancelled coroutine drops the pending call, which cancels it.
         pending = await until_done(
             lambda completions, key: self._call.start_host_tool(name, arguments, completions, key)
         )
@@ -97,7 +106,7 @@ class SessionContext(SessionVariables):
 
     @property
     def programs(self) -> Programs:
-        """The session's programs: named blobs, such as trained models, that the host keeps."""
+        """The programs of the session: named blobs, such as trained models, that the host stores."""
         if not self._call.session_id:
             raise InvalidArgumentError(
                 "the call has no session, which programs belong to; call the tool with one, or use `global_programs`"
@@ -106,15 +115,15 @@ class SessionContext(SessionVariables):
 
     @property
     def global_programs(self) -> GlobalPrograms:
-        """The host's own programs, which every session sees; a call needs no session for them."""
+        """The host's own programs, shared by all sessions. Available to calls without a session, too."""
         return GlobalPrograms(self._call)
 
     def cleanup(self, force: bool = False) -> bool:
-        """End the session on the host, with all it holds. Says whether the host did."""
+        """Delete the session with its variables and programs. Return whether the host did so."""
         return self._call.cleanup_session(_checked.flag("force", force))
 
     def __enter__(self) -> Self:
-        """Return the context itself."""
+        """Return the context."""
         return self
 
     def __exit__(
@@ -123,16 +132,16 @@ class SessionContext(SessionVariables):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End the session."""
+        """Delete the session."""
         self.cleanup()
 
-    # The names of the original protocol's Python package.
+    # Names of the original Snakepit's Python package.
     elixir_tools = host_tools
 
     def call_elixir_tool(self, tool_name: str, **arguments: Any) -> Any:
-        """Call a tool of the host, as :meth:`call_host_tool` does. The name may be given as a keyword here."""
+        """Call a host tool as :meth:`call_host_tool` does. Accepts the name as a keyword."""
         return self.call_host_tool(tool_name, **arguments)
 
     def __repr__(self) -> str:
-        """Name the session."""
+        """Return a representation with the session id."""
         return f"SessionContext(session_id={self.session_id!r})"

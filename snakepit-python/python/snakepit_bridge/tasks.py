@@ -1,4 +1,4 @@
-"""Tasks that live as long as their worker."""
+"""Background tasks of a worker."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
 
 
 def worker_task(coroutine: Coroutine[Any, Any, _T], *, name: str | None = None) -> asyncio.Task[_T]:
-    """Start a task that does not end with the call that starts it, but with the worker.
+    """Start a task that lives as long as the worker, instead of the call that starts it.
 
-    Tasks that an asynchronous call leaves behind are cancelled when it ends. This one goes on, and so do the tasks that
-    it starts in turn: while later coroutines run and between calls, but not while a plain function runs. It has none of
-    the call's context variables. For what connects in the background, such as clients and batchers::
+    When an asynchronous call ends, the worker cancels the tasks that it started. A worker task continues, and so do the
+    tasks that it starts. It runs between calls and while later coroutines run, but not while a plain function runs. It
+    has none of the call's context variables. Use it for background work, such as the connection of a client::
 
         if Shop.client is None:
             Shop.client = await worker_task(connect())
 
     Args:
-        coroutine: What to run.
+        coroutine: The coroutine to run.
         name: The name of the task.
 
     Raises:
-        RuntimeError: No event loop runs: it must be called in a coroutine.
+        RuntimeError: No event loop is running. Call it in a coroutine.
     """
     from snakepit_bridge._running_loop import worker_task
 

@@ -1,4 +1,5 @@
-"""Running tools in a test as a worker would: values take the way over the wire, without a host or another process.
+"""Runs tools in tests as a worker would, without a host or another process. Values are converted through their wire
+forms.
 
 >>> call_tool(Shop, "price", item="tea", count=2)  # doctest: +SKIP
 19.98
@@ -45,20 +46,23 @@ def call_tool(
 ) -> Any:
     """Call a tool and return its result.
 
+    Blocks the event loop if called in a coroutine. Use :func:`call_tool_async` there.
+
+    >>> call_tool(Shop, "price", item="tea", count=2)  # doctest: +SKIP
+    19.98
+
     Args:
         adapter: The adapter class.
-        name: The tool.
-        arguments: The tool's arguments, of any name. Most can be given as keywords instead.
-        session_id: The session that the call belongs to; empty for none.
-        host_tools: Functions that stand in for the host's tools, by name.
-        more: Further arguments of the tool.
-
-    Works in a coroutine, too, whose event loop it blocks: see :func:`call_tool_async`.
+        name: The name of the tool.
+        arguments: Arguments of the tool. Required for arguments with names of this function's own parameters.
+        session_id: The session of the call. Empty for none.
+        host_tools: Functions that replace the host's tools, by name.
+        more: Arguments of the tool as keywords.
 
     Raises:
-        ToolFailed: It raised, or its result has no wire form; raised from what it raised.
+        ToolFailed: The tool raised the cause of this error, or its result has no wire form.
         NotFoundError: The adapter has no such tool.
-        InvalidArgumentError: A host would refuse the arguments.
+        InvalidArgumentError: A host would reject the arguments.
     """
     with ToolTester(adapter, session_id=session_id, host_tools=host_tools) as tester:
         return tester.call(name, arguments, **more)
@@ -75,9 +79,21 @@ def stream_tool(
     host_tools: Mapping[str, Callable[..., Any]] | None = None,
     **more: Any,
 ) -> list[Any]:
-    """Call a tool for a stream and return the values of its chunks, all at once: give a ``limit`` if it may not end.
+    """Call a tool that streams, and return the values of its chunks as a list.
 
-    Takes and raises what :func:`call_tool` does, and ``limit``: after how many chunks to hang up, as a client may.
+    >>> stream_tool(Shop, "receipt", items=["tea", "milk"], limit=1)  # doctest: +SKIP
+    [{'item': 'tea', 'price': 9.99}]
+
+    Args:
+        adapter: The adapter class.
+        name: The name of the tool.
+        arguments: Arguments of the tool, as for :func:`call_tool`.
+        limit: The number of chunks after which to cancel the call. Necessary for tools that never end.
+        session_id: The session of the call. Empty for none.
+        host_tools: Functions that replace the host's tools, by name.
+        more: Arguments of the tool as keywords.
+
+    Raises as :func:`call_tool` does.
     """
     with ToolTester(adapter, session_id=session_id, host_tools=host_tools) as tester:
         return [chunk.data for chunk in tester.stream(name, arguments, limit=limit, **more)]
@@ -93,7 +109,7 @@ async def call_tool_async(
     host_tools: Mapping[str, Callable[..., Any]] | None = None,
     **more: Any,
 ) -> Any:
-    """Call a tool as :func:`call_tool` does, while the event loop of the test goes on."""
+    """Call a tool as :func:`call_tool` does, without blocking the event loop of the test."""
     with ToolTester(adapter, session_id=session_id, host_tools=host_tools) as tester:
         return await tester.call_async(name, arguments, **more)
 
@@ -109,22 +125,27 @@ async def stream_tool_async(
     host_tools: Mapping[str, Callable[..., Any]] | None = None,
     **more: Any,
 ) -> list[Any]:
-    """Call a tool for a stream as :func:`stream_tool` does, while the event loop of the test goes on."""
+    """Call a tool as :func:`stream_tool` does, without blocking the event loop of the test."""
     with ToolTester(adapter, session_id=session_id, host_tools=host_tools) as tester:
         return [chunk.data for chunk in await tester.stream_async(name, arguments, limit=limit, **more)]
 
 
 class ToolTester:
-    """A worker's stand-in that runs the tools of one adapter on the calling thread.
+    """Runs the tools of one adapter on the calling thread, as a worker would.
 
-    Where an event loop runs already, as in a test that is a coroutine or in a notebook, it runs them on a thread of its
-    own, for tools have an event loop to themselves.
+    >>> with ToolTester(Shop) as tester:  # doctest: +SKIP
+    ...     tester.context["discount"] = 0.5
+    ...     tester.call("sale", item="tea")
+    4.995
+
+    If the calling thread already runs an event loop, as in a coroutine or a notebook, the tools run on another thread,
+    because they need an event loop of their own.
 
     Args:
         adapter: The adapter class.
-        session_id: The session that the calls belong to; empty for none.
-        host_tools: Functions that stand in for the host's tools, by name.
-        metadata: What the caller attached to the calls.
+        session_id: The session of the calls. Empty for none.
+        host_tools: Functions that replace the host's tools, by name.
+        metadata: The metadata of the calls.
     """
 
     def __init__(
@@ -138,7 +159,7 @@ class ToolTester:
         if not isinstance(adapter, type):
             kind = type(adapter).__qualname__
             raise TypeError(f"adapter is an object of class `{kind}`; pass the class: each call makes its own object")
-        #: The session's programs, as content and content type.
+        #: The programs of the session, as content and content type.
         self.programs: dict[str, tuple[bytes, str]] = {}
         #: The host's own programs, as content and content type.
         self.global_programs: dict[str, tuple[bytes, str]] = {}
@@ -155,46 +176,46 @@ class ToolTester:
         self._tools = {tool.spec["name"]: tool for tool in plan.tools}
         self._dynamic = plan.is_dynamic
         self._runner = _native.LocalRunner(plan, "worker-under-test")
-        #: What each call begins with a copy of.
+        #: The context that each call gets a copy of.
         self._base = contextvars.copy_context()
         self._run(lambda: init_process(adapter, self._loop), self._base)
         self._loop.context = self._base
         construct(adapter)
 
     def call(self, name: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> Any:
-        """Call a tool and return its result. Its arguments come as a mapping, as keywords, or as both."""
+        """Call a tool and return its result. Arguments may be a mapping, keywords, or both."""
         return self._run(self._calling(name, {**(arguments or {}), **more}))
 
     async def call_async(self, name: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> Any:
-        """Call a tool as :meth:`call` does, while the event loop of the test goes on."""
+        """Call a tool as :meth:`call` does, without blocking the event loop of the test."""
         return await self._run_async(self._calling(name, {**(arguments or {}), **more}))
 
     def stream(
         self, name: str, arguments: Mapping[str, Any] | None = None, /, *, limit: int | None = None, **more: Any
     ) -> list[StreamChunk]:
-        """Call a tool for a stream and return its chunks.
+        """Call a tool that streams, and return its chunks.
 
         Args:
-            name: The tool.
-            arguments: The tool's arguments.
-            limit: After how many chunks to hang up, as a client may. Tools that stream for ever need one.
-            more: Further arguments of the tool.
+            name: The name of the tool.
+            arguments: Arguments of the tool.
+            limit: The number of chunks after which to cancel the call. Necessary for tools that never end.
+            more: Arguments of the tool as keywords.
         """
         return self._run(self._streaming(name, {**(arguments or {}), **more}, limit))
 
     async def stream_async(
         self, name: str, arguments: Mapping[str, Any] | None = None, /, *, limit: int | None = None, **more: Any
     ) -> list[StreamChunk]:
-        """Call a tool for a stream as :meth:`stream` does, while the event loop of the test goes on."""
+        """Call a tool as :meth:`stream` does, without blocking the event loop of the test."""
         return await self._run_async(self._streaming(name, {**(arguments or {}), **more}, limit))
 
     @property
     def context(self) -> SessionContext:
-        """A context outside of any call, to prepare the session's variables and programs, and to look at them."""
+        """A context outside of calls, for preparing and reading the variables and programs of the session."""
         return self._context(self._runner.outside(self._session_id))
 
     def _checked(self, name: str, arguments: Mapping[str, Any]) -> ToolPlan | None:
-        """Refuse what a host refuses. ``None`` for a tool that only ``execute_tool`` may know."""
+        """Raise the errors of a host. Return ``None`` for a tool that only ``execute_tool`` may serve."""
         tool = self._tools.get(name)
         if tool is not None:
             _arguments.check(tool.spec, arguments)
@@ -228,7 +249,7 @@ class ToolTester:
         return stream
 
     def _chained(self, call: Callable[[], _T]) -> _T:
-        """Raise failures from what the tool raised, so that debuggers and test reports reach its lines."""
+        """Raise failures with the tool's exception as cause, so that debuggers and test reports show its lines."""
         self._error = None
         try:
             return call()
@@ -245,7 +266,7 @@ class ToolTester:
         return _failures.describe(error, function, arguments)
 
     def _run(self, step: Callable[[], _T], context: contextvars.Context | None = None) -> _T:
-        """Run something as a worker would: in a context of its own, and on a thread where no event loop runs."""
+        """Run a function as a worker would: in a copy of the context, on a thread without a running event loop."""
         context = self._base.copy() if context is None else context
         asyncio = sys.modules.get("asyncio")
         if asyncio is None or asyncio._get_running_loop() is None:
@@ -286,13 +307,13 @@ class ToolTester:
 
     def _context(self, call: _native.Call) -> SessionContext:
         if self._session is not None:
-            # A call that follows one that ended the session begins with a new one.
+            # The previous call may have deleted the session.
             self._session.open()
         return SessionContext(_LocalCall(call, self))
 
 
 class _LocalCall:
-    """A call whose host is a few functions and dicts, and a session in this process."""
+    """A call without a host. Uses functions, dicts, and a session in this process instead."""
 
     def __init__(self, call: _native.Call, tester: ToolTester) -> None:
         self.session_id = call.session_id
@@ -319,9 +340,7 @@ class _LocalCall:
         }
 
     def call_host_tool(self, name: str, arguments: dict[str, Any]) -> Any:
-        sent = {
-            key: _over_the_wire(value, f"argument `{key}` of host tool `{name}`") for key, value in arguments.items()
-        }
+        sent = {key: _round_trip(value, f"argument `{key}` of host tool `{name}`") for key, value in arguments.items()}
         if name not in self._host_tools:
             hint = _arguments.did_you_mean(name, self._host_tools, "; {}")
             raise NotFoundError(f"host tool `{name}` not found{hint}; give the test `host_tools`")
@@ -329,14 +348,14 @@ class _LocalCall:
             result = self._host_tools[name](**sent)
         except Exception as error:
             raise HostToolError(f"{type(error).__name__}: {error}", name) from error
-        return _over_the_wire(result, f"the result of host tool `{name}`")
+        return _round_trip(result, f"the result of host tool `{name}`")
 
     def start_host_tool(
         self, name: str, arguments: dict[str, Any], completions: _native.Completions, key: int
     ) -> PendingLike:
-        answered = _Answered(self.call_host_tool(name, arguments))
+        completed = _Completed(self.call_host_tool(name, arguments))
         completions.complete(key)
-        return answered
+        return completed
 
     def variables(self) -> VariablesLike:
         if self._session is None:
@@ -385,8 +404,8 @@ class _LocalCall:
         return True
 
 
-class _Answered:
-    """An answer that is there already."""
+class _Completed:
+    """A completed call of a host tool."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -395,5 +414,5 @@ class _Answered:
         return self._value
 
 
-def _over_the_wire(value: Any, what: str) -> Any:
+def _round_trip(value: Any, what: str) -> Any:
     return _native.decode(*_native.encode(value, what))

@@ -1,4 +1,4 @@
-"""Variables: typed, versioned values of a session that the host keeps and all tools of the session share."""
+"""Variables: typed, versioned values of a session, stored by the host and shared by all tools of the session."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from snakepit_bridge.watch import Watch
 
 
-# How long `update` goes on by default, in seconds. With each failure somebody else succeeded.
+# The default time limit of `update`, in seconds. Each failed attempt means that another writer succeeded.
 _UPDATE_TIMEOUT = 60.0
 
 
 class VariableType:
-    """The names of the types that variables have."""
+    """The names of the variable types."""
 
     FLOAT = "float"
     INTEGER = "integer"
@@ -46,13 +46,21 @@ class VariableType:
 
 
 class SessionVariables:
-    """The variables of a session: one part of a tool's :class:`SessionContext`, and of a client's ``Session``.
+    """The variables of a session. Base class of :class:`SessionContext` in tools and ``Session`` in clients.
 
-    An identifier is a variable's name or its id. Every operation asks the host, so all tools of a session see the same;
-    other Python threads go on meanwhile. Beside what is said of each, all of them raise ``NotFoundError`` when the
-    session is gone, ``InvalidArgumentError`` when the call has none or an argument is out of range, ``TypeError`` when
-    one is of the wrong type, and ``DeadlineExceededError``, ``HostUnavailableError`` and ``CallCancelled`` as
-    :meth:`SessionContext.call_host_tool` does; a closed client's raise ``RuntimeError``.
+    An *identifier* is the name or the id of a variable. Each operation is a request to the host, so all tools of a
+    session read the same values. Other Python threads run during a request.
+
+    >>> context["rate"] = 0.5  # doctest: +SKIP
+    >>> context.update("count", lambda count: count + 1)  # doctest: +SKIP
+
+    In addition to its own errors, each method raises:
+
+    - ``NotFoundError`` if the session does not exist or has expired
+    - ``InvalidArgumentError`` if the call has no session or an argument is out of range
+    - ``TypeError`` if an argument has the wrong type
+    - ``DeadlineExceededError``, ``HostUnavailableError`` and ``CallCancelled`` as :meth:`SessionContext.call_host_tool`
+    - ``ClientClosedError`` if the client is closed
     """
 
     __slots__ = ("_call",)
@@ -74,21 +82,24 @@ class SessionVariables:
         constraints: Mapping[str, Any] | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> str:
-        """Make a variable, and return its id.
+        """Create a variable and return its id.
+
+        >>> context.register_variable("rate", "float", 0.5, {"min": 0, "max": 1})  # doctest: +SKIP
+        'var_...'
 
         Args:
-            name: Its name.
-            type: The name of its type; ``None`` infers it from the value.
-            initial_value: Its first value, version 0.
-            constraints: What its values must keep to: ``min`` and ``max`` of numbers; ``min_length``, ``max_length``,
+            name: The name.
+            type: The name of a type, such as :attr:`VariableType.FLOAT`. ``None`` infers it from the value.
+            initial_value: The first value, which is version 0.
+            constraints: Constraints for all values: ``min`` and ``max`` of numbers; ``min_length``, ``max_length``,
                 ``pattern`` and ``enum`` of strings; ``choices``; ``allowed_modules``; ``dimensions`` of an embedding;
                 ``shape`` of a tensor.
-            metadata: What to attach to it.
+            metadata: Metadata of the variable.
 
         Raises:
-            AlreadyExistsError: The session has a variable of this name.
-            ValidationError: The value is not of the type, or outside the constraints.
-            InvalidArgumentError: There is no such type, or the name or the constraints are odd.
+            AlreadyExistsError: The session has a variable with this name.
+            ValidationError: The value does not match the type or the constraints.
+            InvalidArgumentError: The type does not exist, or the name or the constraints are invalid.
             LimitExceededError: The session or the host is full.
             TypeError: The value has no wire form.
         """
@@ -101,25 +112,25 @@ class SessionVariables:
         )
 
     def get_variable(self, identifier: str) -> Any:
-        """Return a variable's value. Arrays come back as numpy arrays, lists as lists.
+        """Return the value of a variable. Arrays are numpy arrays, lists are lists.
 
         Raises:
-            VariableNotFoundError: There is none.
+            VariableNotFoundError: The variable does not exist.
         """
         return self.variable(identifier).value
 
     def get(self, identifier: str, default: Any = None) -> Any:
-        """Return a variable's value, or the default if there is none."""
+        """Return the value of a variable, or ``default`` if it does not exist."""
         try:
             return self.get_variable(identifier)
         except VariableNotFoundError:
             return default
 
     def variable(self, identifier: str) -> Variable:
-        """Return a variable as it is now: its value with its version, type, constraints and metadata.
+        """Return a snapshot of a variable: its value, version, type, constraints and metadata.
 
         Raises:
-            VariableNotFoundError: There is none.
+            VariableNotFoundError: The variable does not exist.
         """
         return self._variables.get(_checked.name("identifier", identifier))
 
@@ -131,18 +142,18 @@ class SessionVariables:
         *,
         expected_version: int | None = None,
     ) -> int:
-        """Write a variable, and return its new version.
+        """Write a variable and return its new version.
 
         Args:
-            identifier: Its name or id.
+            identifier: The name or id.
             value: The new value.
-            metadata: What to attach to this version; merged into the variable's own.
-            expected_version: Write only if the variable is at this version.
+            metadata: Metadata of this version, merged into that of the variable.
+            expected_version: The version that the variable must have. Otherwise nothing is written.
 
         Raises:
-            VariableNotFoundError: There is none.
-            ValidationError: The value is not of its type, or outside its constraints.
-            VersionConflictError: It is at another version than the one expected.
+            VariableNotFoundError: The variable does not exist.
+            ValidationError: The value does not match the type or the constraints.
+            VersionConflictError: The variable is at another version than ``expected_version``.
             LimitExceededError: The session or the host is full.
             TypeError: The value has no wire form.
         """
@@ -161,23 +172,26 @@ class SessionVariables:
         retries: int | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Any:
-        """Change a variable in one step, whoever else writes it at the same time, and return its new value.
+        """Change a variable atomically with compare-and-swap, and return its new value.
+
+        >>> context.update("count", lambda count: count + 1)  # doctest: +SKIP
+        8
 
         Args:
-            identifier: Its name or id.
-            change: Makes the new value of the current one. It is called again when the variable was written meanwhile,
-                so it should do nothing else.
-            retries: How many times at most it is called again; by default as often as a minute allows, or the
-                timeout of a client's session, if that is shorter: it holds for all of them together.
-            metadata: What to attach to the new version.
+            identifier: The name or id.
+            change: Computes the new value from the current one. Called again after each conflict with another writer,
+                so it should have no side effects.
+            retries: The maximum number of further attempts. By default, attempts continue for 60 seconds, or for the
+                timeout of a client's session if that is shorter. The time limit covers all attempts together.
+            metadata: Metadata of the new version.
 
         Raises:
-            VariableNotFoundError: There is none.
-            ValidationError: The new value is not of its type, or outside its constraints.
-            VersionConflictError: It was written meanwhile, each time.
+            VariableNotFoundError: The variable does not exist.
+            ValidationError: The new value does not match the type or the constraints.
+            VersionConflictError: Each attempt conflicted with another writer.
         """
         if not callable(change):
-            raise _checked.unfit("change", change, "a function")
+            raise _checked.wrong_type("change", change, "a function")
         if retries is not None:
             retries = _checked.integer("retries", retries, "an int or None")
         limit = self._call.time_remaining()
@@ -187,12 +201,12 @@ class SessionVariables:
             current = self._until(end).variable(identifier)
             value = change(current.value)
             try:
-                # By its id: one that was deleted and registered anew is another variable, if maybe at the same version.
+                # Written by id, because a deleted and registered variable may have the same name and version.
                 self._until(end).set_variable(current.id, value, metadata, expected_version=current.version)
                 return value
             except (VersionConflictError, VariableNotFoundError):
                 now = time.monotonic()
-                # At random, so that those who got into each other's way do not do so again.
+                # Random jitter keeps the same writers from conflicting again.
                 wait = os.urandom(1)[0] / 255 * pause * max(now - attempt, 0.001)
                 if retries == 0 or now + wait >= end:
                     raise
@@ -202,7 +216,7 @@ class SessionVariables:
                 pause = min(pause * 2, 16)
 
     def _until(self, end: float) -> SessionVariables:
-        """Get these variables, with no more time for each request than until then. A tool has its own deadline."""
+        """Return these variables with requests that end at ``end``. Tools have a deadline of their own."""
         del end
         return self
 
@@ -210,23 +224,23 @@ class SessionVariables:
         """Delete a variable with its history.
 
         Raises:
-            VariableNotFoundError: There is none.
+            VariableNotFoundError: The variable does not exist.
         """
         self._variables.delete(_checked.name("identifier", identifier))
 
     def list_variables(self, pattern: str = "") -> list[Variable]:
-        """Return the variables whose names match, in the order of their names.
+        """Return the variables whose names match a pattern, sorted by name.
 
         Args:
-            pattern: A name in which ``*`` stands for any text; empty for all variables.
+            pattern: A name in which ``*`` matches any text. Empty for all variables.
         """
         return self._variables.find(_checked.text("pattern", pattern))
 
     def get_variables(self, identifiers: Iterable[str]) -> dict[str, Any]:
-        """Return the values of several variables by one request, by the identifiers given.
+        """Return the values of several variables, by identifier, in one request.
 
         Raises:
-            VariableNotFoundError: Some are missing; the message names them.
+            VariableNotFoundError: Variables are missing. The message names them.
         """
         found, missing = self._variables.get_many(_checked.names("identifiers", identifiers))
         if missing:
@@ -243,17 +257,16 @@ class SessionVariables:
         metadata: Mapping[str, str] | None = None,
         expected_versions: Mapping[str, int] | None = None,
     ) -> dict[str, int]:
-        """Write several variables by one request, and return their new versions by the identifiers given.
+        """Write several variables in one request, and return their new versions by identifier.
 
         Args:
             updates: The new values by name or id.
-            atomic: Whether all of them are written or none; else each for itself.
-            metadata: What to attach to the new versions.
-            expected_versions: The versions that these variables must be at; others are not checked.
+            atomic: Whether to write either all or none. Otherwise each write succeeds or fails separately.
+            metadata: Metadata of the new versions.
+            expected_versions: The versions that variables must have. Other variables are not checked.
 
         Raises:
-            BatchError: Some were refused: there is none, the value is wrong, or the version is another. Its ``errors``
-                are what :meth:`set_variable` would raise for each.
+            BatchError: Writes were rejected. Its ``errors`` are the exceptions that :meth:`set_variable` would raise.
             TypeError: A value has no wire form. Nothing was written.
         """
         versions, errors = self._set_variables(updates, metadata, expected_versions, atomic=atomic)
@@ -278,54 +291,58 @@ class SessionVariables:
         )
 
     def batch_updates(self, atomic: bool = True, metadata: Mapping[str, str] | None = None) -> Batch:
-        """Return a context manager that collects writes, and sends them together when its block is left.
+        """Return a context manager that collects writes and sends them at the end of its block.
 
         >>> with context.batch_updates() as batch:  # doctest: +SKIP
         ...     batch["low"] = 1
         ...     batch["high"] = 2
 
-        Leaving it raises what :meth:`set_variables` does. When the block raises, nothing is sent.
+        The end of the block raises as :meth:`set_variables` does. If the block raises, nothing is sent.
 
         Args:
-            atomic: Whether all of them are written or none; else each for itself.
-            metadata: What to attach to the new versions.
+            atomic: Whether to write either all or none. Otherwise each write succeeds or fails separately.
+            metadata: Metadata of the new versions.
         """
         from snakepit_bridge.batch import Batch
 
-        return Batch(self, atomic, metadata)
+        return Batch(self.set_variables, atomic, metadata)
 
     def variable_history(self, identifier: str, limit: int = 0) -> list[VariableVersion]:
-        """Return the versions of a variable that the host keeps, the newest first.
+        """Return the stored versions of a variable, newest first.
 
         Args:
-            identifier: Its name or id.
-            limit: At most how many; 0 for all.
+            identifier: The name or id.
+            limit: The maximum number of versions. 0 for all.
 
         Raises:
-            VariableNotFoundError: There is none.
+            VariableNotFoundError: The variable does not exist.
         """
         return self._variables.history(_checked.name("identifier", identifier), _checked.integer("limit", limit))
 
     def rollback_variable(self, identifier: str, version: int) -> Variable:
-        """Write the value of an earlier version once more, which makes a new version, and return the variable.
+        """Write the value of an earlier version as a new version, and return the variable.
 
         Raises:
-            VariableNotFoundError: There is none.
-            NotFoundError: The version is no longer kept, or never was.
+            VariableNotFoundError: The variable does not exist.
+            NotFoundError: The version does not exist or is no longer stored.
         """
         return self._variables.rollback(_checked.name("identifier", identifier), _checked.integer("version", version))
 
     def watch(self, *identifiers: str, initial: bool = False) -> Watch:
-        """Return the updates of variables, from now on, as an iterator for ``for`` and ``async for``.
+        """Watch variables: return an iterator over their updates from now on, for ``for`` and ``async for``.
+
+        >>> with context.watch("rate") as updates:  # doctest: +SKIP
+        ...     for update in updates:
+        ...         print(update.kind, update.variable.value)
 
         Args:
-            identifiers: Names or ids; none for all variables of the session, those registered later too. A name stands
-                for whatever variable has it, also one that is registered anew.
-            initial: Whether to begin with an update for each variable as it is now.
+            identifiers: Names or ids. Without any, watches all variables of the session, including those registered
+                later. A name also matches a variable that is deleted and registered again.
+            initial: Whether to start with one update for the current value of each variable.
 
         Raises:
-            VariableNotFoundError: One of them does not exist.
-            LimitExceededError: There are too many watches on the session.
+            VariableNotFoundError: One of the variables does not exist.
+            LimitExceededError: The session has too many watches.
         """
         from snakepit_bridge.watch import Watch
 
@@ -339,11 +356,11 @@ class SessionVariables:
         return VariableNamespace(self)
 
     def __getitem__(self, identifier: str) -> Any:
-        """Return a variable's value. The error when there is none is a ``KeyError`` too."""
+        """Return the value of a variable. Raises ``VariableNotFoundError``, a ``KeyError``, if it does not exist."""
         return self.get_variable(identifier)
 
     def __setitem__(self, identifier: str, value: Any) -> None:
-        """Write a variable; when there is none, register it, with the type that the value has."""
+        """Write a variable. Registers it with the type of the value if it does not exist."""
         while True:
             try:
                 self.set_variable(identifier, value)
@@ -354,15 +371,15 @@ class SessionVariables:
                 self.register_variable(identifier, None, value)
                 return
             except AlreadyExistsError:
-                # Another tool was quicker.
+                # Another tool registered it first.
                 pass
 
     def __delitem__(self, identifier: str) -> None:
-        """Delete a variable with its history. The error when there is none is a ``KeyError`` too."""
+        """Delete a variable. Raises ``VariableNotFoundError``, a ``KeyError``, if it does not exist."""
         self.delete_variable(identifier)
 
     def __contains__(self, identifier: object) -> bool:
-        """Whether there is such a variable."""
+        """Return whether the variable exists."""
         if not isinstance(identifier, str) or not identifier:
             return False
         try:
@@ -371,22 +388,22 @@ class SessionVariables:
             return False
         return True
 
-    # Python would go through variables named 0, 1, 2.
+    # Otherwise Python would iterate over variables named 0, 1, 2.
     __iter__ = None
 
-    # The names of the original protocol's Python package.
+    # Names of the original Snakepit's Python package.
     update_variable = set_variable
 
     def update_variables(
         self, updates: Mapping[str, Any], atomic: bool = False, metadata: Mapping[str, str] | None = None
     ) -> dict[str, bool | str]:
-        """Write several variables, and return by their identifiers ``True``, or why one was refused."""
+        """Write several variables. Return, by identifier, ``True`` or the message of the error."""
         versions, errors = self._set_variables(updates, metadata, None, atomic=atomic)
         return {**dict.fromkeys(versions, True), **{name: str(error) for name, error in errors.items()}}
 
 
 class VariableNamespace:
-    """The variables of a session as attributes. Reading one that is not there is an ``AttributeError``."""
+    """The variables of a session as attributes. A missing variable raises ``AttributeError``."""
 
     __slots__ = ("_context",)
 
@@ -396,9 +413,9 @@ class VariableNamespace:
         object.__setattr__(self, "_context", context)
 
     def __getattr__(self, name: str) -> Any:
-        """Return a variable's value."""
+        """Return the value of a variable."""
         if name.startswith("__"):
-            # Python itself looks for these, and would ask the host for each.
+            # Python itself looks up these names. Each lookup would be a request to the host.
             raise AttributeError(name)
         try:
             return self._context[name]
@@ -406,7 +423,7 @@ class VariableNamespace:
             raise AttributeError(str(error), name=name, obj=self) from error
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Write a variable; when there is none, register it."""
+        """Write a variable. Registers it if it does not exist."""
         self._context[name] = value
 
     def __delattr__(self, name: str) -> None:

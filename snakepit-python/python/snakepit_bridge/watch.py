@@ -1,4 +1,4 @@
-"""Updates of variables as they happen."""
+"""Watches of variables."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """Updates of variables as they happen: :meth:`SessionVariables.watch`.
+    """An iterator over updates of variables, created by :meth:`SessionVariables.watch`.
 
-    An iterator, for ``for`` as for ``async for``, that waits for each update while other threads or coroutines go on.
-    It ends when it is closed or its call ends; with ``NotFoundError`` when the session ends, and with ``CallCancelled``
-    or ``DeadlineExceededError`` when that ends the call. A client's watch ends with ``ClientClosedError`` when the
-    client is closed, with ``ShuttingDownError`` when the host stops, and with ``HostUnavailableError`` when the
-    connection breaks. An update that a cancelled coroutine waited for is not lost. As a context manager it closes
-    itself.
+    Works with ``for`` and ``async for``. Waiting for an update lets other threads or coroutines run. A cancelled
+    coroutine does not lose the update that it waited for. As a context manager, the watch closes at the end of the
+    block.
+
+    The iterator ends when the watch is closed or the call of its tool ends. It raises:
+
+    - ``NotFoundError`` when the session ends
+    - ``CallCancelled`` or ``DeadlineExceededError`` when that ends the call
+    - ``ClientClosedError`` when the client is closed
+    - ``ShuttingDownError`` when the host shuts down
+    - ``HostUnavailableError`` when the client's connection breaks
     """
 
     __slots__ = ("_updates",)
@@ -29,7 +34,7 @@ class Watch:
         self._updates = updates
 
     def __iter__(self) -> Self:
-        """Return the watch itself."""
+        """Return the watch."""
         return self
 
     def __next__(self) -> VariableUpdate:
@@ -40,7 +45,7 @@ class Watch:
         return update
 
     def __aiter__(self) -> Self:
-        """Return the watch itself."""
+        """Return the watch."""
         return self
 
     async def __anext__(self) -> VariableUpdate:
@@ -54,11 +59,11 @@ class Watch:
         return update
 
     def close(self) -> None:
-        """End the watch, and every wait for its next update."""
+        """Close the watch. Ends every wait for its next update."""
         self._updates.close()
 
     def __enter__(self) -> Self:
-        """Return the watch itself."""
+        """Return the watch."""
         return self
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""The entry point of a worker process. Started by a host; by hand it is ``python -m snakepit_bridge.worker``."""
+"""The entry point of a worker process. Hosts start it; manually, run ``python -m snakepit_bridge.worker``."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve an adapter until SIGTERM. Returns the exit code."""
+    """Serve an adapter until SIGTERM. Return the exit code."""
     options = _parse(sys.argv[1:] if argv is None else argv)
     if sys.path[:1] == [""]:
-        # As `-m` has it: what an adapter imports is found where the worker was started, also after a `chdir`.
+        # As with `-m`, imports resolve against the start directory, even after a `chdir`.
         try:
             sys.path[0] = os.getcwd()  # noqa: PTH109
         except OSError:
-            # It was removed, so nothing can be found there.
+            # The directory was removed.
             del sys.path[0]
-    # First of all, because from here on the process cannot outlive its host.
+    # Before anything else, because it arms the lifeline: the process cannot outlive its host.
     worker = _native.Worker()
     output = Output(worker)
-    output.keep()
+    output.install()
     loop = EventLoop(worker.keep_loop_running)
     signals, hooks = Signals(worker, loop), Hooks(worker)
-    # What a program sees that is started without arguments: those here are the runtime's.
+    # The arguments on the command line belong to the runtime, so the adapter sees none.
     sys.argv[:] = [options["adapter"]]
     try:
         plan = _prepare(options["adapter"], loop)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.remember()
 
         def settle() -> None:
-            # First of all, for whatever is hooked in here would run in the others.
+            # Before the others, which would trigger the trace functions that a call left.
             hooks.settle()
             signals.settle()
             output.settle()
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AdapterError as error:
         return _fail(worker, str(error), error.__cause__)
     except RuntimeError as error:
-        # One line that the runtime wrote; where it was raised says nothing.
+        # A message of the runtime, whose traceback has no useful information.
         return _fail(worker, str(error), None)
     except Exception as error:
         return _fail(worker, f"the worker broke down: {type(error).__name__}: {error}", error)
@@ -70,11 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str]) -> dict[str, Any]:
-    """Read the command line by name, without the dashes."""
+    """Parse the command line. Return the options by name, without dashes."""
     flags, values = argv[::2], argv[1::2]
     if len(flags) == len(values) and "--adapter" in flags and all(map(_is_plain, flags, values)):
         return {flag[2:].replace("-", "_"): value for flag, value in zip(flags, values, strict=True)}
-    # All that a host does not write, help and mistakes: importing this would be a good part of a worker's start.
+    # Hosts only use the plain form above. Importing argparse would take a large part of a worker's start.
     import argparse
 
     parser = argparse.ArgumentParser(prog="python -m snakepit_bridge.worker", allow_abbrev=False)
@@ -104,8 +104,8 @@ def _prepare(path: str, loop: EventLoop) -> Plan:
 
 
 def _context() -> Context:
-    """Get the context that each call begins with a copy of."""
-    # Not at the top: the adapter may never need it, but the start does.
+    """Return the context that each call gets a copy of."""
+    # Imported late to keep the start fast.
     from contextvars import copy_context
 
     return copy_context()

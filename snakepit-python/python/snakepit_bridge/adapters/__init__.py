@@ -1,1 +1,1 @@
-"""Adapters that come with the package."""
+"""Adapters of this package."""

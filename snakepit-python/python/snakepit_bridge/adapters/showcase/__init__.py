@@ -1,1 +1,1 @@
-"""An adapter that shows what tools can do."""
+"""An adapter that demonstrates the features of tools."""

@@ -1,4 +1,4 @@
-"""Classifying scikit-learn's handwritten digits, in steps. scikit-learn and numpy are imported only when used."""
+"""Trains a classifier on scikit-learn's handwritten digits. Imports scikit-learn and numpy on first use."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ if TYPE_CHECKING:
     Matrix = NDArray[np.float64]
     Labels = NDArray[np.int64]
 
-#: Always the same split, so that whoever predicts never meets an image that was trained on.
+#: A fixed seed, so that predictions never use images from the training set.
 _SEED = 20
 _HELD_OUT = 0.25
-#: Images that one step of training sees.
+#: The number of images per training step.
 _BATCH = 64
-#: The brightest pixel of an image.
+#: The largest pixel value of an image.
 _BRIGHTEST = 16.0
 
 
 @dataclass(frozen=True)
 class Model:
-    """A linear classifier: enough to predict, and nothing that would need unpickling."""
+    """A linear classifier, serialized as plain arrays so that loading it needs no unpickling."""
 
     weights: Matrix
     bias: Matrix
     classes: Labels
 
     def predict(self, images: Matrix) -> Labels:
-        """Name the most likely class of each image."""
+        """Return the most likely class of each image."""
         scores = images @ self.weights.T + self.bias
         predicted: Labels = self.classes[scores.argmax(axis=1)]
         return predicted
 
     def to_bytes(self) -> bytes:
-        """Write the model in numpy's own format."""
+        """Serialize the model in numpy's format."""
         import numpy as np
 
         buffer = io.BytesIO()
@@ -46,7 +46,7 @@ class Model:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Model:
-        """Read what `to_bytes` wrote. Refuses anything that would have to be unpickled."""
+        """Deserialize a model. Rejects pickled content."""
         import numpy as np
 
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
@@ -54,7 +54,7 @@ class Model:
 
 
 class Training:
-    """A classifier in the making, a batch of images a step."""
+    """A classifier during training, one batch of images per step."""
 
     def __init__(self, epochs: int) -> None:
         import numpy as np
@@ -67,13 +67,13 @@ class Training:
         self._batches: list[Labels] = []
         self._classifier = SGDClassifier(loss="log_loss", alpha=1e-4, average=True, random_state=_SEED)
         per_epoch = -(-len(self._train[1]) // _BATCH)
-        #: How many steps there are to take.
+        #: The total number of steps.
         self.steps = epochs * per_epoch
-        #: The classes to tell apart.
+        #: The classes.
         self.classes: list[int] = np.unique(self._train[1]).tolist()
 
     def step(self) -> dict[str, float]:
-        """Learn from one batch. Returns loss and accuracy on the held-out images."""
+        """Train on one batch. Return loss and accuracy on the held-out images."""
         import numpy as np
         from sklearn.metrics import log_loss
 
@@ -91,13 +91,13 @@ class Training:
 
     @property
     def model(self) -> Model:
-        """What was learned so far."""
+        """The current model."""
         classifier = self._classifier
         return Model(classifier.coef_, classifier.intercept_, classifier.classes_)
 
 
 def info() -> dict[str, Any]:
-    """Say how large both sets are."""
+    """Return the sizes of both sets."""
     train, held_out = _split()
     return {
         "train": len(train[1]),
@@ -108,7 +108,7 @@ def info() -> dict[str, Any]:
 
 
 def predict(model: Model, start: int, count: int) -> tuple[list[int], list[int]]:
-    """Predict a slice of the held-out images. Returns the predictions and the true labels."""
+    """Predict a slice of the held-out images. Return the predictions and the true labels."""
     images, labels = _split()[1]
     if start < 0 or count < 1 or start + count > len(labels):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The showcase: one tool of each kind, and a small machine-learning workflow."""
+"""The showcase adapter: one tool of each kind, and a small machine-learning workflow."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 from snakepit_bridge import BaseAdapter, tool
 from snakepit_bridge.adapters.showcase import digits
 
-#: How long the sleeping tool goes without looking whether it should stop, in seconds.
+#: The interval at which the sleeping tool checks for cancellation, in seconds.
 _NAP = 0.05
 
 
 def _plain(number: float) -> float:
-    """Tell a whole number as an int, as people write it: 3, not 3.0."""
+    """Return a whole number as an int: 3 instead of 3.0."""
     return int(number) if float(number).is_integer() and abs(number) < 2**53 else number
 
 
 class ShowcaseAdapter(BaseAdapter):
-    """Tools that show, and test, what a worker can do."""
+    """Tools that demonstrate and test the features of a worker."""
 
     @tool(idempotent=True)
     def add(self, a: float, b: float) -> float:
@@ -41,15 +41,15 @@ class ShowcaseAdapter(BaseAdapter):
 
     @tool(idempotent=True)
     def echo(self, **kwargs: Any) -> dict[str, Any]:
-        """Return all arguments as they came."""
+        """Return all arguments unchanged."""
         return kwargs
 
     @tool
     def sleep_for(self, seconds: float) -> float:
-        """Sleep, and look now and then whether the call was cancelled. Returns the seconds it slept.
+        """Sleep until the time has passed or the call is cancelled. Returns the slept seconds.
 
         Args:
-            seconds: How long.
+            seconds: The time to sleep.
         """
         began = time.monotonic()
         while (left := began + seconds - time.monotonic()) > 0 and not self.session_context.cancelled:
@@ -58,10 +58,10 @@ class ShowcaseAdapter(BaseAdapter):
 
     @tool
     async def async_sleep(self, seconds: float) -> float:
-        """Sleep in a coroutine, which ends at once when the call is cancelled. Returns the seconds it slept.
+        """Sleep in a coroutine. Cancellation ends it immediately. Returns the slept seconds.
 
         Args:
-            seconds: How long.
+            seconds: The time to sleep.
         """
         began = time.monotonic()
         await asyncio.sleep(seconds)
@@ -69,10 +69,10 @@ class ShowcaseAdapter(BaseAdapter):
 
     @tool
     def count(self, n: int, delay: float = 0.0) -> Iterator[int]:
-        """Count from 1 to n, a chunk a number.
+        """Count from 1 to n, with one chunk per number.
 
         Args:
-            n: Where to stop.
+            n: The last number.
             delay: Seconds before each number.
         """
         for number in range(1, n + 1):
@@ -85,7 +85,7 @@ class ShowcaseAdapter(BaseAdapter):
         """Count from 1 to n in an async generator.
 
         Args:
-            n: Where to stop.
+            n: The last number.
             delay: Seconds before each number.
         """
         for number in range(1, n + 1):
@@ -98,32 +98,32 @@ class ShowcaseAdapter(BaseAdapter):
         """Raise a ValueError.
 
         Args:
-            message: What the error says.
+            message: The message of the error.
         """
         raise ValueError(message)
 
     @tool
     def call_host(self, tool_name: str, arguments: dict[str, Any] | None = None) -> Any:
-        """Call a tool of the host and return its result.
+        """Call a host tool and return its result.
 
         Args:
-            tool_name: The host tool.
-            arguments: Its arguments, by name.
+            tool_name: The name of the host tool.
+            arguments: Its arguments by name.
         """
         return self.session_context.call_host_tool(tool_name, **(arguments or {}))
 
     @tool
     def whoami(self) -> dict[str, Any]:
-        """Say which process serves the call, and for which session."""
+        """Return the process id, the worker id and the session id of the call."""
         context = self.session_context
         return {"pid": os.getpid(), "worker": context.worker_id, "session_id": context.session_id}
 
     @tool
     def print_lines(self, n: int) -> int:
-        """Print lines to stdout, where the host logs them.
+        """Print lines to stdout, which the host logs.
 
         Args:
-            n: How many.
+            n: The number of lines.
         """
         for number in range(1, n + 1):
             print(f"line {number} of {n}")  # noqa: T201
@@ -131,16 +131,17 @@ class ShowcaseAdapter(BaseAdapter):
 
     @tool(idempotent=True)
     def digits_info(self) -> dict[str, Any]:
-        """Say how many images of scikit-learn's digits there are to train on, and how many are held out."""
+        """Return the number of training and held-out images of scikit-learn's digits."""
         return digits.info()
 
     @tool
     def train_digits(self, epochs: int = 20, program: str = "digits") -> Iterator[dict[str, Any]]:
-        """Train a classifier on scikit-learn's digits, tell its progress, and keep it as a program of the session.
+        """Train a classifier on scikit-learn's digits, stream the progress, and store the model as a program of the
+        session.
 
         Args:
-            epochs: How often to go through the training images.
-            program: The name to keep the trained model under.
+            epochs: The number of passes over the training images.
+            program: The name of the program.
         """
         training = digits.Training(epochs)
         for step in range(1, training.steps + 1):
@@ -151,12 +152,13 @@ class ShowcaseAdapter(BaseAdapter):
 
     @tool(idempotent=True)
     def predict_digits(self, start: int, count: int, program: str = "digits") -> dict[str, Any]:
-        """Predict held-out images with the session's model, and have the host score them if it has the tool for that.
+        """Predict held-out images with the session's model. If the host has the tool `score_predictions`, call it to
+        score them.
 
         Args:
             start: The first image.
-            count: How many images.
-            program: The name that the model was kept under.
+            count: The number of images.
+            program: The name of the program that stores the model.
         """
         context = self.session_context
         model = digits.Model.from_bytes(context.programs[program])
