@@ -26,7 +26,7 @@ use tonic_health::server::HealthReporter;
 use crate::{
     Error, Snakepit, grpc,
     host::Host,
-    listen::{self, Arriving, EdgeLimits, Outgoing, default_connections},
+    listen::{self, ArrivalBudgets, ListenLimits, ResponseBudget, default_connections},
     python::Interpreter,
     snakepit::Service,
 };
@@ -344,12 +344,12 @@ impl Builder {
             Some(processes) => Arc::clone(processes) as Arc<dyn WorkerLauncher>,
             None => self.launcher.ok_or_else(|| config("no launcher"))?,
         };
-        let limits = EdgeLimits {
+        let limits = ListenLimits {
             connections: self.max_connections.unwrap_or_else(|| default_connections(self.pool.workers)),
             connection_bytes: self.connection_bytes.unwrap_or(CONNECTION_BYTES),
-            arriving: Arriving::new(self.pool.queue_bytes),
-            unread: Arc::new(Outgoing::new(self.pool.queue_bytes)),
-            unread_locally: Arc::new(Outgoing::new(self.pool.queue_bytes)),
+            arriving: ArrivalBudgets::new(self.pool.queue_bytes),
+            unread: Arc::new(ResponseBudget::new(self.pool.queue_bytes)),
+            unread_local: Arc::new(ResponseBudget::new(self.pool.queue_bytes)),
             launches: Arc::downgrade(&host.launches),
         };
         // Weak, because the host holds the launches.

@@ -1,19 +1,19 @@
-//! gRPC: the bridge service of the protocol, health and reflection, as one set of routes.
+//! The gRPC services as one set of routes: the bridge service of the protocol, health and reflection.
 //!
-//! `bridge` implements the generated trait and nothing else; each group of RPCs has a file of its own.
+//! `service` implements the generated trait. Each group of RPCs has its own file.
 
 mod bridge;
 mod calls;
-mod deadline;
+mod initialize_session;
 mod listing;
 mod multiplex;
-mod opening;
+mod open_ended;
 mod programs;
 mod registration;
 mod request;
+mod service;
 mod sessions;
 mod telemetry;
-mod until_stop;
 mod variables;
 
 use std::sync::Arc;
@@ -25,17 +25,15 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, RoutesBuilder};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-pub(crate) use bridge::Bridge;
-pub(crate) use deadline::{ResponseFuture, in_time};
-use opening::BridgeRoutes;
-pub(crate) use opening::EncodedAnswer;
+use bridge::Bridge;
+use initialize_session::BridgeRoutes;
 
-use crate::{host::Host, restart::ends_well};
+use crate::{host::Host, panics::completes};
 
-/// The names by which health checks ask: for the server as a whole, and for the bridge service.
-const NAMES: [&str; 2] = ["", "snakepit.bridge.BridgeService"];
+/// The service names in health checks: the server as a whole, and the bridge service.
+const HEALTH_NAMES: [&str; 2] = ["", "snakepit.bridge.BridgeService"];
 
-/// All services, and the handle by which their health is reported. They start as not serving.
+/// All services, and the handle that reports their health. They start as not serving.
 pub(crate) async fn routes(host: Arc<Host>) -> (Routes, HealthReporter) {
     let (health, health_service) = tonic_health::server::health_reporter();
     set_serving(&health, false).await;
@@ -47,7 +45,7 @@ pub(crate) async fn routes(host: Arc<Host>) -> (Routes, HealthReporter) {
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    // The descriptor sets are compiled in and a test serves them, so these cannot fail for a user.
+    // The descriptor sets are compiled in, and a test builds them, so this cannot fail for a user.
     match (reflection().build_v1(), reflection().build_v1alpha()) {
         (Ok(v1), Ok(v1alpha)) => {
             routes.add_service(v1);
@@ -58,13 +56,13 @@ pub(crate) async fn routes(host: Arc<Host>) -> (Routes, HealthReporter) {
     (routes.routes(), health)
 }
 
-/// The bridge service as the worker of one launch sees it.
+/// The bridge service for the worker of one launch.
 pub(crate) fn worker_routes(host: Arc<Host>, launch: Arc<Launch>) -> Routes {
-    Routes::new(BridgeRoutes::new(Bridge::of_launch(host, launch)))
+    Routes::new(BridgeRoutes::new(Bridge::for_launch(host, launch)))
 }
 
-/// Reports the server as healthy while its pool serves and it is not hidden. What is true now is reported when this
-/// returns; the future that it returns follows the changes, and at the stop ends the streams of those who watch.
+/// Reports the server as healthy while its pool is ready and the host is not hidden. The current state is reported before this
+/// returns. The returned future reports changes, and ends the health watches of clients at the stop.
 pub(crate) async fn follow_readiness(
     mut health: HealthReporter,
     mut readiness: watch::Receiver<bool>,
@@ -75,23 +73,23 @@ pub(crate) async fn follow_readiness(
     set_serving(&health, serving).await;
     async move {
         let follow = |readiness| follow(&health, readiness, &hidden);
-        while !ends_well("the report of readiness", follow(readiness.clone())).await {}
+        while !completes("the report of readiness", follow(readiness.clone())).await {}
         set_serving(&health, false).await;
         stop.cancelled().await;
-        for name in NAMES {
+        for name in HEALTH_NAMES {
             health.clear_service_status(name).await;
         }
     }
 }
 
-/// Reports what is true now and follows the changes, until the host is hidden or its pool has ended.
+/// Reports the current readiness and its changes until the host is hidden or its pool has ended.
 async fn follow(health: &HealthReporter, mut readiness: watch::Receiver<bool>, hidden: &CancellationToken) {
     loop {
         let serving = *readiness.borrow_and_update();
         set_serving(health, serving).await;
         tokio::select! {
             () = hidden.cancelled() => return,
-            // The pool is gone when it no longer says anything.
+            // An error means that the pool was dropped.
             changed = readiness.changed() => if changed.is_err() { return },
         }
     }
@@ -100,7 +98,7 @@ async fn follow(health: &HealthReporter, mut readiness: watch::Receiver<bool>, h
 /// Reports health for the server as a whole and for the bridge service.
 async fn set_serving(health: &HealthReporter, serving: bool) {
     let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-    for name in NAMES {
+    for name in HEALTH_NAMES {
         health.set_service_status(name, status).await;
     }
 }

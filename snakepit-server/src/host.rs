@@ -1,9 +1,10 @@
-//! The host: sessions, registry and pool as one thing that runs calls. Both the gRPC services and the embedding API
-//! go through here, so they behave the same.
+//! The host: runs calls with the sessions, the registry and the pool. The gRPC services and the embedding API both use it, so they
+//! behave the same.
 
 mod affinity;
-mod bounds;
-mod keeper;
+mod call_bounds;
+mod renewal;
+mod response_cache;
 
 use std::{
     future::Future,
@@ -21,50 +22,51 @@ use snakepit_worker::process::Launches;
 use tokio::{runtime::Handle, sync::SetOnce, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use self::response_cache::ResponseCache;
 use self::{
-    affinity::Affinity,
-    bounds::Bounds,
-    keeper::{InUse, Keeper},
+    affinity::AffinityWriter,
+    call_bounds::CallBounds,
+    renewal::{SessionRenewer, SessionUse},
 };
-use crate::{grpc::EncodedAnswer, telemetry::Telemetry};
+use crate::telemetry::Telemetry;
 
 tokio::task_local! {
-    /// While a host tool runs on behalf of a worker: the calls that wait for it.
+    /// The calls that wait for the host tool that this task runs for a worker.
     pub(crate) static ANCESTORS: Option<Arc<[CallId]>>;
 }
 
-/// When to ask again a host whose first workers are starting.
+/// The retry delay while the first workers start.
 const STARTING_RETRY: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) sessions: Arc<dyn SessionBackend>,
     pub(crate) registry: Registry,
-    /// The answer to clients that open a session.
-    pub(crate) opened: EncodedAnswer,
+    /// The cached response to clients that open a session.
+    pub(crate) initialize_response: ResponseCache,
     /// The workers that may register tools.
     pub(crate) launches: Arc<Launches>,
     pub(crate) telemetry: Telemetry,
-    /// Cancelled when the host stops serving: streams that would never end by themselves end then.
+    /// Cancelled when the host stops serving, which ends open-ended streams.
     pub(crate) stop: CancellationToken,
-    /// The deadline of calls that name none. The pool gives the same to calls of its workers.
+    /// The timeout of calls without a deadline. The pool applies the same timeout to calls of its workers.
     pub(crate) default_timeout: Option<Duration>,
-    affinity: Affinity,
-    keeper: Arc<Keeper>,
-    /// Counts the calls of host tools that did not come from a worker; closed when the host takes no more.
+    affinity: AffinityWriter,
+    renewer: Arc<SessionRenewer>,
+    /// Counts the calls of host tools that do not come from a worker. Closed when the host accepts no more.
     local: TaskTracker,
-    /// Cancelled at the end of the drain: calls that run in the host are cut off then.
+    /// Cancelled at the end of the drain, which cuts off the calls that run in the host.
     cut: CancellationToken,
     /// Set when the runtime that started the host has shut down.
     is_orphaned: AtomicBool,
     runtime: Handle,
-    /// Set once the host serves: workers call back while they are being launched. Weak, because sessions and
-    /// connections hold the host, and must not keep its workers alive.
+    /// Set after the host has begun to serve, because workers call back while they start. Weak, because sessions and connections own
+    /// the host and must not keep its workers alive.
     pool: SetOnce<Weak<Pool>>,
 }
 
 impl Host {
-    /// A host of this runtime, whose background tasks belong to `tasks`.
+    /// Creates a host on the current runtime. Its background tasks belong to `tasks`.
     pub(crate) fn new(
         sessions: Arc<dyn SessionBackend>,
         registry: Registry,
@@ -74,18 +76,19 @@ impl Host {
         stop: CancellationToken,
     ) -> Self {
         let runtime = Handle::current();
-        let affinity = Affinity::new(Arc::clone(&sessions), tasks.clone(), runtime.clone(), stop.clone());
+        let affinity =
+            AffinityWriter::new(Arc::clone(&sessions), tasks.clone(), runtime.clone(), stop.clone());
         Self {
             sessions,
             registry,
-            opened: EncodedAnswer::default(),
+            initialize_response: ResponseCache::default(),
             launches,
             telemetry: Telemetry::default(),
             cut: stop.child_token(),
             stop,
             default_timeout,
             affinity,
-            keeper: Arc::default(),
+            renewer: Arc::default(),
             local: TaskTracker::new(),
             is_orphaned: AtomicBool::new(false),
             runtime,
@@ -93,23 +96,24 @@ impl Host {
         }
     }
 
-    /// Keeps sessions in use alive until the stop. Dropped before that, with its runtime, it marks the host as orphaned.
+    /// Renews sessions in use until the stop. If the future is dropped earlier, because its runtime shuts down, it marks the host as
+    /// orphaned.
     pub(crate) fn keep(self: &Arc<Self>) -> impl Future<Output = ()> + Send + use<> {
         let guard = OrphanGuard(Arc::downgrade(self));
-        let keeping = Arc::clone(&self.keeper).run(Arc::clone(&self.sessions), self.stop.clone());
+        let renewing = Arc::clone(&self.renewer).run(Arc::clone(&self.sessions), self.stop.clone());
         async move {
             let _guard = guard;
-            keeping.await;
+            renewing.await;
         }
     }
 
-    /// Tells the host its pool. Only the first call counts.
+    /// Sets the host's pool. Only the first call has an effect.
     pub(crate) fn set_pool(&self, pool: &Arc<Pool>) {
-        // A second pool is a bug of the builder, which calls this once.
+        // The builder calls this once.
         let _ = self.pool.set(Arc::downgrade(pool));
     }
 
-    /// The pool, waited for if the host is still starting.
+    /// Returns the pool. Waits for it while the host starts.
     pub(crate) async fn pool(&self) -> Result<Arc<Pool>, ToolError> {
         self.pool.wait().await.upgrade().ok_or_else(|| ToolError::Unavailable {
             reason: "the host was dropped".to_owned(),
@@ -117,7 +121,7 @@ impl Host {
         })
     }
 
-    /// The pool, unless the host is still starting or was dropped.
+    /// Returns the pool unless the host is still starting or was dropped.
     pub(crate) fn pool_if_started(&self) -> Option<Arc<Pool>> {
         self.pool.get()?.upgrade()
     }
@@ -132,7 +136,7 @@ impl Host {
         mut call: ToolCall,
     ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
         let id = call.session.clone();
-        // No async fn, which would keep a second place for the call.
+        // Not an `async fn`, whose future would hold the call twice.
         async move {
             let session = match id {
                 Some(id) => Some(self.enter(id, &mut call).await?),
@@ -140,23 +144,23 @@ impl Host {
             };
             let watch = self.telemetry.watch(&call);
             let result = match self.registry.resolve(&call.tool) {
-                // The pool keeps the deadline, and knows how far the call has come.
+                // The pool enforces the deadline, because it can report how far the call got.
                 Ok(tool) if tool.keeps_deadlines() => match tool.begin(call) {
                     Ok(running) => running.await,
-                    Err(refusal) => Err(refusal),
+                    Err(error) => Err(error),
                 },
                 Ok(tool) => self.call_here(&tool, call).await,
                 Err(unknown) => Err(self.unknown(unknown)),
             };
             let reply = watch.ended(result)?;
             Ok(match session {
-                Some(session) => session.answered(reply, &self.affinity),
+                Some(session) => session.finish(reply, &self.affinity),
                 None => reply,
             })
         }
     }
 
-    /// That a tool is unknown, unless that is because no worker has told its tools yet: then the call may be repeated.
+    /// The error for an unknown tool. Before the first worker has registered its tools, the call may be repeated instead.
     fn unknown(&self, unknown: ToolError) -> ToolError {
         let is_ready = self.pool_if_started().is_some_and(|pool| pool.is_ready());
         if is_ready || self.registry.knows_tools_of_workers() {
@@ -168,7 +172,7 @@ impl Host {
         }
     }
 
-    /// Runs a call of a host tool on behalf of a worker, whose own call keeps the drain waiting.
+    /// Runs a call of a host tool for a worker. The drain already waits for the worker's own call.
     pub(crate) async fn call_host_tool(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
         let session = match call.session.clone() {
             Some(id) => Some(self.enter(id, &mut call).await?),
@@ -180,16 +184,16 @@ impl Host {
         let reply = bounds.within(CallStage::Running, running).await?;
         let reply = bounds.bound(reply, None);
         Ok(match session {
-            Some(session) => session.answered(reply, &self.affinity),
+            Some(session) => session.finish(reply, &self.affinity),
             None => reply,
         })
     }
 
-    /// Runs a call of a tool that keeps no deadline itself.
+    /// Runs a call of a host tool, and enforces its deadline.
     async fn call_here(&self, tool: &ResolvedTool, mut call: ToolCall) -> Result<ToolReply, ToolError> {
         let bounds = self.bounds(&mut call)?;
         let in_flight = self.local.token();
-        // Counted first, so that a drain either waits for the call or refuses it.
+        // The call is counted before the check, so that a drain either waits for it or rejects it.
         if self.local.is_closed() || self.cut.is_cancelled() {
             return Err(ToolError::ShuttingDown { delivered: false });
         }
@@ -197,25 +201,25 @@ impl Host {
         Ok(bounds.bound(reply, Some(in_flight)))
     }
 
-    /// Renews the session of a call, and keeps it for as long as the call may need it.
+    /// Renews the session of a call, and keeps renewing it while the call runs.
     async fn enter(&self, id: SessionId, call: &mut ToolCall) -> Result<CallSession, ToolError> {
         let bounds = self.bounds(call)?;
         let lookup = async { Ok(self.sessions.get(&id).await?) };
         let session = bounds.within(CallStage::Queued, lookup).await?;
         call.preferred_worker = session.last_worker.clone();
-        let in_use = self.keeper.hold(&id, session.ttl, call.deadline);
+        let in_use = self.renewer.begin_use(&id, session.ttl, call.deadline);
         Ok(CallSession { id, preferred: session.last_worker, in_use })
     }
 
-    /// What bounds the parts of a call that the host runs itself. Gives the call its deadline, if it has none.
-    fn bounds(&self, call: &mut ToolCall) -> Result<Bounds, ToolError> {
+    /// The bounds of the parts of a call that the host runs itself. Sets the default deadline if the call has none.
+    fn bounds(&self, call: &mut ToolCall) -> Result<CallBounds, ToolError> {
         if self.is_orphaned() {
             return Err(ToolError::runtime_ended());
         }
-        // A timeout too long for the clock is none.
+        // A timeout that overflows the clock sets no deadline.
         let by_default = || Instant::now().checked_add(self.default_timeout?);
         call.deadline = call.deadline.or_else(by_default);
-        Ok(Bounds::of(call, &self.cut))
+        Ok(CallBounds::new(call, &self.cut))
     }
 
     /// Whether the runtime that started the host has shut down.
@@ -223,13 +227,13 @@ impl Host {
         self.is_orphaned.load(Ordering::Relaxed)
     }
 
-    /// Refuses new calls of host tools, and waits for those in flight. Cancel safe.
+    /// Rejects new calls of host tools, and waits for those in flight. Cancel safe.
     pub(crate) async fn drained(&self) {
         self.local.close();
         self.local.wait().await;
     }
 
-    /// Sleeps by the clock of the host's own runtime, whatever runtime the caller has.
+    /// Sleeps on the timer of the host's runtime, also for callers on another runtime.
     pub(crate) fn sleep(&self, time: Duration) -> tokio::time::Sleep {
         let _inside = self.runtime.enter();
         tokio::time::sleep(time)
@@ -244,18 +248,18 @@ impl Host {
 /// The session of a call.
 struct CallSession {
     id: SessionId,
-    /// The worker that served it last.
+    /// The worker that served the session last.
     preferred: Option<Arc<str>>,
-    in_use: Option<InUse>,
+    in_use: Option<SessionUse>,
 }
 
 impl CallSession {
-    fn answered(self, reply: ToolReply, affinity: &Affinity) -> ToolReply {
+    fn finish(self, reply: ToolReply, affinity: &AffinityWriter) -> ToolReply {
         let Self { id, preferred, in_use } = self;
         if let Some(worker) = &reply.worker
             && preferred.as_ref() != Some(worker)
         {
-            affinity.remember(id, Arc::clone(worker));
+            affinity.store(id, Arc::clone(worker));
         }
         match in_use {
             Some(in_use) => in_use.until_complete(reply),
@@ -264,7 +268,7 @@ impl CallSession {
     }
 }
 
-/// Marks the host as orphaned when the task that it belongs to is dropped before the stop.
+/// Marks the host as orphaned if its task is dropped before the stop.
 struct OrphanGuard(Weak<Host>);
 
 impl Drop for OrphanGuard {

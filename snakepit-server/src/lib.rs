@@ -29,15 +29,17 @@
 //! ([`status`]).
 #![warn(missing_docs)]
 
+mod blocking;
 mod builder;
 mod call;
 mod client;
 mod error;
 mod grpc;
 mod host;
+mod limits;
 mod listen;
+mod panics;
 mod python;
-mod restart;
 mod session;
 mod snakepit;
 pub mod status;

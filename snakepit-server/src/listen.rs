@@ -1,22 +1,22 @@
-//! Binding addresses and serving the routes on them until told to stop.
+//! Binds addresses and serves the gRPC routes on them until the host stops.
 
 mod accept;
-mod answer;
 mod budget;
-mod collect;
 mod connection;
 mod connections;
+mod deadline;
 mod descriptors;
-mod fields;
-mod frames;
+mod field_count;
+mod framing;
 mod gzip;
-mod held;
 mod launch;
-mod offload;
-mod outgoing;
+mod message;
+mod message_stream;
 mod pace;
-mod requests;
-mod stream;
+mod request_memory;
+mod request_service;
+mod response;
+mod response_budget;
 mod write_timeout;
 
 use std::{
@@ -36,20 +36,19 @@ pub(crate) use self::descriptors::check_descriptor_limit;
 pub use self::descriptors::{default_connections, raise_descriptor_limit};
 pub(crate) use self::launch::serve_launch;
 pub(crate) use self::{
-    budget::{Arriving, Exhausted},
+    budget::ArrivalBudgets,
     connections::{Connection, StreamUse},
-    fields::MAX_FIELDS,
-    frames::Excess,
-    outgoing::Outgoing,
+    deadline::CallDeadline,
+    response_budget::ResponseBudget,
 };
 use crate::Error;
 
-/// How many connections may wait to be accepted: a burst of clients must not be refused by the kernel, whose own bound is
+/// The most connections that wait to be accepted, so that the kernel does not reject a burst of clients. The kernel's own limit is
 /// `net.core.somaxconn`.
 const BACKLOG: u32 = 4096;
 
-/// Binds a TCP address. A name is looked up, and all it stands for must be loopback unless remote addresses are allowed;
-/// the first that can be bound is taken.
+/// Binds a TCP address. A host name may resolve to several addresses: all of them must be loopback unless remote addresses are
+/// allowed, and the first one that can be bound is used.
 pub(crate) async fn bind_tcp(address: &str, allow_remote: bool) -> Result<TcpListener, Error> {
     let failed = |error: io::Error| failed(address.to_owned(), &error);
     let mut addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await.map_err(failed)?.collect();
@@ -58,9 +57,9 @@ pub(crate) async fn bind_tcp(address: &str, allow_remote: bool) -> Result<TcpLis
         let address = if remote == address { remote } else { format!("{address} ({remote})") };
         return Err(Error::NotLoopback { address });
     }
-    // The command line dials 127.0.0.1 by default, so that is what `localhost` should be where it is both.
+    // The command line connects to 127.0.0.1 by default, so prefer IPv4 for `localhost`.
     addresses.sort_by_key(SocketAddr::is_ipv6);
-    let mut last = io::Error::new(io::ErrorKind::InvalidInput, "the name stands for no address");
+    let mut last = io::Error::new(io::ErrorKind::InvalidInput, "the name has no address");
     for address in addresses {
         match listen_on(address) {
             Ok(listener) => return Ok(listener),
@@ -77,14 +76,14 @@ fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Binds a Unix socket. Its directory is private to this user, so its own mode does not matter.
+/// Binds a Unix socket. Its mode does not matter, because its directory is private to this user.
 pub(crate) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     let socket = UnixSocket::new_stream()?;
     socket.bind(path)?;
     socket.listen(BACKLOG)
 }
 
-/// A Unix socket cannot be bound.
+/// The error for a Unix socket that cannot be bound.
 pub(crate) fn unix_failed(path: &Path, error: &io::Error) -> Error {
     failed(format!("unix:{}", path.display()), error)
 }
@@ -97,25 +96,26 @@ fn failed(address: String, error: &io::Error) -> Error {
     Error::Listen { address, problem: error.to_string() }
 }
 
-/// What clients may take up.
+/// Limits on the connections and the memory of clients.
 #[derive(Debug, Clone)]
-pub(crate) struct EdgeLimits {
-    /// How many connections there may be over TCP; half as many over the Unix socket, which workers use too.
+pub(crate) struct ListenLimits {
+    /// The most TCP connections. The Unix socket, which workers use too, accepts half as many.
     pub(crate) connections: usize,
-    /// What the requests of one connection may hold until they are answered, in bytes, and its answers until they are read.
+    /// The memory limit for the requests of one connection until they are answered, and for its responses until they are read, in
+    /// bytes.
     pub(crate) connection_bytes: usize,
-    /// What requests on all connections may hold while they arrive, in bytes.
-    pub(crate) arriving: Arriving,
-    /// What answers hold that clients have not read, on all connections over TCP.
-    pub(crate) unread: Arc<Outgoing>,
-    /// The same of connections over Unix sockets and of workers: clients that use up the other must not hold up tools.
-    pub(crate) unread_locally: Arc<Outgoing>,
-    /// By which workers are told from clients. Weak, because the launches hold the limits.
+    /// The budgets for arriving requests on all connections.
+    pub(crate) arriving: ArrivalBudgets,
+    /// The budget for unread responses on all TCP connections.
+    pub(crate) unread: Arc<ResponseBudget>,
+    /// The budget for unread responses on Unix sockets and of workers, so that clients that exhaust the other one do not stop tools.
+    pub(crate) unread_local: Arc<ResponseBudget>,
+    /// Distinguishes workers from clients. Weak, because the launches hold these limits.
     pub(crate) launches: Weak<Launches>,
 }
 
-impl EdgeLimits {
-    fn connections(&self, limit: usize, unread: &Arc<Outgoing>) -> Arc<Connections> {
+impl ListenLimits {
+    fn connections(&self, limit: usize, unread: &Arc<ResponseBudget>) -> Arc<Connections> {
         let (arriving, launches) = (self.arriving.clone(), Weak::clone(&self.launches));
         Connections::new(limit.max(1), self.connection_bytes, arriving, Arc::clone(unread), launches)
     }
@@ -125,7 +125,7 @@ pub(crate) fn serve_tcp(
     tasks: &TaskTracker,
     routes: Routes,
     listener: TcpListener,
-    limits: &EdgeLimits,
+    limits: &ListenLimits,
     stop: CancellationToken,
 ) {
     tasks.spawn(accept::serve(
@@ -140,13 +140,13 @@ pub(crate) fn serve_unix(
     tasks: &TaskTracker,
     routes: Routes,
     listener: UnixListener,
-    limits: &EdgeLimits,
+    limits: &ListenLimits,
     stop: CancellationToken,
 ) {
     tasks.spawn(accept::serve(
         listener,
         routes.prepare(),
-        limits.connections(limits.connections / 2, &limits.unread_locally),
+        limits.connections(limits.connections / 2, &limits.unread_local),
         stop,
     ));
 }
@@ -158,7 +158,7 @@ mod tests {
     mod edge;
 
     #[tokio::test]
-    async fn names_are_resolved_and_everything_they_stand_for_is_checked() {
+    async fn every_address_of_a_name_is_checked() {
         let listener = bind_tcp("localhost:0", false).await.unwrap();
         assert!(local_address(&listener).unwrap().ip().is_loopback());
         let error = bind_tcp("0.0.0.0:0", false).await.unwrap_err();

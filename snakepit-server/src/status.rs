@@ -1,43 +1,43 @@
-//! The one place where errors become gRPC statuses.
+//! Converts errors to gRPC statuses. No other module constructs a status.
 //!
 //! | error | code | reason |
 //! | --- | --- | --- |
 //! | tool not found | `NOT_FOUND` | `TOOL_NOT_FOUND` |
 //! | bad argument | `INVALID_ARGUMENT`, with a field violation | `INVALID_ARGUMENT` |
-//! | tool cannot be called this way, RPC not offered | `UNIMPLEMENTED` | `UNSUPPORTED` |
-//! | tool raised (streams only; a unary call answers `success = false`) | `INTERNAL`, with a `ToolFailure` | `TOOL_FAILED` |
+//! | tool does not support this kind of call, or RPC not offered | `UNIMPLEMENTED` | `UNSUPPORTED` |
+//! | tool raised an exception (streams only; a unary call returns `success = false`) | `INTERNAL`, with a `ToolFailure` | `TOOL_FAILED` |
 //! | queue full | `RESOURCE_EXHAUSTED`, with a retry delay | `OVERLOADED` |
-//! | would wait for itself | `FAILED_PRECONDITION` | `DEADLOCK` |
-//! | deadline | `DEADLINE_EXCEEDED` | `DEADLINE_EXCEEDED` |
+//! | call would wait for itself | `FAILED_PRECONDITION` | `DEADLOCK` |
+//! | deadline exceeded | `DEADLINE_EXCEEDED` | `DEADLINE_EXCEEDED` |
 //! | cancelled | `CANCELLED` | `CANCELLED` |
-//! | worker lost | `UNAVAILABLE`, with whether it may have run, and its last output lines in a `ToolFailure` | `WORKER_LOST` |
+//! | worker lost | `UNAVAILABLE`, with a flag whether the call may have run, and the last output lines in a `ToolFailure` | `WORKER_LOST` |
 //! | connection to another host lost | `UNAVAILABLE` | `CONNECTION_LOST` |
-//! | idle connection closed to make room, before the call was begun | `UNAVAILABLE`, with that it did not run | `CONNECTION_LOST` |
-//! | no worker | `UNAVAILABLE`, with a retry delay | `NO_WORKER` |
-//! | refused or cut off because the host shuts down | `UNAVAILABLE`, with whether it may have run | `SHUTTING_DOWN` |
+//! | idle connection evicted before the call began | `UNAVAILABLE`, with the flag that the call did not run | `CONNECTION_LOST` |
+//! | no worker available | `UNAVAILABLE`, with a retry delay | `NO_WORKER` |
+//! | rejected or cut off because the host shuts down | `UNAVAILABLE`, with a flag whether the call may have run | `SHUTTING_DOWN` |
 //! | session, program or variable not found | `NOT_FOUND` | `SESSION_NOT_FOUND`, `PROGRAM_NOT_FOUND`, `VARIABLE_NOT_FOUND` |
 //! | version no longer kept | `NOT_FOUND` | `VERSION_NOT_KEPT` |
 //! | variable exists | `ALREADY_EXISTS` | `VARIABLE_EXISTS` |
-//! | variable at another version than expected | `ABORTED`, with both versions | `VERSION_CONFLICT` |
+//! | variable not at the expected version | `ABORTED`, with both versions | `VERSION_CONFLICT` |
 //! | value outside its type, or too large | `INVALID_ARGUMENT`, with a field violation | `INVALID_VALUE` |
 //! | too many sessions, variables, watches, global programs | `RESOURCE_EXHAUSTED` | `TOO_MANY_SESSIONS`, `_VARIABLES`, `_WATCHES`, `_PROGRAMS` |
 //! | too many programs, or too many bytes, in a session | `RESOURCE_EXHAUSTED` | `SESSION_FULL` |
 //! | too many bytes in all sessions | `RESOURCE_EXHAUSTED` | `BACKEND_FULL` |
-//! | values asked for that fit no message | `RESOURCE_EXHAUSTED` | `ANSWER_TOO_LARGE` |
-//! | requests of a connection, or of all, hold too many bytes | `RESOURCE_EXHAUSTED`, with a retry delay | `OVERLOADED` |
-//! | too many bytes of answers that the client does not read | `RESOURCE_EXHAUSTED` | `ANSWER_DROPPED` |
-//! | a request's message or headers above their limit | `RESOURCE_EXHAUSTED` | `REQUEST_TOO_LARGE` |
-//! | a request's message does not arrive in time, or breaks off | `DEADLINE_EXCEEDED`, `CANCELLED` | `REQUEST_INCOMPLETE` |
-//! | odd names, types, sizes, metadata, page tokens | `INVALID_ARGUMENT`, with a field violation | `INVALID_ARGUMENT` |
-//! | session backend failed while reading, or opening a session | `UNAVAILABLE` | `BACKEND_FAILED` |
-//! | session backend failed while writing | `INTERNAL`, with that it may be done: gRPC libraries repeat `UNAVAILABLE` unasked | `BACKEND_FAILED` |
-//! | RegisterTools by a process that is no worker of the host; an RPC for clients on a worker's listener | `PERMISSION_DENIED` | `RESERVED` |
-//! | `snakepit_bridge` of a version that does not fit the host | `FAILED_PRECONDITION` | `INCOMPATIBLE_VERSION` |
+//! | requested values too large for one message | `RESOURCE_EXHAUSTED` | `ANSWER_TOO_LARGE` |
+//! | requests of one connection or of all connections use too much memory | `RESOURCE_EXHAUSTED`, with a retry delay | `OVERLOADED` |
+//! | too many bytes of responses that the client has not read | `RESOURCE_EXHAUSTED` | `ANSWER_DROPPED` |
+//! | message or headers of a request above their limit | `RESOURCE_EXHAUSTED` | `REQUEST_TOO_LARGE` |
+//! | message of a request too slow or incomplete | `DEADLINE_EXCEEDED`, `CANCELLED` | `REQUEST_INCOMPLETE` |
+//! | invalid names, types, sizes, metadata, page tokens | `INVALID_ARGUMENT`, with a field violation | `INVALID_ARGUMENT` |
+//! | session backend failed during a read, or while opening a session | `UNAVAILABLE` | `BACKEND_FAILED` |
+//! | session backend failed during a write | `INTERNAL`, with the flag that it may have succeeded; gRPC libraries retry `UNAVAILABLE` automatically | `BACKEND_FAILED` |
+//! | `RegisterTools` by a process that is not a worker of the host; an RPC for clients on the listener of a worker | `PERMISSION_DENIED` | `RESERVED` |
+//! | incompatible version of `snakepit_bridge` | `FAILED_PRECONDITION` | `INCOMPATIBLE_VERSION` |
 //! | anything else | `INTERNAL` | `INTERNAL` |
 //!
-//! Each status is cut to what HTTP/2 peers accept as trailers, see [`fit`].
+//! [`fit`] truncates each status to the size of trailers that HTTP/2 peers accept.
 
-mod back;
+mod decode;
 
 use std::{collections::HashMap, time::Duration};
 
@@ -54,15 +54,15 @@ use snakepit_wire::failure_to_wire;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-pub use back::to_tool_error;
-pub(crate) use back::{HOST, session_error};
+pub use decode::to_tool_error;
+pub(crate) use decode::{HOST, session_error};
 
-use crate::listen::{Excess, Exhausted, MAX_FIELDS};
+use crate::limits::{BudgetExhausted, MAX_FIELDS, MessageTooLarge};
 
-/// When requests may have been answered that hold memory now.
+/// The retry delay after a budget was exhausted. By then, other requests have usually released memory.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// Maps a call's failure to a gRPC status with details.
+/// Converts the error of a call to a gRPC status with details.
 #[must_use]
 pub fn from_tool_error(error: ToolError) -> Status {
     let message = error.to_string();
@@ -104,9 +104,9 @@ pub fn from_tool_error(error: ToolError) -> Status {
         }
         ToolError::Cancelled { .. } => status(Code::Cancelled, "CANCELLED", message),
         ToolError::WorkerLost { worker, reason, delivered, output_lines } => {
-            let last_words =
+            let worker_failure =
                 pb::ToolFailure { message: reason, worker_id: worker, output_lines, ..Default::default() };
-            worker_lost(message, delivered, &last_words)
+            worker_lost(message, delivered, &worker_failure)
         }
         ToolError::ConnectionLost { peer, problem } => {
             let entries = [("peer", brief(&peer)), ("problem", brief(&problem))];
@@ -127,20 +127,20 @@ pub fn from_tool_error(error: ToolError) -> Status {
     }
 }
 
-/// Maps a session error to a gRPC status with details.
+/// Converts a session error to a gRPC status with details.
 #[must_use]
 pub fn from_session_error(error: &SessionError) -> Status {
     session_status(error, false)
 }
 
-/// Maps the error of a write that must not be repeated blindly. When the backend failed, the write may have been done, so the
-/// code is none that gRPC libraries repeat on their own.
+/// Converts the error of a write that must not be retried blindly. If the backend failed, the write may have succeeded, so the code
+/// differs from those that gRPC libraries retry automatically.
 #[must_use]
 pub fn from_write_error(error: &SessionError) -> Status {
     session_status(error, matches!(error, SessionError::Backend { .. }))
 }
 
-fn session_status(error: &SessionError, may_be_done: bool) -> Status {
+fn session_status(error: &SessionError, may_have_succeeded: bool) -> Status {
     let (code, reason) = match error {
         SessionError::NotFound { .. } => (Code::NotFound, "SESSION_NOT_FOUND"),
         SessionError::ProgramNotFound { .. } | SessionError::GlobalProgramNotFound { .. } => {
@@ -171,12 +171,12 @@ fn session_status(error: &SessionError, may_be_done: bool) -> Status {
         | SessionError::TooManyNames { .. }
         | SessionError::BatchRefused { .. }
         | SessionError::InvalidPageToken => (Code::InvalidArgument, "INVALID_ARGUMENT"),
-        SessionError::Backend { .. } if may_be_done => (Code::Internal, "BACKEND_FAILED"),
+        SessionError::Backend { .. } if may_have_succeeded => (Code::Internal, "BACKEND_FAILED"),
         SessionError::Backend { .. } => (Code::Unavailable, "BACKEND_FAILED"),
         _ => (Code::Internal, "INTERNAL"),
     };
     let mut entries = entries_of(error);
-    if may_be_done {
+    if may_have_succeeded {
         entries.push((DELIVERED, true.to_string()));
     }
     let mut details = details_with(reason, entries);
@@ -186,7 +186,7 @@ fn session_status(error: &SessionError, may_be_done: bool) -> Status {
     with_details(code, error.to_string(), details)
 }
 
-/// The field of a request that an error is about.
+/// The field of a request that an error refers to.
 const fn field_of(error: &SessionError) -> Option<&'static str> {
     Some(match error {
         SessionError::InvalidId { .. } => "session_id",
@@ -202,7 +202,7 @@ const fn field_of(error: &SessionError) -> Option<&'static str> {
     })
 }
 
-/// What a client needs to tell the error as what it was.
+/// The metadata from which a client reconstructs the error.
 fn entries_of(error: &SessionError) -> Vec<(&'static str, String)> {
     match error {
         SessionError::NotFound { id } => vec![("session", id.to_string())],
@@ -262,7 +262,7 @@ fn entries_of(error: &SessionError) -> Vec<(&'static str, String)> {
     }
 }
 
-/// A request that breaks the protocol: names the field and what is wrong with it.
+/// The status for a request that violates the protocol. It names the field and the problem.
 #[must_use]
 pub fn invalid_field(field: &str, problem: impl std::fmt::Display) -> Status {
     let mut details = details("INVALID_ARGUMENT");
@@ -270,18 +270,19 @@ pub fn invalid_field(field: &str, problem: impl std::fmt::Display) -> Status {
     with_details(Code::InvalidArgument, format!("`{field}` {problem}"), details)
 }
 
-/// An RPC that is not a call, or had not become one yet, was not answered by its deadline.
+/// The status for an RPC that exceeded its deadline outside of a tool call.
 pub(crate) fn rpc_deadline_exceeded() -> Status {
     let message = "the deadline passed before the host had an answer; raise the timeout".to_owned();
     status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message)
 }
 
-/// A stream that goes on for as long as its reader listens ends with the host.
+/// The status that ends open-ended streams when the host stops.
 pub(crate) fn shutting_down() -> Status {
     from_tool_error(ToolError::ShuttingDown { delivered: false })
 }
 
-/// The stream of a connection that makes room for another ends: none of its calls run, and none was begun that has no answer.
+/// The status that ends the `Multiplex` stream of an evicted connection. No call of the stream is running, and none has begun without
+/// a reply.
 pub(crate) fn connection_evicted() -> Status {
     let message =
         "the host closed this idle connection to make room for another; the call was not begun, repeat it";
@@ -289,42 +290,42 @@ pub(crate) fn connection_evicted() -> Status {
     with_details(Code::Unavailable, message.to_owned(), details)
 }
 
-/// An answer would be larger than a message may be.
-pub(crate) fn too_much(what: &str, size: usize, limit: usize, instead: &str) -> Status {
+/// The status for a response above the size limit of a message.
+pub(crate) fn answer_too_large(what: &str, size: usize, limit: usize, instead: &str) -> Status {
     let message =
         format!("{what} have {size} bytes together, above the limit of {limit} of a message; {instead}");
     status(Code::ResourceExhausted, "ANSWER_TOO_LARGE", message)
 }
 
-/// The requests of a connection hold as much memory as they may.
-pub(crate) fn too_much_of_a_connection(full: Exhausted) -> ToolError {
-    too_much_at_once("requests of this connection", full)
+/// The error for a request that exceeds the budget of its connection.
+pub(crate) fn connection_budget_exhausted(full: BudgetExhausted) -> ToolError {
+    overloaded("requests of this connection", full)
 }
 
-/// The requests that are arriving, on all connections, hold as much memory as they may.
-pub(crate) fn too_much_arriving(full: Exhausted) -> ToolError {
-    too_much_at_once("requests that are arriving", full)
+/// The error for a request that exceeds the budget of arriving requests on all connections.
+pub(crate) fn arrival_budget_exhausted(full: BudgetExhausted) -> ToolError {
+    overloaded("requests that are arriving", full)
 }
 
-/// The same, before the request was begun.
-pub(crate) fn too_many_unread(full: Exhausted) -> ToolError {
-    too_much_at_once("answers that wait to be read", full)
+/// The error for a request that did not begin because of the budget for unread responses.
+pub(crate) fn response_budget_exhausted(full: BudgetExhausted) -> ToolError {
+    overloaded("answers that wait to be read", full)
 }
 
-/// Answers hold as much memory as they may, because they are not read.
-pub(crate) const fn answer_dropped(Exhausted { used, limit }: Exhausted) -> ToolError {
+/// The error that replaces a response because of the budget for unread responses.
+pub(crate) const fn answer_dropped(BudgetExhausted { used, limit }: BudgetExhausted) -> ToolError {
     ToolError::AnswerDropped { used, limit }
 }
 
-fn too_much_at_once(whose: &str, Exhausted { used, limit }: Exhausted) -> ToolError {
+fn overloaded(whose: &str, BudgetExhausted { used, limit }: BudgetExhausted) -> ToolError {
     ToolError::TooMuchAtOnce { whose: whose.to_owned(), used, limit, retry_after: Some(RETRY_AFTER) }
 }
 
-/// A request's message is above a limit; that of its size is `limit`.
-pub(crate) fn message_refused(excess: Excess, limit: usize) -> Status {
-    let (message, numbers) = match excess {
-        Excess::Bytes(size) => (request_too_large(size, limit), numbers(size, limit).to_vec()),
-        Excess::Fields => (
+/// The status for a message above a limit. `limit` is the limit of its size in bytes.
+pub(crate) fn message_too_large(error: MessageTooLarge, limit: usize) -> Status {
+    let (message, numbers) = match error {
+        MessageTooLarge::Bytes(size) => (request_too_large(size, limit), numbers(size, limit).to_vec()),
+        MessageTooLarge::Fields => (
             format!("the message has more than {MAX_FIELDS} fields; pass many values as one list or map"),
             vec![("limit", MAX_FIELDS.to_string())],
         ),
@@ -332,7 +333,7 @@ pub(crate) fn message_refused(excess: Excess, limit: usize) -> Status {
     with_details(Code::ResourceExhausted, message, details_with("REQUEST_TOO_LARGE", numbers))
 }
 
-/// A request's headers are above the limit.
+/// The status for a request whose headers are above the limit.
 pub(crate) fn headers_too_large(size: usize, limit: usize) -> Status {
     let message = format!(
         "the metadata of the request has {size} bytes, counting 32 for each entry, the limit is {limit}; send values as \
@@ -345,53 +346,53 @@ fn numbers(size: usize, limit: usize) -> [(&'static str, String); 2] {
     [("size", size.to_string()), ("limit", limit.to_string())]
 }
 
-/// A request's message does not arrive in time.
-pub(crate) fn too_slow(here: usize, within: Duration) -> Status {
+/// The status for a message that arrives too slowly.
+pub(crate) fn too_slow(arrived: usize, within: Duration) -> Status {
     let within = within.as_secs();
     let message =
-        format!("only {here} bytes of the message arrived within {within} s; the request was given up");
+        format!("only {arrived} bytes of the message arrived within {within} s; the request was given up");
     status(Code::DeadlineExceeded, "REQUEST_INCOMPLETE", message)
 }
 
-/// A request has a second message though its RPC takes one. The code is the one that gRPC demands.
+/// The status for a unary request with a second message. The gRPC specification prescribes the code.
 pub(crate) fn second_message() -> Status {
     let message = "the request has more than one message, but its RPC takes exactly one".to_owned();
     status(Code::Unimplemented, "UNSUPPORTED", message)
 }
 
-/// A request's message broke off.
-pub(crate) fn request_broke(problem: &impl std::fmt::Display) -> Status {
+/// The status for a message that ends early.
+pub(crate) fn request_incomplete(problem: &impl std::fmt::Display) -> Status {
     status(Code::Cancelled, "REQUEST_INCOMPLETE", format!("the request broke off: {problem}"))
 }
 
-/// An RPC that this server does not offer, with what to do instead.
+/// The status for an RPC that this server does not offer. `instead` names the alternative.
 #[must_use]
 pub fn rpc_not_offered(rpc: &str, instead: &str) -> Status {
     status(Code::Unimplemented, "UNSUPPORTED", format!("{rpc} is not implemented: {instead}"))
 }
 
-/// RegisterTools, from a process that is no worker of this host.
+/// The status for `RegisterTools` from a process that is not a worker of this host.
 pub(crate) fn reserved_for_workers() -> Status {
     let message = "RegisterTools is reserved for the workers that this host launched: nothing was changed; clients call tools, \
                    and the pool's workers provide them";
     status(Code::PermissionDenied, "RESERVED", message.to_owned())
 }
 
-/// An RPC for clients, on the listener of a worker.
+/// The status for an RPC for clients on the listener of a worker.
 pub(crate) fn reserved_for_clients(rpc: &str) -> Status {
     let message =
         format!("{rpc} is not served to workers on the address of their launch; use the address of the host");
     status(Code::PermissionDenied, "RESERVED", message)
 }
 
-/// A worker whose runtime does not fit this host.
+/// The status for a worker whose runtime is not compatible with this host.
 pub(crate) fn incompatible_worker(problem: &str) -> Status {
     status(Code::FailedPrecondition, "INCOMPATIBLE_VERSION", problem.to_owned())
 }
 
-/// A tool answered with what its caller did not ask for, such as a stream instead of a value.
+/// The status for a tool that returned an unexpected kind of reply, such as a stream instead of a value.
 #[must_use]
-pub fn answered_otherwise(tool: &str, got: &str, expected: &str) -> Status {
+pub fn unexpected_reply(tool: &str, got: &str, expected: &str) -> Status {
     from_tool_error(ToolError::Internal {
         problem: format!("tool `{tool}` answered with {got} instead of {expected}"),
     })

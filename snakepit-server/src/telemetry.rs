@@ -1,4 +1,4 @@
-//! Events of calls for whoever listens, and nearly nothing when nobody does.
+//! Publishes events of calls. Without subscribers, a call costs next to nothing.
 
 use std::{
     pin::Pin,
@@ -12,16 +12,16 @@ use pin_project_lite::pin_project;
 use snakepit_registry::{Chunk, ReplyBody, ToolCall, ToolError, ToolReply};
 use tokio::{sync::broadcast, time::Instant};
 
-/// How many events a slow listener may fall behind before it loses the oldest.
+/// The most events that a slow subscriber may fall behind before it loses the oldest.
 const BACKLOG: usize = 1024;
 
-/// Where events of calls are published.
+/// The channel for events of calls.
 #[derive(Debug, Clone)]
 pub(crate) struct Telemetry {
     events: broadcast::Sender<Arc<CallEvent>>,
 }
 
-/// What happened to a call.
+/// The kind of an event of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CallEventKind {
     Start,
@@ -36,11 +36,11 @@ pub(crate) struct CallEvent {
     pub(crate) call: u64,
     pub(crate) tool: Arc<str>,
     pub(crate) session: String,
-    /// Empty until a worker is known, and for tools of the host.
+    /// The worker's id. Empty before a worker is known, and for host tools.
     pub(crate) worker: String,
-    /// Zero at the start.
+    /// The time since the call began. Zero for [`CallEventKind::Start`].
     pub(crate) duration: Duration,
-    /// Empty unless the call failed.
+    /// The error message. Empty unless the call failed.
     pub(crate) error: String,
     pub(crate) at: SystemTime,
 }
@@ -56,7 +56,7 @@ impl Telemetry {
         self.events.subscribe()
     }
 
-    /// Publishes the start of a call, and returns what will publish its end.
+    /// Publishes the start of a call, and returns a guard that publishes its end.
     pub(crate) fn watch(&self, call: &ToolCall) -> CallWatch {
         if self.events.receiver_count() == 0 {
             return CallWatch(None);
@@ -73,23 +73,23 @@ impl Telemetry {
         };
         let _ = self.events.send(Arc::new(start.clone()));
         let (events, began) = (self.events.clone(), Instant::now());
-        CallWatch(Some(Box::new(Watched { events, event: start, began })))
+        CallWatch(Some(Box::new(WatchedCall { events, event: start, began })))
     }
 }
 
-/// Publishes the end of a call: when told, or as cancelled when dropped untold.
+/// Publishes the end of a call. If it is dropped before the call has ended, it reports the call as cancelled.
 #[derive(Debug)]
-pub(crate) struct CallWatch(Option<Box<Watched>>);
+pub(crate) struct CallWatch(Option<Box<WatchedCall>>);
 
 #[derive(Debug)]
-struct Watched {
+struct WatchedCall {
     events: broadcast::Sender<Arc<CallEvent>>,
     event: CallEvent,
     began: Instant,
 }
 
 impl CallWatch {
-    /// Publishes the end, or defers it to the end of the reply's stream.
+    /// Publishes the end of the call. For a stream, defers that to the end of the stream.
     pub(crate) fn ended(mut self, result: Result<ToolReply, ToolError>) -> Result<ToolReply, ToolError> {
         let Some(watched) = &mut self.0 else { return result };
         match result {
@@ -115,9 +115,9 @@ impl CallWatch {
 
     fn publish(&mut self, kind: CallEventKind, error: String) {
         if let Some(watched) = self.0.take() {
-            let Watched { events, event, began } = *watched;
+            let WatchedCall { events, event, began } = *watched;
             let event = CallEvent { kind, duration: began.elapsed(), error, at: SystemTime::now(), ..event };
-            // Without listeners by now, nobody misses it.
+            // An error means that the last subscriber has left.
             let _ = events.send(Arc::new(event));
         }
     }
@@ -130,7 +130,7 @@ impl Drop for CallWatch {
 }
 
 pin_project! {
-    /// A reply's stream that publishes the end of its call when it ends.
+    /// The stream of a reply. When it ends, it publishes the end of its call.
     struct WatchedStream<S> {
         #[pin]
         chunks: S,

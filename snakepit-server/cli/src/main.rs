@@ -9,8 +9,8 @@ mod list;
 mod log;
 mod memory;
 mod output;
-mod place;
 mod serve;
+mod session_storage;
 
 use std::{fmt, process::ExitCode, thread::available_parallelism};
 

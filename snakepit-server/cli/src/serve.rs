@@ -13,12 +13,12 @@ use snakepit_server::{Error, Snakepit, raise_descriptor_limit};
 use snakepit_worker::WorkerError;
 use tracing_subscriber::EnvFilter;
 
-use crate::{Failure, duration, exit, log, memory, place::Place};
+use crate::{Failure, duration, exit, log, memory, session_storage::SessionStorage};
 
-mod limits;
+mod session_limits;
 mod signals;
 
-use limits::Limits;
+use session_limits::SessionLimitArgs;
 use signals::Signals;
 
 pub(crate) const HELP: &str = "\
@@ -130,7 +130,7 @@ pub(crate) struct Args {
     run_dir: Option<PathBuf>,
 
     #[command(flatten)]
-    limits: Limits,
+    limits: SessionLimitArgs,
 }
 
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
@@ -146,7 +146,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     }
     // Read here and not by the parser of the command line, which shows what it refuses: a password may be in it.
     let unusable = |problem: String| format!("the place of --sessions cannot be used: {problem}");
-    let sessions: Place =
+    let sessions: SessionStorage =
         args.sessions.parse().map_err(|problem| Failure::new(exit::USAGE, unusable(problem)))?;
     if let Some(file) = &args.config {
         tracing::info!(file = %file.display(), "configured");

@@ -1,4 +1,4 @@
-//! ExecuteTool, ExecuteStreamingTool, and the host's own tools, which workers call.
+//! `ExecuteTool`, `ExecuteStreamingTool`, and the RPCs with which workers call host tools.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 use super::{bridge::Bridge, request::tool_call};
 use crate::{
     listen::Connection,
-    status::{answered_otherwise, from_tool_error},
+    status::{from_tool_error, unexpected_reply},
 };
 
 pub(super) type ChunkResponse =
@@ -47,9 +47,9 @@ impl Bridge {
         let tool = call.tool.clone();
         let ToolReply { body, worker, .. } = self.host().call(call).await.map_err(from_tool_error)?;
         let ReplyBody::Stream(chunks) = body else {
-            return Err(answered_otherwise(&tool, "a value", "a stream"));
+            return Err(unexpected_reply(&tool, "a value", "a stream"));
         };
-        // Chunks are numbered from 1. A final one without data tells the end from a broken connection.
+        // Chunks are numbered from 1. A final one without data distinguishes the end from a broken connection.
         let mut count = 0_u64;
         let chunks = chunks.map(move |item| {
             count += 1;
@@ -64,9 +64,9 @@ impl Bridge {
         let end = futures_util::stream::once(async {
             Ok(pb::ToolChunk { is_final: true, ..pb::ToolChunk::default() })
         });
-        // An error ends a gRPC stream, so the end that follows it is never sent.
+        // An error ends a gRPC stream, so the final chunk is not sent after one.
         let mut response = Response::new(Box::pin(chunks.chain(end)) as ChunkResponse);
-        tell_worker(response.metadata_mut(), worker.as_deref());
+        set_worker_header(response.metadata_mut(), worker.as_deref());
         Ok(response)
     }
 
@@ -97,7 +97,7 @@ impl Bridge {
         let tool = call.tool.clone();
         match self.host().call_host_tool(call).await {
             Ok(ToolReply { body: ReplyBody::Value(value), metadata, execution_time, .. }) => {
-                // Clients of the original read only `result`, so a buffer rides inside it as well as beside it.
+                // Clients of the original Snakepit read only `result`, so it also includes the buffer.
                 let binary_result = value.binary().cloned().unwrap_or_default();
                 Ok(Response::new(pb::ExecuteElixirToolResponse {
                     success: true,
@@ -108,7 +108,7 @@ impl Bridge {
                     binary_result,
                 }))
             }
-            Ok(_) => Err(answered_otherwise(&tool, "a stream", "a value")),
+            Ok(_) => Err(unexpected_reply(&tool, "a stream", "a value")),
             Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteElixirToolResponse {
                 success: false,
                 error_message: bounded_text(failure.to_string()),
@@ -120,9 +120,9 @@ impl Bridge {
 }
 
 impl Bridge {
-    /// The calls that wait for one that a worker makes. Every client can send the header, so only the worker that it names is
-    /// believed, known by the process at the other end of its connection: otherwise a client could pass for a part of another
-    /// client's call, and have calls refused that wait for nobody.
+    /// The calls that wait for a call of this worker, for the detection of deadlocks. Any client can send the header, so the host
+    /// accepts it only from a process of the worker that it names. Otherwise a client could claim to be part of another client's call
+    /// and cause rejections of calls that would not deadlock.
     fn ancestors(&self, headers: &MetadataMap, extensions: &Extensions) -> Option<Arc<[CallId]>> {
         let claimed = headers.get(headers::WORKER_ID)?.to_str().ok()?;
         let connection = extensions.get::<Arc<Connection>>()?;
@@ -134,7 +134,7 @@ impl Bridge {
 fn unary_response(tool: &str, reply: ToolReply) -> Result<Response<pb::ExecuteToolResponse>, Status> {
     let ToolReply { body, metadata, worker, execution_time } = reply;
     let ReplyBody::Value(value) = body else {
-        return Err(answered_otherwise(tool, "a stream", "a value"));
+        return Err(unexpected_reply(tool, "a stream", "a value"));
     };
     let (result, binary) = payload_to_wire(value);
     let mut response = Response::new(pb::ExecuteToolResponse {
@@ -145,12 +145,12 @@ fn unary_response(tool: &str, reply: ToolReply) -> Result<Response<pb::ExecuteTo
         binary_result: binary.unwrap_or_default(),
         ..pb::ExecuteToolResponse::default()
     });
-    tell_worker(response.metadata_mut(), worker.as_deref());
+    set_worker_header(response.metadata_mut(), worker.as_deref());
     Ok(response)
 }
 
-/// Says which worker ran the call, where a worker did.
-fn tell_worker(headers: &mut MetadataMap, worker: Option<&str>) {
+/// Names the worker that ran the call, if any, in a response header.
+fn set_worker_header(headers: &mut MetadataMap, worker: Option<&str>) {
     if let Some(value) = worker.and_then(|worker| worker.parse().ok()) {
         headers.insert(headers::WORKER_ID, value);
     }

@@ -1,4 +1,4 @@
-//! What the host knows, for operators and the command line.
+//! Lists tools, workers and sessions, and reports statistics and session events, for operators and the command line.
 
 use std::{pin::Pin, time::SystemTime};
 
@@ -9,8 +9,12 @@ use snakepit_session::{PageRequest, Session, SessionStats};
 use snakepit_wire::spec_to_wire;
 use tonic::Status;
 
-use super::{bridge::Bridge, sessions::count, until_stop::UntilStop};
-use crate::status::{from_session_error, invalid_field};
+use super::{
+    bridge::Bridge,
+    open_ended::OpenEndedStream,
+    request::{count_to_wire, read_status},
+};
+use crate::status::invalid_field;
 
 impl Bridge {
     pub(super) fn tools(&self) -> pb::ListToolsResponse {
@@ -45,12 +49,7 @@ impl Bridge {
             return Err(invalid_field("page_size", "is negative; use 0 for the default"));
         };
         let token = (!page_token.is_empty()).then_some(page_token);
-        let page = self
-            .host()
-            .sessions
-            .list(PageRequest { size, token })
-            .await
-            .map_err(|e| from_session_error(&e))?;
+        let page = self.host().sessions.list(PageRequest { size, token }).await.map_err(read_status)?;
         Ok(pb::ListSessionsResponse {
             sessions: page.items.iter().map(listed).collect(),
             next_page_token: page.next.unwrap_or_default(),
@@ -58,7 +57,7 @@ impl Bridge {
     }
 
     pub(super) async fn session_stats(&self) -> Result<pb::GetSessionStatsResponse, Status> {
-        let stats = self.host().sessions.stats().await.map_err(|e| from_session_error(&e))?;
+        let stats = self.host().sessions.stats().await.map_err(read_status)?;
         let SessionStats { created, deleted, expired, sweeps, live, variables, programs, bytes } = stats;
         Ok(pb::GetSessionStatsResponse {
             created,
@@ -90,7 +89,7 @@ impl Bridge {
             };
             Some((Ok(event), events))
         });
-        Box::pin(UntilStop::new(events, self.host().stop.clone()))
+        Box::pin(OpenEndedStream::new(events, self.host().stop.clone()))
     }
 }
 
@@ -100,9 +99,9 @@ fn listed(session: &Session) -> pb::SessionInfo {
         metadata: (&session.metadata).into(),
         created_at: Some(session.created_at.into()),
         expires_at: Some((SystemTime::now() + session.expires_in).into()),
-        program_count: count(session.program_count),
+        program_count: count_to_wire(session.program_count),
         last_worker_id: session.last_worker.as_deref().unwrap_or_default().to_owned(),
-        variable_count: count(session.variable_count),
+        variable_count: count_to_wire(session.variable_count),
         bytes: session.bytes as u64,
     }
 }

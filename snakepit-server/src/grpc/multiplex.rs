@@ -18,12 +18,13 @@ use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
 
-use super::{bridge::Bridge, until_stop::UntilStop};
+use super::{bridge::Bridge, open_ended::OpenEndedStream};
 use crate::{
     host::Host,
     listen::{Connection, StreamUse},
     status::{
-        answer_dropped, connection_evicted, from_tool_error, too_many_unread, too_much_of_a_connection,
+        answer_dropped, connection_budget_exhausted, connection_evicted, from_tool_error,
+        response_budget_exhausted,
     },
 };
 
@@ -37,13 +38,13 @@ impl Bridge {
     ) -> BatchResponse {
         let replies = Replies::new();
         let evicted = connection.as_ref().map(|connection| Box::pin(connection.evicted()));
-        let stream_use = connection.clone().map(StreamUse::of);
+        let stream_use = connection.clone().map(StreamUse::new);
         let client = Client { calls: HostCalls { host: Arc::clone(self.host()), connection } };
         let calls = InUse { calls: MuxCalls::new(Arc::new(client), replies.clone()), stream_use };
         let (driver, body) = Serve::new(inbound, calls, replies).split();
         let mut task = JoinSet::new();
         task.spawn(driver);
-        Box::pin(UntilStop::new(Driven { body, evicted, _task: task }, self.host().stop.clone()))
+        Box::pin(OpenEndedStream::new(Driven { body, evicted, _task: task }, self.host().stop.clone()))
     }
 }
 
@@ -109,7 +110,7 @@ impl MuxService for Client {
 
     fn reserve(&self, bytes: usize) -> Result<(), ToolError> {
         let Some(connection) = &self.calls.connection else { return Ok(()) };
-        connection.reserve(bytes).map_err(too_much_of_a_connection)
+        connection.reserve(bytes).map_err(connection_budget_exhausted)
     }
 
     fn release(&self, bytes: usize) {
@@ -146,10 +147,10 @@ struct HostCalls {
 impl ToolHandler for HostCalls {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         let Some(connection) = &self.connection else { return self.host.call(call).await };
-        connection.room(call.deadline).await.map_err(too_many_unread)?;
+        connection.response_capacity(call.deadline).await.map_err(response_budget_exhausted)?;
         let mut reply = self.host.call(call).await?;
         if let ReplyBody::Value(value) = reply.body {
-            reply.body = ReplyBody::Value(connection.hold(value).map_err(answer_dropped)?);
+            reply.body = ReplyBody::Value(connection.count_unread(value).map_err(answer_dropped)?);
         }
         Ok(reply)
     }

@@ -1,19 +1,19 @@
-//! Programs, of a session or global.
+//! RPCs for programs, both of sessions and global.
 
 use std::time::Duration;
 
 use snakepit_proto::pb;
-use snakepit_session::{Created, Program, ProgramInfo, ProgramName, ProgramOwner, SessionError};
+use snakepit_session::{Created, Program, ProgramInfo, ProgramName, ProgramOwner};
 use tonic::Status;
 
 use super::{
     bridge::Bridge,
-    request::{session_id, ttl},
+    request::{read_status, session_id, ttl, write_status},
 };
-use crate::status::{from_session_error, from_write_error, invalid_field};
+use crate::status::invalid_field;
 
-/// What a program is when its owner does not say.
-const OPAQUE: &str = "application/octet-stream";
+/// The content type of programs that are stored without one.
+const DEFAULT_CONTENT_TYPE: &str = "application/octet-stream";
 
 impl Bridge {
     pub(super) async fn put(&self, request: pb::PutProgramRequest) -> Result<pb::PutProgramResponse, Status> {
@@ -23,11 +23,11 @@ impl Bridge {
         };
         let pb::Program { name, data, content_type, metadata, ttl_seconds, .. } = program;
         let name = program_name(&name)?;
-        let content_type = if content_type.is_empty() { OPAQUE.to_owned() } else { content_type };
+        let content_type =
+            if content_type.is_empty() { DEFAULT_CONTENT_TYPE.to_owned() } else { content_type };
         let ttl = ttl("program.ttl_seconds", ttl_seconds)?;
         let program = Program { metadata, ttl, ..Program::new(data, content_type) };
-        let created =
-            self.host().sessions.put_program(&owner, &name, program).await.map_err(write_refused)?;
+        let created = self.host().sessions.put_program(&owner, &name, program).await.map_err(write_status)?;
         Ok(pb::PutProgramResponse { created: created == Created::New })
     }
 
@@ -37,7 +37,7 @@ impl Bridge {
     ) -> Result<pb::GetProgramResponse, Status> {
         let owner = owner(&request.session_id, request.global)?;
         let name = program_name(&request.name)?;
-        let program = self.host().sessions.program(&owner, &name).await.map_err(refused)?;
+        let program = self.host().sessions.program(&owner, &name).await.map_err(read_status)?;
         Ok(pb::GetProgramResponse {
             program: Some(pb::Program {
                 name: request.name,
@@ -56,14 +56,14 @@ impl Bridge {
         request: &pb::ListProgramsRequest,
     ) -> Result<pb::ListProgramsResponse, Status> {
         let owner = owner(&request.session_id, request.global)?;
-        let programs = self.host().sessions.programs(&owner).await.map_err(refused)?;
+        let programs = self.host().sessions.programs(&owner).await.map_err(read_status)?;
         Ok(pb::ListProgramsResponse { programs: programs.into_iter().map(listed).collect() })
     }
 
     pub(super) async fn remove_program(&self, request: &pb::DeleteProgramRequest) -> Result<(), Status> {
         let owner = owner(&request.session_id, request.global)?;
         let name = program_name(&request.name)?;
-        self.host().sessions.delete_program(&owner, &name).await.map_err(write_refused)
+        self.host().sessions.delete_program(&owner, &name).await.map_err(write_status)
     }
 }
 
@@ -79,7 +79,7 @@ fn listed(info: ProgramInfo) -> pb::Program {
     }
 }
 
-/// Whose programs a request is about.
+/// The owner of the programs that a request is about.
 fn owner(session: &str, global: bool) -> Result<ProgramOwner, Status> {
     match (global, session) {
         (false, id) => session_id(id).map(ProgramOwner::Session),
@@ -90,23 +90,13 @@ fn owner(session: &str, global: bool) -> Result<ProgramOwner, Status> {
     }
 }
 
-/// A TTL in whole seconds, the longer part of one counted in full.
+/// A TTL in seconds, rounded up.
 fn seconds(ttl: Option<Duration>) -> i64 {
     ttl.map_or(0, |ttl| i64::try_from(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).unwrap_or(i64::MAX))
 }
 
 fn program_name(name: &str) -> Result<ProgramName, Status> {
-    ProgramName::try_new(name).map_err(refused)
-}
-
-#[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
-fn refused(error: SessionError) -> Status {
-    from_session_error(&error)
-}
-
-#[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
-fn write_refused(error: SessionError) -> Status {
-    from_write_error(&error)
+    ProgramName::try_new(name).map_err(read_status)
 }
 
 fn size(bytes: usize) -> i64 {

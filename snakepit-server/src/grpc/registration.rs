@@ -1,4 +1,4 @@
-//! RegisterTools: for the workers that this host launched, and nobody else.
+//! `RegisterTools`, which only workers that this host launched may call.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ impl Bridge {
         let (_, extensions, request) = request.into_parts();
         let pb::RegisterToolsRequest { session_id, tools, worker_id, identity } = request;
         bounded("worker_id", &worker_id, MAX_NAME_BYTES)?;
-        // This project's own workers announce that they have no tools, too.
+        // Workers of this project also register when they have no tools.
         let may_be_empty = identity.is_some();
         let credentials = match self.launch() {
             Some(launch) => Ok(Arc::clone(launch)),
@@ -33,7 +33,7 @@ impl Bridge {
             return Err(invalid_field("tools", "is empty; register at least one tool"));
         }
         let pool = self.host().pool().await.map_err(from_tool_error)?;
-        // It uses up the token, so nothing is awaited after it: a request that is cancelled can be repeated.
+        // Claiming uses up the token. Nothing is awaited after it, so a worker can repeat a request that was cancelled.
         let launch = match credentials {
             Ok(launch) => launch,
             Err((peer, identity)) => self.claim(peer, identity).await?,
@@ -44,8 +44,8 @@ impl Bridge {
             tools.iter().map(|tool| (tool.name.clone(), format!("{name}/{}", tool.name))).collect();
         let count = tools.len();
         let specs = tools.into_iter().map(spec_from_registration).collect();
-        // A refusal is told in the answer, not as a status: it must never break the session of a worker that
-        // registers with every call.
+        // A rejection is part of the response and not a status, which could break the session of a worker that registers with
+        // every call.
         let registered = self.host().registry.register_remote(&name, launch.announcer(), &handler, specs);
         let response = match registered {
             Ok(_) => {
@@ -53,7 +53,7 @@ impl Bridge {
                 pb::RegisterToolsResponse { success: true, tool_ids, error_message: String::new() }
             }
             Err(error) => {
-                tracing::warn!(worker = %launch.id(), pool = name, %error, "tools refused");
+                tracing::warn!(worker = %launch.id(), pool = name, %error, "tools rejected");
                 pb::RegisterToolsResponse {
                     success: false,
                     error_message: error.to_string(),
@@ -64,7 +64,7 @@ impl Bridge {
         Ok(Response::new(response))
     }
 
-    /// What identifies the worker that asks: the process at the other end of the socket, and what it presents.
+    /// The credentials of the worker: the process at the other end of the socket, and the identity that it presents.
     fn credentials(
         extensions: &Extensions,
         identity: Option<pb::WorkerIdentity>,
@@ -74,7 +74,7 @@ impl Bridge {
         if let (Some(peer), Some(identity)) = (peer, identity) {
             return Ok((peer, identity));
         }
-        // A runtime from before there were tokens does not know what it lacks.
+        // A runtime older than the tokens cannot explain this itself.
         Err(match connection.is_some_and(|connection| connection.worker().is_some()) {
             true => incompatible_worker(&format!(
                 "this snakepit_bridge is older than its host, snakepit {VERSION}: it presents no version and no token; \
@@ -84,7 +84,7 @@ impl Bridge {
         })
     }
 
-    /// The launch of the worker that asks, by its token.
+    /// Finds the launch of the worker by its token.
     async fn claim(&self, peer: u32, identity: pb::WorkerIdentity) -> Result<Arc<Launch>, Status> {
         let launches = &self.host().launches;
         let pb::WorkerIdentity { token, version, protocol } = identity;

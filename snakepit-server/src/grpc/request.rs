@@ -1,24 +1,26 @@
-//! Reading requests: headers into deadlines and traces, messages into domain calls.
+//! Converts requests: headers to deadlines and traces, messages to calls, and errors of sessions to statuses.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use snakepit_proto::{headers, pb};
 use snakepit_registry::{Arguments, CallMode, ToolCall, TraceContext};
-use snakepit_session::{Payload, SessionId};
+use snakepit_session::{Payload, SessionError, SessionId};
 use snakepit_wire::payload_from_wire;
 use tokio::time::Instant;
 use tonic::{Extensions, Status, metadata::MetadataMap};
 
-use super::deadline::CallDeadline;
-use crate::status::{from_session_error, invalid_field};
+use crate::{
+    listen::CallDeadline,
+    status::{from_session_error, from_write_error, invalid_field},
+};
 
-/// Reads a session id that must be there.
+/// Parses a session id, which must not be empty.
 pub(super) fn session_id(id: &str) -> Result<SessionId, Status> {
-    SessionId::try_new(id).map_err(|error| from_session_error(&error))
+    SessionId::try_new(id).map_err(read_status)
 }
 
-/// Checks the length of an id or a name that is looked up, which may then stand in messages and logs.
+/// Checks the length of an id or name. After that, it may appear in messages and logs.
 pub(super) fn bounded<'a>(field: &str, name: &'a str, max_bytes: usize) -> Result<&'a str, Status> {
     if name.len() > max_bytes {
         let problem = format!("has {} bytes, the limit is {max_bytes}", name.len());
@@ -27,7 +29,7 @@ pub(super) fn bounded<'a>(field: &str, name: &'a str, max_bytes: usize) -> Resul
     Ok(name)
 }
 
-/// Reads a TTL; 0 is the default.
+/// Parses a TTL in seconds. Zero stands for the default.
 pub(super) fn ttl(field: &str, seconds: i64) -> Result<Option<Duration>, Status> {
     match u64::try_from(seconds) {
         Ok(0) => Ok(None),
@@ -36,7 +38,7 @@ pub(super) fn ttl(field: &str, seconds: i64) -> Result<Option<Duration>, Status>
     }
 }
 
-/// The call that a request asks for.
+/// Converts a request to a call.
 pub(super) fn tool_call(
     headers: &MetadataMap,
     extensions: &Extensions,
@@ -76,9 +78,26 @@ fn arguments(
         Err(error) => Err(invalid_field(&format!("parameters[{name}]"), format!("cannot be read: {error}"))),
     };
     let mut arguments = parameters.into_iter().map(read).collect::<Result<Arguments, _>>()?;
-    // A buffer without a parameter of its name is raw bytes.
+    // A buffer without a parameter of the same name is raw bytes.
     arguments.extend(buffers.into_iter().map(|(name, buffer)| (name, Payload::bytes(buffer))));
     Ok(arguments)
+}
+
+/// Converts the error of a read or of a new session, for `map_err`.
+#[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
+pub(super) fn read_status(error: SessionError) -> Status {
+    from_session_error(&error)
+}
+
+/// Converts the error of a write, for `map_err`.
+#[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
+pub(super) fn write_status(error: SessionError) -> Status {
+    from_write_error(&error)
+}
+
+/// Counts on the wire are int32; larger ones become the largest.
+pub(super) fn count_to_wire(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
 }
 
 fn trace(headers: &MetadataMap) -> Option<TraceContext> {
@@ -86,7 +105,10 @@ fn trace(headers: &MetadataMap) -> Option<TraceContext> {
     Some(TraceContext { traceparent: text(headers::TRACEPARENT)?, tracestate: text(headers::TRACESTATE) })
 }
 
-/// The deadline that `grpc-timeout` asks for, a little early, as [the layer](super::deadline) found it.
+/// The deadline of a call, from the extension that [`listen`](crate::listen) sets.
+///
+/// # Errors
+/// The header `grpc-timeout` is malformed.
 pub(super) fn deadline(headers: &MetadataMap, extensions: &Extensions) -> Result<Option<Instant>, Status> {
     let Some(value) = headers.get(headers::GRPC_TIMEOUT) else { return Ok(None) };
     if value.to_str().ok().and_then(headers::parse_timeout).is_none() {
@@ -95,7 +117,7 @@ pub(super) fn deadline(headers: &MetadataMap, extensions: &Extensions) -> Result
             "is malformed; it takes up to 8 digits and a unit of H, M, S, m, u or n",
         ));
     }
-    // A timeout too long for the clock is none.
+    // A timeout that overflows the clock sets no deadline.
     Ok(extensions.get::<CallDeadline>().map(|deadline| deadline.0))
 }
 
@@ -104,11 +126,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_malformed_timeout_is_refused() {
+    fn a_malformed_timeout_is_rejected() {
         let mut headers = MetadataMap::new();
         headers.insert("grpc-timeout", "soon".parse().unwrap());
-        let refused = deadline(&headers, &Extensions::default()).unwrap_err();
-        assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+        let error = deadline(&headers, &Extensions::default()).unwrap_err();
+        assert_eq!(error.code(), tonic::Code::InvalidArgument);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Ping and the life of a session.
+//! `Ping`, and RPCs that create, read, renew and delete sessions.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,9 +8,8 @@ use tonic::Status;
 
 use super::{
     bridge::Bridge,
-    request::{session_id, ttl},
+    request::{count_to_wire, read_status, session_id, ttl, write_status},
 };
-use crate::status::{from_session_error, from_write_error};
 
 impl Bridge {
     pub(super) fn pong(request: &pb::PingRequest) -> pb::PingResponse {
@@ -20,13 +19,13 @@ impl Bridge {
         }
     }
 
-    /// Creates a session, unless it is there.
+    /// Creates a session unless it exists.
     pub(super) async fn open(&self, request: pb::InitializeSessionRequest) -> Result<(), Status> {
         let pb::InitializeSessionRequest { session_id: id, metadata, config: _, ttl_seconds } = request;
         let id = session_id(&id)?;
         let ttl = ttl("ttl_seconds", ttl_seconds)?;
         let new = NewSession { metadata, ttl };
-        self.host().sessions.create(&id, new).await.map_err(|e| from_session_error(&e))?;
+        self.host().sessions.create(&id, new).await.map_err(read_status)?;
         Ok(())
     }
 
@@ -35,18 +34,21 @@ impl Bridge {
         request: &pb::CleanupSessionRequest,
     ) -> Result<pb::CleanupSessionResponse, Status> {
         let id = session_id(&request.session_id)?;
-        let session = self.host().sessions.delete(&id).await.map_err(|e| from_write_error(&e))?;
+        let session = self.host().sessions.delete(&id).await.map_err(write_status)?;
         Ok(pb::CleanupSessionResponse {
             success: true,
-            resources_cleaned: count(session.program_count + session.variable_count),
+            resources_cleaned: count_to_wire(session.program_count + session.variable_count),
         })
     }
 
-    /// Renews the session of a request that names one; a request need not. Unknown ones are refused.
+    /// Renews the session that a request names, if any.
+    ///
+    /// # Errors
+    /// The session does not exist.
     pub(super) async fn renew(&self, id: &str) -> Result<(), Status> {
         if !id.is_empty() {
             let id = session_id(id)?;
-            self.host().sessions.get(&id).await.map_err(|e| from_session_error(&e))?;
+            self.host().sessions.get(&id).await.map_err(read_status)?;
         }
         Ok(())
     }
@@ -56,16 +58,16 @@ impl Bridge {
         request: &pb::GetSessionRequest,
     ) -> Result<pb::GetSessionResponse, Status> {
         let id = session_id(&request.session_id)?;
-        let session = self.host().sessions.get(&id).await.map_err(|e| from_session_error(&e))?;
+        let session = self.host().sessions.get(&id).await.map_err(read_status)?;
         Ok(pb::GetSessionResponse {
             session_id: request.session_id.clone(),
             metadata: (&session.metadata).into(),
             created_at: Some(session.created_at.into()),
-            variable_count: count(session.variable_count),
-            tool_count: count(self.host().registry.len()),
+            variable_count: count_to_wire(session.variable_count),
+            tool_count: count_to_wire(self.host().registry.len()),
             expires_in_ms: millis(session.expires_in),
             ttl_ms: millis(session.ttl),
-            program_count: count(session.program_count),
+            program_count: count_to_wire(session.program_count),
             bytes: session.bytes as u64,
             last_worker_id: session.last_worker.as_deref().unwrap_or_default().to_owned(),
         })
@@ -77,7 +79,7 @@ impl Bridge {
             Ok(id) => match self.host().sessions.get(&id).await {
                 Ok(_) => true,
                 Err(SessionError::NotFound { .. }) => false,
-                Err(error) => return Err(from_session_error(&error)),
+                Err(error) => return Err(read_status(error)),
             },
         };
         Ok(pb::HeartbeatResponse { server_time: Some(SystemTime::now().into()), session_valid })
@@ -86,9 +88,4 @@ impl Bridge {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Counts on the wire are int32; nobody has more.
-pub(super) fn count(n: usize) -> i32 {
-    i32::try_from(n).unwrap_or(i32::MAX)
 }

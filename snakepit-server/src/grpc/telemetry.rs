@@ -1,4 +1,4 @@
-//! StreamTelemetry: the events of calls, as the subscriber's controls ask for them.
+//! `StreamTelemetry`: events of calls, filtered and sampled as the subscriber requests.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use snakepit_proto::pb::{self, telemetry_control::Control, telemetry_value::Valu
 use tokio::sync::broadcast::{self, error::RecvError};
 use tonic::{Status, Streaming};
 
-use super::{bridge::Bridge, until_stop::UntilStop};
+use super::{bridge::Bridge, open_ended::OpenEndedStream};
 use crate::{
     status::invalid_field,
     telemetry::{CallEvent, CallEventKind},
@@ -27,31 +27,32 @@ impl Bridge {
         let subscription = Subscription {
             controls: Some(controls),
             events: self.host().telemetry.subscribe(),
-            wanted: Wanted::default(),
-            is_refused: false,
+            filter: EventFilter::default(),
+            is_rejected: false,
         };
         let events = futures_util::stream::unfold(subscription, |mut subscription| async {
             let event = subscription.next().await?;
             Some((event, subscription))
         });
-        Box::pin(UntilStop::new(events, self.host().stop.clone()))
+        Box::pin(OpenEndedStream::new(events, self.host().stop.clone()))
     }
 }
 
 struct Subscription {
-    /// `None` once the subscriber said its last; its last word stays in force.
+    /// `None` after the last control. The filter stays in force.
     controls: Option<Streaming<pb::TelemetryControl>>,
     events: broadcast::Receiver<Arc<CallEvent>>,
-    wanted: Wanted,
-    /// Its last control was refused, which ends it.
-    is_refused: bool,
+    filter: EventFilter,
+    /// Whether a control was rejected, which ends the subscription.
+    is_rejected: bool,
 }
 
 impl Subscription {
-    /// The next event the subscriber wants; `None` when it is gone or the host is. The last item may be a refusal.
+    /// The next event that passes the filter. `None` after the subscriber or the host has ended. The last item may be the rejection of a
+    /// control.
     async fn next(&mut self) -> Option<Result<pb::TelemetryEvent, Status>> {
         loop {
-            if self.is_refused {
+            if self.is_rejected {
                 return None;
             }
             let control = async {
@@ -62,15 +63,15 @@ impl Subscription {
             };
             tokio::select! {
                 control = control => match control {
-                    Ok(Some(control)) => if let Err(refusal) = self.wanted.apply(control) {
-                        self.is_refused = true;
-                        return Some(Err(refusal));
+                    Ok(Some(control)) => if let Err(status) = self.filter.apply(control) {
+                        self.is_rejected = true;
+                        return Some(Err(status));
                     },
                     Ok(None) => self.controls = None,
                     Err(_) => return None,
                 },
                 event = self.events.recv() => match event {
-                    Ok(event) if self.wanted.wants(&event) => return Some(Ok(event_to_wire(&event))),
+                    Ok(event) if self.filter.passes(&event) => return Some(Ok(event_to_wire(&event))),
                     Ok(_) => {}
                     Err(RecvError::Lagged(count)) => return Some(Ok(lost_events(count))),
                     Err(RecvError::Closed) => return None,
@@ -80,8 +81,9 @@ impl Subscription {
     }
 }
 
-/// The most patterns that a list may have, and what they may hold together, in bytes: each is matched with every event.
+/// The most patterns of a list. The host matches each of them with every event.
 const MAX_PATTERNS: usize = 64;
+/// The total size of the patterns of a list, in bytes.
 const MAX_PATTERN_BYTES: usize = 4096;
 
 fn check_patterns(field: &str, patterns: &[String]) -> Result<(), Status> {
@@ -96,28 +98,30 @@ fn check_patterns(field: &str, patterns: &[String]) -> Result<(), Status> {
     Ok(())
 }
 
-/// What a subscriber asked for. At first: everything.
+/// Selects the events of a subscription. Initially, every event passes.
 #[derive(Debug)]
-struct Wanted {
+struct EventFilter {
     enabled: bool,
     sampling_rate: f64,
-    /// Events that sampling applies to; empty means all.
+    /// Patterns of the events that sampling applies to. Empty means all.
     sampled: Vec<String>,
-    /// Events to send; empty means all.
+    /// Patterns of the events that pass. Empty means all.
     allow: Vec<String>,
-    /// Events to leave out, whatever `allow` says.
+    /// Patterns of the events that do not pass. They override `allow`.
     deny: Vec<String>,
 }
 
-impl Default for Wanted {
+impl Default for EventFilter {
     fn default() -> Self {
         Self { enabled: true, sampling_rate: 1.0, sampled: Vec::new(), allow: Vec::new(), deny: Vec::new() }
     }
 }
 
-impl Wanted {
+impl EventFilter {
+    /// Applies a control.
+    ///
     /// # Errors
-    /// When there are too many patterns. What was wanted stays as it was.
+    /// A list of patterns is too large. The filter is then unchanged.
     fn apply(&mut self, control: pb::TelemetryControl) -> Result<(), Status> {
         match control.control {
             Some(Control::Toggle(toggle)) => self.enabled = toggle.enabled,
@@ -137,8 +141,8 @@ impl Wanted {
         Ok(())
     }
 
-    fn wants(&self, event: &CallEvent) -> bool {
-        let name = parts(event.kind).join(".");
+    fn passes(&self, event: &CallEvent) -> bool {
+        let name = event_parts(event.kind).join(".");
         let any = |patterns: &[String]| patterns.iter().any(|pattern| matches_pattern(pattern, &name));
         self.enabled
             && !any(&self.deny)
@@ -146,7 +150,7 @@ impl Wanted {
             && (!(self.sampled.is_empty() || any(&self.sampled)) || self.samples(event.call))
     }
 
-    /// Decides by the call, so that all events of one call are sent or none.
+    /// Depends on the call only, so that either all events of a call pass or none.
     fn samples(&self, call: u64) -> bool {
         let mut hasher = DefaultHasher::new();
         call.hash(&mut hasher);
@@ -156,7 +160,7 @@ impl Wanted {
     }
 }
 
-/// Whether a dotted name fits a pattern in which `*` stands for anything.
+/// Whether a dotted name matches a pattern, in which `*` matches any text.
 fn matches_pattern(pattern: &str, name: &str) -> bool {
     let Some((head, mut rest)) = pattern.split_once('*') else { return pattern == name };
     let Some(mut name) = name.strip_prefix(head) else { return false };
@@ -168,7 +172,7 @@ fn matches_pattern(pattern: &str, name: &str) -> bool {
     name.ends_with(rest)
 }
 
-const fn parts(kind: CallEventKind) -> [&'static str; 3] {
+const fn event_parts(kind: CallEventKind) -> [&'static str; 3] {
     match kind {
         CallEventKind::Start => ["tool", "execution", "start"],
         CallEventKind::Stop => ["tool", "execution", "stop"],
@@ -191,7 +195,7 @@ fn event_to_wire(event: &CallEvent) -> pb::TelemetryEvent {
         measurements.insert("duration_ns".to_owned(), integer(nanoseconds));
     }
     pb::TelemetryEvent {
-        event_parts: parts(event.kind).map(str::to_owned).to_vec(),
+        event_parts: event_parts(event.kind).map(str::to_owned).to_vec(),
         measurements,
         metadata,
         timestamp_ns: nanoseconds_since_epoch(event.at),
@@ -199,7 +203,7 @@ fn event_to_wire(event: &CallEvent) -> pb::TelemetryEvent {
     }
 }
 
-/// Tells a slow subscriber that it lost events.
+/// The event that reports to a slow subscriber how many events it lost.
 fn lost_events(count: u64) -> pb::TelemetryEvent {
     let count = i64::try_from(count).unwrap_or(i64::MAX);
     pb::TelemetryEvent {
@@ -240,28 +244,28 @@ mod tests {
     }
 
     #[test]
-    fn patterns_are_bounded_and_a_refusal_changes_nothing() {
-        let mut wanted = Wanted::default();
-        let filter = |deny: Vec<String>| pb::TelemetryControl {
+    fn patterns_are_bounded_and_a_rejection_changes_nothing() {
+        let mut filter = EventFilter::default();
+        let control = |deny: Vec<String>| pb::TelemetryControl {
             control: Some(Control::Filter(pb::TelemetryEventFilter { allow: vec!["*".to_owned()], deny })),
         };
         for (patterns, problem) in [
             (vec!["*".to_owned(); MAX_PATTERNS + 1], "has 65 patterns, the limit is 64"),
             (vec!["*a".repeat(MAX_PATTERN_BYTES)], "has 8192 bytes of patterns, the limit is 4096"),
         ] {
-            let refusal = wanted.apply(filter(patterns)).unwrap_err();
-            assert_eq!(refusal.message(), format!("`filter.deny` {problem}"));
+            let status = filter.apply(control(patterns)).unwrap_err();
+            assert_eq!(status.message(), format!("`filter.deny` {problem}"));
         }
-        assert!(wanted.allow.is_empty() && wanted.deny.is_empty());
-        wanted.apply(filter(vec!["*".to_owned(); MAX_PATTERNS])).unwrap();
-        assert_eq!(wanted.deny.len(), MAX_PATTERNS);
+        assert!(filter.allow.is_empty() && filter.deny.is_empty());
+        filter.apply(control(vec!["*".to_owned(); MAX_PATTERNS])).unwrap();
+        assert_eq!(filter.deny.len(), MAX_PATTERNS);
     }
 
     #[test]
-    fn sampling_keeps_its_share_and_whole_calls() {
-        let wanted = Wanted { sampling_rate: 0.25, ..Wanted::default() };
-        let kept = (0..10_000).filter(|call| wanted.samples(*call)).count();
+    fn sampling_keeps_its_rate_and_whole_calls() {
+        let filter = EventFilter { sampling_rate: 0.25, ..EventFilter::default() };
+        let kept = (0..10_000).filter(|call| filter.samples(*call)).count();
         assert!((2_000..3_000).contains(&kept), "{kept}");
-        assert!((0..100).all(|call| wanted.samples(call) == wanted.samples(call)));
+        assert!((0..100).all(|call| filter.samples(call) == filter.samples(call)));
     }
 }

@@ -1,4 +1,4 @@
-//! The variables of a session.
+//! RPCs for the variables of a session.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -19,12 +19,15 @@ use tonic::{Request, Status};
 
 use super::{
     bridge::Bridge,
-    request::{bounded, deadline, session_id},
-    until_stop::UntilStop,
+    open_ended::OpenEndedStream,
+    request::{bounded, deadline, read_status, session_id, write_status},
 };
-use crate::status::{from_session_error, from_write_error, invalid_field, too_much};
+use crate::{
+    blocking::run_blocking,
+    status::{answer_too_large, from_write_error, invalid_field},
+};
 
-/// The longest pattern of a listing, in bytes: it is matched with the name of every variable.
+/// The longest pattern of a listing, in bytes. The host matches it with the name of every variable.
 const MAX_PATTERN_BYTES: usize = 1024;
 
 pub(super) type Updates = Pin<Box<dyn Stream<Item = Result<pb::VariableUpdate, Status>> + Send>>;
@@ -44,14 +47,13 @@ impl Bridge {
             initial_binary_value,
         } = request;
         let id = session_id(&id)?;
-        let name = VariableName::try_new(name).map_err(refused)?;
+        let name = VariableName::try_new(name).map_err(read_status)?;
         let kind: ValueType =
             r#type.parse().map_err(|error| invalid_field("type", format_args!("cannot be used: {error}")))?;
-        let ty = variable_type(kind, constraints_json).await.map_err(refused)?;
+        let ty = variable_type(kind, constraints_json).await.map_err(read_status)?;
         let value = value("initial_value", initial_value, initial_binary_value)?;
         let new = NewVariable { ty, value, note: Note::from_metadata(metadata) };
-        let variable =
-            self.host().sessions.register_variable(&id, &name, new).await.map_err(write_refused)?;
+        let variable = self.host().sessions.register_variable(&id, &name, new).await.map_err(write_status)?;
         Ok(pb::RegisterVariableResponse {
             success: true,
             variable_id: variable.id.to_string(),
@@ -65,7 +67,7 @@ impl Bridge {
     ) -> Result<pb::GetVariableResponse, Status> {
         let id = session_id(&request.session_id)?;
         let identifier = identifier(&request.variable_identifier)?;
-        let variable = self.host().sessions.variable(&id, identifier).await.map_err(refused)?;
+        let variable = self.host().sessions.variable(&id, identifier).await.map_err(read_status)?;
         Ok(pb::GetVariableResponse { variable: Some(variable_to_wire(variable)), from_cache: false })
     }
 
@@ -91,7 +93,7 @@ impl Bridge {
             note: Note::from_metadata(metadata),
             expected_version: (check_version || expected != 0).then_some(expected),
         };
-        let written = self.host().sessions.set_variable(&id, update).await.map_err(write_refused)?;
+        let written = self.host().sessions.set_variable(&id, update).await.map_err(write_status)?;
         Ok(pb::SetVariableResponse {
             success: true,
             error_message: String::new(),
@@ -107,7 +109,7 @@ impl Bridge {
         let bound = |name| bounded("variable_identifiers", name, VariableId::MAX_BYTES);
         let identifiers =
             request.variable_identifiers.iter().map(|name| bound(name)).collect::<Result<Vec<_>, _>>()?;
-        let found = self.host().sessions.variables(&id, &identifiers).await.map_err(refused)?;
+        let found = self.host().sessions.variables(&id, &identifiers).await.map_err(read_status)?;
         fits(found.iter().flatten().map(size))?;
         let mut response = pb::BatchGetVariablesResponse::default();
         for (identifier, variable) in request.variable_identifiers.into_iter().zip(found) {
@@ -147,9 +149,9 @@ impl Bridge {
                 (name, Some(any), buffer)
             })
             .collect();
-        // A buffer without a value of its name is raw bytes, as among the arguments of a call.
-        let alone = buffers.into_iter().map(|(name, buffer)| (name, None, buffer));
-        for (name, any, buffer) in given.into_iter().chain(alone) {
+        // A buffer without a value of the same name is raw bytes, as in the arguments of a call.
+        let buffers_only = buffers.into_iter().map(|(name, buffer)| (name, None, buffer));
+        for (name, any, buffer) in given.into_iter().chain(buffers_only) {
             bounded("updates", &name, VariableId::MAX_BYTES)?;
             let field = format!("updates[{name}]");
             if name.is_empty() {
@@ -168,8 +170,8 @@ impl Bridge {
                     });
                 }
                 Err(status) => {
-                    refuse_one(&mut response, name.clone(), status.message().to_owned(), &status);
-                    // Null is no variable's value: an atomic batch is refused, with the reasons of all others too.
+                    reject_write(&mut response, name.clone(), status.message().to_owned(), &status);
+                    // No variable accepts null, so the backend rejects the atomic batch and reports the reasons of all other writes.
                     if atomic {
                         writes.push(SetVariable::new(name, Payload::null()));
                     }
@@ -188,17 +190,17 @@ impl Bridge {
                     match outcome {
                         Ok(version) => drop(response.new_versions.insert(name, version_to_wire(version))),
                         Err(error) => {
-                            refuse_one(&mut response, name, error.to_string(), &from_write_error(&error));
+                            reject_write(&mut response, name, error.to_string(), &from_write_error(&error));
                         }
                     }
                 }
             }
             Err(SessionError::BatchRefused { errors }) => {
                 for (name, error) in errors {
-                    refuse_one(&mut response, name, error.to_string(), &from_write_error(&error));
+                    reject_write(&mut response, name, error.to_string(), &from_write_error(&error));
                 }
             }
-            Err(error) => return Err(write_refused(error)),
+            Err(error) => return Err(write_status(error)),
         }
         response.success = response.errors.is_empty();
         Ok(response)
@@ -214,7 +216,7 @@ impl Bridge {
             let problem = format_args!("has {bytes} bytes, the limit is {MAX_PATTERN_BYTES}");
             return Err(invalid_field("pattern", problem));
         }
-        let found = self.host().sessions.list_variables(&id, &request.pattern).await.map_err(refused)?;
+        let found = self.host().sessions.list_variables(&id, &request.pattern).await.map_err(read_status)?;
         fits(found.iter().map(size))?;
         Ok(pb::ListVariablesResponse { variables: found.into_iter().map(variable_to_wire).collect() })
     }
@@ -225,7 +227,7 @@ impl Bridge {
     ) -> Result<pb::DeleteVariableResponse, Status> {
         let id = session_id(&request.session_id)?;
         let identifier = identifier(&request.variable_identifier)?;
-        self.host().sessions.delete_variable(&id, identifier).await.map_err(write_refused)?;
+        self.host().sessions.delete_variable(&id, identifier).await.map_err(write_status)?;
         Ok(pb::DeleteVariableResponse { success: true, error_message: String::new() })
     }
 
@@ -240,16 +242,16 @@ impl Bridge {
         }
         let sessions = &self.host().sessions;
         let watch = sessions.watch_variables(&id, &variable_identifiers, include_initial_values).await;
-        let updates = watch.map_err(refused)?.map(|event| match event {
+        let updates = watch.map_err(read_status)?.map(|event| match event {
             Ok(WatchEvent::Update(update)) => Ok(update_to_wire(update)),
             Ok(WatchEvent::Lost(lost_updates)) => Ok(pb::VariableUpdate {
                 update_type: "lost".to_owned(),
                 lost_updates,
                 ..pb::VariableUpdate::default()
             }),
-            Err(error) => Err(refused(error)),
+            Err(error) => Err(read_status(error)),
         });
-        Ok(Box::pin(UntilStop::new(updates, self.host().stop.clone()).or_at(deadline)))
+        Ok(Box::pin(OpenEndedStream::new(updates, self.host().stop.clone()).with_deadline(deadline)))
     }
 
     pub(super) async fn history(
@@ -261,7 +263,7 @@ impl Bridge {
         let limit = usize::try_from(request.limit)
             .map_err(|_| invalid_field("limit", "is negative; use 0 for all versions kept"))?;
         let versions =
-            self.host().sessions.variable_history(&id, identifier, limit).await.map_err(refused)?;
+            self.host().sessions.variable_history(&id, identifier, limit).await.map_err(read_status)?;
         fits(versions.iter().map(|version| version.value.size()))?;
         Ok(pb::GetVariableHistoryResponse { entries: versions.into_iter().map(version_entry).collect() })
     }
@@ -277,29 +279,21 @@ impl Bridge {
         let variable = self.host().sessions.rollback_variable(&id, identifier, target, note).await;
         Ok(pb::RollbackVariableResponse {
             success: true,
-            variable: Some(variable_to_wire(variable.map_err(write_refused)?)),
+            variable: Some(variable_to_wire(variable.map_err(write_status)?)),
             error_message: String::new(),
         })
     }
 }
 
-/// Reads a type. One with constraints is read by a thread that may block: a regular expression takes milliseconds to compile.
+/// Parses a type. Constraints are parsed on a blocking thread, because compiling a regular expression takes milliseconds.
 async fn variable_type(kind: ValueType, constraints: String) -> Result<Arc<VariableType>, SessionError> {
     if constraints.is_empty() {
         return VariableType::new(kind);
     }
-    let reading = tokio::task::spawn_blocking(move || VariableType::with_constraints(kind, &constraints));
-    match reading.await {
-        Ok(read) => read,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime shuts down.
-            Err(_) => std::future::pending().await,
-        },
-    }
+    run_blocking(move || VariableType::with_constraints(kind, &constraints)).await
 }
 
-/// Reads an id or name that must be there.
+/// Checks the id or name of a variable, which must not be empty.
 fn identifier(identifier: &str) -> Result<&str, Status> {
     if identifier.is_empty() {
         return Err(invalid_field("variable_identifier", "is empty; give the variable's id or name"));
@@ -321,23 +315,18 @@ fn version(field: &str, version: i32) -> Result<u32, Status> {
         .map_err(|_| invalid_field(field, format_args!("is {version}, but versions start at 0")))
 }
 
-/// Versions end where those of the wire do.
+/// Versions on the wire are int32; larger ones become the largest.
 fn version_to_wire(version: u32) -> i32 {
     i32::try_from(version).unwrap_or(i32::MAX)
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
-fn refused(error: SessionError) -> Status {
-    from_session_error(&error)
-}
-
-#[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
-fn write_refused(error: SessionError) -> Status {
-    from_write_error(&error)
-}
-
-/// Tells why one write of a batch was refused, as the status of that write alone would. The first reason stays.
-fn refuse_one(response: &mut pb::BatchSetVariablesResponse, name: String, message: String, status: &Status) {
+/// Records why one write of a batch was rejected, as the status of a single write would. The first reason is kept.
+fn reject_write(
+    response: &mut pb::BatchSetVariablesResponse,
+    name: String,
+    message: String,
+    status: &Status,
+) {
     if !response.errors.contains_key(&name) {
         let Details { reason, metadata, .. } = details_of(status);
         let code = status.code().into();
@@ -347,17 +336,22 @@ fn refuse_one(response: &mut pb::BatchSetVariablesResponse, name: String, messag
     }
 }
 
-/// What a variable takes of a message, roughly.
+/// The approximate encoded size of a variable, in bytes.
 fn size(variable: &Variable) -> usize {
     let metadata = variable.metadata.iter().map(|(key, value)| key.len() + value.len() + 16);
     variable.value.size() + variable.ty.constraints_json().len() + metadata.sum::<usize>() + 1024
 }
 
-/// Whether values can be sent in one message. Without this a client would only read that something is too large.
+/// Checks that values fit into one response. Without this check, the client would receive a generic error of the transport.
 fn fits(sizes: impl Iterator<Item = usize>) -> Result<(), Status> {
     let size: usize = sizes.sum();
     if size > MAX_MESSAGE_BYTES {
-        return Err(too_much("the values asked for", size, MAX_MESSAGE_BYTES, "ask for fewer at once"));
+        return Err(answer_too_large(
+            "the values asked for",
+            size,
+            MAX_MESSAGE_BYTES,
+            "ask for fewer at once",
+        ));
     }
     Ok(())
 }

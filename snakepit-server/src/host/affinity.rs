@@ -1,7 +1,7 @@
-//! Stores which worker served a session last, without delaying the answer.
+//! Stores the worker that served a session last, without delaying the reply.
 //!
-//! Affinity is a hint. A backend that stores it at the first poll, as memory does, does so on the path of the answer. For
-//! all others a background task goes on: one per session, which writes only the latest worker, and a bounded number in all.
+//! Affinity is a hint. The memory backend stores it at the first poll, so this happens before the reply. Other backends continue in
+//! a background task: at most one per session, which writes only the latest worker, and a bounded number in total.
 
 #[cfg(test)]
 mod tests;
@@ -18,25 +18,25 @@ use snakepit_session::{SessionBackend, SessionError, SessionId};
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Sessions whose worker is being stored. The hints of more are dropped.
-const MOST_WRITES: usize = 1024;
+/// The most sessions with a write in progress. Hints for further sessions are dropped.
+const MAX_WRITES: usize = 1024;
 
-/// How long a backend may take to store one hint.
-const WRITE_WITHIN: Duration = Duration::from_secs(10);
+/// The time that a backend may take to store one hint.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where hints go.
+/// Writes affinity hints to the session backend.
 #[derive(Debug, Clone)]
-pub(crate) struct Affinity {
+pub(crate) struct AffinityWriter {
     sessions: Arc<dyn SessionBackend>,
-    /// For each session whose worker is being stored: the worker to store after that.
+    /// The sessions with a write in progress, each with the worker to store after it.
     writes: Arc<Mutex<HashMap<SessionId, Option<Arc<str>>>>>,
     tasks: TaskTracker,
     runtime: Handle,
     stop: CancellationToken,
 }
 
-impl Affinity {
-    /// Background tasks run in this runtime, are tracked, and end at the stop.
+impl AffinityWriter {
+    /// Background tasks run on `runtime`, belong to `tasks`, and end at the stop.
     pub(crate) fn new(
         sessions: Arc<dyn SessionBackend>,
         tasks: TaskTracker,
@@ -46,22 +46,22 @@ impl Affinity {
         Self { sessions, writes: Arc::default(), tasks, runtime, stop }
     }
 
-    /// Stores the worker of a session, now if the backend can, else in the background.
-    pub(crate) fn remember(&self, id: SessionId, worker: Arc<str>) {
+    /// Stores the worker of a session: immediately if the backend does not have to wait, otherwise in the background.
+    pub(crate) fn store(&self, id: SessionId, worker: Arc<str>) {
         if let Some(next) = self.writes().get_mut(&id) {
             *next = Some(worker);
             return;
         }
         let mut write: Pin<Box<dyn Future<Output = ()> + Send>> = {
             let (sessions, id) = (Arc::clone(&self.sessions), id.clone());
-            Box::pin(async move { store(&*sessions, &id, worker).await })
+            Box::pin(async move { write_hint(&*sessions, &id, worker).await })
         };
         if write.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
             return;
         }
         {
             let mut writes = self.writes();
-            if writes.len() >= MOST_WRITES || writes.contains_key(&id) {
+            if writes.len() >= MAX_WRITES || writes.contains_key(&id) {
                 return;
             }
             writes.insert(id.clone(), None);
@@ -69,7 +69,7 @@ impl Affinity {
         let this = self.clone();
         let task = async move {
             let stop = this.stop.clone();
-            // A hint that is not stored by the stop is lost, like the session's worker itself.
+            // The stop also ends the workers, so a hint that is not stored yet is worthless.
             let _done = stop.run_until_cancelled(this.write_latest(&id, write)).await;
         };
         self.tasks.spawn_on(task, &self.runtime);
@@ -77,16 +77,16 @@ impl Affinity {
 
     async fn write_latest(&self, id: &SessionId, mut write: Pin<Box<dyn Future<Output = ()> + Send>>) {
         loop {
-            if timeout(WRITE_WITHIN, write).await.is_err() {
-                tracing::warn!(session = %id, within = ?WRITE_WITHIN, "failed to remember the session's worker in time");
+            if timeout(WRITE_TIMEOUT, write).await.is_err() {
+                tracing::warn!(session = %id, within = ?WRITE_TIMEOUT, "failed to remember the session's worker in time");
             }
             let Some(worker) = self.next(id) else { return };
             let (sessions, id) = (Arc::clone(&self.sessions), id.clone());
-            write = Box::pin(async move { store(&*sessions, &id, worker).await });
+            write = Box::pin(async move { write_hint(&*sessions, &id, worker).await });
         }
     }
 
-    /// The worker to store next. Without one the write is over, in the same step, so that no later hint is lost.
+    /// Takes the worker to store next. If there is none, removes the session under the same lock, so that no later hint is lost.
     fn next(&self, id: &SessionId) -> Option<Arc<str>> {
         let mut writes = self.writes();
         let next = writes.get_mut(id)?.take();
@@ -101,7 +101,7 @@ impl Affinity {
     }
 }
 
-async fn store(sessions: &dyn SessionBackend, id: &SessionId, worker: Arc<str>) {
+async fn write_hint(sessions: &dyn SessionBackend, id: &SessionId, worker: Arc<str>) {
     match sessions.set_last_worker(id, worker).await {
         Ok(()) | Err(SessionError::NotFound { .. }) => {}
         Err(error) => tracing::warn!(session = %id, %error, "failed to remember the session's worker"),

@@ -1,4 +1,4 @@
-//! Accepting connections: the two kinds of sockets, and a loop that survives a lack of descriptors.
+//! Accepts connections on TCP and Unix sockets. The loop survives a shortage of file descriptors.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -14,13 +14,14 @@ use super::{
     connection,
     connections::{Admission, Connections, Peer},
 };
-use crate::restart::ends_well;
+use crate::panics::completes;
 
-/// The pause after a failure that the next attempt would only repeat, such as a lack of descriptors.
-const PAUSE: Duration = Duration::from_millis(100);
-/// How long connections may take to close after the stop, before they are cut.
-const CLOSE_WITHIN: Duration = Duration::from_secs(2);
-/// TCP keepalive, for a peer whose machine died: idle time before the first probe, then the time between probes.
+/// The pause after a failure that an immediate retry would repeat, such as a shortage of descriptors.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// The time after the stop in which clients must close their connections.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// TCP keepalive, which detects peers whose machine died: the idle time before the first probe, the time between probes, and their
+/// number.
 const TCP_KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(3), 3);
 
 /// A listening socket.
@@ -30,7 +31,7 @@ pub(super) trait Accept: Send + 'static {
     /// Waits for a connection. Cancel safe.
     fn accept(&mut self) -> impl Future<Output = io::Result<Self::Io>> + Send;
 
-    /// What is known of the other end.
+    /// Identifies the other end.
     fn peer(&self, io: &Self::Io) -> Peer;
 }
 
@@ -41,7 +42,7 @@ impl Accept for TcpListener {
         let (stream, _) = Self::accept(self).await?;
         let (idle, interval, probes) = TCP_KEEPALIVE;
         let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(probes);
-        // A connection works without either option, and HTTP/2 has a keepalive of its own.
+        // Failures do not matter: a connection works without these options, and HTTP/2 has its own keepalive.
         let _ = stream.set_nodelay(true);
         let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
         Ok(stream)
@@ -65,8 +66,8 @@ impl Accept for UnixListener {
     }
 }
 
-/// Serves the routes on all connections until the stop. Waits a little for clients that are slow to hang up, then cuts
-/// their connections.
+/// Serves the routes on all connections until the stop. Then waits briefly for clients to close their connections, and closes the
+/// rest.
 pub(super) async fn serve<L: Accept>(
     listener: L,
     routes: Routes,
@@ -81,13 +82,13 @@ pub(super) async fn serve<L: Accept>(
         stop,
         tasks: tasks.clone(),
         cut: cut.clone(),
-        failing: false,
-        refusing: false,
+        is_failing: false,
+        is_rejecting: false,
     };
-    while !ends_well("the accept loop", acceptor.run()).await {}
+    while !completes("the accept loop", acceptor.run()).await {}
     drop(acceptor);
     tasks.close();
-    if tokio::time::timeout(CLOSE_WITHIN, tasks.wait()).await.is_err() {
+    if tokio::time::timeout(CLOSE_TIMEOUT, tasks.wait()).await.is_err() {
         tracing::debug!("cutting connections that did not close in time");
         cut.cancel();
         tasks.wait().await;
@@ -102,9 +103,10 @@ struct Acceptor<L> {
     stop: CancellationToken,
     tasks: TaskTracker,
     cut: CancellationToken,
-    /// Whether the last attempt failed, and whether the last connection was refused: each is logged once.
-    failing: bool,
-    refusing: bool,
+    /// Whether the last attempt failed. Only the first failure in a row is logged.
+    is_failing: bool,
+    /// Whether the last connection was rejected. Only the first rejection in a row is logged.
+    is_rejecting: bool,
 }
 
 impl<L: Accept> Acceptor<L> {
@@ -117,19 +119,19 @@ impl<L: Accept> Acceptor<L> {
             };
             match accepted {
                 Ok(io) => {
-                    self.failing = false;
+                    self.is_failing = false;
                     self.admit(io);
-                    // Idle connections that make room for others close in tasks of their own.
+                    // Lets the tasks of evicted connections close them.
                     tokio::task::yield_now().await;
                 }
-                Err(error) if is_of_the_peer(&error) => {}
+                Err(error) if is_caused_by_peer(&error) => {}
                 Err(error) => {
-                    if !std::mem::replace(&mut self.failing, true) {
-                        tracing::warn!(%error, "failed to accept a connection; trying again every {PAUSE:?}");
+                    if !std::mem::replace(&mut self.is_failing, true) {
+                        tracing::warn!(%error, "failed to accept a connection; trying again every {RETRY_PAUSE:?}");
                     }
                     tokio::select! {
                         () = self.stop.cancelled() => return,
-                        () = tokio::time::sleep(PAUSE) => {}
+                        () = tokio::time::sleep(RETRY_PAUSE) => {}
                     }
                 }
             }
@@ -138,22 +140,22 @@ impl<L: Accept> Acceptor<L> {
 
     fn admit(&mut self, io: L::Io) {
         match self.connections.admit(self.listener.peer(&io)) {
-            Admission::Admitted(slot) => {
-                self.refusing = false;
+            Admission::Admitted(permit) => {
+                self.is_rejecting = false;
                 let (stop, cut) = (self.stop.child_token(), self.cut.child_token());
-                self.tasks.spawn(connection::serve(io, self.routes.clone(), slot, stop, cut));
+                self.tasks.spawn(connection::serve(io, self.routes.clone(), permit, stop, cut));
             }
-            Admission::Refused { limit } => {
-                if !std::mem::replace(&mut self.refusing, true) {
-                    tracing::warn!(limit, "all connections are in use; refusing more");
+            Admission::Rejected { limit } => {
+                if !std::mem::replace(&mut self.is_rejecting, true) {
+                    tracing::warn!(limit, "all connections are in use; rejecting more");
                 }
             }
         }
     }
 }
 
-/// Whether the connection failed before it was accepted, which says nothing of the next one.
-fn is_of_the_peer(error: &io::Error) -> bool {
+/// Whether only this connection failed. The next attempt may succeed.
+fn is_caused_by_peer(error: &io::Error) -> bool {
     use io::ErrorKind as K;
     matches!(error.kind(), K::ConnectionAborted | K::ConnectionReset | K::ConnectionRefused | K::Interrupted)
 }

@@ -1,4 +1,4 @@
-//! Budgets in bytes: what a client may make the host hold.
+//! Budgets for the memory that clients can make the host hold, in bytes.
 
 use std::sync::{
     Arc,
@@ -7,19 +7,12 @@ use std::sync::{
 
 use snakepit_proto::MAX_MESSAGE_BYTES;
 
-/// A budget that is used up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Exhausted {
-    /// How many bytes are in use.
-    pub(crate) used: usize,
-    /// How many may be.
-    pub(crate) limit: usize,
-}
+use crate::limits::BudgetExhausted;
 
-/// What one request may take alone whatever the limit, in bytes: a message of any legal size must be possible.
-const ALONE: usize = MAX_MESSAGE_BYTES + 4 * 1024 * 1024;
+/// The bytes that a single request may reserve even if the limit is lower, so that every legal message size is possible.
+const SINGLE_REQUEST_BYTES: usize = MAX_MESSAGE_BYTES + 4 * 1024 * 1024;
 
-/// A number of bytes that may be in use at a time. One request alone always fits.
+/// A limit on the bytes in use. A request that is the only user always fits.
 #[derive(Debug)]
 pub(crate) struct Budget {
     used: AtomicUsize,
@@ -31,14 +24,14 @@ impl Budget {
         Self { used: AtomicUsize::new(0), limit }
     }
 
-    /// Takes bytes of which `held` are the caller's already.
-    pub(crate) fn try_take(&self, bytes: usize, held: usize) -> Result<(), Exhausted> {
+    /// Takes bytes for a caller that has already taken `own` bytes.
+    pub(crate) fn try_take(&self, bytes: usize, own: usize) -> Result<(), BudgetExhausted> {
         let take = |used: usize| {
             let total = used.checked_add(bytes)?;
-            (total <= self.limit || (used == held && total <= ALONE)).then_some(total)
+            (total <= self.limit || (used == own && total <= SINGLE_REQUEST_BYTES)).then_some(total)
         };
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
-        taken.map(drop).map_err(|used| Exhausted { used, limit: self.limit })
+        taken.map(drop).map_err(|used| BudgetExhausted { used, limit: self.limit })
     }
 
     pub(crate) fn give_back(&self, bytes: usize) {
@@ -51,42 +44,42 @@ impl Budget {
     }
 }
 
-/// What all requests that are still arriving may hold, on all listeners. Workers have a budget of their own: a client that uses
-/// up the other must not stop the tools that serve the rest.
+/// The budgets for requests that are still arriving, on all listeners. Workers have a separate one, so that clients that exhaust
+/// theirs do not stop tools from calling back.
 #[derive(Debug, Clone)]
-pub(crate) struct Arriving {
+pub(crate) struct ArrivalBudgets {
     pub(super) clients: Arc<Budget>,
     pub(super) workers: Arc<Budget>,
 }
 
-impl Arriving {
-    /// So many bytes for either.
+impl ArrivalBudgets {
+    /// Two budgets of this many bytes.
     pub(crate) fn new(bytes: usize) -> Self {
         Self { clients: Arc::new(Budget::new(bytes)), workers: Arc::new(Budget::new(bytes)) }
     }
 }
 
-/// Bytes of a budget, given back on drop.
+/// Bytes taken from a budget. Dropping it gives them back.
 #[derive(Debug)]
-pub(crate) struct Share {
+pub(crate) struct Reservation {
     budget: Arc<Budget>,
     bytes: usize,
 }
 
-impl Share {
-    /// Nothing yet.
-    pub(crate) const fn of(budget: Arc<Budget>) -> Self {
+impl Reservation {
+    /// Reserves nothing yet.
+    pub(crate) const fn new(budget: Arc<Budget>) -> Self {
         Self { budget, bytes: 0 }
     }
 
-    /// Takes more, or leaves it as it is.
-    pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), Exhausted> {
+    /// Reserves more bytes. A failure changes nothing.
+    pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), BudgetExhausted> {
         self.budget.try_take(bytes, self.bytes)?;
         self.bytes += bytes;
         Ok(())
     }
 
-    /// Gives all back.
+    /// Gives everything back.
     pub(crate) fn clear(&mut self) {
         if self.bytes > 0 {
             self.budget.give_back(std::mem::take(&mut self.bytes));
@@ -94,7 +87,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.clear();
     }
@@ -105,11 +98,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_exceeds_the_budget_is_refused_with_both_numbers_and_costs_nothing() {
+    fn an_exhausted_budget_reports_both_numbers_and_stays_unchanged() {
         let budget = Arc::new(Budget::new(100));
-        let (mut one, mut other) = (Share::of(Arc::clone(&budget)), Share::of(Arc::clone(&budget)));
+        let (mut one, mut other) =
+            (Reservation::new(Arc::clone(&budget)), Reservation::new(Arc::clone(&budget)));
         one.grow(60).unwrap();
-        assert_eq!(other.grow(50), Err(Exhausted { used: 60, limit: 100 }));
+        assert_eq!(other.grow(50), Err(BudgetExhausted { used: 60, limit: 100 }));
         other.grow(40).unwrap();
         drop(one);
         assert_eq!(budget.used(), 40);
@@ -118,11 +112,14 @@ mod tests {
     }
 
     #[test]
-    fn one_alone_always_fits() {
+    fn the_only_user_always_fits() {
         let budget = Arc::new(Budget::new(100));
-        let mut alone = Share::of(Arc::clone(&budget));
+        let mut alone = Reservation::new(Arc::clone(&budget));
         alone.grow(90).unwrap();
         alone.grow(90).unwrap();
-        assert_eq!(Share::of(Arc::clone(&budget)).grow(1), Err(Exhausted { used: 180, limit: 100 }));
+        assert_eq!(
+            Reservation::new(Arc::clone(&budget)).grow(1),
+            Err(BudgetExhausted { used: 180, limit: 100 })
+        );
     }
 }

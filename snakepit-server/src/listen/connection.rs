@@ -1,4 +1,5 @@
-//! The life of a connection: served until its client leaves, it idles for too long, or the host stops.
+//! Serves one connection until its client disconnects, it is idle for too long, another connection needs its place, or the host
+//! stops.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -13,33 +14,34 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use super::{
-    connections::{Connection, Slot},
-    requests::{MOST_HEADER_BYTES, Requests},
+    connections::{Connection, ConnectionPermit},
+    request_service::{MAX_TRANSPORT_HEADER_BYTES, RequestService},
     write_timeout::WriteTimeout,
 };
 
-/// How long a connection may take to its first request.
-const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(20);
-/// How long a connection may be without a request after that.
-const IDLE: Duration = Duration::from_secs(15 * 60);
-/// How long a client has to hang up once it is asked to.
-const LEAVE_WITHIN: Duration = Duration::from_secs(5);
-/// How long a client of which no call runs has to read the answers that it has not read.
-const READ_WITHIN: Duration = Duration::from_secs(30);
-/// How often a client that says nothing is asked whether it is there, and how long it may take to say so. A client that
-/// froze, or whose machine died, loses its connection after the sum of both, and with it its calls and watches.
+/// The time in which a new connection must send its first request.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// The time that a connection may be idle after its first request.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// The time that a client has to disconnect after GOAWAY.
+const GOAWAY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time that a client without running calls has to read its remaining responses after GOAWAY.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// HTTP/2 keepalive: the interval between pings to a silent client, and the time in which it must answer. A client that is frozen or
+/// whose machine died loses its connection, its calls and its watches after the sum of both.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(8));
-/// How long a client may take no byte of what is sent to it. One that lives does: HTTP/2 reads, whatever the program does.
-const UNREAD: Duration = Duration::from_secs(18);
-/// How many requests one connection may have open. A client that wants more waits until one of them ends. Calls share a
-/// stream, watches do not. What the requests hold is bounded by the budget of the connection.
-const MOST_STREAMS: u32 = 2048;
+/// The time in which a client must accept at least one byte. HTTP/2 libraries always read from the socket, even while the program
+/// does not read its streams.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(18);
+/// The most open requests of one connection. Further requests wait for a free stream. Multiplexed calls share one stream; each watch
+/// needs its own. The budget of the connection bounds the memory of its requests.
+const MAX_STREAMS: u32 = 2048;
 
-/// Serves a connection. Dropping the future cuts it.
+/// Serves a connection. Dropping the future closes it.
 pub(super) async fn serve(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     routes: Routes,
-    slot: Slot,
+    permit: ConnectionPermit,
     stop: CancellationToken,
     cut: CancellationToken,
 ) {
@@ -48,60 +50,62 @@ pub(super) async fn serve(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
-        .max_concurrent_streams(MOST_STREAMS)
-        .max_header_list_size(MOST_HEADER_BYTES)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_TRANSPORT_HEADER_BYTES)
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(ERROR_RESETS)
         .keep_alive_interval(KEEPALIVE.0)
         .keep_alive_timeout(KEEPALIVE.1);
-    let state = slot.connection();
-    let io = TokioIo::new(WriteTimeout::new(io, UNREAD));
-    let mut connection = pin!(http.serve_connection(io, Requests::new(routes, Arc::clone(state))));
+    let state = permit.connection();
+    let io = TokioIo::new(WriteTimeout::new(io, WRITE_TIMEOUT));
+    let mut connection = pin!(http.serve_connection(io, RequestService::new(routes, Arc::clone(state))));
     tokio::select! {
         biased;
-        ended = &mut connection => return note(ended),
+        result = &mut connection => return log_failure(result),
         () = cut.cancelled() => return,
         () = state.unread().stalled() => {
-            tracing::warn!("closed a connection whose client does not read its answers, because unread answers hold much memory");
+            tracing::warn!("closed a connection whose client does not read its responses, because unread responses use much memory");
             return;
         }
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
-                ended = connection => note(ended),
+                result = connection => log_failure(result),
                 () = cut.cancelled() => {}
             }
             return;
         }
         () = state.evicted() => {}
-        () = idled(state) => {}
+        () = idle_timeout(state) => {}
     }
     if state.idle().is_some_and(|(_, has_served)| !has_served) {
-        // It may not even speak HTTP/2.
+        // The client may not even speak HTTP/2, so a graceful shutdown is pointless.
         return;
     }
-    // What the client sends before it learns of this is still answered.
+    // The host still answers requests that the client sends before it receives GOAWAY.
     connection.as_mut().graceful_shutdown();
     tokio::select! {
-        ended = connection => note(ended),
+        result = connection => log_failure(result),
         () = cut.cancelled() => {}
-        () = overdue(state) => {}
+        () = goaway_timeout(state) => {}
     }
 }
 
-fn note(ended: hyper::Result<()>) {
-    if let Err(error) = ended {
+fn log_failure(result: hyper::Result<()>) {
+    if let Err(error) = result {
         tracing::debug!(%error, "a connection failed");
     }
 }
 
-/// Ready once the connection had no request for too long.
-async fn idled(state: &Connection) {
+/// Ready once the connection has been idle for too long.
+async fn idle_timeout(state: &Connection) {
     loop {
         let now = Instant::now();
         let due = match state.idle() {
-            Some((since, has_served)) => since + if has_served { IDLE } else { FIRST_REQUEST_WITHIN },
-            None => now + IDLE,
+            Some((since, has_served)) => {
+                since + if has_served { IDLE_TIMEOUT } else { FIRST_REQUEST_TIMEOUT }
+            }
+            None => now + IDLE_TIMEOUT,
         };
         if due <= now {
             return;
@@ -110,13 +114,13 @@ async fn idled(state: &Connection) {
     }
 }
 
-/// Ready once a client that was asked to leave has had the time for it, and has no request open, or only streams without calls
-/// that it does not read to their end.
-async fn overdue(state: &Connection) {
-    let asked = Instant::now();
+/// Ready once the time after GOAWAY is over and the client has no open request. Streams without running calls extend the time to
+/// [`READ_TIMEOUT`], so that the client can read their last items.
+async fn goaway_timeout(state: &Connection) {
+    let start = Instant::now();
     loop {
-        tokio::time::sleep(LEAVE_WITHIN).await;
-        if state.idle().is_some() || (asked.elapsed() >= READ_WITHIN && !state.is_in_use()) {
+        tokio::time::sleep(GOAWAY_TIMEOUT).await;
+        if state.idle().is_some() || (start.elapsed() >= READ_TIMEOUT && !state.is_in_use()) {
             return;
         }
     }

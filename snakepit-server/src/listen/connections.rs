@@ -1,4 +1,4 @@
-//! The open connections of a listener: how many there may be, and which of them makes room for a new one.
+//! The open connections of a listener: admission control, and the choice of an idle connection to evict for a new one.
 
 use std::{
     collections::HashMap,
@@ -15,81 +15,83 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{
-    budget::{Arriving, Budget, Exhausted, Share},
-    outgoing::{COUNTED_BYTES, Outgoing, Unread},
+    budget::{ArrivalBudgets, Budget, Reservation},
+    response_budget::{MIN_COUNTED_BYTES, ResponseBudget, UnreadResponses},
 };
+use crate::limits::BudgetExhausted;
 
-/// How many connections beyond the limit may be open for the moment that evicted ones take to close.
-const CLOSING: usize = 16;
-/// How many connections of workers may be open beyond the limit: as many as there can be workers. Clients that take all places
-/// must not keep workers from starting.
-const RESERVED: usize = 1024;
-/// Marks a connection as evicted, in the number of its uses.
+/// The most connections above the limit while evicted ones close.
+const MAX_CLOSING: usize = 16;
+/// The most connections of workers above the limit, one for each possible worker. Without this reserve, clients that use all
+/// connections would keep workers from starting.
+const WORKER_RESERVE: usize = 1024;
+/// The bit of [`Connection::uses`] that marks a connection as evicted.
 const EVICTED: usize = 1 << (usize::BITS - 1);
 
 /// The open connections of one listener.
 #[derive(Debug)]
 pub(crate) struct Connections {
     limit: usize,
-    /// What the requests of one connection may hold, in bytes.
+    /// The memory limit for the requests of one connection, and for its unread responses, in bytes.
     connection_bytes: usize,
-    arriving: Arriving,
-    /// What the answers hold that clients have not read, on all listeners.
-    outgoing: Arc<Outgoing>,
-    /// By which workers are told from clients.
+    arriving: ArrivalBudgets,
+    /// The budget for unread responses that several listeners share.
+    responses: Arc<ResponseBudget>,
+    /// Distinguishes workers from clients.
     launches: Weak<Launches>,
     open: Mutex<HashMap<u64, Arc<Connection>>>,
-    last: AtomicU64,
-    /// How many connections of workers are open beyond those.
+    next_id: AtomicU64,
+    /// The number of worker connections that use the reserve.
     reserved: AtomicUsize,
 }
 
-/// Whether there is room for a connection.
+/// The decision about a new connection.
 #[derive(Debug)]
 pub(crate) enum Admission {
-    Admitted(Slot),
-    Refused { limit: usize },
+    Admitted(ConnectionPermit),
+    Rejected { limit: usize },
 }
 
-/// A connection's place; free again on drop.
+/// The right to keep one connection open. Dropping it admits another.
 #[derive(Debug)]
-pub(crate) struct Slot {
-    /// `None` for a reserved place.
+pub(crate) struct ConnectionPermit {
+    /// `None` for a worker's connection from the reserve.
     id: Option<u64>,
     connection: Arc<Connection>,
     connections: Arc<Connections>,
 }
 
-/// What is known of the other end of a connection.
+/// The other end of a connection.
 #[derive(Debug, Clone)]
 pub(crate) enum Peer {
-    /// A client, over TCP.
+    /// A client on a TCP connection.
     Unknown,
-    /// A process, by the kernel's word: over a Unix socket.
+    /// A process on a Unix socket. The kernel reports its id.
     Process(u32),
-    /// A worker, on the listener of its launch.
+    /// A worker on the listener of its launch.
     Worker(Arc<Launch>),
 }
 
-/// What is known of a connection.
+/// The state of one connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    /// What its requests hold: those that arrive, and those that wait for their answer.
+    /// The memory of its requests, from their arrival to their response.
     budget: Arc<Budget>,
-    arriving: Arriving,
-    /// What its answers hold until it has read them.
-    unread: Arc<Unread>,
+    arriving: ArrivalBudgets,
+    /// The memory of its responses until the client has read them.
+    unread: Arc<UnreadResponses>,
     launches: Weak<Launches>,
     peer: Peer,
-    /// Of which worker the peer is a process, once that was looked up.
+    /// The launch that the peer belongs to, after the first lookup.
     worker: OnceLock<Option<Arc<Launch>>>,
+    /// The number of open requests.
     requests: AtomicUsize,
-    /// The open requests, of which a stream of calls counts only while calls of it run. Plus [`EVICTED`].
+    /// The number of open requests, in which a `Multiplex` stream counts only while it has running calls. May include [`EVICTED`].
     uses: AtomicUsize,
-    /// Whether it ever had a request.
+    /// Whether the connection has had a request.
     has_served: AtomicBool,
     opened: Instant,
-    /// When its last use ended, in milliseconds after `opened`.
+    /// The end of the last use, in milliseconds after `opened`.
     idle_since: AtomicU64,
     evicted: CancellationToken,
 }
@@ -98,20 +100,20 @@ impl Connections {
     pub(crate) fn new(
         limit: usize,
         connection_bytes: usize,
-        arriving: Arriving,
-        outgoing: Arc<Outgoing>,
+        arriving: ArrivalBudgets,
+        responses: Arc<ResponseBudget>,
         launches: Weak<Launches>,
     ) -> Arc<Self> {
-        let (open, last, reserved) = (Mutex::default(), AtomicU64::new(0), AtomicUsize::new(0));
-        Arc::new(Self { limit, connection_bytes, arriving, outgoing, launches, open, last, reserved })
+        let (open, next_id, reserved) = (Mutex::default(), AtomicU64::new(0), AtomicUsize::new(0));
+        Arc::new(Self { limit, connection_bytes, arriving, responses, launches, open, next_id, reserved })
     }
 
-    /// Makes room for a connection, if need be by closing one that is idle.
+    /// Admits a connection. At the limit, evicts an idle connection for it.
     pub(crate) fn admit(self: &Arc<Self>, peer: Peer) -> Admission {
         let connection = Arc::new(Connection {
             budget: Arc::new(Budget::new(self.connection_bytes)),
             arriving: self.arriving.clone(),
-            unread: Arc::new(Unread::new(self.connection_bytes, Arc::clone(&self.outgoing))),
+            unread: Arc::new(UnreadResponses::new(self.connection_bytes, Arc::clone(&self.responses))),
             launches: Weak::clone(&self.launches),
             peer,
             worker: OnceLock::new(),
@@ -124,16 +126,16 @@ impl Connections {
         });
         let mut open = self.lock();
         let is_full = open.len() >= self.limit;
-        let evicted = if is_full && open.len() < self.limit + CLOSING { evict(&open) } else { None };
+        let evicted = if is_full && open.len() < self.limit + MAX_CLOSING { evict(&open) } else { None };
         let id = if is_full && evicted.is_none() {
             drop(open);
-            let is_reserved = connection.worker().is_some() && self.reserve();
+            let is_reserved = connection.worker().is_some() && self.take_from_reserve();
             if !is_reserved {
-                return Admission::Refused { limit: self.limit };
+                return Admission::Rejected { limit: self.limit };
             }
             None
         } else {
-            let id = self.last.fetch_add(1, Ordering::Relaxed);
+            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
             open.insert(id, Arc::clone(&connection));
             drop(open);
             Some(id)
@@ -141,43 +143,43 @@ impl Connections {
         if let Some(evicted) = evicted {
             evicted.evicted.cancel();
         }
-        Admission::Admitted(Slot { id, connection, connections: Arc::clone(self) })
+        Admission::Admitted(ConnectionPermit { id, connection, connections: Arc::clone(self) })
     }
 
-    /// Takes a reserved place.
-    fn reserve(&self) -> bool {
-        let take = |taken| (taken < RESERVED).then_some(taken + 1);
+    /// Takes one connection from the workers' reserve. Returns whether one was left.
+    fn take_from_reserve(&self) -> bool {
+        let take = |taken| (taken < WORKER_RESERVE).then_some(taken + 1);
         self.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 
-    /// No code under this lock panics half-way through a change, so a poisoned table is still whole.
+    /// No code panics in the middle of a change under this lock, so the table is consistent even if the lock is poisoned.
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Chooses the connection that can best be spared: one that never had a request, else the one that has been idle longest.
-/// `None`: all are in use.
+/// Marks a connection as evicted: one that never had a request, otherwise the one that has been idle longest. Returns `None` if all
+/// are in use.
 fn evict(open: &HashMap<u64, Arc<Connection>>) -> Option<Arc<Connection>> {
     loop {
         let idle = open.values().filter(|connection| connection.uses.load(Ordering::Relaxed) == 0);
-        let spared = idle.min_by_key(|connection| {
+        let candidate = idle.min_by_key(|connection| {
             (connection.has_served.load(Ordering::Relaxed), connection.idle_since())
         })?;
-        // A use that begins from now on finds that it is evicted; one that began just now saves it.
-        if spared.uses.compare_exchange(0, EVICTED, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            return Some(Arc::clone(spared));
+        // If a use has just begun, this fails and the next candidate is tried. Later uses see the mark.
+        if candidate.uses.compare_exchange(0, EVICTED, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            return Some(Arc::clone(candidate));
         }
     }
 }
 
-impl Slot {
+impl ConnectionPermit {
     pub(crate) const fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
 }
 
-impl Drop for Slot {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         match self.id {
             Some(id) => drop(self.connections.lock().remove(&id)),
@@ -187,7 +189,7 @@ impl Drop for Slot {
 }
 
 impl Connection {
-    /// The process at the other end, of connections over a Unix socket.
+    /// The process at the other end of a Unix socket.
     pub(crate) const fn peer(&self) -> Option<u32> {
         match self.peer {
             Peer::Process(pid) => Some(pid),
@@ -195,8 +197,8 @@ impl Connection {
         }
     }
 
-    /// The launch of the worker at the other end. `None` for a client. The first look reads /proc: a worker's process is known
-    /// before it can connect.
+    /// The launch of the worker at the other end. `None` for a client. The first lookup reads /proc. A launch is registered before its
+    /// worker can connect.
     pub(crate) fn worker(&self) -> Option<&Arc<Launch>> {
         match &self.peer {
             Peer::Unknown => None,
@@ -207,8 +209,8 @@ impl Connection {
         }
     }
 
-    /// Counts a request as open until the guard is dropped. It also counts as a use of the connection, unless it is a stream of
-    /// calls, which [counts](StreamUse) only while calls run.
+    /// Counts a request as open until the guard is dropped. The request is also a use of the connection, except for a `Multiplex`
+    /// stream, which is a [use](StreamUse) only while calls run.
     pub(crate) fn begin_request(self: &Arc<Self>, is_call_stream: bool) -> OpenRequest {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.has_served.store(true, Ordering::Relaxed);
@@ -218,7 +220,7 @@ impl Connection {
         OpenRequest { connection: Arc::clone(self), is_use: !is_call_stream }
     }
 
-    /// `false`: the connection is evicted.
+    /// Returns `false` if the connection has been evicted.
     fn begin_use(&self) -> bool {
         self.uses.fetch_add(1, Ordering::AcqRel) & EVICTED == 0
     }
@@ -229,17 +231,17 @@ impl Connection {
         self.uses.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Ready when the connection shall make room for another.
+    /// Ready when the connection is evicted.
     pub(crate) fn evicted(&self) -> WaitForCancellationFutureOwned {
         self.evicted.clone().cancelled_owned()
     }
 
-    /// Whether a request is open that is no idle stream of calls.
+    /// Whether the connection has an open request other than idle `Multiplex` streams.
     pub(crate) fn is_in_use(&self) -> bool {
         self.uses.load(Ordering::Relaxed) & !EVICTED != 0
     }
 
-    /// Since when no request is open, and whether there ever was one. `None` while one is open.
+    /// The time since which no request is open, and whether the connection has had a request. `None` while a request is open.
     pub(crate) fn idle(&self) -> Option<(Instant, bool)> {
         let is_idle = self.requests.load(Ordering::Relaxed) == 0;
         is_idle.then(|| (self.idle_since(), self.has_served.load(Ordering::Relaxed)))
@@ -249,71 +251,72 @@ impl Connection {
         self.opened + std::time::Duration::from_millis(self.idle_since.load(Ordering::Relaxed))
     }
 
-    /// Nothing yet of what requests of this connection may hold.
-    pub(crate) fn share(&self) -> Share {
-        Share::of(Arc::clone(&self.budget))
+    /// An empty reservation in the budget of this connection's requests.
+    pub(crate) fn reservation(&self) -> Reservation {
+        Reservation::new(Arc::clone(&self.budget))
     }
 
-    /// Nothing yet of what all requests that are still arriving may hold.
-    pub(crate) fn arriving_share(&self) -> Share {
-        let Arriving { clients, workers } = &self.arriving;
-        Share::of(Arc::clone(if self.worker().is_some() { workers } else { clients }))
+    /// An empty reservation in the budget of arriving requests.
+    pub(crate) fn arrival_reservation(&self) -> Reservation {
+        let ArrivalBudgets { clients, workers } = &self.arriving;
+        Reservation::new(Arc::clone(if self.worker().is_some() { workers } else { clients }))
     }
 
-    /// Waits until the client has read enough of its answers for another call to begin, or the call's time is up.
+    /// Waits until the client has read enough of its responses for another call to begin, or until the deadline of that call. Cancel
+    /// safe.
     ///
     /// # Errors
-    /// It reads nothing.
-    pub(crate) async fn room(&self, deadline: Option<Instant>) -> Result<(), Exhausted> {
-        if !self.unread.is_short() {
+    /// The client reads nothing.
+    pub(crate) async fn response_capacity(&self, deadline: Option<Instant>) -> Result<(), BudgetExhausted> {
+        if !self.unread.is_exhausted() {
             return Ok(());
         }
         match deadline {
-            Some(deadline) => timeout_at(deadline, self.unread.room()).await.unwrap_or(Ok(())),
-            None => self.unread.room().await,
+            Some(deadline) => timeout_at(deadline, self.unread.capacity()).await.unwrap_or(Ok(())),
+            None => self.unread.capacity().await,
         }
     }
 
-    /// Holds a value until the client has read it.
+    /// Counts a value as unread until the client has read it.
     ///
     /// # Errors
-    /// It has too much to read already, so the value must be dropped.
-    pub(crate) fn hold(&self, value: Payload) -> Result<Payload, Exhausted> {
-        if value.size() < COUNTED_BYTES {
+    /// The client already has too much to read, so the value must be dropped.
+    pub(crate) fn count_unread(&self, value: Payload) -> Result<Payload, BudgetExhausted> {
+        if value.size() < MIN_COUNTED_BYTES {
             return Ok(value);
         }
         self.unread.check(value.size())?;
         let (ty, json, binary) = value.into_parts();
-        let hold = |bytes: Bytes| self.unread.hold(bytes);
+        let count = |bytes: Bytes| self.unread.count(bytes);
         Ok(match binary {
-            Some(buffer) => Payload::from_buffer(ty, json, hold(buffer)),
-            None => Payload::from_json(ty, hold(json)),
+            Some(buffer) => Payload::from_buffer(ty, json, count(buffer)),
+            None => Payload::from_json(ty, count(json)),
         })
     }
 
-    /// What its answers hold until it has read them.
-    pub(super) const fn unread(&self) -> &Arc<Unread> {
+    /// The responses that the client has not read.
+    pub(super) const fn unread(&self) -> &Arc<UnreadResponses> {
         &self.unread
     }
 
-    /// What its requests hold.
+    /// The memory of its requests, in bytes.
     #[cfg(test)]
-    pub(crate) fn share_used(&self) -> usize {
+    pub(crate) fn reserved_bytes(&self) -> usize {
         self.budget.used()
     }
 
-    /// Takes bytes for a call of this connection that waits for its answer.
-    pub(crate) fn reserve(&self, bytes: usize) -> Result<(), Exhausted> {
+    /// Reserves bytes for a multiplexed call until its reply.
+    pub(crate) fn reserve(&self, bytes: usize) -> Result<(), BudgetExhausted> {
         self.budget.try_take(bytes, 0)
     }
 
-    /// Gives back what a call [took](Self::reserve).
+    /// Releases bytes that a call [reserved](Self::reserve).
     pub(crate) fn release(&self, bytes: usize) {
         self.budget.give_back(bytes);
     }
 }
 
-/// A request whose answer is not complete.
+/// A request whose response is not complete.
 #[derive(Debug)]
 pub(crate) struct OpenRequest {
     connection: Arc<Connection>,
@@ -321,8 +324,8 @@ pub(crate) struct OpenRequest {
 }
 
 impl OpenRequest {
-    /// What the answers of its connection hold until they are read.
-    pub(super) fn unread(&self) -> &Arc<Unread> {
+    /// The unread responses of its connection.
+    pub(super) fn unread(&self) -> &Arc<UnreadResponses> {
         self.connection.unread()
     }
 }
@@ -336,31 +339,31 @@ impl Drop for OpenRequest {
     }
 }
 
-/// Whether calls of one stream run, which is a use of their connection.
+/// Tracks whether calls of a `Multiplex` stream run, which is a use of their connection.
 #[derive(Debug)]
 pub(crate) struct StreamUse {
     connection: Arc<Connection>,
-    runs: bool,
+    is_running: bool,
 }
 
 impl StreamUse {
-    pub(crate) const fn of(connection: Arc<Connection>) -> Self {
-        Self { connection, runs: false }
+    pub(crate) const fn new(connection: Arc<Connection>) -> Self {
+        Self { connection, is_running: false }
     }
 
-    /// Calls are to run. `false`: they must not, because the connection is evicted.
+    /// Begins a use before calls run. Returns `false` if the connection has been evicted, so the calls must not run.
     pub(crate) fn begin(&mut self) -> bool {
-        if !self.runs && !self.connection.begin_use() {
+        if !self.is_running && !self.connection.begin_use() {
             self.connection.end_use();
             return false;
         }
-        self.runs = true;
+        self.is_running = true;
         true
     }
 
-    /// No call runs any more.
+    /// Ends the use after the last running call.
     pub(crate) fn end(&mut self) {
-        if std::mem::take(&mut self.runs) {
+        if std::mem::take(&mut self.is_running) {
             self.connection.end_use();
         }
     }
@@ -380,31 +383,31 @@ mod tests {
 
     use super::*;
 
-    fn outgoing() -> Arc<Outgoing> {
-        Arc::new(Outgoing::new(1))
+    fn response_budget() -> Arc<ResponseBudget> {
+        Arc::new(ResponseBudget::new(1))
     }
 
     fn connections(limit: usize) -> Arc<Connections> {
-        Connections::new(limit, 1, Arriving::new(1), outgoing(), Weak::new())
+        Connections::new(limit, 1, ArrivalBudgets::new(1), response_budget(), Weak::new())
     }
 
-    fn admit(connections: &Arc<Connections>) -> Option<Slot> {
+    fn admit(connections: &Arc<Connections>) -> Option<ConnectionPermit> {
         admit_peer(connections, Peer::Unknown)
     }
 
-    fn admit_peer(connections: &Arc<Connections>, peer: Peer) -> Option<Slot> {
+    fn admit_peer(connections: &Arc<Connections>, peer: Peer) -> Option<ConnectionPermit> {
         match connections.admit(peer) {
-            Admission::Admitted(slot) => Some(slot),
-            Admission::Refused { .. } => None,
+            Admission::Admitted(permit) => Some(permit),
+            Admission::Rejected { .. } => None,
         }
     }
 
-    fn is_evicted(slot: &Slot) -> bool {
-        slot.connection().evicted.is_cancelled()
+    fn is_evicted(permit: &ConnectionPermit) -> bool {
+        permit.connection().evicted.is_cancelled()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_new_connection_takes_the_place_of_the_one_that_can_best_be_spared() {
+    async fn a_new_connection_evicts_an_unused_one_or_the_one_idle_longest() {
         let connections = connections(3);
         let (busy, idle, silent) =
             (admit(&connections).unwrap(), admit(&connections).unwrap(), admit(&connections).unwrap());
@@ -419,12 +422,12 @@ mod tests {
         let second = admit(&connections).unwrap();
         let _of_second = second.connection().begin_request(false);
         assert_eq!([&busy, &idle, &first].map(is_evicted), [false, true, false]);
-        // It is asked once, and has not left yet.
+        // The evicted connection has not closed yet, and no other is idle.
         assert!(admit(&connections).is_none());
     }
 
     #[tokio::test]
-    async fn busy_connections_are_not_spared_and_places_are_given_back() {
+    async fn busy_connections_are_not_evicted_and_closed_ones_admit_others() {
         let connections = connections(2);
         let (one, other) = (admit(&connections).unwrap(), admit(&connections).unwrap());
         let _requests = [one.connection().begin_request(false), other.connection().begin_request(false)];
@@ -434,42 +437,47 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_of_calls_keeps_its_place_only_while_calls_run() {
+    async fn a_multiplex_stream_protects_its_connection_only_while_calls_run() {
         let connections = connections(1);
-        let slot = admit(&connections).unwrap();
-        let _stream = slot.connection().begin_request(true);
-        let mut stream_use = StreamUse::of(Arc::clone(slot.connection()));
+        let permit = admit(&connections).unwrap();
+        let _stream = permit.connection().begin_request(true);
+        let mut stream_use = StreamUse::new(Arc::clone(permit.connection()));
         assert!(stream_use.begin() && stream_use.begin());
         assert!(admit(&connections).is_none(), "a call runs");
         stream_use.end();
         let _new = admit(&connections).unwrap();
-        assert!(is_evicted(&slot) && !stream_use.begin(), "calls that come too late do not run");
-        assert!(!slot.connection().is_in_use());
+        assert!(
+            is_evicted(&permit) && !stream_use.begin(),
+            "calls that arrive after the eviction do not run"
+        );
+        assert!(!permit.connection().is_in_use());
     }
 
     #[tokio::test]
-    async fn clients_that_take_all_places_do_not_keep_workers_out() {
+    async fn clients_that_use_all_connections_do_not_keep_workers_out() {
         let launches = Launches::new();
-        let connections = Connections::new(1, 1, Arriving::new(1), outgoing(), Arc::downgrade(&launches));
+        let connections =
+            Connections::new(1, 1, ArrivalBudgets::new(1), response_budget(), Arc::downgrade(&launches));
         let client = admit_peer(&connections, Peer::Process(std::process::id())).unwrap();
         let _request = client.connection().begin_request(false);
         assert!(admit_peer(&connections, Peer::Process(std::process::id())).is_none());
         let _launch = launches.enter(&WorkerId::new("w"), std::process::id());
         let worker = admit_peer(&connections, Peer::Process(std::process::id())).unwrap();
         assert_eq!(worker.connection().worker().unwrap().id().as_str(), "w");
-        assert!(admit(&connections).is_none(), "this is for workers alone");
+        assert!(admit(&connections).is_none(), "the reserve is only for workers");
     }
 
     #[tokio::test]
-    async fn what_clients_send_leaves_workers_their_own_budget() {
+    async fn arriving_requests_of_clients_do_not_use_the_budget_of_workers() {
         let launches = Launches::new();
-        let connections = Connections::new(8, 1, Arriving::new(100), outgoing(), Arc::downgrade(&launches));
+        let connections =
+            Connections::new(8, 1, ArrivalBudgets::new(100), response_budget(), Arc::downgrade(&launches));
         let client = admit(&connections).unwrap();
-        let mut filled = client.connection().arriving_share();
+        let mut filled = client.connection().arrival_reservation();
         filled.grow(100).unwrap();
-        assert!(admit(&connections).unwrap().connection().arriving_share().grow(1).is_err());
+        assert!(admit(&connections).unwrap().connection().arrival_reservation().grow(1).is_err());
         let _launch = launches.enter(&WorkerId::new("w"), std::process::id());
         let worker = admit_peer(&connections, Peer::Process(std::process::id())).unwrap();
-        worker.connection().arriving_share().grow(100).unwrap();
+        worker.connection().arrival_reservation().grow(100).unwrap();
     }
 }

@@ -1,61 +1,64 @@
-//! How many connections a process can afford: workers, files and the program itself need descriptors too.
+//! Derives the number of connections from the limit of file descriptors, which workers, files and the program also need.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Descriptors that connections leave to the process itself, and to each worker, with the replacement that may start while
-/// the old one ends: pipes, sockets in both directions, files of its start.
-const OWN: usize = 64;
-const PER_WORKER: usize = 12;
-/// The least that works: descriptors that a host without clients has open, a few for clients, and those of each worker.
-const LEAST_OWN: usize = 28;
-const LEAST_PER_WORKER: usize = 8;
-/// As many connections are enough for any host.
-const MOST: usize = 10_000;
-/// No descriptor limit is raised above this: programs that workers start may walk through all descriptors there can be.
-const HIGHEST: u64 = 1 << 20;
+/// Descriptors reserved for the process itself.
+const RESERVED: usize = 64;
+/// Descriptors reserved for each worker and for the replacement that may start before the old worker ends: pipes, sockets in both
+/// directions, and files that a launch opens.
+const RESERVED_PER_WORKER: usize = 12;
+/// The minimum for the process: the descriptors of a host without clients, and a few for clients.
+const MIN: usize = 28;
+/// The minimum for each worker.
+const MIN_PER_WORKER: usize = 8;
+/// The largest default number of TCP connections.
+const MAX_DEFAULT_CONNECTIONS: usize = 10_000;
+/// The highest limit that [`raise_descriptor_limit`] sets. Some programs close every possible descriptor when they start, which takes
+/// long with a higher limit.
+const MAX_RAISED_LIMIT: u64 = 1 << 20;
 
-/// How many TCP connections a host with so many workers serves by default, by the process's limit of descriptors. Half as
-/// many again are for its Unix socket.
+/// The default number of TCP connections for a host with this many workers, derived from the process's limit of descriptors. The
+/// Unix socket accepts half as many in addition.
 #[must_use]
 pub fn default_connections(workers: usize) -> usize {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
     connections(usize::try_from(limit).unwrap_or(usize::MAX), workers)
 }
 
-/// Checks that a host with so many workers has enough descriptors to start, replace a worker, and serve a few clients.
+/// Checks that the limit of descriptors allows a host with this many workers to start, replace a worker, and serve a few clients.
 ///
 /// # Errors
-/// What the limit is, and what it must be.
+/// A message with the limit and the required number.
 pub(crate) fn check_descriptor_limit(workers: usize) -> Result<(), String> {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
     enough(usize::try_from(limit).unwrap_or(usize::MAX), workers)
 }
 
 fn enough(descriptors: usize, workers: usize) -> Result<(), String> {
-    let least = LEAST_OWN + LEAST_PER_WORKER * workers;
-    if descriptors >= least {
+    let needed = MIN + MIN_PER_WORKER * workers;
+    if descriptors >= needed {
         return Ok(());
     }
     Err(format!(
-        "the limit of open files is {descriptors}, and a pool of {workers} needs {least}; raise it with `ulimit -n`, or run \
+        "the limit of open files is {descriptors}, and a pool of {workers} needs {needed}; raise it with `ulimit -n`, or run \
          fewer workers"
     ))
 }
 
 fn connections(descriptors: usize, workers: usize) -> usize {
-    let left = descriptors.saturating_sub(OWN + PER_WORKER * workers);
-    // Three halves of this number may be open, and some more while others close.
-    (left / 2).clamp(4, MOST)
+    let left = descriptors.saturating_sub(RESERVED + RESERVED_PER_WORKER * workers);
+    // With the Unix socket, one and a half times this number may be open, and a few more while evicted connections close.
+    (left / 2).clamp(4, MAX_DEFAULT_CONNECTIONS)
 }
 
-/// Raises the process's soft limit of open descriptors to the hard one: for programs that are a host and nothing else,
-/// such as the daemon. Processes that it starts inherit the limit.
+/// Raises the process's soft limit of open descriptors to the hard limit, but not above 1,048,576. This is for programs that only
+/// run a host, such as the daemon. Child processes inherit the limit.
 ///
 /// # Errors
-/// Those of the system. The limit is then as it was.
+/// The system call failed. The limit is then unchanged.
 pub fn raise_descriptor_limit() -> std::io::Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    let wanted = hard.min(HIGHEST);
+    let wanted = hard.min(MAX_RAISED_LIMIT);
     if soft < wanted {
         setrlimit(Resource::RLIMIT_NOFILE, wanted, hard)?;
     }
@@ -70,9 +73,12 @@ mod tests {
     fn workers_keep_their_descriptors() {
         for (descriptors, workers) in [(256, 4), (1024, 4), (1024, 64), (65_536, 1024), (1 << 20, 4)] {
             let most = connections(descriptors, workers) * 3 / 2;
-            assert!(most + OWN / 2 + PER_WORKER * workers <= descriptors, "{descriptors} {workers}: {most}");
+            assert!(
+                most + RESERVED / 2 + RESERVED_PER_WORKER * workers <= descriptors,
+                "{descriptors} {workers}: {most}"
+            );
         }
-        assert_eq!(connections(usize::MAX, 1), MOST);
+        assert_eq!(connections(usize::MAX, 1), MAX_DEFAULT_CONNECTIONS);
         assert_eq!(connections(64, 1024), 4);
         assert_eq!(enough(256, 4), Ok(()));
         assert_eq!(enough(36, 1), Ok(()));

@@ -1,6 +1,6 @@
-//! gzip, for clients that compress their requests: their messages are opened here, within the limits that others have, and
-//! answered compressed, one by one where they are streams. Either is done by a blocking thread; tonic would do it on the
-//! runtime's, for all that any message opens to.
+//! gzip for clients that compress their requests. Messages are decompressed within the limits that apply to all messages, and
+//! responses are compressed message by message. Both run on blocking threads. tonic would do this work on the runtime's
+//! threads, without a limit on the decompressed size.
 
 use std::{
     io::{Read, Write},
@@ -17,23 +17,24 @@ use tonic::{Status, body::Body};
 
 use super::{
     connections::Connection,
-    frames::{PREFIX_BYTES, Pieces, announced},
-    held::{Held, MessageLimits},
+    framing::{MessageLimits, PREFIX_BYTES, PolledFrame, Segments, announced_size},
+    request_memory::RequestMemory,
 };
-use crate::status::invalid_field;
+use crate::{blocking::run_blocking, status::invalid_field};
 
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const ACCEPTED: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GZIP: &str = "gzip";
-/// How much is opened before the budget is asked again, in bytes.
+/// Bytes to decompress between two checks of the budget.
 const STEP: u64 = 64 * 1024;
-/// Answers below this size, in bytes with their prefix, are sent as they are: they would hardly shrink.
-const LEAST_BYTES: usize = 256;
+/// Smaller messages, in bytes with their prefix, are sent uncompressed, because compression would hardly shrink them.
+const MIN_COMPRESSED_BYTES: usize = 256;
 
 type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type Decompressed = (Segments, RequestMemory);
 
-/// Whether a request is compressed, which its service need not know.
+/// Whether a request is compressed. Removes the header, because the service receives decompressed messages.
 pub(super) fn take_encoding(headers: &mut HeaderMap) -> bool {
     let is_gzip = headers.get(&ENCODING).is_some_and(|encoding| encoding == GZIP);
     if is_gzip {
@@ -42,153 +43,153 @@ pub(super) fn take_encoding(headers: &mut HeaderMap) -> bool {
     is_gzip
 }
 
-/// Whether a client takes compressed answers.
+/// Whether a client accepts compressed responses.
 pub(super) fn is_accepted(headers: &HeaderMap) -> bool {
     let accepted = headers.get(&ACCEPTED).and_then(|accepted| accepted.to_str().ok()).unwrap_or_default();
     accepted.split(',').any(|encoding| encoding.trim() == GZIP)
 }
 
-/// Opens a message, if it is compressed. What it occupies then is held, too.
-pub(super) async fn open(
-    message: Pieces,
+/// Decompresses a message if its flag says that it is compressed. The result counts towards the request's memory too.
+pub(super) async fn decompress_message(
+    message: Segments,
     limits: MessageLimits,
-    held: Held,
-) -> Result<(Pieces, Held), Status> {
+    memory: RequestMemory,
+) -> Result<Decompressed, Status> {
     if message.remaining() < PREFIX_BYTES || !message.is_compressed() {
-        return Ok((message, held));
+        return Ok((message, memory));
     }
-    elsewhere(move || decompress(message, limits, held)).await
+    run_blocking(move || decompress(message, limits, memory)).await
 }
 
-fn decompress(mut message: Pieces, limits: MessageLimits, mut held: Held) -> Result<(Pieces, Held), Status> {
+fn decompress(
+    mut message: Segments,
+    limits: MessageLimits,
+    mut memory: RequestMemory,
+) -> Result<Decompressed, Status> {
     message.advance(PREFIX_BYTES);
-    let mut opened = vec![0; PREFIX_BYTES];
+    let mut output = vec![0; PREFIX_BYTES];
     let mut decoder = GzDecoder::new(message.reader());
     loop {
-        let read = decoder.by_ref().take(STEP).read_to_end(&mut opened);
+        let read = decoder.by_ref().take(STEP).read_to_end(&mut output);
         let read = read.map_err(|error| invalid_field("message", format_args!("is not gzip: {error}")))?;
         if read == 0 {
             break;
         }
-        limits.check_size(opened.len() - PREFIX_BYTES).map_err(|excess| limits.refused(excess))?;
-        held.grow(read)?;
+        limits.check_size(output.len() - PREFIX_BYTES).map_err(|error| limits.status(error))?;
+        memory.grow(read)?;
     }
-    let size = opened.len() - PREFIX_BYTES;
-    opened[1..PREFIX_BYTES].copy_from_slice(&u32::try_from(size).unwrap_or(u32::MAX).to_be_bytes());
-    limits.check_fields(&mut &opened[PREFIX_BYTES..]).map_err(|excess| limits.refused(excess))?;
-    let mut pieces = Pieces::default();
-    pieces.push(opened.into());
-    Ok((pieces, held))
+    let size = output.len() - PREFIX_BYTES;
+    output[1..PREFIX_BYTES].copy_from_slice(&u32::try_from(size).unwrap_or(u32::MAX).to_be_bytes());
+    limits.check_fields(&mut &output[PREFIX_BYTES..]).map_err(|error| limits.status(error))?;
+    let mut segments = Segments::default();
+    segments.push(output.into());
+    Ok((segments, memory))
 }
 
-/// A stream of messages, opened.
-pub(super) struct Opened<B> {
+/// The request body of a streaming RPC, with its messages decompressed.
+pub(super) struct DecompressedBody<B> {
     body: B,
     limits: MessageLimits,
     connection: Arc<Connection>,
-    /// What has arrived and is no whole message yet, or waits for the one before it.
-    arrived: Pieces,
-    /// The message that is being opened.
-    opening: Option<Work<Result<(Pieces, Held), Status>>>,
-    /// What is opened, and not yet passed on, with what it holds.
-    ready: Option<(Pieces, Held)>,
+    /// Data that has arrived: an incomplete message, or messages that wait for the one before them.
+    arrived: Segments,
+    /// The message that a blocking thread decompresses.
+    decompressing: Option<Work<Result<Decompressed, Status>>>,
+    /// Decompressed data for the service.
+    ready: Option<Decompressed>,
 }
 
-impl<B> Opened<B> {
-    /// `body` has bounded the messages as they arrive.
+impl<B> DecompressedBody<B> {
+    /// `body` enforces the limits on compressed messages.
     pub(super) fn new(body: B, limits: MessageLimits, connection: &Arc<Connection>) -> Self {
         let connection = Arc::clone(connection);
-        Self { body, limits, connection, arrived: Pieces::default(), opening: None, ready: None }
+        Self { body, limits, connection, arrived: Segments::default(), decompressing: None, ready: None }
     }
 }
 
-impl<B> http_body::Body for Opened<B>
+impl<B> http_body::Body for DecompressedBody<B>
 where
     B: http_body::Body<Data = Bytes, Error = Status> + Unpin,
 {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame {
         let this = &mut *self;
         loop {
-            if let Some((pieces, _)) = &mut this.ready {
-                let piece = pieces.copy_to_bytes(pieces.chunk().len());
-                if !piece.is_empty() {
-                    return Poll::Ready(Some(Ok(Frame::data(piece))));
+            if let Some((segments, _)) = &mut this.ready {
+                let segment = segments.copy_to_bytes(segments.chunk().len());
+                if !segment.is_empty() {
+                    return Poll::Ready(Some(Ok(Frame::data(segment))));
                 }
                 this.ready = None;
             }
-            if let Some(opening) = &mut this.opening {
-                let opened = ready!(opening.as_mut().poll(cx));
-                this.opening = None;
-                match opened {
-                    Ok(opened) => this.ready = Some(opened),
-                    Err(refusal) => return Poll::Ready(Some(Err(refusal))),
+            if let Some(decompressing) = &mut this.decompressing {
+                let decompressed = ready!(decompressing.as_mut().poll(cx));
+                this.decompressing = None;
+                match decompressed {
+                    Ok(decompressed) => this.ready = Some(decompressed),
+                    Err(status) => return Poll::Ready(Some(Err(status))),
                 }
                 continue;
             }
             if let Some(message) = this.arrived.take_message() {
-                let mut held = Held::by(&this.connection);
-                if let Err(refusal) = held.grow(message.remaining()) {
-                    return Poll::Ready(Some(Err(refusal)));
+                let mut memory = RequestMemory::new(&this.connection);
+                if let Err(status) = memory.grow(message.remaining()) {
+                    return Poll::Ready(Some(Err(status)));
                 }
-                this.opening = Some(Box::pin(open(message, this.limits, held)));
+                this.decompressing = Some(Box::pin(decompress_message(message, this.limits, memory)));
                 continue;
             }
             match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
-                // A message that broke off is left to the decoder.
+                // The service's decoder reports an incomplete message.
                 None if this.arrived.has_remaining() => {
                     let rest = std::mem::take(&mut this.arrived);
-                    this.ready = Some((rest, Held::by(&this.connection)));
+                    this.ready = Some((rest, RequestMemory::new(&this.connection)));
                 }
                 None => return Poll::Ready(None),
-                Some(Err(refusal)) => return Poll::Ready(Some(Err(refusal))),
-                // Trailers say nothing in gRPC.
+                Some(Err(status)) => return Poll::Ready(Some(Err(status))),
+                // gRPC requests have no trailers.
                 Some(Ok(frame)) => drop(frame.into_data().map(|data| this.arrived.push(data))),
             }
         }
     }
 }
 
-/// Compresses the messages of an answer.
-pub(super) fn close(response: Response<Body>) -> Response<Body> {
-    // One with a status in its head has no message.
+/// Compresses the messages of a response.
+pub(super) fn compress_response(response: Response<Body>) -> Response<Body> {
+    // A response with its status in the headers has no message.
     if response.headers().contains_key(&STATUS) {
         return response;
     }
     let (mut head, body) = response.into_parts();
     head.headers.insert(ENCODING, HeaderValue::from_static(GZIP));
-    Response::from_parts(head, Body::new(Closed { body, closing: None }))
+    Response::from_parts(head, Body::new(CompressedBody { body, compressing: None }))
 }
 
-/// A body whose messages are compressed.
-struct Closed {
+/// A response body that compresses its messages.
+struct CompressedBody {
     body: Body,
-    closing: Option<Work<Bytes>>,
+    compressing: Option<Work<Bytes>>,
 }
 
-impl http_body::Body for Closed {
+impl http_body::Body for CompressedBody {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame {
         loop {
-            if let Some(closing) = &mut self.closing {
-                let closed = ready!(closing.as_mut().poll(cx));
-                self.closing = None;
-                return Poll::Ready(Some(Ok(Frame::data(closed))));
+            if let Some(compressing) = &mut self.compressing {
+                let compressed = ready!(compressing.as_mut().poll(cx));
+                self.compressing = None;
+                return Poll::Ready(Some(Ok(Frame::data(compressed))));
             }
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if data.len() < LEAST_BYTES => return Poll::Ready(Some(Ok(Frame::data(data)))),
-                    Ok(data) => self.closing = Some(Box::pin(elsewhere(move || compress(data)))),
+                    Ok(data) if data.len() < MIN_COMPRESSED_BYTES => {
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                    Ok(data) => self.compressing = Some(Box::pin(run_blocking(move || compress(data)))),
                     Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
                 },
                 other => return Poll::Ready(other),
@@ -197,37 +198,26 @@ impl http_body::Body for Closed {
     }
 }
 
-/// Compresses what a service sends at a time, which are whole messages.
+/// Compresses one data frame of a service, which consists of whole messages.
 fn compress(mut data: Bytes) -> Bytes {
-    let mut closed = BytesMut::new();
-    while let Some(size) = announced(data.iter().copied()) {
+    let mut compressed = BytesMut::new();
+    while let Some(size) = announced_size(data.iter().copied()) {
         let message = data.split_to((PREFIX_BYTES + size).min(data.len()));
-        closed.extend_from_slice(&compress_one(&message));
+        compressed.extend_from_slice(&compress_message(&message));
     }
-    closed.extend_from_slice(&data);
-    closed.freeze()
+    compressed.extend_from_slice(&data);
+    compressed.freeze()
 }
 
-fn compress_one(message: &Bytes) -> Bytes {
-    if message.len() < LEAST_BYTES {
+fn compress_message(message: &Bytes) -> Bytes {
+    if message.len() < MIN_COMPRESSED_BYTES {
         return message.clone();
     }
     let mut encoder = GzEncoder::new(vec![1, 0, 0, 0, 0], Compression::fast());
-    // Writing to memory does not fail; as it is, the message would be as good.
+    // Writing to memory does not fail. If it did, the uncompressed message would do.
     let written = encoder.write_all(&message[PREFIX_BYTES..]).and_then(|()| encoder.finish());
-    let Ok(mut closed) = written else { return message.clone() };
-    let size = u32::try_from(closed.len() - PREFIX_BYTES).unwrap_or(u32::MAX);
-    closed[1..PREFIX_BYTES].copy_from_slice(&size.to_be_bytes());
-    closed.into()
-}
-
-async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime shuts down.
-            Err(_) => std::future::pending().await,
-        },
-    }
+    let Ok(mut compressed) = written else { return message.clone() };
+    let size = u32::try_from(compressed.len() - PREFIX_BYTES).unwrap_or(u32::MAX);
+    compressed[1..PREFIX_BYTES].copy_from_slice(&size.to_be_bytes());
+    compressed.into()
 }

@@ -1,4 +1,4 @@
-//! The listener of one launch: for a worker that cannot present a token, and for no other process.
+//! The TCP listener of one launch. It serves a worker whose runtime cannot present a token, and no other process.
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -11,22 +11,22 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use super::{
-    EdgeLimits,
+    ListenLimits,
     accept::{self, Accept},
     connections::Peer,
 };
 
-/// How many connections one worker may have.
-const CONNECTIONS: usize = 64;
-/// How many connections are checked at a time. More wait to be accepted.
-const CHECKS: usize = 32;
+/// The most connections of one worker.
+const MAX_CONNECTIONS: usize = 64;
+/// The most connections whose owner is looked up at a time. More wait to be accepted.
+const MAX_CHECKS: usize = 32;
 
-/// Serves the worker of a launch until that has ended. Connections of other processes are closed unheard.
+/// Serves the worker until its launch ends. Closes connections of other processes before it reads from them.
 pub(crate) fn serve_launch(
     tasks: &TaskTracker,
     routes: Routes,
     listener: TcpListener,
-    limits: &EdgeLimits,
+    limits: &ListenLimits,
     launch: Arc<Launch>,
 ) {
     let ended = launch.end();
@@ -39,19 +39,19 @@ pub(crate) fn serve_launch(
     tasks.spawn(accept::serve(
         listener,
         routes.prepare(),
-        limits.connections(CONNECTIONS, &limits.unread_locally),
+        limits.connections(MAX_CONNECTIONS, &limits.unread_local),
         ended,
     ));
 }
 
-/// Accepts the connections of the launch's own processes. They are checked side by side, so that strangers, each of which costs a
-/// search through all processes, do not hold up the worker.
+/// Accepts only connections of the launch's own processes. Each check searches all processes, so the checks run concurrently;
+/// otherwise foreign connections could delay the worker.
 struct LaunchListener<F> {
     listener: TcpListener,
     launch: Arc<Launch>,
-    /// Whether a process of the launch is at the other end of a connection, by its two addresses: the peer's, then the local one.
+    /// Whether a process of the launch owns the other end of a connection, given its peer address and its local address.
     owns: F,
-    /// Each gives the connection if it is the launch's own, else the address of the stranger.
+    /// Each returns the connection if the launch owns it, otherwise its peer address.
     checks: JoinSet<Result<TcpStream, SocketAddr>>,
     has_warned: bool,
 }
@@ -68,12 +68,12 @@ where
             tokio::select! {
                 Some(checked) = self.checks.join_next() => match checked {
                     Ok(Ok(socket)) => return Ok(socket),
-                    Ok(Err(stranger)) => self.warn(stranger),
+                    Ok(Err(foreign)) => self.warn(foreign),
                     Err(error) => tracing::error!(%error, "failed to look up the process behind a connection"),
                 },
-                accepted = Accept::accept(&mut self.listener), if self.checks.len() < CHECKS => {
+                accepted = Accept::accept(&mut self.listener), if self.checks.len() < MAX_CHECKS => {
                     let socket = accepted?;
-                    // It may have left already.
+                    // The peer may have disconnected already.
                     let (Ok(peer), Ok(local)) = (socket.peer_addr(), socket.local_addr()) else { continue };
                     let owned = (self.owns)(peer, local);
                     self.checks.spawn(async move { if owned.await { Ok(socket) } else { Err(peer) } });
@@ -88,7 +88,7 @@ where
 }
 
 impl<F> LaunchListener<F> {
-    /// Warns of a stranger once, for it may try as often as it likes.
+    /// Logs the first foreign connection only, because a process may try as often as it likes.
     fn warn(&mut self, peer: SocketAddr) {
         if !std::mem::replace(&mut self.has_warned, true) {
             tracing::warn!(worker = %self.launch.id(), %peer, "closed a connection of a process that is not this worker's");
@@ -105,13 +105,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn strangers_whose_check_takes_long_do_not_hold_up_the_worker() {
+    async fn slow_checks_of_foreign_connections_do_not_delay_the_worker() {
         let launches = Launches::new();
         let _launched = launches.enter(&WorkerId::new("w"), std::process::id());
         let launch = launches.of_process(std::process::id()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let strangers =
+        let foreign =
             [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
         let worker = TcpStream::connect(address).await.unwrap();
         let own = worker.local_addr().unwrap();
@@ -124,9 +124,9 @@ mod tests {
         let mut listener =
             LaunchListener { listener, launch, owns, checks: JoinSet::new(), has_warned: false };
         let accepted = tokio::time::timeout(Duration::from_secs(10), Accept::accept(&mut listener)).await;
-        let accepted = accepted.expect("it is not held up").unwrap();
+        let accepted = accepted.expect("the worker is not delayed").unwrap();
         assert_eq!(accepted.peer_addr().unwrap(), own);
         assert!(matches!(listener.peer(&accepted), Peer::Worker(_)));
-        drop(strangers);
+        drop(foreign);
     }
 }

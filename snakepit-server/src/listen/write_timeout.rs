@@ -1,5 +1,5 @@
-//! Ends a connection that takes no bytes any more. The keepalive of HTTP/2 notices a frozen client, but says goodbye to it, and
-//! waits for ever behind what the client does not read.
+//! Ends a connection whose client accepts no more bytes. The HTTP/2 keepalive detects a frozen client, but then sends GOAWAY, which
+//! would wait forever behind the unread data.
 
 use std::{
     io::{self, IoSlice},
@@ -13,18 +13,18 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-/// A socket on which a write fails that makes no progress for some time.
+/// A socket whose writes fail after a time without progress.
 pub(super) struct WriteTimeout<Io> {
     io: Io,
     timeout: Duration,
-    /// Whether the last write had to wait, which the timer then counts.
-    waits: bool,
+    /// Whether the last write had to wait. The timer then runs.
+    is_waiting: bool,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<Io> WriteTimeout<Io> {
     pub(super) const fn new(io: Io, timeout: Duration) -> Self {
-        Self { io, timeout, waits: false, timer: None }
+        Self { io, timeout, is_waiting: false, timer: None }
     }
 }
 
@@ -36,12 +36,12 @@ impl<Io: AsyncWrite + Unpin> WriteTimeout<Io> {
     ) -> Poll<io::Result<T>> {
         let written = write(Pin::new(&mut self.io), cx);
         if written.is_ready() {
-            self.waits = false;
+            self.is_waiting = false;
             return written;
         }
         let due = || Instant::now() + self.timeout;
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due())));
-        if !std::mem::replace(&mut self.waits, true) {
+        if !std::mem::replace(&mut self.is_waiting, true) {
             timer.as_mut().reset(due());
         }
         timer.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_reads_slowly_is_served_and_one_that_stops_is_not() {
+    async fn a_slow_reader_is_served_and_one_that_stops_is_not() {
         let (mut peer, io) = duplex(8);
         let mut io = WriteTimeout::new(io, Duration::from_secs(18));
         let slowly = async {

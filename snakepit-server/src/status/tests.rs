@@ -1,4 +1,4 @@
-//! The status table, and the bounds of every status.
+//! Tests of the status table and of the size of statuses.
 
 use snakepit_registry::{CallStage, ToolFailure};
 use snakepit_session::SessionId;
@@ -6,7 +6,7 @@ use snakepit_session::SessionId;
 use super::*;
 
 #[test]
-fn no_text_of_others_makes_a_status_too_large() {
+fn long_texts_do_not_make_a_status_too_large() {
     let long = || "long text ".repeat(10_000);
     let errors = [
         ToolError::NotFound { tool: long(), suggestion: Some(long()) },
@@ -34,20 +34,20 @@ fn no_text_of_others_makes_a_status_too_large() {
 }
 
 #[test]
-fn a_write_that_may_be_done_is_not_repeated_by_grpc_libraries() {
+fn a_write_that_may_have_succeeded_has_no_retryable_code() {
     let failed = SessionError::Backend { problem: "timed out".into() };
     let (read, written) = (from_session_error(&failed), from_write_error(&failed));
     assert_eq!((read.code(), written.code()), (Code::Unavailable, Code::Internal));
     let info = |status: &Status| status.get_error_details().error_info().cloned().unwrap();
     assert_eq!(info(&written).reason, info(&read).reason);
     assert_eq!(info(&written).metadata[DELIVERED], "true");
-    // What was refused was not done.
+    // A rejected write did not happen.
     let full = SessionError::BackendFull { size: 10, limit: 9 };
     assert_eq!(from_write_error(&full).code(), from_session_error(&full).code());
 }
 
 #[test]
-fn a_lost_worker_leaves_its_last_words_in_the_details() {
+fn the_last_output_of_a_lost_worker_is_in_the_details() {
     let lost = ToolError::WorkerLost {
         worker: "default-1-1".into(),
         reason: "it exited with code 1".into(),
@@ -56,8 +56,8 @@ fn a_lost_worker_leaves_its_last_words_in_the_details() {
     };
     let status = from_tool_error(lost);
     assert!(!status.message().contains("line 16") && status.message().contains("line 19"), "{status:?}");
-    let words = snakepit_proto::status::details_of(&status).failure.unwrap();
-    assert_eq!((words.output_lines.len(), words.worker_id.as_str()), (20, "default-1-1"));
+    let failure = snakepit_proto::status::details_of(&status).failure.unwrap();
+    assert_eq!((failure.output_lines.len(), failure.worker_id.as_str()), (20, "default-1-1"));
 }
 
 #[test]

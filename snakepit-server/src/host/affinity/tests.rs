@@ -1,4 +1,4 @@
-//! Hints are stored without being waited for: now by memory, later and coalesced by a file.
+//! Tests that the memory backend stores hints immediately and other backends coalesce them in the background.
 
 use snakepit_session::{MemoryBackend, NewSession, SessionLimits};
 
@@ -10,16 +10,16 @@ async fn session(sessions: &dyn SessionBackend) -> SessionId {
     id
 }
 
-fn affinity(sessions: Arc<dyn SessionBackend>) -> Affinity {
-    Affinity::new(sessions, TaskTracker::new(), Handle::current(), CancellationToken::new())
+fn affinity(sessions: Arc<dyn SessionBackend>) -> AffinityWriter {
+    AffinityWriter::new(sessions, TaskTracker::new(), Handle::current(), CancellationToken::new())
 }
 
 #[tokio::test]
-async fn memory_stores_a_hint_at_once() {
+async fn memory_stores_a_hint_immediately() {
     let sessions: Arc<dyn SessionBackend> = Arc::new(MemoryBackend::new(SessionLimits::default()));
     let id = session(&*sessions).await;
     let affinity = affinity(Arc::clone(&sessions));
-    affinity.remember(id.clone(), "w-1".into());
+    affinity.store(id.clone(), "w-1".into());
     assert!(affinity.tasks.is_empty(), "no task is needed");
     assert_eq!(sessions.get(&id).await.unwrap().last_worker.as_deref(), Some("w-1"));
 }
@@ -33,9 +33,9 @@ async fn a_file_stores_the_latest_hint_in_the_background() {
     let id = session(&*sessions).await;
     let affinity = affinity(Arc::clone(&sessions));
     for n in 0..100 {
-        affinity.remember(id.clone(), format!("w-{n}").into());
+        affinity.store(id.clone(), format!("w-{n}").into());
     }
-    assert!(affinity.tasks.len() <= 1, "one task a session");
+    assert!(affinity.tasks.len() <= 1, "one task per session");
     affinity.tasks.close();
     affinity.tasks.wait().await;
     assert_eq!(sessions.get(&id).await.unwrap().last_worker.as_deref(), Some("w-99"));

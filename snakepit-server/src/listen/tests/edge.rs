@@ -1,4 +1,4 @@
-//! Connections as hostile, frozen and clumsy clients make them, over raw HTTP/2.
+//! Tests of hostile, frozen and faulty clients over raw HTTP/2.
 
 use std::{
     io,
@@ -22,7 +22,7 @@ use super::*;
 use crate::{
     grpc,
     host::Host,
-    listen::connections::{Admission, Peer, Slot},
+    listen::connections::{Admission, ConnectionPermit, Peer},
 };
 
 mod unread;
@@ -31,8 +31,8 @@ const PING: &str = "/snakepit.bridge.BridgeService/Ping";
 const EXECUTE: &str = "/snakepit.bridge.BridgeService/ExecuteTool";
 const MULTIPLEX: &str = "/snakepit.bridge.BridgeService/Multiplex";
 
-/// A host without workers that serves connections made by hand.
-struct Edge {
+/// A host without workers that serves in-memory connections.
+struct TestServer {
     sessions: Arc<MemoryBackend>,
     connections: Arc<Connections>,
     routes: Routes,
@@ -40,7 +40,7 @@ struct Edge {
     tasks: JoinSet<()>,
 }
 
-impl Edge {
+impl TestServer {
     async fn new(connection_bytes: usize) -> Self {
         let registry = Registry::new();
         let sleep = |()| async {
@@ -61,21 +61,21 @@ impl Edge {
             stop.clone(),
         ));
         let (routes, _) = grpc::routes(host).await;
-        let (arriving, outgoing) = (Arriving::new(1 << 30), Arc::new(Outgoing::new(1 << 30)));
+        let (arriving, outgoing) = (ArrivalBudgets::new(1 << 30), Arc::new(ResponseBudget::new(1 << 30)));
         let connections = Connections::new(8, connection_bytes, arriving, outgoing, Weak::new());
         Self { sessions, connections, routes: routes.prepare(), stop, tasks: JoinSet::new() }
     }
 
-    /// A connection of which the client does nothing yet.
+    /// Opens a connection on which the client has sent nothing.
     fn connect(&mut self) -> (DuplexStream, Arc<Connection>) {
         let (client, server) = duplex(1 << 20);
-        let slot: Slot = match self.connections.admit(Peer::Unknown) {
-            Admission::Admitted(slot) => slot,
-            Admission::Refused { .. } => panic!("refused"),
+        let permit: ConnectionPermit = match self.connections.admit(Peer::Unknown) {
+            Admission::Admitted(permit) => permit,
+            Admission::Rejected { .. } => panic!("rejected"),
         };
-        let state = Arc::clone(slot.connection());
+        let state = Arc::clone(permit.connection());
         let (routes, stop) = (self.routes.clone(), self.stop.child_token());
-        self.tasks.spawn(connection::serve(server, routes, slot, stop, CancellationToken::new()));
+        self.tasks.spawn(connection::serve(server, routes, permit, stop, CancellationToken::new()));
         (client, state)
     }
 
@@ -83,7 +83,7 @@ impl Edge {
         self.client_with_window(1 << 24).await
     }
 
-    /// A client that leaves so many bytes of each answer on their way until it reads them.
+    /// Opens a client with this window per stream: it receives at most so many bytes of a response before it reads them.
     async fn client_with_window(&mut self, window: u32) -> (SendRequest<Bytes>, Arc<Connection>) {
         let (io, state) = self.connect();
         let mut builder = h2::client::Builder::new();
@@ -106,11 +106,11 @@ fn message(message: &impl Message) -> Bytes {
     bytes.into()
 }
 
-/// Sends a whole request, and returns its status with the message.
+/// Sends a complete request, and returns the code and message of its status.
 async fn call(client: &SendRequest<Bytes>, request: http::request::Builder, body: Bytes) -> (u32, String) {
     let mut client = client.clone().ready().await.unwrap();
     let (response, mut send) = client.send_request(request.body(()).unwrap(), false).unwrap();
-    // The server may refuse a request without reading its body.
+    // The server may reject a request without reading its body.
     let _ = send.send_data(body, true);
     status(response).await
 }
@@ -132,9 +132,9 @@ async fn ping(client: &SendRequest<Bytes>) -> u32 {
 }
 
 #[tokio::test]
-async fn large_metadata_is_refused_with_its_bound_and_the_connection_goes_on() {
-    let mut edge = Edge::new(1 << 20).await;
-    let (client, _) = edge.client().await;
+async fn large_metadata_is_rejected_and_the_connection_stays_open() {
+    let mut server = TestServer::new(1 << 20).await;
+    let (client, _) = server.client().await;
     for bytes in [17 << 10, 300 << 10, 1000 << 10] {
         let big = request(PING).header("x-big", "x".repeat(bytes));
         let (code, text) = call(&client, big, message(&pb::PingRequest::default())).await;
@@ -148,8 +148,8 @@ async fn large_metadata_is_refused_with_its_bound_and_the_connection_goes_on() {
 
 #[tokio::test]
 async fn unfinished_requests_of_a_connection_are_bounded() {
-    let mut edge = Edge::new(1 << 20).await;
-    let (client, state) = edge.client().await;
+    let mut server = TestServer::new(1 << 20).await;
+    let (client, state) = server.client().await;
     let mut open = Vec::new();
     for path in [EXECUTE, MULTIPLEX, EXECUTE, MULTIPLEX] {
         let mut client = client.clone().ready().await.unwrap();
@@ -160,20 +160,20 @@ async fn unfinished_requests_of_a_connection_are_bounded() {
         send.send_data(body.into(), false).unwrap();
         open.push((response, send));
     }
-    // Two fit; what came third and fourth is refused, in whatever order the server read them.
+    // Two requests fit. The server rejects the other two, in the order in which it reads them.
     let statuses = futures_util::future::select_all(open.iter_mut().map(|(response, _)| response));
-    let (refused, index, _) = statuses.await;
-    let refused = refused.unwrap();
-    let in_head = refused.headers().get("grpc-status").cloned();
-    let (response_body, path) = (refused.into_body(), [EXECUTE, MULTIPLEX, EXECUTE, MULTIPLEX][index]);
+    let (rejected, index, _) = statuses.await;
+    let rejected = rejected.unwrap();
+    let in_head = rejected.headers().get("grpc-status").cloned();
+    let (response_body, path) = (rejected.into_body(), [EXECUTE, MULTIPLEX, EXECUTE, MULTIPLEX][index]);
     if path == EXECUTE {
         assert_eq!(in_head.unwrap(), "8");
     }
     drop(response_body);
-    assert!(state.share_used() <= 1 << 20, "{}", state.share_used());
+    assert!(state.reserved_bytes() <= 1 << 20, "{}", state.reserved_bytes());
     assert_eq!(ping(&client).await, 0, "small requests pass");
     drop(open);
-    while state.share_used() > 0 {
+    while state.reserved_bytes() > 0 {
         assert_eq!(ping(&client).await, 0);
     }
 }
@@ -189,10 +189,10 @@ fn gzipped(message: &[u8]) -> Bytes {
 }
 
 #[tokio::test]
-async fn compressed_requests_are_opened_and_answered_compressed() {
+async fn compressed_requests_receive_compressed_responses() {
     use std::io::Read;
-    let mut edge = Edge::new(1 << 20).await;
-    let (client, state) = edge.client().await;
+    let mut server = TestServer::new(1 << 20).await;
+    let (client, state) = server.client().await;
     let text = "x".repeat(100_000);
     let ping = pb::PingRequest { message: text.clone() }.encode_to_vec();
     let zipped =
@@ -202,16 +202,16 @@ async fn compressed_requests_are_opened_and_answered_compressed() {
     send.send_data(gzipped(&ping), true).unwrap();
     let (head, mut body) = response.await.unwrap().into_parts();
     assert_eq!(head.headers["grpc-encoding"], "gzip");
-    let mut answer = Vec::new();
+    let mut response = Vec::new();
     while let Some(data) = body.data().await {
-        answer.extend_from_slice(&data.unwrap());
+        response.extend_from_slice(&data.unwrap());
     }
-    assert!(answer[0] == 1 && answer.len() < 5_000, "{}", answer.len());
-    let mut opened = Vec::new();
-    flate2::read::GzDecoder::new(&answer[5..]).read_to_end(&mut opened).unwrap();
-    assert_eq!(pb::PingResponse::decode(&*opened).unwrap().message, format!("pong: {text}"));
+    assert!(response[0] == 1 && response.len() < 5_000, "{}", response.len());
+    let mut decompressed = Vec::new();
+    flate2::read::GzDecoder::new(&response[5..]).read_to_end(&mut decompressed).unwrap();
+    assert_eq!(pb::PingResponse::decode(&*decompressed).unwrap().message, format!("pong: {text}"));
     assert_eq!(body.trailers().await.unwrap().unwrap()["grpc-status"], "0");
-    // What opens to more than a message may have, or to more fields, or not at all.
+    // Messages whose decompressed form is too large, has too many fields, or is malformed.
     for (bomb, problem) in [
         (gzipped(&vec![0; 16 << 20]), "the limit is 4194304"),
         (gzipped(&[0x0a, 0].repeat(1 << 20)), "fields"),
@@ -222,10 +222,10 @@ async fn compressed_requests_are_opened_and_answered_compressed() {
     }
     assert_eq!(self::ping(&client).await, 0);
     drop(client);
-    assert_eq!(state.share_used(), 0);
+    assert_eq!(state.reserved_bytes(), 0);
 }
 
-/// Reads whole messages of an answer, each with the flag that says whether it is compressed.
+/// Reads complete messages of a response, each with its compression flag.
 async fn read_messages(body: &mut h2::RecvStream, count: usize) -> Vec<(u8, Vec<u8>)> {
     use std::io::Read;
     let (mut data, mut messages) = (Vec::new(), Vec::new());
@@ -250,9 +250,9 @@ async fn read_messages(body: &mut h2::RecvStream, count: usize) -> Vec<(u8, Vec<
 }
 
 #[tokio::test]
-async fn streams_are_opened_and_answered_compressed_message_by_message() {
-    let mut edge = Edge::new(1 << 20).await;
-    let (client, state) = edge.client().await;
+async fn streams_are_compressed_message_by_message() {
+    let mut server = TestServer::new(1 << 20).await;
+    let (client, state) = server.client().await;
     let zipped = || {
         request(MULTIPLEX).header("grpc-encoding", "gzip").header("grpc-accept-encoding", "identity, gzip")
     };
@@ -266,7 +266,7 @@ async fn streams_are_opened_and_answered_compressed_message_by_message() {
         let call = pb::CallStart { id, tool_name: tool_name.to_owned(), ..Default::default() };
         pb::CallBatch { calls: vec![call], ..Default::default() }
     };
-    // Two messages in one piece, the second of them as it is, and half of the third.
+    // Two messages in one segment, of which the second is not compressed, and half of a third.
     let unknown = "x".repeat(10_000);
     let third = gzipped(&batch(3, &unknown).encode_to_vec());
     let pieces = [
@@ -288,7 +288,7 @@ async fn streams_are_opened_and_answered_compressed_message_by_message() {
         }
     }
     assert_eq!(ids, [1, 2, 3]);
-    // What opens to more than a message may have, to more fields, or not at all, ends its own stream only.
+    // A message whose decompressed form is too large, has too many fields, or is malformed ends only its own stream.
     for (bomb, problem) in [
         (gzipped(&vec![0; 110 << 20]), "the limit is"),
         (gzipped(&[0x0a, 0].repeat(1 << 19)), "fields"),
@@ -302,13 +302,13 @@ async fn streams_are_opened_and_answered_compressed_message_by_message() {
     send.send_data(gzipped(&batch(4, &unknown).encode_to_vec()), false).unwrap();
     let (_, reply) = read_messages(&mut body, 1).await.remove(0);
     assert_eq!(pb::ReplyBatch::decode(&*reply).unwrap().replies[0].id, 4);
-    assert_eq!(state.share_used(), 0);
+    assert_eq!(state.reserved_bytes(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_without_a_request_is_closed() {
-    let mut edge = Edge::new(1 << 20).await;
-    let (mut silent, _) = edge.connect();
+    let mut server = TestServer::new(1 << 20).await;
+    let (mut silent, _) = server.connect();
     let start = Instant::now();
     let mut rest = Vec::new();
     silent.read_to_end(&mut rest).await.unwrap();
@@ -316,10 +316,10 @@ async fn a_connection_without_a_request_is_closed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_connection_is_asked_to_leave_and_one_with_a_stream_is_not() {
-    let mut edge = Edge::new(1 << 20).await;
-    let (idle, _) = edge.client().await;
-    let (busy, _) = edge.client().await;
+async fn only_a_connection_without_streams_is_closed_when_idle() {
+    let mut server = TestServer::new(1 << 20).await;
+    let (idle, _) = server.client().await;
+    let (busy, _) = server.client().await;
     assert_eq!(ping(&idle).await, 0);
     let (_response, _send) = busy
         .clone()
@@ -331,32 +331,32 @@ async fn an_idle_connection_is_asked_to_leave_and_one_with_a_stream_is_not() {
     assert_eq!(ping(&busy).await, 0);
     tokio::time::sleep(Duration::from_secs(40 * 60)).await;
     assert_eq!(ping(&busy).await, 0);
-    assert!(idle.clone().ready().await.is_err(), "it was told to leave");
+    assert!(idle.clone().ready().await.is_err(), "the server closed it");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_freezes_loses_its_calls() {
-    let mut edge = Edge::new(1 << 20).await;
-    let (io, state) = edge.connect();
+    let mut server = TestServer::new(1 << 20).await;
+    let (io, state) = server.connect();
     let (client, connection) = h2::client::handshake(io).await.unwrap();
     let mut client_task = JoinSet::new();
     let (freeze, frozen) = (CancellationToken::new(), CancellationToken::new());
-    let (wait, told) = (freeze.clone(), frozen.clone());
+    let (wait, notify) = (freeze.clone(), frozen.clone());
     client_task.spawn(async move {
         let mut connection = std::pin::pin!(connection);
         tokio::select! {
             _ = &mut connection => {}
             () = wait.cancelled() => {}
         }
-        told.cancel();
-        // It keeps its socket open, and says nothing any more.
+        notify.cancel();
+        // The frozen client keeps its socket open but sends nothing.
         std::future::pending::<()>().await;
     });
     let mut client = client.ready().await.unwrap();
     let (response, mut send) = client.send_request(request(EXECUTE).body(()).unwrap(), false).unwrap();
     let sleep = pb::ExecuteToolRequest { tool_name: "sleep".to_owned(), ..Default::default() };
     send.send_data(message(&sleep), true).unwrap();
-    // The call runs for as long as the client lives.
+    // The call runs while the client answers pings.
     tokio::time::timeout(Duration::from_secs(60), response).await.unwrap_err();
     assert!(state.idle().is_none());
     freeze.cancel();
@@ -368,12 +368,12 @@ async fn a_client_that_freezes_loses_its_calls() {
     }
 }
 
-/// A listener without descriptors.
-struct Starved {
+/// A listener that has run out of descriptors.
+struct OutOfDescriptors {
     attempts: Arc<AtomicUsize>,
 }
 
-impl accept::Accept for Starved {
+impl accept::Accept for OutOfDescriptors {
     type Io = DuplexStream;
 
     async fn accept(&mut self) -> io::Result<DuplexStream> {
@@ -386,13 +386,13 @@ impl accept::Accept for Starved {
     }
 }
 
-/// A listener that panics at first, and then has one connection.
-struct Panics {
+/// A listener that panics a few times and then returns one connection.
+struct PanickingListener {
     left: usize,
     then: Option<DuplexStream>,
 }
 
-impl accept::Accept for Panics {
+impl accept::Accept for PanickingListener {
     type Io = DuplexStream;
 
     async fn accept(&mut self) -> io::Result<DuplexStream> {
@@ -412,16 +412,16 @@ impl accept::Accept for Panics {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_accept_loop_goes_on_after_a_panic() {
-    let edge = Edge::new(1 << 20).await;
-    let (io, server) = duplex(1 << 20);
-    let (routes, connections) = (edge.routes.clone(), Arc::clone(&edge.connections));
+async fn the_accept_loop_continues_after_a_panic() {
+    let server = TestServer::new(1 << 20).await;
+    let (io, server_io) = duplex(1 << 20);
+    let (routes, connections) = (server.routes.clone(), Arc::clone(&server.connections));
     let mut serving = JoinSet::new();
     serving.spawn(accept::serve(
-        Panics { left: 2, then: Some(server) },
+        PanickingListener { left: 2, then: Some(server_io) },
         routes,
         connections,
-        edge.stop.clone(),
+        server.stop.clone(),
     ));
     let (client, connection) = h2::client::handshake(io).await.unwrap();
     serving.spawn(async move { drop(connection.await) });
@@ -429,11 +429,16 @@ async fn the_accept_loop_goes_on_after_a_panic() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_stream_of_calls_makes_room_for_a_new_client_and_says_that_nothing_ran() {
-    let mut edge = Edge::new(1 << 20).await;
-    edge.connections =
-        Connections::new(2, 1 << 20, Arriving::new(1 << 20), Arc::new(Outgoing::new(1 << 20)), Weak::new());
-    let (idle, busy) = (edge.client().await, edge.client().await);
+async fn an_idle_multiplex_stream_is_evicted_with_a_status_that_no_call_ran() {
+    let mut server = TestServer::new(1 << 20).await;
+    server.connections = Connections::new(
+        2,
+        1 << 20,
+        ArrivalBudgets::new(1 << 20),
+        Arc::new(ResponseBudget::new(1 << 20)),
+        Weak::new(),
+    );
+    let (idle, busy) = (server.client().await, server.client().await);
     let mut streams = Vec::new();
     for (client, _) in [&idle, &busy] {
         let mut ready = client.clone().ready().await.unwrap();
@@ -446,34 +451,34 @@ async fn an_idle_stream_of_calls_makes_room_for_a_new_client_and_says_that_nothi
     while !busy.1.is_in_use() {
         assert_eq!(ping(&idle.0).await, 0);
     }
-    // Idle, but for less time than the one with the stream.
+    // This connection has been idle for less time than the one with the idle stream.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(ping(&busy.0).await, 0);
-    let (new, _) = edge.client().await;
+    let (new, _) = server.client().await;
     assert_eq!(ping(&new).await, 0);
     let (code, text) = status(streams.swap_remove(0).0).await;
     assert_eq!(code, tonic::Code::Unavailable as u32, "{text}");
     assert!(text.contains("the call was not begun"), "{text}");
-    assert!(idle.0.clone().ready().await.is_err(), "it was told to leave");
+    assert!(idle.0.clone().ready().await.is_err(), "the server closed it");
     assert!(busy.1.is_in_use());
     assert_eq!(ping(&busy.0).await, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lack_of_descriptors_is_waited_out() {
-    let edge = Edge::new(1 << 20).await;
+async fn the_accept_loop_survives_a_shortage_of_descriptors() {
+    let server = TestServer::new(1 << 20).await;
     let attempts = Arc::new(AtomicUsize::new(0));
-    let starved = Starved { attempts: Arc::clone(&attempts) };
+    let listener = OutOfDescriptors { attempts: Arc::clone(&attempts) };
     let mut serving = JoinSet::new();
     serving.spawn(accept::serve(
-        starved,
-        edge.routes.clone(),
-        Arc::clone(&edge.connections),
-        edge.stop.clone(),
+        listener,
+        server.routes.clone(),
+        Arc::clone(&server.connections),
+        server.stop.clone(),
     ));
     tokio::time::sleep(Duration::from_secs(10)).await;
     let attempts = attempts.load(Ordering::Relaxed);
     assert!((50..=101).contains(&attempts), "{attempts}");
-    edge.stop.cancel();
+    server.stop.cancel();
     serving.join_next().await.unwrap().unwrap();
 }

@@ -1,18 +1,17 @@
-//! Counting the fields of an encoded message, before it is decoded: two bytes on the wire can become hundreds in memory.
+//! Counts the fields of an encoded message before it is decoded, because two bytes on the wire can become hundreds in memory.
 
 use bytes::Buf;
 use prost::encoding::{WireType, decode_key, decode_varint};
 
-/// The most fields that a message may have, those of the messages in it included.
-pub(crate) const MAX_FIELDS: usize = 256 * 1024;
+use crate::limits::MAX_FIELDS;
 
-/// Counts the fields of the next `len` bytes, and of the messages in the fields `nested`, up to [`MAX_FIELDS`]. `None`: there
-/// are more. What cannot be read is left to the decoder, which refuses it.
-pub(super) fn count(buf: &mut impl Buf, len: usize, nested: &[u32]) -> Option<usize> {
+/// Counts the fields of the next `len` bytes, including those of the messages in the fields `nested`. Returns `None` above
+/// [`MAX_FIELDS`]. Malformed data ends the count; the decoder rejects it later.
+pub(super) fn count_fields(buf: &mut impl Buf, len: usize, nested: &[u32]) -> Option<usize> {
     let mut fields = 0;
-    // Ends of the messages that the position is in, as what is left of the buffer there.
-    let (bottom, mut inner) = (buf.remaining().saturating_sub(len), None);
-    while buf.remaining() > bottom {
+    // The ends of the outer and of the nested message, as the number of bytes that remain there.
+    let (outer_end, mut inner) = (buf.remaining().saturating_sub(len), None);
+    while buf.remaining() > outer_end {
         if inner.is_some_and(|end| buf.remaining() <= end) {
             inner = None;
         }
@@ -57,7 +56,7 @@ mod tests {
 
     fn counted(message: &impl Message, nested: &[u32]) -> Option<usize> {
         let encoded = message.encode_to_vec();
-        count(&mut encoded.as_slice(), encoded.len(), nested)
+        count_fields(&mut encoded.as_slice(), encoded.len(), nested)
     }
 
     #[test]
@@ -71,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_fill_the_memory_is_noticed() {
+    fn messages_with_too_many_fields_are_recognized() {
         let calls =
             pb::CallBatch { calls: vec![pb::CallStart::default(); MAX_FIELDS + 1], ..Default::default() };
         assert_eq!(counted(&calls, &[1]), None);
@@ -86,9 +85,9 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_ends_the_count() {
+    fn malformed_data_ends_the_count() {
         for bytes in [&[0xff; 20][..], &[0x0a, 0xff, 0xff, 0x03], &[0x0b, 1, 2], &[0x09, 1]] {
-            assert!(count(&mut &bytes[..], bytes.len(), &[1]).is_some());
+            assert!(count_fields(&mut &bytes[..], bytes.len(), &[1]).is_some());
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Ends open-ended streams at shutdown, and at the deadline of their RPC. Both ends are errors: a stream that just ended
-//! would look complete.
+//! Ends open-ended streams at shutdown and at the deadline of their RPC. Both end with an error, because a stream without one would
+//! look complete.
 
 use std::{
     pin::Pin,
@@ -15,8 +15,8 @@ use tonic::Status;
 use crate::status::{rpc_deadline_exceeded, shutting_down};
 
 pin_project! {
-    /// A stream that ends once the host stops, or time is up. Items that are ready by then still come.
-    pub(super) struct UntilStop<S> {
+    /// A stream that ends at the stop of the host or at its deadline. It still yields the items that are ready by then.
+    pub(super) struct OpenEndedStream<S> {
         #[pin]
         stream: S,
         #[pin]
@@ -26,19 +26,19 @@ pin_project! {
     }
 }
 
-impl<S> UntilStop<S> {
+impl<S> OpenEndedStream<S> {
     pub(super) fn new(stream: S, stop: CancellationToken) -> Self {
         Self { stream, stopped: stop.cancelled_owned(), deadline: None, has_ended: false }
     }
 
-    /// Ends the stream at this time, too.
-    pub(super) fn or_at(mut self, deadline: Option<Instant>) -> Self {
+    /// Also ends the stream at this deadline.
+    pub(super) fn with_deadline(mut self, deadline: Option<Instant>) -> Self {
         self.deadline = deadline.map(|at| Box::pin(sleep_until(at)));
         self
     }
 }
 
-impl<S: Stream<Item = Result<T, Status>>, T> Stream for UntilStop<S> {
+impl<S: Stream<Item = Result<T, Status>>, T> Stream for OpenEndedStream<S> {
     type Item = S::Item;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
@@ -70,18 +70,18 @@ mod tests {
 
     use super::*;
 
-    async fn ends(stream: UntilStop<impl Stream<Item = Result<u8, Status>>>) -> Vec<Result<u8, Code>> {
+    async fn ends(stream: OpenEndedStream<impl Stream<Item = Result<u8, Status>>>) -> Vec<Result<u8, Code>> {
         stream.map(|item| item.map_err(|status| status.code())).collect().await
     }
 
     #[tokio::test(start_paused = true)]
-    async fn items_that_are_ready_at_the_stop_still_come_and_the_end_is_an_error() {
+    async fn ready_items_precede_the_error_that_ends_the_stream() {
         let stop = CancellationToken::new();
         let endless = || futures_util::stream::iter([Ok(1), Ok(2)]).chain(futures_util::stream::pending());
-        let in_time =
-            UntilStop::new(endless(), stop.clone()).or_at(Some(Instant::now() + Duration::from_secs(1)));
+        let in_time = OpenEndedStream::new(endless(), stop.clone())
+            .with_deadline(Some(Instant::now() + Duration::from_secs(1)));
         assert_eq!(ends(in_time).await, [Ok(1), Ok(2), Err(Code::DeadlineExceeded)]);
-        let stopped = UntilStop::new(endless(), stop.clone());
+        let stopped = OpenEndedStream::new(endless(), stop.clone());
         stop.cancel();
         assert_eq!(ends(stopped).await, [Ok(1), Ok(2), Err(Code::Unavailable)]);
     }

@@ -1,4 +1,4 @@
-//! Sessions in use outlive their TTL, and no longer than they are used.
+//! Tests that sessions in use outlive their TTL, but only while they are used.
 
 use futures_util::stream;
 use snakepit_session::{MemoryBackend, NewSession, SessionLimits};
@@ -9,19 +9,19 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-struct Bench {
+struct Fixture {
     sessions: Arc<MemoryBackend>,
-    keeper: Arc<Keeper>,
+    renewer: Arc<SessionRenewer>,
     _task: AbortOnDropHandle<()>,
 }
 
-impl Bench {
+impl Fixture {
     fn new() -> Self {
         let sessions = Arc::new(MemoryBackend::new(SessionLimits::default()));
-        let keeper = Arc::<Keeper>::default();
-        let running = Arc::clone(&keeper).run(sessions.clone(), CancellationToken::new());
+        let renewer = Arc::<SessionRenewer>::default();
+        let running = Arc::clone(&renewer).run(sessions.clone(), CancellationToken::new());
         let task = tokio_util::task::TaskTracker::new().spawn(running);
-        Self { sessions, keeper, _task: AbortOnDropHandle::new(task) }
+        Self { sessions, renewer, _task: AbortOnDropHandle::new(task) }
     }
 
     async fn session(&self, name: &str) -> SessionId {
@@ -32,7 +32,7 @@ impl Bench {
     }
 
     async fn lives(&self, id: &SessionId) -> bool {
-        // A listing renews nothing.
+        // Listing sessions does not renew them.
         let page = self.sessions.list(Default::default()).await.unwrap();
         page.items.iter().any(|session| session.id == *id)
     }
@@ -40,62 +40,62 @@ impl Bench {
 
 #[tokio::test(start_paused = true)]
 async fn a_session_lives_while_the_last_of_its_calls_runs_and_then_for_most_of_its_ttl() {
-    let bench = Bench::new();
-    let id = bench.session("s").await;
-    let unused = bench.session("unused").await;
-    let first = bench.keeper.hold(&id, SECOND, None).unwrap();
-    let second = bench.keeper.hold(&id, SECOND, None).unwrap();
+    let fixture = Fixture::new();
+    let id = fixture.session("s").await;
+    let unused = fixture.session("unused").await;
+    let first = fixture.renewer.begin_use(&id, SECOND, None).unwrap();
+    let second = fixture.renewer.begin_use(&id, SECOND, None).unwrap();
     sleep(3 * SECOND).await;
     drop(first);
     sleep(3 * SECOND).await;
-    assert!(bench.lives(&id).await && !bench.lives(&unused).await);
+    assert!(fixture.lives(&id).await && !fixture.lives(&unused).await);
     drop(second);
     sleep(SECOND * 6 / 10).await;
-    assert!(bench.lives(&id).await, "idle for less than its TTL");
+    assert!(fixture.lives(&id).await, "idle for less than its TTL");
     sleep(SECOND / 2).await;
-    assert!(!bench.lives(&id).await, "nothing renews it any more");
-    assert!(bench.keeper.uses().is_empty());
+    assert!(!fixture.lives(&id).await, "its renewal has stopped");
+    assert!(fixture.renewer.lock().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_ends_before_the_session_needs_anything_is_not_counted() {
-    let bench = Bench::new();
-    let id = bench.session("s").await;
+async fn a_call_that_ends_before_the_first_renewal_is_not_counted() {
+    let fixture = Fixture::new();
+    let id = fixture.session("s").await;
     let soon = Instant::now() + SECOND / 4;
-    assert!(bench.keeper.hold(&id, SECOND, Some(soon)).is_none());
-    assert!(bench.keeper.hold(&id, SECOND, Some(soon + SECOND)).is_some());
+    assert!(fixture.renewer.begin_use(&id, SECOND, Some(soon)).is_none());
+    assert!(fixture.renewer.begin_use(&id, SECOND, Some(soon + SECOND)).is_some());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_keeps_its_session_to_its_end() {
-    let bench = Bench::new();
-    let id = bench.session("s").await;
+    let fixture = Fixture::new();
+    let id = fixture.session("s").await;
     let slow = stream::unfold(0, |n| async move {
         sleep(3 * SECOND).await;
         let chunk = Chunk { data: "1".into(), metadata: Default::default() };
         (n < 2).then_some((Ok(chunk), n + 1))
     });
-    let in_use = bench.keeper.hold(&id, SECOND, None).unwrap();
+    let in_use = fixture.renewer.begin_use(&id, SECOND, None).unwrap();
     let reply = in_use.until_complete(ToolReply::stream(Box::pin(slow)));
     let ReplyBody::Stream(mut chunks) = reply.body else { panic!("a value") };
     while chunks.next().await.is_some() {
-        assert!(bench.lives(&id).await);
+        assert!(fixture.lives(&id).await);
     }
-    assert!(bench.keeper.uses().is_empty(), "released at the end, though the stream is still held");
+    assert!(fixture.renewer.lock().is_empty(), "released at the end, though the stream is still held");
 }
 
 #[tokio::test(start_paused = true)]
 async fn many_sessions_are_kept_at_the_same_time() {
-    let bench = Bench::new();
+    let fixture = Fixture::new();
     let mut held = Vec::new();
-    for n in 0..10 * AT_ONCE {
-        let id = bench.session(&format!("s{n}")).await;
-        held.push(bench.keeper.hold(&id, SECOND, None).unwrap());
+    for n in 0..10 * MAX_CONCURRENT {
+        let id = fixture.session(&format!("s{n}")).await;
+        held.push(fixture.renewer.begin_use(&id, SECOND, None).unwrap());
         advance(Duration::from_millis(1)).await;
     }
     sleep(5 * SECOND).await;
     assert_eq!(
-        bench
+        fixture
             .sessions
             .list(snakepit_session::PageRequest { size: 1000, token: None })
             .await

@@ -1,8 +1,8 @@
-//! Answers every RPC by its `grpc-timeout`. At the full time tonic answers CANCELLED, and many clients give up without
-//! waiting for an answer, so this answers DEADLINE_EXCEEDED a little earlier.
+//! Enforces the `grpc-timeout` of every RPC. When the full time is over, tonic answers CANCELLED, and many clients no longer wait
+//! for an answer. This module therefore answers DEADLINE_EXCEEDED slightly earlier.
 //!
-//! Handlers of calls get a deadline that lies earlier still ([`CallDeadline`]), because they know how far the call has come.
-//! Streams are bounded here up to their head only; what feeds them sees to their end.
+//! Call handlers receive an even earlier deadline ([`CallDeadline`]), because they can report how far the call got. For a stream,
+//! this module bounds only the time until the response headers. The source of the stream enforces the deadline after that.
 
 use std::{
     pin::Pin,
@@ -17,43 +17,43 @@ use tonic::body::Body;
 
 use crate::status::rpc_deadline_exceeded;
 
-/// The deadline that a request asks for, less a margin for the way back; an extension of requests that have one. The time
-/// that the message takes to arrive counts.
+/// The deadline of a call: that of its request, less a margin for the response. Requests with a timeout carry it as an extension.
+/// It includes the time that the message takes to arrive.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct CallDeadline(pub(super) Instant);
+pub(crate) struct CallDeadline(pub(crate) Instant);
 
-/// Answers a request by its `grpc-timeout`.
-pub(crate) fn in_time<B, F>(
+/// Calls a handler and enforces the `grpc-timeout` of the request.
+pub(super) fn with_deadline<B, F>(
     mut request: http::Request<B>,
-    answer: impl FnOnce(http::Request<B>) -> F,
+    handler: impl FnOnce(http::Request<B>) -> F,
 ) -> ResponseFuture<F> {
     let timeout = request.headers().get(GRPC_TIMEOUT).and_then(|value| parse_timeout(value.to_str().ok()?));
-    // A malformed timeout is refused by the handlers that keep one, and ignored by tonic.
+    // Call handlers reject a malformed timeout, and tonic ignores it.
     let Some(timeout) = timeout else {
-        return ResponseFuture { inner: Some(answer(request)), end: None };
+        return ResponseFuture { inner: Some(handler(request)), end: None };
     };
     let margin = (timeout / 20).clamp(Duration::from_millis(1), Duration::from_millis(25));
     let now = Instant::now();
     let Some(left) = timeout.checked_sub(margin).filter(|left| !left.is_zero()) else {
-        // The transport's own timer fires before the message of the request could be read.
+        // The transport would time out before the message of the request can be read.
         return ResponseFuture { inner: None, end: None };
     };
     if let Some(at) = now.checked_add(left) {
         request.extensions_mut().insert(CallDeadline(at));
     }
-    let end = now.checked_add(left + margin / 2).map(|at| End { at, timer: None });
-    ResponseFuture { inner: Some(answer(request)), end }
+    let end = now.checked_add(left + margin / 2).map(|at| ResponseDeadline { at, timer: None });
+    ResponseFuture { inner: Some(handler(request)), end }
 }
 
-/// When an RPC must have been answered.
-struct End {
+/// The time by which an RPC must be answered.
+struct ResponseDeadline {
     at: Instant,
-    /// Set at the first poll that finds no answer.
+    /// Created by the first poll that finds no response.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl End {
-    /// The clock decides, so that whichever timer wakes the task for this deadline, the answer is the same.
+impl ResponseDeadline {
+    /// Compares with the clock too, so that the result is the same when another timer wakes the task for this deadline.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(self.at)));
         if timer.as_mut().poll(cx).is_ready() || self.at <= Instant::now() {
@@ -65,12 +65,12 @@ impl End {
 }
 
 pin_project! {
-    /// Answers one RPC in time.
-    pub(crate) struct ResponseFuture<F> {
-        // `None` for a request that has no time at all.
+    /// The response to one RPC, or DEADLINE_EXCEEDED.
+    pub(super) struct ResponseFuture<F> {
+        // `None` if the request has no time left.
         #[pin]
         inner: Option<F>,
-        end: Option<End>,
+        end: Option<ResponseDeadline>,
     }
 }
 
@@ -101,19 +101,19 @@ mod tests {
 
     use super::*;
 
-    /// Answers with the code of a request to a handler that takes this long.
+    /// Returns the status code of a request whose handler takes this long.
     async fn code(timeout: &str, takes: Duration) -> Option<String> {
         let handler = async |_: http::Request<()>| {
             tokio::time::sleep(takes).await;
             Ok::<_, Infallible>(http::Response::new(Body::empty()))
         };
         let request = http::Request::builder().header(GRPC_TIMEOUT, timeout).body(()).unwrap();
-        let response = in_time(request, handler).await.unwrap();
+        let response = with_deadline(request, handler).await.unwrap();
         response.headers().get("grpc-status").map(|code| code.to_str().unwrap().to_owned())
     }
 
     #[tokio::test(start_paused = true)]
-    async fn every_rpc_is_answered_just_before_the_transport_gives_up() {
+    async fn every_rpc_is_answered_shortly_before_the_transport_times_out() {
         for (timeout, latest) in
             [("0n", 0), ("1n", 0), ("999u", 0), ("40m", 40), ("1S", 1000), ("1M", 60_000)]
         {
@@ -126,7 +126,7 @@ mod tests {
             );
         }
         let answered = code("1S", Duration::from_millis(900)).await;
-        assert_eq!(answered, None, "an answer in time is left alone");
-        assert_eq!(code("soon", Duration::from_secs(9)).await, None, "a malformed timeout is none");
+        assert_eq!(answered, None, "a response in time is unchanged");
+        assert_eq!(code("soon", Duration::from_secs(9)).await, None, "a malformed timeout has no effect");
     }
 }

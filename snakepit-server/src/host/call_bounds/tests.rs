@@ -1,4 +1,4 @@
-//! What the host runs itself ends at the deadline or with the host, to the last chunk.
+//! Tests that futures and streams of the host end at the deadline or at the cut-off.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn bounds(timeout: Duration, cut: &CancellationToken) -> Bounds {
-    Bounds::of(&ToolCall::new("t").with_deadline(Instant::now() + timeout), cut)
+fn bounds(timeout: Duration, cut: &CancellationToken) -> CallBounds {
+    CallBounds::new(&ToolCall::new("t").with_deadline(Instant::now() + timeout), cut)
 }
 
 fn chunk() -> Result<Chunk, ToolError> {
@@ -19,7 +19,7 @@ fn chunk() -> Result<Chunk, ToolError> {
 }
 
 fn items(
-    bounds: Bounds,
+    bounds: CallBounds,
     chunks: impl Stream<Item = Result<Chunk, ToolError>> + Send + 'static,
 ) -> ChunkStream {
     let ReplyBody::Stream(chunks) = bounds.bound(ToolReply::stream(Box::pin(chunks)), None).body else {
@@ -29,7 +29,7 @@ fn items(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_future_ends_at_its_deadline_or_with_the_host() {
+async fn a_future_ends_at_the_deadline_or_at_the_cut_off() {
     let cut = CancellationToken::new();
     let start = Instant::now();
     let never = std::future::pending::<Result<(), _>>;
@@ -54,7 +54,7 @@ async fn a_stream_of_a_host_tool_ends_at_the_deadline() {
         })
     });
     let call = ToolCall::new("count").streaming().with_deadline(Instant::now() + Duration::from_millis(220));
-    let (bounds, start) = (Bounds::of(&call, &CancellationToken::new()), Instant::now());
+    let (bounds, start) = (CallBounds::new(&call, &CancellationToken::new()), Instant::now());
     let reply = bounds.within(CallStage::Running, tool.call(call)).await.unwrap();
     let ReplyBody::Stream(chunks) = bounds.bound(reply, None).body else { panic!("a value") };
     let items: Vec<_> = chunks.collect().await;
@@ -79,7 +79,7 @@ async fn a_stream_that_never_pauses_ends_too() {
 }
 
 #[test]
-fn without_a_runtime_what_is_ready_is_answered_and_the_rest_refused() {
+fn without_a_runtime_only_a_ready_future_succeeds() {
     let mut cx = Context::from_waker(std::task::Waker::noop());
     let bounds = bounds(SECOND, &CancellationToken::new());
     let mut poll = |ready: bool| {

@@ -9,8 +9,8 @@ use crate::duration;
 
 /// Sizes are 4096, 64KiB, 10MiB, 4GiB.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Limits of sessions")]
-pub(crate) struct Limits {
+#[command(next_help_heading = "SessionLimitArgs of sessions")]
+pub(crate) struct SessionLimitArgs {
     /// How long a session lives without use, if its creator does not say.
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration::parse)]
     session_ttl: Duration,
@@ -72,8 +72,8 @@ pub(crate) struct Limits {
     max_watch_backlog_bytes: ByteSize,
 }
 
-impl From<Limits> for SessionLimits {
-    fn from(limits: Limits) -> Self {
+impl From<SessionLimitArgs> for SessionLimits {
+    fn from(limits: SessionLimitArgs) -> Self {
         let size = |size: ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
         Self {
             default_ttl: limits.session_ttl,
@@ -102,9 +102,9 @@ mod tests {
     use super::*;
 
     fn limits(flags: &[&str]) -> SessionLimits {
-        let command = Limits::augment_args(clap::Command::new("serve"));
+        let command = SessionLimitArgs::augment_args(clap::Command::new("serve"));
         let matches = command.try_get_matches_from([&["serve"], flags].concat()).unwrap();
-        Limits::from_arg_matches(&matches).unwrap().into()
+        SessionLimitArgs::from_arg_matches(&matches).unwrap().into()
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The message of a request that is not a stream, read whole: within its limit, the budgets and its time.
+//! Reads the single message of a unary request, within its size limit, the budgets and its time.
 
 use std::{
     collections::VecDeque,
@@ -14,34 +14,37 @@ use tonic::Status;
 
 use super::{
     connections::Connection,
-    frames::{FRAME_BYTES, MAX_LIGHT_BYTES, Messages, PREFIX_BYTES, Pieces},
-    held::{Held, MessageLimits},
+    framing::{
+        MAX_LIGHT_BYTES, MessageLimits, MessageTracker, PREFIX_BYTES, PolledFrame, SEGMENT_OVERHEAD, Segments,
+    },
     pace::Pace,
+    request_memory::RequestMemory,
 };
-use crate::status::{request_broke, second_message};
+use crate::status::{request_incomplete, second_message};
 
-/// A message that is here.
+/// A complete message with its prefix, which is the request body for the service.
 #[derive(Debug, Default)]
 pub(super) struct Message {
+    /// The first segment. Most messages have only one, which then needs no allocation.
     first: Option<Bytes>,
     rest: VecDeque<Bytes>,
     bytes: usize,
 }
 
 impl Message {
-    /// Whether it is heavy to decode.
+    /// Whether decoding takes long enough for a blocking thread.
     pub(super) const fn is_heavy(&self) -> bool {
         self.bytes > MAX_LIGHT_BYTES
     }
 
-    pub(super) fn of(pieces: Pieces) -> Self {
-        Self { first: None, bytes: pieces.remaining(), rest: pieces.into_inner() }
+    pub(super) fn from_segments(segments: Segments) -> Self {
+        Self { first: None, bytes: segments.remaining(), rest: segments.into_inner() }
     }
 
-    pub(super) fn into_pieces(self) -> Pieces {
-        let mut pieces = Pieces::default();
-        self.first.into_iter().chain(self.rest).for_each(|piece| pieces.push(piece));
-        pieces
+    pub(super) fn into_segments(self) -> Segments {
+        let mut segments = Segments::default();
+        self.first.into_iter().chain(self.rest).for_each(|segment| segments.push(segment));
+        segments
     }
 
     fn push(&mut self, data: Bytes) {
@@ -58,10 +61,7 @@ impl Body for Message {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> PolledFrame {
         let next = self.first.take().or_else(|| self.rest.pop_front());
         Poll::Ready(next.map(|data| Ok(Frame::data(data))))
     }
@@ -75,54 +75,54 @@ impl Body for Message {
     }
 }
 
-/// Reads the message of a request, and takes what it occupies from the connection's budget until what it holds is dropped. While
-/// it arrives, it counts for the budget of all that arrive, too.
+/// Reads a request's message. Its memory counts towards the connection's budget until the returned [`RequestMemory`] is dropped.
+/// Until the message is complete, it also counts towards the budget of arriving requests.
 ///
 /// # Errors
-/// What is to be answered instead: it is too large or too slow, or exceeds a budget.
+/// The status to answer with: the message is too large, too slow or incomplete, or a budget is exhausted.
 ///
 /// # Cancel safety
-/// Dropping the future gives everything back.
-pub(super) async fn collect<B>(
+/// Dropping the future releases the memory.
+pub(super) async fn read_message<B>(
     body: B,
     limits: MessageLimits,
     connection: &Arc<Connection>,
-) -> Result<(Message, Held), Status>
+) -> Result<(Message, RequestMemory), Status>
 where
     B: Body<Data = Bytes>,
     B::Error: std::fmt::Display,
 {
     let mut body = pin!(body);
     let (mut message, mut pace) = (Message::default(), Pace::default());
-    let (mut messages, mut held) = (Messages::new(limits), Held::by(connection));
+    let (mut tracker, mut memory) = (MessageTracker::new(limits), RequestMemory::new(connection));
     poll_fn(|cx| {
         loop {
             let frame = match body.as_mut().poll_frame(cx) {
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
                 Poll::Ready(Some(Ok(frame))) => frame,
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(request_broke(&error))),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(request_incomplete(&error))),
                 Poll::Pending => return pace.poll_too_slow(cx, message.bytes).map(Err),
             };
-            // Trailers say nothing in gRPC.
+            // gRPC requests have no trailers.
             let Ok(data) = frame.into_data() else { continue };
             pace.progress();
-            let cost = data.len() + FRAME_BYTES;
-            held.grow(cost)?;
+            let cost = data.len() + SEGMENT_OVERHEAD;
+            memory.grow(cost)?;
             if !body.is_end_stream() {
-                held.grow_arriving(cost)?;
+                memory.grow_arriving(cost)?;
             }
-            messages.take_in(&data).map_err(|excess| limits.refused(excess))?;
+            tracker.track(&data).map_err(|error| limits.status(error))?;
             message.push(data);
             let size = message.bytes.saturating_sub(PREFIX_BYTES);
-            limits.check_size(size).map_err(|excess| limits.refused(excess))?;
-            if messages.complete() > 1 {
+            limits.check_size(size).map_err(|error| limits.status(error))?;
+            if tracker.complete() > 1 {
                 return Poll::Ready(Err(second_message()));
             }
         }
     })
     .await?;
-    held.arrived();
-    Ok((message, held))
+    memory.arrived();
+    Ok((message, memory))
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
-//! InitializeSession as a route of its own. Its answer describes all tools, in up to some mebibytes, and workers of the original
-//! ask for it before each call. It is encoded once, and sent to all until a tool changes.
+//! A separate route for `InitializeSession`. Its response describes all tools in up to several MiB, and workers of the original
+//! Snakepit request it before each call. The host therefore encodes it once and sends it until a tool changes.
 
 use std::{
     convert::Infallible,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -31,8 +31,8 @@ use super::bridge::Bridge;
 
 const PATH: &str = "/snakepit.bridge.BridgeService/InitializeSession";
 
-/// The answer to a session that was opened.
-pub(super) fn answer(registry: &Registry) -> pb::InitializeSessionResponse {
+/// The response after a session was opened.
+pub(super) fn response(registry: &Registry) -> pb::InitializeSessionResponse {
     let tools = registry.tools().into_iter();
     pb::InitializeSessionResponse {
         success: true,
@@ -41,28 +41,11 @@ pub(super) fn answer(registry: &Registry) -> pb::InitializeSessionResponse {
     }
 }
 
-/// The answer as it was encoded last, and the registry's generation then.
-#[derive(Debug, Default)]
-pub(crate) struct EncodedAnswer(Mutex<Option<(u64, Bytes)>>);
-
-impl EncodedAnswer {
-    /// Encodes it if a tool changed. One request does so while others wait for it.
-    fn of(&self, registry: &Registry) -> Bytes {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Read first: what changes from here on shows the next time.
-        let generation = registry.generation();
-        match &*last {
-            Some((of, encoded)) if *of == generation => encoded.clone(),
-            _ => {
-                let encoded = Bytes::from(answer(registry).encode_to_vec());
-                *last = Some((generation, encoded.clone()));
-                encoded
-            }
-        }
-    }
+fn encoded(registry: &Registry) -> Bytes {
+    response(registry).encode_to_vec().into()
 }
 
-/// The bridge service, with this route before all others.
+/// The bridge service, with a special route for `InitializeSession`.
 #[derive(Debug, Clone)]
 pub(super) struct BridgeRoutes {
     bridge: Arc<Bridge>,
@@ -88,7 +71,7 @@ impl Service<http::Request<Body>> for BridgeRoutes {
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    /// Always ready, as the generated service is.
+    /// Always ready, like the generated service.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
@@ -97,35 +80,36 @@ impl Service<http::Request<Body>> for BridgeRoutes {
         if request.uri().path() != PATH {
             return self.others.call(request);
         }
-        let opening = Opening(Arc::clone(&self.bridge));
+        let service = InitializeSession(Arc::clone(&self.bridge));
         Box::pin(async move {
             let mut grpc = Grpc::new(ProstCodec::default())
                 .apply_max_message_size_config(Some(MAX_MESSAGE_BYTES), Some(MAX_MESSAGE_BYTES));
-            Ok(grpc.unary(opening, request).await)
+            Ok(grpc.unary(service, request).await)
         })
     }
 }
 
-struct Opening(Arc<Bridge>);
+struct InitializeSession(Arc<Bridge>);
 
-impl UnaryService<pb::InitializeSessionRequest> for Opening {
-    type Response = Encoded;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Encoded>, Status>> + Send>>;
+impl UnaryService<pb::InitializeSessionRequest> for InitializeSession {
+    type Response = EncodedMessage;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<EncodedMessage>, Status>> + Send>>;
 
     fn call(&mut self, request: Request<pb::InitializeSessionRequest>) -> Self::Future {
         let bridge = Arc::clone(&self.0);
         Box::pin(async move {
             bridge.open(request.into_inner()).await?;
-            Ok(Response::new(Encoded(bridge.host().opened.of(&bridge.host().registry))))
+            let host = bridge.host();
+            Ok(Response::new(EncodedMessage(host.initialize_response.get(&host.registry, encoded))))
         })
     }
 }
 
-/// A message that is encoded already.
+/// A message that is already encoded.
 #[derive(Debug, Default)]
-struct Encoded(Bytes);
+struct EncodedMessage(Bytes);
 
-impl Message for Encoded {
+impl Message for EncodedMessage {
     fn encode_raw(&self, buffer: &mut impl BufMut) {
         buffer.put_slice(&self.0);
     }
@@ -155,17 +139,18 @@ mod tests {
     use snakepit_registry::FnTool;
 
     use super::*;
+    use crate::host::ResponseCache;
 
     #[test]
-    fn the_answer_is_encoded_anew_only_when_a_tool_changed() {
-        let (registry, encoded) = (Registry::new(), EncodedAnswer::default());
+    fn the_response_is_encoded_again_only_after_a_tool_changed() {
+        let (registry, cache) = (Registry::new(), ResponseCache::default());
         let tool = |name| FnTool::typed(name, |_: Value| async { Ok::<_, String>(()) });
         registry.register_host_tool(tool("one")).unwrap();
-        let first = encoded.of(&registry);
-        assert_eq!(pb::InitializeSessionResponse::decode(first.clone()).unwrap(), answer(&registry));
-        assert_eq!(encoded.of(&registry).as_ptr(), first.as_ptr(), "the same buffer");
+        let first = cache.get(&registry, encoded);
+        assert_eq!(pb::InitializeSessionResponse::decode(first.clone()).unwrap(), response(&registry));
+        assert_eq!(cache.get(&registry, encoded).as_ptr(), first.as_ptr(), "the same buffer");
         registry.register_host_tool(tool("two")).unwrap();
-        let second = pb::InitializeSessionResponse::decode(encoded.of(&registry)).unwrap();
+        let second = pb::InitializeSessionResponse::decode(cache.get(&registry, encoded)).unwrap();
         assert_eq!(second.available_tools.into_keys().collect::<Vec<_>>(), ["one", "two"]);
     }
 }

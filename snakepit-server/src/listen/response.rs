@@ -1,4 +1,4 @@
-//! The bodies of answers on their way out. Large ones are made only while the peer reads, and count until it has read them.
+//! Response bodies. The host creates large responses only while the client reads, and counts them until the client has read them.
 
 use std::{
     pin::Pin,
@@ -11,29 +11,32 @@ use http::{HeaderMap, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use tonic::{Status, body::Body};
 
-use super::{budget::Exhausted, connections::OpenRequest, outgoing::COUNTED_BYTES};
-use crate::status::{answer_dropped, from_tool_error};
+use super::{connections::OpenRequest, framing::PolledFrame, response_budget::MIN_COUNTED_BYTES};
+use crate::{
+    limits::BudgetExhausted,
+    status::{answer_dropped, from_tool_error},
+};
 
-/// How much the transport gets of a piece at a time, in bytes.
+/// The largest data frame that the transport receives, in bytes.
 const SLICE: usize = 1024 * 1024;
 
-/// How large the answers of an RPC can get, and whether they can wait.
+/// How large the responses of an RPC can get, and whether they can wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum AnswerKind {
-    /// Small, or bounded elsewhere.
+pub(super) enum ResponseKind {
+    /// Small, or bounded by other means.
     Small,
-    /// Read from the state of the host, which keeps it anyway: it is encoded once there is room.
-    Read,
-    /// A stream, whose source waits or drops.
+    /// Read from the host's state. It is encoded once the budget allows, and costs no memory until then.
+    State,
+    /// A stream, whose source waits or drops items.
     Stream,
-    /// The value of a tool, which is here and takes its memory.
-    Tool,
+    /// A tool's value, which already occupies memory.
+    Value,
 }
 
-impl AnswerKind {
+impl ResponseKind {
     pub(super) fn of(path: &str) -> Self {
         match path.strip_prefix("/snakepit.bridge.BridgeService/") {
-            Some("ExecuteTool" | "ExecuteElixirTool") => Self::Tool,
+            Some("ExecuteTool" | "ExecuteElixirTool") => Self::Value,
             Some("ExecuteStreamingTool" | "WatchVariables") => Self::Stream,
             Some(
                 "GetProgram"
@@ -46,61 +49,63 @@ impl AnswerKind {
                 | "ListSessions"
                 | "ListTools"
                 | "GetExposedElixirTools",
-            ) => Self::Read,
+            ) => Self::State,
             _ => Self::Small,
         }
     }
 }
 
-type Wait = Pin<Box<dyn Future<Output = Result<(), Exhausted>> + Send>>;
+type CapacityFuture = Pin<Box<dyn Future<Output = Result<(), BudgetExhausted>> + Send>>;
 
-/// The body of an answer; until it ends, its request counts as open.
-pub(super) struct Answer {
+/// The body of a response. Its request counts as open until the body ends.
+pub(super) struct ResponseBody {
     body: Body,
-    kind: AnswerKind,
-    /// What was made of the body and not yet taken: the rest of a piece, or what ends it.
-    rest: Bytes,
+    kind: ResponseKind,
+    /// Encoded data that the transport has not taken yet.
+    encoded: Bytes,
+    /// The trailers, or the error that ends the body.
     end: Option<Result<HeaderMap, Status>>,
-    /// Set while there is no room.
-    wait: Option<Wait>,
+    /// Set while the budget is exhausted.
+    wait: Option<CapacityFuture>,
     has_ended: bool,
     open: OpenRequest,
 }
 
-impl Answer {
-    /// The value of a tool is encoded now, so that it is held once, and counts. It is refused if too much is held already.
-    pub(super) fn of(
+impl ResponseBody {
+    /// Wraps the response of a service. Encodes a tool's value immediately, so that it exists once and counts, or replaces it with
+    /// an error if the client already has too much to read.
+    pub(super) fn wrap(
         response: Response<Body>,
-        kind: AnswerKind,
+        kind: ResponseKind,
         open: OpenRequest,
         cx: &mut Context<'_>,
     ) -> Response<Self> {
-        let answer =
-            |body| Self { body, kind, rest: Bytes::new(), end: None, wait: None, has_ended: false, open };
-        let mut response = response.map(answer);
-        if kind == AnswerKind::Tool
+        let wrap =
+            |body| Self { body, kind, encoded: Bytes::new(), end: None, wait: None, has_ended: false, open };
+        let mut response = response.map(wrap);
+        if kind == ResponseKind::Value
             && !response.body().body.is_end_stream()
             && let Err(full) = response.body_mut().encode(cx)
         {
-            let (mut answer, refusal) =
+            let (mut body, error) =
                 (response.into_body(), from_tool_error(answer_dropped(full)).into_http::<Body>());
-            answer.has_ended = true;
-            return refusal.map(|_| answer);
+            body.has_ended = true;
+            return error.map(|_| body);
         }
         response
     }
 
-    fn encode(&mut self, cx: &mut Context<'_>) -> Result<(), Exhausted> {
+    fn encode(&mut self, cx: &mut Context<'_>) -> Result<(), BudgetExhausted> {
         match Pin::new(&mut self.body)
             .poll_frame(cx)
             .map(|frame| frame.map(|frame| frame.map(Frame::into_data)))
         {
             Poll::Ready(Some(Ok(Ok(data)))) => {
-                if data.len() >= COUNTED_BYTES {
+                if data.len() >= MIN_COUNTED_BYTES {
                     self.open.unread().check(data.len())?;
-                    self.rest = self.open.unread().hold(data);
+                    self.encoded = self.open.unread().count(data);
                 } else {
-                    self.rest = data;
+                    self.encoded = data;
                 }
             }
             Poll::Ready(Some(Ok(Err(frame)))) => self.end = frame.into_trailers().ok().map(Ok),
@@ -111,43 +116,40 @@ impl Answer {
         Ok(())
     }
 
-    /// Waits until there is room for the next piece.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Exhausted>> {
-        if !matches!(self.kind, AnswerKind::Read | AnswerKind::Stream) {
+    /// Ready once the budget allows the next piece.
+    fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BudgetExhausted>> {
+        if !matches!(self.kind, ResponseKind::State | ResponseKind::Stream) {
             return Poll::Ready(Ok(()));
         }
         if self.wait.is_none() {
-            if !self.open.unread().is_short() {
+            if !self.open.unread().is_exhausted() {
                 return Poll::Ready(Ok(()));
             }
             let unread = Arc::clone(self.open.unread());
-            self.wait = Some(Box::pin(async move { unread.room().await }));
+            self.wait = Some(Box::pin(async move { unread.capacity().await }));
         }
         let Some(wait) = &mut self.wait else { return Poll::Ready(Ok(())) };
-        let room = ready!(wait.as_mut().poll(cx));
+        let capacity = ready!(wait.as_mut().poll(cx));
         self.wait = None;
-        Poll::Ready(room)
+        Poll::Ready(capacity)
     }
 
     fn take_slice(&mut self) -> Frame<Bytes> {
-        let slice = self.rest.split_to(SLICE.min(self.rest.len()));
-        if slice.len() >= COUNTED_BYTES {
+        let slice = self.encoded.split_to(SLICE.min(self.encoded.len()));
+        if slice.len() >= MIN_COUNTED_BYTES {
             self.open.unread().progress(slice.len());
         }
         Frame::data(slice)
     }
 }
 
-impl http_body::Body for Answer {
+impl http_body::Body for ResponseBody {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame {
         let this = &mut *self;
-        if !this.rest.is_empty() {
+        if !this.encoded.is_empty() {
             return Poll::Ready(Some(Ok(this.take_slice())));
         }
         if let Some(end) = this.end.take() {
@@ -157,7 +159,7 @@ impl http_body::Body for Answer {
         if this.has_ended {
             return Poll::Ready(None);
         }
-        if let Err(full) = ready!(this.poll_room(cx)) {
+        if let Err(full) = ready!(this.poll_capacity(cx)) {
             this.has_ended = true;
             this.body = Body::empty();
             let mut trailers = HeaderMap::new();
@@ -168,14 +170,14 @@ impl http_body::Body for Answer {
         let Some(Ok(frame)) = frame else { return Poll::Ready(frame) };
         Poll::Ready(Some(Ok(match frame.into_data() {
             Ok(data) => {
-                if this.kind == AnswerKind::Read {
-                    // Only the status is left.
-                    this.kind = AnswerKind::Small;
+                if this.kind == ResponseKind::State {
+                    // Only the trailers follow.
+                    this.kind = ResponseKind::Small;
                 }
-                if data.len() < COUNTED_BYTES {
+                if data.len() < MIN_COUNTED_BYTES {
                     Frame::data(data)
                 } else {
-                    this.rest = this.open.unread().hold(data);
+                    this.encoded = this.open.unread().count(data);
                     this.take_slice()
                 }
             }
@@ -184,7 +186,7 @@ impl http_body::Body for Answer {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.end.is_none() && (self.has_ended || self.body.is_end_stream())
+        self.encoded.is_empty() && self.end.is_none() && (self.has_ended || self.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {

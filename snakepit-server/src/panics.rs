@@ -1,5 +1,5 @@
-//! Tasks that last as long as the host go on after a panic. What panics may be foreign code: a log subscriber of the program that
-//! embeds the host, or a backend of its own.
+//! Restarts long-lived tasks after a panic, which may come from foreign code: a log subscriber or a session backend of the program
+//! that embeds the host.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -8,16 +8,16 @@ use std::{
 
 use futures_util::FutureExt;
 
-/// The pause before a task that panicked is run again: one that panics at once must not keep a processor busy.
+/// The pause before a restart, so that a task that panics immediately does not keep a processor busy.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Runs a part of a task. `false` after a panic, which is reported: run it again.
-pub(crate) async fn ends_well(task: &str, part: impl Future<Output = ()>) -> bool {
+/// Runs a part of a task. Returns `false` after a panic, which is logged. The caller then runs the part again.
+pub(crate) async fn completes(task: &str, part: impl Future<Output = ()>) -> bool {
     if AssertUnwindSafe(part).catch_unwind().await.is_ok() {
         return true;
     }
-    let report = || tracing::error!(task, "a task of the host panicked; it goes on");
-    // If it was the subscriber that panicked, the report fares no better.
+    let report = || tracing::error!(task, "a task of the host panicked; restarting it");
+    // If the log subscriber panicked, this report may panic too.
     let _ = catch_unwind(AssertUnwindSafe(report));
     tokio::time::sleep(PAUSE).await;
     false
@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_panics_goes_on_with_what_it_had() {
+    async fn a_task_that_panics_continues_with_its_state() {
         let mut left = vec![1, 2, 3];
         let mut panics = 0;
         let mut part = async || {
@@ -37,7 +37,7 @@ mod tests {
                 assert_ne!(next, 2, "on purpose");
             }
         };
-        while !ends_well("a test", part()).await {
+        while !completes("a test", part()).await {
             panics += 1;
         }
         assert_eq!((panics, left.len()), (1, 0));

@@ -1,4 +1,4 @@
-//! The way back: a status that a host sent, as the error that it was made of.
+//! Reconstructs the error from the status that a host sent.
 
 use std::{error::Error as _, time::Duration};
 
@@ -12,11 +12,11 @@ use snakepit_wire::failure_from_wire;
 use tonic::Status;
 use tonic_types::StatusExt;
 
-/// What is at the other end, as errors name it.
+/// The name of the other end in errors.
 pub(crate) const HOST: &str = "the host";
 
-/// Reads the status that a call of a tool got from a host. What a host of another kind sent, without reasons, is told by
-/// its text.
+/// Converts the status of a call to a [`ToolError`]. A status without the reasons of this project becomes
+/// [`ToolError::Internal`] with the code and message of the status.
 #[must_use]
 pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
     let tool_name = || tool.to_owned();
@@ -84,7 +84,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
         ("WORKER_LOST", Some(lost), _) => ToolError::WorkerLost {
             worker: lost.worker_id,
             reason: lost.message,
-            // A host that does not say so may have run it.
+            // Without this entry, assume that the call may have run.
             delivered: entry(DELIVERED).is_none_or(|flag| flag != "false"),
             output_lines: lost.output_lines,
         },
@@ -112,8 +112,8 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
     }
 }
 
-/// Reads what a host says of a session: the reason, the entries with it, and the message. `None`: it is about something
-/// else, or does not say enough.
+/// Reconstructs a session error from the reason, the metadata entries and the message of a status. Returns `None` if the status has
+/// another reason or lacks an entry.
 pub(crate) fn session_error(
     reason: &str,
     entry: impl Fn(&str) -> Option<String>,
@@ -196,7 +196,7 @@ mod tests {
     use crate::status::{from_session_error, from_tool_error, from_write_error};
 
     #[test]
-    fn what_went_over_the_wire_comes_back_as_it_was() {
+    fn tool_errors_survive_the_round_trip() {
         let tool = || "add".to_owned();
         let session = || SessionId::try_new("s").unwrap();
         let errors = [
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_session_refused_comes_back_as_it_was() {
+    fn session_errors_survive_the_round_trip() {
         let session = || SessionId::try_new("s").unwrap();
         let variable = || "n".to_owned();
         for error in [
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_without_a_reason_is_told_by_its_text() {
+    fn a_status_without_a_reason_keeps_its_message() {
         let error = to_tool_error("add", &Status::new(Code::Unauthenticated, "who are you?"));
         assert_eq!(error.to_string(), "internal error: the host answered Unauthenticated: who are you?");
     }

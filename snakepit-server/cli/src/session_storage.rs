@@ -6,13 +6,13 @@ use snakepit_session::{MemoryBackend, SessionBackend, SessionError, SessionLimit
 
 /// A place for sessions, as the command line and the environment name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum SessionStorage {
     Memory,
     File(PathBuf),
     Redis(String),
 }
 
-impl FromStr for Place {
+impl FromStr for SessionStorage {
     type Err = String;
 
     fn from_str(place: &str) -> Result<Self, String> {
@@ -29,7 +29,7 @@ impl FromStr for Place {
     }
 }
 
-impl Place {
+impl SessionStorage {
     /// Opens it.
     pub(crate) async fn open(self, limits: SessionLimits) -> Result<Arc<dyn SessionBackend>, SessionError> {
         match self {
@@ -62,12 +62,12 @@ mod tests {
 
     #[test]
     fn places_are_told_by_their_scheme() {
-        assert_eq!("memory".parse(), Ok(Place::Memory));
-        assert_eq!("file:/a:b".parse(), Ok(Place::File("/a:b".into())));
-        assert_eq!("redis://h:1/2".parse(), Ok(Place::Redis("redis://h:1/2".to_owned())));
+        assert_eq!("memory".parse(), Ok(SessionStorage::Memory));
+        assert_eq!("file:/a:b".parse(), Ok(SessionStorage::File("/a:b".into())));
+        assert_eq!("redis://h:1/2".parse(), Ok(SessionStorage::Redis("redis://h:1/2".to_owned())));
         for bad in ["", "disk", "file:", "http://h", "memory:x"] {
-            assert!(bad.parse::<Place>().unwrap_err().contains("file:PATH"), "{bad}");
+            assert!(bad.parse::<SessionStorage>().unwrap_err().contains("file:PATH"), "{bad}");
         }
-        assert!("rediss://h".parse::<Place>().unwrap_err().contains("TLS proxy"));
+        assert!("rediss://h".parse::<SessionStorage>().unwrap_err().contains("TLS proxy"));
     }
 }

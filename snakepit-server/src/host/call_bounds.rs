@@ -1,7 +1,7 @@
-//! Ends what the host runs itself: session lookups, host tools and their streams. Each ends at its call's deadline, or when
-//! the host cuts off what is left at the end of its drain.
+//! Bounds the parts of a call that the host runs itself: session lookups, host tools and their streams. Each ends at the deadline of
+//! its call, or when the host cuts off its calls at the end of the drain.
 //!
-//! Calls on workers are not bounded here: the pool keeps their deadlines, and knows how far each has come
+//! The pool bounds calls on workers, because it can report how far each got
 //! ([`ToolHandler::keeps_deadlines`](snakepit_registry::ToolHandler::keeps_deadlines)).
 
 #[cfg(test)]
@@ -22,25 +22,26 @@ use tokio_util::{
     task::task_tracker::TaskTrackerToken,
 };
 
-/// When one call must end, at the latest.
+/// The deadline of one call, and the host's cut-off.
 #[derive(Debug, Clone)]
-pub(crate) struct Bounds {
+pub(crate) struct CallBounds {
     tool: Arc<str>,
     deadline: Option<Instant>,
     /// Cancelled when the host cuts off its calls.
     cut: CancellationToken,
 }
 
-impl Bounds {
-    pub(crate) fn of(call: &ToolCall, cut: &CancellationToken) -> Self {
+impl CallBounds {
+    pub(crate) fn new(call: &ToolCall, cut: &CancellationToken) -> Self {
         Self { tool: Arc::clone(&call.tool), deadline: call.deadline, cut: cut.clone() }
     }
 
-    /// Waits for a future within the bounds. One that is ready at its first poll costs no timer.
+    /// Waits for a future within the bounds. A future that is ready at the first poll needs no timer.
     ///
     /// # Errors
-    /// [`ToolError::DeadlineExceeded`] with this stage, without polling the future when there is no time left;
-    /// [`ToolError::ShuttingDown`]; [`ToolError::NoRuntime`] when a timer is needed and there is no runtime.
+    /// - [`ToolError::DeadlineExceeded`] with this stage. If no time is left, the future is not polled.
+    /// - [`ToolError::ShuttingDown`].
+    /// - [`ToolError::NoRuntime`] if a timer is needed outside of a runtime.
     pub(crate) async fn within<T>(
         &self,
         stage: CallStage,
@@ -49,47 +50,48 @@ impl Bounds {
         if self.deadline.is_some_and(|at| at <= Instant::now()) {
             return Err(self.exceeded(CallStage::Queued));
         }
-        let (mut future, mut end) = (pin!(future), None);
+        let (mut future, mut timers) = (pin!(future), None);
         poll_fn(|cx| {
-            // The future first: an answer that comes at the last moment still counts.
+            // The future comes first, so that a reply at the last moment still counts.
             if let Poll::Ready(answer) = future.as_mut().poll(cx) {
                 return Poll::Ready(answer);
             }
-            self.poll_end(&mut end, stage, cx).map(Err)
+            self.poll_end(&mut timers, stage, cx).map(Err)
         })
         .await
     }
 
-    /// Bounds the stream of a reply, if it is one. `in_flight` counts as long as the stream lives.
+    /// Bounds a reply that is a stream. The stream holds `in_flight` until it ends.
     pub(crate) fn bound(self, reply: ToolReply, in_flight: Option<TaskTrackerToken>) -> ToolReply {
         let ReplyBody::Stream(chunks) = reply.body else { return reply };
-        let bounded = Bounded { open: Some((chunks, in_flight)), bounds: self, end: None };
+        let bounded = BoundedStream { open: Some((chunks, in_flight)), bounds: self, timers: None };
         ToolReply { body: ReplyBody::Stream(Box::pin(bounded)), ..reply }
     }
 
+    /// Ready with an error at the deadline or the cut-off. Creates the timers at the first poll.
     fn poll_end(
         &self,
-        end: &mut Option<Box<End>>,
+        timers: &mut Option<Box<EndTimers>>,
         stage: CallStage,
         cx: &mut Context<'_>,
     ) -> Poll<ToolError> {
-        let end = match end {
-            Some(end) => end,
-            None => match self.end() {
-                Ok(made) => end.insert(made),
+        let timers = match timers {
+            Some(timers) => timers,
+            None => match self.end_timers() {
+                Ok(created) => timers.insert(created),
                 Err(error) => return Poll::Ready(error),
             },
         };
-        if end.cut.as_mut().poll(cx).is_ready() {
+        if timers.cut.as_mut().poll(cx).is_ready() {
             return Poll::Ready(ToolError::ShuttingDown { delivered: stage == CallStage::Running });
         }
-        match &mut end.deadline {
+        match &mut timers.deadline {
             Some(deadline) => deadline.as_mut().poll(cx).map(|()| self.exceeded(stage)),
             None => Poll::Pending,
         }
     }
 
-    fn end(&self) -> Result<Box<End>, ToolError> {
+    fn end_timers(&self) -> Result<Box<EndTimers>, ToolError> {
         let deadline = match self.deadline {
             Some(_) if tokio::runtime::Handle::try_current().is_err() => {
                 return Err(ToolError::outside_runtime());
@@ -97,7 +99,7 @@ impl Bounds {
             Some(at) => Some(Box::pin(sleep_until(at))),
             None => None,
         };
-        Ok(Box::new(End { deadline, cut: Box::pin(self.cut.clone().cancelled_owned()) }))
+        Ok(Box::new(EndTimers { deadline, cut: Box::pin(self.cut.clone().cancelled_owned()) }))
     }
 
     fn exceeded(&self, stage: CallStage) -> ToolError {
@@ -105,28 +107,28 @@ impl Bounds {
     }
 }
 
-/// What a call that had no answer at first waits for besides.
-struct End {
+/// The events that end a call early.
+struct EndTimers {
     deadline: Option<Pin<Box<Sleep>>>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-/// A stream that ends within bounds.
-struct Bounded {
-    /// `None` once it has ended.
+/// A stream that ends within the bounds of its call.
+struct BoundedStream {
+    /// `None` after the end.
     open: Option<(ChunkStream, Option<TaskTrackerToken>)>,
-    bounds: Bounds,
-    end: Option<Box<End>>,
+    bounds: CallBounds,
+    timers: Option<Box<EndTimers>>,
 }
 
-impl Stream for Bounded {
+impl Stream for BoundedStream {
     type Item = Result<Chunk, ToolError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         let Some((chunks, _)) = &mut this.open else { return Poll::Ready(None) };
-        // The end first: a stream that always has a chunk ready must not run on for ever.
-        if let Poll::Ready(error) = this.bounds.poll_end(&mut this.end, CallStage::Running, cx) {
+        // The bounds come first, so that a stream that always has a chunk ready ends too.
+        if let Poll::Ready(error) = this.bounds.poll_end(&mut this.timers, CallStage::Running, cx) {
             this.open = None;
             return Poll::Ready(Some(Err(error)));
         }

@@ -1,0 +1,267 @@
+//! The generated service trait. Each method delegates to the file of its group of RPCs.
+
+use std::{future::Future, pin::Pin};
+
+use futures_core::Stream;
+use snakepit_proto::pb::{self, bridge_service_server::BridgeService};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    bridge::Bridge, calls::ChunkResponse, initialize_session, multiplex::BatchResponse, variables::Updates,
+};
+use crate::status::rpc_not_offered;
+
+type RpcResult<T> = Result<Response<T>, Status>;
+type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// RPCs that this server does not offer, each with the alternative.
+macro_rules! unimplemented_rpcs {
+    ($($rpc:ident($request:ty) -> $response:ty: $instead:literal;)*) => {
+        // The expansion of `async_trait`, which does not look into macros.
+        $(fn $rpc<'a, 'b>(
+            &'a self,
+            _: Request<$request>,
+        ) -> Pin<Box<dyn Future<Output = RpcResult<$response>> + Send + 'b>>
+        where
+            'a: 'b,
+            Self: 'b,
+        {
+            let status = rpc_not_offered(stringify!($rpc), $instead);
+            Box::pin(std::future::ready(Err(status)))
+        })*
+    };
+}
+
+#[tonic::async_trait]
+impl BridgeService for Bridge {
+    async fn ping(&self, request: Request<pb::PingRequest>) -> RpcResult<pb::PingResponse> {
+        Ok(Response::new(Self::pong(request.get_ref())))
+    }
+
+    /// Not called: [`BridgeRoutes`](initialize_session::BridgeRoutes) intercepts this RPC and sends the cached form of this response.
+    async fn initialize_session(
+        &self,
+        request: Request<pb::InitializeSessionRequest>,
+    ) -> RpcResult<pb::InitializeSessionResponse> {
+        self.open(request.into_inner()).await?;
+        Ok(Response::new(initialize_session::response(&self.host().registry)))
+    }
+
+    async fn cleanup_session(
+        &self,
+        request: Request<pb::CleanupSessionRequest>,
+    ) -> RpcResult<pb::CleanupSessionResponse> {
+        self.cleanup(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn get_session(
+        &self,
+        request: Request<pb::GetSessionRequest>,
+    ) -> RpcResult<pb::GetSessionResponse> {
+        self.session(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn heartbeat(&self, request: Request<pb::HeartbeatRequest>) -> RpcResult<pb::HeartbeatResponse> {
+        self.beat(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn execute_tool(
+        &self,
+        request: Request<pb::ExecuteToolRequest>,
+    ) -> RpcResult<pb::ExecuteToolResponse> {
+        self.for_clients("ExecuteTool")?;
+        self.execute(request).await
+    }
+
+    type ExecuteStreamingToolStream = ChunkResponse;
+
+    async fn execute_streaming_tool(
+        &self,
+        request: Request<pb::ExecuteToolRequest>,
+    ) -> RpcResult<ChunkResponse> {
+        self.for_clients("ExecuteStreamingTool")?;
+        self.execute_streaming(request).await
+    }
+
+    type MultiplexStream = BatchResponse;
+
+    async fn multiplex(&self, request: Request<Streaming<pb::CallBatch>>) -> RpcResult<BatchResponse> {
+        self.for_clients("Multiplex")?;
+        let (_, mut extensions, inbound) = request.into_parts();
+        Ok(Response::new(self.serve_calls(inbound, extensions.remove())))
+    }
+
+    async fn register_tools(
+        &self,
+        request: Request<pb::RegisterToolsRequest>,
+    ) -> RpcResult<pb::RegisterToolsResponse> {
+        self.register(request).await
+    }
+
+    async fn get_exposed_elixir_tools(
+        &self,
+        request: Request<pb::GetExposedElixirToolsRequest>,
+    ) -> RpcResult<pb::GetExposedElixirToolsResponse> {
+        self.exposed_tools(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn execute_elixir_tool(
+        &self,
+        request: Request<pb::ExecuteElixirToolRequest>,
+    ) -> RpcResult<pb::ExecuteElixirToolResponse> {
+        self.execute_host_tool(request).await
+    }
+
+    type StreamTelemetryStream = Events<pb::TelemetryEvent>;
+
+    async fn stream_telemetry(
+        &self,
+        request: Request<Streaming<pb::TelemetryControl>>,
+    ) -> RpcResult<Self::StreamTelemetryStream> {
+        Ok(Response::new(self.telemetry(request.into_inner())))
+    }
+
+    async fn put_program(
+        &self,
+        request: Request<pb::PutProgramRequest>,
+    ) -> RpcResult<pb::PutProgramResponse> {
+        self.put(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_program(
+        &self,
+        request: Request<pb::GetProgramRequest>,
+    ) -> RpcResult<pb::GetProgramResponse> {
+        self.program(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_programs(
+        &self,
+        request: Request<pb::ListProgramsRequest>,
+    ) -> RpcResult<pb::ListProgramsResponse> {
+        self.programs(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn delete_program(
+        &self,
+        request: Request<pb::DeleteProgramRequest>,
+    ) -> RpcResult<pb::DeleteProgramResponse> {
+        self.remove_program(request.get_ref()).await.map(|()| Response::new(pb::DeleteProgramResponse {}))
+    }
+
+    async fn list_tools(&self, _: Request<pb::ListToolsRequest>) -> RpcResult<pb::ListToolsResponse> {
+        self.for_clients("ListTools")?;
+        Ok(Response::new(self.tools()))
+    }
+
+    async fn list_workers(&self, _: Request<pb::ListWorkersRequest>) -> RpcResult<pb::ListWorkersResponse> {
+        self.for_clients("ListWorkers")?;
+        Ok(Response::new(self.workers()))
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<pb::ListSessionsRequest>,
+    ) -> RpcResult<pb::ListSessionsResponse> {
+        self.for_clients("ListSessions")?;
+        self.sessions(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn register_variable(
+        &self,
+        request: Request<pb::RegisterVariableRequest>,
+    ) -> RpcResult<pb::RegisterVariableResponse> {
+        self.register_one(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_variable(
+        &self,
+        request: Request<pb::GetVariableRequest>,
+    ) -> RpcResult<pb::GetVariableResponse> {
+        self.variable(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn set_variable(
+        &self,
+        request: Request<pb::SetVariableRequest>,
+    ) -> RpcResult<pb::SetVariableResponse> {
+        self.set_one(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_variables(
+        &self,
+        request: Request<pb::BatchGetVariablesRequest>,
+    ) -> RpcResult<pb::BatchGetVariablesResponse> {
+        self.variables(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn set_variables(
+        &self,
+        request: Request<pb::BatchSetVariablesRequest>,
+    ) -> RpcResult<pb::BatchSetVariablesResponse> {
+        self.set_many(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_variables(
+        &self,
+        request: Request<pb::ListVariablesRequest>,
+    ) -> RpcResult<pb::ListVariablesResponse> {
+        self.list(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn delete_variable(
+        &self,
+        request: Request<pb::DeleteVariableRequest>,
+    ) -> RpcResult<pb::DeleteVariableResponse> {
+        self.delete_one(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn get_variable_history(
+        &self,
+        request: Request<pb::GetVariableHistoryRequest>,
+    ) -> RpcResult<pb::GetVariableHistoryResponse> {
+        self.history(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn rollback_variable(
+        &self,
+        request: Request<pb::RollbackVariableRequest>,
+    ) -> RpcResult<pb::RollbackVariableResponse> {
+        self.rollback(request.into_inner()).await.map(Response::new)
+    }
+
+    type WatchVariablesStream = Updates;
+
+    async fn watch_variables(&self, request: Request<pb::WatchVariablesRequest>) -> RpcResult<Updates> {
+        self.watch(request).await.map(Response::new)
+    }
+
+    async fn get_session_stats(
+        &self,
+        _: Request<pb::GetSessionStatsRequest>,
+    ) -> RpcResult<pb::GetSessionStatsResponse> {
+        self.for_clients("GetSessionStats")?;
+        self.session_stats().await.map(Response::new)
+    }
+
+    type WatchSessionsStream = Events<pb::SessionEvent>;
+
+    async fn watch_sessions(
+        &self,
+        _: Request<pb::WatchSessionsRequest>,
+    ) -> RpcResult<Events<pb::SessionEvent>> {
+        self.for_clients("WatchSessions")?;
+        Ok(Response::new(self.session_events()))
+    }
+
+    unimplemented_rpcs! {
+        cancel_tool(pb::CancelToolRequest) -> pb::CancelToolResponse:
+            "a client cancels its call by resetting the stream; this RPC is between host and worker";
+        add_dependency(pb::AddDependencyRequest) -> pb::AddDependencyResponse:
+            "the protocol names it but no version ever defined what it does";
+        start_optimization(pb::StartOptimizationRequest) -> pb::StartOptimizationResponse:
+            "the protocol names it but no version ever defined what it does";
+        stop_optimization(pb::StopOptimizationRequest) -> pb::StopOptimizationResponse:
+            "the protocol names it but no version ever defined what it does";
+    }
+}

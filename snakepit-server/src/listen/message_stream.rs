@@ -1,0 +1,93 @@
+//! The request body of a streaming RPC. The client may pause between messages for as long as it likes. A message that has begun is
+//! bounded in size, counts towards the budgets, and must arrive in time.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, SizeHint};
+use tonic::Status;
+
+use super::{
+    connections::Connection,
+    framing::{MessageLimits, MessageTracker, PolledFrame, SEGMENT_OVERHEAD},
+    pace::Pace,
+    request_memory::RequestMemory,
+};
+use crate::status::request_incomplete;
+
+/// A body that enforces the limits of each message.
+pub(super) struct MessageStream<B> {
+    body: B,
+    tracker: MessageTracker,
+    pace: Pace,
+    limits: MessageLimits,
+    memory: RequestMemory,
+}
+
+impl<B> MessageStream<B> {
+    pub(super) fn new(body: B, limits: MessageLimits, connection: &Arc<Connection>) -> Self {
+        let (tracker, memory) = (MessageTracker::new(limits), RequestMemory::new(connection));
+        Self { body, tracker, pace: Pace::default(), limits, memory }
+    }
+
+    /// Charges data that arrived to the budgets.
+    fn track(&mut self, data: &Bytes) -> Result<(), Status> {
+        let before = self.tracker.partial();
+        self.tracker.track(data).map_err(|error| self.limits.status(error))?;
+        let now = self.tracker.partial();
+        if now == 0 || now < before + data.len() {
+            // The data completed a message, and the service takes it from here.
+            self.memory.clear();
+            self.pace.finish();
+        } else {
+            self.pace.progress();
+        }
+        if now > 0 {
+            let cost = data.len().min(now) + SEGMENT_OVERHEAD;
+            self.memory.grow(cost)?;
+            self.memory.grow_arriving(cost)?;
+        }
+        Ok(())
+    }
+}
+
+impl<B> Body for MessageStream<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame {
+        let this = &mut *self;
+        let frame = match Pin::new(&mut this.body).poll_frame(cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending if this.tracker.partial() == 0 => return Poll::Pending,
+            Poll::Pending => {
+                let too_slow = ready!(this.pace.poll_too_slow(cx, this.tracker.partial()));
+                return Poll::Ready(Some(Err(too_slow)));
+            }
+        };
+        Poll::Ready(match frame {
+            None => None,
+            Some(Err(error)) => Some(Err(request_incomplete(&error))),
+            Some(Ok(frame)) => match frame.data_ref().map(|data| this.track(data)) {
+                Some(Err(status)) => Some(Err(status)),
+                _ => Some(Ok(frame)),
+            },
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
