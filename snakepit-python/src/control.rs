@@ -12,7 +12,7 @@ use nix::{
     unistd::{dup2_stdin, getpgrp, getpid},
 };
 use snakepit_proto::launch::{ControlMessage, ENV_RUN_ID, HostMessage};
-use snakepit_worker::descendants::{Mark, hold_list, kill_marked};
+use snakepit_worker::descendants::{Mark, kill_marked, open_process_list};
 
 use crate::fork;
 
@@ -47,7 +47,7 @@ impl Control {
         fork::close_in_child(&channel);
         fork::close_in_child(&lifeline);
         // Opened in advance, because a tool may have used all descriptors when the host dies.
-        hold_list();
+        open_process_list();
         let run_id = std::env::var(ENV_RUN_ID).unwrap_or_default();
         std::thread::Builder::new()
             .name("snakepit-lifeline".to_owned())

@@ -11,9 +11,9 @@ use std::{
 };
 
 /// How long processes are looked for again, because one of those that were killed may have forked just before.
-const WITHIN: Duration = Duration::from_millis(200);
+const SCAN_TIMEOUT: Duration = Duration::from_millis(200);
 /// The pause between two looks: a process that was killed takes a moment to end.
-const PAUSE: Duration = Duration::from_millis(5);
+const SCAN_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What all descendants of one worker have in common: the run of the host that launched it, and its number in there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,7 @@ impl Mark {
     pub fn next(run_id: &str) -> Option<Self> {
         use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
         static NUMBER: AtomicU32 = AtomicU32::new(1);
-        hold_list();
+        open_process_list();
         let run = parse(run_id)?;
         Some(Self(u64::from(run) << 32 | u64::from(NUMBER.fetch_add(1, Relaxed))))
     }
@@ -47,7 +47,7 @@ impl Mark {
     ///
     /// # Errors
     /// When it has ended, or may not be marked: somebody limited `RLIMIT_LOCKS`.
-    pub fn put_on(self, pid: u32) -> io::Result<()> {
+    pub fn apply_to(self, pid: u32) -> io::Result<()> {
         write(pid, self)
     }
 }
@@ -58,8 +58,8 @@ fn parse(run_id: &str) -> Option<u32> {
 }
 
 /// Opens the system's list of processes and keeps it open, so that later looks need no new descriptor.
-pub fn hold_list() {
-    hold();
+pub fn open_process_list() {
+    open_proc();
 }
 
 /// Kills every process but this one whose mark `is_wanted`, until none is left, and returns their pids.
@@ -69,14 +69,14 @@ pub fn hold_list() {
 #[allow(clippy::disallowed_methods, reason = "it blocks, and also runs in threads without a tokio runtime")]
 pub fn kill_marked(is_wanted: impl Fn(Mark) -> bool) -> HashSet<u32> {
     let (began, mut killed) = (Instant::now(), HashSet::new());
-    for look in 1_u32.. {
+    for scan in 1_u32.. {
         let found = kill_once(&is_wanted);
         let none_left = found.is_empty();
         killed.extend(found);
-        if none_left || (look > 1 && began.elapsed() > WITHIN) {
+        if none_left || (scan > 1 && began.elapsed() > SCAN_TIMEOUT) {
             break;
         }
-        thread::sleep(PAUSE);
+        thread::sleep(SCAN_INTERVAL);
     }
     killed
 }
@@ -95,7 +95,7 @@ pub fn kill_once(is_wanted: impl Fn(Mark) -> bool) -> Vec<u32> {
 }
 
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
-use linux::{hold, is_zombie, kill, pids, read, write};
+use linux::{is_zombie, kill, open_proc, pids, read, write};
 
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod linux {
@@ -122,10 +122,10 @@ mod linux {
     const MAX_PID: u32 = 1 << 22;
 
     /// The directory `/proc`.
-    static LIST: Mutex<Option<Dir>> = Mutex::new(None);
+    static PROC_DIR: Mutex<Option<Dir>> = Mutex::new(None);
 
-    pub(super) fn hold() {
-        let mut list = LIST.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn open_proc() {
+        let mut list = PROC_DIR.lock().unwrap_or_else(PoisonError::into_inner);
         if list.is_none() {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             *list = Dir::open("/proc", flags, Mode::empty()).ok();
@@ -134,7 +134,7 @@ mod linux {
 
     /// All processes. Without a list of them, all that there could be.
     pub(super) fn pids() -> Box<dyn Iterator<Item = u32>> {
-        if let Some(pids) = held() {
+        if let Some(pids) = pids_from_open_dir() {
             return Box::new(pids.into_iter());
         }
         match fs::read_dir("/proc") {
@@ -146,8 +146,8 @@ mod linux {
     }
 
     /// Reads the open list. `None` if a tool closed its descriptor, which may name another file by now.
-    fn held() -> Option<Vec<u32>> {
-        let mut list = LIST.lock().unwrap_or_else(PoisonError::into_inner);
+    fn pids_from_open_dir() -> Option<Vec<u32>> {
+        let mut list = PROC_DIR.lock().unwrap_or_else(PoisonError::into_inner);
         let entries = list.as_mut()?.iter().map_while(Result::ok);
         let pids: Vec<u32> =
             entries.filter_map(|entry| entry.file_name().to_str().ok()?.parse().ok()).collect();
@@ -187,7 +187,7 @@ mod linux {
 }
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
-use elsewhere::{hold, is_zombie, kill, pids, read, write};
+use elsewhere::{is_zombie, kill, open_proc, pids, read, write};
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 mod elsewhere {
@@ -195,7 +195,7 @@ mod elsewhere {
 
     use super::Mark;
 
-    pub(super) fn hold() {}
+    pub(super) fn open_proc() {}
 
     pub(super) fn pids() -> impl Iterator<Item = u32> {
         iter::empty()
@@ -233,7 +233,7 @@ mod tests {
         command.args(["-c", &format!("read -r go; {script}")]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         if let Some(mark) = mark {
-            mark.put_on(child.id()).unwrap();
+            mark.apply_to(child.id()).unwrap();
         }
         drop(child.stdin.take());
         let mut line = String::new();
@@ -292,7 +292,7 @@ mod tests {
         let mark = Mark::next("dead00ac").unwrap();
         // Not reaped before the end.
         let mut zombie = Command::new("sleep").arg("600").spawn().unwrap();
-        mark.put_on(zombie.id()).unwrap();
+        mark.apply_to(zombie.id()).unwrap();
         zombie.kill().unwrap();
         while !is_zombie(zombie.id()) {
             thread::yield_now();

@@ -18,7 +18,7 @@ pub enum WorkerError {
     },
     /// The worker reported that it cannot start: its adapter does not import, for example.
     #[error("worker cannot start: {error}")]
-    Refused {
+    StartFailed {
         /// What the worker said.
         error: String,
         /// The Python traceback, when an exception was the cause.

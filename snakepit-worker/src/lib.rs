@@ -17,20 +17,20 @@ pub mod contract;
 #[cfg(feature = "descendants")]
 pub mod descendants;
 mod error;
-mod exit;
+pub mod escaping;
 #[cfg(feature = "test-util")]
 pub mod fake;
 mod id;
 mod launcher;
-pub mod printable;
 #[cfg(feature = "process")]
 pub mod process;
 mod worker;
+mod worker_exit;
 
 pub use error::WorkerError;
-pub use exit::{ExitReason, WorkerExit};
 pub use id::WorkerId;
 pub use launcher::WorkerLauncher;
 #[cfg(feature = "process")]
 pub use process::{ProcessConfig, ProcessLauncher};
 pub use worker::{DriverCommand, Worker, WorkerDriver};
+pub use worker_exit::{ExitReason, WorkerExit};

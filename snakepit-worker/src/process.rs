@@ -8,22 +8,23 @@
 //!   output drained into tracing ... ledger entry ... SIGTERM, grace, SIGKILL of the whole group
 //! ```
 
-mod client;
 mod config;
 mod connect;
-mod group;
+mod exit_watch;
+mod hangup_tolerant_stream;
 mod launches;
 mod ledger;
+mod lineage;
 mod orphans;
+mod os_process;
 mod output;
-mod owner;
-mod proc;
-mod progress;
-mod read_to_end;
-mod ready;
+mod process_group;
+mod progress_file;
+mod readiness;
+mod remote_worker;
 mod run_dir;
 mod spawn;
-mod supervise;
+mod supervisor;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -39,11 +40,11 @@ pub use orphans::{inherits_orphans, reap_orphans};
 pub use run_dir::RunDir;
 
 use crate::{Worker, WorkerError, WorkerId, WorkerLauncher};
-use client::{Peer, RemoteWorker};
 use connect::Client;
-use progress::Progress;
-use ready::Address;
-use supervise::Supervised;
+use progress_file::ProgressFile;
+use readiness::WorkerAddress;
+use remote_worker::{RemoteWorker, WorkerDiagnostics};
+use supervisor::SupervisedProcess;
 
 /// Launches workers as child processes.
 ///
@@ -84,11 +85,11 @@ impl ProcessLauncher {
     async fn multiplex(
         &self,
         client: &Client,
-        address: &Address,
-        supervised: &Supervised,
+        address: &WorkerAddress,
+        supervised: &SupervisedProcess,
         deadline: Instant,
     ) -> Result<Option<Multiplexer>, WorkerError> {
-        let refused = |problem: &str| WorkerError::Connect {
+        let failed = |problem: &str| WorkerError::Connect {
             address: address.to_string(),
             problem: format!("its stream for calls cannot be opened: {problem}"),
             output_lines: supervised.output().lines(),
@@ -96,10 +97,10 @@ impl ProcessLauncher {
         match tokio::time::timeout_at(deadline, Multiplexer::open(client.clone())).await {
             Ok(Ok((multiplexer, incoming))) => {
                 // Cancelled at the end of the stream, and also if the task that reads it should panic.
-                let hung_up = supervised.hung_up().drop_guard();
+                let stream_ended = supervised.stream_ended().drop_guard();
                 let stop = self.stop.clone();
                 self.tasks.spawn(async move {
-                    let _hung_up = hung_up;
+                    let _hung_up = stream_ended;
                     // A process that a tool left behind may hold the dead worker's socket open for as long as it likes.
                     tokio::select! {
                         () = incoming => {}
@@ -109,8 +110,8 @@ impl ProcessLauncher {
                 Ok(Some(multiplexer))
             }
             Ok(Err(status)) if status.code() == Code::Unimplemented => Ok(None),
-            Ok(Err(status)) => Err(refused(status.message())),
-            Err(_) => Err(refused("it did not answer in time")),
+            Ok(Err(status)) => Err(failed(status.message())),
+            Err(_) => Err(failed("it did not answer in time")),
         }
     }
 }
@@ -128,14 +129,14 @@ impl WorkerLauncher for ProcessLauncher {
         self.run_dir.restore(&self.tasks).await?;
         let files = self.run_dir.worker_files(&id);
         let progress = if self.config.is_native() {
-            Progress::create(&files.progress).map_err(|error| WorkerError::Io {
+            ProgressFile::create(&files.progress).map_err(|error| WorkerError::Io {
                 path: files.progress.clone(),
                 problem: error.to_string(),
             })?
         } else {
-            Progress::default()
+            ProgressFile::default()
         };
-        let mut supervised = Supervised::spawn(
+        let mut supervised = SupervisedProcess::spawn(
             &id,
             &self.config,
             &self.run_dir,
@@ -148,7 +149,7 @@ impl WorkerLauncher for ProcessLauncher {
         )
         .await?;
         let launched = async {
-            let address = ready::wait(&mut supervised, &files, &self.config, deadline).await?;
+            let address = readiness::wait_ready(&mut supervised, &files, &self.config, deadline).await?;
             let client = connect::connect(&address, &supervised, deadline).await?;
             let multiplexer = match self.config.multiplex {
                 true => self.multiplex(&client, &address, &supervised, deadline).await?,
@@ -165,10 +166,11 @@ impl WorkerLauncher for ProcessLauncher {
             }
         };
         let output_lines = self.config.output_lines;
-        let peer = Peer { id: id.clone(), exit: supervised.exit_watch(), progress, output_lines };
+        let diagnostics =
+            WorkerDiagnostics { id: id.clone(), exit: supervised.exit_watch(), progress, output_lines };
         // Workers that serve this stream queue its calls for the one thread that runs Python.
         let keeps_calls = multiplexer.is_some();
-        let handler = RemoteWorker::new(client, multiplexer, peer);
+        let handler = RemoteWorker::new(client, multiplexer, diagnostics);
         let (worker, driver) =
             Worker::new(id.clone(), Some(supervised.pid()), address.to_string(), Arc::new(handler));
         supervised.activate(driver);

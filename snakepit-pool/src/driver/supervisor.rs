@@ -139,8 +139,10 @@ impl Supervisor {
                 self.launch_failed(worker, &id, &error);
             }
             (Some(Job::Launch { worker, id, .. }), Err(error)) => {
-                let error =
-                    WorkerError::Refused { error: format!("its launch {}", fate(&error)), traceback: None };
+                let error = WorkerError::StartFailed {
+                    error: format!("its launch {}", fate(&error)),
+                    traceback: None,
+                };
                 self.launch_failed(worker, &id, &error);
             }
             (Some(Job::Settle { member, call }), done) => {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 use snakepit_proto::pb;
-use snakepit_worker::printable::escape;
+use snakepit_worker::escaping::escape;
 
 use crate::{
     Failure,

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use snakepit_worker::printable::{Escaping, escape_within_lines};
+use snakepit_worker::escaping::{EscapingWriter, escape_multiline};
 use tracing_subscriber::{
     EnvFilter,
     field::MakeExt as _,
@@ -35,10 +35,10 @@ pub(crate) fn start(filter: EnvFilter, colours: bool) {
     let log = LOG.get_or_init(|| Log::to(std::io::stderr()));
     // Control characters are escaped field by field, because the colours of the rest are control characters too.
     let fields = format::debug_fn(|writer, field, value| match field.name() {
-        "message" => write!(Escaping(writer), "{value:?}"),
+        "message" => write!(EscapingWriter(writer), "{value:?}"),
         name => {
             write!(writer, "{name}=")?;
-            write!(Escaping(writer), "{value:?}")
+            write!(EscapingWriter(writer), "{value:?}")
         }
     });
     tracing_subscriber::fmt()
@@ -60,7 +60,7 @@ pub(crate) fn start(filter: EnvFilter, colours: bool) {
 
 /// Says something to the user on stderr, in the order of the log if there is one. Where it cannot be said, that is no error.
 pub(crate) fn say(text: &str) {
-    let text = format!("{}\n", escape_within_lines(text));
+    let text = format!("{}\n", escape_multiline(text));
     match LOG.get() {
         Some(log) => log.push(text.into_bytes(), true),
         None => {

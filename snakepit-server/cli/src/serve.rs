@@ -241,7 +241,7 @@ fn bytes(size: ByteSize) -> usize {
 /// The traceback of a worker that cannot start, such as one whose adapter does not import.
 fn traceback_of(error: &Error) -> &str {
     match error {
-        Error::Pool(PoolError::Start { error: WorkerError::Refused { traceback, .. }, .. }) => {
+        Error::Pool(PoolError::Start { error: WorkerError::StartFailed { traceback, .. }, .. }) => {
             traceback.as_deref().unwrap_or_default()
         }
         _ => "",

@@ -13,63 +13,61 @@ use tokio::{net::UnixStream, time::Instant};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::{
-    read_to_end::ReadToEnd,
-    ready::{Address, ended},
-    supervise::Supervised,
+    hangup_tolerant_stream::HangupTolerantStream, readiness::WorkerAddress, supervisor::SupervisedProcess,
 };
 use crate::WorkerError;
 
 /// A client of a worker.
 pub(super) type Client = BridgeServiceClient<Channel>;
 
-/// The pause after the first failed attempt; it doubles up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// The backoff after the first failed attempt; it doubles up to the longest.
+const MIN_BACKOFF: Duration = Duration::from_millis(5);
+const MAX_BACKOFF: Duration = Duration::from_millis(250);
 /// How long one attempt may take: what accepts connections and never answers may be something that a worker's port was
 /// mistaken for, or a server that is not up yet and has lost the first bytes.
-const ATTEMPT_WITHIN: Duration = Duration::from_secs(5);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connects and pings, again and again until the worker answers, ends, or the deadline passes.
 ///
 /// # Errors
 /// [`WorkerError::EndedEarly`] or [`WorkerError::Connect`].
 pub(super) async fn connect(
-    address: &Address,
-    supervised: &Supervised,
+    address: &WorkerAddress,
+    supervised: &SupervisedProcess,
     deadline: Instant,
 ) -> Result<Client, WorkerError> {
-    let mut exit = supervised.exit_watch();
-    let mut last = "it did not answer in time".to_owned();
+    let exit = supervised.exit_watch();
+    let mut last_problem = "it did not answer in time".to_owned();
     let attempts = async {
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = MIN_BACKOFF;
         loop {
-            match tokio::time::timeout(ATTEMPT_WITHIN, attempt(address)).await {
+            match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt(address)).await {
                 Ok(Ok(client)) => return client,
-                Ok(Err(problem)) => last = problem,
-                Err(_) => last = format!("it did not answer within {ATTEMPT_WITHIN:?}"),
+                Ok(Err(problem)) => last_problem = problem,
+                Err(_) => last_problem = format!("it did not answer within {ATTEMPT_TIMEOUT:?}"),
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     };
     tokio::select! {
         client = attempts => return Ok(client),
-        exit = ended(&mut exit) => {
+        exit = exit.exited() => {
             return Err(WorkerError::EndedEarly { reason: exit.reason.to_string(), output_lines: exit.output_lines });
         }
         () = tokio::time::sleep_until(deadline) => {}
     }
     let output_lines = supervised.output().lines();
-    Err(WorkerError::Connect { address: address.to_string(), problem: last, output_lines })
+    Err(WorkerError::Connect { address: address.to_string(), problem: last_problem, output_lines })
 }
 
-async fn attempt(address: &Address) -> Result<Client, String> {
+async fn attempt(address: &WorkerAddress) -> Result<Client, String> {
     let channel = match address {
-        Address::Tcp(address) => {
+        WorkerAddress::Tcp(address) => {
             let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| e.to_string())?;
             settings(endpoint).connect().await
         }
-        Address::Unix(path) => {
+        WorkerAddress::Unix(path) => {
             let path = path.clone();
             let connector = tower::service_fn(move |_: Uri| connect_unix(path.clone()));
             // The host in this URL is only what HTTP/2 shows as authority.
@@ -102,6 +100,6 @@ fn settings(endpoint: Endpoint) -> Endpoint {
         .http2_max_local_error_reset_streams(ERROR_RESETS)
 }
 
-async fn connect_unix(path: PathBuf) -> std::io::Result<TokioIo<ReadToEnd<UnixStream>>> {
-    Ok(TokioIo::new(ReadToEnd::new(UnixStream::connect(path).await?)))
+async fn connect_unix(path: PathBuf) -> std::io::Result<TokioIo<HangupTolerantStream<UnixStream>>> {
+    Ok(TokioIo::new(HangupTolerantStream::new(UnixStream::connect(path).await?)))
 }

@@ -15,7 +15,7 @@ use snakepit_registry::Announcer;
 use tokio::{net::TcpListener, sync::SetOnce};
 use tokio_util::sync::CancellationToken;
 
-use super::owner;
+use super::lineage;
 use crate::WorkerId;
 
 /// Serves the host to the worker of one launch, on that launch's listener, until the launch has [ended](Launch::ended).
@@ -118,7 +118,7 @@ impl Launches {
         let leader = launch.leader().await?;
         // Nothing is awaited from here on.
         lock(&self.unclaimed).remove(token)?;
-        let includes = owner::belongs(peer, leader);
+        let includes = lineage::belongs(peer, leader);
         if !includes {
             tracing::warn!(worker = %launch.id, pid = peer, "a process that is not of its launch presented a worker's token");
         }
@@ -129,7 +129,7 @@ impl Launches {
     #[must_use]
     pub fn of_process(&self, pid: u32) -> Option<Arc<Launch>> {
         let live: Vec<_> = lock(&self.live).iter().filter_map(Weak::upgrade).collect();
-        let lineage = owner::Lineage::of(pid);
+        let lineage = lineage::Lineage::of(pid);
         live.into_iter().find(|launch| {
             !launch.ended.is_cancelled()
                 && launch.leader.get().is_some_and(|leader| lineage.includes(*leader))
@@ -188,7 +188,7 @@ impl Launch {
     pub async fn owns(&self, peer: SocketAddr, local: SocketAddr) -> bool {
         let Some(leader) = self.leader().await else { return false };
         // It reads /proc, which takes milliseconds on a machine with many processes.
-        let owns = move || owner::owns_connection(leader, peer, local);
+        let owns = move || lineage::owns_connection(leader, peer, local);
         tokio::task::spawn_blocking(owns).await.unwrap_or(false)
     }
 }

@@ -28,16 +28,16 @@ pub fn inherits_orphans() -> bool {
 pub async fn reap_orphans(run_dir: Arc<RunDir>, stop: CancellationToken) -> std::io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
 
-    /// How soon to look again when a worker that is about to be reaped hides those behind it.
-    const AGAIN: std::time::Duration = std::time::Duration::from_millis(50);
+    /// How soon to look retry when a worker that is about to be reaped hides those behind it.
+    const RETRY_DELAY: std::time::Duration = std::time::Duration::from_millis(50);
 
-    let mut child_ended = signal(SignalKind::child())?;
+    let mut sigchld = signal(SignalKind::child())?;
     loop {
-        let again = reap_all(&run_dir);
+        let retry = reap_all(&run_dir);
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            _ = child_ended.recv() => {}
-            () = tokio::time::sleep(AGAIN), if again => {}
+            _ = sigchld.recv() => {}
+            () = tokio::time::sleep(RETRY_DELAY), if retry => {}
         }
     }
 }
@@ -63,9 +63,9 @@ fn reap_all(run_dir: &RunDir) -> bool {
     let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     // Bounded, so that a flood of orphans cannot hold up the runtime.
     for _ in 0..256 {
-        let _starting = super::spawn::starting();
+        let _spawning = super::spawn::lock_spawning();
         let Some(pid) = waitid(Id::All, look).ok().and_then(|ended| ended.pid()) else { return false };
-        let is_worker = u32::try_from(pid.as_raw()).is_ok_and(|pid| run_dir.ledger().has(pid));
+        let is_worker = u32::try_from(pid.as_raw()).is_ok_and(|pid| run_dir.ledger().contains(pid));
         if is_worker {
             // Its supervisor waits for it.
             return true;

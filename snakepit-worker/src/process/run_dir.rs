@@ -97,9 +97,9 @@ impl RunDir {
             }
         }
         let base = prepare_base(base)?;
-        let _turn = take_turn(&base)?;
+        let _lock = lock_base(&base)?;
         let failed = |error: std::io::Error| io_error(&base, &error.to_string());
-        let reaped = reap_dead(&base).map_err(failed)?;
+        let reaped = reap_dead_runs(&base).map_err(failed)?;
 
         let id = uuid::Uuid::new_v4().simple().to_string()[..ledger::ID_LENGTH].to_owned();
         let path = base.join(&id);
@@ -130,7 +130,7 @@ impl RunDir {
     /// Makes anew what was removed of the directory, by a cleaner of temporary files or by a person. Otherwise no worker could
     /// start any more.
     pub(super) async fn restore(self: &Arc<Self>, tasks: &TaskTracker) -> Result<(), WorkerError> {
-        if self.is_whole() {
+        if self.is_intact() {
             return Ok(());
         }
         let run_dir = Arc::clone(self);
@@ -138,7 +138,7 @@ impl RunDir {
         restored.unwrap_or_else(|error| Err(io_error(&self.path, &error.to_string())))
     }
 
-    fn is_whole(&self) -> bool {
+    fn is_intact(&self) -> bool {
         self.ledger.is_at(&self.path) && (self.serve.get().is_none() || self.host_socket.exists())
     }
 
@@ -147,8 +147,8 @@ impl RunDir {
             io_error(&self.path, &format!("it was removed and cannot be made anew: {error}"))
         };
         let base = prepare_base(&self.base)?;
-        let _turn = take_turn(&base)?;
-        if self.is_whole() {
+        let _lock = lock_base(&base)?;
+        if self.is_intact() {
             return Ok(());
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(failed)?;
@@ -207,7 +207,7 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        if self.ledger.has_open_entries() {
+        if !self.ledger.is_empty() {
             tracing::warn!(dir = %self.path.display(), "left the ledger: workers may still run; the next host reaps them");
             return;
         }
@@ -246,7 +246,7 @@ fn prepare_base(base: &Path) -> Result<PathBuf, WorkerError> {
 
 /// Waits for the lock of a base: hosts that start at the same time take turns, so that none reaps what another is about to
 /// enter.
-fn take_turn(base: &Path) -> Result<Flock<File>, WorkerError> {
+fn lock_base(base: &Path) -> Result<Flock<File>, WorkerError> {
     let failed = |error: std::io::Error| io_error(base, &error.to_string());
     let lock = File::create(base.join("lock")).map_err(failed)?;
     Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| failed(error.into()))
@@ -293,10 +293,10 @@ fn check_owner(base: &Path, metadata: &Metadata) -> Result<(), WorkerError> {
     Ok(())
 }
 
-fn reap_dead(base: &Path) -> std::io::Result<usize> {
+fn reap_dead_runs(base: &Path) -> std::io::Result<usize> {
     let entries = std::fs::read_dir(base)?.filter_map(Result::ok);
     let dead: Vec<_> =
-        entries.filter_map(|entry| ledger::leftovers(&entry.path(), entry.file_name().to_str()?)).collect();
+        entries.filter_map(|entry| ledger::dead_run(&entry.path(), entry.file_name().to_str()?)).collect();
     Ok(ledger::reap(&dead))
 }
 

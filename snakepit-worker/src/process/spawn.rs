@@ -15,20 +15,20 @@ use snakepit_proto::launch::{self, HostMessage};
 use tokio::{net::UnixStream, process::Command, runtime::Handle, sync::oneshot};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::{ProcessConfig, RunDir, group::Group, run_dir::WorkerFiles};
+use super::{ProcessConfig, RunDir, process_group::ProcessGroup, run_dir::WorkerFiles};
 use crate::{WorkerError, WorkerId};
 
 /// A process that has just been started.
 #[derive(Debug)]
-pub(super) struct Spawned {
-    pub(super) group: Group,
+pub(super) struct SpawnedProcess {
+    pub(super) group: ProcessGroup,
     /// The host's end of the control channel. The worker reads end-of-file from its own when this one closes.
     pub(super) control: UnixStream,
 }
 
 /// How a worker reaches the host, and proves to it who it is.
 #[derive(Debug)]
-pub(super) enum Callback<'a> {
+pub(super) enum HostEndpoint<'a> {
     /// Through the host's socket, with this token.
     Socket { token: &'a str },
     /// At this address, which is its own.
@@ -46,14 +46,14 @@ pub(super) async fn spawn(
     run_dir: &Arc<RunDir>,
     working_dir: Option<&Path>,
     files: &WorkerFiles,
-    callback: Callback<'_>,
+    endpoint: HostEndpoint<'_>,
     token: TaskTrackerToken,
-) -> Result<Spawned, WorkerError> {
+) -> Result<SpawnedProcess, WorkerError> {
     let (program, args) = config.command_line();
     let shown = program.to_string_lossy().into_owned();
     let failed = |problem: String| WorkerError::Spawn { program: shown.clone(), problem };
     let (mut ours, theirs) = StdUnixStream::pair().map_err(|e| failed(e.to_string()))?;
-    if let Callback::Socket { token } = callback {
+    if let HostEndpoint::Socket { token } = endpoint {
         // It waits in the channel, where no other process can see it, until the worker reads it. It fits into any buffer.
         let message = HostMessage::Launched { token: token.to_owned() };
         let mut line = serde_json::to_vec(&message).map_err(|e| failed(e.to_string()))?;
@@ -62,7 +62,7 @@ pub(super) async fn spawn(
     }
 
     let mut command = Command::new(program);
-    command.args(args).args(contract(&callback, run_dir));
+    command.args(args).args(contract_args(&endpoint, run_dir));
     command.env(launch::ENV_RUN_ID, run_dir.id()).env(launch::ENV_WORKER_ID, id.as_str());
     command.env(launch::ENV_CONTROL, launch::CONTROL_STDIN).env(launch::ENV_HOST_VERSION, launch::VERSION);
     if config.is_native() {
@@ -85,20 +85,20 @@ pub(super) async fn spawn(
     // Code between fork and exec makes the system copy this program's page tables, which takes ten milliseconds per
     // gigabyte. This project's workers need none: they watch their lifeline before all else.
     if !config.is_native() {
-        die_with_host(&mut command);
+        arm_pdeathsig(&mut command);
     }
 
     let group = spawn_on_permanent_thread(command, Arc::clone(run_dir), token).await;
     let group = group.map_err(|e| failed(e.to_string()))?;
     let control = ours.set_nonblocking(true).and_then(|()| UnixStream::from_std(ours));
-    Ok(Spawned { group, control: control.map_err(|e| failed(e.to_string()))? })
+    Ok(SpawnedProcess { group, control: control.map_err(|e| failed(e.to_string()))? })
 }
 
 /// The arguments of the launch contract.
-fn contract(callback: &Callback<'_>, run_dir: &RunDir) -> [String; 6] {
-    let host = match callback {
-        Callback::Socket { .. } => format!("unix:{}", run_dir.host_socket().display()),
-        Callback::Listener(address) => address.to_string(),
+fn contract_args(endpoint: &HostEndpoint<'_>, run_dir: &RunDir) -> [String; 6] {
+    let host = match endpoint {
+        HostEndpoint::Socket { .. } => format!("unix:{}", run_dir.host_socket().display()),
+        HostEndpoint::Listener(address) => address.to_string(),
     };
     let (port, run_id) = ("0".to_owned(), run_dir.id().to_owned());
     let [a, b, c] = [launch::ARG_PORT, launch::ARG_HOST_ADDRESS, launch::ARG_RUN_ID].map(str::to_owned);
@@ -108,7 +108,7 @@ fn contract(callback: &Callback<'_>, run_dir: &RunDir) -> [String; 6] {
 /// Has the kernel kill the process when this one dies, however it dies.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code, reason = "there is no safe way to run code between fork and exec")]
-fn die_with_host(command: &mut Command) {
+fn arm_pdeathsig(command: &mut Command) {
     use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 
     let host = nix::unistd::getpid();
@@ -125,27 +125,27 @@ fn die_with_host(command: &mut Command) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn die_with_host(_: &mut Command) {
+fn arm_pdeathsig(_: &mut Command) {
     // Elsewhere the lifeline does it: the worker reads end-of-file on its control channel.
 }
 
 /// Held from the start of a process until it is entered into its ledger: a child that is not, while this is not held, is none
 /// that was started here.
-pub(super) fn starting() -> MutexGuard<'static, ()> {
-    static STARTING: Mutex<()> = Mutex::new(());
-    STARTING.lock().unwrap_or_else(PoisonError::into_inner)
+pub(super) fn lock_spawning() -> MutexGuard<'static, ()> {
+    static SPAWNING: Mutex<()> = Mutex::new(());
+    SPAWNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-struct Request {
+struct SpawnRequest {
     command: Command,
     run_dir: Arc<RunDir>,
     runtime: Handle,
-    answer: oneshot::Sender<std::io::Result<Group>>,
+    answer: oneshot::Sender<std::io::Result<ProcessGroup>>,
     /// Whoever shuts down waits for it, because this thread outlives the runtime, and with it the run directory would.
     token: TaskTrackerToken,
 }
 
-impl Request {
+impl SpawnRequest {
     /// Starts the process, and enters it into the ledger before anybody can lose sight of it.
     fn run(self) {
         let Self { mut command, run_dir, runtime, answer, token } = self;
@@ -155,9 +155,9 @@ impl Request {
         }
         let start = || {
             let _in_runtime = runtime.enter();
-            let _starting = starting();
+            let _spawning = lock_spawning();
             let child = command.spawn()?;
-            Group::new(child, run_dir).ok_or_else(|| std::io::Error::other("it ended at once"))
+            ProcessGroup::new(child, run_dir).ok_or_else(|| std::io::Error::other("it ended at once"))
         };
         // A runtime that shuts down panics here.
         let started = catch_unwind(AssertUnwindSafe(start))
@@ -175,10 +175,10 @@ async fn spawn_on_permanent_thread(
     command: Command,
     run_dir: Arc<RunDir>,
     token: TaskTrackerToken,
-) -> std::io::Result<Group> {
-    static THREAD: OnceLock<mpsc::Sender<Request>> = OnceLock::new();
+) -> std::io::Result<ProcessGroup> {
+    static THREAD: OnceLock<mpsc::Sender<SpawnRequest>> = OnceLock::new();
     let requests = THREAD.get_or_init(|| {
-        let (requests, received) = mpsc::channel::<Request>();
+        let (requests, received) = mpsc::channel::<SpawnRequest>();
         // The thread must go on whatever happens: every worker would die with it.
         let run = move || {
             for request in received {
@@ -191,9 +191,9 @@ async fn spawn_on_permanent_thread(
         }
         requests
     });
-    let gone = || std::io::Error::other("the thread that starts workers is gone");
+    let stopped = || std::io::Error::other("the thread that starts workers is gone");
     let (answer, answered) = oneshot::channel();
-    let request = Request { command, run_dir, runtime: Handle::current(), answer, token };
-    requests.send(request).map_err(|_| gone())?;
-    answered.await.map_err(|_| gone())?
+    let request = SpawnRequest { command, run_dir, runtime: Handle::current(), answer, token };
+    requests.send(request).map_err(|_| stopped())?;
+    answered.await.map_err(|_| stopped())?
 }

@@ -3,7 +3,7 @@
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
 /// How many bytes of a line are kept.
-pub(super) const MAX_LINE: usize = 8 * 1024;
+pub(super) const MAX_LINE_BYTES: usize = 8 * 1024;
 
 /// Reads a stream line by line.
 #[derive(Debug)]
@@ -18,8 +18,8 @@ pub(super) struct LineReader<R> {
 
 /// The outcome of a read.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Read {
-    /// [`LineReader::line`] holds a line, or the first [`MAX_LINE`] bytes of a longer one.
+pub(super) enum LineEvent {
+    /// [`LineReader::line`] holds a line, or the first [`MAX_LINE_BYTES`] bytes of a longer one.
     Line,
     /// The line before was longer by this much.
     Cut { bytes: u64 },
@@ -29,7 +29,7 @@ pub(super) enum Read {
 
 impl<R: AsyncRead + Unpin> LineReader<R> {
     pub(super) fn new(stream: R) -> Self {
-        let stream = BufReader::with_capacity(MAX_LINE, stream);
+        let stream = BufReader::with_capacity(MAX_LINE_BYTES, stream);
         Self { stream, line: Vec::new(), handed_out: false, skipped: None }
     }
 
@@ -39,7 +39,7 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
     }
 
     /// Reads the next line. Cancel safe.
-    pub(super) async fn next(&mut self) -> std::io::Result<Read> {
+    pub(super) async fn next(&mut self) -> std::io::Result<LineEvent> {
         if std::mem::take(&mut self.handed_out) {
             self.line.clear();
         }
@@ -47,8 +47,8 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
             let buffer = self.stream.fill_buf().await?;
             if buffer.is_empty() {
                 return Ok(match self.skipped.take() {
-                    Some(bytes) if bytes > 0 => Read::Cut { bytes },
-                    _ if self.line.is_empty() => Read::End,
+                    Some(bytes) if bytes > 0 => LineEvent::Cut { bytes },
+                    _ if self.line.is_empty() => LineEvent::End,
                     _ => self.hand_out(),
                 });
             }
@@ -60,28 +60,28 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
                 if let Some(bytes) = self.skipped.filter(|_| end.is_some()) {
                     self.skipped = None;
                     if bytes > 0 {
-                        return Ok(Read::Cut { bytes });
+                        return Ok(LineEvent::Cut { bytes });
                     }
                 }
                 continue;
             }
-            let taken = until.min(MAX_LINE - self.line.len());
+            let taken = until.min(MAX_LINE_BYTES - self.line.len());
             self.line.extend_from_slice(&buffer[..taken]);
-            let is_whole = end == Some(taken);
-            self.stream.consume(if is_whole { taken + 1 } else { taken });
-            if is_whole {
+            let is_intact = end == Some(taken);
+            self.stream.consume(if is_intact { taken + 1 } else { taken });
+            if is_intact {
                 return Ok(self.hand_out());
             }
-            if self.line.len() == MAX_LINE {
+            if self.line.len() == MAX_LINE_BYTES {
                 self.skipped = Some(0);
                 return Ok(self.hand_out());
             }
         }
     }
 
-    fn hand_out(&mut self) -> Read {
+    fn hand_out(&mut self) -> LineEvent {
         self.handed_out = true;
-        Read::Line
+        LineEvent::Line
     }
 }
 
@@ -90,32 +90,32 @@ mod tests {
     use super::*;
 
     /// The lengths of lines, and of what was cut.
-    async fn read(text: &str) -> Vec<(usize, u64)> {
+    async fn read_all(text: &str) -> Vec<(usize, u64)> {
         let mut lines = LineReader::new(text.as_bytes());
         let mut seen = Vec::new();
         loop {
             match lines.next().await.unwrap() {
-                Read::Line => seen.push((lines.line().len(), 0)),
-                Read::Cut { bytes } => seen.push((0, bytes)),
-                Read::End => return seen,
+                LineEvent::Line => seen.push((lines.line().len(), 0)),
+                LineEvent::Cut { bytes } => seen.push((0, bytes)),
+                LineEvent::End => return seen,
             }
-            assert!(lines.line.capacity() <= 2 * MAX_LINE, "{}", lines.line.capacity());
+            assert!(lines.line.capacity() <= 2 * MAX_LINE_BYTES, "{}", lines.line.capacity());
         }
     }
 
     #[tokio::test]
     async fn lines_end_at_newlines_and_at_the_end_of_the_stream() {
-        assert_eq!(read("").await, []);
-        assert_eq!(read("a\n\nbc").await, [(1, 0), (0, 0), (2, 0)]);
-        let most = "x".repeat(MAX_LINE);
-        assert_eq!(read(&format!("{most}\n{most}")).await, [(MAX_LINE, 0), (MAX_LINE, 0)]);
-        assert_eq!(read(&format!("{most}yy\nz")).await, [(MAX_LINE, 0), (0, 2), (1, 0)]);
+        assert_eq!(read_all("").await, []);
+        assert_eq!(read_all("a\n\nbc").await, [(1, 0), (0, 0), (2, 0)]);
+        let most = "x".repeat(MAX_LINE_BYTES);
+        assert_eq!(read_all(&format!("{most}\n{most}")).await, [(MAX_LINE_BYTES, 0), (MAX_LINE_BYTES, 0)]);
+        assert_eq!(read_all(&format!("{most}yy\nz")).await, [(MAX_LINE_BYTES, 0), (0, 2), (1, 0)]);
     }
 
     #[tokio::test]
     async fn a_line_without_end_takes_no_memory() {
-        let long = "x".repeat(50 * MAX_LINE + 3);
-        assert_eq!(read(&long).await, [(MAX_LINE, 0), (0, 49 * MAX_LINE as u64 + 3)]);
-        assert_eq!(read(&format!("{long}\nb")).await[1..], [(0, 49 * MAX_LINE as u64 + 3), (1, 0)]);
+        let long = "x".repeat(50 * MAX_LINE_BYTES + 3);
+        assert_eq!(read_all(&long).await, [(MAX_LINE_BYTES, 0), (0, 49 * MAX_LINE_BYTES as u64 + 3)]);
+        assert_eq!(read_all(&format!("{long}\nb")).await[1..], [(0, 49 * MAX_LINE_BYTES as u64 + 3), (1, 0)]);
     }
 }

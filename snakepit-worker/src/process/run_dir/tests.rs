@@ -48,7 +48,7 @@ async fn what_was_removed_is_made_anew() {
     let below = base.path().join("below");
     let run_dir = Arc::new(RunDir::create(Some(&below)).unwrap());
     run_dir.serve_host_socket(|path| std::fs::write(path, "")).unwrap();
-    run_dir.ledger().started(1).unwrap();
+    run_dir.ledger().insert(1).unwrap();
     let tasks = TaskTracker::new();
     for removed in [below.clone(), run_dir.path().to_owned(), run_dir.host_socket().to_owned()] {
         if removed.is_dir() {
@@ -64,7 +64,7 @@ async fn what_was_removed_is_made_anew() {
     }
     // The next host takes this one for alive, although its first ledger is gone.
     assert_eq!(RunDir::create(Some(&below)).unwrap().reaped(), 0);
-    run_dir.ledger().ended(1);
+    run_dir.ledger().remove(1);
 }
 
 #[test]
@@ -88,8 +88,10 @@ fn leftover(run_id: &str) -> std::process::Child {
 fn dead_run(base: &Path, run_id: &str, lines: &[String]) -> PathBuf {
     let run = base.join(run_id);
     std::fs::create_dir(&run).unwrap();
-    let host =
-        format!(r#"{{"host":{{"pid":1,"start_time":424242,"boot":"{}"}}}}"#, super::super::proc::boot_id());
+    let host = format!(
+        r#"{{"host":{{"pid":1,"start_time":424242,"boot":"{}"}}}}"#,
+        super::super::os_process::boot_id()
+    );
     std::fs::write(run.join("ledger"), format!("{host}\n{}\n", lines.join("\n"))).unwrap();
     run
 }
@@ -103,7 +105,7 @@ fn started(pid: u32, start_time: u64) -> String {
 fn what_a_dead_host_left_is_killed_and_nothing_else() {
     let base = tempfile::tempdir().unwrap();
     let (mut left, mut foreign, mut ended) = (leftover("dead0001"), leftover("other"), leftover("other"));
-    let start = |child: &std::process::Child| super::super::proc::start_time(child.id()).unwrap();
+    let start = |child: &std::process::Child| super::super::os_process::start_time(child.id()).unwrap();
     let lines = [
         started(left.id(), start(&left)),
         // The same pid as a worker of old, but another process: it started at another time.
@@ -151,7 +153,7 @@ fn what_died_before_it_had_a_ledger_is_removed_and_nothing_else() {
 fn a_torn_line_hides_nothing() {
     let base = tempfile::tempdir().unwrap();
     let mut left = leftover("dead0003");
-    let start = super::super::proc::start_time(left.id()).unwrap();
+    let start = super::super::os_process::start_time(left.id()).unwrap();
     dead_run(base.path(), "dead0003", &[r#"{"started":{"pid":1"#.to_owned(), started(left.id(), start)]);
     assert_eq!(RunDir::create(Some(base.path())).unwrap().reaped(), 1);
     left.wait().unwrap();
@@ -169,7 +171,7 @@ fn a_host_lives_as_long_as_it_holds_its_ledger() {
     let seen_from_here = std::fs::read_to_string(&ledger).unwrap().replace(&pid, &padded);
     std::fs::write(&ledger, seen_from_here).unwrap();
     let mut worker = leftover(live.id());
-    live.ledger().started(worker.id()).unwrap();
+    live.ledger().insert(worker.id()).unwrap();
     assert_eq!(RunDir::create(Some(base.path())).unwrap().reaped(), 0);
     assert!(worker.try_wait().unwrap().is_none() && live.path().exists());
 
@@ -187,7 +189,7 @@ fn a_host_lives_as_long_as_it_holds_its_ledger() {
 fn pids_of_another_namespace_name_nothing_here() {
     let base = tempfile::tempdir().unwrap();
     let mut foreign = leftover("dead0004");
-    let start = super::super::proc::start_time(foreign.id()).unwrap();
+    let start = super::super::os_process::start_time(foreign.id()).unwrap();
     let run = dead_run(base.path(), "dead0004", &[started(foreign.id(), start)]);
     let ledger = std::fs::read_to_string(run.join("ledger")).unwrap();
     let elsewhere = ledger.replacen(r#""pid":1,"#, r#""pid":1,"pid_namespace":"pid:[1]","#, 1);

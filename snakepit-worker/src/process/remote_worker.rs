@@ -1,7 +1,7 @@
 //! Calls over the wire: domain calls into requests, answers and broken connections into replies and errors.
 
-mod peer;
-mod plain;
+mod diagnostics;
+mod per_call_rpc;
 
 use std::pin::Pin;
 
@@ -10,7 +10,7 @@ use snakepit_proto::{mux::Multiplexer, pb};
 use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_wire::mux;
 
-pub(super) use self::peer::Peer;
+pub(super) use self::diagnostics::WorkerDiagnostics;
 use super::connect::Client;
 
 /// A worker at the other end of a connection.
@@ -19,16 +19,20 @@ pub(super) struct RemoteWorker {
     client: Client,
     /// The stream that calls share, where the worker serves one.
     multiplexer: Option<Multiplexer>,
-    peer: Peer,
+    diagnostics: WorkerDiagnostics,
 }
 
 impl RemoteWorker {
-    pub(super) const fn new(client: Client, multiplexer: Option<Multiplexer>, peer: Peer) -> Self {
-        Self { client, multiplexer, peer }
+    pub(super) const fn new(
+        client: Client,
+        multiplexer: Option<Multiplexer>,
+        diagnostics: WorkerDiagnostics,
+    ) -> Self {
+        Self { client, multiplexer, diagnostics }
     }
 
     /// Cancels a call and waits until it has ended.
-    async fn confirm_end(&self, call: CallId) -> Result<(), String> {
+    async fn confirm_cancelled(&self, call: CallId) -> Result<(), String> {
         if let Some(multiplexer) = &self.multiplexer
             && !multiplexer.ended(call.as_u64()).await
         {
@@ -53,19 +57,21 @@ impl ToolHandler for RemoteWorker {
         Self: 'f,
     {
         match &self.multiplexer {
-            Some(multiplexer) if mux::fits(&call) => Box::pin(mux::call(multiplexer, &self.peer, call)),
-            _ => Box::pin(plain::call(&self.client, &self.peer, call)),
+            Some(multiplexer) if mux::fits(&call) => {
+                Box::pin(mux::call(multiplexer, &self.diagnostics, call))
+            }
+            _ => Box::pin(per_call_rpc::call(&self.client, &self.diagnostics, call)),
         }
     }
 
     async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
-        let problem = match self.confirm_end(call).await {
+        let problem = match self.confirm_cancelled(call).await {
             Ok(()) => return Ok(()),
             Err(problem) => problem,
         };
-        let worker = self.peer.id.to_string();
+        let worker = self.diagnostics.id.to_string();
         // A worker that dies breaks its connections a moment before its end is known, and the end says more.
-        if let Some(reason) = self.peer.end_reason().await {
+        if let Some(reason) = self.diagnostics.exit_reason().await {
             let (delivered, output_lines) = (true, Vec::new());
             return Err(ToolError::WorkerLost { worker, reason, delivered, output_lines });
         }

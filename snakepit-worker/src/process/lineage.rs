@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 /// The longest line of ancestors that is followed.
 #[cfg(target_os = "linux")]
-const GENERATIONS: usize = 64;
+const MAX_ANCESTORS: usize = 64;
 
 /// Whether a process belongs to what was launched as `leader`: it is in the leader's process group, or the leader is among
 /// its ancestors or those of the leaders of its group and session. The latter covers workers that are started by a shell or by
@@ -46,8 +46,9 @@ impl Lineage {
 /// Adds the ancestors of a process, up to one that is known already.
 #[cfg(target_os = "linux")]
 fn add_ancestors(members: &mut Vec<u32>, pid: u32) {
-    let parents = std::iter::successors(super::proc::parent(pid), |pid| super::proc::parent(*pid));
-    for parent in parents.take(GENERATIONS).take_while(|parent| *parent > 1) {
+    let parents =
+        std::iter::successors(super::os_process::parent(pid), |pid| super::os_process::parent(*pid));
+    for parent in parents.take(MAX_ANCESTORS).take_while(|parent| *parent > 1) {
         if members.contains(&parent) {
             return;
         }
@@ -63,11 +64,12 @@ fn add_ancestors(_: &mut Vec<u32>, _: u32) {}
 /// `Builder::worker_command` warns.
 #[cfg(target_os = "linux")]
 pub(super) fn owns_connection(leader: u32, peer: SocketAddr, local: SocketAddr) -> bool {
-    let Some(inode) = linux::socket(peer, local) else { return false };
+    let Some(inode) = linux::socket_inode(peer, local) else { return false };
     let link = format!("socket:[{inode}]");
     // The leader first: it usually is the worker.
-    linux::holds(leader, &link)
-        || linux::processes().any(|pid| pid != leader && linux::holds(pid, &link) && belongs(pid, leader))
+    linux::has_descriptor(leader, &link)
+        || linux::processes()
+            .any(|pid| pid != leader && linux::has_descriptor(pid, &link) && belongs(pid, leader))
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -83,13 +85,13 @@ mod linux {
     };
 
     /// The inode of the socket whose own address is `own` and whose peer is `peer`, if it is this user's.
-    pub(super) fn socket(own: SocketAddr, peer: SocketAddr) -> Option<u64> {
+    pub(super) fn socket_inode(own: SocketAddr, peer: SocketAddr) -> Option<u64> {
         let user = nix::unistd::geteuid().as_raw();
         // A socket of IPv6 may speak IPv4, as those of gRPC's C core do.
         let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
         let text = tables.into_iter().filter_map(|table| fs::read_to_string(table).ok()).collect::<String>();
         text.lines().find_map(|line| {
-            let row = Row::read(line)?;
+            let row = SocketRow::parse(line)?;
             (row.local == canonical(own) && row.remote == canonical(peer) && row.user == user)
                 .then_some(row.inode)
         })
@@ -101,15 +103,15 @@ mod linux {
 
     /// A row of /proc/net/tcp.
     #[derive(Debug, PartialEq)]
-    pub(super) struct Row {
+    pub(super) struct SocketRow {
         pub(super) local: (IpAddr, u16),
         pub(super) remote: (IpAddr, u16),
         pub(super) user: u32,
         pub(super) inode: u64,
     }
 
-    impl Row {
-        pub(super) fn read(line: &str) -> Option<Self> {
+    impl SocketRow {
+        pub(super) fn parse(line: &str) -> Option<Self> {
             let fields: Vec<&str> = line.split_ascii_whitespace().collect();
             let field = |index: usize| fields.get(index).copied();
             Some(Self {
@@ -149,7 +151,7 @@ mod linux {
     }
 
     /// Whether a process has a descriptor that links to this. Those of other users cannot be looked into.
-    pub(super) fn holds(pid: u32, link: &str) -> bool {
+    pub(super) fn has_descriptor(pid: u32, link: &str) -> bool {
         let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
         entries.flatten().any(|entry| fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == link))
     }
@@ -264,13 +266,13 @@ mod tests {
     #[test]
     fn rows_of_the_kernel_are_read() {
         let row = "   1: 0100007F:1F90 0100007F:C350 01 00000000:00000000 00:00000000 00000000  1000        0 12345 1 x";
-        let row = linux::Row::read(row).unwrap();
+        let row = linux::SocketRow::parse(row).unwrap();
         let localhost = std::net::IpAddr::from([127, 0, 0, 1]);
         assert_eq!((row.local, row.remote), ((localhost, 8080), (localhost, 50000)));
         assert_eq!((row.user, row.inode), (1000, 12345));
         let mapped =
             "0: 0000000000000000FFFF00000100007F:1F90 00000000000000000000000001000000:0001 01 0 0 0 0 0 7";
-        let row = linux::Row::read(mapped).unwrap();
+        let row = linux::SocketRow::parse(mapped).unwrap();
         assert_eq!(row.local, (localhost, 8080));
         assert_eq!(row.remote, (std::net::Ipv6Addr::LOCALHOST.into(), 1));
         for odd in [
@@ -278,7 +280,7 @@ mod tests {
             "sl local_address rem_address st tx_queue rx_queue tr tm->when retrnsmt uid timeout inode",
             "1: x:y",
         ] {
-            assert_eq!(linux::Row::read(odd), None, "{odd}");
+            assert_eq!(linux::SocketRow::parse(odd), None, "{odd}");
         }
     }
 }

@@ -18,42 +18,42 @@ use snakepit_wire::{
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use super::super::{progress::Progress, ready::ended, supervise::ExitWatch};
+use super::super::{exit_watch::ExitWatch, progress_file::ProgressFile};
 use crate::{ExitReason, WorkerExit, WorkerId};
 
 /// How long a broken connection waits for the worker's exit to be known, so that the error can say how it ended.
-const EXIT_KNOWN_WITHIN: Duration = Duration::from_secs(1);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How much earlier than a deadline a timer set for it may fire.
-const TIMER_GRAIN: Duration = Duration::from_millis(2);
+const TIMER_TOLERANCE: Duration = Duration::from_millis(2);
 
 /// What is known of the worker when a call fails.
 #[derive(Debug, Clone)]
-pub(in super::super) struct Peer {
+pub(in super::super) struct WorkerDiagnostics {
     pub(in super::super) id: WorkerId,
     pub(in super::super) exit: ExitWatch,
     /// Which multiplexed calls have begun, and what the last one printed.
-    pub(in super::super) progress: Progress,
+    pub(in super::super) progress: ProgressFile,
     /// How many lines of its output ride in the error of a call.
     pub(in super::super) output_lines: usize,
 }
 
 #[async_trait]
-impl Callee for Peer {
+impl Callee for WorkerDiagnostics {
     async fn refused(&self, asked: &Asked, status: Status) -> ToolError {
         self.error(asked, status).await
     }
 
     async fn broken(&self, _: &Asked, id: u64, status: Status) -> Lost {
-        let end = self.end(MULTIPLEXED | id, &status).await;
+        let loss = self.loss(MULTIPLEXED | id, &status).await;
         // Only a worker that is gone begins nothing more, so what it stored is read after its end and not before.
-        let may_have_begun = !end.is_known || self.progress.has_begun(id);
+        let may_have_begun = !loss.is_exit_known || self.progress.has_begun(id);
         // The call may have ended, and its answer not have left before a later call took the worker down.
-        let answer = if end.is_known && may_have_begun { self.progress.answer(id) } else { None };
-        Lost { answer, error: self.lost_by(end, may_have_begun) }
+        let answer = if loss.is_exit_known && may_have_begun { self.progress.answer(id) } else { None };
+        Lost { answer, error: self.worker_lost(loss, may_have_begun) }
     }
 
     async fn unsent(&self, asked: &Asked, status: Status) -> ToolError {
-        self.lost_by(self.end(asked.id.as_u64(), &status).await, false)
+        self.worker_lost(self.loss(asked.id.as_u64(), &status).await, false)
     }
 
     fn failed(&self, asked: &Asked, failure: ToolFailure) -> ToolError {
@@ -73,7 +73,7 @@ impl Callee for Peer {
     }
 }
 
-impl Peer {
+impl WorkerDiagnostics {
     pub(super) fn reply(
         &self,
         tool: &str,
@@ -128,7 +128,7 @@ impl Peer {
         let tool_name = || tool.to_string();
         // The worker's transport keeps time too, and answers a call that is late with CANCELLED.
         let late = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
-            && deadline.is_some_and(|deadline| Instant::now() + TIMER_GRAIN >= deadline);
+            && deadline.is_some_and(|deadline| Instant::now() + TIMER_TOLERANCE >= deadline);
         if late || caused_by::<tonic::TimeoutExpired>(&status) {
             return ToolError::DeadlineExceeded { tool: tool_name(), stage: CallStage::Running };
         }
@@ -136,7 +136,7 @@ impl Peer {
         if status.source().is_some() {
             // Without a connection the request cannot have reached the worker.
             let delivered = !caused_by::<tonic::ConnectError>(&status);
-            return self.lost_by(self.end(id.as_u64(), &status).await, delivered);
+            return self.worker_lost(self.loss(id.as_u64(), &status).await, delivered);
         }
         if is_unreadable(&status) {
             return self.unreadable(&status);
@@ -163,7 +163,7 @@ impl Peer {
             (None, None) if code == Code::Unimplemented && status.details().is_empty() => {
                 ToolError::Unsupported { tool: tool_name(), problem: message }
             }
-            _ => self.failed(tool, ToolFailure::default(), own_words(code, message)),
+            _ => self.failed(tool, ToolFailure::default(), failure_message(code, message)),
         }
     }
 
@@ -180,27 +180,26 @@ impl Peer {
         ToolError::WorkerLost { worker: self.id.to_string(), reason, delivered: true, output_lines }
     }
 
-    fn lost_by(&self, End { reason, output_lines, .. }: End, delivered: bool) -> ToolError {
+    fn worker_lost(&self, Loss { reason, output_lines, .. }: Loss, delivered: bool) -> ToolError {
         ToolError::WorkerLost { worker: self.id.to_string(), reason, delivered, output_lines }
     }
 
     /// Waits a moment for the worker's end. `None` when it is not known by then.
-    async fn known_end(&self) -> Option<WorkerExit> {
-        let mut exit = self.exit.clone();
-        tokio::time::timeout(EXIT_KNOWN_WITHIN, ended(&mut exit)).await.ok()?;
+    async fn exit_soon(&self) -> Option<WorkerExit> {
+        tokio::time::timeout(EXIT_TIMEOUT, self.exit.exited()).await.ok()?;
         // Without a word in the channel its supervisor is gone, and the worker may not be.
-        exit.borrow().clone()
+        self.exit.reported()
     }
 
     /// Waits a moment for the worker's end, and says how it ended. `None` when it is not known by then.
-    pub(super) async fn end_reason(&self) -> Option<String> {
-        self.known_end().await.map(|exit| exit.reason.to_string())
+    pub(super) async fn exit_reason(&self) -> Option<String> {
+        self.exit_soon().await.map(|exit| exit.reason.to_string())
     }
 
     /// The connection broke under this call: how the worker ended, when that is known soon enough.
-    async fn end(&self, call: u64, status: &Status) -> End {
-        let exit = self.known_end().await;
-        let is_known = exit.is_some();
+    async fn loss(&self, call: u64, status: &Status) -> Loss {
+        let exit = self.exit_soon().await;
+        let is_exit_known = exit.is_some();
         // Read after the end, so it is complete. Lines of other calls are none of this caller's business.
         let mut output_lines = self.progress.output_of(call, self.output_lines);
         let reason = match exit {
@@ -212,16 +211,16 @@ impl Peer {
             }
             None => format!("its connection broke: {}", status.message()),
         };
-        End { reason, output_lines, is_known }
+        Loss { reason, output_lines, is_exit_known }
     }
 }
 
 /// How a worker ended, or seems to have.
-struct End {
+struct Loss {
     reason: String,
     output_lines: Vec<String>,
     /// Whether its process is surely gone.
-    is_known: bool,
+    is_exit_known: bool,
 }
 
 /// Whether a status was made on this side because a message could not be read: the transport names no source for these,
@@ -239,7 +238,7 @@ pub(super) fn is_unreadable(status: &Status) -> bool {
 
 /// A status as the text of a failure. Workers of the original end a failed stream with INTERNAL and the exception's text,
 /// and gRPC's servers do so with UNKNOWN: these two codes say no more than that.
-fn own_words(code: Code, message: String) -> String {
+fn failure_message(code: Code, message: String) -> String {
     let name = match code {
         Code::Internal | Code::Unknown if !message.is_empty() => return message,
         Code::Ok => "OK",
@@ -266,19 +265,23 @@ fn own_words(code: Code, message: String) -> String {
 #[cfg(test)]
 mod tests {
     use snakepit_registry::CallId;
-    use tokio::sync::watch;
 
     use super::*;
 
     /// What a status of a worker means for a call without a deadline.
-    async fn meaning(status: Status) -> ToolError {
-        meaning_within(status, None).await
+    async fn convert(status: Status) -> ToolError {
+        convert_with_deadline(status, None).await
     }
 
-    async fn meaning_within(status: Status, deadline: Option<Instant>) -> ToolError {
-        let (_exit, exit) = watch::channel(None);
-        let peer = Peer { id: WorkerId::new("w"), exit, progress: Progress::default(), output_lines: 20 };
-        peer.error(&Asked { tool: "fetch".into(), deadline, id: CallId::next() }, status).await
+    async fn convert_with_deadline(status: Status, deadline: Option<Instant>) -> ToolError {
+        let (_exit, exit) = ExitWatch::channel();
+        let diagnostics = WorkerDiagnostics {
+            id: WorkerId::new("w"),
+            exit,
+            progress: ProgressFile::default(),
+            output_lines: 20,
+        };
+        diagnostics.error(&Asked { tool: "fetch".into(), deadline, id: CallId::next() }, status).await
     }
 
     #[tokio::test]
@@ -294,25 +297,25 @@ mod tests {
         ];
         for (status, text) in cases {
             let shown = format!("{status:?}");
-            let ToolError::Failed(failure) = meaning(status).await else { panic!("{shown}") };
+            let ToolError::Failed(failure) = convert(status).await else { panic!("{shown}") };
             assert_eq!((failure.message.as_str(), failure.tool.as_str()), (text, "fetch"));
         }
-        let unknown = meaning(Status::unimplemented("Method not found!")).await;
+        let unknown = convert(Status::unimplemented("Method not found!")).await;
         assert!(matches!(unknown, ToolError::Unsupported { .. }), "{unknown:?}");
     }
 
     #[tokio::test]
     async fn refusals_of_our_own_workers_are_told_by_their_reason() {
         use status::{refuse, refuse_field};
-        let missing = meaning(refuse(Code::NotFound, status::TOOL_NOT_FOUND, "tool `fetch` not found")).await;
+        let missing = convert(refuse(Code::NotFound, status::TOOL_NOT_FOUND, "tool `fetch` not found")).await;
         assert!(matches!(missing, ToolError::NotFound { .. }), "{missing:?}");
-        let bad = meaning(refuse_field("argument `x` of tool `fetch` is missing", "x", "is missing")).await;
+        let bad = convert(refuse_field("argument `x` of tool `fetch` is missing", "x", "is missing")).await;
         assert_eq!(bad.to_string(), "argument `x` of tool `fetch` is missing");
         let stream = refuse(Code::Unimplemented, status::UNSUPPORTED, "streams");
-        assert_eq!(meaning(stream).await.to_string(), "tool `fetch` streams");
-        let stopping = meaning(refuse(Code::Unavailable, status::STOPPING, "it is stopping")).await;
+        assert_eq!(convert(stream).await.to_string(), "tool `fetch` streams");
+        let stopping = convert(refuse(Code::Unavailable, status::STOPPING, "it is stopping")).await;
         assert!(matches!(&stopping, ToolError::Unavailable { .. }) && !stopping.is_delivered());
-        let cancelled = meaning(refuse(Code::Cancelled, status::CANCELLED, "x")).await;
+        let cancelled = convert(refuse(Code::Cancelled, status::CANCELLED, "x")).await;
         assert!(matches!(cancelled, ToolError::Cancelled { .. }), "{cancelled:?}");
     }
 
@@ -321,12 +324,12 @@ mod tests {
         use std::os::unix::fs::FileExt;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("progress");
-        let (tell, exit) = watch::channel(None);
-        let progress = Progress::create(&path).unwrap();
-        let peer = Peer { id: WorkerId::new("w"), exit, progress, output_lines: 20 };
+        let (tell, exit) = ExitWatch::channel();
+        let progress = ProgressFile::create(&path).unwrap();
+        let diagnostics = WorkerDiagnostics { id: WorkerId::new("w"), exit, progress, output_lines: 20 };
         let asked = Asked { tool: "fetch".into(), deadline: None, id: CallId::next() };
         let delivered = async |id| {
-            let lost = peer.broken(&asked, id, Status::unavailable("broken")).await.error;
+            let lost = diagnostics.broken(&asked, id, Status::unavailable("broken")).await.error;
             assert!(matches!(lost, ToolError::WorkerLost { .. }), "{lost:?}");
             lost.is_delivered()
         };
@@ -346,7 +349,7 @@ mod tests {
     async fn what_comes_after_the_deadline_is_the_deadline() {
         let now = Some(Instant::now());
         for status in [Status::cancelled("Timeout expired"), Status::deadline_exceeded("x")] {
-            let late = meaning_within(status, now).await;
+            let late = convert_with_deadline(status, now).await;
             assert!(matches!(late, ToolError::DeadlineExceeded { .. }), "{late:?}");
         }
     }

@@ -10,14 +10,18 @@ use tonic::{Status, Streaming};
 
 use super::{
     super::connect::Client,
-    peer::{Peer, is_unreadable},
+    diagnostics::{WorkerDiagnostics, is_unreadable},
 };
 
 /// How long a worker may take to end a call whose stream cannot be read.
-const CANCEL_WITHIN: Duration = Duration::from_secs(2);
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs a call.
-pub(super) async fn call(client: &Client, peer: &Peer, call: ToolCall) -> Result<ToolReply, ToolError> {
+pub(super) async fn call(
+    client: &Client,
+    diagnostics: &WorkerDiagnostics,
+    call: ToolCall,
+) -> Result<ToolReply, ToolError> {
     let (id, mode) = (call.id, call.mode);
     let asked = Asked::by(&call);
     let request = request_to_wire(call, asked.time_left()?);
@@ -26,62 +30,62 @@ pub(super) async fn call(client: &Client, peer: &Peer, call: ToolCall) -> Result
     let mut client = client.clone();
     match mode {
         CallMode::Unary => match client.execute_tool(request).await {
-            Ok(response) => peer.reply(&asked.tool, response.into_inner()),
-            Err(status) => Err(peer.error(&asked, status).await),
+            Ok(response) => diagnostics.reply(&asked.tool, response.into_inner()),
+            Err(status) => Err(diagnostics.error(&asked, status).await),
         },
         CallMode::Streaming => match client.execute_streaming_tool(request).await {
             Ok(response) => {
-                let end = End { client, peer: peer.clone(), asked, id };
+                let errors = StreamErrors { client, diagnostics: diagnostics.clone(), asked, id };
                 Ok(ToolReply {
-                    body: ReplyBody::Stream(chunks(end, response.into_inner())),
-                    worker: Some(peer.id.shared()),
+                    body: ReplyBody::Stream(chunks(errors, response.into_inner())),
+                    worker: Some(diagnostics.id.shared()),
                     metadata: std::collections::BTreeMap::new(),
                     execution_time: None,
                 })
             }
-            Err(status) => Err(peer.error(&asked, status).await),
+            Err(status) => Err(diagnostics.error(&asked, status).await),
         },
     }
 }
 
 /// The chunks of a streaming call. A final chunk without data only says that the stream is complete.
-fn chunks(end: End, stream: Streaming<pb::ToolChunk>) -> ChunkStream {
+fn chunks(errors: StreamErrors, stream: Streaming<pb::ToolChunk>) -> ChunkStream {
     let chunks = stream.try_filter_map(|chunk| {
         let empty_end = chunk.is_final && chunk.data.is_empty();
         std::future::ready(Ok((!empty_end).then_some(Chunk { data: chunk.data, metadata: chunk.metadata })))
     });
-    let end = Arc::new(end);
+    let errors = Arc::new(errors);
     Box::pin(chunks.then(move |item| {
-        let end = Arc::clone(&end);
+        let errors = Arc::clone(&errors);
         async move {
             match item {
                 Ok(chunk) => Ok(chunk),
-                Err(status) => Err(end.error(status).await),
+                Err(status) => Err(errors.error(status).await),
             }
         }
     }))
 }
 
 /// What is needed to say why a stream ended.
-struct End {
+struct StreamErrors {
     client: Client,
-    peer: Peer,
+    diagnostics: WorkerDiagnostics,
     asked: Asked,
     id: CallId,
 }
 
-impl End {
+impl StreamErrors {
     async fn error(&self, status: Status) -> ToolError {
         if !is_unreadable(&status) {
-            return self.peer.error(&self.asked, status).await;
+            return self.diagnostics.error(&self.asked, status).await;
         }
         // It was given up on this side, and the tool may stream on: the worker takes no other call before it has said
         // that this one runs no more.
         let request = pb::CancelToolRequest { call_id: self.id.to_string() };
-        let cancelled = tokio::time::timeout(CANCEL_WITHIN, self.client.clone().cancel_tool(request)).await;
+        let cancelled = tokio::time::timeout(CANCEL_TIMEOUT, self.client.clone().cancel_tool(request)).await;
         match cancelled {
-            Ok(Ok(_)) => self.peer.unreadable(&status),
-            _ => self.peer.incoherent(&self.asked, &status),
+            Ok(Ok(_)) => self.diagnostics.unreadable(&status),
+            _ => self.diagnostics.incoherent(&self.asked, &status),
         }
     }
 }

@@ -14,7 +14,7 @@ use std::{
 
 use snakepit_proto::{answers, launch::progress as layout, pb::CallReply};
 
-use crate::printable::escape;
+use crate::escaping::escape;
 
 /// How much of the stacks is read.
 const MAX_STACK_BYTES: usize = 16 * 1024;
@@ -23,9 +23,9 @@ const MAX_STACK_LINES: usize = 40;
 
 /// The host's end of the file. Clones share it. The file may be removed meanwhile.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Progress(Option<Arc<File>>);
+pub(super) struct ProgressFile(Option<Arc<File>>);
 
-impl Progress {
+impl ProgressFile {
     /// Makes the file, with no call begun and no answer kept, and reserves its space on the disk.
     ///
     /// # Errors
@@ -40,15 +40,15 @@ impl Progress {
 
     /// Whether a call may have begun. Without a file, and when in doubt, it may.
     pub(super) fn has_begun(&self, id: u64) -> bool {
-        self.number(layout::BEGUN).is_none_or(|last| id <= last)
+        self.read_u64(layout::BEGUN).is_none_or(|last| id <= last)
     }
 
-    /// The last lines that a call printed, at most `most`, oldest first. None, unless it was the last one to print.
-    pub(super) fn output_of(&self, call: u64, most: usize) -> Vec<String> {
+    /// The last lines that a call printed, at limit `limit`, oldest first. None, unless it was the last one to print.
+    pub(super) fn output_of(&self, call: u64, limit: usize) -> Vec<String> {
         let read = || {
-            let length = self.number(layout::OUTPUT_LENGTH)?;
-            (self.number(layout::OUTPUT_CALL)? == call && length > 0).then_some(())?;
-            let mut ring = self.bytes(layout::OUTPUT, layout::OUTPUT_BYTES)?;
+            let length = self.read_u64(layout::OUTPUT_LENGTH)?;
+            (self.read_u64(layout::OUTPUT_CALL)? == call && length > 0).then_some(())?;
+            let mut ring = self.read_bytes(layout::OUTPUT, layout::OUTPUT_BYTES)?;
             ring.resize(layout::OUTPUT_BYTES, 0);
             let length = usize::try_from(length).ok()?;
             if length <= layout::OUTPUT_BYTES {
@@ -65,29 +65,29 @@ impl Progress {
             // Its beginning was overwritten.
             lines.remove(0);
         }
-        let surplus = lines.len().saturating_sub(most);
+        let surplus = lines.len().saturating_sub(limit);
         lines.split_off(surplus)
     }
 
     /// The stacks that Python's fault handler wrote. Empty, unless a fatal signal arrived.
     pub(super) fn stack(&self) -> Vec<String> {
-        let Some(text) = self.bytes(layout::STACK, MAX_STACK_BYTES) else { return Vec::new() };
+        let Some(text) = self.read_bytes(layout::STACK, MAX_STACK_BYTES) else { return Vec::new() };
         let text = String::from_utf8_lossy(&text);
         text.lines().take(MAX_STACK_LINES).map(|line| escape(line.trim_end()).into_owned()).collect()
     }
 
-    fn number(&self, at: usize) -> Option<u64> {
+    fn read_u64(&self, at: usize) -> Option<u64> {
         let mut number = [0; size_of::<u64>()];
         self.0.as_ref()?.read_exact_at(&mut number, at as u64).ok()?;
         Some(u64::from_ne_bytes(number))
     }
 
-    /// At most this many bytes.
-    fn bytes(&self, at: usize, most: usize) -> Option<Vec<u8>> {
+    /// At limit this many bytes.
+    fn read_bytes(&self, at: usize, limit: usize) -> Option<Vec<u8>> {
         let file = self.0.as_ref()?;
-        let mut bytes = vec![0; most];
+        let mut bytes = vec![0; limit];
         let mut filled = 0;
-        while filled < most {
+        while filled < limit {
             match file.read_at(&mut bytes[filled..], (at + filled) as u64) {
                 Ok(0) => break,
                 Ok(read) => filled += read,
@@ -101,7 +101,7 @@ impl Progress {
 
     /// The answer of a call, if the worker kept it.
     pub(super) fn answer(&self, id: u64) -> Option<CallReply> {
-        answers::find_answer(&self.bytes(0, layout::STACK)?, id)
+        answers::find_answer(&self.read_bytes(0, layout::STACK)?, id)
     }
 }
 
@@ -117,13 +117,13 @@ mod tests {
     fn what_a_worker_stored_is_read_also_when_the_file_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("progress");
-        let progress = Progress::create(&path).unwrap();
+        let progress = ProgressFile::create(&path).unwrap();
         assert!(!progress.has_begun(1));
         write(&path, layout::BEGUN, &3_u64.to_ne_bytes());
         std::fs::remove_file(&path).unwrap();
         assert!(progress.has_begun(3));
         assert!(!progress.has_begun(4));
-        assert!(Progress::default().has_begun(1), "nothing is known");
+        assert!(ProgressFile::default().has_begun(1), "nothing is known");
     }
 
     #[test]
@@ -132,7 +132,7 @@ mod tests {
 
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("progress");
-        let progress = Progress::create(&path).unwrap();
+        let progress = ProgressFile::create(&path).unwrap();
         progress.0.as_ref().unwrap().sync_all().unwrap();
         let metadata = std::fs::metadata(&path).unwrap();
         assert_eq!(metadata.len(), layout::STACK as u64);
@@ -143,7 +143,7 @@ mod tests {
     fn output_belongs_to_the_call_that_printed_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("progress");
-        let progress = Progress::create(&path).unwrap();
+        let progress = ProgressFile::create(&path).unwrap();
         assert!(progress.output_of(0, 20).is_empty() && progress.stack().is_empty());
         write(&path, layout::OUTPUT_CALL, &7_u64.to_ne_bytes());
         write(&path, layout::OUTPUT_LENGTH, &8_u64.to_ne_bytes());
@@ -167,6 +167,6 @@ mod tests {
         );
         write(&path, layout::STACK, b"Fatal Python error: Segmentation fault\n\nCurrent thread\n");
         assert_eq!(progress.stack(), ["Fatal Python error: Segmentation fault", "", "Current thread"]);
-        assert!(Progress::default().output_of(7, 20).is_empty());
+        assert!(ProgressFile::default().output_of(7, 20).is_empty());
     }
 }

@@ -4,40 +4,40 @@ use std::sync::Arc;
 
 use tokio::process::Child;
 
-use super::{RunDir, proc};
+use super::{RunDir, os_process};
 use crate::descendants::{Mark, kill_marked, kill_once};
 
 /// A process that leads a group of its own, marked and entered into the ledger. Dropped before the process was reaped, it kills
 /// the whole group and its other descendants: a launch that is aborted, a runtime that is shut down with its tasks. The entry
 /// is struck out either way.
 #[derive(Debug)]
-pub(super) struct Group {
+pub(super) struct ProcessGroup {
     pub(super) child: Child,
     pid: u32,
     mark: Option<Mark>,
     run_dir: Arc<RunDir>,
 }
 
-impl Group {
+impl ProcessGroup {
     /// Marks a process that has just been started, and enters it into the ledger. `None` when it is reaped already.
     pub(super) fn new(child: Child, run_dir: Arc<RunDir>) -> Option<Self> {
         let pid = child.id()?;
         // Before anything that blocks: a child that the process forks earlier carries no mark.
-        let mark = Mark::next(run_dir.id()).filter(|mark| match mark.put_on(pid) {
+        let mark = Mark::next(run_dir.id()).filter(|mark| match mark.apply_to(pid) {
             Ok(()) => true,
             Err(error) => {
                 tracing::debug!(pid, %error, "failed to mark a worker; what it daemonizes may outlive it");
                 false
             }
         });
-        if let Err(error) = run_dir.ledger().started(pid) {
+        if let Err(error) = run_dir.ledger().insert(pid) {
             tracing::warn!(pid, %error, "failed to enter a worker into the ledger");
         }
         Some(Self { child, pid, mark, run_dir })
     }
 
     /// Kills what the process has started and is in no group with it. To be called once it has ended.
-    pub(super) async fn end_descendants(&self) {
+    pub(super) async fn kill_descendants(&self) {
         let Some(mark) = self.mark else { return };
         let killed = tokio::task::spawn_blocking(move || kill_marked(|other| other == mark)).await;
         let killed = killed.map_or(0, |killed| killed.len());
@@ -51,18 +51,18 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         // As long as the leader is not reaped, its pid names this group and no other.
         if self.child.id().is_some() {
-            proc::kill_group(self.pid);
+            os_process::kill_group(self.pid);
             if let Some(mark) = self.mark {
                 // Runs on this thread, because the host may exit before another thread has finished. One look takes
                 // about a millisecond.
                 let _ = kill_once(|other| other == mark);
             }
         }
-        self.run_dir.ledger().ended(self.pid);
+        self.run_dir.ledger().remove(self.pid);
     }
 }
 
@@ -77,12 +77,12 @@ mod tests {
 
     /// A leader with a child in its group; returns the pid of the child.
     #[allow(clippy::disallowed_methods, reason = "a stand-in for a worker")]
-    async fn family(run_dir: &Arc<RunDir>) -> (Group, u32) {
+    async fn family(run_dir: &Arc<RunDir>) -> (ProcessGroup, u32) {
         let mut command = tokio::process::Command::new("sh");
         command.args(["-c", "sleep 60 & echo $!; wait"]).process_group(0).kill_on_drop(true);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let group = Group::new(child, Arc::clone(run_dir)).unwrap();
+        let group = ProcessGroup::new(child, Arc::clone(run_dir)).unwrap();
         (group, lines.next_line().await.unwrap().unwrap().parse().unwrap())
     }
 
@@ -105,7 +105,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let run_dir = Arc::new(RunDir::create(Some(base.path())).unwrap());
         let (group, child) = family(&run_dir).await;
-        assert!(lives(child) && run_dir.ledger().has_open_entries());
+        assert!(lives(child) && !run_dir.ledger().is_empty());
         // As in a runtime that is shut down: its tasks are dropped where they are.
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         runtime.handle().spawn(async move {
@@ -114,6 +114,6 @@ mod tests {
         });
         tokio::task::spawn_blocking(move || drop(runtime)).await.unwrap();
         gone(child).await;
-        assert!(!run_dir.ledger().has_open_entries());
+        assert!(run_dir.ledger().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! [`ReadToEnd`]: a connection that is read to its end although the worker at the other side died.
+//! [`HangupTolerantStream`]: a connection that is read to its end although the worker at the other side died.
 //!
 //! What the worker sent stays readable after its death, but writing to it fails, and HTTP/2 gives up a connection at its first
 //! error. So writes to a dead worker are dropped, and reading finds the end.
@@ -13,21 +13,21 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The connection. Nothing is written once the other side is gone.
 #[derive(Debug)]
-pub(super) struct ReadToEnd<S> {
+pub(super) struct HangupTolerantStream<S> {
     stream: S,
-    is_gone: bool,
+    has_hung_up: bool,
 }
 
-impl<S> ReadToEnd<S> {
+impl<S> HangupTolerantStream<S> {
     pub(super) const fn new(stream: S) -> Self {
-        Self { stream, is_gone: false }
+        Self { stream, has_hung_up: false }
     }
 
     /// The outcome of a write, or `otherwise` where the other side is gone.
-    fn unless_gone<T>(&mut self, written: Poll<io::Result<T>>, otherwise: T) -> Poll<io::Result<T>> {
+    fn discard_if_hung_up<T>(&mut self, written: Poll<io::Result<T>>, otherwise: T) -> Poll<io::Result<T>> {
         match written {
-            Poll::Ready(Err(error)) if is_end(&error) => {
-                self.is_gone = true;
+            Poll::Ready(Err(error)) if is_hangup(&error) => {
+                self.has_hung_up = true;
                 Poll::Ready(Ok(otherwise))
             }
             written => written,
@@ -35,11 +35,11 @@ impl<S> ReadToEnd<S> {
     }
 }
 
-fn is_end(error: &io::Error) -> bool {
+fn is_hangup(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::NotConnected)
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for ReadToEnd<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for HangupTolerantStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -49,23 +49,23 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadToEnd<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for ReadToEnd<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for HangupTolerantStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.is_gone {
+        if self.has_hung_up {
             return Poll::Ready(Ok(bytes.len()));
         }
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.unless_gone(written, bytes.len())
+        self.discard_if_hung_up(written, bytes.len())
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        self.unless_gone(flushed, ())
+        self.discard_if_hung_up(flushed, ())
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.unless_gone(shut, ())
+        self.discard_if_hung_up(shut, ())
     }
 
     fn poll_write_vectored(
@@ -74,11 +74,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ReadToEnd<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let length = slices.iter().map(|slice| slice.len()).sum();
-        if self.is_gone {
+        if self.has_hung_up {
             return Poll::Ready(Ok(length));
         }
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.unless_gone(written, length)
+        self.discard_if_hung_up(written, length)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -98,7 +98,7 @@ mod tests {
     #[tokio::test]
     async fn what_a_dead_peer_sent_is_read_although_writing_fails() {
         let (near, mut far) = UnixStream::pair().unwrap();
-        let mut near = ReadToEnd::new(near);
+        let mut near = HangupTolerantStream::new(near);
         far.write_all(b"the last words").await.unwrap();
         // It dies without having read what was sent to it.
         near.write_all(b"unread").await.unwrap();
@@ -110,7 +110,7 @@ mod tests {
         near.read_exact(&mut said).await.unwrap();
         assert_eq!(&said, b"the last words");
         let end = near.read(&mut said).await;
-        assert!(end.as_ref().map_or_else(is_end, |length| *length == 0), "{end:?}");
+        assert!(end.as_ref().map_or_else(is_hangup, |length| *length == 0), "{end:?}");
         near.shutdown().await.unwrap();
     }
 }

@@ -14,15 +14,15 @@ pub fn escape(text: &str) -> Cow<'_, str> {
 
 /// Like [`escape`], but keeps line breaks: for text that is meant to have several lines, such as a traceback.
 #[must_use]
-pub fn escape_within_lines(text: &str) -> Cow<'_, str> {
+pub fn escape_multiline(text: &str) -> Cow<'_, str> {
     escape_if(text, |c| c != '\n' && is_unsafe(c))
 }
 
 /// A writer that escapes what is written through it.
 #[derive(Debug)]
-pub struct Escaping<W>(pub W);
+pub struct EscapingWriter<W>(pub W);
 
-impl<W: Write> Write for Escaping<W> {
+impl<W: Write> Write for EscapingWriter<W> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.0.write_str(&escape(text))
     }
@@ -65,10 +65,10 @@ mod tests {
             ("\u{2028}", "\\u{2028}"),
         ] {
             assert_eq!(escape(text), shown);
-            let mut written = Escaping(String::new());
+            let mut written = EscapingWriter(String::new());
             write!(written, "{text}").unwrap();
             assert_eq!(written.0, shown);
         }
-        assert_eq!(escape_within_lines("a\nb\x1b"), "a\nb\\u{1b}");
+        assert_eq!(escape_multiline("a\nb\x1b"), "a\nb\\u{1b}");
     }
 }

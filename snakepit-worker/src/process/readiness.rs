@@ -14,22 +14,22 @@ use tokio::{
     time::Instant,
 };
 
-use super::{ProcessConfig, run_dir::WorkerFiles, supervise::Supervised};
+use super::{ProcessConfig, run_dir::WorkerFiles, supervisor::SupervisedProcess};
 use crate::WorkerError;
 
 /// How often the ready file is looked for. Nothing portable tells when a file appears, and the first look that finds
 /// it ends the wait; workers of this project do not use it.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const READY_FILE_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Where a worker serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Address {
+pub(super) enum WorkerAddress {
     Unix(PathBuf),
     /// Host and port.
     Tcp(String),
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for WorkerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
@@ -38,7 +38,7 @@ impl fmt::Display for Address {
     }
 }
 
-impl Address {
+impl WorkerAddress {
     fn parse(address: &str) -> Self {
         match address.strip_prefix("unix:") {
             Some(path) => Self::Unix(path.into()),
@@ -55,30 +55,30 @@ impl Address {
 ///
 /// # Errors
 /// When it says that it cannot, ends, or says nothing until the deadline.
-pub(super) async fn wait(
-    supervised: &mut Supervised,
+pub(super) async fn wait_ready(
+    supervised: &mut SupervisedProcess,
     files: &WorkerFiles,
     config: &ProcessConfig,
     deadline: Instant,
-) -> Result<Address, WorkerError> {
-    let (mut exit, mut port) = (supervised.exit_watch(), supervised.ready_port());
+) -> Result<WorkerAddress, WorkerError> {
+    let (exit, mut port) = (supervised.exit_watch(), supervised.ready_port());
     // A tool of our own workers may print anything, at import too, and must not be believed.
     let foreign = !config.is_native();
     let signal = async {
         tokio::select! {
             message = control_message(supervised.control()) => match message {
-                ControlMessage::Ready { address } => Ok(Address::parse(&address)),
-                ControlMessage::Failed { error, traceback } => Err(WorkerError::Refused { error, traceback }),
+                ControlMessage::Ready { address } => Ok(WorkerAddress::parse(&address)),
+                ControlMessage::Failed { error, traceback } => Err(WorkerError::StartFailed { error, traceback }),
             },
-            port = announced(&mut port), if foreign => Ok(Address::port(port)),
-            port = written(&files.ready), if foreign => Ok(Address::port(port)),
+            port = port_from_output(&mut port), if foreign => Ok(WorkerAddress::port(port)),
+            port = port_from_file(&files.ready), if foreign => Ok(WorkerAddress::port(port)),
         }
     };
     tokio::select! {
         // A worker that says why it ends is believed before its end is reported.
         biased;
         ready = signal => ready,
-        exit = ended(&mut exit) => {
+        exit = exit.exited() => {
             Err(WorkerError::EndedEarly { reason: exit.reason.to_string(), output_lines: exit.output_lines })
         }
         () = tokio::time::sleep_until(deadline) => Err(WorkerError::NotReady {
@@ -101,7 +101,7 @@ async fn control_message(control: &mut UnixStream) -> ControlMessage {
 }
 
 /// The port of a readiness line on stdout or stderr.
-async fn announced(port: &mut tokio::sync::watch::Receiver<Option<u16>>) -> u16 {
+async fn port_from_output(port: &mut tokio::sync::watch::Receiver<Option<u16>>) -> u16 {
     let known = port.wait_for(Option::is_some).await.ok().and_then(|port| *port);
     match known {
         Some(port) => port,
@@ -111,23 +111,12 @@ async fn announced(port: &mut tokio::sync::watch::Receiver<Option<u16>>) -> u16 
 }
 
 /// The port in the ready file.
-async fn written(path: &Path) -> u16 {
-    let mut look = tokio::time::interval(LOOK_EVERY);
+async fn port_from_file(path: &Path) -> u16 {
+    let mut ticks = tokio::time::interval(READY_FILE_POLL_INTERVAL);
     loop {
-        look.tick().await;
+        ticks.tick().await;
         if let Some(port) = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()) {
             return port;
         }
-    }
-}
-
-/// The worker's end.
-pub(super) async fn ended(exit: &mut super::supervise::ExitWatch) -> crate::WorkerExit {
-    match exit.wait_for(Option::is_some).await.as_deref() {
-        Ok(Some(exit)) => exit.clone(),
-        _ => crate::WorkerExit {
-            reason: crate::ExitReason::Killed { why: "its supervisor was dropped".to_owned() },
-            output_lines: Vec::new(),
-        },
     }
 }

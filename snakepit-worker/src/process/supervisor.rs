@@ -17,29 +17,26 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     ProcessConfig, RunDir,
-    group::Group,
+    exit_watch::ExitWatch,
     launches::{LaunchGuard, Launches},
+    os_process,
     output::{self, WorkerOutput},
-    proc,
-    progress::Progress,
-    ready::ended,
+    process_group::ProcessGroup,
+    progress_file::ProgressFile,
     run_dir::WorkerFiles,
-    spawn::{self, Callback, Spawned},
+    spawn::{self, HostEndpoint, SpawnedProcess},
 };
 use crate::{DriverCommand, ExitReason, WorkerDriver, WorkerError, WorkerExit, WorkerId};
 
-/// Tells a worker's end to everybody who wants to know.
-pub(super) type ExitWatch = watch::Receiver<Option<WorkerExit>>;
-
 /// How long the output of a dead worker may take to end: a process that has dropped its mark can hold the pipe open.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+const OUTPUT_DRAIN_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long a process may live on after the stream of its calls ended: one that ends by itself closes its connections a
 /// moment earlier, and its own exit says more than a kill.
-const END_AFTER_STREAM: Duration = Duration::from_millis(250);
+const EXIT_AFTER_STREAM_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// A supervised process, as its launch sees it. Dropping it before [`activate`](Supervised::activate) has it killed.
+/// A supervised process, as its launch sees it. Dropping it before [`activate`](SupervisedProcess::activate) has it killed.
 #[derive(Debug)]
-pub(super) struct Supervised {
+pub(super) struct SupervisedProcess {
     pid: u32,
     control: UnixStream,
     /// Held until the launch is over; the supervisor kills the process when it is dropped unsent.
@@ -48,10 +45,10 @@ pub(super) struct Supervised {
     output: WorkerOutput,
     ready_port: watch::Receiver<Option<u16>>,
     /// Cancelled when the stream of its calls ends.
-    hung_up: CancellationToken,
+    stream_ended: CancellationToken,
 }
 
-impl Supervised {
+impl SupervisedProcess {
     /// Starts a process and its supervisor.
     #[allow(clippy::too_many_arguments, reason = "the parts of one launch, used once")]
     pub(super) async fn spawn(
@@ -61,12 +58,12 @@ impl Supervised {
         launches: &Arc<Launches>,
         working_dir: Option<&Path>,
         files: WorkerFiles,
-        progress: Progress,
+        progress: ProgressFile,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, WorkerError> {
-        let unstarted = Unstarted(Some(files.clone()));
-        let child_ended = signal(SignalKind::child()).map_err(|e| WorkerError::Spawn {
+        let files_guard = FilesGuard(Some(files.clone()));
+        let sigchld = signal(SignalKind::child()).map_err(|e| WorkerError::Spawn {
             program: "worker".to_owned(),
             problem: format!("the end of children cannot be watched: {e}"),
         })?;
@@ -77,43 +74,43 @@ impl Supervised {
             return Err(WorkerError::Spawn { program: "worker".to_owned(), problem });
         }
         let (launch, listener) = Self::begin(id, config, launches).await?;
-        let callback =
-            listener.map_or_else(|| Callback::Socket { token: launch.token() }, Callback::Listener);
-        let Spawned { mut group, control } =
-            spawn::spawn(id, config, run_dir, working_dir, &files, callback, token).await?;
+        let endpoint =
+            listener.map_or_else(|| HostEndpoint::Socket { token: launch.token() }, HostEndpoint::Listener);
+        let SpawnedProcess { mut group, control } =
+            spawn::spawn(id, config, run_dir, working_dir, &files, endpoint, token).await?;
         let pid = group.pid();
         launch.started(pid);
         let output = WorkerOutput::new(id.clone(), config.output_lines);
         let (port, ready_port) = watch::channel(None);
-        let drains = TaskTracker::new();
+        let drain_tasks = TaskTracker::new();
         if let Some(stdout) = group.child.stdout.take() {
-            drains.spawn(output::drain(stdout, "stdout", output.clone(), port.clone()));
+            drain_tasks.spawn(output::drain(stdout, "stdout", output.clone(), port.clone()));
         }
         if let Some(stderr) = group.child.stderr.take() {
-            drains.spawn(output::drain(stderr, "stderr", output.clone(), port));
+            drain_tasks.spawn(output::drain(stderr, "stderr", output.clone(), port));
         }
-        drains.close();
+        drain_tasks.close();
 
-        let (exit_tx, exit) = watch::channel(None);
+        let (exit_sender, exit) = ExitWatch::channel();
         let (activation, activated) = oneshot::channel();
-        let hung_up = CancellationToken::new();
-        let process = Process {
+        let stream_ended = CancellationToken::new();
+        let supervisor = Supervisor {
             id: id.clone(),
             pid,
             group,
-            child_ended,
+            sigchld,
             output: output.clone(),
             progress,
-            drains,
-            hung_up: hung_up.clone(),
+            drain_tasks,
+            stream_ended: stream_ended.clone(),
         };
-        unstarted.start();
+        files_guard.disarm();
         tasks.spawn(async move {
             // A panic drops the process's group, which kills it, and the driver, which tells the pool.
-            let supervised = AssertUnwindSafe(process.supervise(activated, stop)).catch_unwind().await;
+            let outcome = AssertUnwindSafe(supervisor.run(activated, stop)).catch_unwind().await;
             drop(launch);
             files.remove();
-            let (exit, driver) = supervised.unwrap_or_else(|_| {
+            let (exit, driver) = outcome.unwrap_or_else(|_| {
                 let reason = ExitReason::Killed { why: "the task that supervised it panicked".to_owned() };
                 (WorkerExit { reason, output_lines: Vec::new() }, None)
             });
@@ -121,9 +118,9 @@ impl Supervised {
             if let Some(driver) = driver {
                 driver.exited(exit.clone());
             }
-            exit_tx.send_replace(Some(exit));
+            exit_sender.send_replace(Some(exit));
         });
-        Ok(Self { pid, control, activation, exit, output, ready_port, hung_up })
+        Ok(Self { pid, control, activation, exit, output, ready_port, stream_ended })
     }
 
     /// Begins the launch: with a token for a worker that knows what to do with it, with a listener for another.
@@ -162,8 +159,8 @@ impl Supervised {
     }
 
     /// To be cancelled when the stream of its calls has ended: what it runs then cannot be told, so it must not live on.
-    pub(super) fn hung_up(&self) -> CancellationToken {
-        self.hung_up.clone()
+    pub(super) fn stream_ended(&self) -> CancellationToken {
+        self.stream_ended.clone()
     }
 
     /// Ends the launch: from here on the driver gives the orders.
@@ -174,23 +171,23 @@ impl Supervised {
 
     /// Has the process killed, and waits until it is gone.
     pub(super) async fn abandon(self) {
-        let mut exit = self.exit;
+        let exit = self.exit;
         drop((self.activation, self.control));
-        ended(&mut exit).await;
+        exit.exited().await;
     }
 }
 
 /// The files of a worker whose process is not there yet: removed when it never will be.
-struct Unstarted(Option<WorkerFiles>);
+struct FilesGuard(Option<WorkerFiles>);
 
-impl Unstarted {
+impl FilesGuard {
     /// From here on its supervisor removes them.
-    fn start(mut self) {
+    fn disarm(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Unstarted {
+impl Drop for FilesGuard {
     fn drop(&mut self) {
         if let Some(files) = &self.0 {
             files.remove();
@@ -199,21 +196,21 @@ impl Drop for Unstarted {
 }
 
 #[derive(Debug)]
-struct Process {
+struct Supervisor {
     id: WorkerId,
     pid: u32,
-    group: Group,
+    group: ProcessGroup,
     /// SIGCHLD: some child ended.
-    child_ended: Signal,
+    sigchld: Signal,
     output: WorkerOutput,
-    progress: Progress,
-    drains: TaskTracker,
-    hung_up: CancellationToken,
+    progress: ProgressFile,
+    drain_tasks: TaskTracker,
+    stream_ended: CancellationToken,
 }
 
-impl Process {
+impl Supervisor {
     /// Runs the process to its end.
-    async fn supervise(
+    async fn run(
         mut self,
         activated: oneshot::Receiver<(WorkerDriver, UnixStream)>,
         stop: CancellationToken,
@@ -222,18 +219,18 @@ impl Process {
             biased;
             activated = activated => match activated {
                 Ok((mut driver, control)) => {
-                    let reason = self.obey(&mut driver, &stop).await;
+                    let reason = self.run_commands(&mut driver, &stop).await;
                     // The lifeline closes only now, so that a worker asked to stop is not told that its host is gone.
                     drop(control);
                     (reason, Some(driver))
                 }
                 Err(_) => (self.kill("its launch was given up").await, None),
             },
-            reason = self.ended() => (reason, None),
+            reason = self.exited() => (reason, None),
             () = stop.cancelled() => (self.kill("its launcher was dropped").await, None),
         };
-        let drained = tokio::time::timeout(LAST_WORDS, self.drains.wait());
-        let (drained, ()) = tokio::join!(drained, self.group.end_descendants());
+        let drained = tokio::time::timeout(OUTPUT_DRAIN_TIMEOUT, self.drain_tasks.wait());
+        let (drained, ()) = tokio::join!(drained, self.group.kill_descendants());
         if drained.is_err() {
             tracing::debug!(worker = %self.id, "the output of a dead worker is held open by another process");
         }
@@ -245,20 +242,20 @@ impl Process {
     }
 
     /// Waits for the process, doing what the driver says meanwhile.
-    async fn obey(&mut self, driver: &mut WorkerDriver, stop: &CancellationToken) -> ExitReason {
-        let hung_up = self.hung_up.clone();
-        let hung_up = async {
-            hung_up.cancelled().await;
-            tokio::time::sleep(END_AFTER_STREAM).await;
+    async fn run_commands(&mut self, driver: &mut WorkerDriver, stop: &CancellationToken) -> ExitReason {
+        let stream_ended = self.stream_ended.clone();
+        let stream_ended = async {
+            stream_ended.cancelled().await;
+            tokio::time::sleep(EXIT_AFTER_STREAM_TIMEOUT).await;
         };
         tokio::select! {
             biased;
-            reason = self.ended() => reason,
+            reason = self.exited() => reason,
             command = driver.command() => match command {
                 DriverCommand::Kill { why } => self.kill(&why).await,
                 DriverCommand::Stop { grace } => self.stop(grace, driver, stop).await,
             },
-            () = hung_up => self.kill("the stream of its calls ended").await,
+            () = stream_ended => self.kill("the stream of its calls ended").await,
             () = stop.cancelled() => self.kill("its launcher was dropped").await,
         }
     }
@@ -270,9 +267,9 @@ impl Process {
         driver: &mut WorkerDriver,
         stop: &CancellationToken,
     ) -> ExitReason {
-        proc::terminate(self.pid);
+        os_process::terminate(self.pid);
         let late = format!("it did not stop within {grace:?}");
-        let impatience = async {
+        let kill_command = async {
             loop {
                 if let DriverCommand::Kill { why } = driver.command().await {
                     return why;
@@ -281,9 +278,9 @@ impl Process {
         };
         let why = tokio::select! {
             biased;
-            _ = self.ended() => return ExitReason::Stopped,
+            _ = self.exited() => return ExitReason::Stopped,
             () = tokio::time::sleep(grace) => late,
-            why = impatience => why,
+            why = kill_command => why,
             () = stop.cancelled() => "its launcher was dropped".to_owned(),
         };
         match self.kill(&why).await {
@@ -295,20 +292,20 @@ impl Process {
     /// Kills the process. One that was about to end otherwise is reported with its own end: the connections of a process that
     /// crashes break before its end is seen, and by then somebody may have ordered to kill it.
     async fn kill(&mut self, why: &str) -> ExitReason {
-        proc::kill_group(self.pid);
-        match self.ended().await {
+        os_process::kill_group(self.pid);
+        match self.exited().await {
             ExitReason::Signal { name } if name == "SIGKILL" => ExitReason::Killed { why: why.to_owned() },
             own => own,
         }
     }
 
     /// Waits for the end, kills what is left of the group, and reaps. Cancel safe.
-    async fn ended(&mut self) -> ExitReason {
-        self.leader_ended().await;
+    async fn exited(&mut self) -> ExitReason {
+        self.leader_exited().await;
         // What the leader started goes with it. Its pid names this group and no other as long as it is not reaped.
-        proc::kill_group(self.pid);
+        os_process::kill_group(self.pid);
         match self.group.child.wait().await {
-            Ok(status) => reason_of(status),
+            Ok(status) => exit_reason(status),
             Err(error) => {
                 tracing::error!(worker = %self.id, %error, "failed to wait for a worker");
                 ExitReason::Killed { why: format!("it could not be waited for: {error}") }
@@ -317,17 +314,17 @@ impl Process {
     }
 }
 
-impl Process {
+impl Supervisor {
     /// Waits until the leader has ended, without reaping it.
     #[cfg(target_os = "linux")]
-    async fn leader_ended(&mut self) {
+    async fn leader_exited(&mut self) {
         use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
         let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         let leader = || Id::Pid(nix::unistd::Pid::from_raw(self.pid.cast_signed()));
         while let Ok(WaitStatus::StillAlive) = waitid(leader(), look) {
             // The signal was subscribed to before the process started, so its end cannot be missed.
-            if self.child_ended.recv().await.is_none() {
+            if self.sigchld.recv().await.is_none() {
                 return;
             }
         }
@@ -335,14 +332,14 @@ impl Process {
 
     /// Elsewhere the leader is reaped first, and its group killed right after.
     #[cfg(not(target_os = "linux"))]
-    async fn leader_ended(&mut self) {
+    async fn leader_exited(&mut self) {
         let _ = self.group.child.wait().await;
     }
 }
 
-fn reason_of(status: ExitStatus) -> ExitReason {
+fn exit_reason(status: ExitStatus) -> ExitReason {
     match (status.code(), status.signal()) {
         (Some(code), _) => ExitReason::Code(code),
-        (None, signal) => ExitReason::Signal { name: proc::signal_name(signal.unwrap_or_default()) },
+        (None, signal) => ExitReason::Signal { name: os_process::signal_name(signal.unwrap_or_default()) },
     }
 }

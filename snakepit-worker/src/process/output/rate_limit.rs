@@ -1,0 +1,84 @@
+//! How much of its output a worker may have logged in a second; the rest is counted.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Lines a second.
+pub(super) const LINES_PER_SECOND: usize = 1000;
+/// Bytes a second.
+pub(super) const BYTES_PER_SECOND: usize = 256 * 1024;
+
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// The limit of one worker: a fixed window of a second.
+#[derive(Debug)]
+pub(super) struct RateLimit {
+    window_start: Instant,
+    lines: usize,
+    bytes: usize,
+    dropped: DroppedOutput,
+}
+
+/// Output that was not logged.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct DroppedOutput {
+    pub(super) lines: u64,
+    pub(super) bytes: u64,
+}
+
+impl RateLimit {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { window_start: now, lines: 0, bytes: 0, dropped: DroppedOutput::default() }
+    }
+
+    /// Whether a line of this length may be logged.
+    pub(super) fn admit(&mut self, now: Instant, bytes: usize) -> bool {
+        if now.saturating_duration_since(self.window_start) >= WINDOW {
+            (self.window_start, self.lines, self.bytes) = (now, 0, 0);
+        }
+        let fits = self.lines < LINES_PER_SECOND && self.bytes + bytes <= BYTES_PER_SECOND;
+        if fits {
+            self.lines += 1;
+            self.bytes += bytes;
+        } else {
+            self.dropped.lines += 1;
+            self.dropped.bytes += bytes as u64;
+        }
+        fits
+    }
+
+    /// When dropped output is to be reported, if there is any.
+    pub(super) fn report_due(&self) -> Option<Instant> {
+        (self.dropped.lines > 0).then(|| self.window_start + WINDOW)
+    }
+
+    /// What was dropped, once the second is over.
+    pub(super) fn report(&mut self, now: Instant) -> Option<DroppedOutput> {
+        self.report_due().filter(|due| *due <= now).and_then(|_| self.take_dropped())
+    }
+
+    /// What was dropped and not reported yet.
+    pub(super) fn take_dropped(&mut self) -> Option<DroppedOutput> {
+        Some(std::mem::take(&mut self.dropped)).filter(|dropped| dropped.lines > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_second_has_an_allowance_of_its_own() {
+        let mut now = Instant::now();
+        let mut limit = RateLimit::new(now);
+        for _ in 0..3 {
+            assert!((0..LINES_PER_SECOND).all(|_| limit.admit(now, 1)));
+            assert!(!limit.admit(now, 7));
+            assert_eq!(limit.report(now), None, "the second is not over");
+            now += WINDOW;
+            assert_eq!(limit.report(now), Some(DroppedOutput { lines: 1, bytes: 7 }));
+        }
+        assert!(limit.admit(now, BYTES_PER_SECOND) && !limit.admit(now, 1));
+    }
+}
