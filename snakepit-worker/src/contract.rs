@@ -1,4 +1,4 @@
-//! What every launcher must keep, as one function that its own tests call.
+//! The contract of [`WorkerLauncher`], as a test suite for implementations.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -6,20 +6,20 @@ use tokio::time::timeout;
 
 use crate::{ExitReason, Worker, WorkerId, WorkerLauncher};
 
-/// How long any single step may take. Generous: it bounds a hang, not a launch.
+/// The timeout of each step. It only bounds a hang, so it is far longer than a launch takes.
 const BOUND: Duration = Duration::from_secs(30);
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Runs the whole contract against a launcher whose launches succeed.
+/// Checks all rules of the contract against a launcher whose launches succeed.
 ///
 /// # Panics
-/// At the first rule that the launcher breaks.
+/// Panics at the first rule that the launcher breaks.
 pub async fn launcher_contract(launcher: Arc<dyn WorkerLauncher>) {
     a_worker_lives_until_it_is_stopped(&*launcher).await;
-    a_killed_worker_is_gone_and_says_why(&*launcher).await;
-    nobody_holding_a_worker_ends_it(&*launcher).await;
-    launches_run_at_the_same_time(&launcher).await;
-    a_launch_given_up_leaves_the_launcher_sound(&*launcher).await;
+    a_killed_worker_exits_with_the_reason(&*launcher).await;
+    dropping_the_last_handle_ends_a_worker(&*launcher).await;
+    launches_run_concurrently(&launcher).await;
+    a_cancelled_launch_does_not_affect_the_next(&*launcher).await;
 }
 
 async fn launch(launcher: &dyn WorkerLauncher, id: &str) -> Worker {
@@ -31,45 +31,45 @@ async fn launch(launcher: &dyn WorkerLauncher, id: &str) -> Worker {
 
 async fn a_worker_lives_until_it_is_stopped(launcher: &dyn WorkerLauncher) {
     let worker = launch(launcher, "stopped").await;
-    assert_eq!(worker.exit(), None, "a launched worker lives");
-    assert!(timeout(Duration::from_millis(50), worker.exited()).await.is_err(), "and goes on living");
+    assert_eq!(worker.exit(), None, "a launched worker runs");
+    assert!(timeout(Duration::from_millis(50), worker.exited()).await.is_err(), "and keeps running");
     worker.stop(GRACE);
     let exit = timeout(BOUND, worker.exited()).await.expect("a stopped worker ends");
     assert_eq!(exit.reason, ExitReason::Stopped);
-    assert_eq!(worker.exit(), Some(exit.clone()), "its end stays known");
-    assert_eq!(worker.exited().await, exit, "to everybody who asks");
+    assert_eq!(worker.exit(), Some(exit.clone()), "the exit stays available");
+    assert_eq!(worker.exited().await, exit, "a later wait returns the same exit");
     worker.stop(GRACE);
-    worker.kill("orders to the dead do no harm");
+    worker.kill("commands after the exit have no effect");
 }
 
-async fn a_killed_worker_is_gone_and_says_why(launcher: &dyn WorkerLauncher) {
+async fn a_killed_worker_exits_with_the_reason(launcher: &dyn WorkerLauncher) {
     let worker = launch(launcher, "killed").await;
     worker.kill("the contract says so");
     let exit = timeout(BOUND, worker.exited()).await.expect("a killed worker ends");
     assert_eq!(exit.reason, ExitReason::Killed { why: "the contract says so".to_owned() });
 }
 
-async fn nobody_holding_a_worker_ends_it(launcher: &dyn WorkerLauncher) {
+async fn dropping_the_last_handle_ends_a_worker(launcher: &dyn WorkerLauncher) {
     let worker = launch(launcher, "dropped").await;
-    let witness = {
-        let held = worker.clone();
-        async move { held.exited().await }
+    // A dropped wait for the exit must not keep the worker alive.
+    let exited = {
+        let worker = worker.clone();
+        async move { worker.exited().await }
     };
-    // A future that only waits for the end must not be what keeps the worker alive, so it is made and dropped.
-    drop(witness);
+    drop(exited);
     let pid = worker.pid();
     drop(worker);
     if let Some(pid) = pid {
-        let gone = async {
+        let exited = async {
             while std::path::Path::new(&format!("/proc/{pid}")).exists() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(BOUND, gone).await.expect("a worker that nobody holds ends");
+        timeout(BOUND, exited).await.expect("a worker without handles ends");
     }
 }
 
-async fn launches_run_at_the_same_time(launcher: &Arc<dyn WorkerLauncher>) {
+async fn launches_run_concurrently(launcher: &Arc<dyn WorkerLauncher>) {
     let mut launches = tokio::task::JoinSet::new();
     for n in 0..4 {
         let launcher = Arc::clone(launcher);
@@ -84,9 +84,9 @@ async fn launches_run_at_the_same_time(launcher: &Arc<dyn WorkerLauncher>) {
     }
 }
 
-async fn a_launch_given_up_leaves_the_launcher_sound(launcher: &dyn WorkerLauncher) {
-    // Dropped at its first pause; what it started must not stay, nor get in the way of the next launch.
-    let _ = timeout(Duration::from_millis(1), launcher.launch(WorkerId::new("given-up"))).await;
+async fn a_cancelled_launch_does_not_affect_the_next(launcher: &dyn WorkerLauncher) {
+    // The timeout drops the launch at one of its first awaits.
+    let _ = timeout(Duration::from_millis(1), launcher.launch(WorkerId::new("cancelled"))).await;
     let worker = launch(launcher, "after").await;
     worker.stop(GRACE);
     timeout(BOUND, worker.exited()).await.expect("a stopped worker ends");

@@ -1,8 +1,8 @@
-//! Finds and kills all processes that descend from a worker, however they were daemonized (ADR 25).
+//! Finds and kills all descendants of a worker, including daemonized ones (ADR 25).
 //!
-//! A worker carries a [`Mark`]: the soft limit `RLIMIT_LOCKS`, which Linux has not enforced since 2.4.25. Children inherit it
-//! through `fork`, `exec`, `setsid` and a cleared environment, and it can be read of any process of the same user. Elsewhere
-//! nothing is known, and nothing is killed.
+//! A worker carries a [`Mark`] in its soft limit `RLIMIT_LOCKS`, which Linux has not enforced since 2.4.25. Children inherit
+//! the limit through `fork`, `exec`, `setsid` and a cleared environment, and the host can read it of any process of the same
+//! user. On other systems this module finds no process and kills none.
 
 use std::{
     collections::HashSet,
@@ -10,17 +10,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long processes are looked for again, because one of those that were killed may have forked just before.
+/// How long to repeat the scan. A killed process may have forked just before it died.
 const SCAN_TIMEOUT: Duration = Duration::from_millis(200);
-/// The pause between two looks: a process that was killed takes a moment to end.
+/// The pause between two scans, in which killed processes exit.
 const SCAN_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What all descendants of one worker have in common: the run of the host that launched it, and its number in there.
+/// The mark that a worker and its descendants carry: the run id of the host in the upper 32 bits, a number of the worker in
+/// the lower ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark(u64);
 
 impl Mark {
-    /// A mark that no other worker has. `None` if the run's id is none that a host has: eight hexadecimal digits.
+    /// Creates a new mark. Returns `None` if the run id does not consist of eight hexadecimal digits.
     #[must_use]
     pub fn next(run_id: &str) -> Option<Self> {
         use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -30,23 +31,23 @@ impl Mark {
         Some(Self(u64::from(run) << 32 | u64::from(NUMBER.fetch_add(1, Relaxed))))
     }
 
-    /// The mark of this process, if a worker of this run is among its ancestors.
+    /// The mark of this process, if it is a worker of this run or descends from one.
     #[must_use]
     pub fn own(run_id: &str) -> Option<Self> {
         let mark = read(std::process::id())?;
         mark.is_of(run_id).then_some(mark)
     }
 
-    /// Whether it is that of a worker of this run.
+    /// Whether the mark belongs to a worker of this run.
     #[must_use]
     pub fn is_of(self, run_id: &str) -> bool {
         parse(run_id).is_some_and(|run| self.0 >> 32 == u64::from(run))
     }
 
-    /// Marks a process, and so what it starts from now on.
+    /// Marks a process. Children that it starts from now on inherit the mark.
     ///
     /// # Errors
-    /// When it has ended, or may not be marked: somebody limited `RLIMIT_LOCKS`.
+    /// If the process has exited, or its hard limit for `RLIMIT_LOCKS` is too low.
     pub fn apply_to(self, pid: u32) -> io::Result<()> {
         write(pid, self)
     }
@@ -57,16 +58,16 @@ fn parse(run_id: &str) -> Option<u32> {
     is_id.then(|| u32::from_str_radix(run_id, 16).ok()).flatten()
 }
 
-/// Opens the system's list of processes and keeps it open, so that later looks need no new descriptor.
+/// Opens `/proc` and keeps it open, so that later scans need no new file descriptor.
 pub fn open_process_list() {
     open_proc();
 }
 
-/// Kills every process but this one whose mark `is_wanted`, until none is left, and returns their pids.
+/// Kills all processes except this one whose mark satisfies `is_wanted`, and returns their pids.
 ///
-/// Blocks. It gives up after 200 ms, but not before two looks: a process that still runs is in a system call that cannot be
-/// interrupted. A look takes milliseconds, or about a second if `/proc` cannot be listed.
-#[allow(clippy::disallowed_methods, reason = "it blocks, and also runs in threads without a tokio runtime")]
+/// Repeats the scan until it finds no more. After 200 ms and at least two scans it gives up: the remaining processes are in
+/// uninterruptible system calls. Blocks: a scan takes milliseconds, or about a second if `/proc` cannot be listed.
+#[allow(clippy::disallowed_methods, reason = "blocks, and also runs on threads without a tokio runtime")]
 pub fn kill_marked(is_wanted: impl Fn(Mark) -> bool) -> HashSet<u32> {
     let (began, mut killed) = (Instant::now(), HashSet::new());
     for scan in 1_u32.. {
@@ -81,13 +82,13 @@ pub fn kill_marked(is_wanted: impl Fn(Mark) -> bool) -> HashSet<u32> {
     killed
 }
 
-/// Kills the processes that are found in one look, and returns the pids of those that had not ended.
+/// Kills the processes that one scan finds, and returns the pids of those that were not zombies.
 pub fn kill_once(is_wanted: impl Fn(Mark) -> bool) -> Vec<u32> {
     let is_wanted = |pid: &u32| read(*pid).is_some_and(&is_wanted) && *pid != std::process::id();
     let found: Vec<u32> = pids().filter(is_wanted).collect();
     let lives = |pid: &u32| {
         let lives = !is_zombie(*pid);
-        // Zombies too: a process looks like one after its first thread has ended, while other threads still run.
+        // Kills zombies too. A process looks like a zombie when its main thread has exited but other threads still run.
         kill(*pid);
         lives
     };
@@ -118,7 +119,7 @@ mod linux {
 
     use super::Mark;
 
-    /// The largest pid that Linux can be told to give.
+    /// The upper bound of `kernel.pid_max`.
     const MAX_PID: u32 = 1 << 22;
 
     /// The directory `/proc`.
@@ -132,7 +133,7 @@ mod linux {
         }
     }
 
-    /// All processes. Without a list of them, all that there could be.
+    /// The pids of all processes, or all possible pids if `/proc` cannot be listed.
     pub(super) fn pids() -> Box<dyn Iterator<Item = u32>> {
         if let Some(pids) = pids_from_open_dir() {
             return Box::new(pids.into_iter());
@@ -145,7 +146,7 @@ mod linux {
         }
     }
 
-    /// Reads the open list. `None` if a tool closed its descriptor, which may name another file by now.
+    /// Reads the open `/proc`. Returns `None` if a tool closed the descriptor, which may refer to another file by now.
     fn pids_from_open_dir() -> Option<Vec<u32>> {
         let mut list = PROC_DIR.lock().unwrap_or_else(PoisonError::into_inner);
         let entries = list.as_mut()?.iter().map_while(Result::ok);
@@ -168,12 +169,12 @@ mod linux {
     fn limit(pid: u32, new: Option<&rlimit>) -> io::Result<rlimit> {
         let mut old = rlimit { rlim_cur: 0, rlim_max: 0 };
         let new = new.map_or(ptr::null(), ptr::from_ref);
-        // SAFETY: `new` is null or points to a limit, and `old` to one that may be written.
+        // SAFETY: `new` is null or points to a valid limit, and `old` points to a writable one.
         Errno::result(unsafe { libc::prlimit(pid.cast_signed(), RLIMIT_LOCKS, new, &raw mut old) })?;
         Ok(old)
     }
 
-    /// Checks whether the process still has a program. Unlike reading its state, this needs no descriptor.
+    /// Whether the process is a zombie, which has no executable. Unlike reading the state, this needs no file descriptor.
     pub(super) fn is_zombie(pid: u32) -> bool {
         let is_missing = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
         let program = fs::read_link(format!("/proc/{pid}/exe"));
@@ -181,7 +182,7 @@ mod linux {
     }
 
     pub(super) fn kill(pid: u32) {
-        // That it has ended meanwhile is as well.
+        // The process may have exited meanwhile.
         let _ = send(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
     }
 }
@@ -227,7 +228,7 @@ mod tests {
 
     use super::*;
 
-    /// A shell that is told by a line to go on, once it is marked.
+    /// Starts a shell, marks it, and then lets it run a script. Returns the number that the script prints.
     fn marked(mark: Option<Mark>, script: &str) -> (Child, u32) {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("read -r go; {script}")]);
@@ -241,11 +242,11 @@ mod tests {
         (child, line.trim().parse().unwrap())
     }
 
-    /// Starts a process that is in a session of its own, has another parent, and no environment. Tells its pid.
+    /// Starts a daemon in a new session, with another parent and an empty environment, and prints its pid.
     const DAEMON: &str = "(env -i setsid sh -c 'echo $$; exec sleep 600' >&1 &) ; exit 0";
 
     #[test]
-    fn daemons_are_killed_and_nobody_else() {
+    fn only_marked_daemons_are_killed() {
         let [ours, other] = [Mark::next("dead00aa").unwrap(), Mark::next("dead00aa").unwrap()];
         let (mut worker, daemon) = marked(Some(ours), DAEMON);
         worker.wait().unwrap();
@@ -263,9 +264,9 @@ mod tests {
     }
 
     #[test]
-    fn processes_that_fork_faster_than_they_are_found_end_too() {
+    fn processes_that_fork_faster_than_a_scan_are_killed() {
         let mark = Mark::next("dead00ab").unwrap();
-        // Each of them starts the next one and ends.
+        // Each process starts the next one and exits.
         let chain = "next() { (setsid sh -c \"$1\" next \"$1\" >/dev/null 2>&1 &); }; echo $$; \
                      LINK='sleep 0.001; (setsid sh -c \"$1\" next \"$1\" >/dev/null 2>&1 &)'; next \"$LINK\" ; exit 0";
         let (mut first, _) = marked(Some(mark), chain);
@@ -274,23 +275,23 @@ mod tests {
         assert!(kill_once(|other| other == mark).is_empty());
     }
 
-    /// Set in the process of a test that changes its process.
+    /// Set in the subprocess that runs a single test.
     const ALONE: &str = "SNAKEPIT_TEST_ALONE";
 
     #[test]
-    fn zombies_cost_one_look_and_no_descriptor() {
+    fn zombies_need_one_scan_and_no_descriptor() {
         use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-        // In a separate process: the limit must not affect other tests.
+        // Runs in a separate process, because the limit would affect other tests.
         if std::env::var_os(ALONE).is_none() {
-            let name = "descendants::tests::zombies_cost_one_look_and_no_descriptor";
+            let name = "descendants::tests::zombies_need_one_scan_and_no_descriptor";
             let mut alone = Command::new(std::env::current_exe().unwrap());
             let output = alone.args(["--exact", name]).env(ALONE, "1").output().unwrap();
             assert!(output.status.success(), "{output:?}");
             return;
         }
         let mark = Mark::next("dead00ac").unwrap();
-        // Not reaped before the end.
+        // The test reaps it at the end.
         let mut zombie = Command::new("sleep").arg("600").spawn().unwrap();
         mark.apply_to(zombie.id()).unwrap();
         zombie.kill().unwrap();
@@ -309,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_eight_digits() {
+    fn a_run_id_has_eight_digits() {
         assert!(Mark::next("12345678").unwrap().is_of("12345678"));
         assert!(!Mark::next("12345678").unwrap().is_of("12345679"));
         for odd in ["", "1234567", "123456789", "+1234567", "lock"] {

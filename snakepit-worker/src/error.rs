@@ -1,4 +1,4 @@
-//! Everything that can go wrong between the decision to launch a worker and its first call.
+//! [`WorkerError`]: why a launch failed.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -6,59 +6,59 @@ use std::{path::PathBuf, time::Duration};
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkerError {
-    /// The program is not there or cannot be run.
+    /// The program does not exist or cannot be executed.
     #[error(
         "cannot start worker program `{program}`: {problem}; check the path, or pass another with --python or --worker-command"
     )]
     Spawn {
         /// The program as configured.
         program: String,
-        /// What the operating system said.
+        /// The error of the operating system.
         problem: String,
     },
-    /// The worker reported that it cannot start: its adapter does not import, for example.
+    /// The worker reported that it cannot start, for example because its adapter cannot be imported.
     #[error("worker cannot start: {error}")]
     StartFailed {
-        /// What the worker said.
+        /// The worker's message.
         error: String,
-        /// The Python traceback, when an exception was the cause.
+        /// The Python traceback, if an exception was the cause.
         traceback: Option<String>,
     },
-    /// The worker ended before it was ready.
+    /// The worker exited before it was ready.
     #[error("worker ended before it was ready: {reason}{}", tail(output_lines))]
     EndedEarly {
-        /// How it ended.
+        /// How the worker exited.
         reason: String,
         /// Its last lines on stdout and stderr, oldest first.
         output_lines: Vec<String>,
     },
-    /// The worker did not report readiness in time; it was killed.
+    /// The worker did not report readiness before the start timeout, and was killed.
     #[error(
         "worker was not ready within {timeout:?} and was killed; raise the start timeout or see its output{}",
         tail(output_lines)
     )]
     NotReady {
-        /// How long the launcher waited.
+        /// The start timeout.
         timeout: Duration,
         /// Its last lines on stdout and stderr, oldest first.
         output_lines: Vec<String>,
     },
-    /// The worker reported readiness but accepts no connection.
+    /// The worker reported readiness, but the launcher could not connect to it.
     #[error("cannot connect to worker at `{address}`: {problem}{}", tail(output_lines))]
     Connect {
-        /// Where it said it listens.
+        /// The address that the worker reported.
         address: String,
-        /// What went wrong last.
+        /// The error of the last attempt.
         problem: String,
         /// Its last lines on stdout and stderr, oldest first.
         output_lines: Vec<String>,
     },
-    /// The launcher could not use its own directory or ledger.
+    /// The launcher could not use its run directory or ledger.
     #[error("cannot use `{}`: {problem}", path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         problem: String,
     },
 }

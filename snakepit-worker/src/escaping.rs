@@ -1,24 +1,29 @@
-//! Text from elsewhere, made safe to log and to show: what workers print and what clients send may hold control characters that
-//! forge log lines or drive a terminal.
+//! Escapes untrusted text for logs and terminals.
+//!
+//! Output of workers and text from clients may contain control characters that forge log lines or control a terminal.
 
 use std::{
     borrow::Cow,
     fmt::{self, Write},
 };
 
-/// Escapes control characters, line breaks included, and the marks that reorder text. Tabs stay.
+/// Escapes control characters, including line breaks, and characters that change the text direction. Keeps tabs.
+///
+/// ```
+/// assert_eq!(snakepit_worker::escaping::escape("done\n\x1b[2J"), "done\\n\\u{1b}[2J");
+/// ```
 #[must_use]
 pub fn escape(text: &str) -> Cow<'_, str> {
     escape_if(text, is_unsafe)
 }
 
-/// Like [`escape`], but keeps line breaks: for text that is meant to have several lines, such as a traceback.
+/// Like [`escape`], but keeps line breaks. For text with several lines, such as a traceback.
 #[must_use]
 pub fn escape_multiline(text: &str) -> Cow<'_, str> {
     escape_if(text, |c| c != '\n' && is_unsafe(c))
 }
 
-/// A writer that escapes what is written through it.
+/// A [`Write`] adapter that passes all text through [`escape`].
 #[derive(Debug)]
 pub struct EscapingWriter<W>(pub W);
 
@@ -44,7 +49,7 @@ fn escape_if(text: &str, must_escape: impl Fn(char) -> bool) -> Cow<'_, str> {
 }
 
 fn is_unsafe(c: char) -> bool {
-    // C0, DEL and C1; then line and paragraph separators; then what changes the direction of text.
+    // C0, DEL and C1; line and paragraph separators; bidirectional formatting characters.
     (c.is_control() && c != '\t')
         || matches!(c, '\u{2028}' | '\u{2029}')
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -55,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_drives_a_terminal_or_forges_a_line_is_escaped() {
+    fn control_characters_are_escaped() {
         for (text, shown) in [
             ("plain\ttext, ünïcode ✓", "plain\ttext, ünïcode ✓"),
             ("a\nb\r", "a\\nb\\r"),

@@ -1,4 +1,4 @@
-//! Workers without processes, for tests and examples of what lies above this crate.
+//! [`FakeLauncher`]: workers without processes, for tests and examples of pools and hosts.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -11,24 +11,24 @@ use tokio::task::JoinSet;
 
 use crate::{DriverCommand, ExitReason, Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
 
-/// Launches workers that live in this process and do as they are told: each runs its calls by the given handler, stops
-/// when asked to and is gone when killed. Goes by tokio's clock.
+/// Launches workers that run their calls in this process with a given handler. They stop and exit as soon as the pool asks
+/// them to. Uses tokio's clock, so tests can pause it.
 #[derive(Debug)]
 pub struct FakeLauncher {
     handler: Arc<dyn ToolHandler>,
     launched: AtomicUsize,
-    /// Aborted when the launcher is dropped; their workers then count as killed.
+    /// Dropping the launcher aborts these tasks, and their workers count as killed.
     drivers: Mutex<JoinSet<()>>,
 }
 
 impl FakeLauncher {
-    /// A launcher whose workers all run their calls by this handler.
+    /// Creates a launcher whose workers run all their calls with this handler.
     #[must_use]
     pub fn new(handler: Arc<dyn ToolHandler>) -> Self {
         Self { handler, launched: AtomicUsize::new(0), drivers: Mutex::default() }
     }
 
-    /// How many workers were launched so far.
+    /// The number of workers launched so far.
     #[must_use]
     pub fn launched(&self) -> usize {
         self.launched.load(Ordering::Relaxed)
@@ -40,14 +40,14 @@ impl WorkerLauncher for FakeLauncher {
     async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
         self.launched.fetch_add(1, Ordering::Relaxed);
         let (worker, mut driver) = Worker::new(id, None, "in-process", Arc::clone(&self.handler));
-        let obey = async move {
+        let drive = async move {
             let reason = match driver.command().await {
                 DriverCommand::Stop { .. } => ExitReason::Stopped,
                 DriverCommand::Kill { why } => ExitReason::Killed { why },
             };
             driver.exited(WorkerExit { reason, output_lines: Vec::new() });
         };
-        self.drivers.lock().unwrap_or_else(PoisonError::into_inner).spawn(obey);
+        self.drivers.lock().unwrap_or_else(PoisonError::into_inner).spawn(drive);
         Ok(worker)
     }
 }

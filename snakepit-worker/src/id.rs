@@ -1,25 +1,25 @@
-//! The id of a worker.
+//! [`WorkerId`].
 
 use std::{fmt, sync::Arc};
 
-/// Identifies one worker process within a host's run. Never reused: a replacement gets an id of its own.
+/// Identifies a worker within a host's run. Ids are never reused: a replacement gets a new one.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId(Arc<str>);
 
 impl WorkerId {
-    /// Wraps an id. Pools name their workers `<pool>-<slot>-<generation>`.
+    /// Wraps an id. Pools use `<pool>-<slot>-<generation>`.
     #[must_use]
     pub fn new(id: impl Into<Arc<str>>) -> Self {
         Self(id.into())
     }
 
-    /// The id as text.
+    /// The id as a string slice.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The id as shared text.
+    /// The id as a shared string, without a copy.
     #[must_use]
     pub fn shared(&self) -> Arc<str> {
         Arc::clone(&self.0)

@@ -1,20 +1,21 @@
-//! The trait that makes workers.
+//! The trait [`WorkerLauncher`].
 
 use async_trait::async_trait;
 
 use crate::{Worker, WorkerError, WorkerId};
 
-/// How a worker comes to be: as a child process, in a container, on another machine, inside a test.
+/// Launches workers, for example as child processes, in containers, on other machines, or in a test.
 ///
-/// Implementations prove themselves by the suite in `contract` (feature `test-util`).
+/// Run the suite `contract` (feature `test-util`) against your implementation. The [crate documentation](crate) has an
+/// example.
 #[async_trait]
 pub trait WorkerLauncher: Send + Sync + std::fmt::Debug + 'static {
-    /// Starts a worker and returns once it takes calls. Several launches may run at the same time.
+    /// Starts a worker and returns when it accepts calls. Launches may run concurrently.
     ///
     /// # Errors
-    /// [`WorkerError`]. Whatever was started is gone by the time the error is returned.
+    /// [`WorkerError`] if the worker could not be started. A process that the launch started has exited by then.
     ///
     /// # Cancel safety
-    /// Dropping the future kills what it started.
+    /// Dropping the future kills the process that it started.
     async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError>;
 }

@@ -1,4 +1,4 @@
-//! One worker: how it comes to be, how calls reach it, how it ends.
+//! Launches a worker, delivers calls to it, and supervises it until it exits.
 //!
 //! ```text
 //!            snakepit-pool
@@ -8,8 +8,40 @@
 //!          ProcessLauncher                 the default: a child process that serves gRPC
 //! ```
 //!
-//! [`Worker`] is what the pool holds; its other end, [`WorkerDriver`], belongs to the launcher. Nothing here decides
-//! which worker runs which call, nor when one is replaced: that is the pool's.
+//! The pool holds a [`Worker`]. The launcher holds the other end, a [`WorkerDriver`], which receives commands and reports
+//! the exit. The pool, not this crate, decides which worker runs a call and when to replace a worker.
+//!
+//! A program that needs workers elsewhere than in child processes implements [`WorkerLauncher`]:
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use snakepit_registry::ToolHandler;
+//! use snakepit_worker::{DriverCommand, ExitReason, Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
+//! use tokio::{sync::Mutex, task::JoinSet};
+//!
+//! /// Launches workers that run their calls in this process.
+//! #[derive(Debug)]
+//! struct InProcessLauncher {
+//!     handler: Arc<dyn ToolHandler>,
+//!     drivers: Mutex<JoinSet<()>>,
+//! }
+//!
+//! #[async_trait::async_trait]
+//! impl WorkerLauncher for InProcessLauncher {
+//!     async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
+//!         let (worker, mut driver) = Worker::new(id, None, "in-process", Arc::clone(&self.handler));
+//!         self.drivers.lock().await.spawn(async move {
+//!             let reason = match driver.command().await {
+//!                 DriverCommand::Stop { .. } => ExitReason::Stopped,
+//!                 DriverCommand::Kill { why } => ExitReason::Killed { why },
+//!             };
+//!             driver.exited(WorkerExit { reason, output_lines: Vec::new() });
+//!         });
+//!         Ok(worker)
+//!     }
+//! }
+//! ```
 #![warn(missing_docs)]
 
 #[cfg(feature = "test-util")]

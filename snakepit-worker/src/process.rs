@@ -1,11 +1,11 @@
-//! The default launcher: workers as child processes that serve gRPC.
+//! [`ProcessLauncher`], the default launcher: workers as child processes that serve gRPC.
 //!
 //! ```text
 //!   launch:  spawn ──> ready (control line | ready line | ready file) ──> connect + ping ──> Worker
 //!              |
-//!          supervise: one task a process, from its first moment to its reaping
+//!          supervisor: one task per process, from its start until it is reaped
 //!              |
-//!   output drained into tracing ... ledger entry ... SIGTERM, grace, SIGKILL of the whole group
+//!   output drained into tracing ... ledger entry ... SIGTERM, grace period, SIGKILL of the process group
 //! ```
 
 mod config;
@@ -48,23 +48,42 @@ use supervisor::SupervisedProcess;
 
 /// Launches workers as child processes.
 ///
-/// Every worker runs in a process group of its own, is killed by the kernel when this process dies, and is written
-/// into the ledger of its [`RunDir`], from which the next host reaps what even that left behind.
+/// Each worker leads its own process group and exits when the host dies: the kernel kills it (`PR_SET_PDEATHSIG`), or it
+/// reads end-of-file from its lifeline. The ledger of the [`RunDir`] lists every worker, so the next host can kill processes
+/// that survive a crash.
+///
+/// ```no_run
+/// use std::sync::Arc;
+///
+/// use snakepit_worker::{
+///     ProcessConfig, ProcessLauncher, WorkerId, WorkerLauncher,
+///     process::{Launches, RunDir, WorkerProgram},
+/// };
+///
+/// # async fn example() -> Result<(), snakepit_worker::WorkerError> {
+/// let python = WorkerProgram::Python { python: ".venv/bin/python".into(), adapter: "my_tools:Tools".into() };
+/// let run_dir = Arc::new(RunDir::create(None)?);
+/// let launcher = ProcessLauncher::new(ProcessConfig::new(python), run_dir, Launches::new());
+/// let worker = launcher.launch(WorkerId::new("pool-0-1")).await?;
+/// println!("worker {} serves at {}", worker.id(), worker.address());
+/// launcher.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct ProcessLauncher {
     config: Arc<ProcessConfig>,
     run_dir: Arc<RunDir>,
     launches: Arc<Launches>,
-    /// The working directory when the launcher was made, for the case that it is replaced.
+    /// The working directory at creation. Workers use this path if the directory itself is removed later.
     working_dir: Option<PathBuf>,
     tasks: TaskTracker,
-    /// Cancelled when the launcher is dropped or shut down: supervisors kill what still runs.
+    /// Cancelled when the launcher is dropped or shut down. Supervisors then kill their workers.
     stop: CancellationToken,
 }
 
 impl ProcessLauncher {
-    /// A launcher that has not launched anything yet. Its workers may register their tools with the host that shares these
-    /// launches.
+    /// Creates a launcher. Its workers may register their tools with the host that shares `launches`.
     #[must_use]
     pub fn new(config: ProcessConfig, run_dir: Arc<RunDir>, launches: Arc<Launches>) -> Self {
         let working_dir = std::env::current_dir().ok();
@@ -72,7 +91,10 @@ impl ProcessLauncher {
         Self { config: Arc::new(config), run_dir, launches, working_dir, tasks, stop }
     }
 
-    /// Kills whatever still runs, and returns once every process is reaped. Launches after this fail.
+    /// Kills all workers, and returns when every process is reaped. Later launches fail.
+    ///
+    /// # Cancel safety
+    /// Cancel safe. The shutdown continues if the future is dropped; call it again to wait for its end.
     pub async fn shutdown(&self) {
         self.stop.cancel();
         self.tasks.close();
@@ -81,7 +103,7 @@ impl ProcessLauncher {
 }
 
 impl ProcessLauncher {
-    /// Opens the stream that calls share. `None`: the worker does not serve one.
+    /// Opens the stream that calls share. Returns `None` if the worker does not serve `Multiplex`.
     async fn multiplex(
         &self,
         client: &Client,
@@ -96,12 +118,12 @@ impl ProcessLauncher {
         };
         match tokio::time::timeout_at(deadline, Multiplexer::open(client.clone())).await {
             Ok(Ok((multiplexer, incoming))) => {
-                // Cancelled at the end of the stream, and also if the task that reads it should panic.
+                // Cancelled when the stream ends, and also if the task that reads it panics.
                 let stream_ended = supervised.stream_ended().drop_guard();
                 let stop = self.stop.clone();
                 self.tasks.spawn(async move {
-                    let _hung_up = stream_ended;
-                    // A process that a tool left behind may hold the dead worker's socket open for as long as it likes.
+                    let _stream_ended = stream_ended;
+                    // `incoming` may never end: a descendant of a dead worker may hold its socket open.
                     tokio::select! {
                         () = incoming => {}
                         () = stop.cancelled() => {}
@@ -168,7 +190,7 @@ impl WorkerLauncher for ProcessLauncher {
         let output_lines = self.config.output_lines;
         let diagnostics =
             WorkerDiagnostics { id: id.clone(), exit: supervised.exit_watch(), progress, output_lines };
-        // Workers that serve this stream queue its calls for the one thread that runs Python.
+        // Workers that serve `Multiplex` queue its calls for the thread that runs Python.
         let keeps_calls = multiplexer.is_some();
         let handler = RemoteWorker::new(client, multiplexer, diagnostics);
         let (worker, driver) =
@@ -202,7 +224,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_cannot_be_run_leaves_no_files() {
+    async fn a_failed_spawn_leaves_no_files() {
         let base = tempfile::tempdir().unwrap();
         let launcher = launcher(base.path(), "/nonexistent/python");
         launcher.launch(WorkerId::new("w")).await.unwrap_err();
@@ -210,7 +232,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn launches_that_are_called_off_hold_the_directory_no_longer_than_the_shutdown() {
+    async fn cancelled_launches_release_the_run_directory_before_shutdown_returns() {
         for pause in 0..10 {
             let base = tempfile::tempdir().unwrap();
             let launcher = launcher(base.path(), "sleep");

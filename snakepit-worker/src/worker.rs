@@ -1,4 +1,4 @@
-//! The two ends of a worker: [`Worker`] for the pool, [`WorkerDriver`] for the launcher that keeps it alive.
+//! The two ends of a worker: [`Worker`] for the pool, and [`WorkerDriver`] for the launcher.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{ExitReason, WorkerExit, WorkerId};
 
-/// A launched worker. Dropping the last clone of it asks its driver to kill it.
+/// A handle to a launched worker. Dropping the last clone kills the worker.
 #[derive(Clone)]
 pub struct Worker {
     id: WorkerId,
@@ -19,22 +19,22 @@ pub struct Worker {
     exit: watch::Receiver<Option<WorkerExit>>,
 }
 
-/// What the pool asks of a worker's driver.
+/// A command from the pool to a worker's driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DriverCommand {
-    /// Ask it to stop; kill it if it has not within `grace`.
+    /// Ask the worker to stop, and kill it if it still runs after `grace`.
     Stop {
-        /// How long it has.
+        /// The grace period.
         grace: Duration,
     },
-    /// Kill it, with all it started.
+    /// Kill the worker and its descendants.
     Kill {
-        /// Why, as the end of a sentence.
+        /// The reason, as the end of a sentence: "it did not stop within 2 s".
         why: String,
     },
 }
 
-/// The launcher's end of a worker: receives commands, reports the exit.
+/// The launcher's end of a worker. It receives commands and reports the exit.
 #[derive(Debug)]
 pub struct WorkerDriver {
     commands: mpsc::UnboundedReceiver<DriverCommand>,
@@ -42,7 +42,7 @@ pub struct WorkerDriver {
 }
 
 impl Worker {
-    /// Makes the two ends of a worker. `handler` runs its calls; `address` is for people to read.
+    /// Creates the two ends of a worker. `handler` runs its calls. `address` appears in logs and listings.
     #[must_use]
     pub fn new(
         id: WorkerId,
@@ -56,62 +56,62 @@ impl Worker {
         (worker, WorkerDriver { commands: received, exit: exit_tx })
     }
 
-    /// Says that the worker runs one call at a time, keeps those that it is handed meanwhile in their order, and gives
-    /// back those that it has not begun when it is [asked to](ToolHandler::recall). Such a worker may be handed short
-    /// calls ahead of their turn, which saves it a round trip for each.
+    /// Declares that the worker queues calls: it runs one call at a time, keeps further calls in their order, and returns
+    /// a call that it has not begun on [`recall`](ToolHandler::recall). The pool may dispatch short calls ahead to such a
+    /// worker, which saves a round trip per call.
     #[must_use]
     pub const fn keeping_calls(mut self, keeps: bool) -> Self {
         self.keeps_calls = keeps;
         self
     }
 
-    /// Whether it may be [handed calls ahead](Self::keeping_calls).
+    /// Returns whether the worker [queues calls](Self::keeping_calls).
     #[must_use]
     pub const fn keeps_calls(&self) -> bool {
         self.keeps_calls
     }
 
-    /// Its id.
+    /// The worker's id.
     #[must_use]
     pub const fn id(&self) -> &WorkerId {
         &self.id
     }
 
-    /// The process it runs in, if it is one.
+    /// The pid of the worker, if it is a process.
     #[must_use]
     pub const fn pid(&self) -> Option<u32> {
         self.pid
     }
 
-    /// Where it serves, for people to read.
+    /// The worker's address, for logs and listings.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// What runs its calls.
+    /// The handler that runs the worker's calls.
     #[must_use]
     pub const fn handler(&self) -> &Arc<dyn ToolHandler> {
         &self.handler
     }
 
-    /// Asks it to stop and returns at once; [`exited`](Self::exited) tells when it has. Killed after `grace`.
+    /// Asks the worker to stop, and kills it if it still runs after `grace`. Does not wait; [`exited`](Self::exited) does.
     pub fn stop(&self, grace: Duration) {
-        // A closed channel means that the driver is done: the worker is gone already.
+        // A closed channel means that the worker has exited.
         let _ = self.commands.send(DriverCommand::Stop { grace });
     }
 
-    /// Kills it with all it started and returns at once; [`exited`](Self::exited) tells when it is gone.
+    /// Kills the worker and its descendants. Does not wait; [`exited`](Self::exited) does.
     pub fn kill(&self, why: impl Into<String>) {
         let _ = self.commands.send(DriverCommand::Kill { why: why.into() });
     }
 
-    /// Waits for its end. Cancel safe; may be called any number of times, also after the end.
+    /// Waits until the worker has exited. Cancel safe; may be called any number of times, also after the exit.
     pub async fn exited(&self) -> WorkerExit {
         let mut exit = self.exit.clone();
         match exit.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(exit)) => exit.clone(),
-            // The driver is gone without a word: its task was aborted together with its runtime.
+            // The driver was dropped without a report, because its task was aborted with its runtime.
             _ => WorkerExit {
                 reason: ExitReason::Killed { why: "its driver was dropped".to_owned() },
                 output_lines: Vec::new(),
@@ -119,7 +119,7 @@ impl Worker {
         }
     }
 
-    /// How it ended; `None` while it lives.
+    /// The worker's exit, or `None` while it runs.
     #[must_use]
     pub fn exit(&self) -> Option<WorkerExit> {
         self.exit.borrow().clone()
@@ -137,16 +137,17 @@ impl fmt::Debug for Worker {
 }
 
 impl WorkerDriver {
-    /// Waits for the next command. When nobody holds the worker any more, that counts as an order to kill it, again
-    /// and again. Cancel safe.
+    /// Waits for the next command. Cancel safe.
+    ///
+    /// After the last [`Worker`] clone was dropped, every call returns [`DriverCommand::Kill`].
     pub async fn command(&mut self) -> DriverCommand {
         self.commands
             .recv()
             .await
-            .unwrap_or_else(|| DriverCommand::Kill { why: "nobody holds it any more".to_owned() })
+            .unwrap_or_else(|| DriverCommand::Kill { why: "its last handle was dropped".to_owned() })
     }
 
-    /// Reports the end. All calls still in flight must have failed or be about to.
+    /// Reports the exit. Calls in flight must have failed by then, or fail without further action.
     pub fn exited(self, exit: WorkerExit) {
         self.exit.send_replace(Some(exit));
     }

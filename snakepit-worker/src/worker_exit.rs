@@ -1,21 +1,21 @@
-//! How a worker ended.
+//! [`WorkerExit`]: how a worker exited.
 
 use std::fmt;
 
-/// Why a worker's process is gone.
+/// Why a worker exited.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExitReason {
-    /// It ended by itself, with this exit code.
+    /// The process exited with this code, without a request from the host.
     Code(i32),
-    /// A signal that this host did not send ended it.
+    /// A signal that the host did not send killed the process.
     Signal {
         /// The signal's name, such as `SIGSEGV`.
         name: String,
     },
-    /// It was asked to stop, and did within its grace period.
+    /// The worker stopped within its grace period after the host asked it to.
     Stopped,
-    /// This host killed it.
+    /// The host killed the worker.
     Killed {
         /// Why, as the end of a sentence: "it did not stop within 2 s".
         why: String,
@@ -36,10 +36,10 @@ impl fmt::Display for ExitReason {
     }
 }
 
-/// A worker's end, with the last it had to say.
+/// The exit of a worker, with its last output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerExit {
-    /// Why it ended.
+    /// Why the worker exited.
     pub reason: ExitReason,
     /// Its last lines on stdout and stderr, oldest first.
     pub output_lines: Vec<String>,

@@ -1,27 +1,27 @@
-//! What to launch, and how long to wait for it.
+//! [`ProcessConfig`]: the program of a worker, and its timeouts.
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use snakepit_proto::launch;
 
-/// Runs a worker. `-m` would do the same, but imports more to find the module: 1 to 3 ms of CPU.
+/// The Python code that runs a worker. `python -m` would import more to find the module, which costs 1 to 3 ms of CPU.
 const RUN_WORKER: &str = "from snakepit_bridge.worker import main; raise SystemExit(main())";
 
 /// The program that a worker runs.
 #[derive(Debug, Clone)]
 pub enum WorkerProgram {
-    /// This project's own runtime: what `<python> -m snakepit_bridge.worker` runs, on a Unix socket.
+    /// This project's Python runtime, as `<python> -m snakepit_bridge.worker` runs it. It serves on a Unix socket.
     Python {
-        /// The interpreter whose environment has `snakepit_bridge`.
+        /// The Python interpreter. Its environment must contain `snakepit_bridge`.
         python: PathBuf,
         /// The adapter class, as `module.path:Class`.
         adapter: String,
     },
-    /// Any program that keeps the wire contract, on a TCP port of the loopback interface.
+    /// Any program that implements the wire contract. It serves on a TCP port of the loopback interface.
     Command {
-        /// The program and its first arguments; those of the contract follow.
+        /// The program and its first arguments. The launcher appends the arguments of the contract.
         argv: Vec<String>,
-        /// Passed as `--adapter`, if given.
+        /// The value of `--adapter`, if any.
         adapter: Option<String>,
     },
 }
@@ -29,23 +29,24 @@ pub enum WorkerProgram {
 /// How to launch workers.
 #[derive(Debug, Clone)]
 pub struct ProcessConfig {
-    /// What to run.
+    /// The program of the worker.
     pub program: WorkerProgram,
-    /// Further environment variables.
+    /// Additional environment variables.
     pub env: Vec<(String, String)>,
-    /// How long a worker may take from its launch until it takes calls. A minute by default: imports can be slow.
+    /// The time from the launch until the worker must accept calls. 60 s by default, because imports can be slow.
     pub start_timeout: Duration,
-    /// How long a worker is given to exit once it is asked to; the pool decides, and the worker is told. 5 s by default.
+    /// The grace period that the worker may assume when it is asked to stop. The pool enforces its own, which should be the
+    /// same. 5 s by default.
     pub stop_grace: Duration,
-    /// Whether calls share one `Multiplex` stream to a worker that serves one. True by default; without it, and for other
-    /// workers, each call is an RPC of its own, which costs several times as much.
+    /// Whether calls share one `Multiplex` stream, if the worker serves it. True by default. Otherwise each call is a separate
+    /// RPC, which costs several times as much CPU.
     pub multiplex: bool,
-    /// How many of a worker's last output lines ride in errors. 20 by default.
+    /// The number of a worker's last output lines that errors contain. 20 by default.
     pub output_lines: usize,
 }
 
 impl ProcessConfig {
-    /// The defaults, for this program.
+    /// Creates a configuration with the defaults.
     #[must_use]
     pub const fn new(program: WorkerProgram) -> Self {
         Self {
@@ -58,7 +59,7 @@ impl ProcessConfig {
         }
     }
 
-    /// The program's path, and its arguments up to those of the contract.
+    /// The program's path, and its arguments without those of the contract.
     pub(super) fn command_line(&self) -> (OsString, Vec<OsString>) {
         match &self.program {
             WorkerProgram::Python { python, adapter } => {
@@ -75,12 +76,12 @@ impl ProcessConfig {
         }
     }
 
-    /// The program, as errors name it.
+    /// The program's path for error messages.
     pub(super) fn program_name(&self) -> String {
         self.command_line().0.to_string_lossy().into_owned()
     }
 
-    /// Whether the worker serves on a Unix socket that this launcher names.
+    /// Whether the program is this project's runtime, which serves on a Unix socket that the launcher names.
     pub(super) const fn is_native(&self) -> bool {
         matches!(self.program, WorkerProgram::Python { .. })
     }

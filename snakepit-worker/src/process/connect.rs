@@ -1,4 +1,4 @@
-//! Connecting to a worker that says it is ready: with retries, because "ready" can come a moment too early.
+//! Connects to a worker that has reported readiness, with retries: a worker may report it before it accepts connections.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -17,17 +17,18 @@ use super::{
 };
 use crate::WorkerError;
 
-/// A client of a worker.
+/// The gRPC client of a worker.
 pub(super) type Client = BridgeServiceClient<Channel>;
 
-/// The backoff after the first failed attempt; it doubles up to the longest.
+/// The backoff after the first failed attempt. It doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(5);
 const MAX_BACKOFF: Duration = Duration::from_millis(250);
-/// How long one attempt may take: what accepts connections and never answers may be something that a worker's port was
-/// mistaken for, or a server that is not up yet and has lost the first bytes.
+/// The timeout of one attempt. A server may accept a connection and never answer: the port may belong to another program, or
+/// the worker's server may not run yet.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connects and pings, again and again until the worker answers, ends, or the deadline passes.
+/// Connects and pings until the worker answers. Retries with exponential backoff until the worker exits or the deadline
+/// passes.
 ///
 /// # Errors
 /// [`WorkerError::EndedEarly`] or [`WorkerError::Connect`].
@@ -70,7 +71,7 @@ async fn attempt(address: &WorkerAddress) -> Result<Client, String> {
         WorkerAddress::Unix(path) => {
             let path = path.clone();
             let connector = tower::service_fn(move |_: Uri| connect_unix(path.clone()));
-            // The host in this URL is only what HTTP/2 shows as authority.
+            // The host in this URL only sets the `:authority` header.
             settings(Endpoint::from_static("http://localhost")).connect_with_connector(connector).await
         }
     }
@@ -78,7 +79,7 @@ async fn attempt(address: &WorkerAddress) -> Result<Client, String> {
     let mut client = BridgeServiceClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    // A server that accepts connections need not be serving yet.
+    // A server may accept connections before it serves requests.
     client
         .ping(pb::PingRequest { message: "host".to_owned() })
         .await
@@ -86,8 +87,8 @@ async fn attempt(address: &WorkerAddress) -> Result<Client, String> {
     Ok(client)
 }
 
-/// No keepalive pings: Python's servers answer frequent ones with GOAWAY, and the supervisor sees a worker's end at
-/// once anyway.
+/// Sets the HTTP/2 options, without keepalive pings: Python servers answer frequent pings with GOAWAY, and the supervisor
+/// detects the exit of a worker without them.
 fn settings(endpoint: Endpoint) -> Endpoint {
     endpoint
         .tcp_nodelay(true)

@@ -1,7 +1,7 @@
-//! [`HangupTolerantStream`]: a connection that is read to its end although the worker at the other side died.
+//! [`HangupTolerantStream`]: a connection that stays readable after the peer has hung up.
 //!
-//! What the worker sent stays readable after its death, but writing to it fails, and HTTP/2 gives up a connection at its first
-//! error. So writes to a dead worker are dropped, and reading finds the end.
+//! The last bytes that a worker sent remain readable after its death, but writes fail, and HTTP/2 closes a connection at the
+//! first error. This stream discards writes after a hangup, so the caller reads all data up to end-of-file.
 
 use std::{
     io::{self, ErrorKind, IoSlice},
@@ -11,7 +11,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The connection. Nothing is written once the other side is gone.
+/// A stream that discards writes after the peer has hung up.
 #[derive(Debug)]
 pub(super) struct HangupTolerantStream<S> {
     stream: S,
@@ -23,12 +23,12 @@ impl<S> HangupTolerantStream<S> {
         Self { stream, has_hung_up: false }
     }
 
-    /// The outcome of a write, or `otherwise` where the other side is gone.
-    fn discard_if_hung_up<T>(&mut self, written: Poll<io::Result<T>>, otherwise: T) -> Poll<io::Result<T>> {
+    /// Returns `written`, or `discarded` if the write failed because the peer has hung up.
+    fn discard_if_hung_up<T>(&mut self, written: Poll<io::Result<T>>, discarded: T) -> Poll<io::Result<T>> {
         match written {
             Poll::Ready(Err(error)) if is_hangup(&error) => {
                 self.has_hung_up = true;
-                Poll::Ready(Ok(otherwise))
+                Poll::Ready(Ok(discarded))
             }
             written => written,
         }
@@ -96,11 +96,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_a_dead_peer_sent_is_read_although_writing_fails() {
+    async fn data_of_a_dead_peer_is_readable_after_writes_fail() {
         let (near, mut far) = UnixStream::pair().unwrap();
         let mut near = HangupTolerantStream::new(near);
         far.write_all(b"the last words").await.unwrap();
-        // It dies without having read what was sent to it.
+        // The peer closes with unread data, so the next write fails.
         near.write_all(b"unread").await.unwrap();
         drop(far);
         near.write_all(b"into the void").await.unwrap();

@@ -1,8 +1,8 @@
-//! Which workers a host has launched and not lost, and how a process proves that it is one of them.
+//! [`Launches`]: the live workers of a host, and how a process proves that it belongs to one (ADR 17).
 //!
-//! This project's workers present a one-time token, which they alone find on their control channel, from a process of their
-//! launch. Other workers cannot: each gets a TCP listener of its own, and the host looks up which process is at the other end
-//! of every connection to it.
+//! This project's workers read a one-time token from their control channel and present it. The host checks with `SO_PEERCRED`
+//! that the presenting process belongs to the launch. Foreign workers do not know the token, so each of them gets a separate
+//! TCP listener, and the host looks up the peer process of every connection to it.
 
 use std::{
     collections::HashMap,
@@ -18,26 +18,26 @@ use tokio_util::sync::CancellationToken;
 use super::lineage;
 use crate::WorkerId;
 
-/// Serves the host to the worker of one launch, on that launch's listener, until the launch has [ended](Launch::ended).
+/// Serves the host's API to the worker of one launch, on that launch's listener, until the launch has [ended](Launch::ended).
 pub type ServeLaunch = Box<dyn Fn(TcpListener, Arc<Launch>) + Send + Sync>;
 
-/// The launches of a host. Share one between the host ([`Builder::launches`]) and the launchers whose workers may register
-/// their tools with it.
+/// The launches of a host. Share one value between the host ([`Builder::launches`]) and the launchers whose workers may
+/// register tools with that host.
 ///
 /// [`Builder::launches`]: https://docs.rs/snakepit-server/latest/snakepit_server/struct.Builder.html#method.launches
 #[derive(Default)]
 pub struct Launches {
     live: Mutex<Vec<Weak<Launch>>>,
-    /// Those whose token was not used.
+    /// The launches whose token is unused, by token.
     unclaimed: Mutex<HashMap<String, Arc<Launch>>>,
     serve: OnceLock<ServeLaunch>,
 }
 
-/// One launch of a worker: from right before its process starts until that process is reaped.
+/// One launch of a worker. It begins before the process starts, and ends when the process is reaped.
 #[derive(Debug)]
 pub struct Launch {
     id: WorkerId,
-    /// The process that was started. It leads a process group.
+    /// The pid of the worker's process, which leads its process group.
     leader: SetOnce<u32>,
     ended: CancellationToken,
     announcer: Announcer,
@@ -48,25 +48,25 @@ pub struct Launch {
 pub(super) struct LaunchGuard {
     launch: Arc<Launch>,
     launches: Arc<Launches>,
-    /// Empty for a launch without one.
+    /// Empty if the launch has no token.
     token: String,
     _life: Arc<()>,
 }
 
 impl Launches {
-    /// No launches yet.
+    /// Creates an empty set of launches.
     #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::default()
     }
 
-    /// Sets how workers that cannot present a token are served. Only the first call counts.
+    /// Sets the function that serves workers without a token. Calls after the first have no effect.
     pub fn serve_with(&self, serve: ServeLaunch) {
-        // A second one is a second host, whose workers are launched elsewhere.
+        // A second call comes from a second host, whose workers another launcher starts.
         let _ = self.serve.set(serve);
     }
 
-    /// Begins a launch whose worker proves itself by the guard's token.
+    /// Begins a launch whose worker authenticates with the guard's token.
     pub(super) fn begin(self: &Arc<Self>, id: &WorkerId) -> LaunchGuard {
         let token = uuid::Uuid::new_v4().simple().to_string();
         let mut guard = self.begin_without_token(id);
@@ -75,10 +75,10 @@ impl Launches {
         guard
     }
 
-    /// Begins a launch whose worker is served by a listener of its own, at the address returned.
+    /// Begins a launch whose worker connects to a separate listener. Returns the listener's address.
     ///
     /// # Errors
-    /// When no host serves such workers, or there is no port.
+    /// If no host serves such workers, or no port is free.
     pub(super) async fn begin_with_listener(
         self: &Arc<Self>,
         id: &WorkerId,
@@ -108,24 +108,24 @@ impl Launches {
         LaunchGuard { launch, launches: Arc::clone(self), token: String::new(), _life: life }
     }
 
-    /// Takes the token of a launch, from the process that presents it. It is good for no second use, whatever becomes of
-    /// this one. `None`: there is no such token, or the process does not belong to its launch.
+    /// Redeems a token that the process `peer` presents. Returns `None` if the token is unknown or used, or if the process does
+    /// not belong to the launch. Either outcome invalidates a known token.
     ///
     /// # Cancel safety
-    /// A claim that is dropped before it is ready leaves the token unused.
+    /// Cancel safe. Dropping the future leaves the token unused.
     pub async fn claim(&self, token: &str, peer: u32) -> Option<Arc<Launch>> {
         let launch = lock(&self.unclaimed).get(token).map(Arc::clone)?;
         let leader = launch.leader().await?;
-        // Nothing is awaited from here on.
+        // No await from here on, which makes this function cancel safe.
         lock(&self.unclaimed).remove(token)?;
-        let includes = lineage::belongs(peer, leader);
-        if !includes {
-            tracing::warn!(worker = %launch.id, pid = peer, "a process that is not of its launch presented a worker's token");
+        let belongs = lineage::belongs(peer, leader);
+        if !belongs {
+            tracing::warn!(worker = %launch.id, pid = peer, "a process outside of the launch presented a worker's token");
         }
-        includes.then_some(launch)
+        belongs.then_some(launch)
     }
 
-    /// The launch that a process belongs to, if that has not ended. Reads /proc.
+    /// The live launch that a process belongs to. Reads `/proc`.
     #[must_use]
     pub fn of_process(&self, pid: u32) -> Option<Arc<Launch>> {
         let live: Vec<_> = lock(&self.live).iter().filter_map(Weak::upgrade).collect();
@@ -136,7 +136,7 @@ impl Launches {
         })
     }
 
-    /// Enters a process as that of a worker's launch, until the guard is dropped.
+    /// Adds a launch with an existing process, until the returned guard is dropped.
     #[cfg(feature = "test-util")]
     pub fn enter(self: &Arc<Self>, id: &WorkerId, leader: u32) -> impl Drop + use<> {
         let guard = self.begin(id);
@@ -152,19 +152,19 @@ impl fmt::Debug for Launches {
 }
 
 impl Launch {
-    /// The worker that is launched.
+    /// The id of the worker.
     #[must_use]
     pub const fn id(&self) -> &WorkerId {
         &self.id
     }
 
-    /// The worker as the registry knows it.
+    /// The worker's identity in the tool registry.
     #[must_use]
     pub const fn announcer(&self) -> &Announcer {
         &self.announcer
     }
 
-    /// The process that leads it, once that is started. `None`: the launch has ended.
+    /// Waits until the process has started and returns its pid, or `None` if the launch has ended.
     async fn leader(&self) -> Option<u32> {
         tokio::select! {
             leader = self.leader.wait() => Some(*leader),
@@ -172,36 +172,39 @@ impl Launch {
         }
     }
 
-    /// Waits until its process is reaped, or was never started. Cancel safe.
+    /// Waits until the process is reaped, or failed to start. Cancel safe.
     pub async fn ended(&self) {
         self.ended.cancelled().await;
     }
 
-    /// Cancelled once its process is reaped, or was never started.
+    /// Returns a token that is cancelled when the process is reaped, or failed to start.
     #[must_use]
     pub fn end(&self) -> CancellationToken {
         self.ended.clone()
     }
 
-    /// Whether a process of this launch is at the other end of a connection that was accepted at `local` from `peer`, both on
-    /// this machine. Where the system does not tell (all but Linux), every process is believed.
+    /// Whether a process of this launch owns the peer end of a TCP connection, accepted at `local` from `peer` on this machine.
+    /// Returns true for every process on systems other than Linux, which do not expose the owner.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn owns(&self, peer: SocketAddr, local: SocketAddr) -> bool {
         let Some(leader) = self.leader().await else { return false };
-        // It reads /proc, which takes milliseconds on a machine with many processes.
+        // Reading `/proc` takes milliseconds on a machine with many processes.
         let owns = move || lineage::owns_connection(leader, peer, local);
         tokio::task::spawn_blocking(owns).await.unwrap_or(false)
     }
 }
 
 impl LaunchGuard {
-    /// Empty when the worker is served by a listener of its own.
+    /// The one-time token, or an empty string if the worker connects to a separate listener.
     pub(super) fn token(&self) -> &str {
         &self.token
     }
 
-    /// The process is there.
+    /// Records the pid of the started process.
     pub(super) fn started(&self, leader: u32) {
-        // It is started once.
+        // Each launch starts one process, so the value is unset.
         let _ = self.launch.leader.set(leader);
     }
 }
@@ -222,16 +225,16 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_token_is_good_once_and_for_its_own_launch() {
+    async fn a_token_is_valid_once_and_for_its_own_launch() {
         let launches = Launches::new();
         let (ours, others) =
             (launches.begin(&WorkerId::new("ours")), launches.begin(&WorkerId::new("others")));
         ours.started(std::process::id());
-        // Process 1 is the ancestor of this one, and so no member of its launch.
+        // Process 1 is an ancestor of this process, not a member of its launch.
         others.started(std::process::id());
         assert!(launches.claim("", std::process::id()).await.is_none());
-        assert!(launches.claim(others.token(), 1).await.is_none(), "a stranger has the token");
-        assert!(launches.claim(others.token(), std::process::id()).await.is_none(), "it was used");
+        assert!(launches.claim(others.token(), 1).await.is_none(), "the process is outside of the launch");
+        assert!(launches.claim(others.token(), std::process::id()).await.is_none(), "the token was used");
         let launch = launches.claim(ours.token(), std::process::id()).await.unwrap();
         assert_eq!(launch.id().as_str(), "ours");
         assert!(launches.claim(ours.token(), std::process::id()).await.is_none());
@@ -243,7 +246,7 @@ mod tests {
         let launches = Launches::new();
         let guard = launches.begin(&WorkerId::new("w"));
         {
-            // The process is not known yet.
+            // The process has not started yet.
             let mut cancelled = std::pin::pin!(launches.claim(guard.token(), std::process::id()));
             assert!(futures_util::poll!(cancelled.as_mut()).is_pending());
         }
@@ -252,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_left_of_a_launch_that_ended() {
+    async fn an_ended_launch_is_removed() {
         let launches = Launches::new();
         let guard = launches.begin(&WorkerId::new("w"));
         let (launch, token) = (Arc::clone(&guard.launch), guard.token().to_owned());
@@ -266,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_host_nobody_is_served() {
+    async fn a_listener_needs_a_host() {
         let problem = Launches::new().begin_with_listener(&WorkerId::new("w")).await.unwrap_err();
         assert_eq!(problem, "its host serves no such workers");
     }

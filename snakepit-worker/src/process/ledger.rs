@@ -1,9 +1,9 @@
-//! The ledger: which processes this host started, on disk, so that the next host can reap what a crash leaves.
+//! The ledger: a file that lists a host's worker processes, so that the next host can kill them after a crash.
 //!
-//! One file a run, one line of JSON a process that runs. Lines have a fixed length and are overwritten in place, so the file is
-//! as long as the most processes that ever ran at the same time, and no crash can lose a line: each is one write. A process is
-//! known by its pid, its start time and the boot they belong to, so a process that merely got the same pid later is never
-//! touched. A host is alive as long as it holds the lock on its ledger, whether it can be seen from here or not.
+//! - Each run has one file, with one line of JSON per running process. Lines have a fixed length and are overwritten in place,
+//!   so the file grows only to the largest number of concurrent processes. Each line is one write, so a crash loses no line.
+//! - A process is identified by pid, start time and boot id. A later process with the same pid is not affected.
+//! - A host is alive while it holds the lock on its ledger, even if its pid is not visible in this PID namespace.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,17 +21,17 @@ use snakepit_proto::launch;
 use super::os_process;
 use crate::descendants::kill_marked;
 
-/// The ledger's name in a run's directory.
+/// The name of the ledger in a run directory.
 const FILE_NAME: &str = "ledger";
-/// How long the id of a run is, in hexadecimal digits.
+/// The length of a run id, in hexadecimal digits.
 pub(super) const ID_LENGTH: usize = 8;
-/// The length of a line that names a process, its newline included: enough for the largest numbers.
+/// The length of a line for a process, including its newline. Fits the largest numbers.
 const SLOT_BYTES: usize = 96;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Entry {
-    /// The first line. The process is named for people to read; the lock tells whether it lives.
+    /// The first line. The pid is informational; the lock on the file shows whether the host is alive.
     Host {
         pid: u32,
         start_time: Option<u64>,
@@ -43,7 +43,7 @@ enum Entry {
         pid: u32,
         start_time: Option<u64>,
     },
-    /// Written by hosts before 0.2; this one overwrites lines instead.
+    /// Hosts before 0.2 appended this line. Later hosts overwrite the line of the process instead.
     Ended {
         pid: u32,
     },
@@ -57,11 +57,11 @@ pub(super) struct Ledger {
 
 #[derive(Debug)]
 struct LedgerFile {
-    /// Locked until this process ends, however it ends.
+    /// The kernel releases the lock when this process exits.
     file: Flock<File>,
-    /// Where the first slot begins, behind the line of the host.
+    /// The length of the host's line, in bytes. The first slot follows it.
     header_len: u64,
-    /// The process that each slot names.
+    /// The process in each slot of the file.
     slots: Vec<Option<ProcessIdentity>>,
 }
 
@@ -72,13 +72,12 @@ struct ProcessIdentity {
 }
 
 impl Ledger {
-    /// Opens a new ledger and enters this process as its host.
+    /// Creates a ledger with this process as its host.
     pub(super) fn create(run: &Path) -> std::io::Result<Self> {
         Ok(Self { file: Mutex::new(LedgerFile::create(run)?) })
     }
 
-    /// Makes the file anew if it was removed, with the processes that run. Whoever calls this holds the lock under which hosts
-    /// make such files.
+    /// Creates the file again if it was removed, with all current entries. The caller must hold the lock of the base directory.
     pub(super) fn restore(&self, run: &Path) -> std::io::Result<()> {
         let mut file = self.file();
         if file.is_at(run) {
@@ -92,24 +91,24 @@ impl Ledger {
         Ok(())
     }
 
-    /// Whether the file is where it belongs.
+    /// Whether the run directory still contains this ledger's file.
     pub(super) fn is_at(&self, run: &Path) -> bool {
         self.file().is_at(run)
     }
 
-    /// Enters a process that leads a group of its own.
+    /// Adds a process, which must lead its process group.
     pub(super) fn insert(&self, pid: u32) -> std::io::Result<()> {
         self.file().insert(ProcessIdentity { pid, start_time: os_process::start_time(pid) })
     }
 
-    /// Strikes a process out. If that fails, the next host finds a dead process, which does no harm.
+    /// Removes a process. After a failed write, the next host finds an entry of a dead process, which is harmless.
     pub(super) fn remove(&self, pid: u32) {
         if let Err(error) = self.file().remove(pid) {
             tracing::warn!(pid, %error, "failed to strike a worker out of the ledger");
         }
     }
 
-    /// Whether a process was entered and not struck out.
+    /// Whether the ledger lists this process.
     pub(super) fn contains(&self, pid: u32) -> bool {
         self.file().slots.iter().flatten().any(|process| process.pid == pid)
     }
@@ -153,7 +152,7 @@ impl LedgerFile {
             self.slots.push(None);
             self.slots.len() - 1
         });
-        // Kept also when it cannot be written: this host must know its own processes.
+        // The entry stays in memory if the write fails: this host must not reap its own workers as orphans.
         self.slots[slot] = Some(process);
         let ProcessIdentity { pid, start_time } = process;
         self.write_slot(slot, &serde_json::to_vec(&Entry::Started { pid, start_time })?)
@@ -166,7 +165,7 @@ impl LedgerFile {
         self.write_slot(slot, b"")
     }
 
-    /// Fills a slot, up to its end.
+    /// Overwrites a slot, and pads it with spaces.
     fn write_slot(&self, slot: usize, entry: &[u8]) -> std::io::Result<()> {
         let mut line = [b' '; SLOT_BYTES];
         line[..entry.len()].copy_from_slice(entry);
@@ -175,17 +174,17 @@ impl LedgerFile {
     }
 }
 
-/// What a dead host left: whom to look for, and where it stands.
+/// The run of a dead host, with the processes in its ledger.
 #[derive(Debug)]
 pub(super) struct DeadRun {
     run: PathBuf,
     run_id: String,
     processes: Vec<ProcessIdentity>,
-    /// The lock that says that nobody else cleans this up.
+    /// Keeps other hosts from cleaning up the same run.
     _lock: Flock<File>,
 }
 
-/// Reads what a dead host's run left. `None` when the run's host lives, or nothing is known about it.
+/// Reads the ledger of a dead host. Returns `None` if the host is alive, or the ledger is missing or unreadable.
 pub(super) fn dead_run(run: &Path, run_id: &str) -> Option<DeadRun> {
     let file = match File::open(run.join(FILE_NAME)) {
         Ok(file) => file,
@@ -196,7 +195,7 @@ pub(super) fn dead_run(run: &Path, run_id: &str) -> Option<DeadRun> {
             return None;
         }
     };
-    // A live host holds the lock, be it in a PID namespace of its own; a dead one does not, be it not yet reaped.
+    // A live host holds the lock, even in another PID namespace. A dead one does not, even as a zombie.
     let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()?;
     let mut ledger = Vec::new();
     file.read_to_end(&mut ledger).ok()?;
@@ -226,15 +225,17 @@ pub(super) fn dead_run(run: &Path, run_id: &str) -> Option<DeadRun> {
     Some(DeadRun { run: run.to_owned(), run_id: run_id.to_owned(), processes, _lock: file })
 }
 
-/// Kills what dead hosts left, and removes their directories. Returns how many processes, or groups of them, were killed.
+/// Kills the processes of dead hosts and removes their run directories. Returns the number of killed processes and process
+/// groups.
 pub(super) fn reap(dead: &[DeadRun]) -> usize {
     let mut killed = vec![0; dead.len()];
-    // All that descends from their workers, wherever the marks of those were inherited.
+    // Descendants that inherited a worker's mark.
     let marked: HashSet<u32> = match dead {
         [] => HashSet::new(),
         _ => kill_marked(|mark| dead.iter().any(|dead| mark.is_of(&dead.run_id))),
     };
-    // Groups whose leader is gone, perhaps its pid is another process by now: only what carries the id of the run is ours.
+    // Groups whose leader has exited. Another process may have its pid by now, so only members with the run id in their
+    // environment belong to the run.
     let mut leaderless: HashMap<u32, Vec<(usize, String)>> = HashMap::new();
     for (index, DeadRun { run_id, processes, .. }) in dead.iter().enumerate() {
         for ProcessIdentity { pid, start_time } in processes {
@@ -262,9 +263,10 @@ pub(super) fn reap(dead: &[DeadRun]) -> usize {
     killed.iter().sum::<usize>() + marked.len()
 }
 
-/// Removes the directory of a host that died before it had entered itself into a ledger, and so before it started anything.
-/// Whoever calls this holds the lock under which hosts make both. Only what looks like such a directory is touched: hosts
-/// put nothing else into it before.
+/// Removes the directory of a host that died before it wrote its ledger, and so before it started a process.
+///
+/// Only removes a directory whose name is a run id and that contains at most an empty ledger. The caller must hold the lock of
+/// the base directory, under which hosts create both.
 fn remove_unstarted(run: &Path, run_id: &str) {
     let only_ledger = |mut entries: std::fs::ReadDir| {
         entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == FILE_NAME))
@@ -286,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ledger_is_as_long_as_the_most_processes_at_a_time() {
+    fn a_ledger_grows_to_the_largest_number_of_concurrent_processes() {
         let run = tempfile::tempdir().unwrap();
         let path = run.path().join(FILE_NAME);
         let ledger = Ledger::create(run.path()).unwrap();
@@ -310,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ledger_that_was_removed_is_made_anew_with_what_runs() {
+    fn a_removed_ledger_is_restored_with_its_entries() {
         let run = tempfile::tempdir().unwrap();
         let ledger = Ledger::create(run.path()).unwrap();
         ledger.insert(7).unwrap();
@@ -321,7 +323,7 @@ mod tests {
         assert!(ledger.is_at(run.path()) && ledger.contains(7));
         let text = std::fs::read_to_string(run.path().join(FILE_NAME)).unwrap();
         assert!(text.contains(r#""started":{"pid":7,"#), "{text}");
-        assert!(dead_run(run.path(), "id").is_none(), "its host lives");
+        assert!(dead_run(run.path(), "id").is_none(), "its host is alive");
         drop(ledger);
         assert_eq!(dead_run(run.path(), "id").unwrap().processes.len(), 1);
     }

@@ -1,27 +1,31 @@
-//! Which process is at the other end of a connection, and whether a worker's launch includes it.
+//! Decides whether a process belongs to a worker's launch, and finds the process at the other end of a TCP connection.
 
 use std::net::SocketAddr;
 
-/// The longest line of ancestors that is followed.
+/// The largest number of ancestors that is followed.
 #[cfg(target_os = "linux")]
 const MAX_ANCESTORS: usize = 64;
 
-/// Whether a process belongs to what was launched as `leader`: it is in the leader's process group, or the leader is among
-/// its ancestors or those of the leaders of its group and session. The latter covers workers that are started by a shell or by
-/// `setsid`, which have groups and sessions of their own. A process that was cut off from all of these, as daemons cut
-/// themselves off, does not belong.
+/// Whether a process belongs to the launch of `leader`. It does in one of these cases:
+///
+/// - It is in the leader's process group.
+/// - The leader is one of its ancestors.
+/// - The leader is an ancestor of the leader of its process group or session. This covers workers that a shell or `setsid`
+///   starts in another group or session.
+///
+/// A daemonized process does not belong.
 pub(super) fn belongs(pid: u32, leader: u32) -> bool {
     Lineage::of(pid).includes(leader)
 }
 
-/// All processes that a process [belongs](belongs) to, for a look-up among many leaders.
+/// All processes whose launch a process [belongs] to. Computed once for a lookup among many leaders.
 pub(super) struct Lineage(Vec<u32>);
 
 impl Lineage {
     pub(super) fn of(pid: u32) -> Self {
         use nix::unistd::{Pid, getpgid, getsid};
 
-        // For the kernel, 0 is the process that asks: the host itself.
+        // To `getpgid`, pid 0 means the calling process, which is the host.
         let Some(process) = i32::try_from(pid).ok().filter(|pid| *pid > 0).map(Pid::from_raw) else {
             return Self(Vec::new());
         };
@@ -43,7 +47,7 @@ impl Lineage {
     }
 }
 
-/// Adds the ancestors of a process, up to one that is known already.
+/// Adds the ancestors of a process, up to the first that is in the list already.
 #[cfg(target_os = "linux")]
 fn add_ancestors(members: &mut Vec<u32>, pid: u32) {
     let parents =
@@ -59,14 +63,15 @@ fn add_ancestors(members: &mut Vec<u32>, pid: u32) {
 #[cfg(not(target_os = "linux"))]
 fn add_ancestors(_: &mut Vec<u32>, _: u32) {}
 
-/// Whether a process that belongs to `leader` holds the other end of a TCP connection that was accepted at `local` from
-/// `peer`. Only Linux tells; elsewhere every process of the machine is believed, as the documentation of
+/// Whether a process of `leader`'s launch holds the peer end of a TCP connection, accepted at `local` from `peer`.
+///
+/// Only Linux exposes the owner of a connection. Other systems accept every process of the machine, as the documentation of
 /// `Builder::worker_command` warns.
 #[cfg(target_os = "linux")]
 pub(super) fn owns_connection(leader: u32, peer: SocketAddr, local: SocketAddr) -> bool {
     let Some(inode) = linux::socket_inode(peer, local) else { return false };
     let link = format!("socket:[{inode}]");
-    // The leader first: it usually is the worker.
+    // Checks the leader first, because it usually is the worker.
     linux::has_descriptor(leader, &link)
         || linux::processes()
             .any(|pid| pid != leader && linux::has_descriptor(pid, &link) && belongs(pid, leader))
@@ -84,10 +89,10 @@ mod linux {
         net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     };
 
-    /// The inode of the socket whose own address is `own` and whose peer is `peer`, if it is this user's.
+    /// The inode of this user's socket with the local address `own` and the remote address `peer`.
     pub(super) fn socket_inode(own: SocketAddr, peer: SocketAddr) -> Option<u64> {
         let user = nix::unistd::geteuid().as_raw();
-        // A socket of IPv6 may speak IPv4, as those of gRPC's C core do.
+        // An IPv6 socket may carry IPv4 traffic, as those of gRPC's C core do.
         let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
         let text = tables.into_iter().filter_map(|table| fs::read_to_string(table).ok()).collect::<String>();
         text.lines().find_map(|line| {
@@ -101,7 +106,7 @@ mod linux {
         (address.ip().to_canonical(), address.port())
     }
 
-    /// A row of /proc/net/tcp.
+    /// A row of `/proc/net/tcp`.
     #[derive(Debug, PartialEq)]
     pub(super) struct SocketRow {
         pub(super) local: (IpAddr, u16),
@@ -123,7 +128,7 @@ mod linux {
         }
     }
 
-    /// An address as the kernel prints it: each word of 32 bits as a hexadecimal number of this machine's byte order.
+    /// Parses an address as the kernel prints it: each 32-bit word as a hexadecimal number in native byte order.
     fn address(text: &str) -> Option<(IpAddr, u16)> {
         let (ip, port) = text.split_once(':')?;
         let word = |index: usize| {
@@ -144,13 +149,13 @@ mod linux {
         Some((ip, u16::from_str_radix(port, 16).ok()?))
     }
 
-    /// Every process there is.
+    /// The pids of all processes.
     pub(super) fn processes() -> impl Iterator<Item = u32> {
         let entries = fs::read_dir("/proc").into_iter().flatten();
         entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
     }
 
-    /// Whether a process has a descriptor that links to this. Those of other users cannot be looked into.
+    /// Whether a process has a file descriptor that links to `link`. False for processes of other users, which are unreadable.
     pub(super) fn has_descriptor(pid: u32, link: &str) -> bool {
         let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
         entries.flatten().any(|entry| fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == link))
@@ -170,7 +175,7 @@ mod tests {
 
     use super::*;
 
-    /// Connects and waits until its input ends.
+    /// A Python program that connects and waits for end-of-file on its input.
     const DIAL: &str =
         "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); sys.stdin.read()";
 
@@ -183,7 +188,7 @@ mod tests {
         }
     }
 
-    /// A process that is no child of this one.
+    /// A process that is not a child of this process.
     struct KilledOrphan(u32);
 
     impl Drop for KilledOrphan {
@@ -194,8 +199,9 @@ mod tests {
         }
     }
 
-    /// Starts a command as the leader of a group, and says whether the connection that it makes is believed to be its own.
-    fn is_believed(command: &[&str], leader: Option<u32>) -> bool {
+    /// Starts a command as a process group leader, and returns whether `leader`, or the command itself, owns the connection
+    /// that it opens.
+    fn owns_new_connection(command: &[&str], leader: Option<u32>) -> bool {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let local = listener.local_addr().unwrap();
         let mut program = Command::new(command[0]);
@@ -206,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_is_known_however_it_is_wrapped() {
+    fn a_worker_owns_its_connection_through_wrappers() {
         for wrapper in [
             &["env"][..],
             &["sh", "-c", "\"$@\" <&0; :", "sh"],
@@ -214,16 +220,16 @@ mod tests {
             &["setsid", "--wait"],
             &["sh", "-c", "sh -c 'setsid setsid --wait \"$@\" <&0; :' sh \"$@\" <&0; :", "sh"],
         ] {
-            assert!(is_believed(wrapper, None), "{wrapper:?}");
+            assert!(owns_new_connection(wrapper, None), "{wrapper:?}");
         }
     }
 
     #[test]
-    fn strangers_of_the_same_user_are_not_believed() {
+    fn other_processes_of_the_user_do_not_own_a_workers_connection() {
         let worker = Command::new("cat").process_group(0).stdin(Stdio::piped()).spawn().unwrap();
         let worker = Killed(worker);
-        assert!(!is_believed(&["env"], Some(worker.0.id())));
-        // Neither is the host itself, from which the worker descends.
+        assert!(!owns_new_connection(&["env"], Some(worker.0.id())));
+        // The host does not belong to the launch either, although the worker descends from it.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let local = listener.local_addr().unwrap();
         let _ours = std::net::TcpStream::connect(local).unwrap();
@@ -233,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_was_closed_is_nobodys() {
+    fn a_closed_connection_has_no_owner() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let local = listener.local_addr().unwrap();
         drop(std::net::TcpStream::connect(local).unwrap());
@@ -243,9 +249,9 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_left_its_launch_does_not_belong() {
+    fn a_daemonized_process_does_not_belong_to_its_launch() {
         let mut command = Command::new("sh");
-        // The shell's child ends, so that its own child is an orphan, in a session of its own. The shell says when.
+        // The shell's child exits, so its own child becomes an orphan in a new session. The shell prints "ended" then.
         command
             .args(["-c", "(setsid sh -c 'echo $$; exec cat >/dev/null' <&0 &); echo ended; cat >/dev/null"]);
         let shell = command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -258,13 +264,13 @@ mod tests {
         let leader = shell.0.id();
         assert!(!belongs(orphan, leader));
         assert!(belongs(leader, leader) && !belongs(std::process::id(), leader));
-        // The kernel would answer for the process that asks.
+        // To the kernel, pid 0 means the calling process.
         let own_group = nix::unistd::getpgrp().as_raw().cast_unsigned();
         assert!(belongs(std::process::id(), own_group) && !belongs(0, own_group) && !belongs(0, 0));
     }
 
     #[test]
-    fn rows_of_the_kernel_are_read() {
+    fn rows_of_the_kernel_are_parsed() {
         let row = "   1: 0100007F:1F90 0100007F:C350 01 00000000:00000000 00:00000000 00000000  1000        0 12345 1 x";
         let row = linux::SocketRow::parse(row).unwrap();
         let localhost = std::net::IpAddr::from([127, 0, 0, 1]);

@@ -1,7 +1,7 @@
-//! Reaping what tools leave behind: processes that were daemonized become children of the first process of a container, or of a
-//! subreaper, and stay zombies unless that process waits for them.
+//! Reaps orphans of tools. A daemonized process becomes a child of process 1 of its container, or of a subreaper, and stays a
+//! zombie until that process waits for it.
 //!
-//! Only a program without children of its own may reap this way, so it must be asked for.
+//! Reaping is opt-in, because it would take the exit status of a program's other children.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::RunDir;
 
-/// Whether orphans become children of this process: it is the first of its PID namespace, or a subreaper.
+/// Whether orphans become children of this process, because it is process 1 of its PID namespace or a subreaper.
 #[must_use]
 pub fn inherits_orphans() -> bool {
     #[cfg(target_os = "linux")]
@@ -19,16 +19,21 @@ pub fn inherits_orphans() -> bool {
     is_subreaper || std::process::id() == 1
 }
 
-/// Reaps every child of this process that is no worker, until `stop`. Of use only where [`inherits_orphans`], and only for a
-/// program whose children are all workers of this host: it takes the exit status of any other child away.
+/// Reaps all children of this process that are not workers, until `stop` is cancelled.
+///
+/// Use this only if [`inherits_orphans`] returns true and all children of the program are workers of this host: it takes the
+/// exit status of other children.
 ///
 /// # Errors
-/// When the end of children cannot be watched.
+/// If the handler for `SIGCHLD` cannot be installed.
+///
+/// # Cancel safety
+/// Cancel safe.
 #[cfg(target_os = "linux")]
 pub async fn reap_orphans(run_dir: Arc<RunDir>, stop: CancellationToken) -> std::io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
 
-    /// How soon to look retry when a worker that is about to be reaped hides those behind it.
+    /// The delay before the next attempt when an unreaped worker hides other zombies.
     const RETRY_DELAY: std::time::Duration = std::time::Duration::from_millis(50);
 
     let mut sigchld = signal(SignalKind::child())?;
@@ -42,17 +47,17 @@ pub async fn reap_orphans(run_dir: Arc<RunDir>, stop: CancellationToken) -> std:
     }
 }
 
-/// Elsewhere this is no container's first process.
+/// Waits until `stop` is cancelled. Other systems have no containers with this process as process 1.
 ///
 /// # Errors
-/// None.
+/// Never.
 #[cfg(not(target_os = "linux"))]
 pub async fn reap_orphans(_: Arc<RunDir>, stop: CancellationToken) -> std::io::Result<()> {
     stop.cancelled().await;
     Ok(())
 }
 
-/// Returns whether a worker is in the way.
+/// Reaps orphans. Returns true if more may be left, for example behind the zombie of a worker.
 #[cfg(target_os = "linux")]
 fn reap_all(run_dir: &RunDir) -> bool {
     use nix::{
@@ -61,13 +66,13 @@ fn reap_all(run_dir: &RunDir) -> bool {
     };
 
     let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    // Bounded, so that a flood of orphans cannot hold up the runtime.
+    // Bounded, so that many orphans cannot block the runtime.
     for _ in 0..256 {
         let _spawning = super::spawn::lock_spawning();
         let Some(pid) = waitid(Id::All, look).ok().and_then(|ended| ended.pid()) else { return false };
         let is_worker = u32::try_from(pid.as_raw()).is_ok_and(|pid| run_dir.ledger().contains(pid));
         if is_worker {
-            // Its supervisor waits for it.
+            // The worker's supervisor reaps it.
             return true;
         }
         if waitpid(Pid::from_raw(pid.as_raw()), Some(WaitPidFlag::WNOHANG)).is_ok() {

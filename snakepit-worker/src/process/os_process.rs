@@ -1,5 +1,5 @@
-//! What the operating system says about processes. Linux reads /proc; elsewhere nothing is known, and so nothing that
-//! was not started here is ever killed.
+//! Queries and kills processes of the operating system. Queries read `/proc` on Linux and find nothing on other systems, where
+//! the host therefore kills only processes that it started itself.
 
 use std::collections::HashMap;
 
@@ -9,20 +9,20 @@ use nix::{
     unistd::Pid,
 };
 
-/// When a process started, in clock ticks since boot: together with its pid, its identity.
+/// The start time of a process, in clock ticks since boot. Pid and start time together identify a process.
 #[cfg(target_os = "linux")]
 pub(super) fn start_time(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the command's name in parentheses and may hold anything, so fields count from behind it.
-    // The start time is field 22, the first one behind the name is field 3.
+    // Field 2 is the command's name in parentheses and may contain any character, so parsing starts behind it, at field 3.
+    // The start time is field 22.
     stat.rsplit_once(") ")?.1.split(' ').nth(22 - 3)?.parse().ok()
 }
 
-/// The parent of a process.
+/// The parent's pid.
 #[cfg(target_os = "linux")]
 pub(super) fn parent(pid: u32) -> Option<u32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Field 4.
+    // The parent is field 4.
     stat.rsplit_once(") ")?.1.split(' ').nth(4 - 3)?.parse().ok()
 }
 
@@ -31,29 +31,29 @@ pub(super) fn start_time(_: u32) -> Option<u64> {
     None
 }
 
-/// Identifies the boot that pids and start times belong to.
+/// The id of the current boot. Pids and start times are unique only within one.
 pub(super) fn boot_id() -> String {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.trim().to_owned()
 }
 
-/// Identifies the namespace in which pids name processes, where there are several.
+/// The PID namespace of this process, on systems that have them.
 pub(super) fn pid_namespace() -> Option<String> {
     let namespace = std::fs::read_link("/proc/self/ns/pid").ok()?;
     Some(namespace.to_string_lossy().into_owned())
 }
 
-/// Kills every process of a group. That none is left is no error.
+/// Kills all processes of a group. An empty group is not an error.
 pub(super) fn kill_group(pgid: u32) {
     match killpg(Pid::from_raw(pgid.cast_signed()), Signal::SIGKILL) {
         Ok(()) | Err(Errno::ESRCH) => {}
-        // macOS answers so for a group of zombies.
+        // macOS returns EPERM for a group of zombies.
         Err(Errno::EPERM) => {}
         Err(error) => tracing::warn!(pgid, %error, "failed to kill a process group"),
     }
 }
 
-/// Sends SIGTERM to one process.
+/// Sends SIGTERM to a process.
 pub(super) fn terminate(pid: u32) {
     match kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM) {
         Ok(()) | Err(Errno::ESRCH) => {}
@@ -61,7 +61,7 @@ pub(super) fn terminate(pid: u32) {
     }
 }
 
-/// Kills one process that does not lead its group.
+/// Kills a single process, not its group.
 pub(super) fn kill_one(pid: u32) {
     match kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL) {
         Ok(()) | Err(Errno::ESRCH) => {}
@@ -69,8 +69,9 @@ pub(super) fn kill_one(pid: u32) {
     }
 }
 
-/// The members of groups that are known by an entry of their environment, such as `NAME=value`. Each wanted group may have
-/// several entries, each with a tag; the answer is pairs of such a tag and a process. One pass over all processes.
+/// Finds members of process groups by an entry of their environment, such as `NAME=value`, in one pass over all processes.
+///
+/// `wanted` maps a group to pairs of a tag and an entry. Returns pairs of a tag and the pid of a member that has the entry.
 #[cfg(target_os = "linux")]
 pub(super) fn members_of(wanted: &HashMap<u32, Vec<(usize, String)>>) -> Vec<(usize, u32)> {
     if wanted.is_empty() {
@@ -80,7 +81,7 @@ pub(super) fn members_of(wanted: &HashMap<u32, Vec<(usize, String)>>) -> Vec<(us
     let pids = processes.filter_map(|process| process.ok()?.file_name().to_str()?.parse::<u32>().ok());
     let member = |pid: u32| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The group is field 5, and the first one behind the name is field 3.
+        // The group is field 5; the first field behind the name is field 3.
         let group = stat.rsplit_once(") ")?.1.split(' ').nth(5 - 3)?.parse::<u32>().ok()?;
         let entries = wanted.get(&group)?;
         let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
@@ -95,7 +96,7 @@ pub(super) fn members_of(_: &HashMap<u32, Vec<(usize, String)>>) -> Vec<(usize, 
     Vec::new()
 }
 
-/// The name of a signal by its number.
+/// The name of a signal.
 pub(super) fn signal_name(number: i32) -> String {
     Signal::try_from(number).map_or_else(|_| format!("signal {number}"), |signal| signal.as_str().to_owned())
 }

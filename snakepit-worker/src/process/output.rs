@@ -1,7 +1,9 @@
-//! A worker's stdout and stderr: always drained, line by line, into tracing; the last lines are kept for reports on the worker
-//! itself. What a call printed is told by the [worker](super::progress), because a pipe does not say who wrote into it.
+//! Drains a worker's stdout and stderr into tracing, line by line, and keeps the last lines for errors about the worker.
 //!
-//! Draining never waits for a log, and a worker cannot flood one: lines are cut, and a worker has an allowance a second.
+//! A pipe does not show which call wrote to it. The worker therefore attributes output to calls itself, in its
+//! [progress file](super::progress_file).
+//!
+//! A worker cannot flood the log: long lines are truncated, and lines above a rate limit are counted but not logged.
 
 mod lines;
 mod rate_limit;
@@ -21,7 +23,7 @@ use self::{
 };
 use crate::{WorkerId, escaping::escape};
 
-/// The output of one worker, shared by its two streams and the task that reports its end.
+/// The output of one worker, shared by the tasks that drain its two streams and by its supervisor.
 #[derive(Debug, Clone)]
 pub(super) struct WorkerOutput {
     worker: WorkerId,
@@ -41,12 +43,12 @@ impl WorkerOutput {
         Self { worker, state: Arc::new(Mutex::new(state)), capacity }
     }
 
-    /// The last lines, oldest first, whoever printed them.
+    /// The last lines of both streams, oldest first.
     pub(super) fn lines(&self) -> Vec<String> {
         self.with_state(|state| state.tail.iter().cloned().collect())
     }
 
-    /// Keeps a line, and logs it unless the worker has used up its rate limit.
+    /// Keeps a line, and logs it unless the worker exceeds its rate limit.
     fn record(&self, stream: &'static str, line: &[u8]) {
         let text = String::from_utf8_lossy(line);
         let text = escape(text.trim_end());
@@ -68,7 +70,7 @@ impl WorkerOutput {
         }
     }
 
-    /// Logs one line. Subscribers are the program's own, and one that panics must not stop the draining.
+    /// Logs one line. Catches panics, because a subscriber that panics must not stop the drain.
     pub(super) fn log(&self, stream: &'static str, text: &str) {
         let worker = &self.worker;
         let log = || tracing::info!(target: "snakepit::worker::output", %worker, stream, "{text}");
@@ -97,7 +99,7 @@ impl WorkerOutput {
     }
 }
 
-/// Reads one stream to its end. Reports the port of a readiness line.
+/// Reads one stream to its end, and reports the port of a readiness line.
 pub(super) async fn drain(
     stream: impl AsyncRead + Unpin,
     name: &'static str,
@@ -106,7 +108,7 @@ pub(super) async fn drain(
 ) {
     let mut lines = LineReader::new(stream);
     loop {
-        // Only while there is something to report, so an idle worker wakes nobody.
+        // The timer runs only if there are dropped lines to report, so an idle worker causes no wakeups.
         let due = output.with_state(|state| state.rate_limit.report_due());
         let read = tokio::select! {
             read = lines.next() => read,
@@ -138,7 +140,7 @@ pub(super) async fn drain(
     output.log_dropped(dropped);
 }
 
-/// The port of a readiness line, wherever in the line it stands: loggers put their own text before it.
+/// The port of a readiness line. The marker may follow other text, because loggers add prefixes.
 fn readiness_port(line: &str) -> Option<u16> {
     let (_, rest) = line.split_once(launch::READY_PREFIX)?;
     let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
@@ -150,7 +152,7 @@ mod tests {
     use super::{lines::MAX_LINE_BYTES, *};
 
     #[test]
-    fn a_port_is_found_within_a_log_line() {
+    fn a_port_is_parsed_within_a_log_line() {
         assert_eq!(readiness_port("GRPC_READY:50123"), Some(50123));
         assert_eq!(readiness_port("2026-01-01 - worker - INFO - GRPC_READY:50123 now"), Some(50123));
         assert_eq!(readiness_port("GRPC_READY:"), None);
@@ -160,7 +162,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_last_lines_are_kept_cut_and_escaped() {
+    async fn the_last_lines_are_kept_truncated_and_escaped() {
         let text =
             format!("first\nsecond\n\x1b[31mthird\r\n{}\nGRPC_READY:7", "x".repeat(MAX_LINE_BYTES + 10));
         let output = WorkerOutput::new(WorkerId::new("w"), 4);
@@ -173,7 +175,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_flood_is_logged_in_part_and_its_rest_counted() {
+    async fn lines_above_the_rate_limit_are_counted() {
         use std::io::Write;
         let log = Arc::new(Mutex::new(Vec::new()));
         #[derive(Clone)]

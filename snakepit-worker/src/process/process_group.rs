@@ -1,4 +1,4 @@
-//! A process with all that it starts, which ends with this value wherever that is dropped.
+//! [`ProcessGroup`]: a worker's process and its descendants, which are killed on drop.
 
 use std::sync::Arc;
 
@@ -7,9 +7,10 @@ use tokio::process::Child;
 use super::{RunDir, os_process};
 use crate::descendants::{Mark, kill_marked, kill_once};
 
-/// A process that leads a group of its own, marked and entered into the ledger. Dropped before the process was reaped, it kills
-/// the whole group and its other descendants: a launch that is aborted, a runtime that is shut down with its tasks. The entry
-/// is struck out either way.
+/// A process that leads its process group, carries a [`Mark`], and has an entry in the ledger.
+///
+/// Dropping it before the process is reaped kills the group and all other descendants, for example if a launch is aborted or
+/// the runtime shuts down. Dropping it always removes the entry.
 #[derive(Debug)]
 pub(super) struct ProcessGroup {
     pub(super) child: Child,
@@ -19,10 +20,10 @@ pub(super) struct ProcessGroup {
 }
 
 impl ProcessGroup {
-    /// Marks a process that has just been started, and enters it into the ledger. `None` when it is reaped already.
+    /// Marks a process that has just been started, and adds it to the ledger. Returns `None` if it is reaped already.
     pub(super) fn new(child: Child, run_dir: Arc<RunDir>) -> Option<Self> {
         let pid = child.id()?;
-        // Before anything that blocks: a child that the process forks earlier carries no mark.
+        // Marks the process before anything that blocks, because children that it forks earlier carry no mark.
         let mark = Mark::next(run_dir.id()).filter(|mark| match mark.apply_to(pid) {
             Ok(()) => true,
             Err(error) => {
@@ -36,7 +37,7 @@ impl ProcessGroup {
         Some(Self { child, pid, mark, run_dir })
     }
 
-    /// Kills what the process has started and is in no group with it. To be called once it has ended.
+    /// Kills descendants outside of the process group. Call this after the process has exited.
     pub(super) async fn kill_descendants(&self) {
         let Some(mark) = self.mark else { return };
         let killed = tokio::task::spawn_blocking(move || kill_marked(|other| other == mark)).await;
@@ -53,12 +54,12 @@ impl ProcessGroup {
 
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        // As long as the leader is not reaped, its pid names this group and no other.
+        // Until the leader is reaped, its pid cannot refer to another group.
         if self.child.id().is_some() {
             os_process::kill_group(self.pid);
             if let Some(mark) = self.mark {
-                // Runs on this thread, because the host may exit before another thread has finished. One look takes
-                // about a millisecond.
+                // Runs on this thread, because the host may exit before another thread has finished. One scan takes about a
+                // millisecond.
                 let _ = kill_once(|other| other == mark);
             }
         }
@@ -75,7 +76,7 @@ mod tests {
 
     use super::*;
 
-    /// A leader with a child in its group; returns the pid of the child.
+    /// Starts a leader with a child in its group. Returns the group and the pid of the child.
     #[allow(clippy::disallowed_methods, reason = "a stand-in for a worker")]
     async fn family(run_dir: &Arc<RunDir>) -> (ProcessGroup, u32) {
         let mut command = tokio::process::Command::new("sh");
@@ -91,7 +92,7 @@ mod tests {
         stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
     }
 
-    async fn gone(pid: u32) {
+    async fn wait_for_exit(pid: u32) {
         let look = async {
             while lives(pid) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -101,19 +102,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn dropping_it_anywhere_ends_the_whole_group() {
+    async fn dropping_a_group_kills_all_its_processes() {
         let base = tempfile::tempdir().unwrap();
         let run_dir = Arc::new(RunDir::create(Some(base.path())).unwrap());
         let (group, child) = family(&run_dir).await;
         assert!(lives(child) && !run_dir.ledger().is_empty());
-        // As in a runtime that is shut down: its tasks are dropped where they are.
+        // A runtime that shuts down drops its tasks.
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         runtime.handle().spawn(async move {
             let _group = group;
             std::future::pending::<()>().await;
         });
         tokio::task::spawn_blocking(move || drop(runtime)).await.unwrap();
-        gone(child).await;
+        wait_for_exit(child).await;
         assert!(run_dir.ledger().is_empty());
     }
 }

@@ -1,9 +1,13 @@
-//! What a worker leaves behind when it dies: which of its calls have begun, the answers of those that had ended, what the last
-//! of them printed, and Python's stacks if a fatal signal killed it. All of it lies in a shared file, because a dead worker cannot be asked.
+//! [`ProgressFile`]: the state of a worker's calls that the host needs after the worker died (ADR 15).
 //!
-//! A worker runs multiplexed calls in the order of their ids, and stores the id of a call in the file, which it has mapped
-//! into its memory, right before the call begins. That costs it a store, and what was stored outlives it. Output is attributed
-//! by the worker, because only the worker knows who prints: lines of other calls must not reach a caller.
+//! The worker maps the file into its memory and writes to it:
+//!
+//! - the id of the last call that began. A worker runs multiplexed calls in the order of their ids, so this shows which calls
+//!   have begun. Recording it costs one memory store per call.
+//! - answers that the worker may not have sent.
+//! - the output of the last call that printed. The worker attributes output to calls, so that no caller receives lines of
+//!   another call.
+//! - Python's stacks, if a fatal signal killed the worker.
 
 use std::{
     fs::{File, OpenOptions},
@@ -16,34 +20,35 @@ use snakepit_proto::{answers, launch::progress as layout, pb::CallReply};
 
 use crate::escaping::escape;
 
-/// How much of the stacks is read.
+/// The limit of bytes that are read of the stacks.
 const MAX_STACK_BYTES: usize = 16 * 1024;
-/// How many lines of the stacks are kept, from the beginning: the thread that crashed comes first.
+/// The number of lines kept from the beginning of the stacks. The thread that crashed comes first.
 const MAX_STACK_LINES: usize = 40;
 
-/// The host's end of the file. Clones share it. The file may be removed meanwhile.
+/// The host's handle to the file. Clones share it. It stays readable after the file is removed.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ProgressFile(Option<Arc<File>>);
 
 impl ProgressFile {
-    /// Makes the file, with no call begun and no answer kept, and reserves its space on the disk.
+    /// Creates an empty file and reserves its space on the disk.
     ///
     /// # Errors
-    /// When it cannot be made, or the disk is full.
+    /// If the file cannot be created, or the disk is full.
     pub(super) fn create(path: &Path) -> std::io::Result<Self> {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        // Written, not extended: the worker maps the file, and a page without a block on a full disk would raise SIGBUS.
+        // Writes zeros instead of extending the file: the worker maps it, and on a full disk, a write to a page without a block
+        // would raise SIGBUS.
         file.write_all_at(&[0; layout::STACK], 0)?;
         Ok(Self(Some(Arc::new(file))))
     }
 
-    /// Whether a call may have begun. Without a file, and when in doubt, it may.
+    /// Whether a call may have begun. True if there is no file or it cannot be read.
     pub(super) fn has_begun(&self, id: u64) -> bool {
         self.read_u64(layout::BEGUN).is_none_or(|last| id <= last)
     }
 
-    /// The last lines that a call printed, at limit `limit`, oldest first. None, unless it was the last one to print.
+    /// The last lines that a call printed, oldest first, at most `limit`. Empty if a later call has printed.
     pub(super) fn output_of(&self, call: u64, limit: usize) -> Vec<String> {
         let read = || {
             let length = self.read_u64(layout::OUTPUT_LENGTH)?;
@@ -62,14 +67,14 @@ impl ProgressFile {
         let text = String::from_utf8_lossy(&text);
         let mut lines: Vec<_> = text.lines().map(|line| escape(line.trim_end()).into_owned()).collect();
         if wrapped && lines.len() > 1 {
-            // Its beginning was overwritten.
+            // The beginning of the oldest line was overwritten.
             lines.remove(0);
         }
         let surplus = lines.len().saturating_sub(limit);
         lines.split_off(surplus)
     }
 
-    /// The stacks that Python's fault handler wrote. Empty, unless a fatal signal arrived.
+    /// The stacks that Python's `faulthandler` wrote. Empty if no fatal signal arrived.
     pub(super) fn stack(&self) -> Vec<String> {
         let Some(text) = self.read_bytes(layout::STACK, MAX_STACK_BYTES) else { return Vec::new() };
         let text = String::from_utf8_lossy(&text);
@@ -82,7 +87,7 @@ impl ProgressFile {
         Some(u64::from_ne_bytes(number))
     }
 
-    /// At limit this many bytes.
+    /// Reads at most `limit` bytes.
     fn read_bytes(&self, at: usize, limit: usize) -> Option<Vec<u8>> {
         let file = self.0.as_ref()?;
         let mut bytes = vec![0; limit];
@@ -99,7 +104,7 @@ impl ProgressFile {
         Some(bytes)
     }
 
-    /// The answer of a call, if the worker kept it.
+    /// The answer of a call, if the worker stored it.
     pub(super) fn answer(&self, id: u64) -> Option<CallReply> {
         answers::find_answer(&self.read_bytes(0, layout::STACK)?, id)
     }
@@ -114,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_worker_stored_is_read_also_when_the_file_is_removed() {
+    fn a_removed_file_stays_readable() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("progress");
         let progress = ProgressFile::create(&path).unwrap();
@@ -123,11 +128,11 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         assert!(progress.has_begun(3));
         assert!(!progress.has_begun(4));
-        assert!(ProgressFile::default().has_begun(1), "nothing is known");
+        assert!(ProgressFile::default().has_begun(1), "without a file, a call may have begun");
     }
 
     #[test]
-    fn the_file_has_its_space_on_the_disk() {
+    fn the_file_reserves_its_space() {
         use std::os::unix::fs::MetadataExt as _;
 
         let dir = tempfile::tempdir().unwrap();
@@ -140,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn output_belongs_to_the_call_that_printed_it() {
+    fn output_is_attributed_to_its_call() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("progress");
         let progress = ProgressFile::create(&path).unwrap();

@@ -1,5 +1,7 @@
-//! Waiting until a worker is ready: by its message on the control channel, or, for workers of others, by whichever of the
-//! three signals comes first.
+//! Waits until a worker is ready.
+//!
+//! This project's workers report readiness on the control channel. Foreign workers may use the control channel, a readiness
+//! line on stdout or stderr, or the ready file; the first signal counts.
 
 use std::{
     fmt,
@@ -17,15 +19,15 @@ use tokio::{
 use super::{ProcessConfig, run_dir::WorkerFiles, supervisor::SupervisedProcess};
 use crate::WorkerError;
 
-/// How often the ready file is looked for. Nothing portable tells when a file appears, and the first look that finds
-/// it ends the wait; workers of this project do not use it.
+/// The polling interval for the ready file. There is no portable notification for a new file. This project's workers do not
+/// use it.
 const READY_FILE_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Where a worker serves.
+/// The address at which a worker serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum WorkerAddress {
     Unix(PathBuf),
-    /// Host and port.
+    /// `host:port`.
     Tcp(String),
 }
 
@@ -51,10 +53,10 @@ impl WorkerAddress {
     }
 }
 
-/// Waits until the worker says where it serves.
+/// Waits until the worker reports its address.
 ///
 /// # Errors
-/// When it says that it cannot, ends, or says nothing until the deadline.
+/// If the worker reports a failure, exits, or does not report until the deadline.
 pub(super) async fn wait_ready(
     supervised: &mut SupervisedProcess,
     files: &WorkerFiles,
@@ -62,7 +64,7 @@ pub(super) async fn wait_ready(
     deadline: Instant,
 ) -> Result<WorkerAddress, WorkerError> {
     let (exit, mut port) = (supervised.exit_watch(), supervised.ready_port());
-    // A tool of our own workers may print anything, at import too, and must not be believed.
+    // Tools of this project's workers may print a readiness line, even at import, so only foreign workers may use one.
     let foreign = !config.is_native();
     let signal = async {
         tokio::select! {
@@ -75,7 +77,7 @@ pub(super) async fn wait_ready(
         }
     };
     tokio::select! {
-        // A worker that says why it ends is believed before its end is reported.
+        // Prefers the worker's failure message to its exit.
         biased;
         ready = signal => ready,
         exit = exit.exited() => {
@@ -88,7 +90,7 @@ pub(super) async fn wait_ready(
     }
 }
 
-/// The worker's one message; never, for workers that do not speak on the control channel.
+/// Reads the worker's message from the control channel. Never returns for workers that do not use it.
 async fn control_message(control: &mut UnixStream) -> ControlMessage {
     let mut lines = BufReader::new(control).lines();
     while let Ok(Some(line)) = lines.next_line().await {
@@ -100,7 +102,7 @@ async fn control_message(control: &mut UnixStream) -> ControlMessage {
     std::future::pending().await
 }
 
-/// The port of a readiness line on stdout or stderr.
+/// Waits for the port of a readiness line on stdout or stderr.
 async fn port_from_output(port: &mut tokio::sync::watch::Receiver<Option<u16>>) -> u16 {
     let known = port.wait_for(Option::is_some).await.ok().and_then(|port| *port);
     match known {
@@ -110,7 +112,7 @@ async fn port_from_output(port: &mut tokio::sync::watch::Receiver<Option<u16>>) 
     }
 }
 
-/// The port in the ready file.
+/// Waits for the port in the ready file.
 async fn port_from_file(path: &Path) -> u16 {
     let mut ticks = tokio::time::interval(READY_FILE_POLL_INTERVAL);
     loop {

@@ -1,4 +1,4 @@
-//! Calls over the wire: domain calls into requests, answers and broken connections into replies and errors.
+//! [`RemoteWorker`]: runs calls on a worker over gRPC.
 
 mod diagnostics;
 mod per_call_rpc;
@@ -13,11 +13,11 @@ use snakepit_wire::mux;
 pub(super) use self::diagnostics::WorkerDiagnostics;
 use super::connect::Client;
 
-/// A worker at the other end of a connection.
+/// A [`ToolHandler`] that sends calls to a worker process.
 #[derive(Debug)]
 pub(super) struct RemoteWorker {
     client: Client,
-    /// The stream that calls share, where the worker serves one.
+    /// The stream that calls share, if the worker serves `Multiplex`.
     multiplexer: Option<Multiplexer>,
     diagnostics: WorkerDiagnostics,
 }
@@ -31,14 +31,14 @@ impl RemoteWorker {
         Self { client, multiplexer, diagnostics }
     }
 
-    /// Cancels a call and waits until it has ended.
+    /// Cancels a call and waits until the worker confirms that it has ended.
     async fn confirm_cancelled(&self, call: CallId) -> Result<(), String> {
         if let Some(multiplexer) = &self.multiplexer
             && !multiplexer.ended(call.as_u64()).await
         {
             return Err("its stream broke".to_owned());
         }
-        // The call may as well have gone the other way.
+        // The call may have been a separate RPC instead, which the mux does not cover.
         let request = pb::CancelToolRequest { call_id: call.to_string() };
         let answer = self.client.clone().cancel_tool(request).await;
         answer.map(drop).map_err(|status| status.message().to_owned())
@@ -47,7 +47,7 @@ impl RemoteWorker {
 
 #[async_trait]
 impl ToolHandler for RemoteWorker {
-    // Spelled out, because an async fn would keep places for the call, and for the larger of the two futures.
+    // Not an `async fn`: its future would contain the call, and space for the larger of the two futures.
     fn call<'a, 'f>(
         &'a self,
         call: ToolCall,
@@ -70,12 +70,12 @@ impl ToolHandler for RemoteWorker {
             Err(problem) => problem,
         };
         let worker = self.diagnostics.id.to_string();
-        // A worker that dies breaks its connections a moment before its end is known, and the end says more.
+        // A dying worker breaks its connections shortly before its exit is reported. The exit explains more than the error.
         if let Some(reason) = self.diagnostics.exit_reason().await {
             let (delivered, output_lines) = (true, Vec::new());
             return Err(ToolError::WorkerLost { worker, reason, delivered, output_lines });
         }
-        let problem = format!("worker `{worker}` cannot tell whether the call has ended: {problem}");
+        let problem = format!("worker `{worker}` did not confirm that the call has ended: {problem}");
         Err(ToolError::Internal { problem })
     }
 

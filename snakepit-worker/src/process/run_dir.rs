@@ -1,4 +1,4 @@
-//! A host's private directory: its sockets, its workers' sockets, its ledger.
+//! [`RunDir`]: a host's private directory, with its socket, the sockets of its workers, and the ledger.
 
 use std::{
     fmt,
@@ -17,10 +17,10 @@ use tokio_util::task::TaskTracker;
 use super::ledger::{self, Ledger};
 use crate::{WorkerError, WorkerId};
 
-/// Sockets must fit into `sockaddr_un`, which is 104 bytes on the tightest system.
+/// The longest path of a socket. `sockaddr_un` holds 104 bytes, including a NUL, on the most restrictive system.
 const MAX_SOCKET_PATH: usize = 103;
 
-/// A host's private directory, removed when dropped, unless processes are still entered in its ledger.
+/// A host's private directory. Dropping it removes the directory, unless the ledger still lists processes.
 #[derive(Debug)]
 pub struct RunDir {
     id: String,
@@ -32,7 +32,7 @@ pub struct RunDir {
     serve: OnceLock<ServeSocket>,
 }
 
-/// Binds the host's socket and serves it.
+/// The function that binds and serves the host's socket.
 struct ServeSocket(Box<Serve>);
 
 type Serve = dyn Fn(&Path) -> std::io::Result<()> + Send + Sync;
@@ -52,13 +52,15 @@ pub(super) struct WorkerFiles {
 }
 
 impl RunDir {
-    /// Reaps what dead hosts left below `base`, and makes a directory for this one. Without a base it is the first that is
-    /// usable of `$XDG_RUNTIME_DIR/snakepit` and `snakepit-<uid>` in the temporary directory, in `/tmp` and in `/var/tmp`.
+    /// Cleans up after dead hosts in `base`, and creates a directory for this host.
     ///
-    /// Blocks: it waits for other hosts that start, and looks through the processes of the machine if a dead host left some.
+    /// Without a base, uses the first usable one of `$XDG_RUNTIME_DIR/snakepit` and `snakepit-<uid>` in `$TMPDIR`, `/tmp` and
+    /// `/var/tmp`.
+    ///
+    /// Blocks: waits for other hosts that start at the same time, and scans all processes of the machine after a crash.
     ///
     /// # Errors
-    /// [`WorkerError::Io`] when the base is not this user's, others may write to it, or its path is too long for
+    /// [`WorkerError::Io`] if the base belongs to another user, other users may write to it, or its path is too long for
     /// sockets.
     pub fn create(base: Option<&Path>) -> Result<Self, WorkerError> {
         match base {
@@ -67,11 +69,11 @@ impl RunDir {
         }
     }
 
-    /// Nobody asked for one of these, so those that cannot be used are passed over.
+    /// Tries default bases in order. Skips unusable ones, because the user did not choose them.
     fn create_in_first(bases: &[PathBuf]) -> Result<Self, WorkerError> {
         let mut problems = Vec::new();
         for base in bases {
-            // Seen before anything is made there.
+            // Checked first, so that nothing is created in an unusable base.
             let created = match fits_sockets(base) {
                 true => Self::create_in(base),
                 false => Err(too_long(base)),
@@ -89,7 +91,7 @@ impl RunDir {
     }
 
     fn create_in(base: &Path) -> Result<Self, WorkerError> {
-        // Checked before the directory is made, and again below: links may make the real path shorter or longer.
+        // Checked before the directory is created, and again below: the path without symbolic links may be longer.
         if !base.exists() {
             let wanted = std::path::absolute(base).unwrap_or_else(|_| base.to_owned());
             if !fits_sockets(&wanted) {
@@ -113,11 +115,11 @@ impl RunDir {
         Ok(Self { id, base, path, host_socket, ledger, reaped, serve: OnceLock::new() })
     }
 
-    /// Says how the host's socket is bound and served: now, and again should it be removed. `serve` runs within the runtime and
-    /// may block.
+    /// Binds and serves the host's socket with `serve`, now and again whenever the socket is removed. `serve` runs within the
+    /// runtime and may block.
     ///
     /// # Errors
-    /// Those of `serve`.
+    /// Returns the error of `serve`.
     pub fn serve_host_socket(
         &self,
         serve: impl Fn(&Path) -> std::io::Result<()> + Send + Sync + 'static,
@@ -127,8 +129,8 @@ impl RunDir {
         Ok(())
     }
 
-    /// Makes anew what was removed of the directory, by a cleaner of temporary files or by a person. Otherwise no worker could
-    /// start any more.
+    /// Restores removed parts of the directory. Without them, no further worker could start. A cleaner of temporary files may
+    /// remove them.
     pub(super) async fn restore(self: &Arc<Self>, tasks: &TaskTracker) -> Result<(), WorkerError> {
         if self.is_intact() {
             return Ok(());
@@ -163,25 +165,25 @@ impl RunDir {
         Ok(())
     }
 
-    /// Identifies this host's run; every process it starts carries it.
+    /// The run id of this host. All processes that it starts have it in their environment.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// The directory, which only this user can enter.
+    /// The path of the directory, which only this user can access.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where the host serves its workers, and this user's other programs.
+    /// The path of the socket on which the host serves its workers and this user's other programs.
     #[must_use]
     pub fn host_socket(&self) -> &Path {
         &self.host_socket
     }
 
-    /// How many processes of dead hosts were killed when this directory was made.
+    /// The number of processes of dead hosts that [`create`](Self::create) killed.
     #[must_use]
     pub const fn reaped(&self) -> usize {
         self.reaped
@@ -191,7 +193,7 @@ impl RunDir {
         &self.ledger
     }
 
-    /// A worker's files. Ids can be long and hold anything, so the names are made of their hash.
+    /// The paths of a worker's files. Ids may be long and contain any character, so the file names contain their hash.
     pub(super) fn worker_files(&self, id: &WorkerId) -> WorkerFiles {
         use std::hash::{DefaultHasher, Hash, Hasher};
         let mut hasher = DefaultHasher::new();
@@ -221,7 +223,7 @@ impl Drop for RunDir {
 }
 
 impl WorkerFiles {
-    /// Removes them; those that are not there are no error.
+    /// Removes the files that exist.
     pub(super) fn remove(&self) {
         for path in [&self.socket, &self.ready, &self.progress] {
             match std::fs::remove_file(path) {
@@ -235,7 +237,7 @@ impl WorkerFiles {
     }
 }
 
-/// The base, which is made if need be, as a path without symbolic links.
+/// Creates the base if it does not exist, and returns its path without symbolic links.
 fn prepare_base(base: &Path) -> Result<PathBuf, WorkerError> {
     let failed = |error: std::io::Error| io_error(base, &error.to_string());
     DirBuilder::new().recursive(true).mode(0o700).create(base).map_err(failed)?;
@@ -244,15 +246,15 @@ fn prepare_base(base: &Path) -> Result<PathBuf, WorkerError> {
     Ok(base)
 }
 
-/// Waits for the lock of a base: hosts that start at the same time take turns, so that none reaps what another is about to
-/// enter.
+/// Waits for the lock of a base. It serializes hosts that start at the same time, so that none cleans up the directory of
+/// another one that has not written its ledger yet.
 fn lock_base(base: &Path) -> Result<Flock<File>, WorkerError> {
     let failed = |error: std::io::Error| io_error(base, &error.to_string());
     let lock = File::create(base.join("lock")).map_err(failed)?;
     Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| failed(error.into()))
 }
 
-/// Whether the sockets of a host below this base have paths of a length that the system takes. The longest is that of a worker's.
+/// Whether the longest socket path below this base, that of a worker, fits [`MAX_SOCKET_PATH`].
 fn fits_sockets(base: &Path) -> bool {
     let below = "/".len() + ledger::ID_LENGTH + "/w-1234567890123456.sock".len();
     base.as_os_str().len() + below <= MAX_SOCKET_PATH
@@ -266,7 +268,7 @@ fn default_bases() -> Vec<PathBuf> {
     let own = format!("snakepit-{}", geteuid());
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let runtime = variable("XDG_RUNTIME_DIR").map(|dir| dir.join("snakepit"));
-    // A relative path would depend on the working directory, which may change.
+    // Relative paths are skipped, because the working directory may change.
     let temporary = variable("TMPDIR").map(|dir| dir.join(&own));
     let fixed = ["/tmp", "/var/tmp"].map(|dir| Path::new(dir).join(&own));
     let given = runtime.into_iter().chain(temporary).filter(|dir| dir.is_absolute());
@@ -275,7 +277,7 @@ fn default_bases() -> Vec<PathBuf> {
     bases
 }
 
-/// Others who could write here could plant sockets or ledgers.
+/// Rejects directories of other users, and those in which other users could create sockets or ledgers.
 fn check_owner(base: &Path, metadata: &Metadata) -> Result<(), WorkerError> {
     let me = geteuid().as_raw();
     if metadata.uid() != me {

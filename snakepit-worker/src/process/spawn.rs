@@ -1,5 +1,5 @@
-//! The one place where processes are started.
-#![allow(clippy::disallowed_methods, reason = "this is that place")]
+//! Starts worker processes. No other module starts processes.
+#![allow(clippy::disallowed_methods, reason = "this module starts the workers")]
 
 use std::{
     io::Write,
@@ -18,28 +18,33 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::{ProcessConfig, RunDir, process_group::ProcessGroup, run_dir::WorkerFiles};
 use crate::{WorkerError, WorkerId};
 
-/// A process that has just been started.
+/// A newly started process.
 #[derive(Debug)]
 pub(super) struct SpawnedProcess {
     pub(super) group: ProcessGroup,
-    /// The host's end of the control channel. The worker reads end-of-file from its own when this one closes.
+    /// The host's end of the control channel. When it closes, the worker reads end-of-file from its end.
     pub(super) control: UnixStream,
 }
 
-/// How a worker reaches the host, and proves to it who it is.
+/// The endpoint at which a worker connects to the host, and how the host authenticates the worker.
 #[derive(Debug)]
 pub(super) enum HostEndpoint<'a> {
-    /// Through the host's socket, with this token.
+    /// The host's Unix socket, with a one-time token.
     Socket { token: &'a str },
-    /// At this address, which is its own.
+    /// A TCP listener for this worker alone.
     Listener(SocketAddr),
 }
 
-/// Starts the process of a worker. The token is held until the process is started or was not, also when nobody waits for
-/// that any more. It is handed on before the first pause.
+/// Starts the process of a worker.
+///
+/// `token` keeps its task tracker open until the process has started or failed to start.
 ///
 /// # Errors
-/// [`WorkerError::Spawn`] when the program cannot be run.
+/// [`WorkerError::Spawn`] if the program cannot be executed.
+///
+/// # Cancel safety
+/// If the future is dropped, a process that starts later is killed. `token` is moved to the spawning thread before the first
+/// await, so a shutdown still waits for that process.
 pub(super) async fn spawn(
     id: &WorkerId,
     config: &ProcessConfig,
@@ -54,7 +59,7 @@ pub(super) async fn spawn(
     let failed = |problem: String| WorkerError::Spawn { program: shown.clone(), problem };
     let (mut ours, theirs) = StdUnixStream::pair().map_err(|e| failed(e.to_string()))?;
     if let HostEndpoint::Socket { token } = endpoint {
-        // It waits in the channel, where no other process can see it, until the worker reads it. It fits into any buffer.
+        // Written before the worker starts. No other process can read the channel, and the message fits into its buffer.
         let message = HostMessage::Launched { token: token.to_owned() };
         let mut line = serde_json::to_vec(&message).map_err(|e| failed(e.to_string()))?;
         line.push(b'\n');
@@ -73,17 +78,18 @@ pub(super) async fn spawn(
     }
     command.envs(config.env.iter().map(|(name, value)| (name, value)));
     if std::env::current_dir().is_err() {
-        // The working directory was removed, as when an old release is pruned. Workers need one that is there; the same path
-        // may lead to its successor.
+        // The working directory was removed, for example with an old release. Workers need an existing one, and the same path
+        // may exist again.
         let dir = working_dir.filter(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
         tracing::warn!(worker = %id, dir = %dir.display(), "the working directory was removed; using another one");
         command.current_dir(dir);
     }
     command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A group of its own: signals for this program's terminal do not reach it, and its children can be killed with it.
+    // In its own process group, the worker receives no signals of this program's terminal, and the host can kill it together
+    // with its children.
     command.process_group(0).kill_on_drop(true);
-    // Code between fork and exec makes the system copy this program's page tables, which takes ten milliseconds per
-    // gigabyte. This project's workers need none: they watch their lifeline before all else.
+    // A `pre_exec` hook rules out `posix_spawn`, and `fork` copies this program's page tables, which takes ten milliseconds per
+    // gigabyte. This project's workers do not need PDEATHSIG, because they watch their lifeline from the beginning.
     if !config.is_native() {
         arm_pdeathsig(&mut command);
     }
@@ -105,7 +111,7 @@ fn contract_args(endpoint: &HostEndpoint<'_>, run_dir: &RunDir) -> [String; 6] {
     [a, port, b, host, c, run_id]
 }
 
-/// Has the kernel kill the process when this one dies, however it dies.
+/// Sets `PR_SET_PDEATHSIG`, so that the kernel kills the worker when the host dies.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code, reason = "there is no safe way to run code between fork and exec")]
 fn arm_pdeathsig(command: &mut Command) {
@@ -114,11 +120,11 @@ fn arm_pdeathsig(command: &mut Command) {
     let host = nix::unistd::getpid();
     let arm = move || {
         set_pdeathsig(Signal::SIGKILL)?;
-        // The host may have died before the signal was armed, and then nobody would send it.
+        // If the host died before this call, the kernel will not send the signal.
         if nix::unistd::getppid() == host { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
     };
-    // SAFETY: between fork and exec only async-signal-safe functions may run. `arm` makes the system calls prctl and
-    // getppid; it neither allocates nor takes locks.
+    // SAFETY: only async-signal-safe functions may run between fork and exec. `arm` only makes the system calls prctl and
+    // getppid. It neither allocates nor locks.
     unsafe {
         command.pre_exec(arm);
     }
@@ -126,11 +132,11 @@ fn arm_pdeathsig(command: &mut Command) {
 
 #[cfg(not(target_os = "linux"))]
 fn arm_pdeathsig(_: &mut Command) {
-    // Elsewhere the lifeline does it: the worker reads end-of-file on its control channel.
+    // Other systems rely on the lifeline: the worker reads end-of-file from its control channel.
 }
 
-/// Held from the start of a process until it is entered into its ledger: a child that is not, while this is not held, is none
-/// that was started here.
+/// The lock that spawning holds from the start of a process until the ledger lists it. With this lock, a caller can rely on the
+/// ledger: a child that it does not list is not a worker.
 pub(super) fn lock_spawning() -> MutexGuard<'static, ()> {
     static SPAWNING: Mutex<()> = Mutex::new(());
     SPAWNING.lock().unwrap_or_else(PoisonError::into_inner)
@@ -141,12 +147,13 @@ struct SpawnRequest {
     run_dir: Arc<RunDir>,
     runtime: Handle,
     answer: oneshot::Sender<std::io::Result<ProcessGroup>>,
-    /// Whoever shuts down waits for it, because this thread outlives the runtime, and with it the run directory would.
+    /// Makes the shutdown wait for this request. The spawning thread outlives the runtime and would otherwise keep the run
+    /// directory.
     token: TaskTrackerToken,
 }
 
 impl SpawnRequest {
-    /// Starts the process, and enters it into the ledger before anybody can lose sight of it.
+    /// Starts the process and adds it to the ledger.
     fn run(self) {
         let Self { mut command, run_dir, runtime, answer, token } = self;
         if answer.is_closed() {
@@ -159,18 +166,18 @@ impl SpawnRequest {
             let child = command.spawn()?;
             ProcessGroup::new(child, run_dir).ok_or_else(|| std::io::Error::other("it ended at once"))
         };
-        // A runtime that shuts down panics here.
+        // Panics if the runtime is shutting down.
         let started = catch_unwind(AssertUnwindSafe(start))
             .unwrap_or_else(|_| Err(std::io::Error::other("the runtime cannot watch it")));
-        // Whoever asked may be gone; the group is then dropped, and so killed.
+        // If the caller has given up, this drops the group and so kills the process.
         let _ = answer.send(started);
-        // Last of all: nothing of the run directory is held here any more.
+        // Released last, when this thread holds no reference to the run directory.
         drop(token);
     }
 }
 
-/// The kernel sends the death signal when the *thread* that started a process ends, so processes are started by a
-/// thread that never does.
+/// Starts the process on a thread that never exits: the kernel sends the PDEATHSIG when the *thread* that started the process
+/// exits.
 async fn spawn_on_permanent_thread(
     command: Command,
     run_dir: Arc<RunDir>,
@@ -179,19 +186,19 @@ async fn spawn_on_permanent_thread(
     static THREAD: OnceLock<mpsc::Sender<SpawnRequest>> = OnceLock::new();
     let requests = THREAD.get_or_init(|| {
         let (requests, received) = mpsc::channel::<SpawnRequest>();
-        // The thread must go on whatever happens: every worker would die with it.
+        // A panic must not end the thread, because the kernel would then kill all workers.
         let run = move || {
             for request in received {
                 let _ = catch_unwind(AssertUnwindSafe(|| request.run()));
             }
         };
-        // Without a thread the channel is closed, which the send below reports.
+        // If the thread cannot be started, the channel closes, and the send below fails.
         if let Err(error) = std::thread::Builder::new().name("snakepit-spawn".to_owned()).spawn(run) {
             tracing::error!(%error, "failed to start the thread that starts workers");
         }
         requests
     });
-    let stopped = || std::io::Error::other("the thread that starts workers is gone");
+    let stopped = || std::io::Error::other("the thread that starts workers has stopped");
     let (answer, answered) = oneshot::channel();
     let request = SpawnRequest { command, run_dir, runtime: Handle::current(), answer, token };
     requests.send(request).map_err(|_| stopped())?;

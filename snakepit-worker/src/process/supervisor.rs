@@ -1,6 +1,7 @@
-//! One task a process, from its first moment to its reaping: whatever happens to the launch or the pool, the process
-//! is waited for, its group is killed, its output drained, its ledger entry closed. A runtime that drops the task on its
-//! way out kills the group too.
+//! Supervises a worker process with one task, from its start until it is reaped.
+//!
+//! The task waits for the process, kills its process group, drains its output and removes its ledger entry, even if the launch
+//! is cancelled or the pool is dropped. If the runtime drops the task, the process group is killed too.
 
 use std::{
     net::SocketAddr, os::unix::process::ExitStatusExt, panic::AssertUnwindSafe, path::Path,
@@ -28,29 +29,29 @@ use super::{
 };
 use crate::{DriverCommand, ExitReason, WorkerDriver, WorkerError, WorkerExit, WorkerId};
 
-/// How long the output of a dead worker may take to end: a process that has dropped its mark can hold the pipe open.
+/// How long to wait for the end of a dead worker's output. A descendant without the mark can hold the pipe open.
 const OUTPUT_DRAIN_TIMEOUT: Duration = Duration::from_millis(200);
-/// How long a process may live on after the stream of its calls ended: one that ends by itself closes its connections a
-/// moment earlier, and its own exit says more than a kill.
+/// How long a process may run after its call stream ended. An exiting process closes its connections shortly before, and its
+/// own exit status explains more than a kill.
 const EXIT_AFTER_STREAM_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// A supervised process, as its launch sees it. Dropping it before [`activate`](SupervisedProcess::activate) has it killed.
+/// The launch's handle to a supervised process. Dropping it before [`activate`](SupervisedProcess::activate) kills the process.
 #[derive(Debug)]
 pub(super) struct SupervisedProcess {
     pid: u32,
     control: UnixStream,
-    /// Held until the launch is over; the supervisor kills the process when it is dropped unsent.
+    /// Completes the launch. If it is dropped unsent, the supervisor kills the process.
     activation: oneshot::Sender<(WorkerDriver, UnixStream)>,
     exit: ExitWatch,
     output: WorkerOutput,
     ready_port: watch::Receiver<Option<u16>>,
-    /// Cancelled when the stream of its calls ends.
+    /// Cancelled when the worker's call stream ends.
     stream_ended: CancellationToken,
 }
 
 impl SupervisedProcess {
     /// Starts a process and its supervisor.
-    #[allow(clippy::too_many_arguments, reason = "the parts of one launch, used once")]
+    #[allow(clippy::too_many_arguments, reason = "has a single caller")]
     pub(super) async fn spawn(
         id: &WorkerId,
         config: &ProcessConfig,
@@ -67,7 +68,7 @@ impl SupervisedProcess {
             program: "worker".to_owned(),
             problem: format!("the end of children cannot be watched: {e}"),
         })?;
-        // Taken before the look at `stop`, which is cancelled before anybody waits for the tokens.
+        // Taken before checking `stop`, because a shutdown cancels `stop` before it waits for the tokens.
         let token = tasks.token();
         if stop.is_cancelled() {
             let problem = "its launcher was shut down".to_owned();
@@ -106,7 +107,7 @@ impl SupervisedProcess {
         };
         files_guard.disarm();
         tasks.spawn(async move {
-            // A panic drops the process's group, which kills it, and the driver, which tells the pool.
+            // A panic drops the process group, which kills it, and the driver, which reports the exit to the pool.
             let outcome = AssertUnwindSafe(supervisor.run(activated, stop)).catch_unwind().await;
             drop(launch);
             files.remove();
@@ -114,7 +115,7 @@ impl SupervisedProcess {
                 let reason = ExitReason::Killed { why: "the task that supervised it panicked".to_owned() };
                 (WorkerExit { reason, output_lines: Vec::new() }, None)
             });
-            // The pool first: who learns of the end from the watch finds it known to the worker's holders too.
+            // Reports to the pool first, so that the exit is visible there before it is in the watch.
             if let Some(driver) = driver {
                 driver.exited(exit.clone());
             }
@@ -123,7 +124,7 @@ impl SupervisedProcess {
         Ok(Self { pid, control, activation, exit, output, ready_port, stream_ended })
     }
 
-    /// Begins the launch: with a token for a worker that knows what to do with it, with a listener for another.
+    /// Begins the launch: with a token for this project's workers, with a listener for foreign ones.
     async fn begin(
         id: &WorkerId,
         config: &ProcessConfig,
@@ -158,18 +159,19 @@ impl SupervisedProcess {
         self.ready_port.clone()
     }
 
-    /// To be cancelled when the stream of its calls has ended: what it runs then cannot be told, so it must not live on.
+    /// The token to cancel when the worker's call stream ends. The supervisor then kills the worker, because the state of its
+    /// calls is unknown.
     pub(super) fn stream_ended(&self) -> CancellationToken {
         self.stream_ended.clone()
     }
 
-    /// Ends the launch: from here on the driver gives the orders.
+    /// Completes the launch. From now on, the supervisor executes the commands that the driver receives.
     pub(super) fn activate(self, driver: WorkerDriver) {
-        // The supervisor is gone if the process ended just now; the driver is dropped with it, which tells the pool.
+        // Fails if the process has just exited. Dropping the driver then reports that to the pool.
         let _ = self.activation.send((driver, self.control));
     }
 
-    /// Has the process killed, and waits until it is gone.
+    /// Kills the process and waits until it is reaped.
     pub(super) async fn abandon(self) {
         let exit = self.exit;
         drop((self.activation, self.control));
@@ -177,11 +179,11 @@ impl SupervisedProcess {
     }
 }
 
-/// The files of a worker whose process is not there yet: removed when it never will be.
+/// Removes the files of a worker on drop, unless the supervisor has taken over.
 struct FilesGuard(Option<WorkerFiles>);
 
 impl FilesGuard {
-    /// From here on its supervisor removes them.
+    /// Leaves the removal to the supervisor.
     fn disarm(mut self) {
         self.0 = None;
     }
@@ -200,7 +202,7 @@ struct Supervisor {
     id: WorkerId,
     pid: u32,
     group: ProcessGroup,
-    /// SIGCHLD: some child ended.
+    /// Receives SIGCHLD.
     sigchld: Signal,
     output: WorkerOutput,
     progress: ProgressFile,
@@ -209,7 +211,7 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    /// Runs the process to its end.
+    /// Supervises the process until it is reaped.
     async fn run(
         mut self,
         activated: oneshot::Receiver<(WorkerDriver, UnixStream)>,
@@ -220,7 +222,7 @@ impl Supervisor {
             activated = activated => match activated {
                 Ok((mut driver, control)) => {
                     let reason = self.run_commands(&mut driver, &stop).await;
-                    // The lifeline closes only now, so that a worker asked to stop is not told that its host is gone.
+                    // Closes the lifeline only now, so that a stopping worker does not assume that its host died.
                     drop(control);
                     (reason, Some(driver))
                 }
@@ -241,7 +243,7 @@ impl Supervisor {
         (WorkerExit { reason, output_lines: self.output.lines() }, driver)
     }
 
-    /// Waits for the process, doing what the driver says meanwhile.
+    /// Waits for the process, and executes the driver's commands meanwhile.
     async fn run_commands(&mut self, driver: &mut WorkerDriver, stop: &CancellationToken) -> ExitReason {
         let stream_ended = self.stream_ended.clone();
         let stream_ended = async {
@@ -260,7 +262,7 @@ impl Supervisor {
         }
     }
 
-    /// Asks the process to stop, and kills it if it does not.
+    /// Sends SIGTERM, and kills the process if it still runs after the grace period.
     async fn stop(
         &mut self,
         grace: Duration,
@@ -289,8 +291,8 @@ impl Supervisor {
         }
     }
 
-    /// Kills the process. One that was about to end otherwise is reported with its own end: the connections of a process that
-    /// crashes break before its end is seen, and by then somebody may have ordered to kill it.
+    /// Kills the process. Reports the exit of the process itself if it was exiting already: the connections of a crashing
+    /// process break before its exit is visible, and the pool may order the kill in between.
     async fn kill(&mut self, why: &str) -> ExitReason {
         os_process::kill_group(self.pid);
         match self.exited().await {
@@ -299,10 +301,10 @@ impl Supervisor {
         }
     }
 
-    /// Waits for the end, kills what is left of the group, and reaps. Cancel safe.
+    /// Waits for the exit, kills the rest of the process group, and reaps the process. Cancel safe.
     async fn exited(&mut self) -> ExitReason {
         self.leader_exited().await;
-        // What the leader started goes with it. Its pid names this group and no other as long as it is not reaped.
+        // Until the leader is reaped, its pid cannot refer to another group.
         os_process::kill_group(self.pid);
         match self.group.child.wait().await {
             Ok(status) => exit_reason(status),
@@ -315,7 +317,7 @@ impl Supervisor {
 }
 
 impl Supervisor {
-    /// Waits until the leader has ended, without reaping it.
+    /// Waits until the leader has exited, without reaping it.
     #[cfg(target_os = "linux")]
     async fn leader_exited(&mut self) {
         use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
@@ -323,14 +325,14 @@ impl Supervisor {
         let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         let leader = || Id::Pid(nix::unistd::Pid::from_raw(self.pid.cast_signed()));
         while let Ok(WaitStatus::StillAlive) = waitid(leader(), look) {
-            // The signal was subscribed to before the process started, so its end cannot be missed.
+            // `sigchld` was created before the process started, so it cannot miss the exit.
             if self.sigchld.recv().await.is_none() {
                 return;
             }
         }
     }
 
-    /// Elsewhere the leader is reaped first, and its group killed right after.
+    /// Reaps the leader. Other systems cannot wait without reaping, so the group is killed right after.
     #[cfg(not(target_os = "linux"))]
     async fn leader_exited(&mut self) {
         let _ = self.group.child.wait().await;

@@ -1,8 +1,8 @@
-//! Splits a stream into lines in bounded memory: of a long line, the beginning is kept and the rest counted.
+//! [`LineReader`]: splits a stream into lines in bounded memory. It truncates long lines and counts the skipped bytes.
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
-/// How many bytes of a line are kept.
+/// The number of bytes after which a line is truncated.
 pub(super) const MAX_LINE_BYTES: usize = 8 * 1024;
 
 /// Reads a stream line by line.
@@ -10,9 +10,9 @@ pub(super) const MAX_LINE_BYTES: usize = 8 * 1024;
 pub(super) struct LineReader<R> {
     stream: BufReader<R>,
     line: Vec<u8>,
-    /// Whether `line` was handed out, and what follows begins another one.
+    /// Whether `next` has returned `line`, so the next byte begins a new one.
     handed_out: bool,
-    /// How many bytes of a long line were skipped so far, while its end is awaited.
+    /// The number of skipped bytes of a truncated line whose end has not been read.
     skipped: Option<u64>,
 }
 
@@ -21,7 +21,7 @@ pub(super) struct LineReader<R> {
 pub(super) enum LineEvent {
     /// [`LineReader::line`] holds a line, or the first [`MAX_LINE_BYTES`] bytes of a longer one.
     Line,
-    /// The line before was longer by this much.
+    /// The previous line was truncated by this many bytes.
     Cut { bytes: u64 },
     /// The stream has ended.
     End,
@@ -33,7 +33,7 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
         Self { stream, line: Vec::new(), handed_out: false, skipped: None }
     }
 
-    /// The line that was read last.
+    /// The line that [`next`](Self::next) returned last.
     pub(super) fn line(&self) -> &[u8] {
         &self.line
     }
@@ -89,7 +89,7 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
 mod tests {
     use super::*;
 
-    /// The lengths of lines, and of what was cut.
+    /// Reads all lines. Returns the length of each line, or the number of truncated bytes.
     async fn read_all(text: &str) -> Vec<(usize, u64)> {
         let mut lines = LineReader::new(text.as_bytes());
         let mut seen = Vec::new();
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_line_without_end_takes_no_memory() {
+    async fn an_endless_line_needs_bounded_memory() {
         let long = "x".repeat(50 * MAX_LINE_BYTES + 3);
         assert_eq!(read_all(&long).await, [(MAX_LINE_BYTES, 0), (0, 49 * MAX_LINE_BYTES as u64 + 3)]);
         assert_eq!(read_all(&format!("{long}\nb")).await[1..], [(0, 49 * MAX_LINE_BYTES as u64 + 3), (1, 0)]);

@@ -1,17 +1,17 @@
-//! How much of its output a worker may have logged in a second; the rest is counted.
+//! [`RateLimit`]: limits the output that a worker may log per second, and counts the rest.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Lines a second.
+/// The limit of lines per second.
 pub(super) const LINES_PER_SECOND: usize = 1000;
-/// Bytes a second.
+/// The limit of bytes per second.
 pub(super) const BYTES_PER_SECOND: usize = 256 * 1024;
 
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// The limit of one worker: a fixed window of a second.
+/// The rate limit of one worker, with fixed windows of one second.
 #[derive(Debug)]
 pub(super) struct RateLimit {
     window_start: Instant,
@@ -32,7 +32,7 @@ impl RateLimit {
         Self { window_start: now, lines: 0, bytes: 0, dropped: DroppedOutput::default() }
     }
 
-    /// Whether a line of this length may be logged.
+    /// Returns whether a line of this length may be logged, and counts the line.
     pub(super) fn admit(&mut self, now: Instant, bytes: usize) -> bool {
         if now.saturating_duration_since(self.window_start) >= WINDOW {
             (self.window_start, self.lines, self.bytes) = (now, 0, 0);
@@ -48,17 +48,17 @@ impl RateLimit {
         fits
     }
 
-    /// When dropped output is to be reported, if there is any.
+    /// The time to report dropped output, if there is any.
     pub(super) fn report_due(&self) -> Option<Instant> {
         (self.dropped.lines > 0).then(|| self.window_start + WINDOW)
     }
 
-    /// What was dropped, once the second is over.
+    /// Takes the unreported dropped output, if the window is over.
     pub(super) fn report(&mut self, now: Instant) -> Option<DroppedOutput> {
         self.report_due().filter(|due| *due <= now).and_then(|_| self.take_dropped())
     }
 
-    /// What was dropped and not reported yet.
+    /// Takes the unreported dropped output.
     pub(super) fn take_dropped(&mut self) -> Option<DroppedOutput> {
         Some(std::mem::take(&mut self.dropped)).filter(|dropped| dropped.lines > 0)
     }
@@ -69,13 +69,13 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn each_second_has_an_allowance_of_its_own() {
+    async fn the_limit_applies_to_each_second() {
         let mut now = Instant::now();
         let mut limit = RateLimit::new(now);
         for _ in 0..3 {
             assert!((0..LINES_PER_SECOND).all(|_| limit.admit(now, 1)));
             assert!(!limit.admit(now, 7));
-            assert_eq!(limit.report(now), None, "the second is not over");
+            assert_eq!(limit.report(now), None, "the window is not over");
             now += WINDOW;
             assert_eq!(limit.report(now), Some(DroppedOutput { lines: 1, bytes: 7 }));
         }

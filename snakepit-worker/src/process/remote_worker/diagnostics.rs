@@ -1,4 +1,4 @@
-//! What an answer of a worker, or the end of the connection to it, means for a call.
+//! [`WorkerDiagnostics`]: converts answers, statuses and broken connections of a worker into replies and errors of a call.
 
 use std::{error::Error as _, sync::Arc, time::Duration};
 
@@ -21,19 +21,19 @@ use tonic::{Code, Status};
 use super::super::{exit_watch::ExitWatch, progress_file::ProgressFile};
 use crate::{ExitReason, WorkerExit, WorkerId};
 
-/// How long a broken connection waits for the worker's exit to be known, so that the error can say how it ended.
+/// How long to wait for the worker's exit after its connection broke, so that the error can name the reason.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How much earlier than a deadline a timer set for it may fire.
+/// How early a timer may fire before its deadline.
 const TIMER_TOLERANCE: Duration = Duration::from_millis(2);
 
-/// What is known of the worker when a call fails.
+/// The state of a worker that explains why a call failed.
 #[derive(Debug, Clone)]
 pub(in super::super) struct WorkerDiagnostics {
     pub(in super::super) id: WorkerId,
     pub(in super::super) exit: ExitWatch,
-    /// Which multiplexed calls have begun, and what the last one printed.
+    /// Shows which multiplexed calls have begun, and the output of the last one that printed.
     pub(in super::super) progress: ProgressFile,
-    /// How many lines of its output ride in the error of a call.
+    /// The number of output lines that the error of a call contains.
     pub(in super::super) output_lines: usize,
 }
 
@@ -45,9 +45,9 @@ impl Callee for WorkerDiagnostics {
 
     async fn broken(&self, _: &Asked, id: u64, status: Status) -> Lost {
         let loss = self.loss(MULTIPLEXED | id, &status).await;
-        // Only a worker that is gone begins nothing more, so what it stored is read after its end and not before.
+        // The worker may begin calls until it exits, so the progress file is final only after the exit.
         let may_have_begun = !loss.is_exit_known || self.progress.has_begun(id);
-        // The call may have ended, and its answer not have left before a later call took the worker down.
+        // The call may have ended before another call killed the worker, which then did not send the answer.
         let answer = if loss.is_exit_known && may_have_begun { self.progress.answer(id) } else { None };
         Lost { answer, error: self.worker_lost(loss, may_have_begun) }
     }
@@ -120,21 +120,21 @@ impl WorkerDiagnostics {
         ToolError::Failed(Box::new(ToolFailure { tool: tool.to_owned(), message, worker, ..failure }))
     }
 
-    /// What a status means: the end of the connection, the worker's refusal, or the tool's own failure.
+    /// Converts a status into an error: a broken connection, a rejection by the worker, or a failure of the tool.
     ///
-    /// A status is the tool's own unless it proves to be something else, for workers let their tools set any code: to take
-    /// a tool's `NOT_FOUND` for a missing tool, or its `UNAVAILABLE` for a broken worker, would blame the wrong one.
+    /// Tools may set any status code. A status therefore counts as a failure of the tool unless its details or its source prove
+    /// otherwise: a tool's `NOT_FOUND` must not be reported as a missing tool, nor its `UNAVAILABLE` as a broken worker.
     pub(super) async fn error(&self, Asked { tool, deadline, id }: &Asked, status: Status) -> ToolError {
         let tool_name = || tool.to_string();
-        // The worker's transport keeps time too, and answers a call that is late with CANCELLED.
+        // The worker's transport also enforces the deadline, and answers a late call with CANCELLED.
         let late = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
             && deadline.is_some_and(|deadline| Instant::now() + TIMER_TOLERANCE >= deadline);
         if late || caused_by::<tonic::TimeoutExpired>(&status) {
             return ToolError::DeadlineExceeded { tool: tool_name(), stage: CallStage::Running };
         }
-        // Only a status made on this side has a source; one that the worker sent has none.
+        // Only a status that this process created has a source.
         if status.source().is_some() {
-            // Without a connection the request cannot have reached the worker.
+            // If connecting failed, the request did not reach the worker.
             let delivered = !caused_by::<tonic::ConnectError>(&status);
             return self.worker_lost(self.loss(id.as_u64(), &status).await, delivered);
         }
@@ -159,7 +159,7 @@ impl WorkerDiagnostics {
             (Some(status::CANCELLED), _) => ToolError::Cancelled { tool: tool_name() },
             (Some(status::STOPPING), _) => ToolError::Unavailable { reason: message, retry_after: None },
             (Some(status::INTERNAL), _) => ToolError::Internal { problem: message },
-            // What gRPC itself answers for a method that the worker does not implement.
+            // The answer of gRPC itself for a method that the worker does not implement.
             (None, None) if code == Code::Unimplemented && status.details().is_empty() => {
                 ToolError::Unsupported { tool: tool_name(), problem: message }
             }
@@ -167,13 +167,13 @@ impl WorkerDiagnostics {
         }
     }
 
-    /// The worker answered, with something that cannot be read.
+    /// The error for an answer that cannot be decoded.
     pub(super) fn unreadable(&self, status: &Status) -> ToolError {
         let problem = format!("the answer of worker `{}` cannot be read: {}", self.id, status.message());
         ToolError::Internal { problem }
     }
 
-    /// The worker answered with something that cannot be read, and may still be at it.
+    /// The error for an answer that cannot be decoded, from a worker that may still run the call.
     pub(super) fn incoherent(&self, asked: &Asked, status: &Status) -> ToolError {
         let reason = format!("its answer cannot be read: {}", status.message());
         let output_lines = self.progress.output_of(asked.id.as_u64(), self.output_lines);
@@ -184,23 +184,23 @@ impl WorkerDiagnostics {
         ToolError::WorkerLost { worker: self.id.to_string(), reason, delivered, output_lines }
     }
 
-    /// Waits a moment for the worker's end. `None` when it is not known by then.
+    /// Waits up to [`EXIT_TIMEOUT`] for the worker's exit.
     async fn exit_soon(&self) -> Option<WorkerExit> {
         tokio::time::timeout(EXIT_TIMEOUT, self.exit.exited()).await.ok()?;
-        // Without a word in the channel its supervisor is gone, and the worker may not be.
+        // `None` if the supervisor was dropped without a report. The worker may then still run.
         self.exit.reported()
     }
 
-    /// Waits a moment for the worker's end, and says how it ended. `None` when it is not known by then.
+    /// Waits up to [`EXIT_TIMEOUT`] for the worker's exit, and returns its reason.
     pub(super) async fn exit_reason(&self) -> Option<String> {
         self.exit_soon().await.map(|exit| exit.reason.to_string())
     }
 
-    /// The connection broke under this call: how the worker ended, when that is known soon enough.
+    /// Explains why the connection broke during a call: by the worker's exit if it is reported in time, or by the status.
     async fn loss(&self, call: u64, status: &Status) -> Loss {
         let exit = self.exit_soon().await;
         let is_exit_known = exit.is_some();
-        // Read after the end, so it is complete. Lines of other calls are none of this caller's business.
+        // Complete, because it is read after the exit. Contains only lines of this call.
         let mut output_lines = self.progress.output_of(call, self.output_lines);
         let reason = match exit {
             Some(exit) => {
@@ -215,16 +215,16 @@ impl WorkerDiagnostics {
     }
 }
 
-/// How a worker ended, or seems to have.
+/// The reason why a call lost its worker.
 struct Loss {
     reason: String,
     output_lines: Vec<String>,
-    /// Whether its process is surely gone.
+    /// Whether the supervisor reported the exit of the process.
     is_exit_known: bool,
 }
 
-/// Whether a status was made on this side because a message could not be read: the transport names no source for these,
-/// so they are known by their texts alone.
+/// Whether this process created the status because it could not decode a message. The transport sets no source for these, so
+/// only their texts identify them.
 pub(super) fn is_unreadable(status: &Status) -> bool {
     const TEXTS: [&str; 4] = [
         "failed to decode Protobuf message",
@@ -236,8 +236,8 @@ pub(super) fn is_unreadable(status: &Status) -> bool {
     ours && TEXTS.iter().any(|text| status.message().starts_with(text))
 }
 
-/// A status as the text of a failure. Workers of the original end a failed stream with INTERNAL and the exception's text,
-/// and gRPC's servers do so with UNKNOWN: these two codes say no more than that.
+/// The message of a failure that arrived as a status. Omits the codes INTERNAL and UNKNOWN: workers of the original Snakepit
+/// and gRPC servers use them for any exception of a tool.
 fn failure_message(code: Code, message: String) -> String {
     let name = match code {
         Code::Internal | Code::Unknown if !message.is_empty() => return message,
@@ -268,7 +268,7 @@ mod tests {
 
     use super::*;
 
-    /// What a status of a worker means for a call without a deadline.
+    /// Converts a status for a call without a deadline.
     async fn convert(status: Status) -> ToolError {
         convert_with_deadline(status, None).await
     }
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refusals_of_our_own_workers_are_told_by_their_reason() {
+    async fn the_reason_identifies_rejections_of_a_worker() {
         use status::{refuse, refuse_field};
         let missing = convert(refuse(Code::NotFound, status::TOOL_NOT_FOUND, "tool `fetch` not found")).await;
         assert!(matches!(missing, ToolError::NotFound { .. }), "{missing:?}");
@@ -320,11 +320,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_a_worker_began_is_asked_after_its_end() {
+    async fn the_progress_file_is_read_after_the_exit() {
         use std::os::unix::fs::FileExt;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("progress");
-        let (tell, exit) = ExitWatch::channel();
+        let (sender, exit) = ExitWatch::channel();
         let progress = ProgressFile::create(&path).unwrap();
         let diagnostics = WorkerDiagnostics { id: WorkerId::new("w"), exit, progress, output_lines: 20 };
         let asked = Asked { tool: "fetch".into(), deadline: None, id: CallId::next() };
@@ -333,20 +333,20 @@ mod tests {
             assert!(matches!(lost, ToolError::WorkerLost { .. }), "{lost:?}");
             lost.is_delivered()
         };
-        assert!(delivered(1).await, "a worker that may live may begin any call");
-        // It begins a call after its connection broke, and before it dies.
+        assert!(delivered(1).await, "a worker that may be alive may begin any call");
+        // The worker begins a call after its connection broke and before it exits.
         let dies = async {
             tokio::time::sleep(Duration::from_millis(10)).await;
             let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
             file.write_all_at(&1_u64.to_ne_bytes(), 0).unwrap();
-            tell.send_replace(Some(WorkerExit { reason: crate::ExitReason::Code(1), output_lines: vec![] }));
+            sender.send_replace(Some(WorkerExit { reason: crate::ExitReason::Code(1), output_lines: vec![] }));
         };
         assert!(tokio::join!(delivered(1), dies).0);
         assert!(!delivered(2).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_comes_after_the_deadline_is_the_deadline() {
+    async fn a_cancelled_status_after_the_deadline_is_deadline_exceeded() {
         let now = Some(Instant::now());
         for status in [Status::cancelled("Timeout expired"), Status::deadline_exceeded("x")] {
             let late = convert_with_deadline(status, now).await;

@@ -1,4 +1,5 @@
-//! Calls by ExecuteTool and ExecuteStreamingTool: for workers that know nothing else, and for large arguments.
+//! Runs each call as a separate RPC, `ExecuteTool` or `ExecuteStreamingTool`: for workers without `Multiplex`, and for large
+//! arguments.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +14,7 @@ use super::{
     diagnostics::{WorkerDiagnostics, is_unreadable},
 };
 
-/// How long a worker may take to end a call whose stream cannot be read.
+/// How long a worker may take to cancel a call whose stream cannot be read.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs a call.
@@ -26,7 +27,7 @@ pub(super) async fn call(
     let asked = Asked::by(&call);
     let request = request_to_wire(call, asked.time_left()?);
     check_size(request.get_ref())?;
-    // A client is a handle to the shared connection, made to be cloned.
+    // Clones of a client share one connection.
     let mut client = client.clone();
     match mode {
         CallMode::Unary => match client.execute_tool(request).await {
@@ -48,7 +49,7 @@ pub(super) async fn call(
     }
 }
 
-/// The chunks of a streaming call. A final chunk without data only says that the stream is complete.
+/// Converts the chunks of a streaming call. Skips a final chunk without data, which only marks the end of the stream.
 fn chunks(errors: StreamErrors, stream: Streaming<pb::ToolChunk>) -> ChunkStream {
     let chunks = stream.try_filter_map(|chunk| {
         let empty_end = chunk.is_final && chunk.data.is_empty();
@@ -66,7 +67,7 @@ fn chunks(errors: StreamErrors, stream: Streaming<pb::ToolChunk>) -> ChunkStream
     }))
 }
 
-/// What is needed to say why a stream ended.
+/// Converts the errors of a stream of chunks.
 struct StreamErrors {
     client: Client,
     diagnostics: WorkerDiagnostics,
@@ -79,8 +80,8 @@ impl StreamErrors {
         if !is_unreadable(&status) {
             return self.diagnostics.error(&self.asked, status).await;
         }
-        // It was given up on this side, and the tool may stream on: the worker takes no other call before it has said
-        // that this one runs no more.
+        // This end closed the stream, but the tool may still run. The worker must confirm that the call has ended before it
+        // may run another one.
         let request = pb::CancelToolRequest { call_id: self.id.to_string() };
         let cancelled = tokio::time::timeout(CANCEL_TIMEOUT, self.client.clone().cancel_tool(request)).await;
         match cancelled {

@@ -1,11 +1,11 @@
-//! The run directory: private, removed with its host, and reaped after a crash.
+//! Tests that the run directory is private, removed on drop, and cleaned up after a crash.
 
 use std::os::unix::{fs::PermissionsExt, process::CommandExt};
 
 use super::*;
 
 #[test]
-fn the_directory_is_private_and_goes_with_its_host() {
+fn the_directory_is_private_and_removed_on_drop() {
     let base = tempfile::tempdir().unwrap();
     let run = RunDir::create(Some(base.path())).unwrap();
     let path = run.path().to_owned();
@@ -15,7 +15,7 @@ fn the_directory_is_private_and_goes_with_its_host() {
 }
 
 #[test]
-fn a_base_that_others_can_write_to_is_refused() {
+fn a_base_that_others_can_write_to_is_rejected() {
     let base = tempfile::tempdir().unwrap();
     std::fs::set_permissions(base.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     let error = RunDir::create(Some(base.path())).unwrap_err().to_string();
@@ -23,7 +23,7 @@ fn a_base_that_others_can_write_to_is_refused() {
 }
 
 #[test]
-fn defaults_that_cannot_be_used_are_passed_over() {
+fn unusable_defaults_are_skipped() {
     let base = tempfile::tempdir().unwrap();
     let (file, shared) = (base.path().join("file"), base.path().join("shared"));
     std::fs::write(&file, "").unwrap();
@@ -34,16 +34,16 @@ fn defaults_that_cannot_be_used_are_passed_over() {
     let bases = [file.join("no-directory"), shared, long.clone(), last.clone()];
     let run_dir = RunDir::create_in_first(&bases).unwrap();
     assert_eq!(run_dir.path().parent(), Some(&*last.canonicalize().unwrap()));
-    assert!(!long.exists(), "nothing is made where it cannot be used");
+    assert!(!long.exists(), "nothing is created in an unusable base");
     let error = RunDir::create_in_first(&bases[..3]).unwrap_err().to_string();
     assert!(error.contains("other users") && error.contains("too long"), "{error}");
     let error = RunDir::create(Some(&long)).unwrap_err().to_string();
-    assert!(error.contains("too long"), "what was asked for must work: {error}");
-    assert!(!long.exists(), "nothing is left of it");
+    assert!(error.contains("too long"), "a chosen base is not skipped: {error}");
+    assert!(!long.exists(), "nothing is created in it");
 }
 
 #[tokio::test]
-async fn what_was_removed_is_made_anew() {
+async fn removed_parts_are_restored() {
     let base = tempfile::tempdir().unwrap();
     let below = base.path().join("below");
     let run_dir = Arc::new(RunDir::create(Some(&below)).unwrap());
@@ -62,13 +62,13 @@ async fn what_was_removed_is_made_anew() {
         assert!(ledger.contains(r#""started":{"pid":1,"#), "{ledger}");
         assert_eq!(std::fs::metadata(run_dir.path()).unwrap().permissions().mode() & 0o777, 0o700);
     }
-    // The next host takes this one for alive, although its first ledger is gone.
+    // The next host sees that this one is alive, although its first ledger was removed.
     assert_eq!(RunDir::create(Some(&below)).unwrap().reaped(), 0);
     run_dir.ledger().remove(1);
 }
 
 #[test]
-fn live_hosts_leave_each_other_alone() {
+fn live_hosts_do_not_clean_up_each_other() {
     let base = tempfile::tempdir().unwrap();
     let first = RunDir::create(Some(base.path())).unwrap();
     let second = RunDir::create(Some(base.path())).unwrap();
@@ -77,14 +77,14 @@ fn live_hosts_leave_each_other_alone() {
     assert_eq!(second.reaped(), 0);
 }
 
-/// A process that outlives its (pretended) host, in a group of its own.
-#[allow(clippy::disallowed_methods, reason = "a stand-in for a worker that a crash left")]
+/// Starts a process group leader in place of a worker whose host has died.
+#[allow(clippy::disallowed_methods, reason = "a stand-in for a worker of a dead host")]
 fn leftover(run_id: &str) -> std::process::Child {
     let mut command = std::process::Command::new("sleep");
     command.arg("60").env("SNAKEPIT_RUN_ID", run_id).process_group(0).spawn().unwrap()
 }
 
-/// The directory of a host that is dead, with these lines in its ledger.
+/// Creates the run directory of a dead host, with these lines in its ledger.
 fn dead_run(base: &Path, run_id: &str, lines: &[String]) -> PathBuf {
     let run = base.join(run_id);
     std::fs::create_dir(&run).unwrap();
@@ -102,13 +102,13 @@ fn started(pid: u32, start_time: u64) -> String {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn what_a_dead_host_left_is_killed_and_nothing_else() {
+fn only_workers_of_a_dead_host_are_killed() {
     let base = tempfile::tempdir().unwrap();
     let (mut left, mut foreign, mut ended) = (leftover("dead0001"), leftover("other"), leftover("other"));
     let start = |child: &std::process::Child| super::super::os_process::start_time(child.id()).unwrap();
     let lines = [
         started(left.id(), start(&left)),
-        // The same pid as a worker of old, but another process: it started at another time.
+        // The pid of an earlier worker, now of another process: the start times differ.
         started(foreign.id(), start(&foreign) - 1),
         started(ended.id(), start(&ended)),
         format!(r#"{{"ended":{{"pid":{}}}}}"#, ended.id()),
@@ -123,7 +123,7 @@ fn what_a_dead_host_left_is_killed_and_nothing_else() {
     for child in [&mut foreign, &mut ended] {
         assert!(
             child.try_wait().unwrap().is_none(),
-            "a process that was not left by the dead host was killed"
+            "a process that is not a worker of the dead host was killed"
         );
         child.kill().unwrap();
         child.wait().unwrap();
@@ -131,7 +131,7 @@ fn what_a_dead_host_left_is_killed_and_nothing_else() {
 }
 
 #[test]
-fn what_died_before_it_had_a_ledger_is_removed_and_nothing_else() {
+fn only_run_directories_without_a_ledger_are_removed() {
     let base = tempfile::tempdir().unwrap();
     let unbegun = base.path().join("dead0005");
     let empty = base.path().join("dead0007");
@@ -150,7 +150,7 @@ fn what_died_before_it_had_a_ledger_is_removed_and_nothing_else() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_torn_line_hides_nothing() {
+fn a_torn_line_does_not_hide_later_lines() {
     let base = tempfile::tempdir().unwrap();
     let mut left = leftover("dead0003");
     let start = super::super::os_process::start_time(left.id()).unwrap();
@@ -161,10 +161,10 @@ fn a_torn_line_hides_nothing() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_host_lives_as_long_as_it_holds_its_ledger() {
+fn a_host_is_alive_while_it_locks_its_ledger() {
     let base = tempfile::tempdir().unwrap();
     let live = RunDir::create(Some(base.path())).unwrap();
-    // It looks dead: it runs in a PID namespace of its own, where this number names it.
+    // The pid in the ledger is that of another PID namespace, so the host looks dead from here.
     let ledger = live.path().join("ledger");
     let pid = std::process::id().to_string();
     let padded = format!("{:<width$}", 1, width = pid.len());
@@ -175,10 +175,10 @@ fn a_host_lives_as_long_as_it_holds_its_ledger() {
     assert_eq!(RunDir::create(Some(base.path())).unwrap().reaped(), 0);
     assert!(worker.try_wait().unwrap().is_none() && live.path().exists());
 
-    // It is gone, but its process, this one, is not reaped: that is how a zombie looks.
+    // The host has released its lock, but its process, this one, still exists, as if it were a zombie.
     let (path, locked) = (live.path().to_owned(), live);
     drop(locked);
-    assert!(path.join("ledger").exists(), "an open entry keeps the ledger");
+    assert!(path.join("ledger").exists(), "the ledger still lists a process");
     assert_eq!(RunDir::create(Some(base.path())).unwrap().reaped(), 1);
     worker.wait().unwrap();
     assert!(!path.exists());
@@ -186,7 +186,7 @@ fn a_host_lives_as_long_as_it_holds_its_ledger() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn pids_of_another_namespace_name_nothing_here() {
+fn runs_of_another_pid_namespace_are_ignored() {
     let base = tempfile::tempdir().unwrap();
     let mut foreign = leftover("dead0004");
     let start = super::super::os_process::start_time(foreign.id()).unwrap();
@@ -202,10 +202,10 @@ fn pids_of_another_namespace_name_nothing_here() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn members_of_a_group_whose_leader_is_gone_are_known_by_their_run() {
+fn members_of_a_leaderless_group_are_found_by_their_run_id() {
     let base = tempfile::tempdir().unwrap();
     let (mut ours, mut foreign) = (leftover("dead0002"), leftover("other"));
-    // Both ledger entries name groups whose leader's start time is not what the ledger says any more.
+    // Both entries list a start time that differs from that of the current process with this pid.
     let lines = [started(ours.id(), 1), started(foreign.id(), 1)];
     dead_run(base.path(), "dead0002", &lines);
     let host = RunDir::create(Some(base.path())).unwrap();
