@@ -339,7 +339,8 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(10)).await;
             let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
             file.write_all_at(&1_u64.to_ne_bytes(), 0).unwrap();
-            sender.send_replace(Some(WorkerExit { reason: crate::ExitReason::Code(1), output_lines: vec![] }));
+            sender
+                .send_replace(Some(WorkerExit { reason: crate::ExitReason::Code(1), output_lines: vec![] }));
         };
         assert!(tokio::join!(delivered(1), dies).0);
         assert!(!delivered(2).await);
