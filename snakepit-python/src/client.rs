@@ -55,9 +55,9 @@ impl HostClient {
     #[pyo3(signature = (session_id, timeout))]
     fn open_session(&self, py: Python<'_>, session_id: String, timeout: Option<f64>) -> PyResult<()> {
         let request = pb::InitializeSessionRequest { session_id, ..Default::default() };
-        let outside = self.outside(String::new(), timeout)?;
+        let call = self.session_call(String::new(), timeout)?;
         // Initializing an existing session changes nothing, so the request may be repeated.
-        let opened = outside
+        let opened = call
             .read(py, request, |mut client, request| async move { client.initialize_session(request).await });
         opened.map(drop)
     }
@@ -65,7 +65,7 @@ impl HostClient {
     /// Returns a `Call` outside of any tool, for access to the session. `timeout` is in seconds and bounds each request
     /// and each watch.
     #[pyo3(signature = (session_id, timeout))]
-    fn outside(&self, session_id: String, timeout: Option<f64>) -> PyResult<Call> {
+    fn session_call(&self, session_id: String, timeout: Option<f64>) -> PyResult<Call> {
         let timeout = timeout.map(seconds).transpose()?;
         Ok(Call {
             caller: Caller::Program { end: self.connection.end.clone(), timeout },

@@ -96,7 +96,7 @@ impl Call {
         let request = self.request(name, arguments)?;
         let payload = self.wait(py, execute(self.host()?, &self.caller, request))?;
         let result = value::to_python(py, payload);
-        value::named_read(result, py, format_args!("the result of host tool `{name}`"))
+        value::name_read_error(result, py, format_args!("the result of host tool `{name}`"))
     }
 
     fn start_host_tool(
@@ -228,7 +228,8 @@ async fn execute(
         .map_err(prefix_with_host)?;
     let pb::ExecuteElixirToolResponse { success, result, error_message, binary_result, .. } = answer;
     if !success {
-        // The host prefixes errors without a type of their own. The exception class already shows this type.
+        // The host prefixes an error that has no type with `HostToolError`. The exception class already shows this
+        // type.
         let message = error_message.strip_prefix("HostToolError: ").unwrap_or(&error_message).to_owned();
         return Err(HostError::ToolFailed { tool, message });
     }
@@ -284,7 +285,7 @@ impl PendingHostCall {
         match outcome {
             Some(outcome) => {
                 let result = value::to_python(py, outcome?);
-                value::named_read(result, py, format_args!("the result of host tool `{}`", self.tool))
+                value::name_read_error(result, py, format_args!("the result of host tool `{}`", self.tool))
             }
             None if self.done.is_over() => Err(SnakepitError::new_err("the worker is stopping")),
             None => Err(PyRuntimeError::new_err("the host has not answered yet")),

@@ -115,8 +115,8 @@ pub(crate) fn broke(status: &Status) -> bool {
         && !causes(status).any(|cause| cause.is::<TimeoutExpired>() || cause.is::<ConnectError>())
 }
 
-/// Returns whether the host reset a stream because a message on it is too large. Only a call with a stream of its own
-/// can send one.
+/// Returns whether the host reset a stream because a message on it is too large. Only a call on a separate stream can
+/// send one.
 pub(crate) fn is_refusal(status: &Status) -> bool {
     details_of(status).reason.as_deref() == Some(REQUEST_TOO_LARGE)
 }

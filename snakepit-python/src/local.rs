@@ -57,7 +57,7 @@ impl LocalRunner {
     }
 
     /// Returns a `Call` outside of any tool, for access to the session.
-    fn outside(&self, session_id: &str) -> Call {
+    fn session_call(&self, session_id: &str) -> Call {
         let state = Arc::new(CallState::new(CallId::next(), None));
         Call {
             caller: Caller::Tool { state, trace: None, worker_id: Arc::clone(&self.executor.worker_id) },

@@ -66,7 +66,7 @@ pub(crate) fn stop_serving() -> io::Result<()> {
 pub(crate) fn print_panics_briefly() {
     set_hook(Box::new(|panic| {
         let thread = thread::current();
-        // Errors are ignored: there is no other place to report a panic.
+        // A failed write has no other place to go.
         let _ = writeln!(io::stderr(), "thread '{}' {panic}", thread.name().unwrap_or("?"));
     }));
 }

@@ -40,7 +40,7 @@ pub(crate) enum Interruption {
 pub(crate) struct CallState {
     pub(crate) id: CallId,
     pub(crate) deadline: Option<Instant>,
-    progress: Mutex<Progress>,
+    lifecycle: Mutex<Lifecycle>,
     cancelled: AtomicBool,
     /// Whether the call runs on the event loop, which can cancel it without raising an exception at an arbitrary point.
     on_loop: AtomicBool,
@@ -54,7 +54,7 @@ pub(crate) struct CallState {
 }
 
 #[derive(Debug)]
-struct Progress {
+struct Lifecycle {
     stage: Stage,
     /// Whether a thread is blocked in `wait_ended`.
     awaited: bool,
@@ -67,7 +67,7 @@ impl CallState {
         Self {
             id,
             deadline,
-            progress: Mutex::new(Progress { stage: Stage::Queued, awaited: false, sink: None }),
+            lifecycle: Mutex::new(Lifecycle { stage: Stage::Queued, awaited: false, sink: None }),
             cancelled: AtomicBool::new(false),
             on_loop: AtomicBool::new(false),
             deferred: AtomicBool::new(false),
@@ -80,29 +80,29 @@ impl CallState {
 
     /// Changes the stage from queued to running. Returns `false` if the call was cancelled and must not run.
     pub(crate) fn start(&self) -> bool {
-        let mut progress = self.progress();
-        let may_run = progress.stage == Stage::Queued;
+        let mut lifecycle = self.lifecycle();
+        let may_run = lifecycle.stage == Stage::Queued;
         if may_run {
-            progress.stage = Stage::Running;
+            lifecycle.stage = Stage::Running;
         }
         may_run
     }
 
     /// Attaches the sink for the call's chunks. Returns `false` if the call was cancelled before.
     pub(crate) fn attach(&self, sink: Sink) -> bool {
-        let mut progress = self.progress();
+        let mut lifecycle = self.lifecycle();
         // Checked under the lock, so either this sees the cancellation or the cancellation sees the sink.
         let live = !self.is_cancelled();
-        progress.sink = Some(sink);
+        lifecycle.sink = Some(sink);
         live
     }
 
     /// Marks the call as ended.
     pub(crate) fn end(&self) {
         let (sink, awaited) = {
-            let mut progress = self.progress();
-            progress.stage = Stage::Ended;
-            (progress.sink.take(), progress.awaited)
+            let mut lifecycle = self.lifecycle();
+            lifecycle.stage = Stage::Ended;
+            (lifecycle.sink.take(), lifecycle.awaited)
         };
         drop(sink);
         // `notify_all` costs a system call even without waiters.
@@ -115,15 +115,15 @@ impl CallState {
     /// Marks the call as cancelled and returns its stage until then. A queued call ends.
     pub(crate) fn cancel(&self) -> Stage {
         let (stage, sink) = {
-            let mut progress = self.progress();
-            let stage = progress.stage;
+            let mut lifecycle = self.lifecycle();
+            let stage = lifecycle.stage;
             if stage != Stage::Ended {
                 self.cancelled.store(true, Ordering::Release);
             }
             if stage == Stage::Queued {
-                progress.stage = Stage::Ended;
+                lifecycle.stage = Stage::Ended;
             }
-            (stage, progress.sink.clone())
+            (stage, lifecycle.sink.clone())
         };
         if let Some(sink) = sink {
             sink.close();
@@ -204,19 +204,19 @@ impl CallState {
 
     /// Blocks until the call has ended, for at most `bound`. Returns whether it has.
     pub(crate) fn wait_ended(&self, bound: Duration) -> bool {
-        let mut progress = self.progress();
-        progress.awaited = true;
-        let waited = self.ended.wait_timeout_while(progress, bound, |p| p.stage != Stage::Ended);
+        let mut lifecycle = self.lifecycle();
+        lifecycle.awaited = true;
+        let waited = self.ended.wait_timeout_while(lifecycle, bound, |p| p.stage != Stage::Ended);
         waited.unwrap_or_else(PoisonError::into_inner).0.stage == Stage::Ended
     }
 
     pub(crate) fn stage(&self) -> Stage {
-        self.progress().stage
+        self.lifecycle().stage
     }
 
     /// Code under this lock does not panic, so a poisoned lock still holds consistent data.
-    fn progress(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lifecycle(&self) -> MutexGuard<'_, Lifecycle> {
+        self.lifecycle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

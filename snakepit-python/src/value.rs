@@ -4,7 +4,11 @@
 //! (`array`), and so do large lists of numbers where the type of the variable allows it (`numbers`).
 
 mod array;
+mod buffer;
 mod conversions;
+mod error;
+mod json;
+mod metadata;
 mod numbers;
 mod read;
 mod write;
@@ -13,7 +17,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use pyo3::{
-    exceptions::{PyException, PyTypeError, PyUnicodeEncodeError, PyValueError},
+    exceptions::PyValueError,
     prelude::*,
     pybacked::PyBackedBytes,
     types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple},
@@ -21,6 +25,8 @@ use pyo3::{
 use snakepit_session::{Payload, ValueType};
 
 pub(crate) use conversions::Conversions;
+pub(crate) use error::type_name;
+use error::{type_error, with_name};
 pub(crate) use numbers::Numbers;
 pub(crate) use read::json_to_python;
 
@@ -33,8 +39,8 @@ pub(crate) fn to_python<'py>(py: Python<'py>, payload: Payload) -> PyResult<Boun
     let (ty, json, buffer) = payload.into_parts();
     if let Some(buffer) = buffer {
         return match ty {
-            ValueType::Bytes if !array::is_pickle(&json) => Ok(PyBytes::new(py, &buffer).into_any()),
-            _ => array::to_python(py, &json, &buffer),
+            ValueType::Bytes if !buffer::is_pickle(&json) => Ok(PyBytes::new(py, &buffer).into_any()),
+            _ => buffer::to_python(py, &json, &buffer),
         };
     }
     let value = match ty {
@@ -119,37 +125,12 @@ pub(crate) fn python_to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>)
 }
 
 /// Adds the name of the value to an error. For values from the host, whose sender does not appear in the traceback.
-pub(crate) fn named_read<'py>(
+pub(crate) fn name_read_error<'py>(
     value: PyResult<Bound<'py, PyAny>>,
     py: Python<'py>,
     what: fmt::Arguments<'_>,
 ) -> PyResult<Bound<'py, PyAny>> {
     value.map_err(|error| with_name(py, error, what, "cannot be read"))
-}
-
-/// Adds the name of the value to an error of Python, a library or the value itself. Errors of this module contain it
-/// already. Exceptions such as a cancellation remain unchanged.
-fn with_name(py: Python<'_>, error: PyErr, what: fmt::Arguments<'_>, problem: &str) -> PyErr {
-    let (what, text) = (what.to_string(), error.value(py).to_string());
-    if !error.is_instance_of::<PyException>(py) || text.contains(&what) {
-        return error;
-    }
-    if error.is_instance_of::<PyUnicodeEncodeError>(py) {
-        let reason = format!(
-            "{what} holds a lone surrogate, which has no form in UTF-8; replace it, as by \
-             text.encode(errors=\"replace\").decode()"
-        );
-        // `UnicodeEncodeError` accepts any reason. If a subclass rejects it, the error is still correct.
-        let _ = error.value(py).setattr("reason", reason);
-        return error;
-    }
-    let message = format!("{what} {problem}: {text}");
-    let wrapped = match error.is_instance_of::<PyTypeError>(py) {
-        true => PyTypeError::new_err(message),
-        false => PyValueError::new_err(message),
-    };
-    wrapped.set_cause(py, Some(error));
-    wrapped
 }
 
 /// Returns the content of a `bytes`, `bytearray` or `memoryview`, and `None` for other objects. `bytes` are not copied.
@@ -162,13 +143,4 @@ pub(crate) fn raw_bytes(value: &Bound<'_, PyAny>) -> PyResult<Option<Bytes>> {
         return Ok(Some(Bytes::from_owner(copy)));
     }
     Ok(None)
-}
-
-/// Returns the name of an object's type, with its module unless it is a builtin.
-pub(crate) fn type_name(value: &Bound<'_, PyAny>) -> String {
-    value.get_type().fully_qualified_name().map_or_else(|_| "?".to_owned(), |name| name.to_string())
-}
-
-fn type_error(message: String) -> PyErr {
-    PyTypeError::new_err(message)
 }

@@ -39,8 +39,8 @@ impl Variables {
         self.call.get().session_id.clone()
     }
 
-    fn note(&self, metadata: BTreeMap<String, String>) -> BTreeMap<String, String> {
-        note(self.call.get(), metadata)
+    fn with_author(&self, metadata: BTreeMap<String, String>) -> BTreeMap<String, String> {
+        with_author(self.call.get(), metadata)
     }
 
     fn to_wire(
@@ -49,7 +49,7 @@ impl Variables {
         identifier: &str,
         value: &Bound<'_, PyAny>,
     ) -> PyResult<(pb::Any, Option<Bytes>)> {
-        let payload = next_payload(py, identifier, value, || self.get(py, identifier.to_owned()))?;
+        let payload = payload_for_existing(py, identifier, value, || self.get(py, identifier.to_owned()))?;
         Ok(payload_to_wire(payload))
     }
 }
@@ -67,7 +67,7 @@ impl Variables {
         metadata: BTreeMap<String, String>,
     ) -> PyResult<String> {
         let kind = type_name.as_ref().and_then(|name| name.parse().ok());
-        let payload = first_payload(&name, initial_value, kind)?;
+        let payload = payload_for_new(&name, initial_value, kind)?;
         let type_name = type_name.unwrap_or_else(|| payload.ty().as_str().to_owned());
         let constraints = constraints
             .map(|given| value::python_to_json(given, format_args!("the constraints of variable `{name}`")))
@@ -81,7 +81,7 @@ impl Variables {
             initial_value: Some(initial_value),
             // The JSON was just written, so it is UTF-8.
             constraints_json: String::from_utf8_lossy(&constraints).into_owned(),
-            metadata: self.note(metadata),
+            metadata: self.with_author(metadata),
             initial_binary_value: buffer.unwrap_or_default(),
         };
         let answer = self
@@ -89,7 +89,7 @@ impl Variables {
             .get()
             .ask(py, request, |mut client, request| async move { client.register_variable(request).await })?;
         let pb::RegisterVariableResponse { success, variable_id, error_message } = answer;
-        accepted(success, error_message)?;
+        check_success(success, error_message)?;
         Ok(variable_id)
     }
 
@@ -121,7 +121,7 @@ impl Variables {
             session_id: self.session_id(),
             variable_identifier: identifier,
             value: Some(value),
-            metadata: self.note(metadata),
+            metadata: self.with_author(metadata),
             expected_version: expected_version.unwrap_or_default(),
             binary_value: buffer.unwrap_or_default(),
             check_version: expected_version.is_some(),
@@ -131,7 +131,7 @@ impl Variables {
             .get()
             .ask(py, request, |mut client, request| async move { client.set_variable(request).await })?;
         let pb::SetVariableResponse { success, error_message, new_version } = answer;
-        accepted(success, error_message)?;
+        check_success(success, error_message)?;
         Ok(new_version)
     }
 
@@ -165,7 +165,7 @@ impl Variables {
     ) -> PyResult<Written<i32>> {
         let mut request = pb::BatchSetVariablesRequest {
             session_id: self.session_id(),
-            metadata: self.note(metadata),
+            metadata: self.with_author(metadata),
             atomic,
             expected_versions,
             ..pb::BatchSetVariablesRequest::default()
@@ -183,7 +183,7 @@ impl Variables {
             .get()
             .ask(py, request, |mut client, request| async move { client.set_variables(request).await })?;
         let pb::BatchSetVariablesResponse { success, errors, new_versions, reasons } = answer;
-        accepted(success || !errors.is_empty(), "the host refused the batch".to_owned())?;
+        check_success(success || !errors.is_empty(), "the host refused the batch".to_owned())?;
         let errors = errors.into_iter().map(|(name, message)| {
             let error = from_batch(message, reasons.get(&name));
             (name, error.into_value(py))
@@ -207,7 +207,7 @@ impl Variables {
             .call
             .get()
             .ask(py, request, |mut client, request| async move { client.delete_variable(request).await })?;
-        accepted(answer.success, answer.error_message)
+        check_success(answer.success, answer.error_message)
     }
 
     fn history(&self, py: Python<'_>, identifier: &str, limit: i32) -> PyResult<Vec<VariableVersion>> {
@@ -228,14 +228,14 @@ impl Variables {
             session_id: self.session_id(),
             variable_identifier: identifier,
             target_version: version,
-            metadata: self.note(BTreeMap::new()),
+            metadata: self.with_author(BTreeMap::new()),
         };
         let answer = self
             .call
             .get()
             .ask(py, request, |mut client, request| async move { client.rollback_variable(request).await })?;
         let pb::RollbackVariableResponse { success, variable, error_message } = answer;
-        accepted(success, error_message)?;
+        check_success(success, error_message)?;
         Ok(variable.unwrap_or_default().into())
     }
 
@@ -259,7 +259,7 @@ impl Variables {
 }
 
 /// Adds the writer to a write's metadata, unless the tool set it.
-pub(crate) fn note(call: &Call, mut metadata: BTreeMap<String, String>) -> BTreeMap<String, String> {
+pub(crate) fn with_author(call: &Call, mut metadata: BTreeMap<String, String>) -> BTreeMap<String, String> {
     for (key, value) in [("source", "python"), ("changed_by", &*call.worker_id)] {
         metadata.entry(key.to_owned()).or_insert_with(|| value.to_owned());
     }
@@ -267,7 +267,7 @@ pub(crate) fn note(call: &Call, mut metadata: BTreeMap<String, String>) -> BTree
 }
 
 /// Converts the value of a new variable of type `kind`.
-pub(crate) fn first_payload(
+pub(crate) fn payload_for_new(
     name: &str,
     value: &Bound<'_, PyAny>,
     kind: Option<ValueType>,
@@ -281,7 +281,7 @@ pub(crate) fn first_payload(
 
 /// Converts a new value of an existing variable. Its type, which only the host knows, matters for large lists of
 /// numbers, and is requested for those alone.
-pub(crate) fn next_payload(
+pub(crate) fn payload_for_existing(
     py: Python<'_>,
     identifier: &str,
     value: &Bound<'_, PyAny>,
@@ -301,6 +301,6 @@ pub(crate) fn next_payload(
 }
 
 /// Returns the error of a failed write. Hosts of the original Snakepit report it in the response, ours as a status.
-fn accepted(success: bool, error_message: String) -> PyResult<()> {
+fn check_success(success: bool, error_message: String) -> PyResult<()> {
     if success { Ok(()) } else { Err(SnakepitError::new_err(error_message)) }
 }

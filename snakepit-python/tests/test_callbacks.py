@@ -90,7 +90,7 @@ def test_callbacks_that_schedule_callbacks_end_with_their_call(loop: EventLoop) 
             running.call_soon(again, running, name)
         elif name == "detached":
             running.call_soon(again, running, name, context=contextvars.Context())
-        elif name == "by itself":
+        elif name == "repeated":
             running.call_soon_threadsafe(again, running, name, context=contextvars.Context())
         else:
             running.call_later(0.001, again, running, name)
@@ -99,7 +99,7 @@ def test_callbacks_that_schedule_callbacks_end_with_their_call(loop: EventLoop) 
         again(asyncio.get_running_loop(), name)
 
     loop.run(call("worker"), keep_tasks=True)
-    for name in ("soon", "detached", "by itself", "later"):
+    for name in ("soon", "detached", "repeated", "later"):
         loop.run(call(name))
         assert loop.end_call()
         ticks.clear()

@@ -48,7 +48,7 @@ class Documented(BaseAdapter):
         del note
         return value * factor
 
-    @tool(name="other", description="Told by the decorator.", idempotent=True, supports_streaming=True)
+    @tool(name="other", description="Set by the decorator.", idempotent=True, supports_streaming=True)
     def renamed(self, *, flag: bool, **rest: Any) -> None:
         """Not this."""
 
@@ -106,7 +106,7 @@ def test_the_description_keeps_all_sections_but_the_arguments() -> None:
 
 def test_options_override_the_docstring() -> None:
     other = spec(Documented, "other")
-    assert other["description"] == "Told by the decorator."
+    assert other["description"] == "Set by the decorator."
     assert other["supports_streaming"]
     assert other["metadata"]["snakepit.idempotent"] == "true"
     assert not other["closed"], "**rest takes any argument"

@@ -78,7 +78,7 @@ class Ordinary(Base):
     @tool
     def on_class(cls, a: Ellipsis = ..., b: type = int) -> None: ...
     @staticmethod
-    @tool(idempotent=True, description="Told.")
+    @tool(idempotent=True, description="Set.")
     def static(a: memoryview, b: "bytearray") -> None: ...
 '''
 

@@ -49,7 +49,7 @@ def test_the_ready_file_appears_with_its_content(tmp_path: Path) -> None:
     ("adapter", "needles"),
     [
         ("no.such.module:Adapter", ["no.such.module:Adapter", "PYTHONPATH"]),
-        ("snakepit_bridge.testing:Nothing", ["is no class", "`ToolTester`"]),
+        ("snakepit_bridge.testing:Nothing", ["is not a class", "`ToolTester`"]),
         ("nodots", ["names no class", "module.path:Class"]),
     ],
 )

@@ -37,7 +37,7 @@ def describe(
     own = _without_runtime(error.__traceback__)
     try:
         lines = traceback.format_exception(type(error), error, own)
-    except Exception:  # Attributes of an odd exception can make this fail; its frames are still worth showing.
+    except Exception:  # Attributes of the exception may raise. Its frames are still useful.
         lines = traceback.format_tb(own)
     # A TypeError without frames comes from the call itself: the arguments do not match the signature.
     is_mismatch = type(error) is TypeError and own is None and function is not None
@@ -62,7 +62,7 @@ def type_name(kind: type) -> str:
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as failure:  # Whatever its `__str__` raises, the type is still worth telling.
+    except Exception as failure:  # The type is useful even if `__str__` raises.
         return f"<its message cannot be read: {type_name(type(failure))}>"
 
 

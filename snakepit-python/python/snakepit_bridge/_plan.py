@@ -59,7 +59,7 @@ class Plan:
         self.contexts = _contexts.base_context
         #: Restores the signals, trace functions and standard streams of the worker after a call.
         self.settle: Callable[[], None] | None = None
-        #: For tools without a setting of their own.
+        #: The policy of tools that do not set one.
         self.after_cancel = after_cancel
         #: The modules that define the adapter and its bases.
         self.modules = frozenset(base.__module__ for base in adapter.__mro__)
@@ -94,7 +94,7 @@ def load(path: str) -> type:
         adapter = getattr(adapter, name, None)
     if not isinstance(adapter, type):
         found = ", ".join(f"`{name}`" for name in _classes_of(module)) or "no class"
-        raise AdapterError(f"adapter `{path}` is no class: module `{module_name}` has {found}")
+        raise AdapterError(f"adapter `{path}` is not a class: module `{module_name}` has {found}")
     return adapter
 
 
@@ -104,7 +104,7 @@ def plan_of(adapter: type, loop: EventLoop, after_cancel: str | None = None) -> 
     Args:
         adapter: The class.
         loop: The event loop of the worker.
-        after_cancel: The default for tools and classes without a setting of their own.
+        after_cancel: The default policy, for tools and classes that do not set one.
 
     Raises:
         AdapterError: The class has no tools, or a tool that cannot be called.

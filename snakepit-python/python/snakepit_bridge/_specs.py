@@ -61,9 +61,7 @@ _UNION = type(int | None)
 def spec_of(
     function: Callable[..., Any], attribute: str, options: ToolOptions, owner: type, *, bound: bool
 ) -> ToolSpec:
-    """Create the spec of a tool from its function. ``bound`` tells whether its first parameter is the object or
-    class.
-    """
+    """Create the spec of a tool from its function. ``bound`` is whether its first parameter is the object or class."""
     description, argument_docs = _docstrings.read(_docstrings.docstring_of(function, owner))
     parameters, closed = _parameters(function, argument_docs, bound=bound)
     return {

@@ -77,7 +77,7 @@ def tool(
         description: The description for people and language models. By default the docstring.
         supports_streaming: Whether the tool can be called as a stream. Generators always can.
         idempotent: Whether running the tool twice is harmless. If so, the host may retry it.
-        after_cancel: What happens to the worker after cancellation interrupted a call with an exception: ``"keep"`` it,
+        after_cancel: The policy for the worker after cancellation interrupted a call with an exception: ``"keep"`` it,
             ``"replace"`` it, or ``"auto"``. With ``"auto"``, the worker is kept if the exception was raised in code of
             the adapter and the call left no process behind. By default :attr:`BaseAdapter.after_cancel`. See
             docs/cancellation.md.
@@ -119,9 +119,8 @@ class BaseAdapter:
         #: Names of tools that ``execute_tool`` serves. They accept any arguments.
         dynamic_tools: ClassVar[Sequence[str]] = ()
 
-        #: What happens to a worker after cancellation interrupted a call, for tools without a setting of their own.
-        #: ``None`` selects the environment variable ``SNAKEPIT_AFTER_CANCEL`` of the workers, and ``"auto"`` if it is
-        #: not set.
+        #: The policy for a worker after cancellation interrupted a call, for tools that do not set one. ``None``
+        #: selects the environment variable ``SNAKEPIT_AFTER_CANCEL`` of the workers, and ``"auto"`` if it is not set.
         after_cancel: ClassVar[Literal["auto", "keep", "replace"] | None] = None
 
         #: The context of the call that this object serves.

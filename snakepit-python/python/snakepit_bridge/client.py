@@ -41,7 +41,7 @@ class _Caller:
     def __init__(self, native: _native.HostClient, options: _Options) -> None:
         self._native = native
         self._options = options
-        self._call: CallLike = native.outside(options.session_id, options.timeout)
+        self._call: CallLike = native.session_call(options.session_id, options.timeout)
 
     @property
     def global_programs(self) -> GlobalPrograms:

@@ -1,8 +1,7 @@
 """The exceptions of this package.
 
-Each exception has two attributes that tell whether a retry is safe. ``may_have_run`` is ``False`` if the call or
-request had no effect. ``retry_after`` is the pause in seconds that the host asks for. All exceptions can be pickled and
-copied.
+Two attributes of each exception show whether a retry is safe. ``may_have_run`` is ``False`` if the call or request had
+no effect. ``retry_after`` is the pause in seconds that the host asks for. All exceptions can be pickled and copied.
 """
 
 from __future__ import annotations

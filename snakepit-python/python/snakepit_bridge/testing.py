@@ -139,7 +139,7 @@ class ToolTester:
     4.995
 
     If the calling thread already runs an event loop, as in a coroutine or a notebook, the tools run on another thread,
-    because they need an event loop of their own.
+    because they need a separate event loop.
 
     Args:
         adapter: The adapter class.
@@ -212,7 +212,7 @@ class ToolTester:
     @property
     def context(self) -> SessionContext:
         """A context outside of calls, for preparing and reading the variables and programs of the session."""
-        return self._context(self._runner.outside(self._session_id))
+        return self._context(self._runner.session_call(self._session_id))
 
     def _checked(self, name: str, arguments: Mapping[str, Any]) -> ToolPlan | None:
         """Raise the errors of a host. Return ``None`` for a tool that only ``execute_tool`` may serve."""

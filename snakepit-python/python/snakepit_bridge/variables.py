@@ -216,7 +216,9 @@ class SessionVariables:
                 pause = min(pause * 2, 16)
 
     def _until(self, end: float) -> SessionVariables:
-        """Return these variables with requests that end at ``end``. Tools have a deadline of their own."""
+        """Return these variables with requests that end at ``end``. In a tool, the deadline of its call applies
+        instead.
+        """
         del end
         return self
 

@@ -81,7 +81,7 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--adapter", required=True, help="the adapter class, as module.path:Class")
     parser.add_argument("--port", type=int, default=0, help="TCP port on loopback, unless SNAKEPIT_SOCKET is set")
     parser.add_argument("--elixir-address", metavar="ADDRESS", help="the host: host:port or unix:/path/to/socket")
-    parser.add_argument("--snakepit-run-id", metavar="ID", help="the host's run; read by whoever lists processes")
+    parser.add_argument("--snakepit-run-id", metavar="ID", help="the id of the host's run, visible in process lists")
     return vars(parser.parse_args(argv))
 
 

@@ -268,7 +268,7 @@ impl HostCall {
                     let what = format_args!("the result of tool `{}`", self.tool.bind(py));
                     let value = value_from_wire(value);
                     let value = value.map_err(|error| SnakepitError::new_err(format!("{what}: {error}")))?;
-                    value::named_read(value::to_python(py, value), py, what)
+                    value::name_read_error(value::to_python(py, value), py, what)
                 }
                 None => Err(SnakepitError::new_err("the host ended the call without an answer")),
             },
@@ -286,7 +286,7 @@ impl HostCall {
         match (chunk, end) {
             (Some(chunk), _) => {
                 let what = format_args!("a chunk of tool `{}`", self.tool.bind(py));
-                value::named_read(value::json_to_python(py, &chunk.data), py, what)
+                value::name_read_error(value::json_to_python(py, &chunk.data), py, what)
             }
             (None, Some(end)) => {
                 self.read(py, end, form)?;

@@ -35,7 +35,7 @@ impl Executor {
     ) -> Result<(), Failure> {
         // A coroutine may return a generator.
         let result = if streams(&result)? { result } else { self.resolve(result, Some(state))? };
-        let gone = || Failure::Refused(ToolError::Cancelled { tool: tool.to_string() });
+        let cancelled = || Failure::Refused(ToolError::Cancelled { tool: tool.to_string() });
         // The IO must send chunks while the executor pulls the next ones.
         if let Some(io) = self.io {
             io.hand_over();
@@ -47,12 +47,12 @@ impl Executor {
             // stream.
             let item =
                 Item::read(&result, self.plan.chunk.bind(py), format_args!("the result of tool `{tool}`"))?;
-            let sink = answer.open_stream().ok_or_else(gone)?;
+            let sink = answer.open_stream().ok_or_else(cancelled)?;
             sink.put(item.chunk);
             return Ok(());
         }
         leftovers.iterator = Some(result.clone());
-        let sink = answer.open_stream().ok_or_else(gone)?;
+        let sink = answer.open_stream().ok_or_else(cancelled)?;
         let mut chunks = chunks(sink);
         if result.get_type().hasattr(intern!(py, "__anext__"))? {
             let sink = Bound::new(py, ChunkSink { chunks })?;
@@ -66,7 +66,7 @@ impl Executor {
             match chunks.put(&item?)? {
                 Put::Queued => {}
                 Put::Full if py.detach(|| chunks.sink.wait_for_space()) => {}
-                Put::Full => return Err(gone()),
+                Put::Full => return Err(cancelled()),
                 // Either the reader has closed the stream, which the state of the call shows, or the tool marked the
                 // chunk as final.
                 Put::Closed => return Ok(()),

@@ -16,7 +16,8 @@ use crate::{
     runtime::RuntimeHandle,
     value,
     variables::{
-        Variable, VariableUpdate, VariableVersion, VariableWatch, Written, first_payload, next_payload, note,
+        Variable, VariableUpdate, VariableVersion, VariableWatch, Written, payload_for_existing,
+        payload_for_new, with_author,
     },
 };
 
@@ -84,8 +85,8 @@ impl LocalVariables {
         session.run(py, operation(&session.backend, &session.id))
     }
 
-    fn note(&self, metadata: BTreeMap<String, String>) -> Note {
-        Note::from_metadata(note(self.call.get(), metadata))
+    fn with_author(&self, metadata: BTreeMap<String, String>) -> Note {
+        Note::from_metadata(with_author(self.call.get(), metadata))
     }
 
     fn update(
@@ -96,7 +97,7 @@ impl LocalVariables {
         note: Note,
         expected_version: Option<i32>,
     ) -> PyResult<SetVariable> {
-        let value = next_payload(py, &identifier, value, || self.get(py, &identifier))?;
+        let value = payload_for_existing(py, &identifier, value, || self.get(py, &identifier))?;
         let expected_version = expected_version.map(version).transpose()?;
         Ok(SetVariable { identifier, value, note, expected_version })
     }
@@ -116,7 +117,7 @@ impl LocalVariables {
     ) -> PyResult<String> {
         let kind = type_name.map(str::parse).transpose();
         let kind = kind.map_err(|error| invalid(format!("`type` cannot be used: {error}")))?;
-        let value = first_payload(name, initial_value, kind)?;
+        let value = payload_for_new(name, initial_value, kind)?;
         let kind = kind.unwrap_or_else(|| value.ty());
         let constraints = constraints
             .map(|given| value::python_to_json(given, format_args!("the constraints of variable `{name}`")))
@@ -124,7 +125,8 @@ impl LocalVariables {
             .unwrap_or_default();
         let ty = VariableType::with_constraints(kind, &String::from_utf8_lossy(&constraints));
         let name = VariableName::try_new(name).map_err(HostError::Session)?;
-        let new = NewVariable { ty: ty.map_err(HostError::Session)?, value, note: self.note(metadata) };
+        let new =
+            NewVariable { ty: ty.map_err(HostError::Session)?, value, note: self.with_author(metadata) };
         let variable = self.run(py, |backend, id| backend.register_variable(id, &name, new))?;
         Ok(variable.id.to_string())
     }
@@ -142,7 +144,7 @@ impl LocalVariables {
         metadata: BTreeMap<String, String>,
         expected_version: Option<i32>,
     ) -> PyResult<u32> {
-        let update = self.update(py, identifier, value, self.note(metadata), expected_version)?;
+        let update = self.update(py, identifier, value, self.with_author(metadata), expected_version)?;
         self.run(py, |backend, id| backend.set_variable(id, update))
     }
 
@@ -171,7 +173,7 @@ impl LocalVariables {
         mut expected_versions: BTreeMap<String, i32>,
         atomic: bool,
     ) -> PyResult<Written<u32>> {
-        let note = self.note(metadata);
+        let note = self.with_author(metadata);
         let mut writes = Vec::with_capacity(updates.len());
         for (identifier, value) in updates {
             let identifier: String = identifier.extract()?;
@@ -223,7 +225,7 @@ impl LocalVariables {
 
     fn rollback(&self, py: Python<'_>, identifier: &str, version: i32) -> PyResult<Variable> {
         let target = self::version(version)?;
-        let note = self.note(BTreeMap::new());
+        let note = self.with_author(BTreeMap::new());
         let rolled = self.run(py, |backend, id| backend.rollback_variable(id, identifier, target, note))?;
         Ok(rolled.into())
     }

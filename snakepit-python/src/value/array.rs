@@ -8,45 +8,17 @@ use pyo3::{
     exceptions::{PyImportError, PyValueError},
     prelude::*,
     pybacked::PyBackedBytes,
-    types::{PyByteArray, PyBytes, PyDict, PyList},
+    types::{PyByteArray, PyDict, PyList},
 };
-use serde::{Deserialize, Serialize};
 use snakepit_session::{Payload, ValueType};
 
-use super::{numbers, type_error, type_name};
-
-/// Set to `1` to enable unpickling of values. A pickle runs code of its sender.
-const ENV_ALLOW_PICKLE: &str = "SNAKEPIT_ALLOW_PICKLE";
+use super::{
+    error::{type_error, type_name},
+    metadata::Metadata,
+};
 
 /// The kinds of numpy data types that are plain numbers: booleans, integers, floats, complex numbers.
 const NUMBER_KINDS: &str = "biufc";
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Metadata {
-    #[serde(rename = "type", default)]
-    pub(super) ty: String,
-    #[serde(default)]
-    pub(super) shape: Vec<usize>,
-    #[serde(default)]
-    pub(super) dtype: String,
-    /// Clients that omit the format send raw data.
-    #[serde(default = "raw")]
-    pub(super) binary_format: String,
-    /// The Python type of the value if it was not an array. Hosts and other clients pass it on or ignore it.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub(super) container: String,
-}
-
-fn raw() -> String {
-    "raw".to_owned()
-}
-
-impl Metadata {
-    pub(super) fn to_json(&self) -> PyResult<Bytes> {
-        let json = serde_json::to_vec(self).map_err(|e| PyValueError::new_err(e.to_string()))?;
-        Ok(json.into())
-    }
-}
 
 /// Returns numpy if this process has imported it. Otherwise no value can be of its types.
 fn imported_numpy(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
@@ -141,7 +113,7 @@ fn number_type<'py>(name: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let kind = |dtype: &Bound<'py, PyAny>| dtype.getattr("kind")?.extract::<String>();
     dtype.filter(|dtype| kind(dtype).is_ok_and(|kind| NUMBER_KINDS.contains(&kind))).ok_or_else(|| {
         PyValueError::new_err(format!(
-            "the tensor's dtype is {name:?}, which is no type of numbers; name one"
+            "the tensor's dtype is {name:?}, which is not numeric; name a numeric type"
         ))
     })
 }
@@ -212,34 +184,6 @@ pub(super) fn from_python(array: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) ->
     Ok(Payload::from_buffer(ValueType::Tensor, metadata.to_json()?, Bytes::from_owner(buffer)))
 }
 
-/// Converts a buffer to the numpy array, list or pickled object that its metadata describes.
-pub(super) fn to_python<'py>(py: Python<'py>, metadata: &[u8], buffer: &[u8]) -> PyResult<Bound<'py, PyAny>> {
-    let Metadata { ty, shape, dtype, binary_format, container } = parse(metadata)?;
-    match binary_format.as_str() {
-        // `to_list` rejects buffers that do not match their shape.
-        "raw"
-            if container == numbers::LIST
-                && (dtype == "float64" || buffer.is_empty() || !numbers::is_lean(&shape, buffer.len())) =>
-        {
-            numbers::to_list(py, &shape, buffer)
-        }
-        "raw" if container == numbers::LIST => {
-            raw_to_array(py, &dtype, &shape, buffer)?.call_method0("tolist")
-        }
-        "raw" => raw_to_array(py, &dtype, &shape, buffer),
-        "pickle" if pickle_allowed(py)? => {
-            py.import("pickle")?.call_method1("loads", (PyBytes::new(py, buffer),))
-        }
-        "pickle" => Err(PyValueError::new_err(format!(
-            "the value is a pickle, and unpickling runs code of whoever made it: send binary_format `raw`, or set \
-             {ENV_ALLOW_PICKLE}=1 for the workers if every sender is trusted"
-        ))),
-        other => Err(PyValueError::new_err(format!(
-            "the value, of type `{ty}`, has binary_format `{other}`, which is unknown; send `raw`"
-        ))),
-    }
-}
-
 /// Decodes a tensor from a message without a binary field, where it is base64 in the metadata. Returns other values
 /// unchanged.
 pub(super) fn from_inline(value: Bound<'_, PyAny>) -> PyResult<Bound<'_, PyAny>> {
@@ -256,16 +200,12 @@ pub(super) fn from_inline(value: Bound<'_, PyAny>) -> PyResult<Bound<'_, PyAny>>
     };
     let buffer = BASE64
         .decode(data)
-        .map_err(|e| PyValueError::new_err(format!("the tensor's `data` is no base64: {e}")))?;
+        .map_err(|e| PyValueError::new_err(format!("the tensor's `data` is not valid base64: {e}")))?;
     raw_to_array(value.py(), &dtype, &shape.extract::<Vec<usize>>()?, &buffer)
 }
 
-/// Returns whether the metadata describes a pickle.
-pub(super) fn is_pickle(metadata: &[u8]) -> bool {
-    parse(metadata).is_ok_and(|metadata| metadata.binary_format == "pickle")
-}
-
-fn raw_to_array<'py>(
+/// Converts a raw buffer to an array of this shape.
+pub(super) fn raw_to_array<'py>(
     py: Python<'py>,
     dtype: &str,
     shape: &[usize],
@@ -274,7 +214,7 @@ fn raw_to_array<'py>(
     let numpy = numpy(py)?;
     let unknown = |_| {
         PyValueError::new_err(format!(
-            "the tensor's dtype `{dtype}` is none that numpy knows; name a number type"
+            "the tensor's dtype `{dtype}` is unknown to numpy; name a numeric type"
         ))
     };
     // Little-endian by default.
@@ -284,14 +224,4 @@ fn raw_to_array<'py>(
     // A bytearray makes the array writable, which tools expect of their arguments.
     let flat = numpy.call_method1("frombuffer", (PyByteArray::new(py, buffer), dtype))?;
     flat.call_method1("reshape", (shape.to_vec(),))
-}
-
-fn parse(metadata: &[u8]) -> PyResult<Metadata> {
-    serde_json::from_slice(metadata)
-        .map_err(|e| PyValueError::new_err(format!("the metadata of a binary value is malformed: {e}")))
-}
-
-fn pickle_allowed(py: Python<'_>) -> PyResult<bool> {
-    let environ = py.import("os")?.getattr("environ")?;
-    Ok(environ.call_method1("get", (ENV_ALLOW_PICKLE,))?.extract::<Option<String>>()?.as_deref() == Some("1"))
 }

@@ -10,7 +10,8 @@ use snakepit_session::{Payload, ValueType};
 
 use super::{
     array,
-    write::{MARKED, MAX_DEPTH},
+    json::{MARKED, MAX_DEPTH},
+    metadata::{LIST, Metadata},
 };
 
 /// The size of JSON, in bytes, above which a list is sent as a buffer. The protocol has the same threshold for arrays.
@@ -53,7 +54,7 @@ impl Numbers {
         if !matches!(kind, ValueType::Embedding | ValueType::Tensor) {
             return Ok(payload);
         }
-        let metadata = array::Metadata {
+        let metadata = Metadata {
             ty: kind.as_str().to_owned(),
             shape: self.shape,
             dtype: "float64".to_owned(),
@@ -77,7 +78,7 @@ impl Numbers {
             Ok(false)
         } else if value.is_instance_of::<PyInt>() {
             let exact = value.extract::<i64>().ok().filter(|number| number.unsigned_abs() <= EXACT);
-            #[allow(clippy::cast_precision_loss, reason = "there is none up to here")]
+            #[allow(clippy::cast_precision_loss, reason = "exact up to this number")]
             Ok(exact.is_some_and(|number| self.push(number as f64, depth)))
         } else if array::is_array(value)? {
             self.read(&value.call_method0("tolist")?, depth)
@@ -112,9 +113,6 @@ impl Numbers {
         depth == self.shape.len()
     }
 }
-
-/// The container name of lists in the metadata.
-pub(super) const LIST: &str = "list";
 
 /// Returns whether a shape describes a number of lists in proportion to its bytes. Lists of one list, or of nothing,
 /// need no bytes, so a small message could describe any number of them.

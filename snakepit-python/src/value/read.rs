@@ -10,12 +10,12 @@ use pyo3::{
 };
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::write::MARKED;
+use super::json::MARKED;
 
 /// The number of digits of an integer that is guaranteed to fit `i64`.
 const SAFE_DIGITS: usize = 18;
 
-/// Parses JSON into a Python object. Integers of any size are exact, and [marked](super::write::MARKED) strings become
+/// Parses JSON into a Python object. Integers of any size are exact, and [marked](super::json::MARKED) strings become
 /// floats.
 ///
 /// # Errors

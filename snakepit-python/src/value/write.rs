@@ -8,10 +8,11 @@ use pyo3::{
     types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple},
 };
 
-use super::{array, type_error, type_name, with_name};
-
-/// The maximum nesting of values, which readers on the host and in clients support.
-pub(super) const MAX_DEPTH: usize = 127;
+use super::{
+    array,
+    error::{type_error, type_name, with_name},
+    json::{MARKED, MAX_DEPTH},
+};
 
 /// Converts a value to JSON.
 pub(super) fn to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Vec<u8>> {
@@ -35,13 +36,6 @@ pub(super) fn to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyR
     })?;
     Ok(out)
 }
-
-/// The strings for floats that have no JSON number, inside other values, and their names in Python's JSON parser.
-///
-/// The protocol encodes these floats as strings. One letter is escaped to distinguish them from text: no JSON writer
-/// escapes it by default, and every reader decodes it to the same string.
-pub(super) const MARKED: [(&str, &str); 3] =
-    [(r#""\u004eaN""#, "NaN"), (r#""-\u0049nfinity""#, "-Infinity"), (r#""\u0049nfinity""#, "Infinity")];
 
 const HINT: &str = "which has no JSON form; use str, int, float, bool, None, list, tuple or dict";
 

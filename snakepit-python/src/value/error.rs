@@ -1,0 +1,43 @@
+//! Errors of conversions, which name the value and the Python type.
+
+use std::fmt;
+
+use pyo3::{
+    exceptions::{PyException, PyTypeError, PyUnicodeEncodeError, PyValueError},
+    prelude::*,
+};
+
+/// Adds the name of the value to an error of Python, a library or the value itself. Errors of this module contain it
+/// already. Exceptions such as a cancellation remain unchanged.
+pub(super) fn with_name(py: Python<'_>, error: PyErr, what: fmt::Arguments<'_>, problem: &str) -> PyErr {
+    let (what, text) = (what.to_string(), error.value(py).to_string());
+    if !error.is_instance_of::<PyException>(py) || text.contains(&what) {
+        return error;
+    }
+    if error.is_instance_of::<PyUnicodeEncodeError>(py) {
+        let reason = format!(
+            "{what} holds a lone surrogate, which has no form in UTF-8; replace it, as by \
+             text.encode(errors=\"replace\").decode()"
+        );
+        // `UnicodeEncodeError` accepts any reason. If a subclass rejects it, the error is still correct.
+        let _ = error.value(py).setattr("reason", reason);
+        return error;
+    }
+    let message = format!("{what} {problem}: {text}");
+    let wrapped = match error.is_instance_of::<PyTypeError>(py) {
+        true => PyTypeError::new_err(message),
+        false => PyValueError::new_err(message),
+    };
+    wrapped.set_cause(py, Some(error));
+    wrapped
+}
+
+/// Returns the name of an object's type, with its module unless it is a builtin.
+pub(crate) fn type_name(value: &Bound<'_, PyAny>) -> String {
+    value.get_type().fully_qualified_name().map_or_else(|_| "?".to_owned(), |name| name.to_string())
+}
+
+/// Creates a `TypeError`.
+pub(super) fn type_error(message: String) -> PyErr {
+    PyTypeError::new_err(message)
+}
