@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::{
-    codegen, layers, setup,
+    codegen, deny, layers, msrv, setup,
     shell::{cargo, program, run as sh},
     tidy,
 };
@@ -35,6 +35,12 @@ enum Check {
     Docs,
     /// ruff, mypy and stubtest.
     Python,
+    /// The rules for dependencies in deny.toml: bans, licences and sources.
+    Deny,
+    /// Known vulnerabilities of dependencies. Needs GitHub, so only naming it runs it.
+    Advisories,
+    /// The oldest supported compiler. Needs that toolchain, so only naming it runs it.
+    Msrv,
 }
 
 const PUBLISHED: [&str; 11] = [
@@ -59,7 +65,11 @@ impl Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     use clap::ValueEnum;
-    let checks = if args.names.is_empty() { Check::value_variants() } else { &args.names };
+    let is_default = |check: &&Check| !matches!(check, Check::Advisories | Check::Msrv);
+    let checks: Vec<_> = match &args.names[..] {
+        [] => Check::value_variants().iter().filter(is_default).collect(),
+        names => names.iter().collect(),
+    };
     let mut failed = Vec::new();
     for check in checks {
         let name = check.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
@@ -112,6 +122,9 @@ impl Check {
                 docs.args(["doc", "--quiet", "--no-deps", "--lib"]);
                 sh(docs.env("RUSTDOCFLAGS", "-D warnings"))
             }
+            Self::Deny => deny::run(),
+            Self::Advisories => deny::advisories(),
+            Self::Msrv => msrv::run(),
             Self::Python => {
                 let environment = setup::run()?;
                 let ruff = |args: &[&str]| {

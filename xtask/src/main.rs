@@ -14,12 +14,17 @@ mod bench;
 mod check;
 mod codegen;
 mod demo;
+mod deny;
+mod fuzz;
 mod layers;
+mod miri;
+mod msrv;
 mod setup;
 mod shell;
 mod soak;
 mod test;
 mod tidy;
+mod tools;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "The project's chores", bin_name = "cargo xtask")]
@@ -40,8 +45,12 @@ enum Verb {
     Bench(bench::Args),
     /// Run calls of every kind while faults are injected, and check that nothing is lost or left behind.
     Soak(soak::Args),
-    /// The static checks: all, or those named.
+    /// The static checks: all that need no network, or those named.
     Check(check::Args),
+    /// Fuzz the decoding of values from the wire. Needs a nightly toolchain.
+    Fuzz(fuzz::Args),
+    /// Run the tests of unsafe code in Miri. Needs a nightly toolchain.
+    Miri,
     /// Check that crates depend only in the direction the architecture allows.
     Layers,
     /// Generate the Rust code of the wire protocol (needs no protoc).
@@ -56,6 +65,8 @@ fn main() -> ExitCode {
         Verb::Bench(args) => bench::run(args),
         Verb::Soak(args) => soak::run(&args),
         Verb::Check(args) => check::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
+        Verb::Miri => miri::run(),
         Verb::Layers => layers::run(),
         Verb::Codegen(args) => codegen::run(&args),
     };

@@ -1,0 +1,51 @@
+//! `cargo xtask check deny` and `check advisories`: the rules of `deny.toml`, which cargo-deny enforces.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    shell::{self, program, root, try_output},
+    tools::DENY,
+};
+
+/// Text without which a rule of `deny.toml` must fail, with that rule and the expected error.
+const CONTROLS: [(&str, &str, &str); 2] = [
+    (r#"wrappers = ["snakepit-session-redb"], "#, "bans", "crate 'redb = "),
+    (r#"    "Zlib","#, "licenses", "failed to satisfy license requirements"),
+];
+
+/// Checks what needs no network: bans, licences and sources.
+pub(crate) fn run() -> Result<()> {
+    let deny = DENY.install()?;
+    let config = root().join("deny.toml");
+    shell::run(&mut check(&deny, &config, &["bans", "licenses", "sources"]))?;
+
+    let text = fs::read_to_string(&config).context("cannot read deny.toml")?;
+    let altered = root().join("target/tools/deny-control.toml");
+    for (removed, rule, expected) in CONTROLS {
+        ensure!(text.contains(removed), "this check is broken: deny.toml does not contain `{removed}`");
+        fs::write(&altered, text.replacen(removed, "", 1)).context("cannot write the altered deny.toml")?;
+        let outcome = try_output(&mut check(&deny, &altered, &[rule]))?;
+        let report = String::from_utf8_lossy(&outcome.stderr);
+        ensure!(
+            !outcome.status.success() && report.contains(expected),
+            "this check is broken: without `{removed}` it does not report \"{expected}\":\n{report}"
+        );
+    }
+    Ok(())
+}
+
+/// Looks for known vulnerabilities in a database that cargo-deny fetches from GitHub.
+pub(crate) fn advisories() -> Result<()> {
+    let deny = DENY.install()?;
+    shell::run(&mut check(&deny, &root().join("deny.toml"), &["advisories"])).context(
+        "a dependency has an advisory, or the database at github.com/RustSec is out of reach; see above",
+    )
+}
+
+fn check(deny: &Path, config: &Path, rules: &[&str]) -> Command {
+    let mut command = program(deny);
+    command.arg("--config").arg(config).args(["check", "--deny", "warnings"]).args(rules);
+    command
+}
