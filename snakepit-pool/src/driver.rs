@@ -5,6 +5,8 @@
 
 mod ancestry;
 mod lease;
+#[cfg(all(test, loom))]
+mod models;
 mod report;
 mod revocation;
 mod supervisor;
@@ -16,7 +18,7 @@ mod waiters;
 use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
     task::Waker,
     time::SystemTime,
 };
@@ -43,6 +45,7 @@ use crate::{
     dispatch::Source,
     metrics::Totals,
     scheduler::{Effect, Event, KillReason, Limits, Load, Refusal, Scheduler, Ticket, WorkerKey, earlier},
+    sync::{Mutex, MutexGuard},
 };
 
 /// What all handles, calls and tasks of a pool share.

@@ -28,6 +28,7 @@ mod retry;
 mod scheduler;
 mod stack;
 mod status;
+mod sync;
 #[cfg(test)]
 mod test_support;
 mod trace;

@@ -22,6 +22,7 @@ mod handler;
 mod registry;
 mod reply;
 mod spec;
+mod sync;
 
 pub use arguments::Arguments;
 pub use call::{CallId, CallMode, ToolCall, TraceContext};

@@ -1,14 +1,13 @@
 //! Who serves which name, and the one place where a call is resolved, checked and handed on.
 
+#[cfg(all(test, loom))]
+mod models;
 mod remote;
 
 use std::{
     collections::{BTreeMap, HashMap},
     pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, PoisonError, atomic::Ordering},
 };
 
 pub use remote::Announcer;
@@ -16,6 +15,7 @@ pub use remote::Announcer;
 use crate::{
     CallMode, FnTool, ToolCall, ToolError, ToolHandler, ToolReply, ToolSpec,
     check::{self, MAX_NAME_BYTES},
+    sync::{AtomicU64, Mutex, RwLock},
 };
 
 /// The provider of tools that run in the host.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::{
-    codegen, deny, layers, msrv, setup,
+    codegen, deny, layers, loom, msrv, setup,
     shell::{cargo, program, run as sh},
     tidy,
 };
@@ -37,6 +37,8 @@ enum Check {
     Python,
     /// The rules for dependencies in deny.toml: bans, licences and sources.
     Deny,
+    /// Model checks of hand-written synchronization.
+    Loom,
     /// Known vulnerabilities of dependencies. Needs GitHub, so only naming it runs it.
     Advisories,
     /// The oldest supported compiler. Needs that toolchain, so only naming it runs it.
@@ -123,6 +125,7 @@ impl Check {
                 sh(docs.env("RUSTDOCFLAGS", "-D warnings"))
             }
             Self::Deny => deny::run(),
+            Self::Loom => loom::run(),
             Self::Advisories => deny::advisories(),
             Self::Msrv => msrv::run(),
             Self::Python => {

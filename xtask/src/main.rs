@@ -17,6 +17,7 @@ mod demo;
 mod deny;
 mod fuzz;
 mod layers;
+mod loom;
 mod miri;
 mod msrv;
 mod setup;

@@ -16,6 +16,7 @@
 mod backlog;
 mod convert;
 pub mod mux;
+mod sync;
 
 pub use self::{
     backlog::{Backlog, read_ahead},

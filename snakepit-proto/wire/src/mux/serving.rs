@@ -26,9 +26,13 @@ use snakepit_registry::{CallId, CallMode, ReplyBody, ToolCall, ToolError, ToolHa
 use tokio::time::{Instant, sleep_until};
 use tonic::{Code, Status};
 
+mod credit;
 mod forward;
 
-use self::forward::{Ahead, Credit, Forward};
+use self::{
+    credit::Credit,
+    forward::{Ahead, Forward},
+};
 use super::{call_from_wire, failure_reply, status_reply, value_reply};
 use crate::bad_field;
 

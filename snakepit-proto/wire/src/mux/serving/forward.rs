@@ -5,18 +5,19 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
 };
 
-use futures_util::task::AtomicWaker;
 use snakepit_proto::{
     mux::{MAX_ITEM_BYTES, Replies, STREAM_CREDIT, TOO_LARGE, chunk_cost, too_large},
     pb,
 };
 use snakepit_registry::{CallStage, ChunkStream, ToolError, ToolFailure};
 use tokio::time::Sleep;
+
+use super::Credit;
 
 /// Chunks are handed over once there are this many bytes of them, although more may be ready.
 const RUN_BYTES: u64 = STREAM_CREDIT;
@@ -51,51 +52,6 @@ impl Drop for Held {
     fn drop(&mut self) {
         self.ahead.0.fetch_sub(self.cost, Ordering::Relaxed);
     }
-}
-
-/// How many bytes of chunks a stream may still send; see [`chunk_cost`]. Below zero after a chunk that was larger: what it
-/// overdrew has to be granted before the next one.
-#[derive(Debug)]
-pub(super) struct Credit {
-    left: AtomicI64,
-    /// The stream's task, while it waits for more.
-    task: AtomicWaker,
-}
-
-impl Credit {
-    pub(super) fn new(bytes: u64) -> Self {
-        Self { left: AtomicI64::new(signed(bytes)), task: AtomicWaker::new() }
-    }
-
-    pub(super) fn grant(&self, bytes: u64) {
-        self.change(|left| left.saturating_add(signed(bytes)));
-        self.task.wake();
-    }
-
-    /// Ready once there is any credit.
-    fn poll_any(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.left.load(Ordering::Acquire) > 0 {
-            return Poll::Ready(());
-        }
-        self.task.register(cx.waker());
-        // It may have been granted before the registration.
-        if self.left.load(Ordering::Acquire) > 0 { Poll::Ready(()) } else { Poll::Pending }
-    }
-
-    /// A chunk may overdraw the credit: the caller grants its whole cost later, so it is charged in whole.
-    fn spend(&self, bytes: u64) {
-        self.change(|left| left.saturating_sub(signed(bytes)));
-    }
-
-    fn change(&self, change: impl Fn(i64) -> i64) {
-        // The change is always made.
-        let _ = self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| Some(change(left)));
-    }
-}
-
-/// Numbers beyond any that could be used up are as good as the largest.
-fn signed(bytes: u64) -> i64 {
-    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// Moves chunks from a stream into the replies as far as the credit goes. The end needs no credit: one chunk is read ahead,

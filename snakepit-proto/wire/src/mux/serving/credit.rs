@@ -1,0 +1,85 @@
+//! [`Credit`]: the flow control of one stream of chunks.
+
+use std::{
+    sync::atomic::Ordering,
+    task::{Context, Poll},
+};
+
+use crate::sync::{AtomicI64, AtomicWaker};
+
+/// The bytes of chunks that a stream may still send; see [`chunk_cost`](snakepit_proto::mux::chunk_cost). Negative after a
+/// chunk that was larger than the credit: the reader must grant the difference before the next chunk.
+#[derive(Debug)]
+pub(super) struct Credit {
+    left: AtomicI64,
+    /// The stream's task, while it waits for more.
+    task: AtomicWaker,
+}
+
+impl Credit {
+    pub(super) fn new(bytes: u64) -> Self {
+        Self { left: AtomicI64::new(signed(bytes)), task: AtomicWaker::new() }
+    }
+
+    pub(super) fn grant(&self, bytes: u64) {
+        self.change(|left| left.saturating_add(signed(bytes)));
+        self.task.wake();
+    }
+
+    /// Ready once there is any credit.
+    pub(super) fn poll_any(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.left.load(Ordering::Acquire) > 0 {
+            return Poll::Ready(());
+        }
+        self.task.register(cx.waker());
+        // It may have been granted before the registration.
+        if self.left.load(Ordering::Acquire) > 0 { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Charges a chunk in whole, even beyond the credit, because the reader grants its whole cost later.
+    pub(super) fn spend(&self, bytes: u64) {
+        self.change(|left| left.saturating_sub(signed(bytes)));
+    }
+
+    fn change(&self, change: impl Fn(i64) -> i64) {
+        // The closure always returns a new value, so this cannot fail.
+        let _ = self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| Some(change(left)));
+    }
+}
+
+/// Saturates: no stream can use up the largest number.
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use std::{future::poll_fn, sync::Arc};
+
+    use loom::{future::block_on, thread};
+
+    use super::*;
+
+    #[test]
+    fn loom_a_grant_wakes_a_stream_that_waits() {
+        loom::model(|| {
+            let credit = Arc::new(Credit::new(0));
+            let reader = Arc::clone(&credit);
+            let grants = thread::spawn(move || reader.grant(1));
+            block_on(poll_fn(|cx| credit.poll_any(cx)));
+            grants.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn loom_no_grant_is_lost_while_the_stream_sends() {
+        loom::model(|| {
+            let credit = Arc::new(Credit::new(10));
+            let reader = Arc::clone(&credit);
+            let grants = thread::spawn(move || reader.grant(5));
+            credit.spend(12);
+            grants.join().unwrap();
+            assert_eq!(credit.left.load(Ordering::Relaxed), 3);
+        });
+    }
+}
