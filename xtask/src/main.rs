@@ -26,6 +26,8 @@ mod soak;
 mod test;
 mod tidy;
 mod tools;
+#[cfg(test)]
+mod workflows;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "The project's chores", bin_name = "cargo xtask")]

@@ -18,6 +18,10 @@ pub(crate) struct Args {
     #[arg(long)]
     quick: bool,
 
+    /// Let property tests try four times as many cases.
+    #[arg(long, conflicts_with_all = ["quick", "filter"])]
+    full: bool,
+
     /// Run only Rust tests whose name contains this, and no others.
     filter: Option<String>,
 }
@@ -26,8 +30,8 @@ type Step = (&'static str, Box<dyn Fn(&Environment) -> Result<()>>);
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let environment = setup::run()?;
-    let filter = args.filter.clone();
-    let mut steps: Vec<Step> = vec![("rust tests", Box::new(move |env| rust(env, filter.as_deref())))];
+    let (filter, full) = (args.filter.clone(), args.full);
+    let mut steps: Vec<Step> = vec![("rust tests", Box::new(move |env| rust(env, filter.as_deref(), full)))];
     if args.filter.is_none() {
         setup::system_programs(&[setup::REDIS, setup::NGINX, setup::HAPROXY])?;
         steps.push((
@@ -84,7 +88,7 @@ const SCENARIOS: [&str; 14] = [
 ];
 
 /// All Rust tests, by nextest where it is installed and by plain `cargo test` elsewhere: the tests are the same.
-fn rust(environment: &Environment, filter: Option<&str>) -> Result<()> {
+fn rust(environment: &Environment, filter: Option<&str>, full: bool) -> Result<()> {
     // The scenarios run the daemon's binary, which only a build of its package makes.
     shell::run(cargo().args(["build", "--quiet", "-p", "snakepit-cli"]))?;
     let has_nextest = try_output(cargo().args(["nextest", "--version"])).is_ok_and(|o| o.status.success());
@@ -105,6 +109,9 @@ fn rust(environment: &Environment, filter: Option<&str>) -> Result<()> {
         matched = true;
         let mut command = cargo();
         with_env(command.args(tests).args(selection), environment).args(filter);
+        if full {
+            command.env("PROPTEST_CASES", "1024");
+        }
         if plain {
             println!("    the scenarios once more, with each call an RPC of its own");
             command.env("SNAKEPIT_TEST_PLAIN", "1");
