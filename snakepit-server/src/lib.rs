@@ -43,6 +43,7 @@ mod python;
 mod session;
 mod snakepit;
 pub mod status;
+mod sync;
 mod telemetry;
 
 pub use builder::Builder;

@@ -17,6 +17,7 @@ mod request_memory;
 mod request_service;
 mod response;
 mod response_budget;
+mod use_count;
 mod write_timeout;
 
 use std::{

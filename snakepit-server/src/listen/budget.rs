@@ -1,13 +1,10 @@
 //! Budgets for the memory that clients can make the host hold, in bytes.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use snakepit_proto::MAX_MESSAGE_BYTES;
 
-use crate::limits::BudgetExhausted;
+use crate::{limits::BudgetExhausted, sync::AtomicUsize};
 
 /// The bytes that a single request may reserve even if the limit is lower, so that every legal message size is possible.
 const SINGLE_REQUEST_BYTES: usize = MAX_MESSAGE_BYTES + 4 * 1024 * 1024;
@@ -20,7 +17,7 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    pub(crate) const fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self { used: AtomicUsize::new(0), limit }
     }
 
@@ -121,5 +118,29 @@ mod tests {
             Reservation::new(Arc::clone(&budget)).grow(1),
             Err(BudgetExhausted { used: 180, limit: 100 })
         );
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use loom::thread;
+
+    use super::*;
+
+    #[test]
+    fn loom_racing_requests_stay_within_the_budget() {
+        loom::model(|| {
+            let budget = Arc::new(Budget::new(100));
+            let (mut one, mut other) =
+                (Reservation::new(Arc::clone(&budget)), Reservation::new(Arc::clone(&budget)));
+            let grows = thread::spawn(move || other.grow(60).is_ok());
+            // The other request returns its bytes at the end of its thread.
+            let is_reserved = one.grow(60).is_ok();
+            let used = budget.used.load(Ordering::Relaxed);
+            assert!(used <= 100 && (!is_reserved || used >= 60), "{used} bytes are reserved");
+            assert!(grows.join().unwrap() || is_reserved, "both requests are rejected");
+            drop(one);
+            assert_eq!(budget.used.load(Ordering::Relaxed), 0);
+        });
     }
 }

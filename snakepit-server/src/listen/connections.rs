@@ -17,6 +17,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::{
     budget::{ArrivalBudgets, Budget, Reservation},
     response_budget::{MIN_COUNTED_BYTES, ResponseBudget, UnreadResponses},
+    use_count::UseCount,
 };
 use crate::limits::BudgetExhausted;
 
@@ -25,8 +26,6 @@ const MAX_CLOSING: usize = 16;
 /// The most connections of workers above the limit, one for each possible worker. Without this reserve, clients that use all
 /// connections would keep workers from starting.
 const WORKER_RESERVE: usize = 1024;
-/// The bit of [`Connection::uses`] that marks a connection as evicted.
-const EVICTED: usize = 1 << (usize::BITS - 1);
 
 /// The open connections of one listener.
 #[derive(Debug)]
@@ -86,8 +85,8 @@ pub(crate) struct Connection {
     worker: OnceLock<Option<Arc<Launch>>>,
     /// The number of open requests.
     requests: AtomicUsize,
-    /// The number of open requests, in which a `Multiplex` stream counts only while it has running calls. May include [`EVICTED`].
-    uses: AtomicUsize,
+    /// The number of open requests, in which a `Multiplex` stream counts only while it has running calls.
+    uses: UseCount,
     /// Whether the connection has had a request.
     has_served: AtomicBool,
     opened: Instant,
@@ -118,7 +117,7 @@ impl Connections {
             peer,
             worker: OnceLock::new(),
             requests: AtomicUsize::new(0),
-            uses: AtomicUsize::new(0),
+            uses: UseCount::new(),
             has_served: AtomicBool::new(false),
             opened: Instant::now(),
             idle_since: AtomicU64::new(0),
@@ -162,12 +161,12 @@ impl Connections {
 /// are in use.
 fn evict(open: &HashMap<u64, Arc<Connection>>) -> Option<Arc<Connection>> {
     loop {
-        let idle = open.values().filter(|connection| connection.uses.load(Ordering::Relaxed) == 0);
+        let idle = open.values().filter(|connection| connection.uses.is_evictable());
         let candidate = idle.min_by_key(|connection| {
             (connection.has_served.load(Ordering::Relaxed), connection.idle_since())
         })?;
         // If a use has just begun, this fails and the next candidate is tried. Later uses see the mark.
-        if candidate.uses.compare_exchange(0, EVICTED, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        if candidate.uses.evict() {
             return Some(Arc::clone(candidate));
         }
     }
@@ -222,13 +221,13 @@ impl Connection {
 
     /// Returns `false` if the connection has been evicted.
     fn begin_use(&self) -> bool {
-        self.uses.fetch_add(1, Ordering::AcqRel) & EVICTED == 0
+        self.uses.begin()
     }
 
     fn end_use(&self) {
         let since = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.idle_since.store(since, Ordering::Relaxed);
-        self.uses.fetch_sub(1, Ordering::AcqRel);
+        self.uses.end();
     }
 
     /// Ready when the connection is evicted.
@@ -238,7 +237,7 @@ impl Connection {
 
     /// Whether the connection has an open request other than idle `Multiplex` streams.
     pub(crate) fn is_in_use(&self) -> bool {
-        self.uses.load(Ordering::Relaxed) & !EVICTED != 0
+        self.uses.is_in_use()
     }
 
     /// The time since which no request is open, and whether the connection has had a request. `None` while a request is open.

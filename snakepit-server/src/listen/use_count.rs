@@ -1,0 +1,86 @@
+//! [`UseCount`]: decides between the eviction of a connection and a use that begins at the same time.
+
+use std::sync::atomic::Ordering;
+
+use crate::sync::AtomicUsize;
+
+/// The bit that marks a connection as evicted.
+const EVICTED: usize = 1 << (usize::BITS - 1);
+
+/// The number of uses of a connection, and whether it is evicted. Both are in one number, so that of an eviction and a use that
+/// race, exactly one succeeds.
+#[derive(Debug)]
+pub(super) struct UseCount(AtomicUsize);
+
+impl UseCount {
+    pub(super) fn new() -> Self {
+        Self(AtomicUsize::new(0))
+    }
+
+    /// Counts a use, which must be [ended](Self::end) in any case. Returns `false` if the connection is evicted.
+    pub(super) fn begin(&self) -> bool {
+        self.0.fetch_add(1, Ordering::AcqRel) & EVICTED == 0
+    }
+
+    pub(super) fn end(&self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn is_in_use(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & !EVICTED != 0
+    }
+
+    /// Whether [`evict`](Self::evict) would succeed.
+    pub(super) fn is_evictable(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+
+    /// Evicts the connection. Returns `false` if it is in use or was evicted before.
+    pub(super) fn evict(&self) -> bool {
+        self.0.compare_exchange(0, EVICTED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use std::sync::Arc;
+
+    use loom::{cell::UnsafeCell, thread};
+
+    use super::*;
+
+    #[test]
+    fn loom_no_connection_is_evicted_during_a_use() {
+        loom::model(|| {
+            // loom reports a data race if the cell is written while a use reads it.
+            let connection = Arc::new((UseCount::new(), UnsafeCell::new("open")));
+            let other = Arc::clone(&connection);
+            let uses = thread::spawn(move || {
+                let (count, state) = &*other;
+                if count.begin() {
+                    state.with(|_| ());
+                }
+                count.end();
+            });
+            let (count, state) = &*connection;
+            if count.evict() {
+                state.with_mut(|_| ());
+                assert!(!count.begin(), "a use begins after the eviction");
+                count.end();
+            }
+            uses.join().unwrap();
+            assert!(!count.is_in_use());
+        });
+    }
+
+    #[test]
+    fn loom_a_connection_is_evicted_once() {
+        loom::model(|| {
+            let count = Arc::new(UseCount::new());
+            let other = Arc::clone(&count);
+            let evicts = thread::spawn(move || other.evict());
+            let evicted = [count.evict(), evicts.join().unwrap()];
+            assert_ne!(evicted[0], evicted[1]);
+        });
+    }
+}
