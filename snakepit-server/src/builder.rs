@@ -1,4 +1,4 @@
-//! Putting a host together: what to run, how many of it, where to listen.
+//! Configures and starts a host.
 
 use std::{
     fmt,
@@ -24,20 +24,20 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic_health::server::HealthReporter;
 
 use crate::{
-    Error, Snakepit, grpc,
+    Snakepit, StartError, grpc,
     host::Host,
     listen::{self, ArrivalBudgets, ListenLimits, ResponseBudget, default_connections},
     python::Interpreter,
     snakepit::Service,
 };
 
-/// How often the memory of expired sessions is reclaimed. They are gone for callers the moment they expire.
+/// The interval at which the host frees the memory of expired sessions. Callers cannot reach a session after it expires.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
-/// What the requests of one connection may hold by default, in bytes.
+/// The default limit for the requests of one connection, in bytes.
 const CONNECTION_BYTES: usize = 256 * 1024 * 1024;
 
-/// Prepares a host: [`Snakepit::builder`](crate::Snakepit::builder).
+/// Configures a host: [`Snakepit::builder`](crate::Snakepit::builder).
 #[derive(Default)]
 #[must_use = "a builder does nothing until `start` is awaited"]
 pub struct Builder {
@@ -61,160 +61,171 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// The adapter class that workers serve, as `module.path:Class`. Python finds the module where it finds all others:
-    /// among its installed packages, and in `PYTHONPATH` ([`env`](Self::env)).
+    /// Sets the adapter class that workers serve, as `module.path:Class`. The module must be an installed package or be in
+    /// `PYTHONPATH` ([`env`](Self::env)).
     pub fn adapter(mut self, adapter: impl Into<String>) -> Self {
         self.adapter = Some(adapter.into());
         self
     }
 
-    /// Runs this command as the worker instead of this project's own Python runtime: any program that keeps the wire
-    /// contract. The arguments of the contract (`--port`, `--elixir-address`, ...) are appended.
+    /// Runs this command as the worker instead of this project's Python runtime. Any program that implements the wire
+    /// contract works. The host appends the arguments of the contract (`--port`, `--elixir-address`, ...).
     ///
-    /// Such a worker calls the host back over TCP, on a loopback listener of its own that serves what workers need. On Linux the
-    /// host looks up the process behind each connection to it, and closes those that do not come from the command or its
-    /// descendants, running as the same user. Other systems do not tell: there, every process of the machine can connect to
-    /// that listener while the worker runs.
+    /// Such a worker calls the host over TCP. Each worker gets its own loopback listener, which serves only the RPCs that a
+    /// worker needs. On Linux, the host looks up the process behind each connection, and closes the connection unless the
+    /// process is the command or one of its descendants and runs as the same user. Other systems do not offer this lookup, so
+    /// every process of the machine can connect to the listener while the worker runs.
     pub fn worker_command<S: Into<String>>(mut self, command: impl IntoIterator<Item = S>) -> Self {
         self.worker_command = Some(command.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Launches workers by other means than child processes. The host cannot tell such workers from other processes, so it takes
-    /// no registrations from them: say what they serve by [`Snakepit::register_tools`].
+    /// Sets a custom launcher for workers. The host cannot authenticate such workers, so they cannot register tools. Register
+    /// their tools with [`Snakepit::register_tools`].
     pub fn launcher(mut self, launcher: Arc<dyn WorkerLauncher>) -> Self {
         self.launcher = Some(launcher);
         self
     }
 
-    /// The launches whose workers may register tools with this host. Needed only for a
-    /// [`ProcessLauncher`](snakepit_worker::ProcessLauncher) of your own, which takes the same.
+    /// Sets the launches whose workers may register tools with this host. You need it only if you create a
+    /// [`ProcessLauncher`](snakepit_worker::ProcessLauncher), which must have the same launches.
     pub fn launches(mut self, launches: Arc<Launches>) -> Self {
         self.launches = Some(launches);
         self
     }
 
-    /// The Python interpreter, which must have the package `snakepit_bridge`. The default is
+    /// Sets the Python interpreter, which must have the package `snakepit_bridge`. The default is
     /// [`find_python`](crate::find_python).
     pub fn python(mut self, python: impl Into<PathBuf>) -> Self {
         self.python = Some(python.into());
         self
     }
 
-    /// Sets an environment variable of the workers, which inherit those of this process. `PYTHONPATH` leads to adapters
-    /// that are not installed.
+    /// Sets an environment variable of the workers, which also inherit the variables of this process. For example,
+    /// `PYTHONPATH` makes adapters available that are not installed.
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.environment.push((name.into(), value.into()));
         self
     }
 
-    /// How many workers, 1 to 1024. The default is that of [`PoolConfig`].
+    /// Sets the number of workers, 1 to 1024. [`PoolConfig`] has the default.
     pub const fn workers(mut self, workers: usize) -> Self {
         self.pool.workers = workers;
         self
     }
 
-    /// How many calls may wait for a worker; more are refused at once.
+    /// Limits the number of calls that wait for a worker. The host rejects further calls immediately.
     pub const fn queue_limit(mut self, limit: usize) -> Self {
         self.pool.queue_limit = limit;
         self
     }
 
-    /// What the arguments of calls that wait for a worker may hold together, in bytes; calls beyond are refused at once. As
-    /// much again may be held by requests of clients that are still arriving, as much by those of workers, as much by answers that
-    /// clients over TCP have not read, and as much by answers to all others. The default is that of [`PoolConfig`], 512 MiB.
+    /// Limits the total size of the arguments of waiting calls, in bytes. The host rejects further calls immediately. The
+    /// default is 512 MiB, from [`PoolConfig`].
+    ///
+    /// The same limit applies separately to
+    ///
+    /// - requests of clients that are still arriving,
+    /// - requests of workers that are still arriving,
+    /// - answers that clients over TCP have not read,
+    /// - answers that all other clients have not read.
     pub const fn queue_bytes(mut self, bytes: usize) -> Self {
         self.pool.queue_bytes = bytes;
         self
     }
 
-    /// What the requests of one client connection may hold until they are answered, in bytes: those that arrive, those that
-    /// wait and those that run. Its large answers may hold as much until it has read them; later ones wait, and values of tools
-    /// are dropped beyond twice as much. The default is 256 MiB. One request or answer alone is always let through.
+    /// Limits the size of one client connection's requests that are arriving, waiting or running, in bytes. The default is
+    /// 256 MiB.
+    ///
+    /// The same limit applies to large answers that the client has not read. Further answers wait, and the host drops values
+    /// of tools above twice the limit. A single request or answer may exceed the limit.
     pub const fn connection_bytes(mut self, bytes: usize) -> Self {
         self.connection_bytes = Some(bytes);
         self
     }
 
-    /// How many client connections there may be over TCP, at least 1; half as many again over the Unix socket. Beyond that,
-    /// the connection that has been idle longest is closed for each new one, and when all are in use the new one is. A
-    /// connection is in use while a request is open; a stream that clients share for calls counts only while calls of it run, a
-    /// watch always. Clients of this project connect again with their next call, and send one that arrived too late again, a few
-    /// times; it fails, without having run, where connections are closed more often. The default follows from the process's
-    /// limit of open files and leaves workers what they need, see [`default_connections`].
+    /// Limits the number of client connections over TCP. The minimum is 1. The Unix socket accepts half as many in addition.
+    /// The default depends on the process's limit of open files, see [`default_connections`].
+    ///
+    /// Above the limit, the host closes the connection that has been idle longest for each new one, or the new one if all are
+    /// in use. A connection is in use while it has an open request. The shared stream of calls counts only while a call runs
+    /// on it. A watch always counts.
+    ///
+    /// Clients of this project reconnect with their next call. If a call crosses with the close of its connection, they send it
+    /// again a few times. If the host closes connections more often, the call fails without having run.
     pub const fn max_connections(mut self, connections: usize) -> Self {
         self.max_connections = Some(connections);
         self
     }
 
-    /// The deadline of calls that name none, of Python tools and of the host's own, at most [`MAX_TIMEOUT`]. `None` lets
-    /// them take forever. The default is that of [`PoolConfig`].
+    /// Sets the deadline of calls without one, for Python tools and host tools. The maximum is [`MAX_TIMEOUT`]. `None` means
+    /// no deadline. [`PoolConfig`] has the default.
     pub fn default_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.pool.default_timeout = timeout.map(|timeout| timeout.min(MAX_TIMEOUT));
         self
     }
 
-    /// How long a worker may take from its launch until it takes calls, at most [`MAX_TIMEOUT`].
+    /// Limits the time from the launch of a worker until it accepts calls. The maximum is [`MAX_TIMEOUT`].
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = Some(timeout.min(MAX_TIMEOUT));
         self
     }
 
-    /// How long a worker that is asked to stop may take to exit, with Python's own clean-up and its `atexit` functions, before it
-    /// is killed. At most a day. The default is that of [`PoolConfig`].
+    /// Limits the time that a stopping worker has to exit, including Python's finalization and `atexit` functions. The host
+    /// then kills it. The maximum is one day. [`PoolConfig`] has the default.
     pub const fn stop_grace(mut self, grace: Duration) -> Self {
         self.pool.stop_grace = grace;
         self
     }
 
-    /// Reaps children of this process that are none of its workers. For a program that is the first process of a container and
-    /// starts no processes of its own: what tools daemonize becomes its child, and would stay a zombie. It takes the exit status of
-    /// every other child away.
+    /// Reaps children of this process that are not workers. Use it in a program that is PID 1 of a container: processes that
+    /// tools daemonize become its children and would remain zombies. Do not use it in a program that starts other processes,
+    /// because it also takes their exit statuses.
     pub const fn reap_orphans(mut self, reap: bool) -> Self {
         self.reap_orphans = reap;
         self
     }
 
-    /// Whether calls share one stream to each worker that serves one; the default. Without it each call is an RPC of its
-    /// own, which costs several times as much: for finding out whether the stream is to blame for something.
+    /// Enables the shared stream of calls to each worker that supports it. This is the default. Without it, each call is a
+    /// separate RPC, which costs several times as much. Disable it to find out whether the stream causes a problem.
     pub const fn multiplex(mut self, multiplex: bool) -> Self {
         self.plain_calls = !multiplex;
         self
     }
 
-    /// Serves gRPC on this TCP address; port 0 picks a free one ([`Snakepit::address`]). Without it, only this
-    /// user's processes can connect, through [`Snakepit::socket`].
+    /// Serves gRPC on this TCP address. Port 0 selects a free port ([`Snakepit::address`]). Without an address, only processes
+    /// of this user can connect, through [`Snakepit::socket`].
     pub fn listen(self, address: SocketAddr) -> Self {
         self.listen_on(address.to_string())
     }
 
-    /// Like [`listen`](Self::listen), with a host name or an address and a port: `localhost:50051`. A name is resolved
-    /// when the host starts, and served on the first of its addresses that can be bound.
+    /// Like [`listen`](Self::listen), with a host name or address and a port, such as `localhost:50051`. The host resolves the
+    /// name when it starts, and listens on the first address that it can bind.
     pub fn listen_on(mut self, host_and_port: impl Into<String>) -> Self {
         self.listen = Some(host_and_port.into());
         self
     }
 
-    /// Permits an address that other machines can reach, without encryption.
+    /// Allows an address that other machines can reach. Connections are not encrypted.
     pub const fn allow_remote(mut self, allow: bool) -> Self {
         self.allow_remote = allow;
         self
     }
 
-    /// The directory under which this host keeps its sockets and its ledger of worker processes.
+    /// Sets the parent directory of the host's run directory, which contains its sockets and its ledger of worker processes.
     pub fn run_dir(mut self, base: impl Into<PathBuf>) -> Self {
         self.run_dir = Some(base.into());
         self
     }
 
-    /// Keeps sessions elsewhere than in memory.
+    /// Sets the backend that stores sessions. The default is a [`MemoryBackend`].
     pub fn sessions(mut self, backend: Arc<dyn SessionBackend>) -> Self {
         self.sessions = Some(backend);
         self
     }
 
-    /// Offers a typed async closure as a tool, to Python and to clients: arguments and result by serde. Arguments come
-    /// by name, so `A` is a struct or a map. Its name is no Python tool's: both kinds are called by the same names.
+    /// Registers a typed async closure as a tool for Python and for clients. Arguments and result are serde types. Arguments
+    /// have names, so `A` is a struct or a map. Host tools and Python tools share one namespace, so the name must be unique.
     pub fn host_tool<A, R, E, F, Fut>(self, name: &str, tool: F) -> Self
     where
         A: DeserializeOwned + Send + 'static,
@@ -226,63 +237,64 @@ impl Builder {
         self.fn_tool(FnTool::typed(name, tool))
     }
 
-    /// Offers a tool of the host that needs more than [`host_tool`](Self::host_tool): a description, its parameters,
-    /// the context of the call, a stream of results.
+    /// Registers a host tool with more options than [`host_tool`](Self::host_tool): a description, parameters, the context of
+    /// the call, or a stream of results.
     pub fn fn_tool(mut self, tool: FnTool) -> Self {
         self.host_tools.push(tool);
         self
     }
 
-    /// Starts the host and waits until every worker takes calls.
+    /// Starts the host and waits until every worker accepts calls.
     ///
-    /// # Errors
-    /// [`Error`]. Whatever was started is gone by the time the error is returned. [`PoolError::NoRuntime`] outside a tokio
-    /// runtime. The host lives as long as that runtime: after it, every call fails with
+    /// The host lives as long as the tokio runtime in which it starts. Afterwards, every call fails with
     /// [`NoRuntime`](snakepit_registry::ToolError::NoRuntime).
     ///
+    /// # Errors
+    /// [`StartError`], after everything that had started has stopped. [`PoolError::NoRuntime`] outside a tokio runtime.
+    ///
     /// # Cancel safety
-    /// When the future is dropped, workers that were started are killed in the background, for which the runtime must
-    /// live on. [`start_unless`](Self::start_unless) waits for their end.
-    pub async fn start(self) -> Result<Snakepit, Error> {
+    /// If the future is dropped, a background task of the runtime kills the started workers. Use
+    /// [`start_unless`](Self::start_unless) to wait for their exit.
+    pub async fn start(self) -> Result<Snakepit, StartError> {
         self.start_unless(std::future::pending()).await
     }
 
-    /// Like [`start`](Self::start), unless `called_off` completes before the workers are ready, say because a signal
-    /// arrived.
+    /// Like [`start`](Self::start), but stops if `cancelled` completes before the workers are ready, for example because a
+    /// signal arrived.
     ///
     /// # Errors
-    /// [`Error::CalledOff`] in that case, and those of `start`. Whatever was started is gone by the time the error is
-    /// returned.
-    pub async fn start_unless(self, called_off: impl Future<Output = ()>) -> Result<Snakepit, Error> {
+    /// [`StartError::Cancelled`] in that case, and the errors of `start`. Everything that had started has stopped when this
+    /// returns.
+    pub async fn start_unless(self, cancelled: impl Future<Output = ()>) -> Result<Snakepit, StartError> {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(PoolError::NoRuntime.into());
         }
-        let mut called_off = pin!(called_off);
-        // Until it has composed everything, this holds nothing that does not end when it is dropped.
+        let mut cancelled = pin!(cancelled);
+        // Cancelling before everything is composed needs no cleanup beyond dropping the future.
         let python = self.python.clone().map_or_else(Interpreter::find, Interpreter::named);
         let (snakepit, health) = tokio::select! {
             composed = self.compose(&python) => composed?,
-            () = &mut called_off => return Err(Error::CalledOff),
+            () = &mut cancelled => return Err(StartError::Cancelled),
         };
         let started = tokio::select! {
             ready = snakepit.pool.ready() => ready.map_err(|error| python.explain(error)),
-            () = called_off => Err(Error::CalledOff),
+            () = cancelled => Err(StartError::Cancelled),
         };
         if let Err(error) = started {
-            // The error that is told is the first one.
+            // The error of the start takes precedence.
             let _ended = snakepit.shutdown_within(Duration::ZERO).await;
             return Err(error);
         }
-        // Health checks see the server from here on, and see it leave before it stops answering.
+        // Health checks report "serving" from here until the shutdown begins.
         let (hidden, stop) = (snakepit.service.hidden.clone(), snakepit.service.stop.clone());
         let following = grpc::follow_readiness(health, snakepit.pool.readiness(), hidden, stop).await;
         snakepit.service.tasks.spawn(following);
         Ok(snakepit)
     }
 
-    /// Puts all parts together and begins to launch the workers. What can fail comes first; once tasks run and workers
-    /// are launched, nothing is awaited and nothing fails, so an error or a dropped future leaves nothing behind.
-    async fn compose(self, python: &Interpreter) -> Result<(Snakepit, HealthReporter), Error> {
+    /// Composes the host and begins to launch the workers. All steps that can fail or await come first. After the first task
+    /// or worker has started, no step fails or awaits, so an error or a dropped future leaves nothing behind.
+    async fn compose(self, python: &Interpreter) -> Result<(Snakepit, HealthReporter), StartError> {
         let foreign_worker = self.worker_command.is_some();
         let program = match (self.worker_command, self.adapter) {
             (Some(argv), adapter) => Some(WorkerProgram::Command { argv, adapter }),
@@ -299,7 +311,7 @@ impl Builder {
                 }
             }));
         }
-        // Workers of another launcher may need none.
+        // Workers of a custom launcher may need no descriptors.
         if program.is_some() {
             listen::check_descriptor_limit(self.pool.workers).map_err(|problem| config(&problem))?;
         }
@@ -317,13 +329,13 @@ impl Builder {
             Arc::new(Host::new(sessions, registry, Arc::clone(&launches), timeout, &tasks, stop.clone()));
         let (routes, health) = grpc::routes(Arc::clone(&host)).await;
 
-        // The host listens before any worker starts, because workers call back while they start.
+        // The host listens before it launches workers, because workers call the host while they start.
         let tcp = match &self.listen {
             Some(address) => Some(listen::bind_tcp(address, self.allow_remote).await?),
             None => None,
         };
         let address = tcp.as_ref().map(listen::local_address).transpose()?;
-        // Waits for other hosts that start, and may look through all processes.
+        // Blocks: it waits for other starting hosts, and may scan all processes.
         let base = self.run_dir;
         let created = tokio::task::spawn_blocking(move || RunDir::create(base.as_deref())).await;
         let run_dir =
@@ -352,7 +364,7 @@ impl Builder {
             unread_local: Arc::new(ResponseBudget::new(self.pool.queue_bytes)),
             launches: Arc::downgrade(&host.launches),
         };
-        // Weak, because the host holds the launches.
+        // Weak, because the host owns the launches.
         let (weak, launch_tasks, launch_limits) = (Arc::downgrade(&host), tasks.clone(), limits.clone());
         host.launches.serve_with(Box::new(move |listener, launch| {
             if let Some(host) = weak.upgrade() {
@@ -380,7 +392,7 @@ impl Builder {
         };
         host.set_pool(&pool);
         if foreign_worker {
-            // Such workers announce their tools with their first call, so unknown names must reach them.
+            // Foreign workers register tools only with their first call, so calls of unknown tools must reach them.
             let tool: Arc<dyn ToolHandler> = pool.tool();
             host.registry.set_fallback(&pool.status().name, tool);
         }
@@ -394,7 +406,7 @@ impl Builder {
             let (run_dir, stop) = (Arc::clone(&run_dir), stop.clone());
             tasks.spawn(async move {
                 if let Err(error) = reap_orphans(run_dir, stop).await {
-                    tracing::error!(%error, "cannot reap what tools leave behind");
+                    tracing::error!(%error, "cannot reap orphaned processes of tools");
                 }
             });
         }
@@ -408,7 +420,7 @@ impl Builder {
             launcher: processes,
             run_dir,
         });
-        Ok((Snakepit { host, pool, service }, health))
+        Ok((Snakepit::new(host, pool, service), health))
     }
 }
 
@@ -424,18 +436,18 @@ impl fmt::Debug for Builder {
     }
 }
 
-fn config(problem: &str) -> Error {
-    Error::Config { problem: problem.to_owned() }
+fn config(problem: &str) -> StartError {
+    StartError::Config { problem: problem.to_owned() }
 }
 
-/// Reclaims the memory of expired sessions now and then.
+/// Frees the memory of expired sessions periodically.
 async fn sweep(host: Arc<Host>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(SWEEP_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            // A backend that panics must not end the sweeping.
+            // A panic of the backend must not end the task.
             _ = ticks.tick() => match AssertUnwindSafe(host.sessions.sweep()).catch_unwind().await {
                 Ok(Ok(0)) => {}
                 Ok(Ok(expired)) => tracing::debug!(expired, "sessions expired"),

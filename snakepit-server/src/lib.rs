@@ -1,4 +1,4 @@
-//! Snakepit, composed: sessions, registry, pool and workers behind one API and one gRPC service.
+//! The host of Snakepit: sessions, registry, pool and workers behind one API and one gRPC service.
 //!
 //! ```no_run
 //! use serde::Deserialize;
@@ -25,38 +25,43 @@
 //! # }
 //! ```
 //!
-//! This crate composes; it decides nothing that another crate owns. It is the only one that maps errors to gRPC
-//! ([`status`]).
+//! [`Snakepit`] runs a host in your program. [`Client`] has the same API for a remote host; a program that needs only the
+//! client depends on `snakepit-client`. The module [`status`] maps errors to gRPC statuses.
 #![warn(missing_docs)]
 
 mod blocking;
 mod builder;
-mod call;
-mod client;
 mod error;
 mod grpc;
 mod host;
 mod limits;
 mod listen;
+mod local_host;
 mod panics;
 mod python;
-mod session;
 mod snakepit;
 pub mod status;
 mod sync;
 mod telemetry;
 
 pub use builder::Builder;
-pub use call::{CallBuilder, Reply, ReplyStream};
-pub use client::{Client, ClientBuilder};
-pub use error::Error;
+pub use error::StartError;
 pub use listen::{default_connections, raise_descriptor_limit};
+pub use local_host::LocalHost;
 pub use python::find_python;
-pub use session::{SessionHandle, SessionWatch};
 pub use snakepit::Snakepit;
 
+/// A call on a host in this process, unless `H` is [`RemoteHost`].
+pub type CallBuilder<H = LocalHost> = snakepit_client::CallBuilder<H>;
+
+/// A session of a host in this process, unless `H` is [`RemoteHost`].
+pub type SessionHandle<H = LocalHost> = snakepit_client::SessionHandle<H>;
+
+pub use snakepit_client::{
+    Caller, Client, ClientBuilder, Error, HostHandle, RemoteHost, Reply, ReplyStream, SessionWatch,
+};
 pub use snakepit_pool::{PoolError, PoolStatus, WorkerState, WorkerStatus};
-pub use snakepit_registry::{FnTool, ToolError, ToolSpec, TraceContext};
+pub use snakepit_registry::{FnTool, RegistryError, ToolError, ToolSpec, TraceContext};
 pub use snakepit_session::{
     Batch, Created, MemoryBackend, Metadata, NewSession, NewVariable, Note, Number, Payload, Program,
     ProgramInfo, ProgramName, ProgramOwner, Session, SessionBackend, SessionError, SessionId, SessionLimits,

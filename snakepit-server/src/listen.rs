@@ -42,7 +42,7 @@ pub(crate) use self::{
     deadline::CallDeadline,
     response_budget::ResponseBudget,
 };
-use crate::Error;
+use crate::StartError;
 
 /// The most connections that wait to be accepted, so that the kernel does not reject a burst of clients. The kernel's own limit is
 /// `net.core.somaxconn`.
@@ -50,13 +50,13 @@ const BACKLOG: u32 = 4096;
 
 /// Binds a TCP address. A host name may resolve to several addresses: all of them must be loopback unless remote addresses are
 /// allowed, and the first one that can be bound is used.
-pub(crate) async fn bind_tcp(address: &str, allow_remote: bool) -> Result<TcpListener, Error> {
+pub(crate) async fn bind_tcp(address: &str, allow_remote: bool) -> Result<TcpListener, StartError> {
     let failed = |error: io::Error| failed(address.to_owned(), &error);
     let mut addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await.map_err(failed)?.collect();
     if !allow_remote && let Some(remote) = addresses.iter().find(|address| !address.ip().is_loopback()) {
         let remote = remote.to_string();
         let address = if remote == address { remote } else { format!("{address} ({remote})") };
-        return Err(Error::NotLoopback { address });
+        return Err(StartError::NotLoopback { address });
     }
     // The command line connects to 127.0.0.1 by default, so prefer IPv4 for `localhost`.
     addresses.sort_by_key(SocketAddr::is_ipv6);
@@ -85,16 +85,16 @@ pub(crate) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// The error for a Unix socket that cannot be bound.
-pub(crate) fn unix_failed(path: &Path, error: &io::Error) -> Error {
+pub(crate) fn unix_failed(path: &Path, error: &io::Error) -> StartError {
     failed(format!("unix:{}", path.display()), error)
 }
 
-pub(crate) fn local_address(listener: &TcpListener) -> Result<SocketAddr, Error> {
+pub(crate) fn local_address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
     listener.local_addr().map_err(|e| failed("a TCP socket".to_owned(), &e))
 }
 
-fn failed(address: String, error: &io::Error) -> Error {
-    Error::Listen { address, problem: error.to_string() }
+fn failed(address: String, error: &io::Error) -> StartError {
+    StartError::Listen { address, problem: error.to_string() }
 }
 
 /// Limits on the connections and the memory of clients.
@@ -163,7 +163,7 @@ mod tests {
         let listener = bind_tcp("localhost:0", false).await.unwrap();
         assert!(local_address(&listener).unwrap().ip().is_loopback());
         let error = bind_tcp("0.0.0.0:0", false).await.unwrap_err();
-        assert!(matches!(&error, Error::NotLoopback { address } if address == "0.0.0.0:0"), "{error}");
+        assert!(matches!(&error, StartError::NotLoopback { address } if address == "0.0.0.0:0"), "{error}");
         bind_tcp("0.0.0.0:0", true).await.unwrap();
         let error = bind_tcp("no-such-host.invalid:0", false).await.unwrap_err().to_string();
         assert!(error.starts_with("cannot listen on no-such-host.invalid:0: "), "{error}");

@@ -1,42 +1,46 @@
-//! Finding the Python to run workers with, and saying what it lacks.
+//! Finds the Python interpreter for workers, and explains a missing package.
 
 use std::path::{Path, PathBuf};
 
 use snakepit_pool::PoolError;
 use snakepit_worker::WorkerError;
 
-use crate::Error;
+use crate::StartError;
 
-const VARIABLE: &str = "SNAKEPIT_PYTHON";
+const PYTHON_VARIABLE: &str = "SNAKEPIT_PYTHON";
 const BY_VARIABLE: &str = "by $SNAKEPIT_PYTHON";
 
-/// An interpreter, and why it is this one.
+/// A Python interpreter and the reason for its choice.
 #[derive(Debug)]
 pub(crate) struct Interpreter {
     pub(crate) path: PathBuf,
     chosen: &'static str,
 }
 
-/// The interpreter for workers: `$SNAKEPIT_PYTHON`, else that of `$VIRTUAL_ENV`, else that of `.venv` in this directory or
-/// the nearest one above it, else plain `python3` from `PATH`.
+/// Returns the interpreter for workers, the first of these that is set or exists:
+///
+/// 1. `$SNAKEPIT_PYTHON`,
+/// 2. the interpreter in `$VIRTUAL_ENV`,
+/// 3. the interpreter in `.venv` of this directory or its nearest ancestor,
+/// 4. `python3` from `PATH`.
 #[must_use]
 pub fn find_python() -> PathBuf {
     Interpreter::find().path
 }
 
 impl Interpreter {
-    /// The one that somebody named.
+    /// The interpreter that the user named.
     pub(crate) fn named(path: PathBuf) -> Self {
-        // The command line takes the variable for its option.
-        let by_variable = std::env::var_os(VARIABLE).is_some_and(|value| value == path);
+        // The command line reads the option from the variable.
+        let by_variable = std::env::var_os(PYTHON_VARIABLE).is_some_and(|value| value == path);
         Self { path, chosen: if by_variable { BY_VARIABLE } else { "by --python or `Builder::python`" } }
     }
 
-    /// The one of this environment and directory.
+    /// The interpreter of this environment and directory.
     pub(crate) fn find() -> Self {
         let variable =
             |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        if let Some(path) = variable(VARIABLE) {
+        if let Some(path) = variable(PYTHON_VARIABLE) {
             return Self { path, chosen: BY_VARIABLE };
         }
         let here = std::env::current_dir().unwrap_or_default();
@@ -44,21 +48,21 @@ impl Interpreter {
             .unwrap_or_else(|| Self { path: "python3".into(), chosen: "from $PATH, as there is no .venv" })
     }
 
-    /// Names this interpreter in the error of a worker that ended because it has no `snakepit_bridge`.
-    pub(crate) fn explain(&self, error: PoolError) -> Error {
+    /// Converts the error of a worker that ended because its interpreter lacks `snakepit_bridge`.
+    pub(crate) fn explain(&self, error: PoolError) -> StartError {
         match &error {
             PoolError::Start { error: WorkerError::EndedEarly { output_lines, .. }, .. }
-                if output_lines.iter().any(|line| lacks_the_bridge(line)) =>
+                if output_lines.iter().any(|line| reports_missing_bridge(line)) =>
             {
-                Error::NoBridge { python: self.path.clone(), chosen: self.chosen }
+                StartError::NoBridge { python: self.path.clone(), chosen: self.chosen }
             }
             _ => error.into(),
         }
     }
 }
 
-/// What Python says when it has no such package. One that is there and lacks a part of its own is named otherwise.
-fn lacks_the_bridge(line: &str) -> bool {
+/// Returns whether Python reports that the package is missing. An incomplete package causes another message.
+fn reports_missing_bridge(line: &str) -> bool {
     line.contains("No module named 'snakepit_bridge'")
         || line.contains("No module named 'snakepit_bridge.worker'")
 }
@@ -92,19 +96,19 @@ mod tests {
         let nearest = Some((project.join(".venv/bin/python"), "as the nearest .venv"));
         assert_eq!(found(Some(&active), &deep), Some((active.join("bin/python"), "by $VIRTUAL_ENV")));
         assert_eq!(found(None, &deep), nearest);
-        assert_eq!(found(Some(&dir.path().join("gone")), &deep), nearest);
+        assert_eq!(found(Some(&dir.path().join("missing")), &deep), nearest);
         assert_eq!(found(None, dir.path()), None);
     }
 
     #[test]
-    fn a_missing_package_is_told_from_a_broken_one() {
+    fn distinguishes_a_missing_package_from_a_broken_one() {
         for line in [
             "ModuleNotFoundError: No module named 'snakepit_bridge'",
             "ModuleNotFoundError: No module named 'snakepit_bridge.worker'",
         ] {
-            assert!(lacks_the_bridge(line), "{line}");
+            assert!(reports_missing_bridge(line), "{line}");
         }
-        assert!(!lacks_the_bridge("ModuleNotFoundError: No module named 'snakepit_bridge._native'"));
-        assert!(!lacks_the_bridge("ModuleNotFoundError: No module named 'shop'"));
+        assert!(!reports_missing_bridge("ModuleNotFoundError: No module named 'snakepit_bridge._native'"));
+        assert!(!reports_missing_bridge("ModuleNotFoundError: No module named 'shop'"));
     }
 }

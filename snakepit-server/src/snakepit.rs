@@ -1,33 +1,36 @@
-//! The embedding API: a running host inside your program.
+//! The embedding API: a running host in your program.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, ops::Deref, path::Path, sync::Arc, time::Duration};
 
-use serde::{Serialize, de::DeserializeOwned};
+use snakepit_client::{Caller, Error};
 use snakepit_pool::{Pool, PoolStatus};
-use snakepit_registry::{Announcer, ToolError, ToolHandler, ToolSpec};
-use snakepit_session::{NewSession, SessionBackend, SessionId};
+use snakepit_registry::{Announcer, RegistryError, ToolError, ToolHandler, ToolSpec};
+use snakepit_session::{NewSession, SessionBackend};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{Builder, CallBuilder, Error, ReplyStream, SessionHandle, call::Target, host::Host};
+use crate::{Builder, LocalHost, SessionHandle, host::Host};
 
-/// A running host: its workers, its sessions, its gRPC service. Cheap to clone.
+/// A running host with its workers, sessions and gRPC service. Cheap to clone.
 ///
-/// Call [`shutdown`](Snakepit::shutdown) to drain; when the last clone is dropped without it, workers are killed in the
-/// background and calls in flight fail, whatever sessions, calls and streams of it are still held.
+/// It dereferences to a [`Caller`], whose methods [`execute`](Caller::execute), [`execute_stream`](Caller::execute_stream) and
+/// [`call`](Caller::call) run tools.
+///
+/// Call [`shutdown`](Snakepit::shutdown) for a graceful end. If you drop the last clone instead, the host kills its workers in
+/// the background and calls in flight fail. Sessions, calls and streams do not keep the host alive.
 #[derive(Debug, Clone)]
 pub struct Snakepit {
-    pub(crate) host: Arc<Host>,
-    /// The one place that keeps the pool alive: when the last clone is dropped, so are the workers.
+    caller: Caller<LocalHost>,
+    /// The only strong reference to the pool, so dropping the last clone ends the workers.
     pub(crate) pool: Arc<Pool>,
     pub(crate) service: Arc<Service>,
 }
 
-/// What serves gRPC, and stops serving when dropped.
+/// The gRPC service. Dropping it stops the service.
 #[derive(Debug)]
 pub(crate) struct Service {
-    /// Ends with the host, and with it the tools that the program registered.
+    /// Dropped with the host, which removes the tools that the program registered.
     pub(crate) life: Arc<()>,
-    /// Cancelled when health checks shall no longer see the server; a child of `stop`.
+    /// Cancelled when health checks must report "not serving". A child of `stop`.
     pub(crate) hidden: CancellationToken,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
@@ -42,132 +45,109 @@ impl Drop for Service {
     }
 }
 
-/// How long [`Snakepit::shutdown`] lets calls in flight finish.
+/// The drain period of [`Snakepit::shutdown`].
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// How long calls that are cut off in the host may take to answer before the connections close.
-const LAST_ANSWERS: Duration = Duration::from_millis(100);
+/// The time for cut calls to send their answers before the connections close.
+const ANSWER_GRACE: Duration = Duration::from_millis(100);
 
 impl Snakepit {
-    /// Prepares a host.
+    /// Returns a builder for a host.
     pub fn builder() -> Builder {
         Builder::default()
     }
 
-    /// Calls a tool and returns its value.
-    ///
-    /// # Errors
-    /// See [`CallBuilder::unary`].
-    ///
-    /// # Cancel safety
-    /// Dropping the future cancels the call.
-    pub async fn execute<T: DeserializeOwned>(&self, tool: &str, args: impl Serialize) -> Result<T, Error> {
-        Ok(self.call(tool).args(args).unary().await?.value)
+    pub(crate) const fn new(host: Arc<Host>, pool: Arc<Pool>, service: Arc<Service>) -> Self {
+        Self { caller: Caller::new(LocalHost(host)), pool, service }
     }
 
-    /// Calls a tool and returns its chunks as they come.
-    ///
-    /// # Errors
-    /// See [`CallBuilder::stream`].
-    ///
-    /// # Cancel safety
-    /// Dropping the future, or the stream before its end, cancels the call.
-    pub async fn execute_stream<T: DeserializeOwned>(
-        &self,
-        tool: &str,
-        args: impl Serialize,
-    ) -> Result<ReplyStream<T>, Error> {
-        self.call(tool).args(args).stream().await
+    fn host(&self) -> &Host {
+        &self.caller.host().0
     }
 
-    /// Prepares a call with options: timeout, raw payloads, metadata.
-    pub fn call(&self, tool: &str) -> CallBuilder {
-        CallBuilder::new(Target::Host(Arc::clone(&self.host)), tool)
-    }
-
-    /// Returns the session of this id, creating it with the default TTL if need be.
+    /// Returns a session, and creates it with the default TTL if it does not exist.
     ///
     /// # Errors
-    /// [`Error::Session`] when the id is odd or the backend refuses another session.
+    /// [`Error::Session`] if the id is invalid or the backend rejects another session.
     pub async fn session(&self, id: &str) -> Result<SessionHandle, Error> {
         self.session_with(id, NewSession::default()).await
     }
 
-    /// Returns the session of this id, creating it with this metadata and TTL if need be.
+    /// Returns a session, and creates it with this metadata and TTL if it does not exist.
     ///
     /// # Errors
-    /// [`Error::Session`] when the id is odd or the backend refuses another session.
+    /// [`Error::Session`] if the id is invalid or the backend rejects another session.
     pub async fn session_with(&self, id: &str, new: NewSession) -> Result<SessionHandle, Error> {
-        let id = SessionId::try_new(id)?;
-        self.host.sessions.create(&id, new).await?;
-        Ok(SessionHandle::new(Target::Host(Arc::clone(&self.host)), id))
+        self.caller.open_session(id, new).await
     }
 
-    /// Where the sessions live: for their statistics, their events, global programs, and all else that is not about one
-    /// session.
+    /// Returns the session backend, for operations that do not belong to one session, such as statistics, events and global
+    /// programs.
     #[must_use]
     pub fn sessions(&self) -> &Arc<dyn SessionBackend> {
-        &self.host.sessions
+        &self.host().sessions
     }
 
-    /// The tools that can be called, each with who provides it: `host`, or a pool's name.
+    /// Lists the registered tools with their providers: `host`, or the name of a pool.
     #[must_use]
     pub fn tools(&self) -> Vec<(ToolSpec, String)> {
-        self.host.registry.tools()
+        self.host().registry.tools()
     }
 
-    /// Registers tools that the pool's workers serve, in their stead: for a [launcher](Builder::launcher) of your own, whose
-    /// workers cannot register themselves. What is registered later adds to what is there.
+    /// Registers tools on behalf of the pool's workers. Use it with a custom [launcher](Builder::launcher), whose workers
+    /// cannot register their tools. Each call adds to the registered tools.
     ///
     /// # Errors
-    /// [`Error::Registry`] when a name is invalid or taken, or a limit is reached. None of the tools is registered then.
-    pub fn register_tools(&self, tools: Vec<ToolSpec>) -> Result<(), Error> {
+    /// [`RegistryError`] if a name is invalid or taken, or a limit is reached. The host then registers none of the tools.
+    pub fn register_tools(&self, tools: Vec<ToolSpec>) -> Result<(), RegistryError> {
         let announcer = Announcer::new("the program".into(), &self.service.life);
         let handler: Arc<dyn ToolHandler> = self.pool.tool();
-        self.host.registry.register_remote(&self.pool.status().name, &announcer, &handler, tools)?;
+        self.host().registry.register_remote(&self.pool.status().name, &announcer, &handler, tools)?;
         Ok(())
     }
 
-    /// The pool and its workers, now.
+    /// Returns the current state of the pool and its workers.
     #[must_use]
     pub fn status(&self) -> PoolStatus {
         self.pool.status()
     }
 
-    /// The TCP address gRPC is served on, if the builder was told to.
+    /// The TCP address of the gRPC service, if [`Builder::listen`] set one.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         self.service.address
     }
 
-    /// The Unix socket gRPC is served on, for this user alone.
+    /// The Unix socket of the gRPC service. Only this user can connect to it.
     #[must_use]
     pub fn socket(&self) -> &Path {
         self.service.run_dir.host_socket()
     }
 
-    /// Reports "not serving" to health checks, while calls are still answered. The first step of a graceful stop
-    /// behind a load balancer; [`shutdown`](Self::shutdown) does it too.
+    /// Makes health checks report "not serving", while the host still answers calls. This is the first step of a graceful
+    /// shutdown behind a load balancer. [`shutdown`](Self::shutdown) includes it.
     pub fn hide(&self) {
         self.service.hidden.cancel();
     }
 
-    /// Stops: refuses new calls, lets those in flight finish for up to ten seconds, cuts off the rest, stops the workers,
-    /// closes the listeners. Calls that are refused or cut off fail with [`ToolError::ShuttingDown`], streams and watches too.
-    /// Returns when every worker process is gone and every connection is closed; those whose clients have requests open get up
-    /// to two seconds for that, and are cut then. May be called more than once.
+    /// Shuts down gracefully: rejects new calls, lets running calls finish for up to ten seconds, cuts the remaining ones, stops
+    /// the workers, and closes the listeners. You may call it more than once.
+    ///
+    /// Rejected and cut calls, streams and watches fail with [`ToolError::ShuttingDown`]. The future completes when every
+    /// worker process has exited and every connection is closed. A connection with open requests is closed after two seconds
+    /// at the latest.
     ///
     /// # Errors
-    /// [`Error::Tool`] with [`ToolError::NoRuntime`] when the runtime that started the host has shut down: its workers were
-    /// killed with it, so that nothing is left to be stopped, and no call in flight could finish.
+    /// [`Error::Tool`] with [`ToolError::NoRuntime`] if the runtime that started the host has shut down. Its workers were
+    /// killed then, so no process is left, and no running call could finish.
     ///
     /// # Cancel safety
-    /// What was begun goes on when the future is dropped; calling it again waits for the same end.
+    /// If the future is dropped, steps that have begun continue. Call it again to complete the shutdown.
     pub async fn shutdown(&self) -> Result<(), Error> {
         self.shutdown_within(DRAIN).await
     }
 
-    /// Like [`shutdown`](Self::shutdown), with another bound on how long calls in flight may take.
+    /// Like [`shutdown`](Self::shutdown), with another drain period.
     ///
     /// # Errors
     /// As for `shutdown`.
@@ -180,19 +160,19 @@ impl Snakepit {
             return Err(ToolError::runtime_ended().into());
         }
         self.hide();
-        // Calls on workers may need host tools, and host tools workers: none is cut off before time is up for all.
-        let drained = async { tokio::join!(self.pool.shutdown(drain), self.host.drained()) };
+        // Calls on workers may need host tools and vice versa, so the drain period is the same for both.
+        let drained = async { tokio::join!(self.pool.shutdown(drain), self.host().drained()) };
         tokio::select! {
             biased;
             _ = drained => {}
-            () = self.host.sleep(drain) => {}
+            () = self.host().sleep(drain) => {}
         }
-        self.host.cut_off();
-        // Those that were cut off take a moment to say so. One whose stream nobody reads never does.
+        self.host().cut_off();
+        // Cut calls need a moment to answer. A call whose stream is not read never ends, so the wait is bounded.
         tokio::select! {
             biased;
-            () = self.host.drained() => {}
-            () = self.host.sleep(LAST_ANSWERS) => {}
+            () = self.host().drained() => {}
+            () = self.host().sleep(ANSWER_GRACE) => {}
         }
         self.pool.shutdown(drain).await;
         if let Some(launcher) = &self.service.launcher {
@@ -201,7 +181,15 @@ impl Snakepit {
         self.service.stop.cancel();
         self.service.tasks.close();
         self.service.tasks.wait().await;
-        // It may have shut down meanwhile: a program can wait on another one.
+        // The runtime may have ended in the meantime, because a program can wait for the shutdown on another runtime.
         if self.pool.is_orphaned() { Err(ToolError::runtime_ended().into()) } else { Ok(()) }
+    }
+}
+
+impl Deref for Snakepit {
+    type Target = Caller<LocalHost>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.caller
     }
 }

@@ -37,8 +37,6 @@
 //!
 //! [`fit`] truncates each status to the size of trailers that HTTP/2 peers accept.
 
-mod decode;
-
 use std::{collections::HashMap, time::Duration};
 
 use snakepit_proto::{
@@ -54,8 +52,7 @@ use snakepit_wire::failure_to_wire;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-pub use decode::to_tool_error;
-pub(crate) use decode::{HOST, session_error};
+pub use snakepit_client::status::to_tool_error;
 
 use crate::limits::{BudgetExhausted, MAX_FIELDS, MessageTooLarge};
 
@@ -415,5 +412,7 @@ fn details_with(reason: &str, metadata: impl IntoIterator<Item = (&'static str, 
     ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata)
 }
 
+#[cfg(test)]
+mod round_trip_tests;
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,11 @@ pub(crate) fn reason(error: &Error) -> String {
             let status = from_tool_error(error.clone());
             details_of(&status).reason.unwrap_or_else(|| format!("{:?}", status.code()))
         }
-        other => format!("{other:?}").split(['{', '(', ' ']).next().unwrap_or_default().to_owned(),
+        Error::Session(_) => "Session".to_owned(),
+        Error::Unreachable { .. } => "Unreachable".to_owned(),
+        Error::TimedOut { .. } => "TimedOut".to_owned(),
+        Error::Refused { .. } => "Refused".to_owned(),
+        other => other.to_string(),
     }
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use snakepit_registry::{CallStage, FnTool as Tool};
 use snakepit_server::{
     Builder, Client, Error, FnTool, NewSession, NewVariable, Note, Payload, PoolError, RedisBackend,
-    RedisConfig, SessionLimits, Snakepit, ToolError, TraceContext, ValueType, VariableType,
+    RedisConfig, SessionLimits, Snakepit, StartError, ToolError, TraceContext, ValueType, VariableType,
 };
 use snakepit_tests::{Redis, SHOWCASE, Sandbox, Signal, python, root, signal};
 use snakepit_worker::fake::FakeLauncher;
@@ -161,7 +161,7 @@ fn a_host_in_a_static_says_that_its_runtime_has_ended() {
 fn outside_a_runtime_everything_answers_and_nothing_panics() {
     let dir = tempfile::tempdir().unwrap();
     let refused = without_python(&dir).start().now_or_never().unwrap().unwrap_err();
-    assert!(matches!(refused, Error::Pool(PoolError::NoRuntime)), "{refused:?}");
+    assert!(matches!(refused, StartError::Pool(PoolError::NoRuntime)), "{refused:?}");
     let refused = Client::connect("127.0.0.1:1").now_or_never().unwrap().unwrap_err();
     assert!(matches!(refused, Error::NoRuntime), "{refused:?}");
 

@@ -15,9 +15,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use snakepit_proto::pb;
 use snakepit_server::{
-    Builder, Client as Remote, Created, Error, FnTool, NewSession, NewVariable, Note, Payload, Program,
-    SessionError, SessionHandle, SetVariable, Snakepit, Source, ToolError, ValueType, Variable, VariableType,
-    WatchEvent,
+    Builder, Client as Remote, Created, Error, FnTool, HostHandle, NewSession, NewVariable, Note, Payload,
+    Program, SessionError, SessionHandle, SetVariable, Snakepit, Source, StartError, ToolError, ValueType,
+    Variable, VariableType, WatchEvent,
 };
 use snakepit_tests::{Client, SHOWCASE, Signal, eventually, is_alive, python, root, signal, tool_request};
 use tokio::sync::Notify;
@@ -224,7 +224,7 @@ impl Stuck {
 async fn a_start_that_is_called_off_leaves_nothing() {
     let stuck = Stuck::new();
     let error = stuck.builder().start_unless(stuck.importing()).await.unwrap_err();
-    assert!(matches!(error, Error::CalledOff), "{error}");
+    assert!(matches!(error, StartError::Cancelled), "{error}");
     assert!(!is_alive(stuck.grandchild().unwrap()), "what the worker started is left");
 }
 
@@ -327,22 +327,8 @@ async fn a_program_keeps_state_in_its_own_host_and_in_one_elsewhere() {
     let dir = tempfile::tempdir().unwrap();
     let snakepit = builder(&dir).listen(([127, 0, 0, 1], 0).into()).start().await.unwrap();
     let elsewhere = Remote::connect(&snakepit.address().unwrap().to_string()).await.unwrap();
-    for session in [snakepit.session("s").await.unwrap(), elsewhere.session("t").await.unwrap()] {
-        keeps_typed_variables(&session).await;
-        keeps_programs(&session).await;
-        let info = session.info().await.unwrap();
-        assert_eq!((info.id.clone(), info.variable_count, info.program_count), (session.id().clone(), 0, 1));
-        assert!(
-            info.bytes > 0 && info.expires_in <= info.ttl && info.ttl == Duration::from_secs(3600),
-            "{info:?}"
-        );
-        let mut watch = session.watch(&[], true).await.unwrap();
-        session.clone().delete().await.unwrap();
-        let end = watch.next().await.unwrap().unwrap_err();
-        assert!(matches!(end, Error::Session(SessionError::NotFound { .. })), "{end}");
-        assert!(watch.next().await.is_none());
-        assert!(matches!(session.info().await, Err(Error::Session(SessionError::NotFound { .. }))));
-    }
+    keeps_state(snakepit.session("s").await.unwrap()).await;
+    keeps_state(elsewhere.session("t").await.unwrap()).await;
     assert_eq!(snakepit.sessions().stats().await.unwrap().live, 0);
 
     let ttl = Some(Duration::from_millis(1500));
@@ -360,7 +346,24 @@ async fn a_program_keeps_state_in_its_own_host_and_in_one_elsewhere() {
     assert!(matches!(lost, Error::Unreachable { .. }), "{lost:?}");
 }
 
-async fn keeps_programs(session: &SessionHandle) {
+async fn keeps_state(session: SessionHandle<impl HostHandle>) {
+    keeps_typed_variables(&session).await;
+    keeps_programs(&session).await;
+    let info = session.info().await.unwrap();
+    assert_eq!((info.id.clone(), info.variable_count, info.program_count), (session.id().clone(), 0, 1));
+    assert!(
+        info.bytes > 0 && info.expires_in <= info.ttl && info.ttl == Duration::from_secs(3600),
+        "{info:?}"
+    );
+    let mut watch = session.watch(&[], true).await.unwrap();
+    session.clone().delete().await.unwrap();
+    let end = watch.next().await.unwrap().unwrap_err();
+    assert!(matches!(end, Error::Session(SessionError::NotFound { .. })), "{end}");
+    assert!(watch.next().await.is_none());
+    assert!(matches!(session.info().await, Err(Error::Session(SessionError::NotFound { .. }))));
+}
+
+async fn keeps_programs(session: &SessionHandle<impl HostHandle>) {
     let put = |data: &'static str| session.put_program("m", Program::new(data, "text/plain"));
     assert_eq!((put("a").await.unwrap(), put("b").await.unwrap()), (Created::New, Created::Existing));
     assert_eq!(session.program("m").await.unwrap().data, "b");
@@ -373,7 +376,7 @@ async fn keeps_programs(session: &SessionHandle) {
     put("d").await.unwrap();
 }
 
-async fn keeps_typed_variables(session: &SessionHandle) {
+async fn keeps_typed_variables(session: &SessionHandle<impl HostHandle>) {
     let ty = VariableType::with_constraints(ValueType::Integer, r#"{"min": 0}"#).unwrap();
     let id = session.register("n", ty, 1).await.unwrap();
     assert_eq!(session.set("n", 2).await.unwrap(), 1);
@@ -431,13 +434,12 @@ async fn arrays_are_lists_of_numbers_here_and_of_numpy_there() {
     let builder = builder(&dir).adapter("state_tools:StateTools").env("PYTHONPATH", adapters);
     let snakepit = builder.workers(1).listen(([127, 0, 0, 1], 0).into()).start().await.unwrap();
     let elsewhere = Remote::connect(&snakepit.address().unwrap().to_string()).await.unwrap();
-    for session in [snakepit.session("s").await.unwrap(), elsewhere.session("t").await.unwrap()] {
-        keeps_arrays(&session).await;
-    }
+    keeps_arrays(&snakepit.session("s").await.unwrap()).await;
+    keeps_arrays(&elsewhere.session("t").await.unwrap()).await;
     snakepit.shutdown().await.unwrap();
 }
 
-async fn keeps_arrays(session: &SessionHandle) {
+async fn keeps_arrays(session: &SessionHandle<impl HostHandle>) {
     let mut watch = session.watch(&[], false).await.unwrap();
     for (name, kind, value) in [
         ("vector", ValueType::Embedding, Payload::embedding(&[0.5_f32, 3.0])),

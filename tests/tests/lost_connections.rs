@@ -5,7 +5,7 @@ use std::{path::Path, process::Stdio, time::Duration};
 
 use futures_util::StreamExt;
 use serde_json::json;
-use snakepit_server::{Client, Error, SessionHandle, ToolError, ValueType, VariableType};
+use snakepit_server::{Client, Error, RemoteHost, SessionHandle, ToolError, ValueType, VariableType};
 use snakepit_tests::{SHOWCASE, Sandbox, Signal, eventually, python, root, signal};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, ReadHalf, WriteHalf, split},
@@ -87,7 +87,7 @@ fn sockets(pid: u32) -> usize {
     links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
 }
 
-async fn register(session: &SessionHandle) {
+async fn register(session: &SessionHandle<RemoteHost>) {
     session.register("x", VariableType::new(ValueType::String).unwrap(), "").await.unwrap();
 }
 

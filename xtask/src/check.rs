@@ -45,7 +45,7 @@ enum Check {
     Msrv,
 }
 
-const PUBLISHED: [&str; 11] = [
+const PUBLISHED: [&str; 12] = [
     "snakepit-proto",
     "snakepit-session",
     "snakepit-session-redb",
@@ -55,6 +55,7 @@ const PUBLISHED: [&str; 11] = [
     "snakepit-wire",
     "snakepit-worker",
     "snakepit-pool",
+    "snakepit-client",
     "snakepit-server",
     "snakepit-cli",
 ];

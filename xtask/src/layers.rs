@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::shell::{cargo, output};
 
 /// Which crates of this workspace a crate may depend on.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("snakepit-proto", &[]),
     ("snakepit-session", &[]),
     ("snakepit-session-redb", &["snakepit-session"]),
@@ -17,9 +17,11 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("snakepit-wire", &["snakepit-proto", "snakepit-session", "snakepit-registry"]),
     ("snakepit-worker", &["snakepit-proto", "snakepit-session", "snakepit-registry", "snakepit-wire"]),
     ("snakepit-pool", &["snakepit-session", "snakepit-registry", "snakepit-worker"]),
+    ("snakepit-client", &["snakepit-proto", "snakepit-session", "snakepit-registry", "snakepit-wire"]),
     (
         "snakepit-server",
         &[
+            "snakepit-client",
             "snakepit-proto",
             "snakepit-session",
             "snakepit-session-redb",
@@ -33,6 +35,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     (
         "snakepit-cli",
         &[
+            "snakepit-client",
             "snakepit-proto",
             "snakepit-session",
             "snakepit-session-redb",
@@ -51,7 +54,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
 ];
 
 /// What a crate must not reach, however far down.
-const MUST_NOT_REACH: [(&str, &[&str]); 11] = [
+const MUST_NOT_REACH: [(&str, &[&str]); 12] = [
     ("snakepit-proto", &["pyo3"]),
     (
         "snakepit-session",
@@ -64,6 +67,7 @@ const MUST_NOT_REACH: [(&str, &[&str]); 11] = [
     ("snakepit-wire", &["pyo3", "nix"]),
     ("snakepit-worker", &["pyo3"]),
     ("snakepit-pool", &["tonic", "prost", "snakepit-proto", "pyo3"]),
+    ("snakepit-client", &["pyo3", "clap", "nix", "redb", "redis", "tracing-subscriber"]),
     (
         "snakepit-server",
         &["pyo3", "clap", "comfy-table", "humantime", "mimalloc", "toml", "tracing-subscriber"],
@@ -72,7 +76,8 @@ const MUST_NOT_REACH: [(&str, &[&str]); 11] = [
 ];
 
 /// What must be found by the same means: if it is not, the check is broken and proves nothing.
-const MUST_REACH: [(&str, &str); 13] = [
+const MUST_REACH: [(&str, &str); 14] = [
+    ("snakepit-client", "tonic"),
     ("snakepit-server", "tonic"),
     ("snakepit-cli", "snakepit-server"),
     ("snakepit-cli", "clap"),

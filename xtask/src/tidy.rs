@@ -10,7 +10,7 @@ use crate::shell::{output, program, root};
 const MAX_LINES: usize = 500;
 
 /// Code on pages, with the file that it is taken from: which block of which language, counted from 0.
-const EXAMPLES: [(&str, &str, usize, &str); 13] = [
+const EXAMPLES: [(&str, &str, usize, &str); 14] = [
     ("README.md", "rust", 0, "snakepit-server/examples/embed.rs"),
     ("docs/sessions.md", "rust", 0, "snakepit-server/examples/state.rs"),
     ("README.md", "python", 0, "tests/adapters/shop.py"),
@@ -22,6 +22,7 @@ const EXAMPLES: [(&str, &str, usize, &str); 13] = [
     ("docs/proxies.md", "haproxy", 0, "tests/proxies/haproxy.cfg"),
     ("docs/python.md", "python", 0, "tests/adapters/tuning.py"),
     ("docs/python.md", "python", 1, "snakepit-python/tests/test_guide.py"),
+    ("snakepit-server/client/README.md", "rust", 0, "snakepit-server/client/examples/client.rs"),
     ("snakepit-python/README.md", "python", 0, "tests/adapters/shop.py"),
     ("snakepit-python/README.md", "python", 1, "snakepit-python/tests/test_readme.py"),
 ];

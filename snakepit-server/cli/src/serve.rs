@@ -9,7 +9,7 @@ use std::{
 use bytesize::ByteSize;
 use snakepit_pool::PoolError;
 use snakepit_proto::address;
-use snakepit_server::{Error, Snakepit, raise_descriptor_limit};
+use snakepit_server::{Snakepit, StartError, raise_descriptor_limit};
 use snakepit_worker::WorkerError;
 use tracing_subscriber::EnvFilter;
 
@@ -210,7 +210,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let mut name = "";
     let snakepit = match builder.start_unless(async { name = signals.next().await }).await {
         Ok(snakepit) => snakepit,
-        Err(Error::CalledOff) => {
+        Err(StartError::Cancelled) => {
             called_off(name);
             return Ok(());
         }
@@ -239,9 +239,9 @@ fn bytes(size: ByteSize) -> usize {
 }
 
 /// The traceback of a worker that cannot start, such as one whose adapter does not import.
-fn traceback_of(error: &Error) -> &str {
+fn traceback_of(error: &StartError) -> &str {
     match error {
-        Error::Pool(PoolError::Start { error: WorkerError::StartFailed { traceback, .. }, .. }) => {
+        StartError::Pool(PoolError::Start { error: WorkerError::StartFailed { traceback, .. }, .. }) => {
             traceback.as_deref().unwrap_or_default()
         }
         _ => "",

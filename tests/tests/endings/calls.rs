@@ -8,7 +8,7 @@ use std::{
 use futures_util::{TryStreamExt, future::BoxFuture};
 use serde_json::{Value, json};
 use snakepit_proto::{pb, status::details_of};
-use snakepit_server::{CallBuilder, Client as Remote, Error, Snakepit, status::from_tool_error};
+use snakepit_server::{CallBuilder, Client as Remote, Error, HostHandle, Snakepit, status::from_tool_error};
 use snakepit_tests::{Client, eventually, tool_request};
 use tokio::task::JoinSet;
 use tonic::{Request, Status, transport::Endpoint};
@@ -109,7 +109,12 @@ impl Calling {
     }
 }
 
-async fn built(call: CallBuilder, args: Value, streams: bool, timeout: Option<Duration>) -> String {
+async fn built<H: HostHandle>(
+    call: CallBuilder<H>,
+    args: Value,
+    streams: bool,
+    timeout: Option<Duration>,
+) -> String {
     let call = call.args(args);
     let call = match timeout {
         Some(timeout) => call.timeout(timeout),

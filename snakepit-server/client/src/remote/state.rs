@@ -1,4 +1,4 @@
-//! The state of a session, read and written over gRPC.
+//! Session operations on a remote host: one RPC each.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::StreamExt;
 use snakepit_proto::{headers::MAX_TIMEOUT, pb, status::check_request_size};
-use snakepit_registry::ToolError;
+use snakepit_registry::{ToolCall, ToolError, ToolReply};
 use snakepit_session::{
     Created, NewSession, NewVariable, Note, Payload, Program, ProgramInfo, ProgramName, Session,
     SessionError, SessionId, SetVariable, Source, UpdateKind, Variable, VariableId, VariableName,
@@ -20,37 +20,42 @@ use snakepit_wire::{payload_from_wire, payload_to_wire, read_ahead};
 use tokio::task::JoinSet;
 use tonic::{Request, Response, Status};
 
-use super::{ATTEMPTS, MAX_WATCHES, Remote, broke, problem_of, timed::GRACE};
+use super::{MAX_ATTEMPTS, MAX_WATCHES, RemoteHost, cause_of, connection_broke, deadline::GRACE};
 use crate::{
-    Error,
-    session::EventStream,
+    Error, EventStream, HostHandle,
     status::{session_error, to_tool_error},
 };
 
-/// Sends a request and waits for its answer, which is bounded in time. A macro because each RPC is a method of its own.
-macro_rules! ask {
-    ($remote:ident, $rpc:literal, $method:ident($request:expr)) => {{
+/// Sends a request that changes state, and waits for its answer up to the request timeout. It is a macro because each RPC is
+/// a separate method of the generated client.
+macro_rules! write_rpc {
+    ($host:ident, $rpc:literal, $method:ident($request:expr)) => {{
         let request = $request;
-        let patience = $remote.patience;
-        check_request_size(&request).map_err(|status| patience.error($rpc, &status))?;
-        patience.within($rpc, $remote.client().$method(patience.timed(request))).await?
+        let timeout = $host.0.request_timeout;
+        check_request_size(&request).map_err(|status| timeout.error($rpc, &status))?;
+        timeout.within($rpc, $host.0.client().$method(timeout.apply(request))).await?
     }};
 }
 
-/// Like `ask`, for requests that change nothing: they are sent anew when their connection breaks.
-macro_rules! read {
-    ($remote:ident, $rpc:literal, $method:ident($request:expr)) => {{
-        let (request, patience) = ($request, $remote.patience);
+/// Sends a request that changes nothing. Unlike `write_rpc!`, it retries when the connection breaks.
+macro_rules! read_rpc {
+    ($host:ident, $rpc:literal, $method:ident($request:expr)) => {{
+        let (request, timeout) = ($request, $host.0.request_timeout);
         let send = || {
-            let (mut client, request) = ($remote.client(), patience.timed(request.clone()));
+            let (mut client, request) = ($host.0.client(), timeout.apply(request.clone()));
             async move { client.$method(request).await }
         };
-        patience.within($rpc, repeated(send)).await?
+        timeout.within($rpc, with_retries(send)).await?
     }};
 }
 
-impl Remote {
-    pub(crate) async fn open_session(&self, id: &SessionId, new: NewSession) -> Result<(), Error> {
+impl HostHandle for RemoteHost {
+    async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+        // Boxed, so that the large future of a remote call does not become part of the caller's.
+        Box::pin(self.0.call(call)).await
+    }
+
+    async fn open_session(&self, id: &SessionId, new: NewSession) -> Result<(), Error> {
         let NewSession { metadata, ttl } = new;
         let request = pb::InitializeSessionRequest {
             session_id: id.to_string(),
@@ -58,19 +63,19 @@ impl Remote {
             ttl_seconds: ttl.map_or(0, seconds),
             ..pb::InitializeSessionRequest::default()
         };
-        read!(self, "InitializeSession", initialize_session(request));
+        read_rpc!(self, "InitializeSession", initialize_session(request));
         Ok(())
     }
 
-    pub(crate) async fn delete_session(&self, id: &SessionId) -> Result<(), Error> {
+    async fn delete_session(&self, id: &SessionId) -> Result<(), Error> {
         let request = pb::CleanupSessionRequest { session_id: id.to_string(), force: false };
-        ask!(self, "CleanupSession", cleanup_session(request));
+        write_rpc!(self, "CleanupSession", cleanup_session(request));
         Ok(())
     }
 
-    pub(crate) async fn session(&self, id: &SessionId) -> Result<Session, Error> {
+    async fn session(&self, id: &SessionId) -> Result<Session, Error> {
         let request = pb::GetSessionRequest { session_id: id.to_string() };
-        let session = read!(self, "GetSession", get_session(request));
+        let session = read_rpc!(self, "GetSession", get_session(request));
         Ok(Session {
             id: id.clone(),
             metadata: session.metadata.into(),
@@ -84,7 +89,7 @@ impl Remote {
         })
     }
 
-    pub(crate) async fn register_variable(
+    async fn register_variable(
         &self,
         id: &SessionId,
         name: &VariableName,
@@ -101,48 +106,43 @@ impl Remote {
             metadata: note.to_metadata(),
             initial_binary_value: buffer.unwrap_or_default(),
         };
-        let made = ask!(self, "RegisterVariable", register_variable(request));
+        let made = write_rpc!(self, "RegisterVariable", register_variable(request));
         Ok(VariableId::try_new(made.variable_id)?)
     }
 
-    pub(crate) async fn variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, Error> {
+    async fn variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, Error> {
         let request = pb::GetVariableRequest {
             session_id: id.to_string(),
-            variable_identifier: named(id, identifier)?,
+            variable_identifier: not_empty(id, identifier)?,
             bypass_cache: true,
         };
-        let found = read!(self, "GetVariable", get_variable(request));
+        let found = read_rpc!(self, "GetVariable", get_variable(request));
         variable(found.variable.unwrap_or_default())
     }
 
-    pub(crate) async fn variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, Error> {
+    async fn variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, Error> {
         let request = pb::ListVariablesRequest { session_id: id.to_string(), pattern: pattern.to_owned() };
-        let found = read!(self, "ListVariables", list_variables(request));
+        let found = read_rpc!(self, "ListVariables", list_variables(request));
         found.variables.into_iter().map(variable).collect()
     }
 
-    pub(crate) async fn set_variable(&self, id: &SessionId, write: SetVariable) -> Result<u32, Error> {
+    async fn set_variable(&self, id: &SessionId, write: SetVariable) -> Result<u32, Error> {
         let SetVariable { identifier, value, note, expected_version } = write;
         let (value, buffer) = payload_to_wire(value);
         let request = pb::SetVariableRequest {
             session_id: id.to_string(),
-            variable_identifier: named(id, &identifier)?,
+            variable_identifier: not_empty(id, &identifier)?,
             value: Some(value),
             metadata: note.to_metadata(),
             expected_version: expected_version.map_or(0, version_to_wire),
             binary_value: buffer.unwrap_or_default(),
             check_version: expected_version.is_some(),
         };
-        let written = ask!(self, "SetVariable", set_variable(request));
+        let written = write_rpc!(self, "SetVariable", set_variable(request));
         Ok(version(written.new_version))
     }
 
-    /// Writes all or nothing, with one note for all.
-    pub(crate) async fn set_variables(
-        &self,
-        id: &SessionId,
-        writes: Vec<SetVariable>,
-    ) -> Result<Vec<u32>, Error> {
+    async fn set_variables(&self, id: &SessionId, writes: Vec<SetVariable>) -> Result<Vec<u32>, Error> {
         let note = writes.first().map(|write| write.note.clone()).unwrap_or_default();
         if writes.iter().any(|write| write.note != note) {
             let problem = "a batch has one note over gRPC, and these differ; write them one by one";
@@ -167,7 +167,7 @@ impl Remote {
                 .extend(expected_version.map(|version| (identifier.clone(), version_to_wire(version))));
             names.push(identifier);
         }
-        let mut answer = ask!(self, "SetVariables", set_variables(request));
+        let mut answer = write_rpc!(self, "SetVariables", set_variables(request));
         if !answer.errors.is_empty() {
             let errors = answer.errors.into_iter().map(|(name, message)| {
                 let pb::ErrorReason { reason, metadata, .. } =
@@ -184,16 +184,16 @@ impl Remote {
             .collect()
     }
 
-    pub(crate) async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<(), Error> {
+    async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<(), Error> {
         let request = pb::DeleteVariableRequest {
             session_id: id.to_string(),
-            variable_identifier: named(id, identifier)?,
+            variable_identifier: not_empty(id, identifier)?,
         };
-        ask!(self, "DeleteVariable", delete_variable(request));
+        write_rpc!(self, "DeleteVariable", delete_variable(request));
         Ok(())
     }
 
-    pub(crate) async fn history(
+    async fn history(
         &self,
         id: &SessionId,
         identifier: &str,
@@ -201,10 +201,10 @@ impl Remote {
     ) -> Result<Vec<VariableVersion>, Error> {
         let request = pb::GetVariableHistoryRequest {
             session_id: id.to_string(),
-            variable_identifier: named(id, identifier)?,
+            variable_identifier: not_empty(id, identifier)?,
             limit: i32::try_from(limit).unwrap_or(i32::MAX),
         };
-        let found = read!(self, "GetVariableHistory", get_variable_history(request));
+        let found = read_rpc!(self, "GetVariableHistory", get_variable_history(request));
         let entry = |entry: pb::VariableHistoryEntry| {
             Ok(VariableVersion {
                 version: version(entry.version),
@@ -216,29 +216,24 @@ impl Remote {
         found.entries.into_iter().map(entry).collect()
     }
 
-    pub(crate) async fn rollback(
-        &self,
-        id: &SessionId,
-        identifier: &str,
-        target: u32,
-    ) -> Result<Variable, Error> {
+    async fn rollback(&self, id: &SessionId, identifier: &str, target: u32) -> Result<Variable, Error> {
         let request = pb::RollbackVariableRequest {
             session_id: id.to_string(),
-            variable_identifier: named(id, identifier)?,
+            variable_identifier: not_empty(id, identifier)?,
             target_version: version_to_wire(target),
             metadata: BTreeMap::new(),
         };
-        let done = ask!(self, "RollbackVariable", rollback_variable(request));
+        let done = write_rpc!(self, "RollbackVariable", rollback_variable(request));
         variable(done.variable.unwrap_or_default())
     }
 
-    pub(crate) async fn watch(
+    async fn watch(
         &self,
         id: &SessionId,
         identifiers: Vec<String>,
         initial: bool,
     ) -> Result<EventStream, Error> {
-        let place = Arc::clone(&self.watches)
+        let permit = Arc::clone(&self.0.watches)
             .try_acquire_owned()
             .map_err(|_| SessionError::TooManyWatches { limit: MAX_WATCHES })?;
         let request = pb::WatchVariablesRequest {
@@ -246,22 +241,23 @@ impl Remote {
             variable_identifiers: identifiers,
             include_initial_values: initial,
         };
-        let updates = self.patience.within("WatchVariables", self.client().watch_variables(request)).await?;
-        let (patience, (reading, updates)) = (self.patience, read_ahead(updates));
+        let timeout = self.0.request_timeout;
+        let updates = timeout.within("WatchVariables", self.0.client().watch_variables(request)).await?;
+        let (reading, updates) = read_ahead(updates);
         let mut task = JoinSet::new();
         task.spawn(reading);
         Ok(updates
             .map(move |update| {
-                let _held = (&place, &task);
+                let _owned = (&permit, &task);
                 match update {
                     Ok(update) => event(update),
-                    Err(status) => Err(patience.error("WatchVariables", &status)),
+                    Err(status) => Err(timeout.error("WatchVariables", &status)),
                 }
             })
             .boxed())
     }
 
-    pub(crate) async fn put_program(
+    async fn put_program(
         &self,
         id: &SessionId,
         name: &ProgramName,
@@ -278,21 +274,21 @@ impl Remote {
         };
         let request =
             pb::PutProgramRequest { session_id: id.to_string(), program: Some(program), global: false };
-        let put = ask!(self, "PutProgram", put_program(request));
+        let put = write_rpc!(self, "PutProgram", put_program(request));
         Ok(if put.created { Created::New } else { Created::Existing })
     }
 
-    pub(crate) async fn program(&self, id: &SessionId, name: &ProgramName) -> Result<Program, Error> {
+    async fn program(&self, id: &SessionId, name: &ProgramName) -> Result<Program, Error> {
         let request =
             pb::GetProgramRequest { session_id: id.to_string(), name: name.to_string(), global: false };
-        let found = read!(self, "GetProgram", get_program(request));
+        let found = read_rpc!(self, "GetProgram", get_program(request));
         let pb::Program { data, content_type, metadata, updated_at, .. } = found.program.unwrap_or_default();
         Ok(Program { data, content_type, metadata, ttl: None, updated_at: time(updated_at) })
     }
 
-    pub(crate) async fn programs(&self, id: &SessionId) -> Result<Vec<ProgramInfo>, Error> {
+    async fn programs(&self, id: &SessionId) -> Result<Vec<ProgramInfo>, Error> {
         let request = pb::ListProgramsRequest { session_id: id.to_string(), global: false };
-        let found = read!(self, "ListPrograms", list_programs(request));
+        let found = read_rpc!(self, "ListPrograms", list_programs(request));
         let info = |program: pb::Program| {
             Ok(ProgramInfo {
                 name: ProgramName::try_new(program.name)?,
@@ -306,33 +302,33 @@ impl Remote {
         found.programs.into_iter().map(info).collect()
     }
 
-    pub(crate) async fn delete_program(&self, id: &SessionId, name: &ProgramName) -> Result<(), Error> {
+    async fn delete_program(&self, id: &SessionId, name: &ProgramName) -> Result<(), Error> {
         let request =
             pb::DeleteProgramRequest { session_id: id.to_string(), name: name.to_string(), global: false };
-        ask!(self, "DeleteProgram", delete_program(request));
+        write_rpc!(self, "DeleteProgram", delete_program(request));
         Ok(())
     }
 }
 
-/// How long the host may take to answer a request that is not a call.
+/// The time limit for requests other than calls.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience(pub(crate) Duration);
+pub(crate) struct RequestTimeout(pub(crate) Duration);
 
-impl Default for Patience {
+impl Default for RequestTimeout {
     fn default() -> Self {
         Self(Duration::from_secs(30))
     }
 }
 
-impl Patience {
-    /// A request that the host, too, gives up in time.
-    fn timed<T>(self, message: T) -> Request<T> {
+impl RequestTimeout {
+    /// Creates a request that the host also abandons after this time.
+    fn apply<T>(self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(self.0.min(MAX_TIMEOUT));
         request
     }
 
-    /// Waits for the answer to a request, by the clock of this side: a host that has gone silent keeps no deadline.
+    /// Waits for the answer to a request. Uses this side's clock, because a host that no longer responds enforces no deadline.
     async fn within<T>(
         self,
         rpc: &'static str,
@@ -349,33 +345,33 @@ impl Patience {
             ToolError::Session(error) => Error::Session(error),
             ToolError::DeadlineExceeded { .. } => Error::TimedOut { rpc, within: self.0 },
             error @ ToolError::ShuttingDown { .. } => Error::Tool(error),
-            _ if status.source().is_some() => Error::Unreachable { problem: problem_of(status) },
+            _ if status.source().is_some() => Error::Unreachable { problem: cause_of(status) },
             _ => Error::Refused { rpc, problem: status.message().to_owned() },
         }
     }
 }
 
-/// Sends a request, anew when its connection breaks.
-async fn repeated<T, F>(send: impl Fn() -> F) -> Result<Response<T>, Status>
+/// Sends a request, and sends it again if its connection breaks.
+async fn with_retries<T, F>(send: impl Fn() -> F) -> Result<Response<T>, Status>
 where
     F: Future<Output = Result<Response<T>, Status>>,
 {
     let mut attempts = 1;
     loop {
         match send().await {
-            Err(status) if attempts < ATTEMPTS && broke(&status) => attempts += 1,
+            Err(status) if attempts < MAX_ATTEMPTS && connection_broke(&status) => attempts += 1,
             answer => return answer,
         }
     }
 }
 
-/// An answer that no host should give.
+/// An answer that violates the protocol.
 fn malformed(problem: impl std::fmt::Display) -> Error {
     Error::Tool(ToolError::Internal { problem: format!("the host's answer cannot be read: {problem}") })
 }
 
-/// An id or name that is one; of the empty one a host only says that it is missing.
-fn named(id: &SessionId, identifier: &str) -> Result<String, Error> {
+/// Rejects an empty id or name. A host would only report that the field is missing.
+fn not_empty(id: &SessionId, identifier: &str) -> Result<String, Error> {
     if identifier.is_empty() {
         let (session, identifier) = (id.clone(), String::new());
         return Err(SessionError::VariableNotFound { session, identifier }.into());
@@ -410,7 +406,7 @@ const fn source(source: pb::variable::Source) -> Source {
     }
 }
 
-/// A host that was told no name says the side instead.
+/// Reads a note. A host that was given no author sends the name of the side instead.
 fn note(source: Source, author: &str, metadata: BTreeMap<String, String>) -> Note {
     let named = !author.is_empty() && author != source.as_str();
     Note { source, changed_by: named.then(|| author.into()), metadata: metadata.into() }
@@ -423,7 +419,7 @@ fn event(update: pb::VariableUpdate) -> Result<WatchEvent, Error> {
     let kind = UpdateKind::named(&update.update_type)
         .ok_or_else(|| malformed(format!("an update of type `{}`", update.update_type)))?;
     let variable = variable(update.variable.unwrap_or_default())?;
-    // Who wrote last wrote this.
+    // The last writer of the variable made this update.
     let note = note(variable.source, &update.update_source, update.update_metadata);
     Ok(WatchEvent::Update(VariableUpdate { kind, variable, note }))
 }
@@ -432,7 +428,7 @@ fn time(at: Option<prost_types::Timestamp>) -> SystemTime {
     at.and_then(|at| SystemTime::try_from(at).ok()).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// A TTL in whole seconds, the longer part of one counted in full; 0 is the host's default, so that none is shorter than one.
+/// Converts a TTL to whole seconds, rounded up. The result is at least 1, because 0 means the host's default.
 fn seconds(ttl: Duration) -> i64 {
     i64::try_from(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).unwrap_or(i64::MAX).max(1)
 }
@@ -454,15 +450,15 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_host_that_says_nothing_is_not_waited_for_longer_than_it_may() {
-        for (patience, shown) in
-            [(Patience::default(), "30s"), (Patience(Duration::from_millis(250)), "250ms")]
+    async fn waits_for_a_silent_host_only_until_the_request_timeout() {
+        for (timeout, shown) in
+            [(RequestTimeout::default(), "30s"), (RequestTimeout(Duration::from_millis(250)), "250ms")]
         {
             let silent = std::future::pending::<Result<Response<()>, Status>>();
             let begun = tokio::time::Instant::now();
-            let late = patience.within("GetVariable", silent).await.unwrap_err();
+            let late = timeout.within("GetVariable", silent).await.unwrap_err();
             assert_eq!(late.to_string(), format!("the host did not answer GetVariable within {shown}"));
-            assert_eq!(begun.elapsed(), patience.0 + GRACE);
+            assert_eq!(begun.elapsed(), timeout.0 + GRACE);
         }
     }
 }

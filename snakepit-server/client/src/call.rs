@@ -1,0 +1,271 @@
+//! Builds calls: serde types for arguments and results, and a builder for options.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    marker::PhantomData,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_core::Stream;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
+use snakepit_proto::headers::MAX_TIMEOUT;
+use snakepit_registry::{
+    Arguments, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply, TraceContext,
+};
+use snakepit_session::{Payload, PayloadError, SessionId, ValueType};
+use tokio::time::Instant;
+
+use crate::{Error, HostHandle, RemoteHost};
+
+/// Prepares one call: [`Caller::call`](crate::Caller::call).
+///
+/// The builder reports the first mistake, such as arguments that do not serialize, when the call is made.
+#[derive(Debug)]
+#[must_use = "a call does nothing until `unary` or `stream` is awaited"]
+pub struct CallBuilder<H = RemoteHost> {
+    host: H,
+    /// Boxed, like the mistake, because each builder method moves the builder.
+    call: Box<ToolCall>,
+    timeout: Option<Duration>,
+    mistake: Option<Box<Error>>,
+}
+
+/// The answer of a unary call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply<T> {
+    /// The value that the tool returned.
+    pub value: T,
+    /// The worker that ran the tool; `None` for a host tool.
+    pub worker: Option<Arc<str>>,
+    /// The run time of the tool itself, if known.
+    pub execution_time: Option<Duration>,
+}
+
+impl<H: HostHandle> CallBuilder<H> {
+    pub(crate) fn new(host: H, tool: &str) -> Self {
+        Self { host, call: Box::new(ToolCall::new(tool)), timeout: None, mistake: None }
+    }
+
+    /// Adds arguments: a struct, or a map from parameter names to values. Each argument may be set once, here or with
+    /// [`arg`](Self::arg) or [`payload`](Self::payload). Otherwise the call fails with [`ToolError::InvalidArgument`].
+    pub fn args(mut self, args: impl Serialize) -> Self {
+        match arguments_of(&self.call.tool, &args) {
+            Ok(arguments) if self.call.arguments.is_empty() => {
+                self.call.arguments = arguments;
+                self
+            }
+            Ok(arguments) => {
+                arguments.into_iter().fold(self, |call, (name, value)| call.payload(name, value))
+            }
+            Err(mistake) => self.mistaken(mistake),
+        }
+    }
+
+    /// Adds one argument.
+    pub fn arg(self, name: impl Into<String>, value: impl Serialize) -> Self {
+        match Payload::try_from_serde(&value) {
+            Ok(value) => self.payload(name, value),
+            Err(error) => self.mistaken(error.into()),
+        }
+    }
+
+    /// Adds one argument that is a payload: raw bytes, or a tensor with its buffer.
+    pub fn payload(mut self, name: impl Into<String>, value: Payload) -> Self {
+        let name = name.into();
+        if self.call.arguments.get(&name).is_some() {
+            let tool = self.call.tool.to_string();
+            let problem = "is set twice; pass it once, by `arg`, `args` or `payload`".to_owned();
+            return self.mistaken(ToolError::InvalidArgument { tool, argument: name, problem }.into());
+        }
+        self.call.arguments.insert(name, value);
+        self
+    }
+
+    /// Remembers the first mistake.
+    fn mistaken(mut self, mistake: Error) -> Self {
+        self.mistake.get_or_insert_with(|| Box::new(mistake));
+        self
+    }
+
+    /// Runs the call in an existing session.
+    pub fn session(mut self, id: SessionId) -> Self {
+        self.call.session = Some(id);
+        self
+    }
+
+    /// Limits the whole call: the session lookup, the wait in the queue, all attempts and, for a streaming call, the stream.
+    /// The maximum is [`MAX_TIMEOUT`]; the default is the host's. Outside a tokio runtime, a call that needs a timer fails
+    /// with [`ToolError::NoRuntime`].
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout.min(MAX_TIMEOUT));
+        self
+    }
+
+    /// Declares that the call may run more than once. The host then retries it if its worker is lost, and a client if its
+    /// connection breaks.
+    pub fn idempotent(mut self) -> Self {
+        self.call.idempotent = true;
+        self
+    }
+
+    /// Attaches a metadata entry that the tool can read.
+    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.call.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// Attaches the trace context of the call.
+    pub fn trace(mut self, trace: TraceContext) -> Self {
+        self.call.trace = Some(trace);
+        self
+    }
+
+    /// Makes the call and waits for its value.
+    ///
+    /// # Errors
+    /// [`Error::Tool`] if the call fails, [`Error::Payload`] if the value does not fit `T`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels the call.
+    pub async fn unary<T: DeserializeOwned>(self) -> Result<Reply<T>, Error> {
+        let Reply { value, worker, execution_time } = value_of(self.send(CallMode::Unary).await?)?;
+        Ok(Reply { value: value.to_serde()?, worker, execution_time })
+    }
+
+    /// Makes the call and waits for its raw value. Use it for `bytes` and numpy arrays of Python, whose buffer is
+    /// [`Payload::binary`].
+    ///
+    /// # Errors
+    /// [`Error::Tool`] if the call fails.
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels the call.
+    pub async fn payload_reply(self) -> Result<Reply<Payload>, Error> {
+        value_of(self.send(CallMode::Unary).await?)
+    }
+
+    /// Makes the call and returns its chunks as they arrive.
+    ///
+    /// # Errors
+    /// [`Error::Tool`] if the call cannot start. A later failure is the last item of the stream.
+    ///
+    /// # Cancel safety
+    /// Dropping the future, or the stream before its end, cancels the call.
+    pub async fn stream<T: DeserializeOwned>(self) -> Result<ReplyStream<T>, Error> {
+        let ToolReply { body, worker, .. } = self.send(CallMode::Streaming).await?;
+        match body {
+            ReplyBody::Stream(chunks) => Ok(ReplyStream { chunks, worker, item: PhantomData }),
+            ReplyBody::Value(_) => Err(wrong_reply("a value", "a stream").into()),
+        }
+    }
+
+    fn send(self, mode: CallMode) -> impl Future<Output = Result<ToolReply, Error>> + Send {
+        let Self { host, mut call, timeout, mistake } = self;
+        // An `async fn` would store these captures twice in its future.
+        async move {
+            if let Some(mistake) = mistake {
+                return Err(*mistake);
+            }
+            call.mode = mode;
+            call.deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+            Ok(host.call(*call).await.map_err(|error| suggest_stream(mode, error))?)
+        }
+    }
+}
+
+/// The items of a streaming call. Dropping the stream before its end cancels the call.
+pub struct ReplyStream<T> {
+    chunks: ChunkStream,
+    worker: Option<Arc<str>>,
+    item: PhantomData<fn() -> T>,
+}
+
+impl<T> ReplyStream<T> {
+    /// The worker that runs the call; `None` for a host tool.
+    #[must_use]
+    pub const fn worker(&self) -> Option<&Arc<str>> {
+        self.worker.as_ref()
+    }
+}
+
+impl<T: DeserializeOwned> Stream for ReplyStream<T> {
+    type Item = Result<T, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.chunks
+            .as_mut()
+            .poll_next(cx)
+            .map(|item| item.map(|chunk| Ok(Payload::from_json(ValueType::Map, chunk?.data).to_serde()?)))
+    }
+}
+
+impl<T> fmt::Debug for ReplyStream<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplyStream").field("worker", &self.worker).finish_non_exhaustive()
+    }
+}
+
+/// Replaces the hint of an error, which names a gRPC method, by the method of this API that calls a streaming tool.
+fn suggest_stream(mode: CallMode, error: ToolError) -> ToolError {
+    match error {
+        // Only a streaming tool rejects a unary call.
+        ToolError::Unsupported { tool, .. } if mode == CallMode::Unary => ToolError::Unsupported {
+            tool,
+            problem: "streams its results; call it with `execute_stream`, or `call(..).stream()`".to_owned(),
+        },
+        error => error,
+    }
+}
+
+fn value_of(reply: ToolReply) -> Result<Reply<Payload>, Error> {
+    let ToolReply { body, worker, execution_time, .. } = reply;
+    match body {
+        ReplyBody::Value(value) => Ok(Reply { value, worker, execution_time }),
+        ReplyBody::Stream(_) => Err(wrong_reply("a stream", "a value").into()),
+    }
+}
+
+fn wrong_reply(got: &str, expected: &str) -> ToolError {
+    ToolError::Internal { problem: format!("the handler answered with {got} instead of {expected}") }
+}
+
+/// Splits an object into arguments, which stay JSON.
+fn arguments_of(tool: &str, args: &impl Serialize) -> Result<Arguments, Error> {
+    let json = serde_json::to_vec(args).map_err(|e| PayloadError::Serialize { problem: e.to_string() })?;
+    if json == b"null" {
+        return Ok(Arguments::new());
+    }
+    let json = Bytes::from(json);
+    let fields: BTreeMap<String, &RawValue> =
+        serde_json::from_slice(&json).map_err(|_| Error::NotAnObject { tool: tool.to_owned() })?;
+    // All payloads share one buffer.
+    let payload = |text: &RawValue| Payload::of_json(json.slice_ref(text.get().as_bytes()));
+    Ok(fields.into_iter().map(|(name, text)| (name, payload(text))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn keeps_the_types_of_arguments() {
+        let arguments = arguments_of("t", &json!({"a": 1, "b": 2.0, "c": "x", "d": [1], "e": null})).unwrap();
+        let types: Vec<_> = arguments.iter().map(|(name, value)| (name, value.ty().as_str())).collect();
+        assert_eq!(types, [("a", "integer"), ("b", "float"), ("c", "string"), ("d", "list"), ("e", "null")]);
+        assert_eq!(arguments_of("t", &()).unwrap(), Arguments::new());
+    }
+
+    #[test]
+    fn rejects_arguments_that_are_not_an_object() {
+        let error = arguments_of("add", &[1, 2]).unwrap_err().to_string();
+        assert!(error.contains("`add`") && error.contains("not an object"), "{error}");
+    }
+}

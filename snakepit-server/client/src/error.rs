@@ -1,0 +1,113 @@
+//! The error type of calls and session operations.
+
+use std::{error::Error as StdError, fmt, time::Duration};
+
+use snakepit_registry::ToolError;
+use snakepit_session::{PayloadError, SessionError};
+
+/// The reason why a call or a session operation failed, on a host in this process or on a remote one.
+///
+/// `{:?}` prints the message and its sources, because `main` prints a returned error that way.
+#[derive(thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The client could not connect: the address is invalid, nothing listens there, or the peer is not a Snakepit host.
+    #[error("cannot reach a server at {address}: {problem}; start one with `snakepit serve`")]
+    Connect {
+        /// The requested address.
+        address: String,
+        /// The cause.
+        problem: String,
+    },
+    /// The connection to the remote host failed before the host answered. The host may have executed the request.
+    #[error("the host cannot be reached: {problem}")]
+    Unreachable {
+        /// The cause.
+        problem: String,
+    },
+    /// The remote host did not answer in time. It may have executed the request.
+    #[error("the host did not answer {rpc} within {within:?}")]
+    TimedOut {
+        /// The RPC.
+        rpc: &'static str,
+        /// The time limit.
+        within: Duration,
+    },
+    /// The client was created outside a tokio runtime.
+    #[error("a client needs a tokio runtime; connect inside `Runtime::block_on` or an async main")]
+    NoRuntime,
+    /// The remote host rejected a session operation for a reason that [`SessionError`] does not cover.
+    #[error("the host refused {rpc}: {problem}")]
+    Refused {
+        /// The RPC.
+        rpc: &'static str,
+        /// The host's message.
+        problem: String,
+    },
+    /// The call failed.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// The session operation failed.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The arguments do not serialize, or the result does not fit the requested type.
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
+    /// The arguments of a call are not a struct or a map with string keys.
+    #[error(
+        "arguments of tool `{tool}` are not an object; pass a struct or a map from parameter names to values"
+    )]
+    NotAnObject {
+        /// The called tool.
+        tool: String,
+    },
+    /// A host in this process did not start. A client never returns this error. `snakepit-server` converts its `StartError`
+    /// into it, so that `?` works with one error type in a program that starts a host and calls it.
+    #[error(transparent)]
+    Start(Box<dyn StdError + Send + Sync>),
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_with_sources(self, f)
+    }
+}
+
+/// Writes the message of an error, followed by its sources, one per line.
+///
+/// # Errors
+/// Those of the formatter.
+#[doc(hidden)]
+pub fn write_with_sources(error: &dyn StdError, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "{error}")?;
+    let mut source = error.source();
+    if source.is_some() {
+        write!(f, "\n\nCaused by:")?;
+    }
+    while let Some(cause) = source {
+        write!(f, "\n    {cause}")?;
+        source = cause.source();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the configuration is unreadable")]
+    struct Unreadable(#[source] io::Error);
+
+    #[test]
+    fn debug_prints_the_message_and_the_sources() {
+        let error = Error::TimedOut { rpc: "GetVariable", within: Duration::from_secs(30) };
+        assert_eq!(format!("{error:?}"), "the host did not answer GetVariable within 30s");
+
+        let cause = Unreadable(io::Error::other("permission denied"));
+        let shown = format!("{:?}", Error::Start(Box::new(cause)));
+        assert_eq!(shown, "the configuration is unreadable\n\nCaused by:\n    permission denied");
+    }
+}

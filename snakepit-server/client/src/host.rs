@@ -1,0 +1,146 @@
+//! The operations of a host, in this process or across a connection.
+
+use std::fmt;
+
+use futures_util::stream::BoxStream;
+use snakepit_registry::{ToolCall, ToolError, ToolReply};
+use snakepit_session::{
+    Created, NewSession, NewVariable, Program, ProgramInfo, ProgramName, Session, SessionId, SetVariable,
+    Variable, VariableId, VariableName, VariableVersion, WatchEvent,
+};
+
+use crate::Error;
+
+/// The events of a watch, up to and including the error that ends it.
+pub type EventStream = BoxStream<'static, Result<WatchEvent, Error>>;
+
+/// A handle to a host. Cheap to clone.
+///
+/// [`RemoteHost`](crate::RemoteHost) sends each operation over a connection. `LocalHost` of `snakepit-server` runs it in this
+/// process. [`Caller`](crate::Caller), [`CallBuilder`](crate::CallBuilder) and [`SessionHandle`](crate::SessionHandle) are
+/// generic over it, so both kinds of host have the same API, and a call to a local host needs no boxed future.
+///
+/// Use this trait as a bound. Only the two crates implement it: a minor release may add methods.
+pub trait HostHandle: Clone + fmt::Debug + Send + Sync + 'static {
+    /// Runs a call.
+    #[doc(hidden)]
+    fn call(&self, call: ToolCall) -> impl Future<Output = Result<ToolReply, ToolError>> + Send;
+
+    /// Creates a session unless it exists.
+    #[doc(hidden)]
+    fn open_session(&self, id: &SessionId, new: NewSession)
+    -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Returns a session and renews its TTL.
+    #[doc(hidden)]
+    fn session(&self, id: &SessionId) -> impl Future<Output = Result<Session, Error>> + Send;
+
+    /// Deletes a session.
+    #[doc(hidden)]
+    fn delete_session(&self, id: &SessionId) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Registers a variable.
+    #[doc(hidden)]
+    fn register_variable(
+        &self,
+        id: &SessionId,
+        name: &VariableName,
+        new: NewVariable,
+    ) -> impl Future<Output = Result<VariableId, Error>> + Send;
+
+    /// Returns a variable.
+    #[doc(hidden)]
+    fn variable(
+        &self,
+        id: &SessionId,
+        identifier: &str,
+    ) -> impl Future<Output = Result<Variable, Error>> + Send;
+
+    /// Lists the variables whose names match a pattern.
+    #[doc(hidden)]
+    fn variables(
+        &self,
+        id: &SessionId,
+        pattern: &str,
+    ) -> impl Future<Output = Result<Vec<Variable>, Error>> + Send;
+
+    /// Writes a variable and returns its new version.
+    #[doc(hidden)]
+    fn set_variable(
+        &self,
+        id: &SessionId,
+        write: SetVariable,
+    ) -> impl Future<Output = Result<u32, Error>> + Send;
+
+    /// Writes all variables or none, and returns their new versions.
+    #[doc(hidden)]
+    fn set_variables(
+        &self,
+        id: &SessionId,
+        writes: Vec<SetVariable>,
+    ) -> impl Future<Output = Result<Vec<u32>, Error>> + Send;
+
+    /// Deletes a variable.
+    #[doc(hidden)]
+    fn delete_variable(
+        &self,
+        id: &SessionId,
+        identifier: &str,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Returns the newest kept versions of a variable, all of them if `limit` is 0.
+    #[doc(hidden)]
+    fn history(
+        &self,
+        id: &SessionId,
+        identifier: &str,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<VariableVersion>, Error>> + Send;
+
+    /// Restores an old value of a variable as a new version.
+    #[doc(hidden)]
+    fn rollback(
+        &self,
+        id: &SessionId,
+        identifier: &str,
+        version: u32,
+    ) -> impl Future<Output = Result<Variable, Error>> + Send;
+
+    /// Watches variables, or all of the session if none is named.
+    #[doc(hidden)]
+    fn watch(
+        &self,
+        id: &SessionId,
+        identifiers: Vec<String>,
+        initial: bool,
+    ) -> impl Future<Output = Result<EventStream, Error>> + Send;
+
+    /// Stores a program.
+    #[doc(hidden)]
+    fn put_program(
+        &self,
+        id: &SessionId,
+        name: &ProgramName,
+        program: Program,
+    ) -> impl Future<Output = Result<Created, Error>> + Send;
+
+    /// Returns a program.
+    #[doc(hidden)]
+    fn program(
+        &self,
+        id: &SessionId,
+        name: &ProgramName,
+    ) -> impl Future<Output = Result<Program, Error>> + Send;
+
+    /// Lists the programs of a session.
+    #[doc(hidden)]
+    fn programs(&self, id: &SessionId) -> impl Future<Output = Result<Vec<ProgramInfo>, Error>> + Send;
+
+    /// Deletes a program.
+    #[doc(hidden)]
+    fn delete_program(
+        &self,
+        id: &SessionId,
+        name: &ProgramName,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+}

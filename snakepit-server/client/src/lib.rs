@@ -1,0 +1,48 @@
+//! A client for Snakepit hosts: calls of Python tools, and sessions, over gRPC.
+//!
+//! ```no_run
+//! use serde_json::json;
+//! use snakepit_client::Client;
+//!
+//! # async fn example() -> Result<(), snakepit_client::Error> {
+//! let client = Client::connect("127.0.0.1:50051").await?;
+//! let sum: i64 = client.execute("add", json!({"a": 1, "b": 2})).await?;
+//!
+//! let session = client.session("alice").await?;
+//! session.execute::<()>("remember", json!({"sum": sum})).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Client`] holds the connection, [`CallBuilder`] prepares one call, and [`SessionHandle`] reads and writes the state of a
+//! session. All three are generic over a [`HostHandle`], because `snakepit-server`, which runs a host inside your program,
+//! offers the same API.
+#![warn(missing_docs)]
+
+mod call;
+mod caller;
+mod client;
+mod error;
+mod host;
+mod remote;
+mod session;
+pub mod status;
+
+#[doc(hidden)]
+pub use error::write_with_sources;
+pub use snakepit_registry::{ToolError, ToolFailure, TraceContext};
+pub use snakepit_session::{
+    Created, Metadata, NewSession, NewVariable, Note, Number, Payload, PayloadError, Program, ProgramInfo,
+    ProgramName, Session, SessionError, SessionId, SetVariable, Source, UpdateKind, ValueType, Variable,
+    VariableId, VariableName, VariableType, VariableUpdate, VariableVersion, WatchEvent,
+};
+
+pub use self::{
+    call::{CallBuilder, Reply, ReplyStream},
+    caller::Caller,
+    client::{Client, ClientBuilder},
+    error::Error,
+    host::{EventStream, HostHandle},
+    remote::RemoteHost,
+    session::{SessionHandle, SessionWatch},
+};

@@ -1,0 +1,188 @@
+//! Calls on a remote host: frames on the shared stream, or one RPC per call.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, TryStreamExt};
+use snakepit_proto::{headers, pb};
+use snakepit_registry::{CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply};
+use snakepit_wire::{
+    WireError, check_size, failure_from_wire,
+    mux::{self, Asked, Callee, Failed, Lost},
+    payload_from_wire, request_to_wire,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Response, Status, metadata::MetadataMap};
+
+use super::{
+    CallStream, Connection, MAX_ATTEMPTS, cause_of,
+    deadline::{self, BoundedChunks},
+};
+use crate::status::{HOST, to_tool_error};
+
+impl Connection {
+    /// Runs a call. The host enforces its deadline. This side enforces it too, slightly later, because a host that no longer
+    /// responds cannot.
+    pub(super) async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+        let (info, is_streaming) = (Asked::by(&call), call.mode == CallMode::Streaming);
+        let answer = async {
+            // An idempotent call is retried once if the connection breaks.
+            let copy = call.idempotent.then(|| call.clone());
+            match (self.attempt(&info, call).await, copy) {
+                (Err(ToolError::ConnectionLost { .. }), Some(copy)) => self.attempt(&info, copy).await,
+                (answer, _) => answer,
+            }
+        };
+        let (reply, stream) = deadline::within(&info, answer).await?;
+        Ok(match reply {
+            ToolReply { body: ReplyBody::Stream(chunks), .. } if is_streaming => {
+                let chunks = BoundedChunks::new(chunks, info, stream).boxed();
+                ToolReply { body: ReplyBody::Stream(chunks), ..reply }
+            }
+            reply => reply,
+        })
+    }
+
+    /// Sends a call. Sends it again if its stream breaks before the call is sent, or if the host reports that it did not begin
+    /// the call.
+    async fn attempt(&self, info: &Asked, call: ToolCall) -> Result<(ToolReply, Arc<CallStream>), ToolError> {
+        let mut stream = self.call_stream().await?;
+        if stream.multiplexer.is_none() || !mux::fits(&call) {
+            return Ok((self.call_alone(call).await?, stream));
+        }
+        let mut start = mux::call_to_wire(call, info.time_left()?);
+        let mut attempts = 1;
+        loop {
+            let callee = HostCallee { broken: stream.broken.clone() };
+            let Some(multiplexer) = &stream.multiplexer else {
+                let reason = format!("{HOST} no longer serves calls as before; repeat this one");
+                return Err(ToolError::Unavailable { reason, retry_after: None });
+            };
+            // A host may close an idle stream while this call is on its way. The copy costs a few small allocations.
+            let copy = start.clone();
+            match mux::send(multiplexer, &callee, info, start).await {
+                Ok(reply) => return Ok((reply, stream)),
+                Err(Failed::Unsent(unsent, _)) if attempts < MAX_ATTEMPTS => {
+                    start = *unsent;
+                    attempts += 1;
+                }
+                // The host did not begin the call, and the stream has ended.
+                Err(Failed::Error(ToolError::Unavailable { .. }))
+                    if attempts < MAX_ATTEMPTS && stream.broken.is_cancelled() =>
+                {
+                    start = copy;
+                    attempts += 1;
+                }
+                Err(Failed::Unsent(_, status)) => return Err(callee.unsent(info, status).await),
+                Err(Failed::Error(error)) => return Err(error),
+            }
+            stream.broken.cancel();
+            stream = self.call_stream().await?;
+        }
+    }
+
+    /// Runs a call as a separate RPC.
+    async fn call_alone(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+        let (mode, info) = (call.mode, Asked::by(&call));
+        let request = request_to_wire(call, info.time_left()?);
+        check_size(request.get_ref())?;
+        let to_error = |status: Status| to_tool_error(&info.tool, &status);
+        match mode {
+            CallMode::Unary => {
+                let response = self.client().execute_tool(request).await.map_err(to_error)?;
+                read_response(&info, response)
+            }
+            CallMode::Streaming => {
+                let response = self.client().execute_streaming_tool(request).await.map_err(to_error)?;
+                let worker = worker_of(response.metadata());
+                let tool = Arc::clone(&info.tool);
+                let chunks = response
+                    .into_inner()
+                    .map_err(move |status| to_tool_error(&tool, &status))
+                    // A final chunk without data only marks the end of the stream.
+                    .try_filter(|chunk| std::future::ready(!(chunk.is_final && chunk.data.is_empty())))
+                    .map_ok(|chunk| Chunk { data: chunk.data, metadata: chunk.metadata });
+                Ok(ToolReply { worker, ..ToolReply::stream(chunks.boxed()) })
+            }
+        }
+    }
+}
+
+fn read_response(info: &Asked, response: Response<pb::ExecuteToolResponse>) -> Result<ToolReply, ToolError> {
+    let worker = worker_of(response.metadata());
+    let pb::ExecuteToolResponse {
+        success,
+        result,
+        error_message,
+        metadata,
+        execution_time_ms,
+        binary_result,
+        failure,
+    } = response.into_inner();
+    let callee = HostCallee { broken: CancellationToken::new() };
+    if !success {
+        // A host of the original Snakepit sends only the text.
+        let failure = failure.map_or_else(
+            || ToolFailure { message: error_message, ..ToolFailure::default() },
+            failure_from_wire,
+        );
+        return Err(callee.failed(info, failure));
+    }
+    let buffer = (!binary_result.is_empty()).then_some(binary_result);
+    let value =
+        payload_from_wire(result.unwrap_or_default(), buffer).map_err(|error| callee.bad_value(&error))?;
+    let execution_time = u64::try_from(execution_time_ms).ok().map(Duration::from_millis);
+    Ok(ToolReply { body: ReplyBody::Value(value), metadata, worker, execution_time })
+}
+
+fn worker_of(headers: &MetadataMap) -> Option<Arc<str>> {
+    headers.get(headers::WORKER_ID)?.to_str().ok().map(Arc::from)
+}
+
+/// Interprets the answers of a host on a call stream.
+#[derive(Debug, Clone)]
+struct HostCallee {
+    /// Cancelled when the stream is found broken.
+    broken: CancellationToken,
+}
+
+#[async_trait]
+impl Callee for HostCallee {
+    async fn refused(&self, info: &Asked, status: Status) -> ToolError {
+        to_tool_error(&info.tool, &status)
+    }
+
+    async fn broken(&self, info: &Asked, _: u64, status: Status) -> Lost {
+        // Otherwise a caller that receives this error could find the same stream with its next call.
+        self.broken.cancel();
+        // A host that shuts down, or closes an idle connection, sends the reason as the last message of the stream.
+        let error = match to_tool_error(&info.tool, &status) {
+            error @ (ToolError::ShuttingDown { .. } | ToolError::Unavailable { .. }) => error,
+            _ => ToolError::ConnectionLost { peer: HOST.to_owned(), problem: cause_of(&status) },
+        };
+        Lost { answer: None, error }
+    }
+
+    async fn unsent(&self, _: &Asked, status: Status) -> ToolError {
+        self.broken.cancel();
+        let reason =
+            format!("the connection to the host broke before the call was sent: {}", cause_of(&status));
+        ToolError::Unavailable { reason, retry_after: None }
+    }
+
+    fn failed(&self, info: &Asked, failure: ToolFailure) -> ToolError {
+        ToolError::Failed(Box::new(ToolFailure { tool: info.tool.to_string(), ..failure }))
+    }
+
+    fn bad_value(&self, error: &WireError) -> ToolError {
+        ToolError::Internal { problem: format!("the host answered with a bad value: {error}") }
+    }
+
+    fn incoherent(&self, what: &str) -> ToolError {
+        ToolError::Internal { problem: format!("the host {what}") }
+    }
+
+    fn worker(&self, id: &str) -> Option<Arc<str>> {
+        (!id.is_empty()).then(|| id.into())
+    }
+}

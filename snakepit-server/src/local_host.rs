@@ -1,0 +1,179 @@
+//! The host of this process behind the API that it shares with remote hosts.
+
+use std::sync::Arc;
+
+use futures_core::Stream;
+use futures_util::{
+    StreamExt,
+    stream::{self, PollNext},
+};
+use snakepit_client::{Error, EventStream, HostHandle};
+use snakepit_registry::{ToolCall, ToolError, ToolReply};
+use snakepit_session::{
+    Batch, Created, NewSession, NewVariable, Note, Program, ProgramInfo, ProgramName, ProgramOwner, Session,
+    SessionId, SetVariable, Variable, VariableId, VariableName, VariableVersion,
+};
+
+use crate::host::{ANCESTORS, Host};
+
+/// A handle to the host of this process. Cheap to clone. It does not keep the workers alive; [`Snakepit`](crate::Snakepit)
+/// does.
+#[derive(Debug, Clone)]
+pub struct LocalHost(pub(crate) Arc<Host>);
+
+fn owner(id: &SessionId) -> ProgramOwner {
+    ProgramOwner::Session(id.clone())
+}
+
+impl HostHandle for LocalHost {
+    // Not an `async fn`, which would store the call twice in its future.
+    fn call(&self, mut call: ToolCall) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
+        call.ancestors = ANCESTORS.try_with(Clone::clone).unwrap_or_default();
+        self.0.call(call)
+    }
+
+    async fn open_session(&self, id: &SessionId, new: NewSession) -> Result<(), Error> {
+        Ok(self.0.sessions.create(id, new).await.map(drop)?)
+    }
+
+    async fn session(&self, id: &SessionId) -> Result<Session, Error> {
+        Ok(self.0.sessions.get(id).await?)
+    }
+
+    async fn delete_session(&self, id: &SessionId) -> Result<(), Error> {
+        Ok(self.0.sessions.delete(id).await.map(drop)?)
+    }
+
+    async fn register_variable(
+        &self,
+        id: &SessionId,
+        name: &VariableName,
+        new: NewVariable,
+    ) -> Result<VariableId, Error> {
+        Ok(self.0.sessions.register_variable(id, name, new).await?.id)
+    }
+
+    async fn variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, Error> {
+        Ok(self.0.sessions.variable(id, identifier).await?)
+    }
+
+    async fn variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, Error> {
+        Ok(self.0.sessions.list_variables(id, pattern).await?)
+    }
+
+    async fn set_variable(&self, id: &SessionId, write: SetVariable) -> Result<u32, Error> {
+        Ok(self.0.sessions.set_variable(id, write).await?)
+    }
+
+    async fn set_variables(&self, id: &SessionId, writes: Vec<SetVariable>) -> Result<Vec<u32>, Error> {
+        let versions = self.0.sessions.set_variables(id, writes, Batch::Atomic).await?;
+        Ok(versions.into_iter().collect::<Result<_, _>>()?)
+    }
+
+    async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<(), Error> {
+        Ok(self.0.sessions.delete_variable(id, identifier).await.map(drop)?)
+    }
+
+    async fn history(
+        &self,
+        id: &SessionId,
+        identifier: &str,
+        limit: usize,
+    ) -> Result<Vec<VariableVersion>, Error> {
+        Ok(self.0.sessions.variable_history(id, identifier, limit).await?)
+    }
+
+    async fn rollback(&self, id: &SessionId, identifier: &str, version: u32) -> Result<Variable, Error> {
+        Ok(self.0.sessions.rollback_variable(id, identifier, version, Note::default()).await?)
+    }
+
+    async fn watch(
+        &self,
+        id: &SessionId,
+        identifiers: Vec<String>,
+        initial: bool,
+    ) -> Result<EventStream, Error> {
+        let watch = self.0.sessions.watch_variables(id, &identifiers, initial).await?;
+        let events = watch.map(|event| event.map_err(Error::from));
+        let stopped = self.0.stop.clone().cancelled_owned();
+        let end = stream::once(stopped).map(|()| Err(ToolError::ShuttingDown { delivered: false }.into()));
+        // Events first, so that the watch delivers all changes from before the shutdown.
+        let events = stream::select_with_strategy(events, Box::pin(end), |(): &mut ()| PollNext::Left);
+        Ok(until_error(events).boxed())
+    }
+
+    async fn put_program(
+        &self,
+        id: &SessionId,
+        name: &ProgramName,
+        program: Program,
+    ) -> Result<Created, Error> {
+        Ok(self.0.sessions.put_program(&owner(id), name, program).await?)
+    }
+
+    async fn program(&self, id: &SessionId, name: &ProgramName) -> Result<Program, Error> {
+        Ok(self.0.sessions.program(&owner(id), name).await?)
+    }
+
+    async fn programs(&self, id: &SessionId) -> Result<Vec<ProgramInfo>, Error> {
+        Ok(self.0.sessions.programs(&owner(id)).await?)
+    }
+
+    async fn delete_program(&self, id: &SessionId, name: &ProgramName) -> Result<(), Error> {
+        Ok(self.0.sessions.delete_program(&owner(id), name).await?)
+    }
+}
+
+/// Ends a stream after its first error, without polling it again.
+fn until_error<T>(
+    stream: impl Stream<Item = Result<T, Error>> + Unpin,
+) -> impl Stream<Item = Result<T, Error>> {
+    stream::unfold(Some(stream), |stream| async {
+        let mut stream = stream?;
+        let item = stream.next().await?;
+        let rest = item.is_ok().then_some(stream);
+        Some((item, rest))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+    use snakepit_client::Caller;
+    use snakepit_registry::{FnTool, Registry};
+    use snakepit_session::{MemoryBackend, Payload, SessionLimits};
+    use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn keeps_arguments_and_payloads_together_and_rejects_duplicates() {
+        let registry = Registry::new();
+        let echo = |args: BTreeMap<String, serde_json::Value>| async move {
+            Ok::<_, std::convert::Infallible>(args)
+        };
+        registry.register_host_tool(FnTool::typed("echo", echo)).unwrap();
+        let sessions = Arc::new(MemoryBackend::new(SessionLimits::default()));
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let host = Host::new(sessions, registry, Arc::default(), None, &tasks, stop);
+        let caller = Caller::new(LocalHost(Arc::new(host)));
+
+        let one = || Payload::try_from_serde(&1).unwrap();
+        let call = caller.call("echo").payload("x", one()).args(json!({"y": 2})).arg("z", 3);
+        let reply = call.unary::<serde_json::Value>().await.unwrap();
+        assert_eq!(reply.value, json!({"x": 1, "y": 2, "z": 3}));
+        for twice in [
+            caller.call("echo").payload("x", one()).args(json!({"x": 2})),
+            caller.call("echo").args(json!({"x": 2})).payload("x", one()),
+            caller.call("echo").arg("x", 1).arg("x", 2),
+        ] {
+            let error = twice.unary::<serde_json::Value>().await.unwrap_err().to_string();
+            assert_eq!(
+                error,
+                "argument `x` of tool `echo` is set twice; pass it once, by `arg`, `args` or `payload`"
+            );
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Statuses of this host, converted back by a client.
+
+use std::time::Duration;
+
+use snakepit_registry::{CallStage, ToolError, ToolFailure};
+use snakepit_session::{SessionError, SessionId};
+use tonic::{Code, Status};
+
+use super::{from_session_error, from_tool_error, from_write_error, to_tool_error};
+
+#[test]
+fn tool_errors_survive_the_round_trip() {
+    let tool = || "add".to_owned();
+    let session = || SessionId::try_new("s").unwrap();
+    let errors = [
+        ToolError::NotFound { tool: tool(), suggestion: Some("adds".into()) },
+        ToolError::NotFound { tool: tool(), suggestion: None },
+        ToolError::InvalidArgument { tool: tool(), argument: "a".into(), problem: "is missing".into() },
+        ToolError::Unsupported { tool: tool(), problem: "streams".into() },
+        ToolError::Failed(Box::new(ToolFailure {
+            tool: tool(),
+            error_type: "ValueError".into(),
+            message: "no".into(),
+            traceback: "Traceback".into(),
+            worker: "default-1-1".into(),
+            output_lines: vec!["oops".into()],
+        })),
+        ToolError::Overloaded { queued: 9, limit: 9, retry_after: Some(Duration::from_millis(50)) },
+        ToolError::AnswerDropped { used: 10, limit: 9 },
+        ToolError::DeadlineExceeded { tool: tool(), stage: CallStage::Queued },
+        ToolError::DeadlineExceeded { tool: tool(), stage: CallStage::Running },
+        ToolError::Cancelled { tool: tool() },
+        ToolError::WorkerLost {
+            worker: "default-1-1".into(),
+            reason: "it exited with code 1".into(),
+            delivered: true,
+            output_lines: vec!["oops".into()],
+        },
+        ToolError::WorkerLost {
+            worker: "default-1-1".into(),
+            reason: "it exited with code 1".into(),
+            delivered: false,
+            output_lines: vec!["oops".into()],
+        },
+        ToolError::ConnectionLost { peer: "the host".into(), problem: "broken pipe".into() },
+        ToolError::Unavailable { reason: "every worker failed to start".into(), retry_after: None },
+        ToolError::Deadlock { tool: tool() },
+        ToolError::ShuttingDown { delivered: false },
+        ToolError::ShuttingDown { delivered: true },
+        ToolError::Session(SessionError::NotFound { id: session() }),
+        ToolError::Internal { problem: "bug".into() },
+    ];
+    for error in errors {
+        let expected = format!("{error:?}");
+        let back = to_tool_error("add", &from_tool_error(error));
+        assert_eq!(format!("{back:?}"), expected);
+    }
+}
+
+#[test]
+fn session_errors_survive_the_round_trip() {
+    let session = || SessionId::try_new("s").unwrap();
+    let variable = || "n".to_owned();
+    for error in [
+        SessionError::NotFound { id: session() },
+        SessionError::ProgramNotFound { session: session(), name: "m".into() },
+        SessionError::GlobalProgramNotFound { name: "m".into() },
+        SessionError::ProgramTooLarge { name: "m".into(), size: 10, limit: 9 },
+        SessionError::VariableNotFound { session: session(), identifier: variable() },
+        SessionError::VariableExists { session: session(), name: variable() },
+        SessionError::InvalidValue { variable: variable(), problem: "value 2 is above maximum 1".into() },
+        SessionError::ValueTooLarge { variable: variable(), size: 10, limit: 9 },
+        SessionError::VersionConflict { variable: variable(), expected: 1, actual: 2 },
+        SessionError::VersionNotKept { variable: variable(), version: 1, oldest: 2, newest: 3 },
+        SessionError::WrittenTwice { variable: variable() },
+        SessionError::MetadataTooLarge { entries: 1, bytes: 2, max_entries: 3, max_bytes: 4 },
+        SessionError::TooManySessions { limit: 1 },
+        SessionError::TooManyPrograms { session: session(), limit: 9 },
+        SessionError::TooManyGlobalPrograms { limit: 9 },
+        SessionError::TooManyVariables { session: session(), limit: 9 },
+        SessionError::TooManyWatches { limit: 9 },
+        SessionError::SessionTooLarge { session: session(), size: 10, limit: 9 },
+        SessionError::BackendFull { size: 10, limit: 9 },
+        SessionError::Backend { problem: "disk full".into() },
+    ] {
+        for status in [from_session_error(&error), from_write_error(&error)] {
+            let back = to_tool_error("SetVariable", &status);
+            assert!(matches!(&back, ToolError::Session(back) if *back == error), "{error:?}: {back:?}");
+        }
+    }
+}
+
+#[test]
+fn a_status_without_a_reason_keeps_its_text() {
+    let error = to_tool_error("add", &Status::new(Code::Unauthenticated, "who are you?"));
+    assert_eq!(error.to_string(), "internal error: the host answered Unauthenticated: who are you?");
+}
