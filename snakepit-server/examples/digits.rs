@@ -1,8 +1,8 @@
-//! The demo: train a classifier in one Python worker, kill that worker, predict from the others.
+//! The demo: trains a classifier in one Python worker, kills that worker, and predicts from the others.
 //!
-//! What it shows is that the host owns the state: the trained model is a program of the session, so it does not
-//! matter which worker serves the next call. `cargo xtask demo` runs it.
-#![allow(clippy::print_stdout, reason = "a demo shows what it does")]
+//! It shows that the host owns the state. The trained model is a program of the session, so any worker can serve the next
+//! call. `cargo xtask demo` runs it.
+#![allow(clippy::print_stdout, reason = "a demo prints its progress")]
 
 use std::{collections::BTreeMap, convert::Infallible, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -20,9 +20,9 @@ use snakepit_server::{Error, SessionHandle, Snakepit, find_python};
 use tokio::time::Instant;
 
 const ADAPTER: &str = "snakepit_bridge.adapters.showcase.showcase_adapter:ShowcaseAdapter";
-/// How many held-out images go into one call.
+/// The number of held-out images per call.
 const BATCH: usize = 60;
-/// The least share of held-out images that a sound run gets right.
+/// The minimum accuracy of a successful run.
 const EXPECTED_ACCURACY: f64 = 0.9;
 
 #[derive(Debug, Parser)]
@@ -48,19 +48,19 @@ struct DigitsInfo {
     held_out: usize,
 }
 
-/// What Python sends to the host tool.
+/// The arguments of the host tool.
 #[derive(Debug, Deserialize)]
 struct Predictions {
     predicted: Vec<u8>,
     expected: Vec<u8>,
 }
 
-/// What the host tool answers.
+/// The result of the host tool.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Score {
     correct: usize,
     total: usize,
-    /// How often a digit was taken for another, as `expected->predicted`.
+    /// The number of mistakes for each `expected->predicted`.
     confusions: BTreeMap<String, usize>,
 }
 
@@ -69,7 +69,7 @@ struct Prediction {
     score: Score,
 }
 
-/// The host tool: Rust, called by Python in the middle of a prediction.
+/// The host tool, which Python calls during a prediction.
 async fn score_predictions(answers: Predictions) -> Result<Score, Infallible> {
     let pairs = || answers.expected.iter().zip(&answers.predicted);
     let mut confusions = BTreeMap::new();
@@ -84,7 +84,7 @@ async fn main() -> ExitCode {
     match run(Args::parse()).await {
         Ok(accuracy) if accuracy >= EXPECTED_ACCURACY => ExitCode::SUCCESS,
         Ok(accuracy) => {
-            println!("accuracy {accuracy:.3} is below the {EXPECTED_ACCURACY} that a sound run reaches");
+            println!("accuracy {accuracy:.3} is below the {EXPECTED_ACCURACY} that a successful run reaches");
             ExitCode::FAILURE
         }
         Err(error) => {
@@ -125,7 +125,7 @@ async fn run(args: Args) -> Result<f64, Failure> {
     println!("   sent SIGKILL to {trainer}, pid {pid}");
 
     println!(
-        "4. predict the held-out images from other workers; each call scores itself by a host tool in Rust"
+        "4. predict the held-out images from other workers; each call scores itself with a host tool in Rust"
     );
     let score = predict(&session, info.held_out, &trainer).await?;
     #[allow(clippy::cast_precision_loss, reason = "a few hundred images")]
@@ -147,7 +147,7 @@ async fn run(args: Args) -> Result<f64, Failure> {
     println!("   {} worker processes were started, {left} are left", pids.len());
 
     println!(
-        "\nThe same by hand, the first command in a terminal of its own:\n  \
+        "\nTo do the same by hand, run the first command in a separate terminal:\n  \
          cargo run -q -p snakepit-cli -- serve --adapter {ADAPTER} --workers 4\n  \
          cargo run -q -p snakepit-cli -- stream train_digits --session demo --args '{{\"epochs\": 20}}'\n  \
          cargo run -q -p snakepit-cli -- sessions   # which worker trained last\n  \
@@ -157,7 +157,7 @@ async fn run(args: Args) -> Result<f64, Failure> {
     Ok(if left == 0 { accuracy } else { 0.0 })
 }
 
-/// Trains, shows the progress, and returns the id of the worker that did it.
+/// Trains, prints the progress, and returns the id of the worker.
 async fn train(session: &SessionHandle, images: usize) -> Result<String, Error> {
     let began = Instant::now();
     let call = session.call("train_digits").args(json!({"epochs": 20})).timeout(Duration::from_secs(120));
@@ -182,14 +182,14 @@ async fn train(session: &SessionHandle, images: usize) -> Result<String, Error> 
     Ok(worker)
 }
 
-/// Predicts all held-out images, a batch a call, several at a time, and adds up the scores.
+/// Predicts all held-out images in concurrent calls of one batch each, and adds up the scores.
 async fn predict(session: &SessionHandle, images: usize, trainer: &str) -> Result<Score, Failure> {
     let starts: Vec<usize> = (0..images).step_by(BATCH).collect();
     let mut calls = futures_util::stream::iter(starts)
         .map(|start| async move {
             let began = Instant::now();
             let arguments = json!({"start": start, "count": BATCH.min(images - start)});
-            // Predicting twice does no harm, so a call that met the dying worker may run again.
+            // A prediction changes nothing, so a call that was on the killed worker may run again.
             let reply =
                 session.call("predict_digits").args(arguments).idempotent().unary::<Prediction>().await?;
             Ok::<_, Error>((start, reply.worker.unwrap_or_default(), reply.value.score, took(began)))

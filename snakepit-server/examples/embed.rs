@@ -1,7 +1,7 @@
 //! The embedding API in a few lines: start workers, call Python, stream from Python, let Python call Rust.
 //!
 //! Run it with `cargo run -p snakepit-server --example embed` after `cargo xtask setup`.
-#![allow(clippy::print_stdout, reason = "an example shows its results")]
+#![allow(clippy::print_stdout, reason = "an example prints its results")]
 
 use std::convert::Infallible;
 

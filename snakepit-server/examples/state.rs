@@ -1,7 +1,7 @@
 //! Typed variables of a session.
 //!
 //! Run it with `cargo run -p snakepit-server --example state` after `cargo xtask setup`.
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "an example shows its results")]
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "an example prints its results")]
 
 use snakepit_server::{Snakepit, ValueType, VariableType, WatchEvent};
 
@@ -21,7 +21,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     session.set("rate", 0.2).await?;
     let refused = session.set("rate", 2).await;
     println!("{}", refused.unwrap_err()); // variable `rate`: value 2 is above maximum 1
-    // Whoever else writes at the same time, nothing is lost.
+    // Retries if another writer was faster, so no update is lost.
     session.update("rate", |rate: f64| rate / 2.0).await?;
 
     while let Some(event) = watch.next().await {

@@ -2,7 +2,7 @@
 //!
 //! Start a host with `snakepit serve --adapter snakepit_bridge.adapters.showcase.showcase_adapter:ShowcaseAdapter`, then run
 //! `cargo run -p snakepit-client --example client`.
-#![allow(clippy::print_stdout, reason = "an example shows its results")]
+#![allow(clippy::print_stdout, reason = "an example prints its results")]
 
 use futures_util::TryStreamExt;
 use serde_json::{Value, json};
