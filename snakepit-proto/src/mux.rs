@@ -1,4 +1,4 @@
-//! Both ends of the `Multiplex` RPC: many calls on one stream, many frames to a message.
+//! The frames of the `Multiplex` RPC: many calls on one stream, many frames per message, at both ends.
 //!
 //! ```text
 //!   caller                                                    callee
@@ -6,10 +6,11 @@
 //!   Call::poll_event  <── Incoming <── ReplyBatch <══════════        <── outbox <── Replies
 //! ```
 //!
-//! A unary gRPC call costs each side some ten microseconds, a frame on an open stream one or two, and frames that are
-//! ready at the same time share one message: nothing here waits to fill a batch, and nothing flushes a half-filled one
-//! while its task has more to do. Large answers travel in parts, so that small ones pass them. This module knows frames
-//! only; what a call means is its users' business.
+//! A unary gRPC call costs each side some ten microseconds, a frame on an open stream one or two. Frames that are ready
+//! at the same time share one message. The sender never waits to fill a batch, and never flushes while its task has more
+//! to do. Large replies are sent in parts, which avoids head-of-line blocking.
+//!
+//! This module handles frames only. `snakepit_wire::mux` converts them to and from calls of the domain.
 
 mod client;
 mod server;
@@ -17,44 +18,44 @@ mod server;
 #[cfg(any(test, feature = "test-util"))]
 pub use client::Frames;
 pub use client::{Call, CallEnd, CallEvent, Incoming, Multiplexer};
-pub use server::{Body, Calls, Driver, Replies, Serve};
+pub use server::{CallLoop, Calls, Replies, ReplyBatches, Serve};
 
 use std::collections::BTreeMap;
 
 use crate::pb::{CallChunk, CallReply, CallStart, CallStatus, CallValue};
 
-/// The credit that a stream starts with, in bytes: see [`chunk_cost`].
+/// The initial credit of a stream, in bytes; see [`chunk_cost`].
 pub const STREAM_CREDIT: u64 = 256 * 1024;
 
-/// A call whose arguments are larger than this, in bytes, should not share a stream with others: they would wait until
-/// it is through.
+/// The limit for the arguments of a call that shares a stream with others, in bytes. Larger calls would delay the others;
+/// use a unary RPC for them.
 pub const MAX_SHARED_BYTES: usize = 256 * 1024;
 
-/// About how many bytes go into one message before the next one begins.
+/// The approximate size of a message, in bytes.
 const BATCH_BYTES: usize = 1024 * 1024;
 
-/// The largest call, reply or chunk that can travel, in bytes as [`call_size`], [`reply_size`] and [`chunk_cost`] count:
-/// what [one message may hold](crate::MAX_MESSAGE_BYTES), less some room for what stands around it.
+/// The largest call, reply or chunk, in bytes as counted by [`call_size`], [`reply_size`] and [`chunk_cost`]. It is
+/// [`MAX_MESSAGE_BYTES`](crate::MAX_MESSAGE_BYTES) less some space for the rest of the message.
 pub const MAX_ITEM_BYTES: usize = crate::MAX_MESSAGE_BYTES - 64 * 1024;
 
-/// Answers and chunks with more data than this, in bytes, travel in parts of this size, to a caller that takes them: small
-/// ones pass between the parts.
+/// The size of a part, in bytes. Replies and chunks with more data are sent in parts if the caller accepts them, so that
+/// small ones pass in between.
 pub const PART_BYTES: usize = 256 * 1024;
 
-/// What an item counts beyond its texts and values, in bytes. It bounds what many small ones occupy in memory, and how
-/// many share a message.
+/// The overhead of an item in the accounting, in bytes. It bounds the memory of many small items, and their number per
+/// message.
 const ITEM_BYTES: usize = 64;
 
-/// What one text or value counts beyond its content: more than its tag and length.
+/// The overhead of a text or value in the accounting, in bytes. It exceeds that of its tag and length.
 const FIELD_BYTES: usize = 16;
 
-/// What a chunk costs of its stream's credit, in bytes. The fixed part bounds what many small chunks occupy in memory.
+/// The cost of a chunk in credit of its stream, in bytes. The fixed part bounds the memory of many small chunks.
 #[must_use]
 pub fn chunk_cost(chunk: &CallChunk) -> u64 {
     (chunk.data.len() + texts(&chunk.metadata)) as u64 + 32
 }
 
-/// About how many bytes a call occupies on its way; never less than it takes encoded.
+/// The approximate size of a call, in bytes. Never below the encoded size.
 #[must_use]
 pub fn call_size(call: &CallStart) -> usize {
     let names = call.tool_name.len() + call.session_id.len() + call.traceparent.len() + call.tracestate.len();
@@ -64,7 +65,7 @@ pub fn call_size(call: &CallStart) -> usize {
     2 * ITEM_BYTES + names + arguments.sum::<usize>() + texts(&call.metadata)
 }
 
-/// About how many bytes a reply occupies on its way; never less than it takes encoded.
+/// The approximate size of a reply, in bytes. Never below the encoded size.
 #[must_use]
 pub fn reply_size(reply: &CallReply) -> usize {
     let status = reply.status.as_ref().map_or(0, |status| status.message.len() + status.details.len());
@@ -76,10 +77,10 @@ pub fn reply_size(reply: &CallReply) -> usize {
         + reply.worker_id.len()
 }
 
-/// The type of the failure of a call whose answer, or a chunk of it, is larger than [`MAX_ITEM_BYTES`].
+/// The error type of a call whose reply, or a chunk of it, exceeds [`MAX_ITEM_BYTES`].
 pub const TOO_LARGE: &str = "AnswerTooLarge";
 
-/// What is wrong with an answer larger than [`MAX_ITEM_BYTES`]; `what` it is.
+/// The message of such a failure. `what` names the item: an answer, or a chunk.
 #[must_use]
 pub fn too_large(what: &str, size: usize) -> String {
     format!(

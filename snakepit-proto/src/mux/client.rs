@@ -1,4 +1,4 @@
-//! The calling end: [`Multiplexer`] starts calls, [`Call`] is one of them, [`Incoming`] brings their answers.
+//! The caller: [`Multiplexer`] starts calls, [`Call`] is the handle of one, and [`Incoming`] receives their replies.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -35,19 +35,19 @@ use crate::{
     status::{INVALID_ARGUMENT, refuse},
 };
 
-/// Starts calls on one `Multiplex` stream. Clones share it.
+/// Starts calls on one `Multiplex` stream. Clones share the stream.
 ///
-/// Dropping the last clone closes the stream for new calls. Calls that were started go on, and the sending half stays open
-/// for their credits and cancellations until the last of them has ended.
+/// Dropping the last clone closes the stream for new calls. Open calls continue, and the sending half stays open for their
+/// credits and cancellations until the last of them has ended.
 #[derive(Debug, Clone)]
 pub struct Multiplexer {
-    owner: Arc<Owner>,
+    owner: Arc<CloseOnDrop>,
 }
 
 #[derive(Debug)]
-struct Owner(Arc<Shared>);
+struct CloseOnDrop(Arc<SharedCalls>);
 
-impl Drop for Owner {
+impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.closed = true;
@@ -57,63 +57,63 @@ impl Drop for Owner {
     }
 }
 
-struct Shared(Mutex<State>);
+struct SharedCalls(Mutex<CallTable>);
 
 #[derive(Default)]
-struct State {
+struct CallTable {
     last_id: u64,
-    calls: HashMap<u64, Entry, BuildHasherDefault<IdHasher>>,
-    /// The number of calls that have no end yet.
+    calls: HashMap<u64, CallEntry, BuildHasherDefault<IdHasher>>,
+    /// The number of calls that have not ended.
     open: usize,
-    /// What is to be sent, and about how many bytes its calls are.
+    /// The frames to send, and the approximate size of its calls.
     outbox: CallBatch,
     outbox_bytes: usize,
-    /// Calls in the outbox that were cancelled there. Their places hold empty calls, which are dropped before a message is
-    /// cut: taking each one out of the middle would move all calls behind it.
+    /// Calls that were cancelled in the outbox. Empty calls replace them there until the next message is taken, because
+    /// removing a call from the middle moves all calls behind it.
     withdrawn: HashSet<u64, BuildHasherDefault<IdHasher>>,
-    /// The task that sends, while it has nothing to send.
+    /// The sending task, while the outbox is empty.
     sender: Option<Waker>,
-    by_tag: ByTag,
-    /// Tasks that wait until no call of a tag runs any more.
-    settling: HashMap<u64, Vec<Waker>, BuildHasherDefault<IdHasher>>,
-    /// No more calls will be started.
+    tag_index: TagIndex,
+    /// Tasks that wait until no call of a tag runs.
+    tag_waiters: HashMap<u64, Vec<Waker>, BuildHasherDefault<IdHasher>>,
+    /// Whether the last [`Multiplexer`] was dropped, so that no more calls start.
     closed: bool,
-    /// Why no more answers will come.
+    /// The status with which the stream broke.
     broken: Option<Status>,
-    /// The tags of calls that were under way when the stream broke. Whether those calls have ended is not known.
+    /// The tags of calls that were open when the stream broke. It is unknown whether these calls have ended.
     lost: HashSet<u64, BuildHasherDefault<IdHasher>>,
 }
 
-/// The open calls with their tags: `(tag, id)`. Calls enter it when somebody asks for a tag, and not when they start, because
-/// of most calls nobody does.
+/// An index of the open calls by tag: `(tag, id)`. A lookup adds the calls that started since the last one, because most
+/// calls end without a lookup of their tag.
 #[derive(Default)]
-struct ByTag {
+struct TagIndex {
     calls: BTreeSet<(u64, u64)>,
-    /// Open calls up to this id are in it.
+    /// The index covers open calls up to this id.
     up_to: u64,
 }
 
-/// A call that has not ended, or whose end was not fetched.
+/// A call that has not ended, or whose end was not polled yet.
 #[derive(Default)]
-struct Entry {
+struct CallEntry {
     tag: u64,
     waker: Option<Waker>,
     opened: Option<CallOpened>,
     chunks: Vec<CallChunk>,
-    /// The beginning of a large answer or chunk.
+    /// The start of a reply or chunk that arrives in parts.
     parts: Vec<u8>,
     end: Option<CallEnd>,
-    /// Nobody will fetch anything any more.
+    /// The [`Call`] was dropped.
     abandoned: bool,
-    /// The other side was asked to cancel it.
+    /// A cancellation was sent.
     cancelled: bool,
 }
 
 impl Multiplexer {
-    /// Opens the stream. Calls go on only while somebody polls the future that comes with it.
+    /// Opens the stream. Calls make progress only while the returned future is polled.
     ///
     /// # Errors
-    /// What the server answered: `UNIMPLEMENTED` from one that does not know the RPC.
+    /// The status of the server: `UNIMPLEMENTED` if it does not serve the RPC.
     pub async fn open<T>(mut client: BridgeServiceClient<T>) -> Result<(Self, Incoming), Status>
     where
         T: tonic::client::GrpcService<tonic::body::Body>,
@@ -121,16 +121,16 @@ impl Multiplexer {
         T::ResponseBody: tonic::codegen::Body<Data = bytes::Bytes> + Send + 'static,
         <T::ResponseBody as tonic::codegen::Body>::Error: Into<tonic::codegen::StdError> + Send,
     {
-        let shared = Arc::new(Shared::new());
+        let shared = Arc::new(SharedCalls::new());
         let outgoing = Outgoing(Arc::clone(&shared));
         let response = client.multiplex(Request::new(outgoing)).await.map_err(proxy::clarify)?;
         let proxy = proxy::server(response.metadata());
         let replies = response.into_inner();
-        let multiplexer = Self { owner: Arc::new(Owner(Arc::clone(&shared))) };
+        let multiplexer = Self { owner: Arc::new(CloseOnDrop(Arc::clone(&shared))) };
         Ok((multiplexer, Incoming::new(shared, replies, proxy)))
     }
 
-    /// Starts a call; its `id` is set here. `tag` names it for [`ended`](Self::ended).
+    /// Starts a call and sets its `id`. `tag` names the call in [`recall`](Self::recall) and [`ended`](Self::ended).
     #[must_use = "dropping a call cancels it"]
     pub fn start(&self, mut call: CallStart, tag: u64) -> Call {
         let shared = &self.owner.0;
@@ -138,13 +138,13 @@ impl Multiplexer {
         state.last_id += 1;
         let id = state.last_id;
         call.id = id;
-        let mut entry = Entry { tag, ..Entry::default() };
+        let mut entry = CallEntry { tag, ..CallEntry::default() };
         let size = call_size(&call);
         let waker = if let Some(status) = &state.broken {
             entry.end = Some(CallEnd::Unsent(call, status.clone()));
             None
         } else if size > MAX_ITEM_BYTES {
-            // A message that large would break the stream, and with it all other calls.
+            // A message that large would break the stream, and all other calls with it.
             entry.end = Some(CallEnd::Reply(too_large(id, size)));
             None
         } else {
@@ -159,36 +159,36 @@ impl Multiplexer {
         Call { shared: Arc::clone(shared), id, ended: false }
     }
 
-    /// Whether the stream broke, so that calls started on it fail.
+    /// Whether the stream broke. Calls that start on it fail.
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.owner.0.lock().broken.is_some()
     }
 
-    /// Asks for the calls of this tag back, if they have not begun.
+    /// Recalls the calls of this tag that have not begun.
     pub fn recall(&self, tag: u64) {
         self.owner.0.send(|state, _| {
-            let ids = state.of_tag(tag);
+            let ids = state.open_calls_of(tag);
             state.outbox.recalls.extend(ids);
         });
     }
 
-    /// Returns once no call of this tag runs any more, cancelling those that still do. `false`: the stream broke before
-    /// the other side said so.
+    /// Cancels the calls of this tag and waits until none of them runs. Returns `false` if the stream broke before the callee
+    /// confirmed it. Cancel safe.
     pub async fn ended(&self, tag: u64) -> bool {
         let shared = &self.owner.0;
         shared.send(|state, wakers| {
-            let ids = state.of_tag(tag);
+            let ids = state.open_calls_of(tag);
             ids.into_iter().for_each(|id| state.cancel(id, wakers));
         });
         std::future::poll_fn(|cx| {
             let mut state = shared.lock();
-            if state.of_tag(tag).is_empty() {
+            if state.open_calls_of(tag).is_empty() {
                 return Poll::Ready(!state.lost.contains(&tag));
             }
-            let settling = state.settling.entry(tag).or_default();
-            if !settling.iter().any(|waker| waker.will_wake(cx.waker())) {
-                settling.push(cx.waker().clone());
+            let tag_waiters = state.tag_waiters.entry(tag).or_default();
+            if !tag_waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
+                tag_waiters.push(cx.waker().clone());
             }
             Poll::Pending
         })
@@ -196,23 +196,23 @@ impl Multiplexer {
     }
 }
 
-impl State {
-    /// The open calls of a tag. Costs as much as the calls that were started since it was last asked, at most.
-    fn of_tag(&mut self, tag: u64) -> Vec<u64> {
-        let Self { calls, by_tag, last_id, .. } = self;
-        let new = (by_tag.up_to + 1)..=*last_id;
-        let entries = |id: &u64, entry: &Entry| entry.end.is_none().then_some((entry.tag, *id));
-        if new.end() - by_tag.up_to < calls.len() as u64 {
-            by_tag.calls.extend(new.filter_map(|id| calls.get(&id).and_then(|entry| entries(&id, entry))));
+impl CallTable {
+    /// The open calls of a tag. The cost is at most linear in the number of calls that started since the last lookup.
+    fn open_calls_of(&mut self, tag: u64) -> Vec<u64> {
+        let Self { calls, tag_index, last_id, .. } = self;
+        let new = (tag_index.up_to + 1)..=*last_id;
+        let entries = |id: &u64, entry: &CallEntry| entry.end.is_none().then_some((entry.tag, *id));
+        if new.end() - tag_index.up_to < calls.len() as u64 {
+            tag_index.calls.extend(new.filter_map(|id| calls.get(&id).and_then(|entry| entries(&id, entry))));
         } else {
             let new = calls.iter().filter(|(id, _)| new.contains(id));
-            by_tag.calls.extend(new.filter_map(|(id, entry)| entries(id, entry)));
+            tag_index.calls.extend(new.filter_map(|(id, entry)| entries(id, entry)));
         }
-        by_tag.up_to = *last_id;
-        by_tag.calls.range((tag, 0)..=(tag, u64::MAX)).map(|(_, id)| *id).collect()
+        tag_index.up_to = *last_id;
+        tag_index.calls.range((tag, 0)..=(tag, u64::MAX)).map(|(_, id)| *id).collect()
     }
 
-    /// Nobody waits for the call any more.
+    /// Cancels a call whose handle was dropped, and discards its items.
     fn abandon(&mut self, id: u64, wakers: &mut Vec<Waker>) {
         let Some(entry) = self.calls.get_mut(&id) else { return };
         if entry.end.is_some() {
@@ -224,10 +224,10 @@ impl State {
         self.cancel(id, wakers);
     }
 
-    /// Has the other side cancel the call, or takes it back if it was not even sent. Does nothing once it has ended.
+    /// Sends a cancellation, or removes the call from the outbox if it was not sent. Does nothing if the call has ended.
     fn cancel(&mut self, id: u64, wakers: &mut Vec<Waker>) {
         let Some(entry) = self.calls.get_mut(&id).filter(|entry| entry.end.is_none()) else { return };
-        // Calls are sent in the order of their ids.
+        // The outbox is ordered by id.
         if let Ok(unsent) = self.outbox.calls.binary_search_by_key(&id, |call| call.id) {
             let empty = CallStart { id, ..CallStart::default() };
             let call = std::mem::replace(&mut self.outbox.calls[unsent], empty);
@@ -242,14 +242,14 @@ impl State {
         }
     }
 
-    /// Drops the places of cancelled calls from the outbox. The calls that cancel pay for it: it runs when they are the
-    /// majority, and otherwise once for each message.
+    /// Removes cancelled calls from the outbox. It runs when they are the majority, and once per message, so its cost per
+    /// cancellation is constant.
     fn drop_withdrawn(&mut self) {
         let Self { outbox, withdrawn, .. } = self;
         outbox.calls.retain(|call| !withdrawn.remove(&call.id));
     }
 
-    /// The call has ended. Its first end counts: an answer that has arrived outlives the stream that brought it.
+    /// Ends a call. The first end counts, so a reply that has arrived survives the end of the stream.
     fn end(&mut self, id: u64, end: CallEnd, wakers: &mut Vec<Waker>) {
         let Some(entry) = self.calls.get_mut(&id) else { return };
         if entry.end.is_some() {
@@ -263,36 +263,36 @@ impl State {
             wakers.extend(entry.waker.take());
         }
         self.open -= 1;
-        if id <= self.by_tag.up_to {
-            self.by_tag.calls.remove(&(tag, id));
+        if id <= self.tag_index.up_to {
+            self.tag_index.calls.remove(&(tag, id));
         }
-        if !self.settling.is_empty() {
-            wakers.extend(self.settling.remove(&tag).into_iter().flatten());
+        if !self.tag_waiters.is_empty() {
+            wakers.extend(self.tag_waiters.remove(&tag).into_iter().flatten());
         }
         if self.is_done() {
             wakers.extend(self.sender.take());
         }
     }
 
-    /// Nothing is left to be sent, now or later.
+    /// Whether there is nothing left to send, now or later.
     const fn is_done(&self) -> bool {
         self.closed && self.open == 0
     }
 
-    /// Takes in a message.
+    /// Processes a message of the callee.
     ///
     /// # Errors
-    /// When it makes no sense. The stream is then to [fail](Self::fail), for what the other side does is not known.
+    /// A violation of the protocol. The stream must then [fail](Self::fail), because the state of the callee is unknown.
     fn deliver(&mut self, batch: ReplyBatch, wakers: &mut Vec<Waker>) -> Result<(), Status> {
         let ReplyBatch { opened, chunks, replies, recalled, parts } = batch;
         for opened in opened {
-            if let Some(entry) = self.live(opened.id) {
+            if let Some(entry) = self.awaited(opened.id) {
                 entry.opened = Some(opened);
                 wakers.extend(entry.waker.take());
             }
         }
         for mut run in chunks {
-            if let Some(entry) = self.live(run.id) {
+            if let Some(entry) = self.awaited(run.id) {
                 for chunk in run.chunks.iter_mut().filter(|chunk| chunk.sent_in_parts > 0) {
                     entry.complete(&mut chunk.data, &mut chunk.sent_in_parts)?;
                 }
@@ -306,7 +306,7 @@ impl State {
         }
         for mut reply in replies {
             if let Some(value) = reply.value.as_mut().filter(|value| value.sent_in_parts > 0)
-                && let Some(entry) = self.live(reply.id)
+                && let Some(entry) = self.awaited(reply.id)
             {
                 let data = value.binary.as_mut().unwrap_or(&mut value.json);
                 entry.complete(data, &mut value.sent_in_parts)?;
@@ -317,19 +317,19 @@ impl State {
             self.end(id, CallEnd::Recalled, wakers);
         }
         for part in parts {
-            if let Some(entry) = self.live(part.id) {
-                entry.put_part(&part.data)?;
+            if let Some(entry) = self.awaited(part.id) {
+                entry.append_part(&part.data)?;
             }
         }
         Ok(())
     }
 
-    /// A call that has not ended and that somebody waits for.
-    fn live(&mut self, id: u64) -> Option<&mut Entry> {
+    /// The entry of a call, if the call is open and its handle exists.
+    fn awaited(&mut self, id: u64) -> Option<&mut CallEntry> {
         self.calls.get_mut(&id).filter(|entry| !entry.abandoned && entry.end.is_none())
     }
 
-    /// The stream broke: no more answers come. Calls whose answers came keep them.
+    /// Ends all open calls, because the stream broke. Replies that have arrived stay.
     fn fail(&mut self, status: &Status, wakers: &mut Vec<Waker>) {
         self.broken = Some(status.clone());
         for call in std::mem::take(&mut self.outbox).calls {
@@ -343,11 +343,11 @@ impl State {
         for id in ids {
             self.end(id, CallEnd::Broken(status.clone()), wakers);
         }
-        wakers.extend(self.settling.drain().flat_map(|(_, wakers)| wakers));
+        wakers.extend(self.tag_waiters.drain().flat_map(|(_, wakers)| wakers));
         wakers.extend(self.sender.take());
     }
 
-    /// Takes what can be sent now, as one message of bounded size.
+    /// Takes the next message from the outbox, within the size limit.
     fn take_batch(&mut self) -> Option<CallBatch> {
         if !self.withdrawn.is_empty() {
             self.drop_withdrawn();
@@ -358,7 +358,7 @@ impl State {
         }
         if self.outbox_bytes <= BATCH_BYTES {
             self.outbox_bytes = 0;
-            // The next message will hold about as many calls.
+            // Assumes that the next message holds about as many calls.
             let calls = Vec::with_capacity(self.outbox.calls.len());
             let next = CallBatch { calls, ..CallBatch::default() };
             return Some(std::mem::replace(&mut self.outbox, next));
@@ -371,7 +371,7 @@ impl State {
         });
         let rest = self.outbox.calls.split_off(fits.count());
         self.outbox_bytes = rest.iter().map(call_size).sum();
-        // Those of calls that are not yet sent must not overtake them; the others must not wait for large calls.
+        // Frames of unsent calls must not overtake them. Frames of other calls must not wait behind large calls.
         let unsent = rest.first().map_or(u64::MAX, |call| call.id);
         let CallBatch { credits, cancels, recalls, .. } = &mut self.outbox;
         let next = CallBatch {
@@ -385,8 +385,8 @@ impl State {
     }
 }
 
-impl Entry {
-    fn put_part(&mut self, part: &[u8]) -> Result<(), Status> {
+impl CallEntry {
+    fn append_part(&mut self, part: &[u8]) -> Result<(), Status> {
         if self.parts.len() + part.len() > MAX_ITEM_BYTES {
             let problem =
                 format!("the other side sent an answer in parts of more than {MAX_ITEM_BYTES} bytes");
@@ -396,7 +396,7 @@ impl Entry {
         Ok(())
     }
 
-    /// Puts the parts that came before in front of the last bytes of an answer or chunk.
+    /// Prepends the parts that have arrived to the last bytes of a reply or chunk.
     fn complete(&mut self, data: &mut Bytes, sent_in_parts: &mut u64) -> Result<(), Status> {
         let sent = std::mem::take(sent_in_parts);
         if self.parts.len() as u64 != sent {
@@ -405,34 +405,34 @@ impl Entry {
                 format!("the other side sent {sent} bytes of an answer in parts, of which {came} came");
             return Err(Status::internal(problem));
         }
-        self.put_part(data)?;
+        self.append_part(data)?;
         *data = std::mem::take(&mut self.parts).into();
         Ok(())
     }
 }
 
-impl Shared {
-    /// No calls yet.
+impl SharedCalls {
+    /// Creates a table without calls.
     fn new() -> Self {
         let outbox = CallBatch { takes_parts: true, ..CallBatch::default() };
-        Self(Mutex::new(State { outbox, ..State::default() }))
+        Self(Mutex::new(CallTable { outbox, ..CallTable::default() }))
     }
 
-    /// No code under this lock panics half-way through a change, so a poisoned state is still whole.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    /// Locks the table. Ignores poisoning, because no code under the lock panics in the middle of a change.
+    fn lock(&self) -> MutexGuard<'_, CallTable> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts something into the outbox, then wakes whom that concerns.
-    fn send(&self, put: impl FnOnce(&mut State, &mut Vec<Waker>)) {
+    /// Changes the outbox, then wakes the sending task and all other tasks concerned.
+    fn send(&self, put: impl FnOnce(&mut CallTable, &mut Vec<Waker>)) {
         self.update(|state, wakers| {
             put(state, wakers);
             wakers.extend(state.sender.take());
         });
     }
 
-    /// Changes the state, then wakes whom that concerns.
-    fn update<T>(&self, change: impl FnOnce(&mut State, &mut Vec<Waker>) -> T) -> T {
+    /// Changes the table under the lock, then wakes the tasks concerned.
+    fn update<T>(&self, change: impl FnOnce(&mut CallTable, &mut Vec<Waker>) -> T) -> T {
         let mut wakers = Vec::new();
         let changed = change(&mut self.lock(), &mut wakers);
         wakers.into_iter().for_each(Waker::wake);
@@ -454,10 +454,10 @@ fn wake(waker: Option<Waker>) {
     }
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for SharedCalls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.lock();
-        f.debug_struct("Shared")
+        f.debug_struct("SharedCalls")
             .field("calls", &state.calls.len())
             .field("unsent", &state.outbox.calls.len())
             .field("broken", &state.broken)

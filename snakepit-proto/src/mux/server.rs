@@ -1,4 +1,4 @@
-//! The answering end: [`Serve`] is the response of the RPC, [`Calls`] what runs the calls, [`Replies`] the way back.
+//! The callee: [`Serve`] is the response of the RPC, [`Calls`] runs the calls, and [`Replies`] collects their replies.
 
 use std::{
     fmt,
@@ -11,12 +11,12 @@ use std::{
 use futures_core::Stream;
 use tonic::{Code, Status, Streaming};
 
-mod parts;
-mod room;
+mod batch_budget;
+mod large_items;
 
 use self::{
-    parts::{Parts, data_of},
-    room::Room,
+    batch_budget::BatchBudget,
+    large_items::{LargeItems, data_of},
 };
 use super::{
     BATCH_BYTES, FIELD_BYTES, ITEM_BYTES, MAX_ITEM_BYTES, PART_BYTES, TOO_LARGE, chunk_cost, reply_size,
@@ -27,65 +27,65 @@ use crate::{
     status::{OVERLOADED, refuse},
 };
 
-/// Once about this many bytes wait to be sent, the stream takes in no more until the caller has read some of them. Items that
-/// travel in parts hold up nothing, so one of the largest size may wait beyond that.
+/// The limit of the outbox, in bytes, for backpressure. Above it the callee reads no more calls until the caller has read
+/// some replies. Items in parts do not block others, so one of the largest size may wait in addition.
 const OUTBOX_BYTES: usize = 4 * BATCH_BYTES;
 
-/// How many calls one message may start: more than anybody who cuts messages at [`BATCH_BYTES`] puts into one. What answers
-/// each of them takes memory before the outbox is looked at again.
+/// The limit of calls per message. Callers that cut messages at [`BATCH_BYTES`] stay below it. It bounds the memory for the
+/// replies to one message, because the limit of the outbox applies between messages only.
 const CALLS_A_BATCH: usize = BATCH_BYTES / ITEM_BYTES;
 
-/// Messages that are taken in before answers go out: a caller that never pauses must not keep its answers waiting.
+/// The number of messages that are read before replies are sent, so that a caller that never pauses gets its replies.
 const BATCHES_AT_ONCE: usize = 16;
 
-/// Runs the calls of one stream. Dropped when the stream ends, however it ends: whatever still runs is then to be
-/// cancelled.
+/// Runs the calls of one stream. It is dropped when the stream ends or breaks, and must then cancel the calls that still
+/// run.
 pub trait Calls: Send + 'static {
-    /// Takes in what the caller says. Must not block.
+    /// Processes a message of the caller. Must not block.
     fn receive(&mut self, batch: CallBatch);
 
-    /// Lets calls that run on the stream's own task go on. `true` while any of them is left.
+    /// Polls the calls that run on the task of the stream. Returns `true` while any call is open.
     fn poll(&mut self, cx: &mut Context<'_>) -> bool {
         let _ = cx;
         false
     }
 }
 
-/// Where answers go. Clones share the stream; usable from any thread. What is put in after the stream has ended is lost.
+/// The outbox of a stream. Clones share it, on any thread. It discards items after the stream has ended.
 #[derive(Clone, Default)]
 pub struct Replies(Arc<Mutex<Outbox>>);
 
 #[derive(Default)]
 struct Outbox {
     batch: ReplyBatch,
-    /// About how many bytes that is.
+    /// The approximate size of the batch.
     bytes: usize,
-    /// Those of it that are large.
-    parts: Parts,
-    /// The task that sends, while there is nothing to send.
+    /// The items of the batch that are sent in parts.
+    large: LargeItems,
+    /// The sending task, while the outbox is empty.
     waker: Option<Waker>,
-    /// The task that takes in and runs calls, for when it may take in more, or has nobody left to answer.
-    driver: Option<Waker>,
-    /// Streams that wait for [room](Replies::poll_room).
-    crowded: Vec<Waker>,
-    /// Who waits until it is [empty](Replies::emptied).
-    emptied: Vec<Waker>,
-    /// Calls are being polled: who sends is woken once that is through, instead of for each answer.
+    /// The task of the [`CallLoop`], woken when the outbox has capacity again or is closed.
+    call_loop: Option<Waker>,
+    /// Streams that wait for [capacity](Replies::poll_capacity).
+    capacity_waiters: Vec<Waker>,
+    /// Tasks that wait until the outbox is [empty](Replies::emptied).
+    empty_waiters: Vec<Waker>,
+    /// Whether calls are being polled. The sending task is then woken once afterwards, not for each reply.
     polling: bool,
-    /// How it ended for the calls: no answer follows.
+    /// How the calls ended. No reply follows.
     ended: Option<Result<(), Status>>,
-    /// Nobody takes answers any more.
+    /// Whether the response was dropped.
     closed: bool,
 }
 
 impl Replies {
-    /// A way back without a stream yet.
+    /// Creates an empty outbox, to be passed to [`Serve::new`].
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A streaming call has begun.
+    /// Sends that a streaming call has begun.
     pub fn opened(&self, opened: CallOpened) {
         self.put(|outbox| {
             outbox.bytes += opened_size(&opened);
@@ -93,7 +93,7 @@ impl Replies {
         });
     }
 
-    /// More chunks of a stream. None may cost more than [`MAX_ITEM_BYTES`]. No chunks are no message.
+    /// Sends chunks of a stream. Each may cost at most [`MAX_ITEM_BYTES`]. Does nothing without chunks.
     pub fn chunks(&self, id: u64, chunks: Vec<CallChunk>) {
         if chunks.is_empty() {
             return;
@@ -102,7 +102,7 @@ impl Replies {
         self.put(|outbox| {
             outbox.bytes += bytes;
             if bytes > PART_BYTES {
-                chunks.iter().for_each(|chunk| outbox.parts.note(chunk.data.len()));
+                chunks.iter().for_each(|chunk| outbox.large.note(chunk.data.len()));
             }
             match outbox.batch.chunks.last_mut() {
                 Some(run) if run.id == id => {
@@ -114,19 +114,19 @@ impl Replies {
         });
     }
 
-    /// A call has ended. An answer too large for any message becomes a failure.
+    /// Sends the end of a call. A reply above [`MAX_ITEM_BYTES`] becomes a failure.
     pub fn reply(&self, reply: CallReply) {
         let (reply, bytes) = bounded(reply);
         self.put(|outbox| {
             outbox.bytes += bytes;
             if bytes > PART_BYTES {
-                outbox.parts.note(data_of(&reply));
+                outbox.large.note(data_of(&reply));
             }
             outbox.batch.replies.push(reply);
         });
     }
 
-    /// A call was given back before it began.
+    /// Sends that a call was recalled before it began.
     pub fn recalled(&self, id: u64) {
         self.put(|outbox| {
             outbox.bytes += FIELD_BYTES;
@@ -134,54 +134,54 @@ impl Replies {
         });
     }
 
-    /// Sends large items in parts from now on, unless some wait already: the caller said so with its first message.
+    /// Enables parts, unless items wait already. The first message of the caller requests parts.
     pub fn send_parts(&self) {
         let mut outbox = self.lock();
-        outbox.parts.enabled |= outbox.bytes == 0;
+        outbox.large.enabled |= outbox.bytes == 0;
     }
 
-    /// Ready while not too much waits to be sent. What produces without end should wait for this.
-    pub fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+    /// Ready while the outbox is below its limit. Producers of chunks should wait for this.
+    pub fn poll_capacity(&self, cx: &Context<'_>) -> Poll<()> {
         let mut outbox = self.lock();
         if !outbox.is_full() || outbox.closed {
             return Poll::Ready(());
         }
-        if !outbox.crowded.iter().any(|waker| waker.will_wake(cx.waker())) {
-            outbox.crowded.push(cx.waker().clone());
+        if !outbox.capacity_waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
+            outbox.capacity_waiters.push(cx.waker().clone());
         }
         Poll::Pending
     }
 
-    /// What takes the answers out.
+    /// The receiving half.
     #[cfg(any(test, feature = "test-util"))]
     #[must_use]
-    pub fn body(&self) -> Body {
-        Body(self.clone())
+    pub fn body(&self) -> ReplyBatches {
+        ReplyBatches(self.clone())
     }
 
-    /// Whether everything was taken to be sent, or nobody takes it any more.
+    /// Whether the transport has taken all items, or the response was dropped.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let outbox = self.lock();
         outbox.bytes == 0 || outbox.closed
     }
 
-    /// Waits until everything was taken to be sent, or nobody takes it any more. Cancel safe.
+    /// Waits until the transport has taken all items, or the response is dropped. Cancel safe.
     pub async fn emptied(&self) {
         std::future::poll_fn(|cx| {
             let mut outbox = self.lock();
             if outbox.bytes == 0 || outbox.closed {
                 return Poll::Ready(());
             }
-            if !outbox.emptied.iter().any(|waker| waker.will_wake(cx.waker())) {
-                outbox.emptied.push(cx.waker().clone());
+            if !outbox.empty_waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
+                outbox.empty_waiters.push(cx.waker().clone());
             }
             Poll::Pending
         })
         .await;
     }
 
-    /// Puts something in, and wakes whoever sends.
+    /// Adds items and wakes the sending task.
     fn put(&self, put: impl FnOnce(&mut Outbox)) {
         let waker = {
             let mut outbox = self.lock();
@@ -194,7 +194,7 @@ impl Replies {
         wake(waker);
     }
 
-    /// No code under this lock panics half-way through a change, so a poisoned outbox is still whole.
+    /// Locks the outbox. Ignores poisoning, because no code under the lock panics in the middle of a change.
     fn lock(&self) -> MutexGuard<'_, Outbox> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -203,16 +203,17 @@ impl Replies {
         let mut outbox = self.lock();
         let was_full = outbox.is_full();
         if let Some(batch) = outbox.take_batch() {
-            let emptied = if outbox.bytes == 0 { std::mem::take(&mut outbox.emptied) } else { Vec::new() };
+            let empty_waiters =
+                if outbox.bytes == 0 { std::mem::take(&mut outbox.empty_waiters) } else { Vec::new() };
             if was_full && !outbox.is_full() {
-                let crowded = std::mem::take(&mut outbox.crowded);
-                let driver = outbox.driver.take();
+                let capacity_waiters = std::mem::take(&mut outbox.capacity_waiters);
+                let call_loop = outbox.call_loop.take();
                 drop(outbox);
-                crowded.into_iter().chain(driver).for_each(Waker::wake);
+                capacity_waiters.into_iter().chain(call_loop).for_each(Waker::wake);
             } else {
                 drop(outbox);
             }
-            emptied.into_iter().for_each(Waker::wake);
+            empty_waiters.into_iter().for_each(Waker::wake);
             return Poll::Ready(Some(Ok(batch)));
         }
         if let Some(ended) = &mut outbox.ended {
@@ -224,47 +225,47 @@ impl Replies {
         Poll::Pending
     }
 
-    /// Nobody takes answers any more.
+    /// Closes the outbox, because the response was dropped.
     fn close(&self) {
         let mut outbox = self.lock();
         outbox.closed = true;
         outbox.bytes = 0;
-        outbox.parts = Parts::default();
+        outbox.large = LargeItems::default();
         let batch = std::mem::take(&mut outbox.batch);
-        let crowded = std::mem::take(&mut outbox.crowded);
-        let emptied = std::mem::take(&mut outbox.emptied);
-        let driver = outbox.driver.take();
+        let capacity_waiters = std::mem::take(&mut outbox.capacity_waiters);
+        let empty_waiters = std::mem::take(&mut outbox.empty_waiters);
+        let call_loop = outbox.call_loop.take();
         drop(outbox);
         drop(batch);
-        crowded.into_iter().chain(emptied).chain(driver).for_each(Waker::wake);
+        capacity_waiters.into_iter().chain(empty_waiters).chain(call_loop).for_each(Waker::wake);
     }
 }
 
 impl Outbox {
     const fn is_full(&self) -> bool {
         self.bytes > OUTBOX_BYTES
-            && (self.bytes - self.parts.bytes > OUTBOX_BYTES || self.bytes > OUTBOX_BYTES + MAX_ITEM_BYTES)
+            && (self.bytes - self.large.bytes > OUTBOX_BYTES || self.bytes > OUTBOX_BYTES + MAX_ITEM_BYTES)
     }
 
-    /// Takes what is there, as one message of bounded size.
+    /// Takes the next message from the outbox, within the size limit.
     fn take_batch(&mut self) -> Option<ReplyBatch> {
         let ReplyBatch { opened, chunks, replies, recalled, .. } = &self.batch;
         if opened.is_empty() && chunks.is_empty() && replies.is_empty() && recalled.is_empty() {
             return None;
         }
-        let has_large = self.parts.items > 0;
+        let has_large = self.large.items > 0;
         if self.bytes <= BATCH_BYTES && !has_large {
             self.bytes = 0;
             return Some(std::mem::take(&mut self.batch));
         }
-        let mut room = Room::new(if has_large { BATCH_BYTES - PART_BYTES } else { BATCH_BYTES });
-        let opened = room.take(&mut self.batch.opened, opened_size);
-        let chunks = room.take_runs(&mut self.batch.chunks, self.parts.is_large_chunk());
-        let replies = room.take_replies(&mut self.batch.replies, self.parts.is_large_reply());
-        // Nothing else of a call that was given back is on its way.
-        let recalled = room.take(&mut self.batch.recalled, |_| FIELD_BYTES);
-        let parts = if has_large { Vec::from_iter(self.parts.take(&mut self.batch)) } else { Vec::new() };
-        self.bytes -= room.taken + parts.iter().map(|part| part.data.len()).sum::<usize>();
+        let mut budget = BatchBudget::new(if has_large { BATCH_BYTES - PART_BYTES } else { BATCH_BYTES });
+        let opened = budget.take(&mut self.batch.opened, opened_size);
+        let chunks = budget.take_runs(&mut self.batch.chunks, self.large.is_large_chunk());
+        let replies = budget.take_replies(&mut self.batch.replies, self.large.is_large_reply());
+        // A recalled call has no other items, so these cannot overtake any.
+        let recalled = budget.take(&mut self.batch.recalled, |_| FIELD_BYTES);
+        let parts = if has_large { Vec::from_iter(self.large.take(&mut self.batch)) } else { Vec::new() };
+        self.bytes -= budget.used + parts.iter().map(|part| part.data.len()).sum::<usize>();
         Some(ReplyBatch { opened, chunks, replies, recalled, parts })
     }
 }
@@ -277,8 +278,8 @@ fn chunk_size(chunk: &CallChunk) -> usize {
     usize::try_from(chunk_cost(chunk)).unwrap_or(usize::MAX)
 }
 
-/// The reply with its size, or a failure if it is too large for any message: that would break the stream, and with it all
-/// other calls.
+/// Returns the reply and its size. Replaces a reply that exceeds the limit of a message with a failure, because it would
+/// break the stream and all other calls with it.
 fn bounded(reply: CallReply) -> (CallReply, usize) {
     let size = reply_size(&reply);
     if size <= MAX_ITEM_BYTES {
@@ -295,7 +296,7 @@ fn bounded(reply: CallReply) -> (CallReply, usize) {
     (reply, size)
 }
 
-/// Remembers the task; what was remembered is to be dropped once no lock is held, for it is foreign code.
+/// Stores the waker of a task. The caller must drop the returned one without a lock, because that may run foreign code.
 fn replace(waker: &mut Option<Waker>, cx: &Context<'_>) -> Option<Waker> {
     if waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
         return None;
@@ -315,22 +316,25 @@ impl fmt::Debug for Replies {
     }
 }
 
-/// Takes in what the caller says and runs the calls, until they are all answered or nobody takes the answers any more.
-/// Dropping it ends the response.
+/// Reads the messages of the caller and polls the calls. It completes when all calls have ended, or when the response is
+/// dropped. Dropping it ends the response.
 #[must_use = "calls run only while this is polled"]
-pub struct Driver<C> {
+pub struct CallLoop<C> {
     inbound: Option<Streaming<CallBatch>>,
     calls: C,
     replies: Replies,
 }
 
-impl<C: Calls> Driver<C> {
-    /// Takes in what is there. `Err` when the caller's stream broke.
-    fn take_in(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
+impl<C: Calls> CallLoop<C> {
+    /// Reads the messages that are ready.
+    ///
+    /// # Errors
+    /// The status with which the stream of the caller broke.
+    fn read(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
         for _ in 0..BATCHES_AT_ONCE {
             let Some(inbound) = &mut self.inbound else { return Ok(()) };
             if self.replies.lock().is_full() {
-                // Whoever takes the answers wakes this task.
+                // `poll_take` wakes this task.
                 return Ok(());
             }
             match Pin::new(inbound).poll_next(cx) {
@@ -348,12 +352,12 @@ impl<C: Calls> Driver<C> {
                 Poll::Ready(None) => self.inbound = None,
             }
         }
-        // There may be more: come back after the answers.
+        // More messages may be ready. Sends replies first.
         cx.waker().wake_by_ref();
         Ok(())
     }
 
-    /// Ready when there is nothing left to do.
+    /// Reads messages and polls calls once. Ready when all calls have ended.
     fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let stale = {
             let mut outbox = self.replies.lock();
@@ -361,12 +365,12 @@ impl<C: Calls> Driver<C> {
                 return Poll::Ready(());
             }
             outbox.polling = true;
-            replace(&mut outbox.driver, cx)
+            replace(&mut outbox.call_loop, cx)
         };
         drop(stale);
-        let ended = match self.take_in(cx) {
+        let ended = match self.read(cx) {
             Err(status) => Some(Err(status)),
-            // The caller has closed its half and everything is answered.
+            // The caller has closed its half, and all calls have ended.
             Ok(()) => (!self.calls.poll(cx) && self.inbound.is_none()).then_some(Ok(())),
         };
         let mut outbox = self.replies.lock();
@@ -378,7 +382,7 @@ impl<C: Calls> Driver<C> {
         Poll::Ready(())
     }
 
-    /// Wakes whoever sends, if there is something to send.
+    /// Wakes the sending task if the outbox has items.
     fn flush(&self) {
         let waker = {
             let mut outbox = self.replies.lock();
@@ -388,7 +392,7 @@ impl<C: Calls> Driver<C> {
     }
 }
 
-impl<C: Calls + Unpin> Future for Driver<C> {
+impl<C: Calls + Unpin> Future for CallLoop<C> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -399,7 +403,7 @@ impl<C: Calls + Unpin> Future for Driver<C> {
     }
 }
 
-impl<C> Drop for Driver<C> {
+impl<C> Drop for CallLoop<C> {
     fn drop(&mut self) {
         let waker = {
             let mut outbox = self.replies.lock();
@@ -411,17 +415,17 @@ impl<C> Drop for Driver<C> {
     }
 }
 
-impl<C> fmt::Debug for Driver<C> {
+impl<C> fmt::Debug for CallLoop<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Driver").field("replies", &self.replies).finish_non_exhaustive()
+        f.debug_struct("CallLoop").field("replies", &self.replies).finish_non_exhaustive()
     }
 }
 
-/// The response of the RPC where a [`Driver`] runs the calls: gives out what they answer. Dropping it ends the driver.
+/// The response of the RPC, separate from its [`CallLoop`]: a stream of messages. Dropping it ends the call loop.
 #[derive(Debug)]
-pub struct Body(Replies);
+pub struct ReplyBatches(Replies);
 
-impl Stream for Body {
+impl Stream for ReplyBatches {
     type Item = Result<ReplyBatch, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -429,31 +433,32 @@ impl Stream for Body {
     }
 }
 
-impl Drop for Body {
+impl Drop for ReplyBatches {
     fn drop(&mut self) {
         self.0.close();
     }
 }
 
-/// The response of the RPC: takes in what the caller says, runs the calls, and gives out what they answer.
+/// The response of the RPC. It reads messages, polls the calls and yields their replies.
 ///
-/// Calls go on only while the transport asks for answers. Where they hold what others wait for, [split](Self::split) it.
+/// Calls make progress only while the transport polls for replies. [Split](Self::split) it if a caller that does not read
+/// must not delay its calls.
 pub struct Serve<C> {
-    driver: Driver<C>,
-    body: Body,
+    call_loop: CallLoop<C>,
+    batches: ReplyBatches,
 }
 
 impl<C: Calls> Serve<C> {
-    /// Serves the calls of a stream. `replies` is where `calls` puts its answers.
+    /// Serves the calls of a stream. `calls` must send its replies to `replies`.
     pub fn new(inbound: Streaming<CallBatch>, calls: C, replies: Replies) -> Self {
-        let body = Body(replies.clone());
-        Self { driver: Driver { inbound: Some(inbound), calls, replies }, body }
+        let batches = ReplyBatches(replies.clone());
+        Self { call_loop: CallLoop { inbound: Some(inbound), calls, replies }, batches }
     }
 
-    /// Parts it into what must be polled for calls to go on, by a task of its own, and the response. A caller that does
-    /// not read its answers then holds up nothing.
-    pub fn split(self) -> (Driver<C>, Body) {
-        (self.driver, self.body)
+    /// Splits it into the call loop, which needs a task, and the response. A caller that does not read its replies then
+    /// delays only their delivery.
+    pub fn split(self) -> (CallLoop<C>, ReplyBatches) {
+        (self.call_loop, self.batches)
     }
 }
 
@@ -462,15 +467,15 @@ impl<C: Calls + Unpin> Stream for Serve<C> {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        // Its end is told by the body.
-        let _ = this.driver.drive(cx);
-        Pin::new(&mut this.body).poll_next(cx)
+        // The stream of batches yields the end.
+        let _ = this.call_loop.drive(cx);
+        Pin::new(&mut this.batches).poll_next(cx)
     }
 }
 
 impl<C> fmt::Debug for Serve<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Serve").field("replies", &self.body).finish_non_exhaustive()
+        f.debug_struct("Serve").field("replies", &self.batches).finish_non_exhaustive()
     }
 }
 

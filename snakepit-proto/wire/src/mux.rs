@@ -1,5 +1,14 @@
-//! Both ends of a `Multiplex` stream in the terms of the domain: [`MuxCalls`] answers its calls by any
-//! [`ToolHandler`](snakepit_registry::ToolHandler), [`call`] makes one. The frames themselves are `snakepit_proto::mux`.
+//! Multiplexed calls: both ends of a `Multiplex` stream in terms of the domain.
+//!
+//! ```text
+//!             caller                            callee
+//!   domain    call(ToolCall) -> ToolReply       MuxCalls<S: MuxService>  ──>  ToolHandler
+//!   frames    Multiplexer, Call           <═══> Serve, Calls, Replies         snakepit_proto::mux
+//! ```
+//!
+//! [`call`] makes a call, and a [`Callee`] defines the errors of its ends. [`MuxCalls`] serves the calls of a stream with any
+//! [`ToolHandler`](snakepit_registry::ToolHandler), and a [`MuxService`] defines the differences between servers. The host
+//! and the worker runtime each add an adapter that implements these traits.
 
 mod calling;
 mod serving;
@@ -7,18 +16,20 @@ mod serving;
 use std::time::Duration;
 
 use snakepit_proto::pb;
-use snakepit_registry::{CallId, CallMode, ToolCall, ToolFailure, TraceContext};
+use snakepit_registry::{CallId, CallMode, ToolCall, ToolError, ToolFailure, TraceContext};
 use snakepit_session::{Payload, SessionId};
 use tokio::time::Instant;
 use tonic::Status;
 
 pub use self::{
-    calling::{Asked, Callee, Failed, Lost, call, fits, send},
+    calling::{CallInfo, Callee, LostCall, SendError, call, fits, send},
     serving::{MuxCalls, MuxService, not_rising},
 };
 use crate::{bad_argument, bad_field, failure_to_wire, value_from_wire, value_to_wire};
+/// The frames below, as far as adapters need them.
+pub use snakepit_proto::mux::{Calls, Multiplexer, Replies, ReplyBatches, Serve};
 
-/// An answer that is a value.
+/// The reply of a call that returned a value.
 #[must_use]
 pub fn value_reply(id: u64, value: Payload, took: Option<Duration>) -> pb::CallReply {
     pb::CallReply {
@@ -29,7 +40,7 @@ pub fn value_reply(id: u64, value: Payload, took: Option<Duration>) -> pb::CallR
     }
 }
 
-/// An answer that is a tool's failure.
+/// The reply of a call whose tool failed.
 #[must_use]
 pub fn failure_reply(id: u64, failure: ToolFailure, session_id: String) -> pb::CallReply {
     pb::CallReply {
@@ -40,13 +51,27 @@ pub fn failure_reply(id: u64, failure: ToolFailure, session_id: String) -> pb::C
     }
 }
 
-/// An answer that is a status.
+/// The reply of a call that ended with a status.
 #[must_use]
 pub fn status_reply(id: u64, status: Status) -> pb::CallReply {
     pb::CallReply { id, status: Some(status.into()), ..pb::CallReply::default() }
 }
 
-/// Writes a call as the start of a multiplexed one. `left` is what is left until its deadline.
+/// The reply of a call that ended with an error. `to_status` converts all errors except the failure of a tool.
+#[must_use]
+pub fn error_reply(
+    id: u64,
+    error: ToolError,
+    session_id: String,
+    to_status: impl FnOnce(ToolError) -> Status,
+) -> pb::CallReply {
+    match error {
+        ToolError::Failed(failure) => failure_reply(id, *failure, session_id),
+        error => status_reply(id, to_status(error)),
+    }
+}
+
+/// Converts a call into a `CallStart` frame. `left` is the time until its deadline.
 #[must_use]
 pub fn call_to_wire(call: ToolCall, left: Option<Duration>) -> pb::CallStart {
     let ToolCall { tool, session, arguments, metadata, mode, idempotent, trace, .. } = call;
@@ -62,7 +87,7 @@ pub fn call_to_wire(call: ToolCall, left: Option<Duration>) -> pb::CallStart {
             .collect(),
         metadata,
         stream,
-        // Rounded up: no deadline must not be read out of one that is near.
+        // Rounded up, because 0 means no deadline.
         timeout_us: left.map_or(0, |left| microseconds(left).saturating_add(1)),
         traceparent,
         tracestate: tracestate.unwrap_or_default(),
@@ -71,10 +96,10 @@ pub fn call_to_wire(call: ToolCall, left: Option<Duration>) -> pb::CallStart {
     }
 }
 
-/// Reads the start of a multiplexed call.
+/// Converts a `CallStart` frame into a call.
 ///
 /// # Errors
-/// `INVALID_ARGUMENT`, with what is wrong.
+/// `INVALID_ARGUMENT`, with the field or argument and its problem.
 pub fn call_from_wire(start: pb::CallStart, call_id: CallId) -> Result<ToolCall, Status> {
     let pb::CallStart {
         tool_name,

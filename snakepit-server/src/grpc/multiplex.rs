@@ -1,4 +1,7 @@
-//! Multiplex: many calls of one client on one stream.
+//! Serves `Multiplex` to clients: many calls of one client on one stream.
+//!
+//! The stream itself is [`snakepit_wire::mux`]. This file connects it to the host, and to the budgets of the client's
+//! connection.
 
 use std::{
     pin::Pin,
@@ -8,12 +11,9 @@ use std::{
 
 use async_trait::async_trait;
 use futures_core::Stream;
-use snakepit_proto::{
-    mux::{Body, Calls, Replies, Serve},
-    pb,
-};
+use snakepit_proto::pb;
 use snakepit_registry::{CallId, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
-use snakepit_wire::mux::{MuxCalls, MuxService};
+use snakepit_wire::mux::{Calls, MuxCalls, MuxService, Replies, ReplyBatches, Serve};
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
@@ -39,24 +39,26 @@ impl Bridge {
         let replies = Replies::new();
         let evicted = connection.as_ref().map(|connection| Box::pin(connection.evicted()));
         let stream_use = connection.clone().map(StreamUse::new);
-        let client = Client { calls: HostCalls { host: Arc::clone(self.host()), connection } };
-        let calls = InUse { calls: MuxCalls::new(Arc::new(client), replies.clone()), stream_use };
-        let (driver, body) = Serve::new(inbound, calls, replies).split();
+        let service = ClientCalls { host: Arc::clone(self.host()), connection };
+        let calls = UseTracker { calls: MuxCalls::new(Arc::new(service), replies.clone()), stream_use };
+        let (call_loop, batches) = Serve::new(inbound, calls, replies).split();
         let mut task = JoinSet::new();
-        task.spawn(driver);
-        Box::pin(OpenEndedStream::new(Driven { body, evicted, _task: task }, self.host().stop.clone()))
+        task.spawn(call_loop);
+        let response = MuxResponse { batches, evicted, _task: task };
+        Box::pin(OpenEndedStream::new(response, self.host().stop.clone()))
     }
 }
 
-/// Keeps the connection of a stream in use while calls run.
-struct InUse<C> {
+/// Marks the connection as in use while calls of the stream run.
+struct UseTracker<C> {
     calls: C,
     stream_use: Option<StreamUse>,
 }
 
-impl<C: Calls> Calls for InUse<C> {
+impl<C: Calls> Calls for UseTracker<C> {
     fn receive(&mut self, batch: pb::CallBatch) {
-        // No call runs when a connection is evicted, and the end of the stream says that none was begun since.
+        // Drops the batch if the connection is evicted. The status that ends the stream says that its calls have not
+        // begun.
         if self.stream_use.as_mut().is_none_or(StreamUse::begin) {
             self.calls.receive(batch);
         }
@@ -71,20 +73,20 @@ impl<C: Calls> Calls for InUse<C> {
     }
 }
 
-/// A response whose calls run on a task of their own, which ends with it: a client that stops reading must not hold the
-/// workers of calls that have ended.
-struct Driven {
-    body: Body,
-    /// Ready when the connection makes room for another, which ends the stream behind the answers that it has.
+/// The response of the RPC. The calls run on a separate task, so that a client that stops reading does not hold the
+/// workers of calls that have ended. Dropping the response ends the task.
+struct MuxResponse {
+    batches: ReplyBatches,
+    /// Ready when the host evicts the connection. The stream then ends after the replies that it already has.
     evicted: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     _task: JoinSet<()>,
 }
 
-impl Stream for Driven {
+impl Stream for MuxResponse {
     type Item = Result<pb::ReplyBatch, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if let Poll::Ready(item) = Pin::new(&mut self.body).poll_next(cx) {
+        if let Poll::Ready(item) = Pin::new(&mut self.batches).poll_next(cx) {
             return Poll::Ready(item);
         }
         let is_evicted = self.evicted.as_mut().is_some_and(|evicted| evicted.as_mut().poll(cx).is_ready());
@@ -96,25 +98,28 @@ impl Stream for Driven {
     }
 }
 
-/// What a client's stream calls.
-struct Client {
-    calls: HostCalls,
+/// The calls of one client, run by the host.
+#[derive(Debug)]
+struct ClientCalls {
+    host: Arc<Host>,
+    /// The connection whose budgets the calls use.
+    connection: Option<Arc<Connection>>,
 }
 
-impl MuxService for Client {
-    type Handler = HostCalls;
+impl MuxService for ClientCalls {
+    type Handler = Self;
 
-    fn handler(&self) -> &HostCalls {
-        &self.calls
+    fn handler(&self) -> &Self {
+        self
     }
 
     fn reserve(&self, bytes: usize) -> Result<(), ToolError> {
-        let Some(connection) = &self.calls.connection else { return Ok(()) };
+        let Some(connection) = &self.connection else { return Ok(()) };
         connection.reserve(bytes).map_err(connection_budget_exhausted)
     }
 
     fn release(&self, bytes: usize) {
-        if let Some(connection) = &self.calls.connection {
+        if let Some(connection) = &self.connection {
             connection.release(bytes);
         }
     }
@@ -128,23 +133,14 @@ impl MuxService for Client {
     }
 
     fn stream_deadline(&self, _: &str, deadline: Option<Instant>, started: Instant) -> Option<Instant> {
-        let host = &self.calls.host;
-        // Tools of workers and of the host get the same, so that this deadline is never the earlier one.
-        let by_default = || started.checked_add(host.default_timeout?);
+        // The default is the same as that of the pool and of host tools, so this deadline is never earlier than theirs.
+        let by_default = || started.checked_add(self.host.default_timeout?);
         deadline.or_else(by_default)
     }
 }
 
-/// The host as something callable.
-#[derive(Debug)]
-struct HostCalls {
-    host: Arc<Host>,
-    /// Whose budgets the calls use.
-    connection: Option<Arc<Connection>>,
-}
-
 #[async_trait]
-impl ToolHandler for HostCalls {
+impl ToolHandler for ClientCalls {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         let Some(connection) = &self.connection else { return self.host.call(call).await };
         connection.response_capacity(call.deadline).await.map_err(response_budget_exhausted)?;
@@ -155,7 +151,7 @@ impl ToolHandler for HostCalls {
         Ok(reply)
     }
 
-    /// Returns once no worker runs the call. A tool of the host ends when its future is dropped.
+    /// Returns once no worker runs the call. A host tool ends when its future is dropped.
     async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
         match self.host.pool_if_started() {
             Some(pool) => pool.tool().cancel(call).await,

@@ -1,4 +1,4 @@
-//! [`Call`]: the handle of a call that was started.
+//! [`Call`]: the handle of an open call.
 
 use std::{
     fmt,
@@ -6,24 +6,24 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::{CallEvent, Shared};
+use super::{CallEvent, SharedCalls};
 use crate::pb::CallCredit;
 
-/// One call. Dropping it before its end cancels it.
+/// The handle of one call. Dropping it before the end cancels the call.
 pub struct Call {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<SharedCalls>,
     pub(super) id: u64,
     pub(super) ended: bool,
 }
 
 impl Call {
-    /// The call's place in the order of calls on its stream, from 1.
+    /// The id of the call on its stream. Ids start at 1 and increase from call to call.
     #[must_use]
     pub const fn id(&self) -> u64 {
         self.id
     }
 
-    /// What happens next. Must not be polled again after [`CallEvent::End`].
+    /// Polls for the next event. Must not be called again after [`CallEvent::End`].
     pub fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<CallEvent> {
         let mut stale = None;
         let mut state = self.shared.lock();
@@ -40,7 +40,7 @@ impl Call {
             return Poll::Ready(CallEvent::End(end));
         }
         if !entry.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            // Dropped after the lock is released, for it is foreign code.
+            // Dropped after the lock is released, because dropping a waker may run foreign code.
             stale = entry.waker.replace(cx.waker().clone());
         }
         drop(state);
@@ -48,12 +48,12 @@ impl Call {
         Poll::Pending
     }
 
-    /// Waits for what happens next. Cancel safe. Must not be called again after [`CallEvent::End`].
+    /// Waits for the next event. Cancel safe. Must not be called again after [`CallEvent::End`].
     pub async fn event(&mut self) -> CallEvent {
         std::future::poll_fn(|cx| self.poll_event(cx)).await
     }
 
-    /// Lets the other side send this many bytes of chunks more. Does nothing once the call has ended.
+    /// Grants the callee credit for this many more bytes of chunks. Does nothing if the call has ended.
     pub fn grant(&self, bytes: u64) {
         self.shared.send(|state, _| {
             if state.calls.get(&self.id).is_some_and(|entry| entry.end.is_none()) {

@@ -1,4 +1,4 @@
-//! What a call of a stream comes to, and how its id is hashed.
+//! Events and ends of calls, and the hasher of their ids.
 
 use std::hash::Hasher;
 
@@ -6,18 +6,18 @@ use tonic::Status;
 
 use crate::pb::{CallChunk, CallOpened, CallReply, CallStart};
 
-/// What happened to a call.
+/// An event of a call.
 #[derive(Debug)]
 #[allow(
     clippy::large_enum_variant,
     reason = "it is moved once, and a box would cost each call an allocation"
 )]
 pub enum CallEvent {
-    /// It streams, and has begun.
+    /// A streaming call has begun.
     Opened(CallOpened),
-    /// More chunks. Who has consumed them should [grant](super::Call::grant) their cost anew.
+    /// More chunks. The consumer should [grant](super::Call::grant) their cost again.
     Chunks(Vec<CallChunk>),
-    /// It has ended; no event follows.
+    /// The call has ended. No event follows.
     End(CallEnd),
 }
 
@@ -28,18 +28,18 @@ pub enum CallEvent {
     reason = "it is moved once, and a box would cost each call an allocation"
 )]
 pub enum CallEnd {
-    /// The other side answered.
+    /// The callee replied.
     Reply(CallReply),
-    /// The other side gave it back without having begun it.
+    /// The callee returned the call without having begun it.
     Recalled,
-    /// The stream broke after the call was handed to it. Whether the call was begun is not known.
+    /// The stream broke after the call was passed to the transport. It is unknown whether the call has begun.
     Broken(Status),
-    /// The stream broke before the call was handed to it: the other side knows nothing of the call. It comes back, to be
-    /// started on another stream.
+    /// The stream broke before the call was passed to the transport, so the callee has not received it. The call is
+    /// returned, and can be started on another stream.
     Unsent(CallStart, Status),
 }
 
-/// Hashes the ids of calls. They are given out here, one after the other, so nobody can choose some that collide.
+/// Hashes the ids of calls. The multiplexer assigns them in sequence, so a peer cannot choose colliding ones.
 #[derive(Default)]
 pub(super) struct IdHasher(u64);
 

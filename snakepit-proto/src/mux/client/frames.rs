@@ -1,4 +1,4 @@
-//! A stream without a transport, for tests: whoever holds its [`Frames`] carries the messages.
+//! A stream without a transport, for tests. The test moves the messages of its [`Frames`].
 
 use std::{
     pin::Pin,
@@ -9,31 +9,31 @@ use std::{
 use futures_core::Stream;
 use tonic::Status;
 
-use super::{Multiplexer, Owner, Shared, transport::Outgoing};
+use super::{CloseOnDrop, Multiplexer, SharedCalls, transport::Outgoing};
 use crate::pb::{CallBatch, ReplyBatch};
 
-/// The messages of one stream. Dropping it breaks nothing: calls wait for ever.
+/// The messages of one stream. Dropping it does not break the stream; its calls wait forever.
 #[derive(Debug)]
 pub struct Frames {
-    shared: Arc<Shared>,
+    shared: Arc<SharedCalls>,
     outgoing: Outgoing,
 }
 
 impl Frames {
-    /// A stream, and what carries its messages.
+    /// Opens a stream.
     #[must_use]
     pub fn open() -> (Multiplexer, Self) {
-        let shared = Arc::new(Shared::new());
-        let multiplexer = Multiplexer { owner: Arc::new(Owner(Arc::clone(&shared))) };
+        let shared = Arc::new(SharedCalls::new());
+        let multiplexer = Multiplexer { owner: Arc::new(CloseOnDrop(Arc::clone(&shared))) };
         (multiplexer, Self { outgoing: Outgoing(Arc::clone(&shared)), shared })
     }
 
-    /// The next message to the other side. `None` once no more will follow.
+    /// Takes the next message to the callee. `None` after the last one.
     pub fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Option<CallBatch>> {
         Pin::new(&mut self.outgoing).poll_next(cx)
     }
 
-    /// A message of the other side arrives. One that makes no sense breaks the stream.
+    /// Delivers a message of the callee. A violation of the protocol breaks the stream.
     pub fn deliver(&self, batch: ReplyBatch) {
         self.shared.update(|state, wakers| {
             if let Err(status) = state.deliver(batch, wakers) {
@@ -42,12 +42,12 @@ impl Frames {
         });
     }
 
-    /// The stream breaks.
+    /// Breaks the stream.
     pub fn cut(&self, status: &Status) {
         self.shared.update(|state, wakers| state.fail(status, wakers));
     }
 
-    /// The number of calls that have not ended, or whose end was not fetched.
+    /// The number of calls that have not ended, or whose end was not polled yet.
     #[must_use]
     pub fn calls(&self) -> usize {
         self.shared.lock().calls.len()

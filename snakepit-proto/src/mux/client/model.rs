@@ -105,7 +105,7 @@ struct Served {
 
 struct Run {
     multiplexer: Option<Multiplexer>,
-    shared: Arc<Shared>,
+    shared: Arc<SharedCalls>,
     outgoing: Outgoing,
     calls: Vec<(Call, u64)>,
     expected: HashMap<u64, Expected>,
@@ -128,9 +128,9 @@ fn noop() -> Context<'static> {
 
 impl Run {
     fn new(parts: bool) -> Self {
-        let shared = Arc::new(Shared::new());
+        let shared = Arc::new(SharedCalls::new());
         Self {
-            multiplexer: Some(Multiplexer { owner: Arc::new(Owner(Arc::clone(&shared))) }),
+            multiplexer: Some(Multiplexer { owner: Arc::new(CloseOnDrop(Arc::clone(&shared))) }),
             outgoing: Outgoing(Arc::clone(&shared)),
             shared,
             calls: Vec::new(),
@@ -433,7 +433,7 @@ impl Run {
         let state = self.shared.lock();
         assert!(state.calls.is_empty(), "{:?} are left", state.calls.keys());
         assert_eq!(
-            (state.open, state.outbox_bytes, state.withdrawn.len(), state.settling.len()),
+            (state.open, state.outbox_bytes, state.withdrawn.len(), state.tag_waiters.len()),
             (0, 0, 0, 0)
         );
         assert!(self.replies.is_empty());

@@ -26,9 +26,9 @@ impl Count {
     }
 }
 
-fn multiplexer() -> (Multiplexer, Arc<Shared>) {
-    let shared = Arc::new(Shared::new());
-    (Multiplexer { owner: Arc::new(Owner(Arc::clone(&shared))) }, shared)
+fn multiplexer() -> (Multiplexer, Arc<SharedCalls>) {
+    let shared = Arc::new(SharedCalls::new());
+    (Multiplexer { owner: Arc::new(CloseOnDrop(Arc::clone(&shared))) }, shared)
 }
 
 fn of_bytes(bytes: usize) -> CallStart {
@@ -150,11 +150,11 @@ fn nothing_is_counted_as_less_than_it_takes() {
     assert!(chunk.encoded_len() as u64 <= super::super::chunk_cost(&chunk));
 }
 
-fn deliver(shared: &Shared, batch: ReplyBatch) {
+fn deliver(shared: &SharedCalls, batch: ReplyBatch) {
     shared.update(|state, wakers| state.deliver(batch, wakers)).unwrap();
 }
 
-fn cut(shared: &Shared) {
+fn cut(shared: &SharedCalls) {
     let status = Status::unavailable("the other side closed the stream");
     shared.update(|state, wakers| state.fail(&status, wakers));
 }
@@ -317,7 +317,7 @@ fn cancel_each(count: u64) -> std::time::Duration {
     }
     assert!(ending.iter_mut().all(|ended| ended.as_mut().poll(cx) == Poll::Ready(true)));
     let took = begun.elapsed();
-    assert!(shared.lock().by_tag.calls.is_empty() && shared.lock().settling.is_empty());
+    assert!(shared.lock().tag_index.calls.is_empty() && shared.lock().tag_waiters.is_empty());
     took
 }
 
@@ -344,7 +344,7 @@ fn calls_of_a_tag_are_found_whenever_they_started() {
             let mut expected: Vec<u64> =
                 state.calls.iter().filter(|(_, entry)| entry.tag == tag).map(|(id, _)| *id).collect();
             expected.sort_unstable();
-            assert_eq!(state.of_tag(tag), expected);
+            assert_eq!(state.open_calls_of(tag), expected);
         }
     }
 }

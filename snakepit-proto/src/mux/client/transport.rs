@@ -1,4 +1,4 @@
-//! Between the state of the calls and the transport: the messages that leave, and those that arrive.
+//! Moves messages between the table of calls and the transport.
 
 use std::{
     future::Future,
@@ -10,15 +10,15 @@ use std::{
 use futures_core::Stream;
 use tonic::{Status, Streaming};
 
-use super::Shared;
+use super::SharedCalls;
 use crate::{
     pb::{CallBatch, ReplyBatch},
     proxy,
 };
 
-/// The messages of the request: whatever is in the outbox whenever the transport can take more.
+/// The messages of the request. Each takes the content of the outbox when the transport is ready for more.
 #[derive(Debug)]
-pub(super) struct Outgoing(pub(super) Arc<Shared>);
+pub(super) struct Outgoing(pub(super) Arc<SharedCalls>);
 
 impl Stream for Outgoing {
     type Item = CallBatch;
@@ -38,19 +38,19 @@ impl Stream for Outgoing {
     }
 }
 
-/// Brings the answers to their calls; ends with the stream. Dropping it breaks the stream.
+/// Delivers the replies to their calls. It completes when the stream ends. Dropping it breaks the stream.
 #[derive(Debug)]
-#[must_use = "calls are answered only while this is polled"]
+#[must_use = "calls receive replies only while this is polled"]
 pub struct Incoming {
-    shared: Arc<Shared>,
+    shared: Arc<SharedCalls>,
     replies: Streaming<ReplyBatch>,
-    /// The proxy in between, if it named itself.
+    /// The name of a proxy between the ends, from its `server` header.
     proxy: Option<String>,
 }
 
 impl Incoming {
     pub(super) const fn new(
-        shared: Arc<Shared>,
+        shared: Arc<SharedCalls>,
         replies: Streaming<ReplyBatch>,
         proxy: Option<String>,
     ) -> Self {

@@ -10,7 +10,7 @@ use prost::Message;
 use super::*;
 use crate::pb::CallValue;
 
-mod parts;
+mod large_items;
 
 #[derive(Default)]
 struct Count(AtomicUsize);
@@ -34,7 +34,7 @@ fn chunk_of(bytes: usize) -> CallChunk {
 fn drain(replies: &Replies) -> Vec<ReplyBatch> {
     let mut outbox = replies.lock();
     let batches: Vec<_> = std::iter::from_fn(|| outbox.take_batch()).collect();
-    assert_eq!((outbox.bytes, outbox.parts.bytes, outbox.parts.items), (0, 0, 0));
+    assert_eq!((outbox.bytes, outbox.large.bytes, outbox.large.items), (0, 0, 0));
     batches
 }
 
@@ -96,14 +96,14 @@ fn who_produces_without_end_waits_until_answers_are_taken() {
     let waker = Waker::from(Arc::clone(&count));
     let cx = Context::from_waker(&waker);
     for id in 1..=4 {
-        assert!(replies.poll_room(&cx).is_ready());
+        assert!(replies.poll_capacity(&cx).is_ready());
         replies.reply(reply_of(id, BATCH_BYTES));
     }
-    assert!(replies.poll_room(&cx).is_pending());
-    assert!(replies.poll_room(&cx).is_pending());
+    assert!(replies.poll_capacity(&cx).is_pending());
+    assert!(replies.poll_capacity(&cx).is_pending());
     assert_eq!(take(&replies).replies[0].id, 1);
     assert_eq!(count.0.load(Ordering::Relaxed), 1);
-    assert!(replies.poll_room(&cx).is_ready());
+    assert!(replies.poll_capacity(&cx).is_ready());
 }
 
 #[test]
@@ -111,13 +111,13 @@ fn nothing_is_kept_for_a_caller_that_is_gone() {
     let (replies, count) = (Replies::new(), Arc::new(Count::default()));
     let waker = Waker::from(Arc::clone(&count));
     (1..=5).for_each(|id| replies.reply(reply_of(id, BATCH_BYTES)));
-    assert!(replies.poll_room(&Context::from_waker(&waker)).is_pending());
-    drop(Body(replies.clone()));
+    assert!(replies.poll_capacity(&Context::from_waker(&waker)).is_pending());
+    drop(ReplyBatches(replies.clone()));
     assert_eq!(count.0.load(Ordering::Relaxed), 1);
     replies.reply(reply_of(6, 1));
     replies.chunks(7, vec![chunk_of(1)]);
     assert!(drain(&replies).is_empty());
-    assert!(replies.poll_room(&Context::from_waker(&waker)).is_ready());
+    assert!(replies.poll_capacity(&Context::from_waker(&waker)).is_ready());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Making calls on a stream: what their frames mean for the caller.
+//! The caller: makes calls on a stream and converts their ends to replies and errors.
 
 use std::{
     collections::VecDeque,
@@ -24,28 +24,28 @@ use tonic::Status;
 use super::call_to_wire;
 use crate::{WireError, failure_from_wire, value_from_wire};
 
-/// What is known of a call when it fails.
+/// Context of a call for its errors.
 #[derive(Debug, Clone)]
-pub struct Asked {
-    /// The tool that was called.
+pub struct CallInfo {
+    /// The name of the tool.
     pub tool: Arc<str>,
-    /// Until when.
+    /// The deadline of the call.
     pub deadline: Option<Instant>,
     /// The id of the call.
     pub id: CallId,
 }
 
-impl Asked {
-    /// What to remember of a call that is about to be handed over.
+impl CallInfo {
+    /// The context of a call.
     #[must_use]
-    pub fn by(call: &ToolCall) -> Self {
+    pub fn of(call: &ToolCall) -> Self {
         Self { tool: Arc::clone(&call.tool), deadline: call.deadline, id: call.id }
     }
 
-    /// How much time the call has left.
+    /// The time until the deadline. `None` without a deadline.
     ///
     /// # Errors
-    /// When it has none: a request without time could never be answered.
+    /// [`ToolError::DeadlineExceeded`] if the deadline has passed.
     pub fn time_left(&self) -> Result<Option<Duration>, ToolError> {
         let Some(deadline) = self.deadline else { return Ok(None) };
         let left = deadline.saturating_duration_since(Instant::now());
@@ -57,41 +57,41 @@ impl Asked {
     }
 }
 
-/// Who is called, as far as it matters to what an answer means.
+/// The called end of a connection: defines the errors of calls that end without a result.
 #[async_trait]
 pub trait Callee: Clone + Send + Sync + Unpin + 'static {
-    /// What a status of its means.
-    async fn refused(&self, asked: &Asked, status: Status) -> ToolError;
+    /// The error of a call that ended with this status.
+    async fn refused(&self, info: &CallInfo, status: Status) -> ToolError;
 
-    /// What the end of its connection means for the call of this id.
-    async fn broken(&self, asked: &Asked, id: u64, status: Status) -> Lost;
+    /// The outcome of the call with this id, whose connection broke after the call was sent.
+    async fn broken(&self, info: &CallInfo, id: u64, status: Status) -> LostCall;
 
-    /// What it means that the connection ended before the call was sent.
-    async fn unsent(&self, asked: &Asked, status: Status) -> ToolError;
+    /// The error of a call whose connection broke before the call was sent.
+    async fn unsent(&self, info: &CallInfo, status: Status) -> ToolError;
 
-    /// What it means that the tool failed.
-    fn failed(&self, asked: &Asked, failure: ToolFailure) -> ToolError;
+    /// The error of a call whose tool failed.
+    fn failed(&self, info: &CallInfo, failure: ToolFailure) -> ToolError;
 
-    /// What an answer means that cannot be read.
+    /// The error of a call whose result cannot be decoded.
     fn bad_value(&self, error: &WireError) -> ToolError;
 
-    /// It broke the protocol; `what` follows its name.
-    fn incoherent(&self, what: &str) -> ToolError;
+    /// The error of a call whose callee violated the protocol. `what` is a predicate, such as "ended a stream with a value".
+    fn protocol_error(&self, what: &str) -> ToolError;
 
-    /// Which worker runs a call, from what the answer says of it.
-    fn worker(&self, told: &str) -> Option<Arc<str>>;
+    /// The worker that runs a call. `worker_id` comes from the reply and may be empty.
+    fn worker(&self, worker_id: &str) -> Option<Arc<str>>;
 }
 
-/// A call whose connection broke.
+/// The outcome of a call whose connection broke.
 #[derive(Debug)]
-pub struct Lost {
-    /// Its answer, if that is known all the same. It says nothing of chunks: those before it may not have arrived.
+pub struct LostCall {
+    /// The reply, if the callee stored it elsewhere. It does not prove that all chunks arrived.
     pub answer: Option<pb::CallReply>,
-    /// What to tell the caller otherwise.
+    /// The error if there is no reply.
     pub error: ToolError,
 }
 
-/// Whether a call, with its names and metadata, is small enough to share the stream with others.
+/// Whether a call, with its names and metadata, is small enough for a stream that other calls share.
 #[must_use]
 pub fn fits(call: &ToolCall) -> bool {
     let arguments = call.arguments.iter().map(|(name, value)| name.len() + value.size());
@@ -104,175 +104,174 @@ pub fn fits(call: &ToolCall) -> bool {
     names + trace + arguments.chain(metadata).sum::<usize>() <= MAX_SHARED_BYTES
 }
 
-/// Runs a call. It is handed over at once: a future that does so would keep places for the call and for its message until
-/// the end.
+/// Makes a call. It starts the call before it returns the future, so that the future holds neither the call nor its frame.
 ///
 /// # Errors
-/// As for [`ToolHandler::call`](snakepit_registry::ToolHandler::call).
+/// Those of [`ToolHandler::call`](snakepit_registry::ToolHandler::call).
 ///
 /// # Cancel safety
-/// Dropping the future, or the stream that it gave, cancels the call.
+/// Dropping the future, or the returned stream, cancels the call.
 pub fn call<'a, C: Callee>(
     multiplexer: &Multiplexer,
     callee: &'a C,
     call: ToolCall,
 ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send + use<'a, C> {
-    let (asked, tag) = (Asked::by(&call), call.id.as_u64());
-    let started = asked.time_left().map(|left| multiplexer.start(call_to_wire(call, left), tag));
+    let (info, tag) = (CallInfo::of(&call), call.id.as_u64());
+    let started = info.time_left().map(|left| multiplexer.start(call_to_wire(call, left), tag));
     async move {
-        match answered(started?, callee, &asked).await {
+        match answered(started?, callee, &info).await {
             Ok(reply) => Ok(reply),
-            Err(Failed::Error(error)) => Err(error),
-            Err(Failed::Unsent(_, status)) => Err(callee.unsent(&asked, status).await),
+            Err(SendError::Error(error)) => Err(error),
+            Err(SendError::Unsent(_, status)) => Err(callee.unsent(&info, status).await),
         }
     }
 }
 
-/// Why a call that was sent by [`send`] has no answer.
+/// The error of [`send`].
 #[derive(Debug)]
-pub enum Failed {
-    /// It failed.
+pub enum SendError {
+    /// The call failed.
     Error(ToolError),
-    /// Its stream broke before it was sent. It can be sent on another one.
+    /// The stream broke before the call was sent. The call can be sent on another stream.
     Unsent(Box<pb::CallStart>, Status),
 }
 
-/// Runs a call that is written already; otherwise like [`call`], but for what that makes of one that is not sent.
+/// Makes a call from its frame. Unlike [`call`], it returns the frame if the call was not sent.
 ///
 /// # Errors
-/// See [`Failed`].
+/// See [`SendError`].
 ///
 /// # Cancel safety
-/// As for [`call`].
+/// Like [`call`].
 pub async fn send<C: Callee>(
     multiplexer: &Multiplexer,
     callee: &C,
-    asked: &Asked,
+    info: &CallInfo,
     start: pb::CallStart,
-) -> Result<ToolReply, Failed> {
-    answered(multiplexer.start(start, 0), callee, asked).await
+) -> Result<ToolReply, SendError> {
+    answered(multiplexer.start(start, 0), callee, info).await
 }
 
-async fn answered<C: Callee>(mut call: Call, callee: &C, asked: &Asked) -> Result<ToolReply, Failed> {
-    let incoherent = |what| Err(Failed::Error(callee.incoherent(what)));
+async fn answered<C: Callee>(mut call: Call, callee: &C, info: &CallInfo) -> Result<ToolReply, SendError> {
+    let protocol_error = |what| Err(SendError::Error(callee.protocol_error(what)));
     let answer = match call.event().await {
         CallEvent::End(CallEnd::Unsent(start, status)) => {
-            return Err(Failed::Unsent(Box::new(start), status));
+            return Err(SendError::Unsent(Box::new(start), status));
         }
-        CallEvent::End(end) => answer(callee, asked, end),
+        CallEvent::End(end) => answer(callee, info, end),
         CallEvent::Opened(opened) => {
             let worker = callee.worker(&opened.worker_id);
-            let chunks = Chunks::of(call, callee.clone(), asked.clone());
+            let chunks = Chunks::of(call, callee.clone(), info.clone());
             return Ok(ToolReply { worker, ..ToolReply::stream(chunks) });
         }
-        CallEvent::Chunks(_) => return incoherent("sent chunks of a stream before it began"),
+        CallEvent::Chunks(_) => return protocol_error("sent chunks of a stream before it began"),
     };
     let answer = match answer {
-        Answer::Trouble(trouble) => trouble.answer(callee, asked, call.id()).await,
+        Answer::NoReply(no_reply) => no_reply.answer(callee, info, call.id()).await,
         answer => answer,
     };
     match answer {
         Answer::Value(reply) => Ok(reply),
-        // Trouble was made into one of the others.
-        Answer::None | Answer::Trouble(_) => incoherent("ended a call without an answer"),
-        Answer::Failed(error) => Err(Failed::Error(error)),
+        // `NoReply::answer` returns one of the other variants.
+        Answer::Complete | Answer::NoReply(_) => protocol_error("ended a call without an answer"),
+        Answer::Failed(error) => Err(SendError::Error(error)),
     }
 }
 
-/// What the end of a call means.
+/// The meaning of the end of a call.
 enum Answer {
     Value(ToolReply),
-    /// A stream is complete.
-    None,
+    /// A complete stream.
+    Complete,
     Failed(ToolError),
-    /// It must be found out.
-    Trouble(Trouble),
+    /// There is no reply. The [`Callee`] defines the error.
+    NoReply(NoReply),
 }
 
-/// Why there is no answer, in the words of the transport.
-enum Trouble {
+/// The reason why a call has no reply.
+enum NoReply {
     Refused(Status),
     Broken(Status),
     Unsent(Status),
 }
 
-impl Trouble {
-    /// The answer of a unary call, if there is one after all.
-    async fn answer<C: Callee>(self, callee: &C, asked: &Asked, id: u64) -> Answer {
-        let Self::Broken(status) = self else { return Answer::Failed(self.error(callee, asked, id).await) };
-        let Lost { answer: kept, error } = callee.broken(asked, id, status).await;
-        match kept.map(|reply| answer(callee, asked, CallEnd::Reply(reply))) {
-            // Only the end of a stream holds no answer.
-            None | Some(Answer::None) => Answer::Failed(error),
-            // A reply may hold a refusal, but never the end of a connection.
-            Some(Answer::Trouble(trouble)) => Answer::Failed(trouble.error(callee, asked, id).await),
+impl NoReply {
+    /// The outcome of a unary call: the stored reply if there is one, otherwise the error.
+    async fn answer<C: Callee>(self, callee: &C, info: &CallInfo, id: u64) -> Answer {
+        let Self::Broken(status) = self else { return Answer::Failed(self.error(callee, info, id).await) };
+        let LostCall { answer: kept, error } = callee.broken(info, id, status).await;
+        match kept.map(|reply| answer(callee, info, CallEnd::Reply(reply))) {
+            // Only the end of a stream has no value.
+            None | Some(Answer::Complete) => Answer::Failed(error),
+            // A reply may contain a status, but not the end of a connection.
+            Some(Answer::NoReply(no_reply)) => Answer::Failed(no_reply.error(callee, info, id).await),
             Some(answer) => answer,
         }
     }
 
-    /// The error that it is. A stream whose connection broke is never complete, whatever is known of its end: its last
-    /// chunks may have been on their way.
-    async fn error<C: Callee>(self, callee: &C, asked: &Asked, id: u64) -> ToolError {
+    /// The error. A stream whose connection broke is never complete, even with a stored reply, because its last chunks may be
+    /// missing.
+    async fn error<C: Callee>(self, callee: &C, info: &CallInfo, id: u64) -> ToolError {
         match self {
-            Self::Refused(status) => callee.refused(asked, status).await,
-            Self::Unsent(status) => callee.unsent(asked, status).await,
-            Self::Broken(status) => callee.broken(asked, id, status).await.error,
+            Self::Refused(status) => callee.refused(info, status).await,
+            Self::Unsent(status) => callee.unsent(info, status).await,
+            Self::Broken(status) => callee.broken(info, id, status).await.error,
         }
     }
 }
 
-fn answer<C: Callee>(callee: &C, asked: &Asked, end: CallEnd) -> Answer {
+fn answer<C: Callee>(callee: &C, info: &CallInfo, end: CallEnd) -> Answer {
     let reply = match end {
         CallEnd::Reply(reply) => reply,
-        CallEnd::Recalled => return Answer::Failed(ToolError::Recalled { tool: asked.tool.to_string() }),
-        CallEnd::Broken(status) => return Answer::Trouble(Trouble::Broken(status)),
-        CallEnd::Unsent(_, status) => return Answer::Trouble(Trouble::Unsent(status)),
+        CallEnd::Recalled => return Answer::Failed(ToolError::Recalled { tool: info.tool.to_string() }),
+        CallEnd::Broken(status) => return Answer::NoReply(NoReply::Broken(status)),
+        CallEnd::Unsent(_, status) => return Answer::NoReply(NoReply::Unsent(status)),
     };
     let pb::CallReply { value, failure, status, metadata, execution_time_ns, worker_id, .. } = reply;
     if let Some(failure) = failure {
-        return Answer::Failed(callee.failed(asked, failure_from_wire(failure)));
+        return Answer::Failed(callee.failed(info, failure_from_wire(failure)));
     }
     if let Some(status) = status {
-        return Answer::Trouble(Trouble::Refused(Status::from(status)));
+        return Answer::NoReply(NoReply::Refused(Status::from(status)));
     }
     match value.map(value_from_wire) {
-        None => Answer::None,
+        None => Answer::Complete,
         Some(Err(error)) => Answer::Failed(callee.bad_value(&error)),
         Some(Ok(value)) => Answer::Value(ToolReply {
             body: ReplyBody::Value(value),
             metadata,
             worker: callee.worker(&worker_id),
-            // None took no time: whoever says so does not say.
+            // 0 means unknown, because every call takes time.
             execution_time: (execution_time_ns > 0).then(|| Duration::from_nanos(execution_time_ns)),
         }),
     }
 }
 
-/// The chunks of a streaming call. Dropping it before its end cancels the call.
+/// The chunks of a streaming call. Dropping it before the end cancels the call.
 struct Chunks<C> {
-    /// `None` once it has ended.
+    /// `None` after the end.
     call: Option<Call>,
     callee: C,
-    asked: Asked,
-    /// What came together and is handed on one by one.
+    info: CallInfo,
+    /// Chunks that arrived in one message and are yielded one by one.
     ready: VecDeque<pb::CallChunk>,
-    /// The cost of chunks that were handed on since the last grant.
-    owed: u64,
-    /// Why it ended, while that is found out.
+    /// The cost of chunks that were yielded since the last grant.
+    consumed: u64,
+    /// Determines the error of a stream that broke.
     error: Option<BoxFuture<'static, ToolError>>,
 }
 
 impl<C: Callee> Chunks<C> {
-    fn of(call: Call, callee: C, asked: Asked) -> ChunkStream {
-        Box::pin(Self { call: Some(call), callee, asked, ready: VecDeque::new(), owed: 0, error: None })
+    fn of(call: Call, callee: C, info: CallInfo) -> ChunkStream {
+        Box::pin(Self { call: Some(call), callee, info, ready: VecDeque::new(), consumed: 0, error: None })
     }
 
-    fn hand_on(&mut self, chunk: pb::CallChunk) -> Chunk {
-        self.owed += chunk_cost(&chunk);
-        if self.owed >= STREAM_CREDIT / 2
+    fn consume(&mut self, chunk: pb::CallChunk) -> Chunk {
+        self.consumed += chunk_cost(&chunk);
+        if self.consumed >= STREAM_CREDIT / 2
             && let Some(call) = &self.call
         {
-            call.grant(std::mem::take(&mut self.owed));
+            call.grant(std::mem::take(&mut self.consumed));
         }
         Chunk { data: chunk.data, metadata: chunk.metadata }
     }
@@ -285,7 +284,7 @@ impl<C: Callee> Stream for Chunks<C> {
         let this = &mut *self;
         loop {
             if let Some(chunk) = this.ready.pop_front() {
-                return Poll::Ready(Some(Ok(this.hand_on(chunk))));
+                return Poll::Ready(Some(Ok(this.consume(chunk))));
             }
             if let Some(error) = &mut this.error {
                 let error = ready!(error.poll_unpin(cx));
@@ -299,17 +298,17 @@ impl<C: Callee> Stream for Chunks<C> {
                 CallEvent::End(end) => {
                     let id = call.id();
                     this.call = None;
-                    match answer(&this.callee, &this.asked, end) {
-                        Answer::None => {}
+                    match answer(&this.callee, &this.info, end) {
+                        Answer::Complete => {}
                         Answer::Value(_) => {
-                            let error = this.callee.incoherent("ended a stream with a value");
+                            let error = this.callee.protocol_error("ended a stream with a value");
                             return Poll::Ready(Some(Err(error)));
                         }
                         Answer::Failed(error) => return Poll::Ready(Some(Err(error))),
-                        Answer::Trouble(trouble) => {
-                            let (callee, asked) = (this.callee.clone(), this.asked.clone());
+                        Answer::NoReply(no_reply) => {
+                            let (callee, info) = (this.callee.clone(), this.info.clone());
                             this.error =
-                                Some(Box::pin(async move { trouble.error(&callee, &asked, id).await }));
+                                Some(Box::pin(async move { no_reply.error(&callee, &info, id).await }));
                         }
                     }
                 }

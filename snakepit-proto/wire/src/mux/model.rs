@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture, stream};
 use proptest::prelude::*;
 use snakepit_proto::{
-    mux::{Body, Calls, Frames, Multiplexer, Replies},
+    mux::{Calls, Frames, Multiplexer, Replies, ReplyBatches},
     pb,
 };
 use snakepit_registry::{
@@ -22,7 +22,7 @@ use snakepit_registry::{
 use snakepit_session::Payload;
 use tonic::{Code, Status};
 
-use super::{Asked, Callee, Lost, MuxCalls, MuxService, call};
+use super::{CallInfo, Callee, LostCall, MuxCalls, MuxService, call};
 use crate::WireError;
 
 mod run;
@@ -254,20 +254,20 @@ struct Other;
 
 #[async_trait]
 impl Callee for Other {
-    async fn refused(&self, asked: &Asked, status: Status) -> ToolError {
+    async fn refused(&self, info: &CallInfo, status: Status) -> ToolError {
         assert_eq!(status.code(), Code::Cancelled, "{status:?}");
-        ToolError::Cancelled { tool: asked.tool.to_string() }
+        ToolError::Cancelled { tool: info.tool.to_string() }
     }
 
-    async fn broken(&self, _: &Asked, _: u64, _: Status) -> Lost {
-        Lost { answer: None, error: lost(true) }
+    async fn broken(&self, _: &CallInfo, _: u64, _: Status) -> LostCall {
+        LostCall { answer: None, error: lost(true) }
     }
 
-    async fn unsent(&self, _: &Asked, _: Status) -> ToolError {
+    async fn unsent(&self, _: &CallInfo, _: Status) -> ToolError {
         lost(false)
     }
 
-    fn failed(&self, _: &Asked, failure: ToolFailure) -> ToolError {
+    fn failed(&self, _: &CallInfo, failure: ToolFailure) -> ToolError {
         ToolError::Failed(Box::new(failure))
     }
 
@@ -275,7 +275,7 @@ impl Callee for Other {
         panic!("{error}")
     }
 
-    fn incoherent(&self, what: &str) -> ToolError {
+    fn protocol_error(&self, what: &str) -> ToolError {
         panic!("{what}")
     }
 

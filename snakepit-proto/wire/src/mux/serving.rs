@@ -1,7 +1,8 @@
-//! Calls of a stream, run by any [`ToolHandler`]: what a host serves to clients, and a worker to its host where chunks stream.
+//! The callee: serves the calls of a stream with any [`ToolHandler`]. Hosts use it for their clients, and workers for
+//! streaming calls of their host.
 //!
-//! All calls of one stream run on one task. Each stream of chunks has a credit of its own, so a reader that
-//! pauses one of them holds up no other.
+//! All calls of one stream run on one task. Each stream of chunks has separate credit, so a paused reader delays no other
+//! call.
 
 use std::{
     collections::HashMap,
@@ -31,56 +32,57 @@ mod forward;
 
 use self::{
     credit::Credit,
-    forward::{Ahead, Forward},
+    forward::{ForwardChunks, PrefetchTotal},
 };
-use super::{call_from_wire, failure_reply, status_reply, value_reply};
+use super::{call_from_wire, error_reply, status_reply, value_reply};
 use crate::bad_field;
 
-/// How many calls of one stream run or wait at once; more are refused. Well above what a host queues by default.
+/// The limit of open calls per stream. It is well above the default queue of a host.
 const MAX_CALLS: usize = 4096;
 
-/// How many bytes the calls of one stream may have while they run or wait, except that one may always run.
+/// The limit for the total size of the open calls of one stream, in bytes. A single call may exceed it.
 const MAX_BYTES: usize = 256 * 1024 * 1024;
 
-/// Calls up to this size, in bytes, are bounded by their number alone.
+/// Calls up to this size, in bytes, need no [reservation](MuxService::reserve).
 const SMALL_BYTES: usize = 4096;
 
-/// When one of the calls may have ended.
+/// The `retry_after` of rejected calls.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
-/// How long after its deadline a stream that cannot send is ended here: whatever runs it says so first if it is polled.
+/// The delay after the deadline of a stream that cannot send, until it ends here. Its handler enforces the deadline first if
+/// it is polled.
 const DEADLINE_GRACE: Duration = Duration::from_millis(50);
 
-/// What the two kinds of servers do differently.
+/// Defines the differences between servers of multiplexed calls.
 pub trait MuxService: Send + Sync + 'static {
-    /// What runs the calls.
+    /// The type of the handler.
     type Handler: ToolHandler;
 
-    /// What runs the calls.
+    /// The handler that runs the calls.
     fn handler(&self) -> &Self::Handler;
 
-    /// Names a call towards the handler.
+    /// The id under which the handler receives a call of the stream.
     fn call_id(&self, id: u64) -> CallId;
 
-    /// Sets bytes aside for a large call, until [`release`](Self::release); refuses it when there are too many already.
+    /// Reserves memory for a large call until [`release`](Self::release).
     ///
     /// # Errors
-    /// What the call is to be answered with.
+    /// The error of the call if there is not enough memory.
     fn reserve(&self, bytes: usize) -> Result<(), ToolError> {
         let _ = bytes;
         Ok(())
     }
 
-    /// Gives back what was [reserved](Self::reserve).
+    /// Releases memory that was [reserved](Self::reserve).
     fn release(&self, bytes: usize) {
         let _ = bytes;
     }
 
-    /// Says what went wrong, unless it is the tool's own failure.
+    /// Converts an error, other than the failure of a tool, to a status.
     fn status(&self, error: ToolError) -> Status;
 
-    /// When a stream of this tool has to end even if its reader grants no credit, from the call's own deadline and its start.
-    /// `None`: whoever runs it sees to that.
+    /// The time when a stream of this tool must end even if its reader grants no credit, derived from deadline and start of the
+    /// call. `None` if the handler enforces it.
     fn stream_deadline(&self, tool: &str, deadline: Option<Instant>, started: Instant) -> Option<Instant> {
         let _ = (tool, deadline, started);
         None
@@ -91,50 +93,50 @@ pub trait MuxService: Send + Sync + 'static {
 pub struct MuxCalls<S: MuxService> {
     service: Arc<S>,
     replies: Replies,
-    running: HashMap<u64, Running>,
-    /// About how many bytes those have.
+    running: HashMap<u64, RunningCall>,
+    /// Their approximate total size.
     bytes: usize,
-    /// The last call that was taken in.
+    /// The id of the last call that was received.
     last_id: u64,
-    ahead: Ahead,
-    /// Each gives the id of the call that it answered, if it did.
+    prefetch: PrefetchTotal,
+    /// Each returns the id of the call that it ended, if it did.
     tasks: FuturesUnordered<Pin<Box<dyn Future<Output = Option<u64>> + Send>>>,
 }
 
-/// A call that was not answered yet.
-struct Running {
+/// A call that has not ended.
+struct RunningCall {
     call: CallId,
     abort: AbortHandle,
     credit: Option<Arc<Credit>>,
     bytes: usize,
-    /// Its cancellation is under way, and will answer it.
+    /// Whether a cancellation is in progress, which will end the call.
     cancelled: bool,
 }
 
 impl<S: MuxService> MuxCalls<S> {
-    /// No calls yet. They are answered into `replies`.
+    /// Creates a stream without calls, which sends its replies to `replies`.
     pub fn new(service: Arc<S>, replies: Replies) -> Self {
         let tasks = FuturesUnordered::new();
-        let (running, ahead) = (HashMap::new(), Ahead::default());
-        Self { service, replies, running, bytes: 0, last_id: 0, ahead, tasks }
+        let (running, prefetch) = (HashMap::new(), PrefetchTotal::default());
+        Self { service, replies, running, bytes: 0, last_id: 0, prefetch, tasks }
     }
 
-    /// Whether a call of this id runs.
+    /// Whether the call with this id is open.
     #[must_use]
     pub fn runs(&self, id: u64) -> bool {
         self.running.contains_key(&id)
     }
 
-    /// How many calls, bytes of calls, and bytes of chunks that were read ahead there are.
+    /// The number of open calls, their total size, and the cost of prefetched chunks.
     #[cfg(test)]
     pub(super) fn holds(&self) -> (usize, usize, u64) {
-        (self.running.len(), self.bytes, self.ahead.bytes())
+        (self.running.len(), self.bytes, self.prefetch.bytes())
     }
 
     fn start(&mut self, start: pb::CallStart) {
         let (id, last) = (start.id, self.last_id);
         if id <= last {
-            // An answer would be taken for that of the other call, if there is one.
+            // A reply would be taken for that of the open call with this id.
             if !self.running.contains_key(&id) {
                 self.replies.reply(status_reply(id, not_rising(id, last)));
             }
@@ -166,20 +168,20 @@ impl<S: MuxService> MuxCalls<S> {
         };
         let credit = (call.mode == CallMode::Streaming).then(|| Arc::new(Credit::new(window)));
         let (abort, registration) = AbortHandle::new_pair();
-        let running = Running { call: call.id, abort, credit: credit.clone(), bytes, cancelled: false };
+        let running = RunningCall { call: call.id, abort, credit: credit.clone(), bytes, cancelled: false };
         self.running.insert(id, running);
         self.bytes += bytes;
         let answer =
-            Answer { id, session_id, service: Arc::clone(&self.service), replies: self.replies.clone() };
-        let flow = credit.map(|credit| (credit, self.ahead.clone()));
+            CallTask { id, session_id, service: Arc::clone(&self.service), replies: self.replies.clone() };
+        let flow = credit.map(|credit| (credit, self.prefetch.clone()));
         let task = Abortable::new(answer.run(call, flow), registration);
         self.tasks.push(Box::pin(async move {
-            // An aborted call is answered by whoever aborted it.
+            // The task of the cancellation ends an aborted call.
             task.await.is_ok().then_some(id)
         }));
     }
 
-    /// Gives back what a call of this size may have reserved.
+    /// Releases the reservation of a call of this size.
     fn release(&self, bytes: usize) {
         if bytes > SMALL_BYTES {
             self.service.release(bytes);
@@ -215,7 +217,7 @@ impl<S: MuxService> Calls for MuxCalls<S> {
         let pb::CallBatch { calls, credits, cancels, recalls, .. } = batch;
         calls.into_iter().for_each(|call| self.start(call));
         for pb::CallCredit { id, bytes } in credits {
-            if let Some(Running { credit: Some(credit), .. }) = self.running.get(&id) {
+            if let Some(RunningCall { credit: Some(credit), .. }) = self.running.get(&id) {
                 credit.grant(bytes);
             }
         }
@@ -248,22 +250,22 @@ impl<S: MuxService> fmt::Debug for MuxCalls<S> {
     }
 }
 
-/// Says that a call's id is not above the one before it.
+/// The status of a call whose id is not above that of the call before it.
 #[must_use]
 pub fn not_rising(id: u64, last: u64) -> Status {
     bad_field("id", &format!("is {id} after {last}; ids rise from call to call, from 1"))
 }
 
-/// Where the answer of one call goes.
-struct Answer<S> {
+/// Runs one call and sends its reply.
+struct CallTask<S> {
     id: u64,
     session_id: String,
     service: Arc<S>,
     replies: Replies,
 }
 
-impl<S: MuxService> Answer<S> {
-    async fn run(self, call: ToolCall, flow: Option<(Arc<Credit>, Ahead)>) {
+impl<S: MuxService> CallTask<S> {
+    async fn run(self, call: ToolCall, flow: Option<(Arc<Credit>, PrefetchTotal)>) {
         let (id, deadline) = (self.id, call.deadline);
         let flow = flow.map(|flow| (flow, Arc::clone(&call.tool), Instant::now()));
         let reply = match self.service.handler().call(call).await {
@@ -278,8 +280,17 @@ impl<S: MuxService> Answer<S> {
                         let until = self.service.stream_deadline(&tool, deadline, started);
                         let late = until.and_then(|at| at.checked_add(DEADLINE_GRACE));
                         let late = late.map(|at| Box::pin(sleep_until(at)));
-                        let ((credit, ahead), replies) = (flow, &self.replies);
-                        let forward = Forward { id, tool, chunks, held: None, ahead, credit, replies, late };
+                        let ((credit, prefetch), replies) = (flow, &self.replies);
+                        let forward = ForwardChunks {
+                            id,
+                            tool,
+                            chunks,
+                            prefetched: None,
+                            prefetch,
+                            credit,
+                            replies,
+                            late,
+                        };
                         match forward.await {
                             Ok(()) => pb::CallReply { id, worker_id, ..pb::CallReply::default() },
                             Err(error) => self.failed(error),
@@ -298,10 +309,7 @@ impl<S: MuxService> Answer<S> {
     }
 
     fn failed(&self, error: ToolError) -> pb::CallReply {
-        match error {
-            ToolError::Failed(failure) => failure_reply(self.id, *failure, self.session_id.clone()),
-            error => status_reply(self.id, self.service.status(error)),
-        }
+        error_reply(self.id, error, self.session_id.clone(), |error| self.service.status(error))
     }
 }
 

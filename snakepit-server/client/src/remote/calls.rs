@@ -8,7 +8,7 @@ use snakepit_proto::{headers, pb};
 use snakepit_registry::{CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply};
 use snakepit_wire::{
     WireError, check_size, failure_from_wire,
-    mux::{self, Asked, Callee, Failed, Lost},
+    mux::{self, CallInfo, Callee, LostCall, SendError},
     payload_from_wire, request_to_wire,
 };
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,7 @@ impl Connection {
     /// Runs a call. The host enforces its deadline. This side enforces it too, slightly later, because a host that no longer
     /// responds cannot.
     pub(super) async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-        let (info, is_streaming) = (Asked::by(&call), call.mode == CallMode::Streaming);
+        let (info, is_streaming) = (CallInfo::of(&call), call.mode == CallMode::Streaming);
         let answer = async {
             // An idempotent call is retried once if the connection breaks.
             let copy = call.idempotent.then(|| call.clone());
@@ -45,7 +45,11 @@ impl Connection {
 
     /// Sends a call. Sends it again if its stream breaks before the call is sent, or if the host reports that it did not begin
     /// the call.
-    async fn attempt(&self, info: &Asked, call: ToolCall) -> Result<(ToolReply, Arc<CallStream>), ToolError> {
+    async fn attempt(
+        &self,
+        info: &CallInfo,
+        call: ToolCall,
+    ) -> Result<(ToolReply, Arc<CallStream>), ToolError> {
         let mut stream = self.call_stream().await?;
         if stream.multiplexer.is_none() || !mux::fits(&call) {
             return Ok((self.call_alone(call).await?, stream));
@@ -62,19 +66,19 @@ impl Connection {
             let copy = start.clone();
             match mux::send(multiplexer, &callee, info, start).await {
                 Ok(reply) => return Ok((reply, stream)),
-                Err(Failed::Unsent(unsent, _)) if attempts < MAX_ATTEMPTS => {
+                Err(SendError::Unsent(unsent, _)) if attempts < MAX_ATTEMPTS => {
                     start = *unsent;
                     attempts += 1;
                 }
                 // The host did not begin the call, and the stream has ended.
-                Err(Failed::Error(ToolError::Unavailable { .. }))
+                Err(SendError::Error(ToolError::Unavailable { .. }))
                     if attempts < MAX_ATTEMPTS && stream.broken.is_cancelled() =>
                 {
                     start = copy;
                     attempts += 1;
                 }
-                Err(Failed::Unsent(_, status)) => return Err(callee.unsent(info, status).await),
-                Err(Failed::Error(error)) => return Err(error),
+                Err(SendError::Unsent(_, status)) => return Err(callee.unsent(info, status).await),
+                Err(SendError::Error(error)) => return Err(error),
             }
             stream.broken.cancel();
             stream = self.call_stream().await?;
@@ -83,7 +87,7 @@ impl Connection {
 
     /// Runs a call as a separate RPC.
     async fn call_alone(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-        let (mode, info) = (call.mode, Asked::by(&call));
+        let (mode, info) = (call.mode, CallInfo::of(&call));
         let request = request_to_wire(call, info.time_left()?);
         check_size(request.get_ref())?;
         let to_error = |status: Status| to_tool_error(&info.tool, &status);
@@ -108,7 +112,10 @@ impl Connection {
     }
 }
 
-fn read_response(info: &Asked, response: Response<pb::ExecuteToolResponse>) -> Result<ToolReply, ToolError> {
+fn read_response(
+    info: &CallInfo,
+    response: Response<pb::ExecuteToolResponse>,
+) -> Result<ToolReply, ToolError> {
     let worker = worker_of(response.metadata());
     let pb::ExecuteToolResponse {
         success,
@@ -148,11 +155,11 @@ struct HostCallee {
 
 #[async_trait]
 impl Callee for HostCallee {
-    async fn refused(&self, info: &Asked, status: Status) -> ToolError {
+    async fn refused(&self, info: &CallInfo, status: Status) -> ToolError {
         to_tool_error(&info.tool, &status)
     }
 
-    async fn broken(&self, info: &Asked, _: u64, status: Status) -> Lost {
+    async fn broken(&self, info: &CallInfo, _: u64, status: Status) -> LostCall {
         // Otherwise a caller that receives this error could find the same stream with its next call.
         self.broken.cancel();
         // A host that shuts down, or closes an idle connection, sends the reason as the last message of the stream.
@@ -160,17 +167,17 @@ impl Callee for HostCallee {
             error @ (ToolError::ShuttingDown { .. } | ToolError::Unavailable { .. }) => error,
             _ => ToolError::ConnectionLost { peer: HOST.to_owned(), problem: cause_of(&status) },
         };
-        Lost { answer: None, error }
+        LostCall { answer: None, error }
     }
 
-    async fn unsent(&self, _: &Asked, status: Status) -> ToolError {
+    async fn unsent(&self, _: &CallInfo, status: Status) -> ToolError {
         self.broken.cancel();
         let reason =
             format!("the connection to the host broke before the call was sent: {}", cause_of(&status));
         ToolError::Unavailable { reason, retry_after: None }
     }
 
-    fn failed(&self, info: &Asked, failure: ToolFailure) -> ToolError {
+    fn failed(&self, info: &CallInfo, failure: ToolFailure) -> ToolError {
         ToolError::Failed(Box::new(ToolFailure { tool: info.tool.to_string(), ..failure }))
     }
 
@@ -178,7 +185,7 @@ impl Callee for HostCallee {
         ToolError::Internal { problem: format!("the host answered with a bad value: {error}") }
     }
 
-    fn incoherent(&self, what: &str) -> ToolError {
+    fn protocol_error(&self, what: &str) -> ToolError {
         ToolError::Internal { problem: format!("the host {what}") }
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::Stream;
 use snakepit_registry::{CallStage, Chunk, ChunkStream, ToolError};
-use snakepit_wire::mux::Asked;
+use snakepit_wire::mux::CallInfo;
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use super::CallStream;
@@ -21,7 +21,7 @@ pub(super) const GRACE: Duration = Duration::from_millis(200);
 
 /// Waits for an answer until the deadline of its call and the grace period are over.
 pub(super) async fn within<T>(
-    info: &Asked,
+    info: &CallInfo,
     answer: impl Future<Output = Result<T, ToolError>>,
 ) -> Result<T, ToolError> {
     match end_of_wait(info) {
@@ -31,11 +31,11 @@ pub(super) async fn within<T>(
 }
 
 /// Returns the time at which this side stops waiting for the host.
-fn end_of_wait(info: &Asked) -> Option<Instant> {
+fn end_of_wait(info: &CallInfo) -> Option<Instant> {
     info.deadline?.checked_add(GRACE)
 }
 
-fn exceeded(info: &Asked) -> ToolError {
+fn exceeded(info: &CallInfo) -> ToolError {
     ToolError::DeadlineExceeded { tool: info.tool.to_string(), stage: CallStage::Running }
 }
 
@@ -43,13 +43,13 @@ fn exceeded(info: &Asked) -> ToolError {
 pub(super) struct BoundedChunks {
     /// `None` after the end.
     chunks: Option<ChunkStream>,
-    info: Asked,
+    info: CallInfo,
     end: Option<Pin<Box<Sleep>>>,
     _stream: Arc<CallStream>,
 }
 
 impl BoundedChunks {
-    pub(super) fn new(chunks: ChunkStream, info: Asked, stream: Arc<CallStream>) -> Self {
+    pub(super) fn new(chunks: ChunkStream, info: CallInfo, stream: Arc<CallStream>) -> Self {
         let end = end_of_wait(&info).map(|end| Box::pin(sleep_until(end)));
         Self { chunks: Some(chunks), info, end, _stream: stream }
     }

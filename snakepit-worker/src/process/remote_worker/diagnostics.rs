@@ -12,7 +12,7 @@ use snakepit_registry::{CallStage, ReplyBody, ToolError, ToolFailure, ToolReply}
 use snakepit_session::Payload;
 use snakepit_wire::{
     WireError, failure_from_wire,
-    mux::{Asked, Callee, Lost},
+    mux::{CallInfo, Callee, LostCall},
     payload_from_wire,
 };
 use tokio::time::Instant;
@@ -39,24 +39,24 @@ pub(in super::super) struct WorkerDiagnostics {
 
 #[async_trait]
 impl Callee for WorkerDiagnostics {
-    async fn refused(&self, asked: &Asked, status: Status) -> ToolError {
+    async fn refused(&self, asked: &CallInfo, status: Status) -> ToolError {
         self.error(asked, status).await
     }
 
-    async fn broken(&self, _: &Asked, id: u64, status: Status) -> Lost {
+    async fn broken(&self, _: &CallInfo, id: u64, status: Status) -> LostCall {
         let loss = self.loss(MULTIPLEXED | id, &status).await;
         // The worker may begin calls until it exits, so the progress file is final only after the exit.
         let may_have_begun = !loss.is_exit_known || self.progress.has_begun(id);
         // The call may have ended before another call killed the worker, which then did not send the answer.
         let answer = if loss.is_exit_known && may_have_begun { self.progress.answer(id) } else { None };
-        Lost { answer, error: self.worker_lost(loss, may_have_begun) }
+        LostCall { answer, error: self.worker_lost(loss, may_have_begun) }
     }
 
-    async fn unsent(&self, asked: &Asked, status: Status) -> ToolError {
+    async fn unsent(&self, asked: &CallInfo, status: Status) -> ToolError {
         self.worker_lost(self.loss(asked.id.as_u64(), &status).await, false)
     }
 
-    fn failed(&self, asked: &Asked, failure: ToolFailure) -> ToolError {
+    fn failed(&self, asked: &CallInfo, failure: ToolFailure) -> ToolError {
         self.failed(&asked.tool, failure, String::new())
     }
 
@@ -64,7 +64,7 @@ impl Callee for WorkerDiagnostics {
         self.bad_value(error)
     }
 
-    fn incoherent(&self, what: &str) -> ToolError {
+    fn protocol_error(&self, what: &str) -> ToolError {
         ToolError::Internal { problem: format!("worker `{}` {what}", self.id) }
     }
 
@@ -124,7 +124,11 @@ impl WorkerDiagnostics {
     ///
     /// Tools may set any status code. A status therefore counts as a failure of the tool unless its details or its source prove
     /// otherwise: a tool's `NOT_FOUND` must not be reported as a missing tool, nor its `UNAVAILABLE` as a broken worker.
-    pub(super) async fn error(&self, Asked { tool, deadline, id }: &Asked, status: Status) -> ToolError {
+    pub(super) async fn error(
+        &self,
+        CallInfo { tool, deadline, id }: &CallInfo,
+        status: Status,
+    ) -> ToolError {
         let tool_name = || tool.to_string();
         // The worker's transport also enforces the deadline, and answers a late call with CANCELLED.
         let late = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
@@ -174,7 +178,7 @@ impl WorkerDiagnostics {
     }
 
     /// The error for an answer that cannot be decoded, from a worker that may still run the call.
-    pub(super) fn incoherent(&self, asked: &Asked, status: &Status) -> ToolError {
+    pub(super) fn incoherent(&self, asked: &CallInfo, status: &Status) -> ToolError {
         let reason = format!("its answer cannot be read: {}", status.message());
         let output_lines = self.progress.output_of(asked.id.as_u64(), self.output_lines);
         ToolError::WorkerLost { worker: self.id.to_string(), reason, delivered: true, output_lines }
@@ -281,7 +285,7 @@ mod tests {
             progress: ProgressFile::default(),
             output_lines: 20,
         };
-        diagnostics.error(&Asked { tool: "fetch".into(), deadline, id: CallId::next() }, status).await
+        diagnostics.error(&CallInfo { tool: "fetch".into(), deadline, id: CallId::next() }, status).await
     }
 
     #[tokio::test]
@@ -327,7 +331,7 @@ mod tests {
         let (sender, exit) = ExitWatch::channel();
         let progress = ProgressFile::create(&path).unwrap();
         let diagnostics = WorkerDiagnostics { id: WorkerId::new("w"), exit, progress, output_lines: 20 };
-        let asked = Asked { tool: "fetch".into(), deadline: None, id: CallId::next() };
+        let asked = CallInfo { tool: "fetch".into(), deadline: None, id: CallId::next() };
         let delivered = async |id| {
             let lost = diagnostics.broken(&asked, id, Status::unavailable("broken")).await.error;
             assert!(matches!(lost, ToolError::WorkerLost { .. }), "{lost:?}");

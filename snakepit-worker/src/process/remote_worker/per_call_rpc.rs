@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::{StreamExt, TryStreamExt};
 use snakepit_proto::pb;
 use snakepit_registry::{CallId, CallMode, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply};
-use snakepit_wire::{check_size, mux::Asked, request_to_wire};
+use snakepit_wire::{check_size, mux::CallInfo, request_to_wire};
 use tonic::{Status, Streaming};
 
 use super::{
@@ -24,7 +24,7 @@ pub(super) async fn call(
     call: ToolCall,
 ) -> Result<ToolReply, ToolError> {
     let (id, mode) = (call.id, call.mode);
-    let asked = Asked::by(&call);
+    let asked = CallInfo::of(&call);
     let request = request_to_wire(call, asked.time_left()?);
     check_size(request.get_ref())?;
     // Clones of a client share one connection.
@@ -71,7 +71,7 @@ fn chunks(errors: StreamErrors, stream: Streaming<pb::ToolChunk>) -> ChunkStream
 struct StreamErrors {
     client: Client,
     diagnostics: WorkerDiagnostics,
-    asked: Asked,
+    asked: CallInfo,
     id: CallId,
 }
 

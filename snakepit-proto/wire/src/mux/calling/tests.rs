@@ -18,20 +18,20 @@ fn gone(what: &str) -> ToolError {
 
 #[async_trait]
 impl Callee for Gone {
-    async fn refused(&self, _: &Asked, _: Status) -> ToolError {
+    async fn refused(&self, _: &CallInfo, _: Status) -> ToolError {
         gone("refused")
     }
 
-    async fn broken(&self, _: &Asked, id: u64, _: Status) -> Lost {
+    async fn broken(&self, _: &CallInfo, id: u64, _: Status) -> LostCall {
         let answer = self.0.clone().map(|reply| pb::CallReply { id, ..reply });
-        Lost { answer, error: gone("lost") }
+        LostCall { answer, error: gone("lost") }
     }
 
-    async fn unsent(&self, _: &Asked, _: Status) -> ToolError {
+    async fn unsent(&self, _: &CallInfo, _: Status) -> ToolError {
         gone("unsent")
     }
 
-    fn failed(&self, _: &Asked, failure: ToolFailure) -> ToolError {
+    fn failed(&self, _: &CallInfo, failure: ToolFailure) -> ToolError {
         ToolError::Failed(Box::new(failure))
     }
 
@@ -39,7 +39,7 @@ impl Callee for Gone {
         gone(&error.to_string())
     }
 
-    fn incoherent(&self, what: &str) -> ToolError {
+    fn protocol_error(&self, what: &str) -> ToolError {
         gone(what)
     }
 

@@ -26,7 +26,7 @@ pub(super) struct Run {
     tools: Tools,
     callee: MuxCalls<Own>,
     replies: Replies,
-    body: Body,
+    body: ReplyBatches,
     parts: bool,
     to_caller: VecDeque<pb::ReplyBatch>,
     is_cut: bool,

@@ -1,5 +1,5 @@
-//! The chunks of one stream on their way into the replies: as far as its [`Credit`] goes, and no more than [`Ahead`] allows
-//! beyond that.
+//! Forwards the chunks of one stream to the replies within its [`Credit`]. Prefetches at most one more chunk, within
+//! [`PREFETCH_BYTES`].
 
 use std::{
     pin::Pin,
@@ -19,69 +19,70 @@ use tokio::time::Sleep;
 
 use super::Credit;
 
-/// Chunks are handed over once there are this many bytes of them, although more may be ready.
+/// Chunks are sent once they have this many bytes, even if more are ready.
 const RUN_BYTES: u64 = STREAM_CREDIT;
 
-/// Once the streams of a connection have read ahead this many bytes of chunks, the others read on only as they are granted
-/// credit.
-pub(super) const AHEAD_BYTES: u64 = 16 * 1024 * 1024;
+/// The limit for prefetched chunks of a connection, in bytes. Above it, streams read chunks only within their credit.
+pub(super) const PREFETCH_BYTES: u64 = 16 * 1024 * 1024;
 
-/// The cost of the chunks that were read ahead of their streams' credit. Clones count together.
+/// The total cost of the prefetched chunks of a connection. Clones share the total.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Ahead(Arc<AtomicU64>);
+pub(super) struct PrefetchTotal(Arc<AtomicU64>);
 
-impl Ahead {
+impl PrefetchTotal {
     pub(super) fn bytes(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
-    fn hold(&self, chunk: pb::CallChunk, cost: u64) -> Held {
+    fn hold(&self, chunk: pb::CallChunk, cost: u64) -> PrefetchedChunk {
         self.0.fetch_add(cost, Ordering::Relaxed);
-        Held { chunk, cost, ahead: self.clone() }
+        PrefetchedChunk { chunk, cost, prefetch: self.clone() }
     }
 }
 
-/// A chunk that waits for credit, with its cost.
-pub(super) struct Held {
+/// A chunk that waits for credit. It counts in the total until it is dropped.
+pub(super) struct PrefetchedChunk {
     chunk: pb::CallChunk,
     cost: u64,
-    ahead: Ahead,
+    prefetch: PrefetchTotal,
 }
 
-impl Drop for Held {
+impl Drop for PrefetchedChunk {
     fn drop(&mut self) {
-        self.ahead.0.fetch_sub(self.cost, Ordering::Relaxed);
+        self.prefetch.0.fetch_sub(self.cost, Ordering::Relaxed);
     }
 }
 
-/// Moves chunks from a stream into the replies as far as the credit goes. The end needs no credit: one chunk is read ahead,
-/// so that an end behind the last chunk is seen, unless too much was read ahead already. A reader that reads on is granting
-/// credit, so it sees the end in any case. A stream whose reader has stopped granting ends at its deadline.
-pub(super) struct Forward<'a> {
+/// Moves chunks from a stream to the replies within the credit.
+///
+/// The end needs no credit. To detect the end behind the last chunk, one chunk is prefetched, unless the limit is reached.
+/// A reader that keeps reading grants credit, so it receives the end in any case. A stream whose reader stops granting ends
+/// at its deadline.
+pub(super) struct ForwardChunks<'a> {
     pub(super) id: u64,
     pub(super) tool: Arc<str>,
     pub(super) chunks: ChunkStream,
-    pub(super) held: Option<Held>,
-    pub(super) ahead: Ahead,
+    pub(super) prefetched: Option<PrefetchedChunk>,
+    pub(super) prefetch: PrefetchTotal,
     pub(super) credit: Arc<Credit>,
     pub(super) replies: &'a Replies,
-    /// Fires after the deadline. Polled only while nothing is read, for the stream itself keeps its deadline.
+    /// Fires after the deadline. Polled only while the stream is not, because the stream enforces the deadline itself.
     pub(super) late: Option<Pin<Box<Sleep>>>,
 }
 
-impl Forward<'_> {
+impl ForwardChunks<'_> {
     /// Ready while another chunk may be sent.
-    fn poll_leave(&self, cx: &Context<'_>) -> Poll<()> {
-        // A large credit is no leave to fill the memory for a caller that does not read.
+    fn poll_may_send(&self, cx: &Context<'_>) -> Poll<()> {
+        // The outbox bounds the memory for a caller that grants much credit but does not read.
         match self.credit.poll_any(cx) {
-            Poll::Ready(()) => self.replies.poll_room(cx),
+            Poll::Ready(()) => self.replies.poll_capacity(cx),
             Poll::Pending => Poll::Pending,
         }
     }
 
-    /// The next chunk with its cost, or `None` at the end.
+    /// Polls the next chunk with its cost. `None` at the end.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<(pb::CallChunk, u64)>, ToolError>> {
-        if let Some(mut held) = self.held.take() {
+        if let Some(mut held) = self.prefetched.take() {
             return Poll::Ready(Ok(Some((std::mem::take(&mut held.chunk), held.cost))));
         }
         let Some(chunk) = ready!(self.chunks.as_mut().poll_next(cx)).transpose()? else {
@@ -95,7 +96,7 @@ impl Forward<'_> {
         Poll::Ready(Ok(Some((chunk, cost))))
     }
 
-    /// Ready once the deadline has passed.
+    /// Ready after the deadline.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<ToolError> {
         let Some(late) = &mut self.late else { return Poll::Pending };
         ready!(late.as_mut().poll(cx));
@@ -104,7 +105,7 @@ impl Forward<'_> {
     }
 }
 
-impl Future for Forward<'_> {
+impl Future for ForwardChunks<'_> {
     type Output = Result<(), ToolError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -115,13 +116,13 @@ impl Future for Forward<'_> {
                 this.replies.chunks(this.id, std::mem::take(&mut run));
                 bytes = 0;
             }
-            let may_send = this.poll_leave(cx).is_ready();
-            if !may_send && (this.held.is_some() || this.ahead.bytes() >= AHEAD_BYTES) {
+            let may_send = this.poll_may_send(cx).is_ready();
+            if !may_send && (this.prefetched.is_some() || this.prefetch.bytes() >= PREFETCH_BYTES) {
                 break this.poll_late(cx).map(Err);
             }
             match this.poll_chunk(cx) {
                 Poll::Ready(Ok(Some((chunk, cost)))) if !may_send => {
-                    this.held = Some(this.ahead.hold(chunk, cost));
+                    this.prefetched = Some(this.prefetch.hold(chunk, cost));
                 }
                 Poll::Ready(Ok(Some((chunk, cost)))) => {
                     this.credit.spend(cost);
@@ -140,7 +141,7 @@ impl Future for Forward<'_> {
     }
 }
 
-/// A message that large would break the stream, and with it all other calls.
+/// The error of a chunk that exceeds the limit of a message. Sending it would break the stream and all other calls.
 fn chunk_too_large(size: usize) -> ToolError {
     let (message, error_type) = (too_large("chunk", size), TOO_LARGE.to_owned());
     ToolError::Failed(Box::new(ToolFailure { message, error_type, ..ToolFailure::default() }))

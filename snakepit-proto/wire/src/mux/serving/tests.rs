@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use futures_util::{StreamExt, future::join_all, stream};
 use snakepit_proto::mux::{
-    Body, CallEnd, CallEvent, Incoming, MAX_ITEM_BYTES, Multiplexer, Serve, TOO_LARGE,
+    CallEnd, CallEvent, Incoming, MAX_ITEM_BYTES, Multiplexer, ReplyBatches, Serve, TOO_LARGE,
 };
 use snakepit_proto::pb::bridge_service_client::BridgeServiceClient;
 use snakepit_registry::{Chunk, ToolFailure};
@@ -30,7 +30,7 @@ use tonic_prost::ProstCodec;
 use super::*;
 use crate::{
     WireError,
-    mux::{Asked, Callee, Lost, call},
+    mux::{CallInfo, Callee, LostCall, call},
 };
 
 mod credit;
@@ -151,7 +151,7 @@ impl Drop for Watched {
 struct Rpc(Tools);
 
 /// The response, with what runs the calls beside it.
-struct Answers(Body, #[allow(dead_code)] JoinSet<()>);
+struct Answers(ReplyBatches, #[allow(dead_code)] JoinSet<()>);
 
 impl futures_util::Stream for Answers {
     type Item = Result<pb::ReplyBatch, Status>;
@@ -243,22 +243,22 @@ struct Other;
 
 #[async_trait]
 impl Callee for Other {
-    async fn refused(&self, asked: &Asked, status: Status) -> ToolError {
+    async fn refused(&self, info: &CallInfo, status: Status) -> ToolError {
         match status.code() {
-            Code::Cancelled => ToolError::Cancelled { tool: asked.tool.to_string() },
+            Code::Cancelled => ToolError::Cancelled { tool: info.tool.to_string() },
             _ => ToolError::Internal { problem: status.message().to_owned() },
         }
     }
 
-    async fn broken(&self, asked: &Asked, _: u64, status: Status) -> Lost {
-        Lost { answer: None, error: self.unsent(asked, status).await }
+    async fn broken(&self, info: &CallInfo, _: u64, status: Status) -> LostCall {
+        LostCall { answer: None, error: self.unsent(info, status).await }
     }
 
-    async fn unsent(&self, _: &Asked, status: Status) -> ToolError {
+    async fn unsent(&self, _: &CallInfo, status: Status) -> ToolError {
         ToolError::Unavailable { reason: status.message().to_owned(), retry_after: None }
     }
 
-    fn failed(&self, _: &Asked, failure: ToolFailure) -> ToolError {
+    fn failed(&self, _: &CallInfo, failure: ToolFailure) -> ToolError {
         ToolError::Failed(Box::new(failure))
     }
 
@@ -266,7 +266,7 @@ impl Callee for Other {
         ToolError::Internal { problem: error.to_string() }
     }
 
-    fn incoherent(&self, what: &str) -> ToolError {
+    fn protocol_error(&self, what: &str) -> ToolError {
         ToolError::Internal { problem: what.to_owned() }
     }
 

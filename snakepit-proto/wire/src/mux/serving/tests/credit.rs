@@ -116,7 +116,7 @@ async fn what_is_read_ahead_of_credit_is_bounded_over_all_streams() {
     };
     while take(replies.message().await.unwrap().unwrap()).0 < 100 {}
     let ahead = tools.0.produced.load(SeqCst) - 100 * SIZE;
-    let limit = usize::try_from(forward::AHEAD_BYTES).unwrap();
+    let limit = usize::try_from(forward::PREFETCH_BYTES).unwrap();
     assert!(ahead > SIZE && ahead <= limit + SIZE, "{ahead}");
     // Those that could not read ahead end at their deadline all the same.
     while take(replies.message().await.unwrap().unwrap()).1 < 50 {}

@@ -115,10 +115,10 @@ fn one_large_answer_does_not_keep_calls_out_but_many_do() {
     let cx = Context::from_waker(Waker::noop());
     let large = MAX_ITEM_BYTES - 1000;
     replies.reply(reply_of(1, large));
-    assert!(replies.poll_room(&cx).is_ready());
+    assert!(replies.poll_capacity(&cx).is_ready());
     (2..7).for_each(|id| replies.reply(reply_of(id, BATCH_BYTES)));
-    assert!(replies.poll_room(&cx).is_pending());
+    assert!(replies.poll_capacity(&cx).is_pending());
     let before = Replies::new();
     before.reply(reply_of(1, large));
-    assert!(before.poll_room(&cx).is_pending());
+    assert!(before.poll_capacity(&cx).is_pending());
 }

@@ -1,4 +1,4 @@
-//! Items that are too large to travel whole while others wait: they stay in the outbox, and each message takes a part of one.
+//! Items that are sent in parts: they stay in the outbox, and each message takes one part of one item.
 
 use std::collections::HashSet;
 
@@ -7,20 +7,20 @@ use bytes::Bytes;
 use super::PART_BYTES;
 use crate::pb::{CallChunk, CallPart, CallReply, CallValue, ReplyBatch};
 
-/// The items in an outbox that have more data than [`PART_BYTES`].
+/// Counts the items in an outbox with more data than [`PART_BYTES`], and divides them.
 #[derive(Default)]
-pub(super) struct Parts {
-    /// Whether the caller takes parts. All items travel whole otherwise, and none is counted here.
+pub(super) struct LargeItems {
+    /// Whether the caller accepts parts. Otherwise all items are sent whole, and none is counted here.
     pub(super) enabled: bool,
     pub(super) items: usize,
-    /// How many bytes of data they have.
+    /// The size of their data, in bytes.
     pub(super) bytes: usize,
-    /// The call whose item gave the last part.
+    /// The call of the last part.
     last: u64,
 }
 
-impl Parts {
-    /// Notes an item with so much data that is put into the outbox.
+impl LargeItems {
+    /// Counts an item with this many bytes of data, if it is large.
     pub(super) const fn note(&mut self, bytes: usize) {
         if self.enabled && bytes > PART_BYTES {
             self.items += 1;
@@ -38,7 +38,7 @@ impl Parts {
         move |reply| enabled && data_of(reply) > PART_BYTES
     }
 
-    /// Takes the next part: calls take turns, and the items of a call come one after the other.
+    /// Takes the next part: round-robin over calls, and in order within a call.
     pub(super) fn take(&mut self, batch: &mut ReplyBatch) -> Option<CallPart> {
         let mut streams = HashSet::new();
         let chunks = batch.chunks.iter_mut().filter(|run| streams.insert(run.id)).filter_map(|run| {
@@ -67,7 +67,7 @@ impl Parts {
     }
 }
 
-/// How much data a reply has that could travel in parts, in bytes.
+/// The size of the data of a reply that can be divided, in bytes.
 pub(super) fn data_of(reply: &CallReply) -> usize {
     reply.value.as_ref().map_or(0, |value| value.binary.as_ref().unwrap_or(&value.json).len())
 }

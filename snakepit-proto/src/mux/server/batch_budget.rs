@@ -1,42 +1,42 @@
-//! Cutting what is to be sent into messages of bounded size.
+//! Divides the outbox into messages of bounded size.
 
 use std::collections::HashSet;
 
 use super::{ITEM_BYTES, chunk_size, reply_size};
 use crate::pb::{CallChunk, CallChunks, CallReply};
 
-/// What a message still has room for. The first thing goes in however large it is.
-pub(super) struct Room {
-    pub(super) taken: usize,
+/// The remaining size of a message. The first item always fits, whatever its size.
+pub(super) struct BatchBudget {
+    pub(super) used: usize,
     limit: usize,
-    /// Something did not fit, so nothing that may not overtake it is taken any more.
+    /// An item did not fit. Items that must not overtake it are not taken.
     full: bool,
-    /// Calls whose next item is too large to travel whole: what comes behind it waits.
-    waiting: HashSet<u64>,
+    /// Calls whose next item is sent in parts. Later items of these calls wait.
+    blocked: HashSet<u64>,
 }
 
-impl Room {
+impl BatchBudget {
     pub(super) fn new(limit: usize) -> Self {
-        Self { taken: 0, limit, full: false, waiting: HashSet::new() }
+        Self { used: 0, limit, full: false, blocked: HashSet::new() }
     }
 
     const fn fits(&mut self, size: usize) -> bool {
-        self.full = self.taken > 0 && self.taken + size > self.limit;
+        self.full = self.used > 0 && self.used + size > self.limit;
         if !self.full {
-            self.taken += size;
+            self.used += size;
         }
         !self.full
     }
 
-    /// Takes from the front what fits.
+    /// Takes items from the front while they fit.
     pub(super) fn take<T>(&mut self, items: &mut Vec<T>, size: impl Fn(&T) -> usize) -> Vec<T> {
         let fits = items.iter().take_while(|item| self.fits(size(item))).count();
         let rest = items.split_off(fits);
         std::mem::replace(items, rest)
     }
 
-    /// Takes from the front what fits, but of each call only what stands before its first large chunk; a run is divided if
-    /// need be.
+    /// Takes runs of chunks from the front while they fit, and divides a run if necessary. Of each call, it takes only the
+    /// chunks before the first large one.
     pub(super) fn take_runs(
         &mut self,
         runs: &mut Vec<CallChunks>,
@@ -47,7 +47,7 @@ impl Room {
         while !self.full
             && let Some(mut run) = all.next()
         {
-            let fits = if self.waiting.contains(&run.id) { 0 } else { self.fitting(&run, &is_large) };
+            let fits = if self.blocked.contains(&run.id) { 0 } else { self.fitting(&run, &is_large) };
             if fits == run.chunks.len() {
                 taken.push(run);
                 continue;
@@ -64,15 +64,15 @@ impl Room {
         taken
     }
 
-    /// How many chunks from the front of a run are taken.
+    /// The number of chunks from the front of a run that fit.
     fn fitting(&mut self, run: &CallChunks, is_large: impl Fn(&CallChunk) -> bool) -> usize {
         let all = run.chunks.len();
         for (i, chunk) in run.chunks.iter().enumerate() {
             if is_large(chunk) {
-                self.waiting.insert(run.id);
+                self.blocked.insert(run.id);
                 return i;
             }
-            // What a run counts for itself is taken with its last chunk.
+            // The overhead of the run counts with its last chunk.
             let for_run = if i + 1 == all { ITEM_BYTES } else { 0 };
             if !self.fits(chunk_size(chunk) + for_run) {
                 return i;
@@ -81,7 +81,7 @@ impl Room {
         all
     }
 
-    /// Takes from the front what fits, but no large reply, and none behind a large chunk of its call.
+    /// Takes replies from the front while they fit, except large ones and those behind a large chunk of their call.
     pub(super) fn take_replies(
         &mut self,
         replies: &mut Vec<CallReply>,
@@ -92,7 +92,7 @@ impl Room {
         while !self.full
             && let Some(reply) = all.next()
         {
-            if !self.waiting.contains(&reply.id) && !is_large(&reply) && self.fits(reply_size(&reply)) {
+            if !self.blocked.contains(&reply.id) && !is_large(&reply) && self.fits(reply_size(&reply)) {
                 taken.push(reply);
             } else {
                 rest.push(reply);
