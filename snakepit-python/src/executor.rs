@@ -15,7 +15,7 @@ pub(crate) use self::{
     fitness::Fitness,
     globals::Globals,
     runner::Runner,
-    sending::{Answered, Sending},
+    sending::Sending,
     stream::{ChunkSink, ChunkSpace},
 };
 

@@ -1,5 +1,7 @@
-//! The calls of a `Multiplex` stream: unary ones go straight into the queue and their answers straight into the outbox, with
-//! no task in between; streams of chunks run on the stream's task.
+//! Serves the `Multiplex` stream of the host.
+//!
+//! Unary calls go directly into the queue of the executor, and their replies directly into the outbox, without a task in
+//! between. Streaming calls run on the task of the stream, by [`MuxCalls`].
 
 use std::{
     fmt,
@@ -10,22 +12,16 @@ use std::{
     task::{Context, Waker},
 };
 
-use snakepit_proto::{
-    mux::{Calls, Replies},
-    pb,
-};
-use snakepit_registry::{CallId, ReplyBody, ToolError, ToolReply};
-use snakepit_session::SessionId;
-use snakepit_wire::mux::{
-    MuxCalls, MuxService, call_from_wire, failure_reply, not_rising, status_reply, value_reply,
-};
+use snakepit_proto::pb;
+use snakepit_registry::{CallId, ToolError};
+use snakepit_wire::mux::{Calls, MuxCalls, MuxService, Replies, call_from_wire, not_rising, status_reply};
 use tonic::Status;
 
 use crate::{
-    executor::Answered,
-    progress::{self, Answers},
-    service::to_status,
+    frames::FrameReply,
+    progress,
     state::CallState,
+    status::to_status,
     tools::{Job, PythonTools, Reply},
 };
 
@@ -34,9 +30,9 @@ pub(crate) struct WorkerCalls {
     tools: PythonTools,
     replies: Replies,
     stream: u64,
-    /// Those that stream chunks.
+    /// The streaming calls.
     streaming: MuxCalls<Streaming>,
-    /// The last call that was taken in.
+    /// The id of the last call that was received.
     last_id: u64,
 }
 
@@ -49,14 +45,14 @@ impl WorkerCalls {
         Self { tools, replies, stream, streaming, last_id: 0 }
     }
 
-    /// Ids rise: the file that tells which calls have begun holds but the last, and calls run in their order.
-    fn takes_in(&mut self, id: u64) -> bool {
+    /// Checks that ids rise. Calls run in the order of their ids, because the progress file stores only the last one that began.
+    fn accepts(&mut self, id: u64) -> bool {
         let (last, name) = (self.last_id, progress::multiplexed(self.stream, id & progress::MAX_ID));
         if id > last && id <= progress::MAX_ID {
             self.last_id = id;
             return true;
         }
-        // An answer would be taken for that of the other call, if there is one.
+        // A reply would be taken for that of the open call with this id.
         if id > progress::MAX_ID || (self.tools.find(name).is_none() && !self.streaming.runs(id)) {
             self.replies.reply(status_reply(id, not_rising(id, last)));
         }
@@ -89,15 +85,15 @@ impl Calls for WorkerCalls {
         let pb::CallBatch { calls, credits, cancels, recalls, .. } = batch;
         let mut jobs = Vec::with_capacity(calls.len());
         for start in calls {
-            if !self.takes_in(start.id) {
+            if !self.accepts(start.id) {
                 continue;
             }
             if start.stream {
-                // Calls run in the order of their ids, whatever their kind: the progress file depends on it.
+                // Unary and streaming calls run in the order of their ids, as the progress file requires.
                 self.tools.admit_all(jobs.drain(..));
                 self.streaming.receive(pb::CallBatch { calls: vec![start], ..pb::CallBatch::default() });
-                // The call joins the queue when its task is polled for the first time. The real waker is registered right
-                // after this, with the next poll of the stream.
+                // The first poll of its task queues the call. The next poll of the stream, right after this, registers the
+                // real waker.
                 self.streaming.poll(&mut Context::from_waker(Waker::noop()));
             } else {
                 jobs.extend(self.job(start));
@@ -131,48 +127,7 @@ impl fmt::Debug for WorkerCalls {
     }
 }
 
-/// The way back of one unary call.
-#[derive(Debug)]
-pub(crate) struct FrameReply {
-    replies: Replies,
-    id: u64,
-    /// Whether its answer may be kept: the ids of other streams mean other calls.
-    is_kept: bool,
-    session: Option<SessionId>,
-}
-
-impl FrameReply {
-    /// Answers; with a failure if the value is too large for any message. Keeps the answer where the host finds it whatever
-    /// becomes of this process, if there is room.
-    pub(crate) fn send(
-        self,
-        outcome: Result<ToolReply, ToolError>,
-        answers: Option<&mut Answers>,
-    ) -> Answered {
-        let Self { replies, id, is_kept, session } = self;
-        let reply = match outcome {
-            Ok(ToolReply { body: ReplyBody::Value(value), execution_time, .. }) => {
-                value_reply(id, value, execution_time)
-            }
-            Ok(_) => status_reply(id, Status::internal("a unary call was answered with a stream")),
-            Err(ToolError::Recalled { .. }) => {
-                replies.recalled(id);
-                return Answered::Waits(Some(replies));
-            }
-            Err(ToolError::Failed(failure)) => {
-                let session_id = session.map(|id| id.as_str().to_owned()).unwrap_or_default();
-                failure_reply(id, *failure, session_id)
-            }
-            Err(error) => status_reply(id, to_status(error, String::new())),
-        };
-        // Kept first: from when it may be sent on, nothing is left to be done for it.
-        let kept = is_kept && answers.is_some_and(|answers| answers.keep(&reply));
-        replies.reply(reply);
-        if kept { Answered::Kept } else { Answered::Waits(Some(replies)) }
-    }
-}
-
-/// The tools as streams of chunks call them.
+/// Serves the streaming calls.
 struct Streaming {
     tools: PythonTools,
     stream: u64,

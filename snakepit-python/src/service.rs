@@ -1,6 +1,7 @@
-//! The worker's face on the wire: `BridgeService` as a thin adapter over [`PythonTools`].
+//! The gRPC service of the worker, an adapter over [`PythonTools`].
 //!
-//! A worker serves Ping, the two calls and CancelTool; all else belongs to the host and is answered UNIMPLEMENTED.
+//! A worker serves `Ping`, `ExecuteTool`, `ExecuteStreamingTool`, `CancelTool` and `Multiplex`. It answers all other RPCs with
+//! UNIMPLEMENTED.
 
 use std::{
     future::Future,
@@ -15,23 +16,29 @@ use std::{
 
 use bytes::Bytes;
 use snakepit_proto::{
-    headers,
-    mux::{Replies, Serve},
-    pb,
-    status::{self, attach_failure, bounded_text, refuse},
+    headers, pb,
+    status::{self, bounded_text, refuse},
 };
 use snakepit_registry::{
-    Arguments, CallId, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolFailure, ToolHandler,
-    ToolReply, TraceContext,
+    Arguments, CallId, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply,
+    TraceContext,
 };
 use snakepit_session::{Payload, SessionId};
-use snakepit_wire::{bad_argument, bad_field, failure_to_wire, payload_from_wire, payload_to_wire};
+use snakepit_wire::{
+    bad_argument, bad_field, failure_to_wire,
+    mux::{Replies, Serve},
+    payload_from_wire, payload_to_wire,
+};
 use tokio::time::Instant;
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use crate::{multiplexed::WorkerCalls, tools::PythonTools};
+use crate::{
+    multiplexed::WorkerCalls,
+    status::{one_line, to_status},
+    tools::PythonTools,
+};
 
 mod unimplemented;
 
@@ -44,7 +51,7 @@ pub(crate) type Batches = Pin<Box<dyn Stream<Item = Result<pb::ReplyBatch, Statu
 #[derive(Debug)]
 pub(crate) struct WorkerService {
     tools: PythonTools,
-    /// Cancelled once nothing runs any more, and nothing ever will.
+    /// Cancelled when no call runs and none will.
     done: CancellationToken,
 }
 
@@ -107,8 +114,8 @@ impl WorkerService {
     }
 }
 
-/// A response that ends when this worker is done, and not only when the host closes its half: the server waits for open
-/// responses before it ends.
+/// Ends a response when this worker is done, even if the host keeps its half open. The server waits for open responses
+/// before it ends.
 struct UntilDone<S> {
     stream: Pin<Box<S>>,
     done: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -124,7 +131,7 @@ impl<S: Stream> Stream for UntilDone<S> {
     type Item = S::Item;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
-        // Asked first: what the last call answered before the end is then surely among what the stream has ready.
+        // Polled first, so that the stream has the replies of all calls that ended before.
         let done = self.done.as_mut().poll(cx).is_ready();
         match self.stream.as_mut().poll_next(cx) {
             Poll::Pending if done => Poll::Ready(None),
@@ -133,7 +140,7 @@ impl<S: Stream> Stream for UntilDone<S> {
     }
 }
 
-/// Numbers the chunks from 1 and marks the end, which tells a stream that is complete from one that broke off.
+/// Numbers the chunks from 1 and marks the end, which distinguishes a complete stream from a broken one.
 fn tool_chunks(tool: Arc<str>, session_id: String, chunks: ChunkStream) -> ToolChunks {
     let mut count = 0_u64;
     let numbered = chunks.map(move |chunk| {
@@ -146,7 +153,7 @@ fn tool_chunks(tool: Arc<str>, session_id: String, chunks: ChunkStream) -> ToolC
             metadata: chunk.metadata,
         })
     });
-    // An error ends a gRPC stream, so the end that follows it is never sent.
+    // An error ends a gRPC stream, so the end mark after it is not sent.
     let end = tokio_stream::once(Ok(pb::ToolChunk { is_final: true, ..pb::ToolChunk::default() }));
     Box::pin(numbered.chain(end))
 }
@@ -180,12 +187,12 @@ fn read_call(request: Request<pb::ExecuteToolRequest>, mode: CallMode) -> Result
     Ok((call, session_id))
 }
 
-/// Buffers without a parameter of their name are raw bytes.
+/// Converts buffers without a parameter of the same name to raw bytes.
 fn raw_buffers(buffers: std::collections::BTreeMap<String, Bytes>) -> Arguments {
     buffers.into_iter().map(|(name, buffer)| (name, Payload::bytes(buffer))).collect()
 }
 
-/// The host's number for the call. Calls of others get one from a range that no host reaches.
+/// The id that the host gave the call. Calls without one get an id above the range of hosts.
 fn call_id(headers: &MetadataMap) -> Result<CallId, Status> {
     static LAST: AtomicU64 = AtomicU64::new(1 << 63);
     match text(headers, headers::CALL_ID) {
@@ -220,31 +227,6 @@ fn timeout(headers: &MetadataMap) -> Result<Option<Duration>, Status> {
         .ok_or_else(|| bad_field(headers::GRPC_TIMEOUT, &format!("`{value}` is malformed")))
 }
 
-/// Maps what can go wrong inside a worker to a gRPC status. The reason in its details tells the host that this is the
-/// worker's word and not its tool's.
-pub(crate) fn to_status(error: ToolError, session_id: String) -> Status {
-    let message = error.to_string();
-    match error {
-        ToolError::Failed(failure) => {
-            attach_failure(Code::Internal, one_line(&failure), &failure_to_wire(*failure, session_id))
-        }
-        ToolError::NotFound { .. } => refuse(Code::NotFound, status::TOOL_NOT_FOUND, message),
-        ToolError::InvalidArgument { tool, argument, problem } => bad_argument(&tool, &argument, &problem),
-        // The host knows the tool; what it lacks is the end of the sentence.
-        ToolError::Unsupported { problem, .. } => refuse(Code::Unimplemented, status::UNSUPPORTED, problem),
-        ToolError::Cancelled { .. } => refuse(Code::Cancelled, status::CANCELLED, message),
-        ToolError::Unavailable { reason, .. } => refuse(Code::Unavailable, status::STOPPING, reason),
-        ToolError::Internal { problem } => refuse(Code::Internal, status::INTERNAL, problem),
-        _ => refuse(Code::Internal, status::INTERNAL, message),
-    }
-}
-
-/// `Type: message`, on one line whatever the message.
-fn one_line(failure: &ToolFailure) -> String {
-    let text = failure.to_string();
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
-}
-
 fn milliseconds(time: Option<Duration>) -> i64 {
     time.and_then(|time| i64::try_from(time.as_millis()).ok()).unwrap_or_default()
 }
@@ -260,44 +242,6 @@ mod tests {
         assert_eq!(stream.next().await, Some(1));
         done.cancel();
         assert_eq!((stream.next().await, stream.next().await), (Some(2), None));
-    }
-
-    #[test]
-    fn a_message_of_several_lines_becomes_one() {
-        let failure =
-            ToolFailure { error_type: "E".into(), message: "a\n  b\n".into(), ..ToolFailure::default() };
-        assert_eq!(one_line(&failure), "E: a b");
-    }
-
-    #[test]
-    fn refusals_give_their_reason() {
-        let tool = || "echo".to_owned();
-        let bad =
-            ToolError::InvalidArgument { tool: tool(), argument: "x".into(), problem: "is missing".into() };
-        let errors = [
-            (ToolError::NotFound { tool: tool(), suggestion: None }, Code::NotFound, status::TOOL_NOT_FOUND),
-            (bad.clone(), Code::InvalidArgument, status::INVALID_ARGUMENT),
-            (
-                ToolError::Unsupported { tool: tool(), problem: "streams".into() },
-                Code::Unimplemented,
-                status::UNSUPPORTED,
-            ),
-            (ToolError::Cancelled { tool: tool() }, Code::Cancelled, status::CANCELLED),
-            (
-                ToolError::Unavailable { reason: "it stops".into(), retry_after: None },
-                Code::Unavailable,
-                status::STOPPING,
-            ),
-            (ToolError::Internal { problem: "bug".into() }, Code::Internal, status::INTERNAL),
-            (ToolError::Failed(Box::default()), Code::Internal, status::TOOL_FAILED),
-        ];
-        for (error, code, reason) in errors {
-            let status = to_status(error, String::new());
-            let told = status::details_of(&status).reason;
-            assert_eq!((status.code(), told.as_deref()), (code, Some(reason)), "{status:?}");
-        }
-        let violation = status::details_of(&to_status(bad, String::new())).violation.unwrap();
-        assert_eq!((violation.field.as_str(), violation.description.as_str()), ("x", "is missing"));
     }
 
     #[test]

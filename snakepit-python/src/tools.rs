@@ -1,8 +1,8 @@
-//! [`PythonTools`]: the adapter's tools as a [`ToolHandler`]. Calls wait here for the one Python thread that runs them.
+//! [`PythonTools`]: the tools of the adapter as a [`ToolHandler`], and the queue of calls for the executor.
 //!
 //! ```text
 //!  gRPC, tokio task ──call──> PythonTools ──next_job──> Executor, Python's main thread
-//!                   <─reply─              ──cancel──> Interrupter, a thread that knocks on the main thread
+//!                   <─reply─              ──cancel──> Interrupter, a thread that interrupts the main thread
 //! ```
 
 use std::{
@@ -20,8 +20,7 @@ use snakepit_registry::{CallId, Chunk, ChunkStream, ToolCall, ToolError, ToolHan
 use tokio::sync::oneshot;
 
 use crate::{
-    executor::Answered,
-    multiplexed::FrameReply,
+    frames::{Answered, FrameReply},
     progress::Answers,
     sink::Source,
     state::{CallState, Stage},
@@ -35,7 +34,7 @@ pub(crate) struct Job {
     pub(crate) reply: Reply,
 }
 
-/// Who waits for the answer of a call.
+/// The receiver of the answer of a call.
 #[derive(Debug)]
 pub(crate) enum Reply {
     /// A task of this process.
@@ -45,7 +44,7 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
-    /// Answers; nobody may be left to hear it, which is as well. `false` when a task surely does not hear it.
+    /// Sends the answer. Returns `false` if the receiving task has ended.
     pub(crate) fn send(self, outcome: Result<ToolReply, ToolError>) -> bool {
         match self {
             Self::Task(sender) => sender.send(outcome).is_ok(),
@@ -56,7 +55,7 @@ impl Reply {
         }
     }
 
-    /// Answers a call that has ended, and keeps the answer if it can.
+    /// Sends the answer of a call that has ended, and stores it in `answers` if possible.
     pub(crate) fn answer(
         self,
         outcome: Result<ToolReply, ToolError>,
@@ -64,7 +63,7 @@ impl Reply {
     ) -> Answered {
         match self {
             Self::Task(sender) => {
-                // Nobody may be left to hear it, which is as well.
+                // Fails if the task has ended, which is no error.
                 let _ = sender.send(outcome);
                 Answered::Waits(None)
             }
@@ -79,7 +78,7 @@ pub(crate) struct PythonTools(Arc<Shared>);
 
 struct Shared {
     queue: Mutex<Queue>,
-    /// Takes running calls that were cancelled.
+    /// Receives running calls that were cancelled.
     interrupter: mpsc::Sender<Arc<CallState>>,
 }
 
@@ -94,12 +93,12 @@ struct Queue {
 }
 
 impl PythonTools {
-    /// An open queue. Calls that must be interrupted are sent to `interrupter`.
+    /// Creates an open queue. Running calls that are cancelled are sent to `interrupter`.
     pub(crate) fn new(interrupter: mpsc::Sender<Arc<CallState>>) -> Self {
         Self(Arc::new(Shared { queue: Mutex::default(), interrupter }))
     }
 
-    /// Waits for a call to run; `None` once the queue is closed. Cancel safe.
+    /// Waits for the next call. `None` once the queue is closed. Cancel safe.
     pub(crate) async fn next_job(&self) -> Option<Job> {
         poll_fn(|cx| {
             let mut queue = self.queue();
@@ -113,7 +112,7 @@ impl PythonTools {
         .await
     }
 
-    /// The executor is done with a call. Returns the next one, if one waits.
+    /// Removes a call that the executor has ended. Returns the next queued call, if any.
     pub(crate) fn finish(&self, state: &Arc<CallState>) -> Option<Job> {
         let next = {
             let mut queue = self.queue();
@@ -124,7 +123,7 @@ impl PythonTools {
         next
     }
 
-    /// Refuses calls from now on, those that wait included. What runs goes on.
+    /// Closes the queue: rejects queued and future calls. The running call continues.
     pub(crate) fn close(&self) {
         let executor;
         let waiting = {
@@ -146,7 +145,7 @@ impl PythonTools {
         }
     }
 
-    /// Takes a call out of the queue; `None` when it is not there any more.
+    /// Removes a call from the queue. `None` if it is not queued.
     fn withdraw(&self, id: CallId) -> Option<Job> {
         let mut queue = self.queue();
         let index = queue.jobs.iter().position(|job| job.state.id == id)?;
@@ -155,28 +154,28 @@ impl PythonTools {
         Some(job)
     }
 
-    /// The call of this id, if it is queued or running.
+    /// The state of the call with this id, if it is queued or running.
     pub(crate) fn find(&self, id: CallId) -> Option<Arc<CallState>> {
         self.queue().active.get(&id).cloned()
     }
 
-    /// Cancels a call and returns at once. A queued one is gone then; a running one will be interrupted.
+    /// Starts the cancellation of a call. A queued call ends immediately; a running call is interrupted.
     fn abandon(&self, state: &Arc<CallState>) {
         match state.cancel() {
             Stage::Queued => {
-                // If it is not there any more, the executor has just taken it, and will answer it.
+                // If it is not queued, the executor has just taken it and will end it.
                 if let Some(job) = self.withdraw(state.id) {
                     let tool = job.call.tool.to_string();
                     job.reply.send(Err(ToolError::Cancelled { tool }));
                 }
             }
-            // Without an interrupter the process is ending anyway.
+            // Fails only without an interrupter, when the process is ending.
             Stage::Running => drop(self.0.interrupter.send(Arc::clone(state))),
             Stage::Ended => {}
         }
     }
 
-    /// Puts calls into the queue, or refuses them.
+    /// Queues calls. Rejects them if the queue is closed or their id is in use.
     pub(crate) fn admit_all(&self, jobs: impl IntoIterator<Item = Job>) {
         let mut refused = Vec::new();
         let executor = {
@@ -212,19 +211,19 @@ impl PythonTools {
         !self.queue().active.is_empty()
     }
 
-    /// Cancels a call, if it has not ended, and returns at once.
+    /// Starts the cancellation of a call, if it has not ended.
     pub(crate) fn abandon_call(&self, call: CallId) {
         if let Some(state) = self.find(call) {
             self.abandon(&state);
         }
     }
 
-    /// Cancels all calls.
+    /// Starts the cancellation of all calls.
     pub(crate) fn abandon_all(&self) {
         self.abandon_stream(|_| true);
     }
 
-    /// Cancels all calls of which this is true.
+    /// Starts the cancellation of all calls that match.
     pub(crate) fn abandon_stream(&self, is_of_stream: impl Fn(CallId) -> bool) {
         let states: Vec<_> = {
             let queue = self.queue();
@@ -238,7 +237,7 @@ impl PythonTools {
         states.iter().for_each(|state| self.abandon(state));
     }
 
-    /// Gives a call back that has not begun.
+    /// Returns a call that has not begun to the host.
     pub(crate) fn give_back(&self, call: CallId) {
         if let Some(job) = self.withdraw(call) {
             job.state.cancel();
@@ -247,14 +246,14 @@ impl PythonTools {
         }
     }
 
-    /// No code that could panic runs under the lock, so a poisoned one still holds sound data.
+    /// Locks the queue. Ignores poisoning, because no code under the lock panics.
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Queue {
-    /// Forgets a call, but not another one that came under the same id.
+    /// Removes a call, but not a later call with the same id.
     fn forget(&mut self, state: &Arc<CallState>) {
         if self.active.get(&state.id).is_some_and(|active| Arc::ptr_eq(active, state)) {
             self.active.remove(&state.id);
@@ -262,7 +261,7 @@ impl Queue {
     }
 }
 
-/// Refuses a call that did not run: the host takes it elsewhere, and hands no more calls to this worker.
+/// The error of a call that did not run because the worker stops. The host runs it elsewhere, and sends no more calls.
 pub(crate) fn stopping() -> ToolError {
     ToolError::Unavailable { reason: "the worker is stopping".to_owned(), retry_after: None }
 }
@@ -276,7 +275,7 @@ impl ToolHandler for PythonTools {
         let guard = CancelOnDrop::new(self.clone(), Arc::clone(&state));
         self.admit_all([Job { call, state, reply: Reply::Task(reply) }]);
         let outcome = answer.await;
-        // A stream brings its own guard; a value has ended already.
+        // A stream has a guard in its reply. A call with a value has ended.
         guard.disarm();
         // The executor drops the sender of a call that was cancelled before it began.
         outcome.unwrap_or_else(|_| Err(ToolError::Cancelled { tool: tool.to_string() }))
@@ -301,7 +300,7 @@ impl fmt::Debug for PythonTools {
     }
 }
 
-/// Cancels its call when dropped: nobody waits for the answer any more.
+/// Cancels a call when it is dropped before the end.
 #[derive(Debug)]
 pub(crate) struct CancelOnDrop {
     tools: PythonTools,
@@ -327,7 +326,7 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// The chunks of a running call; dropping them early cancels it.
+/// The chunks of a running call. Dropping them before the end cancels the call.
 struct GuardedChunks {
     source: Source,
     _guard: CancelOnDrop,
@@ -341,7 +340,7 @@ impl Stream for GuardedChunks {
     }
 }
 
-/// The chunks of a call as its answer.
+/// The chunks of a call as a stream for its reply.
 pub(crate) fn chunk_stream(source: Source, guard: CancelOnDrop) -> ChunkStream {
     Box::pin(GuardedChunks { source, _guard: guard })
 }

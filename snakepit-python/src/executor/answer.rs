@@ -6,8 +6,8 @@ use snakepit_registry::{ReplyBody, ToolError, ToolReply};
 use snakepit_session::Payload;
 use tokio::time::Instant;
 
-use super::Answered;
 use crate::{
+    frames::Answered,
     progress::Answers,
     sink::{self, Sink},
     state::CallState,

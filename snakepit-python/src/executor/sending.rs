@@ -1,18 +1,9 @@
 //! [`Sending`]: what has to leave this process before the next call begins, because that call may take the process down.
 
 use pyo3::Python;
-use snakepit_proto::mux::Replies;
+use snakepit_wire::mux::Replies;
 
-use crate::{io::Io, progress::Answers};
-
-/// What became of an answer.
-#[derive(Debug)]
-pub(crate) enum Answered {
-    /// It is kept where the host finds it whatever becomes of this process.
-    Kept,
-    /// It waits to be sent, here if it is a frame.
-    Waits(Option<Replies>),
-}
+use crate::{frames::Answered, io::Io, progress::Answers};
 
 /// The answers that were given and may not have left yet.
 #[derive(Debug)]

@@ -1,0 +1,57 @@
+//! Replies of multiplexed unary calls.
+
+use snakepit_registry::{ReplyBody, ToolError, ToolReply};
+use snakepit_session::SessionId;
+use snakepit_wire::mux::{Replies, error_reply, status_reply, value_reply};
+use tonic::Status;
+
+use crate::{progress::Answers, status::to_status};
+
+/// Whether an answer survives the end of this process.
+#[derive(Debug)]
+pub(crate) enum Answered {
+    /// It is stored where the host finds it.
+    Kept,
+    /// It waits to be sent, in these replies if it is a frame.
+    Waits(Option<Replies>),
+}
+
+/// Sends the reply of one unary call.
+#[derive(Debug)]
+pub(crate) struct FrameReply {
+    pub(crate) replies: Replies,
+    pub(crate) id: u64,
+    /// Whether the answer may be stored. Only one stream may store answers, because ids of other streams name other calls.
+    pub(crate) is_kept: bool,
+    pub(crate) session: Option<SessionId>,
+}
+
+impl FrameReply {
+    /// Sends the reply. A value above the limit of a message becomes a failure. Stores the reply in `answers` if there is space,
+    /// so that the host finds it even if this process dies.
+    pub(crate) fn send(
+        self,
+        outcome: Result<ToolReply, ToolError>,
+        answers: Option<&mut Answers>,
+    ) -> Answered {
+        let Self { replies, id, is_kept, session } = self;
+        let reply = match outcome {
+            Ok(ToolReply { body: ReplyBody::Value(value), execution_time, .. }) => {
+                value_reply(id, value, execution_time)
+            }
+            Ok(_) => status_reply(id, Status::internal("a unary call was answered with a stream")),
+            Err(ToolError::Recalled { .. }) => {
+                replies.recalled(id);
+                return Answered::Waits(Some(replies));
+            }
+            Err(error) => {
+                let session_id = session.map(|id| id.as_str().to_owned()).unwrap_or_default();
+                error_reply(id, error, session_id, |error| to_status(error, String::new()))
+            }
+        };
+        // Stored before it is queued, so that a reply that is sent needs nothing more.
+        let kept = is_kept && answers.is_some_and(|answers| answers.keep(&reply));
+        replies.reply(reply);
+        if kept { Answered::Kept } else { Answered::Waits(Some(replies)) }
+    }
+}

@@ -1,0 +1,73 @@
+//! gRPC statuses of the errors of this worker.
+
+use snakepit_proto::status::{self, attach_failure, refuse};
+use snakepit_registry::{ToolError, ToolFailure};
+use snakepit_wire::{bad_argument, failure_to_wire};
+use tonic::{Code, Status};
+
+/// Converts an error to a gRPC status. The reason in its details distinguishes errors of the worker from those of a tool.
+pub(crate) fn to_status(error: ToolError, session_id: String) -> Status {
+    let message = error.to_string();
+    match error {
+        ToolError::Failed(failure) => {
+            attach_failure(Code::Internal, one_line(&failure), &failure_to_wire(*failure, session_id))
+        }
+        ToolError::NotFound { .. } => refuse(Code::NotFound, status::TOOL_NOT_FOUND, message),
+        ToolError::InvalidArgument { tool, argument, problem } => bad_argument(&tool, &argument, &problem),
+        // The host adds the name of the tool in front.
+        ToolError::Unsupported { problem, .. } => refuse(Code::Unimplemented, status::UNSUPPORTED, problem),
+        ToolError::Cancelled { .. } => refuse(Code::Cancelled, status::CANCELLED, message),
+        ToolError::Unavailable { reason, .. } => refuse(Code::Unavailable, status::STOPPING, reason),
+        ToolError::Internal { problem } => refuse(Code::Internal, status::INTERNAL, problem),
+        _ => refuse(Code::Internal, status::INTERNAL, message),
+    }
+}
+
+/// Formats a failure as `Type: message`, on one line.
+pub(crate) fn one_line(failure: &ToolFailure) -> String {
+    let text = failure.to_string();
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_of_several_lines_becomes_one() {
+        let failure =
+            ToolFailure { error_type: "E".into(), message: "a\n  b\n".into(), ..ToolFailure::default() };
+        assert_eq!(one_line(&failure), "E: a b");
+    }
+
+    #[test]
+    fn statuses_have_their_reason() {
+        let tool = || "echo".to_owned();
+        let bad =
+            ToolError::InvalidArgument { tool: tool(), argument: "x".into(), problem: "is missing".into() };
+        let errors = [
+            (ToolError::NotFound { tool: tool(), suggestion: None }, Code::NotFound, status::TOOL_NOT_FOUND),
+            (bad.clone(), Code::InvalidArgument, status::INVALID_ARGUMENT),
+            (
+                ToolError::Unsupported { tool: tool(), problem: "streams".into() },
+                Code::Unimplemented,
+                status::UNSUPPORTED,
+            ),
+            (ToolError::Cancelled { tool: tool() }, Code::Cancelled, status::CANCELLED),
+            (
+                ToolError::Unavailable { reason: "it stops".into(), retry_after: None },
+                Code::Unavailable,
+                status::STOPPING,
+            ),
+            (ToolError::Internal { problem: "bug".into() }, Code::Internal, status::INTERNAL),
+            (ToolError::Failed(Box::default()), Code::Internal, status::TOOL_FAILED),
+        ];
+        for (error, code, reason) in errors {
+            let status = to_status(error, String::new());
+            let sent = status::details_of(&status).reason;
+            assert_eq!((status.code(), sent.as_deref()), (code, Some(reason)), "{status:?}");
+        }
+        let violation = status::details_of(&to_status(bad, String::new())).violation.unwrap();
+        assert_eq!((violation.field.as_str(), violation.description.as_str()), ("x", "is missing"));
+    }
+}
