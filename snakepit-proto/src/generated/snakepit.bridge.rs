@@ -22,7 +22,7 @@ pub struct InitializeSessionRequest {
     >,
     #[prost(message, optional, tag = "3")]
     pub config: ::core::option::Option<SessionConfig>,
-    /// Seconds without use after which the session expires. 0 means the host's default. Extension.
+    /// The session expires after this many seconds without use. 0 means the host's default. Extension.
     #[prost(int64, tag = "4")]
     pub ttl_seconds: i64,
 }
@@ -86,18 +86,18 @@ pub struct GetSessionResponse {
     pub variable_count: i32,
     #[prost(int32, tag = "5")]
     pub tool_count: i32,
-    /// How long the session lives from now unless it is used, in milliseconds. This and what follows: extensions.
+    /// Milliseconds until the session expires, unless it is used. This field and those below are extensions.
     #[prost(uint64, tag = "6")]
     pub expires_in_ms: u64,
-    /// How long it lives without use, in milliseconds.
+    /// Milliseconds without use after which it expires.
     #[prost(uint64, tag = "7")]
     pub ttl_ms: u64,
     #[prost(int32, tag = "8")]
     pub program_count: i32,
-    /// What it holds, as the limits count.
+    /// Its size, as the limits count it.
     #[prost(uint64, tag = "9")]
     pub bytes: u64,
-    /// The worker that served it last; empty for none.
+    /// The worker that served it last. Empty before the first call.
     #[prost(string, tag = "10")]
     pub last_worker_id: ::prost::alloc::string::String,
 }
@@ -257,7 +257,7 @@ pub struct SetVariableRequest {
     pub expected_version: i32,
     #[prost(bytes = "bytes", tag = "6")]
     pub binary_value: ::prost::bytes::Bytes,
-    /// Compare `expected_version` even if it is 0, the version of a variable that was never written. Extension.
+    /// Whether to compare `expected_version` even if it is 0, the version of a variable without a write. Extension.
     #[prost(bool, tag = "7")]
     pub check_version: bool,
 }
@@ -283,7 +283,7 @@ pub struct BatchGetVariablesRequest {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BatchGetVariablesResponse {
-    /// Keyed by the identifier that was asked for.
+    /// Keyed by the requested identifier.
     #[prost(btree_map = "string, message", tag = "1")]
     pub variables: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -313,7 +313,8 @@ pub struct BatchSetVariablesRequest {
         ::prost::alloc::string::String,
         ::prost::bytes::Bytes,
     >,
-    /// The versions that these variables must have; keyed as `updates`. Others are not checked. Extension.
+    /// The versions that these variables must have, keyed as `updates`. The versions of other variables are not checked.
+    /// Extension.
     #[prost(btree_map = "string, int32", tag = "6")]
     pub expected_versions: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -334,7 +335,7 @@ pub struct BatchSetVariablesResponse {
         ::prost::alloc::string::String,
         i32,
     >,
-    /// Of each error, what the status of a single write would say beside its message. Extension.
+    /// Code, reason and metadata that the status of a single write would have, for each error. Extension.
     #[prost(btree_map = "string, message", tag = "4")]
     pub reasons: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -359,7 +360,7 @@ pub struct ErrorReason {
 pub struct ListVariablesRequest {
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
-    /// `*` is a wildcard; empty lists all.
+    /// `*` is a wildcard. An empty pattern lists all.
     #[prost(string, tag = "2")]
     pub pattern: ::prost::alloc::string::String,
 }
@@ -406,11 +407,11 @@ pub struct VariableUpdate {
     >,
     #[prost(message, optional, tag = "5")]
     pub timestamp: ::core::option::Option<::prost_types::Timestamp>,
-    /// `initial`, `registered`, `set`, `rolled_back` or `deleted`; `lost`, without a variable, where updates are missing
-    /// because the watcher was too slow for them.
+    /// `initial`, `registered`, `set`, `rolled_back` or `deleted`. `lost`, without a variable, marks updates that were dropped
+    /// because the watcher was too slow.
     #[prost(string, tag = "6")]
     pub update_type: ::prost::alloc::string::String,
-    /// How many updates are missing, in an update of type `lost`. Extension.
+    /// Number of dropped updates, in an update of type `lost`. Extension.
     #[prost(uint64, tag = "7")]
     pub lost_updates: u64,
 }
@@ -443,10 +444,10 @@ pub struct VariableHistoryEntry {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
-    /// The data of a value that is no JSON, as Variable.binary_value. Extension.
+    /// The buffer of a binary value, as in Variable.binary_value. Extension.
     #[prost(bytes = "bytes", tag = "6")]
     pub binary_value: ::prost::bytes::Bytes,
-    /// Which side wrote it, whoever is named. Extension.
+    /// The side that wrote the value, whatever `changed_by` names. Extension.
     #[prost(enumeration = "variable::Source", tag = "7")]
     pub source: i32,
 }
@@ -458,7 +459,7 @@ pub struct RollbackVariableRequest {
     pub variable_identifier: ::prost::alloc::string::String,
     #[prost(int32, tag = "3")]
     pub target_version: i32,
-    /// As SetVariableRequest.metadata. Extension.
+    /// Like SetVariableRequest.metadata. Extension.
     #[prost(btree_map = "string, string", tag = "4")]
     pub metadata: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -588,7 +589,7 @@ pub struct RegisterToolsRequest {
     pub tools: ::prost::alloc::vec::Vec<ToolRegistration>,
     #[prost(string, tag = "3")]
     pub worker_id: ::prost::alloc::string::String,
-    /// How a worker of this project proves that the host launched it. Other workers have a listener of their launch instead.
+    /// Proves that the host launched this worker. Foreign workers leave it out: their launch has its own listener.
     #[prost(message, optional, tag = "4")]
     pub identity: ::core::option::Option<WorkerIdentity>,
 }
@@ -600,7 +601,7 @@ pub struct WorkerIdentity {
     /// The version of the worker's runtime, as in Cargo.toml.
     #[prost(string, tag = "2")]
     pub version: ::prost::alloc::string::String,
-    /// The number of what hosts and this project's workers agree on beyond this file.
+    /// The revision of the conventions between hosts and this project's workers that this file does not contain.
     #[prost(uint32, tag = "3")]
     pub protocol: u32,
 }
@@ -657,7 +658,7 @@ pub struct ExecuteToolResponse {
     pub execution_time_ms: i64,
     #[prost(bytes = "bytes", tag = "6")]
     pub binary_result: ::prost::bytes::Bytes,
-    /// Set when the tool raised: what `error_message` says, in parts. Extension.
+    /// The parts of `error_message`, if the tool raised an exception. Extension.
     #[prost(message, optional, tag = "7")]
     pub failure: ::core::option::Option<ToolFailure>,
 }
@@ -793,7 +794,7 @@ pub struct TelemetryEventFilter {
     #[prost(string, repeated, tag = "2")]
     pub deny: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-/// Why a tool failed: the exception it raised. Also rides in the details of a gRPC status when a stream fails.
+/// The exception that a tool raised. When a stream fails, it is also in the details of the gRPC status.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ToolFailure {
     /// The exception's type, as Python's traceback prints it: `ValueError`, `shop.OutOfStock`, `shop.Shelf.Empty`.
@@ -801,7 +802,7 @@ pub struct ToolFailure {
     pub r#type: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub message: ::prost::alloc::string::String,
-    /// The formatted traceback, newest frame last. Empty when there is none.
+    /// The formatted traceback, newest frame last. May be empty.
     #[prost(string, tag = "3")]
     pub traceback: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]
@@ -845,13 +846,13 @@ pub struct Program {
     /// Length of `data` in bytes; set in listings, where `data` is left out.
     #[prost(int64, tag = "6")]
     pub size: i64,
-    /// How long a global program lives without use, in seconds; 0 means the host's default. Programs of a session live as
-    /// long as it does.
+    /// Seconds without use after which a global program expires. 0 means the host's default. Programs of a session end with
+    /// the session.
     #[prost(int64, tag = "7")]
     pub ttl_seconds: i64,
 }
-/// In the requests about programs, `global` takes the place of a session: such programs belong to the host, and every
-/// session sees them.
+/// In requests about programs, `global` replaces the session. Global programs belong to the host and are visible in all
+/// sessions.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PutProgramRequest {
     #[prost(string, tag = "1")]
@@ -863,7 +864,7 @@ pub struct PutProgramRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PutProgramResponse {
-    /// Whether the name was new.
+    /// False if the program replaced another one.
     #[prost(bool, tag = "1")]
     pub created: bool,
 }
@@ -890,7 +891,7 @@ pub struct ListProgramsRequest {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListProgramsResponse {
-    /// Ordered by name, without their data.
+    /// Ordered by name, without `data`.
     #[prost(message, repeated, tag = "1")]
     pub programs: ::prost::alloc::vec::Vec<Program>,
 }
@@ -931,7 +932,7 @@ pub struct ListWorkersResponse {
 pub struct WorkerInfo {
     #[prost(string, tag = "1")]
     pub worker_id: ::prost::alloc::string::String,
-    /// 0 when no process runs.
+    /// 0 if no process runs.
     #[prost(uint32, tag = "2")]
     pub pid: u32,
     /// `starting`, `idle`, `busy`, `quarantined`, `stopping` or `dead`.
@@ -941,10 +942,10 @@ pub struct WorkerInfo {
     pub address: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "5")]
     pub started_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// Calls that ended on this worker, failed ones included.
+    /// Number of calls that ended on this worker, including failed calls.
     #[prost(uint64, tag = "6")]
     pub calls: u64,
-    /// Times the pool had to replace the process in this place.
+    /// Number of times the pool replaced the process of this slot.
     #[prost(uint64, tag = "7")]
     pub restarts: u64,
 }
@@ -975,7 +976,7 @@ pub struct SessionInfo {
     >,
     #[prost(message, optional, tag = "3")]
     pub created_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// When the session expires unless it is used before.
+    /// When the session expires, unless it is used.
     #[prost(message, optional, tag = "4")]
     pub expires_at: ::core::option::Option<::prost_types::Timestamp>,
     #[prost(int32, tag = "5")]
@@ -985,79 +986,80 @@ pub struct SessionInfo {
     pub last_worker_id: ::prost::alloc::string::String,
     #[prost(int32, tag = "7")]
     pub variable_count: i32,
-    /// What the session holds: metadata, variables with their history, programs.
+    /// Size of the metadata, variables with their history, and programs.
     #[prost(uint64, tag = "8")]
     pub bytes: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetSessionStatsRequest {}
-/// What the host's sessions did and hold. Of a backend that several hosts share, the numbers are those of all of them.
+/// Statistics of sessions. With a backend that several hosts share, they cover all of these hosts.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetSessionStatsResponse {
     #[prost(uint64, tag = "1")]
     pub created: u64,
-    /// Ended by somebody, not by their TTL.
+    /// Sessions that ended by a request, not by their TTL.
     #[prost(uint64, tag = "2")]
     pub deleted: u64,
     #[prost(uint64, tag = "3")]
     pub expired: u64,
-    /// Times that the host looked for expired sessions.
+    /// Number of searches for expired sessions.
     #[prost(uint64, tag = "4")]
     pub sweeps: u64,
     #[prost(uint64, tag = "5")]
     pub live: u64,
     #[prost(uint64, tag = "6")]
     pub variables: u64,
-    /// Global ones included.
+    /// Includes global programs.
     #[prost(uint64, tag = "7")]
     pub programs: u64,
-    /// What all of this holds, counted as in SessionInfo.
+    /// Total size, counted as in SessionInfo.
     #[prost(uint64, tag = "8")]
     pub bytes: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchSessionsRequest {}
-/// A session came or went.
+/// A session was created or ended.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SessionEvent {
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
-    /// `created`, `expired` or `deleted`; `lost`, without a session, where events are missing because the watcher was too
-    /// slow for them.
+    /// `created`, `expired` or `deleted`. `lost`, without a session, marks events that were dropped because the watcher was
+    /// too slow.
     #[prost(string, tag = "2")]
     pub event: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "3")]
     pub timestamp: ::core::option::Option<::prost_types::Timestamp>,
-    /// How many events are missing, in an event `lost`.
+    /// Number of dropped events, in an event `lost`.
     #[prost(uint64, tag = "4")]
     pub lost_events: u64,
 }
-/// What a caller says on a Multiplex stream. The lists are read in the order of their numbers. A message may start up to
-/// 16384 calls; callers cut messages at about a megabyte, and only a larger call goes alone. A host runs up to 4096 calls of
-/// one stream at once and refuses more with RESOURCE_EXHAUSTED. While a caller does not read its answers, nothing more is
-/// taken in once some megabytes of them wait.
+/// A message of the caller on a Multiplex stream. The receiver processes the lists in the order of their field numbers.
+///
+/// A message may start up to 16384 calls. Callers limit messages to about a megabyte; a larger call gets a message of its
+/// own. A host runs up to 4096 calls of a stream concurrently and rejects more with RESOURCE_EXHAUSTED. Backpressure: the
+/// receiver stops reading while several megabytes of replies wait for the caller.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CallBatch {
     #[prost(message, repeated, tag = "1")]
     pub calls: ::prost::alloc::vec::Vec<CallStart>,
     #[prost(message, repeated, tag = "2")]
     pub credits: ::prost::alloc::vec::Vec<CallCredit>,
-    /// Ids of calls that nobody waits for any more. Each still ends with one CallReply, once it provably runs no more; to
-    /// name it again changes nothing.
+    /// Ids of calls to cancel. Each still ends with one CallReply, which is sent once the call no longer runs. Cancelling a
+    /// call again has no effect.
     #[prost(uint64, repeated, tag = "3")]
     pub cancels: ::prost::alloc::vec::Vec<u64>,
-    /// Ids of calls that the caller wants back if they have not begun. Such a call ends with its id in
-    /// ReplyBatch.recalled; one that has begun goes on. Workers honour it; a host, which queues calls itself, ignores it.
+    /// Ids of calls to return if they have not begun. A returned call ends with its id in ReplyBatch.recalled. A call that has
+    /// begun continues. Workers support this; hosts ignore it, because they queue calls themselves.
     #[prost(uint64, repeated, tag = "4")]
     pub recalls: ::prost::alloc::vec::Vec<u64>,
-    /// The caller takes large answers in parts: see CallPart. Said in the first message.
+    /// Whether the caller accepts large replies in parts, see CallPart. Set in the first message.
     #[prost(bool, tag = "5")]
     pub takes_parts: bool,
 }
-/// A call begins. Its arguments, session and metadata are those of ExecuteToolRequest.
+/// Starts a call. Arguments, session and metadata are those of ExecuteToolRequest.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CallStart {
-    /// Chosen by the caller; rises from call to call on one stream, from 1. To a worker it stays below 2^48.
+    /// Chosen by the caller, from 1. Each call of a stream has a higher id than the one before. Ids for workers are below 2^48.
     #[prost(uint64, tag = "1")]
     pub id: u64,
     #[prost(string, tag = "2")]
@@ -1071,22 +1073,21 @@ pub struct CallStart {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
-    /// Whether the answer is a stream of chunks.
+    /// Whether the result is a stream of chunks.
     #[prost(bool, tag = "6")]
     pub stream: bool,
-    /// Microseconds that are left for the call; 0 means no deadline.
+    /// Microseconds until the deadline. 0 means no deadline.
     #[prost(uint64, tag = "7")]
     pub timeout_us: u64,
-    /// W3C trace context; empty when there is none.
+    /// W3C trace context. May be empty.
     #[prost(string, tag = "8")]
     pub traceparent: ::prost::alloc::string::String,
     #[prost(string, tag = "9")]
     pub tracestate: ::prost::alloc::string::String,
-    /// Whether running the call twice does no harm.
+    /// Whether the call is idempotent, so that a retry is safe.
     #[prost(bool, tag = "10")]
     pub idempotent: bool,
-    /// For a stream: how many bytes of chunks may come before a CallCredit grants more; 0 means 262144. See
-    /// CallChunks.
+    /// Initial credit of a stream, in bytes. 0 means 262144. CallCredit grants more; CallChunks defines the cost of a chunk.
     #[prost(uint64, tag = "11")]
     pub credit: u64,
 }
@@ -1101,12 +1102,12 @@ pub struct CallArgument {
 pub struct CallValue {
     #[prost(enumeration = "CallValueType", tag = "1")]
     pub r#type: i32,
-    /// The value as JSON, or, beside a buffer, its metadata: shape, dtype, binary_format, type.
+    /// The value as JSON. With a buffer in `binary`, its metadata: shape, dtype, binary_format, type.
     #[prost(bytes = "bytes", tag = "2")]
     pub json: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", optional, tag = "3")]
     pub binary: ::core::option::Option<::prost::bytes::Bytes>,
-    /// In an answer: how many bytes came before these, see CallPart.
+    /// In a reply, the number of bytes that were sent in parts, see CallPart.
     #[prost(uint64, tag = "4")]
     pub sent_in_parts: u64,
 }
@@ -1114,11 +1115,11 @@ pub struct CallValue {
 pub struct CallCredit {
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    /// How many bytes of chunks more.
+    /// Additional credit in bytes.
     #[prost(uint64, tag = "2")]
     pub bytes: u64,
 }
-/// What the other side answers. The lists are read in the order of their numbers.
+/// A message of the callee on a Multiplex stream. The caller processes the lists in the order of their field numbers.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReplyBatch {
     #[prost(message, repeated, tag = "1")]
@@ -1127,17 +1128,19 @@ pub struct ReplyBatch {
     pub chunks: ::prost::alloc::vec::Vec<CallChunks>,
     #[prost(message, repeated, tag = "3")]
     pub replies: ::prost::alloc::vec::Vec<CallReply>,
-    /// Ids of calls that never began and will not.
+    /// Ids of recalled calls. They have not begun, and will not.
     #[prost(uint64, repeated, tag = "4")]
     pub recalled: ::prost::alloc::vec::Vec<u64>,
     #[prost(message, repeated, tag = "5")]
     pub parts: ::prost::alloc::vec::Vec<CallPart>,
 }
-/// The next bytes of an answer or chunk with more than 262144 bytes of data, so that small ones pass between its parts. Only
-/// callers that take parts get them. The data is that of a CallChunk, or a CallValue's binary, or its json where there is no
-/// binary. The last bytes, at most 262144, come in a later message with the answer or chunk itself, where sent_in_parts says how
-/// many came before. All parts of a call belong to the next such answer or chunk of that call. Together they must not have more
-/// than 104792064 bytes.
+/// A part of a reply or chunk with more than 262144 bytes of data. Small replies pass between the parts, which avoids
+/// head-of-line blocking. Only callers that set `takes_parts` receive parts.
+///
+/// The divided data is CallChunk.data, or CallValue.binary, or CallValue.json if the value has no binary. The last bytes, at
+/// most 262144, follow in a later message with the reply or chunk itself. Its sent_in_parts is the number of bytes that were
+/// sent before. All parts of a call belong to the next such reply or chunk of that call. The data must not exceed 104792064
+/// bytes in total.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CallPart {
     #[prost(uint64, tag = "1")]
@@ -1145,17 +1148,17 @@ pub struct CallPart {
     #[prost(bytes = "bytes", tag = "2")]
     pub data: ::prost::bytes::Bytes,
 }
-/// A streaming call runs and will send chunks.
+/// A streaming call has begun and will send chunks.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CallOpened {
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    /// Empty when a worker answers its own host.
+    /// Empty if a worker sends it to its own host.
     #[prost(string, tag = "2")]
     pub worker_id: ::prost::alloc::string::String,
 }
-/// Chunks of one stream. Each costs the length of its data, plus 32, of the credit, plus for each entry of its metadata the
-/// lengths of key and value and 16. A chunk may overdraw the credit: the next one comes when grants have made up for that.
+/// Chunks of one stream. A chunk costs credit: the length of its data plus 32, and for each entry of its metadata the lengths
+/// of key and value plus 16. A chunk may overdraw the credit. The next one is sent once grants have made the credit positive.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CallChunks {
     #[prost(uint64, tag = "1")]
@@ -1173,12 +1176,11 @@ pub struct CallChunk {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
-    /// How many bytes of the data came before these, see CallPart.
+    /// Number of bytes of the data that were sent in parts, see CallPart.
     #[prost(uint64, tag = "3")]
     pub sent_in_parts: u64,
 }
-/// How a call ended: with a value, with the failure of its tool, with a status, or, for a stream that is complete, with
-/// none of them.
+/// The end of a call: a value, the failure of its tool, or a status. A stream that is complete has none of them.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CallReply {
     #[prost(uint64, tag = "1")]
@@ -1196,11 +1198,11 @@ pub struct CallReply {
     >,
     #[prost(uint64, tag = "6")]
     pub execution_time_ns: u64,
-    /// Empty when a worker answers its own host.
+    /// Empty if a worker sends it to its own host.
     #[prost(string, tag = "7")]
     pub worker_id: ::prost::alloc::string::String,
 }
-/// A gRPC status, for one call of many.
+/// A gRPC status for one call of a stream.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CallStatus {
     #[prost(int32, tag = "1")]
@@ -1211,7 +1213,7 @@ pub struct CallStatus {
     #[prost(bytes = "bytes", tag = "3")]
     pub details: ::prost::bytes::Bytes,
 }
-/// The types of values; the names are those in the type URLs of an Any.
+/// The types of values. Their names are those in the type URL of an Any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum CallValueType {
@@ -1895,7 +1897,7 @@ pub mod bridge_service_client {
                 );
             self.inner.streaming(req, path, codec).await
         }
-        /// Never implemented by any version of the protocol: answered UNIMPLEMENTED.
+        /// No version of the protocol implements these. Hosts answer UNIMPLEMENTED.
         pub async fn add_dependency(
             &mut self,
             request: impl tonic::IntoRequest<super::AddDependencyRequest>,
@@ -1974,7 +1976,7 @@ pub mod bridge_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Served by workers: cancels a call and answers once the worker provably no longer runs it.
+        /// Cancels a call. Workers serve it, and answer once they no longer run the call.
         pub async fn cancel_tool(
             &mut self,
             request: impl tonic::IntoRequest<super::CancelToolRequest>,
@@ -1999,8 +2001,8 @@ pub mod bridge_service_client {
                 .insert(GrpcMethod::new("snakepit.bridge.BridgeService", "CancelTool"));
             self.inner.unary(req, path, codec).await
         }
-        /// Many calls at once on one stream, many frames to a message. Hosts serve it to clients, workers to their host; a peer
-        /// that does not know it is driven by ExecuteTool and ExecuteStreamingTool.
+        /// Multiplexes calls on one stream. A message holds many frames. Hosts serve it to clients, and workers to their host.
+        /// Callers use ExecuteTool and ExecuteStreamingTool with peers that do not serve it.
         pub async fn multiplex(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::CallBatch>,
@@ -2126,7 +2128,7 @@ pub mod bridge_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// What the host knows, for operators and the command line.
+        /// The state of the host, for operators and the command line.
         pub async fn list_tools(
             &mut self,
             request: impl tonic::IntoRequest<super::ListToolsRequest>,
@@ -2227,7 +2229,7 @@ pub mod bridge_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Which sessions come and go from now on, until the caller stops listening.
+        /// Reports sessions that are created or end, until the caller cancels.
         pub async fn watch_sessions(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchSessionsRequest>,
@@ -2435,7 +2437,7 @@ pub mod bridge_service_server {
             tonic::Response<Self::StreamTelemetryStream>,
             tonic::Status,
         >;
-        /// Never implemented by any version of the protocol: answered UNIMPLEMENTED.
+        /// No version of the protocol implements these. Hosts answer UNIMPLEMENTED.
         async fn add_dependency(
             &self,
             request: tonic::Request<super::AddDependencyRequest>,
@@ -2457,7 +2459,7 @@ pub mod bridge_service_server {
             tonic::Response<super::StopOptimizationResponse>,
             tonic::Status,
         >;
-        /// Served by workers: cancels a call and answers once the worker provably no longer runs it.
+        /// Cancels a call. Workers serve it, and answer once they no longer run the call.
         async fn cancel_tool(
             &self,
             request: tonic::Request<super::CancelToolRequest>,
@@ -2471,8 +2473,8 @@ pub mod bridge_service_server {
             >
             + std::marker::Send
             + 'static;
-        /// Many calls at once on one stream, many frames to a message. Hosts serve it to clients, workers to their host; a peer
-        /// that does not know it is driven by ExecuteTool and ExecuteStreamingTool.
+        /// Multiplexes calls on one stream. A message holds many frames. Hosts serve it to clients, and workers to their host.
+        /// Callers use ExecuteTool and ExecuteStreamingTool with peers that do not serve it.
         async fn multiplex(
             &self,
             request: tonic::Request<tonic::Streaming<super::CallBatch>>,
@@ -2506,7 +2508,7 @@ pub mod bridge_service_server {
             tonic::Response<super::DeleteProgramResponse>,
             tonic::Status,
         >;
-        /// What the host knows, for operators and the command line.
+        /// The state of the host, for operators and the command line.
         async fn list_tools(
             &self,
             request: tonic::Request<super::ListToolsRequest>,
@@ -2541,7 +2543,7 @@ pub mod bridge_service_server {
             >
             + std::marker::Send
             + 'static;
-        /// Which sessions come and go from now on, until the caller stops listening.
+        /// Reports sessions that are created or end, until the caller cancels.
         async fn watch_sessions(
             &self,
             request: tonic::Request<super::WatchSessionsRequest>,
