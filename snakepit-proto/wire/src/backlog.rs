@@ -1,5 +1,5 @@
-//! [`Backlog`]: updates of a watch, read from the connection as they come. A watch that nobody reads then occupies none of the
-//! connection's flow control window, which calls need too.
+//! [`Backlog`]: a bounded buffer for the updates of a watch. A watch with a slow reader then does not exhaust the flow
+//! control window of the connection, which calls share.
 
 use std::{
     collections::VecDeque,
@@ -13,17 +13,17 @@ use futures_util::Stream;
 use snakepit_proto::pb::VariableUpdate;
 use tonic::Status;
 
-/// How many bytes of updates may wait for their reader. The newest update stays whatever its size.
+/// The limit of the buffer, in bytes. The newest update is kept even if it is larger.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
-/// How many bytes an update counts beyond its content.
+/// The overhead of an update in the accounting, in bytes.
 const UPDATE_BYTES: usize = 512;
-/// The type of an update that says how many are missing.
+/// The type of an update with the number of dropped updates.
 const LOST: &str = "lost";
-/// The type of an update that tells how a variable was when the watch began.
+/// The type of an update with the value of a variable at the start of the watch.
 const INITIAL: &str = "initial";
 
-/// Updates that were read ahead, as a stream. When the reader is slow the oldest ones give way, and an update of type `lost`
-/// says how many they were. Ends as the source does, after all that arrived before.
+/// A stream of buffered updates. If the reader is slow, the buffer drops the oldest updates, and an update of type
+/// `lost` has their number. The stream ends like its source, after all updates that arrived before.
 #[derive(Debug)]
 pub struct Backlog(Arc<Mutex<State>>);
 
@@ -31,19 +31,20 @@ pub struct Backlog(Arc<Mutex<State>>);
 struct State {
     updates: VecDeque<VariableUpdate>,
     bytes: usize,
-    /// How many bytes the initial values have that came: these are there already and come whole.
+    /// The total size of the initial values. They do not count against the limit, so none is dropped.
     initial_bytes: usize,
-    /// How many updates are missing before the first.
+    /// The number of updates that were dropped before the first.
     lost: u64,
-    /// How the source ended.
+    /// The end of the source.
     end: Option<Result<(), Status>>,
     reader: Option<Waker>,
-    /// The task that reads the source.
+    /// The task that reads the source, while it waits.
     source: Option<Waker>,
     closed: bool,
 }
 
-/// Reads the updates of a watch ahead. The future moves them and ends with the source, or when the backlog is dropped.
+/// Buffers the updates of a watch. The future moves them into the backlog, until the source ends or the backlog is
+/// dropped.
 pub fn read_ahead<S>(source: S) -> (impl Future<Output = ()> + Send + 'static, Backlog)
 where
     S: Stream<Item = Result<VariableUpdate, Status>> + Send + Unpin + 'static,
@@ -128,7 +129,7 @@ fn size(update: &VariableUpdate) -> usize {
     UPDATE_BYTES + prost::Message::encoded_len(update)
 }
 
-/// No code that could panic runs under the lock, so a poisoned one still holds sound data.
+/// Locks the state. Ignores poisoning, because no code under the lock panics.
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -148,7 +149,7 @@ impl Stream for Backlog {
             return Poll::Ready(Some(Ok(update)));
         }
         match &mut state.end {
-            // The error comes once; after it the stream has ended.
+            // Yields the error once, then the end.
             Some(end) => Poll::Ready(std::mem::replace(end, Ok(())).err().map(Err)),
             None => {
                 state.reader = Some(cx.waker().clone());
@@ -188,7 +189,7 @@ mod tests {
         }
     }
 
-    /// The versions that a reader sees, lost ones as their negative number.
+    /// The versions that a reader receives, with the number of lost updates as a negative number.
     async fn seen(backlog: Backlog) -> Vec<i64> {
         let one = |update: Result<VariableUpdate, Status>| {
             let update = update.unwrap();
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_reader_loses_the_oldest_updates_and_hears_how_many() {
+    async fn a_slow_reader_loses_the_oldest_updates_and_receives_their_number() {
         const MIB: usize = 1024 * 1024;
         let updates = (1..=40).map(|version| Ok(update(version, MIB)));
         let (reading, backlog) = read_ahead(stream::iter(updates));
@@ -209,14 +210,14 @@ mod tests {
         let seen = seen(backlog).await;
         assert_eq!(seen[..2], [-25, 26]);
         assert_eq!(seen[1..], Vec::from_iter(26..=40));
-        // One alone stays, however large.
+        // The newest update is kept, whatever its size.
         let (reading, backlog) = read_ahead(stream::iter([Ok(update(1, 1)), Ok(update(2, 2 * MAX_BYTES))]));
         reading.await;
         assert_eq!(self::seen(backlog).await, [-1, 2]);
     }
 
     #[tokio::test]
-    async fn initial_values_come_whole_and_missing_ones_add_up() {
+    async fn initial_values_are_complete_and_lost_updates_add_up() {
         let initial = VariableUpdate { update_type: INITIAL.to_owned(), ..update(0, MAX_BYTES) };
         let lost = VariableUpdate { update_type: LOST.to_owned(), lost_updates: 7, ..Default::default() };
         let updates = [initial.clone(), initial, update(1, 10)].map(Ok);
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_comes_after_what_arrived_before_it() {
+    async fn the_end_follows_the_updates_before_it() {
         let updates = [Ok(update(1, 1)), Err(Status::unavailable("broken")), Ok(update(2, 1))];
         let (reading, mut backlog) = read_ahead(stream::iter(updates));
         reading.await;
@@ -239,11 +240,11 @@ mod tests {
         assert!(backlog.next().await.is_none());
         let (reading, mut backlog) = read_ahead(stream::pending());
         drop(reading);
-        assert!(backlog.next().await.unwrap().is_err(), "nobody reads the source");
+        assert!(backlog.next().await.unwrap().is_err(), "the source is not read");
     }
 
     #[tokio::test]
-    async fn nothing_is_read_for_a_reader_that_is_gone() {
+    async fn a_dropped_backlog_ends_the_future() {
         let (reading, backlog) = read_ahead(stream::pending());
         let mut reading = Box::pin(reading);
         assert!(reading.as_mut().now_or_never().is_none());

@@ -14,15 +14,19 @@
 #![warn(missing_docs)]
 
 mod backlog;
-mod convert;
+mod failure;
 pub mod mux;
+mod request;
+mod spec;
 mod sync;
+mod value;
 
 pub use self::{
     backlog::{Backlog, read_ahead},
-    convert::{
-        WireError, bad_argument, bad_field, check_size, failure_from_wire, failure_to_wire,
-        payload_from_wire, payload_to_wire, payload_to_wire_inline, request_to_wire, spec_from_registration,
-        spec_to_registration, spec_to_wire, value_from_wire, value_to_wire,
+    failure::{bad_argument, bad_field, failure_from_wire, failure_to_wire},
+    request::{check_size, request_to_wire},
+    spec::{spec_from_registration, spec_to_registration, spec_to_wire},
+    value::{
+        WireError, payload_from_wire, payload_to_wire, payload_to_wire_inline, value_from_wire, value_to_wire,
     },
 };

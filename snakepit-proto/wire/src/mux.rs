@@ -6,9 +6,9 @@
 //!   frames    Multiplexer, Call           <═══> Serve, Calls, Replies         snakepit_proto::mux
 //! ```
 //!
-//! [`call`] makes a call, and a [`Callee`] defines the errors of its ends. [`MuxCalls`] serves the calls of a stream with any
-//! [`ToolHandler`](snakepit_registry::ToolHandler), and a [`MuxService`] defines the differences between servers. The host
-//! and the worker runtime each add an adapter that implements these traits.
+//! [`call`] makes a call, and a [`Callee`] defines the errors of its ends. [`MuxCalls`] serves the calls of a stream
+//! with any [`ToolHandler`](snakepit_registry::ToolHandler), and a [`MuxService`] defines the differences between
+//! servers. The host and the worker runtime each add an adapter that implements these traits.
 
 mod calling;
 mod serving;

@@ -1,15 +1,15 @@
-//! What the fuzzer runs, as an ordinary test: on its seeds, one of each form that a value has on the wire, and on what
-//! becomes of them by chance.
+//! Runs the fuzz target as a test: on its seeds, one for each form of a value on the wire, and on random mutations of
+//! them.
 
 use std::{fs, path::Path};
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 
 #[path = "../fuzz/src/lib.rs"]
-#[allow(unreachable_pub, reason = "to the fuzzer it is a crate")]
+#[allow(unreachable_pub, reason = "the fuzzer uses it as a crate")]
 mod fuzz;
 
-/// In the order of their names.
+/// Reads the seeds in the order of their names.
 fn seeds() -> Vec<Vec<u8>> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/any");
     let files = fs::read_dir(directory).expect("there are seeds");
@@ -19,20 +19,20 @@ fn seeds() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn what_must_hold_of_values_holds_of_each_form() {
+fn invariants_hold_for_each_form_of_a_value() {
     let seeds = seeds();
-    assert!(seeds.len() > 50, "they are all there");
+    assert!(seeds.len() > 50, "the seeds are complete");
     seeds.iter().for_each(|input| fuzz::any(input));
 }
 
-/// One change of an input.
+/// A mutation of an input.
 #[derive(Debug, Clone)]
 enum Change {
     Replace(Index, u8),
     Insert(Index, u8),
     Remove(Index),
     Cut(Index),
-    /// Takes over what another has from there on.
+    /// Continues with the bytes of another input from this position.
     Cross(Index, Index),
 }
 
@@ -52,7 +52,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(3000) })]
 
     #[test]
-    fn what_must_hold_of_values_holds_of_any_bytes(seed in any::<Index>(), changes in vec(change(), 1..6)) {
+    fn invariants_hold_for_any_bytes(seed in any::<Index>(), changes in vec(change(), 1..6)) {
         let seeds = seeds();
         let mut input = seed.get(&seeds).clone();
         for change in changes {

@@ -1,5 +1,4 @@
-//! What must hold of every value that comes from the wire, whatever its bytes. Run by the fuzzer, and by
-//! `tests/fuzz.rs` as an ordinary test.
+//! Invariants of values from the wire, for arbitrary bytes. The fuzzer runs them, and `tests/fuzz.rs` as a test.
 
 use bytes::Bytes;
 use serde::de::IgnoredAny;
@@ -9,7 +8,7 @@ use snakepit_wire::{
     payload_from_wire, payload_to_wire, payload_to_wire_inline, value_from_wire, value_to_wire,
 };
 
-/// Types of variables, with constraints of every sort.
+/// Types of variables, with all kinds of constraints.
 const TYPES: [(ValueType, &str); 17] = [
     (ValueType::Float, ""),
     (ValueType::Float, r#"{"min":-1.5,"max":1e9}"#),
@@ -30,13 +29,13 @@ const TYPES: [(ValueType, &str); 17] = [
     (ValueType::List, ""),
 ];
 
-/// Reads a value and does to it all that a host does.
+/// Converts a value and runs all operations of a host on it.
 ///
-/// The first line of the input is the type URL; the second says how many bytes at its end are those of the binary field,
-/// and is no number when there is none; the rest is the value.
+/// The first line of the input is the type URL. The second line is the size of the binary field, which is at the end of
+/// the input. It is not a number if there is no binary field. The rest of the input is the value.
 ///
 /// # Panics
-/// When something does not hold.
+/// If an invariant does not hold.
 pub fn any(input: &[u8]) {
     let mut lines = input.splitn(3, |byte| *byte == b'\n');
     let (Some(type_url), Some(size), Some(rest)) = (lines.next(), lines.next(), lines.next()) else { return };
@@ -50,25 +49,25 @@ pub fn any(input: &[u8]) {
     else {
         return;
     };
-    assert!(!buffered || payload.binary().is_some(), "what says to have a buffer has one");
+    assert!(!buffered || payload.binary().is_some(), "a value of a `.binary` type has a buffer");
     if foreign {
-        is_what_it_says(&payload);
+        matches_its_type(&payload);
     }
-    survives(&payload);
-    reads(&payload);
+    round_trips(&payload);
+    expands_in_proportion(&payload);
     for (kind, constraints) in TYPES {
-        fits_or_not(kind, constraints, &payload);
+        check_variable(kind, constraints, &payload);
     }
-    // Constraints come from the wire as well.
+    // Constraints come from the wire too.
     if let Ok(constraints) = std::str::from_utf8(payload.json()) {
         for (kind, _) in TYPES {
-            fits_or_not(kind, constraints, &payload);
+            check_variable(kind, constraints, &payload);
         }
     }
 }
 
-/// A buffer is read as some lists and numbers for each of its bytes, or not at all.
-fn reads(payload: &Payload) {
+/// A buffer expands to a number of lists and numbers in proportion to its bytes, or is rejected.
+fn expands_in_proportion(payload: &Payload) {
     fn parts(value: &serde_json::Value) -> usize {
         1 + value.as_array().map_or(0, |items| items.iter().map(parts).sum())
     }
@@ -77,55 +76,55 @@ fn reads(payload: &Payload) {
     }
 }
 
-/// Whatever is read can be written, and is then read as the same.
-fn survives(payload: &Payload) {
+/// A value survives the conversion to the wire and back.
+fn round_trips(payload: &Payload) {
     let (any, binary) = payload_to_wire(payload.clone());
-    // A field of proto3 that is empty cannot be told from one that is not there.
+    // proto3 does not distinguish an empty field from a missing one.
     let read = payload_from_wire(any.clone(), binary.clone().filter(|binary| !binary.is_empty()));
-    assert_eq!(read.as_ref(), Ok(payload), "read again");
-    assert_eq!(payload_from_wire(any, binary).as_ref(), Ok(payload), "read again");
+    assert_eq!(read.as_ref(), Ok(payload), "after a round trip");
+    assert_eq!(payload_from_wire(any, binary).as_ref(), Ok(payload), "after a round trip");
     assert_eq!(
         value_from_wire(value_to_wire(payload.clone())).as_ref(),
         Ok(payload),
-        "of a multiplexed call"
+        "after a round trip in a multiplexed call"
     );
 
     let inline =
-        payload_from_wire(payload_to_wire_inline(payload.clone()), None).expect("inline, it is read");
+        payload_from_wire(payload_to_wire_inline(payload.clone()), None).expect("an inline value is valid");
     assert_eq!(inline.ty(), payload.ty());
     match payload.binary() {
         None => assert_eq!(inline, *payload),
         Some(buffer) if payload.ty() == ValueType::Bytes => assert_eq!(inline.binary(), Some(buffer)),
         Some(buffer) => {
-            let json: serde_json::Value = inline.to_serde().expect("inline, a buffer is JSON");
-            let data = json["data"].as_str().expect("its data is a string");
-            assert_eq!(data.len(), buffer.len().div_ceil(3) * 4, "its data is the whole buffer in base64");
+            let json: serde_json::Value = inline.to_serde().expect("an inline buffer is JSON");
+            let data = json["data"].as_str().expect("the data is a string");
+            assert_eq!(data.len(), buffer.len().div_ceil(3) * 4, "the data is the whole buffer in base64");
         }
     }
 }
 
-/// A value that came as a message of protobuf is JSON of the type that it got.
-fn is_what_it_says(payload: &Payload) {
+/// A value from a protobuf message is JSON of its type.
+fn matches_its_type(payload: &Payload) {
     let json = payload.json();
-    serde_json::from_slice::<IgnoredAny>(json).expect("it is JSON");
+    serde_json::from_slice::<IgnoredAny>(json).expect("the value is JSON");
     let looks = Payload::of_json(Bytes::copy_from_slice(json.trim_ascii())).ty();
     match payload.ty() {
-        ValueType::Float => assert!(looks == ValueType::Float || is_no_number(json)),
+        ValueType::Float => assert!(looks == ValueType::Float || is_special_float(json)),
         ValueType::Bytes => assert!(payload.binary().is_some()),
         ty => assert_eq!(ty, looks),
     }
 }
 
-/// A variable takes a value or does not. What it takes is of its type, and it takes it again.
-fn fits_or_not(kind: ValueType, constraints: &str, payload: &Payload) {
+/// A variable accepts or rejects a value. The value that it stores has its type, and is accepted again.
+fn check_variable(kind: ValueType, constraints: &str, payload: &Payload) {
     let Ok(ty) = VariableType::with_constraints(kind, constraints) else { return };
     let Ok(kept) = ty.check(payload.clone()) else { return };
     assert_eq!(kept.ty(), kind);
-    assert_eq!(ty.check(kept.clone()).as_ref(), Ok(&kept), "it takes what it kept");
+    assert_eq!(ty.check(kept.clone()).as_ref(), Ok(&kept), "a variable accepts its own value");
     assert_eq!(kept.binary(), payload.binary());
-    serde_json::from_slice::<IgnoredAny>(kept.json()).expect("it is JSON");
+    serde_json::from_slice::<IgnoredAny>(kept.json()).expect("the value is JSON");
     let reads = match kind {
-        ValueType::Float => kept.to_serde::<f64>().is_ok() || is_no_number(kept.json()),
+        ValueType::Float => kept.to_serde::<f64>().is_ok() || is_special_float(kept.json()),
         ValueType::Integer => kept.to_serde::<i64>().is_ok(),
         ValueType::Boolean => kept.to_serde::<bool>().is_ok(),
         ValueType::String | ValueType::Choice | ValueType::Module => kept.to_serde::<String>().is_ok(),
@@ -133,10 +132,10 @@ fn fits_or_not(kind: ValueType, constraints: &str, payload: &Payload) {
         ValueType::List => kept.json().trim_ascii_start().starts_with(b"["),
         _ => true,
     };
-    assert!(reads, "{kept:?} is no {kind}");
+    assert!(reads, "{kept:?} is not a {kind}");
 }
 
-/// What JSON has no number for.
-fn is_no_number(json: &[u8]) -> bool {
+/// Whether the JSON is the string of a float without a JSON number.
+fn is_special_float(json: &[u8]) -> bool {
     [&br#""NaN""#[..], br#""Infinity""#, br#""-Infinity""#].contains(&json)
 }

@@ -75,7 +75,8 @@ pub trait Callee: Clone + Send + Sync + Unpin + 'static {
     /// The error of a call whose result cannot be decoded.
     fn bad_value(&self, error: &WireError) -> ToolError;
 
-    /// The error of a call whose callee violated the protocol. `what` is a predicate, such as "ended a stream with a value".
+    /// The error of a call whose callee violated the protocol. `what` is a predicate, such as "ended a stream with a
+    /// value".
     fn protocol_error(&self, what: &str) -> ToolError;
 
     /// The worker that runs a call. `worker_id` comes from the reply and may be empty.
@@ -104,7 +105,8 @@ pub fn fits(call: &ToolCall) -> bool {
     names + trace + arguments.chain(metadata).sum::<usize>() <= MAX_SHARED_BYTES
 }
 
-/// Makes a call. It starts the call before it returns the future, so that the future holds neither the call nor its frame.
+/// Makes a call. It starts the call before it returns the future, so that the future holds neither the call nor its
+/// frame.
 ///
 /// # Errors
 /// Those of [`ToolHandler::call`](snakepit_registry::ToolHandler::call).
@@ -209,8 +211,8 @@ impl NoReply {
         }
     }
 
-    /// The error. A stream whose connection broke is never complete, even with a stored reply, because its last chunks may be
-    /// missing.
+    /// The error. A stream whose connection broke is never complete, even with a stored reply, because its last chunks
+    /// may be missing.
     async fn error<C: Callee>(self, callee: &C, info: &CallInfo, id: u64) -> ToolError {
         match self {
             Self::Refused(status) => callee.refused(info, status).await,

@@ -1,5 +1,6 @@
-//! Calls from [`call`] to [`MuxCalls`] and back, in random order: late polls, cancellations, recalls, and a cut at any point. Each
-//! call ends exactly once with what its tool did, streams have no gaps, and nothing is left at either end.
+//! A model test from [`call`] to [`MuxCalls`] and back: random calls, late polls, cancellations, recalls, and a cut at
+//! any point. Each call ends exactly once with the outcome of its tool, and streams have no gaps. Both ends are empty
+//! afterwards.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -27,35 +28,35 @@ use crate::WireError;
 
 mod run;
 
-/// One step of a run. Numbers pick among what there is.
+/// One step of a run. Numbers select an existing call.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Start {
         streams: bool,
     },
-    /// The caller looks at a call.
+    /// The caller polls a call.
     Poll(usize),
     Drop(usize),
     Recall(usize),
-    /// Cancels a call, and waits from now on until it has ended.
+    /// Cancels a call and starts waiting for its end.
     Cancel(usize),
-    /// The caller's transport takes a message.
+    /// The transport of the caller takes a message.
     Send,
-    /// A message reaches the callee.
+    /// A message arrives at the callee.
     Receive,
-    /// The callee's task runs.
+    /// The task of the callee is polled.
     Serve,
-    /// A tool goes on.
+    /// A tool makes progress.
     Work(usize, Did),
-    /// A tool that was cancelled runs no more.
+    /// A cancelled tool has stopped.
     Confirm(usize),
-    /// The callee's transport takes a message.
+    /// The transport of the callee takes a message.
     Answer,
-    /// A message reaches the caller.
+    /// A message arrives at the caller.
     Deliver,
 }
 
-/// What a tool does; sizes in bytes.
+/// An action of a tool. Sizes are in bytes.
 #[derive(Debug, Clone, Copy)]
 enum Did {
     Chunk(usize),
@@ -90,21 +91,21 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The tools, as the run has them act.
+/// The tools, controlled by the run.
 #[derive(Debug, Clone, Default)]
 struct Tools(Arc<Mutex<HashMap<u64, Work>>>);
 
-/// What the tool of one call did.
+/// The state of the tool of one call.
 #[derive(Debug, Default)]
 struct Work {
-    /// The call reached the tool, and this still runs.
+    /// Whether the tool runs.
     running: bool,
     streams: bool,
-    /// It did something, so it is not given back.
+    /// Whether the tool acted, so that the call cannot be recalled.
     begun: bool,
-    /// Data of chunks that are not taken yet.
+    /// Data of chunks that were not polled yet.
     chunks: VecDeque<Bytes>,
-    /// How many chunks there were.
+    /// The number of chunks so far.
     count: u64,
     end: Option<Ended>,
     cancelled: bool,
@@ -119,7 +120,7 @@ enum Ended {
     Recalled,
 }
 
-/// Data that tells its call, its place in the stream, and where each part of it belongs.
+/// Data that depends on its call, its index in the stream, and the position within.
 fn data(call: u64, place: u64, bytes: usize) -> Bytes {
     let mut data = Vec::with_capacity(bytes);
     while data.len() < bytes {
@@ -129,7 +130,7 @@ fn data(call: u64, place: u64, bytes: usize) -> Bytes {
     data.into()
 }
 
-/// Says that the tool of a call runs, until it is dropped.
+/// Marks the tool of a call as running until it is dropped.
 struct Runs(Tools, u64);
 
 impl Drop for Runs {
@@ -143,7 +144,7 @@ impl Tools {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes what the tool of a call does, and wakes what waits for it.
+    /// Changes the state of a tool and wakes the tasks that wait for it.
     fn change(&self, call: u64, change: impl FnOnce(&mut Work)) {
         let wakers = {
             let mut all = self.lock();
@@ -169,7 +170,7 @@ impl Tools {
     fn chunks(self, call: u64, runs: Runs) -> ChunkStream {
         let mut open = Some(runs);
         Box::pin(stream::poll_fn(move |cx| {
-            assert!(open.is_some(), "call {call} is read beyond its end");
+            assert!(open.is_some(), "call {call} is polled after its end");
             let next = self.poll(call, cx, |work| match (work.chunks.pop_front(), &work.end) {
                 (Some(data), _) => Some(Some(Ok(Chunk { data, metadata: Default::default() }))),
                 (None, Some(Ended::Returned(_))) => Some(None),
@@ -221,7 +222,7 @@ impl ToolHandler for Tools {
 
     fn recall(&self, call: CallId) {
         self.change(call.as_u64(), |work| {
-            // One that did not reach the tool yet goes on.
+            // A call whose tool does not run yet continues.
             if work.running && !work.begun {
                 work.begun = true;
                 work.end = Some(Ended::Recalled);
@@ -248,7 +249,7 @@ impl MuxService for Own {
     }
 }
 
-/// The other end, to the caller.
+/// The callee, for the errors of the caller.
 #[derive(Debug, Clone, Copy)]
 struct Other;
 

@@ -1,8 +1,8 @@
 //! The callee: serves the calls of a stream with any [`ToolHandler`]. Hosts use it for their clients, and workers for
 //! streaming calls of their host.
 //!
-//! All calls of one stream run on one task. Each stream of chunks has separate credit, so a paused reader delays no other
-//! call.
+//! All calls of one stream run on one task. Each stream of chunks has separate credit, so a paused reader delays no
+//! other call.
 
 use std::{
     collections::HashMap,
@@ -49,8 +49,8 @@ const SMALL_BYTES: usize = 4096;
 /// The `retry_after` of rejected calls.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
-/// The delay after the deadline of a stream that cannot send, until it ends here. Its handler enforces the deadline first if
-/// it is polled.
+/// The delay after the deadline of a stream that cannot send, until it ends here. Its handler enforces the deadline
+/// first if it is polled.
 const DEADLINE_GRACE: Duration = Duration::from_millis(50);
 
 /// Defines the differences between servers of multiplexed calls.
@@ -81,8 +81,8 @@ pub trait MuxService: Send + Sync + 'static {
     /// Converts an error, other than the failure of a tool, to a status.
     fn status(&self, error: ToolError) -> Status;
 
-    /// The time when a stream of this tool must end even if its reader grants no credit, derived from deadline and start of the
-    /// call. `None` if the handler enforces it.
+    /// The time when a stream of this tool must end even if its reader grants no credit, derived from deadline and
+    /// start of the call. `None` if the handler enforces it.
     fn stream_deadline(&self, tool: &str, deadline: Option<Instant>, started: Instant) -> Option<Instant> {
         let _ = (tool, deadline, started);
         None

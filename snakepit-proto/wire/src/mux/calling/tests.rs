@@ -1,4 +1,4 @@
-//! What the end of a connection means for its calls.
+//! Outcomes of calls whose connection ends.
 
 use futures_util::StreamExt;
 use snakepit_proto::mux::Frames;
@@ -8,27 +8,27 @@ use snakepit_session::Payload;
 use super::*;
 use crate::mux::value_reply;
 
-/// A worker that is gone, and left an answer behind or did not.
+/// A worker that died, with the reply that it stored, if any.
 #[derive(Debug, Clone)]
-struct Gone(Option<pb::CallReply>);
+struct DeadWorker(Option<pb::CallReply>);
 
-fn gone(what: &str) -> ToolError {
+fn internal(what: &str) -> ToolError {
     ToolError::Internal { problem: what.to_owned() }
 }
 
 #[async_trait]
-impl Callee for Gone {
+impl Callee for DeadWorker {
     async fn refused(&self, _: &CallInfo, _: Status) -> ToolError {
-        gone("refused")
+        internal("refused")
     }
 
     async fn broken(&self, _: &CallInfo, id: u64, _: Status) -> LostCall {
         let answer = self.0.clone().map(|reply| pb::CallReply { id, ..reply });
-        LostCall { answer, error: gone("lost") }
+        LostCall { answer, error: internal("lost") }
     }
 
     async fn unsent(&self, _: &CallInfo, _: Status) -> ToolError {
-        gone("unsent")
+        internal("unsent")
     }
 
     fn failed(&self, _: &CallInfo, failure: ToolFailure) -> ToolError {
@@ -36,11 +36,11 @@ impl Callee for Gone {
     }
 
     fn bad_value(&self, error: &WireError) -> ToolError {
-        gone(&error.to_string())
+        internal(&error.to_string())
     }
 
     fn protocol_error(&self, what: &str) -> ToolError {
-        gone(what)
+        internal(what)
     }
 
     fn worker(&self, _: &str) -> Option<Arc<str>> {
@@ -57,8 +57,8 @@ fn chunks(data: &[u8]) -> pb::ReplyBatch {
     pb::ReplyBatch { opened, chunks, ..pb::ReplyBatch::default() }
 }
 
-/// A stream of which one chunk arrived, then `last`, before its connection broke: how it ends.
-async fn stream_ends(callee: &Gone, last: pb::ReplyBatch) -> Option<String> {
+/// Returns the end of a stream after one chunk, then `last`, then the end of its connection.
+async fn stream_ends(callee: &DeadWorker, last: pb::ReplyBatch) -> Option<String> {
     let (multiplexer, frames) = Frames::open();
     let mut streaming = ToolCall::new("stream");
     streaming.mode = CallMode::Streaming;
@@ -83,21 +83,24 @@ fn end_of(reply: pb::CallReply) -> pb::ReplyBatch {
 async fn a_stream_is_complete_only_if_its_end_arrived() {
     let complete = pb::CallReply::default();
     let nothing = pb::ReplyBatch::default();
-    let lost = gone("lost").to_string();
-    // The worker recorded the end, but the chunks before it had not left.
+    let lost = internal("lost").to_string();
+    // The worker stored the end, but did not send the chunks before it.
     for kept in [None, Some(complete.clone()), Some(value_reply(0, Payload::null(), None))] {
-        assert_eq!(stream_ends(&Gone(kept), nothing.clone()).await, Some(lost.clone()));
+        assert_eq!(stream_ends(&DeadWorker(kept), nothing.clone()).await, Some(lost.clone()));
     }
-    assert_eq!(stream_ends(&Gone(None), end_of(complete)).await, None);
+    assert_eq!(stream_ends(&DeadWorker(None), end_of(complete)).await, None);
     let value = end_of(value_reply(0, Payload::null(), None));
-    assert_eq!(stream_ends(&Gone(None), value).await, Some(gone("ended a stream with a value").to_string()));
+    assert_eq!(
+        stream_ends(&DeadWorker(None), value).await,
+        Some(internal("ended a stream with a value").to_string())
+    );
 }
 
 #[tokio::test]
-async fn a_value_that_was_left_behind_is_the_answer() {
+async fn a_stored_value_is_the_reply() {
     let unary = async |kept| {
         let (multiplexer, mut frames) = Frames::open();
-        let callee = Gone(kept);
+        let callee = DeadWorker(kept);
         let answer = call(&multiplexer, &callee, ToolCall::new("echo"));
         assert!(frames.poll_take(&mut Context::from_waker(std::task::Waker::noop())).is_ready());
         frames.cut(&Status::unavailable("broken"));
@@ -105,6 +108,6 @@ async fn a_value_that_was_left_behind_is_the_answer() {
     };
     assert!(unary(Some(value_reply(0, Payload::null(), None))).await.is_ok());
     for kept in [None, Some(pb::CallReply::default())] {
-        assert_eq!(unary(kept).await.unwrap_err().to_string(), gone("lost").to_string());
+        assert_eq!(unary(kept).await.unwrap_err().to_string(), internal("lost").to_string());
     }
 }

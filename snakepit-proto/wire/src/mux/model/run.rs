@@ -1,12 +1,12 @@
-//! One run of the model: both ends, what is under way between them, and what the callers should see.
+//! One run of the model: both ends, the messages in transit, and the expectations of the callers.
 
 use super::*;
 
-/// A call as its caller holds it.
+/// A call at its caller.
 struct Caller {
     id: u64,
     at: At,
-    /// Chunks that came.
+    /// The number of chunks that arrived.
     count: u64,
     asked_to_end: bool,
 }
@@ -107,7 +107,7 @@ impl Run {
         self.callers.push(Caller { id: self.started, at, count: 0, asked_to_end: false });
     }
 
-    /// Polls a call once. Whether anything came.
+    /// Polls a call once. Returns whether it was ready.
     fn poll(&mut self, i: usize) -> bool {
         let caller = &mut self.callers[i];
         let end = match &mut caller.at {
@@ -192,7 +192,7 @@ impl Run {
         true
     }
 
-    /// The calls whose tools run and did not end, in order.
+    /// The calls whose tools run and have not ended, in order.
     fn running(&self, is: impl Fn(&Work) -> bool) -> Vec<u64> {
         let all = self.tools.lock();
         let mut ids: Vec<u64> = all.iter().filter(|(_, work)| is(work)).map(|(id, _)| *id).collect();
@@ -240,7 +240,7 @@ impl Run {
         true
     }
 
-    /// The stream breaks here: what is under way is lost, and nothing runs on.
+    /// Breaks the stream, loses the messages in transit, and checks that all tools stop.
     pub(super) fn cut(mut self) {
         self.is_cut = true;
         self.frames.cut(&Status::unavailable("cut"));
@@ -258,7 +258,7 @@ impl Run {
         assert_eq!((self.ending.len(), self.frames.calls()), (0, 0));
     }
 
-    /// All tools come to an end, and everything arrives.
+    /// Ends all tools and delivers all messages.
     pub(super) fn settle(mut self) {
         loop {
             let mut moved = self.send() | self.receive();

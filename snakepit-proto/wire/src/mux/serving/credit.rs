@@ -7,12 +7,12 @@ use std::{
 
 use crate::sync::{AtomicI64, AtomicWaker};
 
-/// The bytes of chunks that a stream may still send; see [`chunk_cost`](snakepit_proto::mux::chunk_cost). Negative after a
-/// chunk that was larger than the credit: the reader must grant the difference before the next chunk.
+/// The remaining credit of a stream, in bytes as counted by [`chunk_cost`](snakepit_proto::mux::chunk_cost). A chunk may
+/// make it negative. Grants must then make it positive before the next chunk.
 #[derive(Debug)]
 pub(super) struct Credit {
     left: AtomicI64,
-    /// The stream's task, while it waits for more.
+    /// The task of the stream, while it waits for credit.
     task: AtomicWaker,
 }
 
@@ -26,13 +26,13 @@ impl Credit {
         self.task.wake();
     }
 
-    /// Ready once there is any credit.
+    /// Ready while the credit is positive.
     pub(super) fn poll_any(&self, cx: &Context<'_>) -> Poll<()> {
         if self.left.load(Ordering::Acquire) > 0 {
             return Poll::Ready(());
         }
         self.task.register(cx.waker());
-        // It may have been granted before the registration.
+        // A grant may have come before the registration.
         if self.left.load(Ordering::Acquire) > 0 { Poll::Ready(()) } else { Poll::Pending }
     }
 

@@ -55,9 +55,9 @@ impl Drop for PrefetchedChunk {
 
 /// Moves chunks from a stream to the replies within the credit.
 ///
-/// The end needs no credit. To detect the end behind the last chunk, one chunk is prefetched, unless the limit is reached.
-/// A reader that keeps reading grants credit, so it receives the end in any case. A stream whose reader stops granting ends
-/// at its deadline.
+/// The end needs no credit. To detect the end behind the last chunk, one chunk is prefetched, unless the limit is
+/// reached. A reader that keeps reading grants credit, so it receives the end in any case. A stream whose reader stops
+/// granting ends at its deadline.
 pub(super) struct ForwardChunks<'a> {
     pub(super) id: u64,
     pub(super) tool: Arc<str>,

@@ -1,4 +1,4 @@
-//! Both ends of a stream in one process, without a transport between them.
+//! Both ends of a stream in one process, without a network.
 
 use std::{
     collections::BTreeMap,
@@ -35,10 +35,10 @@ use crate::{
 
 mod credit;
 
-/// How much larger the chunks of an uneven stream are: in no step with the grants.
+/// Factors for the sizes of chunks of an uneven stream, so that they do not align with grants.
 const UNEVEN: [usize; 13] = [1, 9, 2, 1, 7, 1, 1, 9, 5, 1, 3, 9, 1];
 
-/// What the tools of the other end did.
+/// Observations of the tools.
 #[derive(Debug, Default)]
 struct Seen {
     begun: AtomicUsize,
@@ -46,12 +46,12 @@ struct Seen {
     cancels: AtomicUsize,
     /// Bytes of chunks that were produced.
     produced: AtomicUsize,
-    /// How many calls and tasks its stream holds; `None` once it was dropped.
+    /// The numbers that [`MuxCalls::holds`] returns. `None` after the stream was dropped.
     held: Mutex<Option<(usize, usize, usize)>>,
 }
 
-/// Tools: `echo`, `nap` (a millisecond), `hang`, `stream`: `count` chunks of `size` bytes, or several times
-/// that if they are `uneven`.
+/// The tools `echo`, `nap` (a millisecond), `hang`, and `stream`: `count` chunks of `size` bytes, or of varying
+/// multiples of `size` with `uneven`.
 #[derive(Debug, Clone, Default)]
 struct Tools(Arc<Seen>);
 
@@ -126,7 +126,7 @@ impl MuxService for Own {
     }
 }
 
-/// Tells what the calls hold.
+/// Records the resources that the calls hold.
 struct Watched(MuxCalls<Own>, Arc<Seen>);
 
 impl Calls for Watched {
@@ -150,7 +150,7 @@ impl Drop for Watched {
 
 struct Rpc(Tools);
 
-/// The response, with what runs the calls beside it.
+/// The response, and the task that runs the calls.
 struct Answers(ReplyBatches, #[allow(dead_code)] JoinSet<()>);
 
 impl futures_util::Stream for Answers {
@@ -202,7 +202,7 @@ async fn open(tools: &Tools) -> (Multiplexer, Incoming) {
     Multiplexer::open(client).await.unwrap()
 }
 
-/// A stream whose frames the test writes itself.
+/// Opens a stream whose frames the test writes.
 async fn raw(tools: &Tools) -> (mpsc::Sender<pb::CallBatch>, Streaming<pb::ReplyBatch>) {
     let (batches, outgoing) = mpsc::channel(8);
     let outgoing = stream::unfold(outgoing, async |mut outgoing: mpsc::Receiver<_>| {
@@ -229,7 +229,7 @@ async fn until(what: impl Fn() -> bool) {
         }
     })
     .await
-    .expect("it comes to that");
+    .expect("the condition holds within a minute");
 }
 
 impl Seen {
@@ -282,16 +282,16 @@ fn streaming(count: usize, size: usize) -> ToolCall {
     call
 }
 
-/// Everything that was begun has ended, and nothing is left of it on either side.
+/// Waits until all calls have ended, and checks that both ends are empty.
 async fn assert_empty(seen: &Seen, multiplexer: &Multiplexer) {
     until(|| seen.held() == Some((0, 0, 0))).await;
     assert_eq!(seen.running.load(SeqCst), 0);
-    let told = format!("{multiplexer:?}");
-    assert!(told.contains("calls: 0, unsent: 0"), "{told}");
+    let shown = format!("{multiplexer:?}");
+    assert!(shown.contains("calls: 0, unsent: 0"), "{shown}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_of_all_kinds_end_and_leave_nothing_behind() {
+async fn calls_of_all_kinds_end_and_release_their_resources() {
     let tools = Tools::default();
     let (multiplexer, incoming) = open(&tools).await;
     let mut tasks = JoinSet::new();
@@ -303,7 +303,7 @@ async fn calls_of_all_kinds_end_and_leave_nothing_behind() {
                 call(&multiplexer, &Other, ToolCall::new(tool)).await.unwrap();
             }
             2 => {
-                // Dropped while it runs, or before it was even sent.
+                // Dropped while it runs, or before it is sent.
                 let hanging = call(&multiplexer, &Other, ToolCall::new("hang"));
                 let _ = tokio::time::timeout(Duration::from_millis(i % 4), hanging).await;
             }
@@ -343,13 +343,13 @@ async fn calls_of_all_kinds_end_and_leave_nothing_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_is_answered_once_however_often_it_is_cancelled() {
+async fn a_call_that_is_cancelled_repeatedly_ends_once() {
     let tools = Tools::default();
     let (batches, mut replies) = raw(&tools).await;
     let calls = vec![start(1, "hang"), start(2, "echo")];
     batches.send(pb::CallBatch { calls, cancels: vec![1; 1000], ..Default::default() }).await.unwrap();
     batches.send(pb::CallBatch { cancels: vec![1, 2, 1], ..Default::default() }).await.unwrap();
-    // Neither may an id be used twice, nor one below another.
+    // Ids must not repeat or decrease.
     let calls = vec![start(5, "nap"), start(5, "nap"), start(3, "nap"), start(0, "nap")];
     batches.send(pb::CallBatch { calls, ..Default::default() }).await.unwrap();
     drop(batches);
@@ -371,7 +371,7 @@ async fn a_call_is_answered_once_however_often_it_is_cancelled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_end_although_nobody_reads_their_answers() {
+async fn calls_end_even_if_their_replies_are_not_read() {
     let tools = Tools::default();
     let (batches, mut replies) = raw(&tools).await;
     let calls = (1..=500).map(|id| start(id, "nap")).collect();
@@ -387,7 +387,7 @@ async fn calls_end_although_nobody_reads_their_answers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_beyond_the_limit_are_refused_and_the_others_go_on() {
+async fn calls_above_the_limit_are_rejected_and_others_continue() {
     let tools = Tools::default();
     let (batches, mut replies) = raw(&tools).await;
     let many = MAX_CALLS as u64 + 100;
@@ -398,7 +398,7 @@ async fn calls_beyond_the_limit_are_refused_and_the_others_go_on() {
     let exhausted = i32::from(Code::ResourceExhausted);
     assert!(refused.iter().all(|reply| reply.status.as_ref().is_some_and(|status| status.code == exhausted)));
     assert_eq!(tools.0.running.load(SeqCst), MAX_CALLS);
-    // Room again, once one of them has ended.
+    // Accepts calls again after one of them has ended.
     batches.send(pb::CallBatch { cancels: vec![1], ..Default::default() }).await.unwrap();
     assert_eq!(replies.message().await.unwrap().unwrap().replies[0].id, 1);
     batches.send(pb::CallBatch { calls: vec![start(many + 1, "echo")], ..Default::default() }).await.unwrap();
@@ -407,7 +407,7 @@ async fn calls_beyond_the_limit_are_refused_and_the_others_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_chunk_too_large_for_any_message_fails_its_call_alone() {
+async fn a_chunk_above_the_limit_of_a_message_fails_its_call_alone() {
     let tools = Tools::default();
     let (multiplexer, incoming) = open(&tools).await;
     let mut tasks = JoinSet::new();

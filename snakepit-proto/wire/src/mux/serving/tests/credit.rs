@@ -1,9 +1,9 @@
-//! Streams and their credit: no more is sent than was granted, and an end needs none.
+//! Credit of streams: chunks stay within it, and the end needs none.
 
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn a_credit_without_end_fills_no_memory_and_a_caller_that_is_gone_holds_nothing() {
+async fn unlimited_credit_uses_bounded_memory_and_a_dropped_stream_none() {
     let tools = Tools::default();
     let (batches, replies) = raw(&tools).await;
     let greedy = pb::CallStart { credit: u64::MAX, ..chunks(1, 100_000, 10_000) };
@@ -19,7 +19,7 @@ async fn a_credit_without_end_fills_no_memory_and_a_caller_that_is_gone_holds_no
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_is_on_its_way_than_the_credit_and_two_chunks() {
+async fn at_most_the_credit_and_two_chunks_are_in_transit() {
     const SIZE: usize = 30_000;
     let tools = Tools::default();
     let (multiplexer, incoming) = open(&tools).await;
@@ -45,7 +45,7 @@ async fn no_more_is_on_its_way_than_the_credit_and_two_chunks() {
 async fn the_end_of_a_stream_needs_no_credit() {
     let tools = Tools::default();
     let (batches, mut replies) = raw(&tools).await;
-    // The second chunk overdraws the credit; what follows is the end.
+    // The second chunk overdraws the credit. The end follows.
     let calls = vec![pb::CallStart { credit: 1500, ..chunks(1, 2, 1000) }];
     batches.send(pb::CallBatch { calls, ..Default::default() }).await.unwrap();
     let (mut count, mut ended) = (0, false);
@@ -80,8 +80,8 @@ async fn a_stream_whose_reader_grants_nothing_ends_at_its_deadline() {
     assert!(begun.elapsed() >= Duration::from_secs(1) && begun.elapsed() < Duration::from_secs(2));
     assert_eq!((end.id, counts[&1], counts[&2]), (1, 2, 2));
     assert!(end.status.unwrap().message.contains("deadline"), "it says why");
-    assert_eq!(tools.0.held().map(|held| held.0), Some(1), "the other one waits for its reader");
-    // It goes on where it stopped.
+    assert_eq!(tools.0.held().map(|held| held.0), Some(1), "the other stream waits for its reader");
+    // It continues where it stopped.
     let credits = vec![pb::CallCredit { id: 2, bytes: u64::MAX }];
     batches.send(pb::CallBatch { credits, ..Default::default() }).await.unwrap();
     let mut count = 2;
@@ -95,7 +95,7 @@ async fn a_stream_whose_reader_grants_nothing_ends_at_its_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_read_ahead_of_credit_is_bounded_over_all_streams() {
+async fn prefetched_chunks_of_all_streams_are_bounded() {
     const STREAMS: u64 = 100;
     const SIZE: usize = 1_000_000;
     let tools = Tools::default();
@@ -118,7 +118,7 @@ async fn what_is_read_ahead_of_credit_is_bounded_over_all_streams() {
     let ahead = tools.0.produced.load(SeqCst) - 100 * SIZE;
     let limit = usize::try_from(forward::PREFETCH_BYTES).unwrap();
     assert!(ahead > SIZE && ahead <= limit + SIZE, "{ahead}");
-    // Those that could not read ahead end at their deadline all the same.
+    // Streams that could not prefetch also end at their deadline.
     while take(replies.message().await.unwrap().unwrap()).1 < 50 {}
     let credits = (1..=50).map(|id| pb::CallCredit { id, bytes: u64::MAX }).collect();
     batches.send(pb::CallBatch { credits, ..Default::default() }).await.unwrap();

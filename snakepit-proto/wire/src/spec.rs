@@ -1,0 +1,67 @@
+//! Conversions of tool specs.
+
+use snakepit_proto::pb;
+use snakepit_registry::{ParameterSpec, ToolSpec};
+
+use crate::{payload_from_wire, payload_to_wire_inline};
+
+/// Metadata key of tools that accept no arguments except their parameters.
+const CLOSED: &str = "snakepit.closed";
+
+/// Converts a registration of a worker to a spec. Omits default values that cannot be converted.
+#[must_use]
+pub fn spec_from_registration(registration: pb::ToolRegistration) -> ToolSpec {
+    let pb::ToolRegistration { name, description, parameters, mut metadata, supports_streaming } =
+        registration;
+    let closed = metadata.remove(CLOSED).is_some_and(|flag| flag == "true");
+    ToolSpec {
+        name,
+        description,
+        parameters: parameters.into_iter().map(parameter_from_wire).collect(),
+        metadata,
+        supports_streaming,
+        closed,
+    }
+}
+
+/// Converts a spec to the registration that a worker sends.
+#[must_use]
+pub fn spec_to_registration(spec: ToolSpec) -> pb::ToolRegistration {
+    let pb::ToolSpec { name, description, parameters, metadata, supports_streaming, .. } = spec_to_wire(spec);
+    pb::ToolRegistration { name, description, parameters, metadata, supports_streaming }
+}
+
+/// Converts a spec to the form in which a host lists it.
+#[must_use]
+pub fn spec_to_wire(spec: ToolSpec) -> pb::ToolSpec {
+    let ToolSpec { name, description, parameters, mut metadata, supports_streaming, closed } = spec;
+    if closed {
+        metadata.insert(CLOSED.to_owned(), "true".to_owned());
+    }
+    pb::ToolSpec {
+        name,
+        description,
+        parameters: parameters.into_iter().map(parameter_to_wire).collect(),
+        metadata,
+        supports_streaming,
+        required_variables: Vec::new(),
+    }
+}
+
+fn parameter_from_wire(parameter: pb::ParameterSpec) -> ParameterSpec {
+    let pb::ParameterSpec { name, r#type, description, required, default_value, validation_json } = parameter;
+    let default = default_value.and_then(|any| payload_from_wire(any, None).ok());
+    ParameterSpec { name, type_name: r#type, description, required, default, validation_json }
+}
+
+fn parameter_to_wire(parameter: ParameterSpec) -> pb::ParameterSpec {
+    let ParameterSpec { name, type_name, description, required, default, validation_json } = parameter;
+    pb::ParameterSpec {
+        name,
+        r#type: type_name,
+        description,
+        required,
+        default_value: default.map(payload_to_wire_inline),
+        validation_json,
+    }
+}

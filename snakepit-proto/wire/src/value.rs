@@ -1,0 +1,105 @@
+//! Conversions of payloads.
+
+use bytes::Bytes;
+use snakepit_proto::{
+    pb,
+    value::{self, DecodeValueError, TypedValue},
+};
+use snakepit_session::{Payload, PayloadError, ValueType};
+
+/// The error of a value that cannot be converted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// Its `Any` cannot be decoded.
+    #[error(transparent)]
+    Decode(#[from] DecodeValueError),
+    /// Its type is unknown, or does not match its data.
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
+}
+
+/// Converts an `Any`, and the binary field that belongs to it, to a payload.
+///
+/// # Errors
+/// [`WireError`] if the type is unknown, or does not match the value.
+pub fn payload_from_wire(any: pb::Any, binary: Option<Bytes>) -> Result<Payload, WireError> {
+    let TypedValue { type_name, json, binary } = value::decode(any, binary)?;
+    let ty = type_name.parse()?;
+    Ok(match binary {
+        Some(buffer) => Payload::declared_buffer(ty, json, buffer)?,
+        None => Payload::declared(ty, json)?,
+    })
+}
+
+/// Converts a payload to an `Any`, and returns its buffer, if any, for the binary field of the message.
+#[must_use]
+pub fn payload_to_wire(payload: Payload) -> (pb::Any, Option<Bytes>) {
+    value::encode(typed(payload))
+}
+
+/// Converts a payload to an `Any` for a message without a binary field.
+#[must_use]
+pub fn payload_to_wire_inline(payload: Payload) -> pb::Any {
+    value::encode_inline(typed(payload))
+}
+
+/// Converts a value of a multiplexed call to a payload.
+///
+/// # Errors
+/// [`WireError`] if the type is unknown, or raw bytes have no buffer.
+pub fn value_from_wire(value: pb::CallValue) -> Result<Payload, WireError> {
+    let pb::CallValue { r#type: number, json, binary, .. } = value;
+    let ty = pb::CallValueType::try_from(number).ok().and_then(type_from_wire);
+    let ty = ty.ok_or_else(|| PayloadError::UnknownType { name: format!("number {number}") })?;
+    Ok(match binary {
+        Some(buffer) => Payload::declared_buffer(ty, json, buffer)?,
+        None => Payload::declared(ty, json)?,
+    })
+}
+
+/// Converts a payload to a value of a multiplexed call.
+#[must_use]
+pub fn value_to_wire(payload: Payload) -> pb::CallValue {
+    let (ty, json, binary) = payload.into_parts();
+    pb::CallValue { r#type: type_to_wire(ty).into(), json, binary, sent_in_parts: 0 }
+}
+
+const fn type_to_wire(ty: ValueType) -> pb::CallValueType {
+    match ty {
+        ValueType::Float => pb::CallValueType::Float,
+        ValueType::Integer => pb::CallValueType::Integer,
+        ValueType::String => pb::CallValueType::String,
+        ValueType::Boolean => pb::CallValueType::Boolean,
+        ValueType::Choice => pb::CallValueType::Choice,
+        ValueType::Module => pb::CallValueType::Module,
+        ValueType::Embedding => pb::CallValueType::Embedding,
+        ValueType::Tensor => pb::CallValueType::Tensor,
+        ValueType::Map => pb::CallValueType::Map,
+        ValueType::List => pb::CallValueType::List,
+        ValueType::Null => pb::CallValueType::Null,
+        ValueType::Bytes => pb::CallValueType::Bytes,
+    }
+}
+
+const fn type_from_wire(ty: pb::CallValueType) -> Option<ValueType> {
+    Some(match ty {
+        pb::CallValueType::Unspecified => return None,
+        pb::CallValueType::Float => ValueType::Float,
+        pb::CallValueType::Integer => ValueType::Integer,
+        pb::CallValueType::String => ValueType::String,
+        pb::CallValueType::Boolean => ValueType::Boolean,
+        pb::CallValueType::Choice => ValueType::Choice,
+        pb::CallValueType::Module => ValueType::Module,
+        pb::CallValueType::Embedding => ValueType::Embedding,
+        pb::CallValueType::Tensor => ValueType::Tensor,
+        pb::CallValueType::Map => ValueType::Map,
+        pb::CallValueType::List => ValueType::List,
+        pb::CallValueType::Null => ValueType::Null,
+        pb::CallValueType::Bytes => ValueType::Bytes,
+    })
+}
+
+fn typed(payload: Payload) -> TypedValue {
+    let (ty, json, binary) = payload.into_parts();
+    TypedValue { type_name: ty.as_str().into(), json, binary }
+}
