@@ -1,20 +1,20 @@
-//! Addresses of hosts as people write them, and what is wrong with those that cannot be used.
+//! Parses addresses of hosts, with errors that explain the correct form.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
-/// Where a host can be reached.
+/// The address of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
-    /// Over TCP: `host:port`, with an IPv6 address in brackets.
+    /// TCP: `host:port`, with an IPv6 address in brackets.
     Tcp(String),
-    /// Over a Unix socket at this path.
+    /// A Unix socket at this path.
     Unix(PathBuf),
 }
 
-/// Why a text is no address of a host. It reads as a whole sentence.
+/// The error of an invalid address. Its text is a complete sentence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{}` is no address of a host: {problem}; an address looks like 127.0.0.1:50051, http://localhost:50051 or \
+    "`{}` is not an address of a host: {problem}; an address looks like 127.0.0.1:50051, http://localhost:50051 or \
          unix:/path/to/socket",
     shown(address)
 )]
@@ -24,17 +24,17 @@ pub struct AddressError {
 }
 
 impl AddressError {
-    /// What is wrong and how to set it right, without the address.
+    /// The problem and its fix, without the address.
     #[must_use]
     pub fn problem(&self) -> &str {
         &self.problem
     }
 }
 
-/// The longest part of a bad address that is shown.
+/// The limit for the part of an invalid address in its error, in characters.
 const SHOWN: usize = 100;
 
-/// Without what could be a password.
+/// Formats an address for an error, without a possible password.
 fn shown(address: &str) -> String {
     let address = address.rsplit_once('@').map_or(address, |(_, rest)| rest);
     let mut shown: String = address.chars().take(SHOWN).flat_map(char::escape_debug).collect();
@@ -47,8 +47,7 @@ fn shown(address: &str) -> String {
 impl FromStr for Address {
     type Err = AddressError;
 
-    /// Reads `host:port`, also behind `http://` and before a `/`, or `unix:PATH`, of which `unix:///PATH` is another form. Space
-    /// around it does not count.
+    /// Parses `host:port`, `http://host:port/`, `unix:PATH` or `unix:///PATH`. Ignores whitespace around it.
     fn from_str(address: &str) -> Result<Self, AddressError> {
         read(address.trim()).map_err(|problem| AddressError {
             address: address.to_owned(),
@@ -119,10 +118,11 @@ fn unix(path: &str) -> Result<Address, String> {
     }
 }
 
-/// Checks a host with a port, as in `127.0.0.1:50051`, `localhost:0` or `[::1]:50051`, and returns it without a `/` behind it.
+/// Checks a host with a port, such as `127.0.0.1:50051`, `localhost:0` or `[::1]:50051`, and returns it without a
+/// trailing `/`.
 ///
 /// # Errors
-/// What is missing, as the end of a sentence.
+/// The problem, as a clause.
 pub fn host_and_port(text: &str) -> Result<String, String> {
     let authority = text.strip_suffix('/').unwrap_or(text);
     if let Some(odd) = authority.chars().find(|c| c.is_whitespace() || c.is_control() || !c.is_ascii()) {
@@ -150,7 +150,7 @@ pub fn host_and_port(text: &str) -> Result<String, String> {
         Some(rest) => {
             let (ip, port) = rest.split_once(']').ok_or("the bracket of its IPv6 address is not closed")?;
             if ip.parse::<std::net::Ipv6Addr>().is_err() {
-                return Err(format!("`{ip}` is no IPv6 address"));
+                return Err(format!("`{ip}` is not an IPv6 address"));
             }
             (format!("[{ip}]"), port.strip_prefix(':'))
         }
@@ -170,7 +170,7 @@ pub fn host_and_port(text: &str) -> Result<String, String> {
             Err(format!("it names no port; write {host}:50051, or the port that the host listens on"))
         }
         Some(port) if port.parse::<u16>().is_err() || port.starts_with('+') => {
-            Err(format!("its port `{port}` is no number from 0 to 65535"))
+            Err(format!("its port `{port}` is not a number from 0 to 65535"))
         }
         Some(_) => Ok(authority.to_owned()),
     }
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_people_write_is_read() {
+    fn common_forms_parse() {
         for (text, address) in [
             ("127.0.0.1:50051", "http://127.0.0.1:50051"),
             ("localhost:50051", "http://localhost:50051"),
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_what_to_write() {
+    fn errors_show_the_problem_and_the_correct_form() {
         for (text, needles) in [
             ("", &["empty"][..]),
             ("localhost", &["no port", "localhost:50051"]),
@@ -219,7 +219,7 @@ mod tests {
             ("::1:50051", &["brackets"]),
             ("fe80::1%eth0:50051", &["brackets"]),
             ("[::1:50051", &["not closed"]),
-            ("[localhost]:50051", &["no IPv6"]),
+            ("[localhost]:50051", &["not an IPv6"]),
             ("https://localhost:50051", &["no TLS", "http://"]),
             ("grpcs://localhost:50051", &["no TLS"]),
             ("grpc://localhost:50051", &["`grpc://`", "leave it out: localhost:50051"]),

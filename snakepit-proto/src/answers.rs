@@ -1,8 +1,8 @@
-//! The answers that a worker keeps for its host in the file that they share: see [`progress`](crate::launch::progress).
+//! The answers that a worker stores for its host in the [progress file](crate::launch::progress), which they share.
 //!
-//! They stand in two halves, each a row of records: a length in four bytes, then an encoded [`CallReply`]. The worker
-//! fills one half, then empties the other and goes on there, so an answer is kept until half the space has been filled
-//! behind it. All numbers are in the machine's byte order.
+//! The file has two halves with records: a length of four bytes, then an encoded [`CallReply`]. The worker fills one
+//! half, then clears the other and continues there, so each answer stays until another half has been filled. Numbers
+//! are in native byte order.
 
 use prost::Message;
 
@@ -11,13 +11,12 @@ use crate::{
     pb::CallReply,
 };
 
-/// The length of what stands before each record, in bytes.
+/// The size of the length before each record, in bytes.
 pub const PREFIX_BYTES: usize = size_of::<u32>();
-/// The longest answer that is kept, in bytes. A half holds several of them.
+/// The limit for a stored answer, in bytes. A half holds several of this size.
 pub const MAX_KEPT_BYTES: usize = HALF_BYTES / 4;
 
-/// Finds the answer of a call among those that a worker has stored. `None` when there is none, and where the content makes
-/// no sense.
+/// Finds the answer of a call that a worker has stored. `None` without one, or if the content is malformed.
 #[must_use]
 pub fn find_answer(file: &[u8], call: u64) -> Option<CallReply> {
     let of_half = |half: usize| {
@@ -29,7 +28,7 @@ pub fn find_answer(file: &[u8], call: u64) -> Option<CallReply> {
     (0..2).filter_map(of_half).flatten().find(|reply| reply.id == call)
 }
 
-/// The answers in one half, up to the first that cannot be read.
+/// The answers in one half, up to the first malformed record.
 struct Records<'a>(&'a [u8]);
 
 impl Iterator for Records<'_> {
@@ -76,7 +75,7 @@ mod tests {
         put(&mut file, 1, &[reply(5)]);
         assert_eq!([5, 7, 8].map(|id| find_answer(&file, id)), [5, 7, 8].map(|id| Some(reply(id))));
         assert_eq!(find_answer(&file, 6), None);
-        // A half that is begun anew hides what stood there.
+        // A cleared half hides its previous records.
         put(&mut file, 0, &[]);
         assert_eq!((find_answer(&file, 7), find_answer(&file, 5)), (None, Some(reply(5))));
         assert_eq!(find_answer(&file[..8], 7), None, "the file of another version");
@@ -84,7 +83,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_content_confuses_the_reader(
+        fn any_content_is_read_without_a_wrong_answer(
             ends in any::<[u16; 2]>(),
             start in proptest::collection::vec(any::<u8>(), 0..200),
         ) {

@@ -1,26 +1,25 @@
-//! HTTP/2's flow control, as every connection of this project sets it on both ends: wide enough that a payload of 16 MiB
-//! flows without waiting for the reader.
+//! HTTP/2 flow control settings for both ends of all connections. A payload of 16 MiB fits into the window of a stream.
 
 use std::time::Duration;
 
-/// How much of one stream may be under way, in bytes.
+/// The window of a stream, in bytes.
 pub const STREAM_WINDOW: u32 = 16 * 1024 * 1024;
-/// How much of all streams of a connection may be under way, in bytes.
+/// The window of a connection for all its streams, in bytes.
 pub const CONNECTION_WINDOW: u32 = 2 * STREAM_WINDOW;
-/// The same towards whoever made the connection. It is so wide that streams of answers which the program leaves unread do not
-/// hold up its other calls: each of them occupies one stream's window, as far as it was filled, and there is room for 127.
+/// The window of a connection towards the client, in bytes. It fits the windows of 127 streams, so that unread response
+/// streams do not block other calls.
 pub const CALLER_CONNECTION_WINDOW: u32 = i32::MAX as u32;
-/// The largest frame, in bytes. Larger ones mean fewer of them for a large payload; small messages are not affected.
+/// The largest frame, in bytes. Large frames reduce the number of frames of a large payload.
 pub const FRAME: u32 = 1024 * 1024;
 
-/// How many requests that their client gave up before the server accepted them may wait on one connection. More end the
-/// connection, so the bound must hold what a client with short deadlines gives up while the server gets no CPU time. A request that
-/// was accepted does not count.
+/// The limit of requests per connection that the client reset before the server accepted them. More end the connection.
+/// The limit must exceed the resets of a client with short deadlines while the server gets no CPU time.
 pub const PENDING_RESETS: usize = 8 * 1024;
-/// How many requests that were given up at this end HTTP/2 remembers, so that it ignores parts of their answers which
-/// still arrive. A part for a forgotten one counts as an [error](ERROR_RESETS).
+/// The number of locally reset streams that HTTP/2 remembers, to ignore frames that still arrive for them. A frame for
+/// a forgotten stream counts as an [error](ERROR_RESETS).
 pub const REMEMBERED_RESETS: usize = 16 * 1024;
-/// How long it remembers them: longer than a peer may be silent before keepalive ends the connection.
+/// How long it remembers them. It exceeds the time until keepalive ends the connection of a silent peer.
 pub const REMEMBERED_FOR: Duration = Duration::from_secs(30);
-/// How many streams one connection may reset because of errors of the other end, as long as it lives. More end the connection.
+/// The limit of streams that a connection resets because of errors of the peer, over its lifetime. More end the
+/// connection.
 pub const ERROR_RESETS: usize = 64 * 1024;

@@ -1,28 +1,27 @@
-//! Names of gRPC metadata entries (HTTP/2 headers) that hosts, workers and clients exchange.
+//! Names of the gRPC metadata (HTTP/2 headers) between hosts, workers and clients.
 
 use std::time::Duration;
 
-/// Identifies a call to the worker that runs it; what [`CancelToolRequest`](crate::pb::CancelToolRequest) names. When a call
-/// is retried, all its attempts bear the same number; each begins only after the one before has ended.
+/// Identifies a call to its worker, also in a [`CancelToolRequest`](crate::pb::CancelToolRequest). All attempts of a
+/// retried call have the same id, and each begins after the one before has ended.
 pub const CALL_ID: &str = "snakepit-call-id";
-/// In answers of the host: the worker that ran the call. In requests of a worker to its host: the worker, so that the host knows
-/// which call waits for this one.
+/// In responses of the host: the worker that ran the call. In requests of a worker to its host: that worker, so that
+/// the host finds the parent call.
 pub const WORKER_ID: &str = "snakepit-worker-id";
-/// In requests to the host: `true` when the caller may safely run the same call twice.
+/// In requests to the host: `true` if the call is idempotent.
 pub const IDEMPOTENT: &str = "snakepit-idempotent";
 /// W3C trace context, passed from client to host to worker to host tool.
 pub const TRACEPARENT: &str = "traceparent";
-/// W3C trace context, the vendor-specific part.
+/// The vendor-specific part of the W3C trace context.
 pub const TRACESTATE: &str = "tracestate";
 
-/// The longest time that [`GRPC_TIMEOUT`] can say: eight digits of hours. Clients that would send a longer one must send
-/// this instead; tonic panics.
+/// The maximum of [`GRPC_TIMEOUT`]: eight digits of hours. Clients must clamp longer timeouts, because tonic panics.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(99_999_999 * 60 * 60);
 
-/// The time that a caller gives a call, by the gRPC specification over HTTP/2; [`parse_timeout`] reads it.
+/// The timeout of a call, as specified by gRPC over HTTP/2. [`parse_timeout`] parses it.
 pub const GRPC_TIMEOUT: &str = "grpc-timeout";
 
-/// Reads the value of [`GRPC_TIMEOUT`]: up to eight digits and a unit of `H`, `M`, `S`, `m`, `u` or `n`. `None` when it is
+/// Parses the value of [`GRPC_TIMEOUT`]: up to eight digits and a unit `H`, `M`, `S`, `m`, `u` or `n`. `None` if it is
 /// malformed.
 #[must_use]
 pub fn parse_timeout(value: &str) -> Option<Duration> {
@@ -47,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn timeouts_are_read_as_specified() {
+    fn timeouts_parse_as_specified() {
         assert_eq!(parse_timeout("5S"), Some(Duration::from_secs(5)));
         assert_eq!(parse_timeout("99999999H"), Some(MAX_TIMEOUT));
         assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));

@@ -1,4 +1,4 @@
-//! What answers at an address where no host does: servers of other protocols. Without this a person reads of frames and flags.
+//! Identifies servers of other protocols at the address of a host, for errors that would otherwise show HTTP/2 details.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -10,14 +10,14 @@ use tokio::{
 
 use crate::address::Address;
 
-/// How long a server may take for its first bytes before it counts as silent.
+/// The time limit for the first bytes of a server.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// How much of an unknown protocol is shown.
+/// The limit for the excerpt of an unknown protocol, in bytes.
 const SHOWN: usize = 40;
-/// How a client of HTTP/2 begins: the preface and an empty SETTINGS frame.
+/// The start of an HTTP/2 connection: the preface and an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// Looks at what answers at an address where no host does. `None`: it cannot be reached, or speaks HTTP/2.
+/// Describes the server at an address. `None` if it cannot be reached or speaks HTTP/2.
 pub async fn identify(address: &Address) -> Option<String> {
     let look = async {
         match address {
@@ -25,12 +25,12 @@ pub async fn identify(address: &Address) -> Option<String> {
             Address::Unix(path) => first_bytes(UnixStream::connect(path).await.ok()?).await,
         }
     };
-    // Twice: connecting may take time as well.
+    // Twice the limit, because connecting also takes time.
     timeout(2 * ANSWER_WITHIN, look).await.ok().flatten()
 }
 
 async fn first_bytes(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Option<String> {
-    // A server that has hung up already may have said why.
+    // A server that has closed the connection may have sent a reason before.
     let _ = stream.write_all(PREFACE).await;
     let mut bytes = [0; 512];
     match timeout(ANSWER_WITHIN, stream.read(&mut bytes)).await {
@@ -44,7 +44,7 @@ async fn first_bytes(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Option<
     }
 }
 
-/// Who begins like this.
+/// Describes a server by its first bytes.
 fn meaning(bytes: &[u8]) -> Option<String> {
     let line = || {
         let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
@@ -85,7 +85,7 @@ mod tests {
 
     use super::*;
 
-    /// What is made of a server that answers like this.
+    /// The description of a server that answers with these bytes.
     async fn answered(answer: &'static [u8]) -> Option<String> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = Address::Tcp(listener.local_addr().unwrap().to_string());
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn servers_of_other_protocols_are_told_apart() {
+    async fn servers_of_other_protocols_are_identified() {
         for (answer, needle) in [
             (&b"\x15\x03\x01\x00\x02\x02\x46"[..], "TLS"),
             (b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n", "HTTP/1 (`HTTP/1.1 400 Bad Request`)"),
@@ -110,16 +110,16 @@ mod tests {
             (b"\x00\xff\x1b[2J", "`\\x00\\xff\\x1b[2J`"),
             (b"", "without a word"),
         ] {
-            let said = answered(answer).await.unwrap();
-            assert!(said.contains(needle), "{said}");
+            let description = answered(answer).await.unwrap();
+            assert!(description.contains(needle), "{description}");
         }
         assert_eq!(answered(b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x64").await, None);
-        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        assert_eq!(identify(&Address::Tcp(nobody.to_string())).await, None);
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert_eq!(identify(&Address::Tcp(closed.to_string())).await, None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_server_that_says_nothing_is_not_waited_for() {
+    async fn a_silent_server_is_described_after_the_time_limit() {
         let (ours, _theirs) = tokio::io::duplex(1024);
         assert!(first_bytes(ours).await.unwrap().contains("says nothing"));
     }

@@ -1,102 +1,102 @@
-//! What a host and a worker process agree on before the first gRPC byte: arguments, environment and readiness.
+//! The contract between a host and a worker process before the first RPC: arguments, environment and readiness.
 //!
 //! A worker is started as `<command> --port <port> --adapter <adapter> --elixir-address <host address>
 //! --snakepit-run-id <run id>`. It reports readiness in one of three ways:
 //!
 //! 1. a line that contains [`READY_PREFIX`]`<port>` on stdout or stderr (protocol v0.4);
-//! 2. `<port>` in the file named by [`ENV_READY_FILE`], put there by an atomic rename (protocol v0.13);
-//! 3. a [`ControlMessage`] line on the control channel, when [`ENV_CONTROL`] is set: this project's own workers.
+//! 2. `<port>` in the file named by [`ENV_READY_FILE`], created by an atomic rename (protocol v0.13);
+//! 3. a [`ControlMessage`] line on the control channel, if [`ENV_CONTROL`] is set (workers of this project).
 //!
-//! The control channel is a socket that the worker inherits as standard input. It is also the lifeline: the
-//! worker exits as soon as it reads end-of-file, because then its host is gone. This project's own workers find one line on
-//! it when they start, a [`HostMessage`].
+//! The control channel is a socket that the worker inherits as standard input. It is also the lifeline: end-of-file
+//! means that the host has exited, and the worker exits too. Workers of this project read one line from it when they
+//! start, a [`HostMessage`].
 
 use serde::{Deserialize, Serialize};
 
-/// The version of this build of the protocol crate, and so of the host or worker that is made with it.
+/// The version of this crate, and of a host or worker that is built with it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The number of what a host and this project's own workers agree on beyond the .proto: a change that older ones cannot
-/// work with raises it.
+/// The revision of the conventions between a host and workers of this project that the .proto does not contain. An
+/// incompatible change increments it.
 pub const PROTOCOL: u32 = 1;
 
-/// Argument: the TCP port to listen on; 0 lets the worker choose one and report it.
+/// Argument: the TCP port to listen on. With 0 the worker chooses a port and reports it.
 pub const ARG_PORT: &str = "--port";
 /// Argument: the adapter class, as `module.path:Class` or `module.path.Class`.
 pub const ARG_ADAPTER: &str = "--adapter";
-/// Argument: where the host serves: `host:port`, or `unix:/path/to/socket` for this project's own workers.
+/// Argument: the address of the host: `host:port`, or `unix:/path/to/socket` for workers of this project.
 pub const ARG_HOST_ADDRESS: &str = "--elixir-address";
-/// Argument: identifies the host's run, so that leftovers of a crashed host can be told from foreign processes.
+/// Argument: the id of the host's run, which distinguishes leftovers of a crashed host from other processes.
 pub const ARG_RUN_ID: &str = "--snakepit-run-id";
 
-/// Environment: the file into which a v0.13 worker writes its port.
+/// Environment: the file to which a v0.13 worker writes its port.
 pub const ENV_READY_FILE: &str = "SNAKEPIT_READY_FILE";
-/// Environment: the same as [`ARG_RUN_ID`]; inherited by whatever the worker starts.
+/// Environment: the same as [`ARG_RUN_ID`]. Processes that the worker starts inherit it.
 pub const ENV_RUN_ID: &str = "SNAKEPIT_RUN_ID";
-/// Environment: the pool's id of this worker, to be used in `RegisterTools`.
+/// Environment: the id of this worker in the pool, for `RegisterTools`.
 pub const ENV_WORKER_ID: &str = "SNAKEPIT_WORKER_ID";
-/// Environment: path of the Unix socket that the worker shall bind and serve on.
+/// Environment: the path of the Unix socket on which the worker must serve.
 pub const ENV_SOCKET: &str = "SNAKEPIT_SOCKET";
-/// Environment: path of a file in which the worker leaves what must outlive it: see [`progress`].
+/// Environment: the path of the [`progress`] file, whose data outlives the worker.
 pub const ENV_PROGRESS: &str = "SNAKEPIT_PROGRESS";
-/// Environment: how many milliseconds after SIGTERM the host kills the worker.
+/// Environment: the time in milliseconds between SIGTERM and SIGKILL.
 pub const ENV_STOP_GRACE: &str = "SNAKEPIT_STOP_GRACE_MS";
-/// Environment: set to [`CONTROL_STDIN`] when standard input is the control channel.
+/// Environment: [`CONTROL_STDIN`] if standard input is the control channel.
 pub const ENV_CONTROL: &str = "SNAKEPIT_CONTROL";
-/// The one defined value of [`ENV_CONTROL`].
+/// The only defined value of [`ENV_CONTROL`].
 pub const CONTROL_STDIN: &str = "stdin";
 
-/// Environment: the host's [`VERSION`]. Hosts that do not set it are older than any that offers a [`HostMessage`].
+/// Environment: the [`VERSION`] of the host. Hosts that do not set it send no [`HostMessage`] either.
 pub const ENV_HOST_VERSION: &str = "SNAKEPIT_HOST_VERSION";
 
-/// What stands before the port in the readiness line of protocol v0.4.
+/// The prefix of the port in the readiness line of protocol v0.4.
 pub const READY_PREFIX: &str = "GRPC_READY:";
 
-/// The layout of the file named by [`ENV_PROGRESS`]. Numbers are unsigned, of 8 bytes, in the machine's byte order. The worker
-/// maps the file into its memory, so a store costs no system call, and the host reads it after the worker's death.
+/// The layout of the file named by [`ENV_PROGRESS`]. Numbers are unsigned, of 8 bytes, in native byte order. The worker
+/// maps the file into memory, so a store needs no system call. The host reads it after the worker has ended.
 pub mod progress {
-    /// Where the worker stores the id of each multiplexed call, right before the call begins.
+    /// Offset of the id of the last multiplexed call that began. The worker stores it right before the call begins.
     pub const BEGUN: usize = 0;
-    /// Where it stores the call that printed last: the id that the host gave to a call by a plain RPC, or [`MULTIPLEXED`] and
-    /// the id on the stream.
+    /// Offset of the id of the call that printed last: the id of a call by a separate RPC, or [`MULTIPLEXED`] with the
+    /// id on the stream.
     pub const OUTPUT_CALL: usize = 8;
-    /// How many bytes that call has printed.
+    /// Offset of the number of bytes that this call has printed.
     pub const OUTPUT_LENGTH: usize = 16;
-    /// The bytes it printed, as a ring of [`OUTPUT_BYTES`].
+    /// Offset of its output, a ring buffer of [`OUTPUT_BYTES`].
     pub const OUTPUT: usize = 64;
-    /// The size of that ring.
+    /// The size of the ring buffer.
     pub const OUTPUT_BYTES: usize = 8 * 1024;
-    /// Where it stores how far the two halves of the answers are filled, in bytes.
+    /// Offsets of the used sizes of the two halves with answers, in bytes.
     pub const ANSWER_ENDS: [usize; 2] = [24, 32];
-    /// The latest answers, in two halves of [`HALF_BYTES`]: see [`answers`](crate::answers).
+    /// Offset of the latest answers, in two halves of [`HALF_BYTES`]; see [`answers`](crate::answers).
     pub const ANSWERS: usize = OUTPUT + OUTPUT_BYTES;
-    /// The size of one half.
+    /// The size of a half.
     pub const HALF_BYTES: usize = 32 * 1024;
-    /// Where Python's fault handler writes its stacks, up to the end of the file.
+    /// Offset of the stacks that Python's fault handler writes, up to the end of the file.
     pub const STACK: usize = ANSWERS + 2 * HALF_BYTES;
-    /// Marks the id of a multiplexed call.
+    /// The bit that marks the id of a multiplexed call.
     pub const MULTIPLEXED: u64 = 1 << 62;
 }
 
-/// The one line of JSON that a host writes to the control channel, before the worker starts. Only this project's own
-/// workers get it.
+/// The line of JSON that a host writes to the control channel before the worker starts. Only workers of this project
+/// receive it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum HostMessage {
-    /// The worker was launched.
+    /// The host launched the worker.
     Launched {
-        /// Proves at the registration that this is that worker. It is good for one use.
+        /// The one-time token with which the worker registers.
         token: String,
     },
 }
 
 impl std::fmt::Debug for HostMessage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The token must not get into logs.
+        // Keeps the token out of logs.
         f.write_str("Launched { .. }")
     }
 }
 
-/// A worker's version that its host cannot work with.
+/// The error of a worker whose version does not fit the host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "snakepit_bridge {worker} (protocol {worker_protocol}) does not fit this host, which is snakepit {VERSION} (protocol \
@@ -105,15 +105,14 @@ impl std::fmt::Debug for HostMessage {
 pub struct Incompatible {
     /// The version of the worker.
     pub worker: String,
-    /// Its protocol number.
+    /// Its protocol revision.
     pub worker_protocol: u32,
 }
 
-/// Checks that a worker of this version works for a host of this build: the protocol number is the same, and so are the
-/// major and the minor version. Patch versions may differ.
+/// Checks that the version of a worker fits this host. Protocol revision, major and minor version must be equal.
 ///
 /// # Errors
-/// [`Incompatible`], with both versions.
+/// [`Incompatible`] with both versions.
 pub fn check_version(version: &str, protocol: u32) -> Result<(), Incompatible> {
     if protocol == PROTOCOL && release(version).is_some_and(|worker| Some(worker) == release(VERSION)) {
         return Ok(());
@@ -122,7 +121,7 @@ pub fn check_version(version: &str, protocol: u32) -> Result<(), Incompatible> {
     Err(Incompatible { worker: shown.chars().take(64).collect(), worker_protocol: protocol })
 }
 
-/// Major and minor version.
+/// The major and minor version.
 fn release(version: &str) -> Option<(u32, u32)> {
     let mut parts = version.split('.');
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
@@ -132,16 +131,16 @@ fn release(version: &str) -> Option<(u32, u32)> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum ControlMessage {
-    /// The worker is bound, listening and registered: calls may come.
+    /// The worker listens, has registered, and accepts calls.
     Ready {
         /// `unix:/path` or `host:port`.
         address: String,
     },
-    /// The worker cannot start; it exits after this line.
+    /// The worker cannot start and exits after this line.
     Failed {
-        /// What went wrong and what to do about it, for a person to read.
+        /// The problem and its fix, for people.
         error: String,
-        /// The Python traceback, when an exception was the cause.
+        /// The Python traceback, if the cause is an exception.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         traceback: Option<String>,
     },
@@ -152,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn workers_of_another_release_are_refused_with_both_versions() {
+    fn workers_of_another_release_are_rejected_with_both_versions() {
         let (major, minor) = release(VERSION).unwrap();
         check_version(VERSION, PROTOCOL).unwrap();
         check_version(&format!("{major}.{minor}.999"), PROTOCOL).unwrap();

@@ -1,8 +1,8 @@
-//! The wire protocol of Snakepit: generated gRPC code, the codec of values inside `google.protobuf.Any`,
-//! and every constant that both ends of a connection must agree on.
+//! The wire protocol of Snakepit: generated gRPC code, the codec of values inside `google.protobuf.Any`, the frames of
+//! multiplexed calls, and all constants that both ends of a connection share.
 //!
-//! A leaf: it knows nothing of sessions, registries or pools. The domain crates in turn know nothing of this one;
-//! `snakepit-wire` converts between the two.
+//! This crate depends on no other crate of the workspace, and the domain crates do not depend on it. `snakepit-wire`
+//! converts between the two.
 #![warn(missing_docs)]
 
 pub mod address;
@@ -17,7 +17,7 @@ pub mod proxy;
 pub mod status;
 pub mod value;
 
-/// What all messages have in common, such as their encoded size.
+/// The trait of all messages, for example for their encoded size.
 pub use prost::Message;
 
 mod generated {
@@ -40,12 +40,12 @@ pub mod pb {
     pub use crate::generated::{google::protobuf::Any, snakepit::bridge::*};
 }
 
-/// The compiled descriptors of the protocol and all it imports, for gRPC reflection.
+/// The compiled descriptors of the protocol and its imports, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("generated/descriptor.bin");
 
 /// The largest message either side accepts, in bytes: 100 MiB, as in the original protocol.
 ///
-/// tonic's own default for received messages is 4 MiB, on clients and servers alike, so both must raise it.
+/// Clients and servers must both set it, because tonic's default for received messages is 4 MiB.
 pub const MAX_MESSAGE_BYTES: usize = 100 * 1024 * 1024;
 
 #[cfg(test)]

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! A unary gRPC call costs each side some ten microseconds, a frame on an open stream one or two. Frames that are ready
-//! at the same time share one message. The sender never waits to fill a batch, and never flushes while its task has more
-//! to do. Large replies are sent in parts, which avoids head-of-line blocking.
+//! at the same time share one message. The sender never waits to fill a batch, and never flushes while its task has
+//! more to do. Large replies are sent in parts, which avoids head-of-line blocking.
 //!
 //! This module handles frames only. `snakepit_wire::mux` converts them to and from calls of the domain.
 
@@ -27,8 +27,8 @@ use crate::pb::{CallChunk, CallReply, CallStart, CallStatus, CallValue};
 /// The initial credit of a stream, in bytes; see [`chunk_cost`].
 pub const STREAM_CREDIT: u64 = 256 * 1024;
 
-/// The limit for the arguments of a call that shares a stream with others, in bytes. Larger calls would delay the others;
-/// use a unary RPC for them.
+/// The limit for the arguments of a call that shares a stream with others, in bytes. Larger calls would delay the
+/// others; use a unary RPC for them.
 pub const MAX_SHARED_BYTES: usize = 256 * 1024;
 
 /// The approximate size of a message, in bytes.
@@ -38,8 +38,8 @@ const BATCH_BYTES: usize = 1024 * 1024;
 /// [`MAX_MESSAGE_BYTES`](crate::MAX_MESSAGE_BYTES) less some space for the rest of the message.
 pub const MAX_ITEM_BYTES: usize = crate::MAX_MESSAGE_BYTES - 64 * 1024;
 
-/// The size of a part, in bytes. Replies and chunks with more data are sent in parts if the caller accepts them, so that
-/// small ones pass in between.
+/// The size of a part, in bytes. Replies and chunks with more data are sent in parts if the caller accepts them, so
+/// that small ones pass in between.
 pub const PART_BYTES: usize = 256 * 1024;
 
 /// The overhead of an item in the accounting, in bytes. It bounds the memory of many small items, and their number per

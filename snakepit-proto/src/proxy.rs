@@ -1,14 +1,14 @@
-//! Proxies between a client and a host that answer by themselves. Without this a person reads of compression flags.
+//! Explains responses of proxies between a client and a host. tonic alone would report compression flags.
 
 use tonic::{Code, Status};
 
 use crate::status::{DELIVERED, PROXY, refuse_with, root_cause};
 
-/// The longest name of a proxy that is shown.
+/// The limit for the name of a proxy in an error, in characters.
 const SHOWN: usize = 64;
 
-/// Turns the status that tonic makes of an HTTP answer that is no gRPC into one that says so, with the reason
-/// [`PROXY`]. Any other status stays as it is.
+/// Replaces tonic's status of an HTTP response that is not gRPC with an explanation and the reason [`PROXY`]. Returns
+/// other statuses unchanged.
 #[must_use]
 pub fn clarify(status: Status) -> Status {
     let Some(code) = http_status(status.message()) else { return status };
@@ -20,7 +20,7 @@ pub fn clarify(status: Status) -> Status {
         }
         300..=399 => ("a redirect: this is the address of a web server", false),
         400 | 404 | 405 | 415 | 426 => ("it passes no gRPC to a host at this address and path", false),
-        401 | 403 | 407 => ("it lets nobody through without permission", false),
+        401 | 403 | 407 => ("it requires permission", false),
         413 => (
             "the request is above its limit for bodies: lift the limit, `client_max_body_size 0` in nginx",
             false,
@@ -29,16 +29,15 @@ pub fn clarify(status: Status) -> Status {
         502 => ("it cannot reach the host behind it, or was cut off by it", true),
         503 => ("it has no host behind it", true),
         504 => ("the host behind it did not answer within the proxy's timeout: raise that", true),
-        _ => ("it is no host", true),
+        _ => ("it is not a host", true),
     };
     let message = format!("the proxy answered {}: {meaning}", format!("{code} {name}").trim_end());
     refuse_with(Code::Unavailable, PROXY, message, [(DELIVERED, delivered.to_string())])
 }
 
-/// Says that a proxy cut a stream, when there was one: proxies name themselves in the `server` header of answers, and hosts send
-/// none.
+/// Explains that a proxy cut a stream, if there is one. Proxies send the header `server`, and hosts do not.
 pub(crate) fn cut(status: Status, server: Option<&str>) -> Status {
-    // What the host said has no cause.
+    // A status that the host sent has no cause.
     let (Some(server), Some(cause)) = (server, std::error::Error::source(&status)) else {
         return clarify(status);
     };
@@ -50,14 +49,13 @@ pub(crate) fn cut(status: Status, server: Option<&str>) -> Status {
     refuse_with(Code::Unavailable, PROXY, message, [(DELIVERED, true.to_string())])
 }
 
-/// What a proxy calls itself, from the headers of an answer.
+/// The name of a proxy, from the headers of a response.
 pub(crate) fn server(headers: &tonic::metadata::MetadataMap) -> Option<String> {
     let server = headers.get("server")?.to_str().ok()?;
     Some(server.chars().take(SHOWN).collect())
 }
 
-/// The HTTP status of an answer that was no gRPC, from the text that tonic makes of it. Nothing else tells it; tests hold
-/// tonic to it.
+/// The HTTP status of a response that is not gRPC. It is only in the text of tonic's status, whose form tests check.
 fn http_status(message: &str) -> Option<u16> {
     let code = |text: &str| text.get(..3)?.parse().ok();
     if let Some((_, status)) = message.split_once("while receiving response with status: ") {
@@ -76,7 +74,7 @@ mod tests {
     use crate::status::details_of;
 
     #[test]
-    fn what_a_proxy_answers_is_said_with_its_meaning() {
+    fn responses_of_proxies_are_explained() {
         for (text, needle, delivered) in [
             (
                 "protocol error: received message with invalid compression flag: 60 (valid flags are 0 and 1) while receiving \
@@ -109,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_a_proxy_cut_says_which() {
+    fn the_status_of_a_cut_stream_names_the_proxy() {
         let broken = || Status::from_error(Box::new(std::io::Error::other("reset")));
         let status = cut(broken(), Some("nginx/1.22.1"));
         assert!(
@@ -120,7 +118,7 @@ mod tests {
         assert_eq!(cut(broken(), None).message(), broken().message());
         let answered = Status::internal("grpc-status header missing, mapped from HTTP status code 502");
         assert!(cut(answered, Some("nginx")).message().starts_with("the proxy answered 502"));
-        let said = Status::unavailable("the host shuts down");
-        assert_eq!(cut(said, Some("nginx")).message(), "the host shuts down");
+        let sent = Status::unavailable("the host shuts down");
+        assert_eq!(cut(sent, Some("nginx")).message(), "the host shuts down");
     }
 }

@@ -1,5 +1,6 @@
-//! What a gRPC status says beyond its code: a reason, the exception that a tool raised, the argument that is wrong, as
-//! `google.rpc` details; and the one budget that keeps all of it within what HTTP/2 peers accept as trailers.
+//! Details of gRPC statuses in the `google.rpc` format: a reason, the exception of a tool, an invalid argument.
+//!
+//! A [budget](fit) keeps all statuses within the limits of HTTP/2 peers for trailers.
 
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
@@ -15,34 +16,33 @@ pub use budget::{HEADER_LIST_BYTES, bounded, bounded_text, brief, fit};
 
 /// The `domain` of every `google.rpc.ErrorInfo` this project sends.
 pub const ERROR_DOMAIN: &str = "snakepit";
-/// The `reason` in the `google.rpc.ErrorInfo` of a status that carries a tool's failure.
+/// The `reason` in the `google.rpc.ErrorInfo` of a status with the failure of a tool.
 pub const TOOL_FAILED: &str = "TOOL_FAILED";
-/// The `reason` when nobody serves a tool of this name.
+/// The `reason` if there is no tool with this name.
 pub const TOOL_NOT_FOUND: &str = "TOOL_NOT_FOUND";
-/// The `reason` when an argument, or another part of a request, is missing, unknown or of the wrong type.
+/// The `reason` if an argument or field is missing, unknown or invalid.
 pub const INVALID_ARGUMENT: &str = "INVALID_ARGUMENT";
-/// The `reason` when the tool cannot be called this way.
+/// The `reason` if the tool does not support this kind of call.
 pub const UNSUPPORTED: &str = "UNSUPPORTED";
-/// The `reason` when the call was cancelled.
+/// The `reason` of a cancelled call.
 pub const CANCELLED: &str = "CANCELLED";
-/// The `reason` when more is asked than will be taken on.
+/// The `reason` of load shedding.
 pub const OVERLOADED: &str = "OVERLOADED";
-/// The `reason` when a request is larger than it may be.
+/// The `reason` of a request above the size limit.
 pub const REQUEST_TOO_LARGE: &str = "REQUEST_TOO_LARGE";
-/// The `reason` when a worker is stopping: the call was not begun.
+/// The `reason` if a worker is stopping. The call has not begun.
 pub const STOPPING: &str = "STOPPING";
-/// The `reason` when the worker was lost; its last words ride along as a [`ToolFailure`].
+/// The `reason` if the worker was lost. Its last output is in the details as a [`ToolFailure`].
 pub const WORKER_LOST: &str = "WORKER_LOST";
-/// The `reason` when something between client and host answered instead of the host; made by the client.
+/// The `reason` if a proxy answered instead of the host. Clients create it.
 pub const PROXY: &str = "PROXY";
-/// The metadata entry that says whether a call, or a write, may have been done: `true` or `false`. Only what was not delivered
-/// is safe to repeat.
+/// The metadata key for whether a call or write may have been executed: `true` or `false`. If `false`, a retry is safe.
 pub const DELIVERED: &str = "delivered";
-/// The `reason` when the host shuts down: it refused the call, or cut it.
+/// The `reason` if the host shuts down and rejected or cut the call.
 pub const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
-/// The `reason` when the connection to a host was lost, or the host closed it.
+/// The `reason` if the connection to a host was lost or closed.
 pub const CONNECTION_LOST: &str = "CONNECTION_LOST";
-/// The `reason` of a bug, here or in the worker.
+/// The `reason` of a bug in host or worker.
 pub const INTERNAL: &str = "INTERNAL";
 
 const FAILURE_URL: &str = "type.googleapis.com/snakepit.bridge.ToolFailure";
@@ -50,7 +50,7 @@ const ERROR_INFO_URL: &str = "type.googleapis.com/google.rpc.ErrorInfo";
 const BAD_REQUEST_URL: &str = "type.googleapis.com/google.rpc.BadRequest";
 const RETRY_INFO_URL: &str = "type.googleapis.com/google.rpc.RetryInfo";
 
-/// `google.rpc.Status`, as it stands in the `grpc-status-details-bin` trailer.
+/// `google.rpc.Status`, the content of the trailer `grpc-status-details-bin`.
 #[derive(Clone, PartialEq, Message)]
 struct RpcStatus {
     #[prost(int32, tag = "1")]
@@ -72,20 +72,20 @@ struct ErrorInfo {
     metadata: BTreeMap<String, String>,
 }
 
-/// `google.rpc.BadRequest`: which fields of a request are wrong.
+/// `google.rpc.BadRequest`: the invalid fields of a request.
 #[derive(Clone, PartialEq, Message)]
 struct BadRequest {
     #[prost(message, repeated, tag = "1")]
     field_violations: Vec<FieldViolation>,
 }
 
-/// What is wrong with a field of a request, or an argument of a call.
+/// An invalid field of a request, or argument of a call.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct FieldViolation {
-    /// The field's name.
+    /// The name of the field.
     #[prost(string, tag = "1")]
     pub field: String,
-    /// What is wrong with it, as the end of a sentence.
+    /// The problem, as a predicate.
     #[prost(string, tag = "2")]
     pub description: String,
 }
@@ -97,32 +97,32 @@ struct RetryInfo {
     retry_delay: Option<prost_types::Duration>,
 }
 
-/// What this project puts into the details of a status.
+/// The details of a status that this project writes.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Details {
-    /// One of the reasons above. `None` when the status is not of this project's making.
+    /// One of the reasons above. `None` for statuses of other programs.
     pub reason: Option<String>,
-    /// What belongs to the reason, by name.
+    /// The metadata of the reason.
     pub metadata: BTreeMap<String, String>,
-    /// The tool's failure, or, of a worker that was lost, what it wrote last.
+    /// The failure of the tool, or the last output of a lost worker.
     pub failure: Option<ToolFailure>,
-    /// The first field or argument that is wrong.
+    /// The first invalid field or argument.
     pub violation: Option<FieldViolation>,
     /// When a retry may succeed.
     pub retry_after: Option<Duration>,
 }
 
-/// A status with a reason. It is within the [budget](fit).
+/// Creates a status with a reason, within the [budget](fit).
 #[must_use]
 pub fn refuse(code: Code, reason: &str, message: impl Into<String>) -> Status {
     build(code, message.into(), reason, None)
 }
 
-/// Refuses to send a request that no message can hold: sent all the same, it would break the connection. For clients; what a
-/// host answers to one that arrives is the same.
+/// Checks that a request fits into a message. Sending a larger one would break the connection. Hosts answer larger
+/// requests with the same status.
 ///
 /// # Errors
-/// `RESOURCE_EXHAUSTED`, with the size and the limit.
+/// `RESOURCE_EXHAUSTED` with the size and the limit.
 pub fn check_request_size(request: &impl Message) -> Result<(), Status> {
     let (size, limit) = (request.encoded_len(), crate::MAX_MESSAGE_BYTES);
     if size <= limit {
@@ -131,13 +131,13 @@ pub fn check_request_size(request: &impl Message) -> Result<(), Status> {
     Err(refuse(Code::ResourceExhausted, REQUEST_TOO_LARGE, request_too_large(size, limit)))
 }
 
-/// What is wrong with a request of this size.
+/// The message for a request of this size.
 #[must_use]
 pub fn request_too_large(size: usize, limit: usize) -> String {
     format!("the message has {size} bytes, the limit is {limit}; send less at once, or the path of a file")
 }
 
-/// A status with a reason and what belongs to it. It is within the [budget](fit).
+/// Creates a status with a reason and its metadata, within the [budget](fit).
 #[must_use]
 pub fn refuse_with<'a>(
     code: Code,
@@ -149,7 +149,7 @@ pub fn refuse_with<'a>(
     build_with(code, message.into(), reason, metadata, None)
 }
 
-/// A status that says which field of a request, or argument of a call, is wrong. It is within the [budget](fit).
+/// Creates a status with an invalid field or argument, within the [budget](fit).
 #[must_use]
 pub fn refuse_field(message: impl Into<String>, field: &str, description: &str) -> Status {
     let violation = FieldViolation { field: brief(field), description: brief(description) };
@@ -157,24 +157,25 @@ pub fn refuse_field(message: impl Into<String>, field: &str, description: &str) 
     build(Code::InvalidArgument, message.into(), INVALID_ARGUMENT, Some(any(BAD_REQUEST_URL, detail)))
 }
 
-/// A status that carries a tool's failure in its details. It is within the [budget](fit), however long the failure.
+/// Creates a status with the failure of a tool in its details, cut to the [budget](fit).
 #[must_use]
 pub fn attach_failure(code: Code, message: impl Into<String>, failure: &ToolFailure) -> Status {
     attach(code, TOOL_FAILED, message, failure)
 }
 
-/// Like [`attach_failure`], for another reason than that the tool failed.
+/// Like [`attach_failure`], with another reason than [`TOOL_FAILED`].
 #[must_use]
 pub fn attach(code: Code, reason: &str, message: impl Into<String>, failure: &ToolFailure) -> Status {
     build(code, message.into(), reason, Some(any(FAILURE_URL, failure.encode_to_vec())))
 }
 
-/// The status of a call whose worker was lost, with its last words. `delivered`: the worker may have begun the call.
+/// Creates the status of a call whose worker was lost, with its last output. `delivered` is whether the call may have
+/// begun.
 #[must_use]
-pub fn worker_lost(message: impl Into<String>, delivered: bool, last_words: &ToolFailure) -> Status {
+pub fn worker_lost(message: impl Into<String>, delivered: bool, last_output: &ToolFailure) -> Status {
     let metadata = BTreeMap::from([(DELIVERED.to_owned(), delivered.to_string())]);
-    let last_words = any(FAILURE_URL, last_words.encode_to_vec());
-    build_with(Code::Unavailable, message.into(), WORKER_LOST, metadata, Some(last_words))
+    let last_output = any(FAILURE_URL, last_output.encode_to_vec());
+    build_with(Code::Unavailable, message.into(), WORKER_LOST, metadata, Some(last_output))
 }
 
 fn build(code: Code, message: String, reason: &str, further: Option<Any>) -> Status {
@@ -198,7 +199,7 @@ fn any(type_url: &str, value: Vec<u8>) -> Any {
     Any { type_url: type_url.to_owned(), value: value.into() }
 }
 
-/// Reads the details of a status; those that cannot be read, or are others', are as if they were not there.
+/// Parses the details of a status. Ignores malformed details and those of other programs.
 #[must_use]
 pub fn details_of(status: &Status) -> Details {
     let mut read = Details::default();
@@ -227,20 +228,20 @@ pub fn details_of(status: &Status) -> Details {
     read
 }
 
-/// The tool's failure that a status carries, if it carries one that can be read.
+/// The failure of a tool in the details of a status, if any.
 #[must_use]
 pub fn failure_of(status: &Status) -> Option<ToolFailure> {
     let Details { reason, failure, .. } = details_of(status);
     failure.filter(|_| reason.is_none_or(|reason| reason == TOOL_FAILED))
 }
 
-/// What lies at the bottom of a chain of errors. The layers of a transport above it only say "transport error".
+/// The root cause of an error. The transport errors above it have no useful text.
 #[must_use]
 pub fn root_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
     std::iter::successors(Some(error), |&error| error.source()).last().unwrap_or(error)
 }
 
-/// Whether an error of this type is among the causes of a status. A status that the peer sent has none.
+/// Whether an error of this type is among the causes of a status. A status from the peer has no cause.
 #[must_use]
 pub fn caused_by<E: std::error::Error + 'static>(status: &Status) -> bool {
     let first = std::error::Error::source(status);
@@ -267,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_say_why() {
+    fn statuses_have_a_reason() {
         let status = refuse_field("argument `a` is missing", "a", "is missing");
         let violation = FieldViolation { field: "a".into(), description: "is missing".into() };
         let expected = Details {
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_words_of_a_lost_worker_are_no_failure_of_the_tool() {
+    fn the_last_output_of_a_lost_worker_is_not_a_failure_of_the_tool() {
         let words = ToolFailure { output_lines: vec!["bye".into()], ..ToolFailure::default() };
         let status = attach(Code::Unavailable, WORKER_LOST, "worker `w` was lost", &words);
         assert_eq!(failure_of(&status), None);
@@ -289,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn other_details_are_no_failure() {
+    fn other_details_are_not_a_failure() {
         assert_eq!(failure_of(&Status::internal("x")), None);
         assert_eq!(failure_of(&Status::with_details(Code::Internal, "x", Bytes::from_static(b"\xff"))), None);
     }

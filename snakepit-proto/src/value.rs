@@ -1,7 +1,7 @@
 //! The codec between `google.protobuf.Any` and typed values.
 //!
-//! A value is a type name, its JSON and, for large arrays and bytes, a raw buffer that travels in a field of its
-//! own. JSON is passed on as it arrived, without parsing, wherever the wire allows it.
+//! A value is a type name, its JSON and, for large arrays and bytes, a raw buffer in a separate field of the message.
+//! The codec passes JSON on without parsing it where the wire allows that.
 
 use std::borrow::Cow;
 
@@ -16,22 +16,22 @@ const URL_PREFIX: &str = "type.googleapis.com/";
 const OWN: &str = "snakepit.";
 const BINARY: &str = ".binary";
 
-/// A value taken out of an [`Any`], still unparsed.
+/// The content of an [`Any`], without parsed JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TypedValue {
-    /// The type's name without any prefix: `integer`, `string`, `tensor`, ...
+    /// The name of the type without a prefix: `integer`, `string`, `tensor`, ...
     pub type_name: Cow<'static, str>,
-    /// JSON of the value; with a `binary` part, JSON of its metadata (shape, dtype, format).
+    /// The value as JSON. With a `binary` part, its metadata as JSON (shape, dtype, format).
     pub json: Bytes,
-    /// The raw buffer of a value that does not travel as JSON.
+    /// The raw buffer of a value that is not JSON.
     pub binary: Option<Bytes>,
 }
 
-/// Why an [`Any`] could not be read.
+/// The error of an [`Any`] that cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeValueError {
-    /// The type URL names nothing of this protocol.
+    /// The type URL is not part of this protocol.
     #[error(
         "unknown value type `{type_url}`; send `type.googleapis.com/snakepit.<type>` with JSON, \
          or a google.protobuf wrapper, Struct, ListValue or Value"
@@ -40,24 +40,25 @@ pub enum DecodeValueError {
         /// The type URL as received.
         type_url: String,
     },
-    /// The bytes are neither the message that the type URL names nor JSON.
+    /// The bytes are neither the message of the type URL nor JSON.
     #[error("value of type `{type_url}` is malformed: {problem}")]
     Malformed {
         /// The type URL as received.
         type_url: String,
-        /// What is wrong with the bytes.
+        /// The decoding error.
         problem: String,
     },
 }
 
-/// Takes a value out of an [`Any`] and the binary field that belongs to it.
+/// Decodes a value from an [`Any`] and the binary field that belongs to it.
 ///
-/// JSON inside `snakepit.<type>` is not parsed here. An empty `Any` is null, or bytes when `binary` is given. Bytes
-/// fields of proto3 cannot tell an empty buffer from none: the type does, so a `.binary` value without a buffer has an
-/// empty one, and no buffer belongs to any other type of ours.
+/// - JSON inside `snakepit.<type>` is not parsed.
+/// - An empty `Any` is null, or bytes if `binary` is given.
+/// - proto3 does not distinguish an empty bytes field from a missing one, so the type does. A `.binary` value without a
+///   buffer has an empty buffer, and other types of this project have none.
 ///
 /// # Errors
-/// When the type is unknown, or the bytes do not fit it.
+/// [`DecodeValueError`] if the type is unknown, or does not match the bytes.
 pub fn decode(any: Any, binary: Option<Bytes>) -> Result<TypedValue, DecodeValueError> {
     let Any { type_url, value } = any;
     let name = type_url.rsplit('/').next().unwrap_or_default();
@@ -85,12 +86,12 @@ pub fn decode(any: Any, binary: Option<Bytes>) -> Result<TypedValue, DecodeValue
         problem: problem.to_string(),
     };
     match google {
-        // Hosts of the original put bare JSON here, everybody else the real message.
+        // Hosts of the original protocol send bare JSON, other programs the real message.
         "StringValue" => match strict_string(&value) {
             Some(text) => Ok(json_value("string", &text.into())),
             None => bare_json(value).map_err(|e| malformed(&e)),
         },
-        // SessionContext of the original puts bare JSON here. No encoded Value is also valid JSON.
+        // SessionContext of the original protocol sends bare JSON. An encoded Value is never valid JSON.
         "Value" => match bare_json(value.clone()) {
             Ok(typed) => Ok(typed),
             Err(_) => {
@@ -124,7 +125,7 @@ pub fn decode(any: Any, binary: Option<Bytes>) -> Result<TypedValue, DecodeValue
     }
 }
 
-/// Puts a value into an [`Any`]; its buffer, if any, comes back for the message's binary field.
+/// Encodes a value as an [`Any`], and returns its buffer, if any, for the binary field of the message.
 #[must_use]
 pub fn encode(value: TypedValue) -> (Any, Option<Bytes>) {
     let suffix = if value.binary.is_some() { BINARY } else { "" };
@@ -136,10 +137,10 @@ pub fn encode(value: TypedValue) -> (Any, Option<Bytes>) {
     (Any { type_url, value: value.json }, value.binary)
 }
 
-/// Puts a value into an [`Any`] where the message has no binary field.
+/// Encodes a value as an [`Any`] for a message without a binary field.
 ///
-/// Raw bytes become a real `google.protobuf.BytesValue`. Any other buffer (tensors) goes into the JSON metadata as
-/// base64 under `data`.
+/// Raw bytes become a `google.protobuf.BytesValue`. Other buffers (tensors) are added to the JSON metadata as base64,
+/// under the key `data`.
 #[must_use]
 pub fn encode_inline(value: TypedValue) -> Any {
     let Some(buffer) = value.binary else { return encode(value).0 };
@@ -156,7 +157,7 @@ pub fn encode_inline(value: TypedValue) -> Any {
     encode(TypedValue { type_name: value.type_name, json, binary: None }).0
 }
 
-/// A `bytes` value: the buffer itself, with metadata that says so.
+/// Creates a `bytes` value from its buffer.
 #[must_use]
 pub fn bytes_value(buffer: Bytes) -> TypedValue {
     TypedValue {
@@ -166,7 +167,7 @@ pub fn bytes_value(buffer: Bytes) -> TypedValue {
     }
 }
 
-/// The type that bare JSON stands for, by its first byte: `None` when it is no JSON.
+/// Infers the type of bare JSON from its first byte. `None` if that is not the start of JSON.
 #[must_use]
 pub fn infer_type(json: &[u8]) -> Option<&'static str> {
     let trimmed = json.trim_ascii();
@@ -203,7 +204,8 @@ fn type_name(name: &str) -> Cow<'static, str> {
         .map_or_else(|| Cow::Owned(name.to_owned()), |k| Cow::Borrowed(*k))
 }
 
-/// A StringValue, only when the bytes are exactly its one field; prost alone would take some JSON for unknown fields.
+/// Decodes a StringValue, only if the bytes are exactly its field. prost alone would accept some JSON as unknown
+/// fields.
 fn strict_string(bytes: &Bytes) -> Option<String> {
     const FIELD_1_LENGTH_DELIMITED: u8 = 0x0A;
     let Some(first) = bytes.first() else { return Some(String::new()) };
@@ -230,7 +232,7 @@ fn inferred(json: &serde_json::Value) -> TypedValue {
     TypedValue { type_name: Cow::Borrowed(type_name), json, binary: None }
 }
 
-/// JSON has no NaN and no infinities; the protocol sends them as strings.
+/// Converts a float. JSON has no NaN and no infinities, so the protocol uses strings.
 fn json_of_f64(number: f64) -> serde_json::Value {
     match serde_json::Number::from_f64(number) {
         Some(finite) => finite.into(),
@@ -246,7 +248,7 @@ fn json_of_value(value: prost_types::Value) -> serde_json::Value {
         None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
         Some(Kind::BoolValue(flag)) => flag.into(),
         Some(Kind::StringValue(text)) => text.into(),
-        // A protobuf Value has only doubles: whole numbers that a double holds exactly are meant as integers.
+        // A protobuf Value has only doubles. Whole numbers that a double represents exactly are integers.
         #[allow(clippy::cast_possible_truncation, reason = "checked to be whole and below 2^53")]
         Some(Kind::NumberValue(n)) if n.fract() == 0.0 && n.abs() < 9_007_199_254_740_992.0 => {
             (n as i64).into()
@@ -285,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn own_types_pass_unparsed() {
+    fn types_of_this_project_are_not_parsed() {
         assert_eq!(decoded("snakepit.float", "\"NaN\""), pair("float", "\"NaN\""));
         assert_eq!(decoded("snakepit.map", "{ \"a\" : 1 }"), pair("map", "{ \"a\" : 1 }"));
     }
@@ -323,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_buffer_is_one_however_it_travels() {
+    fn an_empty_buffer_is_preserved_in_both_forms() {
         let empty = wrapped("snakepit.tensor.binary", r#"{"shape":[0,3]}"#);
         for field in [None, Some(Bytes::new())] {
             assert_eq!(decode(empty.clone(), field).unwrap().binary, Some(Bytes::new()));
@@ -339,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_types_are_refused_by_name() {
+    fn foreign_types_are_rejected_by_name() {
         let error = decode(wrapped("acme.Rocket", "x"), None).unwrap_err();
         assert!(error.to_string().contains("acme.Rocket"), "{error}");
     }
@@ -358,7 +360,7 @@ mod tests {
         }
 
         #[test]
-        fn every_string_survives_both_spellings(text in ".*") {
+        fn every_string_survives_both_encodings(text in ".*") {
             let expected = serde_json::Value::from(text.clone()).to_string();
             let real = Bytes::from(text.encode_to_vec());
             prop_assert_eq!(decoded("google.protobuf.StringValue", real), pair("string", &expected));

@@ -37,8 +37,8 @@ use crate::{
 
 /// Starts calls on one `Multiplex` stream. Clones share the stream.
 ///
-/// Dropping the last clone closes the stream for new calls. Open calls continue, and the sending half stays open for their
-/// credits and cancellations until the last of them has ended.
+/// Dropping the last clone closes the stream for new calls. Open calls continue, and the sending half stays open for
+/// their credits and cancellations until the last of them has ended.
 #[derive(Debug, Clone)]
 pub struct Multiplexer {
     owner: Arc<CloseOnDrop>,
@@ -84,8 +84,8 @@ struct CallTable {
     lost: HashSet<u64, BuildHasherDefault<IdHasher>>,
 }
 
-/// An index of the open calls by tag: `(tag, id)`. A lookup adds the calls that started since the last one, because most
-/// calls end without a lookup of their tag.
+/// An index of the open calls by tag: `(tag, id)`. A lookup adds the calls that started since the last one, because
+/// most calls end without a lookup of their tag.
 #[derive(Default)]
 struct TagIndex {
     calls: BTreeSet<(u64, u64)>,
@@ -173,8 +173,8 @@ impl Multiplexer {
         });
     }
 
-    /// Cancels the calls of this tag and waits until none of them runs. Returns `false` if the stream broke before the callee
-    /// confirmed it. Cancel safe.
+    /// Cancels the calls of this tag and waits until none of them runs. Returns `false` if the stream broke before the
+    /// callee confirmed it. Cancel safe.
     pub async fn ended(&self, tag: u64) -> bool {
         let shared = &self.owner.0;
         shared.send(|state, wakers| {
@@ -224,7 +224,8 @@ impl CallTable {
         self.cancel(id, wakers);
     }
 
-    /// Sends a cancellation, or removes the call from the outbox if it was not sent. Does nothing if the call has ended.
+    /// Sends a cancellation, or removes the call from the outbox if it was not sent. Does nothing if the call has
+    /// ended.
     fn cancel(&mut self, id: u64, wakers: &mut Vec<Waker>) {
         let Some(entry) = self.calls.get_mut(&id).filter(|entry| entry.end.is_none()) else { return };
         // The outbox is ordered by id.
@@ -242,8 +243,8 @@ impl CallTable {
         }
     }
 
-    /// Removes cancelled calls from the outbox. It runs when they are the majority, and once per message, so its cost per
-    /// cancellation is constant.
+    /// Removes cancelled calls from the outbox. It runs when they are the majority, and once per message, so its cost
+    /// per cancellation is constant.
     fn drop_withdrawn(&mut self) {
         let Self { outbox, withdrawn, .. } = self;
         outbox.calls.retain(|call| !withdrawn.remove(&call.id));
@@ -282,7 +283,8 @@ impl CallTable {
     /// Processes a message of the callee.
     ///
     /// # Errors
-    /// A violation of the protocol. The stream must then [fail](Self::fail), because the state of the callee is unknown.
+    /// A violation of the protocol. The stream must then [fail](Self::fail), because the state of the callee is
+    /// unknown.
     fn deliver(&mut self, batch: ReplyBatch, wakers: &mut Vec<Waker>) -> Result<(), Status> {
         let ReplyBatch { opened, chunks, replies, recalled, parts } = batch;
         for opened in opened {

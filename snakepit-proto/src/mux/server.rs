@@ -27,19 +27,19 @@ use crate::{
     status::{OVERLOADED, refuse},
 };
 
-/// The limit of the outbox, in bytes, for backpressure. Above it the callee reads no more calls until the caller has read
-/// some replies. Items in parts do not block others, so one of the largest size may wait in addition.
+/// The limit of the outbox, in bytes, for backpressure. Above it the callee reads no more calls until the caller has
+/// read some replies. Items in parts do not block others, so one of the largest size may wait in addition.
 const OUTBOX_BYTES: usize = 4 * BATCH_BYTES;
 
-/// The limit of calls per message. Callers that cut messages at [`BATCH_BYTES`] stay below it. It bounds the memory for the
-/// replies to one message, because the limit of the outbox applies between messages only.
+/// The limit of calls per message. Callers that cut messages at [`BATCH_BYTES`] stay below it. It bounds the memory for
+/// the replies to one message, because the limit of the outbox applies between messages only.
 const CALLS_A_BATCH: usize = BATCH_BYTES / ITEM_BYTES;
 
 /// The number of messages that are read before replies are sent, so that a caller that never pauses gets its replies.
 const BATCHES_AT_ONCE: usize = 16;
 
-/// Runs the calls of one stream. It is dropped when the stream ends or breaks, and must then cancel the calls that still
-/// run.
+/// Runs the calls of one stream. It is dropped when the stream ends or breaks, and must then cancel the calls that
+/// still run.
 pub trait Calls: Send + 'static {
     /// Processes a message of the caller. Must not block.
     fn receive(&mut self, batch: CallBatch);
@@ -278,8 +278,8 @@ fn chunk_size(chunk: &CallChunk) -> usize {
     usize::try_from(chunk_cost(chunk)).unwrap_or(usize::MAX)
 }
 
-/// Returns the reply and its size. Replaces a reply that exceeds the limit of a message with a failure, because it would
-/// break the stream and all other calls with it.
+/// Returns the reply and its size. Replaces a reply that exceeds the limit of a message with a failure, because it
+/// would break the stream and all other calls with it.
 fn bounded(reply: CallReply) -> (CallReply, usize) {
     let size = reply_size(&reply);
     if size <= MAX_ITEM_BYTES {
@@ -316,8 +316,8 @@ impl fmt::Debug for Replies {
     }
 }
 
-/// Reads the messages of the caller and polls the calls. It completes when all calls have ended, or when the response is
-/// dropped. Dropping it ends the response.
+/// Reads the messages of the caller and polls the calls. It completes when all calls have ended, or when the response
+/// is dropped. Dropping it ends the response.
 #[must_use = "calls run only while this is polled"]
 pub struct CallLoop<C> {
     inbound: Option<Streaming<CallBatch>>,
@@ -441,8 +441,8 @@ impl Drop for ReplyBatches {
 
 /// The response of the RPC. It reads messages, polls the calls and yields their replies.
 ///
-/// Calls make progress only while the transport polls for replies. [Split](Self::split) it if a caller that does not read
-/// must not delay its calls.
+/// Calls make progress only while the transport polls for replies. [Split](Self::split) it if a caller that does not
+/// read must not delay its calls.
 pub struct Serve<C> {
     call_loop: CallLoop<C>,
     batches: ReplyBatches,

@@ -1,35 +1,36 @@
-//! How much a status may say. HTTP/2 peers limit the headers they accept, trailers included: grpcio to 8 KiB, h2 to
-//! 16 KiB. What exceeds the limit costs the whole status, with some peers the whole connection, so every status is cut
-//! to a size that all of them accept, and says where something was cut.
+//! The size budget of statuses. HTTP/2 peers limit headers, including trailers: grpcio to 8 KiB, h2 to 16 KiB. Larger
+//! ones cost the status, and with some peers the connection. All statuses are cut to a size that every peer accepts,
+//! with a mark at each cut.
 
 use super::{Any, Bytes, Cow, FAILURE_URL, Message, RpcStatus, Status, ToolFailure};
 
-/// The header lists that both ends of the link between host and workers accept, in bytes: what foreign workers put into
-/// their statuses is theirs to decide, and shall not cost the connection.
+/// The limit for header lists between host and workers, in bytes. It is high because the statuses of foreign workers
+/// have no budget, and must not cost the connection.
 pub const HEADER_LIST_BYTES: u32 = 1024 * 1024;
 
-/// What all trailers of a status may take, as HTTP/2 counts them, in bytes.
+/// The budget for all trailers of a status, in bytes as HTTP/2 counts them.
 const TRAILERS: usize = 6 * 1024;
-/// What the other entries take, and what HTTP/2 counts for each entry.
+/// The size of the other trailers, and the overhead that HTTP/2 counts per trailer.
 const OVERHEAD: usize = 512;
-/// What `grpc-message` may take on the wire, in bytes: about 1 KiB of text before it is percent-encoded.
+/// The budget for the percent-encoded `grpc-message`, in bytes. It fits about 1 KiB of text.
 const ENCODED_MESSAGE: usize = 1536;
-/// Names in a failure are cut to this many bytes: tool, type, worker, session.
+/// The limit for names in a failure (tool, type, worker, session), in bytes.
 const NAME: usize = 256;
 
-/// The longest text of a failure that is an answer of its own and no trailer, in bytes.
+/// The limit for a text of a failure in a message, outside of trailers, in bytes.
 const IN_BAND_TEXT: usize = 384 * 1024;
-/// What all output lines of such a failure may take, in bytes.
+/// The limit for all output lines of such a failure, in bytes.
 const IN_BAND_OUTPUT: usize = 256 * 1024;
 
-/// Cuts a status to what every peer accepts. The message keeps its start, a [`ToolFailure`] in the details the start of its
-/// message, the end of its traceback and its last output lines; other details are left out, from the last one on, as far as
-/// they do not fit.
+/// Cuts a status to the budget.
+///
+/// The message keeps its start. A [`ToolFailure`] in the details keeps the start of its message, the end of its
+/// traceback and its last output lines. Other details that do not fit are removed, from the last one on.
 #[must_use]
 pub fn fit(status: Status) -> Status {
     let message = head(status.message(), ENCODED_MESSAGE, encoded_len);
     let message_cut = matches!(message, Cow::Owned(_));
-    // Base64 makes four bytes out of three.
+    // Base64 encodes three bytes as four.
     let room = (TRAILERS - OVERHEAD - message.chars().map(encoded_len).sum::<usize>()) / 4 * 3;
     if !message_cut && status.details().len() <= room {
         return status;
@@ -39,20 +40,20 @@ pub fn fit(status: Status) -> Status {
     Status::with_details_and_metadata(status.code(), message, details, status.metadata().clone())
 }
 
-/// Cuts a text to about half a KiB, as a part of the message or the details of a status.
+/// Cuts a text to about half a KiB, for the message or the details of a status.
 #[must_use]
 pub fn brief(text: &str) -> String {
     head(text, ENCODED_MESSAGE / 2, encoded_len).into_owned()
 }
 
-/// Cuts the text of an answer that is no trailer.
+/// Cuts a text to the limit for messages outside of trailers.
 #[must_use]
 pub fn bounded_text(mut text: String) -> String {
     keep_head(&mut text, IN_BAND_TEXT);
     text
 }
 
-/// Cuts a failure that is an answer of its own to about 1 MiB: no peer limits it, but memory does.
+/// Cuts a failure in a message to about 1 MiB, to bound its memory.
 #[must_use]
 pub fn bounded(mut failure: ToolFailure) -> ToolFailure {
     cut_names(&mut failure, 4 * NAME);
@@ -62,9 +63,9 @@ pub fn bounded(mut failure: ToolFailure) -> ToolFailure {
     failure
 }
 
-/// The same details with this message, in at most `room` bytes.
+/// Cuts details to at most `room` bytes, and replaces their message.
 fn fit_details(details: &[u8], message: &str, room: usize) -> Bytes {
-    // What cannot be read can neither be cut.
+    // Malformed details cannot be cut.
     let Ok(mut details) = RpcStatus::decode(details) else { return Bytes::new() };
     message.clone_into(&mut details.message);
     let all = std::mem::take(&mut details.details);
@@ -79,7 +80,7 @@ fn fit_details(details: &[u8], message: &str, room: usize) -> Bytes {
     }
     for mut detail in failures.into_iter().take(1) {
         let Ok(failure) = ToolFailure::decode(detail.value.clone()) else { continue };
-        // The tags and lengths of the `Any` around it.
+        // Includes the tags and lengths of the enclosing `Any`.
         let left = room.saturating_sub(details.encoded_len() + detail.type_url.len() + 16);
         if let Some(failure) = fit_failure(failure, left) {
             detail.value = failure.encode_to_vec().into();
@@ -89,7 +90,7 @@ fn fit_details(details: &[u8], message: &str, room: usize) -> Bytes {
     Bytes::from(details.encode_to_vec())
 }
 
-/// Cuts a failure to at most `room` encoded bytes; `None` when not even its names fit.
+/// Cuts a failure to at most `room` encoded bytes. `None` if its names alone do not fit.
 fn fit_failure(mut failure: ToolFailure, room: usize) -> Option<ToolFailure> {
     if failure.encoded_len() <= room {
         return Some(failure);
@@ -98,7 +99,7 @@ fn fit_failure(mut failure: ToolFailure, room: usize) -> Option<ToolFailure> {
     let message = std::mem::take(&mut failure.message);
     let traceback = std::mem::take(&mut failure.traceback);
     let output = std::mem::take(&mut failure.output_lines);
-    // The tags and lengths of what is put back; those of lines count with them.
+    // 16 bytes for the tags and lengths of message and traceback. `line_cost` includes those of lines.
     let left = room.checked_sub(failure.encoded_len() + 16)?;
     let [for_message, for_traceback, for_output] =
         share(left, [message.len(), traceback.len(), output.iter().map(|line| line_cost(line)).sum()]);
@@ -111,7 +112,7 @@ fn fit_failure(mut failure: ToolFailure, room: usize) -> Option<ToolFailure> {
     Some(failure)
 }
 
-/// Divides room among those who want some: nobody gets more than they want, and what is left is divided equally.
+/// Divides `room` fairly (max-min): each gets at most the size it wants, and the rest is divided equally.
 fn share<const N: usize>(mut room: usize, wants: [usize; N]) -> [usize; N] {
     let mut order: [usize; N] = std::array::from_fn(|index| index);
     order.sort_by_key(|index| wants[*index]);
@@ -136,7 +137,7 @@ fn keep_head(text: &mut String, limit: usize) {
     }
 }
 
-/// The start of a text that may cost this much, with a mark of how much was cut.
+/// The start of a text within a cost limit, with a mark if it was cut.
 fn head(text: &str, limit: usize, cost: fn(char) -> usize) -> Cow<'_, str> {
     let end_within = |limit: usize| {
         let mut spent = 0;
@@ -150,12 +151,12 @@ fn head(text: &str, limit: usize, cost: fn(char) -> usize) -> Cow<'_, str> {
     }
     let mark = |kept: usize| format!("... [{} bytes cut]", text.len() - kept);
     let for_text = limit.checked_sub(mark(0).chars().map(cost).sum());
-    // Without room for the mark there is none for the text.
+    // The text is empty if the mark alone does not fit.
     let end = for_text.and_then(end_within);
     Cow::Owned(end.map_or_else(String::new, |end| format!("{}{}", &text[..end], mark(end))))
 }
 
-/// Keeps the end of a text in this many bytes, with a mark of how much was cut.
+/// Keeps the end of a text within a limit in bytes, with a mark if it was cut.
 fn keep_tail(text: &mut String, limit: usize) {
     if text.len() <= limit {
         return;
@@ -170,7 +171,7 @@ fn keep_tail(text: &mut String, limit: usize) {
     *text = format!("{}{}", mark(from), &text[from..]);
 }
 
-/// Keeps the last lines that fit, with a mark of how many were cut.
+/// Keeps the last lines within a limit in bytes, with a mark for the lines that were cut.
 fn keep_last_lines(lines: &mut Vec<String>, limit: usize) {
     if lines.iter().map(|line| line_cost(line)).sum::<usize>() <= limit {
         return;
@@ -183,7 +184,7 @@ fn keep_last_lines(lines: &mut Vec<String>, limit: usize) {
     let mut kept = Vec::new();
     while let Some(mut line) = lines.pop() {
         if line_cost(&line) > room {
-            // Of the very last line, its end is better than nothing.
+            // Keeps the end of the last line if the whole line does not fit.
             if kept.is_empty() {
                 keep_tail(&mut line, room.saturating_sub(line_cost("")));
                 kept.push(line);
@@ -202,12 +203,12 @@ fn keep_last_lines(lines: &mut Vec<String>, limit: usize) {
     *lines = kept;
 }
 
-/// What a line takes in an encoded failure: its tag and length included.
+/// The encoded size of a line in a failure, with its tag and length.
 const fn line_cost(line: &str) -> usize {
     line.len() + 4
 }
 
-/// What a character of `grpc-message` takes on the wire, where it is percent-encoded.
+/// The percent-encoded size of a character of `grpc-message`.
 const fn encoded_len(c: char) -> usize {
     match c {
         ' ' | '"' | '#' | '%' | '<' | '>' | '`' | '?' | '{' | '}' => 3,
@@ -223,7 +224,7 @@ mod tests {
 
     use super::{super::*, *};
 
-    /// What HTTP/2 counts for the trailers of a status.
+    /// The size of the trailers of a status, as HTTP/2 counts it.
     fn trailers(status: Status) -> usize {
         let headers = status.into_http::<()>().into_parts().0.headers;
         headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_is_left_alone() {
+    fn a_status_within_the_budget_is_unchanged() {
         let short = failure("no", "Traceback: ...", 20);
         let status = attach_failure(Code::Internal, "tool `train` failed: no", &short);
         assert_eq!(status.message(), "tool `train` failed: no");
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_huge_failure_keeps_what_tells_most() {
+    fn a_huge_failure_keeps_its_most_useful_parts() {
         let message = format!("bad value {}", "x".repeat(200_000));
         let traceback = format!("Traceback: {} ValueError: the end", "frame ".repeat(50_000));
         let status = attach_failure(
@@ -272,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn one_endless_line_keeps_its_end() {
+    fn a_very_long_line_keeps_its_end() {
         let mut lines = vec!["first".to_owned(), format!("{}the end", "x".repeat(10_000))];
         keep_last_lines(&mut lines, 200);
         assert_eq!(lines[0], "[1 lines cut]");
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_refusal_still_names_its_field() {
+    fn a_long_status_still_names_its_field() {
         let status = refuse_field("x".repeat(50_000), &"name".repeat(10_000), &"is wrong ".repeat(10_000));
         let violation = details_of(&status).violation.unwrap();
         assert!(violation.field.starts_with("namename") && violation.description.starts_with("is wrong"));
@@ -288,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_its_own_is_cut_only_for_memory() {
+    fn a_failure_in_a_message_is_cut_only_for_memory() {
         let long = failure(&"m".repeat(200_000), &"t".repeat(200_000), 100);
         assert_eq!(bounded(long.clone()), long);
         let endless = failure(&"m".repeat(2_000_000), &"t".repeat(2_000_000), 100_000);

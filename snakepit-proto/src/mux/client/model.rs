@@ -1,5 +1,6 @@
-//! Both ends of a stream, frame by frame, in random order: calls, late polls, cancellations, recalls, credits, and a cut at any
-//! point. Each call ends once, by the end that arrived first; what arrived before the end comes before it; nothing is left.
+//! A model test of both ends of a stream, frame by frame: random calls, late polls, cancellations, recalls, credits,
+//! and a cut at any point. Each call ends once, by the end that arrived first, after all items that arrived before.
+//! Both ends are empty afterwards.
 
 use std::{pin::Pin, task::Context};
 
@@ -12,7 +13,7 @@ use crate::{
     pb::{CallArgument, CallValue},
 };
 
-/// One step of a run. Numbers pick among what there is.
+/// One step of a run. Numbers select an existing call.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Start {
@@ -23,24 +24,24 @@ enum Step {
     Drop(usize),
     Grant(usize),
     Recall(u64),
-    /// Cancels the calls of a tag, and waits for them from now on.
+    /// Cancels the calls of a tag and starts waiting for their ends.
     End(u64),
     /// Cancels a call twice.
     Cancel(usize),
-    /// No more calls are started.
+    /// Closes the stream for new calls.
     Close,
-    /// The caller's transport takes a message.
+    /// The transport of the caller takes a message.
     Send,
-    /// A message reaches the callee.
+    /// A message arrives at the callee.
     Receive,
-    /// The callee begins a call, or goes on with one.
+    /// The callee begins or continues a call.
     Work {
         pick: usize,
         how: Work,
     },
-    /// The callee's transport takes a message.
+    /// The transport of the callee takes a message.
     Answer,
-    /// A message reaches the caller.
+    /// A message arrives at the caller.
     Deliver,
 }
 
@@ -78,15 +79,15 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A call as its caller should see it.
+/// The expected state of a call at its caller.
 #[derive(Debug, Default)]
 struct Expected {
-    /// Numbers of the chunks that arrived, and were not polled yet.
+    /// Numbers of the chunks that arrived but were not polled yet.
     chunks: Vec<u64>,
     end: Option<Ends>,
 }
 
-/// An end, told by the number of the reply.
+/// An end, identified by the number of the reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ends {
     Reply(u64),
@@ -117,7 +118,7 @@ struct Run {
     number: u64,
     /// The data of chunks and replies, by their numbers.
     sent: HashMap<u64, bytes::Bytes>,
-    /// Whether the callee knows of parts.
+    /// Whether the callee supports parts.
     parts: bool,
     received: usize,
 }
@@ -192,7 +193,7 @@ impl Run {
         self.calls.push((call, tag));
     }
 
-    /// Polls a call once. It sees what arrived, in order, and its end last.
+    /// Polls a call once. Items must be in the order of their arrival, with the end last.
     fn poll(&mut self, pick: usize) {
         let (call, _) = &mut self.calls[pick];
         let id = call.id();
@@ -201,7 +202,7 @@ impl Run {
             Poll::Pending => {
                 assert!(
                     expected.chunks.is_empty() && expected.end.is_none(),
-                    "call {id} is held back: {expected:?}"
+                    "call {id} is pending: {expected:?}"
                 );
             }
             Poll::Ready(CallEvent::Opened(opened)) => assert_eq!(opened.id, id),
@@ -213,7 +214,7 @@ impl Run {
                 assert_eq!(numbers, std::mem::take(&mut expected.chunks));
             }
             Poll::Ready(CallEvent::End(end)) => {
-                assert!(expected.chunks.is_empty(), "call {id} ended before its chunks came");
+                assert!(expected.chunks.is_empty(), "call {id} ended before its chunks");
                 let end = match end {
                     CallEnd::Reply(reply) => {
                         let value = reply.value.unwrap();
@@ -251,7 +252,7 @@ impl Run {
         assert_eq!(state.outbox_bytes, live.map(call_size).sum::<usize>());
     }
 
-    /// Calls that were not sent end at once when they are cancelled.
+    /// Cancelled calls that were not sent end immediately.
     fn end(&mut self, tag: u64) {
         let Some(multiplexer) = self.multiplexer.clone() else { return };
         let unsent: Vec<u64> = self.shared.lock().outbox.calls.iter().map(|call| call.id).collect();
@@ -265,7 +266,7 @@ impl Run {
         assert_eq!(ended, if runs { Poll::Pending } else { Poll::Ready(true) });
     }
 
-    /// Whether there was a message.
+    /// Returns whether there was a message.
     fn send(&mut self) -> bool {
         let Poll::Ready(Some(batch)) = Pin::new(&mut self.outgoing).poll_next(&mut noop()) else {
             return false;
@@ -277,7 +278,7 @@ impl Run {
     }
 
     fn receive(&mut self, batch: CallBatch) {
-        assert_eq!(batch.takes_parts, self.received == 0, "said in the first message");
+        assert_eq!(batch.takes_parts, self.received == 0, "set in the first message");
         self.received += 1;
         if batch.takes_parts && self.parts {
             self.replies.send_parts();
@@ -289,7 +290,7 @@ impl Run {
             self.served.insert(call.id, Served::default());
         }
         for id in &batch.cancels {
-            assert!(self.served.contains_key(id), "call {id} is not known");
+            assert!(self.served.contains_key(id), "call {id} is unknown");
         }
         for id in batch.cancels {
             if !self.served[&id].ended {
@@ -297,7 +298,7 @@ impl Run {
             }
         }
         for id in batch.recalls {
-            // One that was cancelled before it was sent may still be asked back, which changes nothing.
+            // A recall of a call that was cancelled before it was sent has no effect.
             let Some(served) = self.served.get_mut(&id) else { continue };
             if !served.begun && !served.ended {
                 served.ended = true;
@@ -342,7 +343,7 @@ impl Run {
         self.replies.reply(CallReply { id, value: Some(value), execution_time_ns, ..CallReply::default() });
     }
 
-    /// Data that tells its own number, and where each part of it belongs.
+    /// Data that depends on its number, and on the position within.
     fn data(&mut self, bytes: usize) -> (u64, bytes::Bytes) {
         self.number += 1;
         let mut data = Vec::with_capacity(bytes);
@@ -355,7 +356,7 @@ impl Run {
         (self.number, data)
     }
 
-    /// Whether there was a message.
+    /// Returns whether there was a message.
     fn answer(&mut self) -> bool {
         let mut body = std::mem::ManuallyDrop::new(self.replies.body());
         let Poll::Ready(Some(Ok(batch))) = Pin::new(&mut *body).poll_next(&mut noop()) else { return false };
@@ -389,7 +390,7 @@ impl Run {
         self.shared.update(|state, wakers| state.deliver(batch, wakers)).unwrap();
     }
 
-    /// The stream breaks here: what is under way is lost.
+    /// Breaks the stream and loses the messages in transit.
     fn cut(&mut self) {
         let unsent: Vec<u64> = self.shared.lock().outbox.calls.iter().map(|call| call.id).collect();
         for (id, expected) in &mut self.expected {
@@ -399,7 +400,7 @@ impl Run {
         drop(self.replies.body());
     }
 
-    /// Everything that is under way arrives, and all calls are answered.
+    /// Delivers all messages and ends all calls.
     fn settle(&mut self) {
         drop(self.multiplexer.take());
         loop {
@@ -419,12 +420,12 @@ impl Run {
         assert!(matches!(sent_all, Poll::Ready(None)), "the sending half ends with the last call");
     }
 
-    /// Each call ends, and leaves nothing on either side.
+    /// Checks that each call ends and that both ends are empty.
     fn check(mut self) {
         while let Some(last) = self.calls.len().checked_sub(1) {
             let before = (self.calls.len(), self.expected[&self.calls[last].0.id()].chunks.len());
             self.poll(last);
-            // An opening may come first.
+            // `Opened` may come first.
             let again = self.calls.get(last).map(|(call, _)| self.expected[&call.id()].chunks.len());
             if again == Some(before.1) && before.1 == 0 {
                 self.poll(last);

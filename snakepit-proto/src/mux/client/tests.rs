@@ -1,4 +1,4 @@
-//! The calling end, frame by frame, without a stream.
+//! The caller, frame by frame, without a stream.
 
 use std::{
     pin::Pin,
@@ -42,7 +42,7 @@ fn ids(batch: &CallBatch) -> Vec<u64> {
 }
 
 #[test]
-fn who_waits_for_the_end_of_an_unsent_call_is_woken_when_it_is_dropped() {
+fn dropping_an_unsent_call_wakes_the_tasks_that_wait_for_its_end() {
     let (multiplexer, shared) = multiplexer();
     let sent = multiplexer.start(CallStart::default(), 7);
     shared.lock().take_batch().unwrap();
@@ -51,7 +51,7 @@ fn who_waits_for_the_end_of_an_unsent_call_is_woken_when_it_is_dropped() {
     let waker = Waker::from(Arc::clone(&count));
     let cx = &mut Context::from_waker(&waker);
     assert!(ended.as_mut().poll(cx).is_pending());
-    // The one that was sent ends while another of the tag is not even sent.
+    // The sent call ends while another one with the same tag is unsent.
     let mut unsent = multiplexer.start(CallStart::default(), 7);
     assert!(unsent.poll_event(cx).is_pending());
     let reply = CallReply { id: sent.id(), ..CallReply::default() };
@@ -66,7 +66,7 @@ fn who_waits_for_the_end_of_an_unsent_call_is_woken_when_it_is_dropped() {
 }
 
 #[test]
-fn a_call_that_was_taken_back_unsent_wakes_its_own_task() {
+fn removing_an_unsent_call_wakes_its_task() {
     let (multiplexer, _) = multiplexer();
     let mut call = multiplexer.start(CallStart::default(), 7);
     let count = Arc::new(Count::default());
@@ -93,7 +93,7 @@ fn a_call_is_cancelled_once() {
 }
 
 #[test]
-fn only_what_concerns_unsent_calls_waits_for_them() {
+fn only_frames_of_unsent_calls_wait_for_them() {
     let (multiplexer, shared) = multiplexer();
     let first = multiplexer.start(CallStart::default(), 1);
     shared.lock().take_batch().unwrap();
@@ -118,7 +118,7 @@ fn only_what_concerns_unsent_calls_waits_for_them() {
 }
 
 #[test]
-fn a_call_too_large_for_any_message_fails_alone() {
+fn a_call_above_the_limit_of_a_message_fails_alone() {
     let (multiplexer, shared) = multiplexer();
     let mut call = multiplexer.start(of_bytes(MAX_ITEM_BYTES), 1);
     assert!(shared.lock().take_batch().is_none());
@@ -131,7 +131,7 @@ fn a_call_too_large_for_any_message_fails_alone() {
 }
 
 #[test]
-fn nothing_is_counted_as_less_than_it_takes() {
+fn sizes_are_never_below_the_encoded_size() {
     use prost::Message;
     let metadata = (0..10).map(|i| (i.to_string(), "x".repeat(i * 100))).collect();
     let start = CallStart {
@@ -165,7 +165,7 @@ fn replies(ids: &[u64]) -> ReplyBatch {
 }
 
 #[test]
-fn an_answer_that_arrived_outlives_the_stream() {
+fn a_reply_that_arrived_survives_the_end_of_the_stream() {
     let (multiplexer, shared) = multiplexer();
     let [mut answered, mut recalled, mut streams, mut running] =
         [(); 4].map(|()| multiplexer.start(CallStart::default(), 7));
@@ -180,7 +180,7 @@ fn an_answer_that_arrived_outlives_the_stream() {
         recalled: vec![recalled.id()],
         ..replies(&[answered.id()])
     };
-    // One poll of `Incoming` reads both before any caller is polled.
+    // One poll of `Incoming` reads both before the callers are polled.
     deliver(&shared, batch);
     cut(&shared);
     let end = |call: &mut Call| match call.poll_event(&mut Context::from_waker(Waker::noop())) {
@@ -211,7 +211,7 @@ fn a_calls_first_end_counts() {
 }
 
 #[test]
-fn whether_a_call_ended_is_not_known_once_the_stream_broke() {
+fn it_is_unknown_whether_a_call_of_a_broken_stream_ended() {
     let (multiplexer, shared) = multiplexer();
     let (kept, dropped) =
         (multiplexer.start(CallStart::default(), 1), multiplexer.start(CallStart::default(), 2));
@@ -233,7 +233,7 @@ fn whether_a_call_ended_is_not_known_once_the_stream_broke() {
 }
 
 #[test]
-fn credits_and_cancels_leave_after_the_close_until_the_last_call_has_ended() {
+fn credits_and_cancels_are_sent_after_the_close_until_the_last_call_has_ended() {
     let (multiplexer, shared) = multiplexer();
     let mut outgoing = Outgoing(Arc::clone(&shared));
     let [stream, dropped] = [(); 2].map(|()| multiplexer.start(CallStart::default(), 7));
@@ -254,18 +254,18 @@ fn credits_and_cancels_leave_after_the_close_until_the_last_call_has_ended() {
     let before = count.get();
     deliver(&shared, replies(&[2]));
     assert_eq!(count.get(), before + 1, "the sending half is not woken to end");
-    // The end is there although nobody has fetched it.
+    // The end arrived, even though it was not polled.
     assert!(matches!(poll(), Poll::Ready(None)));
     stream.grant(10);
     assert!(shared.lock().outbox.credits.is_empty(), "credit for a call that has ended");
 }
 
 #[test]
-fn cancelled_calls_do_not_pile_up_in_the_outbox() {
+fn cancelled_calls_do_not_accumulate_in_the_outbox() {
     const CALLS: usize = 100_000;
     let (multiplexer, shared) = multiplexer();
     let kept = multiplexer.start(of_bytes(10), 1);
-    // A host that takes no messages, and a caller that goes on to call and to give up.
+    // The host takes no messages while the caller keeps starting and cancelling calls.
     for _ in 0..CALLS {
         drop(multiplexer.start(of_bytes(10), 2));
     }
@@ -273,7 +273,7 @@ fn cancelled_calls_do_not_pile_up_in_the_outbox() {
     assert!(state.outbox.calls.len() <= 3, "{}", state.outbox.calls.len());
     assert_eq!((state.open, state.calls.len()), (1, 1));
     drop(state);
-    // All at once, from the front: half of them may leave gaps, no more.
+    // Cancels all from the front. At most half of them may remain as empty calls.
     let many: Vec<_> = (0..CALLS).map(|_| multiplexer.start(of_bytes(10), 2)).collect();
     for (dropped, call) in many.into_iter().enumerate() {
         drop(call);
@@ -288,7 +288,7 @@ fn cancelled_calls_do_not_pile_up_in_the_outbox() {
 }
 
 #[test]
-fn an_unsent_call_is_taken_back_once() {
+fn an_unsent_call_is_removed_once() {
     let (multiplexer, shared) = multiplexer();
     let calls = [(); 5].map(|()| multiplexer.start(of_bytes(10), 1));
     let mut wakers = Vec::new();
@@ -300,7 +300,7 @@ fn an_unsent_call_is_taken_back_once() {
     assert_eq!(state.open, 4);
 }
 
-/// Recalls and cancels that many calls, each on its own, while all of them run.
+/// Recalls and cancels this many open calls one by one, and returns the time.
 fn cancel_each(count: u64) -> std::time::Duration {
     let (multiplexer, shared) = multiplexer();
     let cx = &mut Context::from_waker(Waker::noop());
@@ -323,7 +323,7 @@ fn cancel_each(count: u64) -> std::time::Duration {
 
 #[test]
 fn ten_thousand_cancels_take_as_long_as_ten_times_a_thousand() {
-    // The shortest of several, because this machine does other things too. Quadratic, the ratio is near 100.
+    // The minimum of several runs, to reduce noise. With quadratic cost, the ratio is near 100.
     let shortest = |count| (0..3).map(|_| cancel_each(count)).min().unwrap();
     let ratio = shortest(10_000).as_secs_f64() / shortest(1000).as_secs_f64();
     assert!(ratio < 40.0, "{ratio}");
@@ -333,7 +333,7 @@ fn ten_thousand_cancels_take_as_long_as_ten_times_a_thousand() {
 fn calls_of_a_tag_are_found_whenever_they_started() {
     let (multiplexer, shared) = multiplexer();
     let mut calls = Vec::new();
-    // Few new calls among many, and many new ones behind few.
+    // Few new calls after many old ones, and many after few.
     for (count, ended) in [(3, 0), (100, 90), (2, 1), (1, 0), (40, 43)] {
         calls.extend((0..count).map(|i| multiplexer.start(CallStart::default(), i % 3)));
         for call in calls.drain(..ended) {
@@ -360,18 +360,18 @@ fn rest(id: u64, sent_in_parts: u64) -> ReplyBatch {
     ReplyBatch { replies: vec![reply], ..ReplyBatch::default() }
 }
 
-/// A call that was sent, and its stream.
+/// Creates a stream with one sent call.
 fn sent() -> (Call, crate::mux::client::Frames) {
     let (multiplexer, mut frames) = crate::mux::client::Frames::open();
     let call = multiplexer.start(CallStart::default(), 7);
     let cx = &mut Context::from_waker(Waker::noop());
     assert!(matches!(frames.poll_take(cx), Poll::Ready(Some(batch)) if batch.takes_parts));
-    assert!(frames.poll_take(cx).is_pending(), "it goes on while the call runs");
+    assert!(frames.poll_take(cx).is_pending(), "the sending half is open while the call runs");
     (call, frames)
 }
 
 #[test]
-fn parts_that_do_not_fit_their_answer_break_the_stream() {
+fn parts_that_do_not_match_their_reply_break_the_stream() {
     let wrong = [
         (vec![part(1, 100), rest(1, 99)], "99 bytes"),
         (vec![rest(1, 1)], "1 bytes"),
@@ -415,7 +415,7 @@ fn parts_of_a_call_that_was_dropped_are_not_kept() {
     assert_eq!(shared.lock().calls[&1].parts.capacity(), 0);
     deliver(&shared, rest(1, 100));
     assert!(shared.lock().calls.is_empty());
-    // Neither are those of a call that is not known.
+    // Parts of unknown calls are dropped too.
     deliver(&shared, part(9, 100));
     deliver(&shared, rest(9, 1));
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::{ITEM_BYTES, chunk_size, reply_size};
 use crate::pb::{CallChunk, CallChunks, CallReply};
 
-/// The remaining size of a message. The first item always fits, whatever its size.
+/// The remaining size of a message. The first item always fits.
 pub(super) struct BatchBudget {
     pub(super) used: usize,
     limit: usize,
@@ -35,8 +35,8 @@ impl BatchBudget {
         std::mem::replace(items, rest)
     }
 
-    /// Takes runs of chunks from the front while they fit, and divides a run if necessary. Of each call, it takes only the
-    /// chunks before the first large one.
+    /// Takes runs of chunks from the front while they fit, and divides a run if necessary. Of each call, it takes only
+    /// the chunks before the first large one.
     pub(super) fn take_runs(
         &mut self,
         runs: &mut Vec<CallChunks>,

@@ -1,4 +1,4 @@
-//! The outbox of the answering end: how its messages are cut, and who is woken when.
+//! The outbox of the callee: the sizes of its messages, and its wake-ups.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -30,7 +30,7 @@ fn chunk_of(bytes: usize) -> CallChunk {
     CallChunk { data: vec![0; bytes].into(), ..CallChunk::default() }
 }
 
-/// All that lies in the outbox, as messages.
+/// Takes all messages from the outbox.
 fn drain(replies: &Replies) -> Vec<ReplyBatch> {
     let mut outbox = replies.lock();
     let batches: Vec<_> = std::iter::from_fn(|| outbox.take_batch()).collect();
@@ -46,7 +46,7 @@ fn take(replies: &Replies) -> ReplyBatch {
 }
 
 #[test]
-fn messages_are_cut_by_size_and_only_large_items_go_alone() {
+fn messages_are_limited_in_size_and_only_large_items_exceed_the_limit() {
     let replies = Replies::new();
     (1..=3000).for_each(|id| replies.reply(reply_of(id, 1000)));
     replies.reply(reply_of(3001, 3 * BATCH_BYTES));
@@ -79,7 +79,7 @@ fn a_run_of_chunks_is_divided_and_its_reply_comes_last() {
 }
 
 #[test]
-fn an_answer_too_large_for_any_message_becomes_a_failure() {
+fn a_reply_above_the_limit_of_a_message_becomes_a_failure() {
     let replies = Replies::new();
     replies.reply(reply_of(1, MAX_ITEM_BYTES));
     replies.reply(reply_of(2, 1));
@@ -91,7 +91,7 @@ fn an_answer_too_large_for_any_message_becomes_a_failure() {
 }
 
 #[test]
-fn who_produces_without_end_waits_until_answers_are_taken() {
+fn an_endless_producer_waits_until_replies_are_taken() {
     let (replies, count) = (Replies::new(), Arc::new(Count::default()));
     let waker = Waker::from(Arc::clone(&count));
     let cx = Context::from_waker(&waker);
@@ -107,7 +107,7 @@ fn who_produces_without_end_waits_until_answers_are_taken() {
 }
 
 #[test]
-fn nothing_is_kept_for_a_caller_that_is_gone() {
+fn a_closed_outbox_keeps_nothing() {
     let (replies, count) = (Replies::new(), Arc::new(Count::default()));
     let waker = Waker::from(Arc::clone(&count));
     (1..=5).for_each(|id| replies.reply(reply_of(id, BATCH_BYTES)));
@@ -121,7 +121,7 @@ fn nothing_is_kept_for_a_caller_that_is_gone() {
 }
 
 #[test]
-fn what_was_answered_comes_before_the_end() {
+fn replies_precede_the_end() {
     let replies = Replies::new();
     let cx = Context::from_waker(Waker::noop());
     replies.reply(reply_of(1, 1));
@@ -132,7 +132,7 @@ fn what_was_answered_comes_before_the_end() {
 }
 
 #[test]
-fn who_sends_is_woken_once_for_all_that_waits() {
+fn the_sending_task_is_woken_once_for_all_items() {
     let (replies, count) = (Replies::new(), Arc::new(Count::default()));
     let waker = Waker::from(Arc::clone(&count));
     let woken = || count.0.load(Ordering::Relaxed);
@@ -147,7 +147,7 @@ fn who_sends_is_woken_once_for_all_that_waits() {
 }
 
 #[test]
-fn no_chunks_are_no_message() {
+fn an_empty_list_of_chunks_is_not_sent() {
     let replies = Replies::new();
     replies.chunks(1, vec![]);
     assert!(drain(&replies).is_empty());

@@ -1,16 +1,16 @@
-//! Large items travel in parts, and small ones pass between them.
+//! Large items are sent in parts, and small ones pass in between.
 
 use super::*;
 use crate::mux::client::Frames;
 
-/// An outbox whose caller takes parts.
+/// Creates an outbox whose caller accepts parts.
 fn in_parts() -> Replies {
     let replies = Replies::new();
     replies.send_parts();
     replies
 }
 
-/// What was put together at the other end, with the ids of answers in their order.
+/// Delivers the messages to a caller. Returns the sizes of chunks and reply for each call.
 fn arrive(batches: Vec<ReplyBatch>, calls: usize) -> Vec<(u64, Vec<usize>, Option<usize>)> {
     let (multiplexer, mut frames) = Frames::open();
     let mut calls: Vec<_> = (0..calls).map(|_| multiplexer.start(Default::default(), 0)).collect();
@@ -41,7 +41,7 @@ fn arrive(batches: Vec<ReplyBatch>, calls: usize) -> Vec<(u64, Vec<usize>, Optio
 }
 
 #[test]
-fn small_answers_pass_between_the_parts_of_a_large_one() {
+fn small_replies_pass_between_the_parts_of_a_large_one() {
     const LARGE: usize = 60 * 1024 * 1024;
     let replies = in_parts();
     replies.reply(reply_of(1, LARGE));
@@ -50,7 +50,7 @@ fn small_answers_pass_between_the_parts_of_a_large_one() {
         replies.reply(reply_of(id, 10));
         let batch = take(&replies);
         assert!(batch.encoded_len() < PART_BYTES + 1000);
-        assert!(batch.replies.iter().map(|reply| reply.id).eq([id]), "the small answer goes first");
+        assert!(batch.replies.iter().map(|reply| reply.id).eq([id]), "the small reply goes first");
         assert_eq!(batch.parts[0].data.len(), PART_BYTES);
         batches.push(batch);
     }
@@ -60,10 +60,10 @@ fn small_answers_pass_between_the_parts_of_a_large_one() {
 }
 
 #[test]
-fn a_caller_that_takes_no_parts_gets_whole_answers() {
+fn a_caller_without_parts_gets_whole_replies() {
     let replies = Replies::new();
     replies.reply(reply_of(1, 3 * BATCH_BYTES));
-    // Too late: it is counted as one that travels whole.
+    // Too late: the outbox has already counted the item as whole.
     replies.send_parts();
     let batches = drain(&replies);
     assert_eq!((batches.len(), batches[0].parts.len()), (1, 0));
@@ -71,7 +71,7 @@ fn a_caller_that_takes_no_parts_gets_whole_answers() {
 }
 
 #[test]
-fn large_items_take_turns_and_those_of_a_call_keep_their_order() {
+fn large_items_are_sent_round_robin_and_in_order_within_a_call() {
     let replies = in_parts();
     let large = 3 * PART_BYTES + 7;
     replies.opened(CallOpened { id: 1, ..CallOpened::default() });
@@ -85,7 +85,7 @@ fn large_items_take_turns_and_those_of_a_call_keep_their_order() {
     let turns: Vec<u64> = batches.iter().flat_map(|batch| &batch.parts).map(|part| part.id).collect();
     assert_eq!(turns, [1, 3, 1, 3, 1, 3, 1, 1, 1]);
     assert!(batches.iter().all(|batch| batch.encoded_len() <= BATCH_BYTES));
-    // What has nothing large before it does not wait.
+    // Items without a large item before them do not wait.
     assert_eq!((batches[0].chunks.len(), batches[0].replies[0].id), (2, 2));
     let expected = [
         (1, vec![10, large, 20, large + 1, PART_BYTES], Some(0)),
@@ -96,7 +96,7 @@ fn large_items_take_turns_and_those_of_a_call_keep_their_order() {
 }
 
 #[test]
-fn a_large_answer_gets_its_turn_however_much_else_there_is() {
+fn a_large_reply_makes_progress_under_load() {
     let replies = in_parts();
     let mut next = 2..;
     let mut fill = || (0..5).for_each(|_| replies.reply(reply_of(next.next().unwrap(), 200_000)));
@@ -110,7 +110,7 @@ fn a_large_answer_gets_its_turn_however_much_else_there_is() {
 }
 
 #[test]
-fn one_large_answer_does_not_keep_calls_out_but_many_do() {
+fn one_large_reply_does_not_block_calls_but_many_do() {
     let replies = in_parts();
     let cx = Context::from_waker(Waker::noop());
     let large = MAX_ITEM_BYTES - 1000;
