@@ -18,7 +18,7 @@ pub use budget::{HEADER_LIST_BYTES, bounded, bounded_text, brief, fit};
 pub const ERROR_DOMAIN: &str = "snakepit";
 /// The `reason` in the `google.rpc.ErrorInfo` of a status with the failure of a tool.
 pub const TOOL_FAILED: &str = "TOOL_FAILED";
-/// The `reason` if there is no tool with this name.
+/// The `reason` if no tool has this name.
 pub const TOOL_NOT_FOUND: &str = "TOOL_NOT_FOUND";
 /// The `reason` if an argument or field is missing, unknown or invalid.
 pub const INVALID_ARGUMENT: &str = "INVALID_ARGUMENT";

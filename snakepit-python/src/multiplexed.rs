@@ -31,7 +31,7 @@ pub(crate) struct WorkerCalls {
     replies: Replies,
     stream: u64,
     /// The streaming calls.
-    streaming: MuxCalls<Streaming>,
+    streaming: MuxCalls<StreamingCalls>,
     /// The id of the last call that was received.
     last_id: u64,
 }
@@ -40,7 +40,7 @@ impl WorkerCalls {
     pub(crate) fn new(tools: PythonTools, replies: Replies) -> Self {
         static STREAMS: AtomicU64 = AtomicU64::new(0);
         let stream = STREAMS.fetch_add(1, Ordering::Relaxed);
-        let service = Arc::new(Streaming { tools: tools.clone(), stream });
+        let service = Arc::new(StreamingCalls { tools: tools.clone(), stream });
         let streaming = MuxCalls::new(service, replies.clone());
         Self { tools, replies, stream, streaming, last_id: 0 }
     }
@@ -128,12 +128,12 @@ impl fmt::Debug for WorkerCalls {
 }
 
 /// Serves the streaming calls.
-struct Streaming {
+struct StreamingCalls {
     tools: PythonTools,
     stream: u64,
 }
 
-impl MuxService for Streaming {
+impl MuxService for StreamingCalls {
     type Handler = PythonTools;
 
     fn handler(&self) -> &PythonTools {

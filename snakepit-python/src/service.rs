@@ -206,7 +206,7 @@ fn parse_call_id(text: &str) -> Option<CallId> {
 }
 
 fn bad_call_id(text: &str) -> Status {
-    bad_field(headers::CALL_ID, &format!("`{text}` is no unsigned number"))
+    bad_field(headers::CALL_ID, &format!("`{text}` is not an unsigned number"))
 }
 
 fn trace(headers: &MetadataMap) -> Option<TraceContext> {

@@ -63,7 +63,7 @@ impl Reply {
     ) -> Answered {
         match self {
             Self::Task(sender) => {
-                // Fails if the task has ended, which is no error.
+                // Fails if the task has ended, which is not an error.
                 let _ = sender.send(outcome);
                 Answered::Waits(None)
             }

@@ -210,7 +210,7 @@ mod tests {
         let seen = seen(backlog).await;
         assert_eq!(seen[..2], [-25, 26]);
         assert_eq!(seen[1..], Vec::from_iter(26..=40));
-        // The newest update is kept, whatever its size.
+        // The newest update is kept, even above the limit.
         let (reading, backlog) = read_ahead(stream::iter([Ok(update(1, 1)), Ok(update(2, 2 * MAX_BYTES))]));
         reading.await;
         assert_eq!(self::seen(backlog).await, [-1, 2]);

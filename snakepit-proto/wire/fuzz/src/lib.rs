@@ -32,7 +32,7 @@ const TYPES: [(ValueType, &str); 17] = [
 /// Converts a value and runs all operations of a host on it.
 ///
 /// The first line of the input is the type URL. The second line is the size of the binary field, which is at the end of
-/// the input. It is not a number if there is no binary field. The rest of the input is the value.
+/// the input, or empty without one. The rest of the input is the value.
 ///
 /// # Panics
 /// If an invariant does not hold.

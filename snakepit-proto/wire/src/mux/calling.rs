@@ -88,7 +88,7 @@ pub trait Callee: Clone + Send + Sync + Unpin + 'static {
 pub struct LostCall {
     /// The reply, if the callee stored it elsewhere. It does not prove that all chunks arrived.
     pub answer: Option<pb::CallReply>,
-    /// The error if there is no reply.
+    /// The error without a reply.
     pub error: ToolError,
 }
 
@@ -186,7 +186,7 @@ enum Answer {
     /// A complete stream.
     Complete,
     Failed(ToolError),
-    /// There is no reply. The [`Callee`] defines the error.
+    /// The call ended without a reply. The [`Callee`] defines the error.
     NoReply(NoReply),
 }
 
