@@ -10,6 +10,8 @@ from snakepit_bridge.adapters.showcase import digits
 from snakepit_bridge.adapters.showcase.showcase_adapter import ShowcaseAdapter
 from snakepit_bridge.testing import ToolFailed, ToolTester
 
+pytestmark = pytest.mark.demo
+
 
 def score(predicted: list[int], expected: list[int]) -> float:
     return sum(p == e for p, e in zip(predicted, expected, strict=True)) / len(expected)

@@ -1,6 +1,6 @@
-"""An adapter module that does not import."""
+"""An adapter module whose import fails."""
 
-import a_module_that_nobody_has  # type: ignore[import-not-found]  # noqa: F401
+import a_module_that_does_not_exist  # type: ignore[import-not-found]  # noqa: F401
 
 
 class Adapter:

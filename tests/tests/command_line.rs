@@ -1,4 +1,4 @@
-//! The command line, as a person or a script uses it: ready line, results, tables, and one clear line for each error.
+//! The command line: results, tables, exit codes and error messages.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ fn json_lines(text: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn calls_streams_and_listings_work() {
+async fn the_commands_print_results_chunks_and_tables() {
     let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
 
     assert_eq!(sandbox.cli_ok(&["call", "add", "--args", r#"{"a": 1, "b": 2}"#]).await, "3\n");
@@ -47,7 +47,7 @@ async fn calls_streams_and_listings_work() {
 }
 
 #[tokio::test]
-async fn every_mistake_of_a_caller_gets_one_clear_line_and_the_server_goes_on() {
+async fn each_mistake_of_a_caller_gets_an_error_and_exit_code_and_does_not_harm_the_server() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let cases: [(&[&str], i32, &[&str]); 17] = [
         (&["call", "ad", "--args", r#"{"a": 1}"#], 3, &["`ad` not found", "did you mean `add`"]),
@@ -81,7 +81,7 @@ async fn every_mistake_of_a_caller_gets_one_clear_line_and_the_server_goes_on() 
 }
 
 #[tokio::test]
-async fn with_json_an_error_is_one_object() {
+async fn with_json_an_error_is_a_json_object() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let cases: [(&[&str], i32, &str, &str); 5] = [
         (&["call", "xyzzy", "--json"], 3, "TOOL_NOT_FOUND", "xyzzy"),
@@ -102,7 +102,7 @@ async fn with_json_an_error_is_one_object() {
 }
 
 #[tokio::test]
-async fn a_server_that_goes_away_in_the_middle_is_unreachable() {
+async fn a_call_exits_with_unreachable_if_the_server_dies() {
     let sandbox = Sandbox::adapter("misbehaving:MisbehavingAdapter", 2).start().await;
     let calls = [["call", "sleep_async"], ["stream", "sleep_async"]];
     let (call, stream, ()) = tokio::join!(sandbox.cli(&calls[0]), sandbox.cli(&calls[1]), async {
@@ -118,7 +118,7 @@ async fn a_server_that_goes_away_in_the_middle_is_unreachable() {
 }
 
 #[tokio::test]
-async fn a_second_signal_cuts_calls_off() {
+async fn a_second_signal_cancels_running_calls() {
     let mut sandbox = Sandbox::adapter("misbehaving:MisbehavingAdapter", 1).start().await;
     let (call, ()) = tokio::join!(sandbox.cli(&["call", "sleep_async"]), async {
         let busy = async || sandbox.workers().await.iter().all(|worker| worker.state == "busy");
@@ -131,12 +131,12 @@ async fn a_second_signal_cuts_calls_off() {
         }
     });
     assert_ne!(call.status.code(), Some(0));
-    // Long before the ten seconds that the first signal alone would have given the call.
+    // After the first signal alone, the call would have had ten seconds.
     assert_eq!(sandbox.wait(Duration::from_secs(5)).await, Some(0));
 }
 
 #[tokio::test]
-async fn a_python_without_the_package_is_named() {
+async fn a_python_without_the_package_is_named_in_the_error() {
     let dir = tempfile::tempdir().unwrap();
     let made = tokio::process::Command::new(snakepit_tests::python())
         .args(["-m", "venv", "--without-pip"])
@@ -153,7 +153,7 @@ async fn a_python_without_the_package_is_named() {
 }
 
 #[tokio::test]
-async fn a_server_that_cannot_start_says_why_and_leaves_nothing() {
+async fn a_failed_start_reports_its_cause_and_leaves_no_process() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken_address = taken.local_addr().unwrap().to_string();
     let root = snakepit_tests::root().display();
@@ -166,7 +166,7 @@ async fn a_server_that_cannot_start_says_why_and_leaves_nothing() {
         ),
         (
             Sandbox::adapter("broken_import:Adapter", 1),
-            vec!["`default-0-1`", "broken_import", "a_module_that_nobody_has"],
+            vec!["`default-0-1`", "broken_import", "a_module_that_does_not_exist"],
         ),
         (Sandbox::adapter("misbehaving:NoSuchClass", 1), vec!["`default-0-1`", "NoSuchClass"]),
         (Sandbox::adapter(SHOWCASE, 1).python("/no/such/python"), vec!["/no/such/python", "--python"]),
@@ -206,13 +206,13 @@ async fn a_server_that_cannot_start_says_why_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn an_adapter_that_does_not_import_is_shown_where() {
+async fn an_import_error_in_the_adapter_is_shown_with_its_line() {
     let failure = Sandbox::adapter("broken_import:Adapter", 1).try_start().await.unwrap_err();
     assert!(failure.stderr.contains("broken_import.py\", line 3"), "{}", failure.stderr);
 }
 
 #[tokio::test]
-async fn mistakes_of_an_operator_are_wrong_usage() {
+async fn invalid_options_exit_with_usage_errors() {
     let cases = [
         (Sandbox::adapter(SHOWCASE, 1).listen("localhost"), "HOST:PORT"),
         (
@@ -246,7 +246,7 @@ async fn mistakes_of_an_operator_are_wrong_usage() {
 }
 
 #[tokio::test]
-async fn a_file_configures_what_the_command_line_does_not() {
+async fn the_configuration_file_sets_options_that_flags_and_environment_do_not_set() {
     let config = r#"
         sessions = "file:sessions.redb"
         max-value-bytes = "1KiB"
@@ -255,7 +255,7 @@ async fn a_file_configures_what_the_command_line_does_not() {
     "#;
     let mut sandbox =
         Sandbox::adapter(SHOWCASE, 1).config(config).env("SNAKEPIT_MAX_VARIABLES", "1").start().await;
-    assert_eq!(sandbox.workers().await.len(), 1, "the command line has the last word");
+    assert_eq!(sandbox.workers().await.len(), 1, "the flag overrides the file");
     let mut client = sandbox.client().await;
     let request = pb::InitializeSessionRequest { session_id: "alice".into(), ..Default::default() };
     client.initialize_session(request).await.unwrap();
@@ -270,14 +270,14 @@ async fn a_file_configures_what_the_command_line_does_not() {
         constraints_json: r#"{"min_length": 2}"#.into(),
         ..Default::default()
     };
-    let refused = client.register_variable(note(&"a".repeat(1025))).await.unwrap_err();
-    assert!(refused.message().contains("above the limit of 1024"), "{refused}");
+    let rejected = client.register_variable(note(&"a".repeat(1025))).await.unwrap_err();
+    assert!(rejected.message().contains("above the limit of 1024"), "{rejected}");
     client.register_variable(note("kept in the file")).await.unwrap();
     let another = pb::RegisterVariableRequest { name: "another".into(), ..note("one too many") };
-    let refused = client.register_variable(another).await.unwrap_err();
+    let rejected = client.register_variable(another).await.unwrap_err();
     assert!(
-        refused.message().contains("holds 1 variables"),
-        "the environment goes before the file: {refused}"
+        rejected.message().contains("holds 1 variables"),
+        "the environment overrides the file: {rejected}"
     );
     signal(sandbox.pid(), Signal::SIGKILL);
     sandbox.wait(Duration::from_secs(20)).await;
@@ -295,7 +295,7 @@ async fn a_file_configures_what_the_command_line_does_not() {
 }
 
 #[tokio::test]
-async fn a_host_name_and_endless_timeouts_are_taken() {
+async fn host_names_and_very_long_timeouts_are_accepted() {
     let endless = ["--default-timeout", "40000years", "--start-timeout", "40000years"];
     let sandbox = Sandbox::adapter(SHOWCASE, 1).listen("localhost:0").args(&endless).start().await;
     let call = ["call", "add", "--args", r#"{"a": 1, "b": 2}"#];
@@ -304,7 +304,7 @@ async fn a_host_name_and_endless_timeouts_are_taken() {
 }
 
 #[tokio::test]
-async fn a_reader_that_hangs_up_is_no_error() {
+async fn a_closed_stdout_is_not_an_error() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     sandbox.cli_ok(&["call", "add", "--args", r#"{"a": 1, "b": 2}"#, "--session", "s"]).await;
     let commands: [&[&str]; 6] = [
@@ -325,32 +325,13 @@ async fn a_reader_that_hangs_up_is_no_error() {
 }
 
 #[tokio::test]
-async fn the_demo_works_by_hand() {
-    let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
-    let train = ["stream", "train_digits", "--session", "demo", "--args", r#"{"epochs": 5}"#];
-    let progress = json_lines(&sandbox.cli_ok(&train).await);
-    assert_eq!(progress.last().unwrap()["done"], true);
-    let sessions = json_lines(&sandbox.cli_ok(&["sessions", "--json"]).await);
-    let workers = json_lines(&sandbox.cli_ok(&["workers", "--json"]).await);
-    let trainer = workers.iter().find(|worker| worker["worker_id"] == sessions[0]["last_worker_id"]).unwrap();
-    signal(u32::try_from(trainer["pid"].as_u64().unwrap()).unwrap(), Signal::SIGKILL);
-    let predict = ["call", "predict_digits", "--session", "demo", "--args", r#"{"start": 0, "count": 60}"#];
-    let answer: Value = serde_json::from_str(&sandbox.cli_ok(&predict).await).unwrap();
-    assert_ne!(answer["pid"], trainer["pid"]);
-    let digits = |key: &str| answer[key].as_array().unwrap().clone();
-    let right = digits("predicted").iter().zip(digits("expected")).filter(|(p, e)| *p == e).count();
-    assert!(right > 48, "{right} of 60");
-    assert_eq!(answer.get("score"), None, "the daemon has no tool that scores");
-}
-
-#[tokio::test]
-async fn the_stream_of_a_failing_tool_ends_with_its_error() {
+async fn a_stream_of_a_failing_tool_ends_with_the_error() {
     let sandbox = Sandbox::adapter("misbehaving:MisbehavingAdapter", 1).start().await;
     let output = sandbox.cli(&["stream", "fail_midway", "--args", &json!({"after": 2}).to_string()]).await;
     assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 2);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().contains("midway"));
-    // With the log that the help names for it.
+    // The help text refers to the log for failures.
     let logged = async || sandbox.log().contains("call failed");
     eventually("the failure is logged", Duration::from_secs(5), logged).await;
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: sets up, builds the daemon and the benchmark for release, and runs the latter.
+//! `cargo xtask bench`: builds the daemon and the benchmarks for release, and runs the benchmarks.
 
 pub(crate) mod instructions;
 
@@ -13,58 +13,59 @@ use crate::{
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
-    what: Option<What>,
+    measurement: Option<Measurement>,
 
-    /// Take about a minute instead of about five.
+    /// Measure for about one minute instead of five.
     #[arg(long)]
     quick: bool,
 
-    /// Keep the table and the raw numbers in docs/bench.
+    /// Write the table and the samples to docs/bench.
     #[arg(long)]
     save: bool,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum What {
-    /// How the cost of a call grows with workers, calls in flight, sessions and payloads.
-    Growth(Rest),
-    /// What sessions cost, beside the bare map and an empty RPC.
-    Session(Rest),
-    /// One measure, for work with a profiler; `one --help` names them.
+enum Measurement {
+    /// Measure how the cost of a call grows with workers, calls in flight, sessions and payloads.
+    Growth(BenchArgs),
+    /// Measure sessions, and compare them with a plain map and an empty RPC.
+    Session(BenchArgs),
+    /// Run one measurement, for use with a profiler; `one --help` lists them.
     #[command(disable_help_flag = true)]
-    One(Rest),
-    /// Count the instructions of hot pieces with callgrind.
+    One(BenchArgs),
+    /// Count the instructions of hot functions with callgrind.
     Instructions(instructions::Args),
 }
 
 #[derive(Debug, clap::Args)]
-struct Rest {
-    /// Passed on to the benchmark.
+struct BenchArgs {
+    /// Arguments for the benchmark program.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     rest: Vec<String>,
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    match args.what {
-        Some(What::Instructions(args)) => instructions::run(&args),
-        Some(What::Growth(Rest { rest })) => benchmark("growth", rest),
-        Some(What::Session(Rest { rest })) => {
+    match args.measurement {
+        Some(Measurement::Instructions(args)) => instructions::run(&args),
+        Some(Measurement::Growth(BenchArgs { rest })) => benchmark("growth", rest),
+        Some(Measurement::Session(BenchArgs { rest })) => {
             setup::system_programs(&[setup::REDIS])?;
             benchmark("session", rest)
         }
-        Some(What::One(Rest { rest })) => benchmark("one", rest),
+        Some(Measurement::One(BenchArgs { rest })) => benchmark("one", rest),
         None => {
             let flags = [("--quick", args.quick), ("--save", args.save)];
-            let given = flags.into_iter().filter(|(_, given)| *given);
-            benchmark("targets", given.map(|(flag, _)| flag.to_owned()).collect())
+            let set = flags.into_iter().filter(|(_, is_set)| *is_set);
+            benchmark("targets", set.map(|(flag, _)| flag.to_owned()).collect())
         }
     }
 }
 
+/// Runs a verb of `snakepit-bench`.
 fn benchmark(verb: &str, rest: Vec<String>) -> Result<()> {
-    let environment = setup::run()?;
-    step("build the daemon and the benchmark for release", || {
-        // Apart, so that the daemon gets its own features only, as it is shipped.
+    let environment = setup::environment()?;
+    step("build the daemon and the benchmarks for release", || {
+        // Two builds, because one would unify the features: the daemon must have only its own.
         shell::run(cargo().args(["build", "--quiet", "--release", "-p", "snakepit-cli"]))?;
         shell::run(cargo().args([
             "build",

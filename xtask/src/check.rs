@@ -1,4 +1,4 @@
-//! `cargo xtask check [NAME..]`: the one definition of every static check.
+//! `cargo xtask check [NAME..]`: runs the static checks.
 
 use std::time::Instant;
 
@@ -12,28 +12,28 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Which checks; all when none is named.
+    /// The checks to run; all by default.
     #[arg(value_enum)]
     names: Vec<Check>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Check {
-    /// rustfmt.
+    /// rustfmt
     Fmt,
-    /// Rules about files that no other tool knows.
+    /// Project rules about files, such as their length
     Tidy,
-    /// The architecture's layering.
+    /// The layering of ARCHITECTURE.md
     Layers,
-    /// The generated code is what the .proto generates.
+    /// The generated code matches the .proto
     Codegen,
-    /// Clippy, warnings are errors.
+    /// Clippy, with warnings as errors
     Clippy,
-    /// Each published crate alone, so that features of its neighbours hide nothing.
+    /// Each published crate compiles alone, with and without its features
     Features,
-    /// rustdoc, warnings are errors.
+    /// rustdoc, with warnings as errors
     Docs,
-    /// ruff, mypy and stubtest.
+    /// ruff, mypy and stubtest
     Python,
     /// The rules for dependencies in deny.toml: bans, licences and sources.
     Deny,
@@ -87,7 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     if !failed.is_empty() {
-        bail!("checks failed: {}; run one alone with `cargo xtask check NAME`", failed.join(", "));
+        bail!("checks failed: {}; run a single one with `cargo xtask check NAME`", failed.join(", "));
     }
     Ok(())
 }
@@ -101,7 +101,7 @@ impl Check {
             Self::Codegen => codegen::run(&codegen::Args::check()),
             Self::Clippy => {
                 sh(cargo().args(["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"]))?;
-                let python = setup::run()?.python;
+                let python = setup::environment()?.python;
                 let mut clippy = cargo();
                 clippy.args([
                     "clippy",
@@ -130,16 +130,16 @@ impl Check {
             Self::Advisories => deny::advisories(),
             Self::Msrv => msrv::run(),
             Self::Python => {
-                let environment = setup::run()?;
+                let environment = setup::environment()?;
                 let ruff = |args: &[&str]| {
                     sh(program(environment.tool("ruff")).args(args).arg("snakepit-python").arg("tests"))
                 };
                 ruff(&["check", "--quiet"])?;
                 ruff(&["format", "--quiet", "--check"])?;
-                // The configuration says strict, and which files.
+                // pyproject.toml enables strict mode and lists the files.
                 let package = crate::shell::root().join("snakepit-python");
                 sh(program(environment.tool("mypy")).current_dir(&package))?;
-                // The native module is described by hand; this compares the description with the module.
+                // stubtest compares the hand-written stubs with the native module.
                 let mut stubs = program(environment.tool("stubtest"));
                 sh(stubs.arg("snakepit_bridge._native").current_dir(&package))
             }

@@ -1,26 +1,26 @@
-//! `cargo xtask codegen [--check]`: compiles the .proto with protox and writes the generated code that is checked in.
+//! `cargo xtask codegen [--check]`: compiles the .proto with protox and writes the checked-in code.
 
 use anyhow::Result;
 
-/// Where the generated code lives, from the workspace root.
+/// The directory of the generated code, relative to the workspace root.
 #[cfg(feature = "codegen")]
 const GENERATED: &str = "snakepit-proto/src/generated";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Change nothing; fail when the checked-in code differs from what would be generated.
+    /// Change nothing; fail if the checked-in code differs from newly generated code.
     #[arg(long)]
     check: bool,
 }
 
 impl Args {
-    /// Only check.
+    /// The arguments `--check`.
     pub(crate) const fn check() -> Self {
         Self { check: true }
     }
 }
 
-/// The generator's dependencies are behind a feature, so the verb runs itself once more with that feature on.
+/// Runs xtask again with the feature `codegen`, which enables the generator's dependencies.
 #[cfg(not(feature = "codegen"))]
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut cargo = std::process::Command::new(env!("CARGO"));
@@ -52,13 +52,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     fs::create_dir_all(&fresh)?;
     tonic_prost_build::configure()
-        // The transport is the caller's choice; the generated client takes any channel.
+        // Callers choose the transport; the generated client accepts any channel.
         .build_transport(false)
-        // Payloads pass through the host as slices of the received frame.
+        // With `Bytes`, payloads remain slices of the received frame instead of copies.
         .bytes(".")
-        // Small maps are faster ordered than hashed, and print the same every time.
+        // For small maps, a BTreeMap is faster than a HashMap, and its order is stable.
         .btree_map(".")
-        // `Any` is generated here rather than taken from prost-types because its payload must be `Bytes` too.
+        // prost-types has its own `Any`, but this one has a payload of `Bytes`.
         .compile_well_known_types(true)
         .extern_path(".google.protobuf.Timestamp", "::prost_types::Timestamp")
         .out_dir(&fresh)
@@ -72,7 +72,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let generated = root.join(GENERATED);
     let mut stale = Vec::new();
     for name in ["snakepit.bridge.rs", "google.protobuf.rs", "descriptor.bin"] {
-        let new = fs::read(fresh.join(name)).with_context(|| format!("nothing was generated for {name}"))?;
+        let new =
+            fs::read(fresh.join(name)).with_context(|| format!("the generator did not write {name}"))?;
         let target = generated.join(name);
         if fs::read(&target).ok().as_deref() != Some(&new) {
             stale.push(name);

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: sets up, builds, and runs the digits example.
+//! `cargo xtask demo`: installs scikit-learn, then builds and runs the digits example.
 
 use anyhow::Result;
 
@@ -9,13 +9,13 @@ use crate::{
 
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
-    /// Passed on to the example.
+    /// Arguments for the example.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     rest: Vec<String>,
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let environment = setup::run()?;
+    let environment = setup::with_demo()?;
     step("build the server and the demo", || {
         shell::run(cargo().args([
             "build",

@@ -1,4 +1,4 @@
-//! `cargo xtask layers`: the architecture's layering, as absences that can be executed.
+//! `cargo xtask layers`: checks the dependencies of each crate against the layering in ARCHITECTURE.md.
 
 use std::collections::BTreeSet;
 
@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::shell::{cargo, output};
 
-/// Which crates of this workspace a crate may depend on.
-const MAY_USE: [(&str, &[&str]); 13] = [
+/// The crates of this workspace that each crate may depend on.
+const ALLOWED: [(&str, &[&str]); 13] = [
     ("snakepit-proto", &[]),
     ("snakepit-session", &[]),
     ("snakepit-session-redb", &["snakepit-session"]),
@@ -53,8 +53,8 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ),
 ];
 
-/// What a crate must not reach, however far down.
-const MUST_NOT_REACH: [(&str, &[&str]); 12] = [
+/// The crates that a crate must not depend on, directly or indirectly.
+const FORBIDDEN: [(&str, &[&str]); 12] = [
     ("snakepit-proto", &["pyo3"]),
     (
         "snakepit-session",
@@ -75,8 +75,8 @@ const MUST_NOT_REACH: [(&str, &[&str]); 12] = [
     ("snakepit-cli", &["pyo3"]),
 ];
 
-/// What must be found by the same means: if it is not, the check is broken and proves nothing.
-const MUST_REACH: [(&str, &str); 14] = [
+/// Positive controls: dependencies that exist. If this check misses one, it is broken.
+const CONTROLS: [(&str, &str); 14] = [
     ("snakepit-client", "tonic"),
     ("snakepit-server", "tonic"),
     ("snakepit-cli", "snakepit-server"),
@@ -95,26 +95,27 @@ const MUST_REACH: [(&str, &str); 14] = [
 
 pub(crate) fn run() -> Result<()> {
     let mut wrong = Vec::new();
-    for (package, allowed) in MAY_USE {
-        for used in reaches(package)?.iter().filter(|name| name.starts_with("snakepit-") && *name != package)
+    for (package, allowed) in ALLOWED {
+        for used in
+            dependencies(package)?.iter().filter(|name| name.starts_with("snakepit-") && *name != package)
         {
             if !allowed.contains(&used.as_str()) {
                 wrong.push(format!("{package} depends on {used}, which the layering forbids"));
             }
         }
     }
-    for (package, forbidden) in MUST_NOT_REACH {
-        let reached = reaches(package)?;
-        for name in forbidden.iter().filter(|name| reached.contains(**name)) {
+    for (package, forbidden) in FORBIDDEN {
+        let found = dependencies(package)?;
+        for name in forbidden.iter().filter(|name| found.contains(**name)) {
             wrong.push(format!(
-                "{package} reaches {name}; see it with `cargo tree -p {package} -e normal -i {name}`"
+                "{package} depends on {name}; `cargo tree -p {package} -e normal -i {name}` shows the path"
             ));
         }
     }
-    for (package, expected) in MUST_REACH {
+    for (package, expected) in CONTROLS {
         ensure!(
-            reaches(package)?.contains(expected),
-            "this check is broken: {package} does not reach {expected}"
+            dependencies(package)?.contains(expected),
+            "this check is broken: it does not find that {package} depends on {expected}"
         );
     }
     ensure!(
@@ -124,12 +125,12 @@ pub(crate) fn run() -> Result<()> {
     if !wrong.is_empty() {
         bail!("{}", wrong.join("\n"));
     }
-    println!("layers: as they should be");
+    println!("layers: passed");
     Ok(())
 }
 
-/// All that a crate depends on outside its tests, resolved for this crate alone.
-fn reaches(package: &str) -> Result<BTreeSet<String>> {
+/// Returns the direct and indirect dependencies of a crate, without those of its tests and of other crates' features.
+fn dependencies(package: &str) -> Result<BTreeSet<String>> {
     let tree =
         output(cargo().args(["tree", "-p", package, "-e", "normal", "--prefix", "none", "--format", "{p}"]))?;
     Ok(names(&tree))
@@ -145,11 +146,11 @@ fn default_members() -> Result<BTreeSet<String>> {
     let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
     let ids: Vec<String> = metadata["workspace_default_members"]
         .as_array()
-        .context("cargo lists no default members")?
+        .context("`cargo metadata` has no default members")?
         .iter()
         .filter_map(text)
         .collect();
-    let packages = metadata["packages"].as_array().context("cargo lists no packages")?;
+    let packages = metadata["packages"].as_array().context("`cargo metadata` has no packages")?;
     let is_default = |package: &&serde_json::Value| text(&package["id"]).is_some_and(|id| ids.contains(&id));
     Ok(packages.iter().filter(is_default).filter_map(|package| text(&package["name"])).collect())
 }
@@ -159,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tree_is_read_by_names() {
+    fn crate_names_are_parsed_from_cargo_tree() {
         let tree = "snakepit-pool v0.1.0 (/x)\ntokio v1.50.0\ntonic v0.14.9 (*)\n\n";
         assert_eq!(names(tree), ["snakepit-pool", "tokio", "tonic"].map(str::to_owned).into());
     }

@@ -1,10 +1,10 @@
-//! `cargo xtask <verb>`: the project's chores. One file per verb; CI, README and hooks all call these.
+//! `cargo xtask <verb>`: the development tasks, one file per verb. CI runs the same verbs as developers.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a command line tool talks on stdout and stderr"
+    reason = "a command line tool prints to stdout and stderr"
 )]
-#![allow(clippy::disallowed_methods, reason = "xtask runs tools, not workers, and has no async clock")]
+#![allow(clippy::disallowed_methods, reason = "xtask runs build tools, not workers, and has no async clock")]
 
 use std::process::ExitCode;
 
@@ -30,7 +30,7 @@ mod tools;
 mod workflows;
 
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", about = "The project's chores", bin_name = "cargo xtask")]
+#[command(name = "cargo xtask", about = "Development tasks of this repository", bin_name = "cargo xtask")]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -38,31 +38,31 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Make `.venv` with the native runtime and all Python packages; quick when everything is there.
-    Setup,
-    /// The main job on real input: train in one worker, kill it, predict from the others.
+    /// Create `.venv` with the Python packages and the native runtime, or update it.
+    Setup(setup::Args),
+    /// Train a model in one worker, kill that worker, and predict from the others (installs scikit-learn).
     Demo(demo::Args),
-    /// Every check and every test.
+    /// Run every check and every test, as CI does.
     Test(test::Args),
-    /// Measure the product beside its yardsticks.
+    /// Run the benchmarks and compare the product with its baselines.
     Bench(bench::Args),
-    /// Run calls of every kind while faults are injected, and check that nothing is lost or left behind.
+    /// Inject faults into a daemon under load, and check that it loses and leaves nothing.
     Soak(soak::Args),
-    /// The static checks: all that need no network, or those named.
+    /// Run all static checks that need no network, or the given ones.
     Check(check::Args),
-    /// Fuzz the decoding of values from the wire. Needs a nightly toolchain.
+    /// Fuzz the decoding of values from the wire (needs a nightly toolchain).
     Fuzz(fuzz::Args),
-    /// Run the tests of unsafe code in Miri. Needs a nightly toolchain.
+    /// Run the tests of unsafe code in Miri (needs a nightly toolchain).
     Miri,
-    /// Check that crates depend only in the direction the architecture allows.
+    /// Check that crates depend on each other only as ARCHITECTURE.md allows.
     Layers,
-    /// Generate the Rust code of the wire protocol (needs no protoc).
+    /// Generate the Rust code of the wire protocol, without protoc.
     Codegen(codegen::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
-        Verb::Setup => setup::run().map(drop),
+        Verb::Setup(args) => setup::run(&args),
         Verb::Demo(args) => demo::run(args),
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(args),

@@ -10,7 +10,7 @@ const TESTS: [(&str, &str); 2] = [("snakepit-python", "progress::answers"), ("sn
 pub(crate) fn run() -> Result<()> {
     let installation = "rustup toolchain install nightly --component miri,rust-src";
     let nightly = Toolchain::find("nightly", &["miri", "--version"], installation)?;
-    let python = setup::run()?.python;
+    let python = setup::environment()?.python;
     for (package, tests) in TESTS {
         let mut miri = nightly.cargo();
         miri.args(["miri", "test", "--target-dir", "target/miri", "--lib", "-p", package, tests]);

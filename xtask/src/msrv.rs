@@ -12,7 +12,7 @@ pub(crate) fn run() -> Result<()> {
     let version = rust_version()?;
     let installation = format!("rustup toolchain install {version} --profile minimal");
     let toolchain = Toolchain::find(&version, &["--version"], &installation)?;
-    let python = setup::run()?.python;
+    let python = setup::environment()?.python;
     let mut check = toolchain.cargo();
     check.args([
         "check",

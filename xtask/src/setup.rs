@@ -1,5 +1,5 @@
-//! `cargo xtask setup`: the one step that everything else builds on. A `.venv` in the checkout with the Python
-//! packages and the native runtime; each part is made again only when what it is made from has changed.
+//! `cargo xtask setup`: creates `.venv` with the Python packages and the native runtime. The other verbs call it, so it
+//! repeats a step only if the inputs of that step changed.
 
 use std::{
     fs,
@@ -12,49 +12,73 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::shell::{self, output, program, root, step, try_output};
 
-/// Folders of the crates that the native runtime is built from. `snakepit-wire` is in `snakepit-proto`.
+/// The directories of the crates from which maturin builds the native runtime. `snakepit-proto` contains `snakepit-wire`.
 const RUNTIME_CRATES: [&str; 5] =
     ["snakepit-python", "snakepit-worker", "snakepit-registry", "snakepit-session", "snakepit-proto"];
 
-/// What setup made.
+/// The Python environment in `.venv`.
 #[derive(Debug)]
 pub(crate) struct Environment {
-    /// The interpreter of `.venv`.
+    /// The interpreter.
     pub(crate) python: PathBuf,
 }
 
 impl Environment {
-    /// A program of `.venv`.
+    /// The path of an installed program.
     pub(crate) fn tool(&self, name: &str) -> PathBuf {
         self.python.with_file_name(name)
     }
 }
 
-pub(crate) fn run() -> Result<Environment> {
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Also install scikit-learn, which only the demo needs.
+    #[arg(long)]
+    demo: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.demo { with_demo() } else { environment() }.map(drop)
+}
+
+/// Returns the environment with the extra `demo` installed.
+pub(crate) fn with_demo() -> Result<Environment> {
+    let environment = environment()?;
+    let pyproject = root().join("snakepit-python/pyproject.toml");
+    let version = output(program(&environment.python).arg("--version"))?;
+    unless_current(&root().join(".venv"), "demo-packages", &[&version], &[&pyproject], || {
+        step("install the Python packages of the demo (scikit-learn)", || {
+            install(&environment, &dependencies(&environment, &pyproject, "demo")?)
+        })
+    })?;
+    Ok(environment)
+}
+
+/// Creates or updates the environment.
+pub(crate) fn environment() -> Result<Environment> {
     let root = root();
     let venv = root.join(".venv");
     let environment = Environment { python: venv.join("bin/python") };
     let base = find_python()?;
 
     let version = output(program(&base).arg("--version"))?;
-    made_of(&venv, "venv", &[&version], &[], || {
+    unless_current(&venv, "venv", &[&version], &[], || {
         step(&format!("create .venv with {}", version.trim()), || create_venv(&base, &venv))
     })?;
 
     let pyproject = root.join("snakepit-python/pyproject.toml");
-    made_of(&venv, "packages", &[&version], &[&pyproject], || {
-        step("install the Python packages (maturin, numpy, scikit-learn, grpcio, pytest, mypy, ruff)", || {
-            let mut pip = program(&environment.python);
-            pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "maturin>=1.9.4"]);
-            pip.args(dependencies(&environment, &pyproject)?);
-            shell::run(&mut pip)
+    unless_current(&venv, "packages", &[&version], &[&pyproject], || {
+        step("install the Python packages (maturin, numpy, grpcio, pytest, mypy, ruff)", || {
+            let mut requirements = dependencies(&environment, &pyproject, "dev")?;
+            requirements.push("maturin>=1.9.4".to_owned());
+            install(&environment, &requirements)
         })
     })?;
 
     let mut sources: Vec<PathBuf> = RUNTIME_CRATES.iter().map(|name| root.join(name)).collect();
     sources.extend([root.join("Cargo.toml"), root.join("Cargo.lock"), pyproject]);
     let sources: Vec<&Path> = sources.iter().map(PathBuf::as_path).collect();
-    made_of(&venv, "runtime", &[&version], &sources, || {
+    unless_current(&venv, "runtime", &[&version], &sources, || {
         step("build the native runtime with maturin (a minute or two the first time)", || {
             let mut maturin = program(environment.tool("maturin"));
             maturin.args([
@@ -65,17 +89,17 @@ pub(crate) fn run() -> Result<Environment> {
                 "snakepit-python/Cargo.toml",
             ]);
             maturin.env("VIRTUAL_ENV", &venv).env_remove("CONDA_PREFIX");
-            // What it says matters only when it fails, and then it is part of the error.
+            // `output` shows what maturin prints only if it fails.
             output(&mut maturin).map(drop)?;
-            // As pip does with what it installs: where Python may write no bytecode, each worker would compile it anew.
+            // pip compiles bytecode too. Without it, every worker compiles the package again if Python cannot write its cache.
             let mut compile = program(&environment.python);
             shell::run(compile.args(["-m", "compileall", "-q", "snakepit-python/python", "tests/adapters"]))
         })
     })?;
 
     let proto = root.join("snakepit-proto/proto");
-    made_of(&venv, "stubs", &[&version], &[&proto], || {
-        step("generate Python stubs for the test worker", || {
+    unless_current(&venv, "stubs", &[&version], &[&proto], || {
+        step("generate the gRPC stubs of the Python test workers", || {
             let stubs = venv.join("stubs");
             fs::create_dir_all(&stubs)?;
             let mut protoc = program(&environment.python);
@@ -88,7 +112,7 @@ pub(crate) fn run() -> Result<Environment> {
     Ok(environment)
 }
 
-/// The first Python that is new enough: `$PYTHON`, then what `PATH` has.
+/// Returns the first Python of version 3.11 or later among `$PYTHON`, `python3` and `python`.
 fn find_python() -> Result<PathBuf> {
     let named = std::env::var_os("PYTHON").map(PathBuf::from);
     let candidates = named.into_iter().chain(["python3", "python"].map(PathBuf::from));
@@ -98,23 +122,26 @@ fn find_python() -> Result<PathBuf> {
             return Ok(candidate);
         }
     }
-    bail!("no Python >= 3.11 found; install python3, or name one with the PYTHON environment variable")
+    bail!("no Python >= 3.11 found; install python3, or set the environment variable PYTHON to its path")
 }
 
 fn create_venv(base: &Path, venv: &Path) -> Result<()> {
-    make_room(venv)?;
+    reset_venv(venv)?;
     let output = try_output(program(base).args(["-m", "venv"]).arg(venv))?;
     if output.status.success() {
         return Ok(());
     }
     let reason = String::from_utf8_lossy(&output.stdout);
-    let hint = "Debian and Ubuntu have it in the package python3-venv: apt-get install python3-venv";
-    bail!("python cannot create a virtual environment: {}\n{hint}", reason.trim())
+    let hint = "on Debian and Ubuntu, install the missing module with `apt-get install python3-venv`";
+    bail!("Python cannot create a virtual environment: {}\n{hint}", reason.trim())
 }
 
-/// Empties the directory of an environment that setup made, and marks it as such from the first moment, so that an
-/// interrupted setup can go on. What somebody else made is not touched.
-fn make_room(venv: &Path) -> Result<()> {
+/// Empties an environment that setup created. Writes the stamp first, so that setup can continue after an interruption.
+///
+/// # Errors
+///
+/// If the directory holds files but no stamp, another program created it. It stays unchanged.
+fn reset_venv(venv: &Path) -> Result<()> {
     let stamp = stamp(venv, "venv");
     let entries = match fs::read_dir(venv) {
         Ok(entries) => entries.collect::<Result<Vec<_>, _>>()?,
@@ -122,10 +149,10 @@ fn make_room(venv: &Path) -> Result<()> {
     };
     ensure!(
         entries.is_empty() || stamp.exists(),
-        "{} was not made by `cargo xtask setup`, which would replace it; move it away and run this again",
+        "{} was not created by `cargo xtask setup`, which would replace it; move it away and run the command again",
         venv.display()
     );
-    fs::create_dir_all(venv).with_context(|| format!("cannot make {}", venv.display()))?;
+    fs::create_dir_all(venv).with_context(|| format!("cannot create {}", venv.display()))?;
     fs::write(&stamp, "unfinished").with_context(|| format!("cannot write {}", stamp.display()))?;
     for path in entries.iter().map(fs::DirEntry::path).filter(|path| *path != stamp) {
         let is_dir = fs::symlink_metadata(&path)?.is_dir();
@@ -135,37 +162,36 @@ fn make_room(venv: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The file that remembers what a part of the environment was made from.
+/// The file with the fingerprint of a step's inputs.
 fn stamp(venv: &Path, name: &str) -> PathBuf {
     venv.join(format!("{name}.stamp"))
 }
 
-/// The dependencies and extras of the Python package, read by Python's own parser of it.
-fn dependencies(environment: &Environment, pyproject: &Path) -> Result<Vec<String>> {
-    // tomllib came with 3.11; pip has carried the same parser for longer.
-    let read = "
-import json, sys
-try:
-    import tomllib
-except ImportError:
-    from pip._vendor import tomli as tomllib
-project = tomllib.load(open(sys.argv[1], 'rb'))['project']
-extras = project.get('optional-dependencies', {})
-print(json.dumps(project.get('dependencies', []) + [d for e in extras.values() for d in e]))
-";
-    let names = output(program(&environment.python).args(["-c", read]).arg(pyproject))?;
-    let names: Vec<String> = serde_json::from_str(&names).context("pyproject.toml lists no dependencies")?;
-    // An extra may name other extras of the package itself; they are all here already.
-    Ok(names.into_iter().filter(|name| !name.starts_with("snakepit")).collect())
+/// Installs packages with pip.
+fn install(environment: &Environment, requirements: &[String]) -> Result<()> {
+    let mut pip = program(&environment.python);
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+    shell::run(pip.args(requirements))
 }
 
-/// Makes something unless it was already made from the same inputs. A stamp in `.venv` remembers them.
-fn made_of(
+/// Reads the requirements of the Python package and of one of its extras.
+fn dependencies(environment: &Environment, pyproject: &Path, extra: &str) -> Result<Vec<String>> {
+    let read = "
+import json, sys, tomllib
+project = tomllib.load(open(sys.argv[1], 'rb'))['project']
+print(json.dumps(project['dependencies'] + project['optional-dependencies'][sys.argv[2]]))
+";
+    let requirements = output(program(&environment.python).args(["-c", read]).arg(pyproject).arg(extra))?;
+    serde_json::from_str(&requirements).context("cannot read the requirements in pyproject.toml")
+}
+
+/// Runs a step, unless a stamp in `.venv` shows that it already ran with the same inputs.
+fn unless_current(
     venv: &Path,
     name: &str,
     texts: &[&str],
     paths: &[&Path],
-    make: impl FnOnce() -> Result<()>,
+    work: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let mut hasher = DefaultHasher::new();
     texts.hash(&mut hasher);
@@ -174,14 +200,14 @@ fn made_of(
     }
     let fingerprint = format!("{:016x}", hasher.finish());
     let stamp = stamp(venv, name);
-    if fs::read_to_string(&stamp).is_ok_and(|known| known == fingerprint) {
+    if fs::read_to_string(&stamp).is_ok_and(|recorded| recorded == fingerprint) {
         return Ok(());
     }
-    make()?;
+    work()?;
     fs::write(&stamp, fingerprint).with_context(|| format!("cannot write {}", stamp.display()))
 }
 
-/// Adds a file, or all sources below a directory, to a fingerprint.
+/// Hashes a file, or all sources below a directory.
 fn hash_path(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
     if !path.is_dir() {
         path.file_name().hash(hasher);
@@ -195,7 +221,7 @@ fn hash_path(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
         let name = entry.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let is_source =
             entry.extension().is_some_and(|e| ["rs", "proto", "toml", "bin"].iter().any(|s| e == *s));
-        // Tests do not go into the runtime, and caches are not sources.
+        // Skips tests, which are not part of the runtime, and caches.
         if (entry.is_dir()
             && !["tests", "target", "examples"].contains(&name)
             && !name.starts_with(['.', '_']))
@@ -207,13 +233,13 @@ fn hash_path(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
     Ok(())
 }
 
-/// A program of the system's packages that tests and measures run.
+/// A program from the system's packages that tests and benchmarks start.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SystemProgram {
     name: &'static str,
-    /// The argument that makes it print its version.
+    /// The argument that prints the version.
     version: &'static str,
-    /// The package of Debian and Ubuntu.
+    /// Its package on Debian and Ubuntu.
     package: &'static str,
 }
 
@@ -226,13 +252,17 @@ pub(crate) const HAPROXY: SystemProgram =
 
 impl SystemProgram {
     fn is_installed(self) -> bool {
-        // Servers are in the administrator's directory, which is not on every user's path.
+        // Distributions install servers in /usr/sbin, which not every user's `PATH` contains.
         let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin";
         succeeds(program(self.name).arg(self.version).env("PATH", path))
     }
 }
 
-/// Installs missing programs if this user may, and fails if one is still missing.
+/// Installs missing programs with apt-get if the user is root.
+///
+/// # Errors
+///
+/// If a program is still missing.
 pub(crate) fn system_programs(programs: &[SystemProgram]) -> Result<()> {
     let missing = || programs.iter().filter(|program| !program.is_installed()).map(|program| program.package);
     let packages: Vec<_> = missing().collect();
@@ -241,7 +271,7 @@ pub(crate) fn system_programs(programs: &[SystemProgram]) -> Result<()> {
     }
     let is_root = output(program("id").arg("-u")).is_ok_and(|user| user.trim() == "0");
     if is_root && succeeds(program("apt-get").arg("--version")) {
-        step(&format!("install {}, which tests and measures start", packages.join(", ")), || {
+        step(&format!("install {}, which tests and benchmarks start", packages.join(", ")), || {
             shell::run(program("apt-get").args(["update", "-qq"]))?;
             let mut install = program("apt-get");
             install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&packages);
@@ -251,8 +281,8 @@ pub(crate) fn system_programs(programs: &[SystemProgram]) -> Result<()> {
     let missing: Vec<_> = missing().collect();
     ensure!(
         missing.is_empty(),
-        "tests and measures need programs that are not installed: install them (Debian and Ubuntu: apt-get install {}), or \
-         run only the tests you name: `cargo xtask test NAME`",
+        "tests and benchmarks need programs that are not installed; install them (on Debian and Ubuntu: `apt-get install {}`) \
+         or run selected tests only: `cargo xtask test NAME`",
         missing.join(" ")
     );
     Ok(())
@@ -267,43 +297,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_environment_of_somebody_else_is_left_alone() {
+    fn reset_keeps_an_environment_that_setup_did_not_create() {
         let dir = std::env::temp_dir().join(format!("xtask-venv-{}", std::process::id()));
-        make_room(&dir).unwrap();
+        reset_venv(&dir).unwrap();
         fs::create_dir(dir.join("bin")).unwrap();
-        fs::write(dir.join("bin/python"), "ours").unwrap();
-        make_room(&dir).unwrap();
-        assert!(!dir.join("bin").exists(), "what setup made is made anew");
+        fs::write(dir.join("bin/python"), "created by setup").unwrap();
+        reset_venv(&dir).unwrap();
+        assert!(!dir.join("bin").exists(), "setup replaces its own environment");
 
         fs::remove_file(stamp(&dir, "venv")).unwrap();
-        fs::write(dir.join("pyvenv.cfg"), "theirs").unwrap();
-        let error = make_room(&dir).unwrap_err().to_string();
-        assert!(error.contains("was not made by") && error.contains("move it away"), "{error}");
+        fs::write(dir.join("pyvenv.cfg"), "created elsewhere").unwrap();
+        let error = reset_venv(&dir).unwrap_err().to_string();
+        assert!(error.contains("was not created by") && error.contains("move it away"), "{error}");
         assert!(dir.join("pyvenv.cfg").exists());
         fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
-    fn a_thing_is_made_again_only_when_its_inputs_change() {
+    fn a_step_runs_again_only_if_its_inputs_change() {
         let dir = std::env::temp_dir().join(format!("xtask-setup-{}", std::process::id()));
         let source = dir.join("src");
         fs::create_dir_all(&source).unwrap();
         fs::write(source.join("a.rs"), "one").unwrap();
-        let made = |expected: bool| {
+        let assert_runs = |expected: bool| {
             let mut ran = false;
-            made_of(&dir, "thing", &["v1"], &[&source], || {
+            unless_current(&dir, "step", &["v1"], &[&source], || {
                 ran = true;
                 Ok(())
             })
             .unwrap();
             assert_eq!(ran, expected);
         };
-        made(true);
-        made(false);
+        assert_runs(true);
+        assert_runs(false);
         fs::write(source.join("ignored.pyc"), "cache").unwrap();
-        made(false);
+        assert_runs(false);
         fs::write(source.join("a.rs"), "two").unwrap();
-        made(true);
+        assert_runs(true);
         fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! Running commands in the checkout, and saying how long they took.
+//! Commands in the checkout, and steps with their durations.
 
 use std::{
     ffi::OsStr,
@@ -9,27 +9,31 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-/// The repository's root.
+/// The root of the checkout.
 pub(crate) fn root() -> PathBuf {
     let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
     xtask.parent().unwrap_or(xtask).to_owned()
 }
 
-/// The cargo that runs this.
+/// A command of the cargo that runs xtask, in the checkout.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root());
     cargo
 }
 
-/// A program in the checkout.
+/// A command of another program, in the checkout.
 pub(crate) fn program(name: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(name);
     command.current_dir(root());
     command
 }
 
-/// Runs a command that must succeed; its output goes through.
+/// Runs a command with inherited stdout and stderr.
+///
+/// # Errors
+///
+/// If the command cannot start or fails.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let shown = show(command);
     let status = command.status().with_context(|| format!("cannot run `{shown}`"))?;
@@ -37,7 +41,11 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command that must succeed, and returns its output.
+/// Runs a command and returns its stdout.
+///
+/// # Errors
+///
+/// If the command cannot start or fails; the error contains its stderr.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = try_output(command)?;
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -51,14 +59,18 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Runs a command that may fail, and returns what came of it.
+/// Runs a command and returns its exit status and output.
+///
+/// # Errors
+///
+/// If the command cannot start.
 pub(crate) fn try_output(command: &mut Command) -> Result<Output> {
     command.output().with_context(|| format!("cannot run `{}`", show(command)))
 }
 
-/// Does a step, saying what it is and how long it took.
-pub(crate) fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    println!("==> {what}");
+/// Runs a step and prints its name and duration.
+pub(crate) fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    println!("==> {name}");
     let began = Instant::now();
     let outcome = work()?;
     println!("    done in {:.1?}", began.elapsed());

@@ -1,4 +1,4 @@
-//! `cargo xtask soak`: builds the daemon and the soak, and runs it.
+//! `cargo xtask soak`: builds the daemon and the soak test, and runs the test.
 
 use anyhow::Result;
 
@@ -9,28 +9,28 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// How long calls and faults go on.
+    /// Minutes of load and faults.
     #[arg(long, default_value_t = 1.0)]
     minutes: f64,
 
-    /// Chooses the order of faults.
+    /// Seed for the order of faults and their victims.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 
-    /// Inject only faults whose name contains this.
+    /// Inject only faults whose name contains this text.
     #[arg(long)]
     fault: Option<String>,
 
-    /// Keep the table as docs/soak.md.
+    /// Write the tables to docs/soak.md.
     #[arg(long)]
     save: bool,
 
-    /// Build for release, as the daemon is shipped.
+    /// Use release builds.
     #[arg(long)]
     release: bool,
 }
 
-/// A minute, as in the test command.
+/// One minute, as in `cargo xtask test`.
 impl Default for Args {
     fn default() -> Self {
         Self { minutes: 1.0, seed: 1, fault: None, save: false, release: false }
@@ -38,11 +38,11 @@ impl Default for Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let environment = setup::run()?;
+    let environment = setup::environment()?;
     setup::system_programs(&[setup::REDIS])?;
     let profile: &[&str] = if args.release { &["--release"] } else { &[] };
-    step("build the daemon and the soak", || {
-        // Apart, so that the daemon gets its own features only, as it is shipped.
+    step("build the daemon and the soak test", || {
+        // Two builds, because one would unify the features: the daemon must have only its own.
         shell::run(cargo().args(["build", "--quiet", "-p", "snakepit-cli"]).args(profile))?;
         shell::run(
             cargo()

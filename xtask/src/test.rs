@@ -1,4 +1,4 @@
-//! `cargo xtask test`: setup, every check, every test. What CI runs.
+//! `cargo xtask test`: runs the setup, every check and every test, as CI does.
 
 use std::{process::Command, time::Instant};
 
@@ -14,22 +14,22 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Leave out the static checks and the count of instructions.
+    /// Skip the static checks and the instruction counts.
     #[arg(long)]
     quick: bool,
 
-    /// Let property tests try four times as many cases.
+    /// Run property tests with four times as many cases.
     #[arg(long, conflicts_with_all = ["quick", "filter"])]
     full: bool,
 
-    /// Run only Rust tests whose name contains this, and no others.
+    /// Run only the Rust tests whose name contains this text.
     filter: Option<String>,
 }
 
 type Step = (&'static str, Box<dyn Fn(&Environment) -> Result<()>>);
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let environment = setup::run()?;
+    let environment = setup::environment()?;
     let (filter, full) = (args.filter.clone(), args.full);
     let mut steps: Vec<Step> = vec![("rust tests", Box::new(move |env| rust(env, filter.as_deref(), full)))];
     if args.filter.is_none() {
@@ -38,8 +38,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "doc tests",
             Box::new(|env| shell::run(with_env(cargo().args(["test", "--quiet", "--doc"]), env))),
         ));
-        steps.push(("python tests", Box::new(python)));
-        steps.push(("demo", Box::new(|_| demo::run(demo::Args::default()))));
+        steps.push(("python tests", Box::new(|env| pytest(env, &[]))));
+        steps.push(("demo", Box::new(|_| demo_step())));
         steps.push(("soak", Box::new(|_| soak::run(&soak::Args::default()))));
         if !args.quick {
             steps.insert(0, ("checks", Box::new(|_| check::run(&check::Args::all()))));
@@ -68,8 +68,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// What must hold over both ways to a worker: calls multiplexed on one stream, and each call an RPC of its own. Selected by
-/// their targets and not by their package, so that nothing is built again with other features.
+/// All test targets except doc tests and benches.
+const ALL_TARGETS: [&str; 4] = ["--lib", "--bins", "--tests", "--examples"];
+
+/// The scenarios that must pass for both paths to a worker: calls multiplexed on one stream, and one RPC per call. They are
+/// selected by target because a selection by package would build them again with other features.
 const SCENARIOS: [&str; 14] = [
     "--test",
     "calls",
@@ -87,20 +90,24 @@ const SCENARIOS: [&str; 14] = [
     "sessions",
 ];
 
-/// All Rust tests, by nextest where it is installed and by plain `cargo test` elsewhere: the tests are the same.
+/// The Rust tests that need scikit-learn. They carry `#[ignore]`, so the other test runs skip them.
+const DEMO_TESTS: [&str; 2] = ["--test", "digits"];
+
+/// Runs all Rust tests, or those whose name contains the filter, with nextest if it is installed and `cargo test` otherwise.
 fn rust(environment: &Environment, filter: Option<&str>, full: bool) -> Result<()> {
-    // The scenarios run the daemon's binary, which only a build of its package makes.
+    // The scenarios start the daemon's binary, which only a build of its package creates.
     shell::run(cargo().args(["build", "--quiet", "-p", "snakepit-cli"]))?;
     let has_nextest = try_output(cargo().args(["nextest", "--version"])).is_ok_and(|o| o.status.success());
-    let tests: &[&str] = if has_nextest {
+    let runner: &[&str] = if has_nextest {
         &["nextest", "run", "--no-fail-fast", "--no-tests", "pass", "--status-level", "slow"]
     } else {
-        &["test", "--quiet", "--no-fail-fast", "--lib", "--bins", "--tests", "--examples"]
+        &["test", "--quiet", "--no-fail-fast"]
     };
-    // The native runtime apart from the others, because it links against Python, and its dependencies want other features.
-    let runs: [(&[&str], bool); 3] = [(&[], false), (&["-p", "snakepit-python"], false), (&SCENARIOS, true)];
+    // snakepit-python has a separate run, because it links against Python and enables other features of its dependencies.
+    let python = [&["-p", "snakepit-python"], &ALL_TARGETS[..]].concat();
+    let runs: [(&[&str], bool); 3] = [(&ALL_TARGETS, false), (&python, false), (&SCENARIOS, true)];
     let mut matched = false;
-    for (selection, plain) in runs {
+    for (selection, one_rpc_per_call) in runs {
         if let Some(filter) = filter
             && !any_matches(environment, selection, filter)?
         {
@@ -108,25 +115,30 @@ fn rust(environment: &Environment, filter: Option<&str>, full: bool) -> Result<(
         }
         matched = true;
         let mut command = cargo();
-        with_env(command.args(tests).args(selection), environment).args(filter);
+        with_env(command.args(runner).args(selection), environment).args(filter);
         if full {
             command.env("PROPTEST_CASES", "1024");
         }
-        if plain {
-            println!("    the scenarios once more, with each call an RPC of its own");
+        if one_rpc_per_call {
+            println!("    the scenarios again, with one RPC per call");
             command.env("SNAKEPIT_TEST_PLAIN", "1");
         }
         shell::run(&mut command)?;
+    }
+    if let Some(filter) = filter
+        && any_matches(environment, &DEMO_TESTS, filter)?
+    {
+        matched = true;
+        rust_demo_tests(&setup::with_demo()?, Some(filter))?;
     }
     ensure!(matched, "no Rust test has `{}` in its name", filter.unwrap_or_default());
     Ok(())
 }
 
-/// Whether any test of these packages has this in its name. Both runners mean the same by it.
+/// Whether the name of a test in these targets contains the filter. nextest and `cargo test` interpret it in the same way.
 fn any_matches(environment: &Environment, selection: &[&str], filter: &str) -> Result<bool> {
     let mut list = cargo();
-    list.args(["test", "--quiet", "--lib", "--bins", "--tests", "--examples"]).args(selection);
-    list.args([filter, "--", "--list", "--format", "terse"]);
+    list.args(["test", "--quiet"]).args(selection).args([filter, "--", "--list", "--format", "terse"]);
     Ok(lists_a_test(&output(with_env(&mut list, environment))?))
 }
 
@@ -134,9 +146,23 @@ fn lists_a_test(list: &str) -> bool {
     list.lines().any(|line| line.ends_with(": test"))
 }
 
-fn python(environment: &Environment) -> Result<()> {
+/// Runs the demo, and the tests that need scikit-learn. This step installs it, so all other tests run without it.
+fn demo_step() -> Result<()> {
+    let environment = setup::with_demo()?;
+    demo::run(demo::Args::default())?;
+    rust_demo_tests(&environment, None)?;
+    pytest(&environment, &["-m", "demo"])
+}
+
+fn rust_demo_tests(environment: &Environment, filter: Option<&str>) -> Result<()> {
+    let mut command = cargo();
+    command.args(["test", "--quiet"]).args(DEMO_TESTS).args(filter).args(["--", "--ignored"]);
+    shell::run(with_env(&mut command, environment))
+}
+
+fn pytest(environment: &Environment, args: &[&str]) -> Result<()> {
     let mut pytest = program(&environment.python);
-    pytest.args(["-m", "pytest", "-q", "snakepit-python"]);
+    pytest.args(["-m", "pytest", "-q", "snakepit-python"]).args(args);
     shell::run(with_env(&mut pytest, environment))
 }
 
@@ -149,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_without_tests_is_told_from_one_with() {
+    fn a_list_with_a_test_is_recognised() {
         assert!(lists_a_test("tests::it_works: test\n"));
         assert!(!lists_a_test("\n"));
         assert!(!lists_a_test("warning: unused\nbenches::fast: benchmark\n"));

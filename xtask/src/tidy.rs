@@ -1,4 +1,4 @@
-//! `cargo xtask check tidy`: rules about files that no other tool knows.
+//! `cargo xtask check tidy`: checks project rules about files, such as their length and header.
 
 use std::fs;
 
@@ -6,10 +6,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::shell::{output, program, root};
 
-/// Files longer than this want a seam.
+/// The maximum length of a source file.
 const MAX_LINES: usize = 500;
 
-/// Code on pages, with the file that it is taken from: which block of which language, counted from 0.
+/// Code blocks on pages: the page, the language, the index among the blocks of that language, and the source file.
 const EXAMPLES: [(&str, &str, usize, &str); 14] = [
     ("README.md", "rust", 0, "snakepit-server/examples/embed.rs"),
     ("docs/sessions.md", "rust", 0, "snakepit-server/examples/state.rs"),
@@ -28,7 +28,7 @@ const EXAMPLES: [(&str, &str, usize, &str); 14] = [
 ];
 
 pub(crate) fn run() -> Result<()> {
-    // What is not tracked is not the project's: somebody's own files in the checkout break no rule.
+    // The rules do not apply to untracked files.
     let tracked = output(program("git").args(["ls-files", "--cached"]))?;
     let mut wrong = Vec::new();
     for path in tracked.lines() {
@@ -44,8 +44,8 @@ pub(crate) fn run() -> Result<()> {
     for (page, language, index, source) in EXAMPLES {
         let text =
             |path: &str| fs::read_to_string(root().join(path)).with_context(|| format!("cannot read {path}"));
-        if let Some(problem) = strays_from(&text(page)?, language, index, &text(source)?) {
-            wrong.push(format!("{page}: its {language} code is not that of {source}: {problem}"));
+        if let Some(problem) = difference(&text(page)?, language, index, &text(source)?) {
+            wrong.push(format!("{page}: its {language} code differs from {source}: {problem}"));
         }
     }
     if !wrong.is_empty() {
@@ -61,22 +61,23 @@ fn problems(path: &str, text: &str) -> Vec<String> {
         return problems;
     }
     if is(".rs") && !text.starts_with("//!") {
-        problems.push("must open with `//!` and say what it is for".to_owned());
+        problems.push("must start with `//!` and its purpose".to_owned());
     }
     if is(".py") && !text.trim().is_empty() && !text.starts_with("\"\"\"") {
-        problems.push("must open with a docstring that says what it is for".to_owned());
+        problems.push("must start with a docstring that states its purpose".to_owned());
     }
     let lines = text.lines().count();
     if (is(".rs") || is(".py")) && lines > MAX_LINES {
-        problems.push(format!("has {lines} lines, more than {MAX_LINES}: look for the seam"));
+        problems.push(format!("has {lines} lines, more than {MAX_LINES}; split it"));
     }
-    // Every mapping to a status is in one file, so that the table there is whole.
+    // The table in status.rs must contain every status.
     if path.starts_with("snakepit-server/src/") && !path.starts_with("snakepit-server/src/status") {
-        for line in text.lines().filter(|line| makes_a_status(line)) {
-            problems.push(format!("must leave it to status.rs to make a status: `{}`", line.trim()));
+        for line in text.lines().filter(|line| constructs_status(line)) {
+            problems
+                .push(format!("must not construct a status, which belongs in status.rs: `{}`", line.trim()));
         }
     }
-    // Spelled apart, so that this file does not find itself.
+    // `concat!` keeps these words out of this file.
     let unwanted = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("/wo", "rk/"), concat!("/ro", "ot/")];
     for word in unwanted.into_iter().filter(|word| text.contains(word)) {
         problems.push(format!("must not contain `{word}`"));
@@ -85,7 +86,7 @@ fn problems(path: &str, text: &str) -> Vec<String> {
 }
 
 /// Whether a line calls a constructor of `tonic::Status`.
-fn makes_a_status(line: &str) -> bool {
+fn constructs_status(line: &str) -> bool {
     let mut calls =
         line.match_indices("Status::").map(|(at, found)| (&line[..at], &line[at + found.len()..]));
     calls.any(|(before, after)| {
@@ -94,15 +95,15 @@ fn makes_a_status(line: &str) -> bool {
     })
 }
 
-/// How a block of a page strays from the file it is taken from: each of its lines must be one of the file's, in the same
-/// order. Indentation does not count, nor does what is printed by Rust.
-fn strays_from(page: &str, language: &str, index: usize, source: &str) -> Option<String> {
+/// Finds the first line of a page's code block that the source file does not contain in the same order. Ignores
+/// indentation, empty lines and `println!`.
+fn difference(page: &str, language: &str, index: usize, source: &str) -> Option<String> {
     let code = |text: &str| {
         let lines = text.lines().map(|line| line.trim().to_owned());
         lines.filter(|line| !line.is_empty() && !line.starts_with("println!")).collect::<Vec<_>>()
     };
     let Some(rest) = page.split(&format!("```{language}\n")).nth(index + 1) else {
-        return Some(format!("there is no block {index}"));
+        return Some(format!("no block {index}"));
     };
     let block = rest.split_once("```").map_or(rest, |(block, _)| block);
     let mut source = code(source).into_iter();
@@ -114,24 +115,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn code_on_a_page_is_that_of_the_example() {
+    fn code_on_a_page_must_match_its_source() {
         let example = "fn main() {\n    one();\n    println!(\"1\");\n    two();\n}\n";
         let page = |block: &str| format!("# Page\n\n```rust\n{block}```\n\nthree();\n");
-        let strays = |page: &str, index| strays_from(page, "rust", index, example);
-        assert_eq!(strays(&page("one();\n\ntwo();\nprintln!();\n"), 0), None);
-        assert_eq!(strays(&page("one();\nthree();\n"), 0), Some("`three();`".to_owned()));
-        assert_eq!(strays(&page("two();\none();\n"), 0), Some("`one();`".to_owned()));
+        let difference = |page: &str, index| difference(page, "rust", index, example);
+        assert_eq!(difference(&page("one();\n\ntwo();\nprintln!();\n"), 0), None);
+        assert_eq!(difference(&page("one();\nthree();\n"), 0), Some("`three();`".to_owned()));
+        assert_eq!(difference(&page("two();\none();\n"), 0), Some("`one();`".to_owned()));
         let second = format!("{}{}", page("one();\n"), page("four();\n"));
-        assert_eq!((strays(&second, 0), strays(&second, 1)), (None, Some("`four();`".to_owned())));
-        assert!(strays(&second, 2).is_some() && strays("# Page\n", 0).is_some());
+        assert_eq!((difference(&second, 0), difference(&second, 1)), (None, Some("`four();`".to_owned())));
+        assert!(difference(&second, 2).is_some() && difference("# Page\n", 0).is_some());
     }
 
     #[test]
-    fn each_rule_finds_its_offender() {
+    fn each_rule_finds_a_violation() {
         assert_eq!(problems("a.rs", "//! Good.\n"), Vec::<String>::new());
         assert!(problems("a.rs", "fn main() {}\n")[0].contains("//!"));
         assert!(problems("a.py", "import os\n")[0].contains("docstring"));
-        assert!(problems("a.rs", &format!("//! Long.\n{}", "\n".repeat(MAX_LINES)))[0].contains("seam"));
+        assert!(problems("a.rs", &format!("//! Long.\n{}", "\n".repeat(MAX_LINES)))[0].contains("split it"));
         let status = |line: &str| problems("snakepit-server/src/grpc.rs", &format!("//! Good.\n{line}\n"));
         assert!(status("    Err(Status::internal(\"no\"))")[0].contains("status.rs"));
         assert_eq!(status("ServingStatus::of(x); Status::Serving; -> Status"), Vec::<String>::new());

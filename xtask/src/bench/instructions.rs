@@ -1,8 +1,8 @@
-//! `cargo xtask bench instructions [--check | --save]`: how many instructions hot pieces of code take, by callgrind.
+//! `cargo xtask bench instructions [--check | --save]`: counts the instructions of hot functions with callgrind.
 //!
-//! On a shared machine time is noise, but instructions are not: a piece that takes more of them than it did has become
-//! more expensive. The program `snakepit-tests --example instructions` runs a piece so many times; the difference between
-//! two such runs leaves out what starting the program takes.
+//! Times are noisy on a shared machine, but instruction counts are stable, so a higher count means a more expensive
+//! function. The program `snakepit-tests --example instructions` runs a function a given number of times. The difference
+//! between two runs excludes the start of the program.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
@@ -11,27 +11,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::shell::{self, cargo, output, program, root, step, try_output};
 
-/// By how much a count may rise before it counts as a regression, in percent. Routines of the C library are among what is
-/// counted, and which of them run depends on the processor.
+/// The highest increase that is not a regression, in percent. The counts include functions of the C library, whose
+/// implementations depend on the processor.
 const TOLERANCE: u64 = 10;
 
-/// Repeats of a piece in the shorter and in the longer run: so many that what differs from start to start, such as the
-/// seeds of hash maps, weighs nothing.
+/// The numbers of repeats in the short and the long run. They are large enough to hide differences between starts, such as
+/// the seeds of hash maps.
 const REPEATS: [u64; 2] = [1_000, 21_000];
 
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
-    /// Fail when a count is more than 10 % above the one in docs/bench/instructions.json.
+    /// Fail if a count is more than 10 % above the one in docs/bench/instructions.json.
     #[arg(long, conflicts_with = "save")]
     check: bool,
 
-    /// Keep the counts in docs/bench/instructions.json.
+    /// Write the counts to docs/bench/instructions.json.
     #[arg(long)]
     save: bool,
 }
 
 impl Args {
-    /// What the project's tests ask for.
+    /// The arguments of `cargo xtask test`.
     pub(crate) const fn check() -> Self {
         Self { check: true, save: false }
     }
@@ -39,10 +39,10 @@ impl Args {
 
 type Counts = BTreeMap<String, u64>;
 
-/// What docs/bench/instructions.json holds.
+/// The contents of docs/bench/instructions.json.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Kept {
-    /// The compiler that made what was counted.
+struct SavedCounts {
+    /// The compiler of the counted code.
     rustc: String,
     counts: Counts,
 }
@@ -50,43 +50,43 @@ struct Kept {
 pub(crate) fn run(args: &Args) -> Result<()> {
     if !try_output(program("valgrind").arg("--version")).is_ok_and(|output| output.status.success()) {
         println!(
-            "skipped: instructions are counted by valgrind, which is not installed (apt-get install valgrind)"
+            "skipped: valgrind, which counts the instructions, is not installed (apt-get install valgrind)"
         );
         return Ok(());
     }
     let rustc = rustc()?;
-    // Whatever is kept is about to be replaced.
-    let kept = if args.save { kept().unwrap_or_default() } else { kept()? };
-    if args.check && kept.rustc != rustc {
+    // With --save, a malformed file is replaced.
+    let saved = if args.save { saved().unwrap_or_default() } else { saved()? };
+    if args.check && saved.rustc != rustc {
         println!(
-            "skipped: the counts are of {}, this is {rustc}; keep new ones with `cargo xtask bench instructions --save`",
-            kept.rustc
+            "skipped: the saved counts are from {}, but this is {rustc}; save new ones with `cargo xtask bench instructions --save`",
+            saved.rustc
         );
         return Ok(());
     }
-    let binary = step("build the pieces for release", build)?;
+    let binary = step("build the functions for release", build)?;
     let names = output(program(&binary).arg("list"))?;
     let mut counts = Counts::new();
     for name in names.lines() {
         let [short, long] = REPEATS.map(|repeats| count(&binary, name, repeats));
         let each = long?.saturating_sub(short?) / (REPEATS[1] - REPEATS[0]);
-        let before = kept.counts.get(name).map_or_else(String::new, |kept| format!("  kept: {kept}"));
+        let before = saved.counts.get(name).map_or_else(String::new, |count| format!("  saved: {count}"));
         println!("  {name:<28} {each:>8} instructions{before}");
         counts.insert(name.to_owned(), each);
     }
     if args.check {
-        let risen = risen(&kept.counts, &counts);
+        let regressions = regressions(&saved.counts, &counts);
         ensure!(
-            risen.is_empty(),
-            "{}\nfind out why, or accept it with `cargo xtask bench instructions --save`",
-            risen.join("\n")
+            regressions.is_empty(),
+            "{}\nfind the cause, or accept the new counts with `cargo xtask bench instructions --save`",
+            regressions.join("\n")
         );
-        println!("no count has risen by more than {TOLERANCE} %");
+        println!("no count has increased by more than {TOLERANCE} %");
     }
     if args.save {
         fs::create_dir_all(path().with_file_name(""))?;
-        fs::write(path(), format!("{:#}\n", serde_json::to_value(Kept { rustc, counts })?))?;
-        println!("kept: docs/bench/instructions.json");
+        fs::write(path(), format!("{:#}\n", serde_json::to_value(SavedCounts { rustc, counts })?))?;
+        println!("saved: docs/bench/instructions.json");
     }
     Ok(())
 }
@@ -103,41 +103,41 @@ fn build() -> Result<PathBuf> {
     ]))?;
     let metadata = output(cargo().args(["metadata", "--format-version", "1", "--no-deps"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
-    let target = metadata["target_directory"].as_str().context("cargo names no target directory")?;
+    let target = metadata["target_directory"].as_str().context("`cargo metadata` has no target directory")?;
     Ok(PathBuf::from(target).join("release/examples/instructions"))
 }
 
-/// The instructions of a whole run.
+/// Counts the instructions of one run.
 fn count(binary: &PathBuf, name: &str, repeats: u64) -> Result<u64> {
     let mut valgrind = program("valgrind");
     valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(binary);
     let run = try_output(valgrind.args([name, &repeats.to_string()]))?;
-    let said = String::from_utf8_lossy(&run.stderr);
+    let stderr = String::from_utf8_lossy(&run.stderr);
     if !run.status.success() {
-        bail!("`{name}` failed under valgrind ({}):\n{}", run.status, said.trim_end());
+        bail!("`{name}` failed under valgrind ({}):\n{}", run.status, stderr.trim_end());
     }
-    collected(&said).with_context(|| format!("valgrind says nothing of instructions:\n{said}"))
+    parse_count(&stderr).with_context(|| format!("valgrind printed no instruction count:\n{stderr}"))
 }
 
-fn collected(said: &str) -> Option<u64> {
-    let line = said.lines().find_map(|line| line.split_once("Collected :"))?;
+fn parse_count(stderr: &str) -> Option<u64> {
+    let line = stderr.lines().find_map(|line| line.split_once("Collected :"))?;
     line.1.trim().parse().ok()
 }
 
-/// Why the check fails: counts that rose, and pieces that one side does not know.
-fn risen(kept: &Counts, counts: &Counts) -> Vec<String> {
+/// Lists counts that increased, and functions that have only one of the two counts.
+fn regressions(saved: &Counts, counts: &Counts) -> Vec<String> {
     let mut problems = Vec::new();
     for (name, now) in counts {
-        match kept.get(name) {
-            None => problems.push(format!("{name}: no count is kept of it")),
+        match saved.get(name) {
+            None => problems.push(format!("{name}: no saved count")),
             Some(before) if now * 100 > before * (100 + TOLERANCE) => {
                 problems.push(format!("{name}: {before} instructions before, {now} now"));
             }
             Some(_) => {}
         }
     }
-    let gone = kept.keys().filter(|name| !counts.contains_key(*name));
-    problems.extend(gone.map(|name| format!("{name}: a count is kept of it, but it is gone")));
+    let removed = saved.keys().filter(|name| !counts.contains_key(*name));
+    problems.extend(removed.map(|name| format!("{name}: a saved count, but no such function")));
     problems
 }
 
@@ -145,10 +145,10 @@ fn rustc() -> Result<String> {
     Ok(output(program("rustc").arg("--version"))?.trim().to_owned())
 }
 
-fn kept() -> Result<Kept> {
+fn saved() -> Result<SavedCounts> {
     match fs::read_to_string(path()) {
         Ok(json) => serde_json::from_str(&json).context("docs/bench/instructions.json is malformed"),
-        Err(_) => Ok(Kept::default()),
+        Err(_) => Ok(SavedCounts::default()),
     }
 }
 
@@ -161,26 +161,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_rise_above_the_tolerance_fails() {
+    fn only_an_increase_above_the_tolerance_is_a_regression() {
         let of = |counts: &[(&str, u64)]| {
             counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
         };
-        let kept: Counts = of(&[("codec", 1000), ("gone", 1)]);
-        assert_eq!(risen(&kept, &of(&[("codec", 1100), ("gone", 1)])), Vec::<String>::new());
-        let problems = risen(&kept, &of(&[("codec", 1101), ("new", 1)])).join("; ");
+        let saved: Counts = of(&[("codec", 1000), ("removed", 1)]);
+        assert_eq!(regressions(&saved, &of(&[("codec", 1100), ("removed", 1)])), Vec::<String>::new());
+        let problems = regressions(&saved, &of(&[("codec", 1101), ("new", 1)])).join("; ");
         assert!(problems.contains("codec: 1000 instructions before, 1101 now"), "{problems}");
-        assert!(problems.contains("new: no count") && problems.contains("gone: a count"), "{problems}");
+        assert!(
+            problems.contains("new: no saved count") && problems.contains("removed: a saved count"),
+            "{problems}"
+        );
     }
 
     #[test]
-    fn what_is_kept_can_be_read() {
-        let kept = kept().unwrap();
-        assert!(kept.rustc.starts_with("rustc ") && !kept.counts.is_empty(), "{kept:?}");
+    fn the_saved_counts_are_well_formed() {
+        let saved = saved().unwrap();
+        assert!(saved.rustc.starts_with("rustc ") && !saved.counts.is_empty(), "{saved:?}");
     }
 
     #[test]
-    fn the_count_is_read_from_what_valgrind_says() {
-        assert_eq!(collected("==8217== Events    : Ir\n==8217== Collected : 128705\n"), Some(128_705));
-        assert_eq!(collected("==8217== Command: x\n"), None);
+    fn the_count_is_parsed_from_the_output_of_valgrind() {
+        assert_eq!(parse_count("==8217== Events    : Ir\n==8217== Collected : 128705\n"), Some(128_705));
+        assert_eq!(parse_count("==8217== Command: x\n"), None);
     }
 }
