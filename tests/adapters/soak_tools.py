@@ -1,4 +1,4 @@
-"""Tools for the soak: each call leaves a mark, so that calls which ran twice or not at all can be counted."""
+"""Tools of the soak test. `mark` and `mark_async` write their nonce to a file, which shows how often each call ran."""
 
 import asyncio
 import collections
@@ -10,22 +10,32 @@ from pathlib import Path
 
 from snakepit_bridge import BaseAdapter, tool
 
-# One file per worker process; a single `write` with O_APPEND survives a SIGKILL that follows it.
+# One file per worker process. A `write` with O_APPEND is complete even if a SIGKILL follows.
 _marks = os.open(
     Path(os.environ["SNAKEPIT_SOAK_MARKS"]) / f"{os.getpid()}-{time.time_ns()}",
     os.O_WRONLY | os.O_CREAT | os.O_APPEND,
 )
 
 
+_tasks: list[asyncio.Future[None]] = []
+
+
+async def _block_when_cancelled() -> None:
+    try:
+        await asyncio.sleep(600)
+    finally:
+        time.sleep(600)
+
+
 def answer(nonce: int) -> int:
-    """The answer to a nonce; the load generator computes the same."""
+    """Computes the answer to a nonce, which callers check."""
     return nonce * 31 + 7
 
 
 class SoakTools(BaseAdapter):
     @tool
     def mark(self, nonce: int, millis: int = 0) -> int:
-        """Records the nonce, works for a while, then answers it."""
+        """Writes the nonce, works for a while, and returns the answer."""
         os.write(_marks, b"%d\n" % nonce)
         if millis:
             time.sleep(millis / 1000)
@@ -33,7 +43,7 @@ class SoakTools(BaseAdapter):
 
     @tool
     async def mark_async(self, nonce: int, millis: int = 0) -> int:
-        """Does the same in a coroutine."""
+        """Does the same as `mark` in a coroutine."""
         os.write(_marks, b"%d\n" % nonce)
         if millis:
             await asyncio.sleep(millis / 1000)
@@ -41,13 +51,13 @@ class SoakTools(BaseAdapter):
 
     @tool
     def numbers(self, nonce: int, n: int) -> Iterator[int]:
-        """Streams consecutive numbers from the answer on."""
+        """Streams consecutive numbers, starting with the answer."""
         first = answer(nonce)
         yield from range(first, first + n)
 
     @tool
     async def numbers_async(self, nonce: int, n: int) -> AsyncIterator[int]:
-        """Streams the same from an async generator."""
+        """Does the same as `numbers` in an async generator."""
         first = answer(nonce)
         for number in range(first, first + n):
             yield number
@@ -59,12 +69,12 @@ class SoakTools(BaseAdapter):
 
     @tool
     def hang(self) -> None:
-        """Stays in C code that neither releases the GIL nor checks for signals."""
+        """Hangs in C code that neither releases the GIL nor checks for signals."""
         collections.deque(itertools.repeat(None), maxlen=0)
 
     @tool
     def flood(self, lines: int, characters: int) -> int:
-        """Prints many lines, then one very long line without an end."""
+        """Prints many lines, then a very long line without a newline."""
         for number in range(lines):
             print(f"flood line {number}")
         print("x" * characters, end="", flush=True)
@@ -72,5 +82,12 @@ class SoakTools(BaseAdapter):
 
     @tool
     def nap(self, seconds: float) -> None:
-        """Blocks, but can be interrupted."""
+        """Blocks in a system call that can be interrupted."""
         time.sleep(seconds)
+
+    @tool
+    async def leave_blocking_task(self) -> int:
+        """Leaves a task that blocks the event loop when it is cancelled. Returns the pid."""
+        _tasks.append(asyncio.ensure_future(_block_when_cancelled()))
+        await asyncio.sleep(0)
+        return os.getpid()

@@ -1,14 +1,14 @@
-"""A Python client under load: calls and streams from several threads until standard input closes.
+"""The Python client of the soak test: calls and streams from several threads until stdin closes.
 
-Arguments: the host's address, and a number that no other client of the run has. Prints one JSON object per line: the
-outcomes since the line before, and the violations. A client that is killed loses less than a second of them.
+Arguments: the host's address, and a number that differs from that of every other client of the run. Prints reports as
+lines of JSON: the calls that ended since the previous report, and violations. A kill loses at most one second of them.
 """
 
 import json
 import sys
 import threading
 import time
-from collections import Counter
+from typing import Any
 
 from snakepit_bridge.client import Client
 from snakepit_bridge.errors import SnakepitError
@@ -20,26 +20,27 @@ THREADS = 4
 class Load:
     def __init__(self, address: str) -> None:
         self.client = Client(address)
-        self.outcomes: Counter[str] = Counter()
+        self.succeeded = 0
+        self.failures: list[dict[str, Any]] = []
         self.violations: list[str] = []
         self.lock = threading.Lock()
         self.stopping = threading.Event()
-        # The end of the last moment in which this whole process stood still.
-        self.froze_until = 0.0
+        # When the process last resumed after it was stopped.
+        self.resumed_at = 0.0
 
     def watch_for_freezes(self) -> None:
         before = time.monotonic()
         while not self.stopping.wait(0.1):
             now = time.monotonic()
             if now - before > 1.0:
-                self.froze_until = now
+                self.resumed_at = now
             before = now
 
     def report(self) -> None:
         with self.lock:
-            line = json.dumps({"outcomes": self.outcomes, "violations": self.violations})
-            self.outcomes, self.violations = Counter(), []
-        print(line, flush=True)
+            report = {"succeeded": self.succeeded, "failures": self.failures, "violations": self.violations}
+            self.succeeded, self.failures, self.violations = 0, [], []
+        print(json.dumps(report), flush=True)
 
     def report_regularly(self) -> None:
         while not self.stopping.wait(0.5):
@@ -49,30 +50,34 @@ class Load:
         nonce = (int(sys.argv[2]) * THREADS + number + 1) << 32
         while not self.stopping.is_set():
             nonce += 1
-            began = time.monotonic()
-            outcome = self.one(nonce)
+            began, began_at = time.monotonic(), time.time()
+            error = self.call(nonce)
             took = time.monotonic() - began
             with self.lock:
-                self.outcomes[outcome] += 1
-                if took > DEADLINE + GRACE and self.froze_until < began:
-                    self.violations.append(f"a call took {took:.1f} s and ended as {outcome}")
+                if error is None:
+                    self.succeeded += 1
+                else:
+                    self.failures.append({"class": type(error).__name__, "message": str(error), "began": began_at})
+                if took > DEADLINE + GRACE and self.resumed_at < began:
+                    self.violations.append(f"a call took {took:.1f} s and ended as {error!r}")
 
-    def one(self, nonce: int) -> str:
+    def call(self, nonce: int) -> SnakepitError | None:
+        """Makes a call or reads a stream. Returns the error, if it fails."""
         expected = nonce * 31 + 7
         calls = self.client.options(timeout=DEADLINE)
         try:
             if nonce % 4:
                 got = calls.call("mark_async", nonce=nonce, millis=nonce % 3 * 5)
-                right = got == expected
+                is_right = got == expected
             else:
                 got = list(calls.stream("numbers", nonce=nonce, n=200))
-                right = got == list(range(expected, expected + 200))
+                is_right = got == list(range(expected, expected + 200))
         except SnakepitError as error:
-            return type(error).__name__
-        if not right:
+            return error
+        if not is_right:
             with self.lock:
                 self.violations.append(f"nonce {nonce} got {str(got)[:200]}")
-        return "ok"
+        return None
 
 
 def main() -> None:

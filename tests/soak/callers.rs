@@ -1,4 +1,4 @@
-//! Callers in Rust: unary and streaming, each over plain RPCs and over the multiplexed stream, with and without sessions.
+//! Rust callers: unary and streaming, over plain RPCs and over the multiplexed stream, with and without sessions.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,31 +16,26 @@ use tonic::{Request, Status};
 use crate::{
     daemon::Daemon,
     tally::{DEADLINE, Tally},
+    windows::Caller,
 };
 
-/// How many callers of each kind run at once.
+/// The number of concurrent callers of each kind.
 const CALLERS: usize = 4;
-/// A caller's pace, so that the load leaves the machine room to recover from faults.
-const PACE: Duration = Duration::from_millis(4);
-/// Calls that are in flight together in a burst: more than the workers, so that calls run and queue when a fault strikes.
+/// The shortest time between two calls of a caller. It leaves the machine time to recover from faults.
+const CALL_INTERVAL: Duration = Duration::from_millis(4);
+/// The number of concurrent calls in a burst. It exceeds the number of workers, so calls are running and queued when a fault
+/// occurs.
 const BURST: usize = 48;
-/// Pause between two bursts.
-const BURST_PACE: Duration = Duration::from_millis(100);
-/// Durations of unary calls, in milliseconds. A worker that is killed has usually begun one of the longer ones.
+/// The shortest time between two bursts.
+const BURST_INTERVAL: Duration = Duration::from_millis(100);
+/// Durations of unary calls, in milliseconds. A killed worker is usually running one of the longer ones.
 const WORK_MILLIS: [u64; 5] = [0, 0, 1, 5, 20];
-/// How many sessions the callers share.
+/// The number of sessions that the callers share.
 const SESSIONS: u64 = 100;
-/// Chunks of a stream: one that fits into a frame, and one that does not.
+/// The numbers of chunks: a stream that fits into one frame, and one that does not.
 const CHUNKS: [u64; 2] = [20, 3000];
 
-/// Failures that a lost, hung or stopped worker explains.
-const WORKER_FAULTS: [&str; 5] =
-    ["WORKER_LOST", "DEADLINE_EXCEEDED", "OVERLOADED", "NO_WORKER", "TOO_MANY_REQUESTS"];
-/// Failures that a Redis that is away explains as well. Only calls of a session have them.
-const SESSION_FAULTS: [&str; 5] =
-    ["WORKER_LOST", "DEADLINE_EXCEEDED", "OVERLOADED", "NO_WORKER", "BACKEND_FAILED"];
-
-/// The callers that run.
+/// The running callers.
 pub(crate) struct Callers(JoinSet<()>);
 
 impl Callers {
@@ -76,9 +71,9 @@ pub(crate) async fn start(daemon: &Daemon, tally: &Arc<Tally>) -> Callers {
     Callers(tasks)
 }
 
-/// Many calls at a time, then a pause.
+/// Starts bursts of calls until the run stops.
 async fn bursts(client: snakepit_server::Client, tally: Arc<Tally>) {
-    let mut ticks = interval(BURST_PACE);
+    let mut ticks = interval(BURST_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while !tally.is_stopping() {
         ticks.tick().await;
@@ -98,7 +93,7 @@ async fn create_sessions(client: &mut Client) {
 }
 
 async fn repeat<F: Future<Output = ()>>(tally: Arc<Tally>, call: impl Fn(u64) -> F) {
-    let mut ticks = interval(PACE);
+    let mut ticks = interval(CALL_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while !tally.is_stopping() {
         ticks.tick().await;
@@ -106,7 +101,7 @@ async fn repeat<F: Future<Output = ()>>(tally: Arc<Tally>, call: impl Fn(u64) ->
     }
 }
 
-/// What a tool answers to a nonce.
+/// The answer that the tools compute from a nonce.
 pub(crate) const fn answer(nonce: u64) -> u64 {
     nonce * 31 + 7
 }
@@ -115,13 +110,13 @@ fn session(number: u64) -> String {
     format!("soak-{}", number % SESSIONS)
 }
 
-/// Every other call is one of a session.
+/// The session of a call. Half of the calls have one.
 fn session_of(nonce: u64) -> Option<String> {
     (nonce / 2).is_multiple_of(2).then(|| session(nonce / 4))
 }
 
-fn allowed(nonce: u64) -> &'static [&'static str] {
-    if session_of(nonce).is_some() { &SESSION_FAULTS } else { &WORKER_FAULTS }
+fn caller(nonce: u64) -> Caller {
+    if session_of(nonce).is_some() { Caller::Session } else { Caller::Plain }
 }
 
 const fn unary_tool(nonce: u64) -> &'static str {
@@ -182,10 +177,10 @@ async fn call_multiplexed(
 
 fn finish_unary(kind: &'static str, tally: &Tally, nonce: u64, began: Instant, value: &Value) {
     if *value != answer(nonce) {
-        tally.violation(format!("{kind}: nonce {nonce} was answered by {value}"));
+        tally.violation(format!("{kind}: the answer to nonce {nonce} is {value}"));
     }
-    tally.succeeded(nonce);
-    tally.ended(kind, began, "ok", &[], String::new);
+    tally.must_have_run(nonce);
+    tally.succeeded(kind, began);
 }
 
 async fn plain_stream(mut client: Client, tally: Arc<Tally>, nonce: u64) {
@@ -194,20 +189,20 @@ async fn plain_stream(mut client: Client, tally: Arc<Tally>, nonce: u64) {
     let outcome = async {
         let mut stream =
             client.execute_streaming_tool(request(stream_tool(nonce), nonce, &args)).await?.into_inner();
-        let (mut got, mut is_final) = (Vec::new(), false);
+        let (mut received, mut is_final) = (Vec::new(), false);
         while let Some(chunk) = stream.message().await? {
             is_final = chunk.is_final;
             if !chunk.data.is_empty() {
-                got.push(serde_json::from_slice(&chunk.data).expect("chunks are JSON"));
+                received.push(serde_json::from_slice(&chunk.data).expect("chunks are JSON"));
             }
         }
         if !is_final {
             tally.violation(format!("stream, plain: nonce {nonce} ended without a final chunk"));
         }
-        Ok::<Vec<u64>, Status>(got)
+        Ok::<Vec<u64>, Status>(received)
     };
     match outcome.await {
-        Ok(got) => finish_stream("stream, plain", &tally, nonce, began, &got),
+        Ok(received) => finish_stream("stream, plain", &tally, nonce, began, &received),
         Err(status) => failed("stream, plain", &tally, nonce, began, &status),
     }
 }
@@ -221,30 +216,30 @@ async fn multiplexed_stream(client: snakepit_server::Client, tally: Arc<Tally>, 
     }
     let outcome = async { call.stream::<u64>().await?.try_collect::<Vec<u64>>().await };
     match outcome.await {
-        Ok(got) => finish_stream("stream, multiplexed", &tally, nonce, began, &got),
+        Ok(received) => finish_stream("stream, multiplexed", &tally, nonce, began, &received),
         Err(error) => failed_with("stream, multiplexed", &tally, nonce, began, &error),
     }
 }
 
-fn finish_stream(kind: &'static str, tally: &Tally, nonce: u64, began: Instant, got: &[u64]) {
+fn finish_stream(kind: &'static str, tally: &Tally, nonce: u64, began: Instant, received: &[u64]) {
     let first = answer(nonce);
-    if !got.iter().copied().eq(first..first + chunks(nonce)) {
-        tally.violation(format!("{kind}: nonce {nonce} got {} chunks, some of them wrong", got.len()));
+    if !received.iter().copied().eq(first..first + chunks(nonce)) {
+        tally.violation(format!("{kind}: the {} chunks of nonce {nonce} are wrong", received.len()));
     }
-    tally.ended(kind, began, "ok", &[], String::new);
+    tally.succeeded(kind, began);
 }
 
 fn failed(kind: &'static str, tally: &Tally, nonce: u64, began: Instant, status: &Status) {
     let reason = details_of(status).reason.unwrap_or_else(|| format!("{:?}", status.code()));
-    // tonic's channel keeps the deadline too, and gives up at the same moment.
+    // tonic's channel has a timer for the deadline too, and may cancel the call before the server's answer arrives.
     let reason = if reason == "Cancelled" && began.elapsed() >= DEADLINE {
         "DEADLINE_EXCEEDED".into()
     } else {
         reason
     };
-    tally.ended(kind, began, reason, allowed(nonce), || status.message().to_owned());
+    tally.failed(kind, caller(nonce), began, reason, status.message());
 }
 
 fn failed_with(kind: &'static str, tally: &Tally, nonce: u64, began: Instant, error: &Error) {
-    tally.ended(kind, began, crate::report::reason(error), allowed(nonce), || error.to_string());
+    tally.failed(kind, caller(nonce), began, crate::report::reason(error), &error.to_string());
 }

@@ -1,4 +1,4 @@
-//! The daemon under test: started with few descriptors, and with a log reader that can be stalled.
+//! The daemon under test, with few descriptors and a log reader that can stall.
 
 use std::{
     collections::VecDeque,
@@ -19,12 +19,12 @@ use tokio::{
 };
 use tonic::transport::Endpoint;
 
-/// How many workers it runs.
+/// The number of workers.
 pub(crate) const WORKERS: usize = 4;
-/// Few enough for the soak to exhaust them, enough for its own connections and workers.
+/// The limit of descriptors: low enough for the test to exhaust them, high enough for clients and workers.
 const DESCRIPTORS: u32 = 256;
-/// How many lines of the log are kept.
-const KEPT: usize = 400;
+/// The number of log lines that are kept.
+const KEPT_LINES: usize = 400;
 
 /// A running `snakepit serve`.
 pub(crate) struct Daemon {
@@ -75,24 +75,25 @@ impl Daemon {
         let log = Arc::new(Log::default());
         let stderr = child.stderr.take().unwrap().into_owned_fd().unwrap();
         let reader = BufReader::new(std::fs::File::from(stderr));
-        // A thread, because its reader blocks: on the pipe, and as long as it is stalled.
+        // Reading blocks on the pipe, and while it is stalled, so it has a thread.
         std::thread::spawn({
             let log = Arc::clone(&log);
             move || log.read(reader)
         });
         let mut stdout = tokio::io::BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = timeout(Duration::from_secs(60), stdout.next_line()).await.expect("the daemon gets ready");
+        let line =
+            timeout(Duration::from_secs(60), stdout.next_line()).await.expect("the daemon becomes ready");
         let line = line.unwrap().unwrap_or_else(|| panic!("the daemon did not start:\n{}", log.tail(50)));
         let Ready { grpc, pid } = serde_json::from_str(&line).unwrap();
         Self { child, url: grpc, pid, dir, log }
     }
 
-    /// A client on a connection of its own.
+    /// Opens a new connection.
     pub(crate) async fn client(&self) -> Client {
         Client::new(Endpoint::from_shared(self.url.clone()).unwrap().connect().await.unwrap())
     }
 
-    /// `host:port`.
+    /// Returns `host:port`.
     pub(crate) fn address(&self) -> &str {
         self.url.trim_start_matches("http://")
     }
@@ -105,6 +106,7 @@ impl Daemon {
         self.dir.path().join("marks")
     }
 
+    /// Stops or resumes reading the log.
     pub(crate) fn stall_log(&self, stalled: bool) {
         *self.log.stalled.lock().unwrap() = stalled;
         self.log.resumed.notify_all();
@@ -118,17 +120,17 @@ impl Daemon {
         self.log.panics.lock().unwrap().clone()
     }
 
-    /// How many descriptors it has open.
+    /// The number of open descriptors.
     pub(crate) fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid)).map_or(0, Iterator::count)
     }
 
-    /// Its resident memory, in KiB.
+    /// The resident memory, in KiB.
     pub(crate) fn resident_kib(&self) -> u64 {
         resident_kib(self.pid)
     }
 
-    /// Asks it to stop; returns its exit code and what its run directory still holds.
+    /// Stops the daemon. Returns its exit code, the files left in its run directory, and the temporary directory.
     pub(crate) async fn stop(mut self) -> (Option<i32>, Vec<String>, tempfile::TempDir) {
         signal(self.pid, Signal::SIGTERM);
         let code = match timeout(Duration::from_secs(30), self.child.wait()).await {
@@ -139,7 +141,7 @@ impl Daemon {
     }
 }
 
-/// The workers, as the daemon lists them.
+/// Lists the workers.
 pub(crate) async fn workers(client: &mut Client) -> Result<Vec<pb::WorkerInfo>, tonic::Status> {
     Ok(client.list_workers(pb::ListWorkersRequest {}).await?.into_inner().workers)
 }
@@ -158,14 +160,14 @@ fn names(dir: &Path) -> Vec<String> {
 
 impl Log {
     fn read(&self, reader: BufReader<std::fs::File>) {
-        // Output of tools may be any bytes.
+        // Tools may print invalid UTF-8.
         for line in reader.split(b'\n').map_while(Result::ok) {
             let line = String::from_utf8_lossy(&line[..line.len().min(2000)]).into_owned();
             if line.contains("panicked") {
                 self.panics.lock().unwrap().push(line.clone());
             }
             let mut lines = self.lines.lock().unwrap();
-            if lines.len() == KEPT {
+            if lines.len() == KEPT_LINES {
                 lines.pop_front();
             }
             lines.push_back(line);

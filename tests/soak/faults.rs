@@ -1,54 +1,57 @@
-//! The faults: what each one does, and how long the daemon takes to be whole again.
+//! The faults, the failures that each one explains, and the time until the daemon has recovered.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde_json::json;
 use snakepit_proto::pb;
-use snakepit_tests::{Client, Redis, Signal, execute, signal, tool_request};
+use snakepit_tests::{Client, Redis, Signal, execute, result_of, signal, tool_request};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Request;
 
 use crate::{
+    bad_clients,
     daemon::{Daemon, WORKERS, workers},
     python::PythonClient,
-    rude,
     tally::{DEADLINE, Tally},
+    windows::Caller,
 };
 
-/// How long the daemon may take to be whole again after a fault.
+/// The time limit for the recovery from a fault.
 const RECOVERS_WITHIN: Duration = Duration::from_secs(20);
-/// How often that is checked.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// How long the callers run undisturbed between two faults.
+/// The interval between two checks for the recovery.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// The time between the recovery and the next fault.
 const PAUSE: Duration = Duration::from_millis(400);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Fault {
+pub(crate) enum Fault {
     KillWorker,
     StopWorker,
     CrashingTool,
     HangingTool,
+    BlockingTask,
     FloodingTool,
     StalledLog,
     NoDescriptors,
     StalledReaders,
-    VanishingClients,
+    DisconnectingClients,
     FrozenClient,
     KilledClient,
     RestartedRedis,
     FrozenRedis,
 }
 
-const ALL: [Fault; 13] = [
+const ALL: [Fault; 14] = [
     Fault::KillWorker,
     Fault::StopWorker,
     Fault::CrashingTool,
     Fault::HangingTool,
+    Fault::BlockingTask,
     Fault::FloodingTool,
     Fault::StalledLog,
     Fault::NoDescriptors,
     Fault::StalledReaders,
-    Fault::VanishingClients,
+    Fault::DisconnectingClients,
     Fault::FrozenClient,
     Fault::KilledClient,
     Fault::RestartedRedis,
@@ -62,35 +65,64 @@ impl Fault {
             Self::StopWorker => "worker stopped (SIGSTOP)",
             Self::CrashingTool => "tool aborts its process",
             Self::HangingTool => "tool hangs in C code",
+            Self::BlockingTask => "task blocks the event loop",
             Self::FloodingTool => "tool floods its output",
             Self::StalledLog => "log reader stalls during a flood",
             Self::NoDescriptors => "descriptors exhausted, worker killed",
-            Self::StalledReaders => "clients that do not read",
-            Self::VanishingClients => "clients vanish in their calls",
+            Self::StalledReaders => "clients do not read",
+            Self::DisconnectingClients => "clients disconnect during calls",
             Self::FrozenClient => "Python client frozen",
             Self::KilledClient => "Python client killed",
             Self::RestartedRedis => "Redis killed and restarted",
             Self::FrozenRedis => "Redis frozen",
         }
     }
+
+    /// Whether this fault explains that a call failed for a reason.
+    ///
+    /// The load fits into the queue, and at most one worker is missing at a time. So no fault explains `OVERLOADED` or
+    /// `NO_WORKER`.
+    pub(crate) fn explains(self, caller: Caller, reason: &str) -> bool {
+        let reasons: &[&str] = match self {
+            Self::KillWorker | Self::CrashingTool | Self::NoDescriptors => &["WORKER_LOST"],
+            // The host kills these workers only after a call has missed its deadline.
+            Self::StopWorker | Self::HangingTool => &["WORKER_LOST", "DEADLINE_EXCEEDED"],
+            // Unread streams occupy all workers until their deadline.
+            Self::StalledReaders => &["DEADLINE_EXCEEDED"],
+            Self::FrozenClient if caller == Caller::Python => &["DEADLINE_EXCEEDED"],
+            Self::RestartedRedis | Self::FrozenRedis if caller == Caller::Session => {
+                &["BACKEND_FAILED", "DEADLINE_EXCEEDED"]
+            }
+            Self::BlockingTask
+            | Self::FloodingTool
+            | Self::StalledLog
+            | Self::DisconnectingClients
+            | Self::FrozenClient
+            | Self::KilledClient
+            | Self::RestartedRedis
+            | Self::FrozenRedis => &[],
+        };
+        reasons.contains(&reason)
+    }
 }
 
-/// How often a fault was injected, and how long each recovery took.
+/// The recovery times of each fault.
 pub(crate) type Recoveries = BTreeMap<&'static str, Vec<Duration>>;
 
-/// The result of all injected faults.
-pub(crate) struct Outcome {
+/// The results of a run.
+pub(crate) struct FaultResults {
     pub(crate) recoveries: Recoveries,
     /// The host's resident memory after each round of faults, in KiB.
     pub(crate) resident_kib: Vec<u64>,
 }
 
+/// Injects the faults.
 pub(crate) struct Faults {
     daemon: Arc<Daemon>,
     redis: Redis,
     python: PythonClient,
     tally: Arc<Tally>,
-    /// Opened before any fault, so that it works while no connection is accepted.
+    /// A connection from before the faults, which works while the daemon accepts no new ones.
     client: Client,
     recoveries: Recoveries,
     random: Random,
@@ -98,7 +130,7 @@ pub(crate) struct Faults {
     resident_kib: Vec<u64>,
 }
 
-/// Repeatable random numbers: the order of faults, and their victims.
+/// A generator of repeatable random numbers, which choose the order of faults and their victims.
 struct Random(u64);
 
 impl Random {
@@ -121,7 +153,7 @@ impl Faults {
         Self { daemon, redis, python, tally, client, recoveries, random, resident_kib: Vec::new() }
     }
 
-    /// Injects one fault after the other, each as often as the others, until the time is over.
+    /// Injects faults one after the other until the time is over. Each round contains every fault once.
     pub(crate) async fn inject_for(&mut self, time: Duration, only: Option<&str>) {
         let began = Instant::now();
         while began.elapsed() < time {
@@ -131,7 +163,9 @@ impl Faults {
             while !round.is_empty() && began.elapsed() < time {
                 let fault = round.swap_remove(self.random.below(round.len()));
                 eprintln!("{:>6.1?}  {}", began.elapsed(), fault.name());
+                self.tally.windows.open(fault);
                 let took = self.inject(fault).await;
+                self.tally.windows.close();
                 self.recoveries.entry(fault.name()).or_default().push(took);
                 sleep(PAUSE).await;
             }
@@ -139,10 +173,10 @@ impl Faults {
         }
     }
 
-    /// Ends the Python client, and with it the last disturbance. The Redis server lives until its handle is dropped.
-    pub(crate) async fn finish(self) -> (Outcome, Redis) {
+    /// Ends the Python client. The Redis server runs until the returned handle is dropped.
+    pub(crate) async fn finish(self) -> (FaultResults, Redis) {
         self.python.finish().await;
-        (Outcome { recoveries: self.recoveries, resident_kib: self.resident_kib }, self.redis)
+        (FaultResults { recoveries: self.recoveries, resident_kib: self.resident_kib }, self.redis)
     }
 
     async fn inject(&mut self, fault: Fault) -> Duration {
@@ -156,7 +190,7 @@ impl Faults {
             Fault::StopWorker => {
                 let pid = self.some_worker().await;
                 signal(pid, Signal::SIGSTOP);
-                // Only its calls can tell that it does not answer.
+                // The host notices only when a call on this worker misses its deadline.
                 self.recovered(fault, &[pid]).await
             }
             Fault::CrashingTool => {
@@ -166,6 +200,10 @@ impl Faults {
             Fault::HangingTool => {
                 self.expect_failure("hang", &["DEADLINE_EXCEEDED", "WORKER_LOST"]).await;
                 self.recovered(fault, &[]).await
+            }
+            Fault::BlockingTask => {
+                let pid = self.leave_blocking_task().await;
+                self.recovered(fault, pid.as_slice()).await
             }
             Fault::FloodingTool => {
                 self.flood().await;
@@ -181,19 +219,19 @@ impl Faults {
                 took
             }
             Fault::NoDescriptors => {
-                let held = rude::exhaust(&self.daemon).await;
+                let connections = bad_clients::exhaust_descriptors(&self.daemon).await;
                 let pid = self.some_worker().await;
                 signal(pid, Signal::SIGKILL);
                 let took = self.recovered(fault, &[pid]).await;
-                drop(held);
+                drop(connections);
                 took
             }
             Fault::StalledReaders => {
-                rude::stall_reading(&self.daemon, DEADLINE + Duration::from_secs(1)).await;
+                bad_clients::stall_reading(&self.daemon, DEADLINE + Duration::from_secs(1)).await;
                 self.recovered(fault, &[]).await
             }
-            Fault::VanishingClients => {
-                rude::vanish(&self.daemon).await;
+            Fault::DisconnectingClients => {
+                bad_clients::disconnect_during_calls(&self.daemon).await;
                 self.recovered(fault, &[]).await
             }
             Fault::FrozenClient => {
@@ -207,21 +245,21 @@ impl Faults {
             Fault::RestartedRedis => {
                 self.redis.restart(Duration::from_millis(300)).await;
                 let took = self.recovered(fault, &[]).await;
-                took + self.sessions_work(&tally).await
+                took + self.sessions_recovered(&tally).await
             }
             Fault::FrozenRedis => {
                 self.redis.signal(Signal::SIGSTOP);
                 sleep(Duration::from_secs(2)).await;
                 self.redis.signal(Signal::SIGCONT);
                 let took = self.recovered(fault, &[]).await;
-                took + self.sessions_work(&tally).await
+                took + self.sessions_recovered(&tally).await
             }
         }
     }
 
-    /// A worker chosen at random, preferably one that runs a call.
+    /// Returns the pid of a random worker, preferably of a busy one.
     async fn some_worker(&mut self) -> u32 {
-        let workers = workers(&mut self.client).await.expect("a connection that was open stays open");
+        let workers = workers(&mut self.client).await.expect("the open connection works");
         let mut running: Vec<_> = workers.iter().filter(|worker| worker.pid != 0).collect();
         if running.iter().any(|worker| worker.state == "busy") {
             running.retain(|worker| worker.state == "busy");
@@ -230,7 +268,7 @@ impl Faults {
         running[self.random.below(running.len())].pid
     }
 
-    /// Calls a tool that ends in this way.
+    /// Calls a tool that fails, and checks the reason. The call may also miss its deadline in the queue.
     async fn expect_failure(&mut self, tool: &str, reasons: &[&str]) {
         let mut request = Request::new(tool_request(tool, &json!({})));
         request.set_timeout(Duration::from_secs(1));
@@ -242,13 +280,27 @@ impl Faults {
             Ok(Ok(_)) => "success".to_owned(),
             Err(_) => "no end".to_owned(),
         };
-        // tonic's channel gives up at the same moment as the server.
+        // tonic's channel has a timer for the deadline too, and may cancel the call before the server's answer arrives.
         let reason = if reason == "Cancelled" { "DEADLINE_EXCEEDED".to_owned() } else { reason };
-        // A pool that is busy recovering may refuse the call.
-        if !reasons.contains(&&*reason)
-            && !["OVERLOADED", "NO_WORKER", "DEADLINE_EXCEEDED"].contains(&&*reason)
-        {
+        if !reasons.contains(&&*reason) && reason != "DEADLINE_EXCEEDED" {
             self.tally.violation(format!("the tool `{tool}` ended as {reason}"));
+        }
+        self.tally.count("tool of a fault", reason, 1);
+    }
+
+    /// Makes a worker answer a call and leave a task that blocks its event loop. Returns the pid of the worker.
+    async fn leave_blocking_task(&mut self) -> Option<u32> {
+        let mut request = Request::new(tool_request("leave_blocking_task", &json!({})));
+        request.set_timeout(DEADLINE);
+        match self.client.execute_tool(request).await {
+            Ok(response) => {
+                self.tally.count("tool of a fault", "ok", 1);
+                result_of(response.into_inner()).as_u64().and_then(|pid| u32::try_from(pid).ok())
+            }
+            Err(status) => {
+                self.tally.violation(format!("the tool `leave_blocking_task` failed: {status}"));
+                None
+            }
         }
     }
 
@@ -256,21 +308,19 @@ impl Faults {
         let args = json!({"lines": 20_000, "characters": 1_000_000});
         let mut request = Request::new(tool_request("flood", &args));
         request.set_timeout(Duration::from_secs(15));
-        // It competes with a thousand others and may fail like them.
-        if let Err(status) = self.client.execute_tool(request).await {
-            self.tally.count("flood", format!("{:?}", status.code()), 1);
-        } else {
-            self.tally.count("flood", "ok", 1);
+        match self.client.execute_tool(request).await {
+            Ok(_) => self.tally.count("tool of a fault", "ok", 1),
+            Err(status) => self.tally.violation(format!("the tool `flood` failed: {status}")),
         }
     }
 
-    /// Waits until every slot has a worker that takes calls, none of them one of these.
-    async fn recovered(&mut self, fault: Fault, condemned: &[u32]) -> Duration {
+    /// Waits until every slot has a worker that accepts calls, except the given ones, which the host must replace.
+    async fn recovered(&mut self, fault: Fault, to_replace: &[u32]) -> Duration {
         let began = Instant::now();
         loop {
             let listed = timeout(DEADLINE, workers(&mut self.client)).await;
             let is_whole = matches!(&listed, Ok(Ok(workers)) if workers.len() == WORKERS && workers.iter().all(|worker| {
-                ["idle", "busy"].contains(&&*worker.state) && !condemned.contains(&worker.pid)
+                ["idle", "busy"].contains(&&*worker.state) && !to_replace.contains(&worker.pid)
             }));
             if is_whole {
                 return began.elapsed();
@@ -278,15 +328,15 @@ impl Faults {
             if began.elapsed() > RECOVERS_WITHIN {
                 let states = listed.map(|listed| listed.map(|workers| states(&workers)));
                 let log = self.daemon.log_tail(20);
-                self.tally.violation(format!("{}: not whole again: {states:?}\n{log}", fault.name()));
+                self.tally.violation(format!("{}: no recovery: {states:?}\n{log}", fault.name()));
                 return began.elapsed();
             }
-            sleep(LOOK_EVERY).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Waits until a call of a session succeeds.
-    async fn sessions_work(&mut self, tally: &Tally) -> Duration {
+    /// Waits until a read of a session succeeds.
+    async fn sessions_recovered(&mut self, tally: &Tally) -> Duration {
         let began = Instant::now();
         let request = || {
             let mut request = Request::new(pb::GetSessionRequest { session_id: "soak-0".to_owned() });
@@ -295,21 +345,21 @@ impl Faults {
         };
         while let Err(status) = self.client.get_session(request()).await {
             if began.elapsed() > RECOVERS_WITHIN {
-                tally.violation(format!("sessions do not come back: {}", status.message()));
+                tally.violation(format!("sessions do not recover: {}", status.message()));
                 break;
             }
-            sleep(LOOK_EVERY).await;
+            sleep(POLL_INTERVAL).await;
         }
         began.elapsed()
     }
 }
 
-/// What every worker does, for an error message.
+/// Describes the workers for an error message.
 pub(crate) fn states(workers: &[pb::WorkerInfo]) -> Vec<String> {
     workers.iter().map(|worker| format!("{} {} {}", worker.worker_id, worker.pid, worker.state)).collect()
 }
 
-/// Asks the tool that does nothing, as a last probe.
+/// Whether a call gets the right answer.
 pub(crate) async fn answers(client: &mut Client, nonce: u64) -> bool {
     let answer = timeout(DEADLINE, execute(client, "mark", &json!({"nonce": nonce}))).await;
     matches!(answer, Ok(Ok(value)) if value == crate::callers::answer(nonce))

@@ -1,15 +1,16 @@
-//! `cargo xtask soak`: runs calls of every kind against one daemon while faults are injected, and checks that every call
-//! ends once and in time, that no answer is wrong, and that nothing is lost or left behind.
+//! `cargo xtask soak`: injects faults into a daemon under load. Checks that every call ends once, in time and with the right
+//! answer, that a fault explains every failure, and that the daemon loses and leaves nothing.
 
+mod bad_clients;
 mod callers;
 mod checks;
 mod daemon;
 mod faults;
 mod python;
 mod report;
-mod rude;
 mod state;
 mod tally;
+mod windows;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
@@ -22,19 +23,19 @@ use crate::{daemon::Daemon, faults::Faults, tally::Tally};
 #[derive(Debug, Parser)]
 #[command(name = "snakepit-soak")]
 struct Args {
-    /// How long calls and faults go on.
+    /// Minutes of load and faults.
     #[arg(long, default_value_t = 1.0)]
     minutes: f64,
 
-    /// Chooses the order of faults.
+    /// Seed for the order of faults and their victims.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 
-    /// Inject only faults whose name contains this.
+    /// Inject only faults whose name contains this text.
     #[arg(long)]
     fault: Option<String>,
 
-    /// Write the table here too.
+    /// Also write the tables to this file.
     #[arg(long)]
     save: Option<PathBuf>,
 }
@@ -46,17 +47,17 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(violations > 0))
 }
 
-/// Load without faults, before the first one.
+/// The time of load before the first fault.
 const WARM_UP: Duration = Duration::from_secs(3);
 
 async fn run(args: &Args) -> usize {
     let redis = Redis::durable().await;
     let daemon = Arc::new(Daemon::start(&redis).await);
-    let fresh = checks::Baseline::of(&daemon).await;
+    let initial = checks::InitialResources::measure(&daemon).await;
     let tally = Arc::new(Tally::default());
 
     let callers = callers::start(&daemon, &tally).await;
-    let state = state::start(&daemon, &tally).await;
+    let writers = state::start(&daemon, &tally).await;
     let python = python::PythonClient::start(&daemon, &tally).await;
     let mut faults = Faults::new(Arc::clone(&daemon), redis, python, Arc::clone(&tally), args.seed).await;
 
@@ -64,17 +65,17 @@ async fn run(args: &Args) -> usize {
     faults.inject_for(Duration::from_secs_f64(args.minutes * 60.0), args.fault.as_deref()).await;
 
     tally.stop();
-    let (outcome, _redis) = faults.finish().await;
+    let (results, _redis) = faults.finish().await;
     callers.join().await;
-    state.finish().await;
-    checks::at_rest(&daemon, &fresh, &outcome.resident_kib, &tally).await;
+    writers.finish().await;
+    checks::at_rest(&daemon, &initial, &results.resident_kib, &tally).await;
     let daemon = Arc::into_inner(daemon).expect("every caller has ended");
-    let marks = checks::after_stop(daemon, &tally).await;
+    let runs = checks::after_stop(daemon, &tally).await;
 
-    let report = report::render(args.minutes, &outcome.recoveries, &tally, &marks);
+    let report = report::render(args.minutes, &results.recoveries, &tally, &runs);
     println!("{report}");
     if let Some(path) = &args.save {
-        std::fs::write(path, report::page(&report)).expect("the table can be saved");
+        std::fs::write(path, report::page(&report)).expect("the tables can be saved");
     }
     tally.violations().len()
 }

@@ -1,43 +1,54 @@
-//! A client in Python, which can be frozen and killed.
+//! The Python client under load, which faults freeze and kill.
 
-use std::{collections::BTreeMap, process::Stdio, sync::Arc, time::Duration};
+use std::{
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use serde::Deserialize;
 use snakepit_tests::{Signal, python, root, signal};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader, Lines},
+    io::{AsyncBufReadExt, BufReader},
     process::{Child, ChildStdout, Command},
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
-use crate::{daemon::Daemon, tally::Tally};
+use crate::{daemon::Daemon, tally::Tally, windows::Caller};
 
 const KIND: &str = "python client";
-/// Failures that lost and hung workers and a frozen client explain, by the client's classes.
-const EXPLAINED: [&str; 4] =
-    ["DeadlineExceededError", "HostUnavailableError", "OverloadedError", "WorkerLostError"];
-/// How long it may take to start.
+/// The time limit for the start of the client.
 const STARTS_WITHIN: Duration = Duration::from_secs(30);
-/// How long it may take to end its calls after its input has closed: a call's deadline and grace.
+/// The time limit for the end of the client after its stdin has closed, which exceeds the deadline and grace of a call.
 const ENDS_WITHIN: Duration = Duration::from_secs(15);
 
-/// The running program.
+/// A running `soak_client.py`.
 pub(crate) struct PythonClient {
     child: Child,
-    /// Adds its reports to the tally, up to the last one.
-    reports: JoinHandle<()>,
+    /// Adds the reports to the tally. Returns the bytes after the last complete report.
+    reports: JoinHandle<Vec<u8>>,
     url: String,
-    /// How many clients ran before this one: their nonces differ.
+    /// The number of earlier clients, which makes the nonces of each client different.
     generation: u32,
     tally: Arc<Tally>,
 }
 
-/// One line of its output: the calls that ended since the line before.
+/// One line of output: the calls that ended since the previous report.
 #[derive(Deserialize)]
 struct Report {
-    outcomes: BTreeMap<String, u64>,
+    succeeded: u64,
+    failures: Vec<Failure>,
     violations: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Failure {
+    /// The class of the exception.
+    class: String,
+    message: String,
+    /// The start of the call, in seconds since the Unix epoch.
+    began: f64,
 }
 
 impl PythonClient {
@@ -46,39 +57,46 @@ impl PythonClient {
         Self { child, reports, url: daemon.url.clone(), generation: 0, tally: Arc::clone(tally) }
     }
 
-    /// Stops the whole process for a while, with everything it has under way.
+    /// Stops the process for a while.
     pub(crate) async fn freeze(&self, time: Duration) {
-        let pid = self.child.id().expect("it runs");
+        let pid = self.child.id().expect("the client runs");
         signal(pid, Signal::SIGSTOP);
         tokio::time::sleep(time).await;
         signal(pid, Signal::SIGCONT);
     }
 
-    /// Kills it in the middle of its calls, and starts another.
+    /// Kills the process during its calls, and starts another one.
     pub(crate) async fn replace(&mut self) {
-        self.child.kill().await.expect("it runs");
-        (&mut self.reports).await.expect("its reports are understood");
+        self.child.kill().await.expect("the client runs");
+        // The kill may have interrupted a report. Only then is an incomplete one correct.
+        if !(&mut self.reports).await.expect("reading the reports does not panic").is_empty() {
+            self.tally.count(KIND, "report interrupted by the kill", 1);
+        }
         self.generation += 1;
         (self.child, self.reports) = spawn(&self.url, self.generation, &self.tally).await;
     }
 
-    /// Ends it, and waits for its last report.
+    /// Ends the client, and waits for its last report.
     pub(crate) async fn finish(mut self) {
         drop(self.child.stdin.take());
         match timeout(ENDS_WITHIN, self.child.wait()).await {
             Ok(status) => {
-                let status = status.expect("it can be awaited");
+                let status = status.expect("the client can be awaited");
                 if !status.success() {
                     self.tally.violation(format!("{KIND}: {status}"));
                 }
-                self.reports.await.expect("its reports are understood");
+                let rest = self.reports.await.expect("reading the reports does not panic");
+                if !rest.is_empty() {
+                    let rest = String::from_utf8_lossy(&rest).into_owned();
+                    self.tally.violation(format!("{KIND}: the last report is incomplete: {rest}"));
+                }
             }
             Err(_) => self.tally.violation(format!("{KIND}: did not end within {ENDS_WITHIN:?}")),
         }
     }
 }
 
-async fn spawn(url: &str, generation: u32, tally: &Arc<Tally>) -> (Child, JoinHandle<()>) {
+async fn spawn(url: &str, generation: u32, tally: &Arc<Tally>) -> (Child, JoinHandle<Vec<u8>>) {
     let mut child = Command::new(python())
         .arg(root().join("tests/clients/soak_client.py"))
         .arg(url)
@@ -87,29 +105,59 @@ async fn spawn(url: &str, generation: u32, tally: &Arc<Tally>) -> (Child, JoinHa
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .expect("Python can be run");
-    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-    let first = timeout(STARTS_WITHIN, lines.next_line()).await.expect("the client starts");
-    count(&first.expect("its output can be read").expect("its first report"), tally);
-    (child, tokio::spawn(follow(lines, Arc::clone(tally))))
-}
-
-async fn follow(mut lines: Lines<BufReader<ChildStdout>>, tally: Arc<Tally>) {
-    while let Ok(Some(line)) = lines.next_line().await {
-        count(&line, &tally);
-    }
-}
-
-fn count(line: &str, tally: &Tally) {
-    // A client that is killed may leave half a line.
-    let Ok(report) = serde_json::from_str::<Report>(line) else {
-        return tally.count(KIND, "unfinished report", 1);
-    };
-    for (outcome, calls) in report.outcomes {
-        if outcome != "ok" && !EXPLAINED.contains(&&*outcome) {
-            tally.violation(format!("{KIND}: {calls} calls ended as {outcome}"));
+        .expect("Python starts");
+    let mut stdout = BufReader::new(child.stdout.take().expect("stdout is a pipe"));
+    let first = timeout(STARTS_WITHIN, read_report(&mut stdout, tally)).await.expect("the client starts");
+    assert!(first.is_none(), "the client ended before its first report");
+    let tally = Arc::clone(tally);
+    let reports = tokio::spawn(async move {
+        loop {
+            if let Some(rest) = read_report(&mut stdout, &tally).await {
+                return rest;
+            }
         }
-        tally.count(KIND, outcome, calls);
+    });
+    (child, reports)
+}
+
+/// Reads a line and counts its calls. At the end of the output, returns the bytes of the last line, if it is incomplete.
+async fn read_report(stdout: &mut BufReader<ChildStdout>, tally: &Tally) -> Option<Vec<u8>> {
+    let mut line = Vec::new();
+    stdout.read_until(b'\n', &mut line).await.expect("the output of the client can be read");
+    if line.last() != Some(&b'\n') {
+        return Some(line);
     }
-    report.violations.into_iter().for_each(|what| tally.violation(format!("{KIND}: {what}")));
+    match serde_json::from_slice::<Report>(&line) {
+        Ok(report) => count(report, tally),
+        Err(error) => {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            tally.violation(format!("{KIND}: malformed report ({error}): {line}"));
+        }
+    }
+    None
+}
+
+fn count(report: Report, tally: &Tally) {
+    tally.count(KIND, "ok", report.succeeded);
+    for Failure { class, message, began } in report.failures {
+        tally.check_explained(KIND, Caller::Python, instant(began), reason(&class), &message);
+        tally.count(KIND, class, 1);
+    }
+    report.violations.into_iter().for_each(|problem| tally.violation(format!("{KIND}: {problem}")));
+}
+
+/// Converts seconds since the Unix epoch.
+fn instant(epoch_seconds: f64) -> Instant {
+    let then = UNIX_EPOCH + Duration::from_secs_f64(epoch_seconds);
+    let age = SystemTime::now().duration_since(then).unwrap_or_default();
+    Instant::now().checked_sub(age).unwrap_or_else(Instant::now)
+}
+
+/// The reason on the wire for which the client raises a class.
+fn reason(class: &str) -> &str {
+    match class {
+        "DeadlineExceededError" => "DEADLINE_EXCEEDED",
+        "WorkerLostError" => "WORKER_LOST",
+        other => other,
+    }
 }

@@ -1,13 +1,13 @@
-//! The tables: faults with their recovery times, and calls with their outcomes.
+//! Renders the tables of faults and calls.
 
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use snakepit_proto::status::details_of;
 use snakepit_server::{Error, status::from_tool_error};
 
-use crate::{checks::Marks, faults::Recoveries, tally::Tally};
+use crate::{checks::RunCounts, faults::Recoveries, tally::Tally};
 
-/// The reason of a failure, as the wire names it.
+/// The reason of a failure, by its name on the wire.
 pub(crate) fn reason(error: &Error) -> String {
     match error {
         Error::Tool(error) => {
@@ -22,15 +22,15 @@ pub(crate) fn reason(error: &Error) -> String {
     }
 }
 
-/// All tables of a run.
-pub(crate) fn render(minutes: f64, recoveries: &Recoveries, tally: &Tally, marks: &Marks) -> String {
+/// Renders the tables of a run.
+pub(crate) fn render(minutes: f64, recoveries: &Recoveries, tally: &Tally, runs: &RunCounts) -> String {
     let mut text = String::new();
     let faults: usize = recoveries.values().map(Vec::len).sum();
     let outcomes = tally.outcomes();
     let calls: u64 = outcomes.values().sum();
     let _ = writeln!(text, "{minutes} minutes, {faults} faults, {calls} calls, writes and updates\n");
 
-    let _ = writeln!(text, "| fault | injected | whole again after, median | longest |");
+    let _ = writeln!(text, "| fault | injected | recovery, median | longest |");
     let _ = writeln!(text, "| --- | ---: | ---: | ---: |");
     for (name, times) in recoveries {
         let mut times = times.clone();
@@ -57,18 +57,18 @@ pub(crate) fn render(minutes: f64, recoveries: &Recoveries, tally: &Tally, marks
         let _ = writeln!(text, "| {kind} | {all} | {ok} | {} |", failures.join(", "));
     }
 
-    let Marks { ran, succeeded, duplicated, missing } = marks;
+    let RunCounts { ran, succeeded, duplicated, missing } = runs;
     let _ = writeln!(
         text,
-        "\n{ran} marked calls ran, {succeeded} of them succeeded for their callers in Rust, {duplicated} ran twice, \
-         {missing} succeeded without running."
+        "\n{ran} calls of the tools `mark` and `mark_async` ran. {succeeded} of them succeeded for Rust callers. {duplicated} ran \
+         twice, and {missing} succeeded without running."
     );
     let violations = tally.violations();
     let _ = writeln!(text, "Violations: {}.", violations.len());
     text
 }
 
-/// The page in `docs`, with these tables.
+/// The text of docs/soak.md with new tables.
 pub(crate) fn page(tables: &str) -> String {
     const MARKER: &str = "The tables below are the output of one run.\n\n";
     let page = include_str!("../../docs/soak.md");

@@ -1,4 +1,4 @@
-//! Writers that know what their variable must be, and watchers that must see every write or be told that some are missing.
+//! Writers that know the value of their variable, and watchers that must see every write or be notified of missing ones.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,39 +8,38 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
-use tonic::{Code, Request, Status};
+use tonic::{Request, Status};
 
 use crate::{
     daemon::Daemon,
     tally::{DEADLINE, Tally},
+    windows::Caller,
 };
 
 const WRITERS: u32 = 4;
 const NAME: &str = "n";
-/// What a Redis that is away explains.
-const FAULTS: [&str; 2] = ["BACKEND_FAILED", "DEADLINE_EXCEEDED"];
-/// How long a variable may stay unreadable: longer than any fault lasts.
-const SETTLES_WITHIN: Duration = Duration::from_secs(30);
-/// How long a watch may take to end after its session.
-const QUIET: Duration = Duration::from_secs(20);
+/// The time limit for a variable to become readable, which is longer than any fault.
+const READABLE_WITHIN: Duration = Duration::from_secs(30);
+/// The time limit for a watch to end after its session.
+const WATCH_ENDS_WITHIN: Duration = Duration::from_secs(20);
 
-/// A writer with its watcher: both end with the version they know last.
-struct Pair {
+/// A writer and its watcher. Each returns the last version that it knows.
+struct WatchedWriter {
     session: String,
     writer: JoinHandle<i32>,
     watcher: JoinHandle<Option<i32>>,
 }
 
-/// The writers and watchers that run.
-pub(crate) struct State {
-    pairs: Vec<Pair>,
+/// The running writers and watchers.
+pub(crate) struct Writers {
+    writers: Vec<WatchedWriter>,
     client: Client,
     tally: Arc<Tally>,
 }
 
-pub(crate) async fn start(daemon: &Daemon, tally: &Arc<Tally>) -> State {
+pub(crate) async fn start(daemon: &Daemon, tally: &Arc<Tally>) -> Writers {
     let client = daemon.client().await;
-    let mut pairs = Vec::new();
+    let mut writers = Vec::new();
     for number in 0..WRITERS {
         let session = format!("soak-writer-{number}");
         let mut setup = client.clone();
@@ -56,30 +55,30 @@ pub(crate) async fn start(daemon: &Daemon, tally: &Arc<Tally>) -> State {
         setup.register_variable(new).await.expect("the variable is registered");
         let watcher = tokio::spawn(watch(daemon.client().await, session.clone(), Arc::clone(tally)));
         let writer = tokio::spawn(write(client.clone(), session.clone(), Arc::clone(tally)));
-        pairs.push(Pair { session, writer, watcher });
+        writers.push(WatchedWriter { session, writer, watcher });
     }
-    State { pairs, client, tally: Arc::clone(tally) }
+    Writers { writers, client, tally: Arc::clone(tally) }
 }
 
-impl State {
-    /// Ends the writers, then checks that each last write is there and that its watcher saw it.
+impl Writers {
+    /// Ends the writers. Checks that each last write is stored and that its watcher saw it.
     pub(crate) async fn finish(mut self) {
-        for Pair { session, writer, watcher } in self.pairs {
+        for WatchedWriter { session, writer, watcher } in self.writers {
             let version = writer.await.expect("a writer does not panic");
             match read(&mut self.client, &session).await {
                 Ok(found) if found == version => {}
                 found => self.tally.violation(format!("{session}: wrote version {version}, found {found:?}")),
             }
-            // A watch ends with its session, after every update.
+            // A watch ends with its session, after it has delivered every update.
             let end = pb::CleanupSessionRequest { session_id: session.clone(), force: true };
             self.client.cleanup_session(end).await.expect("the session can be ended");
-            match timeout(QUIET, watcher).await {
+            match timeout(WATCH_ENDS_WITHIN, watcher).await {
                 Ok(seen) => {
                     let seen = seen.expect("a watcher does not panic");
                     if seen != Some(version) {
-                        let what =
+                        let problem =
                             format!("{session}: the last write is version {version}, its watch saw {seen:?}");
-                        self.tally.violation(what);
+                        self.tally.violation(problem);
                     }
                 }
                 Err(_) => self.tally.violation(format!("{session}: the watch did not end with its session")),
@@ -94,7 +93,7 @@ fn integer(number: i64) -> pb::Any {
     value::encode(typed).0
 }
 
-/// Counts up by compare-and-set. Returns the version of the last write that is known to have been made.
+/// Increments the variable with compare-and-swap. Returns the version of the last write.
 async fn write(mut client: Client, session: String, tally: Arc<Tally>) -> i32 {
     let mut version = 0;
     while !tally.is_stopping() {
@@ -115,37 +114,35 @@ async fn write(mut client: Client, session: String, tally: Arc<Tally>) -> i32 {
                     tally.violation(format!("write {next} was acknowledged as {}", response.new_version));
                 }
                 version = next;
-                tally.ended("write", began, "ok", &[], String::new);
+                tally.succeeded("write", began);
             }
             Err(status) => {
                 let reason = reason(&status, began);
-                tally.ended("write", began, reason, &FAULTS, || status.message().to_owned());
-                // The write may have been made; the variable itself says so.
-                version = settle(&mut client, &session, version, &tally).await;
+                tally.failed("write", Caller::Session, began, reason, status.message());
+                // The write may be stored. Reading the version shows it.
+                version = read_after_failure(&mut client, &session, version, &tally).await;
             }
         }
     }
     version
 }
 
-/// Reads until there is an answer: the version before a write whose outcome is unknown, or the one after it.
-async fn settle(client: &mut Client, session: &str, before: i32, tally: &Tally) -> i32 {
+/// Reads the version until a read succeeds, after a write with an unknown outcome. It must be `before` or the next one.
+async fn read_after_failure(client: &mut Client, session: &str, before: i32, tally: &Tally) -> i32 {
     let began = Instant::now();
     loop {
+        let attempt = Instant::now();
         match read(client, session).await {
             Ok(version) => {
                 if version != before && version != before + 1 {
-                    tally.violation(format!("{session}: after version {before} came {version}"));
+                    tally.violation(format!("{session}: version {version} follows version {before}"));
                 }
                 return version;
             }
             Err(status) => {
-                let reason = details_of(&status).reason.unwrap_or_default();
-                if !FAULTS.contains(&&*reason) && status.code() != Code::Cancelled {
-                    tally.violation(format!("{session} cannot be read: {reason}: {}", status.message()));
-                    return before;
-                }
-                if began.elapsed() > SETTLES_WITHIN {
+                let reason = reason(&status, attempt);
+                tally.check_explained("read", Caller::Session, attempt, &reason, status.message());
+                if began.elapsed() > READABLE_WITHIN {
                     tally.violation(format!("{session} stays unreadable: {}", status.message()));
                     return before;
                 }
@@ -155,7 +152,7 @@ async fn settle(client: &mut Client, session: &str, before: i32, tally: &Tally) 
     }
 }
 
-/// The variable's version; its value must belong to it.
+/// Reads the variable's version, and checks that the value belongs to it.
 async fn read(client: &mut Client, session: &str) -> Result<i32, Status> {
     let mut request = Request::new(pb::GetVariableRequest {
         session_id: session.to_owned(),
@@ -177,22 +174,23 @@ fn reason(status: &Status, began: Instant) -> String {
     if reason == "Cancelled" && began.elapsed() >= DEADLINE { "DEADLINE_EXCEEDED".into() } else { reason }
 }
 
-/// Follows the variable until its session ends. Versions rise one by one, unless the watch says that some are missing or
-/// had to be opened anew.
+/// Watches the variable until its session ends. Versions increase by one, unless the watch reports lost updates or had to be
+/// opened again.
 async fn watch(mut client: Client, session: String, tally: Arc<Tally>) -> Option<i32> {
     let mut last: Option<i32> = None;
     loop {
         let request = pb::WatchVariablesRequest { session_id: session.clone(), ..Default::default() };
+        let began = Instant::now();
         let mut updates = match client.watch_variables(request).await {
             Ok(response) => response.into_inner(),
             Err(status) if details_of(&status).reason.as_deref() == Some("SESSION_NOT_FOUND") => return last,
-            Err(_) => {
-                tally.count("watch", "not opened", 1);
+            Err(status) => {
+                tally.failed("watch", Caller::Session, began, reason(&status, began), status.message());
                 sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
-        // A new watch begins wherever the variable is.
+        // A new watch starts at any version.
         let mut follows = false;
         loop {
             match updates.message().await {
@@ -211,7 +209,7 @@ async fn watch(mut client: Client, session: String, tally: Arc<Tally>) -> Option
                     tally.count("watch", "update", 1);
                 }
                 Ok(None) => {
-                    tally.violation(format!("{session}: a watch ended as if complete"));
+                    tally.violation(format!("{session}: a watch ended without an error"));
                     break;
                 }
                 Err(status) => {
@@ -219,6 +217,13 @@ async fn watch(mut client: Client, session: String, tally: Arc<Tally>) -> Option
                     if reason == "SESSION_NOT_FOUND" {
                         return last;
                     }
+                    tally.check_explained(
+                        "watch",
+                        Caller::Session,
+                        Instant::now(),
+                        &reason,
+                        status.message(),
+                    );
                     tally.count("watch", format!("ended: {reason}"), 1);
                     break;
                 }

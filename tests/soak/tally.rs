@@ -1,4 +1,4 @@
-//! Counts how calls ended, and collects everything that must not happen.
+//! Counts the outcomes of calls, and collects violations.
 
 use std::{
     borrow::Cow,
@@ -12,70 +12,96 @@ use std::{
 
 use tokio::time::Instant;
 
+use crate::windows::{Caller, Windows};
+
 /// The deadline of every call.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(3);
-/// How much later than its deadline a call may end: two busy cores, a debug build.
+/// How much later than its deadline a call may end, with a debug build on two busy cores.
 const GRACE: Duration = Duration::from_secs(3);
-/// Outcomes of a call whose worker died, by the wire's reason and by the Python client's class.
+/// Outcomes of a call whose worker died: the reason on the wire, and the class of the Python client.
 pub(crate) const LOST: [&str; 2] = ["WORKER_LOST", "WorkerLostError"];
-/// Violations beyond this many are only counted, so that a broken product does not fill the terminal.
-const SHOWN: usize = 40;
+/// The number of violations that are printed. All are counted.
+const PRINTED: usize = 40;
 
-/// How calls ended, by kind of call and outcome.
+/// The outcomes of calls by kind of call, and the violations.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     outcomes: Mutex<BTreeMap<(&'static str, Cow<'static, str>), u64>>,
     violations: Mutex<Vec<String>>,
-    /// Nonces whose call succeeded: each must have run exactly once.
-    succeeded: Mutex<Vec<u64>>,
+    /// The nonces of calls that succeeded. Each must have run exactly once.
+    nonces_of_successes: Mutex<Vec<u64>>,
     last_nonce: AtomicU64,
     stopping: AtomicBool,
+    pub(crate) windows: Windows,
 }
 
 impl Tally {
-    /// A number that no other call has.
+    /// Returns a new nonce.
     pub(crate) fn nonce(&self) -> u64 {
         self.last_nonce.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Counts the end of a call that began then. `allowed` are the failures that the injected faults explain.
-    pub(crate) fn ended(
+    /// Counts a call that succeeded.
+    pub(crate) fn succeeded(&self, kind: &'static str, began: Instant) {
+        self.check_duration(kind, began, "ok");
+        self.count(kind, "ok", 1);
+    }
+
+    /// Counts a call that failed. The failure is a violation unless a fault explains it.
+    pub(crate) fn failed(
         &self,
         kind: &'static str,
+        caller: Caller,
         began: Instant,
-        outcome: impl Into<Cow<'static, str>>,
-        allowed: &[&str],
-        detail: impl FnOnce() -> String,
+        reason: impl Into<Cow<'static, str>>,
+        detail: &str,
     ) {
-        let outcome = outcome.into();
+        let reason = reason.into();
+        self.check_duration(kind, began, &reason);
+        self.check_explained(kind, caller, began, &reason, detail);
+        self.count(kind, reason, 1);
+    }
+
+    fn check_duration(&self, kind: &str, began: Instant, outcome: &str) {
         let took = began.elapsed();
         if took > DEADLINE + GRACE {
             self.violation(format!("{kind}: took {took:.1?} to end as {outcome}"));
         }
-        if outcome != "ok" && !allowed.contains(&&*outcome) {
-            self.violation(format!("{kind}: ended as {outcome}: {}", detail()));
+    }
+
+    /// Records a violation if no fault explains a failure between `began` and now.
+    pub(crate) fn check_explained(
+        &self,
+        kind: &str,
+        caller: Caller,
+        began: Instant,
+        reason: &str,
+        detail: &str,
+    ) {
+        if !self.windows.explain(caller, reason, began) {
+            self.violation(format!("{kind}: no fault explains {reason}: {detail}"));
         }
-        self.count(kind, outcome, 1);
     }
 
     pub(crate) fn count(&self, kind: &'static str, outcome: impl Into<Cow<'static, str>>, calls: u64) {
         *self.outcomes.lock().unwrap().entry((kind, outcome.into())).or_default() += calls;
     }
 
-    pub(crate) fn succeeded(&self, nonce: u64) {
-        self.succeeded.lock().unwrap().push(nonce);
+    /// Records that a call succeeded whose tool writes its nonce.
+    pub(crate) fn must_have_run(&self, nonce: u64) {
+        self.nonces_of_successes.lock().unwrap().push(nonce);
     }
 
-    pub(crate) fn take_succeeded(&self) -> Vec<u64> {
-        std::mem::take(&mut self.succeeded.lock().unwrap())
+    pub(crate) fn take_nonces_of_successes(&self) -> Vec<u64> {
+        std::mem::take(&mut self.nonces_of_successes.lock().unwrap())
     }
 
-    pub(crate) fn violation(&self, what: String) {
+    pub(crate) fn violation(&self, problem: String) {
         let mut violations = self.violations.lock().unwrap();
-        if violations.len() < SHOWN {
-            eprintln!("VIOLATION {what}");
+        if violations.len() < PRINTED {
+            eprintln!("VIOLATION {problem}");
         }
-        violations.push(what);
+        violations.push(problem);
     }
 
     pub(crate) fn violations(&self) -> Vec<String> {
@@ -86,7 +112,7 @@ impl Tally {
         self.outcomes.lock().unwrap().clone()
     }
 
-    /// Tells every caller to end with its current call.
+    /// Makes every caller stop after its current call.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! Clients that misbehave: silent connections, readers that stall, and callers that vanish in the middle of their calls.
+//! Misbehaving clients: silent connections, stalled readers, and callers that disconnect during their calls.
 
 use std::time::Duration;
 
@@ -9,28 +9,28 @@ use tonic::Request;
 
 use crate::{daemon::Daemon, tally::DEADLINE};
 
-/// More than the daemon has descriptors.
+/// The number of connections, which exceeds the daemon's descriptors.
 const CONNECTIONS: usize = 320;
-/// The first bytes of an HTTP/2 connection, which some of them stop after.
+/// The HTTP/2 connection preface, of which each silent connection sends a prefix.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Opens connections that say nothing, or stop half way into their first words.
-pub(crate) async fn exhaust(daemon: &Daemon) -> Vec<TcpStream> {
-    let mut held = Vec::new();
+/// Opens connections that send nothing, or a prefix of the HTTP/2 preface.
+pub(crate) async fn exhaust_descriptors(daemon: &Daemon) -> Vec<TcpStream> {
+    let mut connections = Vec::new();
     for number in 0..CONNECTIONS {
-        // Once nothing is accepted any more, the backlog fills and connecting takes for ever.
+        // When the daemon accepts no more connections and the backlog is full, connecting never ends.
         let connecting = TcpStream::connect(daemon.address());
         let Ok(Ok(mut stream)) = tokio::time::timeout(Duration::from_millis(500), connecting).await else {
             break;
         };
-        // The daemon may close what it does not want; that is its right.
+        // The daemon may already have closed the connection.
         let _ = stream.write_all(&PREFACE[..number % (PREFACE.len() + 1)]).await;
-        held.push(stream);
+        connections.push(stream);
     }
-    held
+    connections
 }
 
-/// Streams and answers that nobody reads, on a connection of their own, for a while.
+/// Starts streams on a new connection, and does not read them for a while.
 pub(crate) async fn stall_reading(daemon: &Daemon, time: Duration) {
     let client = daemon.client().await;
     let mut streams = Vec::new();
@@ -44,8 +44,8 @@ pub(crate) async fn stall_reading(daemon: &Daemon, time: Duration) {
     tokio::time::sleep(time).await;
 }
 
-/// Starts calls of all kinds and drops their connection while they run.
-pub(crate) async fn vanish(daemon: &Daemon) {
+/// Starts unary calls over plain RPCs and the multiplexed stream, and closes the connections while they run.
+pub(crate) async fn disconnect_during_calls(daemon: &Daemon) {
     for _ in 0..8 {
         let client = daemon.client().await;
         let multiplexed = snakepit_server::Client::connect(&daemon.url).await.ok();
@@ -62,7 +62,7 @@ pub(crate) async fn vanish(daemon: &Daemon) {
             }
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
-        // Aborts the calls; with the last clones of the clients their connections close too.
+        // This aborts the calls and drops the last clones of the clients, which closes the connections.
         drop(calls);
     }
 }
