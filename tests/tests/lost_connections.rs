@@ -1,7 +1,11 @@
-//! Connections that stall, freeze or break, as the host and its clients see them: others are unaffected, and what such a client
-//! held is free again in bounded time.
+//! Connections that stall or break: other clients are unaffected, and the host frees the resources in bounded time.
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{
+    path::Path,
+    process::Stdio,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures_util::StreamExt;
 use serde_json::json;
@@ -15,72 +19,138 @@ use tokio::{
     task::JoinSet,
 };
 
-/// The host pings a silent client after 10 s and gives it 8 s to answer.
-const NOTICED_WITHIN: Duration = Duration::from_secs(40);
+/// The time limit for the host to close a connection. It pings a silent client after 10 s, and waits 8 s for the answer.
+const CLOSED_WITHIN: Duration = Duration::from_secs(40);
 
-/// What a [`Proxy`] does with its connections.
+/// The mode of a [`FaultyProxy`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Mode {
     Forward,
-    /// Keeps them open, and forwards nothing in either direction.
+    /// Keeps connections open without reading from them.
     Stall,
+    /// Reads and stores everything, and forwards it in the next mode `Forward`.
+    Hold,
+    /// Closes connections.
     Cut,
 }
 
-/// A TCP proxy in front of a host. Ends when it is dropped.
-struct Proxy {
+/// The bytes that a connection in mode `Hold` has received from one side.
+type Held = Arc<Mutex<Vec<u8>>>;
+
+/// A TCP proxy in front of a host that can stall, delay and close connections. It ends when it is dropped.
+struct FaultyProxy {
     address: String,
     mode: watch::Sender<Mode>,
+    /// For each connection so far, the bytes held from the client and from the host.
+    held: Arc<Mutex<Vec<[Held; 2]>>>,
     _tasks: JoinSet<()>,
 }
 
-impl Proxy {
-    async fn before(host: &str) -> Self {
+impl FaultyProxy {
+    async fn start(host: &str) -> Self {
         let host = host.trim_start_matches("http://").to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let (mode, modes) = watch::channel(Mode::Forward);
+        let held = Arc::<Mutex<Vec<[Held; 2]>>>::default();
+        let connections = Arc::clone(&held);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut pipes = JoinSet::new();
             while let Ok((near, _)) = listener.accept().await {
                 let far = TcpStream::connect(&host).await.unwrap();
                 let ((near_in, near_out), (far_in, far_out)) = (split(near), split(far));
-                pipes.spawn(pipe(near_in, far_out, modes.clone()));
-                pipes.spawn(pipe(far_in, near_out, modes.clone()));
+                let [from_client, from_host] = <[Held; 2]>::default();
+                connections.lock().unwrap().push([Arc::clone(&from_client), Arc::clone(&from_host)]);
+                pipes.spawn(pipe(near_in, far_out, modes.clone(), from_client));
+                pipes.spawn(pipe(far_in, near_out, modes.clone(), from_host));
             }
         });
-        Self { address, mode, _tasks: tasks }
+        Self { address, mode, held, _tasks: tasks }
     }
 
     fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
+
+    fn connections(&self) -> usize {
+        self.held.lock().unwrap().len()
+    }
+
+    /// Waits until the newest connection holds bytes from the client that contain a text.
+    async fn holds_from_client(&self, text: &str) {
+        eventually("the client has sent the call", Duration::from_secs(10), async || {
+            let [from_client, _] = self.newest();
+            let held = from_client.lock().unwrap();
+            held.windows(text.len()).any(|window| window == text.as_bytes())
+        })
+        .await;
+    }
+
+    /// Waits until the newest connection holds bytes from the host.
+    async fn holds_from_host(&self) {
+        eventually("the host has announced the end of the connection", Duration::from_secs(10), async || {
+            let [_, from_host] = self.newest();
+            !from_host.lock().unwrap().is_empty()
+        })
+        .await;
+    }
+
+    fn newest(&self) -> [Held; 2] {
+        self.held.lock().unwrap().last().unwrap().clone()
+    }
 }
 
-async fn pipe(mut from: ReadHalf<TcpStream>, mut to: WriteHalf<TcpStream>, mut modes: watch::Receiver<Mode>) {
+/// Forwards one direction of a connection.
+async fn pipe(
+    mut from: ReadHalf<TcpStream>,
+    mut to: WriteHalf<TcpStream>,
+    mut modes: watch::Receiver<Mode>,
+    held: Held,
+) {
     let mut buffer = vec![0; 64 * 1024];
+    let mut has_ended = false;
     loop {
-        let disturbed =
-            async { modes.wait_for(|mode| *mode != Mode::Forward).await.map_or(Mode::Cut, |mode| *mode) };
-        let read = tokio::select! {
-            biased;
-            mode = disturbed => {
-                if mode == Mode::Cut || modes.wait_for(|mode| *mode != Mode::Stall).await.is_err() {
+        let mode = *modes.borrow_and_update();
+        match mode {
+            Mode::Cut => return,
+            Mode::Forward => {
+                let bytes = std::mem::take(&mut *held.lock().unwrap());
+                if to.write_all(&bytes).await.is_err() {
                     return;
                 }
-                continue;
+                if has_ended {
+                    let _ = to.shutdown().await;
+                    return;
+                }
             }
-            read = from.read(&mut buffer) => read,
+            Mode::Stall | Mode::Hold => {}
+        }
+        let read = async {
+            if mode == Mode::Stall || has_ended {
+                std::future::pending().await
+            } else {
+                from.read(&mut buffer).await
+            }
         };
-        match read {
-            Ok(read @ 1..) if to.write_all(&buffer[..read]).await.is_ok() => {}
+        let read = tokio::select! {
+            biased;
+            changed = modes.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+            read = read => read.unwrap_or(0),
+        };
+        match mode {
+            Mode::Hold if read > 0 => held.lock().unwrap().extend(&buffer[..read]),
+            Mode::Hold => has_ended = true,
+            _ if read > 0 && to.write_all(&buffer[..read]).await.is_ok() => {}
             _ => return,
         }
     }
 }
 
-/// How many sockets a process holds.
+/// Counts the sockets of a process.
 fn sockets(pid: u32) -> usize {
     let entries = std::fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd")).unwrap();
     let links = entries.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
@@ -96,38 +166,38 @@ async fn states(sandbox: &Sandbox) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_client_behind_a_proxy_that_stalls_loses_its_call_and_holds_up_nobody() {
+async fn a_stalled_connection_is_closed_and_delays_no_other_client() {
     let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
     let direct = Client::connect(sandbox.url()).await.unwrap();
     let add = || direct.execute::<i64>("add", json!({"a": 1, "b": 2}));
     assert_eq!(add().await.unwrap(), 3);
     let before = sockets(sandbox.pid());
 
-    let proxy = Proxy::before(sandbox.url()).await;
+    let proxy = FaultyProxy::start(sandbox.url()).await;
     let stalled = Client::connect(&proxy.address).await.unwrap();
     let session = stalled.session("stalled").await.unwrap();
     register(&session).await;
     let mut watch = session.watch(&["x"], true).await.unwrap();
     watch.next().await.unwrap().unwrap();
-    // It reads only the first of far more than the host sends ahead.
+    // The stream has many more chunks than the host sends without credit, and the client reads only the first.
     let mut chunks = stalled.execute_stream::<u64>("count", json!({"n": 100_000_000})).await.unwrap();
     assert_eq!(chunks.next().await.unwrap().unwrap(), 1);
     proxy.set(Mode::Stall);
     assert!(sockets(sandbox.pid()) > before);
 
-    eventually("the host lets go of it", NOTICED_WITHIN, async || {
-        assert_eq!(add().await.unwrap(), 3, "others are unaffected");
+    eventually("the host closes the connection", CLOSED_WITHIN, async || {
+        assert_eq!(add().await.unwrap(), 3, "other clients are unaffected");
         sockets(sandbox.pid()) == before && states(&sandbox).await == ["idle", "idle"]
     })
     .await;
-    // What it had set is still there, and it may come back.
+    // The session still exists.
     proxy.set(Mode::Cut);
     drop(chunks);
     assert_eq!(direct.session("stalled").await.unwrap().variables("*").await.unwrap().len(), 1);
 }
 
 #[tokio::test]
-async fn a_client_that_is_stopped_with_an_open_watch_holds_up_nobody() {
+async fn a_stopped_client_with_an_open_watch_delays_no_other_client() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let writer = Client::connect(sandbox.url()).await.unwrap();
     let session = writer.session("watched").await.unwrap();
@@ -143,9 +213,9 @@ async fn a_client_that_is_stopped_with_an_open_watch_holds_up_nobody() {
     assert_eq!(lines.next_line().await.unwrap().unwrap(), "watching");
     signal(stopped.id().unwrap(), Signal::SIGSTOP);
 
-    // Far more than sockets and queues take in.
+    // The updates exceed all buffers between the host and the client.
     let text = "x".repeat(1 << 20);
-    eventually("the host lets go of it", NOTICED_WITHIN, async || {
+    eventually("the host closes the connection", CLOSED_WITHIN, async || {
         session.set("x", &text).await.unwrap();
         assert_eq!(add().await.unwrap(), 3);
         sockets(sandbox.pid()) == before
@@ -154,9 +224,9 @@ async fn a_client_that_is_stopped_with_an_open_watch_holds_up_nobody() {
 }
 
 #[tokio::test]
-async fn a_call_whose_connection_is_cut_may_have_run_and_the_next_one_connects_again() {
+async fn a_call_on_a_cut_connection_counts_as_delivered_and_the_next_call_reconnects() {
     let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
-    let proxy = Proxy::before(sandbox.url()).await;
+    let proxy = FaultyProxy::start(sandbox.url()).await;
     let client = Client::connect(&proxy.address).await.unwrap();
     let cut = client.execute::<f64>("sleep_for", json!({"seconds": 600}));
     let cutting = async {
@@ -167,7 +237,7 @@ async fn a_call_whose_connection_is_cut_may_have_run_and_the_next_one_connects_a
         proxy.set(Mode::Cut);
     };
     let (cut, ()) = futures_util::future::join(cut, cutting).await;
-    let Error::Tool(error) = cut.unwrap_err() else { panic!("not the call's own error") };
+    let Error::Tool(error) = cut.unwrap_err() else { panic!("the call failed with another kind of error") };
     assert!(matches!(error, ToolError::ConnectionLost { .. }) && error.is_delivered(), "{error}");
     proxy.set(Mode::Forward);
     assert_eq!(client.execute::<i64>("add", json!({"a": 1, "b": 2})).await.unwrap(), 3);
@@ -178,27 +248,33 @@ async fn a_call_whose_connection_is_cut_may_have_run_and_the_next_one_connects_a
 }
 
 #[tokio::test]
-async fn a_call_that_crosses_with_the_end_of_an_idle_connection_is_sent_again() {
+async fn a_call_that_crosses_with_the_end_of_an_idle_connection_is_repeated() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).args(&["--max-connections", "2"]).start().await;
-    // The second takes the place of the connection behind the proxy. The first is idle when that comes back for a place.
-    let evict = async |proxy: &Proxy| {
+    // Makes the host close the connection behind the proxy while a call is on its way to the host. Both sides have sent before
+    // either receives anything, so the call and the end of the connection cross.
+    let cross = async |proxy: &FaultyProxy| {
+        proxy.holds_from_client("add").await;
+        // For the second connection, the host closes the one behind the proxy. For the repeated call, it can close the first.
         let mut others = Vec::new();
         for _ in 0..2 {
             let other = Client::connect(sandbox.url()).await.unwrap();
             assert_eq!(other.execute::<i64>("add", json!({"a": 2, "b": 2})).await.unwrap(), 4);
             others.push(other);
         }
+        proxy.holds_from_host().await;
         proxy.set(Mode::Forward);
         others
     };
 
-    let proxy = Proxy::before(sandbox.url()).await;
+    let proxy = FaultyProxy::start(sandbox.url()).await;
     let client = Client::connect(&proxy.address).await.unwrap();
     let add = || client.execute::<i64>("add", json!({"a": 1, "b": 2}));
     assert_eq!(add().await.unwrap(), 3);
-    proxy.set(Mode::Stall);
-    let (crossed, others) = futures_util::future::join(add(), evict(&proxy)).await;
+    assert_eq!(proxy.connections(), 1);
+    proxy.set(Mode::Hold);
+    let (crossed, others) = futures_util::future::join(add(), cross(&proxy)).await;
     assert_eq!(crossed.unwrap(), 3);
+    assert_eq!(proxy.connections(), 2, "the call was repeated on a new connection");
     drop((client, others));
 
     let mut command = Command::new(python());
@@ -206,11 +282,13 @@ async fn a_call_that_crosses_with_the_end_of_an_idle_connection_is_sent_again() 
     let command = command.kill_on_drop(true).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut package = command.spawn().unwrap();
     let mut lines = BufReader::new(package.stdout.take().unwrap()).lines();
-    let mut ask = package.stdin.take().unwrap();
-    ask.write_all(b"\n").await.unwrap();
+    let mut stdin = package.stdin.take().unwrap();
+    stdin.write_all(b"\n").await.unwrap();
     assert_eq!(lines.next_line().await.unwrap().unwrap(), "3");
-    proxy.set(Mode::Stall);
-    ask.write_all(b"\n").await.unwrap();
-    let _others = evict(&proxy).await;
+    assert_eq!(proxy.connections(), 3);
+    proxy.set(Mode::Hold);
+    stdin.write_all(b"\n").await.unwrap();
+    let _others = cross(&proxy).await;
     assert_eq!(lines.next_line().await.unwrap().unwrap(), "3");
+    assert_eq!(proxy.connections(), 4, "the call was repeated on a new connection");
 }
