@@ -1,4 +1,4 @@
-//! Connecting to a server's Unix socket: one connection, no message limits below the protocol's own.
+//! Connections to a server's Unix socket, with the message limits of the protocol.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use tokio::{net::UnixStream, task::JoinSet};
 use tonic::transport::{Endpoint, Uri};
 use tower::service_fn;
 
-/// A new connection.
+/// Opens a connection.
 pub(crate) async fn connect(socket: &Path) -> Client {
     let socket: PathBuf = socket.to_owned();
     let connector = service_fn(move |_: Uri| {
@@ -22,7 +22,7 @@ pub(crate) async fn connect(socket: &Path) -> Client {
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
-/// A new connection with one `Multiplex` stream, which closes when the set is dropped.
+/// Opens a connection with one `Multiplex` stream, which closes when the task set is dropped.
 pub(crate) async fn multiplex(socket: &Path) -> (Multiplexer, JoinSet<()>) {
     let (multiplexer, incoming) = Multiplexer::open(connect(socket).await).await.expect("the stream opens");
     let mut tasks = JoinSet::new();
@@ -30,13 +30,13 @@ pub(crate) async fn multiplex(socket: &Path) -> (Multiplexer, JoinSet<()>) {
     (multiplexer, tasks)
 }
 
-/// An argument or value of a multiplexed call.
+/// Encodes an integer argument or value of a multiplexed call.
 pub(crate) fn integer(number: u64) -> pb::CallValue {
     let json = number.to_string().into();
     pb::CallValue { r#type: pb::CallValueType::Integer.into(), json, ..pb::CallValue::default() }
 }
 
-/// A multiplexed call with whole numbers as arguments.
+/// Creates a multiplexed call with integer arguments.
 pub(crate) fn call_of<const N: usize>(tool: &str, arguments: [(&str, u64); N]) -> pb::CallStart {
     let arguments = arguments
         .map(|(name, number)| pb::CallArgument { name: name.to_owned(), value: Some(integer(number)) });

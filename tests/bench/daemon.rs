@@ -1,4 +1,4 @@
-//! The product as a daemon in a process of its own, called from here through its Unix socket.
+//! The product as a daemon in a separate process, called over its Unix socket.
 
 use std::{
     sync::Arc,
@@ -15,15 +15,15 @@ use snakepit_tests::{Client, Sandbox, result_of, tool_request};
 use crate::{
     connect::{call_of, connect, integer, multiplex},
     cpu::Processes,
-    load::{Spell, closed_loop, right},
+    load::{Timing, closed_loop, is_right},
     product::{ADAPTER, adapters, per_chunk},
     sample::{Sample, Times},
 };
 
-/// The variable that is read and written.
+/// The name of the variable that the measurements read and write.
 const RATE: &str = "rate";
 
-/// A running daemon, and its processes.
+/// A running daemon.
 #[derive(Debug)]
 pub(crate) struct Daemon {
     sandbox: Sandbox,
@@ -49,21 +49,21 @@ impl Daemon {
         assert_eq!(self.sandbox.stop().await, Some(0), "the daemon stops cleanly");
     }
 
-    /// `ExecuteTool` on one connection.
-    pub(crate) async fn unary(&self, in_flight: usize, spell: Spell) -> Sample {
-        self.rpcs(in_flight, spell, |mut client, number| async move {
+    /// Measures `ExecuteTool` on one connection.
+    pub(crate) async fn unary(&self, in_flight: usize, timing: Timing) -> Sample {
+        self.rpcs(in_flight, timing, |mut client, number| async move {
             let request = tool_request("add", &json!({"a": number, "b": 1}));
             let answer = client.execute_tool(request).await;
-            right(answer, |answer| result_of(answer.get_ref().clone()) == number + 1)
+            is_right(answer, |answer| result_of(answer.get_ref().clone()) == number + 1)
         })
         .await
     }
 
-    /// Calls multiplexed on one stream.
-    pub(crate) async fn multiplexed(&self, in_flight: usize, spell: Spell) -> Sample {
+    /// Measures calls multiplexed on one stream.
+    pub(crate) async fn multiplexed(&self, in_flight: usize, timing: Timing) -> Sample {
         let (multiplexer, _tasks) = multiplex(self.sandbox.socket()).await;
         let multiplexer = Arc::new(multiplexer);
-        closed_loop(in_flight, spell, &self.processes, move |number| {
+        closed_loop(in_flight, timing, &self.processes, move |number| {
             let multiplexer = Arc::clone(&multiplexer);
             async move {
                 let call = call_of("add", [("a", number), ("b", 1)]);
@@ -75,55 +75,55 @@ impl Daemon {
         .await
     }
 
-    /// The empty unary RPC.
-    pub(crate) async fn ping(&self, in_flight: usize, spell: Spell) -> Sample {
-        self.rpcs(in_flight, spell, |mut client, number| async move {
+    /// Measures `Ping`, the empty RPC.
+    pub(crate) async fn ping(&self, in_flight: usize, timing: Timing) -> Sample {
+        self.rpcs(in_flight, timing, |mut client, number| async move {
             let message = number.to_string();
             let answer = client.ping(pb::PingRequest { message: message.clone() }).await;
-            right(answer, |answer| answer.get_ref().message.ends_with(&message))
+            is_right(answer, |answer| answer.get_ref().message.ends_with(&message))
         })
         .await
     }
 
-    /// `GetSession`, spread over as many sessions as calls are in flight.
-    pub(crate) async fn get_session(&self, in_flight: usize, spell: Spell) -> Sample {
+    /// Measures `GetSession`, spread over one session per call in flight.
+    pub(crate) async fn get_session(&self, in_flight: usize, timing: Timing) -> Sample {
         let sessions = self.open_sessions(in_flight).await;
-        self.rpcs(in_flight, spell, move |mut client, number| {
+        self.rpcs(in_flight, timing, move |mut client, number| {
             let session_id = sessions[number as usize % sessions.len()].clone();
             async move {
                 let answer =
                     client.get_session(pb::GetSessionRequest { session_id: session_id.clone() }).await;
-                right(answer, |answer| answer.get_ref().session_id == session_id)
+                is_right(answer, |answer| answer.get_ref().session_id == session_id)
             }
         })
         .await
     }
 
-    /// `Heartbeat`, likewise.
-    pub(crate) async fn heartbeat(&self, in_flight: usize, spell: Spell) -> Sample {
+    /// Measures `Heartbeat`, spread over one session per call in flight.
+    pub(crate) async fn heartbeat(&self, in_flight: usize, timing: Timing) -> Sample {
         let sessions = self.open_sessions(in_flight).await;
-        self.rpcs(in_flight, spell, move |mut client, number| {
+        self.rpcs(in_flight, timing, move |mut client, number| {
             let session_id = sessions[number as usize % sessions.len()].clone();
             async move {
                 let answer = client.heartbeat(pb::HeartbeatRequest { session_id, client_time: None }).await;
-                right(answer, |answer| answer.get_ref().session_valid)
+                is_right(answer, |answer| answer.get_ref().session_valid)
             }
         })
         .await
     }
 
-    /// `GetVariable`, of one variable in each of as many sessions as calls are in flight.
-    pub(crate) async fn get_variable(&self, in_flight: usize, spell: Spell) -> Sample {
+    /// Measures `GetVariable`, spread over one session per call in flight.
+    pub(crate) async fn get_variable(&self, in_flight: usize, timing: Timing) -> Sample {
         let sessions = self.open_sessions(in_flight).await;
         self.register_rate(&sessions).await;
-        self.rpcs(in_flight, spell, move |mut client, number| {
+        self.rpcs(in_flight, timing, move |mut client, number| {
             let session_id = sessions[number as usize % sessions.len()].clone();
             async move {
                 let variable_identifier = RATE.to_owned();
                 let request =
                     pb::GetVariableRequest { session_id, variable_identifier, ..Default::default() };
                 let answer = client.get_variable(request).await;
-                right(answer, |answer| {
+                is_right(answer, |answer| {
                     answer.get_ref().variable.as_ref().is_some_and(|found| found.name == RATE)
                 })
             }
@@ -131,11 +131,11 @@ impl Daemon {
         .await
     }
 
-    /// `SetVariable`, likewise.
-    pub(crate) async fn set_variable(&self, in_flight: usize, spell: Spell) -> Sample {
+    /// Measures `SetVariable`, spread over one session per call in flight.
+    pub(crate) async fn set_variable(&self, in_flight: usize, timing: Timing) -> Sample {
         let sessions = self.open_sessions(in_flight).await;
         self.register_rate(&sessions).await;
-        self.rpcs(in_flight, spell, move |mut client, number| {
+        self.rpcs(in_flight, timing, move |mut client, number| {
             let session_id = sessions[number as usize % sessions.len()].clone();
             async move {
                 let value = Some(any(number));
@@ -143,13 +143,13 @@ impl Daemon {
                 let request =
                     pb::SetVariableRequest { session_id, variable_identifier, value, ..Default::default() };
                 let answer = client.set_variable(request).await;
-                right(answer, |answer| answer.get_ref().new_version > 0)
+                is_right(answer, |answer| answer.get_ref().new_version > 0)
             }
         })
         .await
     }
 
-    /// Registers a variable in each of these sessions, if it is not there yet.
+    /// Registers the variable in each session that does not have it.
     async fn register_rate(&self, sessions: &[String]) {
         let mut client = connect(self.sandbox.socket()).await;
         for session_id in sessions {
@@ -167,13 +167,13 @@ impl Daemon {
         }
     }
 
-    async fn rpcs<F, Fut>(&self, in_flight: usize, spell: Spell, rpc: F) -> Sample
+    async fn rpcs<F, Fut>(&self, in_flight: usize, timing: Timing, rpc: F) -> Sample
     where
         F: Fn(Client, u64) -> Fut + Clone + Send + 'static,
         Fut: Future<Output = bool> + Send + 'static,
     {
         let client = connect(self.sandbox.socket()).await;
-        closed_loop(in_flight, spell, &self.processes, move |number| rpc(client.clone(), number)).await
+        closed_loop(in_flight, timing, &self.processes, move |number| rpc(client.clone(), number)).await
     }
 
     async fn open_sessions(&self, count: usize) -> Arc<Vec<String>> {
@@ -186,7 +186,7 @@ impl Daemon {
         Arc::new(ids)
     }
 
-    /// Chunks of one stream: by `ExecuteStreamingTool`, or on a multiplexed stream.
+    /// Measures one stream over `ExecuteStreamingTool` or on a multiplexed stream, and the first chunks of short streams.
     pub(crate) async fn chunks(&self, count: u64, multiplexed: bool) -> Sample {
         let (mut first, mut errors) = (Times::new(), 0.0);
         for _ in 0..60 {
@@ -194,9 +194,9 @@ impl Daemon {
             first.record(took);
             errors += f64::from(u8::from(!right));
         }
-        let before = self.processes.used();
+        let before = self.processes.cpu_time();
         let (took, _, right) = self.stream(count, multiplexed).await;
-        let after = self.processes.used();
+        let after = self.processes.cpu_time();
         errors += f64::from(u8::from(!right));
         per_chunk(count, took)
             .with("errors", errors)
@@ -205,48 +205,49 @@ impl Daemon {
             .with("workers_cpu_us", (after.workers - before.workers) as f64 / count as f64)
     }
 
-    /// How long the whole and the first chunk took, and whether every chunk was the right one.
+    /// Reads a stream. Returns the times to its end and to its first chunk, and whether every chunk was right.
     pub(crate) async fn stream(&self, count: u64, multiplexed: bool) -> (Duration, Duration, bool) {
-        let mut check = Check { began: Instant::now(), first: Duration::ZERO, next: 0, right: true };
+        let mut checker =
+            ChunkChecker { began: Instant::now(), first: Duration::ZERO, next: 0, is_right: true };
         if multiplexed {
-            self.multiplexed_stream(count, &mut check).await;
+            self.multiplexed_stream(count, &mut checker).await;
         } else {
-            self.plain_stream(count, &mut check).await;
+            self.plain_stream(count, &mut checker).await;
         }
-        (check.began.elapsed(), check.first, check.right && check.next == count)
+        (checker.began.elapsed(), checker.first, checker.is_right && checker.next == count)
     }
 
-    async fn plain_stream(&self, count: u64, check: &mut Check) {
+    async fn plain_stream(&self, count: u64, checker: &mut ChunkChecker) {
         let mut client = connect(self.sandbox.socket()).await;
-        check.began = Instant::now();
+        checker.began = Instant::now();
         let answer = client.execute_streaming_tool(tool_request("chunks", &json!({"n": count}))).await;
         let Ok(answer) = answer else { return };
         let mut chunks = answer.into_inner();
         while let Ok(Some(chunk)) = chunks.message().await {
             if !chunk.data.is_empty() {
-                check.chunk(&chunk.data);
+                checker.chunk(&chunk.data);
             }
         }
     }
 
-    async fn multiplexed_stream(&self, count: u64, check: &mut Check) {
+    async fn multiplexed_stream(&self, count: u64, checker: &mut ChunkChecker) {
         let (multiplexer, _tasks) = multiplex(self.sandbox.socket()).await;
         let start = call_of("chunks", [("n", count)]);
-        check.began = Instant::now();
+        checker.began = Instant::now();
         let mut call = multiplexer.start(pb::CallStart { stream: true, credit: STREAM_CREDIT, ..start }, 0);
         loop {
             match call.event().await {
                 CallEvent::Opened(_) => {}
                 CallEvent::Chunks(chunks) => {
-                    chunks.iter().for_each(|chunk| check.chunk(&chunk.data));
+                    chunks.iter().for_each(|chunk| checker.chunk(&chunk.data));
                     call.grant(chunks.iter().map(chunk_cost).sum());
                 }
                 CallEvent::End(CallEnd::Reply(reply)) => {
-                    check.right &= reply.failure.is_none() && reply.status.is_none();
+                    checker.is_right &= reply.failure.is_none() && reply.status.is_none();
                     return;
                 }
                 CallEvent::End(_) => {
-                    check.right = false;
+                    checker.is_right = false;
                     return;
                 }
             }
@@ -254,25 +255,25 @@ impl Daemon {
     }
 }
 
-/// What the chunks of a stream are checked against: they count from 0.
-struct Check {
+/// Checks that the chunks of a stream count from 0.
+struct ChunkChecker {
     began: Instant,
     first: Duration,
     next: u64,
-    right: bool,
+    is_right: bool,
 }
 
-impl Check {
+impl ChunkChecker {
     fn chunk(&mut self, json: &[u8]) {
         if self.next == 0 {
             self.first = self.began.elapsed();
         }
-        self.right &= serde_json::from_slice::<u64>(json).is_ok_and(|number| number == self.next);
+        self.is_right &= serde_json::from_slice::<u64>(json).is_ok_and(|number| number == self.next);
         self.next += 1;
     }
 }
 
-/// A whole number as variables have it.
+/// Encodes an integer as the value of a variable.
 fn any(number: u64) -> pb::Any {
     pb::Any { type_url: "type.googleapis.com/snakepit.integer".to_owned(), value: number.to_string().into() }
 }

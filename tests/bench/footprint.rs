@@ -1,4 +1,4 @@
-//! What it costs to be there: the time to ready workers, and memory, each beside bare Python with the same imports.
+//! Start-up time and memory, with plain Python processes with the same imports as the baseline.
 
 use std::{
     process::{Child, Command, Stdio},
@@ -15,12 +15,12 @@ use crate::{
     sample::{Sample, median},
 };
 
-/// The adapter's own imports. Importing `snakepit_bridge` is not among them: that is the product's own cost.
+/// The imports of the adapter without `snakepit_bridge`, whose import is a cost of the product.
 const IMPORTS: &str = "from collections.abc import Iterator";
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// From nothing to a host whose workers all take calls.
+/// Measures the start of a host until all workers accept calls.
 pub(crate) async fn start(workers: usize) -> Sample {
     let began = Instant::now();
     let host = native(workers).await;
@@ -29,12 +29,12 @@ pub(crate) async fn start(workers: usize) -> Sample {
     milliseconds(took)
 }
 
-/// The same number of bare interpreters at once, from nothing to their end.
+/// Measures plain interpreters that start in parallel, until all have ended.
 pub(crate) fn bare_start(count: usize) -> Sample {
     let began = Instant::now();
     let pythons: Vec<Child> = (0..count).map(|_| bare_python(IMPORTS)).collect();
     for mut python in pythons {
-        assert!(python.wait().expect("it can be waited for").success(), "python runs");
+        assert!(python.wait().expect("Python can be awaited").success(), "Python succeeds");
     }
     milliseconds(began.elapsed())
 }
@@ -46,38 +46,38 @@ fn milliseconds(time: Duration) -> Sample {
 fn bare_python(program: &str) -> Child {
     let mut command = Command::new(python());
     command.args(["-c", program]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    command.spawn().expect("python starts")
+    command.spawn().expect("Python starts")
 }
 
-/// A daemon that has done nothing yet: its own memory and that of a worker.
+/// Measures the memory of an unused daemon and of its workers.
 pub(crate) async fn memory_at_rest(daemon: &Daemon) -> Sample {
-    // Whatever starting left behind is settled by then.
+    // Memory is stable after this time.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let processes = daemon.processes();
     let workers = processes.workers.iter().map(|pid| mib(resident(*pid)));
     Sample::default().with("host_mib", mib(resident(processes.host[0]))).with("worker_mib", median(workers))
 }
 
-/// The memory of an interpreter with the same imports.
+/// Measures the memory of a plain interpreter with the same imports.
 pub(crate) fn bare_memory() -> Sample {
     use std::io::Read;
     let mut python = bare_python(&format!("{IMPORTS}\nimport sys\nprint('.', flush=True)\nsys.stdin.read()"));
     let mut stdout = python.stdout.take().expect("its stdout is a pipe");
-    stdout.read_exact(&mut [0]).expect("it gets that far");
-    let used = resident(python.id());
+    stdout.read_exact(&mut [0]).expect("Python prints a character");
+    let bytes = resident(python.id());
     drop(python.stdin.take());
-    assert!(python.wait().expect("it can be waited for").success(), "python runs");
-    Sample::default().with("worker_mib", mib(used))
+    assert!(python.wait().expect("Python can be awaited").success(), "Python succeeds");
+    Sample::default().with("worker_mib", mib(bytes))
 }
 
-/// The most memory that a long stream through this host took, beside what a short one had taken.
+/// Measures the growth of memory during a long stream, compared with the memory after a short one.
 pub(crate) async fn growth_embedded(host: &Snakepit, chunks: u64) -> Sample {
     let mut pids = processes(host).workers;
     pids.push(std::process::id());
     growth(&pids, async |count| stream(host, count).await.1, chunks).await
 }
 
-/// The same through the daemon.
+/// Does the same as [`growth_embedded`] with a daemon.
 pub(crate) async fn growth_daemon(daemon: &Daemon, chunks: u64) -> Sample {
     let processes = daemon.processes();
     let pids: Vec<u32> = processes.host.iter().chain(&processes.workers).copied().collect();
@@ -92,15 +92,15 @@ async fn growth(pids: &[u32], run: impl AsyncFn(u64) -> bool, chunks: u64) -> Sa
     let long = run(chunks);
     tokio::pin!(long);
     let mut ticks = tokio::time::interval(Duration::from_millis(50));
-    let right = loop {
+    let is_right = loop {
         tokio::select! {
-            right = &mut long => break right,
+            is_right = &mut long => break is_right,
             _ = ticks.tick() => peak = peak.max(all()),
         }
     };
     Sample::default()
         .with("grown_mib", mib(peak.max(all()) - before))
-        .with("errors", f64::from(u8::from(!short)) + f64::from(u8::from(!right)))
+        .with("errors", f64::from(u8::from(!short)) + f64::from(u8::from(!is_right)))
 }
 
 #[allow(clippy::cast_precision_loss, reason = "memory of a few processes")]

@@ -1,4 +1,4 @@
-//! How the cost of a call grows: with workers, with calls in flight, with sessions, with the size of a payload.
+//! Measures how the cost of a call grows with workers, calls in flight, sessions and payload sizes.
 
 use std::{
     collections::BTreeMap,
@@ -9,30 +9,30 @@ use snakepit_server::SessionId;
 use snakepit_session::{MemoryBackend, NewSession, SessionBackend, SessionLimits};
 
 use crate::{
-    load::Spell,
+    load::Timing,
     product,
     sample::{Sample, short},
 };
 
-/// One thing that grows.
+/// A series of measurements over one growing parameter.
 #[derive(Debug, serde::Serialize)]
 pub(crate) struct Curve {
-    /// Also the name of its plot.
+    /// The name, also of the plot's file.
     pub(crate) name: &'static str,
     pub(crate) title: &'static str,
     pub(crate) x: &'static str,
     pub(crate) y: &'static str,
-    /// What the lines are called, and which figures they show.
+    /// The labels of the lines, and the names of their figures.
     pub(crate) lines: &'static [(&'static str, &'static str)],
     pub(crate) points: Vec<(f64, Sample)>,
 }
 
-/// The lines of whatever is measured by calls.
+/// The lines of curves that measure calls.
 const PER_CALL: &[(&str, &str)] =
     &[("host", "here_cpu_us"), ("workers", "workers_cpu_us"), ("whole time", "each_us")];
 
 impl Curve {
-    /// The header and the rows of its table.
+    /// Returns the rows of the table, starting with the header.
     pub(crate) fn rows(&self) -> Vec<Vec<String>> {
         let figures: BTreeMap<&str, ()> =
             self.points.iter().flat_map(|(_, sample)| sample.names()).map(|name| (name, ())).collect();
@@ -52,37 +52,38 @@ impl Curve {
 
 /// Measures all curves.
 pub(crate) async fn run(quick: bool) -> Vec<Curve> {
-    let spell = if quick { Duration::from_millis(500) } else { Duration::from_millis(2000) };
-    let spell = Spell { warm_up: Duration::from_millis(400), counted: spell };
+    let measured = if quick { Duration::from_millis(500) } else { Duration::from_millis(2000) };
+    let timing = Timing { warm_up: Duration::from_millis(400), measured };
     let few = "add, 64 in flight: time per call by the number of workers";
     let many = "add, 32 in flight a worker: time per call by the number of workers";
     vec![
-        workers("workers", few, spell, |_| 64).await,
-        workers("workers-busy", many, spell, |workers| 32 * workers).await,
-        in_flight(spell).await,
+        workers("workers", few, timing, |_| 64).await,
+        workers("workers-busy", many, timing, |workers| 32 * workers).await,
+        in_flight(timing).await,
         sessions().await,
         payloads(quick).await,
     ]
 }
 
-/// By the number of workers, with this many calls in flight.
+/// Measures calls by the number of workers.
 async fn workers(
     name: &'static str,
     title: &'static str,
-    spell: Spell,
+    timing: Timing,
     in_flight: fn(usize) -> usize,
 ) -> Curve {
     let mut curve =
         Curve { name, title, x: "workers", y: "us per call", lines: PER_CALL, points: Vec::new() };
     for workers in [1, 2, 4, 8, 16, 32, 64] {
         let host = product::native(workers).await;
-        curve.add(workers, with_each(product::calls(&host, in_flight(workers), spell).await));
+        curve.add(workers, with_each(product::calls(&host, in_flight(workers), timing).await));
         host.shutdown().await.unwrap();
     }
     curve
 }
 
-async fn in_flight(spell: Spell) -> Curve {
+/// Measures calls by the number of calls in flight.
+async fn in_flight(timing: Timing) -> Curve {
     let mut curve = Curve {
         name: "in-flight",
         title: "add, four workers: time per call by the number of calls in flight",
@@ -93,19 +94,19 @@ async fn in_flight(spell: Spell) -> Curve {
     };
     let host = product::native(4).await;
     for in_flight in [1, 4, 16, 64, 256, 1000, 4000, 10_000] {
-        curve.add(in_flight, with_each(product::calls(&host, in_flight, spell).await));
+        curve.add(in_flight, with_each(product::calls(&host, in_flight, timing).await));
     }
     host.shutdown().await.unwrap();
     curve
 }
 
-/// Adds what a call takes of the whole run, which is what it costs when everything is busy.
+/// Adds the time of the run divided by the number of calls, which is the cost of a call when all processors are busy.
 fn with_each(sample: Sample) -> Sample {
     let rate = sample.get("per_second").unwrap_or_default().max(1.0);
     sample.with("each_us", 1e6 / rate)
 }
 
-/// The memory backend, filled step by step; each step times its creations, then gets spread over all there are.
+/// Measures the memory backend by the number of sessions. Each step creates sessions, and then reads random ones.
 async fn sessions() -> Curve {
     const GETS: usize = 200_000;
     let mut curve = Curve {
@@ -117,21 +118,21 @@ async fn sessions() -> Curve {
         points: Vec::new(),
     };
     let backend = MemoryBackend::new(SessionLimits::default());
-    let id = |number: usize| SessionId::try_new(format!("session-{number:012}")).expect("a sound id");
-    // Another one first, so that the smallest steps do not pay for code and memory that nobody had touched before.
+    let id = |number: usize| SessionId::try_new(format!("session-{number:012}")).expect("a valid id");
+    // A first backend loads the code and the allocator, so the smallest steps do not include that cost.
     let cold = MemoryBackend::new(SessionLimits::default());
     for id in (0..1000).map(id) {
-        cold.create(&id, NewSession::default()).await.expect("there is room");
+        cold.create(&id, NewSession::default()).await.expect("the session is created");
     }
-    let mut made = 0;
+    let mut created = 0;
     for count in [1, 10, 100, 1000, 10_000, 100_000, 1_000_000] {
-        let ids: Vec<SessionId> = (made..count).map(id).collect();
+        let ids: Vec<SessionId> = (created..count).map(id).collect();
         let began = Instant::now();
         for id in &ids {
-            backend.create(id, NewSession::default()).await.expect("there is room");
+            backend.create(id, NewSession::default()).await.expect("the session is created");
         }
         let create = began.elapsed();
-        // Steps of a large prime visit sessions all over the map, in no order that memory would like.
+        // Steps of a large prime spread the reads over the whole map, which defeats the cache.
         let ids: Vec<SessionId> = (0..GETS).map(|at| id(at.wrapping_mul(7_368_787) % count)).collect();
         let began = Instant::now();
         let mut errors = 0.0;
@@ -143,15 +144,16 @@ async fn sessions() -> Curve {
         curve.add(
             count,
             Sample::default()
-                .with("create_us", each(create, count - made))
+                .with("create_us", each(create, count - created))
                 .with("get_us", each(get, GETS))
                 .with("errors", errors),
         );
-        made = count;
+        created = count;
     }
     curve
 }
 
+/// Measures echoes by the size of the payload.
 async fn payloads(quick: bool) -> Curve {
     let mut curve = Curve {
         name: "payloads",

@@ -1,5 +1,5 @@
-//! The load generators: callers in a closed loop, and arrivals at a fixed rate. Every answer is checked, every call is
-//! timed from the moment it was due, and an error counts whenever it happens, also while warming up.
+//! Load generators: a closed loop of callers, and an open loop with a fixed rate. They check every answer, measure each call
+//! from the moment it was due, and count errors also during the warm-up.
 
 use std::{
     fmt,
@@ -13,21 +13,21 @@ use std::{
 use tokio::{runtime::Runtime, sync::Notify, task::JoinSet, time::timeout};
 
 use crate::{
-    cpu::{Processes, Used},
+    cpu::{CpuTime, Processes},
     sample::{Sample, Times},
 };
 
-/// How long the last calls of a load may take to end.
-const LAST_CALLS: Duration = Duration::from_secs(70);
+/// The time limit for the last calls of a load.
+const LAST_CALLS_WITHIN: Duration = Duration::from_secs(70);
 
-/// How long a load runs before anything is counted, and while it is.
+/// The durations of a load before and during the measurement.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Spell {
+pub(crate) struct Timing {
     pub(crate) warm_up: Duration,
-    pub(crate) counted: Duration,
+    pub(crate) measured: Duration,
 }
 
-/// A runtime of so many threads.
+/// Creates a runtime with a number of threads.
 pub(crate) fn runtime(threads: usize) -> Runtime {
     let mut builder = match threads {
         1 => tokio::runtime::Builder::new_current_thread(),
@@ -36,31 +36,35 @@ pub(crate) fn runtime(threads: usize) -> Runtime {
     builder.worker_threads(threads.max(2)).enable_all().build().expect("a runtime starts")
 }
 
-/// Whether a call was answered, and rightly. The first failures are told, for a count alone helps nobody.
-pub(crate) fn right<T, E: fmt::Display>(answer: Result<T, E>, check: impl FnOnce(&T) -> bool) -> bool {
-    const TOLD: u64 = 3;
+/// Whether a call succeeded with the right answer. Prints the first failures.
+pub(crate) fn is_right<T, E: fmt::Display>(answer: Result<T, E>, check: impl FnOnce(&T) -> bool) -> bool {
+    const PRINTED: u64 = 3;
     static FAILURES: AtomicU64 = AtomicU64::new(0);
     let problem = match answer {
         Ok(value) if check(&value) => return true,
         Ok(_) => "the answer is wrong".to_owned(),
         Err(error) => error.to_string(),
     };
-    if FAILURES.fetch_add(1, Ordering::Relaxed) < TOLD {
+    if FAILURES.fetch_add(1, Ordering::Relaxed) < PRINTED {
         eprintln!("a call failed: {problem}");
     }
     false
 }
 
-/// Runs `in_flight` callers for a while. `call` makes one call with a number that varies, and says whether the answer was
-/// right.
-pub(crate) async fn closed_loop<F, Fut>(in_flight: usize, spell: Spell, others: &Processes, call: F) -> Sample
+/// Runs `in_flight` callers. `call` makes a call with the given number, and returns whether the answer was right.
+pub(crate) async fn closed_loop<F, Fut>(
+    in_flight: usize,
+    timing: Timing,
+    others: &Processes,
+    call: F,
+) -> Sample
 where
     F: Fn(u64) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = bool> + Send + 'static,
 {
     let (counting, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let errors = Arc::new(AtomicU64::new(0));
-    // One for all: a histogram takes a quarter of a megabyte, and there may be ten thousand callers.
+    // All callers share one histogram, because it takes a quarter of a megabyte and there may be ten thousand callers.
     let times = Arc::new(Mutex::new(Times::new()));
     let mut callers = JoinSet::new();
     for caller in 0..in_flight as u64 {
@@ -68,15 +72,15 @@ where
         let times = times.clone();
         callers.spawn(async move {
             let mut number = caller << 20;
-            // A caller's next call is due when its last one has ended.
+            // The next call of a caller is due when its last one has ended.
             let mut due = Instant::now();
             while !stop.load(Ordering::Relaxed) {
                 number += 1;
-                let right = call(number).await;
+                let is_right = call(number).await;
                 let now = Instant::now();
-                if !right {
+                if !is_right {
                     errors.fetch_add(1, Ordering::Relaxed);
-                    // A call that fails at once must not keep the others from running.
+                    // If calls fail without waiting, the other tasks must still run.
                     tokio::task::yield_now().await;
                 } else if counting.load(Ordering::Relaxed) {
                     times.lock().expect("no caller panics").record(now - due);
@@ -85,61 +89,62 @@ where
             }
         });
     }
-    tokio::time::sleep(spell.warm_up).await;
-    let (before, began) = (others.used(), Instant::now());
+    tokio::time::sleep(timing.warm_up).await;
+    let (before, began) = (others.cpu_time(), Instant::now());
     counting.store(true, Ordering::Relaxed);
-    tokio::time::sleep(spell.counted).await;
+    tokio::time::sleep(timing.measured).await;
     counting.store(false, Ordering::Relaxed);
-    let (after, took) = (others.used(), began.elapsed());
+    let (after, took) = (others.cpu_time(), began.elapsed());
     stop.store(true, Ordering::Relaxed);
-    let counted = std::mem::replace(&mut *times.lock().expect("no caller panics"), Times::new());
-    while let Some(ended) = timeout(LAST_CALLS, callers.join_next()).await.expect("the last calls end") {
+    let recorded = std::mem::replace(&mut *times.lock().expect("no caller panics"), Times::new());
+    while let Some(ended) = timeout(LAST_CALLS_WITHIN, callers.join_next()).await.expect("the last calls end")
+    {
         ended.expect("no caller panics");
     }
-    sample(&counted, took, errors.load(Ordering::Relaxed), before, after)
+    sample(&recorded, took, errors.load(Ordering::Relaxed), before, after)
 }
 
-/// Starts calls at a fixed rate, whatever becomes of those before them, and times each from when it was due.
-pub(crate) async fn open_loop<F, Fut>(rate: f64, spell: Spell, others: &Processes, call: F) -> Sample
+/// Starts calls at a fixed rate, independent of the ends of earlier calls, and measures each from the moment it was due.
+pub(crate) async fn open_loop<F, Fut>(rate: f64, timing: Timing, others: &Processes, call: F) -> Sample
 where
     F: Fn(u64) -> Fut,
     Fut: Future<Output = bool> + Send + 'static,
 {
-    // tokio's timers go by the millisecond, in which dozens of calls are due.
+    // tokio's timers have a resolution of one millisecond, in which dozens of calls are due.
     let clock = FineClock::start(Duration::from_micros(100));
     let calls = Arc::new(OpenCalls::default());
-    let (began, whole) = (Instant::now(), spell.warm_up + spell.counted);
+    let (began, whole) = (Instant::now(), timing.warm_up + timing.measured);
     let (mut number, mut before, mut due) = (0, None, Duration::ZERO);
     while due < whole {
         let now = began.elapsed();
-        if now >= spell.warm_up && before.is_none() {
-            before = Some(others.used());
+        if now >= timing.warm_up && before.is_none() {
+            before = Some(others.cpu_time());
         }
         while due <= now && due < whole {
-            let (call, calls, counts) = (call(number), Arc::clone(&calls), due >= spell.warm_up);
+            let (call, calls, counts) = (call(number), Arc::clone(&calls), due >= timing.warm_up);
             tokio::spawn(async move {
-                let right = call.await;
-                calls.ended(right, counts.then(|| began.elapsed() - due));
+                let is_right = call.await;
+                calls.ended(is_right, counts.then(|| began.elapsed() - due));
             });
             number += 1;
             due = Duration::from_secs_f64(number as f64 / rate);
         }
         clock.tick().await;
     }
-    let after = others.used();
-    timeout(LAST_CALLS, async {
+    let after = others.cpu_time();
+    timeout(LAST_CALLS_WITHIN, async {
         while calls.ended.load(Ordering::Relaxed) < number {
             clock.tick().await;
         }
     })
     .await
     .expect("the last calls end");
-    let took = began.elapsed().saturating_sub(spell.warm_up).max(spell.counted);
+    let took = began.elapsed().saturating_sub(timing.warm_up).max(timing.measured);
     let times = calls.times.lock().expect("no call panics");
     sample(&times, took, calls.errors.load(Ordering::Relaxed), before.unwrap_or(after), after)
 }
 
-/// What became of the calls of an open loop. Their tasks are detached: to join each would cost as much as some calls.
+/// The outcomes of the calls of an open loop. Their tasks are detached, because joining them would cost as much as a call.
 struct OpenCalls {
     times: Mutex<Times>,
     ended: AtomicU64,
@@ -153,9 +158,9 @@ impl Default for OpenCalls {
 }
 
 impl OpenCalls {
-    /// A call has ended; `took` is there if it counts.
-    fn ended(&self, right: bool, took: Option<Duration>) {
-        match (right, took) {
+    /// Records the end of a call. `took` is `None` during the warm-up.
+    fn ended(&self, is_right: bool, took: Option<Duration>) {
+        match (is_right, took) {
             (true, Some(took)) => self.times.lock().expect("no call panics").record(took),
             (true, None) => {}
             (false, _) => drop(self.errors.fetch_add(1, Ordering::Relaxed)),
@@ -165,7 +170,7 @@ impl OpenCalls {
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts of a few seconds")]
-fn sample(times: &Times, took: Duration, errors: u64, before: Used, after: Used) -> Sample {
+fn sample(times: &Times, took: Duration, errors: u64, before: CpuTime, after: CpuTime) -> Sample {
     let per_call = |before: u64, after: u64| after.saturating_sub(before) as f64 / times.count().max(1.0);
     Sample::default()
         .with("per_second", times.count() / took.as_secs_f64())
@@ -176,7 +181,7 @@ fn sample(times: &Times, took: Duration, errors: u64, before: Used, after: Used)
         .with_times(times)
 }
 
-/// Ticks from a thread of its own.
+/// A clock that ticks more often than tokio's timers, driven by a thread.
 struct FineClock {
     ticks: Arc<Notify>,
     stop: Arc<AtomicBool>,

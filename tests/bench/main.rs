@@ -1,15 +1,16 @@
-//! `cargo xtask bench`: measures the whole product beside its yardsticks, in one run.
+//! `cargo xtask bench`: measures the whole product and baselines in the same run.
 //!
-//! Every figure of the product stands next to what the same machine gives without it, measured in turns with it, because
-//! on a shared machine only such ratios mean anything. Answers are checked while they are counted.
+//! A baseline is a simpler program on the same machine, such as an echo server. The benchmark runs it shortly before or after
+//! the product, because on a shared machine only their ratio is meaningful. It also checks every answer.
 
+mod baseline;
 mod connect;
 mod cpu;
 mod daemon;
 mod footprint;
 mod growth;
 mod load;
-mod measures;
+mod measurements;
 mod plot;
 mod product;
 mod report;
@@ -17,13 +18,12 @@ mod sample;
 mod session;
 mod stored;
 mod targets;
-mod yardstick;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 
-use crate::{load::Spell, measures::Extent, sample::Sample};
+use crate::{load::Timing, measurements::Extent, sample::Sample};
 
 #[derive(Debug, Parser)]
 #[command(name = "snakepit-bench")]
@@ -34,39 +34,39 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// All targets with their yardsticks, as a table.
+    /// Measure all targets and their baselines, and print a table.
     Targets {
-        /// A run of about a minute.
+        /// Measure for about one minute.
         #[arg(long)]
         quick: bool,
-        /// Keep the results in docs/bench.
+        /// Write the results to docs/bench.
         #[arg(long)]
         save: bool,
     },
-    /// What sessions cost, as a table.
+    /// Measure sessions, and print a table.
     Session {
-        /// A run of about half a minute.
+        /// Measure for about half a minute.
         #[arg(long)]
         quick: bool,
-        /// Keep the results in docs/bench.
+        /// Write the results to docs/bench.
         #[arg(long)]
         save: bool,
     },
-    /// How the cost of a call grows, as tables and plots.
+    /// Measure how the cost of a call grows, and write tables and plots.
     Growth {
         /// Measure each point for a shorter time.
         #[arg(long)]
         quick: bool,
-        /// Keep the results in docs/bench.
+        /// Write the results to docs/bench.
         #[arg(long)]
         save: bool,
     },
-    /// One measure, printed as it is: for work on the product with a profiler.
+    /// Run one measurement and print its figures, for use with a profiler.
     One(One),
-    /// A yardstick server; started by the others.
+    /// Run the echo server. Other verbs start it.
     #[command(hide = true)]
     Echo { socket: PathBuf },
-    /// Likewise.
+    /// Run the ping-pong server. Other verbs start it.
     #[command(hide = true)]
     Pong { socket: PathBuf },
 }
@@ -74,29 +74,29 @@ enum Verb {
 #[derive(Debug, clap::Args)]
 struct One {
     #[arg(value_enum)]
-    what: What,
+    measurement: Measurement,
     #[arg(long, default_value_t = 64)]
     in_flight: usize,
     #[arg(long, default_value_t = 4)]
     workers: usize,
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
-    /// Threads of the load generator, and with it of the embedded host.
+    /// Threads of the load generator and the embedded host.
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Chunks of a stream.
+    /// Chunks of one stream.
     #[arg(long, default_value_t = 2_000_000)]
     chunks: u64,
     /// Bytes of an echoed payload.
     #[arg(long, default_value_t = 16 << 20)]
     bytes: usize,
-    /// Calls a second of the open loop.
+    /// Calls per second of the open loop.
     #[arg(long, default_value_t = 20_000.0)]
     rate: f64,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum What {
+enum Measurement {
     Embedded,
     EmbeddedOpen,
     EmbeddedChunks,
@@ -122,30 +122,30 @@ enum What {
 
 fn main() -> ExitCode {
     match Cli::parse().verb {
-        Verb::Echo { socket } => yardstick::serve(&socket),
-        Verb::Pong { socket } => yardstick::pong(&socket),
+        Verb::Echo { socket } => baseline::serve(&socket),
+        Verb::Pong { socket } => baseline::pong(&socket),
         Verb::One(one) => {
-            log_to_nowhere();
+            discard_log();
             let sample = load::runtime(one.threads).block_on(run_one(&one));
             println!("{sample}");
             return exit_code(sample.errors() == 0.0);
         }
         Verb::Growth { quick, save } => {
-            log_to_nowhere();
+            discard_log();
             let curves = load::runtime(1).block_on(growth::run(quick));
             report::write_growth(&curves, save);
             let samples = curves.iter().flat_map(|curve| &curve.points);
             return exit_code(samples.map(|(_, sample)| sample.errors()).sum::<f64>() == 0.0);
         }
         Verb::Targets { quick, save } => {
-            log_to_nowhere();
+            discard_log();
             let extent = if quick { Extent::QUICK } else { Extent::FULL };
-            let runs = load::runtime(1).block_on(measures::run(extent));
-            // A missed target is a result; a wrong answer makes the others worthless.
+            let runs = load::runtime(1).block_on(measurements::run(extent));
+            // A missed target is a valid result. A wrong answer makes all results invalid.
             return exit_code(report::write(&report::CALLS, &runs, save));
         }
         Verb::Session { quick, save } => {
-            log_to_nowhere();
+            discard_log();
             let extent = if quick { Extent::QUICK } else { Extent::FULL };
             let runs = load::runtime(1).block_on(session::run(extent));
             return exit_code(report::write(&report::SESSIONS, &runs, save));
@@ -154,16 +154,16 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn exit_code(right: bool) -> ExitCode {
-    if right {
+fn exit_code(is_valid: bool) -> ExitCode {
+    if is_valid {
         return ExitCode::SUCCESS;
     }
-    eprintln!("some calls failed or were answered wrongly, so no figure counts");
+    eprintln!("some calls failed or got wrong answers, so the results are invalid");
     ExitCode::FAILURE
 }
 
-/// Traces at info as the daemon does, so that the embedded host pays for its spans.
-fn log_to_nowhere() {
+/// Enables logging at level info, like the daemon, and discards the log. The measured cost includes the spans.
+fn discard_log() {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new("info"))
         .with_ansi(false)
@@ -172,52 +172,52 @@ fn log_to_nowhere() {
 }
 
 async fn run_one(one: &One) -> Sample {
-    let counted = Duration::from_secs_f64(one.seconds);
-    let spell = Spell { warm_up: Duration::from_millis(700), counted };
+    let measured = Duration::from_secs_f64(one.seconds);
+    let timing = Timing { warm_up: Duration::from_millis(700), measured };
     let (in_flight, workers, chunks) = (one.in_flight, one.workers, one.chunks);
-    match one.what {
-        What::EchoUnary => yardstick::Echo::start().await.unary(in_flight, spell).await,
-        What::EchoMultiplexed => yardstick::Echo::start().await.multiplexed(in_flight, spell).await,
-        What::PingPong => yardstick::ping_pong(spell),
-        What::Start => footprint::start(workers).await,
-        What::BareStart => footprint::bare_start(workers),
-        What::Embedded
-        | What::EmbeddedOpen
-        | What::EmbeddedChunks
-        | What::EmbeddedEcho
-        | What::EmbeddedMemory => {
+    match one.measurement {
+        Measurement::EchoUnary => baseline::Echo::start().await.unary(in_flight, timing).await,
+        Measurement::EchoMultiplexed => baseline::Echo::start().await.multiplexed(in_flight, timing).await,
+        Measurement::PingPong => baseline::ping_pong(timing),
+        Measurement::Start => footprint::start(workers).await,
+        Measurement::BareStart => footprint::bare_start(workers),
+        Measurement::Embedded
+        | Measurement::EmbeddedOpen
+        | Measurement::EmbeddedChunks
+        | Measurement::EmbeddedEcho
+        | Measurement::EmbeddedMemory => {
             let host = product::native(workers).await;
-            let sample = match one.what {
-                What::EmbeddedOpen => product::calls_at(&host, one.rate, spell).await,
-                What::EmbeddedChunks => product::chunks(&host, chunks).await,
-                What::EmbeddedEcho => product::echo(&host, one.bytes, 10).await,
-                What::EmbeddedMemory => footprint::growth_embedded(&host, chunks).await,
-                _ => product::calls(&host, in_flight, spell).await,
+            let sample = match one.measurement {
+                Measurement::EmbeddedOpen => product::calls_at(&host, one.rate, timing).await,
+                Measurement::EmbeddedChunks => product::chunks(&host, chunks).await,
+                Measurement::EmbeddedEcho => product::echo(&host, one.bytes, 10).await,
+                Measurement::EmbeddedMemory => footprint::growth_embedded(&host, chunks).await,
+                _ => product::calls(&host, in_flight, timing).await,
             };
             host.shutdown().await.unwrap();
             sample
         }
-        What::Grpcio | What::GrpcioChunks | What::GrpcioEcho => {
+        Measurement::Grpcio | Measurement::GrpcioChunks | Measurement::GrpcioEcho => {
             let host = product::grpcio(workers).await;
-            let sample = match one.what {
-                What::GrpcioChunks => product::chunks(&host, chunks.min(100_000)).await,
-                What::GrpcioEcho => product::echo(&host, one.bytes, 10).await,
-                _ => product::calls(&host, in_flight, spell).await,
+            let sample = match one.measurement {
+                Measurement::GrpcioChunks => product::chunks(&host, chunks.min(100_000)).await,
+                Measurement::GrpcioEcho => product::echo(&host, one.bytes, 10).await,
+                _ => product::calls(&host, in_flight, timing).await,
             };
             host.shutdown().await.unwrap();
             sample
         }
         _ => {
             let daemon = daemon::Daemon::start(workers).await;
-            let sample = match one.what {
-                What::DaemonUnary => daemon.unary(in_flight, spell).await,
-                What::DaemonMultiplexed => daemon.multiplexed(in_flight, spell).await,
-                What::DaemonGetSession => daemon.get_session(in_flight, spell).await,
-                What::DaemonHeartbeat => daemon.heartbeat(in_flight, spell).await,
-                What::DaemonChunks => daemon.chunks(chunks, false).await,
-                What::DaemonMemory => footprint::growth_daemon(&daemon, chunks).await,
-                What::DaemonChunksMultiplexed => daemon.chunks(chunks, true).await,
-                _ => daemon.ping(in_flight, spell).await,
+            let sample = match one.measurement {
+                Measurement::DaemonUnary => daemon.unary(in_flight, timing).await,
+                Measurement::DaemonMultiplexed => daemon.multiplexed(in_flight, timing).await,
+                Measurement::DaemonGetSession => daemon.get_session(in_flight, timing).await,
+                Measurement::DaemonHeartbeat => daemon.heartbeat(in_flight, timing).await,
+                Measurement::DaemonChunks => daemon.chunks(chunks, false).await,
+                Measurement::DaemonMemory => footprint::growth_daemon(&daemon, chunks).await,
+                Measurement::DaemonChunksMultiplexed => daemon.chunks(chunks, true).await,
+                _ => daemon.ping(in_flight, timing).await,
             };
             daemon.stop().await;
             sample

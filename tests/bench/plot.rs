@@ -1,4 +1,4 @@
-//! A plot of a curve as SVG: both axes logarithmic, readable on light and dark pages.
+//! Plots a curve as SVG with logarithmic axes, for light and dark pages.
 
 use std::fmt::Write as _;
 
@@ -6,10 +6,10 @@ use crate::growth::Curve;
 
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 400.0;
-/// Around the plot: left, top, right, bottom.
+/// The margins around the plot: left, top, right, bottom.
 const MARGIN: [f64; 4] = [70.0, 46.0, 120.0, 52.0];
 
-/// Colours that stand out on white and on black.
+/// Styles with colours for light and dark backgrounds.
 const STYLE: &str = "
     text { font: 13px system-ui, sans-serif; fill: #24292f }
     .title { font-weight: 600; font-size: 14px }
@@ -33,8 +33,8 @@ struct Axis {
 }
 
 impl Axis {
-    /// The powers of ten around all figures above zero.
-    fn around(figures: impl Iterator<Item = f64>) -> Self {
+    /// Creates an axis that contains all figures above zero.
+    fn containing(figures: impl Iterator<Item = f64>) -> Self {
         let (mut low, mut high) = (i32::MAX, i32::MIN);
         for figure in figures.filter(|figure| *figure > 0.0) {
             low = low.min(figure.log10().floor() as i32);
@@ -43,8 +43,8 @@ impl Axis {
         if low > high { Self { low: 0, high: 1 } } else { Self { low, high: high.max(low + 1) } }
     }
 
-    /// Where on the axis a figure lies, from 0 to 1.
-    fn place(self, figure: f64) -> f64 {
+    /// Returns the position of a figure on the axis, from 0 to 1.
+    fn position(self, figure: f64) -> f64 {
         (figure.log10() - f64::from(self.low)) / f64::from(self.high - self.low)
     }
 
@@ -53,15 +53,15 @@ impl Axis {
     }
 }
 
-/// The plot.
+/// Renders the plot.
 pub(crate) fn svg(curve: &Curve) -> String {
-    let x = Axis::around(curve.points.iter().map(|(x, _)| *x));
+    let x = Axis::containing(curve.points.iter().map(|(x, _)| *x));
     let figures =
         curve.lines.iter().flat_map(|(_, name)| curve.points.iter().filter_map(|(_, s)| s.get(name)));
-    let y = Axis::around(figures);
+    let y = Axis::containing(figures);
     let [left, top, right, bottom] = MARGIN;
-    let across = |figure: f64| left + x.place(figure) * (WIDTH - left - right);
-    let down = |figure: f64| HEIGHT - bottom - y.place(figure) * (HEIGHT - top - bottom);
+    let across = |figure: f64| left + x.position(figure) * (WIDTH - left - right);
+    let down = |figure: f64| HEIGHT - bottom - y.position(figure) * (HEIGHT - top - bottom);
 
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\n<title>{}</title>\n<style>{STYLE}</style>\n",
@@ -84,7 +84,7 @@ pub(crate) fn svg(curve: &Curve) -> String {
     svg += &text((left + WIDTH - right) / 2.0, HEIGHT - 12.0, "middle", "", curve.x);
     svg += &text(left, top - 6.0, "end", "", curve.y);
 
-    // Names stand at the ends of their lines, apart from each other.
+    // Each label is at the end of its line. Labels that would overlap move up.
     let mut taken: Vec<f64> = Vec::new();
     for (number, (words, name)) in curve.lines.iter().enumerate() {
         let points: Vec<(f64, f64)> = curve
@@ -109,7 +109,7 @@ pub(crate) fn svg(curve: &Curve) -> String {
     svg + "</svg>\n"
 }
 
-/// A power of ten in few signs.
+/// Formats a power of ten briefly.
 fn label(figure: f64) -> String {
     match figure {
         _ if figure >= 1e6 => format!("{}M", figure / 1e6),

@@ -1,4 +1,4 @@
-//! The product under load, embedded in this process: the whole of it, with scheduler, deadlines, counters and traces.
+//! The product embedded in this process, with scheduler, deadlines, counters and spans.
 
 use std::{
     path::PathBuf,
@@ -13,15 +13,14 @@ use snakepit_tests::{python, root};
 
 use crate::{
     cpu::Processes,
-    load::{Spell, closed_loop, open_loop, right},
+    load::{Timing, closed_loop, is_right, open_loop},
     sample::{Sample, Times},
 };
 
-/// The adapter that is measured.
+/// The adapter of the measurements.
 pub(crate) const ADAPTER: &str = "bench_tools:BenchAdapter";
 
-/// How many calls may wait: so many that a machine which stalls shows in the latencies of calls at a fixed rate, rather
-/// than in calls that are refused.
+/// The queue limit. It is so large that a stall of the machine increases latencies instead of causing rejected calls.
 const QUEUE_LIMIT: usize = 1_000_000;
 
 #[derive(Debug, Serialize)]
@@ -30,19 +29,19 @@ struct Pair {
     b: u64,
 }
 
-/// Where the adapter is.
+/// The directory of the adapter.
 pub(crate) fn adapters() -> PathBuf {
     root().join("tests/adapters")
 }
 
-/// A host with this project's own workers.
+/// Starts a host with native workers.
 pub(crate) async fn native(workers: usize) -> Snakepit {
     let builder = Snakepit::builder().adapter(ADAPTER).python(python());
     let builder = builder.env("PYTHONPATH", adapters().display().to_string());
     builder.workers(workers).queue_limit(QUEUE_LIMIT).start().await.expect("the host starts")
 }
 
-/// The same host with grpc.aio workers.
+/// Starts a host with grpc.aio workers.
 pub(crate) async fn grpcio(workers: usize) -> Snakepit {
     let worker = root().join("tests/workers/grpcio_aio_worker.py");
     let builder = Snakepit::builder()
@@ -51,53 +50,53 @@ pub(crate) async fn grpcio(workers: usize) -> Snakepit {
     builder.workers(workers).queue_limit(QUEUE_LIMIT).start().await.expect("the host starts")
 }
 
-/// The workers' processes.
+/// Returns the processes of the workers.
 pub(crate) fn processes(host: &Snakepit) -> Processes {
     let workers = host.status().workers.iter().filter_map(|worker| worker.pid).collect();
     Processes { host: Vec::new(), workers }
 }
 
-/// `add` in Python, so many at a time.
-pub(crate) async fn calls(host: &Snakepit, in_flight: usize, spell: Spell) -> Sample {
+/// Measures `add` in Python with a number of calls in flight.
+pub(crate) async fn calls(host: &Snakepit, in_flight: usize, timing: Timing) -> Sample {
     let others = processes(host);
     let host = host.clone();
-    closed_loop(in_flight, spell, &others, move |number| add(host.clone(), number)).await
+    closed_loop(in_flight, timing, &others, move |number| add(host.clone(), number)).await
 }
 
-/// `add` in Python, so many a second.
-pub(crate) async fn calls_at(host: &Snakepit, rate: f64, spell: Spell) -> Sample {
+/// Measures `add` in Python at a fixed rate.
+pub(crate) async fn calls_at(host: &Snakepit, rate: f64, timing: Timing) -> Sample {
     let others = processes(host);
-    open_loop(rate, spell, &others, |number| add(host.clone(), number)).await
+    open_loop(rate, timing, &others, |number| add(host.clone(), number)).await
 }
 
 async fn add(host: Snakepit, number: u64) -> bool {
-    right(host.execute::<u64>("add", Pair { a: number, b: 1 }).await, |sum| *sum == number + 1)
+    is_right(host.execute::<u64>("add", Pair { a: number, b: 1 }).await, |sum| *sum == number + 1)
 }
 
-/// One stream of so many chunks, and the first chunks of many short ones.
+/// Measures one long stream, and the first chunks of short streams.
 pub(crate) async fn chunks(host: &Snakepit, count: u64) -> Sample {
     let mut first = Times::new();
     let mut errors = 0.0;
     for _ in 0..60 {
-        let (took, right) = stream(host, 16).await;
+        let (took, is_right) = stream(host, 16).await;
         first.record(took);
-        errors += f64::from(u8::from(!right));
+        errors += f64::from(u8::from(!is_right));
     }
-    let (before, began) = (processes(host).used(), Instant::now());
+    let (before, began) = (processes(host).cpu_time(), Instant::now());
     errors += f64::from(u8::from(!stream(host, count).await.1));
-    let (after, took) = (processes(host).used(), began.elapsed());
+    let (after, took) = (processes(host).cpu_time(), began.elapsed());
     per_chunk(count, took)
         .with("errors", errors)
         .with("first_p50_us", first.micros(0.5))
         .with("workers_cpu_us", (after.workers - before.workers) as f64 / count as f64)
 }
 
-/// How fast chunks came.
+/// Computes the rate of chunks.
 pub(crate) fn per_chunk(count: u64, took: Duration) -> Sample {
     Sample::default().with("per_second", count as f64 / took.as_secs_f64())
 }
 
-/// The time to the first chunk, and whether every chunk was the right one.
+/// Reads a stream. Returns the time to the first chunk, and whether every chunk was right.
 pub(crate) async fn stream(host: &Snakepit, count: u64) -> (Duration, bool) {
     let began = Instant::now();
     let (mut first, mut next) = (Duration::ZERO, 0);
@@ -113,11 +112,11 @@ pub(crate) async fn stream(host: &Snakepit, count: u64) -> (Duration, bool) {
         }
         Ok::<_, snakepit_server::Error>(in_order)
     };
-    let whole = right(all.await, |in_order| *in_order);
-    (first, whole && next == count)
+    let in_order = is_right(all.await, |in_order| *in_order);
+    (first, in_order && next == count)
 }
 
-/// Bytes there and back, one call at a time; compared outside of the measured time.
+/// Measures sequential echoes of bytes. The comparison is not part of the measured time.
 pub(crate) async fn echo(host: &Snakepit, size: usize, times: usize) -> Sample {
     let data: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
     let data = bytes::Bytes::from(data);
@@ -127,10 +126,10 @@ pub(crate) async fn echo(host: &Snakepit, size: usize, times: usize) -> Sample {
         let began = Instant::now();
         let reply = call.payload_reply().await;
         let took = began.elapsed();
-        if !right(reply, |reply| reply.value.binary() == Some(&data)) {
+        if !is_right(reply, |reply| reply.value.binary() == Some(&data)) {
             errors += 1.0;
         } else if run > 0 {
-            // The first one warms up.
+            // The first echo is a warm-up.
             taken.record(took);
         }
     }

@@ -1,4 +1,4 @@
-//! The table for people, the raw numbers for everybody else.
+//! Writes the results as tables for readers and as JSON.
 
 use std::{
     fmt::Write as _,
@@ -12,25 +12,25 @@ use snakepit_tests::root;
 
 use crate::{
     growth::Curve,
-    measures::Runs,
+    measurements::Runs,
     plot::svg,
     sample::short,
     targets::{SESSION_TARGETS, TARGETS, Target, Verdict, ratio_text},
 };
 
-/// A table that is written: where, of what, with what around it.
+/// A page of results.
 pub(crate) struct Report {
-    /// The name of its files in docs/bench.
+    /// The base name of its files in docs/bench.
     name: &'static str,
     command: &'static str,
     notes: &'static str,
     targets: &'static [Target],
 }
 
-/// The whole product.
+/// The results of `cargo xtask bench`.
 pub(crate) const CALLS: Report =
     Report { name: "results", command: "cargo xtask bench", notes: NOTES, targets: &TARGETS };
-/// Sessions.
+/// The results of `cargo xtask bench session`.
 pub(crate) const SESSIONS: Report = Report {
     name: "sessions",
     command: "cargo xtask bench session",
@@ -38,24 +38,33 @@ pub(crate) const SESSIONS: Report = Report {
     targets: &SESSION_TARGETS,
 };
 
-/// What runs, for whoever reads the table alone.
+/// Explains the table of sessions.
 const SESSION_NOTES: &str = "\
-Medians over the rounds; a ratio is the median of the rounds' own ratios. Sessions of the memory backend behind its trait,
-10,000 of them with one entry of metadata; the bare map is a `DashMap` with a session's worth of fields, cloned by a get. An
-update reads a session and writes its last worker. Variables are of type float with a bound, one in each of as many sessions.
-`daemon-` measures go over gRPC on one connection, `daemon-ping` is the RPC that does nothing. `file-` and `redis-` measures
-are of variables in 1000 sessions, through the trait of their backends; `bare-sync` writes over a page of a file and syncs it,
-`bare-redis` writes a field of a hash. docs/sessions.md says more.
+The figures are medians over the rounds. Each ratio is the median of the ratios of the rounds.
+
+- `session-`, `variable-`: the memory backend, called through its trait, with 10,000 sessions. An update reads a session and
+  writes its last worker. Each session has one entry of metadata. For `variable-`, it also has a float variable with a minimum.
+- `bare-get`, `bare-update`: a `DashMap` whose values have the fields of a session. A read clones them.
+- `daemon-`: gRPC on one connection. `daemon-ping` is an empty RPC.
+- `file-`, `redis-`: variables in 1000 sessions, called through the backend's trait.
+- `bare-sync`: overwrites a page of a file and syncs it. `bare-redis`: writes a field of a hash.
+
+docs/sessions.md explains the results.
 ";
 
-/// Likewise.
+/// Explains the table of calls.
 const NOTES: &str = "\
-Medians over the rounds; a ratio is the median of the rounds' own ratios. Four workers, `add(a, b)` in Python through the
-whole product: scheduler, deadlines, counters, a span per call at level info, written nowhere; calls without a session.
-The load generator, and with it the embedded host, is one thread; the daemon, the bare servers and the workers are
-processes of their own, all on the same machine, each client on one connection to a Unix socket. The grpc.aio workers run in
-the same pool as ours, over loopback TCP. Latencies count from when a call was due. `here` is this process: the load
-generator, and in the embedded measures the host too. docs/performance.md says more.
+The figures are medians over the rounds. Each ratio is the median of the ratios of the rounds.
+
+- Calls: `add(a, b)` in Python, without a session, on four workers. They pass the whole product: scheduler, deadlines,
+  counters, and a span per call at level info, whose output is discarded.
+- Processes: the load generator and the embedded host share one thread. The daemon, the baseline servers and the workers are
+  separate processes on the same machine. Each client uses one connection to a Unix socket.
+- grpc.aio workers: run in the same pool as native ones, over loopback TCP.
+- Latencies: measured from the moment a call was due.
+- `here`: the process of the load generator and, in embedded measurements, of the host.
+
+docs/performance.md explains the results.
 ";
 
 impl Report {
@@ -64,9 +73,9 @@ impl Report {
     }
 }
 
-/// The table, by column widths.
+/// Renders the table of targets.
 fn table(verdicts: &[Verdict]) -> String {
-    let header = ["measure", "target", "measured", "yardstick", "ratio", ""];
+    let header = ["measurement", "target", "measured", "baseline", "ratio", ""];
     let mut rows = vec![header.map(str::to_owned)];
     rows.extend(verdicts.iter().map(cells));
     markdown(&rows)
@@ -74,21 +83,21 @@ fn table(verdicts: &[Verdict]) -> String {
 
 fn cells(verdict: &Verdict) -> [String; 6] {
     let with_unit = |figure: f64| format!("{} {}", short(figure), verdict.unit).trim_end().to_owned();
-    let yardstick = verdict.yardstick.zip(verdict.yardstick_name);
+    let baseline = verdict.baseline.zip(verdict.baseline_name);
     [
-        verdict.what.to_owned(),
+        verdict.title.to_owned(),
         verdict.target.clone(),
         with_unit(verdict.measured),
-        yardstick.map_or_else(String::new, |(figure, name)| format!("{} ({name})", with_unit(figure))),
+        baseline.map_or_else(String::new, |(figure, name)| format!("{} ({name})", with_unit(figure))),
         verdict.ratio.map_or_else(String::new, ratio_text),
         if verdict.pass { "pass" } else { "MISS" }.to_owned(),
     ]
 }
 
-/// What every call costs, for readers with more cores.
+/// Renders the cost of each call, which helps to estimate the rate on more cores.
 fn costs(runs: &Runs) -> String {
     let header =
-        ["measure", "per second", "p50 us", "p99 us", "CPU us here", "CPU us host", "CPU us workers"];
+        ["measurement", "per second", "p50 us", "p99 us", "CPU us here", "CPU us host", "CPU us workers"];
     let figures = ["per_second", "p50_us", "p99_us", "here_cpu_us", "host_cpu_us", "workers_cpu_us"];
     let mut rows = vec![header.map(str::to_owned)];
     for name in runs.names().filter(|name| runs.median((name, "per_second")).is_some_and(|rate| rate > 0.0)) {
@@ -104,7 +113,7 @@ fn costs(runs: &Runs) -> String {
     markdown(&rows)
 }
 
-/// A table that reads well as text, too.
+/// Renders a Markdown table with aligned columns.
 pub(crate) fn markdown<R: AsRef<[String]>>(rows: &[R]) -> String {
     let columns = rows.first().map_or(0, |row| row.as_ref().len());
     let width =
@@ -124,7 +133,7 @@ pub(crate) fn markdown<R: AsRef<[String]>>(rows: &[R]) -> String {
     text
 }
 
-/// Writes what was measured: always into the target directory, and where it is kept if that is wanted.
+/// Writes the results to the target directory and, with `save`, to docs/bench. Returns whether there were no errors.
 pub(crate) fn write(report: &Report, runs: &Runs, save: bool) -> bool {
     let verdicts = report.verdicts(runs);
     let table = table(&verdicts);
@@ -138,27 +147,27 @@ pub(crate) fn write(report: &Report, runs: &Runs, save: bool) -> bool {
     let Report { name, command, notes, .. } = report;
     let path = scratch().join(format!("{name}-{}.json", seconds()));
     fs::write(&path, &raw).expect("the results can be written");
-    println!("raw numbers: {}", path.display());
+    println!("samples: {}", path.display());
     if save {
-        fs::write(kept().join(format!("{name}.json")), raw).expect("the results can be written");
+        fs::write(docs().join(format!("{name}.json")), raw).expect("the results can be written");
         let page =
             format!("# Results of `{command}`\n\n{notes}\n{table}\n## Cost per call\n\n{}", costs(runs));
-        fs::write(kept().join(format!("{name}.md")), page).expect("the results can be written");
-        println!("kept: docs/bench/{name}.md, docs/bench/{name}.json");
+        fs::write(docs().join(format!("{name}.md")), page).expect("the results can be written");
+        println!("saved: docs/bench/{name}.md, docs/bench/{name}.json");
     } else {
         println!("\n{}", costs(runs));
     }
     if verdicts.iter().any(|verdict| !verdict.pass) {
-        println!("some targets are missed");
+        println!("some targets were missed");
     }
     runs.errors() == 0.0
 }
 
-/// Writes what grew how: plots and tables.
+/// Writes plots and tables of the curves.
 pub(crate) fn write_growth(curves: &[Curve], save: bool) {
-    let dir = if save { kept() } else { scratch() };
-    let mut page = "# Results of `cargo xtask bench growth`\n\nCPU microseconds per call: `here` is the embedded host with \
-                    the load generator. What is not flat, and why: docs/performance.md.\n"
+    let dir = if save { docs() } else { scratch() };
+    let mut page = "# Results of `cargo xtask bench growth`\n\nCPU time per call in microseconds. `here` is the process of \
+                    the load generator and the embedded host. docs/performance.md explains the results.\n"
         .to_owned();
     for curve in curves {
         let plot = format!("growth-{}.svg", curve.name);
@@ -169,24 +178,25 @@ pub(crate) fn write_growth(curves: &[Curve], save: bool) {
     fs::write(dir.join("growth.md"), page).expect("the page can be written");
     let raw = format!("{:#}\n", json!({ "curves": curves }));
     fs::write(dir.join("growth.json"), raw).expect("the results can be written");
-    println!("plots, table and raw numbers: {}", dir.display());
+    println!("plots, tables and samples: {}", dir.display());
 }
 
-/// Where results go that nobody keeps.
+/// The directory of results in the target directory.
 pub(crate) fn scratch() -> PathBuf {
     let binary = std::env::current_exe().expect("this program has a path");
-    let dir = binary.ancestors().nth(2).expect("it lies in a target directory").join("bench");
-    fs::create_dir_all(&dir).expect("a directory can be made");
+    let dir = binary.ancestors().nth(2).expect("it is in a target directory").join("bench");
+    fs::create_dir_all(&dir).expect("the directory can be created");
     dir
 }
 
-/// Where results are kept.
-pub(crate) fn kept() -> PathBuf {
+/// The directory of saved results.
+pub(crate) fn docs() -> PathBuf {
     let dir = root().join("docs/bench");
-    fs::create_dir_all(&dir).expect("a directory can be made");
+    fs::create_dir_all(&dir).expect("the directory can be created");
     dir
 }
 
+/// The seconds since the Unix epoch.
 pub(crate) fn seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }

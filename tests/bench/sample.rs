@@ -1,16 +1,16 @@
-//! What one run of a measure came to: named figures.
+//! The named figures of one measurement.
 
 use std::{collections::BTreeMap, fmt};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-/// Named figures; the names carry the unit.
+/// Named figures. The names contain the units.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Sample(BTreeMap<&'static str, f64>);
 
-/// Times in nanoseconds.
+/// A histogram of times in nanoseconds.
 pub(crate) struct Times(Histogram<u64>);
 
 impl Sample {
@@ -32,7 +32,7 @@ impl Sample {
         self.0.keys().copied()
     }
 
-    /// Answers that were wrong or did not come.
+    /// The number of wrong and missing answers.
     pub(crate) fn errors(&self) -> f64 {
         self.get("errors").unwrap_or(0.0)
     }
@@ -49,7 +49,7 @@ impl fmt::Display for Sample {
 
 impl Times {
     pub(crate) fn new() -> Self {
-        Self(Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("sound bounds"))
+        Self(Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("valid bounds"))
     }
 
     pub(crate) fn record(&mut self, time: std::time::Duration) {
@@ -67,7 +67,7 @@ impl Times {
     }
 }
 
-/// The median of some figures; 0 of none.
+/// The median of figures, or 0 for an empty list.
 pub(crate) fn median(figures: impl IntoIterator<Item = f64>) -> f64 {
     let mut figures: Vec<f64> = figures.into_iter().collect();
     figures.sort_by(f64::total_cmp);
@@ -78,7 +78,7 @@ pub(crate) fn median(figures: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
-/// A figure with three digits that matter.
+/// Formats a figure with about three significant digits.
 pub(crate) fn short(figure: f64) -> String {
     let size = figure.abs();
     match size {
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_short_and_medians_are_in_the_middle() {
+    fn figures_are_formatted_and_medians_computed() {
         assert_eq!(
             [0.0, 0.004, 2.34567, 23.4567, 234.567, 23456.7, 2_345_678.9].map(short),
             ["0", "0.00", "2.35", "23.5", "235", "23,457", "2,345,679"]

@@ -1,4 +1,4 @@
-//! `cargo xtask bench session`: what sessions cost, beside the bare map that they are kept in and beside an empty RPC.
+//! `cargo xtask bench session`: measures sessions, with a plain map and an empty RPC as baselines.
 
 use std::{
     collections::BTreeMap,
@@ -19,55 +19,55 @@ use snakepit_session::{
 
 use crate::{
     daemon::Daemon,
-    measures::{Extent, Runs},
+    measurements::{Extent, Runs},
     sample::Sample,
     stored,
 };
 
 const THREADS: usize = 2;
-/// As many as the yardstick of old had: more than a cache holds.
+/// The number of sessions, which exceeds the cache of a processor.
 const SESSIONS: usize = 10_000;
 const MILLION: usize = 1_000_000;
-/// The sessions that expire at once.
+/// The number of sessions that expire together.
 const EXPIRING: usize = 1000;
 const BATCH: usize = 1000;
 const VARIABLE: &str = "rate";
 
-/// All measures of sessions.
+/// Runs all measurements of sessions.
 pub(crate) async fn run(extent: Extent) -> Runs {
     let mut runs = Runs::default();
     println!("a million idle sessions");
-    // First, while the allocator has kept nothing from before.
+    // This comes first, because later the allocator holds freed memory.
     runs.add("idle-session", idle());
-    let time = extent.spell.counted;
-    let bare = Bare::new();
-    // As little in each as in the bare map; the variables are in a backend of their own.
-    let plain = Ours::new();
-    let varied = Ours::with_variables();
+    let time = extent.timing.measured;
+    let map = PlainMap::new();
+    // Sessions of the first backend have the same fields as those of the map. Only the second has variables.
+    let sessions = Backend::new();
+    let variables = Backend::with_variables();
     for round in 1..=extent.rounds {
         println!("round {round} of {}", extent.rounds);
-        // Each beside its yardstick.
-        runs.add("bare-get", on_threads(time, |n| bare.get(n)));
-        runs.add("session-get", on_threads(time, |n| plain.get(n)));
-        runs.add("bare-update", on_threads(time, |n| bare.update(n)));
-        runs.add("session-update", on_threads(time, |n| plain.update(n)));
-        runs.add("variable-get", on_threads(time, |n| varied.variable(n)));
-        runs.add("variable-set", on_threads(time, |n| varied.set_variable(n)));
+        // Each measurement runs after its baseline.
+        runs.add("bare-get", on_threads(time, |n| map.get(n)));
+        runs.add("session-get", on_threads(time, |n| sessions.get(n)));
+        runs.add("bare-update", on_threads(time, |n| map.update(n)));
+        runs.add("session-update", on_threads(time, |n| sessions.update(n)));
+        runs.add("variable-get", on_threads(time, |n| variables.variable(n)));
+        runs.add("variable-set", on_threads(time, |n| variables.set_variable(n)));
         runs.add("session-create", create(time));
         runs.add("sweep-among-10k", sweep_among(10_000).await);
         runs.add("sweep-among-1m", sweep_among(MILLION).await);
         let daemon = Daemon::start(1).await;
-        runs.add("daemon-ping", daemon.ping(64, extent.spell).await);
-        runs.add("daemon-get-session", daemon.get_session(64, extent.spell).await);
-        runs.add("daemon-get-variable", daemon.get_variable(64, extent.spell).await);
-        runs.add("daemon-set-variable", daemon.set_variable(64, extent.spell).await);
+        runs.add("daemon-ping", daemon.ping(64, extent.timing).await);
+        runs.add("daemon-get-session", daemon.get_session(64, extent.timing).await);
+        runs.add("daemon-get-variable", daemon.get_variable(64, extent.timing).await);
+        runs.add("daemon-set-variable", daemon.set_variable(64, extent.timing).await);
         daemon.stop().await;
-        stored::round(&mut runs, extent.spell).await;
+        stored::round(&mut runs, extent.timing).await;
     }
     runs
 }
 
-/// Operations a second of all threads together.
+/// Measures the operations per second of all threads together.
 fn on_threads(time: Duration, operation: impl Fn(usize) + Sync) -> Sample {
     let began = Instant::now();
     let counts = thread::scope(|scope| {
@@ -78,7 +78,7 @@ fn on_threads(time: Duration, operation: impl Fn(usize) + Sync) -> Sample {
                     let mut done = 0_usize;
                     while began.elapsed() < time {
                         for n in done..done + BATCH {
-                            // Far apart, and each thread its own way.
+                            // Consecutive operations are far apart, and the threads take different paths.
                             operation((n * 7919 + number * 31) % SESSIONS);
                         }
                         done += BATCH;
@@ -92,23 +92,23 @@ fn on_threads(time: Duration, operation: impl Fn(usize) + Sync) -> Sample {
     Sample::default().with("per_second", counts as f64 / began.elapsed().as_secs_f64())
 }
 
-/// The operation of a backend that never waits.
+/// Completes an operation of the memory backend, which never waits.
 fn now<T>(future: impl Future<Output = T>) -> T {
     future.now_or_never().expect("memory does not wait")
 }
 
 fn metadata() -> BTreeMap<String, String> {
-    BTreeMap::from([("user".to_owned(), "somebody".to_owned())])
+    BTreeMap::from([("user".to_owned(), "alice".to_owned())])
 }
 
-/// The concurrent map alone, with a session's worth of fields and the hash that the backend uses.
-struct Bare {
+/// A concurrent map whose values have the fields of a session, with the hash function of the backend.
+struct PlainMap {
     keys: Vec<String>,
-    map: DashMap<String, BareSession, RandomState>,
+    map: DashMap<String, MapSession, RandomState>,
 }
 
 #[derive(Clone)]
-struct BareSession {
+struct MapSession {
     id: Arc<str>,
     metadata: Arc<BTreeMap<String, String>>,
     last_worker: Arc<str>,
@@ -117,11 +117,11 @@ struct BareSession {
     used: u64,
 }
 
-impl Bare {
+impl PlainMap {
     fn new() -> Self {
         let keys: Vec<_> = (0..SESSIONS).map(|n| format!("session_{n:08}")).collect();
-        // Each with texts of its own, which no two threads share.
-        let session = |key: &String| BareSession {
+        // Each session has separate strings, so threads share no reference counts.
+        let session = |key: &String| MapSession {
             id: key.as_str().into(),
             metadata: Arc::new(metadata()),
             last_worker: "default-1-1".into(),
@@ -134,34 +134,34 @@ impl Bare {
     }
 
     fn get(&self, n: usize) {
-        let session = self.map.get(&self.keys[n]).expect("it is there").clone();
+        let session = self.map.get(&self.keys[n]).expect("it exists").clone();
         black_box((session.id, session.metadata, session.last_worker, session.created_at));
     }
 
-    /// Reads a session and writes to it, as the host does with each call.
+    /// Reads and writes a session, as the host does for each call.
     fn update(&self, n: usize) {
-        let seen = self.map.get(&self.keys[n]).expect("it is there").clone();
-        let mut session = self.map.get_mut(&self.keys[n]).expect("it is there");
+        let seen = self.map.get(&self.keys[n]).expect("it exists").clone();
+        let mut session = self.map.get_mut(&self.keys[n]).expect("it exists");
         session.used += 1;
         session.ttl = seen.ttl;
         session.last_worker = seen.last_worker;
     }
 }
 
-/// The memory backend, behind its trait as the host has it.
-struct Ours {
+/// The memory backend, called through its trait as in the host.
+struct Backend {
     ids: Vec<SessionId>,
     backend: Arc<dyn SessionBackend>,
 }
 
-impl Ours {
+impl Backend {
     fn new() -> Self {
         let backend: Arc<dyn SessionBackend> = Arc::new(MemoryBackend::new(SessionLimits::default()));
         let ids: Vec<_> = (0..SESSIONS).map(|n| session_id("session", n)).collect();
         for id in &ids {
             now(backend.create(id, NewSession { metadata: metadata(), ttl: None })).expect("created");
-            // A text of its own, as in the bare map.
-            now(backend.set_last_worker(id, "default-1-1".into())).expect("it is there");
+            // A separate string, as in the map.
+            now(backend.set_last_worker(id, "default-1-1".into())).expect("it exists");
         }
         Self { ids, backend }
     }
@@ -179,46 +179,46 @@ impl Ours {
     }
 
     fn get(&self, n: usize) {
-        black_box(now(self.backend.get(&self.ids[n])).expect("it is there"));
+        black_box(now(self.backend.get(&self.ids[n])).expect("it exists"));
     }
 
     fn update(&self, n: usize) {
-        let seen = now(self.backend.get(&self.ids[n])).expect("it is there");
-        let worker = seen.last_worker.expect("it was told");
-        now(self.backend.set_last_worker(&seen.id, worker)).expect("it is there");
+        let seen = now(self.backend.get(&self.ids[n])).expect("it exists");
+        let worker = seen.last_worker.expect("it was set");
+        now(self.backend.set_last_worker(&seen.id, worker)).expect("it exists");
     }
 
     fn variable(&self, n: usize) {
-        black_box(now(self.backend.variable(&self.ids[n], VARIABLE)).expect("it is there"));
+        black_box(now(self.backend.variable(&self.ids[n], VARIABLE)).expect("it exists"));
     }
 
     fn set_variable(&self, n: usize) {
         let value = Payload::from_json(ValueType::Float, bytes::Bytes::from_static(b"0.25"));
         let update = SetVariable::new(VARIABLE, value);
-        black_box(now(self.backend.set_variable(&self.ids[n], update)).expect("it is there"));
+        black_box(now(self.backend.set_variable(&self.ids[n], update)).expect("it exists"));
     }
 }
 
 fn session_id(kind: &str, n: usize) -> SessionId {
-    SessionId::try_new(format!("{kind}_{n:08}")).expect("a sound id")
+    SessionId::try_new(format!("{kind}_{n:08}")).expect("a valid id")
 }
 
-/// Sessions made a second, by one thread.
+/// Measures the sessions that one thread creates per second.
 fn create(time: Duration) -> Sample {
     let backend = MemoryBackend::new(SessionLimits::default());
     let began = Instant::now();
-    let mut made = 0;
-    while began.elapsed() < time && made < MILLION {
-        for n in made..made + BATCH {
+    let mut created = 0;
+    while began.elapsed() < time && created < MILLION {
+        for n in created..created + BATCH {
             let new = NewSession { metadata: metadata(), ttl: None };
             now(backend.create(&session_id("new", n), new)).expect("created");
         }
-        made += BATCH;
+        created += BATCH;
     }
-    Sample::default().with("per_second", made as f64 / began.elapsed().as_secs_f64())
+    Sample::default().with("per_second", created as f64 / began.elapsed().as_secs_f64())
 }
 
-/// What an idle session with little metadata takes, at a million of them.
+/// Measures the memory of an idle session with little metadata, among a million.
 fn idle() -> Sample {
     let before = resident();
     let backend = MemoryBackend::new(SessionLimits::default());
@@ -231,25 +231,25 @@ fn idle() -> Sample {
     Sample::default().with("bytes", each)
 }
 
-/// How long a sweep takes that finds a thousand expired sessions, among so many that live.
+/// Measures a sweep of a thousand expired sessions among `live` sessions.
 async fn sweep_among(live: usize) -> Sample {
     let backend = MemoryBackend::new(SessionLimits { max_sessions: 2 * MILLION, ..SessionLimits::default() });
     for n in 0..live {
         now(backend.create(&session_id("live", n), NewSession::default())).expect("created");
     }
-    let gone = NewSession { ttl: Some(Duration::ZERO), ..NewSession::default() };
+    let expired = NewSession { ttl: Some(Duration::ZERO), ..NewSession::default() };
     for n in 0..EXPIRING {
-        now(backend.create(&session_id("gone", n), gone.clone())).expect("created");
+        now(backend.create(&session_id("expired", n), expired.clone())).expect("created");
     }
     let began = Instant::now();
-    assert_eq!(backend.sweep().await.expect("swept"), EXPIRING, "all that expired is found");
+    assert_eq!(backend.sweep().await.expect("swept"), EXPIRING, "the sweep removes all expired sessions");
     Sample::default().with("us", began.elapsed().as_secs_f64() * 1e6)
 }
 
-/// What this process holds in memory, in bytes.
+/// The resident memory of this process, in bytes.
 fn resident() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("the kernel tells");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the kernel tells");
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc has the memory");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("/proc has the memory");
     let kib: f64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
     kib * 1024.0
 }

@@ -1,4 +1,4 @@
-//! What sessions cost in a file and in Redis, beside what the disk and the server take for themselves.
+//! Measures sessions in a file and in Redis, with a plain disk sync and a plain Redis command as baselines.
 
 use std::{io::Write, sync::Arc, time::Instant};
 
@@ -12,42 +12,42 @@ use snakepit_tests::Redis;
 
 use crate::{
     cpu::Processes,
-    load::{Spell, closed_loop, right},
-    measures::Runs,
+    load::{Timing, closed_loop, is_right},
+    measurements::Runs,
     sample::Sample,
 };
 
 const SESSIONS: usize = 1000;
 const VARIABLE: &str = "rate";
 
-/// A round of what backends cost that keep their sessions elsewhere.
-pub(crate) async fn round(runs: &mut Runs, spell: Spell) {
+/// Runs one round of all measurements.
+pub(crate) async fn round(runs: &mut Runs, timing: Timing) {
     let files = tempfile::tempdir().expect("a directory");
     let limits = SessionLimits::default;
     let file = RedbBackend::open(files.path().join("sessions.redb"), limits()).await.expect("a file");
     let file = filled(Arc::new(file)).await;
-    runs.add("bare-sync", sync_file(files.path(), spell));
-    runs.add("file-set", set(&file, 1, spell).await);
-    runs.add("file-set-64", set(&file, 64, spell).await);
-    runs.add("file-get-64", get(&file, 64, spell).await);
+    runs.add("bare-sync", sync_file(files.path(), timing));
+    runs.add("file-set", set(&file, 1, timing).await);
+    runs.add("file-set-64", set(&file, 64, timing).await);
+    runs.add("file-get-64", get(&file, 64, timing).await);
     drop(file);
 
     let server = Redis::start().await;
     let redis = RedisBackend::connect(&server.url(), RedisConfig::default(), limits()).await;
-    let redis = filled(Arc::new(redis.expect("the server is there"))).await;
-    runs.add("bare-redis", exchange(&server, 1, spell).await);
-    runs.add("redis-set", set(&redis, 1, spell).await);
-    runs.add("bare-redis-64", exchange(&server, 64, spell).await);
-    runs.add("redis-set-64", set(&redis, 64, spell).await);
-    runs.add("redis-get-64", get(&redis, 64, spell).await);
+    let redis = filled(Arc::new(redis.expect("the server accepts"))).await;
+    runs.add("bare-redis", set_field(&server, 1, timing).await);
+    runs.add("redis-set", set(&redis, 1, timing).await);
+    runs.add("bare-redis-64", set_field(&server, 64, timing).await);
+    runs.add("redis-set-64", set(&redis, 64, timing).await);
+    runs.add("redis-get-64", get(&redis, 64, timing).await);
 }
 
 fn id(n: u64) -> SessionId {
-    // Callers count from multiples of a million, and each is to use sessions of its own for long.
-    SessionId::try_new(format!("session_{:08}", (n ^ (n >> 20)) as usize % SESSIONS)).expect("a sound id")
+    // Each caller counts from a different multiple of 2^20, and should use different sessions from the others.
+    SessionId::try_new(format!("session_{:08}", (n ^ (n >> 20)) as usize % SESSIONS)).expect("a valid id")
 }
 
-/// A backend with sessions that have a variable each.
+/// Fills a backend with sessions that have one variable each.
 async fn filled(backend: Arc<dyn SessionBackend>) -> Arc<dyn SessionBackend> {
     let ty = VariableType::with_constraints(ValueType::Float, r#"{"min": 0}"#).expect("a type");
     let name = VariableName::try_new(VARIABLE).expect("a name");
@@ -60,60 +60,60 @@ async fn filled(backend: Arc<dyn SessionBackend>) -> Arc<dyn SessionBackend> {
     backend
 }
 
-async fn set(backend: &Arc<dyn SessionBackend>, in_flight: usize, spell: Spell) -> Sample {
+async fn set(backend: &Arc<dyn SessionBackend>, in_flight: usize, timing: Timing) -> Sample {
     let backend = Arc::clone(backend);
-    closed_loop(in_flight, spell, &Processes::default(), move |n| {
+    closed_loop(in_flight, timing, &Processes::default(), move |n| {
         let backend = Arc::clone(&backend);
         async move {
             let update = SetVariable::new(VARIABLE, Payload::float(0.25));
-            right(backend.set_variable(&id(n), update).await, |version| *version > 0)
+            is_right(backend.set_variable(&id(n), update).await, |version| *version > 0)
         }
     })
     .await
 }
 
-async fn get(backend: &Arc<dyn SessionBackend>, in_flight: usize, spell: Spell) -> Sample {
+async fn get(backend: &Arc<dyn SessionBackend>, in_flight: usize, timing: Timing) -> Sample {
     let backend = Arc::clone(backend);
-    closed_loop(in_flight, spell, &Processes::default(), move |n| {
+    closed_loop(in_flight, timing, &Processes::default(), move |n| {
         let backend = Arc::clone(&backend);
         async move {
-            // A file may answer without waiting, and the clock wants its turn.
+            // The file backend may answer without waiting, and the timer must still run.
             tokio::task::coop::consume_budget().await;
-            right(backend.variable(&id(n), VARIABLE).await, |found| found.value.to_float().is_some())
+            is_right(backend.variable(&id(n), VARIABLE).await, |found| found.value.to_float().is_some())
         }
     })
     .await
 }
 
-/// What the disk takes: a page is written over and synced, one after the other.
-fn sync_file(directory: &std::path::Path, spell: Spell) -> Sample {
+/// Measures sequential overwrites of a page, each with a sync.
+fn sync_file(directory: &std::path::Path, timing: Timing) -> Sample {
     use std::os::unix::fs::FileExt;
 
     let mut file = std::fs::File::create(directory.join("bare")).expect("a file");
     file.write_all(&[0; 64 * PAGE]).and_then(|()| file.sync_all()).expect("written");
     let began = Instant::now();
-    let mut done: u64 = 0;
-    while began.elapsed() < spell.counted {
-        let page = [done as u8; PAGE];
-        file.write_all_at(&page, done % 64 * PAGE as u64).expect("written");
+    let mut written: u64 = 0;
+    while began.elapsed() < timing.measured {
+        let page = [written as u8; PAGE];
+        file.write_all_at(&page, written % 64 * PAGE as u64).expect("written");
         file.sync_data().expect("synced");
-        done += 1;
+        written += 1;
     }
-    Sample::default().with("per_second", done as f64 / began.elapsed().as_secs_f64())
+    Sample::default().with("per_second", written as f64 / began.elapsed().as_secs_f64())
 }
 
 const PAGE: usize = 4096;
 
-/// What the server takes for itself: one field is written.
-async fn exchange(server: &Redis, in_flight: usize, spell: Spell) -> Sample {
-    let client = redis::Client::open(server.url()).expect("a sound address");
-    let connection = client.get_multiplexed_async_connection().await.expect("the server is there");
-    closed_loop(in_flight, spell, &Processes::default(), move |n| {
+/// Measures writes of one field of a hash.
+async fn set_field(server: &Redis, in_flight: usize, timing: Timing) -> Sample {
+    let client = redis::Client::open(server.url()).expect("a valid URL");
+    let connection = client.get_multiplexed_async_connection().await.expect("the server accepts");
+    closed_loop(in_flight, timing, &Processes::default(), move |n| {
         let mut connection = connection.clone();
         async move {
             let mut command = redis::cmd("HSET");
             command.arg(format!("bare_{}", n % SESSIONS as u64)).arg(VARIABLE).arg("0.25");
-            right(command.query_async::<i64>(&mut connection).await, |new| (0..=1).contains(new))
+            is_right(command.query_async::<i64>(&mut connection).await, |new| (0..=1).contains(new))
         }
     })
     .await

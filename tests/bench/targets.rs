@@ -1,54 +1,54 @@
-//! The targets, as data: which figure of which measure must stand how to which yardstick.
+//! The targets: the figure of each measurement, its baseline, and the bound.
 
-use crate::{measures::Runs, sample::short};
+use crate::{measurements::Runs, sample::short};
 
-/// What must hold of a figure.
+/// The bound of a figure.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Rule {
-    /// The figure, divided by the yardstick's of the same round.
+    /// The figure divided by the baseline of the same round.
     RatioAtLeast(f64),
     RatioAtMost(f64),
-    /// The figure, less the yardstick's of the same round.
+    /// The figure minus the baseline of the same round.
     MoreByAtMost(f64),
-    /// The figure itself.
+    /// The figure.
     AtLeast(f64),
     AtMost(f64),
 }
 
-/// One row of the table.
+/// A row of the table.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Target {
-    pub(crate) what: &'static str,
+    pub(crate) title: &'static str,
     pub(crate) unit: &'static str,
-    measure: (&'static str, &'static str),
-    yardstick: Option<(&'static str, &'static str)>,
+    measurement: (&'static str, &'static str),
+    baseline: Option<(&'static str, &'static str)>,
     rule: Rule,
 }
 
-/// A row with its figures.
+/// A row with its results.
 #[derive(Debug, Clone, serde::Serialize)]
 pub(crate) struct Verdict {
-    pub(crate) what: &'static str,
+    pub(crate) title: &'static str,
     pub(crate) unit: &'static str,
     pub(crate) target: String,
     pub(crate) measured: f64,
-    pub(crate) yardstick: Option<f64>,
-    pub(crate) yardstick_name: Option<&'static str>,
+    pub(crate) baseline: Option<f64>,
+    pub(crate) baseline_name: Option<&'static str>,
     pub(crate) ratio: Option<f64>,
     pub(crate) pass: bool,
 }
 
 const fn row(
-    what: &'static str,
+    title: &'static str,
     unit: &'static str,
-    measure: (&'static str, &'static str),
-    yardstick: Option<(&'static str, &'static str)>,
+    measurement: (&'static str, &'static str),
+    baseline: Option<(&'static str, &'static str)>,
     rule: Rule,
 ) -> Target {
-    Target { what, unit, measure, yardstick, rule }
+    Target { title, unit, measurement, baseline, rule }
 }
 
-/// The table.
+/// The targets of `cargo xtask bench`.
 #[rustfmt::skip]
 pub(crate) const TARGETS: [Target; 27] = {
     use Rule::{AtLeast, AtMost, MoreByAtMost, RatioAtLeast, RatioAtMost};
@@ -84,8 +84,7 @@ pub(crate) const TARGETS: [Target; 27] = {
     ]
 };
 
-/// The table of sessions. What variables, files and Redis cost has no target of old: these are bounds that a change
-/// should not pass unseen.
+/// The targets of `cargo xtask bench session`. Those of variables, files and Redis are bounds that reveal regressions.
 #[rustfmt::skip]
 pub(crate) const SESSION_TARGETS: [Target; 13] = {
     use Rule::{AtMost, RatioAtLeast, RatioAtMost};
@@ -108,38 +107,39 @@ pub(crate) const SESSION_TARGETS: [Target; 13] = {
 };
 
 impl Target {
-    /// Where this target stands, if its measure ran.
+    /// Compares the results with the target. `None` if the measurement did not run.
     pub(crate) fn verdict(&self, runs: &Runs) -> Option<Verdict> {
-        let measured = runs.median(self.measure)?;
-        let yardstick = self.yardstick.and_then(|yardstick| runs.median(yardstick));
-        let against = |by: fn(f64, f64) -> f64| runs.median_of(self.measure, self.yardstick?, by);
-        let ratio = against(|figure, yardstick| figure / yardstick);
+        let measured = runs.median(self.measurement)?;
+        let baseline = self.baseline.and_then(|baseline| runs.median(baseline));
+        let compare =
+            |combine: fn(f64, f64) -> f64| runs.median_of_pairs(self.measurement, self.baseline?, combine);
+        let ratio = compare(|figure, baseline| figure / baseline);
         let (target, pass) = match self.rule {
             Rule::RatioAtLeast(least) => (format!(">= {}", ratio_text(least)), ratio? >= least),
             Rule::RatioAtMost(most) => (format!("<= {}", ratio_text(most)), ratio? <= most),
             Rule::MoreByAtMost(most) => {
-                let more = against(|figure, yardstick| figure - yardstick)?;
-                (format!("<= yardstick + {} {}", short(most), self.unit), more <= most)
+                let more = compare(|figure, baseline| figure - baseline)?;
+                (format!("<= baseline + {} {}", short(most), self.unit), more <= most)
             }
             Rule::AtLeast(least) => (format!(">= {} {}", short(least), self.unit), measured >= least),
             Rule::AtMost(most) => (format!("<= {} {}", short(most), self.unit), measured <= most),
         };
-        let yardstick_name = self.yardstick.map(|(name, _)| name);
-        let (what, unit) = (self.what, self.unit);
+        let baseline_name = self.baseline.map(|(name, _)| name);
+        let (title, unit) = (self.title, self.unit);
         Some(Verdict {
-            what,
+            title,
             unit,
             target: target.trim_end().to_owned(),
             measured,
-            yardstick,
-            yardstick_name,
+            baseline,
+            baseline_name,
             ratio,
             pass,
         })
     }
 }
 
-/// Ratios up to about one read better as shares.
+/// Formats a ratio, as a percentage up to about one.
 pub(crate) fn ratio_text(ratio: f64) -> String {
     if ratio < 1.2 { format!("{:.0} %", ratio * 100.0) } else { format!("{}x", short(ratio)) }
 }
@@ -150,15 +150,15 @@ mod tests {
     use crate::sample::Sample;
 
     #[test]
-    fn ratios_are_taken_within_a_round() {
+    fn ratios_are_computed_within_each_round() {
         let mut runs = Runs::default();
-        // Twice as slow in the second round, both of them; and once out of step.
-        for (ours, theirs) in [(60.0, 100.0), (30.0, 50.0), (30.0, 100.0)] {
-            runs.keep("ours", Sample::default().with("per_second", ours));
-            runs.keep("theirs", Sample::default().with("per_second", theirs));
+        // In the second round, both are half as fast. In the third, only one of them is.
+        for (product, baseline) in [(60.0, 100.0), (30.0, 50.0), (30.0, 100.0)] {
+            runs.store("product", Sample::default().with("per_second", product));
+            runs.store("baseline", Sample::default().with("per_second", baseline));
         }
         let target =
-            |rule| row("it", "calls/s", ("ours", "per_second"), Some(("theirs", "per_second")), rule);
+            |rule| row("it", "calls/s", ("product", "per_second"), Some(("baseline", "per_second")), rule);
         let verdict = target(Rule::RatioAtLeast(0.5)).verdict(&runs).unwrap();
         assert_eq!((verdict.ratio, verdict.pass, &*verdict.target), (Some(0.6), true, ">= 50 %"));
         assert!(!target(Rule::RatioAtLeast(0.61)).verdict(&runs).unwrap().pass);

@@ -1,41 +1,41 @@
-//! `cargo bench -p snakepit-tests`: how long hot pieces take, beside what is beneath them.
+//! `cargo bench -p snakepit-tests`: timings of hot functions, with plain maps as baselines.
 
-#[allow(dead_code, reason = "each user of the pieces needs some of them")]
-#[path = "pieces.rs"]
-mod pieces;
+#[allow(dead_code, reason = "each benchmark uses some of the functions")]
+#[path = "functions.rs"]
+mod functions;
 
 fn main() {
     divan::main();
 }
 
-/// Values and messages of the wire.
+/// Encoding and decoding of values and messages.
 mod codec {
     use divan::Bencher;
 
-    use super::pieces;
+    use super::functions;
 
     #[divan::bench(sample_size = 1000)]
     fn any_round_trip(bencher: Bencher<'_, '_>) {
-        bencher.with_inputs(pieces::payload).bench_values(pieces::any_round_trip);
+        bencher.with_inputs(functions::payload).bench_values(functions::any_round_trip);
     }
 
     #[divan::bench(sample_size = 1000)]
     fn value_round_trip(bencher: Bencher<'_, '_>) {
-        bencher.with_inputs(pieces::payload).bench_values(pieces::value_round_trip);
+        bencher.with_inputs(functions::payload).bench_values(functions::value_round_trip);
     }
 
     #[divan::bench(sample_size = 1000)]
     fn batch_round_trip(bencher: Bencher<'_, '_>) {
-        let batch = pieces::call_batch();
-        bencher.bench_local(|| pieces::batch_round_trip(&batch));
+        let batch = functions::call_batch();
+        bencher.bench_local(|| functions::batch_round_trip(&batch));
     }
 }
 
-/// A call through the pool's layers and its scheduler, to a worker that answers at once.
+/// A call through the pool's layers and scheduler to a fake worker.
 mod pool {
     use divan::Bencher;
 
-    use super::pieces::FakePool;
+    use super::functions::FakePool;
 
     #[divan::bench(sample_size = 200)]
     fn call(bencher: Bencher<'_, '_>) {
@@ -44,7 +44,7 @@ mod pool {
     }
 }
 
-/// The memory backend beside a bare map, by one thread and by two.
+/// The memory backend and a plain map, with one and two threads.
 mod sessions {
     use std::sync::{
         Arc,
@@ -55,11 +55,11 @@ mod sessions {
     use divan::{Bencher, black_box};
     use snakepit_session::{MemoryBackend, NewSession, SessionBackend, SessionId, SessionLimits};
 
-    use super::pieces::{Sessions, ids, now};
+    use super::functions::{Sessions, ids, now};
 
     const SESSIONS: usize = 10_000;
 
-    /// Which session is next: each thread goes its own way, without a counter that both would fight over.
+    /// Returns the next session. Each thread has a separate counter, which avoids contention.
     fn next() -> usize {
         thread_local!(static AT: std::cell::Cell<usize> = std::cell::Cell::new({
             static THREADS: AtomicUsize = AtomicUsize::new(0);
@@ -97,7 +97,7 @@ mod sessions {
         bencher.bench(|| map.alter(&ids[next() % SESSIONS], |_, _| Arc::clone(&worker)));
     }
 
-    /// The n-th id that nobody used before.
+    /// Returns a new id.
     fn fresh() -> SessionId {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);

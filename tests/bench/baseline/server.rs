@@ -1,4 +1,4 @@
-//! The server that answers at once: gRPC and the multiplexed stream, without a scheduler, layers or Python.
+//! The echo server: unary RPCs and the multiplexed stream, without a scheduler, layers or Python.
 
 use std::{
     convert::Infallible,
@@ -23,15 +23,15 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 
-/// The service: answers a unary call, and each call of a multiplexed stream, with its first argument.
+/// A service that answers each unary or multiplexed call with its first argument.
 #[derive(Debug, Clone, Copy)]
-struct Answers;
+struct EchoService;
 
-impl NamedService for Answers {
+impl NamedService for EchoService {
     const NAME: &'static str = "snakepit.bridge.BridgeService";
 }
 
-impl Service<http::Request<Body>> for Answers {
+impl Service<http::Request<Body>> for EchoService {
     type Response = http::Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
@@ -55,7 +55,7 @@ impl Service<http::Request<Body>> for Answers {
     }
 }
 
-impl UnaryService<pb::ExecuteToolRequest> for Answers {
+impl UnaryService<pb::ExecuteToolRequest> for EchoService {
     type Response = pb::ExecuteToolResponse;
     type Future = Ready<Result<Response<Self::Response>, Status>>;
 
@@ -65,7 +65,7 @@ impl UnaryService<pb::ExecuteToolRequest> for Answers {
     }
 }
 
-impl StreamingService<pb::CallBatch> for Answers {
+impl StreamingService<pb::CallBatch> for EchoService {
     type Response = pb::ReplyBatch;
     type ResponseStream = Serve<EchoCalls>;
     type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
@@ -87,11 +87,11 @@ impl Calls for EchoCalls {
     }
 }
 
-/// Serves until it is killed.
+/// Runs the server until the process is killed.
 pub(crate) fn serve(socket: &Path) {
     crate::load::runtime(1).block_on(async {
         let incoming = UnixListenerStream::new(UnixListener::bind(socket).expect("the socket can be bound"));
-        let server = Server::builder().add_service(Answers);
+        let server = Server::builder().add_service(EchoService);
         server.serve_with_incoming(incoming).await.expect("the server serves");
     });
 }

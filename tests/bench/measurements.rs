@@ -1,40 +1,40 @@
-//! One run: rounds in which every measure and its yardstick run once, shortly after each other.
+//! A run of the benchmark: rounds in which every measurement and its baseline run once, shortly after each other.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use snakepit_server::Snakepit;
 
 use crate::{
+    baseline::{Echo, ping_pong},
     daemon::Daemon,
     footprint,
-    load::Spell,
+    load::Timing,
     product,
     sample::{Sample, median},
-    yardstick::{Echo, ping_pong},
 };
 
 const IN_FLIGHT: usize = 64;
 const WORKERS: usize = 4;
-/// The open loops' shares of the closed loop's rate.
+/// The rates of the open loops, as fractions of the rate of the closed loop.
 const OPEN_SHARES: [(&str, f64); 2] = [("embedded-open-30", 0.3), ("embedded-open-60", 0.6)];
 
-/// How much to measure.
+/// The amounts of a run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Extent {
     pub(crate) rounds: usize,
-    pub(crate) spell: Spell,
-    /// Chunks of one stream through this project's workers, and through grpc.aio's.
+    pub(crate) timing: Timing,
+    /// Chunks of one stream, through native workers and through grpc.aio workers.
     chunks: u64,
     grpcio_chunks: u64,
     echoes: usize,
-    /// Chunks of the stream over which memory must not grow; 0 leaves that out.
+    /// Chunks of the stream during which memory must not grow; 0 skips this measurement.
     long_stream: u64,
 }
 
 impl Extent {
     pub(crate) const QUICK: Self = Self {
         rounds: 3,
-        spell: Spell { warm_up: Duration::from_millis(250), counted: Duration::from_millis(600) },
+        timing: Timing { warm_up: Duration::from_millis(250), measured: Duration::from_millis(600) },
         chunks: 300_000,
         grpcio_chunks: 5_000,
         echoes: 5,
@@ -42,7 +42,7 @@ impl Extent {
     };
     pub(crate) const FULL: Self = Self {
         rounds: 5,
-        spell: Spell { warm_up: Duration::from_millis(500), counted: Duration::from_millis(2000) },
+        timing: Timing { warm_up: Duration::from_millis(500), measured: Duration::from_millis(2000) },
         chunks: 2_000_000,
         grpcio_chunks: 20_000,
         echoes: 10,
@@ -50,39 +50,40 @@ impl Extent {
     };
 }
 
-/// The samples of every measure, one a round.
+/// The samples of every measurement, one per round.
 #[derive(Debug, Default, serde::Serialize)]
 #[serde(transparent)]
 pub(crate) struct Runs(BTreeMap<&'static str, Vec<Sample>>);
 
 impl Runs {
-    pub(crate) fn add(&mut self, measure: &'static str, sample: Sample) -> &Sample {
-        println!("  {measure:<26}{sample}");
-        self.keep(measure, sample)
+    /// Prints and stores a sample.
+    pub(crate) fn add(&mut self, measurement: &'static str, sample: Sample) -> &Sample {
+        println!("  {measurement:<26}{sample}");
+        self.store(measurement, sample)
     }
 
-    pub(crate) fn keep(&mut self, measure: &'static str, sample: Sample) -> &Sample {
-        let samples = self.0.entry(measure).or_default();
+    pub(crate) fn store(&mut self, measurement: &'static str, sample: Sample) -> &Sample {
+        let samples = self.0.entry(measurement).or_default();
         samples.push(sample);
         &samples[samples.len() - 1]
     }
 
-    /// The median of a figure over all rounds.
-    pub(crate) fn median(&self, (measure, figure): (&str, &str)) -> Option<f64> {
-        let samples = self.0.get(measure)?;
+    /// Returns the median of a figure over all rounds.
+    pub(crate) fn median(&self, (measurement, figure): (&str, &str)) -> Option<f64> {
+        let samples = self.0.get(measurement)?;
         Some(median(samples.iter().filter_map(|sample| sample.get(figure))))
     }
 
-    /// The median of what two figures of the same round come to.
-    pub(crate) fn median_of(
+    /// Combines two figures of each round with `combine`, and returns the median of the results.
+    pub(crate) fn median_of_pairs(
         &self,
-        (measure, figure): (&str, &str),
-        (yardstick, yardstick_figure): (&str, &str),
-        by: fn(f64, f64) -> f64,
+        (measurement, figure): (&str, &str),
+        (baseline, baseline_figure): (&str, &str),
+        combine: fn(f64, f64) -> f64,
     ) -> Option<f64> {
-        let pairs = self.0.get(measure)?.iter().zip(self.0.get(yardstick)?);
+        let pairs = self.0.get(measurement)?.iter().zip(self.0.get(baseline)?);
         let both =
-            |(one, other): (&Sample, &Sample)| Some(by(one.get(figure)?, other.get(yardstick_figure)?));
+            |(one, other): (&Sample, &Sample)| Some(combine(one.get(figure)?, other.get(baseline_figure)?));
         Some(median(pairs.filter_map(both)))
     }
 
@@ -90,13 +91,13 @@ impl Runs {
         self.0.keys().copied()
     }
 
-    /// All wrong answers and failed calls, of measures and yardsticks.
+    /// Counts the wrong answers and failed calls of all measurements and baselines.
     pub(crate) fn errors(&self) -> f64 {
         self.0.values().flatten().map(Sample::errors).sum()
     }
 }
 
-/// Runs everything.
+/// Runs all measurements.
 pub(crate) async fn run(extent: Extent) -> Runs {
     let mut runs = Runs::default();
     let daemon = Daemon::start(WORKERS).await;
@@ -130,22 +131,22 @@ async fn round(
     daemon: &Daemon,
     echo: &Echo,
 ) {
-    let Extent { spell, .. } = extent;
-    runs.add("grpcio-64", product::calls(grpcio, IN_FLIGHT, spell).await);
-    runs.add("echo-multiplexed", echo.multiplexed(IN_FLIGHT, spell).await);
-    let closed = runs.add("embedded-64", product::calls(native, IN_FLIGHT, spell).await);
+    let Extent { timing, .. } = extent;
+    runs.add("grpcio-64", product::calls(grpcio, IN_FLIGHT, timing).await);
+    runs.add("echo-multiplexed", echo.multiplexed(IN_FLIGHT, timing).await);
+    let closed = runs.add("embedded-64", product::calls(native, IN_FLIGHT, timing).await);
     let rate = closed.get("per_second").unwrap_or_default();
-    runs.add("daemon-multiplexed", daemon.multiplexed(IN_FLIGHT, spell).await);
-    for (measure, share) in OPEN_SHARES {
-        runs.add(measure, product::calls_at(native, (rate * share).max(1.0), spell).await);
+    runs.add("daemon-multiplexed", daemon.multiplexed(IN_FLIGHT, timing).await);
+    for (measurement, share) in OPEN_SHARES {
+        runs.add(measurement, product::calls_at(native, (rate * share).max(1.0), timing).await);
     }
-    runs.add("echo-unary", echo.unary(IN_FLIGHT, spell).await);
-    runs.add("daemon-unary", daemon.unary(IN_FLIGHT, spell).await);
-    runs.add("daemon-ping", daemon.ping(IN_FLIGHT, spell).await);
-    runs.add("daemon-get-session", daemon.get_session(IN_FLIGHT, spell).await);
-    runs.add("daemon-heartbeat", daemon.heartbeat(IN_FLIGHT, spell).await);
-    runs.add("ping-pong", ping_pong(spell));
-    runs.add("embedded-1", product::calls(native, 1, spell).await);
+    runs.add("echo-unary", echo.unary(IN_FLIGHT, timing).await);
+    runs.add("daemon-unary", daemon.unary(IN_FLIGHT, timing).await);
+    runs.add("daemon-ping", daemon.ping(IN_FLIGHT, timing).await);
+    runs.add("daemon-get-session", daemon.get_session(IN_FLIGHT, timing).await);
+    runs.add("daemon-heartbeat", daemon.heartbeat(IN_FLIGHT, timing).await);
+    runs.add("ping-pong", ping_pong(timing));
+    runs.add("embedded-1", product::calls(native, 1, timing).await);
     runs.add("grpcio-chunks", product::chunks(grpcio, extent.grpcio_chunks).await);
     runs.add("embedded-chunks", product::chunks(native, extent.chunks).await);
     runs.add("daemon-chunks", daemon.chunks(extent.chunks, false).await);

@@ -1,4 +1,4 @@
-//! What the machine gives without the product: servers that answer at once, each in a process of its own.
+//! Baselines: minimal servers in separate processes, which answer immediately.
 
 mod ping_pong;
 mod server;
@@ -19,40 +19,40 @@ pub(crate) use server::serve;
 use crate::{
     connect::{call_of, connect, multiplex},
     cpu::Processes,
-    load::{Spell, closed_loop},
+    load::{Timing, closed_loop},
     sample::Sample,
 };
 
-/// A running yardstick server; killed when dropped.
+/// A running echo server. Dropping it kills the process.
 #[derive(Debug)]
 pub(crate) struct Echo {
-    server: Helper,
+    server: ServerProcess,
     socket: PathBuf,
     _dir: tempfile::TempDir,
 }
 
 impl Echo {
     pub(crate) async fn start() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        let dir = tempfile::tempdir().expect("a temporary directory can be created");
         let socket = dir.path().join("echo.sock");
-        let server = Helper::start("echo", &socket);
+        let server = ServerProcess::start("echo", &socket);
         for _ in 0..2000 {
             if UnixStream::connect(&socket).await.is_ok() {
                 return Self { server, socket, _dir: dir };
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        panic!("the yardstick server does not accept");
+        panic!("the echo server does not accept");
     }
 
     fn processes(&self) -> Processes {
         Processes { host: vec![self.server.0.id()], workers: Vec::new() }
     }
 
-    /// Unary calls on one connection.
-    pub(crate) async fn unary(&self, in_flight: usize, spell: Spell) -> Sample {
+    /// Measures unary calls on one connection.
+    pub(crate) async fn unary(&self, in_flight: usize, timing: Timing) -> Sample {
         let client = connect(&self.socket).await;
-        closed_loop(in_flight, spell, &self.processes(), move |number| {
+        closed_loop(in_flight, timing, &self.processes(), move |number| {
             let mut client = client.clone();
             async move {
                 let request = snakepit_tests::tool_request("add", &serde_json::json!({"a": number, "b": 1}));
@@ -64,11 +64,11 @@ impl Echo {
         .await
     }
 
-    /// Calls multiplexed on one stream.
-    pub(crate) async fn multiplexed(&self, in_flight: usize, spell: Spell) -> Sample {
+    /// Measures calls multiplexed on one stream.
+    pub(crate) async fn multiplexed(&self, in_flight: usize, timing: Timing) -> Sample {
         let (multiplexer, _tasks) = multiplex(&self.socket).await;
         let multiplexer = Arc::new(multiplexer);
-        closed_loop(in_flight, spell, &self.processes(), move |number| {
+        closed_loop(in_flight, timing, &self.processes(), move |number| {
             let multiplexer = Arc::clone(&multiplexer);
             async move {
                 let call = call_of("add", [("a", number), ("b", 1)]);
@@ -81,21 +81,20 @@ impl Echo {
     }
 }
 
-/// This program once more, as a server on a socket; killed when dropped.
+/// A second process of this program that serves a socket. Dropping it kills the process.
 #[derive(Debug)]
-struct Helper(Child);
+struct ServerProcess(Child);
 
-impl Helper {
+impl ServerProcess {
     fn start(verb: &str, socket: &Path) -> Self {
         let binary = std::env::current_exe().expect("this program has a path");
         let child = Command::new(binary).arg(verb).arg(socket).stdin(Stdio::null()).spawn();
-        Self(child.expect("the yardstick starts"))
+        Self(child.expect("the server starts"))
     }
 }
 
-impl Drop for Helper {
+impl Drop for ServerProcess {
     fn drop(&mut self) {
-        // It has no state to lose.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,5 +1,5 @@
-//! Hot pieces of the product, each as something to run again and again on the same input: timed by `micro.rs`, counted
-//! in instructions by `instructions.rs`.
+//! Hot functions of the product, prepared to run repeatedly with the same input. `micro.rs` measures their time, and
+//! `instructions.rs` their instructions.
 
 use std::{convert::Infallible, hint::black_box, sync::Arc};
 
@@ -13,23 +13,23 @@ use snakepit_wire::{payload_from_wire, payload_to_wire, value_from_wire, value_t
 use snakepit_worker::fake::FakeLauncher;
 use tokio::runtime::Runtime;
 
-/// A whole number, as a tool's argument.
+/// An integer argument.
 pub fn payload() -> Payload {
     Payload::try_from_serde(&1_234_567).unwrap()
 }
 
-/// A value into an `Any` and back.
+/// Converts a value to an `Any` and back.
 pub fn any_round_trip(payload: Payload) -> Payload {
     let (any, binary) = payload_to_wire(black_box(payload));
     payload_from_wire(black_box(any), binary).unwrap()
 }
 
-/// A value into that of a multiplexed call and back.
+/// Converts a value to that of a multiplexed call and back.
 pub fn value_round_trip(payload: Payload) -> Payload {
     value_from_wire(black_box(value_to_wire(black_box(payload)))).unwrap()
 }
 
-/// A message with one multiplexed call, as it goes over the wire.
+/// A message with one multiplexed call.
 pub fn call_batch() -> pb::CallBatch {
     let argument =
         |name: &str| pb::CallArgument { name: name.to_owned(), value: Some(value_to_wire(payload())) };
@@ -43,14 +43,14 @@ pub fn call_batch() -> pb::CallBatch {
     pb::CallBatch { calls: vec![call], ..pb::CallBatch::default() }
 }
 
-/// Such a message encoded and decoded.
+/// Encodes and decodes a message.
 pub fn batch_round_trip(batch: &pb::CallBatch) -> pb::CallBatch {
     let wire = Bytes::from(black_box(batch).encode_to_vec());
     pb::CallBatch::decode(black_box(wire)).unwrap()
 }
 
-/// A pool of four workers in this process, whose tool answers at once: what a call costs in the scheduler and in the
-/// layers. The scheduler itself is private to its crate.
+/// A pool of four fake workers. Their tool answers immediately, so a call measures the layers and the scheduler, which is
+/// private to its crate.
 pub struct FakePool {
     runtime: Runtime,
     tool: Arc<RemoteTool>,
@@ -75,7 +75,7 @@ impl FakePool {
     }
 }
 
-/// The memory backend with some sessions.
+/// The memory backend with a number of sessions.
 pub struct Sessions {
     pub backend: MemoryBackend,
     pub ids: Vec<SessionId>,
@@ -98,12 +98,12 @@ impl Sessions {
     }
 }
 
-/// Ids of sessions, as hosts make them.
+/// Creates session ids.
 pub fn ids(count: usize) -> impl Iterator<Item = SessionId> {
     (0..count).map(|number| SessionId::try_new(format!("session-{number:012}")).unwrap())
 }
 
-/// The memory backend never waits, so its futures are ready at once.
+/// Completes an operation of the memory backend, which never waits.
 pub fn now<T>(future: impl Future<Output = T>) -> T {
     futures_util::FutureExt::now_or_never(future).unwrap()
 }
