@@ -1,4 +1,4 @@
-"""A scenario of `state_checks`: what every method of a context says to arguments of the wrong type."""
+"""Scenarios of `state_checks` that pass invalid arguments to every method of a context."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -7,47 +7,47 @@ from typing import Any
 
 import numpy as np
 
-from refusals import said
+from raising import error_message
 from snakepit_bridge import InvalidArgumentError, SessionContext
 from snakepit_bridge.batch import Batch
 from snakepit_bridge.programs import GlobalPrograms, Programs
 from snakepit_bridge.variables import SessionVariables
 
-#: Bad arguments, and what is said of them after the argument's name.
-Bad = list[tuple[Any, type[Exception], str]]
+#: Invalid arguments, their exceptions, and the error messages after the argument's name.
+Invalid = list[tuple[Any, type[Exception], str]]
 
 LARGEST = 2**31 - 1
 RANGE = f"expected an int from 0 to {LARGEST}"
 
-TEXT: Bad = [
+TEXT: Invalid = [
     (5, TypeError, "` is an `int`, expected a str"),
     (None, TypeError, "` is None, expected a str"),
     (b"n", TypeError, "` is a `bytes`, expected a str"),
     ("\ud800", InvalidArgumentError, "` is '\\ud800', which has no UTF-8 form"),
 ]
-NAME: Bad = [
+NAME: Invalid = [
     *TEXT,
     (["n"], TypeError, "` is a `list`, expected a str"),
     ("", InvalidArgumentError, "` is empty, expected a name"),
 ]
-EACH_NAME: Bad = [
+EACH_NAME: Invalid = [
     (["n", 5], TypeError, "[1]` is an `int`, expected a str"),
     ([["n"]], TypeError, "[0]` is a `list`, expected a str"),
     (["n", ""], InvalidArgumentError, "[1]` is empty, expected a name"),
 ]
-NAMES: Bad = [
+NAMES: Invalid = [
     ("n", TypeError, "` is a `str`, expected a list of str"),
     (b"n", TypeError, "` is a `bytes`, expected a list of str"),
     (None, TypeError, "` is None, expected a list of str"),
     (5, TypeError, "` is an `int`, expected a list of str"),
     *EACH_NAME,
 ]
-FLAG: Bad = [
+FLAG: Invalid = [
     ("no", TypeError, "` is a `str`, expected a bool"),
     (1, TypeError, "` is an `int`, expected a bool"),
     (None, TypeError, "` is None, expected a bool"),
 ]
-INTEGER: Bad = [
+INTEGER: Invalid = [
     ("1", TypeError, "` is a `str`, expected an int"),
     (True, TypeError, "` is a `bool`, expected an int"),
     (1.0, TypeError, "` is a `float`, expected an int"),
@@ -55,27 +55,27 @@ INTEGER: Bad = [
     (-1, InvalidArgumentError, f"` is -1, {RANGE}"),
     (2**40, InvalidArgumentError, f"` is {2**40}, {RANGE}"),
 ]
-VERSION: Bad = [
+VERSION: Invalid = [
     ("1", TypeError, "` is a `str`, expected an int or None"),
     (True, TypeError, "` is a `bool`, expected an int or None"),
     (1.0, TypeError, "` is a `float`, expected an int or None"),
     (-1, InvalidArgumentError, f"` is -1, {RANGE}"),
     (2**40, InvalidArgumentError, f"` is {2**40}, {RANGE}"),
 ]
-VERSIONS: Bad = [
+VERSIONS: Invalid = [
     (3, TypeError, "` is an `int`, expected a mapping or None"),
     ({5: 1}, TypeError, " key 5` is an `int`, expected a str"),
     ({"n": None}, TypeError, "['n']` is None, expected an int"),
     ({"n": True}, TypeError, "['n']` is a `bool`, expected an int"),
     ({"n": -1}, InvalidArgumentError, f"['n']` is -1, {RANGE}"),
 ]
-TTL: Bad = [
+TTL: Invalid = [
     *VERSION[:3],
     (0, InvalidArgumentError, f"` is 0, expected an int from 1 to {LARGEST}"),
     (-5, InvalidArgumentError, f"` is -5, expected an int from 1 to {LARGEST}"),
     (2**70, InvalidArgumentError, f"` is {2**70}, expected an int from 1 to {LARGEST}"),
 ]
-METADATA: Bad = [
+METADATA: Invalid = [
     ("why", TypeError, "` is a `str`, expected a mapping of str to str, or None"),
     ([("a", "b")], TypeError, "` is a `list`, expected a mapping of str to str, or None"),
     ({5: "x"}, TypeError, " key 5` is an `int`, expected a str"),
@@ -83,27 +83,27 @@ METADATA: Bad = [
     ({"a": None}, TypeError, "['a']` is None, expected a str"),
     ({"a": "\ud800"}, InvalidArgumentError, "['a']` is '\\ud800', which has no UTF-8 form"),
 ]
-UPDATES: Bad = [
+UPDATES: Invalid = [
     (None, TypeError, "` is None, expected a mapping"),
     (["n"], TypeError, "` is a `list`, expected a mapping"),
     ({5: 1}, TypeError, " key 5` is an `int`, expected a str"),
     ({"": 1}, InvalidArgumentError, " key ''` is empty, expected a name"),
 ]
-CONSTRAINTS: Bad = [
+CONSTRAINTS: Invalid = [
     ([("min", 0)], TypeError, "` is a `list`, expected a mapping or None"),
     ({5: 1}, TypeError, " key 5` is an `int`, expected a str"),
 ]
-TYPE: Bad = [
+TYPE: Invalid = [
     (5, TypeError, "` is an `int`, expected a str or None"),
     (float, TypeError, "` is a `type`, expected a str or None"),
 ]
-FUNCTION: Bad = [
+FUNCTION: Invalid = [
     (5, TypeError, "` is an `int`, expected a function"),
     (None, TypeError, "` is None, expected a function"),
 ]
 
-#: By the names of parameters: what none of them may be, and something that it may be.
-PARAMETERS: dict[str, tuple[Bad, Any]] = {
+#: By parameter name: invalid arguments, and a valid one.
+PARAMETERS: dict[str, tuple[Invalid, Any]] = {
     "atomic": (FLAG, True),
     "change": (FUNCTION, lambda value: value),
     "constraints": (CONSTRAINTS, None),
@@ -122,25 +122,25 @@ PARAMETERS: dict[str, tuple[Bad, Any]] = {
     "type": (TYPE, None),
     "updates": (UPDATES, {"n": 1}),
     "version": (INTEGER, 0),
-    # These take anything that has a wire form.
+    # These parameters accept every value with a wire form.
     "default": ([], None),
     "initial_value": ([], 1),
     "value": ([], 1),
 }
-#: These have no arguments of their own, or take anything.
-OTHERS = {"__init__", "__enter__", "__exit__", "__repr__", "__contains__", "__iter__", "__len__"}
+#: Methods that have no arguments or accept anything.
+UNCHECKED = {"__init__", "__enter__", "__exit__", "__repr__", "__contains__", "__iter__", "__len__"}
 
 
 def methods(target: object, kind: type) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Go through the methods of a class, without private ones, as those of an object."""
+    """Yields the public methods of a class, bound to an object."""
     for name, member in vars(kind).items():
         is_public = not name.startswith("_") or name.startswith("__")
-        if inspect.isfunction(member) and is_public and name not in OTHERS:
+        if inspect.isfunction(member) and is_public and name not in UNCHECKED:
             yield name, getattr(target, name)
 
 
 def call(method: Callable[..., Any], parameter: str, value: Any) -> None:
-    """Call a method with one argument given, and all others good."""
+    """Calls a method with a given value for one parameter and valid values for all others."""
     positional: list[Any] = []
     named: dict[str, Any] = {}
     for name, taken in inspect.signature(method).parameters.items():
@@ -157,7 +157,7 @@ def call(method: Callable[..., Any], parameter: str, value: Any) -> None:
 
 
 def check_arguments(context: SessionContext) -> None:
-    """Every argument of the wrong type, or out of range, is refused by its name, and nothing comes of it."""
+    """Arguments of the wrong type or out of range raise an error that names them, and change nothing."""
     context["n"] = 0
     checked = 0
     for target, kind in [
@@ -171,11 +171,11 @@ def check_arguments(context: SessionContext) -> None:
             for name, taken in inspect.signature(method).parameters.items():
                 if taken.kind == taken.VAR_KEYWORD:
                     continue
-                called = "name" if name == "tool_name" else name
-                bad = EACH_NAME if taken.kind == taken.VAR_POSITIONAL else PARAMETERS[called][0]
-                for value, error, expected in bad:
-                    message = said(error, partial(call, method, name, value))
-                    assert message == f"`{called}{expected}", f"{method_name}({name}={value!r}): {message}"
+                parameter = "name" if name == "tool_name" else name
+                invalid = EACH_NAME if taken.kind == taken.VAR_POSITIONAL else PARAMETERS[parameter][0]
+                for value, error, expected in invalid:
+                    message = error_message(error, partial(call, method, name, value))
+                    assert message == f"`{parameter}{expected}", f"{method_name}({name}={value!r}): {message}"
                     checked += 1
     assert checked > 200, checked
     assert context.variable("n").version == 0
@@ -184,16 +184,16 @@ def check_arguments(context: SessionContext) -> None:
 
 
 def check_other_arguments(context: SessionContext) -> None:
-    """Numbers of numpy are numbers, and values without a wire form are refused by their names."""
+    """numpy integers are accepted, and values without a wire form raise an error that names them."""
     context["n"] = 0
     assert context.set_variable("n", 1, expected_version=np.int64(0)) == 1  # type: ignore[arg-type]
     assert len(context.variable_history("n", np.int64(1))) == 1  # type: ignore[arg-type]
     assert context.get_variables({"n": None}) == {"n": 1}
-    assert "program 'p' is a `set`" in said(TypeError, lambda: context.programs.put("p", {1}))
-    assert "program 'p'['a']" in said(TypeError, lambda: context.programs.put("p", {"a": {1}}))
-    assert "argument `a` of host tool" in said(TypeError, lambda: context.call_host_tool("tool", a={1}))
-    assert "variable `n` is a `set`" in said(TypeError, lambda: context.set_variables({"n": {1}}))
-    assert "constraints of variable `x`['enum']" in said(
+    assert "program 'p' is a `set`" in error_message(TypeError, lambda: context.programs.put("p", {1}))
+    assert "program 'p'['a']" in error_message(TypeError, lambda: context.programs.put("p", {"a": {1}}))
+    assert "argument `a` of host tool" in error_message(TypeError, lambda: context.call_host_tool("tool", a={1}))
+    assert "variable `n` is a `set`" in error_message(TypeError, lambda: context.set_variables({"n": {1}}))
+    assert "constraints of variable `x`['enum']" in error_message(
         TypeError, lambda: context.register_variable("x", "string", "a", {"enum": {1}})
     )
     assert 5 not in context

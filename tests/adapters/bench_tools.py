@@ -1,4 +1,4 @@
-"""The tools that the benchmark calls: as little work as possible, so that the way there and back is measured."""
+"""The tools of the benchmark. They do as little as possible, so the benchmark measures the path of the call."""
 
 from collections.abc import Iterator
 
@@ -18,5 +18,5 @@ class BenchAdapter(BaseAdapter):
 
     @tool(idempotent=True)
     def chunks(self, n: int) -> Iterator[int]:
-        """Counts from 0, a chunk a number."""
+        """Streams the numbers from 0 to n - 1."""
         yield from range(n)

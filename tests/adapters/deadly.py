@@ -1,4 +1,4 @@
-"""A tool that is brief, and now and then takes its worker down."""
+"""A brief tool that kills its worker in some calls."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from snakepit_bridge import BaseAdapter, tool
 class Deadly(BaseAdapter):
     @tool
     def count(self, i: int, victim: int = -1, padding: int = 0, millis: int = 0) -> str:
-        """Works for a while, then returns the number and some padding; the victim kills its worker instead."""
+        """Works for a while, and returns the number with padding. If it is `victim`, kills the worker instead."""
         if millis:
             time.sleep(millis / 1000)
         if i == victim:

@@ -1,4 +1,4 @@
-"""One tool of each kind, which ends as it is told: what callers hear of it is the same for all."""
+"""One tool of each kind, whose argument `how` chooses how it ends."""
 
 import asyncio
 import collections
@@ -12,19 +12,19 @@ from snakepit_bridge import BaseAdapter, tool
 
 
 class Shelf:
-    """Holds an exception whose name has more than one part."""
+    """Contains an exception class, so that its qualified name has several parts."""
 
     class EmptyError(Exception):
-        """Says that nothing is left."""
+        """Raised by the tool `empty`."""
 
 
 def begin(marker: str) -> None:
-    """Let the test know that the call runs."""
+    """Creates a file that shows the test that the call runs."""
     Path(marker).write_text("begun")
 
 
 def end(how: str) -> str:
-    """Return or raise."""
+    """Returns or raises."""
     if how == "exception":
         raise ValueError("on purpose")
     return how
@@ -67,19 +67,19 @@ class EndingsAdapter(BaseAdapter):
 
     @tool
     def native(self, how: str, marker: str) -> str:
-        """C code that neither returns nor lets go of the interpreter lock."""
+        """C code that neither returns nor releases the GIL."""
         begin(marker)
         collections.deque(itertools.repeat(None), maxlen=0)
         return end(how)
 
     @tool
     def relay_py(self, depth: int) -> int:
-        """Calls itself through a tool of the host."""
+        """Calls itself through a host tool until the depth is 0."""
         return depth if depth == 0 else 1 + int(self.session_context.call_host_tool("relay", depth=depth - 1))
 
     @tool
     def traces(self) -> list[Any]:
-        """Returns the trace of the call, here and in a tool of the host."""
+        """Returns the trace context in this tool and in a host tool."""
         context = self.session_context
         return [context.traceparent, context.tracestate, context.call_host_tool("trace")]
 

@@ -1,6 +1,7 @@
-"""Tools that fail at length, and tools whose results are empty: what must survive the wire.
+"""Tools with long error messages, and tools with empty results.
 
-Each takes a ``pad``: calls with large arguments do not share a stream with others, so it chooses the way to the worker.
+Each has a parameter ``pad``, which chooses the path to the worker: calls with large arguments do not use the
+multiplexed stream.
 """
 
 import os
@@ -12,14 +13,14 @@ from snakepit_bridge import BaseAdapter, tool
 
 
 def fail(length: int) -> None:
-    """Raise an exception with a message of this length."""
+    """Raises an exception with a message of about this length."""
     raise ValueError("begin " + "x" * length + " end")
 
 
 class FailingAdapter(BaseAdapter):
     @tool
     def answer(self, pad: str = "") -> int:
-        """Answers."""
+        """Returns 42."""
         return 42
 
     @tool
@@ -35,14 +36,14 @@ class FailingAdapter(BaseAdapter):
 
     @tool
     def die_talking(self, pad: str = "") -> None:
-        """Prints long lines and ends the process."""
+        """Prints long lines and exits."""
         for number in range(20):
             print(f"last words {number} " + "y" * 8000, flush=True)
         os._exit(3)
 
     @tool
     def no_bytes(self, pad: str = "") -> bytes:
-        """Returns no bytes at all."""
+        """Returns an empty bytes object."""
         return b""
 
     @tool
@@ -52,5 +53,5 @@ class FailingAdapter(BaseAdapter):
 
     @tool
     def shape_of(self, value: np.ndarray, pad: str = "") -> list[int]:
-        """Returns the shape of an array, which came as one."""
+        """Returns the shape of an array."""
         return list(value.shape)

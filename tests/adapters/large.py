@@ -1,4 +1,4 @@
-"""A tool whose answer is as large as its caller asks for."""
+"""A tool with an answer of any size."""
 
 from snakepit_bridge import BaseAdapter, tool
 
@@ -6,5 +6,5 @@ from snakepit_bridge import BaseAdapter, tool
 class LargeAdapter(BaseAdapter):
     @tool
     def large(self, size: int) -> bytes:
-        """Returns so many zero bytes."""
+        """Returns `size` zero bytes."""
         return bytes(size)

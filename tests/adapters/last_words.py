@@ -1,4 +1,4 @@
-"""An adapter module that leaves a note when its interpreter ends in order."""
+"""An adapter module that writes a file when its interpreter exits normally."""
 
 import atexit
 import os
@@ -9,8 +9,8 @@ from snakepit_bridge import BaseAdapter, tool
 
 
 @atexit.register
-def _leave_note() -> None:
-    # As long as large libraries take to be torn down.
+def _write_note() -> None:
+    # Simulates the exit of large libraries.
     time.sleep(float(os.environ.get("SNAKEPIT_TEST_SLOW_END", "0")))
     Path(os.environ["SNAKEPIT_TEST_NOTES"], str(os.getpid())).write_text("ended in order")
 

@@ -1,4 +1,4 @@
-"""Tools that leave traces in their process, and tools that look for them: each look must see what it saw before."""
+"""Tools that change their process or event loop, and tools that look for such changes."""
 
 import asyncio
 import decimal
@@ -19,7 +19,7 @@ from typing import Any
 
 from snakepit_bridge import BaseAdapter, tool, worker_task
 
-#: Has the context of `decimal` made before the first call.
+#: This division creates the context of `decimal` before the first call.
 THIRD = Decimal(1) / 3
 
 _waking = socket.socketpair()
@@ -39,13 +39,13 @@ def _wakeup() -> int:
 
 
 def _dispositions() -> list[str]:
-    """What the system does on signals, whatever Python knows of it."""
+    """Returns the signal masks of the kernel, which may differ from the state of the `signal` module."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return [line for line in lines if line.startswith(("SigBlk", "SigIgn", "SigCgt"))]
 
 
 def _wrap_stdout() -> None:
-    # The wrapper closes what it wraps when it is collected.
+    # The wrapper closes the buffer when it is garbage-collected.
     io.TextIOWrapper(sys.stdout.buffer, encoding="latin-1").write("wrapped\n")
 
 
@@ -62,7 +62,7 @@ def _handlers() -> list[str]:
     return [str(signal.getsignal(number)) for number in sorted(signal.valid_signals())]
 
 
-#: What is left behind, and what is looked at.
+#: For each leftover, a function that leaves it and one that looks for it.
 PLAIN: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "children ignored": (
         lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
@@ -144,7 +144,7 @@ async def _slow() -> float:
     return asyncio.get_running_loop().slow_callback_duration
 
 
-#: The same of coroutines.
+#: The same for coroutines.
 ASYNC: dict[str, tuple[Callable[[asyncio.AbstractEventLoop], Any], Callable[[], Any]]] = {
     "exit by timer": (lambda loop: loop.call_later(0.1, sys.exit, 9), _slept),
     "exit by reader": (_read_exit, _slept),
@@ -191,12 +191,12 @@ class Leftovers(BaseAdapter):
 
     @tool
     def whisper(self, text: str) -> None:
-        """Prints no whole line."""
+        """Prints a text without a newline."""
         print(text, end="")
 
     @tool
     def child_writes_stacks(self) -> bool:
-        """Whether a fork would write its stacks, should it crash."""
+        """Returns whether `faulthandler` is enabled in a fork."""
         child = os.fork()
         if child == 0:
             os._exit(faulthandler.is_enabled())
@@ -204,26 +204,26 @@ class Leftovers(BaseAdapter):
 
     @tool
     async def start_talking(self) -> None:
-        """Has a task print for as long as the worker lives."""
+        """Starts a worker task that prints until the worker ends."""
         _kept.append(worker_task(_talk()))
 
     @tool
     async def die(self, text: str) -> None:
-        """Says something, lets others talk, and takes the worker down."""
+        """Prints a text, lets the worker task print, and exits."""
         print(text)
         await asyncio.sleep(0.1)
         os._exit(3)
 
     @tool
     async def leave_task(self, seconds: float) -> str:
-        """Answers at once, and leaves a task that takes its time to end."""
+        """Leaves a task that ends slowly when it is cancelled."""
         _kept.append(asyncio.ensure_future(self._linger(seconds)))
         await asyncio.sleep(0)
         return "done"
 
     @tool
     async def leave_blocking_task(self) -> str:
-        """Answers at once, and leaves a task that blocks the event loop when it is cancelled."""
+        """Leaves a task that blocks the event loop when it is cancelled."""
         _kept.append(asyncio.ensure_future(self._block()))
         await asyncio.sleep(0)
         return "done"
@@ -237,7 +237,7 @@ class Leftovers(BaseAdapter):
 
     @tool
     async def leave_task_in_stream(self, seconds: float) -> AsyncIterator[str]:
-        """The same of a stream."""
+        """Does the same as `leave_task` in a stream."""
         yield await self.leave_task(seconds)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Tools that do what tools should not: what the host must survive."""
+"""Tools that crash, hang, flood the log, fork or leave processes behind."""
 
 import asyncio
 import collections
@@ -20,42 +20,42 @@ from snakepit_bridge.errors import HostUnavailableError
 class MisbehavingAdapter(BaseAdapter):
     @tool
     def ping(self) -> str:
-        """Answers at once."""
+        """Returns `pong`."""
         return "pong"
 
     @tool
     def fork(self) -> int:
-        """Leaves a process behind that takes itself for the worker. Returns its exit status."""
+        """Forks a process that calls the host like the worker. Returns its exit status."""
         child = os.fork()
         if child == 0:
             try:
                 self.session_context.call_host_tool("anything")
             except HostUnavailableError:
-                sys.exit("the tool of the fork ends like any other")
+                sys.exit("the fork cannot call the host")
             os._exit(9)
         return os.waitpid(child, 0)[1]
 
     @tool
     def crash(self) -> None:
-        """Ends the process without a word to the runtime."""
+        """Exits without cleanup."""
         print("about to crash", flush=True)
         os._exit(7)
 
     @tool
     def say(self, text: str) -> None:
-        """Prints something, and is done."""
+        """Prints a text to stdout and stderr."""
         print(text)
         print(text, file=sys.stderr)
 
     @tool
     def say_and_die(self, text: str, signal: int) -> None:
-        """Prints something, and dies of a signal."""
+        """Prints a text, and kills the process with a signal."""
         print(text)
         os.kill(os.getpid(), signal)
 
     @tool
     def die_when_cancelled(self) -> None:
-        """Dies while it handles its cancellation."""
+        """Crashes when it is cancelled."""
         try:
             print("going to sleep")
             time.sleep(600)
@@ -65,7 +65,7 @@ class MisbehavingAdapter(BaseAdapter):
 
     @tool
     def print_without_newline(self, n: int) -> int:
-        """Prints one long line."""
+        """Prints a long line without a newline."""
         for _ in range(n // 65536):
             sys.stdout.write("x" * 65536)
         sys.stdout.flush()
@@ -73,7 +73,7 @@ class MisbehavingAdapter(BaseAdapter):
 
     @tool
     def daemonize(self, count: int) -> None:
-        """Leaves processes behind that have nothing to do with this one any more, and end soon."""
+        """Starts daemonized processes that end soon."""
         for _ in range(count):
             subprocess.run(["sh", "-c", "setsid sleep 0.1 >/dev/null 2>&1 &"], check=True)
 
@@ -84,7 +84,7 @@ class MisbehavingAdapter(BaseAdapter):
 
     @tool
     def hang(self) -> None:
-        """Refuses every exception that would end it."""
+        """Sleeps in a loop that ignores every exception."""
         while True:
             try:
                 time.sleep(0.01)
@@ -93,13 +93,13 @@ class MisbehavingAdapter(BaseAdapter):
 
     @tool
     def busy(self) -> None:
-        """Computes for ever, but lets itself be interrupted."""
+        """Runs Python code in an endless loop, which can be interrupted."""
         while True:
             pass
 
     @tool
     def sleep_and_clean_up(self, path: str) -> None:
-        """Leaves a file behind if it may clean up."""
+        """Sleeps, and writes a file during cleanup."""
         try:
             time.sleep(600)
         finally:
@@ -117,14 +117,14 @@ class MisbehavingAdapter(BaseAdapter):
 
     @tool
     def hold_gil(self) -> None:
-        """Stays inside C code that neither lets go of the interpreter lock nor looks for signals."""
+        """Hangs in C code that neither releases the GIL nor checks for signals."""
         collections.deque(itertools.repeat(None), maxlen=0)
 
     @tool
     def flood_stdout(self, n: int) -> int:
         """Prints many lines."""
         for number in range(n):
-            print(f"line {number} of a flood that must not block anybody")
+            print(f"line {number} of a flood that must not block calls")
         return n
 
     @tool
@@ -135,12 +135,12 @@ class MisbehavingAdapter(BaseAdapter):
 
     @tool
     def exit_politely(self) -> None:
-        """Raises SystemExit, which fails the call and not the worker."""
+        """Raises SystemExit, which fails only the call."""
         sys.exit(5)
 
     @tool
     def echo_bytes(self, data: bytes) -> bytes:
-        """Returns what it gets."""
+        """Returns its argument."""
         return data
 
     @tool
@@ -166,7 +166,7 @@ class MisbehavingAdapter(BaseAdapter):
 
     @tool
     def daemonize_for_good(self) -> int:
-        """Starts a program that is to outlive this worker, and writes to its output. Returns its pid."""
+        """Starts a program that removes the mark of the worker. Returns its pid."""
         line = ["prlimit", "--locks=unlimited", "sleep", "600"]
         daemon = subprocess.Popen(line, start_new_session=True).pid
         while Path(f"/proc/{daemon}/comm").read_text() != "sleep\n":
@@ -175,12 +175,12 @@ class MisbehavingAdapter(BaseAdapter):
 
     @tool
     def spawn_grandchild(self) -> int:
-        """Starts a process that does not know when to stop."""
+        """Starts a process that runs for ten minutes. Returns its pid."""
         return subprocess.Popen(["sleep", "600"]).pid
 
     @tool
     def hang_up(self) -> int:
-        """Answers, and then cuts the connection of the host to this process, which lives on."""
+        """Returns the pid, and then closes the connection to the host while the process continues."""
 
         def cut() -> None:
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""An adapter that prints a readiness line of its own when it is imported."""
+"""An adapter that prints a line like the readiness line during its import."""
 
 from snakepit_bridge import BaseAdapter, tool
 
@@ -8,5 +8,5 @@ print("GRPC_READY:1", flush=True)
 class PrematureAdapter(BaseAdapter):
     @tool
     def answer(self) -> int:
-        """Answers."""
+        """Returns 42."""
         return 42

@@ -1,4 +1,4 @@
-"""An adapter module that starts a process while it is imported, and then takes its time."""
+"""An adapter module that starts a process during its import, and then sleeps."""
 
 import os
 import subprocess

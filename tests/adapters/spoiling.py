@@ -1,4 +1,4 @@
-"""Tools that break the process that they run in for the calls that follow: the pool must come back to full strength."""
+"""Tools that break their process for later calls."""
 
 import asyncio
 import atexit
@@ -105,19 +105,19 @@ SPOIL: dict[str, Callable[[], object]] = {
 class SpoilingAdapter(BaseAdapter):
     @tool
     def names(self) -> list[str]:
-        """All the ways to break the process."""
+        """Returns the names of all ways to break the process."""
         return list(SPOIL)
 
     @tool
     def spoil(self, how: str) -> str:
-        """Breaks the process, and says that all is well."""
+        """Breaks the process, and returns normally if it can."""
         answer = "spoiled"
         SPOIL[how]()
         return answer
 
     @tool
     def work(self, n: int) -> dict[str, int]:
-        """What any tool may do: calls, imports, prints, opens a file."""
+        """Imports, prints, recurses and opens a file, as normal tools do."""
         import json
 
         def depth(n: int) -> int:
@@ -129,11 +129,11 @@ class SpoilingAdapter(BaseAdapter):
 
     @tool
     async def work_async(self, n: int) -> dict[str, int]:
-        """The same, on the event loop."""
+        """Does the same as `work` on the event loop."""
         await asyncio.sleep(0)
         return self.work(n)
 
     @tool
     def fail(self) -> None:
-        """Fails as tools do."""
-        raise SnakepitError("as it should")
+        """Raises an exception."""
+        raise SnakepitError("on purpose")

@@ -1,7 +1,7 @@
-"""Scenarios of the state of a session: variables, batches, watches, programs.
+"""Scenarios of session state: variables, batches, watches, programs.
 
-Each checks itself, so the same ones hold against a host (`tests/tests/python_state.rs`) and against the
-stand-in of `snakepit_bridge.testing` (`snakepit-python/tests/test_variables.py`).
+The same scenarios run with a host (`tests/tests/python_state.rs`) and with the in-memory host of
+`snakepit_bridge.testing` (`snakepit-python/tests/test_variables.py`).
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from argument_checks import check_arguments, check_other_arguments
-from refusals import raised, said
+from raising import error_message, raised
 from snakepit_bridge import (
     AlreadyExistsError,
     BatchError,
@@ -30,7 +30,7 @@ from state_values import check_large_lists, check_values
 
 
 def check_lives(context: SessionContext) -> None:
-    """A variable lives from its registration to its deletion."""
+    """A variable exists from its registration to its deletion."""
     before = datetime.now(timezone.utc) - timedelta(seconds=1)
     identifier = context.register_variable("rate", VariableType.FLOAT, 0.5, {"min": 0, "max": 1}, {"unit": "1/s"})
     assert identifier.startswith("var_"), identifier
@@ -72,7 +72,7 @@ def check_lives(context: SessionContext) -> None:
 
 
 def check_mapping(context: SessionContext) -> None:
-    """Items and attributes are variables; writing one that is not there registers it."""
+    """Items and attributes access variables, and writing a missing one registers it."""
     for name, value, kind in [
         ("flag", True, "boolean"),
         ("count", 3, "integer"),
@@ -96,23 +96,29 @@ def check_mapping(context: SessionContext) -> None:
     del context.v.fresh
     assert not hasattr(context.v, "count")
     assert "fresh" not in context
-    assert "not found" in said(AttributeError, lambda: context.v.fresh)
-    said(TypeError, lambda: iter(context))  # type: ignore[call-overload]
+    assert "not found" in error_message(AttributeError, lambda: context.v.fresh)
+    error_message(TypeError, lambda: iter(context))  # type: ignore[call-overload]
 
 
 def check_errors(context: SessionContext) -> None:
-    """Refusals are exceptions of their own types that say what is wrong."""
+    """Each kind of error has its class and names the problem."""
     context.register_variable("rate", "float", 0.5, {"max": 1})
-    assert "above maximum 1" in said(ValidationError, lambda: context.set_variable("rate", 2))
-    assert "type float" in said(ValidationError, lambda: context.set_variable("rate", "fast"))
+    assert "above maximum 1" in error_message(ValidationError, lambda: context.set_variable("rate", 2))
+    assert "type float" in error_message(ValidationError, lambda: context.set_variable("rate", "fast"))
     assert isinstance(ValidationError("x"), ValueError)
-    assert "`rate` already exists" in said(AlreadyExistsError, lambda: context.register_variable("rate", None, 1))
-    assert "above maximum 1" in said(ValidationError, lambda: context.register_variable("x", "float", 2, {"max": 1}))
-    assert "`maximum`" in said(InvalidArgumentError, lambda: context.register_variable("x", "float", 2, {"maximum": 1}))
-    assert "decimal" in said(InvalidArgumentError, lambda: context.register_variable("x", "decimal", 2))
-    assert "name" in said(InvalidArgumentError, lambda: context.register_variable("a*", None, 2))
-    assert "bytes" in said(InvalidArgumentError, lambda: context.register_variable("x", None, b"x"))
-    assert "variable `x` is a `set`" in said(TypeError, lambda: context.register_variable("x", None, {1}))
+    assert "`rate` already exists" in error_message(
+        AlreadyExistsError, lambda: context.register_variable("rate", None, 1)
+    )
+    assert "above maximum 1" in error_message(
+        ValidationError, lambda: context.register_variable("x", "float", 2, {"max": 1})
+    )
+    assert "`maximum`" in error_message(
+        InvalidArgumentError, lambda: context.register_variable("x", "float", 2, {"maximum": 1})
+    )
+    assert "decimal" in error_message(InvalidArgumentError, lambda: context.register_variable("x", "decimal", 2))
+    assert "name" in error_message(InvalidArgumentError, lambda: context.register_variable("a*", None, 2))
+    assert "bytes" in error_message(InvalidArgumentError, lambda: context.register_variable("x", None, b"x"))
+    assert "variable `x` is a `set`" in error_message(TypeError, lambda: context.register_variable("x", None, {1}))
     assert "x" not in context
 
     nothing = [
@@ -128,27 +134,27 @@ def check_errors(context: SessionContext) -> None:
         lambda: context.watch("ghost"),
     ]
     for action in nothing:
-        message = said(VariableNotFoundError, action)
+        message = error_message(VariableNotFoundError, action)
         assert "`ghost` not found" in message, message
         assert not message.startswith(("'", '"')), message
     assert issubclass(VariableNotFoundError, KeyError | NotFoundError)
-    assert "version 7" in said(NotFoundError, lambda: context.rollback_variable("rate", 7))
+    assert "version 7" in error_message(NotFoundError, lambda: context.rollback_variable("rate", 7))
     assert context.variable("rate").version == 0
 
 
 def check_limits(context: SessionContext) -> None:
-    """What is too much is refused as such."""
+    """Values and variables above the limits raise errors."""
     too_large = np.zeros(11 * 2**20, dtype=np.int8)
-    assert "above the limit" in said(ValidationError, lambda: context.register_variable("x", None, too_large))
+    assert "above the limit" in error_message(ValidationError, lambda: context.register_variable("x", None, too_large))
     for number in range(1000):
         context.register_variable(f"n{number}", None, number)
-    assert "the most it may" in said(LimitExceededError, lambda: context.register_variable("x", None, 1))
+    assert "the most it may" in error_message(LimitExceededError, lambda: context.register_variable("x", None, 1))
     assert len(context.list_variables("n99*")) == 11
     assert context.get_variables(f"n{number}" for number in range(1000))["n999"] == 999
 
 
 def check_conflicts(context: SessionContext) -> None:
-    """A write that expects another version changes nothing, from version 0 on; an update tries again."""
+    """A write with a wrong expected version changes nothing, also at version 0. An update retries."""
     context["n"] = 0
     context.set_variable("n", 1, expected_version=0)
     conflict = raised(VersionConflictError, lambda: context.set_variable("n", 2, expected_version=0))
@@ -167,11 +173,11 @@ def check_conflicts(context: SessionContext) -> None:
 
     assert context.update("n", meddle) == 21
     assert (calls, context["n"]) == ([1, 10, 20], 21)
-    said(VersionConflictError, lambda: context.update("n", lambda _: context.set_variable("n", 0), retries=2))
+    error_message(VersionConflictError, lambda: context.update("n", lambda _: context.set_variable("n", 0), retries=2))
     assert context.variable("n").version == 7
 
     def replace(value: int) -> int:
-        # At version 0 again, but another variable: what was computed from the old one must not reach it.
+        # The new variable has version 0 too. The value computed from the old variable must not reach it.
         if value == 0:
             del context["n"]
             context["n"] = 100
@@ -183,7 +189,7 @@ def check_conflicts(context: SessionContext) -> None:
 
 
 def check_batches(context: SessionContext) -> None:
-    """A batch is sent as one when its block is left, and not at all when the block raises."""
+    """A batch is sent when its block ends, and discarded if the block raises."""
     for name in "abc":
         context.register_variable(name, "integer", 0, {"max": 10})
     with context.batch_updates(metadata={"why": "batch"}) as batch:
@@ -200,7 +206,7 @@ def check_batches(context: SessionContext) -> None:
             batch["a"] = 5
             raise RuntimeError("no")
 
-    said(RuntimeError, fail)
+    error_message(RuntimeError, fail)
     with context.batch_updates():
         pass
     assert context["a"] == 1
@@ -215,13 +221,13 @@ def check_batches(context: SessionContext) -> None:
     for atomic, values in [(True, {"a": 1, "b": 2, "c": 0}), (False, {"a": 9, "b": 2, "c": 0})]:
         error = raised(BatchError, partial(write, atomic))
         assert error.versions == ({} if atomic else {"a": 2})
-        # As a write of each alone would raise it.
+        # The errors are those of single writes.
         kinds = {"b": VersionConflictError, "c": ValidationError, "ghost": VariableNotFoundError}
         assert {name: type(reason) for name, reason in error.errors.items()} == kinds
         conflict = error.errors["b"]
         assert isinstance(conflict, VersionConflictError)
         assert (conflict.expected, conflict.actual) == (0, 1)
-        assert str(error.errors["c"]) == said(ValidationError, lambda: context.set_variable("c", 11))
+        assert str(error.errors["c"]) == error_message(ValidationError, lambda: context.set_variable("c", 11))
         assert all(str(reason) in str(error) for reason in error.errors.values())
         assert context.get_variables(list("abc")) == values
 
@@ -234,7 +240,7 @@ def check_batches(context: SessionContext) -> None:
     context["large"] = np.zeros(1)
     assert context.set_variables({"large": large, "a": 3}) == {"large": 1, "a": 3}
     np.testing.assert_array_equal(context["large"], large)
-    assert "names none" in said(
+    assert "names none" in error_message(
         InvalidArgumentError, lambda: context.set_variables({"a": 1}, expected_versions={"b": 1})
     )
     results = context.update_variables({"a": 4, "b": 11})
@@ -244,7 +250,7 @@ def check_batches(context: SessionContext) -> None:
 
 
 def check_watches(context: SessionContext) -> None:
-    """A watch tells what happens, in order, while other threads go on."""
+    """A watch delivers changes in order while other threads write."""
     context["n"] = 0
     context["m"] = 0
     with context.watch("n", initial=True) as watch:
@@ -272,7 +278,7 @@ def check_watches(context: SessionContext) -> None:
     last = updates[3].variable
     assert last is not None
     np.testing.assert_array_equal(last.value, np.arange(3000.0))
-    assert list(watch) == [], "it is closed"
+    assert list(watch) == [], "the watch is closed"
 
     everything = context.watch()
     context["new"] = 1
@@ -281,12 +287,12 @@ def check_watches(context: SessionContext) -> None:
     assert [variable.name for variable in seen if variable] == ["new", "m"]
     waits = threading.Timer(0.05, everything.close)
     waits.start()
-    assert list(everything) == [], "closing it ends whoever waits"
+    assert list(everything) == [], "closing the watch ends the iteration"
     waits.join()
 
 
 def check_slowness(context: SessionContext) -> None:
-    """Who is slow misses updates, is told how many and where, and still gets the last one."""
+    """A slow reader loses updates, receives their number, and receives the last update."""
     total = 2000
     context["text"] = ""
     watch = context.watch("text")
@@ -303,7 +309,7 @@ def check_slowness(context: SessionContext) -> None:
             lost += update.lost
         else:
             seen += 1
-            # Nothing else is missing.
+            # No other update is missing.
             assert update.variable.version == seen + lost
             version = update.variable.version
     assert lost > 0
@@ -311,23 +317,23 @@ def check_slowness(context: SessionContext) -> None:
 
 
 def check_sessions(context: SessionContext) -> None:
-    """The end of the session ends its watches, and all that asks for its variables."""
+    """After the end of a session, its watches end and its variables raise errors."""
     context["n"] = 0
     watch = context.watch()
     context.cleanup()
-    assert "not found" in said(NotFoundError, lambda: next(watch))
+    assert "not found" in error_message(NotFoundError, lambda: next(watch))
     assert list(watch) == []
-    assert "not found" in said(NotFoundError, lambda: context["n"])
+    assert "not found" in error_message(NotFoundError, lambda: context["n"])
 
     def write() -> None:
         context["n"] = 1
 
-    # And does not take the variable for the one that is missing.
-    said(NotFoundError, write)
+    # The error refers to the session, not to the variable.
+    error_message(NotFoundError, write)
 
 
 async def check_coroutines(context: SessionContext) -> None:
-    """A coroutine that waits for updates lets others go on, and loses none when it is cancelled."""
+    """A coroutine that waits for updates does not block others, and loses none when it is cancelled."""
     context["n"] = 0
     with context.watch("n") as watch:
 
@@ -361,11 +367,11 @@ async def check_coroutines(context: SessionContext) -> None:
         waiting = asyncio.ensure_future(anext(watch))
         await asyncio.sleep(0)
     await asyncio.wait([waiting])
-    assert type(waiting.exception()) is StopAsyncIteration, "closing it ends whoever waits"
+    assert type(waiting.exception()) is StopAsyncIteration, "closing the watch ends the iteration"
 
 
 def check_programs(context: SessionContext) -> None:
-    """Global programs are apart from those of the session."""
+    """Global programs are separate from those of the session."""
     context.programs["model"] = "of the session"
     name = f"model of {context.session_id}"
     assert context.global_programs.put(name, b"\x00weights", {"kind": "linear"}, ttl=3600)
@@ -375,18 +381,18 @@ def check_programs(context: SessionContext) -> None:
     assert name not in context.programs
     assert "model" not in context.global_programs
     del context.global_programs[name]
-    assert f"`{name}` not found" in said(ProgramNotFoundError, lambda: context.global_programs[name])
+    assert f"`{name}` not found" in error_message(ProgramNotFoundError, lambda: context.global_programs[name])
 
     assert context.programs.get("ghost", 7) == 7
     assert context.programs.pop("ghost", 7) == 7
-    nothing = said(ProgramNotFoundError, lambda: context.programs.pop("ghost"))
+    nothing = error_message(ProgramNotFoundError, lambda: context.programs.pop("ghost"))
     assert "`ghost` not found" in nothing
     assert not nothing.startswith(("'", '"')), nothing
     assert issubclass(ProgramNotFoundError, KeyError | NotFoundError)
 
 
-def check_programs_of_the_past(context: SessionContext) -> None:
-    """A session that is gone is not taken for one without programs."""
+def check_programs_of_an_ended_session(context: SessionContext) -> None:
+    """Programs of an ended session raise an error instead of appearing empty."""
     context.programs["model"] = 1
     context.cleanup()
     for action in [
@@ -397,7 +403,7 @@ def check_programs_of_the_past(context: SessionContext) -> None:
         lambda: list(context.programs),
         lambda: "model" in context.programs,
     ]:
-        assert "session" in said(NotFoundError, action)
+        assert "session" in error_message(NotFoundError, action)
     context.global_programs.get("model")
 
 
@@ -419,6 +425,6 @@ CHECKS = {
         check_sessions,
         check_coroutines,
         check_programs,
-        check_programs_of_the_past,
+        check_programs_of_an_ended_session,
     )
 }

@@ -1,11 +1,11 @@
-"""Tools that live on the state of their session, and run the scenarios of `state_checks`."""
+"""Tools that use the state of their session, and run the scenarios of `state_checks`."""
 
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from refusals import said
+from raising import error_message
 from snakepit_bridge import (
     BaseAdapter,
     HostUnavailableError,
@@ -23,7 +23,7 @@ _kept: list[Watch] = []
 class StateTools(BaseAdapter):
     @tool
     def checks(self) -> list[str]:
-        """Names the scenarios."""
+        """Returns the names of the scenarios."""
         return list(CHECKS)
 
     @tool
@@ -33,12 +33,12 @@ class StateTools(BaseAdapter):
 
     @tool
     def without_session(self) -> list[str]:
-        """What variables and programs say when there is no session."""
+        """Returns the error messages of variables and programs without a session."""
         context = self.session_context
         context.global_programs["shared"] = 1
         return [
-            said(InvalidArgumentError, lambda: context["n"]),
-            said(InvalidArgumentError, lambda: context.programs["n"]),
+            error_message(InvalidArgumentError, lambda: context["n"]),
+            error_message(InvalidArgumentError, lambda: context.programs["n"]),
         ]
 
     @tool
@@ -48,40 +48,40 @@ class StateTools(BaseAdapter):
 
     @tool
     def read_unreadable(self, name: str) -> list[str]:
-        """What the ways to a value say that cannot be read."""
+        """Returns the error messages of all methods that read an unreadable value."""
         context = self.session_context
         return [
-            said(SnakepitError, lambda: context[name]),
-            said(SnakepitError, lambda: context.get_variables([name])),
-            said(SnakepitError, lambda: [variable.value for variable in context.list_variables()]),
-            said(SnakepitError, lambda: [version.value for version in context.variable_history(name)]),
+            error_message(SnakepitError, lambda: context[name]),
+            error_message(SnakepitError, lambda: context.get_variables([name])),
+            error_message(SnakepitError, lambda: [variable.value for variable in context.list_variables()]),
+            error_message(SnakepitError, lambda: [version.value for version in context.variable_history(name)]),
         ]
 
     @tool
     def halve(self, name: str) -> None:
-        """Halves a numpy array, as no list can be halved."""
+        """Halves a numpy array. Fails if the value is a list."""
         self.session_context.update(name, lambda value: value / 2)
 
     @tool
     def count_up(self, name: str, times: int) -> None:
-        """Adds one to a variable that others write too."""
+        """Increments a variable while other workers write it."""
         for _ in range(times):
             self.session_context.update(name, lambda value: value + 1)
 
     @tool
     def register_first(self, name: str) -> None:
-        """Writes a variable that nobody registered, or that somebody just did."""
+        """Writes a variable that other workers may be registering."""
         self.session_context[name] = self.session_context.worker_id
 
     @tool
     def keep_watches(self, count: int) -> int:
-        """Makes watches that outlive the call, and nobody reads. Returns how many there are."""
+        """Opens watches that stay unread beyond the call. Returns the number of all such watches."""
         _kept.extend(self._watch() for _ in range(count))
         self.session_context["n"] = len(_kept)
         return len(_kept)
 
     def _watch(self) -> Watch:
-        """Makes a watch. Where there is no room for it, those of earlier calls end a moment after them."""
+        """Opens a watch. Retries at the limit, because the watches of earlier calls end shortly after the calls."""
         for _ in range(1000):
             try:
                 return self.session_context.watch()
@@ -91,18 +91,18 @@ class StateTools(BaseAdapter):
 
     @tool
     def read_kept_watches(self) -> int:
-        """Returns how many updates the watches of earlier calls still have."""
+        """Returns the number of updates that the watches of earlier calls deliver."""
         return sum(len(list(watch)) for watch in _kept)
 
     @tool
     def fork_a_watch(self) -> int:
-        """Leaves a process behind that goes on with the watch of the worker. Returns its exit status."""
+        """Forks a process that uses the watch of the worker. Returns its exit status."""
         watch = self.session_context.watch(initial=True)
         child = os.fork()
         if child == 0:
             try:
-                said(HostUnavailableError, lambda: next(watch))
-                said(HostUnavailableError, lambda: watch.__anext__().send(None))
+                error_message(HostUnavailableError, lambda: next(watch))
+                error_message(HostUnavailableError, lambda: watch.__anext__().send(None))
                 watch.close()
                 os._exit(0)
             finally:
@@ -111,12 +111,12 @@ class StateTools(BaseAdapter):
 
     @tool
     def relay(self, name: str) -> Iterator[Any]:
-        """Streams what happens to a variable."""
+        """Streams the updates of a variable."""
         for update in self.session_context.watch(name, initial=True):
             yield {"kind": update.kind, "value": update.variable and update.variable.value, "lost": update.lost}
 
     @tool
     async def relay_async(self, name: str) -> AsyncIterator[Any]:
-        """Streams what happens to a variable, from a coroutine."""
+        """Does the same as `relay` in an async generator."""
         async for update in self.session_context.watch(name, initial=True):
             yield {"kind": update.kind, "value": update.variable and update.variable.value, "lost": update.lost}

@@ -1,20 +1,20 @@
-"""Scenarios of the values of variables: part of `state_checks`."""
+"""Scenarios of `state_checks` for the values of variables."""
 
 import math
 
 import numpy as np
 
-from refusals import said
+from raising import error_message
 from snakepit_bridge import BatchError, SessionContext, ValidationError, VariableType
 
 
 def same(value: object, expected: list[float]) -> bool:
-    """Whether a value is this list of numbers, to the last bit of each."""
+    """Whether a value is this list of numbers, bit for bit."""
     return type(value) is list and np.array(value).tobytes() == np.array(expected, dtype=np.float64).tobytes()
 
 
 def check_values(context: SessionContext) -> None:
-    """What is written is what is read, bit for bit."""
+    """Values survive a round trip, bit for bit."""
     context.register_variable("number", "float", 1)
     assert type(context["number"]) is float
     for number in [0.1, -0.0, 5e-324, 1.7976931348623157e308, math.inf, -math.inf, math.nan]:
@@ -32,7 +32,7 @@ def check_values(context: SessionContext) -> None:
     context.register_variable("code", "module", "math", {"allowed_modules": ["math"]})
     assert (context["mode"], context["code"]) == ("fast", "math")
 
-    # A buffer of 10,240 bytes, and one of more: the protocol draws a line between them.
+    # The protocol encodes arrays above 10,240 bytes differently.
     for array in [
         np.arange(6, dtype=np.float32).reshape(2, 3),
         np.arange(6, dtype=">i2"),
@@ -68,15 +68,15 @@ def check_values(context: SessionContext) -> None:
 
 
 def check_large_lists(context: SessionContext) -> None:
-    """Lists of numbers stay lists, bit for bit, also those that travel as buffers."""
+    """Lists of numbers stay lists, bit for bit, also if the protocol sends them as buffers."""
     random = np.random.default_rng(2)
     many = random.normal(size=200_000).tolist()
     many[:5] = [-0.0, 5e-324, math.inf, -math.inf, 7]
     context.register_variable("vector", "embedding", many, {"dimensions": 200_000})
     assert same(context["vector"], many)
     assert context.variable("vector").type == "embedding"
-    # A list of the right length is the only one that the host takes; it looks into the buffers, too.
-    assert "dimensions" in said(ValidationError, lambda: context.set_variable("vector", many[1:]))
+    # The host checks the length also for buffers.
+    assert "dimensions" in error_message(ValidationError, lambda: context.set_variable("vector", many[1:]))
     backwards = many[::-1]
     context["vector"] = backwards
     assert same(context.update("vector", lambda vector: vector[::-1]), many)
@@ -100,15 +100,15 @@ def check_large_lists(context: SessionContext) -> None:
     assert second is not None
     assert first.value == table[::-1]
     assert second.value == [[[0.5, 1]] * 50, *[[[0.0, 0.0]] * 50] * 39]
-    assert "ghost" in said(BatchError, lambda: context.set_variables({"table": table, "ghost": table}))
+    assert "ghost" in error_message(BatchError, lambda: context.set_variables({"table": table, "ghost": table}))
 
-    # Short ones do so for numbers that JSON has none for.
+    # Short lists are sent as buffers if they contain numbers that JSON cannot represent.
     context.register_variable("short", "embedding", [-math.inf, 1.0, math.inf])
     assert same(context["short"], [-math.inf, 1.0, math.inf])
     context["short"] = [math.nan, 0.5]
     assert same(context["short"], [math.nan, 0.5])
 
-    # What floats cannot tell apart, or no array can be, goes as it is.
+    # Values that floats cannot represent exactly, and nested lists that are not arrays, are sent as JSON.
     mixed: list[list[float]] = [list(range(20_000)), [0.5, *[2**53 + 1] * 2000], [True, 0.5] * 3000]
     for value in mixed:
         context.register_variable("mixed", "tensor", value)
@@ -116,5 +116,7 @@ def check_large_lists(context: SessionContext) -> None:
         assert [type(item) for item in context["mixed"]] == [type(item) for item in value]
         del context["mixed"]
     ragged = [[0.5] * 3000, [0.5] * 2999]
-    assert "equally long" in said(ValidationError, lambda: context.register_variable("ragged", "tensor", ragged))
-    assert "flat" in said(ValidationError, lambda: context.register_variable("nested", "embedding", table))
+    assert "equally long" in error_message(
+        ValidationError, lambda: context.register_variable("ragged", "tensor", ragged)
+    )
+    assert "flat" in error_message(ValidationError, lambda: context.register_variable("nested", "embedding", table))

@@ -1,4 +1,4 @@
-"""Tools that leave something behind, and tools that look for it."""
+"""Tools that change the state of their process, and tools that look for such changes."""
 
 import asyncio
 import contextvars
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from snakepit_bridge import BaseAdapter, tool, worker_task
 
-USER: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
+USER: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="unset")
 
 
 def _idle() -> None:
@@ -77,12 +77,12 @@ class Traces(BaseAdapter):
 
     @tool
     def signals_of_children(self) -> Any:
-        """Returns whether a fork, and a program, handle and block signals as those of a plain Python do."""
+        """Returns the signal handlers and masks of a fork and of a new program."""
         code = (
             "import signal, os;"
             "print([str(signal.getsignal(n)).split(' at ')[0] for n in sorted(signal.valid_signals())],"
             "sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),"
-            # Without the two that the C library uses for its threads.
+            # Without the two signals that the C library uses for threads.
             "[(l[:6], int(l[8:], 16) & ~(3 << 31)) for l in open('/proc/self/status') "
             "if l[:6] in ('SigBlk', 'SigIgn', 'SigCgt')])"
         )

@@ -18,16 +18,16 @@ class Tuning(BaseAdapter):
     @tool
     def step(self, loss: float) -> None:
         context = self.session_context
-        # Whoever else adds to the list at the same time, no loss is lost.
+        # Concurrent updates retry, so no loss is missing from the list.
         context.update("losses", lambda losses: [*losses, loss])
-        # Both or none.
+        # An atomic batch.
         with context.batch_updates() as batch:
             batch["rate"] = context["rate"] / 2
             batch["weights"] = context["weights"] - loss
 
     @tool
     def rates(self) -> Iterator[float]:
-        """The rate, and each new one, for as long as somebody listens."""
+        """Streams the rate and its changes until the caller stops reading."""
         for update in self.session_context.watch("rate", initial=True):
             if update.variable is not None:
                 yield update.variable.value

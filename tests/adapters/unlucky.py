@@ -1,4 +1,4 @@
-"""Tools for clients whose host, network or worker fails them."""
+"""Tools for tests of clients with faults of the host, the network or a worker."""
 
 import os
 import time
@@ -11,24 +11,24 @@ from snakepit_bridge import BaseAdapter, tool
 class UnluckyTools(BaseAdapter):
     @tool
     def add(self, a: int, b: int) -> int:
-        """Adds."""
+        """Adds two numbers."""
         return a + b
 
     @tool
     def length(self, data: bytes) -> int:
-        """Counts bytes."""
+        """Returns the number of bytes."""
         return len(data)
 
     @tool
     def count(self, n: int, pause: float = 0) -> Iterator[int]:
-        """Counts, with a pause before each number."""
+        """Streams numbers, with a pause before each."""
         for i in range(n):
             time.sleep(pause)
             yield i
 
     @tool
     def sleep(self, seconds: float, path: str = "") -> str:
-        """Sleeps, after a file at the path says that it does."""
+        """Creates a file at the path, and then sleeps."""
         if path:
             Path(path).touch()
         time.sleep(seconds)
@@ -36,17 +36,17 @@ class UnluckyTools(BaseAdapter):
 
     @tool
     def append(self, path: str) -> int:
-        """Adds a line to a file, and returns how many there are."""
+        """Appends a line to a file, and returns the number of lines."""
         with Path(path).open("a") as file:
             file.write("ran\n")
         return len(Path(path).read_text().splitlines())
 
     @tool
     def crash(self) -> None:
-        """Ends its process."""
+        """Exits without cleanup."""
         os._exit(7)
 
     @tool
     def fail(self) -> None:
-        """Raises what cannot be printed."""
+        """Raises an exception whose message has no UTF-8 form."""
         raise ValueError("caf\udce9")

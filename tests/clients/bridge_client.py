@@ -1,4 +1,4 @@
-"""Exercises the client of the Python package against the host whose address is given; prints `ok` at the end."""
+"""Calls tools with the client of the Python package. The argument is the host's address. Prints `ok` at the end."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""The client of `docs/clients.md`. Takes the server's address, HOST:PORT."""
+"""The grpcio client of docs/clients.md. The argument is the host's address."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ def value(kind, value):
     return Any(type_url=f"type.googleapis.com/snakepit.{kind}", value=json.dumps(value).encode())
 
 
-# The authority matters to `unix:` addresses, of which gRPC would make one that HTTP/2 servers refuse.
+# For `unix:` addresses, gRPC derives an authority from the path, which HTTP/2 servers reject.
 channel = grpc.insecure_channel(sys.argv[1], options=[("grpc.default_authority", "localhost")])
 bridge = rpc.BridgeServiceStub(channel)
 bridge.InitializeSession(pb.InitializeSessionRequest(session_id="alice"))

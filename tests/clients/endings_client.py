@@ -1,10 +1,10 @@
-"""Calls tools and watches variables of one host as its stdin asks, and says how each ended.
+"""Performs the calls and watches that it reads from stdin, and reports their outcomes.
 
-Usage: endings_client.py grpcio|package HOST:PORT. Plain grpcio, or the client of the package.
+Usage: endings_client.py grpcio|package HOST:PORT. The first argument chooses plain grpcio or the client of the package.
 
 Each line of stdin is JSON: a call {"id", "tool", "args", "stream", "timeout"}, a watch {"id", "watch": SESSION}, or
 {"id", "cancel": true}. Each line of stdout is an event of the request with that id: {"id", "event"}. The event is a
-word, {"code", "message", "details"} of a gRPC status, or {"error"} with the name of an exception's class.
+word, the {"code", "message", "details"} of a gRPC status, or {"error"} with the class of an exception.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from collections.abc import Callable
 from typing import Any
 
 Request = dict[str, Any]
-Tell = Callable[[object], None]
+Report = Callable[[object], None]
 
 
 class Grpcio:
-    """Plain gRPC, as any program speaks it."""
+    """Makes requests with plain grpcio."""
 
     def __init__(self, address: str) -> None:
         sys.path.insert(0, os.environ["SNAKEPIT_TEST_STUBS"])
@@ -35,7 +35,7 @@ class Grpcio:
         self.stub = rpc.BridgeServiceStub(grpc.aio.insecure_channel(address))
 
     async def call(self, request: Request) -> str:
-        """Calls a tool to its end."""
+        """Calls a tool and waits for its end."""
         url = "type.googleapis.com/snakepit.string"
         arguments = {k: self.any(type_url=url, value=json.dumps(v).encode()) for k, v in request["args"].items()}
         message = self.pb.ExecuteToolRequest(tool_name=request["tool"], parameters=arguments)
@@ -46,18 +46,18 @@ class Grpcio:
         answer = await self.stub.ExecuteTool(message, timeout=request["timeout"])
         return "OK" if answer.success else "TOOL_FAILED"
 
-    async def watch(self, session: str, tell: Tell) -> str:
-        """Watches a session until that ends."""
+    async def watch(self, session: str, report: Report) -> str:
+        """Watches a session until the watch ends."""
         await self.stub.InitializeSession(self.pb.InitializeSessionRequest(session_id=session))
         updates = self.stub.WatchVariables(self.pb.WatchVariablesRequest(session_id=session))
         await updates.initial_metadata()
-        tell("BEGUN")
+        report("BEGUN")
         async for _ in updates:
             pass
         return "OK"
 
     def describe(self, error: Exception) -> object:
-        """The parts of a status."""
+        """Describes a gRPC status."""
         if not isinstance(error, self.error):
             return {"error": repr(error)}
         details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
@@ -66,7 +66,7 @@ class Grpcio:
 
 
 class Package:
-    """The client of the package."""
+    """Makes requests with the client of the package."""
 
     def __init__(self, address: str) -> None:
         from snakepit_bridge.client import Client
@@ -74,7 +74,7 @@ class Package:
         self.client = Client(address)
 
     async def call(self, request: Request) -> str:
-        """Calls a tool to its end."""
+        """Calls a tool and waits for its end."""
         caller = self.client.options(timeout=request["timeout"])
         if request["stream"]:
             async for _ in caller.stream_async(request["tool"], **request["args"]):
@@ -83,33 +83,33 @@ class Package:
             await caller.call_async(request["tool"], **request["args"])
         return "OK"
 
-    async def watch(self, session: str, tell: Tell) -> str:
-        """Watches a session until that ends."""
+    async def watch(self, session: str, report: Report) -> str:
+        """Watches a session until the watch ends."""
         watch = await asyncio.to_thread(lambda: self.client.session(session).watch())
-        tell("BEGUN")
+        report("BEGUN")
         async for _ in watch:
             pass
         return "OK"
 
     def describe(self, error: Exception) -> object:
-        """What a program catches."""
+        """Describes an exception by its class."""
         return {"error": type(error).__name__}
 
 
 async def main() -> None:
-    """Serves the requests."""
+    """Reads requests until stdin ends."""
     client = {"grpcio": Grpcio, "package": Package}[sys.argv[1]](sys.argv[2])
     tasks: dict[int, asyncio.Task[None]] = {}
 
     async def run(request: Request) -> None:
-        def tell(event: object) -> None:
+        def report(event: object) -> None:
             print(json.dumps({"id": request["id"], "event": event}), flush=True)
 
         try:
             watched = request.get("watch")
-            tell(await (client.watch(watched, tell) if watched else client.call(request)))
+            report(await (client.watch(watched, report) if watched else client.call(request)))
         except Exception as error:
-            tell(client.describe(error))
+            report(client.describe(error))
 
     lines = asyncio.StreamReader()
     protocol = asyncio.StreamReaderProtocol(lines)

@@ -1,6 +1,6 @@
-"""Clients that give up many requests keep their connection, and with it a stream and a watch.
+"""Clients whose requests expire or are cancelled keep their connection, with a stream and a watch on it.
 
-Arguments: the host's address and its process. The host has the adapter `unlucky:UnluckyTools`. Prints `ok` at the end.
+Arguments: the host's address and pid. The host has the adapter `unlucky:UnluckyTools`. Prints `ok` at the end.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ from snakepit_bridge import DeadlineExceededError
 from snakepit_bridge.client import Client
 
 
-def goes_on(chunks: Iterator[object], watch: Iterator[object]) -> None:
-    """The stream and the watch outlived what was given up."""
+def check_streams_continue(chunks: Iterator[object], watch: Iterator[object]) -> None:
+    """Checks that the stream and the watch still deliver."""
     for _ in range(3):
         next(chunks)
     next(watch)
 
 
 def package(address: str, timeout: float) -> None:
-    """Threads that read a large variable, for which there is hardly ever time."""
+    """Reads a large variable in many threads, with a timeout that most reads miss."""
     with Client(address) as client:
         session = client.session("package")
         session["large"] = "x" * 2_000_000
@@ -48,7 +48,7 @@ def package(address: str, timeout: float) -> None:
         for thread in threads:
             thread.join()
         session["n"] = 1
-        goes_on(chunks, watch)
+        check_streams_continue(chunks, watch)
         chunks.close()
         watch.close()
 
@@ -58,7 +58,7 @@ def value(type_name: str, json: str) -> any_pb2.Any:
 
 
 def grpcio(address: str, pid: int) -> None:
-    """Requests that expire or are cancelled while the host gets no CPU time, and right after they were begun."""
+    """Makes requests that expire or are cancelled while the host is stopped, or that are cancelled immediately."""
     with grpc.insecure_channel(address) as channel:
         stub = rpc.BridgeServiceStub(channel)
         stub.InitializeSession(pb.InitializeSessionRequest(session_id="grpcio"))
@@ -80,7 +80,7 @@ def grpcio(address: str, pid: int) -> None:
                 codes = [call.code() for call in calls]
                 assert set(codes) == {grpc.StatusCode.DEADLINE_EXCEEDED}, codes
             else:
-                # The requests must be on their way: this one was sent after them, and the host does not answer.
+                # The timeout of this later request shows that the requests before it were sent.
                 assert stub.Ping.future(pb.PingRequest(), timeout=0.3).exception() is not None
                 for call in calls:
                     call.cancel()
@@ -91,7 +91,7 @@ def grpcio(address: str, pid: int) -> None:
         stub.SetVariable(
             pb.SetVariableRequest(session_id="grpcio", variable_identifier="n", value=value("integer", "1"))
         )
-        goes_on(chunks, watch)
+        check_streams_continue(chunks, watch)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A client written with plain grpcio. Calls tools on one channel and prints one line of JSON for each: how it ended.
+"""Calls tools with plain grpcio on one channel, and prints the outcome of each call as a line of JSON.
 
-Usage: grpcio_client.py HOST:PORT CALL..., where a CALL is `unary` or `stream`, a tool and its arguments as JSON, with
-colons between them.
+Usage: grpcio_client.py HOST:PORT CALL... Each CALL is MODE:TOOL:ARGUMENTS, where MODE is `unary` or `stream` and
+ARGUMENTS is a JSON object.
 """
 
 import json
@@ -17,14 +17,14 @@ from google.protobuf import any_pb2
 
 
 def encode(value: object) -> any_pb2.Any:
-    """Writes a string or an integer."""
+    """Encodes a string or an integer."""
     name = "string" if isinstance(value, str) else "integer"
     url = f"type.googleapis.com/snakepit.{name}"
     return any_pb2.Any(type_url=url, value=json.dumps(value).encode())
 
 
 def call(stub: rpc.BridgeServiceStub, mode: str, tool: str, arguments: dict) -> dict:
-    """Calls a tool; says how that ended."""
+    """Calls a tool and describes the outcome."""
     parameters = {name: encode(value) for name, value in arguments.items()}
     request = pb.ExecuteToolRequest(tool_name=tool, parameters=parameters)
     chunks = 0

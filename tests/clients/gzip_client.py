@@ -1,6 +1,6 @@
-"""A client written with plain grpcio that compresses all that it sends; prints `ok` at the end.
+"""Makes all kinds of RPCs with plain grpcio and gzip compression. Prints `ok` at the end.
 
-Usage: gzip_client.py HOST:PORT, of a host with the showcase adapter.
+Usage: gzip_client.py HOST:PORT. The host has the showcase adapter.
 """
 
 import json
@@ -12,7 +12,7 @@ import snakepit_bridge_pb2 as pb
 import snakepit_bridge_pb2_grpc as rpc
 from google.protobuf import any_pb2
 
-#: Compresses well.
+#: A text that compresses well.
 TEXT = "snake" * 20_000
 
 
@@ -25,20 +25,20 @@ def unary(stub: rpc.BridgeServiceStub) -> None:
     response = stub.ExecuteTool(request, timeout=30)
     assert response.success
     assert json.loads(response.result.value)["text"] == TEXT
-    refused = pb.ExecuteToolRequest(tool_name="no_such_tool", parameters={"text": encode("string", TEXT)})
+    rejected = pb.ExecuteToolRequest(tool_name="no_such_tool", parameters={"text": encode("string", TEXT)})
     with pytest.raises(grpc.RpcError) as raised:
-        stub.ExecuteTool(refused, timeout=30)
+        stub.ExecuteTool(rejected, timeout=30)
     assert raised.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-def streamed(stub: rpc.BridgeServiceStub) -> None:
+def server_stream(stub: rpc.BridgeServiceStub) -> None:
     request = pb.ExecuteToolRequest(tool_name="count", parameters={"n": encode("integer", 2000)}, stream=True)
     chunks = list(stub.ExecuteStreamingTool(request, timeout=30))
     assert chunks[-1].is_final
     assert [json.loads(chunk.data) for chunk in chunks if chunk.data] == list(range(1, 2001))
 
 
-def watched(stub: rpc.BridgeServiceStub) -> None:
+def watch_stream(stub: rpc.BridgeServiceStub) -> None:
     stub.InitializeSession(pb.InitializeSessionRequest(session_id="zipped"), timeout=30)
     register = pb.RegisterVariableRequest(session_id="zipped", name="text", type="string")
     register.initial_value.CopyFrom(encode("string", TEXT))
@@ -50,7 +50,7 @@ def watched(stub: rpc.BridgeServiceStub) -> None:
     updates.cancel()
 
 
-def both_ways(stub: rpc.BridgeServiceStub) -> None:
+def bidirectional_stream(stub: rpc.BridgeServiceStub) -> None:
     def batches() -> object:
         for number in range(1, 21):
             value = pb.CallValue(type=pb.CALL_VALUE_TYPE_STRING, json=json.dumps(TEXT).encode())
@@ -67,9 +67,9 @@ def main() -> None:
     with grpc.insecure_channel(sys.argv[1], compression=grpc.Compression.Gzip) as channel:
         stub = rpc.BridgeServiceStub(channel)
         unary(stub)
-        streamed(stub)
-        watched(stub)
-        both_ways(stub)
+        server_stream(stub)
+        watch_stream(stub)
+        bidirectional_stream(stub)
     sys.stdout.write("ok\n")
 
 

@@ -1,6 +1,6 @@
-"""Asks the host whose address is given for a variable, once for each line that it reads, while others watch it.
+"""Reads a variable once for each line on stdin, while a thread and a coroutine watch it.
 
-Says what each of them is told, also when the host is gone.
+The argument is the host's address. Prints values and errors, also after the host has stopped.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from snakepit_bridge.client import Client
 
 
 def show(outcome: object) -> None:
-    """Prints how something went."""
+    """Prints a value or an exception."""
     kind = f"{type(outcome).__name__}: " if isinstance(outcome, BaseException) else ""
     print(f"{kind}{outcome}", flush=True)
 
@@ -24,7 +24,7 @@ watches = [session.watch(), session.watch()]
 
 
 async def watch() -> None:
-    """Waits in a thread and in a coroutine."""
+    """Waits for an update in a thread and in a coroutine."""
     waits = [asyncio.to_thread(next, watches[0]), anext(watches[1])]
     for outcome in await asyncio.gather(*waits, return_exceptions=True):
         show(outcome)

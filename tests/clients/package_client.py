@@ -1,4 +1,4 @@
-"""The client of `docs/clients.md` that the package brings."""
+"""The package client of docs/clients.md. The argument is the host's address."""
 
 import sys
 

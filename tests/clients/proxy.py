@@ -1,31 +1,31 @@
-"""A TCP proxy that mistreats connections, for tests of clients."""
+"""A TCP proxy for tests of clients, which can drop data and close connections."""
 
 import contextlib
 import socket
 import threading
 
 
-class Proxy:
-    """Forwards connections to a host, until it is told to cut or to swallow them."""
+class FaultyProxy:
+    """Forwards connections to a host."""
 
     def __init__(self, target: str) -> None:
         host, port = target.rsplit(":", 1)
         self._target = (host, int(port))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        #: Swallows all bytes, in both directions, while it is set.
+        #: While this is set, the proxy discards all data in both directions.
         self.swallow = threading.Event()
         self._accepting = threading.Thread(target=self._accept, daemon=True)
         self._accepting.start()
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The address on which the proxy listens."""
         host, port = self._listener.getsockname()
         return f"{host}:{port}"
 
     def cut(self) -> None:
-        """Close every connection."""
+        """Closes every connection."""
         pairs, self._pairs = self._pairs, []
         for pair in pairs:
             for end in pair:
@@ -33,8 +33,8 @@ class Proxy:
                     end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Refuse connections from now on, and close those there are."""
-        # Unlike `close`, this ends an `accept` in another thread.
+        """Closes the port and every connection."""
+        # Unlike `close`, `shutdown` interrupts `accept` in another thread.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._accepting.join()
         self._listener.close()

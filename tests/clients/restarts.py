@@ -1,4 +1,4 @@
-"""Calls `add` on the host whose address is given, once for each line that it reads, and prints what came of it."""
+"""Calls `add` once for each line on stdin, and prints the outcome. The argument is the host's address."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""Exercises the state of sessions by the client of the package; prints `ok` at the end.
+"""Runs the scenarios of session state with the client of the package. Prints `ok` at the end.
 
-The host whose address is given has the adapter `state_tools:StateTools`.
+The argument is the address of a host with the adapter `state_tools:StateTools`.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from refusals import raised, said
+from raising import error_message, raised
 from snakepit_bridge import (
     ClientClosedError,
     DeadlineExceededError,
@@ -28,14 +28,14 @@ from state_checks import CHECKS
 
 
 class Context(Session, SessionContext):
-    """A session of a client, with all that the scenarios use of a tool's context."""
+    """A session of a client with the methods of a tool's context."""
 
-    #: What is noted of writers that do not say who they are.
+    #: The default name of the writer.
     worker_id = "python"
 
 
 def scenarios(client: Client) -> None:
-    """All that holds for tools holds here."""
+    """Runs the scenarios that also run in tools."""
     for name, check in CHECKS.items():
         client.session(name)
         outcome = check(Context(client._native, _Options(session_id=name)))
@@ -44,7 +44,7 @@ def scenarios(client: Client) -> None:
 
 
 def other_writers(client: Client, address: str) -> None:
-    """What tools and other clients write is seen, and nothing that they write is lost."""
+    """Watches see the writes of tools and other clients, and no write is lost."""
     session = client.session("writers")
     session["n"] = 0
     with session.watch("n") as watch:
@@ -81,30 +81,30 @@ def other_writers(client: Client, address: str) -> None:
 
 
 async def ended(watch: Watch, kind: type[BaseException]) -> str:
-    """What a watch says in its end, to a coroutine."""
+    """Returns the message of the error with which a watch ends."""
     try:
         await anext(watch)
     except kind as error:
         return str(error)
-    raise AssertionError("there is an update")
+    raise AssertionError("the watch delivered an update")
 
 
 def timeouts(client: Client) -> None:
-    """Each request may take the session's timeout, and so may a watch."""
-    assert "timeout is 0" in said(ValueError, lambda: client.session("timeouts").options(timeout=0))
+    """The session's timeout applies to each request and to each wait of a watch."""
+    assert "timeout is 0" in error_message(ValueError, lambda: client.session("timeouts").options(timeout=0))
     session = client.session("timeouts").options(timeout=1)
     session["n"] = 0
-    assert "deadline" in said(DeadlineExceededError, lambda: next(session.watch("n")))
+    assert "deadline" in error_message(DeadlineExceededError, lambda: next(session.watch("n")))
     assert "deadline" in asyncio.run(ended(session.watch("n"), DeadlineExceededError))
-    # The time of one is not that of the next.
+    # Each request has the full timeout.
     assert session["n"] == 0
 
     def too_late(value: int) -> int:
-        # Somebody else writes it meanwhile, each time.
+        # Every attempt conflicts with this write.
         client.session("timeouts").set_variable("n", value + 1)
         return value
 
-    # An update has that time for all that it does.
+    # The timeout of an update includes its retries.
     start = time.monotonic()
     with pytest.raises((VersionConflictError, DeadlineExceededError)):
         session.update("n", too_late)
@@ -112,18 +112,18 @@ def timeouts(client: Client) -> None:
 
 
 def sessions(client: Client) -> None:
-    """The end of a session is told by its name, and there is none without one."""
+    """Errors name the session that has ended, and invalid session ids are rejected."""
     session = client.session("brief")
     watch = session.watch()
     session.delete()
-    assert "`brief`" in said(NotFoundError, lambda: next(watch))
-    assert "`brief`" in said(NotFoundError, lambda: session.v.n)
-    said(InvalidArgumentError, lambda: client.session(""))
-    said(TypeError, lambda: client.session(5))
+    assert "`brief`" in error_message(NotFoundError, lambda: next(watch))
+    assert "`brief`" in error_message(NotFoundError, lambda: session.v.n)
+    error_message(InvalidArgumentError, lambda: client.session(""))
+    error_message(TypeError, lambda: client.session(5))
 
 
 def forks(client: Client, address: str) -> None:
-    """A fork has to connect for itself, and can; what its parent has goes on."""
+    """A fork must open its own connection. The streams of its parent continue."""
     session = client.session("forks")
     session["n"] = 0
     watch = session.watch("n")
@@ -142,7 +142,7 @@ def forks(client: Client, address: str) -> None:
                 lambda: asyncio.run(client.call_async("checks")),
             ]
             for action in actions:
-                assert "fork" in said(HostUnavailableError, action)
+                assert "fork" in error_message(HostUnavailableError, action)
             client.close()
             with Client(address) as own:
                 own.session("forks").call("count_up", name="n", times=1)
@@ -156,7 +156,7 @@ def forks(client: Client, address: str) -> None:
 
 
 def closing(address: str) -> None:
-    """A client that is closed says so, to watches as well, be they waited for or not."""
+    """After a client is closed, its requests and watches raise ClientClosedError."""
     client = Client(address)
     session = client.session("closing")
     session["n"] = 0
@@ -164,20 +164,21 @@ def closing(address: str) -> None:
 
     async def waits() -> None:
         watches = [session.watch(), session.watch()]
-        said_so = asyncio.gather(
-            asyncio.to_thread(said, ClientClosedError, lambda: next(watches[0])), ended(watches[1], ClientClosedError)
+        messages = asyncio.gather(
+            asyncio.to_thread(error_message, ClientClosedError, lambda: next(watches[0])),
+            ended(watches[1], ClientClosedError),
         )
         threading.Timer(0.05, client.close).start()
-        assert await said_so == ["the client is closed"] * 2
+        assert await messages == ["the client is closed"] * 2
         assert [list(watch) for watch in watches] == [[], []]
 
     asyncio.run(waits())
     for action in [lambda: next(unread), lambda: session["n"], session.delete, lambda: client.session("closing")]:
-        assert said(ClientClosedError, action) == "the client is closed"
+        assert error_message(ClientClosedError, action) == "the client is closed"
 
 
 def main(address: str) -> None:
-    """Goes through all of it."""
+    """Runs all scenarios."""
     with Client(address) as client:
         scenarios(client)
         other_writers(client, address)

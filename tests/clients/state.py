@@ -1,4 +1,4 @@
-"""State over gRPC without a package of ours, as docs/clients.md shows it."""
+"""Session state over plain gRPC, as on docs/clients.md. The argument is the host's address."""
 
 import sys
 

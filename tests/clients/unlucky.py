@@ -1,7 +1,7 @@
-"""Exercises the client of the package under faults of host and network; prints `ok` at the end.
+"""Scenarios for the client of the package with faults of the host and the network. Prints `ok` at the end.
 
-Arguments: the host's address, its process, and the name of the scenario. The host has the adapter
-`unlucky:UnluckyTools`, two workers and a queue of four calls.
+Arguments: the host's address, its pid, and the name of the scenario. The host has the adapter `unlucky:UnluckyTools`,
+two workers and a queue limit of four calls.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from proxy import Proxy
+from proxy import FaultyProxy
 from snakepit_bridge import (
     ClientClosedError,
     ConnectTimeoutError,
@@ -37,12 +37,12 @@ from snakepit_bridge import (
 )
 from snakepit_bridge.client import Client
 
-#: How long after its deadline a call may end at the latest, on a busy machine.
+#: How much later than its deadline a call may end on a busy machine, in seconds.
 GRACE = 1.5
 
 
-def late(action: Callable[[], Any], timeout: float) -> DeadlineExceededError:
-    """The deadline error of an action, which comes in time."""
+def deadline_error(action: Callable[[], Any], timeout: float) -> DeadlineExceededError:
+    """Returns the deadline error of an action. Checks that it is raised at the deadline."""
     start = time.monotonic()
     with pytest.raises(DeadlineExceededError) as raised:
         action()
@@ -51,26 +51,26 @@ def late(action: Callable[[], Any], timeout: float) -> DeadlineExceededError:
     return raised.value
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that another process does."""
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Polls a condition that another process fulfils."""
     end = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
 
 
-def silent_hosts(address: str, pid: int) -> None:
-    """Whatever waits for a host that says nothing ends by the client's own clock."""
-    proxy = Proxy(address)
+def calls_to_a_frozen_host_end_at_their_deadline(address: str, pid: int) -> None:
+    """The client enforces deadlines if the host does not answer."""
+    proxy = FaultyProxy(address)
     with Client(proxy.address) as over_proxy, Client(address) as direct:
         proxy.swallow.set()
-        everything_is_late(over_proxy)
+        check_all_deadlines(over_proxy)
         with pytest.raises(ConnectTimeoutError, match=r"within 0\.5 s"):
             Client(proxy.address, connect_timeout=0.5)
         os.kill(pid, signal.SIGSTOP)
         try:
-            everything_is_late(direct)
-            error = late(lambda: Client(address, connect_timeout=0.5), 0.5)
+            check_all_deadlines(direct)
+            error = deadline_error(lambda: Client(address, connect_timeout=0.5), 0.5)
             assert isinstance(error, HostUnavailableError)
             assert not error.may_have_run
         finally:
@@ -78,8 +78,8 @@ def silent_hosts(address: str, pid: int) -> None:
         assert direct.call("add", a=1, b=2) == 3
 
 
-def odd_proxies(address: str, pid: int) -> None:
-    """A proxy that answers with a page of its own, or hangs up, is named as what is in the way; nothing has run."""
+def connecting_to_a_server_that_is_not_a_host_fails(address: str, pid: int) -> None:
+    """Connecting fails if a proxy answers with an HTML page or closes the connection. No call was delivered."""
     page = b"<html><title>502 Bad Gateway</title></html>"
     head = b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n" % len(page)
     for answer in (head + page, head.replace(b"502 Bad Gateway", b"503 Service Unavailable") + page, b""):
@@ -99,26 +99,26 @@ def odd_proxies(address: str, pid: int) -> None:
             with pytest.raises(HostUnavailableError) as raised:
                 Client(f"{host}:{port}", connect_timeout=5)
             assert not raised.value.may_have_run
-            # Unlike `close`, this ends an `accept` in another thread.
+            # Unlike `close`, `shutdown` interrupts `accept` in another thread.
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()
 
 
-def everything_is_late(client: Client) -> None:
-    """Tries all that a client can ask for."""
+def check_all_deadlines(client: Client) -> None:
+    """Makes every kind of request, which must end at its deadline."""
     caller = client.options(timeout=0.5)
-    error = late(lambda: caller.call("add", a=1, b=2), 0.5)
+    error = deadline_error(lambda: caller.call("add", a=1, b=2), 0.5)
     assert "`add`" in str(error)
     assert error.may_have_run
-    late(lambda: caller.call("length", data=bytes(1 << 20)), 0.5)
-    late(lambda: next(caller.stream("count", n=3)), 0.5)
-    late(lambda: asyncio.run(caller.call_async("add", a=1, b=2)), 0.5)
+    deadline_error(lambda: caller.call("length", data=bytes(1 << 20)), 0.5)
+    deadline_error(lambda: next(caller.stream("count", n=3)), 0.5)
+    deadline_error(lambda: asyncio.run(caller.call_async("add", a=1, b=2)), 0.5)
 
     async def first() -> Any:
         return await anext(caller.stream_async("count", n=3))
 
-    late(lambda: asyncio.run(first()), 0.5)
-    late(lambda: client.session("silent", timeout=0.5), 0.5)
+    deadline_error(lambda: asyncio.run(first()), 0.5)
+    deadline_error(lambda: client.session("silent", timeout=0.5), 0.5)
     programs = caller.global_programs
     for action in (
         lambda: programs.put("p", b""),
@@ -126,11 +126,11 @@ def everything_is_late(client: Client) -> None:
         lambda: list(programs),
         lambda: programs.__delitem__("p"),
     ):
-        late(action, 0.5)
+        deadline_error(action, 0.5)
 
 
-def silent_sessions(address: str, pid: int) -> None:
-    """Every request of a session has the session's timeout, or one by default."""
+def session_requests_to_a_frozen_host_end_at_their_timeout(address: str, pid: int) -> None:
+    """Every request of a session has the session's timeout."""
     with Client(address) as client:
         session = client.session("quiet", timeout=0.5)
         session["n"] = 1
@@ -154,29 +154,29 @@ def silent_sessions(address: str, pid: int) -> None:
                 lambda: session.call("add", a=1, b=2),
                 session.delete,
             ):
-                late(action, 0.5)
+                deadline_error(action, 0.5)
         finally:
             os.kill(pid, signal.SIGCONT)
         with pytest.raises(DeadlineExceededError):
             next(watch)
 
 
-def closing(address: str, pid: int) -> None:
-    """What runs when a client is closed goes on, or ends in time with an error that says why."""
+def running_calls_survive_the_close_of_their_client(address: str, pid: int) -> None:
+    """Running calls continue after the close of their client, or end at its timeout with ClientClosedError."""
     with Client(address) as client, tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as threads:
         stream = client.stream("count", n=100_000)
         assert next(stream) == 0
         sleeps = Path(folder) / "sleeps"
         answer = threads.submit(client.call, "sleep", seconds=0.5, path=str(sleeps))
-        until(sleeps.exists)
+        wait_until(sleeps.exists)
         client.close()
         assert answer.result() == "slept"
-    # More than the credit that a stream begins with.
+    # More chunks than the initial credit of a stream.
     assert sum(1 for _ in stream) == 99_999
-    with pytest.raises(ClientClosedError) as refused:
+    with pytest.raises(ClientClosedError) as rejected:
         client.call("add", a=1, b=2)
-    assert isinstance(refused.value, RuntimeError)
-    assert not refused.value.may_have_run
+    assert isinstance(rejected.value, RuntimeError)
+    assert not rejected.value.may_have_run
 
     client = Client(address)
     stream = client.stream("count", n=1000, pause=0.01)
@@ -196,7 +196,7 @@ def closing(address: str, pid: int) -> None:
     assert list(done) == [1, 2, 3, 4]
     assert time.monotonic() - start < 20
 
-    # One that is large has yet to get a stream, and is waited for all the same.
+    # `close` also waits for a large call whose request is not sent yet.
     client = Client(address)
     with ThreadPoolExecutor() as threads:
         large = client._start("length", {"data": bytes(1 << 20)}, stream=False)
@@ -206,7 +206,7 @@ def closing(address: str, pid: int) -> None:
         assert large.result() == 1 << 20
         closed.result()
 
-    # A host that is frozen does not keep it.
+    # `close` ends at its timeout if the host is frozen.
     client = Client(address)
     call = client.stream("count", n=3, pause=10)
     os.kill(pid, signal.SIGSTOP)
@@ -220,8 +220,8 @@ def closing(address: str, pid: int) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-def unkept(address: str, _: int) -> None:
-    """Nobody has to keep a client for what it began."""
+def calls_continue_without_a_reference_to_their_client(address: str, _: int) -> None:
+    """The garbage collector may free a client during its calls."""
     expected = list(range(50_000))
     assert list(Client(address).stream("count", n=50_000)) == expected
     stream = Client(address).stream("count", n=50_000)
@@ -232,12 +232,12 @@ def unkept(address: str, _: int) -> None:
 
 
 def descriptors_in_use() -> int:
-    """How many there are."""
+    """Counts the open descriptors of this process."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def descriptors(address: str, _: int) -> None:
-    """Thousands of calls of a coroutine share a few descriptors, in each event loop."""
+def thousands_of_calls_share_a_few_descriptors(address: str, _: int) -> None:
+    """Thousands of asynchronous calls use a few descriptors in each event loop."""
     limit = descriptors_in_use() + 48
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
@@ -251,7 +251,7 @@ def descriptors(address: str, _: int) -> None:
     with Client(address) as client:
         for _ in range(3):
             outcomes = asyncio.run(many(client))
-            # The queue of the host is short, and a refusal is an answer as well.
+            # The host rejects calls when its short queue is full.
             assert all(isinstance(outcome, int | OverloadedError) for outcome in outcomes), outcomes[:5]
         gc.collect()
         session = client.session("descriptors")
@@ -262,7 +262,7 @@ def descriptors(address: str, _: int) -> None:
             assert len(await asyncio.gather(*map(anext, opened))) == 50
 
         asyncio.run(watches())
-        # Loops that are closed leave none behind, even before the garbage collector runs.
+        # Closed event loops release their descriptors before the garbage collector runs.
         gc.disable()
         for number in range(100):
             assert asyncio.run(client.call_async("add", a=number, b=1)) == number + 1
@@ -273,23 +273,23 @@ def descriptors(address: str, _: int) -> None:
 
 
 def outcome(client: Client, number: int) -> Any:
-    """What comes of a call: its value or its error."""
+    """Returns the value of a call or its error."""
     try:
         return client.call("add", a=number, b=1)
     except HostUnavailableError as error:
         return error
 
 
-def cuts(address: str, _: int) -> None:
-    """A cut connection costs at most the calls that are under way; safe ones, none."""
-    proxy = Proxy(address)
+def a_cut_connection_loses_at_most_the_running_calls(address: str, _: int) -> None:
+    """A cut connection loses at most the running calls. The client repeats idempotent ones."""
+    proxy = FaultyProxy(address)
     with Client(proxy.address) as client:
         safe = client.options(idempotent=True)
         session = client.session("cuts")
         session["n"] = 0
         for number in range(60):
             proxy.cut()
-            # The first call may have left before the cut is noticed; it is a call under way then.
+            # The client may send the first call before it notices the cut.
             outcomes = [outcome(client, number) for _ in range(20)]
             lost = [error for error in outcomes if isinstance(error, HostUnavailableError)]
             assert len(lost) <= 1, lost
@@ -310,19 +310,19 @@ def cuts(address: str, _: int) -> None:
                 with contextlib.suppress(HostUnavailableError):
                     client.call("append", path=path)
                 cut.join()
-            # Without a word from its caller no call runs twice.
+            # The client never repeats a call that is not idempotent.
             assert len(Path(path).read_text().splitlines()) <= 30
-        # While nobody listens, nothing was sent.
+        # A call is not delivered if the port is closed.
         proxy.close()
         with pytest.raises(HostUnavailableError):
             [client.call("add", a=1, b=2) for _ in range(2)]
-        with pytest.raises(HostUnavailableError, match="cannot reach") as refused:
+        with pytest.raises(HostUnavailableError, match="cannot reach") as rejected:
             safe.call("add", a=1, b=2)
-        assert not refused.value.may_have_run
+        assert not rejected.value.may_have_run
 
 
-def refusals(address: str, _: int) -> None:
-    """Every refusal is a class of its own, and says what to do."""
+def each_rejection_has_its_exception_class(address: str, _: int) -> None:
+    """Each kind of rejection raises its own class, with a hint."""
     with Client(address) as client:
         with pytest.raises(UnsupportedError, match=r"`stream\(\)`") as wrong:
             client.call("count", n=3)
@@ -336,9 +336,9 @@ def refusals(address: str, _: int) -> None:
             client.call("length", data=bytes(limit))
         many = {f"a{number}": 1 for number in range(270_000)}
         for caller in (client, client.options(idempotent=True)):
-            with pytest.raises(InvalidArgumentError, match="fields") as refused:
+            with pytest.raises(InvalidArgumentError, match="fields") as rejected:
                 caller.call("add", **many)
-            assert not refused.value.may_have_run
+            assert not rejected.value.may_have_run
         for program in (client.global_programs, client.session("large").programs):
             with pytest.raises(InvalidArgumentError, match=str(limit)):
                 program["p"] = bytes(limit)
@@ -369,8 +369,8 @@ def refusals(address: str, _: int) -> None:
             assert error.retry_after > 0
 
 
-def stopping(address: str, pid: int) -> None:
-    """Whatever a host cuts when it stops says so."""
+def a_stopping_host_ends_calls_and_watches_with_an_error(address: str, pid: int) -> None:
+    """Calls, streams and watches raise ShuttingDownError when the host stops."""
     client = Client(address)
     session = client.session("stopping")
     session["n"] = 0
@@ -387,7 +387,7 @@ def stopping(address: str, pid: int) -> None:
         call = threads.submit(client.call, "sleep", seconds=600, path=str(sleeps))
         blocked = threads.submit(lambda: next(watch))
         awaited = threads.submit(lambda: asyncio.run(ended()))
-        until(sleeps.exists)
+        wait_until(sleeps.exists)
         os.kill(pid, signal.SIGTERM)
         with pytest.raises(ShuttingDownError, match="shut"):
             blocked.result()
@@ -398,8 +398,8 @@ def stopping(address: str, pid: int) -> None:
             list(stream)
 
 
-def forks(address: str, _: int) -> None:
-    """A fork can drop and close what its parent has, also while the parent's threads are in the middle of it."""
+def forks_may_drop_and_close_a_client(address: str, _: int) -> None:
+    """A fork can drop and close the client and streams of its parent, also while threads of the parent use them."""
     client = Client(address)
     over = threading.Event()
 
@@ -439,8 +439,8 @@ def forks(address: str, _: int) -> None:
     [thread.join() for thread in threads]
 
 
-def threads(address: str, _: int) -> None:
-    """Threads share a client, and even a stream of it."""
+def threads_share_a_client_and_a_stream(address: str, _: int) -> None:
+    """Several threads use one client and read one stream."""
     with Client(address) as client, ThreadPoolExecutor(8) as pool:
         stream = client.stream("count", n=5000)
         parts = list(pool.map(lambda _: list(stream), range(8)))
@@ -450,17 +450,17 @@ def threads(address: str, _: int) -> None:
 SCENARIOS = {
     scenario.__name__: scenario
     for scenario in (
-        silent_hosts,
-        silent_sessions,
-        odd_proxies,
-        closing,
-        unkept,
-        descriptors,
-        cuts,
-        refusals,
-        forks,
-        threads,
-        stopping,
+        calls_to_a_frozen_host_end_at_their_deadline,
+        session_requests_to_a_frozen_host_end_at_their_timeout,
+        connecting_to_a_server_that_is_not_a_host_fails,
+        running_calls_survive_the_close_of_their_client,
+        calls_continue_without_a_reference_to_their_client,
+        thousands_of_calls_share_a_few_descriptors,
+        a_cut_connection_loses_at_most_the_running_calls,
+        each_rejection_has_its_exception_class,
+        forks_may_drop_and_close_a_client,
+        threads_share_a_client_and_a_stream,
+        a_stopping_host_ends_calls_and_watches_with_an_error,
     )
 }
 

@@ -1,4 +1,4 @@
-"""What a program does not read holds up nothing else; and calls outlive the client that started them."""
+"""Unread streams do not delay other calls, and calls outlive the client that started them."""
 
 import sys
 
@@ -11,7 +11,7 @@ CHUNKS = 50_000
 
 
 def watches(address: str) -> None:
-    """Two watches that nobody reads, on the connection of the calls. The other client's updates fill them."""
+    """Large updates fill two unread watches on the connection of the calls."""
     with Client(address) as client, Client(address) as writer:
         writer.session("s")["x"] = np.zeros(UPDATE)
         unread = [client.session("s").watch("x") for _ in range(2)]
@@ -19,7 +19,7 @@ def watches(address: str) -> None:
             writer.session("s")["x"] = np.full(UPDATE, float(turn))
             assert client.options(timeout=20).call("add", a=1, b=turn) == 1 + turn
         for watch in unread:
-            # One update fits beside the next; the oldest gave way, and the watch says so.
+            # The watch keeps the newest updates, and reports the dropped ones as lost.
             updates = [next(watch) for _ in range(2)]
             while updates[-1].variable is None or updates[-1].variable.version < 3:
                 updates.append(next(watch))
@@ -27,7 +27,7 @@ def watches(address: str) -> None:
 
 
 def streams(address: str) -> None:
-    """Streams that nobody reads for a while."""
+    """Two streams stay unread for a while."""
     with Client(address) as client:
         unread = [client.stream("count", n=CHUNKS) for _ in range(2)]
         assert client.options(timeout=20).call("add", a=1, b=2) == 3
@@ -35,7 +35,7 @@ def streams(address: str) -> None:
 
 
 def closed(address: str) -> None:
-    """A stream goes on after the close, also beyond the credit that it began with."""
+    """A stream continues after the close of its client, also beyond its initial credit."""
     with Client(address) as client:
         stream = client.stream("count", n=CHUNKS)
         assert next(stream) == 1
@@ -43,7 +43,7 @@ def closed(address: str) -> None:
 
 
 def cancelled(address: str) -> None:
-    """A stream that is given up after the close frees its worker."""
+    """Closing a stream after its client frees the worker."""
     client = Client(address)
     stream = client.stream("count", n=100_000_000)
     next(stream)
@@ -53,11 +53,12 @@ def cancelled(address: str) -> None:
         assert other.options(timeout=20).call("add", a=1, b=2) == 3
 
 
-def nobody_keeps_it(address: str) -> None:
+def unreferenced(address: str) -> None:
+    """A stream continues without a reference to its client."""
     assert list(Client(address).stream("count", n=CHUNKS)) == list(range(1, CHUNKS + 1))
 
 
 if __name__ == "__main__":
-    for scenario in (watches, streams, closed, cancelled, nobody_keeps_it):
+    for scenario in (watches, streams, closed, cancelled, unreferenced):
         scenario(sys.argv[1])
     print("ok")

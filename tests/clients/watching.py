@@ -1,4 +1,4 @@
-"""Watches the variable `x` of a session until it is killed; prints `watching` once it does.
+"""Watches the variable `x` of a session until it is killed. Prints `watching` after the first update.
 
 Usage: watching.py HOST:PORT SESSION
 """

@@ -1,7 +1,7 @@
-//! The Sandbox: a real `snakepit serve` in a directory of its own, with everything a scenario needs to poke at it.
+//! Support for whole-system tests: [`Sandbox`] runs a real `snakepit serve` in a temporary directory.
 //!
-//! Scenarios live in `tests/tests/`, misbehaving Python adapters in `tests/adapters/`, foreign workers in
-//! `tests/workers/`. Nothing here waits by sleeping for a guess: [`eventually`] polls a condition up to a bound.
+//! The tests are in `tests/tests/`, their Python adapters in `tests/adapters/`, and foreign workers in `tests/workers/`.
+//! Tests wait for conditions with [`eventually`], which polls up to a bound, and never for a fixed time.
 
 mod processes;
 mod proxy;
@@ -17,5 +17,5 @@ pub use sandbox::{
 };
 pub use wire::{Client, arguments, execute, execute_within, result_of, tool_request};
 
-/// The adapter that the Python package ships.
+/// The adapter that is part of the Python package.
 pub const SHOWCASE: &str = "snakepit_bridge.adapters.showcase.showcase_adapter:ShowcaseAdapter";

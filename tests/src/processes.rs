@@ -1,4 +1,4 @@
-//! Looking at processes, signalling them, and waiting for what they do.
+//! Functions that find processes, send signals, and wait for conditions.
 
 use std::time::Duration;
 
@@ -6,38 +6,38 @@ pub use nix::sys::signal::Signal;
 use nix::{sys::signal::kill, unistd::Pid};
 use tokio::time::Instant;
 
-/// Whether a process lives. A zombie does not.
+/// Whether a process is running. A zombie counts as ended.
 #[must_use]
 pub fn is_alive(pid: u32) -> bool {
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        // The state follows the parenthesized command name, which may itself hold parentheses.
+        // The state follows the command name in parentheses, which may contain parentheses itself.
         Ok(stat) => !stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])),
         Err(_) => false,
     }
 }
 
-/// The processes that have this text in their command line. A zombie has none.
+/// Finds the processes whose command line contains a text. Zombies have no command line.
 ///
 /// # Panics
-/// When there is no `/proc`.
+/// If `/proc` cannot be read.
 #[must_use]
 pub fn processes_with(text: &str) -> Vec<u32> {
     let entries = std::fs::read_dir("/proc").expect("processes are listed in /proc").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let has_text = |pid: &u32| {
-        // A process that ended meanwhile has no command line.
+        // If the process has ended meanwhile, the file is missing.
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&line).contains(text)
     };
     pids.filter(has_text).collect()
 }
 
-/// Sends a signal to one process that the test started.
+/// Sends a signal to a process of the test.
 pub fn signal(pid: u32, signal: Signal) {
     kill(Pid::from_raw(pid.cast_signed()), signal).unwrap_or_else(|e| panic!("cannot signal {pid}: {e}"));
 }
 
-/// Polls a condition until it holds; panics with `what` when it does not within `bound`.
+/// Polls a condition until it is true. Panics with `what` if it is still false after `bound`.
 pub async fn eventually<F>(what: &str, bound: Duration, mut condition: impl FnMut() -> F)
 where
     F: Future<Output = bool>,

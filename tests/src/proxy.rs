@@ -1,4 +1,4 @@
-//! Proxies in front of a host, started with the settings of docs/proxies.md.
+//! Reverse proxies in front of a host, with the settings from docs/proxies.md.
 
 use std::{path::PathBuf, process::Stdio, time::Duration};
 
@@ -9,7 +9,7 @@ use tokio::{
 
 use crate::{eventually, root};
 
-/// A running proxy, which ends with this.
+/// A running nginx or HAProxy. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Proxy {
     _child: Child,
@@ -17,12 +17,12 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// nginx with the documented settings, in front of `host:port`.
+    /// Starts nginx with the documented settings, in front of `host:port`.
     pub async fn nginx(host: &str) -> Self {
         Self::nginx_with(host, |settings| settings).await
     }
 
-    /// nginx with the documented settings as this changes them.
+    /// Starts nginx with a changed copy of the documented settings.
     pub async fn nginx_with(host: &str, change: impl FnOnce(String) -> String) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = format!("unix:{}", socket(&dir).display());
@@ -42,7 +42,7 @@ impl Proxy {
         Self::start(command, dir).await
     }
 
-    /// HAProxy with the documented settings, in front of `host:port`.
+    /// Starts HAProxy with the documented settings, in front of `host:port`.
     pub async fn haproxy(host: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let bind = format!("bind unix@{}", socket(&dir).display());
@@ -54,7 +54,7 @@ impl Proxy {
     }
 
     async fn start(mut command: Command, dir: tempfile::TempDir) -> Self {
-        // Servers stand in the administrator's directory, which is not on every user's path.
+        // Distributions install servers in /usr/sbin, which not every user's `PATH` contains.
         let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin";
         let child = command.env("PATH", path).stdin(Stdio::null()).kill_on_drop(true).spawn();
         let child = child.unwrap_or_else(|e| panic!("{e}: {command:?}; CI installs nginx-light and haproxy"));
@@ -67,7 +67,7 @@ impl Proxy {
         proxy
     }
 
-    /// Where it serves, as an address for clients.
+    /// Returns its address in the form that clients accept.
     #[must_use]
     pub fn address(&self) -> String {
         format!("unix:{}", socket(&self.dir).display())

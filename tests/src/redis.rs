@@ -1,4 +1,4 @@
-//! A Redis server of a test's own.
+//! A Redis server for one test.
 
 use std::{
     path::Path,
@@ -9,7 +9,7 @@ use std::{
 use crate::Signal;
 use tokio::{net::UnixStream, time::timeout};
 
-/// A running `redis-server`, which ends with this.
+/// A running `redis-server`. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Redis {
     child: Child,
@@ -17,24 +17,24 @@ pub struct Redis {
     persistence: &'static [&'static str],
 }
 
-/// Nothing outlives the server.
+/// Options of a server without persistence.
 const VOLATILE: &[&str] = &["--save", "", "--appendonly", "no"];
-/// Every acknowledged write outlives it.
+/// Options of a server that syncs every write before it acknowledges it.
 const DURABLE: &[&str] = &["--save", "", "--appendonly", "yes", "--appendfsync", "always"];
 
 impl Redis {
-    /// Starts one that keeps nothing when it ends, on a socket in a directory of its own, and waits until it accepts.
+    /// Starts a server without persistence on a socket in a temporary directory, and waits until it accepts connections.
     ///
     /// # Panics
-    /// When it does not start.
+    /// If it does not start.
     pub async fn start() -> Self {
         Self::launch(tempfile::tempdir().unwrap(), VOLATILE).await
     }
 
-    /// Starts one that loses no acknowledged write, even when it is killed.
+    /// Starts a server that keeps every acknowledged write, even if it is killed.
     ///
     /// # Panics
-    /// When it does not start.
+    /// If it does not start.
     pub async fn durable() -> Self {
         Self::launch(tempfile::tempdir().unwrap(), DURABLE).await
     }
@@ -42,28 +42,28 @@ impl Redis {
     async fn launch(dir: tempfile::TempDir, persistence: &'static [&'static str]) -> Self {
         let child = spawn(dir.path(), persistence);
         let redis = Self { child, dir, persistence };
-        redis.accepts().await;
+        redis.wait_until_ready().await;
         redis
     }
 
-    /// Kills it, stays away for that long, and starts it anew on the same directory.
+    /// Kills the server, and starts it again in the same directory after the time `down`.
     ///
     /// # Panics
-    /// When it does not start.
-    pub async fn restart(&mut self, away: Duration) {
+    /// If it does not start.
+    pub async fn restart(&mut self, down: Duration) {
         self.child.kill().expect("redis-server runs");
         self.child.wait().expect("redis-server can be waited for");
-        tokio::time::sleep(away).await;
+        tokio::time::sleep(down).await;
         self.child = spawn(self.dir.path(), self.persistence);
-        self.accepts().await;
+        self.wait_until_ready().await;
     }
 
-    /// Sends it a signal, such as SIGSTOP and SIGCONT.
+    /// Sends a signal to the server, such as SIGSTOP or SIGCONT.
     pub fn signal(&self, signal: Signal) {
         crate::signal(self.child.id(), signal);
     }
 
-    async fn accepts(&self) {
+    async fn wait_until_ready(&self) {
         let accepts = async {
             while UnixStream::connect(self.dir.path().join("redis")).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -72,7 +72,7 @@ impl Redis {
         timeout(Duration::from_secs(20), accepts).await.expect("redis-server accepts connections");
     }
 
-    /// Where it is, as `--sessions` takes it.
+    /// Returns its URL in the form that `--sessions` accepts.
     #[must_use]
     pub fn url(&self) -> String {
         format!("redis+unix://{}", self.dir.path().join("redis").display())
@@ -90,7 +90,6 @@ fn spawn(dir: &Path, persistence: &[&str]) -> Child {
 
 impl Drop for Redis {
     fn drop(&mut self) {
-        // By the handle of what this started, and nothing else.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! One daemon, in a directory of its own, gone when the test is over however it ends.
+//! A daemon for one test, in a temporary directory. Dropping its handle kills it.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,16 +20,16 @@ use tonic::transport::Endpoint;
 
 use crate::{Client, is_alive, signal};
 
-/// How long a daemon may take to get ready or to give up.
-const START_WITHIN: Duration = Duration::from_secs(60);
+/// The time limit for a start to succeed or fail, and for commands.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The repository's root.
+/// The root of the repository.
 #[must_use]
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
-/// The Python whose environment has `snakepit_bridge`.
+/// The Python interpreter of the environment that contains `snakepit_bridge`.
 #[must_use]
 pub fn python() -> PathBuf {
     let python =
@@ -38,26 +38,27 @@ pub fn python() -> PathBuf {
     python
 }
 
-/// The daemon's binary, built beside this program or, for tests, a directory above: `cargo xtask` sees to that.
+/// The path of the daemon's binary. It is in the directory of this program or, for tests, one directory above.
 ///
 /// # Panics
-/// When it is not there.
+/// If it is not there. `cargo xtask` builds it before the tests.
 #[must_use]
 pub fn daemon_binary() -> PathBuf {
     let program = std::env::current_exe().unwrap();
-    let mut places = program.ancestors().skip(1).take(2).map(|dir| dir.join("snakepit"));
-    places.find(|path| path.is_file()).unwrap_or_else(|| {
+    let mut candidates = program.ancestors().skip(1).take(2).map(|dir| dir.join("snakepit"));
+    candidates.find(|path| path.is_file()).unwrap_or_else(|| {
         panic!("no daemon beside {}; run `cargo build -p snakepit-cli`", program.display())
     })
 }
 
-/// Whether this run of the tests is the one over plain RPCs: the same scenarios must hold over both paths to a worker.
+/// Whether the workers receive each call as an RPC instead of on the multiplexed stream. `cargo xtask test` runs the same
+/// scenarios in both modes.
 #[must_use]
 pub fn plain_calls() -> bool {
     std::env::var_os("SNAKEPIT_TEST_PLAIN").is_some()
 }
 
-/// The configuration that a daemon finds in its working directory.
+/// The configuration file that the daemon reads from its working directory.
 const CONFIG: &str = "snakepit.toml";
 
 /// A running daemon.
@@ -76,16 +77,16 @@ struct Ready {
     pid: u32,
 }
 
-/// A daemon that did not come up.
+/// The outcome of a daemon that did not become ready.
 #[derive(Debug)]
 pub struct StartFailure {
-    /// Its exit code.
+    /// The exit code.
     pub code: Option<i32>,
-    /// All it wrote to stderr.
+    /// The complete stderr.
     pub stderr: String,
 }
 
-/// What to start.
+/// Options of a daemon that is not started yet.
 #[derive(Debug)]
 pub struct SandboxBuilder {
     args: Vec<String>,
@@ -97,7 +98,7 @@ pub struct SandboxBuilder {
     working_dir: Option<PathBuf>,
 }
 
-/// A daemon that is on its way up.
+/// A daemon that is starting.
 #[derive(Debug)]
 pub struct Starting {
     child: Child,
@@ -108,49 +109,49 @@ pub struct Starting {
 }
 
 impl Sandbox {
-    /// A daemon that serves an adapter with this many workers.
+    /// Configures a daemon that serves an adapter with a number of workers.
     #[must_use]
     pub fn adapter(adapter: &str, workers: usize) -> SandboxBuilder {
         SandboxBuilder::new(&["--adapter", adapter], workers)
     }
 
-    /// A daemon whose workers are another program.
+    /// Configures a daemon whose workers run another program.
     #[must_use]
     pub fn worker_command(command: &str, workers: usize) -> SandboxBuilder {
         SandboxBuilder::new(&["--worker-command", command], workers)
     }
 
-    /// Where it serves, as a URL.
+    /// Returns the URL of its gRPC port.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.ready.grpc
     }
 
-    /// The Unix socket it serves on.
+    /// Returns the path of its Unix socket.
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.ready.socket
     }
 
-    /// Its process.
+    /// Returns the pid.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.ready.pid
     }
 
-    /// The directory it keeps its sockets and ledger in; another daemon may be started on it.
+    /// Returns the temporary directory with its sockets and ledger.
     #[must_use]
     pub fn run_dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// What it logged so far.
+    /// Returns the log so far.
     #[must_use]
     pub fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
     }
 
-    /// A client on a connection of its own.
+    /// Opens a new connection.
     pub async fn client(&self) -> Client {
         let channel = Endpoint::from_shared(self.ready.grpc.clone()).unwrap().connect().await.unwrap();
         Client::new(channel)
@@ -158,37 +159,37 @@ impl Sandbox {
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    /// Its workers.
+    /// Lists its workers.
     pub async fn workers(&self) -> Vec<pb::WorkerInfo> {
         self.client().await.list_workers(pb::ListWorkersRequest {}).await.unwrap().into_inner().workers
     }
 
-    /// The processes of its workers.
+    /// Returns the pids of its workers.
     pub async fn worker_pids(&self) -> Vec<u32> {
         self.workers().await.into_iter().map(|worker| worker.pid).filter(|pid| *pid != 0).collect()
     }
 
-    /// Runs the command line against any server.
+    /// Runs a command against any server.
     pub async fn cli_at(server: &str, args: &[&str]) -> Output {
         let mut command = Command::new(daemon_binary());
         command.args(args).env("SNAKEPIT_SERVER", server).stdin(Stdio::null()).kill_on_drop(true);
-        timeout(START_WITHIN, command.output()).await.expect("the command did not end").unwrap()
+        timeout(START_TIMEOUT, command.output()).await.expect("the command did not end").unwrap()
     }
 
-    /// Runs the command line against it.
+    /// Runs a command against this daemon.
     pub async fn cli(&self, args: &[&str]) -> Output {
         self.cli_into(Stdio::piped(), args).await
     }
 
-    /// Runs the command line against it, with this as its stdout.
+    /// Runs a command against this daemon, with the given stdout.
     pub async fn cli_into(&self, stdout: impl Into<Stdio>, args: &[&str]) -> Output {
         let mut command = Command::new(daemon_binary());
         command.args(args).env("SNAKEPIT_SERVER", self.url()).stdin(Stdio::null()).stderr(Stdio::piped());
         let child = command.stdout(stdout).kill_on_drop(true).spawn().unwrap();
-        timeout(START_WITHIN, child.wait_with_output()).await.expect("the command did not end").unwrap()
+        timeout(START_TIMEOUT, child.wait_with_output()).await.expect("the command did not end").unwrap()
     }
 
-    /// Runs a command that must succeed, and returns what it printed.
+    /// Runs a command against this daemon and returns its stdout. Panics if the command fails.
     pub async fn cli_ok(&self, args: &[&str]) -> String {
         let output = self.cli(args).await;
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -196,12 +197,12 @@ impl Sandbox {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Waits for its end.
+    /// Waits for the daemon to end and returns its exit code.
     pub async fn wait(&mut self, bound: Duration) -> Option<i32> {
         timeout(bound, self.child.wait()).await.expect("the daemon did not end").unwrap().code()
     }
 
-    /// Asks it to stop and waits for its end.
+    /// Sends SIGTERM, waits for the daemon to end, and returns its exit code.
     pub async fn stop(mut self) -> Option<i32> {
         signal(self.ready.pid, Signal::SIGTERM);
         self.wait(Duration::from_secs(20)).await
@@ -213,9 +214,9 @@ impl Drop for Sandbox {
         if std::thread::panicking() {
             eprintln!("---- the daemon's log\n{}", self.log());
         }
-        // Not by the pid that it told, which may be one of another PID namespace.
+        // The pid in the ready line may belong to another PID namespace.
         if let Some(pid) = self.child.id().filter(|pid| is_alive(*pid)) {
-            // SIGTERM stops the workers too, but takes a while; SIGKILL is what workers must survive not.
+            // SIGKILL is faster than SIGTERM, and the workers must end with their host in any case.
             signal(pid, Signal::SIGKILL);
         }
     }
@@ -243,56 +244,56 @@ impl SandboxBuilder {
         self
     }
 
-    /// Runs workers with another interpreter.
+    /// Sets the Python interpreter of the workers.
     #[must_use]
     pub fn python(mut self, python: impl Into<PathBuf>) -> Self {
         self.python = python.into();
         self
     }
 
-    /// Listens on this address instead of a free port of 127.0.0.1.
+    /// Sets the listen address; the default is a free port of 127.0.0.1.
     #[must_use]
     pub fn listen(mut self, address: impl Into<String>) -> Self {
         self.listen = address.into();
         self
     }
 
-    /// Sets an environment variable of the daemon, which its workers inherit.
+    /// Sets an environment variable of the daemon and, by inheritance, of its workers.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.environment.push((name.to_owned(), value.into()));
         self
     }
 
-    /// Starts the daemon by this line of a shell, in which `"$@"` is its command line: `exec "$@" 2>/dev/full`.
+    /// Starts the daemon from a shell script, in which `"$@"` is the command line, as in `exec "$@" 2>/dev/full`.
     #[must_use]
     pub fn shell(mut self, line: impl Into<String>) -> Self {
         self.shell = Some(line.into());
         self
     }
 
-    /// Starts the daemon in this working directory instead of its own.
+    /// Sets the working directory; the default is the temporary directory.
     #[must_use]
     pub fn working_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.working_dir = Some(dir.into());
         self
     }
 
-    /// Writes a `snakepit.toml` into the daemon's working directory.
+    /// Writes `snakepit.toml` in the temporary directory.
     #[must_use]
     pub fn config(self, text: &str) -> Self {
         std::fs::write(self.dir.path().join(CONFIG), text).unwrap();
         self
     }
 
-    /// Starts the daemon in the directory of an earlier one.
+    /// Uses the temporary directory of an earlier daemon.
     #[must_use]
     pub fn after(mut self, mut earlier: Sandbox) -> Self {
         std::mem::swap(&mut self.dir, &mut earlier.dir);
         self
     }
 
-    /// Starts the daemon; panics when it does not get ready.
+    /// Starts the daemon and waits until it is ready. Panics if it fails.
     pub async fn start(self) -> Sandbox {
         match self.try_start().await {
             Ok(sandbox) => sandbox,
@@ -300,12 +301,12 @@ impl SandboxBuilder {
         }
     }
 
-    /// Starts the daemon, and waits until it is ready or gave up.
+    /// Starts the daemon and waits until it is ready or has failed.
     pub async fn try_start(self) -> Result<Sandbox, StartFailure> {
         self.spawn().outcome().await
     }
 
-    /// Starts the daemon without waiting for anything.
+    /// Starts the process without waiting.
     #[must_use]
     pub fn spawn(self) -> Starting {
         let mut command = match &self.shell {
@@ -344,28 +345,28 @@ impl SandboxBuilder {
 }
 
 impl Starting {
-    /// Its process.
+    /// Returns the pid.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id().expect("nobody waited for it yet")
+        self.child.id().expect("the process was not awaited yet")
     }
 
-    /// The directory it keeps its sockets and ledger in.
+    /// Returns the directory of its sockets and its ledger.
     #[must_use]
     pub fn run_dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Waits for its end.
+    /// Waits for the daemon to end and returns its exit code.
     pub async fn wait(&mut self, bound: Duration) -> Option<i32> {
         timeout(bound, self.child.wait()).await.expect("the daemon did not end").unwrap().code()
     }
 
-    /// Waits until it is ready or gave up.
+    /// Waits until the daemon is ready or has failed.
     pub async fn outcome(mut self) -> Result<Sandbox, StartFailure> {
-        let line = timeout(START_WITHIN, self.stdout.next_line())
+        let line = timeout(START_TIMEOUT, self.stdout.next_line())
             .await
-            .expect("the daemon neither got ready nor gave up");
+            .expect("the daemon neither became ready nor failed");
         match line.unwrap() {
             Some(line) => {
                 let ready = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
@@ -388,7 +389,7 @@ impl Starting {
 }
 
 impl StartFailure {
-    /// Its last word: the one line that says what is wrong. Panics when there is none.
+    /// Returns the line with the error. Panics if there is no such line.
     #[must_use]
     pub fn line(&self) -> &str {
         let last = self.stderr.lines().find(|line| line.starts_with("snakepit: "));

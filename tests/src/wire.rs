@@ -1,4 +1,4 @@
-//! Talking gRPC as any client would: the generated stubs, plain messages.
+//! Plain gRPC calls with the generated client.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,10 +9,10 @@ use tokio::net::TcpStream;
 use tonic::{Request, Status, transport::Channel};
 use tower::service_fn;
 
-/// A client of the bridge service.
+/// The generated client of the bridge service.
 pub type Client = pb::bridge_service_client::BridgeServiceClient<Channel>;
 
-/// Arguments as a client of this protocol sends them.
+/// Encodes arguments in the form of the protocol.
 #[must_use]
 pub fn arguments(json: &Value) -> BTreeMap<String, pb::Any> {
     let object = json.as_object().unwrap();
@@ -25,13 +25,13 @@ fn any(json: &Value) -> pb::Any {
     value::encode(value::TypedValue { type_name, json: text.into(), binary: None }).0
 }
 
-/// A request to call a tool without a session.
+/// Creates a request that calls a tool without a session.
 #[must_use]
 pub fn tool_request(tool: &str, args: &Value) -> pb::ExecuteToolRequest {
     pb::ExecuteToolRequest { tool_name: tool.to_owned(), parameters: arguments(args), ..Default::default() }
 }
 
-/// The result of a successful answer, as JSON. Panics when the tool failed.
+/// Returns the result of a successful call as JSON. Panics if the tool failed.
 #[must_use]
 pub fn result_of(response: pb::ExecuteToolResponse) -> Value {
     assert!(response.success, "the tool failed: {}", response.error_message);
@@ -39,8 +39,8 @@ pub fn result_of(response: pb::ExecuteToolResponse) -> Value {
     serde_json::from_slice(&typed.json).unwrap()
 }
 
-/// Calls a tool with a timeout on a connection that keeps no time itself, so that whatever ends the call is the server's
-/// word. tonic's own channel gives up at the same moment, and on a busy machine before the server's answer arrives.
+/// Calls a tool with a timeout that only the server enforces. tonic's channel has a timer too, and on a busy machine that
+/// timer can end the call before the server's answer arrives.
 pub async fn execute_within(
     url: &str,
     timeout: Duration,
@@ -64,7 +64,7 @@ pub async fn execute_within(
     outcome.map(tonic::Response::into_inner)
 }
 
-/// Calls a tool and returns its result.
+/// Calls a tool and returns its result as JSON.
 pub async fn execute(client: &mut Client, tool: &str, args: &Value) -> Result<Value, Status> {
     Ok(result_of(client.execute_tool(tool_request(tool, args)).await?.into_inner()))
 }

@@ -1,4 +1,4 @@
-//! Addresses as people write them, and servers that are no hosts: what the command line and the clients make of both.
+//! Forms of addresses, and servers that are not Snakepit hosts, with the command line and the clients.
 
 use std::process::Stdio;
 
@@ -15,7 +15,7 @@ use tokio::{
 const ADD: &[&str] = &["call", "add", "--args", r#"{"a": 1, "b": 2}"#];
 
 #[tokio::test]
-async fn sockets_are_written_in_both_ways() {
+async fn addresses_accept_both_forms_of_unix_sockets_and_surrounding_spaces() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let (path, url) = (sandbox.socket().display(), sandbox.url());
     for address in [format!("unix:{path}"), format!("unix://{path}"), format!("{url}/"), format!(" {url} ")] {
@@ -39,7 +39,7 @@ async fn sockets_are_written_in_both_ways() {
 }
 
 #[tokio::test]
-async fn what_an_address_lacks_is_said() {
+async fn a_malformed_address_gets_an_error_that_names_the_problem() {
     for (address, needle) in [
         ("localhost", "no port"),
         ("http://localhost", "no port"),
@@ -59,7 +59,7 @@ async fn what_an_address_lacks_is_said() {
     }
 }
 
-/// A server that answers every connection with these bytes once it has heard something, and hangs up.
+/// A server that answers the first bytes of each connection with `answer` and closes it. An empty answer closes it immediately.
 async fn server(answer: &'static [u8]) -> (String, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -77,12 +77,12 @@ async fn server(answer: &'static [u8]) -> (String, JoinSet<()>) {
 }
 
 #[tokio::test]
-async fn a_server_that_is_no_host_is_named() {
+async fn the_error_names_the_protocol_of_a_server_that_is_not_a_host() {
     let alert = b"\x15\x03\x01\x00\x02\x02\x46";
     let http = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
     for (answer, needle) in [(&alert[..], "speaks TLS"), (http, "HTTP/1"), (b"", "without a word")] {
         let (address, _serving) = server(answer).await;
-        is_named(&address, needle).await;
+        assert_error_contains(&address, needle).await;
     }
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut redis = Command::new("redis-server");
@@ -93,11 +93,11 @@ async fn a_server_that_is_no_host_is_named() {
         tokio::net::TcpStream::connect(&address).await.is_ok()
     })
     .await;
-    is_named(&address, "Redis").await;
+    assert_error_contains(&address, "Redis").await;
 }
 
-/// By the command line, the client in Rust and the client in Python.
-async fn is_named(address: &str, needle: &str) {
+/// Checks the error of the command line and that of the Rust client.
+async fn assert_error_contains(address: &str, needle: &str) {
     let output = Sandbox::cli_at(address, ADD).await;
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{stderr}");

@@ -1,4 +1,4 @@
-//! Daemons whose sessions live in a file or in Redis.
+//! Daemons that store their sessions in a file or in Redis.
 
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ async fn read(client: &mut Client, session: &str, name: &str) -> pb::Variable {
 }
 
 #[tokio::test]
-async fn a_file_opens_without_a_warning_after_a_clean_stop() {
+async fn a_session_file_opens_without_a_warning_after_a_clean_shutdown() {
     let files = tempfile::tempdir().unwrap();
     let sessions = format!("file:{}", files.path().join("sessions.redb").display());
     for _ in 0..2 {
@@ -68,7 +68,7 @@ async fn a_file_opens_without_a_warning_after_a_clean_stop() {
 }
 
 #[tokio::test]
-async fn a_daemon_killed_in_mid_write_comes_back_with_all_it_acknowledged() {
+async fn acknowledged_writes_survive_a_kill_of_the_daemon() {
     const WRITERS: u32 = 4;
     let files = tempfile::tempdir().unwrap();
     let sessions = format!("file:{}", files.path().join("sessions.redb").display());
@@ -97,7 +97,7 @@ async fn a_daemon_killed_in_mid_write_comes_back_with_all_it_acknowledged() {
                         }
                         Err(_) => return (writer, written),
                     }
-                    // In the middle of what the others write.
+                    // The other writers are writing at this moment.
                     if writer == 0 && written % 50 == 20 + round {
                         signal(pid, Signal::SIGKILL);
                     }
@@ -113,7 +113,7 @@ async fn a_daemon_killed_in_mid_write_comes_back_with_all_it_acknowledged() {
         for (writer, written) in acknowledged.iter_mut().enumerate() {
             let found = read(&mut client, "s", &format!("x{writer}")).await;
             let version = found.version.cast_unsigned();
-            // What was not acknowledged any more may be there, and nothing else.
+            // One write per writer may be stored although its acknowledgement was lost.
             assert!(version == *written || version == *written + 1, "{version} of {written}");
             assert_eq!(found.value, number(version));
             *written = version;
@@ -127,7 +127,7 @@ async fn a_daemon_killed_in_mid_write_comes_back_with_all_it_acknowledged() {
 }
 
 #[tokio::test]
-async fn two_daemons_on_one_redis_are_as_one() {
+async fn two_daemons_on_one_redis_share_sessions_watches_and_events() {
     const EACH: u32 = 40;
     let redis = Redis::start().await;
     let (one, other) = tokio::join!(daemon(&redis.url()).start(), daemon(&redis.url()).start());
@@ -139,9 +139,9 @@ async fn two_daemons_on_one_redis_are_as_one() {
     let mut call = tool_request("add", &serde_json::json!({"a": 1, "b": 2}));
     call.session_id = "s".into();
     let answer = there.execute_tool(call).await.unwrap().into_inner();
-    assert_eq!(result_of(answer), 3, "a call in a session that the other made");
+    assert_eq!(result_of(answer), 3, "a call in a session that the other daemon created");
 
-    // Each increments by compare-and-set while the first watches.
+    // Both daemons increment with compare-and-swap while the first one watches.
     let watch = pb::WatchVariablesRequest {
         session_id: "s".into(),
         variable_identifiers: vec!["x".into()],
@@ -179,32 +179,32 @@ async fn two_daemons_on_one_redis_are_as_one() {
     there.cleanup_session(cleanup).await.unwrap();
     let end = updates.message().await.unwrap_err();
     assert_eq!(end.code(), Code::NotFound, "{end:?}");
-    let mut told = Vec::new();
-    while told.len() < 4 {
+    let mut seen = Vec::new();
+    while seen.len() < 4 {
         let event = tokio::time::timeout(Duration::from_secs(60), events.message()).await;
-        let event = event.expect("an event comes").unwrap().unwrap();
-        told.push((event.session_id, event.event));
+        let event = event.expect("an event arrives").unwrap().unwrap();
+        seen.push((event.session_id, event.event));
     }
     let expected = [("s", "created"), ("short", "created"), ("s", "deleted"), ("short", "expired")];
-    assert_eq!(told, expected.map(|(id, event)| (id.to_owned(), event.to_owned())));
+    assert_eq!(seen, expected.map(|(id, event)| (id.to_owned(), event.to_owned())));
     let stats = here.get_session_stats(pb::GetSessionStatsRequest {}).await.unwrap().into_inner();
     assert_eq!((stats.created, stats.live, stats.deleted, stats.expired), (2, 0, 1, 1));
 }
 
 #[tokio::test]
-async fn a_place_that_cannot_be_used_is_named() {
-    for (sessions, said) in [
+async fn an_unusable_session_url_is_named_in_the_error() {
+    for (sessions, needle) in [
         ("disk", "file:PATH"),
         ("file:/nonexistent/dir/sessions.redb", "/nonexistent/dir"),
         ("redis+unix:///nonexistent/socket", "/nonexistent/socket"),
     ] {
         let failure = daemon(sessions).try_start().await.unwrap_err();
-        assert!(failure.stderr.contains(said), "{sessions}: {}", failure.stderr);
+        assert!(failure.stderr.contains(needle), "{sessions}: {}", failure.stderr);
     }
 }
 
 #[tokio::test]
-async fn no_update_of_six_clients_on_two_daemons_gives_up() {
+async fn concurrent_updates_of_six_clients_on_two_daemons_all_succeed() {
     const EACH: u32 = 50;
     let redis = Redis::start().await;
     let (one, other) = tokio::join!(daemon(&redis.url()).start(), daemon(&redis.url()).start());
@@ -228,7 +228,7 @@ async fn no_update_of_six_clients_on_two_daemons_gives_up() {
 }
 
 #[tokio::test]
-async fn a_redis_that_may_evict_sessions_is_warned_of() {
+async fn a_redis_that_may_evict_sessions_causes_a_warning() {
     const WARNING: &str = "redis may evict sessions when its memory is full";
     let redis = Redis::start().await;
     let sandbox = daemon(&redis.url()).start().await;
@@ -238,19 +238,19 @@ async fn a_redis_that_may_evict_sessions_is_warned_of() {
     set.arg("SET").arg("maxmemory-policy").arg("allkeys-lru").exec_async(&mut connection).await.unwrap();
     let warned = daemon(&redis.url()).start().await;
     eventually(WARNING, Duration::from_secs(10), async || warned.log().contains(WARNING)).await;
-    assert!(!sandbox.log().contains(WARNING), "it started before");
+    assert!(!sandbox.log().contains(WARNING), "this daemon started before the change");
     let log = warned.log();
     let line = log.lines().find(|line| line.contains(WARNING)).expect(&log);
     assert!(line.contains("WARN") && line.contains("policy=\"allkeys-lru\""), "{line}");
     assert!(line.contains("set `maxmemory-policy noeviction`"), "{line}");
 }
 
-/// The file is on a disk of its own, which only the daemon sees.
+/// The file is on a small tmpfs in a mount namespace of the daemon.
 #[tokio::test]
-async fn a_full_disk_refuses_writes_until_there_is_room() {
+async fn a_full_disk_rejects_writes_until_space_is_free() {
     let possible = tokio::process::Command::new("unshare").args(["-rm", "true"]).status().await;
     if !possible.is_ok_and(|status| status.success()) {
-        eprintln!("not tested: there are no mount namespaces here");
+        eprintln!("skipped: mount namespaces are not available");
         return;
     }
     let mount = tempfile::tempdir().unwrap();
@@ -270,19 +270,19 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
         global: false,
     };
     let mut kept = Vec::new();
-    let refused = loop {
+    let rejected = loop {
         let name = format!("p{}", kept.len());
         match client.put_program(program(&name)).await {
             Ok(_) => kept.push(name),
             Err(status) => break status,
         }
-        assert!(kept.len() < 16, "they are larger than the disk");
+        assert!(kept.len() < 16, "the programs are larger than the disk");
     };
     assert!(!kept.is_empty());
-    let said = "writes go on when there is room";
+    let hint = "writes go on when there is room";
     assert!(
-        refused.message().contains("the disk is full: ") && refused.message().contains(said),
-        "{refused:?}"
+        rejected.message().contains("the disk is full: ") && rejected.message().contains(hint),
+        "{rejected:?}"
     );
     for name in &kept {
         let get = pb::GetProgramRequest { session_id: "s".into(), name: name.clone(), global: false };

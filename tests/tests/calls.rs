@@ -1,4 +1,4 @@
-//! Calls over gRPC: every kind of tool, every kind of value, deadlines, overload, health and reflection.
+//! Calls over gRPC: kinds of tools and values, deadlines, overload, affinity, health, reflection and telemetry.
 
 use std::time::Duration;
 
@@ -33,13 +33,13 @@ async fn functions_coroutines_and_generators_are_tools() {
         assert!(chunks[3].is_final && chunks[3].data.is_empty());
         assert!(chunks[..3].iter().all(|chunk| !chunk.is_final));
     }
-    let refused = client.execute_tool(tool_request("count", &json!({"n": 3}))).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unimplemented, "{refused:?}");
-    assert!(refused.message().contains("count"), "{refused:?}");
+    let rejected = client.execute_tool(tool_request("count", &json!({"n": 3}))).await.unwrap_err();
+    assert_eq!(rejected.code(), Code::Unimplemented, "{rejected:?}");
+    assert!(rejected.message().contains("count"), "{rejected:?}");
 }
 
 #[tokio::test]
-async fn values_arrive_as_they_left() {
+async fn values_survive_a_round_trip() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut client = sandbox.client().await;
     let values = json!({
@@ -48,7 +48,7 @@ async fn values_arrive_as_they_left() {
     });
     assert_eq!(execute(&mut client, "echo", &values).await.unwrap(), values);
 
-    // As other clients send values: real wrappers, and bare JSON where the original puts it.
+    // Other clients send protobuf wrappers, or bare JSON as the original Snakepit does.
     let wrapped = |name: &str, bytes: &'static [u8]| pb::Any {
         type_url: format!("type.googleapis.com/google.protobuf.{name}"),
         value: Bytes::from_static(bytes),
@@ -68,7 +68,7 @@ async fn values_arrive_as_they_left() {
 }
 
 #[tokio::test]
-async fn bytes_travel_raw_and_large() {
+async fn sixteen_mebibytes_travel_as_raw_bytes() {
     let sandbox = Sandbox::adapter("misbehaving:MisbehavingAdapter", 1).start().await;
     let mut client = sandbox.client().await;
     let sixteen_mib: Bytes =
@@ -83,7 +83,7 @@ async fn bytes_travel_raw_and_large() {
 }
 
 #[tokio::test]
-async fn a_tools_failure_is_an_answer_with_its_traceback() {
+async fn an_exception_of_a_tool_is_a_response_with_its_traceback() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut client = sandbox.client().await;
     let response =
@@ -101,7 +101,7 @@ async fn a_tools_failure_is_an_answer_with_its_traceback() {
 }
 
 #[tokio::test]
-async fn refusals_are_statuses_with_details() {
+async fn rejected_calls_get_statuses_with_details() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut client = sandbox.client().await;
     for (request, code, reason) in [
@@ -111,7 +111,7 @@ async fn refusals_are_statuses_with_details() {
         (tool_request("add", &json!({"a": [], "b": 2})), Code::InvalidArgument, "INVALID_ARGUMENT"),
         (
             pb::ExecuteToolRequest {
-                session_id: "gone".into(),
+                session_id: "unknown".into(),
                 ..tool_request("add", &json!({"a": 1, "b": 2}))
             },
             Code::NotFound,
@@ -130,7 +130,7 @@ async fn refusals_are_statuses_with_details() {
             value: Bytes::from_static(b"{not json"),
         },
     );
-    // Values are only read where they are used, so it is the worker that refuses this one; a refusal it is all the same.
+    // The host does not decode values, so the worker rejects this one. The status is the same.
     let status = client.execute_tool(malformed).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     assert_eq!(status.get_error_details().error_info().unwrap().reason, "INVALID_ARGUMENT");
@@ -139,7 +139,7 @@ async fn refusals_are_statuses_with_details() {
 }
 
 #[tokio::test]
-async fn a_deadline_counts_in_the_queue_too() {
+async fn a_deadline_includes_the_time_in_the_queue() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut busy = sandbox.client().await;
     let blocker =
@@ -154,26 +154,26 @@ async fn a_deadline_counts_in_the_queue_too() {
 }
 
 #[tokio::test]
-async fn a_full_queue_refuses_at_once() {
+async fn a_full_queue_rejects_calls_immediately() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).args(&["--queue-limit", "1"]).start().await;
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..4 {
         let mut client = sandbox.client().await;
         calls.spawn(async move { execute(&mut client, "sleep_for", &json!({"seconds": 0.5})).await });
     }
-    let mut refused = 0;
+    let mut rejected = 0;
     while let Some(outcome) = calls.join_next().await {
         if let Err(status) = outcome.unwrap() {
             assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
             assert_eq!(status.get_error_details().error_info().unwrap().reason, "OVERLOADED");
-            refused += 1;
+            rejected += 1;
         }
     }
-    assert_eq!(refused, 2, "one runs, one waits, two are refused");
+    assert_eq!(rejected, 2, "one call runs, one waits, two are rejected");
 }
 
 #[tokio::test]
-async fn a_session_stays_on_its_worker_while_that_is_free() {
+async fn calls_of_a_session_go_to_the_same_worker_while_it_is_idle() {
     let sandbox = Sandbox::adapter(SHOWCASE, 4).start().await;
     let mut client = sandbox.client().await;
     let session_id = "sticky".to_owned();
@@ -191,13 +191,13 @@ async fn a_session_stays_on_its_worker_while_that_is_free() {
         let response = client.execute_tool(request).await.unwrap();
         seen.insert(response.metadata().get(headers::WORKER_ID).unwrap().to_str().unwrap().to_owned());
         let who = snakepit_tests::result_of(response.into_inner());
-        assert_eq!(who["session_id"], "sticky", "the caller's session reaches Python");
+        assert_eq!(who["session_id"], "sticky", "Python receives the session id");
     }
     assert_eq!(seen.len(), 1, "{seen:?}");
 }
 
 #[tokio::test]
-async fn calls_run_at_the_same_time_on_different_workers() {
+async fn calls_run_in_parallel_on_different_workers() {
     let sandbox = Sandbox::adapter(SHOWCASE, 4).start().await;
     let mut calls = tokio::task::JoinSet::new();
     let began = tokio::time::Instant::now();
@@ -216,7 +216,7 @@ async fn calls_run_at_the_same_time_on_different_workers() {
 }
 
 #[tokio::test]
-async fn health_and_reflection_answer() {
+async fn health_and_reflection_services_respond() {
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
     use tonic_reflection::pb::v1::{
         ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
@@ -247,7 +247,7 @@ async fn health_and_reflection_answer() {
 }
 
 #[tokio::test]
-async fn telemetry_follows_calls() {
+async fn telemetry_reports_calls() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut client = sandbox.client().await;
     let (controls, received) = tokio::sync::mpsc::channel(4);
@@ -256,7 +256,7 @@ async fn telemetry_follows_calls() {
     controls.send(control).await.unwrap();
     let received = tokio_stream::wrappers::ReceiverStream::new(received);
     let mut events = client.clone().stream_telemetry(received).await.unwrap().into_inner();
-    // The filter travels on a stream of its own, so early events may still pass unfiltered.
+    // The filter arrives on a separate stream, so the first events may be unfiltered.
     let call = tokio::spawn(async move {
         loop {
             execute(&mut client, "add", &json!({"a": 1, "b": 2})).await.unwrap();

@@ -1,4 +1,4 @@
-//! Clients in Python: that of `docs/clients.md`, written with plain grpcio, and that of the package.
+//! Python clients: those of docs/clients.md, which use plain grpcio, and the client of the package.
 
 use std::{process::Stdio, time::Duration};
 
@@ -8,7 +8,7 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 
-/// What a client of this name prints when it is given the host's address and process.
+/// Runs a client with the host's address and pid, and returns what it prints.
 async fn output_of(client: &str, sandbox: &Sandbox) -> String {
     let output = Command::new(python())
         .arg(root().join("tests/clients").join(client))
@@ -23,7 +23,7 @@ async fn output_of(client: &str, sandbox: &Sandbox) -> String {
 }
 
 #[tokio::test]
-async fn the_documented_clients_work() {
+async fn the_clients_on_the_documentation_page_work() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     assert_eq!(output_of("client.py", &sandbox).await, "3.5\n[1, 2, 3]\n");
     let state = "1\ninitial 0 0.1\nset 1 0.2\nABORTED variable `rate` is at version 1, not at the expected version 7; read it again\n";
@@ -32,87 +32,88 @@ async fn the_documented_clients_work() {
 }
 
 #[tokio::test]
-async fn clients_that_compress_are_served_whatever_they_call() {
+async fn all_kinds_of_rpcs_accept_compressed_requests() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     assert_eq!(output_of("gzip_client.py", &sandbox).await, "ok\n");
 }
 
-/// A client that does something for each line that it reads.
-struct Asked {
-    _client: Child,
-    lines: ChildStdin,
-    answers: Lines<BufReader<ChildStdout>>,
+/// A Python client that performs one request for each line on its stdin.
+struct LineClient {
+    _process: Child,
+    stdin: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
 }
 
-impl Asked {
+impl LineClient {
     fn start(client: &str, address: &str) -> Self {
         let mut command = Command::new(python());
         command.arg(root().join("tests/clients").join(client)).arg(address).kill_on_drop(true);
-        let mut client = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let answers = BufReader::new(client.stdout.take().unwrap()).lines();
-        Self { lines: client.stdin.take().unwrap(), answers, _client: client }
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        Self { stdin: process.stdin.take().unwrap(), lines, _process: process }
     }
 
-    async fn ask(&mut self) -> String {
-        self.lines.write_all(b"\n").await.unwrap();
-        self.says().await
+    /// Triggers a request and returns the line that reports its outcome.
+    async fn request(&mut self) -> String {
+        self.stdin.write_all(b"\n").await.unwrap();
+        self.next_line().await
     }
 
-    async fn says(&mut self) -> String {
-        let answer = tokio::time::timeout(Duration::from_secs(20), self.answers.next_line()).await;
-        answer.expect("the client answers").unwrap().expect("the client runs")
+    async fn next_line(&mut self) -> String {
+        let line = tokio::time::timeout(Duration::from_secs(20), self.lines.next_line()).await;
+        line.expect("the client prints a line").unwrap().expect("the client runs")
     }
 }
 
 #[tokio::test]
-async fn the_client_of_the_package_finds_a_host_that_was_restarted() {
+async fn the_package_client_reconnects_to_a_restarted_host() {
     let mut first = Sandbox::adapter(SHOWCASE, 1).start().await;
     let address = first.url().trim_start_matches("http://").to_owned();
-    let mut client = Asked::start("restarts.py", &address);
-    assert_eq!(client.ask().await, "3");
+    let mut client = LineClient::start("restarts.py", &address);
+    assert_eq!(client.request().await, "3");
     signal(first.pid(), Signal::SIGKILL);
     first.wait(Duration::from_secs(10)).await;
-    // A call finds the connection broken, if the client has not by then; the next one connects anew.
-    let refusal = async {
+    // The first call may still use the broken connection. The next one opens a new one.
+    let error = async {
         loop {
-            let refusal = client.ask().await;
-            if !refusal.starts_with("unavailable: the connection to the host broke") {
-                return refusal;
+            let error = client.request().await;
+            if !error.starts_with("unavailable: the connection to the host broke") {
+                return error;
             }
         }
     };
-    let refusal = tokio::time::timeout(Duration::from_secs(10), refusal).await.expect("it connects anew");
-    assert!(refusal.starts_with("unavailable: ") && refusal.contains(&address), "{refusal}");
+    let error = tokio::time::timeout(Duration::from_secs(10), error).await.expect("the client reconnects");
+    assert!(error.starts_with("unavailable: ") && error.contains(&address), "{error}");
     let _second = Sandbox::adapter(SHOWCASE, 1).listen(address).after(first).start().await;
-    assert_eq!(client.ask().await, "3");
+    assert_eq!(client.request().await, "3");
 }
 
 #[tokio::test]
-async fn a_session_of_the_package_says_what_became_of_its_host() {
+async fn sessions_of_the_package_client_report_a_stopped_killed_and_restarted_host() {
     let mut first = Sandbox::adapter(SHOWCASE, 1).start().await;
     let address = first.url().trim_start_matches("http://").to_owned();
-    let mut client = Asked::start("lost_watches.py", &address);
-    assert_eq!(client.ask().await, "1");
+    let mut client = LineClient::start("lost_watches.py", &address);
+    assert_eq!(client.request().await, "1");
     signal(first.pid(), Signal::SIGSTOP);
-    let late = client.ask().await;
+    let late = client.request().await;
     assert!(late.starts_with("DeadlineExceededError: "), "{late}");
     signal(first.pid(), Signal::SIGCONT);
-    assert_eq!(client.ask().await, "1");
+    assert_eq!(client.request().await, "1");
     signal(first.pid(), Signal::SIGKILL);
     first.wait(Duration::from_secs(10)).await;
-    for lost in [client.says().await, client.says().await] {
-        assert!(lost.starts_with("HostUnavailableError: the connection to the host broke: "), "{lost}");
+    for ended in [client.next_line().await, client.next_line().await] {
+        assert!(ended.starts_with("HostUnavailableError: the connection to the host broke: "), "{ended}");
     }
-    // What only reads is sent anew, and finds nobody there.
-    let lost = client.ask().await;
-    assert!(lost.starts_with("HostUnavailableError: the host cannot be reached: "), "{lost}");
+    // The client repeats a read, and then finds that the port is closed.
+    let rejected = client.request().await;
+    assert!(rejected.starts_with("HostUnavailableError: the host cannot be reached: "), "{rejected}");
     let _second = Sandbox::adapter(SHOWCASE, 1).listen(address).after(first).start().await;
-    let gone = client.ask().await;
-    assert!(gone.starts_with("NotFoundError: session `s` not found"), "{gone}");
+    let missing = client.request().await;
+    assert!(missing.starts_with("NotFoundError: session `s` not found"), "{missing}");
 }
 
 #[tokio::test]
-async fn a_session_of_the_package_has_the_state_that_tools_have() {
+async fn sessions_of_the_package_client_offer_the_same_state_as_tools() {
     let sandbox = Sandbox::adapter("state_tools:StateTools", 2).start().await;
     let mut client = Command::new(python());
     client.arg(root().join("tests/clients/session_client.py")).arg(sandbox.url()).kill_on_drop(true);
@@ -124,20 +125,20 @@ async fn a_session_of_the_package_has_the_state_that_tools_have() {
 }
 
 #[tokio::test]
-async fn what_a_client_of_the_package_leaves_unread_holds_up_nothing_and_its_calls_outlive_it() {
-    // Two of the workers are held by streams that nobody reads for a while.
+async fn unread_streams_of_the_package_client_delay_no_other_call_and_outlive_the_client() {
+    // Unread streams occupy two of the workers for a while.
     let sandbox = Sandbox::adapter(SHOWCASE, 3).start().await;
     assert_eq!(output_of("unread.py", &sandbox).await, "ok\n");
 }
 
 #[tokio::test]
-async fn requests_that_a_client_gives_up_do_not_end_its_connection() {
+async fn requests_that_expire_or_are_cancelled_do_not_end_the_connection() {
     let sandbox = Sandbox::adapter("unlucky:UnluckyTools", 2).start().await;
     assert_eq!(output_of("given_up.py", &sandbox).await, "ok\n");
 }
 
 #[tokio::test]
-async fn the_client_of_the_package_works_over_tcp_and_unix() {
+async fn the_package_client_works_over_tcp_and_unix_sockets() {
     let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
     for address in [sandbox.url().to_owned(), format!("unix:{}", sandbox.socket().display())] {
         let mut client = Command::new(python());

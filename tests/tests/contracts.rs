@@ -1,4 +1,4 @@
-//! The contracts of the three traits, kept by the real things: processes as launcher, a pool of Python workers as handler.
+//! The contract suites, run with real processes as the launcher and a pool of Python workers as the handler.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -15,15 +15,15 @@ use snakepit_worker::{
     process::{Launches, RunDir, WorkerProgram},
 };
 
-/// A host for workers to call back, and a launcher beside it.
-struct Bench {
+/// A launcher, and the host that its workers call back.
+struct Fixture {
     launcher: Arc<ProcessLauncher>,
     host: Snakepit,
     _dir: tempfile::TempDir,
 }
 
-/// Workers call the host they were launched by, so the launcher under test shares the sockets of a real host.
-async fn bench(program: impl FnOnce(PathBuf) -> WorkerProgram) -> Bench {
+/// Starts a host and a launcher that share sockets and launches, because workers call the host that launched them.
+async fn fixture(program: impl FnOnce(PathBuf) -> WorkerProgram) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let launches = Launches::new();
     let host = Snakepit::builder()
@@ -41,7 +41,7 @@ async fn bench(program: impl FnOnce(PathBuf) -> WorkerProgram) -> Bench {
     let mut config = ProcessConfig::new(program(python()));
     config.multiplex = !plain_calls();
     config.env.push(("SNAKEPIT_TEST_STUBS".into(), root().join(".venv/stubs").display().to_string()));
-    Bench { launcher: Arc::new(ProcessLauncher::new(config, run_dir, launches)), host, _dir: dir }
+    Fixture { launcher: Arc::new(ProcessLauncher::new(config, run_dir, launches)), host, _dir: dir }
 }
 
 fn native(python: PathBuf) -> WorkerProgram {
@@ -56,21 +56,21 @@ fn grpcio(python: PathBuf) -> WorkerProgram {
     }
 }
 
-async fn keeps_the_launcher_contract(program: impl FnOnce(PathBuf) -> WorkerProgram) {
-    let bench = bench(program).await;
-    launcher_contract(Arc::clone(&bench.launcher) as Arc<dyn WorkerLauncher>).await;
-    bench.launcher.shutdown().await;
-    bench.host.shutdown().await.unwrap();
+async fn run_launcher_contract(program: impl FnOnce(PathBuf) -> WorkerProgram) {
+    let fixture = fixture(program).await;
+    launcher_contract(Arc::clone(&fixture.launcher) as Arc<dyn WorkerLauncher>).await;
+    fixture.launcher.shutdown().await;
+    fixture.host.shutdown().await.unwrap();
 }
 
 #[tokio::test]
-async fn processes_of_this_projects_workers_keep_the_launcher_contract() {
-    keeps_the_launcher_contract(native).await;
+async fn processes_of_native_workers_fulfil_the_launcher_contract() {
+    run_launcher_contract(native).await;
 }
 
 #[tokio::test]
-async fn processes_of_foreign_workers_keep_the_launcher_contract() {
-    keeps_the_launcher_contract(grpcio).await;
+async fn processes_of_foreign_workers_fulfil_the_launcher_contract() {
+    run_launcher_contract(grpcio).await;
 }
 
 fn calls(endless: &'static str) -> ContractCalls {
@@ -85,14 +85,14 @@ fn calls(endless: &'static str) -> ContractCalls {
 }
 
 #[tokio::test]
-async fn pools_of_python_workers_keep_the_handler_contract() {
-    let bench = bench(native).await;
+async fn a_pool_of_python_workers_fulfils_the_handler_contract() {
+    let fixture = fixture(native).await;
     let config = PoolConfig { workers: 2, ..PoolConfig::default() };
-    let pool = Pool::start(config, Arc::clone(&bench.launcher) as Arc<dyn WorkerLauncher>).unwrap();
+    let pool = Pool::start(config, Arc::clone(&fixture.launcher) as Arc<dyn WorkerLauncher>).unwrap();
     pool.ready().await.unwrap();
     for endless in ["sleep_for", "async_sleep"] {
         tool_handler_contract(pool.tool(), &calls(endless)).await;
     }
     pool.shutdown(std::time::Duration::ZERO).await;
-    bench.host.shutdown().await.unwrap();
+    fixture.host.shutdown().await.unwrap();
 }

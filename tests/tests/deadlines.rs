@@ -1,4 +1,4 @@
-//! Deadlines beyond a single call: a backend that stalls, a host that freezes, a runtime that ends, calls within calls.
+//! Deadlines with a stalled backend, a frozen host, a runtime that has ended, and nested calls.
 
 use std::{
     convert::Infallible,
@@ -11,9 +11,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use snakepit_registry::{CallStage, FnTool as Tool};
 use snakepit_server::{
-    Builder, Client, Error, FnTool, NewSession, NewVariable, Note, Payload, PoolError, RedisBackend,
-    RedisConfig, SessionLimits, Snakepit, StartError, ToolError, TraceContext, ValueType, VariableType,
+    Builder, Client, Error, FnTool, NewSession, NewVariable, Note, Payload, PoolError, SessionLimits,
+    Snakepit, StartError, ToolError, TraceContext, ValueType, VariableType,
 };
+use snakepit_session_redis::{RedisBackend, RedisConfig};
 use snakepit_tests::{Redis, SHOWCASE, Sandbox, Signal, python, root, signal};
 use snakepit_worker::fake::FakeLauncher;
 
@@ -28,7 +29,7 @@ fn builder(dir: &tempfile::TempDir) -> Builder {
         .workers(1)
 }
 
-/// A host without processes, for what does not need Python.
+/// Configures a host without worker processes.
 fn without_python(dir: &tempfile::TempDir) -> Builder {
     let tool = Tool::typed("unit", |(): ()| async { Ok::<_, Infallible>(()) });
     Snakepit::builder()
@@ -52,12 +53,12 @@ async fn redis_host(dir: &tempfile::TempDir, redis: &Redis) -> Snakepit {
 }
 
 #[tokio::test]
-async fn a_backend_that_stalls_neither_outlasts_a_deadline_nor_delays_an_answer() {
+async fn a_stalled_backend_delays_neither_answers_nor_deadlines() {
     let (dir, redis) = (tempfile::tempdir().unwrap(), Redis::start().await);
     let snakepit = redis_host(&dir, &redis).await;
     let session = snakepit.session("s").await.unwrap();
 
-    // The worker is new to the session, so its affinity is to be stored once the call has ended.
+    // The session has no affinity yet, so the host stores it when the call ends.
     let call = session.call("sleep_for").args(json!({"seconds": 0.5})).unary::<Value>();
     let stall = async {
         snakepit_tests::eventually("the call runs", 10 * SECOND, async || snakepit.status().in_flight == 1)
@@ -67,7 +68,7 @@ async fn a_backend_that_stalls_neither_outlasts_a_deadline_nor_delays_an_answer(
     let begun = Instant::now();
     let (answer, ()) = tokio::join!(call, stall);
     answer.unwrap();
-    assert!(begun.elapsed() < 3 * SECOND, "the answer does not wait for the backend: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < 3 * SECOND, "the answer waited for the backend: {:?}", begun.elapsed());
 
     let begun = Instant::now();
     let late = session.call("whoami").timeout(SECOND / 5).unary::<Value>().await.unwrap_err();
@@ -80,7 +81,7 @@ async fn a_backend_that_stalls_neither_outlasts_a_deadline_nor_delays_an_answer(
 }
 
 #[tokio::test]
-async fn commands_keep_their_timeout_whatever_stalls() {
+async fn commands_end_at_their_timeout_if_redis_or_the_daemon_stalls() {
     let redis = Redis::start().await;
     let sandbox = Sandbox::adapter(SHOWCASE, 1).args(&["--sessions", &redis.url()]).start().await;
     let late = async |args: &[&str]| {
@@ -105,7 +106,7 @@ async fn commands_keep_their_timeout_whatever_stalls() {
 }
 
 #[tokio::test]
-async fn a_session_does_not_expire_under_a_call_that_uses_it() {
+async fn a_session_does_not_expire_during_a_call_that_uses_it() {
     let redis = Redis::start().await;
     for in_redis in [false, true] {
         let dir = tempfile::tempdir().unwrap();
@@ -125,7 +126,7 @@ async fn a_session_does_not_expire_under_a_call_that_uses_it() {
 }
 
 #[test]
-fn a_host_in_a_static_says_that_its_runtime_has_ended() {
+fn a_host_in_a_static_reports_that_its_runtime_has_ended() {
     static HOST: OnceLock<Snakepit> = OnceLock::new();
     let dir = tempfile::tempdir().unwrap();
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -158,12 +159,12 @@ fn a_host_in_a_static_says_that_its_runtime_has_ended() {
 }
 
 #[test]
-fn outside_a_runtime_everything_answers_and_nothing_panics() {
+fn outside_a_runtime_operations_return_errors_instead_of_panicking() {
     let dir = tempfile::tempdir().unwrap();
-    let refused = without_python(&dir).start().now_or_never().unwrap().unwrap_err();
-    assert!(matches!(refused, StartError::Pool(PoolError::NoRuntime)), "{refused:?}");
-    let refused = Client::connect("127.0.0.1:1").now_or_never().unwrap().unwrap_err();
-    assert!(matches!(refused, Error::NoRuntime), "{refused:?}");
+    let rejected = without_python(&dir).start().now_or_never().unwrap().unwrap_err();
+    assert!(matches!(rejected, StartError::Pool(PoolError::NoRuntime)), "{rejected:?}");
+    let rejected = Client::connect("127.0.0.1:1").now_or_never().unwrap().unwrap_err();
+    assert!(matches!(rejected, Error::NoRuntime), "{rejected:?}");
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let host = runtime.block_on(without_python(&dir).start()).unwrap();
@@ -175,7 +176,7 @@ fn outside_a_runtime_everything_answers_and_nothing_panics() {
     session.call("echo").unary::<Value>().now_or_never().unwrap().unwrap();
     let watch = session.watch(&[], false).now_or_never().unwrap().unwrap();
     drop(watch);
-    let _may_be_under_way = host.shutdown().now_or_never();
+    let _ = host.shutdown().now_or_never();
     runtime.block_on(host.shutdown()).unwrap();
 }
 
@@ -184,7 +185,7 @@ struct Depth {
     depth: u32,
 }
 
-/// A host whose tool `relay` calls the Python tool of that name.
+/// Starts a host whose tool `relay` calls the Python tool `relay_py`, which calls `relay` again until `depth` is 0.
 async fn relaying(dir: &tempfile::TempDir, workers: usize) -> Snakepit {
     let host = Arc::new(OnceLock::<Snakepit>::new());
     let shared = Arc::clone(&host);
@@ -198,12 +199,12 @@ async fn relaying(dir: &tempfile::TempDir, workers: usize) -> Snakepit {
 }
 
 #[tokio::test]
-async fn calls_that_wait_for_themselves_fail_at_once() {
+async fn nested_calls_fail_immediately_if_they_would_wait_for_themselves() {
     for (workers, depth) in [(1, 1), (2, 2), (3, 5)] {
         let dir = tempfile::tempdir().unwrap();
         let snakepit = relaying(&dir, workers).await;
         let deepest = snakepit.execute::<i64>("relay_py", json!({"depth": workers - 1})).await.unwrap();
-        assert_eq!(deepest, i64::try_from(workers).unwrap() - 1, "as many calls as there are workers");
+        assert_eq!(deepest, i64::try_from(workers).unwrap() - 1, "a chain may use all workers");
         let begun = Instant::now();
         let error =
             tool_error(snakepit.execute::<i64>("relay_py", json!({"depth": depth})).await.unwrap_err());
@@ -212,20 +213,20 @@ async fn calls_that_wait_for_themselves_fail_at_once() {
         assert_eq!(
             snakepit.execute::<i64>("relay_py", json!({"depth": 0})).await.unwrap(),
             0,
-            "nothing is stuck"
+            "the worker is free again"
         );
         snakepit.shutdown_within(Duration::ZERO).await.unwrap();
     }
 }
 
 #[tokio::test]
-async fn chains_that_wait_for_each_others_workers_are_found_too() {
+async fn deadlocks_between_two_chains_of_nested_calls_are_detected() {
     let dir = tempfile::tempdir().unwrap();
     let snakepit = relaying(&dir, 2).await;
     let chain = || snakepit.call("relay_py").args(json!({"depth": 1})).timeout(30 * SECOND).unary::<i64>();
     let begun = Instant::now();
     for _ in 0..5 {
-        // One of the two may have to fail for the other to go on.
+        // If the chains block each other, one of them fails so that the other can continue.
         let (a, b) = tokio::join!(chain(), chain());
         assert!(a.is_ok() || b.is_ok(), "{a:?} {b:?}");
         for error in [a, b].into_iter().filter_map(Result::err) {
@@ -237,7 +238,7 @@ async fn chains_that_wait_for_each_others_workers_are_found_too() {
 }
 
 #[tokio::test]
-async fn both_parts_of_a_trace_reach_python_and_host_tools() {
+async fn traceparent_and_tracestate_reach_python_and_host_tools() {
     let dir = tempfile::tempdir().unwrap();
     let trace = FnTool::with_context("trace", |_: Value, context| async move {
         let trace = context.trace.map(|trace| (trace.traceparent, trace.tracestate));
@@ -257,7 +258,7 @@ async fn both_parts_of_a_trace_reach_python_and_host_tools() {
 }
 
 #[tokio::test]
-async fn the_type_of_an_exception_is_named_as_python_prints_it() {
+async fn the_type_of_an_exception_has_its_qualified_python_name() {
     let dir = tempfile::tempdir().unwrap();
     let snakepit = builder(&dir).start().await.unwrap();
     let error = tool_error(snakepit.execute::<Value>("empty", json!({})).await.unwrap_err());

@@ -1,4 +1,4 @@
-//! The embedding API against real workers: typed calls, streams, host tools called by Python, programs.
+//! The embedding API with real workers: calls, streams, host tools, shutdown, sessions, variables and programs.
 
 use std::{
     convert::Infallible,
@@ -51,13 +51,13 @@ async fn start(run_dir: &tempfile::TempDir) -> Snakepit {
 }
 
 #[tokio::test]
-#[allow(clippy::disallowed_methods, reason = "a program of this one's own")]
-async fn daemons_of_the_embedding_program_are_left_alone() {
+#[allow(clippy::disallowed_methods, reason = "the test starts processes")]
+async fn shutdown_does_not_kill_daemons_of_the_embedding_program() {
     let dir = tempfile::tempdir().unwrap();
     let daemonize = || {
         let script = "(setsid sh -c 'echo $$; exec sleep 600 >/dev/null 2>&1' &)";
-        let told = std::process::Command::new("sh").args(["-c", script]).output().unwrap().stdout;
-        String::from_utf8(told).unwrap().trim().parse::<u32>().unwrap()
+        let pid = std::process::Command::new("sh").args(["-c", script]).output().unwrap().stdout;
+        String::from_utf8(pid).unwrap().trim().parse::<u32>().unwrap()
     };
     let mut pids = vec![daemonize()];
     let snakepit = start(&dir).await;
@@ -69,19 +69,19 @@ async fn daemons_of_the_embedding_program_are_left_alone() {
     pids.push(daemonize());
     snakepit.shutdown().await.unwrap();
     for pid in pids {
-        assert!(is_alive(pid), "it is none of a worker's");
+        assert!(is_alive(pid), "the daemon does not belong to a worker");
         signal(pid, Signal::SIGKILL);
     }
 }
 
-/// A client on a connection of its own, to a host that listens on TCP.
+/// Opens a connection to a host that listens on TCP.
 async fn client(snakepit: &Snakepit) -> Client {
     let url = format!("http://{}", snakepit.address().unwrap());
     Client::new(Endpoint::from_shared(url).unwrap().connect().await.unwrap())
 }
 
 #[tokio::test]
-async fn typed_calls_streams_and_shutdown() {
+async fn typed_calls_and_streams_work_until_shutdown() {
     let dir = tempfile::tempdir().unwrap();
     let snakepit = start(&dir).await;
     let sum: i64 = snakepit.execute("add", json!({"a": 1, "b": 2})).await.unwrap();
@@ -90,8 +90,8 @@ async fn typed_calls_streams_and_shutdown() {
         snakepit.execute_stream("count", json!({"n": 1000})).await.unwrap().try_collect().await.unwrap();
     assert_eq!(items.len(), 1000);
 
-    let misfit = snakepit.execute::<String>("add", json!({"a": 1, "b": 2})).await.unwrap_err();
-    assert!(matches!(misfit, Error::Payload(_)), "{misfit}");
+    let mismatch = snakepit.execute::<String>("add", json!({"a": 1, "b": 2})).await.unwrap_err();
+    assert!(matches!(mismatch, Error::Payload(_)), "{mismatch}");
     let late = snakepit.call("sleep_for").args(json!({"seconds": 9})).timeout(Duration::from_millis(200));
     let late = late.unary::<Value>().await.unwrap_err();
     assert!(matches!(late, Error::Tool(ToolError::DeadlineExceeded { .. })), "{late}");
@@ -105,7 +105,7 @@ async fn typed_calls_streams_and_shutdown() {
 }
 
 #[tokio::test]
-async fn python_calls_the_hosts_tools() {
+async fn python_calls_host_tools() {
     let dir = tempfile::tempdir().unwrap();
     let snakepit = start(&dir).await;
     let session = snakepit.session("s").await.unwrap();
@@ -113,7 +113,7 @@ async fn python_calls_the_hosts_tools() {
         session.execute::<Value>("call_host", json!({"tool_name": tool, "arguments": arguments}))
     };
     assert_eq!(call("multiply", json!({"a": 6, "b": 7})).await.unwrap(), 42);
-    // Each failure of a host tool is a typed exception in Python, and so a failure of the Python tool.
+    // A failure of a host tool raises a typed exception in Python. The Python tool does not catch it, so it fails too.
     for (tool, arguments, needle) in [
         ("refuse", json!({}), "snakepit_bridge.errors.HostToolError: not today"),
         ("panic", json!({}), "panicked"),
@@ -124,13 +124,13 @@ async fn python_calls_the_hosts_tools() {
         assert!(matches!(error, Error::Tool(ToolError::Failed(_))), "{tool}: {error}");
         assert!(error.to_string().contains(needle), "{tool}: {error}");
     }
-    // The host's own tools are callable from Rust as well.
+    // Rust can call host tools too.
     assert_eq!(snakepit.execute::<i64>("multiply", json!({"a": 2, "b": 3})).await.unwrap(), 6);
     snakepit.shutdown().await.unwrap();
 }
 
 #[tokio::test]
-async fn programs_and_payloads_pass_through() {
+async fn programs_are_stored_and_raw_bytes_inside_a_map_are_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let snakepit = start(&dir).await;
     let session = snakepit.session("s").await.unwrap();
@@ -142,14 +142,14 @@ async fn programs_and_payloads_pass_through() {
 
     let bytes = Payload::bytes(Bytes::from_static(b"\x00\xff"));
     let reply = snakepit.call("echo").payload("data", bytes).payload_reply().await;
-    // `echo` answers with a map, and a map cannot hold raw bytes: an error that says so, never a crash.
+    // `echo` returns a map, which cannot contain raw bytes.
     let error = reply.unwrap_err().to_string();
     assert!(error.contains("bytes"), "{error}");
     snakepit.shutdown().await.unwrap();
 }
 
 #[tokio::test]
-async fn workers_cannot_take_over_the_hosts_own_tools() {
+async fn workers_cannot_replace_host_tools() {
     let dir = tempfile::tempdir().unwrap();
     let snakepit = builder(&dir).listen(([127, 0, 0, 1], 0).into()).start().await.unwrap();
     let mut client = client(&snakepit).await;
@@ -162,14 +162,14 @@ async fn workers_cannot_take_over_the_hosts_own_tools() {
     assert_eq!(provider, "host");
     snakepit.shutdown().await.unwrap();
 
-    // A worker that has a tool of such a name cannot start.
+    // A worker with a tool of the same name cannot start.
     let add = FnTool::typed("add", |_: Value| async { Ok::<_, String>(()) });
     let error = builder(&dir).fn_tool(add).start().await.unwrap_err().to_string();
     assert!(error.contains("tool name `add` is taken by host"), "{error}");
 }
 
 #[tokio::test]
-async fn a_start_that_fails_leaves_nothing() {
+async fn a_failed_start_releases_its_port_and_directory() {
     let dir = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let broken = || Snakepit::builder().adapter("no.such.module:Adapter").python(python()).workers(1);
@@ -186,13 +186,13 @@ async fn a_start_that_fails_leaves_nothing() {
     }
 }
 
-/// A host whose worker starts a process while it imports its adapter, and never gets further.
-struct Stuck {
+/// A host whose worker starts a process during the import of its adapter, which never finishes.
+struct StuckStart {
     dir: tempfile::TempDir,
     notes: tempfile::TempDir,
 }
 
-impl Stuck {
+impl StuckStart {
     fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap(), notes: tempfile::tempdir().unwrap() }
     }
@@ -207,32 +207,34 @@ impl Stuck {
             .workers(1)
     }
 
-    /// The process that the worker started, once it has.
+    /// The process that the worker started, as soon as it exists.
     fn grandchild(&self) -> Option<u32> {
         let notes = std::fs::read_dir(self.notes.path()).unwrap().map(|note| note.unwrap().path());
         let mut whole = notes.filter(|note| note.extension().is_none());
         whole.next().map(|note| std::fs::read_to_string(note).unwrap().parse().unwrap())
     }
 
-    async fn importing(&self) {
-        let what = "the worker is at its import";
-        eventually(what, Duration::from_secs(10), async || self.grandchild().is_some()).await;
+    async fn wait_for_import(&self) {
+        eventually("the worker imports its adapter", Duration::from_secs(10), async || {
+            self.grandchild().is_some()
+        })
+        .await;
     }
 }
 
 #[tokio::test]
-async fn a_start_that_is_called_off_leaves_nothing() {
-    let stuck = Stuck::new();
-    let error = stuck.builder().start_unless(stuck.importing()).await.unwrap_err();
+async fn an_interrupted_start_kills_what_the_worker_started() {
+    let stuck = StuckStart::new();
+    let error = stuck.builder().start_unless(stuck.wait_for_import()).await.unwrap_err();
     assert!(matches!(error, StartError::Cancelled), "{error}");
-    assert!(!is_alive(stuck.grandchild().unwrap()), "what the worker started is left");
+    assert!(!is_alive(stuck.grandchild().unwrap()), "a process of the worker is still running");
 }
 
 #[tokio::test]
-async fn what_is_called_before_the_first_worker_is_up_may_be_called_again() {
-    let stuck = Stuck::new();
+async fn a_call_before_the_first_worker_is_ready_fails_as_retryable() {
+    let stuck = StuckStart::new();
     let meanwhile = async {
-        stuck.importing().await;
+        stuck.wait_for_import().await;
         let host =
             std::fs::read_dir(stuck.dir.path()).unwrap().map(|entry| entry.unwrap().path().join("host.sock"));
         let socket = host.into_iter().find(|socket| socket.exists()).unwrap();
@@ -250,19 +252,20 @@ async fn what_is_called_before_the_first_worker_is_up_may_be_called_again() {
 }
 
 #[tokio::test]
-async fn a_start_that_is_dropped_ends_in_the_background() {
-    let stuck = Stuck::new();
+async fn a_dropped_start_is_cleaned_up_in_the_background() {
+    let stuck = StuckStart::new();
     tokio::select! {
         outcome = stuck.builder().start() => panic!("{outcome:?}"),
-        () = stuck.importing() => {}
+        () = stuck.wait_for_import() => {}
     }
     let grandchild = stuck.grandchild().unwrap();
-    let gone = async || !is_alive(grandchild) && std::fs::read_dir(stuck.dir.path()).unwrap().count() == 1;
-    eventually("only the lock is left", Duration::from_secs(5), gone).await;
+    let is_clean =
+        async || !is_alive(grandchild) && std::fs::read_dir(stuck.dir.path()).unwrap().count() == 1;
+    eventually("only the lock is left", Duration::from_secs(5), is_clean).await;
 }
 
 #[tokio::test]
-async fn timeouts_beyond_all_bounds_are_taken() {
+async fn very_long_timeouts_are_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let endless = Duration::from_secs(4_000_000_000_000);
     let builder = builder(&dir).default_timeout(Some(Duration::MAX)).start_timeout(Duration::MAX);
@@ -274,9 +277,9 @@ async fn timeouts_beyond_all_bounds_are_taken() {
 }
 
 #[tokio::test]
-async fn a_shutdown_ends_what_clients_still_hold_open() {
-    struct Noted(Arc<AtomicBool>);
-    impl Drop for Noted {
+async fn shutdown_cancels_a_host_tool_and_ends_its_call() {
+    struct SetOnDrop(Arc<AtomicBool>);
+    impl Drop for SetOnDrop {
         fn drop(&mut self) {
             self.0.store(true, Ordering::SeqCst);
         }
@@ -286,7 +289,7 @@ async fn a_shutdown_ends_what_clients_still_hold_open() {
     let (began, ended) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
     let (beginning, ending) = (Arc::clone(&began), Arc::clone(&ended));
     let endless = move |_: Value| {
-        let (beginning, ending) = (Arc::clone(&beginning), Noted(Arc::clone(&ending)));
+        let (beginning, ending) = (Arc::clone(&beginning), SetOnDrop(Arc::clone(&ending)));
         async move {
             let _ending = ending;
             beginning.notify_one();
@@ -300,19 +303,19 @@ async fn a_shutdown_ends_what_clients_still_hold_open() {
     began.notified().await;
     snakepit.shutdown_within(Duration::ZERO).await.unwrap();
     let status = call.await.unwrap().unwrap_err();
-    assert!(status.message().starts_with("the host is shutting down"), "it is cut off: {status:?}");
-    eventually("the handler is gone", Duration::from_secs(1), async || ended.load(Ordering::SeqCst)).await;
+    assert!(status.message().starts_with("the host is shutting down"), "the call is cancelled: {status:?}");
+    eventually("the handler is dropped", Duration::from_secs(1), async || ended.load(Ordering::SeqCst)).await;
 }
 
 #[tokio::test]
-async fn dropping_the_last_handle_kills_the_workers_whatever_else_is_held() {
+async fn dropping_the_host_kills_the_workers_although_sessions_and_calls_still_exist() {
     let dir = tempfile::tempdir().unwrap();
     let snakepit = start(&dir).await;
     let session = snakepit.session("s").await.unwrap();
     let call = snakepit.call("add").args(json!({"a": 1, "b": 2}));
     let pids: Vec<u32> = snakepit.status().workers.iter().filter_map(|worker| worker.pid).collect();
     drop(snakepit);
-    eventually("the workers are gone", Duration::from_secs(5), async || {
+    eventually("the workers have ended", Duration::from_secs(5), async || {
         pids.iter().all(|pid| !is_alive(*pid))
     })
     .await;
@@ -323,17 +326,17 @@ async fn dropping_the_last_handle_kills_the_workers_whatever_else_is_held() {
 }
 
 #[tokio::test]
-async fn a_program_keeps_state_in_its_own_host_and_in_one_elsewhere() {
+async fn sessions_work_the_same_in_an_embedded_and_in_a_remote_host() {
     let dir = tempfile::tempdir().unwrap();
     let snakepit = builder(&dir).listen(([127, 0, 0, 1], 0).into()).start().await.unwrap();
-    let elsewhere = Remote::connect(&snakepit.address().unwrap().to_string()).await.unwrap();
-    keeps_state(snakepit.session("s").await.unwrap()).await;
-    keeps_state(elsewhere.session("t").await.unwrap()).await;
+    let remote = Remote::connect(&snakepit.address().unwrap().to_string()).await.unwrap();
+    check_session(snakepit.session("s").await.unwrap()).await;
+    check_session(remote.session("t").await.unwrap()).await;
     assert_eq!(snakepit.sessions().stats().await.unwrap().live, 0);
 
     let ttl = Some(Duration::from_millis(1500));
     let new = NewSession { metadata: [("user".to_owned(), "u".to_owned())].into(), ttl };
-    let session = elsewhere.session_with("u", new).await.unwrap();
+    let session = remote.session_with("u", new).await.unwrap();
     let info = session.info().await.unwrap();
     assert_eq!((&info.metadata["user"], info.ttl), ("u", Duration::from_secs(2)));
     session.register("n", VariableType::new(ValueType::Integer).unwrap(), 0).await.unwrap();
@@ -346,9 +349,9 @@ async fn a_program_keeps_state_in_its_own_host_and_in_one_elsewhere() {
     assert!(matches!(lost, Error::Unreachable { .. }), "{lost:?}");
 }
 
-async fn keeps_state(session: SessionHandle<impl HostHandle>) {
-    keeps_typed_variables(&session).await;
-    keeps_programs(&session).await;
+async fn check_session(session: SessionHandle<impl HostHandle>) {
+    check_variables(&session).await;
+    check_programs(&session).await;
     let info = session.info().await.unwrap();
     assert_eq!((info.id.clone(), info.variable_count, info.program_count), (session.id().clone(), 0, 1));
     assert!(
@@ -363,7 +366,7 @@ async fn keeps_state(session: SessionHandle<impl HostHandle>) {
     assert!(matches!(session.info().await, Err(Error::Session(SessionError::NotFound { .. }))));
 }
 
-async fn keeps_programs(session: &SessionHandle<impl HostHandle>) {
+async fn check_programs(session: &SessionHandle<impl HostHandle>) {
     let put = |data: &'static str| session.put_program("m", Program::new(data, "text/plain"));
     assert_eq!((put("a").await.unwrap(), put("b").await.unwrap()), (Created::New, Created::Existing));
     assert_eq!(session.program("m").await.unwrap().data, "b");
@@ -371,12 +374,12 @@ async fn keeps_programs(session: &SessionHandle<impl HostHandle>) {
     assert_eq!((listed.len(), listed[0].name.as_str(), listed[0].size), (1, "m", 1));
     put("c").await.unwrap();
     session.delete_program("m").await.unwrap();
-    let gone = session.program("m").await.unwrap_err();
-    assert!(matches!(gone, Error::Session(SessionError::ProgramNotFound { .. })), "{gone}");
+    let missing = session.program("m").await.unwrap_err();
+    assert!(matches!(missing, Error::Session(SessionError::ProgramNotFound { .. })), "{missing}");
     put("d").await.unwrap();
 }
 
-async fn keeps_typed_variables(session: &SessionHandle<impl HostHandle>) {
+async fn check_variables(session: &SessionHandle<impl HostHandle>) {
     let ty = VariableType::with_constraints(ValueType::Integer, r#"{"min": 0}"#).unwrap();
     let id = session.register("n", ty, 1).await.unwrap();
     assert_eq!(session.set("n", 2).await.unwrap(), 1);
@@ -396,10 +399,13 @@ async fn keeps_typed_variables(session: &SessionHandle<impl HostHandle>) {
 
     let payload = |n: i64| Payload::try_from_serde(&n).unwrap();
     let stale = SetVariable::new("n", payload(0)).if_version(3);
-    let refused = session.write(stale.clone()).await.unwrap_err();
-    assert!(matches!(refused, Error::Session(SessionError::VersionConflict { actual: 21, .. })), "{refused}");
-    let refused = session.write_all(vec![stale]).await.unwrap_err();
-    let Error::Session(SessionError::BatchRefused { errors }) = refused else { panic!("{refused}") };
+    let rejected = session.write(stale.clone()).await.unwrap_err();
+    assert!(
+        matches!(rejected, Error::Session(SessionError::VersionConflict { actual: 21, .. })),
+        "{rejected}"
+    );
+    let rejected = session.write_all(vec![stale]).await.unwrap_err();
+    let Error::Session(SessionError::BatchRefused { errors }) = rejected else { panic!("{rejected}") };
     assert!(matches!(errors["n"], SessionError::VersionConflict { actual: 21, .. }), "{errors:?}");
     let outside = session.update("n", |n: i64| n - 100).await.unwrap_err().to_string();
     assert_eq!(outside, "variable `n`: value -78 is below minimum 0");
@@ -417,29 +423,29 @@ async fn keeps_typed_variables(session: &SessionHandle<impl HostHandle>) {
     assert!(matches!(errors["n"], SessionError::WrittenTwice { .. }), "{errors:?}");
     let nameless = session.get::<i64>("").await.unwrap_err();
     assert!(matches!(nameless, Error::Session(SessionError::VariableNotFound { .. })), "{nameless}");
-    let forgotten = session.rollback("n", 1).await.unwrap_err();
+    let dropped = session.rollback("n", 1).await.unwrap_err();
     assert!(
-        matches!(forgotten, Error::Session(SessionError::VersionNotKept { oldest: 3, newest: 23, .. })),
-        "{forgotten:?}"
+        matches!(dropped, Error::Session(SessionError::VersionNotKept { oldest: 3, newest: 23, .. })),
+        "{dropped:?}"
     );
     session.delete_variable("n").await.unwrap();
-    let gone = session.get::<i64>("n").await.unwrap_err();
-    assert!(matches!(gone, Error::Session(SessionError::VariableNotFound { .. })), "{gone}");
+    let missing = session.get::<i64>("n").await.unwrap_err();
+    assert!(matches!(missing, Error::Session(SessionError::VariableNotFound { .. })), "{missing}");
 }
 
 #[tokio::test]
-async fn arrays_are_lists_of_numbers_here_and_of_numpy_there() {
+async fn arrays_are_vectors_in_rust_and_numpy_arrays_in_python() {
     let dir = tempfile::tempdir().unwrap();
     let adapters = root().join("tests/adapters").display().to_string();
     let builder = builder(&dir).adapter("state_tools:StateTools").env("PYTHONPATH", adapters);
     let snakepit = builder.workers(1).listen(([127, 0, 0, 1], 0).into()).start().await.unwrap();
-    let elsewhere = Remote::connect(&snakepit.address().unwrap().to_string()).await.unwrap();
-    keeps_arrays(&snakepit.session("s").await.unwrap()).await;
-    keeps_arrays(&elsewhere.session("t").await.unwrap()).await;
+    let remote = Remote::connect(&snakepit.address().unwrap().to_string()).await.unwrap();
+    check_arrays(&snakepit.session("s").await.unwrap()).await;
+    check_arrays(&remote.session("t").await.unwrap()).await;
     snakepit.shutdown().await.unwrap();
 }
 
-async fn keeps_arrays(session: &SessionHandle<impl HostHandle>) {
+async fn check_arrays(session: &SessionHandle<impl HostHandle>) {
     let mut watch = session.watch(&[], false).await.unwrap();
     for (name, kind, value) in [
         ("vector", ValueType::Embedding, Payload::embedding(&[0.5_f32, 3.0])),
@@ -452,7 +458,7 @@ async fn keeps_arrays(session: &SessionHandle<impl HostHandle>) {
     assert_eq!(session.get::<Vec<f32>>("vector").await.unwrap(), [0.25, 1.5]);
     assert_eq!(session.get::<Vec<[f64; 1]>>("grid").await.unwrap(), [[1.0], [2.5]]);
 
-    // A Python tool wrote it, whoever asks.
+    // The source is Python for every reader, because a Python tool wrote the value.
     let written = session.history("vector", 1).await.unwrap().remove(0).note;
     assert_eq!((written.source, written.changed_by.is_some()), (Source::Python, true));
     for source in [Source::Host, Source::Python, Source::Host, Source::Python] {
@@ -461,7 +467,7 @@ async fn keeps_arrays(session: &SessionHandle<impl HostHandle>) {
         assert!(update.variable.value.binary().is_some());
     }
 
-    // So long that Python sends a buffer.
+    // Python sends lists of this length as buffers.
     let long: Vec<_> = (0..3000).map(|n| f64::from(n) + 0.5).collect();
     let arguments = json!({"name": "vector", "value": long});
     session.call("set_value").args(arguments).unary::<()>().await.unwrap();
@@ -475,7 +481,7 @@ async fn keeps_arrays(session: &SessionHandle<impl HostHandle>) {
 }
 
 #[tokio::test]
-async fn watches_beyond_what_a_connection_carries_are_refused() {
+async fn watches_above_the_limit_of_a_connection_are_rejected() {
     const LIMIT: usize = 1000;
     let dir = tempfile::tempdir().unwrap();
     let snakepit = builder(&dir).workers(1).listen(([127, 0, 0, 1], 0).into()).start().await.unwrap();
@@ -485,8 +491,8 @@ async fn watches_beyond_what_a_connection_carries_are_refused() {
     for n in 0..LIMIT {
         watches.push(sessions[n % 2].watch(&[], false).await.unwrap());
     }
-    let refused = sessions[0].watch(&[], false).await.unwrap_err();
-    assert!(matches!(refused, Error::Session(SessionError::TooManyWatches { limit: LIMIT })), "{refused}");
+    let rejected = sessions[0].watch(&[], false).await.unwrap_err();
+    assert!(matches!(rejected, Error::Session(SessionError::TooManyWatches { limit: LIMIT })), "{rejected}");
     sessions[0].register("n", VariableType::new(ValueType::Integer).unwrap(), 0).await.unwrap();
     assert_eq!(sessions[0].get::<i64>("n").await.unwrap(), 0);
     watches.pop();

@@ -1,5 +1,5 @@
-//! What a tool says when it fails, however much that is, reaches every kind of client on every way, and costs no worker
-//! and no connection. Nor does a result that is empty.
+//! Long error messages, statuses of foreign workers, empty results and rejected arguments reach every kind of client, and lose
+//! neither a worker nor a connection.
 
 use std::{collections::BTreeMap, process::Stdio};
 
@@ -16,14 +16,14 @@ use tonic::{Code, Status};
 
 const FAILING: &str = "failing:FailingAdapter";
 
-/// Arguments that take a stream shared with other calls, and some that are too large for it.
-fn both_ways(args: &Value) -> [Value; 2] {
+/// Returns the arguments, which fit on the multiplexed stream, and with padding, so that the call becomes a plain RPC.
+fn small_and_large(args: &Value) -> [Value; 2] {
     let mut large = args.clone();
     large["pad"] = "p".repeat(300 * 1024).into();
     [args.clone(), large]
 }
 
-/// Reads a stream up to its error; returns how many chunks came before.
+/// Reads a stream until its error. Returns the number of chunks and the error.
 async fn stream_to_error(client: &mut Client, tool: &str, args: &Value) -> (usize, Status) {
     let mut chunks = 0;
     match client.execute_streaming_tool(tool_request(tool, args)).await {
@@ -33,7 +33,7 @@ async fn stream_to_error(client: &mut Client, tool: &str, args: &Value) -> (usiz
             loop {
                 match stream.message().await {
                     Ok(Some(_)) => chunks += 1,
-                    Ok(None) => panic!("the stream ended well"),
+                    Ok(None) => panic!("the stream ended without an error"),
                     Err(status) => return (chunks, status),
                 }
             }
@@ -41,7 +41,7 @@ async fn stream_to_error(client: &mut Client, tool: &str, args: &Value) -> (usiz
     }
 }
 
-/// Runs a call on a stream of its own.
+/// Runs a call on a new multiplexed stream.
 async fn multiplexed(client: &Client, tool: &str, args: &Value, stream: bool) -> pb::CallReply {
     let (multiplexer, incoming) = Multiplexer::open(client.clone()).await.unwrap();
     let incoming = tokio::task::spawn(incoming);
@@ -65,7 +65,7 @@ async fn multiplexed(client: &Client, tool: &str, args: &Value, stream: bool) ->
     let reply = loop {
         match call.event().await {
             CallEvent::End(CallEnd::Reply(reply)) => break reply,
-            CallEvent::End(end) => panic!("the call ended oddly: {end:?}"),
+            CallEvent::End(end) => panic!("the call got no reply: {end:?}"),
             _ => {}
         }
     };
@@ -73,7 +73,7 @@ async fn multiplexed(client: &Client, tool: &str, args: &Value, stream: bool) ->
     reply
 }
 
-/// Makes calls with grpcio on one channel; returns how each ended.
+/// Makes calls with grpcio on one channel, and returns their outcomes.
 async fn grpcio(sandbox: &Sandbox, calls: &[String]) -> Vec<Value> {
     let output = Command::new(python())
         .arg(root().join("tests/clients/grpcio_client.py"))
@@ -99,10 +99,10 @@ async fn assert_no_worker_was_lost(sandbox: &Sandbox) {
 }
 
 #[tokio::test]
-async fn a_long_exception_reaches_unary_callers_whole() {
+async fn unary_callers_receive_long_exceptions_completely() {
     let sandbox = Sandbox::adapter(FAILING, 1).start().await;
     let mut client = sandbox.client().await;
-    for args in both_ways(&json!({"length": 200_000})) {
+    for args in small_and_large(&json!({"length": 200_000})) {
         let response = client.execute_tool(tool_request("fail_at_length", &args)).await.unwrap().into_inner();
         assert!(!response.success);
         assert!(response.error_message.len() > 200_000 && response.error_message.ends_with(" end"));
@@ -110,7 +110,7 @@ async fn a_long_exception_reaches_unary_callers_whole() {
         assert!(failure.message.len() > 200_000 && failure.message.ends_with(" end"));
         assert!(failure.traceback.contains("fail_at_length"));
     }
-    // What nobody can want is cut, and says so.
+    // Messages of megabytes are truncated, with a note.
     let huge = json!({"length": 5_000_000});
     let response = client.execute_tool(tool_request("fail_at_length", &huge)).await.unwrap().into_inner();
     assert!(response.error_message.len() < 1_000_000 && response.error_message.ends_with(" bytes cut]"));
@@ -121,11 +121,11 @@ async fn a_long_exception_reaches_unary_callers_whole() {
 }
 
 #[tokio::test]
-async fn a_long_exception_ends_its_stream_and_nothing_else() {
+async fn a_long_exception_ends_only_its_stream() {
     let sandbox = Sandbox::adapter(FAILING, 1).start().await;
     let mut client = sandbox.client().await;
     for length in [3_000, 20_000, 200_000] {
-        for args in both_ways(&json!({"length": length})) {
+        for args in small_and_large(&json!({"length": length})) {
             let (chunks, status) = stream_to_error(&mut client, "stream_and_fail_at_length", &args).await;
             assert_eq!((chunks, status.code()), (1, Code::Internal), "{status:?}");
             assert!(status.message().contains("begin xxx"), "{status:?}");
@@ -137,14 +137,17 @@ async fn a_long_exception_ends_its_stream_and_nothing_else() {
         }
         let args = json!({"length": length});
         let failure = multiplexed(&client, "stream_and_fail_at_length", &args, true).await.failure.unwrap();
-        assert!(failure.message.len() > length && failure.message.ends_with(" end"), "no trailers, no cut");
+        assert!(
+            failure.message.len() > length && failure.message.ends_with(" end"),
+            "the multiplexed stream has no trailers, so the message is not truncated"
+        );
     }
     assert_eq!(execute(&mut client, "answer", &json!({})).await.unwrap(), 42);
     assert_no_worker_was_lost(&sandbox).await;
 }
 
 #[tokio::test]
-async fn grpcio_clients_read_long_exceptions_too() {
+async fn grpcio_clients_receive_long_exceptions() {
     let sandbox = Sandbox::adapter(FAILING, 1).start().await;
     let mut calls = Vec::new();
     for length in [3_000, 200_000] {
@@ -165,10 +168,10 @@ async fn grpcio_clients_read_long_exceptions_too() {
 }
 
 #[tokio::test]
-async fn the_last_words_of_a_worker_cost_nobody_the_connection() {
+async fn long_output_of_a_dying_worker_does_not_break_the_connection() {
     let sandbox = Sandbox::adapter(FAILING, 1).start().await;
     let mut client = sandbox.client().await;
-    for args in both_ways(&json!({})) {
+    for args in small_and_large(&json!({})) {
         let status = client.execute_tool(tool_request("die_talking", &args)).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable, "{status:?}");
         assert!(status.message().contains("exited with code 3"), "{status:?}");
@@ -190,20 +193,20 @@ fn aborting_worker() -> String {
 }
 
 #[tokio::test]
-async fn a_stream_that_cannot_be_read_leaves_no_call_behind() {
+async fn a_malformed_stream_of_a_foreign_worker_ends_the_call_and_replaces_the_worker() {
     let sandbox = Sandbox::worker_command(&aborting_worker(), 1).start().await;
     let mut client = sandbox.client().await;
     let (chunks, status) = stream_to_error(&mut client, "garble", &json!({})).await;
     assert_eq!((chunks, status.code()), (1, Code::Unavailable), "{status:?}");
     assert!(status.message().contains("cannot be read"), "{status:?}");
-    // The tool would stream on, and this worker cannot be told to end it.
+    // The tool still runs, and this worker cannot cancel it, so the pool replaces the worker.
     let response = client.execute_tool(tool_request("abort", &json!({"code": "ABORTED"}))).await.unwrap();
     assert_eq!(response.into_inner().error_message, "ABORTED: reason ");
     assert_eq!(sandbox.workers().await[0].restarts, 1);
 }
 
 #[tokio::test]
-async fn a_status_of_a_foreign_worker_is_its_tools_own() {
+async fn statuses_of_a_foreign_worker_are_failures_of_its_tool() {
     let sandbox = Sandbox::worker_command(&aborting_worker(), 1).start().await;
     let mut client = sandbox.client().await;
     for code in ["NOT_FOUND", "DEADLINE_EXCEEDED", "UNAVAILABLE", "INVALID_ARGUMENT", "CANCELLED"] {
@@ -214,7 +217,7 @@ async fn a_status_of_a_foreign_worker_is_its_tools_own() {
         assert_eq!((chunks, status.code()), (1, Code::Internal), "{status:?}");
         assert_eq!(details_of(&status).failure.unwrap().message, format!("{code}: reason "));
     }
-    // Longer than HTTP/2 implementations accept unless told to.
+    // The message exceeds the default header limits of HTTP/2 implementations.
     let args = json!({"code": "INTERNAL", "length": 100_000});
     let response = client.execute_tool(tool_request("abort", &args)).await.unwrap().into_inner();
     assert!(response.error_message.starts_with("reason zzz"), "{}", response.error_message);
@@ -224,11 +227,11 @@ async fn a_status_of_a_foreign_worker_is_its_tools_own() {
 }
 
 #[tokio::test]
-async fn a_worker_refuses_as_the_host_would() {
+async fn a_worker_rejects_arguments_with_the_same_status_as_the_host() {
     let sandbox = Sandbox::adapter(FAILING, 1).start().await;
     let mut client = sandbox.client().await;
-    // The host does not look inside an array; the worker finds out.
-    for args in both_ways(&json!({})) {
+    // The host does not check the contents of arrays. The worker does.
+    for args in small_and_large(&json!({})) {
         let mut request = tool_request("shape_of", &args);
         let array = pb::Any {
             type_url: "type.googleapis.com/snakepit.tensor.binary".to_owned(),
@@ -245,10 +248,10 @@ async fn a_worker_refuses_as_the_host_would() {
 }
 
 #[tokio::test]
-async fn a_tool_that_takes_an_array_gets_one_or_nothing() {
+async fn json_arguments_become_arrays_or_are_rejected() {
     let sandbox = Sandbox::adapter(FAILING, 1).start().await;
     let mut client = sandbox.client().await;
-    let mut ask = async |json: &str| {
+    let mut shape_of = async |json: &str| {
         let mut request = tool_request("shape_of", &json!({}));
         let value = json.as_bytes().to_vec().into();
         let array = pb::Any { type_url: "type.googleapis.com/snakepit.tensor".to_owned(), value };
@@ -262,7 +265,7 @@ async fn a_tool_that_takes_an_array_gets_one_or_nothing() {
         (r#"{"shape": [2, 1], "data": [1.5, 2], "dtype": "float32"}"#, json!([2, 1])),
         (r#"{"shape": [1], "data": "AAAAAAAA8D8=", "dtype": "float64", "binary_format": "raw"}"#, json!([1])),
     ] {
-        assert_eq!(ask(json).await.unwrap(), shape, "{json}");
+        assert_eq!(shape_of(json).await.unwrap(), shape, "{json}");
     }
     for (json, problem) in [
         ("{}", "makes no array"),
@@ -274,14 +277,14 @@ async fn a_tool_that_takes_an_array_gets_one_or_nothing() {
         (r#"{"shape": [2], "data": [1, 2], "dtype": "object"}"#, "no type of numbers"),
         ("[[1, 2], [3]]", "equally long"),
     ] {
-        let status = ask(json).await.unwrap_err();
+        let status = shape_of(json).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument, "{json}: {status:?}");
         assert!(status.message().contains(problem), "{json}: {status:?}");
     }
 }
 
 #[tokio::test]
-async fn what_a_tool_prints_makes_no_worker_ready() {
+async fn a_readiness_line_printed_by_an_adapter_is_ignored() {
     let sandbox = Sandbox::adapter("premature:PrematureAdapter", 1).start().await;
     let mut client = sandbox.client().await;
     assert_eq!(execute(&mut client, "answer", &json!({})).await.unwrap(), 42);
@@ -290,17 +293,17 @@ async fn what_a_tool_prints_makes_no_worker_ready() {
 }
 
 #[tokio::test]
-async fn an_empty_buffer_is_a_result_like_any_other() {
+async fn empty_buffers_are_valid_results_and_arguments() {
     let sandbox = Sandbox::adapter(FAILING, 1).start().await;
     let mut client = sandbox.client().await;
-    for args in both_ways(&json!({})) {
+    for args in small_and_large(&json!({})) {
         for (tool, type_name) in [("no_bytes", "bytes"), ("no_rows", "tensor")] {
             let response = client.execute_tool(tool_request(tool, &args)).await.unwrap().into_inner();
             assert!(response.success, "{response:?}");
             let typed = value::decode(response.result.unwrap(), None).unwrap();
             assert_eq!((&*typed.type_name, typed.binary.unwrap().len()), (type_name, 0));
         }
-        // And an argument.
+        // An empty array as an argument.
         let mut request = tool_request("shape_of", &args);
         let array = pb::Any {
             type_url: "type.googleapis.com/snakepit.tensor.binary".to_owned(),
@@ -318,7 +321,7 @@ async fn an_empty_buffer_is_a_result_like_any_other() {
 
 #[tokio::test]
 #[allow(clippy::needless_update, reason = "some of the requests have no other fields")]
-async fn ids_and_names_of_any_length_are_refused_with_their_limit() {
+async fn ids_and_names_of_megabytes_are_rejected_with_their_limit() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut client = sandbox.client().await;
     let open = |session_id| pb::InitializeSessionRequest { session_id, ..Default::default() };
@@ -326,7 +329,7 @@ async fn ids_and_names_of_any_length_are_refused_with_their_limit() {
     let (long, session_id) = ("x".repeat(3 * 1024 * 1024), "s".to_owned());
     let value = || pb::Any { type_url: "type.googleapis.com/snakepit.integer".into(), value: "1".into() };
 
-    macro_rules! refused {
+    macro_rules! rejected {
         ($($rpc:ident($request:ident { $($field:ident: $value:expr),* });)*) => {
             [$((
                 stringify!($rpc),
@@ -339,7 +342,7 @@ async fn ids_and_names_of_any_length_are_refused_with_their_limit() {
         };
     }
     let program = |name| Some(pb::Program { name, ..Default::default() });
-    let refused = refused! {
+    let rejected = rejected! {
         initialize_session(InitializeSessionRequest { session_id: long.clone() });
         get_session(GetSessionRequest { session_id: long.clone() });
         cleanup_session(CleanupSessionRequest { session_id: long.clone() });
@@ -381,9 +384,9 @@ async fn ids_and_names_of_any_length_are_refused_with_their_limit() {
         execute_streaming_tool(ExecuteToolRequest { tool_name: long.clone() });
         execute_elixir_tool(ExecuteElixirToolRequest { tool_name: long.clone() });
     };
-    for (rpc, status) in refused {
+    for (rpc, status) in rejected {
         assert_eq!(status.code(), tonic::Code::InvalidArgument, "{rpc}: {}", status.message());
-        let named = status.message().contains("3145728 bytes, the limit is ");
-        assert!(named && status.message().len() < 500, "{rpc}: {}", status.message());
+        let has_limit = status.message().contains("3145728 bytes, the limit is ");
+        assert!(has_limit && status.message().len() < 500, "{rpc}: {}", status.message());
     }
 }

@@ -1,4 +1,4 @@
-//! A worker written with plain grpcio from the wire contract alone serves calls in the pool, over TCP.
+//! A foreign worker, written with plain grpcio, serves calls over TCP.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ fn command(ready: &str) -> String {
 }
 
 #[tokio::test]
-async fn it_serves_with_either_readiness_signal() {
+async fn a_foreign_worker_may_signal_readiness_on_stdout_or_in_a_file() {
     for ready in ["stdout", "file"] {
         let sandbox = Sandbox::worker_command(&command(ready), 2).start().await;
         let mut client = sandbox.client().await;
@@ -42,7 +42,7 @@ async fn it_serves_with_either_readiness_signal() {
 }
 
 #[tokio::test]
-async fn tools_it_registers_go_to_a_live_worker() {
+async fn tools_of_a_dead_foreign_worker_run_on_another_one() {
     let sandbox = Sandbox::worker_command(&command("stdout"), 2).start().await;
     let mut client = sandbox.client().await;
     let session_id = "with-session".to_owned();
@@ -53,7 +53,7 @@ async fn tools_it_registers_go_to_a_live_worker() {
     let tools = client.list_tools(pb::ListToolsRequest {}).await.unwrap().into_inner().tools;
     assert!(tools.iter().any(|tool| tool.spec.as_ref().unwrap().name == "add"), "{tools:?}");
 
-    // The worker that registered it dies; another one serves.
+    // After the death of the worker that registered the tool, another worker serves it.
     let first = sandbox.worker_pids().await[0];
     signal(first, Signal::SIGKILL);
     eventually("the call is served again", Duration::from_secs(10), async || {
@@ -63,7 +63,7 @@ async fn tools_it_registers_go_to_a_live_worker() {
 }
 
 #[tokio::test]
-async fn a_call_it_cannot_cancel_costs_the_worker() {
+async fn a_foreign_worker_is_replaced_after_a_call_that_it_cannot_cancel() {
     let sandbox = Sandbox::worker_command(&command("stdout"), 1).start().await;
     let mut client = sandbox.client().await;
     let status =
@@ -71,18 +71,18 @@ async fn a_call_it_cannot_cancel_costs_the_worker() {
             .await
             .unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
-    // It runs calls in threads that nobody can stop, so only a fresh worker is provably idle.
+    // The worker cannot stop its threads, so only a new worker is known to be idle.
     assert_eq!(execute(&mut client, "add", &json!({"a": 1, "b": 2})).await.unwrap(), 3);
     assert_eq!(sandbox.workers().await[0].restarts, 1);
 }
 
 #[tokio::test]
-async fn a_killed_host_takes_it_along() {
+async fn foreign_workers_end_with_a_killed_host() {
     let mut sandbox = Sandbox::worker_command(&command("file"), 2).start().await;
     let pids = sandbox.worker_pids().await;
     signal(sandbox.pid(), Signal::SIGKILL);
     sandbox.wait(Duration::from_secs(5)).await;
-    eventually("every worker is gone", Duration::from_secs(2), async || {
+    eventually("every worker has ended", Duration::from_secs(2), async || {
         pids.iter().all(|pid| !is_alive(*pid))
     })
     .await;

@@ -1,4 +1,4 @@
-//! Small answers pass a large one on the stream that they share, if their caller takes large ones in parts.
+//! A large answer does not block small ones on the same stream (head-of-line blocking), if the caller accepts it in parts.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -16,17 +16,17 @@ fn start(id: u64, tool: &str) -> pb::CallStart {
     pb::CallStart { id, tool_name: tool.to_owned(), ..pb::CallStart::default() }
 }
 
-/// What a caller saw that made small calls, one after the other, until its large one was answered.
+/// Observations of a caller that makes sequential small calls until its large call is answered.
 #[derive(Debug, Default)]
-struct Seen {
+struct Observations {
     parts: usize,
-    /// Small answers that came after the first part of the large one.
+    /// Small answers that arrived after the first part of the large one.
     between: usize,
-    /// The longest that a small call took.
+    /// The longest duration of a small call.
     longest: Duration,
 }
 
-async fn small_calls_beside_a_large_one(client: &mut Client, takes_parts: bool) -> Seen {
+async fn small_calls_beside_a_large_one(client: &mut Client, takes_parts: bool) -> Observations {
     let (batches, outgoing) = mpsc::channel(8);
     let value = pb::CallValue {
         r#type: pb::CallValueType::Integer.into(),
@@ -37,13 +37,13 @@ async fn small_calls_beside_a_large_one(client: &mut Client, takes_parts: bool) 
     let calls = vec![pb::CallStart { arguments, ..start(1, "large") }, start(2, "small")];
     batches.send(pb::CallBatch { calls, takes_parts, ..pb::CallBatch::default() }).await.unwrap();
     let mut replies = client.multiplex(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
-    let (mut seen, mut small, mut sent, mut bytes) = (Seen::default(), 2, Instant::now(), 0);
+    let (mut seen, mut small, mut sent, mut bytes) = (Observations::default(), 2, Instant::now(), 0);
     loop {
         let batch = replies.message().await.unwrap().unwrap();
         for reply in batch.replies {
-            let value = reply.value.expect("it has a value");
+            let value = reply.value.expect("the reply has a value");
             if reply.id == 1 {
-                let rest = value.binary.expect("it is a buffer");
+                let rest = value.binary.expect("the value is a buffer");
                 assert_eq!((value.sent_in_parts, bytes + rest.len()), (bytes as u64, LARGE));
                 seen.longest = seen.longest.max(sent.elapsed());
                 return seen;
@@ -64,7 +64,7 @@ async fn small_calls_beside_a_large_one(client: &mut Client, takes_parts: bool) 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn small_calls_are_answered_between_the_parts_of_a_large_answer() {
+async fn small_answers_arrive_between_the_parts_of_a_large_one() {
     let dir = tempfile::tempdir().unwrap();
     let adapters = root().join("tests/adapters").display().to_string();
     let snakepit = Snakepit::builder()
@@ -81,15 +81,15 @@ async fn small_calls_are_answered_between_the_parts_of_a_large_answer() {
     let url = format!("http://{}", snakepit.address().unwrap());
     let channel = Endpoint::from_shared(url).unwrap().connect().await.unwrap();
     let mut client = Client::new(channel).max_decoding_message_size(usize::MAX);
-    // A caller of an older version gets the answer whole.
+    // Callers of older versions receive the answer in one piece.
     let whole = small_calls_beside_a_large_one(&mut client, false).await;
     assert_eq!((whole.parts, whole.between), (0, 0));
-    let passing = small_calls_beside_a_large_one(&mut client, true).await;
-    assert_eq!(passing.parts, LARGE / PART_BYTES - 1);
-    assert!(passing.between >= 5, "{passing:?}");
+    let in_parts = small_calls_beside_a_large_one(&mut client, true).await;
+    assert_eq!(in_parts.parts, LARGE / PART_BYTES - 1);
+    assert!(in_parts.between >= 5, "{in_parts:?}");
     println!(
-        "the slowest small call: {:?} beside a whole answer, {:?} beside parts",
-        whole.longest, passing.longest
+        "the slowest small call: {:?} during an answer in one piece, {:?} during one in parts",
+        whole.longest, in_parts.longest
     );
     snakepit.shutdown().await.unwrap();
 }

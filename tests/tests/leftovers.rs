@@ -1,4 +1,4 @@
-//! A call leaves no trace in the next one: not in the process, not on its event loop, not in what its errors show.
+//! State that a call leaves in its process does not affect the next call: signal handlers, tasks, output and others.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,8 @@ use snakepit_tests::{Client, Sandbox, eventually, execute, execute_within, resul
 const LEFTOVERS: &str = "leftovers:Leftovers";
 const SOON: Duration = Duration::from_secs(10);
 
-async fn looks_the_same(client: &mut Client, suffix: &str) {
+/// Checks that each kind of leftover of one call is invisible to the next calls.
+async fn check_leftovers(client: &mut Client, suffix: &str) {
     let names = execute(client, &format!("names{suffix}"), &json!({})).await.unwrap();
     let names: Vec<String> = serde_json::from_value(names).unwrap();
     assert!(names.len() > 8, "{names:?}");
@@ -18,7 +19,7 @@ async fn looks_the_same(client: &mut Client, suffix: &str) {
         let look = format!("look{suffix}");
         let before = execute(client, &look, &named).await.unwrap();
         execute(client, &format!("leave{suffix}"), &named).await.unwrap();
-        // The first may still stumble over what the second does not see.
+        // The first call after a leftover may behave differently from the second, so both are checked.
         for _ in 0..2 {
             assert_eq!(execute(client, &look, &named).await.unwrap(), before, "{name}");
         }
@@ -26,19 +27,19 @@ async fn looks_the_same(client: &mut Client, suffix: &str) {
 }
 
 #[tokio::test]
-async fn a_call_finds_the_process_as_the_worker_began() {
+async fn changes_to_the_process_do_not_reach_the_next_call() {
     let sandbox = Sandbox::adapter(LEFTOVERS, 1).start().await;
-    looks_the_same(&mut sandbox.client().await, "").await;
+    check_leftovers(&mut sandbox.client().await, "").await;
 }
 
 #[tokio::test]
-async fn a_call_finds_the_event_loop_as_the_worker_began() {
+async fn changes_to_the_event_loop_do_not_reach_the_next_call() {
     let sandbox = Sandbox::adapter(LEFTOVERS, 1).start().await;
-    looks_the_same(&mut sandbox.client().await, "_async").await;
+    check_leftovers(&mut sandbox.client().await, "_async").await;
 }
 
 #[tokio::test]
-async fn the_error_of_a_call_shows_the_output_of_no_other() {
+async fn the_error_of_a_call_contains_only_the_output_of_that_call() {
     let sandbox = Sandbox::adapter(LEFTOVERS, 1).env("PYTHONUNBUFFERED", "").start().await;
     let mut client = sandbox.client().await;
     execute(&mut client, "whisper", &json!({"text": "card 4111"})).await.unwrap();
@@ -46,12 +47,12 @@ async fn the_error_of_a_call_shows_the_output_of_no_other() {
     let status = execute(&mut client, "die", &json!({"text": "my own"})).await.unwrap_err();
     assert!(status.message().contains("its last output: my own"), "{status:?}");
     assert!(!status.message().contains("the worker's own"), "{status:?}");
-    // In the log there is all of it.
-    eventually("the log has it", SOON, async || sandbox.log().contains("card 4111")).await;
+    // The log contains the output of all calls.
+    eventually("the log contains the output", SOON, async || sandbox.log().contains("card 4111")).await;
 }
 
 #[tokio::test]
-async fn a_fork_has_the_fault_handler_that_python_gives_it() {
+async fn a_fork_has_a_fault_handler_only_if_python_enables_it() {
     for (wanted, has) in [("", false), ("1", true)] {
         let sandbox = Sandbox::adapter(LEFTOVERS, 1).env("PYTHONFAULTHANDLER", wanted).start().await;
         let mut client = sandbox.client().await;
@@ -59,31 +60,31 @@ async fn a_fork_has_the_fault_handler_that_python_gives_it() {
     }
 }
 
-/// Calls that wait for a worker whose last call left tasks go to another one, and the worker is replaced.
+/// Waiting calls move to another worker if the last call of their worker left tasks, and the worker is replaced.
 #[tokio::test]
-async fn what_a_call_leaves_behind_does_not_delay_other_calls() {
+async fn tasks_left_by_a_call_do_not_delay_other_calls() {
     let sandbox = Sandbox::adapter(LEFTOVERS, 2).start().await;
     let mut client = sandbox.client().await;
-    // Slow enough for a machine that runs other tests, and far quicker than what the task leaves takes.
-    let innocent = Duration::from_secs(3);
+    // Long enough for a busy machine, and much shorter than the tasks.
+    let limit = Duration::from_secs(3);
     for (tool, args) in [("leave_task", json!({"seconds": 10})), ("leave_blocking_task", json!({}))] {
         for _ in 0..3 {
             assert_eq!(execute(&mut client, tool, &args).await.unwrap(), "done");
             for _ in 0..4 {
-                execute_within(sandbox.url(), innocent, "names", &json!({})).await.unwrap();
+                execute_within(sandbox.url(), limit, "names", &json!({})).await.unwrap();
             }
         }
     }
-    eventually("all workers are back", SOON, async || {
+    eventually("all workers are replaced and idle", SOON, async || {
         let workers = client.clone().list_workers(ListWorkersRequest {}).await.unwrap().into_inner().workers;
         workers.len() == 2 && workers.iter().all(|worker| worker.state == "idle" && worker.restarts > 0)
     })
     .await;
 }
 
-/// The answer does not wait for what its call left behind, and is not lost to a deadline that passes meanwhile.
+/// The answer does not wait for the tasks, and a deadline that passes meanwhile does not discard it.
 #[tokio::test]
-async fn what_a_call_leaves_behind_does_not_delay_its_answer() {
+async fn tasks_left_by_a_call_do_not_delay_its_answer() {
     let sandbox = Sandbox::adapter(LEFTOVERS, 1).start().await;
     let mut client = sandbox.client().await;
     let slow = json!({"seconds": 1.5});

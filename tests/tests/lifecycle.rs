@@ -1,4 +1,4 @@
-//! Workers and hosts that die: nothing is left running, and calls go on.
+//! Deaths of workers and hosts, and shutdown: no process remains, and the pool recovers.
 
 use std::time::{Duration, Instant};
 
@@ -30,9 +30,9 @@ async fn a_killed_worker_is_replaced() {
 }
 
 #[tokio::test]
-async fn an_idle_worker_that_hangs_up_is_replaced() {
+async fn an_idle_worker_that_closes_its_connection_is_replaced() {
     if snakepit_tests::plain_calls() {
-        // Without the stream nobody learns of it before the next call.
+        // Without the multiplexed stream, the host notices only at the next call.
         return;
     }
     let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
@@ -40,13 +40,13 @@ async fn an_idle_worker_that_hangs_up_is_replaced() {
     let pid = execute(&mut client, "hang_up", &json!({})).await.unwrap();
     let pid = u32::try_from(pid.as_u64().unwrap()).unwrap();
     eventually("the worker is killed", SOON, async || !is_alive(pid)).await;
-    eventually("and replaced", SOON, async || sandbox.workers().await[0].state == "idle").await;
+    eventually("it is replaced", SOON, async || sandbox.workers().await[0].state == "idle").await;
     assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
     assert!(sandbox.log().contains("the stream of its calls ended"), "{}", sandbox.log());
 }
 
 #[tokio::test]
-async fn a_call_that_kills_its_worker_fails_with_the_reason_and_its_last_words() {
+async fn a_call_that_kills_its_worker_fails_with_the_cause_and_the_last_output() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let mut client = sandbox.client().await;
     for (tool, needles) in [("crash", vec!["code 7", "about to crash"]), ("segfault", vec!["SIGSEGV"])] {
@@ -61,7 +61,7 @@ async fn a_call_that_kills_its_worker_fails_with_the_reason_and_its_last_words()
 }
 
 #[tokio::test]
-async fn a_fork_of_a_worker_disturbs_nothing() {
+async fn forks_of_a_worker_do_not_affect_it() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let pids = sandbox.worker_pids().await;
     let mut client = sandbox.client().await;
@@ -73,14 +73,14 @@ async fn a_fork_of_a_worker_disturbs_nothing() {
 }
 
 #[tokio::test]
-async fn a_tool_that_ignores_its_deadline_costs_its_worker_and_nothing_else() {
+async fn a_tool_that_ignores_its_deadline_loses_its_worker_but_delays_no_other_call() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 2).start().await;
     let mut client = sandbox.client().await;
     for tool in ["hang", "hold_gil"] {
         let status =
             execute_within(sandbox.url(), Duration::from_millis(300), tool, &json!({})).await.unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded, "{tool}: {status:?}");
-        // The neighbour answers at once while the hung worker is dealt with.
+        // The other worker answers while the host replaces the hung one.
         assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
     }
     eventually("both hung workers are replaced", SOON, async || {
@@ -91,7 +91,7 @@ async fn a_tool_that_ignores_its_deadline_costs_its_worker_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_cancelled_call_frees_its_worker_without_costing_it() {
+async fn a_cancelled_call_frees_its_worker_without_replacing_it() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let pids = sandbox.worker_pids().await;
     for tool in ["busy", "sleep", "sleep_async"] {
@@ -101,7 +101,7 @@ async fn a_cancelled_call_frees_its_worker_without_costing_it() {
         call.abort();
         let mut client = sandbox.client().await;
         assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong", "after {tool}");
-        assert_eq!(sandbox.worker_pids().await, pids, "{tool} cost its worker");
+        assert_eq!(sandbox.worker_pids().await, pids, "{tool} lost its worker");
     }
 }
 
@@ -113,7 +113,7 @@ async fn no_worker_outlives_a_killed_host() {
     let mut client = sandbox.client().await;
     let grandchild = execute(&mut client, "spawn_grandchild", &json!({})).await.unwrap();
     let grandchild = u32::try_from(grandchild.as_u64().unwrap()).unwrap();
-    // Under load: every worker is inside a call, one of them holding the GIL.
+    // Every worker runs a call, and one of these calls holds the GIL.
     let mut load = tokio::task::JoinSet::new();
     for tool in ["hang", "hold_gil", "hang", "busy"] {
         let mut client = sandbox.client().await;
@@ -126,7 +126,7 @@ async fn no_worker_outlives_a_killed_host() {
 
     signal(sandbox.pid(), Signal::SIGKILL);
     sandbox.wait(SOON).await;
-    eventually("every worker is gone", Duration::from_secs(2), async || {
+    eventually("every worker has ended", Duration::from_secs(2), async || {
         pids.iter().all(|pid| !is_alive(*pid)) && !is_alive(grandchild)
     })
     .await;
@@ -134,112 +134,112 @@ async fn no_worker_outlives_a_killed_host() {
 }
 
 #[tokio::test]
-async fn no_worker_outlives_a_host_that_is_killed_while_they_start() {
+async fn no_worker_outlives_a_host_that_is_killed_during_launches() {
     for _ in 0..10 {
         let starting = Sandbox::adapter(SHOWCASE, 4).spawn();
         let host = starting.pid();
-        // Workers are told where the host's socket is.
-        let ours = starting.run_dir().display().to_string();
-        let workers = || processes_with(&ours).into_iter().filter(|pid| *pid != host).count();
+        // The path of the host's socket is in the command line of each worker.
+        let run_dir = starting.run_dir().display().to_string();
+        let workers = || processes_with(&run_dir).into_iter().filter(|pid| *pid != host).count();
         eventually("a worker starts", SOON, async || workers() > 0).await;
         signal(host, Signal::SIGKILL);
-        eventually("every worker is gone", Duration::from_secs(2), async || workers() == 0).await;
+        eventually("every worker has ended", Duration::from_secs(2), async || workers() == 0).await;
     }
 }
 
 #[tokio::test]
-async fn a_new_host_reaps_what_a_killed_one_left() {
+async fn a_new_host_kills_processes_left_by_a_killed_host() {
     let mut first = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let worker = first.worker_pids().await[0];
     let grandchild = execute(&mut first.client().await, "spawn_grandchild", &json!({})).await.unwrap();
     let grandchild = u32::try_from(grandchild.as_u64().unwrap()).unwrap();
     let old_run = first.socket().parent().unwrap().to_owned();
-    // A worker that is killed cannot take its children along, and a host that is stopped cannot do it instead.
+    // The killed worker cannot end its child, and the stopped host cannot either.
     signal(first.pid(), Signal::SIGSTOP);
     signal(worker, Signal::SIGKILL);
     eventually("the worker is dead", SOON, async || !is_alive(worker)).await;
     signal(first.pid(), Signal::SIGKILL);
     first.wait(SOON).await;
-    assert!(is_alive(grandchild), "nothing is left for the second host to reap");
+    assert!(is_alive(grandchild), "no process is left for the second host to kill");
     assert!(old_run.exists());
 
     let second = Sandbox::adapter(SHOWCASE, 1).after(first).start().await;
-    eventually("what the first host left is gone", SOON, async || !is_alive(grandchild)).await;
+    eventually("the process of the first host has ended", SOON, async || !is_alive(grandchild)).await;
     assert!(second.log().contains("cleaned up after a dead host"), "{}", second.log());
-    assert!(!old_run.exists(), "the directory of the dead host is left");
+    assert!(!old_run.exists(), "the directory of the dead host still exists");
     let mut client = second.client().await;
     assert_eq!(execute(&mut client, "add", &json!({"a": 1, "b": 2})).await.unwrap(), 3);
 }
 
 #[tokio::test]
-async fn sigterm_while_workers_start_leaves_nothing() {
+async fn sigterm_during_launches_leaves_no_process() {
     let pids = tempfile::tempdir().unwrap();
-    let noted = || {
+    let started = || {
         let names = std::fs::read_dir(pids.path()).unwrap().map(|entry| entry.unwrap().path());
-        let whole = names.filter(|path| path.extension().is_none());
-        let noted = whole.flat_map(|path| {
+        let complete = names.filter(|path| path.extension().is_none());
+        let pids = complete.flat_map(|path| {
             let grandchild = std::fs::read_to_string(&path).unwrap();
             [path.file_name().unwrap().to_str().unwrap().to_owned(), grandchild]
         });
-        noted.map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>()
+        pids.map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>()
     };
     let starting = Sandbox::adapter("slow_import:Adapter", 2)
         .env("SNAKEPIT_TEST_PIDS", pids.path().display().to_string())
         .spawn();
-    eventually("both workers are at their import", SOON, async || noted().len() == 4).await;
+    eventually("both workers import their adapter", SOON, async || started().len() == 4).await;
     signal(starting.pid(), Signal::SIGTERM);
     let failure = starting.outcome().await.unwrap_err();
-    let left: Vec<_> = noted().into_iter().filter(|pid| is_alive(*pid)).collect();
+    let left: Vec<_> = started().into_iter().filter(|pid| is_alive(*pid)).collect();
     assert_eq!(left, Vec::<u32>::new(), "left running: {}", failure.stderr);
     assert_eq!(failure.code, Some(0), "{}", failure.stderr);
-    let told = "stopped before the workers were ready; nothing is left signal=SIGTERM";
-    assert!(failure.stderr.contains(told), "{}", failure.stderr);
+    let message = "stopped before the workers were ready; nothing is left signal=SIGTERM";
+    assert!(failure.stderr.contains(message), "{}", failure.stderr);
 }
 
 #[tokio::test]
-async fn a_start_that_fails_or_is_called_off_leaves_no_directory() {
-    // What is left is asserted where the daemon's end is awaited.
+async fn a_failed_or_interrupted_start_leaves_no_directory() {
+    // `outcome` checks which files remain.
     let nowhere = Sandbox::adapter(SHOWCASE, 16).python("/nonexistent/python").try_start().await.unwrap_err();
     assert_eq!(nowhere.code, Some(5), "{}", nowhere.stderr);
     for wait in [0, 2, 5, 10, 20, 40] {
         let starting = Sandbox::adapter(SHOWCASE, 16).spawn();
         let directory = || std::fs::read_dir(starting.run_dir()).unwrap().count() > 1;
         eventually("the daemon has its directory", SOON, async || directory()).await;
-        // No state to wait for: somewhere among its launches.
+        // Varies the moment of the signal during the launches. No observable condition marks these moments.
         tokio::time::sleep(Duration::from_millis(wait)).await;
         signal(starting.pid(), Signal::SIGTERM);
         match starting.outcome().await {
             Err(failure) => assert_eq!(failure.code, Some(0), "{}", failure.stderr),
-            // It was ready by then.
+            // The daemon was ready before the signal.
             Ok(mut sandbox) => assert_eq!(sandbox.wait(SOON).await, Some(0)),
         }
     }
 }
 
 #[tokio::test]
-async fn idle_streams_of_clients_do_not_hold_up_the_end() {
+async fn open_streams_of_clients_do_not_delay_shutdown() {
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
     let mut sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut client = sandbox.client().await;
-    // The requests stay open, as those of real subscribers do.
+    // The requests stay open, like those of real subscribers.
     let mut telemetry = client.stream_telemetry(tokio_stream::pending()).await.unwrap().into_inner();
     let mut calls = client.multiplex(tokio_stream::pending()).await.unwrap().into_inner();
     let endpoint = tonic::transport::Endpoint::from_shared(sandbox.url().to_owned()).unwrap();
     let mut health = HealthClient::new(endpoint.connect().await.unwrap());
-    let mut told = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    let mut states = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
 
     signal(sandbox.pid(), Signal::SIGTERM);
     for end in [telemetry.message().await.map(drop), calls.message().await.map(drop)] {
         assert_eq!(end.unwrap_err().message(), "the host is shutting down");
     }
-    while told.message().await.unwrap().is_some() {}
+    while states.message().await.unwrap().is_some() {}
     assert_eq!(sandbox.wait(SOON).await, Some(0));
     assert!(!sandbox.log().contains("cutting connections"), "{}", sandbox.log());
 }
 
 #[tokio::test]
-async fn idle_workers_stop_at_once_and_in_order() {
+async fn idle_workers_stop_quickly_and_run_their_exit_handlers() {
     let notes = tempfile::tempdir().unwrap();
     let mut sandbox = Sandbox::adapter("last_words:Adapter", 2)
         .env("SNAKEPIT_TEST_NOTES", notes.path().display().to_string())
@@ -247,15 +247,15 @@ async fn idle_workers_stop_at_once_and_in_order() {
         .await;
     assert_eq!(execute(&mut sandbox.client().await, "ping", &json!({})).await.unwrap(), "pong");
     let pids = sandbox.worker_pids().await;
-    let asked = Instant::now();
+    let signalled = Instant::now();
     signal(sandbox.pid(), Signal::SIGTERM);
     assert_eq!(sandbox.wait(SOON).await, Some(0));
-    // A worker that waits for its host to close the connection first is killed after two seconds.
-    let took = asked.elapsed();
+    // If a worker waited for the host to close the connection, the host would kill it after two seconds.
+    let took = signalled.elapsed();
     assert!(took < Duration::from_secs(1), "{took:?}");
     for pid in pids {
         let note = std::fs::read_to_string(notes.path().join(pid.to_string()));
-        assert_eq!(note.expect("no `atexit` function was run"), "ended in order");
+        assert_eq!(note.expect("no `atexit` function ran"), "ended in order");
     }
     eventually("the log is complete", SOON, async || sandbox.log().matches("process reaped").count() == 2)
         .await;
@@ -265,7 +265,7 @@ async fn idle_workers_stop_at_once_and_in_order() {
 }
 
 #[tokio::test]
-async fn sigterm_lets_calls_finish_and_leaves_nothing() {
+async fn sigterm_lets_running_calls_finish_and_leaves_no_process() {
     let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
     let pids = sandbox.worker_pids().await;
     let mut client = sandbox.client().await;
@@ -275,12 +275,12 @@ async fn sigterm_lets_calls_finish_and_leaves_nothing() {
     })
     .await;
     assert_eq!(sandbox.stop().await, Some(0));
-    call.await.unwrap().expect("a call in flight finishes during the drain");
-    assert!(pids.iter().all(|pid| !is_alive(*pid)), "a worker is left");
+    call.await.unwrap().expect("a running call finishes during the drain");
+    assert!(pids.iter().all(|pid| !is_alive(*pid)), "a worker still runs");
 }
 
 #[tokio::test]
-async fn a_call_that_is_cut_off_may_clean_up() {
+async fn a_call_cancelled_by_a_second_signal_may_clean_up() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("cleaned-up");
     let mut sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
@@ -290,7 +290,7 @@ async fn a_call_that_is_cut_off_may_clean_up() {
     eventually("the call runs", SOON, async || sandbox.workers().await[0].state == "busy").await;
     for _ in 0..2 {
         signal(sandbox.pid(), Signal::SIGTERM);
-        eventually("the signal is heard", SOON, async || {
+        eventually("the signal is logged", SOON, async || {
             let log = sandbox.log();
             log.contains("cutting off") || log.contains("draining")
         })
@@ -302,7 +302,7 @@ async fn a_call_that_is_cut_off_may_clean_up() {
 }
 
 #[tokio::test]
-async fn health_says_what_the_workers_are() {
+async fn health_reports_the_state_of_the_workers() {
     use tonic_health::pb::{
         HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
     };
@@ -311,25 +311,25 @@ async fn health_says_what_the_workers_are() {
     let channel =
         tonic::transport::Endpoint::from_shared(sandbox.url().to_owned()).unwrap().connect().await.unwrap();
     let mut health = HealthClient::new(channel);
-    let mut told = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
-    let mut next = async || told.message().await.unwrap().unwrap().status();
+    let mut states = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    let mut next = async || states.message().await.unwrap().unwrap().status();
     assert_eq!(next().await, ServingStatus::Serving);
 
     signal(sandbox.worker_pids().await[0], Signal::SIGKILL);
-    assert_eq!(next().await, ServingStatus::NotServing, "the only worker is dead");
-    assert_eq!(next().await, ServingStatus::Serving, "and replaced");
+    assert_eq!(next().await, ServingStatus::NotServing, "the only worker has died");
+    assert_eq!(next().await, ServingStatus::Serving, "it is replaced");
 
     let mut client = sandbox.client().await;
     let call = tokio::spawn(async move { execute(&mut client, "sleep_for", &json!({"seconds": 1.0})).await });
     eventually("the call runs", SOON, async || sandbox.workers().await[0].state == "busy").await;
     signal(sandbox.pid(), Signal::SIGTERM);
-    assert_eq!(next().await, ServingStatus::NotServing, "told at the first SIGTERM");
-    assert!(!call.is_finished(), "while calls in flight go on");
+    assert_eq!(next().await, ServingStatus::NotServing, "the first SIGTERM ends serving");
+    assert!(!call.is_finished(), "the running call continues");
     call.await.unwrap().unwrap();
 }
 
 #[tokio::test]
-async fn floods_of_output_block_nobody() {
+async fn floods_of_output_do_not_block_calls() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let mut client = sandbox.client().await;
     let lines = 200_000;
@@ -338,14 +338,14 @@ async fn floods_of_output_block_nobody() {
 }
 
 #[tokio::test]
-async fn a_daemonized_process_ends_with_its_worker_however_that_ends() {
+async fn daemonized_processes_end_with_their_worker() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let mut client = sandbox.client().await;
     for end in ["crash", "kill", "stop"] {
         let daemons = daemons(&mut client).await;
         let worker = sandbox.worker_pids().await[0];
         execute(&mut client, "ping", &json!({})).await.unwrap();
-        assert!(daemons.iter().all(|pid| is_alive(*pid)), "they live as long as their worker");
+        assert!(daemons.iter().all(|pid| is_alive(*pid)), "the daemons run while their worker runs");
         match end {
             "crash" => drop(execute(&mut client, "crash", &json!({})).await.unwrap_err()),
             "kill" => signal(worker, Signal::SIGKILL),
@@ -359,7 +359,7 @@ async fn a_daemonized_process_ends_with_its_worker_however_that_ends() {
 }
 
 #[tokio::test]
-async fn a_daemonized_process_ends_with_a_host_that_is_killed() {
+async fn daemonized_processes_end_with_a_killed_host() {
     let mut sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let daemons = daemons(&mut sandbox.client().await).await;
     signal(sandbox.pid(), Signal::SIGKILL);
@@ -368,23 +368,23 @@ async fn a_daemonized_process_ends_with_a_host_that_is_killed() {
 }
 
 #[tokio::test]
-async fn a_new_host_ends_what_was_daemonized_under_a_killed_one() {
+async fn a_new_host_kills_processes_daemonized_under_a_killed_host() {
     let mut first = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let daemons = daemons(&mut first.client().await).await;
     let worker = first.worker_pids().await[0];
-    // Neither can end them.
+    // Neither the stopped host nor the dead worker can kill the daemons.
     signal(first.pid(), Signal::SIGSTOP);
     signal(worker, Signal::SIGKILL);
     eventually("the worker is dead", SOON, async || !is_alive(worker)).await;
     signal(first.pid(), Signal::SIGKILL);
     first.wait(SOON).await;
-    assert!(daemons.iter().all(|pid| is_alive(*pid)), "nothing is left for the second host");
+    assert!(daemons.iter().all(|pid| is_alive(*pid)), "no process is left for the second host to kill");
     let _second = Sandbox::adapter(SHOWCASE, 1).after(first).start().await;
     assert!(daemons.iter().all(|pid| !is_alive(*pid)));
 }
 
 #[tokio::test]
-async fn a_process_that_drops_its_mark_outlives_its_worker_and_does_not_keep_the_host() {
+async fn a_process_that_removes_its_mark_outlives_its_worker_and_does_not_delay_shutdown() {
     let mut sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let mut client = sandbox.client().await;
     let daemon = execute(&mut client, "daemonize_for_good", &json!({})).await.unwrap();
@@ -397,7 +397,7 @@ async fn a_process_that_drops_its_mark_outlives_its_worker_and_does_not_keep_the
     assert_eq!((code, lives), (Some(0), true));
 }
 
-/// Two processes that a tool daemonized: a fork that holds all that it may, and a program that inherits nothing.
+/// Daemonizes two processes: a fork that keeps all descriptors, and a program that inherits nothing.
 async fn daemons(client: &mut Client) -> [u32; 2] {
     let mut pids = [0; 2];
     for (pid, (tool, args)) in

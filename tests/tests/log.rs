@@ -1,4 +1,4 @@
-//! The log can be slow, closed or full: calls go on, workers are replaced, and signals are obeyed.
+//! A slow, closed or full log does not affect calls, the replacement of workers, or signals.
 
 use std::{
     io::Read,
@@ -13,7 +13,7 @@ use snakepit_tests::{Client, Sandbox, SandboxBuilder, Signal, eventually, execut
 const MISBEHAVING: &str = "misbehaving:MisbehavingAdapter";
 const SOON: Duration = Duration::from_secs(20);
 
-/// A pipe by name, and its end for reading.
+/// Creates a named pipe, and opens its read end.
 fn fifo(dir: &Path) -> (PathBuf, std::fs::File) {
     let path = dir.join("log");
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -31,8 +31,8 @@ async fn workers(client: &Client) -> Vec<snakepit_proto::pb::WorkerInfo> {
     client.clone().list_workers(request).await.unwrap().into_inner().workers
 }
 
-/// Prints and calls, and kills workers: all of it must work.
-async fn works(client: &mut Client) {
+/// Makes calls that print, and kills workers. All of it must succeed.
+async fn exercise(client: &mut Client) {
     for number in 0..40 {
         execute(client, "say", &json!({"text": format!("line {number}")})).await.unwrap();
     }
@@ -51,31 +51,31 @@ async fn works(client: &mut Client) {
 }
 
 #[tokio::test]
-async fn a_full_device_disturbs_nothing() {
+async fn a_full_log_device_does_not_affect_the_daemon() {
     let sandbox = daemon().shell("exec \"$@\" 2>/dev/full").start().await;
-    works(&mut sandbox.client().await).await;
+    exercise(&mut sandbox.client().await).await;
     assert_eq!(sandbox.stop().await, Some(0));
 }
 
 #[tokio::test]
-async fn a_reader_that_leaves_disturbs_nothing() {
+async fn a_closed_log_pipe_does_not_affect_the_daemon() {
     let dir = tempfile::tempdir().unwrap();
     let (path, reader) = fifo(dir.path());
     let sandbox = daemon().shell(format!("exec \"$@\" 2>{}", path.display())).start().await;
     assert_eq!(execute(&mut sandbox.client().await, "ping", &json!({})).await.unwrap(), "pong");
     drop(reader);
-    works(&mut sandbox.client().await).await;
+    exercise(&mut sandbox.client().await).await;
     assert_eq!(sandbox.stop().await, Some(0));
 }
 
 #[tokio::test]
-async fn a_reader_that_stalls_delays_nobody() {
+async fn a_stalled_log_reader_does_not_delay_the_daemon() {
     let dir = tempfile::tempdir().unwrap();
     let (path, mut reader) = fifo(dir.path());
     let mut sandbox = daemon().shell(format!("exec \"$@\" 2>{}", path.display())).start().await;
     let mut client = sandbox.client().await;
-    works(&mut client).await;
-    // Nobody has read a byte of it so far, and much more was written than the pipe takes.
+    exercise(&mut client).await;
+    // The daemon has written much more than the pipe can hold, and the test has read nothing yet.
     let mut log = Vec::new();
     let mut read = || {
         let mut buffer = [0; 65536];
@@ -85,32 +85,32 @@ async fn a_reader_that_stalls_delays_nobody() {
         String::from_utf8_lossy(&log).into_owned()
     };
     eventually("the log is read", SOON, || std::future::ready(read().contains("dropped output above"))).await;
-    // It stalls again, and the daemon ends all the same.
-    works(&mut client).await;
+    // The daemon also ends while the reader stalls.
+    exercise(&mut client).await;
     signal(sandbox.pid(), Signal::SIGTERM);
     assert_eq!(sandbox.wait(SOON).await, Some(0));
 }
 
 #[tokio::test]
-async fn standard_streams_may_be_closed_from_the_start() {
+async fn the_daemon_works_with_closed_standard_streams() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let listen = format!("127.0.0.1:{port}");
     let mut starting = daemon().listen(&listen).shell("exec \"$@\" <&- >&- 2>&-").spawn();
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{listen}")).unwrap();
     eventually("it serves", SOON, async || endpoint.connect().await.is_ok()).await;
     let mut client = Client::new(endpoint.connect().await.unwrap());
-    let up = async || workers(&client).await.iter().all(|worker| worker.state == "idle");
-    eventually("its workers are up", SOON, up).await;
-    works(&mut client).await;
+    let are_idle = async || workers(&client).await.iter().all(|worker| worker.state == "idle");
+    eventually("its workers are idle", SOON, are_idle).await;
+    exercise(&mut client).await;
     let pid = starting.pid();
     signal(pid, Signal::SIGTERM);
     assert_eq!(starting.wait(SOON).await, Some(0));
     assert!(!is_alive(pid));
 }
 
-/// The ready line waits for room in a pipe that nobody reads; nothing else does.
+/// Only the ready line waits for space in the pipe.
 #[tokio::test]
-async fn a_standard_output_that_stalls_delays_nobody() {
+async fn a_full_stdout_delays_only_the_ready_line() {
     let dir = tempfile::tempdir().unwrap();
     let (path, mut reader) = fifo(dir.path());
     let flags = nix::libc::O_NONBLOCK;
@@ -123,8 +123,8 @@ async fn a_standard_output_that_stalls_delays_nobody() {
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{listen}")).unwrap();
     eventually("it serves", SOON, async || endpoint.connect().await.is_ok()).await;
     let mut client = Client::new(endpoint.connect().await.unwrap());
-    let up = async || workers(&client).await.iter().all(|worker| worker.state == "idle");
-    eventually("its workers are up", SOON, up).await;
+    let are_idle = async || workers(&client).await.iter().all(|worker| worker.state == "idle");
+    eventually("its workers are idle", SOON, are_idle).await;
     assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
     let mut text = Vec::new();
     let mut read = || {
@@ -134,23 +134,23 @@ async fn a_standard_output_that_stalls_delays_nobody() {
         }
         String::from_utf8_lossy(&text).trim().ends_with('}')
     };
-    eventually("the line is there once somebody reads", SOON, || std::future::ready(read())).await;
+    eventually("the ready line arrives when the pipe is read", SOON, || std::future::ready(read())).await;
     while std::io::Write::write(&mut writer, &[b' '; 4096]).is_ok() {}
     signal(starting.pid(), Signal::SIGTERM);
     assert_eq!(starting.wait(SOON).await, Some(0));
 }
 
 #[tokio::test]
-async fn a_log_that_reaches_the_limit_of_file_sizes_disturbs_nothing() {
+async fn a_log_at_the_file_size_limit_does_not_affect_the_daemon() {
     let dir = tempfile::tempdir().unwrap();
     let shell = format!("ulimit -f 200; exec \"$@\" 2>{}", dir.path().join("log").display());
     let sandbox = daemon().shell(shell).start().await;
-    works(&mut sandbox.client().await).await;
+    exercise(&mut sandbox.client().await).await;
     assert_eq!(sandbox.stop().await, Some(0));
 }
 
 #[tokio::test]
-async fn one_event_is_one_line_and_long_ones_are_cut() {
+async fn log_lines_are_escaped_and_long_ones_truncated() {
     let sandbox = daemon().start().await;
     let mut client = sandbox.client().await;
     let forged = "\u{1b}[2J\r2026-01-01T00:00:00Z  INFO forged\u{202e}";
@@ -160,7 +160,7 @@ async fn one_event_is_one_line_and_long_ones_are_cut() {
     let long = 100 * 1024 * 1024;
     assert_eq!(execute(&mut client, "print_without_newline", &json!({"n": long})).await.unwrap(), long);
     eventually("the long line is counted", SOON, async || {
-        // It ends with the line that is printed next.
+        // The next printed line contains the newline that ends the long one.
         execute(&mut client.clone(), "say", &json!({"text": ""})).await.unwrap();
         sandbox.log().contains(&format!("[{} more bytes of this line]", long - 8 * 1024))
     })

@@ -1,4 +1,4 @@
-//! What is lost with a worker: the call that it runs, and no other.
+//! The death of a worker loses only its running call.
 
 use std::{
     cell::Cell,
@@ -30,7 +30,7 @@ async fn start(dir: &tempfile::TempDir, workers: usize) -> Snakepit {
         .unwrap()
 }
 
-/// Whether a call was lost with its worker. Anything but the right answer is a failure.
+/// Makes a call, and returns whether it was lost with its worker. Panics if it ends with a wrong answer or another error.
 async fn is_lost(snakepit: &Snakepit, i: u64, args: Value) -> bool {
     let padding = args["padding"].as_u64().map_or(0, |padding| padding as usize);
     match snakepit.execute::<String>("count", args).await {
@@ -47,16 +47,16 @@ fn pids(snakepit: &Snakepit) -> Vec<u32> {
     snakepit.status().workers.iter().filter_map(|worker| worker.pid).collect()
 }
 
-/// A call that kills its worker runs behind others that have ended: those keep their answers, whatever their size.
+/// A call kills its worker shortly after others have ended. Their answers of various sizes must still arrive.
 #[tokio::test]
-async fn answers_of_finished_calls_outlive_the_call_that_kills_their_worker() {
+async fn answers_of_finished_calls_arrive_although_a_later_call_kills_the_worker() {
     let dir = tempfile::tempdir().unwrap();
     let snakepit = start(&dir, 1).await;
     for (round, padding) in
         [0, 100, 3000, 20_000, 300_000, 0, 20_000, 300_000, 300_000, 300_000].into_iter().enumerate()
     {
-        eventually("the worker is up", SOON, async || pids(&snakepit).len() == 1).await;
-        // The pool learns that the tool is brief, and so hands calls over ahead of their turn.
+        eventually("the worker runs", SOON, async || pids(&snakepit).len() == 1).await;
+        // The pool measures that the tool is brief, and then dispatches calls ahead.
         for i in 0..30 {
             assert!(!is_lost(&snakepit, i, json!({"i": i, "padding": padding})).await);
         }
@@ -70,10 +70,10 @@ async fn answers_of_finished_calls_outlive_the_call_that_kills_their_worker() {
     snakepit.shutdown().await.unwrap();
 }
 
-/// Kills workers under load while the host's only thread is blocked, so that answers and the end of the connection reach it
-/// together. In every other round the calls last 20 ms, so that the killed worker usually runs one.
+/// Kills workers under load while the host's only thread is blocked, so the host reads answers and the end of the connection
+/// together. In every second round calls take 20 ms, so the killed worker is usually running one.
 #[tokio::test]
-async fn a_kill_under_load_loses_one_call_at_most_although_the_host_is_stalled() {
+async fn a_kill_under_load_loses_at_most_one_call_even_if_the_host_is_blocked() {
     const CALLERS: usize = 64;
     const KILLS: usize = 20;
     let dir = tempfile::tempdir().unwrap();
@@ -86,13 +86,13 @@ async fn a_kill_under_load_loses_one_call_at_most_although_the_host_is_stalled()
             if is_lost(&snakepit, i, json!({"i": i, "millis": millis.get()})).await {
                 lost.set(lost.get() + 1);
             }
-            // Callers that are answered at once must leave the runtime time for the workers.
+            // The callers share one thread with the host's tasks.
             tokio::task::yield_now().await;
         }
     };
     let killer = async {
         for round in 0..KILLS {
-            eventually("both workers are up", SOON, async || pids(&snakepit).len() == 2).await;
+            eventually("both workers run", SOON, async || pids(&snakepit).len() == 2).await;
             let is_slow = round % 2 == 1;
             millis.set(if is_slow { 20 } else { 0 });
             let calls = if is_slow { 20 } else { 500 };
@@ -105,12 +105,12 @@ async fn a_kill_under_load_loses_one_call_at_most_although_the_host_is_stalled()
             });
             thread::sleep(Duration::from_millis(20));
             killed.join().unwrap();
-            eventually("the worker is gone", SOON, async || !pids(&snakepit).contains(&victim)).await;
-            eventually("it is replaced", SOON, async || pids(&snakepit).len() == 2).await;
+            eventually("the worker has ended", SOON, async || !pids(&snakepit).contains(&victim)).await;
+            eventually("the worker is replaced", SOON, async || pids(&snakepit).len() == 2).await;
             assert!(lost.get() - before <= 1, "kill {round} lost {} calls", lost.get() - before);
         }
         stop.set(true);
-        assert!(lost.get() > 0, "no kill hit a running call, so the test shows nothing");
+        assert!(lost.get() > 0, "no kill hit a running call, so the test proves nothing");
     };
     join(join_all((0..CALLERS).map(|_| caller())), killer).await;
     snakepit.shutdown().await.unwrap();

@@ -1,5 +1,4 @@
-//! Arguments above the limit of a message, in each way that a call can take to a real worker: refused with the numbers, at the
-//! cost of nothing else.
+//! Arguments above the limit of a message are rejected on every path to a worker, and do not affect other calls.
 
 use futures_util::FutureExt;
 use serde_json::{Value, json};
@@ -13,7 +12,7 @@ use snakepit_tests::{Client, SHOWCASE, Sandbox, python, tool_request};
 use tokio::task::JoinSet;
 use tonic::Code;
 
-fn is_refused(error: &Error) -> bool {
+fn is_rejected(error: &Error) -> bool {
     matches!(error, Error::Tool(ToolError::InvalidArgument { .. }))
         && error.to_string().contains(&MAX_MESSAGE_BYTES.to_string())
 }
@@ -23,13 +22,13 @@ fn too_large() -> Payload {
 }
 
 #[tokio::test]
-async fn by_a_program_that_embeds_the_host() {
+async fn an_embedded_host_rejects_arguments_above_the_limit() {
     for multiplex in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let host = Snakepit::builder().adapter(SHOWCASE).python(python()).workers(1).multiplex(multiplex);
         let host = host.run_dir(dir.path()).start().await.unwrap();
         let error = host.call("echo").payload("data", too_large()).unary::<Value>().await.unwrap_err();
-        assert!(is_refused(&error), "{error}");
+        assert!(is_rejected(&error), "{error}");
         assert_eq!(host.execute::<i64>("add", json!({"a": 1, "b": 2})).await.unwrap(), 3);
         assert_eq!(host.status().workers[0].restarts, 0);
         host.shutdown().await.unwrap();
@@ -37,16 +36,16 @@ async fn by_a_program_that_embeds_the_host() {
 }
 
 #[tokio::test]
-async fn by_clients_of_this_project() {
+async fn the_rust_client_rejects_arguments_above_the_limit() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let client = Remote::connect(sandbox.url()).await.unwrap();
     let error = client.call("echo").payload("data", too_large()).unary::<Value>().await.unwrap_err();
-    assert!(is_refused(&error), "{error}");
+    assert!(is_rejected(&error), "{error}");
     assert_eq!(client.execute::<i64>("add", json!({"a": 1, "b": 2})).await.unwrap(), 3);
 }
 
 #[tokio::test]
-async fn by_plain_grpc() {
+async fn plain_rpcs_above_the_limit_are_rejected() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut client: Client = sandbox.client().await.max_encoding_message_size(usize::MAX);
     let mut request = tool_request("echo", &json!({}));
@@ -59,7 +58,7 @@ async fn by_plain_grpc() {
 }
 
 #[tokio::test]
-async fn on_the_stream_that_calls_share() {
+async fn a_multiplexed_call_above_the_limit_is_rejected_alone() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let (multiplexer, incoming) = Multiplexer::open(sandbox.client().await).await.unwrap();
     let mut tasks = JoinSet::new();
@@ -82,10 +81,10 @@ async fn on_the_stream_that_calls_share() {
     let large = call("echo", vec![("data", buffer)]);
     let mut large = multiplexer.start(large, 1);
     let mut small = multiplexer.start(call("add", vec![("a", number("1")), ("b", number("2"))]), 2);
-    let CallEvent::End(CallEnd::Reply(refused)) = large.event().await else { panic!("no answer") };
-    let status = refused.status.unwrap();
+    let CallEvent::End(CallEnd::Reply(rejected)) = large.event().await else { panic!("no reply") };
+    let status = rejected.status.unwrap();
     assert_eq!(status.code, Code::InvalidArgument as i32, "{}", status.message);
     assert!(status.message.contains("the limit is"), "{}", status.message);
-    let CallEvent::End(CallEnd::Reply(sum)) = small.event().await else { panic!("no answer") };
+    let CallEvent::End(CallEnd::Reply(sum)) = small.event().await else { panic!("no reply") };
     assert!(sum.status.is_none() && sum.failure.is_none(), "{sum:?}");
 }

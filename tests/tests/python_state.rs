@@ -1,5 +1,5 @@
-//! Python tools on the state of their session: every scenario of `tests/adapters/state_checks.py`, and what takes several
-//! workers, or a client beside them.
+//! Session state in Python tools: the scenarios of `tests/adapters/state_checks.py`, and scenarios with several workers or a
+//! client.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -49,7 +49,7 @@ async fn set(client: &mut Client, session: &str, name: &str, value: u64) {
 }
 
 async fn next(chunks: &mut Streaming<pb::ToolChunk>) -> Result<Value, Status> {
-    let chunk = tokio::time::timeout(SOON, chunks.message()).await.expect("a chunk comes")?.unwrap();
+    let chunk = tokio::time::timeout(SOON, chunks.message()).await.expect("a chunk arrives")?.unwrap();
     Ok(serde_json::from_slice(&chunk.data).unwrap())
 }
 
@@ -58,7 +58,7 @@ async fn is_idle(sandbox: &Sandbox) -> bool {
 }
 
 #[tokio::test]
-async fn every_scenario_holds_against_a_host() {
+async fn every_scenario_passes_with_a_host() {
     let sandbox = Sandbox::adapter(TOOLS, 2).start().await;
     let mut client = sandbox.client().await;
     open(&mut client, "names").await;
@@ -75,16 +75,16 @@ async fn every_scenario_holds_against_a_host() {
 }
 
 #[tokio::test]
-async fn without_a_session_the_message_says_what_to_do() {
+async fn errors_without_a_session_name_the_alternatives() {
     let sandbox = Sandbox::adapter(TOOLS, 1).start().await;
     let mut client = sandbox.client().await;
-    let said = call(&mut client, "", "without_session", &json!({})).await;
-    assert!(said[0].as_str().unwrap().contains("call the tool with one"), "{said}");
-    assert!(said[1].as_str().unwrap().contains("global_programs"), "{said}");
+    let messages = call(&mut client, "", "without_session", &json!({})).await;
+    assert!(messages[0].as_str().unwrap().contains("call the tool with one"), "{messages}");
+    assert!(messages[1].as_str().unwrap().contains("global_programs"), "{messages}");
 }
 
 #[tokio::test]
-async fn no_update_of_many_workers_is_lost() {
+async fn concurrent_updates_of_several_workers_all_succeed() {
     const WORKERS: i32 = 4;
     const TIMES: i32 = 50;
     let sandbox = Sandbox::adapter(TOOLS, 4).start().await;
@@ -118,7 +118,7 @@ async fn no_update_of_many_workers_is_lost() {
 }
 
 #[tokio::test]
-async fn workers_that_write_the_same_new_variable_do_not_fail() {
+async fn several_workers_may_write_the_same_new_variable() {
     let sandbox = Sandbox::adapter(TOOLS, 4).start().await;
     let mut client = sandbox.client().await;
     open(&mut client, "s").await;
@@ -136,7 +136,7 @@ async fn workers_that_write_the_same_new_variable_do_not_fail() {
 }
 
 #[tokio::test]
-async fn a_tool_streams_what_a_client_writes_until_nobody_listens() {
+async fn a_tool_streams_the_writes_of_a_client_until_its_caller_drops_the_stream() {
     let sandbox = Sandbox::adapter(TOOLS, 1).start().await;
     let mut client = sandbox.client().await;
     open(&mut client, "s").await;
@@ -154,11 +154,7 @@ async fn a_tool_streams_what_a_client_writes_until_nobody_listens() {
         let pid = sandbox.worker_pids().await;
         let request = in_session("s", "checks", &json!({}));
         client.execute_tool(request).await.unwrap();
-        assert_eq!(
-            sandbox.worker_pids().await,
-            pid,
-            "waiting for an update, it was cancelled and not killed"
-        );
+        assert_eq!(sandbox.worker_pids().await, pid, "the worker was killed instead of cancelled");
     }
 }
 
@@ -178,15 +174,15 @@ async fn a_deadline_ends_a_watch() {
         assert_eq!(status.code(), Code::DeadlineExceeded, "{tool}: {status:?}");
         eventually("the worker is idle again", SOON, async || is_idle(&sandbox).await).await;
     }
-    assert_eq!(sandbox.worker_pids().await, pid, "it was cancelled and not killed");
+    assert_eq!(sandbox.worker_pids().await, pid, "the worker was killed instead of cancelled");
 }
 
 #[tokio::test]
-async fn a_watch_that_is_kept_ends_with_its_call_all_the_same() {
+async fn a_watch_stored_beyond_its_call_ends_with_the_call() {
     let sandbox = Sandbox::adapter(TOOLS, 1).start().await;
     let mut client = sandbox.client().await;
     open(&mut client, "s").await;
-    // Ten times what a session may have.
+    // Ten times the limit of watches per session.
     for round in 1..=100 {
         let kept = call(&mut client, "s", "keep_watches", &json!({"count": 100})).await;
         assert_eq!(kept, 100 * round);
@@ -195,7 +191,7 @@ async fn a_watch_that_is_kept_ends_with_its_call_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_value_that_python_cannot_read_is_named() {
+async fn the_error_of_an_unreadable_value_names_the_variable() {
     let sandbox = Sandbox::adapter(TOOLS, 1).start().await;
     let mut client = sandbox.client().await;
     open(&mut client, "s").await;
@@ -212,17 +208,17 @@ async fn a_value_that_python_cannot_read_is_named() {
         ..Default::default()
     };
     client.register_variable(request).await.unwrap();
-    let said = call(&mut client, "s", "read_unreadable", &json!({"name": "odd"})).await;
-    let said = said.as_array().unwrap();
-    assert_eq!(said.len(), 4);
-    for text in said {
+    let messages = call(&mut client, "s", "read_unreadable", &json!({"name": "odd"})).await;
+    let messages = messages.as_array().unwrap();
+    assert_eq!(messages.len(), 4);
+    for text in messages {
         let text = text.as_str().unwrap();
         assert!(text.contains("variable `odd` cannot be read: ") && text.contains("pickle"), "{text}");
     }
 }
 
 #[tokio::test]
-async fn a_fork_of_a_worker_leaves_its_watch_alone() {
+async fn a_fork_of_a_worker_cannot_use_its_watch() {
     let sandbox = Sandbox::adapter(TOOLS, 1).start().await;
     let mut client = sandbox.client().await;
     open(&mut client, "s").await;
@@ -233,7 +229,7 @@ async fn a_fork_of_a_worker_leaves_its_watch_alone() {
 }
 
 #[tokio::test]
-async fn the_end_of_its_session_ends_a_watch() {
+async fn the_end_of_a_session_ends_its_watches() {
     let sandbox = Sandbox::adapter(TOOLS, 1).start().await;
     let mut client = sandbox.client().await;
     for tool in ["relay", "relay_async"] {

@@ -1,5 +1,4 @@
-//! What people and cleaners take away under a running host comes back, workers that crash are reported as what they are, and
-//! signals get an orderly end.
+//! Recovery from removed directories and crashed workers, and graceful shutdown on signals.
 
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use snakepit_tests::{Sandbox, Signal, eventually, execute, is_alive, processes_w
 const MISBEHAVING: &str = "misbehaving:MisbehavingAdapter";
 const SOON: Duration = Duration::from_secs(20);
 
-/// Kills all workers, and waits until each is replaced and answers.
+/// Kills all workers, and waits until new ones are idle and answer.
 async fn replace_workers(sandbox: &Sandbox) {
     let before = sandbox.worker_pids().await;
     before.iter().for_each(|pid| signal(*pid, Signal::SIGKILL));
@@ -22,7 +21,7 @@ async fn replace_workers(sandbox: &Sandbox) {
 }
 
 #[tokio::test]
-async fn a_run_directory_that_is_removed_is_made_anew() {
+async fn a_removed_run_directory_is_created_again() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let run = sandbox.socket().parent().unwrap().to_owned();
     std::fs::remove_dir_all(&run).unwrap();
@@ -32,11 +31,11 @@ async fn a_run_directory_that_is_removed_is_made_anew() {
     replace_workers(&sandbox).await;
     assert!(sandbox.log().contains("made it anew"), "{}", sandbox.log());
     assert_eq!(sandbox.stop().await, Some(0));
-    assert!(!run.exists(), "it is removed at the end like the first one");
+    assert!(!run.exists(), "the new directory is removed at shutdown");
 }
 
 #[tokio::test]
-async fn a_working_directory_that_is_removed_is_no_reason_not_to_start() {
+async fn workers_start_although_the_working_directory_was_removed() {
     let releases = tempfile::tempdir().unwrap();
     let release = releases.path().join("1.0");
     std::fs::create_dir(&release).unwrap();
@@ -47,7 +46,7 @@ async fn a_working_directory_that_is_removed_is_no_reason_not_to_start() {
 }
 
 #[tokio::test]
-async fn the_error_of_a_crash_has_the_output_of_its_own_call_alone() {
+async fn the_error_of_a_crash_contains_only_the_output_of_that_call() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let mut client = sandbox.client().await;
     for (signal, has_stack) in [(9, false), (11, true), (6, true)] {
@@ -61,7 +60,7 @@ async fn the_error_of_a_crash_has_the_output_of_its_own_call_alone() {
         assert!(!format!("{text} {lost:?}").contains("alice"), "{lost:?}");
         assert_eq!(text.contains("in say_and_die"), has_stack, "{text}");
     }
-    eventually("the log has it all", SOON, async || {
+    eventually("the log contains the output of all calls", SOON, async || {
         let log = sandbox.log();
         log.contains("the card of alice") && log.matches("in say_and_die").count() >= 2
     })
@@ -69,7 +68,7 @@ async fn the_error_of_a_crash_has_the_output_of_its_own_call_alone() {
 }
 
 #[tokio::test]
-async fn a_crash_while_a_call_is_cancelled_is_reported_as_what_it_is() {
+async fn a_crash_during_cancellation_is_reported_as_a_crash() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
     for round in 1..=3 {
         let mut client = sandbox.client().await;
@@ -77,8 +76,8 @@ async fn a_crash_while_a_call_is_cancelled_is_reported_as_what_it_is() {
         let call = async move { client.execute_tool(tool_request("die_when_cancelled", &json!({}))).await };
         let call = tokio::spawn(call);
         eventually("the call sleeps", SOON, async || {
-            let asleep = sandbox.log().matches("going to sleep").count();
-            asleep == round
+            let sleeping = sandbox.log().matches("going to sleep").count();
+            sleeping == round
         })
         .await;
         call.abort();
@@ -97,17 +96,17 @@ async fn a_crash_while_a_call_is_cancelled_is_reported_as_what_it_is() {
 }
 
 #[tokio::test]
-async fn every_signal_that_asks_for_an_end_gets_an_orderly_one() {
-    for asked in [Signal::SIGQUIT, Signal::SIGHUP] {
+async fn sigquit_and_sighup_shut_down_gracefully() {
+    for cause in [Signal::SIGQUIT, Signal::SIGHUP] {
         let mut sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
         let workers = sandbox.worker_pids().await;
-        signal(sandbox.pid(), asked);
-        assert_eq!(sandbox.wait(SOON).await, Some(0), "{asked}");
-        assert!(workers.iter().all(|pid| !is_alive(*pid)), "{asked}");
-        let told = format!("signal=\"{asked}\"");
-        eventually("it says why", SOON, async || sandbox.log().contains(&told)).await;
+        signal(sandbox.pid(), cause);
+        assert_eq!(sandbox.wait(SOON).await, Some(0), "{cause}");
+        assert!(workers.iter().all(|pid| !is_alive(*pid)), "{cause}");
+        let logged = format!("signal=\"{cause}\"");
+        eventually("the log names the signal", SOON, async || sandbox.log().contains(&logged)).await;
     }
-    // As `nohup` does.
+    // `nohup` starts programs with SIGHUP ignored.
     let sandbox = Sandbox::adapter(MISBEHAVING, 1).shell("trap '' HUP; exec \"$@\"").start().await;
     signal(sandbox.pid(), Signal::SIGHUP);
     assert_eq!(execute(&mut sandbox.client().await, "ping", &json!({})).await.unwrap(), "pong");
@@ -115,7 +114,7 @@ async fn every_signal_that_asks_for_an_end_gets_an_orderly_one() {
 }
 
 #[tokio::test]
-async fn workers_have_the_time_to_exit_that_is_configured() {
+async fn stop_grace_limits_the_time_of_workers_to_exit() {
     for (grace, ends_in_order) in [(None, true), (Some("300ms"), false)] {
         let notes = tempfile::tempdir().unwrap();
         let args = grace.map_or(vec![], |grace| vec!["--stop-grace", grace]);
@@ -132,7 +131,7 @@ async fn workers_have_the_time_to_exit_that_is_configured() {
     }
 }
 
-/// The first process of a PID namespace, and its zombies, as seen from here.
+/// Counts the zombies among the children of a process.
 fn zombies_of(host: u32) -> usize {
     let children = std::fs::read_to_string(format!("/proc/{host}/task/{host}/children")).unwrap_or_default();
     let is_zombie = |pid: &&str| {
@@ -142,11 +141,11 @@ fn zombies_of(host: u32) -> usize {
 }
 
 #[tokio::test]
-async fn the_first_process_of_a_container_leaves_no_zombies() {
+async fn as_the_first_process_of_a_container_the_host_reaps_zombies() {
     let unshare = ["--pid", "--fork", "--mount-proc", "--kill-child"];
     let possible = tokio::process::Command::new("unshare").args(unshare).arg("true").status().await;
     if !possible.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: PID namespaces cannot be made here");
+        eprintln!("skipped: PID namespaces are not available");
         return;
     }
     let line = format!("exec unshare {} \"$@\"", unshare.join(" "));
@@ -154,20 +153,20 @@ async fn the_first_process_of_a_container_leaves_no_zombies() {
     let outside = starting.pid();
     let run_dir = starting.run_dir().display().to_string();
     let sandbox = starting.outcome().await.unwrap();
-    assert_eq!(sandbox.pid(), 1, "it is the first process there");
+    assert_eq!(sandbox.pid(), 1, "the daemon is the first process of its namespace");
     let host = processes_with(&run_dir).into_iter().filter(|pid| *pid != outside).min().unwrap();
     let mut client = sandbox.client().await;
     execute(&mut client, "daemonize", &json!({"count": 6})).await.unwrap();
-    eventually("what was daemonized is reaped", SOON, async || {
+    eventually("the daemonized processes are reaped", SOON, async || {
         sandbox.log().matches("reaped a process that a tool left behind").count() >= 6
             && zombies_of(host) == 0
     })
     .await;
-    // Workers are reaped by those who wait for them.
+    // The host still receives the exit status of its workers.
     let lost = execute(&mut client, "crash", &json!({})).await.unwrap_err();
     assert!(lost.message().contains("code 7"), "{lost:?}");
     assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
-    // It has another number here.
+    // `host` is the pid outside the namespace.
     signal(host, Signal::SIGTERM);
-    eventually("it ends", SOON, async || !is_alive(host)).await;
+    eventually("the host ends", SOON, async || !is_alive(host)).await;
 }

@@ -1,4 +1,4 @@
-//! Who may register tools: the workers that the host launched, however they are started, and nobody else.
+//! Only workers that the host launched may register tools, however they are started.
 
 use std::{
     io::Read,
@@ -30,7 +30,7 @@ async fn over_socket(path: &Path) -> Client {
     Client::new(Endpoint::from_static("http://localhost").connect_with_connector(connector).await.unwrap())
 }
 
-/// A request that would have everybody pass a password to `add`.
+/// A request that would add the required argument `password` to the tool `add`.
 fn takeover(identity: Option<pb::WorkerIdentity>) -> pb::RegisterToolsRequest {
     let password = pb::ParameterSpec { name: "password".into(), required: true, ..Default::default() };
     let tool = pb::ToolRegistration { name: "add".into(), parameters: vec![password], ..Default::default() };
@@ -47,7 +47,7 @@ fn is_reserved(status: &Status) -> bool {
 }
 
 #[tokio::test]
-async fn clients_change_nothing() {
+async fn clients_cannot_register_tools() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut clients = [sandbox.client().await, over_socket(sandbox.socket()).await];
     let before = clients[0].list_tools(pb::ListToolsRequest {}).await.unwrap().into_inner();
@@ -58,8 +58,8 @@ async fn clients_change_nothing() {
     };
     for client in &mut clients {
         for identity in [None, Some(pb::WorkerIdentity::default()), Some(guess.clone())] {
-            let refused = client.register_tools(takeover(identity)).await.unwrap_err();
-            assert!(is_reserved(&refused), "{refused:?}");
+            let rejected = client.register_tools(takeover(identity)).await.unwrap_err();
+            assert!(is_reserved(&rejected), "{rejected:?}");
         }
         assert_eq!(execute(client, "add", &json!({"a": 1, "b": 2})).await.unwrap(), 3);
     }
@@ -70,7 +70,7 @@ fn grpcio(before: &str) -> String {
     format!("{before}{} {}/tests/workers/grpcio_worker.py", python().display(), root().display())
 }
 
-/// The address that a worker was told to call back.
+/// Returns the host address in a worker's command line.
 fn callback_of(pid: u32) -> Option<String> {
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let mut arguments = line.split(|byte| *byte == 0).skip_while(|argument| *argument != b"--elixir-address");
@@ -78,11 +78,11 @@ fn callback_of(pid: u32) -> Option<String> {
 }
 
 #[tokio::test]
-async fn workers_of_others_are_known_by_their_process_and_strangers_are_not_heard() {
+async fn foreign_workers_are_identified_by_their_process_and_other_processes_are_rejected() {
     for wrapper in ["", "sh -c '\"$@\"; :' sh ", "setsid --wait ", "sh -c 'setsid \"$@\"; :' sh "] {
         let sandbox = Sandbox::worker_command(&grpcio(wrapper), 1).start().await;
         let mut client = sandbox.client().await;
-        // It registers its tools with each call, and fails where it may not.
+        // The worker registers its tools with each call, which fails if the host rejects the registration.
         for _ in 0..3 {
             assert_eq!(
                 execute(&mut client, "add", &json!({"a": 1, "b": 2})).await.unwrap(),
@@ -96,16 +96,16 @@ async fn workers_of_others_are_known_by_their_process_and_strangers_are_not_hear
 
         let worker = sandbox.worker_pids().await[0];
         let address = callback_of(worker).unwrap();
-        assert!(!sandbox.url().contains(&address), "workers have an address of their own");
+        assert!(!sandbox.url().contains(&address), "each worker has a separate host address");
         let mut stranger = TcpStream::connect(&address).unwrap();
         stranger.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        let heard = stranger.read(&mut [0; 64]);
-        let is_closed = match &heard {
+        let answer = stranger.read(&mut [0; 64]);
+        let is_closed = match &answer {
             Ok(read) => *read == 0,
             Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
         };
-        assert!(is_closed, "{wrapper:?}: {heard:?}");
-        eventually("the host says so", Duration::from_secs(10), async || {
+        assert!(is_closed, "{wrapper:?}: {answer:?}");
+        eventually("the host logs the rejection", Duration::from_secs(10), async || {
             sandbox.log().contains("is not this worker's")
         })
         .await;
@@ -116,15 +116,15 @@ async fn workers_of_others_are_known_by_their_process_and_strangers_are_not_hear
         })
         .await;
         for left in processes_with(&address) {
-            // A session of its own is not killed with the group.
+            // `setsid` moved it to another process group, which the host does not kill.
             signal(left, Signal::SIGKILL);
         }
     }
 }
 
-/// A worker written to the wire contract that asks its host for what is for clients.
+/// The worker also makes requests that are only for clients.
 #[tokio::test]
-async fn a_worker_gets_what_workers_need() {
+async fn workers_may_make_only_the_requests_that_they_need() {
     let sandbox = Sandbox::worker_command(&grpcio(""), 1).start().await;
     let mut client = sandbox.client().await;
     let answer = client.execute_tool(tool_request("ask_host", &json!({}))).await.unwrap().into_inner();
@@ -139,7 +139,7 @@ async fn a_worker_gets_what_workers_need() {
 }
 
 #[tokio::test]
-async fn a_program_says_what_the_workers_of_its_own_launcher_serve() {
+async fn a_program_registers_the_tools_of_its_custom_launcher() {
     let dir = tempfile::tempdir().unwrap();
     let add = FnTool::typed("any", |args: serde_json::Value| async move { Ok::<_, String>(args) });
     let launcher = Arc::new(FakeLauncher::new(Arc::new(add)));
@@ -150,10 +150,10 @@ async fn a_program_says_what_the_workers_of_its_own_launcher_serve() {
     host.shutdown().await.unwrap();
 }
 
-/// Whether a worker calls on behalf of its own call is known by its process. The header that says so is one that any client can
-/// send, and it makes no client a part of somebody else's call.
+/// The host identifies nested calls by the process of the worker. A client can send the same header, but its call stays a
+/// separate call.
 #[tokio::test]
-async fn a_client_cannot_pass_for_a_part_of_another_call() {
+async fn a_client_cannot_impersonate_a_nested_call_of_a_worker() {
     let dir = tempfile::tempdir().unwrap();
     let this: Arc<OnceLock<Snakepit>> = Arc::default();
     let host = Arc::clone(&this);
@@ -167,8 +167,8 @@ async fn a_client_cannot_pass_for_a_part_of_another_call() {
     this.set(host.clone()).unwrap();
 
     let call = host.execute::<serde_json::Value>("call_host", json!({"tool_name": "again"}));
-    let refused = call.await.unwrap_err().to_string();
-    assert!(refused.contains("would wait for itself"), "{refused}");
+    let rejected = call.await.unwrap_err().to_string();
+    assert!(rejected.contains("would wait for itself"), "{rejected}");
 
     let worker = host.status().workers[0].id.to_string();
     let url = format!("http://{}", host.address().unwrap());
@@ -186,17 +186,17 @@ async fn a_client_cannot_pass_for_a_part_of_another_call() {
     };
     let (victim, forged) = futures_util::future::join(victim, forged).await;
     victim.unwrap();
-    assert!(forged.success, "it waits for the victim like any other call: {}", forged.error_message);
+    assert!(forged.success, "the forged call waits for the victim like any other: {}", forged.error_message);
     host.shutdown().await.unwrap();
 }
 
-/// An interpreter that runs a stand-in for the runtime.
+/// Creates an interpreter that runs a substitute for the runtime.
 fn other_bridge(dir: &Path) -> std::path::PathBuf {
     let script = root().join("tests/workers/other_bridge.py");
     interpreter(dir, &format!("exec '{}' '{}' \"$@\"", python().display(), script.display()))
 }
 
-/// An interpreter that is this line of a shell.
+/// Creates an interpreter from a line of shell.
 fn interpreter(dir: &Path, line: &str) -> std::path::PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let path = dir.join("python");
@@ -205,7 +205,7 @@ fn interpreter(dir: &Path, line: &str) -> std::path::PathBuf {
     path
 }
 
-/// What became of the start of a host with a stand-in of this kind.
+/// Starts a host with a substitute of this kind, and returns the error.
 async fn start_with(kind: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
     let stubs = root().join(".venv/stubs").display().to_string();
@@ -220,7 +220,7 @@ async fn start_with(kind: &str) -> String {
 }
 
 #[tokio::test]
-async fn runtimes_of_other_versions_are_refused_with_both_versions() {
+async fn runtimes_of_other_versions_are_rejected_with_both_versions() {
     let ours = snakepit_proto::launch::VERSION;
     let error = start_with("old").await;
     assert!(error.contains("FAILED_PRECONDITION") && error.contains("older than its host"), "{error}");
@@ -233,32 +233,32 @@ async fn runtimes_of_other_versions_are_refused_with_both_versions() {
             assert!(error.contains(needle), "no {needle} in {error}");
         }
     }
-    // A patch version apart they work together.
+    // Versions that differ only in the patch number are compatible.
     let (release, _) = ours.rsplit_once('.').unwrap();
     let error = start_with(&format!("{release}.999 1")).await;
     assert!(error.contains("registered: True"), "{error}");
 }
 
-/// A host from before there were versions tells none.
+/// Old hosts do not pass their version to the worker.
 #[tokio::test]
-async fn a_runtime_that_is_newer_than_its_host_says_so() {
+async fn a_runtime_rejects_a_host_that_names_no_version() {
     let dir = tempfile::tempdir().unwrap();
     let line = format!("unset {ENV_HOST_VERSION}; exec '{}' \"$@\"", python().display());
     let failure = Sandbox::adapter(SHOWCASE, 1).python(interpreter(dir.path(), &line)).try_start().await;
     let failure = failure.unwrap_err();
     assert_eq!(failure.code, Some(5), "{}", failure.stderr);
-    let said = format!(
+    let message = format!(
         "the host that started this worker is older than snakepit_bridge {}, and names no version; install the same version \
          of both",
         snakepit_proto::launch::VERSION
     );
-    assert!(failure.line().contains(&said), "{}", failure.line());
+    assert!(failure.line().contains(&message), "{}", failure.line());
 }
 
 #[tokio::test]
-async fn a_token_is_worth_nothing_to_another_process() {
+async fn a_token_is_valid_only_for_the_process_that_the_host_launched() {
     let error = start_with(&format!("stolen {} 1", snakepit_proto::launch::VERSION)).await;
     let (stranger, worker) = error.split_once(" / then itself: ").unwrap_or_else(|| panic!("{error}"));
     assert!(stranger.contains("PERMISSION_DENIED"), "{error}");
-    assert!(worker.contains("PERMISSION_DENIED"), "it was used up: {error}");
+    assert!(worker.contains("PERMISSION_DENIED"), "the attempt invalidated the token: {error}");
 }

@@ -1,4 +1,4 @@
-//! The client of a host that runs elsewhere: everything that an embedded host does, on one multiplexed stream.
+//! The Rust client, which multiplexes its calls to a remote host on one stream.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ async fn connect(sandbox: &Sandbox) -> Client {
 }
 
 #[tokio::test]
-async fn it_calls_streams_and_keeps_sessions_over_tcp_and_unix() {
+async fn calls_streams_and_sessions_work_over_tcp_and_unix_sockets() {
     let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
     for address in [sandbox.url().to_owned(), format!("unix:{}", sandbox.socket().display())] {
         let client = Client::connect(&address).await.unwrap();
@@ -39,7 +39,7 @@ async fn it_calls_streams_and_keeps_sessions_over_tcp_and_unix() {
 }
 
 #[tokio::test]
-async fn each_failure_comes_back_as_what_it_was() {
+async fn each_failure_arrives_as_its_error_variant() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let client = connect(&sandbox).await;
     let fail = |tool: &'static str, args: Value| client.execute::<Value>(tool, args);
@@ -64,12 +64,12 @@ async fn each_failure_comes_back_as_what_it_was() {
     let nowhere = client.call("add").args(json!({"a": 1, "b": 2}));
     let nowhere = nowhere.session(SessionId::try_new("nosuch").unwrap()).unary::<Value>().await.unwrap_err();
     assert!(nowhere.to_string().contains("nosuch"), "{nowhere}");
-    let refused = Client::connect("http://127.0.0.1:1").await.unwrap_err().to_string();
-    assert!(refused.contains("127.0.0.1:1") && refused.contains("snakepit serve"), "{refused}");
+    let rejected = Client::connect("http://127.0.0.1:1").await.unwrap_err().to_string();
+    assert!(rejected.contains("127.0.0.1:1") && rejected.contains("snakepit serve"), "{rejected}");
 }
 
 #[tokio::test]
-async fn a_worker_that_dies_fails_only_its_call() {
+async fn the_death_of_a_worker_fails_only_its_call() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let client = connect(&sandbox).await;
     let error = client.execute::<Value>("crash", json!({})).await.unwrap_err();
@@ -80,7 +80,7 @@ async fn a_worker_that_dies_fails_only_its_call() {
 }
 
 #[tokio::test]
-async fn a_call_that_its_caller_drops_frees_the_worker() {
+async fn dropping_a_call_frees_its_worker() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let client = connect(&sandbox).await;
     let call = client.execute::<f64>("async_sleep", json!({"seconds": 600}));
@@ -93,21 +93,21 @@ async fn a_call_that_its_caller_drops_frees_the_worker() {
 }
 
 #[tokio::test]
-async fn a_stream_that_nobody_reads_holds_up_no_other_call() {
+async fn an_unread_stream_delays_no_other_call() {
     let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
     let client = connect(&sandbox).await;
-    // More than any window or credit holds.
+    // More chunks than all flow-control windows hold.
     let mut greedy = client.execute_stream::<u64>("count", json!({"n": 20_000_000})).await.unwrap();
     assert_eq!(greedy.next().await.unwrap().unwrap(), 1);
     for number in 0..200 {
         let sum: i64 = client.execute("add", json!({"a": number, "b": 1})).await.unwrap();
         assert_eq!(sum, number + 1);
     }
-    assert_eq!(greedy.next().await.unwrap().unwrap(), 2, "and it goes on when somebody does");
+    assert_eq!(greedy.next().await.unwrap().unwrap(), 2, "the stream continues when it is read");
 }
 
 #[tokio::test]
-async fn a_thousand_calls_at_once_are_answered_each_to_its_caller() {
+async fn a_thousand_concurrent_calls_each_get_their_own_answer() {
     let sandbox = Sandbox::adapter(SHOWCASE, 2).args(&["--queue-limit", "2000"]).start().await;
     let client = connect(&sandbox).await;
     let calls = (0..1000_i64).map(|number| {
@@ -120,24 +120,24 @@ async fn a_thousand_calls_at_once_are_answered_each_to_its_caller() {
 }
 
 #[tokio::test]
-async fn a_long_call_of_a_short_tool_delays_no_other() {
+async fn an_unusually_long_call_of_a_brief_tool_delays_no_other_call() {
     let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
     let client = connect(&sandbox).await;
     let nap = |seconds: f64| {
         let client = client.clone();
         async move { client.execute::<f64>("sleep_for", json!({"seconds": seconds})).await.unwrap() }
     };
-    // The host learns that the tool is short, and hands its calls over ahead.
+    // The pool measures that the tool is brief, and then dispatches calls ahead.
     futures_util::future::join_all((0..200).map(|_| nap(0.0))).await;
     let long = tokio::spawn(nap(3.0));
     let began = tokio::time::Instant::now();
-    // As many at once as leave no worker idle, for as long as the long call runs.
+    // Enough callers to keep all workers busy while the long call runs.
     let callers = (0..16).map(|_| async {
         let mut slowest = Duration::ZERO;
         while began.elapsed() < Duration::from_secs(2) {
-            let asked = tokio::time::Instant::now();
+            let called = tokio::time::Instant::now();
             nap(0.0).await;
-            slowest = slowest.max(asked.elapsed());
+            slowest = slowest.max(called.elapsed());
         }
         slowest
     });
@@ -148,7 +148,7 @@ async fn a_long_call_of_a_short_tool_delays_no_other() {
 }
 
 #[tokio::test]
-async fn large_arguments_take_a_way_of_their_own() {
+async fn arguments_of_all_sizes_are_echoed() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let client = connect(&sandbox).await;
     for size in [0, 1, 1024, 8 * 1024 * 1024] {
@@ -160,7 +160,7 @@ async fn large_arguments_take_a_way_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_server_that_goes_away_fails_the_calls_and_not_the_program() {
+async fn calls_fail_with_an_error_if_the_server_dies() {
     let mut sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let client = connect(&sandbox).await;
     let call = tokio::spawn({
@@ -170,7 +170,9 @@ async fn a_server_that_goes_away_fails_the_calls_and_not_the_program() {
     eventually("the call runs", SOON, async || sandbox.workers().await[0].state == "busy").await;
     snakepit_tests::signal(sandbox.pid(), snakepit_tests::Signal::SIGKILL);
     sandbox.wait(SOON).await;
-    let Error::Tool(error) = call.await.unwrap().unwrap_err() else { panic!("not the call's own error") };
+    let Error::Tool(error) = call.await.unwrap().unwrap_err() else {
+        panic!("the call failed with another kind of error")
+    };
     assert!(matches!(error, ToolError::ConnectionLost { .. }) && error.is_delivered(), "{error}");
     let after = client.execute::<f64>("add", json!({"a": 1, "b": 2})).await.unwrap_err();
     let Error::Tool(after) = after else { panic!("{after}") };
@@ -178,7 +180,7 @@ async fn a_server_that_goes_away_fails_the_calls_and_not_the_program() {
 }
 
 #[tokio::test]
-async fn a_server_that_comes_back_is_called_again() {
+async fn the_client_reconnects_to_a_restarted_server() {
     let mut sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
     let client = connect(&sandbox).await;
     let add = || client.execute::<i64>("add", json!({"a": 1, "b": 2}));
@@ -187,7 +189,7 @@ async fn a_server_that_comes_back_is_called_again() {
     snakepit_tests::signal(sandbox.pid(), snakepit_tests::Signal::SIGKILL);
     sandbox.wait(SOON).await;
     let (one, other) = tokio::join!(add(), add());
-    assert!(one.is_err() && other.is_err(), "nobody is there");
+    assert!(one.is_err() && other.is_err(), "the server is down");
 
     let sandbox = Sandbox::adapter(SHOWCASE, 2).listen(address).after(sandbox).start().await;
     for sum in futures_util::future::join_all((0..20).map(|_| add())).await {
@@ -199,11 +201,11 @@ async fn a_server_that_comes_back_is_called_again() {
 }
 
 #[tokio::test]
-async fn deadlines_hold_when_the_server_has_gone_silent() {
+async fn deadlines_hold_if_the_server_is_frozen() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let client = connect(&sandbox).await;
     let soon = Duration::from_millis(300);
-    // More than the credit of a stream, so that it does not end before the server is stopped.
+    // More chunks than the credit of a stream allows, so the stream does not end before the server is stopped.
     let count = client.call("count").args(json!({"n": 20_000_000}));
     let mut stream = count.timeout(Duration::from_secs(1)).stream::<u64>().await.unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap(), 1);
@@ -227,7 +229,7 @@ async fn deadlines_hold_when_the_server_has_gone_silent() {
 }
 
 #[tokio::test]
-async fn requests_wait_for_a_silent_server_as_long_as_the_client_was_told_to() {
+async fn requests_to_a_frozen_server_end_at_the_request_timeout() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let limit = Duration::from_millis(300);
     let client = Client::builder().request_timeout(limit).connect(sandbox.url()).await.unwrap();

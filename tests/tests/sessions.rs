@@ -1,4 +1,4 @@
-//! Sessions and their programs over gRPC, as clients of the protocol rely on them.
+//! Sessions and programs over gRPC.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +14,7 @@ async fn open(client: &mut Client, id: &str, metadata: &[(&str, &str)]) -> pb::I
 }
 
 #[tokio::test]
-async fn a_session_lives_from_initialize_to_cleanup() {
+async fn a_session_exists_from_initialize_to_cleanup() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut client = sandbox.client().await;
 
@@ -52,7 +52,7 @@ async fn a_session_lives_from_initialize_to_cleanup() {
 }
 
 #[tokio::test]
-async fn programs_are_kept_by_the_host() {
+async fn programs_are_stored_read_listed_and_deleted() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut client = sandbox.client().await;
     open(&mut client, "s", &[]).await;
@@ -82,7 +82,7 @@ async fn programs_are_kept_by_the_host() {
 }
 
 #[tokio::test]
-async fn the_hosts_tools_are_told_in_a_session_that_exists_or_in_none() {
+async fn host_tools_are_listed_for_an_existing_session_and_without_a_session() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut client = sandbox.client().await;
     let exposed = |session: &str| pb::GetExposedElixirToolsRequest { session_id: session.to_owned() };
@@ -93,36 +93,36 @@ async fn the_hosts_tools_are_told_in_a_session_that_exists_or_in_none() {
     open(&mut client, "s", &[]).await;
     for session in ["s", ""] {
         let exposed = client.get_exposed_elixir_tools(exposed(session)).await.unwrap().into_inner();
-        assert_eq!(exposed.tools, [], "the daemon has no tools of its own");
+        assert_eq!(exposed.tools, [], "the daemon has no host tools");
     }
     let dependency = client.add_dependency(pb::AddDependencyRequest::default()).await.unwrap_err();
     assert_eq!(dependency.code(), Code::Unimplemented);
 }
 
 #[tokio::test]
-async fn workers_that_ask_about_a_session_keep_it_alive() {
-    const WHILE: Duration = Duration::from_millis(100);
+async fn listing_host_tools_renews_the_session() {
+    const PAUSE: Duration = Duration::from_millis(100);
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut client = sandbox.client().await;
     open(&mut client, "s", &[]).await;
     let expires = async || {
-        // Time has to pass: only a renewed session lives longer for it.
-        tokio::time::sleep(WHILE).await;
+        // Time must pass, because the renewal moves the expiry by this time.
+        tokio::time::sleep(PAUSE).await;
         let mut client = sandbox.client().await;
         let listed = client.list_sessions(pb::ListSessionsRequest::default()).await.unwrap().into_inner();
         SystemTime::try_from(listed.sessions[0].expires_at.unwrap()).unwrap()
     };
     let opened = expires().await;
-    let looked_at = expires().await;
-    assert!(looked_at < opened + WHILE / 2, "listing a session renews it");
+    let listed = expires().await;
+    assert!(listed < opened + PAUSE / 2, "listing sessions must not renew them");
 
     let request = pb::GetExposedElixirToolsRequest { session_id: "s".into() };
     client.get_exposed_elixir_tools(request).await.unwrap();
-    assert!(expires().await > opened + WHILE, "asking for the host's tools does not renew the session");
+    assert!(expires().await > opened + PAUSE, "listing host tools must renew the session");
 }
 
 #[tokio::test]
-async fn global_programs_belong_to_no_session() {
+async fn global_programs_are_separate_from_sessions() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut client = sandbox.client().await;
     open(&mut client, "s", &[]).await;
@@ -131,8 +131,8 @@ async fn global_programs_belong_to_no_session() {
     let put = pb::PutProgramRequest { session_id: String::new(), program: Some(program), global: true };
     assert!(client.put_program(put.clone()).await.unwrap().into_inner().created);
     let both = pb::PutProgramRequest { session_id: "s".into(), ..put.clone() };
-    let refused = client.put_program(both).await.unwrap_err();
-    assert!(refused.message().contains("`session_id` is set beside `global`"), "{refused:?}");
+    let rejected = client.put_program(both).await.unwrap_err();
+    assert!(rejected.message().contains("`session_id` is set beside `global`"), "{rejected:?}");
     let neither = pb::PutProgramRequest { global: false, ..put };
     assert_eq!(client.put_program(neither).await.unwrap_err().code(), Code::InvalidArgument);
 

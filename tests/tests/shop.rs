@@ -1,4 +1,4 @@
-//! The shop of the README, from Rust and from the command line: each of its tools does what the page says.
+//! The shop adapter of the README, called from Rust and from the command line.
 
 use std::convert::Infallible;
 
@@ -28,7 +28,7 @@ fn shop(dir: &tempfile::TempDir) -> Builder {
 }
 
 #[tokio::test]
-async fn it_works_from_rust_with_its_host_tool() {
+async fn the_shop_works_from_rust_with_its_host_tool() {
     let dir = tempfile::tempdir().unwrap();
     let snakepit = shop(&dir).start().await.unwrap();
     let price: f64 = snakepit.execute("price", json!({"item": "tea", "count": 2})).await.unwrap();
@@ -47,7 +47,7 @@ async fn it_works_from_rust_with_its_host_tool() {
 }
 
 #[tokio::test]
-async fn it_works_from_the_command_line_where_the_host_has_no_tools() {
+async fn the_shop_works_from_the_command_line_except_for_its_host_tool() {
     let sandbox = Sandbox::adapter(SHOP, 1).start().await;
     assert_eq!(sandbox.cli_ok(&["call", "price", "--args", r#"{"item": "tea"}"#]).await, "9.99\n");
     assert_eq!(sandbox.cli_ok(&["call", "stock", "--args", r#"{"item": "tea"}"#]).await, "3\n");
@@ -63,7 +63,7 @@ async fn it_works_from_the_command_line_where_the_host_has_no_tools() {
 }
 
 #[tokio::test]
-async fn a_host_tool_with_the_name_of_a_python_tool_stops_the_start() {
+async fn a_host_tool_with_the_name_of_a_python_tool_fails_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let taken = shop(&dir).host_tool("price", |_: Value| async move { Ok::<_, Infallible>(1) });
     let error = taken.start().await.unwrap_err().to_string();

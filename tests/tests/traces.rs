@@ -1,4 +1,4 @@
-//! Calls leave no trace in the next one: signals, context variables, the event loop, imports, processes.
+//! Isolation between calls: signals, context variables, the event loop, imports and processes.
 
 use std::time::{Duration, Instant};
 
@@ -23,14 +23,14 @@ async fn call(client: &mut Client, tool: &str, args: Value) -> Value {
     answer.expect(tool).unwrap_or_else(|status| panic!("{tool}: {status:?}"))
 }
 
-/// Calls a tool that has no time left soon.
-async fn cut(sandbox: &Sandbox, tool: &str, args: Value) {
+/// Calls a tool whose deadline passes while it runs.
+async fn time_out(sandbox: &Sandbox, tool: &str, args: Value) {
     let status = execute_within(sandbox.url(), Duration::from_millis(300), tool, &args).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
 }
 
 #[tokio::test]
-async fn forks_end_when_they_are_told_to() {
+async fn forked_processes_and_pools_can_be_terminated() {
     let (_sandbox, mut client) = start().await;
     for _ in 0..5 {
         assert_eq!(call(&mut client, "fork_and_terminate", json!({})).await, -15);
@@ -39,7 +39,7 @@ async fn forks_end_when_they_are_told_to() {
 }
 
 #[tokio::test]
-async fn children_have_the_signal_handling_of_any_python() {
+async fn child_processes_have_the_signal_handlers_of_plain_python() {
     let (_sandbox, mut client) = start().await;
     let children = call(&mut client, "signals_of_children", json!({})).await;
     assert_eq!(children[0], children[1]);
@@ -50,12 +50,12 @@ async fn context_variables_end_with_their_call() {
     let (_sandbox, mut client) = start().await;
     for (become_, who) in [("become", "who"), ("become_async", "who_async"), ("become", "who_async")] {
         assert_eq!(call(&mut client, become_, json!({"user": "alice"})).await, "alice");
-        assert_eq!(call(&mut client, who, json!({})).await, "nobody", "{become_} {who}");
+        assert_eq!(call(&mut client, who, json!({})).await, "unset", "{become_} {who}");
     }
 }
 
 #[tokio::test]
-async fn an_exit_in_a_coroutine_fails_its_call_only() {
+async fn an_exit_in_a_coroutine_fails_only_its_call() {
     let (_sandbox, mut client) = start().await;
     for _ in 0..3 {
         let left = client.execute_tool(tool_request("leave", &json!({}))).await.unwrap().into_inner();
@@ -65,35 +65,34 @@ async fn an_exit_in_a_coroutine_fails_its_call_only() {
 }
 
 #[tokio::test]
-async fn signals_that_a_tool_took_are_put_back_and_told() {
+async fn changed_signal_handlers_are_restored_and_logged() {
     let (sandbox, mut client) = start().await;
     let pid = call(&mut client, "ping", json!({})).await;
     call(&mut client, "take_signals", json!({})).await;
-    // The timer would end the worker, had it not been switched off.
+    // The worker disabled the timer of the tool, which would have killed it.
     call(&mut client, "sleep", json!({"seconds": 0.4})).await;
     let log = sandbox.log();
-    for told in [
+    for needle in [
         "the handler of SIGURG",
         "the handler of SIGTERM",
         "the handler of SIGINT",
         "blocked signals",
         "alarm",
     ] {
-        assert!(log.contains(told), "no {told:?} in {log}");
+        assert!(log.contains(needle), "no {needle:?} in {log}");
     }
-    // Calls can be cancelled, and the worker can be stopped.
-    cut(&sandbox, "sleep", json!({"seconds": 600})).await;
+    // Cancellation and SIGTERM still work.
+    time_out(&sandbox, "sleep", json!({"seconds": 600})).await;
     assert_eq!(call(&mut client, "ping", json!({})).await, pid);
     call(&mut client, "borrow_sigterm", json!({})).await;
     let pid = u32::try_from(pid.as_u64().unwrap()).unwrap();
     signal(pid, Signal::SIGTERM);
-    eventually("it ends of its own accord", SOON, async || sandbox.log().contains("exited with code 0"))
-        .await;
+    eventually("the worker exits", SOON, async || sandbox.log().contains("exited with code 0")).await;
     assert!(!is_alive(pid));
 }
 
 #[tokio::test]
-async fn a_call_that_is_cut_in_a_library_costs_its_worker_unless_the_tool_says_otherwise() {
+async fn a_cancelled_call_inside_a_library_replaces_its_worker_unless_the_tool_keeps_it() {
     let (sandbox, mut client) = start().await;
     let mut pid = call(&mut client, "ping", json!({})).await;
     for (tool, is_kept) in [
@@ -104,7 +103,7 @@ async fn a_call_that_is_cut_in_a_library_costs_its_worker_unless_the_tool_says_o
         ("start_program", false),
     ] {
         let args = if tool == "sleep" { json!({"seconds": 600}) } else { json!({}) };
-        cut(&sandbox, tool, args).await;
+        time_out(&sandbox, tool, args).await;
         let now = call(&mut client, "ping", json!({})).await;
         assert_eq!(now == pid, is_kept, "{tool}: {}", sandbox.log());
         pid = now;
@@ -113,54 +112,54 @@ async fn a_call_that_is_cut_in_a_library_costs_its_worker_unless_the_tool_says_o
 }
 
 #[tokio::test]
-async fn a_pool_whose_policy_is_to_replace_does_so_again_and_again() {
+async fn with_the_policy_replace_each_cancelled_call_replaces_its_worker() {
     let sandbox = Sandbox::adapter(TRACES, 1).env("SNAKEPIT_AFTER_CANCEL", "replace").start().await;
     let mut client = sandbox.client().await;
-    // More often in a row than a slot may fail before its pool counts as broken.
+    // More replacements than the number of consecutive failures that makes a pool broken.
     for _ in 0..5 {
-        cut(&sandbox, "sleep", json!({"seconds": 600})).await;
+        time_out(&sandbox, "sleep", json!({"seconds": 600})).await;
         call(&mut client, "ping", json!({})).await;
     }
     assert_eq!(sandbox.workers().await[0].restarts, 5);
 }
 
 #[tokio::test]
-async fn a_module_is_never_left_half_imported() {
+async fn a_cancelled_import_does_not_leave_a_partial_module() {
     let (sandbox, mut client) = start().await;
     let pid = call(&mut client, "ping", json!({})).await;
-    cut(&sandbox, "import_lazily", json!({})).await;
+    time_out(&sandbox, "import_lazily", json!({})).await;
     assert_eq!(call(&mut client, "import_lazily", json!({})).await, 7);
     assert_eq!(call(&mut client, "ping", json!({})).await, pid, "{}", sandbox.log());
 }
 
 #[tokio::test]
-async fn a_cancelled_tool_may_clean_up_for_as_long_as_it_is_given() {
+async fn a_cancelled_tool_may_clean_up_within_the_grace_period() {
     let (sandbox, _client) = start().await;
     let file = sandbox.run_dir().join("cleaned");
-    cut(&sandbox, "clean_up", json!({"path": file})).await;
-    eventually("it has cleaned up", SOON, async || file.exists()).await;
+    time_out(&sandbox, "clean_up", json!({"path": file})).await;
+    eventually("the tool has cleaned up", SOON, async || file.exists()).await;
 }
 
 #[tokio::test]
-async fn tasks_left_behind_are_named_and_those_of_the_worker_go_on_between_calls() {
+async fn left_tasks_are_logged_and_worker_tasks_run_between_calls() {
     let (sandbox, mut client) = start().await;
     call(&mut client, "leave_task", json!({})).await;
     eventually("the task is named", SOON, async || sandbox.log().contains("`forgotten`")).await;
     call(&mut client, "start_ticker", json!({})).await;
-    ticks_between_calls(&mut client).await;
+    assert_ticks_between_calls(&mut client).await;
 
     let sandbox = Sandbox::adapter("traces:Ticking", 1).start().await;
-    ticks_between_calls(&mut sandbox.client().await).await;
+    assert_ticks_between_calls(&mut sandbox.client().await).await;
 }
 
-/// Nothing is called while the ticks are awaited but what asks for them, once in a while.
-async fn ticks_between_calls(client: &mut Client) {
+/// Checks that the ticker runs while no call does, except the one that reads the count five times per second.
+async fn assert_ticks_between_calls(client: &mut Client) {
     let before = call(client, "ticked", json!({})).await.as_u64().unwrap();
     let began = Instant::now();
     loop {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let now = call(client, "ticked", json!({})).await.as_u64().unwrap();
-        // A few of them could be due to the calls themselves.
+        // The calls themselves may cause a few ticks.
         if now > before + 30 {
             break;
         }
@@ -169,7 +168,7 @@ async fn ticks_between_calls(client: &mut Client) {
 }
 
 #[tokio::test]
-async fn a_crash_tells_where_python_was() {
+async fn the_error_of_a_crash_contains_the_python_stack() {
     let (_sandbox, mut client) = start().await;
     let status = execute(&mut client, "crash_here", &json!({})).await.unwrap_err();
     assert!(status.message().contains("SIGSEGV"), "{status:?}");
@@ -183,7 +182,7 @@ async fn an_adapter_that_cannot_be_constructed_fails_the_start() {
 }
 
 #[tokio::test]
-async fn arguments_are_what_they_are_declared_to_be() {
+async fn arguments_have_their_annotated_types() {
     let (_sandbox, mut client) = start().await;
     let types = |args: Value| json!({"args": args})["args"].clone();
     let got = call(&mut client, "types", types(json!({"f": 5, "i": 5.0}))).await;

@@ -1,12 +1,12 @@
-//! The client of the Python package under faults: hosts that freeze, stop or are overloaded, networks that cut or swallow,
-//! forks, threads, and programs that close it too early.
+//! The Python package's client under faults: frozen, stopping and overloaded hosts, broken connections, forks, threads, and
+//! early closes.
 
 use std::time::Duration;
 
 use snakepit_tests::{Sandbox, python, root};
 use tokio::process::Command;
 
-/// Runs a scenario of `tests/clients/unlucky.py` against a host of its own.
+/// Runs a scenario of `tests/clients/unlucky.py` against a new host.
 async fn scenario(name: &str) {
     let sandbox = Sandbox::adapter("unlucky:UnluckyTools", 2).args(&["--queue-limit", "4"]).start().await;
     let mut client = Command::new(python());
@@ -30,15 +30,15 @@ macro_rules! scenarios {
 }
 
 scenarios! {
-    silent_hosts
-    silent_sessions
-    odd_proxies
-    closing
-    unkept
-    descriptors
-    cuts
-    refusals
-    forks
-    threads
-    stopping
+    calls_to_a_frozen_host_end_at_their_deadline
+    session_requests_to_a_frozen_host_end_at_their_timeout
+    connecting_to_a_server_that_is_not_a_host_fails
+    running_calls_survive_the_close_of_their_client
+    calls_continue_without_a_reference_to_their_client
+    thousands_of_calls_share_a_few_descriptors
+    a_cut_connection_loses_at_most_the_running_calls
+    each_rejection_has_its_exception_class
+    forks_may_drop_and_close_a_client
+    threads_share_a_client_and_a_stream
+    a_stopping_host_ends_calls_and_watches_with_an_error
 }

@@ -1,4 +1,4 @@
-//! Variables, watches, statistics and events over gRPC, as clients of the protocol rely on them.
+//! Variables, watches, statistics and session events over gRPC.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ async fn get(client: &mut Client, name: &str) -> pb::Variable {
 }
 
 #[tokio::test]
-async fn variables_come_and_go_as_the_protocol_says() {
+async fn variables_are_registered_read_written_listed_rolled_back_and_deleted() {
     let (_sandbox, mut client) = start().await;
     let mut request = registration("rate", "float", r#"{"min": 0, "max": 10}"#, any("snakepit.float", "1.5"));
     request.metadata =
@@ -66,10 +66,10 @@ async fn variables_come_and_go_as_the_protocol_says() {
     assert_eq!((&*found.r#type, found.version, found.source), ("float", 0, 1));
     assert_eq!(found.value, Some(any("snakepit.float", "1.5")));
     assert_eq!((&*found.constraints_json, &*found.metadata["unit"]), (r#"{"min": 0, "max": 10}"#, "Hz"));
-    assert_eq!(found.metadata.len(), 1, "who wrote is no metadata of the variable");
+    assert_eq!(found.metadata.len(), 1, "the source is not part of the variable's metadata");
     assert!(found.last_updated_at.unwrap().seconds > 1_600_000_000);
 
-    // Every form in which clients send a number.
+    // All forms in which clients send numbers.
     let int64 = any("google.protobuf.Int64Value", 2_i64.encode_to_vec());
     let double = any("google.protobuf.DoubleValue", 2.5_f64.encode_to_vec());
     let bare = any("google.protobuf.StringValue", "3");
@@ -119,20 +119,20 @@ async fn variables_come_and_go_as_the_protocol_says() {
     let delete =
         pb::DeleteVariableRequest { session_id: "s".into(), variable_identifier: answer.variable_id.clone() };
     assert!(client.delete_variable(delete.clone()).await.unwrap().into_inner().success);
-    for gone in [
+    for missing in [
         client.delete_variable(delete).await.unwrap_err(),
         client.get_variable(read("rate")).await.unwrap_err(),
         client.set_variable(write("rate", any("snakepit.float", "1"))).await.unwrap_err(),
     ] {
-        assert_eq!(gone.code(), Code::NotFound);
-        assert!(gone.message().contains("not found"), "{gone:?}");
+        assert_eq!(missing.code(), Code::NotFound);
+        assert!(missing.message().contains("not found"), "{missing:?}");
     }
     let cleanup = pb::CleanupSessionRequest { session_id: "s".into(), force: false };
     assert_eq!(client.cleanup_session(cleanup).await.unwrap().into_inner().resources_cleaned, 1);
 }
 
 #[tokio::test]
-async fn bad_input_is_refused_by_name_and_bound_and_changes_nothing() {
+async fn invalid_input_is_rejected_with_its_field_and_limit() {
     let (_sandbox, mut client) = start().await;
     let number = |json: &str| any("snakepit.integer", json.to_owned());
     let registered = registration("n", "integer", r#"{"min": 0, "max": 10}"#, number("5"));
@@ -140,7 +140,7 @@ async fn bad_input_is_refused_by_name_and_bound_and_changes_nothing() {
 
     let long = "x".repeat(300);
     let huge = any("snakepit.string", format!("\"{}\"", "x".repeat(10 * 1024 * 1024)));
-    for (request, said) in [
+    for (request, needle) in [
         (
             pb::RegisterVariableRequest { name: String::new(), ..registered.clone() },
             "variable name: it is empty",
@@ -182,13 +182,13 @@ async fn bad_input_is_refused_by_name_and_bound_and_changes_nothing() {
             "`initial_value` is missing",
         ),
     ] {
-        let refused = client.register_variable(request).await.unwrap_err();
-        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
-        assert!(refused.message().contains(said), "{said}: {refused:?}");
+        let rejected = client.register_variable(request).await.unwrap_err();
+        assert_eq!(rejected.code(), Code::InvalidArgument, "{rejected:?}");
+        assert!(rejected.message().contains(needle), "{needle}: {rejected:?}");
     }
 
     let set = |value: pb::Any| write("n", value);
-    for (request, said) in [
+    for (request, needle) in [
         (set(number("11")), "value 11 is above maximum 10"),
         (set(number("-1")), "value -1 is below minimum 0"),
         (set(any("snakepit.float", "\"NaN\"")), "must be of type integer"),
@@ -207,9 +207,9 @@ async fn bad_input_is_refused_by_name_and_bound_and_changes_nothing() {
             "above the limit of 1000 entries and 1048576 bytes",
         ),
     ] {
-        let refused = client.set_variable(request).await.unwrap_err();
-        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
-        assert!(refused.message().contains(said), "{said}: {refused:?}");
+        let rejected = client.set_variable(request).await.unwrap_err();
+        assert_eq!(rejected.code(), Code::InvalidArgument, "{rejected:?}");
+        assert!(rejected.message().contains(needle), "{needle}: {rejected:?}");
     }
     let history =
         pb::GetVariableHistoryRequest { session_id: "s".into(), variable_identifier: "n".into(), limit: -1 };
@@ -223,47 +223,44 @@ async fn bad_input_is_refused_by_name_and_bound_and_changes_nothing() {
     client.register_variable(registration("f", "float", "", any("snakepit.float", "\"NaN\""))).await.unwrap();
     assert_eq!(get(&mut client, "f").await.value, Some(any("snakepit.float", "\"NaN\"")));
     let bounded = registration("g", "float", r#"{"min": 0}"#, any("snakepit.float", "\"NaN\""));
-    let refused = client.register_variable(bounded).await.unwrap_err();
-    assert!(refused.message().contains("value NaN cannot be compared with the bound 0"), "{refused:?}");
-    // An unknown session, on every RPC about variables.
-    let elsewhere = || "nowhere".to_owned();
+    let rejected = client.register_variable(bounded).await.unwrap_err();
+    assert!(rejected.message().contains("value NaN cannot be compared with the bound 0"), "{rejected:?}");
+    // All RPCs about variables with an unknown session.
+    let unknown = || "nowhere".to_owned();
     let name = || "n".to_owned();
-    for refused in [
+    for rejected in [
         client
-            .register_variable(pb::RegisterVariableRequest { session_id: elsewhere(), ..registered })
+            .register_variable(pb::RegisterVariableRequest { session_id: unknown(), ..registered })
             .await
             .err(),
-        client.get_variable(pb::GetVariableRequest { session_id: elsewhere(), ..read("n") }).await.err(),
+        client.get_variable(pb::GetVariableRequest { session_id: unknown(), ..read("n") }).await.err(),
         client
-            .set_variable(pb::SetVariableRequest { session_id: elsewhere(), ..write("n", number("1")) })
-            .await
-            .err(),
-        client
-            .get_variables(pb::BatchGetVariablesRequest { session_id: elsewhere(), ..Default::default() })
+            .set_variable(pb::SetVariableRequest { session_id: unknown(), ..write("n", number("1")) })
             .await
             .err(),
         client
-            .set_variables(pb::BatchSetVariablesRequest { session_id: elsewhere(), ..Default::default() })
+            .get_variables(pb::BatchGetVariablesRequest { session_id: unknown(), ..Default::default() })
             .await
             .err(),
         client
-            .list_variables(pb::ListVariablesRequest { session_id: elsewhere(), pattern: String::new() })
+            .set_variables(pb::BatchSetVariablesRequest { session_id: unknown(), ..Default::default() })
             .await
             .err(),
         client
-            .delete_variable(pb::DeleteVariableRequest {
-                session_id: elsewhere(),
-                variable_identifier: name(),
-            })
+            .list_variables(pb::ListVariablesRequest { session_id: unknown(), pattern: String::new() })
             .await
             .err(),
         client
-            .watch_variables(pb::WatchVariablesRequest { session_id: elsewhere(), ..Default::default() })
+            .delete_variable(pb::DeleteVariableRequest { session_id: unknown(), variable_identifier: name() })
+            .await
+            .err(),
+        client
+            .watch_variables(pb::WatchVariablesRequest { session_id: unknown(), ..Default::default() })
             .await
             .err(),
         client
             .get_variable_history(pb::GetVariableHistoryRequest {
-                session_id: elsewhere(),
+                session_id: unknown(),
                 variable_identifier: name(),
                 limit: 0,
             })
@@ -271,7 +268,7 @@ async fn bad_input_is_refused_by_name_and_bound_and_changes_nothing() {
             .err(),
         client
             .rollback_variable(pb::RollbackVariableRequest {
-                session_id: elsewhere(),
+                session_id: unknown(),
                 variable_identifier: name(),
                 target_version: 0,
                 ..Default::default()
@@ -279,14 +276,14 @@ async fn bad_input_is_refused_by_name_and_bound_and_changes_nothing() {
             .await
             .err(),
     ] {
-        let refused = refused.expect("the session does not exist");
-        assert_eq!(refused.code(), Code::NotFound);
-        assert!(refused.message().contains("not found"), "{refused:?}");
+        let rejected = rejected.expect("the session does not exist");
+        assert_eq!(rejected.code(), Code::NotFound);
+        assert!(rejected.message().contains("not found"), "{rejected:?}");
     }
 }
 
 #[tokio::test]
-async fn compare_and_set_names_both_versions() {
+async fn a_version_conflict_names_both_versions() {
     let (_sandbox, mut client) = start().await;
     let number = |json: &str| any("snakepit.integer", json.to_owned());
     client.register_variable(registration("n", "integer", "", number("0"))).await.unwrap();
@@ -302,22 +299,22 @@ async fn compare_and_set_names_both_versions() {
         let expected = stale.expected_version;
         let conflict = client.set_variable(stale).await.unwrap_err();
         assert_eq!(conflict.code(), Code::Aborted);
-        let said = format!("at version 3, not at the expected version {expected}");
-        assert!(conflict.message().contains(&said), "{conflict:?}");
+        let message = format!("at version 3, not at the expected version {expected}");
+        assert!(conflict.message().contains(&message), "{conflict:?}");
         let details = conflict.get_error_details();
         let info = details.error_info().unwrap();
         assert_eq!((&*info.reason, &*info.metadata["actual"]), ("VERSION_CONFLICT", "3"));
     }
 }
 
-/// What a batch was refused for, by name: the code and the reason that a single write's status would have.
+/// Returns the code and the reason of each rejected write of a batch, which are those of a single write's status.
 fn reasons(answer: &pb::BatchSetVariablesResponse) -> Vec<(&str, Code, &str)> {
     assert!(answer.reasons.keys().eq(answer.errors.keys()), "{answer:?}");
     answer.reasons.iter().map(|(name, reason)| (&**name, reason.code.into(), &*reason.reason)).collect()
 }
 
 #[tokio::test]
-async fn batches_read_and_write_as_asked() {
+async fn batches_read_and_write_atomically_or_individually() {
     const MISSING: (&str, Code, &str) = ("c", Code::NotFound, "VARIABLE_NOT_FOUND");
     let (_sandbox, mut client) = start().await;
     let number = |json: &str| any("snakepit.integer", json.to_owned());
@@ -339,11 +336,11 @@ async fn batches_read_and_write_as_asked() {
     assert!(!answer.success && answer.new_versions.is_empty());
     assert!(answer.errors["b"].contains("above maximum 10") && answer.errors["c"].contains("not found"));
     assert_eq!(reasons(&answer), [("b", Code::InvalidArgument, "INVALID_VALUE"), MISSING]);
-    assert_eq!(get(&mut client, "a").await.version, 1, "nothing of it was written");
+    assert_eq!(get(&mut client, "a").await.version, 1, "no write of the batch was applied");
 
     let answer = client.set_variables(batch(&bad, false)).await.unwrap().into_inner();
     assert!(!answer.success);
-    assert_eq!(answer.new_versions, [("a".to_owned(), 2)].into(), "the others failed");
+    assert_eq!(answer.new_versions, [("a".to_owned(), 2)].into(), "the other writes failed");
     assert_eq!(reasons(&answer), [("b", Code::InvalidArgument, "INVALID_VALUE"), MISSING]);
 
     for atomic in [true, false] {
@@ -364,8 +361,8 @@ async fn batches_read_and_write_as_asked() {
     stale.expected_versions.insert("b".to_owned(), 1);
     assert!(client.set_variables(stale.clone()).await.unwrap().into_inner().success);
     stale.expected_versions.insert("z".to_owned(), 1);
-    let refused = client.set_variables(stale).await.unwrap_err();
-    assert!(refused.message().contains("`expected_versions[z]` names none of the updates"), "{refused:?}");
+    let rejected = client.set_variables(stale).await.unwrap_err();
+    assert!(rejected.message().contains("`expected_versions[z]` names none of the updates"), "{rejected:?}");
 
     let request = pb::BatchGetVariablesRequest {
         session_id: "s".into(),
@@ -379,7 +376,7 @@ async fn batches_read_and_write_as_asked() {
 }
 
 #[tokio::test]
-async fn tensors_travel_as_raw_buffers_through_values_history_and_watches() {
+async fn values_history_and_watches_carry_tensors_as_raw_buffers() {
     let (_sandbox, mut client) = start().await;
     let metadata = r#"{"shape":[2,2],"dtype":"float32","binary_format":"raw","type":"tensor"}"#;
     let value = any("snakepit.tensor.binary", metadata);
@@ -393,8 +390,8 @@ async fn tensors_travel_as_raw_buffers_through_values_history_and_watches() {
     let mut updates = watch(&mut client, &["t"], true).await;
     let mut set = write("t", value.clone());
     set.binary_value = Bytes::from_static(&[8; 15]);
-    let refused = client.set_variable(set.clone()).await.unwrap_err();
-    assert!(refused.message().contains("buffer has 15 bytes"), "{refused:?}");
+    let rejected = client.set_variable(set.clone()).await.unwrap_err();
+    assert!(rejected.message().contains("buffer has 15 bytes"), "{rejected:?}");
     set.binary_value = Bytes::from_static(&[8; 16]);
     client.set_variable(set).await.unwrap();
     for byte in [7, 8] {
@@ -417,7 +414,7 @@ async fn watch(client: &mut Client, names: &[&str], initial: bool) -> Streaming<
 }
 
 #[tokio::test]
-async fn watchers_see_every_change_and_learn_of_the_end() {
+async fn watchers_receive_every_change_and_the_end_of_the_session() {
     let (_sandbox, mut client) = start().await;
     let number = |json: &str| any("snakepit.integer", json.to_owned());
     client.register_variable(registration("x", "integer", "", number("0"))).await.unwrap();
@@ -456,18 +453,18 @@ async fn watchers_see_every_change_and_learn_of_the_end() {
 }
 
 #[tokio::test]
-async fn a_host_that_stops_ends_its_watches() {
+async fn a_stopping_host_ends_its_watches() {
     let (sandbox, mut client) = start().await;
     let mut updates = watch(&mut client, &[], true).await;
     let mut events = client.watch_sessions(pb::WatchSessionsRequest {}).await.unwrap().into_inner();
     let stopped = tokio::time::timeout(Duration::from_secs(20), sandbox.stop()).await;
-    assert_eq!(stopped.expect("watchers do not hold up the end"), Some(0));
+    assert_eq!(stopped.expect("watchers do not delay shutdown"), Some(0));
     assert!(matches!(updates.message().await, Ok(None) | Err(_)));
     assert!(matches!(events.message().await, Ok(None) | Err(_)));
 }
 
 #[tokio::test]
-async fn sessions_are_counted_and_their_life_is_told() {
+async fn sessions_are_counted_and_their_events_are_streamed() {
     let (_sandbox, mut client) = start().await;
     let mut events = client.watch_sessions(pb::WatchSessionsRequest {}).await.unwrap().into_inner();
     for (id, ttl_seconds) in [("short", 1), ("long", 0)] {
@@ -485,15 +482,15 @@ async fn sessions_are_counted_and_their_life_is_told() {
     let cleanup = pb::CleanupSessionRequest { session_id: "long".into(), force: false };
     client.cleanup_session(cleanup).await.unwrap();
 
-    // The host sweeps by itself.
-    let mut told = Vec::new();
-    while told.len() < 4 {
+    // The host removes the expired session without a request.
+    let mut seen = Vec::new();
+    while seen.len() < 4 {
         let event = tokio::time::timeout(Duration::from_secs(60), events.message()).await;
-        let event = event.expect("an event comes").unwrap().unwrap();
-        told.push((event.session_id, event.event));
+        let event = event.expect("an event arrives").unwrap().unwrap();
+        seen.push((event.session_id, event.event));
     }
     let expected = [("short", "created"), ("long", "created"), ("long", "deleted"), ("short", "expired")];
-    assert_eq!(told, expected.map(|(id, event)| (id.to_owned(), event.to_owned())));
+    assert_eq!(seen, expected.map(|(id, event)| (id.to_owned(), event.to_owned())));
     let stats = client.get_session_stats(pb::GetSessionStatsRequest {}).await.unwrap().into_inner();
     assert_eq!((stats.live, stats.variables, stats.deleted, stats.expired), (1, 0, 1, 1));
     assert!(stats.sweeps > 0);

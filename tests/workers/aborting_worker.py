@@ -1,6 +1,6 @@
-"""A worker written with plain grpcio whose tools end their calls badly.
+"""A foreign worker whose tools end their calls with errors.
 
-`abort` ends with any gRPC status it is told to, `garble` streams what is no message and goes on for a minute.
+`abort` ends with the gRPC status in its argument. `garble` streams a malformed message, and then runs for a minute.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 
 
 def serialize(message: Message | bytes) -> bytes:
-    """Writes a message, or what is none."""
+    """Serializes a message. Bytes pass unchanged, which allows malformed messages."""
     return message if isinstance(message, bytes) else message.SerializeToString()
 
 

@@ -1,4 +1,4 @@
-"""A worker that ends before it is ready."""
+"""A worker that exits before it is ready."""
 
 import sys
 

@@ -1,8 +1,7 @@
-"""The benchmark's tools as a grpc.aio worker, written from the wire contract alone: no part of this project's Python
-package is used.
+"""A foreign worker with the tools of the benchmark, written with grpc.aio and the generated stubs only.
 
-It is what a careful user would write with grpcio: coroutines on one event loop, no message limits, tools registered
-once and not with every call. The stubs are generated from the .proto by `cargo xtask setup`.
+It is as efficient as grpcio allows: coroutines on one event loop, no message limits, and one registration of the tools.
+`cargo xtask setup` generates the stubs from the .proto.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""A worker written with plain grpcio from the wire contract alone: no part of this project's Python package is used.
+"""A foreign worker, written with grpcio and the generated stubs only.
 
-It stands for the workers that people already have. Like those, it runs calls in threads that nobody can stop, and
-calls the host back with every call. The stubs are generated from the .proto by `cargo xtask setup`.
+It behaves like workers of the original Snakepit: it runs calls in threads, which it cannot cancel, and calls the host
+back before every call. `cargo xtask setup` generates the stubs from the .proto.
 """
 
 import argparse
@@ -26,7 +26,7 @@ PREFIX = "type.googleapis.com/"
 
 
 def decode(value: any_pb2.Any) -> object:
-    """Reads a value: this project's JSON types, or a real StringValue."""
+    """Decodes a value of this project's JSON types, or a protobuf StringValue."""
     name = value.type_url.removeprefix(PREFIX)
     if name == "google.protobuf.StringValue":
         try:
@@ -37,7 +37,7 @@ def decode(value: any_pb2.Any) -> object:
 
 
 def encode(value: object) -> any_pb2.Any:
-    """Writes a value the way workers send it."""
+    """Encodes a value as one of this project's JSON types."""
     names = {bool: "boolean", int: "integer", float: "float", str: "string", list: "list", dict: "map"}
     name = names.get(type(value), "null")
     return any_pb2.Any(type_url=f"{PREFIX}snakepit.{name}", value=json.dumps(value).encode())
@@ -62,7 +62,7 @@ class Worker(rpc.BridgeServiceServicer):
         raise ValueError(message)
 
     def call_host(self, tool_name: str, arguments: dict) -> object:
-        # The way a session context of the original sends them: real strings, and bare JSON called Value.
+        # The session context of the original sends strings as StringValue, and other values as bare JSON in a Value.
         parameters = {}
         for name, value in arguments.items():
             parameters[name] = any_pb2.Any()
@@ -78,7 +78,7 @@ class Worker(rpc.BridgeServiceServicer):
         return decode(response.result)
 
     def ask_host(self) -> dict:
-        """Makes requests of many kinds, and says with which status each ends."""
+        """Makes requests of many kinds, and returns their statuses."""
         requests = {
             "Ping": pb.PingRequest(),
             "Heartbeat": pb.HeartbeatRequest(session_id="none"),
@@ -99,7 +99,7 @@ class Worker(rpc.BridgeServiceServicer):
         return answers
 
     def call_back(self, session_id: str) -> None:
-        """What a worker of the original does before every call."""
+        """Registers the session and the tools, as workers of the original do before every call."""
         try:
             self.host.InitializeSession(pb.InitializeSessionRequest(session_id=session_id))
         except grpc.RpcError as error:
@@ -110,7 +110,7 @@ class Worker(rpc.BridgeServiceServicer):
         request = pb.RegisterToolsRequest(session_id=session_id, tools=tools, worker_id=f"python-{id(self)}")
         response = self.host.RegisterTools(request)
         if not response.success and "duplicate_tool" not in response.error_message:
-            raise RuntimeError(f"tools refused: {response.error_message}")
+            raise RuntimeError(f"registration rejected: {response.error_message}")
 
     def Ping(self, request: pb.PingRequest, context: grpc.ServicerContext) -> pb.PingResponse:
         return pb.PingResponse(message=f"pong: {request.message}")
@@ -163,7 +163,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     stopped.wait()
     server.stop(grace=0.5).wait()
-    # Threads inside a tool would keep the interpreter alive.
+    # A normal exit would wait for threads that run tools.
     os._exit(0)
 
 

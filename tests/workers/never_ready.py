@@ -1,4 +1,4 @@
-"""A worker that never says that it is ready."""
+"""A worker that never becomes ready."""
 
 import sys
 import time

@@ -1,7 +1,10 @@
-"""A stand-in for the runtime of this project in another version: started as one, on the host's socket.
+"""A substitute for the Python runtime that claims another version. It registers a tool on the host's socket.
 
-OTHER_BRIDGE chooses one: `old` knows no token; `VERSION PROTOCOL` presents its own token with that; with
-`stolen VERSION PROTOCOL` a process outside of its launch presents the token.
+The variable OTHER_BRIDGE chooses the behaviour:
+
+- `old` registers without a token.
+- `VERSION PROTOCOL` registers with its token, this version and this protocol.
+- `stolen VERSION PROTOCOL` first lets a process outside the launch register with the token.
 """
 
 import json
@@ -18,7 +21,7 @@ import snakepit_bridge_pb2_grpc as rpc
 
 
 def register(address: str, identity: pb.WorkerIdentity | None) -> str:
-    # The authority that gRPC makes of a path is refused by HTTP/2 servers.
+    # gRPC derives an authority from the path, which HTTP/2 servers reject.
     channel = grpc.insecure_channel(address, options=[("grpc.default_authority", "localhost")])
     tools = [pb.ToolRegistration(name="other")]
     try:
@@ -48,7 +51,7 @@ def main() -> None:
         assert token.encode() not in environ, "the token is visible"
         assert token not in " ".join(sys.argv), "the token is visible"
         if "stolen" in os.environ["OTHER_BRIDGE"]:
-            # The first process ends, so that the second is no descendant of this one.
+            # The intermediate processes end, so the stranger is not a descendant of this process.
             stranger = [sys.executable, __file__, "--stranger", address, token, version, protocol]
             orphan = ["setsid", "sh", "-c", '(setsid "$@" &)', "sh", *stranger]
             reading, writing = os.pipe()

@@ -1,4 +1,4 @@
-//! Every way to call a tool of one host, each of which says in one word how a call ended.
+//! Calls a tool with each kind of client, and returns the outcome of the call as one word.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -16,23 +16,23 @@ use tonic::{Request, Status, transport::Endpoint};
 use crate::{SOON, python::PythonClient};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Way {
-    /// By the program that embeds the host.
+pub enum ClientKind {
+    /// The program that embeds the host.
     Embedded,
-    /// By plain gRPC from Rust.
+    /// The generated gRPC client in Rust.
     Grpc,
-    /// By the client in Rust, whose calls share a stream.
+    /// The Rust client, which multiplexes its calls on one stream.
     Multiplexed,
-    /// By plain gRPC from Python.
+    /// grpcio in Python.
     Grpcio,
-    /// By the client in Python.
+    /// The client of the Python package.
     Package,
 }
 
 /// One client of each kind, connected to one host.
 #[derive(Debug)]
 pub struct Clients {
-    /// `None` if the host is another process.
+    /// `None` if the host runs in another process.
     pub embedded: Option<Snakepit>,
     pub remote: Remote,
     pub grpc: Client,
@@ -42,7 +42,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Connects them to `host:port`.
+    /// Connects the clients to `host:port`.
     pub async fn connect(address: &str, embedded: Option<Snakepit>) -> Self {
         let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         Self {
@@ -55,61 +55,61 @@ impl Clients {
         }
     }
 
-    /// Makes a call, and waits until the tool runs, unless it ends by itself.
+    /// Starts a call. If `how` is `hang`, waits until the tool runs.
     pub async fn begin(
         &self,
-        way: Way,
+        kind: ClientKind,
         tool: &str,
         streams: bool,
         how: &str,
         timeout: Option<Duration>,
-    ) -> Calling {
+    ) -> RunningCall {
         static CALLS: AtomicUsize = AtomicUsize::new(0);
         let marker = self.markers.path().join(format!("marker-{}", CALLS.fetch_add(1, Ordering::SeqCst)));
         let args = json!({"how": how, "marker": marker});
         let in_python = |client: &PythonClient, args: &Value| -> BoxFuture<'static, String> {
             let seconds = timeout.map(|timeout| timeout.as_secs_f64());
             let call = json!({"tool": tool, "args": args, "stream": streams, "timeout": seconds});
-            let mut asked = client.ask(call);
-            Box::pin(async move { asked.next().await })
+            let mut request = client.request(call);
+            Box::pin(async move { request.next_event().await })
         };
-        let outcome: BoxFuture<'static, String> = match way {
-            Way::Embedded => {
+        let outcome: BoxFuture<'static, String> = match kind {
+            ClientKind::Embedded => {
                 let host = self.embedded.as_ref().expect("the host is embedded");
-                Box::pin(built(host.call(tool), args, streams, timeout))
+                Box::pin(with_builder(host.call(tool), args, streams, timeout))
             }
-            Way::Multiplexed => Box::pin(built(self.remote.call(tool), args, streams, timeout)),
-            Way::Grpc => {
+            ClientKind::Multiplexed => Box::pin(with_builder(self.remote.call(tool), args, streams, timeout)),
+            ClientKind::Grpc => {
                 let mut request = Request::new(tool_request(tool, &args));
                 if let Some(timeout) = timeout {
                     request.set_timeout(timeout);
                 }
-                Box::pin(plain(self.grpc.clone(), request, streams))
+                Box::pin(with_grpc(self.grpc.clone(), request, streams))
             }
-            Way::Grpcio => in_python(&self.grpcio, &args),
-            Way::Package => in_python(&self.package, &args),
+            ClientKind::Grpcio => in_python(&self.grpcio, &args),
+            ClientKind::Package => in_python(&self.package, &args),
         };
         let mut task = JoinSet::new();
         task.spawn(outcome);
-        // A call that ends by itself may have done so before anybody looks.
+        // Other calls may have ended before this check.
         if how == "hang" {
-            eventually(&format!("{tool} runs, called {way:?}"), SOON, async || marker.exists()).await;
+            eventually(&format!("{tool} runs, called by {kind:?}"), SOON, async || marker.exists()).await;
         }
-        Calling(task)
+        RunningCall(task)
     }
 }
 
-/// A call on its way. Dropping it cancels it.
+/// A running call. Dropping it cancels the call.
 #[derive(Debug)]
-pub struct Calling(JoinSet<String>);
+pub struct RunningCall(JoinSet<String>);
 
-impl Calling {
+impl RunningCall {
     pub async fn outcome(mut self) -> String {
         tokio::time::timeout(SOON, self.0.join_next()).await.expect("the call ends").unwrap().unwrap()
     }
 }
 
-async fn built<H: HostHandle>(
+async fn with_builder<H: HostHandle>(
     call: CallBuilder<H>,
     args: Value,
     streams: bool,
@@ -130,7 +130,7 @@ async fn built<H: HostHandle>(
     answer.await.map_or_else(reason, |()| "OK".to_owned())
 }
 
-async fn plain(mut client: Client, request: Request<pb::ExecuteToolRequest>, streams: bool) -> String {
+async fn with_grpc(mut client: Client, request: Request<pb::ExecuteToolRequest>, streams: bool) -> String {
     let answer = async {
         if streams {
             let chunks = client.execute_streaming_tool(request).await?.into_inner();
@@ -153,7 +153,7 @@ pub fn reason(error: Error) -> String {
     }
 }
 
-fn is_caused_by_a_clock(status: &Status) -> bool {
+fn is_timeout_of_the_channel(status: &Status) -> bool {
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
         if error.is::<tonic::TimeoutExpired>() {
@@ -164,12 +164,12 @@ fn is_caused_by_a_clock(status: &Status) -> bool {
     false
 }
 
-/// The reason in a status; the code of one that the client made by its own clock.
+/// Returns the reason in a status, or `DEADLINE_EXCEEDED` if the client's own timer ended the call.
 pub fn reason_of(status: &Status) -> String {
     details_of(status).reason.unwrap_or_else(|| match status.code() {
         tonic::Code::DeadlineExceeded => "DEADLINE_EXCEEDED".to_owned(),
-        // tonic's own clock, which on a busy machine can be first.
-        tonic::Code::Cancelled if is_caused_by_a_clock(status) => "DEADLINE_EXCEEDED".to_owned(),
+        // On a busy machine, tonic's timer can fire before the server's answer arrives.
+        tonic::Code::Cancelled if is_timeout_of_the_channel(status) => "DEADLINE_EXCEEDED".to_owned(),
         _ => format!("{status:?}"),
     })
 }

@@ -1,4 +1,4 @@
-//! Every kind of tool through every ending, over every way to call it: the cells of the table in docs/endings.md.
+//! Compares the outcome of every kind of call, ending and client with the table in docs/endings.md.
 
 mod calls;
 mod python;
@@ -19,11 +19,11 @@ use snakepit_proto::pb;
 use snakepit_server::{Error, FnTool, SessionWatch, Snakepit, ToolError};
 use snakepit_tests::{Sandbox, Signal, eventually, python, root, signal};
 
-use crate::calls::{Clients, Way, reason, reason_of};
+use crate::calls::{ClientKind, Clients, reason, reason_of};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// What a tool of each kind is called, whether it streams, and whether the host runs it.
+/// The kinds of tools: the row of the table, the tool's name, whether it streams, and whether the host runs it.
 const KINDS: [(&str, &str, bool, bool); 7] = [
     ("function", "function", false, false),
     ("coroutine", "coroutine", false, false),
@@ -34,11 +34,10 @@ const KINDS: [(&str, &str, bool, bool); 7] = [
     ("stream of a host tool", "host_stream", true, true),
 ];
 
-/// The ways from Rust, and those from Python.
-const RUST: [Way; 3] = [Way::Embedded, Way::Grpc, Way::Multiplexed];
-const PYTHON: [Way; 2] = [Way::Grpcio, Way::Package];
+const RUST: [ClientKind; 3] = [ClientKind::Embedded, ClientKind::Grpc, ClientKind::Multiplexed];
+const PYTHON: [ClientKind; 2] = [ClientKind::Grpcio, ClientKind::Package];
 
-/// The expected reason of a kind and an ending; `None` where there is nothing to check.
+/// The expected reason for a kind of tool and an ending. `None` if the table has no entry.
 fn expected(kind: &str, ending: &str) -> Option<String> {
     let text = std::fs::read_to_string(root().join("docs/endings.md")).unwrap();
     let cells = |line: &str| -> Vec<String> {
@@ -56,24 +55,24 @@ struct Args {
     marker: PathBuf,
 }
 
-/// Counts host tools that run, and those that ended in any way.
+/// Counts the calls of host tools that have ended.
 #[derive(Debug, Clone, Default)]
-struct Ended(Arc<AtomicUsize>);
+struct CountOnDrop(Arc<AtomicUsize>);
 
-impl Drop for Ended {
+impl Drop for CountOnDrop {
     fn drop(&mut self) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-struct Host {
+struct HostWithClients {
     snakepit: Snakepit,
     clients: Clients,
     _dir: tempfile::TempDir,
     ended: Arc<AtomicUsize>,
 }
 
-impl Host {
+impl HostWithClients {
     async fn start(workers: usize, multiplex: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let ended = Arc::<AtomicUsize>::default();
@@ -81,7 +80,7 @@ impl Host {
             |how: &str| if how == "exception" { Err("on purpose".to_owned()) } else { Ok(how.to_owned()) };
         let counted = Arc::clone(&ended);
         let host_tool = move |args: Args| {
-            let guard = Ended(Arc::clone(&counted));
+            let guard = CountOnDrop(Arc::clone(&counted));
             async move {
                 let _guard = guard;
                 std::fs::write(&args.marker, "begun").unwrap();
@@ -93,7 +92,7 @@ impl Host {
         };
         let counted = Arc::clone(&ended);
         let host_stream = FnTool::stream("host_stream", move |args: Args, _| {
-            let guard = Ended(Arc::clone(&counted));
+            let guard = CountOnDrop(Arc::clone(&counted));
             let rest = async move {
                 let _guard = guard;
                 std::fs::write(&args.marker, "begun").unwrap();
@@ -122,8 +121,8 @@ impl Host {
         Self { snakepit, clients, _dir: dir, ended }
     }
 
-    /// The process of the one worker that runs a call.
-    fn busy(&self) -> u32 {
+    /// Returns the pid of the only busy worker.
+    fn busy_pid(&self) -> u32 {
         let workers = self.snakepit.status().workers;
         let busy: Vec<_> =
             workers.iter().filter(|worker| worker.state == snakepit_server::WorkerState::Busy).collect();
@@ -131,7 +130,7 @@ impl Host {
         busy[0].pid.unwrap()
     }
 
-    async fn all_idle(&self) {
+    async fn wait_until_idle(&self) {
         eventually("all workers are idle", SOON, async || {
             let workers = self.snakepit.status().workers;
             workers.iter().all(|worker| worker.state == snakepit_server::WorkerState::Idle)
@@ -140,20 +139,21 @@ impl Host {
     }
 }
 
-async fn check(host: &Host, way: Way, ending: &str) {
+/// Checks one ending of all kinds of tools.
+async fn check(host: &HostWithClients, client: ClientKind, ending: &str) {
     for (kind, tool, streams, in_host) in KINDS {
         let Some(expected) = expected(kind, ending) else { continue };
         let before = host.snakepit.status().calls;
         let ended = host.ended.load(Ordering::SeqCst);
         let outcome = match ending {
-            "result" => host.clients.begin(way, tool, streams, "result", None).await.outcome().await,
-            "exception" => host.clients.begin(way, tool, streams, "exception", None).await.outcome().await,
+            "result" => host.clients.begin(client, tool, streams, "result", None).await.outcome().await,
+            "exception" => host.clients.begin(client, tool, streams, "exception", None).await.outcome().await,
             "deadline" => {
                 let timeout = Some(Duration::from_millis(500));
-                host.clients.begin(way, tool, streams, "hang", timeout).await.outcome().await
+                host.clients.begin(client, tool, streams, "hang", timeout).await.outcome().await
             }
             "cancelled" => {
-                drop(host.clients.begin(way, tool, streams, "hang", None).await);
+                drop(host.clients.begin(client, tool, streams, "hang", None).await);
                 let recorded = async || match in_host {
                     true => host.ended.load(Ordering::SeqCst) > ended,
                     false => host.snakepit.status().calls.cancelled > before.cancelled,
@@ -162,123 +162,122 @@ async fn check(host: &Host, way: Way, ending: &str) {
                 "CANCELLED".to_owned()
             }
             "worker lost" => {
-                let call = host.clients.begin(way, tool, streams, "hang", None).await;
-                signal(host.busy(), Signal::SIGKILL);
+                let call = host.clients.begin(client, tool, streams, "hang", None).await;
+                signal(host.busy_pid(), Signal::SIGKILL);
                 call.outcome().await
             }
             other => panic!("{other}"),
         };
-        assert_eq!(outcome, expected, "{kind}, {ending}, {way:?}");
+        assert_eq!(outcome, expected, "{kind}, {ending}, {client:?}");
         if ending == "deadline" && !in_host {
             let after = host.snakepit.status().calls;
-            assert_eq!(after.timed_out, before.timed_out + 1, "{kind}, {way:?}: {after:?}");
-            assert_eq!(after.cancelled, before.cancelled, "{kind}, {way:?}: {after:?}");
+            assert_eq!(after.timed_out, before.timed_out + 1, "{kind}, {client:?}: {after:?}");
+            assert_eq!(after.cancelled, before.cancelled, "{kind}, {client:?}: {after:?}");
         }
-        // Workers that answer nothing before they are lost are replaced ever more slowly.
+        // The pool delays the replacement of workers that die repeatedly before they have answered a call.
         for _ in 0..2 {
-            host.all_idle().await;
+            host.wait_until_idle().await;
             assert_eq!(
-                host.clients.begin(way, "function", false, "result", None).await.outcome().await,
+                host.clients.begin(client, "function", false, "result", None).await.outcome().await,
                 "OK"
             );
         }
     }
 }
 
-/// Checks the endings of single calls.
-async fn each_ending(multiplex: bool, ways: &[Way]) {
-    let host = Host::start(2, multiplex).await;
+/// Checks all endings of single calls.
+async fn each_ending(multiplex: bool, clients: &[ClientKind]) {
+    let host = HostWithClients::start(2, multiplex).await;
     for ending in ["result", "exception", "cancelled", "deadline", "worker lost"] {
-        for way in ways {
-            check(&host, *way, ending).await;
+        for client in clients {
+            check(&host, *client, ending).await;
         }
     }
     host.snakepit.shutdown().await.unwrap();
 }
 
 #[tokio::test]
-async fn each_ending_of_a_call_has_one_answer() {
+async fn rust_clients_get_the_documented_outcomes() {
     each_ending(true, &RUST).await;
 }
 
 #[tokio::test]
-async fn each_ending_has_the_same_answer_for_clients_in_python() {
+async fn python_clients_get_the_documented_outcomes() {
     each_ending(true, &PYTHON).await;
 }
 
 #[tokio::test]
-async fn each_ending_has_the_same_answer_with_workers_that_are_called_by_plain_rpcs() {
-    each_ending(false, &[Way::Embedded]).await;
+async fn calls_to_workers_without_multiplexing_get_the_documented_outcomes() {
+    each_ending(false, &[ClientKind::Embedded]).await;
 }
 
-/// Begins a call of each of these kinds and a watch in each of these ways. Returns each with its kind and a future that says
-/// how it ends.
+/// Starts a call of each kind of tool and a watch with each client. Returns their outcomes as futures.
 async fn begin_all(
     clients: &Clients,
-    ways: &[Way],
+    client_kinds: &[ClientKind],
     kinds: impl Iterator<Item = (&'static str, &'static str, bool, bool)> + Clone,
-) -> Vec<(&'static str, Way, BoxFuture<'static, String>)> {
+) -> Vec<(&'static str, ClientKind, BoxFuture<'static, String>)> {
     let mut all = Vec::new();
-    for &way in ways {
+    for &client in client_kinds {
         for (kind, tool, streams, _) in kinds.clone() {
-            let call = clients.begin(way, tool, streams, "hang", None).await;
-            all.push((kind, way, call.outcome().boxed()));
+            let call = clients.begin(client, tool, streams, "hang", None).await;
+            all.push((kind, client, call.outcome().boxed()));
         }
-        all.push(("watch of variables", way, begin_watch(clients, way).await));
+        all.push(("watch of variables", client, begin_watch(clients, client).await));
     }
     all
 }
 
-async fn begin_watch(clients: &Clients, way: Way) -> BoxFuture<'static, String> {
-    let built = |mut watch: SessionWatch| async move {
+async fn begin_watch(clients: &Clients, client: ClientKind) -> BoxFuture<'static, String> {
+    let end_of = |mut watch: SessionWatch| async move {
         let end = reason(watch.next().await.unwrap().map(drop).unwrap_err());
         assert!(watch.next().await.is_none());
         end
     };
-    match way {
-        Way::Embedded => {
+    match client {
+        ClientKind::Embedded => {
             let host = clients.embedded.as_ref().expect("the host is embedded");
             let session = host.session("s").await.unwrap();
-            built(session.watch(&[], false).await.unwrap()).boxed()
+            end_of(session.watch(&[], false).await.unwrap()).boxed()
         }
-        Way::Multiplexed => {
+        ClientKind::Multiplexed => {
             let session = clients.remote.session("s").await.unwrap();
-            built(session.watch(&[], false).await.unwrap()).boxed()
+            end_of(session.watch(&[], false).await.unwrap()).boxed()
         }
-        Way::Grpc => {
+        ClientKind::Grpc => {
             clients.remote.session("s").await.unwrap();
             let request = pb::WatchVariablesRequest { session_id: "s".into(), ..Default::default() };
             let mut updates = clients.grpc.clone().watch_variables(request).await.unwrap().into_inner();
             async move { reason_of(&updates.message().await.unwrap_err()) }.boxed()
         }
-        Way::Grpcio | Way::Package => {
-            let client = if way == Way::Grpcio { &clients.grpcio } else { &clients.package };
-            let mut watch = client.ask(json!({"watch": "s"}));
-            assert_eq!(watch.next().await, "BEGUN");
-            async move { watch.next().await }.boxed()
+        ClientKind::Grpcio | ClientKind::Package => {
+            let python = if client == ClientKind::Grpcio { &clients.grpcio } else { &clients.package };
+            let mut watch = python.request(json!({"watch": "s"}));
+            assert_eq!(watch.next_event().await, "BEGUN");
+            async move { watch.next_event().await }.boxed()
         }
     }
 }
 
-/// Checks how each of these ended.
-async fn check_all(all: Vec<(&'static str, Way, BoxFuture<'static, String>)>, ending: &str) {
-    for (kind, way, outcome) in all {
+/// Checks all outcomes.
+async fn check_all(all: Vec<(&'static str, ClientKind, BoxFuture<'static, String>)>, ending: &str) {
+    for (kind, client, outcome) in all {
         let outcome = tokio::time::timeout(SOON, outcome).await.expect("it ends");
-        assert_eq!(Some(outcome), expected(kind, ending), "{kind}, {ending}, {way:?}");
+        assert_eq!(Some(outcome), expected(kind, ending), "{kind}, {ending}, {client:?}");
     }
 }
 
-/// Has calls of all kinds and watches cut off, and checks that each says so.
-async fn cut_off(multiplex: bool, ways: &[Way], ending: &str) {
+/// Shuts down an embedded host during calls and watches, and checks their outcomes.
+async fn shut_down(multiplex: bool, clients: &[ClientKind], ending: &str) {
     let python_kinds = KINDS.iter().filter(|(.., in_host)| !in_host).count();
-    let host = Host::start(python_kinds * ways.len(), multiplex).await;
-    let all = begin_all(&host.clients, ways, KINDS.into_iter()).await;
+    let host = HostWithClients::start(python_kinds * clients.len(), multiplex).await;
+    let all = begin_all(&host.clients, clients, KINDS.into_iter()).await;
     match ending {
         "drain over" => host.snakepit.shutdown_within(Duration::from_millis(300)).await.unwrap(),
         "second signal" => {
             let drain = host.snakepit.shutdown_within(Duration::from_secs(600));
             tokio::select! {
-                _ = drain => panic!("calls were running"),
+                _ = drain => panic!("the drain ended although calls are running"),
                 () = tokio::time::sleep(Duration::from_millis(100)) => {}
             }
             host.snakepit.shutdown_within(Duration::ZERO).await.unwrap();
@@ -286,45 +285,45 @@ async fn cut_off(multiplex: bool, ways: &[Way], ending: &str) {
         other => panic!("{other}"),
     }
     check_all(all, ending).await;
-    let refused =
+    let rejected =
         host.snakepit.execute::<Value>("host_tool", json!({"how": "result", "marker": "/dev/null"})).await;
-    let Err(Error::Tool(ToolError::ShuttingDown { delivered: false })) = refused else {
-        panic!("{refused:?}")
+    let Err(Error::Tool(ToolError::ShuttingDown { delivered: false })) = rejected else {
+        panic!("{rejected:?}")
     };
 }
 
 #[tokio::test]
-async fn calls_and_watches_that_the_end_of_a_drain_cuts_off_say_so() {
-    cut_off(true, &RUST, "drain over").await;
+async fn the_end_of_the_drain_cancels_calls_and_watches_with_the_documented_outcomes() {
+    shut_down(true, &RUST, "drain over").await;
 }
 
 #[tokio::test]
-async fn calls_and_watches_of_clients_in_python_that_the_end_of_a_drain_cuts_off_say_so() {
-    cut_off(true, &PYTHON, "drain over").await;
+async fn the_end_of_the_drain_cancels_those_of_python_clients_with_the_documented_outcomes() {
+    shut_down(true, &PYTHON, "drain over").await;
 }
 
-/// The program that embeds the host ends its drain as the daemon does: by a second call.
+/// A program that embeds the host ends the drain with a second call of shutdown.
 #[tokio::test]
-async fn calls_and_watches_that_a_second_call_of_shutdown_cuts_off_say_so() {
-    cut_off(true, &RUST, "second signal").await;
-    cut_off(true, &PYTHON, "second signal").await;
+async fn a_second_shutdown_cancels_calls_and_watches_with_the_documented_outcomes() {
+    shut_down(true, &RUST, "second signal").await;
+    shut_down(true, &PYTHON, "second signal").await;
 }
 
 #[tokio::test]
-async fn calls_of_plain_workers_that_are_cut_off_say_so() {
+async fn shutdown_cancels_calls_to_workers_without_multiplexing_with_the_documented_outcomes() {
     for ending in ["drain over", "second signal"] {
-        cut_off(false, &[Way::Embedded], ending).await;
+        shut_down(false, &[ClientKind::Embedded], ending).await;
     }
 }
 
-/// The daemon has no tools of its own, so there are those of its workers and the watches.
-async fn cut_off_by_signals(ways: &[Way]) {
+/// Sends two signals to a daemon during calls and watches, and checks their outcomes. The daemon has no host tools.
+async fn signal_twice(clients_to_check: &[ClientKind]) {
     let kinds = KINDS.into_iter().filter(|(.., in_host)| !in_host);
-    let workers = kinds.clone().count() * ways.len();
+    let workers = kinds.clone().count() * clients_to_check.len();
     let mut daemon =
         Sandbox::adapter("endings:EndingsAdapter", workers).args(&["--drain", "600s"]).start().await;
     let clients = Clients::connect(daemon.url().trim_start_matches("http://"), None).await;
-    let all = begin_all(&clients, ways, kinds).await;
+    let all = begin_all(&clients, clients_to_check, kinds).await;
     for logged in ["draining; a second signal cuts off", "cutting off calls in flight"] {
         signal(daemon.pid(), Signal::SIGTERM);
         eventually(logged, SOON, async || daemon.log().contains(logged)).await;
@@ -334,11 +333,11 @@ async fn cut_off_by_signals(ways: &[Way]) {
 }
 
 #[tokio::test]
-async fn calls_and_watches_that_a_second_signal_cuts_off_say_so() {
-    cut_off_by_signals(&[Way::Grpc, Way::Multiplexed]).await;
+async fn a_second_signal_cancels_calls_and_watches_with_the_documented_outcomes() {
+    signal_twice(&[ClientKind::Grpc, ClientKind::Multiplexed]).await;
 }
 
 #[tokio::test]
-async fn calls_and_watches_of_clients_in_python_that_a_second_signal_cuts_off_say_so() {
-    cut_off_by_signals(&PYTHON).await;
+async fn a_second_signal_cancels_those_of_python_clients_with_the_documented_outcomes() {
+    signal_twice(&PYTHON).await;
 }

@@ -1,4 +1,4 @@
-//! Calls and watches of clients in Python: a program beside the test that makes them as it is asked to.
+//! Calls and watches of Python clients. A program performs the requests that the test sends to its stdin.
 
 use std::{
     collections::HashMap,
@@ -27,19 +27,19 @@ pub struct PythonClient {
     _program: Child,
     _tasks: JoinSet<()>,
     lines: UnboundedSender<String>,
-    open: Arc<Mutex<HashMap<u64, UnboundedSender<Value>>>>,
+    events: Arc<Mutex<HashMap<u64, UnboundedSender<Value>>>>,
 }
 
-/// A request that is on its way. Dropping it cancels it.
+/// A running request. Dropping it cancels the request.
 #[derive(Debug)]
-pub struct Asked {
+pub struct PythonRequest {
     id: u64,
     lines: UnboundedSender<String>,
     events: UnboundedReceiver<Value>,
 }
 
 impl PythonClient {
-    /// Starts it; `library` is `grpcio` or `package`.
+    /// Starts the program. `library` is `grpcio` or `package`.
     pub fn start(library: &str, address: &str) -> Self {
         let mut program = Command::new(python())
             .arg(root().join("tests/clients/endings_client.py"))
@@ -52,44 +52,44 @@ impl PythonClient {
             .unwrap();
         let mut stdin = program.stdin.take().unwrap();
         let mut stdout = BufReader::new(program.stdout.take().unwrap()).lines();
-        let (lines, mut asked) = unbounded_channel::<String>();
-        let open = Arc::<Mutex<HashMap<u64, UnboundedSender<Value>>>>::default();
+        let (lines, mut requests) = unbounded_channel::<String>();
+        let events = Arc::<Mutex<HashMap<u64, UnboundedSender<Value>>>>::default();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            while let Some(line) = asked.recv().await {
+            while let Some(line) = requests.recv().await {
                 stdin.write_all(line.as_bytes()).await.unwrap();
             }
         });
-        let events = Arc::clone(&open);
+        let receivers = Arc::clone(&events);
         tasks.spawn(async move {
             while let Some(line) = stdout.next_line().await.unwrap() {
                 let mut event: Value = serde_json::from_str(&line).unwrap();
-                if let Some(of) = events.lock().unwrap().get(&event["id"].as_u64().unwrap()) {
-                    // A request that was cancelled has nobody who listens.
-                    let _ = of.send(event["event"].take());
+                if let Some(receiver) = receivers.lock().unwrap().get(&event["id"].as_u64().unwrap()) {
+                    // The request may have been cancelled.
+                    let _ = receiver.send(event["event"].take());
                 }
             }
-            events.lock().unwrap().clear();
+            receivers.lock().unwrap().clear();
         });
-        Self { _program: program, _tasks: tasks, lines, open }
+        Self { _program: program, _tasks: tasks, lines, events }
     }
 
-    /// Makes a request: a call or a watch.
-    pub fn ask(&self, mut request: Value) -> Asked {
+    /// Starts a call or a watch.
+    pub fn request(&self, mut request: Value) -> PythonRequest {
         static IDS: AtomicU64 = AtomicU64::new(0);
         let id = IDS.fetch_add(1, Ordering::SeqCst);
-        let (events, receiver) = unbounded_channel();
-        self.open.lock().unwrap().insert(id, events);
+        let (sender, events) = unbounded_channel();
+        self.events.lock().unwrap().insert(id, sender);
         request["id"] = json!(id);
         self.lines.send(format!("{request}\n")).unwrap();
-        Asked { id, lines: self.lines.clone(), events: receiver }
+        PythonRequest { id, lines: self.lines.clone(), events }
     }
 }
 
-impl Asked {
-    /// Its next event: `BEGUN` of a watch, `OK`, or the reason of its failure.
-    pub async fn next(&mut self) -> String {
-        let event = self.events.recv().await.expect("the client in Python runs");
+impl PythonRequest {
+    /// Waits for the next event: `BEGUN` of a watch, `OK`, or the reason of a failure.
+    pub async fn next_event(&mut self) -> String {
+        let event = self.events.recv().await.expect("the Python client runs");
         if let Some(word) = event.as_str() {
             return word.to_owned();
         }
@@ -110,7 +110,7 @@ impl Asked {
     }
 }
 
-impl Drop for Asked {
+impl Drop for PythonRequest {
     fn drop(&mut self) {
         // The program may have ended.
         let _ = self.lines.send(format!("{}\n", json!({"id": self.id, "cancel": true})));

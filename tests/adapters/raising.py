@@ -1,4 +1,4 @@
-"""What a check expects to be refused."""
+"""Functions that check the exception of an action."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -7,7 +7,7 @@ _E = TypeVar("_E", bound=BaseException)
 
 
 def raised(kind: type[_E], action: Callable[[], object]) -> _E:
-    """Return the exception that an action raises, which must be of this very type."""
+    """Returns the exception of an action, whose type must be exactly `kind`."""
     caught = None
     try:
         action()
@@ -17,6 +17,6 @@ def raised(kind: type[_E], action: Callable[[], object]) -> _E:
     return caught
 
 
-def said(kind: type[BaseException], action: Callable[[], object]) -> str:
-    """Return the message of the exception that an action raises, which must be of this very type."""
+def error_message(kind: type[BaseException], action: Callable[[], object]) -> str:
+    """Returns the message of the exception of an action, whose type must be exactly `kind`."""
     return str(raised(kind, action))
