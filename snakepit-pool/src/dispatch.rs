@@ -1,8 +1,5 @@
 //! Brings a call to a worker: waits for a lease, hands the call over, and keeps the lease until the answer is complete.
 
-mod stream;
-mod tether;
-
 use std::{
     future::poll_fn,
     pin::Pin,
@@ -17,10 +14,7 @@ use tokio::time::Instant;
 use tower::Service;
 use tracing::{Span, field};
 
-pub(crate) use self::stream::Source;
-use self::{stream::Leased, tether::Tether};
 use crate::{
-    chunks::wrap,
     driver::{Acquire, Ancestry, Denial, Lease, Shared},
     scheduler::Refusal,
 };
@@ -73,42 +67,38 @@ enum Outcome {
     GivenBack(Acquire),
 }
 
-async fn run(lease: Lease, call: &ToolCall, ancestry: &mut Option<Box<Ancestry>>) -> Outcome {
+async fn run(mut lease: Lease, call: &ToolCall, ancestry: &mut Option<Box<Ancestry>>) -> Outcome {
     let member = Arc::clone(lease.member());
     let id = member.worker.id();
     Span::current().record("worker", field::display(id));
-    let (mode, mut tether) = (call.mode, Tether::new(lease, call.deadline));
     let result = {
-        // Declared after the tether, and so dropped before it: the worker is given back only when nobody polls the
-        // call any more.
+        // Dropped before the lease, so the worker is freed only after the last poll of the call.
         let mut running = member.worker.handler().call(call.clone());
-        poll_fn(|cx| tether.poll(cx, |cx| running.as_mut().poll(cx))).await
+        poll_fn(|cx| lease.poll(cx, |cx| running.as_mut().poll(cx))).await
     };
     match result {
         Ok(Ok(reply)) => {
-            tether.keep(ancestry.take());
-            Outcome::Answered(complete(reply, tether, mode, id))
+            lease.keep(ancestry.take());
+            Outcome::Answered(complete(reply, lease, call.mode, id))
         }
-        Ok(Err(ToolError::Recalled { .. })) if tether.is_brief() => Outcome::GivenBack(tether.give_back()),
-        Ok(Err(error)) => Outcome::Answered(Err(tether.release(error))),
-        // The lease is dropped unfinished: for all that is known, the worker still runs the call.
+        Ok(Err(ToolError::Recalled { .. })) if lease.is_brief() => Outcome::GivenBack(lease.give_back()),
+        Ok(Err(error)) => Outcome::Answered(Err(lease.fail(error))),
+        // Drops the lease unfinished, because the worker may still run the call.
         Err(cut) => Outcome::Answered(Err(cut)),
     }
 }
 
-/// The worker has answered; a stream keeps it.
+/// Ends the lease, or hands it to a streamed answer.
 fn complete(
     mut reply: ToolReply,
-    tether: Tether,
+    lease: Lease,
     mode: CallMode,
     id: &WorkerId,
 ) -> Result<ToolReply, ToolError> {
     reply.worker.get_or_insert_with(|| id.shared());
     match (&mut reply.body, mode) {
-        (ReplyBody::Value(_), CallMode::Unary) => tether.finish(reply.execution_time),
-        (ReplyBody::Stream(stream), CallMode::Streaming) => {
-            wrap(stream, |inner| Leased::new(inner, tether));
-        }
+        (ReplyBody::Value(_), CallMode::Unary) => lease.finish(reply.execution_time),
+        (ReplyBody::Stream(stream), CallMode::Streaming) => lease.hold_for(stream),
         (body, mode) => {
             let problem = format!("worker `{id}` answered a {mode:?} call with {body:?}");
             return Err(ToolError::Internal { problem });

@@ -33,16 +33,20 @@ use tokio::{
 
 pub(crate) use self::{
     ancestry::Ancestry,
-    lease::{Lease, Signal},
+    lease::Lease,
     trouble::Trouble,
     waiter::{Acquire, Denial},
 };
 use self::{
-    ancestry::NestedCalls, lease::Running, supervisor::Order, times::Times, waiter::Waiter, waiters::Waiters,
+    ancestry::NestedCalls,
+    lease::{LeaseRecord, LeaseSignal, SharedChunks},
+    supervisor::Order,
+    times::Times,
+    waiter::Waiter,
+    waiters::Waiters,
 };
 use crate::{
     PoolConfig, PoolError,
-    dispatch::Source,
     metrics::Totals,
     scheduler::{Effect, Event, KillReason, Limits, Load, Refusal, Scheduler, Ticket, WorkerKey, earlier},
     sync::{Mutex, MutexGuard},
@@ -66,7 +70,7 @@ struct State {
     tickets: u64,
     waiters: Waiters,
     /// Calls that hold a worker.
-    running: Slab<Running>,
+    leases: Slab<LeaseRecord>,
     times: Times,
     /// No deadline among the running calls is earlier. May be too early; a tick corrects it.
     earliest_deadline: Option<Instant>,
@@ -111,7 +115,7 @@ struct Wakes {
     /// Workers that were killed, to be logged.
     killed: Vec<(Arc<Member>, KillReason)>,
     /// Streams to be dropped.
-    sources: Vec<Source>,
+    streams: Vec<SharedChunks>,
 }
 
 impl Wakes {
@@ -129,9 +133,9 @@ impl Wakes {
             // There are others only beside a first one.
             self.more.into_iter().for_each(Waker::wake);
         }
-        for source in &self.sources {
+        for chunks in &self.streams {
             survive("dropping a stream", || {
-                drop(source.lock().unwrap_or_else(PoisonError::into_inner).take());
+                drop(chunks.lock().unwrap_or_else(PoisonError::into_inner).take());
             });
         }
         for (member, call) in &self.recalls {
@@ -178,7 +182,7 @@ impl Shared {
             scheduler: Scheduler::new(limits, now),
             tickets: 0,
             waiters: Waiters::default(),
-            running: Slab::new(),
+            leases: Slab::new(),
             times: Times::default(),
             earliest_deadline: None,
             settling: Vec::new(),
@@ -223,7 +227,7 @@ impl Shared {
     /// Runs the scheduler and carries out its effects. All of them are quick: what takes time is ordered.
     fn apply(&self, state: &mut State, event: Event, now: Instant, wakes: &mut Wakes) {
         let may_deadlock = Self::may_deadlock(state, &event);
-        let State { scheduler, waiters, running, members, settling, .. } = state;
+        let State { scheduler, waiters, leases, members, settling, .. } = state;
         for effect in scheduler.on(event, now) {
             match effect {
                 Effect::Assign { ticket, worker } => {
@@ -231,7 +235,7 @@ impl Shared {
                         (waiters.get_mut(ticket.waiter), members.get(worker.index()).cloned().flatten())
                     {
                         state.earliest_deadline = earlier(state.earliest_deadline, waiter.deadline);
-                        let key = running.insert(Running::new(
+                        let key = leases.insert(LeaseRecord::new(
                             waiter.call,
                             worker,
                             waiter.deadline,
@@ -245,8 +249,8 @@ impl Shared {
                     wakes.push(waiters.get_mut(ticket.waiter).and_then(|waiter| waiter.reject(refusal)));
                 }
                 Effect::CutOff => {
-                    for (_, running) in running.iter_mut().filter(|(_, running)| !running.must_end()) {
-                        wakes.push(running.signal(Signal::ShuttingDown));
+                    for (_, lease) in leases.iter_mut().filter(|(_, lease)| !lease.must_end()) {
+                        wakes.push(lease.send(LeaseSignal::ShuttingDown));
                     }
                 }
                 Effect::Expire(ticket) => {
@@ -254,8 +258,8 @@ impl Shared {
                 }
                 Effect::Recall(worker) => {
                     if let Some(member) = members.get(worker.index()).and_then(Option::as_ref) {
-                        let held = running.iter().filter(|(_, running)| running.worker == worker);
-                        wakes.recalls.extend(held.map(|(_, running)| (Arc::clone(member), running.call)));
+                        let held = leases.iter().filter(|(_, lease)| lease.worker == worker);
+                        wakes.recalls.extend(held.map(|(_, lease)| (Arc::clone(member), lease.call)));
                     }
                 }
                 Effect::Kill(worker, why) => {
@@ -314,15 +318,15 @@ impl Shared {
     }
 
     /// A call gives its worker back.
-    fn end(&self, state: &mut State, key: usize, event: Event, wakes: &mut Wakes) -> Running {
-        let running = state.running.remove(key);
-        if !running.revoked {
+    fn end(&self, state: &mut State, key: usize, event: Event, wakes: &mut Wakes) -> LeaseRecord {
+        let lease = state.leases.remove(key);
+        if !lease.revoked {
             self.apply(state, event, Instant::now(), wakes);
         }
-        if running.is_signalled() {
+        if lease.signal().is_some() {
             self.ended.notify_waiters();
         }
-        running
+        lease
     }
 
     /// A call that was given back gives its worker up and waits again, in one step: nobody finds it gone in between.
@@ -334,18 +338,18 @@ impl Shared {
         tool: Arc<str>,
         load: Load,
         wakes: &mut Wakes,
-    ) -> (Running, Acquire) {
-        let running = state.running.remove(key);
-        let deadline = running.deadline;
-        let waiter = Waiter::new(running.call, deadline, load, running.number);
-        let ticket = Ticket { number: running.number, waiter: state.waiters.insert(waiter) };
+    ) -> (LeaseRecord, Acquire) {
+        let lease = state.leases.remove(key);
+        let deadline = lease.deadline;
+        let waiter = Waiter::new(lease.call, deadline, load, lease.number);
+        let ticket = Ticket { number: lease.number, waiter: state.waiters.insert(waiter) };
         let waiter = &mut state.waiters[ticket.waiter];
-        let wants_no_more = match running.told() {
-            Some(Signal::Cancelled) => Some(waiter.cancel()),
-            Some(Signal::DeadlineExceeded) => Some(waiter.expire()),
-            Some(Signal::ShuttingDown) => Some(waiter.reject(Refusal::Draining)),
-            Some(Signal::Orphaned) => Some(waiter.orphan()),
-            Some(Signal::WorkerGone) | None => None,
+        let wants_no_more = match lease.signal() {
+            Some(LeaseSignal::Cancelled) => Some(waiter.cancel()),
+            Some(LeaseSignal::DeadlineExceeded) => Some(waiter.expire()),
+            Some(LeaseSignal::ShuttingDown) => Some(waiter.reject(Refusal::Draining)),
+            Some(LeaseSignal::Orphaned) => Some(waiter.orphan()),
+            Some(LeaseSignal::WorkerExited) | None => None,
         };
         let event = match wants_no_more {
             Some(waker) => {
@@ -356,13 +360,13 @@ impl Shared {
         };
         state.waiters.index(ticket.waiter);
         // One whose worker was taken from it is abandoned already, as far as the scheduler knows.
-        if !running.revoked {
+        if !lease.revoked {
             self.apply(state, event, Instant::now(), wakes);
         }
-        if running.is_signalled() {
+        if lease.signal().is_some() {
             self.ended.notify_waiters();
         }
-        (running, Acquire::again(Arc::clone(self), ticket, tool, deadline))
+        (lease, Acquire::again(Arc::clone(self), ticket, tool, deadline))
     }
 
     fn launched(&self, key: WorkerKey, worker: Worker) -> Arc<Member> {
@@ -404,9 +408,9 @@ impl Shared {
             state.members[key.index()] = None;
             state.trouble = Some(Trouble::ended(state.trouble.take(), id, reason));
             state.settling.retain(|(worker, _)| *worker != key);
-            for (_, running) in &mut state.running {
-                if running.worker == key && !running.must_end() {
-                    wakes.push(running.signal(Signal::WorkerGone));
+            for (_, lease) in &mut state.leases {
+                if lease.worker == key && !lease.must_end() {
+                    wakes.push(lease.send(LeaseSignal::WorkerExited));
                 }
             }
             self.apply(state, Event::Exited(key), Instant::now(), wakes);
@@ -437,8 +441,8 @@ impl Shared {
             for waiter in state.waiters.iter_mut() {
                 wakes.push(waiter.orphan());
             }
-            for (_, running) in state.running.iter_mut().filter(|(_, running)| !running.must_end()) {
-                wakes.push(running.signal(Signal::Orphaned));
+            for (_, lease) in state.leases.iter_mut().filter(|(_, lease)| !lease.must_end()) {
+                wakes.push(lease.send(LeaseSignal::Orphaned));
             }
         });
         self.stopped.send_replace(true);

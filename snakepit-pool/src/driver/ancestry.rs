@@ -92,9 +92,8 @@ impl Shared {
         let key = self.worker_key(worker)?;
         let state = self.lock();
         // Those that were handed over ahead of their turn have larger numbers.
-        let on_worker =
-            state.running.iter().map(|(_, running)| running).filter(|running| running.worker == key);
-        let call = on_worker.min_by_key(|running| running.number)?.call;
+        let on_worker = state.leases.iter().map(|(_, lease)| lease).filter(|lease| lease.worker == key);
+        let call = on_worker.min_by_key(|lease| lease.number)?.call;
         let before = state.nested.of(call).unwrap_or_default();
         Some(before.iter().copied().chain([call]).collect())
     }
@@ -136,10 +135,10 @@ impl Shared {
 
 /// Whether every slot runs a call like this, apart from slots whose workers keep failing to start.
 fn all_held(state: &State, is_held_by: impl Fn(CallId) -> bool) -> bool {
-    let holders = state.running.iter().map(|(_, running)| running);
-    let held: HashSet<_> = holders
-        .filter(|running| !running.must_end() && is_held_by(running.call))
-        .map(|running| running.worker)
+    let leases = state.leases.iter().map(|(_, lease)| lease);
+    let held: HashSet<_> = leases
+        .filter(|lease| !lease.must_end() && is_held_by(lease.call))
+        .map(|lease| lease.worker)
         .collect();
     let is_up = |slot: &Slot| matches!(slot.state, SlotState::Up(_));
     let is_held = |slot: &Slot| is_up(slot) && held.contains(&slot.key());

@@ -1,86 +1,32 @@
-//! The right of one call to one worker, for as long as the call lasts.
+//! The right of one call to run on one worker. It lasts as long as the call.
+
+mod record;
+mod stream;
 
 use std::{
+    pin::Pin,
     sync::Arc,
-    task::{Context, Waker},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use snakepit_registry::CallId;
-use tokio::time::Instant;
+use snakepit_registry::{CallId, CallStage, ChunkStream, ToolError};
+use tokio::time::{Instant, Sleep, sleep};
 
-use super::{Acquire, Event, Member, Shared, Trouble};
-use crate::{
-    dispatch::Source,
-    scheduler::{Load, WorkerKey},
+use self::stream::LeasedStream;
+pub(super) use self::{
+    record::{LeaseRecord, LeaseSignal},
+    stream::SharedChunks,
 };
+use super::{Acquire, Ancestry, Event, Member, Shared, Trouble};
+use crate::{chunks::wrap, scheduler::Load};
 
-/// A call that holds a worker, in the driver's books.
-pub(super) struct Running {
-    pub(super) call: CallId,
-    pub(super) worker: WorkerKey,
-    /// When its time is up; later, when its worker is taken from it.
-    pub(super) deadline: Option<Instant>,
-    /// Its ticket's number.
-    pub(super) number: u64,
-    pub(super) load: Load,
-    waker: Option<Waker>,
-    signal: Option<Signal>,
-    /// Whether the worker was taken away: the scheduler then knows the call as abandoned already.
-    pub(super) revoked: bool,
-    /// The stream of a call that streams, to be taken away with the worker.
-    pub(super) source: Option<Source>,
-}
+/// How long a call waits for its handler's error after its worker has exited. The handler usually reports the loss itself,
+/// and only it knows whether the call was delivered.
+const HANDLER_GRACE: Duration = Duration::from_millis(50);
 
-/// What a running call must know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Signal {
-    /// Its worker is gone.
-    WorkerGone,
-    /// Somebody cancelled it: it must let go of its worker, or else the worker is taken from it.
-    Cancelled,
-    /// Its time is up: it must let go of its worker, or else the worker is taken from it.
-    DeadlineExceeded,
-    /// The pool stops: the call is cut off.
-    ShuttingDown,
-    /// The runtime that started the pool has shut down.
-    Orphaned,
-}
-
-impl Running {
-    pub(super) const fn new(
-        call: CallId,
-        worker: WorkerKey,
-        deadline: Option<Instant>,
-        number: u64,
-        load: Load,
-    ) -> Self {
-        Self { call, worker, deadline, number, load, waker: None, signal: None, revoked: false, source: None }
-    }
-
-    pub(super) fn signal(&mut self, signal: Signal) -> Option<Waker> {
-        self.signal = Some(signal);
-        self.waker.take()
-    }
-
-    /// What it was told last.
-    pub(super) const fn told(&self) -> Option<Signal> {
-        self.signal
-    }
-
-    /// Whether it was told to end.
-    pub(super) const fn must_end(&self) -> bool {
-        !matches!(self.signal, None | Some(Signal::WorkerGone))
-    }
-
-    /// Whether somebody may wait for its end other than by its answer.
-    pub(super) const fn is_signalled(&self) -> bool {
-        self.signal.is_some()
-    }
-}
-
-/// Holds a worker for one call. Dropped before [`finish`](Self::finish), it counts as abandoned: the worker gets no calls
-/// until this one has provably ended, and is replaced if that cannot be proven.
+/// Holds a worker for one call. Dropping a lease before [`finish`](Self::finish) abandons the call: the worker gets no calls
+/// until the abandoned one has provably ended, and is replaced without that proof.
 #[derive(Debug)]
 pub(crate) struct Lease {
     shared: Arc<Shared>,
@@ -88,16 +34,27 @@ pub(crate) struct Lease {
     call: CallId,
     tool: Arc<str>,
     load: Load,
+    deadline: Option<Instant>,
+    /// The key of the lease's record.
     key: usize,
-    /// What to report when the lease ends.
-    end: End,
+    /// The event to report on drop.
+    end: LeaseEnd,
+    /// Whether the answer is a stream, which may always have a chunk ready.
+    is_stream: bool,
+    /// Whether a poll of the call was pending.
+    has_waited: bool,
+    /// The record of a nested call, which lasts to the end of its stream.
+    ancestry: Option<Box<Ancestry>>,
+    /// Set once the worker has exited.
+    handler_grace: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum End {
+enum LeaseEnd {
     Abandoned,
-    /// It was reported already.
+    /// Reported already.
     GivenBack,
+    /// With the execution time of the tool, if known.
     Finished(Option<Duration>),
     Retired,
     Lost,
@@ -110,75 +67,163 @@ impl Lease {
         call: CallId,
         tool: Arc<str>,
         load: Load,
+        deadline: Option<Instant>,
         key: usize,
     ) -> Self {
-        Self { shared, member, call, tool, load, key, end: End::Abandoned }
+        Self {
+            shared,
+            member,
+            call,
+            tool,
+            load,
+            deadline,
+            key,
+            end: LeaseEnd::Abandoned,
+            is_stream: false,
+            has_waited: false,
+            ancestry: None,
+            handler_grace: None,
+        }
     }
 
-    pub(crate) fn member(&self) -> &Arc<Member> {
+    pub(crate) const fn member(&self) -> &Arc<Member> {
         &self.member
     }
 
-    pub(crate) fn tool(&self) -> &str {
-        &self.tool
+    /// Polls the call unless its lease was revoked. Fails when the worker has exited and the call does not end within
+    /// [`HANDLER_GRACE`].
+    pub(crate) fn poll<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        call: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<Result<T, ToolError>> {
+        match self.signal(cx) {
+            None if self.is_stream && self.is_overdue() => return Poll::Ready(Err(self.exceeded())),
+            None => {
+                let polled = call(cx);
+                // A caller with its own timer for the same deadline polls once more and then drops the call, so this is the
+                // last chance to report the deadline.
+                if polled.is_pending() && std::mem::replace(&mut self.has_waited, true) && self.is_overdue() {
+                    return Poll::Ready(Err(self.exceeded()));
+                }
+                return polled.map(Ok);
+            }
+            Some(LeaseSignal::Cancelled) => {
+                return Poll::Ready(Err(ToolError::Cancelled { tool: self.tool.to_string() }));
+            }
+            Some(LeaseSignal::DeadlineExceeded) => return Poll::Ready(Err(self.exceeded())),
+            Some(LeaseSignal::ShuttingDown) => {
+                return Poll::Ready(Err(ToolError::ShuttingDown { delivered: true }));
+            }
+            Some(LeaseSignal::Orphaned) => return Poll::Ready(Err(ToolError::runtime_ended())),
+            Some(LeaseSignal::WorkerExited) => {}
+        }
+        if let Poll::Ready(answer) = call(cx) {
+            return Poll::Ready(Ok(answer));
+        }
+        ready!(self.handler_grace.get_or_insert_with(|| Box::pin(sleep(HANDLER_GRACE))).as_mut().poll(cx));
+        Poll::Ready(Err(self.lost()))
     }
 
-    /// What became of the worker meanwhile; if nothing, the task is woken when something does.
-    pub(crate) fn signal(&self, cx: &Context<'_>) -> Option<Signal> {
+    /// The last signal. Registers the task to be woken by the next one.
+    fn signal(&self, cx: &Context<'_>) -> Option<LeaseSignal> {
         let mut stale = None;
         self.shared.with_state(|state, _| {
-            let running = state.running.get_mut(self.key)?;
-            if !running.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-                // Dropped after the lock is released, for it is foreign code.
-                stale = running.waker.replace(cx.waker().clone());
+            let record = state.leases.get_mut(self.key)?;
+            if !record.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                // Dropped after the lock is released, because dropping a waker runs foreign code.
+                stale = record.waker.replace(cx.waker().clone());
             }
-            running.signal
+            record.signal()
         })
     }
 
-    /// Lets the stream of this call be taken away together with the worker.
-    pub(crate) fn share(&self, source: &Source) {
+    fn is_overdue(&self) -> bool {
+        self.deadline.is_some_and(|at| at <= Instant::now())
+    }
+
+    fn exceeded(&self) -> ToolError {
+        ToolError::DeadlineExceeded { tool: self.tool.to_string(), stage: CallStage::Running }
+    }
+
+    fn lost(&self) -> ToolError {
+        let worker = &self.member.worker;
+        let reason = match worker.exit() {
+            Some(exit) => exit.reason.to_string(),
+            None => "its driver was dropped".to_owned(),
+        };
+        self.record_loss(&reason);
+        // The last output of the worker may belong to other calls; only the handler can attribute it.
+        let output_lines = Vec::new();
+        ToolError::WorkerLost { worker: worker.id().to_string(), reason, delivered: true, output_lines }
+    }
+
+    /// Keeps the record of a nested call until the lease ends.
+    pub(crate) fn keep(&mut self, ancestry: Option<Box<Ancestry>>) {
+        self.ancestry = ancestry;
+    }
+
+    /// Wraps a streamed answer, so that the stream holds the lease until it ends.
+    pub(crate) fn hold_for(self, stream: &mut ChunkStream) {
+        wrap(stream, |inner| LeasedStream::new(inner, self));
+    }
+
+    fn share(&mut self, chunks: &SharedChunks) {
+        self.is_stream = true;
         self.shared.with_state(|state, _| {
-            if let Some(running) = state.running.get_mut(self.key) {
-                running.source = Some(Arc::clone(source));
+            if let Some(record) = state.leases.get_mut(self.key) {
+                record.chunks = Some(Arc::clone(chunks));
             }
         });
     }
 
-    /// The call has ended: the worker is free. `took` is how long its tool ran, where known.
+    /// Frees the worker after the call has ended. `took` is the execution time of the tool, if known.
     pub(crate) fn finish(mut self, took: Option<Duration>) {
-        self.end = End::Finished(took);
+        self.end = LeaseEnd::Finished(took);
     }
 
-    /// The worker refused the call because it is stopping of its own accord.
-    pub(crate) fn retire(mut self) {
-        self.end = End::Retired;
-    }
-
-    /// Whether the call may have been handed over ahead of its turn.
+    /// Whether the call may have been handed over ahead of its turn, and so may be recalled.
     pub(crate) const fn is_brief(&self) -> bool {
         self.load.is_brief()
     }
 
-    /// The worker gave the call back without having begun it: it waits again, in its old place.
+    /// Queues a recalled call again, in its old place.
     pub(crate) fn give_back(mut self) -> Acquire {
         let (worker, tool, key, load) = (self.member.key, Arc::clone(&self.tool), self.key, self.load);
-        self.end = End::GivenBack;
+        self.end = LeaseEnd::GivenBack;
         let shared = Arc::clone(&self.shared);
-        let (left, acquire) =
+        let (record, acquire) =
             shared.with_state(|state, wakes| shared.wait_again(state, key, worker, tool, load, wakes));
-        // It holds a waker, and so is dropped after the lock is released.
-        drop(left);
+        // Dropped after the lock is released, because it holds a waker.
+        drop(record);
         acquire
     }
 
-    /// The call has ended because the worker is lost, though its exit may not be known yet.
-    pub(crate) fn lose(mut self) {
-        self.end = End::Lost;
+    /// Ends the lease of a call that failed. Returns the error for the caller.
+    pub(crate) fn fail(mut self, error: ToolError) -> ToolError {
+        match error {
+            ToolError::WorkerLost { delivered, ref reason, .. } => {
+                if delivered {
+                    self.record_loss(reason);
+                }
+                self.end = LeaseEnd::Lost;
+            }
+            // The worker rejected the call because it is stopping. The caller gets an undelivered loss, because
+            // "unavailable" would refer to the pool.
+            ToolError::Unavailable { reason, .. } => {
+                self.end = LeaseEnd::Retired;
+                let worker = self.member.worker.id().to_string();
+                return ToolError::WorkerLost { worker, reason, delivered: false, output_lines: Vec::new() };
+            }
+            // The worker or its connection gave up on the call, which does not prove that the tool has ended.
+            ToolError::Cancelled { .. } | ToolError::DeadlineExceeded { .. } => {}
+            _ => self.end = LeaseEnd::Finished(None),
+        }
+        error
     }
 
-    /// Remembers that the worker was lost while it ran this call.
-    pub(crate) fn blame(&self, reason: &str) {
+    /// Records that the worker was lost while it ran this call.
+    fn record_loss(&self, reason: &str) {
         let (id, tool) = (self.member.worker.id(), Arc::clone(&self.tool));
         self.shared.with_state(|state, _| {
             state.trouble = Some(Trouble::lost_call(state.trouble.take(), id, reason, tool));
@@ -190,15 +235,15 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let worker = self.member.key;
         let event = match self.end {
-            End::Abandoned => Event::Abandoned(worker, self.call, self.load),
-            End::Finished(_) => Event::Finished(worker, self.load),
-            End::Retired => Event::Retired(worker, self.load),
-            End::GivenBack => return,
-            End::Lost => Event::Lost(worker),
+            LeaseEnd::Abandoned => Event::Abandoned(worker, self.call, self.load),
+            LeaseEnd::Finished(_) => Event::Finished(worker, self.load),
+            LeaseEnd::Retired => Event::Retired(worker, self.load),
+            LeaseEnd::GivenBack => return,
+            LeaseEnd::Lost => Event::Lost(worker),
         };
-        // What is left of the call holds a waker, and so is dropped after the lock is released.
+        // Drops the record after the lock is released, because it holds a waker.
         drop(self.shared.with_state(|state, wakes| {
-            if let End::Finished(Some(took)) = self.end {
+            if let LeaseEnd::Finished(Some(took)) = self.end {
                 state.times.record(&self.tool, took);
             }
             self.shared.end(state, self.key, event, wakes)

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     Event, Shared, State, Wakes,
-    lease::{Running, Signal},
+    lease::{LeaseRecord, LeaseSignal},
 };
 use crate::scheduler::earlier;
 
@@ -22,7 +22,7 @@ impl Shared {
                 wakes.push(state.waiters[ticket.waiter].cancel());
                 self.apply(state, Event::Withdraw(ticket), Instant::now(), wakes);
             }
-            self.signal(state, wakes, Signal::Cancelled, |running| running.call == call);
+            self.signal(state, wakes, LeaseSignal::Cancelled, |lease| lease.call == call);
             self.arm(state);
         });
         loop {
@@ -35,12 +35,18 @@ impl Shared {
     }
 
     /// Tells running calls to let go of their workers, and sees to it that they do.
-    fn signal(&self, state: &mut State, wakes: &mut Wakes, why: Signal, which: impl Fn(&Running) -> bool) {
+    fn signal(
+        &self,
+        state: &mut State,
+        wakes: &mut Wakes,
+        why: LeaseSignal,
+        which: impl Fn(&LeaseRecord) -> bool,
+    ) {
         let patience = Instant::now() + STALLED;
-        for (_, running) in &mut state.running {
-            if which(running) && !running.must_end() {
-                wakes.push(running.signal(why));
-                running.deadline = Some(patience);
+        for (_, lease) in &mut state.leases {
+            if which(lease) && !lease.must_end() {
+                wakes.push(lease.send(why));
+                lease.deadline = Some(patience);
                 state.earliest_deadline = earlier(state.earliest_deadline, Some(patience));
             }
         }
@@ -50,12 +56,12 @@ impl Shared {
     /// reader has stalled would else hold its worker beyond every deadline.
     fn revoke(&self, state: &mut State, wakes: &mut Wakes, now: Instant) {
         let mut abandoned = Vec::new();
-        for (_, running) in &mut state.running {
-            if running.must_end() && !running.revoked && running.deadline.is_some_and(|at| at <= now) {
-                running.revoked = true;
-                running.deadline = None;
-                wakes.sources.extend(running.source.take());
-                abandoned.push(Event::Abandoned(running.worker, running.call, running.load));
+        for (_, lease) in &mut state.leases {
+            if lease.must_end() && !lease.revoked && lease.deadline.is_some_and(|at| at <= now) {
+                lease.revoked = true;
+                lease.deadline = None;
+                wakes.streams.extend(lease.chunks.take());
+                abandoned.push(Event::Abandoned(lease.worker, lease.call, lease.load));
             }
         }
         for event in abandoned {
@@ -69,10 +75,9 @@ impl Shared {
             state.armed = None;
             if state.earliest_deadline.is_some_and(|at| at <= now) {
                 self.revoke(state, wakes, now);
-                let overdue = |running: &Running| running.deadline.is_some_and(|at| at <= now);
-                self.signal(state, wakes, Signal::DeadlineExceeded, overdue);
-                state.earliest_deadline =
-                    state.running.iter().filter_map(|(_, running)| running.deadline).min();
+                let overdue = |lease: &LeaseRecord| lease.deadline.is_some_and(|at| at <= now);
+                self.signal(state, wakes, LeaseSignal::DeadlineExceeded, overdue);
+                state.earliest_deadline = state.leases.iter().filter_map(|(_, lease)| lease.deadline).min();
             }
             self.apply(state, Event::Tick, now, wakes);
         });
@@ -82,6 +87,6 @@ impl Shared {
 impl State {
     fn runs(&self, call: CallId) -> bool {
         self.settling.iter().any(|(_, settling)| *settling == call)
-            || self.running.iter().any(|(_, running)| running.call == call && !running.revoked)
+            || self.leases.iter().any(|(_, lease)| lease.call == call && !lease.revoked)
     }
 }

@@ -168,7 +168,7 @@ impl Future for Acquire {
         Poll::Ready(match waiter.answer {
             Answer::Assigned { member, key } => {
                 let (shared, tool) = (Arc::clone(&self.shared), Arc::clone(&self.tool));
-                Ok(Lease::new(shared, member, waiter.call, tool, waiter.load, key))
+                Ok(Lease::new(shared, member, waiter.call, tool, waiter.load, waiter.deadline, key))
             }
             Answer::Refused(denial) => Err(denial),
             // It was just seen to be answered.

@@ -1,0 +1,69 @@
+//! The driver's record of a lease.
+
+use std::task::Waker;
+
+use snakepit_registry::CallId;
+use tokio::time::Instant;
+
+use super::stream::SharedChunks;
+use crate::scheduler::{Load, WorkerKey};
+
+/// A call that holds a worker.
+pub(in crate::driver) struct LeaseRecord {
+    pub(in crate::driver) call: CallId,
+    pub(in crate::driver) worker: WorkerKey,
+    /// The call's deadline. After a signal to end, the time at which the driver revokes the lease.
+    pub(in crate::driver) deadline: Option<Instant>,
+    /// The number of the call's ticket.
+    pub(in crate::driver) number: u64,
+    pub(in crate::driver) load: Load,
+    pub(super) waker: Option<Waker>,
+    signal: Option<LeaseSignal>,
+    /// Whether the driver revoked the lease. The scheduler then counts the call as abandoned already.
+    pub(in crate::driver) revoked: bool,
+    /// The chunks of a streaming call, which are dropped when the lease is revoked.
+    pub(in crate::driver) chunks: Option<SharedChunks>,
+}
+
+/// An event that the holder of a lease must react to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::driver) enum LeaseSignal {
+    /// The worker exited.
+    WorkerExited,
+    /// The call was cancelled by its id. The holder must drop the lease, or the driver revokes it.
+    Cancelled,
+    /// The deadline passed. The holder must drop the lease, or the driver revokes it.
+    DeadlineExceeded,
+    /// The pool's drain ended before the call did.
+    ShuttingDown,
+    /// The runtime that started the pool has shut down.
+    Orphaned,
+}
+
+impl LeaseRecord {
+    pub(in crate::driver) const fn new(
+        call: CallId,
+        worker: WorkerKey,
+        deadline: Option<Instant>,
+        number: u64,
+        load: Load,
+    ) -> Self {
+        Self { call, worker, deadline, number, load, waker: None, signal: None, revoked: false, chunks: None }
+    }
+
+    /// Sets the signal and returns the holder's waker.
+    pub(in crate::driver) fn send(&mut self, signal: LeaseSignal) -> Option<Waker> {
+        self.signal = Some(signal);
+        self.waker.take()
+    }
+
+    /// The last signal.
+    pub(in crate::driver) const fn signal(&self) -> Option<LeaseSignal> {
+        self.signal
+    }
+
+    /// Whether a signal asked the call to end.
+    pub(in crate::driver) const fn must_end(&self) -> bool {
+        !matches!(self.signal, None | Some(LeaseSignal::WorkerExited))
+    }
+}
