@@ -15,6 +15,7 @@ use tower::Service;
 use tracing::{Span, field};
 
 use crate::{
+    attempt::AttemptError,
     driver::{Acquire, Ancestry, Denial, Lease, Shared},
     scheduler::Refusal,
 };
@@ -33,10 +34,10 @@ impl Dispatch {
 
 impl Service<Arc<ToolCall>> for Dispatch {
     type Response = ToolReply;
-    type Error = ToolError;
-    type Future = Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send>>;
+    type Error = AttemptError;
+    type Future = Pin<Box<dyn Future<Output = Result<ToolReply, AttemptError>> + Send>>;
 
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), AttemptError>> {
         Poll::Ready(Ok(()))
     }
 
@@ -49,7 +50,7 @@ impl Service<Arc<ToolCall>> for Dispatch {
             loop {
                 let lease = match acquire.await {
                     Ok(lease) => lease,
-                    Err(denial) => return Err(denied(denial, &call.tool, &pool)),
+                    Err(denial) => return Err(denied(denial, &call.tool, &pool).into()),
                 };
                 match run(lease, &call, &mut ancestry).await {
                     Outcome::Answered(answer) => return answer,
@@ -62,7 +63,7 @@ impl Service<Arc<ToolCall>> for Dispatch {
 
 /// What came of handing a call to a worker.
 enum Outcome {
-    Answered(Result<ToolReply, ToolError>),
+    Answered(Result<ToolReply, AttemptError>),
     /// It did not begin, and waits for another worker.
     GivenBack(Acquire),
 }
@@ -84,7 +85,7 @@ async fn run(mut lease: Lease, call: &ToolCall, ancestry: &mut Option<Box<Ancest
         Ok(Err(ToolError::Recalled { .. })) if lease.is_brief() => Outcome::GivenBack(lease.give_back()),
         Ok(Err(error)) => Outcome::Answered(Err(lease.fail(error))),
         // Drops the lease unfinished, because the worker may still run the call.
-        Err(cut) => Outcome::Answered(Err(cut)),
+        Err(cut) => Outcome::Answered(Err(cut.into())),
     }
 }
 
@@ -94,14 +95,14 @@ fn complete(
     lease: Lease,
     mode: CallMode,
     id: &WorkerId,
-) -> Result<ToolReply, ToolError> {
+) -> Result<ToolReply, AttemptError> {
     reply.worker.get_or_insert_with(|| id.shared());
     match (&mut reply.body, mode) {
         (ReplyBody::Value(_), CallMode::Unary) => lease.finish(reply.execution_time),
         (ReplyBody::Stream(stream), CallMode::Streaming) => lease.hold_for(stream),
         (body, mode) => {
             let problem = format!("worker `{id}` answered a {mode:?} call with {body:?}");
-            return Err(ToolError::Internal { problem });
+            return Err(ToolError::Internal { problem }.into());
         }
     }
     Ok(reply)

@@ -407,6 +407,7 @@ impl Shared {
         self.with_state(|state, wakes| {
             state.members[key.index()] = None;
             state.trouble = Some(Trouble::ended(state.trouble.take(), id, reason));
+            state.note_company(key);
             state.settling.retain(|(worker, _)| *worker != key);
             for (_, lease) in &mut state.leases {
                 if lease.worker == key && !lease.must_end() {

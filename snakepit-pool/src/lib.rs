@@ -16,6 +16,7 @@
 //! This crate knows nothing of gRPC, protobuf, processes or Python.
 #![warn(missing_docs)]
 
+mod attempt;
 mod chunks;
 mod config;
 mod dispatch;

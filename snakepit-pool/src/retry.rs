@@ -18,10 +18,13 @@ use snakepit_registry::{ToolCall, ToolError, ToolReply};
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
-use crate::metrics::Totals;
+use crate::{attempt::AttemptError, metrics::Totals};
 
-/// Attempts of one call that may end before the call begins. Bounds the harm of a call that a worker cannot even receive.
+/// How often a call is retried that did not begin before its worker was lost.
 const MAX_UNDELIVERED: usize = 100;
+
+/// How often such a call is retried if it was the only call of its worker, and so probably kills workers that receive it.
+const MAX_UNDELIVERED_ALONE: usize = 4;
 
 /// Makes [`Retry`].
 #[derive(Debug, Clone)]
@@ -49,14 +52,14 @@ pub(crate) struct Retry<S> {
 
 impl<S> Service<ToolCall> for Retry<S>
 where
-    S: Service<Arc<ToolCall>, Response = ToolReply, Error = ToolError> + Clone,
+    S: Service<Arc<ToolCall>, Response = ToolReply, Error = AttemptError> + Clone,
 {
     type Response = ToolReply;
     type Error = ToolError;
     type Future = ResponseFuture<S>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
-        self.inner.poll_ready(cx)
+        self.inner.poll_ready(cx).map_err(|failed| failed.error)
     }
 
     fn call(&mut self, call: ToolCall) -> Self::Future {
@@ -71,6 +74,7 @@ where
             call,
             left: self.max_attempts.saturating_sub(1),
             undelivered_left: MAX_UNDELIVERED,
+            alone_left: MAX_UNDELIVERED_ALONE,
             totals: Arc::clone(&self.totals),
         }
     }
@@ -90,13 +94,15 @@ pin_project! {
         left: usize,
         // How many attempts may still end before the call begins.
         undelivered_left: usize,
+        // The same for attempts that lost a worker without other calls.
+        alone_left: usize,
         totals: Arc<Totals>,
     }
 }
 
 impl<S> Future for ResponseFuture<S>
 where
-    S: Service<Arc<ToolCall>, Response = ToolReply, Error = ToolError>,
+    S: Service<Arc<ToolCall>, Response = ToolReply, Error = AttemptError>,
 {
     type Output = Result<ToolReply, ToolError>;
 
@@ -105,21 +111,24 @@ where
         loop {
             if let Some(attempt) = this.attempt.as_mut().as_pin_mut() {
                 match ready!(attempt.poll(cx)) {
-                    Err(error) if may_retry(&error, this.call) => {
-                        let left =
-                            if error.is_delivered() { &mut *this.left } else { &mut *this.undelivered_left };
-                        if *left == 0 {
+                    Ok(reply) => return Poll::Ready(Ok(reply)),
+                    Err(AttemptError { error, was_only_call }) => {
+                        let left = match was_only_call {
+                            _ if error.is_delivered() => &mut *this.left,
+                            true => &mut *this.alone_left,
+                            false => &mut *this.undelivered_left,
+                        };
+                        if *left == 0 || !may_retry(&error, this.call) {
                             return Poll::Ready(Err(error));
                         }
                         *left -= 1;
-                        tracing::debug!(%error, "trying the call again");
+                        tracing::debug!(%error, "retrying the call");
                         this.totals.retried.fetch_add(1, Ordering::Relaxed);
                     }
-                    answer => return Poll::Ready(answer),
                 }
                 this.attempt.set(None);
             }
-            ready!(this.service.poll_ready(cx))?;
+            ready!(this.service.poll_ready(cx)).map_err(|failed| failed.error)?;
             this.attempt.set(Some(this.service.call(Arc::clone(this.call))));
         }
     }

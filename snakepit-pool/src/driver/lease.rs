@@ -18,8 +18,12 @@ pub(super) use self::{
     record::{LeaseRecord, LeaseSignal},
     stream::SharedChunks,
 };
-use super::{Acquire, Ancestry, Event, Member, Shared, Trouble};
-use crate::{chunks::wrap, scheduler::Load};
+use super::{Acquire, Ancestry, Event, Member, Shared, State, Trouble};
+use crate::{
+    attempt::AttemptError,
+    chunks::wrap,
+    scheduler::{Load, WorkerKey},
+};
 
 /// How long a call waits for its handler's error after its worker has exited. The handler usually reports the loss itself,
 /// and only it knows whether the call was delivered.
@@ -199,27 +203,30 @@ impl Lease {
         acquire
     }
 
-    /// Ends the lease of a call that failed. Returns the error for the caller.
-    pub(crate) fn fail(mut self, error: ToolError) -> ToolError {
+    /// Ends the lease of a call that failed.
+    pub(crate) fn fail(mut self, error: ToolError) -> AttemptError {
         match error {
             ToolError::WorkerLost { delivered, ref reason, .. } => {
                 if delivered {
                     self.record_loss(reason);
                 }
                 self.end = LeaseEnd::Lost;
+                let was_only_call = self.shared.with_state(|state, _| state.loses_only_call(self.key));
+                return AttemptError { error, was_only_call };
             }
             // The worker rejected the call because it is stopping. The caller gets an undelivered loss, because
             // "unavailable" would refer to the pool.
             ToolError::Unavailable { reason, .. } => {
                 self.end = LeaseEnd::Retired;
                 let worker = self.member.worker.id().to_string();
-                return ToolError::WorkerLost { worker, reason, delivered: false, output_lines: Vec::new() };
+                let output_lines = Vec::new();
+                return ToolError::WorkerLost { worker, reason, delivered: false, output_lines }.into();
             }
             // The worker or its connection gave up on the call, which does not prove that the tool has ended.
             ToolError::Cancelled { .. } | ToolError::DeadlineExceeded { .. } => {}
             _ => self.end = LeaseEnd::Finished(None),
         }
-        error
+        error.into()
     }
 
     /// Records that the worker was lost while it ran this call.
@@ -228,6 +235,27 @@ impl Lease {
         self.shared.with_state(|state, _| {
             state.trouble = Some(Trouble::lost_call(state.trouble.take(), id, reason, tool));
         });
+    }
+}
+
+impl State {
+    /// Whether the lost worker of this lease had no other call, including abandoned ones.
+    fn loses_only_call(&mut self, key: usize) -> bool {
+        let Some(lease) = self.leases.get(key) else { return false };
+        let worker = lease.worker;
+        self.note_company(worker);
+        self.leases.get(key).is_some_and(|lease| !lease.had_company)
+    }
+
+    /// Marks the leases of a lost worker if there are several. Called before the first of them ends.
+    pub(super) fn note_company(&mut self, worker: WorkerKey) {
+        let abandoned = self.settling.iter().filter(|(settling, _)| *settling == worker).count();
+        let leases = self.leases.iter().filter(|(_, lease)| lease.worker == worker).count();
+        if abandoned + leases > 1 {
+            for (_, lease) in self.leases.iter_mut().filter(|(_, lease)| lease.worker == worker) {
+                lease.had_company = true;
+            }
+        }
     }
 }
 

@@ -8,9 +8,19 @@ use tower::ServiceExt;
 use super::*;
 use crate::test_support::{chunk, inner, lost, next, stream, value};
 
-/// Runs a call whose attempts all end in this error; returns how many there were, and what the caller got.
+/// Runs a call whose attempts all fail with `error`. Returns their number and the caller's error.
 async fn attempts(max_attempts: usize, call: ToolCall, error: ToolError) -> (usize, ToolError) {
+    attempts_on_workers(max_attempts, call, error, false).await
+}
+
+async fn attempts_on_workers(
+    max_attempts: usize,
+    call: ToolCall,
+    error: ToolError,
+    was_only_call: bool,
+) -> (usize, ToolError) {
     let (inner, mut handle) = inner();
+    let inner = inner.map_err(move |error| AttemptError { error, was_only_call });
     let totals = Arc::<Totals>::default();
     let layer = RetryLayer { max_attempts, totals: Arc::clone(&totals) };
     let mut attempts = 0;
@@ -45,6 +55,17 @@ async fn attempts_that_never_began_do_not_count_but_end() {
         assert_eq!(tried, 1 + MAX_UNDELIVERED);
         assert!(matches!(error, ToolError::WorkerLost { .. }), "the last error is the answer: {error}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_loses_workers_without_other_calls_gets_five_attempts() {
+    for limit in [1, 3] {
+        let (tried, error) = attempts_on_workers(limit, ToolCall::new("t"), lost(false), true).await;
+        assert_eq!(tried, 5);
+        assert!(matches!(error, ToolError::WorkerLost { .. }), "{error}");
+    }
+    // A call that began counts as begun, whether or not there were others.
+    assert_eq!(attempts_on_workers(2, idempotent(), lost(true), true).await.0, 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -84,12 +105,13 @@ async fn the_second_attempt_can_succeed() {
     let (inner, mut handle) = inner();
     let layer = RetryLayer { max_attempts: 2, totals: Arc::default() };
     let call = ToolCall::new("t").try_with_argument("a", &1).unwrap();
-    let (answer, ()) = tokio::join!(layer.layer(inner).oneshot(call.clone()), async {
-        handle.next_request().await.unwrap().1.send_error(lost(false));
-        let (second, respond) = handle.next_request().await.unwrap();
-        assert_eq!(second.arguments, call.arguments);
-        respond.send_response(value());
-    });
+    let (answer, ()) =
+        tokio::join!(layer.layer(inner.map_err(AttemptError::from)).oneshot(call.clone()), async {
+            handle.next_request().await.unwrap().1.send_error(lost(false));
+            let (second, respond) = handle.next_request().await.unwrap();
+            assert_eq!(second.arguments, call.arguments);
+            respond.send_response(value());
+        });
     assert!(answer.is_ok());
 }
 
@@ -99,7 +121,7 @@ async fn a_stream_that_has_begun_is_never_tried_again() {
     let layer = RetryLayer { max_attempts: 3, totals: Arc::default() };
     let call = ToolCall { idempotent: true, ..ToolCall::new("t").streaming() };
     let (reply, feed) = stream();
-    let (answer, ()) = tokio::join!(layer.layer(inner).oneshot(call), async {
+    let (answer, ()) = tokio::join!(layer.layer(inner.map_err(AttemptError::from)).oneshot(call), async {
         handle.next_request().await.unwrap().1.send_response(reply);
     });
     let mut reply = answer.unwrap();

@@ -5,6 +5,7 @@ use std::time::Duration;
 use snakepit_pool::{PoolConfig, WorkerState};
 use snakepit_registry::{CallMode, CallStage, ToolCall, ToolError, ToolFailure, ToolReply};
 use snakepit_session::Payload;
+use snakepit_worker::ExitReason;
 use tokio::time::Instant;
 
 use crate::puppet::{Bench, config};
@@ -123,22 +124,78 @@ async fn a_call_that_was_not_delivered_is_tried_on_another_worker() {
     let (mut bench, workers) = Bench::up(config(2)).await;
     let caller = bench.call_tool("t").await;
     let call = bench.next_call().await;
-    let lost = call.worker.clone();
-    call.finish(Err(ToolError::WorkerLost {
-        worker: lost.to_string(),
-        reason: "connection refused".to_owned(),
-        delivered: false,
-        output_lines: Vec::new(),
-    }));
+    let first = call.worker.clone();
+    call.finish(Err(lost(false)));
     let second = bench.next_call().await;
-    assert_ne!(second.worker, lost);
+    assert_ne!(second.worker, first);
     second.succeed();
     caller.answer().await.unwrap();
     assert_eq!(bench.status().calls.retried, 1);
     // Nobody trusts a worker that loses calls.
-    let worker = workers.into_iter().find(|worker| worker.id == lost).unwrap();
+    let worker = workers.into_iter().find(|worker| worker.id == first).unwrap();
     worker.obey().await;
     assert!(bench.launch().await.id.as_str().ends_with("-2"));
+}
+
+fn lost(delivered: bool) -> ToolError {
+    ToolError::WorkerLost {
+        worker: String::new(),
+        reason: "connection closed".to_owned(),
+        delivered,
+        output_lines: Vec::new(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_kills_its_workers_on_receipt_gets_five_attempts() {
+    let (mut bench, mut workers) = Bench::up(config(8)).await;
+    let caller = bench.call_tool("deadly").await;
+    for _ in 0..5 {
+        let call = bench.next_call().await;
+        let worker = workers.iter().position(|worker| worker.id == call.worker).unwrap();
+        workers.remove(worker).exit(ExitReason::Signal { name: "SIGKILL".to_owned() });
+        call.finish(Err(lost(false)));
+    }
+    let error = caller.error().await;
+    assert!(matches!(error, ToolError::WorkerLost { delivered: false, .. }), "{error}");
+    assert_eq!(bench.status().calls.retried, 4);
+    assert!(bench.calls.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_never_began_beside_another_is_retried_more_often() {
+    const ROUNDS: usize = 8;
+    let config = PoolConfig { concurrency: 2, ..config(1) };
+    let (mut bench, mut workers) = Bench::up(config).await;
+    let victim = bench.call_tool("victim").await;
+    let mut victim_call = bench.next_call().await;
+    for round in 0..ROUNDS {
+        // Each worker answers a call first, so the pool replaces it without a backoff.
+        let warm = bench.call_tool("warm").await;
+        bench.next_call().await.succeed();
+        warm.answer().await.unwrap();
+        let killer = bench.call_tool("killer").await;
+        let killer_call = bench.next_call().await;
+        // The pool may notice the exit before or after the losses.
+        let mut worker = Some(workers.remove(0));
+        if round % 2 == 0
+            && let Some(worker) = worker.take()
+        {
+            worker.exit(ExitReason::Code(1));
+            bench.settle().await;
+        }
+        killer_call.finish(Err(lost(true)));
+        assert!(matches!(killer.error().await, ToolError::WorkerLost { delivered: true, .. }));
+        victim_call.finish(Err(lost(false)));
+        if let Some(worker) = worker {
+            worker.obey().await;
+        }
+        workers.push(bench.launch().await.succeed());
+        victim_call = bench.next_call().await;
+    }
+    victim_call.succeed();
+    victim.answer().await.unwrap();
+    assert_eq!(bench.status().calls.retried, ROUNDS as u64);
 }
 
 #[tokio::test(start_paused = true)]

@@ -21,6 +21,8 @@ pub(in crate::driver) struct LeaseRecord {
     signal: Option<LeaseSignal>,
     /// Whether the driver revoked the lease. The scheduler then counts the call as abandoned already.
     pub(in crate::driver) revoked: bool,
+    /// Whether the worker was lost with several calls, so none of them is known to have caused the loss.
+    pub(in crate::driver) had_company: bool,
     /// The chunks of a streaming call, which are dropped when the lease is revoked.
     pub(in crate::driver) chunks: Option<SharedChunks>,
 }
@@ -48,7 +50,18 @@ impl LeaseRecord {
         number: u64,
         load: Load,
     ) -> Self {
-        Self { call, worker, deadline, number, load, waker: None, signal: None, revoked: false, chunks: None }
+        Self {
+            call,
+            worker,
+            deadline,
+            number,
+            load,
+            waker: None,
+            signal: None,
+            revoked: false,
+            had_company: false,
+            chunks: None,
+        }
     }
 
     /// Sets the signal and returns the holder's waker.

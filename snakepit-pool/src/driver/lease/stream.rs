@@ -48,7 +48,7 @@ impl Stream for LeasedStream {
         let Some((chunks, lease)) = self.open.take() else { return Poll::Ready(None) };
         drop(chunks.lock().unwrap_or_else(PoisonError::into_inner).take());
         Poll::Ready(match item {
-            Ok(Some(Err(error))) => Some(Err(lease.fail(error))),
+            Ok(Some(Err(error))) => Some(Err(lease.fail(error).error)),
             // Drops the lease unfinished, because the worker may still run the call.
             Err(cut) => Some(Err(cut)),
             Ok(_) => {
