@@ -33,6 +33,7 @@ mod sync;
 #[cfg(test)]
 mod test_support;
 mod trace;
+mod visits;
 
 pub use config::PoolConfig;
 pub use error::PoolError;

@@ -9,7 +9,7 @@ use super::{
     Event, Shared, State, Wakes,
     lease::{LeaseRecord, LeaseSignal},
 };
-use crate::scheduler::earlier;
+use crate::{scheduler::earlier, visits::visit};
 
 /// How long a call that must let go of its worker may take to notice. Only one that nobody polls takes longer.
 const STALLED: Duration = Duration::from_millis(50);
@@ -44,6 +44,7 @@ impl Shared {
     ) {
         let patience = Instant::now() + STALLED;
         for (_, lease) in &mut state.leases {
+            visit();
             if which(lease) && !lease.must_end() {
                 wakes.push(lease.send(why));
                 lease.deadline = Some(patience);
@@ -57,6 +58,7 @@ impl Shared {
     fn revoke(&self, state: &mut State, wakes: &mut Wakes, now: Instant) {
         let mut abandoned = Vec::new();
         for (_, lease) in &mut state.leases {
+            visit();
             if lease.must_end() && !lease.revoked && lease.deadline.is_some_and(|at| at <= now) {
                 lease.revoked = true;
                 lease.deadline = None;
@@ -88,5 +90,53 @@ impl State {
     fn runs(&self, call: CallId) -> bool {
         self.settling.iter().any(|(_, settling)| *settling == call)
             || self.leases.iter().any(|(_, lease)| lease.call == call && !lease.revoked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, future::pending, iter::repeat_with, sync::Arc, time::Duration};
+
+    use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+    use snakepit_registry::{FnTool, ToolCall, ToolError, ToolHandler};
+    use snakepit_worker::fake::FakeLauncher;
+
+    use crate::{Pool, PoolConfig, visits};
+
+    /// Cancels this many queued calls, the newest first, and returns the number of visited entries.
+    async fn visits_to_cancel(calls: usize) -> usize {
+        let tool = FnTool::typed("endless", |(): ()| pending::<Result<(), Infallible>>());
+        let config = PoolConfig { workers: 1, queue_limit: calls, ..PoolConfig::default() };
+        let pool = Pool::start(config, Arc::new(FakeLauncher::new(Arc::new(tool)))).unwrap();
+        pool.ready().await.unwrap();
+        let tool = pool.tool();
+        let mut running = tool.call(ToolCall::new("endless"));
+        assert!((&mut running).now_or_never().is_none());
+        let calls: Vec<_> = repeat_with(|| ToolCall::new("endless")).take(calls).collect();
+        let ids: Vec<_> = calls.iter().map(|call| call.id).collect();
+        let mut queued: FuturesUnordered<_> = calls.into_iter().map(|call| tool.call(call)).collect();
+        assert!(queued.next().now_or_never().is_none());
+        assert_eq!(pool.status().queued, ids.len());
+
+        visits::take();
+        for id in ids.iter().rev() {
+            tool.cancel(*id).await.unwrap();
+        }
+        let visited = visits::take();
+
+        assert_eq!(pool.status().queued, 0);
+        let outcomes: Vec<_> = queued.collect().await;
+        assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(ToolError::Cancelled { .. }))));
+        pool.shutdown(Duration::ZERO).await;
+        visited
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn cancelling_a_queued_call_visits_a_bounded_number_of_entries() {
+        for calls in [100, 3000] {
+            let visited = visits_to_cancel(calls).await;
+            // The binary search takes 12 steps for 3000 calls; a scan of the queue would take 1500 on average.
+            assert!(visited <= 30 * calls, "{visited} visits for {calls} calls");
+        }
     }
 }

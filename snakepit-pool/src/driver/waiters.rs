@@ -10,7 +10,7 @@ use slab::Slab;
 use snakepit_registry::CallId;
 
 use super::waiter::Waiter;
-use crate::scheduler::Ticket;
+use crate::{scheduler::Ticket, visits::visit};
 
 /// All waiters. One that gets a worker without queueing is not found by its call, and so costs no entry.
 #[derive(Debug, Default)]
@@ -52,16 +52,18 @@ impl Waiters {
 
     #[inline]
     pub(super) fn get_mut(&mut self, place: usize) -> Option<&mut Waiter> {
+        visit();
         self.places.get_mut(place)
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Waiter> {
-        self.places.iter_mut().map(|(_, waiter)| waiter)
+        self.places.iter_mut().map(|(_, waiter)| waiter).inspect(|_| visit())
     }
 
     /// The ticket of a call that queues.
     pub(super) fn queued(&self, call: CallId) -> Option<Ticket> {
         let place = *self.by_call.get(&call)?;
+        visit();
         self.places.get(place).filter(|waiter| waiter.is_waiting()).map(|waiter| waiter.ticket(place))
     }
 }
@@ -70,12 +72,14 @@ impl Index<usize> for Waiters {
     type Output = Waiter;
 
     fn index(&self, place: usize) -> &Waiter {
+        visit();
         &self.places[place]
     }
 }
 
 impl IndexMut<usize> for Waiters {
     fn index_mut(&mut self, place: usize) -> &mut Waiter {
+        visit();
         &mut self.places[place]
     }
 }

@@ -8,6 +8,7 @@ use super::{
     Load,
     event::{Ticket, WorkerKey},
 };
+use crate::visits::visit;
 
 /// How far from the head a call may be picked because it prefers the worker that became free.
 const WINDOW: usize = 8;
@@ -96,8 +97,10 @@ impl Queue {
     }
 
     fn favoured(&self, worker: WorkerKey) -> usize {
-        let prefers =
-            |place: &Place| place.entry.as_ref().is_some_and(|entry| entry.preferred == Some(worker));
+        let prefers = |place: &Place| {
+            visit();
+            place.entry.as_ref().is_some_and(|entry| entry.preferred == Some(worker))
+        };
         self.places.iter().take(WINDOW).position(prefers).unwrap_or(0)
     }
 
@@ -107,7 +110,13 @@ impl Queue {
 
     /// Takes a call out of turn; `None` when it is not queued.
     pub(super) fn remove(&mut self, ticket: Ticket) -> Option<Entry> {
-        let index = self.places.binary_search_by_key(&ticket.number, |place| place.number).ok()?;
+        let index = self
+            .places
+            .binary_search_by_key(&ticket.number, |place| {
+                visit();
+                place.number
+            })
+            .ok()?;
         self.take_at(index)
     }
 
@@ -119,6 +128,7 @@ impl Queue {
         let mut expired = Vec::new();
         self.earliest = None;
         for place in &mut self.places {
+            visit();
             match place.entry.as_ref().map(|entry| entry.deadline) {
                 Some(Some(deadline)) if deadline <= now => {
                     if let Some(entry) = place.entry.take() {
@@ -147,11 +157,15 @@ impl Queue {
 
     fn close_gaps(&mut self) {
         while self.places.front().is_some_and(|place| place.entry.is_none()) {
+            visit();
             self.places.pop_front();
         }
         // Gaps behind a patient head must not pile up. Closing them when they are the majority costs O(1) per call.
         if self.places.len() > 2 * self.waiting + WINDOW {
-            self.places.retain(|place| place.entry.is_some());
+            self.places.retain(|place| {
+                visit();
+                place.entry.is_some()
+            });
         }
         if self.waiting == 0 {
             self.earliest = None;

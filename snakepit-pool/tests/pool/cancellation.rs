@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
-use snakepit_pool::{PoolConfig, WorkerState};
+use snakepit_pool::WorkerState;
 use snakepit_registry::{CallStage, ToolCall, ToolError, ToolHandler};
 use snakepit_worker::DriverCommand;
 use tokio::time::Instant;
@@ -132,37 +131,4 @@ async fn cancelling_by_id_ends_with_the_worker_at_the_latest() {
 async fn cancelling_a_call_that_nobody_knows_is_done_at_once() {
     let (bench, _workers) = Bench::up(config(1)).await;
     bench.tool().cancel(ToolCall::new("never made").id).await.unwrap();
-}
-
-/// How long it takes to cancel as many queued calls, the newest first.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "it measures work, for which the clock of the tests stands still"
-)]
-async fn time_to_cancel(calls: usize) -> Duration {
-    let (bench, _workers) = Bench::up(PoolConfig { queue_limit: calls, ..config(1) }).await;
-    let _running = bench.call_tool("a").await;
-    let tool = bench.tool();
-    let calls: Vec<_> = std::iter::repeat_with(|| ToolCall::new("b")).take(calls).collect();
-    let ids: Vec<_> = calls.iter().map(|call| call.id).collect();
-    let mut queued: FuturesUnordered<_> = calls.into_iter().map(|call| tool.call(call)).collect();
-    assert!(queued.next().now_or_never().is_none(), "all wait");
-    assert_eq!(bench.status().queued, ids.len());
-    let begun = std::time::Instant::now();
-    for id in ids.iter().rev() {
-        tool.cancel(*id).await.unwrap();
-    }
-    let took = begun.elapsed();
-    assert_eq!(bench.status().queued, 0);
-    let outcomes: Vec<_> = queued.collect().await;
-    assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(ToolError::Cancelled { .. }))));
-    took
-}
-
-/// Ten times as many calls take ten times as long, with some room for noise. They took a hundred times as long while each
-/// cancellation walked the queue.
-#[tokio::test(start_paused = true)]
-async fn cancelling_many_queued_calls_takes_time_in_proportion() {
-    let (few, many) = (time_to_cancel(10_000).await, time_to_cancel(100_000).await);
-    assert!(many < 40 * few, "{few:?}, {many:?}");
 }
