@@ -1,4 +1,4 @@
-//! Wrapping the stream of a reply on its way out through the layers.
+//! Wraps the stream of a reply on its way out through the layers.
 
 use std::{
     pin::Pin,
@@ -8,17 +8,17 @@ use std::{
 use futures_core::Stream;
 use snakepit_registry::{Chunk, ChunkStream, ToolError};
 
-/// Replaces a stream by one that wraps it.
+/// Replaces a stream with one that wraps it.
 pub(crate) fn wrap<S>(stream: &mut ChunkStream, wrapper: impl FnOnce(ChunkStream) -> S)
 where
     S: Stream<Item = Result<Chunk, ToolError>> + Send + 'static,
 {
-    // An empty struct behind a box costs no allocation.
+    // Boxing a zero-sized type does not allocate.
     let inner = std::mem::replace(stream, Box::pin(Ended));
     *stream = Box::pin(wrapper(inner));
 }
 
-/// The stream that stands in while another is taken out.
+/// A placeholder for the stream that is being wrapped.
 struct Ended;
 
 impl Stream for Ended {

@@ -1,36 +1,47 @@
-//! What a user says about a pool.
+//! The settings of a pool.
 
 use std::time::Duration;
 
 use crate::PoolError;
 
-/// Nobody waits longer than a day for one worker to end.
-const LONGEST_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest grace period, a day.
+const MAX_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How a pool is made. Start from [`PoolConfig::default`].
+/// The settings of a pool. Start from [`PoolConfig::default`].
+///
+/// ```
+/// use snakepit_pool::PoolConfig;
+///
+/// let config = PoolConfig { workers: 8, queue_limit: 100, ..PoolConfig::default() };
+/// # assert_eq!(config.concurrency, 1);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolConfig {
-    /// The pool's name, with which its workers' ids begin. Default `default`.
+    /// The name of the pool, which is the prefix of its workers' ids: one word, not empty. Default `default`.
     pub name: String,
-    /// How many workers it keeps, 1 to 1024. Default 4.
+    /// The number of workers, 1 to 1024. Default 4.
     pub workers: usize,
-    /// How many calls may wait for a worker; those beyond are refused. 0 refuses every call that finds no idle
-    /// worker. Default 1000.
+    /// The most calls that may wait for a worker. The pool rejects further calls. With 0, it rejects every call that
+    /// finds no idle worker. Default 1000.
     pub queue_limit: usize,
-    /// What the arguments and metadata of those calls may hold together, in bytes; calls beyond are refused. One alone may
-    /// always wait. Default 512 MiB.
+    /// The most bytes of arguments and metadata of all calls that wait for a worker. The pool rejects further calls,
+    /// but one call may always wait, regardless of its size. Default 512 MiB.
     pub queue_bytes: usize,
-    /// How long a call without a deadline may take in all; `None` is for ever. Default 60 s.
+    /// The timeout of calls without a deadline, from submission to the end of the answer; `None` disables it. Not zero.
+    /// Default 60 s.
     pub default_timeout: Option<Duration>,
-    /// How long a worker that is asked to stop has before it is killed, at most a day. Default 5 s: large libraries
-    /// take a while to be torn down.
+    /// The time that a worker has to stop before the pool kills it, at most a day. Default 5 s, because large libraries
+    /// need time to shut down.
     pub stop_grace: Duration,
-    /// How long a cancelled call has to end before its worker is killed, at most a day. Default 2 s.
+    /// The time that a cancelled call has to end before the pool kills its worker, at most a day. Default 2 s.
     pub cancel_grace: Duration,
-    /// How many calls one worker runs at a time, 1 to 256. Default 1.
+    /// The number of calls that one worker runs concurrently, 1 to 256. Default 1.
     pub concurrency: usize,
-    /// How often an idempotent call may begin when its workers are lost, the first time included: 1 to 10, default 2. A call
-    /// that never began is tried again until its deadline.
+    /// The most times that an idempotent call may begin if its workers are lost, including the first time, 1 to 10.
+    /// Default 2.
+    ///
+    /// A call that did not begin is retried until its deadline, up to 100 times. If it was the only call of its worker,
+    /// it probably kills workers that receive it, so it is retried up to 4 times.
     pub max_attempts: usize,
 }
 
@@ -68,8 +79,8 @@ impl PoolConfig {
             return Err(PoolError::InvalidConfig { field: "default_timeout", problem });
         }
         for (field, grace) in [("stop_grace", self.stop_grace), ("cancel_grace", self.cancel_grace)] {
-            if grace > LONGEST_GRACE {
-                let problem = format!("is {grace:?}; set it to {LONGEST_GRACE:?} at most");
+            if grace > MAX_GRACE {
+                let problem = format!("is {grace:?}; set it to {MAX_GRACE:?} at most");
                 return Err(PoolError::InvalidConfig { field, problem });
             }
         }
@@ -84,19 +95,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_work_is_refused_by_name() {
-        let refused = |change: fn(&mut PoolConfig)| {
+    fn invalid_settings_are_rejected_by_name() {
+        let rejected = |change: fn(&mut PoolConfig)| {
             let mut config = PoolConfig::default();
             change(&mut config);
             config.validate().unwrap_err().to_string()
         };
-        assert_eq!(refused(|c| c.workers = 0), "pool setting `workers` is 0; set it to 1 to 1024");
-        assert_eq!(refused(|c| c.workers = 1025), "pool setting `workers` is 1025; set it to 1 to 1024");
-        assert!(refused(|c| c.name = "a b".to_owned()).contains("`name` is \"a b\""));
-        assert!(refused(|c| c.default_timeout = Some(Duration::ZERO)).contains("`default_timeout`"));
-        assert!(refused(|c| c.cancel_grace = Duration::MAX).contains("`cancel_grace`"));
-        assert!(refused(|c| c.concurrency = 0).contains("`concurrency`"));
-        assert!(refused(|c| c.max_attempts = 0).contains("`max_attempts`"));
+        assert_eq!(rejected(|c| c.workers = 0), "pool setting `workers` is 0; set it to 1 to 1024");
+        assert_eq!(rejected(|c| c.workers = 1025), "pool setting `workers` is 1025; set it to 1 to 1024");
+        assert!(rejected(|c| c.name = "a b".to_owned()).contains("`name` is \"a b\""));
+        assert!(rejected(|c| c.default_timeout = Some(Duration::ZERO)).contains("`default_timeout`"));
+        assert!(rejected(|c| c.cancel_grace = Duration::MAX).contains("`cancel_grace`"));
+        assert!(rejected(|c| c.concurrency = 0).contains("`concurrency`"));
+        assert!(rejected(|c| c.max_attempts = 0).contains("`max_attempts`"));
         assert!(PoolConfig::default().validate().is_ok());
     }
 }

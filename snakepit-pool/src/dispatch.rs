@@ -1,4 +1,5 @@
-//! Brings a call to a worker: waits for a lease, hands the call over, and keeps the lease until the answer is complete.
+//! Runs a call on a worker: waits for a lease, calls the worker's handler, and holds the lease until the answer is
+//! complete.
 
 use std::{
     future::poll_fn,
@@ -16,19 +17,19 @@ use tracing::{Span, field};
 
 use crate::{
     attempt::AttemptError,
-    driver::{Acquire, Ancestry, Denial, Lease, Shared},
-    scheduler::Refusal,
+    driver::{Acquire, AcquireError, Ancestry, Driver, Lease},
+    scheduler::Rejection,
 };
 
-/// The innermost service of the stack. Always ready: which worker takes a call depends on the call.
+/// The innermost service of the stack. Always ready, because each call waits for its own worker.
 #[derive(Debug, Clone)]
 pub(crate) struct Dispatch {
-    shared: Arc<Shared>,
+    driver: Arc<Driver>,
 }
 
 impl Dispatch {
-    pub(crate) const fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+    pub(crate) const fn new(driver: Arc<Driver>) -> Self {
+        Self { driver }
     }
 }
 
@@ -42,30 +43,30 @@ impl Service<Arc<ToolCall>> for Dispatch {
     }
 
     fn call(&mut self, call: Arc<ToolCall>) -> Self::Future {
-        let shared = Arc::clone(&self.shared);
-        let mut ancestry = Ancestry::of(&call, &shared);
-        let mut acquire = Acquire::new(shared, &call);
-        let pool = Arc::clone(&self.shared);
+        let driver = Arc::clone(&self.driver);
+        let mut ancestry = Ancestry::of(&call, &driver);
+        let mut acquire = Acquire::new(driver, &call);
+        let pool = Arc::clone(&self.driver);
         Box::pin(async move {
             loop {
                 let lease = match acquire.await {
                     Ok(lease) => lease,
-                    Err(denial) => return Err(denied(denial, &call.tool, &pool).into()),
+                    Err(error) => return Err(rejected(error, &call.tool, &pool).into()),
                 };
                 match run(lease, &call, &mut ancestry).await {
                     Outcome::Answered(answer) => return answer,
-                    Outcome::GivenBack(again) => acquire = again,
+                    Outcome::Requeued(again) => acquire = again,
                 }
             }
         })
     }
 }
 
-/// What came of handing a call to a worker.
+/// The result of calling a worker's handler.
 enum Outcome {
     Answered(Result<ToolReply, AttemptError>),
-    /// It did not begin, and waits for another worker.
-    GivenBack(Acquire),
+    /// The worker returned the call before it began. It waits for another worker.
+    Requeued(Acquire),
 }
 
 async fn run(mut lease: Lease, call: &ToolCall, ancestry: &mut Option<Box<Ancestry>>) -> Outcome {
@@ -82,7 +83,7 @@ async fn run(mut lease: Lease, call: &ToolCall, ancestry: &mut Option<Box<Ancest
             lease.keep(ancestry.take());
             Outcome::Answered(complete(reply, lease, call.mode, id))
         }
-        Ok(Err(ToolError::Recalled { .. })) if lease.is_brief() => Outcome::GivenBack(lease.give_back()),
+        Ok(Err(ToolError::Recalled { .. })) if lease.is_brief() => Outcome::Requeued(lease.requeue()),
         Ok(Err(error)) => Outcome::Answered(Err(lease.fail(error))),
         // Drops the lease unfinished, because the worker may still run the call.
         Err(cut) => Outcome::Answered(Err(cut.into())),
@@ -108,31 +109,33 @@ fn complete(
     Ok(reply)
 }
 
-/// A place in the queue lasts about as long as its oldest call has waited.
+/// Estimates the time until the queue has room: about as long as its oldest call has waited.
 fn retry_after(oldest: Duration) -> Option<Duration> {
     Some(oldest.clamp(Duration::from_millis(50), Duration::from_secs(10)))
 }
 
-/// Says why a call got no worker.
-fn denied(denial: Denial, tool: &Arc<str>, pool: &Shared) -> ToolError {
-    match denial {
-        Denial::Refused(Refusal::Overloaded { queued, oldest }) => {
+/// Converts the reason why a call got no worker.
+fn rejected(error: AcquireError, tool: &Arc<str>, pool: &Driver) -> ToolError {
+    match error {
+        AcquireError::Rejected(Rejection::Overloaded { queued, oldest }) => {
             ToolError::Overloaded { queued, limit: pool.config.queue_limit, retry_after: retry_after(oldest) }
         }
-        Denial::Refused(Refusal::TooMuchAtOnce { used, oldest }) => ToolError::TooMuchAtOnce {
+        AcquireError::Rejected(Rejection::TooManyBytes { used, oldest }) => ToolError::TooManyBytes {
             whose: "calls that wait for a worker".to_owned(),
             used,
             limit: pool.config.queue_bytes,
             retry_after: retry_after(oldest),
         },
-        Denial::Refused(Refusal::Draining) => ToolError::ShuttingDown { delivered: false },
-        Denial::Refused(Refusal::NoWorkers { next_attempt }) => ToolError::Unavailable {
-            reason: pool.trouble(),
+        AcquireError::Rejected(Rejection::Draining) => ToolError::ShuttingDown { delivered: false },
+        AcquireError::Rejected(Rejection::NoWorkers { next_attempt }) => ToolError::Unavailable {
+            reason: pool.last_failure(),
             retry_after: next_attempt.map(|at| at.saturating_duration_since(Instant::now())),
         },
-        Denial::Expired => ToolError::DeadlineExceeded { tool: tool.to_string(), stage: CallStage::Queued },
-        Denial::Deadlock => ToolError::Deadlock { tool: tool.to_string() },
-        Denial::Orphaned => ToolError::runtime_ended(),
-        Denial::Cancelled => ToolError::Cancelled { tool: tool.to_string() },
+        AcquireError::Expired => {
+            ToolError::DeadlineExceeded { tool: tool.to_string(), stage: CallStage::Queued }
+        }
+        AcquireError::Deadlock => ToolError::Deadlock { tool: tool.to_string() },
+        AcquireError::Orphaned => ToolError::runtime_ended(),
+        AcquireError::Cancelled => ToolError::Cancelled { tool: tool.to_string() },
     }
 }

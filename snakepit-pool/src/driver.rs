@@ -1,17 +1,18 @@
-//! Brings the scheduler to life: whoever brings an event runs the scheduler inline, under a short lock, and carries out
-//! its effects; what takes time is left to the [supervisor].
+//! Drives the scheduler. The thread that submits an event runs the scheduler inline under a short lock and applies its
+//! effects. Slow work goes to the [supervisor].
 //!
-//! Under the lock nothing is awaited and no foreign code runs; wakers are woken after it is released.
+//! The driver never awaits and never calls foreign code while it holds the lock. It wakes tasks after it has released
+//! the lock.
 
 mod ancestry;
+mod last_failure;
 mod lease;
 #[cfg(all(test, loom))]
 mod models;
 mod report;
 mod revocation;
 mod supervisor;
-mod times;
-mod trouble;
+mod tool_times;
 mod waiter;
 mod waiters;
 
@@ -33,35 +34,35 @@ use tokio::{
 
 pub(crate) use self::{
     ancestry::Ancestry,
+    last_failure::LastFailure,
     lease::Lease,
-    trouble::Trouble,
-    waiter::{Acquire, Denial},
+    waiter::{Acquire, AcquireError},
 };
 use self::{
     ancestry::NestedCalls,
     lease::{LeaseRecord, LeaseSignal, SharedChunks},
-    supervisor::Order,
-    times::Times,
+    supervisor::Command,
+    tool_times::ToolTimes,
     waiter::Waiter,
     waiters::Waiters,
 };
 use crate::{
     PoolConfig, PoolError,
     metrics::Totals,
-    scheduler::{Effect, Event, KillReason, Limits, Load, Refusal, Scheduler, Ticket, WorkerKey, earlier},
+    scheduler::{Effect, Event, KillReason, Limits, Load, Rejection, Scheduler, Ticket, WorkerKey, earlier},
     sync::{Mutex, MutexGuard},
 };
 
-/// What all handles, calls and tasks of a pool share.
-pub(crate) struct Shared {
+/// The state that all handles, calls and tasks of a pool share.
+pub(crate) struct Driver {
     pub(crate) config: PoolConfig,
     pub(crate) totals: Arc<Totals>,
     state: Mutex<State>,
-    orders: mpsc::UnboundedSender<Order>,
+    commands: mpsc::UnboundedSender<Command>,
     startup: watch::Sender<Startup>,
     stopped: watch::Sender<bool>,
     readiness: watch::Sender<bool>,
-    /// Notified whenever a call provably ended other than by its own answer.
+    /// Notified when a call has provably ended without its own answer.
     ended: Notify,
 }
 
@@ -69,27 +70,27 @@ struct State {
     scheduler: Scheduler,
     tickets: u64,
     waiters: Waiters,
-    /// Calls that hold a worker.
+    /// The records of the calls that hold a worker.
     leases: Slab<LeaseRecord>,
-    times: Times,
-    /// No deadline among the running calls is earlier. May be too early; a tick corrects it.
+    tool_times: ToolTimes,
+    /// A lower bound of the deadlines in `leases`. A tick makes it exact.
     earliest_deadline: Option<Instant>,
-    /// Abandoned calls that may still run.
-    settling: Vec<(WorkerKey, CallId)>,
-    /// The workers that are up or ending, by slot.
+    /// The abandoned calls that may still run.
+    cancelling: Vec<(WorkerKey, CallId)>,
+    /// The workers that are up or stopping, by slot.
     members: Vec<Option<Arc<Member>>>,
-    /// Which slots never had a worker yet.
+    /// For each slot, whether it has never had a worker.
     never_up: Vec<bool>,
     nested: NestedCalls,
-    /// What went wrong last with a worker.
-    trouble: Option<Trouble>,
-    /// Whether the supervisor ended before the pool did: its runtime shut down.
+    /// The last failed launch or lost worker.
+    last_failure: Option<LastFailure>,
+    /// Whether the supervisor ended before the pool did, because its runtime shut down.
     is_orphaned: bool,
-    /// When the supervisor's timer fires.
-    armed: Option<Instant>,
+    /// The time of the supervisor's timer.
+    timer_at: Option<Instant>,
 }
 
-/// A worker that was up.
+/// A worker that was launched and has not exited.
 #[derive(Debug)]
 pub(crate) struct Member {
     pub(crate) key: WorkerKey,
@@ -97,7 +98,7 @@ pub(crate) struct Member {
     pub(crate) started_at: SystemTime,
 }
 
-/// How far the first launches have come.
+/// The outcome of the first launches.
 #[derive(Debug, Clone)]
 pub(crate) enum Startup {
     Pending,
@@ -105,44 +106,45 @@ pub(crate) enum Startup {
     Failed(PoolError),
 }
 
-/// What is to be done once the lock is released, because it runs foreign code: wakers to be woken, hardly ever more than one,
-/// calls to be asked back.
+/// Work that runs foreign code, and so waits until the lock is released.
 #[derive(Default)]
-struct Wakes {
-    first: Option<Waker>,
-    more: Vec<Waker>,
+struct Deferred {
+    /// The tasks to wake, usually only one.
+    waker: Option<Waker>,
+    more_wakers: Vec<Waker>,
+    /// The calls to recall.
     recalls: Vec<(Arc<Member>, CallId)>,
-    /// Workers that were killed, to be logged.
+    /// The killed workers, to log.
     killed: Vec<(Arc<Member>, KillReason)>,
-    /// Streams to be dropped.
+    /// The streams to drop.
     streams: Vec<SharedChunks>,
 }
 
-impl Wakes {
-    fn push(&mut self, waker: Option<Waker>) {
-        match (waker, &self.first) {
-            (Some(waker), None) => self.first = Some(waker),
-            (Some(waker), Some(_)) => self.more.push(waker),
+impl Deferred {
+    fn wake(&mut self, waker: Option<Waker>) {
+        match (waker, &self.waker) {
+            (Some(waker), None) => self.waker = Some(waker),
+            (Some(waker), Some(_)) => self.more_wakers.push(waker),
             (None, _) => {}
         }
     }
 
-    fn wake(self) {
-        if let Some(first) = self.first {
-            first.wake();
-            // There are others only beside a first one.
-            self.more.into_iter().for_each(Waker::wake);
+    fn run(self) {
+        if let Some(waker) = self.waker {
+            waker.wake();
+            // Empty unless there is a first waker.
+            self.more_wakers.into_iter().for_each(Waker::wake);
         }
         for chunks in &self.streams {
-            survive("dropping a stream", || {
+            catch_panic("dropping a stream", || {
                 drop(chunks.lock().unwrap_or_else(PoisonError::into_inner).take());
             });
         }
         for (member, call) in &self.recalls {
-            survive("recalling a call", || member.worker.handler().recall(*call));
+            catch_panic("recalling a call", || member.worker.handler().recall(*call));
         }
         for (member, why) in &self.killed {
-            survive(
+            catch_panic(
                 "logging",
                 || tracing::warn!(worker = %member.worker.id(), reason = %why, "killing worker"),
             );
@@ -150,26 +152,25 @@ impl Wakes {
     }
 }
 
-/// Runs a step of foreign code, or of code that logs: a program's log subscriber may panic too. Reports a panic and returns
-/// `false`; it costs this step and nothing else.
-fn survive(step: &str, run: impl FnOnce()) -> bool {
+/// Runs foreign code, or code that logs, because a log subscriber may panic too. Logs a panic and returns `false`.
+fn catch_panic(step: &str, run: impl FnOnce()) -> bool {
     let survived = catch_unwind(AssertUnwindSafe(run)).is_ok();
     if !survived {
-        let report = || tracing::error!(step, "a step of the pool panicked; the pool goes on");
-        // If it was the subscriber, the report fares no better.
+        let report = || tracing::error!(step, "a step of the pool panicked; the pool continues");
+        // If the subscriber panicked, it panics here too.
         let _ = catch_unwind(AssertUnwindSafe(report));
     }
     survived
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for Driver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("Driver").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
-impl Shared {
-    fn new(config: PoolConfig, orders: mpsc::UnboundedSender<Order>) -> Self {
+impl Driver {
+    fn new(config: PoolConfig, commands: mpsc::UnboundedSender<Command>) -> Self {
         let now = Instant::now();
         let limits = Limits {
             slots: config.workers,
@@ -183,21 +184,21 @@ impl Shared {
             tickets: 0,
             waiters: Waiters::default(),
             leases: Slab::new(),
-            times: Times::default(),
+            tool_times: ToolTimes::default(),
             earliest_deadline: None,
-            settling: Vec::new(),
+            cancelling: Vec::new(),
             members: vec![None; config.workers],
             never_up: vec![true; config.workers],
             nested: NestedCalls::default(),
-            trouble: None,
+            last_failure: None,
             is_orphaned: false,
-            armed: None,
+            timer_at: None,
         };
         Self {
             config,
             totals: Arc::default(),
             state: Mutex::new(state),
-            orders,
+            commands,
             startup: watch::Sender::new(Startup::Pending),
             stopped: watch::Sender::new(false),
             readiness: watch::Sender::new(false),
@@ -205,29 +206,29 @@ impl Shared {
         }
     }
 
-    /// No code under this lock panics half-way through a change, so a poisoned state is still whole.
+    /// Ignores poisoning, because no code panics in the middle of a change of the state.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets an event happen now.
-    pub(crate) fn bring(&self, event: Event) {
-        self.with_state(|state, wakes| self.apply(state, event, Instant::now(), wakes));
-        self.note_readiness();
+    /// Submits an event to the scheduler.
+    pub(crate) fn handle(&self, event: Event) {
+        self.with_state(|state, deferred| self.apply(state, event, Instant::now(), deferred));
+        self.update_readiness();
     }
 
-    /// Runs under the lock, and wakes whom it wants woken once the lock is released.
-    fn with_state<T>(&self, run: impl FnOnce(&mut State, &mut Wakes) -> T) -> T {
-        let mut wakes = Wakes::default();
-        let answer = run(&mut self.lock(), &mut wakes);
-        wakes.wake();
+    /// Runs `run` under the lock, and its deferred work after the lock is released.
+    fn with_state<T>(&self, run: impl FnOnce(&mut State, &mut Deferred) -> T) -> T {
+        let mut deferred = Deferred::default();
+        let answer = run(&mut self.lock(), &mut deferred);
+        deferred.run();
         answer
     }
 
-    /// Runs the scheduler and carries out its effects. All of them are quick: what takes time is ordered.
-    fn apply(&self, state: &mut State, event: Event, now: Instant, wakes: &mut Wakes) {
+    /// Runs the scheduler and applies its effects. None of them blocks; slow work becomes a [`Command`].
+    fn apply(&self, state: &mut State, event: Event, now: Instant, deferred: &mut Deferred) {
         let may_deadlock = Self::may_deadlock(state, &event);
-        let State { scheduler, waiters, leases, members, settling, .. } = state;
+        let State { scheduler, waiters, leases, members, cancelling, .. } = state;
         for effect in scheduler.on(event, now) {
             match effect {
                 Effect::Assign { ticket, worker } => {
@@ -242,30 +243,30 @@ impl Shared {
                             waiter.number,
                             waiter.load,
                         ));
-                        wakes.push(waiter.assign(member, key));
+                        deferred.wake(waiter.assign(member, key));
                     }
                 }
-                Effect::Reject { ticket, refusal } => {
-                    wakes.push(waiters.get_mut(ticket.waiter).and_then(|waiter| waiter.reject(refusal)));
+                Effect::Reject { ticket, rejection } => {
+                    deferred.wake(waiters.get_mut(ticket.waiter).and_then(|waiter| waiter.reject(rejection)));
                 }
                 Effect::CutOff => {
                     for (_, lease) in leases.iter_mut().filter(|(_, lease)| !lease.must_end()) {
-                        wakes.push(lease.send(LeaseSignal::ShuttingDown));
+                        deferred.wake(lease.send(LeaseSignal::ShuttingDown));
                     }
                 }
                 Effect::Expire(ticket) => {
-                    wakes.push(waiters.get_mut(ticket.waiter).and_then(Waiter::expire));
+                    deferred.wake(waiters.get_mut(ticket.waiter).and_then(Waiter::expire));
                 }
                 Effect::Recall(worker) => {
                     if let Some(member) = members.get(worker.index()).and_then(Option::as_ref) {
                         let held = leases.iter().filter(|(_, lease)| lease.worker == worker);
-                        wakes.recalls.extend(held.map(|(_, lease)| (Arc::clone(member), lease.call)));
+                        deferred.recalls.extend(held.map(|(_, lease)| (Arc::clone(member), lease.call)));
                     }
                 }
                 Effect::Kill(worker, why) => {
                     if let Some(member) = members.get(worker.index()).and_then(Option::as_ref) {
                         member.worker.kill(why.to_string());
-                        wakes.killed.push((Arc::clone(member), why));
+                        deferred.killed.push((Arc::clone(member), why));
                     }
                 }
                 Effect::Stop(worker) => {
@@ -273,37 +274,37 @@ impl Shared {
                         member.worker.stop(self.config.stop_grace);
                     }
                 }
-                Effect::Settle(worker, call) => {
+                Effect::Cancel(worker, call) => {
                     if let Some(member) = members.get(worker.index()).cloned().flatten() {
-                        settling.push((worker, call));
-                        self.order(Order::Settle(member, call));
+                        cancelling.push((worker, call));
+                        self.command(Command::Cancel(member, call));
                     }
                 }
-                Effect::Launch(worker) => self.order(Order::Launch(worker, self.worker_id(worker))),
-                Effect::AbortLaunch(worker) => self.order(Order::AbortLaunch(worker)),
+                Effect::Launch(worker) => self.command(Command::Launch(worker, self.worker_id(worker))),
+                Effect::AbortLaunch(worker) => self.command(Command::AbortLaunch(worker)),
                 Effect::Stopped => {
                     self.stopped.send_replace(true);
-                    self.order(Order::Rearm);
+                    self.command(Command::Rearm);
                 }
             }
         }
         if may_deadlock {
-            self.end_deadlock(state, wakes);
+            self.end_deadlock(state, deferred);
         }
-        self.arm(state);
+        self.arm_timer(state);
     }
 
-    /// A closed channel means that the supervisor was dropped with its pool: nobody is left to be served.
-    fn order(&self, order: Order) {
-        let _ = self.orders.send(order);
+    /// Sends a command to the supervisor. The channel is closed only after the supervisor was dropped with its pool.
+    fn command(&self, command: Command) {
+        let _ = self.commands.send(command);
     }
 
-    fn arm(&self, state: &mut State) {
-        if let Some(wake) = earlier(state.scheduler.wake(), state.earliest_deadline)
-            && state.armed.is_none_or(|armed| wake < armed)
+    fn arm_timer(&self, state: &mut State) {
+        if let Some(due) = earlier(state.scheduler.next_tick(), state.earliest_deadline)
+            && state.timer_at.is_none_or(|timer_at| due < timer_at)
         {
-            state.armed = Some(wake);
-            self.order(Order::Rearm);
+            state.timer_at = Some(due);
+            self.command(Command::Rearm);
         }
     }
 
@@ -311,17 +312,17 @@ impl Shared {
         WorkerId::new(format!("{}-{slot}-{generation}", self.config.name))
     }
 
-    /// Reads an id that [`worker_id`](Self::worker_id) wrote; that of another pool's worker is none.
+    /// Parses an id from [`worker_id`](Self::worker_id). Returns `None` for the id of another pool's worker.
     fn worker_key(&self, id: &str) -> Option<WorkerKey> {
         let (slot, generation) = id.strip_prefix(&*self.config.name)?.strip_prefix('-')?.split_once('-')?;
         Some(WorkerKey { slot: slot.parse().ok()?, generation: generation.parse().ok()? })
     }
 
-    /// A call gives its worker back.
-    fn end(&self, state: &mut State, key: usize, event: Event, wakes: &mut Wakes) -> LeaseRecord {
+    /// Removes the record of a lease and submits the event that ended it.
+    fn end(&self, state: &mut State, key: usize, event: Event, deferred: &mut Deferred) -> LeaseRecord {
         let lease = state.leases.remove(key);
         if !lease.revoked {
-            self.apply(state, event, Instant::now(), wakes);
+            self.apply(state, event, Instant::now(), deferred);
         }
         if lease.signal().is_some() {
             self.ended.notify_waiters();
@@ -329,64 +330,65 @@ impl Shared {
         lease
     }
 
-    /// A call that was given back gives its worker up and waits again, in one step: nobody finds it gone in between.
-    fn wait_again(
+    /// Ends the lease of a returned call and queues the call again, in one step, so that a concurrent cancellation
+    /// finds it.
+    fn requeue(
         self: &Arc<Self>,
         state: &mut State,
         key: usize,
         worker: WorkerKey,
         tool: Arc<str>,
         load: Load,
-        wakes: &mut Wakes,
+        deferred: &mut Deferred,
     ) -> (LeaseRecord, Acquire) {
         let lease = state.leases.remove(key);
         let deadline = lease.deadline;
         let waiter = Waiter::new(lease.call, deadline, load, lease.number);
         let ticket = Ticket { number: lease.number, waiter: state.waiters.insert(waiter) };
         let waiter = &mut state.waiters[ticket.waiter];
-        let wants_no_more = match lease.signal() {
+        let ended = match lease.signal() {
             Some(LeaseSignal::Cancelled) => Some(waiter.cancel()),
             Some(LeaseSignal::DeadlineExceeded) => Some(waiter.expire()),
-            Some(LeaseSignal::ShuttingDown) => Some(waiter.reject(Refusal::Draining)),
+            Some(LeaseSignal::ShuttingDown) => Some(waiter.reject(Rejection::Draining)),
             Some(LeaseSignal::Orphaned) => Some(waiter.orphan()),
             Some(LeaseSignal::WorkerExited) | None => None,
         };
-        let event = match wants_no_more {
+        let event = match ended {
             Some(waker) => {
-                wakes.push(waker);
+                deferred.wake(waker);
                 Event::Released(worker, load)
             }
-            None => Event::GivenBack { worker, ticket, deadline, load },
+            None => Event::Returned { worker, ticket, deadline, load },
         };
         state.waiters.index(ticket.waiter);
-        // One whose worker was taken from it is abandoned already, as far as the scheduler knows.
+        // The scheduler counts the call of a revoked lease as abandoned already.
         if !lease.revoked {
-            self.apply(state, event, Instant::now(), wakes);
+            self.apply(state, event, Instant::now(), deferred);
         }
         if lease.signal().is_some() {
             self.ended.notify_waiters();
         }
-        (lease, Acquire::again(Arc::clone(self), ticket, tool, deadline))
+        (lease, Acquire::resume(Arc::clone(self), ticket, tool, deadline))
     }
 
     fn launched(&self, key: WorkerKey, worker: Worker) -> Arc<Member> {
         let member = Arc::new(Member { key, worker, started_at: SystemTime::now() });
-        let all_were_up = self.with_state(|state, wakes| {
+        let all_were_up = self.with_state(|state, deferred| {
             state.members[key.index()] = Some(Arc::clone(&member));
             state.never_up[key.index()] = false;
             let launched = Event::Launched { worker: key, keeps_calls: member.worker.keeps_calls() };
-            self.apply(state, launched, Instant::now(), wakes);
+            self.apply(state, launched, Instant::now(), deferred);
             !state.never_up.contains(&true)
         });
-        // Readiness first, so that whoever waited for the start finds the pool ready.
-        self.note_readiness();
+        // Before the end of the start, so that a task that waits for it finds the pool ready.
+        self.update_readiness();
         if all_were_up {
             self.end_startup(Startup::Ready);
         }
         member
     }
 
-    /// The first outcome counts.
+    /// Ends the start phase, unless it has ended already.
     fn end_startup(&self, outcome: Startup) {
         self.startup.send_if_modified(|startup| {
             let pending = matches!(startup, Startup::Pending);
@@ -398,56 +400,56 @@ impl Shared {
     }
 
     fn launch_failed(&self, key: WorkerKey, error: PoolError) {
-        self.lock().trouble = Some(Trouble::Launch { error: error.to_string() });
+        self.lock().last_failure = Some(LastFailure::Launch { error: error.to_string() });
         self.end_startup(Startup::Failed(error));
-        self.bring(Event::LaunchFailed(key));
+        self.handle(Event::LaunchFailed(key));
     }
 
     fn exited(&self, key: WorkerKey, id: &WorkerId, reason: String) {
-        self.with_state(|state, wakes| {
+        self.with_state(|state, deferred| {
             state.members[key.index()] = None;
-            state.trouble = Some(Trouble::ended(state.trouble.take(), id, reason));
-            state.note_company(key);
-            state.settling.retain(|(worker, _)| *worker != key);
+            state.last_failure = Some(LastFailure::ended(state.last_failure.take(), id, reason));
+            state.mark_lost_with_others(key);
+            state.cancelling.retain(|(worker, _)| *worker != key);
             for (_, lease) in &mut state.leases {
                 if lease.worker == key && !lease.must_end() {
-                    wakes.push(lease.send(LeaseSignal::WorkerExited));
+                    deferred.wake(lease.send(LeaseSignal::WorkerExited));
                 }
             }
-            self.apply(state, Event::Exited(key), Instant::now(), wakes);
+            self.apply(state, Event::Exited(key), Instant::now(), deferred);
         });
-        self.note_readiness();
+        self.update_readiness();
         self.ended.notify_waiters();
     }
 
-    fn settled(&self, key: WorkerKey, call: CallId, proven: bool) {
-        self.with_state(|state, wakes| {
+    fn cancel_ended(&self, key: WorkerKey, call: CallId, proven: bool) {
+        self.with_state(|state, deferred| {
             if proven {
-                state.settling.retain(|settling| *settling != (key, call));
+                state.cancelling.retain(|cancelling| *cancelling != (key, call));
             }
-            let event = if proven { Event::Settled(key) } else { Event::Unsettled(key) };
-            self.apply(state, event, Instant::now(), wakes);
+            let event = if proven { Event::CancelConfirmed(key) } else { Event::CancelFailed(key) };
+            self.apply(state, event, Instant::now(), deferred);
         });
         self.ended.notify_waiters();
     }
 
-    /// The supervisor was dropped while the pool still served, because its runtime shut down. Nothing that happens from now
-    /// on is acted upon, so every call ends, and every one to come is refused.
+    /// Fails all calls after the supervisor was dropped, because its runtime shut down. Later calls are rejected,
+    /// because no task handles events any longer.
     fn orphan(&self) {
         if *self.stopped.borrow() {
             return;
         }
-        self.with_state(|state, wakes| {
+        self.with_state(|state, deferred| {
             state.is_orphaned = true;
             for waiter in state.waiters.iter_mut() {
-                wakes.push(waiter.orphan());
+                deferred.wake(waiter.orphan());
             }
             for (_, lease) in state.leases.iter_mut().filter(|(_, lease)| !lease.must_end()) {
-                wakes.push(lease.send(LeaseSignal::Orphaned));
+                deferred.wake(lease.send(LeaseSignal::Orphaned));
             }
         });
         self.stopped.send_replace(true);
-        self.note_readiness();
+        self.update_readiness();
         self.ended.notify_waiters();
     }
 
@@ -456,15 +458,15 @@ impl Shared {
         self.lock().is_orphaned
     }
 
-    /// What went wrong last with a worker, for calls that get none.
-    pub(crate) fn trouble(&self) -> String {
-        // Slots fail only by launches and exits, which say why.
-        self.lock().trouble.as_ref().map(ToString::to_string).unwrap_or_default()
+    /// The last failure of a worker, for the errors of calls that get none.
+    pub(crate) fn last_failure(&self) -> String {
+        // A slot fails only after a launch or an exit, and both set it.
+        self.lock().last_failure.as_ref().map(ToString::to_string).unwrap_or_default()
     }
 
-    /// The last handle is gone: refuses all calls and kills all workers, without waiting for anything.
+    /// Rejects all calls and kills all workers without waiting, after the last handle was dropped.
     pub(crate) fn abort(&self) {
-        self.bring(Event::Drain { until: Instant::now() });
+        self.handle(Event::Drain { until: Instant::now() });
         for member in self.lock().members.iter().flatten() {
             member.worker.kill("its pool was dropped");
         }

@@ -1,28 +1,28 @@
-//! What can go wrong with a pool as a whole. What goes wrong with a call is a `ToolError`.
+//! Errors of a pool as a whole. Errors of calls are `ToolError`s.
 
 use snakepit_worker::{WorkerError, WorkerId};
 
-/// Why a pool does not start, or is not ready.
+/// An error of starting a pool or of waiting until it is ready.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError {
-    /// A setting cannot work.
+    /// A setting is invalid.
     #[error("pool setting `{field}` {problem}")]
     InvalidConfig {
-        /// The field of [`PoolConfig`](crate::PoolConfig).
+        /// The name of the field of [`PoolConfig`](crate::PoolConfig).
         field: &'static str,
-        /// What is wrong with it, as the end of a sentence.
+        /// The problem, as the end of a sentence that begins with the field.
         problem: String,
     },
     /// The pool was started outside a tokio runtime.
     #[error("pool needs a tokio runtime; start it inside `Runtime::block_on` or an async main")]
     NoRuntime,
-    /// A worker did not start.
+    /// The launch of a worker failed.
     #[error("worker `{worker}` did not start: {error}")]
     Start {
         /// The worker's id.
         worker: WorkerId,
-        /// Why not. Part of the message, and so no source besides: whoever prints both would say it twice.
+        /// The cause. The message includes it, so `source()` does not return it.
         error: WorkerError,
     },
     /// The pool was shut down.

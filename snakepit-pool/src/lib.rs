@@ -1,19 +1,43 @@
-//! Many workers as one callable: which worker runs which call, what happens to calls on the way, and when workers
-//! are started, replaced and stopped.
+//! A pool of workers behind one [`ToolHandler`](snakepit_registry::ToolHandler). It assigns calls to workers, enforces
+//! deadlines, retries calls whose workers were lost, and launches, replaces and stops workers.
 //!
 //! ```text
 //!    Pool (handle)          RemoteTool: dyn ToolHandler
 //!        |                          |
 //!        |                        stack          trace > metrics > retry > dispatch
 //!        |                          |
-//!        +--------> driver <--------+            runs the scheduler under a short lock, carries out its effects
+//!        +--------> driver <--------+            runs the scheduler under a short lock, applies its effects
 //!                   |    |
-//!           scheduler    supervisor              decides, purely | waits for launches, exits, timers
+//!           scheduler    supervisor              pure state machine | waits for launches, exits, timers
 //!                             |
 //!                    dyn WorkerLauncher          snakepit-worker
 //! ```
 //!
-//! This crate knows nothing of gRPC, protobuf, processes or Python.
+//! This crate does not depend on gRPC, protobuf, processes or Python.
+//!
+//! # Example
+//! ```
+//! # use std::{convert::Infallible, sync::Arc, time::Duration};
+//! # use snakepit_registry::{FnTool, ReplyBody, ToolCall, ToolHandler};
+//! # use snakepit_worker::fake::FakeLauncher;
+//! use snakepit_pool::{Pool, PoolConfig};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let double = FnTool::typed("double", |args: std::collections::HashMap<String, i64>| async move {
+//! #     Ok::<_, Infallible>(args["x"] * 2)
+//! # });
+//! # let launcher = Arc::new(FakeLauncher::new(Arc::new(double)));
+//! let pool = Pool::start(PoolConfig { workers: 2, ..PoolConfig::default() }, launcher)?;
+//! pool.ready().await?;
+//! let call = ToolCall::new("double").try_with_argument("x", &21)?;
+//! let reply = pool.tool().call(call).await?;
+//! # let ReplyBody::Value(value) = reply.body else { panic!("a stream") };
+//! assert_eq!(value.to_serde::<i64>()?, 42);
+//! pool.shutdown(Duration::from_secs(10)).await;
+//! # Ok(())
+//! # }
+//! ```
 #![warn(missing_docs)]
 
 mod attempt;

@@ -1,7 +1,7 @@
-//! Counts how calls end. Outside the layers that refuse, retry and time out, so that it sees what the caller sees.
+//! Counts the outcomes of calls, as their callers see them.
 //!
-//! A call is counted when its answer is complete: for a stream, at its end. Recording hangs on drop, so a call that its
-//! caller gave up counts too.
+//! A call counts when its answer is complete. A streaming call counts at the end of its stream. A call that its caller
+//! drops counts as cancelled.
 
 #[cfg(test)]
 mod tests;
@@ -22,23 +22,23 @@ use tower::{Layer, Service};
 
 use crate::chunks::wrap;
 
-/// How a pool's calls ended so far. The sum of all but `retried` is the number of calls that ended.
+/// The number of calls of a pool by outcome. The sum of all fields except `retried` is the number of ended calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct CallTotals {
-    /// Answered; streams to their end.
+    /// Answered. A stream counts when it has been read to its end.
     pub succeeded: u64,
-    /// Failed by the tool itself, or because the call could not be run as asked.
+    /// Failed in the tool, or invalid.
     pub failed: u64,
-    /// Refused, because the queue was full or no worker could take them.
+    /// Rejected, because the queue was full, no worker was available or the pool was shutting down.
     pub refused: u64,
-    /// Ended by their deadline.
+    /// Ended at their deadline.
     pub timed_out: u64,
-    /// Given up by their caller, cancelled, or cut off when the pool stopped.
+    /// Dropped by their caller, cancelled by id, or cut off by a shutdown.
     pub cancelled: u64,
     /// Lost with their worker.
     pub lost: u64,
-    /// Further attempts after a worker was lost. One call may count several times.
+    /// Retries after a worker was lost. One call may count several times.
     pub retried: u64,
 }
 
@@ -71,7 +71,7 @@ impl Totals {
     fn of(&self, error: &ToolError) -> &AtomicU64 {
         match error {
             ToolError::Overloaded { .. }
-            | ToolError::TooMuchAtOnce { .. }
+            | ToolError::TooManyBytes { .. }
             | ToolError::Unavailable { .. }
             | ToolError::ShuttingDown { delivered: false }
             | ToolError::NoRuntime { .. } => &self.refused,
@@ -83,7 +83,7 @@ impl Totals {
     }
 }
 
-/// Counts one call when it is dropped: as given up, unless its end was seen before.
+/// Counts one call: by its outcome, or as cancelled if the guard is dropped before.
 #[derive(Debug)]
 struct Guard {
     totals: Arc<Totals>,
@@ -107,7 +107,7 @@ impl Drop for Guard {
     }
 }
 
-/// Makes [`Metrics`].
+/// The layer of [`Metrics`].
 #[derive(Debug, Clone)]
 pub(crate) struct MetricsLayer(pub(crate) Arc<Totals>);
 
@@ -119,7 +119,7 @@ impl<S> Layer<S> for MetricsLayer {
     }
 }
 
-/// Counts how calls end.
+/// Counts the outcomes of calls.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics<S> {
     inner: S,

@@ -1,110 +1,112 @@
-//! The handle of a pool: start, watch, shut down.
+//! The handle of a pool: starts it, reports its status, shuts it down.
 
 use std::{sync::Arc, time::Duration};
 
 use snakepit_worker::WorkerLauncher;
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 
-use crate::{PoolConfig, PoolError, PoolStatus, RemoteTool, driver::Shared, scheduler::Event, stack::stack};
+use crate::{PoolConfig, PoolError, PoolStatus, RemoteTool, driver::Driver, scheduler::Event, stack::stack};
 
-/// Many workers behind one handle. Clones share the workers; dropping the last one kills them.
+/// A handle of a pool of workers. Clones share the workers. Dropping the last clone kills them.
 #[derive(Debug, Clone)]
 pub struct Pool {
     owner: Arc<Owner>,
 }
 
-/// Keeps the supervisor, and with it the workers, alive.
+/// Aborts the pool when the last handle is dropped.
 #[derive(Debug)]
 struct Owner {
-    shared: Arc<Shared>,
+    driver: Arc<Driver>,
     tool: Arc<RemoteTool>,
-    /// Holds the supervisor; dropping it ends that task.
+    /// The supervisor's task, which ends when this set is dropped.
     _supervisor: JoinSet<()>,
 }
 
 impl Pool {
-    /// Makes a pool and begins to launch all its workers at the same time. Calls may be made at once; they wait for
-    /// the first worker.
+    /// Creates a pool and launches all its workers concurrently. Calls may be made immediately. They wait for the first
+    /// worker.
     ///
     /// # Errors
-    /// [`PoolError::InvalidConfig`] for settings that cannot work, [`PoolError::NoRuntime`] outside a tokio runtime.
+    /// [`PoolError::InvalidConfig`] for an invalid setting, [`PoolError::NoRuntime`] outside a tokio runtime.
     pub fn start(config: PoolConfig, launcher: Arc<dyn WorkerLauncher>) -> Result<Self, PoolError> {
         config.validate()?;
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(PoolError::NoRuntime);
         }
-        let (shared, supervisor) = Shared::spawn(config, launcher);
-        let tool = Arc::new(RemoteTool::new(Arc::clone(&shared), stack(&shared)));
-        Ok(Self { owner: Arc::new(Owner { shared, tool, _supervisor: supervisor }) })
+        let (driver, supervisor) = Driver::spawn(config, launcher);
+        let tool = Arc::new(RemoteTool::new(Arc::clone(&driver), stack(&driver)));
+        Ok(Self { owner: Arc::new(Owner { driver, tool, _supervisor: supervisor }) })
     }
 
-    /// Waits until every worker was up once. Cancel safe; may be called again, also afterwards.
+    /// Waits until every slot has had a worker. Cancel safe. May be called any number of times, also later.
     ///
     /// # Errors
-    /// [`PoolError::Start`] with the first launch that failed before that. The pool goes on trying nevertheless, until
-    /// it is shut down. [`PoolError::ShutDown`] when it was.
+    /// [`PoolError::Start`] with the first failed launch. The pool keeps launching workers nevertheless.
+    /// [`PoolError::ShutDown`] after a shutdown.
     pub async fn ready(&self) -> Result<(), PoolError> {
-        self.owner.shared.ready().await
+        self.owner.driver.ready().await
     }
 
-    /// The pool as something callable.
+    /// The handler that runs calls on the pool's workers.
     #[must_use]
     pub fn tool(&self) -> Arc<RemoteTool> {
         Arc::clone(&self.owner.tool)
     }
 
-    /// How long a call without a deadline may take.
+    /// The timeout of calls without a deadline.
     #[must_use]
     pub fn default_timeout(&self) -> Option<Duration> {
-        self.owner.shared.config.default_timeout
+        self.owner.driver.config.default_timeout
     }
 
-    /// What the pool is about now.
+    /// A snapshot of the pool, its workers and its counters.
     #[must_use]
     pub fn status(&self) -> PoolStatus {
-        self.owner.shared.status()
+        self.owner.driver.status()
     }
 
-    /// Whether the pool serves: every worker was up once, at least one is now, and it is not shutting down.
+    /// Whether the pool serves calls: every slot has had a worker, at least one worker is up, and the pool is not
+    /// shutting down.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.owner.shared.is_ready()
+        self.owner.driver.is_ready()
     }
 
-    /// Whether the runtime that started the pool has shut down. Its workers are gone, and every call fails with
+    /// Whether the tokio runtime that started the pool has shut down. Its workers have ended, and every call fails with
     /// [`NoRuntime`](snakepit_registry::ToolError::NoRuntime).
     #[must_use]
     pub fn is_orphaned(&self) -> bool {
-        self.owner.shared.is_orphaned()
+        self.owner.driver.is_orphaned()
     }
 
-    /// Follows [`is_ready`](Self::is_ready) as it changes.
+    /// A channel with the current value of [`is_ready`](Self::is_ready).
     #[must_use]
     pub fn readiness(&self) -> watch::Receiver<bool> {
-        self.owner.shared.readiness()
+        self.owner.driver.readiness()
     }
 
-    /// Refuses new calls with [`ShuttingDown`](snakepit_registry::ToolError::ShuttingDown), lets those that are queued or
-    /// run finish for up to `drain`, cuts the rest off with the same error, then stops the workers, each within its
-    /// [`stop_grace`](PoolConfig::stop_grace), and returns when the last is gone.
+    /// Shuts the pool down gracefully:
     ///
-    /// Returns immediately when the runtime that started the pool has shut down: see [`is_orphaned`](Self::is_orphaned).
+    /// 1. The pool rejects new calls with [`ShuttingDown`](snakepit_registry::ToolError::ShuttingDown).
+    /// 2. Queued and running calls may finish for up to `drain`. The others fail with the same error.
+    /// 3. The workers stop, each within [`stop_grace`](PoolConfig::stop_grace).
     ///
-    /// May be called several times, also at the same time: the shortest `drain` counts.
+    /// Returns when the last worker has exited, or immediately if the pool [is orphaned](Self::is_orphaned). May be
+    /// called several times, also concurrently. The shortest `drain` applies.
     ///
     /// # Cancel safety
-    /// The shutdown goes on when the future is dropped; calling it again waits for the same end.
+    /// The shutdown continues when the future is dropped. Another call waits for its end.
     pub async fn shutdown(&self, drain: Duration) {
-        // A drain too long for the clock may as well take a year.
+        // Keeps the sum below within the range of the clock.
         const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
         let until = Instant::now() + drain.min(YEAR);
-        self.owner.shared.bring(Event::Drain { until });
-        self.owner.shared.stopped().await;
+        self.owner.driver.handle(Event::Drain { until });
+        self.owner.driver.stopped().await;
     }
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.shared.abort();
+        self.driver.abort();
     }
 }

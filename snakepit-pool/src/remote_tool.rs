@@ -1,4 +1,4 @@
-//! A pool as something callable.
+//! The handler that runs calls on a pool's workers.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -7,34 +7,36 @@ use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
 use tokio::time::Instant;
 use tower::Service;
 
-use crate::{driver::Shared, stack::Stack};
+use crate::{driver::Driver, stack::Stack};
 
-/// Runs tools on the workers of a [`Pool`](crate::Pool). Which tool a call names is up to the workers.
+/// Runs calls on the workers of a [`Pool`](crate::Pool). It does not check the name of the tool; the worker does.
 ///
-/// It does not keep the pool alive: once the last handle of the pool is dropped, its calls fail with
+/// A `RemoteTool` does not keep its pool alive. After the last handle of the pool is dropped, calls fail with
 /// [`ToolError::ShuttingDown`].
 #[derive(Debug)]
 pub struct RemoteTool {
-    shared: Arc<Shared>,
+    driver: Arc<Driver>,
     stack: Stack,
 }
 
 impl RemoteTool {
-    /// The call that this worker of the pool runs and those that wait for it, outermost first: the
-    /// [ancestors](ToolCall::ancestors) of a call that the worker makes. `None` when that is not known.
+    /// The call that runs on this worker and the calls that wait for it, outermost first. These are the
+    /// [ancestors](ToolCall::ancestors) of a call that the worker makes.
+    ///
+    /// Returns `None` if the worker is idle or unknown, or if the pool's `concurrency` is not 1.
     #[must_use]
     pub fn ancestors_on(&self, worker: &str) -> Option<Arc<[CallId]>> {
-        self.shared.ancestors_on(worker)
+        self.driver.ancestors_on(worker)
     }
 
-    pub(crate) const fn new(shared: Arc<Shared>, stack: Stack) -> Self {
-        Self { shared, stack }
+    pub(crate) const fn new(driver: Arc<Driver>, stack: Stack) -> Self {
+        Self { driver, stack }
     }
 }
 
 #[async_trait]
 impl ToolHandler for RemoteTool {
-    // Spelled out, because an async fn would keep places for the call beside its future.
+    // Not an async fn, because that would reserve space for the call in addition to the inner future.
     fn call<'a, 'f>(
         &'a self,
         mut call: ToolCall,
@@ -43,22 +45,22 @@ impl ToolHandler for RemoteTool {
         'a: 'f,
         Self: 'f,
     {
-        // The budget for queueing, all attempts and the whole of a stream. A timeout too long for the clock is none.
-        let by_default = || Instant::now().checked_add(self.shared.config.default_timeout?);
+        // Covers queueing, all attempts and the whole stream. A timeout beyond the range of the clock sets no deadline.
+        let by_default = || Instant::now().checked_add(self.driver.config.default_timeout?);
         call.deadline = call.deadline.or_else(by_default);
-        // Every layer is always ready, so none need be asked.
+        // No `poll_ready`, because every layer is always ready.
         Box::pin(self.stack.clone().call(call))
     }
 
-    /// The driver has one timer for all calls of the pool, and knows whether a call is queued or running.
+    /// The driver has one timer for all calls of the pool and knows whether a call is queued or running.
     fn keeps_deadlines(&self) -> bool {
         true
     }
 
-    /// Frees a queued call's place, or takes the worker away from a running call; returns once the worker has proven
-    /// that the call has ended, or is gone. The call itself fails with [`ToolError::Cancelled`].
+    /// Removes a call from the queue, or cancels it on its worker. Returns once the worker has confirmed the end of the
+    /// call or has exited. The call itself fails with [`ToolError::Cancelled`].
     async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
-        self.shared.cancel(call).await;
+        self.driver.cancel(call).await;
         Ok(())
     }
 }

@@ -1,8 +1,8 @@
-//! Tries a call again when its worker was lost, as far as that cannot do harm.
+//! Retries calls whose worker was lost.
 //!
-//! A call that never began is tried again until its deadline, because the loss of its worker has nothing to do with it: a
-//! worker that dies holds calls that wait behind the running one. A call that may have begun is tried again only if its caller
-//! declared it idempotent. Streams are retried only before they begin, so never after a first chunk.
+//! A call that did not begin is retried until its deadline, because the worker probably died of the call that it was
+//! running. If the worker had no other call, it probably died of this one, so the number of attempts is small. A call
+//! that may have begun is retried only if its caller declared it idempotent. A stream is never retried after its reply.
 
 #[cfg(test)]
 mod tests;
@@ -20,16 +20,17 @@ use tower::{Layer, Service};
 
 use crate::{attempt::AttemptError, metrics::Totals};
 
-/// How often a call is retried that did not begin before its worker was lost.
+/// The most retries of a call that did not begin, on workers that had other calls too.
 const MAX_UNDELIVERED: usize = 100;
 
-/// How often such a call is retried if it was the only call of its worker, and so probably kills workers that receive it.
+/// The most retries of a call that did not begin, on workers that had no other call. Such a call probably kills every
+/// worker that receives it.
 const MAX_UNDELIVERED_ALONE: usize = 4;
 
-/// Makes [`Retry`].
+/// The layer of [`Retry`].
 #[derive(Debug, Clone)]
 pub(crate) struct RetryLayer {
-    /// How often a call may begin, the first time included.
+    /// The most times that a call may begin, including the first.
     pub(crate) max_attempts: usize,
     pub(crate) totals: Arc<Totals>,
 }
@@ -42,7 +43,7 @@ impl<S> Layer<S> for RetryLayer {
     }
 }
 
-/// Tries calls again when their worker was lost.
+/// Retries calls whose worker was lost.
 #[derive(Debug, Clone)]
 pub(crate) struct Retry<S> {
     inner: S,
@@ -63,7 +64,7 @@ where
     }
 
     fn call(&mut self, call: ToolCall) -> Self::Future {
-        // The service that is ready takes the call; its clone, which is not, stays behind.
+        // `poll_ready` made this instance ready, not its clone.
         let clone = self.inner.clone();
         let mut service = std::mem::replace(&mut self.inner, clone);
         let call = Arc::new(call);
@@ -81,20 +82,20 @@ where
 }
 
 pin_project! {
-    /// Tries one call until it is answered or its attempts are used up.
+    /// Retries one call until it is answered or has used up its attempts.
     #[derive(Debug)]
     pub(crate) struct ResponseFuture<S: Service<Arc<ToolCall>>> {
-        // `None` while the service is not ready for the next attempt.
+        // `None` between two attempts, until the service is ready.
         #[pin]
         attempt: Option<S::Future>,
         service: S,
-        // Shared with the attempt, for there may be a next one.
+        // Shared with the attempt and kept for the next one.
         call: Arc<ToolCall>,
-        // How often the call may begin again.
+        // Remaining retries after the call may have begun.
         left: usize,
-        // How many attempts may still end before the call begins.
+        // Remaining retries after the call did not begin, on workers with other calls.
         undelivered_left: usize,
-        // The same for attempts that lost a worker without other calls.
+        // Remaining retries after the call did not begin, on workers without other calls.
         alone_left: usize,
         totals: Arc<Totals>,
     }

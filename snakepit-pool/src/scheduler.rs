@@ -1,7 +1,7 @@
-//! Decides which worker runs which call, and when workers come and go.
+//! Decides which worker runs which call, and when workers start and stop.
 //!
-//! A pure state machine: what happened goes in as an [`Event`], what is to be done comes out as [`Effect`]s. It does
-//! no IO, starts no tasks, takes no locks and reads no clock. [`driver`](crate::driver) brings it to life.
+//! A pure state machine: it maps an [`Event`] and a time to [`Effect`]s. It does no IO, starts no tasks, takes no locks
+//! and reads no clock. The [`driver`](crate::driver) connects it to the outside.
 
 mod ahead;
 mod capacity;
@@ -19,44 +19,44 @@ use tokio::time::Instant;
 
 use self::{
     capacity::Capacity,
-    queue::{Entry, Queue},
+    queue::{Queue, QueuedCall},
     slot::Up,
 };
 pub(crate) use self::{
-    event::{Effect, Event, KillReason, Refusal, Ticket, WorkerKey},
+    event::{Effect, Event, KillReason, Rejection, Ticket, WorkerKey},
     load::Load,
     queue::earlier,
     slot::{Slot, SlotState},
 };
 
-/// How many calls a worker may be handed beyond those that it runs.
-const MOST_AHEAD: usize = 64;
+/// The most calls that a worker may hold ahead of their turn, in addition to the running ones.
+const MAX_AHEAD: usize = 64;
 
-/// What the scheduler must know of the pool's configuration.
+/// The settings of the pool that the scheduler needs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// How many workers there are.
+    /// The number of slots, and so of workers.
     pub(crate) slots: usize,
-    /// How many calls a worker runs at a time.
+    /// The number of calls that a worker runs concurrently.
     pub(crate) concurrency: usize,
-    /// How many calls may wait.
+    /// The most queued calls.
     pub(crate) queue: usize,
-    /// What those may hold, in bytes.
+    /// The most bytes of all queued calls.
     pub(crate) queue_bytes: usize,
-    /// How long an abandoned call may take to end.
+    /// The time that an abandoned call has to end.
     pub(crate) cancel_grace: Duration,
 }
 
-/// What the pool is about.
+/// The phase of the pool's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// It takes calls.
+    /// The pool accepts calls.
     Serving,
-    /// It takes no more calls, and finishes those it has until this time.
+    /// The pool rejects new calls and finishes the others until this time.
     Draining { until: Instant },
-    /// It waits for its workers to go.
+    /// The pool waits for its workers to exit.
     Stopping,
-    /// Nothing is left.
+    /// All workers have exited.
     Stopped,
 }
 
@@ -67,55 +67,55 @@ pub(crate) struct Scheduler {
     slots: Vec<Slot>,
     capacity: Capacity,
     queue: Queue,
-    /// The slot that was handed the last brief call.
+    /// The slot of the last brief call.
     last_brief: u32,
-    /// Calls that hold a worker, lost workers included.
+    /// The number of calls that hold a worker, including lost workers.
     in_flight: usize,
-    /// Slots whose worker is up.
+    /// The number of slots whose worker is up.
     up: usize,
-    /// No timer is earlier. May be too early; a tick corrects it.
-    wake: Option<Instant>,
+    /// A lower bound of all timers. A tick makes it exact.
+    next_tick: Option<Instant>,
     effects: Vec<Effect>,
 }
 
 impl Scheduler {
-    /// A scheduler whose workers are all to be launched by the first [`Event::Tick`].
+    /// Creates a scheduler that launches all workers at the first [`Event::Tick`].
     pub(crate) fn new(limits: Limits, now: Instant) -> Self {
         let indices = 0..u32::try_from(limits.slots).unwrap_or(u32::MAX);
         Self {
             limits,
             phase: Phase::Serving,
             slots: indices.map(|index| Slot::new(index, now)).collect(),
-            capacity: Capacity::new(limits.slots, limits.concurrency + MOST_AHEAD),
+            capacity: Capacity::new(limits.slots, limits.concurrency + MAX_AHEAD),
             queue: Queue::default(),
             last_brief: 0,
             in_flight: 0,
             up: 0,
-            wake: Some(now),
+            next_tick: Some(now),
             effects: Vec::new(),
         }
     }
 
-    /// Takes in what happened, and hands out what is to be done about it, in this order.
+    /// Handles an event. Returns the effects in the order in which they must be applied.
     pub(crate) fn on(&mut self, event: Event, now: Instant) -> Drain<'_, Effect> {
         match event {
             Event::Submit { ticket, preferred, deadline, load, bytes } => {
-                self.submit(Entry { ticket, preferred, deadline, since: now, load, bytes }, now);
+                self.submit(QueuedCall { ticket, preferred, deadline, queued_at: now, load, bytes }, now);
             }
             Event::Withdraw(ticket) => {
                 self.queue.remove(ticket);
-                // It may have stood before one that can be handed over ahead.
+                // The next call may be brief, and so fit on a busy worker.
                 self.dispatch(now);
                 self.stop_if_drained();
             }
             Event::Finished(worker, load) => self.finished(worker, load, now),
             Event::Released(worker, load) => self.released(worker, load, now),
-            Event::GivenBack { worker, ticket, deadline, load } => {
-                // Only brief calls are given back, which are small and few.
+            Event::Returned { worker, ticket, deadline, load } => {
+                // Only brief calls are returned. They are too small and few to count.
                 let bytes = 0;
-                self.given_back(
+                self.returned(
                     worker,
-                    Entry { ticket, preferred: None, deadline, since: now, load, bytes },
+                    QueuedCall { ticket, preferred: None, deadline, queued_at: now, load, bytes },
                     now,
                 );
             }
@@ -132,8 +132,8 @@ impl Scheduler {
                 self.abandoned(worker, call, load, now);
                 self.stop_if_drained();
             }
-            Event::Settled(worker) => self.settled(worker, now),
-            Event::Unsettled(worker) => self.kill(worker, KillReason::CancelFailed, now),
+            Event::CancelConfirmed(worker) => self.cancel_confirmed(worker, now),
+            Event::CancelFailed(worker) => self.kill(worker, KillReason::CancelFailed, now),
             Event::Launched { worker, keeps_calls } => self.launched(worker, keeps_calls, now),
             Event::LaunchFailed(worker) => {
                 if self.is_current(worker) && matches!(self.slot(worker).state, SlotState::Launching) {
@@ -147,9 +147,9 @@ impl Scheduler {
         self.effects.drain(..)
     }
 
-    /// When [`Event::Tick`] is due.
-    pub(crate) const fn wake(&self) -> Option<Instant> {
-        self.wake
+    /// The time at which the next [`Event::Tick`] is due.
+    pub(crate) const fn next_tick(&self) -> Option<Instant> {
+        self.next_tick
     }
 
     pub(crate) const fn phase(&self) -> Phase {
@@ -168,40 +168,40 @@ impl Scheduler {
         &self.slots
     }
 
-    fn submit(&mut self, call: Entry, now: Instant) {
+    fn submit(&mut self, call: QueuedCall, now: Instant) {
         let ticket = call.ticket;
         if self.phase != Phase::Serving {
-            return self.reject(ticket, Refusal::Draining);
+            return self.reject(ticket, Rejection::Draining);
         }
         if call.deadline.is_some_and(|at| at <= now) {
             return self.effects.push(Effect::Expire(ticket));
         }
-        // Nobody overtakes the queue.
+        // A new call must not overtake queued ones.
         if self.queue.len() == 0
             && let Some(slot) = self.pick(&call, now)
         {
             return self.assign(ticket, slot, call.load, now);
         }
-        if self.has_no_hope() {
-            return self.reject(ticket, Refusal::NoWorkers { next_attempt: self.next_attempt() });
+        if self.cannot_start_workers() {
+            return self.reject(ticket, Rejection::NoWorkers { next_attempt: self.next_attempt() });
         }
         let queued = self.queue.len();
         if queued >= self.limits.queue {
             let oldest = self.queue.oldest(now);
-            return self.reject(ticket, Refusal::Overloaded { queued, oldest });
+            return self.reject(ticket, Rejection::Overloaded { queued, oldest });
         }
         let used = self.queue.bytes();
         if queued > 0 && used.saturating_add(call.bytes) > self.limits.queue_bytes {
             let oldest = self.queue.oldest(now);
-            return self.reject(ticket, Refusal::TooMuchAtOnce { used, oldest });
+            return self.reject(ticket, Rejection::TooManyBytes { used, oldest });
         }
-        let earliest = earlier(self.wake, call.deadline);
+        let earliest = earlier(self.next_tick, call.deadline);
         self.queue.push(call);
-        self.wake = earliest;
+        self.next_tick = earliest;
     }
 
-    fn reject(&mut self, ticket: Ticket, refusal: Refusal) {
-        self.effects.push(Effect::Reject { ticket, refusal });
+    fn reject(&mut self, ticket: Ticket, rejection: Rejection) {
+        self.effects.push(Effect::Reject { ticket, rejection });
     }
 
     fn assign(&mut self, ticket: Ticket, index: u32, load: Load, now: Instant) {
@@ -216,30 +216,30 @@ impl Scheduler {
             self.in_flight += 1;
             self.effects.push(Effect::Assign { ticket, worker });
             let stalls_at = up.stalls_at();
-            self.refit(index);
+            self.update_capacity(index);
             if is_ahead {
-                self.wake_at(stalls_at.max(now));
+                self.tick_at(stalls_at.max(now));
             }
         }
     }
 
-    /// Puts a slot where its load says it belongs.
-    fn refit(&mut self, index: u32) {
-        let (concurrency, most) = (self.limits.concurrency, self.limits.concurrency + MOST_AHEAD);
+    /// Updates the position of a slot in `capacity` after its load has changed.
+    fn update_capacity(&mut self, index: u32) {
+        let (concurrency, most) = (self.limits.concurrency, self.limits.concurrency + MAX_AHEAD);
         let Some(up) = self.slots[index as usize].up() else { return };
         let running = up.running() as usize;
         let has_room = running < concurrency || (running < most && up.takes_ahead());
-        if has_room && up.settling == 0 {
-            self.capacity.put(index, up.running());
+        if has_room && up.cancelling == 0 {
+            self.capacity.insert(index, up.running());
         } else {
             self.capacity.remove(index);
         }
     }
 
-    /// Hands queued calls to workers with room.
+    /// Assigns queued calls to workers that can take them.
     fn dispatch(&mut self, now: Instant) {
         while let Some(load) = self.queue.head_load()
-            && let Some(slot) = self.first(load, now)
+            && let Some(slot) = self.next_slot(load, now)
         {
             let call = if self.capacity.running(slot) < self.limits.concurrency {
                 self.queue.take_for(self.slots[slot as usize].key())
@@ -258,7 +258,7 @@ impl Scheduler {
 
     fn retired(&mut self, worker: WorkerKey, load: Load, now: Instant) {
         self.in_flight -= 1;
-        self.take_back(worker, load);
+        self.remove_unbegun(worker, load);
         if self.is_current(worker)
             && let Some(up) = self.slots[worker.index()].up()
         {
@@ -271,7 +271,7 @@ impl Scheduler {
 
     fn released(&mut self, worker: WorkerKey, load: Load, now: Instant) {
         self.in_flight -= 1;
-        self.take_back(worker, load);
+        self.remove_unbegun(worker, load);
         self.dispatch(now);
         self.stop_if_drained();
     }
@@ -284,13 +284,13 @@ impl Scheduler {
             if let Some(up) = slot.up() {
                 up.remove(load, now);
             }
-            self.refit(worker.slot);
+            self.update_capacity(worker.slot);
             self.dispatch(now);
         }
         self.stop_if_drained();
     }
 
-    /// Counts a call that ended otherwise than by its answer: by its deadline, a cancellation, or with its worker.
+    /// Counts a call that ended without an answer, because of its deadline, a cancellation or the loss of its worker.
     fn count_end(&mut self, worker: WorkerKey) {
         if let Some(slot) = self.slots.get_mut(worker.index()) {
             slot.served += 1;
@@ -298,32 +298,32 @@ impl Scheduler {
     }
 
     fn abandoned(&mut self, worker: WorkerKey, call: snakepit_registry::CallId, load: Load, now: Instant) {
-        let settle_by = now + self.limits.cancel_grace;
+        let cancel_by = now + self.limits.cancel_grace;
         if !self.is_current(worker) {
             return;
         }
         if let Some(up) = self.slots[worker.index()].up() {
             up.remove(load, now);
-            up.settling += 1;
-            up.settle_by = settle_by;
+            up.cancelling += 1;
+            up.cancel_by = cancel_by;
             self.capacity.remove(worker.slot);
-            self.wake_at(settle_by);
-            self.effects.push(Effect::Settle(worker, call));
+            self.tick_at(cancel_by);
+            self.effects.push(Effect::Cancel(worker, call));
         }
     }
 
-    fn settled(&mut self, worker: WorkerKey, now: Instant) {
+    fn cancel_confirmed(&mut self, worker: WorkerKey, now: Instant) {
         if !self.is_current(worker) {
             return;
         }
         if let Some(up) = self.slots[worker.index()].up()
-            && up.settling > 0
+            && up.cancelling > 0
         {
-            up.settling -= 1;
-            // It answers, so it is well, even if it ends now because the call did it harm.
+            up.cancelling -= 1;
+            // A worker that confirms a cancellation is healthy.
             up.answered();
-            if up.settling == 0 {
-                self.refit(worker.slot);
+            if up.cancelling == 0 {
+                self.update_capacity(worker.slot);
                 self.dispatch(now);
             }
         }
@@ -340,7 +340,7 @@ impl Scheduler {
         }
     }
 
-    /// Takes a worker that is up out of service.
+    /// Takes a worker that is up out of service, before it is stopped or killed or after it has exited.
     fn end(&mut self, worker: WorkerKey, healthy: bool) {
         self.capacity.remove(worker.slot);
         self.up -= 1;
@@ -358,7 +358,7 @@ impl Scheduler {
             self.effects.push(Effect::Stop(worker));
             return;
         }
-        self.capacity.put(worker.slot, 0);
+        self.capacity.insert(worker.slot, 0);
         self.dispatch(now);
     }
 
@@ -373,35 +373,35 @@ impl Scheduler {
                 healthy
             }
             SlotState::Ending { healthy } => healthy,
-            SlotState::BackingOff { .. } | SlotState::Launching | SlotState::Gone => return,
+            SlotState::BackingOff { .. } | SlotState::Launching | SlotState::Closed => return,
         };
         self.vacate(worker, healthy, now);
     }
 
-    /// Plans the next worker of a slot that has none any more.
+    /// Schedules the next launch of a slot whose worker has exited or failed to start.
     fn vacate(&mut self, worker: WorkerKey, healthy: bool, now: Instant) {
         let slot = &mut self.slots[worker.index()];
         if self.phase == Phase::Stopping {
-            slot.state = SlotState::Gone;
-            return self.stopped_if_gone();
+            slot.state = SlotState::Closed;
+            return self.finish_stop();
         }
         let until = slot.vacate(healthy, now);
         if until <= now {
             self.effects.push(Effect::Launch(slot.launch()));
         } else {
-            self.wake_at(until);
+            self.tick_at(until);
         }
-        if self.has_no_hope() {
+        if self.cannot_start_workers() {
             let next_attempt = self.next_attempt();
             while let Some(call) = self.queue.take_first() {
-                self.reject(call.ticket, Refusal::NoWorkers { next_attempt });
+                self.reject(call.ticket, Rejection::NoWorkers { next_attempt });
             }
             self.stop_if_drained();
         }
     }
 
-    /// Whether every slot fails to bring up a worker, again and again. Calls then had better fail than wait.
-    fn has_no_hope(&self) -> bool {
+    /// Whether all slots have failed several times in a row. Calls then fail instead of waiting.
+    fn cannot_start_workers(&self) -> bool {
         self.up == 0 && self.slots.iter().all(Slot::is_failing)
     }
 
@@ -414,7 +414,7 @@ impl Scheduler {
     }
 
     fn tick(&mut self, now: Instant) {
-        self.wake = None;
+        self.next_tick = None;
         for ticket in self.queue.expired(now) {
             self.effects.push(Effect::Expire(ticket));
         }
@@ -424,12 +424,12 @@ impl Scheduler {
                 SlotState::BackingOff { until } if until <= now => {
                     self.effects.push(Effect::Launch(slot.launch()));
                 }
-                SlotState::BackingOff { until } => self.wake_at(until),
-                SlotState::Up(up) if up.settling > 0 && up.settle_by <= now => {
+                SlotState::BackingOff { until } => self.tick_at(until),
+                SlotState::Up(up) if up.cancelling > 0 && up.cancel_by <= now => {
                     let worker = slot.key();
                     self.kill(worker, KillReason::CancelIgnored { grace: self.limits.cancel_grace }, now);
                 }
-                SlotState::Up(up) if up.settling > 0 => self.wake_at(up.settle_by),
+                SlotState::Up(up) if up.cancelling > 0 => self.tick_at(up.cancel_by),
                 _ => {}
             }
         }
@@ -438,15 +438,15 @@ impl Scheduler {
         match self.phase {
             Phase::Draining { until } if until <= now => self.stop(),
             Phase::Draining { until } => {
-                self.wake_at(until);
+                self.tick_at(until);
                 self.stop_if_drained();
             }
             _ => {}
         }
-        self.wake = earlier(self.wake, self.queue.earliest_deadline());
+        self.next_tick = earlier(self.next_tick, self.queue.earliest_deadline());
     }
 
-    /// Whether the event speaks of the worker that the slot holds, and not of one it held before.
+    /// Whether the key names the current worker of its slot, not a previous one.
     fn is_current(&self, worker: WorkerKey) -> bool {
         self.slots.get(worker.index()).is_some_and(|slot| slot.key() == worker)
     }
@@ -455,7 +455,7 @@ impl Scheduler {
         &self.slots[worker.index()]
     }
 
-    fn wake_at(&mut self, at: Instant) {
-        self.wake = earlier(self.wake, Some(at));
+    fn tick_at(&mut self, at: Instant) {
+        self.next_tick = earlier(self.next_tick, Some(at));
     }
 }

@@ -1,4 +1,4 @@
-//! The layers a call passes on its way to a worker, and why each is where it is.
+//! The layers of a call on its way to a worker, and the reasons for their order.
 
 use std::sync::Arc;
 
@@ -6,26 +6,27 @@ use tower::ServiceBuilder;
 
 use crate::{
     dispatch::Dispatch,
-    driver::Shared,
+    driver::Driver,
     metrics::{Metrics, MetricsLayer},
     retry::{Retry, RetryLayer},
     trace::{Trace, TraceLayer},
 };
 
-/// Everything between a caller and the workers of a pool.
+/// All layers between a caller and the workers of a pool.
 pub(crate) type Stack = Trace<Metrics<Retry<Dispatch>>>;
 
-/// Puts the stack together, outermost layer first.
-pub(crate) fn stack(shared: &Arc<Shared>) -> Stack {
-    let totals = || Arc::clone(&shared.totals);
+/// Builds the stack, outermost layer first.
+pub(crate) fn stack(driver: &Arc<Driver>) -> Stack {
+    let totals = || Arc::clone(&driver.totals);
     ServiceBuilder::new()
-        // Outermost, so that whatever the other layers log about a call lies inside its span.
+        // Outermost, so that log events of the other layers are inside the call's span.
         .layer(TraceLayer)
-        // Outside all that refuses, ends or repeats a call, so that each call counts once and as its caller sees it.
+        // Outside of the layers that reject, end or retry calls, so that each call counts once, with the outcome that
+        // its caller sees.
         .layer(MetricsLayer(totals()))
-        // Outside the choice of a worker, so that every attempt queues anew and may get another one.
-        .layer(RetryLayer { max_attempts: shared.config.max_attempts, totals: totals() })
-        // Innermost, and the one that ends calls at their deadline: it alone knows how far each has come. Refuses when the
-        // queue is full, picks the worker, and holds it until the answer is complete.
-        .service(Dispatch::new(Arc::clone(shared)))
+        // Outside of the assignment to a worker, so that every attempt is queued anew and may get another worker.
+        .layer(RetryLayer { max_attempts: driver.config.max_attempts, totals: totals() })
+        // Innermost. Rejects calls when the queue is full, leases a worker until the answer is complete, and ends calls
+        // at their deadline, because only this layer knows whether a call is queued or running.
+        .service(Dispatch::new(Arc::clone(driver)))
 }

@@ -1,4 +1,4 @@
-//! What a pool says about itself, for people and monitors.
+//! Snapshots of a pool, for people and monitoring.
 
 use std::{fmt, time::SystemTime};
 
@@ -6,43 +6,43 @@ use snakepit_worker::WorkerId;
 
 use crate::CallTotals;
 
-/// A pool at one moment.
+/// A snapshot of a pool.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PoolStatus {
-    /// Its name.
+    /// The pool's name.
     pub name: String,
-    /// How many calls wait for a worker.
+    /// The number of calls that wait for a worker.
     pub queued: usize,
-    /// How many calls hold a worker.
+    /// The number of calls that hold a worker.
     pub in_flight: usize,
-    /// Its workers, by slot.
+    /// The workers, by slot.
     pub workers: Vec<WorkerStatus>,
-    /// How its calls ended so far.
+    /// Counters of ended calls.
     pub calls: CallTotals,
 }
 
-/// One worker at one moment: the one that lives, or the last one of its slot.
+/// A snapshot of one slot: its current worker, or its last one.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct WorkerStatus {
-    /// Its id.
+    /// The worker's id.
     pub id: WorkerId,
-    /// Its process, if it is one and is up.
+    /// The id of its process, if it is a process and is up.
     pub pid: Option<u32>,
-    /// What it is about.
+    /// The worker's state.
     pub state: WorkerState,
-    /// Where it serves; empty while it is not up.
+    /// The address on which it serves; empty unless it is up.
     pub address: String,
-    /// When it was ready for calls; `None` while it is not up.
+    /// The time at which it became ready for calls; `None` unless it is up.
     pub started_at: Option<SystemTime>,
-    /// How many calls ended on the workers of its slot: by an answer, by their deadline, cancelled, or lost with the worker.
+    /// The number of calls that ended on workers of this slot, including calls that were cancelled, timed out or lost.
     pub calls: u64,
-    /// How many workers of its slot were launched after the first.
+    /// The number of workers that were launched in this slot after the first.
     pub restarts: u64,
 }
 
-/// What a worker is about.
+/// The state of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WorkerState {
@@ -52,11 +52,11 @@ pub enum WorkerState {
     Idle,
     /// It runs at least one call.
     Busy,
-    /// It gets no calls until an abandoned one has provably ended.
+    /// It gets no calls until an abandoned call has provably ended.
     Quarantined,
-    /// It was asked to stop, or killed.
+    /// It was asked to stop or killed, and has not exited yet.
     Stopping,
-    /// It is gone. Its replacement, if there will be one, waits for its time.
+    /// It has exited. Unless the pool is stopping, a replacement starts after a backoff.
     Dead,
 }
 

@@ -1,4 +1,4 @@
-//! What the tests of several layers need: an inner service played by the test, and streams fed by it.
+//! Helpers for the tests of the layers: an inner service and streams that the test controls.
 
 use std::future::poll_fn;
 
@@ -12,7 +12,7 @@ use tower_test::mock::{self, Handle};
 
 pub(crate) type Item = Result<Chunk, ToolError>;
 
-/// A service that answers what the handle is told to answer.
+/// A service whose answers the test sends through the handle.
 pub(crate) fn inner<C: Send + 'static>()
 -> (impl Service<C, Response = ToolReply, Error = ToolError, Future: Send> + Clone, Handle<C, ToolReply>) {
     let (mock, handle) = mock::pair::<C, ToolReply>();
@@ -24,7 +24,7 @@ pub(crate) fn value() -> ToolReply {
     ToolReply::value(Payload::null())
 }
 
-/// A streamed reply and the end by which the test feeds it.
+/// A streamed reply, and the sender of its chunks.
 pub(crate) fn stream() -> (ToolReply, mpsc::UnboundedSender<Item>) {
     let (feed, items) = mpsc::unbounded_channel();
     (ToolReply::stream(Box::pin(UnboundedReceiverStream::new(items))), feed)

@@ -1,6 +1,6 @@
-//! One span per call, which lives until the answer is complete: for a stream, until its end.
+//! Creates one span per call. The span of a streaming call ends with its stream.
 //!
-//! At the level of debug, because a span costs more than all the rest that the host does for a short call.
+//! Spans have the level DEBUG, because a span costs the host more than the rest of a short call.
 
 #[cfg(test)]
 mod tests;
@@ -19,7 +19,7 @@ use tracing::{Span, field};
 
 use crate::chunks::wrap;
 
-/// Makes [`Trace`].
+/// The layer of [`Trace`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TraceLayer;
 
@@ -31,7 +31,7 @@ impl<S> Layer<S> for TraceLayer {
     }
 }
 
-/// Puts every call into a span of its own.
+/// Runs each call in a span.
 #[derive(Debug, Clone)]
 pub(crate) struct Trace<S> {
     inner: S,
@@ -55,30 +55,30 @@ where
             tool = %call.tool,
             call = %call.id,
             session = call.session.as_ref().map(|session| session.as_str()),
-            // Known once the call has got one.
+            // Recorded when the call gets a worker.
             worker = field::Empty,
             outcome = field::Empty,
         );
-        let subject = Subject { tool: Arc::clone(&call.tool), call: call.id };
+        let info = CallInfo { tool: Arc::clone(&call.tool), call: call.id };
         let inner = span.in_scope(|| self.inner.call(call));
-        ResponseFuture { inner, span, subject }
+        ResponseFuture { inner, span, info }
     }
 }
 
 pin_project! {
-    /// Runs one call inside its span.
+    /// Runs one call in its span.
     #[derive(Debug)]
     pub(crate) struct ResponseFuture<F> {
         #[pin]
         inner: F,
         span: Span,
-        subject: Subject,
+        info: CallInfo,
     }
 }
 
-/// What a failure is about: told with it, because the span is there only where somebody asked for the level of detail.
+/// The fields of log events about a failure. The span has them too, but is disabled unless the level DEBUG is enabled.
 #[derive(Debug, Clone)]
-struct Subject {
+struct CallInfo {
     tool: Arc<str>,
     call: CallId,
 }
@@ -91,23 +91,23 @@ impl<F: Future<Output = Result<ToolReply, ToolError>>> Future for ResponseFuture
         let _entered = this.span.enter();
         let mut result = ready!(this.inner.poll(cx));
         match &mut result {
-            Ok(ToolReply { body: ReplyBody::Value(_), .. }) => conclude(this.span, this.subject, Ok(())),
+            Ok(ToolReply { body: ReplyBody::Value(_), .. }) => record_outcome(this.span, this.info, Ok(())),
             Ok(ToolReply { body: ReplyBody::Stream(stream), .. }) => {
-                let (span, subject) = (this.span.clone(), this.subject.clone());
-                wrap(stream, |inner| Traced { inner, span, subject, has_ended: false });
+                let (span, info) = (this.span.clone(), this.info.clone());
+                wrap(stream, |inner| Traced { inner, span, info, has_ended: false });
             }
-            Err(error) => conclude(this.span, this.subject, Err(error)),
+            Err(error) => record_outcome(this.span, this.info, Err(error)),
         }
         Poll::Ready(result)
     }
 }
 
-/// Runs a stream inside its call's span.
+/// Runs a stream in the span of its call.
 struct Traced {
     inner: ChunkStream,
     span: Span,
-    subject: Subject,
-    /// Readers poll on after an error, up to the end of the stream.
+    info: CallInfo,
+    /// Whether the outcome was recorded. Readers may poll the stream again after an error.
     has_ended: bool,
 }
 
@@ -121,15 +121,16 @@ impl Stream for Traced {
         match &item {
             Some(Ok(_)) => {}
             _ if std::mem::replace(&mut this.has_ended, true) => {}
-            Some(Err(error)) => conclude(&this.span, &this.subject, Err(error)),
-            None => conclude(&this.span, &this.subject, Ok(())),
+            Some(Err(error)) => record_outcome(&this.span, &this.info, Err(error)),
+            None => record_outcome(&this.span, &this.info, Ok(())),
         }
         Poll::Ready(item)
     }
 }
 
-/// Records the outcome; called inside the span. A lost worker is the host's trouble, any other failure the caller's.
-fn conclude(span: &Span, Subject { tool, call }: &Subject, result: Result<(), &ToolError>) {
+/// Records the outcome of a call, inside its span. Lost workers and internal errors are warnings, because they concern
+/// the operator of the host. Other failures concern only the caller.
+fn record_outcome(span: &Span, CallInfo { tool, call }: &CallInfo, result: Result<(), &ToolError>) {
     match result {
         Ok(()) => {
             span.record("outcome", "ok");

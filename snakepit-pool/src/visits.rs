@@ -1,5 +1,5 @@
-//! Counts the entries of the queue and of the tables of calls that the pool visits, so that tests can bound its work without
-//! a clock. Compiled to nothing outside of unit tests.
+//! Counts the entries of the queue and of the tables of calls that the pool visits, so that tests can bound its work
+//! without a clock. Compiled to nothing outside of unit tests.
 
 #[cfg(test)]
 std::thread_local! {

@@ -1,5 +1,5 @@
-//! The arguments of a call; and all of them as one serde value, a map whose entries are read straight from each payload's
-//! own bytes.
+//! The arguments of a call, and a deserializer that reads all of them as one map, directly from the bytes of each
+//! payload.
 
 use std::{slice, sync::Arc, vec};
 
@@ -12,69 +12,69 @@ use snakepit_session::Payload;
 
 use crate::ToolError;
 
-/// The arguments of a call, by parameter name and in the order of the names.
+/// The arguments of a call, sorted by parameter name.
 ///
-/// Cloning is cheap, because clones share them: a call that may have to be made again is kept at hand.
+/// Clones are cheap, because they share the arguments. A retry therefore keeps a copy of its call.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Arguments(Arc<Vec<(String, Payload)>>);
 
 impl Arguments {
-    /// No arguments.
+    /// Creates an empty set of arguments.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds an argument, or replaces the one of this name.
+    /// Adds an argument, or replaces the argument with the same name.
     pub fn insert(&mut self, name: String, value: Payload) {
-        let place = self.place(&name);
+        let found = self.search(&name);
         let entries = Arc::make_mut(&mut self.0);
-        match place {
+        match found {
             Ok(at) => entries[at].1 = value,
             Err(at) => entries.insert(at, (name, value)),
         }
     }
 
-    /// The argument of this name.
+    /// The argument with this name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Payload> {
-        self.place(name).ok().map(|at| &self.0[at].1)
+        self.search(name).ok().map(|at| &self.0[at].1)
     }
 
-    /// All names and values.
+    /// Iterates over all names and values, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Payload)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
 
-    /// How many there are.
+    /// The number of arguments.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no arguments.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// What all values occupy, in bytes.
+    /// The total size of all values, in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         self.0.iter().map(|(_, value)| value.size()).sum()
     }
 
-    fn place(&self, name: &str) -> Result<usize, usize> {
+    fn search(&self, name: &str) -> Result<usize, usize> {
         self.0.binary_search_by(|(known, _)| known.as_str().cmp(name))
     }
 }
 
 impl Extend<(String, Payload)> for Arguments {
-    /// Of several values of one name, the last counts.
+    /// Keeps the last of several values with the same name.
     fn extend<I: IntoIterator<Item = (String, Payload)>>(&mut self, more: I) {
         let entries = Arc::make_mut(&mut self.0);
         entries.extend(more);
-        // Stable, and quick with what is sorted already.
+        // A stable sort, which is fast for sorted input.
         entries.sort_by(|(one, _), (other, _)| one.cmp(other));
         entries.dedup_by(|later, earlier| {
             let is_replaced = later.0 == earlier.0;
@@ -103,34 +103,34 @@ impl IntoIterator for Arguments {
     }
 }
 
-/// Reads all arguments into a Rust value. 5.0 is an integer where one is wanted, and 5 a float, at any depth.
+/// Deserializes all arguments into a Rust value. Accepts 5.0 as an integer and 5 as a float, at any depth.
 ///
 /// # Errors
-/// [`ToolError::InvalidArgument`], naming the argument where serde can tell which it was.
+/// [`ToolError::InvalidArgument`], with the name of the argument if serde reports it.
 pub(crate) fn from_arguments<A: DeserializeOwned>(tool: &str, arguments: &Arguments) -> Result<A, ToolError> {
-    let read = |whole| {
+    let read = |whole_floats| {
         let mut current = None;
-        let all = ArgumentsDeserializer { arguments, whole, current: &mut current };
+        let all = ArgumentsDeserializer { arguments, whole_floats, current: &mut current };
         A::deserialize(all).map_err(|error| (error, current))
     };
-    // Only what does not fit as it is written is read again.
+    // The second pass accepts whole floats as integers. It runs only if the first one fails.
     read(false).or_else(|_| read(true)).map_err(|(error, current)| {
         let problem = format!("does not fit: {error}");
-        // What fails between two arguments concerns all of them: one is missing, or the whole shape is another.
+        // An error between two arguments concerns all of them: one is missing, or the type is not a map.
         let argument = current
             .map_or_else(|| quoted(&error.to_string()).unwrap_or("arguments").to_owned(), str::to_owned);
         ToolError::InvalidArgument { tool: tool.to_owned(), argument, problem }
     })
 }
 
-/// The first name in backticks, as in "missing field `x`".
+/// The first text in backticks, such as `x` in "missing field `x`".
 fn quoted(text: &str) -> Option<&str> {
     text.split('`').nth(1)
 }
 
 struct ArgumentsDeserializer<'a, 'c> {
     arguments: &'a Arguments,
-    whole: bool,
+    whole_floats: bool,
     current: &'c mut Option<&'a str>,
 }
 
@@ -138,11 +138,11 @@ impl<'de, 'a: 'de> Deserializer<'de> for ArgumentsDeserializer<'a, '_> {
     type Error = serde_json::Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
-        let (entries, whole) = (self.arguments.0.iter(), self.whole);
-        visitor.visit_map(Entries { entries, whole, value: None, current: self.current })
+        let (entries, whole_floats) = (self.arguments.0.iter(), self.whole_floats);
+        visitor.visit_map(ArgumentsAccess { entries, whole_floats, value: None, current: self.current })
     }
 
-    /// A tool without arguments takes `()`.
+    /// Accepts `()` for a tool without arguments.
     fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
         if self.arguments.is_empty() { visitor.visit_unit() } else { self.deserialize_any(visitor) }
     }
@@ -165,14 +165,14 @@ impl<'de, 'a: 'de> Deserializer<'de> for ArgumentsDeserializer<'a, '_> {
     }
 }
 
-struct Entries<'a, 'c> {
+struct ArgumentsAccess<'a, 'c> {
     entries: slice::Iter<'a, (String, Payload)>,
-    whole: bool,
+    whole_floats: bool,
     value: Option<&'a Payload>,
     current: &'c mut Option<&'a str>,
 }
 
-impl<'de, 'a: 'de> MapAccess<'de> for Entries<'a, '_> {
+impl<'de, 'a: 'de> MapAccess<'de> for ArgumentsAccess<'a, '_> {
     type Error = serde_json::Error;
 
     fn next_key_seed<K: serde::de::DeserializeSeed<'de>>(
@@ -193,7 +193,7 @@ impl<'de, 'a: 'de> MapAccess<'de> for Entries<'a, '_> {
         seed: V,
     ) -> Result<V::Value, Self::Error> {
         let value = self.value.take().ok_or_else(|| serde::de::Error::custom("a value without its key"))?;
-        let result = if self.whole { value.read_whole(seed)? } else { value.read(seed)? };
+        let result = if self.whole_floats { value.read_whole(seed)? } else { value.read(seed)? };
         *self.current = None;
         Ok(result)
     }
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_in_order_and_the_last_value_of_a_name_counts() {
+    fn names_are_sorted_and_the_last_value_of_a_name_applies() {
         let entries = [("b", 1), ("a", 2), ("c", 3), ("b", 4), ("b", 5)];
         let collected: Arguments = entries.iter().map(|(name, n)| ((*name).to_owned(), value(*n))).collect();
         let mut inserted = Arguments::new();
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_does_not_reach_a_clone() {
+    fn a_change_does_not_affect_a_clone() {
         let mut arguments = Arguments::new();
         arguments.insert("a".into(), value(1));
         let clone = arguments.clone();

@@ -1,4 +1,4 @@
-//! A call of a tool, as it travels through the host.
+//! A call of a tool.
 
 use std::{
     collections::BTreeMap,
@@ -15,19 +15,19 @@ use tokio::time::Instant;
 
 use crate::Arguments;
 
-/// Identifies one call within this host's life. Also names the call towards workers, for cancellation.
+/// Identifies a call within one process. Workers receive it too, so that the host can cancel the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CallId(u64);
 
 impl CallId {
-    /// An id never handed out before in this process.
+    /// Returns a new id, unique within this process.
     #[must_use]
     pub fn next() -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
         Self(LAST.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
-    /// The id of a call that another process numbered.
+    /// Creates the id of a call that another process numbered.
     #[must_use]
     pub const fn from_u64(id: u64) -> Self {
         Self(id)
@@ -46,7 +46,7 @@ impl fmt::Display for CallId {
     }
 }
 
-/// How the caller wants the answer.
+/// The kind of answer that the caller expects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CallMode {
     /// One value.
@@ -56,45 +56,45 @@ pub enum CallMode {
     Streaming,
 }
 
-/// W3C trace context, passed on unparsed.
+/// A W3C trace context. The host forwards it without parsing it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceContext {
     /// The `traceparent` header.
     pub traceparent: String,
-    /// The `tracestate` header, if there was one.
+    /// The `tracestate` header, if any.
     pub tracestate: Option<String>,
 }
 
 /// A call of a tool.
 #[derive(Debug, Clone)]
 pub struct ToolCall {
-    /// Names this call.
+    /// The id of this call.
     pub id: CallId,
     /// The tool's name.
     pub tool: Arc<str>,
-    /// The session the call belongs to; `None` for a call without state.
+    /// The session of the call; `None` for a call without state.
     pub session: Option<SessionId>,
     /// The arguments, by parameter name.
     pub arguments: Arguments,
-    /// What the caller attached for the tool to read.
+    /// Key-value pairs from the caller, for the tool.
     pub metadata: BTreeMap<String, String>,
     /// Unary or streaming.
     pub mode: CallMode,
-    /// When the caller stops caring. Covers queueing, all attempts, and the whole stream of a streaming call.
+    /// The time at which the call fails. Covers queueing, all attempts, and the whole stream of a streaming call.
     pub deadline: Option<Instant>,
-    /// Whether running the call twice does no harm.
+    /// Whether the call is idempotent, so that the host may run it twice.
     pub idempotent: bool,
-    /// The worker that should run the call if it is free: a hint.
+    /// The id of the worker that should run the call, as a hint. Ignored if that worker is busy.
     pub preferred_worker: Option<Arc<str>>,
-    /// The trace the call belongs to.
+    /// The trace of the call.
     pub trace: Option<TraceContext>,
-    /// The calls on workers of this host that wait for this one, outermost first: those of tools that called a host tool
-    /// that made this call. `None` for a call from outside.
+    /// The running calls that wait for this one, outermost first. Their tools called a host tool, which made this call.
+    /// `None` for a call that is not nested.
     pub ancestors: Option<Arc<[CallId]>>,
 }
 
 impl ToolCall {
-    /// A unary call without session, arguments or deadline.
+    /// Creates a unary call with a new id, without session, arguments or deadline.
     #[must_use]
     pub fn new(tool: impl Into<Arc<str>>) -> Self {
         Self {
@@ -112,7 +112,7 @@ impl ToolCall {
         }
     }
 
-    /// What the arguments and the metadata occupy, in bytes.
+    /// The size of the arguments and the metadata, in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         let metadata = self.metadata.iter().map(|(key, value)| key.len() + value.len());
@@ -122,7 +122,7 @@ impl ToolCall {
     /// Adds an argument.
     ///
     /// # Errors
-    /// When the value does not serialize to JSON.
+    /// [`PayloadError`] if the value does not serialize to JSON.
     pub fn try_with_argument<T: Serialize + ?Sized>(
         mut self,
         name: impl Into<String>,
@@ -132,7 +132,7 @@ impl ToolCall {
         Ok(self)
     }
 
-    /// Turns the call into a streaming one.
+    /// Makes the call a streaming call.
     #[must_use]
     pub fn streaming(mut self) -> Self {
         self.mode = CallMode::Streaming;

@@ -1,55 +1,55 @@
-//! Checking the arguments of a call against a tool's spec. Allocates only to say what is wrong.
+//! Checks a call against a tool's spec. Allocates only for error messages.
 
 use snakepit_session::{Payload, ValueType};
 
 use crate::{Arguments, ParameterSpec, ToolCall, ToolError, ToolSpec};
 
-/// The longest name of a tool, an argument or an entry of a call's metadata, in bytes of UTF-8.
+/// The longest name of a tool or an argument, and the longest metadata key of a call, in bytes of UTF-8.
 pub const MAX_NAME_BYTES: usize = 256;
 
-/// The most entries that a call's metadata may have.
+/// The most metadata entries of a call.
 const MAX_METADATA_ENTRIES: usize = 1000;
 
-/// The longest name that gets a suggestion, and the longest one suggested, in bytes: people do not mistype longer ones.
+/// The longest name that gets a suggestion or is suggested, in bytes. Longer names are not typos.
 const MAX_HINTED_BYTES: usize = 128;
 
-/// The most pairs of bytes that the search for a suggestion compares: well under a millisecond of work.
+/// The most pairs of bytes that the search for a suggestion compares. Bounds its time to well below a millisecond.
 const MAX_HINT_WORK: usize = 256 * 1024;
 
-/// Checks the lengths of all names in a call, which everything else may then rely on.
+/// Checks the lengths of all names in a call. The other checks rely on it.
 pub(crate) fn names(call: &ToolCall) -> Result<(), ToolError> {
-    let refuse = |field: &str, problem: String| {
-        Err(ToolError::InvalidArgument { tool: brief(&call.tool), argument: field.to_owned(), problem })
+    let reject = |field: &str, problem: String| {
+        Err(ToolError::InvalidArgument { tool: truncated(&call.tool), argument: field.to_owned(), problem })
     };
     tool_name(&call.tool)?;
     if let Some((name, _)) = call.arguments.iter().find(|(name, _)| name.len() > MAX_NAME_BYTES) {
-        return refuse("arguments", too_long("hold a name", name));
+        return reject("arguments", too_long("hold a name", name));
     }
     if call.metadata.len() > MAX_METADATA_ENTRIES {
         let count = call.metadata.len();
-        return refuse("metadata", format!("has {count} entries, the limit is {MAX_METADATA_ENTRIES}"));
+        return reject("metadata", format!("has {count} entries, the limit is {MAX_METADATA_ENTRIES}"));
     }
     if let Some(key) = call.metadata.keys().find(|key| key.len() > MAX_NAME_BYTES) {
-        return refuse("metadata", too_long("holds a key", key));
+        return reject("metadata", too_long("holds a key", key));
     }
     Ok(())
 }
 
-/// Checks the length of the name of a tool.
+/// Checks the length of a tool's name.
 pub(crate) fn tool_name(tool: &str) -> Result<(), ToolError> {
     if tool.len() > MAX_NAME_BYTES {
         let (argument, problem) = ("tool_name".to_owned(), too_long("is a name", tool));
-        return Err(ToolError::InvalidArgument { tool: brief(tool), argument, problem });
+        return Err(ToolError::InvalidArgument { tool: truncated(tool), argument, problem });
     }
     Ok(())
 }
 
 fn too_long(what: &str, name: &str) -> String {
-    format!("{what} of {} bytes, the limit is {MAX_NAME_BYTES}: `{}`", name.len(), brief(name))
+    format!("{what} of {} bytes, the limit is {MAX_NAME_BYTES}: `{}`", name.len(), truncated(name))
 }
 
-/// The start of a name that may be of any length.
-pub(crate) fn brief(name: &str) -> String {
+/// The name, or its beginning if the name is too long for a message.
+pub(crate) fn truncated(name: &str) -> String {
     const SHOWN: usize = 64;
     if name.len() <= MAX_NAME_BYTES {
         return name.to_owned();
@@ -58,12 +58,12 @@ pub(crate) fn brief(name: &str) -> String {
     format!("{}...", &name[..end])
 }
 
-/// Checks that every required argument is there, that each has the type its parameter asks for, and, for a closed
-/// spec, that there are no others.
+/// Checks that every required argument is present and that each has the type of its parameter. For a closed spec, also
+/// checks that there are no other arguments.
 pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), ToolError> {
     for parameter in &spec.parameters {
         match arguments.get(&parameter.name) {
-            Some(argument) if fits(parameter, argument) => {}
+            Some(argument) if matches_type(parameter, argument) => {}
             Some(argument) => {
                 let problem = format!(
                     "is {} {}, expected {}",
@@ -93,10 +93,9 @@ pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), To
     Ok(())
 }
 
-/// The name most like this one, if any is like it at all. Its work is bounded: it considers neither long names nor more
-/// than the first few thousand.
+/// Finds the most similar name, if any is similar. Skips long names and stops after [`MAX_HINT_WORK`].
 pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
-    const ALIKE: f64 = 0.8;
+    const MIN_SIMILARITY: f64 = 0.8;
     if name.len() > MAX_HINTED_BYTES {
         return None;
     }
@@ -104,27 +103,27 @@ pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> O
     names
         .filter(|candidate| candidate.len() <= MAX_HINTED_BYTES)
         .take_while(|candidate| {
-            // Even the shortest comparison allocates, which counts as some more bytes.
+            // Every comparison allocates, which counts as 64 more pairs.
             work += name.len() * candidate.len() + 64;
             work <= MAX_HINT_WORK
         })
         .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
-        .filter(|(likeness, _)| *likeness >= ALIKE)
+        .filter(|(similarity, _)| *similarity >= MIN_SIMILARITY)
         .max_by(|(a, _), (b, _)| a.total_cmp(b))
         .map(|(_, candidate)| candidate.to_owned())
 }
 
-fn fits(parameter: &ParameterSpec, argument: &Payload) -> bool {
+fn matches_type(parameter: &ParameterSpec, argument: &Payload) -> bool {
     use ValueType as T;
     let ty = argument.ty();
-    // None is what optional parameters default to, so it may be said as well as left out.
+    // An argument may be null if null is its default.
     if ty == T::Null && parameter.default.as_ref().is_some_and(|default| default.ty() == T::Null) {
         return true;
     }
     match parameter.type_name.as_str() {
-        // As variables of the type take it: 5.0 is 5.
+        // Like a variable of this type, accepts 5.0 as 5.
         "integer" | "int" => ty == T::Integer || (ty == T::Float && argument.to_integer().is_some()),
-        // NaN and the infinities are float on the wire, whole numbers are good floats too.
+        // Accepts NaN and infinities, which are floats on the wire, and integers.
         "float" => matches!(ty, T::Float | T::Integer),
         "string" | "str" => matches!(ty, T::String | T::Choice | T::Module),
         "choice" | "module" => matches!(ty, T::String | T::Choice | T::Module),
@@ -134,7 +133,7 @@ fn fits(parameter: &ParameterSpec, argument: &Payload) -> bool {
         "embedding" | "tensor" | "ndarray" => matches!(ty, T::List | T::Embedding | T::Tensor),
         "map" | "dict" => ty == T::Map,
         "null" => ty == T::Null,
-        // `any`, and whatever a worker calls a type the host does not know.
+        // `any`, and names of types that the host does not know.
         _ => true,
     }
 }
@@ -176,15 +175,15 @@ mod tests {
     }
 
     #[test]
-    fn good_arguments_pass() {
+    fn valid_arguments_pass() {
         assert_eq!(check(&add(), json!({"a": 1.5, "b": 2})), Ok(()));
-        assert_eq!(check(&add(), json!({"a": 1, "b": 2})), Ok(()), "whole numbers are good floats");
+        assert_eq!(check(&add(), json!({"a": 1, "b": 2})), Ok(()), "integers are valid floats");
         let open = ToolSpec::new("echo");
         assert_eq!(check(&open, json!({"anything": []})), Ok(()));
     }
 
     #[test]
-    fn mistakes_name_the_argument_and_the_fix() {
+    fn errors_name_the_argument_and_the_fix() {
         for (args, message) in [
             (json!({"a": 1}), "argument `b` of tool `add` is missing; the tool takes a (float), b (integer)"),
             (json!({"a": "x", "b": 2}), "argument `a` of tool `add` is a string, expected float"),
@@ -203,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_any_length_are_refused_before_they_are_compared() {
+    fn long_names_are_rejected_before_they_are_compared() {
         let long = || "x".repeat(10 << 20);
         let mut by_argument = ToolCall::new("t");
         by_argument.arguments.insert(long(), Payload::null());
@@ -230,11 +229,11 @@ mod tests {
         let nears = |count: usize, length: usize| -> Vec<String> {
             (0..count).map(|n| format!("{n:0length$}")).collect()
         };
-        let asked = std::cell::Cell::new(0);
+        let compared = std::cell::Cell::new(0);
         let counted = |names: &[String], name: &str| {
-            asked.set(0);
+            compared.set(0);
             let names = names.iter().map(|name| {
-                asked.set(asked.get() + 1);
+                compared.set(compared.get() + 1);
                 name.as_str()
             });
             nearest(name, names)
@@ -242,14 +241,18 @@ mod tests {
         let short = nears(10, 8);
         assert_eq!(counted(&short, "0000000x").as_deref(), Some("00000009"));
         assert_eq!(counted(&short, &"x".repeat(MAX_HINTED_BYTES + 1)), None);
-        assert_eq!(asked.get(), 0);
+        assert_eq!(compared.get(), 0);
         let many = nears(10_000, MAX_HINTED_BYTES);
         counted(&many, &"x".repeat(MAX_HINTED_BYTES));
-        assert!(asked.get() * MAX_HINTED_BYTES * MAX_HINTED_BYTES <= 2 * MAX_HINT_WORK, "{}", asked.get());
+        assert!(
+            compared.get() * MAX_HINTED_BYTES * MAX_HINTED_BYTES <= 2 * MAX_HINT_WORK,
+            "{}",
+            compared.get()
+        );
     }
 
     #[test]
-    fn an_integer_may_be_written_as_a_float() {
+    fn a_whole_float_is_a_valid_integer() {
         let spec = ToolSpec::new("t").parameter("n", "integer", "");
         assert_eq!(check(&spec, json!({"n": 5.0})), Ok(()));
         assert_eq!(check(&spec, json!({"n": -0.0})), Ok(()));
@@ -262,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn none_is_good_where_it_is_the_default() {
+    fn null_is_valid_if_it_is_the_default() {
         let mut spec = ToolSpec::new("t").parameter("x", "integer", "");
         spec.parameters[0].required = false;
         spec.parameters[0].default = Some(Payload::null());

@@ -1,4 +1,4 @@
-//! What every handler must keep, as one function that its own tests call.
+//! The contract of `ToolHandler`, as a function for the tests of an implementation.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,18 +7,18 @@ use tokio::time::timeout;
 
 use crate::{CallId, CallMode, ReplyBody, ToolCall, ToolError, ToolHandler};
 
-/// How long any single step may take. Generous: it bounds a hang, not a call.
+/// The time limit of each step. Generous, because it only detects hangs.
 const BOUND: Duration = Duration::from_secs(30);
 
-/// Calls that the handler under test understands.
+/// Calls that the handler under test can run.
 pub struct ContractCalls {
     /// A unary call that succeeds.
     pub value: Box<dyn Fn() -> ToolCall + Send + Sync>,
-    /// A streaming call that gives at least two chunks and ends.
+    /// A streaming call that returns at least two chunks and ends.
     pub stream: Box<dyn Fn() -> ToolCall + Send + Sync>,
-    /// A unary call that fails by the tool's own doing.
+    /// A unary call whose tool fails.
     pub failure: Box<dyn Fn() -> ToolCall + Send + Sync>,
-    /// A unary call that does not end for at least a minute.
+    /// A unary call that runs for at least a minute.
     pub endless: Box<dyn Fn() -> ToolCall + Send + Sync>,
 }
 
@@ -31,47 +31,45 @@ impl std::fmt::Debug for ContractCalls {
 /// Runs the whole contract against a handler.
 ///
 /// # Panics
-/// At the first rule that the handler breaks.
+/// If the handler violates a rule of the contract.
 pub async fn tool_handler_contract(handler: Arc<dyn ToolHandler>, calls: &ContractCalls) {
-    a_unary_call_gives_a_value(&*handler, calls).await;
-    a_streaming_call_gives_chunks_and_ends(&*handler, calls).await;
-    a_failing_tool_is_told_apart_from_a_failing_handler(&*handler, calls).await;
+    a_unary_call_returns_a_value(&*handler, calls).await;
+    a_streaming_call_returns_chunks_and_ends(&*handler, calls).await;
+    a_tool_failure_is_not_a_handler_error(&*handler, calls).await;
     a_dropped_call_is_cancelled(&*handler, calls).await;
     a_dropped_stream_is_cancelled(&*handler, calls).await;
     ended_and_unknown_calls_can_be_cancelled(&*handler, calls).await;
-    calls_may_be_made_at_the_same_time(&handler, calls).await;
+    calls_may_be_concurrent(&handler, calls).await;
 }
 
-async fn a_unary_call_gives_a_value(handler: &dyn ToolHandler, calls: &ContractCalls) {
+async fn a_unary_call_returns_a_value(handler: &dyn ToolHandler, calls: &ContractCalls) {
     let call = (calls.value)();
     assert_eq!(call.mode, CallMode::Unary);
     let reply = timeout(BOUND, handler.call(call)).await.expect("a call ends").expect("the call succeeds");
-    assert!(matches!(reply.body, ReplyBody::Value(_)), "a unary call gives a value");
+    assert!(matches!(reply.body, ReplyBody::Value(_)), "a unary call returns a value");
 }
 
-async fn a_streaming_call_gives_chunks_and_ends(handler: &dyn ToolHandler, calls: &ContractCalls) {
+async fn a_streaming_call_returns_chunks_and_ends(handler: &dyn ToolHandler, calls: &ContractCalls) {
     let call = (calls.stream)();
     assert_eq!(call.mode, CallMode::Streaming);
     let reply = timeout(BOUND, handler.call(call)).await.expect("a call ends").expect("the call succeeds");
-    let ReplyBody::Stream(mut stream) = reply.body else { panic!("a streaming call gives a stream") };
+    let ReplyBody::Stream(mut stream) = reply.body else { panic!("a streaming call returns a stream") };
     let mut chunks = 0;
     while let Some(chunk) = timeout(BOUND, stream.next()).await.expect("a stream ends") {
         chunk.expect("the stream succeeds");
         chunks += 1;
     }
-    assert!(chunks >= 2, "the stream gave {chunks} chunks");
+    assert!(chunks >= 2, "the stream returned {chunks} chunks");
 }
 
-async fn a_failing_tool_is_told_apart_from_a_failing_handler(
-    handler: &dyn ToolHandler,
-    calls: &ContractCalls,
-) {
+async fn a_tool_failure_is_not_a_handler_error(handler: &dyn ToolHandler, calls: &ContractCalls) {
     let error =
         timeout(BOUND, handler.call((calls.failure)())).await.expect("a call ends").expect_err("it fails");
-    let ToolError::Failed(failure) = &error else {
-        panic!("a tool's own failure is `Failed`, not {error:?}")
-    };
-    assert!(!failure.message.is_empty() || !failure.error_type.is_empty(), "a failure says something");
+    let ToolError::Failed(failure) = &error else { panic!("a tool failure must be `Failed`, not {error:?}") };
+    assert!(
+        !failure.message.is_empty() || !failure.error_type.is_empty(),
+        "a failure has a message or a type"
+    );
     assert!(error.is_delivered(), "a tool that failed has run");
 }
 
@@ -79,7 +77,7 @@ async fn a_dropped_call_is_cancelled(handler: &dyn ToolHandler, calls: &Contract
     let call = (calls.endless)();
     let id = call.id;
     assert!(timeout(Duration::from_millis(100), handler.call(call)).await.is_err(), "the endless call ended");
-    timeout(BOUND, handler.cancel(id)).await.expect("cancelling ends").expect("and the call has ended");
+    timeout(BOUND, handler.cancel(id)).await.expect("cancelling ends").expect("the call has ended");
     let reply = timeout(BOUND, handler.call((calls.value)())).await.expect("the next call ends");
     reply.expect("the next call succeeds");
 }
@@ -89,7 +87,7 @@ async fn a_dropped_stream_is_cancelled(handler: &dyn ToolHandler, calls: &Contra
     let id = call.id;
     let reply = timeout(BOUND, handler.call(call)).await.expect("a call ends").expect("the call succeeds");
     drop(reply);
-    timeout(BOUND, handler.cancel(id)).await.expect("cancelling ends").expect("and the call has ended");
+    timeout(BOUND, handler.cancel(id)).await.expect("cancelling ends").expect("the call has ended");
     let reply = timeout(BOUND, handler.call((calls.value)())).await.expect("the next call ends");
     reply.expect("the next call succeeds");
 }
@@ -103,7 +101,7 @@ async fn ended_and_unknown_calls_can_be_cancelled(handler: &dyn ToolHandler, cal
     }
 }
 
-async fn calls_may_be_made_at_the_same_time(handler: &Arc<dyn ToolHandler>, calls: &ContractCalls) {
+async fn calls_may_be_concurrent(handler: &Arc<dyn ToolHandler>, calls: &ContractCalls) {
     let mut running = tokio::task::JoinSet::new();
     for _ in 0..16 {
         let (handler, call) = (Arc::clone(handler), (calls.value)());
@@ -123,7 +121,7 @@ mod tests {
     use super::*;
     use crate::{FnTool, Registry, ToolReply};
 
-    /// A registry is a handler too, as far as the contract goes: it hands calls on.
+    /// A handler that runs calls through a registry.
     #[derive(Debug)]
     struct Host(Registry);
 
@@ -136,7 +134,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn host_tools_keep_the_contract() {
+    async fn host_tools_satisfy_the_contract() {
         let registry = Registry::new();
         let tools = [
             FnTool::typed("value", |(): ()| async { Ok::<_, Infallible>(1) }),

@@ -1,25 +1,25 @@
-//! Everything that can go wrong with a call. `snakepit-server` maps it to gRPC, in one place.
+//! The errors of calls. `snakepit-server` maps them to gRPC statuses, in one place.
 
 use std::{fmt, time::Duration};
 
 use snakepit_session::SessionError;
 
-/// The exception that a tool raised, as far as the worker could tell.
+/// The exception that a tool raised.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ToolFailure {
     /// The tool that failed.
     pub tool: String,
-    /// The exception's type as Python's traceback prints it, with its module unless it is a builtin: `ValueError`,
-    /// `shop.OutOfStock`, `shop.Shelf.Empty`. Of a host tool, the name of its error type in Rust. Empty when the worker did not
-    /// say.
+    /// The exception's type as a Python traceback prints it, with its module unless it is a builtin: `ValueError`,
+    /// `shop.OutOfStock`, `shop.Shelf.Empty`. For a host tool, the name of its Rust error type. Empty if the worker did
+    /// not report it.
     pub error_type: String,
     /// The exception's message.
     pub message: String,
-    /// The formatted traceback. Empty when there is none.
+    /// The formatted traceback. Empty if there is none.
     pub traceback: String,
-    /// The worker that ran the call. Empty for a tool of the host.
+    /// The id of the worker that ran the call. Empty for a host tool.
     pub worker: String,
-    /// The last lines the worker wrote to stdout and stderr, oldest first.
+    /// The last lines that the worker wrote to stdout and stderr, oldest first.
     pub output_lines: Vec<String>,
 }
 
@@ -35,12 +35,12 @@ impl fmt::Display for ToolFailure {
     }
 }
 
-/// How far a call had come.
+/// The stage that a call had reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallStage {
-    /// It waited for a worker: nothing of it was run.
+    /// The call waited for a worker. Its tool did not run.
     Queued,
-    /// It was handed to a worker.
+    /// The call was handed to a worker, and may have run.
     Running,
 }
 
@@ -53,156 +53,155 @@ impl fmt::Display for CallStage {
     }
 }
 
-/// Why a call failed.
+/// The error of a call.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ToolError {
-    /// Nobody serves a tool of this name.
+    /// There is no tool with this name.
     #[error("tool `{tool}` not found{}", suggestion.as_ref().map(|s| format!("; did you mean `{s}`?")).unwrap_or_default())]
     NotFound {
-        /// The name asked for.
+        /// The name in the call.
         tool: String,
-        /// A registered name that looks alike.
+        /// A similar registered name, if any.
         suggestion: Option<String>,
     },
     /// An argument is missing, unknown or of the wrong type.
     #[error("argument `{argument}` of tool `{tool}` {problem}")]
     InvalidArgument {
-        /// The tool called.
+        /// The tool's name.
         tool: String,
         /// The argument's name.
         argument: String,
-        /// What is wrong with it, as the end of a sentence: "is missing; ...".
+        /// The problem, as the end of a sentence: "is missing; ...".
         problem: String,
     },
-    /// The tool cannot be called this way.
+    /// The tool does not support this kind of call.
     #[error("tool `{tool}` {problem}")]
     Unsupported {
-        /// The tool called.
+        /// The tool's name.
         tool: String,
-        /// Why not, as the end of a sentence.
+        /// The problem, as the end of a sentence.
         problem: String,
     },
     /// The tool ran and raised an exception.
     #[error("tool `{}` failed: {_0}", _0.tool)]
     Failed(Box<ToolFailure>),
-    /// The queue is full: the call was refused at once.
+    /// The queue is full, so the call was rejected immediately.
     #[error("pool is overloaded: {queued} calls wait, the limit is {limit}; retry later or add workers")]
     Overloaded {
-        /// How many calls waited.
+        /// The number of queued calls.
         queued: usize,
-        /// How many may.
+        /// The most calls that may be queued.
         limit: usize,
-        /// When a retry may succeed.
+        /// The time after which a retry may succeed.
         retry_after: Option<Duration>,
     },
-    /// Calls hold as many bytes as they may: the call was refused at once.
+    /// Other calls occupy too many bytes, so the call was rejected immediately.
     #[error("{whose} hold {used} bytes already, the limit is {limit}; retry later or send less at once")]
-    TooMuchAtOnce {
-        /// Which calls, such as "calls that wait for a worker".
+    TooManyBytes {
+        /// The kind of those calls, such as "calls that wait for a worker".
         whose: String,
-        /// How many bytes they hold.
+        /// The bytes that they occupy.
         used: usize,
-        /// How many they may.
+        /// The most bytes that they may occupy.
         limit: usize,
-        /// When a retry may succeed.
+        /// The time after which a retry may succeed.
         retry_after: Option<Duration>,
     },
-    /// The tool ran, but its value was dropped, because answers that the caller has not read hold as many bytes as they may.
+    /// The tool ran, but its answer was dropped, because answers that the caller has not read occupy too many bytes.
     #[error(
         "the answer was dropped: answers that wait to be read hold {used} bytes already, the limit is {limit}; read them first"
     )]
     AnswerDropped {
-        /// How many bytes they hold.
+        /// The bytes that they occupy.
         used: usize,
-        /// How many they may.
+        /// The most bytes that they may occupy.
         limit: usize,
     },
     /// The call's deadline passed.
     #[error("deadline of tool `{tool}` exceeded {stage}; raise the timeout or make the tool faster")]
     DeadlineExceeded {
-        /// The tool called.
+        /// The tool's name.
         tool: String,
-        /// Where the call was at that moment.
+        /// The stage of the call at the deadline.
         stage: CallStage,
     },
-    /// The caller, or somebody on its behalf, cancelled the call.
+    /// The call was cancelled, by its caller or by its id.
     #[error("call of tool `{tool}` was cancelled")]
     Cancelled {
-        /// The tool called.
+        /// The tool's name.
         tool: String,
     },
-    /// The worker went away before the call ended.
+    /// The worker was lost before the call ended.
     #[error("worker `{worker}` was lost: {reason}{}", output_tail(output_lines))]
     WorkerLost {
         /// The worker's id.
         worker: String,
-        /// How it ended.
+        /// The reason for the loss.
         reason: String,
         /// Whether the call may have begun to run.
         delivered: bool,
-        /// The last lines the worker wrote to stdout and stderr, oldest first.
+        /// The last lines that the worker wrote to stdout and stderr, oldest first.
         output_lines: Vec<String>,
     },
-    /// The connection to what ran the call was lost, and with it what became of the call.
+    /// The connection to the host or worker that ran the call was lost. The outcome of the call is unknown.
     #[error("connection to {peer} was lost: {problem}; the call may have run")]
     ConnectionLost {
-        /// What was at the other end, such as "the host".
+        /// The other end of the connection, such as "the host".
         peer: String,
-        /// What happened to the connection.
+        /// The error of the connection.
         problem: String,
     },
-    /// The worker gave the call back before it began, because it was [asked to](crate::ToolHandler::recall). Only what
-    /// schedules workers sees this: it hands the call to another one.
+    /// The worker returned the call before it began, because the call was [recalled](crate::ToolHandler::recall). The
+    /// pool handles this error and assigns the call to another worker.
     #[error("call of tool `{tool}` was given back before it began")]
     Recalled {
-        /// The tool called.
+        /// The tool's name.
         tool: String,
     },
-    /// No worker can take calls now.
+    /// No worker can run calls now.
     #[error("no worker is available: {reason}")]
     Unavailable {
-        /// Why not.
+        /// The reason.
         reason: String,
-        /// When a retry may succeed.
+        /// The time after which a retry may succeed.
         retry_after: Option<Duration>,
     },
-    /// The host is shutting down: it takes no more calls, or its drain ended before the call did. Every kind of call that
-    /// ends so gets this error.
+    /// The host is shutting down. It rejected the call, or its drain ended before the call did. Calls of all kinds get
+    /// this error.
     #[error("the host is shutting down{}", if *delivered { "; the call was cut off and may have run" } else { "" })]
     ShuttingDown {
         /// Whether the call may have begun to run.
         delivered: bool,
     },
-    /// Every worker is held by calls that wait, through host tools, for calls that wait for a worker: this call would wait
-    /// for itself.
+    /// The call would wait for itself: every worker runs a call that waits, through a host tool, for a queued call.
     #[error(
         "call of tool `{tool}` would wait for itself: every worker runs a call that waits for it through a host tool; add \
          workers, or call no tool of a worker from a host tool that workers call"
     )]
     Deadlock {
-        /// The tool called.
+        /// The tool's name.
         tool: String,
     },
-    /// A tokio runtime is missing: the one that started the host has ended, or the caller of a method with a deadline runs
-    /// in none.
+    /// There is no tokio runtime: the one that started the host has shut down, or a call with a deadline was made
+    /// outside a runtime.
     #[error("{problem}")]
     NoRuntime {
-        /// Which runtime is missing, and what to do.
+        /// The missing runtime, and the fix.
         problem: &'static str,
     },
-    /// The call's session is not there.
+    /// The session of the call caused an error, for example because it does not exist.
     #[error(transparent)]
     Session(#[from] SessionError),
-    /// Somebody broke the protocol: a bug, here or in the worker.
+    /// A bug in the host or in the worker, such as a violation of the protocol.
     #[error("internal error: {problem}")]
     Internal {
-        /// What happened.
+        /// The problem.
         problem: String,
     },
 }
 
-/// The last few lines, cut: a message is one line that people read, the rest belongs into details.
+/// The last few lines of output, shortened to fit into a message. The status details contain all lines.
 fn output_tail(lines: &[String]) -> String {
     const LINES: usize = 3;
     const CHARS: usize = 160;
@@ -217,7 +216,7 @@ fn output_tail(lines: &[String]) -> String {
 }
 
 impl ToolError {
-    /// The runtime that started the host has shut down: nothing acts upon what happens in the host any more.
+    /// The error of calls after the runtime that started the host has shut down.
     #[must_use]
     pub const fn runtime_ended() -> Self {
         Self::NoRuntime {
@@ -226,7 +225,7 @@ impl ToolError {
         }
     }
 
-    /// A deadline cannot be kept where there is no clock.
+    /// The error of a call with a deadline outside of a tokio runtime, which provides the clock.
     #[must_use]
     pub const fn outside_runtime() -> Self {
         Self::NoRuntime {
@@ -234,8 +233,7 @@ impl ToolError {
         }
     }
 
-    /// Whether a worker may have begun to run the call. Only calls that were not delivered are safe to retry
-    /// whatever the tool does.
+    /// Whether the tool may have begun to run. A call that was not delivered is always safe to retry.
     #[must_use]
     pub const fn is_delivered(&self) -> bool {
         match self {
@@ -243,7 +241,7 @@ impl ToolError {
             | Self::InvalidArgument { .. }
             | Self::Unsupported { .. }
             | Self::Overloaded { .. }
-            | Self::TooMuchAtOnce { .. }
+            | Self::TooManyBytes { .. }
             | Self::Unavailable { .. }
             | Self::Recalled { .. }
             | Self::NoRuntime { .. }
@@ -265,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lost_worker_says_its_last_words_in_short() {
+    fn a_lost_workers_message_contains_its_last_output_in_short() {
         let lost = |lines: Vec<String>| {
             let error = ToolError::WorkerLost {
                 worker: "w".into(),

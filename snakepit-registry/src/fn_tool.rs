@@ -1,4 +1,4 @@
-//! A tool of the host: a typed async Rust closure.
+//! A host tool made from a typed async Rust closure.
 
 use std::{any::Any, fmt, future::Future, panic::AssertUnwindSafe, pin::Pin, sync::Arc};
 
@@ -14,29 +14,46 @@ use crate::{
     TraceContext, arguments::from_arguments,
 };
 
-/// What a host tool can know about the call besides its arguments.
+/// The context of a call of a host tool: everything except its arguments.
 #[derive(Debug, Clone)]
 pub struct ToolContext {
-    /// The call.
+    /// The id of the call.
     pub call: CallId,
-    /// The session it belongs to.
+    /// The session of the call.
     pub session: Option<SessionId>,
-    /// What the caller attached.
+    /// Key-value pairs from the caller.
     pub metadata: std::collections::BTreeMap<String, String>,
-    /// When the caller stops caring.
+    /// The time at which the call fails.
     pub deadline: Option<Instant>,
-    /// The trace it belongs to.
+    /// The trace of the call.
     pub trace: Option<TraceContext>,
 }
 
 type BoxedTool =
     dyn Fn(ToolCall) -> Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send>> + Send + Sync;
 
-/// A tool of the host: a typed async closure, called by clients and by Python.
+/// A host tool: a typed async closure that clients and Python can call.
 ///
-/// Arguments and results go through serde. An argument that travels as raw bytes deserializes into `bytes::Bytes` or
-/// whatever else reads bytes. A float without a fraction, such as 5.0, is a valid integer, and an integer is a valid float.
-/// A panic in the closure fails its call and nothing else.
+/// Arguments and results are converted with serde. Binary arguments deserialize into `bytes::Bytes` and other types
+/// that read bytes. A whole float, such as 5.0, is a valid integer, and an integer is a valid float. A panic in the
+/// closure fails only its call.
+///
+/// # Example
+/// ```
+/// use serde::Deserialize;
+/// use snakepit_registry::FnTool;
+///
+/// #[derive(Deserialize)]
+/// struct Division {
+///     dividend: i64,
+///     divisor: i64,
+/// }
+///
+/// let tool = FnTool::typed("divide", |args: Division| async move {
+///     args.dividend.checked_div(args.divisor).ok_or("division by zero")
+/// });
+/// # assert_eq!(tool.spec().name, "divide");
+/// ```
 #[derive(Clone)]
 pub struct FnTool {
     spec: ToolSpec,
@@ -44,7 +61,7 @@ pub struct FnTool {
 }
 
 impl FnTool {
-    /// A tool from a closure that takes all arguments as one value: a struct, or a map.
+    /// Creates a tool from a closure that takes all arguments as one value, such as a struct or a map.
     pub fn typed<A, R, E, F, Fut>(name: &str, tool: F) -> Self
     where
         A: DeserializeOwned + Send + 'static,
@@ -56,7 +73,7 @@ impl FnTool {
         Self::with_context(name, move |arguments, _| tool(arguments))
     }
 
-    /// Like [`typed`](Self::typed), for a closure that also wants the context of the call.
+    /// Like [`typed`](Self::typed), for a closure that also takes the context of the call.
     pub fn with_context<A, R, E, F, Fut>(name: &str, tool: F) -> Self
     where
         A: DeserializeOwned + Send + 'static,
@@ -69,9 +86,11 @@ impl FnTool {
         let run = move |call: ToolCall| {
             let tool = Arc::clone(&tool);
             async move {
-                let (name, mode, arguments, context) = take_apart(call)?;
-                let value = tool(arguments, context).await.map_err(|error| failed::<E>(&name, &error))?;
-                let value = Payload::try_from_serde(&value).map_err(|error| misshapen(&name, &error))?;
+                let (name, mode, arguments, context) = parse_call(call)?;
+                let value =
+                    tool(arguments, context).await.map_err(|error| tool_failure::<E>(&name, &error))?;
+                let value =
+                    Payload::try_from_serde(&value).map_err(|error| payload_failure(&name, &error))?;
                 Ok(match mode {
                     CallMode::Unary => ToolReply::value(value),
                     CallMode::Streaming => ToolReply::stream(once(value)),
@@ -82,7 +101,7 @@ impl FnTool {
         Self { spec: ToolSpec::new(name), run: Arc::new(run) }
     }
 
-    /// A tool that answers with a stream of values; it can only be called for a stream.
+    /// Creates a tool that answers with a stream of values. It supports only streaming calls. An error ends the stream.
     pub fn stream<A, R, E, F, S>(name: &str, tool: F) -> Self
     where
         A: DeserializeOwned + Send + 'static,
@@ -95,17 +114,17 @@ impl FnTool {
         let run = move |call: ToolCall| {
             let tool = Arc::clone(&tool);
             async move {
-                let (name, _, arguments, context) = take_apart(call)?;
+                let (name, _, arguments, context) = parse_call(call)?;
                 let for_panic = name.clone();
                 let chunks =
                     AssertUnwindSafe(tool(arguments, context)).catch_unwind().map(move |item| match item {
                         Ok(Ok(value)) => {
-                            let value =
-                                Payload::try_from_serde(&value).map_err(|error| misshapen(&name, &error))?;
+                            let value = Payload::try_from_serde(&value)
+                                .map_err(|error| payload_failure(&name, &error))?;
                             Ok(chunk(&value))
                         }
-                        Ok(Err(error)) => Err(failed::<E>(&name, &error)),
-                        Err(panic) => Err(panicked(&for_panic, panic.as_ref())),
+                        Ok(Err(error)) => Err(tool_failure::<E>(&name, &error)),
+                        Err(panic) => Err(panic_failure(&for_panic, panic.as_ref())),
                     });
                 Ok(ToolReply::stream(Box::pin(chunks)))
             }
@@ -116,7 +135,7 @@ impl FnTool {
         Self { spec, run: Arc::new(run) }
     }
 
-    /// Replaces what the tool says about itself, except its name and whether it streams.
+    /// Changes the spec of the tool, except its name and whether it streams.
     #[must_use]
     pub fn describe(mut self, describe: impl FnOnce(ToolSpec) -> ToolSpec) -> Self {
         let (name, supports_streaming) = (self.spec.name.clone(), self.spec.supports_streaming);
@@ -124,7 +143,7 @@ impl FnTool {
         self
     }
 
-    /// What the tool says about itself.
+    /// The spec of the tool.
     #[must_use]
     pub const fn spec(&self) -> &ToolSpec {
         &self.spec
@@ -139,7 +158,7 @@ impl ToolHandler for FnTool {
         AssertUnwindSafe(run)
             .catch_unwind()
             .await
-            .unwrap_or_else(|panic| Err(panicked(&name, panic.as_ref())))
+            .unwrap_or_else(|panic| Err(panic_failure(&name, panic.as_ref())))
     }
 }
 
@@ -149,7 +168,7 @@ impl fmt::Debug for FnTool {
     }
 }
 
-fn take_apart<A: DeserializeOwned>(call: ToolCall) -> Result<(String, CallMode, A, ToolContext), ToolError> {
+fn parse_call<A: DeserializeOwned>(call: ToolCall) -> Result<(String, CallMode, A, ToolContext), ToolError> {
     let ToolCall { id, tool, session, arguments, metadata, mode, deadline, trace, .. } = call;
     let arguments = from_arguments(&tool, &arguments)?;
     let context = ToolContext { call: id, session, metadata, deadline, trace };
@@ -164,15 +183,15 @@ fn once(value: Payload) -> ChunkStream {
     Box::pin(futures_util::stream::once(async move { Ok(chunk(&value)) }))
 }
 
-fn failed<E: fmt::Display>(tool: &str, error: &E) -> ToolError {
+fn tool_failure<E: fmt::Display>(tool: &str, error: &E) -> ToolError {
     failure(tool, short_type_name::<E>(), error.to_string())
 }
 
-fn misshapen(tool: &str, error: &PayloadError) -> ToolError {
+fn payload_failure(tool: &str, error: &PayloadError) -> ToolError {
     failure(tool, "PayloadError", error.to_string())
 }
 
-fn panicked(tool: &str, panic: &(dyn Any + Send)) -> ToolError {
+fn panic_failure(tool: &str, panic: &(dyn Any + Send)) -> ToolError {
     let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
     failure(tool, "panic", format!("panicked: {text}"))
@@ -187,7 +206,7 @@ fn failure(tool: &str, error_type: &str, message: String) -> ToolError {
     }))
 }
 
-/// A type's name without its modules; for text errors, which have no type of their own, a plain word.
+/// The name of a type without its modules. For strings, which are not error types, a generic name.
 fn short_type_name<E>() -> &'static str {
     let name = std::any::type_name::<E>();
     match name.split('<').next().and_then(|name| name.rsplit("::").next()) {
@@ -243,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_kind_of_failure_is_told_apart() {
+    async fn each_kind_of_failure_has_its_own_error() {
         let failed = call(&scale(), json!({"values": [1], "factor": 0})).await.unwrap_err();
         assert!(matches!(&failed, ToolError::Failed(f) if f.message == "factor is zero"), "{failed}");
         let panicked = call(&scale(), json!({"values": [1], "factor": -1})).await.unwrap_err();
@@ -256,7 +275,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn raw_bytes_arrive_as_bytes() {
+    async fn binary_arguments_deserialize_into_bytes() {
         #[derive(Deserialize)]
         struct Image {
             data: Bytes,
@@ -272,19 +291,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn arrays_arrive_as_lists_of_numbers() {
+    async fn arrays_deserialize_into_lists_of_numbers() {
         let mut call = ToolCall::new("scale");
         call.arguments.insert("values".into(), Payload::tensor(&[2], &[1.0_f32, 2.5]).unwrap());
         let ReplyBody::Value(value) = scale().call(call).await.unwrap().body else { panic!("a stream") };
         assert_eq!(value.to_serde::<Vec<f64>>().unwrap(), [2.0, 5.0]);
         let mut call = ToolCall::new("scale");
         call.arguments.insert("values".into(), Payload::tensor(&[1, 1], &[1.0]).unwrap());
-        let refused = scale().call(call).await.unwrap_err().to_string();
-        assert!(refused.contains("argument `values` of tool `scale`"), "{refused}");
+        let rejected = scale().call(call).await.unwrap_err().to_string();
+        assert!(rejected.contains("argument `values` of tool `scale`"), "{rejected}");
     }
 
     #[tokio::test]
-    async fn five_point_zero_is_five_at_any_depth() {
+    async fn whole_floats_are_valid_integers_at_any_depth() {
         #[derive(Deserialize, Serialize)]
         struct Page {
             #[serde(flatten)]
@@ -321,7 +340,7 @@ mod tests {
         assert!(first.scale == 0.0 && first.scale.is_sign_negative());
         assert_eq!((second.first, second.scale, &second.any), (None, 5.0, &json!([0.5, "5.0"])));
 
-        // Neither a fraction nor a float that may stand for several integers, nor one out of the type's range.
+        // Rejects fractions, floats beyond the exact integers, and values out of the type's range.
         for (argument, bad) in [
             ("count", json!(5.5)),
             ("count", json!(-1.0)),
@@ -333,15 +352,15 @@ mod tests {
         ] {
             let mut asked = json!({"pages": [], "count": 1});
             asked[argument] = bad;
-            let refused = call(&tool, asked.clone()).await.unwrap_err();
-            assert!(matches!(refused, ToolError::InvalidArgument { .. }), "{asked}: {refused}");
+            let rejected = call(&tool, asked.clone()).await.unwrap_err();
+            assert!(matches!(rejected, ToolError::InvalidArgument { .. }), "{asked}: {rejected}");
             let named = format!("argument `{argument}` of tool `pages`");
-            assert!(refused.to_string().contains(&named), "{asked}: {refused}");
+            assert!(rejected.to_string().contains(&named), "{asked}: {rejected}");
         }
     }
 
     #[tokio::test]
-    async fn arrays_of_whole_floats_are_lists_of_integers() {
+    async fn arrays_of_whole_floats_deserialize_into_lists_of_integers() {
         let tool = FnTool::typed("sum", |args: HashMap<String, Vec<i64>>| async move {
             Ok::<_, Infallible>(args["items"].iter().sum::<i64>())
         });
@@ -360,7 +379,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_ends_with_its_error() {
+    async fn an_error_ends_a_stream() {
         let tool = FnTool::stream("count", |n: Value, _| {
             let n = n["n"].as_u64().unwrap_or_default();
             futures_util::stream::iter(0..=n).map(move |i| if i < n { Ok(i) } else { Err("enough") })

@@ -1,48 +1,50 @@
-//! The trait behind which every tool runs.
+//! The trait that runs calls of tools.
 
 use async_trait::async_trait;
 
 use crate::{CallId, ToolCall, ToolError, ToolReply};
 
-/// Something callable: a Rust closure, a pool of workers, or a Python callable inside a worker.
+/// Runs calls: a Rust closure, a pool of workers, or the Python tools of a worker.
 ///
 /// # Cancel safety
-/// Dropping the future of [`call`](ToolHandler::call), or the stream it returned, cancels the call. Whether it still
-/// runs for a while after that depends on the handler; [`cancel`](ToolHandler::cancel) waits for its end.
+/// Dropping the future of [`call`](ToolHandler::call), or the stream that it returned, cancels the call. The tool may
+/// still run for a while, depending on the handler. [`cancel`](ToolHandler::cancel) waits for its end.
 #[async_trait]
 pub trait ToolHandler: Send + Sync + std::fmt::Debug + 'static {
-    /// Runs a call. Answers with [`ReplyBody::Stream`](crate::ReplyBody::Stream) exactly when the call's mode is
-    /// streaming.
+    /// Runs a call. Returns [`ReplyBody::Stream`](crate::ReplyBody::Stream) if and only if the call is streaming.
     ///
-    /// Unless the handler [keeps deadlines](ToolHandler::keeps_deadlines), the host drops the future at
-    /// [`ToolCall::deadline`].
+    /// The host drops the future at [`ToolCall::deadline`], unless the handler
+    /// [keeps deadlines](ToolHandler::keeps_deadlines).
     ///
     /// # Errors
-    /// [`ToolError`]; a failure in the middle of a stream is the stream's last item.
+    /// Any [`ToolError`]. A failure during a stream is the last item of the stream.
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError>;
 
-    /// Cancels a call if it still runs, and returns once it provably runs no more.
+    /// Cancels a call if it still runs, and returns once it has provably ended. Also succeeds for calls that have ended
+    /// and for unknown calls.
     ///
-    /// The default fits handlers whose calls end when their future is dropped.
+    /// The default implementation returns immediately. It suits handlers whose calls end when their future is dropped.
     ///
     /// # Errors
-    /// When the handler cannot tell whether the call has ended. The caller must then assume that it runs.
+    /// Any [`ToolError`] if the handler could not confirm the end of the call. The caller must then assume that it
+    /// still runs.
     async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
         let _ = call;
         Ok(())
     }
 
-    /// Whether the handler ends calls, and the streams they answered with, at their deadline, each with the stage that it
-    /// had reached, and when it shuts down. The host sets no timer for the calls of such a handler, so that exactly one
-    /// component decides how a call ends.
+    /// Whether the handler itself ends calls and their streams at the deadline, with the stage that they had reached,
+    /// and at shutdown. The host then sets no timer for them, so that exactly one component decides how a call ends.
+    ///
+    /// The default implementation returns `false`.
     fn keeps_deadlines(&self) -> bool {
         false
     }
 
-    /// Asks for a call back that has been handed over but may not have begun. If it has not, it never will, and its
-    /// future soon ends with [`ToolError::Recalled`]; otherwise it goes on as if nothing had been asked.
+    /// Asks the handler to return a call that it has accepted but may not have begun. If the call has not begun, it
+    /// never will, and its future soon fails with [`ToolError::Recalled`]. Otherwise the call is not affected.
     ///
-    /// Must not block. The default fits handlers that begin every call at once.
+    /// Must not block. The default implementation does nothing. It suits handlers that begin every call immediately.
     fn recall(&self, call: CallId) {
         let _ = call;
     }

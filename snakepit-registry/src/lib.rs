@@ -1,4 +1,4 @@
-//! What can be called: tools, their specs, the checks of their arguments, and the one trait behind which they run.
+//! Tools: their specs, the checks of their arguments, their registry, and the trait that runs them.
 //!
 //! ```text
 //!                 ToolCall ──> Registry::resolve ──> dyn ToolHandler ──> ToolReply
@@ -8,7 +8,27 @@
 //!       a Rust closure, in the host          a pool of workers (snakepit-pool)     inside a worker
 //! ```
 //!
-//! This crate knows nothing of gRPC, protobuf, processes or Python.
+//! This crate does not depend on gRPC, protobuf, processes or Python.
+//!
+//! # Example
+//! ```
+//! use std::{collections::HashMap, convert::Infallible};
+//!
+//! use snakepit_registry::{FnTool, Registry, ReplyBody, ToolCall};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let registry = Registry::new();
+//! registry.register_host_tool(FnTool::typed("double", |args: HashMap<String, i64>| async move {
+//!     Ok::<_, Infallible>(args["x"] * 2)
+//! }))?;
+//! let call = ToolCall::new("double").try_with_argument("x", &21)?;
+//! let reply = registry.call_host_tool(call).await?;
+//! let ReplyBody::Value(value) = reply.body else { panic!("a stream") };
+//! assert_eq!(value.to_serde::<i64>()?, 42);
+//! # Ok(())
+//! # }
+//! ```
 #![warn(missing_docs)]
 
 mod arguments;
@@ -30,6 +50,6 @@ pub use check::MAX_NAME_BYTES;
 pub use error::{CallStage, ToolError, ToolFailure};
 pub use fn_tool::{FnTool, ToolContext};
 pub use handler::ToolHandler;
-pub use registry::{Announcer, Registration, Registry, RegistryError, ResolvedTool, Running};
+pub use registry::{Announcer, CallFuture, Registration, Registry, RegistryError, ResolvedTool};
 pub use reply::{Chunk, ChunkStream, ReplyBody, ToolReply};
 pub use spec::{ParameterSpec, ToolSpec};

@@ -1,4 +1,4 @@
-//! Who serves which name, and the one place where a call is resolved, checked and handed on.
+//! The registry of tools. It resolves names, checks calls and runs them with the tool's handler.
 
 #[cfg(all(test, loom))]
 mod models;
@@ -18,26 +18,26 @@ use crate::{
     sync::{AtomicU64, Mutex, RwLock},
 };
 
-/// The provider of tools that run in the host.
+/// The provider of host tools.
 const HOST: &str = "host";
-/// Metadata key by which a worker says that running its tool twice does no harm.
+/// The metadata key with which a worker declares its tool idempotent.
 const IDEMPOTENT: &str = "snakepit.idempotent";
-/// What became of a spec that was registered.
+/// The outcome of registering a spec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Registration {
     /// The name was new.
     New,
-    /// The same spec was there already.
+    /// The same spec was registered already.
     Unchanged,
-    /// Another spec was there and is replaced.
+    /// The spec replaced another one.
     Replaced,
 }
 
-/// Why tools could not be registered. None of them were.
+/// An error of registering tools. None of them was registered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistryError {
-    /// The name is taken by somebody else.
+    /// The name belongs to another provider.
     #[error("tool name `{name}` is taken by {owner}; rename one of the two")]
     NameTaken {
         /// The name.
@@ -45,16 +45,16 @@ pub enum RegistryError {
         /// `host`, or the name of a pool.
         owner: String,
     },
-    /// The text cannot be the name of a tool.
+    /// The name is invalid.
     #[error("invalid tool name `{name}`: {problem}")]
     InvalidName {
-        /// The text.
+        /// The name, shortened if it is too long.
         name: String,
-        /// What is wrong with it.
+        /// The problem.
         problem: String,
     },
-    /// A worker that lives serves the name, and describes it in another way. Workers of the original look for
-    /// `duplicate_tool` in the text, and go on.
+    /// A live worker serves the name with another spec. Workers of the original Snakepit search the message for
+    /// `duplicate_tool`, and then continue.
     #[error(
         "duplicate_tool: tool `{name}` is served by worker `{worker}` with another description; it is redefined by the first \
          worker that registers it when none with the old description is left"
@@ -65,29 +65,29 @@ pub enum RegistryError {
         /// The worker that serves it.
         worker: String,
     },
-    /// The provider would have more tools than it may.
+    /// The provider would have too many tools.
     #[error(
         "pool `{provider}` announced more than {limit} tools; register fewer, or dispatch on an argument"
     )]
     TooManyTools {
         /// The name of the pool.
         provider: String,
-        /// The most tools a provider may have.
+        /// The most tools of one provider.
         limit: usize,
     },
-    /// A tool says too much about itself.
+    /// The spec of a tool is too large.
     #[error(
         "the description of tool `{name}` takes {size} bytes, the limit is {limit}; shorten its docstring, defaults and metadata"
     )]
     SpecTooLarge {
         /// The name of the tool.
         name: String,
-        /// What its spec takes, in bytes.
+        /// The size of the spec, in bytes.
         size: usize,
-        /// The most it may take.
+        /// The largest size of a spec, in bytes.
         limit: usize,
     },
-    /// The tools of a provider say too much about themselves, taken together.
+    /// The specs of a provider are too large in total.
     #[error(
         "the descriptions of all tools of pool `{provider}` would take {size} bytes, the limit is {limit}; shorten \
          docstrings, defaults and metadata, or register fewer tools"
@@ -95,49 +95,49 @@ pub enum RegistryError {
     SpecsTooLarge {
         /// The name of the pool.
         provider: String,
-        /// What all specs would take, in bytes.
+        /// The total size of the specs, in bytes.
         size: usize,
-        /// The most they may take.
+        /// The largest total size, in bytes.
         limit: usize,
     },
 }
 
-/// A call that a handler runs. Dropping it cancels the call.
-pub type Running<'a> = Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send + 'a>>;
+/// The future of a call. Dropping it cancels the call.
+pub type CallFuture<'a> = Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send + 'a>>;
 
-/// A name with what serves it.
+/// A tool and its handler.
 #[derive(Debug)]
 pub struct ResolvedTool {
-    /// What the tool says about itself; `None` for a name that only the fallback may know.
+    /// The tool's spec; `None` for a name that was resolved to the fallback.
     pub spec: Option<ToolSpec>,
     /// `host`, or the name of a pool.
     pub provider: String,
-    /// What runs it.
+    /// The handler of its calls.
     pub handler: Arc<dyn ToolHandler>,
     idempotent: bool,
 }
 
-/// All tools that can be called.
+/// All tools of a host.
 #[derive(Debug, Default)]
 pub struct Registry {
     tools: RwLock<BTreeMap<Arc<str>, Arc<ResolvedTool>>>,
-    /// Which workers announced a name. Locked after `tools`.
+    /// The workers that announced each tool. Locked after `tools`.
     announcers: Mutex<HashMap<Arc<str>, Vec<Announcer>>>,
     fallback: RwLock<Option<Arc<ResolvedTool>>>,
     generation: AtomicU64,
 }
 
 impl Registry {
-    /// A registry without tools.
+    /// Creates an empty registry.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a tool of the host; Python can call it too.
+    /// Adds a host tool. Workers can call it too.
     ///
     /// # Errors
-    /// When the name is odd or taken.
+    /// [`RegistryError::InvalidName`], or [`RegistryError::NameTaken`].
     pub fn register_host_tool(&self, tool: FnTool) -> Result<(), RegistryError> {
         let spec = tool.spec().clone();
         check_name(&spec.name)?;
@@ -147,22 +147,22 @@ impl Registry {
         }
         let name = Arc::from(spec.name.as_str());
         tools.insert(name, Arc::new(ResolvedTool::new(Some(spec), HOST, Arc::new(tool))));
-        self.changed();
+        self.bump_generation();
         Ok(())
     }
 
-    /// Says where names go that nobody registered: to a pool whose workers do not announce their tools ahead of the
-    /// first call.
+    /// Sets the handler of all names that are not registered: a pool whose workers do not announce their tools before
+    /// the first call.
     pub fn set_fallback(&self, provider: &str, handler: Arc<dyn ToolHandler>) {
         let fallback = Arc::new(ResolvedTool::new(None, provider, handler));
         *self.fallback.write().unwrap_or_else(PoisonError::into_inner) = Some(fallback);
     }
 
-    /// Finds what serves a name.
+    /// Finds the tool with this name, or the fallback.
     ///
     /// # Errors
-    /// [`ToolError::NotFound`] with a similar name if there is one; [`ToolError::InvalidArgument`] for a text longer than a
-    /// name may be.
+    /// [`ToolError::NotFound`], with a similar name if there is one. [`ToolError::InvalidArgument`] for a name that is
+    /// longer than [`MAX_NAME_BYTES`].
     pub fn resolve(&self, tool: &str) -> Result<Arc<ResolvedTool>, ToolError> {
         check::tool_name(tool)?;
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
@@ -175,17 +175,18 @@ impl Registry {
         Err(not_found(tool, tools.keys().map(AsRef::as_ref)))
     }
 
-    /// Whether anybody but the host has told what tools it has.
+    /// Whether any worker has announced tools.
     #[must_use]
-    pub fn knows_tools_of_workers(&self) -> bool {
+    pub fn has_worker_tools(&self) -> bool {
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
         tools.values().any(|tool| tool.provider != HOST)
     }
 
-    /// Resolves a call of a tool of the host, checks its arguments and runs it: what Python may call.
+    /// Resolves a call of a host tool, checks its arguments and runs it. Workers make their calls with this method.
     ///
     /// # Errors
-    /// [`ToolError`], from here or from the tool.
+    /// [`ToolError::NotFound`] unless a host tool has this name, [`ToolError::InvalidArgument`],
+    /// [`ToolError::Unsupported`], and all errors of the tool.
     ///
     /// # Cancel safety
     /// Dropping the future cancels the call.
@@ -202,32 +203,33 @@ impl Registry {
         tool.begin(call)?.await
     }
 
-    /// The tools of the host, ordered by name.
+    /// The specs of all host tools, ordered by name.
     #[must_use]
     pub fn host_tools(&self) -> Vec<ToolSpec> {
         self.tools().into_iter().filter(|(_, provider)| provider == HOST).map(|(spec, _)| spec).collect()
     }
 
-    /// All registered tools, ordered by name, each with who provides it: `host`, or the name of a pool.
+    /// The specs of all tools, ordered by name, each with its provider: `host`, or the name of a pool.
     #[must_use]
     pub fn tools(&self) -> Vec<(ToolSpec, String)> {
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
         tools.values().filter_map(|tool| Some((tool.spec.clone()?, tool.provider.clone()))).collect()
     }
 
-    /// A number that is another whenever [`tools`](Self::tools) is. It may change when they do not, as when a worker registers
-    /// again what its predecessor did. Read it before the tools: what changes in between has another number the next time.
+    /// A number that changes whenever [`tools`](Self::tools) changes. It may also change without such a change, for
+    /// example when a replaced worker registers the same tools. Read it before `tools`, so that a concurrent change is
+    /// noticed the next time.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Called with `tools` locked for the change.
-    fn changed(&self) {
+    /// Increments the generation. The caller holds the lock of `tools`.
+    fn bump_generation(&self) {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// How many tools are registered.
+    /// The number of registered tools.
     #[must_use]
     pub fn len(&self) -> usize {
         self.tools.read().unwrap_or_else(PoisonError::into_inner).len()
@@ -254,12 +256,12 @@ impl ResolvedTool {
         self.handler.keeps_deadlines()
     }
 
-    /// Checks a call and hands it to the handler. What comes back is the handler's own future: another around it would keep
-    /// a second place for the call.
+    /// Checks a call and passes it to the handler. Returns the handler's future without wrapping it, because a wrapper
+    /// would reserve space for the call a second time.
     ///
     /// # Errors
-    /// [`ToolError`], when the arguments do not fit or the tool cannot be called this way.
-    pub fn begin(&self, mut call: ToolCall) -> Result<Running<'_>, ToolError> {
+    /// [`ToolError::InvalidArgument`], or [`ToolError::Unsupported`] for a unary call of a host tool that streams.
+    pub fn begin(&self, mut call: ToolCall) -> Result<CallFuture<'_>, ToolError> {
         check::names(&call)?;
         if let Some(spec) = &self.spec {
             check::arguments(spec, &call.arguments)?;
@@ -276,7 +278,7 @@ impl ResolvedTool {
 }
 
 fn not_found<'a>(tool: &str, names: impl Iterator<Item = &'a str>) -> ToolError {
-    ToolError::NotFound { tool: check::brief(tool), suggestion: check::nearest(tool, names) }
+    ToolError::NotFound { tool: check::truncated(tool), suggestion: check::nearest(tool, names) }
 }
 
 fn check_name(name: &str) -> Result<(), RegistryError> {
@@ -289,5 +291,5 @@ fn check_name(name: &str) -> Result<(), RegistryError> {
     } else {
         return Ok(());
     };
-    Err(RegistryError::InvalidName { name: check::brief(name), problem })
+    Err(RegistryError::InvalidName { name: check::truncated(name), problem })
 }

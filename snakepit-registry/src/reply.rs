@@ -1,4 +1,4 @@
-//! What a call gives back.
+//! The reply to a call.
 
 use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc, time::Duration};
 
@@ -8,25 +8,25 @@ use snakepit_session::Payload;
 
 use crate::ToolError;
 
-/// One item of a streamed answer.
+/// An item of a streamed answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
-    /// JSON of the yielded value.
+    /// The yielded value as JSON.
     pub data: Bytes,
-    /// What the tool attached to this item.
+    /// Key-value pairs that the tool attached to this item.
     pub metadata: BTreeMap<String, String>,
 }
 
-/// The items of a streamed answer. It ends with `None`, or with the first error.
+/// The items of a streamed answer. An error is the last item.
 ///
-/// Dropping it before its end cancels the call.
+/// Dropping the stream before its end cancels the call.
 pub type ChunkStream = Pin<Box<dyn Stream<Item = Result<Chunk, ToolError>> + Send>>;
 
-/// The answer itself.
+/// The answer to a call.
 pub enum ReplyBody {
-    /// Of a unary call.
+    /// The answer to a unary call.
     Value(Payload),
-    /// Of a streaming call.
+    /// The answer to a streaming call.
     Stream(ChunkStream),
 }
 
@@ -39,27 +39,27 @@ impl fmt::Debug for ReplyBody {
     }
 }
 
-/// What a call gives back.
+/// The reply to a call.
 #[derive(Debug)]
 pub struct ToolReply {
     /// The answer.
     pub body: ReplyBody,
-    /// What the tool attached.
+    /// Key-value pairs that the tool attached.
     pub metadata: BTreeMap<String, String>,
-    /// The worker that ran the call; `None` when it ran in this process.
+    /// The id of the worker that ran the call; `None` if it ran in this process.
     pub worker: Option<Arc<str>>,
-    /// How long the tool itself took, where known.
+    /// The execution time of the tool, if known.
     pub execution_time: Option<Duration>,
 }
 
 impl ToolReply {
-    /// A plain value.
+    /// Creates a reply with a value.
     #[must_use]
     pub const fn value(value: Payload) -> Self {
         Self { body: ReplyBody::Value(value), metadata: BTreeMap::new(), worker: None, execution_time: None }
     }
 
-    /// A stream of chunks.
+    /// Creates a reply with a stream of chunks.
     #[must_use]
     pub fn stream(chunks: ChunkStream) -> Self {
         Self {

@@ -1,60 +1,59 @@
-//! What a tool says about itself.
+//! The description of a tool.
 
 use std::collections::BTreeMap;
 
 use snakepit_session::Payload;
 
-/// A tool's description: enough to list it, check a call and build a user interface.
+/// The description of a tool. The host lists tools and checks arguments by it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ToolSpec {
-    /// The name it is called by.
+    /// The tool's name, at most [`MAX_NAME_BYTES`](crate::MAX_NAME_BYTES) long.
     pub name: String,
-    /// What it does, for people and language models.
+    /// The tool's purpose, for people and language models.
     pub description: String,
-    /// Its parameters, in the order of its signature.
+    /// The parameters, in the order of the signature.
     pub parameters: Vec<ParameterSpec>,
-    /// Whatever its owner attached.
+    /// Key-value pairs that the owner attached. `snakepit.idempotent` set to `true` makes all calls idempotent.
     pub metadata: BTreeMap<String, String>,
-    /// Whether it may be called for a stream of chunks.
+    /// Whether streaming calls are allowed.
     pub supports_streaming: bool,
-    /// Whether arguments that no parameter names are errors. Off for tools that take any keyword, and for workers
-    /// that do not say.
+    /// Whether unknown arguments are errors. `false` for tools with `**kwargs`, and for workers that do not report it.
     pub closed: bool,
 }
 
-/// One parameter of a tool.
+/// A parameter of a tool.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ParameterSpec {
-    /// Its name.
+    /// The parameter's name.
     pub name: String,
-    /// The type it expects, by a name of [`ValueType`](snakepit_session::ValueType). Names unknown to the host,
-    /// such as `any`, are not checked.
+    /// The expected type, a name of [`ValueType`](snakepit_session::ValueType). The host does not check arguments of
+    /// other types, such as `any`.
     pub type_name: String,
-    /// What it means.
+    /// The parameter's meaning, for people and language models.
     pub description: String,
-    /// Whether a call must give it.
+    /// Whether a call must have this argument.
     pub required: bool,
-    /// What the tool takes when a call does not give it.
+    /// The value that the tool uses without this argument.
     pub default: Option<Payload>,
-    /// Further constraints, as the owner wrote them.
+    /// Further constraints as JSON. The host does not check them.
     pub validation_json: String,
 }
 
 impl ToolSpec {
-    /// A spec with a name and nothing else.
+    /// Creates a spec with a name only.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), ..Self::default() }
     }
 
-    /// Says what the tool does.
+    /// Sets the description.
     #[must_use]
     pub fn description(mut self, description: impl Into<String>) -> Self {
         self.description = description.into();
         self
     }
 
-    /// Adds a required parameter of this type, a name of [`ValueType`](snakepit_session::ValueType) or `any`.
+    /// Adds a required parameter. `type_name` is a name of [`ValueType`](snakepit_session::ValueType) or `any`.
     #[must_use]
     pub fn parameter(
         mut self,
@@ -72,7 +71,7 @@ impl ToolSpec {
         self
     }
 
-    /// Adds a parameter that a call may leave out.
+    /// Adds an optional parameter. `type_name` is as in [`parameter`](Self::parameter).
     #[must_use]
     pub fn optional_parameter(
         self,
@@ -87,7 +86,7 @@ impl ToolSpec {
         spec
     }
 
-    /// Refuses arguments that no parameter names.
+    /// Makes unknown arguments errors.
     #[must_use]
     pub fn closed(mut self) -> Self {
         self.closed = true;
@@ -96,7 +95,7 @@ impl ToolSpec {
 }
 
 impl ToolSpec {
-    /// About how many bytes of memory it takes, for limits.
+    /// The approximate memory of the spec in bytes, for limits.
     pub(crate) fn size(&self) -> usize {
         let texts: usize = self.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
         let parameters: usize = self.parameters.iter().map(ParameterSpec::size).sum();

@@ -163,7 +163,7 @@ impl Host {
     /// The error for an unknown tool. Before the first worker has registered its tools, the call may be repeated instead.
     fn unknown(&self, unknown: ToolError) -> ToolError {
         let is_ready = self.pool_if_started().is_some_and(|pool| pool.is_ready());
-        if is_ready || self.registry.knows_tools_of_workers() {
+        if is_ready || self.registry.has_worker_tools() {
             return unknown;
         }
         ToolError::Unavailable {

@@ -83,7 +83,7 @@ pub fn from_tool_error(error: ToolError) -> Status {
             details.set_retry_info(retry_after);
             with_details(Code::ResourceExhausted, message, details)
         }
-        ToolError::TooMuchAtOnce { whose, used, limit, retry_after } => {
+        ToolError::TooManyBytes { whose, used, limit, retry_after } => {
             let entries =
                 [("whose", brief(&whose)), ("used_bytes", used.to_string()), ("limit", limit.to_string())];
             let mut details = details_with("OVERLOADED", entries);
@@ -315,7 +315,7 @@ pub(crate) const fn answer_dropped(BudgetExhausted { used, limit }: BudgetExhaus
 }
 
 fn overloaded(whose: &str, BudgetExhausted { used, limit }: BudgetExhausted) -> ToolError {
-    ToolError::TooMuchAtOnce { whose: whose.to_owned(), used, limit, retry_after: Some(RETRY_AFTER) }
+    ToolError::TooManyBytes { whose: whose.to_owned(), used, limit, retry_after: Some(RETRY_AFTER) }
 }
 
 /// The status for a message above a limit. `limit` is the limit of its size in bytes.

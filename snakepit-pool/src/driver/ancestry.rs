@@ -1,8 +1,8 @@
-//! Detects deadlocks of nested calls: a tool calls a host tool, which calls a tool, which finds every worker held by its own
-//! ancestors. Without detection all of them would wait until their deadlines.
+//! Detects deadlocks of nested calls. A tool calls a host tool, which calls another tool, and the ancestors of that
+//! call hold every worker. Without detection, all of them would wait until their deadlines.
 //!
-//! The host can follow two kinds of links. A worker names the call on whose behalf it calls a host tool, and a host tool makes
-//! its calls through the embedding API, on the same task.
+//! The host knows a call's parent in two cases. A worker names the call on whose behalf it calls a host tool, and a
+//! host tool makes its calls through the embedding API, on the same task.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
@@ -12,28 +12,28 @@ use std::{
 use snakepit_registry::{CallId, ToolCall};
 use tokio::time::Instant;
 
-use super::{Event, Shared, State, Wakes};
+use super::{Deferred, Driver, Event, State};
 use crate::scheduler::{Slot, SlotState, Ticket};
 
-/// Records the ancestors of one call until it is dropped.
+/// Records the ancestors of one call. Dropping it removes the record.
 #[derive(Debug)]
 pub(crate) struct Ancestry {
-    shared: Arc<Shared>,
+    driver: Arc<Driver>,
     call: CallId,
 }
 
 impl Ancestry {
-    /// `None` for a call from outside.
-    pub(crate) fn of(call: &ToolCall, shared: &Arc<Shared>) -> Option<Box<Self>> {
+    /// Returns `None` for a call that is not nested.
+    pub(crate) fn of(call: &ToolCall, driver: &Arc<Driver>) -> Option<Box<Self>> {
         let ancestors = Arc::clone(call.ancestors.as_ref()?);
-        shared.lock().nested.insert(call.id, ancestors);
-        Some(Box::new(Self { shared: Arc::clone(shared), call: call.id }))
+        driver.lock().nested.insert(call.id, ancestors);
+        Some(Box::new(Self { driver: Arc::clone(driver), call: call.id }))
     }
 }
 
 impl Drop for Ancestry {
     fn drop(&mut self) {
-        self.shared.lock().nested.remove(self.call);
+        self.driver.lock().nested.remove(self.call);
     }
 }
 
@@ -42,7 +42,7 @@ impl Drop for Ancestry {
 pub(super) struct NestedCalls {
     /// The ancestors of each nested call.
     ancestors: HashMap<CallId, Arc<[CallId]>>,
-    /// How many nested calls each call is an ancestor of.
+    /// For each call, the number of nested calls of which it is an ancestor.
     descendants: HashMap<CallId, usize>,
 }
 
@@ -82,29 +82,29 @@ impl NestedCalls {
     }
 }
 
-impl Shared {
-    /// The call that this worker runs, and those that wait for that one. A worker that runs several at a time does not say
-    /// which of them is meant.
+impl Driver {
+    /// The call that runs on this worker, after its own ancestors. `None` if workers run several calls concurrently,
+    /// because the worker does not name the calling one.
     pub(crate) fn ancestors_on(&self, worker: &str) -> Option<Arc<[CallId]>> {
         if self.config.concurrency != 1 {
             return None;
         }
         let key = self.worker_key(worker)?;
         let state = self.lock();
-        // Those that were handed over ahead of their turn have larger numbers.
+        // The running call has the lowest number, because the others were handed over ahead of their turn.
         let on_worker = state.leases.iter().map(|(_, lease)| lease).filter(|lease| lease.worker == key);
         let call = on_worker.min_by_key(|lease| lease.number)?.call;
         let before = state.nested.of(call).unwrap_or_default();
         Some(before.iter().copied().chain([call]).collect())
     }
 
-    /// Whether an event can complete a deadlock: a nested call begins to wait, or a slot has no worker any more.
+    /// Whether an event may complete a deadlock, because a nested call begins to wait or a slot loses its worker.
     pub(super) fn may_deadlock(state: &State, event: &Event) -> bool {
         if state.nested.ancestors.is_empty() {
             return false;
         }
         match event {
-            Event::Submit { ticket, .. } | Event::GivenBack { ticket, .. } => {
+            Event::Submit { ticket, .. } | Event::Returned { ticket, .. } => {
                 state.nested.of(state.waiters[ticket.waiter].call).is_some()
             }
             Event::LaunchFailed(_) | Event::Exited(_) => true,
@@ -112,9 +112,9 @@ impl Shared {
         }
     }
 
-    /// Refuses the newest of the calls that wait for each other, if every worker is held by calls that wait for them.
-    pub(super) fn end_deadlock(&self, state: &mut State, wakes: &mut Wakes) {
-        // Cheap and usually decisive: every worker must run an ancestor of some nested call.
+    /// Rejects the newest queued nested call if ancestors of queued calls hold every worker.
+    pub(super) fn end_deadlock(&self, state: &mut State, deferred: &mut Deferred) {
+        // A cheap check that is usually decisive: every worker must run an ancestor of some nested call.
         if !all_held(state, |call| state.nested.has_descendants(call)) {
             return;
         }
@@ -127,13 +127,13 @@ impl Shared {
         }
         let Some(newest) = newest else { return };
         if all_held(state, |call| awaited.contains(&call)) {
-            wakes.push(state.waiters[newest.waiter].deadlock());
-            self.apply(state, Event::Withdraw(newest), Instant::now(), wakes);
+            deferred.wake(state.waiters[newest.waiter].deadlock());
+            self.apply(state, Event::Withdraw(newest), Instant::now(), deferred);
         }
     }
 }
 
-/// Whether every slot runs a call like this, apart from slots whose workers keep failing to start.
+/// Whether every slot runs a call that satisfies `is_held_by`. Ignores slots whose workers keep failing.
 fn all_held(state: &State, is_held_by: impl Fn(CallId) -> bool) -> bool {
     let leases = state.leases.iter().map(|(_, lease)| lease);
     let held: HashSet<_> = leases

@@ -18,22 +18,22 @@ pub(super) use self::{
     record::{LeaseRecord, LeaseSignal},
     stream::SharedChunks,
 };
-use super::{Acquire, Ancestry, Event, Member, Shared, State, Trouble};
+use super::{Acquire, Ancestry, Driver, Event, LastFailure, Member, State};
 use crate::{
     attempt::AttemptError,
     chunks::wrap,
     scheduler::{Load, WorkerKey},
 };
 
-/// How long a call waits for its handler's error after its worker has exited. The handler usually reports the loss itself,
-/// and only it knows whether the call was delivered.
+/// How long a call waits for its handler's error after its worker has exited. The handler usually reports the loss
+/// itself, and only it knows whether the call was delivered.
 const HANDLER_GRACE: Duration = Duration::from_millis(50);
 
-/// Holds a worker for one call. Dropping a lease before [`finish`](Self::finish) abandons the call: the worker gets no calls
-/// until the abandoned one has provably ended, and is replaced without that proof.
+/// Holds a worker for one call. Dropping a lease before [`finish`](Self::finish) abandons the call: the worker gets no
+/// calls until the abandoned one has provably ended. Without that proof, the pool replaces the worker.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    shared: Arc<Shared>,
+    driver: Arc<Driver>,
     member: Arc<Member>,
     call: CallId,
     tool: Arc<str>,
@@ -45,11 +45,11 @@ pub(crate) struct Lease {
     end: LeaseEnd,
     /// Whether the answer is a stream, which may always have a chunk ready.
     is_stream: bool,
-    /// Whether a poll of the call was pending.
+    /// Whether the call was polled before and had no answer.
     has_waited: bool,
     /// The record of a nested call, which lasts to the end of its stream.
     ancestry: Option<Box<Ancestry>>,
-    /// Set once the worker has exited.
+    /// The timer of [`HANDLER_GRACE`], which starts when the worker has exited.
     handler_grace: Option<Pin<Box<Sleep>>>,
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct Lease {
 enum LeaseEnd {
     Abandoned,
     /// Reported already.
-    GivenBack,
+    Requeued,
     /// With the execution time of the tool, if known.
     Finished(Option<Duration>),
     Retired,
@@ -66,7 +66,7 @@ enum LeaseEnd {
 
 impl Lease {
     pub(super) const fn new(
-        shared: Arc<Shared>,
+        driver: Arc<Driver>,
         member: Arc<Member>,
         call: CallId,
         tool: Arc<str>,
@@ -75,7 +75,7 @@ impl Lease {
         key: usize,
     ) -> Self {
         Self {
-            shared,
+            driver,
             member,
             call,
             tool,
@@ -105,8 +105,8 @@ impl Lease {
             None if self.is_stream && self.is_overdue() => return Poll::Ready(Err(self.exceeded())),
             None => {
                 let polled = call(cx);
-                // A caller with its own timer for the same deadline polls once more and then drops the call, so this is the
-                // last chance to report the deadline.
+                // A caller with its own timer for the same deadline polls once more and then drops the call, so this is
+                // the last chance to report the deadline.
                 if polled.is_pending() && std::mem::replace(&mut self.has_waited, true) && self.is_overdue() {
                     return Poll::Ready(Err(self.exceeded()));
                 }
@@ -130,9 +130,9 @@ impl Lease {
     }
 
     /// The last signal. Registers the task to be woken by the next one.
-    fn signal(&self, cx: &Context<'_>) -> Option<LeaseSignal> {
+    pub(super) fn signal(&self, cx: &Context<'_>) -> Option<LeaseSignal> {
         let mut stale = None;
-        self.shared.with_state(|state, _| {
+        self.driver.with_state(|state, _| {
             let record = state.leases.get_mut(self.key)?;
             if !record.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 // Dropped after the lock is released, because dropping a waker runs foreign code.
@@ -174,7 +174,7 @@ impl Lease {
 
     fn share(&mut self, chunks: &SharedChunks) {
         self.is_stream = true;
-        self.shared.with_state(|state, _| {
+        self.driver.with_state(|state, _| {
             if let Some(record) = state.leases.get_mut(self.key) {
                 record.chunks = Some(Arc::clone(chunks));
             }
@@ -192,12 +192,12 @@ impl Lease {
     }
 
     /// Queues a recalled call again, in its old place.
-    pub(crate) fn give_back(mut self) -> Acquire {
+    pub(crate) fn requeue(mut self) -> Acquire {
         let (worker, tool, key, load) = (self.member.key, Arc::clone(&self.tool), self.key, self.load);
-        self.end = LeaseEnd::GivenBack;
-        let shared = Arc::clone(&self.shared);
+        self.end = LeaseEnd::Requeued;
+        let driver = Arc::clone(&self.driver);
         let (record, acquire) =
-            shared.with_state(|state, wakes| shared.wait_again(state, key, worker, tool, load, wakes));
+            driver.with_state(|state, deferred| driver.requeue(state, key, worker, tool, load, deferred));
         // Dropped after the lock is released, because it holds a waker.
         drop(record);
         acquire
@@ -211,7 +211,7 @@ impl Lease {
                     self.record_loss(reason);
                 }
                 self.end = LeaseEnd::Lost;
-                let was_only_call = self.shared.with_state(|state, _| state.loses_only_call(self.key));
+                let was_only_call = self.driver.with_state(|state, _| state.loses_only_call(self.key));
                 return AttemptError { error, was_only_call };
             }
             // The worker rejected the call because it is stopping. The caller gets an undelivered loss, because
@@ -232,28 +232,28 @@ impl Lease {
     /// Records that the worker was lost while it ran this call.
     fn record_loss(&self, reason: &str) {
         let (id, tool) = (self.member.worker.id(), Arc::clone(&self.tool));
-        self.shared.with_state(|state, _| {
-            state.trouble = Some(Trouble::lost_call(state.trouble.take(), id, reason, tool));
+        self.driver.with_state(|state, _| {
+            state.last_failure = Some(LastFailure::lost_call(state.last_failure.take(), id, reason, tool));
         });
     }
 }
 
 impl State {
-    /// Whether the lost worker of this lease had no other call, including abandoned ones.
+    /// Whether the lost worker of this lease had no other call. Abandoned calls count too.
     fn loses_only_call(&mut self, key: usize) -> bool {
         let Some(lease) = self.leases.get(key) else { return false };
         let worker = lease.worker;
-        self.note_company(worker);
-        self.leases.get(key).is_some_and(|lease| !lease.had_company)
+        self.mark_lost_with_others(worker);
+        self.leases.get(key).is_some_and(|lease| !lease.lost_with_others)
     }
 
-    /// Marks the leases of a lost worker if there are several. Called before the first of them ends.
-    pub(super) fn note_company(&mut self, worker: WorkerKey) {
-        let abandoned = self.settling.iter().filter(|(settling, _)| *settling == worker).count();
+    /// Marks the leases of a lost worker if it had several calls. Must run before the first of them ends.
+    pub(super) fn mark_lost_with_others(&mut self, worker: WorkerKey) {
+        let abandoned = self.cancelling.iter().filter(|(cancelling, _)| *cancelling == worker).count();
         let leases = self.leases.iter().filter(|(_, lease)| lease.worker == worker).count();
         if abandoned + leases > 1 {
             for (_, lease) in self.leases.iter_mut().filter(|(_, lease)| lease.worker == worker) {
-                lease.had_company = true;
+                lease.lost_with_others = true;
             }
         }
     }
@@ -266,15 +266,15 @@ impl Drop for Lease {
             LeaseEnd::Abandoned => Event::Abandoned(worker, self.call, self.load),
             LeaseEnd::Finished(_) => Event::Finished(worker, self.load),
             LeaseEnd::Retired => Event::Retired(worker, self.load),
-            LeaseEnd::GivenBack => return,
+            LeaseEnd::Requeued => return,
             LeaseEnd::Lost => Event::Lost(worker),
         };
         // Drops the record after the lock is released, because it holds a waker.
-        drop(self.shared.with_state(|state, wakes| {
+        drop(self.driver.with_state(|state, deferred| {
             if let LeaseEnd::Finished(Some(took)) = self.end {
-                state.times.record(&self.tool, took);
+                state.tool_times.record(&self.tool, took);
             }
-            self.shared.end(state, self.key, event, wakes)
+            self.driver.end(state, self.key, event, deferred)
         }));
     }
 }

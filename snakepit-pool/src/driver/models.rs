@@ -1,5 +1,5 @@
-//! Model checks of the hand-over of workers: loom runs each of these in every order in which the threads can take the
-//! driver's lock. A wakeup that gets lost leaves a thread waiting forever, which loom reports as a deadlock.
+//! Model checks of leases. Loom runs each model in every order in which its threads can take the driver's lock. A lost
+//! wakeup leaves a thread waiting forever, which loom reports as a deadlock.
 
 use std::{future::poll_fn, task::Poll};
 
@@ -12,30 +12,30 @@ use super::*;
 
 /// A pool without a supervisor, whose only worker is up.
 struct Model {
-    shared: Arc<Shared>,
+    driver: Arc<Driver>,
     worker: WorkerKey,
-    _orders: UnboundedReceiver<Order>,
+    _commands: UnboundedReceiver<Command>,
     _process: WorkerDriver,
 }
 
 impl Model {
     fn new() -> Self {
-        let (sender, mut orders) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared::new(PoolConfig { workers: 1, ..PoolConfig::default() }, sender));
-        shared.tick(Instant::now());
-        let launch = std::iter::from_fn(|| orders.try_recv().ok()).find_map(|order| match order {
-            Order::Launch(worker, id) => Some((worker, id)),
+        let (sender, mut commands) = mpsc::unbounded_channel();
+        let driver = Arc::new(Driver::new(PoolConfig { workers: 1, ..PoolConfig::default() }, sender));
+        driver.tick(Instant::now());
+        let launch = std::iter::from_fn(|| commands.try_recv().ok()).find_map(|command| match command {
+            Command::Launch(worker, id) => Some((worker, id)),
             _ => None,
         });
         let (key, id) = launch.expect("the first tick launches the worker");
         let handler = FnTool::typed("add", |(): ()| async { Ok::<_, std::convert::Infallible>(()) });
         let (worker, process) = Worker::new(id, None, "model", Arc::new(handler));
-        shared.launched(key, worker);
-        Self { shared, worker: key, _orders: orders, _process: process }
+        driver.launched(key, worker);
+        Self { driver, worker: key, _commands: commands, _process: process }
     }
 
     fn acquire(&self) -> Acquire {
-        Acquire::new(Arc::clone(&self.shared), &ToolCall::new("add"))
+        Acquire::new(Arc::clone(&self.driver), &ToolCall::new("add"))
     }
 
     fn lease(&self) -> Lease {
@@ -44,7 +44,7 @@ impl Model {
 }
 
 #[test]
-fn loom_a_finished_call_hands_its_worker_to_the_next() {
+fn loom_a_finished_call_frees_its_worker_for_the_next() {
     loom::model(|| {
         let model = Model::new();
         let (lease, next) = (model.lease(), model.acquire());
@@ -55,7 +55,7 @@ fn loom_a_finished_call_hands_its_worker_to_the_next() {
 }
 
 #[test]
-fn loom_a_call_that_stops_waiting_passes_its_worker_on() {
+fn loom_a_dropped_waiter_frees_its_worker() {
     loom::model(|| {
         let model = Model::new();
         let (lease, dropped, next) = (model.lease(), model.acquire(), model.acquire());
@@ -68,25 +68,25 @@ fn loom_a_call_that_stops_waiting_passes_its_worker_on() {
 }
 
 #[test]
-fn loom_a_running_call_learns_that_its_worker_exited() {
+fn loom_a_running_call_is_woken_when_its_worker_exits() {
     loom::model(|| {
         let model = Model::new();
         let lease = model.lease();
-        let (shared, worker) = (Arc::clone(&model.shared), model.worker);
-        let exits = thread::spawn(move || shared.exited(worker, &WorkerId::new("w"), "code 1".to_owned()));
+        let (driver, worker) = (Arc::clone(&model.driver), model.worker);
+        let exits = thread::spawn(move || driver.exited(worker, &WorkerId::new("w"), "code 1".to_owned()));
         let signal = block_on(poll_fn(|cx| lease.signal(cx).map_or(Poll::Pending, Poll::Ready)));
-        assert_eq!(signal, Signal::WorkerGone);
+        assert_eq!(signal, LeaseSignal::WorkerExited);
         exits.join().unwrap();
     });
 }
 
 #[test]
-fn loom_every_waiting_call_is_refused_when_the_pool_stops() {
+fn loom_every_waiting_call_is_rejected_when_the_pool_stops() {
     loom::model(|| {
         let model = Model::new();
         let (_lease, next) = (model.lease(), model.acquire());
-        let shared = Arc::clone(&model.shared);
-        let stops = thread::spawn(move || shared.abort());
+        let driver = Arc::clone(&model.driver);
+        let stops = thread::spawn(move || driver.abort());
         assert!(block_on(next).is_err());
         stops.join().unwrap();
     });

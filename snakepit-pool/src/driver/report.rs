@@ -1,15 +1,15 @@
-//! What the pool tells about itself: its start, its end, and how it is.
+//! Reports the start, the end, the readiness and the status of a pool.
 
 use snakepit_worker::Worker;
 use tokio::sync::watch;
 
-use super::{Shared, Startup};
+use super::{Driver, Startup};
 use crate::{
     PoolError, PoolStatus, WorkerState, WorkerStatus,
     scheduler::{Phase, Slot, SlotState},
 };
 
-impl Shared {
+impl Driver {
     /// Waits for the end of the start phase.
     pub(crate) async fn ready(&self) -> Result<(), PoolError> {
         let (mut startup, mut stopped) = (self.startup.subscribe(), self.stopped.subscribe());
@@ -25,7 +25,7 @@ impl Shared {
         }
     }
 
-    /// Waits until every worker is gone for good.
+    /// Waits until every worker has exited after a shutdown.
     pub(crate) async fn stopped(&self) {
         // The channel does not close while `self` holds its sending end.
         let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await;
@@ -43,8 +43,8 @@ impl Shared {
         self.readiness.subscribe()
     }
 
-    /// Tells whoever watches when readiness changed. Only launches, exits and drains can change it.
-    pub(super) fn note_readiness(&self) {
+    /// Publishes a change of readiness. Only launches, exits and drains can change it.
+    pub(super) fn update_readiness(&self) {
         let ready = self.is_ready();
         self.readiness.send_if_modified(|known| std::mem::replace(known, ready) != ready);
     }
@@ -76,10 +76,10 @@ impl Shared {
 fn worker_state(state: &SlotState) -> WorkerState {
     match state {
         SlotState::Launching => WorkerState::Starting,
-        SlotState::Up(up) if up.settling > 0 => WorkerState::Quarantined,
+        SlotState::Up(up) if up.cancelling > 0 => WorkerState::Quarantined,
         SlotState::Up(up) if up.running() > 0 => WorkerState::Busy,
         SlotState::Up(_) => WorkerState::Idle,
         SlotState::Ending { .. } => WorkerState::Stopping,
-        SlotState::BackingOff { .. } | SlotState::Gone => WorkerState::Dead,
+        SlotState::BackingOff { .. } | SlotState::Closed => WorkerState::Dead,
     }
 }

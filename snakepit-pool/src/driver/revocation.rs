@@ -1,4 +1,4 @@
-//! Ends calls against their will: those that somebody cancels, and those whose time is up.
+//! Ends calls that are cancelled by id or reach their deadline.
 
 use std::time::Duration;
 
@@ -6,24 +6,24 @@ use snakepit_registry::CallId;
 use tokio::time::Instant;
 
 use super::{
-    Event, Shared, State, Wakes,
+    Deferred, Driver, Event, State,
     lease::{LeaseRecord, LeaseSignal},
 };
 use crate::{scheduler::earlier, visits::visit};
 
-/// How long a call that must let go of its worker may take to notice. Only one that nobody polls takes longer.
-const STALLED: Duration = Duration::from_millis(50);
+/// The time between a signal to end and the revocation of the lease. Only a call that is not polled takes longer.
+const REVOKE_AFTER: Duration = Duration::from_millis(50);
 
-impl Shared {
-    /// Cancels a call of this pool wherever it is, and returns once it provably runs no more.
+impl Driver {
+    /// Cancels a queued or running call, and returns once it has provably ended.
     pub(crate) async fn cancel(&self, call: CallId) {
-        self.with_state(|state, wakes| {
+        self.with_state(|state, deferred| {
             if let Some(ticket) = state.waiters.queued(call) {
-                wakes.push(state.waiters[ticket.waiter].cancel());
-                self.apply(state, Event::Withdraw(ticket), Instant::now(), wakes);
+                deferred.wake(state.waiters[ticket.waiter].cancel());
+                self.apply(state, Event::Withdraw(ticket), Instant::now(), deferred);
             }
-            self.signal(state, wakes, LeaseSignal::Cancelled, |lease| lease.call == call);
-            self.arm(state);
+            self.signal(state, deferred, LeaseSignal::Cancelled, |lease| lease.call == call);
+            self.arm_timer(state);
         });
         loop {
             let ended = self.ended.notified();
@@ -34,61 +34,61 @@ impl Shared {
         }
     }
 
-    /// Tells running calls to let go of their workers, and sees to it that they do.
+    /// Signals running calls to end, and schedules the revocation of leases whose calls do not react.
     fn signal(
         &self,
         state: &mut State,
-        wakes: &mut Wakes,
+        deferred: &mut Deferred,
         why: LeaseSignal,
         which: impl Fn(&LeaseRecord) -> bool,
     ) {
-        let patience = Instant::now() + STALLED;
+        let revoke_at = Instant::now() + REVOKE_AFTER;
         for (_, lease) in &mut state.leases {
             visit();
             if which(lease) && !lease.must_end() {
-                wakes.push(lease.send(why));
-                lease.deadline = Some(patience);
-                state.earliest_deadline = earlier(state.earliest_deadline, Some(patience));
+                deferred.wake(lease.send(why));
+                lease.deadline = Some(revoke_at);
+                state.earliest_deadline = earlier(state.earliest_deadline, Some(revoke_at));
             }
         }
     }
 
-    /// Takes the workers away from calls that were told to let go of them and did not: nobody polls those. A stream whose
-    /// reader has stalled would else hold its worker beyond every deadline.
-    fn revoke(&self, state: &mut State, wakes: &mut Wakes, now: Instant) {
+    /// Revokes the leases of calls that did not react to a signal, because they are not polled. Otherwise a stream with
+    /// a stalled reader would hold its worker beyond its deadline.
+    fn revoke(&self, state: &mut State, deferred: &mut Deferred, now: Instant) {
         let mut abandoned = Vec::new();
         for (_, lease) in &mut state.leases {
             visit();
             if lease.must_end() && !lease.revoked && lease.deadline.is_some_and(|at| at <= now) {
                 lease.revoked = true;
                 lease.deadline = None;
-                wakes.streams.extend(lease.chunks.take());
+                deferred.streams.extend(lease.chunks.take());
                 abandoned.push(Event::Abandoned(lease.worker, lease.call, lease.load));
             }
         }
         for event in abandoned {
-            self.apply(state, event, now, wakes);
+            self.apply(state, event, now, deferred);
         }
     }
 
-    /// The supervisor's timer fired.
+    /// Handles the supervisor's timer.
     pub(super) fn tick(&self, now: Instant) {
-        self.with_state(|state, wakes| {
-            state.armed = None;
+        self.with_state(|state, deferred| {
+            state.timer_at = None;
             if state.earliest_deadline.is_some_and(|at| at <= now) {
-                self.revoke(state, wakes, now);
+                self.revoke(state, deferred, now);
                 let overdue = |lease: &LeaseRecord| lease.deadline.is_some_and(|at| at <= now);
-                self.signal(state, wakes, LeaseSignal::DeadlineExceeded, overdue);
+                self.signal(state, deferred, LeaseSignal::DeadlineExceeded, overdue);
                 state.earliest_deadline = state.leases.iter().filter_map(|(_, lease)| lease.deadline).min();
             }
-            self.apply(state, Event::Tick, now, wakes);
+            self.apply(state, Event::Tick, now, deferred);
         });
     }
 }
 
 impl State {
     fn runs(&self, call: CallId) -> bool {
-        self.settling.iter().any(|(_, settling)| *settling == call)
+        self.cancelling.iter().any(|(_, cancelling)| *cancelling == call)
             || self.leases.iter().any(|(_, lease)| lease.call == call && !lease.revoked)
     }
 }

@@ -1,4 +1,4 @@
-//! The one task that waits for what takes time: launches, exits, cancellations and timers.
+//! The task that waits for launches, exits, cancellations and timers.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -10,100 +10,100 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Member, Shared, WorkerKey, survive};
+use super::{Driver, Member, WorkerKey, catch_panic};
 use crate::{PoolConfig, PoolError};
 
-/// Pause after a timer whose work panicked.
-const AFTER_PANIC: Duration = Duration::from_millis(100);
+/// The pause after a tick that panicked.
+const PANIC_PAUSE: Duration = Duration::from_millis(100);
 
-/// What the holder of the lock leaves to the supervisor.
+/// Slow work that the driver leaves to the supervisor.
 #[derive(Debug)]
-pub(super) enum Order {
+pub(super) enum Command {
     Launch(WorkerKey, WorkerId),
     AbortLaunch(WorkerKey),
-    Settle(Arc<Member>, CallId),
-    /// The next timer changed, or the pool has stopped.
+    Cancel(Arc<Member>, CallId),
+    /// Wakes the supervisor, because the timer has changed or the pool has stopped.
     Rearm,
 }
 
-/// What one of the supervisor's jobs came to.
+/// The result of a job.
 #[derive(Debug)]
-enum Done {
+enum JobResult {
     Launched(Result<Worker, WorkerError>),
-    Settled(Result<(), ToolError>),
+    Cancelled(Result<(), ToolError>),
     Exited(WorkerExit),
 }
 
-/// What a job is for, so that its outcome finds its place even if it panicked.
+/// The purpose of a job, kept outside of its task, because the task may panic.
 #[derive(Debug)]
 enum Job {
     Launch { worker: WorkerKey, id: WorkerId, abort: AbortHandle },
-    Settle { member: Arc<Member>, call: CallId },
+    Cancel { member: Arc<Member>, call: CallId },
     Watch { worker: WorkerKey, id: WorkerId },
 }
 
 struct Supervisor {
-    shared: Arc<Shared>,
+    driver: Arc<Driver>,
     launcher: Arc<dyn WorkerLauncher>,
-    orders: mpsc::UnboundedReceiver<Order>,
-    tasks: JoinSet<Done>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    tasks: JoinSet<JobResult>,
     jobs: HashMap<tokio::task::Id, Job>,
 }
 
-impl Shared {
-    /// Makes a pool's shared part, and the set that holds its supervisor. The workers live as long as the set.
+impl Driver {
+    /// Creates a driver and the set that holds its supervisor. The workers live as long as the set.
     pub(crate) fn spawn(config: PoolConfig, launcher: Arc<dyn WorkerLauncher>) -> (Arc<Self>, JoinSet<()>) {
-        let (orders, received) = mpsc::unbounded_channel();
-        let shared = Arc::new(Self::new(config, orders));
-        // The first tick orders the first launches, so `status` shows them from the start.
-        shared.tick(Instant::now());
+        let (commands, received) = mpsc::unbounded_channel();
+        let driver = Arc::new(Self::new(config, commands));
+        // Sends the commands of the first launches, so `status` shows them from the start.
+        driver.tick(Instant::now());
         let supervisor = Supervisor {
-            shared: Arc::clone(&shared),
+            driver: Arc::clone(&driver),
             launcher,
-            orders: received,
+            commands: received,
             tasks: JoinSet::new(),
             jobs: HashMap::new(),
         };
         let mut set = JoinSet::new();
         set.spawn(supervisor.run());
-        (shared, set)
+        (driver, set)
     }
 }
 
 impl Supervisor {
     async fn run(mut self) {
-        while !*self.shared.stopped.borrow() {
-            let timer = self.shared.lock().armed;
+        while !*self.driver.stopped.borrow() {
+            let timer = self.driver.lock().timer_at;
             let due = timer.unwrap_or_else(Instant::now);
             tokio::select! {
-                order = self.orders.recv() => match order {
-                    Some(order) => {
-                        survive("an order", || self.carry_out(order));
+                command = self.commands.recv() => match command {
+                    Some(command) => {
+                        catch_panic("a command", || self.execute(command));
                     }
                     None => return,
                 },
                 Some(done) = self.tasks.join_next_with_id() => {
-                    survive("the end of a job", || self.take(done));
+                    catch_panic("the end of a job", || self.finish_job(done));
                 }
                 () = sleep_until(due), if timer.is_some() => {
-                    if !survive("a timer", || self.shared.tick(Instant::now())) {
-                        // The tick did not set the next timer, and must not run in a busy loop.
-                        self.shared.lock().armed = Some(Instant::now() + AFTER_PANIC);
+                    if !catch_panic("a timer", || self.driver.tick(Instant::now())) {
+                        // The tick did not set the next timer. Avoids a busy loop.
+                        self.driver.lock().timer_at = Some(Instant::now() + PANIC_PAUSE);
                     }
                 }
             }
         }
     }
 
-    fn carry_out(&mut self, order: Order) {
-        match order {
-            Order::Launch(worker, id) => {
+    fn execute(&mut self, command: Command) {
+        match command {
+            Command::Launch(worker, id) => {
                 let (launcher, name) = (Arc::clone(&self.launcher), id.clone());
-                let abort = self.tasks.spawn(async move { Done::Launched(launcher.launch(name).await) });
+                let abort = self.tasks.spawn(async move { JobResult::Launched(launcher.launch(name).await) });
                 self.jobs.insert(abort.id(), Job::Launch { worker, id: id.clone(), abort });
                 tracing::debug!(worker = %id, "launching worker");
             }
-            Order::AbortLaunch(worker) => {
+            Command::AbortLaunch(worker) => {
                 for job in self.jobs.values() {
                     if let Job::Launch { worker: launching, abort, .. } = job
                         && *launching == worker
@@ -112,30 +112,30 @@ impl Supervisor {
                     }
                 }
             }
-            Order::Settle(member, call) => {
-                let settling = Arc::clone(&member);
-                let task = self
-                    .tasks
-                    .spawn(async move { Done::Settled(settling.worker.handler().cancel(call).await) });
+            Command::Cancel(member, call) => {
+                let cancelling = Arc::clone(&member);
+                let task = self.tasks.spawn(async move {
+                    JobResult::Cancelled(cancelling.worker.handler().cancel(call).await)
+                });
                 let id = member.worker.id().clone();
-                self.jobs.insert(task.id(), Job::Settle { member, call });
+                self.jobs.insert(task.id(), Job::Cancel { member, call });
                 tracing::debug!(worker = %id, %call, "cancelling an abandoned call");
             }
-            Order::Rearm => {}
+            Command::Rearm => {}
         }
     }
 
-    /// Events come first and logging last: a panic of the log must not cost an event, and with it a slot.
-    fn take(&mut self, done: Result<(tokio::task::Id, Done), JoinError>) {
+    /// Submits the event before it logs, because a panic of the log must not cost an event, and with it a slot.
+    fn finish_job(&mut self, done: Result<(tokio::task::Id, JobResult), JoinError>) {
         let (task, done) = match done {
             Ok((task, done)) => (task, Ok(done)),
             Err(error) => (error.id(), Err(error)),
         };
         match (self.jobs.remove(&task), done) {
-            (Some(Job::Launch { worker, id, .. }), Ok(Done::Launched(Ok(up)))) => {
+            (Some(Job::Launch { worker, id, .. }), Ok(JobResult::Launched(Ok(up)))) => {
                 self.launched(worker, &id, up);
             }
-            (Some(Job::Launch { worker, id, .. }), Ok(Done::Launched(Err(error)))) => {
+            (Some(Job::Launch { worker, id, .. }), Ok(JobResult::Launched(Err(error)))) => {
                 self.launch_failed(worker, &id, &error);
             }
             (Some(Job::Launch { worker, id, .. }), Err(error)) => {
@@ -145,37 +145,39 @@ impl Supervisor {
                 };
                 self.launch_failed(worker, &id, &error);
             }
-            (Some(Job::Settle { member, call }), done) => {
+            (Some(Job::Cancel { member, call }), done) => {
                 let problem = match done {
-                    Ok(Done::Settled(Err(error))) => Some(error.to_string()),
+                    Ok(JobResult::Cancelled(Err(error))) => Some(error.to_string()),
                     Err(error) => Some(format!("its cancellation {}", fate(&error))),
                     Ok(_) => None,
                 };
                 if problem.is_some() && member.worker.exit().is_some() {
-                    // The call has ended with its worker, whose own end is about to be reported.
+                    // The call ended with its worker, whose exit is about to be reported.
                     return;
                 }
-                self.shared.settled(member.key, call, problem.is_none());
+                self.driver.cancel_ended(member.key, call, problem.is_none());
                 if let Some(problem) = &problem {
                     let worker = member.worker.id();
-                    tracing::warn!(%worker, %call, %problem, "cannot tell whether an abandoned call has ended");
+                    tracing::warn!(%worker, %call, %problem, "cannot confirm the end of an abandoned call");
                 }
             }
             (Some(Job::Watch { worker, id }), done) => {
                 let reason = match &done {
-                    Ok(Done::Exited(exit)) => exit.reason.to_string(),
-                    _ => "its end cannot be watched".to_owned(),
+                    Ok(JobResult::Exited(exit)) => exit.reason.to_string(),
+                    _ => "its exit cannot be watched".to_owned(),
                 };
-                self.shared.exited(worker, &id, reason);
+                self.driver.exited(worker, &id, reason);
                 match done {
-                    Ok(Done::Exited(WorkerExit { reason, .. })) => match &reason {
+                    Ok(JobResult::Exited(WorkerExit { reason, .. })) => match &reason {
                         ExitReason::Stopped | ExitReason::Killed { .. } => {
                             tracing::info!(worker = %id, %reason, "worker ended");
                         }
-                        // Nobody asked for it.
+                        // The pool did not ask for it.
                         _ => tracing::warn!(worker = %id, %reason, "worker ended"),
                     },
-                    _ => tracing::error!(worker = %id, "worker's end cannot be watched; taking it for gone"),
+                    _ => {
+                        tracing::error!(worker = %id, "cannot watch the worker's exit; treating it as exited");
+                    }
                 }
             }
             (Some(Job::Launch { .. }), Ok(_)) | (None, _) => {
@@ -185,25 +187,25 @@ impl Supervisor {
     }
 
     fn launched(&mut self, worker: WorkerKey, id: &WorkerId, up: Worker) {
-        // Watched before it is used, so its end is noticed whatever happens here.
+        // Watched before it is used, so that its exit is noticed even if the code below panics.
         let watched = up.clone();
         let (pid, address) = (up.pid(), up.address().to_owned());
-        let watch = self.tasks.spawn(async move { Done::Exited(watched.exited().await) });
+        let watch = self.tasks.spawn(async move { JobResult::Exited(watched.exited().await) });
         self.jobs.insert(watch.id(), Job::Watch { worker, id: id.clone() });
-        self.shared.launched(worker, up);
+        self.driver.launched(worker, up);
         tracing::info!(worker = %id, pid, %address, "worker is up");
     }
 
     fn launch_failed(&self, worker: WorkerKey, id: &WorkerId, error: &WorkerError) {
-        self.shared.launch_failed(worker, PoolError::Start { worker: id.clone(), error: error.clone() });
+        self.driver.launch_failed(worker, PoolError::Start { worker: id.clone(), error: error.clone() });
         tracing::warn!(worker = %id, %error, "worker did not start");
     }
 }
 
-/// The supervisor ends by itself when the pool has stopped, and is dropped with the pool, or with its runtime.
+/// Runs when the pool has stopped, when the pool is dropped, and when its runtime shuts down.
 impl Drop for Supervisor {
     fn drop(&mut self) {
-        self.shared.orphan();
+        self.driver.orphan();
     }
 }
 

@@ -1,4 +1,4 @@
-//! A call that waits for a worker: its place in the driver's books, and the future its task polls.
+//! A call that waits for a worker: the driver's record of it, and the future that its task polls.
 
 use std::{
     pin::Pin,
@@ -9,33 +9,33 @@ use std::{
 use snakepit_registry::{CallId, ToolCall};
 use tokio::time::Instant;
 
-use super::{Event, Lease, Member, Refusal, Shared};
+use super::{Driver, Event, Lease, Member, Rejection};
 use crate::scheduler::{Load, Ticket};
 
-/// One who waits.
+/// The driver's record of a call that waits for a worker.
 #[derive(Debug)]
 pub(super) struct Waiter {
     pub(super) call: CallId,
     pub(super) deadline: Option<Instant>,
     pub(super) load: Load,
     pub(super) number: u64,
-    answer: Answer,
+    state: WaiterState,
 }
 
 #[derive(Debug)]
-enum Answer {
-    None(Option<Waker>),
+enum WaiterState {
+    Waiting(Option<Waker>),
     Assigned { member: Arc<Member>, key: usize },
-    Refused(Denial),
+    Rejected(AcquireError),
 }
 
-/// Why a call got no worker.
+/// The reason why a call got no worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Denial {
-    Refused(Refusal),
+pub(crate) enum AcquireError {
+    Rejected(Rejection),
     Expired,
     Cancelled,
-    /// It would wait for itself.
+    /// The call would wait for itself.
     Deadlock,
     /// The runtime that started the pool has shut down.
     Orphaned,
@@ -43,11 +43,11 @@ pub(crate) enum Denial {
 
 impl Waiter {
     pub(super) const fn new(call: CallId, deadline: Option<Instant>, load: Load, number: u64) -> Self {
-        Self { call, deadline, load, number, answer: Answer::None(None) }
+        Self { call, deadline, load, number, state: WaiterState::Waiting(None) }
     }
 
     pub(super) const fn is_waiting(&self) -> bool {
-        matches!(self.answer, Answer::None(_))
+        matches!(self.state, WaiterState::Waiting(_))
     }
 
     pub(super) const fn ticket(&self, waiter: usize) -> Ticket {
@@ -55,102 +55,102 @@ impl Waiter {
     }
 
     pub(super) fn assign(&mut self, member: Arc<Member>, key: usize) -> Option<Waker> {
-        self.answer(Answer::Assigned { member, key })
+        self.resolve(WaiterState::Assigned { member, key })
     }
 
-    pub(super) fn reject(&mut self, refusal: Refusal) -> Option<Waker> {
-        self.answer(Answer::Refused(Denial::Refused(refusal)))
+    pub(super) fn reject(&mut self, rejection: Rejection) -> Option<Waker> {
+        self.resolve(WaiterState::Rejected(AcquireError::Rejected(rejection)))
     }
 
     pub(super) fn expire(&mut self) -> Option<Waker> {
-        self.answer(Answer::Refused(Denial::Expired))
+        self.resolve(WaiterState::Rejected(AcquireError::Expired))
     }
 
     pub(super) fn cancel(&mut self) -> Option<Waker> {
-        self.answer(Answer::Refused(Denial::Cancelled))
+        self.resolve(WaiterState::Rejected(AcquireError::Cancelled))
     }
 
     pub(super) fn deadlock(&mut self) -> Option<Waker> {
-        self.answer(Answer::Refused(Denial::Deadlock))
+        self.resolve(WaiterState::Rejected(AcquireError::Deadlock))
     }
 
     pub(super) fn orphan(&mut self) -> Option<Waker> {
-        self.answer(Answer::Refused(Denial::Orphaned))
+        self.resolve(WaiterState::Rejected(AcquireError::Orphaned))
     }
 
-    fn answer(&mut self, answer: Answer) -> Option<Waker> {
-        match std::mem::replace(&mut self.answer, answer) {
-            Answer::None(waker) => waker,
-            Answer::Assigned { .. } | Answer::Refused(_) => None,
+    fn resolve(&mut self, state: WaiterState) -> Option<Waker> {
+        match std::mem::replace(&mut self.state, state) {
+            WaiterState::Waiting(waker) => waker,
+            WaiterState::Assigned { .. } | WaiterState::Rejected(_) => None,
         }
     }
 }
 
-/// Waits for a worker. Dropping it gives the place in the queue, or the worker, to the next.
+/// A future that resolves to a lease. Dropping it removes the call from the queue, or frees its worker.
 #[derive(Debug)]
 pub(crate) struct Acquire {
-    shared: Arc<Shared>,
-    /// `None` once the answer was taken.
+    driver: Arc<Driver>,
+    /// `None` after the future has resolved.
     ticket: Option<Ticket>,
     tool: Arc<str>,
     deadline: Option<Instant>,
 }
 
 impl Acquire {
-    /// Asks for a worker, at once: a place in the queue does not depend on when the future is first polled.
-    pub(crate) fn new(shared: Arc<Shared>, call: &ToolCall) -> Self {
-        let preferred = call.preferred_worker.as_deref().and_then(|id| shared.worker_key(id));
+    /// Queues the call before the future is polled, so the order of the queue is the order of submission.
+    pub(crate) fn new(driver: Arc<Driver>, call: &ToolCall) -> Self {
+        let preferred = call.preferred_worker.as_deref().and_then(|id| driver.worker_key(id));
         let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
         let bytes = call.size();
-        let ticket = shared.with_state(|state, wakes| {
+        let ticket = driver.with_state(|state, deferred| {
             state.tickets += 1;
             let number = state.tickets;
-            // Behind a call that waits for it, it would never be begun.
-            let load = if call.ancestors.is_some() { Load::LONG } else { state.times.load(call, bytes) };
+            // Not brief, because a nested call must not be handed to the worker of a call that waits for it.
+            let load = if call.ancestors.is_some() { Load::LONG } else { state.tool_times.load(call, bytes) };
             let waiter = Waiter::new(call.id, deadline, load, number);
             let ticket = Ticket { number, waiter: state.waiters.insert(waiter) };
             if state.is_orphaned {
-                // Nobody waits for it yet, so there is no waker.
+                // The future was not polled yet, so there is no waker.
                 state.waiters[ticket.waiter].orphan();
                 return ticket;
             }
             if call.ancestors.is_some() {
-                // The search for deadlocks looks it up.
+                // The search for deadlocks looks the call up.
                 state.waiters.index(ticket.waiter);
             }
             let submit = Event::Submit { ticket, preferred, deadline, load, bytes };
-            shared.apply(state, submit, Instant::now(), wakes);
+            driver.apply(state, submit, Instant::now(), deferred);
             state.waiters.index(ticket.waiter);
             ticket
         });
-        Self { shared, ticket: Some(ticket), tool, deadline }
+        Self { driver, ticket: Some(ticket), tool, deadline }
     }
 }
 
 impl Acquire {
-    /// Waits with a ticket that was handed in already.
-    pub(super) const fn again(
-        shared: Arc<Shared>,
+    /// Waits with a ticket that is queued already.
+    pub(super) const fn resume(
+        driver: Arc<Driver>,
         ticket: Ticket,
         tool: Arc<str>,
         deadline: Option<Instant>,
     ) -> Self {
-        Self { shared, ticket: Some(ticket), tool, deadline }
+        Self { driver, ticket: Some(ticket), tool, deadline }
     }
 }
 
 impl Future for Acquire {
-    type Output = Result<Lease, Denial>;
+    type Output = Result<Lease, AcquireError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(ticket) = self.ticket else { return Poll::Pending };
         let (mut stale, mut is_late) = (None, false);
-        let answered = self.shared.with_state(|state, _| {
-            if let Answer::None(waker) = &mut state.waiters.get_mut(ticket.waiter)?.answer {
-                // Whoever polled at the deadline may have a timer of its own: the time is up all the same.
+        let answered = self.driver.with_state(|state, _| {
+            if let WaiterState::Waiting(waker) = &mut state.waiters.get_mut(ticket.waiter)?.state {
+                // The task may have its own timer for the deadline, which may fire before the driver's.
                 is_late = self.deadline.is_some_and(|at| at <= Instant::now());
                 if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-                    // Dropped after the lock is released, for it is foreign code.
+                    // Dropped after the lock is released, because dropping a waker runs foreign code.
                     stale = waker.replace(cx.waker().clone());
                 }
                 return None;
@@ -159,39 +159,39 @@ impl Future for Acquire {
         });
         let Some(waiter) = answered else {
             if is_late {
-                self.give_back();
-                return Poll::Ready(Err(Denial::Expired));
+                self.release();
+                return Poll::Ready(Err(AcquireError::Expired));
             }
             return Poll::Pending;
         };
         self.ticket = None;
-        Poll::Ready(match waiter.answer {
-            Answer::Assigned { member, key } => {
-                let (shared, tool) = (Arc::clone(&self.shared), Arc::clone(&self.tool));
-                Ok(Lease::new(shared, member, waiter.call, tool, waiter.load, waiter.deadline, key))
+        Poll::Ready(match waiter.state {
+            WaiterState::Assigned { member, key } => {
+                let (driver, tool) = (Arc::clone(&self.driver), Arc::clone(&self.tool));
+                Ok(Lease::new(driver, member, waiter.call, tool, waiter.load, waiter.deadline, key))
             }
-            Answer::Refused(denial) => Err(denial),
-            // It was just seen to be answered.
-            Answer::None(_) => Err(Denial::Cancelled),
+            WaiterState::Rejected(error) => Err(error),
+            // Unreachable, because only answered waiters are removed above.
+            WaiterState::Waiting(_) => Err(AcquireError::Cancelled),
         })
     }
 }
 
 impl Acquire {
-    fn give_back(&mut self) {
+    fn release(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
-        // What is left of it holds a waker, and so is dropped after the lock is released.
-        let _left = self.shared.with_state(|state, wakes| {
+        // Dropped after the lock is released, because both may hold a waker.
+        let _removed = self.driver.with_state(|state, deferred| {
             let waiter = state.waiters.remove(ticket.waiter);
-            let ended = match &waiter.answer {
-                Answer::None(_) => {
-                    self.shared.apply(state, Event::Withdraw(ticket), Instant::now(), wakes);
+            let ended = match &waiter.state {
+                WaiterState::Waiting(_) => {
+                    self.driver.apply(state, Event::Withdraw(ticket), Instant::now(), deferred);
                     None
                 }
-                Answer::Assigned { member, key } => {
-                    Some(self.shared.end(state, *key, Event::Released(member.key, waiter.load), wakes))
+                WaiterState::Assigned { member, key } => {
+                    Some(self.driver.end(state, *key, Event::Released(member.key, waiter.load), deferred))
                 }
-                Answer::Refused(_) => None,
+                WaiterState::Rejected(_) => None,
             };
             (waiter, ended)
         });
@@ -200,6 +200,6 @@ impl Acquire {
 
 impl Drop for Acquire {
     fn drop(&mut self) {
-        self.give_back();
+        self.release();
     }
 }

@@ -1,4 +1,4 @@
-//! The calls that wait for a worker, or for their task to fetch the one they got: by place, and by call for those that queue.
+//! The table of waiting calls. It also holds calls that have got a worker until their task is polled.
 
 use std::{
     collections::HashMap,
@@ -12,74 +12,75 @@ use snakepit_registry::CallId;
 use super::waiter::Waiter;
 use crate::{scheduler::Ticket, visits::visit};
 
-/// All waiters. One that gets a worker without queueing is not found by its call, and so costs no entry.
+/// All waiters by key. Only queued ones are also indexed by call, so a call that gets a worker immediately costs no
+/// index entry.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
-    places: Slab<Waiter>,
+    waiters: Slab<Waiter>,
     by_call: HashMap<CallId, usize, RandomState>,
 }
 
 impl Waiters {
     #[inline]
     pub(super) fn insert(&mut self, waiter: Waiter) -> usize {
-        self.places.insert(waiter)
+        self.waiters.insert(waiter)
     }
 
-    /// Makes a waiter findable by its call, if it still waits.
+    /// Indexes a waiter by its call, if it still waits.
     #[inline]
-    pub(super) fn index(&mut self, place: usize) {
-        if let Some(waiter) = self.places.get(place)
+    pub(super) fn index(&mut self, key: usize) {
+        if let Some(waiter) = self.waiters.get(key)
             && waiter.is_waiting()
         {
-            self.by_call.insert(waiter.call, place);
+            self.by_call.insert(waiter.call, key);
         }
     }
 
     #[inline]
-    pub(super) fn remove(&mut self, place: usize) -> Waiter {
+    pub(super) fn remove(&mut self, key: usize) -> Waiter {
         if !self.by_call.is_empty() {
-            self.forget(place);
+            self.forget(key);
         }
-        self.places.remove(place)
+        self.waiters.remove(key)
     }
 
-    fn forget(&mut self, place: usize) {
-        let call = self.places[place].call;
-        if self.by_call.get(&call) == Some(&place) {
+    fn forget(&mut self, key: usize) {
+        let call = self.waiters[key].call;
+        if self.by_call.get(&call) == Some(&key) {
             self.by_call.remove(&call);
         }
     }
 
     #[inline]
-    pub(super) fn get_mut(&mut self, place: usize) -> Option<&mut Waiter> {
+    pub(super) fn get_mut(&mut self, key: usize) -> Option<&mut Waiter> {
         visit();
-        self.places.get_mut(place)
+        self.waiters.get_mut(key)
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Waiter> {
-        self.places.iter_mut().map(|(_, waiter)| waiter).inspect(|_| visit())
+        self.waiters.iter_mut().map(|(_, waiter)| waiter).inspect(|_| visit())
     }
 
-    /// The ticket of a call that queues.
+    /// The ticket of a queued call.
     pub(super) fn queued(&self, call: CallId) -> Option<Ticket> {
-        let place = *self.by_call.get(&call)?;
+        let key = *self.by_call.get(&call)?;
         visit();
-        self.places.get(place).filter(|waiter| waiter.is_waiting()).map(|waiter| waiter.ticket(place))
+        self.waiters.get(key).filter(|waiter| waiter.is_waiting()).map(|waiter| waiter.ticket(key))
     }
 }
 
 impl Index<usize> for Waiters {
     type Output = Waiter;
 
-    fn index(&self, place: usize) -> &Waiter {
+    fn index(&self, key: usize) -> &Waiter {
         visit();
-        &self.places[place]
+        &self.waiters[key]
     }
 }
 
 impl IndexMut<usize> for Waiters {
-    fn index_mut(&mut self, place: usize) -> &mut Waiter {
+    fn index_mut(&mut self, key: usize) -> &mut Waiter {
         visit();
-        &mut self.places[place]
+        &mut self.waiters[key]
     }
 }

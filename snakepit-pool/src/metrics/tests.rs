@@ -1,4 +1,4 @@
-//! Every call counts once, however it ends.
+//! Tests that each call counts once, by its outcome.
 
 use tower::ServiceExt;
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::test_support::{chunk, inner, lost, next, stream, value};
 
 #[tokio::test(start_paused = true)]
-async fn calls_count_by_their_outcome() {
+async fn calls_are_counted_by_outcome() {
     let (inner, mut handle) = inner();
     let totals = Arc::<Totals>::default();
     let service = MetricsLayer(Arc::clone(&totals)).layer(inner);
@@ -35,19 +35,19 @@ async fn calls_count_by_their_outcome() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_its_caller_gives_up_counts_as_cancelled() {
+async fn a_dropped_call_counts_as_cancelled() {
     let (inner, mut handle) = inner();
     let totals = Arc::<Totals>::default();
     let call = MetricsLayer(Arc::clone(&totals)).layer(inner).oneshot(ToolCall::new("t"));
     tokio::select! {
-        _ = call => panic!("nobody answered"),
+        _ = call => panic!("the call was not answered"),
         request = handle.next_request() => assert!(request.is_some()),
     }
     assert_eq!(totals.read(), CallTotals { cancelled: 1, ..CallTotals::default() });
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_counts_at_its_end() {
+async fn a_stream_is_counted_at_its_end() {
     let ends: [(Option<ToolError>, bool, CallTotals); 3] = [
         (None, true, CallTotals { succeeded: 1, ..CallTotals::default() }),
         (Some(lost(true)), true, CallTotals { lost: 1, ..CallTotals::default() }),

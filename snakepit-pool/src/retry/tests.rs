@@ -1,4 +1,4 @@
-//! What is tried again, how often, and what is not.
+//! Tests of which calls are retried, and how often.
 
 use std::time::Duration;
 
@@ -49,11 +49,11 @@ fn idempotent() -> ToolCall {
 }
 
 #[tokio::test(start_paused = true)]
-async fn attempts_that_never_began_do_not_count_but_end() {
+async fn calls_that_did_not_begin_are_retried_up_to_a_bound() {
     for limit in [1, 3] {
         let (tried, error) = attempts(limit, ToolCall::new("t"), lost(false)).await;
         assert_eq!(tried, 1 + MAX_UNDELIVERED);
-        assert!(matches!(error, ToolError::WorkerLost { .. }), "the last error is the answer: {error}");
+        assert!(matches!(error, ToolError::WorkerLost { .. }), "the caller gets the last error: {error}");
     }
 }
 
@@ -64,12 +64,12 @@ async fn a_call_that_loses_workers_without_other_calls_gets_five_attempts() {
         assert_eq!(tried, 5);
         assert!(matches!(error, ToolError::WorkerLost { .. }), "{error}");
     }
-    // A call that began counts as begun, whether or not there were others.
+    // For a call that may have begun, `max_attempts` applies.
     assert_eq!(attempts_on_workers(2, idempotent(), lost(true), true).await.0, 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn delivered_calls_are_tried_again_only_if_idempotent() {
+async fn delivered_calls_are_retried_only_if_idempotent() {
     assert_eq!(attempts(3, ToolCall::new("t"), lost(true)).await.0, 1);
     for limit in 1..=3 {
         assert_eq!(attempts(limit, idempotent(), lost(true)).await.0, limit);
@@ -77,7 +77,7 @@ async fn delivered_calls_are_tried_again_only_if_idempotent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_but_a_lost_worker_is_tried_again() {
+async fn only_lost_workers_cause_retries() {
     let errors = [
         ToolError::Unavailable { reason: "the pool is shutting down".to_owned(), retry_after: None },
         ToolError::Overloaded { queued: 1, limit: 1, retry_after: None },
@@ -91,7 +91,7 @@ async fn nothing_but_a_lost_worker_is_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_tried_again_after_the_deadline() {
+async fn calls_are_not_retried_after_their_deadline() {
     let deadline = Instant::now() + Duration::from_secs(1);
     advance(Duration::from_millis(999)).await;
     let call = ToolCall::new("t").with_deadline(deadline);
@@ -116,7 +116,7 @@ async fn the_second_attempt_can_succeed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_has_begun_is_never_tried_again() {
+async fn a_stream_is_not_retried_after_its_reply() {
     let (inner, mut handle) = inner();
     let layer = RetryLayer { max_attempts: 3, totals: Arc::default() };
     let call = ToolCall { idempotent: true, ..ToolCall::new("t").streaming() };
@@ -129,5 +129,5 @@ async fn a_stream_that_has_begun_is_never_tried_again() {
     feed.send(Err(lost(false))).unwrap();
     assert!(matches!(next(&mut reply).await, Some(Ok(_))));
     assert!(matches!(next(&mut reply).await, Some(Err(ToolError::WorkerLost { .. }))));
-    assert!(handle.next_request().await.is_none(), "nobody asks again");
+    assert!(handle.next_request().await.is_none(), "there is no second attempt");
 }

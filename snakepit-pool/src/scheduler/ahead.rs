@@ -1,38 +1,41 @@
-//! Handing calls over ahead of their turn, and asking them back from a worker that has stalled.
+//! Hands brief calls to busy workers ahead of their turn, and recalls them from workers that stall.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Effect, Load, Phase, Refusal, Scheduler, SlotState, Up, WorkerKey, earlier, queue::Entry};
+use super::{
+    Effect, Load, Phase, Rejection, Scheduler, SlotState, Up, WorkerKey, earlier, queue::QueuedCall,
+};
 
-/// How soon calls are asked back again that did not come, or that nobody could take.
-const RECALL_AGAIN: Duration = Duration::from_millis(2);
+/// The interval between recalls of the same calls.
+const RECALL_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Scheduler {
-    /// The worker that a call may be handed to now: an idle one, of those the one it prefers; or, for a brief call, one that
-    /// has only brief ones before it and gets on with them.
-    pub(super) fn pick(&mut self, call: &Entry, now: Instant) -> Option<u32> {
+    /// Selects the slot for a new call: the preferred one or another idle one. A brief call may also go to a busy slot
+    /// that makes progress and holds only brief calls.
+    pub(super) fn pick(&mut self, call: &QueuedCall, now: Instant) -> Option<u32> {
         let gathered = self.gathers(self.last_brief, call.load, now);
-        let first = self.first(call.load, now)?;
+        let next = self.next_slot(call.load, now)?;
         let is_idle = |slot| self.capacity.running(slot) < self.limits.concurrency;
-        // While others may be idle, a busy one is good only for what gathers.
+        // While another worker may be idle, a busy worker gets only calls that gather.
         let is_good = |slot| match gathered {
             true => self.gathers(slot, call.load, now),
-            false => !is_idle(first) && !self.is_stalled(slot, now),
+            false => !is_idle(next) && !self.is_stalled(slot, now),
         };
         let takes = |slot| self.capacity.contains(slot) && (is_idle(slot) || is_good(slot));
         let preferred = call.preferred.filter(|worker| self.is_current(*worker) && takes(worker.slot));
-        Some(preferred.map_or(first, |worker| worker.slot))
+        Some(preferred.map_or(next, |worker| worker.slot))
     }
 
-    /// The worker whose turn it is for a call of this load. Those that have stalled lose their place until they end a call.
-    pub(super) fn first(&mut self, load: Load, now: Instant) -> Option<u32> {
+    /// Selects the slot for the next call of this load. Removes stalled slots from `capacity` until they end a call.
+    pub(super) fn next_slot(&mut self, load: Load, now: Instant) -> Option<u32> {
         if self.gathers(self.last_brief, load, now) {
             return Some(self.last_brief);
         }
         loop {
-            let slot = if load.is_brief() { self.capacity.warmest()? } else { self.capacity.first()? };
+            let slot =
+                if load.is_brief() { self.capacity.most_recent()? } else { self.capacity.least_recent()? };
             if self.capacity.running(slot) < self.limits.concurrency {
                 return Some(slot);
             }
@@ -46,7 +49,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether a call had better be handed over ahead to this worker than to an idle one.
+    /// Whether a busy slot should get this call although another one is idle.
     fn gathers(&self, slot: u32, load: Load, now: Instant) -> bool {
         let is_full = |up: &Up| up.running() as usize >= self.limits.concurrency;
         let gathers = |up: &Up| is_full(up) && up.gathers(load) && up.stalls_at() > now;
@@ -54,7 +57,7 @@ impl Scheduler {
             && matches!(&self.slots[slot as usize].state, SlotState::Up(up) if gathers(up))
     }
 
-    /// Whether a worker that runs as many calls as it may has ended none for too long.
+    /// Whether a fully busy worker has not ended a call for [`STALLED_AFTER`](super::slot::STALLED_AFTER).
     pub(super) fn is_stalled(&self, slot: u32, now: Instant) -> bool {
         match &self.slots[slot as usize].state {
             SlotState::Up(up) => up.running() as usize >= self.limits.concurrency && up.stalls_at() <= now,
@@ -62,49 +65,49 @@ impl Scheduler {
         }
     }
 
-    /// Asks for calls back from workers that have stalled, as soon as anybody else could take them.
+    /// Recalls calls from stalled workers if another worker can take them.
     pub(super) fn recall(&mut self, now: Instant) {
         let concurrency = self.limits.concurrency;
-        // Those that have stalled lose their place by this.
-        let someone_can = self.first(Load::of(Duration::ZERO), now).is_some();
+        // Also removes stalled slots from `capacity`.
+        let can_place_brief = self.next_slot(Load::of(Duration::ZERO), now).is_some();
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
             let SlotState::Up(up) = slot.state else { continue };
-            if (up.running() + up.settling) as usize <= concurrency || up.running() == 0 {
+            if (up.running() + up.cancelling) as usize <= concurrency || up.running() == 0 {
                 continue;
             }
             let due = up.stalls_at();
-            if due <= now && someone_can {
+            if due <= now && can_place_brief {
                 self.effects.push(Effect::Recall(slot.key()));
             }
-            self.wake_at(if due <= now { now + RECALL_AGAIN } else { due });
+            self.tick_at(if due <= now { now + RECALL_INTERVAL } else { due });
         }
     }
 
-    pub(super) fn given_back(&mut self, worker: WorkerKey, call: Entry, now: Instant) {
+    pub(super) fn returned(&mut self, worker: WorkerKey, call: QueuedCall, now: Instant) {
         self.in_flight -= 1;
-        self.take_back(worker, call.load);
-        // It was admitted once, so only the end of the pool, or of all hope, refuses it.
+        self.remove_unbegun(worker, call.load);
+        // The limits of the queue do not apply, because the call was admitted before.
         if matches!(self.phase, Phase::Stopping | Phase::Stopped) {
-            return self.reject(call.ticket, Refusal::Draining);
+            return self.reject(call.ticket, Rejection::Draining);
         }
-        if self.has_no_hope() {
-            self.reject(call.ticket, Refusal::NoWorkers { next_attempt: self.next_attempt() });
+        if self.cannot_start_workers() {
+            self.reject(call.ticket, Rejection::NoWorkers { next_attempt: self.next_attempt() });
             return self.stop_if_drained();
         }
-        self.wake = earlier(self.wake, call.deadline);
+        self.next_tick = earlier(self.next_tick, call.deadline);
         self.queue.push(call);
         self.dispatch(now);
         self.stop_if_drained();
     }
 
-    /// A call did not begin on the worker: that is no progress of its.
-    pub(super) fn take_back(&mut self, worker: WorkerKey, load: Load) {
+    /// Removes a call that did not begin from its worker's backlog. It does not count as progress of the worker.
+    pub(super) fn remove_unbegun(&mut self, worker: WorkerKey, load: Load) {
         if self.is_current(worker) {
             if let Some(up) = self.slots[worker.index()].up() {
-                up.take_back(load);
+                up.remove_unbegun(load);
             }
-            self.refit(worker.slot);
+            self.update_capacity(worker.slot);
         }
     }
 }

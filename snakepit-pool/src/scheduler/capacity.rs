@@ -1,13 +1,13 @@
-//! The slots that can be handed a call now: the least busy first, and among those the least or the most recently used.
+//! The slots that can take a call now, ordered by the number of their calls and then by recency of use.
 //!
-//! Least recently used spreads calls over all workers, so they warm up, grow and age alike, and a worker that fails
-//! fast is not handed the next call at once. Most recently used finds a worker whose memory is still in the caches of a
-//! processor, which matters to calls of microseconds.
+//! Long calls go to the least recently used of the least busy slots. This spreads them over all workers, and a worker
+//! that fails fast does not get the next call immediately. Brief calls go to the most recently used one, whose memory
+//! is still in the CPU caches.
 
 const NONE: u32 = u32::MAX;
 
-/// One list of slots per number of calls they run. Everything is O(1) but for the search of the first list that is
-/// not empty, which is bounded by how many calls a worker may be handed.
+/// One linked list of slots for each number of calls. Every operation is O(1), except that `least_busy` searches the
+/// lists for the first one that is not empty.
 #[derive(Debug)]
 pub(super) struct Capacity {
     links: Vec<Link>,
@@ -36,12 +36,12 @@ impl Capacity {
     }
 
     /// The least recently used of the least busy slots.
-    pub(super) fn first(&self) -> Option<u32> {
+    pub(super) fn least_recent(&self) -> Option<u32> {
         self.least_busy().map(|ends| ends.first)
     }
 
     /// The most recently used of the least busy slots.
-    pub(super) fn warmest(&self) -> Option<u32> {
+    pub(super) fn most_recent(&self) -> Option<u32> {
         self.least_busy().map(|ends| ends.last)
     }
 
@@ -49,7 +49,7 @@ impl Capacity {
         self.lists.iter().find(|ends| ends.first != NONE)
     }
 
-    /// How many calls a slot with capacity runs.
+    /// The number of calls that a slot in `self` holds.
     pub(super) fn running(&self, slot: u32) -> usize {
         self.links[slot as usize].list as usize
     }
@@ -58,8 +58,8 @@ impl Capacity {
         self.links.get(slot as usize).is_some_and(|link| link.list != NONE)
     }
 
-    /// Puts the slot last among those that run as many calls. With no room left, it is just taken out.
-    pub(super) fn put(&mut self, slot: u32, running: u32) {
+    /// Moves a slot to the end of the list for `running` calls. Removes the slot if there is no such list.
+    pub(super) fn insert(&mut self, slot: u32, running: u32) {
         self.remove(slot);
         let Some(ends) = self.lists.get_mut(running as usize) else { return };
         let before = std::mem::replace(&mut ends.last, slot);
@@ -91,13 +91,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_least_busy_come_first_and_among_them_the_least_recently_used() {
+    fn slots_are_ordered_by_their_calls_and_then_by_least_recent_use() {
         let mut capacity = Capacity::new(4, 2);
         for (slot, running) in [(2, 1), (0, 0), (3, 0), (1, 1)] {
-            capacity.put(slot, running);
+            capacity.insert(slot, running);
         }
         let mut order = Vec::new();
-        while let Some(slot) = capacity.first() {
+        while let Some(slot) = capacity.least_recent() {
             order.push(slot);
             capacity.remove(slot);
         }
@@ -105,27 +105,27 @@ mod tests {
     }
 
     #[test]
-    fn the_warmest_is_the_one_that_came_last() {
+    fn the_most_recent_slot_is_the_one_that_was_inserted_last() {
         let mut capacity = Capacity::new(3, 2);
         for (slot, running) in [(0, 0), (1, 0), (2, 1)] {
-            capacity.put(slot, running);
+            capacity.insert(slot, running);
         }
-        assert_eq!(capacity.warmest(), Some(1));
-        capacity.put(0, 0);
-        assert_eq!(capacity.warmest(), Some(0));
-        assert_eq!(capacity.first(), Some(1));
+        assert_eq!(capacity.most_recent(), Some(1));
+        capacity.insert(0, 0);
+        assert_eq!(capacity.most_recent(), Some(0));
+        assert_eq!(capacity.least_recent(), Some(1));
     }
 
     #[test]
-    fn a_slot_leaves_from_the_middle() {
+    fn a_slot_can_be_removed_from_the_middle() {
         let mut capacity = Capacity::new(3, 1);
-        (0..3).for_each(|slot| capacity.put(slot, 0));
+        (0..3).for_each(|slot| capacity.insert(slot, 0));
         capacity.remove(1);
         assert!(!capacity.contains(1));
-        capacity.put(0, 0);
-        assert_eq!(capacity.first(), Some(2));
-        capacity.put(2, 1);
+        capacity.insert(0, 0);
+        assert_eq!(capacity.least_recent(), Some(2));
+        capacity.insert(2, 1);
         assert!(!capacity.contains(2), "a full slot has no capacity");
-        assert_eq!(capacity.first(), Some(0));
+        assert_eq!(capacity.least_recent(), Some(0));
     }
 }

@@ -1,4 +1,4 @@
-//! What happens to the scheduler, and what it wants done: plain data on both sides.
+//! The input and output of the scheduler, as plain data.
 
 use std::{fmt, time::Duration};
 
@@ -7,16 +7,16 @@ use tokio::time::Instant;
 
 use super::Load;
 
-/// Names a call that asks for a worker. Later calls have larger numbers.
+/// Identifies a call that waits for a worker. Later calls have higher numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Ticket {
-    /// Rises with every submission.
+    /// Increases with every submission.
     pub(crate) number: u64,
-    /// Where the driver keeps the one who waits; means nothing to the scheduler.
+    /// The key of the driver's waiter. The scheduler does not use it.
     pub(crate) waiter: usize,
 }
 
-/// Names one generation of the worker in one slot.
+/// Identifies one generation of the worker in one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct WorkerKey {
     pub(crate) slot: u32,
@@ -29,109 +29,109 @@ impl WorkerKey {
     }
 }
 
-/// Something that happened.
+/// An input of the scheduler.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Event {
-    /// A call wants a worker.
+    /// A call needs a worker.
     Submit {
         ticket: Ticket,
         preferred: Option<WorkerKey>,
         deadline: Option<Instant>,
         load: Load,
-        /// What it holds while it waits.
+        /// The bytes that the call occupies in the queue.
         bytes: usize,
     },
-    /// A call that may still be queued is no longer wanted.
+    /// The caller withdrew a call that may still be queued.
     Withdraw(Ticket),
-    /// A call ended on the worker.
+    /// The worker answered a call.
     Finished(WorkerKey, Load),
-    /// A call was assigned to the worker but never handed to it.
+    /// A call was assigned to the worker, but its task ended before it sent the call.
     Released(WorkerKey, Load),
-    /// The worker gave a call back that it was handed ahead; the call waits again where it would if it had never left.
-    GivenBack { worker: WorkerKey, ticket: Ticket, deadline: Option<Instant>, load: Load },
-    /// The worker refused a call because it is stopping of its own accord.
+    /// The worker returned a recalled call. The call returns to its old place in the queue.
+    Returned { worker: WorkerKey, ticket: Ticket, deadline: Option<Instant>, load: Load },
+    /// The worker rejected a call because it is stopping, which the pool did not ask for.
     Retired(WorkerKey, Load),
-    /// A call ended because the worker is lost, though its exit may not be known yet.
+    /// A call ended because the worker was lost. Its exit may follow later.
     Lost(WorkerKey),
-    /// Nobody waits for this call any more, and it may still run.
+    /// The caller abandoned a call that may still run.
     Abandoned(WorkerKey, CallId, Load),
-    /// An abandoned call provably runs no more.
-    Settled(WorkerKey),
-    /// Nobody can tell whether an abandoned call still runs.
-    Unsettled(WorkerKey),
+    /// The worker confirmed that an abandoned call has ended.
+    CancelConfirmed(WorkerKey),
+    /// The worker could not confirm that an abandoned call has ended.
+    CancelFailed(WorkerKey),
     /// A launch succeeded.
     Launched {
         worker: WorkerKey,
-        /// Whether it keeps calls that it is handed ahead, and gives them back when asked.
+        /// Whether the worker accepts calls ahead of their turn and returns them when they are recalled.
         keeps_calls: bool,
     },
-    /// A launch failed, or was called off.
+    /// A launch failed or was aborted.
     LaunchFailed(WorkerKey),
-    /// The worker is gone.
+    /// The worker exited.
     Exited(WorkerKey),
-    /// The time given by [`Scheduler::wake`](super::Scheduler::wake) has come.
+    /// The time of [`Scheduler::next_tick`](super::Scheduler::next_tick) was reached.
     Tick,
-    /// No new calls; stop when all are done, or at this time.
+    /// The pool shuts down. It stops when all calls have ended, but not later than this time.
     Drain { until: Instant },
 }
 
-/// Something to be done. The scheduler takes it for done.
+/// An output of the scheduler, which assumes that the driver applies it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Effect {
-    /// Let the call run on the worker.
+    /// Runs the call on the worker.
     Assign { ticket: Ticket, worker: WorkerKey },
-    /// Tell the call that it will not run.
-    Reject { ticket: Ticket, refusal: Refusal },
-    /// Tell the calls that hold a worker that the pool stops.
+    /// Fails a call that will not run.
+    Reject { ticket: Ticket, rejection: Rejection },
+    /// Fails all calls that hold a worker, because the drain has ended.
     CutOff,
-    /// Tell the call that its deadline passed while it waited.
+    /// Fails a call whose deadline passed while it was queued.
     Expire(Ticket),
-    /// Start a worker; answer with `Launched` or `LaunchFailed`.
+    /// Launches a worker. `Launched` or `LaunchFailed` follows.
     Launch(WorkerKey),
-    /// Call a launch off; answer with `LaunchFailed`, or with `Launched` when it was too late.
+    /// Aborts a launch. `LaunchFailed` follows, or `Launched` if it was too late.
     AbortLaunch(WorkerKey),
-    /// Cancel the call; answer with `Settled` or `Unsettled`.
-    Settle(WorkerKey, CallId),
-    /// Ask for the calls back that the worker has not begun; answer each one that comes with `GivenBack`.
+    /// Cancels an abandoned call. `CancelConfirmed` or `CancelFailed` follows.
+    Cancel(WorkerKey, CallId),
+    /// Recalls all calls that the worker has not begun. `Returned` follows for each call that it returns.
     Recall(WorkerKey),
-    /// Kill the worker; answer with `Exited`.
+    /// Kills the worker. `Exited` follows.
     Kill(WorkerKey, KillReason),
-    /// Ask the worker to stop; answer with `Exited`.
+    /// Asks the worker to stop. `Exited` follows.
     Stop(WorkerKey),
-    /// Every worker is gone and none will come.
+    /// Reports that all workers have exited after a shutdown.
     Stopped,
 }
 
-/// Why a call will not run.
+/// The reason why the scheduler rejected a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    /// The queue is full. `oldest` is how long the call at its head has waited.
+pub(crate) enum Rejection {
+    /// The queue is full. `oldest` is the time that its first call has waited.
     Overloaded { queued: usize, oldest: Duration },
-    /// The calls in the queue hold too many bytes for one more. `oldest` as above.
-    TooMuchAtOnce { used: usize, oldest: Duration },
-    /// The pool takes no more calls.
+    /// The queued calls occupy too many bytes. `oldest` is the time that the first one has waited.
+    TooManyBytes { used: usize, oldest: Duration },
+    /// The pool is shutting down.
     Draining,
-    /// Every worker failed to start several times in a row; the next attempt comes at this time.
+    /// All slots have failed several times in a row. The next launch is at `next_attempt`.
     NoWorkers { next_attempt: Option<Instant> },
 }
 
-/// Why a worker is killed.
+/// The reason for killing a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum KillReason {
-    /// A cancelled call did not end within the grace.
+    /// A cancelled call did not end within the grace period.
     CancelIgnored { grace: Duration },
-    /// It could not tell whether a cancelled call still runs.
+    /// The worker could not confirm that a cancelled call has ended.
     CancelFailed,
-    /// A call said that the worker is lost.
+    /// A call reported that the worker was lost.
     Lost,
 }
 
 impl fmt::Display for KillReason {
-    /// Reads as the end of a sentence, after "it was killed because".
+    /// Formats the reason as the end of a sentence, after "it was killed because".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::CancelIgnored { grace } => write!(f, "a cancelled call did not end within {grace:?}"),
-            Self::CancelFailed => f.write_str("it could not tell whether a cancelled call still runs"),
+            Self::CancelFailed => f.write_str("it could not confirm the end of a cancelled call"),
             Self::Lost => f.write_str("it lost a call"),
         }
     }

@@ -1,56 +1,58 @@
-//! How much a call, and all that a worker was handed, is expected to occupy the worker: what decides whether calls may be
-//! handed over ahead of their turn.
+//! The expected execution time of a call, and of all calls that a worker holds. It decides whether a worker gets calls
+//! ahead of their turn.
 
 use std::time::Duration;
 
-/// A worker that has this much to do needs nothing more to stay busy until the next call reaches it.
-const HORIZON: Duration = Duration::from_millis(1);
+/// The most work that a worker may hold ahead. This much keeps it busy until the next call can reach it.
+const MAX_BACKLOG: Duration = Duration::from_millis(1);
 
-/// An idle worker is not worth waking for a call that takes less: waking takes as long.
-const WORTH_WAKING: Duration = Duration::from_micros(10);
+/// The time to wake an idle worker, which is not worth it for a shorter call.
+const WAKE_COST: Duration = Duration::from_micros(10);
 
-/// How much of such calls one worker gathers before the next is woken.
-const GATHERED: Duration = Duration::from_micros(100);
+/// The most work in such short calls that gathers on one worker before the pool wakes another.
+const MAX_GATHERED: Duration = Duration::from_micros(100);
 
-/// Calls that are expected to take longer are never handed over ahead, nor is anything behind them.
-const LONGEST_BRIEF: Duration = Duration::from_micros(500);
+/// The longest expected time of a brief call. Longer calls are never handed over ahead, and no call waits behind them
+/// on a worker.
+const MAX_BRIEF: Duration = Duration::from_micros(500);
 
-/// How long a call is expected to occupy a worker.
+/// The expected time for which a call occupies its worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Load(Option<Duration>);
 
 impl Load {
-    /// Long, or not known.
+    /// Longer than [`MAX_BRIEF`], or unknown.
     pub(crate) const LONG: Self = Self(None);
 
-    /// Expected to take this long.
+    /// The load of a call that is expected to take this long.
     pub(crate) fn of(time: Duration) -> Self {
-        Self((time <= LONGEST_BRIEF).then_some(time))
+        Self((time <= MAX_BRIEF).then_some(time))
     }
 
-    /// The time; zero when it is long.
+    /// The expected time; zero for a long call.
     #[cfg(test)]
     pub(super) fn time(self) -> Duration {
         self.0.unwrap_or_default()
     }
 
-    /// Whether it is so short that others may as well wait behind it.
+    /// Whether other calls may wait behind this one on a worker.
     pub(crate) const fn is_brief(self) -> bool {
         self.0.is_some()
     }
 }
 
-/// What a worker was handed and has not finished.
+/// The calls that a worker holds.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Backlog {
     calls: u32,
-    /// How many of them are not brief.
+    /// The number of calls that are not brief.
     long: u32,
+    /// The total expected time of the brief calls.
     brief: Duration,
 }
 
 impl Backlog {
-    /// How many calls.
+    /// The number of calls.
     pub(super) const fn calls(&self) -> u32 {
         self.calls
     }
@@ -71,14 +73,14 @@ impl Backlog {
         }
     }
 
-    /// Whether a call had better be handed over behind all this than to an idle worker.
+    /// Whether a call should wait behind this backlog instead of waking an idle worker.
     pub(super) fn gathers(&self, Load(time): Load) -> bool {
-        let is_short = time.is_some_and(|time| time < WORTH_WAKING);
-        is_short && self.long == 0 && self.brief < GATHERED
+        let is_short = time.is_some_and(|time| time < WAKE_COST);
+        is_short && self.long == 0 && self.brief < MAX_GATHERED
     }
 
-    /// Whether a brief call may be handed over behind all this.
+    /// Whether a brief call may wait behind this backlog.
     pub(super) fn is_brief(&self) -> bool {
-        self.long == 0 && self.brief < HORIZON
+        self.long == 0 && self.brief < MAX_BACKLOG
     }
 }

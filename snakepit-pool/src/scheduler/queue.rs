@@ -1,4 +1,4 @@
-//! The calls that wait for a worker, first come first served but for a bounded favour to affinity.
+//! The queue of waiting calls: first in, first out, except for a bounded preference for affinity.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -10,39 +10,39 @@ use super::{
 };
 use crate::visits::visit;
 
-/// How far from the head a call may be picked because it prefers the worker that became free.
-const WINDOW: usize = 8;
+/// The number of entries at the head that are searched for a call that prefers the free worker.
+const AFFINITY_WINDOW: usize = 8;
 
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct QueuedCall {
     pub(super) ticket: Ticket,
     pub(super) preferred: Option<WorkerKey>,
     pub(super) deadline: Option<Instant>,
-    pub(super) since: Instant,
+    pub(super) queued_at: Instant,
     pub(super) load: Load,
     pub(super) bytes: usize,
 }
 
-/// Entries stand in the order of their ticket numbers, so that one in the middle is found by bisection. What leaves
-/// from the middle stays behind as a gap (`None` in `entry`); the head is never a gap.
+/// Entries are sorted by ticket number, so a binary search finds one in the middle. A call that leaves from the middle
+/// leaves a gap, an entry without a call. The head is never a gap.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    places: VecDeque<Place>,
+    entries: VecDeque<Entry>,
     waiting: usize,
     preferring: usize,
-    /// What all entries hold.
+    /// The bytes of all queued calls.
     bytes: usize,
-    /// Whether the last call taken overtook others. The next one then may not, so a call at position `p` leaves
+    /// Whether the last call taken overtook others. The next one then must not, so a call at position `p` leaves
     /// within `2p + 1` takes.
     overtook: bool,
-    /// No deadline in the queue is earlier. May be too early after entries left; [`Queue::expired`] corrects it.
+    /// A lower bound of all deadlines in the queue. [`Queue::expired`] makes it exact.
     earliest: Option<Instant>,
 }
 
 #[derive(Debug)]
-struct Place {
+struct Entry {
     number: u64,
-    entry: Option<Entry>,
+    call: Option<QueuedCall>,
 }
 
 impl Queue {
@@ -50,71 +50,71 @@ impl Queue {
         self.waiting
     }
 
-    /// What all calls in the queue hold, in bytes.
+    /// The bytes of all queued calls.
     pub(super) const fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// When [`expired`](Self::expired) should be called next.
+    /// The time at which [`expired`](Self::expired) is due.
     pub(super) const fn earliest_deadline(&self) -> Option<Instant> {
         self.earliest
     }
 
-    /// How long the first in the queue has waited.
+    /// The time that the first call has waited.
     pub(super) fn oldest(&self, now: Instant) -> Duration {
-        let head = self.places.front().and_then(|place| place.entry.as_ref());
-        head.map_or(Duration::ZERO, |entry| now.saturating_duration_since(entry.since))
+        let head = self.entries.front().and_then(|entry| entry.call.as_ref());
+        head.map_or(Duration::ZERO, |call| now.saturating_duration_since(call.queued_at))
     }
 
-    pub(super) fn push(&mut self, entry: Entry) {
+    pub(super) fn push(&mut self, call: QueuedCall) {
         self.waiting += 1;
-        self.bytes += entry.bytes;
-        self.preferring += usize::from(entry.preferred.is_some());
-        self.earliest = earlier(self.earliest, entry.deadline);
-        let place = Place { number: entry.ticket.number, entry: Some(entry) };
-        if self.places.back().is_none_or(|last| last.number < place.number) {
-            return self.places.push_back(place);
+        self.bytes += call.bytes;
+        self.preferring += usize::from(call.preferred.is_some());
+        self.earliest = earlier(self.earliest, call.deadline);
+        let entry = Entry { number: call.ticket.number, call: Some(call) };
+        if self.entries.back().is_none_or(|last| last.number < entry.number) {
+            return self.entries.push_back(entry);
         }
-        // It was given back, and stands again where it would if it had never left: nearly always at the head.
-        let index = self.places.partition_point(|other| other.number < place.number);
-        match self.places.get_mut(index) {
-            Some(gap) if gap.number == place.number => *gap = place,
-            _ => self.places.insert(index, place),
+        // A returned call gets its old place, which is nearly always the head.
+        let index = self.entries.partition_point(|other| other.number < entry.number);
+        match self.entries.get_mut(index) {
+            Some(gap) if gap.number == entry.number => *gap = entry,
+            _ => self.entries.insert(index, entry),
         }
     }
 
-    /// The load of the first call in the queue.
+    /// The load of the first call.
     pub(super) fn head_load(&self) -> Option<Load> {
-        let head = self.places.front().and_then(|place| place.entry.as_ref());
-        head.map(|entry| entry.load)
+        let head = self.entries.front().and_then(|entry| entry.call.as_ref());
+        head.map(|call| call.load)
     }
 
-    /// Takes the call that should run on this worker next.
-    pub(super) fn take_for(&mut self, worker: WorkerKey) -> Option<Entry> {
+    /// Takes the next call for this worker: the first one, or one near the head that prefers the worker.
+    pub(super) fn take_for(&mut self, worker: WorkerKey) -> Option<QueuedCall> {
         let favoured = if self.preferring > 0 && !self.overtook { self.favoured(worker) } else { 0 };
         self.overtook = favoured > 0;
         self.take_at(favoured)
     }
 
     fn favoured(&self, worker: WorkerKey) -> usize {
-        let prefers = |place: &Place| {
+        let prefers = |entry: &Entry| {
             visit();
-            place.entry.as_ref().is_some_and(|entry| entry.preferred == Some(worker))
+            entry.call.as_ref().is_some_and(|call| call.preferred == Some(worker))
         };
-        self.places.iter().take(WINDOW).position(prefers).unwrap_or(0)
+        self.entries.iter().take(AFFINITY_WINDOW).position(prefers).unwrap_or(0)
     }
 
-    pub(super) fn take_first(&mut self) -> Option<Entry> {
+    pub(super) fn take_first(&mut self) -> Option<QueuedCall> {
         self.take_at(0)
     }
 
-    /// Takes a call out of turn; `None` when it is not queued.
-    pub(super) fn remove(&mut self, ticket: Ticket) -> Option<Entry> {
+    /// Takes a specific call. Returns `None` if it is not queued.
+    pub(super) fn remove(&mut self, ticket: Ticket) -> Option<QueuedCall> {
         let index = self
-            .places
-            .binary_search_by_key(&ticket.number, |place| {
+            .entries
+            .binary_search_by_key(&ticket.number, |entry| {
                 visit();
-                place.number
+                entry.number
             })
             .ok()?;
         self.take_at(index)
@@ -127,15 +127,15 @@ impl Queue {
         }
         let mut expired = Vec::new();
         self.earliest = None;
-        for place in &mut self.places {
+        for entry in &mut self.entries {
             visit();
-            match place.entry.as_ref().map(|entry| entry.deadline) {
+            match entry.call.as_ref().map(|call| call.deadline) {
                 Some(Some(deadline)) if deadline <= now => {
-                    if let Some(entry) = place.entry.take() {
+                    if let Some(call) = entry.call.take() {
                         self.waiting -= 1;
-                        self.bytes -= entry.bytes;
-                        self.preferring -= usize::from(entry.preferred.is_some());
-                        expired.push(entry.ticket);
+                        self.bytes -= call.bytes;
+                        self.preferring -= usize::from(call.preferred.is_some());
+                        expired.push(call.ticket);
                     }
                 }
                 Some(deadline) => self.earliest = earlier(self.earliest, deadline),
@@ -146,25 +146,26 @@ impl Queue {
         expired
     }
 
-    fn take_at(&mut self, index: usize) -> Option<Entry> {
-        let entry = self.places.get_mut(index)?.entry.take()?;
+    fn take_at(&mut self, index: usize) -> Option<QueuedCall> {
+        let call = self.entries.get_mut(index)?.call.take()?;
         self.waiting -= 1;
-        self.bytes -= entry.bytes;
-        self.preferring -= usize::from(entry.preferred.is_some());
+        self.bytes -= call.bytes;
+        self.preferring -= usize::from(call.preferred.is_some());
         self.close_gaps();
-        Some(entry)
+        Some(call)
     }
 
     fn close_gaps(&mut self) {
-        while self.places.front().is_some_and(|place| place.entry.is_none()) {
+        while self.entries.front().is_some_and(|entry| entry.call.is_none()) {
             visit();
-            self.places.pop_front();
+            self.entries.pop_front();
         }
-        // Gaps behind a patient head must not pile up. Closing them when they are the majority costs O(1) per call.
-        if self.places.len() > 2 * self.waiting + WINDOW {
-            self.places.retain(|place| {
+        // Gaps behind a head that waits long must not accumulate. Removing them once they are the majority is amortized
+        // O(1).
+        if self.entries.len() > 2 * self.waiting + AFFINITY_WINDOW {
+            self.entries.retain(|entry| {
                 visit();
-                place.entry.is_some()
+                entry.call.is_some()
             });
         }
         if self.waiting == 0 {
@@ -173,7 +174,7 @@ impl Queue {
     }
 }
 
-/// The earlier of two times, where there are any.
+/// The earlier of two optional times.
 pub(crate) fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),

@@ -1,4 +1,4 @@
-//! One slot: the life of the worker in it, and how soon a lost one is replaced.
+//! A slot of the pool: the state of its worker, and the backoff before the next one.
 
 use std::time::Duration;
 
@@ -9,55 +9,56 @@ use super::{
     load::{Backlog, Load},
 };
 
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// A worker that lived this long is healthy even if nobody called it.
+/// A worker that has been up for this long counts as healthy even if it has answered no call.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 
-/// A worker with calls that has ended none for so long runs a long one, whatever was expected: nothing may wait behind it.
+/// A busy worker that has not ended a call for this long counts as stalled. It runs a long call despite the
+/// expectation, so no call may wait behind it.
 pub(super) const STALLED_AFTER: Duration = Duration::from_millis(2);
 
-/// After so many failures in a row, the slot counts as failing.
+/// The number of consecutive failures after which a slot counts as failing.
 const FAILING_AFTER: u32 = 3;
 
 #[derive(Debug)]
 pub(crate) struct Slot {
     index: u32,
     generation: u32,
-    /// Workers in a row that did not start, or died before they were healthy.
+    /// The number of consecutive workers that did not start or exited before they were healthy.
     failures: u32,
-    /// Calls that ended on any of its workers, however they ended.
+    /// The number of calls that ended on workers of this slot, with or without an answer.
     pub(super) served: u64,
     pub(crate) state: SlotState,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum SlotState {
-    /// No worker; the next one is launched at this time.
+    /// The slot has no worker. The next launch is at this time.
     BackingOff { until: Instant },
-    /// A launch is under way.
+    /// A worker is being launched.
     Launching,
-    /// A worker takes calls, or would if it had room.
+    /// The worker is in service.
     Up(Up),
-    /// A worker was killed or asked to stop; its exit is awaited.
+    /// The worker was killed or asked to stop, and has not exited yet.
     Ending { healthy: bool },
-    /// No worker, and none will come.
-    Gone,
+    /// The slot has no worker and gets none, because the pool is stopping.
+    Closed,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Up {
     backlog: Backlog,
-    /// Whether it keeps calls that it is handed ahead, and gives them back when asked.
+    /// Whether the worker accepts calls ahead of their turn and returns them when they are recalled.
     pub(super) keeps_calls: bool,
-    /// When it last ended a call, or began one with none before it.
-    moved: Instant,
-    /// Abandoned calls that may still run on it. While there are any, it gets no calls.
-    pub(crate) settling: u32,
-    /// When the abandoned calls must have ended.
-    pub(super) settle_by: Instant,
-    since: Instant,
+    /// The time at which the worker last ended a call, or began one while it was idle.
+    last_progress: Instant,
+    /// The number of abandoned calls that may still run. The worker gets no calls unless it is 0.
+    pub(crate) cancelling: u32,
+    /// The time by which the abandoned calls must have ended.
+    pub(super) cancel_by: Instant,
+    up_since: Instant,
     served: bool,
 }
 
@@ -66,57 +67,57 @@ impl Up {
         Self {
             backlog: Backlog::default(),
             keeps_calls,
-            moved: now,
-            settling: 0,
-            settle_by: now,
-            since: now,
+            last_progress: now,
+            cancelling: 0,
+            cancel_by: now,
+            up_since: now,
             served: false,
         }
     }
 
-    /// How many calls it was handed and has not ended.
+    /// The number of calls that the worker holds.
     pub(crate) const fn running(&self) -> u32 {
         self.backlog.calls()
     }
 
     pub(super) fn add(&mut self, load: Load, now: Instant) {
         if self.backlog.calls() == 0 {
-            self.moved = now;
+            self.last_progress = now;
         }
         self.backlog.add(load);
     }
 
-    pub(super) fn take_back(&mut self, load: Load) {
+    pub(super) fn remove_unbegun(&mut self, load: Load) {
         self.backlog.remove(load);
     }
 
-    /// When it will have sat on its calls for too long.
+    /// The time at which the worker counts as stalled.
     pub(super) fn stalls_at(&self) -> Instant {
-        self.moved + STALLED_AFTER
+        self.last_progress + STALLED_AFTER
     }
 
     pub(super) fn remove(&mut self, load: Load, now: Instant) {
         self.backlog.remove(load);
-        self.moved = now;
+        self.last_progress = now;
     }
 
-    /// Whether another call may be handed over although as many run as may.
+    /// Whether the worker may get a brief call ahead of its turn.
     pub(super) fn takes_ahead(&self) -> bool {
         self.keeps_calls && self.backlog.is_brief()
     }
 
-    /// Whether a call had better be handed to this worker than to an idle one.
+    /// Whether a call should wait for this worker instead of waking an idle one.
     pub(super) fn gathers(&self, load: Load) -> bool {
         self.keeps_calls && self.backlog.gathers(load)
     }
 
-    /// It proved that a call of it has ended.
+    /// Records that the worker confirmed the end of a call.
     pub(super) const fn answered(&mut self) {
         self.served = true;
     }
 
     pub(super) fn is_healthy(&self, now: Instant) -> bool {
-        self.served || now.saturating_duration_since(self.since) >= HEALTHY_AFTER
+        self.served || now.saturating_duration_since(self.up_since) >= HEALTHY_AFTER
     }
 }
 
@@ -125,17 +126,17 @@ impl Slot {
         Self { index, generation: 0, failures: 0, served: 0, state: SlotState::BackingOff { until: now } }
     }
 
-    /// Names the current worker: the one that lives, or else the last one.
+    /// The key of the current worker, or of the last one.
     pub(crate) const fn key(&self) -> WorkerKey {
         WorkerKey { slot: self.index, generation: self.generation }
     }
 
-    /// How many workers were launched after the first.
+    /// The number of workers that were launched after the first.
     pub(crate) fn restarts(&self) -> u64 {
         u64::from(self.generation.saturating_sub(1))
     }
 
-    /// How many calls ended on its workers.
+    /// The number of calls that ended on workers of this slot.
     pub(crate) const fn served(&self) -> u64 {
         self.served
     }
@@ -166,7 +167,8 @@ impl Slot {
         }
     }
 
-    /// The worker is gone: says when the next one is due. A healthy worker is replaced at once.
+    /// Schedules the next launch after the worker has ended, and returns its time. A healthy worker is replaced
+    /// immediately.
     pub(super) fn vacate(&mut self, healthy: bool, now: Instant) -> Instant {
         self.failures = if healthy { 0 } else { self.failures.saturating_add(1) };
         let until = now + backoff(self.failures);
@@ -175,11 +177,11 @@ impl Slot {
     }
 }
 
-/// Doubles with every failure in a row.
+/// The pause before the next launch. Doubles with every consecutive failure.
 fn backoff(failures: u32) -> Duration {
     match failures {
         0 => Duration::ZERO,
-        n => FIRST_BACKOFF.saturating_mul(1 << (n - 1).min(16)).min(LONGEST_BACKOFF),
+        n => MIN_BACKOFF.saturating_mul(1 << (n - 1).min(16)).min(MAX_BACKOFF),
     }
 }
 
@@ -188,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn backoff_doubles_up_to_its_bound() {
+    fn the_backoff_doubles_up_to_its_bound() {
         let millis = [0, 1, 2, 3, 9, 10, u32::MAX].map(|n| backoff(n).as_millis());
         assert_eq!(millis, [0, 100, 200, 400, 25_600, 30_000, 30_000]);
     }

@@ -1,8 +1,8 @@
-//! The end of a pool: no new calls, then no calls, then no workers.
+//! The shutdown of a pool: it rejects new calls, ends the others, and stops its workers.
 
 use tokio::time::Instant;
 
-use super::{Effect, Phase, Refusal, Scheduler, Slot, SlotState};
+use super::{Effect, Phase, Rejection, Scheduler, Slot, SlotState};
 
 impl Scheduler {
     pub(super) fn drain(&mut self, until: Instant, now: Instant) {
@@ -12,7 +12,7 @@ impl Scheduler {
             Phase::Stopping | Phase::Stopped => return,
         };
         self.phase = Phase::Draining { until };
-        self.wake_at(until);
+        self.tick_at(until);
         if until <= now {
             return self.stop();
         }
@@ -28,7 +28,7 @@ impl Scheduler {
     pub(super) fn stop(&mut self) {
         self.phase = Phase::Stopping;
         while let Some(call) = self.queue.take_first() {
-            self.reject(call.ticket, Refusal::Draining);
+            self.reject(call.ticket, Rejection::Draining);
         }
         if self.in_flight > 0 {
             self.effects.push(Effect::CutOff);
@@ -37,21 +37,21 @@ impl Scheduler {
             let slot = &mut self.slots[index];
             let worker = slot.key();
             match slot.state {
-                SlotState::BackingOff { .. } => slot.state = SlotState::Gone,
+                SlotState::BackingOff { .. } => slot.state = SlotState::Closed,
                 SlotState::Launching => self.effects.push(Effect::AbortLaunch(worker)),
                 SlotState::Up(_) => {
                     self.end(worker, true);
                     self.effects.push(Effect::Stop(worker));
                 }
-                SlotState::Ending { .. } | SlotState::Gone => {}
+                SlotState::Ending { .. } | SlotState::Closed => {}
             }
         }
-        self.stopped_if_gone();
+        self.finish_stop();
     }
 
-    pub(super) fn stopped_if_gone(&mut self) {
-        let gone = |slot: &Slot| matches!(slot.state, SlotState::Gone);
-        if self.phase == Phase::Stopping && self.slots.iter().all(gone) {
+    pub(super) fn finish_stop(&mut self) {
+        let is_closed = |slot: &Slot| matches!(slot.state, SlotState::Closed);
+        if self.phase == Phase::Stopping && self.slots.iter().all(is_closed) {
             self.phase = Phase::Stopped;
             self.effects.push(Effect::Stopped);
         }

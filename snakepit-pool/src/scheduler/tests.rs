@@ -1,4 +1,4 @@
-//! Single rules of the scheduler by example; all of them together under random events in [`properties`].
+//! Tests of single rules of the scheduler. [`properties`] tests all of them under random events.
 
 mod properties;
 
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::*;
 
-/// A scheduler with its clock.
+/// A scheduler with a clock.
 struct Bench {
     scheduler: Scheduler,
     now: Instant,
@@ -24,7 +24,7 @@ impl Bench {
         Self { scheduler: Scheduler::new(limits, now), now, tickets: 0 }
     }
 
-    /// All workers up.
+    /// Creates a scheduler whose workers are all up.
     fn up(slots: usize, concurrency: usize, queue: usize) -> Self {
         let mut bench = Self::new(slots, concurrency, queue);
         for effect in bench.on(Event::Tick) {
@@ -55,7 +55,7 @@ impl Bench {
 
     fn advance(&mut self, millis: u64) -> Vec<Effect> {
         self.now += Duration::from_millis(millis);
-        let due = self.scheduler.wake().is_some_and(|at| at <= self.now);
+        let due = self.scheduler.next_tick().is_some_and(|at| at <= self.now);
         if due { self.on(Event::Tick) } else { Vec::new() }
     }
 }
@@ -73,7 +73,7 @@ fn assign(ticket: Ticket, to: WorkerKey) -> Vec<Effect> {
 }
 
 #[test]
-fn all_workers_are_launched_at_once_and_calls_wait_for_the_first() {
+fn all_workers_launch_concurrently_and_calls_wait_for_the_first() {
     let mut bench = Bench::new(3, 1, 10);
     let (first, effects) = bench.submit();
     assert_eq!(effects, []);
@@ -105,23 +105,23 @@ fn concurrency_fills_the_least_busy_worker_first() {
     };
     assert_eq!(slots.iter().map(slot_of).collect::<Vec<_>>(), [0, 1, 0, 1]);
     let (ticket, effects) = bench.submit();
-    let refusal = Refusal::Overloaded { queued: 0, oldest: Duration::ZERO };
-    assert_eq!(effects, [Effect::Reject { ticket, refusal }]);
+    let rejection = Rejection::Overloaded { queued: 0, oldest: Duration::ZERO };
+    assert_eq!(effects, [Effect::Reject { ticket, rejection }]);
 }
 
 #[test]
-fn a_preferred_worker_is_taken_when_it_is_free_and_ignored_when_it_is_gone() {
+fn a_preferred_worker_is_used_if_it_is_idle_and_ignored_if_it_has_exited() {
     let mut bench = Bench::up(3, 1, 10);
     let (a, effects) = bench.submit_with(Some(worker(2, 1)), None);
     assert_eq!(effects, assign(a, worker(2, 1)));
     let (b, effects) = bench.submit_with(Some(worker(2, 1)), None);
     assert_eq!(effects, assign(b, worker(0, 1)), "it is busy");
     let (c, effects) = bench.submit_with(Some(worker(1, 7)), None);
-    assert_eq!(effects, assign(c, worker(1, 1)), "that generation never was");
+    assert_eq!(effects, assign(c, worker(1, 1)), "there was no such generation");
 }
 
 #[test]
-fn a_freed_worker_favours_a_call_that_prefers_it_but_not_twice_in_a_row() {
+fn a_free_worker_prefers_calls_with_affinity_but_not_twice_in_a_row() {
     let mut bench = Bench::up(1, 1, 10);
     bench.submit();
     let (plain, _) = bench.submit();
@@ -132,7 +132,7 @@ fn a_freed_worker_favours_a_call_that_prefers_it_but_not_twice_in_a_row() {
     assert_eq!(order, expected);
 }
 
-/// Submits a call that is expected to take so long, and says which slot it goes to.
+/// Submits a call with this expected time. Returns the slot that runs it.
 fn slot_of_brief(bench: &mut Bench, micros: u64) -> u32 {
     slot_of_preferring(bench, micros, None)
 }
@@ -146,17 +146,21 @@ fn slot_of_preferring(bench: &mut Bench, micros: u64, preferred: Option<WorkerKe
 }
 
 #[test]
-fn calls_not_worth_waking_a_worker_for_gather_with_the_last_one() {
+fn short_calls_gather_on_the_worker_of_the_last_one() {
     let mut bench = Bench::up(3, 1, 100);
     let slots: Vec<u32> = (0..39).map(|_| slot_of_brief(&mut bench, 8)).collect();
     let runs: Vec<usize> = slots.chunk_by(|a, b| a == b).map(<[u32]>::len).collect();
     assert_eq!(runs, [13, 13, 13], "a tenth of a millisecond each");
     let mut bench = Bench::up(3, 1, 100);
-    assert_eq!([10; 3].map(|micros| slot_of_brief(&mut bench, micros)), [2, 1, 0], "each to an idle one");
+    assert_eq!(
+        [10; 3].map(|micros| slot_of_brief(&mut bench, micros)),
+        [2, 1, 0],
+        "each goes to an idle one"
+    );
 }
 
 #[test]
-fn nothing_gathers_with_a_worker_that_does_not_get_on() {
+fn calls_do_not_gather_on_a_stalled_worker() {
     let mut bench = Bench::up(2, 1, 10);
     let first = slot_of_brief(&mut bench, 1);
     assert_eq!(slot_of_brief(&mut bench, 1), first);
@@ -165,7 +169,7 @@ fn nothing_gathers_with_a_worker_that_does_not_get_on() {
 }
 
 #[test]
-fn a_busy_preferred_worker_gets_a_call_only_if_it_would_gather_it() {
+fn a_busy_preferred_worker_gets_a_call_only_if_the_call_gathers_there() {
     let mut bench = Bench::up(3, 1, 10);
     let busy = slot_of_brief(&mut bench, 400);
     let gathering = slot_of_brief(&mut bench, 5);
@@ -175,39 +179,39 @@ fn a_busy_preferred_worker_gets_a_call_only_if_it_would_gather_it() {
 }
 
 #[test]
-fn nothing_gathers_where_a_worker_would_run_it_beside_another() {
+fn calls_do_not_gather_on_a_worker_with_free_concurrency() {
     let mut bench = Bench::up(2, 2, 10);
     let first = slot_of_brief(&mut bench, 1);
     assert_ne!(slot_of_brief(&mut bench, 1), first);
 }
 
 #[test]
-fn a_full_queue_refuses_and_says_how_long_its_oldest_call_waits() {
+fn a_full_queue_rejects_calls_and_reports_the_wait_of_its_oldest_call() {
     let mut bench = Bench::up(1, 1, 2);
     bench.submit();
     bench.submit();
     bench.submit();
     bench.advance(700);
     let (ticket, effects) = bench.submit();
-    let refusal = Refusal::Overloaded { queued: 2, oldest: Duration::from_millis(700) };
-    assert_eq!(effects, [Effect::Reject { ticket, refusal }]);
+    let rejection = Rejection::Overloaded { queued: 2, oldest: Duration::from_millis(700) };
+    assert_eq!(effects, [Effect::Reject { ticket, rejection }]);
 }
 
 #[test]
-fn the_queue_is_bounded_in_bytes_too_and_one_call_may_always_wait() {
+fn the_queue_is_bounded_in_bytes_but_one_call_may_always_wait() {
     let mut bench = Bench::up(1, 1, 10);
     let mut submit = |bytes| {
         let ticket = bench.ticket();
         let submit = Event::Submit { ticket, preferred: None, deadline: None, load: Load::LONG, bytes };
         (ticket, bench.on(submit))
     };
-    // This one runs, and so does not wait.
+    // This call runs, so its bytes do not count.
     assert_eq!(submit(1000).1, assign(Ticket { number: 1, waiter: 0 }, worker(0, 1)));
     let (large, waits) = submit(1000);
     assert_eq!(waits, []);
     let (ticket, effects) = submit(1);
-    let refusal = Refusal::TooMuchAtOnce { used: 1000, oldest: Duration::ZERO };
-    assert_eq!(effects, [Effect::Reject { ticket, refusal }]);
+    let rejection = Rejection::TooManyBytes { used: 1000, oldest: Duration::ZERO };
+    assert_eq!(effects, [Effect::Reject { ticket, rejection }]);
     assert_eq!(bench.on(Event::Withdraw(large)), []);
     let mut submit = |bytes| {
         let ticket = bench.ticket();
@@ -219,11 +223,11 @@ fn the_queue_is_bounded_in_bytes_too_and_one_call_may_always_wait() {
     bench.on(Event::Finished(worker(0, 1), Load::LONG));
     let ticket = bench.ticket();
     let submit = Event::Submit { ticket, preferred: None, deadline: None, load: Load::LONG, bytes: 60 };
-    assert_eq!(bench.on(submit), [], "the bytes of the call that left are free again");
+    assert_eq!(bench.on(submit), [], "the bytes of the call that left the queue are free");
 }
 
 #[test]
-fn a_queued_call_leaves_at_its_deadline_and_makes_room() {
+fn a_queued_call_leaves_the_queue_at_its_deadline() {
     let mut bench = Bench::up(1, 1, 2);
     bench.submit();
     let (late, _) = bench.submit_with(None, Some(500));
@@ -233,38 +237,38 @@ fn a_queued_call_leaves_at_its_deadline_and_makes_room() {
     assert_eq!(bench.scheduler.queued(), 1);
     assert_eq!(bench.advance(400), [Effect::Expire(late)]);
     let (dead, effects) = bench.submit_with(None, Some(0));
-    assert_eq!(effects, [Effect::Expire(dead)], "it comes too late to be queued");
+    assert_eq!(effects, [Effect::Expire(dead)], "its deadline has passed");
 }
 
 #[test]
-fn a_call_that_is_overdue_when_its_turn_comes_is_not_handed_over() {
+fn an_overdue_call_at_the_head_of_the_queue_is_not_assigned() {
     let mut bench = Bench::up(1, 1, 2);
     bench.submit();
     let (dead, _) = bench.submit_with(None, Some(100));
     let (live, _) = bench.submit();
-    // The timer is late; the worker is faster.
+    // The worker becomes free before the timer fires.
     bench.now += Duration::from_millis(100);
     let effects = bench.on(Event::Finished(worker(0, 1), Load::LONG));
     assert_eq!(effects, [Effect::Expire(dead), Effect::Assign { ticket: live, worker: worker(0, 1) }]);
 }
 
 #[test]
-fn an_abandoned_call_keeps_its_worker_out_of_service_until_it_has_settled() {
+fn an_abandoned_call_quarantines_its_worker_until_its_end_is_confirmed() {
     let mut bench = Bench::up(1, 1, 10);
     bench.submit();
     let (queued, _) = bench.submit();
     let call = CallId::from_u64(7);
     assert_eq!(
         bench.on(Event::Abandoned(worker(0, 1), call, Load::LONG)),
-        [Effect::Settle(worker(0, 1), call)]
+        [Effect::Cancel(worker(0, 1), call)]
     );
     assert_eq!(bench.scheduler.in_flight(), 0);
-    assert_eq!(bench.on(Event::Settled(worker(0, 1))), assign(queued, worker(0, 1)));
+    assert_eq!(bench.on(Event::CancelConfirmed(worker(0, 1))), assign(queued, worker(0, 1)));
 }
 
 #[test]
-fn a_worker_that_does_not_settle_is_killed_and_replaced() {
-    for event in [None, Some(Event::Unsettled(worker(0, 1)))] {
+fn a_worker_that_does_not_confirm_a_cancellation_is_killed_and_replaced() {
+    for event in [None, Some(Event::CancelFailed(worker(0, 1)))] {
         let mut bench = Bench::up(1, 1, 10);
         bench.submit();
         bench.on(Event::Finished(worker(0, 1), Load::LONG));
@@ -276,15 +280,15 @@ fn a_worker_that_does_not_settle_is_killed_and_replaced() {
             None => (bench.advance(2000), KillReason::CancelIgnored { grace: Duration::from_secs(2) }),
         };
         assert_eq!(effects, [Effect::Kill(worker(0, 1), why)]);
-        assert_eq!(bench.on(Event::Settled(worker(0, 1))), [], "it is too late for that");
-        // It had served a call, so its replacement comes at once.
+        assert_eq!(bench.on(Event::CancelConfirmed(worker(0, 1))), [], "the confirmation is too late");
+        // It had answered a call, so it is replaced immediately.
         assert_eq!(bench.on(Event::Exited(worker(0, 1))), [Effect::Launch(worker(0, 2))]);
         assert_eq!(bench.on(launched(worker(0, 2))), assign(queued, worker(0, 2)));
     }
 }
 
 #[test]
-fn a_lost_worker_gets_no_further_call_though_its_exit_is_not_known_yet() {
+fn a_lost_worker_gets_no_further_call_before_its_exit() {
     let mut bench = Bench::up(1, 1, 10);
     bench.submit();
     bench.submit();
@@ -293,24 +297,24 @@ fn a_lost_worker_gets_no_further_call_though_its_exit_is_not_known_yet() {
 }
 
 #[test]
-fn what_an_old_worker_does_means_nothing_to_the_new_one() {
+fn events_of_a_previous_worker_do_not_affect_the_current_one() {
     let mut bench = Bench::up(1, 1, 10);
     bench.submit();
     bench.on(Event::Exited(worker(0, 1)));
     bench.advance(100);
     bench.on(launched(worker(0, 2)));
     bench.submit();
-    assert_eq!(bench.scheduler.in_flight(), 2, "the lost call has not been told yet");
+    assert_eq!(bench.scheduler.in_flight(), 2, "the lease of the lost call has not ended");
     assert_eq!(bench.on(Event::Finished(worker(0, 1), Load::LONG)), []);
     assert_eq!(bench.on(Event::Exited(worker(0, 1))), []);
-    assert_eq!(bench.on(Event::Settled(worker(0, 1))), []);
+    assert_eq!(bench.on(Event::CancelConfirmed(worker(0, 1))), []);
     assert_eq!(bench.scheduler.in_flight(), 1);
     bench.submit();
     assert_eq!(bench.scheduler.queued(), 1, "the new worker is still busy");
 }
 
 #[test]
-fn launches_that_fail_back_off_and_a_worker_that_serves_resets_that() {
+fn failed_launches_back_off_until_a_worker_answers_a_call() {
     let mut bench = Bench::new(1, 1, 10);
     bench.on(Event::Tick);
     let mut generation = 1;
@@ -320,7 +324,7 @@ fn launches_that_fail_back_off_and_a_worker_that_serves_resets_that() {
         generation += 1;
         assert_eq!(bench.advance(1), [Effect::Launch(worker(0, generation))]);
     }
-    // Up alone proves nothing: it dies at once.
+    // A worker that exits before it answers a call counts as a failure.
     bench.on(launched(worker(0, generation)));
     assert_eq!(bench.on(Event::Exited(worker(0, generation))), []);
     assert_eq!(bench.advance(1599), []);
@@ -334,14 +338,14 @@ fn launches_that_fail_back_off_and_a_worker_that_serves_resets_that() {
 }
 
 #[test]
-fn a_worker_that_lived_long_is_replaced_at_once_though_it_served_nobody() {
+fn a_worker_that_was_up_for_long_is_replaced_immediately() {
     let mut bench = Bench::up(1, 1, 10);
     bench.advance(10_000);
     assert_eq!(bench.on(Event::Exited(worker(0, 1))), [Effect::Launch(worker(0, 2))]);
 }
 
 #[test]
-fn calls_fail_instead_of_waiting_when_no_worker_starts_again_and_again() {
+fn calls_fail_instead_of_waiting_after_repeated_failures_of_all_slots() {
     let mut bench = Bench::new(1, 1, 10);
     bench.on(Event::Tick);
     let (queued, _) = bench.submit();
@@ -350,11 +354,11 @@ fn calls_fail_instead_of_waiting_when_no_worker_starts_again_and_again() {
         bench.advance(200);
     }
     let next_attempt = Some(bench.now + Duration::from_millis(400));
-    let refusal = Refusal::NoWorkers { next_attempt };
+    let rejection = Rejection::NoWorkers { next_attempt };
     let effects = bench.on(Event::LaunchFailed(worker(0, 3)));
-    assert_eq!(effects, [Effect::Reject { ticket: queued, refusal }]);
+    assert_eq!(effects, [Effect::Reject { ticket: queued, rejection }]);
     let (ticket, effects) = bench.submit();
-    assert_eq!(effects, [Effect::Reject { ticket, refusal }]);
+    assert_eq!(effects, [Effect::Reject { ticket, rejection }]);
     bench.advance(400);
     bench.on(launched(worker(0, 4)));
     let (ticket, effects) = bench.submit();
@@ -362,15 +366,15 @@ fn calls_fail_instead_of_waiting_when_no_worker_starts_again_and_again() {
 }
 
 #[test]
-fn a_drain_finishes_what_is_there_and_then_stops() {
+fn a_drain_finishes_all_calls_and_then_stops_the_workers() {
     let mut bench = Bench::up(2, 1, 10);
     bench.submit();
     bench.submit();
     let (queued, _) = bench.submit();
     let until = bench.now + Duration::from_secs(10);
     assert_eq!(bench.on(Event::Drain { until }), []);
-    let (refused, effects) = bench.submit();
-    assert_eq!(effects, [Effect::Reject { ticket: refused, refusal: Refusal::Draining }]);
+    let (rejected, effects) = bench.submit();
+    assert_eq!(effects, [Effect::Reject { ticket: rejected, rejection: Rejection::Draining }]);
     assert_eq!(bench.on(Event::Finished(worker(0, 1), Load::LONG)), assign(queued, worker(0, 1)));
     assert_eq!(bench.on(Event::Finished(worker(1, 1), Load::LONG)), []);
     let effects = bench.on(Event::Finished(worker(0, 1), Load::LONG));
@@ -380,7 +384,7 @@ fn a_drain_finishes_what_is_there_and_then_stops() {
 }
 
 #[test]
-fn a_drain_ends_in_time_and_the_shortest_counts() {
+fn a_drain_ends_at_the_earliest_of_several_times() {
     let mut bench = Bench::up(1, 1, 10);
     bench.submit();
     let (queued, _) = bench.submit();
@@ -389,18 +393,18 @@ fn a_drain_ends_in_time_and_the_shortest_counts() {
         assert_eq!(bench.on(Event::Drain { until }), []);
     }
     assert_eq!(bench.advance(999), []);
-    let reject = Effect::Reject { ticket: queued, refusal: Refusal::Draining };
+    let reject = Effect::Reject { ticket: queued, rejection: Rejection::Draining };
     assert_eq!(bench.advance(1), [reject, Effect::CutOff, Effect::Stop(worker(0, 1))]);
 }
 
 #[test]
-fn a_stop_calls_launches_off_and_forgets_those_that_were_due() {
+fn a_stop_aborts_launches_and_drops_scheduled_ones() {
     let mut bench = Bench::new(2, 1, 10);
     bench.on(Event::Tick);
     bench.on(Event::LaunchFailed(worker(0, 1)));
     let now = bench.now;
     assert_eq!(bench.on(Event::Drain { until: now }), [Effect::AbortLaunch(worker(1, 1))]);
-    // The launch had succeeded just before it was called off.
+    // The launch succeeded just before it was aborted.
     assert_eq!(bench.on(launched(worker(1, 1))), [Effect::Stop(worker(1, 1))]);
     assert_eq!(bench.on(Event::Exited(worker(1, 1))), [Effect::Stopped]);
     assert_eq!(bench.advance(60_000), []);

@@ -1,4 +1,4 @@
-//! What the span of a call tells, and how long it lives.
+//! Tests of the fields and the lifetime of a call's span.
 
 use std::{
     io,
@@ -13,7 +13,7 @@ use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
 use super::*;
 use crate::test_support::{chunk, inner, lost, next, stream, value};
 
-/// Collects what is logged by this thread.
+/// Collects the log output of this thread.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -53,7 +53,7 @@ impl<'a> MakeWriter<'a> for Log {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_span_names_the_call_its_worker_and_its_outcome() {
+async fn the_span_records_the_call_its_worker_and_its_outcome() {
     let (log, _guard) = Log::start();
     let (inner, mut handle) = inner();
     let recording = tower::service_fn(move |call: ToolCall| {
@@ -91,7 +91,7 @@ async fn a_lost_worker_is_a_warning_and_a_failing_tool_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_span_of_a_stream_lives_to_its_end() {
+async fn the_span_of_a_stream_ends_with_the_stream() {
     let (log, _guard) = Log::start();
     let (inner, mut handle) = inner();
     let (reply, feed) = stream();
@@ -110,7 +110,7 @@ async fn the_span_of_a_stream_lives_to_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_fails_and_is_read_to_its_end_is_recorded_once() {
+async fn the_outcome_of_a_failed_stream_is_recorded_once() {
     let (log, _guard) = Log::start();
     let (inner, mut handle) = inner();
     let (reply, feed) = stream();

@@ -1,4 +1,4 @@
-//! Calls find workers, wait for them, are refused and tried again.
+//! Tests of how calls are assigned, queued, rejected and retried.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::puppet::{Bench, config};
 
 #[tokio::test(start_paused = true)]
-async fn calls_queue_in_order_and_name_the_worker_that_ran_them() {
+async fn calls_queue_in_order_and_replies_name_the_worker() {
     let (mut bench, _workers) = Bench::up(config(1)).await;
     let mut callers = Vec::new();
     for name in ["a", "b", "c"] {
@@ -22,7 +22,7 @@ async fn calls_queue_in_order_and_name_the_worker_that_ran_them() {
     for (name, caller) in ["a", "b", "c"].into_iter().zip(callers) {
         let call = bench.next_call().await;
         assert_eq!(&*call.call.tool, name);
-        assert!(bench.calls.is_empty(), "one call at a time");
+        assert!(bench.calls.is_empty(), "the worker runs one call at a time");
         call.succeed();
         assert_eq!(caller.answer().await.unwrap().worker.as_deref(), Some("p-0-1"));
     }
@@ -33,7 +33,7 @@ async fn calls_queue_in_order_and_name_the_worker_that_ran_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_wait_for_the_first_worker_to_come_up() {
+async fn calls_wait_for_the_first_worker() {
     let mut bench = Bench::start(config(2));
     let caller = bench.call_tool("t").await;
     let _launching = bench.launch().await;
@@ -43,7 +43,7 @@ async fn calls_wait_for_the_first_worker_to_come_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_queue_refuses_at_once() {
+async fn a_full_queue_rejects_calls_immediately() {
     let (mut bench, _workers) = Bench::up(PoolConfig { queue_limit: 1, ..config(1) }).await;
     let running = bench.call_tool("a").await;
     let queued = bench.call_tool("b").await;
@@ -75,7 +75,7 @@ async fn concurrency_lets_a_worker_run_several_calls() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_preferred_worker_runs_the_call_when_it_is_free() {
+async fn a_preferred_worker_runs_the_call_if_it_is_idle() {
     let (mut bench, _workers) = Bench::up(config(3)).await;
     let prefers = |id: &str| ToolCall { preferred_worker: Some(id.into()), ..ToolCall::new("t") };
     let first = bench.call(prefers("p-2-1")).await;
@@ -84,7 +84,7 @@ async fn a_preferred_worker_runs_the_call_when_it_is_free() {
     for id in ["p-2-1", "q-1-1", "p-1-9", "p-9-1", "p", "", "p-x-y"] {
         let caller = bench.call(prefers(id)).await;
         let call = bench.next_call().await;
-        assert_ne!(call.worker.as_str(), "p-2-1", "{id} is busy or unknown: any other will do");
+        assert_ne!(call.worker.as_str(), "p-2-1", "{id} is busy or unknown");
         call.succeed();
         caller.answer().await.unwrap();
     }
@@ -93,7 +93,7 @@ async fn a_preferred_worker_runs_the_call_when_it_is_free() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_deadline_ends_a_queued_call_in_time_and_says_that_it_was_queued() {
+async fn the_deadline_of_a_queued_call_reports_that_it_was_queued() {
     let (mut bench, _workers) = Bench::up(config(1)).await;
     let _running = bench.call_tool("a").await;
     let start = Instant::now();
@@ -107,7 +107,7 @@ async fn the_deadline_ends_a_queued_call_in_time_and_says_that_it_was_queued() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_without_a_deadline_gets_the_pools_timeout() {
+async fn a_call_without_a_deadline_gets_the_default_timeout() {
     let config = PoolConfig { default_timeout: Some(Duration::from_secs(5)), ..config(1) };
     let (mut bench, _workers) = Bench::up(config).await;
     let start = Instant::now();
@@ -120,7 +120,7 @@ async fn a_call_without_a_deadline_gets_the_pools_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_was_not_delivered_is_tried_on_another_worker() {
+async fn a_call_that_was_not_delivered_is_retried_on_another_worker() {
     let (mut bench, workers) = Bench::up(config(2)).await;
     let caller = bench.call_tool("t").await;
     let call = bench.next_call().await;
@@ -131,9 +131,9 @@ async fn a_call_that_was_not_delivered_is_tried_on_another_worker() {
     second.succeed();
     caller.answer().await.unwrap();
     assert_eq!(bench.status().calls.retried, 1);
-    // Nobody trusts a worker that loses calls.
+    // The pool replaces a worker that loses calls.
     let worker = workers.into_iter().find(|worker| worker.id == first).unwrap();
-    worker.obey().await;
+    worker.exit_on_command().await;
     assert!(bench.launch().await.id.as_str().ends_with("-2"));
 }
 
@@ -170,13 +170,13 @@ async fn a_call_that_never_began_beside_another_is_retried_more_often() {
     let victim = bench.call_tool("victim").await;
     let mut victim_call = bench.next_call().await;
     for round in 0..ROUNDS {
-        // Each worker answers a call first, so the pool replaces it without a backoff.
+        // The worker answers a call first, so the pool replaces it without backoff.
         let warm = bench.call_tool("warm").await;
         bench.next_call().await.succeed();
         warm.answer().await.unwrap();
         let killer = bench.call_tool("killer").await;
         let killer_call = bench.next_call().await;
-        // The pool may notice the exit before or after the losses.
+        // The pool may notice the exit before or after the lost calls.
         let mut worker = Some(workers.remove(0));
         if round % 2 == 0
             && let Some(worker) = worker.take()
@@ -188,7 +188,7 @@ async fn a_call_that_never_began_beside_another_is_retried_more_often() {
         assert!(matches!(killer.error().await, ToolError::WorkerLost { delivered: true, .. }));
         victim_call.finish(Err(lost(false)));
         if let Some(worker) = worker {
-            worker.obey().await;
+            worker.exit_on_command().await;
         }
         workers.push(bench.launch().await.succeed());
         victim_call = bench.next_call().await;
@@ -199,7 +199,7 @@ async fn a_call_that_never_began_beside_another_is_retried_more_often() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_that_takes_no_calls_is_retired_and_its_call_goes_to_another() {
+async fn a_worker_that_rejects_calls_is_stopped_and_the_call_is_retried() {
     let (mut bench, _workers) = Bench::up(config(2)).await;
     let caller = bench.call_tool("t").await;
     let error = ToolError::Unavailable { reason: "it is shutting down".to_owned(), retry_after: None };
@@ -211,7 +211,7 @@ async fn a_worker_that_takes_no_calls_is_retired_and_its_call_goes_to_another() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failing_tool_leaves_its_worker_in_service_and_is_not_tried_again() {
+async fn a_tool_failure_keeps_the_worker_and_is_not_retried() {
     let (mut bench, _workers) = Bench::up(config(1)).await;
     let caller = bench.call(ToolCall { idempotent: true, ..ToolCall::new("t") }).await;
     let failure = ToolFailure { error_type: "ValueError".to_owned(), ..ToolFailure::default() };
@@ -222,13 +222,13 @@ async fn a_failing_tool_leaves_its_worker_in_service_and_is_not_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_of_the_wrong_kind_is_an_error_of_the_worker() {
+async fn an_answer_of_the_wrong_kind_is_an_internal_error() {
     let (mut bench, _workers) = Bench::up(config(1)).await;
     let caller = bench.call(ToolCall { mode: CallMode::Streaming, ..ToolCall::new("t") }).await;
     bench.next_call().await.finish(Ok(ToolReply::value(Payload::null())));
     let error = caller.error().await;
     assert!(matches!(error, ToolError::Internal { .. }), "{error}");
-    // Nobody knows what else such a worker does, so it must prove that the call has ended.
+    // Such an answer does not prove that the call has ended.
     assert_eq!(bench.state(0), WorkerState::Quarantined);
     bench.next_cancel().await.answer.send(Ok(())).unwrap();
     bench.settle().await;

@@ -1,4 +1,4 @@
-//! Calls that nobody waits for any more free their place, and their worker once it is provably idle.
+//! Tests of dropped and cancelled calls: they leave the queue, or free their worker once it has confirmed their end.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::puppet::{Bench, config, is_pending};
 
 #[tokio::test(start_paused = true)]
-async fn giving_up_a_queued_call_frees_its_place() {
+async fn dropping_a_queued_call_removes_it_from_the_queue() {
     let (mut bench, _workers) = Bench::up(config(1)).await;
     let running = bench.call_tool("a").await;
     let queued = bench.call_tool("b").await;
@@ -27,7 +27,7 @@ async fn giving_up_a_queued_call_frees_its_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn giving_up_a_running_call_keeps_the_worker_out_of_service_until_it_is_idle() {
+async fn dropping_a_running_call_quarantines_the_worker_until_the_call_has_ended() {
     let (mut bench, _workers) = Bench::up(config(1)).await;
     let running = bench.call_tool("a").await;
     let mut call = bench.next_call().await;
@@ -53,29 +53,33 @@ async fn a_worker_that_does_not_end_a_cancelled_call_is_killed_and_replaced() {
     let caller = bench.call(ToolCall::new("endless").with_deadline(deadline)).await;
     let error = caller.error().await;
     assert!(matches!(error, ToolError::DeadlineExceeded { stage: CallStage::Running, .. }), "{error}");
-    assert!(start.elapsed() < Duration::from_millis(1010), "nobody waits for the worker");
+    assert!(start.elapsed() < Duration::from_millis(1010), "the caller does not wait for the worker");
     let _unanswered = bench.next_cancel().await;
-    let DriverCommand::Kill { why } = workers.remove(0).obey().await else { panic!("it must be killed") };
+    let DriverCommand::Kill { why } = workers.remove(0).exit_on_command().await else {
+        panic!("it must be killed")
+    };
     assert_eq!(why, "a cancelled call did not end within 2s");
     let waited = start.elapsed();
     assert!(waited >= Duration::from_secs(3) && waited < Duration::from_millis(3010), "{waited:?}");
     let _worker = bench.launch().await.succeed();
     let caller = bench.call_tool("t").await;
-    assert_eq!(&*bench.next_call().await.call.tool, "endless", "the first worker had got that one");
+    assert_eq!(&*bench.next_call().await.call.tool, "endless", "it was sent to the first worker");
     bench.next_call().await.succeed();
     caller.answer().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_that_cannot_tell_whether_a_call_has_ended_is_killed() {
+async fn a_worker_that_cannot_confirm_a_cancellation_is_killed() {
     let (mut bench, mut workers) = Bench::up(config(1)).await;
     let running = bench.call_tool("a").await;
     let _call = bench.next_call().await;
     running.give_up().await;
-    let problem = ToolError::Internal { problem: "what call?".to_owned() };
+    let problem = ToolError::Internal { problem: "unknown call".to_owned() };
     bench.next_cancel().await.answer.send(Err(problem)).unwrap();
-    let DriverCommand::Kill { why } = workers.remove(0).obey().await else { panic!("it must be killed") };
-    assert_eq!(why, "it could not tell whether a cancelled call still runs");
+    let DriverCommand::Kill { why } = workers.remove(0).exit_on_command().await else {
+        panic!("it must be killed")
+    };
+    assert_eq!(why, "it could not confirm the end of a cancelled call");
     assert_eq!(bench.launch().await.id.as_str(), "p-0-2");
 }
 
@@ -90,11 +94,11 @@ async fn cancelling_by_id_ends_a_queued_call() {
     assert!(matches!(queued.error().await, ToolError::Cancelled { .. }));
     assert_eq!(bench.status().queued, 0);
     assert_eq!(&*bench.next_call().await.call.tool, "a");
-    assert!(bench.cancels.is_empty(), "no worker knows of it");
+    assert!(bench.cancels.is_empty(), "no worker had the call");
 }
 
 #[tokio::test(start_paused = true)]
-async fn cancelling_by_id_waits_until_the_worker_is_idle() {
+async fn cancelling_by_id_waits_for_the_workers_confirmation() {
     let (mut bench, _workers) = Bench::up(config(1)).await;
     let call = ToolCall::new("a");
     let id = call.id;
@@ -104,10 +108,10 @@ async fn cancelling_by_id_waits_until_the_worker_is_idle() {
     let cancelled = tool.cancel(id);
     tokio::pin!(cancelled);
     let cancel = tokio::select! {
-        done = &mut cancelled => panic!("{done:?} before the worker said so"),
+        done = &mut cancelled => panic!("{done:?} before the confirmation"),
         cancel = bench.next_cancel() => cancel,
     };
-    assert!(matches!(caller.error().await, ToolError::Cancelled { .. }), "the caller need not wait");
+    assert!(matches!(caller.error().await, ToolError::Cancelled { .. }), "the caller does not wait");
     assert!(is_pending(cancelled.as_mut()).await);
     cancel.answer.send(Ok(())).unwrap();
     cancelled.await.unwrap();
@@ -115,20 +119,20 @@ async fn cancelling_by_id_waits_until_the_worker_is_idle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn cancelling_by_id_ends_with_the_worker_at_the_latest() {
+async fn cancelling_by_id_ends_when_the_worker_is_killed() {
     let (mut bench, mut workers) = Bench::up(config(1)).await;
     let call = ToolCall::new("a");
     let id = call.id;
     let _caller = bench.call(call).await;
     let tool = bench.tool();
-    let (cancelled, command) = tokio::join!(tool.cancel(id), workers.remove(0).obey());
+    let (cancelled, command) = tokio::join!(tool.cancel(id), workers.remove(0).exit_on_command());
     cancelled.unwrap();
     assert!(matches!(command, DriverCommand::Kill { .. }));
     drop(bench.next_cancel().await);
 }
 
 #[tokio::test(start_paused = true)]
-async fn cancelling_a_call_that_nobody_knows_is_done_at_once() {
+async fn cancelling_an_unknown_call_returns_immediately() {
     let (bench, _workers) = Bench::up(config(1)).await;
-    bench.tool().cancel(ToolCall::new("never made").id).await.unwrap();
+    bench.tool().cancel(ToolCall::new("unknown").id).await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! The pool keeps the deadline of its calls: the default one or their own, queued, running, and to the end of a stream.
+//! Tests of deadlines: default and explicit ones, of queued, running and streaming calls.
 
 use std::time::Duration;
 
@@ -18,13 +18,13 @@ fn stage(error: &ToolError) -> Option<CallStage> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_without_a_deadline_gets_the_default_one_and_its_own_is_left_alone() {
+async fn the_default_timeout_applies_only_to_calls_without_a_deadline() {
     let by_default = |timeout| PoolConfig { default_timeout: Some(timeout), ..config(1) };
     let now = Instant::now();
     for (default, own, expected) in [
         (SECOND, None, Some(now + SECOND)),
         (SECOND, Some(now + 5 * SECOND), Some(now + 5 * SECOND)),
-        // A timeout beyond the clock is none.
+        // A timeout beyond the range of the clock sets no deadline.
         (Duration::MAX, None, None),
     ] {
         let (mut bench, _workers) = Bench::up(by_default(default)).await;
@@ -34,7 +34,7 @@ async fn a_call_without_a_deadline_gets_the_default_one_and_its_own_is_left_alon
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_never_pauses_ends_at_the_deadline_too() {
+async fn a_stream_that_is_always_ready_ends_at_the_deadline() {
     let (mut bench, _workers) = Bench::up(config(1)).await;
     let call = ToolCall::new("s").streaming().with_deadline(Instant::now() + SECOND);
     let running = bench.call(call).await;
@@ -44,7 +44,7 @@ async fn a_stream_that_never_pauses_ends_at_the_deadline_too() {
     for _ in 0..3 {
         assert!(matches!(next(&mut reply).await, Some(Ok(_))));
     }
-    // Nothing else runs in between: neither the pool's timer nor its task.
+    // Neither the pool's timer nor its supervisor runs in between.
     advance(SECOND).await;
     let error = next(&mut reply).await.unwrap().unwrap_err();
     assert_eq!(stage(&error), Some(CallStage::Running));
@@ -53,13 +53,13 @@ async fn a_stream_that_never_pauses_ends_at_the_deadline_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_times_out_counts_once_and_as_such_whoever_else_has_a_timer() {
+async fn a_call_counts_as_timed_out_even_if_its_caller_has_a_timer_too() {
     let (mut bench, _workers) = Bench::up(config(2)).await;
     for _ in 0..2 {
         let deadline = Instant::now() + SECOND;
         let tool = bench.tool();
         let call = tool.call(ToolCall::new("t").with_deadline(deadline));
-        // Like a transport that gives a call up at its deadline, right after it has polled it once more.
+        // Like a transport that polls a call at its deadline and then drops it.
         let (answer, call) = tokio::join!(tokio::time::timeout_at(deadline, call), bench.next_call());
         assert_eq!(stage(&answer.unwrap().unwrap_err()), Some(CallStage::Running));
         bench.next_cancel().await.answer.send(Ok(())).unwrap();
@@ -68,9 +68,5 @@ async fn a_call_that_times_out_counts_once_and_as_such_whoever_else_has_a_timer(
     bench.settle().await;
     let status = bench.status();
     assert_eq!((status.calls.timed_out, status.calls.cancelled), (2, 0));
-    assert_eq!(
-        status.workers.iter().map(|worker| worker.calls).sum::<u64>(),
-        2,
-        "they count for their workers"
-    );
+    assert_eq!(status.workers.iter().map(|worker| worker.calls).sum::<u64>(), 2, "the workers count them");
 }

@@ -1,4 +1,4 @@
-//! Workers come up, are lost and are replaced.
+//! Tests of launching, losing and replacing workers.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::puppet::{Bench, config};
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 #[tokio::test(start_paused = true)]
-async fn all_workers_launch_at_the_same_time_and_ready_waits_for_the_last() {
+async fn all_workers_launch_concurrently_and_ready_waits_for_the_last() {
     let mut bench = Bench::start(config(3));
     let mut launches = Vec::new();
     for _ in 0..3 {
@@ -40,7 +40,7 @@ async fn all_workers_launch_at_the_same_time_and_ready_waits_for_the_last() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ready_tells_of_the_first_launch_that_fails_and_the_pool_goes_on_trying() {
+async fn ready_returns_the_first_failed_launch_and_the_pool_retries() {
     let mut bench = Bench::start(config(1));
     bench.launch().await.fail();
     let error = bench.pool.ready().await.unwrap_err();
@@ -56,7 +56,7 @@ async fn ready_tells_of_the_first_launch_that_fails_and_the_pool_goes_on_trying(
 }
 
 #[tokio::test(start_paused = true)]
-async fn failing_launches_are_repeated_ever_more_slowly() {
+async fn failed_launches_are_repeated_with_backoff() {
     let mut bench = Bench::start(config(1));
     bench.launch().await.fail();
     for millis in [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000] {
@@ -78,14 +78,14 @@ async fn failing_launches_are_repeated_ever_more_slowly() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_that_dies_under_a_call_loses_it_and_is_replaced() {
+async fn a_worker_that_exits_during_a_call_loses_it_and_is_replaced() {
     let (mut bench, mut workers) = Bench::up(config(1)).await;
     let first = bench.call_tool("warm").await;
     bench.next_call().await.succeed();
     first.answer().await.unwrap();
 
     let caller = bench.call_tool("t").await;
-    // The worker says nothing about the call any more, and its exit must do.
+    // The handler never answers, so the exit of the worker must end the call.
     let _silent = bench.next_call().await;
     let start = Instant::now();
     workers.remove(0).exit(ExitReason::Signal { name: "SIGSEGV".to_owned() });
@@ -93,11 +93,11 @@ async fn a_worker_that_dies_under_a_call_loses_it_and_is_replaced() {
     assert!(start.elapsed() < Duration::from_millis(100), "promptly");
     let ToolError::WorkerLost { worker, reason, delivered, output_lines } = error else { panic!("{error}") };
     assert_eq!((&*worker, &*reason, delivered), ("p-0-1", "it was killed by SIGSEGV", true));
-    assert!(output_lines.is_empty(), "whose lines they are is not known: {output_lines:?}");
+    assert!(output_lines.is_empty(), "the pool cannot attribute output: {output_lines:?}");
 
     let launch = bench.launch().await;
     assert_eq!(launch.id.as_str(), "p-0-2");
-    assert!(start.elapsed() < Duration::from_millis(100), "a healthy worker is replaced at once");
+    assert!(start.elapsed() < Duration::from_millis(100), "a healthy worker is replaced immediately");
     let _worker = launch.succeed();
     let caller = bench.call_tool("t").await;
     bench.next_call().await.succeed();
@@ -106,7 +106,7 @@ async fn a_worker_that_dies_under_a_call_loses_it_and_is_replaced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_worker_itself_says_about_its_loss_is_believed() {
+async fn the_handlers_error_about_a_lost_worker_reaches_the_caller() {
     let (mut bench, mut workers) = Bench::up(config(1)).await;
     let caller = bench.call_tool("t").await;
     let call = bench.next_call().await;
@@ -124,7 +124,7 @@ async fn what_the_worker_itself_says_about_its_loss_is_believed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pool_without_a_single_live_worker_is_not_ready() {
+async fn a_pool_without_a_live_worker_is_not_ready() {
     let (mut bench, mut workers) = Bench::up(config(2)).await;
     workers.remove(0).exit(ExitReason::Code(1));
     bench.settle().await;
@@ -139,7 +139,7 @@ async fn a_pool_without_a_single_live_worker_is_not_ready() {
 }
 
 #[test]
-fn a_pool_needs_a_runtime_and_sound_settings() {
+fn a_pool_needs_a_runtime_and_valid_settings() {
     #[derive(Debug)]
     struct Never;
     #[async_trait::async_trait]
@@ -157,7 +157,7 @@ fn a_pool_needs_a_runtime_and_sound_settings() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_that_get_no_worker_because_a_tool_keeps_crashing_them_hear_that() {
+async fn the_error_of_a_call_without_a_worker_names_the_tool_that_crashes_workers() {
     let (mut bench, mut workers) = Bench::up(config(1)).await;
     for crash in 0..3 {
         let caller = bench.call_tool("crash").await;

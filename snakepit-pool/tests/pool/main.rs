@@ -1,4 +1,4 @@
-//! A whole pool over workers that the test plays itself, on the paused clock.
+//! Tests of a whole pool on the paused clock. The tests play the workers.
 #![allow(clippy::unwrap_used, reason = "everything here is a test")]
 
 mod calls;

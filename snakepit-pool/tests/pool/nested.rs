@@ -1,4 +1,4 @@
-//! Calls that are made from within other calls, and find every worker held by those.
+//! Tests of deadlocks: calls made from within other calls that hold every worker.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ fn nested_in(parent: &Call) -> ToolCall {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_newest_call_of_a_deadlock_is_refused() {
+async fn the_newest_call_of_a_deadlock_is_rejected() {
     let (mut bench, _workers) = Bench::up(config(2)).await;
     let (first, second) = (bench.call_tool("outer").await, bench.call_tool("outer").await);
     let (one, two) = (bench.next_call().await, bench.next_call().await);
@@ -26,7 +26,7 @@ async fn the_newest_call_of_a_deadlock_is_refused() {
     let error = bench.call(nested_in(&two)).await.error().await;
     assert!(matches!(&error, ToolError::Deadlock { tool } if tool == "nested"), "{error}");
 
-    // The tool whose call was refused ends, and those that wait get its worker in their order.
+    // When the tool with the rejected call ends, the queued calls get its worker in order.
     two.succeed();
     second.answer().await.unwrap();
     bench.next_call().await.succeed();
@@ -38,7 +38,7 @@ async fn the_newest_call_of_a_deadlock_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_chain_on_one_worker_is_refused_and_a_chain_beside_a_free_one_is_not() {
+async fn a_nested_call_is_rejected_only_if_its_ancestors_hold_every_worker() {
     let (mut bench, _workers) = Bench::up(config(2)).await;
     let outer = bench.call_tool("outer").await;
     let one = bench.next_call().await;
@@ -53,10 +53,10 @@ async fn a_chain_on_one_worker_is_refused_and_a_chain_beside_a_free_one_is_not()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slot_whose_workers_do_not_start_does_not_hide_a_deadlock() {
+async fn a_slot_without_a_worker_does_not_hide_a_deadlock() {
     let mut bench = Bench::start(config(2));
     let _worker = bench.launch().await.succeed();
-    // Backing off after a single failure may be over soon, so the call waits.
+    // The nested call waits, because the slot may recover after a single failure.
     bench.launch().await.fail();
     let outer = bench.call_tool("outer").await;
     let one = bench.next_call().await;
@@ -75,7 +75,7 @@ async fn a_slot_whose_workers_do_not_start_does_not_hide_a_deadlock() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_nested_call_takes_the_place_of_a_worker_that_died() {
+async fn a_nested_call_runs_on_the_replacement_of_a_lost_worker() {
     let (mut bench, mut workers) = Bench::up(config(2)).await;
     let (first, _lost) = (bench.call_tool("outer").await, bench.call_tool("outer").await);
     let (one, two) = (bench.next_call().await, bench.next_call().await);

@@ -1,4 +1,4 @@
-//! A launcher, a worker or a log that panics costs what it was doing, and never a slot.
+//! Tests that a panic in a launcher, a worker or a log subscriber never costs a slot.
 
 use std::{
     sync::{
@@ -15,9 +15,9 @@ use snakepit_session::Payload;
 use snakepit_worker::{DriverCommand, ExitReason, Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
 use tokio::task::JoinSet;
 
-/// Panics where it is told to, once for each.
+/// The places that panic once when their flag is set.
 #[derive(Debug, Default)]
-struct Clumsy {
+struct PanicPoints {
     in_launch: AtomicBool,
     in_driver: AtomicBool,
     in_cancel: AtomicBool,
@@ -27,31 +27,32 @@ struct Clumsy {
 }
 
 #[derive(Debug)]
-struct Launcher(Arc<Clumsy>);
+struct Launcher(Arc<PanicPoints>);
 
 #[derive(Debug)]
-struct Handler(Arc<Clumsy>);
+struct Handler(Arc<PanicPoints>);
 
-fn trip(over: &AtomicBool) {
-    assert!(!over.swap(false, Ordering::SeqCst), "as the test wants it");
+fn panic_once(flag: &AtomicBool) {
+    assert!(!flag.swap(false, Ordering::SeqCst), "injected panic");
 }
 
 #[async_trait]
 impl WorkerLauncher for Launcher {
     async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
         self.0.launches.fetch_add(1, Ordering::SeqCst);
-        trip(&self.0.in_launch);
-        let (worker, mut driver) = Worker::new(id, None, "clumsy", Arc::new(Handler(Arc::clone(&self.0))));
-        let clumsy = Arc::clone(&self.0);
+        panic_once(&self.0.in_launch);
+        let (worker, mut driver) =
+            Worker::new(id, None, "in-process", Arc::new(Handler(Arc::clone(&self.0))));
+        let points = Arc::clone(&self.0);
         self.0.drivers.lock().unwrap().spawn(async move {
             let reason = match driver.command().await {
                 DriverCommand::Stop { .. } => ExitReason::Stopped,
                 DriverCommand::Kill { why } => ExitReason::Killed { why },
             };
-            trip(&clumsy.in_driver);
+            panic_once(&points.in_driver);
             driver.exited(WorkerExit { reason, output_lines: Vec::new() });
         });
-        // Calls ahead of their turn are what is recalled.
+        // Only calls that were handed over ahead of their turn are recalled.
         Ok(worker.keeping_calls(true))
     }
 }
@@ -66,18 +67,18 @@ impl ToolHandler for Handler {
     }
 
     async fn cancel(&self, _: CallId) -> Result<(), ToolError> {
-        trip(&self.0.in_cancel);
+        panic_once(&self.0.in_cancel);
         Ok(())
     }
 
     fn recall(&self, _: CallId) {
-        trip(&self.0.in_recall);
+        panic_once(&self.0.in_recall);
     }
 }
 
-async fn pool(clumsy: &Arc<Clumsy>) -> Pool {
+async fn pool(points: &Arc<PanicPoints>) -> Pool {
     let config = PoolConfig { workers: 1, ..PoolConfig::default() };
-    Pool::start(config, Arc::new(Launcher(Arc::clone(clumsy)))).unwrap()
+    Pool::start(config, Arc::new(Launcher(Arc::clone(points)))).unwrap()
 }
 
 async fn idle(pool: &Pool) {
@@ -90,7 +91,7 @@ async fn idle(pool: &Pool) {
     pool.tool().call(ToolCall::new("answer")).await.unwrap();
 }
 
-/// Begins a call that never ends, and loses interest in it.
+/// Begins a call that never ends, and drops it.
 async fn abandon(pool: &Pool) {
     let call = pool.tool();
     let call = call.call(ToolCall::new("hang"));
@@ -98,37 +99,37 @@ async fn abandon(pool: &Pool) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_launch_that_panics_is_tried_again() {
-    let clumsy = Arc::new(Clumsy::default());
-    clumsy.in_launch.store(true, Ordering::SeqCst);
-    let pool = pool(&clumsy).await;
+async fn a_launch_that_panics_is_retried() {
+    let points = Arc::new(PanicPoints::default());
+    points.in_launch.store(true, Ordering::SeqCst);
+    let pool = pool(&points).await;
     let error = pool.ready().await.unwrap_err().to_string();
     assert!(error.contains("its launch panicked"), "{error}");
     idle(&pool).await;
-    assert_eq!(clumsy.launches.load(Ordering::SeqCst), 2);
+    assert_eq!(points.launches.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_whose_cancel_panics_is_replaced_and_so_is_one_whose_driver_does() {
+async fn a_worker_whose_cancel_or_driver_panics_is_replaced() {
     for in_driver in [false, true] {
-        let clumsy = Arc::new(Clumsy::default());
-        let pool = pool(&clumsy).await;
+        let points = Arc::new(PanicPoints::default());
+        let pool = pool(&points).await;
         pool.ready().await.unwrap();
-        clumsy.in_cancel.store(true, Ordering::SeqCst);
-        clumsy.in_driver.store(in_driver, Ordering::SeqCst);
+        points.in_cancel.store(true, Ordering::SeqCst);
+        points.in_driver.store(in_driver, Ordering::SeqCst);
         abandon(&pool).await;
         idle(&pool).await;
-        assert_eq!(clumsy.launches.load(Ordering::SeqCst), 2, "what cannot be cancelled is killed");
+        assert_eq!(points.launches.load(Ordering::SeqCst), 2, "a worker that cannot cancel is killed");
         pool.shutdown(Duration::ZERO).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_recall_that_panics_disturbs_nobody() {
-    let clumsy = Arc::new(Clumsy::default());
-    let pool = pool(&clumsy).await;
+async fn a_recall_that_panics_affects_no_call() {
+    let points = Arc::new(PanicPoints::default());
+    let pool = pool(&points).await;
     pool.ready().await.unwrap();
-    clumsy.in_recall.store(true, Ordering::SeqCst);
+    points.in_recall.store(true, Ordering::SeqCst);
     for _ in 0..100 {
         pool.tool().call(ToolCall::new("answer")).await.unwrap();
     }
@@ -136,8 +137,7 @@ async fn a_recall_that_panics_disturbs_nobody() {
     idle(&pool).await;
 }
 
-/// A subscriber as bad as the one that prints to a pipe without a reader, for what the pool's own task says. What is logged in the
-/// task of a caller is the caller's.
+/// A subscriber that panics on events of the driver, like one that prints to a closed pipe.
 struct PanickingLog;
 
 impl tracing::Subscriber for PanickingLog {
@@ -159,14 +159,14 @@ impl tracing::Subscriber for PanickingLog {
 #[tokio::test(start_paused = true)]
 async fn a_log_that_panics_costs_no_slot() {
     let _log = tracing::subscriber::set_default(PanickingLog);
-    let clumsy = Arc::new(Clumsy::default());
-    let pool = pool(&clumsy).await;
+    let points = Arc::new(PanicPoints::default());
+    let pool = pool(&points).await;
     pool.ready().await.unwrap();
     for round in 2..5 {
-        clumsy.in_cancel.store(true, Ordering::SeqCst);
+        points.in_cancel.store(true, Ordering::SeqCst);
         abandon(&pool).await;
         idle(&pool).await;
-        assert_eq!(clumsy.launches.load(Ordering::SeqCst), round);
+        assert_eq!(points.launches.load(Ordering::SeqCst), round);
     }
     pool.shutdown(Duration::from_secs(1)).await;
 }

@@ -1,5 +1,4 @@
-//! A launcher without a will of its own: every launch, call, cancellation and order to a worker comes to the test, and
-//! the test says what becomes of it.
+//! A launcher controlled by the test, which receives and answers every launch, call, cancellation and command.
 
 use std::{
     future::poll_fn,
@@ -26,7 +25,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 pub(crate) type Answer = Result<ToolReply, ToolError>;
 pub(crate) type Item = Result<Chunk, ToolError>;
 
-/// A launch that waits for the test.
+/// A launch that waits for the test's answer.
 pub(crate) struct Launch {
     pub(crate) id: WorkerId,
     answer: oneshot::Sender<Result<Worker, WorkerError>>,
@@ -34,14 +33,14 @@ pub(crate) struct Launch {
     cancels: mpsc::UnboundedSender<Cancel>,
 }
 
-/// A call that waits for the test. When the pool drops its future, `answer` closes.
+/// A call that waits for the test's answer. `answer` closes when the pool drops the call.
 pub(crate) struct Call {
     pub(crate) worker: WorkerId,
     pub(crate) call: ToolCall,
     pub(crate) answer: oneshot::Sender<Answer>,
 }
 
-/// A cancellation that waits for the test.
+/// A cancellation that waits for the test's answer.
 pub(crate) struct Cancel {
     pub(crate) worker: WorkerId,
     pub(crate) call: CallId,
@@ -86,7 +85,7 @@ impl ToolHandler for PuppetHandler {
         self.calls.send(request).expect("the test receives");
         match answered.await {
             Ok(answer) => answer,
-            // The test let go of the call: it never ends.
+            // The test dropped the call, so it never ends.
             Err(_) => std::future::pending().await,
         }
     }
@@ -119,8 +118,8 @@ impl Launch {
         assert!(self.answer.send(Err(error)).is_ok(), "the pool waits for the launch");
     }
 
-    /// Resolves once the pool called the launch off.
-    pub(crate) async fn called_off(mut self) {
+    /// Waits until the pool aborts the launch.
+    pub(crate) async fn aborted(mut self) {
         self.answer.closed().await;
     }
 }
@@ -134,7 +133,7 @@ impl Call {
         assert!(self.answer.send(answer).is_ok(), "the pool waits for the answer");
     }
 
-    /// Begins a stream; the sender feeds it.
+    /// Answers with a stream. Returns the sender of its chunks.
     pub(crate) fn stream(self) -> mpsc::UnboundedSender<Item> {
         let (feed, items) = mpsc::unbounded_channel();
         self.finish(Ok(ToolReply::stream(Box::pin(UnboundedReceiverStream::new(items)))));
@@ -151,8 +150,8 @@ impl PuppetWorker {
         self.driver.exited(WorkerExit { reason, output_lines: vec!["last line".to_owned()] });
     }
 
-    /// Does as it is told, once.
-    pub(crate) async fn obey(mut self) -> DriverCommand {
+    /// Waits for a command and exits accordingly.
+    pub(crate) async fn exit_on_command(mut self) -> DriverCommand {
         let command = self.command().await;
         self.exit(match &command {
             DriverCommand::Stop { .. } => ExitReason::Stopped,
@@ -162,7 +161,7 @@ impl PuppetWorker {
     }
 }
 
-/// A pool, and everything that it asks of its workers.
+/// A pool, and the requests to its workers.
 pub(crate) struct Bench {
     pub(crate) pool: Pool,
     pub(crate) launches: mpsc::UnboundedReceiver<Launch>,
@@ -190,7 +189,7 @@ impl Bench {
         }
     }
 
-    /// A pool whose workers are all up.
+    /// Starts a pool and all its workers.
     pub(crate) async fn up(config: PoolConfig) -> (Self, Vec<PuppetWorker>) {
         let count = config.workers;
         let mut bench = Self::start(config);
@@ -207,7 +206,7 @@ impl Bench {
         self.launches.recv().await.unwrap()
     }
 
-    /// The next call that a worker gets.
+    /// The next call that reaches a worker.
     pub(crate) async fn next_call(&mut self) -> Call {
         self.calls.recv().await.unwrap()
     }
@@ -220,7 +219,7 @@ impl Bench {
         self.pool.tool()
     }
 
-    /// Makes a call in a task of its own. It has its place in the queue when this returns.
+    /// Makes a call in a new task. Returns once the call is queued or assigned.
     pub(crate) async fn call(&self, call: ToolCall) -> Caller {
         let tool = self.tool();
         let before = self.seen();
@@ -251,13 +250,13 @@ impl Bench {
         self.pool.status().workers[slot].state
     }
 
-    /// Lets all that can happen without time passing happen.
+    /// Runs all tasks that can make progress without a timer.
     pub(crate) async fn settle(&self) {
         tokio::time::sleep(Duration::from_nanos(1)).await;
     }
 }
 
-/// Somebody who waits for the answer to a call.
+/// The task of a call.
 pub(crate) struct Caller {
     answered: oneshot::Receiver<Answer>,
     abort: tokio::task::AbortHandle,
@@ -272,7 +271,7 @@ impl Caller {
         self.answer().await.unwrap_err()
     }
 
-    /// Loses interest.
+    /// Drops the call.
     pub(crate) async fn give_up(self) {
         self.abort.abort();
         let Self { mut answered, .. } = self;

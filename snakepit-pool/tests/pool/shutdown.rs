@@ -1,4 +1,4 @@
-//! The pool ends: in order, in time, and also when it is just dropped.
+//! Tests of graceful shutdown, and of dropping a pool.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::puppet::{Bench, chunk, config, is_pending, next};
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_lets_calls_finish_then_stops_the_workers_and_waits_for_their_end() {
+async fn a_drain_finishes_calls_then_stops_workers_and_waits_for_their_exit() {
     let (mut bench, mut workers) = Bench::up(config(1)).await;
     let running = bench.call_tool("a").await;
     let queued = bench.call_tool("b").await;
@@ -22,8 +22,8 @@ async fn a_drain_lets_calls_finish_then_stops_the_workers_and_waits_for_their_en
     assert!(is_pending(shutdown.as_mut()).await);
     assert!(!pool.is_ready());
 
-    let refused = bench.tool().call(ToolCall::new("late")).await.unwrap_err();
-    assert!(matches!(refused, ToolError::ShuttingDown { delivered: false }), "{refused}");
+    let rejected = bench.tool().call(ToolCall::new("late")).await.unwrap_err();
+    assert!(matches!(rejected, ToolError::ShuttingDown { delivered: false }), "{rejected}");
     bench.next_call().await.succeed();
     running.answer().await.unwrap();
     bench.next_call().await.succeed();
@@ -37,18 +37,19 @@ async fn a_drain_lets_calls_finish_then_stops_the_workers_and_waits_for_their_en
     worker.exit(ExitReason::Stopped);
     shutdown.await;
     assert_eq!(bench.state(0), WorkerState::Dead);
-    assert!(bench.launches.is_empty(), "nobody replaces a worker that was stopped");
+    assert!(bench.launches.is_empty(), "a stopped worker is not replaced");
     assert!(matches!(pool.ready().await, Err(PoolError::ShutDown)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_does_not_wait_longer_than_it_may() {
+async fn a_drain_ends_after_its_duration() {
     let (mut bench, mut workers) = Bench::up(config(1)).await;
     let start = Instant::now();
     let running = bench.call_tool("a").await;
     let _call = bench.next_call().await;
     let queued = bench.call_tool("b").await;
-    let ((), command) = tokio::join!(bench.pool.shutdown(Duration::from_secs(5)), workers.remove(0).obey());
+    let ((), command) =
+        tokio::join!(bench.pool.shutdown(Duration::from_secs(5)), workers.remove(0).exit_on_command());
     assert!(matches!(command, DriverCommand::Stop { .. }));
     assert!(start.elapsed() < Duration::from_millis(5010));
     assert!(matches!(queued.error().await, ToolError::ShuttingDown { delivered: false }));
@@ -56,7 +57,7 @@ async fn a_drain_does_not_wait_longer_than_it_may() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shutting_down_twice_is_one_shutdown_and_the_shorter_drain_counts() {
+async fn the_shorter_drain_of_two_shutdowns_applies() {
     let (mut bench, mut workers) = Bench::up(config(1)).await;
     let _running = bench.call_tool("a").await;
     let _call = bench.next_call().await;
@@ -65,7 +66,7 @@ async fn shutting_down_twice_is_one_shutdown_and_the_shorter_drain_counts() {
     let ((), (), command) = tokio::join!(
         pool.shutdown(Duration::MAX),
         other.shutdown(Duration::from_secs(1)),
-        workers.remove(0).obey()
+        workers.remove(0).exit_on_command()
     );
     assert!(matches!(command, DriverCommand::Stop { .. }));
     assert!(start.elapsed() < Duration::from_millis(1010));
@@ -73,16 +74,16 @@ async fn shutting_down_twice_is_one_shutdown_and_the_shorter_drain_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_goes_on_when_nobody_waits_for_it() {
+async fn a_shutdown_continues_when_its_future_is_dropped() {
     let (bench, mut workers) = Bench::up(config(1)).await;
     assert!(is_pending(std::pin::pin!(bench.pool.shutdown(MINUTE))).await);
-    let command = workers.remove(0).obey().await;
+    let command = workers.remove(0).exit_on_command().await;
     assert!(matches!(command, DriverCommand::Stop { .. }));
     bench.pool.shutdown(MINUTE).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_that_dies_in_the_drain_is_replaced_while_calls_wait() {
+async fn a_worker_that_exits_during_the_drain_is_replaced_if_calls_wait() {
     let (mut bench, mut workers) = Bench::up(config(1)).await;
     let _lost = bench.call_tool("a").await;
     let _call = bench.next_call().await;
@@ -95,23 +96,23 @@ async fn a_worker_that_dies_in_the_drain_is_replaced_while_calls_wait() {
         let worker = bench.launch().await.succeed();
         bench.next_call().await.succeed();
         queued.answer().await.unwrap();
-        worker.obey().await
+        worker.exit_on_command().await
     };
     let ((), command) = tokio::join!(shutdown, rest);
     assert!(matches!(command, DriverCommand::Stop { .. }));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_calls_launches_off() {
+async fn a_shutdown_aborts_launches() {
     let mut bench = Bench::start(config(1));
     let launch = bench.launch().await;
     let pool = bench.pool.clone();
-    let (ready, (), ()) = tokio::join!(pool.ready(), pool.shutdown(Duration::ZERO), launch.called_off());
+    let (ready, (), ()) = tokio::join!(pool.ready(), pool.shutdown(Duration::ZERO), launch.aborted());
     assert!(ready.is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn dropping_the_last_handle_kills_the_workers_and_fails_the_calls() {
+async fn dropping_the_last_handle_kills_the_workers_and_fails_all_calls() {
     let (mut bench, mut workers) = Bench::up(config(1)).await;
     let tool = bench.tool();
     let running = bench.call_tool("a").await;
@@ -121,7 +122,7 @@ async fn dropping_the_last_handle_kills_the_workers_and_fails_the_calls() {
     drop(pool.clone());
     let mut worker = workers.remove(0);
     drop(pool);
-    // It was asked to stop first, but nobody would be there to see to it.
+    // The pool asks the worker to stop before it kills it.
     let mut command = worker.command().await;
     while !matches!(command, DriverCommand::Kill { .. }) {
         command = worker.command().await;
@@ -134,26 +135,27 @@ async fn dropping_the_last_handle_kills_the_workers_and_fails_the_calls() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_the_drain_cuts_off_says_so() {
+async fn a_stream_that_outlasts_the_drain_fails() {
     let (mut bench, mut workers) = Bench::up(config(1)).await;
     let running = bench.call(ToolCall::new("s").streaming()).await;
     let feed = bench.next_call().await.stream();
     let mut reply = running.answer().await.unwrap();
     feed.send(chunk()).unwrap();
     assert!(matches!(next(&mut reply).await, Some(Ok(_))));
-    let ((), _) = tokio::join!(bench.pool.shutdown(Duration::from_secs(1)), workers.remove(0).obey());
+    let ((), _) =
+        tokio::join!(bench.pool.shutdown(Duration::from_secs(1)), workers.remove(0).exit_on_command());
     assert!(matches!(next(&mut reply).await, Some(Err(ToolError::ShuttingDown { delivered: true }))));
     assert!(next(&mut reply).await.is_none());
     assert_eq!(bench.status().calls.cancelled, 1);
 }
 
-/// A runtime of a test's own that can be ended while another goes on.
+/// A second runtime, which a test can shut down while another one runs.
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
 
 #[test]
-fn a_pool_whose_runtime_has_ended_fails_every_call_and_shuts_down_at_once() {
+fn a_pool_whose_runtime_has_shut_down_fails_every_call() {
     let (first, second) = (runtime(), runtime());
     let (mut bench, workers) = first.block_on(Bench::up(config(1)));
     let tool = bench.tool();

@@ -1,4 +1,4 @@
-//! A streaming call holds its worker until the stream ends, one way or the other.
+//! Tests that a streaming call holds its worker until the stream ends.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use crate::puppet::{Bench, Item, PuppetWorker, chunk, config, next};
 
-/// A pool of one worker with a stream on it, of which one chunk has been read.
+/// A pool of one worker that runs a stream, after its first chunk.
 async fn streaming(call: ToolCall) -> (Bench, PuppetWorker, ToolReply, mpsc::UnboundedSender<Item>) {
     let (mut bench, mut workers) = Bench::up(config(1)).await;
     let caller = bench.call(call.streaming()).await;
@@ -62,7 +62,7 @@ async fn a_stream_dropped_early_quarantines_the_worker() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_whose_worker_is_lost_says_so() {
+async fn a_stream_fails_when_its_worker_is_lost() {
     let (mut bench, worker, mut reply, _feed) = streaming(ToolCall::new("s")).await;
     let start = Instant::now();
     worker.exit(ExitReason::Code(3));
@@ -76,7 +76,7 @@ async fn a_stream_whose_worker_is_lost_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_is_being_read_ends_at_its_deadline() {
+async fn a_stream_ends_at_its_deadline() {
     let start = Instant::now();
     let call = ToolCall::new("s").with_deadline(start + Duration::from_secs(1));
     let (mut bench, _worker, mut reply, feed) = streaming(call).await;
@@ -90,24 +90,24 @@ async fn a_stream_that_is_being_read_ends_at_its_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_that_stalls_cannot_hold_the_worker_beyond_the_deadline() {
+async fn a_stalled_reader_does_not_hold_the_worker_beyond_the_deadline() {
     let start = Instant::now();
     let call = ToolCall::new("s").with_deadline(start + Duration::from_secs(1));
     let (mut bench, _worker, mut reply, feed) = streaming(call).await;
     let behind = bench.call_tool("t").await;
-    // Nobody polls the stream; the worker must come free all the same.
+    // The stream is not polled, but its worker must become free.
     bench.next_cancel().await.answer.send(Ok(())).unwrap();
     bench.next_call().await.succeed();
     behind.answer().await.unwrap();
     assert!(start.elapsed() < Duration::from_millis(1100));
-    assert!(feed.is_closed(), "what the reader left unread goes with the worker");
+    assert!(feed.is_closed(), "unread chunks are dropped with the lease");
     let error = next(&mut reply).await.unwrap().unwrap_err();
     assert!(matches!(error, ToolError::DeadlineExceeded { .. }), "{error}");
     assert_eq!(bench.state(0), WorkerState::Idle, "the late reader changes nothing");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_cancelled_by_id_ends_with_that_error_though_nobody_read_it() {
+async fn a_stream_cancelled_by_id_fails_even_if_it_is_not_polled() {
     let call = ToolCall::new("s");
     let id = call.id;
     let (mut bench, _worker, mut reply, feed) = streaming(call).await;

@@ -1,5 +1,5 @@
-//! Many threads, impatient callers and dying workers at once, on the real clock: whatever the interleaving, no worker runs
-//! more calls than it may, every call ends once, and nothing is left behind.
+//! A stress test with threads, cancelled calls and crashing workers, on the real clock. No worker runs more calls than
+//! it may, each call ends once, and the pool is empty afterwards.
 
 use std::{
     pin::Pin,
@@ -27,7 +27,7 @@ use crate::puppet::{chunk, config, next};
 const CALLERS: u64 = 16;
 const CALLS_EACH: u64 = 400;
 
-/// Workers inside this process. A call takes as many turns of the runtime as its tool's name says; a call of `crash` ends
+/// Launches workers inside this process. A call yields as often as the name of its tool says. A call of `crash` ends
 /// its worker.
 #[derive(Debug, Default)]
 struct Fleet {
@@ -42,7 +42,7 @@ struct Handler {
     violations: Arc<AtomicUsize>,
 }
 
-/// Counts a call as running for as long as anybody could poll it.
+/// Counts a call as running until it is dropped.
 struct Occupied(Arc<AtomicUsize>);
 
 impl Handler {
@@ -117,7 +117,7 @@ impl WorkerLauncher for Fleet {
     }
 }
 
-/// The same numbers in every run.
+/// A random number generator with a fixed seed.
 struct Dice(u64);
 
 impl Dice {
@@ -147,7 +147,7 @@ async fn caller(tool: Arc<impl ToolHandler>, mut dice: Dice) {
         match dice.roll(4) {
             0 => tokio::select! { biased; _ = made => {}, () = impatient => {} },
             1 => {
-                // A stream is dropped at once: one that nobody polls holds its worker a little longer.
+                // Drops a stream immediately, because a stream that is not polled holds its worker longer.
                 let (_, cancelled) = tokio::join!(async { drop(made.await) }, async {
                     impatient.await;
                     tool.cancel(id).await
@@ -158,7 +158,7 @@ async fn caller(tool: Arc<impl ToolHandler>, mut dice: Dice) {
                 if let Ok(mut reply) = made.await
                     && matches!(reply.body, ReplyBody::Stream(_))
                 {
-                    // Some are dropped before their end.
+                    // Drops some streams before their end.
                     for _ in 0..dice.roll(6) {
                         if next(&mut reply).await.is_none() {
                             break;
@@ -171,7 +171,7 @@ async fn caller(tool: Arc<impl ToolHandler>, mut dice: Dice) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn nothing_is_lost_under_fire() {
+async fn every_call_ends_once_under_stress() {
     let fleet = Arc::new(Fleet::default());
     let violations = Arc::clone(&fleet.violations);
     let config = PoolConfig { queue_limit: 8, default_timeout: Some(Duration::from_secs(30)), ..config(4) };

@@ -1,4 +1,4 @@
-//! Tools that workers announce: who may redefine one, how many there may be, and when one is forgotten.
+//! Tools that workers announce: the rules for redefining them, their limits, and their removal.
 
 use std::{
     collections::BTreeMap,
@@ -8,13 +8,13 @@ use std::{
 use super::{Registration, Registry, RegistryError, ResolvedTool, check_name};
 use crate::{ToolHandler, ToolSpec};
 
-/// The most tools that one provider may announce: workers may say anything at any time.
+/// The most tools of one provider. Bounds the memory that workers can occupy.
 const MAX_REMOTE_TOOLS: usize = 10_000;
 
-/// The largest spec that a worker may announce, in bytes of memory.
+/// The largest size of a spec, in bytes of memory.
 const MAX_SPEC_BYTES: usize = 64 * 1024;
-/// What all specs that one provider announced may take together, in bytes of memory. Every listing of tools carries them
-/// all, and must fit into a message that any client accepts.
+/// The largest total size of the specs of one provider, in bytes of memory. A listing contains all of them and must fit
+/// into a message of the size that every client accepts.
 const MAX_PROVIDER_BYTES: usize = 2 * 1024 * 1024;
 
 /// A worker that announces tools.
@@ -25,29 +25,34 @@ pub struct Announcer {
 }
 
 impl Announcer {
-    /// A worker by its id, which lives as long as `life` does.
+    /// Creates an announcer from the id of a worker, which counts as alive as long as `life` does.
     #[must_use]
     pub fn new(worker: Arc<str>, life: &Arc<()>) -> Self {
         Self { worker, life: Arc::downgrade(life) }
     }
 
-    /// Whether the worker lives.
+    /// Whether the worker is alive.
     #[must_use]
-    pub fn lives(&self) -> bool {
+    pub fn is_alive(&self) -> bool {
         self.life.strong_count() > 0
     }
 }
 
 impl Registry {
-    /// Adds tools that a worker of a pool announced, all or none. Every worker announces the same ones, so a name the pool has
-    /// already is no error; a name that no live worker announced takes the new spec.
+    /// Adds the tools that a worker of a pool announced, all or none. Returns the outcome for each spec.
     ///
-    /// Names whose workers have all ended stay, because calls of them wait for the workers that replace those, until a worker
-    /// of the pool announces its tools and they are not among them.
+    /// All workers of a pool announce the same tools, so the pool may have them already. A new spec replaces an old one
+    /// if no other live worker announced that tool.
+    ///
+    /// Tools whose workers have all exited remain registered, because their calls wait for the replacements of these
+    /// workers. The next announcement by a worker of the pool removes them, unless it contains them.
     ///
     /// # Errors
-    /// When a name is odd, or taken by the host or another pool, or by another live worker with another spec, or when there are
-    /// too many.
+    /// - [`RegistryError::InvalidName`]
+    /// - [`RegistryError::NameTaken`] if the host or another pool has a tool with this name
+    /// - [`RegistryError::DuplicateTool`] if another live worker announced the tool with another spec
+    /// - [`RegistryError::TooManyTools`], [`RegistryError::SpecTooLarge`] or [`RegistryError::SpecsTooLarge`] above a
+    ///   limit
     pub fn register_remote(
         &self,
         provider: &str,
@@ -66,17 +71,18 @@ impl Registry {
                 });
             }
         }
-        // The last spec of a name counts.
+        // The last spec with a name applies.
         let announced: BTreeMap<&str, &ToolSpec> =
             specs.iter().map(|spec| (spec.name.as_str(), spec)).collect();
         let known = |name: &str| tools.get(name).and_then(|tool| tool.spec.as_ref());
-        let is_news = |name: &str, spec: &ToolSpec| known(name) != Some(spec);
-        let is_changed = announced.iter().any(|(name, spec)| is_news(name, spec));
-        // Looked at only when something changes: workers that register with every call bring nothing new.
+        let is_new = |name: &str, spec: &ToolSpec| known(name) != Some(spec);
+        let is_changed = announced.iter().any(|(name, spec)| is_new(name, spec));
+        // Skipped if nothing changes, because some workers register with every call.
         if is_changed {
-            for (name, _) in announced.iter().filter(|(name, spec)| is_news(name, spec)) {
+            for (name, _) in announced.iter().filter(|(name, spec)| is_new(name, spec)) {
                 let mut others = announcers.get(*name).into_iter().flatten();
-                if let Some(other) = others.find(|other| other.lives() && other.worker != announcer.worker) {
+                if let Some(other) = others.find(|other| other.is_alive() && other.worker != announcer.worker)
+                {
                     return Err(RegistryError::DuplicateTool {
                         name: (*name).to_owned(),
                         worker: other.worker.to_string(),
@@ -86,21 +92,23 @@ impl Registry {
             let is_kept = |name: &str, tool: &ResolvedTool| {
                 tool.provider == provider
                     && !announced.contains_key(name)
-                    && announcers.get(name).is_some_and(|announcers| announcers.iter().any(Announcer::lives))
+                    && announcers
+                        .get(name)
+                        .is_some_and(|announcers| announcers.iter().any(Announcer::is_alive))
             };
-            check_room(provider, &announced, tools.iter().filter(|(name, tool)| is_kept(name, tool)))?;
+            check_limits(provider, &announced, tools.iter().filter(|(name, tool)| is_kept(name, tool)))?;
         }
         let announced_before = |name: &str| {
             let workers = announcers.get(name).into_iter().flatten();
-            workers.into_iter().any(|worker| worker.worker == announcer.worker && worker.lives())
+            workers.into_iter().any(|worker| worker.worker == announcer.worker && worker.is_alive())
         };
         if !is_changed && specs.iter().all(|spec| announced_before(&spec.name)) {
             return Ok(vec![Registration::Unchanged; specs.len()]);
         }
-        self.changed();
-        // Calls of these would wait for workers that will not come.
+        self.bump_generation();
+        // Removes tools that no worker will serve. Their calls would wait until their deadlines.
         announcers.retain(|name, announcers| {
-            let is_served = announced.contains_key(&**name) || announcers.iter().any(Announcer::lives);
+            let is_served = announced.contains_key(&**name) || announcers.iter().any(Announcer::is_alive);
             let is_ours = tools.get(name).is_some_and(|tool| tool.provider == provider);
             if is_ours && !is_served {
                 tools.remove(name);
@@ -117,8 +125,8 @@ impl Registry {
                 Some(workers) => workers,
                 None => announcers.entry(Arc::from(spec.name.as_str())).or_default(),
             };
-            if !workers.iter().any(|worker| worker.worker == announcer.worker && worker.lives()) {
-                workers.retain(Announcer::lives);
+            if !workers.iter().any(|worker| worker.worker == announcer.worker && worker.is_alive()) {
+                workers.retain(Announcer::is_alive);
                 workers.push(announcer.clone());
             }
             if outcome != Registration::Unchanged {
@@ -131,8 +139,8 @@ impl Registry {
     }
 }
 
-/// Whether a provider may announce these specs beside those of its tools that it keeps.
-fn check_room<'a>(
+/// Checks the limits of a provider: `announced` are its new specs, `kept` the other tools that it keeps.
+fn check_limits<'a>(
     provider: &str,
     announced: &BTreeMap<&str, &ToolSpec>,
     kept: impl Iterator<Item = (&'a Arc<str>, &'a Arc<ResolvedTool>)>,
@@ -186,19 +194,19 @@ mod tests {
     }
 
     #[test]
-    fn a_live_worker_keeps_its_description() {
+    fn a_spec_of_a_live_worker_is_not_replaced() {
         let (registry, handler) = (Registry::new(), handler());
         let ((life, first), (_life, second)) = (worker("first"), worker("second"));
         let register = |worker: &Announcer, specs| registry.register_remote("pool", worker, &handler, specs);
         let other = || vec![ToolSpec::new("add").parameter("password", "string", ""), ToolSpec::new("more")];
         register(&first, named(&["add"])).unwrap();
-        let refused = register(&second, other()).unwrap_err();
-        assert_eq!(refused, RegistryError::DuplicateTool { name: "add".into(), worker: "first".into() });
-        // Workers of the original go on when they read this.
-        assert!(refused.to_string().starts_with("duplicate_tool"), "{refused}");
+        let rejected = register(&second, other()).unwrap_err();
+        assert_eq!(rejected, RegistryError::DuplicateTool { name: "add".into(), worker: "first".into() });
+        // Workers of the original Snakepit search for this word.
+        assert!(rejected.to_string().starts_with("duplicate_tool"), "{rejected}");
         assert_eq!(registry.tools()[0].0, ToolSpec::new("add"));
         assert_eq!(names(&registry), ["add"], "all or none");
-        // The same description is no conflict, and its own a worker may change, unless another serves it too.
+        // The same spec is not a conflict. A worker may change its own spec unless another worker serves the tool.
         assert_eq!(register(&second, named(&["add"])).unwrap(), [Registration::Unchanged]);
         register(&first, other()).unwrap_err();
         drop(life);
@@ -206,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn tools_of_ended_workers_stay_until_their_replacement_has_others() {
+    fn tools_of_exited_workers_remain_until_a_replacement_announces_others() {
         let (registry, handler) = (Registry::new(), handler());
         let register = |worker: &Announcer, specs| registry.register_remote("pool", worker, &handler, specs);
         let (life, first) = worker("first");
@@ -215,10 +223,10 @@ mod tests {
         register(&first, named(&["added"])).unwrap();
         let after = registry.generation();
         register(&first, named(&["added"])).unwrap();
-        assert!(before < after && registry.generation() == after, "nothing new the second time");
-        assert_eq!(names(&registry), ["added", "dropped", "kept"], "a worker may register bit by bit");
+        assert!(before < after && registry.generation() == after, "the second registration changes nothing");
+        assert_eq!(names(&registry), ["added", "dropped", "kept"], "a worker may register tools one by one");
         drop(life);
-        registry.resolve("dropped").expect("calls of it wait for the next worker");
+        registry.resolve("dropped").expect("its calls wait for the next worker");
         let (_life, second) = worker("second");
         register(&second, named(&["kept"])).unwrap();
         assert_eq!(names(&registry), ["kept"]);
@@ -226,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn workers_that_come_and_go_never_fill_the_registry() {
+    fn replaced_workers_do_not_fill_the_registry() {
         let (registry, handler) = (Registry::new(), handler());
         let register = |worker: &Announcer, specs| registry.register_remote("pool", worker, &handler, specs);
         for generation in 0..3 {
@@ -238,12 +246,12 @@ mod tests {
         registry.register_host_tool(FnTool::typed("mine", |_: Value| async { Ok::<_, String>(()) })).unwrap();
         let (_life, worker) = worker("last");
         register(&worker, named(&["one"])).unwrap();
-        assert_eq!(names(&registry), ["mine", "one"], "tools of the host stay");
+        assert_eq!(names(&registry), ["mine", "one"], "host tools remain");
         assert_eq!(registry.announcers.lock().unwrap().len(), 1);
     }
 
     #[test]
-    fn a_provider_may_announce_only_so_many_tools() {
+    fn the_tools_of_a_provider_are_limited() {
         let (registry, handler) = (Registry::new(), handler());
         let (_life, worker) = worker("w");
         let specs = |numbers: std::ops::Range<usize>| -> Vec<ToolSpec> {
@@ -251,11 +259,14 @@ mod tests {
         };
         let full = specs(0..MAX_REMOTE_TOOLS);
         registry.register_remote("pool", &worker, &handler, full.clone()).unwrap();
-        let refused =
+        let rejected =
             registry.register_remote("pool", &worker, &handler, specs(0..MAX_REMOTE_TOOLS + 1)).unwrap_err();
-        assert_eq!(refused, RegistryError::TooManyTools { provider: "pool".into(), limit: MAX_REMOTE_TOOLS });
+        assert_eq!(
+            rejected,
+            RegistryError::TooManyTools { provider: "pool".into(), limit: MAX_REMOTE_TOOLS }
+        );
         assert_eq!(registry.len(), MAX_REMOTE_TOOLS, "all or none");
-        // What is known may be announced again, and others have room of their own.
+        // Known tools may be announced again. Each provider has its own limit.
         registry.register_remote("pool", &worker, &handler, full).unwrap();
         registry
             .register_remote("other", &worker, &handler, specs(MAX_REMOTE_TOOLS..MAX_REMOTE_TOOLS + 1))
@@ -263,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_tools_say_about_themselves_is_bounded() {
+    fn the_size_of_specs_is_limited() {
         let (registry, handler) = (Registry::new(), handler());
         let (_life, worker) = worker("w");
         let spec = |name: &str, bytes: usize| ToolSpec::new(name).description("x".repeat(bytes));
@@ -277,7 +288,7 @@ mod tests {
         let full = register(vec![spec("one", 60_000), spec("two", 60_000)]).unwrap_err();
         assert!(matches!(full, RegistryError::SpecsTooLarge { .. }), "{full}");
         assert_eq!(registry.len(), 40, "all or none");
-        // What is replaced does not count.
+        // Replaced specs do not count.
         register(specs(51_000)).unwrap();
         register(specs(10)).unwrap();
         register(vec![spec("one", 60_000), spec("two", 60_000)]).unwrap();

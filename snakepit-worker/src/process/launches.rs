@@ -260,10 +260,10 @@ mod tests {
         let guard = launches.begin(&WorkerId::new("w"));
         let (launch, token) = (Arc::clone(&guard.launch), guard.token().to_owned());
         guard.started(std::process::id());
-        assert!(launch.announcer().lives());
+        assert!(launch.announcer().is_alive());
         drop(guard);
         launch.ended().await;
-        assert!(!launch.announcer().lives());
+        assert!(!launch.announcer().is_alive());
         assert!(launches.claim(&token, std::process::id()).await.is_none());
         assert!(launches.of_process(std::process::id()).is_none());
     }

@@ -11,8 +11,8 @@ use snakepit_registry::{Chunk, ChunkStream, ToolError};
 
 use super::Lease;
 
-/// The worker's stream, shared by its reader and the lease's record. Revoking the lease of a stalled reader also drops the
-/// stream, because its unread chunks occupy the connection to the worker. `None` after that.
+/// The worker's stream, shared by its reader and the lease's record. Revoking the lease of a stalled reader also drops
+/// the stream, because its unread chunks occupy the connection to the worker. `None` after that.
 pub(in crate::driver) type SharedChunks = Arc<Mutex<Option<ChunkStream>>>;
 
 pub(super) struct LeasedStream {

@@ -1,4 +1,4 @@
-//! What holds whatever happens, checked against a model that keeps its own books.
+//! Invariants of the scheduler under random events, checked with a model.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -12,7 +12,7 @@ enum Op {
     Submit { preferred: Option<(u32, u32)>, timeout: Option<u64>, micros: u64 },
     Withdraw(Index),
     EndCall(Index, Ending),
-    Settle(Index, bool),
+    Cancel(Index, bool),
     Launch(Index, Option<bool>),
     Exit(Index),
     Advance(u64),
@@ -23,7 +23,7 @@ enum Op {
 enum Ending {
     Finished,
     Released,
-    GivenBack,
+    Returned,
     Retired,
     Lost,
     Abandoned,
@@ -34,7 +34,7 @@ fn op() -> impl Strategy<Value = Op> {
     let ending = prop_oneof![
         6 => Just(Ending::Finished),
         1 => Just(Ending::Released),
-        3 => Just(Ending::GivenBack),
+        3 => Just(Ending::Returned),
         1 => Just(Ending::Retired),
         1 => Just(Ending::Lost),
         2 => Just(Ending::Abandoned),
@@ -44,35 +44,35 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(preferred, timeout, micros)| Op::Submit { preferred, timeout, micros }),
         10 => any::<Index>().prop_map(Op::Withdraw),
         50 => (any::<Index>(), ending).prop_map(|(index, ending)| Op::EndCall(index, ending)),
-        15 => (any::<Index>(), prop::bool::weighted(0.8)).prop_map(|(index, proven)| Op::Settle(index, proven)),
-        // Whether the launch succeeds, and whether the worker keeps calls.
+        15 => (any::<Index>(), prop::bool::weighted(0.8)).prop_map(|(index, proven)| Op::Cancel(index, proven)),
+        // `None` fails the launch; the bool is the worker's `keeps_calls`.
         25 => (any::<Index>(), prop::option::weighted(0.7, any::<bool>()))
             .prop_map(|(index, up)| Op::Launch(index, up)),
         10 => any::<Index>().prop_map(Op::Exit),
         25 => (0..2500_u64).prop_map(Op::Advance),
-        // Rare, for everything after it is about the end.
+        // Rare, because the scheduler only shuts down afterwards.
         1 => (0..5000_u64).prop_map(Op::Drain),
     ]
 }
 
-/// What the model knows of a worker that is up.
+/// The model of a worker that is up.
 #[derive(Debug)]
 struct ModelWorker {
     running: Vec<Load>,
     keeps_calls: bool,
-    moved: Instant,
-    settling: usize,
-    settle_by: Option<Instant>,
+    last_progress: Instant,
+    cancelling: usize,
+    cancel_by: Option<Instant>,
     ending: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Queued {
     deadline: Option<Instant>,
-    /// How many calls stood before it.
+    /// The number of calls before it in the queue.
     before: usize,
     load: Load,
-    /// How many calls were taken from the queue since.
+    /// The number of calls that have left the queue by assignment since then.
     taken: usize,
 }
 
@@ -80,15 +80,15 @@ struct Model {
     bench: Bench,
     limits: Limits,
     queued: BTreeMap<u64, Queued>,
-    /// The calls that hold a worker, lost ones included.
+    /// The calls that hold a worker, including lost workers.
     running: Vec<(WorkerKey, Load, u64, Option<Instant>)>,
     workers: HashMap<WorkerKey, ModelWorker>,
     launching: Vec<WorkerKey>,
-    settling: Vec<WorkerKey>,
+    cancelling: Vec<WorkerKey>,
     answered: BTreeSet<u64>,
-    /// The workers that were asked for calls by the last event.
+    /// The workers whose calls were recalled by the last event.
     recalled: Vec<WorkerKey>,
-    /// Whether the last advance brought a tick.
+    /// Whether the last advance caused a tick.
     ticked: bool,
     draining: bool,
     stopped: usize,
@@ -105,7 +105,7 @@ impl Model {
             running: Vec::new(),
             workers: HashMap::new(),
             launching: Vec::new(),
-            settling: Vec::new(),
+            cancelling: Vec::new(),
             answered: BTreeSet::new(),
             recalled: Vec::new(),
             ticked: false,
@@ -124,27 +124,27 @@ impl Model {
         self.check();
     }
 
-    /// Whether a worker could begin a call at once.
+    /// Whether a worker can begin a call immediately.
     fn is_idle(&self, up: &ModelWorker) -> bool {
-        !up.ending && up.settling == 0 && up.running.len() < self.limits.concurrency
+        !up.ending && up.cancelling == 0 && up.running.len() < self.limits.concurrency
     }
 
-    /// Whether a worker may be handed a brief call ahead of its turn: it has brief ones only, and gets on with them.
+    /// Whether a worker may get a brief call ahead of its turn: it holds only brief calls and makes progress.
     fn takes_ahead(&self, up: &ModelWorker) -> bool {
         !up.ending
-            && up.settling == 0
+            && up.cancelling == 0
             && up.keeps_calls
-            && up.moved + STALLED_AFTER > self.bench.now
+            && up.last_progress + STALLED_AFTER > self.bench.now
             && up.running.iter().all(|load| load.is_brief())
             && up.running.iter().map(|load| load.time()).sum::<Duration>() < Duration::from_millis(1)
     }
 
-    /// Whether some worker could take a brief call now.
-    fn someone_can(&self) -> bool {
+    /// Whether any worker can take a brief call now.
+    fn can_place_brief(&self) -> bool {
         self.workers.values().any(|up| self.is_idle(up) || self.takes_ahead(up))
     }
 
-    /// `submitted` is the load of the call that was just submitted; others come from the queue.
+    /// `submitted` is the load and deadline of the call that was just submitted. Other calls come from the queue.
     fn effect(&mut self, effect: Effect, submitted: Option<(Load, Option<Instant>)>) {
         match effect {
             Effect::Assign { ticket, worker } => {
@@ -153,14 +153,17 @@ impl Model {
                 let (load, deadline) = queued.or(submitted).expect("it is queued or new");
                 if let Some(call) = from_queue {
                     assert!(call.taken <= 2 * call.before + 1, "overtaken too often: {call:?}");
-                    assert!(call.deadline.is_none_or(|at| at > self.bench.now), "handed over too late");
+                    assert!(
+                        call.deadline.is_none_or(|at| at > self.bench.now),
+                        "assigned after its deadline"
+                    );
                     self.queued.values_mut().for_each(|call| call.taken += 1);
                 }
                 let someone_is_idle = self.workers.values().any(|up| self.is_idle(up));
                 let now = self.bench.now;
                 let up = &self.workers[&worker];
                 assert!(!up.ending, "an ending worker got a call");
-                assert_eq!(up.settling, 0, "a quarantined worker got a call");
+                assert_eq!(up.cancelling, 0, "a quarantined worker got a call");
                 if up.running.len() >= self.limits.concurrency {
                     assert!(load.is_brief() && self.takes_ahead(up), "{load:?} was handed to {up:?}");
                     let before = up.running.iter().map(|load| load.time()).sum::<Duration>();
@@ -173,7 +176,7 @@ impl Model {
                 }
                 let up = self.workers.get_mut(&worker).expect("it is up");
                 if up.running.is_empty() {
-                    up.moved = now;
+                    up.last_progress = now;
                 }
                 up.running.push(load);
                 self.running.push((worker, load, ticket.number, deadline));
@@ -191,17 +194,17 @@ impl Model {
                 self.launching.push(worker);
             }
             Effect::AbortLaunch(worker) => assert!(self.launching.contains(&worker)),
-            Effect::Settle(worker, _) => {
+            Effect::Cancel(worker, _) => {
                 let up = self.workers.get_mut(&worker).expect("it is up");
-                up.settling += 1;
-                up.settle_by = Some(self.bench.now + self.limits.cancel_grace);
-                self.settling.push(worker);
+                up.cancelling += 1;
+                up.cancel_by = Some(self.bench.now + self.limits.cancel_grace);
+                self.cancelling.push(worker);
             }
             Effect::Recall(worker) => {
-                assert!(self.someone_can(), "nobody could take what comes back");
+                assert!(self.can_place_brief(), "no worker could take the returned calls");
                 let up = &self.workers[&worker];
-                assert!(up.running.len() + up.settling > self.limits.concurrency);
-                assert!(up.moved + STALLED_AFTER <= self.bench.now, "it gets on with them");
+                assert!(up.running.len() + up.cancelling > self.limits.concurrency);
+                assert!(up.last_progress + STALLED_AFTER <= self.bench.now, "it makes progress");
                 self.recalled.push(worker);
             }
             Effect::Kill(worker, _) | Effect::Stop(worker) => {
@@ -212,7 +215,7 @@ impl Model {
         }
     }
 
-    /// A ticket is answered once; returns its place if it was queued.
+    /// Checks that the ticket is answered only once. Returns the call if it was queued.
     fn answer(&mut self, ticket: Ticket) -> Option<Queued> {
         assert!(self.answered.insert(ticket.number), "{ticket:?} answered twice");
         self.queued.remove(&ticket.number)
@@ -230,14 +233,17 @@ impl Model {
             assert!(!self.workers.values().any(|up| self.is_idle(up)), "a call waits while a worker is idle");
             let head = self.queued.values().next().expect("it is not empty");
             let ahead = self.workers.values().any(|up| self.takes_ahead(up));
-            assert!(!head.load.is_brief() || !ahead, "a brief call waits although a worker would keep it");
+            assert!(!head.load.is_brief() || !ahead, "a brief call waits although a worker could hold it");
         }
         if !self.draining {
             for slot in scheduler.slots() {
                 let waits = matches!(slot.state, SlotState::BackingOff { .. });
-                assert!(waits || self.occupied(slot.key().slot), "slot without a worker or a plan: {slot:?}");
+                assert!(
+                    waits || self.occupied(slot.key().slot),
+                    "slot without a worker or a scheduled launch: {slot:?}"
+                );
                 if let SlotState::BackingOff { until } = slot.state {
-                    assert!(scheduler.wake().is_some_and(|at| at <= until), "nobody wakes for {slot:?}");
+                    assert!(scheduler.next_tick().is_some_and(|at| at <= until), "no timer for {slot:?}");
                 }
             }
         }
@@ -254,7 +260,7 @@ impl Model {
         let answered = !effects.is_empty();
         effects.into_iter().for_each(|effect| self.effect(effect, Some((load, deadline))));
         if !answered {
-            // Only calls that were given back may stand in the queue beyond its limit.
+            // Only returned calls may exceed the limit of the queue.
             assert!(before < self.limits.queue, "a call was queued beyond the limit");
             self.queued.insert(ticket.number, Queued { deadline, before, load, taken: 0 });
         }
@@ -268,23 +274,23 @@ impl Model {
             let index = up.running.iter().position(|other| *other == load).expect("it runs there");
             up.running.swap_remove(index);
             if matches!(ending, Ending::Finished | Ending::Abandoned) {
-                up.moved = self.bench.now;
+                up.last_progress = self.bench.now;
             }
         }
-        if let Ending::GivenBack = ending {
+        if let Ending::Returned = ending {
             let ticket = Ticket { number, waiter: 0 };
             self.answered.remove(&number);
             let before = self.queued.range(..number).count();
-            // It stands before those that came later.
+            // It is queued before calls that were submitted later.
             self.queued.range_mut(number..).for_each(|(_, call)| call.before += 1);
             self.queued.insert(number, Queued { deadline, before, load, taken: 0 });
-            return self.on(Event::GivenBack { worker, ticket, deadline, load });
+            return self.on(Event::Returned { worker, ticket, deadline, load });
         }
         self.on(match ending {
             Ending::Finished => Event::Finished(worker, load),
             Ending::Released => Event::Released(worker, load),
             Ending::Retired => Event::Retired(worker, load),
-            Ending::GivenBack => unreachable!("it was dealt with"),
+            Ending::Returned => unreachable!("handled above"),
             Ending::Lost => Event::Lost(worker),
             Ending::Abandoned => Event::Abandoned(worker, CallId::from_u64(1), load),
         });
@@ -292,7 +298,7 @@ impl Model {
 
     fn exit(&mut self, worker: WorkerKey) {
         self.workers.remove(&worker);
-        self.settling.retain(|settling| *settling != worker);
+        self.cancelling.retain(|cancelling| *cancelling != worker);
         self.on(Event::Exited(worker));
     }
 
@@ -302,9 +308,9 @@ impl Model {
         let up = ModelWorker {
             running: Vec::new(),
             keeps_calls,
-            moved: self.bench.now,
-            settling: 0,
-            settle_by: None,
+            last_progress: self.bench.now,
+            cancelling: 0,
+            cancel_by: None,
             ending: false,
         };
         self.workers.insert(worker, up);
@@ -313,22 +319,31 @@ impl Model {
 
     fn advance(&mut self, millis: u64) {
         self.bench.now += Duration::from_millis(millis);
-        self.ticked = self.bench.scheduler.wake().is_some_and(|at| at <= self.bench.now);
+        self.ticked = self.bench.scheduler.next_tick().is_some_and(|at| at <= self.bench.now);
         if self.ticked {
             self.on(Event::Tick);
         }
         let now = self.bench.now;
-        assert!(self.bench.scheduler.wake().is_none_or(|at| at > now), "one tick is enough");
+        assert!(self.bench.scheduler.next_tick().is_none_or(|at| at > now), "one tick is enough");
         let overdue = |call: &Queued| call.deadline.is_some_and(|at| at <= now);
         assert!(!self.queued.values().any(overdue), "a queued call outlived its deadline");
         for (worker, up) in &self.workers {
-            let sits = !up.running.is_empty() && up.running.len() + up.settling > self.limits.concurrency;
-            if self.ticked && self.someone_can() && sits && !up.ending && up.moved + STALLED_AFTER <= now {
-                assert!(self.recalled.contains(worker), "{up:?} sits on calls that another could take");
+            let holds_calls =
+                !up.running.is_empty() && up.running.len() + up.cancelling > self.limits.concurrency;
+            if self.ticked
+                && self.can_place_brief()
+                && holds_calls
+                && !up.ending
+                && up.last_progress + STALLED_AFTER <= now
+            {
+                assert!(self.recalled.contains(worker), "{up:?} holds calls that another worker could take");
             }
         }
-        for up in self.workers.values().filter(|up| up.settling > 0 && !up.ending) {
-            assert!(up.settle_by.is_some_and(|at| at > now), "a call outlived its grace: {up:?}");
+        for up in self.workers.values().filter(|up| up.cancelling > 0 && !up.ending) {
+            assert!(
+                up.cancel_by.is_some_and(|at| at > now),
+                "a cancelled call outlived its grace period: {up:?}"
+            );
         }
     }
 
@@ -347,12 +362,12 @@ impl Model {
             Op::EndCall(index, ending) if !self.running.is_empty() => {
                 self.end_call(index.index(self.running.len()), *ending);
             }
-            Op::Settle(index, proven) if !self.settling.is_empty() => {
-                let worker = self.settling.swap_remove(index.index(self.settling.len()));
+            Op::Cancel(index, proven) if !self.cancelling.is_empty() => {
+                let worker = self.cancelling.swap_remove(index.index(self.cancelling.len()));
                 if *proven && let Some(up) = self.workers.get_mut(&worker) {
-                    up.settling -= 1;
+                    up.cancelling -= 1;
                 }
-                self.on(if *proven { Event::Settled(worker) } else { Event::Unsettled(worker) });
+                self.on(if *proven { Event::CancelConfirmed(worker) } else { Event::CancelFailed(worker) });
             }
             Op::Launch(index, succeeds) if !self.launching.is_empty() => {
                 self.launch(index.index(self.launching.len()), *succeeds);
@@ -368,11 +383,11 @@ impl Model {
                 let until = self.bench.now + Duration::from_millis(*millis);
                 self.on(Event::Drain { until });
             }
-            Op::EndCall(..) | Op::Settle(..) | Op::Launch(..) | Op::Exit(_) => {}
+            Op::EndCall(..) | Op::Cancel(..) | Op::Launch(..) | Op::Exit(_) => {}
         }
     }
 
-    /// Whatever came before, a drain ends once its time is up and the world does what it was asked to.
+    /// Checks that a drain ends after its time and the exits of all workers.
     fn finish(mut self) {
         self.draining = true;
         let until = self.bench.now + Duration::from_secs(1);
@@ -384,14 +399,14 @@ impl Model {
         }
         let left: Vec<WorkerKey> = self.workers.keys().copied().collect();
         for worker in left {
-            assert!(self.workers[&worker].ending, "nobody told {worker:?} to stop");
+            assert!(self.workers[&worker].ending, "{worker:?} was not asked to stop");
             self.exit(worker);
         }
         assert_eq!(self.stopped, 1);
         while !self.running.is_empty() {
             self.end_call(0, Ending::Lost);
         }
-        assert_eq!(self.answered.len() as u64, self.bench.tickets, "every ticket got its answer");
+        assert_eq!(self.answered.len() as u64, self.bench.tickets, "every ticket was answered");
     }
 }
 
@@ -399,7 +414,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_sequence_of_events_breaks_the_rules(
+    fn no_sequence_of_events_violates_an_invariant(
         slots in 1..5_usize,
         concurrency in 1..4_usize,
         queue in 0..12_usize,

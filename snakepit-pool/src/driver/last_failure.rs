@@ -1,28 +1,28 @@
-//! Why a pool has no workers, in the words of its last failed launch or lost worker.
+//! The last failed launch or lost worker, which explains why a pool has no workers.
 
 use std::{fmt, sync::Arc};
 
 use snakepit_worker::WorkerId;
 
-/// The last thing that went wrong with a worker.
+/// The last failure of a worker.
 #[derive(Debug, Clone)]
-pub(crate) enum Trouble {
-    /// It did not start.
+pub(crate) enum LastFailure {
+    /// The launch failed.
     Launch {
-        /// The launch's error, which names the worker.
+        /// The error of the launch. It names the worker.
         error: String,
     },
-    /// It ended although nobody asked it to.
+    /// The worker exited unexpectedly.
     Exit {
         worker: WorkerId,
         reason: String,
-        /// The tool whose call it was lost with, if there was one.
+        /// The tool of the call that was lost with the worker, if any.
         tool: Option<Arc<str>>,
     },
 }
 
-impl Trouble {
-    /// A worker ended. Its call, if it was lost with one, may have said so already.
+impl LastFailure {
+    /// Records the exit of a worker. Keeps the tool if the loss of its call was recorded before.
     pub(super) fn ended(last: Option<Self>, id: &WorkerId, reason: String) -> Self {
         match last {
             Some(Self::Exit { worker, tool, .. }) if worker == *id => Self::Exit { worker, reason, tool },
@@ -30,7 +30,8 @@ impl Trouble {
         }
     }
 
-    /// A call was lost with its worker, whose end may be known already, and then says more.
+    /// Records that a call was lost with its worker. Keeps the reason if the exit was recorded before, because it is
+    /// more specific.
     pub(super) fn lost_call(last: Option<Self>, id: &WorkerId, reason: &str, tool: Arc<str>) -> Self {
         match last {
             Some(Self::Exit { worker, reason, .. }) if worker == *id => {
@@ -41,7 +42,7 @@ impl Trouble {
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for LastFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Launch { error } => {
@@ -65,17 +66,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_call_and_the_end_of_a_worker_come_in_either_order() {
+    fn the_loss_of_the_call_and_the_exit_of_the_worker_may_come_in_either_order() {
         let (id, tool) = (WorkerId::new("w"), Arc::<str>::from("crash"));
-        let call_first = Trouble::lost_call(None, &id, "connection closed", Arc::clone(&tool));
-        let call_first = Trouble::ended(Some(call_first), &id, "SIGSEGV".to_owned());
-        let exit_first = Trouble::ended(None, &id, "SIGSEGV".to_owned());
-        let exit_first = Trouble::lost_call(Some(exit_first), &id, "connection closed", tool);
-        for trouble in [call_first, exit_first] {
-            let text = trouble.to_string();
+        let call_first = LastFailure::lost_call(None, &id, "connection closed", Arc::clone(&tool));
+        let call_first = LastFailure::ended(Some(call_first), &id, "SIGSEGV".to_owned());
+        let exit_first = LastFailure::ended(None, &id, "SIGSEGV".to_owned());
+        let exit_first = LastFailure::lost_call(Some(exit_first), &id, "connection closed", tool);
+        for last_failure in [call_first, exit_first] {
+            let text = last_failure.to_string();
             assert!(text.ends_with("`w`, was lost during a call of tool `crash`: SIGSEGV"), "{text}");
         }
-        let other = Trouble::ended(None, &WorkerId::new("x"), "SIGSEGV".to_owned());
-        assert!(!Trouble::ended(Some(other), &id, "code 1".to_owned()).to_string().contains('x'));
+        let other = LastFailure::ended(None, &WorkerId::new("x"), "SIGSEGV".to_owned());
+        assert!(!LastFailure::ended(Some(other), &id, "code 1".to_owned()).to_string().contains('x'));
     }
 }
