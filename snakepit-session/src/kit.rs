@@ -16,7 +16,7 @@
 //! | `put_program`, `delete_program` | the description of the program | methods of [`SessionRecord`]; for global programs, [`ProgramRecord::global`] |
 //! | `program` | the program with its data | [`SessionRecord::program`] |
 //! | `register_variable`, `delete_variable` | the variable | methods of [`SessionRecord`] |
-//! | `set_variables` | the variables | [`SessionRecord::set`] for each, or [`SessionRecord::set_all`] if the batch is atomic |
+//! | `set_variables` | the variables | [`SessionRecord::set_batch`] |
 //! | `variables` | the variables | [`SessionRecord::find`] |
 //! | `list_variables` | all variables | [`matches_pattern`] |
 //! | `variable_history`, `rollback_variable` | the variable and its older versions | [`VariableRecord::history`], [`SessionRecord::rollback`] |
@@ -30,7 +30,8 @@
 //! # Storage formats
 //!
 //! [`SessionHeader`], [`ProgramInfo`](crate::ProgramInfo), [`VariableRecord`] and [`VariableVersion`](crate::VariableVersion) implement
-//! serde traits with stable field names. New releases may add fields, so choose an encoding with named fields.
+//! serde traits with stable field names. New releases may add fields, so choose an encoding with named fields, such as that of
+//! [`encode`] and [`decode`].
 //! The serialized [`VariableRecord`] does not contain its older versions. Store those separately:
 //! [`older`](VariableRecord::older) lists the ones to keep, [`history`](VariableRecord::history) returns them, and
 //! [`load`](VariableRecord::load) adds a stored one.
@@ -46,6 +47,7 @@
 //! Run the suites of `snakepit-session-testkit` on your backend. `examples/custom_backend` in this crate is a complete backend
 //! for a key-value store that passes them.
 
+mod codec;
 mod header;
 mod lookup;
 mod prepare;
@@ -58,6 +60,7 @@ pub use crate::{
     variable_type::CheckedValue,
     watch::Watchers,
 };
+pub use codec::{decode, encode};
 pub use header::{Budget, SessionHeader};
 pub use lookup::{matches_pattern, program_not_found, variable_name_in, variable_not_found};
 pub use prepare::{PreparedWrite, WritePreparation};

@@ -198,16 +198,7 @@ impl CheckedValue {
         Self { ty, outcome: Ok(value) }
     }
 
-    /// Checks a value on a thread that may block, if the check is expensive; otherwise returns `None`. The caller must not hold a
-    /// lock.
-    ///
-    /// # Cancel safety
-    /// Cancel safe: it changes nothing.
-    pub async fn if_expensive(ty: &Arc<VariableType>, value: &Payload) -> Option<Self> {
-        Self::all_if_expensive(vec![Some((Arc::clone(ty), value.clone()))]).await?.pop()?
-    }
-
-    /// Checks the values of a batch, if their checks together are expensive. They share a budget.
+    /// Checks the values of a batch on a thread that may block, if their checks together are expensive. They share a budget.
     pub(crate) async fn all_if_expensive(
         values: Vec<Option<(Arc<VariableType>, Payload)>>,
     ) -> Option<Vec<Option<Self>>> {

@@ -291,24 +291,8 @@ impl SessionBackend for KeyValueBackend {
         self.limits.check_names(writes.len())?;
         let identifiers: Vec<_> = writes.iter().map(|write| write.identifier.clone()).collect();
         let identifiers: Vec<_> = identifiers.iter().map(|identifier| &**identifier).collect();
-        self.change(id, &identifiers, |_, record, budget, updates| match batch {
-            Batch::Atomic => {
-                let mut versions = Vec::new();
-                for name in record.set_all(budget, writes)? {
-                    let written = record.variable(id, name.as_str())?;
-                    updates.push(written.update(UpdateKind::Set));
-                    versions.push(Ok(written.variable.version));
-                }
-                Ok(versions)
-            }
-            Batch::Each => {
-                let set = |write| {
-                    let written = record.set(budget, write)?;
-                    updates.push(written.update(UpdateKind::Set));
-                    Ok(written.variable.version)
-                };
-                Ok(writes.into_iter().map(set).collect())
-            }
+        self.change(id, &identifiers, |_, record, budget, updates| {
+            record.set_batch(budget, writes, batch, |written| updates.push(written.update(UpdateKind::Set)))
         })
     }
 

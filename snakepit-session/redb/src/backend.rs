@@ -8,8 +8,8 @@ use snakepit_session::{
     ProgramOwner, Session, SessionBackend, SessionError, SessionEvents, SessionId, SessionStats, SetVariable,
     UpdateKind, Variable, VariableName, VariableVersion, VariableWatch,
     kit::{
-        CheckedValue, PreparedWrite, WritePreparation, matches_pattern, program_not_found, size_of_metadata,
-        size_of_program, size_of_version,
+        CheckedValue, PreparedWrite, WritePreparation, decode, matches_pattern, program_not_found,
+        size_of_metadata, size_of_program, size_of_version,
     },
 };
 use tokio::time::Instant;
@@ -20,7 +20,6 @@ use super::{
     open::in_file,
     rows::{GLOBAL_OWNER, View},
 };
-use crate::codec::decode;
 
 #[async_trait]
 impl SessionBackend for RedbBackend {
@@ -136,8 +135,7 @@ impl SessionBackend for RedbBackend {
         new: NewVariable,
     ) -> Result<Variable, SessionError> {
         let (id, name) = (id.clone(), name.clone());
-        let is_small = self.shared.limits.check_value("", &new.value).is_ok();
-        let checked = if is_small { CheckedValue::if_expensive(&new.ty, &new.value).await } else { None };
+        let checked = CheckedValue::for_new_variable(&self.shared.limits, &new).await;
         self.write(size_of_version(&new.value, &new.note), move |group| {
             group.change_variables(&id, &[name.to_string()], |record, budget, changes| {
                 let made = record.register(budget, &name, new, checked)?;
@@ -175,24 +173,8 @@ impl SessionBackend for RedbBackend {
         let updates = self.prepare(id, &identifiers, updates).await;
         let id = id.clone();
         self.write(size, move |group| {
-            group.change_variables(&id, &identifiers, |record, budget, changes| match batch {
-                Batch::Atomic => {
-                    let names = record.set_all(budget, updates)?;
-                    let version = |name| {
-                        let changed = record.variable(&id, name)?;
-                        changes.add(UpdateKind::Set, changed);
-                        Ok(Ok(changed.variable.version))
-                    };
-                    names.iter().map(VariableName::as_str).map(version).collect()
-                }
-                Batch::Each => {
-                    let write = |update| {
-                        let changed = record.set(budget, update)?;
-                        changes.add(UpdateKind::Set, changed);
-                        Ok(changed.variable.version)
-                    };
-                    Ok(updates.into_iter().map(write).collect())
-                }
+            group.change_variables(&id, &identifiers, |record, budget, changes| {
+                record.set_batch(budget, updates, batch, |changed| changes.add(UpdateKind::Set, changed))
             })
         })
         .await

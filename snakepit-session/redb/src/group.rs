@@ -11,7 +11,7 @@ use redb::{Table, WriteTransaction};
 use snakepit_session::{
     Created, NewSession, Program, ProgramInfo, ProgramName, Session, SessionError, SessionEventKind,
     SessionId,
-    kit::{Budget, ProgramRecord, SessionHeader, SessionRecord, program_not_found},
+    kit::{Budget, ProgramRecord, SessionHeader, SessionRecord, encode, program_not_found},
 };
 use tokio::time::Instant;
 
@@ -24,7 +24,6 @@ use super::{
     },
     state::{Notification, Staged, State, Totals},
 };
-use crate::codec::encode;
 
 mod variables;
 

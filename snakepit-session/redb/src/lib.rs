@@ -22,7 +22,6 @@ use snakepit_session::{
 use tokio::{sync::RwLock, time::Instant};
 
 mod backend;
-mod codec;
 mod file;
 mod group;
 mod guard;

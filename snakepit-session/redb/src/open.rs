@@ -13,7 +13,10 @@ use redb::{
     Builder, Database, DatabaseError, ReadableTable, StorageBackend, StorageError, TableHandle,
     WriteTransaction, backends::FileBackend,
 };
-use snakepit_session::{ProgramInfo, SessionError, SessionId, SessionLimits, kit::ProgramRecord};
+use snakepit_session::{
+    ProgramInfo, SessionError, SessionId, SessionLimits,
+    kit::{ProgramRecord, decode, encode},
+};
 use tokio::time::Instant;
 
 use super::{
@@ -26,7 +29,6 @@ use super::{
     },
     state::Totals,
 };
-use crate::codec::{decode, encode};
 
 /// The schema version of rows and tables. Other versions are rejected.
 const VERSION: u64 = 2;

@@ -10,11 +10,9 @@ use redb::{Database, ReadTransaction, ReadableTable, TableDefinition};
 use serde::{Deserialize, de::DeserializeOwned};
 use snakepit_session::{
     Program, ProgramInfo, ProgramName, SessionError, SessionId, Variable, VariableVersion,
-    kit::{ProgramRecord, SessionHeader, SessionRecord, VariableRecord, variable_name_in},
+    kit::{ProgramRecord, SessionHeader, SessionRecord, VariableRecord, decode, variable_name_in},
 };
 use tokio::sync::OwnedRwLockReadGuard;
-
-use crate::codec::decode;
 
 pub(super) type Key = (&'static str, &'static str);
 pub(super) type VersionKey = (&'static str, &'static str, u32);

@@ -173,8 +173,7 @@ impl SessionBackend for RedisBackend {
         name: &VariableName,
         new: NewVariable,
     ) -> Result<Variable, SessionError> {
-        let is_small = self.limits.check_value("", &new.value).is_ok();
-        let checked = if is_small { CheckedValue::if_expensive(&new.ty, &new.value).await } else { None };
+        let checked = CheckedValue::for_new_variable(&self.limits, &new).await;
         self.change(id, &LoadPlan::variables([name.as_str()]), |record, budget, changes| {
             let made = record.register(budget, name, new.clone(), checked.clone())?;
             changes.wrote(UpdateKind::Registered, made);
@@ -202,24 +201,8 @@ impl SessionBackend for RedisBackend {
     ) -> Result<Vec<Result<u32, SessionError>>, SessionError> {
         self.limits.check_names(updates.len())?;
         let plan = LoadPlan::variables(updates.iter().map(|update| &*update.identifier));
-        self.change_variables(id, &plan, updates, |record, budget, changes, updates| match batch {
-            Batch::Atomic => {
-                let names = record.set_all(budget, updates)?;
-                let mut written = |name| {
-                    let changed = record.variable(id, name)?;
-                    changes.wrote(UpdateKind::Set, changed);
-                    Ok(Ok(changed.variable.version))
-                };
-                names.iter().map(|name| written(name.as_str())).collect()
-            }
-            Batch::Each => {
-                let write = |update| {
-                    let changed = record.set(budget, update)?;
-                    changes.wrote(UpdateKind::Set, changed);
-                    Ok(changed.variable.version)
-                };
-                Ok(updates.into_iter().map(write).collect())
-            }
+        self.change_variables(id, &plan, updates, |record, budget, changes, updates| {
+            record.set_batch(budget, updates, batch, |changed| changes.wrote(UpdateKind::Set, changed))
         })
         .await
     }

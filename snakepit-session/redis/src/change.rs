@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use snakepit_session::{
     ProgramName, SessionError, SessionId, SetVariable, UpdateKind, VariableName,
-    kit::{Budget, PreparedWrite, ProgramRecord, SessionRecord, VariableRecord, WritePreparation},
+    kit::{Budget, PreparedWrite, ProgramRecord, SessionRecord, VariableRecord, WritePreparation, encode},
 };
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -18,7 +18,6 @@ use super::{
     plan::{LoadPlan, Loaded, Usage, encode_variable, older},
     scripts,
 };
-use crate::codec::encode;
 
 /// The maximum number of attempts. Each conflict means that another write succeeded, so all writers make progress.
 const MAX_ATTEMPTS: u32 = 256;

@@ -2,11 +2,10 @@
 
 use snakepit_session::{
     Created, Program, ProgramInfo, ProgramName, SessionError,
-    kit::{ProgramRecord, program_not_found},
+    kit::{ProgramRecord, decode, encode, program_not_found},
 };
 
 use super::{RedisBackend, millis, scripts};
-use crate::codec::{decode, encode};
 
 impl RedisBackend {
     pub(super) async fn put_global(

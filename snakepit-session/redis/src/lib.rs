@@ -30,7 +30,6 @@ use tokio::task::JoinSet;
 
 mod backend;
 mod change;
-mod codec;
 mod follow;
 mod globals;
 mod link;

@@ -9,12 +9,12 @@ use snakepit_session::{
     Metadata, Note, Payload, ProgramInfo, ProgramName, Session, SessionError, SessionId, UpdateKind,
     VariableName, VariableUpdate, VariableVersion,
     kit::{
-        ProgramRecord, SessionHeader, SessionRecord, VariableRecord, variable_name_in, variable_not_found,
+        ProgramRecord, SessionHeader, SessionRecord, VariableRecord, decode, encode, variable_name_in,
+        variable_not_found,
     },
 };
 
 use super::{LARGE, back_off, decode_apart, link::Link, scripts};
-use crate::codec::{decode, encode};
 
 /// The maximum number of attempts to read a session without a concurrent change.
 const MAX_ATTEMPTS: u32 = 256;

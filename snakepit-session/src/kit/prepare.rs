@@ -3,7 +3,19 @@
 use std::sync::Arc;
 
 use super::{CheckedValue, SessionRecord};
-use crate::{SessionLimits, SetVariable, VariableType, variable_type::may_be_expensive};
+use crate::{NewVariable, SessionLimits, SetVariable, VariableType, variable_type::may_be_expensive};
+
+impl CheckedValue {
+    /// Checks the value of a new variable on a thread that may block. Returns `None` if the check is cheap or the value exceeds
+    /// the limits; registering the variable then checks the value. The caller must not hold a lock.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: it changes nothing.
+    pub async fn for_new_variable(limits: &SessionLimits, new: &NewVariable) -> Option<Self> {
+        limits.check_value("", &new.value).ok()?;
+        Self::all_if_expensive(vec![Some((Arc::clone(&new.ty), new.value.clone()))]).await?.pop()?
+    }
+}
 
 /// A write whose value may have been checked already.
 #[derive(Debug, Clone)]

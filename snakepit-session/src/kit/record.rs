@@ -14,8 +14,8 @@ use super::{
     size_of_program, variable::Write, variable_name_in, variable_not_found,
 };
 use crate::{
-    Created, NewVariable, Note, Program, ProgramName, SessionError, SessionId, SessionLimits, SetVariable,
-    VariableName,
+    Batch, Created, NewVariable, Note, Program, ProgramName, SessionError, SessionId, SessionLimits,
+    SetVariable, VariableName,
 };
 
 /// A session, or the loaded part of one.
@@ -163,11 +163,42 @@ impl SessionRecord {
         })
     }
 
-    /// Writes all of these variables or none, and returns their names.
+    /// Writes variables, and calls `written` with each one that was written. Returns the new version of each variable, or the
+    /// error of its write.
     ///
     /// # Errors
-    /// [`SessionError::BatchRefused`] with the reason for each rejected write, or an error of the size limits.
-    pub fn set_all(
+    /// An [`Atomic`](Batch::Atomic) batch writes all variables or none. It fails with [`SessionError::BatchRefused`], which
+    /// contains the reason for each rejected write, or with an error of the size limits.
+    pub fn set_batch(
+        &mut self,
+        budget: &mut Budget<'_>,
+        updates: impl IntoIterator<Item: Into<PreparedWrite>>,
+        batch: Batch,
+        mut written: impl FnMut(&VariableRecord),
+    ) -> Result<Vec<Result<u32, SessionError>>, SessionError> {
+        match batch {
+            Batch::Atomic => {
+                let names = self.set_all(budget, updates)?;
+                let version = |name: &VariableName| {
+                    let changed = self.variable(budget.session, name.as_str())?;
+                    written(changed);
+                    Ok(Ok(changed.variable.version))
+                };
+                names.iter().map(version).collect()
+            }
+            Batch::Each => {
+                let write = |update| {
+                    let changed = self.set(budget, update)?;
+                    written(changed);
+                    Ok(changed.variable.version)
+                };
+                Ok(updates.into_iter().map(write).collect())
+            }
+        }
+    }
+
+    /// Writes all of these variables or none, and returns their names.
+    fn set_all(
         &mut self,
         budget: &mut Budget<'_>,
         updates: impl IntoIterator<Item: Into<PreparedWrite>>,

@@ -182,8 +182,7 @@ impl SessionBackend for MemoryBackend {
         // The id contains the name too.
         let names = 3 * VariableName::MAX_BYTES;
         let more = max_write_size(&new.value, &new.note) + new.ty.constraints_json().len() + names;
-        let is_small = self.limits.check_value("", &new.value).is_ok();
-        let checked = if is_small { CheckedValue::if_expensive(&new.ty, &new.value).await } else { None };
+        let checked = CheckedValue::for_new_variable(&self.limits, &new).await;
         self.change(id, more, |SessionSlot { record, watchers, .. }, budget| {
             let made = record.register(budget, name, new, checked)?;
             self.counters.variables.fetch_add(1, Relaxed);
@@ -213,24 +212,8 @@ impl SessionBackend for MemoryBackend {
         self.limits.check_names(updates.len())?;
         let more = updates.iter().map(|update| max_write_size(&update.value, &update.note)).sum();
         let updates = self.prepare(id, updates).await;
-        self.change(id, more, |SessionSlot { record, watchers, .. }, budget| match batch {
-            Batch::Atomic => {
-                let names = record.set_all(budget, updates)?;
-                let notified = |name| {
-                    let changed = record.variable(id, name)?;
-                    notify(watchers, UpdateKind::Set, changed);
-                    Ok(Ok(changed.variable.version))
-                };
-                names.iter().map(VariableName::as_str).map(notified).collect()
-            }
-            Batch::Each => {
-                let write = |update| {
-                    let changed = record.set(budget, update)?;
-                    notify(watchers, UpdateKind::Set, changed);
-                    Ok(changed.variable.version)
-                };
-                Ok(updates.into_iter().map(write).collect())
-            }
+        self.change(id, more, |SessionSlot { record, watchers, .. }, budget| {
+            record.set_batch(budget, updates, batch, |changed| notify(watchers, UpdateKind::Set, changed))
         })
         .await
     }

@@ -9,12 +9,11 @@ use std::{
 use snakepit_session::{
     Note, SessionError, SessionId, UpdateKind, Variable, VariableName, VariableUpdate, VariableWatch,
     Watcher,
-    kit::{Budget, SessionRecord, VariableRecord, variable_name_in},
+    kit::{Budget, SessionRecord, VariableRecord, encode, variable_name_in},
 };
 
 use super::{Group, erase, put};
 use crate::{
-    codec::encode,
     rows::{get, load_all_variables, load_variables},
     state::Notification,
 };
