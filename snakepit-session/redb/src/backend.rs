@@ -36,10 +36,10 @@ impl SessionBackend for RedbBackend {
 
     async fn get(&self, id: &SessionId) -> Result<Session, SessionError> {
         let lease = self.renew(id)?;
-        let mut is_second = false;
+        let mut has_retried = false;
         loop {
             let found = self.header(id).await;
-            if !self.is_open_again(&mut is_second, &found).await {
+            if !self.should_retry(&mut has_retried, &found).await {
                 let (_, record) = found.map_err(|error| in_file(&self.shared.path, error))?;
                 return Ok(lease.snapshot(id, record.header, Instant::now()));
             }
@@ -53,7 +53,7 @@ impl SessionBackend for RedbBackend {
 
     async fn list(&self, page: PageRequest) -> Result<Page<Session>, SessionError> {
         let (size, after) = page.parse()?;
-        let mut is_second = false;
+        let mut has_retried = false;
         loop {
             let listed = async {
                 let (view, shared, after) =
@@ -62,7 +62,7 @@ impl SessionBackend for RedbBackend {
                 self.read(usize::MAX, move || list(&view, &shared, after.as_ref(), size)).await
             };
             let listed = listed.await;
-            if !self.is_open_again(&mut is_second, &listed).await {
+            if !self.should_retry(&mut has_retried, &listed).await {
                 return listed.map_err(|error| in_file(&self.shared.path, error));
             }
         }
@@ -107,10 +107,10 @@ impl SessionBackend for RedbBackend {
             let live = |info: &ProgramInfo| {
                 self.shared.leases.live(&Holder::Global(info.name.clone()), now).is_some()
             };
-            let mut is_second = false;
+            let mut has_retried = false;
             loop {
                 let programs = self.shared.view().await.and_then(|view| view.programs(GLOBAL_OWNER));
-                if !self.is_open_again(&mut is_second, &programs).await {
+                if !self.should_retry(&mut has_retried, &programs).await {
                     let programs = programs.map_err(|error| in_file(&self.shared.path, error))?;
                     return Ok(programs.into_iter().filter(live).collect());
                 }
@@ -280,7 +280,7 @@ impl RedbBackend {
     async fn global_program(&self, name: ProgramName) -> Result<Program, SessionError> {
         let missing = || program_not_found(None, &name);
         self.shared.leases.renew(&Holder::Global(name.clone()), Instant::now()).ok_or_else(missing)?;
-        let mut is_second = false;
+        let mut has_retried = false;
         loop {
             let read = async {
                 let view = self.shared.view().await?;
@@ -288,7 +288,7 @@ impl RedbBackend {
                 self.read(info.size, move || view.program(GLOBAL_OWNER, info)).await
             };
             let read = read.await;
-            if !self.is_open_again(&mut is_second, &read).await {
+            if !self.should_retry(&mut has_retried, &read).await {
                 return read.map_err(|error| in_file(&self.shared.path, error));
             }
         }

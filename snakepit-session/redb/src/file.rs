@@ -8,12 +8,12 @@ const MIN_FREE: u64 = 1024 * 1024;
 
 /// Identifies a file: device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Identity {
+pub(super) struct FileIdentity {
     #[cfg(unix)]
     inode: (u64, u64),
 }
 
-impl Identity {
+impl FileIdentity {
     pub(super) fn of(metadata: &fs::Metadata) -> Self {
         #[cfg(unix)]
         {
@@ -43,9 +43,14 @@ impl Identity {
     }
 }
 
-/// Checks whether the disk has space for a commit that adds about this many bytes to the stored ones. If the free space is
-/// unknown, the commit proceeds. Deletions always proceed, because the file contains enough free space.
-pub(super) fn check_room(path: &Path, file: &fs::Metadata, held: usize, added: usize) -> Result<(), String> {
+/// Checks whether the disk has space for a commit that adds about `added` bytes to `stored` ones. The commit proceeds if the free
+/// space is unknown. Deletions always proceed, because they need no more space than the file has.
+pub(super) fn check_free_space(
+    path: &Path,
+    file: &fs::Metadata,
+    stored: usize,
+    added: usize,
+) -> Result<(), String> {
     #[cfg(unix)]
     if added > 0 {
         use std::os::unix::fs::MetadataExt;
@@ -55,8 +60,8 @@ pub(super) fn check_room(path: &Path, file: &fs::Metadata, held: usize, added: u
         #[allow(clippy::useless_conversion, reason = "the types differ between platforms")]
         let free = u64::from(disk.blocks_available()).saturating_mul(disk.fragment_size().into());
         let needed = MIN_FREE.saturating_add(2 * added as u64);
-        // A file that was larger has free space inside.
-        let within = (file.blocks() * 512).saturating_sub(2 * held as u64);
+        // A file that contained more data has free space inside.
+        let within = (file.blocks() * 512).saturating_sub(2 * stored as u64);
         if free < needed && within < 2 * needed {
             return Err(format!(
                 "the disk is full: {free} bytes are free and {needed} are needed; nothing was written, and writes go on \
@@ -65,6 +70,6 @@ pub(super) fn check_room(path: &Path, file: &fs::Metadata, held: usize, added: u
         }
     }
     #[cfg(not(unix))]
-    let _ = (path, file, held, added);
+    let _ = (path, file, stored, added);
     Ok(())
 }

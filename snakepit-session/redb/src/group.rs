@@ -1,5 +1,5 @@
-//! One transaction, in which a group of operations runs in sequence. Each operation changes its rows completely or not at all.
-//! Changes of other state are staged until the commit.
+//! [`Group`]: the operations of one transaction, which run in sequence. Each operation makes all its changes or none. Changes of
+//! state in memory are staged until the commit.
 
 use std::{
     borrow::Borrow,
@@ -62,7 +62,7 @@ impl<'a> Group<'a> {
         })
     }
 
-    /// Starts the next operation.
+    /// Sets the time of the next operation.
     pub(super) fn begin_operation(&mut self) {
         self.now = Instant::now();
     }
@@ -76,7 +76,7 @@ impl<'a> Group<'a> {
         &mut self.state.staged.totals
     }
 
-    /// Notes that rows are about to be written. After an error, their state is unknown.
+    /// Counts rows before they are written. If the write fails, their state is unknown.
     const fn writing(&mut self, rows: usize) {
         self.state.staged.writes += rows;
     }
@@ -86,7 +86,7 @@ impl<'a> Group<'a> {
         put(&mut self.sessions, header_key(id), &encode(header)?)
     }
 
-    /// A lease after this group, expired or not.
+    /// A lease, expired or not, including changes of this group.
     fn lease(&self, holder: &Holder) -> Option<Lease> {
         match self.state.staged.leases.get(holder) {
             Some(staged) => staged.clone(),
@@ -117,7 +117,7 @@ impl<'a> Group<'a> {
     }
 
     /// Renews a live session and returns its header.
-    fn used(&mut self, id: &SessionId) -> Result<SessionRecord, SessionError> {
+    fn renew_and_load(&mut self, id: &SessionId) -> Result<SessionRecord, SessionError> {
         match self.renew(&Holder::Session(id.clone())) {
             Some(_) => self.record(id).map_err(|error| match error {
                 SessionError::NotFound { .. } => damaged(&format!("session `{id}` is missing")),
@@ -159,7 +159,7 @@ impl<'a> Group<'a> {
         let holder = Holder::Session(id.clone());
         let lease = self.live(&holder).ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
         let session = lease.snapshot(id, self.record(id)?.header, self.now);
-        self.retire(&holder, SessionEventKind::Deleted)?;
+        self.remove(&holder, SessionEventKind::Deleted)?;
         Ok(session)
     }
 
@@ -168,14 +168,14 @@ impl<'a> Group<'a> {
         &mut self,
         id: &SessionId,
         record: &mut SessionRecord,
-        act: impl FnOnce(&mut SessionRecord, &mut Budget<'_>) -> Result<T, SessionError>,
+        operation: impl FnOnce(&mut SessionRecord, &mut Budget<'_>) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
-        let held = |header: &SessionHeader| (header.bytes, header.programs, header.variables);
-        let was = held(&record.header);
+        let usage = |header: &SessionHeader| (header.bytes, header.programs, header.variables);
+        let was = usage(&record.header);
         let limits = &self.shared.limits;
         let mut resize = |from, to| self.resize(from, to);
-        let done = act(record, &mut Budget { session: id, limits, resize: &mut resize })?;
-        if held(&record.header) != was {
+        let done = operation(record, &mut Budget { session: id, limits, resize: &mut resize })?;
+        if usage(&record.header) != was {
             let totals = self.totals();
             totals.programs = totals.programs + record.header.programs - was.1;
             totals.variables = totals.variables + record.header.variables - was.2;
@@ -205,9 +205,9 @@ impl<'a> Group<'a> {
         self.erase_program(id.as_str(), name)
     }
 
-    /// Renews a live session and returns it with the named program, if that exists.
+    /// Renews a live session and loads it, with the named program if that exists.
     fn with_program(&mut self, id: &SessionId, name: &ProgramName) -> Result<SessionRecord, SessionError> {
-        let mut record = self.used(id)?;
+        let mut record = self.renew_and_load(id)?;
         if let Some(info) = get(&self.programs, (id.as_str(), name.as_str()))? {
             record.programs.insert(name.clone(), ProgramRecord { info, data: Bytes::new() });
         }
@@ -247,7 +247,7 @@ impl<'a> Group<'a> {
         if self.live(&holder).is_none() {
             return Err(program_not_found(None, name));
         }
-        self.retire(&holder, SessionEventKind::Deleted)
+        self.remove(&holder, SessionEventKind::Deleted)
     }
 
     /// Reclaims expired sessions and programs, up to a number of rows. Returns the number of sessions, and whether more may be
@@ -272,7 +272,7 @@ impl<'a> Group<'a> {
             if self.state.staged.leases.contains_key(holder) {
                 // The queue entry belongs to the lease before this group.
             } else if self.shared.leases.get(holder).is_some_and(|lease| lease.is_over(self.now)) {
-                self.retire(holder, SessionEventKind::Expired)?;
+                self.remove(holder, SessionEventKind::Expired)?;
             } else {
                 self.state.queue.remove(&due);
                 let later = self.shared.leases.queue(holder);
@@ -286,15 +286,15 @@ impl<'a> Group<'a> {
     /// Removes the rows of an expired holder.
     fn expire(&mut self, holder: &Holder) -> Result<(), SessionError> {
         match self.lease(holder) {
-            Some(_) => self.retire(holder, SessionEventKind::Expired),
+            Some(_) => self.remove(holder, SessionEventKind::Expired),
             None => Ok(()),
         }
     }
 
     /// Removes a session or a global program with all its rows.
-    fn retire(&mut self, holder: &Holder, kind: SessionEventKind) -> Result<(), SessionError> {
+    fn remove(&mut self, holder: &Holder, kind: SessionEventKind) -> Result<(), SessionError> {
         match holder {
-            Holder::Session(id) => self.retire_session(id, kind)?,
+            Holder::Session(id) => self.remove_session(id, kind)?,
             Holder::Global(name) => {
                 let size = self.size_of_global(name)?;
                 self.erase_program(GLOBAL_OWNER, name)?;
@@ -306,9 +306,9 @@ impl<'a> Group<'a> {
         Ok(())
     }
 
-    fn retire_session(&mut self, id: &SessionId, kind: SessionEventKind) -> Result<(), SessionError> {
-        let held: Option<HeaderSummary> = get(&self.sessions, header_key(id))?;
-        let Some(HeaderSummary { bytes, programs, variables, .. }) = held else { return Ok(()) };
+    fn remove_session(&mut self, id: &SessionId, kind: SessionEventKind) -> Result<(), SessionError> {
+        let summary: Option<HeaderSummary> = get(&self.sessions, header_key(id))?;
+        let Some(HeaderSummary { bytes, programs, variables, .. }) = summary else { return Ok(()) };
         self.writing(1 + variables + 2 * programs);
         erase(&mut self.sessions, header_key(id))?;
         let end = end_of(id.as_str());

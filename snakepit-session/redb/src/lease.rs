@@ -129,7 +129,7 @@ impl Leases {
         self.leases.iter().map(|lease| lease.key().clone())
     }
 
-    /// Moves a holder in the queue to the end of its lease, and returns that time.
+    /// Moves a holder in the queue to the expiry time of its lease, and returns that time.
     pub(super) fn queue(&self, holder: &Holder) -> Option<Instant> {
         let mut lease = self.leases.get_mut(holder)?;
         lease.queued = lease.expires;

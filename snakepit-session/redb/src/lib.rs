@@ -22,9 +22,9 @@ use snakepit_session::{
 use tokio::{sync::RwLock, time::Instant};
 
 mod backend;
+mod checked_storage;
 mod file;
 mod group;
-mod guard;
 mod lease;
 mod open;
 mod rows;
@@ -34,7 +34,7 @@ mod writer;
 use group::Group;
 use lease::{Holder, Lease, Leases};
 use open::in_file;
-use rows::{View, damaged, failed, is_of_disk};
+use rows::{View, damaged, failed, is_disk_error};
 use writer::Writer;
 
 /// Reads above this size in bytes run on a thread that may block. Smaller reads take microseconds, as would the handover.
@@ -50,20 +50,20 @@ const SWEEP_ROWS: usize = 4096;
 ///
 /// # Time
 /// TTLs use a monotonic clock, and renewals stay in memory. A clean shutdown stores the remaining TTLs, and the next start
-/// continues them by the wall clock. After a crash, every session and global program gets a full TTL. So none expires
-/// early, one lives at most one TTL longer, and an expired session may return if no
-/// [sweep](snakepit_session::SessionBackend::sweep) removed it. The last worker of a session is also in memory only; a crash
-/// loses it together with the worker.
+/// continues them by the wall clock. After a crash, every session and global program gets a full TTL. None expires early, and
+/// each lives at most one TTL longer. An expired session may return if no
+/// [sweep](snakepit_session::SessionBackend::sweep) removed it. The last worker of a session is also in memory only. A crash
+/// loses it, together with the worker.
 ///
 /// # Failures
 /// If the disk is full, or the file was deleted or replaced, writes fail with [`SessionError::Backend`] and change nothing
 /// until there is space or the file is back. Reads and watches continue.
 ///
 /// If another process overwrites or truncates the file in place, all operations fail with [`SessionError::Backend`] from the next
-/// write on, and watches end, because the file does not hold the acknowledged writes. The backend does not write to the
-/// file any more, so the next start finds a copy that was restored meanwhile intact.
+/// write on, and watches end, because the file no longer contains the acknowledged writes. The backend stops writing to the file.
+/// You can therefore restore a copy before you restart the host.
 ///
-/// If the disk fails, concurrent writes fail with [`SessionError::Backend`] and may be in the file. The backend reopens the file
+/// If the disk fails, concurrent writes fail with [`SessionError::Backend`], but may be in the file. The backend reopens the file
 /// immediately, and retries with pauses until it succeeds. Watches end with the error.
 ///
 /// # Files
@@ -88,7 +88,8 @@ pub struct RedbBackend {
 struct Shared {
     path: PathBuf,
     limits: SessionLimits,
-    /// The database, or why it cannot be opened. Readers hold the lock, so that the writer does not close it under them.
+    /// The database, or the error of the last attempt to open it. Readers hold the lock, so the writer cannot close the database
+    /// during a read.
     database: Arc<RwLock<Result<Arc<Database>, SessionError>>>,
     leases: Leases,
     stats: Mutex<SessionStats>,
@@ -144,9 +145,9 @@ impl RedbBackend {
     async fn write<T: Send + 'static>(
         &self,
         size: usize,
-        act: impl FnOnce(&mut Group<'_>) -> Result<T, SessionError> + Send + 'static,
+        operation: impl FnOnce(&mut Group<'_>) -> Result<T, SessionError> + Send + 'static,
     ) -> Result<T, SessionError> {
-        self.writer.ask(size, act).await.map_err(|error| in_file(&self.shared.path, error))
+        self.writer.run(size, operation).await.map_err(|error| in_file(&self.shared.path, error))
     }
 
     /// Runs a read of at most `size` bytes.
@@ -164,12 +165,13 @@ impl RedbBackend {
         })
     }
 
-    /// Whether to repeat a read that failed with the disk, after the writer has reopened the file.
-    async fn is_open_again<T>(&self, is_second: &mut bool, read: &Result<T, SessionError>) -> bool {
+    /// Returns true if the first attempt of a read failed because of the disk. The writer has reopened the file by then, so the
+    /// caller can retry.
+    async fn should_retry<T>(&self, has_retried: &mut bool, read: &Result<T, SessionError>) -> bool {
         match read {
-            Err(error) if is_of_disk(error) && !std::mem::replace(is_second, true) => {
-                // Makes the writer notice the failure. Its answer does not matter.
-                let _ = self.writer.ask(0, |_| Ok(())).await;
+            Err(error) if is_disk_error(error) && !std::mem::replace(has_retried, true) => {
+                // Any operation makes the writer detect the failure and reopen the file.
+                let _ = self.writer.run(0, |_| Ok(())).await;
                 true
             }
             _ => false,
@@ -184,8 +186,8 @@ impl RedbBackend {
             found => return Ok((view, found?)),
         }
         drop(view);
-        // The writer may be about to end the lease. Otherwise the file has lost the session.
-        self.writer.ask(0, |_| Ok(())).await?;
+        // The lease may end with the current group of the writer. If it does not, the file has lost the session.
+        self.writer.run(0, |_| Ok(())).await?;
         match self.shared.leases.live(&Holder::Session(id.clone()), Instant::now()) {
             Some(_) => Err(damaged(&format!("session `{id}` is missing"))),
             None => Err(SessionError::NotFound { id: id.clone() }),
@@ -209,16 +211,16 @@ impl RedbBackend {
         + 'static,
     ) -> Result<T, SessionError> {
         self.renew(id)?;
-        let mut is_second = false;
+        let mut has_retried = false;
         loop {
-            let looked = async {
+            let outcome = async {
                 let (view, record) = self.header(id).await?;
                 let (id, size, read_session) = (id.clone(), record.header.bytes, read_session.clone());
                 self.read(size, move || read_session(&id, &view, record)).await
             };
-            let looked = looked.await;
-            if !self.is_open_again(&mut is_second, &looked).await {
-                return looked.map_err(|error| in_file(&self.shared.path, error));
+            let outcome = outcome.await;
+            if !self.should_retry(&mut has_retried, &outcome).await {
+                return outcome.map_err(|error| in_file(&self.shared.path, error));
             }
         }
     }

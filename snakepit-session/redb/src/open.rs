@@ -20,8 +20,8 @@ use snakepit_session::{
 use tokio::time::Instant;
 
 use super::{
-    file::Identity,
-    guard::{Guard, HEADER},
+    checked_storage::{CheckedStorage, HEADER_BYTES},
+    file::FileIdentity,
     lease::{Holder, Lease, LeaseRow, Leases},
     rows::{
         DATA, GLOBAL_OWNER, HeaderSummary, LEASES, PROGRAMS, SCHEMA, SESSIONS, VARIABLES, VERSIONS, damaged,
@@ -35,8 +35,8 @@ const VERSION: u64 = 2;
 /// The size of redb's cache in bytes.
 const CACHE: usize = 256 * 1024 * 1024;
 
-/// Whether this progress of a check means that redb found the last commit incomplete and uses the previous one. It reports 0.0
-/// at the start of each check, 0.6 and 0.9 after passes over sound data, and 0.3 only in between.
+/// Returns whether the progress of a check shows that redb rejected an incomplete commit and uses the previous one. Redb reports
+/// 0.0 at the start of each check, 0.6 and 0.9 after passes over sound data, and 0.3 only when it falls back.
 fn falls_back(progress: f64) -> bool {
     0.0 < progress && progress < 0.5
 }
@@ -49,18 +49,19 @@ const MAX_UNFINISHED: u64 = 1024 * 1024;
 /// An open file, its totals and leases.
 pub(super) struct Opened {
     pub(super) database: Database,
-    pub(super) identity: Identity,
-    pub(super) guard: Guard,
+    pub(super) identity: FileIdentity,
+    pub(super) guard: CheckedStorage,
     pub(super) totals: Totals,
     pub(super) leases: Vec<(Holder, Lease)>,
 }
 
-/// Opens a file and reads its leases. Creates a missing file, unless `known` names one: that must be as it was last written.
+/// Opens a file and reads its leases. Creates the file if it is missing. `known` identifies a file that was open before and must
+/// be as it was last written.
 pub(super) fn open<F: StorageBackend>(
     path: &Path,
     limits: &SessionLimits,
     storage: impl FnOnce(FileBackend) -> F,
-    known: Option<(Identity, &Guard)>,
+    known: Option<(FileIdentity, &CheckedStorage)>,
 ) -> Result<Opened, SessionError> {
     // Redb may panic if another program changed its file.
     let opened = catch_unwind(AssertUnwindSafe(|| {
@@ -88,8 +89,8 @@ pub(super) fn in_file(path: &Path, error: SessionError) -> SessionError {
 fn database<F: StorageBackend>(
     path: &Path,
     storage: impl FnOnce(FileBackend) -> F,
-    known: Option<(Identity, &Guard)>,
-) -> Result<(Database, Identity, Guard), String> {
+    known: Option<(FileIdentity, &CheckedStorage)>,
+) -> Result<(Database, FileIdentity, CheckedStorage), String> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(known.is_none()).truncate(false);
     // Sessions may contain secrets, so only the owner may read the file.
@@ -101,7 +102,7 @@ fn database<F: StorageBackend>(
         _ => format!("cannot open it: {error}"),
     })?;
     let metadata = file.metadata().map_err(|error| format!("cannot open it: {error}"))?;
-    let identity = Identity::of(&metadata);
+    let identity = FileIdentity::of(&metadata);
     if known.is_some_and(|(known, _)| known != identity) {
         return Err("it was replaced while it was in use".to_owned());
     }
@@ -126,7 +127,7 @@ fn database<F: StorageBackend>(
         if known.is_none() {
             empty_unfinished(&storage).map_err(StorageError::Io)?;
         }
-        Guard::new(storage).map_err(|error| StorageError::Io(error).into())
+        CheckedStorage::new(storage).map_err(|error| StorageError::Io(error).into())
     });
     let guard = guard.map_err(|error| format!("cannot open it: {error}"))?;
     if let Some((_, before)) = known {
@@ -164,10 +165,10 @@ fn empty_unfinished(storage: &impl StorageBackend) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether redb was interrupted while creating the file: it first writes the header, and the magic number last.
+/// Whether redb was interrupted while creating the file. It writes the header first and the magic number last.
 fn is_unfinished(storage: &impl StorageBackend) -> io::Result<bool> {
     let len = storage.len()?;
-    if len < HEADER as u64 || len > MAX_UNFINISHED {
+    if len < HEADER_BYTES as u64 || len > MAX_UNFINISHED {
         return Ok(false);
     }
     let mut magic = [0; MAGIC.len()];
@@ -175,8 +176,8 @@ fn is_unfinished(storage: &impl StorageBackend) -> io::Result<bool> {
     if magic == MAGIC || magic.iter().zip(MAGIC).any(|(found, byte)| ![0, byte].contains(found)) {
         return Ok(false);
     }
-    let mut rest = vec![0; usize::try_from(len).map_or(0, |len| len - HEADER)];
-    storage.read(HEADER as u64, &mut rest)?;
+    let mut rest = vec![0; usize::try_from(len).map_or(0, |len| len - HEADER_BYTES)];
+    storage.read(HEADER_BYTES as u64, &mut rest)?;
     Ok(rest.iter().all(|byte| *byte == 0))
 }
 

@@ -1,7 +1,7 @@
-//! The tables of a file, and how rows are read. Module `group` writes them.
+//! The tables of a file, and functions that read their rows. The module `group` writes them.
 //!
-//! Every key starts with the session id, so the rows of a session are a contiguous range. Global rows have an empty text there,
-//! which is not a valid id.
+//! Every key starts with the session id, so the rows of a session are a contiguous range. Global rows have an empty string
+//! instead, which is not a valid id.
 
 use std::{borrow::Borrow, ops::Range, sync::Arc};
 
@@ -61,7 +61,7 @@ pub(super) fn failed(error: impl Into<redb::Error>) -> SessionError {
 }
 
 /// Whether the database rejects all operations until it is reopened.
-pub(super) fn is_of_disk(error: &SessionError) -> bool {
+pub(super) fn is_disk_error(error: &SessionError) -> bool {
     matches!(error, SessionError::Backend { problem } if problem.starts_with(DISK_FAILED))
 }
 
@@ -75,12 +75,12 @@ pub(super) fn header_key(id: &SessionId) -> (&str, &str) {
     (id.as_str(), "")
 }
 
-/// The end of an owner's rows: it sorts after this owner and before all others, because ids do not contain control characters.
+/// The exclusive end of an owner's rows. It sorts directly after the owner, because ids contain no control characters.
 pub(super) fn end_of(owner: &str) -> String {
     format!("{owner}\0")
 }
 
-/// The rows of an owner, up to [`end_of`] it.
+/// The keys of an owner's rows. `end` is [`end_of`] the owner.
 pub(super) fn rows_of<'a>(owner: &'a str, end: &'a str) -> Range<(&'a str, &'a str)> {
     (owner, "")..(end, "")
 }
@@ -139,8 +139,7 @@ pub(super) fn load_all_variables(
     Ok(())
 }
 
-/// Checks that a missing row was never written: the session must contain as many rows as its header counts. Otherwise the file
-/// is damaged.
+/// Checks that a missing row was never written. If the session contains fewer rows than its header counts, the file is damaged.
 fn check_missing(
     table: &impl ReadableTable<Key, Row>,
     owner: &str,

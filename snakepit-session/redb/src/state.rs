@@ -61,7 +61,7 @@ pub(super) struct Staged {
     pub(super) leases: HashMap<Holder, Option<Lease>>,
     /// In the order of the changes.
     pub(super) notifications: Vec<Notification>,
-    /// The number of written rows.
+    /// The number of rows written.
     pub(super) writes: usize,
 }
 
@@ -82,7 +82,7 @@ pub(super) enum Notification {
 }
 
 impl State {
-    /// Takes over the contents of a file.
+    /// Starts with the contents of a file.
     pub(super) fn resume(&mut self, shared: &Shared, totals: Totals, leases: Vec<(Holder, Lease)>) {
         self.totals = totals;
         for (holder, lease) in leases {
@@ -92,8 +92,8 @@ impl State {
         shared.publish(self.totals.stats());
     }
 
-    /// Takes over the contents of a reopened file, which may or may not contain the failed group. Existing leases are kept.
-    pub(super) fn take_over(&mut self, shared: &Shared, found: Totals, leases: Vec<(Holder, Lease)>) {
+    /// Continues with the contents of a reopened file, which may contain the failed group. Keeps existing leases.
+    pub(super) fn reload(&mut self, shared: &Shared, found: Totals, leases: Vec<(Holder, Lease)>) {
         let Totals { sessions, variables, programs, globals, bytes, .. } = found;
         self.totals = Totals { sessions, variables, programs, globals, bytes, ..self.totals };
         let mut missing: HashSet<_> = shared.leases.holders().collect();
@@ -121,7 +121,7 @@ impl State {
     }
 
     /// The committed size of sessions and global programs in bytes.
-    pub(super) const fn held(&self) -> usize {
+    pub(super) const fn stored_bytes(&self) -> usize {
         self.totals.bytes
     }
 
@@ -131,7 +131,7 @@ impl State {
     }
 
     /// Publishes the changes of a committed group and sends its notifications.
-    pub(super) fn settle(&mut self, shared: &Shared) {
+    pub(super) fn publish(&mut self, shared: &Shared) {
         let Staged { totals, leases, notifications, writes: _ } = std::mem::take(&mut self.staged);
         for (holder, lease) in leases {
             let queued = lease.as_ref().map(|lease| lease.queued);
@@ -163,7 +163,7 @@ impl State {
     }
 
     /// Discards the changes of a group that was not committed.
-    pub(super) fn forget(&mut self) {
+    pub(super) fn discard(&mut self) {
         for notifications in std::mem::take(&mut self.staged).notifications {
             if let Notification::Ended { id, watchers: Some(watchers), .. } = notifications {
                 self.watchers.insert(id, watchers);

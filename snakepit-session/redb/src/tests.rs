@@ -129,7 +129,7 @@ async fn programs_of(backend: &RedbBackend, owner: &ProgramOwner) -> Vec<(Progra
 }
 
 #[tokio::test]
-async fn everything_is_there_again() {
+async fn a_reopened_file_contains_everything() {
     let directory = directory();
     let backend = open(&directory).await;
     let metadata = [("user".to_owned(), "ada".to_owned())].into();
@@ -175,7 +175,7 @@ async fn left(backend: &RedbBackend, session: &str) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ttls_go_on_after_an_orderly_end_and_begin_anew_after_a_crash() {
+async fn ttls_continue_after_a_clean_shutdown_and_restart_after_a_crash() {
     let directory = directory();
     let backend = open(&directory).await;
     for session in ["idle", "used"] {
@@ -250,7 +250,7 @@ async fn files_that_cannot_be_opened_are_named_with_the_reason() {
 }
 
 #[tokio::test]
-async fn files_that_were_never_finished_are_made_anew_and_no_others() {
+async fn only_unfinished_files_are_recreated() {
     let directory = directory();
     let path = directory.path().join("sessions");
     for (begins, ends, is_unfinished) in
@@ -283,7 +283,7 @@ fn meddle<K: redb::Key + 'static, V: redb::Value + 'static>(
 }
 
 #[tokio::test]
-async fn schemas_of_other_versions_and_of_others_are_refused() {
+async fn foreign_and_other_schemas_are_rejected() {
     let directory = directory();
     let path = directory.path().join("sessions");
     drop(open(&directory).await);
@@ -302,7 +302,7 @@ async fn schemas_of_other_versions_and_of_others_are_refused() {
 }
 
 #[tokio::test]
-async fn damaged_files_are_refused_and_damaged_rows_harm_nothing_else() {
+async fn damaged_files_are_rejected_and_damaged_rows_affect_nothing_else() {
     let directory = directory();
     let path = directory.path().join("sessions");
     let backend = open(&directory).await;
@@ -350,7 +350,7 @@ async fn panics_undo_their_group_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_file_that_was_deleted_or_replaced_takes_no_more_writes_until_it_is_back() {
+async fn a_deleted_or_replaced_file_rejects_writes_until_it_is_back() {
     let directory = directory();
     let (path, aside) = (directory.path().join("sessions"), directory.path().join("aside"));
     let backend = open(&directory).await;
@@ -370,7 +370,7 @@ async fn a_file_that_was_deleted_or_replaced_takes_no_more_writes_until_it_is_ba
 }
 
 #[tokio::test]
-async fn a_file_that_was_overwritten_or_truncated_in_place_rejects_all_operations() {
+async fn an_overwritten_or_truncated_file_rejects_all_operations() {
     type Damage = fn(&Path, &Path);
     let damages: [(&str, Damage); 4] = [
         ("overwritten", |path, copy| assert!(std::fs::copy(copy, path).unwrap() > 0)),
@@ -428,7 +428,7 @@ fn flip_bits(path: &Path, bits: usize, seed: u64) {
 }
 
 #[tokio::test]
-async fn a_file_with_flipped_bits_never_loses_anything_in_silence() {
+async fn flipped_bits_never_lose_data_silently() {
     const VARIABLES: u32 = 200;
     let directory = directory();
     let backend = open(&directory).await;

@@ -18,9 +18,9 @@ use tokio::{
 
 use super::{
     Shared,
-    file::{Identity, check_room},
+    checked_storage::CheckedStorage,
+    file::{FileIdentity, check_free_space},
     group::Group,
-    guard::Guard,
     open::{Opened, close, in_file, open},
     rows::failed,
     state::State,
@@ -28,8 +28,8 @@ use super::{
 
 /// The capacity of the queue. Above it, callers wait (backpressure).
 const QUEUE: usize = 1024;
-/// The maximum number of operations in a transaction, and of bytes of new values, to bound the latency. The row with the
-/// previous value of a variable does not count.
+/// The limits of a transaction, in operations and in bytes of new values. They bound its latency. The row with the previous value
+/// of a variable does not count.
 const MAX_OPERATIONS: usize = 1024;
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 
@@ -69,7 +69,7 @@ where
 
     fn answer(self: Box<Self>, committed: Result<(), SessionError>) {
         let outcome = self.outcome.unwrap_or_else(|| Err(problem("the operation did not run")));
-        // Fails if the caller was dropped, which does not matter.
+        // Fails if the caller was dropped.
         let _ = self.answer.send(committed.and(outcome));
     }
 }
@@ -101,7 +101,7 @@ impl Writer {
         let runtime = Handle::try_current().ok();
         let run = move || {
             let _clock = runtime.as_ref().map(Handle::enter);
-            match Work::open(path, limits, storage, operations) {
+            match WriterThread::open(path, limits, storage, operations) {
                 Ok(work) => {
                     // Fails if the caller was dropped; then the queue is closed too.
                     let _ = opened.send(Ok(Arc::clone(&work.shared)));
@@ -117,7 +117,7 @@ impl Writer {
     }
 
     /// Runs an operation that writes about `size` bytes, and waits for the commit.
-    pub(super) async fn ask<T: Send + 'static>(
+    pub(super) async fn run<T: Send + 'static>(
         &self,
         size: usize,
         act: impl FnOnce(&mut Group<'_>) -> Result<T, SessionError> + Send + 'static,
@@ -143,13 +143,13 @@ impl Drop for Writer {
 }
 
 /// The state of the thread.
-struct Work<S> {
+struct WriterThread<S> {
     shared: Arc<Shared>,
     state: State,
     operations: mpsc::Receiver<Box<dyn Operation>>,
     storage: S,
-    identity: Identity,
-    guard: Guard,
+    identity: FileIdentity,
+    guard: CheckedStorage,
     /// The database, or `None` if it could not be reopened.
     database: Option<Arc<Database>>,
     /// The last disk failure, and when to retry.
@@ -161,7 +161,7 @@ const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 const PAUSE_FACTOR: u32 = 10;
 
-impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
+impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
     fn open(
         path: PathBuf,
         limits: SessionLimits,
@@ -215,13 +215,13 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
         let ran =
             ran.unwrap_or_else(|_| Err(problem("an operation panicked, and those with it were not done")));
         let Err(error) = ran else {
-            self.state.settle(&self.shared);
+            self.state.publish(&self.shared);
             return Ok(());
         };
         let path = self.shared.path.display();
         tracing::error!(%path, %error, operations = group.len(), "failed to write sessions");
-        self.state.forget();
-        // Redb continues after other errors, but not after a disk error. An overwritten file is not read any more either.
+        self.state.discard();
+        // Redb must be reopened after a disk error, but not after other errors. An overwritten file must not be read again.
         if !self.guard.is_foreign() && database.begin_write().is_ok() {
             return Err(error);
         }
@@ -249,8 +249,8 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
         }
     }
 
-    /// Handles a disk failure: redb requires that we reopen the file. Whether the last commit succeeded is unknown until then,
-    /// so watches end.
+    /// Reopens the file after a disk failure, as redb requires. Until then, the outcome of the last commit is unknown, so watches
+    /// end.
     fn fail(&mut self, error: SessionError) -> SessionError {
         let failure = in_file(&self.shared.path, error);
         self.state.end_watches(&failure);
@@ -265,7 +265,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
         let began = Instant::now();
         let Self { shared, identity, guard, database, .. } = self;
         let mut current = shared.database.blocking_write();
-        // Redb writes to the file when it closes it, which must not damage the data of another process.
+        // The check disables writes to an overwritten file: redb writes to the file on close, and must not damage foreign data.
         if let Err(problem) = guard.check() {
             tracing::error!(path = %shared.path.display(), problem, "cannot use the file of sessions any more");
         }
@@ -289,7 +289,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
         let until = Instant::now() + pause;
         match outcome {
             Ok((totals, leases)) => {
-                self.state.take_over(shared, totals, leases);
+                self.state.reload(shared, totals, leases);
                 tracing::warn!(path = %shared.path.display(), "the sessions were opened again after an error of the disk");
                 self.outage = Some((failure.clone(), until));
                 Ok(())
@@ -316,7 +316,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
             let writes = group.writes();
             group.begin_operation();
             if let Err(error) = operation.run(&mut group) {
-                // If it failed before its first write, the other operations can continue.
+                // The other operations can only continue if this one failed before its first write.
                 if group.writes() != writes {
                     return Err(error);
                 }
@@ -330,12 +330,12 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
         let wrote = group.writes() > 0;
         drop(group);
         let ended = if wrote {
-            // Without these, the commit would fail and redb would reject further operations.
-            let held = state.held();
+            // Check first, because redb rejects all further operations after a failed commit.
+            let stored = state.stored_bytes();
             let is_usable = || {
                 let file = identity.check(&shared.path)?;
                 guard.check()?;
-                check_room(&shared.path, &file, held, size)
+                check_free_space(&shared.path, &file, stored, size)
             };
             match outage.and_then(|()| is_usable().map_err(|why: String| problem(&why))) {
                 Ok(()) => transaction.commit().map_err(failed).inspect(|()| self.outage = None),
@@ -348,7 +348,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> Work<S> {
         } else {
             transaction.abort().map_err(failed)
         };
-        // The first error says more than redb's rejections after it.
+        // The first error explains more than redb's later rejections.
         ended.map_err(|error| first_error.unwrap_or(error))
     }
 }

@@ -1,4 +1,4 @@
-//! The operations of the trait.
+//! The operations of [`SessionBackend`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,14 +19,14 @@ use super::{
 };
 
 /// The maximum number of sessions that one script visits, because a running script blocks Redis.
-const AT_ONCE: usize = 200;
+const SESSIONS_PER_SCRIPT: usize = 200;
 
 impl RedisBackend {
     async fn load(&self, id: &SessionId, plan: &LoadPlan) -> Result<Loaded, SessionError> {
-        Loaded::load(&self.link, id, plan).await
+        Loaded::load(&self.connection, id, plan).await
     }
 
-    /// Reclaims expired sessions and programs. Returns whether there were any.
+    /// Reclaims expired sessions and programs. Returns whether any had expired.
     pub(super) async fn reclaim(&self) -> Result<bool, SessionError> {
         let (sessions, programs) = self.reclaim_all("first").await?;
         Ok(sessions + programs > 0)
@@ -36,12 +36,13 @@ impl RedisBackend {
     async fn reclaim_all(&self, why: &'static str) -> Result<(usize, usize), SessionError> {
         let (mut which, mut expired, mut programs) = (why, 0, 0);
         loop {
-            let call = self.link.call(&scripts::RECLAIM).arg(AT_ONCE).arg(which);
-            let (surfaced, some, some_programs, is_torn): (usize, usize, usize, bool) = call.run().await?;
-            (expired, programs) = (expired + some, programs + some_programs);
-            if surfaced < AT_ONCE {
+            let call = self.connection.call(&scripts::RECLAIM).arg(SESSIONS_PER_SCRIPT).arg(which);
+            let (visited, more_expired, more_programs, is_torn): (usize, usize, usize, bool) =
+                call.run().await?;
+            (expired, programs) = (expired + more_expired, programs + more_programs);
+            if visited < SESSIONS_PER_SCRIPT {
                 if is_torn && why == "sweep" {
-                    expired += self.mend().await?;
+                    expired += self.repair_indexes().await?;
                 }
                 return Ok((expired, programs));
             }
@@ -59,39 +60,44 @@ impl SessionBackend for RedisBackend {
         let incarnation = uuid::Uuid::new_v4().simple().to_string();
         let (max_sessions, max_bytes) = (self.limits.max_sessions, self.limits.max_total_bytes);
         loop {
-            let call =
-                self.link.call(&scripts::CREATE).arg(id.as_str()).arg(&incarnation).arg(millis(header.ttl));
+            let call = self
+                .connection
+                .call(&scripts::CREATE)
+                .arg(id.as_str())
+                .arg(&incarnation)
+                .arg(millis(header.ttl));
             let call = call.arg(&meta).arg(header.bytes).arg(max_sessions).arg(max_bytes);
             type Answer = (String, usize, Option<Vec<u8>>, Option<String>, Option<String>);
-            let (answer, size, meta, worker, held): Answer = call.run().await?;
-            let refused = match &*answer {
+            let (answer, size, meta, worker, usage): Answer = call.run().await?;
+            let rejection = match &*answer {
                 "made" => return Ok((header.snapshot(id, header.ttl), Created::New)),
                 "found" => {
-                    let (meta, held) = (meta.unwrap_or_default(), held.unwrap_or_default());
-                    let mut found = session(id, Duration::ZERO, &meta, worker, &held)?;
+                    let (meta, usage) = (meta.unwrap_or_default(), usage.unwrap_or_default());
+                    let mut found = session(id, Duration::ZERO, &meta, worker, &usage)?;
                     found.expires_in = found.ttl;
-                    return Ok((self.as_seen_here(found), Created::Existing));
+                    return Ok((self.localize_last_worker(found), Created::Existing));
                 }
                 "sessions" => SessionError::TooManySessions { limit: max_sessions },
                 _ => self.full(size),
             };
             // Reclaim expired sessions before rejecting.
             if !self.reclaim().await? {
-                return Err(refused);
+                return Err(rejection);
             }
         }
     }
 
     async fn get(&self, id: &SessionId) -> Result<Session, SessionError> {
         let header = self.load(id, &LoadPlan::session()).await?.record.header;
-        Ok(self.as_seen_here(header.snapshot(id, header.ttl)))
+        Ok(self.localize_last_worker(header.snapshot(id, header.ttl)))
     }
 
     async fn delete(&self, id: &SessionId) -> Result<Session, SessionError> {
         let was: Option<(u64, Vec<u8>, Option<String>, String)> =
-            self.link.call(&scripts::DELETE).arg(id.as_str()).run().await?;
-        let (left, meta, worker, held) = was.ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
-        session(id, Duration::from_millis(left), &meta, worker, &held).map(|was| self.as_seen_here(was))
+            self.connection.call(&scripts::DELETE).arg(id.as_str()).run().await?;
+        let (left, meta, worker, usage) = was.ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
+        session(id, Duration::from_millis(left), &meta, worker, &usage)
+            .map(|was| self.localize_last_worker(was))
     }
 
     async fn list(&self, page: PageRequest) -> Result<Page<Session>, SessionError> {
@@ -100,20 +106,20 @@ impl SessionBackend for RedisBackend {
         let mut items = Vec::new();
         // Ask for one more, which shows whether there is another page.
         while items.len() <= size {
-            let most = (size + 1 - items.len()).min(AT_ONCE);
-            let call = self.link.call(&scripts::LIST).arg(&after).arg(most);
+            let limit = (size + 1 - items.len()).min(SESSIONS_PER_SCRIPT);
+            let call = self.connection.call(&scripts::LIST).arg(&after).arg(limit);
             type Listed = (String, u64, Vec<u8>, Option<String>, String);
-            let (looked_at, last, found): (usize, String, Vec<Listed>) = call.run().await?;
-            for (id, left, meta, worker, held) in found {
+            let (visited, last, found): (usize, String, Vec<Listed>) = call.run().await?;
+            for (id, left, meta, worker, usage) in found {
                 let listed = SessionId::try_new(&id)
-                    .and_then(|id| session(&id, Duration::from_millis(left), &meta, worker, &held));
+                    .and_then(|id| session(&id, Duration::from_millis(left), &meta, worker, &usage));
                 match listed {
-                    Ok(listed) => items.push(self.as_seen_here(listed)),
+                    Ok(listed) => items.push(self.localize_last_worker(listed)),
                     // An unreadable session must not hide the others.
                     Err(error) => tracing::error!(session = id, %error, "a session is left out of a listing"),
                 }
             }
-            if looked_at < most {
+            if visited < limit {
                 break;
             }
             after = last;
@@ -125,7 +131,7 @@ impl SessionBackend for RedisBackend {
     }
 
     async fn set_last_worker(&self, id: &SessionId, worker: Arc<str>) -> Result<(), SessionError> {
-        let call = self.link.call(&scripts::AFFINITY).arg(id.as_str()).arg(self.remembered(&worker));
+        let call = self.connection.call(&scripts::AFFINITY).arg(id.as_str()).arg(self.stored_worker(&worker));
         if call.run().await? { Ok(()) } else { Err(SessionError::NotFound { id: id.clone() }) }
     }
 
@@ -138,7 +144,7 @@ impl SessionBackend for RedisBackend {
         let ProgramOwner::Session(id) = owner else { return self.put_global(name, program).await };
         self.change(id, &LoadPlan::program(name), |record, budget, changes| {
             let created = record.put_program(budget, name, program.clone())?;
-            record.programs.get(name).into_iter().for_each(|stored| changes.put(stored));
+            record.programs.get(name).into_iter().for_each(|stored| changes.add_program(stored));
             Ok(created)
         })
         .await
@@ -161,7 +167,7 @@ impl SessionBackend for RedisBackend {
         let ProgramOwner::Session(id) = owner else { return self.delete_global(name).await };
         self.change(id, &LoadPlan::program(name), |record, budget, changes| {
             record.delete_program(budget, name)?;
-            changes.remove(name);
+            changes.delete_program(name);
             Ok(())
         })
         .await
@@ -175,9 +181,9 @@ impl SessionBackend for RedisBackend {
     ) -> Result<Variable, SessionError> {
         let checked = CheckedValue::for_new_variable(&self.limits, &new).await;
         self.change(id, &LoadPlan::variables([name.as_str()]), |record, budget, changes| {
-            let made = record.register(budget, name, new.clone(), checked.clone())?;
-            changes.wrote(UpdateKind::Registered, made);
-            Ok(made.variable.clone())
+            let created = record.register(budget, name, new.clone(), checked.clone())?;
+            changes.add_variable(UpdateKind::Registered, created);
+            Ok(created.variable.clone())
         })
         .await
     }
@@ -202,7 +208,7 @@ impl SessionBackend for RedisBackend {
         self.limits.check_names(updates.len())?;
         let plan = LoadPlan::variables(updates.iter().map(|update| &*update.identifier));
         self.change_variables(id, &plan, updates, |record, budget, changes, updates| {
-            record.set_batch(budget, updates, batch, |changed| changes.wrote(UpdateKind::Set, changed))
+            record.set_batch(budget, updates, batch, |changed| changes.add_variable(UpdateKind::Set, changed))
         })
         .await
     }
@@ -216,7 +222,7 @@ impl SessionBackend for RedisBackend {
     async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError> {
         self.change(id, &LoadPlan::variables([identifier]), |record, budget, changes| {
             let deleted = record.delete_variable(budget, identifier)?;
-            changes.unset(&deleted);
+            changes.delete_variable(&deleted);
             Ok(deleted.variable)
         })
         .await
@@ -228,7 +234,7 @@ impl SessionBackend for RedisBackend {
         identifier: &str,
         limit: usize,
     ) -> Result<Vec<VariableVersion>, SessionError> {
-        Ok(load_history(&self.link, id, identifier, limit).await?.history(limit).collect())
+        Ok(load_history(&self.connection, id, identifier, limit).await?.history(limit).collect())
     }
 
     async fn rollback_variable(
@@ -240,7 +246,7 @@ impl SessionBackend for RedisBackend {
     ) -> Result<Variable, SessionError> {
         self.change(id, &LoadPlan::version(identifier, version), |record, budget, changes| {
             let changed = record.rollback(budget, identifier, version, note.clone())?;
-            changes.wrote(UpdateKind::RolledBack, changed);
+            changes.add_variable(UpdateKind::RolledBack, changed);
             Ok(changed.variable.clone())
         })
         .await
@@ -257,8 +263,8 @@ impl SessionBackend for RedisBackend {
             [] if initial => LoadPlan::all_variables(),
             identifiers => LoadPlan::variables(identifiers.iter().map(|identifier| &**identifier)),
         };
-        let Loaded { record, was, seq, mark, .. } = self.load(id, &plan.watched(self.lease)).await?;
-        let Usage { incarnation, .. } = was;
+        let Loaded { record, usage, seq, mark, .. } = self.load(id, &plan.watched(self.lease)).await?;
+        let Usage { incarnation, .. } = usage;
         let (watcher, watch) = Watcher::for_record(&self.limits, id, &record, identifiers, initial)?;
         self.follower.add(
             id,
@@ -272,7 +278,7 @@ impl SessionBackend for RedisBackend {
 
     async fn stats(&self) -> Result<SessionStats, SessionError> {
         let [created, deleted, expired, sweeps, live, variables, programs, bytes] =
-            self.link.call(&scripts::STATS).run().await?;
+            self.connection.call(&scripts::STATS).run().await?;
         Ok(SessionStats { created, deleted, expired, sweeps, live, variables, programs, bytes })
     }
 

@@ -1,4 +1,4 @@
-//! Writes with optimistic concurrency: load a session, change it, and store it if its revision is unchanged; otherwise retry.
+//! Writes with optimistic concurrency: loads a session, changes it, and commits it if its revision is unchanged. Otherwise retries.
 
 use std::{
     collections::{BTreeMap, hash_map::RandomState},
@@ -39,10 +39,11 @@ impl StripedLocks {
         Self { locks: (0..1024).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
     }
 
-    /// Waits for the lock with a timeout. So while Redis does not answer, all waiting writers give up together and not in sequence.
-    async fn take(&self, id: &SessionId, longest: Duration) -> Option<MutexGuard<'_, ()>> {
-        let turn = usize::try_from(self.hasher.hash_one(id)).unwrap_or(usize::MAX) % self.locks.len();
-        tokio::time::timeout(longest, self.locks[turn].lock()).await.ok()
+    /// Waits for the lock of a session with a timeout. While Redis does not answer, waiting writers therefore time out together
+    /// instead of one after another.
+    async fn lock(&self, id: &SessionId, timeout: Duration) -> Option<MutexGuard<'_, ()>> {
+        let stripe = usize::try_from(self.hasher.hash_one(id)).unwrap_or(usize::MAX) % self.locks.len();
+        tokio::time::timeout(timeout, self.locks[stripe].lock()).await.ok()
     }
 }
 
@@ -84,14 +85,14 @@ impl Changes {
         self.encoded(encode_variable(self.seq, kind, variable))
     }
 
-    fn forget(&mut self, name: &VariableName, versions: impl Iterator<Item = u32>) {
+    fn forget_versions(&mut self, name: &VariableName, versions: impl Iterator<Item = u32>) {
         for version in versions {
             self.push([word("forget"), older(name.as_str(), version).into()]);
         }
     }
 
     /// Adds a variable that was registered or written.
-    pub(super) fn wrote(&mut self, kind: UpdateKind, variable: &VariableRecord) {
+    pub(super) fn add_variable(&mut self, kind: UpdateKind, variable: &VariableRecord) {
         let name = &variable.variable.name;
         let kept = variable.older().next_back();
         let keep = kept.map(|kept| kept.to_string().into()).unwrap_or_default();
@@ -99,27 +100,27 @@ impl Changes {
         self.push([word("set"), name.to_string().into(), keep, encoded]);
         let oldest = variable.older().start;
         let before = self.oldest.insert(name.clone(), oldest).unwrap_or(oldest);
-        self.forget(name, before..oldest);
+        self.forget_versions(name, before..oldest);
     }
 
     /// Adds a deleted variable.
-    pub(super) fn unset(&mut self, variable: &VariableRecord) {
+    pub(super) fn delete_variable(&mut self, variable: &VariableRecord) {
         let name = &variable.variable.name;
         let encoded = self.encode_variable(UpdateKind::Deleted, variable);
         self.push([word("unset"), name.to_string().into(), encoded]);
-        self.forget(name, variable.older());
+        self.forget_versions(name, variable.older());
         self.oldest.remove(name);
     }
 
     /// Adds a stored program.
-    pub(super) fn put(&mut self, program: &ProgramRecord) {
+    pub(super) fn add_program(&mut self, program: &ProgramRecord) {
         let info = encode(&program.info).map(Bytes::from);
         let info = self.encoded(info);
         self.push([word("put"), program.info.name.to_string().into(), info, program.data.clone()]);
     }
 
     /// Adds a deleted program.
-    pub(super) fn remove(&mut self, name: &ProgramName) {
+    pub(super) fn delete_program(&mut self, name: &ProgramName) {
         self.push([word("remove"), name.to_string().into()]);
     }
 }
@@ -139,22 +140,24 @@ impl RedisBackend {
         &self,
         id: &SessionId,
         plan: &LoadPlan,
-        act: F,
+        operation: F,
     ) -> Result<T, SessionError>
     where
         F: Fn(&mut SessionRecord, &mut Budget<'_>, &mut Changes) -> Result<T, SessionError> + Send + Sync,
     {
-        self.change_variables(id, plan, Vec::new(), |record, budget, changes, _| act(record, budget, changes))
-            .await
+        self.change_variables(id, plan, Vec::new(), |record, budget, changes, _| {
+            operation(record, budget, changes)
+        })
+        .await
     }
 
-    /// The same for writes of variables, with expensive checks outside the retry loop.
+    /// Like [`change`](Self::change), for writes of variables. Runs expensive checks only once, not in each attempt.
     pub(super) async fn change_variables<T, F>(
         &self,
         id: &SessionId,
         plan: &LoadPlan,
         updates: Vec<SetVariable>,
-        act: F,
+        operation: F,
     ) -> Result<T, SessionError>
     where
         F: Fn(
@@ -166,15 +169,15 @@ impl RedisBackend {
             + Send
             + Sync,
     {
-        let turn = self.locks.take(id, self.link.timeout()).await;
-        let _turn = turn.ok_or_else(|| {
-            self.link
+        let lock = self.locks.lock(id, self.connection.timeout()).await;
+        let _lock = lock.ok_or_else(|| {
+            self.connection
                 .problem("does not answer in time those who change the session before; nothing was written")
         })?;
         let (mut reclaimed, mut prepared) = (false, None::<Vec<PreparedWrite>>);
         for attempt in 0..MAX_ATTEMPTS {
             back_off(attempt).await;
-            let mut loaded = Loaded::load(&self.link, id, plan).await?;
+            let mut loaded = Loaded::load(&self.connection, id, plan).await?;
             let writes = match &prepared {
                 Some(prepared) => prepared.clone(),
                 // If the type of a variable changes before a retry, its value is checked again.
@@ -184,10 +187,10 @@ impl RedisBackend {
                 }
                 None => prepared.insert(updates.iter().cloned().map(PreparedWrite::from).collect()).clone(),
             };
-            let act = |record: &mut SessionRecord, budget: &mut Budget<'_>, changes: &mut Changes| {
-                act(record, budget, changes, writes)
+            let operation = |record: &mut SessionRecord, budget: &mut Budget<'_>, changes: &mut Changes| {
+                operation(record, budget, changes, writes)
             };
-            let (done, changes, full) = self.act(id, &mut loaded, act);
+            let (done, changes, full) = self.apply(id, &mut loaded, operation);
             // Reclaim expired sessions before rejecting.
             if full && !reclaimed {
                 reclaimed = true;
@@ -206,15 +209,15 @@ impl RedisBackend {
                 _ => tracing::trace!(session = %id, attempt, "others changed the session meanwhile"),
             }
         }
-        Err(self.link.problem("too many hosts change the session at once; try again"))
+        Err(self.connection.problem("too many hosts change the session at once; try again"))
     }
 
-    /// Applies the operation to the loaded record. The flag says whether the total size limit rejected something.
-    fn act<T>(
+    /// Applies the operation to the loaded record. The flag is true if the limit of the total size rejected a change.
+    fn apply<T>(
         &self,
         id: &SessionId,
         loaded: &mut Loaded,
-        act: impl FnOnce(&mut SessionRecord, &mut Budget<'_>, &mut Changes) -> Result<T, SessionError>,
+        operation: impl FnOnce(&mut SessionRecord, &mut Budget<'_>, &mut Changes) -> Result<T, SessionError>,
     ) -> (Result<T, SessionError>, Changes, bool) {
         let mut changes = Changes::new(loaded);
         let (mut full, limit) = (false, self.limits.max_total_bytes);
@@ -229,7 +232,7 @@ impl RedisBackend {
             Ok(())
         };
         let mut budget = Budget { session: id, limits: &self.limits, resize: &mut resize };
-        let done = act(&mut loaded.record, &mut budget, &mut changes);
+        let done = operation(&mut loaded.record, &mut budget, &mut changes);
         (done, changes, full)
     }
 
@@ -242,19 +245,19 @@ impl RedisBackend {
         if let Some(problem) = changes.problem {
             return Err(problem);
         }
-        let (header, was) = (&loaded.record.header, &loaded.was);
-        let more = |now: usize, was: usize| now as i128 - was as i128;
+        let (header, usage) = (&loaded.record.header, &loaded.usage);
+        let growth = |now: usize, was: usize| now as i128 - was as i128;
         let mut call = self
-            .link
+            .connection
             .call(&scripts::COMMIT)
             .arg(id.as_str())
-            .arg(&was.incarnation)
+            .arg(&usage.incarnation)
             .arg(loaded.rev)
             .arg(next_rev())
-            .arg(Usage::of(header, &was.incarnation))
-            .arg(more(header.bytes, was.bytes).to_string())
-            .arg(more(header.variables, was.variables).to_string())
-            .arg(more(header.programs, was.programs).to_string())
+            .arg(Usage::of(header, &usage.incarnation))
+            .arg(growth(header.bytes, usage.bytes).to_string())
+            .arg(growth(header.variables, usage.variables).to_string())
+            .arg(growth(header.programs, usage.programs).to_string())
             .arg(self.limits.max_total_bytes)
             .arg(self.limits.max_watch_backlog.max(MIN_LOG.0))
             .arg(self.limits.max_watch_backlog_bytes.max(MIN_LOG.1));

@@ -1,8 +1,8 @@
-//! The background task of each host: it reads changes of sessions that are watched on this host, delivers them to the watchers,
-//! and renews the leases of these watches.
+//! [`Follower`]: the background task that delivers changes of watched sessions to the watchers of this host, and renews the leases
+//! of the watches.
 //!
-//! Published messages only wake the task. The changes are in a numbered log for each watched session, so a broken connection loses
-//! none of them: after a reconnect, the task reads every watched session again.
+//! Published messages only wake the task. The changes themselves are in a numbered log of each watched session. After a reconnect,
+//! the task reads the logs of all watched sessions, so a broken connection loses no change.
 //!
 //! # Glossary
 //!
@@ -10,13 +10,13 @@
 //! | --- | --- |
 //! | incarnation | the random id of one session (`born` in Redis); a new session with the same session id has another one |
 //! | seq, number | the number of a change of a variable in its session, starting at 1 |
-//! | mark | the revision of the commit that made a change. It distinguishes two changes with one number, when Redis lost the first in a failover |
+//! | mark | the revision of the commit that made a change. It distinguishes two changes with the same number, if Redis lost the first one in a failover |
 //! | `WatchCursor` | number and mark of a change: a position in the log |
 //! | `WatcherState::delivered` | the cursor of the last change that this watcher received |
 //! | `LogRead::after` | the number after which this read began: the smallest `delivered` of its watchers |
 //! | `LogRead::last_read` | the cursor of the last change in this read |
 //! | `LogRead::latest` | the cursor of the latest change of the session, read or not |
-//! | `Predecessor` | the mark of the change before another, which detects a gap or a lost past |
+//! | `Predecessor` | the mark of the previous change, which reveals gaps and lost changes |
 //! | `ReportedEvents` | the lifecycle events that this host has sent to subscribers; these have their own log and numbers |
 
 use std::{
@@ -35,37 +35,37 @@ use redis::{
 use snakepit_session::{SessionError, SessionEventKind, SessionEventSender, SessionId, Watcher};
 use tokio::{sync::Notify, time::Instant};
 
-use super::{decode_apart, jitter, link::Link, plan::decode_update, scripts};
+use super::{connection::Connection, decode_apart, jitter, plan::decode_update, scripts};
 
 mod watched;
 
 pub(super) use watched::WatchCursor;
 use watched::{Change, LogRead, Predecessor, Watched};
 
-/// The maximum number of sessions in one read, and about the maximum number of bytes.
-const SESSIONS: usize = 64;
-const BYTES: usize = 1 << 20;
-/// The delay before checking again for a session that should have expired.
-const SOON: Duration = Duration::from_millis(10);
-/// The maximum interval between checks of a watched session. Redis does not publish a message when it loses one.
-const CHECK: Duration = Duration::from_secs(5);
+/// The limits of one read, in sessions and, approximately, in bytes.
+const SESSIONS_PER_READ: usize = 64;
+const BYTES_PER_READ: usize = 1 << 20;
+/// The minimum delay before reconnecting, and before checking again for a session that should have expired.
+const MIN_BACKOFF: Duration = Duration::from_millis(10);
+/// The maximum interval between checks of a watched session. Checks are necessary, because published messages may be lost.
+const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// The number of reported events to remember, which is more than the log contains.
 const REMEMBERED_EVENTS: usize = 2048;
 /// The maximum delay before reconnecting.
-const MAX_WAIT: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
-/// The script's answer for a session: remaining lifetime, latest number, its mark, whether there is more, and the changes, each with
-/// number, variable, mark of the predecessor, and mark.
+/// The script's answer for a session: remaining lifetime, latest number, its mark, whether more changes follow, and the changes,
+/// each with number, variable, mark of the predecessor, and mark.
 type Answer = (i64, u64, u64, bool, Vec<(u64, Vec<u8>, i64, u64)>);
 /// An entry of the event log.
 type Entry = (String, Vec<String>);
 
 pub(super) struct Follower {
-    link: Link,
+    connection: Connection,
     lease: Duration,
     pub(super) events: SessionEventSender,
     watched: Mutex<Watched>,
-    /// Wakes the task without a published message.
+    /// Wakes the task from this host.
     wake: Notify,
     reported: Mutex<ReportedEvents>,
 }
@@ -101,9 +101,9 @@ pub(super) struct Subscription {
 }
 
 impl Follower {
-    pub(super) fn new(link: Link, lease: Duration) -> Self {
+    pub(super) fn new(connection: Connection, lease: Duration) -> Self {
         Self {
-            link,
+            connection,
             lease,
             events: SessionEventSender::new(),
             watched: Mutex::default(),
@@ -144,14 +144,14 @@ impl Follower {
 
     /// Subscribes to the channels.
     pub(super) async fn subscribe(&self) -> Result<Subscription, SessionError> {
-        let (mut sink, stream) = self.link.listen().await?.split();
+        let (mut sink, stream) = self.connection.listen().await?.split();
         for channel in ["events", "updates"] {
-            let channel = format!("{}:{channel}", self.link.root());
-            let subscribed = tokio::time::timeout(self.link.timeout(), sink.subscribe(channel)).await;
+            let channel = format!("{}:{channel}", self.connection.root());
+            let subscribed = tokio::time::timeout(self.connection.timeout(), sink.subscribe(channel)).await;
             match subscribed {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(self.link.problem(&error.to_string())),
-                Err(_) => return Err(self.link.problem("does not answer in time")),
+                Ok(Err(error)) => return Err(self.connection.problem(&error.to_string())),
+                Err(_) => return Err(self.connection.problem("does not answer in time")),
             }
         }
         Ok(Subscription { sink, stream })
@@ -161,7 +161,7 @@ impl Follower {
     pub(super) async fn skip_past_events(&self) -> Result<(), SessionError> {
         let mut last = redis::cmd("XREVRANGE");
         last.arg(self.log()).arg("+").arg("-").arg("COUNT").arg(1);
-        let last: Vec<Entry> = self.link.query(&last).await?;
+        let last: Vec<Entry> = self.connection.query(&last).await?;
         if let Some(entry) = last.first() {
             let (at, number) = position_of(entry);
             let mut reported = self.reported();
@@ -172,14 +172,14 @@ impl Follower {
     }
 
     fn log(&self) -> String {
-        format!("{}:log", self.link.root())
+        format!("{}:log", self.connection.root())
     }
 
-    /// Runs until it is dropped. Uses `subscription` first and reconnects when that ends.
+    /// Runs until it is dropped. Uses `subscription` until it ends, and then reconnects.
     pub(super) async fn run(self: Arc<Self>, subscription: Subscription) {
         let mut next = Some(subscription);
-        let mut wait = SOON;
-        let mut is_away = false;
+        let mut backoff = MIN_BACKOFF;
+        let mut is_disconnected = false;
         loop {
             let subscribed = match next.take() {
                 Some(subscription) => Ok(subscription),
@@ -187,24 +187,27 @@ impl Follower {
             };
             let ended = match subscribed {
                 Ok(subscription) => {
-                    if std::mem::take(&mut is_away) {
-                        tracing::info!(redis = self.link.address(), "follows again what happens to sessions");
+                    if std::mem::take(&mut is_disconnected) {
+                        tracing::info!(
+                            redis = self.connection.address(),
+                            "follows again what happens to sessions"
+                        );
                     }
-                    self.follow(subscription, &mut wait).await
+                    self.follow(subscription, &mut backoff).await
                 }
                 Err(error) => error,
             };
             // Log once per outage.
-            if !std::mem::replace(&mut is_away, true) {
+            if !std::mem::replace(&mut is_disconnected, true) {
                 tracing::warn!(%ended, "cannot follow what happens to sessions; trying until it can");
             }
-            tokio::time::sleep(wait / 2 + jitter(wait / 2)).await;
-            wait = MAX_WAIT.min(wait * 2);
+            tokio::time::sleep(backoff / 2 + jitter(backoff / 2)).await;
+            backoff = MAX_BACKOFF.min(backoff * 2);
         }
     }
 
     /// Reads changes until the connection ends, and returns the reason.
-    async fn follow(&self, subscription: Subscription, wait: &mut Duration) -> SessionError {
+    async fn follow(&self, subscription: Subscription, backoff: &mut Duration) -> SessionError {
         let Subscription { mut sink, mut stream } = subscription;
         if let Err(error) = self.read_missed_events().await {
             return error;
@@ -215,12 +218,12 @@ impl Follower {
             if let Err(error) = self.read_changes().await {
                 return error;
             }
-            *wait = SOON;
+            *backoff = MIN_BACKOFF;
             let check = self.watched().next_check().unwrap_or(ping).min(ping);
             tokio::select! {
                 message = std::future::poll_fn(|cx| Pin::new(&mut stream).poll_next(cx)) => {
                     let Some(message) = message else {
-                        return self.link.problem("the connection ended");
+                        return self.connection.problem("the connection ended");
                     };
                     self.on_message(&message);
                     // Handle all messages that have arrived before the next read.
@@ -237,10 +240,10 @@ impl Follower {
                 if let Err(error) = self.read_missed_events().await {
                     return error;
                 }
-                match tokio::time::timeout(self.link.timeout(), sink.ping::<redis::Value>()).await {
+                match tokio::time::timeout(self.connection.timeout(), sink.ping::<redis::Value>()).await {
                     Ok(Ok(_)) => {}
-                    Ok(Err(error)) => return self.link.problem(&error.to_string()),
-                    Err(_) => return self.link.problem("does not answer in time"),
+                    Ok(Err(error)) => return self.connection.problem(&error.to_string()),
+                    Err(_) => return self.connection.problem("does not answer in time"),
                 }
             }
         }
@@ -248,7 +251,7 @@ impl Follower {
 
     /// The maximum time without a request to Redis.
     fn check_interval(&self) -> Duration {
-        CHECK.min(self.lease / 3)
+        MAX_CHECK_INTERVAL.min(self.lease / 3)
     }
 
     fn on_message(&self, message: &Msg) {
@@ -271,7 +274,7 @@ impl Follower {
         let read = |from: String| async move {
             let mut read = redis::cmd("XRANGE");
             read.arg(self.log()).arg(from).arg("+");
-            self.link.query::<Vec<Entry>>(&read).await
+            self.connection.query::<Vec<Entry>>(&read).await
         };
         let mut missed = read(format!("{time}-{n}")).await?;
         let is_new = last == Default::default();
@@ -292,9 +295,10 @@ impl Follower {
         Ok(())
     }
 
-    /// Handles a log that does not contain the last reported event, because Redis lost writes. Keeps the unreported events in `log`.
+    /// Reports lost events if the log does not contain the last reported event, because Redis lost writes. Retains the unreported
+    /// events in `log`.
     fn report_lost_events(&self, log: &mut Vec<Entry>) {
-        tracing::warn!(redis = self.link.address(), "redis lost events of sessions");
+        tracing::warn!(redis = self.connection.address(), "redis lost events of sessions");
         self.events.notify_lost(1);
         let tail = log.last().map(position_of);
         let mut reported = self.reported();
@@ -342,11 +346,11 @@ impl Follower {
     async fn read_changes(&self) -> Result<(), SessionError> {
         loop {
             let lease = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
-            let due = self.watched().due(SESSIONS, Instant::now() + self.check_interval());
+            let due = self.watched().due(SESSIONS_PER_READ, Instant::now() + self.check_interval());
             if due.is_empty() {
                 return Ok(());
             }
-            let mut call = self.link.call(&scripts::FOLLOW).arg(lease).arg(BYTES);
+            let mut call = self.connection.call(&scripts::FOLLOW).arg(lease).arg(BYTES_PER_READ);
             for (id, incarnation, after) in &due {
                 let after = after.map(|after| after.to_string()).unwrap_or_default();
                 call = call.arg(id.as_str()).arg(&**incarnation).arg(after);
@@ -370,7 +374,7 @@ impl Follower {
         let Decoded { incarnation, after, left, latest, has_more, last_read, changes } = decoded;
         let lives = u64::try_from(left).ok();
         let next_check = lives.map(|left| {
-            let ends = Duration::from_millis(left.saturating_add(1)).max(SOON);
+            let ends = Duration::from_millis(left.saturating_add(1)).max(MIN_BACKOFF);
             Instant::now() + ends.min(self.check_interval())
         });
         self.watched()

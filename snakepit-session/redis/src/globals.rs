@@ -17,7 +17,7 @@ impl RedisBackend {
         let info = encode(&program.info)?;
         let limit = self.limits.max_programs;
         loop {
-            let call = self.link.call(&scripts::GLOBAL_PUT).arg(name.as_str()).arg(&info);
+            let call = self.connection.call(&scripts::GLOBAL_PUT).arg(name.as_str()).arg(&info);
             let call = call.arg(&program.data[..]).arg(millis(self.limits.ttl(program.info.ttl)));
             let call = call.arg(program.size()).arg(limit).arg(self.limits.max_total_bytes);
             let (answer, size): (String, usize) = call.run().await?;
@@ -33,13 +33,13 @@ impl RedisBackend {
 
     pub(super) async fn global(&self, name: &ProgramName) -> Result<Program, SessionError> {
         let found: Option<(Vec<u8>, Vec<u8>)> =
-            self.link.call(&scripts::GLOBAL_GET).arg(name.as_str()).run().await?;
+            self.connection.call(&scripts::GLOBAL_GET).arg(name.as_str()).run().await?;
         let (info, data) = found.ok_or_else(|| program_not_found(None, name))?;
         ProgramRecord { info: decode(&info)?, data: data.into() }.program()
     }
 
     pub(super) async fn globals(&self) -> Result<Vec<ProgramInfo>, SessionError> {
-        let found: Vec<Vec<u8>> = self.link.call(&scripts::GLOBAL_LIST).run().await?;
+        let found: Vec<Vec<u8>> = self.connection.call(&scripts::GLOBAL_LIST).run().await?;
         let mut programs: Vec<ProgramInfo> =
             found.iter().map(|info| decode(info)).collect::<Result<_, _>>()?;
         programs.sort_unstable_by(|one, other| one.name.cmp(&other.name));
@@ -47,7 +47,7 @@ impl RedisBackend {
     }
 
     pub(super) async fn delete_global(&self, name: &ProgramName) -> Result<(), SessionError> {
-        let lived: bool = self.link.call(&scripts::GLOBAL_DELETE).arg(name.as_str()).run().await?;
+        let lived: bool = self.connection.call(&scripts::GLOBAL_DELETE).arg(name.as_str()).run().await?;
         if lived { Ok(()) } else { Err(program_not_found(None, name)) }
     }
 }

@@ -1,4 +1,4 @@
-//! A session backend for Redis, which several hosts share.
+//! A session backend that several hosts share through Redis.
 //!
 //! ```text
 //!   RedisBackend ── change: load, modify, store if unchanged, or retry ─────────┐
@@ -30,17 +30,17 @@ use tokio::task::JoinSet;
 
 mod backend;
 mod change;
+mod connection;
 mod follow;
 mod globals;
-mod link;
-mod mend;
 mod plan;
+mod repair;
 mod scripts;
 mod start;
 
 use change::StripedLocks;
+use connection::Connection;
 use follow::Follower;
-use link::Link;
 
 /// The maximum size that is decoded on a runtime thread, in bytes.
 const LARGE: usize = 1024 * 1024;
@@ -92,7 +92,7 @@ impl Default for RedisConfig {
 /// While Redis is unreachable, every operation fails with [`SessionError::Backend`]. The backend reconnects automatically. If the
 /// connection breaks during a write, the write may have been applied.
 pub struct RedisBackend {
-    link: Link,
+    connection: Connection,
     limits: SessionLimits,
     lease: Duration,
     /// The name of this host in the last worker of sessions.
@@ -105,9 +105,12 @@ pub struct RedisBackend {
 
 impl fmt::Debug for RedisBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { link, limits, .. } = self;
+        let Self { connection, limits, .. } = self;
         let mut shown = f.debug_struct("RedisBackend");
-        shown.field("address", &link.address()).field("root", &link.root()).field("limits", limits);
+        shown
+            .field("address", &connection.address())
+            .field("root", &connection.root())
+            .field("limits", limits);
         shown.finish_non_exhaustive()
     }
 }
@@ -122,21 +125,21 @@ impl RedisBackend {
     /// the user lacks permissions.
     ///
     /// # Cancel safety
-    /// Cancel safe: it leaves nothing behind.
+    /// Cancel safe. Dropping the future closes the connection.
     pub async fn connect(
         url: &str,
         config: RedisConfig,
         limits: SessionLimits,
     ) -> Result<Self, SessionError> {
-        let link = start::connect(url, &config).await?;
+        let connection = start::connect(url, &config).await?;
         let lease = config.watch_lease;
-        let follower = Arc::new(Follower::new(link.clone(), lease));
+        let follower = Arc::new(Follower::new(connection.clone(), lease));
         let subscription = follower.subscribe().await?;
         follower.skip_past_events().await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&follower).run(subscription));
         Ok(Self {
-            link,
+            connection,
             limits,
             lease,
             host: config.host,
@@ -147,18 +150,18 @@ impl RedisBackend {
     }
 
     /// The stored form of a worker's id, which is unique only within its host.
-    fn remembered(&self, worker: &str) -> String {
+    fn stored_worker(&self, worker: &str) -> String {
         format!("{worker}@{}", self.host)
     }
 
     /// Parses a stored worker: its id if it belongs to this host, or else id and host. Earlier versions did not store the host.
-    fn worker(&self, remembered: &str) -> Option<Arc<str>> {
-        let (worker, host) = remembered.rsplit_once('@')?;
-        Some(if host == self.host { worker.into() } else { remembered.into() })
+    fn worker(&self, stored_worker: &str) -> Option<Arc<str>> {
+        let (worker, host) = stored_worker.rsplit_once('@')?;
+        Some(if host == self.host { worker.into() } else { stored_worker.into() })
     }
 
     /// Converts the last worker to this host's view.
-    fn as_seen_here(&self, mut session: Session) -> Session {
+    fn localize_last_worker(&self, mut session: Session) -> Session {
         session.last_worker = session.last_worker.and_then(|worker| self.worker(&worker));
         session
     }
@@ -181,7 +184,7 @@ async fn back_off(attempt: u32) {
     }
 }
 
-/// Decodes `size` bytes, above [`LARGE`] on a blocking thread: large sessions take milliseconds.
+/// Decodes `size` bytes. Above [`LARGE`], runs on a blocking thread, because decoding large sessions takes milliseconds.
 async fn decode_apart<T: Send + 'static>(
     size: usize,
     decode: impl FnOnce() -> Result<T, SessionError> + Send + 'static,

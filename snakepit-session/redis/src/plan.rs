@@ -1,4 +1,4 @@
-//! The encoding of sessions in Redis, and the parts of a session that an operation loads.
+//! [`LoadPlan`]: the parts of a session that an operation loads. Also the encoding of sessions in Redis.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +14,7 @@ use snakepit_session::{
     },
 };
 
-use super::{LARGE, back_off, decode_apart, link::Link, scripts};
+use super::{LARGE, back_off, connection::Connection, decode_apart, scripts};
 
 /// The maximum number of attempts to read a session without a concurrent change.
 const MAX_ATTEMPTS: u32 = 256;
@@ -34,7 +34,7 @@ impl Meta {
     }
 }
 
-/// The size, counts and incarnation of a session, in a text that scripts can parse.
+/// The size, counts and incarnation of a session, encoded as a text that scripts can parse.
 #[derive(Debug, Default)]
 pub(super) struct Usage {
     pub(super) bytes: usize,
@@ -70,9 +70,9 @@ pub(super) fn session(
     left: Duration,
     meta: &[u8],
     worker: Option<String>,
-    held: &str,
+    usage: &str,
 ) -> Result<Session, SessionError> {
-    let Usage { bytes, variables, programs, .. } = Usage::parse(held)?;
+    let Usage { bytes, variables, programs, .. } = Usage::parse(usage)?;
     let Meta { metadata, created_at, ttl } = decode(meta)?;
     let last_worker = worker.map(Into::into);
     Ok(SessionHeader { metadata, created_at, ttl, last_worker, bytes, programs, variables }
@@ -81,7 +81,7 @@ pub(super) fn session(
 
 /// The stored form of a variable. Its older versions are earlier copies of this form in separate fields.
 #[derive(Debug, Serialize, Deserialize)]
-struct Stored<R> {
+struct StoredVariable<R> {
     /// The kind of the last change, so that a stored variable is also its update.
     kind: UpdateKind,
     record: R,
@@ -96,7 +96,7 @@ pub(super) fn encode_variable(
     let version = record.variable.version;
     let oldest = record.older().start;
     let mut text = format!("{number} {oldest} {version}\n").into_bytes();
-    text.extend(encode(&Stored { kind, record })?);
+    text.extend(encode(&StoredVariable { kind, record })?);
     Ok(text.into())
 }
 
@@ -108,16 +108,16 @@ fn body(text: &[u8]) -> Result<&[u8], SessionError> {
 }
 
 fn decode_variable(text: &[u8]) -> Result<VariableRecord, SessionError> {
-    Ok(decode::<Stored<VariableRecord>>(body(text)?)?.record)
+    Ok(decode::<StoredVariable<VariableRecord>>(body(text)?)?.record)
 }
 
 pub(super) fn decode_update(text: &[u8]) -> Result<VariableUpdate, SessionError> {
-    let Stored::<VariableRecord> { kind, record } = decode(body(text)?)?;
+    let StoredVariable::<VariableRecord> { kind, record } = decode(body(text)?)?;
     Ok(record.update(kind))
 }
 
 fn decode_version(text: &[u8]) -> Result<VariableVersion, SessionError> {
-    /// The fields of [`Stored`] that an older version needs.
+    /// The fields of [`StoredVariable`] that an older version needs.
     #[derive(Deserialize)]
     struct Was {
         record: SessionRecord,
@@ -143,7 +143,7 @@ pub(super) fn older(name: &str, version: u32) -> String {
     format!("h:{version}:{name}")
 }
 
-/// A group of fields to read without knowing the names.
+/// A group of fields to read without their names.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum All {
     #[default]
@@ -206,7 +206,7 @@ impl LoadPlan {
 pub(super) struct Loaded {
     pub(super) record: SessionRecord,
     /// The usage before the operation.
-    pub(super) was: Usage,
+    pub(super) usage: Usage,
     /// The random revision of the last commit.
     pub(super) rev: u64,
     /// The number of the last change of a variable.
@@ -221,36 +221,45 @@ pub(super) struct Loaded {
 type Answer = (u64, u64, u64, String, usize, Vec<Vec<u8>>, u64);
 
 impl Loaded {
-    pub(super) async fn load(link: &Link, id: &SessionId, plan: &LoadPlan) -> Result<Self, SessionError> {
+    pub(super) async fn load(
+        connection: &Connection,
+        id: &SessionId,
+        plan: &LoadPlan,
+    ) -> Result<Self, SessionError> {
         for attempt in 0..MAX_ATTEMPTS {
             back_off(attempt).await;
-            if let Some(loaded) = Self::try_load(link, id, plan).await? {
+            if let Some(loaded) = Self::try_load(connection, id, plan).await? {
                 return Ok(loaded);
             }
         }
-        Err(link.problem("others change the session all the time; try again"))
+        Err(connection.problem("others change the session all the time; try again"))
     }
 
     /// Returns `None` if the session changed between the commands.
-    async fn try_load(link: &Link, id: &SessionId, plan: &LoadPlan) -> Result<Option<Self>, SessionError> {
+    async fn try_load(
+        connection: &Connection,
+        id: &SessionId,
+        plan: &LoadPlan,
+    ) -> Result<Option<Self>, SessionError> {
         let LoadPlan { near, far, all, watched } = plan;
         let watched = watched.map(|lease| lease.as_millis().to_string()).unwrap_or_default();
-        let call = link.call(&scripts::LOAD).arg(id.as_str()).arg(watched);
+        let call = connection.call(&scripts::LOAD).arg(id.as_str()).arg(watched);
         // The script lists programs, because reading the whole hash would also transfer the variables.
         let call = call.arg(if *all == All::Programs { "p:" } else { "" });
-        let whole = (*all == All::Variables).then(|| link.whole(id));
-        let mut reads = [link.fields('s', id, near), link.fields('d', id, far), whole];
+        let whole = (*all == All::Variables).then(|| connection.whole(id));
+        let mut reads = [connection.fields('s', id, near), connection.fields('d', id, far), whole];
         let unchanged = ["born".to_owned(), "rev".to_owned()];
-        let unchanged = reads.iter().any(Option::is_some).then(|| link.fields('s', id, &unchanged)).flatten();
+        let unchanged =
+            reads.iter().any(Option::is_some).then(|| connection.fields('s', id, &unchanged)).flatten();
         let reads = reads.iter_mut().filter_map(Option::take).chain(unchanged);
         let (answer, mut values): (Option<Answer>, _) = call.run_and_read(reads).await?;
-        let Some((rev, seq, ttl, held, total, programs, mark)) = answer else {
+        let Some((rev, seq, ttl, usage, total, programs, mark)) = answer else {
             return Err(SessionError::NotFound { id: id.clone() });
         };
-        let was = Usage::parse(&held)?;
+        let usage = Usage::parse(&usage)?;
         if let Some(unchanged) = values.pop() {
-            let (incarnation, now): (Option<String>, Option<u64>) = link.read(unchanged)?;
-            if incarnation.as_ref() != Some(&was.incarnation) || now != Some(rev) {
+            let (incarnation, now): (Option<String>, Option<u64>) = connection.read(unchanged)?;
+            if incarnation.as_ref() != Some(&usage.incarnation) || now != Some(rev) {
                 return Ok(None);
             }
         }
@@ -259,18 +268,18 @@ impl Loaded {
             created_at: SystemTime::UNIX_EPOCH,
             ttl: Duration::from_millis(ttl),
             last_worker: None,
-            bytes: was.bytes,
-            programs: was.programs,
-            variables: was.variables,
+            bytes: usage.bytes,
+            programs: usage.programs,
+            variables: usage.variables,
         });
         let found = Found { programs, values };
         let record = if found.size() <= LARGE {
-            found.decode(link, plan, record)?
+            found.decode(connection, plan, record)?
         } else {
-            let (link, plan) = (link.clone(), plan.clone());
-            decode_apart(usize::MAX, move || found.decode(&link, &plan, record)).await?
+            let (connection, plan) = (connection.clone(), plan.clone());
+            decode_apart(usize::MAX, move || found.decode(&connection, &plan, record)).await?
         };
-        Ok(Some(Self { record, was, rev, seq, mark, total }))
+        Ok(Some(Self { record, usage, rev, seq, mark, total }))
     }
 }
 
@@ -289,7 +298,7 @@ impl Found {
     /// Decodes the fields into a record that has its header.
     fn decode(
         self,
-        link: &Link,
+        connection: &Connection,
         plan: &LoadPlan,
         mut record: SessionRecord,
     ) -> Result<SessionRecord, SessionError> {
@@ -298,13 +307,13 @@ impl Found {
         }
         let mut values = self.values.into_iter();
         for fields in [&plan.near, &plan.far].into_iter().filter(|fields| !fields.is_empty()) {
-            let found: Vec<Option<Vec<u8>>> = link.read(values.next().unwrap_or(Value::Nil))?;
+            let found: Vec<Option<Vec<u8>>> = connection.read(values.next().unwrap_or(Value::Nil))?;
             for (field, value) in fields.iter().zip(found) {
                 value.map_or(Ok(()), |value| fill(&mut record, field, value))?;
             }
         }
         for whole in values {
-            let whole: Vec<(String, Vec<u8>)> = link.read(whole)?;
+            let whole: Vec<(String, Vec<u8>)> = connection.read(whole)?;
             for (field, value) in whole.into_iter().filter(|(field, _)| field.starts_with("v:")) {
                 fill(&mut record, &field, value)?;
             }
@@ -356,13 +365,14 @@ fn fill(record: &mut SessionRecord, field: &str, value: Vec<u8>) -> Result<(), S
 
 /// Loads a variable with its newest versions: at most `limit`, or all for 0.
 pub(super) async fn load_history(
-    link: &Link,
+    connection: &Connection,
     id: &SessionId,
     identifier: &str,
     limit: usize,
 ) -> Result<VariableRecord, SessionError> {
     type Found = (Option<Vec<u8>>, Vec<Option<Vec<u8>>>);
-    let call = link.call(&scripts::HISTORY).arg(id.as_str()).arg(limit).arg(variable_name_in(identifier));
+    let call =
+        connection.call(&scripts::HISTORY).arg(id.as_str()).arg(limit).arg(variable_name_in(identifier));
     let found: Option<Found> = call.run().await?;
     let (variable, older) = found.ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
     let size = [&variable].into_iter().chain(&older).flatten().map(Vec::len).sum();

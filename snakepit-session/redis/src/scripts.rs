@@ -25,7 +25,7 @@ scripts! {
     HISTORY = "history.lua";
     LIST = "list.lua";
     LOAD = "load.lua";
-    MEND = "mend.lua";
+    REPAIR = "repair.lua";
     RECLAIM = "reclaim.lua";
     RECOUNT = "recount.lua";
     START = "start.lua";

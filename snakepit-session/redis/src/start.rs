@@ -6,25 +6,25 @@ use redis::{ErrorKind, RedisError, ServerErrorKind};
 use snakepit_session::SessionError;
 use tokio::time::Instant;
 
-use super::{RedisConfig, link::Link, scripts};
+use super::{RedisConfig, connection::Connection, scripts};
 
 /// The oldest supported major version.
-const OLDEST: u32 = 7;
+const OLDEST_VERSION: u32 = 7;
 /// The delay between connection attempts.
-const RETRY: Duration = Duration::from_millis(250);
+const RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// Why a server is unusable.
 #[derive(Debug)]
 pub(super) enum StartError {
     /// The server is starting or not reachable yet.
-    Later(SessionError),
-    Never(SessionError),
+    Retryable(SessionError),
+    Fatal(SessionError),
 }
 
 impl StartError {
     pub(super) fn of(address: &str, error: &RedisError) -> Self {
         use ServerErrorKind::{BusyLoading, MasterDown, TryAgain};
-        let later = error.is_io_error()
+        let is_retryable = error.is_io_error()
             || error.is_timeout()
             || matches!(error.kind(), ErrorKind::Server(BusyLoading | MasterDown | TryAgain));
         let advice = match error.kind() {
@@ -42,70 +42,70 @@ impl StartError {
         };
         let problem = format!("redis at {address}: {error}{advice}");
         let error = SessionError::Backend { problem };
-        if later { Self::Later(error) } else { Self::Never(error) }
+        if is_retryable { Self::Retryable(error) } else { Self::Fatal(error) }
     }
 }
 
 /// Connects to a server and waits while it is unreachable or loading.
-pub(super) async fn connect(url: &str, config: &RedisConfig) -> Result<Link, SessionError> {
-    let (url, config) = read_url(url, config)?;
+pub(super) async fn connect(url: &str, config: &RedisConfig) -> Result<Connection, SessionError> {
+    let (url, config) = parse_url(url, config)?;
     let deadline = Instant::now() + config.start_wait;
-    let mut is_told = false;
+    let mut is_logged = false;
     loop {
         let error = match try_connect(&url, &config).await {
-            Ok(link) => return Ok(link),
-            Err(StartError::Never(error)) => return Err(error),
-            Err(StartError::Later(error)) => error,
+            Ok(connection) => return Ok(connection),
+            Err(StartError::Fatal(error)) => return Err(error),
+            Err(StartError::Retryable(error)) => error,
         };
-        if Instant::now() + RETRY > deadline {
+        if Instant::now() + RETRY_DELAY > deadline {
             return Err(error);
         }
-        if !std::mem::replace(&mut is_told, true) {
+        if !std::mem::replace(&mut is_logged, true) {
             tracing::warn!(%error, seconds = config.start_wait.as_secs(), "waiting for redis");
         }
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(RETRY_DELAY).await;
     }
 }
 
-async fn try_connect(url: &str, config: &RedisConfig) -> Result<Link, StartError> {
-    let link = Link::connect(url, config).await?;
-    let tried: Result<u32, RedisError> = link.call(&scripts::START).try_run().await;
+async fn try_connect(url: &str, config: &RedisConfig) -> Result<Connection, StartError> {
+    let connection = Connection::connect(url, config).await?;
+    let tried: Result<u32, RedisError> = connection.call(&scripts::START).try_run().await;
     match tried {
         Ok(_) => {}
         Err(error) if error.to_string().contains("OOM") => {
-            tracing::warn!(redis = link.address(), %error, "redis is out of memory: sessions can only be read and deleted");
+            tracing::warn!(redis = connection.address(), %error, "redis is out of memory: sessions can only be read and deleted");
         }
-        Err(_) if is_sentinel(&link).await => {
+        Err(_) if is_sentinel(&connection).await => {
             let problem = "it is a Sentinel, which holds no data: give the address of the primary that it watches, which \
                            `SENTINEL get-master-addr-by-name NAME` tells";
-            return Err(StartError::Never(link.problem(problem)));
+            return Err(StartError::Fatal(connection.problem(problem)));
         }
-        Err(error) => return Err(StartError::of(link.address(), &error)),
+        Err(error) => return Err(StartError::of(connection.address(), &error)),
     }
-    // A user without the permission to read it may still use the server.
-    if let Ok(info) = link.query::<String>(&redis::cmd("INFO")).await {
-        check_info(&link, &info).map_err(StartError::Never)?;
+    // A user without permission for INFO may still use the server.
+    if let Ok(info) = connection.query::<String>(&redis::cmd("INFO")).await {
+        check_info(&connection, &info).map_err(StartError::Fatal)?;
     }
-    Ok(link)
+    Ok(connection)
 }
 
-async fn is_sentinel(link: &Link) -> bool {
-    let info = link.query::<String>(redis::cmd("INFO").arg("server")).await;
+async fn is_sentinel(connection: &Connection) -> bool {
+    let info = connection.query::<String>(redis::cmd("INFO").arg("server")).await;
     info.is_ok_and(|info| info.contains("redis_mode:sentinel"))
 }
 
-fn check_info(link: &Link, info: &str) -> Result<(), SessionError> {
+fn check_info(connection: &Connection, info: &str) -> Result<(), SessionError> {
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let version = field("redis_version").unwrap_or_default();
     let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
-    if major.is_some_and(|major| major < OLDEST) {
-        return Err(
-            link.problem(&format!("it is version {version}, and sessions need Redis {OLDEST} or newer"))
-        );
+    if major.is_some_and(|major| major < OLDEST_VERSION) {
+        return Err(connection.problem(&format!(
+            "it is version {version}, and sessions need Redis {OLDEST_VERSION} or newer"
+        )));
     }
     match field("maxmemory_policy") {
         Some(policy) if policy != "noeviction" => tracing::warn!(
-            redis = link.address(),
+            redis = connection.address(),
             policy,
             "redis may evict sessions when its memory is full: set `maxmemory-policy noeviction`"
         ),
@@ -115,7 +115,7 @@ fn check_info(link: &Link, info: &str) -> Result<(), SessionError> {
 }
 
 /// Parses the URL into an address for the client library and configuration parameters.
-fn read_url(url: &str, config: &RedisConfig) -> Result<(String, RedisConfig), SessionError> {
+fn parse_url(url: &str, config: &RedisConfig) -> Result<(String, RedisConfig), SessionError> {
     let invalid = |problem: String| SessionError::Backend { problem };
     let mut config = config.clone();
     let (address, query) = url.split_once('?').unwrap_or((url, ""));
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn urls_say_the_prefix_and_nothing_unknown() {
-        let read = |url: &str| read_url(url, &RedisConfig::default());
+        let read = |url: &str| parse_url(url, &RedisConfig::default());
         let (url, config) = read("redis://h:1/2?prefix=shop-1").unwrap();
         assert_eq!((&*url, &*config.prefix), ("redis://h:1/2", "shop-1"));
         let (url, config) = read("redis+unix:///s?db=1&prefix=a&user=u").unwrap();

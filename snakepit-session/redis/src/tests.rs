@@ -19,7 +19,7 @@ mod outages;
 mod server;
 mod starts;
 
-use server::{Line, Server};
+use server::{Proxy, Server};
 use snakepit_session::{
     Created, NewSession, NewVariable, Note, PageRequest, Payload, Program, ProgramName, ProgramOwner,
     SessionBackend, SessionEventKind, SessionEvents, SessionId, SetVariable, UpdateKind, ValueType,
@@ -119,7 +119,7 @@ async fn a_password_is_used_and_never_printed() {
 }
 
 #[tokio::test]
-async fn what_is_large_is_decoded_apart_from_the_runtime() {
+async fn large_sessions_are_decoded_on_a_blocking_thread() {
     let on = |size| decode_apart(size, || Ok(std::thread::current().id()));
     let runtime = std::thread::current().id();
     assert_eq!(on(LARGE).await.unwrap(), runtime);

@@ -109,7 +109,7 @@ fn metadata(entries: usize, bytes: usize) -> BTreeMap<String, String> {
 }
 
 #[tokio::test]
-async fn a_session_holds_so_many_programs_and_no_more() {
+async fn the_number_of_programs_of_a_session_is_bounded() {
     let backend = MemoryBackend::new(SessionLimits { max_programs: 2, ..SessionLimits::default() });
     backend.create(&id("s"), NewSession::default()).await.unwrap();
     for program in ["a", "b", "b"] {
@@ -159,7 +159,7 @@ async fn metadata_is_bounded_in_sessions_and_programs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn expired_sessions_give_their_room_to_all_that_a_variable_takes() {
+async fn expired_sessions_are_reclaimed_for_every_write_of_a_variable() {
     let backend = MemoryBackend::new(SessionLimits { max_total_bytes: 300, ..SessionLimits::default() });
     let new = |bytes: usize, ttl: u64| NewSession {
         metadata: [("k".to_owned(), "x".repeat(bytes - 1))].into(),
@@ -179,7 +179,7 @@ async fn expired_sessions_give_their_room_to_all_that_a_variable_takes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn sessions_that_come_and_go_at_once_leave_nothing_in_the_queue() {
+async fn short_lived_sessions_leave_no_queue_entries() {
     let backend = Arc::new(MemoryBackend::new(SessionLimits::default()));
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..4 {
@@ -215,7 +215,7 @@ async fn a_queue_entry_without_a_session_does_not_stop_a_sweep() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_made_at_the_limit_reclaims_no_more_than_it_has_to() {
+async fn creating_a_session_at_the_limit_reclaims_only_what_is_needed() {
     const EXPIRED: usize = 5000;
     let backend = MemoryBackend::new(SessionLimits { max_sessions: EXPIRED, ..SessionLimits::default() });
     for n in 0..EXPIRED {

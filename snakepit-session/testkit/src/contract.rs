@@ -19,11 +19,11 @@ mod watches;
 const TTL: Duration = Duration::from_secs(2);
 
 fn id(text: &str) -> SessionId {
-    SessionId::try_new(text).expect("the contract's ids are sound")
+    SessionId::try_new(text).expect("the contract's ids are valid")
 }
 
 fn name(text: &str) -> ProgramName {
-    ProgramName::try_new(text).expect("the contract's names are sound")
+    ProgramName::try_new(text).expect("the contract's names are valid")
 }
 
 fn with_ttl(ttl: Duration) -> NewSession {
@@ -45,7 +45,7 @@ where
 {
     racing_creators_share_one_session(Arc::new(make().await)).await;
     existing_sessions_keep_their_state(&make().await).await;
-    use_renews_and_disuse_expires(&make().await, &pass).await;
+    used_sessions_live_and_unused_ones_expire(&make().await, &pass).await;
     every_operation_on_a_missing_session_fails(&make().await, &pass).await;
     pages_list_each_session_once(&make().await).await;
     programs_are_kept_by_name(&make().await).await;
@@ -71,8 +71,8 @@ async fn racing_creators_share_one_session<B: SessionBackend>(backend: Arc<B>) {
         new += usize::from(created == Created::New);
         seen.insert(session.metadata["creator"].to_owned());
     }
-    assert_eq!(new, 1, "exactly one of racing creators makes the session");
-    assert_eq!(seen.len(), 1, "all of them get the same one");
+    assert_eq!(new, 1, "exactly one of the racing creators creates the session");
+    assert_eq!(seen.len(), 1, "all of them get the same session");
 }
 
 async fn existing_sessions_keep_their_state(backend: &impl SessionBackend) {
@@ -93,11 +93,11 @@ async fn existing_sessions_keep_their_state(backend: &impl SessionBackend) {
     assert_eq!(backend.get(&id("s")).await.expect("lives").last_worker.as_deref(), Some("w-2"));
 
     let odd = id("a b/c:ü\u{1F40D}");
-    backend.create(&odd, NewSession::default()).await.expect("odd ids are ids");
+    backend.create(&odd, NewSession::default()).await.expect("unusual ids are valid");
     assert_eq!(backend.get(&odd).await.expect("lives").id, odd);
 }
 
-async fn use_renews_and_disuse_expires<P: Future<Output = ()>>(
+async fn used_sessions_live_and_unused_ones_expire<P: Future<Output = ()>>(
     backend: &impl SessionBackend,
     pass: &impl Fn(Duration) -> P,
 ) {
@@ -107,7 +107,7 @@ async fn use_renews_and_disuse_expires<P: Future<Output = ()>>(
         pass(TTL / 2).await;
         backend.get(&id("used")).await.expect("use renews a session");
     }
-    let missing = backend.get(&id("idle")).await.expect_err("disuse expires a session");
+    let missing = backend.get(&id("idle")).await.expect_err("an unused session expires");
     assert_eq!(missing, SessionError::NotFound { id: id("idle") });
     // Operations that do not use a session do not renew it.
     backend.set_last_worker(&id("used"), "w".into()).await.expect("lives");
@@ -116,7 +116,7 @@ async fn use_renews_and_disuse_expires<P: Future<Output = ()>>(
     backend.list(PageRequest::default()).await.expect("listed");
     pass(TTL / 2).await;
     backend.get(&id("used")).await.expect_err("neither affinity nor a listing renews a session");
-    let (session, created) = backend.create(&id("used"), NewSession::default()).await.expect("created anew");
+    let (session, created) = backend.create(&id("used"), NewSession::default()).await.expect("created again");
     assert_eq!(
         (created, session.last_worker),
         (Created::New, None),
@@ -211,7 +211,7 @@ async fn programs_are_kept_by_name(backend: &impl SessionBackend) {
     backend
         .put_program(&owner, &name("a"), Program::new("", "text/plain"))
         .await
-        .expect("an empty one is one");
+        .expect("an empty program is valid");
 
     let listed = backend.programs(&owner).await.expect("listed");
     let listed: Vec<_> =
@@ -232,7 +232,7 @@ async fn sweeps_count_expired_sessions<P: Future<Output = ()>>(
     pass(TTL).await;
     assert_eq!(backend.sweep().await.expect("swept"), 1);
     assert_eq!(backend.sweep().await.expect("swept"), 0, "a session expires once");
-    backend.get(&id("long")).await.expect("others live on");
+    backend.get(&id("long")).await.expect("other sessions stay");
 }
 
 async fn global_programs_outlive_sessions_and_expire<P: Future<Output = ()>>(
@@ -272,7 +272,7 @@ async fn global_programs_outlive_sessions_and_expire<P: Future<Output = ()>>(
     let names: Vec<_> = names.iter().map(|info| info.name.as_str()).collect();
     assert_eq!(names, ["a", "m"]);
     let put = backend.put_program(&global, &name("idle"), lasting("6", TTL)).await;
-    assert_eq!(put.expect("stored"), Created::New, "what expired leaves nothing behind");
+    assert_eq!(put.expect("stored"), Created::New, "an expired program leaves nothing behind");
     backend.delete(&id("s")).await.expect("deleted");
     backend.delete_program(&global, &name("a")).await.expect("deleted");
     backend.program(&global, &name("a")).await.expect_err("deleted");
@@ -310,7 +310,7 @@ async fn events_and_statistics_match<P: Future<Output = ()>>(
     let counted = backend.stats().await.expect("counted");
     assert_eq!((counted.live, counted.deleted - before.deleted, counted.expired - before.expired), (1, 1, 1));
     assert_eq!((counted.variables, counted.programs), (0, 1));
-    assert_eq!(counted.bytes, 6 + 6, "only what lives is counted");
+    assert_eq!(counted.bytes, 6 + 6, "only live sessions and programs count");
     assert!(counted.sweeps > before.sweeps);
 
     let mut notified = Vec::new();

@@ -1,5 +1,5 @@
-//! Variables: one row for the current state, and one for each older version. So the cost of a write does not depend on the
-//! size of the history.
+//! Operations on variables. A variable has one row for its current state, and one for each older version, so the cost of a write
+//! does not depend on the size of the history.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,11 +40,11 @@ impl Group<'_> {
         &mut self,
         id: &SessionId,
         identifiers: &[String],
-        act: impl FnOnce(&mut SessionRecord, &mut Budget<'_>, &mut Changes) -> Result<T, SessionError>,
+        operation: impl FnOnce(&mut SessionRecord, &mut Budget<'_>, &mut Changes) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
-        let mut record = self.used(id)?;
+        let mut record = self.renew_and_load(id)?;
         load_variables(&self.variables, id, identifiers, &mut record)?;
-        self.change_loaded(id, record, act)
+        self.change_loaded(id, record, operation)
     }
 
     pub(crate) fn rollback(
@@ -54,7 +54,7 @@ impl Group<'_> {
         version: u32,
         note: Note,
     ) -> Result<Variable, SessionError> {
-        let mut record = self.used(id)?;
+        let mut record = self.renew_and_load(id)?;
         load_variables(&self.variables, id, &[identifier.to_owned()], &mut record)?;
         let name = variable_name_in(identifier);
         if let Some(variable) = record.variables.get_mut(name)
@@ -73,16 +73,16 @@ impl Group<'_> {
         &mut self,
         id: &SessionId,
         mut record: SessionRecord,
-        act: impl FnOnce(&mut SessionRecord, &mut Budget<'_>, &mut Changes) -> Result<T, SessionError>,
+        operation: impl FnOnce(&mut SessionRecord, &mut Budget<'_>, &mut Changes) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
         let variables = record.variables.iter();
-        let had: BTreeMap<_, _> = variables.map(|(name, now)| (name.clone(), now.older())).collect();
+        let before: BTreeMap<_, _> = variables.map(|(name, now)| (name.clone(), now.older())).collect();
         let watchers = self.state.watchers.get_mut(id).and_then(|watchers| watchers.now());
         let mut changes = Changes { names: BTreeSet::new(), updates: watchers.is_some().then(Vec::new) };
-        let done = self.edit(id, &mut record, |record, budget| act(record, budget, &mut changes))?;
+        let done = self.edit(id, &mut record, |record, budget| operation(record, budget, &mut changes))?;
         for name in changes.names {
-            let had = had.get(&name).cloned().unwrap_or_default();
-            self.write_variable(id, &name, had, record.variables.get(&name).map(|now| &**now))?;
+            let before = before.get(&name).cloned().unwrap_or_default();
+            self.write_variable(id, &name, before, record.variables.get(&name).map(|now| &**now))?;
         }
         if let (Some(watchers), Some(updates)) = (watchers, changes.updates) {
             self.state.staged.notifications.push(Notification::Changed { watchers, updates });
@@ -95,7 +95,7 @@ impl Group<'_> {
         &mut self,
         id: &SessionId,
         name: &VariableName,
-        had: Range<u32>,
+        before: Range<u32>,
         now: Option<&VariableRecord>,
     ) -> Result<(), SessionError> {
         let key = (id.as_str(), name.as_str());
@@ -104,13 +104,13 @@ impl Group<'_> {
             Some(now) => put(&mut self.variables, key, &encode(now)?)?,
             None => erase(&mut self.variables, key)?,
         }
-        let oldest = now.map_or(had.end, |now| now.older().start);
-        for dropped in had.start..had.end.min(oldest) {
+        let oldest = now.map_or(before.end, |now| now.older().start);
+        for dropped in before.start..before.end.min(oldest) {
             self.writing(1);
             erase(&mut self.versions, (key.0, key.1, dropped))?;
         }
         let older = now.into_iter().flat_map(|now| now.history(0).skip(1));
-        for new in older.take_while(|older| older.version >= had.end) {
+        for new in older.take_while(|older| older.version >= before.end) {
             self.writing(1);
             put(&mut self.versions, (key.0, key.1, new.version), &encode(&new)?)?;
         }
@@ -123,7 +123,7 @@ impl Group<'_> {
         identifiers: &[String],
         initial: bool,
     ) -> Result<VariableWatch, SessionError> {
-        let mut record = self.used(id)?;
+        let mut record = self.renew_and_load(id)?;
         load_variables(&self.variables, id, identifiers, &mut record)?;
         if identifiers.is_empty() && initial {
             load_all_variables(&self.variables, id, &mut record)?;

@@ -119,7 +119,7 @@ async fn a_failed_disk_is_reported_to_all_callers_until_it_recovers() {
 }
 
 #[tokio::test]
-async fn a_disk_that_runs_full_in_mid_commit_takes_writes_again_when_there_is_room() {
+async fn a_full_disk_accepts_writes_again_when_there_is_space() {
     let directory = directory();
     let (backend, _, is_full) = open_failing(&directory).await;
     backend.create(&id("s"), NewSession::default()).await.unwrap();

@@ -1,5 +1,5 @@
-//! The watched sessions of this host: their watchers, the cursor of each, and what to read next. This module neither waits nor does
-//! IO. The glossary is in the parent module.
+//! [`Watched`]: the watched sessions of this host, their watchers, and the cursor of each watcher. It selects the sessions to read
+//! next. This module neither waits nor does IO. The glossary is in the parent module.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -15,7 +15,7 @@ pub(super) struct Watched {
     sessions: HashMap<Arc<str>, FollowedSession>,
     /// Sessions that have changed, or may have changed.
     changed: Vec<Arc<str>>,
-    /// When to check that a session still exists and to renew its lease.
+    /// The times at which to check that a session still exists and to renew its lease.
     checks: BTreeSet<(Instant, Arc<str>)>,
 }
 
@@ -44,7 +44,7 @@ struct FollowedSession {
 /// A watcher and its progress.
 #[derive(Debug)]
 struct WatcherState {
-    /// The last delivered change. `None` after a lost past was reported, until the current state is delivered.
+    /// The last delivered change. `None` after lost changes were reported, until the current state is delivered.
     delivered: Option<WatchCursor>,
     /// Whether the current read includes this watcher. Watchers that were added later may be ahead of it, or behind.
     in_read: bool,
@@ -59,7 +59,7 @@ pub(super) struct Change {
     pub(super) update: VariableUpdate,
 }
 
-/// The mark of the change before another.
+/// The mark of the change before this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Predecessor {
     /// The mark.
@@ -103,7 +103,7 @@ impl Watched {
             is_changed: false,
             check: None,
         });
-        followed.watchers.retain(|watching| !watching.watcher.is_closed());
+        followed.watchers.retain(|state| !state.watcher.is_closed());
         if followed.watchers.len() >= limit {
             return Err(SessionError::TooManyWatches { limit });
         }
@@ -136,26 +136,26 @@ impl Watched {
 
     /// Returns the sessions to read now, each with the number after which to read, or `None` for the current variables. Schedules
     /// their next check.
-    pub(super) fn due(&mut self, most: usize, check: Instant) -> Vec<(SessionId, Arc<str>, Option<u64>)> {
+    pub(super) fn due(&mut self, limit: usize, check: Instant) -> Vec<(SessionId, Arc<str>, Option<u64>)> {
         let now = Instant::now();
         while let Some((_, incarnation)) = self.checks.first().filter(|(at, _)| *at <= now).cloned() {
             self.schedule(&incarnation, None);
             self.mark_changed(&incarnation);
         }
         let mut due = Vec::new();
-        while due.len() < most
+        while due.len() < limit
             && let Some(incarnation) = self.changed.pop()
         {
             self.schedule(&incarnation, Some(check));
             let Some(followed) = self.sessions.get_mut(&incarnation) else { continue };
             followed.is_changed = false;
-            followed.watchers.retain(|watching| !watching.watcher.is_closed());
-            followed.watchers.iter_mut().for_each(|watching| watching.in_read = true);
+            followed.watchers.retain(|state| !state.watcher.is_closed());
+            followed.watchers.iter_mut().for_each(|state| state.in_read = true);
             // `None` sorts before all numbers.
             match followed
                 .watchers
                 .iter()
-                .map(|watching| watching.delivered.map(|delivered| delivered.number))
+                .map(|state| state.delivered.map(|delivered| delivered.number))
                 .min()
             {
                 Some(delivered) => due.push((followed.id.clone(), incarnation, delivered)),
@@ -227,23 +227,23 @@ impl LogRead {
         for Change { cursor: at, predecessor, update } in &self.changes {
             if at.number > cursor.number {
                 let missing = at.number - cursor.number - 1;
-                lose(watcher, missing.max(u64::from(*predecessor == Predecessor::Unknown)));
+                notify_lost(watcher, missing.max(u64::from(*predecessor == Predecessor::Unknown)));
                 watcher.notify(update);
                 *cursor = *at;
             }
         }
-        // Changes that could not be decoded are lost, and must not be read again.
-        let known = if self.has_more { self.last_read } else { self.latest };
-        if known.number > cursor.number {
-            lose(watcher, known.number - cursor.number);
-            *cursor = known;
-        } else if known.number == cursor.number && known.mark != 0 {
-            cursor.mark = known.mark;
+        // Undecodable changes count as lost. The cursor skips them, so that they are not read again.
+        let read_up_to = if self.has_more { self.last_read } else { self.latest };
+        if read_up_to.number > cursor.number {
+            notify_lost(watcher, read_up_to.number - cursor.number);
+            *cursor = read_up_to;
+        } else if read_up_to.number == cursor.number && read_up_to.mark != 0 {
+            cursor.mark = read_up_to.mark;
         }
         true
     }
 
-    /// Whether Redis lost changes that this watcher has received. Other changes may have their numbers now.
+    /// Whether Redis lost changes that this watcher has received. Other changes may reuse their numbers.
     fn has_diverged(&self, cursor: WatchCursor) -> bool {
         if self.next_check.is_none() {
             return false;
@@ -259,7 +259,7 @@ impl LogRead {
     }
 }
 
-fn lose(watcher: &Watcher, updates: u64) {
+fn notify_lost(watcher: &Watcher, updates: u64) {
     if updates > 0 {
         watcher.notify_lost(updates);
     }
@@ -310,14 +310,14 @@ mod tests {
             due.into_iter().map(|(_, _, after)| after).collect()
         }
 
-        fn notify(&mut self, after: u64, numbers: impl IntoIterator<Item = u64>, seq: u64, lives: bool) {
+        fn notify(&mut self, after: u64, numbers: impl IntoIterator<Item = u64>, seq: u64, is_live: bool) {
             let changes = numbers.into_iter().map(|number| (number, 0, Predecessor::Unrecorded));
-            let check = lives.then(|| Instant::now() + LONG);
-            self.tell_marked(Some(after), changes, WatchCursor { number: seq, mark: 0 }, check);
+            let check = is_live.then(|| Instant::now() + LONG);
+            self.deliver_marked(Some(after), changes, WatchCursor { number: seq, mark: 0 }, check);
         }
 
         /// Delivers changes, each with number, mark and predecessor.
-        fn tell_marked(
+        fn deliver_marked(
             &mut self,
             after: Option<u64>,
             changes: impl IntoIterator<Item = (u64, u64, Predecessor)>,
@@ -330,9 +330,9 @@ mod tests {
                 Change { cursor: WatchCursor { number, mark }, predecessor: before, update }
             };
             let changes = changes.into_iter().map(change).collect();
-            let news =
+            let read =
                 LogRead { after, last_read: now, changes, latest: now, has_more: false, next_check: check };
-            self.watched.deliver(&"born".into(), &news);
+            self.watched.deliver(&"born".into(), &read);
         }
     }
 
@@ -398,7 +398,7 @@ mod tests {
         assert_eq!(session.due(), [0]);
         let check = Some(Instant::now() + LONG);
         let (read, now) = (WatchCursor { number: 16, mark: 0 }, WatchCursor { number: 20, mark: 0 });
-        let news = LogRead {
+        let read = LogRead {
             after: Some(0),
             last_read: read,
             changes: Vec::new(),
@@ -406,7 +406,7 @@ mod tests {
             has_more: true,
             next_check: check,
         };
-        session.watched.deliver(&"born".into(), &news);
+        session.watched.deliver(&"born".into(), &read);
         assert_eq!(session.due(), [16]);
         session.notify(16, 17..=20, 20, true);
         assert_eq!(delivered(&mut watch).await, [-16, 17, 18, 19, 20]);
@@ -428,19 +428,19 @@ mod tests {
             let mut session = Session::new();
             let mut watch = session.watch(4);
             assert_eq!(session.due(), [4]);
-            session.tell_marked(Some(4), [(5, 50, Predecessor::Unrecorded)], cursor(5, 50), check);
+            session.deliver_marked(Some(4), [(5, 50, Predecessor::Unrecorded)], cursor(5, 50), check);
             assert_eq!(delivered(&mut watch).await, [5]);
             let changed = changes.len();
-            session.tell_marked(Some(5), changes.clone(), now, check);
+            session.deliver_marked(Some(5), changes.clone(), now, check);
             if !is_lost {
                 assert_eq!(delivered(&mut watch).await.len(), changed, "{changes:?}");
                 continue;
             }
             assert_eq!(delivered(&mut watch).await, [-1], "{changes:?}");
             assert_eq!(session.due_or_now(), [None]);
-            session.tell_marked(None, [(2, 0, Predecessor::Unknown)], cursor(3, 30), check);
+            session.deliver_marked(None, [(2, 0, Predecessor::Unknown)], cursor(3, 30), check);
             assert_eq!(delivered(&mut watch).await, [2]);
-            session.tell_marked(Some(3), [(4, 40, Predecessor::Mark(30))], cursor(4, 40), check);
+            session.deliver_marked(Some(3), [(4, 40, Predecessor::Mark(30))], cursor(4, 40), check);
             assert_eq!(delivered(&mut watch).await, [4]);
         }
     }

@@ -1,6 +1,6 @@
 -- Commits changes to a session if its revision is unchanged.
--- id, born, rev, new rev, new usage, growth in bytes, variables and programs, max total bytes, max entries and max bytes of the
--- log, changes -> 'done', 'ended', 'changed' (conflict), or 'full'
+-- id, incarnation, rev, new rev, new usage, growth in bytes, variables and programs, max total bytes, max entries and max
+-- bytes of the log, changes -> 'done', 'ended', 'changed' (conflict), or 'full'
 --
 -- A rev is random, so that commits after a failover never reuse the rev of a lost commit. Each log entry contains the rev of
 -- its commit (m) and that of the previous entry's commit (p), so that a reader detects a lost past.
@@ -11,10 +11,11 @@
 --          'put' name, program, data
 --          'remove' name
 
-local id, born, rev, next_rev, holds, bytes, variables, programs, max_bytes, max_length, max_size = unpack(ARGV, 1, 11)
-local key, far = session(id), deep(id)
+local id, incarnation, rev, next_rev, usage = unpack(ARGV, 1, 5)
+local bytes, variables, programs, max_bytes, max_length, max_size = unpack(ARGV, 6, 11)
+local key, far = session_key(id), far_key(id)
 local head = redis.call('HMGET', key, 'born', 'rev', 'seq', 'ttl', 'watched', 'logged', 'mark')
-if head[1] ~= born then
+if head[1] ~= incarnation then
   return 'ended'
 end
 if head[2] ~= rev then
@@ -23,11 +24,11 @@ end
 if tonumber(bytes) > 0 and total() + bytes > tonumber(max_bytes) then
   return 'full'
 end
-redis.call('HSET', held, id, holds)
+redis.call('HSET', usages, id, usage)
 
 -- Hosts read the changes from a log. It exists only while the session is watched, and its length bounds how far a watcher can
 -- fall behind.
-local seq, entries = tonumber(head[3]), stream(born)
+local seq, entries = tonumber(head[3]), log_key(incarnation)
 local is_watched = head[5] and tonumber(head[5]) > now()
 local length = is_watched and redis.call('XLEN', entries) or 0
 local size = length > 0 and tonumber(head[6] or 0) or 0
@@ -82,7 +83,7 @@ while at <= #ARGV do
 end
 
 redis.call('HSET', key, 'rev', next_rev, 'seq', int(seq), 'mark', mark,
-  'counted', next_rev, 'holds', holds, 'far', redis.call('HLEN', far))
+  'counted', next_rev, 'holds', usage, 'far', redis.call('HLEN', far))
 count('bytes', tonumber(bytes))
 count('variables', tonumber(variables))
 count('programs', tonumber(programs))
@@ -90,6 +91,6 @@ renew(id, head[4])
 if is_watched and seq > tonumber(head[3]) then
   redis.call('HSET', key, 'logged', int(size))
   redis.call('PEXPIREAT', entries, head[5])
-  redis.call('PUBLISH', root .. ':updates', born)
+  redis.call('PUBLISH', root .. ':updates', incarnation)
 end
 return 'done'

@@ -1,17 +1,17 @@
 -- Finds or creates a session.
--- id, born, ttl, meta, bytes, max sessions, max total bytes -> {'found', 0, meta, worker, usage}
+-- id, incarnation, ttl, meta, bytes, max sessions, max total bytes -> {'found', 0, meta, worker, usage}
 -- or {'made', 0}, {'sessions', 0} (limit), {'bytes', total} (limit), each with three nils
 
-local id, born, ttl, meta, bytes, max_sessions, max_bytes = unpack(ARGV)
-local key = session(id)
+local id, incarnation, ttl, meta, bytes, max_sessions, max_bytes = unpack(ARGV)
+local key = session_key(id)
 local found = redis.call('HMGET', key, 'ttl', 'meta', 'worker')
-local holds = found[1] and what_is_held(id)
-if holds then
+local usage = found[1] and usage_of(id)
+if usage then
   renew(id, found[1])
-  return { 'found', 0, found[2], found[3], holds }
+  return { 'found', 0, found[2], found[3], usage }
 end
-if found[1] or redis.call('HEXISTS', held, id) == 1 then
-  retire(id, 'expired')
+if found[1] or redis.call('HEXISTS', usages, id) == 1 then
+  remove_session(id, 'expired')
 end
 if redis.call('ZCARD', ids) >= tonumber(max_sessions) then
   return { 'sessions', 0, false, false, false }
@@ -20,13 +20,13 @@ local size = total() + bytes
 if size > tonumber(max_bytes) then
   return { 'bytes', int(size), false, false, false }
 end
-holds = bytes .. ' 0 0 ' .. born
-redis.call('HSET', key, 'born', born, 'rev', 0, 'seq', 0, 'ttl', ttl, 'meta', meta, 'holds', holds, 'counted', 0)
-redis.call('HSET', held, id, holds)
+usage = bytes .. ' 0 0 ' .. incarnation
+redis.call('HSET', key, 'born', incarnation, 'rev', 0, 'seq', 0, 'ttl', ttl, 'meta', meta, 'holds', usage, 'counted', 0)
+redis.call('HSET', usages, id, usage)
 redis.call('ZADD', ids, 0, id)
 redis.call('ZADD', due, int(now() + ttl), id)
 count('created', 1)
 count('bytes', bytes)
-announce('created', id, born)
+publish_event('created', id, incarnation)
 expire(key, ttl)
 return { 'made', 0, false, false, false }

@@ -1,26 +1,27 @@
 -- Reads the changes of watched sessions and renews the leases of the watches, but not the sessions.
--- lease, approximate max bytes, and for each session: id, born, the number after which to read or '' for the current variables
--- -> for each session {remaining lifetime (negative if it ended), latest number, its mark, whether there is more,
+-- lease, approximate max bytes, and for each session: id, incarnation, the number after which to read or '' for the current
+-- variables
+-- -> for each session {remaining lifetime (negative if it ended), latest number, its mark, whether more changes follow,
 -- {number, variable, mark of the predecessor or -1 if unknown, mark}...}
 
 local lease, budget = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = now()
 
-local function follow(id, born, seen)
-  local head = redis.call('HMGET', session(id), 'born', 'seq', 'watched', 'mark')
+local function follow(id, incarnation, seen)
+  local head = redis.call('HMGET', session_key(id), 'born', 'seq', 'watched', 'mark')
   local last = tonumber(seen) or -1
   local left, seq, mark = -1, math.max(last, 0), 0
-  if head[1] == born then
-    left, seq, mark = redis.call('PTTL', session(id)), tonumber(head[2]), tonumber(head[4] or 0)
+  if head[1] == incarnation then
+    left, seq, mark = redis.call('PTTL', session_key(id)), tonumber(head[2]), tonumber(head[4] or 0)
     if not head[3] or head[3] - time < lease * 2 / 3 then
       make_room()
-      redis.call('HSET', session(id), 'watched', int(time + lease))
-      expire(stream(born), lease)
+      redis.call('HSET', session_key(id), 'watched', int(time + lease))
+      expire(log_key(incarnation), lease)
     end
   end
   local found, more = {}, seen ~= ''
   while more and budget > 0 do
-    local entries = redis.call('XRANGE', stream(born), '(' .. int(last) .. '-0', '+', 'COUNT', 16)
+    local entries = redis.call('XRANGE', log_key(incarnation), '(' .. int(last) .. '-0', '+', 'COUNT', 16)
     for _, entry in ipairs(entries) do
       local fields = entry[2]
       last = tonumber(entry[1]:match('^%d+'))
@@ -29,12 +30,12 @@ local function follow(id, born, seen)
     end
     more = #entries == 16
   end
-  -- The lease had expired, so the end of the log is missing; or the reader requests the current variables. The current
-  -- state of a variable is its last change.
+  -- Reads the current variables, because the reader requested them, or because the lease had expired and the log is
+  -- incomplete. The current state of a variable is its last change.
   if not more and left >= 0 and last < seq then
-    -- Where the sessions before it took the budget, it is left for the next step: all its variables may be many bytes.
+    -- If earlier sessions used up the budget, the next call reads this one, because its variables may be large.
     more = budget <= 0
-    for _, variable in ipairs(more and {} or fetch_all(session(id), 'v:')) do
+    for _, variable in ipairs(more and {} or fetch_all(session_key(id), 'v:')) do
       budget = budget - #variable
       local number = tonumber(variable:match('^%d+'))
       if number > last then

@@ -2,10 +2,10 @@
 -- name -> whether it existed
 
 local name = ARGV[1]
-if redis.call('EXISTS', global(name)) == 0 then
+if redis.call('EXISTS', global_key(name)) == 0 then
   return 0
 end
-redis.call('UNLINK', global(name))
+redis.call('UNLINK', global_key(name))
 count('bytes', -(redis.call('HGET', globals, name) or 0))
 redis.call('HDEL', globals, name)
 return 1

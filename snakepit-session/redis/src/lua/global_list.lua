@@ -3,6 +3,6 @@
 
 local found = {}
 for _, name in ipairs(redis.call('HKEYS', globals)) do
-  found[#found + 1] = redis.call('HGET', global(name), 'info') or nil
+  found[#found + 1] = redis.call('HGET', global_key(name), 'info') or nil
 end
 return found

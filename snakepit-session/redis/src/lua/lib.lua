@@ -1,25 +1,25 @@
 -- The common part, which precedes each script.
 --
--- All keys begin with one root in braces, so they are in one cluster slot, and scripts may derive the names of keys.
--- If Redis is out of memory, it rejects a script at the first write or not at all, so scripts are atomic.
+-- All keys begin with the same root in braces, so they share one cluster slot, and scripts may derive the names of keys.
+-- If Redis is out of memory, it rejects a script at its first write or not at all. Scripts are therefore atomic.
 
 local root = KEYS[1]
-local ids, due, held = root .. ':ids', root .. ':due', root .. ':held'
-local totals, globals, log = root .. ':totals', root .. ':globals', root .. ':log'
+local ids, due, usages = root .. ':ids', root .. ':due', root .. ':held'
+local totals, globals, event_log = root .. ':totals', root .. ':globals', root .. ':log'
 
-local function session(id)
+local function session_key(id)
   return root .. ':s:' .. id
 end
 
-local function deep(id)
+local function far_key(id)
   return root .. ':d:' .. id
 end
 
-local function stream(born)
-  return root .. ':w:' .. born
+local function log_key(incarnation)
+  return root .. ':w:' .. incarnation
 end
 
-local function global(name)
+local function global_key(name)
   return root .. ':g:' .. name
 end
 
@@ -27,20 +27,20 @@ local function int(number)
   return string.format('%.0f', number)
 end
 
--- The time in milliseconds.
+-- The current time in milliseconds.
 local function now()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Sets the TTL of a key in milliseconds. Subtracts one, because Redis keeps a key for the whole of its last millisecond.
+-- Sets the TTL of a key in milliseconds. Subtracts one, because Redis keeps a key until its last millisecond has passed.
 local function expire(key, ttl)
   redis.call('PEXPIRE', key, int(ttl - 1))
 end
 
 local function renew(id, ttl)
-  expire(session(id), ttl)
-  expire(deep(id), ttl)
+  expire(session_key(id), ttl)
+  expire(far_key(id), ttl)
 end
 
 -- Call this first in a script that frees memory. Redis allows further writes after a first write that does not need memory.
@@ -49,9 +49,9 @@ local function make_room()
 end
 
 -- Adds a session to the indexes that have lost it to eviction.
-local function put_in_indexes(id, holds)
+local function restore_indexes(id, usage)
   make_room()
-  redis.call('HSETNX', held, id, holds)
+  redis.call('HSETNX', usages, id, usage)
   redis.call('ZADD', ids, 0, id)
   redis.call('ZADD', due, 'NX', int(now()), id)
 end
@@ -67,27 +67,27 @@ local function total()
   return math.max(0, tonumber(redis.call('HGET', totals, 'bytes') or 0))
 end
 
--- The usage of a session as its own hash records it (`holds`, `far`). `counted` is the rev of the commit that wrote both:
--- hosts of earlier versions commit without it, which makes both stale.
-local function own_usage(id)
-  local rev, counted, holds, far = unpack(redis.call('HMGET', session(id), 'rev', 'counted', 'holds', 'far'))
+-- The usage of a session according to its own hash (`holds`, `far`). `counted` is the rev of the commit that wrote both. Hosts of
+-- earlier versions commit without updating them, which makes both stale.
+local function recorded_usage(id)
+  local rev, counted, usage, far = unpack(redis.call('HMGET', session_key(id), 'rev', 'counted', 'holds', 'far'))
   if not counted or counted ~= rev then
     return nil, 0
   end
-  return holds, tonumber(far or 0)
+  return usage, tonumber(far or 0)
 end
 
--- The usage of a session, from the index or else from its hash. Nil if Redis evicted a part of the session, which is then
--- lost.
-local function what_is_held(id)
-  local holds, far = own_usage(id)
-  if far > 0 and redis.call('EXISTS', deep(id)) == 0 then
+-- The usage of a session, from the index or else from its hash. Nil if Redis evicted a part of the session, which makes the
+-- session unusable.
+local function usage_of(id)
+  local usage, far = recorded_usage(id)
+  if far > 0 and redis.call('EXISTS', far_key(id)) == 0 then
     return nil
   end
-  return redis.call('HGET', held, id) or holds or nil
+  return redis.call('HGET', usages, id) or usage or nil
 end
 
--- Reads any number of fields of a hash in batches, because the arguments of one command are limited.
+-- Reads fields of a hash in batches, because the number of arguments of a command is limited.
 local function fetch(key, fields)
   local values = {}
   for first = 1, #fields, 1000 do
@@ -111,38 +111,38 @@ local function fetch_all(key, prefix)
   return fetch(key, fields)
 end
 
-local function announce(kind, id, born)
+local function publish_event(kind, id, incarnation)
   local number = redis.call('HINCRBY', totals, 'events', 1)
-  local at = redis.call('XADD', log, 'MAXLEN', '~', 1024, '*', 'n', number, 'kind', kind, 'born', born, 'id', id)
-  redis.call('PUBLISH', root .. ':events', at .. ' ' .. number .. ' ' .. kind .. ' ' .. born .. ' ' .. id)
+  local at = redis.call('XADD', event_log, 'MAXLEN', '~', 1024, '*', 'n', number, 'kind', kind, 'born', incarnation, 'id', id)
+  redis.call('PUBLISH', root .. ':events', at .. ' ' .. number .. ' ' .. kind .. ' ' .. incarnation .. ' ' .. id)
 end
 
--- Ends a session, which may have expired already, because its usage is stored separately. Its log remains until the
--- watching hosts have read it.
-local function retire(id, kind)
-  local holds = redis.call('HGET', held, id) or own_usage(id)
-  if not holds then
-    holds = '0 0 0 -'
+-- Removes a session, or the remains of an expired one, and subtracts its usage from the totals. Its log remains until the watching
+-- hosts have read it.
+local function remove_session(id, kind)
+  local usage = redis.call('HGET', usages, id) or recorded_usage(id)
+  if not usage then
+    usage = '0 0 0 -'
     redis.call('HSET', totals, 'torn', 1)
   end
-  local bytes, variables, programs, born = holds:match('(%d+) (%d+) (%d+) (%S+)')
-  redis.call('UNLINK', session(id), deep(id))
+  local bytes, variables, programs, incarnation = usage:match('(%d+) (%d+) (%d+) (%S+)')
+  redis.call('UNLINK', session_key(id), far_key(id))
   count(kind, 1)
   count('bytes', -bytes)
   count('variables', -variables)
   count('programs', -programs)
-  redis.call('HDEL', held, id)
+  redis.call('HDEL', usages, id)
   redis.call('ZREM', ids, id)
   redis.call('ZREM', due, id)
-  announce(kind, id, born)
+  publish_event(kind, id, incarnation)
 end
 
--- Reclaims expired global programs. They are few.
+-- Reclaims expired global programs. Visits all of them, because their number is small.
 local function reclaim_globals()
   local programs, reclaimed = redis.call('HGETALL', globals), 0
   for at = 1, #programs, 2 do
     local name, bytes = programs[at], programs[at + 1]
-    if redis.call('EXISTS', global(name)) == 0 then
+    if redis.call('EXISTS', global_key(name)) == 0 then
       redis.call('HDEL', globals, name)
       count('bytes', -bytes)
       reclaimed = reclaimed + 1

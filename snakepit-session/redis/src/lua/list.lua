@@ -7,12 +7,12 @@ local from = after == '' and '-' or '(' .. after
 local page = redis.call('ZRANGEBYLEX', ids, from, '+', 'LIMIT', 0, limit)
 local found = {}
 for _, id in ipairs(page) do
-  local left = redis.call('PTTL', session(id))
+  local left = redis.call('PTTL', session_key(id))
   if left >= 0 then
-    local is = redis.call('HMGET', session(id), 'meta', 'worker')
-    local holds = what_is_held(id)
-    if holds then
-      found[#found + 1] = { id, left, is[1], is[2], holds }
+    local fields = redis.call('HMGET', session_key(id), 'meta', 'worker')
+    local usage = usage_of(id)
+    if usage then
+      found[#found + 1] = { id, left, fields[1], fields[2], usage }
     end
   end
 end

@@ -1,10 +1,10 @@
--- Replaces counters that Redis evicted. The script reads and writes in one step, so that no commit comes between. It blocks
--- Redis for about a second per million sessions.
+-- Recomputes the counters after evictions. Being atomic, it excludes concurrent commits. It blocks Redis for about a second per
+-- million sessions.
 
 make_room()
 local bytes, variables, programs = 0, 0, 0
-for _, holds in ipairs(redis.call('HVALS', held)) do
-  local some_bytes, some_variables, some_programs = holds:match('(%d+) (%d+) (%d+)')
+for _, usage in ipairs(redis.call('HVALS', usages)) do
+  local some_bytes, some_variables, some_programs = usage:match('(%d+) (%d+) (%d+)')
   bytes = bytes + (some_bytes or 0)
   variables = variables + (some_variables or 0)
   programs = programs + (some_programs or 0)

@@ -50,7 +50,7 @@ async fn hosts_share_sessions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn racing_hosts_make_one_session() {
+async fn racing_hosts_create_one_session() {
     let server = Server::start();
     let hosts = [Arc::new(server.host().await), Arc::new(server.host().await)];
     let mut creators = JoinSet::new();
@@ -204,7 +204,7 @@ async fn an_expired_session_ends_once_for_all_hosts() {
 }
 
 #[tokio::test]
-async fn a_session_made_anew_is_another_one() {
+async fn a_recreated_session_is_a_new_one() {
     let server = Server::start();
     let (a, b) = (server.host().await, server.host().await);
     with_x(&a, "s", NewSession::default()).await;

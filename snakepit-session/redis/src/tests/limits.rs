@@ -74,7 +74,7 @@ async fn the_limit_of_global_programs_is_exact() {
 }
 
 #[tokio::test]
-async fn older_versions_are_kept_apart_and_go_with_their_variable() {
+async fn older_versions_are_stored_separately_and_deleted_with_their_variable() {
     let server = Server::start();
     let host = server.host_with(SessionLimits { max_history: 3, ..SessionLimits::default() }).await;
     with_x(&host, "s", NewSession::default()).await;

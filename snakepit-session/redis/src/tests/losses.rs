@@ -187,7 +187,7 @@ async fn a_sweep_repairs_evicted_indexes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_evicts_makes_nothing_unreadable_for_ever() {
+async fn evictions_make_no_session_unreadable_forever() {
     let server = Server::start();
     let host = server.host().await;
     let text = VariableType::new(ValueType::String).unwrap();

@@ -107,7 +107,7 @@ fn random_operations_of_two_hosts_match_the_model() {
 }
 
 #[test]
-fn operations_of_two_hosts_at_once_have_an_order() {
+fn concurrent_operations_of_two_hosts_are_linearizable() {
     let maker = Maker::new();
     session_backend_linearizes(|limits| maker.locks(limits), 60);
 }

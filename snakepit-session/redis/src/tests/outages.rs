@@ -35,15 +35,15 @@ async fn a_broken_connection_loses_no_update_and_no_event() {
 #[tokio::test]
 async fn a_host_that_was_disconnected_for_too_long_gets_lost_and_the_latest_change() {
     let server = Server::start();
-    let line = Line::to(&server);
+    let proxy = Proxy::to(&server);
     let config = RedisConfig { watch_lease: Duration::from_millis(200), ..RedisConfig::default() };
-    let (a, b) = (line.host(config).await.unwrap(), server.host().await);
+    let (a, b) = (proxy.host(config).await.unwrap(), server.host().await);
     with_x(&b, "s", NewSession::default()).await;
     let mut watch = a.watch_variables(&id("s"), &["x".to_owned()], false).await.unwrap();
     b.set_variable(&id("s"), set("x", 1)).await.unwrap();
     assert_eq!(delivered(&mut watch).await, (UpdateKind::Set, 1));
 
-    line.cut();
+    proxy.disconnect();
     let down = soon(async {
         loop {
             match a.get(&id("s")).await {
@@ -53,7 +53,7 @@ async fn a_host_that_was_disconnected_for_too_long_gets_lost_and_the_latest_chan
         }
     });
     let down = down.await;
-    assert!(down.contains("redis at") && down.contains("line"), "{down}");
+    assert!(down.contains("redis at") && down.contains("proxy"), "{down}");
     for n in 2..=5 {
         b.set_variable(&id("s"), set("x", n)).await.unwrap();
     }
@@ -63,7 +63,7 @@ async fn a_host_that_was_disconnected_for_too_long_gets_lost_and_the_latest_chan
     for n in 6..=9 {
         b.set_variable(&id("s"), set("x", n)).await.unwrap();
     }
-    line.mend();
+    proxy.reconnect();
     let lost = soon(watch.next()).await.unwrap().unwrap();
     assert_eq!(lost, WatchEvent::Lost(7), "from 2 to 8");
     assert_eq!(delivered(&mut watch).await, (UpdateKind::Set, 9), "the last one is never lost");
@@ -72,7 +72,7 @@ async fn a_host_that_was_disconnected_for_too_long_gets_lost_and_the_latest_chan
 }
 
 #[tokio::test]
-async fn a_server_without_memory_takes_nothing_and_gives_back_all() {
+async fn a_server_without_memory_rejects_writes_and_keeps_its_data() {
     let server = Server::start();
     let host = server.host().await;
     with_x(&host, "s", NewSession::default()).await;
@@ -99,7 +99,7 @@ async fn a_server_without_memory_takes_nothing_and_gives_back_all() {
 }
 
 #[tokio::test]
-async fn a_server_that_starts_again_is_found_again() {
+async fn hosts_reconnect_to_a_restarted_server() {
     let mut server = Server::start();
     let host = server.host().await;
     with_x(&host, "s", NewSession::default()).await;

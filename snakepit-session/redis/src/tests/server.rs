@@ -162,51 +162,51 @@ fn launch(dir: &TempDir, arguments: &[String]) -> Result<Child, String> {
 }
 
 /// A proxy whose connections can be broken and restored.
-pub(super) struct Line {
+pub(super) struct Proxy {
     _dir: TempDir,
     pub(super) url: String,
-    is_whole: watch::Sender<bool>,
+    is_connected: watch::Sender<bool>,
     _tasks: JoinSet<()>,
 }
 
-impl Line {
+impl Proxy {
     pub(super) fn to(server: &Server) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("line");
+        let socket = dir.path().join("proxy");
         let url = format!("redis+unix://{}", socket.display());
         let listener = UnixListener::bind(socket).unwrap();
         let to = server.dir.path().join("redis");
-        let (is_whole, whole) = watch::channel(true);
+        let (is_connected, connected) = watch::channel(true);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let (mut near, _) = listener.accept().await.unwrap();
-                let (to, mut whole) = (to.clone(), whole.clone());
+                let (to, mut connected) = (to.clone(), connected.clone());
                 connections.spawn(async move {
-                    if !*whole.borrow() {
+                    if !*connected.borrow() {
                         return;
                     }
                     let mut far = UnixStream::connect(to).await.unwrap();
                     tokio::select! {
                         _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                        _ = whole.wait_for(|whole| !whole) => {}
+                        _ = connected.wait_for(|connected| !connected) => {}
                     }
                 });
             }
         });
-        Self { _dir: dir, url, is_whole, _tasks: tasks }
+        Self { _dir: dir, url, is_connected, _tasks: tasks }
     }
 
     pub(super) async fn host(&self, config: RedisConfig) -> Result<RedisBackend, SessionError> {
         RedisBackend::connect(&self.url, config, SessionLimits::default()).await
     }
 
-    pub(super) fn cut(&self) {
-        self.is_whole.send_replace(false);
+    pub(super) fn disconnect(&self) {
+        self.is_connected.send_replace(false);
     }
 
-    pub(super) fn mend(&self) {
-        self.is_whole.send_replace(true);
+    pub(super) fn reconnect(&self) {
+        self.is_connected.send_replace(true);
     }
 }

@@ -7,7 +7,7 @@ async fn connect(url: &str) -> Result<RedisBackend, SessionError> {
 }
 
 #[tokio::test]
-async fn a_server_that_comes_a_little_later_is_waited_for() {
+async fn a_host_waits_for_a_server_that_starts_later() {
     let mut server = Server::start();
     server.stop();
     let socket = server.url.trim_start_matches("redis+unix://").to_owned();
@@ -29,7 +29,7 @@ async fn a_server_that_comes_a_little_later_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_server_that_loads_its_data_is_waited_for() {
+async fn a_host_waits_for_a_server_that_loads_its_data() {
     let mut server = Server::start_with(&["--dbfilename", "dump.rdb"]);
     let _: String = server.query(&["SET", "much", &"x".repeat(1000)]).await;
     for n in 0..200 {

@@ -1,5 +1,7 @@
-//! The storage below redb, which detects that another process overwrote or truncated the file. It remembers the length and
-//! the header that redb wrote last. Each commit changes the header, so no other state of the file has the same one.
+//! [`CheckedStorage`]: redb's storage, with a check that no other process overwrote or truncated the file.
+//!
+//! It remembers the length of the file and the header that redb wrote last. Each commit changes the header, so a file with the
+//! same header is in the same state.
 
 use std::{
     io,
@@ -10,14 +12,14 @@ use std::{
 use redb::{BackendError, StorageBackend};
 
 /// The maximum size of redb's header in bytes.
-pub(super) const HEADER: usize = 512;
+pub(super) const HEADER_BYTES: usize = 512;
 
 const OVERWRITTEN: &str = "another process overwrote or truncated it while it was in use, and nothing is read or written; \
                            stop the host, restore the file from a copy, and start the host again";
 
-/// A file in use. Clones share it.
+/// An open file. Clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Guard(Arc<Inner>);
+pub(super) struct CheckedStorage(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -29,7 +31,7 @@ struct Inner {
 #[derive(Debug, Clone)]
 struct Written {
     len: u64,
-    header: [u8; HEADER],
+    header: [u8; HEADER_BYTES],
     state: State,
 }
 
@@ -43,7 +45,7 @@ enum State {
     Foreign,
 }
 
-impl Guard {
+impl CheckedStorage {
     pub(super) fn new(storage: impl StorageBackend) -> io::Result<Self> {
         let (len, header) = read(&storage)?;
         let written = Mutex::new(Written { len, header, state: State::Known });
@@ -74,14 +76,14 @@ impl Guard {
         self.written().state == State::Foreign
     }
 
-    /// Checks that a reopened file is as it was last written through another guard.
+    /// Checks that a reopened file is as it was last written through `before`.
     ///
     /// # Errors
     /// A message for the caller, after a mismatch.
     pub(super) fn check_is(&self, before: &Self) -> Result<(), String> {
         let (now, before) = (self.written().clone(), before.written().clone());
         let is_same = match before.state {
-            State::Unknown => now.len >= HEADER as u64,
+            State::Unknown => now.len >= HEADER_BYTES as u64,
             State::Known | State::Foreign => (now.len, now.header) == (before.len, before.header),
         };
         if is_same { Ok(()) } else { Err(OVERWRITTEN.to_owned()) }
@@ -108,16 +110,16 @@ impl Guard {
     }
 }
 
-/// The length of a file, and its header, filled up with zeros.
-fn read(storage: &(impl StorageBackend + ?Sized)) -> io::Result<(u64, [u8; HEADER])> {
+/// The length of a file, and its header, padded with zeros.
+fn read(storage: &(impl StorageBackend + ?Sized)) -> io::Result<(u64, [u8; HEADER_BYTES])> {
     let len = storage.len()?;
-    let mut header = [0; HEADER];
-    let known = usize::try_from(len).map_or(HEADER, |len| len.min(HEADER));
+    let mut header = [0; HEADER_BYTES];
+    let known = usize::try_from(len).map_or(HEADER_BYTES, |len| len.min(HEADER_BYTES));
     storage.read(0, &mut header[..known])?;
     Ok((len, header))
 }
 
-impl StorageBackend for Guard {
+impl StorageBackend for CheckedStorage {
     fn len(&self) -> io::Result<u64> {
         self.0.storage.len()
     }
@@ -129,7 +131,7 @@ impl StorageBackend for Guard {
     fn set_len(&self, len: u64) -> io::Result<()> {
         let note = |written: &mut Written| {
             written.len = len;
-            let known = usize::try_from(len).map_or(HEADER, |len| len.min(HEADER));
+            let known = usize::try_from(len).map_or(HEADER_BYTES, |len| len.min(HEADER_BYTES));
             written.header[known..].fill(0);
         };
         self.change(|storage| storage.set_len(len), note)
@@ -142,8 +144,8 @@ impl StorageBackend for Guard {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let note = |written: &mut Written| {
             written.len = written.len.max(offset + data.len() as u64);
-            let from = usize::try_from(offset).map_or(HEADER, |offset| offset.min(HEADER));
-            let some = data.len().min(HEADER - from);
+            let from = usize::try_from(offset).map_or(HEADER_BYTES, |offset| offset.min(HEADER_BYTES));
+            let some = data.len().min(HEADER_BYTES - from);
             written.header[from..from + some].copy_from_slice(&data[..some]);
         };
         self.change(|storage| storage.write(offset, data), note)

@@ -13,9 +13,9 @@ use super::{RedisConfig, start::StartError};
 
 /// A connection that all callers share. It pipelines their commands.
 #[derive(Clone)]
-pub(super) struct Link {
+pub(super) struct Connection {
     client: Client,
-    connection: ConnectionManager,
+    manager: ConnectionManager,
     /// The prefix of all keys and channels.
     root: String,
     /// The address without credentials.
@@ -23,10 +23,10 @@ pub(super) struct Link {
     timeout: Duration,
 }
 
-impl Link {
+impl Connection {
     pub(super) async fn connect(url: &str, config: &RedisConfig) -> Result<Self, StartError> {
         let invalid = |error: RedisError| {
-            StartError::Never(SessionError::Backend {
+            StartError::Fatal(SessionError::Backend {
                 problem: format!("not the URL of a Redis server, such as redis://localhost:6379: {error}"),
             })
         };
@@ -44,11 +44,11 @@ impl Link {
             .set_number_of_retries(2)
             .set_min_delay(Duration::from_millis(20))
             .set_max_delay(Duration::from_millis(200));
-        let connection = ConnectionManager::new_with_config(client.clone(), manager).await.map_err(failed)?;
+        let manager = ConnectionManager::new_with_config(client.clone(), manager).await.map_err(failed)?;
         // The databases of a server share their channels, so the database is part of the prefix.
         let prefix = &config.prefix;
         let root = if db == 0 { format!("{{{prefix}}}") } else { format!("{{{prefix}@{db}}}") };
-        Ok(Self { client, connection, root, address, timeout: config.timeout })
+        Ok(Self { client, manager, root, address, timeout: config.timeout })
     }
 
     pub(super) fn root(&self) -> &str {
@@ -67,12 +67,12 @@ impl Link {
     pub(super) fn call(&self, script: &'static Script) -> Call<'_> {
         let mut command = redis::cmd("EVALSHA");
         command.arg(script.get_hash()).arg(1).arg(&self.root);
-        Call { link: self, script, command }
+        Call { connection: self, script, command }
     }
 
     pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, SessionError> {
-        let mut connection = self.connection.clone();
-        command.query_async(&mut connection).await.map_err(|error| failed(&self.address, &error))
+        let mut manager = self.manager.clone();
+        command.query_async(&mut manager).await.map_err(|error| failed(&self.address, &error))
     }
 
     /// Opens a separate connection for published messages.
@@ -89,14 +89,14 @@ impl Link {
         redis::from_redis_value(value).map_err(|error| failed(&self.address, &error.into()))
     }
 
-    /// Reads fields of one of the hashes of a session, if there are any.
+    /// The command that reads fields of a hash of a session. `None` if `fields` is empty.
     pub(super) fn fields(&self, hash: char, id: &SessionId, fields: &[String]) -> Option<Cmd> {
         let mut read = redis::cmd("HMGET");
         read.arg(format!("{}:{hash}:{id}", self.root)).arg(fields);
         (!fields.is_empty()).then_some(read)
     }
 
-    /// Reads the main hash of a session.
+    /// The command that reads the main hash of a session.
     pub(super) fn whole(&self, id: &SessionId) -> Cmd {
         let mut read = redis::cmd("HGETALL");
         read.arg(format!("{}:s:{id}", self.root));
@@ -111,7 +111,7 @@ impl Link {
 
 /// A script call.
 pub(super) struct Call<'a> {
-    link: &'a Link,
+    connection: &'a Connection,
     script: &'static Script,
     command: Cmd,
 }
@@ -123,41 +123,43 @@ impl Call<'_> {
     }
 
     pub(super) async fn run<T: FromRedisValue>(self) -> Result<T, SessionError> {
-        let link = self.link;
-        self.try_run().await.map_err(|error| failed(&link.address, &error))
+        let connection = self.connection;
+        self.try_run().await.map_err(|error| failed(&connection.address, &error))
     }
 
-    /// The same with the original error.
+    /// Like [`run`](Self::run), but returns the original error.
     pub(super) async fn try_run<T: FromRedisValue>(self) -> Result<T, RedisError> {
-        let Self { link, script, command } = self;
-        let mut connection = link.connection.clone();
-        match command.query_async(&mut connection).await {
+        let Self { connection, script, command } = self;
+        let mut manager = connection.manager.clone();
+        match command.query_async(&mut manager).await {
             Err(error) if is_unknown_script(&error) => {
-                script.load_async(&mut connection).await?;
-                command.query_async(&mut connection).await
+                script.load_async(&mut manager).await?;
+                command.query_async(&mut manager).await
             }
             done => done,
         }
     }
 
-    /// Runs the script and then commands that read large values, which a script would copy several times. This is not a transaction,
-    /// because Redis rejects those when it is out of memory, even if they only read. So other clients may write in between.
+    /// Runs the script, and then commands that read large values, which a script would copy several times.
+    ///
+    /// This is not a transaction, because Redis rejects transactions when it is out of memory, even those that only read. Other
+    /// clients may therefore write in between.
     pub(super) async fn run_and_read<T: FromRedisValue>(
         self,
         reads: impl IntoIterator<Item = Cmd>,
     ) -> Result<(T, Vec<Value>), SessionError> {
-        let Self { link, script, command } = self;
-        let mut connection = link.connection.clone();
-        let failed = |error: RedisError| failed(&link.address, &error);
+        let Self { connection, script, command } = self;
+        let mut manager = connection.manager.clone();
+        let failed = |error: RedisError| failed(&connection.address, &error);
         let mut all = redis::pipe();
         all.ignore_errors().add_command(command);
         for read in reads {
             all.add_command(read);
         }
-        let mut done: Vec<RedisResult<Value>> = all.query_async(&mut connection).await.map_err(failed)?;
+        let mut done: Vec<RedisResult<Value>> = all.query_async(&mut manager).await.map_err(failed)?;
         if matches!(done.first(), Some(Err(error)) if is_unknown_script(error)) {
-            script.load_async(&mut connection).await.map_err(failed)?;
-            done = all.query_async(&mut connection).await.map_err(failed)?;
+            script.load_async(&mut manager).await.map_err(failed)?;
+            done = all.query_async(&mut manager).await.map_err(failed)?;
         }
         let mut done = done.into_iter();
         let answer = done.next().unwrap_or(Ok(Value::Nil)).map_err(failed)?;
