@@ -70,7 +70,7 @@ pub(super) fn open<F: StorageBackend>(
         let (totals, leases) = resume(&database, limits)?;
         Ok(Opened { database, identity, guard, totals, leases })
     }));
-    let opened: Result<_, SessionError> = opened.unwrap_or_else(|_| Err(damaged("it is no sound database")));
+    let opened: Result<_, SessionError> = opened.unwrap_or_else(|_| Err(damaged("it is not a valid database")));
     opened.map_err(|error| in_file(path, error))
 }
 
@@ -143,7 +143,7 @@ fn database<F: StorageBackend>(
                 .to_owned()
         }
         DatabaseError::Storage(StorageError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
-            format!("it is no file of sessions: {error}")
+            format!("it is not a file of sessions: {error}")
         }
         error => format!("cannot open it: {error}"),
     });

@@ -245,7 +245,7 @@ async fn files_that_cannot_be_opened_are_named_with_the_reason() {
 
     let path = directory.path().join("text");
     std::fs::write(&path, "something else\n".repeat(1000)).unwrap();
-    assert!(refused(&path).await.contains("no file of sessions"));
+    assert!(refused(&path).await.contains("not a file of sessions"));
     assert!(std::fs::read(&path).unwrap().starts_with(b"something else"), "it is left as it is");
 }
 
@@ -263,7 +263,7 @@ async fn only_unfinished_files_are_recreated() {
         if is_unfinished {
             open(&directory).await.create(&id("s"), NewSession::default()).await.unwrap();
         } else {
-            assert!(refused(&path).await.contains("no file of sessions"));
+            assert!(refused(&path).await.contains("not a file of sessions"));
             assert_eq!(std::fs::read(&path).unwrap(), bytes, "it is left as it is");
         }
     }

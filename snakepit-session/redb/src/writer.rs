@@ -255,7 +255,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
         let failure = in_file(&self.shared.path, error);
         self.state.end_watches(&failure);
         if let Err(error) = self.open_again(&failure) {
-            tracing::error!(%error, "cannot open the sessions again; trying until it can");
+            tracing::error!(%error, "cannot reopen the sessions; retrying");
         }
         failure
     }
@@ -290,7 +290,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
         match outcome {
             Ok((totals, leases)) => {
                 self.state.reload(shared, totals, leases);
-                tracing::warn!(path = %shared.path.display(), "the sessions were opened again after an error of the disk");
+                tracing::warn!(path = %shared.path.display(), "reopened the sessions after a disk error");
                 self.outage = Some((failure.clone(), until));
                 Ok(())
             }

@@ -172,7 +172,7 @@ impl RedisBackend {
         let lock = self.locks.lock(id, self.connection.timeout()).await;
         let _lock = lock.ok_or_else(|| {
             self.connection
-                .problem("does not answer in time those who change the session before; nothing was written")
+                .problem("does not answer earlier writers of the session in time; nothing was written")
         })?;
         let (mut reclaimed, mut prepared) = (false, None::<Vec<PreparedWrite>>);
         for attempt in 0..MAX_ATTEMPTS {
@@ -209,7 +209,7 @@ impl RedisBackend {
                 _ => tracing::trace!(session = %id, attempt, "others changed the session meanwhile"),
             }
         }
-        Err(self.connection.problem("too many hosts change the session at once; try again"))
+        Err(self.connection.problem("too many hosts change the session concurrently; try again"))
     }
 
     /// Applies the operation to the loaded record. The flag is true if the limit of the total size rejected a change.

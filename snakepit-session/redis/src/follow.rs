@@ -190,7 +190,7 @@ impl Follower {
                     if std::mem::take(&mut is_disconnected) {
                         tracing::info!(
                             redis = self.connection.address(),
-                            "follows again what happens to sessions"
+                            "receives changes of sessions again"
                         );
                     }
                     self.follow(subscription, &mut backoff).await
@@ -199,7 +199,7 @@ impl Follower {
             };
             // Log once per outage.
             if !std::mem::replace(&mut is_disconnected, true) {
-                tracing::warn!(%ended, "cannot follow what happens to sessions; trying until it can");
+                tracing::warn!(%ended, "cannot receive changes of sessions; retrying");
             }
             tokio::time::sleep(backoff / 2 + jitter(backoff / 2)).await;
             backoff = MAX_BACKOFF.min(backoff * 2);

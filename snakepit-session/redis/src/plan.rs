@@ -54,7 +54,7 @@ impl Usage {
                 Ok(Self { bytes, variables, programs, incarnation: incarnation.to_owned() })
             }
             _ => {
-                Err(SessionError::Backend { problem: format!("cannot read what a session holds: `{text}`") })
+                Err(SessionError::Backend { problem: format!("cannot read the usage of a session: `{text}`") })
             }
         }
     }
@@ -103,7 +103,7 @@ pub(super) fn encode_variable(
 /// The part after the header line.
 fn body(text: &[u8]) -> Result<&[u8], SessionError> {
     let end = text.iter().position(|byte| *byte == b'\n');
-    let broken = || SessionError::Backend { problem: "cannot read a variable: it has no head".to_owned() };
+    let broken = || SessionError::Backend { problem: "cannot read a variable: its header is missing".to_owned() };
     Ok(&text[end.ok_or_else(broken)? + 1..])
 }
 
@@ -232,7 +232,7 @@ impl Loaded {
                 return Ok(loaded);
             }
         }
-        Err(connection.problem("others change the session all the time; try again"))
+        Err(connection.problem("other hosts change the session continuously; try again"))
     }
 
     /// Returns `None` if the session changed between the commands.

@@ -34,7 +34,7 @@ impl StartError {
             ErrorKind::Server(ServerErrorKind::NoPerm) => {
                 "; sessions need a user who may run scripts (EVALSHA, SCRIPT LOAD), what they use, and SUBSCRIBE"
             }
-            ErrorKind::Parse => "; it is no Redis server: is this its port?",
+            ErrorKind::Parse => "; it is not a Redis server; check the port",
             _ if error.to_string().contains("user executing the script") => {
                 "; sessions need a user who may run what their scripts use, on all keys that begin with the prefix"
             }

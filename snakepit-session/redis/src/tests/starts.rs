@@ -132,5 +132,5 @@ async fn a_sentinel_and_servers_of_other_protocols_are_named() {
         host = soon(connect(&url)) => host.unwrap_err().to_string(),
         () = http => unreachable!("it serves"),
     };
-    assert!(refused.contains("no Redis server"), "{refused}");
+    assert!(refused.contains("not a Redis server"), "{refused}");
 }
