@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn odd_ids_are_refused_with_the_reason() {
+    fn odd_ids_are_rejected_with_the_reason() {
         for (id, reason) in [("", "empty"), ("a\nb", "control"), (&"x".repeat(257), "257 bytes")] {
             let error = SessionId::try_new(id).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");

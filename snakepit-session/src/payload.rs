@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn json_of_another_type_than_declared_is_refused() {
+    fn json_of_another_type_than_declared_is_rejected() {
         use ValueType as T;
         let good: [(ValueType, &[&str]); 12] = [
             (T::Float, &["1", "-1.5", r#""NaN""#, r#""-Infinity""#]),

@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_constraints_are_refused_by_name() {
+    fn bad_constraints_are_rejected_by_name() {
         for (kind, json, said) in [
             (ValueType::Float, r#"{"min": 1, "max": 0}"#, "`min` 1 is above `max` 0"),
             (ValueType::Float, r#"{"minimum": 1}"#, "`minimum` is unknown; it takes min, max"),
@@ -386,9 +386,13 @@ mod tests {
                 r#"{"min_length": -1}"#,
                 "`min_length` must be an integer that is not negative",
             ),
-            (ValueType::String, r#"{"pattern": "("}"#, "`pattern` is no regular expression"),
-            (ValueType::String, r#"{"pattern": "(a)\\1"}"#, "`pattern` is no regular expression"),
-            (ValueType::String, r#"{"pattern": "(?:a{1000}){1000}"}"#, "`pattern` is no regular expression"),
+            (ValueType::String, r#"{"pattern": "("}"#, "`pattern` is not a valid regular expression"),
+            (ValueType::String, r#"{"pattern": "(a)\\1"}"#, "`pattern` is not a valid regular expression"),
+            (
+                ValueType::String,
+                r#"{"pattern": "(?:a{1000}){1000}"}"#,
+                "`pattern` is not a valid regular expression",
+            ),
             (ValueType::String, r#"{"enum": []}"#, "`enum` must be a list of strings that is not empty"),
             (ValueType::Choice, r#"{"choices": "a"}"#, "`choices` must be a list"),
             (ValueType::Boolean, r#"{"min": 1}"#, "it takes no constraints, so not `min`"),

@@ -70,7 +70,8 @@ pub(super) fn open<F: StorageBackend>(
         let (totals, leases) = resume(&database, limits)?;
         Ok(Opened { database, identity, guard, totals, leases })
     }));
-    let opened: Result<_, SessionError> = opened.unwrap_or_else(|_| Err(damaged("it is not a valid database")));
+    let opened: Result<_, SessionError> =
+        opened.unwrap_or_else(|_| Err(damaged("it is not a valid database")));
     opened.map_err(|error| in_file(path, error))
 }
 
@@ -139,7 +140,7 @@ fn database<F: StorageBackend>(
             format!("it is damaged; restore it from a copy: {problem}")
         }
         DatabaseError::DatabaseAlreadyOpen => {
-            "it is open already, and only one host at a time may have it; give each a file of its own"
+            "it is open already, and only one host at a time may have it; give each host a separate file"
                 .to_owned()
         }
         DatabaseError::Storage(StorageError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {

@@ -58,7 +58,7 @@ async fn open_as_after_a_crash(directory: &TempDir) -> RedbBackend {
 }
 
 /// Returns the error of opening a file, which must contain its name.
-async fn refused(path: &Path) -> String {
+async fn rejected(path: &Path) -> String {
     let error = try_open(path).await.unwrap_err().to_string();
     assert!(error.contains(path.to_str().unwrap()), "{error}");
     error
@@ -234,18 +234,18 @@ async fn sweeps_take_many_transactions_for_many_sessions() {
 async fn files_that_cannot_be_opened_are_named_with_the_reason() {
     let directory = directory();
     let path = directory.path().join("missing").join("sessions");
-    assert!(refused(&path).await.contains("its directory does not exist"));
-    assert!(refused(directory.path()).await.contains("cannot open it"));
+    assert!(rejected(&path).await.contains("its directory does not exist"));
+    assert!(rejected(directory.path()).await.contains("cannot open it"));
 
     let path = directory.path().join("sessions");
     let backend = open(&directory).await;
-    assert!(refused(&path).await.contains("it is open already"));
+    assert!(rejected(&path).await.contains("it is open already"));
     drop(backend);
     open(&directory).await;
 
     let path = directory.path().join("text");
     std::fs::write(&path, "something else\n".repeat(1000)).unwrap();
-    assert!(refused(&path).await.contains("not a file of sessions"));
+    assert!(rejected(&path).await.contains("not a file of sessions"));
     assert!(std::fs::read(&path).unwrap().starts_with(b"something else"), "it is left as it is");
 }
 
@@ -263,7 +263,7 @@ async fn only_unfinished_files_are_recreated() {
         if is_unfinished {
             open(&directory).await.create(&id("s"), NewSession::default()).await.unwrap();
         } else {
-            assert!(refused(&path).await.contains("not a file of sessions"));
+            assert!(rejected(&path).await.contains("not a file of sessions"));
             assert_eq!(std::fs::read(&path).unwrap(), bytes, "it is left as it is");
         }
     }
@@ -289,7 +289,7 @@ async fn foreign_and_other_schemas_are_rejected() {
     drop(open(&directory).await);
     for version in [1, 3] {
         meddle(&path, rows::SCHEMA, (), version);
-        let error = refused(&path).await;
+        let error = rejected(&path).await;
         assert!(
             error.contains(&format!("is version {version}")) && error.contains("knows version 2"),
             "{error}"
@@ -298,7 +298,7 @@ async fn foreign_and_other_schemas_are_rejected() {
 
     let path = directory.path().join("other");
     meddle(&path, TableDefinition::<u64, u64>::new("other"), 1, 1);
-    assert!(refused(&path).await.contains("not of sessions"));
+    assert!(rejected(&path).await.contains("not of sessions"));
 }
 
 #[tokio::test]
@@ -323,7 +323,7 @@ async fn damaged_files_are_rejected_and_damaged_rows_affect_nothing_else() {
     let (length, from) = (bytes.len(), 4096);
     bytes[from..length].fill(0xA5);
     std::fs::write(&path, bytes).unwrap();
-    refused(&path).await;
+    rejected(&path).await;
 }
 
 #[tokio::test]
@@ -358,11 +358,11 @@ async fn a_deleted_or_replaced_file_rejects_writes_until_it_is_back() {
     register(&backend, "s", "x").await.unwrap();
     let mut watch = backend.watch_variables(&id("s"), &[], false).await.unwrap();
     std::fs::rename(&path, &aside).unwrap();
-    let refused = set(&backend, "s", "x", 1).await.unwrap_err().to_string();
-    assert!(refused.contains("deleted") && refused.contains(path.to_str().unwrap()), "{refused}");
+    let rejected = set(&backend, "s", "x", 1).await.unwrap_err().to_string();
+    assert!(rejected.contains("deleted") && rejected.contains(path.to_str().unwrap()), "{rejected}");
     std::fs::copy(&aside, &path).unwrap();
-    let refused = set(&backend, "s", "x", 1).await.unwrap_err().to_string();
-    assert!(refused.contains("replaced"), "{refused}");
+    let rejected = set(&backend, "s", "x", 1).await.unwrap_err().to_string();
+    assert!(rejected.contains("replaced"), "{rejected}");
     assert_eq!(backend.variable(&id("s"), "x").await.unwrap().version, 0, "reads go on");
     std::fs::rename(&aside, &path).unwrap();
     assert_eq!(set(&backend, "s", "x", 1).await.unwrap(), 1);
@@ -439,13 +439,13 @@ async fn flipped_bits_never_lose_data_silently() {
     }
     drop(backend);
     let sound = std::fs::read(directory.path().join("sessions")).unwrap();
-    let (mut opened, mut refused) = (0, 0);
+    let (mut opened, mut rejected) = (0, 0);
     for seed in 0..40 {
         let path = directory.path().join(format!("damaged-{seed}"));
         std::fs::write(&path, &sound).unwrap();
         flip_bits(&path, 20, seed);
         let Ok(backend) = try_open(&path).await else {
-            refused += 1;
+            rejected += 1;
             continue;
         };
         opened += 1;
@@ -457,7 +457,7 @@ async fn flipped_bits_never_lose_data_silently() {
             }
         }
     }
-    assert!(refused > 0, "of 40 files, {opened} were opened");
+    assert!(rejected > 0, "of 40 files, {opened} were opened");
 }
 
 #[tokio::test]

@@ -53,9 +53,9 @@ impl Usage {
             ((Some(bytes), Some(variables), Some(programs)), Some(incarnation)) => {
                 Ok(Self { bytes, variables, programs, incarnation: incarnation.to_owned() })
             }
-            _ => {
-                Err(SessionError::Backend { problem: format!("cannot read the usage of a session: `{text}`") })
-            }
+            _ => Err(SessionError::Backend {
+                problem: format!("cannot read the usage of a session: `{text}`"),
+            }),
         }
     }
 
@@ -103,7 +103,8 @@ pub(super) fn encode_variable(
 /// The part after the header line.
 fn body(text: &[u8]) -> Result<&[u8], SessionError> {
     let end = text.iter().position(|byte| *byte == b'\n');
-    let broken = || SessionError::Backend { problem: "cannot read a variable: its header is missing".to_owned() };
+    let broken =
+        || SessionError::Backend { problem: "cannot read a variable: its header is missing".to_owned() };
     Ok(&text[end.ok_or_else(broken)? + 1..])
 }
 

@@ -77,7 +77,7 @@ async fn try_connect(url: &str, config: &RedisConfig) -> Result<Connection, Star
         }
         Err(_) if is_sentinel(&connection).await => {
             let problem = "it is a Sentinel, which holds no data: give the address of the primary that it watches, which \
-                           `SENTINEL get-master-addr-by-name NAME` tells";
+                           `SENTINEL get-master-addr-by-name NAME` returns";
             return Err(StartError::Fatal(connection.problem(problem)));
         }
         Err(error) => return Err(StartError::of(connection.address(), &error)),

@@ -102,8 +102,8 @@ async fn a_password_is_used_and_never_printed() {
     host.create(&id("s"), NewSession::default()).await.unwrap();
     assert!(format!("{host:?}").contains(&server.url) && !format!("{host:?}").contains("s3cret"), "{host:?}");
 
-    let refused = connect("an0ther-word", 0).await.unwrap_err().to_string();
-    assert!(refused.contains(&server.url) && !refused.contains("an0ther"), "{refused}");
+    let rejected = connect("an0ther-word", 0).await.unwrap_err().to_string();
+    assert!(rejected.contains(&server.url) && !rejected.contains("an0ther"), "{rejected}");
     let malformed = RedisBackend::connect("http://:w0rd@x", RedisConfig::default(), SessionLimits::default());
     let malformed = malformed.await.unwrap_err().to_string();
     assert!(malformed.contains("redis://") && !malformed.contains("w0rd"), "{malformed}");

@@ -36,7 +36,7 @@ pub struct Budget<'a> {
     pub session: &'a SessionId,
     /// The limits of the backend.
     pub limits: &'a SessionLimits,
-    /// Changes the backend's total when the session's size changes from the first number of bytes to the second. It may refuse
+    /// Changes the backend's total when the session's size changes from the first number of bytes to the second. It may reject
     /// growth with [`SessionError::BackendFull`]; the operation then changes nothing. It must accept shrinking.
     pub resize: &'a mut dyn FnMut(usize, usize) -> Result<(), SessionError>,
 }

@@ -28,8 +28,8 @@ async fn the_session_limit_is_exact_and_expired_sessions_do_not_count() {
     backend.create(&id("a"), short).await.unwrap();
     backend.create(&id("b"), NewSession::default()).await.unwrap();
     backend.create(&id("b"), NewSession::default()).await.unwrap();
-    let refused = backend.create(&id("c"), NewSession::default()).await.unwrap_err();
-    assert_eq!(refused, SessionError::TooManySessions { limit: 2 });
+    let rejected = backend.create(&id("c"), NewSession::default()).await.unwrap_err();
+    assert_eq!(rejected, SessionError::TooManySessions { limit: 2 });
     tokio::time::advance(Duration::from_secs(1)).await;
     backend.create(&id("c"), NewSession::default()).await.unwrap();
     backend.delete(&id("c")).await.unwrap();
@@ -57,9 +57,9 @@ async fn the_bytes_of_all_sessions_are_counted_exactly() {
     assert_eq!(held(), 100);
     let full = SessionError::BackendFull { size: 101, limit: 100 };
     assert_eq!(put(&backend, "long", program(29)).await.unwrap_err(), full);
-    let refused = backend.create(&id("third"), new(10)).await.unwrap_err();
-    assert_eq!(refused, SessionError::BackendFull { size: 110, limit: 100 });
-    assert_eq!(backend.count.load(Relaxed), 2, "what is refused takes no room");
+    let rejected = backend.create(&id("third"), new(10)).await.unwrap_err();
+    assert_eq!(rejected, SessionError::BackendFull { size: 110, limit: 100 });
+    assert_eq!(backend.count.load(Relaxed), 2, "a rejected session takes no space");
     put(&backend, "long", program(8)).await.unwrap();
     assert_eq!(held(), 80);
     tokio::time::advance(Duration::from_secs(10)).await;
@@ -115,8 +115,9 @@ async fn the_number_of_programs_of_a_session_is_bounded() {
     for program in ["a", "b", "b"] {
         backend.put_program(&id("s").into(), &name(program), Program::new("x", "t")).await.unwrap();
     }
-    let refused = backend.put_program(&id("s").into(), &name("c"), Program::new("x", "t")).await.unwrap_err();
-    assert_eq!(refused, SessionError::TooManyPrograms { session: id("s"), limit: 2 });
+    let rejected =
+        backend.put_program(&id("s").into(), &name("c"), Program::new("x", "t")).await.unwrap_err();
+    assert_eq!(rejected, SessionError::TooManyPrograms { session: id("s"), limit: 2 });
     backend.delete_program(&id("s").into(), &name("a")).await.unwrap();
     backend.put_program(&id("s").into(), &name("c"), Program::new("x", "t")).await.unwrap();
 }
@@ -130,10 +131,10 @@ async fn the_bytes_of_a_session_are_counted_exactly() {
     let program = |bytes: usize| Program::new("x".repeat(bytes), "t");
     backend.put_program(&id("s").into(), &name("a"), program(40)).await.unwrap();
     backend.put_program(&id("s").into(), &name("b"), program(46)).await.unwrap();
-    let refused = backend.put_program(&id("s").into(), &name("a"), program(41)).await.unwrap_err();
-    assert_eq!(refused, SessionError::SessionTooLarge { session: id("s"), size: 101, limit: 100 });
+    let rejected = backend.put_program(&id("s").into(), &name("a"), program(41)).await.unwrap_err();
+    assert_eq!(rejected, SessionError::SessionTooLarge { session: id("s"), size: 101, limit: 100 });
     let whole = backend.program(&id("s").into(), &name("a")).await.unwrap();
-    assert_eq!(whole.data.len(), 40, "a refused program replaces nothing");
+    assert_eq!(whole.data.len(), 40, "a rejected program replaces nothing");
     backend.put_program(&id("s").into(), &name("a"), program(10)).await.unwrap();
     backend.delete_program(&id("s").into(), &name("b")).await.unwrap();
     backend.put_program(&id("s").into(), &name("c"), program(76)).await.unwrap();
@@ -147,12 +148,12 @@ async fn metadata_is_bounded_in_sessions_and_programs() {
     let backend = MemoryBackend::new(config);
     for bad in [metadata(4, 5), metadata(2, 51)] {
         let new = NewSession { metadata: bad.clone(), ttl: None };
-        let refused = backend.create(&id("s"), new).await.unwrap_err();
-        assert!(matches!(refused, SessionError::MetadataTooLarge { .. }), "{refused:?}");
+        let rejected = backend.create(&id("s"), new).await.unwrap_err();
+        assert!(matches!(rejected, SessionError::MetadataTooLarge { .. }), "{rejected:?}");
         backend.create(&id("other"), NewSession::default()).await.unwrap();
         let program = Program { metadata: bad, ..Program::new("x", "t") };
-        let refused = backend.put_program(&id("other").into(), &name("a"), program).await.unwrap_err();
-        assert!(matches!(refused, SessionError::MetadataTooLarge { .. }), "{refused:?}");
+        let rejected = backend.put_program(&id("other").into(), &name("a"), program).await.unwrap_err();
+        assert!(matches!(rejected, SessionError::MetadataTooLarge { .. }), "{rejected:?}");
     }
     let new = NewSession { metadata: metadata(2, 50), ttl: None };
     backend.create(&id("s"), new).await.unwrap();
@@ -265,6 +266,6 @@ async fn large_values_are_checked_without_the_lock() {
     assert_eq!(backend.variable(&id("s"), "large").await.unwrap().version, 0);
     assert_eq!(write.await, Ok(1));
     let odd = Payload::from_json(ValueType::List, format!("[1{}", ",1".repeat(1 << 20)).into());
-    let refused = backend.set_variable(&id("s"), SetVariable::new("large", odd)).await.unwrap_err();
-    assert!(matches!(refused, SessionError::InvalidValue { .. }), "{refused}");
+    let rejected = backend.set_variable(&id("s"), SetVariable::new("large", odd)).await.unwrap_err();
+    assert!(matches!(rejected, SessionError::InvalidValue { .. }), "{rejected}");
 }

@@ -205,7 +205,7 @@ pub(crate) struct Items<'a> {
     buffer: &'a [u8],
 }
 
-/// What wants an integer gets one from a float without a fraction.
+/// Passes integral floats as integers to visitors that request one.
 macro_rules! integers {
     ($($method:ident)*) => {
         $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
@@ -351,7 +351,7 @@ mod tests {
         assert_eq!(one("uint64", &u64::MAX.to_le_bytes()), json!(u64::MAX));
         assert_eq!(one("float32", &1.5_f32.to_le_bytes()), json!(1.5));
         assert_eq!(one(">f8", &(-2.25_f64).to_be_bytes()), json!(-2.25));
-        // Of binary16: one, minus two, the smallest, the largest.
+        // binary16: one, minus two, the smallest, the largest.
         for (bits, number) in [(0x3c00, 1.0), (0xc000, -2.0), (0x0001, 2_f64.powi(-24)), (0x7bff, 65504.0)] {
             assert_eq!(one("float16", &u16::to_le_bytes(bits)), json!(number));
         }
@@ -367,7 +367,7 @@ mod tests {
         assert_eq!(numbers(of(&[3, 1, 2]), &bytes), json!([[[1, 2]], [[3, 4]], [[5, 6]]]));
         assert_eq!(numbers(of(&[0]), &[]), json!([]));
         assert_eq!(numbers(of(&[2, 0, 3]), &[]), json!([[], []]));
-        // As grey images are.
+        // Grey images have this form.
         assert!(read(&of(&[2000, 2, 1]), &[7; 4000]).is_ok());
     }
 

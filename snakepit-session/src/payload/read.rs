@@ -33,11 +33,11 @@ impl Payload {
         }
     }
 
-    /// As [`Payload::read`], where 5.0 is the integer 5 to a seed that wants one, at any depth. Slower: it is for values that
-    /// `read` refused.
+    /// Like [`Payload::read`], but accepts integral floats such as 5.0 for integers, at any depth. This is slower, and intended for
+    /// values that `read` rejected.
     ///
     /// # Errors
-    /// The value is malformed, or not what the seed takes.
+    /// The value is malformed, or the seed rejects it.
     pub fn read_whole<'de, S: DeserializeSeed<'de>>(
         &'de self,
         seed: S,

@@ -34,7 +34,7 @@ struct Special {
     whole: bool,
 }
 
-/// What wants an integer gets one.
+/// Passes integral floats as integers to visitors that request one.
 macro_rules! integers {
     ($($method:ident)*) => {
         $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -153,7 +153,7 @@ mod tests {
             Exact(f64),
             Range { least: f64, most: Option<f32> },
         }
-        // As the Python side writes them, and as other clients may.
+        // The forms that the Python side writes, and that other clients may write.
         for json in [r#"[1.5, "\u004eaN", "-\u0049nfinity"]"#, r#"[1.5, "NaN", "-Infinity"]"#] {
             let list = list(json);
             let numbers: Vec<f64> = list.to_serde().unwrap();

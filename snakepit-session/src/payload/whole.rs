@@ -28,7 +28,7 @@ impl IntoDeserializer<'_, serde_json::Error> for Key {
     }
 }
 
-/// A number where the text is one, else the text, which the visitor refuses.
+/// Passes the number in the text to the visitor, or else the text, which the visitor rejects.
 macro_rules! parsed {
     ($($method:ident $visit:ident $number:ty,)*) => {
         $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {

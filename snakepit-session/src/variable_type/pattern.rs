@@ -77,11 +77,10 @@ struct Compiled {
 
 impl Compiled {
     fn new(pattern: &str) -> Result<Self, String> {
-        let regex = RegexBuilder::new(pattern)
-            .size_limit(MAX_COMPILED)
-            .dfa_size_limit(MAX_STATES)
-            .build()
-            .map_err(|error| format!("constraint `pattern` is no regular expression: {error}"))?;
+        let regex =
+            RegexBuilder::new(pattern).size_limit(MAX_COMPILED).dfa_size_limit(MAX_STATES).build().map_err(
+                |error| format!("constraint `pattern` is not a valid regular expression: {error}"),
+            )?;
         let nfa =
             thompson::Config::new().nfa_size_limit(Some(MAX_COMPILED)).which_captures(WhichCaptures::None);
         let nfa = thompson::Compiler::new().configure(nfa).build(pattern);

@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn values_outside_their_type_are_refused_with_the_bound() {
+    fn values_outside_their_type_are_rejected_with_the_bound() {
         use ValueType::*;
         for (kind, constraints, value, said) in [
             (Float, r#"{"max": 10}"#, "11", "value 11 is above maximum 10"),

@@ -130,8 +130,8 @@ async fn a_full_disk_accepts_writes_again_when_there_is_space() {
     is_full.store(true, Relaxed);
     for n in 0..3 {
         let new = Program::new(vec![2; 4 * LARGE], "t");
-        let refused = backend.put_program(&owner, &program_name(&n.to_string()), new).await.unwrap_err();
-        assert!(matches!(refused, SessionError::Backend { .. }), "{refused}");
+        let rejected = backend.put_program(&owner, &program_name(&n.to_string()), new).await.unwrap_err();
+        assert!(matches!(rejected, SessionError::Backend { .. }), "{rejected}");
         assert_eq!(all_of(&backend).await, before, "reads go on, and nothing was done");
     }
     is_full.store(false, Relaxed);

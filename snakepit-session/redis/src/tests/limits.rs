@@ -18,15 +18,15 @@ async fn expired_sessions_are_reclaimed_before_a_rejection() {
     let short = with_ten_bytes(Some(Duration::from_millis(300)));
     a.create(&id("short"), short.clone()).await.unwrap();
     a.create(&id("long"), with_ten_bytes(None)).await.unwrap();
-    let refused = b.create(&id("third"), with_ten_bytes(None)).await.unwrap_err();
-    assert_eq!(refused, SessionError::TooManySessions { limit: 2 });
+    let rejected = b.create(&id("third"), with_ten_bytes(None)).await.unwrap_err();
+    assert_eq!(rejected, SessionError::TooManySessions { limit: 2 });
     b.put_program(&id("short").into(), &name("p"), program(48)).await.unwrap();
     a.put_program(&id("long").into(), &name("p"), program(28)).await.unwrap();
     assert_eq!(b.stats().await.unwrap().bytes, 100);
-    let refused = a.put_program(&id("long").into(), &name("p"), program(29)).await.unwrap_err();
-    assert_eq!(refused, SessionError::BackendFull { size: 101, limit: 100 });
-    let refused = a.put_program(&ProgramOwner::Global, &name("g"), program(0)).await.unwrap_err();
-    assert_eq!(refused, SessionError::BackendFull { size: 102, limit: 100 });
+    let rejected = a.put_program(&id("long").into(), &name("p"), program(29)).await.unwrap_err();
+    assert_eq!(rejected, SessionError::BackendFull { size: 101, limit: 100 });
+    let rejected = a.put_program(&ProgramOwner::Global, &name("g"), program(0)).await.unwrap_err();
+    assert_eq!(rejected, SessionError::BackendFull { size: 102, limit: 100 });
 
     expired(&server, "short").await;
     a.put_program(&id("long").into(), &name("p"), program(88)).await.unwrap();

@@ -79,14 +79,14 @@ async fn a_server_without_memory_rejects_writes_and_keeps_its_data() {
     with_x(&host, "expired", for_ms(300)).await;
     expired(&server, "expired").await;
     let () = server.query(&["CONFIG", "SET", "maxmemory", "1"]).await;
-    let refused = [
+    let rejected = [
         host.create(&id("t"), NewSession::default()).await.map(drop),
         host.set_variable(&id("s"), set("x", 1)).await.map(drop),
         host.put_program(&ProgramOwner::Global, &name("p"), Program::new("x", "t")).await.map(drop),
     ];
-    for refused in refused {
-        let refused = refused.unwrap_err().to_string();
-        assert!(refused.contains("maxmemory"), "{refused}");
+    for rejected in rejected {
+        let rejected = rejected.unwrap_err().to_string();
+        assert!(rejected.contains("maxmemory"), "{rejected}");
     }
     assert_eq!(x(&host, "s").await, (0, 0), "what is there is there, unchanged");
     assert_eq!(host.sweep().await.unwrap(), 1);
@@ -118,8 +118,8 @@ async fn hosts_reconnect_to_a_restarted_server() {
         assert!(error.to_string().contains(server.url.trim_start_matches("redis+unix://")), "{error}");
     }
     let config = RedisConfig { start_wait: Duration::ZERO, ..RedisConfig::default() };
-    let refused = RedisBackend::connect(&server.url, config, SessionLimits::default());
-    assert!(matches!(soon(refused).await, Err(SessionError::Backend { .. })));
+    let rejected = RedisBackend::connect(&server.url, config, SessionLimits::default());
+    assert!(matches!(soon(rejected).await, Err(SessionError::Backend { .. })));
 
     server.start_again();
     // The server saved nothing, so the session does not exist.

@@ -48,8 +48,8 @@ async fn missing_features_and_permissions_are_reported_at_the_start() {
     let server = Server::start();
     let primary = server.with_port().await;
     let replica = Server::start_with(&["--replicaof", "127.0.0.1", &primary.to_string()]);
-    let refused = soon(connect(&replica.url)).await.unwrap_err().to_string();
-    assert!(refused.contains("read-only replica"), "{refused}");
+    let rejected = soon(connect(&replica.url)).await.unwrap_err().to_string();
+    assert!(rejected.contains("read-only replica"), "{rejected}");
 
     let user = |name: &str| format!("{}?user={name}&pass=p", server.url);
     for (name, rules) in [
@@ -59,8 +59,8 @@ async fn missing_features_and_permissions_are_reported_at_the_start() {
     ] {
         let words = ["ACL", "SETUSER", name, "on", ">p", "~*", "&*"];
         let () = server.query(&[&words[..], rules].concat()).await;
-        let refused = soon(connect(&user(name))).await.unwrap_err().to_string();
-        assert!(refused.contains("sessions need a user"), "{name}: {refused}");
+        let rejected = soon(connect(&user(name))).await.unwrap_err().to_string();
+        assert!(rejected.contains("sessions need a user"), "{name}: {rejected}");
     }
     let () = server
         .query(&["ACL", "SETUSER", "plain", "on", ">p", "~{snakepit}*", "&*", "+@all", "-info", "-config"])
@@ -113,10 +113,11 @@ async fn a_sentinel_and_servers_of_other_protocols_are_named() {
     let mut sentinel = std::process::Command::new("redis-server");
     let mut sentinel =
         sentinel.arg(&config).arg("--sentinel").stdout(std::process::Stdio::null()).spawn().unwrap();
-    let refused = soon(connect(&format!("redis+unix://{}", socket.display()))).await.unwrap_err().to_string();
+    let rejected =
+        soon(connect(&format!("redis+unix://{}", socket.display()))).await.unwrap_err().to_string();
     sentinel.kill().unwrap();
     sentinel.wait().unwrap();
-    assert!(refused.contains("it is a Sentinel") && refused.contains("the primary"), "{refused}");
+    assert!(rejected.contains("it is a Sentinel") && rejected.contains("the primary"), "{rejected}");
 
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());
@@ -128,9 +129,9 @@ async fn a_sentinel_and_servers_of_other_protocols_are_named() {
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
         }
     };
-    let refused = tokio::select! {
+    let rejected = tokio::select! {
         host = soon(connect(&url)) => host.unwrap_err().to_string(),
         () = http => unreachable!("it serves"),
     };
-    assert!(refused.contains("not a Redis server"), "{refused}");
+    assert!(rejected.contains("not a Redis server"), "{rejected}");
 }

@@ -48,12 +48,12 @@ async fn no_operation_names_more_variables_than_a_session_holds(backend: &impl S
     backend.create(&id("s"), with_ttl(TTL)).await.expect("created");
     let names: Vec<String> = (0..100_000).map(|n| format!("x{n}")).collect();
     let identifiers: Vec<&str> = names.iter().map(String::as_str).collect();
-    let is_refused = |error| matches!(error, SessionError::TooManyNames { given: 100_000, .. });
-    assert!(is_refused(backend.variables(&id("s"), &identifiers).await.expect_err("too many")));
-    assert!(is_refused(backend.watch_variables(&id("s"), &names, false).await.expect_err("too many")));
+    let is_rejected = |error| matches!(error, SessionError::TooManyNames { given: 100_000, .. });
+    assert!(is_rejected(backend.variables(&id("s"), &identifiers).await.expect_err("too many")));
+    assert!(is_rejected(backend.watch_variables(&id("s"), &names, false).await.expect_err("too many")));
     for batch in [Batch::Atomic, Batch::Each] {
         let updates = names.iter().map(|name| set(name, "1")).collect();
-        assert!(is_refused(backend.set_variables(&id("s"), updates, batch).await.expect_err("too many")));
+        assert!(is_rejected(backend.set_variables(&id("s"), updates, batch).await.expect_err("too many")));
     }
     let few = backend.variables(&id("s"), &identifiers[..100]).await.expect("read");
     assert!(few.iter().all(Option::is_none));
@@ -179,16 +179,16 @@ async fn values_outside_their_type_change_nothing(backend: &impl SessionBackend)
     backend.create(&id("s"), NewSession::default()).await.expect("created");
     let first = register(backend, "s", "x", ValueType::Integer, r#"{"min": 0}"#, "-1").await;
     assert!(matches!(first, Err(SessionError::InvalidValue { .. })), "{first:?}");
-    backend.variable(&id("s"), "x").await.expect_err("what is refused is not registered");
+    backend.variable(&id("s"), "x").await.expect_err("a rejected variable is not registered");
     register(backend, "s", "x", ValueType::Integer, r#"{"min": 0, "max": 10}"#, "5")
         .await
         .expect("registered");
     let held = backend.get(&id("s")).await.expect("lives").bytes;
     for bad in ["-1", "11", "1.5", r#""5""#, "null", "[]"] {
-        let refused = backend.set_variable(&id("s"), set("x", bad)).await.expect_err("outside the type");
+        let rejected = backend.set_variable(&id("s"), set("x", bad)).await.expect_err("outside the type");
         assert!(
-            matches!(&refused, SessionError::InvalidValue { variable, .. } if variable == "x"),
-            "{refused}"
+            matches!(&rejected, SessionError::InvalidValue { variable, .. } if variable == "x"),
+            "{rejected}"
         );
     }
     assert_eq!(json_of(backend, "s", "x").await, ("5".to_owned(), 0));
@@ -243,16 +243,16 @@ async fn batches_are_atomic_or_not(backend: &impl SessionBackend) {
     let mut bad = both("3", "11");
     bad.push(set("nothing", "1"));
     bad.push(set("a", "4").if_version(1));
-    let refused = backend.set_variables(&id("s"), bad, Batch::Atomic).await.expect_err("refused");
-    let SessionError::BatchRefused { errors } = &refused else { panic!("{refused}") };
+    let rejected = backend.set_variables(&id("s"), bad, Batch::Atomic).await.expect_err("rejected");
+    let SessionError::BatchRefused { errors } = &rejected else { panic!("{rejected}") };
     assert!(matches!(errors["b"], SessionError::InvalidValue { .. }), "{errors:?}");
     assert!(matches!(errors["nothing"], SessionError::VariableNotFound { .. }), "{errors:?}");
     assert!(matches!(errors["a"], SessionError::WrittenTwice { .. }), "{errors:?}");
-    assert_eq!(json_of(backend, "s", "a").await, ("1".to_owned(), 1), "none of a refused batch is written");
+    assert_eq!(json_of(backend, "s", "a").await, ("1".to_owned(), 1), "none of a rejected batch is written");
 
     let stale = vec![set("a", "5"), set("b", "6").if_version(0)];
-    let refused = backend.set_variables(&id("s"), stale.clone(), Batch::Atomic).await.expect_err("stale");
-    assert!(matches!(refused, SessionError::BatchRefused { .. }), "{refused}");
+    let rejected = backend.set_variables(&id("s"), stale.clone(), Batch::Atomic).await.expect_err("stale");
+    assert!(matches!(rejected, SessionError::BatchRefused { .. }), "{rejected}");
     let written = backend.set_variables(&id("s"), stale, Batch::Each).await.expect("the session lives");
     let conflict = SessionError::VersionConflict { variable: "b".to_owned(), expected: 0, actual: 1 };
     assert_eq!(written, [Ok(2), Err(conflict)]);
@@ -325,9 +325,9 @@ async fn large_values_and_buffers_come_back(backend: &impl SessionBackend) {
 
     let limit = 10 * 1024 * 1024;
     let json = format!("\"{}\"", "x".repeat(limit));
-    let refused = register(backend, "s", "huge", ValueType::String, "", &json).await.expect_err("too large");
+    let rejected = register(backend, "s", "huge", ValueType::String, "", &json).await.expect_err("too large");
     let size = limit + 2;
-    assert_eq!(refused, SessionError::ValueTooLarge { variable: "huge".to_owned(), size, limit });
+    assert_eq!(rejected, SessionError::ValueTooLarge { variable: "huge".to_owned(), size, limit });
 }
 
 async fn variables_end_with_their_session<P: Future<Output = ()>>(

@@ -142,7 +142,7 @@ fn only_run_directories_without_a_ledger_are_removed() {
     for dir in [&empty, &foreign, &full] {
         std::fs::write(dir.join("ledger"), "").unwrap();
     }
-    std::fs::write(full.join("notes"), "somebody's").unwrap();
+    std::fs::write(full.join("notes"), "foreign").unwrap();
     let host = RunDir::create(Some(base.path())).unwrap();
     assert_eq!(host.reaped(), 0);
     assert!(!unbegun.exists() && !empty.exists() && foreign.exists() && full.exists());
