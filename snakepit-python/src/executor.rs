@@ -1,15 +1,15 @@
-//! The executor: runs one call at a time on Python's main thread.
+//! [`Executor`]: runs one call at a time on Python's main thread.
 //!
-//! It holds the GIL while calls wait, and gives it up only to wait for [the IO](crate::io). Everything that a tool's author
-//! wrote runs inside [`Executor::invoke`]; whatever it does there, the call ends and the next one starts clean.
+//! It holds the GIL between calls, and releases it only to wait for [the IO](crate::io). All code of tools and adapters
+//! runs inside [`Executor::invoke`]. Even if that code fails, the call ends and the next one starts in a clean state.
 
 mod answer;
 mod fitness;
 mod globals;
-mod leftovers;
 mod runner;
 mod sending;
 mod stream;
+mod task_watchdog;
 
 pub(crate) use self::{
     fitness::Fitness,
@@ -56,19 +56,19 @@ use crate::{
     value,
 };
 
-/// The call that may be interrupted now, if one may.
-pub(crate) type Current = Arc<Mutex<Option<Arc<CallState>>>>;
+/// The call that may be interrupted now, if there is one.
+pub(crate) type CurrentCall = Arc<Mutex<Option<Arc<CallState>>>>;
 
-/// What Python code, and the calls themselves, tell the executor.
+/// Requests of Python code and of calls to the executor.
 #[derive(Debug, Default)]
-pub(crate) struct Flags {
-    /// The event loop has tasks that outlive calls.
-    pub(crate) loop_runs: AtomicBool,
-    /// The call that runs used the event loop.
+pub(crate) struct ExecutorFlags {
+    /// Whether the event loop has tasks that outlive calls.
+    pub(crate) loop_has_tasks: AtomicBool,
+    /// Whether the running call used the event loop.
     used_loop: AtomicBool,
-    /// The call that runs did something to signals or standard streams.
-    pub(crate) is_unsettled: AtomicBool,
-    /// A call made this worker unfit for more.
+    /// Whether the running call changed signals, trace functions or standard streams.
+    pub(crate) needs_restore: AtomicBool,
+    /// Whether a call made this worker unfit for further calls.
     pub(crate) retired: AtomicBool,
 }
 
@@ -77,25 +77,25 @@ pub(crate) struct Flags {
 pub(crate) struct Executor {
     pub(crate) tools: PythonTools,
     pub(crate) plan: Plan,
-    /// Driven by this thread between calls; without it, somebody else puts them into the queue.
+    /// The IO, driven by this thread between calls. `None` outside a worker, where another thread fills the queue.
     pub(crate) io: Option<Io>,
     pub(crate) host: Option<Host>,
     pub(crate) worker_id: Arc<str>,
-    pub(crate) current: Current,
-    /// Where to tell which calls have begun.
+    pub(crate) current: CurrentCall,
+    /// Records which calls have begun.
     pub(crate) progress: Option<Progress>,
-    pub(crate) flags: Arc<Flags>,
-    /// Without it, the process may be as broken as its tools leave it.
+    pub(crate) flags: Arc<ExecutorFlags>,
+    /// Checks the process after calls. `None` outside a worker.
     pub(crate) fitness: Option<Fitness>,
-    /// Without it, what calls change stays so.
+    /// Restores global state after calls. `None` outside a worker.
     pub(crate) globals: Option<Globals>,
 }
 
-/// How a call ended other than well.
+/// Why a call failed.
 enum Failure {
-    /// Nothing of the tool ran.
+    /// No code of the tool ran.
     Refused(ToolError),
-    /// The tool, or the adapter around it, raised.
+    /// The tool or its adapter raised an exception.
     Raised(PyErr),
 }
 
@@ -105,18 +105,18 @@ impl From<PyErr> for Failure {
     }
 }
 
-/// What stays for the end of the call.
+/// Objects that must be cleaned up at the end of the call.
 #[derive(Default)]
-struct Leftovers<'py> {
+struct CallObjects<'py> {
     adapter: Option<Bound<'py, PyAny>>,
-    /// An iterator that was not pulled to its end.
+    /// An iterator that was not exhausted.
     iterator: Option<Bound<'py, PyAny>>,
-    /// The tool's bound method, to tell arguments that do not fit it.
+    /// The bound method of the tool, to explain arguments that do not match its signature.
     function: Option<Bound<'py, PyAny>>,
 }
 
 impl Executor {
-    /// Runs one call to its end, and answers it. Returns the next call, if one waits, and the time.
+    /// Runs one call and answers it. Returns the next queued call, if there is one, and the current time.
     pub(crate) fn execute(
         &self,
         py: Python<'_>,
@@ -138,9 +138,9 @@ impl Executor {
         }
         let tool = Arc::clone(&call.tool);
         let mut answer = Answer::new(reply, &self.tools, Arc::clone(&state));
-        // A panic here is a bug of this crate, or a tool broke what it relies on; it costs the call and the worker.
+        // A panic is a bug of this crate, or a tool broke the interpreter. It costs the call and the worker.
         let outcome = catch_unwind(AssertUnwindSafe(|| self.invoke(py, call, &state, &mut answer)));
-        // Nothing that a fork does from here on may reach the host.
+        // A fork must not reach the host from here on.
         fork::end_fork();
         let outcome = outcome.unwrap_or_else(|_| {
             self.set_current(None);
@@ -150,7 +150,7 @@ impl Executor {
         });
         let ended = *answer.ended.get_or_insert_with(Instant::now);
         let (is_cancelled, has_failed) = (state.is_cancelled(), outcome.is_err());
-        // A tool that saw its deadline pass may have stopped half-way and returned: that is no result.
+        // A tool may notice its deadline, stop half-way and return. That value is not a result.
         let outcome = if is_cancelled || (outcome.is_ok() && state.is_overdue(ended)) {
             Err(ToolError::Cancelled { tool: tool.to_string() })
         } else {
@@ -159,20 +159,20 @@ impl Executor {
         let mut unanswered = Some((answer, outcome));
         let used_loop = self.flags.used_loop.load(Relaxed);
         if used_loop && !self.end_async(py, &tool, false) {
-            // Nobody is to wait for what the call left behind, unless that is what they wait for.
+            // Callers do not wait for tasks that the call left behind, unless they wait for its cancellation.
             if !is_cancelled && let Some((answer, outcome)) = unanswered.take() {
                 let answered = answer.finish(outcome, now, sending.answers.as_mut());
                 sending.note(answered);
                 if let Some(io) = self.io {
                     sending.send(py, io);
                 }
-                if leftovers::watch(&tool, &state, &self.tools, &self.flags).is_err() {
+                if task_watchdog::watch(&tool, &state, &self.tools, &self.flags).is_err() {
                     self.retire();
                 }
             }
             self.end_async(py, &tool, true);
         }
-        self.settle(py);
+        self.restore_process(py);
         self.replace_if_broken(py, &tool, has_failed);
         if is_cancelled {
             self.retire_if_unfit(&tool, &state, now);
@@ -186,7 +186,7 @@ impl Executor {
         (next, if is_late { Instant::now() } else { ended })
     }
 
-    /// Runs one call from the arguments to the adapter's cleanup.
+    /// Runs one call from its arguments to the adapter's cleanup.
     fn invoke(
         &self,
         py: Python<'_>,
@@ -199,7 +199,7 @@ impl Executor {
         let ToolCall { session, arguments, metadata, mode, trace, .. } = call;
         let session_id = session.map_or_else(String::new, |id| id.as_str().to_owned());
         let kwargs = match self.arguments(py, &tool, arguments) {
-            // Nothing of the tool ran, so the host may take the call elsewhere.
+            // No code of the tool ran, so the host may run the call elsewhere.
             Err(_) if self.problem(py).is_some_and(|problem| self.replace(&tool, &problem)) => {
                 return Err(stopping());
             }
@@ -212,11 +212,11 @@ impl Executor {
             worker_id: Arc::clone(&self.worker_id),
             metadata,
         };
-        let mut leftovers = Leftovers::default();
+        let mut objects = CallObjects::default();
         self.set_current(Some(Arc::clone(state)));
-        let outcome = self.call_tool(py, &tool, mode, context, &kwargs, state, answer, &mut leftovers);
+        let outcome = self.call_tool(py, &tool, mode, context, &kwargs, state, answer, &mut objects);
         answer.ended = Some(Instant::now());
-        // From here on nothing is interrupted: what cleans up may finish.
+        // From here on, the call is not interrupted, so cleanup can finish.
         self.set_current(None);
         state.set_async(false);
         let outcome = outcome.map_err(|failure| match failure {
@@ -226,19 +226,19 @@ impl Executor {
                 self.replace(&tool, &problem);
                 ToolError::Internal { problem: format!("tool `{tool}` did not run to its end: {problem}") }
             }
-            Failure::Raised(error) => self.failure(py, &tool, &error, leftovers.function.as_ref(), &kwargs),
+            Failure::Raised(error) => self.failure(py, &tool, &error, objects.function.as_ref(), &kwargs),
         });
-        self.clean_up(py, &leftovers);
+        self.clean_up(py, &objects);
         outcome
     }
 
-    /// Takes the traces of a call off the event loop. `false` if that takes waiting, which it then may not.
+    /// Cleans up the event loop after a call. Returns `false` if that requires waiting and `may_wait` is `false`.
     fn end_async(&self, py: Python<'_>, tool: &str, may_wait: bool) -> bool {
         let ended = self.plan.end_async.bind(py).call1((may_wait,));
         match ended.and_then(|ended| ended.extract::<Option<bool>>()) {
             Ok(Some(true)) => {}
             Ok(None) => return false,
-            // It has said why.
+            // The event loop has logged the reason.
             Ok(Some(false)) => self.retire(),
             Err(error) => {
                 error.write_unraisable(py, None);
@@ -250,13 +250,13 @@ impl Executor {
         true
     }
 
-    /// Takes the other traces of a call off the process.
-    fn settle(&self, py: Python<'_>) {
-        let settle = self.plan.settle.bind(py);
-        if self.flags.is_unsettled.load(Relaxed) && !settle.is_none() {
-            self.flags.is_unsettled.store(false, Relaxed);
-            if let Err(error) = settle.call0() {
-                error.write_unraisable(py, Some(settle));
+    /// Restores the other global state that a call changed.
+    fn restore_process(&self, py: Python<'_>) {
+        let restore = self.plan.restore.bind(py);
+        if self.flags.needs_restore.load(Relaxed) && !restore.is_none() {
+            self.flags.needs_restore.store(false, Relaxed);
+            if let Err(error) = restore.call0() {
+                error.write_unraisable(py, Some(restore));
                 self.retire();
             }
         }
@@ -267,12 +267,12 @@ impl Executor {
         }
     }
 
-    /// What is in the way of further calls, if anything is.
+    /// Returns what prevents further calls, if anything does.
     fn problem(&self, py: Python<'_>) -> Option<String> {
         self.fitness.as_ref().and_then(|fitness| fitness.problem(py))
     }
 
-    /// Ends this worker if a call left it unable to run others.
+    /// Retires this worker if a call left it unable to run others.
     fn replace_if_broken(&self, py: Python<'_>, tool: &str, has_failed: bool) {
         let Some(fitness) = &self.fitness else { return };
         if !has_failed {
@@ -284,7 +284,7 @@ impl Executor {
         }
     }
 
-    /// Ends this worker, because of what one of its calls did to it. Returns `true`.
+    /// Retires this worker because of an effect of one of its calls. Returns `true`.
     fn replace(&self, tool: &str, reason: &str) -> bool {
         if !self.flags.retired.load(Relaxed) {
             warn(format_args!("the worker is replaced after a call of tool `{tool}`: {reason}"));
@@ -293,7 +293,7 @@ impl Executor {
         true
     }
 
-    /// Ends this worker if a cancelled call may have broken what the next ones need.
+    /// Retires this worker if a cancelled call may have broken state that further calls need.
     fn retire_if_unfit(&self, tool: &str, state: &CallState, began: Instant) {
         let policy = self.plan.tools.get(tool).map_or(self.plan.after_cancel, |tool| tool.after_cancel);
         if let Some(reason) = retire::reason(policy, state, began) {
@@ -301,7 +301,7 @@ impl Executor {
         }
     }
 
-    /// Refuses all further calls, so that the host takes them elsewhere, and lets the worker end after this one.
+    /// Rejects all further calls, so that the host runs them elsewhere, and lets the worker end after this one.
     fn retire(&self) {
         self.flags.retired.store(true, Relaxed);
         self.tools.close();
@@ -317,7 +317,7 @@ impl Executor {
         kwargs: &Bound<'py, PyDict>,
         state: &Arc<CallState>,
         answer: &mut Answer<'_>,
-        leftovers: &mut Leftovers<'py>,
+        objects: &mut CallObjects<'py>,
     ) -> Result<Option<Payload>, Failure> {
         let context = self.plan.context.bind(py).call1((context,)).map_err(|error| {
             if !error.is_instance_of::<PyException>(py) {
@@ -326,7 +326,7 @@ impl Executor {
             self.replace(tool, &format!("a context for it cannot be made: {error}"));
             Failure::Refused(stopping())
         })?;
-        let adapter = &*leftovers.adapter.insert(self.plan.factory.bind(py).call0()?);
+        let adapter = &*objects.adapter.insert(self.plan.factory.bind(py).call0()?);
         if self.plan.has_context {
             adapter.call_method1(intern!(py, "set_session_context"), (&context,))?;
         }
@@ -335,7 +335,7 @@ impl Executor {
         }
         let result = match self.plan.tools.get(&**tool) {
             Some(known) => {
-                let function = &*leftovers.function.insert(adapter.getattr(known.attribute.bind(py))?);
+                let function = &*objects.function.insert(adapter.getattr(known.attribute.bind(py))?);
                 function.call((), Some(kwargs))?
             }
             None => adapter.call_method1(intern!(py, "execute_tool"), (&**tool, kwargs, &context))?,
@@ -344,16 +344,16 @@ impl Executor {
             CallMode::Unary => {
                 let result = self.resolve(result, Some(state))?;
                 if streams(&result)? {
-                    leftovers.iterator = Some(result);
+                    objects.iterator = Some(result);
                     return Err(Failure::Refused(must_stream(tool)));
                 }
                 Ok(Some(value::from_python(&result, format_args!("the result of tool `{tool}`"))?))
             }
-            CallMode::Streaming => self.stream(py, tool, result, state, answer, leftovers).map(|()| None),
+            CallMode::Streaming => self.stream(py, tool, result, state, answer, objects).map(|()| None),
         }
     }
 
-    /// Refuses what can be refused without running anything.
+    /// Rejects calls that cannot succeed, without running code of the tool.
     fn check(&self, call: &ToolCall) -> Result<(), ToolError> {
         match self.plan.tools.get(&*call.tool) {
             None if self.plan.is_dynamic => Ok(()),
@@ -389,7 +389,7 @@ impl Executor {
         Ok(kwargs)
     }
 
-    /// Waits for an awaitable on the event loop; anything else is itself the value.
+    /// Awaits an awaitable on the event loop. Returns any other value unchanged.
     fn resolve<'py>(
         &self,
         result: Bound<'py, PyAny>,
@@ -426,14 +426,15 @@ impl Executor {
         ToolError::Failed(Box::new(failure))
     }
 
-    /// Closes what is open and lets the adapter clean up. Errors go to stderr: the call has its outcome already.
-    fn clean_up(&self, py: Python<'_>, leftovers: &Leftovers<'_>) {
-        if let Some(iterator) = &leftovers.iterator
+    /// Closes open iterators and runs the adapter's cleanup. Errors go to stderr, because the outcome of the call is
+    /// already known.
+    fn clean_up(&self, py: Python<'_>, objects: &CallObjects<'_>) {
+        if let Some(iterator) = &objects.iterator
             && let Err(error) = self.close(iterator)
         {
             error.write_unraisable(py, Some(iterator));
         }
-        if let Some(adapter) = leftovers.adapter.as_ref().filter(|_| self.plan.has_cleanup) {
+        if let Some(adapter) = objects.adapter.as_ref().filter(|_| self.plan.has_cleanup) {
             let cleaned =
                 adapter.call_method0(intern!(py, "cleanup")).and_then(|result| self.resolve(result, None));
             if let Err(error) = cleaned {
@@ -456,18 +457,18 @@ impl Executor {
     }
 }
 
-/// Tells the host's log; that stderr is closed is nobody's concern here.
+/// Writes to the host's log. A closed stderr is ignored.
 fn warn(what: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "snakepit: {what}");
 }
 
-/// Whether a result is a stream of values rather than one.
+/// Returns whether a result is a stream of values.
 fn streams(result: &Bound<'_, PyAny>) -> PyResult<bool> {
     let (py, ty) = (result.py(), result.get_type());
     Ok(!is_plain(result) && (ty.hasattr(intern!(py, "__next__"))? || ty.hasattr(intern!(py, "__anext__"))?))
 }
 
-/// Whether a result is of a type that surely needs no waiting and no pulling: the common case, told quickly.
+/// Returns whether a result is of a common type that is neither awaitable nor an iterator.
 fn is_plain(result: &Bound<'_, PyAny>) -> bool {
     result.is_none()
         || result.is_instance_of::<PyString>()

@@ -1,8 +1,38 @@
-//! [`Io`]: the runtime of gRPC, driven by whichever thread has nothing better to do.
+//! [`Io`]: the tokio runtime of a worker, driven by Python's main thread between calls and by a second thread during
+//! long calls.
 //!
-//! The executor drives it while no call waits, so that brief calls take no switch between threads: a message is read, its
-//! calls are run and their answers are written on Python's main thread. A call that keeps the executor away for longer
-//! must not stop health checks and cancellations, so after a moment a second thread stands in until the executor is back.
+//! The runtime is a current-thread one. Any number of threads may call its `block_on`: one of them drives the runtime
+//! and wakes the futures of the others. A thread that waits for the runtime must not hold the GIL, except in
+//! [`Io::turn`].
+//!
+//! ```text
+//!  Python's main thread: the executor       thread `snakepit-io`: the standby
+//!
+//!  WAITING                                  PARKED, or CHECKING every millisecond
+//!    in drive(next_job)                       holds nothing
+//!    holds the runtime, not the GIL
+//!      |
+//!      | a call arrives: steps becomes odd,
+//!      | a parked standby is unparked
+//!      v
+//!  RUNNING                                  CHECKING
+//!    in the tool                              holds nothing
+//!    holds the GIL, not the runtime             |
+//!      |                                        | `steps` unchanged for one interval, or hand_over()
+//!      |                                        v
+//!      |                                    DRIVING
+//!      |                                      holds the runtime, never the GIL
+//!      | the call ends, or calls have run       |
+//!      | for 30 us: steps becomes even,         |
+//!      | `back` is notified                     | `back`: leaves the runtime
+//!      v                                        v
+//!  WAITING; or turn(), which holds          CHECKING; PARKED after five unchanged checks
+//!  both, and RUNNING again
+//! ```
+//!
+//! So a brief call needs no switch between threads: the main thread reads its message, runs it and writes its answer.
+//! During a longer call, the standby handles health checks, cancellations and requests. Other threads, and tools that
+//! wait for the host, use [`Io::block_on`]. They drive the runtime while no other thread does.
 
 use std::{
     future::Future,
@@ -17,15 +47,15 @@ use std::{
 
 use tokio::{runtime::Runtime, sync::Notify};
 
-use crate::{fork::end_fork, outflow::Outflow};
+use crate::{backpressure::Backpressure, fork::end_fork};
 
-/// The stand-in looks this often whether the executor is still where it was. It takes over after one to two of these.
+/// The interval at which the standby checks the executor. It takes over after one to two intervals.
 const TICK: Duration = Duration::from_millis(1);
 
-/// The stand-in stops looking when the executor has not moved for so many ticks. Calling it again costs a system call.
+/// The number of unchanged checks after which the standby parks. Unparking it costs a system call.
 const QUIET_TICKS: u32 = 5;
 
-/// The runtime, which lives as long as the process. Copies are the same one.
+/// The runtime, which lives until the process ends. Copies refer to the same runtime.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Io(&'static Shared);
 
@@ -33,23 +63,23 @@ pub(crate) struct Io(&'static Shared);
 struct Shared {
     runtime: Runtime,
     tick: Duration,
-    outflow: Outflow,
-    /// Counts how often the executor came to drive and left again: odd while it is away.
+    backpressure: Backpressure,
+    /// Counts each time that the executor starts and stops driving. Odd while it does not drive.
     steps: AtomicU64,
-    /// The executor is back.
+    /// Notified when the executor returns.
     back: Notify,
-    /// The stand-in is to take over at its next look.
-    wanted: AtomicBool,
-    /// The stand-in sleeps until it is called.
-    resting: AtomicBool,
-    stand_in: OnceLock<Thread>,
+    /// Makes the standby take over at its next check.
+    requested: AtomicBool,
+    /// Whether the standby is parked.
+    parked: AtomicBool,
+    standby: OnceLock<Thread>,
 }
 
 impl Io {
-    /// Makes the runtime and starts the stand-in.
+    /// Creates the runtime and starts the standby.
     ///
     /// # Errors
-    /// When the system refuses a file descriptor or a thread.
+    /// If the system provides no file descriptor or thread.
     pub(crate) fn start() -> io::Result<Self> {
         Self::with_tick(TICK)
     }
@@ -59,107 +89,107 @@ impl Io {
         let io = Self(Box::leak(Box::new(Shared {
             runtime,
             tick,
-            outflow: Outflow::default(),
-            // Whoever makes it is not driving yet.
+            backpressure: Backpressure::default(),
+            // The executor does not drive yet.
             steps: AtomicU64::new(1),
             back: Notify::new(),
-            wanted: AtomicBool::new(false),
-            resting: AtomicBool::new(false),
-            stand_in: OnceLock::new(),
+            requested: AtomicBool::new(false),
+            parked: AtomicBool::new(false),
+            standby: OnceLock::new(),
         })));
-        let stand_in =
-            thread::Builder::new().name("snakepit-io".to_owned()).spawn(move || io.0.stand_in())?;
-        io.0.stand_in.get_or_init(|| stand_in.thread().clone());
+        let standby = thread::Builder::new().name("snakepit-io".to_owned()).spawn(move || io.0.standby())?;
+        io.0.standby.get_or_init(|| standby.thread().clone());
         Ok(io)
     }
 
-    /// Drives the IO until `until` is ready. For the executor; must not be called with the GIL held, unless `until` needs
-    /// nobody who could want it. A fork of the process, whose tool has returned instead of ending it, ends here.
+    /// Drives the runtime until `until` is ready. Only for the executor. Must not be called with the GIL held, unless
+    /// `until` never waits for a thread that needs it. Exits if this process is a fork of the worker whose tool
+    /// returned.
     pub(crate) fn drive<T>(self, until: impl Future<Output = T>) -> T {
         end_fork();
         self.0.steps.fetch_add(1, SeqCst);
         self.0.back.notify_waiters();
         let value = self.0.runtime.block_on(until);
         self.0.steps.fetch_add(1, SeqCst);
-        if self.0.resting.load(SeqCst) {
-            self.call_stand_in();
+        if self.0.parked.load(SeqCst) {
+            self.call_standby();
         }
         value
     }
 
-    /// Sends and receives what can be at once. For the executor.
+    /// Sends and receives what is possible without waiting. Only for the executor.
     pub(crate) fn turn(self) {
-        // A task, for this thread may have to wait for the other one to leave, and a task runs only where the IO is driven.
-        // What is ready runs before it goes on, and the system is asked for more.
+        // A spawned task, because this thread may first wait for the standby to leave, and tasks run only while this
+        // thread drives. The runtime polls all ready tasks and the system before it finishes.
         let round = self.0.runtime.spawn(tokio::task::yield_now());
-        // Nobody aborts it, and it does not panic.
+        // The task is never aborted and does not panic.
         let _ = self.drive(round);
     }
 
-    /// Has the IO driven at once although the executor is away.
+    /// Makes the standby drive the runtime now, although the executor left it only recently.
     pub(crate) fn hand_over(self) {
-        self.0.wanted.store(true, SeqCst);
-        self.call_stand_in();
+        self.0.requested.store(true, SeqCst);
+        self.call_standby();
     }
 
-    /// Waits for a future on any other occasion, driving the IO unless somebody else does. Must not be called with the GIL
-    /// held.
+    /// Waits for a future on any thread, and drives the runtime if no other thread does. Must not be called with the
+    /// GIL held.
     pub(crate) fn block_on<T>(self, future: impl Future<Output = T>) -> T {
         self.0.runtime.block_on(future)
     }
 
-    /// Whether what was written has left.
-    pub(crate) const fn outflow(self) -> &'static Outflow {
-        &self.0.outflow
+    /// Shows whether written data has left the process.
+    pub(crate) const fn backpressure(self) -> &'static Backpressure {
+        &self.0.backpressure
     }
 
-    /// The runtime, to spawn tasks on.
+    /// The tokio runtime, for spawning tasks.
     pub(crate) const fn runtime(self) -> &'static Runtime {
         &self.0.runtime
     }
 
-    fn call_stand_in(self) {
-        if let Some(stand_in) = self.0.stand_in.get() {
-            stand_in.unpark();
+    fn call_standby(self) {
+        if let Some(standby) = self.0.standby.get() {
+            standby.unpark();
         }
     }
 }
 
 impl Shared {
-    /// What the second thread does, to the end of the process.
-    fn stand_in(&self) -> ! {
+    /// The loop of the standby thread.
+    fn standby(&self) -> ! {
         let mut last = 0;
         let mut quiet = 0;
         loop {
             if quiet < QUIET_TICKS {
                 thread::park_timeout(self.tick);
             } else {
-                self.rest(last);
+                self.park(last);
                 quiet = 0;
             }
-            // Taken back before the steps are read: who is away by then has not asked for anything else.
-            let is_wanted = self.wanted.swap(false, SeqCst);
+            // Reset before `steps` is read: an executor that is away by then has not requested another takeover.
+            let is_requested = self.requested.swap(false, SeqCst);
             let steps = self.steps.load(SeqCst);
             let is_away = steps % 2 == 1;
-            if is_away && (is_wanted || steps == last) {
-                self.drive_while_away(steps);
+            if is_away && (is_requested || steps == last) {
+                self.drive_until_back(steps);
             }
             quiet = if steps == last { quiet + 1 } else { 0 };
             last = steps;
         }
     }
 
-    /// Sleeps until the executor leaves, if it still waits where it was last seen.
-    fn rest(&self, last: u64) {
-        self.resting.store(true, SeqCst);
-        // Who leaves from now on sees that nobody looks.
-        if self.steps.load(SeqCst) == last && !self.wanted.load(SeqCst) {
+    /// Parks until the executor leaves, if it is still where it was at the last check.
+    fn park(&self, last: u64) {
+        self.parked.store(true, SeqCst);
+        // An executor that leaves from now on sees that the standby is parked.
+        if self.steps.load(SeqCst) == last && !self.requested.load(SeqCst) {
             thread::park();
         }
-        self.resting.store(false, SeqCst);
+        self.parked.store(false, SeqCst);
     }
 
-    fn drive_while_away(&self, steps: u64) {
+    fn drive_until_back(&self, steps: u64) {
         self.runtime.block_on(async {
             loop {
                 let back = self.back.notified();
@@ -184,7 +214,7 @@ mod tests {
 
     use super::*;
 
-    /// A task that sends back whatever comes, and the other end.
+    /// Spawns a task that echoes bytes, and returns the other end.
     fn echo(io: Io) -> UnixStream {
         let (near, far) = UnixStream::pair().unwrap();
         far.set_nonblocking(true).unwrap();
@@ -198,13 +228,13 @@ mod tests {
         near
     }
 
-    /// Asks, and waits for the answer where it holds nobody up.
-    async fn asks(socket: &UnixStream) {
+    /// Sends a byte and waits for the echo on a blocking thread.
+    async fn echo_async(socket: &UnixStream) {
         let socket = socket.try_clone().unwrap();
-        tokio::task::spawn_blocking(move || answers(&socket)).await.unwrap();
+        tokio::task::spawn_blocking(move || echo_blocking(&socket)).await.unwrap();
     }
 
-    fn answers(mut socket: &UnixStream) {
+    fn echo_blocking(mut socket: &UnixStream) {
         socket.write_all(&[7]).unwrap();
         let mut answer = [0];
         socket.read_exact(&mut answer).unwrap();
@@ -212,16 +242,16 @@ mod tests {
     }
 
     #[test]
-    fn io_goes_on_while_the_executor_is_away_and_when_it_is_back() {
+    fn io_continues_while_the_executor_is_away_and_after_it_returns() {
         let io = Io::start().unwrap();
         let socket = echo(io);
         for round in 0..200_u64 {
-            io.drive(asks(&socket));
-            // While it is away, be it called for or found out.
+            io.drive(echo_async(&socket));
+            // The standby drives while the executor is away, with and without a handover.
             if round % 3 == 0 {
                 io.hand_over();
             }
-            answers(&socket);
+            echo_blocking(&socket);
             if round % 5 == 0 {
                 io.turn();
             }
@@ -229,48 +259,48 @@ mod tests {
     }
 
     #[test]
-    fn who_is_handed_the_io_does_not_wait_for_a_tick() {
+    fn a_handover_does_not_wait_for_the_interval() {
         let io = Io::with_tick(Duration::from_secs(3600)).unwrap();
         let socket = echo(io);
         for _ in 0..20 {
             io.hand_over();
-            answers(&socket);
-            // The other thread drives now; a turn takes over from it, and what is ready runs.
+            echo_blocking(&socket);
+            // The standby drives now. A turn takes over from it and runs ready tasks.
             let ran = Arc::new(AtomicBool::new(false));
             let runs = Arc::clone(&ran);
             io.runtime().spawn(async move { runs.store(true, SeqCst) });
             io.turn();
             assert!(ran.load(SeqCst), "the turn was over before anything ran");
-            io.drive(asks(&socket));
+            io.drive(echo_async(&socket));
         }
     }
 
     #[test]
-    fn the_other_thread_sleeps_while_nothing_is_called() {
+    fn the_standby_parks_while_no_call_arrives() {
         let io = Io::start().unwrap();
         let socket = echo(io);
         io.hand_over();
-        answers(&socket);
-        // Nobody takes up the second of two.
+        echo_blocking(&socket);
+        // The second of two handovers is not used.
         io.hand_over();
         io.drive(async {
-            let rests = async {
-                while !io.0.resting.load(SeqCst) {
+            let parks = async {
+                while !io.0.parked.load(SeqCst) {
                     tokio::time::sleep(TICK).await;
                 }
             };
-            tokio::time::timeout(Duration::from_secs(10), rests).await.expect("it looks for ever");
+            tokio::time::timeout(Duration::from_secs(10), parks).await.expect("the standby does not park");
         });
-        answers(&socket);
+        echo_blocking(&socket);
     }
 
     #[test]
-    fn any_thread_may_wait_for_the_io() {
+    fn any_thread_can_wait_for_the_io() {
         let io = Io::start().unwrap();
         let sockets = [echo(io), echo(io)];
         thread::scope(|scope| {
             for socket in &sockets {
-                scope.spawn(move || (0..50).for_each(|_| io.block_on(asks(socket))));
+                scope.spawn(move || (0..50).for_each(|_| io.block_on(echo_async(socket))));
             }
         });
     }

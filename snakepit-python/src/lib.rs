@@ -14,6 +14,7 @@
 #![warn(missing_docs)]
 
 mod background;
+mod backpressure;
 mod call;
 mod call_output;
 mod caller;
@@ -33,7 +34,6 @@ mod interrupt;
 mod io;
 mod local;
 mod multiplexed;
-mod outflow;
 mod plan;
 mod progress;
 mod retire;

@@ -80,7 +80,7 @@ pub(crate) struct Plan {
     /// Returns the descriptor that is readable when the event loop has work.
     pub(crate) loop_fileno: Py<PyAny>,
     /// Restores the worker's signals, trace functions and standard streams after a call.
-    pub(crate) settle: Py<PyAny>,
+    pub(crate) restore: Py<PyAny>,
     /// The policy for undeclared tools.
     pub(crate) after_cancel: AfterCancel,
     /// Returns the type, message and traceback of an exception.
@@ -130,7 +130,7 @@ impl Plan {
             turn_async: object("turn_async")?,
             loop_fileno: object("loop_fileno")?,
             contexts: object("contexts")?,
-            settle: object("settle")?,
+            restore: object("restore")?,
             after_cancel,
             describe: object("describe")?,
             chunk: object("chunk")?,

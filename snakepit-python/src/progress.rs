@@ -1,5 +1,5 @@
-//! Stores which multiplexed calls have begun, and the answers of those that have ended, in a file that outlives this process:
-//! see [`snakepit_proto::launch::progress`].
+//! [`Progress`]: records which multiplexed calls have begun, and the answers of ended ones, in a file that outlives
+//! this process. See [`snakepit_proto::launch::progress`].
 
 mod answers;
 
@@ -17,27 +17,27 @@ use snakepit_registry::CallId;
 
 pub(crate) use self::answers::Answers;
 
-/// Ids of multiplexed calls stand in a range of their own, apart from those that the host gives to calls by plain RPCs: this
-/// bit, then the number of the stream, then the id on that stream.
+/// Ids of multiplexed calls have a separate range from those that the host assigns to plain RPCs: this bit, then the
+/// number of the stream, then the id on that stream.
 const MULTIPLEXED: u64 = 1 << 62;
 const STREAM_SHIFT: u32 = 48;
-/// A host opens one stream, the first: its calls are told one by one.
+/// The first stream. Hosts open only one, and the file records its calls.
 const FIRST_STREAM: u64 = MULTIPLEXED >> STREAM_SHIFT;
 
-/// The largest id that a call on a stream can have.
+/// The largest id of a call on a stream.
 pub(crate) const MAX_ID: u64 = (1 << STREAM_SHIFT) - 1;
-/// Says that every call may have begun.
+/// The value for "any call may have begun".
 const ANY: u64 = u64::MAX;
 
-/// Where the id of the last call that began is stored.
+/// The location of the last begun call's id.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Progress(&'static AtomicU64);
 
 impl Progress {
-    /// Maps the file, for the rest of this process's life. To be done once: the answers have one writer.
+    /// Maps the file until the process ends. Must be called once, because the answers have one writer.
     ///
     /// # Errors
-    /// When there is no such file, or it is too short.
+    /// If the file does not exist or is too short.
     #[allow(unsafe_code)]
     pub(crate) fn open(path: &Path) -> io::Result<(Self, Answers)> {
         const LENGTH: NonZeroUsize = NonZeroUsize::new(STACK).expect("it is not empty");
@@ -46,9 +46,9 @@ impl Progress {
             return Err(io::Error::other("the file is too short"));
         }
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing. It is never unmapped, it begins at
-        // a page, so it is aligned, and its first eight bytes, which the file has, are accessed as an atomic only.
-        // The answers, which nobody else accesses, are made once for this file.
+        // SAFETY: a new mapping at an address chosen by the kernel overlaps nothing. It is never unmapped and is
+        // page-aligned. Its first eight bytes, which the file contains, are only accessed as an atomic. The answers are
+        // created once for this file, and no other code accesses them.
         unsafe {
             let start = mmap(None, LENGTH, protection, MapFlags::MAP_SHARED, &file, 0)?.cast::<u8>();
             let begun = AtomicU64::from_ptr(start.as_ptr().add(BEGUN).cast());
@@ -56,31 +56,32 @@ impl Progress {
         }
     }
 
-    /// A call is about to begin.
+    /// Records that a call begins.
     pub(crate) fn begin(self, call: CallId) {
         let (stream, id) = (call.as_u64() >> STREAM_SHIFT, call.as_u64() & MAX_ID);
         let begun = match stream {
             FIRST_STREAM => id,
-            // Ids of another stream mean other calls: when one of those begins, the file says nothing any more.
+            // Ids of another stream denote other calls. Once one of those begins, the file shows nothing about single
+            // calls.
             _ if call.as_u64() & MULTIPLEXED != 0 && stream > FIRST_STREAM => ANY,
-            // Calls by plain RPCs are not told here, and their ids lie below and above.
+            // Calls through plain RPCs are not recorded. Their ids are below and above.
             _ => return,
         };
         self.0.fetch_max(begun, Ordering::Release);
     }
 }
 
-/// Whether a call came on the stream whose calls are told one by one.
+/// Returns whether the file records the calls of this stream.
 pub(crate) const fn is_told(stream: u64) -> bool {
     FIRST_STREAM | stream == FIRST_STREAM
 }
 
-/// Whether a call came on this stream.
+/// Returns whether a call belongs to this stream.
 pub(crate) const fn is_of_stream(call: CallId, stream: u64) -> bool {
     call.as_u64() >> STREAM_SHIFT == FIRST_STREAM | stream
 }
 
-/// The name of a multiplexed call in this worker.
+/// Returns the id of a multiplexed call within this worker.
 pub(crate) const fn multiplexed(stream: u64, id: u64) -> CallId {
     CallId::from_u64(MULTIPLEXED | (stream << STREAM_SHIFT) | id)
 }
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_of_another_stream_say_that_any_call_may_have_begun() {
+    fn a_call_of_another_stream_means_that_any_call_may_have_begun() {
         let stored = |calls: &[CallId]| {
             let progress = Progress(Box::leak(Box::default()));
             calls.iter().for_each(|call| progress.begin(*call));

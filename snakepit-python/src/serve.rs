@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
-    exit::exit_now, fork, host::Host, http2::configure_server, io::Io, outflow::Outflow,
+    backpressure::Backpressure, exit::exit_now, fork, host::Host, http2::configure_server, io::Io,
     service::WorkerService, tools::PythonTools,
 };
 
@@ -76,8 +76,8 @@ pub(crate) async fn start(config: ServeConfig, tools: PythonTools, io: Io) -> Re
     let (executor_done, done) = oneshot::channel();
     // The handlers are installed here, because a host may send SIGTERM as soon as this worker is ready.
     let sigterm = [terminated(), terminated()];
-    let outflow = io.outflow().clone();
-    let serving = io.runtime().spawn(serve(incoming, outflow, tools, done, sigterm));
+    let backpressure = io.backpressure().clone();
+    let serving = io.runtime().spawn(serve(incoming, backpressure, tools, done, sigterm));
     Ok(Ready { host, address, port, executor_done, serving })
 }
 
@@ -119,7 +119,7 @@ async fn prepare(config: ServeConfig, io: Io) -> Result<Bound, String> {
 /// Serves until SIGTERM, and then until the executor has finished the running call.
 async fn serve(
     incoming: Incoming,
-    outflow: Outflow,
+    backpressure: Backpressure,
     tools: PythonTools,
     mut executor_done: oneshot::Receiver<()>,
     [terminated, terminated_again]: [impl Future<Output = ()>; 2],
@@ -145,13 +145,15 @@ async fn serve(
     let serving = async {
         match incoming {
             Incoming::Unix(incoming) => {
-                let incoming = incoming
-                    .map(|stream| stream.inspect(fork::close_in_child).map(|stream| outflow.watch(stream)));
+                let incoming = incoming.map(|stream| {
+                    stream.inspect(fork::close_in_child).map(|stream| backpressure.monitor(stream))
+                });
                 server.serve_with_incoming_shutdown(service, incoming, stop).await
             }
             Incoming::Tcp(incoming) => {
-                let incoming = incoming
-                    .map(|stream| stream.inspect(fork::close_in_child).map(|stream| outflow.watch(stream)));
+                let incoming = incoming.map(|stream| {
+                    stream.inspect(fork::close_in_child).map(|stream| backpressure.monitor(stream))
+                });
                 server.serve_with_incoming_shutdown(service, incoming, stop).await
             }
         }

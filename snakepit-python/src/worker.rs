@@ -17,7 +17,7 @@ use crate::{
     control::Control,
     dispositions::Dispositions,
     errors,
-    executor::{Current, Executor, Fitness, Flags, Globals, Runner, Sending},
+    executor::{CurrentCall, Executor, ExecutorFlags, Fitness, Globals, Runner, Sending},
     fork, interrupt,
     io::Io,
     plan::Plan,
@@ -33,9 +33,9 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Worker {
     control: Option<Control>,
-    current: Current,
+    current: CurrentCall,
     output: Option<CallOutput>,
-    flags: Arc<Flags>,
+    flags: Arc<ExecutorFlags>,
     /// The signal dispositions that calls must find. `None` until the worker serves.
     dispositions: Mutex<Option<Dispositions>>,
 }
@@ -63,7 +63,7 @@ impl Worker {
         let output = page.map(|path| CallOutput::open(path.as_ref())).transpose()?.flatten();
         Ok(Self {
             control,
-            current: Current::default(),
+            current: CurrentCall::default(),
             output,
             flags: Arc::default(),
             dispositions: Mutex::default(),
@@ -110,14 +110,14 @@ impl Worker {
         }
     }
 
-    /// Makes the executor call the plan's `settle` when the running call ends.
-    fn unsettle(&self) {
-        self.flags.is_unsettled.store(true, Relaxed);
+    /// Makes the executor call the plan's `restore` when the running call ends.
+    fn request_restore(&self) {
+        self.flags.needs_restore.store(true, Relaxed);
     }
 
     /// Makes the executor run the event loop between calls, because it has tasks that outlive calls.
     fn keep_loop_running(&self) {
-        self.flags.loop_runs.store(true, Relaxed);
+        self.flags.loop_has_tasks.store(true, Relaxed);
     }
 
     /// Makes the current disposition of this signal the one that calls find.

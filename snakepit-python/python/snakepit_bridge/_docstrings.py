@@ -51,8 +51,9 @@ def read(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _end_of_section(lines: list[str], start: int) -> int:
-    """Return the index of the end of a section: its first unindented line, or its first blank line if it is not
-    indented.
+    """Return the index of the end of a section.
+
+    A section ends at its first unindented line, or at its first blank line if it is not indented.
     """
     is_indented = start < len(lines) and (not lines[start].strip() or lines[start][:1].isspace())
     for index in range(start, len(lines)):

@@ -1,5 +1,6 @@
-"""The worker's event loop, created for the first coroutine, because importing asyncio would dominate a worker's
-start.
+"""The worker's event loop, created for the first coroutine.
+
+Importing asyncio would dominate a worker's start.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ class EventLoop:
         return self._loop is None or self._loop.end_call(may_wait)
 
     def turn(self) -> float | None:
-        """Run the ready callbacks. Return the seconds until the next timer, or ``None`` without timers."""
+        """Run the ready callbacks. Return the seconds until more work is due.
+
+        Return ``None`` if only the descriptor shows more work.
+        """
         return None if self._loop is None else self._loop.turn()
 
     def fileno(self) -> int:
@@ -57,8 +61,9 @@ class EventLoop:
         return -1 if self._loop is None else self._loop.fileno()
 
     def interrupt(self) -> bool:
-        """Cancel the running task. Called by a signal handler. Return ``False`` if only an exception can interrupt
-        it.
+        """Cancel the running task.
+
+        Called by a signal handler. Return ``False`` if only an exception can interrupt it.
         """
         return self._loop is not None and self._loop.interrupt()
 

@@ -34,7 +34,7 @@ class Hooks:
         """Record the current hooks as those that calls must find."""
         self._baseline = {name: get() for name, get in _HOOKS.items()}
 
-    def settle(self) -> None:
+    def restore(self) -> None:
         """Restore the hooks that a call changed."""
         if not self._is_changed:
             return
@@ -48,7 +48,7 @@ class Hooks:
 
         def watched(function: Any, /) -> None:
             self._is_changed = True
-            worker.unsettle()
+            worker.request_restore()
             plain(function)
 
         watched.__name__ = watched.__qualname__ = name

@@ -132,9 +132,7 @@ class VariableVersion:
         """The time of the write."""
     @property
     def changed_by(self) -> str:
-        """The writer: ``changed_by`` of the write's metadata, by default the worker id, or else ``host`` or
-        ``python``.
-        """
+        """The writer: ``changed_by`` of the metadata, by default the worker id, or else ``host`` or ``python``."""
     @property
     def metadata(self) -> dict[str, str]:
         """The metadata of the write."""
@@ -154,9 +152,7 @@ class VariableUpdate:
         """The number of dropped updates. 0 unless ``kind`` is ``lost``."""
     @property
     def source(self) -> str:
-        """The writer: ``changed_by`` of the write's metadata, by default the worker id, or else ``host`` or
-        ``python``.
-        """
+        """The writer: ``changed_by`` of the metadata, by default the worker id, or else ``host`` or ``python``."""
     @property
     def metadata(self) -> dict[str, str]:
         """The metadata of the write."""
@@ -210,7 +206,7 @@ class Worker:
     def interrupt_due(self) -> bool: ...
     def defer_interrupt(self) -> None: ...
     def note_interruption(self, is_own: bool) -> None: ...
-    def unsettle(self) -> None: ...
+    def request_restore(self) -> None: ...
     def keep_loop_running(self) -> None: ...
     def remember_signal(self, number: int) -> None: ...
     def restore_signal(self, number: int) -> None: ...

@@ -63,7 +63,7 @@ class Output:
         """Record the current settings of the streams as those that calls must find."""
         self._streams = [(stream, _settings(stream)) for stream, _ in self._streams]
 
-    def settle(self) -> None:
+    def restore(self) -> None:
         """Flush the streams, and restore the settings that a call changed."""
         if not self._is_changed:
             return
@@ -85,17 +85,18 @@ class Output:
             self._worker.note_output(data)
         if not self._is_changed:
             self._is_changed = True
-            self._worker.unsettle()
+            self._worker.request_restore()
 
     def reconfigured(self) -> None:
         """Record that a stream has other settings."""
         self._is_changed = self._is_reconfigured = True
-        self._worker.unsettle()
+        self._worker.request_restore()
 
 
 class _Buffer(io.BufferedWriter):
-    """The binary layer of a standard stream. It cannot be closed, because closing a wrapper around it would close
-    it, too.
+    """The binary layer of a standard stream.
+
+    It cannot be closed, because closing a wrapper around it would close it, too.
     """
 
     def __init__(self, raw: io.RawIOBase, output: Output, *, is_unbuffered: bool) -> None:

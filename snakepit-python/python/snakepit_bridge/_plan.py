@@ -58,7 +58,7 @@ class Plan:
         self.loop_fileno = loop.fileno
         self.contexts = _contexts.base_context
         #: Restores the signals, trace functions and standard streams of the worker after a call.
-        self.settle: Callable[[], None] | None = None
+        self.restore: Callable[[], None] | None = None
         #: The policy of tools that do not set one.
         self.after_cancel = after_cancel
         #: The modules that define the adapter and its bases.
@@ -148,8 +148,9 @@ def init_process(adapter: type, loop: EventLoop) -> None:
 
 
 def construct(adapter: type) -> None:
-    """Create an object of the adapter, as each call does, so that a broken constructor fails the start instead of every
-    call.
+    """Create an object of the adapter, as each call does.
+
+    So a broken constructor fails the start instead of every call.
 
     Raises:
         AdapterError: It failed with the cause of this error.
@@ -165,8 +166,9 @@ def construct(adapter: type) -> None:
 
 
 def _tools_of(adapter: type) -> Iterator[ToolPlan]:
-    """Iterate over the tools of a class and its bases in the order of their definition. An override keeps the place
-    of the original.
+    """Iterate over the tools of a class and its bases in the order of their definition.
+
+    An override keeps the place of the original.
     """
     names = dict.fromkeys(name for base in reversed(adapter.__mro__) for name in vars(base))
     seen: dict[str, str] = {}

@@ -133,7 +133,7 @@ class RunningLoop:
         loop: Any = self._loop
         if loop.is_closed():
             return None
-        # An owner that matches no call, so only worker tasks and earlier callbacks run.
+        # An owner that matches no call, so output is attributed to none.
         _owner.running = self
         try:
             self._turn()
@@ -202,9 +202,7 @@ class RunningLoop:
     def _make_task(
         self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
     ) -> asyncio.Task[Any]:
-        """Create a task, and record it as resident if it belongs to the worker, as do tasks that resident tasks
-        start.
-        """
+        """Create a task. Record it as resident if it belongs to the worker or a resident task starts it."""
         task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
         context = options.get("context")
         if (OWNER.get() if context is None else context.get(OWNER)) is WORKER:

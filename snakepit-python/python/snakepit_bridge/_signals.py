@@ -85,7 +85,7 @@ class Signals:
             before=self._before_fork, after_in_parent=self._after_fork_here, after_in_child=self._after_fork_in_child
         )
 
-    def settle(self) -> None:
+    def restore(self) -> None:
         """Undo a call's changes to signals, and log them. Called if there are any."""
         if not self._is_changed:
             return
@@ -158,7 +158,7 @@ class Signals:
                 if number is not None:
                     self._touched.add(number)
                 self._is_changed = True
-                worker.unsettle()
+                worker.request_restore()
             return result
 
         watched.__name__ = watched.__qualname__ = name
@@ -223,8 +223,9 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _is_cleaning_up() -> bool:
-    """Return whether a `CallCancelled` propagates through the interrupted code, which then runs `finally` or
-    `__exit__`.
+    """Return whether a `CallCancelled` propagates through the interrupted code.
+
+    Such code runs `finally` blocks and `__exit__` methods.
     """
     error = sys.exception()
     for _ in range(_CONTEXTS):

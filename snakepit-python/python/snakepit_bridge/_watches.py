@@ -63,8 +63,9 @@ class Watches:
                 setattr(loop, name, functools.partial(self._schedule, getattr(loop, name)))
 
     def end_call(self) -> None:
-        """Remove the callbacks of calls and restore those of the worker. Loops of other implementations must run for
-        that.
+        """Remove the callbacks of calls and restore those of the worker.
+
+        Loops of other implementations must run for that.
         """
         while self._added:
             name, key = self._added.pop()
@@ -117,8 +118,9 @@ class Watches:
         return handle
 
     def _is_of_library(self, callback: Any) -> bool:
-        """Return whether a callback belongs to a library, which may serve many calls, such as the poller of a
-        client.
+        """Return whether a callback belongs to a library.
+
+        It may serve many calls, such as the poller of a client.
         """
         while isinstance(callback, functools.partial):
             callback = callback.func

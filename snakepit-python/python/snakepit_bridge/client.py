@@ -72,8 +72,9 @@ class _Caller:
         return self._start(name, arguments, stream=False).result()
 
     async def call_async(self, name: str, /, **arguments: Any) -> Any:
-        """Call a tool without blocking the event loop. Cancelling the task cancels the call. Raises as :meth:`call`
-        does.
+        """Call a tool without blocking the event loop.
+
+        Cancelling the task cancels the call. Raises as :meth:`call` does.
         """
         call = self._start(name, arguments, stream=False)
         await _until_ready(call)

@@ -84,8 +84,9 @@ class InvalidArgumentError(SnakepitError, ValueError):
 
 
 class UnsupportedError(SnakepitError):
-    """The tool does not support this kind of call, such as ``call`` for a generator, or the host does not support
-    the request.
+    """The tool does not support this kind of call, such as ``call`` for a generator.
+
+    Also raised if the host does not support a request.
     """
 
     may_have_run = False

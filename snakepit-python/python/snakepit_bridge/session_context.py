@@ -52,8 +52,9 @@ class SessionContext(SessionVariables):
 
     @property
     def tracestate(self) -> str | None:
-        """The vendor-specific part of the trace context, if the caller sent one. Requests propagate it with
-        ``traceparent``.
+        """The vendor-specific part of the trace context, if the caller sent one.
+
+        Requests propagate it with ``traceparent``.
         """
         return self._call.tracestate
 

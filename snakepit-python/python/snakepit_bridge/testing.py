@@ -1,5 +1,6 @@
-"""Runs tools in tests as a worker would, without a host or another process. Values are converted through their wire
-forms.
+"""Runs tools in tests as a worker would, without a host or another process.
+
+Values are converted through their wire forms.
 
 >>> call_tool(Shop, "price", item="tea", count=2)  # doctest: +SKIP
 19.98

@@ -216,8 +216,9 @@ class SessionVariables:
                 pause = min(pause * 2, 16)
 
     def _until(self, end: float) -> SessionVariables:
-        """Return these variables with requests that end at ``end``. In a tool, the deadline of its call applies
-        instead.
+        """Return these variables with requests that end at ``end``.
+
+        In a tool, the deadline of its call applies instead.
         """
         del end
         return self

@@ -43,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         hooks.remember()
         output.remember()
 
-        def settle() -> None:
+        def restore() -> None:
             # Before the others, which would trigger the trace functions that a call left.
-            hooks.settle()
-            signals.settle()
-            output.settle()
+            hooks.restore()
+            signals.restore()
+            output.restore()
 
-        plan.settle = settle
+        plan.restore = restore
         loop.context = _context()
         worker.run(
             plan,

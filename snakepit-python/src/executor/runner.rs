@@ -1,4 +1,5 @@
-//! The loop of the executor: takes calls, runs each in a context of its own, and the worker's own tasks between them.
+//! [`Runner`]: the loop of the executor. Takes calls, runs each in its own Python context, and runs the worker's own
+//! tasks between them.
 
 use std::{
     os::fd::RawFd,
@@ -15,18 +16,18 @@ use tokio::{
 use super::{Executor, Sending};
 use crate::{io::Io, tools::Job};
 
-/// How long calls that follow each other may keep answers, and whatever arrives meanwhile, waiting. So short that the host
-/// is busy with the first answers while the last calls run. Meanwhile they are kept where a call that takes this process down
-/// cannot take them along.
+/// The time for which consecutive calls may delay answers and incoming messages. It is short, so the host handles the
+/// first answers while the last calls run. Until then, the answers are stored where a call that kills this process
+/// cannot destroy them.
 const TURN_AFTER: Duration = Duration::from_micros(30);
 
-/// How long calls that follow each other may keep the worker's own tasks waiting.
+/// The time for which consecutive calls may delay the worker's own tasks.
 const TASKS_AFTER: Duration = Duration::from_millis(1);
 
-/// How long the event loop is left alone when it does not say what it waits for.
+/// The interval for polling an event loop that does not report its timers.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// Runs calls, inside of a Python context. Called again, it goes on in another one.
+/// Runs calls inside a Python context. A further call continues in another context.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct Runner {
@@ -34,15 +35,15 @@ pub(crate) struct Runner {
     io: Io,
     /// Locked while calls run.
     sending: Mutex<Sending>,
-    /// A call that waits for another context.
+    /// A call that must run in another context.
     next: Mutex<Option<Job>>,
 }
 
 impl Runner {
-    /// Runs calls until the queue is closed. Each begins with the context variables as they are now.
+    /// Runs calls until the queue is closed. Each starts with the current context variables.
     ///
     /// # Errors
-    /// When Python cannot make a context.
+    /// If Python cannot create a context.
     pub(crate) fn run(py: Python<'_>, executor: Executor, io: Io, sending: Sending) -> PyResult<()> {
         let (base, prepare): (Bound<'_, PyAny>, Option<Bound<'_, PyAny>>) =
             executor.plan.contexts.bind(py).call0()?.extract()?;
@@ -53,7 +54,7 @@ impl Runner {
             if let Some(prepare) = &prepare {
                 context.call_method1("run", (prepare,))?;
             }
-            // What it is compared with shares all that nobody changed, so that comparing looks at one pointer.
+            // Both contexts share all unchanged parts, so comparing them costs one pointer comparison.
             let done = context.call_method1("run", (&runner, &context, &base))?;
             if done.is_truthy()? {
                 return Ok(());
@@ -64,7 +65,7 @@ impl Runner {
 
 #[pymethods]
 impl Runner {
-    /// Runs calls until one has changed the context, or the queue is closed. Says whether it is.
+    /// Runs calls until one has changed the context or the queue is closed. Returns whether the queue is closed.
     fn __call__(&self, py: Python<'_>, context: &Bound<'_, PyAny>, base: &Bound<'_, PyAny>) -> bool {
         let left = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut waiting = left;
@@ -75,20 +76,20 @@ impl Runner {
             let mut turned = driven;
             let (mut next, mut now) = self.executor.execute(py, job, driven, &mut sending);
             loop {
-                // Values of variables that cannot be compared have been changed, as far as anybody can tell.
+                // Values that cannot be compared count as changed.
                 if !context.eq(base).unwrap_or(false) {
                     *self.next.lock().unwrap_or_else(PoisonError::into_inner) = next;
                     return false;
                 }
                 let Some(job) = next else { break };
                 let sent = sending.send_what_is_due(py, self.io);
-                if now - turned >= TASKS_AFTER && self.loop_runs() {
+                if now - turned >= TASKS_AFTER && self.loop_has_tasks() {
                     self.turn_loop(py);
                     turned = Instant::now();
                 }
                 if sent || now - driven >= TURN_AFTER {
                     if !sent {
-                        // Nothing here waits for anybody who needs the GIL.
+                        // No task of this turn waits for a thread that needs the GIL.
                         self.io.turn();
                         sending.turned(self.io);
                     }
@@ -104,19 +105,19 @@ impl Runner {
 
 impl Runner {
     fn next_job(&self, py: Python<'_>, sending: &mut Sending) -> Option<Job> {
-        if self.loop_runs() {
-            // The worker's own tasks may take the process down, too.
+        if self.loop_has_tasks() {
+            // The worker's own tasks may kill the process, too.
             sending.send_what_is_due(py, self.io);
             return self.next_job_beside_tasks(py);
         }
         py.detach(|| self.io.drive(self.executor.tools.next_job()))
     }
 
-    fn loop_runs(&self) -> bool {
-        self.executor.flags.loop_runs.load(Relaxed)
+    fn loop_has_tasks(&self) -> bool {
+        self.executor.flags.loop_has_tasks.load(Relaxed)
     }
 
-    /// Waits for a call, and runs the event loop whenever it has something to do.
+    /// Waits for a call, and runs the event loop whenever it has work.
     fn next_job_beside_tasks(&self, py: Python<'_>) -> Option<Job> {
         loop {
             let more = self.turn_loop(py);
@@ -137,13 +138,15 @@ impl Runner {
         }
     }
 
-    /// Runs what is ready on the event loop. Returns after how long there is more; `None`: only its descriptor tells.
+    /// Runs the ready callbacks of the event loop. Returns the time until its next timer, or `None` if only its
+    /// descriptor can show more work.
     fn turn_loop(&self, py: Python<'_>) -> Option<Duration> {
         let plan = &self.executor.plan;
         let turned = plan.turn_async.bind(py).call0().and_then(|more| more.extract::<Option<f64>>());
         match turned {
             Ok(more) => more.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
-            // A task that ends by SystemExit breaks out of the loop, and has ended. Anything else is the loop's own failure.
+            // A task that raises SystemExit breaks out of the loop and has ended. Any other exception is a failure of
+            // the loop itself.
             Err(error) => {
                 let is_broken = error.is_instance_of::<PyException>(py);
                 error.write_unraisable(py, Some(plan.turn_async.bind(py)));
@@ -156,7 +159,7 @@ impl Runner {
     }
 }
 
-/// Waits until the event loop has something to do. Cancel safe.
+/// Waits until the event loop has work. Cancel safe.
 #[allow(unsafe_code)]
 async fn ready(fileno: RawFd, more: Option<Duration>) {
     let timer = async {
@@ -166,9 +169,9 @@ async fn ready(fileno: RawFd, more: Option<Duration>) {
         }
     };
     let readable = async {
-        // Registered anew each time, so that what is ready already is told, too.
-        // SAFETY: the descriptor is the event loop's, which only Python code on this thread closes; none runs until the
-        // registration is dropped here. A number that is no descriptor is refused by the system.
+        // Registered again each time, so that a descriptor that is already readable is reported.
+        // SAFETY: the descriptor belongs to the event loop, and only Python code on this thread closes it. None runs
+        // until the registration is dropped here. The system rejects numbers that are not descriptors.
         let registered = unsafe { AsyncFd::register_with_interest(fileno, Interest::READABLE) };
         match registered {
             Ok(descriptor) => drop(descriptor.readable().await),

@@ -26,16 +26,16 @@ impl Sending {
         }
     }
 
-    /// The IO was driven, so what waited has left unless a reader is slow.
+    /// Records that the IO was driven. Waiting answers have left, unless a reader is slow.
     pub(super) fn turned(&mut self, io: Io) {
         if let Some(answers) = &mut self.answers
-            && !io.outflow().is_full()
+            && !io.backpressure().is_full()
         {
             answers.sent();
         }
     }
 
-    /// Sends all answers, before something that may take long.
+    /// Sends all answers, before work that may take long.
     pub(super) fn send(&mut self, py: Python<'_>, io: Io) {
         if !self.send_what_is_due(py, io) {
             io.turn();
@@ -43,24 +43,25 @@ impl Sending {
         }
     }
 
-    /// Sends the answers that are not kept, before a call begins that may take this process down. `false` when there are none.
+    /// Sends the answers that are not stored, before a call begins that may kill this process. Returns `false` if there
+    /// are none.
     pub(super) fn send_what_is_due(&mut self, py: Python<'_>, io: Io) -> bool {
         if !self.is_due {
             return false;
         }
         loop {
-            // What is ready is written by this; more than that takes a reader who reads.
+            // A turn writes what the sockets accept. The rest needs the reader to read.
             io.turn();
-            let outflow = io.outflow();
+            let backpressure = io.backpressure();
             let waits = self.replies.as_ref().filter(|replies| !replies.is_empty());
-            if waits.is_none() && !outflow.is_full() {
+            if waits.is_none() && !backpressure.is_full() {
                 break;
             }
             let left = async {
                 if let Some(replies) = waits {
                     replies.emptied().await;
                 }
-                outflow.free().await;
+                backpressure.released().await;
             };
             py.detach(|| io.drive(left));
         }

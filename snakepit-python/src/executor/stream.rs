@@ -14,7 +14,7 @@ use pyo3::{
 };
 use snakepit_registry::{Chunk, ToolError};
 
-use super::{Answer, Executor, Failure, Leftovers, streams};
+use super::{Answer, CallObjects, Executor, Failure, streams};
 use crate::{
     fork,
     sink::{Put, Sink},
@@ -31,7 +31,7 @@ impl Executor {
         result: Bound<'py, PyAny>,
         state: &Arc<CallState>,
         answer: &mut Answer<'_>,
-        leftovers: &mut Leftovers<'py>,
+        objects: &mut CallObjects<'py>,
     ) -> Result<(), Failure> {
         // A coroutine may return a generator.
         let result = if streams(&result)? { result } else { self.resolve(result, Some(state))? };
@@ -51,7 +51,7 @@ impl Executor {
             sink.put(item.chunk);
             return Ok(());
         }
-        leftovers.iterator = Some(result.clone());
+        objects.iterator = Some(result.clone());
         let sink = answer.open_stream().ok_or_else(cancelled)?;
         let mut chunks = chunks(sink);
         if result.get_type().hasattr(intern!(py, "__anext__"))? {

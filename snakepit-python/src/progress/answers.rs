@@ -1,8 +1,8 @@
-//! [`Answers`]: the latest answers, kept where the host can read them if a later call takes this process down.
+//! [`Answers`]: stores the latest answers where the host can read them if a later call kills this process.
 //!
-//! Answers of brief calls share messages, so they leave up to some 30 us after their call has ended, while later calls run. A
-//! message for each would cost several times what such a call costs. A copy in memory that outlives the process costs a
-//! few dozen nanoseconds.
+//! Answers of brief calls share messages, so they leave up to about 30 us after their call has ended, while later calls
+//! run. A message per answer would cost several times as much as such a call. A copy in memory that outlives the
+//! process costs a few dozen nanoseconds.
 
 use std::{
     ptr::NonNull,
@@ -16,35 +16,34 @@ use snakepit_proto::{
     pb::CallReply,
 };
 
-/// The writing end of the answers in the shared file. See [`snakepit_proto::answers`] for the layout.
+/// The writer of the answers in the shared file. See [`snakepit_proto::answers`] for the layout.
 #[derive(Debug)]
 pub(crate) struct Answers {
     file: NonNull<u8>,
-    /// The half that is being filled, and how far.
+    /// The current half, and the end of its records.
     half: usize,
     end: usize,
-    /// Whether everything that stands in the other half was sent: all that was answered before a moment in which this half
-    /// was the current one.
+    /// Whether all answers in the other half have been sent.
     is_other_sent: bool,
 }
 
-// SAFETY: the mapping belongs to the process, and nobody else has a pointer to this part of it.
+// SAFETY: the mapping belongs to the process, and no other code has a pointer to this part of it.
 #[allow(unsafe_code)]
 unsafe impl Send for Answers {}
 
 impl Answers {
-    /// No answers yet.
+    /// Creates an empty store.
     ///
     /// # Safety
-    /// `file` points to [`STACK`] bytes that stay mapped for the life of the process, aligned to eight, of which nobody
-    /// else in it accesses the answers.
+    /// `file` points to [`STACK`] bytes that stay mapped until the process ends and are aligned to eight. No other code
+    /// in the process accesses the answers.
     #[allow(unsafe_code)]
     pub(super) const unsafe fn new(file: NonNull<u8>) -> Self {
         Self { file, half: 0, end: 0, is_other_sent: true }
     }
 
-    /// Keeps an answer. `false` when it is too long, or would take the place of some that may not have been sent: then
-    /// everything is to be [sent](Self::sent) before the next call begins.
+    /// Stores an answer. Returns `false` if it is too long, or would replace answers that may not have been sent. Then
+    /// all answers must be [sent](Self::sent) before the next call begins.
     pub(crate) fn keep(&mut self, reply: &CallReply) -> bool {
         let length = reply.encoded_len();
         let Some(prefix) = u32::try_from(length).ok().filter(|_| length <= MAX_KEPT_BYTES) else {
@@ -58,7 +57,7 @@ impl Answers {
             self.end = 0;
             self.is_other_sent = false;
             self.end_of_half().store(0, Ordering::Relaxed);
-            // What stood there is not read any more when it is written over.
+            // Readers ignore the half before its content is overwritten.
             fence(Ordering::SeqCst);
         }
         let mut record = self.space(PREFIX_BYTES + length);
@@ -66,29 +65,29 @@ impl Answers {
         record = &mut record[PREFIX_BYTES..];
         reply.encode_raw(&mut record);
         self.end += PREFIX_BYTES + length;
-        // The record is whole before it is there.
+        // Publishes the complete record.
         self.end_of_half().store(self.end as u64, Ordering::Release);
         true
     }
 
-    /// Everything that was answered has been sent.
+    /// Records that all answers have been sent.
     pub(crate) const fn sent(&mut self) {
         self.is_other_sent = true;
     }
 
     #[allow(unsafe_code)]
     const fn end_of_half(&self) -> &AtomicU64 {
-        // SAFETY: inside of the mapping and aligned, and accessed as an atomic only.
+        // SAFETY: inside the mapping and aligned, and only accessed as an atomic.
         unsafe { AtomicU64::from_ptr(self.file.as_ptr().add(ANSWER_ENDS[self.half]).cast()) }
     }
 
-    /// So many bytes from the end of what is filled.
+    /// Returns `length` bytes after the last record.
     #[allow(unsafe_code)]
     fn space(&mut self, length: usize) -> &mut [u8] {
         assert!(self.end + length <= HALF_BYTES, "a record is longer than its half");
         let start = ANSWERS + self.half * HALF_BYTES + self.end;
         debug_assert!(start + length <= STACK);
-        // SAFETY: inside of the mapping, as just checked, and borrowed from the only one who has a pointer to it.
+        // SAFETY: inside the mapping, as checked above, and borrowed from the only owner of a pointer to it.
         unsafe { std::slice::from_raw_parts_mut(self.file.as_ptr().add(start), length) }
     }
 }
@@ -108,7 +107,7 @@ mod tests {
     fn in_memory() -> (Answers, impl Fn(u64) -> Option<CallReply>) {
         let words = STACK.div_ceil(size_of::<u64>());
         let file = NonNull::from(Box::leak(vec![0_u64; words].into_boxed_slice())).cast::<u8>();
-        // SAFETY: it is leaked, and read only while the writer rests.
+        // SAFETY: the memory is leaked, and read only while the writer is idle.
         let content = move || unsafe { std::slice::from_raw_parts(file.as_ptr(), STACK) };
         // SAFETY: as above.
         (unsafe { Answers::new(file) }, move |id| find_answer(content(), id))
@@ -120,7 +119,7 @@ mod tests {
         for id in 1..=2500 {
             assert!(answers.keep(&reply(id, 40)));
             answers.sent();
-            // At least half of the space holds what came last.
+            // At least half of the space holds the latest answers.
             for back in [0, 1, 300] {
                 assert_eq!(
                     find(id.saturating_sub(back)).map(|reply| reply.id),
@@ -132,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_unsent_is_written_over() {
+    fn unsent_answers_are_not_overwritten() {
         let (mut answers, find) = in_memory();
         let mut last = 0;
         while answers.keep(&reply(last + 1, 1000)) {
@@ -140,7 +139,7 @@ mod tests {
         }
         assert!((55..66).contains(&last), "{last}");
         assert!((1..=last).all(|id| find(id).is_some()));
-        assert!(!answers.keep(&reply(last + 1, MAX_KEPT_BYTES)), "it is too long");
+        assert!(!answers.keep(&reply(last + 1, MAX_KEPT_BYTES)), "the answer is too long");
         answers.sent();
         assert!(answers.keep(&reply(last + 1, 1000)));
         assert!(find(last + 1).is_some() && find(last).is_some() && find(1).is_none());

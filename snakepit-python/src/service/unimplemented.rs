@@ -1,4 +1,4 @@
-//! The service trait's boilerplate: what a worker serves goes to [`WorkerService`]; the rest says that the host has it.
+//! Implements the service trait: delegates the RPCs of workers to [`WorkerService`], and rejects those of the host.
 
 use snakepit_proto::pb::{self, bridge_service_server::BridgeService};
 use tokio_stream::Empty;
@@ -10,7 +10,8 @@ fn hosts_own<T>(rpc: &str) -> Answer<T> {
     Err(Status::unimplemented(format!("workers do not serve {rpc}; ask the host")))
 }
 
-/// Expands to what `async_trait` would make of `async fn`: that attribute does not look into macro calls.
+/// Expands to the code that `async_trait` generates for an `async fn`, because that attribute does not expand macro
+/// calls.
 macro_rules! hosts_own {
     ($($rpc:ident($request:ty) -> $response:ty;)*) => {$(
         fn $rpc<'life, 'future>(

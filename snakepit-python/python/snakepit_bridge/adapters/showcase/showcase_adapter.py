@@ -136,8 +136,7 @@ class ShowcaseAdapter(BaseAdapter):
 
     @tool
     def train_digits(self, epochs: int = 20, program: str = "digits") -> Iterator[dict[str, Any]]:
-        """Train a classifier on scikit-learn's digits, stream the progress, and store the model as a program of the
-        session.
+        """Train a classifier on scikit-learn's digits, and store it as a program of the session. Streams the progress.
 
         Args:
             epochs: The number of passes over the training images.
@@ -152,8 +151,9 @@ class ShowcaseAdapter(BaseAdapter):
 
     @tool(idempotent=True)
     def predict_digits(self, start: int, count: int, program: str = "digits") -> dict[str, Any]:
-        """Predict held-out images with the session's model. If the host has the tool `score_predictions`, call it to
-        score them.
+        """Predict held-out images with the session's model.
+
+        If the host has the tool `score_predictions`, call it to score them.
 
         Args:
             start: The first image.

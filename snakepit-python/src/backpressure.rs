@@ -1,4 +1,4 @@
-//! [`Outflow`]: whether the connections of this worker have taken everything that was written to them.
+//! [`Backpressure`]: shows whether the worker's connections have accepted all written bytes (backpressure).
 
 use std::{
     io::{self, IoSlice},
@@ -16,54 +16,54 @@ use tokio::{
 };
 use tonic::transport::server::Connected;
 
-/// Counts the connections whose socket is full. Clones are the same count.
+/// Counts the connections whose socket buffer is full. Clones share the count.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Outflow(Arc<Shared>);
+pub(crate) struct Backpressure(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
     full: AtomicUsize,
-    /// Notified when there may be no full one any more.
-    free: Notify,
+    /// Notified when a connection accepts bytes again.
+    released: Notify,
 }
 
-impl Outflow {
-    /// Whether a connection holds back bytes because its reader is slow.
+impl Backpressure {
+    /// Returns whether a connection holds unsent bytes because its reader is slow.
     pub(crate) fn is_full(&self) -> bool {
         self.0.full.load(SeqCst) > 0
     }
 
-    /// Waits until no connection does. Cancel safe.
-    pub(crate) async fn free(&self) {
+    /// Waits until no connection is full. Cancel safe.
+    pub(crate) async fn released(&self) {
         loop {
-            let free = self.0.free.notified();
+            let released = self.0.released.notified();
             if !self.is_full() {
                 return;
             }
-            free.await;
+            released.await;
         }
     }
 
-    /// Watches what is written to a connection.
-    pub(crate) fn watch<S>(&self, stream: S) -> Watched<S> {
-        Watched { stream, outflow: self.clone(), is_full: false }
+    /// Wraps a connection to track its writes.
+    pub(crate) fn monitor<S>(&self, stream: S) -> Monitored<S> {
+        Monitored { stream, backpressure: self.clone(), is_full: false }
     }
 }
 
-/// A connection that says when its socket is full.
+/// A connection that reports whether its socket buffer is full.
 #[derive(Debug)]
-pub(crate) struct Watched<S> {
+pub(crate) struct Monitored<S> {
     stream: S,
-    outflow: Outflow,
+    backpressure: Backpressure,
     is_full: bool,
 }
 
-impl<S> Watched<S> {
-    fn note<T>(&mut self, written: Poll<T>) -> Poll<T> {
+impl<S> Monitored<S> {
+    fn track<T>(&mut self, written: Poll<T>) -> Poll<T> {
         if written.is_pending() != self.is_full {
             self.is_full = written.is_pending();
             if self.is_full {
-                self.outflow.0.full.fetch_add(1, SeqCst);
+                self.backpressure.0.full.fetch_add(1, SeqCst);
             } else {
                 self.release();
             }
@@ -72,12 +72,12 @@ impl<S> Watched<S> {
     }
 
     fn release(&self) {
-        self.outflow.0.full.fetch_sub(1, SeqCst);
-        self.outflow.0.free.notify_waiters();
+        self.backpressure.0.full.fetch_sub(1, SeqCst);
+        self.backpressure.0.released.notify_waiters();
     }
 }
 
-impl<S> Drop for Watched<S> {
+impl<S> Drop for Monitored<S> {
     fn drop(&mut self) {
         if self.is_full {
             self.release();
@@ -85,7 +85,7 @@ impl<S> Drop for Watched<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Monitored<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -95,10 +95,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Monitored<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.note(written)
+        self.track(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -115,7 +115,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.note(written)
+        self.track(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -123,7 +123,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 }
 
-impl<S: Connected> Connected for Watched<S> {
+impl<S: Connected> Connected for Monitored<S> {
     type ConnectInfo = S::ConnectInfo;
 
     fn connect_info(&self) -> S::ConnectInfo {
@@ -138,32 +138,32 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_reader_that_pauses_is_noticed_until_it_reads_or_the_connection_ends() {
-        let outflow = Outflow::default();
+    async fn a_slow_reader_makes_the_connection_full_until_it_reads_or_disconnects() {
+        let backpressure = Backpressure::default();
         let (mut reader, writer) = tokio::io::duplex(8);
-        let mut writer = outflow.watch(writer);
+        let mut writer = backpressure.monitor(writer);
         writer.write_all(b"12345678").await.unwrap();
-        assert!(!outflow.is_full());
-        outflow.free().await;
+        assert!(!backpressure.is_full());
+        backpressure.released().await;
         let mut rest = Box::pin(writer.write_all(b"9"));
         assert!(
             futures_core::Future::poll(rest.as_mut(), &mut Context::from_waker(std::task::Waker::noop()))
                 .is_pending()
         );
-        assert!(outflow.is_full());
+        assert!(backpressure.is_full());
         reader.read_exact(&mut [0; 8]).await.unwrap();
         rest.await.unwrap();
-        assert!(!outflow.is_full());
+        assert!(!backpressure.is_full());
         writer.write_all(b"2345678").await.unwrap();
-        let (full, ends) = (outflow.clone(), async {
+        let (full, ends) = (backpressure.clone(), async {
             tokio::task::yield_now().await;
-            assert!(outflow.is_full());
+            assert!(backpressure.is_full());
         });
         tokio::select! {
-            _ = writer.write_all(b"9") => panic!("nobody reads"),
+            _ = writer.write_all(b"9") => panic!("the reader does not read"),
             () = ends => {}
         }
         drop(writer);
-        full.free().await;
+        full.released().await;
     }
 }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Flags, warn};
+use super::{ExecutorFlags, warn};
 use crate::{exit::exit_now, state::CallState, tools::PythonTools};
 
 /// The time after which waiting calls go to another worker.
@@ -24,7 +24,7 @@ pub(super) fn watch(
     tool: &Arc<str>,
     state: &Arc<CallState>,
     tools: &PythonTools,
-    flags: &Arc<Flags>,
+    flags: &Arc<ExecutorFlags>,
 ) -> io::Result<()> {
     let (tool, state) = (Arc::clone(tool), Arc::clone(state));
     let (tools, flags) = (tools.clone(), Arc::clone(flags));
@@ -40,5 +40,5 @@ pub(super) fn watch(
             exit_now(1);
         }
     };
-    std::thread::Builder::new().name("snakepit-leftovers".to_owned()).spawn(watch).map(drop)
+    std::thread::Builder::new().name("snakepit-tasks".to_owned()).spawn(watch).map(drop)
 }
