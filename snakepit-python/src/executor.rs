@@ -6,16 +6,16 @@
 mod answer;
 mod fitness;
 mod globals;
+mod pending_answers;
 mod runner;
-mod sending;
 mod stream;
 mod task_watchdog;
 
 pub(crate) use self::{
     fitness::Fitness,
     globals::Globals,
+    pending_answers::PendingAnswers,
     runner::Runner,
-    sending::Sending,
     stream::{ChunkSink, ChunkSpace},
 };
 
@@ -122,14 +122,14 @@ impl Executor {
         py: Python<'_>,
         job: Job,
         now: Instant,
-        sending: &mut Sending,
+        pending: &mut PendingAnswers,
     ) -> (Option<Job>, Instant) {
         let Job { call, state, reply } = job;
         if !state.start() {
             let next = self.tools.finish(&state);
             let cancelled = Err(ToolError::Cancelled { tool: call.tool.to_string() });
-            let answered = reply.answer(cancelled, sending.answers.as_mut());
-            sending.note(answered);
+            let answered = reply.answer(cancelled, pending.answers.as_mut());
+            pending.record(answered);
             return (next, now);
         }
         call_output::begin(state.id);
@@ -161,10 +161,10 @@ impl Executor {
         if used_loop && !self.end_async(py, &tool, false) {
             // Callers do not wait for tasks that the call left behind, unless they wait for its cancellation.
             if !is_cancelled && let Some((answer, outcome)) = unanswered.take() {
-                let answered = answer.finish(outcome, now, sending.answers.as_mut());
-                sending.note(answered);
+                let answered = answer.finish(outcome, now, pending.answers.as_mut());
+                pending.record(answered);
                 if let Some(io) = self.io {
-                    sending.send(py, io);
+                    pending.flush(py, io);
                 }
                 if task_watchdog::watch(&tool, &state, &self.tools, &self.flags).is_err() {
                     self.retire();
@@ -179,8 +179,8 @@ impl Executor {
         }
         let next = self.tools.finish(&state);
         if let Some((answer, outcome)) = unanswered {
-            let answered = answer.finish(outcome, now, sending.answers.as_mut());
-            sending.note(answered);
+            let answered = answer.finish(outcome, now, pending.answers.as_mut());
+            pending.record(answered);
         }
         let is_late = used_loop || self.plan.has_cleanup;
         (next, if is_late { Instant::now() } else { ended })

@@ -9,11 +9,11 @@ use crate::{progress::Answers, status::to_status};
 
 /// Whether an answer survives the end of this process.
 #[derive(Debug)]
-pub(crate) enum Answered {
-    /// It is stored where the host finds it.
-    Kept,
-    /// It waits to be sent, in these replies if it is a frame.
-    Waits(Option<Replies>),
+pub(crate) enum AnswerState {
+    /// Stored where the host finds it.
+    Stored,
+    /// Waiting to be sent, in these replies if the call was multiplexed.
+    Pending(Option<Replies>),
 }
 
 /// Sends the reply of one unary call.
@@ -21,20 +21,21 @@ pub(crate) enum Answered {
 pub(crate) struct FrameReply {
     pub(crate) replies: Replies,
     pub(crate) id: u64,
-    /// Whether the answer may be stored. Only one stream may store answers, because ids of other streams name other calls.
-    pub(crate) is_kept: bool,
+    /// Whether the answer may be stored. Only one stream may store answers, because ids of other streams name other
+    /// calls.
+    pub(crate) is_stored: bool,
     pub(crate) session: Option<SessionId>,
 }
 
 impl FrameReply {
-    /// Sends the reply. A value above the limit of a message becomes a failure. Stores the reply in `answers` if there is space,
-    /// so that the host finds it even if this process dies.
+    /// Sends the reply. A value above the limit of a message becomes a failure. Stores the reply in `answers` if there
+    /// is space, so that the host finds it even if this process dies.
     pub(crate) fn send(
         self,
         outcome: Result<ToolReply, ToolError>,
         answers: Option<&mut Answers>,
-    ) -> Answered {
-        let Self { replies, id, is_kept, session } = self;
+    ) -> AnswerState {
+        let Self { replies, id, is_stored, session } = self;
         let reply = match outcome {
             Ok(ToolReply { body: ReplyBody::Value(value), execution_time, .. }) => {
                 value_reply(id, value, execution_time)
@@ -42,7 +43,7 @@ impl FrameReply {
             Ok(_) => status_reply(id, Status::internal("a unary call was answered with a stream")),
             Err(ToolError::Recalled { .. }) => {
                 replies.recalled(id);
-                return Answered::Waits(Some(replies));
+                return AnswerState::Pending(Some(replies));
             }
             Err(error) => {
                 let session_id = session.map(|id| id.as_str().to_owned()).unwrap_or_default();
@@ -50,8 +51,8 @@ impl FrameReply {
             }
         };
         // Stored before it is queued, so that a reply that is sent needs nothing more.
-        let kept = is_kept && answers.is_some_and(|answers| answers.keep(&reply));
+        let is_stored = is_stored && answers.is_some_and(|answers| answers.store(&reply));
         replies.reply(reply);
-        if kept { Answered::Kept } else { Answered::Waits(Some(replies)) }
+        if is_stored { AnswerState::Stored } else { AnswerState::Pending(Some(replies)) }
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     call::Call,
     caller::Caller,
     errors::{CallCancelled, InvalidArgumentError, NotFoundError, SnakepitError, ToolFailed},
-    executor::{CurrentCall, Executor, Sending},
+    executor::{CurrentCall, Executor, PendingAnswers},
     plan::Plan,
     state::CallState,
     tools::{Job, PythonTools, Reply},
@@ -77,7 +77,7 @@ impl LocalRunner {
         session_id: &str,
     ) -> PyResult<Bound<'py, PyAny>> {
         let mut answer = self.start(tool, arguments, session_id, CallMode::Unary)?;
-        self.executor.execute(py, answer.job()?, Instant::now(), &mut Sending::new(None));
+        self.executor.execute(py, answer.job()?, Instant::now(), &mut PendingAnswers::new(None));
         match answer.reply()? {
             ToolReply { body: ReplyBody::Value(payload), .. } => value::to_python(py, payload),
             ToolReply { body: ReplyBody::Stream(_), .. } => {
@@ -99,7 +99,7 @@ impl LocalRunner {
         let mut answer = self.start(tool, arguments, session_id, CallMode::Streaming)?;
         let job = answer.job()?;
         let reader = std::thread::spawn(move || read(answer, &receive));
-        self.executor.execute(py, job, Instant::now(), &mut Sending::new(None));
+        self.executor.execute(py, job, Instant::now(), &mut PendingAnswers::new(None));
         py.detach(|| reader.join()).unwrap_or_else(|_| Err(SnakepitError::new_err("the reader panicked")))
     }
 }

@@ -45,8 +45,9 @@ impl WorkerCalls {
         Self { tools, replies, stream, streaming, last_id: 0 }
     }
 
-    /// Checks that ids rise. Calls run in the order of their ids, because the progress file stores only the last one that began.
-    fn accepts(&mut self, id: u64) -> bool {
+    /// Checks that ids rise. Calls run in the order of their ids, because the progress file stores only the last one
+    /// that began.
+    fn accept_id(&mut self, id: u64) -> bool {
         let (last, name) = (self.last_id, progress::multiplexed(self.stream, id & progress::MAX_ID));
         if id > last && id <= progress::MAX_ID {
             self.last_id = id;
@@ -67,7 +68,7 @@ impl WorkerCalls {
                 let reply = FrameReply {
                     replies: self.replies.clone(),
                     id,
-                    is_kept: progress::is_told(self.stream),
+                    is_stored: progress::is_recorded(self.stream),
                     session: call.session.clone(),
                 };
                 Some(Job { call, state, reply: Reply::Frame(reply) })
@@ -85,7 +86,7 @@ impl Calls for WorkerCalls {
         let pb::CallBatch { calls, credits, cancels, recalls, .. } = batch;
         let mut jobs = Vec::with_capacity(calls.len());
         for start in calls {
-            if !self.accepts(start.id) {
+            if !self.accept_id(start.id) {
                 continue;
             }
             if start.stream {

@@ -72,7 +72,7 @@ impl Progress {
 }
 
 /// Returns whether the file records the calls of this stream.
-pub(crate) const fn is_told(stream: u64) -> bool {
+pub(crate) const fn is_recorded(stream: u64) -> bool {
     FIRST_STREAM | stream == FIRST_STREAM
 }
 

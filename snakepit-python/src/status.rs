@@ -5,7 +5,8 @@ use snakepit_registry::{ToolError, ToolFailure};
 use snakepit_wire::{bad_argument, failure_to_wire};
 use tonic::{Code, Status};
 
-/// Converts an error to a gRPC status. The reason in its details distinguishes errors of the worker from those of a tool.
+/// Converts an error to a gRPC status. The reason in its details distinguishes errors of the worker from those of a
+/// tool.
 pub(crate) fn to_status(error: ToolError, session_id: String) -> Status {
     let message = error.to_string();
     match error {

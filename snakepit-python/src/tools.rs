@@ -20,7 +20,7 @@ use snakepit_registry::{CallId, Chunk, ChunkStream, ToolCall, ToolError, ToolHan
 use tokio::sync::oneshot;
 
 use crate::{
-    frames::{Answered, FrameReply},
+    frames::{AnswerState, FrameReply},
     progress::Answers,
     sink::Source,
     state::{CallState, Stage},
@@ -60,12 +60,12 @@ impl Reply {
         self,
         outcome: Result<ToolReply, ToolError>,
         answers: Option<&mut Answers>,
-    ) -> Answered {
+    ) -> AnswerState {
         match self {
             Self::Task(sender) => {
                 // Fails if the task has ended, which is not an error.
                 let _ = sender.send(outcome);
-                Answered::Waits(None)
+                AnswerState::Pending(None)
             }
             Self::Frame(reply) => reply.send(outcome, answers),
         }

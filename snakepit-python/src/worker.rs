@@ -17,7 +17,7 @@ use crate::{
     control::Control,
     dispositions::Dispositions,
     errors,
-    executor::{CurrentCall, Executor, ExecutorFlags, Fitness, Globals, Runner, Sending},
+    executor::{CurrentCall, Executor, ExecutorFlags, Fitness, Globals, PendingAnswers, Runner},
     fork, interrupt,
     io::Io,
     plan::Plan,
@@ -200,7 +200,7 @@ impl Worker {
             fitness: Some(fitness),
             globals: Some(Globals::new(py)?),
         };
-        if let Err(error) = Runner::run(py, executor, io, Sending::new(answers)) {
+        if let Err(error) = Runner::run(py, executor, io, PendingAnswers::new(answers)) {
             retire::fail(py, &error);
         }
         if self.flags.retired.load(Relaxed) {

@@ -7,7 +7,7 @@ use snakepit_session::Payload;
 use tokio::time::Instant;
 
 use crate::{
-    frames::Answered,
+    frames::AnswerState,
     progress::Answers,
     sink::{self, Sink},
     state::CallState,
@@ -48,11 +48,11 @@ impl<'a> Answer<'a> {
         outcome: Result<Option<Payload>, ToolError>,
         began: Instant,
         answers: Option<&mut Answers>,
-    ) -> Answered {
+    ) -> AnswerState {
         match (self.sink, self.reply) {
             (Some(sink), _) => {
                 sink.finish(outcome.map(drop));
-                Answered::Waits(None)
+                AnswerState::Pending(None)
             }
             (None, Some(reply)) => {
                 let answer = outcome.and_then(|value| match value {
@@ -66,7 +66,7 @@ impl<'a> Answer<'a> {
                 });
                 reply.answer(answer, answers)
             }
-            (None, None) => Answered::Waits(None),
+            (None, None) => AnswerState::Pending(None),
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Executor, Sending};
+use super::{Executor, PendingAnswers};
 use crate::{io::Io, tools::Job};
 
 /// The time for which consecutive calls may delay answers and incoming messages. It is short, so the host handles the
@@ -34,7 +34,7 @@ pub(crate) struct Runner {
     executor: Executor,
     io: Io,
     /// Locked while calls run.
-    sending: Mutex<Sending>,
+    pending: Mutex<PendingAnswers>,
     /// A call that must run in another context.
     next: Mutex<Option<Job>>,
 }
@@ -44,11 +44,11 @@ impl Runner {
     ///
     /// # Errors
     /// If Python cannot create a context.
-    pub(crate) fn run(py: Python<'_>, executor: Executor, io: Io, sending: Sending) -> PyResult<()> {
+    pub(crate) fn run(py: Python<'_>, executor: Executor, io: Io, pending: PendingAnswers) -> PyResult<()> {
         let (base, prepare): (Bound<'_, PyAny>, Option<Bound<'_, PyAny>>) =
             executor.plan.contexts.bind(py).call0()?.extract()?;
         let runner =
-            Bound::new(py, Self { executor, io, sending: Mutex::new(sending), next: Mutex::default() })?;
+            Bound::new(py, Self { executor, io, pending: Mutex::new(pending), next: Mutex::default() })?;
         loop {
             let context = base.call_method0("copy")?;
             if let Some(prepare) = &prepare {
@@ -69,12 +69,12 @@ impl Runner {
     fn __call__(&self, py: Python<'_>, context: &Bound<'_, PyAny>, base: &Bound<'_, PyAny>) -> bool {
         let left = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut waiting = left;
-        let mut sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(job) = waiting.take().or_else(|| self.next_job(py, &mut sending)) {
-            sending.send_what_is_due(py, self.io);
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(job) = waiting.take().or_else(|| self.next_job(py, &mut pending)) {
+            pending.flush_unstored(py, self.io);
             let mut driven = Instant::now();
             let mut turned = driven;
-            let (mut next, mut now) = self.executor.execute(py, job, driven, &mut sending);
+            let (mut next, mut now) = self.executor.execute(py, job, driven, &mut pending);
             loop {
                 // Values that cannot be compared count as changed.
                 if !context.eq(base).unwrap_or(false) {
@@ -82,7 +82,7 @@ impl Runner {
                     return false;
                 }
                 let Some(job) = next else { break };
-                let sent = sending.send_what_is_due(py, self.io);
+                let sent = pending.flush_unstored(py, self.io);
                 if now - turned >= TASKS_AFTER && self.loop_has_tasks() {
                     self.turn_loop(py);
                     turned = Instant::now();
@@ -91,12 +91,12 @@ impl Runner {
                     if !sent {
                         // No task of this turn waits for a thread that needs the GIL.
                         self.io.turn();
-                        sending.turned(self.io);
+                        pending.io_driven(self.io);
                     }
                     driven = Instant::now();
                     now = driven;
                 }
-                (next, now) = self.executor.execute(py, job, now, &mut sending);
+                (next, now) = self.executor.execute(py, job, now, &mut pending);
             }
         }
         true
@@ -104,10 +104,10 @@ impl Runner {
 }
 
 impl Runner {
-    fn next_job(&self, py: Python<'_>, sending: &mut Sending) -> Option<Job> {
+    fn next_job(&self, py: Python<'_>, pending: &mut PendingAnswers) -> Option<Job> {
         if self.loop_has_tasks() {
             // The worker's own tasks may kill the process, too.
-            sending.send_what_is_due(py, self.io);
+            pending.flush_unstored(py, self.io);
             return self.next_job_beside_tasks(py);
         }
         py.detach(|| self.io.drive(self.executor.tools.next_job()))

@@ -43,8 +43,8 @@ impl Answers {
     }
 
     /// Stores an answer. Returns `false` if it is too long, or would replace answers that may not have been sent. Then
-    /// all answers must be [sent](Self::sent) before the next call begins.
-    pub(crate) fn keep(&mut self, reply: &CallReply) -> bool {
+    /// all answers must be [sent](Self::mark_sent) before the next call begins.
+    pub(crate) fn store(&mut self, reply: &CallReply) -> bool {
         let length = reply.encoded_len();
         let Some(prefix) = u32::try_from(length).ok().filter(|_| length <= MAX_KEPT_BYTES) else {
             return false;
@@ -71,7 +71,7 @@ impl Answers {
     }
 
     /// Records that all answers have been sent.
-    pub(crate) const fn sent(&mut self) {
+    pub(crate) const fn mark_sent(&mut self) {
         self.is_other_sent = true;
     }
 
@@ -117,8 +117,8 @@ mod tests {
     fn the_latest_answers_are_kept() {
         let (mut answers, find) = in_memory();
         for id in 1..=2500 {
-            assert!(answers.keep(&reply(id, 40)));
-            answers.sent();
+            assert!(answers.store(&reply(id, 40)));
+            answers.mark_sent();
             // At least half of the space holds the latest answers.
             for back in [0, 1, 300] {
                 assert_eq!(
@@ -134,14 +134,14 @@ mod tests {
     fn unsent_answers_are_not_overwritten() {
         let (mut answers, find) = in_memory();
         let mut last = 0;
-        while answers.keep(&reply(last + 1, 1000)) {
+        while answers.store(&reply(last + 1, 1000)) {
             last += 1;
         }
         assert!((55..66).contains(&last), "{last}");
         assert!((1..=last).all(|id| find(id).is_some()));
-        assert!(!answers.keep(&reply(last + 1, MAX_KEPT_BYTES)), "the answer is too long");
-        answers.sent();
-        assert!(answers.keep(&reply(last + 1, 1000)));
+        assert!(!answers.store(&reply(last + 1, MAX_KEPT_BYTES)), "the answer is too long");
+        answers.mark_sent();
+        assert!(answers.store(&reply(last + 1, 1000)));
         assert!(find(last + 1).is_some() && find(last).is_some() && find(1).is_none());
     }
 }

@@ -1,52 +1,52 @@
-//! [`Sending`]: what has to leave this process before the next call begins, because that call may take the process down.
+//! [`PendingAnswers`]: tracks answers that must leave this process before the next call, which may kill it.
 
 use pyo3::Python;
 use snakepit_wire::mux::Replies;
 
-use crate::{frames::Answered, io::Io, progress::Answers};
+use crate::{frames::AnswerState, io::Io, progress::Answers};
 
-/// The answers that were given and may not have left yet.
+/// The answers that may not have left yet.
 #[derive(Debug)]
-pub(crate) struct Sending {
-    /// Where answers are kept; without it each is sent before the next call begins.
+pub(crate) struct PendingAnswers {
+    /// The store for answers. Without it, each answer is sent before the next call begins.
     pub(super) answers: Option<Answers>,
-    is_due: bool,
+    must_flush: bool,
     replies: Option<Replies>,
 }
 
-impl Sending {
+impl PendingAnswers {
     pub(crate) const fn new(answers: Option<Answers>) -> Self {
-        Self { answers, is_due: false, replies: None }
+        Self { answers, must_flush: false, replies: None }
     }
 
-    pub(super) fn note(&mut self, answered: Answered) {
-        if let Answered::Waits(replies) = answered {
-            self.is_due = true;
+    pub(super) fn record(&mut self, answered: AnswerState) {
+        if let AnswerState::Pending(replies) = answered {
+            self.must_flush = true;
             self.replies = replies;
         }
     }
 
     /// Records that the IO was driven. Waiting answers have left, unless a reader is slow.
-    pub(super) fn turned(&mut self, io: Io) {
+    pub(super) fn io_driven(&mut self, io: Io) {
         if let Some(answers) = &mut self.answers
             && !io.backpressure().is_full()
         {
-            answers.sent();
+            answers.mark_sent();
         }
     }
 
     /// Sends all answers, before work that may take long.
-    pub(super) fn send(&mut self, py: Python<'_>, io: Io) {
-        if !self.send_what_is_due(py, io) {
+    pub(super) fn flush(&mut self, py: Python<'_>, io: Io) {
+        if !self.flush_unstored(py, io) {
             io.turn();
-            self.turned(io);
+            self.io_driven(io);
         }
     }
 
     /// Sends the answers that are not stored, before a call begins that may kill this process. Returns `false` if there
     /// are none.
-    pub(super) fn send_what_is_due(&mut self, py: Python<'_>, io: Io) -> bool {
-        if !self.is_due {
+    pub(super) fn flush_unstored(&mut self, py: Python<'_>, io: Io) -> bool {
+        if !self.must_flush {
             return false;
         }
         loop {
@@ -65,9 +65,9 @@ impl Sending {
             };
             py.detach(|| io.drive(left));
         }
-        self.is_due = false;
+        self.must_flush = false;
         self.replies = None;
-        self.turned(io);
+        self.io_driven(io);
         true
     }
 }
