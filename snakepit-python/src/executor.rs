@@ -372,18 +372,18 @@ impl Executor {
         arguments: snakepit_registry::Arguments,
     ) -> Result<Bound<'py, PyDict>, ToolError> {
         let kwargs = PyDict::new(py);
-        let conversions = self.plan.tools.get(tool).map(|tool| &tool.conversions);
+        let parameters = self.plan.tools.get(tool).map(|tool| &tool.parameters);
         for (name, payload) in arguments {
-            let value = match conversions.and_then(|conversions| conversions.find(&name, payload.ty())) {
-                Some(conversion) => conversion.apply(py, payload),
-                None => value::to_python(py, payload),
-            };
-            value.and_then(|value| kwargs.set_item(&name, value)).map_err(|error| {
-                ToolError::InvalidArgument {
-                    tool: tool.to_owned(),
-                    argument: name,
-                    problem: format!("cannot be read: {}", error.value(py)),
+            let set = match parameters.and_then(|parameters| parameters.find(&name)) {
+                Some(parameter) => {
+                    parameter.read(py, payload).and_then(|value| kwargs.set_item(parameter.name(), value))
                 }
+                None => value::to_python(py, payload).and_then(|value| kwargs.set_item(&name, value)),
+            };
+            set.map_err(|error| ToolError::InvalidArgument {
+                tool: tool.to_owned(),
+                argument: name,
+                problem: format!("cannot be read: {}", error.value(py)),
             })?;
         }
         Ok(kwargs)

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
 use pyo3::{
     exceptions::PyValueError,
     prelude::*,
@@ -9,7 +10,7 @@ use pyo3::{
 };
 use snakepit_registry::{ParameterSpec, ToolFailure, ToolSpec};
 
-use crate::value::{self, Conversions};
+use crate::value::{self, Parameters};
 
 /// How a tool is defined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +50,7 @@ pub(crate) struct Tool {
     pub(crate) attribute: Py<PyString>,
     pub(crate) kind: ToolKind,
     pub(crate) after_cancel: AfterCancel,
-    pub(crate) conversions: Conversions,
+    pub(crate) parameters: Parameters,
 }
 
 /// An adapter class and the Python helpers that run it. Mirrors `snakepit_bridge._plan.Plan`.
@@ -57,7 +58,7 @@ pub(crate) struct Tool {
 pub(crate) struct Plan {
     /// Creates an adapter object.
     pub(crate) factory: Py<PyAny>,
-    pub(crate) tools: HashMap<String, Tool>,
+    pub(crate) tools: HashMap<String, Tool, RandomState>,
     pub(crate) specs: Vec<ToolSpec>,
     pub(crate) has_context: bool,
     pub(crate) has_initialize: bool,
@@ -98,7 +99,7 @@ impl Plan {
         let object = |name: &str| plan.getattr(name).map(Bound::unbind);
         let flag = |name: &str| plan.getattr(name)?.extract::<bool>();
         let after_cancel = AfterCancel::read(&plan.getattr("after_cancel")?)?;
-        let mut tools = HashMap::new();
+        let mut tools = HashMap::default();
         let mut specs = Vec::new();
         for tool in plan.getattr("tools")?.try_iter()? {
             let tool = tool?;
@@ -108,8 +109,8 @@ impl Plan {
             let spec = read_spec(&tool.getattr("spec")?.cast_into::<PyDict>()?)?;
             let own = tool.getattr("after_cancel")?;
             let after_cancel = if own.is_none() { after_cancel } else { AfterCancel::read(&own)? };
-            let conversions = Conversions::of(&spec);
-            tools.insert(spec.name.clone(), Tool { attribute, kind, after_cancel, conversions });
+            let parameters = Parameters::of(plan.py(), &spec);
+            tools.insert(spec.name.clone(), Tool { attribute, kind, after_cancel, parameters });
             specs.push(spec);
         }
         for spec in plan.getattr("dynamic_specs")?.try_iter()? {

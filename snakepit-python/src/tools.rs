@@ -15,6 +15,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use foldhash::fast::RandomState;
 use futures_core::Stream;
 use snakepit_registry::{CallId, Chunk, ChunkStream, ToolCall, ToolError, ToolHandler, ToolReply};
 use tokio::sync::oneshot;
@@ -88,7 +89,7 @@ struct Queue {
     /// The executor, while it waits for a job.
     executor: Option<Waker>,
     /// Calls that are queued or running.
-    active: HashMap<CallId, Arc<CallState>>,
+    active: HashMap<CallId, Arc<CallState>, RandomState>,
     closed: bool,
 }
 
@@ -255,8 +256,10 @@ impl PythonTools {
 impl Queue {
     /// Removes a call, but not a later call with the same id.
     fn forget(&mut self, state: &Arc<CallState>) {
-        if self.active.get(&state.id).is_some_and(|active| Arc::ptr_eq(active, state)) {
-            self.active.remove(&state.id);
+        if let Entry::Occupied(active) = self.active.entry(state.id)
+            && Arc::ptr_eq(active.get(), state)
+        {
+            active.remove();
         }
     }
 }

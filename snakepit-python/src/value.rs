@@ -5,11 +5,11 @@
 
 mod array;
 mod buffer;
-mod conversions;
 mod error;
 mod json;
 mod metadata;
 mod numbers;
+mod parameters;
 mod read;
 mod write;
 
@@ -24,10 +24,10 @@ use pyo3::{
 };
 use snakepit_session::{Payload, ValueType};
 
-pub(crate) use conversions::Conversions;
 pub(crate) use error::type_name;
 use error::{type_error, with_name};
 pub(crate) use numbers::Numbers;
+pub(crate) use parameters::Parameters;
 pub(crate) use read::json_to_python;
 
 /// Converts a payload to a Python object.

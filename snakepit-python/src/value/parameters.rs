@@ -1,0 +1,110 @@
+//! [`Parameters`]: the parameters of a tool, prepared for the arguments of its calls. An argument is converted to the type
+//! of its parameter: 5 for a float, 5.0 for an int, lists for an array.
+
+use pyo3::{
+    exceptions::PyValueError,
+    intern,
+    prelude::*,
+    types::{PyDict, PyList, PyString},
+};
+use snakepit_registry::ToolSpec;
+use snakepit_session::{Payload, ValueType};
+
+use super::{array, read, to_python};
+
+/// The declared parameters of one tool.
+#[derive(Debug)]
+pub(crate) struct Parameters(Vec<Parameter>);
+
+#[derive(Debug)]
+pub(crate) struct Parameter {
+    name: String,
+    /// The name as the compiler interned it in the tool's code, so that Python matches the argument by pointer.
+    interned: Py<PyString>,
+    conversion: Option<Conversion>,
+}
+
+/// The target of a conversion.
+#[derive(Debug, Clone, Copy)]
+enum Conversion {
+    Float,
+    Integer,
+    Array,
+}
+
+impl Parameters {
+    pub(crate) fn of(py: Python<'_>, spec: &ToolSpec) -> Self {
+        let parameters = spec.parameters.iter().map(|parameter| Parameter {
+            name: parameter.name.clone(),
+            interned: PyString::intern(py, &parameter.name).unbind(),
+            conversion: match &*parameter.type_name {
+                "float" => Some(Conversion::Float),
+                "integer" => Some(Conversion::Integer),
+                "tensor" => Some(Conversion::Array),
+                _ => None,
+            },
+        });
+        Self(parameters.collect())
+    }
+
+    /// Returns the parameter of this name, or `None` if the tool declares none.
+    pub(crate) fn find(&self, name: &str) -> Option<&Parameter> {
+        self.0.iter().find(|parameter| parameter.name == name)
+    }
+}
+
+impl Parameter {
+    /// The name as a Python string.
+    pub(crate) const fn name(&self) -> &Py<PyString> {
+        &self.interned
+    }
+
+    /// Reads an argument as a value of this parameter.
+    ///
+    /// # Errors
+    /// `ValueError` if the argument has no equivalent of the parameter's type.
+    pub(crate) fn read<'py>(&self, py: Python<'py>, payload: Payload) -> PyResult<Bound<'py, PyAny>> {
+        match self.conversion {
+            Some(conversion) if conversion.applies_to(payload.ty()) => conversion.apply(py, payload),
+            _ => to_python(py, payload),
+        }
+    }
+}
+
+impl Conversion {
+    /// Whether a value of this type differs from the target and may have an equivalent there.
+    const fn applies_to(self, ty: ValueType) -> bool {
+        match self {
+            Self::Float => matches!(ty, ValueType::Integer),
+            Self::Integer => matches!(ty, ValueType::Float),
+            Self::Array => matches!(ty, ValueType::List | ValueType::Tensor | ValueType::Embedding),
+        }
+    }
+
+    /// Converts an argument.
+    ///
+    /// # Errors
+    /// `ValueError` if the value has no equivalent of the target type.
+    fn apply(self, py: Python<'_>, payload: Payload) -> PyResult<Bound<'_, PyAny>> {
+        let value = to_python(py, payload)?;
+        match self {
+            Self::Float => value.call_method0(intern!(py, "__float__")).map_err(|_| {
+                PyValueError::new_err("it is an integer too large for a float; send one below 1.8e308")
+            }),
+            Self::Integer => read::to_integer(&value)?
+                .ok_or_else(|| PyValueError::new_err(format!("it is {value}, expected an integer"))),
+            Self::Array if value.is_instance_of::<PyList>() => array::from_lists(&value),
+            Self::Array => {
+                let described = value.cast::<PyDict>().map_or(Ok(None), array::from_described)?;
+                match described {
+                    Some(array) => Ok(array),
+                    None if array::is_array(&value)? => Ok(value),
+                    None => Err(PyValueError::new_err(format!(
+                        "it is {}, which makes no array; send lists of numbers that are equally long, or an array",
+                        read::describe_type(&value)
+                    ))),
+                }
+            }
+        }
+    }
+}
