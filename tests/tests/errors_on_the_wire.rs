@@ -274,7 +274,7 @@ async fn json_arguments_become_arrays_or_are_rejected() {
         (r#"{"shape": "x", "data": [1, 2]}"#, "makes no array"),
         (r#"{"shape": [3], "data": [1, 2]}"#, "not of the shape [3]"),
         (r#"{"shape": [2], "data": ["x", "y"]}"#, "dtype"),
-        (r#"{"shape": [2], "data": [1, 2], "dtype": "object"}"#, "no type of numbers"),
+        (r#"{"shape": [2], "data": [1, 2], "dtype": "object"}"#, "which is not numeric"),
         ("[[1, 2], [3]]", "equally long"),
     ] {
         let status = shape_of(json).await.unwrap_err();
