@@ -91,7 +91,7 @@ async fn a_crash_during_cancellation_is_reported_as_a_crash() {
         assert_eq!(ends.len(), round, "{log}");
         assert!(ends.iter().all(|end| end.contains("it was killed by SIGSEGV")), "{log}");
         assert!(log.contains("in die_when_cancelled") && log.contains("cannot go on"), "{log}");
-        assert!(!log.contains("cannot tell whether") && !log.contains("killing worker"), "{log}");
+        assert!(!log.contains("cannot confirm the end") && !log.contains("killing worker"), "{log}");
     }
 }
 

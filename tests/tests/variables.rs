@@ -163,7 +163,7 @@ async fn invalid_input_is_rejected_with_its_field_and_limit() {
         ),
         (
             registration("m", "string", r#"{"pattern": "("}"#, any("snakepit.string", "\"\"")),
-            "no regular expression",
+            "not a valid regular expression",
         ),
         (registration("m", "integer", r#"{"max": 3}"#, number("4")), "value 4 is above maximum 3"),
         (
