@@ -108,6 +108,13 @@ impl Builder {
         self
     }
 
+    /// Sets the whole configuration of the pool, and overrides earlier calls of methods for single settings of it.
+    pub fn pool(mut self, config: PoolConfig) -> Self {
+        self.pool = config;
+        let timeout = self.pool.default_timeout;
+        self.default_timeout(timeout)
+    }
+
     /// Sets the number of workers, 1 to 1024. [`PoolConfig`] has the default.
     pub const fn workers(mut self, workers: usize) -> Self {
         self.pool.workers = workers;

@@ -130,7 +130,7 @@ impl Host {
         Some(self.pool_if_started()?.status())
     }
 
-    /// Runs a call of any tool: renews its session, prefers the session's last worker, remembers the new one.
+    /// Runs a call of any tool. Renews its session, prefers the session's last worker, and stores the worker that ran the call.
     pub(crate) fn call(
         &self,
         mut call: ToolCall,

@@ -60,7 +60,7 @@ pub type SessionHandle<H = LocalHost> = snakepit_client::SessionHandle<H>;
 pub use snakepit_client::{
     Caller, Client, ClientBuilder, Error, HostHandle, RemoteHost, Reply, ReplyStream, SessionWatch,
 };
-pub use snakepit_pool::{PoolError, PoolStatus, WorkerState, WorkerStatus};
+pub use snakepit_pool::{PoolConfig, PoolError, PoolStatus, WorkerState, WorkerStatus};
 pub use snakepit_registry::{FnTool, RegistryError, ToolError, ToolSpec, TraceContext};
 pub use snakepit_session::{
     Batch, Created, MemoryBackend, Metadata, NewSession, NewVariable, Note, Number, Payload, Program,

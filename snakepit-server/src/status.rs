@@ -10,11 +10,11 @@
 //! | call would wait for itself | `FAILED_PRECONDITION` | `DEADLOCK` |
 //! | deadline exceeded | `DEADLINE_EXCEEDED` | `DEADLINE_EXCEEDED` |
 //! | cancelled | `CANCELLED` | `CANCELLED` |
-//! | worker lost | `UNAVAILABLE`, with a flag whether the call may have run, and the last output lines in a `ToolFailure` | `WORKER_LOST` |
+//! | worker lost | `UNAVAILABLE`, with `delivered` (whether the call may have run), and the last output lines in a `ToolFailure` | `WORKER_LOST` |
 //! | connection to another host lost | `UNAVAILABLE` | `CONNECTION_LOST` |
-//! | idle connection evicted before the call began | `UNAVAILABLE`, with the flag that the call did not run | `CONNECTION_LOST` |
+//! | idle connection evicted before the call began | `UNAVAILABLE`, with `delivered=false` | `CONNECTION_LOST` |
 //! | no worker available | `UNAVAILABLE`, with a retry delay | `NO_WORKER` |
-//! | rejected or cut off because the host shuts down | `UNAVAILABLE`, with a flag whether the call may have run | `SHUTTING_DOWN` |
+//! | rejected or cut off because the host shuts down | `UNAVAILABLE`, with `delivered` | `SHUTTING_DOWN` |
 //! | session, program or variable not found | `NOT_FOUND` | `SESSION_NOT_FOUND`, `PROGRAM_NOT_FOUND`, `VARIABLE_NOT_FOUND` |
 //! | version no longer kept | `NOT_FOUND` | `VERSION_NOT_KEPT` |
 //! | variable exists | `ALREADY_EXISTS` | `VARIABLE_EXISTS` |
@@ -30,7 +30,7 @@
 //! | message of a request too slow or incomplete | `DEADLINE_EXCEEDED`, `CANCELLED` | `REQUEST_INCOMPLETE` |
 //! | invalid names, types, sizes, metadata, page tokens | `INVALID_ARGUMENT`, with a field violation | `INVALID_ARGUMENT` |
 //! | session backend failed during a read, or while opening a session | `UNAVAILABLE` | `BACKEND_FAILED` |
-//! | session backend failed during a write | `INTERNAL`, with the flag that it may have succeeded; gRPC libraries retry `UNAVAILABLE` automatically | `BACKEND_FAILED` |
+//! | session backend failed during a write | `INTERNAL`, with `delivered=true`, because gRPC libraries retry `UNAVAILABLE` automatically | `BACKEND_FAILED` |
 //! | `RegisterTools` by a process that is not a worker of the host; an RPC for clients on the listener of a worker | `PERMISSION_DENIED` | `RESERVED` |
 //! | incompatible version of `snakepit_bridge` | `FAILED_PRECONDITION` | `INCOMPATIBLE_VERSION` |
 //! | anything else | `INTERNAL` | `INTERNAL` |

@@ -9,84 +9,85 @@ use tonic::Request;
 
 use crate::{
     Failure,
-    client::{Server, refused},
+    client::{ServerArgs, status_failure},
     duration, exit,
     output::{print_json, readable},
 };
 
-/// The server's reason for refusing the way a tool is called.
+/// The reason in the status of a unary call to a streaming tool.
 const UNSUPPORTED: &str = "UNSUPPORTED";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Print an object with the result, the worker and the tool's own time instead of the bare result.
+    /// Print an object with the result, the worker id and the execution time, instead of the bare result.
     #[arg(long)]
     pub(crate) json: bool,
 
     #[command(flatten)]
-    call: Call,
+    call: CallArgs,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct StreamArgs {
-    /// Print each chunk as an object with its id, data and metadata instead of the bare data.
+    /// Print each chunk as an object with its id, data and metadata, instead of the bare data.
     #[arg(long)]
     pub(crate) json: bool,
 
     #[command(flatten)]
-    call: Call,
+    call: CallArgs,
 }
 
 impl Args {
-    pub(crate) fn begin(&mut self) -> Option<Duration> {
-        self.call.begin()
+    pub(crate) fn start_clock(&mut self) -> Option<Duration> {
+        self.call.start_clock()
     }
 }
 
 impl StreamArgs {
-    pub(crate) fn begin(&mut self) -> Option<Duration> {
-        self.call.begin()
+    pub(crate) fn start_clock(&mut self) -> Option<Duration> {
+        self.call.start_clock()
     }
 }
 
-/// What both commands take.
+/// The options of both commands.
 #[derive(Debug, clap::Args)]
-struct Call {
-    /// The tool's name; `snakepit tools` lists them.
+struct CallArgs {
+    /// The name of the tool. `snakepit tools` lists all tools.
     tool: String,
 
-    /// The arguments, as a JSON object from parameter names to values.
+    /// Pass these arguments, a JSON object with a value for each parameter.
     #[arg(long, value_name = "JSON", default_value = "{}")]
     args: String,
 
-    /// The session to call in; created if it does not exist.
+    /// Call the tool in this session, which is created if it does not exist.
     #[arg(long, value_name = "ID")]
     session: Option<String>,
 
-    /// How long the call may take, queueing included: 700ms, 0.7s, 2m [default: the server's].
+    /// Limit the duration of the call, including the wait for a worker: 700ms, 0.7s, 2m [default: set by the server].
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     timeout: Option<Duration>,
 
-    /// When that time is up; connecting and opening the session count.
+    /// The end of the timeout, which includes connecting and opening the session.
     #[arg(skip)]
     deadline: Option<Instant>,
 
     #[command(flatten)]
-    server: Server,
+    server: ServerArgs,
 }
 
-impl Call {
-    /// Starts the clock, and says how long the command may take.
-    fn begin(&mut self) -> Option<Duration> {
+impl CallArgs {
+    /// Computes the deadline, and returns the timeout of the command.
+    fn start_clock(&mut self) -> Option<Duration> {
         self.deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         self.timeout
     }
 
     fn request(&self) -> Result<pb::ExecuteToolRequest, Failure> {
         let arguments: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&self.args).map_err(|e| {
+            let place = excerpt(&self.args, &e).map_or_else(String::new, |text| format!(", near `{text}`"));
             Failure::new(
                 exit::USAGE,
-                format!("--args is not a JSON object: {e}; it looks like '{{\"a\": 1, \"b\": 2}}'"),
+                format!("--args is not a JSON object: {e}{place}; it looks like '{{\"a\": 1, \"b\": 2}}'"),
             )
         })?;
         let parameters = arguments.into_iter().map(|(name, json)| (name, any(&json))).collect();
@@ -98,11 +99,11 @@ impl Call {
         })
     }
 
-    /// A request that the server answers within what is left of the time.
+    /// Creates a request whose timeout is the remaining time.
     fn timed<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         if let Some(deadline) = self.deadline {
-            // A longer one does not fit into the header.
+            // The header cannot hold a longer timeout.
             let left = deadline.saturating_duration_since(Instant::now());
             request.set_timeout(left.min(headers::MAX_TIMEOUT));
         }
@@ -112,9 +113,21 @@ impl Call {
     async fn open_session(&self, client: &mut Client) -> Result<(), Failure> {
         let Some(session_id) = self.session.clone() else { return Ok(()) };
         let request = pb::InitializeSessionRequest { session_id, ..pb::InitializeSessionRequest::default() };
-        client.initialize_session(self.timed(request)).await.map_err(refused)?;
+        client.initialize_session(self.timed(request)).await.map_err(status_failure)?;
         Ok(())
     }
+}
+
+/// The start of the text at which a JSON text is malformed. `None` if the text ends early or is not an object.
+fn excerpt<'a>(json: &'a str, error: &serde_json::Error) -> Option<&'a str> {
+    const MAX_CHARS: usize = 24;
+    if error.is_eof() {
+        return None;
+    }
+    let line = json.lines().nth(error.line().checked_sub(1)?)?;
+    let rest = line.get(error.column().checked_sub(1)?..)?;
+    let end = rest.char_indices().nth(MAX_CHARS).map_or(rest.len(), |(end, _)| end);
+    (!rest.is_empty()).then_some(&rest[..end])
 }
 
 type Client = pb::bridge_service_client::BridgeServiceClient<tonic::transport::Channel>;
@@ -130,11 +143,11 @@ pub(crate) async fn unary(Args { json, call }: Args) -> Result<(), Failure> {
     let mut client = call.server.connect().await?;
     call.open_session(&mut client).await?;
     let response = client.execute_tool(call.timed(request)).await.map_err(|status| {
-        let failure = refused(status);
-        // The server says so in the words of the protocol, and of a unary call only if the tool streams.
+        let failure = status_failure(status);
+        // For a unary call, this reason means that the tool streams. Name the command that works instead.
         match failure.code.as_str() {
             UNSUPPORTED => Failure::new(
-                exit::REFUSED,
+                exit::REJECTED,
                 format!("tool `{0}` streams its results; use `snakepit stream {0}`", call.tool),
             )
             .code(UNSUPPORTED),
@@ -163,13 +176,14 @@ pub(crate) async fn stream(StreamArgs { json, call }: StreamArgs) -> Result<(), 
     let request = call.request()?;
     let mut client = call.server.connect().await?;
     call.open_session(&mut client).await?;
-    let mut chunks = client.execute_streaming_tool(call.timed(request)).await.map_err(refused)?.into_inner();
-    while let Some(chunk) = chunks.message().await.map_err(refused)? {
+    let mut chunks =
+        client.execute_streaming_tool(call.timed(request)).await.map_err(status_failure)?.into_inner();
+    while let Some(chunk) = chunks.message().await.map_err(status_failure)? {
         if chunk.is_final && chunk.data.is_empty() {
             continue;
         }
         let data: Box<RawValue> = serde_json::from_slice(&chunk.data).map_err(|e| {
-            Failure::new(exit::REFUSED, format!("chunk `{}` is not JSON: {e}", chunk.chunk_id))
+            Failure::new(exit::REJECTED, format!("chunk `{}` is not JSON: {e}", chunk.chunk_id))
         })?;
         if json {
             print_json(&serde_json::json!({
@@ -188,4 +202,21 @@ fn tool_failed(tool: &str, response: pb::ExecuteToolResponse) -> Failure {
     let traceback = response.failure.map(|failure| failure.traceback).unwrap_or_default();
     Failure::new(exit::TOOL_FAILED, format!("tool `{tool}` failed: {}", response.error_message))
         .traceback(traceback)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_in_the_arguments_shows_its_position() {
+        let excerpt_of = |json: &str| {
+            let error = serde_json::from_str::<BTreeMap<String, Box<RawValue>>>(json).unwrap_err();
+            excerpt(json, &error).map(str::to_owned)
+        };
+        assert_eq!(excerpt_of("{a: 1}").as_deref(), Some("a: 1}"));
+        assert_eq!(excerpt_of(r#"{"a": 1 "b": 2}"#).as_deref(), Some(r#""b": 2}"#));
+        assert_eq!(excerpt_of("{\n\"a\": 1,\n}").as_deref(), Some("}"));
+        assert_eq!(excerpt_of(r#"{"a": "#), None);
+    }
 }

@@ -1,4 +1,4 @@
-//! Connecting to a server, and turning its refusals into one line.
+//! Connects to a server, and converts its statuses to one line of text.
 
 use std::{error::Error, time::Duration};
 
@@ -21,13 +21,14 @@ use tower::service_fn;
 
 use crate::{Failure, exit};
 
-/// How long connecting may take, and then the first answer.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// The time in which the connection must be established.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time in which the server must answer the first ping.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Server {
-    /// The server to talk to: http://HOST:PORT, of which `http://` may be left out, or unix:PATH.
+pub(crate) struct ServerArgs {
+    /// Connect to this server: http://HOST:PORT, HOST:PORT or unix:PATH.
     #[arg(
         long,
         value_name = "URL",
@@ -39,22 +40,22 @@ pub(crate) struct Server {
     server: Address,
 }
 
-impl Server {
-    /// Connects, and makes sure that a host answers.
+impl ServerArgs {
+    /// Connects, and checks that a host answers.
     pub(crate) async fn connect(&self) -> Result<BridgeServiceClient<Channel>, Failure> {
         let address = &self.server;
         let settings = |endpoint: Endpoint| {
             endpoint
-                .connect_timeout(CONNECT_WITHIN)
+                .connect_timeout(CONNECT_TIMEOUT)
                 .tcp_nodelay(true)
-                // A server that vanished without a word is noticed, also by a call without a timeout.
+                // Detects a server that disappeared, also during a call without a timeout.
                 .http2_keep_alive_interval(Duration::from_secs(30))
                 .keep_alive_timeout(Duration::from_secs(10))
         };
         let channel = match address {
             Address::Tcp(_) => match Endpoint::from_shared(address.to_string()) {
                 Ok(endpoint) => settings(endpoint).connect().await,
-                Err(_) => return Err(Failure::new(exit::USAGE, format!("`{address}` is no URL"))),
+                Err(_) => return Err(Failure::new(exit::USAGE, format!("`{address}` is not a URL"))),
             },
             Address::Unix(path) => {
                 let path = path.clone();
@@ -62,7 +63,7 @@ impl Server {
                     let path = path.clone();
                     async move { UnixStream::connect(path).await.map(TokioIo::new) }
                 });
-                // The host in this URL is only what HTTP/2 shows as authority.
+                // HTTP/2 sends the host of this URL only as the authority.
                 settings(Endpoint::from_static("http://localhost")).connect_with_connector(connector).await
             }
         };
@@ -74,17 +75,17 @@ impl Server {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let ping = pb::PingRequest { message: "cli".to_owned() };
-        match tokio::time::timeout(ANSWER_WITHIN, client.ping(ping)).await {
+        match tokio::time::timeout(PING_TIMEOUT, client.ping(ping)).await {
             Ok(Ok(_)) => Ok(client),
             Ok(Err(status)) => match (status.source(), proxy::clarify(status.clone())) {
                 (Some(cause), _) => Err(self.unreachable(&root_cause(cause).to_string()).await),
                 (None, status) => Err(self.failure(status.message()).code(code_of(&status))),
             },
-            Err(_) => Err(self.unreachable(&format!("it did not answer within {ANSWER_WITHIN:?}")).await),
+            Err(_) => Err(self.unreachable(&format!("it did not answer within {PING_TIMEOUT:?}")).await),
         }
     }
 
-    /// Why there is no connection: what answers there instead of a host, else what the transport says.
+    /// The failure to connect. Names the program at the address if it is not a host, otherwise the error of the transport.
     async fn unreachable(&self, problem: &str) -> Failure {
         let instead = identify(&self.server).await;
         self.failure(instead.as_deref().unwrap_or(problem))
@@ -99,10 +100,10 @@ impl Server {
     }
 }
 
-/// How long after its time is up a command waits for the server's own answer, which says more.
+/// The time that a command waits after its deadline for the server's own answer, which has more detail.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// Runs a command by this side's own clock.
+/// Enforces the timeout of a command on the client side.
 pub(crate) async fn within(
     timeout: Option<Duration>,
     command: impl Future<Output = Result<(), Failure>>,
@@ -115,20 +116,20 @@ pub(crate) async fn within(
     }
 }
 
-/// The server was not even in time to say so.
+/// The failure if the server did not report the deadline in time.
 fn timed_out() -> Failure {
     let problem =
         "the deadline passed before the server answered; raise --timeout, or see `snakepit workers`";
-    Failure::new(exit::REFUSED, problem).code("DEADLINE_EXCEEDED")
+    Failure::new(exit::REJECTED, problem).code("DEADLINE_EXCEEDED")
 }
 
-/// A status as one line: the server's message, then the code's name.
+/// Converts a status to one line of text: the server's message and the name of the code.
 #[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
-pub(crate) fn refused(status: Status) -> Failure {
+pub(crate) fn status_failure(status: Status) -> Failure {
     if caused_by::<tonic::TimeoutExpired>(&status) {
         return timed_out();
     }
-    // A status that the server sent has no cause.
+    // Only statuses of the transport have a source.
     if let Some(cause) = status.source() {
         let problem = format!(
             "the connection to the server was lost before the call ended: {}; the call may have run",
@@ -148,16 +149,16 @@ pub(crate) fn refused(status: Status) -> Failure {
     if reason.as_deref() == Some("TOOL_NOT_FOUND") && !message.contains("did you mean") {
         message.push_str("; see `snakepit tools`");
     }
-    Failure::new(exit::REFUSED, message).code(code_of(&status))
+    Failure::new(exit::REJECTED, message).code(code_of(&status))
 }
 
-/// What kind of failure a status is: its reason, else its code.
+/// The kind of failure of a status: its reason, or else its code.
 fn code_of(status: &Status) -> String {
     let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
     reason.unwrap_or_else(|| code_name(status.code()))
 }
 
-/// The canonical name of a code: `NOT_FOUND`.
+/// The canonical name of a code, such as `NOT_FOUND`.
 fn code_name(code: Code) -> String {
     let mut name = String::new();
     for c in format!("{code:?}").chars() {
@@ -169,7 +170,7 @@ fn code_name(code: Code) -> String {
     name
 }
 
-/// Reads a server's address, for messages that name the flag and the text already.
+/// Parses a server's address. clap prefixes errors with the flag and the value.
 fn server_address(value: &str) -> Result<Address, String> {
     value.parse().map_err(|error: AddressError| {
         format!(

@@ -1,4 +1,4 @@
-//! `snakepit.toml`: what the flags of `snakepit serve` are when neither the command line nor the environment says.
+//! Reads `snakepit.toml`, which sets the flags of `snakepit serve` that neither the command line nor the environment sets.
 
 use std::{
     io::{ErrorKind, Read as _},
@@ -8,18 +8,15 @@ use std::{
 use clap::{Arg, ArgAction, Command};
 use toml::de::{DeTable, DeValue};
 
-use crate::{Failure, exit};
+use crate::{Failure, exit, suggestion::closest};
 
-/// Read if it is there and no other file is named.
+/// The file that is read if it exists and `--config` names no other.
 const DEFAULT_PATH: &str = "snakepit.toml";
 
-/// How like a key must be to one there is, to be taken for a slip of the pen.
-const LIKE: f64 = 0.8;
-
-/// No configuration is longer.
+/// The largest configuration file, in bytes.
 const MAX_BYTES: u64 = 1024 * 1024;
 
-/// A file that was read.
+/// A configuration file and its text.
 #[derive(Debug)]
 pub(crate) struct File {
     pub(crate) path: PathBuf,
@@ -27,7 +24,10 @@ pub(crate) struct File {
 }
 
 impl File {
-    /// The file of this path, or the one in the working directory if there is one.
+    /// Reads the named file, or the default file in the working directory if it exists.
+    ///
+    /// # Errors
+    /// The file cannot be read, or the named file does not exist.
     pub(crate) fn find(named: Option<&Path>) -> Result<Option<Self>, Failure> {
         let path = named.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
         match read(&path) {
@@ -40,7 +40,10 @@ impl File {
         }
     }
 
-    /// Makes what the file says the defaults of a command, whose flags are the keys.
+    /// Makes the values of the file the defaults of a command's flags.
+    ///
+    /// # Errors
+    /// The file is malformed, has an unknown key, or has a value that the flag rejects. The error names the line.
     pub(crate) fn set_defaults(&self, mut command: Command) -> Result<Command, Failure> {
         let table = DeTable::parse(&self.text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
@@ -50,14 +53,15 @@ impl File {
             let (name, at) = (key.get_ref().as_ref(), key.span().start);
             let known = |arg: &&Arg| arg.get_long() == Some(name) && is_key(arg);
             let arg = command.get_arguments().find(known).ok_or_else(|| {
-                let like = like(name, command.get_arguments().filter(|arg| is_key(arg)));
-                let like = like.map_or_else(String::new, |like| format!("; is it `{like}`?"));
-                self.problem(at, format!("unknown key `{name}`{like}"))
+                let keys = command.get_arguments().filter(|arg| is_key(arg)).filter_map(Arg::get_long);
+                let suggestion =
+                    closest(name, keys).map_or_else(String::new, |key| format!("; is it `{key}`?"));
+                self.problem(at, format!("unknown key `{name}`{suggestion}"))
             })?;
             let text = text_of(arg, value.get_ref())
-                .map_err(|takes| self.problem(at, format!("`{name}` takes {takes}")))?;
+                .map_err(|expected| self.problem(at, format!("`{name}` takes {expected}")))?;
             let id = arg.get_id().clone();
-            // Alone, so that what is wrong is told with its line, and as of the command line.
+            // Check each value alone, so that the error names its line and reads like one of the command line.
             let checked = command.clone().mut_arg(&id, |arg| arg.default_value(text.clone()));
             if let Err(error) = checked.try_get_matches_from(["serve"]) {
                 let whole = error.to_string();
@@ -75,7 +79,7 @@ impl File {
     }
 }
 
-/// Reads a regular file. A pipe could keep the start waiting, and a device might never end.
+/// Reads a regular file. A pipe could block the start, and a device may be endless.
 fn read(path: &Path) -> std::io::Result<String> {
     let refuse = |problem: String| Err(std::io::Error::new(ErrorKind::InvalidData, problem));
     if !std::fs::metadata(path)?.is_file() {
@@ -89,7 +93,7 @@ fn read(path: &Path) -> std::io::Result<String> {
     }
 }
 
-/// Gives every flag a variable of the environment: `SNAKEPIT_SESSION_TTL` for `--session-ttl`.
+/// Gives every flag an environment variable: `SNAKEPIT_SESSION_TTL` for `--session-ttl`.
 pub(crate) fn with_environment(command: Command) -> Command {
     command.mut_args(|arg| match arg.get_long() {
         Some(long) if is_key(&arg) && arg.get_env().is_none() => {
@@ -100,19 +104,15 @@ pub(crate) fn with_environment(command: Command) -> Command {
     })
 }
 
-/// Whether a flag is a key of the file: not those that say which file, or what else to do.
+/// Whether a flag is a key of the file. `--config`, `--help` and `--version` are not.
 fn is_key(arg: &Arg) -> bool {
     arg.get_id() != "config" && matches!(arg.get_action(), ArgAction::Set | ArgAction::SetTrue)
 }
 
-/// The key that was meant.
-fn like<'a>(name: &str, args: impl Iterator<Item = &'a Arg>) -> Option<&'a str> {
-    let likeness = |known: &str| strsim::jaro_winkler(name, known);
-    let alike = args.filter_map(Arg::get_long).filter(|known| likeness(known) >= LIKE);
-    alike.max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
-}
-
-/// A value as the command line has it, or what the flag takes instead.
+/// Converts a value to the text that the command line would have.
+///
+/// # Errors
+/// The kind of value that the flag takes instead.
 fn text_of(arg: &Arg, value: &DeValue<'_>) -> Result<String, &'static str> {
     match (arg.get_action(), value) {
         (ArgAction::SetTrue, DeValue::Boolean(set)) => Ok(set.to_string()),
@@ -152,10 +152,10 @@ mod tests {
     }
 
     #[test]
-    fn a_file_says_what_the_command_line_does_not() {
+    fn a_file_sets_flags_that_the_command_line_does_not_set() {
         let text = "workers = 2 # few\nrun-dir = \"/run/a\"\nallow-remote = true\nsessions = 'file:/a b'\n";
         let flags = parse(text, &["--workers", "3"]).unwrap();
-        assert_eq!(flags.workers, 3, "the command line has the last word");
+        assert_eq!(flags.workers, 3, "the command line takes precedence");
         assert_eq!(flags.run_dir.as_deref(), Some(Path::new("/run/a")));
         assert_eq!((flags.allow_remote, &*flags.sessions, flags.config), (true, "file:/a b", None));
         let flags = parse("", &[]).unwrap();
@@ -163,8 +163,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_its_line() {
-        for (text, said) in [
+    fn errors_name_the_line() {
+        for (text, expected) in [
             ("workers = 2\nwokers = 3", "snakepit.toml:2: unknown key `wokers`; is it `workers`?"),
             ("run_dir = '/run'", "snakepit.toml:1: unknown key `run_dir`; is it `run-dir`?"),
             ("colour = 1", "snakepit.toml:1: unknown key `colour`"),
@@ -184,18 +184,18 @@ mod tests {
             ("workers 2", "snakepit.toml:1: "),
         ] {
             let problem = parse(text, &[]).unwrap_err();
-            assert!(problem.starts_with(said), "{text}: {problem}");
+            assert!(problem.starts_with(expected), "{text}: {problem}");
         }
     }
 
     #[test]
-    fn a_file_that_is_named_must_be_there() {
+    fn a_named_file_must_exist() {
         let problem = File::find(Some(Path::new("/nowhere/snakepit.toml"))).unwrap_err().message;
         assert!(problem.contains("/nowhere/snakepit.toml"), "{problem}");
     }
 
     #[test]
-    fn a_file_is_a_regular_one_and_not_huge() {
+    fn a_file_must_be_regular_and_not_too_large() {
         let dir = tempfile::tempdir().unwrap();
         let (pipe, huge) = (dir.path().join("pipe"), dir.path().join("huge"));
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();

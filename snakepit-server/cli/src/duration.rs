@@ -1,8 +1,8 @@
-//! Durations as people write them.
+//! Parses durations of the command line.
 
 use std::time::Duration;
 
-/// Reads `700ms`, `0.7s`, `2m` or `1h 30m`.
+/// Parses `700ms`, `0.7s`, `2m` or `1h 30m`.
 pub(crate) fn parse(value: &str) -> Result<Duration, String> {
     humantime::parse_duration(value)
         .map_err(|error| format!("{error}; it takes a number and a unit, such as 700ms, 0.7s or 2m"))

@@ -1,15 +1,67 @@
-//! Variables of the environment that stand for flags: empty ones count as unset, because container tools pass those they have no
-//! value for, and bad ones are named as variables.
+//! Environment variables that set flags. Empty variables count as unset, because container tools pass variables without a value.
+//! Errors name the variable instead of its flag, and the daemon warns of unknown variables.
 
-use std::ffi::OsString;
+use std::{collections::BTreeSet, ffi::OsString};
 
 use clap::{
     ArgMatches, Command, Error,
     builder::Resettable,
     error::{ContextKind, ErrorKind},
 };
+use snakepit_proto::launch;
 
-/// Takes variables that are set and empty away from their flags.
+use crate::suggestion::closest;
+
+/// The prefix of this project's variables.
+const PREFIX: &str = "SNAKEPIT_";
+
+/// The prefix of variables that the workers and adapters of this project's tests read.
+const TEST_PREFIX: &str = "SNAKEPIT_TEST_";
+
+/// Variables without a flag: `SNAKEPIT_LOG`, the variables that the worker runtime reads, and those that a host sets for its workers.
+/// The daemon inherits the latter if a tool of a worker starts it.
+const WITHOUT_FLAG: [&str; 11] = [
+    "SNAKEPIT_LOG",
+    "SNAKEPIT_AFTER_CANCEL",
+    "SNAKEPIT_ALLOW_PICKLE",
+    launch::ENV_READY_FILE,
+    launch::ENV_RUN_ID,
+    launch::ENV_WORKER_ID,
+    launch::ENV_SOCKET,
+    launch::ENV_PROGRESS,
+    launch::ENV_STOP_GRACE,
+    launch::ENV_CONTROL,
+    launch::ENV_HOST_VERSION,
+];
+
+/// Logs a warning for each variable of this process that has the project's prefix but no meaning. This is not an error, because
+/// adapters and other programs may have such variables too.
+pub(crate) fn warn_of_unknown(command: &Command) {
+    let names = std::env::vars_os().filter(|(_, value)| !value.is_empty());
+    for (name, suggestion) in unknown(command, names.filter_map(|(name, _)| name.into_string().ok())) {
+        let suggestion = suggestion.map_or_else(String::new, |known| format!("; is it {known}?"));
+        tracing::warn!("the environment variable {name} is unknown and has no effect{suggestion}");
+    }
+}
+
+/// The unknown variables among these, each with the most similar known one.
+fn unknown(command: &Command, names: impl Iterator<Item = String>) -> Vec<(String, Option<String>)> {
+    let of_flags = std::iter::once(command).chain(command.get_subcommands()).flat_map(Command::get_arguments);
+    let of_flags = of_flags.filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned));
+    let known: BTreeSet<String> = of_flags.chain(WITHOUT_FLAG.map(str::to_owned)).collect();
+    let unknown = names.filter(|name| !known.contains(name) && !name.starts_with(TEST_PREFIX));
+    unknown
+        .filter_map(|name| {
+            // Compared without the prefix, which would make all names similar.
+            let known = known.iter().filter_map(|known| known.strip_prefix(PREFIX));
+            let suggestion =
+                closest(name.strip_prefix(PREFIX)?, known).map(|known| format!("{PREFIX}{known}"));
+            Some((name, suggestion))
+        })
+        .collect()
+}
+
+/// Detaches empty variables from their flags.
 pub(crate) fn without_empty(command: Command) -> Command {
     let command = command.mut_args(|arg| {
         let is_empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
@@ -22,7 +74,7 @@ pub(crate) fn without_empty(command: Command) -> Command {
 /// Parses the command line of this process.
 ///
 /// # Errors
-/// Those of the parser, which blame the variable where the command line alone is sound.
+/// The errors of the parser. If the command line is valid without the environment, the error names the variable.
 pub(crate) fn matches(command: &Command) -> Result<ArgMatches, Error> {
     matches_of(command, &std::env::args_os().collect::<Vec<_>>())
 }
@@ -32,25 +84,25 @@ fn matches_of(command: &Command, argv: &[OsString]) -> Result<ArgMatches, Error>
         Ok(matches) => return Ok(matches),
         Err(error) => error,
     };
-    if without_any(command.clone()).try_get_matches_from(argv).is_err() {
+    if without_environment(command.clone()).try_get_matches_from(argv).is_err() {
         return Err(error);
     }
-    Err(blame(command, argv).unwrap_or(error))
+    Err(error_of_variable(command, argv).unwrap_or(error))
 }
 
-fn without_any(command: Command) -> Command {
+fn without_environment(command: Command) -> Command {
     let command = command.mut_args(|arg| arg.env(Resettable::Reset));
     let names: Vec<_> = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, without_any))
+    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, without_environment))
 }
 
-/// Finds the variable that is wrong.
-fn blame(command: &Command, argv: &[OsString]) -> Option<Error> {
-    // The command line is sound, so one of its words is the subcommand.
+/// Finds the invalid variable, and returns an error that names it.
+fn error_of_variable(command: &Command, argv: &[OsString]) -> Option<Error> {
+    // The command line is valid, so one of its words is the subcommand.
     let sub = argv.iter().skip(1).find_map(|word| command.find_subcommand(word))?;
     for arg in sub.get_arguments() {
         let Some(variable) = arg.get_env().map(ToOwned::to_owned) else { continue };
-        let alone = without_any(command.clone())
+        let alone = without_environment(command.clone())
             .mut_subcommand(sub.get_name(), |sub| sub.mut_arg(arg.get_id(), |arg| arg.env(variable.clone())));
         let Err(error) = alone.try_get_matches_from(argv) else { continue };
         let whole = error.to_string();
@@ -72,7 +124,7 @@ mod tests {
     use super::*;
 
     fn command() -> Command {
-        // Of the variables that cargo sets for every test.
+        // Uses variables that cargo sets for every test.
         let number = Arg::new("number").long("number").value_name("N").value_parser(clap::value_parser!(u16));
         let empty = Arg::new("empty").long("empty").value_parser(clap::value_parser!(u16));
         Command::new("snakepit").subcommand(
@@ -86,16 +138,40 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_variable_is_named_and_an_empty_one_is_none() {
-        assert_eq!(std::env::var("CARGO_PKG_VERSION_PRE").as_deref(), Ok(""), "what this test is about");
+    fn errors_name_the_variable_and_empty_variables_count_as_unset() {
+        assert_eq!(
+            std::env::var("CARGO_PKG_VERSION_PRE").as_deref(),
+            Ok(""),
+            "the test needs an empty variable"
+        );
         let problem = parse(&[]).unwrap_err();
-        let told =
+        let expected =
             "error: the environment variable CARGO_PKG_NAME cannot be used: invalid value 'snakepit-cli'";
-        assert!(problem.starts_with(told), "{problem}");
+        assert!(problem.starts_with(expected), "{problem}");
         let matches = parse(&["--number", "3"]).unwrap();
         let serve = matches.subcommand_matches("serve").unwrap();
         assert_eq!((serve.get_one::<u16>("number"), serve.get_one::<u16>("empty")), (Some(&3), None));
         let problem = parse(&["--number", "x"]).unwrap_err();
         assert!(problem.contains("invalid value 'x' for '--number <N>'"), "{problem}");
+    }
+
+    #[test]
+    fn unknown_variables_are_reported_with_a_suggestion() {
+        let names = [
+            "SNAKEPIT_WOKERS",
+            "SNAKEPIT_WORKERS",
+            "SNAKEPIT_SOCKET",
+            "SNAKEPIT_XYZ",
+            "SNAKEPIT_TEST_STUBS",
+            "PATH",
+        ];
+        let serve = Command::new("serve").arg(Arg::new("workers").long("workers").env("SNAKEPIT_WORKERS"));
+        let command = Command::new("snakepit").subcommand(serve);
+        let unknown = unknown(&command, names.into_iter().map(str::to_owned));
+        let expected = [
+            ("SNAKEPIT_WOKERS".to_owned(), Some("SNAKEPIT_WORKERS".to_owned())),
+            ("SNAKEPIT_XYZ".to_owned(), None),
+        ];
+        assert_eq!(unknown, expected);
     }
 }

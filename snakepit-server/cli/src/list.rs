@@ -1,4 +1,4 @@
-//! `snakepit tools`, `workers`, `sessions` and `variables`: tables for people, JSON lines for scripts.
+//! `snakepit tools`, `workers`, `sessions` and `variables`, which print a table or lines of JSON.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,26 +9,38 @@ use snakepit_worker::escaping::escape;
 
 use crate::{
     Failure,
-    client::{Server, refused},
+    client::{ServerArgs, status_failure},
     duration, output,
 };
 
+/// Explains the columns of `snakepit workers`.
+pub(crate) const WORKER_COLUMNS: &str = "\
+Columns:
+  WORKER    the id, POOL-SLOT-GENERATION: the third worker in slot 2 of the pool `default`
+            is default-2-3. An id is never reused
+  PID       the process id
+  STATE     starting, idle, busy, quarantined (until a cancelled call has ended),
+            stopping or dead
+  CALLS     the number of calls that ended on this worker, including failed ones
+  RESTARTS  how often the pool has replaced the worker in this slot
+  UP        the time since this worker started";
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Print one JSON object a line instead of a table.
+    /// Print one JSON object per line instead of a table.
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// How long to wait for the server: 700ms, 0.7s, 2m.
+    /// Wait at most this long for the server: 700ms, 0.7s, 2m.
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "30s")]
     pub(crate) timeout: Duration,
 
     #[command(flatten)]
-    server: Server,
+    server: ServerArgs,
 }
 
 impl Args {
-    /// Prints rows as a table under these heads, or as the JSON objects.
+    /// Prints rows as a table with these column names, or as JSON objects.
     fn print(&self, heads: &[&str], rows: Vec<(Vec<String>, Value)>) -> Result<(), Failure> {
         if self.json {
             return rows.iter().try_for_each(|(_, object)| output::print_json(object));
@@ -44,10 +56,11 @@ impl Args {
 }
 
 pub(crate) async fn tools(args: Args) -> Result<(), Failure> {
-    let tools = args.server.connect().await?.list_tools(pb::ListToolsRequest {}).await.map_err(refused)?;
+    let tools =
+        args.server.connect().await?.list_tools(pb::ListToolsRequest {}).await.map_err(status_failure)?;
     let rows = tools.into_inner().tools.into_iter().map(|tool| {
         let spec = tool.spec.unwrap_or_default();
-        // The registry's own flag for tools that take nothing but their parameters.
+        // The registry sets this key for tools that accept only their declared parameters.
         let takes_others = spec.metadata.get("snakepit.closed").is_none_or(|closed| closed != "true");
         let others = takes_others.then(|| "**".to_owned());
         let parameters: Vec<_> = spec.parameters.iter().map(parameter).chain(others).collect();
@@ -78,7 +91,7 @@ fn parameter(parameter: &pb::ParameterSpec) -> String {
 
 pub(crate) async fn workers(args: Args) -> Result<(), Failure> {
     let workers =
-        args.server.connect().await?.list_workers(pb::ListWorkersRequest {}).await.map_err(refused)?;
+        args.server.connect().await?.list_workers(pb::ListWorkersRequest {}).await.map_err(status_failure)?;
     let rows = workers.into_inner().workers.into_iter().map(|worker| {
         let object = json!({
             "worker_id": worker.worker_id,
@@ -105,7 +118,7 @@ pub(crate) async fn workers(args: Args) -> Result<(), Failure> {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SessionArgs {
-    /// Instead of the sessions, show what all of them did and hold.
+    /// Print counters and totals of all sessions instead of a list.
     #[arg(long)]
     stats: bool,
 
@@ -122,7 +135,7 @@ pub(crate) async fn sessions(SessionArgs { stats, list: args }: SessionArgs) -> 
     let mut page_token = String::new();
     loop {
         let request = pb::ListSessionsRequest { page_size: 1000, page_token };
-        let page = client.list_sessions(request).await.map_err(refused)?.into_inner();
+        let page = client.list_sessions(request).await.map_err(status_failure)?.into_inner();
         rows.extend(page.sessions.into_iter().map(session_row));
         if page.next_page_token.is_empty() {
             break;
@@ -134,7 +147,8 @@ pub(crate) async fn sessions(SessionArgs { stats, list: args }: SessionArgs) -> 
 
 async fn session_stats(args: Args) -> Result<(), Failure> {
     let mut client = args.server.connect().await?;
-    let stats = client.get_session_stats(pb::GetSessionStatsRequest {}).await.map_err(refused)?.into_inner();
+    let stats =
+        client.get_session_stats(pb::GetSessionStatsRequest {}).await.map_err(status_failure)?.into_inner();
     let pb::GetSessionStatsResponse { created, deleted, expired, sweeps, live, variables, programs, bytes } =
         stats;
     let object = json!({
@@ -154,10 +168,10 @@ async fn session_stats(args: Args) -> Result<(), Failure> {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct VariableArgs {
-    /// Whose variables.
+    /// The id of the session.
     session: String,
 
-    /// Only those whose name is like this, in which `*` stands for anything.
+    /// List only variables whose name matches this pattern, in which `*` matches any text.
     #[arg(default_value = "*")]
     pattern: String,
 
@@ -169,7 +183,7 @@ pub(crate) async fn variables(args: VariableArgs) -> Result<(), Failure> {
     let VariableArgs { session: session_id, pattern, list: args } = args;
     let mut client = args.server.connect().await?;
     let request = pb::ListVariablesRequest { session_id, pattern };
-    let found = client.list_variables(request).await.map_err(refused)?.into_inner().variables;
+    let found = client.list_variables(request).await.map_err(status_failure)?.into_inner().variables;
     let rows = found.into_iter().map(variable_row).collect();
     args.print(&["VARIABLE", "TYPE", "VALUE", "VERSION", "SOURCE", "WRITTEN", "CONSTRAINTS"], rows)
 }
@@ -179,7 +193,7 @@ fn variable_row(variable: pb::Variable) -> (Vec<String>, Value) {
         pb::variable::Source::Elixir => "host",
         pb::variable::Source::Python => "python",
     };
-    // What cannot be read hides no other.
+    // A malformed value does not prevent the listing of the others.
     let value = output::readable(variable.value.unwrap_or_default(), variable.binary_value).ok();
     let shown = value.as_ref().map_or("(cannot be read)", |value| value.get());
     let constraints = variable.constraints_json;
@@ -206,7 +220,7 @@ fn variable_row(variable: pb::Variable) -> (Vec<String>, Value) {
     (cells, object)
 }
 
-/// The start of a text, as far as a table has room for it, without what a terminal would obey.
+/// Shortens a text for a table, and replaces control characters.
 fn shortened(text: &str) -> String {
     const SHOWN: usize = 48;
     let mut shown: String = text
@@ -243,7 +257,7 @@ fn session_row(session: pb::SessionInfo) -> (Vec<String>, Value) {
     (cells, object)
 }
 
-/// A time that the server sent, by its clock. Before 1970 and beyond 9999 it is the nearest time that can be written.
+/// Converts a time of the server. Times before 1970 or after 9999 become the nearest time in that range.
 fn system_time(mut at: prost_types::Timestamp) -> SystemTime {
     const LAST_SECOND: i64 = 253_402_300_799;
     at.normalize();
@@ -277,7 +291,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_time_can_be_shown() {
+    fn extreme_times_are_clamped() {
         for (seconds, nanos, shown) in [
             (i64::MIN, 0, "1970-01-01T00:00:00.000Z"),
             (-1, 0, "1970-01-01T00:00:00.000Z"),

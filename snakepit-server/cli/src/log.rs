@@ -1,8 +1,8 @@
-//! The daemon's log on stderr, which can neither stall nor end it: events are formatted where they happen, queued within bounds,
-//! and written by a thread of its own. See ADR 19.
+//! The daemon's log on stderr, which can neither block nor end the daemon. The thread that logs an event formats it and appends it to
+//! a bounded queue. A separate thread writes the queue to stderr. See ADR 19.
 //!
-//! Lines are lost when stderr is slow, closed or on a full disk; they are counted, and the count is written as soon as
-//! something can be written again.
+//! If stderr is slow, closed or on a full disk, lines are lost. The log counts them, and reports the count as soon as stderr accepts
+//! data again.
 
 use std::{
     collections::VecDeque,
@@ -19,21 +19,21 @@ use tracing_subscriber::{
     fmt::{MakeWriter, format},
 };
 
-/// How many bytes of lines may wait.
+/// The capacity of the queue, in bytes.
 const MAX_QUEUED_BYTES: usize = 8 * 1024 * 1024;
-/// Longer lines are cut.
+/// The longest line, in bytes. Longer lines are truncated.
 const MAX_LINE_BYTES: usize = 64 * 1024;
-/// How long the end of the program waits for what is queued.
-const FLUSH_WITHIN: Duration = Duration::from_secs(1);
-/// How often a non-blocking sink that takes nothing is tried again.
-const RETRY_EVERY: Duration = Duration::from_millis(20);
+/// The time that the program waits for the queue when it ends.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// The time between two attempts to write to a full non-blocking sink.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 static LOG: OnceLock<Log> = OnceLock::new();
 
-/// Sends what happens to the log from here on, panics included. Called once.
+/// Installs the log for events and panics. Must be called once.
 pub(crate) fn start(filter: EnvFilter, colours: bool) {
     let log = LOG.get_or_init(|| Log::to(std::io::stderr()));
-    // Control characters are escaped field by field, because the colours of the rest are control characters too.
+    // Only fields are escaped, because the colours around them are control characters too.
     let fields = format::debug_fn(|writer, field, value| match field.name() {
         "message" => write!(EscapingWriter(writer), "{value:?}"),
         name => {
@@ -45,7 +45,7 @@ pub(crate) fn start(filter: EnvFilter, colours: bool) {
         .with_env_filter(filter)
         .with_ansi(colours)
         .fmt_fields(fields.delimited(" "))
-        // These would be printed to stderr, and a failure to do so would panic.
+        // Internal errors would be printed to stderr, and a failure to do so would panic.
         .log_internal_errors(false)
         .with_writer(log.clone())
         .init();
@@ -58,8 +58,8 @@ pub(crate) fn start(filter: EnvFilter, colours: bool) {
     }));
 }
 
-/// Says something to the user on stderr, in the order of the log if there is one. Where it cannot be said, that is no error.
-pub(crate) fn say(text: &str) {
+/// Prints an error on stderr, in order with the log if it is installed. Ignores failures.
+pub(crate) fn print_error(text: &str) {
     let text = format!("{}\n", escape_multiline(text));
     match LOG.get() {
         Some(log) => log.push(text.into_bytes(), true),
@@ -69,52 +69,52 @@ pub(crate) fn say(text: &str) {
     }
 }
 
-/// Waits until all is written that can be, for a bounded time.
+/// Waits until the queue is written, for a bounded time.
 pub(crate) fn flush() {
     if let Some(log) = LOG.get() {
         log.flush();
     }
 }
 
-/// A queue of lines, and the thread that writes them.
+/// A handle of the queue. One thread writes its lines to the sink.
 #[derive(Debug, Clone)]
-struct Log(Arc<Shared>);
+struct Log(Arc<LogQueue>);
 
 #[derive(Debug, Default)]
-struct Shared {
-    queue: Mutex<Queue>,
-    /// Something was queued.
+struct LogQueue {
+    state: Mutex<QueueState>,
+    /// Notified when a line is queued.
     filled: Condvar,
-    /// All is written or dropped.
+    /// Notified when every line is written or dropped.
     emptied: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct QueueState {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// Lines that were lost and not reported yet.
+    /// The number of lost lines that are not reported yet.
     dropped: u64,
-    /// The thread writes a line that it took.
+    /// Whether the thread is writing a line that it has taken.
     is_writing: bool,
 }
 
 impl Log {
     fn to(sink: impl Write + Send + 'static) -> Self {
         let log = Self(Arc::default());
-        let writer = Writer { shared: Arc::clone(&log.0), sink, torn: false };
+        let writer = Writer { queue: Arc::clone(&log.0), sink, is_torn: false };
         // Without the thread, lines are dropped once the queue is full.
         let _ = std::thread::Builder::new().name("snakepit-log".to_owned()).spawn(move || writer.run());
         log
     }
 
-    fn push(&self, mut line: Vec<u8>, in_any_case: bool) {
+    fn push(&self, mut line: Vec<u8>, even_if_full: bool) {
         if line.len() > MAX_LINE_BYTES {
             line.truncate(MAX_LINE_BYTES);
             line.extend_from_slice(b" [cut]\n");
         }
         let mut queue = self.0.lock();
-        if queue.bytes + line.len() > MAX_QUEUED_BYTES && !in_any_case {
+        if queue.bytes + line.len() > MAX_QUEUED_BYTES && !even_if_full {
             queue.dropped += 1;
             return;
         }
@@ -126,12 +126,12 @@ impl Log {
 
     fn flush(&self) {
         let queue = self.0.lock();
-        let unfinished = |queue: &mut Queue| queue.is_writing || !queue.lines.is_empty();
-        let _ = self.0.emptied.wait_timeout_while(queue, FLUSH_WITHIN, unfinished);
+        let unfinished = |queue: &mut QueueState| queue.is_writing || !queue.lines.is_empty();
+        let _ = self.0.emptied.wait_timeout_while(queue, FLUSH_TIMEOUT, unfinished);
     }
 }
 
-/// Each event is one write.
+/// `tracing_subscriber` writes each event with one call.
 impl Write for Log {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
         self.push(line.to_vec(), false);
@@ -151,21 +151,21 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+impl LogQueue {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 struct Writer<W> {
-    shared: Arc<Shared>,
+    queue: Arc<LogQueue>,
     sink: W,
-    /// The last line was written in part.
-    torn: bool,
+    /// Whether the last line was only partly written.
+    is_torn: bool,
 }
 
 impl<W: Write> Writer<W> {
-    /// Writes line by line, for ever.
+    /// Writes line by line, without end.
     fn run(mut self) {
         loop {
             let (line, dropped) = self.next();
@@ -174,22 +174,21 @@ impl<W: Write> Writer<W> {
             if reported && line.is_none_or(|line| self.write(&line)) {
                 lost = 0;
             }
-            let mut queue = self.shared.lock();
+            let mut queue = self.queue.lock();
             queue.is_writing = false;
             queue.dropped += lost + if reported { 0 } else { dropped };
             if queue.lines.is_empty() {
-                self.shared.emptied.notify_all();
+                self.queue.emptied.notify_all();
             }
         }
     }
 
-    /// The next line, and how many were lost before it. After the last line, lost ones are reported alone, once: if that fails,
-    /// the report waits for the next line.
+    /// Waits for the next line. Returns it with the number of lines that were lost before it.
     fn next(&self) -> (Option<Vec<u8>>, u64) {
-        let nothing_to_write = |queue: &mut Queue| queue.lines.is_empty();
-        let queue = self.shared.lock();
+        let nothing_to_write = |queue: &mut QueueState| queue.lines.is_empty();
+        let queue = self.queue.lock();
         let mut queue =
-            self.shared.filled.wait_while(queue, nothing_to_write).unwrap_or_else(PoisonError::into_inner);
+            self.queue.filled.wait_while(queue, nothing_to_write).unwrap_or_else(PoisonError::into_inner);
         let line = queue.lines.pop_front();
         queue.bytes -= line.as_ref().map_or(0, Vec::len);
         queue.is_writing = true;
@@ -197,23 +196,25 @@ impl<W: Write> Writer<W> {
     }
 
     fn write(&mut self, line: &[u8]) -> bool {
-        let torn = std::mem::take(&mut self.torn);
-        if torn && write_blocking(&mut self.sink, b"\n").is_err() {
-            self.torn = true;
+        let was_torn = std::mem::take(&mut self.is_torn);
+        if was_torn && write_blocking(&mut self.sink, b"\n").is_err() {
+            self.is_torn = true;
             return false;
         }
         match write_blocking(&mut self.sink, line) {
             Ok(()) => true,
             Err(written) => {
-                self.torn = written > 0;
+                self.is_torn = written > 0;
                 false
             }
         }
     }
 }
 
-/// Writes to a sink that may be non-blocking, and blocks the thread until it takes everything. Returns the number of written
-/// bytes if it fails.
+/// Writes everything to a sink that may be non-blocking. Blocks the thread meanwhile.
+///
+/// # Errors
+/// The number of bytes that were written before the failure.
 pub(crate) fn write_blocking(sink: &mut impl Write, bytes: &[u8]) -> Result<(), usize> {
     let mut written = 0;
     while written < bytes.len() {
@@ -221,7 +222,7 @@ pub(crate) fn write_blocking(sink: &mut impl Write, bytes: &[u8]) -> Result<(), 
             Ok(0) => return Err(written),
             Ok(more) => written += more,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(RETRY_EVERY),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(RETRY_PAUSE),
             Err(_) => return Err(written),
         }
     }
@@ -239,7 +240,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes each write when the test says what comes of it.
+    /// A sink for which the test determines the result of each write.
     struct Sink {
         outcomes: mpsc::Receiver<std::io::Result<usize>>,
         written: mpsc::Sender<String>,
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_cannot_be_written_are_counted_and_told_later() {
+    fn lost_lines_are_counted_and_reported_later() {
         let (mut log, outcome, seen) = log();
         outcome.send(Err(ErrorKind::BrokenPipe.into())).unwrap();
         outcome.send(Ok(3)).unwrap();
@@ -276,7 +277,7 @@ mod tests {
         log.write_all(b"three\n").unwrap();
         Log::flush(&log);
         let written: String = seen.try_iter().collect();
-        assert!(written.starts_with(" WA\n WARN"), "a line that was torn is ended: {written:?}");
+        assert!(written.starts_with(" WA\n WARN"), "the torn line is terminated: {written:?}");
         assert!(
             written.ends_with("dropped 2 lines of the log: stderr was slow, closed or full\nthree\n"),
             "{written:?}"
@@ -284,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_that_stalls_blocks_nobody_and_costs_bounded_memory() {
+    fn a_stalled_sink_does_not_block_and_costs_bounded_memory() {
         let (mut log, outcome, seen) = log();
         let line = [b'x'; 1024];
         for _ in 0..20_000 {
@@ -292,14 +293,14 @@ mod tests {
         }
         let start = tokio::time::Instant::now();
         Log::flush(&log);
-        assert!(start.elapsed() < 3 * FLUSH_WITHIN, "the end does not wait for it either");
+        assert!(start.elapsed() < 3 * FLUSH_TIMEOUT, "a flush does not wait for it either");
         assert!(log.0.lock().bytes <= MAX_QUEUED_BYTES);
-        // The reader is back, and learns of each line or of its loss.
+        // The sink accepts data again, and receives every line or the report of its loss.
         drop(outcome);
         log.push(b"after\n".to_vec(), true);
         let lost =
             |line: &str| -> Option<usize> { line.split_once("dropped ")?.1.split(' ').next()?.parse().ok() };
-        let told = seen.iter().take_while(|line| line != "after\n").map(|line| lost(&line).unwrap_or(1));
-        assert_eq!(told.sum::<usize>(), 20_000);
+        let reported = seen.iter().take_while(|line| line != "after\n").map(|line| lost(&line).unwrap_or(1));
+        assert_eq!(reported.sum::<usize>(), 20_000);
     }
 }

@@ -11,6 +11,8 @@ mod memory;
 mod output;
 mod serve;
 mod session_storage;
+mod size;
+mod suggestion;
 
 use std::{fmt, process::ExitCode, thread::available_parallelism};
 
@@ -19,23 +21,35 @@ use tokio::runtime::{Builder, Runtime};
 
 use self::client::within;
 
-/// A sixth less CPU for each call than with glibc's, see docs/performance.md. A program that embeds the library chooses its own.
+/// Saves a sixth of the CPU time per call compared to glibc's allocator, see docs/performance.md. Programs that embed the library
+/// choose their own allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 success, 1 the tool failed, 2 wrong usage, 3 the call was refused, timed out or lost its worker,
-4 the server cannot be reached or went away, 5 the server cannot start.";
+Exit codes:
+  0  success
+  1  the tool failed
+  2  wrong usage
+  3  the call was rejected, timed out, or lost its worker
+  4  the server cannot be reached, or the connection was lost
+  5  the server cannot start";
 
-/// For the commands that talk to a server.
+/// The end of the help of the commands that connect to a server.
 const CLIENT_HELP: &str = "\
-Exit codes: 0 success, 1 the tool failed, 2 wrong usage, 3 the call was refused, timed out or lost its worker,
-4 the server cannot be reached or went away. With --json, an error is one JSON object on stderr with `code`,
-`message`, and `traceback` where there is one.";
+Exit codes:
+  0  success
+  1  the tool failed
+  2  wrong usage
+  3  the call was rejected, timed out, or lost its worker
+  4  the server cannot be reached, or the connection was lost
+
+With --json, an error is one JSON object on stderr, with the keys `code` and `message`, and
+with `traceback` if the tool raised an exception.";
 
 /// Run Python tools in a pool of worker processes, and call them.
 ///
-/// `snakepit serve` is the daemon; the other commands talk to it.
+/// `snakepit serve` is the daemon. The other commands connect to it.
 #[derive(Debug, Parser)]
 #[command(name = "snakepit", version, propagate_version = true, arg_required_else_help = true)]
 #[command(after_help = EXIT_CODES)]
@@ -46,22 +60,22 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the daemon: a pool of workers behind gRPC.
+    /// Run the daemon, which serves the tools of a pool of workers over gRPC.
     #[command(after_help = serve::HELP)]
     Serve(Box<serve::Args>),
     /// Call a tool and print its result as JSON.
     #[command(after_help = CLIENT_HELP)]
     Call(call::Args),
-    /// Call a tool and print its chunks as JSON, one line each.
+    /// Call a streaming tool and print each chunk as one line of JSON.
     #[command(after_help = CLIENT_HELP)]
     Stream(call::StreamArgs),
-    /// List the tools that can be called.
+    /// List the tools of a server.
     #[command(after_help = CLIENT_HELP)]
     Tools(list::Args),
-    /// List the workers.
-    #[command(after_help = CLIENT_HELP)]
+    /// List the workers of a server.
+    #[command(after_help = format!("{}\n\n{CLIENT_HELP}", list::WORKER_COLUMNS))]
     Workers(list::Args),
-    /// List the sessions.
+    /// List the sessions of a server.
     #[command(after_help = CLIENT_HELP)]
     Sessions(list::SessionArgs),
     /// List the variables of a session.
@@ -70,7 +84,7 @@ enum Command {
 }
 
 impl Command {
-    /// Whether the user asked for JSON, in which errors are told then too.
+    /// Whether the user requested JSON, which then applies to errors too.
     const fn json(&self) -> bool {
         match self {
             Self::Serve(_) => false,
@@ -83,22 +97,22 @@ impl Command {
     }
 }
 
-/// A failure for the user to read: one clear line, the tool's traceback if there is one, and an exit code for scripts.
+/// A failure as the user sees it: one line of text, the tool's traceback if there is one, and an exit code for scripts.
 #[derive(Debug)]
 struct Failure {
     exit: u8,
-    /// What kind of failure, for scripts: the reasons of the server's status table, or what `new` says.
+    /// The kind of failure, for scripts: a reason from the server's status table, or the name of the exit code.
     code: String,
     message: String,
-    /// Empty when there is none.
+    /// Empty unless the tool raised an exception.
     traceback: String,
 }
 
-/// The exit codes, by who is at fault.
+/// The exit codes.
 mod exit {
     pub(crate) const TOOL_FAILED: u8 = 1;
     pub(crate) const USAGE: u8 = 2;
-    pub(crate) const REFUSED: u8 = 3;
+    pub(crate) const REJECTED: u8 = 3;
     pub(crate) const UNREACHABLE: u8 = 4;
     pub(crate) const CANNOT_START: u8 = 5;
 }
@@ -145,7 +159,7 @@ impl fmt::Display for Failure {
 }
 
 fn main() -> ExitCode {
-    // What is wrong with the command line alone is told here, whatever a file says.
+    // Report errors of the command line before those of the configuration file.
     let matches = environment::matches(&command_line()).unwrap_or_else(|error| error.exit());
     let command = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()).command;
     let json = command.json();
@@ -154,7 +168,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let text = if json { failure.as_json().to_string() } else { failure.to_string() };
-            log::say(&text);
+            log::print_error(&text);
             ExitCode::from(failure.exit)
         }
     };
@@ -162,11 +176,16 @@ fn main() -> ExitCode {
     code
 }
 
-fn command_line() -> clap::Command {
-    environment::without_empty(Cli::command().mut_subcommand("serve", config::with_environment))
+/// All commands, with the environment variables of their flags.
+fn all_flags() -> clap::Command {
+    Cli::command().mut_subcommand("serve", config::with_environment)
 }
 
-/// The command with what its configuration file says, if there is one.
+fn command_line() -> clap::Command {
+    environment::without_empty(all_flags())
+}
+
+/// Applies the configuration file, if there is one, to `snakepit serve`.
 fn configured(command: Command) -> Result<Command, Failure> {
     let Command::Serve(args) = &command else { return Ok(command) };
     let Some(file) = config::File::find(args.config.as_deref())? else { return Ok(command) };
@@ -184,11 +203,11 @@ fn configured(command: Command) -> Result<Command, Failure> {
     Ok(command)
 }
 
-/// More threads only cost memory, and a system refuses to start some tens of thousands.
+/// The most threads. More would only cost memory, and systems cannot start tens of thousands.
 const MAX_THREADS: usize = 1024;
 
-/// A runtime with as many threads as `TOKIO_WORKER_THREADS` says, by default half as many as there are processors: the other
-/// half is for Python, and on few processors more threads cost more than they give.
+/// Creates a runtime with the number of threads in `TOKIO_WORKER_THREADS`. The default is half of the processors: Python needs the
+/// other half, and with few processors, more threads cost more than they gain.
 fn runtime() -> Result<Runtime, Failure> {
     let threads = match std::env::var("TOKIO_WORKER_THREADS") {
         Ok(text) if !text.is_empty() => {
@@ -213,9 +232,9 @@ fn runtime() -> Result<Runtime, Failure> {
 
 async fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Serve(args) => serve::run(*args).await,
-        Command::Call(mut args) => within(args.begin(), call::unary(args)).await,
-        Command::Stream(mut args) => within(args.begin(), call::stream(args)).await,
+        Command::Serve(args) => serve::run(*args, &all_flags()).await,
+        Command::Call(mut args) => within(args.start_clock(), call::unary(args)).await,
+        Command::Stream(mut args) => within(args.start_clock(), call::stream(args)).await,
         Command::Tools(args) => within(Some(args.timeout), list::tools(args)).await,
         Command::Workers(args) => within(Some(args.timeout), list::workers(args)).await,
         Command::Sessions(args) => within(Some(args.list.timeout), list::sessions(args)).await,
@@ -228,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_is_valid() {
         command_line().debug_assert();
     }
 

@@ -1,10 +1,10 @@
-//! Where the daemon's sessions live.
+//! The storage of the daemon's sessions, as `--sessions` selects it.
 
 use std::{path::PathBuf, str::FromStr, sync::Arc};
 
 use snakepit_session::{MemoryBackend, SessionBackend, SessionError, SessionLimits};
 
-/// A place for sessions, as the command line and the environment name it.
+/// The value of `--sessions`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SessionStorage {
     Memory,
@@ -15,11 +15,11 @@ pub(crate) enum SessionStorage {
 impl FromStr for SessionStorage {
     type Err = String;
 
-    fn from_str(place: &str) -> Result<Self, String> {
-        match place.split_once(':') {
-            None if place == "memory" => Ok(Self::Memory),
+    fn from_str(location: &str) -> Result<Self, String> {
+        match location.split_once(':') {
+            None if location == "memory" => Ok(Self::Memory),
             Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
-            Some(("redis" | "redis+unix", _)) => Ok(Self::Redis(place.to_owned())),
+            Some(("redis" | "redis+unix", _)) => Ok(Self::Redis(location.to_owned())),
             Some(("rediss" | "valkeys", _)) => Err(
                 "TLS is not supported; give `redis://` and the address of a TLS proxy beside the host, such as stunnel"
                     .to_owned(),
@@ -30,7 +30,10 @@ impl FromStr for SessionStorage {
 }
 
 impl SessionStorage {
-    /// Opens it.
+    /// Opens the storage.
+    ///
+    /// # Errors
+    /// The file or the Redis server cannot be used, or this build lacks the backend.
     pub(crate) async fn open(self, limits: SessionLimits) -> Result<Arc<dyn SessionBackend>, SessionError> {
         match self {
             Self::Memory => Ok(Arc::new(MemoryBackend::new(limits))),
@@ -61,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_told_by_their_scheme() {
+    fn the_scheme_selects_the_backend() {
         assert_eq!("memory".parse(), Ok(SessionStorage::Memory));
         assert_eq!("file:/a:b".parse(), Ok(SessionStorage::File("/a:b".into())));
         assert_eq!("redis://h:1/2".parse(), Ok(SessionStorage::Redis("redis://h:1/2".to_owned())));

@@ -23,7 +23,7 @@ pub(super) type PolledFrame = Poll<Option<Result<Frame<Bytes>, Status>>>;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MessageLimits {
     pub(super) bytes: usize,
-    /// Tags of the fields whose messages have many fields themselves, which count too.
+    /// Tags of the fields that hold messages with many fields. Those fields count too.
     pub(super) nested: &'static [u32],
 }
 

@@ -47,7 +47,7 @@ const STREAMING_RPCS: [&str; 4] = [
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
-/// RPCs whose requests carry large values, each with the tags of the fields whose messages have many fields themselves.
+/// RPCs whose requests carry large values, each with the tags of the fields that hold messages with many fields.
 const VALUE_RPCS: [(&str, &[u32]); 8] = [
     (MULTIPLEX, &[1]),
     ("/snakepit.bridge.BridgeService/ExecuteTool", &[]),

@@ -1,96 +1,94 @@
-//! How much sessions may hold: the limits of the library, as flags.
+//! The options of `snakepit serve` for the limits of sessions.
 
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use snakepit_session::SessionLimits;
 
-use crate::duration;
+use crate::{duration, size::bytes};
 
-/// Sizes are 4096, 64KiB, 10MiB, 4GiB.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "SessionLimitArgs of sessions")]
+#[command(next_help_heading = "Session limits")]
 pub(crate) struct SessionLimitArgs {
-    /// How long a session lives without use, if its creator does not say.
+    /// Delete sessions after this time without use, unless their creator sets another TTL.
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration::parse)]
     session_ttl: Duration,
 
-    /// How many sessions there may be; more are refused.
+    /// Keep at most this many sessions, and reject new ones.
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     max_sessions: usize,
 
-    /// What one session may hold.
+    /// Let one session hold at most this much data.
     #[arg(long, value_name = "SIZE", default_value = "256MiB", hide_short_help = true)]
     max_session_bytes: ByteSize,
 
-    /// What all sessions and global programs may hold together.
+    /// Let all sessions and global programs together hold at most this much data.
     #[arg(long, value_name = "SIZE", default_value = "4GiB", hide_short_help = true)]
     max_total_bytes: ByteSize,
 
-    /// How many entries the metadata of a session, program or write may have.
+    /// Allow this many metadata entries per session, program or write.
     #[arg(long, value_name = "N", default_value_t = 1000, hide_short_help = true)]
     max_metadata_entries: usize,
 
-    /// The size of such metadata.
+    /// Allow this much metadata per session, program or write.
     #[arg(long, value_name = "SIZE", default_value = "1MiB", hide_short_help = true)]
     max_metadata_bytes: ByteSize,
 
-    /// The size of a program.
+    /// Allow programs up to this size.
     #[arg(long, value_name = "SIZE", default_value = "64MiB", hide_short_help = true)]
     max_program_bytes: ByteSize,
 
-    /// How many programs a session may have, and how many there may be outside of sessions.
+    /// Allow this many programs per session, and as many global programs.
     #[arg(long, value_name = "N", default_value_t = 1000, hide_short_help = true)]
     max_programs: usize,
 
-    /// How many variables a session may have.
+    /// Allow this many variables per session.
     #[arg(long, value_name = "N", default_value_t = 1000, hide_short_help = true)]
     max_variables: usize,
 
-    /// The size of a variable's value.
+    /// Allow values of variables up to this size.
     #[arg(long, value_name = "SIZE", default_value = "10MiB", hide_short_help = true)]
     max_value_bytes: ByteSize,
 
-    /// How many versions of a variable are kept before the current one.
+    /// Keep this many earlier versions of each variable.
     #[arg(long, value_name = "N", default_value_t = 20, hide_short_help = true)]
     max_history: usize,
 
-    /// The size of those versions together.
+    /// Keep earlier versions of a variable up to this total size.
     #[arg(long, value_name = "SIZE", default_value = "16MiB", hide_short_help = true)]
     max_history_bytes: ByteSize,
 
-    /// How many watches of its variables a session may have.
+    /// Allow this many watches per session.
     #[arg(long, value_name = "N", default_value_t = 1000, hide_short_help = true)]
     max_watches: usize,
 
-    /// How many updates wait for a watcher that is slow; of more, the oldest are lost.
+    /// Queue this many updates for a slow watcher. Beyond that, drop the oldest.
     #[arg(long, value_name = "N", default_value_t = 1024, hide_short_help = true)]
     max_watch_backlog: usize,
 
-    /// The size of those updates together.
+    /// Queue updates for a slow watcher up to this total size.
     #[arg(long, value_name = "SIZE", default_value = "64MiB", hide_short_help = true)]
     max_watch_backlog_bytes: ByteSize,
 }
 
 impl From<SessionLimitArgs> for SessionLimits {
     fn from(limits: SessionLimitArgs) -> Self {
-        let size = |size: ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
         Self {
             default_ttl: limits.session_ttl,
             max_sessions: limits.max_sessions,
-            max_session_bytes: size(limits.max_session_bytes),
-            max_total_bytes: size(limits.max_total_bytes),
+            max_session_bytes: bytes(limits.max_session_bytes),
+            max_total_bytes: bytes(limits.max_total_bytes),
             max_metadata_entries: limits.max_metadata_entries,
-            max_metadata_bytes: size(limits.max_metadata_bytes),
-            max_program_bytes: size(limits.max_program_bytes),
+            max_metadata_bytes: bytes(limits.max_metadata_bytes),
+            max_program_bytes: bytes(limits.max_program_bytes),
             max_programs: limits.max_programs,
             max_variables: limits.max_variables,
-            max_value_bytes: size(limits.max_value_bytes),
+            max_value_bytes: bytes(limits.max_value_bytes),
             max_history: limits.max_history,
-            max_history_bytes: size(limits.max_history_bytes),
+            max_history_bytes: bytes(limits.max_history_bytes),
             max_watches: limits.max_watches,
             max_watch_backlog: limits.max_watch_backlog,
-            max_watch_backlog_bytes: size(limits.max_watch_backlog_bytes),
+            max_watch_backlog_bytes: bytes(limits.max_watch_backlog_bytes),
         }
     }
 }

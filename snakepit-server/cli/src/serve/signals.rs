@@ -1,4 +1,4 @@
-//! The signals that stop the daemon, and one that must not.
+//! The signals that stop the daemon.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -8,14 +8,14 @@ pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     quit: Signal,
-    /// `None` when it was ignored from the start: `nohup` does so for programs that shall outlive their terminal.
+    /// `None` if the process ignores it from the start, which `nohup` arranges for programs that must outlive their terminal.
     hang_up: Option<Signal>,
-    /// Caught so that a write beyond `ulimit -f` fails instead of killing the process. Nobody waits for it.
+    /// Caught only so that a write above `ulimit -f` fails instead of killing the process.
     _file_size: Signal,
 }
 
 impl Signals {
-    /// Catches them from here on.
+    /// Begins to catch the signals.
     pub(super) fn catch() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -26,7 +26,7 @@ impl Signals {
         })
     }
 
-    /// The name of the next one. Cancel safe.
+    /// Waits for the next stop signal and returns its name. Cancel safe.
     pub(super) async fn next(&mut self) -> &'static str {
         let hang_up = async {
             match &mut self.hang_up {
@@ -43,11 +43,11 @@ impl Signals {
     }
 }
 
-#[allow(unsafe_code, reason = "there is no safe way to ask for the disposition of a signal")]
+#[allow(unsafe_code, reason = "no safe function returns the disposition of a signal")]
 fn hang_up_is_ignored() -> bool {
     let mut current = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: without a new action the call changes nothing and writes the current one to `current`, which has room for it.
-    // A zeroed `sigaction` is a valid value, so it may be read also when the call failed.
+    // SAFETY: without a new action, the call only writes the current one to `current`, which is large enough. A zeroed `sigaction` is
+    // a valid value, so reading it is sound even if the call failed.
     let handler = unsafe {
         libc::sigaction(libc::SIGHUP, std::ptr::null(), current.as_mut_ptr());
         current.assume_init().sa_sigaction

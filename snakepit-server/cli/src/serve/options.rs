@@ -1,0 +1,182 @@
+//! The options of `snakepit serve`. Each is automatically an environment variable and a key of `snakepit.toml` too (see
+//! [`config`](crate::config)).
+
+use std::{path::PathBuf, time::Duration};
+
+use bytesize::ByteSize;
+use snakepit_pool::PoolConfig;
+use snakepit_proto::address;
+
+use super::session_limits::SessionLimitArgs;
+use crate::{duration, size::bytes};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Read defaults for these options from a TOML file [default: snakepit.toml, if it exists].
+    #[arg(long, value_name = "FILE", env = "SNAKEPIT_CONFIG", hide_env_values = true)]
+    pub(crate) config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) workers: WorkerOptions,
+
+    #[command(flatten)]
+    pub(super) calls: CallOptions,
+
+    #[command(flatten)]
+    pub(super) network: NetworkOptions,
+
+    #[command(flatten)]
+    pub(super) storage: StorageOptions,
+
+    #[command(flatten)]
+    pub(super) limits: SessionLimitArgs,
+}
+
+impl Args {
+    /// The configuration of the pool.
+    pub(super) fn pool(&self) -> PoolConfig {
+        PoolConfig {
+            workers: self.workers.workers.into(),
+            stop_grace: self.workers.stop_grace,
+            queue_limit: self.calls.queue_limit,
+            queue_bytes: bytes(self.calls.queue_bytes),
+            default_timeout: Some(self.calls.default_timeout),
+            ..PoolConfig::default()
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Workers")]
+pub(super) struct WorkerOptions {
+    /// Serve this adapter class, given as `module.path:Class`. With --worker-command, pass it to that command.
+    #[arg(long, value_name = "MODULE:CLASS")]
+    pub(super) adapter: Option<String>,
+
+    /// Run this command as the worker instead of the bundled Python runtime. The host appends the arguments of the protocol. The
+    /// command is split at spaces; quote parts as in a shell.
+    #[arg(long, value_name = "COMMAND")]
+    pub(super) worker_command: Option<String>,
+
+    /// Run this many workers, 1 to 1024.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    workers: u16,
+
+    /// Use this Python interpreter [default: that of $VIRTUAL_ENV, else of the nearest .venv, else python3].
+    #[arg(long, value_name = "PATH", env = "SNAKEPIT_PYTHON", hide_env_values = true)]
+    pub(super) python: Option<PathBuf>,
+
+    /// Give each worker this long to become ready [default: 60s].
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    pub(super) start_timeout: Option<Duration>,
+
+    /// Give a worker this long to exit after a stop request, including its `atexit` functions, before it is killed.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration::parse)]
+    stop_grace: Duration,
+
+    /// Send each call to a worker as a separate RPC instead of on one shared stream. This is slower; use it to investigate
+    /// faults.
+    #[arg(long)]
+    pub(super) no_multiplex: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Calls")]
+pub(super) struct CallOptions {
+    /// Let at most this many calls wait for a worker, and reject further calls.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    queue_limit: usize,
+
+    /// Let the arguments of waiting calls use at most this much memory, and reject further calls.
+    #[arg(long, value_name = "SIZE", default_value = "512MiB")]
+    queue_bytes: ByteSize,
+
+    /// Apply this timeout to calls without a deadline.
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration::parse)]
+    default_timeout: Duration,
+
+    /// Give running calls this long to finish after a stop signal, before the workers stop. A second signal cuts the calls
+    /// off.
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration::parse)]
+    pub(super) drain: Duration,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Network")]
+pub(super) struct NetworkOptions {
+    /// Serve gRPC on this address. Port 0 selects a free port.
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        value_parser = host_and_port,
+        default_value = "127.0.0.1:50051",
+        env = "SNAKEPIT_LISTEN",
+        hide_env_values = true
+    )]
+    pub(super) listen: String,
+
+    /// Allow an address that other machines can reach. Traffic is not encrypted, so the network must be trusted.
+    #[arg(long)]
+    pub(super) allow_remote: bool,
+
+    /// Accept at most this many client connections [default: depends on the limit of open files].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) max_connections: Option<u32>,
+
+    /// Let the requests of one connection use at most this much memory, and its unread responses as much again.
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", hide_short_help = true)]
+    pub(super) connection_bytes: ByteSize,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Storage")]
+pub(super) struct StorageOptions {
+    /// Store sessions here: `memory`; `file:PATH`, which survives restarts; or `redis://HOST:PORT` or `redis+unix:///PATH`,
+    /// which several servers share.
+    #[arg(
+        long,
+        value_name = "LOCATION",
+        default_value = "memory",
+        env = "SNAKEPIT_SESSIONS",
+        hide_env_values = true
+    )]
+    pub(super) sessions: String,
+
+    /// Keep sockets and the ledger of worker processes in this directory [default: the first usable one of
+    /// $XDG_RUNTIME_DIR/snakepit and snakepit-<uid> in $TMPDIR, /tmp and /var/tmp].
+    #[arg(long, value_name = "DIR", env = "SNAKEPIT_RUN_DIR", hide_env_values = true)]
+    pub(super) run_dir: Option<PathBuf>,
+}
+
+/// Checks the form of an address. Whether its name exists is known only after it is resolved.
+fn host_and_port(value: &str) -> Result<String, String> {
+    address::host_and_port(value).map_err(|problem| {
+        format!("{problem}; it takes the form HOST:PORT, such as 127.0.0.1:50051, localhost:0 or [::1]:50051")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args as _, FromArgMatches as _};
+
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_of_the_pool() {
+        let command = Args::augment_args(clap::Command::new("serve"));
+        let matches = command.try_get_matches_from(["serve"]).unwrap();
+        assert_eq!(Args::from_arg_matches(&matches).unwrap().pool(), PoolConfig::default());
+    }
+
+    #[test]
+    fn addresses_have_a_host_and_a_port() {
+        for good in ["127.0.0.1:0", "localhost:50051", "[::1]:50051", "0.0.0.0:80"] {
+            assert_eq!(host_and_port(good).as_deref(), Ok(good));
+        }
+        assert!(host_and_port("unix:/run/s").unwrap_err().contains("Unix socket"));
+        for bad in ["localhost", ":50051", "localhost:", "localhost:http", "127.0.0.1:65536", "::1:50051", ""]
+        {
+            assert!(host_and_port(bad).unwrap_err().contains("HOST:PORT"), "{bad}");
+        }
+    }
+}
