@@ -389,7 +389,7 @@ impl Starting {
 }
 
 impl StartFailure {
-    /// Returns the line with the error. Panics if there is no such line.
+    /// Returns the line with the error. Panics if stderr does not contain one.
     #[must_use]
     pub fn line(&self) -> &str {
         let last = self.stderr.lines().find(|line| line.starts_with("snakepit: "));

@@ -215,10 +215,8 @@ impl StuckStart {
     }
 
     async fn wait_for_import(&self) {
-        eventually("the worker imports its adapter", Duration::from_secs(10), async || {
-            self.grandchild().is_some()
-        })
-        .await;
+        let has_begun = async || self.grandchild().is_some();
+        eventually("the worker imports its adapter", Duration::from_secs(10), has_begun).await;
     }
 }
 
@@ -315,10 +313,8 @@ async fn dropping_the_host_kills_the_workers_although_sessions_and_calls_still_e
     let call = snakepit.call("add").args(json!({"a": 1, "b": 2}));
     let pids: Vec<u32> = snakepit.status().workers.iter().filter_map(|worker| worker.pid).collect();
     drop(snakepit);
-    eventually("the workers have ended", Duration::from_secs(5), async || {
-        pids.iter().all(|pid| !is_alive(*pid))
-    })
-    .await;
+    let have_ended = async || pids.iter().all(|pid| !is_alive(*pid));
+    eventually("the workers have ended", Duration::from_secs(5), have_ended).await;
     for late in [call.unary::<i64>().await.map(drop), session.execute("whoami", json!({})).await] {
         let error = late.unwrap_err();
         assert!(matches!(error, Error::Tool(ToolError::ShuttingDown { delivered: false })), "{error}");
