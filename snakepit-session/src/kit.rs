@@ -31,7 +31,7 @@
 //!
 //! [`SessionHeader`], [`ProgramInfo`](crate::ProgramInfo), [`VariableRecord`] and [`VariableVersion`](crate::VariableVersion) implement
 //! serde traits with stable field names. New releases may add fields, so choose an encoding with named fields, such as that of
-//! [`encode`] and [`decode`].
+//! `encode` and `decode` (feature `codec`).
 //! The serialized [`VariableRecord`] does not contain its older versions. Store those separately:
 //! [`older`](VariableRecord::older) lists the ones to keep, [`history`](VariableRecord::history) returns them, and
 //! [`load`](VariableRecord::load) adds a stored one.
@@ -47,6 +47,7 @@
 //! Run the suites of `snakepit-session-testkit` on your backend. `examples/custom_backend` in this crate is a complete backend
 //! for a key-value store that passes them.
 
+#[cfg(feature = "codec")]
 mod codec;
 mod header;
 mod lookup;
@@ -60,6 +61,7 @@ pub use crate::{
     variable_type::CheckedValue,
     watch::Watchers,
 };
+#[cfg(feature = "codec")]
 pub use codec::{decode, encode};
 pub use header::{Budget, SessionHeader};
 pub use lookup::{matches_pattern, program_not_found, variable_name_in, variable_not_found};
