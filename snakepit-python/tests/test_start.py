@@ -1,4 +1,4 @@
-"""The imports of a worker, and the equivalence of its own parsers with `inspect` and `typing`."""
+"""The imports of a worker, and the equivalence of the package's parsers with `inspect` and `typing`."""
 
 from __future__ import annotations
 

@@ -251,7 +251,7 @@ def test_a_tools_own_limit_is_not_confused_with_the_testers() -> None:
             yield from range(limit)
 
     assert stream_tool(Listing, "numbers", {"limit": 5}, limit=4) == [0, 1, 2, 3]
-    with pytest.raises(TypeError, match="`numbers` has a parameter `limit` of its own"):
+    with pytest.raises(TypeError, match="`numbers` already has a parameter `limit`"):
         stream_tool(Listing, "numbers", limit=5)
 
 

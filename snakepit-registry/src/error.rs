@@ -221,7 +221,7 @@ impl ToolError {
     pub const fn runtime_ended() -> Self {
         Self::NoRuntime {
             problem: "the tokio runtime that started this host has shut down, and its workers with it; start the host in \
-                      a runtime that lives as long as the host is used (each `#[tokio::test]` has a runtime of its own)",
+                      a runtime that lives as long as the host is used (each `#[tokio::test]` has a separate runtime)",
         }
     }
 

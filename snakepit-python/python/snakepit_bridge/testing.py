@@ -240,7 +240,7 @@ class ToolTester:
         tool = self._checked(name, arguments)
         own = tool is not None and any(parameter["name"] == "limit" for parameter in tool.spec["parameters"])
         if own and limit is not None and "limit" not in arguments:
-            raise TypeError(f"tool `{name}` has a parameter `limit` of its own; give that one as {{'limit': ..}}")
+            raise TypeError(f"tool `{name}` already has a parameter `limit`; pass that one as {{'limit': ..}}")
 
         def stream() -> list[StreamChunk]:
             if limit is None or limit > 0:

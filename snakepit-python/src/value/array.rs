@@ -45,7 +45,7 @@ pub(super) fn problem_of(array: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
     {
         let ty = type_name(array);
         return Ok(Some(format!(
-            "is a `{ty}`, whose masked values have no form of their own; say what they are by filled(value), or make it a \
+            "is a `{ty}`, whose masked values have no wire format; replace them by filled(value), or make it a \
              list by tolist(), where they are None"
         )));
     }
@@ -54,14 +54,14 @@ pub(super) fn problem_of(array: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
     let (ty, name) = (type_name(array), dtype.getattr("name")?);
     Ok(match kind.as_str() {
         "M" => Some(format!(
-            "is a `{ty}` of dtype `{name}`, which has no form of its own; make it texts by astype(str).tolist()"
+            "is a `{ty}` of dtype `{name}`, which has no wire format; make it texts by astype(str).tolist()"
         )),
         "m" => Some(format!(
-            "is a `{ty}` of dtype `{name}`, which has no form of its own; make it numbers of a unit that you choose, \
+            "is a `{ty}` of dtype `{name}`, which has no wire format; make it numbers of a unit that you choose, \
              as by astype('timedelta64[s]').astype(float)"
         )),
         "V" => Some(format!(
-            "is a `{ty}` of dtype `{name}`, which has no form of its own; pass its fields one by one, as a dict of arrays"
+            "is a `{ty}` of dtype `{name}`, which has no wire format; pass its fields one by one, as a dict of arrays"
         )),
         _ => None,
     })
