@@ -62,7 +62,7 @@ pub(crate) struct Driver {
     startup: watch::Sender<Startup>,
     stopped: watch::Sender<bool>,
     readiness: watch::Sender<bool>,
-    /// Notified when a call has provably ended without its own answer.
+    /// Notified when a cancelled or lost call may have ended. [`cancel`](Self::cancel) then checks whether it has.
     ended: Notify,
 }
 
@@ -86,7 +86,7 @@ struct State {
     last_failure: Option<LastFailure>,
     /// Whether the supervisor ended before the pool did, because its runtime shut down.
     is_orphaned: bool,
-    /// The time of the supervisor's timer.
+    /// The time at which the supervisor's timer fires.
     timer_at: Option<Instant>,
 }
 
@@ -152,7 +152,7 @@ impl Deferred {
     }
 }
 
-/// Runs foreign code, or code that logs, because a log subscriber may panic too. Logs a panic and returns `false`.
+/// Runs foreign code, which includes logging, because a log subscriber may panic. Logs a panic and returns `false`.
 fn catch_panic(step: &str, run: impl FnOnce()) -> bool {
     let survived = catch_unwind(AssertUnwindSafe(run)).is_ok();
     if !survived {
@@ -206,7 +206,7 @@ impl Driver {
         }
     }
 
-    /// Ignores poisoning, because no code panics in the middle of a change of the state.
+    /// Ignores poisoning, because no code panics while the state is inconsistent.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -331,7 +331,7 @@ impl Driver {
     }
 
     /// Ends the lease of a returned call and queues the call again, in one step, so that a concurrent cancellation
-    /// finds it.
+    /// finds the call.
     fn requeue(
         self: &Arc<Self>,
         state: &mut State,
@@ -380,7 +380,7 @@ impl Driver {
             self.apply(state, launched, Instant::now(), deferred);
             !state.never_up.contains(&true)
         });
-        // Before the end of the start, so that a task that waits for it finds the pool ready.
+        // Before the start phase ends, so that a task that waits for it finds the pool ready.
         self.update_readiness();
         if all_were_up {
             self.end_startup(Startup::Ready);
@@ -458,9 +458,9 @@ impl Driver {
         self.lock().is_orphaned
     }
 
-    /// The last failure of a worker, for the errors of calls that get none.
+    /// The last failure of a worker, for the errors of calls that get no worker.
     pub(crate) fn last_failure(&self) -> String {
-        // A slot fails only after a launch or an exit, and both set it.
+        // A slot fails only after a failed launch or an exit, and both set `last_failure`.
         self.lock().last_failure.as_ref().map(ToString::to_string).unwrap_or_default()
     }
 

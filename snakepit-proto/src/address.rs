@@ -31,10 +31,10 @@ impl AddressError {
     }
 }
 
-/// The limit for the part of an invalid address in its error, in characters.
+/// The maximum number of characters of an invalid address that its error shows.
 const SHOWN: usize = 100;
 
-/// Formats an address for an error, without a possible password.
+/// Formats an address for an error, without a user and password.
 fn shown(address: &str) -> String {
     let address = address.rsplit_once('@').map_or(address, |(_, rest)| rest);
     let mut shown: String = address.chars().take(SHOWN).flat_map(char::escape_debug).collect();
@@ -47,7 +47,7 @@ fn shown(address: &str) -> String {
 impl FromStr for Address {
     type Err = AddressError;
 
-    /// Parses `host:port`, `http://host:port/`, `unix:PATH` or `unix:///PATH`. Ignores whitespace around it.
+    /// Parses `host:port`, `http://host:port/`, `unix:PATH` or `unix:///PATH`. Ignores surrounding whitespace.
     fn from_str(address: &str) -> Result<Self, AddressError> {
         read(address.trim()).map_err(|problem| AddressError {
             address: address.to_owned(),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Identifies a call to its worker, also in a [`CancelToolRequest`](crate::pb::CancelToolRequest). All attempts of a
-/// retried call have the same id, and each begins after the one before has ended.
+/// retried call have the same id, and each begins after the previous one has ended.
 pub const CALL_ID: &str = "snakepit-call-id";
 /// In responses of the host: the worker that ran the call. In requests of a worker to its host: that worker, so that
 /// the host finds the parent call.
@@ -15,14 +15,14 @@ pub const TRACEPARENT: &str = "traceparent";
 /// The vendor-specific part of the W3C trace context.
 pub const TRACESTATE: &str = "tracestate";
 
-/// The maximum of [`GRPC_TIMEOUT`]: eight digits of hours. Clients must clamp longer timeouts, because tonic panics.
+/// The maximum of [`GRPC_TIMEOUT`]: eight digits of hours. Clients must clamp longer timeouts, on which tonic panics.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(99_999_999 * 60 * 60);
 
 /// The timeout of a call, as specified by gRPC over HTTP/2. [`parse_timeout`] parses it.
 pub const GRPC_TIMEOUT: &str = "grpc-timeout";
 
-/// Parses the value of [`GRPC_TIMEOUT`]: up to eight digits and a unit `H`, `M`, `S`, `m`, `u` or `n`. `None` if it is
-/// malformed.
+/// Parses the value of [`GRPC_TIMEOUT`]: up to eight digits and a unit `H`, `M`, `S`, `m`, `u` or `n`. Returns
+/// `None` for a malformed value.
 #[must_use]
 pub fn parse_timeout(value: &str) -> Option<Duration> {
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;

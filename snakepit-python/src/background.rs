@@ -31,7 +31,8 @@ impl Background {
     /// # Errors
     /// If the system provides no file descriptor or thread.
     pub(crate) fn get() -> io::Result<Self> {
-        // The GIL is held while this is locked, and also during a fork. So a fork never inherits it locked.
+        // A thread locks this only while it holds the GIL, and a fork happens under the GIL too. Therefore, a forked
+        // process never inherits a locked mutex.
         static CURRENT: Mutex<Option<Background>> = Mutex::new(None);
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
         match *current {

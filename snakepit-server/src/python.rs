@@ -17,11 +17,11 @@ pub(crate) struct Interpreter {
     chosen: &'static str,
 }
 
-/// Returns the interpreter for workers, the first of these that is set or exists:
+/// Returns the interpreter for workers: the first of these that is set or exists.
 ///
 /// 1. `$SNAKEPIT_PYTHON`,
 /// 2. the interpreter in `$VIRTUAL_ENV`,
-/// 3. the interpreter in `.venv` of this directory or its nearest ancestor,
+/// 3. the interpreter in `.venv` of the current directory or of the nearest ancestor that has one,
 /// 4. `python3` from `PATH`.
 #[must_use]
 pub fn find_python() -> PathBuf {
@@ -31,12 +31,12 @@ pub fn find_python() -> PathBuf {
 impl Interpreter {
     /// The interpreter that the user named.
     pub(crate) fn named(path: PathBuf) -> Self {
-        // The command line reads the option from the variable.
+        // The command line also reads `--python` from this variable.
         let by_variable = std::env::var_os(PYTHON_VARIABLE).is_some_and(|value| value == path);
         Self { path, chosen: if by_variable { BY_VARIABLE } else { "by --python or `Builder::python`" } }
     }
 
-    /// The interpreter of this environment and directory.
+    /// Finds the interpreter from the environment and the current directory.
     pub(crate) fn find() -> Self {
         let variable =
             |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -61,7 +61,7 @@ impl Interpreter {
     }
 }
 
-/// Returns whether Python reports that the package is missing. An incomplete package causes another message.
+/// Returns whether Python reports that the package is missing. An incomplete package causes a different message.
 fn reports_missing_bridge(line: &str) -> bool {
     line.contains("No module named 'snakepit_bridge'")
         || line.contains("No module named 'snakepit_bridge.worker'")

@@ -97,7 +97,7 @@ async fn acknowledged_writes_survive_a_kill_of_the_daemon() {
                         }
                         Err(_) => return (writer, written),
                     }
-                    // The other writers are writing at this moment.
+                    // Kill the daemon while the other writers are writing.
                     if writer == 0 && written % 50 == 20 + round {
                         signal(pid, Signal::SIGKILL);
                     }

@@ -1,4 +1,4 @@
-//! The commands of the demo, entered on the command line. `cargo xtask test` runs this file after it installed scikit-learn.
+//! Runs the demo through the command line. `cargo xtask test` installs scikit-learn and then runs this file.
 
 use serde_json::Value;
 use snakepit_tests::{SHOWCASE, Sandbox, Signal, signal};

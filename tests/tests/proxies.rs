@@ -81,7 +81,7 @@ async fn errors_name_the_body_limit_of_nginx() {
     // The next call opens a new stream.
     let sum: i64 = client.execute("add", json!({"a": 1, "b": 2})).await.unwrap();
     assert_eq!(sum, 3);
-    // The proxy rejects a single request above the limit.
+    // A single request below the limit passes. The proxy rejects one above it.
     let file = json!({"text": "x".repeat(100_000)}).to_string();
     let (code, _) = cli(&proxy.address(), &["call", "echo", "--args", &file]).await;
     assert_eq!(code, Some(0));

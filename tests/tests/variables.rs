@@ -225,7 +225,7 @@ async fn invalid_input_is_rejected_with_its_field_and_limit() {
     let bounded = registration("g", "float", r#"{"min": 0}"#, any("snakepit.float", "\"NaN\""));
     let rejected = client.register_variable(bounded).await.unwrap_err();
     assert!(rejected.message().contains("value NaN cannot be compared with the bound 0"), "{rejected:?}");
-    // All RPCs about variables with an unknown session.
+    // All RPCs for variables reject an unknown session.
     let unknown = || "nowhere".to_owned();
     let name = || "n".to_owned();
     for rejected in [
@@ -307,7 +307,7 @@ async fn a_version_conflict_names_both_versions() {
     }
 }
 
-/// Returns the code and the reason of each rejected write of a batch, which are those of a single write's status.
+/// Returns the code and reason of each rejected write of a batch. They equal those in the status of a single write.
 fn reasons(answer: &pb::BatchSetVariablesResponse) -> Vec<(&str, Code, &str)> {
     assert!(answer.reasons.keys().eq(answer.errors.keys()), "{answer:?}");
     answer.reasons.iter().map(|(name, reason)| (&**name, reason.code.into(), &*reason.reason)).collect()

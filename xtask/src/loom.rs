@@ -1,11 +1,11 @@
-//! `cargo xtask check loom`: model checks of hand-written synchronization, in every order in which threads can run.
+//! `cargo xtask check loom`: model checks of hand-written synchronization, in every possible interleaving of threads.
 
 use anyhow::{Result, ensure};
 
 use crate::shell::{self, cargo, output, root};
 
-/// The modules of all models. Each crate with models has a module `sync`, which replaces primitives of the standard library by
-/// loom's.
+/// The modules of all models. Each crate with models has a module `sync`, which replaces primitives of the standard
+/// library with those of loom.
 const MODELS: [&str; 5] = [
     "registry::models::",
     "mux::serving::credit::models::",
@@ -15,9 +15,9 @@ const MODELS: [&str; 5] = [
 ];
 
 pub(crate) fn run() -> Result<()> {
-    // A compiler wrapper sets `cfg(loom)` for the crates of the workspace only. In RUSTFLAGS, it would also reach tokio, which
-    // leaves out processes and signals under that flag. For the default members together, cargo builds dependencies with the
-    // same features as for the other tests, so those builds are shared.
+    // A compiler wrapper sets `cfg(loom)` for the crates of the workspace only. In RUSTFLAGS, it would also reach
+    // tokio, which omits processes and signals under that flag. This command tests all default members together, so
+    // cargo builds their dependencies with the same features as for the other tests and reuses those builds.
     let models = |args: &[&str]| {
         let mut test = cargo();
         test.args(["test", "--quiet", "--lib", "loom_", "--"]).args(args);

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{scheduler::earlier, visits::visit};
 
-/// The time between a signal to end and the revocation of the lease. Only a call that is not polled takes longer.
+/// The time between a signal to end and the revocation of the lease. A call that is polled ends sooner.
 const REVOKE_AFTER: Duration = Duration::from_millis(50);
 
 impl Driver {

@@ -18,7 +18,7 @@ impl Scheduler {
         let gathered = self.gathers(self.last_brief, call.load, now);
         let next = self.next_slot(call.load, now)?;
         let is_idle = |slot| self.capacity.running(slot) < self.limits.concurrency;
-        // While another worker may be idle, a busy worker gets only calls that gather.
+        // While another worker may be idle, a busy worker gets only calls that should wait for it (`Up::gathers`).
         let is_good = |slot| match gathered {
             true => self.gathers(slot, call.load, now),
             false => !is_idle(next) && !self.is_stalled(slot, now),

@@ -1,4 +1,4 @@
-//! The shutdown of a pool: it rejects new calls, ends the others, and stops its workers.
+//! Shuts down the pool: rejects new calls, drains and then cuts off the others, and stops the workers.
 
 use tokio::time::Instant;
 

@@ -1,4 +1,4 @@
-//! Tests of deadlocks: calls made from within other calls that hold every worker.
+//! Tests of deadlocks, in which nested calls wait for workers that other calls of the deadlock hold.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ async fn the_newest_call_of_a_deadlock_is_rejected() {
     let error = bench.call(nested_in(&two)).await.error().await;
     assert!(matches!(&error, ToolError::Deadlock { tool } if tool == "nested"), "{error}");
 
-    // When the tool with the rejected call ends, the queued calls get its worker in order.
+    // When the tool whose nested call was rejected ends, the queued calls get its worker in order.
     two.succeed();
     second.answer().await.unwrap();
     bench.next_call().await.succeed();

@@ -15,7 +15,7 @@ use snakepit_session::Payload;
 use snakepit_worker::{DriverCommand, ExitReason, Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
 use tokio::task::JoinSet;
 
-/// The places that panic once when their flag is set.
+/// Flags that each make one operation panic once, and the launches and drivers so far.
 #[derive(Debug, Default)]
 struct PanicPoints {
     in_launch: AtomicBool,
@@ -52,7 +52,7 @@ impl WorkerLauncher for Launcher {
             panic_once(&points.in_driver);
             driver.exited(WorkerExit { reason, output_lines: Vec::new() });
         });
-        // Only calls that were handed over ahead of their turn are recalled.
+        // The pool recalls only calls that it dispatched ahead, so this worker must accept them.
         Ok(worker.keeping_calls(true))
     }
 }

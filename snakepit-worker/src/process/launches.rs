@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::lineage;
 use crate::WorkerId;
 
-/// Serves the host's API to the worker of one launch, on that launch's listener, until the launch has [ended](Launch::ended).
+/// Serves the host's API to the worker of one launch, on the launch's listener, until the launch [ends](Launch::ended).
 pub type ServeLaunch = Box<dyn Fn(TcpListener, Arc<Launch>) + Send + Sync>;
 
 /// The launches of a host. Share one value between the host ([`Builder::launches`]) and the launchers whose workers may
@@ -136,7 +136,7 @@ impl Launches {
         })
     }
 
-    /// Adds a launch with an existing process, until the returned guard is dropped.
+    /// Adds a launch for an existing process, until the returned guard is dropped.
     #[cfg(feature = "test-util")]
     pub fn enter(self: &Arc<Self>, id: &WorkerId, leader: u32) -> impl Drop + use<> {
         let guard = self.begin(id);
@@ -172,12 +172,12 @@ impl Launch {
         }
     }
 
-    /// Waits until the process is reaped, or failed to start. Cancel safe.
+    /// Waits until the process is reaped or has failed to start. Cancel safe.
     pub async fn ended(&self) {
         self.ended.cancelled().await;
     }
 
-    /// Returns a token that is cancelled when the process is reaped, or failed to start.
+    /// Returns a token that is cancelled when the process is reaped or has failed to start.
     #[must_use]
     pub fn end(&self) -> CancellationToken {
         self.ended.clone()
