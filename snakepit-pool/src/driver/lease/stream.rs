@@ -28,6 +28,15 @@ impl LeasedStream {
     }
 }
 
+impl Drop for LeasedStream {
+    fn drop(&mut self) {
+        // Before the lease, so the worker gets another call only after the stream was dropped.
+        if let Some((chunks, _)) = &self.open {
+            drop(chunks.lock().unwrap_or_else(PoisonError::into_inner).take());
+        }
+    }
+}
+
 fn poll_chunks(chunks: &SharedChunks, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk, ToolError>>> {
     match &mut *chunks.lock().unwrap_or_else(PoisonError::into_inner) {
         Some(stream) => stream.as_mut().poll_next(cx),
