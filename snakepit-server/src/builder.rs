@@ -109,6 +109,7 @@ impl Builder {
     }
 
     /// Sets the whole configuration of the pool, and overrides earlier calls of methods for single settings of it.
+    /// `concurrency` must be 1 with [`adapter`](Self::adapter), because a Python worker runs one call at a time.
     pub fn pool(mut self, config: PoolConfig) -> Self {
         self.pool = config;
         let timeout = self.pool.default_timeout;
@@ -317,6 +318,14 @@ impl Builder {
                     "nothing to run; call `Builder::adapter` with `module.path:Class`, or `Builder::worker_command`"
                 }
             }));
+        }
+        if let Some(WorkerProgram::Python { .. }) = program
+            && self.pool.concurrency != 1
+        {
+            return Err(config(
+                "`PoolConfig::concurrency` is not 1, but a Python worker runs one call at a time; set it to 1, or call \
+                 `Builder::workers` for more workers",
+            ));
         }
         // Workers of a custom launcher may need no descriptors.
         if program.is_some() {

@@ -12,7 +12,7 @@ from snakepit_bridge import BaseAdapter, tool
 
 # One file per worker process. A `write` with O_APPEND is complete even if a SIGKILL follows.
 _marks = os.open(
-    Path(os.environ["SNAKEPIT_SOAK_MARKS"]) / f"{os.getpid()}-{time.time_ns()}",
+    Path(os.environ["SNAKEPIT_TEST_SOAK_MARKS"]) / f"{os.getpid()}-{time.time_ns()}",
     os.O_WRONLY | os.O_CREAT | os.O_APPEND,
 )
 

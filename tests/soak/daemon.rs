@@ -66,7 +66,7 @@ impl Daemon {
             .arg(python())
             .current_dir(dir.path())
             .env("PYTHONPATH", root().join("tests/adapters"))
-            .env("SNAKEPIT_SOAK_MARKS", dir.path().join("marks"))
+            .env("SNAKEPIT_TEST_SOAK_MARKS", dir.path().join("marks"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use snakepit_proto::pb;
 use snakepit_server::{
     Builder, Client as Remote, Created, Error, FnTool, HostHandle, NewSession, NewVariable, Note, Payload,
-    Program, SessionError, SessionHandle, SetVariable, Snakepit, Source, StartError, ToolError, ValueType,
-    Variable, VariableType, WatchEvent,
+    PoolConfig, Program, SessionError, SessionHandle, SetVariable, Snakepit, Source, StartError, ToolError,
+    ValueType, Variable, VariableType, WatchEvent,
 };
 use snakepit_tests::{Client, SHOWCASE, Signal, eventually, is_alive, python, root, signal, tool_request};
 use tokio::sync::Notify;
@@ -177,6 +177,7 @@ async fn a_failed_start_releases_its_port_and_directory() {
         (broken().workers(0), "`workers` is 0"),
         (broken(), "worker `default-0-1` did not start: "),
         (Snakepit::builder(), "nothing to run"),
+        (broken().pool(PoolConfig { concurrency: 2, ..PoolConfig::default() }), "one call at a time"),
     ] {
         let error = builder.listen(port).run_dir(dir.path()).start().await.unwrap_err().to_string();
         assert!(error.contains(needle), "no {needle:?} in {error}");

@@ -22,7 +22,10 @@ pub(crate) fn run() -> Result<()> {
     shell::run(&mut check(&deny, &config, &["bans", "licenses", "sources"]))?;
 
     let text = fs::read_to_string(&config).context("cannot read deny.toml")?;
-    let altered = root().join("target/tools/deny-control.toml");
+    let folder = root().join("target/tools");
+    // Installing creates no folder if cargo-deny is already on PATH.
+    fs::create_dir_all(&folder).context("cannot create target/tools")?;
+    let altered = folder.join("deny-control.toml");
     for (removed, rule, expected) in CONTROLS {
         ensure!(text.contains(removed), "this check is broken: deny.toml does not contain `{removed}`");
         fs::write(&altered, text.replacen(removed, "", 1)).context("cannot write the altered deny.toml")?;

@@ -146,7 +146,8 @@ fn lists_a_test(list: &str) -> bool {
     list.lines().any(|line| line.ends_with(": test"))
 }
 
-/// Runs the demo, and the tests that need scikit-learn. This step installs it, so all other tests run without it.
+/// Runs the demo, and the tests that need scikit-learn. This step installs it, so in a fresh
+/// `.venv` all other tests run without it.
 fn demo_step() -> Result<()> {
     let environment = setup::with_demo()?;
     demo::run(demo::Args::default())?;

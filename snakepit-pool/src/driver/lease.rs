@@ -242,6 +242,9 @@ impl State {
     /// Whether the lost worker of this lease had no other call. Abandoned calls count too.
     fn loses_only_call(&mut self, key: usize) -> bool {
         let Some(lease) = self.leases.get(key) else { return false };
+        if lease.lost_with_others {
+            return false;
+        }
         let worker = lease.worker;
         self.mark_lost_with_others(worker);
         self.leases.get(key).is_some_and(|lease| !lease.lost_with_others)

@@ -18,6 +18,9 @@ const PREFIX: &str = "SNAKEPIT_";
 /// The prefix of variables that the workers and adapters of this project's tests read.
 const TEST_PREFIX: &str = "SNAKEPIT_TEST_";
 
+/// The beginnings of variables that Kubernetes sets in each pod for a Service named `snakepit`.
+const KUBERNETES_PREFIXES: [&str; 2] = ["SNAKEPIT_SERVICE_", "SNAKEPIT_PORT"];
+
 /// Variables without a flag: `SNAKEPIT_LOG`, the variables that the worker runtime reads, and those that a host sets for its workers.
 /// The daemon inherits the latter if a tool of a worker starts it.
 const WITHOUT_FLAG: [&str; 11] = [
@@ -49,7 +52,10 @@ fn unknown(command: &Command, names: impl Iterator<Item = String>) -> Vec<(Strin
     let of_flags = std::iter::once(command).chain(command.get_subcommands()).flat_map(Command::get_arguments);
     let of_flags = of_flags.filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned));
     let known: BTreeSet<String> = of_flags.chain(WITHOUT_FLAG.map(str::to_owned)).collect();
-    let unknown = names.filter(|name| !known.contains(name) && !name.starts_with(TEST_PREFIX));
+    let is_foreign = |name: &String| {
+        std::iter::once(TEST_PREFIX).chain(KUBERNETES_PREFIXES).any(|prefix| name.starts_with(prefix))
+    };
+    let unknown = names.filter(|name| !known.contains(name) && !is_foreign(name));
     unknown
         .filter_map(|name| {
             // Compared without the prefix, which would make all names similar.
@@ -163,6 +169,8 @@ mod tests {
             "SNAKEPIT_SOCKET",
             "SNAKEPIT_XYZ",
             "SNAKEPIT_TEST_STUBS",
+            "SNAKEPIT_SERVICE_HOST",
+            "SNAKEPIT_PORT_50051_TCP_ADDR",
             "PATH",
         ];
         let serve = Command::new("serve").arg(Arg::new("workers").long("workers").env("SNAKEPIT_WORKERS"));
