@@ -16,6 +16,7 @@ use super::{array, read, to_python};
 #[derive(Debug)]
 pub(crate) struct Parameters(Vec<Parameter>);
 
+/// One declared parameter.
 #[derive(Debug)]
 pub(crate) struct Parameter {
     name: String,

@@ -30,7 +30,7 @@ impl LeasedStream {
 
 impl Drop for LeasedStream {
     fn drop(&mut self) {
-        // Before the lease, so the worker gets another call only after the stream was dropped.
+        // Drops the stream before the lease, so that the worker gets its next call only afterwards.
         if let Some((chunks, _)) = &self.open {
             drop(chunks.lock().unwrap_or_else(PoisonError::into_inner).take());
         }
