@@ -314,6 +314,19 @@ pub(crate) const fn answer_dropped(BudgetExhausted { used, limit }: BudgetExhaus
     ToolError::AnswerDropped { used, limit }
 }
 
+/// The status that ends a stream because a budget has no bytes for its next message. `delivered` is whether an earlier message
+/// has arrived, whose calls may have begun.
+pub(crate) fn stream_rejected(error: ToolError, delivered: bool) -> Status {
+    let status = from_tool_error(error);
+    let mut details = status.get_error_details();
+    if let Some(info) = details.error_info().cloned() {
+        let mut metadata = info.metadata;
+        metadata.insert(DELIVERED.to_owned(), delivered.to_string());
+        details.set_error_info(info.reason, info.domain, metadata);
+    }
+    with_details(status.code(), status.message().to_owned(), details)
+}
+
 fn overloaded(whose: &str, BudgetExhausted { used, limit }: BudgetExhausted) -> ToolError {
     ToolError::TooManyBytes { whose: whose.to_owned(), used, limit, retry_after: Some(RETRY_AFTER) }
 }

@@ -1,7 +1,8 @@
 """Scenarios for the client of the package with faults of the host and the network. Prints `ok` at the end.
 
 Arguments: the host's address, its pid, and the name of the scenario. The host has the adapter `unlucky:UnluckyTools`,
-two workers and a queue limit of four calls.
+two workers and a queue limit of four calls. For the scenario of exhausted memory, its requests may use 8 MiB, and the
+queue limit is 1000.
 """
 
 import asyncio
@@ -369,6 +370,35 @@ def each_rejection_has_its_exception_class(address: str, _: int) -> None:
             assert error.retry_after > 0
 
 
+def exhausted_memory_rejects_calls_and_ends_no_other(address: str, _: int) -> None:
+    """Calls that exceed the memory of the connection are rejected. Others continue, whatever their size."""
+
+    async def flood(client: Client, folder: Path) -> None:
+        async with asyncio.timeout(60):
+            paths = [folder / name for name in "ab"]
+            running = [asyncio.create_task(client.call_async("sleep", seconds=2, path=str(path))) for path in paths]
+            while not all(path.exists() for path in paths):
+                await asyncio.sleep(0.01)
+            # Both workers are busy, so these calls wait in the queue with their arguments.
+            sizes = [3 << 20, 3 << 20, *[3 << 20] * 4, *[200_000] * 200, *[1] * 50]
+            calls = [client.call_async("length", data=bytes(size)) for size in sizes]
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            assert await asyncio.gather(*running) == ["slept", "slept"]
+            rejected = [error for error in outcomes if isinstance(error, OverloadedError)]
+            assert all(not error.may_have_run and error.retry_after for error in rejected), rejected[:3]
+            assert len(rejected) > 150
+            for size, outcome in zip(sizes, outcomes, strict=True):
+                assert outcome == size or outcome in rejected, outcome
+            # Calls this small need no reservation.
+            assert outcomes[-50:] == [1] * 50, outcomes[-50:]
+
+    with Client(address) as client, tempfile.TemporaryDirectory() as folder:
+        for number in range(2):
+            path = Path(folder) / str(number)
+            path.mkdir()
+            asyncio.run(flood(client.options(idempotent=number == 1), path))
+
+
 def a_stopping_host_ends_calls_and_watches_with_an_error(address: str, pid: int) -> None:
     """Calls, streams and watches raise ShuttingDownError when the host stops."""
     client = Client(address)
@@ -461,6 +491,7 @@ SCENARIOS = {
         forks_may_drop_and_close_a_client,
         threads_share_a_client_and_a_stream,
         a_stopping_host_ends_calls_and_watches_with_an_error,
+        exhausted_memory_rejects_calls_and_ends_no_other,
     )
 }
 

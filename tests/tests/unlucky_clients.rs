@@ -8,7 +8,11 @@ use tokio::process::Command;
 
 /// Runs a scenario of `tests/clients/unlucky.py` against a new host.
 async fn scenario(name: &str) {
-    let sandbox = Sandbox::adapter("unlucky:UnluckyTools", 2).args(&["--queue-limit", "4"]).start().await;
+    scenario_with(name, &["--queue-limit", "4"]).await;
+}
+
+async fn scenario_with(name: &str, options: &[&str]) {
+    let sandbox = Sandbox::adapter("unlucky:UnluckyTools", 2).args(options).start().await;
     let mut client = Command::new(python());
     client.arg(root().join("tests/clients/unlucky.py")).arg(sandbox.url().trim_start_matches("http://"));
     client.arg(sandbox.pid().to_string()).arg(name).kill_on_drop(true);
@@ -41,4 +45,10 @@ scenarios! {
     forks_may_drop_and_close_a_client
     threads_share_a_client_and_a_stream
     a_stopping_host_ends_calls_and_watches_with_an_error
+}
+
+#[tokio::test]
+async fn exhausted_memory_rejects_calls_and_ends_no_other() {
+    let options = ["--connection-bytes", "8MiB", "--queue-limit", "1000"];
+    scenario_with("exhausted_memory_rejects_calls_and_ends_no_other", &options).await;
 }

@@ -130,7 +130,7 @@ impl State {
     /// Returns whether the call may be sent again after its stream broke with this status.
     fn may_repeat(&self, status: &Status) -> bool {
         let Some(copy) = &self.copy else { return false };
-        if copy.idempotent { !errors::is_refusal(status) } else { errors::is_not_begun(status) }
+        if copy.idempotent { !errors::is_rejected(status) } else { errors::is_not_begun(status) }
     }
 
     fn next_chunk(&mut self) -> Option<pb::CallChunk> {

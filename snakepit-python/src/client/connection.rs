@@ -10,6 +10,7 @@ use std::{
 
 use snakepit_proto::{mux::Multiplexer, status::root_cause};
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
+use tonic::Status;
 
 use crate::{
     caller::ClientEnd,
@@ -49,6 +50,14 @@ pub(super) enum OpenError {
     /// The host did not answer in time.
     Timeout(String),
     Unreachable(String),
+    /// The host rejected the stream with this status, because it is overloaded or shuts down.
+    Refused(Status),
+}
+
+/// The reason why one attempt to connect failed.
+enum AttemptError {
+    Unreachable(String),
+    Refused(Status),
 }
 
 impl Connection {
@@ -67,7 +76,8 @@ impl Connection {
         };
         let (end, answers) = (ClientEnd::default(), TaskTracker::new());
         let opened = async {
-            let host = Host::new(target.connect(settings).await?, runtime);
+            let channel = target.connect(settings).await.map_err(AttemptError::Unreachable)?;
+            let host = Host::new(channel, runtime);
             let stream = open_stream(&host, &answers, &end).await?;
             Ok((host, stream))
         };
@@ -179,7 +189,11 @@ impl Drop for Connection {
     }
 }
 
-async fn open_stream(host: &Host, answers: &TaskTracker, end: &ClientEnd) -> Result<Multiplexer, String> {
+async fn open_stream(
+    host: &Host,
+    answers: &TaskTracker,
+    end: &ClientEnd,
+) -> Result<Multiplexer, AttemptError> {
     let mut attempts = 1;
     loop {
         match Multiplexer::open(host.client()).await {
@@ -197,9 +211,12 @@ async fn open_stream(host: &Host, answers: &TaskTracker, end: &ClientEnd) -> Res
             }
             // The channel had not noticed yet that its connection broke.
             Err(status) if attempts < ATTEMPTS && errors::broke(&status) => attempts += 1,
+            Err(status) if errors::is_stream_refused(&status) => return Err(AttemptError::Refused(status)),
             Err(status) => {
                 let source = std::error::Error::source(&status);
-                return Err(source.map_or_else(|| status.message().to_owned(), |e| root_cause(e).to_string()));
+                let problem =
+                    source.map_or_else(|| status.message().to_owned(), |e| root_cause(e).to_string());
+                return Err(AttemptError::Unreachable(problem));
             }
         }
     }
@@ -208,13 +225,16 @@ async fn open_stream(host: &Host, answers: &TaskTracker, end: &ClientEnd) -> Res
 async fn within<T>(
     address: &str,
     bound: Duration,
-    opened: impl Future<Output = Result<T, String>>,
+    opened: impl Future<Output = Result<T, AttemptError>>,
 ) -> Result<T, OpenError> {
     let problem = |problem: &str| {
         format!("cannot reach a host at {address}: {problem}; start one with `snakepit serve`")
     };
     match tokio::time::timeout(bound, opened).await {
-        Ok(opened) => opened.map_err(|error| OpenError::Unreachable(problem(&error))),
+        Ok(opened) => opened.map_err(|error| match error {
+            AttemptError::Unreachable(cause) => OpenError::Unreachable(problem(&cause)),
+            AttemptError::Refused(status) => OpenError::Refused(status),
+        }),
         Err(_) => {
             Err(OpenError::Timeout(problem(&format!("it did not answer within {} s", bound.as_secs_f64()))))
         }

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 
 pub(crate) use self::state::RequestTimeout;
-use crate::client::CONNECT_TIMEOUT;
+use crate::{client::CONNECT_TIMEOUT, status::to_tool_error};
 
 /// The maximum number of watches per client. Each watch is an HTTP/2 stream, and a host accepts twice as many streams on a
 /// connection before further requests wait.
@@ -48,7 +48,7 @@ struct Connection {
     request_timeout: RequestTimeout,
     call_stream: RwLock<Arc<CallStream>>,
     /// Serializes reopening, so that one call opens a new stream while the others wait. Holds the last failure.
-    reopening: Mutex<String>,
+    reopening: Mutex<Option<ToolError>>,
     /// The number of failed attempts to reopen.
     failures: AtomicU64,
     /// Permits for watches.
@@ -129,24 +129,33 @@ impl Connection {
         if let Some(stream) = usable() {
             return Ok(stream);
         }
-        let unreachable = |reason: String| ToolError::Unavailable { reason, retry_after: None };
-        if self.failures.load(Ordering::Acquire) != seen {
+        if let Some(failure) = &*failure
+            && self.failures.load(Ordering::Acquire) != seen
+        {
             // Another call failed to reopen the stream while this one waited. If each waiting call tried again, the last one
             // would wait for the sum of all timeouts.
-            return Err(unreachable(failure.clone()));
+            return Err(failure.clone());
         }
-        let problem = match timeout(CONNECT_TIMEOUT, CallStream::open(self.client())).await {
+        let unreachable = |problem: String| {
+            let reason = format!("the host cannot be reached: {problem}");
+            ToolError::Unavailable { reason, retry_after: None }
+        };
+        let error = match timeout(CONNECT_TIMEOUT, CallStream::open(self.client())).await {
             Ok(Ok(stream)) => {
                 let stream = Arc::new(stream);
                 *self.call_stream.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&stream);
                 return Ok(stream);
             }
-            Ok(Err(status)) => cause_of(&status),
-            Err(_) => format!("it did not answer within {CONNECT_TIMEOUT:?}"),
+            Ok(Err(status)) => match to_tool_error("", &status) {
+                error @ (ToolError::TooManyBytes { .. } | ToolError::Overloaded { .. }) => error,
+                ToolError::ShuttingDown { .. } => ToolError::ShuttingDown { delivered: false },
+                _ => unreachable(cause_of(&status)),
+            },
+            Err(_) => unreachable(format!("it did not answer within {CONNECT_TIMEOUT:?}")),
         };
-        *failure = format!("the host cannot be reached: {problem}");
+        *failure = Some(error.clone());
         self.failures.fetch_add(1, Ordering::Release);
-        Err(unreachable(failure.clone()))
+        Err(error)
     }
 }
 

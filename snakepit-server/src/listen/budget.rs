@@ -76,6 +76,11 @@ impl Reservation {
         Ok(())
     }
 
+    /// The bytes that are reserved.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Gives everything back.
     pub(crate) fn clear(&mut self) {
         if self.bytes > 0 {

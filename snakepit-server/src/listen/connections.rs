@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use snakepit_proto::flow::CONNECTION_WINDOW;
 use snakepit_session::Payload;
 use snakepit_worker::process::{Launch, Launches};
 use tokio::time::{Instant, timeout_at};
@@ -76,6 +77,8 @@ pub(crate) enum Peer {
 pub(crate) struct Connection {
     /// The memory of its requests, from their arrival to their response.
     budget: Arc<Budget>,
+    /// The memory of messages that are arriving on its streams, beyond the budget.
+    headroom: Arc<Budget>,
     arriving: ArrivalBudgets,
     /// The memory of its responses until the client has read them.
     unread: Arc<UnreadResponses>,
@@ -111,6 +114,8 @@ impl Connections {
     pub(crate) fn admit(self: &Arc<Self>, peer: Peer) -> Admission {
         let connection = Arc::new(Connection {
             budget: Arc::new(Budget::new(self.connection_bytes)),
+            // As much as HTTP/2 may hold for the connection anyway.
+            headroom: Arc::new(Budget::new(CONNECTION_WINDOW as usize)),
             arriving: self.arriving.clone(),
             unread: Arc::new(UnreadResponses::new(self.connection_bytes, Arc::clone(&self.responses))),
             launches: Weak::clone(&self.launches),
@@ -253,6 +258,11 @@ impl Connection {
     /// An empty reservation in the budget of this connection's requests.
     pub(crate) fn reservation(&self) -> Reservation {
         Reservation::new(Arc::clone(&self.budget))
+    }
+
+    /// An empty reservation in the headroom for messages of streams.
+    pub(super) fn headroom(&self) -> Reservation {
+        Reservation::new(Arc::clone(&self.headroom))
     }
 
     /// An empty reservation in the budget of arriving requests.

@@ -20,7 +20,10 @@ use super::{
     framing::{MessageLimits, PREFIX_BYTES, PolledFrame, Segments, announced_size},
     request_memory::RequestMemory,
 };
-use crate::{blocking::run_blocking, status::invalid_field};
+use crate::{
+    blocking::run_blocking,
+    status::{from_tool_error, invalid_field},
+};
 
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const ACCEPTED: HeaderName = HeaderName::from_static("grpc-accept-encoding");
@@ -76,7 +79,9 @@ fn decompress(
             break;
         }
         limits.check_size(output.len() - PREFIX_BYTES).map_err(|error| limits.status(error))?;
-        memory.grow(read)?;
+        if !memory.take_headroom(read) {
+            memory.grow(read).map_err(from_tool_error)?;
+        }
     }
     let size = output.len() - PREFIX_BYTES;
     output[1..PREFIX_BYTES].copy_from_slice(&u32::try_from(size).unwrap_or(u32::MAX).to_be_bytes());
@@ -134,9 +139,11 @@ where
                 continue;
             }
             if let Some(message) = this.arrived.take_message() {
-                let mut memory = RequestMemory::new(&this.connection);
-                if let Err(status) = memory.grow(message.remaining()) {
-                    return Poll::Ready(Some(Err(status)));
+                let mut memory = RequestMemory::for_stream(&this.connection);
+                if !memory.take_headroom(message.remaining())
+                    && let Err(error) = memory.grow(message.remaining())
+                {
+                    return Poll::Ready(Some(Err(from_tool_error(error))));
                 }
                 this.decompressing = Some(Box::pin(decompress_message(message, this.limits, memory)));
                 continue;
@@ -145,7 +152,7 @@ where
                 // The service's decoder reports an incomplete message.
                 None if this.arrived.has_remaining() => {
                     let rest = std::mem::take(&mut this.arrived);
-                    this.ready = Some((rest, RequestMemory::new(&this.connection)));
+                    this.ready = Some((rest, RequestMemory::for_stream(&this.connection)));
                 }
                 None => return Poll::Ready(None),
                 Some(Err(status)) => return Poll::Ready(Some(Err(status))),

@@ -20,7 +20,7 @@ use super::{
     pace::Pace,
     request_memory::RequestMemory,
 };
-use crate::status::{request_incomplete, second_message};
+use crate::status::{from_tool_error, request_incomplete, second_message};
 
 /// A complete message with its prefix, which is the request body for the service.
 #[derive(Debug, Default)]
@@ -107,9 +107,9 @@ where
             let Ok(data) = frame.into_data() else { continue };
             pace.progress();
             let cost = data.len() + SEGMENT_OVERHEAD;
-            memory.grow(cost)?;
+            memory.grow(cost).map_err(from_tool_error)?;
             if !body.is_end_stream() {
-                memory.grow_arriving(cost)?;
+                memory.grow_arriving(cost).map_err(from_tool_error)?;
             }
             tracker.track(&data).map_err(|error| limits.status(error))?;
             message.push(data);

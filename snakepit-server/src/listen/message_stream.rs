@@ -1,9 +1,8 @@
 //! The request body of a streaming RPC. The client may pause between messages for as long as it likes. A message that has begun is
-//! bounded in size, counts towards the budgets, and must arrive in time.
+//! bounded in size, counts towards the budgets or the headroom of its connection, and must arrive in time.
 
 use std::{
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -12,12 +11,11 @@ use http_body::{Body, SizeHint};
 use tonic::Status;
 
 use super::{
-    connections::Connection,
     framing::{MessageLimits, MessageTracker, PolledFrame, SEGMENT_OVERHEAD},
     pace::Pace,
     request_memory::RequestMemory,
 };
-use crate::status::request_incomplete;
+use crate::status::{request_incomplete, stream_rejected};
 
 /// A body that enforces the limits of each message.
 pub(super) struct MessageStream<B> {
@@ -29,12 +27,12 @@ pub(super) struct MessageStream<B> {
 }
 
 impl<B> MessageStream<B> {
-    pub(super) fn new(body: B, limits: MessageLimits, connection: &Arc<Connection>) -> Self {
-        let (tracker, memory) = (MessageTracker::new(limits), RequestMemory::new(connection));
-        Self { body, tracker, pace: Pace::default(), limits, memory }
+    /// `memory` has reserved nothing yet.
+    pub(super) fn new(body: B, limits: MessageLimits, memory: RequestMemory) -> Self {
+        Self { body, tracker: MessageTracker::new(limits), pace: Pace::default(), limits, memory }
     }
 
-    /// Charges data that arrived to the budgets.
+    /// Counts data that arrived.
     fn track(&mut self, data: &Bytes) -> Result<(), Status> {
         let before = self.tracker.partial();
         self.tracker.track(data).map_err(|error| self.limits.status(error))?;
@@ -48,8 +46,10 @@ impl<B> MessageStream<B> {
         }
         if now > 0 {
             let cost = data.len().min(now) + SEGMENT_OVERHEAD;
-            self.memory.grow(cost)?;
-            self.memory.grow_arriving(cost)?;
+            if !self.memory.take_headroom(cost) {
+                let charged = self.memory.grow(cost).and_then(|()| self.memory.grow_arriving(cost));
+                charged.map_err(|error| stream_rejected(error, self.tracker.complete() > 0))?;
+            }
         }
         Ok(())
     }

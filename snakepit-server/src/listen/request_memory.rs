@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use tonic::Status;
+use snakepit_registry::ToolError;
 
 use super::{budget::Reservation, connections::Connection};
-use crate::status::{arrival_budget_exhausted, connection_budget_exhausted, from_tool_error};
+use crate::status::{arrival_budget_exhausted, connection_budget_exhausted};
+
+/// The headroom of one message of a stream, in bytes. Clients limit messages with several calls to about half of it.
+const MESSAGE_HEADROOM: usize = 2 * 1024 * 1024;
 
 /// The bytes that a request has reserved. Dropping it releases them.
 #[derive(Debug)]
@@ -14,23 +17,39 @@ pub(super) struct RequestMemory {
     reservation: Reservation,
     /// `None` for a request that arrived in one piece.
     arriving: Option<Reservation>,
+    /// `None` for requests with a single message.
+    headroom: Option<Reservation>,
 }
 
 impl RequestMemory {
     /// Reserves nothing yet.
     pub(super) fn new(connection: &Arc<Connection>) -> Self {
-        Self { connection: Arc::clone(connection), reservation: connection.reservation(), arriving: None }
+        let reservation = connection.reservation();
+        Self { connection: Arc::clone(connection), reservation, arriving: None, headroom: None }
+    }
+
+    /// Reserves nothing yet. The messages of a stream use the headroom of the connection first, because the rejection of a
+    /// message ends the stream and all calls on it. A complete message can be rejected call by call.
+    pub(super) fn for_stream(connection: &Arc<Connection>) -> Self {
+        Self { headroom: Some(connection.headroom()), ..Self::new(connection) }
+    }
+
+    /// Reserves more of the headroom. Returns `false` if it is exhausted, or if the message is too large for it. The caller
+    /// then reserves these bytes of the budgets.
+    pub(super) fn take_headroom(&mut self, bytes: usize) -> bool {
+        let Some(headroom) = &mut self.headroom else { return false };
+        headroom.bytes() + bytes <= MESSAGE_HEADROOM && headroom.grow(bytes).is_ok()
     }
 
     /// Reserves more of the connection's budget.
-    pub(super) fn grow(&mut self, bytes: usize) -> Result<(), Status> {
-        self.reservation.grow(bytes).map_err(|full| from_tool_error(connection_budget_exhausted(full)))
+    pub(super) fn grow(&mut self, bytes: usize) -> Result<(), ToolError> {
+        self.reservation.grow(bytes).map_err(connection_budget_exhausted)
     }
 
     /// Reserves more of the budget that all arriving requests share.
-    pub(super) fn grow_arriving(&mut self, bytes: usize) -> Result<(), Status> {
+    pub(super) fn grow_arriving(&mut self, bytes: usize) -> Result<(), ToolError> {
         let arriving = self.arriving.get_or_insert_with(|| self.connection.arrival_reservation());
-        arriving.grow(bytes).map_err(|full| from_tool_error(arrival_budget_exhausted(full)))
+        arriving.grow(bytes).map_err(arrival_budget_exhausted)
     }
 
     /// Releases the share of the arrival budget, because the message is complete.
@@ -44,5 +63,8 @@ impl RequestMemory {
     pub(super) fn clear(&mut self) {
         self.reservation.clear();
         self.arrived();
+        if let Some(headroom) = &mut self.headroom {
+            headroom.clear();
+        }
     }
 }

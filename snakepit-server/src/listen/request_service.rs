@@ -23,6 +23,7 @@ use super::{
     gzip::{self, DecompressedBody},
     message::{Message, read_message},
     message_stream::MessageStream,
+    request_memory::RequestMemory,
     response::{ResponseBody, ResponseKind},
 };
 use crate::{
@@ -146,7 +147,7 @@ async fn handle(
     let is_gzip = gzip::take_encoding(&mut parts.headers);
     let is_response_gzip = is_gzip && gzip::is_accepted(&parts.headers);
     let response = if is_streaming {
-        let body = MessageStream::new(body, limits, connection);
+        let body = MessageStream::new(body, limits, RequestMemory::for_stream(connection));
         let body = if is_gzip {
             Body::new(DecompressedBody::new(body, limits, connection))
         } else {

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt};
-use snakepit_proto::{headers, pb};
+use snakepit_proto::{
+    headers, pb,
+    status::{DELIVERED, details_of},
+};
 use snakepit_registry::{CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply};
 use snakepit_wire::{
     WireError, check_size, failure_from_wire,
@@ -112,6 +115,11 @@ impl Connection {
     }
 }
 
+/// Whether a status says that the call did not arrive.
+fn is_undelivered(status: &Status) -> bool {
+    details_of(status).metadata.get(DELIVERED).is_some_and(|flag| flag == "false")
+}
+
 fn read_response(
     info: &CallInfo,
     response: Response<pb::ExecuteToolResponse>,
@@ -165,6 +173,8 @@ impl Callee for HostCallee {
         // A host that shuts down, or closes an idle connection, sends the reason as the last message of the stream.
         let error = match to_tool_error(&info.tool, &status) {
             error @ (ToolError::ShuttingDown { .. } | ToolError::Unavailable { .. }) => error,
+            // The host had no memory for the first message of the stream, so none of its calls arrived.
+            error @ ToolError::TooManyBytes { .. } if is_undelivered(&status) => error,
             _ => ToolError::ConnectionLost { peer: HOST.to_owned(), problem: cause_of(&status) },
         };
         LostCall { answer: None, error }
