@@ -14,9 +14,9 @@ pub enum Address {
 /// The error of an invalid address. Its text is a complete sentence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{}` is not an address of a host: {problem}; an address looks like 127.0.0.1:50051, http://localhost:50051 or \
-         unix:/path/to/socket",
-    shown(address)
+    "`{}` is not a valid host address: {problem}; valid addresses are, for example, 127.0.0.1:50051, \
+     http://localhost:50051 and unix:/path/to/socket",
+    excerpt(address)
 )]
 pub struct AddressError {
     address: String,
@@ -31,17 +31,17 @@ impl AddressError {
     }
 }
 
-/// The maximum number of characters of an invalid address that its error shows.
-const SHOWN: usize = 100;
+/// The maximum number of characters of an invalid address that its error quotes.
+const MAX_EXCERPT_CHARS: usize = 100;
 
-/// Formats an address for an error, without a user and password.
-fn shown(address: &str) -> String {
+/// Returns the start of an address for an error, without a user and password.
+fn excerpt(address: &str) -> String {
     let address = address.rsplit_once('@').map_or(address, |(_, rest)| rest);
-    let mut shown: String = address.chars().take(SHOWN).flat_map(char::escape_debug).collect();
-    if address.chars().nth(SHOWN).is_some() {
-        shown.push_str("..");
+    let mut excerpt: String = address.chars().take(MAX_EXCERPT_CHARS).flat_map(char::escape_debug).collect();
+    if address.chars().nth(MAX_EXCERPT_CHARS).is_some() {
+        excerpt.push_str("..");
     }
-    shown
+    excerpt
 }
 
 impl FromStr for Address {
@@ -49,9 +49,9 @@ impl FromStr for Address {
 
     /// Parses `host:port`, `http://host:port/`, `unix:PATH` or `unix:///PATH`. Ignores surrounding whitespace.
     fn from_str(address: &str) -> Result<Self, AddressError> {
-        read(address.trim()).map_err(|problem| AddressError {
+        parse(address.trim()).map_err(|problem| AddressError {
             address: address.to_owned(),
-            problem: problem.chars().take(2 * SHOWN).collect(),
+            problem: problem.chars().take(2 * MAX_EXCERPT_CHARS).collect(),
         })
     }
 }
@@ -65,29 +65,32 @@ impl fmt::Display for Address {
     }
 }
 
-fn read(address: &str) -> Result<Address, String> {
+fn parse(address: &str) -> Result<Address, String> {
     if address.is_empty() {
         return Err("it is empty".to_owned());
     }
     if let Some(path) = strip_scheme(address, "unix:") {
-        return unix(path);
+        return parse_unix(path);
     }
     let rest = match address.split_once("://") {
         None if address.starts_with(['/', '.', '~', '@']) => {
-            return Err(format!("a socket is written with `unix:` before its path: unix:{}", shown(address)));
+            return Err(format!(
+                "the path of a socket needs the prefix `unix:`; write unix:{}",
+                excerpt(address)
+            ));
         }
         None => address,
         Some((scheme, rest)) => match scheme.to_ascii_lowercase().as_str() {
             "http" => rest,
             "https" | "grpcs" | "tls" | "h2" => {
                 return Err(
-                    "hosts speak no TLS; use http://, through a tunnel or a proxy if the network is not trusted"
+                    "hosts do not support TLS; use http://, and a tunnel or a proxy if the network is not trusted"
                         .to_owned(),
                 );
             }
             _ => {
                 return Err(format!(
-                    "`{scheme}://` is not supported; leave it out: {}",
+                    "the scheme `{scheme}://` is not supported; remove it: {}",
                     rest.trim_start_matches('/')
                 ));
             }
@@ -101,19 +104,19 @@ fn strip_scheme<'a>(address: &'a str, scheme: &str) -> Option<&'a str> {
     start.eq_ignore_ascii_case(scheme).then_some(rest)
 }
 
-fn unix(path: &str) -> Result<Address, String> {
+fn parse_unix(path: &str) -> Result<Address, String> {
     let path = match path.strip_prefix("//") {
         Some(absolute) if absolute.starts_with('/') => absolute,
         Some(relative) => {
             return Err(format!(
-                "after `unix://` comes an absolute path; write unix:///{relative} or unix:{relative}"
+                "the path after `unix://` is not absolute; write unix:///{relative} or unix:{relative}"
             ));
         }
         None => path,
     };
     match path {
-        "" => Err("it names no path after `unix:`".to_owned()),
-        path if path.contains('\0') => Err("its path contains a zero byte".to_owned()),
+        "" => Err("the path after `unix:` is missing".to_owned()),
+        path if path.contains('\0') => Err("the path contains a null byte".to_owned()),
         path => Ok(Address::Unix(path.into())),
     }
 }
@@ -126,29 +129,30 @@ fn unix(path: &str) -> Result<Address, String> {
 pub fn host_and_port(text: &str) -> Result<String, String> {
     let authority = text.strip_suffix('/').unwrap_or(text);
     if let Some(odd) = authority.chars().find(|c| c.is_whitespace() || c.is_control() || !c.is_ascii()) {
-        return Err(format!("a host has no {odd:?} in its name"));
+        return Err(format!("a host name cannot contain {odd:?}"));
     }
     if authority.contains('@') {
-        return Err("hosts take no user or password; leave out what is before the `@`".to_owned());
+        return Err("hosts do not accept a user or password; remove everything up to the `@`".to_owned());
     }
     if authority.starts_with("unix:") {
         return Err("it is a Unix socket, not a TCP address".to_owned());
     }
     if let Some((authority, _)) = authority.split_once(['/', '?', '#']) {
-        return Err(format!("an address has no path; write {authority}"));
+        return Err(format!("everything after the port is not supported; write {authority}"));
     }
     if authority.is_empty() {
-        return Err("it names no host".to_owned());
+        return Err("the host is missing".to_owned());
     }
     if authority.parse::<std::net::Ipv6Addr>().is_ok()
         || authority.matches(':').count() > 1 && !authority.starts_with('[')
     {
-        return Err("an IPv6 address stands in brackets, with the port behind them: [::1]:50051".to_owned());
+        return Err("an IPv6 address needs brackets, with the port after them: [::1]:50051".to_owned());
     }
     let bracketed = authority.strip_prefix('[');
     let (host, port) = match bracketed {
         Some(rest) => {
-            let (ip, port) = rest.split_once(']').ok_or("the bracket of its IPv6 address is not closed")?;
+            let (ip, port) =
+                rest.split_once(']').ok_or("the closing bracket of the IPv6 address is missing")?;
             if ip.parse::<std::net::Ipv6Addr>().is_err() {
                 return Err(format!("`{ip}` is not an IPv6 address"));
             }
@@ -161,16 +165,16 @@ pub fn host_and_port(text: &str) -> Result<String, String> {
     };
     match port {
         _ if host.is_empty() => {
-            Err("it names no host before the port; write localhost or an address".to_owned())
+            Err("the host before the port is missing; write localhost or an IP address".to_owned())
         }
         None if host.bytes().all(|byte| byte.is_ascii_digit()) => {
-            Err(format!("it names no host before the port; write localhost:{host}"))
+            Err(format!("the host before the port is missing; write localhost:{host}"))
         }
         None | Some("") => {
-            Err(format!("it names no port; write {host}:50051, or the port that the host listens on"))
+            Err(format!("the port is missing; write {host}:50051, or the port that the host listens on"))
         }
         Some(port) if port.parse::<u16>().is_err() || port.starts_with('+') => {
-            Err(format!("its port `{port}` is not a number from 0 to 65535"))
+            Err(format!("the port `{port}` is not a number from 0 to 65535"))
         }
         Some(_) => Ok(authority.to_owned()),
     }
@@ -204,13 +208,13 @@ mod tests {
     fn errors_show_the_problem_and_the_correct_form() {
         for (text, needles) in [
             ("", &["empty"][..]),
-            ("localhost", &["no port", "localhost:50051"]),
-            ("localhost:", &["no port"]),
-            ("http://localhost", &["no port", "localhost:50051"]),
-            ("http://", &["no host"]),
-            ("[::1]", &["no port", "[::1]:50051"]),
-            (":50051", &["no host"]),
-            ("50051", &["no host", "localhost:50051"]),
+            ("localhost", &["port is missing", "localhost:50051"]),
+            ("localhost:", &["port is missing"]),
+            ("http://localhost", &["port is missing", "localhost:50051"]),
+            ("http://", &["host is missing"]),
+            ("[::1]", &["port is missing", "[::1]:50051"]),
+            (":50051", &["host before the port"]),
+            ("50051", &["host before the port", "localhost:50051"]),
             ("localhost:http", &["`http`", "65535"]),
             ("localhost:65536", &["65536"]),
             ("localhost:-1", &["-1"]),
@@ -218,25 +222,25 @@ mod tests {
             ("::1", &["brackets"]),
             ("::1:50051", &["brackets"]),
             ("fe80::1%eth0:50051", &["brackets"]),
-            ("[::1:50051", &["not closed"]),
+            ("[::1:50051", &["closing bracket"]),
             ("[localhost]:50051", &["not an IPv6"]),
-            ("https://localhost:50051", &["no TLS", "http://"]),
-            ("grpcs://localhost:50051", &["no TLS"]),
-            ("grpc://localhost:50051", &["`grpc://`", "leave it out: localhost:50051"]),
-            ("tcp://localhost:50051", &["leave it out"]),
-            ("ftp://localhost", &["leave it out"]),
+            ("https://localhost:50051", &["not support TLS", "http://"]),
+            ("grpcs://localhost:50051", &["not support TLS"]),
+            ("grpc://localhost:50051", &["`grpc://`", "remove it: localhost:50051"]),
+            ("tcp://localhost:50051", &["remove it"]),
+            ("ftp://localhost", &["remove it"]),
             ("dns:///localhost:50051", &["`dns://`"]),
-            ("http://localhost:50051/api", &["no path", "localhost:50051"]),
-            ("localhost:50051?x=1", &["no path"]),
-            ("user:secret@localhost:50051", &["no user"]),
+            ("http://localhost:50051/api", &["after the port", "write localhost:50051"]),
+            ("localhost:50051?x=1", &["after the port"]),
+            ("user:secret@localhost:50051", &["a user or password"]),
             ("local host:50051", &["' '"]),
             ("höst:50051", &["'ö'"]),
             ("/run/s", &["unix:/run/s"]),
             ("./s", &["unix:./s"]),
-            ("unix:", &["no path"]),
+            ("unix:", &["path after `unix:` is missing"]),
             ("unix://run/s", &["unix:///run/s", "unix:run/s"]),
             ("unix://", &["absolute"]),
-            ("unix:a\0b", &["zero byte"]),
+            ("unix:a\0b", &["null byte"]),
         ] {
             let error = text.parse::<Address>().unwrap_err().to_string();
             for needle in needles.iter().chain(&["unix:/path/to/socket"]) {

@@ -13,7 +13,7 @@ use crate::address::Address;
 /// The time limit for the first bytes of a server.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// The limit for the excerpt of an unknown protocol, in bytes.
-const SHOWN: usize = 40;
+const MAX_EXCERPT_BYTES: usize = 40;
 /// The start of an HTTP/2 connection: the preface and an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
@@ -34,10 +34,10 @@ async fn first_bytes(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Option<
     let _ = stream.write_all(PREFACE).await;
     let mut bytes = [0; 512];
     match timeout(ANSWER_WITHIN, stream.read(&mut bytes)).await {
-        Err(_) => Some("it accepts connections but says nothing: it is stopped, or waits for another protocol".to_owned()),
+        Err(_) => Some("it accepts connections but sends nothing; it may be suspended, or expect another protocol".to_owned()),
         Ok(Ok(0) | Err(_)) => Some(
-            "it closes connections without a word: it may want TLS, which clients of hosts do not speak, or be a proxy without \
-             a host behind it"
+            "it closes connections without an answer; it may require TLS, which clients do not support, or be a proxy \
+             without a host behind it"
                 .to_owned(),
         ),
         Ok(Ok(length)) => meaning(bytes.get(..length)?),
@@ -48,21 +48,21 @@ async fn first_bytes(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Option<
 fn meaning(bytes: &[u8]) -> Option<String> {
     let line = || {
         let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
-        let mut shown = String::new();
-        for byte in line.iter().take(SHOWN) {
-            let _ = write!(shown, "{}", byte.escape_ascii());
+        let mut excerpt = String::new();
+        for byte in line.iter().take(MAX_EXCERPT_BYTES) {
+            let _ = write!(excerpt, "{}", byte.escape_ascii());
         }
-        shown
+        excerpt
     };
     let contains = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
     match bytes {
         // A frame of HTTP/2 on stream 0: SETTINGS or GOAWAY.
         [_, _, _, 4 | 7, _, 0, 0, 0, 0, ..] => None,
         [0x15 | 0x16, 3, ..] => Some(
-            "it speaks TLS, and clients of hosts do not; use the port without TLS, or a tunnel".to_owned(),
+            "it speaks TLS, which clients do not support; use the port without TLS, or a tunnel".to_owned(),
         ),
         bytes if bytes.starts_with(b"HTTP/") && contains("HTTPS port") => Some(
-            "it is a web server's TLS port, and clients of hosts speak no TLS; use a port without it"
+            "it is a web server's TLS port, and clients do not support TLS; use a port without TLS"
                 .to_owned(),
         ),
         bytes if bytes.starts_with(b"HTTP/") => Some(format!(
@@ -108,7 +108,7 @@ mod tests {
             (b"-NOAUTH Authentication required.\r\n", "Redis"),
             (b"SSH-2.0-OpenSSH_9.6\r\n", "`SSH-2.0-OpenSSH_9.6`"),
             (b"\x00\xff\x1b[2J", "`\\x00\\xff\\x1b[2J`"),
-            (b"", "without a word"),
+            (b"", "without an answer"),
         ] {
             let description = answered(answer).await.unwrap();
             assert!(description.contains(needle), "{description}");
@@ -121,6 +121,6 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_silent_server_is_described_after_the_time_limit() {
         let (ours, _theirs) = tokio::io::duplex(1024);
-        assert!(first_bytes(ours).await.unwrap().contains("says nothing"));
+        assert!(first_bytes(ours).await.unwrap().contains("sends nothing"));
     }
 }

@@ -5,7 +5,7 @@ use tonic::{Code, Status};
 use crate::status::{DELIVERED, PROXY, refuse_with, root_cause};
 
 /// The limit for the name of a proxy in an error, in characters.
-const SHOWN: usize = 64;
+const MAX_CHARS: usize = 64;
 
 /// Replaces tonic's status of an HTTP response that is not gRPC with an explanation and the reason [`PROXY`]. Returns
 /// other statuses unchanged.
@@ -52,7 +52,7 @@ pub(crate) fn cut(status: Status, server: Option<&str>) -> Status {
 /// The name of a proxy, from the headers of a response.
 pub(crate) fn server(headers: &tonic::metadata::MetadataMap) -> Option<String> {
     let server = headers.get("server")?.to_str().ok()?;
-    Some(server.chars().take(SHOWN).collect())
+    Some(server.chars().take(MAX_CHARS).collect())
 }
 
 /// The HTTP status of a response that is not gRPC. It is only in the text of tonic's status, whose form tests check.

@@ -50,11 +50,11 @@ fn too_long(what: &str, name: &str) -> String {
 
 /// The name, or its beginning if the name is too long for a message.
 pub(crate) fn truncated(name: &str) -> String {
-    const SHOWN: usize = 64;
+    const MAX_EXCERPT_BYTES: usize = 64;
     if name.len() <= MAX_NAME_BYTES {
         return name.to_owned();
     }
-    let end = (0..=SHOWN).rev().find(|end| name.is_char_boundary(*end)).unwrap_or_default();
+    let end = (0..=MAX_EXCERPT_BYTES).rev().find(|end| name.is_char_boundary(*end)).unwrap_or_default();
     format!("{}...", &name[..end])
 }
 

@@ -42,7 +42,7 @@ pub enum StartError {
     Cancelled,
     /// The Python interpreter of the workers lacks the package `snakepit_bridge`.
     #[error(
-        "Python `{0}`, chosen {chosen}, has no package `snakepit_bridge`; install it with \
+        "Python `{0}`, chosen {origin}, has no package `snakepit_bridge`; install it with \
          `{0} -m pip install CHECKOUT/snakepit-python`, or choose another Python by --python, $SNAKEPIT_PYTHON or \
          `Builder::python`",
         python.display()
@@ -50,8 +50,8 @@ pub enum StartError {
     NoBridge {
         /// The interpreter.
         python: PathBuf,
-        /// The reason for this interpreter, as the end of a sentence.
-        chosen: &'static str,
+        /// How the host found the interpreter, as the end of a sentence: "by $VIRTUAL_ENV".
+        origin: &'static str,
     },
     /// The workers did not start.
     #[error(transparent)]

@@ -10,11 +10,12 @@ use crate::StartError;
 const PYTHON_VARIABLE: &str = "SNAKEPIT_PYTHON";
 const BY_VARIABLE: &str = "by $SNAKEPIT_PYTHON";
 
-/// A Python interpreter and the reason for its choice.
+/// A Python interpreter, and how it was found.
 #[derive(Debug)]
 pub(crate) struct Interpreter {
     pub(crate) path: PathBuf,
-    chosen: &'static str,
+    /// The end of a sentence that begins with "chosen": "by $VIRTUAL_ENV".
+    origin: &'static str,
 }
 
 /// Returns the interpreter for workers: the first of these that is set or exists.
@@ -33,7 +34,7 @@ impl Interpreter {
     pub(crate) fn named(path: PathBuf) -> Self {
         // The command line also reads `--python` from this variable.
         let by_variable = std::env::var_os(PYTHON_VARIABLE).is_some_and(|value| value == path);
-        Self { path, chosen: if by_variable { BY_VARIABLE } else { "by --python or `Builder::python`" } }
+        Self { path, origin: if by_variable { BY_VARIABLE } else { "by --python or `Builder::python`" } }
     }
 
     /// Finds the interpreter from the environment and the current directory.
@@ -41,11 +42,11 @@ impl Interpreter {
         let variable =
             |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         if let Some(path) = variable(PYTHON_VARIABLE) {
-            return Self { path, chosen: BY_VARIABLE };
+            return Self { path, origin: BY_VARIABLE };
         }
         let here = std::env::current_dir().unwrap_or_default();
         find_in(variable("VIRTUAL_ENV").as_deref(), &here)
-            .unwrap_or_else(|| Self { path: "python3".into(), chosen: "from $PATH, as there is no .venv" })
+            .unwrap_or_else(|| Self { path: "python3".into(), origin: "from $PATH, as there is no .venv" })
     }
 
     /// Converts the error of a worker that ended because its interpreter lacks `snakepit_bridge`.
@@ -54,7 +55,7 @@ impl Interpreter {
             PoolError::Start { error: WorkerError::EndedEarly { output_lines, .. }, .. }
                 if output_lines.iter().any(|line| reports_missing_bridge(line)) =>
             {
-                StartError::NoBridge { python: self.path.clone(), chosen: self.chosen }
+                StartError::NoBridge { python: self.path.clone(), origin: self.origin }
             }
             _ => error.into(),
         }
@@ -72,7 +73,7 @@ fn find_in(active: Option<&Path>, here: &Path) -> Option<Interpreter> {
     let nearby = here.ancestors().map(|dir| (dir.join(".venv"), "as the nearest .venv"));
     let interpreters = active.into_iter().chain(nearby);
     interpreters
-        .map(|(venv, chosen)| Interpreter { path: venv.join("bin/python"), chosen })
+        .map(|(venv, origin)| Interpreter { path: venv.join("bin/python"), origin })
         .find(|interpreter| interpreter.path.is_file())
 }
 
@@ -91,7 +92,7 @@ mod tests {
         let deep = project.join("a/b");
         std::fs::create_dir_all(&deep).unwrap();
         let found = |active: Option<&Path>, here: &Path| {
-            find_in(active, here).map(|interpreter| (interpreter.path, interpreter.chosen))
+            find_in(active, here).map(|interpreter| (interpreter.path, interpreter.origin))
         };
         let nearest = Some((project.join(".venv/bin/python"), "as the nearest .venv"));
         assert_eq!(found(Some(&active), &deep), Some((active.join("bin/python"), "by $VIRTUAL_ENV")));

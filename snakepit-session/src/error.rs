@@ -242,10 +242,10 @@ pub enum SessionError {
 
 /// The first few reasons of a rejected batch.
 fn reasons(errors: &BTreeMap<String, SessionError>) -> String {
-    const SHOWN: usize = 5;
-    let mut reasons: Vec<_> = errors.values().take(SHOWN).map(ToString::to_string).collect();
-    if errors.len() > SHOWN {
-        reasons.push(format!("and {} more", errors.len() - SHOWN));
+    const MAX_LISTED: usize = 5;
+    let mut reasons: Vec<_> = errors.values().take(MAX_LISTED).map(ToString::to_string).collect();
+    if errors.len() > MAX_LISTED {
+        reasons.push(format!("and {} more", errors.len() - MAX_LISTED));
     }
     reasons.join("; ")
 }

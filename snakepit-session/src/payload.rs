@@ -322,9 +322,9 @@ impl Payload {
 impl fmt::Debug for Payload {
     /// Shows the beginning of the JSON and the length of the buffer, because values can be large and private.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const SHOWN: usize = 64;
-        let head = String::from_utf8_lossy(&self.json[..self.json.len().min(SHOWN)]);
-        let dots = if self.json.len() > SHOWN { "..." } else { "" };
+        const MAX_EXCERPT_BYTES: usize = 64;
+        let head = String::from_utf8_lossy(&self.json[..self.json.len().min(MAX_EXCERPT_BYTES)]);
+        let dots = if self.json.len() > MAX_EXCERPT_BYTES { "..." } else { "" };
         write!(f, "{}({head}{dots}", self.ty)?;
         if let Some(buffer) = &self.binary {
             write!(f, ", {} bytes", buffer.len())?;

@@ -41,10 +41,10 @@ async fn addresses_accept_both_forms_of_unix_sockets_and_surrounding_spaces() {
 #[tokio::test]
 async fn a_malformed_address_gets_an_error_that_names_the_problem() {
     for (address, needle) in [
-        ("localhost", "no port"),
-        ("http://localhost", "no port"),
-        ("https://localhost:1", "no TLS"),
-        ("grpc://localhost:1", "leave it out"),
+        ("localhost", "port is missing"),
+        ("http://localhost", "port is missing"),
+        ("https://localhost:1", "not support TLS"),
+        ("grpc://localhost:1", "remove it"),
         ("::1:50051", "brackets"),
         ("/tmp/host.sock", "unix:/tmp/host.sock"),
         ("unix://tmp/host.sock", "unix:///tmp/host.sock"),
@@ -80,7 +80,7 @@ async fn server(answer: &'static [u8]) -> (String, JoinSet<()>) {
 async fn the_error_names_the_protocol_of_a_server_that_is_not_a_host() {
     let alert = b"\x15\x03\x01\x00\x02\x02\x46";
     let http = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
-    for (answer, needle) in [(&alert[..], "speaks TLS"), (http, "HTTP/1"), (b"", "without a word")] {
+    for (answer, needle) in [(&alert[..], "speaks TLS"), (http, "HTTP/1"), (b"", "without an answer")] {
         let (address, _serving) = server(answer).await;
         assert_error_contains(&address, needle).await;
     }

@@ -279,9 +279,9 @@ async fn a_full_disk_rejects_writes_until_space_is_free() {
         assert!(kept.len() < 16, "the programs are larger than the disk");
     };
     assert!(!kept.is_empty());
-    let hint = "writes go on when there is room";
+    let hint = "writes succeed again once enough space is free";
     assert!(
-        rejected.message().contains("the disk is full: ") && rejected.message().contains(hint),
+        rejected.message().contains("the disk is almost full: ") && rejected.message().contains(hint),
         "{rejected:?}"
     );
     for name in &kept {

@@ -8,7 +8,7 @@ fn json_lines(text: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-#[ignore = "needs scikit-learn; run it by `cargo xtask test` or after `cargo xtask setup --demo`"]
+#[ignore = "needs scikit-learn; run `cargo xtask test`, or `cargo xtask setup --demo` and then this test"]
 async fn another_worker_predicts_after_the_death_of_the_worker_that_trained() {
     let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
     let train = ["stream", "train_digits", "--session", "demo", "--args", r#"{"epochs": 5}"#];

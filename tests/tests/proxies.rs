@@ -63,28 +63,29 @@ async fn clients_work_behind_haproxy_with_the_documented_settings() {
 #[tokio::test]
 async fn errors_name_the_body_limit_of_nginx() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
-    let limited = |settings: String| settings.replace("client_max_body_size 0;", "");
-    let proxy = Proxy::nginx_with(&host_of(&sandbox), limited).await;
+    let with_body_limit = |settings: String| settings.replace("client_max_body_size 0;", "");
+    let proxy = Proxy::nginx_with(&host_of(&sandbox), with_body_limit).await;
     let client = Client::connect(&proxy.address()).await.unwrap();
     let text = "x".repeat(100_000);
-    let mut lost = None;
+    let mut cut_error = None;
     for _ in 0..20 {
         if let Err(error) = client.execute::<Value>("echo", json!({"text": text})).await {
-            lost = Some(error.to_string());
+            cut_error = Some(error.to_string());
             break;
         }
     }
-    let lost = lost.expect("nginx limits bodies to a megabyte");
+    let cut_error = cut_error.expect("nginx cuts the stream after a body of one megabyte");
     for needle in ["the proxy (nginx/", "cut the stream", "client_max_body_size 0"] {
-        assert!(lost.contains(needle), "no {needle:?} in {lost}");
+        assert!(cut_error.contains(needle), "no {needle:?} in {cut_error}");
     }
     // The next call opens a new stream.
     let sum: i64 = client.execute("add", json!({"a": 1, "b": 2})).await.unwrap();
     assert_eq!(sum, 3);
-    // A single request below the limit passes. The proxy rejects one above it.
-    let file = json!({"text": "x".repeat(100_000)}).to_string();
-    let (code, _) = cli(&proxy.address(), &["call", "echo", "--args", &file]).await;
+    // The command line sends each call as a separate request. The proxy passes a request below its limit.
+    let args = json!({"text": "x".repeat(100_000)}).to_string();
+    let (code, _) = cli(&proxy.address(), &["call", "echo", "--args", &args]).await;
     assert_eq!(code, Some(0));
+    // The client sends such a large call as a separate request, too, which is above the limit.
     let error = client.execute::<Value>("echo", json!({"text": "x".repeat(5_000_000)})).await.unwrap_err();
     assert!(error.to_string().contains("client_max_body_size 0"), "{error}");
 }
@@ -92,20 +93,24 @@ async fn errors_name_the_body_limit_of_nginx() {
 #[tokio::test]
 async fn errors_name_a_proxy_that_answers_instead_of_the_host() {
     let closed_port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let with =
-        |text: &'static str| move |settings: String| settings.replace("grpc_pass grpc://snakepit;", text);
+    let answering = |directive: &'static str| {
+        move |settings: String| settings.replace("grpc_pass grpc://snakepit;", directive)
+    };
     let unchanged = |settings: String| settings;
     for (proxy, needle) in [
         (Proxy::nginx_with(&closed_port, unchanged).await, "the proxy answered 502 Bad Gateway"),
         (Proxy::haproxy(&closed_port).await, "the proxy answered 503 Service Unavailable"),
-        (Proxy::nginx_with(&closed_port, with("return 404;")).await, "the proxy answered 404 Not Found"),
+        (Proxy::nginx_with(&closed_port, answering("return 404;")).await, "the proxy answered 404 Not Found"),
         (
-            Proxy::nginx_with(&closed_port, with("return 504;")).await,
+            Proxy::nginx_with(&closed_port, answering("return 504;")).await,
             "the proxy answered 504 Gateway Timeout",
         ),
-        (Proxy::nginx_with(&closed_port, with("return 200 '<html>';")).await, "the proxy answered 200 OK"),
         (
-            Proxy::nginx_with(&closed_port, with("return 301 https://x.invalid/;")).await,
+            Proxy::nginx_with(&closed_port, answering("return 200 '<html>';")).await,
+            "the proxy answered 200 OK",
+        ),
+        (
+            Proxy::nginx_with(&closed_port, answering("return 301 https://x.invalid/;")).await,
             "the proxy answered 301",
         ),
     ] {

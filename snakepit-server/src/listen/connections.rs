@@ -207,7 +207,7 @@ impl Connection {
         match &self.peer {
             Peer::Unknown => None,
             Peer::Process(pid) => {
-                self.worker.get_or_init(|| self.launches.upgrade()?.of_process(*pid)).as_ref()
+                self.worker.get_or_init(|| self.launches.upgrade()?.find_by_pid(*pid)).as_ref()
             }
             Peer::Worker(launch) => Some(launch),
         }
@@ -470,7 +470,7 @@ mod tests {
         let client = admit_peer(&connections, Peer::Process(std::process::id())).unwrap();
         let _request = client.connection().begin_request(false);
         assert!(admit_peer(&connections, Peer::Process(std::process::id())).is_none());
-        let _launch = launches.enter(&WorkerId::new("w"), std::process::id());
+        let _launch = launches.add_process(&WorkerId::new("w"), std::process::id());
         let worker = admit_peer(&connections, Peer::Process(std::process::id())).unwrap();
         assert_eq!(worker.connection().worker().unwrap().id().as_str(), "w");
         assert!(admit(&connections).is_none(), "the reserve is only for workers");
@@ -485,7 +485,7 @@ mod tests {
         let mut filled = client.connection().arrival_reservation();
         filled.grow(100).unwrap();
         assert!(admit(&connections).unwrap().connection().arrival_reservation().grow(1).is_err());
-        let _launch = launches.enter(&WorkerId::new("w"), std::process::id());
+        let _launch = launches.add_process(&WorkerId::new("w"), std::process::id());
         let worker = admit_peer(&connections, Peer::Process(std::process::id())).unwrap();
         worker.connection().arrival_reservation().grow(100).unwrap();
     }

@@ -107,8 +107,8 @@ mod tests {
     #[tokio::test]
     async fn slow_checks_of_foreign_connections_do_not_delay_the_worker() {
         let launches = Launches::new();
-        let _launched = launches.enter(&WorkerId::new("w"), std::process::id());
-        let launch = launches.of_process(std::process::id()).unwrap();
+        let _launched = launches.add_process(&WorkerId::new("w"), std::process::id());
+        let launch = launches.find_by_pid(std::process::id()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let foreign =

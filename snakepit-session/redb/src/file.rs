@@ -35,10 +35,10 @@ impl FileIdentity {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err("it was deleted while it was in use".to_owned())
             }
-            Err(error) => Err(format!("it cannot be found any more: {error}")),
+            Err(error) => Err(format!("it can no longer be accessed: {error}")),
         }
         .map_err(|problem| {
-            format!("{problem}, and nothing is written; put it back, or restart the host for a new one")
+            format!("{problem}, so nothing can be written; restore the file, or restart the host to create a new one")
         })
     }
 }
@@ -64,8 +64,8 @@ pub(super) fn check_free_space(
         let within = (file.blocks() * 512).saturating_sub(2 * stored as u64);
         if free < needed && within < 2 * needed {
             return Err(format!(
-                "the disk is full: {free} bytes are free and {needed} are needed; nothing was written, and writes go on \
-                 when there is room"
+                "the disk is almost full: {free} bytes are free, and the write needs {needed}; nothing was written; \
+                 writes succeed again once enough space is free"
             ));
         }
     }

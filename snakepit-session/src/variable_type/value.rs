@@ -133,9 +133,9 @@ fn misfit(kind: ValueType, value: &Payload) -> String {
 
 /// The beginning of a value, for error messages.
 fn brief(json: &[u8]) -> String {
-    const SHOWN: usize = 64;
-    let text = String::from_utf8_lossy(&json[..json.len().min(SHOWN)]).into_owned();
-    if json.len() > SHOWN { text + "..." } else { text }
+    const MAX_EXCERPT_BYTES: usize = 64;
+    let text = String::from_utf8_lossy(&json[..json.len().min(MAX_EXCERPT_BYTES)]).into_owned();
+    if json.len() > MAX_EXCERPT_BYTES { text + "..." } else { text }
 }
 
 fn within<T: PartialOrd + std::fmt::Display + Copy>(

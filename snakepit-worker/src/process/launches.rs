@@ -37,8 +37,8 @@ pub struct Launches {
 #[derive(Debug)]
 pub struct Launch {
     id: WorkerId,
-    /// The pid of the worker's process, which leads its process group.
-    leader: SetOnce<u32>,
+    /// The pid of the worker's process, which is also the id of its process group.
+    leader_pid: SetOnce<u32>,
     ended: CancellationToken,
     announcer: Announcer,
 }
@@ -50,7 +50,8 @@ pub(super) struct LaunchGuard {
     launches: Arc<Launches>,
     /// Empty if the launch has no token.
     token: String,
-    _life: Arc<()>,
+    /// Keeps the launch's announcer alive.
+    _announcer_alive: Arc<()>,
 }
 
 impl Launches {
@@ -62,7 +63,7 @@ impl Launches {
 
     /// Sets the function that serves workers without a token. Calls after the first have no effect.
     pub fn serve_with(&self, serve: ServeLaunch) {
-        // A second call comes from a second host, whose workers another launcher starts.
+        // If several hosts share this value, the first one serves these workers.
         let _ = self.serve.set(serve);
     }
 
@@ -83,9 +84,10 @@ impl Launches {
         self: &Arc<Self>,
         id: &WorkerId,
     ) -> Result<(LaunchGuard, SocketAddr), String> {
-        let serve = self.serve.get().ok_or("its host serves no such workers")?;
-        let failed =
-            |error: std::io::Error| format!("cannot listen on 127.0.0.1 for it to call back: {error}");
+        let serve = self.serve.get().ok_or("no host serves the connections of foreign workers")?;
+        let failed = |error: std::io::Error| {
+            format!("cannot listen on 127.0.0.1 for its connections to the host: {error}")
+        };
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let guard = self.begin_without_token(id);
@@ -94,18 +96,23 @@ impl Launches {
     }
 
     fn begin_without_token(self: &Arc<Self>, id: &WorkerId) -> LaunchGuard {
-        let life = Arc::new(());
+        let announcer_alive = Arc::new(());
         let launch = Arc::new(Launch {
             id: id.clone(),
-            leader: SetOnce::new(),
+            leader_pid: SetOnce::new(),
             ended: CancellationToken::new(),
-            announcer: Announcer::new(id.shared(), &life),
+            announcer: Announcer::new(id.shared(), &announcer_alive),
         });
         let mut live = lock(&self.live);
         live.retain(|launch| launch.strong_count() > 0);
         live.push(Arc::downgrade(&launch));
         drop(live);
-        LaunchGuard { launch, launches: Arc::clone(self), token: String::new(), _life: life }
+        LaunchGuard {
+            launch,
+            launches: Arc::clone(self),
+            token: String::new(),
+            _announcer_alive: announcer_alive,
+        }
     }
 
     /// Redeems a token that the process `peer` presents. Returns `None` if the token is unknown or used, or if the process does
@@ -115,32 +122,32 @@ impl Launches {
     /// Cancel safe. Dropping the future leaves the token unused.
     pub async fn claim(&self, token: &str, peer: u32) -> Option<Arc<Launch>> {
         let launch = lock(&self.unclaimed).get(token).map(Arc::clone)?;
-        let leader = launch.leader().await?;
+        let leader_pid = launch.leader_pid().await?;
         // No await from here on, which makes this function cancel safe.
         lock(&self.unclaimed).remove(token)?;
-        let belongs = lineage::belongs(peer, leader);
+        let belongs = lineage::belongs(peer, leader_pid);
         if !belongs {
             tracing::warn!(worker = %launch.id, pid = peer, "a process outside of the launch presented a worker's token");
         }
         belongs.then_some(launch)
     }
 
-    /// The live launch that a process belongs to. Reads `/proc`.
+    /// Returns the live launch that a process belongs to. Reads `/proc`.
     #[must_use]
-    pub fn of_process(&self, pid: u32) -> Option<Arc<Launch>> {
+    pub fn find_by_pid(&self, pid: u32) -> Option<Arc<Launch>> {
         let live: Vec<_> = lock(&self.live).iter().filter_map(Weak::upgrade).collect();
         let lineage = lineage::Lineage::of(pid);
         live.into_iter().find(|launch| {
             !launch.ended.is_cancelled()
-                && launch.leader.get().is_some_and(|leader| lineage.includes(*leader))
+                && launch.leader_pid.get().is_some_and(|leader_pid| lineage.includes(*leader_pid))
         })
     }
 
     /// Adds a launch for an existing process, until the returned guard is dropped.
     #[cfg(feature = "test-util")]
-    pub fn enter(self: &Arc<Self>, id: &WorkerId, leader: u32) -> impl Drop + use<> {
+    pub fn add_process(self: &Arc<Self>, id: &WorkerId, pid: u32) -> impl Drop + use<> {
         let guard = self.begin(id);
-        guard.started(leader);
+        guard.started(pid);
         guard
     }
 }
@@ -165,9 +172,9 @@ impl Launch {
     }
 
     /// Waits until the process has started and returns its pid, or `None` if the launch has ended.
-    async fn leader(&self) -> Option<u32> {
+    async fn leader_pid(&self) -> Option<u32> {
         tokio::select! {
-            leader = self.leader.wait() => Some(*leader),
+            pid = self.leader_pid.wait() => Some(*pid),
             () = self.ended() => None,
         }
     }
@@ -189,9 +196,9 @@ impl Launch {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn owns(&self, peer: SocketAddr, local: SocketAddr) -> bool {
-        let Some(leader) = self.leader().await else { return false };
+        let Some(leader_pid) = self.leader_pid().await else { return false };
         // Reading `/proc` takes milliseconds on a machine with many processes.
-        let owns = move || lineage::owns_connection(leader, peer, local);
+        let owns = move || lineage::owns_connection(leader_pid, peer, local);
         tokio::task::spawn_blocking(owns).await.unwrap_or(false)
     }
 }
@@ -203,9 +210,9 @@ impl LaunchGuard {
     }
 
     /// Records the pid of the started process.
-    pub(super) fn started(&self, leader: u32) {
+    pub(super) fn started(&self, pid: u32) {
         // Each launch starts one process, so the value is unset.
-        let _ = self.launch.leader.set(leader);
+        let _ = self.launch.leader_pid.set(pid);
     }
 }
 
@@ -238,7 +245,7 @@ mod tests {
         let launch = launches.claim(ours.token(), std::process::id()).await.unwrap();
         assert_eq!(launch.id().as_str(), "ours");
         assert!(launches.claim(ours.token(), std::process::id()).await.is_none());
-        assert!(launches.of_process(std::process::id()).is_some() && launches.of_process(1).is_none());
+        assert!(launches.find_by_pid(std::process::id()).is_some() && launches.find_by_pid(1).is_none());
     }
 
     #[tokio::test]
@@ -265,12 +272,12 @@ mod tests {
         launch.ended().await;
         assert!(!launch.announcer().is_alive());
         assert!(launches.claim(&token, std::process::id()).await.is_none());
-        assert!(launches.of_process(std::process::id()).is_none());
+        assert!(launches.find_by_pid(std::process::id()).is_none());
     }
 
     #[tokio::test]
     async fn a_listener_needs_a_host() {
         let problem = Launches::new().begin_with_listener(&WorkerId::new("w")).await.unwrap_err();
-        assert_eq!(problem, "its host serves no such workers");
+        assert_eq!(problem, "no host serves the connections of foreign workers");
     }
 }
