@@ -70,12 +70,12 @@ enum Outcome {
 }
 
 async fn run(mut lease: Lease, call: &ToolCall, ancestry: &mut Option<Box<Ancestry>>) -> Outcome {
-    let member = Arc::clone(lease.member());
-    let id = member.worker.id();
+    let live_worker = Arc::clone(lease.live_worker());
+    let id = live_worker.handle.id();
     Span::current().record("worker", field::display(id));
     let result = {
         // Dropped before the lease, so the worker is freed only after the last poll of the call.
-        let mut running = member.worker.handler().call(call.clone());
+        let mut running = live_worker.handle.handler().call(call.clone());
         poll_fn(|cx| lease.poll(cx, |cx| running.as_mut().poll(cx))).await
     };
     match result {
@@ -135,7 +135,7 @@ fn rejected(error: AcquireError, tool: &Arc<str>, pool: &Driver) -> ToolError {
             ToolError::DeadlineExceeded { tool: tool.to_string(), stage: CallStage::Queued }
         }
         AcquireError::Deadlock => ToolError::Deadlock { tool: tool.to_string() },
-        AcquireError::Orphaned => ToolError::runtime_ended(),
+        AcquireError::RuntimeEnded => ToolError::runtime_ended(),
         AcquireError::Cancelled => ToolError::Cancelled { tool: tool.to_string() },
     }
 }

@@ -78,23 +78,23 @@ struct State {
     /// The abandoned calls that may still run.
     cancelling: Vec<(WorkerKey, CallId)>,
     /// The workers that are up or stopping, by slot.
-    members: Vec<Option<Arc<Member>>>,
-    /// For each slot, whether it has never had a worker.
-    never_up: Vec<bool>,
+    live_workers: Vec<Option<Arc<LiveWorker>>>,
+    /// For each slot, whether it has had a worker.
+    has_launched: Vec<bool>,
     nested: NestedCalls,
     /// The last failed launch or lost worker.
     last_failure: Option<LastFailure>,
-    /// Whether the supervisor ended before the pool did, because its runtime shut down.
-    is_orphaned: bool,
+    /// Whether the runtime shut down, and with it the supervisor, before the pool did.
+    runtime_has_ended: bool,
     /// The time at which the supervisor's timer fires.
     timer_at: Option<Instant>,
 }
 
 /// A worker that was launched and has not exited.
 #[derive(Debug)]
-pub(crate) struct Member {
+pub(crate) struct LiveWorker {
     pub(crate) key: WorkerKey,
-    pub(crate) worker: Worker,
+    pub(crate) handle: Worker,
     pub(crate) started_at: SystemTime,
 }
 
@@ -113,9 +113,9 @@ struct Deferred {
     waker: Option<Waker>,
     more_wakers: Vec<Waker>,
     /// The calls to recall.
-    recalls: Vec<(Arc<Member>, CallId)>,
+    recalls: Vec<(Arc<LiveWorker>, CallId)>,
     /// The killed workers, to log.
-    killed: Vec<(Arc<Member>, KillReason)>,
+    killed: Vec<(Arc<LiveWorker>, KillReason)>,
     /// The streams to drop.
     streams: Vec<SharedChunks>,
 }
@@ -140,13 +140,13 @@ impl Deferred {
                 drop(chunks.lock().unwrap_or_else(PoisonError::into_inner).take());
             });
         }
-        for (member, call) in &self.recalls {
-            catch_panic("recalling a call", || member.worker.handler().recall(*call));
+        for (live_worker, call) in &self.recalls {
+            catch_panic("recalling a call", || live_worker.handle.handler().recall(*call));
         }
-        for (member, why) in &self.killed {
+        for (live_worker, why) in &self.killed {
             catch_panic(
                 "logging",
-                || tracing::warn!(worker = %member.worker.id(), reason = %why, "killing worker"),
+                || tracing::warn!(worker = %live_worker.handle.id(), reason = %why, "killing worker"),
             );
         }
     }
@@ -187,11 +187,11 @@ impl Driver {
             tool_times: ToolTimes::default(),
             earliest_deadline: None,
             cancelling: Vec::new(),
-            members: vec![None; config.workers],
-            never_up: vec![true; config.workers],
+            live_workers: vec![None; config.workers],
+            has_launched: vec![false; config.workers],
             nested: NestedCalls::default(),
             last_failure: None,
-            is_orphaned: false,
+            runtime_has_ended: false,
             timer_at: None,
         };
         Self {
@@ -228,12 +228,12 @@ impl Driver {
     /// Runs the scheduler and applies its effects. None of them blocks; slow work becomes a [`Command`].
     fn apply(&self, state: &mut State, event: Event, now: Instant, deferred: &mut Deferred) {
         let may_deadlock = Self::may_deadlock(state, &event);
-        let State { scheduler, waiters, leases, members, cancelling, .. } = state;
+        let State { scheduler, waiters, leases, live_workers, cancelling, .. } = state;
         for effect in scheduler.on(event, now) {
             match effect {
                 Effect::Assign { ticket, worker } => {
-                    if let (Some(waiter), Some(member)) =
-                        (waiters.get_mut(ticket.waiter), members.get(worker.index()).cloned().flatten())
+                    if let (Some(waiter), Some(live_worker)) =
+                        (waiters.get_mut(ticket.waiter), live_workers.get(worker.index()).cloned().flatten())
                     {
                         state.earliest_deadline = earlier(state.earliest_deadline, waiter.deadline);
                         let key = leases.insert(LeaseRecord::new(
@@ -243,11 +243,15 @@ impl Driver {
                             waiter.number,
                             waiter.load,
                         ));
-                        deferred.wake(waiter.assign(member, key));
+                        deferred.wake(waiter.assign(live_worker, key));
                     }
                 }
                 Effect::Reject { ticket, rejection } => {
-                    deferred.wake(waiters.get_mut(ticket.waiter).and_then(|waiter| waiter.reject(rejection)));
+                    deferred.wake(
+                        waiters
+                            .get_mut(ticket.waiter)
+                            .and_then(|waiter| waiter.fail(AcquireError::Rejected(rejection))),
+                    );
                 }
                 Effect::CutOff => {
                     for (_, lease) in leases.iter_mut().filter(|(_, lease)| !lease.must_end()) {
@@ -255,29 +259,31 @@ impl Driver {
                     }
                 }
                 Effect::Expire(ticket) => {
-                    deferred.wake(waiters.get_mut(ticket.waiter).and_then(Waiter::expire));
+                    deferred.wake(
+                        waiters.get_mut(ticket.waiter).and_then(|waiter| waiter.fail(AcquireError::Expired)),
+                    );
                 }
                 Effect::Recall(worker) => {
-                    if let Some(member) = members.get(worker.index()).and_then(Option::as_ref) {
+                    if let Some(live_worker) = live_workers.get(worker.index()).and_then(Option::as_ref) {
                         let held = leases.iter().filter(|(_, lease)| lease.worker == worker);
-                        deferred.recalls.extend(held.map(|(_, lease)| (Arc::clone(member), lease.call)));
+                        deferred.recalls.extend(held.map(|(_, lease)| (Arc::clone(live_worker), lease.call)));
                     }
                 }
                 Effect::Kill(worker, why) => {
-                    if let Some(member) = members.get(worker.index()).and_then(Option::as_ref) {
-                        member.worker.kill(why.to_string());
-                        deferred.killed.push((Arc::clone(member), why));
+                    if let Some(live_worker) = live_workers.get(worker.index()).and_then(Option::as_ref) {
+                        live_worker.handle.kill(why.to_string());
+                        deferred.killed.push((Arc::clone(live_worker), why));
                     }
                 }
                 Effect::Stop(worker) => {
-                    if let Some(member) = members.get(worker.index()).and_then(Option::as_ref) {
-                        member.worker.stop(self.config.stop_grace);
+                    if let Some(live_worker) = live_workers.get(worker.index()).and_then(Option::as_ref) {
+                        live_worker.handle.stop(self.config.stop_grace);
                     }
                 }
                 Effect::Cancel(worker, call) => {
-                    if let Some(member) = members.get(worker.index()).cloned().flatten() {
+                    if let Some(live_worker) = live_workers.get(worker.index()).cloned().flatten() {
                         cancelling.push((worker, call));
-                        self.command(Command::Cancel(member, call));
+                        self.command(Command::Cancel(live_worker, call));
                     }
                 }
                 Effect::Launch(worker) => self.command(Command::Launch(worker, self.worker_id(worker))),
@@ -347,10 +353,10 @@ impl Driver {
         let ticket = Ticket { number: lease.number, waiter: state.waiters.insert(waiter) };
         let waiter = &mut state.waiters[ticket.waiter];
         let ended = match lease.signal() {
-            Some(LeaseSignal::Cancelled) => Some(waiter.cancel()),
-            Some(LeaseSignal::DeadlineExceeded) => Some(waiter.expire()),
-            Some(LeaseSignal::ShuttingDown) => Some(waiter.reject(Rejection::Draining)),
-            Some(LeaseSignal::Orphaned) => Some(waiter.orphan()),
+            Some(LeaseSignal::Cancelled) => Some(waiter.fail(AcquireError::Cancelled)),
+            Some(LeaseSignal::DeadlineExceeded) => Some(waiter.fail(AcquireError::Expired)),
+            Some(LeaseSignal::ShuttingDown) => Some(waiter.fail(AcquireError::Rejected(Rejection::Draining))),
+            Some(LeaseSignal::RuntimeEnded) => Some(waiter.fail(AcquireError::RuntimeEnded)),
             Some(LeaseSignal::WorkerExited) | None => None,
         };
         let event = match ended {
@@ -371,21 +377,21 @@ impl Driver {
         (lease, Acquire::resume(Arc::clone(self), ticket, tool, deadline))
     }
 
-    fn launched(&self, key: WorkerKey, worker: Worker) -> Arc<Member> {
-        let member = Arc::new(Member { key, worker, started_at: SystemTime::now() });
-        let all_were_up = self.with_state(|state, deferred| {
-            state.members[key.index()] = Some(Arc::clone(&member));
-            state.never_up[key.index()] = false;
-            let launched = Event::Launched { worker: key, keeps_calls: member.worker.keeps_calls() };
+    fn on_launched(&self, key: WorkerKey, worker: Worker) -> Arc<LiveWorker> {
+        let live_worker = Arc::new(LiveWorker { key, handle: worker, started_at: SystemTime::now() });
+        let all_have_launched = self.with_state(|state, deferred| {
+            state.live_workers[key.index()] = Some(Arc::clone(&live_worker));
+            state.has_launched[key.index()] = true;
+            let launched = Event::Launched { worker: key, queues_calls: live_worker.handle.queues_calls() };
             self.apply(state, launched, Instant::now(), deferred);
-            !state.never_up.contains(&true)
+            state.all_slots_have_launched()
         });
         // Before the start phase ends, so that a task that waits for it finds the pool ready.
         self.update_readiness();
-        if all_were_up {
+        if all_have_launched {
             self.end_startup(Startup::Ready);
         }
-        member
+        live_worker
     }
 
     /// Ends the start phase, unless it has ended already.
@@ -399,17 +405,17 @@ impl Driver {
         });
     }
 
-    fn launch_failed(&self, key: WorkerKey, error: PoolError) {
+    fn on_launch_failed(&self, key: WorkerKey, error: PoolError) {
         self.lock().last_failure = Some(LastFailure::Launch { error: error.to_string() });
         self.end_startup(Startup::Failed(error));
         self.handle(Event::LaunchFailed(key));
     }
 
-    fn exited(&self, key: WorkerKey, id: &WorkerId, reason: String) {
+    fn on_exited(&self, key: WorkerKey, id: &WorkerId, reason: String) {
         self.with_state(|state, deferred| {
-            state.members[key.index()] = None;
+            state.live_workers[key.index()] = None;
             state.last_failure = Some(LastFailure::ended(state.last_failure.take(), id, reason));
-            state.mark_lost_with_others(key);
+            state.mark_concurrent_calls(key);
             state.cancelling.retain(|(worker, _)| *worker != key);
             for (_, lease) in &mut state.leases {
                 if lease.worker == key && !lease.must_end() {
@@ -422,7 +428,7 @@ impl Driver {
         self.ended.notify_waiters();
     }
 
-    fn cancel_ended(&self, key: WorkerKey, call: CallId, proven: bool) {
+    fn on_cancel_ended(&self, key: WorkerKey, call: CallId, proven: bool) {
         self.with_state(|state, deferred| {
             if proven {
                 state.cancelling.retain(|cancelling| *cancelling != (key, call));
@@ -433,19 +439,19 @@ impl Driver {
         self.ended.notify_waiters();
     }
 
-    /// Fails all calls after the supervisor was dropped, because its runtime shut down. Later calls are rejected,
-    /// because no task handles events any longer.
-    fn orphan(&self) {
+    /// Fails all calls after the supervisor was dropped because its runtime shut down. Later calls are rejected,
+    /// because no task is left to handle events.
+    fn on_runtime_end(&self) {
         if *self.stopped.borrow() {
             return;
         }
         self.with_state(|state, deferred| {
-            state.is_orphaned = true;
+            state.runtime_has_ended = true;
             for waiter in state.waiters.iter_mut() {
-                deferred.wake(waiter.orphan());
+                deferred.wake(waiter.fail(AcquireError::RuntimeEnded));
             }
             for (_, lease) in state.leases.iter_mut().filter(|(_, lease)| !lease.must_end()) {
-                deferred.wake(lease.send(LeaseSignal::Orphaned));
+                deferred.wake(lease.send(LeaseSignal::RuntimeEnded));
             }
         });
         self.stopped.send_replace(true);
@@ -454,8 +460,8 @@ impl Driver {
     }
 
     /// Whether the runtime that started the pool has shut down.
-    pub(crate) fn is_orphaned(&self) -> bool {
-        self.lock().is_orphaned
+    pub(crate) fn runtime_has_ended(&self) -> bool {
+        self.lock().runtime_has_ended
     }
 
     /// The last failure of a worker, for the errors of calls that get no worker.
@@ -467,8 +473,8 @@ impl Driver {
     /// Rejects all calls and kills all workers without waiting, after the last handle was dropped.
     pub(crate) fn abort(&self) {
         self.handle(Event::Drain { until: Instant::now() });
-        for member in self.lock().members.iter().flatten() {
-            member.worker.kill("its pool was dropped");
+        for live_worker in self.lock().live_workers.iter().flatten() {
+            live_worker.handle.kill("its pool was dropped");
         }
         self.stopped.send_replace(true);
     }

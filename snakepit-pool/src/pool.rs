@@ -75,8 +75,8 @@ impl Pool {
     /// Whether the tokio runtime that started the pool has shut down. Its workers have ended, and every call fails with
     /// [`NoRuntime`](snakepit_registry::ToolError::NoRuntime).
     #[must_use]
-    pub fn is_orphaned(&self) -> bool {
-        self.owner.driver.is_orphaned()
+    pub fn runtime_has_ended(&self) -> bool {
+        self.owner.driver.runtime_has_ended()
     }
 
     /// A channel with the current value of [`is_ready`](Self::is_ready).
@@ -91,7 +91,7 @@ impl Pool {
     /// 2. Queued and running calls may finish for up to `drain`. The others fail with the same error.
     /// 3. The workers stop, each within [`stop_grace`](PoolConfig::stop_grace).
     ///
-    /// Returns when the last worker has exited, or immediately if the pool [is orphaned](Self::is_orphaned). May be
+    /// Returns when the last worker has exited, or immediately if its [runtime has ended](Self::runtime_has_ended). May be
     /// called several times, also concurrently. The shortest `drain` applies.
     ///
     /// # Cancel safety

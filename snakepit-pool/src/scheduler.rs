@@ -100,7 +100,7 @@ impl Scheduler {
     pub(crate) fn on(&mut self, event: Event, now: Instant) -> Drain<'_, Effect> {
         match event {
             Event::Submit { ticket, preferred, deadline, load, bytes } => {
-                self.submit(QueuedCall { ticket, preferred, deadline, queued_at: now, load, bytes }, now);
+                self.on_submit(QueuedCall { ticket, preferred, deadline, queued_at: now, load, bytes }, now);
             }
             Event::Withdraw(ticket) => {
                 self.queue.remove(ticket);
@@ -108,18 +108,18 @@ impl Scheduler {
                 self.dispatch(now);
                 self.stop_if_drained();
             }
-            Event::Finished(worker, load) => self.finished(worker, load, now),
-            Event::Released(worker, load) => self.released(worker, load, now),
+            Event::Finished(worker, load) => self.on_finished(worker, load, now),
+            Event::Released(worker, load) => self.on_released(worker, load, now),
             Event::Returned { worker, ticket, deadline, load } => {
                 // Only brief calls are returned. They are too small and few to count.
                 let bytes = 0;
-                self.returned(
+                self.on_returned(
                     worker,
                     QueuedCall { ticket, preferred: None, deadline, queued_at: now, load, bytes },
                     now,
                 );
             }
-            Event::Retired(worker, load) => self.retired(worker, load, now),
+            Event::Retired(worker, load) => self.on_retired(worker, load, now),
             Event::Lost(worker) => {
                 self.in_flight -= 1;
                 self.count_end(worker);
@@ -129,20 +129,20 @@ impl Scheduler {
             Event::Abandoned(worker, call, load) => {
                 self.in_flight -= 1;
                 self.count_end(worker);
-                self.abandoned(worker, call, load, now);
+                self.on_abandoned(worker, call, load, now);
                 self.stop_if_drained();
             }
-            Event::CancelConfirmed(worker) => self.cancel_confirmed(worker, now),
+            Event::CancelConfirmed(worker) => self.on_cancel_confirmed(worker, now),
             Event::CancelFailed(worker) => self.kill(worker, KillReason::CancelFailed, now),
-            Event::Launched { worker, keeps_calls } => self.launched(worker, keeps_calls, now),
+            Event::Launched { worker, queues_calls } => self.on_launched(worker, queues_calls, now),
             Event::LaunchFailed(worker) => {
                 if self.is_current(worker) && matches!(self.slot(worker).state, SlotState::Launching) {
                     self.vacate(worker, false, now);
                 }
             }
-            Event::Exited(worker) => self.exited(worker, now),
-            Event::Tick => self.tick(now),
-            Event::Drain { until } => self.drain(until, now),
+            Event::Exited(worker) => self.on_exited(worker, now),
+            Event::Tick => self.on_tick(now),
+            Event::Drain { until } => self.on_drain(until, now),
         }
         self.effects.drain(..)
     }
@@ -168,7 +168,7 @@ impl Scheduler {
         &self.slots
     }
 
-    fn submit(&mut self, call: QueuedCall, now: Instant) {
+    fn on_submit(&mut self, call: QueuedCall, now: Instant) {
         let ticket = call.ticket;
         if self.phase != Phase::Serving {
             return self.reject(ticket, Rejection::Draining);
@@ -256,7 +256,7 @@ impl Scheduler {
         }
     }
 
-    fn retired(&mut self, worker: WorkerKey, load: Load, now: Instant) {
+    fn on_retired(&mut self, worker: WorkerKey, load: Load, now: Instant) {
         self.in_flight -= 1;
         self.remove_unbegun(worker, load);
         if self.is_current(worker)
@@ -269,14 +269,14 @@ impl Scheduler {
         self.stop_if_drained();
     }
 
-    fn released(&mut self, worker: WorkerKey, load: Load, now: Instant) {
+    fn on_released(&mut self, worker: WorkerKey, load: Load, now: Instant) {
         self.in_flight -= 1;
         self.remove_unbegun(worker, load);
         self.dispatch(now);
         self.stop_if_drained();
     }
 
-    fn finished(&mut self, worker: WorkerKey, load: Load, now: Instant) {
+    fn on_finished(&mut self, worker: WorkerKey, load: Load, now: Instant) {
         self.in_flight -= 1;
         if self.is_current(worker) {
             let slot = &mut self.slots[worker.index()];
@@ -297,7 +297,7 @@ impl Scheduler {
         }
     }
 
-    fn abandoned(&mut self, worker: WorkerKey, call: snakepit_registry::CallId, load: Load, now: Instant) {
+    fn on_abandoned(&mut self, worker: WorkerKey, call: snakepit_registry::CallId, load: Load, now: Instant) {
         let cancel_by = now + self.limits.cancel_grace;
         if !self.is_current(worker) {
             return;
@@ -312,7 +312,7 @@ impl Scheduler {
         }
     }
 
-    fn cancel_confirmed(&mut self, worker: WorkerKey, now: Instant) {
+    fn on_cancel_confirmed(&mut self, worker: WorkerKey, now: Instant) {
         if !self.is_current(worker) {
             return;
         }
@@ -347,11 +347,11 @@ impl Scheduler {
         self.slots[worker.index()].state = SlotState::Ending { healthy };
     }
 
-    fn launched(&mut self, worker: WorkerKey, keeps_calls: bool, now: Instant) {
+    fn on_launched(&mut self, worker: WorkerKey, queues_calls: bool, now: Instant) {
         if !self.is_current(worker) || !matches!(self.slot(worker).state, SlotState::Launching) {
             return;
         }
-        self.slots[worker.index()].state = SlotState::Up(Up::new(keeps_calls, now));
+        self.slots[worker.index()].state = SlotState::Up(Up::new(queues_calls, now));
         self.up += 1;
         if self.phase == Phase::Stopping {
             self.end(worker, true);
@@ -362,7 +362,7 @@ impl Scheduler {
         self.dispatch(now);
     }
 
-    fn exited(&mut self, worker: WorkerKey, now: Instant) {
+    fn on_exited(&mut self, worker: WorkerKey, now: Instant) {
         if !self.is_current(worker) {
             return;
         }
@@ -413,7 +413,7 @@ impl Scheduler {
         self.slots.iter().filter_map(due).min()
     }
 
-    fn tick(&mut self, now: Instant) {
+    fn on_tick(&mut self, now: Instant) {
         self.next_tick = None;
         for ticket in self.queue.expired(now) {
             self.effects.push(Effect::Expire(ticket));

@@ -58,7 +58,7 @@ pub(crate) struct Host {
     /// Cancelled at the end of the drain, which cuts off the calls that run in the host.
     cut: CancellationToken,
     /// Set when the runtime that started the host has shut down.
-    is_orphaned: AtomicBool,
+    runtime_has_ended: AtomicBool,
     runtime: Handle,
     /// Set after the host has begun to serve, because workers call back while they start. Weak, because sessions and connections own
     /// the host and must not keep its workers alive.
@@ -90,16 +90,16 @@ impl Host {
             affinity,
             renewer: Arc::default(),
             local: TaskTracker::new(),
-            is_orphaned: AtomicBool::new(false),
+            runtime_has_ended: AtomicBool::new(false),
             runtime,
             pool: SetOnce::new(),
         }
     }
 
-    /// Renews sessions in use until the stop. If the future is dropped earlier, because its runtime shuts down, it marks the host as
-    /// orphaned.
+    /// Renews sessions in use until the host stops. If the future is dropped earlier, because its runtime shuts down, the host
+    /// records that [its runtime has ended](Self::runtime_has_ended).
     pub(crate) fn keep(self: &Arc<Self>) -> impl Future<Output = ()> + Send + use<> {
-        let guard = OrphanGuard(Arc::downgrade(self));
+        let guard = RuntimeEndGuard(Arc::downgrade(self));
         let renewing = Arc::clone(&self.renewer).run(Arc::clone(&self.sessions), self.stop.clone());
         async move {
             let _guard = guard;
@@ -213,7 +213,7 @@ impl Host {
 
     /// The bounds of the parts of a call that the host runs itself. Sets the default deadline if the call has none.
     fn bounds(&self, call: &mut ToolCall) -> Result<CallBounds, ToolError> {
-        if self.is_orphaned() {
+        if self.runtime_has_ended() {
             return Err(ToolError::runtime_ended());
         }
         // A timeout that overflows the clock sets no deadline.
@@ -223,8 +223,8 @@ impl Host {
     }
 
     /// Whether the runtime that started the host has shut down.
-    pub(crate) fn is_orphaned(&self) -> bool {
-        self.is_orphaned.load(Ordering::Relaxed)
+    pub(crate) fn runtime_has_ended(&self) -> bool {
+        self.runtime_has_ended.load(Ordering::Relaxed)
     }
 
     /// Rejects new calls of host tools, and waits for those in flight. Cancel safe.
@@ -268,15 +268,15 @@ impl CallSession {
     }
 }
 
-/// Marks the host as orphaned if its task is dropped before the stop.
-struct OrphanGuard(Weak<Host>);
+/// Records the end of the runtime: the task that holds this guard is dropped before the host stops.
+struct RuntimeEndGuard(Weak<Host>);
 
-impl Drop for OrphanGuard {
+impl Drop for RuntimeEndGuard {
     fn drop(&mut self) {
         if let Some(host) = self.0.upgrade()
             && !host.stop.is_cancelled()
         {
-            host.is_orphaned.store(true, Ordering::Relaxed);
+            host.runtime_has_ended.store(true, Ordering::Relaxed);
         }
     }
 }

@@ -155,7 +155,7 @@ impl Snakepit {
     /// # Cancel safety
     /// As for `shutdown`.
     pub async fn shutdown_within(&self, drain: Duration) -> Result<(), Error> {
-        if self.pool.is_orphaned() {
+        if self.pool.runtime_has_ended() {
             self.service.stop.cancel();
             return Err(ToolError::runtime_ended().into());
         }
@@ -182,7 +182,7 @@ impl Snakepit {
         self.service.tasks.close();
         self.service.tasks.wait().await;
         // The runtime may have ended in the meantime, because a program can wait for the shutdown on another runtime.
-        if self.pool.is_orphaned() { Err(ToolError::runtime_ended().into()) } else { Ok(()) }
+        if self.pool.runtime_has_ended() { Err(ToolError::runtime_ended().into()) } else { Ok(()) }
     }
 }
 

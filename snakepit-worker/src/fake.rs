@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use snakepit_registry::ToolHandler;
 use tokio::task::JoinSet;
 
-use crate::{DriverCommand, ExitReason, Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
+use crate::{ExitReason, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
 
 /// Launches workers that run their calls in this process with a given handler. They stop and exit as soon as the pool asks
 /// them to. Uses tokio's clock, so tests can pause it.
@@ -39,13 +39,13 @@ impl FakeLauncher {
 impl WorkerLauncher for FakeLauncher {
     async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
         self.launched.fetch_add(1, Ordering::Relaxed);
-        let (worker, mut driver) = Worker::new(id, None, "in-process", Arc::clone(&self.handler));
+        let (worker, mut launcher_end) = Worker::new(id, None, "in-process", Arc::clone(&self.handler));
         let drive = async move {
-            let reason = match driver.command().await {
-                DriverCommand::Stop { .. } => ExitReason::Stopped,
-                DriverCommand::Kill { why } => ExitReason::Killed { why },
+            let reason = match launcher_end.command().await {
+                WorkerCommand::Stop { .. } => ExitReason::Stopped,
+                WorkerCommand::Kill { why } => ExitReason::Killed { why },
             };
-            driver.exited(WorkerExit { reason, output_lines: Vec::new() });
+            launcher_end.exited(WorkerExit { reason, output_lines: Vec::new() });
         };
         self.drivers.lock().unwrap_or_else(PoisonError::into_inner).spawn(drive);
         Ok(worker)

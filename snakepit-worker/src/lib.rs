@@ -8,7 +8,7 @@
 //!          ProcessLauncher                 the default: a child process that serves gRPC
 //! ```
 //!
-//! The pool holds a [`Worker`]. The launcher holds the other end, a [`WorkerDriver`], which receives commands and reports
+//! The pool holds a [`Worker`]. The launcher holds the other end, a [`LauncherEnd`], which receives commands and reports
 //! the exit. The pool, not this crate, decides which worker runs a call and when to replace a worker.
 //!
 //! A program that needs workers elsewhere than in child processes implements [`WorkerLauncher`]:
@@ -17,7 +17,7 @@
 //! use std::sync::Arc;
 //!
 //! use snakepit_registry::ToolHandler;
-//! use snakepit_worker::{DriverCommand, ExitReason, Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
+//! use snakepit_worker::{ExitReason, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
 //! use tokio::{sync::Mutex, task::JoinSet};
 //!
 //! /// Launches workers that run their calls in this process.
@@ -30,13 +30,13 @@
 //! #[async_trait::async_trait]
 //! impl WorkerLauncher for InProcessLauncher {
 //!     async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
-//!         let (worker, mut driver) = Worker::new(id, None, "in-process", Arc::clone(&self.handler));
+//!         let (worker, mut launcher_end) = Worker::new(id, None, "in-process", Arc::clone(&self.handler));
 //!         self.drivers.lock().await.spawn(async move {
-//!             let reason = match driver.command().await {
-//!                 DriverCommand::Stop { .. } => ExitReason::Stopped,
-//!                 DriverCommand::Kill { why } => ExitReason::Killed { why },
+//!             let reason = match launcher_end.command().await {
+//!                 WorkerCommand::Stop { .. } => ExitReason::Stopped,
+//!                 WorkerCommand::Kill { why } => ExitReason::Killed { why },
 //!             };
-//!             driver.exited(WorkerExit { reason, output_lines: Vec::new() });
+//!             launcher_end.exited(WorkerExit { reason, output_lines: Vec::new() });
 //!         });
 //!         Ok(worker)
 //!     }
@@ -64,5 +64,5 @@ pub use id::WorkerId;
 pub use launcher::WorkerLauncher;
 #[cfg(feature = "process")]
 pub use process::{ProcessConfig, ProcessLauncher};
-pub use worker::{DriverCommand, Worker, WorkerDriver};
+pub use worker::{LauncherEnd, Worker, WorkerCommand};
 pub use worker_exit::{ExitReason, WorkerExit};

@@ -191,12 +191,12 @@ impl WorkerLauncher for ProcessLauncher {
         let diagnostics =
             WorkerDiagnostics { id: id.clone(), exit: supervised.exit_watch(), progress, output_lines };
         // Workers that serve `Multiplex` queue its calls for the thread that runs Python.
-        let keeps_calls = multiplexer.is_some();
+        let queues_calls = multiplexer.is_some();
         let handler = RemoteWorker::new(client, multiplexer, diagnostics);
-        let (worker, driver) =
+        let (worker, launcher_end) =
             Worker::new(id.clone(), Some(supervised.pid()), address.to_string(), Arc::new(handler));
-        supervised.activate(driver);
-        let worker = worker.keeping_calls(keeps_calls);
+        supervised.activate(launcher_end);
+        let worker = worker.with_call_queue(queues_calls);
         tracing::debug!(worker = %id, pid = worker.pid(), %address, "worker ready");
         Ok(worker)
     }

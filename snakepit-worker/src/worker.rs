@@ -1,4 +1,4 @@
-//! The two ends of a worker: [`Worker`] for the pool, and [`WorkerDriver`] for the launcher.
+//! The two ends of a worker: [`Worker`] for the pool, and [`LauncherEnd`] for the launcher.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -14,14 +14,14 @@ pub struct Worker {
     pid: Option<u32>,
     address: Arc<str>,
     handler: Arc<dyn ToolHandler>,
-    keeps_calls: bool,
-    commands: mpsc::UnboundedSender<DriverCommand>,
+    queues_calls: bool,
+    commands: mpsc::UnboundedSender<WorkerCommand>,
     exit: watch::Receiver<Option<WorkerExit>>,
 }
 
-/// A command from the pool to a worker's driver.
+/// A command from the pool to the launcher of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DriverCommand {
+pub enum WorkerCommand {
     /// Ask the worker to stop, and kill it if it still runs after `grace`.
     Stop {
         /// The grace period.
@@ -36,8 +36,8 @@ pub enum DriverCommand {
 
 /// The launcher's end of a worker. It receives commands and reports the exit.
 #[derive(Debug)]
-pub struct WorkerDriver {
-    commands: mpsc::UnboundedReceiver<DriverCommand>,
+pub struct LauncherEnd {
+    commands: mpsc::UnboundedReceiver<WorkerCommand>,
     exit: watch::Sender<Option<WorkerExit>>,
 }
 
@@ -49,26 +49,26 @@ impl Worker {
         pid: Option<u32>,
         address: impl Into<Arc<str>>,
         handler: Arc<dyn ToolHandler>,
-    ) -> (Self, WorkerDriver) {
+    ) -> (Self, LauncherEnd) {
         let (commands, received) = mpsc::unbounded_channel();
         let (exit_tx, exit) = watch::channel(None);
-        let worker = Self { id, pid, address: address.into(), handler, keeps_calls: false, commands, exit };
-        (worker, WorkerDriver { commands: received, exit: exit_tx })
+        let worker = Self { id, pid, address: address.into(), handler, queues_calls: false, commands, exit };
+        (worker, LauncherEnd { commands: received, exit: exit_tx })
     }
 
     /// Declares that the worker queues calls: it runs one call at a time, keeps further calls in their order, and returns
     /// a call that it has not begun on [`recall`](ToolHandler::recall). The pool may dispatch short calls ahead to such a
     /// worker, which saves a round trip per call.
     #[must_use]
-    pub const fn keeping_calls(mut self, keeps: bool) -> Self {
-        self.keeps_calls = keeps;
+    pub const fn with_call_queue(mut self, queues_calls: bool) -> Self {
+        self.queues_calls = queues_calls;
         self
     }
 
-    /// Returns whether the worker [queues calls](Self::keeping_calls).
+    /// Returns whether the worker [queues calls](Self::with_call_queue).
     #[must_use]
-    pub const fn keeps_calls(&self) -> bool {
-        self.keeps_calls
+    pub const fn queues_calls(&self) -> bool {
+        self.queues_calls
     }
 
     /// The worker's id.
@@ -98,12 +98,12 @@ impl Worker {
     /// Asks the worker to stop, and kills it if it still runs after `grace`. Does not wait; [`exited`](Self::exited) does.
     pub fn stop(&self, grace: Duration) {
         // A closed channel means that the worker has exited.
-        let _ = self.commands.send(DriverCommand::Stop { grace });
+        let _ = self.commands.send(WorkerCommand::Stop { grace });
     }
 
     /// Kills the worker and its descendants. Does not wait; [`exited`](Self::exited) does.
     pub fn kill(&self, why: impl Into<String>) {
-        let _ = self.commands.send(DriverCommand::Kill { why: why.into() });
+        let _ = self.commands.send(WorkerCommand::Kill { why: why.into() });
     }
 
     /// Waits until the worker has exited. Cancel safe; may be called any number of times, also after the exit.
@@ -111,9 +111,9 @@ impl Worker {
         let mut exit = self.exit.clone();
         match exit.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(exit)) => exit.clone(),
-            // The driver was dropped without a report, because its task was aborted with its runtime.
+            // The launcher's end was dropped without a report, because the runtime aborted its task.
             _ => WorkerExit {
-                reason: ExitReason::Killed { why: "its driver was dropped".to_owned() },
+                reason: ExitReason::Killed { why: "the task that supervises it has ended".to_owned() },
                 output_lines: Vec::new(),
             },
         }
@@ -136,15 +136,15 @@ impl fmt::Debug for Worker {
     }
 }
 
-impl WorkerDriver {
+impl LauncherEnd {
     /// Waits for the next command. Cancel safe.
     ///
-    /// After the last [`Worker`] clone was dropped, every call returns [`DriverCommand::Kill`].
-    pub async fn command(&mut self) -> DriverCommand {
+    /// After the last [`Worker`] clone was dropped, every call returns [`WorkerCommand::Kill`].
+    pub async fn command(&mut self) -> WorkerCommand {
         self.commands
             .recv()
             .await
-            .unwrap_or_else(|| DriverCommand::Kill { why: "its last handle was dropped".to_owned() })
+            .unwrap_or_else(|| WorkerCommand::Kill { why: "its last handle was dropped".to_owned() })
     }
 
     /// Reports the exit. Calls in flight must have failed by then, or fail without further action.

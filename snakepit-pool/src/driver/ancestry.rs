@@ -12,7 +12,7 @@ use std::{
 use snakepit_registry::{CallId, ToolCall};
 use tokio::time::Instant;
 
-use super::{Deferred, Driver, Event, State};
+use super::{AcquireError, Deferred, Driver, Event, State};
 use crate::scheduler::{Slot, SlotState, Ticket};
 
 /// Records the ancestors of one call. Dropping it removes the record.
@@ -127,7 +127,7 @@ impl Driver {
         }
         let Some(newest) = newest else { return };
         if all_held(state, |call| awaited.contains(&call)) {
-            deferred.wake(state.waiters[newest.waiter].deadlock());
+            deferred.wake(state.waiters[newest.waiter].fail(AcquireError::Deadlock));
             self.apply(state, Event::Withdraw(newest), Instant::now(), deferred);
         }
     }

@@ -18,7 +18,7 @@ pub(super) use self::{
     record::{LeaseRecord, LeaseSignal},
     stream::SharedChunks,
 };
-use super::{Acquire, Ancestry, Driver, Event, LastFailure, Member, State};
+use super::{Acquire, Ancestry, Driver, Event, LastFailure, LiveWorker, State};
 use crate::{
     attempt::AttemptError,
     chunks::wrap,
@@ -34,7 +34,7 @@ const HANDLER_GRACE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) struct Lease {
     driver: Arc<Driver>,
-    member: Arc<Member>,
+    live_worker: Arc<LiveWorker>,
     call: CallId,
     tool: Arc<str>,
     load: Load,
@@ -67,7 +67,7 @@ enum LeaseEnd {
 impl Lease {
     pub(super) const fn new(
         driver: Arc<Driver>,
-        member: Arc<Member>,
+        live_worker: Arc<LiveWorker>,
         call: CallId,
         tool: Arc<str>,
         load: Load,
@@ -76,7 +76,7 @@ impl Lease {
     ) -> Self {
         Self {
             driver,
-            member,
+            live_worker,
             call,
             tool,
             load,
@@ -90,8 +90,8 @@ impl Lease {
         }
     }
 
-    pub(crate) const fn member(&self) -> &Arc<Member> {
-        &self.member
+    pub(crate) const fn live_worker(&self) -> &Arc<LiveWorker> {
+        &self.live_worker
     }
 
     /// Polls the call unless its lease was revoked. Fails when the worker has exited and the call does not end within
@@ -119,7 +119,7 @@ impl Lease {
             Some(LeaseSignal::ShuttingDown) => {
                 return Poll::Ready(Err(ToolError::ShuttingDown { delivered: true }));
             }
-            Some(LeaseSignal::Orphaned) => return Poll::Ready(Err(ToolError::runtime_ended())),
+            Some(LeaseSignal::RuntimeEnded) => return Poll::Ready(Err(ToolError::runtime_ended())),
             Some(LeaseSignal::WorkerExited) => {}
         }
         if let Poll::Ready(answer) = call(cx) {
@@ -151,10 +151,10 @@ impl Lease {
     }
 
     fn lost(&self) -> ToolError {
-        let worker = &self.member.worker;
+        let worker = &self.live_worker.handle;
         let reason = match worker.exit() {
             Some(exit) => exit.reason.to_string(),
-            None => "its driver was dropped".to_owned(),
+            None => "the task that supervises it has ended".to_owned(),
         };
         self.record_loss(&reason);
         // The last output of the worker may belong to other calls; only the handler can attribute it.
@@ -193,7 +193,7 @@ impl Lease {
 
     /// Queues a recalled call again, in its old place.
     pub(crate) fn requeue(mut self) -> Acquire {
-        let (worker, tool, key, load) = (self.member.key, Arc::clone(&self.tool), self.key, self.load);
+        let (worker, tool, key, load) = (self.live_worker.key, Arc::clone(&self.tool), self.key, self.load);
         self.end = LeaseEnd::Requeued;
         let driver = Arc::clone(&self.driver);
         let (record, acquire) =
@@ -211,14 +211,14 @@ impl Lease {
                     self.record_loss(reason);
                 }
                 self.end = LeaseEnd::Lost;
-                let was_only_call = self.driver.with_state(|state, _| state.loses_only_call(self.key));
+                let was_only_call = self.driver.with_state(|state, _| state.was_only_call(self.key));
                 return AttemptError { error, was_only_call };
             }
             // The worker rejected the call because it is stopping. The caller gets an undelivered loss, because
             // "unavailable" would refer to the pool.
             ToolError::Unavailable { reason, .. } => {
                 self.end = LeaseEnd::Retired;
-                let worker = self.member.worker.id().to_string();
+                let worker = self.live_worker.handle.id().to_string();
                 let output_lines = Vec::new();
                 return ToolError::WorkerLost { worker, reason, delivered: false, output_lines }.into();
             }
@@ -231,7 +231,7 @@ impl Lease {
 
     /// Records that the worker was lost while it ran this call.
     fn record_loss(&self, reason: &str) {
-        let (id, tool) = (self.member.worker.id(), Arc::clone(&self.tool));
+        let (id, tool) = (self.live_worker.handle.id(), Arc::clone(&self.tool));
         self.driver.with_state(|state, _| {
             state.last_failure = Some(LastFailure::lost_call(state.last_failure.take(), id, reason, tool));
         });
@@ -240,23 +240,23 @@ impl Lease {
 
 impl State {
     /// Whether the lost worker of this lease had no other call. Abandoned calls count too.
-    fn loses_only_call(&mut self, key: usize) -> bool {
+    fn was_only_call(&mut self, key: usize) -> bool {
         let Some(lease) = self.leases.get(key) else { return false };
-        if lease.lost_with_others {
+        if lease.had_concurrent_calls {
             return false;
         }
         let worker = lease.worker;
-        self.mark_lost_with_others(worker);
-        self.leases.get(key).is_some_and(|lease| !lease.lost_with_others)
+        self.mark_concurrent_calls(worker);
+        self.leases.get(key).is_some_and(|lease| !lease.had_concurrent_calls)
     }
 
     /// Marks the leases of a lost worker if it had several calls. Must run before the first of them ends.
-    pub(super) fn mark_lost_with_others(&mut self, worker: WorkerKey) {
+    pub(super) fn mark_concurrent_calls(&mut self, worker: WorkerKey) {
         let abandoned = self.cancelling.iter().filter(|(cancelling, _)| *cancelling == worker).count();
         let leases = self.leases.iter().filter(|(_, lease)| lease.worker == worker).count();
         if abandoned + leases > 1 {
             for (_, lease) in self.leases.iter_mut().filter(|(_, lease)| lease.worker == worker) {
-                lease.lost_with_others = true;
+                lease.had_concurrent_calls = true;
             }
         }
     }
@@ -264,7 +264,7 @@ impl State {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let worker = self.member.key;
+        let worker = self.live_worker.key;
         let event = match self.end {
             LeaseEnd::Abandoned => Event::Abandoned(worker, self.call, self.load),
             LeaseEnd::Finished(_) => Event::Finished(worker, self.load),

@@ -5,7 +5,7 @@ use std::{future::poll_fn, task::Poll};
 
 use loom::{future::block_on, thread};
 use snakepit_registry::{FnTool, ToolCall};
-use snakepit_worker::WorkerDriver;
+use snakepit_worker::LauncherEnd;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
@@ -15,23 +15,23 @@ struct Model {
     driver: Arc<Driver>,
     worker: WorkerKey,
     _commands: UnboundedReceiver<Command>,
-    _process: WorkerDriver,
+    _launcher_end: LauncherEnd,
 }
 
 impl Model {
     fn new() -> Self {
         let (sender, mut commands) = mpsc::unbounded_channel();
         let driver = Arc::new(Driver::new(PoolConfig { workers: 1, ..PoolConfig::default() }, sender));
-        driver.tick(Instant::now());
+        driver.on_tick(Instant::now());
         let launch = std::iter::from_fn(|| commands.try_recv().ok()).find_map(|command| match command {
             Command::Launch(worker, id) => Some((worker, id)),
             _ => None,
         });
         let (key, id) = launch.expect("the first tick launches the worker");
         let handler = FnTool::typed("add", |(): ()| async { Ok::<_, std::convert::Infallible>(()) });
-        let (worker, process) = Worker::new(id, None, "model", Arc::new(handler));
-        driver.launched(key, worker);
-        Self { driver, worker: key, _commands: commands, _process: process }
+        let (worker, launcher_end) = Worker::new(id, None, "model", Arc::new(handler));
+        driver.on_launched(key, worker);
+        Self { driver, worker: key, _commands: commands, _launcher_end: launcher_end }
     }
 
     fn acquire(&self) -> Acquire {
@@ -73,7 +73,7 @@ fn loom_a_running_call_is_woken_when_its_worker_exits() {
         let model = Model::new();
         let lease = model.lease();
         let (driver, worker) = (Arc::clone(&model.driver), model.worker);
-        let exits = thread::spawn(move || driver.exited(worker, &WorkerId::new("w"), "code 1".to_owned()));
+        let exits = thread::spawn(move || driver.on_exited(worker, &WorkerId::new("w"), "code 1".to_owned()));
         let signal = block_on(poll_fn(|cx| lease.signal(cx).map_or(Poll::Pending, Poll::Ready)));
         assert_eq!(signal, LeaseSignal::WorkerExited);
         exits.join().unwrap();

@@ -3,7 +3,7 @@
 use snakepit_worker::Worker;
 use tokio::sync::watch;
 
-use super::{Driver, Startup};
+use super::{Driver, Startup, State};
 use crate::{
     PoolError, PoolStatus, WorkerState, WorkerStatus,
     scheduler::{Phase, Slot, SlotState},
@@ -35,7 +35,7 @@ impl Driver {
         let state = self.lock();
         let is_up = |slot: &Slot| matches!(slot.state, SlotState::Up(_));
         state.scheduler.phase() == Phase::Serving
-            && !state.never_up.contains(&true)
+            && state.all_slots_have_launched()
             && state.scheduler.slots().iter().any(is_up)
     }
 
@@ -51,14 +51,14 @@ impl Driver {
 
     pub(crate) fn status(&self) -> PoolStatus {
         let state = self.lock();
-        let workers = state.scheduler.slots().iter().zip(&state.members).map(|(slot, member)| {
-            let worker = member.as_ref().map(|member| &member.worker);
+        let workers = state.scheduler.slots().iter().zip(&state.live_workers).map(|(slot, live_worker)| {
+            let worker = live_worker.as_ref().map(|live_worker| &live_worker.handle);
             WorkerStatus {
                 id: self.worker_id(slot.key()),
                 pid: worker.and_then(Worker::pid),
                 state: worker_state(&slot.state),
                 address: worker.map_or_else(String::new, |worker| worker.address().to_owned()),
-                started_at: member.as_ref().map(|member| member.started_at),
+                started_at: live_worker.as_ref().map(|live_worker| live_worker.started_at),
                 calls: slot.served(),
                 restarts: slot.restarts(),
             }
@@ -70,6 +70,12 @@ impl Driver {
             workers: workers.collect(),
             calls: self.totals.read(),
         }
+    }
+}
+
+impl State {
+    pub(super) fn all_slots_have_launched(&self) -> bool {
+        self.has_launched.iter().all(|has_launched| *has_launched)
     }
 }
 

@@ -6,7 +6,7 @@ use snakepit_registry::CallId;
 use tokio::time::Instant;
 
 use super::{
-    Deferred, Driver, Event, State,
+    AcquireError, Deferred, Driver, Event, State,
     lease::{LeaseRecord, LeaseSignal},
 };
 use crate::{scheduler::earlier, visits::visit};
@@ -19,7 +19,7 @@ impl Driver {
     pub(crate) async fn cancel(&self, call: CallId) {
         self.with_state(|state, deferred| {
             if let Some(ticket) = state.waiters.queued(call) {
-                deferred.wake(state.waiters[ticket.waiter].cancel());
+                deferred.wake(state.waiters[ticket.waiter].fail(AcquireError::Cancelled));
                 self.apply(state, Event::Withdraw(ticket), Instant::now(), deferred);
             }
             self.signal(state, deferred, LeaseSignal::Cancelled, |lease| lease.call == call);
@@ -72,7 +72,7 @@ impl Driver {
     }
 
     /// Handles the supervisor's timer.
-    pub(super) fn tick(&self, now: Instant) {
+    pub(super) fn on_tick(&self, now: Instant) {
         self.with_state(|state, deferred| {
             state.timer_at = None;
             if state.earliest_deadline.is_some_and(|at| at <= now) {

@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Driver, Member, WorkerKey, catch_panic};
+use super::{Driver, LiveWorker, WorkerKey, catch_panic};
 use crate::{PoolConfig, PoolError};
 
 /// The pause after a tick that panicked.
@@ -21,7 +21,7 @@ const PANIC_PAUSE: Duration = Duration::from_millis(100);
 pub(super) enum Command {
     Launch(WorkerKey, WorkerId),
     AbortLaunch(WorkerKey),
-    Cancel(Arc<Member>, CallId),
+    Cancel(Arc<LiveWorker>, CallId),
     /// Wakes the supervisor, because the timer has changed or the pool has stopped.
     Rearm,
 }
@@ -38,7 +38,7 @@ enum JobResult {
 #[derive(Debug)]
 enum Job {
     Launch { worker: WorkerKey, id: WorkerId, abort: AbortHandle },
-    Cancel { member: Arc<Member>, call: CallId },
+    Cancel { live_worker: Arc<LiveWorker>, call: CallId },
     Watch { worker: WorkerKey, id: WorkerId },
 }
 
@@ -56,7 +56,7 @@ impl Driver {
         let (commands, received) = mpsc::unbounded_channel();
         let driver = Arc::new(Self::new(config, commands));
         // Sends the commands of the first launches, so `status` shows them from the start.
-        driver.tick(Instant::now());
+        driver.on_tick(Instant::now());
         let supervisor = Supervisor {
             driver: Arc::clone(&driver),
             launcher,
@@ -86,7 +86,7 @@ impl Supervisor {
                     catch_panic("the end of a job", || self.finish_job(done));
                 }
                 () = sleep_until(due), if timer.is_some() => {
-                    if !catch_panic("a timer", || self.driver.tick(Instant::now())) {
+                    if !catch_panic("a timer", || self.driver.on_tick(Instant::now())) {
                         // The tick did not set the next timer. Avoids a busy loop.
                         self.driver.lock().timer_at = Some(Instant::now() + PANIC_PAUSE);
                     }
@@ -112,13 +112,13 @@ impl Supervisor {
                     }
                 }
             }
-            Command::Cancel(member, call) => {
-                let cancelling = Arc::clone(&member);
-                let task = self.tasks.spawn(async move {
-                    JobResult::Cancelled(cancelling.worker.handler().cancel(call).await)
-                });
-                let id = member.worker.id().clone();
-                self.jobs.insert(task.id(), Job::Cancel { member, call });
+            Command::Cancel(live_worker, call) => {
+                let worker = live_worker.handle.clone();
+                let id = worker.id().clone();
+                let task = self
+                    .tasks
+                    .spawn(async move { JobResult::Cancelled(worker.handler().cancel(call).await) });
+                self.jobs.insert(task.id(), Job::Cancel { live_worker, call });
                 tracing::debug!(worker = %id, %call, "cancelling an abandoned call");
             }
             Command::Rearm => {}
@@ -133,31 +133,31 @@ impl Supervisor {
         };
         match (self.jobs.remove(&task), done) {
             (Some(Job::Launch { worker, id, .. }), Ok(JobResult::Launched(Ok(up)))) => {
-                self.launched(worker, &id, up);
+                self.on_launched(worker, &id, up);
             }
             (Some(Job::Launch { worker, id, .. }), Ok(JobResult::Launched(Err(error)))) => {
-                self.launch_failed(worker, &id, &error);
+                self.on_launch_failed(worker, &id, &error);
             }
             (Some(Job::Launch { worker, id, .. }), Err(error)) => {
                 let error = WorkerError::StartFailed {
                     error: format!("its launch {}", fate(&error)),
                     traceback: None,
                 };
-                self.launch_failed(worker, &id, &error);
+                self.on_launch_failed(worker, &id, &error);
             }
-            (Some(Job::Cancel { member, call }), done) => {
+            (Some(Job::Cancel { live_worker, call }), done) => {
                 let problem = match done {
                     Ok(JobResult::Cancelled(Err(error))) => Some(error.to_string()),
                     Err(error) => Some(format!("its cancellation {}", fate(&error))),
                     Ok(_) => None,
                 };
-                if problem.is_some() && member.worker.exit().is_some() {
+                if problem.is_some() && live_worker.handle.exit().is_some() {
                     // The call ended with its worker, whose exit is about to be reported.
                     return;
                 }
-                self.driver.cancel_ended(member.key, call, problem.is_none());
+                self.driver.on_cancel_ended(live_worker.key, call, problem.is_none());
                 if let Some(problem) = &problem {
-                    let worker = member.worker.id();
+                    let worker = live_worker.handle.id();
                     tracing::warn!(%worker, %call, %problem, "cannot confirm the end of an abandoned call");
                 }
             }
@@ -166,7 +166,7 @@ impl Supervisor {
                     Ok(JobResult::Exited(exit)) => exit.reason.to_string(),
                     _ => "its exit cannot be watched".to_owned(),
                 };
-                self.driver.exited(worker, &id, reason);
+                self.driver.on_exited(worker, &id, reason);
                 match done {
                     Ok(JobResult::Exited(WorkerExit { reason, .. })) => match &reason {
                         ExitReason::Stopped | ExitReason::Killed { .. } => {
@@ -186,18 +186,18 @@ impl Supervisor {
         }
     }
 
-    fn launched(&mut self, worker: WorkerKey, id: &WorkerId, up: Worker) {
+    fn on_launched(&mut self, worker: WorkerKey, id: &WorkerId, up: Worker) {
         // Watched before it is used, so that its exit is noticed even if the code below panics.
         let watched = up.clone();
         let (pid, address) = (up.pid(), up.address().to_owned());
         let watch = self.tasks.spawn(async move { JobResult::Exited(watched.exited().await) });
         self.jobs.insert(watch.id(), Job::Watch { worker, id: id.clone() });
-        self.driver.launched(worker, up);
+        self.driver.on_launched(worker, up);
         tracing::info!(worker = %id, pid, %address, "worker is up");
     }
 
-    fn launch_failed(&self, worker: WorkerKey, id: &WorkerId, error: &WorkerError) {
-        self.driver.launch_failed(worker, PoolError::Start { worker: id.clone(), error: error.clone() });
+    fn on_launch_failed(&self, worker: WorkerKey, id: &WorkerId, error: &WorkerError) {
+        self.driver.on_launch_failed(worker, PoolError::Start { worker: id.clone(), error: error.clone() });
         tracing::warn!(worker = %id, %error, "worker did not start");
     }
 }
@@ -205,7 +205,7 @@ impl Supervisor {
 /// Runs when the pool has stopped, when the pool is dropped, and when its runtime shuts down.
 impl Drop for Supervisor {
     fn drop(&mut self) {
-        self.driver.orphan();
+        self.driver.on_runtime_end();
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use snakepit_registry::{CallId, ToolCall};
 use tokio::time::Instant;
 
-use super::{Driver, Event, Lease, Member, Rejection};
+use super::{Driver, Event, Lease, LiveWorker, Rejection};
 use crate::scheduler::{Load, Ticket};
 
 /// The driver's record of a call that waits for a worker.
@@ -25,8 +25,8 @@ pub(super) struct Waiter {
 #[derive(Debug)]
 enum WaiterState {
     Waiting(Option<Waker>),
-    Assigned { member: Arc<Member>, key: usize },
-    Rejected(AcquireError),
+    Assigned { live_worker: Arc<LiveWorker>, key: usize },
+    Failed(AcquireError),
 }
 
 /// The reason why a call got no worker.
@@ -38,7 +38,7 @@ pub(crate) enum AcquireError {
     /// The call would wait for itself.
     Deadlock,
     /// The runtime that started the pool has shut down.
-    Orphaned,
+    RuntimeEnded,
 }
 
 impl Waiter {
@@ -54,34 +54,19 @@ impl Waiter {
         Ticket { number: self.number, waiter }
     }
 
-    pub(super) fn assign(&mut self, member: Arc<Member>, key: usize) -> Option<Waker> {
-        self.resolve(WaiterState::Assigned { member, key })
+    pub(super) fn assign(&mut self, live_worker: Arc<LiveWorker>, key: usize) -> Option<Waker> {
+        self.resolve(WaiterState::Assigned { live_worker, key })
     }
 
-    pub(super) fn reject(&mut self, rejection: Rejection) -> Option<Waker> {
-        self.resolve(WaiterState::Rejected(AcquireError::Rejected(rejection)))
+    pub(super) fn fail(&mut self, error: AcquireError) -> Option<Waker> {
+        self.resolve(WaiterState::Failed(error))
     }
 
-    pub(super) fn expire(&mut self) -> Option<Waker> {
-        self.resolve(WaiterState::Rejected(AcquireError::Expired))
-    }
-
-    pub(super) fn cancel(&mut self) -> Option<Waker> {
-        self.resolve(WaiterState::Rejected(AcquireError::Cancelled))
-    }
-
-    pub(super) fn deadlock(&mut self) -> Option<Waker> {
-        self.resolve(WaiterState::Rejected(AcquireError::Deadlock))
-    }
-
-    pub(super) fn orphan(&mut self) -> Option<Waker> {
-        self.resolve(WaiterState::Rejected(AcquireError::Orphaned))
-    }
-
+    /// Ends the wait, unless it has ended already, and returns the waker of the task.
     fn resolve(&mut self, state: WaiterState) -> Option<Waker> {
         match std::mem::replace(&mut self.state, state) {
             WaiterState::Waiting(waker) => waker,
-            WaiterState::Assigned { .. } | WaiterState::Rejected(_) => None,
+            WaiterState::Assigned { .. } | WaiterState::Failed(_) => None,
         }
     }
 }
@@ -109,9 +94,9 @@ impl Acquire {
             let load = if call.ancestors.is_some() { Load::LONG } else { state.tool_times.load(call, bytes) };
             let waiter = Waiter::new(call.id, deadline, load, number);
             let ticket = Ticket { number, waiter: state.waiters.insert(waiter) };
-            if state.is_orphaned {
+            if state.runtime_has_ended {
                 // The future was not polled yet, so there is no waker.
-                state.waiters[ticket.waiter].orphan();
+                state.waiters[ticket.waiter].fail(AcquireError::RuntimeEnded);
                 return ticket;
             }
             if call.ancestors.is_some() {
@@ -166,11 +151,11 @@ impl Future for Acquire {
         };
         self.ticket = None;
         Poll::Ready(match waiter.state {
-            WaiterState::Assigned { member, key } => {
+            WaiterState::Assigned { live_worker, key } => {
                 let (driver, tool) = (Arc::clone(&self.driver), Arc::clone(&self.tool));
-                Ok(Lease::new(driver, member, waiter.call, tool, waiter.load, waiter.deadline, key))
+                Ok(Lease::new(driver, live_worker, waiter.call, tool, waiter.load, waiter.deadline, key))
             }
-            WaiterState::Rejected(error) => Err(error),
+            WaiterState::Failed(error) => Err(error),
             // Unreachable, because only answered waiters are removed above.
             WaiterState::Waiting(_) => Err(AcquireError::Cancelled),
         })
@@ -188,10 +173,13 @@ impl Acquire {
                     self.driver.apply(state, Event::Withdraw(ticket), Instant::now(), deferred);
                     None
                 }
-                WaiterState::Assigned { member, key } => {
-                    Some(self.driver.end(state, *key, Event::Released(member.key, waiter.load), deferred))
-                }
-                WaiterState::Rejected(_) => None,
+                WaiterState::Assigned { live_worker, key } => Some(self.driver.end(
+                    state,
+                    *key,
+                    Event::Released(live_worker.key, waiter.load),
+                    deferred,
+                )),
+                WaiterState::Failed(_) => None,
             };
             (waiter, ended)
         });

@@ -15,22 +15,22 @@ impl Scheduler {
     /// Selects the slot for a new call: the preferred one or another idle one. A brief call may also go to a busy slot
     /// that makes progress and holds only brief calls.
     pub(super) fn pick(&mut self, call: &QueuedCall, now: Instant) -> Option<u32> {
-        let gathered = self.gathers(self.last_brief, call.load, now);
+        let last_is_busy = self.should_wait_behind(self.last_brief, call.load, now);
         let next = self.next_slot(call.load, now)?;
         let is_idle = |slot| self.capacity.running(slot) < self.limits.concurrency;
-        // While another worker may be idle, a busy worker gets only calls that should wait for it (`Up::gathers`).
-        let is_good = |slot| match gathered {
-            true => self.gathers(slot, call.load, now),
+        // While another worker may be idle, a busy worker gets only calls that are short enough to wait for it.
+        let may_wait_behind = |slot| match last_is_busy {
+            true => self.should_wait_behind(slot, call.load, now),
             false => !is_idle(next) && !self.is_stalled(slot, now),
         };
-        let takes = |slot| self.capacity.contains(slot) && (is_idle(slot) || is_good(slot));
-        let preferred = call.preferred.filter(|worker| self.is_current(*worker) && takes(worker.slot));
+        let can_take = |slot| self.capacity.contains(slot) && (is_idle(slot) || may_wait_behind(slot));
+        let preferred = call.preferred.filter(|worker| self.is_current(*worker) && can_take(worker.slot));
         Some(preferred.map_or(next, |worker| worker.slot))
     }
 
     /// Selects the slot for the next call of this load. Removes stalled slots from `capacity` until they end a call.
     pub(super) fn next_slot(&mut self, load: Load, now: Instant) -> Option<u32> {
-        if self.gathers(self.last_brief, load, now) {
+        if self.should_wait_behind(self.last_brief, load, now) {
             return Some(self.last_brief);
         }
         loop {
@@ -49,12 +49,12 @@ impl Scheduler {
         }
     }
 
-    /// Whether a busy slot should get this call although another one is idle.
-    fn gathers(&self, slot: u32, load: Load, now: Instant) -> bool {
+    /// Whether this call should wait for a busy slot although another one is idle.
+    fn should_wait_behind(&self, slot: u32, load: Load, now: Instant) -> bool {
         let is_full = |up: &Up| up.running() as usize >= self.limits.concurrency;
-        let gathers = |up: &Up| is_full(up) && up.gathers(load) && up.stalls_at() > now;
+        let should_wait = |up: &Up| is_full(up) && up.should_wait_behind(load) && up.stalls_at() > now;
         self.capacity.contains(slot)
-            && matches!(&self.slots[slot as usize].state, SlotState::Up(up) if gathers(up))
+            && matches!(&self.slots[slot as usize].state, SlotState::Up(up) if should_wait(up))
     }
 
     /// Whether a fully busy worker has not ended a call for [`STALLED_AFTER`](super::slot::STALLED_AFTER).
@@ -84,7 +84,8 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn returned(&mut self, worker: WorkerKey, call: QueuedCall, now: Instant) {
+    /// Queues a recalled call again, in its old place.
+    pub(super) fn on_returned(&mut self, worker: WorkerKey, call: QueuedCall, now: Instant) {
         self.in_flight -= 1;
         self.remove_unbegun(worker, call.load);
         // The limits of the queue do not apply, because the call was admitted before.

@@ -63,7 +63,7 @@ pub(crate) enum Event {
     Launched {
         worker: WorkerKey,
         /// Whether the worker accepts calls ahead of their turn and returns them when they are recalled.
-        keeps_calls: bool,
+        queues_calls: bool,
     },
     /// A launch failed or was aborted.
     LaunchFailed(WorkerKey),

@@ -9,8 +9,8 @@ const MAX_BACKLOG: Duration = Duration::from_millis(1);
 /// The time to wake an idle worker, which is not worth it for a shorter call.
 const WAKE_COST: Duration = Duration::from_micros(10);
 
-/// The most work in such short calls that gathers on one worker before the pool wakes another.
-const MAX_GATHERED: Duration = Duration::from_micros(100);
+/// The most work in such short calls that may wait on a busy worker. Above it, the pool wakes an idle one.
+const MAX_SHORT_BACKLOG: Duration = Duration::from_micros(100);
 
 /// The longest expected time of a brief call. Longer calls are never handed over ahead, and no call waits behind them
 /// on a worker.
@@ -74,9 +74,9 @@ impl Backlog {
     }
 
     /// Whether a call should wait behind this backlog instead of waking an idle worker.
-    pub(super) fn gathers(&self, Load(time): Load) -> bool {
+    pub(super) fn should_wait_behind(&self, Load(time): Load) -> bool {
         let is_short = time.is_some_and(|time| time < WAKE_COST);
-        is_short && self.long == 0 && self.brief < MAX_GATHERED
+        is_short && self.long == 0 && self.brief < MAX_SHORT_BACKLOG
     }
 
     /// Whether a brief call may wait behind this backlog.

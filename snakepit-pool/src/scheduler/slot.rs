@@ -51,7 +51,7 @@ pub(crate) enum SlotState {
 pub(crate) struct Up {
     backlog: Backlog,
     /// Whether the worker accepts calls ahead of their turn and returns them when they are recalled.
-    pub(super) keeps_calls: bool,
+    pub(super) queues_calls: bool,
     /// The time at which the worker last ended a call, or began one while it was idle.
     last_progress: Instant,
     /// The number of abandoned calls that may still run. The worker gets no calls unless it is 0.
@@ -63,10 +63,10 @@ pub(crate) struct Up {
 }
 
 impl Up {
-    pub(super) fn new(keeps_calls: bool, now: Instant) -> Self {
+    pub(super) fn new(queues_calls: bool, now: Instant) -> Self {
         Self {
             backlog: Backlog::default(),
-            keeps_calls,
+            queues_calls,
             last_progress: now,
             cancelling: 0,
             cancel_by: now,
@@ -103,12 +103,12 @@ impl Up {
 
     /// Whether the worker may get a brief call ahead of its turn.
     pub(super) fn takes_ahead(&self) -> bool {
-        self.keeps_calls && self.backlog.is_brief()
+        self.queues_calls && self.backlog.is_brief()
     }
 
     /// Whether a call should wait for this worker instead of waking an idle one.
-    pub(super) fn gathers(&self, load: Load) -> bool {
-        self.keeps_calls && self.backlog.gathers(load)
+    pub(super) fn should_wait_behind(&self, load: Load) -> bool {
+        self.queues_calls && self.backlog.should_wait_behind(load)
     }
 
     /// Records that the worker confirmed the end of a call.

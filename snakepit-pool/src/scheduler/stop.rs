@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use super::{Effect, Phase, Rejection, Scheduler, Slot, SlotState};
 
 impl Scheduler {
-    pub(super) fn drain(&mut self, until: Instant, now: Instant) {
+    pub(super) fn on_drain(&mut self, until: Instant, now: Instant) {
         let until = match self.phase {
             Phase::Serving => until,
             Phase::Draining { until: earlier } => earlier.min(until),

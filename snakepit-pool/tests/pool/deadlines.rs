@@ -6,7 +6,7 @@ use snakepit_pool::PoolConfig;
 use snakepit_registry::{CallStage, ToolCall, ToolError, ToolHandler, ToolReply};
 use tokio::time::{Instant, advance};
 
-use crate::puppet::{Bench, chunk, config, next};
+use crate::puppet::{PoolHarness, chunk, config, next};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -27,19 +27,19 @@ async fn the_default_timeout_applies_only_to_calls_without_a_deadline() {
         // A timeout beyond the range of the clock sets no deadline.
         (Duration::MAX, None, None),
     ] {
-        let (mut bench, _workers) = Bench::up(by_default(default)).await;
-        let _answer = bench.call(ToolCall { deadline: own, ..ToolCall::new("t") }).await;
-        assert_eq!(bench.next_call().await.call.deadline, expected);
+        let (mut harness, _workers) = PoolHarness::up(by_default(default)).await;
+        let _answer = harness.call(ToolCall { deadline: own, ..ToolCall::new("t") }).await;
+        assert_eq!(harness.next_call().await.call.deadline, expected);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_is_always_ready_ends_at_the_deadline() {
-    let (mut bench, _workers) = Bench::up(config(1)).await;
+    let (mut harness, _workers) = PoolHarness::up(config(1)).await;
     let call = ToolCall::new("s").streaming().with_deadline(Instant::now() + SECOND);
-    let running = bench.call(call).await;
+    let running = harness.call(call).await;
     let endless = tokio_stream::iter(std::iter::repeat_with(chunk));
-    bench.next_call().await.finish(Ok(ToolReply::stream(Box::pin(endless))));
+    harness.next_call().await.finish(Ok(ToolReply::stream(Box::pin(endless))));
     let mut reply = running.answer().await.unwrap();
     for _ in 0..3 {
         assert!(matches!(next(&mut reply).await, Some(Ok(_))));
@@ -49,24 +49,24 @@ async fn a_stream_that_is_always_ready_ends_at_the_deadline() {
     let error = next(&mut reply).await.unwrap().unwrap_err();
     assert_eq!(stage(&error), Some(CallStage::Running));
     assert!(next(&mut reply).await.is_none());
-    assert_eq!(bench.status().calls.timed_out, 1);
+    assert_eq!(harness.status().calls.timed_out, 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_call_counts_as_timed_out_even_if_its_caller_has_a_timer_too() {
-    let (mut bench, _workers) = Bench::up(config(2)).await;
+    let (mut harness, _workers) = PoolHarness::up(config(2)).await;
     for _ in 0..2 {
         let deadline = Instant::now() + SECOND;
-        let tool = bench.tool();
+        let tool = harness.tool();
         let call = tool.call(ToolCall::new("t").with_deadline(deadline));
         // Like a transport that polls a call at its deadline and then drops it.
-        let (answer, call) = tokio::join!(tokio::time::timeout_at(deadline, call), bench.next_call());
+        let (answer, call) = tokio::join!(tokio::time::timeout_at(deadline, call), harness.next_call());
         assert_eq!(stage(&answer.unwrap().unwrap_err()), Some(CallStage::Running));
-        bench.next_cancel().await.answer.send(Ok(())).unwrap();
+        harness.next_cancel().await.answer.send(Ok(())).unwrap();
         drop(call);
     }
-    bench.settle().await;
-    let status = bench.status();
+    harness.settle().await;
+    let status = harness.status();
     assert_eq!((status.calls.timed_out, status.calls.cancelled), (2, 0));
     assert_eq!(status.workers.iter().map(|worker| worker.calls).sum::<u64>(), 2, "the workers count them");
 }

@@ -7,31 +7,31 @@ use snakepit_registry::{ToolCall, ToolError, ToolHandler};
 use snakepit_worker::ExitReason;
 use tokio::time::Instant;
 
-use crate::puppet::{Bench, config};
+use crate::puppet::{PoolHarness, config};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 #[tokio::test(start_paused = true)]
 async fn all_workers_launch_concurrently_and_ready_waits_for_the_last() {
-    let mut bench = Bench::start(config(3));
+    let mut harness = PoolHarness::start(config(3));
     let mut launches = Vec::new();
     for _ in 0..3 {
-        launches.push(bench.launch().await);
+        launches.push(harness.launch().await);
     }
     launches.sort_by(|a, b| a.id.cmp(&b.id));
     let ids: Vec<&str> = launches.iter().map(|launch| launch.id.as_str()).collect();
     assert_eq!(ids, ["p-0-1", "p-1-1", "p-2-1"]);
-    assert_eq!(bench.state(0), WorkerState::Starting);
+    assert_eq!(harness.state(0), WorkerState::Starting);
 
     let last = launches.pop().unwrap();
     let _workers: Vec<_> = launches.into_iter().map(|launch| launch.succeed()).collect();
-    let waited = tokio::time::timeout(Duration::from_secs(3600), bench.pool.ready()).await;
+    let waited = tokio::time::timeout(Duration::from_secs(3600), harness.pool.ready()).await;
     assert!(waited.is_err(), "one is missing");
-    assert!(!bench.pool.is_ready());
+    assert!(!harness.pool.is_ready());
     let _last = last.succeed();
-    bench.pool.ready().await.unwrap();
-    assert!(bench.pool.is_ready());
-    let status = bench.status();
+    harness.pool.ready().await.unwrap();
+    assert!(harness.pool.is_ready());
+    let status = harness.status();
     assert_eq!((status.queued, status.in_flight), (0, 0));
     for worker in &status.workers {
         assert_eq!((worker.state, worker.pid, &*worker.address), (WorkerState::Idle, Some(42), "puppet"));
@@ -41,34 +41,34 @@ async fn all_workers_launch_concurrently_and_ready_waits_for_the_last() {
 
 #[tokio::test(start_paused = true)]
 async fn ready_returns_the_first_failed_launch_and_the_pool_retries() {
-    let mut bench = Bench::start(config(1));
-    bench.launch().await.fail();
-    let error = bench.pool.ready().await.unwrap_err();
+    let mut harness = PoolHarness::start(config(1));
+    harness.launch().await.fail();
+    let error = harness.pool.ready().await.unwrap_err();
     let error = error.to_string();
     assert!(error.starts_with("worker `p-0-1` did not start: "), "{error}");
     assert!(error.contains("no such adapter"), "the cause is part of the message: {error}");
-    assert!(!bench.pool.is_ready());
+    assert!(!harness.pool.is_ready());
 
-    let _worker = bench.launch().await.succeed();
-    bench.settle().await;
-    assert!(bench.pool.is_ready());
-    assert!(matches!(bench.pool.ready().await, Err(PoolError::Start { .. })), "the start phase had failed");
+    let _worker = harness.launch().await.succeed();
+    harness.settle().await;
+    assert!(harness.pool.is_ready());
+    assert!(matches!(harness.pool.ready().await, Err(PoolError::Start { .. })), "the start phase had failed");
 }
 
 #[tokio::test(start_paused = true)]
 async fn failed_launches_are_repeated_with_backoff() {
-    let mut bench = Bench::start(config(1));
-    bench.launch().await.fail();
+    let mut harness = PoolHarness::start(config(1));
+    harness.launch().await.fail();
     for millis in [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000] {
         let start = Instant::now();
-        let launch = bench.launch().await;
+        let launch = harness.launch().await;
         let waited = start.elapsed();
         let expected = Duration::from_millis(millis);
         assert!(waited >= expected && waited <= expected + 2 * MILLISECOND, "{waited:?}, not {expected:?}");
         launch.fail();
     }
-    bench.settle().await;
-    let error = bench.tool().call(ToolCall::new("t")).await.unwrap_err();
+    harness.settle().await;
+    let error = harness.tool().call(ToolCall::new("t")).await.unwrap_err();
     let ToolError::Unavailable { retry_after: Some(after), reason } = error else { panic!("{error}") };
     assert!(
         reason.contains("failed to start several times in a row; the last error: worker `p-0-1"),
@@ -79,14 +79,14 @@ async fn failed_launches_are_repeated_with_backoff() {
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_exits_during_a_call_loses_it_and_is_replaced() {
-    let (mut bench, mut workers) = Bench::up(config(1)).await;
-    let first = bench.call_tool("warm").await;
-    bench.next_call().await.succeed();
+    let (mut harness, mut workers) = PoolHarness::up(config(1)).await;
+    let first = harness.call_tool("warm").await;
+    harness.next_call().await.succeed();
     first.answer().await.unwrap();
 
-    let caller = bench.call_tool("t").await;
+    let caller = harness.call_tool("t").await;
     // The handler never answers, so the exit of the worker must end the call.
-    let _silent = bench.next_call().await;
+    let _silent = harness.next_call().await;
     let start = Instant::now();
     workers.remove(0).exit(ExitReason::Signal { name: "SIGSEGV".to_owned() });
     let error = caller.error().await;
@@ -95,23 +95,23 @@ async fn a_worker_that_exits_during_a_call_loses_it_and_is_replaced() {
     assert_eq!((&*worker, &*reason, delivered), ("p-0-1", "it was killed by SIGSEGV", true));
     assert!(output_lines.is_empty(), "the pool cannot attribute output: {output_lines:?}");
 
-    let launch = bench.launch().await;
+    let launch = harness.launch().await;
     assert_eq!(launch.id.as_str(), "p-0-2");
     assert!(start.elapsed() < Duration::from_millis(100), "a healthy worker is replaced immediately");
     let _worker = launch.succeed();
-    let caller = bench.call_tool("t").await;
-    bench.next_call().await.succeed();
+    let caller = harness.call_tool("t").await;
+    harness.next_call().await.succeed();
     assert_eq!(caller.answer().await.unwrap().worker.as_deref(), Some("p-0-2"));
-    assert_eq!(bench.status().workers[0].restarts, 1);
+    assert_eq!(harness.status().workers[0].restarts, 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_handlers_error_about_a_lost_worker_reaches_the_caller() {
-    let (mut bench, mut workers) = Bench::up(config(1)).await;
-    let caller = bench.call_tool("t").await;
-    let call = bench.next_call().await;
+    let (mut harness, mut workers) = PoolHarness::up(config(1)).await;
+    let caller = harness.call_tool("t").await;
+    let call = harness.next_call().await;
     workers.remove(0).exit(ExitReason::Code(1));
-    bench.settle().await;
+    harness.settle().await;
     let error = ToolError::WorkerLost {
         worker: "p-0-1".to_owned(),
         reason: "connection closed".to_owned(),
@@ -125,17 +125,17 @@ async fn the_handlers_error_about_a_lost_worker_reaches_the_caller() {
 
 #[tokio::test(start_paused = true)]
 async fn a_pool_without_a_live_worker_is_not_ready() {
-    let (mut bench, mut workers) = Bench::up(config(2)).await;
+    let (mut harness, mut workers) = PoolHarness::up(config(2)).await;
     workers.remove(0).exit(ExitReason::Code(1));
-    bench.settle().await;
-    assert!(bench.pool.is_ready(), "one is left");
-    assert_eq!(bench.state(0), WorkerState::Dead);
+    harness.settle().await;
+    assert!(harness.pool.is_ready(), "one is left");
+    assert_eq!(harness.state(0), WorkerState::Dead);
     workers.remove(0).exit(ExitReason::Code(1));
-    bench.settle().await;
-    assert!(!bench.pool.is_ready());
-    let _worker = bench.launch().await.succeed();
-    bench.settle().await;
-    assert!(bench.pool.is_ready());
+    harness.settle().await;
+    assert!(!harness.pool.is_ready());
+    let _worker = harness.launch().await.succeed();
+    harness.settle().await;
+    assert!(harness.pool.is_ready());
 }
 
 #[test]
@@ -158,18 +158,18 @@ fn a_pool_needs_a_runtime_and_valid_settings() {
 
 #[tokio::test(start_paused = true)]
 async fn the_error_of_a_call_without_a_worker_names_the_tool_that_crashes_workers() {
-    let (mut bench, mut workers) = Bench::up(config(1)).await;
+    let (mut harness, mut workers) = PoolHarness::up(config(1)).await;
     for crash in 0..3 {
-        let caller = bench.call_tool("crash").await;
-        let _silent = bench.next_call().await;
+        let caller = harness.call_tool("crash").await;
+        let _silent = harness.next_call().await;
         workers.remove(0).exit(ExitReason::Signal { name: "SIGSEGV".to_owned() });
         assert!(matches!(caller.error().await, ToolError::WorkerLost { .. }));
         if crash < 2 {
-            workers.push(bench.launch().await.succeed());
-            bench.settle().await;
+            workers.push(harness.launch().await.succeed());
+            harness.settle().await;
         }
     }
-    let error = bench.tool().call(ToolCall::new("innocent")).await.unwrap_err();
+    let error = harness.tool().call(ToolCall::new("innocent")).await.unwrap_err();
     let ToolError::Unavailable { reason, retry_after } = &error else { panic!("{error}") };
     assert!(
         reason.ends_with("`p-0-3`, was lost during a call of tool `crash`: it was killed by SIGSEGV"),

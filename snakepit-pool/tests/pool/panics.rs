@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use snakepit_pool::{Pool, PoolConfig, WorkerState};
 use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_session::Payload;
-use snakepit_worker::{DriverCommand, ExitReason, Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
+use snakepit_worker::{ExitReason, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
 use tokio::task::JoinSet;
 
 /// Flags that each make one operation panic once, and the launches and drivers so far.
@@ -41,19 +41,19 @@ impl WorkerLauncher for Launcher {
     async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
         self.0.launches.fetch_add(1, Ordering::SeqCst);
         panic_once(&self.0.in_launch);
-        let (worker, mut driver) =
+        let (worker, mut launcher_end) =
             Worker::new(id, None, "in-process", Arc::new(Handler(Arc::clone(&self.0))));
         let points = Arc::clone(&self.0);
         self.0.drivers.lock().unwrap().spawn(async move {
-            let reason = match driver.command().await {
-                DriverCommand::Stop { .. } => ExitReason::Stopped,
-                DriverCommand::Kill { why } => ExitReason::Killed { why },
+            let reason = match launcher_end.command().await {
+                WorkerCommand::Stop { .. } => ExitReason::Stopped,
+                WorkerCommand::Kill { why } => ExitReason::Killed { why },
             };
             panic_once(&points.in_driver);
-            driver.exited(WorkerExit { reason, output_lines: Vec::new() });
+            launcher_end.exited(WorkerExit { reason, output_lines: Vec::new() });
         });
         // The pool recalls only calls that it dispatched ahead, so this worker must accept them.
-        Ok(worker.keeping_calls(true))
+        Ok(worker.with_call_queue(true))
     }
 }
 

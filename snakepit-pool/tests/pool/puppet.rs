@@ -14,7 +14,7 @@ use snakepit_pool::{Pool, PoolConfig, PoolStatus, RemoteTool, WorkerState};
 use snakepit_registry::{CallId, Chunk, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_session::Payload;
 use snakepit_worker::{
-    DriverCommand, ExitReason, Worker, WorkerDriver, WorkerError, WorkerExit, WorkerId, WorkerLauncher,
+    ExitReason, LauncherEnd, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerId, WorkerLauncher,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -50,7 +50,7 @@ pub(crate) struct Cancel {
 /// The test's end of a worker that is up.
 pub(crate) struct PuppetWorker {
     pub(crate) id: WorkerId,
-    driver: WorkerDriver,
+    launcher_end: LauncherEnd,
 }
 
 #[derive(Debug)]
@@ -108,9 +108,9 @@ impl Launch {
             calls: self.calls.clone(),
             cancels: self.cancels.clone(),
         };
-        let (worker, driver) = Worker::new(self.id.clone(), Some(42), "puppet", Arc::new(handler));
+        let (worker, launcher_end) = Worker::new(self.id.clone(), Some(42), "puppet", Arc::new(handler));
         assert!(self.answer.send(Ok(worker)).is_ok(), "the pool waits for the launch");
-        PuppetWorker { id: self.id, driver }
+        PuppetWorker { id: self.id, launcher_end }
     }
 
     pub(crate) fn fail(self) {
@@ -142,27 +142,27 @@ impl Call {
 }
 
 impl PuppetWorker {
-    pub(crate) async fn command(&mut self) -> DriverCommand {
-        self.driver.command().await
+    pub(crate) async fn command(&mut self) -> WorkerCommand {
+        self.launcher_end.command().await
     }
 
     pub(crate) fn exit(self, reason: ExitReason) {
-        self.driver.exited(WorkerExit { reason, output_lines: vec!["last line".to_owned()] });
+        self.launcher_end.exited(WorkerExit { reason, output_lines: vec!["last line".to_owned()] });
     }
 
     /// Waits for a command and exits accordingly.
-    pub(crate) async fn exit_on_command(mut self) -> DriverCommand {
+    pub(crate) async fn exit_on_command(mut self) -> WorkerCommand {
         let command = self.command().await;
         self.exit(match &command {
-            DriverCommand::Stop { .. } => ExitReason::Stopped,
-            DriverCommand::Kill { why } => ExitReason::Killed { why: why.clone() },
+            WorkerCommand::Stop { .. } => ExitReason::Stopped,
+            WorkerCommand::Kill { why } => ExitReason::Killed { why: why.clone() },
         });
         command
     }
 }
 
 /// A pool, and the requests to its workers.
-pub(crate) struct Bench {
+pub(crate) struct PoolHarness {
     pub(crate) pool: Pool,
     pub(crate) launches: mpsc::UnboundedReceiver<Launch>,
     pub(crate) calls: mpsc::UnboundedReceiver<Call>,
@@ -174,7 +174,7 @@ pub(crate) fn config(workers: usize) -> PoolConfig {
     PoolConfig { workers, name: "p".to_owned(), ..PoolConfig::default() }
 }
 
-impl Bench {
+impl PoolHarness {
     pub(crate) fn start(config: PoolConfig) -> Self {
         let (launches, received_launches) = mpsc::unbounded_channel();
         let (calls, received_calls) = mpsc::unbounded_channel();
@@ -192,14 +192,14 @@ impl Bench {
     /// Starts a pool and all its workers.
     pub(crate) async fn up(config: PoolConfig) -> (Self, Vec<PuppetWorker>) {
         let count = config.workers;
-        let mut bench = Self::start(config);
+        let mut harness = Self::start(config);
         let mut workers = Vec::new();
         for _ in 0..count {
-            workers.push(bench.launch().await.succeed());
+            workers.push(harness.launch().await.succeed());
         }
-        bench.pool.ready().await.unwrap();
+        harness.pool.ready().await.unwrap();
         workers.sort_by(|a, b| a.id.cmp(&b.id));
-        (bench, workers)
+        (harness, workers)
     }
 
     pub(crate) async fn launch(&mut self) -> Launch {

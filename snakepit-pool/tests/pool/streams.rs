@@ -7,63 +7,63 @@ use snakepit_registry::{ReplyBody, ToolCall, ToolError, ToolReply};
 use snakepit_worker::ExitReason;
 use tokio::{sync::mpsc, time::Instant};
 
-use crate::puppet::{Bench, Item, PuppetWorker, chunk, config, next};
+use crate::puppet::{Item, PoolHarness, PuppetWorker, chunk, config, next};
 
 /// A pool of one worker that runs a stream, after its first chunk.
-async fn streaming(call: ToolCall) -> (Bench, PuppetWorker, ToolReply, mpsc::UnboundedSender<Item>) {
-    let (mut bench, mut workers) = Bench::up(config(1)).await;
-    let caller = bench.call(call.streaming()).await;
-    let feed = bench.next_call().await.stream();
+async fn streaming(call: ToolCall) -> (PoolHarness, PuppetWorker, ToolReply, mpsc::UnboundedSender<Item>) {
+    let (mut harness, mut workers) = PoolHarness::up(config(1)).await;
+    let caller = harness.call(call.streaming()).await;
+    let feed = harness.next_call().await.stream();
     let mut reply = caller.answer().await.unwrap();
     assert_eq!(reply.worker.as_deref(), Some("p-0-1"));
     feed.send(chunk()).unwrap();
     assert!(matches!(next(&mut reply).await, Some(Ok(_))));
-    (bench, workers.remove(0), reply, feed)
+    (harness, workers.remove(0), reply, feed)
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_worker_is_busy_until_the_stream_ends() {
-    let (mut bench, _worker, mut reply, feed) = streaming(ToolCall::new("s")).await;
-    let behind = bench.call_tool("t").await;
-    bench.settle().await;
-    assert_eq!(bench.state(0), WorkerState::Busy);
-    assert!(bench.calls.is_empty());
-    assert_eq!(bench.status().calls.succeeded, 0);
+    let (mut harness, _worker, mut reply, feed) = streaming(ToolCall::new("s")).await;
+    let behind = harness.call_tool("t").await;
+    harness.settle().await;
+    assert_eq!(harness.state(0), WorkerState::Busy);
+    assert!(harness.calls.is_empty());
+    assert_eq!(harness.status().calls.succeeded, 0);
     drop(feed);
     assert!(next(&mut reply).await.is_none());
     assert!(next(&mut reply).await.is_none(), "an ended stream stays ended");
-    bench.next_call().await.succeed();
+    harness.next_call().await.succeed();
     behind.answer().await.unwrap();
     drop(reply);
-    assert!(bench.cancels.is_empty(), "a stream read to its end is not cancelled");
-    assert_eq!(bench.status().calls.succeeded, 2);
+    assert!(harness.cancels.is_empty(), "a stream read to its end is not cancelled");
+    assert_eq!(harness.status().calls.succeeded, 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_error_ends_the_stream_and_frees_the_worker() {
-    let (bench, _worker, mut reply, feed) = streaming(ToolCall::new("s")).await;
+    let (harness, _worker, mut reply, feed) = streaming(ToolCall::new("s")).await;
     feed.send(Err(ToolError::Failed(Box::default()))).unwrap();
     assert!(matches!(next(&mut reply).await, Some(Err(ToolError::Failed(_)))));
-    assert_eq!(bench.state(0), WorkerState::Idle);
+    assert_eq!(harness.state(0), WorkerState::Idle);
     assert!(next(&mut reply).await.is_none());
-    assert_eq!(bench.status().calls.failed, 1);
+    assert_eq!(harness.status().calls.failed, 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_dropped_early_quarantines_the_worker() {
-    let (mut bench, _worker, reply, feed) = streaming(ToolCall::new("s")).await;
+    let (mut harness, _worker, reply, feed) = streaming(ToolCall::new("s")).await;
     drop(reply);
     assert!(feed.is_closed());
-    assert_eq!(bench.state(0), WorkerState::Quarantined);
-    assert_eq!(bench.status().calls.cancelled, 1);
-    bench.next_cancel().await.answer.send(Ok(())).unwrap();
-    bench.settle().await;
-    assert_eq!(bench.state(0), WorkerState::Idle);
+    assert_eq!(harness.state(0), WorkerState::Quarantined);
+    assert_eq!(harness.status().calls.cancelled, 1);
+    harness.next_cancel().await.answer.send(Ok(())).unwrap();
+    harness.settle().await;
+    assert_eq!(harness.state(0), WorkerState::Idle);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_fails_when_its_worker_is_lost() {
-    let (mut bench, worker, mut reply, _feed) = streaming(ToolCall::new("s")).await;
+    let (mut harness, worker, mut reply, _feed) = streaming(ToolCall::new("s")).await;
     let start = Instant::now();
     worker.exit(ExitReason::Code(3));
     let error = next(&mut reply).await.unwrap().unwrap_err();
@@ -71,52 +71,52 @@ async fn a_stream_fails_when_its_worker_is_lost() {
     let ToolError::WorkerLost { reason, .. } = error else { panic!("{error}") };
     assert_eq!(reason, "it exited with code 3");
     assert!(next(&mut reply).await.is_none());
-    assert_eq!(bench.launch().await.id.as_str(), "p-0-2");
-    assert_eq!(bench.status().in_flight, 0);
+    assert_eq!(harness.launch().await.id.as_str(), "p-0-2");
+    assert_eq!(harness.status().in_flight, 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_ends_at_its_deadline() {
     let start = Instant::now();
     let call = ToolCall::new("s").with_deadline(start + Duration::from_secs(1));
-    let (mut bench, _worker, mut reply, feed) = streaming(call).await;
+    let (mut harness, _worker, mut reply, feed) = streaming(call).await;
     let error = next(&mut reply).await.unwrap().unwrap_err();
     assert!(matches!(error, ToolError::DeadlineExceeded { .. }), "{error}");
     assert!(feed.is_closed());
-    bench.next_cancel().await.answer.send(Ok(())).unwrap();
-    bench.settle().await;
-    assert_eq!(bench.state(0), WorkerState::Idle);
-    assert_eq!(bench.status().calls.timed_out, 1);
+    harness.next_cancel().await.answer.send(Ok(())).unwrap();
+    harness.settle().await;
+    assert_eq!(harness.state(0), WorkerState::Idle);
+    assert_eq!(harness.status().calls.timed_out, 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stalled_reader_does_not_hold_the_worker_beyond_the_deadline() {
     let start = Instant::now();
     let call = ToolCall::new("s").with_deadline(start + Duration::from_secs(1));
-    let (mut bench, _worker, mut reply, feed) = streaming(call).await;
-    let behind = bench.call_tool("t").await;
+    let (mut harness, _worker, mut reply, feed) = streaming(call).await;
+    let behind = harness.call_tool("t").await;
     // The stream is not polled, but its worker must become free.
-    bench.next_cancel().await.answer.send(Ok(())).unwrap();
-    bench.next_call().await.succeed();
+    harness.next_cancel().await.answer.send(Ok(())).unwrap();
+    harness.next_call().await.succeed();
     behind.answer().await.unwrap();
     assert!(start.elapsed() < Duration::from_millis(1100));
     assert!(feed.is_closed(), "unread chunks are dropped with the lease");
     let error = next(&mut reply).await.unwrap().unwrap_err();
     assert!(matches!(error, ToolError::DeadlineExceeded { .. }), "{error}");
-    assert_eq!(bench.state(0), WorkerState::Idle, "the late reader changes nothing");
+    assert_eq!(harness.state(0), WorkerState::Idle, "the late reader changes nothing");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_cancelled_by_id_fails_even_if_it_is_not_polled() {
     let call = ToolCall::new("s");
     let id = call.id;
-    let (mut bench, _worker, mut reply, feed) = streaming(call).await;
-    let tool = bench.tool();
+    let (mut harness, _worker, mut reply, feed) = streaming(call).await;
+    let tool = harness.tool();
     let (cancelled, ()) = tokio::join!(snakepit_registry::ToolHandler::cancel(&*tool, id), async {
-        bench.next_cancel().await.answer.send(Ok(())).unwrap();
+        harness.next_cancel().await.answer.send(Ok(())).unwrap();
     });
     cancelled.unwrap();
-    assert_eq!(bench.state(0), WorkerState::Idle);
+    assert_eq!(harness.state(0), WorkerState::Idle);
     assert!(feed.is_closed());
     assert!(matches!(next(&mut reply).await, Some(Err(ToolError::Cancelled { .. }))));
     assert!(matches!(reply.body, ReplyBody::Stream(_)) && next(&mut reply).await.is_none());

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use snakepit_pool::{Pool, PoolConfig, WorkerState};
 use snakepit_registry::{CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_session::Payload;
-use snakepit_worker::{DriverCommand, ExitReason, Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
+use snakepit_worker::{ExitReason, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
 use tokio::{
     sync::Notify,
     task::{JoinSet, yield_now},
@@ -102,16 +102,16 @@ impl WorkerLauncher for Fleet {
             running: Arc::default(),
             violations: Arc::clone(&self.violations),
         };
-        let (worker, mut driver) = Worker::new(id, None, "thread", Arc::new(handler));
+        let (worker, mut launcher_end) = Worker::new(id, None, "thread", Arc::new(handler));
         self.drivers.lock().unwrap().spawn(async move {
             let reason = tokio::select! {
                 () = crash.notified() => ExitReason::Code(1),
-                command = driver.command() => match command {
-                    DriverCommand::Stop { .. } => ExitReason::Stopped,
-                    DriverCommand::Kill { why } => ExitReason::Killed { why },
+                command = launcher_end.command() => match command {
+                    WorkerCommand::Stop { .. } => ExitReason::Stopped,
+                    WorkerCommand::Kill { why } => ExitReason::Killed { why },
                 },
             };
-            driver.exited(WorkerExit { reason, output_lines: Vec::new() });
+            launcher_end.exited(WorkerExit { reason, output_lines: Vec::new() });
         });
         Ok(worker)
     }

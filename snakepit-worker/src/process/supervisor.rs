@@ -27,7 +27,7 @@ use super::{
     run_dir::WorkerFiles,
     spawn::{self, HostEndpoint, SpawnedProcess},
 };
-use crate::{DriverCommand, ExitReason, WorkerDriver, WorkerError, WorkerExit, WorkerId};
+use crate::{ExitReason, LauncherEnd, WorkerCommand, WorkerError, WorkerExit, WorkerId};
 
 /// How long to wait for the end of a dead worker's output. A descendant without the mark can hold the pipe open.
 const OUTPUT_DRAIN_TIMEOUT: Duration = Duration::from_millis(200);
@@ -41,7 +41,7 @@ pub(super) struct SupervisedProcess {
     pid: u32,
     control: UnixStream,
     /// Completes the launch. If it is dropped unsent, the supervisor kills the process.
-    activation: oneshot::Sender<(WorkerDriver, UnixStream)>,
+    activation: oneshot::Sender<(LauncherEnd, UnixStream)>,
     exit: ExitWatch,
     output: WorkerOutput,
     ready_port: watch::Receiver<Option<u16>>,
@@ -107,17 +107,17 @@ impl SupervisedProcess {
         };
         files_guard.disarm();
         tasks.spawn(async move {
-            // A panic drops the process group, which kills it, and the driver, which reports the exit to the pool.
+            // A panic drops the process group, which kills it, and the launcher's end, which reports the exit to the pool.
             let outcome = AssertUnwindSafe(supervisor.run(activated, stop)).catch_unwind().await;
             drop(launch);
             files.remove();
-            let (exit, driver) = outcome.unwrap_or_else(|_| {
+            let (exit, launcher_end) = outcome.unwrap_or_else(|_| {
                 let reason = ExitReason::Killed { why: "the task that supervised it panicked".to_owned() };
                 (WorkerExit { reason, output_lines: Vec::new() }, None)
             });
             // Reports to the pool first, so that the exit is visible there before it is in the watch.
-            if let Some(driver) = driver {
-                driver.exited(exit.clone());
+            if let Some(launcher_end) = launcher_end {
+                launcher_end.exited(exit.clone());
             }
             exit_sender.send_replace(Some(exit));
         });
@@ -165,10 +165,10 @@ impl SupervisedProcess {
         self.stream_ended.clone()
     }
 
-    /// Completes the launch. From now on, the supervisor executes the commands that the driver receives.
-    pub(super) fn activate(self, driver: WorkerDriver) {
-        // Fails if the process has just exited. Dropping the driver then reports that to the pool.
-        let _ = self.activation.send((driver, self.control));
+    /// Completes the launch. From now on, the supervisor executes the pool's commands.
+    pub(super) fn activate(self, launcher_end: LauncherEnd) {
+        // Fails if the process has just exited. Dropping the launcher's end then reports that to the pool.
+        let _ = self.activation.send((launcher_end, self.control));
     }
 
     /// Kills the process and waits until it is reaped.
@@ -214,17 +214,17 @@ impl Supervisor {
     /// Supervises the process until it is reaped.
     async fn run(
         mut self,
-        activated: oneshot::Receiver<(WorkerDriver, UnixStream)>,
+        activated: oneshot::Receiver<(LauncherEnd, UnixStream)>,
         stop: CancellationToken,
-    ) -> (WorkerExit, Option<WorkerDriver>) {
-        let (reason, driver) = tokio::select! {
+    ) -> (WorkerExit, Option<LauncherEnd>) {
+        let (reason, launcher_end) = tokio::select! {
             biased;
             activated = activated => match activated {
-                Ok((mut driver, control)) => {
-                    let reason = self.run_commands(&mut driver, &stop).await;
+                Ok((mut launcher_end, control)) => {
+                    let reason = self.run_commands(&mut launcher_end, &stop).await;
                     // Closes the lifeline only now, so that a stopping worker does not assume that its host died.
                     drop(control);
-                    (reason, Some(driver))
+                    (reason, Some(launcher_end))
                 }
                 Err(_) => (self.kill("its launch was given up").await, None),
             },
@@ -240,11 +240,11 @@ impl Supervisor {
             self.progress.stack().iter().for_each(|line| self.output.log("stack", line));
         }
         tracing::debug!(worker = %self.id, pid = self.pid, %reason, "process reaped");
-        (WorkerExit { reason, output_lines: self.output.lines() }, driver)
+        (WorkerExit { reason, output_lines: self.output.lines() }, launcher_end)
     }
 
-    /// Waits for the process, and executes the driver's commands meanwhile.
-    async fn run_commands(&mut self, driver: &mut WorkerDriver, stop: &CancellationToken) -> ExitReason {
+    /// Waits for the process, and executes the pool's commands meanwhile.
+    async fn run_commands(&mut self, launcher_end: &mut LauncherEnd, stop: &CancellationToken) -> ExitReason {
         let stream_ended = self.stream_ended.clone();
         let stream_ended = async {
             stream_ended.cancelled().await;
@@ -253,9 +253,9 @@ impl Supervisor {
         tokio::select! {
             biased;
             reason = self.exited() => reason,
-            command = driver.command() => match command {
-                DriverCommand::Kill { why } => self.kill(&why).await,
-                DriverCommand::Stop { grace } => self.stop(grace, driver, stop).await,
+            command = launcher_end.command() => match command {
+                WorkerCommand::Kill { why } => self.kill(&why).await,
+                WorkerCommand::Stop { grace } => self.stop(grace, launcher_end, stop).await,
             },
             () = stream_ended => self.kill("the stream of its calls ended").await,
             () = stop.cancelled() => self.kill("its launcher was dropped").await,
@@ -266,14 +266,14 @@ impl Supervisor {
     async fn stop(
         &mut self,
         grace: Duration,
-        driver: &mut WorkerDriver,
+        launcher_end: &mut LauncherEnd,
         stop: &CancellationToken,
     ) -> ExitReason {
         os_process::terminate(self.pid);
         let late = format!("it did not stop within {grace:?}");
         let kill_command = async {
             loop {
-                if let DriverCommand::Kill { why } = driver.command().await {
+                if let WorkerCommand::Kill { why } = launcher_end.command().await {
                     return why;
                 }
             }

@@ -22,7 +22,7 @@ pub(in crate::driver) struct LeaseRecord {
     /// Whether the driver revoked the lease. The scheduler then counts the call as abandoned already.
     pub(in crate::driver) revoked: bool,
     /// Whether the worker was lost with several calls, so none of them is known to have caused the loss.
-    pub(in crate::driver) lost_with_others: bool,
+    pub(in crate::driver) had_concurrent_calls: bool,
     /// The chunks of a streaming call, which are dropped when the lease is revoked.
     pub(in crate::driver) chunks: Option<SharedChunks>,
 }
@@ -39,7 +39,7 @@ pub(in crate::driver) enum LeaseSignal {
     /// The pool's drain ended before the call did.
     ShuttingDown,
     /// The runtime that started the pool has shut down.
-    Orphaned,
+    RuntimeEnded,
 }
 
 impl LeaseRecord {
@@ -59,7 +59,7 @@ impl LeaseRecord {
             waker: None,
             signal: None,
             revoked: false,
-            lost_with_others: false,
+            had_concurrent_calls: false,
             chunks: None,
         }
     }

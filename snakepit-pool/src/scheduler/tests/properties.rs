@@ -45,7 +45,7 @@ fn op() -> impl Strategy<Value = Op> {
         10 => any::<Index>().prop_map(Op::Withdraw),
         50 => (any::<Index>(), ending).prop_map(|(index, ending)| Op::EndCall(index, ending)),
         15 => (any::<Index>(), prop::bool::weighted(0.8)).prop_map(|(index, proven)| Op::Cancel(index, proven)),
-        // `None` fails the launch; the bool is the worker's `keeps_calls`.
+        // `None` fails the launch; the bool is the worker's `queues_calls`.
         25 => (any::<Index>(), prop::option::weighted(0.7, any::<bool>()))
             .prop_map(|(index, up)| Op::Launch(index, up)),
         10 => any::<Index>().prop_map(Op::Exit),
@@ -59,7 +59,7 @@ fn op() -> impl Strategy<Value = Op> {
 #[derive(Debug)]
 struct ModelWorker {
     running: Vec<Load>,
-    keeps_calls: bool,
+    queues_calls: bool,
     last_progress: Instant,
     cancelling: usize,
     cancel_by: Option<Instant>,
@@ -77,7 +77,7 @@ struct Queued {
 }
 
 struct Model {
-    bench: Bench,
+    harness: SchedulerHarness,
     limits: Limits,
     queued: BTreeMap<u64, Queued>,
     /// The calls that hold a worker, including lost workers.
@@ -97,9 +97,9 @@ struct Model {
 impl Model {
     fn new(limits: Limits) -> Self {
         let now = Instant::now();
-        let bench = Bench { scheduler: Scheduler::new(limits, now), now, tickets: 0 };
+        let harness = SchedulerHarness { scheduler: Scheduler::new(limits, now), now, tickets: 0 };
         let mut model = Self {
-            bench,
+            harness,
             limits,
             queued: BTreeMap::new(),
             running: Vec::new(),
@@ -118,7 +118,7 @@ impl Model {
 
     fn on(&mut self, event: Event) {
         self.recalled.clear();
-        for effect in self.bench.on(event) {
+        for effect in self.harness.on(event) {
             self.effect(effect, None);
         }
         self.check();
@@ -133,8 +133,8 @@ impl Model {
     fn takes_ahead(&self, up: &ModelWorker) -> bool {
         !up.ending
             && up.cancelling == 0
-            && up.keeps_calls
-            && up.last_progress + STALLED_AFTER > self.bench.now
+            && up.queues_calls
+            && up.last_progress + STALLED_AFTER > self.harness.now
             && up.running.iter().all(|load| load.is_brief())
             && up.running.iter().map(|load| load.time()).sum::<Duration>() < Duration::from_millis(1)
     }
@@ -154,23 +154,23 @@ impl Model {
                 if let Some(call) = from_queue {
                     assert!(call.taken <= 2 * call.before + 1, "overtaken too often: {call:?}");
                     assert!(
-                        call.deadline.is_none_or(|at| at > self.bench.now),
+                        call.deadline.is_none_or(|at| at > self.harness.now),
                         "assigned after its deadline"
                     );
                     self.queued.values_mut().for_each(|call| call.taken += 1);
                 }
                 let someone_is_idle = self.workers.values().any(|up| self.is_idle(up));
-                let now = self.bench.now;
+                let now = self.harness.now;
                 let up = &self.workers[&worker];
                 assert!(!up.ending, "an ending worker got a call");
                 assert_eq!(up.cancelling, 0, "a quarantined worker got a call");
                 if up.running.len() >= self.limits.concurrency {
                     assert!(load.is_brief() && self.takes_ahead(up), "{load:?} was handed to {up:?}");
                     let before = up.running.iter().map(|load| load.time()).sum::<Duration>();
-                    let gathers =
+                    let should_wait =
                         load.time() < Duration::from_micros(10) && before < Duration::from_micros(100);
                     assert!(
-                        !someone_is_idle || gathers,
+                        !someone_is_idle || should_wait,
                         "a call was handed over ahead although a worker is idle"
                     );
                 }
@@ -187,7 +187,7 @@ impl Model {
             Effect::CutOff => assert!(!self.running.is_empty(), "there is a call to cut off"),
             Effect::Expire(ticket) => {
                 let queued = self.answer(ticket);
-                assert!(queued.is_none_or(|call| call.deadline.is_some_and(|at| at <= self.bench.now)));
+                assert!(queued.is_none_or(|call| call.deadline.is_some_and(|at| at <= self.harness.now)));
             }
             Effect::Launch(worker) => {
                 assert!(!self.occupied(worker.slot), "two workers in one slot");
@@ -197,14 +197,14 @@ impl Model {
             Effect::Cancel(worker, _) => {
                 let up = self.workers.get_mut(&worker).expect("it is up");
                 up.cancelling += 1;
-                up.cancel_by = Some(self.bench.now + self.limits.cancel_grace);
+                up.cancel_by = Some(self.harness.now + self.limits.cancel_grace);
                 self.cancelling.push(worker);
             }
             Effect::Recall(worker) => {
                 assert!(self.can_place_brief(), "no worker could take the returned calls");
                 let up = &self.workers[&worker];
                 assert!(up.running.len() + up.cancelling > self.limits.concurrency);
-                assert!(up.last_progress + STALLED_AFTER <= self.bench.now, "it makes progress");
+                assert!(up.last_progress + STALLED_AFTER <= self.harness.now, "it makes progress");
                 self.recalled.push(worker);
             }
             Effect::Kill(worker, _) | Effect::Stop(worker) => {
@@ -226,7 +226,7 @@ impl Model {
     }
 
     fn check(&self) {
-        let scheduler = &self.bench.scheduler;
+        let scheduler = &self.harness.scheduler;
         assert_eq!(scheduler.queued(), self.queued.len());
         assert_eq!(scheduler.in_flight(), self.running.len());
         if !self.queued.is_empty() {
@@ -252,11 +252,11 @@ impl Model {
 
     fn submit(&mut self, preferred: Option<(u32, u32)>, timeout: Option<u64>, micros: u64) {
         let load = Load::of(Duration::from_micros(micros));
-        let ticket = self.bench.ticket();
+        let ticket = self.harness.ticket();
         let preferred = preferred.map(|(slot, generation)| worker(slot, generation));
-        let deadline = timeout.map(|millis| self.bench.now + Duration::from_millis(millis));
+        let deadline = timeout.map(|millis| self.harness.now + Duration::from_millis(millis));
         let before = self.queued.len();
-        let effects = self.bench.on(Event::Submit { ticket, preferred, deadline, load, bytes: 0 });
+        let effects = self.harness.on(Event::Submit { ticket, preferred, deadline, load, bytes: 0 });
         let answered = !effects.is_empty();
         effects.into_iter().for_each(|effect| self.effect(effect, Some((load, deadline))));
         if !answered {
@@ -274,7 +274,7 @@ impl Model {
             let index = up.running.iter().position(|other| *other == load).expect("it runs there");
             up.running.swap_remove(index);
             if matches!(ending, Ending::Finished | Ending::Abandoned) {
-                up.last_progress = self.bench.now;
+                up.last_progress = self.harness.now;
             }
         }
         if let Ending::Returned = ending {
@@ -304,27 +304,27 @@ impl Model {
 
     fn launch(&mut self, index: usize, up: Option<bool>) {
         let worker = self.launching.swap_remove(index);
-        let Some(keeps_calls) = up else { return self.on(Event::LaunchFailed(worker)) };
+        let Some(queues_calls) = up else { return self.on(Event::LaunchFailed(worker)) };
         let up = ModelWorker {
             running: Vec::new(),
-            keeps_calls,
-            last_progress: self.bench.now,
+            queues_calls,
+            last_progress: self.harness.now,
             cancelling: 0,
             cancel_by: None,
             ending: false,
         };
         self.workers.insert(worker, up);
-        self.on(Event::Launched { worker, keeps_calls });
+        self.on(Event::Launched { worker, queues_calls });
     }
 
     fn advance(&mut self, millis: u64) {
-        self.bench.now += Duration::from_millis(millis);
-        self.ticked = self.bench.scheduler.next_tick().is_some_and(|at| at <= self.bench.now);
+        self.harness.now += Duration::from_millis(millis);
+        self.ticked = self.harness.scheduler.next_tick().is_some_and(|at| at <= self.harness.now);
         if self.ticked {
             self.on(Event::Tick);
         }
-        let now = self.bench.now;
-        assert!(self.bench.scheduler.next_tick().is_none_or(|at| at > now), "one tick is enough");
+        let now = self.harness.now;
+        assert!(self.harness.scheduler.next_tick().is_none_or(|at| at > now), "one tick is enough");
         let overdue = |call: &Queued| call.deadline.is_some_and(|at| at <= now);
         assert!(!self.queued.values().any(overdue), "a queued call outlived its deadline");
         for (worker, up) in &self.workers {
@@ -380,7 +380,7 @@ impl Model {
             Op::Advance(millis) => self.advance(*millis),
             Op::Drain(millis) => {
                 self.draining = true;
-                let until = self.bench.now + Duration::from_millis(*millis);
+                let until = self.harness.now + Duration::from_millis(*millis);
                 self.on(Event::Drain { until });
             }
             Op::EndCall(..) | Op::Cancel(..) | Op::Launch(..) | Op::Exit(_) => {}
@@ -390,7 +390,7 @@ impl Model {
     /// Checks that a drain ends after its time and the exits of all workers.
     fn finish(mut self) {
         self.draining = true;
-        let until = self.bench.now + Duration::from_secs(1);
+        let until = self.harness.now + Duration::from_secs(1);
         self.on(Event::Drain { until });
         self.advance(1000);
         assert!(self.queued.is_empty());
@@ -406,7 +406,7 @@ impl Model {
         while !self.running.is_empty() {
             self.end_call(0, Ending::Lost);
         }
-        assert_eq!(self.answered.len() as u64, self.bench.tickets, "every ticket was answered");
+        assert_eq!(self.answered.len() as u64, self.harness.tickets, "every ticket was answered");
     }
 }
 
