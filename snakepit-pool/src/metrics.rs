@@ -31,7 +31,7 @@ pub struct CallTotals {
     /// Failed in the tool, or invalid.
     pub failed: u64,
     /// Rejected, because the queue was full, no worker was available or the pool was shutting down.
-    pub refused: u64,
+    pub rejected: u64,
     /// Ended at their deadline.
     pub timed_out: u64,
     /// Dropped by their caller, cancelled by id, or cut off by a shutdown.
@@ -47,7 +47,7 @@ pub struct CallTotals {
 pub(crate) struct Totals {
     succeeded: AtomicU64,
     failed: AtomicU64,
-    refused: AtomicU64,
+    rejected: AtomicU64,
     timed_out: AtomicU64,
     cancelled: AtomicU64,
     lost: AtomicU64,
@@ -60,7 +60,7 @@ impl Totals {
         CallTotals {
             succeeded: read(&self.succeeded),
             failed: read(&self.failed),
-            refused: read(&self.refused),
+            rejected: read(&self.rejected),
             timed_out: read(&self.timed_out),
             cancelled: read(&self.cancelled),
             lost: read(&self.lost),
@@ -74,7 +74,7 @@ impl Totals {
             | ToolError::TooManyBytes { .. }
             | ToolError::Unavailable { .. }
             | ToolError::ShuttingDown { delivered: false }
-            | ToolError::NoRuntime { .. } => &self.refused,
+            | ToolError::NoRuntime { .. } => &self.rejected,
             ToolError::DeadlineExceeded { .. } => &self.timed_out,
             ToolError::Cancelled { .. } | ToolError::ShuttingDown { delivered: true } => &self.cancelled,
             ToolError::WorkerLost { .. } => &self.lost,

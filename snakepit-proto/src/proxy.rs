@@ -2,7 +2,7 @@
 
 use tonic::{Code, Status};
 
-use crate::status::{DELIVERED, PROXY, refuse_with, root_cause};
+use crate::status::{DELIVERED, PROXY, error_status_with, root_cause};
 
 /// The limit for the name of a proxy in an error, in characters.
 const MAX_CHARS: usize = 64;
@@ -32,7 +32,7 @@ pub fn clarify(status: Status) -> Status {
         _ => ("it is not a host", true),
     };
     let message = format!("the proxy answered {}: {meaning}", format!("{code} {name}").trim_end());
-    refuse_with(Code::Unavailable, PROXY, message, [(DELIVERED, delivered.to_string())])
+    error_status_with(Code::Unavailable, PROXY, message, [(DELIVERED, delivered.to_string())])
 }
 
 /// Explains that a proxy cut a stream, if there is one. Proxies send the header `server`, and hosts do not.
@@ -46,7 +46,7 @@ pub(crate) fn cut(status: Status, server: Option<&str>) -> Status {
         "the proxy ({server}) cut the stream that calls share: {cause}; lift its limits on bodies and its timeouts (nginx: \
          `client_max_body_size 0`, `grpc_read_timeout`, `grpc_send_timeout`)"
     );
-    refuse_with(Code::Unavailable, PROXY, message, [(DELIVERED, true.to_string())])
+    error_status_with(Code::Unavailable, PROXY, message, [(DELIVERED, true.to_string())])
 }
 
 /// The name of a proxy, from the headers of a response.

@@ -114,7 +114,7 @@ pub struct Details {
 
 /// Creates a status with a reason, within the [budget](fit).
 #[must_use]
-pub fn refuse(code: Code, reason: &str, message: impl Into<String>) -> Status {
+pub fn error_status(code: Code, reason: &str, message: impl Into<String>) -> Status {
     build(code, message.into(), reason, None)
 }
 
@@ -128,7 +128,7 @@ pub fn check_request_size(request: &impl Message) -> Result<(), Status> {
     if size <= limit {
         return Ok(());
     }
-    Err(refuse(Code::ResourceExhausted, REQUEST_TOO_LARGE, request_too_large(size, limit)))
+    Err(error_status(Code::ResourceExhausted, REQUEST_TOO_LARGE, request_too_large(size, limit)))
 }
 
 /// The message for a request of this size.
@@ -139,7 +139,7 @@ pub fn request_too_large(size: usize, limit: usize) -> String {
 
 /// Creates a status with a reason and its metadata, within the [budget](fit).
 #[must_use]
-pub fn refuse_with<'a>(
+pub fn error_status_with<'a>(
     code: Code,
     reason: &str,
     message: impl Into<String>,
@@ -151,7 +151,7 @@ pub fn refuse_with<'a>(
 
 /// Creates a status with an invalid field or argument, within the [budget](fit).
 #[must_use]
-pub fn refuse_field(message: impl Into<String>, field: &str, description: &str) -> Status {
+pub fn field_error_status(message: impl Into<String>, field: &str, description: &str) -> Status {
     let violation = FieldViolation { field: brief(field), description: brief(description) };
     let detail = BadRequest { field_violations: vec![violation] }.encode_to_vec();
     build(Code::InvalidArgument, message.into(), INVALID_ARGUMENT, Some(any(BAD_REQUEST_URL, detail)))
@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn statuses_have_a_reason() {
-        let status = refuse_field("argument `a` is missing", "a", "is missing");
+        let status = field_error_status("argument `a` is missing", "a", "is missing");
         let violation = FieldViolation { field: "a".into(), description: "is missing".into() };
         let expected = Details {
             reason: Some(INVALID_ARGUMENT.into()),
@@ -277,7 +277,10 @@ mod tests {
             ..Details::default()
         };
         assert_eq!((status.code(), details_of(&status)), (Code::InvalidArgument, expected));
-        assert_eq!(details_of(&refuse(Code::Unavailable, STOPPING, "x")).reason.as_deref(), Some(STOPPING));
+        assert_eq!(
+            details_of(&error_status(Code::Unavailable, STOPPING, "x")).reason.as_deref(),
+            Some(STOPPING)
+        );
         assert_eq!(details_of(&Status::not_found("x")), Details::default());
     }
 

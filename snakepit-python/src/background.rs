@@ -1,4 +1,4 @@
-//! [`Background`]: the tokio runtime of processes that are not workers, driven by a background thread.
+//! [`BackgroundRuntime`]: the tokio runtime of processes that are not workers, driven by a background thread.
 
 use std::{
     future::Future,
@@ -15,17 +15,17 @@ use tokio::{
 };
 
 /// The interval at which a wait checks for Python signals.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const SIGNAL_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A runtime that lives until the process ends. Copies refer to the same runtime.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Background {
+pub(crate) struct BackgroundRuntime {
     handle: &'static Handle,
     /// The process whose thread drives the runtime. A fork inherits the memory, but not the thread.
     process: u32,
 }
 
-impl Background {
+impl BackgroundRuntime {
     /// Returns the runtime of this process. The first call creates it.
     ///
     /// # Errors
@@ -33,7 +33,7 @@ impl Background {
     pub(crate) fn get() -> io::Result<Self> {
         // A thread locks this only while it holds the GIL, and a fork happens under the GIL too. Therefore, a forked
         // process never inherits a locked mutex.
-        static CURRENT: Mutex<Option<Background>> = Mutex::new(None);
+        static CURRENT: Mutex<Option<BackgroundRuntime>> = Mutex::new(None);
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
         match *current {
             Some(background) if !background.is_forked() => Ok(background),
@@ -67,7 +67,7 @@ impl Background {
     pub(crate) fn wait<T: Send>(self, py: Python<'_>, future: impl Future<Output = T> + Send) -> PyResult<T> {
         let mut future = std::pin::pin!(future);
         loop {
-            if let Some(outcome) = self.wait_a_moment(py, LOOK_EVERY, future.as_mut()) {
+            if let Some(outcome) = self.wait_for_at_most(py, SIGNAL_CHECK_INTERVAL, future.as_mut()) {
                 return Ok(outcome);
             }
             py.check_signals()?;
@@ -88,22 +88,23 @@ impl Background {
         let mut future = std::pin::pin!(future);
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            if let Some(outcome) = self.wait_a_moment(py, left.min(LOOK_EVERY), future.as_mut()) {
+            if let Some(outcome) = self.wait_for_at_most(py, left.min(SIGNAL_CHECK_INTERVAL), future.as_mut())
+            {
                 return Ok(Some(outcome));
             }
-            if left <= LOOK_EVERY {
+            if left <= SIGNAL_CHECK_INTERVAL {
                 return Ok(None);
             }
             py.check_signals()?;
         }
     }
 
-    fn wait_a_moment<T: Send>(
+    fn wait_for_at_most<T: Send>(
         self,
         py: Python<'_>,
-        moment: Duration,
+        limit: Duration,
         future: Pin<&mut (impl Future<Output = T> + Send)>,
     ) -> Option<T> {
-        py.detach(|| self.handle.block_on(async { timeout(moment, future).await })).ok()
+        py.detach(|| self.handle.block_on(async { timeout(limit, future).await })).ok()
     }
 }

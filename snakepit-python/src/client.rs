@@ -22,7 +22,7 @@ use self::{
     connection::{Connection, OpenError},
 };
 use crate::{
-    background::Background,
+    background::BackgroundRuntime,
     call::Call,
     caller::Caller,
     errors::{HostError, InvalidArgumentError},
@@ -45,7 +45,7 @@ impl HostClient {
     fn new(py: Python<'_>, address: &str, timeout: f64) -> PyResult<Self> {
         let bound = seconds(timeout)?;
         let target = Target::parse(address).map_err(InvalidArgumentError::new_err)?;
-        let runtime = RuntimeHandle::Background(Background::get()?);
+        let runtime = RuntimeHandle::Background(BackgroundRuntime::get()?);
         let connection =
             runtime.wait(py, Connection::open(address, &target, bound, runtime))?.map_err(HostError::from)?;
         Ok(Self { connection: Arc::new(connection) })

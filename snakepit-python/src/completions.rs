@@ -137,7 +137,7 @@ impl Drop for Completion {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::background::Background;
+    use crate::background::BackgroundRuntime;
 
     fn is_readable(completions: &Completions) -> bool {
         let mut byte = [0];
@@ -168,7 +168,7 @@ mod tests {
     fn an_aborted_task_finishes_its_wait() {
         let completions = Completions::new().unwrap();
         completions.queue.readable.set_nonblocking(false).unwrap();
-        let runtime = RuntimeHandle::Background(Background::get().unwrap());
+        let runtime = RuntimeHandle::Background(BackgroundRuntime::get().unwrap());
         Wait::start(runtime, &completions, 3, std::future::pending()).unwrap().abort();
         // Blocks until the wait has finished.
         let mut byte = [0];

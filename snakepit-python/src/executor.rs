@@ -94,7 +94,7 @@ pub(crate) struct Executor {
 /// Why a call failed.
 enum Failure {
     /// No code of the tool ran.
-    Refused(ToolError),
+    Rejected(ToolError),
     /// The tool or its adapter raised an exception.
     Raised(PyErr),
 }
@@ -220,7 +220,7 @@ impl Executor {
         self.set_current(None);
         state.set_async(false);
         let outcome = outcome.map_err(|failure| match failure {
-            Failure::Refused(error) => error,
+            Failure::Rejected(error) => error,
             Failure::Raised(error) if error.is_instance_of::<BrokenRuntimeError>(py) => {
                 let problem = error.value(py).to_string();
                 self.replace(&tool, &problem);
@@ -324,7 +324,7 @@ impl Executor {
                 return Failure::Raised(error);
             }
             self.replace(tool, &format!("a context for it cannot be made: {error}"));
-            Failure::Refused(stopping())
+            Failure::Rejected(stopping())
         })?;
         let adapter = &*objects.adapter.insert(self.plan.factory.bind(py).call0()?);
         if self.plan.has_context {
@@ -345,7 +345,7 @@ impl Executor {
                 let result = self.resolve(result, Some(state))?;
                 if streams(&result)? {
                     objects.iterator = Some(result);
-                    return Err(Failure::Refused(must_stream(tool)));
+                    return Err(Failure::Rejected(must_stream(tool)));
                 }
                 Ok(Some(value::from_python(&result, format_args!("the result of tool `{tool}`"))?))
             }

@@ -77,7 +77,7 @@ impl Host {
         let ping = pb::PingRequest { message: "worker".to_owned() };
         match timeout(CONNECT_WITHIN, host.client.clone().ping(ping)).await {
             Ok(Ok(_)) => Ok(host),
-            Ok(Err(status)) => Err(format!("the host at `{address}` refused a ping: {}", status.message())),
+            Ok(Err(status)) => Err(format!("the host at `{address}` rejected a ping: {}", status.message())),
             Err(_) => Err(format!("the host at `{address}` did not answer a ping within {CONNECT_WITHIN:?}")),
         }
     }
@@ -102,11 +102,11 @@ impl Host {
                 if success || error_message.contains("duplicate_tool") {
                     Ok(())
                 } else {
-                    Err(format!("the host refused the adapter's tools: {error_message}"))
+                    Err(format!("the host rejected the adapter's tools: {error_message}"))
                 }
             }
             Ok(Err(status)) if status.code() == Code::FailedPrecondition => Err(status.message().to_owned()),
-            Ok(Err(status)) => Err(format!("the host refused the adapter's tools: {}", status.message())),
+            Ok(Err(status)) => Err(format!("the host rejected the adapter's tools: {}", status.message())),
             Err(_) => Err(format!("the host did not answer the registration within {CONNECT_WITHIN:?}")),
         }
     }

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How long a retiring worker still answers. In this time the host asks whether the call has ended, and learns from the
-/// refusal of other calls that this worker takes none.
+/// rejection of other calls that this worker takes none.
 const LINGER: Duration = Duration::from_millis(250);
 /// The limit for Python's finalization: exit handlers, and threads that Python joins.
 const EXIT_WITHIN: Duration = Duration::from_secs(10);

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use crate::{
-    background::Background,
+    background::BackgroundRuntime,
     errors::{HostUnavailableError, ran},
     fork,
     io::Io,
@@ -21,7 +21,7 @@ pub(crate) enum RuntimeHandle {
     /// The runtime of a worker, driven by the executor and a second thread.
     Worker(Io),
     /// The runtime of any other process, driven by a background thread.
-    Background(Background),
+    Background(BackgroundRuntime),
 }
 
 impl RuntimeHandle {

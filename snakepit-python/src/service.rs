@@ -17,7 +17,7 @@ use std::{
 use bytes::Bytes;
 use snakepit_proto::{
     headers, pb,
-    status::{self, bounded_text, refuse},
+    status::{self, bounded_text, error_status},
 };
 use snakepit_registry::{
     Arguments, CallId, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply,
@@ -74,7 +74,9 @@ impl WorkerService {
                     ..pb::ExecuteToolResponse::default()
                 }))
             }
-            Ok(_) => Err(refuse(Code::Internal, status::INTERNAL, "a unary call was answered with a stream")),
+            Ok(_) => {
+                Err(error_status(Code::Internal, status::INTERNAL, "a unary call was answered with a stream"))
+            }
             Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteToolResponse {
                 success: false,
                 error_message: bounded_text(one_line(&failure)),
@@ -92,9 +94,11 @@ impl WorkerService {
             Ok(ToolReply { body: ReplyBody::Stream(chunks), .. }) => {
                 Ok(Response::new(tool_chunks(tool, session_id, chunks)))
             }
-            Ok(_) => {
-                Err(refuse(Code::Internal, status::INTERNAL, "a streaming call was answered with a value"))
-            }
+            Ok(_) => Err(error_status(
+                Code::Internal,
+                status::INTERNAL,
+                "a streaming call was answered with a value",
+            )),
             Err(error) => Err(to_status(error, session_id)),
         }
     }

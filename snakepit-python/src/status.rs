@@ -1,6 +1,6 @@
 //! gRPC statuses of the errors of this worker.
 
-use snakepit_proto::status::{self, attach_failure, refuse};
+use snakepit_proto::status::{self, attach_failure, error_status};
 use snakepit_registry::{ToolError, ToolFailure};
 use snakepit_wire::{bad_argument, failure_to_wire};
 use tonic::{Code, Status};
@@ -13,14 +13,16 @@ pub(crate) fn to_status(error: ToolError, session_id: String) -> Status {
         ToolError::Failed(failure) => {
             attach_failure(Code::Internal, one_line(&failure), &failure_to_wire(*failure, session_id))
         }
-        ToolError::NotFound { .. } => refuse(Code::NotFound, status::TOOL_NOT_FOUND, message),
+        ToolError::NotFound { .. } => error_status(Code::NotFound, status::TOOL_NOT_FOUND, message),
         ToolError::InvalidArgument { tool, argument, problem } => bad_argument(&tool, &argument, &problem),
         // The host adds the name of the tool in front.
-        ToolError::Unsupported { problem, .. } => refuse(Code::Unimplemented, status::UNSUPPORTED, problem),
-        ToolError::Cancelled { .. } => refuse(Code::Cancelled, status::CANCELLED, message),
-        ToolError::Unavailable { reason, .. } => refuse(Code::Unavailable, status::STOPPING, reason),
-        ToolError::Internal { problem } => refuse(Code::Internal, status::INTERNAL, problem),
-        _ => refuse(Code::Internal, status::INTERNAL, message),
+        ToolError::Unsupported { problem, .. } => {
+            error_status(Code::Unimplemented, status::UNSUPPORTED, problem)
+        }
+        ToolError::Cancelled { .. } => error_status(Code::Cancelled, status::CANCELLED, message),
+        ToolError::Unavailable { reason, .. } => error_status(Code::Unavailable, status::STOPPING, reason),
+        ToolError::Internal { problem } => error_status(Code::Internal, status::INTERNAL, problem),
+        _ => error_status(Code::Internal, status::INTERNAL, message),
     }
 }
 

@@ -178,18 +178,18 @@ impl PythonTools {
 
     /// Queues calls. Rejects them if the queue is closed or their id is in use.
     pub(crate) fn admit_all(&self, jobs: impl IntoIterator<Item = Job>) {
-        let mut refused = Vec::new();
+        let mut rejected = Vec::new();
         let executor = {
             let mut queue = self.queue();
             for job in jobs {
                 if queue.closed {
-                    refused.push((job, stopping()));
+                    rejected.push((job, stopping()));
                     continue;
                 }
                 match queue.active.entry(job.state.id) {
                     Entry::Occupied(_) => {
                         let problem = format!("the id of call {} is in use", job.state.id);
-                        refused.push((job, ToolError::Internal { problem }));
+                        rejected.push((job, ToolError::Internal { problem }));
                     }
                     Entry::Vacant(place) => {
                         place.insert(Arc::clone(&job.state));
@@ -202,7 +202,7 @@ impl PythonTools {
         if let Some(executor) = executor {
             executor.wake();
         }
-        for (job, error) in refused {
+        for (job, error) in rejected {
             job.reply.send(Err(error));
         }
     }

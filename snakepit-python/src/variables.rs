@@ -183,7 +183,7 @@ impl Variables {
             .get()
             .ask(py, request, |mut client, request| async move { client.set_variables(request).await })?;
         let pb::BatchSetVariablesResponse { success, errors, new_versions, reasons } = answer;
-        check_success(success || !errors.is_empty(), "the host refused the batch".to_owned())?;
+        check_success(success || !errors.is_empty(), "the host rejected the batch".to_owned())?;
         let errors = errors.into_iter().map(|(name, message)| {
             let error = from_batch(message, reasons.get(&name));
             (name, error.into_value(py))

@@ -19,8 +19,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut watch = session.watch(&["rate"], false).await?;
 
     session.set("rate", 0.2).await?;
-    let refused = session.set("rate", 2).await;
-    println!("{}", refused.unwrap_err()); // variable `rate`: value 2 is above maximum 1
+    let rejected = session.set("rate", 2).await;
+    println!("{}", rejected.unwrap_err()); // variable `rate`: value 2 is above maximum 1
     // Retries if another writer was faster, so no update is lost.
     session.update("rate", |rate: f64| rate / 2.0).await?;
 

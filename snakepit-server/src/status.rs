@@ -166,7 +166,7 @@ fn session_status(error: &SessionError, may_have_succeeded: bool) -> Status {
         | SessionError::InvalidType { .. }
         | SessionError::WrittenTwice { .. }
         | SessionError::TooManyNames { .. }
-        | SessionError::BatchRefused { .. }
+        | SessionError::BatchRejected { .. }
         | SessionError::InvalidPageToken => (Code::InvalidArgument, "INVALID_ARGUMENT"),
         SessionError::Backend { .. } if may_have_succeeded => (Code::Internal, "BACKEND_FAILED"),
         SessionError::Backend { .. } => (Code::Unavailable, "BACKEND_FAILED"),
@@ -192,7 +192,7 @@ const fn field_of(error: &SessionError) -> Option<&'static str> {
         SessionError::MetadataTooLarge { .. } => "metadata",
         SessionError::InvalidType { .. } => "type",
         SessionError::InvalidValue { .. } | SessionError::ValueTooLarge { .. } => "value",
-        SessionError::WrittenTwice { .. } | SessionError::BatchRefused { .. } => "updates",
+        SessionError::WrittenTwice { .. } | SessionError::BatchRejected { .. } => "updates",
         SessionError::TooManyNames { .. } => "variable_identifiers",
         SessionError::InvalidPageToken => "page_token",
         _ => return None,

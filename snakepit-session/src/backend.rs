@@ -154,7 +154,7 @@ pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
     ///
     /// # Errors
     /// [`SessionError::VariableNotFound`], [`SessionError::VersionConflict`], [`SessionError::InvalidValue`], or an error of the
-    /// backend's limits. For an atomic batch, [`SessionError::BatchRefused`] contains the errors of its writes, with
+    /// backend's limits. For an atomic batch, [`SessionError::BatchRejected`] contains the errors of its writes, with
     /// [`SessionError::WrittenTwice`] if it writes one variable twice.
     async fn set_variables(
         &self,

@@ -225,7 +225,7 @@ pub enum SessionError {
     },
     /// An atomic batch was rejected as a whole.
     #[error("nothing was written, because {}", reasons(.errors))]
-    BatchRefused {
+    BatchRejected {
         /// The error of each rejected write, by the identifier of its variable.
         errors: BTreeMap<String, SessionError>,
     },

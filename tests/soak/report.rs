@@ -17,7 +17,7 @@ pub(crate) fn reason(error: &Error) -> String {
         Error::Session(_) => "Session".to_owned(),
         Error::Unreachable { .. } => "Unreachable".to_owned(),
         Error::TimedOut { .. } => "TimedOut".to_owned(),
-        Error::Refused { .. } => "Refused".to_owned(),
+        Error::Rejected { .. } => "Rejected".to_owned(),
         other => other.to_string(),
     }
 }

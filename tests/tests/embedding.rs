@@ -402,7 +402,7 @@ async fn check_variables(session: &SessionHandle<impl HostHandle>) {
         "{rejected}"
     );
     let rejected = session.write_all(vec![stale]).await.unwrap_err();
-    let Error::Session(SessionError::BatchRefused { errors }) = rejected else { panic!("{rejected}") };
+    let Error::Session(SessionError::BatchRejected { errors }) = rejected else { panic!("{rejected}") };
     assert!(matches!(errors["n"], SessionError::VersionConflict { actual: 21, .. }), "{errors:?}");
     let outside = session.update("n", |n: i64| n - 100).await.unwrap_err().to_string();
     assert_eq!(outside, "variable `n`: value -78 is below minimum 0");
@@ -416,7 +416,7 @@ async fn check_variables(session: &SessionHandle<impl HostHandle>) {
     let outside = session.set("n", -1).await.unwrap_err().to_string();
     assert_eq!(outside, "variable `n`: value -1 is below minimum 0");
     let twice = session.write_all(vec![write(1), write(2)]).await.unwrap_err();
-    let Error::Session(SessionError::BatchRefused { errors }) = twice else { panic!("{twice}") };
+    let Error::Session(SessionError::BatchRejected { errors }) = twice else { panic!("{twice}") };
     assert!(matches!(errors["n"], SessionError::WrittenTwice { .. }), "{errors:?}");
     let nameless = session.get::<i64>("").await.unwrap_err();
     assert!(matches!(nameless, Error::Session(SessionError::VariableNotFound { .. })), "{nameless}");

@@ -30,7 +30,7 @@ async fn calls_are_counted_by_outcome() {
     });
     assert!(answer.is_ok());
     let expected =
-        CallTotals { succeeded: 1, failed: 1, refused: 2, timed_out: 1, cancelled: 1, lost: 1, retried: 0 };
+        CallTotals { succeeded: 1, failed: 1, rejected: 2, timed_out: 1, cancelled: 1, lost: 1, retried: 0 };
     assert_eq!(totals.read(), expected);
 }
 

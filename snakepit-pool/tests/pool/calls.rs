@@ -55,7 +55,7 @@ async fn a_full_queue_rejects_calls_immediately() {
     harness.next_call().await.succeed();
     running.answer().await.unwrap();
     queued.answer().await.unwrap();
-    assert_eq!(harness.status().calls.refused, 1);
+    assert_eq!(harness.status().calls.rejected, 1);
 }
 
 #[tokio::test(start_paused = true)]

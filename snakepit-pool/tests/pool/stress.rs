@@ -189,8 +189,12 @@ async fn every_call_ends_once_under_stress() {
     assert!(status.workers.iter().all(|worker| worker.state == WorkerState::Dead), "{status:?}");
     assert_eq!(violations.load(Ordering::SeqCst), 0, "a worker ran two calls at a time");
     let totals = status.calls;
-    let ended =
-        totals.succeeded + totals.failed + totals.refused + totals.timed_out + totals.cancelled + totals.lost;
+    let ended = totals.succeeded
+        + totals.failed
+        + totals.rejected
+        + totals.timed_out
+        + totals.cancelled
+        + totals.lost;
     assert_eq!(ended, CALLERS * CALLS_EACH, "{totals:?}");
     for (what, count) in
         [("succeeded", totals.succeeded), ("cancelled", totals.cancelled), ("lost", totals.lost)]

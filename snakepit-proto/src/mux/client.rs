@@ -32,7 +32,7 @@ use crate::{
         bridge_service_client::BridgeServiceClient,
     },
     proxy,
-    status::{INVALID_ARGUMENT, refuse},
+    status::{INVALID_ARGUMENT, error_status},
 };
 
 /// Starts calls on one `Multiplex` stream. Clones share the stream.
@@ -446,7 +446,7 @@ fn too_large(id: u64, size: usize) -> CallReply {
     let problem = format!(
         "the call has {size} bytes, the limit is {MAX_ITEM_BYTES}; pass large data in parts, or as the path of a file"
     );
-    let status = refuse(Code::InvalidArgument, INVALID_ARGUMENT, problem);
+    let status = error_status(Code::InvalidArgument, INVALID_ARGUMENT, problem);
     CallReply { id, status: Some(status.into()), ..CallReply::default() }
 }
 

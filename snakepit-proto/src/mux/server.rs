@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     pb::{CallBatch, CallChunk, CallChunks, CallOpened, CallReply, ReplyBatch, ToolFailure},
-    status::{OVERLOADED, refuse},
+    status::{OVERLOADED, error_status},
 };
 
 /// The limit of the outbox, in bytes, for backpressure. Above it the callee reads no more calls until the caller has
@@ -483,7 +483,7 @@ fn too_many(calls: usize) -> Status {
     let problem = format!(
         "a message starts {calls} calls, the limit is {CALLS_A_BATCH}; send them in several messages of about a megabyte"
     );
-    refuse(Code::ResourceExhausted, OVERLOADED, problem)
+    error_status(Code::ResourceExhausted, OVERLOADED, problem)
 }
 
 #[cfg(test)]

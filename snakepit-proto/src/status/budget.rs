@@ -282,7 +282,8 @@ mod tests {
 
     #[test]
     fn a_long_status_still_names_its_field() {
-        let status = refuse_field("x".repeat(50_000), &"name".repeat(10_000), &"is wrong ".repeat(10_000));
+        let status =
+            field_error_status("x".repeat(50_000), &"name".repeat(10_000), &"is wrong ".repeat(10_000));
         let violation = details_of(&status).violation.unwrap();
         assert!(violation.field.starts_with("namename") && violation.description.starts_with("is wrong"));
         assert!(trailers(status) < TRAILERS);

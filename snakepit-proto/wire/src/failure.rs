@@ -2,7 +2,7 @@
 
 use snakepit_proto::{
     pb,
-    status::{bounded, refuse_field},
+    status::{bounded, field_error_status},
 };
 use snakepit_registry::ToolFailure;
 use tonic::Status;
@@ -33,11 +33,11 @@ pub fn failure_to_wire(failure: ToolFailure, session_id: String) -> pb::ToolFail
 /// The status of a call with an invalid argument.
 #[must_use]
 pub fn bad_argument(tool: &str, argument: &str, problem: &str) -> Status {
-    refuse_field(format!("argument `{argument}` of tool `{tool}` {problem}"), argument, problem)
+    field_error_status(format!("argument `{argument}` of tool `{tool}` {problem}"), argument, problem)
 }
 
 /// The status of a request with an invalid field.
 #[must_use]
 pub fn bad_field(field: &str, problem: &str) -> Status {
-    refuse_field(format!("`{field}` {problem}"), field, problem)
+    field_error_status(format!("`{field}` {problem}"), field, problem)
 }

@@ -255,12 +255,12 @@ mod tests {
     use tonic::transport::Endpoint;
 
     use super::*;
-    use crate::background::Background;
+    use crate::background::BackgroundRuntime;
 
     #[test]
     #[allow(unsafe_code)]
     fn a_fork_drops_a_connection_that_a_thread_of_its_parent_uses() {
-        let runtime = RuntimeHandle::Background(Background::get().unwrap());
+        let runtime = RuntimeHandle::Background(BackgroundRuntime::get().unwrap());
         let channel = {
             let _runtime = runtime.tokio().enter();
             Endpoint::from_static("http://127.0.0.1:1").connect_lazy()

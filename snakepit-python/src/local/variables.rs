@@ -10,7 +10,7 @@ use snakepit_session::{
 use tokio_stream::StreamExt;
 
 use crate::{
-    background::Background,
+    background::BackgroundRuntime,
     call::Call,
     errors::{HostError, InvalidArgumentError},
     runtime::RuntimeHandle,
@@ -63,7 +63,7 @@ impl LocalSession {
         py: Python<'_>,
         operation: impl Future<Output = Result<T, SessionError>> + Send,
     ) -> PyResult<T> {
-        Ok(Background::get()?.wait(py, operation)?.map_err(HostError::Session)?)
+        Ok(BackgroundRuntime::get()?.wait(py, operation)?.map_err(HostError::Session)?)
     }
 }
 
@@ -187,7 +187,7 @@ impl LocalVariables {
         let batch = if atomic { Batch::Atomic } else { Batch::Each };
         let session = self.session.get();
         let outcomes =
-            Background::get()?.wait(py, session.backend.set_variables(&session.id, writes, batch))?;
+            BackgroundRuntime::get()?.wait(py, session.backend.set_variables(&session.id, writes, batch))?;
         let exception = |error| PyErr::from(HostError::Session(error)).into_value(py);
         let (mut versions, mut errors) = (BTreeMap::new(), BTreeMap::new());
         match outcomes {
@@ -199,7 +199,7 @@ impl LocalVariables {
                     }
                 }
             }
-            Err(SessionError::BatchRefused { errors: reasons }) => {
+            Err(SessionError::BatchRejected { errors: reasons }) => {
                 errors.extend(reasons.into_iter().map(|(name, error)| (name, exception(error))));
             }
             Err(error) => return Err(HostError::Session(error).into()),
@@ -234,7 +234,7 @@ impl LocalVariables {
     fn watch(&self, py: Python<'_>, identifiers: Vec<String>, initial: bool) -> PyResult<VariableWatch> {
         let events = self.run(py, |backend, id| backend.watch_variables(id, &identifiers, initial))?;
         let updates = events.map(|event| event.map(VariableUpdate::from).map_err(HostError::Session));
-        let runtime = RuntimeHandle::Background(Background::get()?);
+        let runtime = RuntimeHandle::Background(BackgroundRuntime::get()?);
         Ok(VariableWatch::new(runtime, self.call.get().caller.clone(), updates))
     }
 }

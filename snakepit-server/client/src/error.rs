@@ -37,8 +37,8 @@ pub enum Error {
     #[error("a client needs a tokio runtime; connect inside `Runtime::block_on` or an async main")]
     NoRuntime,
     /// The remote host rejected a session operation for a reason that [`SessionError`] does not cover.
-    #[error("the host refused {rpc}: {problem}")]
-    Refused {
+    #[error("the host rejected {rpc}: {problem}")]
+    Rejected {
         /// The RPC.
         rpc: &'static str,
         /// The host's message.

@@ -24,7 +24,7 @@ use crate::{Caller, Error, HostHandle, RemoteHost};
 ///
 /// - [`Error::Unreachable`] if the connection fails,
 /// - [`Error::TimedOut`] after the client's [`request_timeout`](crate::ClientBuilder::request_timeout),
-/// - [`Error::Refused`] if the host rejects the request for another reason.
+/// - [`Error::Rejected`] if the host rejects the request for another reason.
 #[derive(Debug, Clone)]
 pub struct SessionHandle<H = RemoteHost> {
     caller: Caller<H>,

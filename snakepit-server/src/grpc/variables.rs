@@ -195,7 +195,7 @@ impl Bridge {
                     }
                 }
             }
-            Err(SessionError::BatchRefused { errors }) => {
+            Err(SessionError::BatchRejected { errors }) => {
                 for (name, error) in errors {
                     reject_write(&mut response, name, error.to_string(), &from_write_error(&error));
                 }

@@ -123,7 +123,7 @@ fn the_status_table_is_as_documented() {
         ToolError::Session(SessionError::TooManyWatches { limit: 9 }),
         ToolError::Session(SessionError::TooManyNames { given: 10, limit: 9 }),
         ToolError::Session(SessionError::WrittenTwice { variable: "x".into() }),
-        ToolError::Session(SessionError::BatchRefused { errors: [("x".into(), conflict())].into() }),
+        ToolError::Session(SessionError::BatchRejected { errors: [("x".into(), conflict())].into() }),
         ToolError::Internal { problem: "bug".into() },
     ];
     let table: Vec<String> = errors

@@ -167,7 +167,7 @@ impl SessionRecord {
     /// error of its write.
     ///
     /// # Errors
-    /// An [`Atomic`](Batch::Atomic) batch writes all variables or none. It fails with [`SessionError::BatchRefused`], which
+    /// An [`Atomic`](Batch::Atomic) batch writes all variables or none. It fails with [`SessionError::BatchRejected`], which
     /// contains the reason for each rejected write, or with an error of the size limits.
     pub fn set_batch(
         &mut self,
@@ -221,7 +221,7 @@ impl SessionRecord {
             }
         }
         if !errors.is_empty() {
-            return Err(SessionError::BatchRefused { errors });
+            return Err(SessionError::BatchRejected { errors });
         }
         let grown = writes.iter().fold(self.header.bytes, |bytes, write| bytes + write.grows);
         let size = writes.iter().fold(grown, |bytes, write| bytes - write.shrinks);

@@ -61,7 +61,7 @@ impl CallInfo {
 #[async_trait]
 pub trait Callee: Clone + Send + Sync + Unpin + 'static {
     /// The error of a call that ended with this status.
-    async fn refused(&self, info: &CallInfo, status: Status) -> ToolError;
+    async fn rejected(&self, info: &CallInfo, status: Status) -> ToolError;
 
     /// The outcome of the call with this id, whose connection broke after the call was sent.
     async fn broken(&self, info: &CallInfo, id: u64, status: Status) -> LostCall;
@@ -192,7 +192,7 @@ enum Answer {
 
 /// The reason why a call has no reply.
 enum NoReply {
-    Refused(Status),
+    Rejected(Status),
     Broken(Status),
     Unsent(Status),
 }
@@ -215,7 +215,7 @@ impl NoReply {
     /// may be missing.
     async fn error<C: Callee>(self, callee: &C, info: &CallInfo, id: u64) -> ToolError {
         match self {
-            Self::Refused(status) => callee.refused(info, status).await,
+            Self::Rejected(status) => callee.rejected(info, status).await,
             Self::Unsent(status) => callee.unsent(info, status).await,
             Self::Broken(status) => callee.broken(info, id, status).await.error,
         }
@@ -234,7 +234,7 @@ fn answer<C: Callee>(callee: &C, info: &CallInfo, end: CallEnd) -> Answer {
         return Answer::Failed(callee.failed(info, failure_from_wire(failure)));
     }
     if let Some(status) = status {
-        return Answer::NoReply(NoReply::Refused(Status::from(status)));
+        return Answer::NoReply(NoReply::Rejected(Status::from(status)));
     }
     match value.map(value_from_wire) {
         None => Answer::Complete,

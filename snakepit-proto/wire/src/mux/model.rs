@@ -255,7 +255,7 @@ struct Other;
 
 #[async_trait]
 impl Callee for Other {
-    async fn refused(&self, info: &CallInfo, status: Status) -> ToolError {
+    async fn rejected(&self, info: &CallInfo, status: Status) -> ToolError {
         assert_eq!(status.code(), Code::Cancelled, "{status:?}");
         ToolError::Cancelled { tool: info.tool.to_string() }
     }

@@ -21,7 +21,7 @@ use futures_util::{
 use snakepit_proto::{
     mux::{Calls, Replies, STREAM_CREDIT, call_size},
     pb,
-    status::{CANCELLED, INTERNAL, refuse},
+    status::{CANCELLED, INTERNAL, error_status},
 };
 use snakepit_registry::{CallId, CallMode, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
 use tokio::time::{Instant, sleep_until};
@@ -144,7 +144,7 @@ impl<S: MuxService> MuxCalls<S> {
         }
         self.last_id = id;
         let (queued, bytes) = (self.running.len(), call_size(&start));
-        let refusal = if queued >= MAX_CALLS {
+        let rejection = if queued >= MAX_CALLS {
             Some(ToolError::Overloaded { queued, limit: MAX_CALLS, retry_after: Some(RETRY_AFTER) })
         } else if queued > 0 && self.bytes + bytes > MAX_BYTES {
             let (whose, retry_after) = ("calls of this stream".to_owned(), Some(RETRY_AFTER));
@@ -154,8 +154,8 @@ impl<S: MuxService> MuxCalls<S> {
         } else {
             None
         };
-        if let Some(refusal) = refusal {
-            return self.replies.reply(status_reply(id, self.service.status(refusal)));
+        if let Some(rejection) = rejection {
+            return self.replies.reply(status_reply(id, self.service.status(rejection)));
         }
         let session_id = start.session_id.clone();
         let window = if start.credit == 0 { STREAM_CREDIT } else { start.credit };
@@ -197,7 +197,7 @@ impl<S: MuxService> MuxCalls<S> {
         let (call, service, replies) = (running.call, Arc::clone(&self.service), self.replies.clone());
         self.tasks.push(Box::pin(async move {
             let status = match service.handler().cancel(call).await {
-                Ok(()) => refuse(Code::Cancelled, CANCELLED, "the call was cancelled"),
+                Ok(()) => error_status(Code::Cancelled, CANCELLED, "the call was cancelled"),
                 Err(error) => service.status(error),
             };
             replies.reply(status_reply(id, status));
@@ -298,7 +298,7 @@ impl<S: MuxService> CallTask<S> {
                     }
                     _ => {
                         let problem = "a value was answered by a stream, or a stream by a value";
-                        status_reply(id, refuse(Code::Internal, INTERNAL, problem))
+                        status_reply(id, error_status(Code::Internal, INTERNAL, problem))
                     }
                 }
             }

@@ -163,7 +163,7 @@ struct HostCallee {
 
 #[async_trait]
 impl Callee for HostCallee {
-    async fn refused(&self, info: &CallInfo, status: Status) -> ToolError {
+    async fn rejected(&self, info: &CallInfo, status: Status) -> ToolError {
         to_tool_error(&info.tool, &status)
     }
 

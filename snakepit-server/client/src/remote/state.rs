@@ -146,7 +146,7 @@ impl HostHandle for RemoteHost {
         let note = writes.first().map(|write| write.note.clone()).unwrap_or_default();
         if writes.iter().any(|write| write.note != note) {
             let problem = "a batch has one note over gRPC, and these differ; write them one by one";
-            return Err(Error::Refused { rpc: "SetVariables", problem: problem.to_owned() });
+            return Err(Error::Rejected { rpc: "SetVariables", problem: problem.to_owned() });
         }
         let mut request = pb::BatchSetVariablesRequest {
             session_id: id.to_string(),
@@ -159,7 +159,7 @@ impl HostHandle for RemoteHost {
             let (value, buffer) = payload_to_wire(value);
             if request.updates.insert(identifier.clone(), value).is_some() {
                 let twice = SessionError::WrittenTwice { variable: identifier.clone() };
-                return Err(SessionError::BatchRefused { errors: [(identifier, twice)].into() }.into());
+                return Err(SessionError::BatchRejected { errors: [(identifier, twice)].into() }.into());
             }
             request.binary_updates.extend(buffer.map(|buffer| (identifier.clone(), buffer)));
             request
@@ -175,7 +175,7 @@ impl HostHandle for RemoteHost {
                 let error = session_error(&reason, |key| metadata.get(key).cloned(), &message);
                 (name, error.unwrap_or(SessionError::Backend { problem: message }))
             });
-            return Err(SessionError::BatchRefused { errors: errors.collect() }.into());
+            return Err(SessionError::BatchRejected { errors: errors.collect() }.into());
         }
         let version_of = |name: &String| answer.new_versions.get(name).copied().map(version);
         names
@@ -346,7 +346,7 @@ impl RequestTimeout {
             ToolError::DeadlineExceeded { .. } => Error::TimedOut { rpc, within: self.0 },
             error @ ToolError::ShuttingDown { .. } => Error::Tool(error),
             _ if status.source().is_some() => Error::Unreachable { problem: cause_of(status) },
-            _ => Error::Refused { rpc, problem: status.message().to_owned() },
+            _ => Error::Rejected { rpc, problem: status.message().to_owned() },
         }
     }
 }

@@ -109,8 +109,8 @@ impl<H: HostHandle> SessionHandle<H> {
     /// Writes all variables or none, and returns the new versions in the same order.
     ///
     /// # Errors
-    /// [`Error::Session`]; in particular [`SessionError::BatchRefused`], which lists every rejected write. A remote host
-    /// accepts one note per batch, so writes with different notes fail with [`Error::Refused`].
+    /// [`Error::Session`]; in particular [`SessionError::BatchRejected`], which lists every rejected write. A remote host
+    /// accepts one note per batch, so writes with different notes fail with [`Error::Rejected`].
     pub async fn write_all(&self, writes: Vec<SetVariable>) -> Result<Vec<u32>, Error> {
         self.host().set_variables(self.id(), writes).await
     }

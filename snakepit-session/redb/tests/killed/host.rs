@@ -95,7 +95,7 @@ async fn set_batches(backend: Arc<RedbBackend>) {
         let updates = BATCH.into_iter().map(update).collect();
         match backend.set_variables(&id("together"), updates, Batch::Atomic).await {
             Ok(_) => did("together", version + 1),
-            Err(SessionError::BatchRefused { .. }) => {}
+            Err(SessionError::BatchRejected { .. }) => {}
             Err(error) => panic!("{error}"),
         }
     }

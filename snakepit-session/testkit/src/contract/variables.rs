@@ -244,7 +244,7 @@ async fn batches_are_atomic_or_not(backend: &impl SessionBackend) {
     bad.push(set("nothing", "1"));
     bad.push(set("a", "4").if_version(1));
     let rejected = backend.set_variables(&id("s"), bad, Batch::Atomic).await.expect_err("rejected");
-    let SessionError::BatchRefused { errors } = &rejected else { panic!("{rejected}") };
+    let SessionError::BatchRejected { errors } = &rejected else { panic!("{rejected}") };
     assert!(matches!(errors["b"], SessionError::InvalidValue { .. }), "{errors:?}");
     assert!(matches!(errors["nothing"], SessionError::VariableNotFound { .. }), "{errors:?}");
     assert!(matches!(errors["a"], SessionError::WrittenTwice { .. }), "{errors:?}");
@@ -252,7 +252,7 @@ async fn batches_are_atomic_or_not(backend: &impl SessionBackend) {
 
     let stale = vec![set("a", "5"), set("b", "6").if_version(0)];
     let rejected = backend.set_variables(&id("s"), stale.clone(), Batch::Atomic).await.expect_err("stale");
-    assert!(matches!(rejected, SessionError::BatchRefused { .. }), "{rejected}");
+    assert!(matches!(rejected, SessionError::BatchRejected { .. }), "{rejected}");
     let written = backend.set_variables(&id("s"), stale, Batch::Each).await.expect("the session lives");
     let conflict = SessionError::VersionConflict { variable: "b".to_owned(), expected: 0, actual: 1 };
     assert_eq!(written, [Ok(2), Err(conflict)]);

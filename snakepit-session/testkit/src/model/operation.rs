@@ -236,7 +236,7 @@ fn without_text(error: SessionError) -> SessionError {
         SessionError::InvalidValue { variable, problem: _ } => {
             SessionError::InvalidValue { variable, problem: String::new() }
         }
-        SessionError::BatchRefused { errors } => SessionError::BatchRefused {
+        SessionError::BatchRejected { errors } => SessionError::BatchRejected {
             errors: errors.into_iter().map(|(name, error)| (name, without_text(error))).collect(),
         },
         error => error,

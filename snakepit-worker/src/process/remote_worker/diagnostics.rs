@@ -39,7 +39,7 @@ pub(in super::super) struct WorkerDiagnostics {
 
 #[async_trait]
 impl Callee for WorkerDiagnostics {
-    async fn refused(&self, asked: &CallInfo, status: Status) -> ToolError {
+    async fn rejected(&self, asked: &CallInfo, status: Status) -> ToolError {
         self.error(asked, status).await
     }
 
@@ -155,7 +155,7 @@ impl WorkerDiagnostics {
             (Some(status::INVALID_ARGUMENT), _) => {
                 let (argument, problem) = match violation {
                     Some(FieldViolation { field, description }) => (field, description),
-                    None => ("arguments".to_owned(), format!("was refused by the worker: {message}")),
+                    None => ("arguments".to_owned(), format!("was rejected by the worker: {message}")),
                 };
                 ToolError::InvalidArgument { tool: tool_name(), argument, problem }
             }
@@ -310,16 +310,18 @@ mod tests {
 
     #[tokio::test]
     async fn the_reason_identifies_rejections_of_a_worker() {
-        use status::{refuse, refuse_field};
-        let missing = convert(refuse(Code::NotFound, status::TOOL_NOT_FOUND, "tool `fetch` not found")).await;
+        use status::{error_status, field_error_status};
+        let missing =
+            convert(error_status(Code::NotFound, status::TOOL_NOT_FOUND, "tool `fetch` not found")).await;
         assert!(matches!(missing, ToolError::NotFound { .. }), "{missing:?}");
-        let bad = convert(refuse_field("argument `x` of tool `fetch` is missing", "x", "is missing")).await;
+        let bad =
+            convert(field_error_status("argument `x` of tool `fetch` is missing", "x", "is missing")).await;
         assert_eq!(bad.to_string(), "argument `x` of tool `fetch` is missing");
-        let stream = refuse(Code::Unimplemented, status::UNSUPPORTED, "streams");
+        let stream = error_status(Code::Unimplemented, status::UNSUPPORTED, "streams");
         assert_eq!(convert(stream).await.to_string(), "tool `fetch` streams");
-        let stopping = convert(refuse(Code::Unavailable, status::STOPPING, "it is stopping")).await;
+        let stopping = convert(error_status(Code::Unavailable, status::STOPPING, "it is stopping")).await;
         assert!(matches!(&stopping, ToolError::Unavailable { .. }) && !stopping.is_delivered());
-        let cancelled = convert(refuse(Code::Cancelled, status::CANCELLED, "x")).await;
+        let cancelled = convert(error_status(Code::Cancelled, status::CANCELLED, "x")).await;
         assert!(matches!(cancelled, ToolError::Cancelled { .. }), "{cancelled:?}");
     }
 

@@ -18,8 +18,8 @@ fn internal(what: &str) -> ToolError {
 
 #[async_trait]
 impl Callee for DeadWorker {
-    async fn refused(&self, _: &CallInfo, _: Status) -> ToolError {
-        internal("refused")
+    async fn rejected(&self, _: &CallInfo, _: Status) -> ToolError {
+        internal("rejected")
     }
 
     async fn broken(&self, _: &CallInfo, id: u64, _: Status) -> LostCall {

@@ -243,7 +243,7 @@ struct Other;
 
 #[async_trait]
 impl Callee for Other {
-    async fn refused(&self, info: &CallInfo, status: Status) -> ToolError {
+    async fn rejected(&self, info: &CallInfo, status: Status) -> ToolError {
         match status.code() {
             Code::Cancelled => ToolError::Cancelled { tool: info.tool.to_string() },
             _ => ToolError::Internal { problem: status.message().to_owned() },
@@ -393,10 +393,12 @@ async fn calls_above_the_limit_are_rejected_and_others_continue() {
     let many = MAX_CALLS as u64 + 100;
     let calls = (1..=many).map(|id| start(id, "hang")).collect();
     batches.send(pb::CallBatch { calls, ..Default::default() }).await.unwrap();
-    let refused = replies.message().await.unwrap().unwrap().replies;
-    assert_eq!(refused.len(), 100);
+    let rejected = replies.message().await.unwrap().unwrap().replies;
+    assert_eq!(rejected.len(), 100);
     let exhausted = i32::from(Code::ResourceExhausted);
-    assert!(refused.iter().all(|reply| reply.status.as_ref().is_some_and(|status| status.code == exhausted)));
+    assert!(
+        rejected.iter().all(|reply| reply.status.as_ref().is_some_and(|status| status.code == exhausted))
+    );
     assert_eq!(tools.0.running.load(SeqCst), MAX_CALLS);
     // Accepts calls again after one of them has ended.
     batches.send(pb::CallBatch { cancels: vec![1], ..Default::default() }).await.unwrap();

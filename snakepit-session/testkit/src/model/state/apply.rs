@@ -121,7 +121,7 @@ impl Model {
                     }
                 }
                 if !errors.is_empty() {
-                    return Err(SessionError::BatchRefused { errors });
+                    return Err(SessionError::BatchRejected { errors });
                 }
                 Answer::Versions(versions)
             }
