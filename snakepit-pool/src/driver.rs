@@ -24,7 +24,6 @@ use std::{
     time::SystemTime,
 };
 
-use slab::Slab;
 use snakepit_registry::CallId;
 use snakepit_worker::{Worker, WorkerId};
 use tokio::{
@@ -48,6 +47,7 @@ use self::{
 };
 use crate::{
     PoolConfig, PoolError,
+    collections::Slab,
     metrics::Totals,
     scheduler::{Effect, Event, KillReason, Limits, Load, Rejection, Scheduler, Ticket, WorkerKey, earlier},
     sync::{Mutex, MutexGuard},

@@ -42,6 +42,7 @@
 
 mod attempt;
 mod chunks;
+mod collections;
 mod config;
 mod dispatch;
 mod driver;
@@ -57,7 +58,6 @@ mod sync;
 #[cfg(test)]
 mod test_support;
 mod trace;
-mod visits;
 
 pub use config::PoolConfig;
 pub use error::PoolError;

@@ -9,7 +9,7 @@ use super::{
     AcquireError, Deferred, Driver, Event, State,
     lease::{LeaseRecord, LeaseSignal},
 };
-use crate::{scheduler::earlier, visits::visit};
+use crate::scheduler::earlier;
 
 /// The time between a signal to end and the revocation of the lease. A call that is polled ends sooner.
 const REVOKE_AFTER: Duration = Duration::from_millis(50);
@@ -44,7 +44,6 @@ impl Driver {
     ) {
         let revoke_at = Instant::now() + REVOKE_AFTER;
         for (_, lease) in &mut state.leases {
-            visit();
             if which(lease) && !lease.must_end() {
                 deferred.wake(lease.send(why));
                 lease.deadline = Some(revoke_at);
@@ -58,7 +57,6 @@ impl Driver {
     fn revoke(&self, state: &mut State, deferred: &mut Deferred, now: Instant) {
         let mut abandoned = Vec::new();
         for (_, lease) in &mut state.leases {
-            visit();
             if lease.must_end() && !lease.revoked && lease.deadline.is_some_and(|at| at <= now) {
                 lease.revoked = true;
                 lease.deadline = None;
@@ -101,10 +99,10 @@ mod tests {
     use snakepit_registry::{FnTool, ToolCall, ToolError, ToolHandler};
     use snakepit_worker::fake::FakeLauncher;
 
-    use crate::{Pool, PoolConfig, visits};
+    use crate::{Pool, PoolConfig, collections::take_accesses};
 
-    /// Cancels this many queued calls, the newest first, and returns the number of visited entries.
-    async fn visits_to_cancel(calls: usize) -> usize {
+    /// Cancels this many queued calls, the newest first, and returns the number of accessed entries.
+    async fn accesses_to_cancel(calls: usize) -> usize {
         let tool = FnTool::typed("endless", |(): ()| pending::<Result<(), Infallible>>());
         let config = PoolConfig { workers: 1, queue_limit: calls, ..PoolConfig::default() };
         let pool = Pool::start(config, Arc::new(FakeLauncher::new(Arc::new(tool)))).unwrap();
@@ -118,25 +116,25 @@ mod tests {
         assert!(queued.next().now_or_never().is_none());
         assert_eq!(pool.status().queued, ids.len());
 
-        visits::take();
+        take_accesses();
         for id in ids.iter().rev() {
             tool.cancel(*id).await.unwrap();
         }
-        let visited = visits::take();
+        let accesses = take_accesses();
 
         assert_eq!(pool.status().queued, 0);
         let outcomes: Vec<_> = queued.collect().await;
         assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(ToolError::Cancelled { .. }))));
         pool.shutdown(Duration::ZERO).await;
-        visited
+        accesses
     }
 
     #[tokio::test(start_paused = true)]
-    async fn cancelling_a_queued_call_visits_a_bounded_number_of_entries() {
+    async fn cancelling_a_queued_call_accesses_a_bounded_number_of_entries() {
         for calls in [100, 3000] {
-            let visited = visits_to_cancel(calls).await;
+            let accesses = accesses_to_cancel(calls).await;
             // The binary search takes 12 steps for 3000 calls; a scan of the queue would take 1500 on average.
-            assert!(visited <= 30 * calls, "{visited} visits for {calls} calls");
+            assert!(accesses <= 30 * calls, "{accesses} accesses for {calls} calls");
         }
     }
 }

@@ -6,11 +6,10 @@ use std::{
 };
 
 use foldhash::fast::RandomState;
-use slab::Slab;
 use snakepit_registry::CallId;
 
 use super::waiter::Waiter;
-use crate::{scheduler::Ticket, visits::visit};
+use crate::{collections::Slab, scheduler::Ticket};
 
 /// All waiters by key. Only queued ones are also indexed by call, so a call that gets a worker immediately costs no
 /// index entry.
@@ -53,18 +52,16 @@ impl Waiters {
 
     #[inline]
     pub(super) fn get_mut(&mut self, key: usize) -> Option<&mut Waiter> {
-        visit();
         self.waiters.get_mut(key)
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Waiter> {
-        self.waiters.iter_mut().map(|(_, waiter)| waiter).inspect(|_| visit())
+        self.waiters.iter_mut().map(|(_, waiter)| waiter)
     }
 
     /// The ticket of a queued call.
     pub(super) fn queued(&self, call: CallId) -> Option<Ticket> {
         let key = *self.by_call.get(&call)?;
-        visit();
         self.waiters.get(key).filter(|waiter| waiter.is_waiting()).map(|waiter| waiter.ticket(key))
     }
 }
@@ -73,14 +70,12 @@ impl Index<usize> for Waiters {
     type Output = Waiter;
 
     fn index(&self, key: usize) -> &Waiter {
-        visit();
         &self.waiters[key]
     }
 }
 
 impl IndexMut<usize> for Waiters {
     fn index_mut(&mut self, key: usize) -> &mut Waiter {
-        visit();
         &mut self.waiters[key]
     }
 }

@@ -1,6 +1,6 @@
 //! The queue of waiting calls: first in, first out, except for a bounded preference for affinity.
 
-use std::{collections::VecDeque, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -8,7 +8,7 @@ use super::{
     Load,
     event::{Ticket, WorkerKey},
 };
-use crate::visits::visit;
+use crate::collections::VecDeque;
 
 /// The number of entries at the head that are searched for a call that prefers the free worker.
 const AFFINITY_WINDOW: usize = 8;
@@ -97,10 +97,7 @@ impl Queue {
     }
 
     fn favoured(&self, worker: WorkerKey) -> usize {
-        let prefers = |entry: &Entry| {
-            visit();
-            entry.call.as_ref().is_some_and(|call| call.preferred == Some(worker))
-        };
+        let prefers = |entry: &Entry| entry.call.as_ref().is_some_and(|call| call.preferred == Some(worker));
         self.entries.iter().take(AFFINITY_WINDOW).position(prefers).unwrap_or(0)
     }
 
@@ -110,13 +107,7 @@ impl Queue {
 
     /// Takes a specific call. Returns `None` if it is not queued.
     pub(super) fn remove(&mut self, ticket: Ticket) -> Option<QueuedCall> {
-        let index = self
-            .entries
-            .binary_search_by_key(&ticket.number, |entry| {
-                visit();
-                entry.number
-            })
-            .ok()?;
+        let index = self.entries.binary_search_by_key(&ticket.number, |entry| entry.number).ok()?;
         self.take_at(index)
     }
 
@@ -128,7 +119,6 @@ impl Queue {
         let mut expired = Vec::new();
         self.earliest = None;
         for entry in &mut self.entries {
-            visit();
             match entry.call.as_ref().map(|call| call.deadline) {
                 Some(Some(deadline)) if deadline <= now => {
                     if let Some(call) = entry.call.take() {
@@ -157,16 +147,12 @@ impl Queue {
 
     fn close_gaps(&mut self) {
         while self.entries.front().is_some_and(|entry| entry.call.is_none()) {
-            visit();
             self.entries.pop_front();
         }
         // Gaps behind a head that waits long must not accumulate. Removing them once they are the majority is amortized
         // O(1).
         if self.entries.len() > 2 * self.waiting + AFFINITY_WINDOW {
-            self.entries.retain(|entry| {
-                visit();
-                entry.call.is_some()
-            });
+            self.entries.retain(|entry| entry.call.is_some());
         }
         if self.waiting == 0 {
             self.earliest = None;
