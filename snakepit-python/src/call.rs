@@ -35,7 +35,7 @@ impl Call {
         let host = self.host.as_ref();
         let host =
             host.ok_or_else(|| HostUnavailableError::new_err("this worker was started without a host"))?;
-        host.runtime().refuse_fork()?;
+        host.runtime().check_not_forked()?;
         Ok(host)
     }
 

@@ -91,7 +91,7 @@ impl Wait {
         key: u64,
         task: impl Future<Output = ()> + Send + 'static,
     ) -> PyResult<Self> {
-        runtime.refuse_fork()?;
+        runtime.check_not_forked()?;
         let completion = Completion { queue: Arc::clone(&completions.queue), key };
         let task = runtime.tokio().spawn(async move {
             let _completion = completion;

@@ -296,7 +296,7 @@ impl Executor {
     /// Retires this worker if a cancelled call may have broken state that further calls need.
     fn retire_if_unfit(&self, tool: &str, state: &CallState, began: Instant) {
         let policy = self.plan.tools.get(tool).map_or(self.plan.after_cancel, |tool| tool.after_cancel);
-        if let Some(reason) = retire::reason(policy, state, began) {
+        if let Some(reason) = retire::retire_reason(policy, state, began) {
             self.replace(tool, reason);
         }
     }

@@ -1,8 +1,8 @@
-//! Interrupts cancelled calls: a thread that sends Python's main thread a signal.
+//! Interrupts cancelled calls: a thread sends signals to Python's main thread.
 //!
 //! A signal has two advantages over `PyThreadState_SetAsyncExc`. It also ends blocking system calls such as
-//! `time.sleep`, and its handler runs on the main thread, where it checks that the cancelled call is still running. So
-//! a late signal cannot hit the next call, and the thread needs no GIL.
+//! `time.sleep`. Its handler runs on the main thread and checks there that the cancelled call is still running, so a
+//! late signal cannot hit the next call, and the sending thread does not need the GIL.
 
 use std::{
     sync::{Arc, mpsc},
@@ -13,12 +13,13 @@ use nix::sys::{pthread, signal::Signal};
 
 use crate::state::CallState;
 
-/// The signal that makes the main thread check whether its call was cancelled. Its default action is to be ignored, so
-/// it does not harm child processes that receive it.
+/// The signal that makes the main thread check whether its call was cancelled. Processes ignore it by default, so it does
+/// not harm child processes that receive it.
 pub(crate) const SIGNAL: Signal = Signal::SIGURG;
-/// How long a cancelled call may run before the first signal.
+/// The time that a cancelled call has to end before the first signal, and after each signal before the thread considers
+/// another one.
 const GRACE: Duration = Duration::from_millis(100);
-/// The interval between further signals, which reach a tool that caught the exception.
+/// The additional wait before each further signal. A tool that caught the exception of one signal receives the next.
 const REPEAT_INTERVAL: Duration = Duration::from_millis(900);
 
 /// Starts the thread. Must be called on the thread that runs the tools. The thread ends when all senders are dropped.
@@ -27,9 +28,9 @@ pub(crate) fn spawn() -> std::io::Result<mpsc::Sender<Arc<CallState>>> {
     let (sender, cancelled) = mpsc::channel::<Arc<CallState>>();
     std::thread::Builder::new().name("snakepit-cancel".to_owned()).spawn(move || {
         for call in cancelled {
-            // The first signal cancels a coroutine through its event loop. If the coroutine blocks the loop, the second
-            // signal follows soon.
-            let (mut wait, mut next_wait) =
+            // The first signal cancels a coroutine through its event loop. The second one follows soon, because a coroutine
+            // that blocks the loop does not notice the first.
+            let (mut wait, mut following_wait) =
                 if call.is_async() { (Duration::ZERO, Duration::ZERO) } else { (GRACE, REPEAT_INTERVAL) };
             while !call.wait_ended(wait) {
                 // The main thread lives as long as the process, so the signal always has a target.
@@ -37,10 +38,11 @@ pub(crate) fn spawn() -> std::io::Result<mpsc::Sender<Arc<CallState>>> {
                 if call.wait_ended(GRACE) {
                     break;
                 }
+                // A deferred interruption, for example during an import, had no effect yet.
                 wait = if call.take_deferred() {
                     Duration::ZERO
                 } else {
-                    std::mem::replace(&mut next_wait, REPEAT_INTERVAL)
+                    std::mem::replace(&mut following_wait, REPEAT_INTERVAL)
                 };
             }
         }

@@ -1,4 +1,4 @@
-//! Ends workers that a call made unfit for further calls, by the same path as a stop by the host.
+//! Ends a worker that cannot run further calls after one of them. It stops as if the host had stopped it.
 
 use std::{
     io::{self, Write},
@@ -20,24 +20,24 @@ use crate::{
     state::{CallState, Interruption},
 };
 
-/// How long a retiring worker still answers. In this time the host asks whether the call has ended, and learns from the
-/// rejection of other calls that this worker takes none.
+/// The time for which a retiring worker still answers requests. The host asks in this time whether the cancelled call has
+/// ended, and receives rejections of other calls.
 const LINGER: Duration = Duration::from_millis(250);
 /// The limit for Python's finalization: exit handlers, and threads that Python joins.
-const EXIT_WITHIN: Duration = Duration::from_secs(10);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The limit for printing the final error, in seconds.
-const PRINT_WITHIN: u32 = 2;
+const PRINT_TIMEOUT_SECONDS: u32 = 2;
 
 /// Returns why the worker must be replaced after a cancelled call, or `None` if it can continue. `began` is the time at
 /// which the call began.
-pub(crate) fn reason(policy: AfterCancel, state: &CallState, began: Instant) -> Option<&'static str> {
+pub(crate) fn retire_reason(policy: AfterCancel, state: &CallState, began: Instant) -> Option<&'static str> {
     match (policy, state.interruption()) {
         (AfterCancel::Keep, _) => None,
         (AfterCancel::Replace, Interruption::Own | Interruption::Library) => {
-            Some("its call was cut, and `after_cancel` says so")
+            Some("its call was interrupted, and `after_cancel` is \"replace\"")
         }
         (AfterCancel::Auto, Interruption::Library) => {
-            Some("its call was cut in code of a library, whose state may be broken")
+            Some("its call was interrupted inside a library, whose state may be inconsistent")
         }
         (AfterCancel::Auto | AfterCancel::Replace, _) if has_children_since(began) => {
             Some("its call was cancelled and left processes behind")
@@ -55,7 +55,7 @@ pub(crate) fn stop_serving() -> io::Result<()> {
         thread::sleep(LINGER);
         // A process may always signal itself.
         let _ = kill(getpid(), Signal::SIGTERM);
-        thread::sleep(EXIT_WITHIN);
+        thread::sleep(EXIT_TIMEOUT);
         exit_now(0);
     };
     thread::Builder::new().name("snakepit-exit".to_owned()).spawn(end).map(drop)
@@ -66,15 +66,15 @@ pub(crate) fn stop_serving() -> io::Result<()> {
 pub(crate) fn print_panics_briefly() {
     set_hook(Box::new(|panic| {
         let thread = thread::current();
-        // A failed write has no other place to go.
+        // A failed write cannot be reported.
         let _ = writeln!(io::stderr(), "thread '{}' {panic}", thread.name().unwrap_or("?"));
     }));
 }
 
-/// Prints the error and exits without Python's exit handlers. The interpreter may be broken, and the host gets no
+/// Prints the error and exits without Python's exit handlers, because the interpreter may be broken. The host receives no
 /// further answers.
 #[allow(unsafe_code)]
-pub(crate) fn fail(py: Python<'_>, error: &PyErr) -> ! {
+pub(crate) fn print_and_exit(py: Python<'_>, error: &PyErr) -> ! {
     // Without memory, printing may panic, and the panic handler may deadlock. The kernel's alarm needs neither memory
     // nor a thread.
     // SAFETY: this restores the default action and installs no handler.
@@ -82,7 +82,7 @@ pub(crate) fn fail(py: Python<'_>, error: &PyErr) -> ! {
     let mut blocked = SigSet::empty();
     blocked.add(Signal::SIGALRM);
     let _ = blocked.thread_unblock();
-    alarm::set(PRINT_WITHIN);
+    alarm::set(PRINT_TIMEOUT_SECONDS);
     let _ = catch_unwind(AssertUnwindSafe(|| error.print(py)));
     exit_now(1)
 }

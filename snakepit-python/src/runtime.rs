@@ -38,7 +38,7 @@ impl RuntimeHandle {
     /// # Errors
     /// [`HostUnavailableError`] in a forked process, and the exception of a Python signal handler.
     pub(crate) fn wait<T: Send>(self, py: Python<'_>, future: impl Future<Output = T> + Send) -> PyResult<T> {
-        self.refuse_fork()?;
+        self.check_not_forked()?;
         match self {
             Self::Worker(io) => Ok(py.detach(|| io.block_on(future))),
             Self::Background(background) => background.wait(py, future),
@@ -55,7 +55,7 @@ impl RuntimeHandle {
         end: Option<Instant>,
         future: impl Future<Output = T> + Send,
     ) -> PyResult<Option<T>> {
-        self.refuse_fork()?;
+        self.check_not_forked()?;
         match (self, end) {
             (Self::Background(background), end) => background.wait_until(py, end, future),
             (Self::Worker(io), None) => Ok(Some(py.detach(|| io.block_on(future)))),
@@ -65,7 +65,7 @@ impl RuntimeHandle {
         }
     }
 
-    /// Makes the second IO thread drive the runtime, because the executor is about to wait outside it.
+    /// Lets the second IO thread drive the runtime, because the executor is about to wait outside it.
     pub(crate) fn hand_over(self) {
         if let Self::Worker(io) = self {
             io.hand_over();
@@ -85,7 +85,7 @@ impl RuntimeHandle {
     ///
     /// # Errors
     /// [`HostUnavailableError`] in a forked process.
-    pub(crate) fn refuse_fork(self) -> PyResult<()> {
+    pub(crate) fn check_not_forked(self) -> PyResult<()> {
         if !self.is_forked() {
             return Ok(());
         }

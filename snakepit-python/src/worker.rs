@@ -201,7 +201,7 @@ impl Worker {
             globals: Some(Globals::new(py)?),
         };
         if let Err(error) = Runner::run(py, executor, io, PendingAnswers::new(answers)) {
-            retire::fail(py, &error);
+            retire::print_and_exit(py, &error);
         }
         if self.flags.retired.load(Relaxed) {
             retire::stop_serving()?;

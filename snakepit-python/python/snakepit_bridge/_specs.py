@@ -61,7 +61,7 @@ _UNION = type(int | None)
 def spec_of(
     function: Callable[..., Any], attribute: str, options: ToolOptions, owner: type, *, bound: bool
 ) -> ToolSpec:
-    """Create the spec of a tool from its function. ``bound`` is whether its first parameter is the object or class."""
+    """Create the spec of a tool from its function. If ``bound``, its first parameter is the object or class."""
     description, argument_docs = _docstrings.read(_docstrings.docstring_of(function, owner))
     parameters, closed = _parameters(function, argument_docs, bound=bound)
     return {
@@ -98,7 +98,7 @@ def type_name(annotation: Any) -> str:
     """Return the wire type of an annotation. ``any`` for types that the host cannot check."""
     try:
         known = _TYPE_NAMES.get(annotation)
-    except TypeError:  # An unhashable annotation names no type.
+    except TypeError:  # Unhashable, so it is not one of the known types.
         return "any"
     if known is not None:
         return known
@@ -110,7 +110,7 @@ def type_name(annotation: Any) -> str:
 
 
 def _type_name_of_typing(annotation: Any) -> str:
-    """Return the wire type of an annotation from `typing`, which has been imported if there are any."""
+    """Return the wire type of an annotation from `typing`. Must only be called if `typing` is imported."""
     import typing
 
     origin = typing.get_origin(annotation)
@@ -148,13 +148,13 @@ def _parameters(function: Callable[..., Any], docs: dict[str, str], *, bound: bo
     parameters: list[ParameterSpec] = []
     closed = True
     name = getattr(function, "__qualname__", None) or _signatures.underlying(function).__qualname__
-    given = _signatures.parameters_of(function)
-    if given and given[0].kind == _signatures.VAR_POSITIONAL:
+    declared = _signatures.parameters_of(function)
+    if declared and declared[0].kind == _signatures.VAR_POSITIONAL:
         # A wrapper with `*args` also receives the object through them.
-        given = given[1:]
+        declared = declared[1:]
     elif bound:
-        given = given[1:]
-    for parameter in given:
+        declared = declared[1:]
+    for parameter in declared:
         if parameter.kind == _signatures.VAR_KEYWORD:
             closed = False
         elif parameter.kind == _signatures.POSITIONAL_ONLY:

@@ -214,7 +214,7 @@ impl HostCall {
     pub(super) fn start(connection: &Arc<Connection>, new: NewCall) -> PyResult<Self> {
         let NewCall { tool, mut start, timeout } = new;
         let (runtime, streams) = (connection.host.runtime(), start.stream);
-        runtime.refuse_fork()?;
+        runtime.check_not_forked()?;
         start.timeout_us = timeout.map_or(0, microseconds);
         // A large call gets its own stream, because it would delay others.
         let is_large = call_size(&start) > MAX_SHARED_BYTES;

@@ -16,16 +16,16 @@ use tokio::{
 use super::{Executor, PendingAnswers};
 use crate::{io::Io, tools::Job};
 
-/// The time for which consecutive calls may delay answers and incoming messages. It is short, so the host handles the
-/// first answers while the last calls run. Until then, the answers are stored where a call that kills this process
-/// cannot destroy them.
-const TURN_AFTER: Duration = Duration::from_micros(30);
+/// The longest time between two turns of the IO while calls follow each other without a pause. Answers and incoming
+/// messages wait that long. It is short, so the host handles the first answers while the last calls run. A call that
+/// kills this process does not destroy waiting answers, because they are also stored outside of it.
+const MAX_IO_DELAY: Duration = Duration::from_micros(30);
 
-/// The time for which consecutive calls may delay the worker's own tasks.
-const TASKS_AFTER: Duration = Duration::from_millis(1);
+/// The longest time for which calls that follow each other without a pause delay the worker's own tasks.
+const MAX_TASK_DELAY: Duration = Duration::from_millis(1);
 
 /// The interval for polling an event loop that does not report its timers.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Runs calls inside a Python context. A further call continues in another context.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
@@ -35,7 +35,7 @@ pub(crate) struct Runner {
     io: Io,
     /// Locked while calls run.
     pending: Mutex<PendingAnswers>,
-    /// A call that must run in another context.
+    /// The next call, if it must run in another context because the last one has changed this one.
     next: Mutex<Option<Job>>,
 }
 
@@ -67,14 +67,13 @@ impl Runner {
 impl Runner {
     /// Runs calls until one has changed the context or the queue is closed. Returns whether the queue is closed.
     fn __call__(&self, py: Python<'_>, context: &Bound<'_, PyAny>, base: &Bound<'_, PyAny>) -> bool {
-        let left = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let mut waiting = left;
+        let mut handed_over = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(job) = waiting.take().or_else(|| self.next_job(py, &mut pending)) {
+        while let Some(job) = handed_over.take().or_else(|| self.next_job(py, &mut pending)) {
             pending.flush_unstored(py, self.io);
-            let mut driven = Instant::now();
-            let mut turned = driven;
-            let (mut next, mut now) = self.executor.execute(py, job, driven, &mut pending);
+            let mut io_driven_at = Instant::now();
+            let mut tasks_run_at = io_driven_at;
+            let (mut next, mut now) = self.executor.execute(py, job, io_driven_at, &mut pending);
             loop {
                 // Values that cannot be compared count as changed.
                 if !context.eq(base).unwrap_or(false) {
@@ -82,19 +81,19 @@ impl Runner {
                     return false;
                 }
                 let Some(job) = next else { break };
-                let sent = pending.flush_unstored(py, self.io);
-                if now - turned >= TASKS_AFTER && self.loop_has_tasks() {
+                let flushed = pending.flush_unstored(py, self.io);
+                if now - tasks_run_at >= MAX_TASK_DELAY && self.loop_has_tasks() {
                     self.turn_loop(py);
-                    turned = Instant::now();
+                    tasks_run_at = Instant::now();
                 }
-                if sent || now - driven >= TURN_AFTER {
-                    if !sent {
-                        // No task of this turn waits for a thread that needs the GIL.
+                if flushed || now - io_driven_at >= MAX_IO_DELAY {
+                    if !flushed {
+                        // Safe while this thread holds the GIL: no task that the turn runs waits for a thread that needs it.
                         self.io.turn();
                         pending.io_driven(self.io);
                     }
-                    driven = Instant::now();
-                    now = driven;
+                    io_driven_at = Instant::now();
+                    now = io_driven_at;
                 }
                 (next, now) = self.executor.execute(py, job, now, &mut pending);
             }
@@ -120,7 +119,7 @@ impl Runner {
     /// Waits for a call, and runs the event loop whenever it has work.
     fn next_job_beside_tasks(&self, py: Python<'_>) -> Option<Job> {
         loop {
-            let more = self.turn_loop(py);
+            let next_timer = self.turn_loop(py);
             let fileno = self.executor.plan.loop_fileno.bind(py).call0();
             let fileno = fileno.and_then(|fileno| fileno.extract::<RawFd>()).unwrap_or(-1);
             let taken = py.detach(|| {
@@ -128,7 +127,7 @@ impl Runner {
                     tokio::select! {
                         biased;
                         job = self.executor.tools.next_job() => Some(job),
-                        () = ready(fileno, more) => None,
+                        () = loop_has_work(fileno, next_timer) => None,
                     }
                 })
             });
@@ -138,22 +137,21 @@ impl Runner {
         }
     }
 
-    /// Runs the ready callbacks of the event loop. Returns the time until its next timer, or `None` if only its
-    /// descriptor can show more work.
+    /// Runs the ready callbacks of the event loop. Returns the time until its next timer, or `None` if only its file
+    /// descriptor signals further work.
     fn turn_loop(&self, py: Python<'_>) -> Option<Duration> {
         let plan = &self.executor.plan;
         let turned = plan.turn_async.bind(py).call0().and_then(|more| more.extract::<Option<f64>>());
         match turned {
             Ok(more) => more.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
-            // A task that raises SystemExit breaks out of the loop and has ended. Any other exception is a failure of
-            // the loop itself.
+            // SystemExit comes from a task and ends only that task. Any other exception is a failure of the loop.
             Err(error) => {
                 let is_broken = error.is_instance_of::<PyException>(py);
                 error.write_unraisable(py, Some(plan.turn_async.bind(py)));
                 if is_broken {
                     self.executor.retire();
                 }
-                Some(LOOK_AGAIN)
+                Some(POLL_INTERVAL)
             }
         }
     }
@@ -161,9 +159,9 @@ impl Runner {
 
 /// Waits until the event loop has work. Cancel safe.
 #[allow(unsafe_code)]
-async fn ready(fileno: RawFd, more: Option<Duration>) {
+async fn loop_has_work(fileno: RawFd, next_timer: Option<Duration>) {
     let timer = async {
-        match more {
+        match next_timer {
             Some(after) => tokio::time::sleep(after).await,
             None => std::future::pending().await,
         }
@@ -175,7 +173,7 @@ async fn ready(fileno: RawFd, more: Option<Duration>) {
         let registered = unsafe { AsyncFd::register_with_interest(fileno, Interest::READABLE) };
         match registered {
             Ok(descriptor) => drop(descriptor.readable().await),
-            Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
+            Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
         }
     };
     tokio::select! {
