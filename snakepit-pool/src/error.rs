@@ -22,7 +22,8 @@ pub enum PoolError {
     Start {
         /// The worker's id.
         worker: WorkerId,
-        /// The cause. The message includes it, so `source()` does not return it.
+        /// The cause. The message includes it.
+        #[source]
         error: WorkerError,
     },
     /// The pool was shut down.

@@ -115,7 +115,7 @@ where
                     Ok(reply) => return Poll::Ready(Ok(reply)),
                     Err(AttemptError { error, was_only_call }) => {
                         let left = match was_only_call {
-                            _ if error.is_delivered() => &mut *this.left,
+                            _ if error.may_have_run() => &mut *this.left,
                             true => &mut *this.alone_left,
                             false => &mut *this.undelivered_left,
                         };
@@ -137,6 +137,6 @@ where
 
 fn may_retry(error: &ToolError, call: &ToolCall) -> bool {
     matches!(error, ToolError::WorkerLost { .. })
-        && (call.idempotent || !error.is_delivered())
+        && (call.idempotent || !error.may_have_run())
         && call.deadline.is_none_or(|at| at > Instant::now())
 }

@@ -70,7 +70,7 @@ async fn a_tool_failure_is_not_a_handler_error(handler: &dyn ToolHandler, calls:
         !failure.message.is_empty() || !failure.error_type.is_empty(),
         "a failure has a message or a type"
     );
-    assert!(error.is_delivered(), "a tool that failed has run");
+    assert!(error.may_have_run(), "a tool that failed has run");
 }
 
 async fn a_dropped_call_is_cancelled(handler: &dyn ToolHandler, calls: &ContractCalls) {

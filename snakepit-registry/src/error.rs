@@ -1,8 +1,13 @@
 //! The errors of calls. `snakepit-server` maps them to gRPC statuses, in one place.
 
-use std::{fmt, time::Duration};
+use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use snakepit_session::SessionError;
+
+mod kind;
+mod questions;
+
+pub use kind::ErrorKind;
 
 /// The exception that a tool raised.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -149,8 +154,10 @@ pub enum ToolError {
     ConnectionLost {
         /// The other end of the connection, such as "the host".
         peer: String,
-        /// The error of the connection.
+        /// The error of the connection, in short.
         problem: String,
+        /// The error of the connection, if this process observed it.
+        source: Option<Arc<dyn Error + Send + Sync>>,
     },
     /// The worker returned the call before it began, because the call was [recalled](crate::ToolHandler::recall). The
     /// pool handles this error and assigns the call to another worker.
@@ -233,28 +240,11 @@ impl ToolError {
         }
     }
 
-    /// Whether the tool may have begun to run. A call that was not delivered is always safe to retry.
+    /// The former name of [`may_have_run`](Self::may_have_run).
+    #[deprecated(note = "use `may_have_run`")]
     #[must_use]
     pub const fn is_delivered(&self) -> bool {
-        match self {
-            Self::NotFound { .. }
-            | Self::InvalidArgument { .. }
-            | Self::Unsupported { .. }
-            | Self::Overloaded { .. }
-            | Self::TooManyBytes { .. }
-            | Self::Unavailable { .. }
-            | Self::Recalled { .. }
-            | Self::NoRuntime { .. }
-            | Self::Deadlock { .. }
-            | Self::Session(_) => false,
-            Self::DeadlineExceeded { stage, .. } => matches!(stage, CallStage::Running),
-            Self::WorkerLost { delivered, .. } | Self::ShuttingDown { delivered } => *delivered,
-            Self::Failed(_)
-            | Self::Cancelled { .. }
-            | Self::ConnectionLost { .. }
-            | Self::AnswerDropped { .. }
-            | Self::Internal { .. } => true,
-        }
+        self.may_have_run()
     }
 }
 

@@ -47,7 +47,7 @@ mod sync;
 pub use arguments::Arguments;
 pub use call::{CallId, CallMode, ToolCall, TraceContext};
 pub use check::MAX_NAME_BYTES;
-pub use error::{CallStage, ToolError, ToolFailure};
+pub use error::{CallStage, ErrorKind, ToolError, ToolFailure};
 pub use fn_tool::{FnTool, ToolContext};
 pub use handler::ToolHandler;
 pub use registry::{Announcer, CallFuture, Registration, Registry, RegistryError, ResolvedTool};

@@ -399,7 +399,7 @@ impl Builder {
         };
         run_dir
             .serve_host_socket(serve)
-            .map_err(|error| listen::unix_failed(run_dir.host_socket(), &error))?;
+            .map_err(|error| listen::unix_failed(run_dir.host_socket(), error))?;
         let pool = match Pool::start(self.pool, launcher) {
             Ok(pool) => Arc::new(pool),
             Err(error) => {

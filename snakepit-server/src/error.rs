@@ -1,6 +1,6 @@
 //! The error type of starting a host.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, io, path::PathBuf};
 
 use snakepit_client::{Error, write_with_sources};
 use snakepit_pool::PoolError;
@@ -21,12 +21,12 @@ pub enum StartError {
         problem: String,
     },
     /// The host cannot listen on an address.
-    #[error("cannot listen on {address}: {problem}; choose another address, or port 0 for a free one")]
+    #[error("cannot listen on {address}: {source}; choose another address, or port 0 for a free one")]
     Listen {
         /// The requested address.
         address: String,
         /// The error of the operating system.
-        problem: String,
+        source: io::Error,
     },
     /// Other machines can reach the address, and [`Builder::allow_remote`](crate::Builder::allow_remote) was not called.
     #[error(
@@ -64,6 +64,23 @@ pub enum StartError {
     Registry(#[from] RegistryError),
 }
 
+impl StartError {
+    /// The error of the worker or of its launch, if that is the cause.
+    #[must_use]
+    pub const fn worker_error(&self) -> Option<&WorkerError> {
+        match self {
+            Self::Worker(error) | Self::Pool(PoolError::Start { error, .. }) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Whether a worker was not ready within [`Builder::start_timeout`](crate::Builder::start_timeout).
+    #[must_use]
+    pub const fn is_timeout(&self) -> bool {
+        matches!(self.worker_error(), Some(WorkerError::NotReady { .. }))
+    }
+}
+
 impl fmt::Debug for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_with_sources(self, f)
@@ -78,13 +95,32 @@ impl From<StartError> for Error {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{ExitCode, Termination};
+    use std::{
+        error::Error as _,
+        process::{ExitCode, Termination},
+        time::Duration,
+    };
+
+    use snakepit_worker::WorkerId;
 
     use super::*;
 
     #[test]
+    fn the_cause_of_a_failed_start_can_be_read() {
+        let error = WorkerError::NotReady { timeout: Duration::from_secs(1), output_lines: vec![] };
+        let late = StartError::from(PoolError::Start { worker: WorkerId::new("w"), error });
+        assert!(late.is_timeout() && late.source().unwrap().is::<WorkerError>(), "{late}");
+        let failed =
+            StartError::from(WorkerError::StartFailed { error: "no module".into(), traceback: None });
+        assert!(failed.worker_error().is_some() && !failed.is_timeout());
+        let busy = StartError::Listen { address: "h:1".into(), source: io::ErrorKind::AddrInUse.into() };
+        assert!(busy.source().unwrap().is::<io::Error>() && busy.worker_error().is_none());
+    }
+
+    #[test]
     fn main_prints_the_message_of_a_failed_start() {
-        let error = || StartError::Listen { address: "1.2.3.4:1".to_owned(), problem: "in use".to_owned() };
+        let error =
+            || StartError::Listen { address: "1.2.3.4:1".to_owned(), source: io::Error::other("in use") };
         let message = "cannot listen on 1.2.3.4:1: in use; choose another address, or port 0 for a free one";
         assert_eq!(format!("{:?}", error()), message);
         // `main` may return either error.

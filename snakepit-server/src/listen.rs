@@ -51,7 +51,7 @@ const BACKLOG: u32 = 4096;
 /// Binds a TCP address. A host name may resolve to several addresses: all of them must be loopback unless remote addresses are
 /// allowed, and the first one that can be bound is used.
 pub(crate) async fn bind_tcp(address: &str, allow_remote: bool) -> Result<TcpListener, StartError> {
-    let failed = |error: io::Error| failed(address.to_owned(), &error);
+    let failed = |error: io::Error| failed(address.to_owned(), error);
     let mut addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await.map_err(failed)?.collect();
     if !allow_remote && let Some(remote) = addresses.iter().find(|address| !address.ip().is_loopback()) {
         let remote = remote.to_string();
@@ -85,16 +85,16 @@ pub(crate) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// The error for a Unix socket that cannot be bound.
-pub(crate) fn unix_failed(path: &Path, error: &io::Error) -> StartError {
+pub(crate) fn unix_failed(path: &Path, error: io::Error) -> StartError {
     failed(format!("unix:{}", path.display()), error)
 }
 
 pub(crate) fn local_address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
-    listener.local_addr().map_err(|e| failed("a TCP socket".to_owned(), &e))
+    listener.local_addr().map_err(|e| failed("a TCP socket".to_owned(), e))
 }
 
-fn failed(address: String, error: &io::Error) -> StartError {
-    StartError::Listen { address, problem: error.to_string() }
+fn failed(address: String, source: io::Error) -> StartError {
+    StartError::Listen { address, source }
 }
 
 /// Limits on the connections and the memory of clients.

@@ -105,7 +105,7 @@ pub fn from_tool_error(error: ToolError) -> Status {
                 pb::ToolFailure { message: reason, worker_id: worker, output_lines, ..Default::default() };
             worker_lost(message, delivered, &worker_failure)
         }
-        ToolError::ConnectionLost { peer, problem } => {
+        ToolError::ConnectionLost { peer, problem, .. } => {
             let entries = [("peer", brief(&peer)), ("problem", brief(&problem))];
             with_details(Code::Unavailable, message, details_with(CONNECTION_LOST, entries))
         }

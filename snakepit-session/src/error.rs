@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 
 use crate::SessionId;
 
+mod kind;
+
+pub use kind::SessionErrorKind;
+
 /// Why an operation on a session failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -38,7 +38,7 @@ mod variable_type;
 mod watch;
 
 pub use backend::{Batch, Created, Page, PageRequest, SessionBackend};
-pub use error::SessionError;
+pub use error::{SessionError, SessionErrorKind};
 pub use events::{SessionEvent, SessionEventKind, SessionEventSender, SessionEvents, SessionStats};
 pub use id::SessionId;
 pub use limits::SessionLimits;

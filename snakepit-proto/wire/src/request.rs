@@ -88,7 +88,7 @@ mod tests {
         let rejected = check_size(request_to_wire(call, None).get_ref()).unwrap_err();
         assert!(matches!(&rejected, ToolError::InvalidArgument { argument, .. } if argument == "large"));
         assert!(rejected.to_string().contains("the limit is 104857600"), "{rejected}");
-        assert!(!rejected.is_delivered());
+        assert!(!rejected.may_have_run());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Connects to a remote host.
 
-use std::{error::Error as _, ops::Deref, time::Duration};
+use std::{error::Error as StdError, ops::Deref, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use snakepit_proto::{
@@ -87,7 +87,7 @@ impl ClientBuilder {
             tokio::time::timeout(CONNECT_TIMEOUT, Client::connect_to(address, self.request_timeout));
         connected.await.unwrap_or_else(|_| {
             let problem = format!("it did not answer within {CONNECT_TIMEOUT:?}");
-            Err(Error::Connect { address: address.to_owned(), problem })
+            Err(Error::Connect { address: address.to_owned(), problem, source: None })
         })
     }
 }
@@ -107,7 +107,11 @@ impl Client {
     }
 
     async fn connect_to(address: &str, request_timeout: RequestTimeout) -> Result<Self, Error> {
-        let failed = |problem: String| Error::Connect { address: address.to_owned(), problem };
+        let failed = |problem: String, source: Option<Box<dyn StdError + Send + Sync>>| Error::Connect {
+            address: address.to_owned(),
+            problem,
+            source,
+        };
         let settings = |endpoint: Endpoint| {
             endpoint
                 .tcp_nodelay(true)
@@ -123,7 +127,7 @@ impl Client {
                 .http2_max_local_error_reset_streams(ERROR_RESETS)
         };
         let target: Address =
-            address.parse().map_err(|error: AddressError| failed(error.problem().to_owned()))?;
+            address.parse().map_err(|error: AddressError| failed(error.problem().to_owned(), None))?;
         let channel = match &target {
             Address::Unix(path) => {
                 let path = path.clone();
@@ -136,7 +140,7 @@ impl Client {
             }
             Address::Tcp(_) => {
                 let endpoint =
-                    Endpoint::from_shared(target.to_string()).map_err(|e| failed(e.to_string()))?;
+                    Endpoint::from_shared(target.to_string()).map_err(|e| failed(e.to_string(), None))?;
                 settings(endpoint).connect().await
             }
         };
@@ -145,7 +149,7 @@ impl Client {
             Err(error) => {
                 // A `String`, because a `&dyn Error` is not `Send` and cannot live across the await.
                 let problem = root_cause(&error).to_string();
-                return Err(failed(describe_peer(&target, problem).await));
+                return Err(failed(describe_peer(&target, problem).await, Some(error.into())));
             }
         };
         let client = BridgeServiceClient::new(channel)
@@ -160,10 +164,11 @@ impl Client {
             Ok(host) => Ok(Self { caller: Caller::new(host) }),
             Err(status) => {
                 let broken = status.source().map(|cause| root_cause(cause).to_string());
-                Err(failed(match broken {
+                let problem = match broken {
                     Some(problem) => describe_peer(&target, problem).await,
-                    None => proxy::clarify(status).message().to_owned(),
-                }))
+                    None => proxy::clarify(status.clone()).message().to_owned(),
+                };
+                Err(failed(problem, Some(status.into())))
             }
         }
     }

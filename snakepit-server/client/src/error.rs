@@ -5,9 +5,36 @@ use std::{error::Error as StdError, fmt, time::Duration};
 use snakepit_registry::ToolError;
 use snakepit_session::{PayloadError, SessionError};
 
+mod questions;
+
 /// The reason why a call or a session operation failed, on a host in this process or on a remote one.
 ///
 /// `{:?}` prints the message and its sources, because `main` prints a returned error that way.
+///
+/// To branch on an error, ask it a question, or match on its [`kind`](Self::kind):
+///
+/// ```
+/// use snakepit_client::Error;
+///
+/// /// The status line of a web service.
+/// fn status(error: &Error) -> u16 {
+///     match error.python_type() {
+///         Some("shop.OutOfStock") => 409,
+///         Some("ValueError") => 400,
+///         _ => error.http_status(),
+///     }
+/// }
+///
+/// # use snakepit_client::{ToolError, ToolFailure};
+/// # let raised = |error_type: &str| {
+/// #     let failure = ToolFailure { error_type: error_type.into(), ..ToolFailure::default() };
+/// #     Error::Tool(ToolError::Failed(Box::new(failure)))
+/// # };
+/// # assert_eq!([status(&raised("ValueError")), status(&raised("KeyError"))], [400, 500]);
+/// let overloaded = Error::Tool(ToolError::Overloaded { queued: 9, limit: 9, retry_after: None });
+/// assert_eq!(status(&overloaded), 429);
+/// assert!(overloaded.is_overloaded() && overloaded.is_retryable());
+/// ```
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -16,14 +43,18 @@ pub enum Error {
     Connect {
         /// The requested address.
         address: String,
-        /// The cause.
+        /// The cause, in short.
         problem: String,
+        /// The error of the connection, if one was attempted.
+        source: Option<Box<dyn StdError + Send + Sync>>,
     },
     /// The connection to the remote host failed before the host answered. The host may have executed the request.
     #[error("the host cannot be reached: {problem}")]
     Unreachable {
-        /// The cause.
+        /// The cause, in short.
         problem: String,
+        /// The error of the connection, if one was attempted.
+        source: Option<Box<dyn StdError + Send + Sync>>,
     },
     /// The remote host did not answer in time. It may have executed the request.
     #[error("the host did not answer {rpc} within {within:?}")]
@@ -73,20 +104,21 @@ impl fmt::Debug for Error {
     }
 }
 
-/// Writes the message of an error, followed by its sources, one per line.
+/// Writes the message of an error, followed by its sources, one per line. Omits the sources if the message contains the last
+/// of them, which is the root cause.
 ///
 /// # Errors
 /// Those of the formatter.
 #[doc(hidden)]
 pub fn write_with_sources(error: &dyn StdError, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    write!(f, "{error}")?;
-    let mut source = error.source();
-    if source.is_some() {
-        write!(f, "\n\nCaused by:")?;
-    }
-    while let Some(cause) = source {
-        write!(f, "\n    {cause}")?;
-        source = cause.source();
+    let message = error.to_string();
+    f.write_str(&message)?;
+    let sources = || std::iter::successors(error.source(), |&cause| cause.source());
+    if sources().last().is_some_and(|root| !message.contains(&root.to_string())) {
+        f.write_str("\n\nCaused by:")?;
+        for cause in sources() {
+            write!(f, "\n    {cause}")?;
+        }
     }
     Ok(())
 }
@@ -109,5 +141,14 @@ mod tests {
         let cause = Unreadable(io::Error::other("permission denied"));
         let shown = format!("{:?}", Error::Start(Box::new(cause)));
         assert_eq!(shown, "the configuration is unreadable\n\nCaused by:\n    permission denied");
+    }
+
+    #[test]
+    fn debug_does_not_repeat_a_cause_that_the_message_contains() {
+        let cause = Unreadable(io::Error::other("connection refused"));
+        let (address, problem) = ("h:1".to_owned(), "connection refused".to_owned());
+        let error = Error::Connect { address, problem, source: Some(Box::new(cause)) };
+        assert_eq!(format!("{error:?}"), error.to_string());
+        assert_eq!(error.source().unwrap().source().unwrap().to_string(), "connection refused");
     }
 }

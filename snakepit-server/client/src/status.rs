@@ -1,6 +1,6 @@
 //! Converts the gRPC statuses of a host back to the errors from which it made them.
 
-use std::{error::Error as _, time::Duration};
+use std::{error::Error as _, sync::Arc, time::Duration};
 
 use snakepit_proto::{
     proxy,
@@ -30,7 +30,8 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             let reason = format!("{HOST} cannot be reached: {problem}");
             return ToolError::Unavailable { reason, retry_after: None };
         }
-        return ToolError::ConnectionLost { peer: HOST.to_owned(), problem };
+        let source = Some(Arc::new(status.clone()) as _);
+        return ToolError::ConnectionLost { peer: HOST.to_owned(), problem, source };
     }
     let status = &proxy::clarify(status.clone());
     let details = status.get_error_details();
@@ -92,11 +93,13 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             ToolError::Unavailable { reason: status.message().to_owned(), retry_after: None }
         }
         (PROXY, ..) => {
-            ToolError::ConnectionLost { peer: HOST.to_owned(), problem: status.message().to_owned() }
+            let problem = status.message().to_owned();
+            ToolError::ConnectionLost { peer: HOST.to_owned(), problem, source: None }
         }
         (CONNECTION_LOST, ..) => ToolError::ConnectionLost {
             peer: entry("peer").unwrap_or_default(),
             problem: entry("problem").unwrap_or_default(),
+            source: None,
         },
         ("NO_WORKER", ..) => {
             ToolError::Unavailable { reason: after("no worker is available: "), retry_after }

@@ -42,7 +42,7 @@ fn tool_errors_survive_the_round_trip() {
             delivered: false,
             output_lines: vec!["oops".into()],
         },
-        ToolError::ConnectionLost { peer: "the host".into(), problem: "broken pipe".into() },
+        ToolError::ConnectionLost { peer: "the host".into(), problem: "broken pipe".into(), source: None },
         ToolError::Unavailable { reason: "every worker failed to start".into(), retry_after: None },
         ToolError::Deadlock { tool: tool() },
         ToolError::ShuttingDown { delivered: false },

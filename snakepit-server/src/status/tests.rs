@@ -19,7 +19,7 @@ fn long_texts_do_not_make_a_status_too_large() {
             delivered: true,
             output_lines: vec![long(); 20],
         },
-        ToolError::ConnectionLost { peer: long(), problem: long() },
+        ToolError::ConnectionLost { peer: long(), problem: long(), source: None },
         ToolError::Internal { problem: long() },
     ];
     let statuses = errors.into_iter().map(from_tool_error).chain([invalid_field(&long(), long())]);
@@ -60,13 +60,13 @@ fn the_last_output_of_a_lost_worker_is_in_the_details() {
     assert_eq!((failure.output_lines.len(), failure.worker_id.as_str()), (20, "default-1-1"));
 }
 
-#[test]
-fn the_status_table_is_as_documented() {
+/// One error of each variant, and of each of its kinds.
+fn errors() -> Vec<ToolError> {
     let tool = || "add".to_owned();
     let id = || SessionId::try_new("s").unwrap();
     let session = id();
     let conflict = || SessionError::VersionConflict { variable: "x".into(), expected: 3, actual: 5 };
-    let errors = [
+    vec![
         ToolError::NotFound { tool: tool(), suggestion: Some("adds".into()) },
         ToolError::InvalidArgument { tool: tool(), argument: "a".into(), problem: "is missing".into() },
         ToolError::Unsupported { tool: tool(), problem: "streams".into() },
@@ -85,7 +85,7 @@ fn the_status_table_is_as_documented() {
             delivered: true,
             output_lines: vec!["oops".into()],
         },
-        ToolError::ConnectionLost { peer: "the host".into(), problem: "broken pipe".into() },
+        ToolError::ConnectionLost { peer: "the host".into(), problem: "broken pipe".into(), source: None },
         ToolError::Unavailable { reason: "every worker failed to start".into(), retry_after: None },
         ToolError::Deadlock { tool: tool() },
         ToolError::ShuttingDown { delivered: false },
@@ -125,8 +125,48 @@ fn the_status_table_is_as_documented() {
         ToolError::Session(SessionError::WrittenTwice { variable: "x".into() }),
         ToolError::Session(SessionError::BatchRejected { errors: [("x".into(), conflict())].into() }),
         ToolError::Internal { problem: "bug".into() },
-    ];
-    let table: Vec<String> = errors
+    ]
+}
+
+/// The HTTP statuses that suit a gRPC code.
+fn http_statuses(code: Code) -> &'static [u16] {
+    match code {
+        Code::NotFound => &[404],
+        Code::InvalidArgument => &[400, 422],
+        Code::AlreadyExists | Code::Aborted => &[409],
+        Code::Unimplemented => &[501],
+        Code::ResourceExhausted => &[429, 507],
+        Code::FailedPrecondition | Code::Internal => &[500],
+        Code::DeadlineExceeded => &[504],
+        Code::Cancelled => &[499],
+        Code::Unavailable => &[502, 503],
+        code => panic!("no error has the code {code:?}"),
+    }
+}
+
+#[test]
+fn statuses_agree_with_the_kinds_of_errors() {
+    let bytes = ToolError::TooManyBytes { whose: "calls".into(), used: 9, limit: 9, retry_after: None };
+    for error in errors().into_iter().chain([bytes, ToolError::AnswerDropped { used: 9, limit: 9 }]) {
+        let (kind, shown) = (error.kind(), error.to_string());
+        let (may_have_run, retry_after) = (error.may_have_run(), error.retry_after());
+        let status = from_tool_error(error);
+        let details = snakepit_proto::status::details_of(&status);
+        assert_eq!(details.reason.as_deref(), Some(kind.reason()), "{shown}");
+        assert!(http_statuses(status.code()).contains(&kind.http_status()), "{shown}: {kind:?} {status:?}");
+        assert_eq!(details.retry_after, retry_after, "{shown}");
+        // gRPC libraries retry UNAVAILABLE. The entry tells clients of this project whether the call may have run.
+        let delivered = details.metadata.get(DELIVERED);
+        assert!(delivered.is_none_or(|delivered| *delivered == may_have_run.to_string()), "{shown}");
+        // A client asks the same questions about the error that it reconstructs.
+        let back = to_tool_error("add", &status);
+        assert_eq!((back.kind().reason(), back.may_have_run()), (kind.reason(), may_have_run), "{shown}");
+    }
+}
+
+#[test]
+fn the_status_table_is_as_documented() {
+    let table: Vec<String> = errors()
         .into_iter()
         .map(from_tool_error)
         .chain([

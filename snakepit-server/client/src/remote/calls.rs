@@ -175,7 +175,11 @@ impl Callee for HostCallee {
             error @ (ToolError::ShuttingDown { .. } | ToolError::Unavailable { .. }) => error,
             // The host had no memory for the first message of the stream, so none of its calls arrived.
             error @ ToolError::TooManyBytes { .. } if is_undelivered(&status) => error,
-            _ => ToolError::ConnectionLost { peer: HOST.to_owned(), problem: cause_of(&status) },
+            _ => {
+                let problem = cause_of(&status);
+                let source = Some(Arc::new(status) as _);
+                ToolError::ConnectionLost { peer: HOST.to_owned(), problem, source }
+            }
         };
         LostCall { answer: None, error }
     }

@@ -345,7 +345,10 @@ impl RequestTimeout {
             ToolError::Session(error) => Error::Session(error),
             ToolError::DeadlineExceeded { .. } => Error::TimedOut { rpc, within: self.0 },
             error @ ToolError::ShuttingDown { .. } => Error::Tool(error),
-            _ if status.source().is_some() => Error::Unreachable { problem: cause_of(status) },
+            _ if status.source().is_some() => {
+                Error::Unreachable { problem: cause_of(status), source: Some(status.clone().into()) }
+            }
+            error if error.is_overloaded() => Error::Tool(error),
             _ => Error::Rejected { rpc, problem: status.message().to_owned() },
         }
     }

@@ -320,7 +320,7 @@ mod tests {
         let stream = error_status(Code::Unimplemented, status::UNSUPPORTED, "streams");
         assert_eq!(convert(stream).await.to_string(), "tool `fetch` streams");
         let stopping = convert(error_status(Code::Unavailable, status::STOPPING, "it is stopping")).await;
-        assert!(matches!(&stopping, ToolError::Unavailable { .. }) && !stopping.is_delivered());
+        assert!(matches!(&stopping, ToolError::Unavailable { .. }) && !stopping.may_have_run());
         let cancelled = convert(error_status(Code::Cancelled, status::CANCELLED, "x")).await;
         assert!(matches!(cancelled, ToolError::Cancelled { .. }), "{cancelled:?}");
     }
@@ -337,7 +337,7 @@ mod tests {
         let delivered = async |id| {
             let lost = diagnostics.broken(&asked, id, Status::unavailable("broken")).await.error;
             assert!(matches!(lost, ToolError::WorkerLost { .. }), "{lost:?}");
-            lost.is_delivered()
+            lost.may_have_run()
         };
         assert!(delivered(1).await, "a worker that may be alive may begin any call");
         // The worker begins a call after its connection broke and before it exits.

@@ -1,0 +1,164 @@
+//! Questions that callers ask about the error of a call.
+
+use std::time::Duration;
+
+use super::{CallStage, ErrorKind, ToolError, ToolFailure};
+
+impl ToolError {
+    /// The kind of the error.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotFound { .. } => ErrorKind::ToolNotFound,
+            Self::InvalidArgument { .. } => ErrorKind::InvalidArgument,
+            Self::Unsupported { .. } => ErrorKind::Unsupported,
+            Self::Failed(_) => ErrorKind::ToolFailed,
+            Self::Overloaded { .. } | Self::TooManyBytes { .. } => ErrorKind::Overloaded,
+            Self::AnswerDropped { .. } => ErrorKind::AnswerDropped,
+            Self::DeadlineExceeded { .. } => ErrorKind::DeadlineExceeded,
+            Self::Cancelled { .. } => ErrorKind::Cancelled,
+            Self::WorkerLost { .. } => ErrorKind::WorkerLost,
+            Self::ConnectionLost { .. } => ErrorKind::ConnectionLost,
+            Self::Unavailable { .. } => ErrorKind::NoWorker,
+            Self::ShuttingDown { .. } => ErrorKind::ShuttingDown,
+            Self::Deadlock { .. } => ErrorKind::Deadlock,
+            Self::NoRuntime { .. } => ErrorKind::NoRuntime,
+            Self::Session(error) => ErrorKind::Session(error.kind()),
+            // The pool handles recalled calls, so no caller receives this error.
+            Self::Recalled { .. } | Self::Internal { .. } => ErrorKind::Internal,
+        }
+    }
+
+    /// Whether the tool may have begun to run. A call that cannot have run is always safe to repeat.
+    #[must_use]
+    pub const fn may_have_run(&self) -> bool {
+        match self {
+            Self::NotFound { .. }
+            | Self::InvalidArgument { .. }
+            | Self::Unsupported { .. }
+            | Self::Overloaded { .. }
+            | Self::TooManyBytes { .. }
+            | Self::Unavailable { .. }
+            | Self::Recalled { .. }
+            | Self::NoRuntime { .. }
+            | Self::Deadlock { .. }
+            | Self::Session(_) => false,
+            Self::DeadlineExceeded { stage, .. } => matches!(stage, CallStage::Running),
+            Self::WorkerLost { delivered, .. } | Self::ShuttingDown { delivered } => *delivered,
+            Self::Failed(_)
+            | Self::Cancelled { .. }
+            | Self::ConnectionLost { .. }
+            | Self::AnswerDropped { .. }
+            | Self::Internal { .. } => true,
+        }
+    }
+
+    /// Whether the deadline of the call passed.
+    #[must_use]
+    pub const fn is_timeout(&self) -> bool {
+        matches!(self.kind(), ErrorKind::DeadlineExceeded)
+    }
+
+    /// Whether the host rejected the call because too many calls, or too many bytes of calls, were waiting.
+    #[must_use]
+    pub const fn is_overloaded(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Overloaded)
+    }
+
+    /// Whether a repetition is safe and may succeed: the tool [cannot have run](Self::may_have_run), and the cause is
+    /// [transient](ErrorKind::is_transient). Wait for [`retry_after`](Self::retry_after) first.
+    ///
+    /// If the tool is idempotent, you can repeat the call for every transient cause.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        !self.may_have_run() && self.kind().is_transient()
+    }
+
+    /// The time after which a retry may succeed, if the host suggests one.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Overloaded { retry_after, .. }
+            | Self::TooManyBytes { retry_after, .. }
+            | Self::Unavailable { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// The exception, if the tool raised one.
+    #[must_use]
+    pub fn failure(&self) -> Option<&ToolFailure> {
+        match self {
+            Self::Failed(failure) => Some(failure),
+            _ => None,
+        }
+    }
+
+    /// The type of the exception that the tool raised, such as `ValueError` or `shop.OutOfStock`. For a host tool, the name
+    /// of its Rust error type. See [`ToolFailure::error_type`].
+    #[must_use]
+    pub fn python_type(&self) -> Option<&str> {
+        self.failure().map(|failure| failure.error_type.as_str()).filter(|name| !name.is_empty())
+    }
+
+    /// The HTTP status for a service that answers its request with this error: [`ErrorKind::http_status`].
+    #[must_use]
+    pub const fn http_status(&self) -> u16 {
+        self.kind().http_status()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lost(delivered: bool) -> ToolError {
+        ToolError::WorkerLost {
+            worker: "w".into(),
+            reason: "it exited".into(),
+            delivered,
+            output_lines: vec![],
+        }
+    }
+
+    fn late(stage: CallStage) -> ToolError {
+        ToolError::DeadlineExceeded { tool: "add".into(), stage }
+    }
+
+    #[test]
+    fn only_transient_errors_of_calls_that_cannot_have_run_are_retryable() {
+        let overloaded = ToolError::Overloaded { queued: 9, limit: 9, retry_after: None };
+        for (error, retryable) in [
+            (overloaded, true),
+            (lost(false), true),
+            (lost(true), false),
+            (late(CallStage::Queued), true),
+            (late(CallStage::Running), false),
+            (ToolError::ShuttingDown { delivered: false }, true),
+            (ToolError::NotFound { tool: "add".into(), suggestion: None }, false),
+            (ToolError::Failed(Box::default()), false),
+        ] {
+            assert_eq!(error.is_retryable(), retryable, "{error}");
+        }
+    }
+
+    #[test]
+    fn bytes_and_calls_above_their_limits_are_the_same_kind() {
+        let retry_after = Some(Duration::from_millis(100));
+        let bytes = ToolError::TooManyBytes { whose: "calls".into(), used: 9, limit: 9, retry_after };
+        assert!(bytes.is_overloaded() && !bytes.is_timeout());
+        assert_eq!((bytes.http_status(), bytes.retry_after()), (429, retry_after));
+        assert!(late(CallStage::Queued).is_timeout());
+    }
+
+    #[test]
+    fn a_failure_has_the_name_of_its_exception() {
+        let failure = |error_type: &str| {
+            ToolError::Failed(Box::new(ToolFailure { error_type: error_type.into(), ..Default::default() }))
+        };
+        assert_eq!(failure("shop.OutOfStock").python_type(), Some("shop.OutOfStock"));
+        assert_eq!(failure("").python_type(), None);
+        assert_eq!(failure("").failure(), Some(&ToolFailure::default()));
+        assert_eq!(lost(true).python_type(), None);
+    }
+}

@@ -1,0 +1,138 @@
+//! Questions that callers ask about an error.
+
+use std::time::Duration;
+
+use snakepit_registry::{ErrorKind, ToolError, ToolFailure};
+use snakepit_session::{PayloadError, SessionErrorKind};
+
+use super::Error;
+
+impl Error {
+    /// The kind of the error. An error of the same cause has the same kind on a host in this process and on a remote one,
+    /// except that only a remote host can be unreachable.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Connect { .. } => ErrorKind::NotConnected,
+            Self::Unreachable { .. } => ErrorKind::ConnectionLost,
+            Self::TimedOut { .. } => ErrorKind::DeadlineExceeded,
+            Self::NoRuntime => ErrorKind::NoRuntime,
+            Self::Rejected { .. } => ErrorKind::Rejected,
+            Self::Tool(error) => error.kind(),
+            Self::Session(error) => ErrorKind::Session(error.kind()),
+            Self::Payload(_) => ErrorKind::InvalidPayload,
+            Self::NotAnObject { .. } => ErrorKind::InvalidArgument,
+            Self::Start(_) => ErrorKind::NotStarted,
+        }
+    }
+
+    /// Whether the tool may have begun to run, or the session operation may have happened. A request for which this is `false`
+    /// is always safe to repeat.
+    #[must_use]
+    pub const fn may_have_run(&self) -> bool {
+        match self {
+            Self::Tool(error) => error.may_have_run(),
+            // A backend that lost its connection may have written before.
+            Self::Session(error) => matches!(error.kind(), SessionErrorKind::BackendFailed),
+            // An answer that does not fit its type came from a tool that ran.
+            Self::Payload(error) => !matches!(error, PayloadError::Serialize { .. }),
+            Self::Unreachable { .. } | Self::TimedOut { .. } => true,
+            Self::Connect { .. }
+            | Self::NoRuntime
+            | Self::Rejected { .. }
+            | Self::NotAnObject { .. }
+            | Self::Start(_) => false,
+        }
+    }
+
+    /// Whether a deadline or the client's [`request_timeout`](crate::ClientBuilder::request_timeout) passed.
+    #[must_use]
+    pub const fn is_timeout(&self) -> bool {
+        matches!(self.kind(), ErrorKind::DeadlineExceeded)
+    }
+
+    /// Whether the host rejected the request because too many calls, or too many bytes of calls, were waiting.
+    #[must_use]
+    pub const fn is_overloaded(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Overloaded)
+    }
+
+    /// Whether a repetition is safe and may succeed: the request [cannot have run](Self::may_have_run), and the cause is
+    /// [transient](ErrorKind::is_transient). Wait for [`retry_after`](Self::retry_after) first.
+    ///
+    /// If the request is idempotent, such as a read, you can repeat it for every transient cause.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        !self.may_have_run() && self.kind().is_transient()
+    }
+
+    /// The time after which a retry may succeed, if the host suggests one.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Tool(error) => error.retry_after(),
+            _ => None,
+        }
+    }
+
+    /// The error of the call, if a call failed.
+    #[must_use]
+    pub const fn tool_error(&self) -> Option<&ToolError> {
+        match self {
+            Self::Tool(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// The exception, if the tool raised one.
+    #[must_use]
+    pub fn failure(&self) -> Option<&ToolFailure> {
+        self.tool_error().and_then(ToolError::failure)
+    }
+
+    /// The type of the exception that the tool raised, such as `ValueError` or `shop.OutOfStock`. See
+    /// [`ToolError::python_type`].
+    #[must_use]
+    pub fn python_type(&self) -> Option<&str> {
+        self.tool_error().and_then(ToolError::python_type)
+    }
+
+    /// The HTTP status for a service that answers its request with this error: [`ErrorKind::http_status`].
+    #[must_use]
+    pub const fn http_status(&self) -> u16 {
+        self.kind().http_status()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use snakepit_session::{SessionError, SessionId};
+
+    use super::*;
+
+    #[test]
+    fn session_errors_have_the_same_kind_as_errors_of_calls() {
+        let error = || SessionError::NotFound { id: SessionId::try_new("s").unwrap() };
+        let (of_session, of_call) = (Error::Session(error()), Error::Tool(error().into()));
+        assert_eq!(of_session.kind(), of_call.kind());
+        assert_eq!((of_session.http_status(), of_session.is_retryable()), (404, false));
+    }
+
+    #[test]
+    fn a_failed_write_may_have_happened() {
+        let failed = Error::Session(SessionError::Backend { problem: "timed out".into() });
+        assert!(failed.may_have_run() && failed.kind().is_transient() && !failed.is_retryable());
+        let refused = Error::Connect { address: "h:1".into(), problem: "refused".into(), source: None };
+        assert!(refused.is_retryable());
+        let late = Error::TimedOut { rpc: "SetVariable", within: Duration::from_secs(1) };
+        assert!(late.is_timeout() && late.may_have_run() && !late.is_retryable());
+    }
+
+    #[test]
+    fn only_values_that_arrived_prove_that_the_tool_ran() {
+        let unsent = PayloadError::Serialize { problem: "a key is no string".into() };
+        assert!(!Error::Payload(unsent).may_have_run());
+        let arrived = snakepit_session::Payload::null().to_serde::<u8>().unwrap_err();
+        assert!(Error::Payload(arrived).may_have_run());
+    }
+}
