@@ -48,7 +48,7 @@ impl<'a> Group<'a> {
         state: &'a mut State,
         transaction: &'a WriteTransaction,
     ) -> Result<Self, SessionError> {
-        state.stage();
+        state.begin_group();
         let table = |definition| transaction.open_table(definition).map_err(failed);
         Ok(Self {
             shared,
@@ -177,7 +177,7 @@ impl<'a> Group<'a> {
         let done = operation(record, &mut Budget { session: id, limits, resize: &mut resize })?;
         if usage(&record.header) != was {
             let totals = self.totals();
-            totals.programs = totals.programs + record.header.programs - was.1;
+            totals.session_programs = totals.session_programs + record.header.programs - was.1;
             totals.variables = totals.variables + record.header.variables - was.2;
             self.put_header(id, &record.header)?;
         }
@@ -226,8 +226,8 @@ impl<'a> Group<'a> {
         if !lives {
             self.expire(&holder)?;
             let limit = limits.max_programs;
-            self.reclaim(|staged| staged.totals.globals < limit)?;
-            if self.totals().globals >= limit {
+            self.reclaim(|staged| staged.totals.global_programs < limit)?;
+            if self.totals().global_programs >= limit {
                 return Err(SessionError::TooManyGlobalPrograms { limit });
             }
         }
@@ -238,7 +238,7 @@ impl<'a> Group<'a> {
         if lives {
             return Ok(Created::Existing);
         }
-        self.totals().globals += 1;
+        self.totals().global_programs += 1;
         Ok(Created::New)
     }
 
@@ -298,7 +298,7 @@ impl<'a> Group<'a> {
             Holder::Global(name) => {
                 let size = self.size_of_global(name)?;
                 self.erase_program(GLOBAL_OWNER, name)?;
-                self.totals().globals -= 1;
+                self.totals().global_programs -= 1;
                 self.totals().bytes -= size;
             }
         }
@@ -324,7 +324,7 @@ impl<'a> Group<'a> {
         let totals = self.totals();
         totals.sessions -= 1;
         totals.variables -= variables;
-        totals.programs -= programs;
+        totals.session_programs -= programs;
         totals.bytes -= bytes;
         match kind {
             SessionEventKind::Created => {}

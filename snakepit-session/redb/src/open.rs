@@ -249,13 +249,13 @@ fn holders(
         let HeaderSummary { ttl, bytes, programs, variables } = decode(row.value())?;
         totals.sessions += 1;
         totals.bytes += bytes;
-        totals.programs += programs;
+        totals.session_programs += programs;
         totals.variables += variables;
         leases.push(lease(Holder::Session(SessionId::try_new(key.value().0)?), ttl)?);
     }
     let programs = transaction.open_table(PROGRAMS).map_err(failed)?;
     for info in scan::<ProgramInfo>(&programs, GLOBAL_OWNER, |_| true)? {
-        totals.globals += 1;
+        totals.global_programs += 1;
         leases.push(lease(Holder::Global(info.name.clone()), limits.ttl(info.ttl))?);
         totals.bytes += ProgramRecord { info, data: Bytes::new() }.size();
     }

@@ -1,4 +1,5 @@
-//! State of the writer outside the file, and the staged changes of a group. Other threads see those only after the commit.
+//! The state that the writer keeps outside of the file, and the staged changes of a group. Other threads see the changes only
+//! after the commit.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -17,9 +18,8 @@ use super::{
 pub(super) struct Totals {
     pub(super) sessions: usize,
     pub(super) variables: usize,
-    /// Programs of sessions.
-    pub(super) programs: usize,
-    pub(super) globals: usize,
+    pub(super) session_programs: usize,
+    pub(super) global_programs: usize,
     pub(super) bytes: usize,
     pub(super) created: u64,
     pub(super) deleted: u64,
@@ -36,7 +36,7 @@ impl Totals {
             sweeps: self.sweeps,
             live: self.sessions as u64,
             variables: self.variables as u64,
-            programs: (self.programs + self.globals) as u64,
+            programs: (self.session_programs + self.global_programs) as u64,
             bytes: self.bytes as u64,
         }
     }
@@ -94,8 +94,8 @@ impl State {
 
     /// Continues with the contents of a reopened file, which may contain the failed group. Keeps existing leases.
     pub(super) fn reload(&mut self, shared: &Shared, found: Totals, leases: Vec<(Holder, Lease)>) {
-        let Totals { sessions, variables, programs, globals, bytes, .. } = found;
-        self.totals = Totals { sessions, variables, programs, globals, bytes, ..self.totals };
+        let Totals { sessions, variables, session_programs, global_programs, bytes, .. } = found;
+        self.totals = Totals { sessions, variables, session_programs, global_programs, bytes, ..self.totals };
         let mut missing: HashSet<_> = shared.leases.holders().collect();
         for (holder, lease) in leases {
             if missing.remove(&holder) {
@@ -125,8 +125,8 @@ impl State {
         self.totals.bytes
     }
 
-    /// Starts a group.
-    pub(super) fn stage(&mut self) {
+    /// Starts a group, without changes.
+    pub(super) fn begin_group(&mut self) {
         self.staged = Staged { totals: self.totals, ..Staged::default() };
     }
 
@@ -135,19 +135,19 @@ impl State {
         let Staged { totals, leases, notifications, writes: _ } = std::mem::take(&mut self.staged);
         for (holder, lease) in leases {
             let queued = lease.as_ref().map(|lease| lease.queued);
-            let was = match lease {
+            let previous = match lease {
                 Some(lease) => shared.leases.insert(holder.clone(), lease),
                 None => shared.leases.remove(&holder),
             };
-            if let Some(was) = was {
-                self.queue.remove(&(was.queued, holder.clone()));
+            if let Some(previous) = previous {
+                self.queue.remove(&(previous.queued, holder.clone()));
             }
             self.queue.extend(queued.map(|queued| (queued, holder)));
         }
         self.totals = totals;
         shared.publish(totals.stats());
-        for notifications in notifications {
-            match notifications {
+        for notification in notifications {
+            match notification {
                 Notification::Created(id) => shared.events.notify(&id, SessionEventKind::Created),
                 Notification::Ended { id, kind, watchers } => {
                     if let Some(watchers) = watchers {
@@ -164,8 +164,8 @@ impl State {
 
     /// Discards the changes of a group that was not committed.
     pub(super) fn discard(&mut self) {
-        for notifications in std::mem::take(&mut self.staged).notifications {
-            if let Notification::Ended { id, watchers: Some(watchers), .. } = notifications {
+        for notification in std::mem::take(&mut self.staged).notifications {
+            if let Notification::Ended { id, watchers: Some(watchers), .. } = notification {
                 self.watchers.insert(id, watchers);
             }
         }

@@ -34,7 +34,7 @@ fn name(text: &str) -> ProgramName {
     ProgramName::try_new(text).unwrap()
 }
 
-fn for_ms(ttl: u64) -> NewSession {
+fn with_ttl_ms(ttl: u64) -> NewSession {
     NewSession { ttl: Some(Duration::from_millis(ttl)), ..NewSession::default() }
 }
 
@@ -43,7 +43,7 @@ fn set(variable: &str, value: u32) -> SetVariable {
 }
 
 /// Creates a session with an integer `x` of 0.
-async fn with_x(host: &RedisBackend, session: &str, new: NewSession) {
+async fn create_with_x(host: &RedisBackend, session: &str, new: NewSession) {
     host.create(&id(session), new).await.unwrap();
     let ty = VariableType::new(ValueType::Integer).unwrap();
     let x = NewVariable { ty, value: Payload::try_from_serde(&0).unwrap(), note: Note::default() };
@@ -56,12 +56,12 @@ async fn x(host: &RedisBackend, session: &str) -> (u32, u32) {
 }
 
 /// Waits with a timeout.
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(30), what).await.expect("it happens soon")
+async fn soon<T>(event: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(30), event).await.expect("it happens soon")
 }
 
 /// Waits until a session has expired, without reclaiming it.
-async fn expired(server: &Server, session: &str) {
+async fn wait_for_expiry(server: &Server, session: &str) {
     let key = format!("{{snakepit}}:s:{session}");
     soon(async { while server.query(&["EXISTS", &key]).await {} }).await;
 }

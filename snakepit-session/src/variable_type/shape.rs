@@ -14,12 +14,13 @@ use crate::ValueType;
 /// # Errors
 /// The reason, which continues a message after "value". `None` if the JSON is not an array.
 pub(super) fn json_shape(kind: ValueType, json: &[u8]) -> Result<Vec<usize>, Option<String>> {
-    const NUMBERS: &str = "must be a list of numbers, or of such lists that are equally long";
+    const NOT_NUMBERS: &str = "must be a list of numbers, or nested lists that are equally long";
     match json.iter().find(|byte| !byte.is_ascii_whitespace()) {
         Some(b'[') => {
-            let Shape { axes, flags } = serde_json::from_slice(json).map_err(|_| Some(NUMBERS.to_owned()))?;
-            if flags && kind == ValueType::Embedding {
-                return Err(Some(NUMBERS.to_owned()));
+            let Shape { axes, has_booleans } =
+                serde_json::from_slice(json).map_err(|_| Some(NOT_NUMBERS.to_owned()))?;
+            if has_booleans && kind == ValueType::Embedding {
+                return Err(Some(NOT_NUMBERS.to_owned()));
             }
             Ok(axes)
         }
@@ -28,10 +29,12 @@ pub(super) fn json_shape(kind: ValueType, json: &[u8]) -> Result<Vec<usize>, Opt
                 Some(format!("must have `shape` and `data`, a list of numbers ({error})"))
             })?;
             let items = |shape: &[usize]| shape.iter().try_fold(1_usize, |items, n| items.checked_mul(*n));
-            // Flat, or nested according to the shape.
-            let found = data.axes;
-            if found != shape && (found.len() != 1 || items(&shape) != Some(found[0])) {
-                return Err(Some(format!("has `data` of shape {found:?}, which does not fill {shape:?}")));
+            // The data may be flat, or nested according to the shape.
+            let data_shape = data.axes;
+            if data_shape != shape && (data_shape.len() != 1 || items(&shape) != Some(data_shape[0])) {
+                return Err(Some(format!(
+                    "has `data` of shape {data_shape:?}, which does not match `shape` {shape:?}"
+                )));
             }
             Ok(shape)
         }
@@ -50,8 +53,8 @@ struct ShapedTensor {
 #[derive(Default, PartialEq)]
 struct Shape {
     axes: Vec<usize>,
-    /// Whether one of the items is a boolean.
-    flags: bool,
+    /// Whether an item is a boolean. Tensors accept booleans, embeddings do not.
+    has_booleans: bool,
 }
 
 impl<'de> Deserialize<'de> for Shape {
@@ -78,7 +81,7 @@ impl<'de> Deserialize<'de> for Shape {
             }
 
             fn visit_bool<E>(self, _: bool) -> Result<Shape, E> {
-                Ok(Shape { flags: true, ..Shape::default() })
+                Ok(Shape { has_booleans: true, ..Shape::default() })
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Shape, E> {
@@ -96,7 +99,7 @@ impl<'de> Deserialize<'de> for Shape {
                     } else if item.axes != first.axes {
                         return Err(de::Error::custom("lists of different lengths"));
                     }
-                    first.flags |= item.flags;
+                    first.has_booleans |= item.has_booleans;
                     length += 1;
                 }
                 first.axes.insert(0, length);

@@ -340,7 +340,7 @@ mod tests {
                 Tensor,
                 "",
                 r#"{"shape": [2, 2], "data": [1, 2, 3]}"#,
-                "has `data` of shape [3], which does not fill [2, 2]",
+                "has `data` of shape [3], which does not match `shape` [2, 2]",
             ),
             (Tensor, "", r#"{"shape": [2]}"#, "missing field `data`"),
             (Map, "", "[]", "must be of type map"),

@@ -30,30 +30,30 @@ fn with_ttl(ttl: Duration) -> NewSession {
     NewSession { ttl: Some(ttl), ..NewSession::default() }
 }
 
-/// Runs the contract. `make` returns a new backend without sessions. `pass` waits on the clock that the backend uses: pass
-/// `tokio::time::advance` under a paused clock, or `tokio::time::sleep`.
+/// Runs the contract. `make` returns a new backend without sessions. `advance` waits on the clock that the backend uses: it is
+/// `tokio::time::advance` under a paused clock, or else `tokio::time::sleep`.
 ///
 /// # Panics
 /// If the backend violates a rule.
-pub async fn session_backend_contract<B, Make, Made, Pass, Passed>(make: Make, pass: Pass)
+pub async fn session_backend_contract<B, Make, Made, Advance, Advanced>(make: Make, advance: Advance)
 where
     B: SessionBackend,
     Make: Fn() -> Made,
     Made: Future<Output = B>,
-    Pass: Fn(Duration) -> Passed,
-    Passed: Future<Output = ()>,
+    Advance: Fn(Duration) -> Advanced,
+    Advanced: Future<Output = ()>,
 {
     racing_creators_share_one_session(Arc::new(make().await)).await;
     existing_sessions_keep_their_state(&make().await).await;
-    used_sessions_live_and_unused_ones_expire(&make().await, &pass).await;
-    every_operation_on_a_missing_session_fails(&make().await, &pass).await;
+    used_sessions_live_and_unused_ones_expire(&make().await, &advance).await;
+    every_operation_on_a_missing_session_fails(&make().await, &advance).await;
     pages_list_each_session_once(&make().await).await;
     programs_are_kept_by_name(&make().await).await;
-    global_programs_outlive_sessions_and_expire(&make().await, &pass).await;
-    variables::contract(&make, &pass).await;
-    watches::contract(&make, &pass).await;
-    events_and_statistics_match(&make().await, &pass).await;
-    sweeps_count_expired_sessions(&make().await, &pass).await;
+    global_programs_outlive_sessions_and_expire(&make().await, &advance).await;
+    variables::contract(&make, &advance).await;
+    watches::contract(&make, &advance).await;
+    events_and_statistics_match(&make().await, &advance).await;
+    sweeps_count_expired_sessions(&make().await, &advance).await;
 }
 
 async fn racing_creators_share_one_session<B: SessionBackend>(backend: Arc<B>) {
@@ -99,22 +99,22 @@ async fn existing_sessions_keep_their_state(backend: &impl SessionBackend) {
 
 async fn used_sessions_live_and_unused_ones_expire<P: Future<Output = ()>>(
     backend: &impl SessionBackend,
-    pass: &impl Fn(Duration) -> P,
+    advance: &impl Fn(Duration) -> P,
 ) {
     backend.create(&id("used"), with_ttl(TTL)).await.expect("created");
     backend.create(&id("idle"), with_ttl(TTL)).await.expect("created");
     for _ in 0..3 {
-        pass(TTL / 2).await;
+        advance(TTL / 2).await;
         backend.get(&id("used")).await.expect("use renews a session");
     }
     let missing = backend.get(&id("idle")).await.expect_err("an unused session expires");
     assert_eq!(missing, SessionError::NotFound { id: id("idle") });
     // Operations that do not use a session do not renew it.
     backend.set_last_worker(&id("used"), "w".into()).await.expect("lives");
-    pass(TTL / 2).await;
+    advance(TTL / 2).await;
     backend.set_last_worker(&id("used"), "w".into()).await.expect("lives");
     backend.list(PageRequest::default()).await.expect("listed");
-    pass(TTL / 2).await;
+    advance(TTL / 2).await;
     backend.get(&id("used")).await.expect_err("neither affinity nor a listing renews a session");
     let (session, created) = backend.create(&id("used"), NewSession::default()).await.expect("created again");
     assert_eq!(
@@ -126,13 +126,13 @@ async fn used_sessions_live_and_unused_ones_expire<P: Future<Output = ()>>(
 
 async fn every_operation_on_a_missing_session_fails<P: Future<Output = ()>>(
     backend: &impl SessionBackend,
-    pass: &impl Fn(Duration) -> P,
+    advance: &impl Fn(Duration) -> P,
 ) {
     backend.create(&id("deleted"), NewSession::default()).await.expect("created");
-    let was = backend.delete(&id("deleted")).await.expect("deleted");
-    assert_eq!(was.id, id("deleted"));
+    let deleted = backend.delete(&id("deleted")).await.expect("deleted");
+    assert_eq!(deleted.id, id("deleted"));
     backend.create(&id("expired"), with_ttl(TTL)).await.expect("created");
-    pass(TTL).await;
+    advance(TTL).await;
     for missing in [id("never"), id("deleted"), id("expired")] {
         let expected = SessionError::NotFound { id: missing.clone() };
         let program = || Program::new("x", "text/plain");
@@ -224,12 +224,12 @@ async fn programs_are_kept_by_name(backend: &impl SessionBackend) {
 
 async fn sweeps_count_expired_sessions<P: Future<Output = ()>>(
     backend: &impl SessionBackend,
-    pass: &impl Fn(Duration) -> P,
+    advance: &impl Fn(Duration) -> P,
 ) {
     backend.create(&id("short"), with_ttl(TTL)).await.expect("created");
     backend.create(&id("long"), with_ttl(TTL * 100)).await.expect("created");
     assert_eq!(backend.sweep().await.expect("swept"), 0);
-    pass(TTL).await;
+    advance(TTL).await;
     assert_eq!(backend.sweep().await.expect("swept"), 1);
     assert_eq!(backend.sweep().await.expect("swept"), 0, "a session expires once");
     backend.get(&id("long")).await.expect("other sessions stay");
@@ -237,7 +237,7 @@ async fn sweeps_count_expired_sessions<P: Future<Output = ()>>(
 
 async fn global_programs_outlive_sessions_and_expire<P: Future<Output = ()>>(
     backend: &impl SessionBackend,
-    pass: &impl Fn(Duration) -> P,
+    advance: &impl Fn(Duration) -> P,
 ) {
     let global = ProgramOwner::Global;
     let missing = SessionError::GlobalProgramNotFound { name: "m".to_owned() };
@@ -261,7 +261,7 @@ async fn global_programs_outlive_sessions_and_expire<P: Future<Output = ()>>(
     assert_eq!(sessions.len(), 1, "global programs are not sessions");
 
     for _ in 0..3 {
-        pass(TTL / 2).await;
+        advance(TTL / 2).await;
         let program = backend.program(&global, &name("m")).await.expect("a read renews it");
         assert_eq!((&program.data[..], program.ttl), (&b"2"[..], Some(TTL)));
     }
@@ -280,7 +280,7 @@ async fn global_programs_outlive_sessions_and_expire<P: Future<Output = ()>>(
 
 async fn events_and_statistics_match<P: Future<Output = ()>>(
     backend: &impl SessionBackend,
-    pass: &impl Fn(Duration) -> P,
+    advance: &impl Fn(Duration) -> P,
 ) {
     let mut events = backend.subscribe();
     let before = backend.stats().await.expect("counted");
@@ -305,7 +305,7 @@ async fn events_and_statistics_match<P: Future<Output = ()>>(
     assert_eq!(counted.bytes, (in_sessions + "p".len() + "data".len() + "t".len()) as u64);
 
     backend.delete(&id("deleted")).await.expect("deleted");
-    pass(TTL).await;
+    advance(TTL).await;
     backend.sweep().await.expect("swept");
     let counted = backend.stats().await.expect("counted");
     assert_eq!((counted.live, counted.deleted - before.deleted, counted.expired - before.expired), (1, 1, 1));
@@ -318,8 +318,13 @@ async fn events_and_statistics_match<P: Future<Output = ()>>(
         let event = events.next().await.expect("the backend lives").expect("five events are not too many");
         notified.push((event.id.to_string(), event.kind));
     }
-    use SessionEventKind::{Created as Came, Deleted, Expired};
-    let expected =
-        [("short", Came), ("long", Came), ("deleted", Came), ("deleted", Deleted), ("short", Expired)];
+    use SessionEventKind::{Created as SessionCreated, Deleted, Expired};
+    let expected = [
+        ("short", SessionCreated),
+        ("long", SessionCreated),
+        ("deleted", SessionCreated),
+        ("deleted", Deleted),
+        ("short", Expired),
+    ];
     assert_eq!(notified, expected.map(|(id, kind)| (id.to_owned(), kind)));
 }

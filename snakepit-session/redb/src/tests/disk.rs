@@ -89,14 +89,14 @@ impl Disk {
         self.state().check().is_err()
     }
 
-    /// The number of bytes written since the power is back.
+    /// The number of bytes written since the power was restored.
     pub(super) fn written(&self) -> usize {
         self.state().written
     }
 
-    /// The disk when the power is back. Each unsynced write is independently present, missing or torn. The length is one of
+    /// Returns the disk after a power failure. Each unsynced write is independently present, missing or torn. The length is one of
     /// those since the last sync.
-    pub(super) fn power_is_back(&self, random: &mut TestRng) -> Self {
+    pub(super) fn restore_power(&self, random: &mut TestRng) -> Self {
         let state = self.state();
         let mut bytes = state.synced.clone();
         let resizes = state.unsynced.iter().filter(|change| matches!(change, Change::Resize(_))).count();

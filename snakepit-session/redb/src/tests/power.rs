@@ -14,28 +14,29 @@ use super::{
     disk::Disk,
     history::older_versions,
     id, register,
-    same::{Step, step, take},
+    same::{Step, run_step, step},
     set,
 };
 use crate::RedbBackend;
 
-/// A disk with a sequence of power failures.
+/// A host whose disk has a sequence of power failures.
 struct Host {
     disk: Disk,
-    lasts: RangeInclusive<usize>,
+    /// The range of changes and syncs between two power failures.
+    changes_until_cut: RangeInclusive<usize>,
     random: TestRng,
 }
 
 impl Host {
-    fn new(seed: u64, lasts: RangeInclusive<usize>) -> Self {
+    fn new(seed: u64, changes_until_cut: RangeInclusive<usize>) -> Self {
         let random = TestRng::from_seed(RngAlgorithm::ChaCha, &seed.to_le_bytes().repeat(4));
-        let mut host = Self { disk: Disk::default(), lasts, random };
-        host.cut_power_later();
+        let mut host = Self { disk: Disk::default(), changes_until_cut, random };
+        host.schedule_power_failure();
         host
     }
 
-    fn cut_power_later(&mut self) {
-        self.disk.cut_power_at(self.random.random_range(self.lasts.clone()));
+    fn schedule_power_failure(&mut self) {
+        self.disk.cut_power_at(self.random.random_range(self.changes_until_cut.clone()));
     }
 
     /// Opens the file, through as many power failures as necessary.
@@ -46,14 +47,14 @@ impl Host {
                 return opened.unwrap();
             }
             drop(opened);
-            self.disk = self.disk.power_is_back(&mut self.random);
-            self.cut_power_later();
+            self.disk = self.disk.restore_power(&mut self.random);
+            self.schedule_power_failure();
         }
     }
 }
 
 /// The visible state of the sessions.
-async fn seen(backend: &dyn SessionBackend) -> String {
+async fn visible_state(backend: &dyn SessionBackend) -> String {
     let mut steps = vec![Step::List { size: 3 }];
     for session in 0..3 {
         steps.push(Step::ListVariables { session, pattern: "" });
@@ -65,7 +66,7 @@ async fn seen(backend: &dyn SessionBackend) -> String {
     }
     let mut seen = String::new();
     for step in steps {
-        seen += &take(backend, step).await;
+        seen += &run_step(backend, step).await;
         seen.push('\n');
     }
     let stats = backend.stats().await.unwrap();
@@ -73,7 +74,7 @@ async fn seen(backend: &dyn SessionBackend) -> String {
 }
 
 /// Runs steps on a disk with power failures and in memory.
-async fn steps_outlive_power_losses(seed: u64, steps: Vec<Step>) {
+async fn steps_survive_power_failures(seed: u64, steps: Vec<Step>) {
     let (mut host, model) = (Host::new(seed, 1..=60), MemoryBackend::new(SessionLimits::default()));
     let mut backend = host.open().await;
     for step in steps {
@@ -83,35 +84,39 @@ async fn steps_outlive_power_losses(seed: u64, steps: Vec<Step>) {
             Step::Reopen => {
                 drop(backend);
                 backend = host.open().await;
-                assert_eq!(seen(&backend).await, seen(&model).await, "after it was opened again");
+                assert_eq!(
+                    visible_state(&backend).await,
+                    visible_state(&model).await,
+                    "after it was opened again"
+                );
                 continue;
             }
             _ => {}
         }
         loop {
-            let found = take(&backend, step.clone()).await;
+            let found = run_step(&backend, step.clone()).await;
             if !host.disk.is_off() || !found.starts_with("Backend {") {
-                assert_eq!(found, take(&model, step.clone()).await, "{step:?}");
+                assert_eq!(found, run_step(&model, step.clone()).await, "{step:?}");
                 break;
             }
             drop(backend);
             backend = host.open().await;
-            let now = seen(&backend).await;
-            if now != seen(&model).await {
-                take(&model, step.clone()).await;
-                assert_eq!(now, seen(&model).await, "{step:?} was done by half");
+            let reopened = visible_state(&backend).await;
+            if reopened != visible_state(&model).await {
+                run_step(&model, step.clone()).await;
+                assert_eq!(reopened, visible_state(&model).await, "{step:?} was applied in part");
                 break;
             }
         }
     }
     drop(backend);
-    assert_eq!(seen(&host.open().await).await, seen(&model).await, "after it was closed");
+    assert_eq!(visible_state(&host.open().await).await, visible_state(&model).await, "after it was closed");
 }
 
 const CLIENTS: u32 = 8;
 
-/// Concurrent clients share transactions.
-async fn groups_outlive_power_losses(seed: u64) {
+/// Runs concurrent clients, whose writes share transactions, on a disk with power failures.
+async fn groups_survive_power_failures(seed: u64) {
     let mut host = Host::new(seed, 100..=300);
     let backend = host.open().await;
     backend.create(&id("s"), NewSession::default()).await.unwrap();
@@ -160,12 +165,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
     #[test]
-    fn steps_outlive_the_power(seed: u64, steps in prop::collection::vec(step(6000), 200)) {
-        block_on(steps_outlive_power_losses(seed, steps));
+    fn sequential_operations_survive_power_failures(seed: u64, steps in prop::collection::vec(step(6000), 200)) {
+        block_on(steps_survive_power_failures(seed, steps));
     }
 
     #[test]
-    fn groups_outlive_the_power(seed: u64) {
-        block_on(groups_outlive_power_losses(seed));
+    fn concurrent_operations_survive_power_failures(seed: u64) {
+        block_on(groups_survive_power_failures(seed));
     }
 }

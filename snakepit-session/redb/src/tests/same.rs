@@ -115,7 +115,7 @@ fn plain<T: Debug>(outcome: Result<T, SessionError>) -> String {
 }
 
 /// Runs a step and returns its visible outcome.
-pub(super) async fn take(backend: &dyn SessionBackend, step: Step) -> String {
+pub(super) async fn run_step(backend: &dyn SessionBackend, step: Step) -> String {
     let session = |session: usize| id(&format!("s{session}"));
     let owner = |owner| if owner == 3 { ProgramOwner::Global } else { session(owner).into() };
     let names = |name: usize| format!("n{name}");
@@ -236,7 +236,7 @@ async fn both_agree(steps: Vec<Step>) {
             }
             step => {
                 let (expected, found) =
-                    (take(&memory, step.clone()).await, take(&durable, step.clone()).await);
+                    (run_step(&memory, step.clone()).await, run_step(&durable, step.clone()).await);
                 assert_eq!(found, expected, "{step:?}");
             }
         }

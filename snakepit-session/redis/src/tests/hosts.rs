@@ -18,7 +18,7 @@ async fn hosts_share_sessions() {
         assert_eq!(event(events).await, ("s".to_owned(), SessionEventKind::Created));
     }
 
-    with_x(&a, "s", NewSession::default()).await;
+    create_with_x(&a, "s", NewSession::default()).await;
     b.set_variable(&id("s"), set("x", 5)).await.unwrap();
     assert_eq!(x(&a, "s").await, (5, 1));
     a.set_last_worker(&id("s"), "w".into()).await.unwrap();
@@ -71,7 +71,7 @@ async fn no_increment_of_two_hosts_is_lost() {
     const EACH: u32 = 100;
     let server = Server::start();
     let hosts = [Arc::new(server.host().await), Arc::new(server.host().await)];
-    with_x(&hosts[0], "s", NewSession::default()).await;
+    create_with_x(&hosts[0], "s", NewSession::default()).await;
     let mut writers = JoinSet::new();
     for host in &hosts {
         for _ in 0..2 {
@@ -100,7 +100,7 @@ async fn watchers_on_every_host_see_the_writes_of_all_once_and_in_order() {
     const EACH: u32 = 200;
     let server = Server::start();
     let hosts = [Arc::new(server.host().await), Arc::new(server.host().await)];
-    with_x(&hosts[0], "s", NewSession::default()).await;
+    create_with_x(&hosts[0], "s", NewSession::default()).await;
     let mut writers = JoinSet::new();
     for host in hosts.clone() {
         writers.spawn(async move {
@@ -132,7 +132,7 @@ async fn watchers_on_every_host_see_the_writes_of_all_once_and_in_order() {
 async fn a_long_read_is_a_consistent_snapshot() {
     let server = Server::start();
     let (a, b) = (server.host().await, Arc::new(server.host().await));
-    with_x(&a, "s", NewSession::default()).await;
+    create_with_x(&a, "s", NewSession::default()).await;
     // Large enough that Redis runs other commands before it has read everything.
     let mut names = vec!["x".to_owned()];
     for n in 0..300 {
@@ -176,12 +176,12 @@ async fn an_expired_session_ends_once_for_all_hosts() {
     const SESSIONS: usize = 500;
     let server = Server::start();
     let (a, b) = (server.host().await, server.host().await);
-    with_x(&a, "watched", for_ms(300)).await;
+    create_with_x(&a, "watched", with_ttl_ms(300)).await;
     let mut watch = b.watch_variables(&id("watched"), &[], false).await.unwrap();
     for n in 0..SESSIONS {
-        a.create(&id(&n.to_string()), for_ms(10)).await.unwrap();
+        a.create(&id(&n.to_string()), with_ttl_ms(10)).await.unwrap();
     }
-    with_x(&a, "lives", NewSession::default()).await;
+    create_with_x(&a, "lives", NewSession::default()).await;
     let mut events = [a.subscribe(), b.subscribe()];
     // The session expires without a sweep.
     let end = soon(watch.next()).await.unwrap().unwrap_err();
@@ -207,11 +207,11 @@ async fn an_expired_session_ends_once_for_all_hosts() {
 async fn a_recreated_session_is_a_new_one() {
     let server = Server::start();
     let (a, b) = (server.host().await, server.host().await);
-    with_x(&a, "s", NewSession::default()).await;
+    create_with_x(&a, "s", NewSession::default()).await;
     let mut first = b.watch_variables(&id("s"), &[], false).await.unwrap();
     a.set_variable(&id("s"), set("x", 1)).await.unwrap();
     a.delete(&id("s")).await.unwrap();
-    with_x(&a, "s", NewSession::default()).await;
+    create_with_x(&a, "s", NewSession::default()).await;
     let mut second = b.watch_variables(&id("s"), &[], true).await.unwrap();
     a.set_variable(&id("s"), set("x", 2)).await.unwrap();
     assert_eq!(delivered(&mut first).await, (UpdateKind::Set, 1), "updates before the end precede it");
@@ -261,7 +261,7 @@ async fn delete_program_as_format_1(server: &Server) {
 async fn a_session_survives_a_host_of_an_earlier_version_that_takes_its_programs() {
     let server = Server::start();
     let host = server.host().await;
-    with_x(&host, "s", NewSession::default()).await;
+    create_with_x(&host, "s", NewSession::default()).await;
     let before = host.stats().await.unwrap();
     host.put_program(&id("s").into(), &name("p"), Program::new("data", "t")).await.unwrap();
     delete_program_as_format_1(&server).await;

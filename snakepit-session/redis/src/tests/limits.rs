@@ -28,21 +28,21 @@ async fn expired_sessions_are_reclaimed_before_a_rejection() {
     let rejected = a.put_program(&ProgramOwner::Global, &name("g"), program(0)).await.unwrap_err();
     assert_eq!(rejected, SessionError::BackendFull { size: 102, limit: 100 });
 
-    expired(&server, "short").await;
+    wait_for_expiry(&server, "short").await;
     a.put_program(&id("long").into(), &name("p"), program(88)).await.unwrap();
     assert_eq!(b.stats().await.unwrap().bytes, 100);
     b.delete_program(&id("long").into(), &name("p")).await.unwrap();
     b.create(&id("short"), short).await.unwrap();
-    expired(&server, "short").await;
+    wait_for_expiry(&server, "short").await;
     b.create(&id("third"), with_ten_bytes(None)).await.unwrap();
     let counted = a.stats().await.unwrap();
     assert_eq!((counted.live, counted.expired, counted.bytes), (2, 2, 20));
 
     let short = Program { ttl: Some(Duration::from_millis(10)), ..program(50) };
     a.put_program(&ProgramOwner::Global, &name("g"), short).await.unwrap();
-    expired_global(&server, "g").await;
+    wait_for_global_expiry(&server, "g").await;
     b.put_program(&id("third").into(), &name("p"), program(78)).await.unwrap();
-    assert_eq!(a.stats().await.unwrap().bytes, 100, "neither do expired global programs count");
+    assert_eq!(a.stats().await.unwrap().bytes, 100, "expired global programs do not count");
     for session in ["long", "third"] {
         a.delete(&id(session)).await.unwrap();
     }
@@ -50,7 +50,7 @@ async fn expired_sessions_are_reclaimed_before_a_rejection() {
     assert_eq!((counted.live, counted.variables, counted.programs, counted.bytes), (0, 0, 0, 0));
 }
 
-async fn expired_global(server: &Server, program: &str) {
+async fn wait_for_global_expiry(server: &Server, program: &str) {
     let key = format!("{{snakepit}}:g:{program}");
     soon(async { while server.query(&["EXISTS", &key]).await {} }).await;
 }
@@ -68,7 +68,7 @@ async fn the_limit_of_global_programs_is_exact() {
     put("b", 300).await.unwrap();
     assert_eq!(put("b", 300).await.unwrap(), Created::Existing);
     assert_eq!(put("c", 1000).await.unwrap_err(), SessionError::TooManyGlobalPrograms { limit: 2 });
-    expired_global(&server, "b").await;
+    wait_for_global_expiry(&server, "b").await;
     assert_eq!(put("c", 100_000).await.unwrap(), Created::New);
     assert_eq!(host.stats().await.unwrap().programs, 2);
 }
@@ -77,7 +77,7 @@ async fn the_limit_of_global_programs_is_exact() {
 async fn older_versions_are_stored_separately_and_deleted_with_their_variable() {
     let server = Server::start();
     let host = server.host_with(SessionLimits { max_history: 3, ..SessionLimits::default() }).await;
-    with_x(&host, "s", NewSession::default()).await;
+    create_with_x(&host, "s", NewSession::default()).await;
     let older = || async {
         let mut fields: Vec<String> = server.query(&["HKEYS", "{snakepit}:d:s"]).await;
         fields.sort();
@@ -99,13 +99,14 @@ async fn older_versions_are_stored_separately_and_deleted_with_their_variable() 
     host.delete_variable(&id("s"), "x").await.unwrap();
     assert!(older().await.is_empty());
 
-    let none = server.host_with(SessionLimits { max_history: 0, ..SessionLimits::default() }).await;
-    with_x(&none, "s", NewSession::default()).await;
+    let without_history =
+        server.host_with(SessionLimits { max_history: 0, ..SessionLimits::default() }).await;
+    create_with_x(&without_history, "s", NewSession::default()).await;
     for n in 1..=3 {
-        none.set_variable(&id("s"), set("x", n)).await.unwrap();
+        without_history.set_variable(&id("s"), set("x", n)).await.unwrap();
     }
     assert!(older().await.is_empty());
-    assert_eq!(none.variable_history(&id("s"), "x", 0).await.unwrap().len(), 1);
+    assert_eq!(without_history.variable_history(&id("s"), "x", 0).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -115,7 +116,7 @@ async fn ended_sessions_leave_no_keys() {
     let host = RedisBackend::connect(&server.url, config, SessionLimits::default()).await.unwrap();
     let mut watches = Vec::new();
     for (session, ttl) in [("deleted", 100_000), ("expired", 300)] {
-        with_x(&host, session, for_ms(ttl)).await;
+        create_with_x(&host, session, with_ttl_ms(ttl)).await;
         host.put_program(&id(session).into(), &name("p"), program(10)).await.unwrap();
         watches.push(host.watch_variables(&id(session), &[], true).await.unwrap());
         host.set_variable(&id(session), set("x", 1)).await.unwrap();
@@ -123,8 +124,8 @@ async fn ended_sessions_leave_no_keys() {
     let short = Program { ttl: Some(Duration::from_millis(10)), ..program(1) };
     host.put_program(&ProgramOwner::Global, &name("g"), short).await.unwrap();
     host.delete(&id("deleted")).await.unwrap();
-    expired(&server, "expired").await;
-    expired_global(&server, "g").await;
+    wait_for_expiry(&server, "expired").await;
+    wait_for_global_expiry(&server, "g").await;
     host.sweep().await.unwrap();
     let left = soon(async {
         loop {
@@ -155,13 +156,17 @@ async fn the_log_of_a_watched_session_is_bounded() {
     assert!(logs().await.is_empty(), "unwatched sessions do not have a log");
 
     let watch = host.watch_variables(&id("s"), &[], false).await.unwrap();
-    let mut kept = Vec::new();
+    let mut log_lengths = Vec::new();
     for (writes, bytes) in [(1100, 1), (6, 4_000_000), (2, 9_000_000), (30, 1)] {
         for _ in 0..writes {
             host.set_variable(&id("s"), SetVariable::new("text", value(bytes))).await.unwrap();
         }
-        kept.push(server.query::<usize>(&["XLEN", &logs().await[0]]).await);
+        log_lengths.push(server.query::<usize>(&["XLEN", &logs().await[0]]).await);
     }
-    assert_eq!(kept, [1024, 4, 1, 31], "so many entries, so many bytes, but always the last one");
+    assert_eq!(
+        log_lengths,
+        [1024, 4, 1, 31],
+        "limits of entries and bytes apply, but the last entry always stays"
+    );
     drop(watch);
 }

@@ -44,7 +44,7 @@ async fn lost_writes_are_detected_after_any_number_of_later_writes() {
     for since in [0, 1, 4, 7] {
         let mut server = Server::start_with(&["--dbfilename", "dump.rdb"]);
         let (a, b) = (server.host().await, server.host().await);
-        with_x(&a, "s", NewSession::default()).await;
+        create_with_x(&a, "s", NewSession::default()).await;
         let mut watch = a.watch_variables(&id("s"), &["x".to_owned()], false).await.unwrap();
         a.set_variable(&id("s"), set("x", 1)).await.unwrap();
         saved(&server).await;
@@ -69,7 +69,7 @@ async fn lost_writes_are_detected_after_any_number_of_later_writes() {
 async fn no_write_is_based_on_lost_state() {
     let mut server = Server::start_with(&["--dbfilename", "dump.rdb"]);
     let host = server.host().await;
-    with_x(&host, "s", NewSession::default()).await;
+    create_with_x(&host, "s", NewSession::default()).await;
     let rev = || server.query::<u64>(&["HGET", "{snakepit}:s:s", "rev"]);
     saved(&server).await;
     host.set_variable(&id("s"), set("x", 1)).await.unwrap();
@@ -114,7 +114,7 @@ async fn lost_events_are_detected_even_if_the_clock_of_the_new_server_is_behind(
 async fn watches_end_when_everything_is_flushed() {
     let server = Server::start();
     let host = server.host().await;
-    with_x(&host, "s", NewSession::default()).await;
+    create_with_x(&host, "s", NewSession::default()).await;
     let mut watch = host.watch_variables(&id("s"), &[], false).await.unwrap();
     let mut events = host.subscribe();
     let _: String = server.query(&["FLUSHALL"]).await;
@@ -141,7 +141,7 @@ async fn partly_evicted_sessions_are_lost_without_affecting_others() {
     let server = Server::start();
     let host = server.host().await;
     for session in ["whole", "deep", "head"] {
-        with_x(&host, session, NewSession::default()).await;
+        create_with_x(&host, session, NewSession::default()).await;
         host.set_variable(&id(session), set("x", 1)).await.unwrap();
         host.put_program(&id(session).into(), &name("p"), Program::new("x", "t")).await.unwrap();
     }
@@ -166,10 +166,10 @@ async fn a_sweep_repairs_evicted_indexes() {
         let server = Server::start();
         let host = server.host().await;
         for n in 0..5 {
-            with_x(&host, &n.to_string(), for_ms(if n == 4 { 50 } else { 100_000 })).await;
+            create_with_x(&host, &n.to_string(), with_ttl_ms(if n == 4 { 50 } else { 100_000 })).await;
         }
         let before = host.stats().await.unwrap();
-        expired(&server, "4").await;
+        wait_for_expiry(&server, "4").await;
         evict(&server, evicted).await;
         for n in 0..4 {
             assert_eq!(x(&host, &n.to_string()).await, (0, 0), "{evicted:?}");

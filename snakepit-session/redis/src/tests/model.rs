@@ -6,25 +6,25 @@ use snakepit_session_testkit::{session_backend_linearizes, session_backend_match
 
 use super::*;
 
-/// Two hosts that run the operations in turn. One host has all watches of a session, because the limit of watches applies to each
-/// host.
+/// Two hosts that run the operations in turn. All watches of a session go to one of them, because each host limits its own
+/// watches.
 #[derive(Debug)]
-struct StripedLocks {
+struct AlternatingHosts {
     hosts: [RedisBackend; 2],
     next: AtomicUsize,
 }
 
-impl StripedLocks {
+impl AlternatingHosts {
     fn host(&self) -> &RedisBackend {
         &self.hosts[self.next.fetch_add(1, Relaxed) % 2]
     }
 }
 
 /// Delegates operations to the host whose turn it is.
-macro_rules! pass_on {
+macro_rules! delegate {
     ($(fn $operation:ident($($name:ident: $type:ty),*) -> $answer:ty;)*) => {
         #[async_trait]
-        impl SessionBackend for StripedLocks {
+        impl SessionBackend for AlternatingHosts {
             $(async fn $operation(&self, $($name: $type),*) -> Result<$answer, SessionError> {
                 self.host().$operation($($name),*).await
             })*
@@ -46,7 +46,7 @@ macro_rules! pass_on {
     };
 }
 
-pass_on! {
+delegate! {
     fn create(id: &SessionId, new: NewSession) -> (Session, Created);
     fn get(id: &SessionId) -> Session;
     fn delete(id: &SessionId) -> Session;
@@ -68,46 +68,46 @@ pass_on! {
 }
 
 /// Creates backends with separate prefixes on one server.
-struct Maker {
+struct BackendFactory {
     server: Server,
-    made: AtomicUsize,
+    created: AtomicUsize,
 }
 
-impl Maker {
+impl BackendFactory {
     fn new() -> Self {
-        Self { server: Server::start(), made: AtomicUsize::new(0) }
+        Self { server: Server::start(), created: AtomicUsize::new(0) }
     }
 
-    async fn locks(&self, limits: SessionLimits) -> StripedLocks {
-        let prefix = format!("case-{}", self.made.fetch_add(1, Relaxed));
+    async fn two_hosts(&self, limits: SessionLimits) -> AlternatingHosts {
+        let prefix = format!("case-{}", self.created.fetch_add(1, Relaxed));
         let config = RedisConfig { prefix, ..RedisConfig::default() };
         let connect = || RedisBackend::connect(&self.server.url, config.clone(), limits.clone());
-        StripedLocks {
+        AlternatingHosts {
             hosts: [connect().await.unwrap(), connect().await.unwrap()],
             next: AtomicUsize::new(0),
         }
     }
 
-    async fn one(&self, limits: SessionLimits) -> RedisBackend {
-        let [one, _] = self.locks(limits).await.hosts;
-        one
+    async fn one_host(&self, limits: SessionLimits) -> RedisBackend {
+        let [host, _] = self.two_hosts(limits).await.hosts;
+        host
     }
 }
 
 #[test]
 fn random_operations_match_the_model() {
-    let maker = Maker::new();
-    session_backend_matches_model(|limits| maker.one(limits), 30);
+    let factory = BackendFactory::new();
+    session_backend_matches_model(|limits| factory.one_host(limits), 30);
 }
 
 #[test]
 fn random_operations_of_two_hosts_match_the_model() {
-    let maker = Maker::new();
-    session_backend_matches_model(|limits| maker.locks(limits), 60);
+    let factory = BackendFactory::new();
+    session_backend_matches_model(|limits| factory.two_hosts(limits), 60);
 }
 
 #[test]
 fn concurrent_operations_of_two_hosts_are_linearizable() {
-    let maker = Maker::new();
-    session_backend_linearizes(|limits| maker.locks(limits), 60);
+    let factory = BackendFactory::new();
+    session_backend_linearizes(|limits| factory.two_hosts(limits), 60);
 }

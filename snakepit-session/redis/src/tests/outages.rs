@@ -6,7 +6,7 @@ use super::*;
 async fn a_broken_connection_loses_no_update_and_no_event() {
     let server = Server::start();
     let (a, b) = (server.host().await, server.host().await);
-    with_x(&a, "s", NewSession::default()).await;
+    create_with_x(&a, "s", NewSession::default()).await;
     let mut watch = a.watch_variables(&id("s"), &[], false).await.unwrap();
     let mut events = a.subscribe();
     let mut version = 0;
@@ -38,7 +38,7 @@ async fn a_host_that_was_disconnected_for_too_long_gets_lost_and_the_latest_chan
     let proxy = Proxy::to(&server);
     let config = RedisConfig { watch_lease: Duration::from_millis(200), ..RedisConfig::default() };
     let (a, b) = (proxy.host(config).await.unwrap(), server.host().await);
-    with_x(&b, "s", NewSession::default()).await;
+    create_with_x(&b, "s", NewSession::default()).await;
     let mut watch = a.watch_variables(&id("s"), &["x".to_owned()], false).await.unwrap();
     b.set_variable(&id("s"), set("x", 1)).await.unwrap();
     assert_eq!(delivered(&mut watch).await, (UpdateKind::Set, 1));
@@ -75,9 +75,9 @@ async fn a_host_that_was_disconnected_for_too_long_gets_lost_and_the_latest_chan
 async fn a_server_without_memory_rejects_writes_and_keeps_its_data() {
     let server = Server::start();
     let host = server.host().await;
-    with_x(&host, "s", NewSession::default()).await;
-    with_x(&host, "expired", for_ms(300)).await;
-    expired(&server, "expired").await;
+    create_with_x(&host, "s", NewSession::default()).await;
+    create_with_x(&host, "expired", with_ttl_ms(300)).await;
+    wait_for_expiry(&server, "expired").await;
     let () = server.query(&["CONFIG", "SET", "maxmemory", "1"]).await;
     let rejected = [
         host.create(&id("t"), NewSession::default()).await.map(drop),
@@ -102,7 +102,7 @@ async fn a_server_without_memory_rejects_writes_and_keeps_its_data() {
 async fn hosts_reconnect_to_a_restarted_server() {
     let mut server = Server::start();
     let host = server.host().await;
-    with_x(&host, "s", NewSession::default()).await;
+    create_with_x(&host, "s", NewSession::default()).await;
     let mut watch = host.watch_variables(&id("s"), &[], false).await.unwrap();
     let mut events = host.subscribe();
     server.stop();
@@ -138,7 +138,7 @@ async fn hosts_reconnect_to_a_restarted_server() {
     let lost = soon(events.next()).await.unwrap();
     assert!(lost.is_err(), "events of a past that is lost: {lost:?}");
     soon(async { while events.next().await.unwrap().is_err() {} }).await;
-    with_x(&host, "u", NewSession::default()).await;
+    create_with_x(&host, "u", NewSession::default()).await;
     let mut watch = host.watch_variables(&id("u"), &[], false).await.unwrap();
     host.set_variable(&id("u"), set("x", 1)).await.unwrap();
     assert_eq!(delivered(&mut watch).await, (UpdateKind::Set, 1));

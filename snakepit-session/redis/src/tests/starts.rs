@@ -84,7 +84,7 @@ async fn waiting_writers_time_out_together() {
     let server = Server::start();
     let config = RedisConfig { timeout: Duration::from_millis(500), ..RedisConfig::default() };
     let host = RedisBackend::connect(&server.url, config, SessionLimits::default()).await.unwrap();
-    with_x(&host, "s", NewSession::default()).await;
+    create_with_x(&host, "s", NewSession::default()).await;
     let host = Arc::new(host);
     server.freeze(true);
     let began = tokio::time::Instant::now();

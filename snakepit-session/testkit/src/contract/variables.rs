@@ -59,13 +59,13 @@ async fn no_operation_names_more_variables_than_a_session_holds(backend: &impl S
     assert!(few.iter().all(Option::is_none));
 }
 
-pub(super) async fn contract<B, Make, Made, Pass, Passed>(make: &Make, pass: &Pass)
+pub(super) async fn contract<B, Make, Made, Advance, Advanced>(make: &Make, advance: &Advance)
 where
     B: SessionBackend,
     Make: Fn() -> Made,
     Made: Future<Output = B>,
-    Pass: Fn(Duration) -> Passed,
-    Passed: Future<Output = ()>,
+    Advance: Fn(Duration) -> Advanced,
+    Advanced: Future<Output = ()>,
 {
     variables_have_ids_names_types_and_versions(&make().await).await;
     values_outside_their_type_change_nothing(&make().await).await;
@@ -75,7 +75,7 @@ where
     listings_go_by_name_and_pattern(&make().await).await;
     history_is_bounded_and_leads_back(&make().await).await;
     large_values_and_buffers_come_back(&make().await).await;
-    variables_end_with_their_session(&make().await, pass).await;
+    variables_end_with_their_session(&make().await, advance).await;
 }
 
 /// Checks that every operation on variables of a missing session fails.
@@ -332,18 +332,18 @@ async fn large_values_and_buffers_come_back(backend: &impl SessionBackend) {
 
 async fn variables_end_with_their_session<P: Future<Output = ()>>(
     backend: &impl SessionBackend,
-    pass: &impl Fn(Duration) -> P,
+    advance: &impl Fn(Duration) -> P,
 ) {
     backend.create(&id("s"), with_ttl(TTL)).await.expect("created");
     register(backend, "s", "x", ValueType::Integer, "", "0").await.expect("registered");
     // Reads and writes of variables renew the session.
-    pass(TTL / 2).await;
+    advance(TTL / 2).await;
     backend.variable(&id("s"), "x").await.expect("lives");
-    pass(TTL / 2).await;
+    advance(TTL / 2).await;
     backend.set_variable(&id("s"), set("x", "1")).await.expect("lives");
-    pass(TTL / 2).await;
+    advance(TTL / 2).await;
     assert_eq!(backend.list_variables(&id("s"), "").await.expect("lives").len(), 1);
-    pass(TTL).await;
+    advance(TTL).await;
     backend.variable(&id("s"), "x").await.expect_err("expired");
     backend.create(&id("s"), NewSession::default()).await.expect("created anew");
     assert!(backend.list_variables(&id("s"), "").await.expect("listed").is_empty());

@@ -13,18 +13,18 @@ use super::{
     with_ttl,
 };
 
-pub(super) async fn contract<B, Make, Made, Pass, Passed>(make: &Make, pass: &Pass)
+pub(super) async fn contract<B, Make, Made, Advance, Advanced>(make: &Make, advance: &Advance)
 where
     B: SessionBackend,
     Make: Fn() -> Made,
     Made: Future<Output = B>,
-    Pass: Fn(Duration) -> Passed,
-    Passed: Future<Output = ()>,
+    Advance: Fn(Duration) -> Advanced,
+    Advanced: Future<Output = ()>,
 {
     watchers_see_every_change_once_and_in_order(&make().await).await;
     racing_writers_are_seen_in_version_order(Arc::new(make().await)).await;
     slow_watchers_do_not_block_writers(&make().await).await;
-    watches_end_with_their_session(&make().await, pass).await;
+    watches_end_with_their_session(&make().await, advance).await;
 }
 
 type Update = (UpdateKind, String, u32, String);
@@ -166,7 +166,7 @@ async fn slow_watchers_do_not_block_writers(backend: &impl SessionBackend) {
 
 async fn watches_end_with_their_session<P: Future<Output = ()>>(
     backend: &impl SessionBackend,
-    pass: &impl Fn(Duration) -> P,
+    advance: &impl Fn(Duration) -> P,
 ) {
     backend.create(&id("deleted"), NewSession::default()).await.expect("created");
     backend.create(&id("expired"), with_ttl(TTL)).await.expect("created");
@@ -178,7 +178,7 @@ async fn watches_end_with_their_session<P: Future<Output = ()>>(
     backend.set_variable(&id("deleted"), set("x", "1")).await.expect("set");
     backend.delete(&id("deleted")).await.expect("deleted");
     assert_eq!(next(&mut watches[0]).await.2, 1, "what happened before the end comes first");
-    pass(TTL).await;
+    advance(TTL).await;
     backend.sweep().await.expect("swept");
     for (watch, session) in watches.iter_mut().zip(["deleted", "expired"]) {
         let end = watch.next().await.expect("the watch ends").expect_err("the session has ended");

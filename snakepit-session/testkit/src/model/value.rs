@@ -4,7 +4,7 @@ use regex::Regex;
 use serde_json::{Number, Value as Json};
 use snakepit_session::{Payload, ValueType};
 
-/// A value of a client or of a variable.
+/// A value, as a client sent it or as a variable stores it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Value {
     /// The declared or stored type.
@@ -17,7 +17,7 @@ impl Value {
     pub(super) fn of(payload: &Payload) -> Self {
         Self {
             ty: payload.ty(),
-            json: serde_json::from_slice(payload.json()).expect("what a backend keeps is JSON"),
+            json: serde_json::from_slice(payload.json()).expect("stored values are JSON"),
             buffer: payload.binary().map(|buffer| buffer.to_vec()),
         }
     }
@@ -35,7 +35,7 @@ impl Value {
     }
 
     /// Returns the stored form of the value in a variable of this type, or `None` if it is invalid. The declared type does not matter.
-    pub(super) fn kept(&self, ty: ValueType, constraints: &str) -> Option<Self> {
+    pub(super) fn stored(&self, ty: ValueType, constraints: &str) -> Option<Self> {
         let constraints: Json = match constraints {
             "" => Json::Null,
             json => serde_json::from_str(json).expect("the constraints used here are JSON"),
@@ -43,11 +43,11 @@ impl Value {
         if self.buffer.is_some() && !matches!(ty, ValueType::Embedding | ValueType::Tensor) {
             return None;
         }
-        let json = self.fitting(ty, &constraints)?;
+        let json = self.validated(ty, &constraints)?;
         Some(Self { ty, json, buffer: self.buffer.clone() })
     }
 
-    fn fitting(&self, ty: ValueType, constraints: &Json) -> Option<Json> {
+    fn validated(&self, ty: ValueType, constraints: &Json) -> Option<Json> {
         let json = &self.json;
         let at_least = |key: &str, number: f64| constraints[key].as_f64().is_none_or(|min| number >= min);
         let at_most = |key: &str, number: f64| constraints[key].as_f64().is_none_or(|max| number <= max);
@@ -80,7 +80,7 @@ impl Value {
                 let pattern = constraints["pattern"].as_str().unwrap_or("");
                 at_least("min_length", length)
                     && at_most("max_length", length)
-                    && Regex::new(pattern).expect("the patterns used here are sound").is_match(text)
+                    && Regex::new(pattern).expect("the patterns used here are valid").is_match(text)
                     && one_of("enum")
             }
             ValueType::Boolean => json.is_boolean(),
@@ -101,17 +101,18 @@ impl Value {
         fits.then(|| json.clone())
     }
 
-    /// The shape of an array. All buffers in these tests contain float32.
-    fn shape(&self, shaped: bool) -> Option<Vec<u64>> {
-        let said = || self.json["shape"].as_array()?.iter().map(Json::as_u64).collect::<Option<Vec<_>>>();
+    /// The shape of an array. `may_declare_shape` allows an object with `shape` and `data`. All buffers in these tests contain
+    /// float32.
+    fn shape(&self, may_declare_shape: bool) -> Option<Vec<u64>> {
+        let declared = || self.json["shape"].as_array()?.iter().map(Json::as_u64).collect::<Option<Vec<_>>>();
         if let Some(buffer) = &self.buffer {
-            let shape = said()?;
+            let shape = declared()?;
             return (shape.iter().product::<u64>() * 4 == buffer.len() as u64).then_some(shape);
         }
         if self.json.is_array() {
             return shape_of(&self.json);
         }
-        let (shape, nested) = (said().filter(|_| shaped)?, shape_of(&self.json["data"])?);
+        let (shape, nested) = (declared().filter(|_| may_declare_shape)?, shape_of(&self.json["data"])?);
         (shape == nested || nested == [shape.iter().product::<u64>()]).then_some(shape)
     }
 }

@@ -302,7 +302,7 @@ impl Model {
         }
         self.check_metadata(note.metadata.len(), bytes_of_note(note))?;
         let invalid = || SessionError::InvalidValue { variable: name.to_owned(), problem: String::new() };
-        value.kept(ty, constraints).ok_or_else(invalid)
+        value.stored(ty, constraints).ok_or_else(invalid)
     }
 
     fn check_size(&self, id: &SessionId, size: usize) -> Result<(), SessionError> {
