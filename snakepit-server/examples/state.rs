@@ -3,7 +3,7 @@
 //! Run it with `cargo run -p snakepit-server --example state` after `cargo xtask setup`.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "an example prints its results")]
 
-use snakepit_server::{Snakepit, ValueType, VariableType, WatchEvent};
+use snakepit_server::{Snakepit, VariableType, WatchEvent};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -14,8 +14,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .await?;
 
     let session = snakepit.session("alice").await?;
-    let rate = VariableType::with_constraints(ValueType::Float, r#"{"min": 0, "max": 1}"#)?;
-    session.register("rate", rate, 0.1).await?;
+    session.register("rate", VariableType::float().range(0.0..=1.0), 0.1).await?;
     let mut watch = session.watch(&["rate"], false).await?;
 
     session.set("rate", 0.2).await?;

@@ -50,5 +50,7 @@ pub use session::{NewSession, Session};
 pub use variable::{
     NewVariable, Note, SetVariable, Source, Variable, VariableId, VariableName, VariableVersion,
 };
-pub use variable_type::VariableType;
+pub use variable_type::{
+    InclusiveRange, IntoVariableType, VariableType, VariableTypeBuilder, variable_kinds,
+};
 pub use watch::{UpdateKind, VariableUpdate, VariableWatch, WatchEvent, Watcher};

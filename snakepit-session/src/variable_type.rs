@@ -8,16 +8,21 @@ use serde_json::{Map, Value};
 
 use crate::{Payload, SessionError, ValueType};
 
+mod builder;
 mod pattern;
 mod shape;
 mod value;
 
+pub use builder::{InclusiveRange, IntoVariableType, VariableTypeBuilder, variable_kinds};
 use pattern::Pattern;
 
 /// The longest constraints accepted, in bytes of JSON.
 const MAX_CONSTRAINTS: usize = 64 * 1024;
 
 /// The type of a variable with its constraints.
+///
+/// Build it by [`VariableType::float`] and its siblings, or from the JSON of the constraints by
+/// [`VariableType::with_constraints`]:
 ///
 /// | type | constraints |
 /// | --- | --- |

@@ -6,7 +6,7 @@
 
 use futures_util::TryStreamExt;
 use serde_json::{Value, json};
-use snakepit_client::{Client, Error, ValueType, VariableType};
+use snakepit_client::{Client, Error, VariableType};
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
@@ -22,7 +22,7 @@ async fn main() -> Result<(), Error> {
     }
 
     let session = client.session("alice").await?;
-    session.register("total", VariableType::new(ValueType::Integer)?, sum).await?;
+    session.register("total", VariableType::integer(), sum).await?;
     let total: i64 = session.update("total", |total: i64| total + 1).await?;
     println!("total: {total}");
     session.delete().await?;

@@ -30,11 +30,12 @@ pub mod status;
 
 #[doc(hidden)]
 pub use error::write_with_sources;
-pub use snakepit_registry::{ToolError, ToolFailure, TraceContext};
+pub use snakepit_registry::{CallStage, ErrorKind, ToolError, ToolFailure, TraceContext};
 pub use snakepit_session::{
-    Created, Metadata, NewSession, NewVariable, Note, Number, Payload, PayloadError, Program, ProgramInfo,
-    ProgramName, Session, SessionError, SessionId, SetVariable, Source, UpdateKind, ValueType, Variable,
-    VariableId, VariableName, VariableType, VariableUpdate, VariableVersion, WatchEvent,
+    Created, InclusiveRange, IntoVariableType, Metadata, NewSession, NewVariable, Note, Number, Payload,
+    PayloadError, Program, ProgramInfo, ProgramName, Session, SessionError, SessionErrorKind, SessionId,
+    SetVariable, Source, UpdateKind, ValueType, Variable, VariableId, VariableName, VariableType,
+    VariableTypeBuilder, VariableUpdate, VariableVersion, WatchEvent, variable_kinds,
 };
 
 pub use self::{

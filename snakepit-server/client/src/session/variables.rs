@@ -4,7 +4,6 @@ use std::{
     fmt,
     hash::{BuildHasher, RandomState},
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -13,8 +12,8 @@ use futures_core::Stream;
 use futures_util::StreamExt;
 use serde::{Serialize, de::DeserializeOwned};
 use snakepit_session::{
-    NewVariable, Note, Payload, SessionError, SetVariable, Variable, VariableId, VariableName, VariableType,
-    VariableVersion, WatchEvent,
+    IntoVariableType, NewVariable, Note, Payload, SessionError, SetVariable, Variable, VariableId,
+    VariableName, VariableVersion, WatchEvent,
 };
 use tokio::time::Instant;
 
@@ -41,16 +40,28 @@ fn random_fraction() -> f64 {
 impl<H: HostHandle> SessionHandle<H> {
     /// Registers a variable and returns its id. Its first value becomes version 0.
     ///
+    /// ```no_run
+    /// use snakepit_client::{Client, VariableType};
+    ///
+    /// # async fn example() -> Result<(), snakepit_client::Error> {
+    /// let session = Client::connect("127.0.0.1:50051").await?.session("alice").await?;
+    /// session.register("rate", VariableType::float().range(0.0..=1.0), 0.1).await?;
+    /// session.register("name", VariableType::string().length(1..=80), "Alice").await?;
+    /// session.register("size", VariableType::choice(["small", "large"]), "small").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
-    /// [`Error::Session`] if the name is invalid or taken, the value does not fit the type, or the session is full or does not
+    /// [`Error::Session`] if the type or the name is invalid or taken, the value does not fit the type, or the session is full or does not
     /// exist; [`Error::Payload`] if the value does not serialize.
     pub async fn register(
         &self,
         name: &str,
-        ty: Arc<VariableType>,
+        ty: impl IntoVariableType,
         value: impl Serialize,
     ) -> Result<VariableId, Error> {
-        let value = Payload::try_from_serde(&value)?;
+        let (ty, value) = (ty.into_variable_type()?, Payload::try_from_serde(&value)?);
         self.register_with(name, NewVariable { ty, value, note: Note::default() }).await
     }
 
