@@ -5,13 +5,13 @@ use std::{any::Any, fmt, future::Future, panic::AssertUnwindSafe, pin::Pin, sync
 use async_trait::async_trait;
 use futures_core::Stream;
 use futures_util::{FutureExt, StreamExt};
-use serde::{Serialize, de::DeserializeOwned};
-use snakepit_session::{Payload, PayloadError, SessionId};
+use serde::de::DeserializeOwned;
+use snakepit_session::{Payload, SessionId};
 use tokio::time::Instant;
 
 use crate::{
-    CallId, CallMode, Chunk, ChunkStream, ToolCall, ToolError, ToolFailure, ToolHandler, ToolReply, ToolSpec,
-    TraceContext, arguments::from_arguments,
+    CallId, CallMode, Chunk, ChunkStream, IntoAnswer, ToolCall, ToolError, ToolFailure, ToolHandler,
+    ToolReply, ToolSpec, TraceContext, arguments::from_arguments,
 };
 
 /// The context of a call of a host tool: everything except its arguments.
@@ -38,6 +38,8 @@ type BoxedTool =
 /// that read bytes. A whole float, such as 5.0, is a valid integer, and an integer is a valid float. A panic in the
 /// closure fails only its call.
 ///
+/// The closure returns any [`IntoAnswer`].
+///
 /// # Example
 /// ```
 /// use serde::Deserialize;
@@ -53,6 +55,9 @@ type BoxedTool =
 ///     args.dividend.checked_div(args.divisor).ok_or("division by zero")
 /// });
 /// # assert_eq!(tool.spec().name, "divide");
+///
+/// let double = FnTool::typed("double", |args: Division| async move { args.dividend * 2 });
+/// # assert_eq!(double.spec().name, "double");
 /// ```
 #[derive(Clone)]
 pub struct FnTool {
@@ -62,38 +67,35 @@ pub struct FnTool {
 
 impl FnTool {
     /// Creates a tool from a closure that takes all arguments as one value, such as a struct or a map.
-    pub fn typed<A, R, E, F, Fut>(name: &str, tool: F) -> Self
+    /// It returns any [`IntoAnswer`]: a number, text or collection, [`Json`](crate::Json) of a struct, a [`Payload`], or a `Result`.
+    pub fn typed<A, R, F, Fut>(name: &str, tool: F) -> Self
     where
         A: DeserializeOwned + Send + 'static,
-        R: Serialize + Send + 'static,
-        E: fmt::Display + Send + 'static,
+        R: IntoAnswer + Send + 'static,
         F: Fn(A) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<R, E>> + Send + 'static,
+        Fut: Future<Output = R> + Send + 'static,
     {
         Self::with_context(name, move |arguments, _| tool(arguments))
     }
 
     /// Like [`typed`](Self::typed), for a closure that also takes the context of the call.
-    pub fn with_context<A, R, E, F, Fut>(name: &str, tool: F) -> Self
+    pub fn with_context<A, R, F, Fut>(name: &str, tool: F) -> Self
     where
         A: DeserializeOwned + Send + 'static,
-        R: Serialize + Send + 'static,
-        E: fmt::Display + Send + 'static,
+        R: IntoAnswer + Send + 'static,
         F: Fn(A, ToolContext) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<R, E>> + Send + 'static,
+        Fut: Future<Output = R> + Send + 'static,
     {
         let tool = Arc::new(tool);
         let run = move |call: ToolCall| {
             let tool = Arc::clone(&tool);
             async move {
                 let (name, mode, arguments, context) = parse_call(call)?;
-                let value =
-                    tool(arguments, context).await.map_err(|error| tool_failure::<E>(&name, &error))?;
-                let value =
-                    Payload::try_from_serde(&value).map_err(|error| payload_failure(&name, &error))?;
+                let answer = tool(arguments, context).await.into_answer();
+                let value = answer.map_err(|failure| failed(&name, failure))?;
                 Ok(match mode {
                     CallMode::Unary => ToolReply::value(value),
-                    CallMode::Streaming => ToolReply::stream(once(value)),
+                    CallMode::Streaming => ToolReply::stream(once(chunk(&name, &value)?)),
                 })
             }
             .boxed()
@@ -101,31 +103,26 @@ impl FnTool {
         Self { spec: ToolSpec::new(name), run: Arc::new(run) }
     }
 
-    /// Creates a tool that answers with a stream of values. It supports only streaming calls. An error ends the stream.
-    pub fn stream<A, R, E, F, S>(name: &str, tool: F) -> Self
+    /// Creates a tool that answers with a stream. It supports only streaming calls. Each item is any [`IntoAnswer`] except a
+    /// payload with a buffer. An error ends the stream.
+    pub fn stream<A, R, F, S>(name: &str, tool: F) -> Self
     where
         A: DeserializeOwned + Send + 'static,
-        R: Serialize + Send + 'static,
-        E: fmt::Display + Send + 'static,
+        R: IntoAnswer + Send + 'static,
         F: Fn(A, ToolContext) -> S + Send + Sync + 'static,
-        S: Stream<Item = Result<R, E>> + Send + 'static,
+        S: Stream<Item = R> + Send + 'static,
     {
         let tool = Arc::new(tool);
         let run = move |call: ToolCall| {
             let tool = Arc::clone(&tool);
             async move {
                 let (name, _, arguments, context) = parse_call(call)?;
-                let for_panic = name.clone();
-                let chunks =
-                    AssertUnwindSafe(tool(arguments, context)).catch_unwind().map(move |item| match item {
-                        Ok(Ok(value)) => {
-                            let value = Payload::try_from_serde(&value)
-                                .map_err(|error| payload_failure(&name, &error))?;
-                            Ok(chunk(&value))
-                        }
-                        Ok(Err(error)) => Err(tool_failure::<E>(&name, &error)),
-                        Err(panic) => Err(panic_failure(&for_panic, panic.as_ref())),
-                    });
+                let items = tool(arguments, context).map(R::into_answer);
+                let chunks = AssertUnwindSafe(items).catch_unwind().map(move |item| match item {
+                    Ok(Ok(value)) => chunk(&name, &value),
+                    Ok(Err(failure)) => Err(failed(&name, failure)),
+                    Err(panic) => Err(panic_failure(&name, panic.as_ref())),
+                });
                 Ok(ToolReply::stream(Box::pin(chunks)))
             }
             .boxed()
@@ -175,20 +172,23 @@ fn parse_call<A: DeserializeOwned>(call: ToolCall) -> Result<(String, CallMode, 
     Ok((tool.to_string(), mode, arguments, context))
 }
 
-fn chunk(value: &Payload) -> Chunk {
-    Chunk { data: value.json().clone(), metadata: std::collections::BTreeMap::new() }
+/// Converts an item of a stream. The wire carries only its JSON.
+fn chunk(tool: &str, value: &Payload) -> Result<Chunk, ToolError> {
+    if value.binary().is_some() {
+        let message =
+            "an item of a stream is a payload with a buffer; return it from a tool without a stream";
+        return Err(failure(tool, "PayloadError", message.to_owned()));
+    }
+    Ok(Chunk { data: value.json().clone(), metadata: std::collections::BTreeMap::new() })
 }
 
-fn once(value: Payload) -> ChunkStream {
-    Box::pin(futures_util::stream::once(async move { Ok(chunk(&value)) }))
+fn once(chunk: Chunk) -> ChunkStream {
+    Box::pin(futures_util::stream::once(async move { Ok(chunk) }))
 }
 
-fn tool_failure<E: fmt::Display>(tool: &str, error: &E) -> ToolError {
-    failure(tool, short_type_name::<E>(), error.to_string())
-}
-
-fn payload_failure(tool: &str, error: &PayloadError) -> ToolError {
-    failure(tool, "PayloadError", error.to_string())
+fn failed(tool: &str, mut failure: Box<ToolFailure>) -> ToolError {
+    tool.clone_into(&mut failure.tool);
+    ToolError::Failed(failure)
 }
 
 fn panic_failure(tool: &str, panic: &(dyn Any + Send)) -> ToolError {
@@ -198,33 +198,20 @@ fn panic_failure(tool: &str, panic: &(dyn Any + Send)) -> ToolError {
 }
 
 fn failure(tool: &str, error_type: &str, message: String) -> ToolError {
-    ToolError::Failed(Box::new(ToolFailure {
-        tool: tool.to_owned(),
-        error_type: error_type.to_owned(),
-        message,
-        ..ToolFailure::default()
-    }))
-}
-
-/// The name of a type without its modules. For strings, which are not error types, a generic name.
-fn short_type_name<E>() -> &'static str {
-    let name = std::any::type_name::<E>();
-    match name.split('<').next().and_then(|name| name.rsplit("::").next()) {
-        Some("String" | "&str") | None => "HostToolError",
-        Some(short) => short,
-    }
+    let failure = ToolFailure { error_type: error_type.to_owned(), message, ..ToolFailure::default() };
+    failed(tool, Box::new(failure))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashMap, convert::Infallible};
+    use std::collections::HashMap;
 
     use bytes::Bytes;
-    use serde::Deserialize;
+    use serde::{Deserialize, Serialize};
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::ReplyBody;
+    use crate::{Json, ReplyBody};
 
     #[derive(Deserialize)]
     struct Scale {
@@ -274,6 +261,64 @@ mod tests {
         assert!(wrong.to_string().contains("argument `values` of tool `scale`"), "{wrong}");
     }
 
+    #[derive(Serialize)]
+    struct Score {
+        value: f64,
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the shelf is empty")]
+    struct OutOfStock;
+
+    #[tokio::test]
+    async fn tools_return_values_with_and_without_a_result() {
+        let answer = async |tool: FnTool| call(&tool, json!({})).await.unwrap();
+        assert_eq!(answer(FnTool::typed("t", |(): ()| async { 1 })).await, json!(1));
+        assert_eq!(answer(FnTool::typed("t", |(): ()| async { "text" })).await, json!("text"));
+        assert_eq!(answer(FnTool::typed("t", |(): ()| async {})).await, json!(null));
+        assert_eq!(
+            answer(FnTool::typed("t", |(): ()| async { vec![Some(1), None] })).await,
+            json!([1, null])
+        );
+        assert_eq!(answer(FnTool::typed("t", |(): ()| async { json!({"a": 1}) })).await, json!({"a": 1}));
+        let score = || Score { value: 0.5 };
+        assert_eq!(
+            answer(FnTool::typed("t", move |(): ()| async move { Json(score()) })).await,
+            json!({"value": 0.5})
+        );
+        let checked = move |(): ()| async move { Ok::<_, OutOfStock>(score()) };
+        assert_eq!(answer(FnTool::typed("t", checked)).await, json!({"value": 0.5}));
+    }
+
+    #[tokio::test]
+    async fn tools_return_payloads_with_their_buffer() {
+        let bytes = || Payload::bytes(Bytes::from_static(&[1, 2]));
+        let plain = FnTool::typed("t", move |(): ()| async move { bytes() });
+        let checked = FnTool::typed("t", move |(): ()| async move { Ok::<_, OutOfStock>(bytes()) });
+        for tool in [plain, checked] {
+            let reply = tool.call(ToolCall::new("t")).await.unwrap();
+            assert!(matches!(reply.body, ReplyBody::Value(value) if value == bytes()));
+            let error = tool.call(ToolCall::new("t").streaming()).await.unwrap_err();
+            assert!(error.to_string().contains("a payload with a buffer"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn errors_have_the_name_of_their_type() {
+        let named = async |tool: FnTool| {
+            let error = call(&tool, json!({})).await.unwrap_err();
+            error.failure().map(|f| (f.tool.clone(), f.error_type.clone(), f.message.clone())).unwrap()
+        };
+        let expected = |ty: &str, text: &str| ("t".to_owned(), ty.to_owned(), text.to_owned());
+        let out = FnTool::typed("t", |(): ()| async { Err::<Score, _>(OutOfStock) });
+        assert_eq!(named(out).await, expected("OutOfStock", "the shelf is empty"));
+        // These errors serialize, but they do not become answers.
+        let text = FnTool::typed("t", |(): ()| async { Err::<i64, _>("no".to_owned()) });
+        assert_eq!(named(text).await, expected("HostToolError", "no"));
+        let value = FnTool::typed("t", |(): ()| async { Err::<Payload, _>(json!("no")) });
+        assert_eq!(named(value).await, expected("Value", "\"no\""));
+    }
+
     #[tokio::test]
     async fn binary_arguments_deserialize_into_bytes() {
         #[derive(Deserialize)]
@@ -281,9 +326,11 @@ mod tests {
             data: Bytes,
             name: String,
         }
-        let tool = FnTool::typed("size", |image: Image| async move {
-            Ok::<_, Infallible>(format!("{}:{}", image.name, image.data.len()))
-        });
+        let tool =
+            FnTool::typed(
+                "size",
+                |image: Image| async move { format!("{}:{}", image.name, image.data.len()) },
+            );
         let mut call = ToolCall::new("size").try_with_argument("name", "cat").unwrap();
         call.arguments.insert("data".into(), Payload::bytes(Bytes::from_static(&[0, 1, 2])));
         let ReplyBody::Value(value) = tool.call(call).await.unwrap().body else { panic!("a stream") };
@@ -326,7 +373,7 @@ mod tests {
             pages: Vec<Page>,
             count: usize,
         }
-        let tool = FnTool::typed("pages", |pages: Pages| async move { Ok::<_, Infallible>(pages) });
+        let tool = FnTool::typed("pages", |pages: Pages| async move { Json(pages) });
         let page = |first: Value, scale: Value| {
             json!({"rows": 5.0, "columns": -7.0, "first": first, "offsets": [1, 2.0, -0.0, 9_007_199_254_740_992.0],
                    "by_number": {"7": 8.0}, "scale": scale, "wide": 9.0, "any": [0.5, "5.0"]})
@@ -362,7 +409,7 @@ mod tests {
     #[tokio::test]
     async fn arrays_of_whole_floats_deserialize_into_lists_of_integers() {
         let tool = FnTool::typed("sum", |args: HashMap<String, Vec<i64>>| async move {
-            Ok::<_, Infallible>(args["items"].iter().sum::<i64>())
+            args["items"].iter().sum::<i64>()
         });
         let sum = async |items: &[f64]| {
             let mut call = ToolCall::new("sum");

@@ -12,7 +12,7 @@
 //!
 //! # Example
 //! ```
-//! use std::{collections::HashMap, convert::Infallible};
+//! use std::collections::HashMap;
 //!
 //! use snakepit_registry::{FnTool, Registry, ReplyBody, ToolCall};
 //!
@@ -20,7 +20,7 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let registry = Registry::new();
 //! registry.register_host_tool(FnTool::typed("double", |args: HashMap<String, i64>| async move {
-//!     Ok::<_, Infallible>(args["x"] * 2)
+//!     args["x"] * 2
 //! }))?;
 //! let call = ToolCall::new("double").try_with_argument("x", &21)?;
 //! let reply = registry.call_host_tool(call).await?;
@@ -31,6 +31,7 @@
 //! ```
 #![warn(missing_docs)]
 
+mod answer;
 mod arguments;
 mod call;
 mod check;
@@ -44,6 +45,7 @@ mod reply;
 mod spec;
 mod sync;
 
+pub use answer::{IntoAnswer, Json};
 pub use arguments::Arguments;
 pub use call::{CallId, CallMode, ToolCall, TraceContext};
 pub use check::MAX_NAME_BYTES;

@@ -4,7 +4,7 @@
 //! call. `cargo xtask demo` runs it.
 #![allow(clippy::print_stdout, reason = "a demo prints its progress")]
 
-use std::{collections::BTreeMap, convert::Infallible, path::PathBuf, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use futures_util::{StreamExt, TryStreamExt};
@@ -16,7 +16,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use snakepit_server::{Error, SessionHandle, Snakepit, find_python};
+use snakepit_server::{Error, Json, SessionHandle, Snakepit, find_python};
 use tokio::time::Instant;
 
 const ADAPTER: &str = "snakepit_bridge.adapters.showcase.showcase_adapter:ShowcaseAdapter";
@@ -70,13 +70,13 @@ struct Prediction {
 }
 
 /// The host tool, which Python calls during a prediction.
-async fn score_predictions(answers: Predictions) -> Result<Score, Infallible> {
+async fn score_predictions(answers: Predictions) -> Json<Score> {
     let pairs = || answers.expected.iter().zip(&answers.predicted);
     let mut confusions = BTreeMap::new();
     for (expected, predicted) in pairs().filter(|(expected, predicted)| expected != predicted) {
         *confusions.entry(format!("{expected}->{predicted}")).or_default() += 1;
     }
-    Ok(Score { correct: pairs().filter(|(e, p)| e == p).count(), total: pairs().count(), confusions })
+    Json(Score { correct: pairs().filter(|(e, p)| e == p).count(), total: pairs().count(), confusions })
 }
 
 #[tokio::main]

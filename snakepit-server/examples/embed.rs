@@ -3,8 +3,6 @@
 //! Run it with `cargo run -p snakepit-server --example embed` after `cargo xtask setup`.
 #![allow(clippy::print_stdout, reason = "an example prints its results")]
 
-use std::convert::Infallible;
-
 use futures_util::TryStreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -20,7 +18,7 @@ async fn main() -> Result<(), Error> {
     let snakepit = Snakepit::builder()
         .adapter("snakepit_bridge.adapters.showcase.showcase_adapter:ShowcaseAdapter")
         .workers(2)
-        .host_tool("greet", |g: Greeting| async move { Ok::<_, Infallible>(format!("hello, {}", g.name)) })
+        .host_tool("greet", |g: Greeting| async move { format!("hello, {}", g.name) })
         .start()
         .await?;
 

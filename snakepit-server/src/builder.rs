@@ -1,43 +1,38 @@
-//! Configures and starts a host.
+//! Configures a host.
 
-use std::{
-    fmt,
-    net::SocketAddr,
-    panic::AssertUnwindSafe,
-    path::{Path, PathBuf},
-    pin::pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use futures_util::FutureExt;
-use serde::{Serialize, de::DeserializeOwned};
-use snakepit_pool::{Pool, PoolConfig, PoolError};
+use serde::de::DeserializeOwned;
+use snakepit_pool::PoolConfig;
 use snakepit_proto::headers::MAX_TIMEOUT;
-use snakepit_registry::{FnTool, Registry, ToolHandler};
-use snakepit_session::{MemoryBackend, SessionBackend, SessionLimits};
-use snakepit_worker::{
-    ProcessConfig, ProcessLauncher, WorkerLauncher,
-    process::{Launches, RunDir, WorkerProgram, reap_orphans},
-};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic_health::server::HealthReporter;
+use snakepit_registry::{FnTool, IntoAnswer};
+use snakepit_session::SessionBackend;
+use snakepit_worker::{WorkerLauncher, process::Launches};
 
-use crate::{
-    Snakepit, StartError, grpc,
-    host::Host,
-    listen::{self, ArrivalBudgets, ListenLimits, ResponseBudget, default_connections},
-    python::Interpreter,
-    snakepit::Service,
-};
-
-/// The interval at which the host frees the memory of expired sessions. Callers cannot reach a session after it expires.
-const SWEEP_EVERY: Duration = Duration::from_secs(10);
-
-/// The default limit for the requests of one connection, in bytes.
-const CONNECTION_BYTES: usize = 256 * 1024 * 1024;
+mod start;
 
 /// Configures a host: [`Snakepit::builder`](crate::Snakepit::builder).
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// use snakepit_server::Snakepit;
+///
+/// # async fn example() -> Result<(), snakepit_server::Error> {
+/// let snakepit = Snakepit::builder()
+///     .adapter("shop:Shop")
+///     .name("shop")
+///     .workers(8)
+///     .queue_limit(100)
+///     .default_timeout(Some(Duration::from_secs(5)))
+///     .max_attempts(3)
+///     .listen(([127, 0, 0, 1], 50051).into())
+///     .start()
+///     .await?;
+/// println!("{} serves on {:?}", snakepit.status().name, snakepit.address());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Default)]
 #[must_use = "a builder does nothing until `start` is awaited"]
 pub struct Builder {
@@ -116,6 +111,13 @@ impl Builder {
         self.default_timeout(timeout)
     }
 
+    /// Sets the name of the pool, which is the prefix of its workers' ids and appears in logs and metrics: one word. The default
+    /// is `default`.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.pool.name = name.into();
+        self
+    }
+
     /// Sets the number of workers, 1 to 1024. [`PoolConfig`] has the default.
     pub const fn workers(mut self, workers: usize) -> Self {
         self.pool.workers = workers;
@@ -154,7 +156,7 @@ impl Builder {
     }
 
     /// Limits the number of client connections over TCP. The minimum is 1. The Unix socket accepts half as many in addition.
-    /// The default depends on the process's limit of open files, see [`default_connections`].
+    /// The default depends on the process's limit of open files, see [`default_connections`](crate::default_connections).
     ///
     /// Above the limit, the host closes the connection that has been idle longest for each new one, or the new one if all are
     /// in use. A connection is in use while it has an open request. The shared stream of calls counts only while a call runs
@@ -184,6 +186,27 @@ impl Builder {
     /// then kills it. The maximum is one day. [`PoolConfig`] has the default.
     pub const fn stop_grace(mut self, grace: Duration) -> Self {
         self.pool.stop_grace = grace;
+        self
+    }
+
+    /// Limits the time that a cancelled call has to end before the host kills its worker. The maximum is one day. [`PoolConfig`]
+    /// has the default.
+    pub const fn cancel_grace(mut self, grace: Duration) -> Self {
+        self.pool.cancel_grace = grace;
+        self
+    }
+
+    /// Sets the number of calls that one worker runs concurrently, 1 to 256. The default is 1, and the only value for Python
+    /// workers ([`adapter`](Self::adapter)), which run one call at a time.
+    pub const fn concurrency(mut self, calls: usize) -> Self {
+        self.pool.concurrency = calls;
+        self
+    }
+
+    /// Sets the most times that an idempotent call may begin if its workers are lost, including the first time, 1 to 10.
+    /// [`PoolConfig`] has the default.
+    pub const fn max_attempts(mut self, attempts: usize) -> Self {
+        self.pool.max_attempts = attempts;
         self
     }
 
@@ -233,15 +256,41 @@ impl Builder {
         self
     }
 
-    /// Registers a typed async closure as a tool for Python and for clients. Arguments and result are serde types. Arguments
-    /// have names, so `A` is a struct or a map. Host tools and Python tools share one namespace, so the name must be unique.
-    pub fn host_tool<A, R, E, F, Fut>(self, name: &str, tool: F) -> Self
+    /// Registers a typed async closure as a tool for Python and for clients. Arguments have names, so `A` is a struct or a map.
+    /// Host tools and Python tools share one namespace, so the name must be unique.
+    ///
+    /// The closure returns any [`IntoAnswer`]:
+    ///
+    /// ```no_run
+    /// use serde::{Deserialize, Serialize};
+    /// use snakepit_server::{Json, Snakepit};
+    ///
+    /// #[derive(Deserialize)]
+    /// struct Item {
+    ///     name: String,
+    /// }
+    ///
+    /// #[derive(Serialize)]
+    /// struct Stock {
+    ///     left: u32,
+    /// }
+    ///
+    /// let builder = Snakepit::builder()
+    ///     // A number, text, a collection, `()` or a `serde_json::Value` is the answer itself.
+    ///     .host_tool("shelf", |item: Item| async move { format!("shelf of {}", item.name) })
+    ///     // A struct or an enum needs `Json`, unless it is in a `Result`.
+    ///     .host_tool("stock", |_: Item| async move { Json(Stock { left: 3 }) })
+    ///     // An error becomes an exception in Python, with the error's message.
+    ///     .host_tool("take", |item: Item| async move {
+    ///         if item.name == "tea" { Ok(Stock { left: 2 }) } else { Err("out of stock") }
+    ///     });
+    /// ```
+    pub fn host_tool<A, R, F, Fut>(self, name: &str, tool: F) -> Self
     where
         A: DeserializeOwned + Send + 'static,
-        R: Serialize + Send + 'static,
-        E: fmt::Display + Send + 'static,
+        R: IntoAnswer + Send + 'static,
         F: Fn(A) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<R, E>> + Send + 'static,
+        Fut: Future<Output = R> + Send + 'static,
     {
         self.fn_tool(FnTool::typed(name, tool))
     }
@@ -251,193 +300,6 @@ impl Builder {
     pub fn fn_tool(mut self, tool: FnTool) -> Self {
         self.host_tools.push(tool);
         self
-    }
-
-    /// Starts the host and waits until every worker accepts calls.
-    ///
-    /// The host lives as long as the tokio runtime in which it starts. Afterwards, every call fails with
-    /// [`NoRuntime`](snakepit_registry::ToolError::NoRuntime).
-    ///
-    /// # Errors
-    /// [`StartError`], after everything that had started has stopped. [`PoolError::NoRuntime`] outside a tokio runtime.
-    ///
-    /// # Cancel safety
-    /// If the future is dropped, a background task of the runtime kills the started workers. Use
-    /// [`start_unless`](Self::start_unless) to wait for their exit.
-    pub async fn start(self) -> Result<Snakepit, StartError> {
-        self.start_unless(std::future::pending()).await
-    }
-
-    /// Like [`start`](Self::start), but stops if `cancelled` completes before the workers are ready, for example because a
-    /// signal arrived.
-    ///
-    /// # Errors
-    /// [`StartError::Cancelled`] in that case, and the errors of `start`. Everything that had started has stopped when this
-    /// returns.
-    pub async fn start_unless(self, cancelled: impl Future<Output = ()>) -> Result<Snakepit, StartError> {
-        if tokio::runtime::Handle::try_current().is_err() {
-            return Err(PoolError::NoRuntime.into());
-        }
-        let mut cancelled = pin!(cancelled);
-        // Cancelling before everything is composed needs no cleanup beyond dropping the future.
-        let python = self.python.clone().map_or_else(Interpreter::find, Interpreter::named);
-        let (snakepit, health) = tokio::select! {
-            composed = self.compose(&python) => composed?,
-            () = &mut cancelled => return Err(StartError::Cancelled),
-        };
-        let started = tokio::select! {
-            ready = snakepit.pool.ready() => ready.map_err(|error| python.explain(error)),
-            () = cancelled => Err(StartError::Cancelled),
-        };
-        if let Err(error) = started {
-            // The error of the start takes precedence.
-            let _ended = snakepit.shutdown_within(Duration::ZERO).await;
-            return Err(error);
-        }
-        // Health checks report "serving" from here until the shutdown begins.
-        let (hidden, stop) = (snakepit.service.hidden.clone(), snakepit.service.stop.clone());
-        let following = grpc::follow_readiness(health, snakepit.pool.readiness(), hidden, stop).await;
-        snakepit.service.tasks.spawn(following);
-        Ok(snakepit)
-    }
-
-    /// Composes the host and begins to launch the workers. All steps that can fail or await come first. After the first task
-    /// or worker has started, no step fails or awaits, so an error or a dropped future leaves nothing behind.
-    async fn compose(self, python: &Interpreter) -> Result<(Snakepit, HealthReporter), StartError> {
-        let foreign_worker = self.worker_command.is_some();
-        let program = match (self.worker_command, self.adapter) {
-            (Some(argv), adapter) => Some(WorkerProgram::Command { argv, adapter }),
-            (None, Some(adapter)) => Some(WorkerProgram::Python { python: python.path.clone(), adapter }),
-            (None, None) => None,
-        };
-        if program.is_some() == self.launcher.is_some() {
-            return Err(config(match program {
-                Some(_) => {
-                    "`Builder::launcher` excludes `Builder::adapter` and `Builder::worker_command`; call one of them"
-                }
-                None => {
-                    "nothing to run; call `Builder::adapter` with `module.path:Class`, or `Builder::worker_command`"
-                }
-            }));
-        }
-        if let Some(WorkerProgram::Python { .. }) = program
-            && self.pool.concurrency != 1
-        {
-            return Err(config(
-                "`PoolConfig::concurrency` is not 1, but a Python worker runs one call at a time; set it to 1, or call \
-                 `Builder::workers` for more workers",
-            ));
-        }
-        // Workers of a custom launcher may need no descriptors.
-        if program.is_some() {
-            listen::check_descriptor_limit(self.pool.workers).map_err(|problem| config(&problem))?;
-        }
-        let registry = Registry::new();
-        for tool in self.host_tools {
-            registry.register_host_tool(tool)?;
-        }
-        let sessions =
-            self.sessions.unwrap_or_else(|| Arc::new(MemoryBackend::new(SessionLimits::default())));
-        let stop = CancellationToken::new();
-        let tasks = TaskTracker::new();
-        let timeout = self.pool.default_timeout;
-        let launches = self.launches.unwrap_or_default();
-        let host =
-            Arc::new(Host::new(sessions, registry, Arc::clone(&launches), timeout, &tasks, stop.clone()));
-        let (routes, health) = grpc::routes(Arc::clone(&host)).await;
-
-        // The host listens before it launches workers, because workers call the host while they start.
-        let tcp = match &self.listen {
-            Some(address) => Some(listen::bind_tcp(address, self.allow_remote).await?),
-            None => None,
-        };
-        let address = tcp.as_ref().map(listen::local_address).transpose()?;
-        // Blocks: it waits for other starting hosts, and may scan all processes.
-        let base = self.run_dir;
-        let created = tokio::task::spawn_blocking(move || RunDir::create(base.as_deref())).await;
-        let run_dir =
-            created.map_err(|error| config(&format!("the run directory cannot be made: {error}")))?;
-        let run_dir = Arc::new(run_dir?);
-
-        let processes = program.map(|program| {
-            let mut config = ProcessConfig::new(program);
-            config.multiplex = !self.plain_calls;
-            config.env = self.environment;
-            if let Some(timeout) = self.start_timeout {
-                config.start_timeout = timeout;
-            }
-            config.stop_grace = self.pool.stop_grace;
-            Arc::new(ProcessLauncher::new(config, Arc::clone(&run_dir), launches))
-        });
-        let launcher = match &processes {
-            Some(processes) => Arc::clone(processes) as Arc<dyn WorkerLauncher>,
-            None => self.launcher.ok_or_else(|| config("no launcher"))?,
-        };
-        let limits = ListenLimits {
-            connections: self.max_connections.unwrap_or_else(|| default_connections(self.pool.workers)),
-            connection_bytes: self.connection_bytes.unwrap_or(CONNECTION_BYTES),
-            arriving: ArrivalBudgets::new(self.pool.queue_bytes),
-            unread: Arc::new(ResponseBudget::new(self.pool.queue_bytes)),
-            unread_local: Arc::new(ResponseBudget::new(self.pool.queue_bytes)),
-            launches: Arc::downgrade(&host.launches),
-        };
-        // Weak, because the host owns the launches.
-        let (weak, launch_tasks, launch_limits) = (Arc::downgrade(&host), tasks.clone(), limits.clone());
-        host.launches.serve_with(Box::new(move |listener, launch| {
-            if let Some(host) = weak.upgrade() {
-                let routes = grpc::worker_routes(host, Arc::clone(&launch));
-                listen::serve_launch(&launch_tasks, routes, listener, &launch_limits, launch);
-            }
-        }));
-        let serve = {
-            let (tasks, routes, limits, stop) = (tasks.clone(), routes.clone(), limits.clone(), stop.clone());
-            move |path: &Path| {
-                let listener = listen::bind_unix(path)?;
-                listen::serve_unix(&tasks, routes.clone(), listener, &limits, stop.clone());
-                Ok(())
-            }
-        };
-        run_dir
-            .serve_host_socket(serve)
-            .map_err(|error| listen::unix_failed(run_dir.host_socket(), error))?;
-        let pool = match Pool::start(self.pool, launcher) {
-            Ok(pool) => Arc::new(pool),
-            Err(error) => {
-                stop.cancel();
-                return Err(error.into());
-            }
-        };
-        host.set_pool(&pool);
-        if foreign_worker {
-            // Foreign workers register tools only with their first call, so calls of unknown tools must reach them.
-            let tool: Arc<dyn ToolHandler> = pool.tool();
-            host.registry.set_fallback(&pool.status().name, tool);
-        }
-
-        if let Some(listener) = tcp {
-            listen::serve_tcp(&tasks, routes.clone(), listener, &limits, stop.clone());
-        }
-        tasks.spawn(sweep(Arc::clone(&host), stop.clone()));
-        tasks.spawn(host.keep());
-        if self.reap_orphans {
-            let (run_dir, stop) = (Arc::clone(&run_dir), stop.clone());
-            tasks.spawn(async move {
-                if let Err(error) = reap_orphans(run_dir, stop).await {
-                    tracing::error!(%error, "cannot reap orphaned processes of tools");
-                }
-            });
-        }
-        let hidden = stop.child_token();
-        let service = Arc::new(Service {
-            life: Arc::default(),
-            hidden,
-            stop,
-            tasks,
-            address,
-            launcher: processes,
-            run_dir,
-        });
-        Ok((Snakepit::new(host, pool, service), health))
     }
 }
 
@@ -453,24 +315,35 @@ impl fmt::Debug for Builder {
     }
 }
 
-fn config(problem: &str) -> StartError {
-    StartError::Config { problem: problem.to_owned() }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Frees the memory of expired sessions periodically.
-async fn sweep(host: Arc<Host>, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(SWEEP_EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            // A panic of the backend must not end the task.
-            _ = ticks.tick() => match AssertUnwindSafe(host.sessions.sweep()).catch_unwind().await {
-                Ok(Ok(0)) => {}
-                Ok(Ok(expired)) => tracing::debug!(expired, "sessions expired"),
-                Ok(Err(error)) => tracing::warn!(%error, "failed to sweep expired sessions"),
-                Err(_) => tracing::error!("the sweep of expired sessions panicked; the next one is tried"),
-            },
-        }
+    /// The literal names every field, so a new setting of the pool does not compile without a method here.
+    #[test]
+    fn every_setting_of_the_pool_has_a_method() {
+        let (timeout, grace) = (Duration::from_secs(7), Duration::from_secs(8));
+        let builder = Builder::default()
+            .name("gpu")
+            .workers(2)
+            .queue_limit(3)
+            .queue_bytes(4)
+            .default_timeout(Some(timeout))
+            .stop_grace(grace)
+            .cancel_grace(timeout)
+            .concurrency(5)
+            .max_attempts(6);
+        let expected = PoolConfig {
+            name: "gpu".into(),
+            workers: 2,
+            queue_limit: 3,
+            queue_bytes: 4,
+            default_timeout: Some(timeout),
+            stop_grace: grace,
+            cancel_grace: timeout,
+            concurrency: 5,
+            max_attempts: 6,
+        };
+        assert_eq!(builder.pool, expected);
     }
 }

@@ -14,7 +14,7 @@
 //! let snakepit = Snakepit::builder()
 //!     .adapter("snakepit_bridge.adapters.showcase.showcase_adapter:ShowcaseAdapter")
 //!     .workers(4)
-//!     .host_tool("double", |args: Double| async move { Ok::<_, std::convert::Infallible>(args.n * 2) })
+//!     .host_tool("double", |args: Double| async move { args.n * 2 })
 //!     .start()
 //!     .await?;
 //! let sum: i64 = snakepit.execute("add", json!({"a": 1, "b": 2})).await?;
@@ -58,18 +58,28 @@ pub type CallBuilder<H = LocalHost> = snakepit_client::CallBuilder<H>;
 pub type SessionHandle<H = LocalHost> = snakepit_client::SessionHandle<H>;
 
 pub use snakepit_client::{
-    Caller, Client, ClientBuilder, Error, HostHandle, RemoteHost, Reply, ReplyStream, SessionWatch,
+    Caller, Client, ClientBuilder, Error, EventStream, HostHandle, RemoteHost, Reply, ReplyStream,
+    SessionWatch,
 };
-pub use snakepit_pool::{PoolConfig, PoolError, PoolStatus, WorkerState, WorkerStatus};
-pub use snakepit_registry::{FnTool, RegistryError, ToolError, ToolSpec, TraceContext};
+pub use snakepit_pool::{CallTotals, PoolConfig, PoolError, PoolStatus, WorkerState, WorkerStatus};
+pub use snakepit_registry::{
+    Arguments, CallId, CallMode, CallStage, Chunk, ChunkStream, ErrorKind, FnTool, IntoAnswer, Json,
+    ParameterSpec, RegistryError, ReplyBody, ToolCall, ToolContext, ToolError, ToolFailure, ToolHandler,
+    ToolReply, ToolSpec, TraceContext,
+};
 pub use snakepit_session::{
-    Batch, Created, MemoryBackend, Metadata, NewSession, NewVariable, Note, Number, Payload, Program,
-    ProgramInfo, ProgramName, ProgramOwner, Session, SessionBackend, SessionError, SessionId, SessionLimits,
-    SessionStats, SetVariable, Source, UpdateKind, ValueType, Variable, VariableId, VariableName,
-    VariableType, VariableUpdate, VariableVersion, VariableWatch, WatchEvent,
+    Batch, Created, InclusiveRange, IntoVariableType, MemoryBackend, Metadata, NewSession, NewVariable, Note,
+    Number, Page, PageRequest, Payload, PayloadError, Program, ProgramInfo, ProgramName, ProgramOwner,
+    Session, SessionBackend, SessionError, SessionErrorKind, SessionEvent, SessionEventKind,
+    SessionEventSender, SessionEvents, SessionId, SessionLimits, SessionStats, SetVariable, Source,
+    UpdateKind, ValueType, Variable, VariableId, VariableName, VariableType, VariableTypeBuilder,
+    VariableUpdate, VariableVersion, VariableWatch, WatchEvent, Watcher, variable_kinds,
 };
 #[cfg(feature = "redb")]
 pub use snakepit_session_redb::RedbBackend;
 #[cfg(feature = "redis")]
 pub use snakepit_session_redis::{RedisBackend, RedisConfig};
-pub use snakepit_worker::{WorkerId, WorkerLauncher};
+pub use snakepit_worker::{
+    ExitReason, LauncherEnd, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerId, WorkerLauncher,
+    process::{Launch, Launches},
+};

@@ -151,9 +151,7 @@ mod tests {
     #[tokio::test]
     async fn keeps_arguments_and_payloads_together_and_rejects_duplicates() {
         let registry = Registry::new();
-        let echo = |args: BTreeMap<String, serde_json::Value>| async move {
-            Ok::<_, std::convert::Infallible>(args)
-        };
+        let echo = |args: BTreeMap<String, serde_json::Value>| async move { args };
         registry.register_host_tool(FnTool::typed("echo", echo)).unwrap();
         let sessions = Arc::new(MemoryBackend::new(SessionLimits::default()));
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());

@@ -1,7 +1,5 @@
 //! The shop adapter of the README, called from Rust and from the command line.
 
-use std::convert::Infallible;
-
 use futures_util::TryStreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -18,9 +16,7 @@ struct Discount {
 fn shop(dir: &tempfile::TempDir) -> Builder {
     Snakepit::builder()
         .adapter("shop:Shop")
-        .host_tool("discount", |of: Discount| async move {
-            Ok::<_, Infallible>(if of.item == "tea" { 0.5 } else { 0.0 })
-        })
+        .host_tool("discount", |of: Discount| async move { if of.item == "tea" { 0.5 } else { 0.0 } })
         .python(python())
         .env("PYTHONPATH", root().join("tests/adapters").display().to_string())
         .run_dir(dir.path())
@@ -65,7 +61,7 @@ async fn the_shop_works_from_the_command_line_except_for_its_host_tool() {
 #[tokio::test]
 async fn a_host_tool_with_the_name_of_a_python_tool_fails_the_start() {
     let dir = tempfile::tempdir().unwrap();
-    let taken = shop(&dir).host_tool("price", |_: Value| async move { Ok::<_, Infallible>(1) });
+    let taken = shop(&dir).host_tool("price", |_: Value| async move { 1 });
     let error = taken.start().await.unwrap_err().to_string();
     assert!(error.contains("tool name `price` is taken by host; rename one of the two"), "{error}");
 }

@@ -1,0 +1,240 @@
+//! Composes and starts a host from its builder.
+
+use std::{panic::AssertUnwindSafe, path::Path, pin::pin, sync::Arc, time::Duration};
+
+use futures_util::FutureExt;
+use snakepit_pool::{Pool, PoolError};
+use snakepit_registry::{Registry, ToolHandler};
+use snakepit_session::{MemoryBackend, SessionLimits};
+use snakepit_worker::{
+    ProcessConfig, ProcessLauncher, WorkerLauncher,
+    process::{RunDir, WorkerProgram, reap_orphans},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic_health::server::HealthReporter;
+
+use super::Builder;
+use crate::{
+    Snakepit, StartError, grpc,
+    host::Host,
+    listen::{self, ArrivalBudgets, ListenLimits, ResponseBudget, default_connections},
+    python::Interpreter,
+    snakepit::Service,
+};
+
+/// The interval at which the host frees the memory of expired sessions. Callers cannot reach a session after it expires.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// The default limit for the requests of one connection, in bytes.
+const CONNECTION_BYTES: usize = 256 * 1024 * 1024;
+
+impl Builder {
+    /// Starts the host and waits until every worker accepts calls.
+    ///
+    /// The host lives as long as the tokio runtime in which it starts. Afterwards, every call fails with
+    /// [`NoRuntime`](snakepit_registry::ToolError::NoRuntime).
+    ///
+    /// # Errors
+    /// [`StartError`], after everything that had started has stopped. [`PoolError::NoRuntime`] outside a tokio runtime.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, a background task of the runtime kills the started workers. Use
+    /// [`start_unless`](Self::start_unless) to wait for their exit.
+    pub async fn start(self) -> Result<Snakepit, StartError> {
+        self.start_unless(std::future::pending()).await
+    }
+
+    /// Like [`start`](Self::start), but stops if `cancelled` completes before the workers are ready, for example because a
+    /// signal arrived.
+    ///
+    /// # Errors
+    /// [`StartError::Cancelled`] in that case, and the errors of `start`. Everything that had started has stopped when this
+    /// returns.
+    pub async fn start_unless(self, cancelled: impl Future<Output = ()>) -> Result<Snakepit, StartError> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(PoolError::NoRuntime.into());
+        }
+        let mut cancelled = pin!(cancelled);
+        // Cancelling before everything is composed needs no cleanup beyond dropping the future.
+        let python = self.python.clone().map_or_else(Interpreter::find, Interpreter::named);
+        let (snakepit, health) = tokio::select! {
+            composed = self.compose(&python) => composed?,
+            () = &mut cancelled => return Err(StartError::Cancelled),
+        };
+        let started = tokio::select! {
+            ready = snakepit.pool.ready() => ready.map_err(|error| python.explain(error)),
+            () = cancelled => Err(StartError::Cancelled),
+        };
+        if let Err(error) = started {
+            // The error of the start takes precedence.
+            let _ended = snakepit.shutdown_within(Duration::ZERO).await;
+            return Err(error);
+        }
+        // Health checks report "serving" from here until the shutdown begins.
+        let (hidden, stop) = (snakepit.service.hidden.clone(), snakepit.service.stop.clone());
+        let following = grpc::follow_readiness(health, snakepit.pool.readiness(), hidden, stop).await;
+        snakepit.service.tasks.spawn(following);
+        Ok(snakepit)
+    }
+
+    /// Composes the host and begins to launch the workers. All steps that can fail or await come first. After the first task
+    /// or worker has started, no step fails or awaits, so an error or a dropped future leaves nothing behind.
+    async fn compose(self, python: &Interpreter) -> Result<(Snakepit, HealthReporter), StartError> {
+        let foreign_worker = self.worker_command.is_some();
+        let program = match (self.worker_command, self.adapter) {
+            (Some(argv), adapter) => Some(WorkerProgram::Command { argv, adapter }),
+            (None, Some(adapter)) => Some(WorkerProgram::Python { python: python.path.clone(), adapter }),
+            (None, None) => None,
+        };
+        if program.is_some() == self.launcher.is_some() {
+            return Err(config(match program {
+                Some(_) => {
+                    "`Builder::launcher` excludes `Builder::adapter` and `Builder::worker_command`; call one of them"
+                }
+                None => {
+                    "nothing to run; call `Builder::adapter` with `module.path:Class`, or `Builder::worker_command`"
+                }
+            }));
+        }
+        if let Some(WorkerProgram::Python { .. }) = program
+            && self.pool.concurrency != 1
+        {
+            return Err(config(
+                "`PoolConfig::concurrency` is not 1, but a Python worker runs one call at a time; set it to 1, or call \
+                 `Builder::workers` for more workers",
+            ));
+        }
+        // Workers of a custom launcher may need no descriptors.
+        if program.is_some() {
+            listen::check_descriptor_limit(self.pool.workers).map_err(|problem| config(&problem))?;
+        }
+        let registry = Registry::new();
+        for tool in self.host_tools {
+            registry.register_host_tool(tool)?;
+        }
+        let sessions =
+            self.sessions.unwrap_or_else(|| Arc::new(MemoryBackend::new(SessionLimits::default())));
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let timeout = self.pool.default_timeout;
+        let launches = self.launches.unwrap_or_default();
+        let host =
+            Arc::new(Host::new(sessions, registry, Arc::clone(&launches), timeout, &tasks, stop.clone()));
+        let (routes, health) = grpc::routes(Arc::clone(&host)).await;
+
+        // The host listens before it launches workers, because workers call the host while they start.
+        let tcp = match &self.listen {
+            Some(address) => Some(listen::bind_tcp(address, self.allow_remote).await?),
+            None => None,
+        };
+        let address = tcp.as_ref().map(listen::local_address).transpose()?;
+        // Blocks: it waits for other starting hosts, and may scan all processes.
+        let base = self.run_dir;
+        let created = tokio::task::spawn_blocking(move || RunDir::create(base.as_deref())).await;
+        let run_dir =
+            created.map_err(|error| config(&format!("the run directory cannot be made: {error}")))?;
+        let run_dir = Arc::new(run_dir?);
+
+        let processes = program.map(|program| {
+            let mut config = ProcessConfig::new(program);
+            config.multiplex = !self.plain_calls;
+            config.env = self.environment;
+            if let Some(timeout) = self.start_timeout {
+                config.start_timeout = timeout;
+            }
+            config.stop_grace = self.pool.stop_grace;
+            Arc::new(ProcessLauncher::new(config, Arc::clone(&run_dir), launches))
+        });
+        let launcher = match &processes {
+            Some(processes) => Arc::clone(processes) as Arc<dyn WorkerLauncher>,
+            None => self.launcher.ok_or_else(|| config("no launcher"))?,
+        };
+        let limits = ListenLimits {
+            connections: self.max_connections.unwrap_or_else(|| default_connections(self.pool.workers)),
+            connection_bytes: self.connection_bytes.unwrap_or(CONNECTION_BYTES),
+            arriving: ArrivalBudgets::new(self.pool.queue_bytes),
+            unread: Arc::new(ResponseBudget::new(self.pool.queue_bytes)),
+            unread_local: Arc::new(ResponseBudget::new(self.pool.queue_bytes)),
+            launches: Arc::downgrade(&host.launches),
+        };
+        // Weak, because the host owns the launches.
+        let (weak, launch_tasks, launch_limits) = (Arc::downgrade(&host), tasks.clone(), limits.clone());
+        host.launches.serve_with(Box::new(move |listener, launch| {
+            if let Some(host) = weak.upgrade() {
+                let routes = grpc::worker_routes(host, Arc::clone(&launch));
+                listen::serve_launch(&launch_tasks, routes, listener, &launch_limits, launch);
+            }
+        }));
+        let serve = {
+            let (tasks, routes, limits, stop) = (tasks.clone(), routes.clone(), limits.clone(), stop.clone());
+            move |path: &Path| {
+                let listener = listen::bind_unix(path)?;
+                listen::serve_unix(&tasks, routes.clone(), listener, &limits, stop.clone());
+                Ok(())
+            }
+        };
+        run_dir
+            .serve_host_socket(serve)
+            .map_err(|error| listen::unix_failed(run_dir.host_socket(), error))?;
+        let pool = match Pool::start(self.pool, launcher) {
+            Ok(pool) => Arc::new(pool),
+            Err(error) => {
+                stop.cancel();
+                return Err(error.into());
+            }
+        };
+        host.set_pool(&pool);
+        if foreign_worker {
+            // Foreign workers register tools only with their first call, so calls of unknown tools must reach them.
+            let tool: Arc<dyn ToolHandler> = pool.tool();
+            host.registry.set_fallback(&pool.status().name, tool);
+        }
+
+        if let Some(listener) = tcp {
+            listen::serve_tcp(&tasks, routes.clone(), listener, &limits, stop.clone());
+        }
+        tasks.spawn(sweep(Arc::clone(&host), stop.clone()));
+        tasks.spawn(host.keep());
+        if self.reap_orphans {
+            let (run_dir, stop) = (Arc::clone(&run_dir), stop.clone());
+            tasks.spawn(async move {
+                if let Err(error) = reap_orphans(run_dir, stop).await {
+                    tracing::error!(%error, "cannot reap orphaned processes of tools");
+                }
+            });
+        }
+        let hidden = stop.child_token();
+        let service = Arc::new(Service {
+            life: Arc::default(),
+            hidden,
+            stop,
+            tasks,
+            address,
+            launcher: processes,
+            run_dir,
+        });
+        Ok((Snakepit::new(host, pool, service), health))
+    }
+}
+
+fn config(problem: &str) -> StartError {
+    StartError::Config { problem: problem.to_owned() }
+}
+
+/// Frees the memory of expired sessions periodically.
+async fn sweep(host: Arc<Host>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(SWEEP_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            // A panic of the backend must not end the task.
+            _ = ticks.tick() => match AssertUnwindSafe(host.sessions.sweep()).catch_unwind().await {
+                Ok(Ok(0)) => {}
+                Ok(Ok(expired)) => tracing::debug!(expired, "sessions expired"),
+                Ok(Err(error)) => tracing::warn!(%error, "failed to sweep expired sessions"),
+                Err(_) => tracing::error!("the sweep of expired sessions panicked; the next one is tried"),
+            },
+        }
+    }
+}
