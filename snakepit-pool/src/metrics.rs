@@ -24,6 +24,7 @@ use crate::chunks::wrap;
 
 /// The number of calls of a pool by outcome. The sum of all fields except `retried` is the number of ended calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct CallTotals {
     /// Answered. A stream counts when it has been read to its end.

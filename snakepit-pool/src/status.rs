@@ -6,8 +6,9 @@ use snakepit_worker::WorkerId;
 
 use crate::CallTotals;
 
-/// A snapshot of a pool.
+/// A snapshot of a pool. Serializes with the feature `serde`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct PoolStatus {
     /// The pool's name.
@@ -24,6 +25,7 @@ pub struct PoolStatus {
 
 /// A snapshot of one slot: its current worker, or its last one.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct WorkerStatus {
     /// The worker's id.
@@ -34,7 +36,8 @@ pub struct WorkerStatus {
     pub state: WorkerState,
     /// The address on which it serves; empty unless it is up.
     pub address: String,
-    /// The time at which it became ready for calls; `None` unless it is up.
+    /// The time at which it became ready for calls; `None` unless it is up. Serialized as Unix time in seconds.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "as_unix_time"))]
     pub started_at: Option<SystemTime>,
     /// The number of calls that ended on workers of this slot, including calls that were cancelled, timed out or lost.
     pub calls: u64,
@@ -44,6 +47,7 @@ pub struct WorkerStatus {
 
 /// The state of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "lowercase"))]
 #[non_exhaustive]
 pub enum WorkerState {
     /// It is being launched.
@@ -60,6 +64,13 @@ pub enum WorkerState {
     Dead,
 }
 
+#[cfg(feature = "serde")]
+#[allow(clippy::ref_option, reason = "serde passes the field by reference")]
+fn as_unix_time<S: serde::Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
+    let seconds = time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+    serde::Serialize::serialize(&seconds.map(|since| since.as_secs_f64()), serializer)
+}
+
 impl fmt::Display for WorkerState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -70,5 +81,34 @@ impl fmt::Display for WorkerState {
             Self::Stopping => "stopping",
             Self::Dead => "dead",
         })
+    }
+}
+
+#[cfg(all(test, feature = "serde"))]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_status_serializes_with_times_in_seconds_and_lowercase_states() {
+        let worker = WorkerStatus {
+            id: WorkerId::new("gpu-0-1"),
+            pid: Some(7),
+            state: WorkerState::Busy,
+            address: String::new(),
+            started_at: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1500)),
+            calls: 2,
+            restarts: 0,
+        };
+        let calls = CallTotals { succeeded: 2, ..CallTotals::default() };
+        let status = PoolStatus { name: "gpu".into(), queued: 0, in_flight: 1, workers: vec![worker], calls };
+        let value = serde_json::to_value(&status).unwrap();
+        assert_eq!(value["workers"][0]["id"], "gpu-0-1");
+        assert_eq!(value["workers"][0]["state"], "busy");
+        assert_eq!(value["workers"][0]["started_at"], 1.5);
+        assert_eq!(value["calls"]["succeeded"], json!(2));
     }
 }

@@ -1,10 +1,29 @@
 //! Session ids. The creator chooses the id; it is validated once and cheap to clone.
 
-use std::{borrow::Borrow, fmt, sync::Arc};
+use std::{borrow::Borrow, convert::Infallible, fmt, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use crate::SessionError;
 
 /// Identifies a session. Any non-empty text without control characters, at most [`SessionId::MAX_BYTES`] long.
+///
+/// Strings convert by `try_into` and `parse`. Deserialization checks the id too, so a request type can contain one:
+///
+/// ```
+/// use serde::Deserialize;
+/// use snakepit_session::SessionId;
+///
+/// #[derive(Deserialize)]
+/// struct Request {
+///     session: SessionId,
+/// }
+///
+/// let request: Request = serde_json::from_str(r#"{"session": "alice"}"#)?;
+/// assert_eq!(request.session, "alice".parse()?);
+/// assert!(serde_json::from_str::<Request>(r#"{"session": ""}"#).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(Arc<str>);
 
@@ -78,9 +97,58 @@ impl TryFrom<String> for SessionId {
     }
 }
 
+impl FromStr for SessionId {
+    type Err = SessionError;
+
+    fn from_str(id: &str) -> Result<Self, SessionError> {
+        Self::try_new(id)
+    }
+}
+
+impl From<&Self> for SessionId {
+    fn from(id: &Self) -> Self {
+        id.clone()
+    }
+}
+
+impl AsRef<str> for SessionId {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Serialize for SessionId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for SessionId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Not `&str`: a string with escapes cannot be borrowed.
+        Self::try_from(String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+/// So that functions accept both valid ids and text that may be invalid.
+impl From<Infallible> for SessionError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_written_as_strings_and_checked_when_read() {
+        let id: SessionId = "Grüße\\".parse().unwrap();
+        let json = serde_json::to_string(&id).unwrap();
+        assert_eq!(serde_json::from_str::<SessionId>(&json).unwrap(), id);
+        let error = serde_json::from_str::<SessionId>(r#""a\nb""#).unwrap_err().to_string();
+        assert!(error.contains("control characters"), "{error}");
+    }
 
     #[test]
     fn odd_ids_are_rejected_with_the_reason() {

@@ -18,7 +18,7 @@ use snakepit_proto::headers::MAX_TIMEOUT;
 use snakepit_registry::{
     Arguments, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply, TraceContext,
 };
-use snakepit_session::{Payload, PayloadError, SessionId, ValueType};
+use snakepit_session::{Payload, PayloadError, SessionError, SessionId, ValueType};
 use tokio::time::Instant;
 
 use crate::{Error, HostHandle, RemoteHost};
@@ -93,10 +93,20 @@ impl<H: HostHandle> CallBuilder<H> {
         self
     }
 
-    /// Runs the call in an existing session.
-    pub fn session(mut self, id: SessionId) -> Self {
-        self.call.session = Some(id);
-        self
+    /// Runs the call in an existing session: a [`SessionId`] or a reference to one, or text. An invalid id fails the call with
+    /// [`SessionError::InvalidId`](snakepit_session::SessionError::InvalidId).
+    pub fn session<S>(mut self, id: S) -> Self
+    where
+        S: TryInto<SessionId>,
+        SessionError: From<S::Error>,
+    {
+        match id.try_into() {
+            Ok(id) => {
+                self.call.session = Some(id);
+                self
+            }
+            Err(error) => self.mistaken(SessionError::from(error).into()),
+        }
     }
 
     /// Limits the whole call: the session lookup, the wait in the queue, all attempts and, for a streaming call, the stream.
