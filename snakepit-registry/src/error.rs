@@ -115,12 +115,12 @@ pub enum ToolError {
     },
     /// The tool ran, but its answer was dropped, because answers that the caller has not read occupy too many bytes.
     #[error(
-        "the answer was dropped: answers that wait to be read hold {used} bytes already, the limit is {limit}; read them first"
+        "the answer was dropped: unread answers already occupy {used} bytes, the limit is {limit}; read them first"
     )]
     AnswerDropped {
-        /// The bytes that they occupy.
+        /// The bytes that unread answers occupy.
         used: usize,
-        /// The most bytes that they may occupy.
+        /// The most bytes that unread answers may occupy.
         limit: usize,
     },
     /// The call's deadline passed.
@@ -161,7 +161,7 @@ pub enum ToolError {
     },
     /// The worker returned the call before it began, because the call was [recalled](crate::ToolHandler::recall). The
     /// pool handles this error and assigns the call to another worker.
-    #[error("call of tool `{tool}` was given back before it began")]
+    #[error("call of tool `{tool}` was returned by its worker before it began")]
     Recalled {
         /// The tool's name.
         tool: String,
@@ -183,8 +183,8 @@ pub enum ToolError {
     },
     /// The call would wait for itself: every worker runs a call that waits, through a host tool, for a queued call.
     #[error(
-        "call of tool `{tool}` would wait for itself: every worker runs a call that waits for it through a host tool; add \
-         workers, or call no tool of a worker from a host tool that workers call"
+        "call of tool `{tool}` would wait for itself: every worker runs a call that waits for this one through a host tool; \
+         add workers, or do not call tools of workers from host tools that workers call"
     )]
     Deadlock {
         /// The tool's name.

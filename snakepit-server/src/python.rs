@@ -44,8 +44,8 @@ impl Interpreter {
         if let Some(path) = variable(PYTHON_VARIABLE) {
             return Self { path, origin: BY_VARIABLE };
         }
-        let here = std::env::current_dir().unwrap_or_default();
-        find_in(variable("VIRTUAL_ENV").as_deref(), &here)
+        let start_dir = std::env::current_dir().unwrap_or_default();
+        find_in(variable("VIRTUAL_ENV").as_deref(), &start_dir)
             .unwrap_or_else(|| Self { path: "python3".into(), origin: "from $PATH, as there is no .venv" })
     }
 
@@ -68,9 +68,9 @@ fn reports_missing_bridge(line: &str) -> bool {
         || line.contains("No module named 'snakepit_bridge.worker'")
 }
 
-fn find_in(active: Option<&Path>, here: &Path) -> Option<Interpreter> {
+fn find_in(active: Option<&Path>, start_dir: &Path) -> Option<Interpreter> {
     let active = active.map(|venv| (venv.to_owned(), "by $VIRTUAL_ENV"));
-    let nearby = here.ancestors().map(|dir| (dir.join(".venv"), "as the nearest .venv"));
+    let nearby = start_dir.ancestors().map(|dir| (dir.join(".venv"), "as the nearest .venv"));
     let interpreters = active.into_iter().chain(nearby);
     interpreters
         .map(|(venv, origin)| Interpreter { path: venv.join("bin/python"), origin })
@@ -91,8 +91,8 @@ mod tests {
         }
         let deep = project.join("a/b");
         std::fs::create_dir_all(&deep).unwrap();
-        let found = |active: Option<&Path>, here: &Path| {
-            find_in(active, here).map(|interpreter| (interpreter.path, interpreter.origin))
+        let found = |active: Option<&Path>, start_dir: &Path| {
+            find_in(active, start_dir).map(|interpreter| (interpreter.path, interpreter.origin))
         };
         let nearest = Some((project.join(".venv/bin/python"), "as the nearest .venv"));
         assert_eq!(found(Some(&active), &deep), Some((active.join("bin/python"), "by $VIRTUAL_ENV")));

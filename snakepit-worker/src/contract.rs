@@ -6,9 +6,9 @@ use tokio::time::timeout;
 
 use crate::{ExitReason, Worker, WorkerId, WorkerLauncher};
 
-/// The timeout of each step. It only bounds a hang, so it is far longer than a launch takes.
-const BOUND: Duration = Duration::from_secs(30);
-const GRACE: Duration = Duration::from_secs(10);
+/// The timeout of each step. It only detects a hang, so it is far longer than a launch takes.
+const STEP_TIMEOUT: Duration = Duration::from_secs(30);
+const STOP_GRACE: Duration = Duration::from_secs(10);
 
 /// Checks all rules of the contract against a launcher whose launches succeed.
 ///
@@ -23,7 +23,7 @@ pub async fn launcher_contract(launcher: Arc<dyn WorkerLauncher>) {
 }
 
 async fn launch(launcher: &dyn WorkerLauncher, id: &str) -> Worker {
-    let worker = timeout(BOUND, launcher.launch(WorkerId::new(id))).await.expect("a launch ends");
+    let worker = timeout(STEP_TIMEOUT, launcher.launch(WorkerId::new(id))).await.expect("a launch ends");
     let worker = worker.expect("the launcher under test can launch");
     assert_eq!(worker.id().as_str(), id, "a worker carries the id it was launched with");
     worker
@@ -32,20 +32,23 @@ async fn launch(launcher: &dyn WorkerLauncher, id: &str) -> Worker {
 async fn a_worker_lives_until_it_is_stopped(launcher: &dyn WorkerLauncher) {
     let worker = launch(launcher, "stopped").await;
     assert_eq!(worker.exit(), None, "a launched worker runs");
-    assert!(timeout(Duration::from_millis(50), worker.exited()).await.is_err(), "and keeps running");
-    worker.stop(GRACE);
-    let exit = timeout(BOUND, worker.exited()).await.expect("a stopped worker ends");
+    assert!(
+        timeout(Duration::from_millis(50), worker.exited()).await.is_err(),
+        "a launched worker keeps running"
+    );
+    worker.stop(STOP_GRACE);
+    let exit = timeout(STEP_TIMEOUT, worker.exited()).await.expect("a stopped worker ends");
     assert_eq!(exit.reason, ExitReason::Stopped);
     assert_eq!(worker.exit(), Some(exit.clone()), "the exit stays available");
     assert_eq!(worker.exited().await, exit, "a later wait returns the same exit");
-    worker.stop(GRACE);
+    worker.stop(STOP_GRACE);
     worker.kill("commands after the exit have no effect");
 }
 
 async fn a_killed_worker_exits_with_the_reason(launcher: &dyn WorkerLauncher) {
     let worker = launch(launcher, "killed").await;
     worker.kill("the contract says so");
-    let exit = timeout(BOUND, worker.exited()).await.expect("a killed worker ends");
+    let exit = timeout(STEP_TIMEOUT, worker.exited()).await.expect("a killed worker ends");
     assert_eq!(exit.reason, ExitReason::Killed { why: "the contract says so".to_owned() });
 }
 
@@ -65,7 +68,7 @@ async fn dropping_the_last_handle_ends_a_worker(launcher: &dyn WorkerLauncher) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(BOUND, exited).await.expect("a worker without handles ends");
+        timeout(STEP_TIMEOUT, exited).await.expect("a worker without handles ends");
     }
 }
 
@@ -78,9 +81,9 @@ async fn launches_run_concurrently(launcher: &Arc<dyn WorkerLauncher>) {
     let workers = launches.join_all().await;
     let processes: BTreeSet<_> = workers.iter().filter_map(Worker::pid).collect();
     assert!(processes.is_empty() || processes.len() == workers.len(), "workers share no process");
-    workers.iter().for_each(|worker| worker.stop(GRACE));
+    workers.iter().for_each(|worker| worker.stop(STOP_GRACE));
     for worker in workers {
-        timeout(BOUND, worker.exited()).await.expect("a stopped worker ends");
+        timeout(STEP_TIMEOUT, worker.exited()).await.expect("a stopped worker ends");
     }
 }
 
@@ -88,6 +91,6 @@ async fn a_cancelled_launch_does_not_affect_the_next(launcher: &dyn WorkerLaunch
     // The timeout drops the launch at one of its first awaits.
     let _ = timeout(Duration::from_millis(1), launcher.launch(WorkerId::new("cancelled"))).await;
     let worker = launch(launcher, "after").await;
-    worker.stop(GRACE);
-    timeout(BOUND, worker.exited()).await.expect("a stopped worker ends");
+    worker.stop(STOP_GRACE);
+    timeout(STEP_TIMEOUT, worker.exited()).await.expect("a stopped worker ends");
 }

@@ -59,13 +59,13 @@ mod sessions {
 
     const SESSIONS: usize = 10_000;
 
-    /// Returns the next session. Each thread has a separate counter, which avoids contention.
+    /// Returns the index of the next session. Each thread has a separate counter, which avoids contention.
     fn next() -> usize {
-        thread_local!(static AT: std::cell::Cell<usize> = std::cell::Cell::new({
+        thread_local!(static NEXT: std::cell::Cell<usize> = std::cell::Cell::new({
             static THREADS: AtomicUsize = AtomicUsize::new(0);
             THREADS.fetch_add(1, Ordering::Relaxed) * 7919
         }));
-        AT.with(|at| at.replace(at.get().wrapping_add(1)))
+        NEXT.with(|next| next.replace(next.get().wrapping_add(1)))
     }
 
     fn map() -> (DashMap<SessionId, Arc<str>>, Vec<SessionId>) {
@@ -98,7 +98,7 @@ mod sessions {
     }
 
     /// Returns a new id.
-    fn fresh() -> SessionId {
+    fn new_id() -> SessionId {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         SessionId::try_new(format!("session-{number:012}")).unwrap()
@@ -108,7 +108,7 @@ mod sessions {
     fn create(bencher: Bencher<'_, '_>) {
         let backend = MemoryBackend::new(SessionLimits::default());
         bencher
-            .with_inputs(fresh)
+            .with_inputs(new_id)
             .bench_values(|id| now(backend.create(&id, NewSession::default())).unwrap());
     }
 
@@ -116,7 +116,7 @@ mod sessions {
     fn create_bare_map(bencher: Bencher<'_, '_>) {
         let map = DashMap::<SessionId, Arc<str>>::new();
         bencher
-            .with_inputs(|| (fresh(), Arc::from("worker-1")))
+            .with_inputs(|| (new_id(), Arc::from("worker-1")))
             .bench_values(|(id, worker)| map.insert(id, worker));
     }
 }

@@ -1,4 +1,4 @@
-//! The Python client under load, which faults freeze and kill.
+//! Runs the Python client under load. Faults freeze and kill it.
 
 use std::{
     process::Stdio,
@@ -68,7 +68,7 @@ impl PythonClient {
     /// Kills the process during its calls, and starts another one.
     pub(crate) async fn replace(&mut self) {
         self.child.kill().await.expect("the client runs");
-        // The kill may have interrupted a report. Only then is an incomplete one correct.
+        // The kill may have interrupted a report. Otherwise, an incomplete report is a violation.
         if !(&mut self.reports).await.expect("reading the reports does not panic").is_empty() {
             self.tally.count(KIND, "report interrupted by the kill", 1);
         }
@@ -85,10 +85,10 @@ impl PythonClient {
                 if !status.success() {
                     self.tally.violation(format!("{KIND}: {status}"));
                 }
-                let rest = self.reports.await.expect("reading the reports does not panic");
-                if !rest.is_empty() {
-                    let rest = String::from_utf8_lossy(&rest).into_owned();
-                    self.tally.violation(format!("{KIND}: the last report is incomplete: {rest}"));
+                let incomplete = self.reports.await.expect("reading the reports does not panic");
+                if !incomplete.is_empty() {
+                    let incomplete = String::from_utf8_lossy(&incomplete).into_owned();
+                    self.tally.violation(format!("{KIND}: the last report is incomplete: {incomplete}"));
                 }
             }
             Err(_) => self.tally.violation(format!("{KIND}: did not end within {ENDS_WITHIN:?}")),
@@ -112,8 +112,8 @@ async fn spawn(url: &str, generation: u32, tally: &Arc<Tally>) -> (Child, JoinHa
     let tally = Arc::clone(tally);
     let reports = tokio::spawn(async move {
         loop {
-            if let Some(rest) = read_report(&mut stdout, &tally).await {
-                return rest;
+            if let Some(incomplete) = read_report(&mut stdout, &tally).await {
+                return incomplete;
             }
         }
     });
@@ -140,7 +140,7 @@ async fn read_report(stdout: &mut BufReader<ChildStdout>, tally: &Tally) -> Opti
 fn count(report: Report, tally: &Tally) {
     tally.count(KIND, "ok", report.succeeded);
     for Failure { class, message, began } in report.failures {
-        tally.check_explained(KIND, Caller::Python, instant(began), reason(&class), &message);
+        tally.check_explained(KIND, Caller::Python, instant(began), wire_reason(&class), &message);
         tally.count(KIND, class, 1);
     }
     report.violations.into_iter().for_each(|problem| tally.violation(format!("{KIND}: {problem}")));
@@ -153,8 +153,8 @@ fn instant(epoch_seconds: f64) -> Instant {
     Instant::now().checked_sub(age).unwrap_or_else(Instant::now)
 }
 
-/// The reason on the wire for which the client raises a class.
-fn reason(class: &str) -> &str {
+/// The wire reason for which the client raises this class of exception.
+fn wire_reason(class: &str) -> &str {
     match class {
         "DeadlineExceededError" => "DEADLINE_EXCEEDED",
         "WorkerLostError" => "WORKER_LOST",

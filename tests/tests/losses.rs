@@ -31,7 +31,7 @@ async fn start(dir: &tempfile::TempDir, workers: usize) -> Snakepit {
 }
 
 /// Makes a call, and returns whether it was lost with its worker. Panics if it ends with a wrong answer or another error.
-async fn is_lost(snakepit: &Snakepit, i: u64, args: Value) -> bool {
+async fn call_is_lost(snakepit: &Snakepit, i: u64, args: Value) -> bool {
     let padding = args["padding"].as_u64().map_or(0, |padding| padding as usize);
     match snakepit.execute::<String>("count", args).await {
         Ok(answer) => {
@@ -58,11 +58,11 @@ async fn answers_of_finished_calls_arrive_although_a_later_call_kills_the_worker
         eventually("the worker runs", SOON, async || pids(&snakepit).len() == 1).await;
         // The pool measures that the tool is brief, and then dispatches calls ahead.
         for i in 0..30 {
-            assert!(!is_lost(&snakepit, i, json!({"i": i, "padding": padding})).await);
+            assert!(!call_is_lost(&snakepit, i, json!({"i": i, "padding": padding})).await);
         }
         let victim = 20 + 2 * round as u64;
-        let calls =
-            (0..60).map(|i| is_lost(&snakepit, i, json!({"i": i, "padding": padding, "victim": victim})));
+        let calls = (0..60)
+            .map(|i| call_is_lost(&snakepit, i, json!({"i": i, "padding": padding, "victim": victim})));
         let lost: Vec<_> = join_all(calls).await;
         let lost: Vec<_> = (0..60).zip(lost).filter_map(|(i, lost)| lost.then_some(i)).collect();
         assert_eq!(lost, [victim], "with {padding} bytes of padding");
@@ -83,7 +83,7 @@ async fn a_kill_under_load_loses_at_most_one_call_even_if_the_host_is_blocked() 
     let caller = async || {
         while !stop.get() {
             let i = next.fetch_add(1, Ordering::Relaxed);
-            if is_lost(&snakepit, i, json!({"i": i, "millis": millis.get()})).await {
+            if call_is_lost(&snakepit, i, json!({"i": i, "millis": millis.get()})).await {
                 lost.set(lost.get() + 1);
             }
             // The callers share one thread with the host's tasks.

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::scheduler::earlier;
 
-/// The time between a signal to end and the revocation of the lease. A call that is polled ends sooner.
+/// The time that a call has to end after a signal. Only a call that is not polled takes longer, and then the driver revokes its
+/// lease.
 const REVOKE_AFTER: Duration = Duration::from_millis(50);
 
 impl Driver {
@@ -27,7 +28,7 @@ impl Driver {
         });
         loop {
             let ended = self.ended.notified();
-            if !self.lock().runs(call) {
+            if !self.lock().may_run(call) {
                 return;
             }
             ended.await;
@@ -39,13 +40,13 @@ impl Driver {
         &self,
         state: &mut State,
         deferred: &mut Deferred,
-        why: LeaseSignal,
-        which: impl Fn(&LeaseRecord) -> bool,
+        signal: LeaseSignal,
+        matches: impl Fn(&LeaseRecord) -> bool,
     ) {
         let revoke_at = Instant::now() + REVOKE_AFTER;
         for (_, lease) in &mut state.leases {
-            if which(lease) && !lease.must_end() {
-                deferred.wake(lease.send(why));
+            if matches(lease) && !lease.must_end() {
+                deferred.wake(lease.send(signal));
                 lease.deadline = Some(revoke_at);
                 state.earliest_deadline = earlier(state.earliest_deadline, Some(revoke_at));
             }
@@ -85,7 +86,8 @@ impl Driver {
 }
 
 impl State {
-    fn runs(&self, call: CallId) -> bool {
+    /// Whether a call holds a worker, or was abandoned and has not provably ended.
+    fn may_run(&self, call: CallId) -> bool {
         self.cancelling.iter().any(|(_, cancelling)| *cancelling == call)
             || self.leases.iter().any(|(_, lease)| lease.call == call && !lease.revoked)
     }

@@ -1,4 +1,4 @@
-//! Model checks of the generation, by which readers cache the list of tools.
+//! Model check of the generation, which tells readers whether their cached list of tools is current.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -7,7 +7,7 @@ use loom::thread;
 use super::*;
 
 fn snapshot(registry: &Registry) -> (u64, usize) {
-    // In the order that `generation` asks for.
+    // The generation comes first, as the documentation of `generation` requires.
     (registry.generation(), registry.tools().len())
 }
 

@@ -50,13 +50,13 @@ impl CallBounds {
         if self.deadline.is_some_and(|at| at <= Instant::now()) {
             return Err(self.exceeded(CallStage::Queued));
         }
-        let (mut future, mut timers) = (pin!(future), None);
+        let (mut future, mut early_end) = (pin!(future), None);
         poll_fn(|cx| {
-            // The future comes first, so that a reply at the last moment still counts.
+            // Polls the future first, so that a reply at the last moment still counts.
             if let Poll::Ready(answer) = future.as_mut().poll(cx) {
                 return Poll::Ready(answer);
             }
-            self.poll_end(&mut timers, stage, cx).map(Err)
+            self.poll_end(&mut early_end, stage, cx).map(Err)
         })
         .await
     }
@@ -64,34 +64,34 @@ impl CallBounds {
     /// Bounds a reply that is a stream. The stream holds `in_flight` until it ends.
     pub(crate) fn bound(self, reply: ToolReply, in_flight: Option<TaskTrackerToken>) -> ToolReply {
         let ReplyBody::Stream(chunks) = reply.body else { return reply };
-        let bounded = BoundedStream { open: Some((chunks, in_flight)), bounds: self, timers: None };
+        let bounded = BoundedStream { open: Some((chunks, in_flight)), bounds: self, early_end: None };
         ToolReply { body: ReplyBody::Stream(Box::pin(bounded)), ..reply }
     }
 
-    /// Ready with an error at the deadline or the cut-off. Creates the timers at the first poll.
+    /// Ready with an error at the deadline or the cut-off. Creates the timer at the first poll.
     fn poll_end(
         &self,
-        timers: &mut Option<Box<EndTimers>>,
+        early_end: &mut Option<Box<EarlyEnd>>,
         stage: CallStage,
         cx: &mut Context<'_>,
     ) -> Poll<ToolError> {
-        let timers = match timers {
-            Some(timers) => timers,
-            None => match self.end_timers() {
-                Ok(created) => timers.insert(created),
+        let early_end = match early_end {
+            Some(early_end) => early_end,
+            None => match self.early_end() {
+                Ok(created) => early_end.insert(created),
                 Err(error) => return Poll::Ready(error),
             },
         };
-        if timers.cut.as_mut().poll(cx).is_ready() {
+        if early_end.cut.as_mut().poll(cx).is_ready() {
             return Poll::Ready(ToolError::ShuttingDown { delivered: stage == CallStage::Running });
         }
-        match &mut timers.deadline {
+        match &mut early_end.deadline {
             Some(deadline) => deadline.as_mut().poll(cx).map(|()| self.exceeded(stage)),
             None => Poll::Pending,
         }
     }
 
-    fn end_timers(&self) -> Result<Box<EndTimers>, ToolError> {
+    fn early_end(&self) -> Result<Box<EarlyEnd>, ToolError> {
         let deadline = match self.deadline {
             Some(_) if tokio::runtime::Handle::try_current().is_err() => {
                 return Err(ToolError::outside_runtime());
@@ -99,7 +99,7 @@ impl CallBounds {
             Some(at) => Some(Box::pin(sleep_until(at))),
             None => None,
         };
-        Ok(Box::new(EndTimers { deadline, cut: Box::pin(self.cut.clone().cancelled_owned()) }))
+        Ok(Box::new(EarlyEnd { deadline, cut: Box::pin(self.cut.clone().cancelled_owned()) }))
     }
 
     fn exceeded(&self, stage: CallStage) -> ToolError {
@@ -108,7 +108,7 @@ impl CallBounds {
 }
 
 /// The events that end a call early.
-struct EndTimers {
+struct EarlyEnd {
     deadline: Option<Pin<Box<Sleep>>>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
@@ -118,7 +118,7 @@ struct BoundedStream {
     /// `None` after the end.
     open: Option<(ChunkStream, Option<TaskTrackerToken>)>,
     bounds: CallBounds,
-    timers: Option<Box<EndTimers>>,
+    early_end: Option<Box<EarlyEnd>>,
 }
 
 impl Stream for BoundedStream {
@@ -127,8 +127,8 @@ impl Stream for BoundedStream {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         let Some((chunks, _)) = &mut this.open else { return Poll::Ready(None) };
-        // The bounds come first, so that a stream that always has a chunk ready ends too.
-        if let Poll::Ready(error) = this.bounds.poll_end(&mut this.timers, CallStage::Running, cx) {
+        // Polls the bounds first, so that a stream that always has a chunk ready ends too.
+        if let Poll::Ready(error) = this.bounds.poll_end(&mut this.early_end, CallStage::Running, cx) {
             this.open = None;
             return Poll::Ready(Some(Err(error)));
         }

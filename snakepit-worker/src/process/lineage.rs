@@ -2,11 +2,11 @@
 
 use std::net::SocketAddr;
 
-/// The largest number of ancestors that is followed.
+/// The maximum number of ancestors to follow.
 #[cfg(target_os = "linux")]
 const MAX_ANCESTORS: usize = 64;
 
-/// Whether a process belongs to the launch of `leader`. It does in one of these cases:
+/// Whether a process belongs to the launch whose worker process is `leader`. It does in each of these cases:
 ///
 /// - It is in the leader's process group.
 /// - The leader is one of its ancestors.
@@ -18,7 +18,8 @@ pub(super) fn belongs(pid: u32, leader: u32) -> bool {
     Lineage::of(pid).includes(leader)
 }
 
-/// All processes whose launch a process [belongs] to. Computed once for a lookup among many leaders.
+/// The possible leaders of a process: it [belongs] to the launch of each of them. Computed once, and then compared with the
+/// leaders of all launches.
 pub(super) struct Lineage(Vec<u32>);
 
 impl Lineage {
@@ -29,17 +30,17 @@ impl Lineage {
         let Some(process) = i32::try_from(pid).ok().filter(|pid| *pid > 0).map(Pid::from_raw) else {
             return Self(Vec::new());
         };
-        let known = |process: Result<Pid, _>| process.ok().map(|process| process.as_raw().cast_unsigned());
-        let mut members = vec![pid];
-        let leads = [known(getpgid(Some(process))), known(getsid(Some(process)))];
-        add_ancestors(&mut members, pid);
-        for lead in leads.into_iter().flatten() {
-            if !members.contains(&lead) {
-                members.push(lead);
-                add_ancestors(&mut members, lead);
+        let pid_of = |process: Result<Pid, _>| process.ok().map(|process| process.as_raw().cast_unsigned());
+        let mut lineage = vec![pid];
+        let group_and_session_leaders = [pid_of(getpgid(Some(process))), pid_of(getsid(Some(process)))];
+        add_ancestors(&mut lineage, pid);
+        for leader in group_and_session_leaders.into_iter().flatten() {
+            if !lineage.contains(&leader) {
+                lineage.push(leader);
+                add_ancestors(&mut lineage, leader);
             }
         }
-        Self(members)
+        Self(lineage)
     }
 
     pub(super) fn includes(&self, leader: u32) -> bool {
@@ -49,14 +50,14 @@ impl Lineage {
 
 /// Adds the ancestors of a process, up to the first that is in the list already.
 #[cfg(target_os = "linux")]
-fn add_ancestors(members: &mut Vec<u32>, pid: u32) {
+fn add_ancestors(lineage: &mut Vec<u32>, pid: u32) {
     let parents =
         std::iter::successors(super::os_process::parent(pid), |pid| super::os_process::parent(*pid));
     for parent in parents.take(MAX_ANCESTORS).take_while(|parent| *parent > 1) {
-        if members.contains(&parent) {
+        if lineage.contains(&parent) {
             return;
         }
-        members.push(parent);
+        lineage.push(parent);
     }
 }
 
@@ -176,12 +177,12 @@ mod tests {
     use super::*;
 
     /// A Python program that connects and waits for end-of-file on its input.
-    const DIAL: &str =
+    const CONNECT_PROGRAM: &str =
         "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); sys.stdin.read()";
 
-    struct Killed(Child);
+    struct KilledOnDrop(Child);
 
-    impl Drop for Killed {
+    impl Drop for KilledOnDrop {
         fn drop(&mut self) {
             let _ = self.0.kill();
             let _ = self.0.wait();
@@ -189,9 +190,9 @@ mod tests {
     }
 
     /// A process that is not a child of this process.
-    struct KilledOrphan(u32);
+    struct OrphanKilledOnDrop(u32);
 
-    impl Drop for KilledOrphan {
+    impl Drop for OrphanKilledOnDrop {
         fn drop(&mut self) {
             use nix::{sys::signal, unistd::Pid};
 
@@ -205,8 +206,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let local = listener.local_addr().unwrap();
         let mut program = Command::new(command[0]);
-        program.args(&command[1..]).args(["python3", "-c", DIAL, &local.port().to_string()]);
-        let child = Killed(program.process_group(0).stdin(Stdio::piped()).spawn().unwrap());
+        program.args(&command[1..]).args(["python3", "-c", CONNECT_PROGRAM, &local.port().to_string()]);
+        let child = KilledOnDrop(program.process_group(0).stdin(Stdio::piped()).spawn().unwrap());
         let (_connection, peer) = listener.accept().unwrap();
         owns_connection(leader.unwrap_or_else(|| child.0.id()), peer, local)
     }
@@ -227,7 +228,7 @@ mod tests {
     #[test]
     fn other_processes_of_the_user_do_not_own_a_workers_connection() {
         let worker = Command::new("cat").process_group(0).stdin(Stdio::piped()).spawn().unwrap();
-        let worker = Killed(worker);
+        let worker = KilledOnDrop(worker);
         assert!(!owns_new_connection(&["env"], Some(worker.0.id())));
         // The host does not belong to the launch either, although the worker descends from it.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -255,11 +256,11 @@ mod tests {
         command
             .args(["-c", "(setsid sh -c 'echo $$; exec cat >/dev/null' <&0 &); echo ended; cat >/dev/null"]);
         let shell = command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut shell = Killed(shell);
+        let mut shell = KilledOnDrop(shell);
         let lines = BufReader::new(shell.0.stdout.take().unwrap()).lines().take(2);
         let lines: Vec<String> = lines.collect::<Result<_, _>>().unwrap();
         let orphan = lines.iter().find_map(|line| line.parse().ok()).unwrap();
-        let _orphan = KilledOrphan(orphan);
+        let _orphan = OrphanKilledOnDrop(orphan);
         assert!(lines.iter().any(|line| line == "ended"), "{lines:?}");
         let leader = shell.0.id();
         assert!(!belongs(orphan, leader));

@@ -31,8 +31,8 @@ const TYPES: [(ValueType, &str); 17] = [
 
 /// Converts a value and runs all operations of a host on it.
 ///
-/// The first line of the input is the type URL. The second line is the size of the binary field, which is at the end of
-/// the input, or empty without one. The rest of the input is the value.
+/// The first line of the input is the type URL. The second line is the size of the binary field, or empty
+/// if there is none. The rest of the input is the value, followed by the binary field.
 ///
 /// # Panics
 /// If an invariant does not hold.
@@ -43,14 +43,15 @@ pub fn any(input: &[u8]) {
     let size: Option<usize> = std::str::from_utf8(size).ok().and_then(|size| size.parse().ok());
     let (value, binary) = rest.split_at(rest.len() - size.unwrap_or(0).min(rest.len()));
     let binary = size.map(|_| Bytes::copy_from_slice(binary));
-    let buffered = type_url.ends_with(".binary");
-    let foreign = type_url.rsplit('/').next().is_some_and(|name| name.starts_with("google.protobuf."));
+    let has_buffer_type = type_url.ends_with(".binary");
+    let is_protobuf_type =
+        type_url.rsplit('/').next().is_some_and(|name| name.starts_with("google.protobuf."));
     let Ok(payload) = payload_from_wire(pb::Any { type_url, value: Bytes::copy_from_slice(value) }, binary)
     else {
         return;
     };
-    assert!(!buffered || payload.binary().is_some(), "a value of a `.binary` type has a buffer");
-    if foreign {
+    assert!(!has_buffer_type || payload.binary().is_some(), "a value of a `.binary` type has a buffer");
+    if is_protobuf_type {
         matches_its_type(&payload);
     }
     round_trips(&payload);
@@ -66,7 +67,7 @@ pub fn any(input: &[u8]) {
     }
 }
 
-/// A buffer expands to a number of lists and numbers in proportion to its bytes, or is rejected.
+/// A buffer is rejected, or expands to at most three lists and numbers per byte.
 fn expands_in_proportion(payload: &Payload) {
     fn parts(value: &serde_json::Value) -> usize {
         1 + value.as_array().map_or(0, |items| items.iter().map(parts).sum())
@@ -107,32 +108,32 @@ fn round_trips(payload: &Payload) {
 fn matches_its_type(payload: &Payload) {
     let json = payload.json();
     serde_json::from_slice::<IgnoredAny>(json).expect("the value is JSON");
-    let looks = Payload::of_json(Bytes::copy_from_slice(json.trim_ascii())).ty();
+    let json_type = Payload::of_json(Bytes::copy_from_slice(json.trim_ascii())).ty();
     match payload.ty() {
-        ValueType::Float => assert!(looks == ValueType::Float || is_special_float(json)),
+        ValueType::Float => assert!(json_type == ValueType::Float || is_special_float(json)),
         ValueType::Bytes => assert!(payload.binary().is_some()),
-        ty => assert_eq!(ty, looks),
+        ty => assert_eq!(ty, json_type),
     }
 }
 
 /// A variable accepts or rejects a value. The value that it stores has its type, and is accepted again.
 fn check_variable(kind: ValueType, constraints: &str, payload: &Payload) {
     let Ok(ty) = VariableType::with_constraints(kind, constraints) else { return };
-    let Ok(kept) = ty.check(payload.clone()) else { return };
-    assert_eq!(kept.ty(), kind);
-    assert_eq!(ty.check(kept.clone()).as_ref(), Ok(&kept), "a variable accepts its own value");
-    assert_eq!(kept.binary(), payload.binary());
-    serde_json::from_slice::<IgnoredAny>(kept.json()).expect("the value is JSON");
+    let Ok(stored) = ty.check(payload.clone()) else { return };
+    assert_eq!(stored.ty(), kind);
+    assert_eq!(ty.check(stored.clone()).as_ref(), Ok(&stored), "a variable accepts its own value");
+    assert_eq!(stored.binary(), payload.binary());
+    serde_json::from_slice::<IgnoredAny>(stored.json()).expect("the value is JSON");
     let reads = match kind {
-        ValueType::Float => kept.to_serde::<f64>().is_ok() || is_special_float(kept.json()),
-        ValueType::Integer => kept.to_serde::<i64>().is_ok(),
-        ValueType::Boolean => kept.to_serde::<bool>().is_ok(),
-        ValueType::String | ValueType::Choice | ValueType::Module => kept.to_serde::<String>().is_ok(),
-        ValueType::Map => kept.json().trim_ascii_start().starts_with(b"{"),
-        ValueType::List => kept.json().trim_ascii_start().starts_with(b"["),
+        ValueType::Float => stored.to_serde::<f64>().is_ok() || is_special_float(stored.json()),
+        ValueType::Integer => stored.to_serde::<i64>().is_ok(),
+        ValueType::Boolean => stored.to_serde::<bool>().is_ok(),
+        ValueType::String | ValueType::Choice | ValueType::Module => stored.to_serde::<String>().is_ok(),
+        ValueType::Map => stored.json().trim_ascii_start().starts_with(b"{"),
+        ValueType::List => stored.json().trim_ascii_start().starts_with(b"["),
         _ => true,
     };
-    assert!(reads, "{kept:?} is not a {kind}");
+    assert!(reads, "{stored:?} is not a {kind}");
 }
 
 /// Whether the JSON is the string of a float without a JSON number.

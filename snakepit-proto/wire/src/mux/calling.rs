@@ -24,7 +24,7 @@ use tonic::Status;
 use super::call_to_wire;
 use crate::{WireError, failure_from_wire, value_from_wire};
 
-/// Context of a call for its errors.
+/// The data of a call that its errors need.
 #[derive(Debug, Clone)]
 pub struct CallInfo {
     /// The name of the tool.
@@ -36,7 +36,7 @@ pub struct CallInfo {
 }
 
 impl CallInfo {
-    /// The context of a call.
+    /// Copies the data from a call.
     #[must_use]
     pub fn of(call: &ToolCall) -> Self {
         Self { tool: Arc::clone(&call.tool), deadline: call.deadline, id: call.id }
@@ -57,7 +57,7 @@ impl CallInfo {
     }
 }
 
-/// The called end of a connection: defines the errors of calls that end without a result.
+/// The peer that runs the calls. Defines the errors of calls that end without a result.
 #[async_trait]
 pub trait Callee: Clone + Send + Sync + Unpin + 'static {
     /// The error of a call that ended with this status.
@@ -121,7 +121,7 @@ pub fn call<'a, C: Callee>(
     let (info, tag) = (CallInfo::of(&call), call.id.as_u64());
     let started = info.time_left().map(|left| multiplexer.start(call_to_wire(call, left), tag));
     async move {
-        match answered(started?, callee, &info).await {
+        match await_reply(started?, callee, &info).await {
             Ok(reply) => Ok(reply),
             Err(SendError::Error(error)) => Err(error),
             Err(SendError::Unsent(_, status)) => Err(callee.unsent(&info, status).await),
@@ -151,16 +151,16 @@ pub async fn send<C: Callee>(
     info: &CallInfo,
     start: pb::CallStart,
 ) -> Result<ToolReply, SendError> {
-    answered(multiplexer.start(start, 0), callee, info).await
+    await_reply(multiplexer.start(start, 0), callee, info).await
 }
 
-async fn answered<C: Callee>(mut call: Call, callee: &C, info: &CallInfo) -> Result<ToolReply, SendError> {
+async fn await_reply<C: Callee>(mut call: Call, callee: &C, info: &CallInfo) -> Result<ToolReply, SendError> {
     let protocol_error = |what| Err(SendError::Error(callee.protocol_error(what)));
-    let answer = match call.event().await {
+    let outcome = match call.event().await {
         CallEvent::End(CallEnd::Unsent(start, status)) => {
             return Err(SendError::Unsent(Box::new(start), status));
         }
-        CallEvent::End(end) => answer(callee, info, end),
+        CallEvent::End(end) => outcome_of(callee, info, end),
         CallEvent::Opened(opened) => {
             let worker = callee.worker(&opened.worker_id);
             let chunks = Chunks::of(call, callee.clone(), info.clone());
@@ -168,20 +168,20 @@ async fn answered<C: Callee>(mut call: Call, callee: &C, info: &CallInfo) -> Res
         }
         CallEvent::Chunks(_) => return protocol_error("sent chunks of a stream before it began"),
     };
-    let answer = match answer {
-        Answer::NoReply(no_reply) => no_reply.answer(callee, info, call.id()).await,
-        answer => answer,
+    let outcome = match outcome {
+        Outcome::NoReply(no_reply) => no_reply.unary_outcome(callee, info, call.id()).await,
+        outcome => outcome,
     };
-    match answer {
-        Answer::Value(reply) => Ok(reply),
-        // `NoReply::answer` returns one of the other variants.
-        Answer::Complete | Answer::NoReply(_) => protocol_error("ended a call without an answer"),
-        Answer::Failed(error) => Err(SendError::Error(error)),
+    match outcome {
+        Outcome::Value(reply) => Ok(reply),
+        // `NoReply::unary_outcome` returns one of the other variants.
+        Outcome::Complete | Outcome::NoReply(_) => protocol_error("ended a call without an answer"),
+        Outcome::Failed(error) => Err(SendError::Error(error)),
     }
 }
 
-/// The meaning of the end of a call.
-enum Answer {
+/// The outcome of a call, from the event that ended it.
+enum Outcome {
     Value(ToolReply),
     /// A complete stream.
     Complete,
@@ -199,15 +199,15 @@ enum NoReply {
 
 impl NoReply {
     /// The outcome of a unary call: the stored reply if there is one, otherwise the error.
-    async fn answer<C: Callee>(self, callee: &C, info: &CallInfo, id: u64) -> Answer {
-        let Self::Broken(status) = self else { return Answer::Failed(self.error(callee, info, id).await) };
-        let LostCall { answer: kept, error } = callee.broken(info, id, status).await;
-        match kept.map(|reply| answer(callee, info, CallEnd::Reply(reply))) {
-            // Only the end of a stream has no value.
-            None | Some(Answer::Complete) => Answer::Failed(error),
+    async fn unary_outcome<C: Callee>(self, callee: &C, info: &CallInfo, id: u64) -> Outcome {
+        let Self::Broken(status) = self else { return Outcome::Failed(self.error(callee, info, id).await) };
+        let LostCall { answer: stored_reply, error } = callee.broken(info, id, status).await;
+        match stored_reply.map(|reply| outcome_of(callee, info, CallEnd::Reply(reply))) {
+            // A reply without a value is the end of a stream, which a unary call does not have.
+            None | Some(Outcome::Complete) => Outcome::Failed(error),
             // A reply may contain a status, but not the end of a connection.
-            Some(Answer::NoReply(no_reply)) => Answer::Failed(no_reply.error(callee, info, id).await),
-            Some(answer) => answer,
+            Some(Outcome::NoReply(no_reply)) => Outcome::Failed(no_reply.error(callee, info, id).await),
+            Some(outcome) => outcome,
         }
     }
 
@@ -222,24 +222,24 @@ impl NoReply {
     }
 }
 
-fn answer<C: Callee>(callee: &C, info: &CallInfo, end: CallEnd) -> Answer {
+fn outcome_of<C: Callee>(callee: &C, info: &CallInfo, end: CallEnd) -> Outcome {
     let reply = match end {
         CallEnd::Reply(reply) => reply,
-        CallEnd::Recalled => return Answer::Failed(ToolError::Recalled { tool: info.tool.to_string() }),
-        CallEnd::Broken(status) => return Answer::NoReply(NoReply::Broken(status)),
-        CallEnd::Unsent(_, status) => return Answer::NoReply(NoReply::Unsent(status)),
+        CallEnd::Recalled => return Outcome::Failed(ToolError::Recalled { tool: info.tool.to_string() }),
+        CallEnd::Broken(status) => return Outcome::NoReply(NoReply::Broken(status)),
+        CallEnd::Unsent(_, status) => return Outcome::NoReply(NoReply::Unsent(status)),
     };
     let pb::CallReply { value, failure, status, metadata, execution_time_ns, worker_id, .. } = reply;
     if let Some(failure) = failure {
-        return Answer::Failed(callee.failed(info, failure_from_wire(failure)));
+        return Outcome::Failed(callee.failed(info, failure_from_wire(failure)));
     }
     if let Some(status) = status {
-        return Answer::NoReply(NoReply::Rejected(Status::from(status)));
+        return Outcome::NoReply(NoReply::Rejected(Status::from(status)));
     }
     match value.map(value_from_wire) {
-        None => Answer::Complete,
-        Some(Err(error)) => Answer::Failed(callee.bad_value(&error)),
-        Some(Ok(value)) => Answer::Value(ToolReply {
+        None => Outcome::Complete,
+        Some(Err(error)) => Outcome::Failed(callee.bad_value(&error)),
+        Some(Ok(value)) => Outcome::Value(ToolReply {
             body: ReplyBody::Value(value),
             metadata,
             worker: callee.worker(&worker_id),
@@ -300,14 +300,14 @@ impl<C: Callee> Stream for Chunks<C> {
                 CallEvent::End(end) => {
                     let id = call.id();
                     this.call = None;
-                    match answer(&this.callee, &this.info, end) {
-                        Answer::Complete => {}
-                        Answer::Value(_) => {
+                    match outcome_of(&this.callee, &this.info, end) {
+                        Outcome::Complete => {}
+                        Outcome::Value(_) => {
                             let error = this.callee.protocol_error("ended a stream with a value");
                             return Poll::Ready(Some(Err(error)));
                         }
-                        Answer::Failed(error) => return Poll::Ready(Some(Err(error))),
-                        Answer::NoReply(no_reply) => {
+                        Outcome::Failed(error) => return Poll::Ready(Some(Err(error))),
+                        Outcome::NoReply(no_reply) => {
                             let (callee, info) = (this.callee.clone(), this.info.clone());
                             this.error =
                                 Some(Box::pin(async move { no_reply.error(&callee, &info, id).await }));

@@ -39,7 +39,7 @@ impl Fixture {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_lives_while_the_last_of_its_calls_runs_and_then_for_most_of_its_ttl() {
+async fn a_session_outlives_its_last_call_by_most_of_its_ttl() {
     let fixture = Fixture::new();
     let id = fixture.session("s").await;
     let unused = fixture.session("unused").await;
@@ -85,12 +85,12 @@ async fn a_stream_keeps_its_session_to_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_sessions_are_kept_at_the_same_time() {
+async fn many_sessions_are_renewed_concurrently() {
     let fixture = Fixture::new();
-    let mut held = Vec::new();
+    let mut uses = Vec::new();
     for n in 0..10 * MAX_CONCURRENT {
         let id = fixture.session(&format!("s{n}")).await;
-        held.push(fixture.renewer.begin_use(&id, SECOND, None).unwrap());
+        uses.push(fixture.renewer.begin_use(&id, SECOND, None).unwrap());
         advance(Duration::from_millis(1)).await;
     }
     sleep(5 * SECOND).await;
@@ -102,6 +102,6 @@ async fn many_sessions_are_kept_at_the_same_time() {
             .unwrap()
             .items
             .len(),
-        held.len()
+        uses.len()
     );
 }

@@ -39,8 +39,8 @@ pub(in super::super) struct WorkerDiagnostics {
 
 #[async_trait]
 impl Callee for WorkerDiagnostics {
-    async fn rejected(&self, asked: &CallInfo, status: Status) -> ToolError {
-        self.error(asked, status).await
+    async fn rejected(&self, info: &CallInfo, status: Status) -> ToolError {
+        self.error(info, status).await
     }
 
     async fn broken(&self, _: &CallInfo, id: u64, status: Status) -> LostCall {
@@ -52,12 +52,12 @@ impl Callee for WorkerDiagnostics {
         LostCall { answer, error: self.worker_lost(loss, may_have_begun) }
     }
 
-    async fn unsent(&self, asked: &CallInfo, status: Status) -> ToolError {
-        self.worker_lost(self.loss(asked.id.as_u64(), &status).await, false)
+    async fn unsent(&self, info: &CallInfo, status: Status) -> ToolError {
+        self.worker_lost(self.loss(info.id.as_u64(), &status).await, false)
     }
 
-    fn failed(&self, asked: &CallInfo, failure: ToolFailure) -> ToolError {
-        self.failed(&asked.tool, failure, String::new())
+    fn failed(&self, info: &CallInfo, failure: ToolFailure) -> ToolError {
+        self.failed(&info.tool, failure, String::new())
     }
 
     fn bad_value(&self, error: &WireError) -> ToolError {
@@ -178,9 +178,9 @@ impl WorkerDiagnostics {
     }
 
     /// The error for an answer that cannot be decoded, from a worker that may still run the call.
-    pub(super) fn incoherent(&self, asked: &CallInfo, status: &Status) -> ToolError {
+    pub(super) fn incoherent(&self, info: &CallInfo, status: &Status) -> ToolError {
         let reason = format!("its answer cannot be read: {}", status.message());
-        let output_lines = self.progress.output_of(asked.id.as_u64(), self.output_lines);
+        let output_lines = self.progress.output_of(info.id.as_u64(), self.output_lines);
         ToolError::WorkerLost { worker: self.id.to_string(), reason, delivered: true, output_lines }
     }
 
@@ -333,9 +333,9 @@ mod tests {
         let (sender, exit) = ExitWatch::channel();
         let progress = ProgressFile::create(&path).unwrap();
         let diagnostics = WorkerDiagnostics { id: WorkerId::new("w"), exit, progress, output_lines: 20 };
-        let asked = CallInfo { tool: "fetch".into(), deadline: None, id: CallId::next() };
+        let info = CallInfo { tool: "fetch".into(), deadline: None, id: CallId::next() };
         let delivered = async |id| {
-            let lost = diagnostics.broken(&asked, id, Status::unavailable("broken")).await.error;
+            let lost = diagnostics.broken(&info, id, Status::unavailable("broken")).await.error;
             assert!(matches!(lost, ToolError::WorkerLost { .. }), "{lost:?}");
             lost.may_have_run()
         };

@@ -24,19 +24,19 @@ pub(super) async fn call(
     call: ToolCall,
 ) -> Result<ToolReply, ToolError> {
     let (id, mode) = (call.id, call.mode);
-    let asked = CallInfo::of(&call);
-    let request = request_to_wire(call, asked.time_left()?);
+    let info = CallInfo::of(&call);
+    let request = request_to_wire(call, info.time_left()?);
     check_size(request.get_ref())?;
     // Clones of a client share one connection.
     let mut client = client.clone();
     match mode {
         CallMode::Unary => match client.execute_tool(request).await {
-            Ok(response) => diagnostics.reply(&asked.tool, response.into_inner()),
-            Err(status) => Err(diagnostics.error(&asked, status).await),
+            Ok(response) => diagnostics.reply(&info.tool, response.into_inner()),
+            Err(status) => Err(diagnostics.error(&info, status).await),
         },
         CallMode::Streaming => match client.execute_streaming_tool(request).await {
             Ok(response) => {
-                let errors = StreamErrors { client, diagnostics: diagnostics.clone(), asked, id };
+                let errors = StreamErrors { client, diagnostics: diagnostics.clone(), info, id };
                 Ok(ToolReply {
                     body: ReplyBody::Stream(chunks(errors, response.into_inner())),
                     worker: Some(diagnostics.id.shared()),
@@ -44,7 +44,7 @@ pub(super) async fn call(
                     execution_time: None,
                 })
             }
-            Err(status) => Err(diagnostics.error(&asked, status).await),
+            Err(status) => Err(diagnostics.error(&info, status).await),
         },
     }
 }
@@ -52,8 +52,10 @@ pub(super) async fn call(
 /// Converts the chunks of a streaming call. Skips a final chunk without data, which only marks the end of the stream.
 fn chunks(errors: StreamErrors, stream: Streaming<pb::ToolChunk>) -> ChunkStream {
     let chunks = stream.try_filter_map(|chunk| {
-        let empty_end = chunk.is_final && chunk.data.is_empty();
-        std::future::ready(Ok((!empty_end).then_some(Chunk { data: chunk.data, metadata: chunk.metadata })))
+        let is_empty_end = chunk.is_final && chunk.data.is_empty();
+        std::future::ready(
+            Ok((!is_empty_end).then_some(Chunk { data: chunk.data, metadata: chunk.metadata })),
+        )
     });
     let errors = Arc::new(errors);
     Box::pin(chunks.then(move |item| {
@@ -71,22 +73,22 @@ fn chunks(errors: StreamErrors, stream: Streaming<pb::ToolChunk>) -> ChunkStream
 struct StreamErrors {
     client: Client,
     diagnostics: WorkerDiagnostics,
-    asked: CallInfo,
+    info: CallInfo,
     id: CallId,
 }
 
 impl StreamErrors {
     async fn error(&self, status: Status) -> ToolError {
         if !is_unreadable(&status) {
-            return self.diagnostics.error(&self.asked, status).await;
+            return self.diagnostics.error(&self.info, status).await;
         }
-        // This end closed the stream, but the tool may still run. The worker must confirm that the call has ended before it
-        // may run another one.
+        // The host closed the stream, but the tool may still run. The worker must confirm that the call has ended before the
+        // pool gives it another one.
         let request = pb::CancelToolRequest { call_id: self.id.to_string() };
         let cancelled = tokio::time::timeout(CANCEL_TIMEOUT, self.client.clone().cancel_tool(request)).await;
         match cancelled {
             Ok(Ok(_)) => self.diagnostics.unreadable(&status),
-            _ => self.diagnostics.incoherent(&self.asked, &status),
+            _ => self.diagnostics.incoherent(&self.info, &status),
         }
     }
 }
