@@ -15,7 +15,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let session = snakepit.session("alice").await?;
     session.register("rate", VariableType::float().range(0.0..=1.0), 0.1).await?;
-    let mut watch = session.watch(&["rate"], false).await?;
+    let mut watch = session.watch(["rate"]).await?;
 
     session.set("rate", 0.2).await?;
     let rejected = session.set("rate", 2).await;

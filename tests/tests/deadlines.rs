@@ -174,7 +174,7 @@ fn outside_a_runtime_operations_return_errors_instead_of_panicking() {
     assert!(matches!(tool_error(hanging), ToolError::NoRuntime { .. }));
     let session = host.session("s").now_or_never().unwrap().unwrap();
     session.call("echo").unary::<Value>().now_or_never().unwrap().unwrap();
-    let watch = session.watch(&[], false).now_or_never().unwrap().unwrap();
+    let watch = session.watch_all().into_future().now_or_never().unwrap().unwrap();
     drop(watch);
     let _ = host.shutdown().now_or_never();
     runtime.block_on(host.shutdown()).unwrap();

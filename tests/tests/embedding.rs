@@ -337,7 +337,7 @@ async fn sessions_work_the_same_in_an_embedded_and_in_a_remote_host() {
     let info = session.info().await.unwrap();
     assert_eq!((&info.metadata["user"], info.ttl), ("u", Duration::from_secs(2)));
     session.register("n", VariableType::new(ValueType::Integer).unwrap(), 0).await.unwrap();
-    let mut watch = session.watch(&["n"], false).await.unwrap();
+    let mut watch = session.watch(["n"]).await.unwrap();
     snakepit.shutdown().await.unwrap();
     let end = watch.next().await.unwrap().unwrap_err();
     assert!(matches!(end, Error::Tool(ToolError::ShuttingDown { .. })), "{end:?}");
@@ -355,7 +355,7 @@ async fn check_session(session: SessionHandle<impl HostHandle>) {
         info.bytes > 0 && info.expires_in <= info.ttl && info.ttl == Duration::from_secs(3600),
         "{info:?}"
     );
-    let mut watch = session.watch(&[], true).await.unwrap();
+    let mut watch = session.watch_all().with_initial().await.unwrap();
     session.clone().delete().await.unwrap();
     let end = watch.next().await.unwrap().unwrap_err();
     assert!(matches!(end, Error::Session(SessionError::NotFound { .. })), "{end}");
@@ -381,7 +381,7 @@ async fn check_variables(session: &SessionHandle<impl HostHandle>) {
     let id = session.register("n", ty, 1).await.unwrap();
     assert_eq!(session.set("n", 2).await.unwrap(), 1);
     assert_eq!(session.get::<i64>(id.as_str()).await.unwrap(), 2);
-    let mut watch = session.watch(&["n"], false).await.unwrap();
+    let mut watch = session.watch(["n"]).await.unwrap();
 
     let updates = (0..20).map(|_| session.update("n", |n: i64| n + 1));
     let results = futures_util::future::join_all(updates).await;
@@ -443,7 +443,7 @@ async fn arrays_are_vectors_in_rust_and_numpy_arrays_in_python() {
 }
 
 async fn check_arrays(session: &SessionHandle<impl HostHandle>) {
-    let mut watch = session.watch(&[], false).await.unwrap();
+    let mut watch = session.watch_all().await.unwrap();
     for (name, kind, value) in [
         ("vector", ValueType::Embedding, Payload::embedding(&[0.5_f32, 3.0])),
         ("grid", ValueType::Tensor, Payload::tensor(&[2, 1], &[2_i64, 5]).unwrap()),
@@ -486,13 +486,13 @@ async fn watches_above_the_limit_of_a_connection_are_rejected() {
     let sessions = [client.session("s").await.unwrap(), client.session("t").await.unwrap()];
     let mut watches = Vec::new();
     for n in 0..LIMIT {
-        watches.push(sessions[n % 2].watch(&[], false).await.unwrap());
+        watches.push(sessions[n % 2].watch_all().await.unwrap());
     }
-    let rejected = sessions[0].watch(&[], false).await.unwrap_err();
+    let rejected = sessions[0].watch_all().await.unwrap_err();
     assert!(matches!(rejected, Error::Session(SessionError::TooManyWatches { limit: LIMIT })), "{rejected}");
     sessions[0].register("n", VariableType::new(ValueType::Integer).unwrap(), 0).await.unwrap();
     assert_eq!(sessions[0].get::<i64>("n").await.unwrap(), 0);
     watches.pop();
-    sessions[0].watch(&["n"], false).await.unwrap();
+    sessions[0].watch(["n"]).await.unwrap();
     snakepit.shutdown().await.unwrap();
 }

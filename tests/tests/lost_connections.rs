@@ -177,7 +177,7 @@ async fn a_stalled_connection_is_closed_and_delays_no_other_client() {
     let stalled = Client::connect(&proxy.address).await.unwrap();
     let session = stalled.session("stalled").await.unwrap();
     register(&session).await;
-    let mut watch = session.watch(&["x"], true).await.unwrap();
+    let mut watch = session.watch(["x"]).with_initial().await.unwrap();
     watch.next().await.unwrap().unwrap();
     // The stream has many more chunks than the host sends without credit, and the client reads only the first.
     let mut chunks = stalled.execute_stream::<u64>("count", json!({"n": 100_000_000})).await.unwrap();

@@ -234,13 +234,13 @@ async fn requests_to_a_frozen_server_end_at_the_request_timeout() {
     let limit = Duration::from_millis(300);
     let client = Client::builder().request_timeout(limit).connect(sandbox.url()).await.unwrap();
     let session = client.session("s").await.unwrap();
-    let _watch = session.watch(&[], false).await.unwrap();
+    let _watch = session.watch_all().await.unwrap();
     snakepit_tests::signal(sandbox.pid(), snakepit_tests::Signal::SIGSTOP);
     let late = [
         client.session("s").await.unwrap_err(),
         session.variables("*").await.unwrap_err(),
         session.delete_variable("x").await.unwrap_err(),
-        session.watch(&[], false).await.unwrap_err(),
+        session.watch_all().await.unwrap_err(),
     ];
     for error in late {
         assert!(matches!(error, Error::TimedOut { within, .. } if within == limit), "{error}");

@@ -45,5 +45,5 @@ pub use self::{
     error::Error,
     host::{EventStream, HostHandle},
     remote::RemoteHost,
-    session::{SessionHandle, SessionWatch},
+    session::{SessionHandle, SessionWatch, WatchBuilder},
 };

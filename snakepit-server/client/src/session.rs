@@ -6,7 +6,7 @@ use std::ops::Deref;
 
 use snakepit_session::{Created, Program, ProgramInfo, ProgramName, Session, SessionId};
 
-pub use self::variables::SessionWatch;
+pub use self::variables::{SessionWatch, WatchBuilder};
 use crate::{Caller, Error, HostHandle, RemoteHost};
 
 /// A session of a host: `Snakepit::session` of an embedded host, [`Client::session`](crate::Client::session) of a remote one.

@@ -238,11 +238,11 @@ async fn begin_watch(clients: &Clients, client: ClientKind) -> BoxFuture<'static
         ClientKind::Embedded => {
             let host = clients.embedded.as_ref().expect("the host is embedded");
             let session = host.session("s").await.unwrap();
-            end_of(session.watch(&[], false).await.unwrap()).boxed()
+            end_of(session.watch_all().await.unwrap()).boxed()
         }
         ClientKind::Multiplexed => {
             let session = clients.remote.session("s").await.unwrap();
-            end_of(session.watch(&[], false).await.unwrap()).boxed()
+            end_of(session.watch_all().await.unwrap()).boxed()
         }
         ClientKind::Grpc => {
             clients.remote.session("s").await.unwrap();

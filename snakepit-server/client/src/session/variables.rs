@@ -9,16 +9,16 @@ use std::{
 };
 
 use futures_core::Stream;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::BoxFuture};
 use serde::{Serialize, de::DeserializeOwned};
 use snakepit_session::{
-    IntoVariableType, NewVariable, Note, Payload, SessionError, SetVariable, Variable, VariableId,
+    IntoVariableType, NewVariable, Note, Payload, SessionError, SessionId, SetVariable, Variable, VariableId,
     VariableName, VariableVersion, WatchEvent,
 };
 use tokio::time::Instant;
 
 use super::SessionHandle;
-use crate::{Error, EventStream, HostHandle};
+use crate::{Error, EventStream, HostHandle, RemoteHost};
 
 /// The time after which [`SessionHandle::update`] stops retrying. Each conflict means that another writer succeeded.
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -216,15 +216,63 @@ impl<H: HostHandle> SessionHandle<H> {
         self.host().rollback(self.id(), identifier, version).await
     }
 
-    /// Watches variables, by id or name. Without identifiers it watches all variables of the session, including later ones.
-    /// With `initial`, the watch starts with their current values.
+    /// Watches variables, by id or name: `watch(["rate", "name"])`. Without identifiers it watches all variables, like
+    /// [`watch_all`](Self::watch_all).
     ///
+    /// ```no_run
+    /// use snakepit_client::{Client, WatchEvent};
+    ///
+    /// # async fn example() -> Result<(), snakepit_client::Error> {
+    /// let session = Client::connect("127.0.0.1:50051").await?.session("alice").await?;
+    /// let mut watch = session.watch(["rate"]).with_initial().await?;
+    /// while let Some(event) = watch.next().await {
+    ///     if let WatchEvent::Update(update) = event? {
+    ///         println!("version {}: {:?}", update.variable.version, update.variable.value);
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn watch<I: Into<String>>(&self, identifiers: impl IntoIterator<Item = I>) -> WatchBuilder<H> {
+        let identifiers = identifiers.into_iter().map(Into::into).collect();
+        WatchBuilder { host: self.host().clone(), session: self.id().clone(), identifiers, initial: false }
+    }
+
+    /// Watches all variables of the session, including later ones.
+    pub fn watch_all(&self) -> WatchBuilder<H> {
+        self.watch::<String>([])
+    }
+}
+
+/// Prepares a watch: [`SessionHandle::watch`]. Awaiting it starts the watch.
+#[derive(Debug, Clone)]
+#[must_use = "a watch does not start until it is awaited"]
+pub struct WatchBuilder<H = RemoteHost> {
+    host: H,
+    session: SessionId,
+    identifiers: Vec<String>,
+    initial: bool,
+}
+
+impl<H> WatchBuilder<H> {
+    /// Starts the watch with the current values. Without this, it starts with the first change.
+    pub const fn with_initial(mut self) -> Self {
+        self.initial = true;
+        self
+    }
+}
+
+impl<H: HostHandle> IntoFuture for WatchBuilder<H> {
     /// # Errors
     /// [`Error::Session`] if the session or one of the variables does not exist.
-    pub async fn watch(&self, identifiers: &[&str], initial: bool) -> Result<SessionWatch, Error> {
-        let identifiers = identifiers.iter().map(|&identifier| identifier.to_owned()).collect();
-        let events = self.host().watch(self.id(), identifiers, initial).await?;
-        Ok(SessionWatch { events })
+    type Output = Result<SessionWatch, Error>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        let Self { host, session, identifiers, initial } = self;
+        Box::pin(
+            async move { Ok(SessionWatch { events: host.watch(&session, identifiers, initial).await? }) },
+        )
     }
 }
 
