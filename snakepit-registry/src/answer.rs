@@ -24,7 +24,16 @@ use crate::ToolFailure;
 /// | `Option<T>`, `Vec<T>`, arrays, maps, sets, tuples, `Arc<T>` of `T: Serialize` | the value |
 /// | [`Payload`], `Result<Payload, E>` | the payload, including a buffer |
 ///
-/// Your own types can implement the trait.
+/// Your own types can implement the trait. Without it, a struct needs [`Json`]; the compiler suggests it:
+///
+/// ```compile_fail,E0277
+/// # use snakepit_registry::FnTool;
+/// #[derive(serde::Serialize)]
+/// struct Area {
+///     area: f64,
+/// }
+/// FnTool::typed("area", |(): ()| async { Area { area: 1.0 } }); // return `Json(value)`, or `Result<T, E>`
+/// ```
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};

@@ -76,7 +76,7 @@ impl Builder {
     }
 
     /// Sets a custom launcher for workers. The host cannot authenticate such workers, so they cannot register tools. Register
-    /// their tools with [`Snakepit::register_tools`].
+    /// their tools with [`Snakepit::register_tools`](crate::Snakepit::register_tools).
     pub fn launcher(mut self, launcher: Arc<dyn WorkerLauncher>) -> Self {
         self.launcher = Some(launcher);
         self
@@ -225,8 +225,8 @@ impl Builder {
         self
     }
 
-    /// Serves gRPC on this TCP address. Port 0 selects a free port ([`Snakepit::address`]). Without an address, only processes
-    /// of this user can connect, through [`Snakepit::socket`].
+    /// Serves gRPC on this TCP address. Port 0 selects a free port ([`Snakepit::address`](crate::Snakepit::address)). Without an
+    /// address, only processes of this user can connect, through [`Snakepit::socket`](crate::Snakepit::socket).
     pub fn listen(self, address: SocketAddr) -> Self {
         self.listen_on(address.to_string())
     }
@@ -250,7 +250,7 @@ impl Builder {
         self
     }
 
-    /// Sets the backend that stores sessions. The default is a [`MemoryBackend`].
+    /// Sets the backend that stores sessions. The default is a [`MemoryBackend`](crate::MemoryBackend).
     pub fn sessions(mut self, backend: Arc<dyn SessionBackend>) -> Self {
         self.sessions = Some(backend);
         self
