@@ -49,7 +49,14 @@ def test_the_ready_file_appears_with_its_content(tmp_path: Path) -> None:
     ("adapter", "needles"),
     [
         ("no.such.module:Adapter", ["no.such.module:Adapter", "PYTHONPATH"]),
-        ("snakepit_bridge.testing:Nothing", ["is not a class", "`ToolTester`"]),
+        (
+            "snakepit_bridge.testing:Nothing",
+            ["module `snakepit_bridge.testing` has no attribute `Nothing`", "defines", "`ToolTester`"],
+        ),
+        ("snakepit_bridge.testing:ToolTester.nothing", ["`ToolTester` has no attribute `nothing`"]),
+        ("snakepit_bridge.testing:__name__", ["is not a class, but of type `str`", "`ToolTester`"]),
+        ("shop.py:Shop", ["use `shop:Shop` with PYTHONPATH=."]),
+        ("some/shop.py:Shop", ["use `shop:Shop` with PYTHONPATH=some"]),
         ("nodots", ["names no class", "module.path:Class"]),
     ],
 )

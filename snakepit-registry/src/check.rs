@@ -74,23 +74,30 @@ pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), To
                 return Err(invalid(spec, &parameter.name, problem));
             }
             None if parameter.required => {
-                let problem = format!("is missing; the tool takes {}", signature(spec));
+                let unknown =
+                    unknown(spec, arguments).map(|(name, hint)| format!(", and `{name}` is unknown{hint}"));
+                let problem =
+                    format!("is missing{}; the tool takes {}", unknown.unwrap_or_default(), signature(spec));
                 return Err(invalid(spec, &parameter.name, problem));
             }
             None => {}
         }
     }
-    if spec.closed {
-        let names = || spec.parameters.iter().map(|parameter| parameter.name.as_str());
-        if let Some(name) =
-            arguments.iter().map(|(name, _)| name).find(|name| !names().any(|known| known == *name))
-        {
-            let hint =
-                nearest(name, names()).map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default();
-            return Err(invalid(spec, name, format!("is unknown{hint}; the tool takes {}", signature(spec))));
-        }
+    if let Some((name, hint)) = unknown(spec, arguments) {
+        return Err(invalid(spec, name, format!("is unknown{hint}; the tool takes {}", signature(spec))));
     }
     Ok(())
+}
+
+/// Finds an argument that a closed spec does not have, and a hint at the most similar parameter, if any is similar.
+fn unknown<'a>(spec: &ToolSpec, arguments: &'a Arguments) -> Option<(&'a str, String)> {
+    if !spec.closed {
+        return None;
+    }
+    let names = || spec.parameters.iter().map(|parameter| parameter.name.as_str());
+    let (name, _) = arguments.iter().find(|(name, _)| !names().any(|known| known == *name))?;
+    let hint = nearest(name, names()).map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default();
+    Some((name, hint))
 }
 
 /// Finds the most similar name, if any is similar. Skips long names and stops after [`MAX_HINT_WORK`].
@@ -199,6 +206,14 @@ mod tests {
         let scale = ToolSpec::new("scale").parameter("factor", "float", "").closed();
         let error = check(&scale, json!({"factr": 1, "factor": 2})).unwrap_err();
         assert!(error.contains("did you mean `factor`?"), "{error}");
+        assert_eq!(
+            check(&scale, json!({"factr": 1})).unwrap_err(),
+            "argument `factor` of tool `scale` is missing, and `factr` is unknown (did you mean `factor`?); \
+             the tool takes factor (float)"
+        );
+        let open = ToolSpec::new("scale").parameter("factor", "float", "");
+        let error = check(&open, json!({"factr": 1})).unwrap_err();
+        assert!(!error.contains("unknown"), "{error}");
     }
 
     #[test]

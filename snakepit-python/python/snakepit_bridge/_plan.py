@@ -82,19 +82,33 @@ def load(path: str) -> type:
         __import__(module_name)
         module = sys.modules[module_name]
     except ModuleNotFoundError as error:
-        raise AdapterError(
-            f"adapter `{path}` cannot be imported: {error}; install it for {sys.executable}, or add its directory to "
-            "PYTHONPATH"
-        ) from error
+        fix = f"install it for {sys.executable}, or add its directory to PYTHONPATH"
+        if separator and module_name.endswith(".py"):
+            directory, _, file_name = module_name.rpartition("/")
+            directory = directory or ("/" if module_name.startswith("/") else ".")
+            name = file_name.removesuffix(".py")
+            fix = f"`{module_name}` is a file; use `{name}:{class_name}` with PYTHONPATH={directory}"
+        raise AdapterError(f"adapter `{path}` cannot be imported: {error}; {fix}") from error
     except BaseException as error:
         described = _one_line(f"{_failures.type_name(type(error))}: {error}")
         raise AdapterError(f"adapter `{path}` cannot be imported: {described}") from error
     adapter: Any = module
+    found = ", ".join(f"`{name}`" for name in _classes_of(module)) or "no class"
+    owner = f"module `{module_name}`"
     for name in class_name.split("."):
-        adapter = getattr(adapter, name, None)
+        try:
+            adapter = getattr(adapter, name)
+        except AttributeError as error:
+            raise AdapterError(
+                f"adapter `{path}` does not exist: {owner} has no attribute `{name}`; "
+                f"module `{module_name}` defines {found}"
+            ) from error
+        owner = f"`{name}`"
     if not isinstance(adapter, type):
-        found = ", ".join(f"`{name}`" for name in _classes_of(module)) or "no class"
-        raise AdapterError(f"adapter `{path}` is not a class: module `{module_name}` has {found}")
+        kind = _failures.type_name(type(adapter))
+        raise AdapterError(
+            f"adapter `{path}` is not a class, but of type `{kind}`; module `{module_name}` defines {found}"
+        )
     return adapter
 
 
