@@ -92,6 +92,8 @@ fn constructs_status(line: &str) -> bool {
     calls.any(|(before, after)| {
         !before.ends_with(|c: char| c.is_alphanumeric())
             && after.starts_with(|c: char| c.is_ascii_lowercase())
+            // This one reads a status.
+            && !after.starts_with("from_header_map")
     })
 }
 

@@ -80,6 +80,11 @@ impl Builder {
     /// Composes the host and begins to launch the workers. All steps that can fail or await come first. After the first task
     /// or worker has started, no step fails or awaits, so an error or a dropped future leaves nothing behind.
     async fn compose(self, python: &Interpreter) -> Result<(Snakepit, HealthReporter), StartError> {
+        if self.connection_bytes == Some(0) || self.pool.queue_bytes == 0 {
+            return Err(config(
+                "`connection_bytes` and `queue_bytes` need at least 1 byte, because no call fits into 0",
+            ));
+        }
         let foreign_worker = self.worker_command.is_some();
         let program = match (self.worker_command, self.adapter) {
             (Some(argv), adapter) => Some(WorkerProgram::Command { argv, adapter }),

@@ -8,7 +8,10 @@ use snakepit_pool::PoolConfig;
 use snakepit_proto::address;
 
 use super::session_limits::SessionLimitArgs;
-use crate::{duration, size::bytes};
+use crate::{
+    duration,
+    size::{self, bytes},
+};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -88,7 +91,7 @@ pub(super) struct CallOptions {
     queue_limit: usize,
 
     /// Let the arguments of waiting calls use at most this much memory, and reject further calls.
-    #[arg(long, value_name = "SIZE", default_value = "512MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = size::parse_positive)]
     queue_bytes: ByteSize,
 
     /// Apply this timeout to calls without a deadline.
@@ -124,7 +127,7 @@ pub(super) struct NetworkOptions {
     pub(super) max_connections: Option<u32>,
 
     /// Let the requests of one connection use at most this much memory, and its unread responses as much again.
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", hide_short_help = true)]
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size::parse_positive, hide_short_help = true)]
     pub(super) connection_bytes: ByteSize,
 }
 

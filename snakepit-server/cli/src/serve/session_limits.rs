@@ -5,7 +5,10 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use snakepit_session::SessionLimits;
 
-use crate::{duration, size::bytes};
+use crate::{
+    duration,
+    size::{self, bytes},
+};
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Session limits")]
@@ -19,11 +22,11 @@ pub(crate) struct SessionLimitArgs {
     max_sessions: usize,
 
     /// Let one session hold at most this much data.
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", hide_short_help = true)]
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size::parse, hide_short_help = true)]
     max_session_bytes: ByteSize,
 
     /// Let all sessions and global programs together hold at most this much data.
-    #[arg(long, value_name = "SIZE", default_value = "4GiB", hide_short_help = true)]
+    #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = size::parse, hide_short_help = true)]
     max_total_bytes: ByteSize,
 
     /// Allow this many metadata entries per session, program or write.
@@ -31,11 +34,11 @@ pub(crate) struct SessionLimitArgs {
     max_metadata_entries: usize,
 
     /// Allow this much metadata per session, program or write.
-    #[arg(long, value_name = "SIZE", default_value = "1MiB", hide_short_help = true)]
+    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = size::parse, hide_short_help = true)]
     max_metadata_bytes: ByteSize,
 
     /// Allow programs up to this size.
-    #[arg(long, value_name = "SIZE", default_value = "64MiB", hide_short_help = true)]
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size::parse, hide_short_help = true)]
     max_program_bytes: ByteSize,
 
     /// Allow this many programs per session, and as many global programs.
@@ -47,7 +50,7 @@ pub(crate) struct SessionLimitArgs {
     max_variables: usize,
 
     /// Allow values of variables up to this size.
-    #[arg(long, value_name = "SIZE", default_value = "10MiB", hide_short_help = true)]
+    #[arg(long, value_name = "SIZE", default_value = "10MiB", value_parser = size::parse, hide_short_help = true)]
     max_value_bytes: ByteSize,
 
     /// Keep this many earlier versions of each variable.
@@ -55,7 +58,7 @@ pub(crate) struct SessionLimitArgs {
     max_history: usize,
 
     /// Keep earlier versions of a variable up to this total size.
-    #[arg(long, value_name = "SIZE", default_value = "16MiB", hide_short_help = true)]
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = size::parse, hide_short_help = true)]
     max_history_bytes: ByteSize,
 
     /// Allow this many watches per session.
@@ -67,7 +70,7 @@ pub(crate) struct SessionLimitArgs {
     max_watch_backlog: usize,
 
     /// Queue updates for a slow watcher up to this total size.
-    #[arg(long, value_name = "SIZE", default_value = "64MiB", hide_short_help = true)]
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size::parse, hide_short_help = true)]
     max_watch_backlog_bytes: ByteSize,
 }
 

@@ -25,6 +25,7 @@ use crate::{
     listen::connections::{Admission, ConnectionPermit, Peer},
 };
 
+mod overload;
 mod unread;
 
 const PING: &str = "/snakepit.bridge.BridgeService/Ping";
@@ -180,93 +181,6 @@ async fn unfinished_requests_of_a_connection_are_bounded() {
     drop(open);
     while state.reserved_bytes() > 0 {
         assert_eq!(ping(&client).await, 0);
-    }
-}
-
-/// Reads messages of a call stream until each of these calls has a reply. Returns the codes of their statuses.
-async fn reply_codes<const N: usize>(body: &mut h2::RecvStream, ids: [u64; N]) -> [i32; N] {
-    let mut codes = std::collections::HashMap::new();
-    while !ids.iter().all(|id| codes.contains_key(id)) {
-        let (_, message) = read_messages(body, 1).await.remove(0);
-        let replies = pb::ReplyBatch::decode(&*message).unwrap().replies;
-        codes.extend(replies.into_iter().map(|reply| (reply.id, reply.status.map_or(0, |s| s.code))));
-    }
-    ids.map(|id| codes[&id])
-}
-
-#[tokio::test]
-async fn exhausted_budgets_reject_calls_and_not_the_stream_of_running_ones() {
-    const LIMIT: usize = 1 << 20;
-    let overloaded = tonic::Code::ResourceExhausted as i32;
-    for zipped in [false, true] {
-        let mut server = TestServer::new(LIMIT).await;
-        let (client, state) = server.client().await;
-        let call = |id, tool_name: &str, bytes| {
-            let value = pb::CallValue {
-                r#type: pb::CallValueType::String.into(),
-                json: format!("\"{}\"", "x".repeat(bytes)).into(),
-                ..pb::CallValue::default()
-            };
-            let arguments = vec![pb::CallArgument { name: "x".to_owned(), value: Some(value) }];
-            pb::CallStart { id, tool_name: tool_name.to_owned(), arguments, ..Default::default() }
-        };
-        let batch = |calls: &[pb::CallStart]| pb::CallBatch { calls: calls.to_vec(), ..Default::default() };
-        let encode = |batch: &pb::CallBatch| match zipped {
-            true => gzipped(&batch.encode_to_vec()),
-            false => message(batch),
-        };
-        let mut open = request(MULTIPLEX);
-        if zipped {
-            open = open.header("grpc-encoding", "gzip");
-        }
-        let mut ready = client.clone().ready().await.unwrap();
-        let (response, mut send) = ready.send_request(open.body(()).unwrap(), false).unwrap();
-        let sleep = pb::CallStart { id: 1, tool_name: "sleep".to_owned(), ..Default::default() };
-        send.send_data(encode(&batch(&[sleep])), false).unwrap();
-        let mut body = response.await.unwrap().into_body();
-        while !state.is_in_use() {
-            assert_eq!(ping(&client).await, 0);
-        }
-        // Other requests of the client use the whole budget.
-        state.reserve(LIMIT).unwrap();
-        let large = encode(&batch(&[call(2, "missing", 200_000), call(3, "missing", 10)]));
-        let half = large.len() / 2;
-        send.send_data(large.slice(..half), false).unwrap();
-        assert_eq!(ping(&client).await, 8, "the budget is exhausted");
-        send.send_data(large.slice(half..), false).unwrap();
-        // The host has no workers.
-        let admitted = tonic::Code::Unavailable as i32;
-        assert_eq!(reply_codes(&mut body, [2, 3]).await, [overloaded, admitted], "gzip: {zipped}");
-        state.release(LIMIT);
-        send.send_data(encode(&batch(&[call(4, "missing", 200_000)])), false).unwrap();
-        assert_eq!(reply_codes(&mut body, [4]).await, [admitted]);
-        assert!(state.is_in_use(), "the first call still runs");
-    }
-}
-
-#[tokio::test]
-async fn a_stream_whose_first_message_exceeds_the_budget_says_that_nothing_arrived() {
-    const LIMIT: usize = 4 << 20;
-    let mut server = TestServer::new(LIMIT).await;
-    let (client, state) = server.client().await;
-    state.reserve(LIMIT).unwrap();
-    for has_earlier in [false, true] {
-        let mut ready = client.clone().ready().await.unwrap();
-        let (response, mut send) = ready.send_request(request(MULTIPLEX).body(()).unwrap(), false).unwrap();
-        if has_earlier {
-            send.send_data(message(&pb::CallBatch::default()), false).unwrap();
-        }
-        let mut large = vec![0];
-        large.extend((8_u32 << 20).to_be_bytes());
-        large.resize(4 << 20, 0);
-        send.send_data(large.into(), false).unwrap();
-        let trailers = trailers(response).await;
-        assert_eq!(trailers["grpc-status"], "8");
-        let status = tonic::Status::from_header_map(&trailers).unwrap();
-        let details = snakepit_proto::status::details_of(&status);
-        assert_eq!(details.reason.as_deref(), Some("OVERLOADED"));
-        assert_eq!(details.metadata["delivered"], has_earlier.to_string());
-        assert!(details.retry_after.is_some());
     }
 }
 
