@@ -191,6 +191,7 @@ def test_system_exit_fails_the_call_and_not_the_process() -> None:
     ("arguments", "problem"),
     [
         ({}, r"argument `a` of tool `add` is missing; the tool takes a \(integer\), b \(integer, optional\)"),
+        ({"bb": 2}, r"argument `a` of tool `add` is missing, and `bb` is unknown \(did you mean `b`\?\); the tool"),
         ({"a": 1, "bb": 2}, r"argument `bb` of tool `add` is unknown \(did you mean `b`\?\); the tool takes a"),
         ({"a": "1"}, "argument `a` of tool `add` is a string, expected integer"),
         ({"a": 1.5}, "argument `a` of tool `add` is a float, expected integer"),

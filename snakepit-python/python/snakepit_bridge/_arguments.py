@@ -48,13 +48,21 @@ def check(spec: ToolSpec, arguments: Mapping[str, Any]) -> None:
             if not _fits(parameter, got, arguments[name]):
                 raise _invalid(spec, name, f"is {_article(got)} {got}, expected {parameter['type']}")
         elif parameter["required"]:
-            raise _invalid(spec, name, f"is missing; the tool takes {_signature(spec)}")
-    if spec["closed"]:
-        names = [parameter["name"] for parameter in spec["parameters"]]
-        for name in arguments:
-            if name not in names:
-                hint = did_you_mean(name, names, " ({})")
-                raise _invalid(spec, name, f"is unknown{hint}; the tool takes {_signature(spec)}")
+            found = _unknown(spec, arguments)
+            unknown = f", and `{found[0]}` is unknown{found[1]}" if found else ""
+            raise _invalid(spec, name, f"is missing{unknown}; the tool takes {_signature(spec)}")
+    if found := _unknown(spec, arguments):
+        name, hint = found
+        raise _invalid(spec, name, f"is unknown{hint}; the tool takes {_signature(spec)}")
+
+
+def _unknown(spec: ToolSpec, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Find an argument that a closed spec does not have, and a hint at the most similar parameter."""
+    if not spec["closed"]:
+        return None
+    names = [parameter["name"] for parameter in spec["parameters"]]
+    name = next((name for name in arguments if name not in names), None)
+    return None if name is None else (name, did_you_mean(name, names, " ({})"))
 
 
 def did_you_mean(name: str, names: Iterable[str], form: str) -> str:
