@@ -61,7 +61,7 @@ async fn each_mistake_of_a_caller_gets_an_error_and_exit_code_and_does_not_harm_
         (&["call", "add", "--server", "http://127.0.0.1:1"], 4, &["cannot reach", "snakepit serve"]),
         (&["call", "add", "--server", "127.0.0.1:1"], 4, &["cannot reach", "http://127.0.0.1:1"]),
         (&["call", "add", "--server", "https://127.0.0.1:1"], 2, &["not support TLS", "http://"]),
-        (&["call", "add", "--server", "localhost"], 2, &["no port", "localhost:50051"]),
+        (&["call", "add", "--server", "localhost"], 2, &["the port is missing", "localhost:50051"]),
         (&["call", "add", "--timeout", "0.7"], 2, &["0.7s"]),
         (&["call", "xyzzy"], 3, &["`xyzzy` not found", "see `snakepit tools`"]),
         (&["call", "count", "--args", r#"{"n": 3}"#], 3, &["`snakepit stream count`"]),
