@@ -148,8 +148,9 @@ impl Builder {
     /// 256 MiB.
     ///
     /// The same limit applies to large answers that the client has not read. Further answers wait, and the host drops values
-    /// of tools above twice the limit. A single request or answer may exceed the limit. Messages that are arriving on streams
-    /// may use 32 MiB more, so that the host can reject calls one by one and need not end their stream.
+    /// of tools above twice the limit. A single request or answer may exceed the limit. Messages of up to
+    /// 2 MiB that are arriving on streams may use 8 MiB more, and 64 MiB for all connections together, so that the host can
+    /// reject calls one by one and need not end their stream.
     pub const fn connection_bytes(mut self, bytes: usize) -> Self {
         self.connection_bytes = Some(bytes);
         self

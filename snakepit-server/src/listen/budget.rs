@@ -47,12 +47,24 @@ impl Budget {
 pub(crate) struct ArrivalBudgets {
     pub(super) clients: Arc<Budget>,
     pub(super) workers: Arc<Budget>,
+    /// What messages of streams may use beyond the budgets.
+    pub(super) client_headroom: Arc<Budget>,
+    pub(super) worker_headroom: Arc<Budget>,
 }
+
+/// The headroom of all connections of clients together, in bytes, and of all connections of workers.
+const HOST_HEADROOM: usize = 64 * 1024 * 1024;
 
 impl ArrivalBudgets {
     /// Two budgets of this many bytes.
     pub(crate) fn new(bytes: usize) -> Self {
-        Self { clients: Arc::new(Budget::new(bytes)), workers: Arc::new(Budget::new(bytes)) }
+        let budget = |bytes| Arc::new(Budget::new(bytes));
+        Self {
+            clients: budget(bytes),
+            workers: budget(bytes),
+            client_headroom: budget(HOST_HEADROOM),
+            worker_headroom: budget(HOST_HEADROOM),
+        }
     }
 }
 

@@ -9,7 +9,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use snakepit_proto::flow::CONNECTION_WINDOW;
 use snakepit_session::Payload;
 use snakepit_worker::process::{Launch, Launches};
 use tokio::time::{Instant, timeout_at};
@@ -27,6 +26,8 @@ const MAX_CLOSING: usize = 16;
 /// The most connections of workers above the limit, one for each possible worker. Without this reserve, clients that use all
 /// connections would keep workers from starting.
 const WORKER_RESERVE: usize = 1024;
+/// The headroom of one connection for messages of its streams, in bytes. One client cannot use all of the host's headroom.
+const CONNECTION_HEADROOM: usize = 8 * 1024 * 1024;
 
 /// The open connections of one listener.
 #[derive(Debug)]
@@ -114,8 +115,7 @@ impl Connections {
     pub(crate) fn admit(self: &Arc<Self>, peer: Peer) -> Admission {
         let connection = Arc::new(Connection {
             budget: Arc::new(Budget::new(self.connection_bytes)),
-            // As much as HTTP/2 may hold for the connection anyway.
-            headroom: Arc::new(Budget::new(CONNECTION_WINDOW as usize)),
+            headroom: Arc::new(Budget::new(CONNECTION_HEADROOM)),
             arriving: self.arriving.clone(),
             unread: Arc::new(UnreadResponses::new(self.connection_bytes, Arc::clone(&self.responses))),
             launches: Weak::clone(&self.launches),
@@ -260,14 +260,16 @@ impl Connection {
         Reservation::new(Arc::clone(&self.budget))
     }
 
-    /// An empty reservation in the headroom for messages of streams.
-    pub(super) fn headroom(&self) -> Reservation {
-        Reservation::new(Arc::clone(&self.headroom))
+    /// Empty reservations in the headroom of this connection and of the host, for messages of streams.
+    pub(super) fn headroom(&self) -> [Reservation; 2] {
+        let ArrivalBudgets { client_headroom, worker_headroom, .. } = &self.arriving;
+        let of_host = if self.worker().is_some() { worker_headroom } else { client_headroom };
+        [&self.headroom, of_host].map(|budget| Reservation::new(Arc::clone(budget)))
     }
 
     /// An empty reservation in the budget of arriving requests.
     pub(crate) fn arrival_reservation(&self) -> Reservation {
-        let ArrivalBudgets { clients, workers } = &self.arriving;
+        let ArrivalBudgets { clients, workers, .. } = &self.arriving;
         Reservation::new(Arc::clone(if self.worker().is_some() { workers } else { clients }))
     }
 

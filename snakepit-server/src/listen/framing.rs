@@ -196,6 +196,11 @@ impl MessageTracker {
         self.complete
     }
 
+    /// The size of the unfinished message as its prefix announces it, or what has arrived of the prefix, in bytes.
+    pub(super) const fn announced(&self) -> usize {
+        self.partial + self.missing
+    }
+
     /// Bytes of the unfinished message that have arrived, including its prefix.
     pub(super) const fn partial(&self) -> usize {
         self.partial

@@ -79,8 +79,10 @@ fn decompress(
             break;
         }
         limits.check_size(output.len() - PREFIX_BYTES).map_err(|error| limits.status(error))?;
-        if !memory.take_headroom(read) {
-            memory.grow(read).map_err(from_tool_error)?;
+        if let Err(error) = memory.grow(read)
+            && !memory.take_headroom(read)
+        {
+            return Err(from_tool_error(error));
         }
     }
     let size = output.len() - PREFIX_BYTES;
@@ -140,8 +142,8 @@ where
             }
             if let Some(message) = this.arrived.take_message() {
                 let mut memory = RequestMemory::for_stream(&this.connection);
-                if !memory.take_headroom(message.remaining())
-                    && let Err(error) = memory.grow(message.remaining())
+                if let Err(error) = memory.grow(message.remaining())
+                    && !memory.take_headroom(message.remaining())
                 {
                     return Poll::Ready(Some(Err(from_tool_error(error))));
                 }

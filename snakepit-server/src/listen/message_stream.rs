@@ -1,5 +1,5 @@
 //! The request body of a streaming RPC. The client may pause between messages for as long as it likes. A message that has begun is
-//! bounded in size, counts towards the budgets or the headroom of its connection, and must arrive in time.
+//! bounded in size, counts towards the budgets, and must arrive in time.
 
 use std::{
     pin::Pin,
@@ -13,7 +13,7 @@ use tonic::Status;
 use super::{
     framing::{MessageLimits, MessageTracker, PolledFrame, SEGMENT_OVERHEAD},
     pace::Pace,
-    request_memory::RequestMemory,
+    request_memory::{MESSAGE_HEADROOM, RequestMemory},
 };
 use crate::status::{request_incomplete, stream_rejected};
 
@@ -46,9 +46,14 @@ impl<B> MessageStream<B> {
         }
         if now > 0 {
             let cost = data.len().min(now) + SEGMENT_OVERHEAD;
-            if !self.memory.take_headroom(cost) {
-                let charged = self.memory.grow(cost).and_then(|()| self.memory.grow_arriving(cost));
-                charged.map_err(|error| stream_rejected(error, self.tracker.complete() > 0))?;
+            let charged = self.memory.grow(cost).and_then(|()| self.memory.grow_arriving(cost));
+            if let Err(error) = charged {
+                // The rejection of a first message ends no other call.
+                let ends_others = self.tracker.complete() > 0;
+                let is_small = self.tracker.announced() <= MESSAGE_HEADROOM;
+                if !(ends_others && is_small && self.memory.take_headroom(cost)) {
+                    return Err(stream_rejected(error, ends_others));
+                }
             }
         }
         Ok(())

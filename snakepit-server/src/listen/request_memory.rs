@@ -8,7 +8,7 @@ use super::{budget::Reservation, connections::Connection};
 use crate::status::{arrival_budget_exhausted, connection_budget_exhausted};
 
 /// The headroom of one message of a stream, in bytes. Clients limit messages with several calls to about half of it.
-const MESSAGE_HEADROOM: usize = 2 * 1024 * 1024;
+pub(super) const MESSAGE_HEADROOM: usize = 2 * 1024 * 1024;
 
 /// The bytes that a request has reserved. Dropping it releases them.
 #[derive(Debug)]
@@ -17,8 +17,8 @@ pub(super) struct RequestMemory {
     reservation: Reservation,
     /// `None` for a request that arrived in one piece.
     arriving: Option<Reservation>,
-    /// `None` for requests with a single message.
-    headroom: Option<Reservation>,
+    /// The shares of the headroom of the connection and of the host. `None` for requests with a single message.
+    headroom: Option<[Reservation; 2]>,
 }
 
 impl RequestMemory {
@@ -28,17 +28,19 @@ impl RequestMemory {
         Self { connection: Arc::clone(connection), reservation, arriving: None, headroom: None }
     }
 
-    /// Reserves nothing yet. The messages of a stream use the headroom of the connection first, because the rejection of a
+    /// Reserves nothing yet. Messages of a stream may use headroom when a budget is exhausted, because the rejection of a
     /// message ends the stream and all calls on it. A complete message can be rejected call by call.
     pub(super) fn for_stream(connection: &Arc<Connection>) -> Self {
         Self { headroom: Some(connection.headroom()), ..Self::new(connection) }
     }
 
-    /// Reserves more of the headroom. Returns `false` if it is exhausted, or if the message is too large for it. The caller
-    /// then reserves these bytes of the budgets.
+    /// Reserves more of the headroom, after a budget was exhausted. Returns `false` if the headroom is exhausted as well, or if
+    /// the message is too large for it.
     pub(super) fn take_headroom(&mut self, bytes: usize) -> bool {
-        let Some(headroom) = &mut self.headroom else { return false };
-        headroom.bytes() + bytes <= MESSAGE_HEADROOM && headroom.grow(bytes).is_ok()
+        let Some(shares) = &mut self.headroom else { return false };
+        // A share that grows in vain is released with the message, which the caller rejects.
+        shares[0].bytes() + bytes <= MESSAGE_HEADROOM
+            && shares.iter_mut().all(|share| share.grow(bytes).is_ok())
     }
 
     /// Reserves more of the connection's budget.
@@ -63,8 +65,6 @@ impl RequestMemory {
     pub(super) fn clear(&mut self) {
         self.reservation.clear();
         self.arrived();
-        if let Some(headroom) = &mut self.headroom {
-            headroom.clear();
-        }
+        self.headroom.iter_mut().flatten().for_each(Reservation::clear);
     }
 }

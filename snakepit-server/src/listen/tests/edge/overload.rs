@@ -93,3 +93,38 @@ async fn a_stream_whose_first_message_exceeds_the_budget_says_that_nothing_arriv
         assert!(details.retry_after.is_some());
     }
 }
+
+#[tokio::test]
+async fn half_sent_messages_on_streams_count_towards_the_budgets() {
+    const LIMIT: usize = 1 << 20;
+    const HEADROOM: usize = 8 << 20;
+    for (announced, has_earlier, most) in
+        [(60_u32 << 20, true, LIMIT), (1 << 20, false, LIMIT), (1 << 20, true, LIMIT + HEADROOM)]
+    {
+        let mut server = TestServer::new(LIMIT).await;
+        let (client, _) = server.client().await;
+        let (mut open, mut held) = (Vec::new(), 0);
+        for _ in 0..32 {
+            let mut ready = client.clone().ready().await.unwrap();
+            let (response, mut send) =
+                ready.send_request(request(MULTIPLEX).body(()).unwrap(), false).unwrap();
+            if has_earlier {
+                send.send_data(message(&pb::CallBatch::default()), false).unwrap();
+            }
+            let mut half = vec![0];
+            half.extend(announced.to_be_bytes());
+            half.resize(400 << 10, 0);
+            send.send_data(half.into(), false).unwrap();
+            open.push((response, send));
+        }
+        // The server has processed everything that was sent before this answer.
+        ping(&client).await;
+        ping(&client).await;
+        for (response, mut send) in open {
+            let reset = std::future::poll_fn(|cx| std::task::Poll::Ready(send.poll_reset(cx))).await;
+            held += if reset.is_ready() { 0 } else { 400 << 10 };
+            drop(response);
+        }
+        assert!(held > 0 && held <= most + (400 << 10), "{announced} {has_earlier}: {held} bytes are held");
+    }
+}
