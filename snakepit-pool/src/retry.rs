@@ -76,6 +76,7 @@ where
             left: self.max_attempts.saturating_sub(1),
             undelivered_left: MAX_UNDELIVERED,
             alone_left: MAX_UNDELIVERED_ALONE,
+            earlier: None,
             totals: Arc::clone(&self.totals),
         }
     }
@@ -97,6 +98,8 @@ pin_project! {
         undelivered_left: usize,
         // Remaining retries after the call did not begin, on workers without other calls.
         alone_left: usize,
+        // The error of the last attempt that may have run.
+        earlier: Option<ToolError>,
         totals: Arc<Totals>,
     }
 }
@@ -120,18 +123,29 @@ where
                             false => &mut *this.undelivered_left,
                         };
                         if *left == 0 || !may_retry(&error, this.call) {
-                            return Poll::Ready(Err(error));
+                            return Poll::Ready(Err(after(error, this.earlier)));
                         }
                         *left -= 1;
                         tracing::debug!(%error, "retrying the call");
                         this.totals.retried.fetch_add(1, Ordering::Relaxed);
+                        if error.may_have_run() {
+                            *this.earlier = Some(error);
+                        }
                     }
                 }
                 this.attempt.set(None);
             }
-            ready!(this.service.poll_ready(cx)).map_err(|failed| failed.error)?;
+            ready!(this.service.poll_ready(cx)).map_err(|failed| after(failed.error, this.earlier))?;
             this.attempt.set(Some(this.service.call(Arc::clone(this.call))));
         }
+    }
+}
+
+/// The error for the caller.
+fn after(error: ToolError, earlier: &mut Option<ToolError>) -> ToolError {
+    match earlier.take() {
+        Some(earlier) => error.after(earlier),
+        None => error,
     }
 }
 

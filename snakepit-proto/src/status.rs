@@ -112,6 +112,14 @@ pub struct Details {
     pub retry_after: Option<Duration>,
 }
 
+impl Details {
+    /// Whether the host says that the call or request was not delivered, so it cannot have run.
+    #[must_use]
+    pub fn is_undelivered(&self) -> bool {
+        self.metadata.get(DELIVERED).is_some_and(|flag| flag == "false")
+    }
+}
+
 /// Creates a status with a reason, within the [budget](fit).
 #[must_use]
 pub fn error_status(code: Code, reason: &str, message: impl Into<String>) -> Status {

@@ -139,7 +139,7 @@ impl From<OpenError> for HostError {
         match error {
             OpenError::Timeout(problem) => Self::ConnectTimeout(problem),
             OpenError::Unreachable(problem) => Self::Unreachable(problem),
-            OpenError::Refused(status) => Self::StreamRefused(status),
+            OpenError::Rejected(status) => Self::StreamRejected(status),
         }
     }
 }

@@ -95,7 +95,7 @@ pub(crate) enum HostError {
     /// The host answered with an error status.
     Status(Status),
     /// The host rejected a new stream with this status, and nothing was sent.
-    StreamRefused(Status),
+    StreamRejected(Status),
     /// A host tool ran and failed.
     ToolFailed { tool: String, message: String },
     /// The session backend of a [`LocalSession`](crate::local::LocalSession) returned an error.
@@ -119,24 +119,24 @@ pub(crate) fn broke(status: &Status) -> bool {
 
 /// Returns whether the host ended a stream because it rejects the first message on it: that of a large call, which has a
 /// separate stream. The message is too large, or the host has too little memory for it at the moment.
-pub(crate) fn is_rejected(status: &Status) -> bool {
-    let Details { reason, metadata, .. } = details_of(status);
-    match reason.as_deref() {
+pub(crate) fn is_message_rejected(status: &Status) -> bool {
+    let details = details_of(status);
+    match details.reason.as_deref() {
         Some(REQUEST_TOO_LARGE) => true,
-        Some(OVERLOADED) => metadata.get(DELIVERED).is_some_and(|flag| flag == "false"),
+        Some(OVERLOADED) => details.is_undelivered(),
         _ => false,
     }
 }
 
 /// Returns whether a host that can be reached rejects a new stream, for now or because it shuts down.
-pub(crate) fn is_stream_refused(status: &Status) -> bool {
+pub(crate) fn is_stream_rejected(status: &Status) -> bool {
     matches!(details_of(status).reason.as_deref(), Some(OVERLOADED | SHUTTING_DOWN))
 }
 
 /// Returns whether the host closed an idle connection and reports that it began none of the stream's unanswered calls.
 pub(crate) fn is_not_begun(status: &Status) -> bool {
-    let Details { reason, metadata, .. } = details_of(status);
-    reason.as_deref() == Some(CONNECTION_LOST) && metadata.get(DELIVERED).is_some_and(|flag| flag == "false")
+    let details = details_of(status);
+    details.reason.as_deref() == Some(CONNECTION_LOST) && details.is_undelivered()
 }
 
 fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
@@ -147,7 +147,7 @@ impl HostError {
     /// Converts the status of a broken stream to the error of a call on it. A host that shuts down or rejects a message
     /// sends its reason as the last status of the stream.
     pub(crate) fn from_broken_stream(status: Status) -> Self {
-        if is_rejected(&status) || details_of(&status).reason.as_deref() == Some(SHUTTING_DOWN) {
+        if is_message_rejected(&status) || details_of(&status).reason.as_deref() == Some(SHUTTING_DOWN) {
             return Self::Status(status);
         }
         let problem = causes(&status).last().map_or_else(|| status.message().to_owned(), ToString::to_string);
@@ -194,7 +194,7 @@ impl From<HostError> for PyErr {
             HostError::Stopped => ShuttingDownError::new_err("the host ended the watch: it is shutting down"),
             HostError::ToolFailed { tool, message } => HostToolError::new_err((message, tool)),
             HostError::Status(status) => from_status(&status),
-            HostError::StreamRefused(status) => ran(from_status(&status), false),
+            HostError::StreamRejected(status) => ran(from_status(&status), false),
             HostError::Session(error) => from_session_error(&error),
         }
     }

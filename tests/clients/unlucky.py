@@ -321,6 +321,18 @@ def a_cut_connection_loses_at_most_the_running_calls(address: str, _: int) -> No
             safe.call("add", a=1, b=2)
         assert not rejected.value.may_have_run
 
+    # The first attempt ran, although the client cannot send the next one.
+    proxy = FaultyProxy(address)
+    with Client(proxy.address) as client, tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as threads:
+        path = Path(folder) / "ran"
+        call = threads.submit(client.options(idempotent=True).call, "sleep", seconds=5, path=str(path))
+        wait_until(path.exists)
+        proxy.close()
+        proxy.cut()
+        with pytest.raises(HostUnavailableError, match="cannot reach") as lost:
+            call.result()
+        assert lost.value.may_have_run
+
 
 def each_rejection_has_its_exception_class(address: str, _: int) -> None:
     """Each kind of rejection raises its own class, with a hint."""
@@ -371,7 +383,7 @@ def each_rejection_has_its_exception_class(address: str, _: int) -> None:
 
 
 def exhausted_memory_rejects_calls_and_ends_no_other(address: str, _: int) -> None:
-    """Calls that exceed the memory of the connection are rejected. Others continue, whatever their size."""
+    """Calls that exceed the memory of the connection are rejected, and other calls continue."""
 
     async def flood(client: Client, folder: Path) -> None:
         async with asyncio.timeout(60):

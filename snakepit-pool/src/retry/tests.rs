@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use snakepit_registry::CallStage;
 use tokio::time::advance;
 use tower::ServiceExt;
 
@@ -113,6 +114,30 @@ async fn the_second_attempt_can_succeed() {
             respond.send_response(value());
         });
     assert!(answer.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_error_says_that_an_earlier_attempt_may_have_run() {
+    let overloaded = ToolError::Overloaded { queued: 1, limit: 1, retry_after: None };
+    let expired = ToolError::DeadlineExceeded { tool: "t".to_owned(), stage: CallStage::Queued };
+    for last in [overloaded, expired, ToolError::ShuttingDown { delivered: false }, lost(false)] {
+        for delivered in [false, true] {
+            let (inner, mut handle) = inner();
+            let layer = RetryLayer { max_attempts: 3, totals: Arc::default() };
+            let last = last.clone();
+            let (answer, ()) = tokio::join!(
+                layer.layer(inner.map_err(AttemptError::from)).oneshot(idempotent()),
+                async move {
+                    handle.next_request().await.unwrap().1.send_error(lost(delivered));
+                    // Another undelivered loss leads to further attempts.
+                    while let Some((_, respond)) = handle.next_request().await {
+                        respond.send_error(last.clone());
+                    }
+                }
+            );
+            assert_eq!(answer.unwrap_err().may_have_run(), delivered);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

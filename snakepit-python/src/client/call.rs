@@ -70,6 +70,8 @@ struct State {
     /// that it did not begin. Large calls that are not idempotent have no copy.
     copy: Option<pb::CallStart>,
     restarts: u8,
+    /// Whether an earlier attempt of an idempotent call may have run.
+    may_have_run: bool,
     ready: VecDeque<pb::CallChunk>,
     /// The cost of chunks that Python took since the last grant of credit.
     ungranted: u64,
@@ -113,6 +115,7 @@ impl State {
             CallEnd::Reply(reply) => self.end = Some(Ok(reply)),
             CallEnd::Unsent(start, _) if may_restart => self.unsent = Some(start),
             CallEnd::Broken(status) if may_restart && self.may_repeat(&status) => {
+                self.may_have_run |= !errors::is_not_begun(&status);
                 self.unsent = self.copy.clone();
             }
             CallEnd::Unsent(_, status) => {
@@ -130,7 +133,7 @@ impl State {
     /// Returns whether the call may be sent again after its stream broke with this status.
     fn may_repeat(&self, status: &Status) -> bool {
         let Some(copy) = &self.copy else { return false };
-        if copy.idempotent { !errors::is_rejected(status) } else { errors::is_not_begun(status) }
+        if copy.idempotent { !errors::is_message_rejected(status) } else { errors::is_not_begun(status) }
     }
 
     fn next_chunk(&mut self) -> Option<pb::CallChunk> {
@@ -245,6 +248,18 @@ impl HostCall {
 
     /// Converts the end of the call. Returns `None` at the end of a stream.
     fn read(
+        &self,
+        py: Python<'_>,
+        end: Result<pb::CallReply, HostError>,
+        form: Form,
+    ) -> PyResult<Option<pb::CallValue>> {
+        let may_have_run = self.shared.state().may_have_run;
+        let read = self.read_attempt(py, end, form);
+        if may_have_run { read.map_err(|error| errors::ran(error, true)) } else { read }
+    }
+
+    /// Converts the end of the last attempt.
+    fn read_attempt(
         &self,
         py: Python<'_>,
         end: Result<pb::CallReply, HostError>,

@@ -51,13 +51,7 @@ pub(super) enum OpenError {
     Timeout(String),
     Unreachable(String),
     /// The host rejected the stream with this status, because it is overloaded or shuts down.
-    Refused(Status),
-}
-
-/// The reason why one attempt to connect failed.
-enum AttemptError {
-    Unreachable(String),
-    Refused(Status),
+    Rejected(Status),
 }
 
 impl Connection {
@@ -76,7 +70,7 @@ impl Connection {
         };
         let (end, answers) = (ClientEnd::default(), TaskTracker::new());
         let opened = async {
-            let channel = target.connect(settings).await.map_err(AttemptError::Unreachable)?;
+            let channel = target.connect(settings).await.map_err(OpenError::Unreachable)?;
             let host = Host::new(channel, runtime);
             let stream = open_stream(&host, &answers, &end).await?;
             Ok((host, stream))
@@ -189,11 +183,7 @@ impl Drop for Connection {
     }
 }
 
-async fn open_stream(
-    host: &Host,
-    answers: &TaskTracker,
-    end: &ClientEnd,
-) -> Result<Multiplexer, AttemptError> {
+async fn open_stream(host: &Host, answers: &TaskTracker, end: &ClientEnd) -> Result<Multiplexer, OpenError> {
     let mut attempts = 1;
     loop {
         match Multiplexer::open(host.client()).await {
@@ -211,29 +201,30 @@ async fn open_stream(
             }
             // The channel had not noticed yet that its connection broke.
             Err(status) if attempts < ATTEMPTS && errors::broke(&status) => attempts += 1,
-            Err(status) if errors::is_stream_refused(&status) => return Err(AttemptError::Refused(status)),
+            Err(status) if errors::is_stream_rejected(&status) => return Err(OpenError::Rejected(status)),
             Err(status) => {
                 let source = std::error::Error::source(&status);
                 let problem =
                     source.map_or_else(|| status.message().to_owned(), |e| root_cause(e).to_string());
-                return Err(AttemptError::Unreachable(problem));
+                return Err(OpenError::Unreachable(problem));
             }
         }
     }
 }
 
+/// Bounds an attempt in time, and completes the message of its error.
 async fn within<T>(
     address: &str,
     bound: Duration,
-    opened: impl Future<Output = Result<T, AttemptError>>,
+    opened: impl Future<Output = Result<T, OpenError>>,
 ) -> Result<T, OpenError> {
     let problem = |problem: &str| {
         format!("cannot reach a host at {address}: {problem}; start one with `snakepit serve`")
     };
     match tokio::time::timeout(bound, opened).await {
         Ok(opened) => opened.map_err(|error| match error {
-            AttemptError::Unreachable(cause) => OpenError::Unreachable(problem(&cause)),
-            AttemptError::Refused(status) => OpenError::Refused(status),
+            OpenError::Unreachable(cause) => OpenError::Unreachable(problem(&cause)),
+            error => error,
         }),
         Err(_) => {
             Err(OpenError::Timeout(problem(&format!("it did not answer within {} s", bound.as_secs_f64()))))

@@ -40,7 +40,7 @@ use snakepit_session::SessionErrorKind;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// There is no tool with this name.
+    /// The tool does not exist.
     ToolNotFound,
     /// An argument is missing, unknown or of the wrong type.
     InvalidArgument,
@@ -68,7 +68,7 @@ pub enum ErrorKind {
     Deadlock,
     /// A bug in the host or in the worker.
     Internal,
-    /// There is no tokio runtime.
+    /// The call was made outside a tokio runtime, or the runtime of the host has shut down.
     NoRuntime,
     /// A client could not connect to a host.
     NotConnected,

@@ -53,6 +53,23 @@ impl ToolError {
         }
     }
 
+    /// The error of a call whose earlier attempt failed with `earlier`. If that attempt may have run, this error says so, or
+    /// is the earlier one where it cannot.
+    #[must_use]
+    pub fn after(self, earlier: Self) -> Self {
+        if self.may_have_run() || !earlier.may_have_run() {
+            return self;
+        }
+        match self {
+            Self::DeadlineExceeded { tool, .. } => Self::DeadlineExceeded { tool, stage: CallStage::Running },
+            Self::WorkerLost { worker, reason, output_lines, .. } => {
+                Self::WorkerLost { worker, reason, delivered: true, output_lines }
+            }
+            Self::ShuttingDown { .. } => Self::ShuttingDown { delivered: true },
+            _ => earlier,
+        }
+    }
+
     /// Whether the deadline of the call passed.
     #[must_use]
     pub const fn is_timeout(&self) -> bool {
@@ -140,6 +157,24 @@ mod tests {
         ] {
             assert_eq!(error.is_retryable(), retryable, "{error}");
         }
+    }
+
+    #[test]
+    fn an_error_after_an_attempt_that_may_have_run_may_have_run() {
+        let overloaded = || ToolError::Overloaded { queued: 9, limit: 9, retry_after: None };
+        let unavailable = ToolError::Unavailable { reason: "no worker".into(), retry_after: None };
+        for error in [late(CallStage::Queued), lost(false), ToolError::ShuttingDown { delivered: false }] {
+            let kind = error.kind();
+            assert!(!error.clone().after(lost(false)).may_have_run(), "{error}");
+            let after = error.after(lost(true));
+            assert!(after.kind() == kind && after.may_have_run(), "{after}");
+        }
+        for error in [overloaded(), unavailable] {
+            assert!(matches!(error.after(lost(true)), ToolError::WorkerLost { delivered: true, .. }));
+        }
+        assert!(overloaded().after(overloaded()).is_overloaded());
+        let failed = ToolError::Failed(Box::default()).after(lost(true));
+        assert!(matches!(failed, ToolError::Failed(_)));
     }
 
     #[test]

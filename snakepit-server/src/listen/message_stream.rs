@@ -47,13 +47,13 @@ impl<B> MessageStream<B> {
         if now > 0 {
             let cost = data.len().min(now) + SEGMENT_OVERHEAD;
             let charged = self.memory.grow(cost).and_then(|()| self.memory.grow_arriving(cost));
-            if let Err(error) = charged {
-                // The rejection of a first message ends no other call.
-                let ends_others = self.tracker.complete() > 0;
-                let is_small = self.tracker.announced() <= MESSAGE_HEADROOM;
-                if !(ends_others && is_small && self.memory.take_headroom(cost)) {
-                    return Err(stream_rejected(error, ends_others));
-                }
+            // Rejecting the first message of a stream ends no other call.
+            let has_calls = self.tracker.complete() > 0;
+            let may_use_headroom = has_calls && self.tracker.announced() <= MESSAGE_HEADROOM;
+            if let Err(error) = charged
+                && !(may_use_headroom && self.memory.take_headroom(cost))
+            {
+                return Err(stream_rejected(error, has_calls));
             }
         }
         Ok(())

@@ -17,7 +17,9 @@ pub(super) struct RequestMemory {
     reservation: Reservation,
     /// `None` for a request that arrived in one piece.
     arriving: Option<Reservation>,
-    /// The shares of the headroom of the connection and of the host. `None` for requests with a single message.
+    /// Whether the request is a stream of messages.
+    is_stream: bool,
+    /// The shares of the headroom of the connection and of the host, once a budget was exhausted.
     headroom: Option<[Reservation; 2]>,
 }
 
@@ -25,19 +27,23 @@ impl RequestMemory {
     /// Reserves nothing yet.
     pub(super) fn new(connection: &Arc<Connection>) -> Self {
         let reservation = connection.reservation();
-        Self { connection: Arc::clone(connection), reservation, arriving: None, headroom: None }
+        let connection = Arc::clone(connection);
+        Self { connection, reservation, arriving: None, is_stream: false, headroom: None }
     }
 
     /// Reserves nothing yet. Messages of a stream may use headroom when a budget is exhausted, because the rejection of a
     /// message ends the stream and all calls on it. A complete message can be rejected call by call.
     pub(super) fn for_stream(connection: &Arc<Connection>) -> Self {
-        Self { headroom: Some(connection.headroom()), ..Self::new(connection) }
+        Self { is_stream: true, ..Self::new(connection) }
     }
 
     /// Reserves more of the headroom, after a budget was exhausted. Returns `false` if the headroom is exhausted as well, or if
     /// the message is too large for it.
     pub(super) fn take_headroom(&mut self, bytes: usize) -> bool {
-        let Some(shares) = &mut self.headroom else { return false };
+        if !self.is_stream {
+            return false;
+        }
+        let shares = self.headroom.get_or_insert_with(|| self.connection.headroom());
         // A share that grows in vain is released with the message, which the caller rejects.
         shares[0].bytes() + bytes <= MESSAGE_HEADROOM
             && shares.iter_mut().all(|share| share.grow(bytes).is_ok())

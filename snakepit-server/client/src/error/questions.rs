@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn only_values_that_arrived_prove_that_the_tool_ran() {
-        let unsent = PayloadError::Serialize { problem: "a key is no string".into() };
+        let unsent = PayloadError::Serialize { problem: "a key is not a string".into() };
         assert!(!Error::Payload(unsent).may_have_run());
         let arrived = snakepit_session::Payload::null().to_serde::<u8>().unwrap_err();
         assert!(Error::Payload(arrived).may_have_run());

@@ -4,10 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt};
-use snakepit_proto::{
-    headers, pb,
-    status::{DELIVERED, details_of},
-};
+use snakepit_proto::{headers, pb, status::details_of};
 use snakepit_registry::{CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply};
 use snakepit_wire::{
     WireError, check_size, failure_from_wire,
@@ -32,7 +29,9 @@ impl Connection {
             // An idempotent call is retried once if the connection breaks.
             let copy = call.idempotent.then(|| call.clone());
             match (self.attempt(&info, call).await, copy) {
-                (Err(ToolError::ConnectionLost { .. }), Some(copy)) => self.attempt(&info, copy).await,
+                (Err(lost @ ToolError::ConnectionLost { .. }), Some(copy)) => {
+                    self.attempt(&info, copy).await.map_err(|error| error.after(lost))
+                }
                 (answer, _) => answer,
             }
         };
@@ -115,11 +114,6 @@ impl Connection {
     }
 }
 
-/// Whether a status says that the call did not arrive.
-fn is_undelivered(status: &Status) -> bool {
-    details_of(status).metadata.get(DELIVERED).is_some_and(|flag| flag == "false")
-}
-
 fn read_response(
     info: &CallInfo,
     response: Response<pb::ExecuteToolResponse>,
@@ -174,7 +168,7 @@ impl Callee for HostCallee {
         let error = match to_tool_error(&info.tool, &status) {
             error @ (ToolError::ShuttingDown { .. } | ToolError::Unavailable { .. }) => error,
             // The host had no memory for the first message of the stream, so none of its calls arrived.
-            error @ ToolError::TooManyBytes { .. } if is_undelivered(&status) => error,
+            error @ ToolError::TooManyBytes { .. } if details_of(&status).is_undelivered() => error,
             _ => {
                 let problem = cause_of(&status);
                 let source = Some(Arc::new(status) as _);
