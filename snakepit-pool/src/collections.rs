@@ -1,12 +1,13 @@
-//! The collections that hold queued and running calls: those of `slab` and the standard library. Unit tests replace them
-//! by wrappers that count accessed entries, which bounds the work of the pool without a clock.
+//! The collections of queued and running calls, from `slab` and the standard library. Unit tests replace them with wrappers
+//! that count accessed entries, so that they can bound the pool's work without a clock.
 
 #[cfg(test)]
 pub(crate) use self::counted::{Slab, VecDeque, take_accesses};
 #[cfg(not(test))]
 pub(crate) use {slab::Slab, std::collections::VecDeque};
 
-/// Wrappers with the methods that the pool uses. A method that visits several entries counts each of them.
+/// Wrappers that count accesses. They have only the methods that the pool uses. A method that visits several entries counts
+/// each of them.
 #[cfg(test)]
 mod counted {
     use std::{cell::Cell, iter::Inspect};
@@ -146,7 +147,7 @@ mod counted {
             self.0.get_mut(index)
         }
 
-        /// Counts the entry alone. Only a recalled call is inserted, nearly always at the head, where nothing moves.
+        /// Counts only the inserted entry. The pool inserts only recalled calls, nearly always at the head, where no entry moves.
         pub(crate) fn insert(&mut self, index: usize, value: T) {
             count();
             self.0.insert(index, value);

@@ -79,12 +79,12 @@ struct State {
     cancelling: Vec<(WorkerKey, CallId)>,
     /// The workers that are up or stopping, by slot.
     live_workers: Vec<Option<Arc<LiveWorker>>>,
-    /// For each slot, whether it has had a worker.
+    /// Whether each slot has launched a worker before.
     has_launched: Vec<bool>,
     nested: NestedCalls,
     /// The last failed launch or lost worker.
     last_failure: Option<LastFailure>,
-    /// Whether the runtime shut down, and with it the supervisor, before the pool did.
+    /// Whether the runtime, and thus the supervisor, shut down before the pool.
     runtime_has_ended: bool,
     /// The time at which the supervisor's timer fires.
     timer_at: Option<Instant>,
@@ -439,8 +439,8 @@ impl Driver {
         self.ended.notify_waiters();
     }
 
-    /// Fails all calls after the supervisor was dropped because its runtime shut down. Later calls are rejected,
-    /// because no task is left to handle events.
+    /// Fails all calls after the runtime shut down and dropped the supervisor. The pool rejects later calls, because no task
+    /// is left to handle events.
     fn on_runtime_end(&self) {
         if *self.stopped.borrow() {
             return;

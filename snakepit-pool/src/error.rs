@@ -22,7 +22,7 @@ pub enum PoolError {
     Start {
         /// The worker's id.
         worker: WorkerId,
-        /// The cause. The message includes it.
+        /// The cause. The error's message includes it.
         #[source]
         error: WorkerError,
     },

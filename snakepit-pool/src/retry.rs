@@ -141,7 +141,7 @@ where
     }
 }
 
-/// The error for the caller.
+/// Returns the error for the caller, which takes the earlier attempts into account.
 fn after(error: ToolError, earlier: &mut Option<ToolError>) -> ToolError {
     match earlier.take() {
         Some(earlier) => error.after(earlier),

@@ -36,7 +36,7 @@ pub struct WorkerStatus {
     pub state: WorkerState,
     /// The address on which it serves; empty unless it is up.
     pub address: String,
-    /// The time at which it became ready for calls; `None` unless it is up. Serialized as Unix time in seconds.
+    /// The time at which the worker became ready for calls, or `None` if it is not up. Serialized as Unix time in seconds.
     #[cfg_attr(feature = "serde", serde(serialize_with = "as_unix_time"))]
     pub started_at: Option<SystemTime>,
     /// The number of calls that ended on workers of this slot, including calls that were cancelled, timed out or lost.

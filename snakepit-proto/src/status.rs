@@ -113,7 +113,7 @@ pub struct Details {
 }
 
 impl Details {
-    /// Whether the host says that the call or request was not delivered, so it cannot have run.
+    /// Returns whether the host reports that the call or request was not delivered and thus cannot have run.
     #[must_use]
     pub fn is_undelivered(&self) -> bool {
         self.metadata.get(DELIVERED).is_some_and(|flag| flag == "false")

@@ -117,8 +117,8 @@ pub(crate) fn broke(status: &Status) -> bool {
         && !causes(status).any(|cause| cause.is::<TimeoutExpired>() || cause.is::<ConnectError>())
 }
 
-/// Returns whether the host ended a stream because it rejects the first message on it: that of a large call, which has a
-/// separate stream. The message is too large, or the host has too little memory for it at the moment.
+/// Returns whether the host ended a stream because it rejected the first message. Only large calls, which have separate
+/// streams, receive this status. The message is too large, or the host currently lacks the memory for it.
 pub(crate) fn is_message_rejected(status: &Status) -> bool {
     let details = details_of(status);
     match details.reason.as_deref() {
@@ -128,7 +128,7 @@ pub(crate) fn is_message_rejected(status: &Status) -> bool {
     }
 }
 
-/// Returns whether a host that can be reached rejects a new stream, for now or because it shuts down.
+/// Returns whether a reachable host rejects a new stream because it is overloaded or shutting down.
 pub(crate) fn is_stream_rejected(status: &Status) -> bool {
     matches!(details_of(status).reason.as_deref(), Some(OVERLOADED | SHUTTING_DOWN))
 }

@@ -1,8 +1,8 @@
-//! Interrupts cancelled calls: a thread sends signals to Python's main thread.
+//! Interrupts cancelled calls with signals to Python's main thread.
 //!
-//! A signal has two advantages over `PyThreadState_SetAsyncExc`. It also ends blocking system calls such as
-//! `time.sleep`. Its handler runs on the main thread and checks there that the cancelled call is still running, so a
-//! late signal cannot hit the next call, and the sending thread does not need the GIL.
+//! Signals have three advantages over `PyThreadState_SetAsyncExc`. They also interrupt blocking system calls such as
+//! `time.sleep`. The handler runs on the main thread and checks that the cancelled call is still running, so a late signal
+//! cannot interrupt the next call. The sending thread does not need the GIL.
 
 use std::{
     sync::{Arc, mpsc},
@@ -13,11 +13,11 @@ use nix::sys::{pthread, signal::Signal};
 
 use crate::state::CallState;
 
-/// The signal that makes the main thread check whether its call was cancelled. Processes ignore it by default, so it does
+/// The signal that makes the main thread check whether its call was cancelled. Its default action is to ignore it, so it does
 /// not harm child processes that receive it.
 pub(crate) const SIGNAL: Signal = Signal::SIGURG;
-/// The time that a cancelled call has to end before the first signal, and after each signal before the thread considers
-/// another one.
+/// The grace period of a cancelled call before the first signal, and after each signal before the thread considers another
+/// one.
 const GRACE: Duration = Duration::from_millis(100);
 /// The additional wait before each further signal. A tool that caught the exception of one signal receives the next.
 const REPEAT_INTERVAL: Duration = Duration::from_millis(900);
@@ -38,7 +38,7 @@ pub(crate) fn spawn() -> std::io::Result<mpsc::Sender<Arc<CallState>>> {
                 if call.wait_ended(GRACE) {
                     break;
                 }
-                // A deferred interruption, for example during an import, had no effect yet.
+                // A deferred interruption, for example during an import, has not taken effect yet.
                 wait = if call.take_deferred() {
                     Duration::ZERO
                 } else {

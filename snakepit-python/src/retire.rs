@@ -1,4 +1,4 @@
-//! Ends a worker that cannot run further calls after one of them. It stops as if the host had stopped it.
+//! Stops a worker that a call has left unable to run further calls. The worker shuts down as if the host had stopped it.
 
 use std::{
     io::{self, Write},
@@ -20,8 +20,8 @@ use crate::{
     state::{CallState, Interruption},
 };
 
-/// The time for which a retiring worker still answers requests. The host asks in this time whether the cancelled call has
-/// ended, and receives rejections of other calls.
+/// The time for which a retiring worker still answers requests. Meanwhile, the host can query whether the cancelled call has
+/// ended, and the worker rejects other calls.
 const LINGER: Duration = Duration::from_millis(250);
 /// The limit for Python's finalization: exit handlers, and threads that Python joins.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -65,7 +65,7 @@ impl RuntimeHandle {
         }
     }
 
-    /// Lets the second IO thread drive the runtime, because the executor is about to wait outside it.
+    /// Hands the runtime to the second IO thread, because the executor is about to block outside of it.
     pub(crate) fn hand_over(self) {
         if let Self::Worker(io) = self {
             io.hand_over();

@@ -1,4 +1,4 @@
-//! The values that a host tool may return. They become payloads, and errors become failures.
+//! Converts the return values of host tools to payloads, and their errors to failures.
 
 use std::{
     any::{Any, type_name},
@@ -24,7 +24,7 @@ use crate::ToolFailure;
 /// | `Option<T>`, `Vec<T>`, arrays, maps, sets, tuples, `Arc<T>` of `T: Serialize` | the value |
 /// | [`Payload`], `Result<Payload, E>` | the payload, including a buffer |
 ///
-/// Your own types can implement the trait. Without it, a struct needs [`Json`]; the compiler suggests it:
+/// Implement the trait for your own types, or wrap them in [`Json`]. The compiler suggests the wrapper:
 ///
 /// ```compile_fail,E0277
 /// # use snakepit_registry::FnTool;
@@ -72,7 +72,7 @@ pub trait IntoAnswer {
     fn into_answer(self) -> Result<Payload, Box<ToolFailure>>;
 }
 
-/// Returns a value that serializes from a host tool: [`IntoAnswer`].
+/// A wrapper that makes any [`Serialize`] value an [answer](IntoAnswer) of a host tool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Json<T>(
     /// The value.
@@ -97,7 +97,7 @@ impl<T: Serialize + 'static> IntoAnswer for Json<T> {
     }
 }
 
-/// Types that become an answer through serde. `Result` is not among them, because it would answer with its error.
+/// Implements [`IntoAnswer`] for types through serde. `Result` is excluded, because its error would become an answer.
 macro_rules! values {
     ($([$($parameters:tt)*] $type:ty,)+) => {$(
         impl<$($parameters)*> IntoAnswer for $type {
@@ -167,7 +167,7 @@ fn serialize<T: Serialize + 'static>(value: T) -> Result<Payload, Box<ToolFailur
 }
 
 fn serialize_shared<T: Serialize + 'static>(value: &T) -> Result<Payload, Box<ToolFailure>> {
-    // A payload serializes in the form in which backends store it. As an answer, it is already what the caller receives.
+    // Serializing a payload would produce its storage format, but callers receive the payload itself.
     match (value as &dyn Any).downcast_ref::<Payload>() {
         Some(payload) => Ok(payload.clone()),
         None => Payload::try_from_serde(value).map_err(failure),
@@ -182,7 +182,7 @@ fn failure<E: fmt::Display>(error: E) -> Box<ToolFailure> {
     })
 }
 
-/// The name of a type without its modules. For strings, which are not error types, a generic name.
+/// Returns the name of a type without its modules, or a generic name for strings, which are not error types.
 fn short_type_name<E>() -> &'static str {
     let name = type_name::<E>();
     match name.split('<').next().and_then(|name| name.rsplit("::").next()) {

@@ -74,8 +74,8 @@ pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), To
                 return Err(invalid(spec, &parameter.name, problem));
             }
             None if parameter.required => {
-                let unknown =
-                    unknown(spec, arguments).map(|(name, hint)| format!(", and `{name}` is unknown{hint}"));
+                let unknown = unknown_argument(spec, arguments)
+                    .map(|(name, hint)| format!(", and `{name}` is unknown{hint}"));
                 let problem =
                     format!("is missing{}; the tool takes {}", unknown.unwrap_or_default(), signature(spec));
                 return Err(invalid(spec, &parameter.name, problem));
@@ -83,14 +83,15 @@ pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), To
             None => {}
         }
     }
-    if let Some((name, hint)) = unknown(spec, arguments) {
+    if let Some((name, hint)) = unknown_argument(spec, arguments) {
         return Err(invalid(spec, name, format!("is unknown{hint}; the tool takes {}", signature(spec))));
     }
     Ok(())
 }
 
-/// Finds an argument that a closed spec does not have, and a hint at the most similar parameter, if any is similar.
-fn unknown<'a>(spec: &ToolSpec, arguments: &'a Arguments) -> Option<(&'a str, String)> {
+/// Returns an argument that is not in a closed spec, and a hint at the most similar parameter. The hint is empty if no
+/// parameter is similar.
+fn unknown_argument<'a>(spec: &ToolSpec, arguments: &'a Arguments) -> Option<(&'a str, String)> {
     if !spec.closed {
         return None;
     }

@@ -4,8 +4,8 @@ use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use snakepit_session::SessionError;
 
+mod classification;
 mod kind;
-mod questions;
 
 pub use kind::ErrorKind;
 
@@ -118,9 +118,9 @@ pub enum ToolError {
         "the answer was dropped: unread answers already occupy {used} bytes, the limit is {limit}; read them first"
     )]
     AnswerDropped {
-        /// The bytes that unread answers occupy.
+        /// The number of bytes that unread answers occupy.
         used: usize,
-        /// The most bytes that unread answers may occupy.
+        /// The maximum number of bytes that unread answers may occupy.
         limit: usize,
     },
     /// The call's deadline passed.

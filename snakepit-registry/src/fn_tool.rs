@@ -67,7 +67,8 @@ pub struct FnTool {
 
 impl FnTool {
     /// Creates a tool from a closure that takes all arguments as one value, such as a struct or a map.
-    /// It returns any [`IntoAnswer`]: a number, text or collection, [`Json`](crate::Json) of a struct, a [`Payload`], or a `Result`.
+    /// The closure returns any [`IntoAnswer`]: a number, text or collection, [`Json`](crate::Json) of a struct, a [`Payload`],
+    /// or a `Result`.
     pub fn typed<A, R, F, Fut>(name: &str, tool: F) -> Self
     where
         A: DeserializeOwned + Send + 'static,
@@ -103,8 +104,8 @@ impl FnTool {
         Self { spec: ToolSpec::new(name), run: Arc::new(run) }
     }
 
-    /// Creates a tool that answers with a stream. It supports only streaming calls. Each item is any [`IntoAnswer`] except a
-    /// payload with a buffer. An error ends the stream.
+    /// Creates a tool that answers with a stream. It supports only streaming calls. Items are any [`IntoAnswer`] except payloads
+    /// with a buffer. An error ends the stream.
     pub fn stream<A, R, F, S>(name: &str, tool: F) -> Self
     where
         A: DeserializeOwned + Send + 'static,
@@ -175,8 +176,8 @@ fn parse_call<A: DeserializeOwned>(call: ToolCall) -> Result<(String, CallMode, 
 /// Converts an item of a stream. The wire carries only its JSON.
 fn chunk(tool: &str, value: &Payload) -> Result<Chunk, ToolError> {
     if value.binary().is_some() {
-        let message =
-            "an item of a stream is a payload with a buffer; return it from a tool without a stream";
+        let message = "a stream item is a payload with a buffer, which streams do not support; return it from a tool \
+                       that does not stream";
         return Err(failure(tool, "PayloadError", message.to_owned()));
     }
     Ok(Chunk { data: value.json().clone(), metadata: std::collections::BTreeMap::new() })
@@ -312,7 +313,7 @@ mod tests {
         let expected = |ty: &str, text: &str| ("t".to_owned(), ty.to_owned(), text.to_owned());
         let out = FnTool::typed("t", |(): ()| async { Err::<Score, _>(OutOfStock) });
         assert_eq!(named(out).await, expected("OutOfStock", "the shelf is empty"));
-        // These errors serialize, but they do not become answers.
+        // The types of these errors serialize, but an error never becomes an answer.
         let text = FnTool::typed("t", |(): ()| async { Err::<i64, _>("no".to_owned()) });
         assert_eq!(named(text).await, expected("HostToolError", "no"));
         let value = FnTool::typed("t", |(): ()| async { Err::<Payload, _>(json!("no")) });

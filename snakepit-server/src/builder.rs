@@ -111,8 +111,8 @@ impl Builder {
         self.default_timeout(timeout)
     }
 
-    /// Sets the name of the pool, which is the prefix of its workers' ids and appears in logs and metrics: one word. The default
-    /// is `default`.
+    /// Sets the name of the pool, a single word. Worker ids begin with it, and logs and metrics contain it. The default is
+    /// `default`.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.pool.name = name.into();
         self
@@ -148,9 +148,10 @@ impl Builder {
     /// 256 MiB.
     ///
     /// The same limit applies to large answers that the client has not read. Further answers wait, and the host drops values
-    /// of tools above twice the limit. A single request or answer may exceed the limit. Messages of up to
-    /// 2 MiB that are arriving on streams may use 8 MiB more, and 64 MiB for all connections together, so that the host can
-    /// reject calls one by one and need not end their stream.
+    /// of tools above twice the limit. A single request or answer may exceed the limit.
+    ///
+    /// The host admits arriving stream messages of up to 2 MiB into an additional headroom, so that it can reject single calls
+    /// instead of ending their stream. The headroom is 8 MiB per connection, and 64 MiB for all connections.
     pub const fn connection_bytes(mut self, bytes: usize) -> Self {
         self.connection_bytes = Some(bytes);
         self
@@ -190,21 +191,21 @@ impl Builder {
         self
     }
 
-    /// Limits the time that a cancelled call has to end before the host kills its worker. The maximum is one day. [`PoolConfig`]
+    /// Sets the grace period of a cancelled call. Afterwards, the host kills its worker. The maximum is one day. [`PoolConfig`]
     /// has the default.
     pub const fn cancel_grace(mut self, grace: Duration) -> Self {
         self.pool.cancel_grace = grace;
         self
     }
 
-    /// Sets the number of calls that one worker runs concurrently, 1 to 256. The default is 1, and the only value for Python
-    /// workers ([`adapter`](Self::adapter)), which run one call at a time.
+    /// Sets the number of calls that one worker runs concurrently, from 1 to 256. The default is 1. Python workers
+    /// ([`adapter`](Self::adapter)) run one call at a time and accept no other value.
     pub const fn concurrency(mut self, calls: usize) -> Self {
         self.pool.concurrency = calls;
         self
     }
 
-    /// Sets the most times that an idempotent call may begin if its workers are lost, including the first time, 1 to 10.
+    /// Sets the maximum number of attempts of an idempotent call whose workers are lost, including the first, from 1 to 10.
     /// [`PoolConfig`] has the default.
     pub const fn max_attempts(mut self, attempts: usize) -> Self {
         self.pool.max_attempts = attempts;

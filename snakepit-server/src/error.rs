@@ -50,7 +50,7 @@ pub enum StartError {
     NoBridge {
         /// The interpreter.
         python: PathBuf,
-        /// How the host found the interpreter, as the end of a sentence: "by $VIRTUAL_ENV".
+        /// The origin of the interpreter, in words that can follow "chosen", such as "by $VIRTUAL_ENV".
         origin: &'static str,
     },
     /// The workers did not start.

@@ -96,8 +96,8 @@ impl Host {
         }
     }
 
-    /// Renews sessions in use until the host stops. If the future is dropped earlier, because its runtime shuts down, the host
-    /// records that [its runtime has ended](Self::runtime_has_ended).
+    /// Renews sessions in use until the host stops. If the runtime shuts down and drops the future earlier, the host records that
+    /// [its runtime has ended](Self::runtime_has_ended).
     pub(crate) fn keep(self: &Arc<Self>) -> impl Future<Output = ()> + Send + use<> {
         let guard = RuntimeEndGuard(Arc::downgrade(self));
         let renewing = Arc::clone(&self.renewer).run(Arc::clone(&self.sessions), self.stop.clone());
@@ -268,7 +268,7 @@ impl CallSession {
     }
 }
 
-/// Records the end of the runtime: the task that holds this guard is dropped before the host stops.
+/// Records the end of the runtime when its task is dropped before the host stops.
 struct RuntimeEndGuard(Weak<Host>);
 
 impl Drop for RuntimeEndGuard {

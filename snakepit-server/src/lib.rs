@@ -54,7 +54,7 @@ pub use snakepit::Snakepit;
 /// A call on a host in this process, unless `H` is [`RemoteHost`].
 pub type CallBuilder<H = LocalHost> = snakepit_client::CallBuilder<H>;
 
-/// A watch to be started on a host in this process, unless `H` is [`RemoteHost`].
+/// A builder of a watch, by default on a host in this process.
 pub type WatchBuilder<H = LocalHost> = snakepit_client::WatchBuilder<H>;
 
 /// A session of a host in this process, unless `H` is [`RemoteHost`].

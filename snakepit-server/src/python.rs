@@ -10,11 +10,11 @@ use crate::StartError;
 const PYTHON_VARIABLE: &str = "SNAKEPIT_PYTHON";
 const BY_VARIABLE: &str = "by $SNAKEPIT_PYTHON";
 
-/// A Python interpreter, and how it was found.
+/// A Python interpreter and its origin.
 #[derive(Debug)]
 pub(crate) struct Interpreter {
     pub(crate) path: PathBuf,
-    /// The end of a sentence that begins with "chosen": "by $VIRTUAL_ENV".
+    /// The origin, in words that can follow "chosen", such as "by $VIRTUAL_ENV".
     origin: &'static str,
 }
 
@@ -45,8 +45,10 @@ impl Interpreter {
             return Self { path, origin: BY_VARIABLE };
         }
         let start_dir = std::env::current_dir().unwrap_or_default();
-        find_in(variable("VIRTUAL_ENV").as_deref(), &start_dir)
-            .unwrap_or_else(|| Self { path: "python3".into(), origin: "from $PATH, as there is no .venv" })
+        find_in(variable("VIRTUAL_ENV").as_deref(), &start_dir).unwrap_or_else(|| Self {
+            path: "python3".into(),
+            origin: "from $PATH, because there is no .venv",
+        })
     }
 
     /// Converts the error of a worker that ended because its interpreter lacks `snakepit_bridge`.

@@ -314,8 +314,8 @@ pub(crate) const fn answer_dropped(BudgetExhausted { used, limit }: BudgetExhaus
     ToolError::AnswerDropped { used, limit }
 }
 
-/// The status that ends a stream because a budget has no bytes for its next message. `delivered` is whether an earlier message
-/// has arrived, whose calls may have begun.
+/// The status that ends a stream whose next message exceeds a budget. `delivered` states whether an earlier message arrived.
+/// Its calls may have begun.
 pub(crate) fn stream_rejected(error: ToolError, delivered: bool) -> Status {
     let status = from_tool_error(error);
     let mut details = status.get_error_details();

@@ -1,4 +1,4 @@
-//! Every type in a public signature can be named through `snakepit_server`, so that a program depends on one crate.
+//! Checks that `snakepit_server` exports every type in a public signature, so that programs depend on a single crate.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -12,14 +12,14 @@ const FILES: [&str; 28] = [
     "snakepit-server/client/src/caller.rs",
     "snakepit-server/client/src/client.rs",
     "snakepit-server/client/src/error.rs",
-    "snakepit-server/client/src/error/questions.rs",
+    "snakepit-server/client/src/error/classification.rs",
     "snakepit-server/client/src/session.rs",
     "snakepit-server/client/src/session/variables.rs",
     "snakepit-registry/src/answer.rs",
     "snakepit-registry/src/arguments.rs",
     "snakepit-registry/src/call.rs",
     "snakepit-registry/src/error.rs",
-    "snakepit-registry/src/error/questions.rs",
+    "snakepit-registry/src/error/classification.rs",
     "snakepit-registry/src/fn_tool.rs",
     "snakepit-registry/src/handler.rs",
     "snakepit-registry/src/reply.rs",

@@ -8,7 +8,7 @@ use crate::SessionError;
 
 /// Identifies a session. Any non-empty text without control characters, at most [`SessionId::MAX_BYTES`] long.
 ///
-/// Strings convert by `try_into` and `parse`. Deserialization checks the id too, so a request type can contain one:
+/// Use `try_into` or `parse` to convert a string. Deserialization also validates the id, so request types can contain it:
 ///
 /// ```
 /// use serde::Deserialize;
@@ -130,7 +130,7 @@ impl<'de> Deserialize<'de> for SessionId {
     }
 }
 
-/// So that functions accept both valid ids and text that may be invalid.
+/// Lets functions with `TryInto<SessionId>` bounds accept ids as well as text.
 impl From<Infallible> for SessionError {
     fn from(never: Infallible) -> Self {
         match never {}

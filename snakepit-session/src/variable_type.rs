@@ -21,8 +21,8 @@ const MAX_CONSTRAINTS: usize = 64 * 1024;
 
 /// The type of a variable with its constraints.
 ///
-/// Build it by [`VariableType::float`] and its siblings, or from the JSON of the constraints by
-/// [`VariableType::with_constraints`]:
+/// Build it with [`VariableType::float`] and similar functions, or with [`VariableType::with_constraints`] from constraints in
+/// JSON:
 ///
 /// | type | constraints |
 /// | --- | --- |

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use crate::{ExitReason, Worker, WorkerId, WorkerLauncher};
 
-/// The timeout of each step. It only detects a hang, so it is far longer than a launch takes.
+/// The timeout of each step. It only detects hangs, so it far exceeds the duration of a launch.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_GRACE: Duration = Duration::from_secs(10);
 

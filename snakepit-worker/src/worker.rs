@@ -111,7 +111,7 @@ impl Worker {
         let mut exit = self.exit.clone();
         match exit.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(exit)) => exit.clone(),
-            // The launcher's end was dropped without a report, because the runtime aborted its task.
+            // The `LauncherEnd` was dropped without a report, because the runtime aborted its task.
             _ => WorkerExit {
                 reason: ExitReason::Killed { why: "the task that supervises it has ended".to_owned() },
                 output_lines: Vec::new(),

@@ -59,7 +59,7 @@ mod sessions {
 
     const SESSIONS: usize = 10_000;
 
-    /// Returns the index of the next session. Each thread has a separate counter, which avoids contention.
+    /// Returns the index of the next session. Counters are per thread to avoid contention.
     fn next() -> usize {
         thread_local!(static NEXT: std::cell::Cell<usize> = std::cell::Cell::new({
             static THREADS: AtomicUsize = AtomicUsize::new(0);

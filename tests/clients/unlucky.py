@@ -321,7 +321,7 @@ def a_cut_connection_loses_at_most_the_running_calls(address: str, _: int) -> No
             safe.call("add", a=1, b=2)
         assert not rejected.value.may_have_run
 
-    # The first attempt ran, although the client cannot send the next one.
+    # The first attempt ran. The client cannot send the second one.
     proxy = FaultyProxy(address)
     with Client(proxy.address) as client, tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as threads:
         path = Path(folder) / "ran"

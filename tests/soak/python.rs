@@ -1,4 +1,4 @@
-//! Runs the Python client under load. Faults freeze and kill it.
+//! Runs the Python client under load, and freezes and kills it.
 
 use std::{
     process::Stdio,

@@ -81,11 +81,11 @@ async fn errors_name_the_body_limit_of_nginx() {
     // The next call opens a new stream.
     let sum: i64 = client.execute("add", json!({"a": 1, "b": 2})).await.unwrap();
     assert_eq!(sum, 3);
-    // The command line sends each call as a separate request. The proxy passes a request below its limit.
+    // The command line sends each call as a separate request. The proxy forwards requests below its limit.
     let args = json!({"text": "x".repeat(100_000)}).to_string();
     let (code, _) = cli(&proxy.address(), &["call", "echo", "--args", &args]).await;
     assert_eq!(code, Some(0));
-    // The client sends such a large call as a separate request, too, which is above the limit.
+    // The client also sends such a large call as a separate request, which exceeds the limit.
     let error = client.execute::<Value>("echo", json!({"text": "x".repeat(5_000_000)})).await.unwrap_err();
     assert!(error.to_string().contains("client_max_body_size 0"), "{error}");
 }

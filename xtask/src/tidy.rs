@@ -92,7 +92,7 @@ fn constructs_status(line: &str) -> bool {
     calls.any(|(before, after)| {
         !before.ends_with(|c: char| c.is_alphanumeric())
             && after.starts_with(|c: char| c.is_ascii_lowercase())
-            // This one reads a status.
+            // Parses a status instead of constructing one.
             && !after.starts_with("from_header_map")
     })
 }

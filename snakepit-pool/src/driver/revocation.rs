@@ -11,8 +11,8 @@ use super::{
 };
 use crate::scheduler::earlier;
 
-/// The time that a call has to end after a signal. Only a call that is not polled takes longer, and then the driver revokes its
-/// lease.
+/// The time within which a call must end after a signal. Only a call that is not polled takes longer. The driver then revokes
+/// its lease.
 const REVOKE_AFTER: Duration = Duration::from_millis(50);
 
 impl Driver {
@@ -86,7 +86,7 @@ impl Driver {
 }
 
 impl State {
-    /// Whether a call holds a worker, or was abandoned and has not provably ended.
+    /// Whether a call holds a worker, or was abandoned without proof that it ended.
     fn may_run(&self, call: CallId) -> bool {
         self.cancelling.iter().any(|(_, cancelling)| *cancelling == call)
             || self.leases.iter().any(|(_, lease)| lease.call == call && !lease.revoked)

@@ -62,7 +62,7 @@ impl Waiter {
         self.resolve(WaiterState::Failed(error))
     }
 
-    /// Ends the wait, unless it has ended already, and returns the waker of the task.
+    /// Ends the wait and returns the task's waker. Has no effect if the wait has already ended.
     fn resolve(&mut self, state: WaiterState) -> Option<Waker> {
         match std::mem::replace(&mut self.state, state) {
             WaiterState::Waiting(waker) => waker,

@@ -18,7 +18,7 @@ impl Scheduler {
         let last_is_busy = self.should_wait_behind(self.last_brief, call.load, now);
         let next = self.next_slot(call.load, now)?;
         let is_idle = |slot| self.capacity.running(slot) < self.limits.concurrency;
-        // While another worker may be idle, a busy worker gets only calls that are short enough to wait for it.
+        // While another worker may be idle, a busy worker receives only calls that are short enough to wait.
         let may_wait_behind = |slot| match last_is_busy {
             true => self.should_wait_behind(slot, call.load, now),
             false => !is_idle(next) && !self.is_stalled(slot, now),
@@ -49,7 +49,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether this call should wait for a busy slot although another one is idle.
+    /// Whether this call should wait for a busy slot even if another slot is idle.
     fn should_wait_behind(&self, slot: u32, load: Load, now: Instant) -> bool {
         let is_full = |up: &Up| up.running() as usize >= self.limits.concurrency;
         let should_wait = |up: &Up| is_full(up) && up.should_wait_behind(load) && up.stalls_at() > now;
@@ -84,7 +84,7 @@ impl Scheduler {
         }
     }
 
-    /// Queues a recalled call again, in its old place.
+    /// Returns a recalled call to its old place in the queue.
     pub(super) fn on_returned(&mut self, worker: WorkerKey, call: QueuedCall, now: Instant) {
         self.in_flight -= 1;
         self.remove_unbegun(worker, call.load);

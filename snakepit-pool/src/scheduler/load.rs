@@ -9,7 +9,7 @@ const MAX_BACKLOG: Duration = Duration::from_millis(1);
 /// The time to wake an idle worker, which is not worth it for a shorter call.
 const WAKE_COST: Duration = Duration::from_micros(10);
 
-/// The most work in such short calls that may wait on a busy worker. Above it, the pool wakes an idle one.
+/// The maximum backlog of such short calls on a busy worker. Above it, the pool wakes an idle worker.
 const MAX_SHORT_BACKLOG: Duration = Duration::from_micros(100);
 
 /// The longest expected time of a brief call. Longer calls are never handed over ahead, and no call waits behind them

@@ -48,16 +48,16 @@ def check(spec: ToolSpec, arguments: Mapping[str, Any]) -> None:
             if not _fits(parameter, got, arguments[name]):
                 raise _invalid(spec, name, f"is {_article(got)} {got}, expected {parameter['type']}")
         elif parameter["required"]:
-            found = _unknown(spec, arguments)
+            found = _unknown_argument(spec, arguments)
             unknown = f", and `{found[0]}` is unknown{found[1]}" if found else ""
             raise _invalid(spec, name, f"is missing{unknown}; the tool takes {_signature(spec)}")
-    if found := _unknown(spec, arguments):
+    if found := _unknown_argument(spec, arguments):
         name, hint = found
         raise _invalid(spec, name, f"is unknown{hint}; the tool takes {_signature(spec)}")
 
 
-def _unknown(spec: ToolSpec, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Find an argument that a closed spec does not have, and a hint at the most similar parameter."""
+def _unknown_argument(spec: ToolSpec, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return an argument that is not in a closed spec, and a hint at the most similar parameter."""
     if not spec["closed"]:
         return None
     names = [parameter["name"] for parameter in spec["parameters"]]

@@ -50,7 +50,7 @@ pub(super) enum OpenError {
     /// The host did not answer in time.
     Timeout(String),
     Unreachable(String),
-    /// The host rejected the stream with this status, because it is overloaded or shuts down.
+    /// The host rejected the stream with this status because it is overloaded or shutting down.
     Rejected(Status),
 }
 
@@ -212,7 +212,7 @@ async fn open_stream(host: &Host, answers: &TaskTracker, end: &ClientEnd) -> Res
     }
 }
 
-/// Bounds an attempt in time, and completes the message of its error.
+/// Applies a timeout to a connection attempt and adds the address to its error.
 async fn within<T>(
     address: &str,
     bound: Duration,

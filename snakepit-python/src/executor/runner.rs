@@ -16,12 +16,12 @@ use tokio::{
 use super::{Executor, PendingAnswers};
 use crate::{io::Io, tools::Job};
 
-/// The longest time between two turns of the IO while calls follow each other without a pause. Answers and incoming
-/// messages wait that long. It is short, so the host handles the first answers while the last calls run. A call that
-/// kills this process does not destroy waiting answers, because they are also stored outside of it.
+/// The maximum time between two turns of the IO while calls follow each other without a pause. Answers and incoming
+/// messages wait at most that long. The delay is short so that the host handles the first answers while the last calls run.
+/// Waiting answers survive a call that kills this process, because they are also stored outside of it.
 const MAX_IO_DELAY: Duration = Duration::from_micros(30);
 
-/// The longest time for which calls that follow each other without a pause delay the worker's own tasks.
+/// The maximum time for which uninterrupted calls delay the worker's own tasks.
 const MAX_TASK_DELAY: Duration = Duration::from_millis(1);
 
 /// The interval for polling an event loop that does not report its timers.
@@ -35,7 +35,7 @@ pub(crate) struct Runner {
     io: Io,
     /// Locked while calls run.
     pending: Mutex<PendingAnswers>,
-    /// The next call, if it must run in another context because the last one has changed this one.
+    /// The next call, if the last one changed this context and the next one needs a new context.
     next: Mutex<Option<Job>>,
 }
 
@@ -88,7 +88,7 @@ impl Runner {
                 }
                 if flushed || now - io_driven_at >= MAX_IO_DELAY {
                     if !flushed {
-                        // Safe while this thread holds the GIL: no task that the turn runs waits for a thread that needs it.
+                        // Cannot deadlock although this thread holds the GIL: no task of the turn waits for a thread that needs it.
                         self.io.turn();
                         pending.io_driven(self.io);
                     }
@@ -144,7 +144,7 @@ impl Runner {
         let turned = plan.turn_async.bind(py).call0().and_then(|more| more.extract::<Option<f64>>());
         match turned {
             Ok(more) => more.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
-            // SystemExit comes from a task and ends only that task. Any other exception is a failure of the loop.
+            // `SystemExit` comes from a task and ends only that task. Any other exception is an error of the loop.
             Err(error) => {
                 let is_broken = error.is_instance_of::<PyException>(py);
                 error.write_unraisable(py, Some(plan.turn_async.bind(py)));

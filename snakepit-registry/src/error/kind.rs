@@ -64,7 +64,7 @@ pub enum ErrorKind {
     NoWorker,
     /// The host is shutting down.
     ShuttingDown,
-    /// The call would wait for itself.
+    /// The call would deadlock, because it would wait for itself.
     Deadlock,
     /// A bug in the host or in the worker.
     Internal,
@@ -103,40 +103,40 @@ impl ErrorKind {
         self.row().http_status
     }
 
-    /// Whether the same call may succeed later, without a change by the caller. A repetition may run the tool twice, unless
-    /// [`ToolError::is_retryable`](crate::ToolError::is_retryable) holds or the tool is idempotent.
+    /// Whether the same call may succeed later without a change by the caller. A retry may run the tool twice. It is safe if
+    /// [`ToolError::is_retryable`](crate::ToolError::is_retryable) returns `true` or the tool is idempotent.
     #[must_use]
     pub const fn is_transient(self) -> bool {
         self.row().is_transient
     }
 
     const fn row(self) -> Row {
-        const fn lasting(reason: &'static str, http_status: u16) -> Row {
+        const fn permanent(reason: &'static str, http_status: u16) -> Row {
             Row { reason, http_status, is_transient: false }
         }
         const fn transient(reason: &'static str, http_status: u16) -> Row {
             Row { reason, http_status, is_transient: true }
         }
         match self {
-            Self::ToolNotFound => lasting("TOOL_NOT_FOUND", 404),
-            Self::InvalidArgument => lasting("INVALID_ARGUMENT", 422),
-            Self::Unsupported => lasting("UNSUPPORTED", 501),
-            Self::ToolFailed => lasting("TOOL_FAILED", 500),
+            Self::ToolNotFound => permanent("TOOL_NOT_FOUND", 404),
+            Self::InvalidArgument => permanent("INVALID_ARGUMENT", 422),
+            Self::Unsupported => permanent("UNSUPPORTED", 501),
+            Self::ToolFailed => permanent("TOOL_FAILED", 500),
             Self::Overloaded => transient("OVERLOADED", 429),
-            Self::AnswerDropped => lasting("ANSWER_DROPPED", 507),
+            Self::AnswerDropped => permanent("ANSWER_DROPPED", 507),
             Self::DeadlineExceeded => transient("DEADLINE_EXCEEDED", 504),
-            Self::Cancelled => lasting("CANCELLED", 499),
+            Self::Cancelled => permanent("CANCELLED", 499),
             Self::WorkerLost => transient("WORKER_LOST", 502),
             Self::ConnectionLost => transient("CONNECTION_LOST", 502),
             Self::NoWorker => transient("NO_WORKER", 503),
             Self::ShuttingDown => transient("SHUTTING_DOWN", 503),
-            Self::Deadlock => lasting("DEADLOCK", 500),
-            Self::Internal => lasting("INTERNAL", 500),
-            Self::NoRuntime => lasting("NO_RUNTIME", 500),
+            Self::Deadlock => permanent("DEADLOCK", 500),
+            Self::Internal => permanent("INTERNAL", 500),
+            Self::NoRuntime => permanent("NO_RUNTIME", 500),
             Self::NotConnected => transient("NOT_CONNECTED", 502),
-            Self::Rejected => lasting("REJECTED", 502),
-            Self::InvalidPayload => lasting("INVALID_PAYLOAD", 500),
-            Self::NotStarted => lasting("NOT_STARTED", 500),
+            Self::Rejected => permanent("REJECTED", 502),
+            Self::InvalidPayload => permanent("INVALID_PAYLOAD", 500),
+            Self::NotStarted => permanent("NOT_STARTED", 500),
             Self::Session(kind) => Row {
                 reason: kind.reason(),
                 http_status: kind.http_status(),

@@ -1,4 +1,4 @@
-//! Model check of the generation, which tells readers whether their cached list of tools is current.
+//! Model check of the generation, by which readers detect a stale list of tools.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -7,7 +7,7 @@ use loom::thread;
 use super::*;
 
 fn snapshot(registry: &Registry) -> (u64, usize) {
-    // The generation comes first, as the documentation of `generation` requires.
+    // Reads the generation before the tools, as the documentation of `generation` requires.
     (registry.generation(), registry.tools().len())
 }
 

@@ -1,4 +1,4 @@
-//! Parses and converts sizes of the command line.
+//! Parses and converts sizes on the command line.
 
 use bytesize::ByteSize;
 
@@ -10,7 +10,7 @@ pub(crate) fn bytes(size: ByteSize) -> usize {
 /// Parses `4096`, `10MB` or `256MiB`.
 pub(crate) fn parse(value: &str) -> Result<ByteSize, String> {
     value.trim().parse().map_err(|_| {
-        "not a size; it takes a number of bytes, or a number and a unit, such as 4096, 10MB or 256MiB"
+        "not a size; expected a number of bytes, or a number and a unit, such as 4096, 10MB or 256MiB"
             .to_owned()
     })
 }
@@ -18,7 +18,7 @@ pub(crate) fn parse(value: &str) -> Result<ByteSize, String> {
 /// Parses a size of at least one byte.
 pub(crate) fn parse_positive(value: &str) -> Result<ByteSize, String> {
     match parse(value)? {
-        ByteSize(0) => Err("it takes at least 1 byte, because no call fits into 0".to_owned()),
+        ByteSize(0) => Err("it must be at least 1 byte, because no call fits into 0 bytes".to_owned()),
         size => Ok(size),
     }
 }

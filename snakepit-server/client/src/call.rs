@@ -93,8 +93,8 @@ impl<H: HostHandle> CallBuilder<H> {
         self
     }
 
-    /// Runs the call in an existing session: a [`SessionId`] or a reference to one, or text. An invalid id fails the call with
-    /// [`SessionError::InvalidId`](snakepit_session::SessionError::InvalidId).
+    /// Runs the call in an existing session. Accepts a [`SessionId`], a reference to one, or text. With an invalid id, the call
+    /// fails with [`SessionError::InvalidId`](snakepit_session::SessionError::InvalidId).
     pub fn session<S>(mut self, id: S) -> Self
     where
         S: TryInto<SessionId>,

@@ -5,13 +5,13 @@ use std::{error::Error as StdError, fmt, time::Duration};
 use snakepit_registry::ToolError;
 use snakepit_session::{PayloadError, SessionError};
 
-mod questions;
+mod classification;
 
 /// The reason why a call or a session operation failed, on a host in this process or on a remote one.
 ///
 /// `{:?}` prints the message and its sources, because `main` prints a returned error that way.
 ///
-/// To branch on an error, ask it a question, or match on its [`kind`](Self::kind):
+/// To branch on an error, call a method such as [`is_timeout`](Self::is_timeout), or match on its [`kind`](Self::kind):
 ///
 /// ```
 /// use snakepit_client::Error;
@@ -43,7 +43,7 @@ pub enum Error {
     Connect {
         /// The requested address.
         address: String,
-        /// The cause, in short.
+        /// A short description of the cause.
         problem: String,
         /// The error of the connection, if one was attempted.
         source: Option<Box<dyn StdError + Send + Sync>>,
@@ -51,7 +51,7 @@ pub enum Error {
     /// The connection to the remote host failed before the host answered. The host may have executed the request.
     #[error("the host cannot be reached: {problem}")]
     Unreachable {
-        /// The cause, in short.
+        /// A short description of the cause.
         problem: String,
         /// The error of the connection, if one was attempted.
         source: Option<Box<dyn StdError + Send + Sync>>,
@@ -104,8 +104,8 @@ impl fmt::Debug for Error {
     }
 }
 
-/// Writes the message of an error, followed by its sources, one per line. Omits the sources if the message contains the last
-/// of them, which is the root cause.
+/// Writes the message of an error, followed by its sources, one per line. Omits the sources if the message contains the root
+/// cause.
 ///
 /// # Errors
 /// Those of the formatter.

@@ -35,7 +35,8 @@ impl Builder {
     /// [`NoRuntime`](snakepit_registry::ToolError::NoRuntime).
     ///
     /// # Errors
-    /// [`StartError`], after everything that had started has stopped. [`PoolError::NoRuntime`] outside a tokio runtime.
+    /// [`StartError`] if a step fails, or [`PoolError::NoRuntime`] outside a tokio runtime. Everything that had started has stopped
+    /// when this returns.
     ///
     /// # Cancel safety
     /// If the future is dropped, a background task of the runtime kills the started workers. Use
@@ -48,14 +49,14 @@ impl Builder {
     /// signal arrived.
     ///
     /// # Errors
-    /// [`StartError::Cancelled`] in that case, and the errors of `start`. Everything that had started has stopped when this
-    /// returns.
+    /// [`StartError::Cancelled`] if `cancelled` completes first, and the errors of `start`. Everything that had started has stopped
+    /// when this returns.
     pub async fn start_unless(self, cancelled: impl Future<Output = ()>) -> Result<Snakepit, StartError> {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(PoolError::NoRuntime.into());
         }
         let mut cancelled = pin!(cancelled);
-        // Cancelling before everything is composed needs no cleanup beyond dropping the future.
+        // Before the host is composed, cancellation only drops the future.
         let python = self.python.clone().map_or_else(Interpreter::find, Interpreter::named);
         let (snakepit, health) = tokio::select! {
             composed = self.compose(&python) => composed?,
@@ -66,7 +67,7 @@ impl Builder {
             () = cancelled => Err(StartError::Cancelled),
         };
         if let Err(error) = started {
-            // The error of the start takes precedence.
+            // The start-up error takes precedence.
             let _ended = snakepit.shutdown_within(Duration::ZERO).await;
             return Err(error);
         }
@@ -77,12 +78,12 @@ impl Builder {
         Ok(snakepit)
     }
 
-    /// Composes the host and begins to launch the workers. All steps that can fail or await come first. After the first task
-    /// or worker has started, no step fails or awaits, so an error or a dropped future leaves nothing behind.
+    /// Composes the host and begins to launch the workers. All steps that can fail or await come before the first task or worker
+    /// starts, so an error or a dropped future leaves nothing behind.
     async fn compose(self, python: &Interpreter) -> Result<(Snakepit, HealthReporter), StartError> {
         if self.connection_bytes == Some(0) || self.pool.queue_bytes == 0 {
             return Err(config(
-                "`connection_bytes` and `queue_bytes` need at least 1 byte, because no call fits into 0",
+                "`connection_bytes` and `queue_bytes` must be at least 1 byte, because no call fits into 0 bytes",
             ));
         }
         let foreign_worker = self.worker_command.is_some();
@@ -94,7 +95,7 @@ impl Builder {
         if program.is_some() == self.launcher.is_some() {
             return Err(config(match program {
                 Some(_) => {
-                    "`Builder::launcher` excludes `Builder::adapter` and `Builder::worker_command`; call one of them"
+                    "`Builder::launcher` excludes `Builder::adapter` and `Builder::worker_command`; call only one of them"
                 }
                 None => {
                     "nothing to run; call `Builder::adapter` with `module.path:Class`, or `Builder::worker_command`"
@@ -109,7 +110,7 @@ impl Builder {
                  `Builder::workers` for more workers",
             ));
         }
-        // Workers of a custom launcher may need no descriptors.
+        // Workers of a custom launcher do not necessarily need file descriptors.
         if program.is_some() {
             listen::check_descriptor_limit(self.pool.workers).map_err(|problem| config(&problem))?;
         }
@@ -137,7 +138,7 @@ impl Builder {
         let base = self.run_dir;
         let created = tokio::task::spawn_blocking(move || RunDir::create(base.as_deref())).await;
         let run_dir =
-            created.map_err(|error| config(&format!("the run directory cannot be made: {error}")))?;
+            created.map_err(|error| config(&format!("cannot create the run directory: {error}")))?;
         let run_dir = Arc::new(run_dir?);
 
         let processes = program.map(|program| {
@@ -238,7 +239,7 @@ async fn sweep(host: Arc<Host>, stop: CancellationToken) {
                 Ok(Ok(0)) => {}
                 Ok(Ok(expired)) => tracing::debug!(expired, "sessions expired"),
                 Ok(Err(error)) => tracing::warn!(%error, "failed to sweep expired sessions"),
-                Err(_) => tracing::error!("the sweep of expired sessions panicked; the next one is tried"),
+                Err(_) => tracing::error!("the sweep of expired sessions panicked; the host will retry at the next interval"),
             },
         }
     }

@@ -52,7 +52,7 @@ impl CallBounds {
         }
         let (mut future, mut early_end) = (pin!(future), None);
         poll_fn(|cx| {
-            // Polls the future first, so that a reply at the last moment still counts.
+            // Polls the future first, so that a reply that arrives together with a bound wins.
             if let Poll::Ready(answer) = future.as_mut().poll(cx) {
                 return Poll::Ready(answer);
             }
@@ -68,7 +68,7 @@ impl CallBounds {
         ToolReply { body: ReplyBody::Stream(Box::pin(bounded)), ..reply }
     }
 
-    /// Ready with an error at the deadline or the cut-off. Creates the timer at the first poll.
+    /// Resolves to an error at the deadline or the cut-off. Creates the timer at the first poll.
     fn poll_end(
         &self,
         early_end: &mut Option<Box<EarlyEnd>>,
@@ -127,7 +127,7 @@ impl Stream for BoundedStream {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         let Some((chunks, _)) = &mut this.open else { return Poll::Ready(None) };
-        // Polls the bounds first, so that a stream that always has a chunk ready ends too.
+        // Polls the bounds first, so that a stream whose next chunk is always ready also ends.
         if let Poll::Ready(error) = this.bounds.poll_end(&mut this.early_end, CallStage::Running, cx) {
             this.open = None;
             return Poll::Ready(Some(Err(error)));

@@ -47,12 +47,12 @@ impl Budget {
 pub(crate) struct ArrivalBudgets {
     pub(super) clients: Arc<Budget>,
     pub(super) workers: Arc<Budget>,
-    /// What messages of streams may use beyond the budgets.
+    /// Additional memory for messages of streams when the budgets are exhausted.
     pub(super) client_headroom: Arc<Budget>,
     pub(super) worker_headroom: Arc<Budget>,
 }
 
-/// The headroom of all connections of clients together, in bytes, and of all connections of workers.
+/// The headroom that all client connections share, in bytes. Worker connections share another one of this size.
 const HOST_HEADROOM: usize = 64 * 1024 * 1024;
 
 impl ArrivalBudgets {
@@ -88,7 +88,7 @@ impl Reservation {
         Ok(())
     }
 
-    /// The bytes that are reserved.
+    /// Returns the number of reserved bytes.
     pub(crate) const fn bytes(&self) -> usize {
         self.bytes
     }

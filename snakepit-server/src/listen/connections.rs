@@ -26,7 +26,8 @@ const MAX_CLOSING: usize = 16;
 /// The most connections of workers above the limit, one for each possible worker. Without this reserve, clients that use all
 /// connections would keep workers from starting.
 const WORKER_RESERVE: usize = 1024;
-/// The headroom of one connection for messages of its streams, in bytes. One client cannot use all of the host's headroom.
+/// The headroom of one connection for messages of its streams, in bytes. The limit prevents one connection from using all of
+/// the host's headroom.
 const CONNECTION_HEADROOM: usize = 8 * 1024 * 1024;
 
 /// The open connections of one listener.
@@ -78,7 +79,7 @@ pub(crate) enum Peer {
 pub(crate) struct Connection {
     /// The memory of its requests, from their arrival to their response.
     budget: Arc<Budget>,
-    /// The memory of messages that are arriving on its streams, beyond the budget.
+    /// Additional memory for messages that arrive on its streams when the budget is exhausted.
     headroom: Arc<Budget>,
     arriving: ArrivalBudgets,
     /// The memory of its responses until the client has read them.
@@ -260,7 +261,7 @@ impl Connection {
         Reservation::new(Arc::clone(&self.budget))
     }
 
-    /// Empty reservations in the headroom of this connection and of the host, for messages of streams.
+    /// Returns empty reservations in the headroom of this connection and of the host.
     pub(super) fn headroom(&self) -> [Reservation; 2] {
         let ArrivalBudgets { client_headroom, worker_headroom, .. } = &self.arriving;
         let of_host = if self.worker().is_some() { worker_headroom } else { client_headroom };

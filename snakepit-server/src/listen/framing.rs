@@ -196,7 +196,8 @@ impl MessageTracker {
         self.complete
     }
 
-    /// The size of the unfinished message as its prefix announces it, or what has arrived of the prefix, in bytes.
+    /// The announced size of the unfinished message, including its prefix, in bytes. While the prefix is incomplete, the number of
+    /// bytes received.
     pub(super) const fn announced(&self) -> usize {
         self.partial + self.missing
     }

@@ -27,7 +27,7 @@ pub(super) struct MessageStream<B> {
 }
 
 impl<B> MessageStream<B> {
-    /// `memory` has reserved nothing yet.
+    /// Creates the stream. `memory` must be empty.
     pub(super) fn new(body: B, limits: MessageLimits, memory: RequestMemory) -> Self {
         Self { body, tracker: MessageTracker::new(limits), pace: Pace::default(), limits, memory }
     }
@@ -38,7 +38,7 @@ impl<B> MessageStream<B> {
         self.tracker.track(data).map_err(|error| self.limits.status(error))?;
         let now = self.tracker.partial();
         if now == 0 || now < before + data.len() {
-            // The data completed a message, and the service takes it from here.
+            // The data completed a message, which the service now owns.
             self.memory.clear();
             self.pace.finish();
         } else {
@@ -47,7 +47,7 @@ impl<B> MessageStream<B> {
         if now > 0 {
             let cost = data.len().min(now) + SEGMENT_OVERHEAD;
             let charged = self.memory.grow(cost).and_then(|()| self.memory.grow_arriving(cost));
-            // Rejecting the first message of a stream ends no other call.
+            // Only later messages need headroom: rejecting the first one ends no other call.
             let has_calls = self.tracker.complete() > 0;
             let may_use_headroom = has_calls && self.tracker.announced() <= MESSAGE_HEADROOM;
             if let Err(error) = charged

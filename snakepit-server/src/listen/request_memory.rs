@@ -7,7 +7,7 @@ use snakepit_registry::ToolError;
 use super::{budget::Reservation, connections::Connection};
 use crate::status::{arrival_budget_exhausted, connection_budget_exhausted};
 
-/// The headroom of one message of a stream, in bytes. Clients limit messages with several calls to about half of it.
+/// The maximum headroom of one message of a stream, in bytes. Clients limit messages with several calls to about half of it.
 pub(super) const MESSAGE_HEADROOM: usize = 2 * 1024 * 1024;
 
 /// The bytes that a request has reserved. Dropping it releases them.
@@ -19,7 +19,7 @@ pub(super) struct RequestMemory {
     arriving: Option<Reservation>,
     /// Whether the request is a stream of messages.
     is_stream: bool,
-    /// The shares of the headroom of the connection and of the host, once a budget was exhausted.
+    /// The reservations in the headroom of the connection and of the host. `None` until a budget was exhausted.
     headroom: Option<[Reservation; 2]>,
 }
 
@@ -31,20 +31,21 @@ impl RequestMemory {
         Self { connection, reservation, arriving: None, is_stream: false, headroom: None }
     }
 
-    /// Reserves nothing yet. Messages of a stream may use headroom when a budget is exhausted, because the rejection of a
-    /// message ends the stream and all calls on it. A complete message can be rejected call by call.
+    /// Reserves nothing yet. Messages of a stream may use headroom when a budget is exhausted. Without it, the host would have
+    /// to reject an incomplete message, which ends the stream and all calls on it. It rejects the calls of a complete message
+    /// individually.
     pub(super) fn for_stream(connection: &Arc<Connection>) -> Self {
         Self { is_stream: true, ..Self::new(connection) }
     }
 
-    /// Reserves more of the headroom, after a budget was exhausted. Returns `false` if the headroom is exhausted as well, or if
-    /// the message is too large for it.
+    /// Reserves headroom after a budget was exhausted. Returns `false` if the headroom is also exhausted, or if the message is
+    /// too large for it.
     pub(super) fn take_headroom(&mut self, bytes: usize) -> bool {
         if !self.is_stream {
             return false;
         }
         let shares = self.headroom.get_or_insert_with(|| self.connection.headroom());
-        // A share that grows in vain is released with the message, which the caller rejects.
+        // If only one share grows, the caller rejects the message and thereby releases it.
         shares[0].bytes() + bytes <= MESSAGE_HEADROOM
             && shares.iter_mut().all(|share| share.grow(bytes).is_ok())
     }

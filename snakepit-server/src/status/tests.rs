@@ -155,10 +155,10 @@ fn statuses_agree_with_the_kinds_of_errors() {
         assert_eq!(details.reason.as_deref(), Some(kind.reason()), "{shown}");
         assert!(http_statuses(status.code()).contains(&kind.http_status()), "{shown}: {kind:?} {status:?}");
         assert_eq!(details.retry_after, retry_after, "{shown}");
-        // gRPC libraries retry UNAVAILABLE. The entry tells clients of this project whether the call may have run.
+        // gRPC libraries retry UNAVAILABLE. From this entry, the clients of this project learn whether the call may have run.
         let delivered = details.metadata.get(DELIVERED);
         assert!(delivered.is_none_or(|delivered| *delivered == may_have_run.to_string()), "{shown}");
-        // A client asks the same questions about the error that it reconstructs.
+        // The error that a client reconstructs has the same classification.
         let back = to_tool_error("add", &status);
         assert_eq!((back.kind().reason(), back.may_have_run()), (kind.reason(), may_have_run), "{shown}");
     }

@@ -1,5 +1,5 @@
-//! The state that the writer keeps outside of the file, and the staged changes of a group. Other threads see the changes only
-//! after the commit.
+//! The state that the writer keeps outside of the file, and the staged changes of a group. The changes become visible to other
+//! threads with the commit.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 

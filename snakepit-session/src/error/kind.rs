@@ -59,7 +59,7 @@ impl SessionErrorKind {
         self.row().1
     }
 
-    /// Whether the same operation may succeed later, without a change by the caller.
+    /// Whether the same operation may succeed later without a change by the caller.
     #[must_use]
     pub const fn is_transient(self) -> bool {
         matches!(self, Self::BackendFailed)

@@ -1,4 +1,4 @@
-//! Typed constraints, so that Rust programs need no JSON text.
+//! Typed builders, so that Rust programs do not write constraints as JSON.
 
 use std::{
     marker::PhantomData,
@@ -36,10 +36,10 @@ pub mod variable_kinds {
     pub struct Plain;
 }
 
-/// Builds a [`VariableType`] with constraints: [`VariableType::float`] and its siblings.
+/// Builds a [`VariableType`] with constraints. Created by [`VariableType::float`] and similar functions.
 ///
-/// Functions that take a type accept the builder itself, and report a mistake such as an empty range. Elsewhere, call
-/// [`build`](Self::build).
+/// Functions that take a type also accept a builder, and return an error for invalid constraints such as an empty range.
+/// Elsewhere, call [`build`](Self::build).
 ///
 /// ```
 /// use snakepit_session::{Payload, VariableType};
@@ -63,23 +63,23 @@ pub mod variable_kinds {
 pub struct VariableTypeBuilder<K> {
     kind: ValueType,
     constraints: Map<String, Value>,
-    /// The first mistake.
+    /// The first error.
     problem: Option<String>,
     marker: PhantomData<K>,
 }
 
 impl VariableType {
-    /// A float. Restrict it by [`range`](VariableTypeBuilder::<variable_kinds::Float>::range).
+    /// A float. Restrict it with [`range`](VariableTypeBuilder::<variable_kinds::Float>::range).
     pub fn float() -> VariableTypeBuilder<variable_kinds::Float> {
         VariableTypeBuilder::new(ValueType::Float)
     }
 
-    /// An integer of 64 bits. Restrict it by [`range`](VariableTypeBuilder::<variable_kinds::Integer>::range).
+    /// An integer of 64 bits. Restrict it with [`range`](VariableTypeBuilder::<variable_kinds::Integer>::range).
     pub fn integer() -> VariableTypeBuilder<variable_kinds::Integer> {
         VariableTypeBuilder::new(ValueType::Integer)
     }
 
-    /// A string. Restrict it by its length, a pattern, or a list of strings.
+    /// A string. Restrict it with its length, a pattern, or a list of strings.
     pub fn string() -> VariableTypeBuilder<variable_kinds::Text> {
         VariableTypeBuilder::new(ValueType::String)
     }
@@ -96,17 +96,17 @@ impl VariableType {
         VariableTypeBuilder::new(ValueType::Choice).strings("choices", choices)
     }
 
-    /// The name of a module. Restrict it by [`one_of`](VariableTypeBuilder::<variable_kinds::Module>::one_of).
+    /// The name of a module. Restrict it with [`one_of`](VariableTypeBuilder::<variable_kinds::Module>::one_of).
     pub fn module() -> VariableTypeBuilder<variable_kinds::Module> {
         VariableTypeBuilder::new(ValueType::Module)
     }
 
-    /// A vector of numbers. Restrict it by its [`dimensions`](VariableTypeBuilder::<variable_kinds::Embedding>::dimensions).
+    /// A vector of numbers. Restrict it with its [`dimensions`](VariableTypeBuilder::<variable_kinds::Embedding>::dimensions).
     pub fn embedding() -> VariableTypeBuilder<variable_kinds::Embedding> {
         VariableTypeBuilder::new(ValueType::Embedding)
     }
 
-    /// An array of numbers. Restrict it by its [`shape`](VariableTypeBuilder::<variable_kinds::Tensor>::shape).
+    /// An array of numbers. Restrict it with its [`shape`](VariableTypeBuilder::<variable_kinds::Tensor>::shape).
     pub fn tensor() -> VariableTypeBuilder<variable_kinds::Tensor> {
         VariableTypeBuilder::new(ValueType::Tensor)
     }
@@ -130,8 +130,7 @@ impl<K> VariableTypeBuilder<K> {
     /// Checks the constraints and creates the type.
     ///
     /// # Errors
-    /// [`SessionError::InvalidType`] for constraints that are contradictory, not finite, empty or too long, and for an invalid
-    /// pattern.
+    /// [`SessionError::InvalidType`] if a constraint is contradictory, not finite, empty or too long, or if the pattern is invalid.
     pub fn build(self) -> Result<Arc<VariableType>, SessionError> {
         if let Some(problem) = self.problem {
             return Err(SessionError::InvalidType { kind: self.kind.to_string(), problem });
@@ -156,14 +155,14 @@ impl<K> VariableTypeBuilder<K> {
         self.constrain(key, Some(strings))
     }
 
-    /// Remembers the first mistake.
-    fn mistaken(mut self, problem: String) -> Self {
+    /// Stores an error, unless there already is one.
+    fn with_problem(mut self, problem: String) -> Self {
         self.problem.get_or_insert(problem);
         self
     }
 
     /// Sets two inclusive bounds from a range of integers.
-    fn bounds<T: Whole>(self, low: &str, high: &str, range: &impl RangeBounds<T>) -> Self {
+    fn bounds<T: BoundInteger>(self, low: &str, high: &str, range: &impl RangeBounds<T>) -> Self {
         let min = match range.start_bound() {
             Bound::Included(min) => Ok(Some(*min)),
             Bound::Excluded(min) => min.next().map(Some).ok_or(()),
@@ -175,18 +174,18 @@ impl<K> VariableTypeBuilder<K> {
             Bound::Unbounded => Ok(None),
         };
         match (min, max) {
-            (Ok(min), Ok(max)) => {
-                self.constrain(low, min.map(Whole::value)).constrain(high, max.map(Whole::value))
-            }
-            _ => self.mistaken(format!("the range from `{low}` to `{high}` is empty")),
+            (Ok(min), Ok(max)) => self
+                .constrain(low, min.map(BoundInteger::value))
+                .constrain(high, max.map(BoundInteger::value)),
+            _ => self.with_problem(format!("the range from `{low}` to `{high}` is empty")),
         }
     }
 
-    /// Sets a bound of floats. An infinite bound in the direction of `unbounded` is the same as none.
+    /// Sets a float bound. The bound `unbounded`, an infinity, removes it.
     fn float_bound(self, key: &str, bound: Option<f64>, unbounded: f64) -> Self {
         match bound {
             Some(bound) if !bound.is_finite() && bound != unbounded => {
-                self.mistaken(format!("constraint `{key}` is {bound}; set it to a finite number"))
+                self.with_problem(format!("constraint `{key}` is {bound}; set it to a finite number"))
             }
             bound => self.constrain(key, bound.filter(|bound| bound.is_finite())),
         }
@@ -202,20 +201,19 @@ impl VariableTypeBuilder<variable_kinds::Float> {
 }
 
 impl VariableTypeBuilder<variable_kinds::Integer> {
-    /// Sets the smallest and the largest value: `1..=6`, `1..7`, `0..` or `..10`.
+    /// Sets the minimum and maximum: `1..=6`, `1..7`, `0..` or `..10`.
     pub fn range(self, range: impl RangeBounds<i64>) -> Self {
         self.bounds("min", "max", &range)
     }
 }
 
 impl VariableTypeBuilder<variable_kinds::Text> {
-    /// Sets the shortest and the longest length, in characters: `1..=80`, `1..` or `..=80`.
+    /// Sets the minimum and maximum length, in characters: `1..=80`, `1..` or `..=80`.
     pub fn length(self, range: impl RangeBounds<usize>) -> Self {
         self.bounds("min_length", "max_length", &range)
     }
 
-    /// Sets a regular expression, in the syntax of the crate `regex`. It may match anywhere, unless it is anchored by `^` and
-    /// `$`.
+    /// Sets a regular expression, in the syntax of the crate `regex`. It may match anywhere unless `^` and `$` anchor it.
     pub fn pattern(self, pattern: impl Into<String>) -> Self {
         self.constrain("pattern", Some(pattern.into()))
     }
@@ -247,7 +245,8 @@ impl VariableTypeBuilder<variable_kinds::Tensor> {
     }
 }
 
-/// A range of floats with inclusive ends. `0.0..1.0` is not one, because the constraints of floats are inclusive.
+/// A range of floats with inclusive ends. Exclusive ranges such as `0.0..1.0` do not implement it, because the constraints of
+/// floats are inclusive.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a range of floats with inclusive ends",
     note = "write `low..=high`, `low..` or `..=high`"
@@ -276,7 +275,7 @@ impl InclusiveRange for RangeToInclusive<f64> {
     }
 }
 
-/// A type for a new variable: a [`VariableType`], or a builder of one such as `VariableType::float().range(0.0..=1.0)`.
+/// A type for a new variable: a [`VariableType`], or a builder such as `VariableType::float().range(0.0..=1.0)`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not the type of a variable",
     note = "pass `VariableType::float()`, `VariableType::string()` or the like, or an `Arc<VariableType>`"
@@ -285,7 +284,7 @@ pub trait IntoVariableType: sealed::Sealed {
     /// Creates the type.
     ///
     /// # Errors
-    /// [`SessionError::InvalidType`] for the mistakes of a builder.
+    /// [`SessionError::InvalidType`] if the constraints of a builder are invalid.
     fn into_variable_type(self) -> Result<Arc<VariableType>, SessionError>;
 }
 
@@ -326,14 +325,14 @@ mod sealed {
     impl<K> Sealed for VariableTypeBuilder<K> {}
 }
 
-/// An integer with neighbours.
-trait Whole: Copy {
+/// An integer type of range bounds.
+trait BoundInteger: Copy {
     fn next(self) -> Option<Self>;
     fn previous(self) -> Option<Self>;
     fn value(self) -> Value;
 }
 
-impl Whole for i64 {
+impl BoundInteger for i64 {
     fn next(self) -> Option<Self> {
         self.checked_add(1)
     }
@@ -347,7 +346,7 @@ impl Whole for i64 {
     }
 }
 
-impl Whole for usize {
+impl BoundInteger for usize {
     fn next(self) -> Option<Self> {
         self.checked_add(1)
     }
@@ -399,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_rejected_with_the_constraint() {
+    fn invalid_constraints_are_rejected_by_name() {
         assert!(problem(VariableType::float().range(f64::NAN..)).contains("`min` is NaN"));
         assert!(problem(VariableType::float().range(..=f64::NEG_INFINITY)).contains("`max` is -inf"));
         assert!(problem(VariableType::float().range(1.0..=0.0)).contains("`min` 1 is above `max` 0"));

@@ -30,8 +30,8 @@ fn with_ttl(ttl: Duration) -> NewSession {
     NewSession { ttl: Some(ttl), ..NewSession::default() }
 }
 
-/// Runs the contract. `make` returns a new backend without sessions. `advance` waits on the clock that the backend uses: it is
-/// `tokio::time::advance` under a paused clock, or else `tokio::time::sleep`.
+/// Runs the contract. `make` returns a new backend without sessions. `advance` waits on the backend's clock: pass
+/// `tokio::time::advance` if the clock is paused, and otherwise `tokio::time::sleep`.
 ///
 /// # Panics
 /// If the backend violates a rule.

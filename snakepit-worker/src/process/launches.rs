@@ -63,7 +63,7 @@ impl Launches {
 
     /// Sets the function that serves workers without a token. Calls after the first have no effect.
     pub fn serve_with(&self, serve: ServeLaunch) {
-        // If several hosts share this value, the first one serves these workers.
+        // If several hosts share the launches, the first host serves these workers.
         let _ = self.serve.set(serve);
     }
 
@@ -143,7 +143,7 @@ impl Launches {
         })
     }
 
-    /// Adds a launch for an existing process, until the returned guard is dropped.
+    /// Adds a launch for an existing process. Dropping the returned guard removes it.
     #[cfg(feature = "test-util")]
     pub fn add_process(self: &Arc<Self>, id: &WorkerId, pid: u32) -> impl Drop + use<> {
         let guard = self.begin(id);

@@ -6,20 +6,19 @@ use std::net::SocketAddr;
 #[cfg(target_os = "linux")]
 const MAX_ANCESTORS: usize = 64;
 
-/// Whether a process belongs to the launch whose worker process is `leader`. It does in each of these cases:
+/// Returns whether a process belongs to the launch whose worker process is `leader`. It does in any of these cases:
 ///
 /// - It is in the leader's process group.
 /// - The leader is one of its ancestors.
 /// - The leader is an ancestor of the leader of its process group or session. This covers workers that a shell or `setsid`
 ///   starts in another group or session.
 ///
-/// A daemonized process does not belong.
+/// A daemonized process does not belong to any launch.
 pub(super) fn belongs(pid: u32, leader: u32) -> bool {
     Lineage::of(pid).includes(leader)
 }
 
-/// The possible leaders of a process: it [belongs] to the launch of each of them. Computed once, and then compared with the
-/// leaders of all launches.
+/// The pids whose launches a process [belongs] to. Computed once and then compared with the leaders of all launches.
 pub(super) struct Lineage(Vec<u32>);
 
 impl Lineage {

@@ -107,7 +107,7 @@ impl SupervisedProcess {
         };
         files_guard.disarm();
         tasks.spawn(async move {
-            // A panic drops the process group, which kills it, and the launcher's end, which reports the exit to the pool.
+            // A panic drops the process group, which kills it, and the `LauncherEnd`, which reports the exit to the pool.
             let outcome = AssertUnwindSafe(supervisor.run(activated, stop)).catch_unwind().await;
             drop(launch);
             files.remove();
@@ -167,7 +167,7 @@ impl SupervisedProcess {
 
     /// Completes the launch. From now on, the supervisor executes the pool's commands.
     pub(super) fn activate(self, launcher_end: LauncherEnd) {
-        // Fails if the process has just exited. Dropping the launcher's end then reports that to the pool.
+        // Fails if the process has just exited. Dropping the `LauncherEnd` then reports the exit to the pool.
         let _ = self.activation.send((launcher_end, self.control));
     }
 
@@ -243,7 +243,7 @@ impl Supervisor {
         (WorkerExit { reason, output_lines: self.output.lines() }, launcher_end)
     }
 
-    /// Waits for the process, and executes the pool's commands meanwhile.
+    /// Executes the pool's commands until the process exits.
     async fn run_commands(&mut self, launcher_end: &mut LauncherEnd, stop: &CancellationToken) -> ExitReason {
         let stream_ended = self.stream_ended.clone();
         let stream_ended = async {

@@ -31,8 +31,8 @@ const TYPES: [(ValueType, &str); 17] = [
 
 /// Converts a value and runs all operations of a host on it.
 ///
-/// The first line of the input is the type URL. The second line is the size of the binary field, or empty
-/// if there is none. The rest of the input is the value, followed by the binary field.
+/// The first line of the input is the type URL. The second line is the size of the binary field, or empty without
+/// one. The rest of the input is the value, followed by the binary field.
 ///
 /// # Panics
 /// If an invariant does not hold.
@@ -67,7 +67,7 @@ pub fn any(input: &[u8]) {
     }
 }
 
-/// A buffer is rejected, or expands to at most three lists and numbers per byte.
+/// Checks that a buffer is rejected, or expands to at most three lists and numbers per byte.
 fn expands_in_proportion(payload: &Payload) {
     fn parts(value: &serde_json::Value) -> usize {
         1 + value.as_array().map_or(0, |items| items.iter().map(parts).sum())

@@ -24,7 +24,7 @@ use tonic::Status;
 use super::call_to_wire;
 use crate::{WireError, failure_from_wire, value_from_wire};
 
-/// The data of a call that its errors need.
+/// The data of a call that its errors contain.
 #[derive(Debug, Clone)]
 pub struct CallInfo {
     /// The name of the tool.

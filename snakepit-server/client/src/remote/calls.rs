@@ -167,7 +167,7 @@ impl Callee for HostCallee {
         // A host that shuts down, or closes an idle connection, sends the reason as the last message of the stream.
         let error = match to_tool_error(&info.tool, &status) {
             error @ (ToolError::ShuttingDown { .. } | ToolError::Unavailable { .. }) => error,
-            // The host had no memory for the first message of the stream, so none of its calls arrived.
+            // The host had no memory for the first message of the stream, so it received none of the calls.
             error @ ToolError::TooManyBytes { .. } if details_of(&status).is_undelivered() => error,
             _ => {
                 let problem = cause_of(&status);

@@ -244,7 +244,7 @@ impl<H: HostHandle> SessionHandle<H> {
     }
 }
 
-/// Prepares a watch: [`SessionHandle::watch`]. Awaiting it starts the watch.
+/// A builder of a watch, created by [`SessionHandle::watch`]. Awaiting it starts the watch.
 #[derive(Debug, Clone)]
 #[must_use = "a watch does not start until it is awaited"]
 pub struct WatchBuilder<H = RemoteHost> {

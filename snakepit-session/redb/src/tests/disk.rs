@@ -94,8 +94,8 @@ impl Disk {
         self.state().written
     }
 
-    /// Returns the disk after a power failure. Each unsynced write is independently present, missing or torn. The length is one of
-    /// those since the last sync.
+    /// Returns the disk after a power failure. Each unsynced write is independently present, missing or torn. The file has one
+    /// of its lengths since the last sync.
     pub(super) fn restore_power(&self, random: &mut TestRng) -> Self {
         let state = self.state();
         let mut bytes = state.synced.clone();

@@ -6,8 +6,8 @@ use snakepit_session_testkit::{session_backend_linearizes, session_backend_match
 
 use super::*;
 
-/// Two hosts that run the operations in turn. All watches of a session go to one of them, because each host limits its own
-/// watches.
+/// Two hosts that execute operations in turn. All watches of a session go to one host, because limits of watches apply per
+/// host.
 #[derive(Debug)]
 struct AlternatingHosts {
     hosts: [RedisBackend; 2],

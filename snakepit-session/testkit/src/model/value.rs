@@ -4,7 +4,7 @@ use regex::Regex;
 use serde_json::{Number, Value as Json};
 use snakepit_session::{Payload, ValueType};
 
-/// A value, as a client sent it or as a variable stores it.
+/// A value in the form that a client sends or a variable stores.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Value {
     /// The declared or stored type.

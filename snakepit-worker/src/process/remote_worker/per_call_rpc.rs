@@ -82,8 +82,8 @@ impl StreamErrors {
         if !is_unreadable(&status) {
             return self.diagnostics.error(&self.info, status).await;
         }
-        // The host closed the stream, but the tool may still run. The worker must confirm that the call has ended before the
-        // pool gives it another one.
+        // The host closed the stream, but the tool may still run. The worker must confirm the end of the call before the pool
+        // dispatches another one to it.
         let request = pb::CancelToolRequest { call_id: self.id.to_string() };
         let cancelled = tokio::time::timeout(CANCEL_TIMEOUT, self.client.clone().cancel_tool(request)).await;
         match cancelled {

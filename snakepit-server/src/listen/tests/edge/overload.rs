@@ -1,4 +1,4 @@
-//! Tests of clients whose requests use all of their memory.
+//! Tests of clients that exhaust the memory budget of their requests.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Questions that callers ask about the error of a call.
+//! Methods that classify the error of a call.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ impl ToolError {
         }
     }
 
-    /// Whether the tool may have begun to run. A call that cannot have run is always safe to repeat.
+    /// Whether the tool may have begun to run. A call that cannot have run is always safe to retry.
     #[must_use]
     pub const fn may_have_run(&self) -> bool {
         match self {
@@ -53,8 +53,8 @@ impl ToolError {
         }
     }
 
-    /// The error of a call whose earlier attempt failed with `earlier`. If that attempt may have run, this error says so, or
-    /// is the earlier one where it cannot.
+    /// Returns the error of a call whose earlier attempt failed with `earlier`. If that attempt may have run, the result reports
+    /// it. Returns `earlier` if this error cannot report it.
     #[must_use]
     pub fn after(self, earlier: Self) -> Self {
         if self.may_have_run() || !earlier.may_have_run() {
@@ -82,10 +82,10 @@ impl ToolError {
         matches!(self.kind(), ErrorKind::Overloaded)
     }
 
-    /// Whether a repetition is safe and may succeed: the tool [cannot have run](Self::may_have_run), and the cause is
+    /// Whether a retry is safe and may succeed: the tool [cannot have run](Self::may_have_run), and the cause is
     /// [transient](ErrorKind::is_transient). Wait for [`retry_after`](Self::retry_after) first.
     ///
-    /// If the tool is idempotent, you can repeat the call for every transient cause.
+    /// If the tool is idempotent, you can retry the call after every transient cause.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
         !self.may_have_run() && self.kind().is_transient()

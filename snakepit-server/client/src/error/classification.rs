@@ -1,4 +1,4 @@
-//! Questions that callers ask about an error.
+//! Methods that classify an error of the client.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use snakepit_session::{PayloadError, SessionErrorKind};
 use super::Error;
 
 impl Error {
-    /// The kind of the error. An error of the same cause has the same kind on a host in this process and on a remote one,
-    /// except that only a remote host can be unreachable.
+    /// The kind of the error. A cause has the same kind on a host in this process and on a remote host, except that only a
+    /// remote host can be unreachable.
     #[must_use]
     pub const fn kind(&self) -> ErrorKind {
         match self {
@@ -26,15 +26,15 @@ impl Error {
         }
     }
 
-    /// Whether the tool may have begun to run, or the session operation may have happened. A request for which this is `false`
-    /// is always safe to repeat.
+    /// Whether the tool may have begun to run, or the session operation may have happened. If this is `false`, the request
+    /// is always safe to retry.
     #[must_use]
     pub const fn may_have_run(&self) -> bool {
         match self {
             Self::Tool(error) => error.may_have_run(),
-            // A backend that lost its connection may have written before.
+            // A backend may have written before it lost its connection.
             Self::Session(error) => matches!(error.kind(), SessionErrorKind::BackendFailed),
-            // An answer that does not fit its type came from a tool that ran.
+            // An answer of the wrong type proves that the tool ran.
             Self::Payload(error) => !matches!(error, PayloadError::Serialize { .. }),
             Self::Unreachable { .. } | Self::TimedOut { .. } => true,
             Self::Connect { .. }
@@ -57,10 +57,10 @@ impl Error {
         matches!(self.kind(), ErrorKind::Overloaded)
     }
 
-    /// Whether a repetition is safe and may succeed: the request [cannot have run](Self::may_have_run), and the cause is
+    /// Whether a retry is safe and may succeed: the request [cannot have run](Self::may_have_run), and the cause is
     /// [transient](ErrorKind::is_transient). Wait for [`retry_after`](Self::retry_after) first.
     ///
-    /// If the request is idempotent, such as a read, you can repeat it for every transient cause.
+    /// If the request is idempotent, such as a read, you can retry it after every transient cause.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
         !self.may_have_run() && self.kind().is_transient()
