@@ -1036,8 +1036,8 @@ pub struct SessionEvent {
 /// A message of the caller on a Multiplex stream. The receiver processes the lists in the order of their field numbers.
 ///
 /// A message may start up to 16384 calls. Callers limit messages to about a megabyte and send a larger call in a separate
-/// message, preferably on a separate stream. If a host has no memory for a message, it ends the stream with
-/// RESOURCE_EXHAUSTED if the message exceeds 2 MiB, and otherwise rejects single calls of the message.
+/// message, preferably on a separate stream. A host without memory for a message ends the stream with RESOURCE_EXHAUSTED
+/// if the message exceeds 2 MiB. Otherwise, it rejects single calls of the message.
 ///
 /// A host runs up to 4096 calls of a stream concurrently and rejects more with RESOURCE_EXHAUSTED. Backpressure: the
 /// receiver stops reading while several megabytes of replies wait for the caller.

@@ -59,7 +59,7 @@ async fn exhausted_budgets_reject_calls_and_not_the_stream_of_running_ones() {
         send.send_data(large.slice(..half), false).unwrap();
         assert_eq!(ping(&client).await, 8, "the budget is exhausted");
         send.send_data(large.slice(half..), false).unwrap();
-        // The host has no workers.
+        // The host has no workers, so admitted calls are unavailable.
         let admitted = tonic::Code::Unavailable as i32;
         assert_eq!(reply_codes(&mut body, [2, 3]).await, [overloaded, admitted], "gzip: {zipped}");
         state.release(LIMIT);
