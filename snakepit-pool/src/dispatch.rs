@@ -135,7 +135,7 @@ fn rejected(error: AcquireError, tool: &Arc<str>, pool: &Driver) -> ToolError {
             ToolError::DeadlineExceeded { tool: tool.to_string(), stage: CallStage::Queued }
         }
         AcquireError::Deadlock => ToolError::Deadlock { tool: tool.to_string() },
-        AcquireError::RuntimeEnded => ToolError::runtime_ended(),
+        AcquireError::RuntimeEnded => ToolError::runtime_ended(false),
         AcquireError::Cancelled => ToolError::Cancelled { tool: tool.to_string() },
     }
 }

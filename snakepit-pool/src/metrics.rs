@@ -75,9 +75,11 @@ impl Totals {
             | ToolError::TooManyBytes { .. }
             | ToolError::Unavailable { .. }
             | ToolError::ShuttingDown { delivered: false }
-            | ToolError::NoRuntime { .. } => &self.rejected,
+            | ToolError::NoRuntime { delivered: false, .. } => &self.rejected,
             ToolError::DeadlineExceeded { .. } => &self.timed_out,
-            ToolError::Cancelled { .. } | ToolError::ShuttingDown { delivered: true } => &self.cancelled,
+            ToolError::Cancelled { .. }
+            | ToolError::ShuttingDown { delivered: true }
+            | ToolError::NoRuntime { delivered: true, .. } => &self.cancelled,
             ToolError::WorkerLost { .. } => &self.lost,
             _ => &self.failed,
         }

@@ -99,7 +99,7 @@ pin_project! {
         // Remaining retries after the call did not begin, on workers without other calls.
         alone_left: usize,
         // The error of the last attempt that may have run.
-        earlier: Option<ToolError>,
+        earlier: Option<Box<ToolError>>,
         totals: Arc<Totals>,
     }
 }
@@ -129,7 +129,7 @@ where
                         tracing::debug!(%error, "retrying the call");
                         this.totals.retried.fetch_add(1, Ordering::Relaxed);
                         if error.may_have_run() {
-                            *this.earlier = Some(error);
+                            *this.earlier = Some(Box::new(error));
                         }
                     }
                 }
@@ -142,9 +142,9 @@ where
 }
 
 /// Returns the error for the caller, which takes the earlier attempts into account.
-fn after(error: ToolError, earlier: &mut Option<ToolError>) -> ToolError {
+fn after(error: ToolError, earlier: &mut Option<Box<ToolError>>) -> ToolError {
     match earlier.take() {
-        Some(earlier) => error.after(earlier),
+        Some(earlier) => error.after(*earlier),
         None => error,
     }
 }

@@ -242,15 +242,14 @@ fn exception(message: String, code: Code, details: &Details) -> PyErr {
     advise(error, may_have_run(reason, &details.metadata), details.retry_after)
 }
 
-/// Returns `Some(false)` if the details of a status prove that the call did not run, and `None` otherwise.
+/// Returns whether the call may have run, if the details of a status say so. Otherwise, the default of the exception applies.
 fn may_have_run(reason: &str, metadata: &BTreeMap<String, String>) -> Option<bool> {
-    let is = |key: &str, value: &str| metadata.get(key).is_some_and(|found| found == value);
-    let surely_not = match reason {
-        "NO_WORKER" => true,
-        "DEADLINE_EXCEEDED" => is("stage", &CallStage::Queued.to_string()),
-        _ => is(DELIVERED, "false"),
-    };
-    surely_not.then_some(false)
+    match reason {
+        "NO_WORKER" => Some(false),
+        "ANSWER_DROPPED" => Some(true),
+        "DEADLINE_EXCEEDED" => Some(metadata.get("stage")? != &CallStage::Queued.to_string()),
+        _ => metadata.get(DELIVERED)?.parse().ok(),
+    }
 }
 
 /// Sets `may_have_run` on an exception.
@@ -314,9 +313,27 @@ fn from_session_error(error: &SessionError) -> PyErr {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
+    use std::{collections::BTreeMap, io};
 
     use super::*;
+
+    #[test]
+    fn details_say_whether_a_call_may_have_run() {
+        let with = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+        let none = BTreeMap::new();
+        for (reason, metadata, expected) in [
+            ("NO_WORKER", &none, Some(false)),
+            ("ANSWER_DROPPED", &none, Some(true)),
+            ("DEADLINE_EXCEEDED", &with("stage", "while queued"), Some(false)),
+            ("DEADLINE_EXCEEDED", &with("stage", "while running"), Some(true)),
+            ("DEADLINE_EXCEEDED", &none, None),
+            ("UNSUPPORTED", &with(DELIVERED, "true"), Some(true)),
+            ("OVERLOADED", &with(DELIVERED, "false"), Some(false)),
+            ("OVERLOADED", &none, None),
+        ] {
+            assert_eq!(may_have_run(reason, metadata), expected, "{reason} {metadata:?}");
+        }
+    }
 
     #[test]
     fn statuses_of_the_host_differ_from_connection_errors() {

@@ -93,8 +93,8 @@ pub(crate) struct Executor {
 
 /// Why a call failed.
 enum Failure {
-    /// No code of the tool ran.
-    Rejected(ToolError),
+    /// The runtime reports this error, not an exception of the tool.
+    Reported(ToolError),
     /// The tool or its adapter raised an exception.
     Raised(PyErr),
 }
@@ -220,7 +220,7 @@ impl Executor {
         self.set_current(None);
         state.set_async(false);
         let outcome = outcome.map_err(|failure| match failure {
-            Failure::Rejected(error) => error,
+            Failure::Reported(error) => error,
             Failure::Raised(error) if error.is_instance_of::<BrokenRuntimeError>(py) => {
                 let problem = error.value(py).to_string();
                 self.replace(&tool, &problem);
@@ -324,7 +324,7 @@ impl Executor {
                 return Failure::Raised(error);
             }
             self.replace(tool, &format!("a context for it cannot be made: {error}"));
-            Failure::Rejected(stopping())
+            Failure::Reported(stopping())
         })?;
         let adapter = &*objects.adapter.insert(self.plan.factory.bind(py).call0()?);
         if self.plan.has_context {
@@ -345,7 +345,7 @@ impl Executor {
                 let result = self.resolve(result, Some(state))?;
                 if streams(&result)? {
                     objects.iterator = Some(result);
-                    return Err(Failure::Rejected(must_stream(tool)));
+                    return Err(Failure::Reported(must_stream(tool, true)));
                 }
                 Ok(Some(value::from_python(&result, format_args!("the result of tool `{tool}`"))?))
             }
@@ -359,7 +359,7 @@ impl Executor {
             None if self.plan.is_dynamic => Ok(()),
             None => Err(ToolError::NotFound { tool: call.tool.to_string(), suggestion: None }),
             Some(tool) if tool.kind == ToolKind::Generator && call.mode == CallMode::Unary => {
-                Err(must_stream(&call.tool))
+                Err(must_stream(&call.tool, false))
             }
             Some(_) => Ok(()),
         }
@@ -478,9 +478,10 @@ fn is_plain(result: &Bound<'_, PyAny>) -> bool {
         || result.is_instance_of::<PyList>()
 }
 
-fn must_stream(tool: &str) -> ToolError {
+fn must_stream(tool: &str, delivered: bool) -> ToolError {
     ToolError::Unsupported {
         tool: tool.to_owned(),
         problem: "streams; call it with ExecuteStreamingTool".to_owned(),
+        delivered,
     }
 }

@@ -1,6 +1,6 @@
 //! gRPC statuses of the errors of this worker.
 
-use snakepit_proto::status::{self, attach_failure, error_status};
+use snakepit_proto::status::{self, attach_failure, error_status, error_status_with};
 use snakepit_registry::{ToolError, ToolFailure};
 use snakepit_wire::{bad_argument, failure_to_wire};
 use tonic::{Code, Status};
@@ -16,8 +16,9 @@ pub(crate) fn to_status(error: ToolError, session_id: String) -> Status {
         ToolError::NotFound { .. } => error_status(Code::NotFound, status::TOOL_NOT_FOUND, message),
         ToolError::InvalidArgument { tool, argument, problem } => bad_argument(&tool, &argument, &problem),
         // The host adds the name of the tool in front.
-        ToolError::Unsupported { problem, .. } => {
-            error_status(Code::Unimplemented, status::UNSUPPORTED, problem)
+        ToolError::Unsupported { problem, delivered, .. } => {
+            let delivered = delivered.then(|| (status::DELIVERED, true.to_string()));
+            error_status_with(Code::Unimplemented, status::UNSUPPORTED, problem, delivered)
         }
         ToolError::Cancelled { .. } => error_status(Code::Cancelled, status::CANCELLED, message),
         ToolError::Unavailable { reason, .. } => error_status(Code::Unavailable, status::STOPPING, reason),
@@ -52,7 +53,7 @@ mod tests {
             (ToolError::NotFound { tool: tool(), suggestion: None }, Code::NotFound, status::TOOL_NOT_FOUND),
             (bad.clone(), Code::InvalidArgument, status::INVALID_ARGUMENT),
             (
-                ToolError::Unsupported { tool: tool(), problem: "streams".into() },
+                ToolError::Unsupported { tool: tool(), problem: "streams".into(), delivered: false },
                 Code::Unimplemented,
                 status::UNSUPPORTED,
             ),

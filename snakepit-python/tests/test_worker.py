@@ -57,6 +57,8 @@ def test_the_ready_file_appears_with_its_content(tmp_path: Path) -> None:
         ("snakepit_bridge.testing:__name__", ["is not a class, but of type `str`", "`ToolTester`"]),
         ("shop.py:Shop", ["use `shop:Shop` with PYTHONPATH=."]),
         ("some/shop.py:Shop", ["use `shop:Shop` with PYTHONPATH=some"]),
+        # Python finds this module, so its name is enough.
+        ("sub/subprocess.py:Shop", ["`sub/subprocess.py` is a file; use `subprocess:Shop`"]),
         ("nodots", ["names no class", "module.path:Class"]),
     ],
 )

@@ -87,6 +87,8 @@ pub enum ToolError {
         tool: String,
         /// The problem, as the end of a sentence.
         problem: String,
+        /// Whether the tool ran before this was known.
+        delivered: bool,
     },
     /// The tool ran and raised an exception.
     #[error("tool `{}` failed: {_0}", _0.tool)]
@@ -194,6 +196,8 @@ pub enum ToolError {
     /// outside a runtime.
     #[error("{problem}")]
     NoRuntime {
+        /// Whether the call may have begun to run.
+        delivered: bool,
         /// The missing runtime, and the fix.
         problem: &'static str,
     },
@@ -223,19 +227,22 @@ fn output_tail(lines: &[String]) -> String {
 }
 
 impl ToolError {
-    /// The error of calls after the runtime that started the host has shut down.
+    /// The error of calls after the runtime that started the host has shut down. `delivered` is whether the call may have run.
     #[must_use]
-    pub const fn runtime_ended() -> Self {
+    pub const fn runtime_ended(delivered: bool) -> Self {
         Self::NoRuntime {
+            delivered,
             problem: "the tokio runtime that started this host has shut down, and its workers with it; start the host in \
                       a runtime that lives as long as the host is used (each `#[tokio::test]` has a separate runtime)",
         }
     }
 
-    /// The error of a call with a deadline outside of a tokio runtime, which provides the clock.
+    /// The error of a call with a deadline outside of a tokio runtime, which provides the clock. `delivered` is whether the call
+    /// may have run.
     #[must_use]
-    pub const fn outside_runtime() -> Self {
+    pub const fn outside_runtime(delivered: bool) -> Self {
         Self::NoRuntime {
+            delivered,
             problem: "a call with a deadline needs a tokio runtime; await it inside `Runtime::block_on` or an async main",
         }
     }

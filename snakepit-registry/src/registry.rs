@@ -269,6 +269,7 @@ impl ResolvedTool {
                 return Err(ToolError::Unsupported {
                     tool: spec.name.clone(),
                     problem: "streams; call it for a stream of chunks".to_owned(),
+                    delivered: false,
                 });
             }
         }

@@ -214,7 +214,7 @@ impl Host {
     /// The bounds of the parts of a call that the host runs itself. Sets the default deadline if the call has none.
     fn bounds(&self, call: &mut ToolCall) -> Result<CallBounds, ToolError> {
         if self.runtime_has_ended() {
-            return Err(ToolError::runtime_ended());
+            return Err(ToolError::runtime_ended(false));
         }
         // A timeout that overflows the clock sets no deadline.
         let by_default = || Instant::now().checked_add(self.default_timeout?);

@@ -157,7 +157,7 @@ impl Snakepit {
     pub async fn shutdown_within(&self, drain: Duration) -> Result<(), Error> {
         if self.pool.runtime_has_ended() {
             self.service.stop.cancel();
-            return Err(ToolError::runtime_ended().into());
+            return Err(ToolError::runtime_ended(false).into());
         }
         self.hide();
         // Calls on workers may need host tools and vice versa, so the drain period is the same for both.
@@ -182,7 +182,7 @@ impl Snakepit {
         self.service.tasks.close();
         self.service.tasks.wait().await;
         // The runtime may have ended in the meantime, because a program can wait for the shutdown on another runtime.
-        if self.pool.runtime_has_ended() { Err(ToolError::runtime_ended().into()) } else { Ok(()) }
+        if self.pool.runtime_has_ended() { Err(ToolError::runtime_ended(false).into()) } else { Ok(()) }
     }
 }
 

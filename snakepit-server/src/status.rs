@@ -73,7 +73,10 @@ pub fn from_tool_error(error: ToolError) -> Status {
             details.add_bad_request_violation(brief(&argument), brief(&problem));
             with_details(Code::InvalidArgument, message, details)
         }
-        ToolError::Unsupported { .. } => status(Code::Unimplemented, "UNSUPPORTED", message),
+        ToolError::Unsupported { delivered, .. } => {
+            let details = details_with("UNSUPPORTED", delivered.then(|| (DELIVERED, true.to_string())));
+            with_details(Code::Unimplemented, message, details)
+        }
         ToolError::Failed(failure) => {
             attach_failure(Code::Internal, message, &failure_to_wire(*failure, String::new()))
         }
@@ -273,9 +276,9 @@ pub(crate) fn rpc_deadline_exceeded() -> Status {
     status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message)
 }
 
-/// The status that ends open-ended streams when the host stops.
-pub(crate) fn shutting_down() -> Status {
-    from_tool_error(ToolError::ShuttingDown { delivered: false })
+/// The status that ends open-ended streams when the host stops. `delivered` is whether calls of the stream may have run.
+pub(crate) fn shutting_down(delivered: bool) -> Status {
+    from_tool_error(ToolError::ShuttingDown { delivered })
 }
 
 /// The status that ends the `Multiplex` stream of an evicted connection. No call of the stream is running, and none has begun without

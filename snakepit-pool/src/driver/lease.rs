@@ -119,7 +119,7 @@ impl Lease {
             Some(LeaseSignal::ShuttingDown) => {
                 return Poll::Ready(Err(ToolError::ShuttingDown { delivered: true }));
             }
-            Some(LeaseSignal::RuntimeEnded) => return Poll::Ready(Err(ToolError::runtime_ended())),
+            Some(LeaseSignal::RuntimeEnded) => return Poll::Ready(Err(ToolError::runtime_ended(true))),
             Some(LeaseSignal::WorkerExited) => {}
         }
         if let Poll::Ready(answer) = call(cx) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.machinery import PathFinder
 
 from snakepit_bridge import _contexts, _failures, _signatures, _specs
 from snakepit_bridge._event_loop import EventLoop, drain
@@ -87,7 +88,10 @@ def load(path: str) -> type:
             directory, _, file_name = module_name.rpartition("/")
             directory = directory or ("/" if module_name.startswith("/") else ".")
             name = file_name.removesuffix(".py")
-            fix = f"`{module_name}` is a file; use `{name}:{class_name}` with PYTHONPATH={directory}"
+            fix = f"`{module_name}` is a file; use `{name}:{class_name}`"
+            # A file in a directory that Python searches needs only the name of its module.
+            if PathFinder.find_spec(name) is None:
+                fix += f" with PYTHONPATH={directory}"
         raise AdapterError(f"adapter `{path}` cannot be imported: {error}; {fix}") from error
     except BaseException as error:
         described = _one_line(f"{_failures.type_name(type(error))}: {error}")

@@ -195,8 +195,8 @@ impl Shared {
             let mut state = self.state();
             if state.end.is_none() {
                 state.opening = None;
-                let surely_not = state.unsent.take().is_some_and(|start| !start.idempotent);
-                state.end = Some(Err(HostError::Late { may_have_run: !surely_not }));
+                let is_unsent = state.unsent.take().is_some();
+                state.end = Some(Err(HostError::Late { may_have_run: !is_unsent }));
             }
             state.live.take()
         };

@@ -35,7 +35,7 @@ impl Executor {
     ) -> Result<(), Failure> {
         // A coroutine may return a generator.
         let result = if streams(&result)? { result } else { self.resolve(result, Some(state))? };
-        let cancelled = || Failure::Rejected(ToolError::Cancelled { tool: tool.to_string() });
+        let cancelled = || Failure::Reported(ToolError::Cancelled { tool: tool.to_string() });
         // The IO must send chunks while the executor pulls the next ones.
         if let Some(io) = self.io {
             io.hand_over();

@@ -35,16 +35,17 @@ impl ToolError {
         match self {
             Self::NotFound { .. }
             | Self::InvalidArgument { .. }
-            | Self::Unsupported { .. }
             | Self::Overloaded { .. }
             | Self::TooManyBytes { .. }
             | Self::Unavailable { .. }
             | Self::Recalled { .. }
-            | Self::NoRuntime { .. }
             | Self::Deadlock { .. }
             | Self::Session(_) => false,
             Self::DeadlineExceeded { stage, .. } => matches!(stage, CallStage::Running),
-            Self::WorkerLost { delivered, .. } | Self::ShuttingDown { delivered } => *delivered,
+            Self::WorkerLost { delivered, .. }
+            | Self::ShuttingDown { delivered }
+            | Self::Unsupported { delivered, .. }
+            | Self::NoRuntime { delivered, .. } => *delivered,
             Self::Failed(_)
             | Self::Cancelled { .. }
             | Self::ConnectionLost { .. }
@@ -66,6 +67,7 @@ impl ToolError {
                 Self::WorkerLost { worker, reason, delivered: true, output_lines }
             }
             Self::ShuttingDown { .. } => Self::ShuttingDown { delivered: true },
+            Self::NoRuntime { problem, .. } => Self::NoRuntime { problem, delivered: true },
             _ => earlier,
         }
     }

@@ -225,9 +225,10 @@ impl<T> fmt::Debug for ReplyStream<T> {
 fn suggest_stream(mode: CallMode, error: ToolError) -> ToolError {
     match error {
         // Only a streaming tool rejects a unary call.
-        ToolError::Unsupported { tool, .. } if mode == CallMode::Unary => ToolError::Unsupported {
+        ToolError::Unsupported { tool, delivered, .. } if mode == CallMode::Unary => ToolError::Unsupported {
             tool,
             problem: "streams its results; call it with `execute_stream`, or `call(..).stream()`".to_owned(),
+            delivered,
         },
         error => error,
     }

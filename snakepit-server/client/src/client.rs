@@ -19,7 +19,7 @@ use tower::service_fn;
 
 use crate::{
     Caller, Error, SessionHandle,
-    remote::{RemoteHost, RequestTimeout},
+    remote::{RemoteHost, RequestTimeout, temporary_rejection},
 };
 
 /// The time limit for connecting to a host, including the first requests.
@@ -163,6 +163,9 @@ impl Client {
         match opened.await {
             Ok(host) => Ok(Self { caller: Caller::new(host) }),
             Err(status) => {
+                if let Some(error) = temporary_rejection(&status) {
+                    return Err(error.into());
+                }
                 let broken = status.source().map(|cause| root_cause(cause).to_string());
                 let problem = match broken {
                     Some(problem) => describe_peer(&target, problem).await,

@@ -2,6 +2,7 @@
 
 mod calls;
 mod deadline;
+mod request_timeout;
 mod state;
 
 use std::{
@@ -26,7 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 
-pub(crate) use self::state::RequestTimeout;
+pub(crate) use self::request_timeout::RequestTimeout;
 use crate::{client::CONNECT_TIMEOUT, status::to_tool_error};
 
 /// The maximum number of watches per client. Each watch is an HTTP/2 stream, and a host accepts twice as many streams on a
@@ -146,16 +147,20 @@ impl Connection {
                 *self.call_stream.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&stream);
                 return Ok(stream);
             }
-            Ok(Err(status)) => match to_tool_error("", &status) {
-                error @ (ToolError::TooManyBytes { .. } | ToolError::Overloaded { .. }) => error,
-                ToolError::ShuttingDown { .. } => ToolError::ShuttingDown { delivered: false },
-                _ => unreachable(cause_of(&status)),
-            },
+            Ok(Err(status)) => temporary_rejection(&status).unwrap_or_else(|| unreachable(cause_of(&status))),
             Err(_) => unreachable(format!("it did not answer within {CONNECT_TIMEOUT:?}")),
         };
         *failure = Some(error.clone());
         self.failures.fetch_add(1, Ordering::Release);
         Err(error)
+    }
+}
+
+/// Returns the error of a host that rejects a connection or a stream, because it is overloaded or shuts down.
+pub(crate) fn temporary_rejection(status: &Status) -> Option<ToolError> {
+    match to_tool_error("", status) {
+        ToolError::ShuttingDown { .. } => Some(ToolError::ShuttingDown { delivered: false }),
+        error => error.is_overloaded().then_some(error),
     }
 }
 

@@ -44,6 +44,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
     if let Some(error) = session_error(reason, entry, status.message()) {
         return ToolError::Session(error);
     }
+    let is_delivered = entry(DELIVERED).is_some_and(|flag| flag == "true");
     let Details { failure, violation, .. } = details_of(status);
     match (reason, failure, violation) {
         ("TOOL_NOT_FOUND", ..) => ToolError::NotFound { tool: tool_name(), suggestion: entry("suggestion") },
@@ -58,7 +59,8 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             problem: format!("are too large: {}", status.message()),
         },
         ("UNSUPPORTED", ..) => {
-            ToolError::Unsupported { tool: tool_name(), problem: after(&format!("tool `{tool}` ")) }
+            let problem = after(&format!("tool `{tool}` "));
+            ToolError::Unsupported { tool: tool_name(), problem, delivered: is_delivered }
         }
         ("TOOL_FAILED", Some(failure), _) => {
             let failure = failure_from_wire(failure);
@@ -105,9 +107,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             ToolError::Unavailable { reason: after("no worker is available: "), retry_after }
         }
         ("DEADLOCK", ..) => ToolError::Deadlock { tool: tool_name() },
-        (SHUTTING_DOWN, ..) => {
-            ToolError::ShuttingDown { delivered: entry(DELIVERED).is_some_and(|flag| flag == "true") }
-        }
+        (SHUTTING_DOWN, ..) => ToolError::ShuttingDown { delivered: is_delivered },
         ("INTERNAL", ..) => ToolError::Internal { problem: after("internal error: ") },
         _ => ToolError::Internal {
             problem: format!("the host answered {:?}: {}", status.code(), status.message()),

@@ -45,7 +45,7 @@ impl Bridge {
         let mut task = JoinSet::new();
         task.spawn(call_loop);
         let response = MuxResponse { batches, evicted, _task: task };
-        Box::pin(OpenEndedStream::new(response, self.host().stop.clone()))
+        Box::pin(OpenEndedStream::new(response, self.host().stop.clone()).with_calls())
     }
 }
 

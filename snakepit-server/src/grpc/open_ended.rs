@@ -22,13 +22,20 @@ pin_project! {
         #[pin]
         stopped: WaitForCancellationFutureOwned,
         deadline: Option<Pin<Box<Sleep>>>,
+        has_calls: bool,
         has_ended: bool,
     }
 }
 
 impl<S> OpenEndedStream<S> {
     pub(super) fn new(stream: S, stop: CancellationToken) -> Self {
-        Self { stream, stopped: stop.cancelled_owned(), deadline: None, has_ended: false }
+        Self { stream, stopped: stop.cancelled_owned(), deadline: None, has_calls: false, has_ended: false }
+    }
+
+    /// Marks a stream whose open calls may have run when the host stops.
+    pub(super) const fn with_calls(mut self) -> Self {
+        self.has_calls = true;
+        self
     }
 
     /// Also ends the stream at this deadline.
@@ -50,7 +57,7 @@ impl<S: Stream<Item = Result<T, Status>>, T> Stream for OpenEndedStream<S> {
             return Poll::Ready(item);
         }
         let end = if this.stopped.poll(cx).is_ready() {
-            shutting_down()
+            shutting_down(*this.has_calls)
         } else if this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
             rpc_deadline_exceeded()
         } else {
@@ -66,6 +73,7 @@ mod tests {
     use std::time::Duration;
 
     use futures_util::StreamExt;
+    use snakepit_proto::status::{DELIVERED, details_of};
     use tonic::Code;
 
     use super::*;
@@ -77,12 +85,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn ready_items_precede_the_error_that_ends_the_stream() {
         let stop = CancellationToken::new();
-        let endless = || futures_util::stream::iter([Ok(1), Ok(2)]).chain(futures_util::stream::pending());
+        let endless = || futures_util::stream::iter([Ok(1_u8), Ok(2)]).chain(futures_util::stream::pending());
         let in_time = OpenEndedStream::new(endless(), stop.clone())
             .with_deadline(Some(Instant::now() + Duration::from_secs(1)));
         assert_eq!(ends(in_time).await, [Ok(1), Ok(2), Err(Code::DeadlineExceeded)]);
         let stopped = OpenEndedStream::new(endless(), stop.clone());
         stop.cancel();
         assert_eq!(ends(stopped).await, [Ok(1), Ok(2), Err(Code::Unavailable)]);
+        for (stream, delivered) in [
+            (OpenEndedStream::new(endless(), stop.clone()), "false"),
+            (OpenEndedStream::new(endless(), stop.clone()).with_calls(), "true"),
+        ] {
+            let end = stream.collect::<Vec<_>>().await.pop().unwrap().unwrap_err();
+            assert_eq!(details_of(&end).metadata[DELIVERED], delivered);
+        }
     }
 }

@@ -77,7 +77,7 @@ impl CallBounds {
     ) -> Poll<ToolError> {
         let early_end = match early_end {
             Some(early_end) => early_end,
-            None => match self.early_end() {
+            None => match self.early_end(stage) {
                 Ok(created) => early_end.insert(created),
                 Err(error) => return Poll::Ready(error),
             },
@@ -91,10 +91,10 @@ impl CallBounds {
         }
     }
 
-    fn early_end(&self) -> Result<Box<EarlyEnd>, ToolError> {
+    fn early_end(&self, stage: CallStage) -> Result<Box<EarlyEnd>, ToolError> {
         let deadline = match self.deadline {
             Some(_) if tokio::runtime::Handle::try_current().is_err() => {
-                return Err(ToolError::outside_runtime());
+                return Err(ToolError::outside_runtime(stage == CallStage::Running));
             }
             Some(at) => Some(Box::pin(sleep_until(at))),
             None => None,

@@ -16,7 +16,8 @@ fn tool_errors_survive_the_round_trip() {
         ToolError::NotFound { tool: tool(), suggestion: Some("adds".into()) },
         ToolError::NotFound { tool: tool(), suggestion: None },
         ToolError::InvalidArgument { tool: tool(), argument: "a".into(), problem: "is missing".into() },
-        ToolError::Unsupported { tool: tool(), problem: "streams".into() },
+        ToolError::Unsupported { tool: tool(), problem: "streams".into(), delivered: false },
+        ToolError::Unsupported { tool: tool(), problem: "streams".into(), delivered: true },
         ToolError::Failed(Box::new(ToolFailure {
             tool: tool(),
             error_type: "ValueError".into(),

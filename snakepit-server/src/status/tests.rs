@@ -11,7 +11,7 @@ fn long_texts_do_not_make_a_status_too_large() {
     let errors = [
         ToolError::NotFound { tool: long(), suggestion: Some(long()) },
         ToolError::InvalidArgument { tool: long(), argument: long(), problem: long() },
-        ToolError::Unsupported { tool: long(), problem: long() },
+        ToolError::Unsupported { tool: long(), problem: long(), delivered: false },
         ToolError::Failed(Box::new(ToolFailure { message: long(), traceback: long(), ..Default::default() })),
         ToolError::WorkerLost {
             worker: long(),
@@ -69,7 +69,7 @@ fn errors() -> Vec<ToolError> {
     vec![
         ToolError::NotFound { tool: tool(), suggestion: Some("adds".into()) },
         ToolError::InvalidArgument { tool: tool(), argument: "a".into(), problem: "is missing".into() },
-        ToolError::Unsupported { tool: tool(), problem: "streams".into() },
+        ToolError::Unsupported { tool: tool(), problem: "streams".into(), delivered: false },
         ToolError::Failed(Box::new(ToolFailure {
             tool: tool(),
             error_type: "ValueError".into(),

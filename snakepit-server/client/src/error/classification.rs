@@ -13,6 +13,8 @@ impl Error {
     #[must_use]
     pub const fn kind(&self) -> ErrorKind {
         match self {
+            // No connection was attempted, because the address is invalid.
+            Self::Connect { source: None, .. } => ErrorKind::InvalidArgument,
             Self::Connect { .. } => ErrorKind::NotConnected,
             Self::Unreachable { .. } => ErrorKind::ConnectionLost,
             Self::TimedOut { .. } => ErrorKind::DeadlineExceeded,
@@ -122,8 +124,13 @@ mod tests {
     fn a_failed_write_may_have_happened() {
         let failed = Error::Session(SessionError::Backend { problem: "timed out".into() });
         assert!(failed.may_have_run() && failed.kind().is_transient() && !failed.is_retryable());
-        let refused = Error::Connect { address: "h:1".into(), problem: "refused".into(), source: None };
-        assert!(refused.is_retryable());
+        let connect = |source: Option<Box<dyn std::error::Error + Send + Sync>>| Error::Connect {
+            address: "h:1".into(),
+            problem: "refused".into(),
+            source,
+        };
+        assert!(connect(Some("refused".into())).is_retryable());
+        assert!(!connect(None).is_retryable(), "an invalid address stays invalid");
         let late = Error::TimedOut { rpc: "SetVariable", within: Duration::from_secs(1) };
         assert!(late.is_timeout() && late.may_have_run() && !late.is_retryable());
     }

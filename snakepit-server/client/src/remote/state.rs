@@ -2,14 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    error::Error as _,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use snakepit_proto::{headers::MAX_TIMEOUT, pb, status::check_request_size};
+use snakepit_proto::{pb, status::check_request_size};
 use snakepit_registry::{ToolCall, ToolError, ToolReply};
 use snakepit_session::{
     Created, NewSession, NewVariable, Note, Payload, Program, ProgramInfo, ProgramName, Session,
@@ -18,13 +17,10 @@ use snakepit_session::{
 };
 use snakepit_wire::{payload_from_wire, payload_to_wire, read_ahead};
 use tokio::task::JoinSet;
-use tonic::{Request, Response, Status};
+use tonic::{Response, Status};
 
-use super::{MAX_ATTEMPTS, MAX_WATCHES, RemoteHost, cause_of, connection_broke, deadline::GRACE};
-use crate::{
-    Error, EventStream, HostHandle,
-    status::{session_error, to_tool_error},
-};
+use super::{MAX_ATTEMPTS, MAX_WATCHES, RemoteHost, connection_broke};
+use crate::{Error, EventStream, HostHandle, status::session_error};
 
 /// Sends a request that changes state, and waits for its answer up to the request timeout. It is a macro because each RPC is
 /// a separate method of the generated client.
@@ -310,50 +306,6 @@ impl HostHandle for RemoteHost {
     }
 }
 
-/// The time limit for requests other than calls.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct RequestTimeout(pub(crate) Duration);
-
-impl Default for RequestTimeout {
-    fn default() -> Self {
-        Self(Duration::from_secs(30))
-    }
-}
-
-impl RequestTimeout {
-    /// Creates a request that the host also abandons after this time.
-    fn apply<T>(self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        request.set_timeout(self.0.min(MAX_TIMEOUT));
-        request
-    }
-
-    /// Waits for the answer to a request. Uses this side's clock, because a host that no longer responds enforces no deadline.
-    async fn within<T>(
-        self,
-        rpc: &'static str,
-        answer: impl Future<Output = Result<Response<T>, Status>>,
-    ) -> Result<T, Error> {
-        match tokio::time::timeout(self.0.saturating_add(GRACE), answer).await {
-            Ok(answer) => answer.map(Response::into_inner).map_err(|status| self.error(rpc, &status)),
-            Err(_) => Err(Error::TimedOut { rpc, within: self.0 }),
-        }
-    }
-
-    fn error(self, rpc: &'static str, status: &Status) -> Error {
-        match to_tool_error(rpc, status) {
-            ToolError::Session(error) => Error::Session(error),
-            ToolError::DeadlineExceeded { .. } => Error::TimedOut { rpc, within: self.0 },
-            error @ ToolError::ShuttingDown { .. } => Error::Tool(error),
-            _ if status.source().is_some() => {
-                Error::Unreachable { problem: cause_of(status), source: Some(status.clone().into()) }
-            }
-            error if error.is_overloaded() => Error::Tool(error),
-            _ => Error::Rejected { rpc, problem: status.message().to_owned() },
-        }
-    }
-}
-
 /// Sends a request, and sends it again if its connection breaks.
 async fn with_retries<T, F>(send: impl Fn() -> F) -> Result<Response<T>, Status>
 where
@@ -446,22 +398,4 @@ fn version(version: i32) -> u32 {
 
 fn version_to_wire(version: u32) -> i32 {
     i32::try_from(version).unwrap_or(i32::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn waits_for_a_silent_host_only_until_the_request_timeout() {
-        for (timeout, shown) in
-            [(RequestTimeout::default(), "30s"), (RequestTimeout(Duration::from_millis(250)), "250ms")]
-        {
-            let silent = std::future::pending::<Result<Response<()>, Status>>();
-            let begun = tokio::time::Instant::now();
-            let late = timeout.within("GetVariable", silent).await.unwrap_err();
-            assert_eq!(late.to_string(), format!("the host did not answer GetVariable within {shown}"));
-            assert_eq!(begun.elapsed(), timeout.0 + GRACE);
-        }
-    }
 }

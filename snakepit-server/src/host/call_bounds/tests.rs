@@ -87,5 +87,5 @@ fn without_a_runtime_only_a_ready_future_succeeds() {
         pin!(bounds.within(CallStage::Running, future)).poll(&mut cx)
     };
     assert!(matches!(poll(true), Poll::Ready(Ok(1))));
-    assert!(matches!(poll(false), Poll::Ready(Err(ToolError::NoRuntime { .. }))));
+    assert!(matches!(poll(false), Poll::Ready(Err(ToolError::NoRuntime { delivered: true, .. }))));
 }

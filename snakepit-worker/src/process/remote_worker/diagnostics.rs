@@ -145,7 +145,7 @@ impl WorkerDiagnostics {
         if is_unreadable(&status) {
             return self.unreadable(&status);
         }
-        let Details { reason, failure, violation, .. } = details_of(&status);
+        let Details { reason, failure, violation, metadata, .. } = details_of(&status);
         let (code, message) = (status.code(), status.message().to_owned());
         match (reason.as_deref(), failure) {
             (None | Some(status::TOOL_FAILED), Some(failure)) => {
@@ -159,13 +159,16 @@ impl WorkerDiagnostics {
                 };
                 ToolError::InvalidArgument { tool: tool_name(), argument, problem }
             }
-            (Some(status::UNSUPPORTED), _) => ToolError::Unsupported { tool: tool_name(), problem: message },
+            (Some(status::UNSUPPORTED), _) => {
+                let delivered = metadata.get(status::DELIVERED).is_some_and(|flag| flag == "true");
+                ToolError::Unsupported { tool: tool_name(), problem: message, delivered }
+            }
             (Some(status::CANCELLED), _) => ToolError::Cancelled { tool: tool_name() },
             (Some(status::STOPPING), _) => ToolError::Unavailable { reason: message, retry_after: None },
             (Some(status::INTERNAL), _) => ToolError::Internal { problem: message },
             // The answer of gRPC itself for a method that the worker does not implement.
             (None, None) if code == Code::Unimplemented && status.details().is_empty() => {
-                ToolError::Unsupported { tool: tool_name(), problem: message }
+                ToolError::Unsupported { tool: tool_name(), problem: message, delivered: false }
             }
             _ => self.failed(tool, ToolFailure::default(), failure_message(code, message)),
         }
