@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib.machinery import PathFinder
 
 from snakepit_bridge import _contexts, _failures, _signatures, _specs
 from snakepit_bridge._event_loop import EventLoop, drain
@@ -89,6 +88,9 @@ def load(path: str) -> type:
             directory = directory or ("/" if module_name.startswith("/") else ".")
             name = file_name.removesuffix(".py")
             fix = f"`{module_name}` is a file; use `{name}:{class_name}`"
+            # Not imported at the start, because workers load only what each of them needs.
+            from importlib.machinery import PathFinder
+
             # A file in a directory that Python searches needs only the name of its module.
             if PathFinder.find_spec(name) is None:
                 fix += f" with PYTHONPATH={directory}"
