@@ -16,7 +16,7 @@ struct Discount {
 fn shop(dir: &tempfile::TempDir) -> Builder {
     Snakepit::builder()
         .adapter("shop:Shop")
-        .host_tool("discount", |of: Discount| async move { if of.item == "tea" { 0.5 } else { 0.0 } })
+        .host_tool("discount", |order: Discount| async move { if order.item == "tea" { 0.5 } else { 0.0 } })
         .python(python())
         .env("PYTHONPATH", root().join("tests/adapters").display().to_string())
         .run_dir(dir.path())
