@@ -70,8 +70,8 @@ struct Prediction {
 }
 
 /// The host tool, which Python calls during a prediction.
-async fn score_predictions(answers: Predictions) -> Json<Score> {
-    let pairs = || answers.expected.iter().zip(&answers.predicted);
+async fn score_predictions(predictions: Predictions) -> Json<Score> {
+    let pairs = || predictions.expected.iter().zip(&predictions.predicted);
     let mut confusions = BTreeMap::new();
     for (expected, predicted) in pairs().filter(|(expected, predicted)| expected != predicted) {
         *confusions.entry(format!("{expected}->{predicted}")).or_default() += 1;
@@ -110,7 +110,7 @@ async fn run(args: Args) -> Result<f64, Failure> {
         println!("   {} pid {}", worker.id, worker.pid.unwrap_or_default());
     }
     let address = snakepit.address().map(|address| format!("http://{address}")).unwrap_or_default();
-    println!("   ready in {}, serving gRPC on {address}", took(began));
+    println!("   ready in {}, serving gRPC on {address}", elapsed_since(began));
 
     println!("2. train a classifier on scikit-learn's digits, streaming its progress");
     let session = snakepit.session("demo").await?;
@@ -178,7 +178,10 @@ async fn train(session: &SessionHandle, images: usize) -> Result<String, Error> 
         }
     }
     bar.finish();
-    println!("   train_digits on {worker}: {images} images, model of {bytes} bytes, {}", took(began));
+    println!(
+        "   train_digits on {worker}: {images} images, model of {bytes} bytes, {}",
+        elapsed_since(began)
+    );
     Ok(worker)
 }
 
@@ -192,7 +195,7 @@ async fn predict(session: &SessionHandle, images: usize, trainer: &str) -> Resul
             // A prediction changes nothing, so a call that was on the killed worker may run again.
             let reply =
                 session.call("predict_digits").args(arguments).idempotent().unary::<Prediction>().await?;
-            Ok::<_, Error>((start, reply.worker.unwrap_or_default(), reply.value.score, took(began)))
+            Ok::<_, Error>((start, reply.worker.unwrap_or_default(), reply.value.score, elapsed_since(began)))
         })
         .buffered(3);
     let mut sum = Score { correct: 0, total: 0, confusions: BTreeMap::new() };
@@ -217,6 +220,6 @@ fn worker_pids(snakepit: &Snakepit) -> Vec<u32> {
     snakepit.status().workers.iter().filter_map(|worker| worker.pid).collect()
 }
 
-fn took(began: Instant) -> String {
+fn elapsed_since(began: Instant) -> String {
     format!("{:.0?}", began.elapsed())
 }

@@ -21,8 +21,8 @@ pub(crate) async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + S
     }
 }
 
-/// Polls a future on a blocking thread the first time and in the caller's task after that. For futures that do their heavy work
-/// before they first wait.
+/// Polls a future on a blocking thread the first time and in the caller's task after that. Use it for futures that do their heavy
+/// work before they first wait.
 ///
 /// # Cancel safety
 /// When this future is dropped during the first poll, the inner future is dropped after that poll.

@@ -137,8 +137,8 @@ impl Builder {
     ///
     /// - requests of clients that are still arriving,
     /// - requests of workers that are still arriving,
-    /// - answers that clients over TCP have not read,
-    /// - answers that all other clients have not read.
+    /// - responses that clients over TCP have not read,
+    /// - responses that workers and clients over the Unix socket have not read.
     pub const fn queue_bytes(mut self, bytes: usize) -> Self {
         self.pool.queue_bytes = bytes;
         self
@@ -147,8 +147,8 @@ impl Builder {
     /// Limits the size of one client connection's requests that are arriving, waiting or running, in bytes. The default is
     /// 256 MiB.
     ///
-    /// The same limit applies to large answers that the client has not read. Further answers wait, and the host drops values
-    /// of tools above twice the limit. A single request or answer may exceed the limit.
+    /// The same limit applies to large responses that the client has not read. Further responses wait, and the host drops values
+    /// of tools above twice the limit. A single request or response may exceed the limit.
     ///
     /// The host admits arriving stream messages of up to 2 MiB into an additional headroom, so that it can reject single calls
     /// instead of ending their stream. The headroom is 8 MiB per connection, and 64 MiB for all connections.
@@ -160,12 +160,12 @@ impl Builder {
     /// Limits the number of client connections over TCP. The minimum is 1. The Unix socket accepts half as many in addition.
     /// The default depends on the process's limit of open files, see [`default_connections`](crate::default_connections).
     ///
-    /// Above the limit, the host closes the connection that has been idle longest for each new one, or the new one if all are
-    /// in use. A connection is in use while it has an open request. The shared stream of calls counts only while a call runs
+    /// For each connection above the limit, the host closes the one that has been idle longest. If all are in use, it closes
+    /// the new one. A connection is in use while it has an open request. The shared stream of calls counts only while a call runs
     /// on it. A watch always counts.
     ///
-    /// Clients of this project reconnect with their next call. If a call crosses with the close of its connection, they send it
-    /// again a few times. If the host closes connections more often, the call fails without having run.
+    /// Clients of this project reconnect with their next call. If the host closes the connection before it begins a call, they
+    /// retry the call a few times on new connections. After that, the call fails without having run.
     pub const fn max_connections(mut self, connections: usize) -> Self {
         self.max_connections = Some(connections);
         self
@@ -297,8 +297,8 @@ impl Builder {
         self.fn_tool(FnTool::typed(name, tool))
     }
 
-    /// Registers a host tool with more options than [`host_tool`](Self::host_tool): a description, parameters, the context of
-    /// the call, or a stream of results.
+    /// Registers a host tool that needs more than [`host_tool`](Self::host_tool) offers, such as a description, parameters, the
+    /// context of the call, or a stream of results.
     pub fn fn_tool(mut self, tool: FnTool) -> Self {
         self.host_tools.push(tool);
         self

@@ -28,7 +28,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use bridge::Bridge;
 use initialize_session::BridgeRoutes;
 
-use crate::{host::Host, panics::completes};
+use crate::{host::Host, panics::completes_without_panic};
 
 /// The service names in health checks: the server as a whole, and the bridge service.
 const HEALTH_NAMES: [&str; 2] = ["", "snakepit.bridge.BridgeService"];
@@ -61,19 +61,19 @@ pub(crate) fn worker_routes(host: Arc<Host>, launch: Arc<Launch>) -> Routes {
     Routes::new(BridgeRoutes::new(Bridge::for_launch(host, launch)))
 }
 
-/// Reports the server as healthy while its pool is ready and the host is not hidden. The current state is reported before this
-/// returns. The returned future reports changes, and ends the health watches of clients at the stop.
+/// Reports the server as healthy while its pool is ready and the host is not hidden. Reports the current state
+/// before it returns. The returned future reports changes, and ends the health watches of clients at the stop.
 pub(crate) async fn follow_readiness(
     mut health: HealthReporter,
     mut readiness: watch::Receiver<bool>,
     hidden: CancellationToken,
     stop: CancellationToken,
 ) -> impl Future<Output = ()> {
-    let serving = *readiness.borrow_and_update();
-    set_serving(&health, serving).await;
+    let is_ready = *readiness.borrow_and_update();
+    set_serving(&health, is_ready).await;
     async move {
-        let follow = |readiness| follow(&health, readiness, &hidden);
-        while !completes("the report of readiness", follow(readiness.clone())).await {}
+        let follow_once = |readiness| report_readiness(&health, readiness, &hidden);
+        while !completes_without_panic("the report of readiness", follow_once(readiness.clone())).await {}
         set_serving(&health, false).await;
         stop.cancelled().await;
         for name in HEALTH_NAMES {
@@ -83,10 +83,14 @@ pub(crate) async fn follow_readiness(
 }
 
 /// Reports the current readiness and its changes until the host is hidden or its pool has ended.
-async fn follow(health: &HealthReporter, mut readiness: watch::Receiver<bool>, hidden: &CancellationToken) {
+async fn report_readiness(
+    health: &HealthReporter,
+    mut readiness: watch::Receiver<bool>,
+    hidden: &CancellationToken,
+) {
     loop {
-        let serving = *readiness.borrow_and_update();
-        set_serving(health, serving).await;
+        let is_ready = *readiness.borrow_and_update();
+        set_serving(health, is_ready).await;
         tokio::select! {
             () = hidden.cancelled() => return,
             // An error means that the pool was dropped.
@@ -96,8 +100,8 @@ async fn follow(health: &HealthReporter, mut readiness: watch::Receiver<bool>, h
 }
 
 /// Reports health for the server as a whole and for the bridge service.
-async fn set_serving(health: &HealthReporter, serving: bool) {
-    let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+async fn set_serving(health: &HealthReporter, is_serving: bool) {
+    let status = if is_serving { ServingStatus::Serving } else { ServingStatus::NotServing };
     for name in HEALTH_NAMES {
         health.set_service_status(name, status).await;
     }

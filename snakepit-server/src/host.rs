@@ -53,8 +53,8 @@ pub(crate) struct Host {
     pub(crate) default_timeout: Option<Duration>,
     affinity: AffinityWriter,
     renewer: Arc<SessionRenewer>,
-    /// Counts the calls of host tools that do not come from a worker. Closed when the host accepts no more.
-    local: TaskTracker,
+    /// The running calls of host tools that do not come from a worker. Closed when the drain begins.
+    host_tool_calls: TaskTracker,
     /// Cancelled at the end of the drain, which cuts off the calls that run in the host.
     cut: CancellationToken,
     /// Set when the runtime that started the host has shut down.
@@ -89,7 +89,7 @@ impl Host {
             default_timeout,
             affinity,
             renewer: Arc::default(),
-            local: TaskTracker::new(),
+            host_tool_calls: TaskTracker::new(),
             runtime_has_ended: AtomicBool::new(false),
             runtime,
             pool: SetOnce::new(),
@@ -98,7 +98,7 @@ impl Host {
 
     /// Renews sessions in use until the host stops. If the runtime shuts down and drops the future earlier, the host records that
     /// [its runtime has ended](Self::runtime_has_ended).
-    pub(crate) fn keep(self: &Arc<Self>) -> impl Future<Output = ()> + Send + use<> {
+    pub(crate) fn renew_sessions(self: &Arc<Self>) -> impl Future<Output = ()> + Send + use<> {
         let guard = RuntimeEndGuard(Arc::downgrade(self));
         let renewing = Arc::clone(&self.renewer).run(Arc::clone(&self.sessions), self.stop.clone());
         async move {
@@ -136,10 +136,10 @@ impl Host {
         mut call: ToolCall,
     ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
         let id = call.session.clone();
-        // Not an `async fn`, whose future would hold the call twice.
+        // The method is not an `async fn`, whose future would store the call twice.
         async move {
             let session = match id {
-                Some(id) => Some(self.enter(id, &mut call).await?),
+                Some(id) => Some(self.use_session(id, &mut call).await?),
                 None => None,
             };
             let watch = self.telemetry.watch(&call);
@@ -150,7 +150,7 @@ impl Host {
                     Err(error) => Err(error),
                 },
                 Ok(tool) => self.call_here(&tool, call).await,
-                Err(unknown) => Err(self.unknown(unknown)),
+                Err(unknown) => Err(self.unknown_tool_error(unknown)),
             };
             let reply = watch.ended(result)?;
             Ok(match session {
@@ -161,7 +161,7 @@ impl Host {
     }
 
     /// The error for an unknown tool. Before the first worker has registered its tools, the call may be repeated instead.
-    fn unknown(&self, unknown: ToolError) -> ToolError {
+    fn unknown_tool_error(&self, unknown: ToolError) -> ToolError {
         let is_ready = self.pool_if_started().is_some_and(|pool| pool.is_ready());
         if is_ready || self.registry.has_worker_tools() {
             return unknown;
@@ -175,7 +175,7 @@ impl Host {
     /// Runs a call of a host tool for a worker. The drain already waits for the worker's own call.
     pub(crate) async fn call_host_tool(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
         let session = match call.session.clone() {
-            Some(id) => Some(self.enter(id, &mut call).await?),
+            Some(id) => Some(self.use_session(id, &mut call).await?),
             None => None,
         };
         let bounds = self.bounds(&mut call)?;
@@ -192,9 +192,9 @@ impl Host {
     /// Runs a call of a host tool, and enforces its deadline.
     async fn call_here(&self, tool: &ResolvedTool, mut call: ToolCall) -> Result<ToolReply, ToolError> {
         let bounds = self.bounds(&mut call)?;
-        let in_flight = self.local.token();
+        let in_flight = self.host_tool_calls.token();
         // The call is counted before the check, so that a drain either waits for it or rejects it.
-        if self.local.is_closed() || self.cut.is_cancelled() {
+        if self.host_tool_calls.is_closed() || self.cut.is_cancelled() {
             return Err(ToolError::ShuttingDown { delivered: false });
         }
         let reply = bounds.within(CallStage::Running, tool.begin(call)?).await?;
@@ -202,13 +202,13 @@ impl Host {
     }
 
     /// Renews the session of a call, and keeps renewing it while the call runs.
-    async fn enter(&self, id: SessionId, call: &mut ToolCall) -> Result<CallSession, ToolError> {
+    async fn use_session(&self, id: SessionId, call: &mut ToolCall) -> Result<CallSession, ToolError> {
         let bounds = self.bounds(call)?;
         let lookup = async { Ok(self.sessions.get(&id).await?) };
         let session = bounds.within(CallStage::Queued, lookup).await?;
         call.preferred_worker = session.last_worker.clone();
-        let in_use = self.renewer.begin_use(&id, session.ttl, call.deadline);
-        Ok(CallSession { id, preferred: session.last_worker, in_use })
+        let session_use = self.renewer.begin_use(&id, session.ttl, call.deadline);
+        Ok(CallSession { id, last_worker: session.last_worker, session_use })
     }
 
     /// The bounds of the parts of a call that the host runs itself. Sets the default deadline if the call has none.
@@ -217,8 +217,8 @@ impl Host {
             return Err(ToolError::runtime_ended(false));
         }
         // A timeout that overflows the clock sets no deadline.
-        let by_default = || Instant::now().checked_add(self.default_timeout?);
-        call.deadline = call.deadline.or_else(by_default);
+        let default_deadline = || Instant::now().checked_add(self.default_timeout?);
+        call.deadline = call.deadline.or_else(default_deadline);
         Ok(CallBounds::new(call, &self.cut))
     }
 
@@ -228,9 +228,9 @@ impl Host {
     }
 
     /// Rejects new calls of host tools, and waits for those in flight. Cancel safe.
-    pub(crate) async fn drained(&self) {
-        self.local.close();
-        self.local.wait().await;
+    pub(crate) async fn drain(&self) {
+        self.host_tool_calls.close();
+        self.host_tool_calls.wait().await;
     }
 
     /// Sleeps on the timer of the host's runtime, also for callers on another runtime.
@@ -249,20 +249,22 @@ impl Host {
 struct CallSession {
     id: SessionId,
     /// The worker that served the session last.
-    preferred: Option<Arc<str>>,
-    in_use: Option<SessionUse>,
+    last_worker: Option<Arc<str>>,
+    /// `None` if the session does not need a renewal during the call.
+    session_use: Option<SessionUse>,
 }
 
 impl CallSession {
+    /// Stores the worker that ran the call, and ends the use of the session when the reply is complete.
     fn finish(self, reply: ToolReply, affinity: &AffinityWriter) -> ToolReply {
-        let Self { id, preferred, in_use } = self;
+        let Self { id, last_worker, session_use } = self;
         if let Some(worker) = &reply.worker
-            && preferred.as_ref() != Some(worker)
+            && last_worker.as_ref() != Some(worker)
         {
             affinity.store(id, Arc::clone(worker));
         }
-        match in_use {
-            Some(in_use) => in_use.until_complete(reply),
+        match session_use {
+            Some(session_use) => session_use.until_complete(reply),
             None => reply,
         }
     }

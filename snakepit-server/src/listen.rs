@@ -48,11 +48,12 @@ use crate::StartError;
 /// `net.core.somaxconn`.
 const BACKLOG: u32 = 4096;
 
-/// Binds a TCP address. A host name may resolve to several addresses: all of them must be loopback unless remote addresses are
-/// allowed, and the first one that can be bound is used.
+/// Binds a TCP address. A host name may resolve to several addresses. All of them must be loopback unless remote addresses are
+/// allowed. The listener uses the first one that can be bound.
 pub(crate) async fn bind_tcp(address: &str, allow_remote: bool) -> Result<TcpListener, StartError> {
-    let failed = |error: io::Error| failed(address.to_owned(), error);
-    let mut addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await.map_err(failed)?.collect();
+    let listen_error = |error: io::Error| listen_error(address.to_owned(), error);
+    let mut addresses: Vec<SocketAddr> =
+        tokio::net::lookup_host(address).await.map_err(listen_error)?.collect();
     if !allow_remote && let Some(remote) = addresses.iter().find(|address| !address.ip().is_loopback()) {
         let remote = remote.to_string();
         let address = if remote == address { remote } else { format!("{address} ({remote})") };
@@ -60,14 +61,14 @@ pub(crate) async fn bind_tcp(address: &str, allow_remote: bool) -> Result<TcpLis
     }
     // The command line connects to 127.0.0.1 by default, so prefer IPv4 for `localhost`.
     addresses.sort_by_key(SocketAddr::is_ipv6);
-    let mut last = io::Error::new(io::ErrorKind::InvalidInput, "the name has no address");
+    let mut last_error = io::Error::new(io::ErrorKind::InvalidInput, "the name has no address");
     for address in addresses {
         match listen_on(address) {
             Ok(listener) => return Ok(listener),
-            Err(error) => last = error,
+            Err(error) => last_error = error,
         }
     }
-    Err(failed(last))
+    Err(listen_error(last_error))
 }
 
 fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
@@ -85,15 +86,15 @@ pub(crate) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// The error for a Unix socket that cannot be bound.
-pub(crate) fn unix_failed(path: &Path, error: io::Error) -> StartError {
-    failed(format!("unix:{}", path.display()), error)
+pub(crate) fn unix_listen_error(path: &Path, error: io::Error) -> StartError {
+    listen_error(format!("unix:{}", path.display()), error)
 }
 
 pub(crate) fn local_address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
-    listener.local_addr().map_err(|e| failed("a TCP socket".to_owned(), e))
+    listener.local_addr().map_err(|error| listen_error("a TCP socket".to_owned(), error))
 }
 
-fn failed(address: String, source: io::Error) -> StartError {
+fn listen_error(address: String, source: io::Error) -> StartError {
     StartError::Listen { address, source }
 }
 
@@ -109,7 +110,8 @@ pub(crate) struct ListenLimits {
     pub(crate) arriving: ArrivalBudgets,
     /// The budget for unread responses on all TCP connections.
     pub(crate) unread: Arc<ResponseBudget>,
-    /// The budget for unread responses on Unix sockets and of workers, so that clients that exhaust the other one do not stop tools.
+    /// The budget for unread responses to workers and on Unix sockets. It is separate, so that TCP clients that exhaust theirs do not
+    /// stop tools.
     pub(crate) unread_local: Arc<ResponseBudget>,
     /// Distinguishes workers from clients. Weak, because the launches hold these limits.
     pub(crate) launches: Weak<Launches>,

@@ -1,4 +1,4 @@
-//! The host of this process behind the API that it shares with remote hosts.
+//! [`LocalHost`]: the host of this process, as an implementation of [`HostHandle`], which remote hosts implement too.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ fn owner(id: &SessionId) -> ProgramOwner {
 }
 
 impl HostHandle for LocalHost {
-    // Not an `async fn`, which would store the call twice in its future.
+    // This is not an `async fn`, whose future would store the call twice.
     fn call(&self, mut call: ToolCall) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
         call.ancestors = ANCESTORS.try_with(Clone::clone).unwrap_or_default();
         self.0.call(call)
@@ -162,12 +162,12 @@ mod tests {
         let call = caller.call("echo").payload("x", one()).args(json!({"y": 2})).arg("z", 3);
         let reply = call.unary::<serde_json::Value>().await.unwrap();
         assert_eq!(reply.value, json!({"x": 1, "y": 2, "z": 3}));
-        for twice in [
+        for duplicate in [
             caller.call("echo").payload("x", one()).args(json!({"x": 2})),
             caller.call("echo").args(json!({"x": 2})).payload("x", one()),
             caller.call("echo").arg("x", 1).arg("x", 2),
         ] {
-            let error = twice.unary::<serde_json::Value>().await.unwrap_err().to_string();
+            let error = duplicate.unary::<serde_json::Value>().await.unwrap_err().to_string();
             assert_eq!(
                 error,
                 "argument `x` of tool `echo` is set twice; pass it once, by `arg`, `args` or `payload`"

@@ -9,17 +9,17 @@ use std::{
 use futures_util::FutureExt;
 
 /// The pause before a restart, so that a task that panics immediately does not keep a processor busy.
-const PAUSE: Duration = Duration::from_millis(100);
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
 
-/// Runs a part of a task. Returns `false` after a panic, which is logged. The caller then runs the part again.
-pub(crate) async fn completes(task: &str, part: impl Future<Output = ()>) -> bool {
+/// Runs a part of a task. Logs a panic of the part, and then returns `false`, so that the caller runs the part again.
+pub(crate) async fn completes_without_panic(task: &str, part: impl Future<Output = ()>) -> bool {
     if AssertUnwindSafe(part).catch_unwind().await.is_ok() {
         return true;
     }
     let report = || tracing::error!(task, "a task of the host panicked; restarting it");
     // If the log subscriber panicked, this report may panic too.
     let _ = catch_unwind(AssertUnwindSafe(report));
-    tokio::time::sleep(PAUSE).await;
+    tokio::time::sleep(RESTART_PAUSE).await;
     false
 }
 
@@ -29,17 +29,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_task_that_panics_continues_with_its_state() {
-        let mut left = vec![1, 2, 3];
+        let mut items = vec![1, 2, 3];
         let mut panics = 0;
         let mut part = async || {
-            while let Some(next) = left.pop() {
+            while let Some(next) = items.pop() {
                 tokio::task::yield_now().await;
                 assert_ne!(next, 2, "on purpose");
             }
         };
-        while !completes("a test", part()).await {
+        while !completes_without_panic("a test", part()).await {
             panics += 1;
         }
-        assert_eq!((panics, left.len()), (1, 0));
+        assert_eq!((panics, items.len()), (1, 0));
     }
 }

@@ -28,8 +28,8 @@ pub struct Snakepit {
 /// The gRPC service. Dropping it stops the service.
 #[derive(Debug)]
 pub(crate) struct Service {
-    /// Dropped with the host, which removes the tools that the program registered.
-    pub(crate) life: Arc<()>,
+    /// The lifetime of the tools that the program registered. Dropping it removes them.
+    pub(crate) tool_lifetime: Arc<()>,
     /// Cancelled when health checks must report "not serving". A child of `stop`.
     pub(crate) hidden: CancellationToken,
     pub(crate) stop: CancellationToken,
@@ -46,10 +46,10 @@ impl Drop for Service {
 }
 
 /// The drain period of [`Snakepit::shutdown`].
-const DRAIN: Duration = Duration::from_secs(10);
+const DEFAULT_DRAIN: Duration = Duration::from_secs(10);
 
-/// The time for cut calls to send their answers before the connections close.
-const ANSWER_GRACE: Duration = Duration::from_millis(100);
+/// The time for calls that were cut off to send their errors before the connections close.
+const REPLY_GRACE: Duration = Duration::from_millis(100);
 
 impl Snakepit {
     /// Returns a builder for a host.
@@ -100,7 +100,7 @@ impl Snakepit {
     /// # Errors
     /// [`RegistryError`] if a name is invalid or taken, or a limit is reached. The host then registers none of the tools.
     pub fn register_tools(&self, tools: Vec<ToolSpec>) -> Result<(), RegistryError> {
-        let announcer = Announcer::new("the program".into(), &self.service.life);
+        let announcer = Announcer::new("the program".into(), &self.service.tool_lifetime);
         let handler: Arc<dyn ToolHandler> = self.pool.tool();
         self.host().registry.register_remote(&self.pool.status().name, &announcer, &handler, tools)?;
         Ok(())
@@ -130,10 +130,10 @@ impl Snakepit {
         self.service.hidden.cancel();
     }
 
-    /// Shuts down gracefully: rejects new calls, lets running calls finish for up to ten seconds, cuts the remaining ones, stops
+    /// Shuts down gracefully: rejects new calls, lets running calls finish for up to ten seconds, cuts off the remaining ones, stops
     /// the workers, and closes the listeners. You may call it more than once.
     ///
-    /// Rejected and cut calls, streams and watches fail with [`ToolError::ShuttingDown`]. The future completes when every
+    /// Rejected and cut-off calls, streams and watches fail with [`ToolError::ShuttingDown`]. The future completes when every
     /// worker process has exited and every connection is closed. A connection with open requests is closed after two seconds
     /// at the latest.
     ///
@@ -144,7 +144,7 @@ impl Snakepit {
     /// # Cancel safety
     /// If the future is dropped, steps that have begun continue. Call it again to complete the shutdown.
     pub async fn shutdown(&self) -> Result<(), Error> {
-        self.shutdown_within(DRAIN).await
+        self.shutdown_within(DEFAULT_DRAIN).await
     }
 
     /// Like [`shutdown`](Self::shutdown), with another drain period.
@@ -161,18 +161,19 @@ impl Snakepit {
         }
         self.hide();
         // Calls on workers may need host tools and vice versa, so the drain period is the same for both.
-        let drained = async { tokio::join!(self.pool.shutdown(drain), self.host().drained()) };
+        let drain_all = async { tokio::join!(self.pool.shutdown(drain), self.host().drain()) };
         tokio::select! {
             biased;
-            _ = drained => {}
+            _ = drain_all => {}
             () = self.host().sleep(drain) => {}
         }
         self.host().cut_off();
-        // Cut calls need a moment to answer. A call whose stream is not read never ends, so the wait is bounded.
+        // Calls that were cut off need a moment to send their errors. The wait is bounded, because a call whose stream the client does not
+        // read never ends.
         tokio::select! {
             biased;
-            () = self.host().drained() => {}
-            () = self.host().sleep(ANSWER_GRACE) => {}
+            () = self.host().drain() => {}
+            () = self.host().sleep(REPLY_GRACE) => {}
         }
         self.pool.shutdown(drain).await;
         if let Some(launcher) = &self.service.launcher {

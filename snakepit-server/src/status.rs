@@ -133,8 +133,8 @@ pub fn from_session_error(error: &SessionError) -> Status {
     session_status(error, false)
 }
 
-/// Converts the error of a write that must not be retried blindly. If the backend failed, the write may have succeeded, so the code
-/// differs from those that gRPC libraries retry automatically.
+/// Converts the error of a write. If the backend failed, the write may have succeeded, so the code is not one that gRPC libraries retry
+/// automatically.
 #[must_use]
 pub fn from_write_error(error: &SessionError) -> Status {
     session_status(error, matches!(error, SessionError::Backend { .. }))
@@ -276,7 +276,7 @@ pub(crate) fn rpc_deadline_exceeded() -> Status {
     status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message)
 }
 
-/// The status that ends open-ended streams when the host stops. `delivered` is whether calls of the stream may have run.
+/// The status that ends open-ended streams when the host stops. `delivered` states whether calls of the stream may have run.
 pub(crate) fn shutting_down(delivered: bool) -> Status {
     from_tool_error(ToolError::ShuttingDown { delivered })
 }
@@ -317,8 +317,8 @@ pub(crate) const fn answer_dropped(BudgetExhausted { used, limit }: BudgetExhaus
     ToolError::AnswerDropped { used, limit }
 }
 
-/// The status that ends a stream whose next message exceeds a budget. `delivered` states whether an earlier message arrived.
-/// Its calls may have begun.
+/// The status that ends a stream whose next message exceeds a budget. `delivered` states whether an earlier message arrived,
+/// whose calls may have begun.
 pub(crate) fn stream_rejected(error: ToolError, delivered: bool) -> Status {
     let status = from_tool_error(error);
     let mut details = status.get_error_details();
@@ -337,7 +337,9 @@ fn overloaded(whose: &str, BudgetExhausted { used, limit }: BudgetExhausted) -> 
 /// The status for a message above a limit. `limit` is the limit of its size in bytes.
 pub(crate) fn message_too_large(error: MessageTooLarge, limit: usize) -> Status {
     let (message, numbers) = match error {
-        MessageTooLarge::Bytes(size) => (request_too_large(size, limit), numbers(size, limit).to_vec()),
+        MessageTooLarge::Bytes(size) => {
+            (request_too_large(size, limit), size_and_limit(size, limit).to_vec())
+        }
         MessageTooLarge::Fields => (
             format!("the message has more than {MAX_FIELDS} fields; pass many values as one list or map"),
             vec![("limit", MAX_FIELDS.to_string())],
@@ -352,18 +354,24 @@ pub(crate) fn headers_too_large(size: usize, limit: usize) -> Status {
         "the metadata of the request has {size} bytes, counting 32 for each entry, the limit is {limit}; send values as \
          arguments instead"
     );
-    with_details(Code::ResourceExhausted, message, details_with("REQUEST_TOO_LARGE", numbers(size, limit)))
+    with_details(
+        Code::ResourceExhausted,
+        message,
+        details_with("REQUEST_TOO_LARGE", size_and_limit(size, limit)),
+    )
 }
 
-fn numbers(size: usize, limit: usize) -> [(&'static str, String); 2] {
+fn size_and_limit(size: usize, limit: usize) -> [(&'static str, String); 2] {
     [("size", size.to_string()), ("limit", limit.to_string())]
 }
 
 /// The status for a message that arrives too slowly.
 pub(crate) fn too_slow(arrived: usize, within: Duration) -> Status {
     let within = within.as_secs();
-    let message =
-        format!("only {arrived} bytes of the message arrived within {within} s; the request was given up");
+    let message = format!(
+        "only {arrived} bytes of the message arrived within {within} s; send at least 128 KiB per second, with pauses of \
+         less than 30 s"
+    );
     status(Code::DeadlineExceeded, "REQUEST_INCOMPLETE", message)
 }
 

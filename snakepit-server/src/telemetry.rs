@@ -33,6 +33,7 @@ pub(crate) enum CallEventKind {
 #[derive(Debug, Clone)]
 pub(crate) struct CallEvent {
     pub(crate) kind: CallEventKind,
+    /// The id of the call.
     pub(crate) call: u64,
     pub(crate) tool: Arc<str>,
     pub(crate) session: String,
@@ -117,7 +118,7 @@ impl CallWatch {
         if let Some(watched) = self.0.take() {
             let WatchedCall { events, event, began } = *watched;
             let event = CallEvent { kind, duration: began.elapsed(), error, at: SystemTime::now(), ..event };
-            // An error means that the last subscriber has left.
+            // An error means that there are no subscribers.
             let _ = events.send(Arc::new(event));
         }
     }

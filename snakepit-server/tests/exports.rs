@@ -34,7 +34,7 @@ const FILES: [&str; 28] = [
     "snakepit-pool/src/status.rs",
 ];
 
-/// Types and traits of the standard library, serde, futures and tokio, and associated types.
+/// Types and traits of other crates, which `snakepit_server` does not export, and associated types.
 const FOREIGN: [&str; 49] = [
     "Arc",
     "AsRef",

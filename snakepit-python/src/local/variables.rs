@@ -218,7 +218,7 @@ impl LocalVariables {
 
     fn history(&self, py: Python<'_>, identifier: &str, limit: i32) -> PyResult<Vec<VariableVersion>> {
         let limit = usize::try_from(limit)
-            .map_err(|_| invalid("`limit` is negative; use 0 for all versions kept".to_owned()))?;
+            .map_err(|_| invalid("`limit` is negative; use 0 for all stored versions".to_owned()))?;
         let versions = self.run(py, |backend, id| backend.variable_history(id, identifier, limit))?;
         Ok(versions.into_iter().map(|entry| VariableVersion::from_local(identifier, entry)).collect())
     }

@@ -23,10 +23,10 @@ use crate::{
 };
 
 /// The interval at which the host frees the memory of expired sessions. Callers cannot reach a session after it expires.
-const SWEEP_EVERY: Duration = Duration::from_secs(10);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The default limit for the requests of one connection, in bytes.
-const CONNECTION_BYTES: usize = 256 * 1024 * 1024;
+/// The default of [`Builder::connection_bytes`], in bytes.
+const DEFAULT_CONNECTION_BYTES: usize = 256 * 1024 * 1024;
 
 impl Builder {
     /// Starts the host and waits until every worker accepts calls.
@@ -82,7 +82,7 @@ impl Builder {
     /// starts, so an error or a dropped future leaves nothing behind.
     async fn compose(self, python: &Interpreter) -> Result<(Snakepit, HealthReporter), StartError> {
         if self.connection_bytes == Some(0) || self.pool.queue_bytes == 0 {
-            return Err(config(
+            return Err(config_error(
                 "`connection_bytes` and `queue_bytes` must be at least 1 byte, because no call fits into 0 bytes",
             ));
         }
@@ -93,7 +93,7 @@ impl Builder {
             (None, None) => None,
         };
         if program.is_some() == self.launcher.is_some() {
-            return Err(config(match program {
+            return Err(config_error(match program {
                 Some(_) => {
                     "`Builder::launcher` excludes `Builder::adapter` and `Builder::worker_command`; call only one of them"
                 }
@@ -105,14 +105,14 @@ impl Builder {
         if let Some(WorkerProgram::Python { .. }) = program
             && self.pool.concurrency != 1
         {
-            return Err(config(
+            return Err(config_error(
                 "`PoolConfig::concurrency` is not 1, but a Python worker runs one call at a time; set it to 1, or call \
                  `Builder::workers` for more workers",
             ));
         }
         // Workers of a custom launcher do not necessarily need file descriptors.
         if program.is_some() {
-            listen::check_descriptor_limit(self.pool.workers).map_err(|problem| config(&problem))?;
+            listen::check_descriptor_limit(self.pool.workers).map_err(|problem| config_error(&problem))?;
         }
         let registry = Registry::new();
         for tool in self.host_tools {
@@ -134,14 +134,14 @@ impl Builder {
             None => None,
         };
         let address = tcp.as_ref().map(listen::local_address).transpose()?;
-        // Blocks: it waits for other starting hosts, and may scan all processes.
+        // Runs on a blocking thread, because it waits for other starting hosts and may scan all processes.
         let base = self.run_dir;
         let created = tokio::task::spawn_blocking(move || RunDir::create(base.as_deref())).await;
         let run_dir =
-            created.map_err(|error| config(&format!("cannot create the run directory: {error}")))?;
+            created.map_err(|error| config_error(&format!("cannot create the run directory: {error}")))?;
         let run_dir = Arc::new(run_dir?);
 
-        let processes = program.map(|program| {
+        let process_launcher = program.map(|program| {
             let mut config = ProcessConfig::new(program);
             config.multiplex = !self.plain_calls;
             config.env = self.environment;
@@ -151,22 +151,22 @@ impl Builder {
             config.stop_grace = self.pool.stop_grace;
             Arc::new(ProcessLauncher::new(config, Arc::clone(&run_dir), launches))
         });
-        let launcher = match &processes {
+        let launcher = match &process_launcher {
             Some(processes) => Arc::clone(processes) as Arc<dyn WorkerLauncher>,
-            None => self.launcher.ok_or_else(|| config("no launcher"))?,
+            None => self.launcher.ok_or_else(|| config_error("no launcher"))?,
         };
         let limits = ListenLimits {
             connections: self.max_connections.unwrap_or_else(|| default_connections(self.pool.workers)),
-            connection_bytes: self.connection_bytes.unwrap_or(CONNECTION_BYTES),
+            connection_bytes: self.connection_bytes.unwrap_or(DEFAULT_CONNECTION_BYTES),
             arriving: ArrivalBudgets::new(self.pool.queue_bytes),
             unread: Arc::new(ResponseBudget::new(self.pool.queue_bytes)),
             unread_local: Arc::new(ResponseBudget::new(self.pool.queue_bytes)),
             launches: Arc::downgrade(&host.launches),
         };
         // Weak, because the host owns the launches.
-        let (weak, launch_tasks, launch_limits) = (Arc::downgrade(&host), tasks.clone(), limits.clone());
+        let (weak_host, launch_tasks, launch_limits) = (Arc::downgrade(&host), tasks.clone(), limits.clone());
         host.launches.serve_with(Box::new(move |listener, launch| {
-            if let Some(host) = weak.upgrade() {
+            if let Some(host) = weak_host.upgrade() {
                 let routes = grpc::worker_routes(host, Arc::clone(&launch));
                 listen::serve_launch(&launch_tasks, routes, listener, &launch_limits, launch);
             }
@@ -181,7 +181,7 @@ impl Builder {
         };
         run_dir
             .serve_host_socket(serve)
-            .map_err(|error| listen::unix_failed(run_dir.host_socket(), error))?;
+            .map_err(|error| listen::unix_listen_error(run_dir.host_socket(), error))?;
         let pool = match Pool::start(self.pool, launcher) {
             Ok(pool) => Arc::new(pool),
             Err(error) => {
@@ -200,7 +200,7 @@ impl Builder {
             listen::serve_tcp(&tasks, routes.clone(), listener, &limits, stop.clone());
         }
         tasks.spawn(sweep(Arc::clone(&host), stop.clone()));
-        tasks.spawn(host.keep());
+        tasks.spawn(host.renew_sessions());
         if self.reap_orphans {
             let (run_dir, stop) = (Arc::clone(&run_dir), stop.clone());
             tasks.spawn(async move {
@@ -211,25 +211,25 @@ impl Builder {
         }
         let hidden = stop.child_token();
         let service = Arc::new(Service {
-            life: Arc::default(),
+            tool_lifetime: Arc::default(),
             hidden,
             stop,
             tasks,
             address,
-            launcher: processes,
+            launcher: process_launcher,
             run_dir,
         });
         Ok((Snakepit::new(host, pool, service), health))
     }
 }
 
-fn config(problem: &str) -> StartError {
+fn config_error(problem: &str) -> StartError {
     StartError::Config { problem: problem.to_owned() }
 }
 
 /// Frees the memory of expired sessions periodically.
 async fn sweep(host: Arc<Host>, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(SWEEP_EVERY);
+    let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {

@@ -1,4 +1,4 @@
-//! The state behind the gRPC service: the host, and the launch if a worker's listener serves it.
+//! The state behind the gRPC service: the host, and for the listener of a worker, its launch.
 
 use std::sync::Arc;
 
@@ -33,8 +33,8 @@ impl Bridge {
         self.launch.as_ref()
     }
 
-    /// Rejects RPCs for clients on the listener of a launch.
-    pub(super) fn for_clients(&self, rpc: &str) -> Result<(), Status> {
+    /// Rejects an RPC that only clients may use, if it arrives on the listener of a launch.
+    pub(super) fn require_client(&self, rpc: &str) -> Result<(), Status> {
         match self.launch {
             None => Ok(()),
             Some(_) => Err(reserved_for_clients(rpc)),

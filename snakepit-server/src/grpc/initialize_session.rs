@@ -31,7 +31,7 @@ use super::bridge::Bridge;
 
 const PATH: &str = "/snakepit.bridge.BridgeService/InitializeSession";
 
-/// The response after a session was opened.
+/// The response to a successful `InitializeSession`.
 pub(super) fn response(registry: &Registry) -> pb::InitializeSessionResponse {
     let tools = registry.tools().into_iter();
     pb::InitializeSessionResponse {
@@ -41,7 +41,7 @@ pub(super) fn response(registry: &Registry) -> pb::InitializeSessionResponse {
     }
 }
 
-fn encoded(registry: &Registry) -> Bytes {
+fn encoded_response(registry: &Registry) -> Bytes {
     response(registry).encode_to_vec().into()
 }
 
@@ -49,16 +49,16 @@ fn encoded(registry: &Registry) -> Bytes {
 #[derive(Debug, Clone)]
 pub(super) struct BridgeRoutes {
     bridge: Arc<Bridge>,
-    others: BridgeServiceServer<Bridge>,
+    generated: BridgeServiceServer<Bridge>,
 }
 
 impl BridgeRoutes {
     pub(super) fn new(bridge: Bridge) -> Self {
         let bridge = Arc::new(bridge);
-        let others = BridgeServiceServer::from_arc(Arc::clone(&bridge))
+        let generated = BridgeServiceServer::from_arc(Arc::clone(&bridge))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Self { bridge, others }
+        Self { bridge, generated }
     }
 }
 
@@ -78,7 +78,7 @@ impl Service<http::Request<Body>> for BridgeRoutes {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         if request.uri().path() != PATH {
-            return self.others.call(request);
+            return self.generated.call(request);
         }
         let service = InitializeSession(Arc::clone(&self.bridge));
         Box::pin(async move {
@@ -100,7 +100,7 @@ impl UnaryService<pb::InitializeSessionRequest> for InitializeSession {
         Box::pin(async move {
             bridge.open(request.into_inner()).await?;
             let host = bridge.host();
-            Ok(Response::new(EncodedMessage(host.initialize_response.get(&host.registry, encoded))))
+            Ok(Response::new(EncodedMessage(host.initialize_response.get(&host.registry, encoded_response))))
         })
     }
 }
@@ -146,11 +146,11 @@ mod tests {
         let (registry, cache) = (Registry::new(), ResponseCache::default());
         let tool = |name| FnTool::typed(name, |_: Value| async { Ok::<_, String>(()) });
         registry.register_host_tool(tool("one")).unwrap();
-        let first = cache.get(&registry, encoded);
+        let first = cache.get(&registry, encoded_response);
         assert_eq!(pb::InitializeSessionResponse::decode(first.clone()).unwrap(), response(&registry));
-        assert_eq!(cache.get(&registry, encoded).as_ptr(), first.as_ptr(), "the same buffer");
+        assert_eq!(cache.get(&registry, encoded_response).as_ptr(), first.as_ptr(), "the same buffer");
         registry.register_host_tool(tool("two")).unwrap();
-        let second = pb::InitializeSessionResponse::decode(cache.get(&registry, encoded)).unwrap();
+        let second = pb::InitializeSessionResponse::decode(cache.get(&registry, encoded_response)).unwrap();
         assert_eq!(second.available_tools.into_keys().collect::<Vec<_>>(), ["one", "two"]);
     }
 }

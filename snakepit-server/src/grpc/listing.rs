@@ -51,7 +51,7 @@ impl Bridge {
         let token = (!page_token.is_empty()).then_some(page_token);
         let page = self.host().sessions.list(PageRequest { size, token }).await.map_err(read_status)?;
         Ok(pb::ListSessionsResponse {
-            sessions: page.items.iter().map(listed).collect(),
+            sessions: page.items.iter().map(session_info).collect(),
             next_page_token: page.next.unwrap_or_default(),
         })
     }
@@ -93,7 +93,7 @@ impl Bridge {
     }
 }
 
-fn listed(session: &Session) -> pb::SessionInfo {
+fn session_info(session: &Session) -> pb::SessionInfo {
     pb::SessionInfo {
         session_id: session.id.to_string(),
         metadata: (&session.metadata).into(),

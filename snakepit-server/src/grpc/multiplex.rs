@@ -65,11 +65,11 @@ impl<C: Calls> Calls for UseTracker<C> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> bool {
-        let runs = self.calls.poll(cx);
-        if !runs && let Some(stream_use) = &mut self.stream_use {
+        let is_running = self.calls.poll(cx);
+        if !is_running && let Some(stream_use) = &mut self.stream_use {
             stream_use.end();
         }
-        runs
+        is_running
     }
 }
 
@@ -134,8 +134,8 @@ impl MuxService for ClientCalls {
 
     fn stream_deadline(&self, _: &str, deadline: Option<Instant>, started: Instant) -> Option<Instant> {
         // The default is the same as that of the pool and of host tools, so this deadline is never earlier than theirs.
-        let by_default = || started.checked_add(self.host.default_timeout?);
-        deadline.or_else(by_default)
+        let default_deadline = || started.checked_add(self.host.default_timeout?);
+        deadline.or_else(default_deadline)
     }
 }
 

@@ -78,7 +78,9 @@ mod tests {
 
     use super::*;
 
-    async fn ends(stream: OpenEndedStream<impl Stream<Item = Result<u8, Status>>>) -> Vec<Result<u8, Code>> {
+    async fn items_and_codes(
+        stream: OpenEndedStream<impl Stream<Item = Result<u8, Status>>>,
+    ) -> Vec<Result<u8, Code>> {
         stream.map(|item| item.map_err(|status| status.code())).collect().await
     }
 
@@ -88,10 +90,10 @@ mod tests {
         let endless = || futures_util::stream::iter([Ok(1_u8), Ok(2)]).chain(futures_util::stream::pending());
         let in_time = OpenEndedStream::new(endless(), stop.clone())
             .with_deadline(Some(Instant::now() + Duration::from_secs(1)));
-        assert_eq!(ends(in_time).await, [Ok(1), Ok(2), Err(Code::DeadlineExceeded)]);
+        assert_eq!(items_and_codes(in_time).await, [Ok(1), Ok(2), Err(Code::DeadlineExceeded)]);
         let stopped = OpenEndedStream::new(endless(), stop.clone());
         stop.cancel();
-        assert_eq!(ends(stopped).await, [Ok(1), Ok(2), Err(Code::Unavailable)]);
+        assert_eq!(items_and_codes(stopped).await, [Ok(1), Ok(2), Err(Code::Unavailable)]);
         for (stream, delivered) in [
             (OpenEndedStream::new(endless(), stop.clone()), "false"),
             (OpenEndedStream::new(endless(), stop.clone()).with_calls(), "true"),

@@ -57,7 +57,7 @@ impl Bridge {
     ) -> Result<pb::ListProgramsResponse, Status> {
         let owner = owner(&request.session_id, request.global)?;
         let programs = self.host().sessions.programs(&owner).await.map_err(read_status)?;
-        Ok(pb::ListProgramsResponse { programs: programs.into_iter().map(listed).collect() })
+        Ok(pb::ListProgramsResponse { programs: programs.into_iter().map(program_without_data).collect() })
     }
 
     pub(super) async fn remove_program(&self, request: &pb::DeleteProgramRequest) -> Result<(), Status> {
@@ -67,7 +67,7 @@ impl Bridge {
     }
 }
 
-fn listed(info: ProgramInfo) -> pb::Program {
+fn program_without_data(info: ProgramInfo) -> pb::Program {
     pb::Program {
         name: info.name.to_string(),
         size: size(info.size),
@@ -79,14 +79,12 @@ fn listed(info: ProgramInfo) -> pb::Program {
     }
 }
 
-/// The owner of the programs that a request is about.
+/// The owner of the programs that a request names: a session, or the host for global programs.
 fn owner(session: &str, global: bool) -> Result<ProgramOwner, Status> {
     match (global, session) {
         (false, id) => session_id(id).map(ProgramOwner::Session),
         (true, "") => Ok(ProgramOwner::Global),
-        (true, _) => {
-            Err(invalid_field("session_id", "is set beside `global`; a program is one or the other"))
-        }
+        (true, _) => Err(invalid_field("session_id", "is set beside `global`; set only one of them")),
     }
 }
 

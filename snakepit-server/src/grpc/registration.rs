@@ -24,19 +24,21 @@ impl Bridge {
         bounded("worker_id", &worker_id, MAX_NAME_BYTES)?;
         // Workers of this project also register when they have no tools.
         let may_be_empty = identity.is_some();
+        // A worker needs credentials unless it uses the listener of its launch.
         let credentials = match self.launch() {
-            Some(launch) => Ok(Arc::clone(launch)),
-            None => Err(Self::credentials(&extensions, identity)?),
+            Some(_) => None,
+            None => Some(Self::credentials(&extensions, identity)?),
         };
         self.renew(&session_id).await?;
         if tools.is_empty() && !may_be_empty {
             return Err(invalid_field("tools", "is empty; register at least one tool"));
         }
         let pool = self.host().pool().await.map_err(from_tool_error)?;
-        // Claiming uses up the token. Nothing is awaited after it, so a worker can repeat a request that was cancelled.
-        let launch = match credentials {
-            Ok(launch) => launch,
-            Err((peer, identity)) => self.claim(peer, identity).await?,
+        // The claim invalidates the token. No `await` follows, so a worker can repeat a request that was cancelled.
+        let launch = match (self.launch(), credentials) {
+            (Some(launch), _) => Arc::clone(launch),
+            (None, Some((peer, identity))) => self.claim(peer, identity).await?,
+            (None, None) => return Err(reserved_for_workers()),
         };
         let name = pool.status().name;
         let handler: Arc<dyn ToolHandler> = pool.tool();
@@ -44,8 +46,7 @@ impl Bridge {
             tools.iter().map(|tool| (tool.name.clone(), format!("{name}/{}", tool.name))).collect();
         let count = tools.len();
         let specs = tools.into_iter().map(spec_from_registration).collect();
-        // A rejection is part of the response and not a status, which could break the session of a worker that registers with
-        // every call.
+        // A rejection is part of the response. A status could break the session of a worker that registers with every call.
         let registered = self.host().registry.register_remote(&name, launch.announcer(), &handler, specs);
         let response = match registered {
             Ok(_) => {
@@ -92,7 +93,7 @@ impl Bridge {
         snakepit_proto::launch::check_version(&version, protocol)
             .map_err(|error| incompatible_worker(&error.to_string()))?;
         if version != VERSION {
-            tracing::warn!(worker = %launch.id(), version, host = VERSION, "snakepit_bridge is of another patch version than its host");
+            tracing::warn!(worker = %launch.id(), version, host = VERSION, "snakepit_bridge has another patch version than its host");
         }
         Ok(launch)
     }

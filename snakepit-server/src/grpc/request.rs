@@ -20,7 +20,7 @@ pub(super) fn session_id(id: &str) -> Result<SessionId, Status> {
     SessionId::try_new(id).map_err(read_status)
 }
 
-/// Checks the length of an id or name. After that, it may appear in messages and logs.
+/// Checks the length of an id or name, so that it may appear in messages and logs.
 pub(super) fn bounded<'a>(field: &str, name: &'a str, max_bytes: usize) -> Result<&'a str, Status> {
     if name.len() > max_bytes {
         let problem = format!("has {} bytes, the limit is {max_bytes}", name.len());

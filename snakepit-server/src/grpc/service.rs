@@ -38,7 +38,7 @@ impl BridgeService for Bridge {
         Ok(Response::new(Self::pong(request.get_ref())))
     }
 
-    /// Not called: [`BridgeRoutes`](initialize_session::BridgeRoutes) intercepts this RPC and sends the cached form of this response.
+    /// Not called, because [`BridgeRoutes`](initialize_session::BridgeRoutes) intercepts this RPC and sends a cached response.
     async fn initialize_session(
         &self,
         request: Request<pb::InitializeSessionRequest>,
@@ -69,7 +69,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::ExecuteToolRequest>,
     ) -> RpcResult<pb::ExecuteToolResponse> {
-        self.for_clients("ExecuteTool")?;
+        self.require_client("ExecuteTool")?;
         self.execute(request).await
     }
 
@@ -79,14 +79,14 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::ExecuteToolRequest>,
     ) -> RpcResult<ChunkResponse> {
-        self.for_clients("ExecuteStreamingTool")?;
+        self.require_client("ExecuteStreamingTool")?;
         self.execute_streaming(request).await
     }
 
     type MultiplexStream = BatchResponse;
 
     async fn multiplex(&self, request: Request<Streaming<pb::CallBatch>>) -> RpcResult<BatchResponse> {
-        self.for_clients("Multiplex")?;
+        self.require_client("Multiplex")?;
         let (_, mut extensions, inbound) = request.into_parts();
         Ok(Response::new(self.serve_calls(inbound, extensions.remove())))
     }
@@ -150,12 +150,12 @@ impl BridgeService for Bridge {
     }
 
     async fn list_tools(&self, _: Request<pb::ListToolsRequest>) -> RpcResult<pb::ListToolsResponse> {
-        self.for_clients("ListTools")?;
+        self.require_client("ListTools")?;
         Ok(Response::new(self.tools()))
     }
 
     async fn list_workers(&self, _: Request<pb::ListWorkersRequest>) -> RpcResult<pb::ListWorkersResponse> {
-        self.for_clients("ListWorkers")?;
+        self.require_client("ListWorkers")?;
         Ok(Response::new(self.workers()))
     }
 
@@ -163,7 +163,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::ListSessionsRequest>,
     ) -> RpcResult<pb::ListSessionsResponse> {
-        self.for_clients("ListSessions")?;
+        self.require_client("ListSessions")?;
         self.sessions(request.into_inner()).await.map(Response::new)
     }
 
@@ -240,7 +240,7 @@ impl BridgeService for Bridge {
         &self,
         _: Request<pb::GetSessionStatsRequest>,
     ) -> RpcResult<pb::GetSessionStatsResponse> {
-        self.for_clients("GetSessionStats")?;
+        self.require_client("GetSessionStats")?;
         self.session_stats().await.map(Response::new)
     }
 
@@ -250,7 +250,7 @@ impl BridgeService for Bridge {
         &self,
         _: Request<pb::WatchSessionsRequest>,
     ) -> RpcResult<Events<pb::SessionEvent>> {
-        self.for_clients("WatchSessions")?;
+        self.require_client("WatchSessions")?;
         Ok(Response::new(self.session_events()))
     }
 

@@ -48,8 +48,8 @@ struct Subscription {
 }
 
 impl Subscription {
-    /// The next event that passes the filter. `None` after the subscriber or the host has ended. The last item may be the rejection of a
-    /// control.
+    /// The next event that passes the filter. `None` after the subscriber has disconnected or the host has ended. The last item may
+    /// be the rejection of a control.
     async fn next(&mut self) -> Option<Result<pb::TelemetryEvent, Status>> {
         loop {
             if self.is_rejected {
@@ -143,14 +143,15 @@ impl EventFilter {
 
     fn passes(&self, event: &CallEvent) -> bool {
         let name = event_parts(event.kind).join(".");
-        let any = |patterns: &[String]| patterns.iter().any(|pattern| matches_pattern(pattern, &name));
+        let matches_any =
+            |patterns: &[String]| patterns.iter().any(|pattern| matches_pattern(pattern, &name));
         self.enabled
-            && !any(&self.deny)
-            && (self.allow.is_empty() || any(&self.allow))
-            && (!(self.sampled.is_empty() || any(&self.sampled)) || self.samples(event.call))
+            && !matches_any(&self.deny)
+            && (self.allow.is_empty() || matches_any(&self.allow))
+            && (!(self.sampled.is_empty() || matches_any(&self.sampled)) || self.samples(event.call))
     }
 
-    /// Depends on the call only, so that either all events of a call pass or none.
+    /// Returns whether the sample includes a call. Depends only on the call's id, so that either all events of a call pass or none.
     fn samples(&self, call: u64) -> bool {
         let mut hasher = DefaultHasher::new();
         call.hash(&mut hasher);
@@ -264,8 +265,8 @@ mod tests {
     #[test]
     fn sampling_keeps_its_rate_and_whole_calls() {
         let filter = EventFilter { sampling_rate: 0.25, ..EventFilter::default() };
-        let kept = (0..10_000).filter(|call| filter.samples(*call)).count();
-        assert!((2_000..3_000).contains(&kept), "{kept}");
+        let sampled = (0..10_000).filter(|call| filter.samples(*call)).count();
+        assert!((2_000..3_000).contains(&sampled), "{sampled}");
         assert!((0..100).all(|call| filter.samples(call) == filter.samples(call)));
     }
 }

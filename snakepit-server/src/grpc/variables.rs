@@ -93,11 +93,11 @@ impl Bridge {
             note: Note::from_metadata(metadata),
             expected_version: (check_version || expected != 0).then_some(expected),
         };
-        let written = self.host().sessions.set_variable(&id, update).await.map_err(write_status)?;
+        let new_version = self.host().sessions.set_variable(&id, update).await.map_err(write_status)?;
         Ok(pb::SetVariableResponse {
             success: true,
             error_message: String::new(),
-            new_version: version_to_wire(written),
+            new_version: version_to_wire(new_version),
         })
     }
 
@@ -110,7 +110,7 @@ impl Bridge {
         let identifiers =
             request.variable_identifiers.iter().map(|name| bound(name)).collect::<Result<Vec<_>, _>>()?;
         let found = self.host().sessions.variables(&id, &identifiers).await.map_err(read_status)?;
-        fits(found.iter().flatten().map(size))?;
+        check_response_size(found.iter().flatten().map(size))?;
         let mut response = pb::BatchGetVariablesResponse::default();
         for (identifier, variable) in request.variable_identifiers.into_iter().zip(found) {
             let Some(variable) = variable else {
@@ -142,7 +142,7 @@ impl Bridge {
         let note = Note::from_metadata(metadata);
         let mut response = pb::BatchSetVariablesResponse::default();
         let mut writes = Vec::with_capacity(updates.len());
-        let given: Vec<_> = updates
+        let with_values: Vec<_> = updates
             .into_iter()
             .map(|(name, any)| {
                 let buffer = buffers.remove(&name).unwrap_or_default();
@@ -151,15 +151,16 @@ impl Bridge {
             .collect();
         // A buffer without a value of the same name is raw bytes, as in the arguments of a call.
         let buffers_only = buffers.into_iter().map(|(name, buffer)| (name, None, buffer));
-        for (name, any, buffer) in given.into_iter().chain(buffers_only) {
+        for (name, any, buffer) in with_values.into_iter().chain(buffers_only) {
             bounded("updates", &name, VariableId::MAX_BYTES)?;
             let field = format!("updates[{name}]");
             if name.is_empty() {
                 return Err(invalid_field(&field, "has no name; give the variable's id or name"));
             }
-            let wanted = expected.remove(&name);
-            let expected_version =
-                wanted.map(|wanted| version(&format!("expected_versions[{name}]"), wanted)).transpose()?;
+            let expected_version = expected
+                .remove(&name)
+                .map(|expected| version(&format!("expected_versions[{name}]"), expected))
+                .transpose()?;
             match value(&field, any, buffer) {
                 Ok(value) => {
                     writes.push(SetVariable {
@@ -217,7 +218,7 @@ impl Bridge {
             return Err(invalid_field("pattern", problem));
         }
         let found = self.host().sessions.list_variables(&id, &request.pattern).await.map_err(read_status)?;
-        fits(found.iter().map(size))?;
+        check_response_size(found.iter().map(size))?;
         Ok(pb::ListVariablesResponse { variables: found.into_iter().map(variable_to_wire).collect() })
     }
 
@@ -237,8 +238,8 @@ impl Bridge {
         let pb::WatchVariablesRequest { session_id: id, variable_identifiers, include_initial_values } =
             request;
         let id = session_id(&id)?;
-        for named in &variable_identifiers {
-            identifier(named)?;
+        for name_or_id in &variable_identifiers {
+            identifier(name_or_id)?;
         }
         let sessions = &self.host().sessions;
         let watch = sessions.watch_variables(&id, &variable_identifiers, include_initial_values).await;
@@ -261,10 +262,10 @@ impl Bridge {
         let id = session_id(&request.session_id)?;
         let identifier = identifier(&request.variable_identifier)?;
         let limit = usize::try_from(request.limit)
-            .map_err(|_| invalid_field("limit", "is negative; use 0 for all versions kept"))?;
+            .map_err(|_| invalid_field("limit", "is negative; use 0 for all stored versions"))?;
         let versions =
             self.host().sessions.variable_history(&id, identifier, limit).await.map_err(read_status)?;
-        fits(versions.iter().map(|version| version.value.size()))?;
+        check_response_size(versions.iter().map(|version| version.value.size()))?;
         Ok(pb::GetVariableHistoryResponse { entries: versions.into_iter().map(version_entry).collect() })
     }
 
@@ -320,7 +321,8 @@ fn version_to_wire(version: u32) -> i32 {
     i32::try_from(version).unwrap_or(i32::MAX)
 }
 
-/// Records why one write of a batch was rejected, as the status of a single write would. The first reason is kept.
+/// Records why one write of a batch was rejected, with the reason that the status of a single write has. Keeps the first reason of
+/// each variable.
 fn reject_write(
     response: &mut pb::BatchSetVariablesResponse,
     name: String,
@@ -343,14 +345,14 @@ fn size(variable: &Variable) -> usize {
 }
 
 /// Checks that values fit into one response. Without this check, the client would receive a generic error of the transport.
-fn fits(sizes: impl Iterator<Item = usize>) -> Result<(), Status> {
+fn check_response_size(sizes: impl Iterator<Item = usize>) -> Result<(), Status> {
     let size: usize = sizes.sum();
     if size > MAX_MESSAGE_BYTES {
         return Err(answer_too_large(
-            "the values asked for",
+            "the requested values",
             size,
             MAX_MESSAGE_BYTES,
-            "ask for fewer at once",
+            "request fewer at once",
         ));
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Stores the worker that served a session last, without delaying the reply.
 //!
-//! Affinity is a hint. The memory backend stores it at the first poll, so this happens before the reply. Other backends continue in
-//! a background task: at most one per session, which writes only the latest worker, and a bounded number in total.
+//! Affinity is a hint. The memory backend stores it at the first poll, and therefore before the reply. Other backends continue in a
+//! background task. Each session has at most one such task, which writes only the latest worker, and their total number is bounded.
 
 #[cfg(test)]
 mod tests;
@@ -69,25 +69,26 @@ impl AffinityWriter {
         let this = self.clone();
         let task = async move {
             let stop = this.stop.clone();
-            // The stop also ends the workers, so a hint that is not stored yet is worthless.
+            // The stop also ends the workers, so hints that are not stored yet have no use.
             let _done = stop.run_until_cancelled(this.write_latest(&id, write)).await;
         };
         self.tasks.spawn_on(task, &self.runtime);
     }
 
+    /// Completes a write, and then stores the latest of the hints that arrived meanwhile, until there are none.
     async fn write_latest(&self, id: &SessionId, mut write: Pin<Box<dyn Future<Output = ()> + Send>>) {
         loop {
             if timeout(WRITE_TIMEOUT, write).await.is_err() {
-                tracing::warn!(session = %id, within = ?WRITE_TIMEOUT, "failed to remember the session's worker in time");
+                tracing::warn!(session = %id, within = ?WRITE_TIMEOUT, "failed to store the last worker of a session in time");
             }
-            let Some(worker) = self.next(id) else { return };
+            let Some(worker) = self.take_next(id) else { return };
             let (sessions, id) = (Arc::clone(&self.sessions), id.clone());
             write = Box::pin(async move { write_hint(&*sessions, &id, worker).await });
         }
     }
 
     /// Takes the worker to store next. If there is none, removes the session under the same lock, so that no later hint is lost.
-    fn next(&self, id: &SessionId) -> Option<Arc<str>> {
+    fn take_next(&self, id: &SessionId) -> Option<Arc<str>> {
         let mut writes = self.writes();
         let next = writes.get_mut(id)?.take();
         if next.is_none() {
@@ -104,6 +105,6 @@ impl AffinityWriter {
 async fn write_hint(sessions: &dyn SessionBackend, id: &SessionId, worker: Arc<str>) {
     match sessions.set_last_worker(id, worker).await {
         Ok(()) | Err(SessionError::NotFound { .. }) => {}
-        Err(error) => tracing::warn!(session = %id, %error, "failed to remember the session's worker"),
+        Err(error) => tracing::warn!(session = %id, %error, "failed to store the last worker of a session"),
     }
 }

@@ -1,5 +1,5 @@
-//! Bounds the parts of a call that the host runs itself: session lookups, host tools and their streams. Each ends at the deadline of
-//! its call, or when the host cuts off its calls at the end of the drain.
+//! Bounds the parts of a call that the host runs itself, which are session lookups, host tools and their streams. Each ends at the
+//! deadline of its call, or when the host cuts off its calls at the end of the drain.
 //!
 //! The pool bounds calls on workers, because it can report how far each got
 //! ([`ToolHandler::keeps_deadlines`](snakepit_registry::ToolHandler::keeps_deadlines)).
@@ -39,8 +39,9 @@ impl CallBounds {
     /// Waits for a future within the bounds. A future that is ready at the first poll needs no timer.
     ///
     /// # Errors
-    /// - [`ToolError::DeadlineExceeded`] with this stage. If no time is left, the future is not polled.
-    /// - [`ToolError::ShuttingDown`].
+    /// - [`ToolError::DeadlineExceeded`] with this stage. If the deadline has already passed, the future is not polled, and the stage
+    ///   is [`CallStage::Queued`].
+    /// - [`ToolError::ShuttingDown`] at the cut-off.
     /// - [`ToolError::NoRuntime`] if a timer is needed outside of a runtime.
     pub(crate) async fn within<T>(
         &self,
@@ -48,7 +49,7 @@ impl CallBounds {
         future: impl Future<Output = Result<T, ToolError>>,
     ) -> Result<T, ToolError> {
         if self.deadline.is_some_and(|at| at <= Instant::now()) {
-            return Err(self.exceeded(CallStage::Queued));
+            return Err(self.deadline_exceeded(CallStage::Queued));
         }
         let (mut future, mut early_end) = (pin!(future), None);
         poll_fn(|cx| {
@@ -86,7 +87,7 @@ impl CallBounds {
             return Poll::Ready(ToolError::ShuttingDown { delivered: stage == CallStage::Running });
         }
         match &mut early_end.deadline {
-            Some(deadline) => deadline.as_mut().poll(cx).map(|()| self.exceeded(stage)),
+            Some(deadline) => deadline.as_mut().poll(cx).map(|()| self.deadline_exceeded(stage)),
             None => Poll::Pending,
         }
     }
@@ -102,7 +103,7 @@ impl CallBounds {
         Ok(Box::new(EarlyEnd { deadline, cut: Box::pin(self.cut.clone().cancelled_owned()) }))
     }
 
-    fn exceeded(&self, stage: CallStage) -> ToolError {
+    fn deadline_exceeded(&self, stage: CallStage) -> ToolError {
         ToolError::DeadlineExceeded { tool: self.tool.to_string(), stage }
     }
 }
@@ -118,6 +119,7 @@ struct BoundedStream {
     /// `None` after the end.
     open: Option<(ChunkStream, Option<TaskTrackerToken>)>,
     bounds: CallBounds,
+    /// `None` before the first poll.
     early_end: Option<Box<EarlyEnd>>,
 }
 

@@ -21,11 +21,11 @@ use snakepit_session::{SessionBackend, SessionError, SessionId};
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-/// Renewals per TTL, so that a session survives a failed one.
-const RENEWALS: u32 = 3;
+/// The number of renewals per TTL. A session survives a failed renewal.
+const RENEWALS_PER_TTL: u32 = 3;
 
 /// The minimum time between renewals of a session with a very short TTL.
-const MIN_PAUSE: Duration = Duration::from_millis(10);
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The most concurrent renewals.
 const MAX_CONCURRENT: usize = 32;
@@ -41,6 +41,7 @@ pub(crate) struct SessionRenewer {
 /// A session that calls use.
 #[derive(Debug)]
 struct UsedSession {
+    /// The number of calls that use the session.
     calls: usize,
     ttl: Duration,
     /// The time of the next renewal.
@@ -62,7 +63,7 @@ impl SessionRenewer {
         ttl: Duration,
         deadline: Option<Instant>,
     ) -> Option<SessionUse> {
-        let due = Instant::now().checked_add(pause(ttl))?;
+        let due = Instant::now().checked_add(renewal_interval(ttl))?;
         if deadline.is_some_and(|at| at <= due) {
             return None;
         }
@@ -107,10 +108,10 @@ impl SessionRenewer {
     fn take_due(&self, limit: usize) -> Vec<SessionId> {
         let now = Instant::now();
         let mut sessions = self.lock();
-        let due = sessions.iter_mut().filter(|(_, used)| used.due <= now + MIN_PAUSE / 2);
+        let due = sessions.iter_mut().filter(|(_, used)| used.due <= now + MIN_INTERVAL / 2);
         due.take(limit)
             .map(|(id, used)| {
-                used.due = now + pause(used.ttl);
+                used.due = now + renewal_interval(used.ttl);
                 id.clone()
             })
             .collect()
@@ -123,14 +124,14 @@ impl SessionRenewer {
 
 async fn renew(backend: &dyn SessionBackend, id: SessionId) {
     match backend.get(&id).await {
-        // The session was deleted on purpose, and the call will notice when it uses it.
+        // A client deleted the session. The call gets an error when it next uses the session.
         Ok(_) | Err(SessionError::NotFound { .. }) => {}
         Err(error) => tracing::warn!(session = %id, %error, "failed to renew a session that a call uses"),
     }
 }
 
-fn pause(ttl: Duration) -> Duration {
-    (ttl / RENEWALS).max(MIN_PAUSE)
+fn renewal_interval(ttl: Duration) -> Duration {
+    (ttl / RENEWALS_PER_TTL).max(MIN_INTERVAL)
 }
 
 impl SessionUse {

@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 use snakepit_registry::Registry;
 
-/// The encoded response to `InitializeSession`, with the generation of the registry that it shows. The response describes all tools,
-/// so it can take several MiB.
+/// The encoded response to `InitializeSession`, with the generation of the registry from which it was encoded. The response describes
+/// all tools, so it can take several MiB.
 #[derive(Debug, Default)]
 pub(crate) struct ResponseCache(Mutex<Option<(u64, Bytes)>>);
 
@@ -14,10 +14,10 @@ impl ResponseCache {
     /// Returns the cached response. If a tool has changed, encodes it again while other requests wait.
     pub(crate) fn get(&self, registry: &Registry, encode: impl FnOnce(&Registry) -> Bytes) -> Bytes {
         let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Read the generation first, so that a change during the encoding is noticed next time.
+        // The generation is read first, so that a change during the encoding invalidates the cached response.
         let generation = registry.generation();
         match &*cached {
-            Some((of, encoded)) if *of == generation => encoded.clone(),
+            Some((cached_generation, encoded)) if *cached_generation == generation => encoded.clone(),
             _ => {
                 let encoded = encode(registry);
                 *cached = Some((generation, encoded.clone()));

@@ -14,7 +14,7 @@ use super::{
     connection,
     connections::{Admission, Connections, Peer},
 };
-use crate::panics::completes;
+use crate::panics::completes_without_panic;
 
 /// The pause after a failure that an immediate retry would repeat, such as a shortage of descriptors.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -85,7 +85,7 @@ pub(super) async fn serve<L: Accept>(
         is_failing: false,
         is_rejecting: false,
     };
-    while !completes("the accept loop", acceptor.run()).await {}
+    while !completes_without_panic("the accept loop", acceptor.run()).await {}
     drop(acceptor);
     tasks.close();
     if tokio::time::timeout(CLOSE_TIMEOUT, tasks.wait()).await.is_err() {

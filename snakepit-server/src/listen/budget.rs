@@ -6,7 +6,8 @@ use snakepit_proto::MAX_MESSAGE_BYTES;
 
 use crate::{limits::BudgetExhausted, sync::AtomicUsize};
 
-/// The bytes that a single request may reserve even if the limit is lower, so that every legal message size is possible.
+/// The bytes that a single request may reserve even if the limit is lower, so that every legal message size is possible. The 4 MiB
+/// above the message size cover the overhead of its segments.
 const SINGLE_REQUEST_BYTES: usize = MAX_MESSAGE_BYTES + 4 * 1024 * 1024;
 
 /// A limit on the bytes in use. A request that is the only user always fits.
@@ -31,7 +32,7 @@ impl Budget {
         taken.map(drop).map_err(|used| BudgetExhausted { used, limit: self.limit })
     }
 
-    pub(crate) fn give_back(&self, bytes: usize) {
+    pub(crate) fn release(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
@@ -41,7 +42,7 @@ impl Budget {
     }
 }
 
-/// The budgets for requests that are still arriving, on all listeners. Workers have a separate one, so that clients that exhaust
+/// The budgets for requests that are still arriving, on all listeners. Workers have a separate budget, so that clients that exhaust
 /// theirs do not stop tools from calling back.
 #[derive(Debug, Clone)]
 pub(crate) struct ArrivalBudgets {
@@ -56,7 +57,7 @@ pub(crate) struct ArrivalBudgets {
 const HOST_HEADROOM: usize = 64 * 1024 * 1024;
 
 impl ArrivalBudgets {
-    /// Two budgets of this many bytes.
+    /// Creates the budgets of clients and workers, each of this many bytes, and their headroom.
     pub(crate) fn new(bytes: usize) -> Self {
         let budget = |bytes| Arc::new(Budget::new(bytes));
         Self {
@@ -68,7 +69,7 @@ impl ArrivalBudgets {
     }
 }
 
-/// Bytes taken from a budget. Dropping it gives them back.
+/// Bytes taken from a budget. Dropping it releases them.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     budget: Arc<Budget>,
@@ -76,7 +77,7 @@ pub(crate) struct Reservation {
 }
 
 impl Reservation {
-    /// Reserves nothing yet.
+    /// Creates an empty reservation.
     pub(crate) const fn new(budget: Arc<Budget>) -> Self {
         Self { budget, bytes: 0 }
     }
@@ -93,10 +94,10 @@ impl Reservation {
         self.bytes
     }
 
-    /// Gives everything back.
+    /// Releases all bytes.
     pub(crate) fn clear(&mut self) {
         if self.bytes > 0 {
-            self.budget.give_back(std::mem::take(&mut self.bytes));
+            self.budget.release(std::mem::take(&mut self.bytes));
         }
     }
 }

@@ -1,5 +1,4 @@
-//! Serves one connection until its client disconnects, it is idle for too long, another connection needs its place, or the host
-//! stops.
+//! Serves one connection until its client disconnects, it is idle for too long, the host evicts it, or the host stops.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -27,14 +26,16 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 const GOAWAY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time that a client without running calls has to read its remaining responses after GOAWAY.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// HTTP/2 keepalive: the interval between pings to a silent client, and the time in which it must answer. A client that is frozen or
-/// whose machine died loses its connection, its calls and its watches after the sum of both.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(8));
+/// The interval between HTTP/2 pings to a silent client.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// The time in which a client must answer an HTTP/2 ping. A client that is frozen or whose machine died loses its connection, its calls
+/// and its watches after this time and [`KEEPALIVE_INTERVAL`].
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(8);
 /// The time in which a client must accept at least one byte. HTTP/2 libraries always read from the socket, even while the program
 /// does not read its streams.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(18);
-/// The most open requests of one connection. Further requests wait for a free stream. Multiplexed calls share one stream; each watch
-/// needs its own. The budget of the connection bounds the memory of its requests.
+/// The most open requests of one connection. Further requests wait for a free stream. All multiplexed calls share one stream, and each
+/// watch needs its own. The budget of the connection bounds the memory of its requests.
 const MAX_STREAMS: u32 = 2048;
 
 /// Serves a connection. Dropping the future closes it.
@@ -54,8 +55,8 @@ pub(super) async fn serve(
         .max_header_list_size(MAX_TRANSPORT_HEADER_BYTES)
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(ERROR_RESETS)
-        .keep_alive_interval(KEEPALIVE.0)
-        .keep_alive_timeout(KEEPALIVE.1);
+        .keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
     let state = permit.connection();
     let io = TokioIo::new(WriteTimeout::new(io, WRITE_TIMEOUT));
     let mut connection = pin!(http.serve_connection(io, RequestService::new(routes, Arc::clone(state))));

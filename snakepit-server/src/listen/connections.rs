@@ -44,7 +44,7 @@ pub(crate) struct Connections {
     open: Mutex<HashMap<u64, Arc<Connection>>>,
     next_id: AtomicU64,
     /// The number of worker connections that use the reserve.
-    reserved: AtomicUsize,
+    reserve_used: AtomicUsize,
 }
 
 /// The decision about a new connection.
@@ -54,7 +54,7 @@ pub(crate) enum Admission {
     Rejected { limit: usize },
 }
 
-/// The right to keep one connection open. Dropping it admits another.
+/// The right to keep one connection open. Dropping it makes room for another.
 #[derive(Debug)]
 pub(crate) struct ConnectionPermit {
     /// `None` for a worker's connection from the reserve.
@@ -108,8 +108,8 @@ impl Connections {
         responses: Arc<ResponseBudget>,
         launches: Weak<Launches>,
     ) -> Arc<Self> {
-        let (open, next_id, reserved) = (Mutex::default(), AtomicU64::new(0), AtomicUsize::new(0));
-        Arc::new(Self { limit, connection_bytes, arriving, responses, launches, open, next_id, reserved })
+        let (open, next_id, reserve_used) = (Mutex::default(), AtomicU64::new(0), AtomicUsize::new(0));
+        Arc::new(Self { limit, connection_bytes, arriving, responses, launches, open, next_id, reserve_used })
     }
 
     /// Admits a connection. At the limit, evicts an idle connection for it.
@@ -153,8 +153,8 @@ impl Connections {
 
     /// Takes one connection from the workers' reserve. Returns whether one was left.
     fn take_from_reserve(&self) -> bool {
-        let take = |taken| (taken < WORKER_RESERVE).then_some(taken + 1);
-        self.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+        let take = |used| (used < WORKER_RESERVE).then_some(used + 1);
+        self.reserve_used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 
     /// No code panics in the middle of a change under this lock, so the table is consistent even if the lock is poisoned.
@@ -188,7 +188,7 @@ impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         match self.id {
             Some(id) => drop(self.connections.lock().remove(&id)),
-            None => drop(self.connections.reserved.fetch_sub(1, Ordering::Relaxed)),
+            None => drop(self.connections.reserve_used.fetch_sub(1, Ordering::Relaxed)),
         }
     }
 }
@@ -202,8 +202,8 @@ impl Connection {
         }
     }
 
-    /// The launch of the worker at the other end. `None` for a client. The first lookup reads /proc. A launch is registered before its
-    /// worker can connect.
+    /// The launch of the worker at the other end. `None` for a client. The first lookup reads /proc, and its result stays valid, because
+    /// a launch is registered before its worker can connect.
     pub(crate) fn worker(&self) -> Option<&Arc<Launch>> {
         match &self.peer {
             Peer::Unknown => None,
@@ -225,7 +225,7 @@ impl Connection {
         OpenRequest { connection: Arc::clone(self), is_use: !is_call_stream }
     }
 
-    /// Returns `false` if the connection has been evicted.
+    /// Counts a use. Returns `false` if the connection has been evicted. The caller must [end](Self::end_use) the use in both cases.
     fn begin_use(&self) -> bool {
         self.uses.begin()
     }
@@ -264,8 +264,8 @@ impl Connection {
     /// Returns empty reservations in the headroom of this connection and of the host.
     pub(super) fn headroom(&self) -> [Reservation; 2] {
         let ArrivalBudgets { client_headroom, worker_headroom, .. } = &self.arriving;
-        let of_host = if self.worker().is_some() { worker_headroom } else { client_headroom };
-        [&self.headroom, of_host].map(|budget| Reservation::new(Arc::clone(budget)))
+        let host_headroom = if self.worker().is_some() { worker_headroom } else { client_headroom };
+        [&self.headroom, host_headroom].map(|budget| Reservation::new(Arc::clone(budget)))
     }
 
     /// An empty reservation in the budget of arriving requests.
@@ -324,7 +324,7 @@ impl Connection {
 
     /// Releases bytes that a call [reserved](Self::reserve).
     pub(crate) fn release(&self, bytes: usize) {
-        self.budget.give_back(bytes);
+        self.budget.release(bytes);
     }
 }
 
@@ -427,12 +427,12 @@ mod tests {
         drop(idle.connection().begin_request(false));
         tokio::time::advance(Duration::from_secs(1)).await;
         let first = admit(&connections).unwrap();
-        let _of_first = first.connection().begin_request(false);
+        let _first_request = first.connection().begin_request(false);
         assert_eq!([&busy, &idle, &silent].map(is_evicted), [false, false, true]);
         silent.connection().evicted().await;
         drop(silent);
         let second = admit(&connections).unwrap();
-        let _of_second = second.connection().begin_request(false);
+        let _second_request = second.connection().begin_request(false);
         assert_eq!([&busy, &idle, &first].map(is_evicted), [false, true, false]);
         // The evicted connection has not closed yet, and no other is idle.
         assert!(admit(&connections).is_none());
@@ -485,8 +485,8 @@ mod tests {
         let connections =
             Connections::new(8, 1, ArrivalBudgets::new(100), response_budget(), Arc::downgrade(&launches));
         let client = admit(&connections).unwrap();
-        let mut filled = client.connection().arrival_reservation();
-        filled.grow(100).unwrap();
+        let mut reservation = client.connection().arrival_reservation();
+        reservation.grow(100).unwrap();
         assert!(admit(&connections).unwrap().connection().arrival_reservation().grow(1).is_err());
         let _launch = launches.add_process(&WorkerId::new("w"), std::process::id());
         let worker = admit_peer(&connections, Peer::Process(std::process::id())).unwrap();

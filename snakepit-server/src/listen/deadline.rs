@@ -1,8 +1,8 @@
-//! Enforces the `grpc-timeout` of every RPC. When the full time is over, tonic answers CANCELLED, and many clients no longer wait
-//! for an answer. This module therefore answers DEADLINE_EXCEEDED slightly earlier.
+//! Enforces the `grpc-timeout` of every RPC. At the full timeout, tonic responds with CANCELLED, and many clients no
+//! longer wait for a response. This module therefore responds with DEADLINE_EXCEEDED slightly earlier.
 //!
 //! Call handlers receive an even earlier deadline ([`CallDeadline`]), because they can report how far the call got. For a stream,
-//! this module bounds only the time until the response headers. The source of the stream enforces the deadline after that.
+//! this module bounds only the time until the response headers. After that, the source of the stream enforces the deadline.
 
 use std::{
     pin::Pin,
@@ -17,8 +17,8 @@ use tonic::body::Body;
 
 use crate::status::rpc_deadline_exceeded;
 
-/// The deadline of a call: that of its request, less a margin for the response. Requests with a timeout carry it as an extension.
-/// It includes the time that the message takes to arrive.
+/// The deadline of a call, which is the deadline of its request less a margin for the response. Requests with a timeout carry it as an
+/// extension. The time that the message takes to arrive counts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CallDeadline(pub(crate) Instant);
 
@@ -34,14 +34,14 @@ pub(super) fn with_deadline<B, F>(
     };
     let margin = (timeout / 20).clamp(Duration::from_millis(1), Duration::from_millis(25));
     let now = Instant::now();
-    let Some(left) = timeout.checked_sub(margin).filter(|left| !left.is_zero()) else {
+    let Some(remaining) = timeout.checked_sub(margin).filter(|remaining| !remaining.is_zero()) else {
         // The transport would time out before the message of the request can be read.
         return ResponseFuture { inner: None, end: None };
     };
-    if let Some(at) = now.checked_add(left) {
+    if let Some(at) = now.checked_add(remaining) {
         request.extensions_mut().insert(CallDeadline(at));
     }
-    let end = now.checked_add(left + margin / 2).map(|at| ResponseDeadline { at, timer: None });
+    let end = now.checked_add(remaining + margin / 2).map(|at| ResponseDeadline { at, timer: None });
     ResponseFuture { inner: Some(handler(request)), end }
 }
 
@@ -53,7 +53,7 @@ struct ResponseDeadline {
 }
 
 impl ResponseDeadline {
-    /// Compares with the clock too, so that the result is the same when another timer wakes the task for this deadline.
+    /// Also compares with the clock, because another timer may wake the task at this deadline before this timer is ready.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(self.at)));
         if timer.as_mut().poll(cx).is_ready() || self.at <= Instant::now() {
@@ -67,7 +67,7 @@ impl ResponseDeadline {
 pin_project! {
     /// The response to one RPC, or DEADLINE_EXCEEDED.
     pub(super) struct ResponseFuture<F> {
-        // `None` if the request has no time left.
+        // `None` if the request has no time remaining.
         #[pin]
         inner: Option<F>,
         end: Option<ResponseDeadline>,
@@ -102,9 +102,9 @@ mod tests {
     use super::*;
 
     /// Returns the status code of a request whose handler takes this long.
-    async fn code(timeout: &str, takes: Duration) -> Option<String> {
+    async fn code(timeout: &str, handler_time: Duration) -> Option<String> {
         let handler = async |_: http::Request<()>| {
-            tokio::time::sleep(takes).await;
+            tokio::time::sleep(handler_time).await;
             Ok::<_, Infallible>(http::Response::new(Body::empty()))
         };
         let request = http::Request::builder().header(GRPC_TIMEOUT, timeout).body(()).unwrap();
@@ -113,20 +113,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn every_rpc_is_answered_shortly_before_the_transport_times_out() {
+    async fn every_rpc_gets_a_response_shortly_before_the_transport_times_out() {
         for (timeout, latest) in
             [("0n", 0), ("1n", 0), ("999u", 0), ("40m", 40), ("1S", 1000), ("1M", 60_000)]
         {
             let start = Instant::now();
             let code = code(timeout, Duration::from_secs(3600)).await;
             assert_eq!(code.as_deref(), Some("4"), "{timeout}");
-            let took = start.elapsed();
+            let elapsed = start.elapsed();
             assert!(
-                took <= Duration::from_millis(latest) && took * 100 >= Duration::from_millis(latest) * 95
+                elapsed <= Duration::from_millis(latest)
+                    && elapsed * 100 >= Duration::from_millis(latest) * 95
             );
         }
-        let answered = code("1S", Duration::from_millis(900)).await;
-        assert_eq!(answered, None, "a response in time is unchanged");
+        let in_time = code("1S", Duration::from_millis(900)).await;
+        assert_eq!(in_time, None, "a response in time is unchanged");
         assert_eq!(code("soon", Duration::from_secs(9)).await, None, "a malformed timeout has no effect");
     }
 }

@@ -8,7 +8,7 @@ const RESERVED: usize = 64;
 /// directions, and files that a launch opens.
 const RESERVED_PER_WORKER: usize = 12;
 /// The minimum for the process: the descriptors of a host without clients, and a few for clients.
-const MIN: usize = 28;
+const MIN_DESCRIPTORS: usize = 28;
 /// The minimum for each worker.
 const MIN_PER_WORKER: usize = 8;
 /// The largest default number of TCP connections.
@@ -22,7 +22,7 @@ const MAX_RAISED_LIMIT: u64 = 1 << 20;
 #[must_use]
 pub fn default_connections(workers: usize) -> usize {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-    connections(usize::try_from(limit).unwrap_or(usize::MAX), workers)
+    connections_for(usize::try_from(limit).unwrap_or(usize::MAX), workers)
 }
 
 /// Checks that the limit of descriptors allows a host with this many workers to start, replace a worker, and serve a few clients.
@@ -31,11 +31,11 @@ pub fn default_connections(workers: usize) -> usize {
 /// A message with the limit and the required number.
 pub(crate) fn check_descriptor_limit(workers: usize) -> Result<(), String> {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
-    enough(usize::try_from(limit).unwrap_or(usize::MAX), workers)
+    check_limit(usize::try_from(limit).unwrap_or(usize::MAX), workers)
 }
 
-fn enough(descriptors: usize, workers: usize) -> Result<(), String> {
-    let needed = MIN + MIN_PER_WORKER * workers;
+fn check_limit(descriptors: usize, workers: usize) -> Result<(), String> {
+    let needed = MIN_DESCRIPTORS + MIN_PER_WORKER * workers;
     if descriptors >= needed {
         return Ok(());
     }
@@ -45,10 +45,10 @@ fn enough(descriptors: usize, workers: usize) -> Result<(), String> {
     ))
 }
 
-fn connections(descriptors: usize, workers: usize) -> usize {
-    let left = descriptors.saturating_sub(RESERVED + RESERVED_PER_WORKER * workers);
+fn connections_for(descriptors: usize, workers: usize) -> usize {
+    let available = descriptors.saturating_sub(RESERVED + RESERVED_PER_WORKER * workers);
     // With the Unix socket, one and a half times this number may be open, and a few more while evicted connections close.
-    (left / 2).clamp(4, MAX_DEFAULT_CONNECTIONS)
+    (available / 2).clamp(4, MAX_DEFAULT_CONNECTIONS)
 }
 
 /// Raises the process's soft limit of open descriptors to the hard limit, but not above 1,048,576. This is for programs that only
@@ -58,9 +58,9 @@ fn connections(descriptors: usize, workers: usize) -> usize {
 /// The system call failed. The limit is then unchanged.
 pub fn raise_descriptor_limit() -> std::io::Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    let wanted = hard.min(MAX_RAISED_LIMIT);
-    if soft < wanted {
-        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard)?;
+    let target = hard.min(MAX_RAISED_LIMIT);
+    if soft < target {
+        setrlimit(Resource::RLIMIT_NOFILE, target, hard)?;
     }
     Ok(())
 }
@@ -70,19 +70,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn workers_keep_their_descriptors() {
+    fn the_default_number_of_connections_leaves_descriptors_for_workers() {
         for (descriptors, workers) in [(256, 4), (1024, 4), (1024, 64), (65_536, 1024), (1 << 20, 4)] {
-            let most = connections(descriptors, workers) * 3 / 2;
+            let most = connections_for(descriptors, workers) * 3 / 2;
             assert!(
                 most + RESERVED / 2 + RESERVED_PER_WORKER * workers <= descriptors,
                 "{descriptors} {workers}: {most}"
             );
         }
-        assert_eq!(connections(usize::MAX, 1), MAX_DEFAULT_CONNECTIONS);
-        assert_eq!(connections(64, 1024), 4);
-        assert_eq!(enough(256, 4), Ok(()));
-        assert_eq!(enough(36, 1), Ok(()));
-        let problem = enough(20, 1).unwrap_err();
+        assert_eq!(connections_for(usize::MAX, 1), MAX_DEFAULT_CONNECTIONS);
+        assert_eq!(connections_for(64, 1024), 4);
+        assert_eq!(check_limit(256, 4), Ok(()));
+        assert_eq!(check_limit(36, 1), Ok(()));
+        let problem = check_limit(20, 1).unwrap_err();
         assert!(problem.starts_with("the limit of open files is 20, and a pool of 1 needs 36;"), "{problem}");
     }
 }

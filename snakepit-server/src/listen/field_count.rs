@@ -6,21 +6,21 @@ use prost::encoding::{WireType, decode_key, decode_varint};
 use crate::limits::MAX_FIELDS;
 
 /// Counts the fields of the next `len` bytes, including those of the messages in the fields `nested`. Returns `None` above
-/// [`MAX_FIELDS`]. Malformed data ends the count; the decoder rejects it later.
+/// [`MAX_FIELDS`]. Malformed data ends the count, and the decoder rejects it later.
 pub(super) fn count_fields(buf: &mut impl Buf, len: usize, nested: &[u32]) -> Option<usize> {
     let mut fields = 0;
-    // The ends of the outer and of the nested message, as the number of bytes that remain there.
-    let (outer_end, mut inner) = (buf.remaining().saturating_sub(len), None);
+    // The ends of the outer and of the nested message, as the number of bytes in the buffer after them.
+    let (outer_end, mut inner_end) = (buf.remaining().saturating_sub(len), None);
     while buf.remaining() > outer_end {
-        if inner.is_some_and(|end| buf.remaining() <= end) {
-            inner = None;
+        if inner_end.is_some_and(|end| buf.remaining() <= end) {
+            inner_end = None;
         }
         fields += 1;
         if fields > MAX_FIELDS {
             return None;
         }
-        let Ok((tag, wire)) = decode_key(buf) else { break };
-        let size = match wire {
+        let Ok((tag, wire_type)) = decode_key(buf) else { break };
+        let size = match wire_type {
             WireType::Varint => {
                 if decode_varint(buf).is_err() {
                     break;
@@ -38,8 +38,8 @@ pub(super) fn count_fields(buf: &mut impl Buf, len: usize, nested: &[u32]) -> Op
         if size > buf.remaining() {
             break;
         }
-        if wire == WireType::LengthDelimited && inner.is_none() && nested.contains(&tag) {
-            inner = Some(buf.remaining() - size);
+        if wire_type == WireType::LengthDelimited && inner_end.is_none() && nested.contains(&tag) {
+            inner_end = Some(buf.remaining() - size);
         } else {
             buf.advance(size);
         }
@@ -54,7 +54,7 @@ mod tests {
 
     use super::*;
 
-    fn counted(message: &impl Message, nested: &[u32]) -> Option<usize> {
+    fn field_count(message: &impl Message, nested: &[u32]) -> Option<usize> {
         let encoded = message.encode_to_vec();
         count_fields(&mut encoded.as_slice(), encoded.len(), nested)
     }
@@ -65,23 +65,23 @@ mod tests {
         let call = |id| pb::CallStart { id, arguments: vec![argument(); 3], ..Default::default() };
         let batch =
             pb::CallBatch { calls: vec![call(1), call(2)], cancels: vec![1, 2], ..Default::default() };
-        assert_eq!(counted(&batch, &[1]), Some(2 * (1 + 1 + 3) + 1));
-        assert_eq!(counted(&batch, &[]), Some(3));
+        assert_eq!(field_count(&batch, &[1]), Some(2 * (1 + 1 + 3) + 1));
+        assert_eq!(field_count(&batch, &[]), Some(3));
     }
 
     #[test]
-    fn messages_with_too_many_fields_are_recognized() {
+    fn a_message_with_too_many_fields_has_no_count() {
         let calls =
             pb::CallBatch { calls: vec![pb::CallStart::default(); MAX_FIELDS + 1], ..Default::default() };
-        assert_eq!(counted(&calls, &[1]), None);
+        assert_eq!(field_count(&calls, &[1]), None);
         let arguments = vec![pb::CallArgument::default(); MAX_FIELDS];
         let call = pb::CallStart { arguments, ..Default::default() };
-        assert_eq!(counted(&pb::CallBatch { calls: vec![call], ..Default::default() }, &[1]), None);
+        assert_eq!(field_count(&pb::CallBatch { calls: vec![call], ..Default::default() }, &[1]), None);
         let large = pb::ExecuteToolRequest {
             binary_parameters: [("x".to_owned(), vec![8; 1 << 24].into())].into(),
             ..Default::default()
         };
-        assert_eq!(counted(&large, &[]), Some(1));
+        assert_eq!(field_count(&large, &[]), Some(1));
     }
 
     #[test]

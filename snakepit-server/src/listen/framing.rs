@@ -1,4 +1,4 @@
-//! gRPC message framing: each message follows a prefix of five bytes, a compression flag and its length.
+//! gRPC message framing. A prefix of five bytes precedes each message: a compression flag and the length of the message.
 
 use std::{collections::VecDeque, task::Poll};
 
@@ -9,11 +9,12 @@ use tonic::Status;
 use super::field_count::count_fields;
 use crate::{limits::MessageTooLarge, status::message_too_large};
 
-/// Memory that a received segment costs in addition to its bytes, so that many tiny segments also exhaust the budget.
+/// The memory that a received segment costs in addition to its bytes, in bytes. Many tiny segments therefore also exhaust the budget.
 pub(super) const SEGMENT_OVERHEAD: usize = 128;
 /// The length of the prefix of a message, in bytes.
 pub(super) const PREFIX_BYTES: usize = 5;
-/// Larger messages, in bytes, are heavy: the host counts their fields first and decodes them on a blocking thread.
+/// The size in bytes above which a message is heavy. The host counts the fields of a heavy message before it decodes the message on a
+/// blocking thread.
 pub(super) const MAX_LIGHT_BYTES: usize = 256 * 1024;
 
 /// The result of `poll_frame` for the request and response bodies of this module.
@@ -23,7 +24,7 @@ pub(super) type PolledFrame = Poll<Option<Result<Frame<Bytes>, Status>>>;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MessageLimits {
     pub(super) bytes: usize,
-    /// Tags of the fields that hold messages with many fields. Those fields count too.
+    /// The tags of fields that hold messages with many fields. The fields of those messages count too.
     pub(super) nested: &'static [u32],
 }
 
@@ -128,12 +129,11 @@ pub(super) struct MessageTracker {
     prefix: [u8; PREFIX_BYTES],
     /// Bytes of the current prefix that have arrived.
     prefix_len: usize,
-    /// Bytes of the current message, after its prefix, that are still missing.
-    missing: usize,
+    /// Bytes of the current message, after its prefix, that have not arrived.
+    missing_bytes: usize,
     /// Bytes of the current message that have arrived, including its prefix.
-    partial: usize,
-    /// The number of complete messages.
-    complete: usize,
+    partial_bytes: usize,
+    complete_messages: usize,
     /// The current message without its prefix, if it is heavy and not compressed.
     heavy: Option<Segments>,
 }
@@ -144,9 +144,9 @@ impl MessageTracker {
             limits,
             prefix: [0; PREFIX_BYTES],
             prefix_len: 0,
-            missing: 0,
-            partial: 0,
-            complete: 0,
+            missing_bytes: 0,
+            partial_bytes: 0,
+            complete_messages: 0,
             heavy: None,
         }
     }
@@ -164,25 +164,25 @@ impl MessageTracker {
                 self.prefix[self.prefix_len..self.prefix_len + taken].copy_from_slice(&data[at..at + taken]);
                 self.prefix_len += taken;
                 if self.prefix_len == PREFIX_BYTES {
-                    self.missing = announced_size(self.prefix.into_iter()).unwrap_or_default();
-                    self.limits.check_size(self.missing)?;
+                    self.missing_bytes = announced_size(self.prefix.into_iter()).unwrap_or_default();
+                    self.limits.check_size(self.missing_bytes)?;
                     // The fields of a compressed message are counted after decompression.
-                    let is_counted = self.missing > MAX_LIGHT_BYTES && self.prefix[0] == 0;
+                    let is_counted = self.missing_bytes > MAX_LIGHT_BYTES && self.prefix[0] == 0;
                     self.heavy = is_counted.then(Segments::default);
                 }
                 taken
             } else {
-                let taken = available.min(self.missing);
-                self.missing -= taken;
+                let taken = available.min(self.missing_bytes);
+                self.missing_bytes -= taken;
                 if let Some(heavy) = &mut self.heavy {
                     heavy.push(data.slice(at..at + taken));
                 }
                 taken
             };
-            (at, self.partial) = (at + taken, self.partial + taken);
-            if self.prefix_len == PREFIX_BYTES && self.missing == 0 {
-                (self.prefix_len, self.partial) = (0, 0);
-                self.complete += 1;
+            (at, self.partial_bytes) = (at + taken, self.partial_bytes + taken);
+            if self.prefix_len == PREFIX_BYTES && self.missing_bytes == 0 {
+                (self.prefix_len, self.partial_bytes) = (0, 0);
+                self.complete_messages += 1;
                 if let Some(mut heavy) = self.heavy.take() {
                     self.limits.check_fields(&mut heavy)?;
                 }
@@ -192,19 +192,19 @@ impl MessageTracker {
     }
 
     /// The number of complete messages.
-    pub(super) const fn complete(&self) -> usize {
-        self.complete
+    pub(super) const fn complete_messages(&self) -> usize {
+        self.complete_messages
     }
 
     /// The announced size of the unfinished message, including its prefix, in bytes. While the prefix is incomplete, the number of
     /// bytes received.
-    pub(super) const fn announced(&self) -> usize {
-        self.partial + self.missing
+    pub(super) const fn announced_bytes(&self) -> usize {
+        self.partial_bytes + self.missing_bytes
     }
 
     /// Bytes of the unfinished message that have arrived, including its prefix.
-    pub(super) const fn partial(&self) -> usize {
-        self.partial
+    pub(super) const fn partial_bytes(&self) -> usize {
+        self.partial_bytes
     }
 }
 
@@ -213,7 +213,7 @@ mod tests {
     use super::*;
     use crate::limits::MAX_FIELDS;
 
-    fn messages(bytes: usize) -> MessageTracker {
+    fn tracker(bytes: usize) -> MessageTracker {
         MessageTracker::new(MessageLimits { bytes, nested: &[] })
     }
 
@@ -228,20 +228,20 @@ mod tests {
     fn message_boundaries_do_not_depend_on_segmentation() {
         let stream = [message(0), message(3), message(1000)].concat();
         for piece in [1, 2, 7, 500, stream.len()] {
-            let mut tracker = messages(1000);
+            let mut tracker = tracker(1000);
             for data in stream.chunks(piece) {
                 tracker.track(&Bytes::copy_from_slice(data)).unwrap();
             }
-            assert_eq!((tracker.complete(), tracker.partial()), (3, 0), "{piece}");
+            assert_eq!((tracker.complete_messages(), tracker.partial_bytes()), (3, 0), "{piece}");
         }
-        let mut tracker = messages(1000);
+        let mut tracker = tracker(1000);
         tracker.track(&Bytes::copy_from_slice(&stream[..20])).unwrap();
-        assert_eq!(tracker.partial(), 20 - 5 - 8);
+        assert_eq!(tracker.partial_bytes(), 20 - 5 - 8);
     }
 
     #[test]
     fn a_large_message_is_rejected_by_its_prefix() {
-        let mut tracker = messages(1000);
+        let mut tracker = tracker(1000);
         assert_eq!(tracker.track(&message(1001)[..5].to_vec().into()), Err(MessageTooLarge::Bytes(1001)));
         assert_eq!(announced_size([0, 0, 0, 1].into_iter()), None);
         assert_eq!(announced_size([1, 0, 0, 1, 2].into_iter()), Some(258));
@@ -255,7 +255,7 @@ mod tests {
         stream.truncate(5);
         stream.extend(fields);
         for piece in [1000, stream.len()] {
-            let mut tracker = messages(1 << 20);
+            let mut tracker = tracker(1 << 20);
             let mut taken = stream.chunks(piece).map(|data| tracker.track(&Bytes::copy_from_slice(data)));
             assert_eq!(taken.find_map(Result::err), Some(MessageTooLarge::Fields), "{piece}");
             assert_eq!(taken.count(), 0);
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_messages_are_taken_whatever_the_segmentation() {
+    fn whole_messages_are_taken_for_every_segmentation() {
         let stream = [message(0), message(3), message(1000)].concat();
         for piece in [1, 2, 7, 500, stream.len()] {
             let (mut pieces, mut sizes, mut taken) = (Segments::default(), Vec::new(), Vec::new());

@@ -1,6 +1,6 @@
-//! gzip for clients that compress their requests. Messages are decompressed within the limits that apply to all messages, and
-//! responses are compressed message by message. Both run on blocking threads. tonic would do this work on the runtime's
-//! threads, without a limit on the decompressed size.
+//! gzip for clients that compress their requests. The host decompresses messages within the limits that apply to all messages, and
+//! compresses responses message by message. Both run on blocking threads. tonic would do this work on the runtime's threads,
+//! without a limit on the decompressed size.
 
 use std::{
     io::{Read, Write},
@@ -26,19 +26,19 @@ use crate::{
 };
 
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
-const ACCEPTED: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GZIP: &str = "gzip";
 /// Bytes to decompress between two checks of the budget.
-const STEP: u64 = 64 * 1024;
+const STEP_BYTES: u64 = 64 * 1024;
 /// Smaller messages, in bytes with their prefix, are sent uncompressed, because compression would hardly shrink them.
 const MIN_COMPRESSED_BYTES: usize = 256;
 
-type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type BoxedFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 type Decompressed = (Segments, RequestMemory);
 
-/// Whether a request is compressed. Removes the header, because the service receives decompressed messages.
-pub(super) fn take_encoding(headers: &mut HeaderMap) -> bool {
+/// Returns whether a request is compressed. Removes the header, because the service receives decompressed messages.
+pub(super) fn take_gzip_encoding(headers: &mut HeaderMap) -> bool {
     let is_gzip = headers.get(&ENCODING).is_some_and(|encoding| encoding == GZIP);
     if is_gzip {
         headers.remove(&ENCODING);
@@ -47,8 +47,9 @@ pub(super) fn take_encoding(headers: &mut HeaderMap) -> bool {
 }
 
 /// Whether a client accepts compressed responses.
-pub(super) fn is_accepted(headers: &HeaderMap) -> bool {
-    let accepted = headers.get(&ACCEPTED).and_then(|accepted| accepted.to_str().ok()).unwrap_or_default();
+pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let accepted =
+        headers.get(&ACCEPT_ENCODING).and_then(|accepted| accepted.to_str().ok()).unwrap_or_default();
     accepted.split(',').any(|encoding| encoding.trim() == GZIP)
 }
 
@@ -73,7 +74,7 @@ fn decompress(
     let mut output = vec![0; PREFIX_BYTES];
     let mut decoder = GzDecoder::new(message.reader());
     loop {
-        let read = decoder.by_ref().take(STEP).read_to_end(&mut output);
+        let read = decoder.by_ref().take(STEP_BYTES).read_to_end(&mut output);
         let read = read.map_err(|error| invalid_field("message", format_args!("is not gzip: {error}")))?;
         if read == 0 {
             break;
@@ -101,13 +102,13 @@ pub(super) struct DecompressedBody<B> {
     /// Data that has arrived: an incomplete message, or messages that wait for the one before them.
     arrived: Segments,
     /// The message that a blocking thread decompresses.
-    decompressing: Option<Work<Result<Decompressed, Status>>>,
+    decompressing: Option<BoxedFuture<Result<Decompressed, Status>>>,
     /// Decompressed data for the service.
     ready: Option<Decompressed>,
 }
 
 impl<B> DecompressedBody<B> {
-    /// `body` enforces the limits on compressed messages.
+    /// Wraps a body that enforces the limits on compressed messages.
     pub(super) fn new(body: B, limits: MessageLimits, connection: &Arc<Connection>) -> Self {
         let connection = Arc::clone(connection);
         Self { body, limits, connection, arrived: Segments::default(), decompressing: None, ready: None }
@@ -179,7 +180,7 @@ pub(super) fn compress_response(response: Response<Body>) -> Response<Body> {
 /// A response body that compresses its messages.
 struct CompressedBody {
     body: Body,
-    compressing: Option<Work<Bytes>>,
+    compressing: Option<BoxedFuture<Bytes>>,
 }
 
 impl http_body::Body for CompressedBody {
@@ -223,7 +224,7 @@ fn compress_message(message: &Bytes) -> Bytes {
         return message.clone();
     }
     let mut encoder = GzEncoder::new(vec![1, 0, 0, 0, 0], Compression::fast());
-    // Writing to memory does not fail. If it did, the uncompressed message would do.
+    // Writing to memory does not fail. The fallback is the uncompressed message.
     let written = encoder.write_all(&message[PREFIX_BYTES..]).and_then(|()| encoder.finish());
     let Ok(mut compressed) = written else { return message.clone() };
     let size = u32::try_from(compressed.len() - PREFIX_BYTES).unwrap_or(u32::MAX);

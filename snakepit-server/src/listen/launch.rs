@@ -18,7 +18,7 @@ use super::{
 
 /// The most connections of one worker.
 const MAX_CONNECTIONS: usize = 64;
-/// The most connections whose owner is looked up at a time. More wait to be accepted.
+/// The most concurrent lookups of a connection's owner. Further connections wait to be accepted.
 const MAX_CHECKS: usize = 32;
 
 /// Serves the worker until its launch ends. Closes connections of other processes before it reads from them.
@@ -44,14 +44,14 @@ pub(crate) fn serve_launch(
     ));
 }
 
-/// Accepts only connections of the launch's own processes. Each check searches all processes, so the checks run concurrently;
-/// otherwise foreign connections could delay the worker.
+/// Accepts only connections of the launch's own processes. Each check searches all processes. The checks run concurrently,
+/// because foreign connections could otherwise delay the worker.
 struct LaunchListener<F> {
     listener: TcpListener,
     launch: Arc<Launch>,
     /// Whether a process of the launch owns the other end of a connection, given its peer address and its local address.
     owns: F,
-    /// Each returns the connection if the launch owns it, otherwise its peer address.
+    /// The running checks. Each returns the connection if the launch owns it, otherwise its peer address.
     checks: JoinSet<Result<TcpStream, SocketAddr>>,
     has_warned: bool,
 }
@@ -75,8 +75,8 @@ where
                     let socket = accepted?;
                     // The peer may have disconnected already.
                     let (Ok(peer), Ok(local)) = (socket.peer_addr(), socket.local_addr()) else { continue };
-                    let owned = (self.owns)(peer, local);
-                    self.checks.spawn(async move { if owned.await { Ok(socket) } else { Err(peer) } });
+                    let is_owned = (self.owns)(peer, local);
+                    self.checks.spawn(async move { if is_owned.await { Ok(socket) } else { Err(peer) } });
                 }
             }
         }
@@ -88,7 +88,7 @@ where
 }
 
 impl<F> LaunchListener<F> {
-    /// Logs the first foreign connection only, because a process may try as often as it likes.
+    /// Logs the first foreign connection only, because a process may connect any number of times.
     fn warn(&mut self, peer: SocketAddr) {
         if !std::mem::replace(&mut self.has_warned, true) {
             tracing::warn!(worker = %self.launch.id(), %peer, "closed a connection of a process that is not this worker's");
@@ -107,7 +107,7 @@ mod tests {
     #[tokio::test]
     async fn slow_checks_of_foreign_connections_do_not_delay_the_worker() {
         let launches = Launches::new();
-        let _launched = launches.add_process(&WorkerId::new("w"), std::process::id());
+        let _launch_guard = launches.add_process(&WorkerId::new("w"), std::process::id());
         let launch = launches.find_by_pid(std::process::id()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

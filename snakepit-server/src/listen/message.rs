@@ -1,4 +1,4 @@
-//! Reads the single message of a unary request, within its size limit, the budgets and its time.
+//! Reads the single message of a unary request, within its size limit, its budgets and its minimum speed.
 
 use std::{
     collections::VecDeque,
@@ -25,7 +25,7 @@ use crate::status::{from_tool_error, request_incomplete, second_message};
 /// A complete message with its prefix, which is the request body for the service.
 #[derive(Debug, Default)]
 pub(super) struct Message {
-    /// The first segment. Most messages have only one, which then needs no allocation.
+    /// The first segment. Most messages have only one, so they need no allocation.
     first: Option<Bytes>,
     rest: VecDeque<Bytes>,
     bytes: usize,
@@ -105,7 +105,7 @@ where
             };
             // gRPC requests have no trailers.
             let Ok(data) = frame.into_data() else { continue };
-            pace.progress();
+            pace.record_data();
             let cost = data.len() + SEGMENT_OVERHEAD;
             memory.grow(cost).map_err(from_tool_error)?;
             if !body.is_end_stream() {
@@ -115,13 +115,13 @@ where
             message.push(data);
             let size = message.bytes.saturating_sub(PREFIX_BYTES);
             limits.check_size(size).map_err(|error| limits.status(error))?;
-            if tracker.complete() > 1 {
+            if tracker.complete_messages() > 1 {
                 return Poll::Ready(Err(second_message()));
             }
         }
     })
     .await?;
-    memory.arrived();
+    memory.release_arriving();
     Ok((message, memory))
 }
 

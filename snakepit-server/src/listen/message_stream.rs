@@ -32,24 +32,24 @@ impl<B> MessageStream<B> {
         Self { body, tracker: MessageTracker::new(limits), pace: Pace::default(), limits, memory }
     }
 
-    /// Counts data that arrived.
+    /// Counts data that arrived towards the limits and the budgets of its message.
     fn track(&mut self, data: &Bytes) -> Result<(), Status> {
-        let before = self.tracker.partial();
+        let partial_before = self.tracker.partial_bytes();
         self.tracker.track(data).map_err(|error| self.limits.status(error))?;
-        let now = self.tracker.partial();
-        if now == 0 || now < before + data.len() {
+        let partial = self.tracker.partial_bytes();
+        if partial == 0 || partial < partial_before + data.len() {
             // The data completed a message, which the service now owns.
             self.memory.clear();
             self.pace.finish();
         } else {
-            self.pace.progress();
+            self.pace.record_data();
         }
-        if now > 0 {
-            let cost = data.len().min(now) + SEGMENT_OVERHEAD;
+        if partial > 0 {
+            let cost = data.len().min(partial) + SEGMENT_OVERHEAD;
             let charged = self.memory.grow(cost).and_then(|()| self.memory.grow_arriving(cost));
-            // Only later messages need headroom: rejecting the first one ends no other call.
-            let has_calls = self.tracker.complete() > 0;
-            let may_use_headroom = has_calls && self.tracker.announced() <= MESSAGE_HEADROOM;
+            // The first message needs no headroom, because its rejection ends no other call.
+            let has_calls = self.tracker.complete_messages() > 0;
+            let may_use_headroom = has_calls && self.tracker.announced_bytes() <= MESSAGE_HEADROOM;
             if let Err(error) = charged
                 && !(may_use_headroom && self.memory.take_headroom(cost))
             {
@@ -72,9 +72,9 @@ where
         let this = &mut *self;
         let frame = match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(frame) => frame,
-            Poll::Pending if this.tracker.partial() == 0 => return Poll::Pending,
+            Poll::Pending if this.tracker.partial_bytes() == 0 => return Poll::Pending,
             Poll::Pending => {
-                let too_slow = ready!(this.pace.poll_too_slow(cx, this.tracker.partial()));
+                let too_slow = ready!(this.pace.poll_too_slow(cx, this.tracker.partial_bytes()));
                 return Poll::Ready(Some(Err(too_slow)));
             }
         };

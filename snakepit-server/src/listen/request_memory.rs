@@ -17,23 +17,23 @@ pub(super) struct RequestMemory {
     reservation: Reservation,
     /// `None` for a request that arrived in one piece.
     arriving: Option<Reservation>,
-    /// Whether the request is a stream of messages.
+    /// Whether the memory belongs to a message of a stream.
     is_stream: bool,
     /// The reservations in the headroom of the connection and of the host. `None` until a budget was exhausted.
     headroom: Option<[Reservation; 2]>,
 }
 
 impl RequestMemory {
-    /// Reserves nothing yet.
+    /// Creates an empty reservation.
     pub(super) fn new(connection: &Arc<Connection>) -> Self {
         let reservation = connection.reservation();
         let connection = Arc::clone(connection);
         Self { connection, reservation, arriving: None, is_stream: false, headroom: None }
     }
 
-    /// Reserves nothing yet. Messages of a stream may use headroom when a budget is exhausted. Without it, the host would have
-    /// to reject an incomplete message, which ends the stream and all calls on it. It rejects the calls of a complete message
-    /// individually.
+    /// Creates an empty reservation for a message of a stream, which may use headroom when a budget is exhausted. Without
+    /// headroom, the host would have to reject an incomplete message, which ends the stream and all calls on it. With it, the
+    /// message becomes complete, and the host rejects its calls individually.
     pub(super) fn for_stream(connection: &Arc<Connection>) -> Self {
         Self { is_stream: true, ..Self::new(connection) }
     }
@@ -44,10 +44,10 @@ impl RequestMemory {
         if !self.is_stream {
             return false;
         }
-        let shares = self.headroom.get_or_insert_with(|| self.connection.headroom());
-        // If only one share grows, the caller rejects the message and thereby releases it.
-        shares[0].bytes() + bytes <= MESSAGE_HEADROOM
-            && shares.iter_mut().all(|share| share.grow(bytes).is_ok())
+        let headroom = self.headroom.get_or_insert_with(|| self.connection.headroom());
+        // If only one reservation grows, the caller rejects the message and thereby releases it.
+        headroom[0].bytes() + bytes <= MESSAGE_HEADROOM
+            && headroom.iter_mut().all(|reservation| reservation.grow(bytes).is_ok())
     }
 
     /// Reserves more of the connection's budget.
@@ -62,16 +62,16 @@ impl RequestMemory {
     }
 
     /// Releases the share of the arrival budget, because the message is complete.
-    pub(super) fn arrived(&mut self) {
+    pub(super) fn release_arriving(&mut self) {
         if let Some(arriving) = &mut self.arriving {
             arriving.clear();
         }
     }
 
-    /// Releases everything.
+    /// Releases all bytes.
     pub(super) fn clear(&mut self) {
         self.reservation.clear();
-        self.arrived();
+        self.release_arriving();
         self.headroom.iter_mut().flatten().for_each(Reservation::clear);
     }
 }

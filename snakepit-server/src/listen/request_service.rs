@@ -1,5 +1,5 @@
-//! The HTTP service of one connection. Before a request reaches its gRPC service, this checks the headers, starts the deadline, and
-//! reads the whole message unless the RPC takes a stream.
+//! The HTTP service of one connection. Before a request reaches its gRPC service, this module checks the headers, starts the deadline,
+//! and reads the whole message unless the RPC takes a stream.
 
 use std::{
     convert::Infallible,
@@ -82,7 +82,7 @@ impl hyper::service::Service<Request<Incoming>> for RequestService {
     type Future = RequestFuture;
 
     fn call(&self, request: Request<Incoming>) -> RequestFuture {
-        let open = self.connection.begin_request(request.uri().path() == MULTIPLEX);
+        let open_request = self.connection.begin_request(request.uri().path() == MULTIPLEX);
         let (routes, connection) = (self.routes.clone(), Arc::clone(&self.connection));
         let kind = ResponseKind::of(request.uri().path());
         let inner = with_deadline(request, |request| {
@@ -90,7 +90,7 @@ impl hyper::service::Service<Request<Incoming>> for RequestService {
             Box::pin(response.map(|result| Ok(result.unwrap_or_else(|status| status.into_http()))))
                 as HandlerFuture
         });
-        RequestFuture { inner, kind, open: Some(open) }
+        RequestFuture { inner, kind, open_request: Some(open_request) }
     }
 }
 
@@ -102,7 +102,7 @@ pin_project! {
         #[pin]
         inner: ResponseFuture<HandlerFuture>,
         kind: ResponseKind,
-        open: Option<OpenRequest>,
+        open_request: Option<OpenRequest>,
     }
 }
 
@@ -113,8 +113,8 @@ impl Future for RequestFuture {
         let this = self.project();
         let Ok(response) = ready!(this.inner.poll(cx));
         // A future is not polled again after it was ready.
-        let Some(open) = this.open.take() else { return Poll::Pending };
-        Poll::Ready(Ok(ResponseBody::wrap(response, *this.kind, open, cx)))
+        let Some(open_request) = this.open_request.take() else { return Poll::Pending };
+        Poll::Ready(Ok(ResponseBody::wrap(response, *this.kind, open_request, cx)))
     }
 }
 
@@ -144,8 +144,8 @@ async fn handle(
     if is_streaming || PEER_RPCS.contains(&path) {
         parts.extensions.insert(Arc::clone(connection));
     }
-    let is_gzip = gzip::take_encoding(&mut parts.headers);
-    let is_response_gzip = is_gzip && gzip::is_accepted(&parts.headers);
+    let is_gzip = gzip::take_gzip_encoding(&mut parts.headers);
+    let compresses_response = is_gzip && gzip::accepts_gzip(&parts.headers);
     let response = if is_streaming {
         let body = MessageStream::new(body, limits, RequestMemory::for_stream(connection));
         let body = if is_gzip {
@@ -168,7 +168,7 @@ async fn handle(
         let request = Request::from_parts(parts, Body::new(message));
         if is_heavy { poll_first_blocking(call(routes, request)).await } else { call(routes, request).await }
     };
-    Ok(if is_response_gzip { gzip::compress_response(response) } else { response })
+    Ok(if compresses_response { gzip::compress_response(response) } else { response })
 }
 
 /// Calls the routes, whose services are always ready and report failures as statuses.

@@ -18,9 +18,9 @@ use crate::{
 };
 
 /// The largest data frame that the transport receives, in bytes.
-const SLICE: usize = 1024 * 1024;
+const MAX_FRAME_BYTES: usize = 1024 * 1024;
 
-/// How large the responses of an RPC can get, and whether they can wait.
+/// The size class of an RPC's responses, and whether they can wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ResponseKind {
     /// Small, or bounded by other means.
@@ -65,23 +65,30 @@ pub(super) struct ResponseBody {
     encoded: Bytes,
     /// The trailers, or the error that ends the body.
     end: Option<Result<HeaderMap, Status>>,
-    /// Set while the budget is exhausted.
-    wait: Option<CapacityFuture>,
+    /// The wait for capacity while a budget is exhausted.
+    capacity: Option<CapacityFuture>,
     has_ended: bool,
-    open: OpenRequest,
+    open_request: OpenRequest,
 }
 
 impl ResponseBody {
-    /// Wraps the response of a service. Encodes a tool's value immediately, so that it exists once and counts, or replaces it with
-    /// an error if the client already has too much to read.
+    /// Wraps the response of a service. Encodes a tool's value immediately, so that only its encoded form uses memory, and counts as
+    /// unread. If the client already has too much to read, an error replaces the value.
     pub(super) fn wrap(
         response: Response<Body>,
         kind: ResponseKind,
-        open: OpenRequest,
+        open_request: OpenRequest,
         cx: &mut Context<'_>,
     ) -> Response<Self> {
-        let wrap =
-            |body| Self { body, kind, encoded: Bytes::new(), end: None, wait: None, has_ended: false, open };
+        let wrap = |body| Self {
+            body,
+            kind,
+            encoded: Bytes::new(),
+            end: None,
+            capacity: None,
+            has_ended: false,
+            open_request,
+        };
         let mut response = response.map(wrap);
         if kind == ResponseKind::Value
             && !response.body().body.is_end_stream()
@@ -95,6 +102,10 @@ impl ResponseBody {
         response
     }
 
+    /// Polls the body for the encoded value or its end, without a wait for capacity.
+    ///
+    /// # Errors
+    /// The client already has too much to read.
     fn encode(&mut self, cx: &mut Context<'_>) -> Result<(), BudgetExhausted> {
         match Pin::new(&mut self.body)
             .poll_frame(cx)
@@ -102,8 +113,8 @@ impl ResponseBody {
         {
             Poll::Ready(Some(Ok(Ok(data)))) => {
                 if data.len() >= MIN_COUNTED_BYTES {
-                    self.open.unread().check(data.len())?;
-                    self.encoded = self.open.unread().count(data);
+                    self.open_request.unread().check(data.len())?;
+                    self.encoded = self.open_request.unread().count(data);
                 } else {
                     self.encoded = data;
                 }
@@ -121,23 +132,23 @@ impl ResponseBody {
         if !matches!(self.kind, ResponseKind::State | ResponseKind::Stream) {
             return Poll::Ready(Ok(()));
         }
-        if self.wait.is_none() {
-            if !self.open.unread().is_exhausted() {
+        if self.capacity.is_none() {
+            if !self.open_request.unread().is_exhausted() {
                 return Poll::Ready(Ok(()));
             }
-            let unread = Arc::clone(self.open.unread());
-            self.wait = Some(Box::pin(async move { unread.capacity().await }));
+            let unread = Arc::clone(self.open_request.unread());
+            self.capacity = Some(Box::pin(async move { unread.capacity().await }));
         }
-        let Some(wait) = &mut self.wait else { return Poll::Ready(Ok(())) };
-        let capacity = ready!(wait.as_mut().poll(cx));
-        self.wait = None;
+        let Some(pending) = &mut self.capacity else { return Poll::Ready(Ok(())) };
+        let capacity = ready!(pending.as_mut().poll(cx));
+        self.capacity = None;
         Poll::Ready(capacity)
     }
 
     fn take_slice(&mut self) -> Frame<Bytes> {
-        let slice = self.encoded.split_to(SLICE.min(self.encoded.len()));
+        let slice = self.encoded.split_to(MAX_FRAME_BYTES.min(self.encoded.len()));
         if slice.len() >= MIN_COUNTED_BYTES {
-            self.open.unread().progress(slice.len());
+            self.open_request.unread().record_sent(slice.len());
         }
         Frame::data(slice)
     }
@@ -177,7 +188,7 @@ impl http_body::Body for ResponseBody {
                 if data.len() < MIN_COUNTED_BYTES {
                     Frame::data(data)
                 } else {
-                    this.encoded = this.open.unread().count(data);
+                    this.encoded = this.open_request.unread().count(data);
                     this.take_slice()
                 }
             }

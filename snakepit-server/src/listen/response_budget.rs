@@ -14,12 +14,13 @@ use tokio::{sync::Notify, time::timeout};
 
 use crate::limits::BudgetExhausted;
 
-/// How long a client may read nothing before the host rejects its waiting responses. If the budget of all connections is also
-/// nearly used up, the host then closes the connection.
-const STALL: Duration = Duration::from_secs(30);
-/// Bytes that a client must read within [`STALL`] while the budget of all connections is nearly used up.
-const MIN_READ: usize = 128 * 1024 * 30;
-/// The smallest piece of a response that counts, in bytes. A stream holds at most one smaller piece.
+/// The time that a client may read nothing before the host rejects its waiting responses. If more than half of the budget of all
+/// connections is in use, the host then closes the connection.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// The bytes that a client must read within [`STALL_TIMEOUT`] while more than half of the budget of all connections is in use. The
+/// average is the minimum rate of requests, 128 KiB per second.
+const MIN_READ_BYTES: usize = 128 * 1024 * 30;
+/// The smallest piece of a response that counts, in bytes. A stream buffers at most one smaller piece.
 pub(super) const MIN_COUNTED_BYTES: usize = 16 * 1024;
 
 /// A budget for unread responses, in bytes.
@@ -49,17 +50,17 @@ impl ResponseBudget {
 pub(super) struct UnreadResponses {
     own: ResponseBudget,
     all: Arc<ResponseBudget>,
-    /// Bytes that the transport has taken. Wraps around.
-    sent: AtomicUsize,
+    /// The bytes that the transport has taken. The counter wraps around.
+    sent_bytes: AtomicUsize,
 }
 
 impl UnreadResponses {
     pub(super) fn new(limit: usize, all: Arc<ResponseBudget>) -> Self {
-        Self { own: ResponseBudget::new(limit), all, sent: AtomicUsize::new(0) }
+        Self { own: ResponseBudget::new(limit), all, sent_bytes: AtomicUsize::new(0) }
     }
 
-    /// The budget for which further responses must wait. A connection may use no more than all connections have left, so that a few
-    /// clients that do not read leave memory for the others.
+    /// The budget that further responses must wait for. A connection may use no more bytes than the shared budget has left, so that a
+    /// few clients that do not read leave memory for the others.
     fn exhausted_budget(&self) -> Option<ExhaustedBudget> {
         let (own, all) = (self.own.used(), self.all.used());
         if own >= self.own.limit {
@@ -78,24 +79,24 @@ impl UnreadResponses {
     /// Waits until the budgets allow another response. Cancel safe.
     ///
     /// # Errors
-    /// The client read nothing for [`STALL`].
+    /// The client read nothing for [`STALL_TIMEOUT`].
     pub(super) async fn capacity(&self) -> Result<(), BudgetExhausted> {
         loop {
             let (own, all) = (self.own.freed.notified(), self.all.freed.notified());
             tokio::pin!(own, all);
             own.as_mut().enable();
             all.as_mut().enable();
-            let sent = self.sent();
+            let sent = self.sent_bytes();
             let (exhausted, freed) = match self.exhausted_budget() {
                 None => {
-                    // Another waiter may fit too.
+                    // The budgets may have capacity for another waiter.
                     self.own.freed.notify_one();
                     return Ok(());
                 }
-                Some(ExhaustedBudget::Own(full)) => (full, timeout(STALL, own).await.is_ok()),
-                Some(ExhaustedBudget::All(full)) => (full, timeout(STALL, all).await.is_ok()),
+                Some(ExhaustedBudget::Own(full)) => (full, timeout(STALL_TIMEOUT, own).await.is_ok()),
+                Some(ExhaustedBudget::All(full)) => (full, timeout(STALL_TIMEOUT, all).await.is_ok()),
             };
-            if !freed && self.sent() == sent {
+            if !freed && self.sent_bytes() == sent {
                 return Err(exhausted);
             }
         }
@@ -121,9 +122,9 @@ impl UnreadResponses {
         Ok(())
     }
 
-    /// Records that the transport took bytes, so the client reads.
-    pub(super) fn progress(&self, bytes: usize) {
-        self.sent.fetch_add(bytes, Ordering::Relaxed);
+    /// Records that the transport took bytes, which shows that the client reads.
+    pub(super) fn record_sent(&self, bytes: usize) {
+        self.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     #[cfg(test)]
@@ -131,16 +132,16 @@ impl UnreadResponses {
         self.own.used()
     }
 
-    fn sent(&self) -> usize {
-        self.sent.load(Ordering::Relaxed)
+    fn sent_bytes(&self) -> usize {
+        self.sent_bytes.load(Ordering::Relaxed)
     }
 
     /// Ready once the client has unread responses and hardly reads them, while all connections use more than half of their budget.
     pub(super) async fn stalled(&self) {
         loop {
-            let sent = self.sent();
-            tokio::time::sleep(STALL).await;
-            let is_slow = self.sent().wrapping_sub(sent) < MIN_READ;
+            let sent = self.sent_bytes();
+            tokio::time::sleep(STALL_TIMEOUT).await;
+            let is_slow = self.sent_bytes().wrapping_sub(sent) < MIN_READ_BYTES;
             if is_slow && self.own.used() > 0 && self.all.used() > self.all.limit / 2 {
                 return;
             }
@@ -211,8 +212,8 @@ mod tests {
         let _unread = piece(&unread, 100);
         let reading = async {
             for _ in 0..10 {
-                tokio::time::sleep(STALL / 2).await;
-                unread.progress(1);
+                tokio::time::sleep(STALL_TIMEOUT / 2).await;
+                unread.record_sent(1);
             }
         };
         let mut capacity = Box::pin(unread.capacity());
@@ -235,8 +236,8 @@ mod tests {
         assert!(waits.now_or_never().is_none());
         let start = tokio::time::Instant::now();
         one.stalled().await;
-        assert_eq!(start.elapsed(), STALL);
-        assert!(tokio::time::timeout(STALL * 3, third.stalled()).await.is_err());
+        assert_eq!(start.elapsed(), STALL_TIMEOUT);
+        assert!(tokio::time::timeout(STALL_TIMEOUT * 3, third.stalled()).await.is_err());
     }
 
     #[test]

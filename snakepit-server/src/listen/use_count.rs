@@ -7,8 +7,8 @@ use crate::sync::AtomicUsize;
 /// The bit that marks a connection as evicted.
 const EVICTED: usize = 1 << (usize::BITS - 1);
 
-/// The number of uses of a connection, and whether it is evicted. Both are in one number, so that of an eviction and a use that
-/// race, exactly one succeeds.
+/// The number of uses of a connection, and whether it is evicted. One atomic holds both, so that exactly one succeeds when an eviction
+/// and a use race.
 #[derive(Debug)]
 pub(super) struct UseCount(AtomicUsize);
 
@@ -17,7 +17,7 @@ impl UseCount {
         Self(AtomicUsize::new(0))
     }
 
-    /// Counts a use, which must be [ended](Self::end) in any case. Returns `false` if the connection is evicted.
+    /// Counts a use. Returns `false` if the connection is evicted. The caller must [end](Self::end) the use in both cases.
     pub(super) fn begin(&self) -> bool {
         self.0.fetch_add(1, Ordering::AcqRel) & EVICTED == 0
     }

@@ -1,5 +1,5 @@
-//! Ends a connection whose client accepts no more bytes. The HTTP/2 keepalive detects a frozen client, but then sends GOAWAY, which
-//! would wait forever behind the unread data.
+//! Ends a connection whose client accepts no more bytes. The HTTP/2 keepalive alone does not suffice: it detects a frozen client, but
+//! then sends GOAWAY, which would wait forever behind the unread data.
 
 use std::{
     io::{self, IoSlice},
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_slow_reader_is_served_and_one_that_stops_is_not() {
+    async fn a_client_that_stops_reading_times_out_and_a_slow_one_does_not() {
         let (mut peer, io) = duplex(8);
         let mut io = WriteTimeout::new(io, Duration::from_secs(18));
         let slowly = async {

@@ -34,7 +34,7 @@ fn long_texts_do_not_make_a_status_too_large() {
 }
 
 #[test]
-fn a_write_that_may_have_succeeded_has_no_retryable_code() {
+fn a_failed_write_that_may_have_succeeded_has_no_retryable_code() {
     let failed = SessionError::Backend { problem: "timed out".into() };
     let (read, written) = (from_session_error(&failed), from_write_error(&failed));
     assert_eq!((read.code(), written.code()), (Code::Unavailable, Code::Internal));
@@ -155,7 +155,7 @@ fn statuses_agree_with_the_kinds_of_errors() {
         assert_eq!(details.reason.as_deref(), Some(kind.reason()), "{shown}");
         assert!(http_statuses(status.code()).contains(&kind.http_status()), "{shown}: {kind:?} {status:?}");
         assert_eq!(details.retry_after, retry_after, "{shown}");
-        // gRPC libraries retry UNAVAILABLE. From this entry, the clients of this project learn whether the call may have run.
+        // gRPC libraries retry UNAVAILABLE. This entry states whether the call may have run.
         let delivered = details.metadata.get(DELIVERED);
         assert!(delivered.is_none_or(|delivered| *delivered == may_have_run.to_string()), "{shown}");
         // The error that a client reconstructs has the same classification.

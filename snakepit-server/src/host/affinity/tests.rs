@@ -15,7 +15,7 @@ fn affinity(sessions: Arc<dyn SessionBackend>) -> AffinityWriter {
 }
 
 #[tokio::test]
-async fn memory_stores_a_hint_immediately() {
+async fn the_memory_backend_stores_a_hint_immediately() {
     let sessions: Arc<dyn SessionBackend> = Arc::new(MemoryBackend::new(SessionLimits::default()));
     let id = session(&*sessions).await;
     let affinity = affinity(Arc::clone(&sessions));
@@ -26,7 +26,7 @@ async fn memory_stores_a_hint_immediately() {
 
 #[cfg(feature = "redb")]
 #[tokio::test]
-async fn a_file_stores_the_latest_hint_in_the_background() {
+async fn a_file_backend_stores_the_latest_hint_in_the_background() {
     let dir = tempfile::tempdir().unwrap();
     let file = snakepit_session_redb::RedbBackend::open(dir.path().join("s.redb"), SessionLimits::default());
     let sessions: Arc<dyn SessionBackend> = Arc::new(file.await.unwrap());

@@ -18,7 +18,7 @@ fn chunk() -> Result<Chunk, ToolError> {
     Ok(Chunk { data: "1".into(), metadata: Default::default() })
 }
 
-fn items(
+fn bounded_stream(
     bounds: CallBounds,
     chunks: impl Stream<Item = Result<Chunk, ToolError>> + Send + 'static,
 ) -> ChunkStream {
@@ -36,12 +36,11 @@ async fn a_future_ends_at_the_deadline_or_at_the_cut_off() {
     let late = bounds(SECOND, &cut).within(CallStage::Queued, never()).await.unwrap_err();
     assert!(matches!(late, ToolError::DeadlineExceeded { stage: CallStage::Queued, .. }), "{late}");
     assert_eq!(start.elapsed(), SECOND);
-    let none_left = bounds(Duration::ZERO, &cut);
-    let unpolled = none_left.within(CallStage::Running, async { panic!("polled") });
-    let expired: Result<(), _> = unpolled.await;
+    let expired_bounds = bounds(Duration::ZERO, &cut);
+    let expired: Result<(), _> = expired_bounds.within(CallStage::Running, async { panic!("polled") }).await;
     assert!(matches!(expired, Err(ToolError::DeadlineExceeded { stage: CallStage::Queued, .. })));
-    let in_time = bounds(SECOND, &cut);
-    let (cut_off, ()) = tokio::join!(in_time.within(CallStage::Running, never()), async { cut.cancel() });
+    let bounds = bounds(SECOND, &cut);
+    let (cut_off, ()) = tokio::join!(bounds.within(CallStage::Running, never()), async { cut.cancel() });
     assert!(matches!(cut_off, Err(ToolError::ShuttingDown { delivered: true })));
 }
 
@@ -64,15 +63,15 @@ async fn a_stream_of_a_host_tool_ends_at_the_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_never_pauses_ends_too() {
+async fn a_stream_whose_next_chunk_is_always_ready_ends_too() {
     let cut = CancellationToken::new();
     let endless = || futures_util::stream::repeat_with(chunk);
-    let mut late = items(bounds(SECOND, &cut), endless());
+    let mut late = bounded_stream(bounds(SECOND, &cut), endless());
     assert!(late.next().await.unwrap().is_ok());
     advance(SECOND).await;
     assert!(matches!(late.next().await, Some(Err(ToolError::DeadlineExceeded { .. }))));
     assert!(late.next().await.is_none());
-    let mut cut_off = items(bounds(SECOND, &cut), endless());
+    let mut cut_off = bounded_stream(bounds(SECOND, &cut), endless());
     assert!(cut_off.next().await.unwrap().is_ok());
     cut.cancel();
     assert!(matches!(cut_off.next().await, Some(Err(ToolError::ShuttingDown { delivered: true }))));

@@ -31,7 +31,7 @@ impl Fixture {
         id
     }
 
-    async fn lives(&self, id: &SessionId) -> bool {
+    async fn exists(&self, id: &SessionId) -> bool {
         // Listing sessions does not renew them.
         let page = self.sessions.list(Default::default()).await.unwrap();
         page.items.iter().any(|session| session.id == *id)
@@ -48,12 +48,12 @@ async fn a_session_outlives_its_last_call_by_most_of_its_ttl() {
     sleep(3 * SECOND).await;
     drop(first);
     sleep(3 * SECOND).await;
-    assert!(fixture.lives(&id).await && !fixture.lives(&unused).await);
+    assert!(fixture.exists(&id).await && !fixture.exists(&unused).await);
     drop(second);
     sleep(SECOND * 6 / 10).await;
-    assert!(fixture.lives(&id).await, "idle for less than its TTL");
+    assert!(fixture.exists(&id).await, "idle for less than its TTL");
     sleep(SECOND / 2).await;
-    assert!(!fixture.lives(&id).await, "its renewal has stopped");
+    assert!(!fixture.exists(&id).await, "its renewal has stopped");
     assert!(fixture.renewer.lock().is_empty());
 }
 
@@ -67,7 +67,7 @@ async fn a_call_that_ends_before_the_first_renewal_is_not_counted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_keeps_its_session_to_its_end() {
+async fn a_stream_keeps_its_session_alive_until_it_ends() {
     let fixture = Fixture::new();
     let id = fixture.session("s").await;
     let slow = stream::unfold(0, |n| async move {
@@ -75,11 +75,11 @@ async fn a_stream_keeps_its_session_to_its_end() {
         let chunk = Chunk { data: "1".into(), metadata: Default::default() };
         (n < 2).then_some((Ok(chunk), n + 1))
     });
-    let in_use = fixture.renewer.begin_use(&id, SECOND, None).unwrap();
-    let reply = in_use.until_complete(ToolReply::stream(Box::pin(slow)));
+    let session_use = fixture.renewer.begin_use(&id, SECOND, None).unwrap();
+    let reply = session_use.until_complete(ToolReply::stream(Box::pin(slow)));
     let ReplyBody::Stream(mut chunks) = reply.body else { panic!("a value") };
     while chunks.next().await.is_some() {
-        assert!(fixture.lives(&id).await);
+        assert!(fixture.exists(&id).await);
     }
     assert!(fixture.renewer.lock().is_empty(), "released at the end, though the stream is still held");
 }

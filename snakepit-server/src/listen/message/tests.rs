@@ -14,14 +14,19 @@ use crate::listen::{
 
 /// A body that yields these segments, each after a pause, and then ends or stalls.
 struct TestBody {
-    left: VecDeque<Bytes>,
+    segments: VecDeque<Bytes>,
     pause: Option<Duration>,
     timer: Option<Pin<Box<tokio::time::Sleep>>>,
-    stalls: bool,
+    never_ends: bool,
 }
 
-fn test_body<const N: usize>(segments: [Vec<u8>; N], stalls: bool) -> TestBody {
-    TestBody { left: segments.into_iter().map(Bytes::from).collect(), pause: None, timer: None, stalls }
+fn test_body<const N: usize>(segments: [Vec<u8>; N], never_ends: bool) -> TestBody {
+    TestBody {
+        segments: segments.into_iter().map(Bytes::from).collect(),
+        pause: None,
+        timer: None,
+        never_ends,
+    }
 }
 
 impl Body for TestBody {
@@ -37,15 +42,15 @@ impl Body for TestBody {
             std::task::ready!(timer.as_mut().poll(cx));
             self.timer = None;
         }
-        match self.left.pop_front() {
+        match self.segments.pop_front() {
             Some(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
-            None if self.stalls => Poll::Pending,
+            None if self.never_ends => Poll::Pending,
             None => Poll::Ready(None),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left.is_empty() && !self.stalls
+        self.segments.is_empty() && !self.never_ends
     }
 }
 
@@ -67,7 +72,7 @@ const fn limits(bytes: usize) -> MessageLimits {
     MessageLimits { bytes, nested: &[] }
 }
 
-async fn rejected(body: TestBody, limit: usize, connection: &Arc<Connection>) -> Status {
+async fn rejection(body: TestBody, limit: usize, connection: &Arc<Connection>) -> Status {
     read_message(body, limits(limit), connection).await.map(drop).unwrap_err()
 }
 
@@ -78,7 +83,7 @@ async fn a_message_counts_until_its_response() {
     let body = test_body([prefixed(6000, 3000), vec![7; 3000]], false);
     let (message, memory) = read_message(body, limits(6000), &connection).await.unwrap();
     assert_eq!((message.bytes, arriving.clients.used()), (6005, 0), "the message has arrived");
-    let status = rejected(test_body([prefixed(6000, 6000)], false), 6000, &connection).await;
+    let status = rejection(test_body([prefixed(6000, 6000)], false), 6000, &connection).await;
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert!(status.message().contains("hold 6261 bytes already, the limit is 10000"), "{status}");
     drop(memory);
@@ -92,7 +97,7 @@ async fn unfinished_messages_of_all_connections_share_a_budget() {
     let unfinished = read_message(test_body([prefixed(9000, 8000)], true), limits(9000), &one);
     let mut unfinished = Box::pin(unfinished);
     assert!(futures_util::poll!(unfinished.as_mut()).is_pending());
-    let status = rejected(test_body([prefixed(9000, 8000)], true), 9000, &other).await;
+    let status = rejection(test_body([prefixed(9000, 8000)], true), 9000, &other).await;
     assert!(status.message().contains("hold 8133 bytes already, the limit is 10000"), "{status}");
     // A message in one segment does not count as arriving.
     read_message(test_body([prefixed(9000, 9000)], false), limits(9000), &other).await.unwrap();
@@ -105,8 +110,8 @@ async fn tiny_segments_count_with_their_overhead() {
     let arriving = ArrivalBudgets::new(1 << 20);
     let connection = connection(1 << 20, &arriving);
     let mut body = test_body([prefixed(1 << 20, 0)], true);
-    body.left.extend((0..1_000_000).map(|_| Bytes::from_static(b"x")));
-    let status = rejected(body, 1 << 20, &connection).await;
+    body.segments.extend((0..1_000_000).map(|_| Bytes::from_static(b"x")));
+    let status = rejection(body, 1 << 20, &connection).await;
     assert_eq!(status.code(), Code::ResourceExhausted);
 }
 
@@ -116,12 +121,12 @@ async fn a_large_message_is_rejected_before_it_arrives() {
     let connection = connection(1 << 20, &arriving);
     let prefix = prefixed(1001, 0);
     let body = test_body([prefix[..2].to_vec(), prefix[2..].to_vec()], true);
-    let status = rejected(body, 1000, &connection).await;
+    let status = rejection(body, 1000, &connection).await;
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert!(status.message().contains("has 1001 bytes, the limit is 1000"), "{status}");
     // A message that is longer than its prefix announces.
     let body = test_body([prefixed(10, 10), vec![0; 2000]], true);
-    assert!(rejected(body, 1000, &connection).await.message().contains("the limit is 1000"));
+    assert!(rejection(body, 1000, &connection).await.message().contains("the limit is 1000"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -129,18 +134,18 @@ async fn a_message_that_stalls_or_trickles_is_rejected() {
     let arriving = ArrivalBudgets::new(1 << 30);
     let connection = connection(1 << 30, &arriving);
     let start = Instant::now();
-    let status = rejected(test_body([prefixed(1000, 10)], true), 1000, &connection).await;
+    let status = rejection(test_body([prefixed(1000, 10)], true), 1000, &connection).await;
     assert_eq!((status.code(), start.elapsed().as_secs()), (Code::DeadlineExceeded, 30));
     let start = Instant::now();
     let mut trickle = test_body([prefixed(1000, 10)], true);
     trickle.pause = Some(Duration::from_secs(7));
-    trickle.left.extend((0..900).map(|_| Bytes::from_static(b"x")));
-    let status = rejected(trickle, 1000, &connection).await;
+    trickle.segments.extend((0..900).map(|_| Bytes::from_static(b"x")));
+    let status = rejection(trickle, 1000, &connection).await;
     assert_eq!((status.code(), start.elapsed().as_secs()), (Code::DeadlineExceeded, 30));
     // A message that arrives slowly but steadily may take longer.
     let mut slow = test_body([prefixed(64 << 20, 0)], false);
     slow.pause = Some(Duration::from_secs(4));
-    slow.left.extend((0..64).map(|_| Bytes::from(vec![7; 1 << 20])));
+    slow.segments.extend((0..64).map(|_| Bytes::from(vec![7; 1 << 20])));
     assert_eq!(read_message(slow, limits(64 << 20), &connection).await.unwrap().0.bytes, (64 << 20) + 5);
 }
 
@@ -150,7 +155,7 @@ async fn a_second_message_is_rejected() {
     for cut in [0, 3, 5, 15, 25] {
         let both = [prefixed(10, 10), prefixed(10, 10)].concat();
         let body = test_body([both[..cut].to_vec(), both[cut..].to_vec()], false);
-        let status = rejected(body, 1000, &connection).await;
+        let status = rejection(body, 1000, &connection).await;
         assert_eq!(status.code(), Code::Unimplemented, "{cut}: {status}");
     }
 }

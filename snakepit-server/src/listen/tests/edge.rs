@@ -84,7 +84,7 @@ impl TestServer {
         self.client_with_window(1 << 24).await
     }
 
-    /// Opens a client with this window per stream: it receives at most so many bytes of a response before it reads them.
+    /// Opens a client with this window per stream, in bytes. The client receives no more of a response before it reads.
     async fn client_with_window(&mut self, window: u32) -> (SendRequest<Bytes>, Arc<Connection>) {
         let (io, state) = self.connect();
         let mut builder = h2::client::Builder::new();
@@ -148,8 +148,8 @@ async fn large_metadata_is_rejected_and_the_connection_stays_open() {
         assert!(text.contains("the limit is 16384"), "{text}");
         assert_eq!(ping(&client).await, 0, "{bytes}");
     }
-    let fits = request(PING).header("x-fits", "x".repeat(15 << 10));
-    assert_eq!(call(&client, fits, message(&pb::PingRequest::default())).await.0, 0);
+    let small = request(PING).header("x-small", "x".repeat(15 << 10));
+    assert_eq!(call(&client, small, message(&pb::PingRequest::default())).await.0, 0);
 }
 
 #[tokio::test]
@@ -170,10 +170,10 @@ async fn unfinished_requests_of_a_connection_are_bounded() {
     let statuses = futures_util::future::select_all(open.iter_mut().map(|(response, _)| response));
     let (rejected, index, _) = statuses.await;
     let rejected = rejected.unwrap();
-    let in_head = rejected.headers().get("grpc-status").cloned();
+    let status_header = rejected.headers().get("grpc-status").cloned();
     let (response_body, path) = (rejected.into_body(), [EXECUTE, MULTIPLEX, EXECUTE, MULTIPLEX][index]);
     if path == EXECUTE {
-        assert_eq!(in_head.unwrap(), "8");
+        assert_eq!(status_header.unwrap(), "8");
     }
     drop(response_body);
     assert!(state.reserved_bytes() <= 1 << 20, "{}", state.reserved_bytes());
@@ -201,10 +201,10 @@ async fn compressed_requests_receive_compressed_responses() {
     let (client, state) = server.client().await;
     let text = "x".repeat(100_000);
     let ping = pb::PingRequest { message: text.clone() }.encode_to_vec();
-    let zipped =
+    let gzip_request =
         || request(PING).header("grpc-encoding", "gzip").header("grpc-accept-encoding", "identity, gzip");
     let mut ready = client.clone().ready().await.unwrap();
-    let (response, mut send) = ready.send_request(zipped().body(()).unwrap(), false).unwrap();
+    let (response, mut send) = ready.send_request(gzip_request().body(()).unwrap(), false).unwrap();
     send.send_data(gzipped(&ping), true).unwrap();
     let (head, mut body) = response.await.unwrap().into_parts();
     assert_eq!(head.headers["grpc-encoding"], "gzip");
@@ -223,7 +223,7 @@ async fn compressed_requests_receive_compressed_responses() {
         (gzipped(&[0x0a, 0].repeat(1 << 20)), "fields"),
         (Bytes::from_static(&[1, 0, 0, 0, 3, 1, 2, 3]), "is not gzip"),
     ] {
-        let (code, text) = call(&client, zipped(), bomb).await;
+        let (code, text) = call(&client, gzip_request(), bomb).await;
         assert!(code != 0 && text.contains(problem), "{code} {text}");
     }
     assert_eq!(self::ping(&client).await, 0);
@@ -259,12 +259,12 @@ async fn read_messages(body: &mut h2::RecvStream, count: usize) -> Vec<(u8, Vec<
 async fn streams_are_compressed_message_by_message() {
     let mut server = TestServer::new(1 << 20).await;
     let (client, state) = server.client().await;
-    let zipped = || {
+    let gzip_request = || {
         request(MULTIPLEX).header("grpc-encoding", "gzip").header("grpc-accept-encoding", "identity, gzip")
     };
     let open = async |bytes: Bytes| {
         let mut ready = client.clone().ready().await.unwrap();
-        let (response, mut send) = ready.send_request(zipped().body(()).unwrap(), false).unwrap();
+        let (response, mut send) = ready.send_request(gzip_request().body(()).unwrap(), false).unwrap();
         send.send_data(bytes, false).unwrap();
         (response, send)
     };
@@ -394,19 +394,19 @@ impl accept::Accept for OutOfDescriptors {
 
 /// A listener that panics a few times and then returns one connection.
 struct PanickingListener {
-    left: usize,
-    then: Option<DuplexStream>,
+    remaining_panics: usize,
+    connection: Option<DuplexStream>,
 }
 
 impl accept::Accept for PanickingListener {
     type Io = DuplexStream;
 
     async fn accept(&mut self) -> io::Result<DuplexStream> {
-        if self.left > 0 {
-            self.left -= 1;
+        if self.remaining_panics > 0 {
+            self.remaining_panics -= 1;
             panic!("on purpose");
         }
-        match self.then.take() {
+        match self.connection.take() {
             Some(io) => Ok(io),
             None => std::future::pending().await,
         }
@@ -424,7 +424,7 @@ async fn the_accept_loop_continues_after_a_panic() {
     let (routes, connections) = (server.routes.clone(), Arc::clone(&server.connections));
     let mut serving = JoinSet::new();
     serving.spawn(accept::serve(
-        PanickingListener { left: 2, then: Some(server_io) },
+        PanickingListener { remaining_panics: 2, connection: Some(server_io) },
         routes,
         connections,
         server.stop.clone(),

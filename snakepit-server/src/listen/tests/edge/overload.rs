@@ -20,10 +20,10 @@ async fn reply_codes<const N: usize>(body: &mut h2::RecvStream, ids: [u64; N]) -
 }
 
 #[tokio::test]
-async fn exhausted_budgets_reject_calls_and_not_the_stream_of_running_ones() {
+async fn an_exhausted_budget_rejects_single_calls_and_keeps_their_stream_open() {
     const LIMIT: usize = 1 << 20;
     let overloaded = tonic::Code::ResourceExhausted as i32;
-    for zipped in [false, true] {
+    for is_gzip in [false, true] {
         let mut server = TestServer::new(LIMIT).await;
         let (client, state) = server.client().await;
         let call = |id, tool_name: &str, bytes| {
@@ -36,12 +36,12 @@ async fn exhausted_budgets_reject_calls_and_not_the_stream_of_running_ones() {
             pb::CallStart { id, tool_name: tool_name.to_owned(), arguments, ..Default::default() }
         };
         let batch = |calls: &[pb::CallStart]| pb::CallBatch { calls: calls.to_vec(), ..Default::default() };
-        let encode = |batch: &pb::CallBatch| match zipped {
+        let encode = |batch: &pb::CallBatch| match is_gzip {
             true => gzipped(&batch.encode_to_vec()),
             false => message(batch),
         };
         let mut open = request(MULTIPLEX);
-        if zipped {
+        if is_gzip {
             open = open.header("grpc-encoding", "gzip");
         }
         let mut ready = client.clone().ready().await.unwrap();
@@ -63,7 +63,7 @@ async fn exhausted_budgets_reject_calls_and_not_the_stream_of_running_ones() {
             send.send_data(large.slice(half..), false).unwrap();
             // The host has no workers, so admitted calls are unavailable.
             let admitted = tonic::Code::Unavailable as i32;
-            assert_eq!(reply_codes(&mut body, [id, id + 1]).await, [overloaded, admitted], "gzip: {zipped}");
+            assert_eq!(reply_codes(&mut body, [id, id + 1]).await, [overloaded, admitted], "gzip: {is_gzip}");
         }
         state.release(LIMIT);
         send.send_data(encode(&batch(&[call(200, "missing", 200_000)])), false).unwrap();
@@ -73,7 +73,7 @@ async fn exhausted_budgets_reject_calls_and_not_the_stream_of_running_ones() {
 }
 
 #[tokio::test]
-async fn a_stream_whose_first_message_exceeds_the_budget_says_that_nothing_arrived() {
+async fn a_stream_whose_first_message_exceeds_the_budget_reports_that_nothing_was_delivered() {
     const LIMIT: usize = 4 << 20;
     let mut server = TestServer::new(LIMIT).await;
     let (client, state) = server.client().await;
@@ -101,12 +101,12 @@ async fn a_stream_whose_first_message_exceeds_the_budget_says_that_nothing_arriv
 async fn half_sent_messages_on_streams_count_towards_the_budgets() {
     const LIMIT: usize = 1 << 20;
     const HEADROOM: usize = 8 << 20;
-    for (announced, has_earlier, most) in
+    for (announced, has_earlier, max_buffered) in
         [(60_u32 << 20, true, LIMIT), (1 << 20, false, LIMIT), (1 << 20, true, LIMIT + HEADROOM)]
     {
         let mut server = TestServer::new(LIMIT).await;
         let (client, _) = server.client().await;
-        let (mut open, mut held) = (Vec::new(), 0);
+        let (mut open, mut buffered) = (Vec::new(), 0);
         for _ in 0..32 {
             let mut ready = client.clone().ready().await.unwrap();
             let (response, mut send) =
@@ -128,11 +128,14 @@ async fn half_sent_messages_on_streams_count_towards_the_budgets() {
                 let reset = std::future::poll_fn(|cx| Poll::Ready(send.poll_reset(cx))).await;
                 *is_rejected |= reset.is_ready();
             }
-            held = rejected.iter().filter(|is_rejected| !**is_rejected).count() * (400 << 10);
-            if held <= most {
+            buffered = rejected.iter().filter(|is_rejected| !**is_rejected).count() * (400 << 10);
+            if buffered <= max_buffered {
                 break;
             }
         }
-        assert!(held > 0 && held <= most, "{announced} {has_earlier}: {held} bytes are held");
+        assert!(
+            buffered > 0 && buffered <= max_buffered,
+            "{announced} {has_earlier}: {buffered} bytes are buffered"
+        );
     }
 }

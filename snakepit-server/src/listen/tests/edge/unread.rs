@@ -6,7 +6,7 @@ use super::*;
 
 const GET: &str = "/snakepit.bridge.BridgeService/GetProgram";
 const MIB: usize = 1 << 20;
-const PROGRAM: usize = 3 * MIB;
+const PROGRAM_BYTES: usize = 3 * MIB;
 const READS: usize = 20;
 
 /// Begins a request without reading its response.
@@ -18,10 +18,10 @@ async fn begin(client: &SendRequest<Bytes>, path: &str, body: Bytes) -> h2::clie
 }
 
 /// A server with a large program, and the request message for [`GET`].
-async fn with_program(connection_bytes: usize) -> (TestServer, Bytes) {
+async fn server_with_program(connection_bytes: usize) -> (TestServer, Bytes) {
     let server = TestServer::new(connection_bytes).await;
     let (owner, name) = (ProgramOwner::Global, ProgramName::try_new("large").unwrap());
-    let program = Program::new(vec![7; PROGRAM], "x");
+    let program = Program::new(vec![7; PROGRAM_BYTES], "x");
     server.sessions.put_program(&owner, &name, program).await.unwrap();
     let get = pb::GetProgramRequest { name: "large".to_owned(), global: true, ..Default::default() };
     (server, message(&get))
@@ -29,7 +29,7 @@ async fn with_program(connection_bytes: usize) -> (TestServer, Bytes) {
 
 #[tokio::test]
 async fn responses_wait_until_earlier_ones_are_read_and_none_is_rejected() {
-    let (mut server, get) = with_program(4 * MIB).await;
+    let (mut server, get) = server_with_program(4 * MIB).await;
     let (client, state) = server.client_with_window(64 * 1024).await;
     let mut responses = Vec::new();
     for _ in 0..READS {
@@ -42,7 +42,7 @@ async fn responses_wait_until_earlier_ones_are_read_and_none_is_rejected() {
     for _ in 0..100 {
         assert_eq!(ping(&client).await, 0, "small responses do not wait");
         let used = state.unread().used();
-        assert!(used < 4 * MIB + PROGRAM, "{used}");
+        assert!(used < 4 * MIB + PROGRAM_BYTES, "{used}");
     }
     let reads = futures_util::future::join_all(responses.into_iter().map(status)).await;
     assert_eq!(reads.len(), READS);
@@ -81,10 +81,10 @@ async fn calls_wait_while_too_many_values_are_unread() {
 
 #[tokio::test]
 async fn the_unread_responses_of_a_lost_client_are_freed() {
-    let (mut server, get) = with_program(4 * MIB).await;
+    let (mut server, get) = server_with_program(4 * MIB).await;
     let (client, state) = server.client_with_window(64 * 1024).await;
     let response = begin(&client, GET, get).await;
-    while state.unread().used() < PROGRAM {
+    while state.unread().used() < PROGRAM_BYTES {
         assert_eq!(ping(&client).await, 0);
     }
     drop((response, client));
