@@ -91,9 +91,9 @@ impl HostHandle for LocalHost {
         &self,
         id: &SessionId,
         identifiers: Vec<String>,
-        initial: bool,
+        include_initial: bool,
     ) -> Result<EventStream, Error> {
-        let watch = self.0.sessions.watch_variables(id, &identifiers, initial).await?;
+        let watch = self.0.sessions.watch_variables(id, &identifiers, include_initial).await?;
         let events = watch.map(|event| event.map_err(Error::from));
         let stopped = self.0.stop.clone().cancelled_owned();
         let end = stream::once(stopped).map(|()| Err(ToolError::ShuttingDown { delivered: false }.into()));

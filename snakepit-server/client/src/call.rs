@@ -36,7 +36,7 @@ pub struct CallBuilder<H = RemoteHost> {
     mistake: Option<Box<Error>>,
 }
 
-/// The answer of a unary call.
+/// The reply to a unary call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply<T> {
     /// The value that the tool returned.
@@ -63,7 +63,7 @@ impl<H: HostHandle> CallBuilder<H> {
             Ok(arguments) => {
                 arguments.into_iter().fold(self, |call, (name, value)| call.payload(name, value))
             }
-            Err(mistake) => self.mistaken(mistake),
+            Err(mistake) => self.with_mistake(mistake),
         }
     }
 
@@ -71,7 +71,7 @@ impl<H: HostHandle> CallBuilder<H> {
     pub fn arg(self, name: impl Into<String>, value: impl Serialize) -> Self {
         match Payload::try_from_serde(&value) {
             Ok(value) => self.payload(name, value),
-            Err(error) => self.mistaken(error.into()),
+            Err(error) => self.with_mistake(error.into()),
         }
     }
 
@@ -81,14 +81,14 @@ impl<H: HostHandle> CallBuilder<H> {
         if self.call.arguments.get(&name).is_some() {
             let tool = self.call.tool.to_string();
             let problem = "is set twice; pass it once, by `arg`, `args` or `payload`".to_owned();
-            return self.mistaken(ToolError::InvalidArgument { tool, argument: name, problem }.into());
+            return self.with_mistake(ToolError::InvalidArgument { tool, argument: name, problem }.into());
         }
         self.call.arguments.insert(name, value);
         self
     }
 
-    /// Remembers the first mistake.
-    fn mistaken(mut self, mistake: Error) -> Self {
+    /// Stores the first mistake.
+    fn with_mistake(mut self, mistake: Error) -> Self {
         self.mistake.get_or_insert_with(|| Box::new(mistake));
         self
     }
@@ -105,7 +105,7 @@ impl<H: HostHandle> CallBuilder<H> {
                 self.call.session = Some(id);
                 self
             }
-            Err(error) => self.mistaken(SessionError::from(error).into()),
+            Err(error) => self.with_mistake(SessionError::from(error).into()),
         }
     }
 

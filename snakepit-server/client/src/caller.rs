@@ -25,18 +25,18 @@ pub struct Caller<H = RemoteHost> {
 }
 
 impl<H: HostHandle> Caller<H> {
-    /// A caller without a session.
+    /// Creates a caller without a session.
     #[doc(hidden)]
     pub const fn new(host: H) -> Self {
         Self { host, session: None }
     }
 
-    /// A caller in a session.
+    /// Creates a caller in a session.
     pub(crate) const fn in_session(host: H, session: SessionId) -> Self {
         Self { host, session: Some(session) }
     }
 
-    /// The host.
+    /// Returns the handle to the host.
     #[doc(hidden)]
     pub const fn host(&self) -> &H {
         &self.host

@@ -31,7 +31,7 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// The time limit for the answer to a keepalive ping.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A connection to a remote host. Cheap to clone; all clones share the connection.
+/// A connection to a remote host. Cheap to clone. All clones share the connection.
 ///
 /// Every operation has a time limit on this side's clock. A call ends at its deadline. Every other request ends after the
 /// [`request_timeout`](ClientBuilder::request_timeout), by default 30 seconds. A host that sends nothing for 40 seconds counts
@@ -66,7 +66,7 @@ pub struct ClientBuilder {
 
 impl ClientBuilder {
     /// Sets the time limit for requests other than calls: opening a session, reading and writing its variables and programs,
-    /// starting a watch. The default is 30 seconds. A late answer is [`Error::TimedOut`].
+    /// starting a watch. The default is 30 seconds. After this time, a request fails with [`Error::TimedOut`].
     ///
     /// A call has its own deadline: [`CallBuilder::timeout`](crate::CallBuilder::timeout).
     #[must_use]
@@ -83,9 +83,9 @@ impl ClientBuilder {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(Error::NoRuntime);
         }
-        let connected =
+        let connecting =
             tokio::time::timeout(CONNECT_TIMEOUT, Client::connect_to(address, self.request_timeout));
-        connected.await.unwrap_or_else(|_| {
+        connecting.await.unwrap_or_else(|_| {
             let problem = format!("it did not answer within {CONNECT_TIMEOUT:?}");
             Err(Error::Connect { address: address.to_owned(), problem, source: None })
         })
@@ -107,12 +107,10 @@ impl Client {
     }
 
     async fn connect_to(address: &str, request_timeout: RequestTimeout) -> Result<Self, Error> {
-        let failed = |problem: String, source: Option<Box<dyn StdError + Send + Sync>>| Error::Connect {
-            address: address.to_owned(),
-            problem,
-            source,
+        let connect_error = |problem: String, source: Option<Box<dyn StdError + Send + Sync>>| {
+            Error::Connect { address: address.to_owned(), problem, source }
         };
-        let settings = |endpoint: Endpoint| {
+        let configure = |endpoint: Endpoint| {
             endpoint
                 .tcp_nodelay(true)
                 // Also limits each later reconnect.
@@ -127,7 +125,7 @@ impl Client {
                 .http2_max_local_error_reset_streams(ERROR_RESETS)
         };
         let target: Address =
-            address.parse().map_err(|error: AddressError| failed(error.problem().to_owned(), None))?;
+            address.parse().map_err(|error: AddressError| connect_error(error.problem().to_owned(), None))?;
         let channel = match &target {
             Address::Unix(path) => {
                 let path = path.clone();
@@ -136,12 +134,12 @@ impl Client {
                     async move { UnixStream::connect(path).await.map(TokioIo::new) }
                 });
                 // The host in this URL only becomes the HTTP/2 authority.
-                settings(Endpoint::from_static("http://localhost")).connect_with_connector(connector).await
+                configure(Endpoint::from_static("http://localhost")).connect_with_connector(connector).await
             }
             Address::Tcp(_) => {
-                let endpoint =
-                    Endpoint::from_shared(target.to_string()).map_err(|e| failed(e.to_string(), None))?;
-                settings(endpoint).connect().await
+                let endpoint = Endpoint::from_shared(target.to_string())
+                    .map_err(|e| connect_error(e.to_string(), None))?;
+                configure(endpoint).connect().await
             }
         };
         let channel = match channel {
@@ -149,13 +147,13 @@ impl Client {
             Err(error) => {
                 // A `String`, because a `&dyn Error` is not `Send` and cannot live across the await.
                 let problem = root_cause(&error).to_string();
-                return Err(failed(describe_peer(&target, problem).await, Some(error.into())));
+                return Err(connect_error(describe_peer(&target, problem).await, Some(error.into())));
             }
         };
         let client = BridgeServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        // A stream seems to open even if a proxy without a host answers, so a unary request comes first.
+        // A proxy without a host also accepts a stream, so a unary request comes first.
         let opened = async {
             client.clone().ping(pb::PingRequest { message: "client".to_owned() }).await?;
             RemoteHost::open(client, request_timeout).await
@@ -166,12 +164,12 @@ impl Client {
                 if let Some(error) = temporary_rejection(&status) {
                     return Err(error.into());
                 }
-                let broken = status.source().map(|cause| root_cause(cause).to_string());
-                let problem = match broken {
+                let connection_problem = status.source().map(|cause| root_cause(cause).to_string());
+                let problem = match connection_problem {
                     Some(problem) => describe_peer(&target, problem).await,
                     None => proxy::clarify(status.clone()).message().to_owned(),
                 };
-                Err(failed(problem, Some(status.into())))
+                Err(connect_error(problem, Some(status.into())))
             }
         }
     }

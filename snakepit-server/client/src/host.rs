@@ -88,7 +88,7 @@ pub trait HostHandle: Clone + fmt::Debug + Send + Sync + 'static {
         identifier: &str,
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Returns the newest kept versions of a variable, all of them if `limit` is 0.
+    /// Returns up to `limit` stored versions of a variable, newest first. A limit of 0 returns all of them.
     #[doc(hidden)]
     fn history(
         &self,
@@ -106,13 +106,13 @@ pub trait HostHandle: Clone + fmt::Debug + Send + Sync + 'static {
         version: u32,
     ) -> impl Future<Output = Result<Variable, Error>> + Send;
 
-    /// Watches variables, or all of the session if none is named.
+    /// Watches the named variables, or all variables of the session if `identifiers` is empty.
     #[doc(hidden)]
     fn watch(
         &self,
         id: &SessionId,
         identifiers: Vec<String>,
-        initial: bool,
+        include_initial: bool,
     ) -> impl Future<Output = Result<EventStream, Error>> + Send;
 
     /// Stores a program.

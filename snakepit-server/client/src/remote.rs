@@ -37,7 +37,7 @@ const MAX_WATCHES: usize = 1000;
 /// The maximum number of attempts to send a request or to open a stream while connections break.
 const MAX_ATTEMPTS: usize = 3;
 
-/// A host at the other end of a connection. Cheap to clone; all clones share the connection.
+/// A host at the other end of a connection. Cheap to clone. All clones share the connection.
 #[derive(Debug, Clone)]
 pub struct RemoteHost(Arc<Connection>);
 
@@ -50,10 +50,9 @@ struct Connection {
     call_stream: RwLock<Arc<CallStream>>,
     /// Serializes reopening, so that one call opens a new stream while the others wait. Holds the last failure.
     reopening: Mutex<Option<ToolError>>,
-    /// The number of failed attempts to reopen.
-    failures: AtomicU64,
-    /// Permits for watches.
-    watches: Arc<Semaphore>,
+    /// The number of failed attempts to reopen the stream.
+    failed_reopens: AtomicU64,
+    watch_permits: Arc<Semaphore>,
 }
 
 /// The stream that calls share.
@@ -63,7 +62,7 @@ struct CallStream {
     multiplexer: Option<Multiplexer>,
     /// Cancelled when the stream can no longer be used.
     broken: CancellationToken,
-    /// The task that reads the answers. Dropping the stream ends it.
+    /// The task that reads the replies. Dropping the stream ends it.
     _reader: JoinSet<()>,
 }
 
@@ -73,17 +72,17 @@ impl CallStream {
         let mut attempts = 1;
         let opened = loop {
             match Multiplexer::open(client.clone()).await {
-                // The channel had not yet noticed that its connection broke.
+                // The channel had not yet detected that its connection is broken.
                 Err(status) if attempts < MAX_ATTEMPTS && connection_broke(&status) => attempts += 1,
                 opened => break opened,
             }
         };
         let multiplexer = match opened {
             Ok((multiplexer, reader)) => {
-                let ended = broken.clone().drop_guard();
+                let broken_guard = broken.clone().drop_guard();
                 tasks.spawn(async move {
                     reader.await;
-                    drop(ended);
+                    drop(broken_guard);
                 });
                 Some(multiplexer)
             }
@@ -105,8 +104,8 @@ impl RemoteHost {
             request_timeout,
             call_stream,
             reopening: Mutex::default(),
-            failures: AtomicU64::new(0),
-            watches: Arc::new(Semaphore::new(MAX_WATCHES)),
+            failed_reopens: AtomicU64::new(0),
+            watch_permits: Arc::new(Semaphore::new(MAX_WATCHES)),
         })))
     }
 }
@@ -125,16 +124,16 @@ impl Connection {
         if let Some(stream) = usable() {
             return Ok(stream);
         }
-        let seen = self.failures.load(Ordering::Acquire);
+        let failures_before = self.failed_reopens.load(Ordering::Acquire);
         let mut failure = self.reopening.lock().await;
         if let Some(stream) = usable() {
             return Ok(stream);
         }
         if let Some(failure) = &*failure
-            && self.failures.load(Ordering::Acquire) != seen
+            && self.failed_reopens.load(Ordering::Acquire) != failures_before
         {
-            // Another call failed to reopen the stream while this one waited. If each waiting call tried again, the last one
-            // would wait for the sum of all timeouts.
+            // Another call failed to reopen the stream while this one waited. If each waiting call retried, the last one would
+            // wait for the sum of all timeouts.
             return Err(failure.clone());
         }
         let unreachable = |problem: String| {
@@ -151,7 +150,7 @@ impl Connection {
             Err(_) => unreachable(format!("it did not answer within {CONNECT_TIMEOUT:?}")),
         };
         *failure = Some(error.clone());
-        self.failures.fetch_add(1, Ordering::Release);
+        self.failed_reopens.fetch_add(1, Ordering::Release);
         Err(error)
     }
 }
@@ -164,7 +163,7 @@ pub(crate) fn temporary_rejection(status: &Status) -> Option<ToolError> {
     }
 }
 
-/// Returns the root cause of a status that this side created, or the message of one that the host sent.
+/// Returns the root cause of a status that this client created, or the message of a status that the host sent.
 fn cause_of(status: &Status) -> String {
     status.source().map_or_else(|| status.message().to_owned(), |source| root_cause(source).to_string())
 }

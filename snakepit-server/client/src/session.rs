@@ -19,7 +19,7 @@ use crate::{Caller, Error, HostHandle, RemoteHost};
 /// [`call`](Caller::call) run tools in this session.
 ///
 /// # Errors
-/// In addition to the errors that its section names, every operation can fail with [`Error::Session`] if the session does not
+/// In addition to the errors that its documentation lists, every operation can fail with [`Error::Session`] if the session does not
 /// exist. On a remote host it can also fail with
 ///
 /// - [`Error::Unreachable`] if the connection fails,
@@ -40,7 +40,7 @@ impl<H: HostHandle> SessionHandle<H> {
         self.caller.host()
     }
 
-    /// Its id.
+    /// The id of the session.
     #[must_use]
     pub const fn id(&self) -> &SessionId {
         &self.id

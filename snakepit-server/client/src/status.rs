@@ -1,4 +1,4 @@
-//! Converts the gRPC statuses of a host back to the errors from which it made them.
+//! Converts the gRPC statuses of a host back to the errors from which the host made them.
 
 use std::{error::Error as _, sync::Arc, time::Duration};
 
@@ -39,7 +39,8 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
     let entry = |key: &str| info.and_then(|info| info.metadata.get(key)).cloned();
     let number = |key: &str| entry(key).and_then(|text| text.parse().ok()).unwrap_or_default();
     let retry_after: Option<Duration> = details.retry_info().and_then(|info| info.retry_delay);
-    let after = |prefix: &str| status.message().strip_prefix(prefix).unwrap_or(status.message()).to_owned();
+    let message_after =
+        |prefix: &str| status.message().strip_prefix(prefix).unwrap_or(status.message()).to_owned();
     let reason = info.map(|info| info.reason.as_str()).unwrap_or_default();
     if let Some(error) = session_error(reason, entry, status.message()) {
         return ToolError::Session(error);
@@ -59,7 +60,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             problem: format!("are too large: {}", status.message()),
         },
         ("UNSUPPORTED", ..) => {
-            let problem = after(&format!("tool `{tool}` "));
+            let problem = message_after(&format!("tool `{tool}` "));
             ToolError::Unsupported { tool: tool_name(), problem, delivered: is_delivered }
         }
         ("TOOL_FAILED", Some(failure), _) => {
@@ -79,8 +80,8 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             ToolError::Overloaded { queued: number("queued"), limit: number("limit"), retry_after }
         }
         ("DEADLINE_EXCEEDED", ..) => {
-            let queued = entry("stage").is_some_and(|stage| stage == CallStage::Queued.to_string());
-            let stage = if queued { CallStage::Queued } else { CallStage::Running };
+            let is_queued = entry("stage").is_some_and(|stage| stage == CallStage::Queued.to_string());
+            let stage = if is_queued { CallStage::Queued } else { CallStage::Running };
             ToolError::DeadlineExceeded { tool: tool_name(), stage }
         }
         ("CANCELLED", ..) => ToolError::Cancelled { tool: tool_name() },
@@ -104,11 +105,11 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             source: None,
         },
         ("NO_WORKER", ..) => {
-            ToolError::Unavailable { reason: after("no worker is available: "), retry_after }
+            ToolError::Unavailable { reason: message_after("no worker is available: "), retry_after }
         }
         ("DEADLOCK", ..) => ToolError::Deadlock { tool: tool_name() },
         (SHUTTING_DOWN, ..) => ToolError::ShuttingDown { delivered: is_delivered },
-        ("INTERNAL", ..) => ToolError::Internal { problem: after("internal error: ") },
+        ("INTERNAL", ..) => ToolError::Internal { problem: message_after("internal error: ") },
         _ => ToolError::Internal {
             problem: format!("the host answered {:?}: {}", status.code(), status.message()),
         },

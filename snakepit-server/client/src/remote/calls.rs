@@ -21,21 +21,21 @@ use super::{
 use crate::status::{HOST, to_tool_error};
 
 impl Connection {
-    /// Runs a call. The host enforces its deadline. This side enforces it too, slightly later, because a host that no longer
-    /// responds cannot.
+    /// Runs a call. The host enforces the call's deadline. The client also enforces it, slightly later, in case the host no longer
+    /// responds.
     pub(super) async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         let (info, is_streaming) = (CallInfo::of(&call), call.mode == CallMode::Streaming);
-        let answer = async {
+        let reply = async {
             // An idempotent call is retried once if the connection breaks.
             let copy = call.idempotent.then(|| call.clone());
             match (self.attempt(&info, call).await, copy) {
                 (Err(lost @ ToolError::ConnectionLost { .. }), Some(copy)) => {
                     self.attempt(&info, copy).await.map_err(|error| error.after(lost))
                 }
-                (answer, _) => answer,
+                (reply, _) => reply,
             }
         };
-        let (reply, stream) = deadline::within(&info, answer).await?;
+        let (reply, stream) = deadline::within(&info, reply).await?;
         Ok(match reply {
             ToolReply { body: ReplyBody::Stream(chunks), .. } if is_streaming => {
                 let chunks = BoundedChunks::new(chunks, info, stream).boxed();
@@ -54,14 +54,14 @@ impl Connection {
     ) -> Result<(ToolReply, Arc<CallStream>), ToolError> {
         let mut stream = self.call_stream().await?;
         if stream.multiplexer.is_none() || !mux::fits(&call) {
-            return Ok((self.call_alone(call).await?, stream));
+            return Ok((self.call_by_rpc(call).await?, stream));
         }
         let mut start = mux::call_to_wire(call, info.time_left()?);
         let mut attempts = 1;
         loop {
             let callee = HostCallee { broken: stream.broken.clone() };
             let Some(multiplexer) = &stream.multiplexer else {
-                let reason = format!("{HOST} no longer serves calls as before; repeat this one");
+                let reason = format!("{HOST} no longer offers the stream that calls share; repeat the call");
                 return Err(ToolError::Unavailable { reason, retry_after: None });
             };
             // A host may close an idle stream while this call is on its way. The copy costs a few small allocations.
@@ -88,7 +88,7 @@ impl Connection {
     }
 
     /// Runs a call as a separate RPC.
-    async fn call_alone(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+    async fn call_by_rpc(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         let (mode, info) = (call.mode, CallInfo::of(&call));
         let request = request_to_wire(call, info.time_left()?);
         check_size(request.get_ref())?;
@@ -148,7 +148,7 @@ fn worker_of(headers: &MetadataMap) -> Option<Arc<str>> {
     headers.get(headers::WORKER_ID)?.to_str().ok().map(Arc::from)
 }
 
-/// Interprets the answers of a host on a call stream.
+/// Interprets the replies of a host on a call stream.
 #[derive(Debug, Clone)]
 struct HostCallee {
     /// Cancelled when the stream is found broken.
@@ -162,7 +162,7 @@ impl Callee for HostCallee {
     }
 
     async fn broken(&self, info: &CallInfo, _: u64, status: Status) -> LostCall {
-        // Otherwise a caller that receives this error could find the same stream with its next call.
+        // The next call of a caller that receives this error must not find the same stream.
         self.broken.cancel();
         // A host that shuts down, or closes an idle connection, sends the reason as the last message of the stream.
         let error = match to_tool_error(&info.tool, &status) {

@@ -27,14 +27,14 @@ impl RequestTimeout {
         request
     }
 
-    /// Waits for the answer to a request. Uses this side's clock, because a host that no longer responds enforces no deadline.
+    /// Waits for the response to a request. Uses the client's clock, because a host that no longer responds enforces no deadline.
     pub(super) async fn within<T>(
         self,
         rpc: &'static str,
-        answer: impl Future<Output = Result<Response<T>, Status>>,
+        response: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Error> {
-        match tokio::time::timeout(self.0.saturating_add(GRACE), answer).await {
-            Ok(answer) => answer.map(Response::into_inner).map_err(|status| self.error(rpc, &status)),
+        match tokio::time::timeout(self.0.saturating_add(GRACE), response).await {
+            Ok(response) => response.map(Response::into_inner).map_err(|status| self.error(rpc, &status)),
             Err(_) => Err(Error::TimedOut { rpc, within: self.0 }),
         }
     }
@@ -56,7 +56,7 @@ impl RequestTimeout {
     }
 }
 
-/// Whether a host answers with this code only if it did not execute the request.
+/// Returns whether a host responds with this code only if it did not execute the request.
 const fn is_rejection(code: Code) -> bool {
     matches!(
         code,
@@ -84,22 +84,22 @@ mod tests {
             [(RequestTimeout::default(), "30s"), (RequestTimeout(Duration::from_millis(250)), "250ms")]
         {
             let silent = std::future::pending::<Result<Response<()>, Status>>();
-            let begun = tokio::time::Instant::now();
+            let start = tokio::time::Instant::now();
             let late = timeout.within("GetVariable", silent).await.unwrap_err();
             assert_eq!(late.to_string(), format!("the host did not answer GetVariable within {shown}"));
-            assert_eq!(begun.elapsed(), timeout.0 + GRACE);
+            assert_eq!(start.elapsed(), timeout.0 + GRACE);
         }
     }
 
     #[test]
     fn only_rejections_prove_that_a_request_was_not_executed() {
-        let cut = |delivered: bool| {
+        let proxy_error = |delivered: bool| {
             let metadata = [(DELIVERED, delivered.to_string())];
             error_status_with(Code::Unavailable, PROXY, "the proxy answered 502", metadata)
         };
         for (status, may_have_run) in [
-            (cut(true), true),
-            (cut(false), false),
+            (proxy_error(true), true),
+            (proxy_error(false), false),
             (error_status(Code::Internal, INTERNAL, "a bug"), true),
             (Status::unknown("?"), true),
             (Status::invalid_argument("no"), false),

@@ -22,7 +22,7 @@ use tonic::{Response, Status};
 use super::{MAX_ATTEMPTS, MAX_WATCHES, RemoteHost, connection_broke};
 use crate::{Error, EventStream, HostHandle, status::session_error};
 
-/// Sends a request that changes state, and waits for its answer up to the request timeout. It is a macro because each RPC is
+/// Sends a request that changes state, and waits for its response up to the request timeout. It is a macro because each RPC is
 /// a separate method of the generated client.
 macro_rules! write_rpc {
     ($host:ident, $rpc:literal, $method:ident($request:expr)) => {{
@@ -56,7 +56,7 @@ impl HostHandle for RemoteHost {
         let request = pb::InitializeSessionRequest {
             session_id: id.to_string(),
             metadata,
-            ttl_seconds: ttl.map_or(0, seconds),
+            ttl_seconds: ttl.map_or(0, whole_seconds),
             ..pb::InitializeSessionRequest::default()
         };
         read_rpc!(self, "InitializeSession", initialize_session(request));
@@ -102,24 +102,24 @@ impl HostHandle for RemoteHost {
             metadata: note.to_metadata(),
             initial_binary_value: buffer.unwrap_or_default(),
         };
-        let made = write_rpc!(self, "RegisterVariable", register_variable(request));
-        Ok(VariableId::try_new(made.variable_id)?)
+        let response = write_rpc!(self, "RegisterVariable", register_variable(request));
+        Ok(VariableId::try_new(response.variable_id)?)
     }
 
     async fn variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, Error> {
         let request = pb::GetVariableRequest {
             session_id: id.to_string(),
-            variable_identifier: not_empty(id, identifier)?,
+            variable_identifier: require_identifier(id, identifier)?,
             bypass_cache: true,
         };
-        let found = read_rpc!(self, "GetVariable", get_variable(request));
-        variable(found.variable.unwrap_or_default())
+        let response = read_rpc!(self, "GetVariable", get_variable(request));
+        variable(response.variable.unwrap_or_default())
     }
 
     async fn variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, Error> {
         let request = pb::ListVariablesRequest { session_id: id.to_string(), pattern: pattern.to_owned() };
-        let found = read_rpc!(self, "ListVariables", list_variables(request));
-        found.variables.into_iter().map(variable).collect()
+        let response = read_rpc!(self, "ListVariables", list_variables(request));
+        response.variables.into_iter().map(variable).collect()
     }
 
     async fn set_variable(&self, id: &SessionId, write: SetVariable) -> Result<u32, Error> {
@@ -127,21 +127,22 @@ impl HostHandle for RemoteHost {
         let (value, buffer) = payload_to_wire(value);
         let request = pb::SetVariableRequest {
             session_id: id.to_string(),
-            variable_identifier: not_empty(id, &identifier)?,
+            variable_identifier: require_identifier(id, &identifier)?,
             value: Some(value),
             metadata: note.to_metadata(),
             expected_version: expected_version.map_or(0, version_to_wire),
             binary_value: buffer.unwrap_or_default(),
             check_version: expected_version.is_some(),
         };
-        let written = write_rpc!(self, "SetVariable", set_variable(request));
-        Ok(version(written.new_version))
+        let response = write_rpc!(self, "SetVariable", set_variable(request));
+        Ok(version(response.new_version))
     }
 
     async fn set_variables(&self, id: &SessionId, writes: Vec<SetVariable>) -> Result<Vec<u32>, Error> {
         let note = writes.first().map(|write| write.note.clone()).unwrap_or_default();
         if writes.iter().any(|write| write.note != note) {
-            let problem = "a batch has one note over gRPC, and these differ; write them one by one";
+            let problem =
+                "a batch over gRPC has one note, but these writes have different ones; write them one by one";
             return Err(Error::Rejected { rpc: "SetVariables", problem: problem.to_owned() });
         }
         let mut request = pb::BatchSetVariablesRequest {
@@ -154,8 +155,8 @@ impl HostHandle for RemoteHost {
         for SetVariable { identifier, value, note: _, expected_version } in writes {
             let (value, buffer) = payload_to_wire(value);
             if request.updates.insert(identifier.clone(), value).is_some() {
-                let twice = SessionError::WrittenTwice { variable: identifier.clone() };
-                return Err(SessionError::BatchRejected { errors: [(identifier, twice)].into() }.into());
+                let error = SessionError::WrittenTwice { variable: identifier.clone() };
+                return Err(SessionError::BatchRejected { errors: [(identifier, error)].into() }.into());
             }
             request.binary_updates.extend(buffer.map(|buffer| (identifier.clone(), buffer)));
             request
@@ -163,27 +164,27 @@ impl HostHandle for RemoteHost {
                 .extend(expected_version.map(|version| (identifier.clone(), version_to_wire(version))));
             names.push(identifier);
         }
-        let mut answer = write_rpc!(self, "SetVariables", set_variables(request));
-        if !answer.errors.is_empty() {
-            let errors = answer.errors.into_iter().map(|(name, message)| {
+        let mut response = write_rpc!(self, "SetVariables", set_variables(request));
+        if !response.errors.is_empty() {
+            let errors = response.errors.into_iter().map(|(name, message)| {
                 let pb::ErrorReason { reason, metadata, .. } =
-                    answer.reasons.remove(&name).unwrap_or_default();
+                    response.reasons.remove(&name).unwrap_or_default();
                 let error = session_error(&reason, |key| metadata.get(key).cloned(), &message);
                 (name, error.unwrap_or(SessionError::Backend { problem: message }))
             });
             return Err(SessionError::BatchRejected { errors: errors.collect() }.into());
         }
-        let version_of = |name: &String| answer.new_versions.get(name).copied().map(version);
+        let version_of = |name: &String| response.new_versions.get(name).copied().map(version);
         names
             .iter()
-            .map(|name| version_of(name).ok_or_else(|| malformed(format!("no version of `{name}`"))))
+            .map(|name| version_of(name).ok_or_else(|| malformed_response(format!("no version of `{name}`"))))
             .collect()
     }
 
     async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<(), Error> {
         let request = pb::DeleteVariableRequest {
             session_id: id.to_string(),
-            variable_identifier: not_empty(id, identifier)?,
+            variable_identifier: require_identifier(id, identifier)?,
         };
         write_rpc!(self, "DeleteVariable", delete_variable(request));
         Ok(())
@@ -197,10 +198,10 @@ impl HostHandle for RemoteHost {
     ) -> Result<Vec<VariableVersion>, Error> {
         let request = pb::GetVariableHistoryRequest {
             session_id: id.to_string(),
-            variable_identifier: not_empty(id, identifier)?,
+            variable_identifier: require_identifier(id, identifier)?,
             limit: i32::try_from(limit).unwrap_or(i32::MAX),
         };
-        let found = read_rpc!(self, "GetVariableHistory", get_variable_history(request));
+        let response = read_rpc!(self, "GetVariableHistory", get_variable_history(request));
         let entry = |entry: pb::VariableHistoryEntry| {
             Ok(VariableVersion {
                 version: version(entry.version),
@@ -209,33 +210,33 @@ impl HostHandle for RemoteHost {
                 value: payload(entry.value, entry.binary_value)?,
             })
         };
-        found.entries.into_iter().map(entry).collect()
+        response.entries.into_iter().map(entry).collect()
     }
 
     async fn rollback(&self, id: &SessionId, identifier: &str, target: u32) -> Result<Variable, Error> {
         let request = pb::RollbackVariableRequest {
             session_id: id.to_string(),
-            variable_identifier: not_empty(id, identifier)?,
+            variable_identifier: require_identifier(id, identifier)?,
             target_version: version_to_wire(target),
             metadata: BTreeMap::new(),
         };
-        let done = write_rpc!(self, "RollbackVariable", rollback_variable(request));
-        variable(done.variable.unwrap_or_default())
+        let response = write_rpc!(self, "RollbackVariable", rollback_variable(request));
+        variable(response.variable.unwrap_or_default())
     }
 
     async fn watch(
         &self,
         id: &SessionId,
         identifiers: Vec<String>,
-        initial: bool,
+        include_initial: bool,
     ) -> Result<EventStream, Error> {
-        let permit = Arc::clone(&self.0.watches)
+        let permit = Arc::clone(&self.0.watch_permits)
             .try_acquire_owned()
             .map_err(|_| SessionError::TooManyWatches { limit: MAX_WATCHES })?;
         let request = pb::WatchVariablesRequest {
             session_id: id.to_string(),
             variable_identifiers: identifiers,
-            include_initial_values: initial,
+            include_initial_values: include_initial,
         };
         let timeout = self.0.request_timeout;
         let updates = timeout.within("WatchVariables", self.0.client().watch_variables(request)).await?;
@@ -244,7 +245,7 @@ impl HostHandle for RemoteHost {
         task.spawn(reading);
         Ok(updates
             .map(move |update| {
-                let _owned = (&permit, &task);
+                let _held_by_stream = (&permit, &task);
                 match update {
                     Ok(update) => event(update),
                     Err(status) => Err(timeout.error("WatchVariables", &status)),
@@ -265,26 +266,27 @@ impl HostHandle for RemoteHost {
             data,
             content_type,
             metadata,
-            ttl_seconds: ttl.map_or(0, seconds),
+            ttl_seconds: ttl.map_or(0, whole_seconds),
             ..pb::Program::default()
         };
         let request =
             pb::PutProgramRequest { session_id: id.to_string(), program: Some(program), global: false };
-        let put = write_rpc!(self, "PutProgram", put_program(request));
-        Ok(if put.created { Created::New } else { Created::Existing })
+        let response = write_rpc!(self, "PutProgram", put_program(request));
+        Ok(if response.created { Created::New } else { Created::Existing })
     }
 
     async fn program(&self, id: &SessionId, name: &ProgramName) -> Result<Program, Error> {
         let request =
             pb::GetProgramRequest { session_id: id.to_string(), name: name.to_string(), global: false };
-        let found = read_rpc!(self, "GetProgram", get_program(request));
-        let pb::Program { data, content_type, metadata, updated_at, .. } = found.program.unwrap_or_default();
+        let response = read_rpc!(self, "GetProgram", get_program(request));
+        let pb::Program { data, content_type, metadata, updated_at, .. } =
+            response.program.unwrap_or_default();
         Ok(Program { data, content_type, metadata, ttl: None, updated_at: time(updated_at) })
     }
 
     async fn programs(&self, id: &SessionId) -> Result<Vec<ProgramInfo>, Error> {
         let request = pb::ListProgramsRequest { session_id: id.to_string(), global: false };
-        let found = read_rpc!(self, "ListPrograms", list_programs(request));
+        let response = read_rpc!(self, "ListPrograms", list_programs(request));
         let info = |program: pb::Program| {
             Ok(ProgramInfo {
                 name: ProgramName::try_new(program.name)?,
@@ -295,7 +297,7 @@ impl HostHandle for RemoteHost {
                 updated_at: time(program.updated_at),
             })
         };
-        found.programs.into_iter().map(info).collect()
+        response.programs.into_iter().map(info).collect()
     }
 
     async fn delete_program(&self, id: &SessionId, name: &ProgramName) -> Result<(), Error> {
@@ -315,18 +317,18 @@ where
     loop {
         match send().await {
             Err(status) if attempts < MAX_ATTEMPTS && connection_broke(&status) => attempts += 1,
-            answer => return answer,
+            response => return response,
         }
     }
 }
 
-/// An answer that violates the protocol.
-fn malformed(problem: impl std::fmt::Display) -> Error {
+/// The error for a response that violates the protocol.
+fn malformed_response(problem: impl std::fmt::Display) -> Error {
     Error::Tool(ToolError::Internal { problem: format!("the host's answer cannot be read: {problem}") })
 }
 
 /// Rejects an empty id or name. A host would only report that the field is missing.
-fn not_empty(id: &SessionId, identifier: &str) -> Result<String, Error> {
+fn require_identifier(id: &SessionId, identifier: &str) -> Result<String, Error> {
     if identifier.is_empty() {
         let (session, identifier) = (id.clone(), String::new());
         return Err(SessionError::VariableNotFound { session, identifier }.into());
@@ -336,12 +338,12 @@ fn not_empty(id: &SessionId, identifier: &str) -> Result<String, Error> {
 
 fn payload(value: Option<pb::Any>, buffer: Bytes) -> Result<Payload, Error> {
     let buffer = (!buffer.is_empty()).then_some(buffer);
-    payload_from_wire(value.unwrap_or_default(), buffer).map_err(malformed)
+    payload_from_wire(value.unwrap_or_default(), buffer).map_err(malformed_response)
 }
 
 fn variable(variable: pb::Variable) -> Result<Variable, Error> {
     let source = source(variable.source());
-    let kind = variable.r#type.parse().map_err(malformed)?;
+    let kind = variable.r#type.parse().map_err(malformed_response)?;
     Ok(Variable {
         id: VariableId::try_new(variable.id)?,
         name: VariableName::try_new(variable.name)?,
@@ -361,10 +363,10 @@ const fn source(source: pb::variable::Source) -> Source {
     }
 }
 
-/// Reads a note. A host that was given no author sends the name of the side instead.
+/// Reads a note. For a write without an author, a host sends the name of the source, such as `python`.
 fn note(source: Source, author: &str, metadata: BTreeMap<String, String>) -> Note {
-    let named = !author.is_empty() && author != source.as_str();
-    Note { source, changed_by: named.then(|| author.into()), metadata: metadata.into() }
+    let has_author = !author.is_empty() && author != source.as_str();
+    Note { source, changed_by: has_author.then(|| author.into()), metadata: metadata.into() }
 }
 
 fn event(update: pb::VariableUpdate) -> Result<WatchEvent, Error> {
@@ -372,7 +374,7 @@ fn event(update: pb::VariableUpdate) -> Result<WatchEvent, Error> {
         return Ok(WatchEvent::Lost(update.lost_updates));
     }
     let kind = UpdateKind::named(&update.update_type)
-        .ok_or_else(|| malformed(format!("an update of type `{}`", update.update_type)))?;
+        .ok_or_else(|| malformed_response(format!("an update of type `{}`", update.update_type)))?;
     let variable = variable(update.variable.unwrap_or_default())?;
     // The last writer of the variable made this update.
     let note = note(variable.source, &update.update_source, update.update_metadata);
@@ -384,7 +386,7 @@ fn time(at: Option<prost_types::Timestamp>) -> SystemTime {
 }
 
 /// Converts a TTL to whole seconds, rounded up. The result is at least 1, because 0 means the host's default.
-fn seconds(ttl: Duration) -> i64 {
+fn whole_seconds(ttl: Duration) -> i64 {
     i64::try_from(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).unwrap_or(i64::MAX).max(1)
 }
 

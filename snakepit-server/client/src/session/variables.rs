@@ -23,9 +23,9 @@ use crate::{Error, EventStream, HostHandle, RemoteHost};
 /// The time after which [`SessionHandle::update`] stops retrying. Each conflict means that another writer succeeded.
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The upper limit of a backoff, in durations of the last attempt. All writers reach the same limit, so a writer that lost
-/// several times does not fall further behind.
-const MAX_BACKOFF_ATTEMPTS: u32 = 16;
+/// The upper limit of a backoff, as a multiple of the duration of the last attempt. All writers reach the same limit, so a
+/// writer that lost several times does not fall further behind.
+const MAX_BACKOFF_FACTOR: u32 = 16;
 
 /// The assumed minimum duration of an attempt.
 const MIN_ATTEMPT: Duration = Duration::from_millis(1);
@@ -38,7 +38,7 @@ fn random_fraction() -> f64 {
 }
 
 impl<H: HostHandle> SessionHandle<H> {
-    /// Registers a variable and returns its id. Its first value becomes version 0.
+    /// Registers a variable and returns its id. `value` becomes version 0.
     ///
     /// ```no_run
     /// use snakepit_client::{Client, VariableType};
@@ -53,8 +53,9 @@ impl<H: HostHandle> SessionHandle<H> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Session`] if the type or the name is invalid or taken, the value does not fit the type, or the session is full or does not
-    /// exist; [`Error::Payload`] if the value does not serialize.
+    /// - [`Error::Session`] if the type or the name is invalid, the name is taken, the value does not fit the type, or the session
+    ///   is full or does not exist,
+    /// - [`Error::Payload`] if the value does not serialize.
     pub async fn register(
         &self,
         name: &str,
@@ -127,7 +128,7 @@ impl<H: HostHandle> SessionHandle<H> {
     }
 
     /// Computes the next value of a variable from its current value, writes it, and returns it. If another writer was faster,
-    /// it calls the function again with the newer value, so no write is lost.
+    /// the handle calls the function again with the newer value, so no write is lost.
     ///
     /// The value is written as by [`set`](Self::set). Use [`update_payload`](Self::update_payload) for floats that may become
     /// NaN or infinite, and for arrays that stay buffers.
@@ -143,11 +144,11 @@ impl<H: HostHandle> SessionHandle<H> {
         identifier: &str,
         mut next: impl FnMut(T) -> T,
     ) -> Result<T, Error> {
-        let make = |seen: &Variable| {
-            let value = next(seen.value.to_serde()?);
+        let compute = |current: &Variable| {
+            let value = next(current.value.to_serde()?);
             Ok((Payload::try_from_serde(&value)?, value))
         };
-        Ok(self.compare_and_swap(identifier, make).await?.1)
+        Ok(self.compare_and_swap(identifier, compute).await?.1)
     }
 
     /// Computes the next value of a variable as a payload, writes it, and returns the new version. Retries conflicts like
@@ -163,31 +164,33 @@ impl<H: HostHandle> SessionHandle<H> {
         identifier: &str,
         mut next: impl FnMut(&Variable) -> Result<Payload, Error>,
     ) -> Result<u32, Error> {
-        Ok(self.compare_and_swap(identifier, |seen| Ok((next(seen)?, ()))).await?.0)
+        Ok(self.compare_and_swap(identifier, |current| Ok((next(current)?, ()))).await?.0)
     }
 
+    /// Reads a variable, computes its next value, and writes it unless the variable has changed meanwhile. Retries conflicts with
+    /// a random backoff.
     async fn compare_and_swap<T>(
         &self,
         identifier: &str,
-        mut make: impl FnMut(&Variable) -> Result<(Payload, T), Error>,
+        mut compute: impl FnMut(&Variable) -> Result<(Payload, T), Error>,
     ) -> Result<(u32, T), Error> {
-        let began = Instant::now();
-        let mut backoff = 1;
+        let start = Instant::now();
+        let mut backoff_factor = 1;
         loop {
-            let attempt = Instant::now();
-            let seen = self.variable(identifier).await?;
-            let (payload, value) = make(&seen)?;
-            let write = SetVariable::new(seen.id.as_str(), payload).if_version(seen.version);
+            let attempt_start = Instant::now();
+            let current = self.variable(identifier).await?;
+            let (payload, value) = compute(&current)?;
+            let write = SetVariable::new(current.id.as_str(), payload).if_version(current.version);
             match self.write(write).await {
                 Err(Error::Session(SessionError::VersionConflict { .. }))
-                    if began.elapsed() < UPDATE_TIMEOUT =>
+                    if start.elapsed() < UPDATE_TIMEOUT =>
                 {
                     // Jitter, so that writers that collided do not collide again.
-                    let longest = attempt.elapsed().max(MIN_ATTEMPT) * backoff;
-                    tokio::time::sleep(longest.mul_f64(random_fraction())).await;
-                    backoff = MAX_BACKOFF_ATTEMPTS.min(backoff * 2);
+                    let max_backoff = attempt_start.elapsed().max(MIN_ATTEMPT) * backoff_factor;
+                    tokio::time::sleep(max_backoff.mul_f64(random_fraction())).await;
+                    backoff_factor = MAX_BACKOFF_FACTOR.min(backoff_factor * 2);
                 }
-                written => return written.map(|version| (version, value)),
+                result => return result.map(|version| (version, value)),
             }
         }
     }
@@ -235,7 +238,12 @@ impl<H: HostHandle> SessionHandle<H> {
     /// ```
     pub fn watch<I: Into<String>>(&self, identifiers: impl IntoIterator<Item = I>) -> WatchBuilder<H> {
         let identifiers = identifiers.into_iter().map(Into::into).collect();
-        WatchBuilder { host: self.host().clone(), session: self.id().clone(), identifiers, initial: false }
+        WatchBuilder {
+            host: self.host().clone(),
+            session: self.id().clone(),
+            identifiers,
+            include_initial: false,
+        }
     }
 
     /// Watches all variables of the session, including later ones.
@@ -251,13 +259,13 @@ pub struct WatchBuilder<H = RemoteHost> {
     host: H,
     session: SessionId,
     identifiers: Vec<String>,
-    initial: bool,
+    include_initial: bool,
 }
 
 impl<H> WatchBuilder<H> {
     /// Starts the watch with the current values. Without this, it starts with the first change.
     pub const fn with_initial(mut self) -> Self {
-        self.initial = true;
+        self.include_initial = true;
         self
     }
 }
@@ -269,10 +277,10 @@ impl<H: HostHandle> IntoFuture for WatchBuilder<H> {
     type IntoFuture = BoxFuture<'static, Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
-        let Self { host, session, identifiers, initial } = self;
-        Box::pin(
-            async move { Ok(SessionWatch { events: host.watch(&session, identifiers, initial).await? }) },
-        )
+        let Self { host, session, identifiers, include_initial } = self;
+        Box::pin(async move {
+            Ok(SessionWatch { events: host.watch(&session, identifiers, include_initial).await? })
+        })
     }
 }
 
