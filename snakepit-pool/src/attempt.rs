@@ -2,7 +2,7 @@
 
 use snakepit_registry::ToolError;
 
-/// Why an attempt failed. [`Retry`](crate::retry::Retry) decides whether another one follows.
+/// The error of a failed attempt. [`Retry`](crate::retry::Retry) decides whether another attempt follows.
 #[derive(Debug, Clone)]
 pub(crate) struct AttemptError {
     /// The error for the caller, if no attempt follows.

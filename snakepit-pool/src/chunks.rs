@@ -1,4 +1,4 @@
-//! Wraps the stream of a reply on its way out through the layers.
+//! Wraps the stream of a reply, so that a layer can observe or end it.
 
 use std::{
     pin::Pin,
@@ -14,14 +14,14 @@ where
     S: Stream<Item = Result<Chunk, ToolError>> + Send + 'static,
 {
     // Boxing a zero-sized type does not allocate.
-    let inner = std::mem::replace(stream, Box::pin(Ended));
+    let inner = std::mem::replace(stream, Box::pin(Placeholder));
     *stream = Box::pin(wrapper(inner));
 }
 
 /// A placeholder for the stream that is being wrapped.
-struct Ended;
+struct Placeholder;
 
-impl Stream for Ended {
+impl Stream for Placeholder {
     type Item = Result<Chunk, ToolError>;
 
     fn poll_next(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {

@@ -1,5 +1,5 @@
-//! The collections of queued and running calls, from `slab` and the standard library. Unit tests replace them with wrappers
-//! that count accessed entries, so that they can bound the pool's work without a clock.
+//! The collections of queued and running calls, from `slab` and the standard library. Unit tests use wrappers that count accessed
+//! entries, so that the tests can bound the pool's work without a clock.
 
 #[cfg(test)]
 pub(crate) use self::counted::{Slab, VecDeque, take_accesses};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::PoolError;
 
-/// The longest grace period, a day.
+/// The longest grace period, one day.
 const MAX_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The settings of a pool. Start from [`PoolConfig::default`].
@@ -27,7 +27,7 @@ pub struct PoolConfig {
     /// The most bytes of arguments and metadata of all calls that wait for a worker. The pool rejects further calls,
     /// but one call may always wait, regardless of its size. Default 512 MiB.
     pub queue_bytes: usize,
-    /// The timeout of calls without a deadline, from submission to the end of the answer; `None` disables it. Not zero.
+    /// The timeout of calls without a deadline, from submission to the end of the reply. Not zero. `None` disables it.
     /// Default 60 s.
     pub default_timeout: Option<Duration>,
     /// The time that a worker has to stop before the pool kills it, at most a day. Default 5 s, because large libraries
@@ -40,8 +40,8 @@ pub struct PoolConfig {
     /// The most times that an idempotent call may begin if its workers are lost, including the first time, 1 to 10.
     /// Default 2.
     ///
-    /// A call that did not begin is retried until its deadline, up to 100 times. If it was the only call of its worker,
-    /// it probably kills workers that receive it, so it is retried up to 4 times.
+    /// The pool retries a call that did not begin until its deadline, up to 100 times. If the call was the only one of its
+    /// worker, it probably kills every worker that receives it, so the pool retries it up to 4 times.
     pub max_attempts: usize,
 }
 
@@ -63,11 +63,11 @@ impl Default for PoolConfig {
 
 impl PoolConfig {
     pub(crate) fn validate(&self) -> Result<(), PoolError> {
-        let within = |field: &'static str, value: usize, least: usize, most: usize| {
-            if (least..=most).contains(&value) {
+        let check_range = |field: &'static str, value: usize, min: usize, max: usize| {
+            if (min..=max).contains(&value) {
                 return Ok(());
             }
-            let problem = format!("is {value}; set it to {least} to {most}");
+            let problem = format!("is {value}; set it to {min} to {max}");
             Err(PoolError::InvalidConfig { field, problem })
         };
         if self.name.is_empty() || self.name.chars().any(|c| c.is_control() || c.is_whitespace()) {
@@ -80,13 +80,13 @@ impl PoolConfig {
         }
         for (field, grace) in [("stop_grace", self.stop_grace), ("cancel_grace", self.cancel_grace)] {
             if grace > MAX_GRACE {
-                let problem = format!("is {grace:?}; set it to {MAX_GRACE:?} at most");
+                let problem = format!("is {grace:?}; set it to at most one day");
                 return Err(PoolError::InvalidConfig { field, problem });
             }
         }
-        within("workers", self.workers, 1, 1024)?;
-        within("concurrency", self.concurrency, 1, 256)?;
-        within("max_attempts", self.max_attempts, 1, 10)
+        check_range("workers", self.workers, 1, 1024)?;
+        check_range("concurrency", self.concurrency, 1, 256)?;
+        check_range("max_attempts", self.max_attempts, 1, 10)
     }
 }
 
@@ -96,18 +96,18 @@ mod tests {
 
     #[test]
     fn invalid_settings_are_rejected_by_name() {
-        let rejected = |change: fn(&mut PoolConfig)| {
+        let error_of = |change: fn(&mut PoolConfig)| {
             let mut config = PoolConfig::default();
             change(&mut config);
             config.validate().unwrap_err().to_string()
         };
-        assert_eq!(rejected(|c| c.workers = 0), "pool setting `workers` is 0; set it to 1 to 1024");
-        assert_eq!(rejected(|c| c.workers = 1025), "pool setting `workers` is 1025; set it to 1 to 1024");
-        assert!(rejected(|c| c.name = "a b".to_owned()).contains("`name` is \"a b\""));
-        assert!(rejected(|c| c.default_timeout = Some(Duration::ZERO)).contains("`default_timeout`"));
-        assert!(rejected(|c| c.cancel_grace = Duration::MAX).contains("`cancel_grace`"));
-        assert!(rejected(|c| c.concurrency = 0).contains("`concurrency`"));
-        assert!(rejected(|c| c.max_attempts = 0).contains("`max_attempts`"));
+        assert_eq!(error_of(|c| c.workers = 0), "pool setting `workers` is 0; set it to 1 to 1024");
+        assert_eq!(error_of(|c| c.workers = 1025), "pool setting `workers` is 1025; set it to 1 to 1024");
+        assert!(error_of(|c| c.name = "a b".to_owned()).contains("`name` is \"a b\""));
+        assert!(error_of(|c| c.default_timeout = Some(Duration::ZERO)).contains("`default_timeout`"));
+        assert!(error_of(|c| c.cancel_grace = Duration::MAX).contains("`cancel_grace`"));
+        assert!(error_of(|c| c.concurrency = 0).contains("`concurrency`"));
+        assert!(error_of(|c| c.max_attempts = 0).contains("`max_attempts`"));
         assert!(PoolConfig::default().validate().is_ok());
     }
 }

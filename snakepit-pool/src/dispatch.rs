@@ -1,4 +1,4 @@
-//! Runs a call on a worker: waits for a lease, calls the worker's handler, and holds the lease until the answer is
+//! Runs a call on a worker: waits for a lease, calls the worker's handler, and holds the lease until the reply is
 //! complete.
 
 use std::{
@@ -51,11 +51,11 @@ impl Service<Arc<ToolCall>> for Dispatch {
             loop {
                 let lease = match acquire.await {
                     Ok(lease) => lease,
-                    Err(error) => return Err(rejected(error, &call.tool, &pool).into()),
+                    Err(error) => return Err(to_tool_error(error, &call.tool, &pool).into()),
                 };
-                match run(lease, &call, &mut ancestry).await {
+                match run_call(lease, &call, &mut ancestry).await {
                     Outcome::Answered(answer) => return answer,
-                    Outcome::Requeued(again) => acquire = again,
+                    Outcome::Requeued(requeued) => acquire = requeued,
                 }
             }
         })
@@ -65,32 +65,32 @@ impl Service<Arc<ToolCall>> for Dispatch {
 /// The result of calling a worker's handler.
 enum Outcome {
     Answered(Result<ToolReply, AttemptError>),
-    /// The worker returned the call before it began. It waits for another worker.
+    /// The worker returned the call without having begun it. The call waits for another worker.
     Requeued(Acquire),
 }
 
-async fn run(mut lease: Lease, call: &ToolCall, ancestry: &mut Option<Box<Ancestry>>) -> Outcome {
+async fn run_call(mut lease: Lease, call: &ToolCall, ancestry: &mut Option<Box<Ancestry>>) -> Outcome {
     let live_worker = Arc::clone(lease.live_worker());
     let id = live_worker.handle.id();
     Span::current().record("worker", field::display(id));
     let result = {
-        // Dropped before the lease, so the worker is freed only after the last poll of the call.
+        // The call is dropped before the lease, so the worker is freed only after the last poll of the call.
         let mut running = live_worker.handle.handler().call(call.clone());
         poll_fn(|cx| lease.poll(cx, |cx| running.as_mut().poll(cx))).await
     };
     match result {
         Ok(Ok(reply)) => {
-            lease.keep(ancestry.take());
+            lease.hold_ancestry(ancestry.take());
             Outcome::Answered(complete(reply, lease, call.mode, id))
         }
         Ok(Err(ToolError::Recalled { .. })) if lease.is_brief() => Outcome::Requeued(lease.requeue()),
         Ok(Err(error)) => Outcome::Answered(Err(lease.fail(error))),
         // Drops the lease unfinished, because the worker may still run the call.
-        Err(cut) => Outcome::Answered(Err(cut.into())),
+        Err(error) => Outcome::Answered(Err(error.into())),
     }
 }
 
-/// Ends the lease, or hands it to a streamed answer.
+/// Ends the lease, or attaches it to a streamed reply.
 fn complete(
     mut reply: ToolReply,
     lease: Lease,
@@ -100,7 +100,7 @@ fn complete(
     reply.worker.get_or_insert_with(|| id.shared());
     match (&mut reply.body, mode) {
         (ReplyBody::Value(_), CallMode::Unary) => lease.finish(reply.execution_time),
-        (ReplyBody::Stream(stream), CallMode::Streaming) => lease.hold_for(stream),
+        (ReplyBody::Stream(stream), CallMode::Streaming) => lease.attach_to(stream),
         (body, mode) => {
             let problem = format!("worker `{id}` answered a {mode:?} call with {body:?}");
             return Err(ToolError::Internal { problem }.into());
@@ -114,8 +114,8 @@ fn retry_after(oldest: Duration) -> Option<Duration> {
     Some(oldest.clamp(Duration::from_millis(50), Duration::from_secs(10)))
 }
 
-/// Converts the reason why a call got no worker.
-fn rejected(error: AcquireError, tool: &Arc<str>, pool: &Driver) -> ToolError {
+/// Converts the error of a call that got no worker.
+fn to_tool_error(error: AcquireError, tool: &Arc<str>, pool: &Driver) -> ToolError {
     match error {
         AcquireError::Rejected(Rejection::Overloaded { queued, oldest }) => {
             ToolError::Overloaded { queued, limit: pool.config.queue_limit, retry_after: retry_after(oldest) }

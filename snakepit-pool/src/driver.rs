@@ -62,13 +62,14 @@ pub(crate) struct Driver {
     startup: watch::Sender<Startup>,
     stopped: watch::Sender<bool>,
     readiness: watch::Sender<bool>,
-    /// Notified when a cancelled or lost call may have ended. [`cancel`](Self::cancel) then checks whether it has.
-    ended: Notify,
+    /// Notified when a cancelled or lost call may have ended, so that [`cancel`](Self::cancel) checks again.
+    call_ended: Notify,
 }
 
 struct State {
     scheduler: Scheduler,
-    tickets: u64,
+    /// The number of the last ticket.
+    last_ticket: u64,
     waiters: Waiters,
     /// The records of the calls that hold a worker.
     leases: Slab<LeaseRecord>,
@@ -84,7 +85,7 @@ struct State {
     nested: NestedCalls,
     /// The last failed launch or lost worker.
     last_failure: Option<LastFailure>,
-    /// Whether the runtime, and thus the supervisor, shut down before the pool.
+    /// Whether the runtime, and with it the supervisor, shut down before the pool.
     runtime_has_ended: bool,
     /// The time at which the supervisor's timer fires.
     timer_at: Option<Instant>,
@@ -106,7 +107,7 @@ pub(crate) enum Startup {
     Failed(PoolError),
 }
 
-/// Work that runs foreign code, and so waits until the lock is released.
+/// Work that runs foreign code and therefore waits until the lock is released.
 #[derive(Default)]
 struct Deferred {
     /// The tasks to wake, usually only one.
@@ -143,10 +144,10 @@ impl Deferred {
         for (live_worker, call) in &self.recalls {
             catch_panic("recalling a call", || live_worker.handle.handler().recall(*call));
         }
-        for (live_worker, why) in &self.killed {
+        for (live_worker, reason) in &self.killed {
             catch_panic(
                 "logging",
-                || tracing::warn!(worker = %live_worker.handle.id(), reason = %why, "killing worker"),
+                || tracing::warn!(worker = %live_worker.handle.id(), %reason, "killing worker"),
             );
         }
     }
@@ -154,13 +155,13 @@ impl Deferred {
 
 /// Runs foreign code, which includes logging, because a log subscriber may panic. Logs a panic and returns `false`.
 fn catch_panic(step: &str, run: impl FnOnce()) -> bool {
-    let survived = catch_unwind(AssertUnwindSafe(run)).is_ok();
-    if !survived {
+    let has_completed = catch_unwind(AssertUnwindSafe(run)).is_ok();
+    if !has_completed {
         let report = || tracing::error!(step, "a step of the pool panicked; the pool continues");
-        // If the subscriber panicked, it panics here too.
+        // If the log subscriber panicked, it may panic here too.
         let _ = catch_unwind(AssertUnwindSafe(report));
     }
-    survived
+    has_completed
 }
 
 impl fmt::Debug for Driver {
@@ -181,7 +182,7 @@ impl Driver {
         };
         let state = State {
             scheduler: Scheduler::new(limits, now),
-            tickets: 0,
+            last_ticket: 0,
             waiters: Waiters::default(),
             leases: Slab::new(),
             tool_times: ToolTimes::default(),
@@ -202,17 +203,17 @@ impl Driver {
             startup: watch::Sender::new(Startup::Pending),
             stopped: watch::Sender::new(false),
             readiness: watch::Sender::new(false),
-            ended: Notify::new(),
+            call_ended: Notify::new(),
         }
     }
 
-    /// Ignores poisoning, because no code panics while the state is inconsistent.
+    /// Locks the state. Ignores poisoning, because no code panics while the state is inconsistent.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Submits an event to the scheduler.
-    pub(crate) fn handle(&self, event: Event) {
+    pub(crate) fn handle_event(&self, event: Event) {
         self.with_state(|state, deferred| self.apply(state, event, Instant::now(), deferred));
         self.update_readiness();
     }
@@ -220,16 +221,16 @@ impl Driver {
     /// Runs `run` under the lock, and its deferred work after the lock is released.
     fn with_state<T>(&self, run: impl FnOnce(&mut State, &mut Deferred) -> T) -> T {
         let mut deferred = Deferred::default();
-        let answer = run(&mut self.lock(), &mut deferred);
+        let output = run(&mut self.lock(), &mut deferred);
         deferred.run();
-        answer
+        output
     }
 
     /// Runs the scheduler and applies its effects. None of them blocks; slow work becomes a [`Command`].
     fn apply(&self, state: &mut State, event: Event, now: Instant, deferred: &mut Deferred) {
         let may_deadlock = Self::may_deadlock(state, &event);
         let State { scheduler, waiters, leases, live_workers, cancelling, .. } = state;
-        for effect in scheduler.on(event, now) {
+        for effect in scheduler.handle_event(event, now) {
             match effect {
                 Effect::Assign { ticket, worker } => {
                     if let (Some(waiter), Some(live_worker)) =
@@ -265,14 +266,16 @@ impl Driver {
                 }
                 Effect::Recall(worker) => {
                     if let Some(live_worker) = live_workers.get(worker.index()).and_then(Option::as_ref) {
-                        let held = leases.iter().filter(|(_, lease)| lease.worker == worker);
-                        deferred.recalls.extend(held.map(|(_, lease)| (Arc::clone(live_worker), lease.call)));
+                        let held_leases = leases.iter().filter(|(_, lease)| lease.worker == worker);
+                        deferred
+                            .recalls
+                            .extend(held_leases.map(|(_, lease)| (Arc::clone(live_worker), lease.call)));
                     }
                 }
-                Effect::Kill(worker, why) => {
+                Effect::Kill(worker, reason) => {
                     if let Some(live_worker) = live_workers.get(worker.index()).and_then(Option::as_ref) {
-                        live_worker.handle.kill(why.to_string());
-                        deferred.killed.push((Arc::clone(live_worker), why));
+                        live_worker.handle.kill(reason.to_string());
+                        deferred.killed.push((Arc::clone(live_worker), reason));
                     }
                 }
                 Effect::Stop(worker) => {
@@ -283,14 +286,14 @@ impl Driver {
                 Effect::Cancel(worker, call) => {
                     if let Some(live_worker) = live_workers.get(worker.index()).cloned().flatten() {
                         cancelling.push((worker, call));
-                        self.command(Command::Cancel(live_worker, call));
+                        self.send_command(Command::Cancel(live_worker, call));
                     }
                 }
-                Effect::Launch(worker) => self.command(Command::Launch(worker, self.worker_id(worker))),
-                Effect::AbortLaunch(worker) => self.command(Command::AbortLaunch(worker)),
+                Effect::Launch(worker) => self.send_command(Command::Launch(worker, self.worker_id(worker))),
+                Effect::AbortLaunch(worker) => self.send_command(Command::AbortLaunch(worker)),
                 Effect::Stopped => {
                     self.stopped.send_replace(true);
-                    self.command(Command::Rearm);
+                    self.send_command(Command::Rearm);
                 }
             }
         }
@@ -301,7 +304,7 @@ impl Driver {
     }
 
     /// Sends a command to the supervisor. The channel is closed only after the supervisor was dropped with its pool.
-    fn command(&self, command: Command) {
+    fn send_command(&self, command: Command) {
         let _ = self.commands.send(command);
     }
 
@@ -310,7 +313,7 @@ impl Driver {
             && state.timer_at.is_none_or(|timer_at| due < timer_at)
         {
             state.timer_at = Some(due);
-            self.command(Command::Rearm);
+            self.send_command(Command::Rearm);
         }
     }
 
@@ -325,19 +328,19 @@ impl Driver {
     }
 
     /// Removes the record of a lease and submits the event that ended it.
-    fn end(&self, state: &mut State, key: usize, event: Event, deferred: &mut Deferred) -> LeaseRecord {
+    fn end_lease(&self, state: &mut State, key: usize, event: Event, deferred: &mut Deferred) -> LeaseRecord {
         let lease = state.leases.remove(key);
-        if !lease.revoked {
+        if !lease.is_revoked {
             self.apply(state, event, Instant::now(), deferred);
         }
         if lease.signal().is_some() {
-            self.ended.notify_waiters();
+            self.call_ended.notify_waiters();
         }
         lease
     }
 
-    /// Ends the lease of a returned call and queues the call again, in one step, so that a concurrent cancellation
-    /// finds the call.
+    /// Ends the lease of a returned call and queues the call again. Both happen under one lock, so that a concurrent
+    /// cancellation finds the call.
     fn requeue(
         self: &Arc<Self>,
         state: &mut State,
@@ -352,14 +355,14 @@ impl Driver {
         let waiter = Waiter::new(lease.call, deadline, load, lease.number);
         let ticket = Ticket { number: lease.number, waiter: state.waiters.insert(waiter) };
         let waiter = &mut state.waiters[ticket.waiter];
-        let ended = match lease.signal() {
+        let failed_waker = match lease.signal() {
             Some(LeaseSignal::Cancelled) => Some(waiter.fail(AcquireError::Cancelled)),
             Some(LeaseSignal::DeadlineExceeded) => Some(waiter.fail(AcquireError::Expired)),
             Some(LeaseSignal::ShuttingDown) => Some(waiter.fail(AcquireError::Rejected(Rejection::Draining))),
             Some(LeaseSignal::RuntimeEnded) => Some(waiter.fail(AcquireError::RuntimeEnded)),
             Some(LeaseSignal::WorkerExited) | None => None,
         };
-        let event = match ended {
+        let event = match failed_waker {
             Some(waker) => {
                 deferred.wake(waker);
                 Event::Released(worker, load)
@@ -368,11 +371,11 @@ impl Driver {
         };
         state.waiters.index(ticket.waiter);
         // The scheduler counts the call of a revoked lease as abandoned already.
-        if !lease.revoked {
+        if !lease.is_revoked {
             self.apply(state, event, Instant::now(), deferred);
         }
         if lease.signal().is_some() {
-            self.ended.notify_waiters();
+            self.call_ended.notify_waiters();
         }
         (lease, Acquire::resume(Arc::clone(self), ticket, tool, deadline))
     }
@@ -386,7 +389,7 @@ impl Driver {
             self.apply(state, launched, Instant::now(), deferred);
             state.all_slots_have_launched()
         });
-        // Before the start phase ends, so that a task that waits for it finds the pool ready.
+        // The readiness changes before the start phase ends, so that a task that waits for the start finds the pool ready.
         self.update_readiness();
         if all_have_launched {
             self.end_startup(Startup::Ready);
@@ -397,24 +400,24 @@ impl Driver {
     /// Ends the start phase, unless it has ended already.
     fn end_startup(&self, outcome: Startup) {
         self.startup.send_if_modified(|startup| {
-            let pending = matches!(startup, Startup::Pending);
-            if pending {
+            let is_pending = matches!(startup, Startup::Pending);
+            if is_pending {
                 *startup = outcome;
             }
-            pending
+            is_pending
         });
     }
 
     fn on_launch_failed(&self, key: WorkerKey, error: PoolError) {
         self.lock().last_failure = Some(LastFailure::Launch { error: error.to_string() });
         self.end_startup(Startup::Failed(error));
-        self.handle(Event::LaunchFailed(key));
+        self.handle_event(Event::LaunchFailed(key));
     }
 
     fn on_exited(&self, key: WorkerKey, id: &WorkerId, reason: String) {
         self.with_state(|state, deferred| {
             state.live_workers[key.index()] = None;
-            state.last_failure = Some(LastFailure::ended(state.last_failure.take(), id, reason));
+            state.last_failure = Some(LastFailure::exited(state.last_failure.take(), id, reason));
             state.mark_concurrent_calls(key);
             state.cancelling.retain(|(worker, _)| *worker != key);
             for (_, lease) in &mut state.leases {
@@ -425,22 +428,22 @@ impl Driver {
             self.apply(state, Event::Exited(key), Instant::now(), deferred);
         });
         self.update_readiness();
-        self.ended.notify_waiters();
+        self.call_ended.notify_waiters();
     }
 
-    fn on_cancel_ended(&self, key: WorkerKey, call: CallId, proven: bool) {
+    fn on_cancel_ended(&self, key: WorkerKey, call: CallId, is_proven: bool) {
         self.with_state(|state, deferred| {
-            if proven {
+            if is_proven {
                 state.cancelling.retain(|cancelling| *cancelling != (key, call));
             }
-            let event = if proven { Event::CancelConfirmed(key) } else { Event::CancelFailed(key) };
+            let event = if is_proven { Event::CancelConfirmed(key) } else { Event::CancelFailed(key) };
             self.apply(state, event, Instant::now(), deferred);
         });
-        self.ended.notify_waiters();
+        self.call_ended.notify_waiters();
     }
 
-    /// Fails all calls after the runtime shut down and dropped the supervisor. The pool rejects later calls, because no task
-    /// is left to handle events.
+    /// Fails all calls after the runtime shut down and dropped the supervisor. The pool rejects later calls, because there is no
+    /// task to handle events.
     fn on_runtime_end(&self) {
         if *self.stopped.borrow() {
             return;
@@ -456,7 +459,7 @@ impl Driver {
         });
         self.stopped.send_replace(true);
         self.update_readiness();
-        self.ended.notify_waiters();
+        self.call_ended.notify_waiters();
     }
 
     /// Whether the runtime that started the pool has shut down.
@@ -472,7 +475,7 @@ impl Driver {
 
     /// Rejects all calls and kills all workers without waiting, after the last handle was dropped.
     pub(crate) fn abort(&self) {
-        self.handle(Event::Drain { until: Instant::now() });
+        self.handle_event(Event::Drain { until: Instant::now() });
         for live_worker in self.lock().live_workers.iter().flatten() {
             live_worker.handle.kill("its pool was dropped");
         }

@@ -1,6 +1,6 @@
-//! Counts the outcomes of calls, as their callers see them.
+//! Counts the outcomes of calls that their callers receive.
 //!
-//! A call counts when its answer is complete. A streaming call counts at the end of its stream. A call that its caller
+//! A call counts when its reply is complete. A streaming call counts at the end of its stream. A call that its caller
 //! drops counts as cancelled.
 
 #[cfg(test)]
@@ -69,7 +69,7 @@ impl Totals {
         }
     }
 
-    fn of(&self, error: &ToolError) -> &AtomicU64 {
+    fn counter_for(&self, error: &ToolError) -> &AtomicU64 {
         match error {
             ToolError::Overloaded { .. }
             | ToolError::TooManyBytes { .. }
@@ -88,23 +88,24 @@ impl Totals {
 
 /// Counts one call: by its outcome, or as cancelled if the guard is dropped before.
 #[derive(Debug)]
-struct Guard {
+struct CallGuard {
     totals: Arc<Totals>,
-    counted: bool,
+    is_counted: bool,
 }
 
-impl Guard {
+impl CallGuard {
     fn count(&mut self, result: Result<(), &ToolError>) {
-        if !std::mem::replace(&mut self.counted, true) {
-            let counter = result.map_or_else(|error| self.totals.of(error), |()| &self.totals.succeeded);
+        if !std::mem::replace(&mut self.is_counted, true) {
+            let counter =
+                result.map_or_else(|error| self.totals.counter_for(error), |()| &self.totals.succeeded);
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-impl Drop for Guard {
+impl Drop for CallGuard {
     fn drop(&mut self) {
-        if !self.counted {
+        if !self.is_counted {
             self.totals.cancelled.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -142,7 +143,7 @@ where
     }
 
     fn call(&mut self, call: ToolCall) -> Self::Future {
-        let guard = Guard { totals: Arc::clone(&self.totals), counted: false };
+        let guard = CallGuard { totals: Arc::clone(&self.totals), is_counted: false };
         ResponseFuture { inner: self.inner.call(call), guard: Some(guard) }
     }
 }
@@ -153,7 +154,7 @@ pin_project! {
     pub(crate) struct ResponseFuture<F> {
         #[pin]
         inner: F,
-        guard: Option<Guard>,
+        guard: Option<CallGuard>,
     }
 }
 
@@ -167,7 +168,7 @@ impl<F: Future<Output = Result<ToolReply, ToolError>>> Future for ResponseFuture
         match &mut result {
             Ok(ToolReply { body: ReplyBody::Value(_), .. }) => guard.count(Ok(())),
             Ok(ToolReply { body: ReplyBody::Stream(stream), .. }) => {
-                wrap(stream, |inner| Counted { inner, guard });
+                wrap(stream, |inner| CountedStream { inner, guard });
             }
             Err(error) => guard.count(Err(error)),
         }
@@ -176,12 +177,12 @@ impl<F: Future<Output = Result<ToolReply, ToolError>>> Future for ResponseFuture
 }
 
 /// Counts a call at the end of its stream.
-struct Counted {
+struct CountedStream {
     inner: ChunkStream,
-    guard: Guard,
+    guard: CallGuard,
 }
 
-impl Stream for Counted {
+impl Stream for CountedStream {
     type Item = Result<Chunk, ToolError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {

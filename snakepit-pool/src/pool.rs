@@ -23,7 +23,7 @@ struct Owner {
 }
 
 impl Pool {
-    /// Creates a pool and launches all its workers concurrently. Calls may be made immediately. They wait for the first
+    /// Creates a pool and launches all its workers concurrently. You can make calls immediately. They wait for the first
     /// worker.
     ///
     /// # Errors
@@ -38,7 +38,7 @@ impl Pool {
         Ok(Self { owner: Arc::new(Owner { driver, tool, _supervisor: supervisor }) })
     }
 
-    /// Waits until every slot has had a worker. Cancel safe. May be called any number of times, also later.
+    /// Waits until every slot has had a worker. Cancel safe. You can call it any number of times, also later.
     ///
     /// # Errors
     /// [`PoolError::Start`] with the first failed launch. The pool keeps launching workers nevertheless.
@@ -100,7 +100,7 @@ impl Pool {
         // Keeps the sum below within the range of the clock.
         const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
         let until = Instant::now() + drain.min(YEAR);
-        self.owner.driver.handle(Event::Drain { until });
+        self.owner.driver.handle_event(Event::Drain { until });
         self.owner.driver.stopped().await;
     }
 }

@@ -9,7 +9,7 @@ use tower::Service;
 
 use crate::{driver::Driver, stack::Stack};
 
-/// Runs calls on the workers of a [`Pool`](crate::Pool). It does not check the name of the tool; the worker does.
+/// Runs calls on the workers of a [`Pool`](crate::Pool). The worker checks the name of the tool.
 ///
 /// A `RemoteTool` does not keep its pool alive. After the last handle of the pool is dropped, calls fail with
 /// [`ToolError::ShuttingDown`].
@@ -36,7 +36,7 @@ impl RemoteTool {
 
 #[async_trait]
 impl ToolHandler for RemoteTool {
-    // Not an async fn, because that would reserve space for the call in addition to the inner future.
+    // The method is not an `async fn`, whose future would store the call twice.
     fn call<'a, 'f>(
         &'a self,
         mut call: ToolCall,
@@ -46,8 +46,8 @@ impl ToolHandler for RemoteTool {
         Self: 'f,
     {
         // Covers queueing, all attempts and the whole stream. A timeout beyond the range of the clock sets no deadline.
-        let by_default = || Instant::now().checked_add(self.driver.config.default_timeout?);
-        call.deadline = call.deadline.or_else(by_default);
+        let default_deadline = || Instant::now().checked_add(self.driver.config.default_timeout?);
+        call.deadline = call.deadline.or_else(default_deadline);
         // No `poll_ready`, because every layer is always ready.
         Box::pin(self.stack.clone().call(call))
     }

@@ -21,11 +21,11 @@ use tower::{Layer, Service};
 use crate::{attempt::AttemptError, metrics::Totals};
 
 /// The most retries of a call that did not begin, on workers that had other calls too.
-const MAX_UNDELIVERED: usize = 100;
+const MAX_UNDELIVERED_RETRIES: usize = 100;
 
 /// The most retries of a call that did not begin, on workers that had no other call. Such a call probably kills every
 /// worker that receives it.
-const MAX_UNDELIVERED_ALONE: usize = 4;
+const MAX_SOLE_CALL_RETRIES: usize = 4;
 
 /// The layer of [`Retry`].
 #[derive(Debug, Clone)]
@@ -73,10 +73,10 @@ where
             attempt,
             service,
             call,
-            left: self.max_attempts.saturating_sub(1),
-            undelivered_left: MAX_UNDELIVERED,
-            alone_left: MAX_UNDELIVERED_ALONE,
-            earlier: None,
+            delivered_retries: self.max_attempts.saturating_sub(1),
+            undelivered_retries: MAX_UNDELIVERED_RETRIES,
+            sole_call_retries: MAX_SOLE_CALL_RETRIES,
+            earlier_error: None,
             totals: Arc::clone(&self.totals),
         }
     }
@@ -93,13 +93,13 @@ pin_project! {
         // Shared with the attempt and kept for the next one.
         call: Arc<ToolCall>,
         // Remaining retries after the call may have begun.
-        left: usize,
+        delivered_retries: usize,
         // Remaining retries after the call did not begin, on workers with other calls.
-        undelivered_left: usize,
+        undelivered_retries: usize,
         // Remaining retries after the call did not begin, on workers without other calls.
-        alone_left: usize,
+        sole_call_retries: usize,
         // The error of the last attempt that may have run.
-        earlier: Option<Box<ToolError>>,
+        earlier_error: Option<Box<ToolError>>,
         totals: Arc<Totals>,
     }
 }
@@ -117,32 +117,33 @@ where
                 match ready!(attempt.poll(cx)) {
                     Ok(reply) => return Poll::Ready(Ok(reply)),
                     Err(AttemptError { error, was_only_call }) => {
-                        let left = match was_only_call {
-                            _ if error.may_have_run() => &mut *this.left,
-                            true => &mut *this.alone_left,
-                            false => &mut *this.undelivered_left,
+                        let remaining = match was_only_call {
+                            _ if error.may_have_run() => &mut *this.delivered_retries,
+                            true => &mut *this.sole_call_retries,
+                            false => &mut *this.undelivered_retries,
                         };
-                        if *left == 0 || !may_retry(&error, this.call) {
-                            return Poll::Ready(Err(after(error, this.earlier)));
+                        if *remaining == 0 || !may_retry(&error, this.call) {
+                            return Poll::Ready(Err(with_earlier(error, this.earlier_error)));
                         }
-                        *left -= 1;
+                        *remaining -= 1;
                         tracing::debug!(%error, "retrying the call");
                         this.totals.retried.fetch_add(1, Ordering::Relaxed);
                         if error.may_have_run() {
-                            *this.earlier = Some(Box::new(error));
+                            *this.earlier_error = Some(Box::new(error));
                         }
                     }
                 }
                 this.attempt.set(None);
             }
-            ready!(this.service.poll_ready(cx)).map_err(|failed| after(failed.error, this.earlier))?;
+            ready!(this.service.poll_ready(cx))
+                .map_err(|failed| with_earlier(failed.error, this.earlier_error))?;
             this.attempt.set(Some(this.service.call(Arc::clone(this.call))));
         }
     }
 }
 
 /// Returns the error for the caller, which takes the earlier attempts into account.
-fn after(error: ToolError, earlier: &mut Option<Box<ToolError>>) -> ToolError {
+fn with_earlier(error: ToolError, earlier: &mut Option<Box<ToolError>>) -> ToolError {
     match earlier.take() {
         Some(earlier) => error.after(*earlier),
         None => error,

@@ -47,7 +47,7 @@ pub(crate) struct Limits {
     pub(crate) cancel_grace: Duration,
 }
 
-/// The phase of the pool's life.
+/// The phase of the pool's lifecycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// The pool accepts calls.
@@ -68,11 +68,11 @@ pub(crate) struct Scheduler {
     capacity: Capacity,
     queue: Queue,
     /// The slot of the last brief call.
-    last_brief: u32,
+    last_brief_slot: u32,
     /// The number of calls that hold a worker, including lost workers.
     in_flight: usize,
     /// The number of slots whose worker is up.
-    up: usize,
+    workers_up: usize,
     /// A lower bound of all timers. A tick makes it exact.
     next_tick: Option<Instant>,
     effects: Vec<Effect>,
@@ -88,16 +88,16 @@ impl Scheduler {
             slots: indices.map(|index| Slot::new(index, now)).collect(),
             capacity: Capacity::new(limits.slots, limits.concurrency + MAX_AHEAD),
             queue: Queue::default(),
-            last_brief: 0,
+            last_brief_slot: 0,
             in_flight: 0,
-            up: 0,
+            workers_up: 0,
             next_tick: Some(now),
             effects: Vec::new(),
         }
     }
 
     /// Handles an event. Returns the effects in the order in which they must be applied.
-    pub(crate) fn on(&mut self, event: Event, now: Instant) -> Drain<'_, Effect> {
+    pub(crate) fn handle_event(&mut self, event: Event, now: Instant) -> Drain<'_, Effect> {
         match event {
             Event::Submit { ticket, preferred, deadline, load, bytes } => {
                 self.on_submit(QueuedCall { ticket, preferred, deadline, queued_at: now, load, bytes }, now);
@@ -178,7 +178,7 @@ impl Scheduler {
         }
         // A new call must not overtake queued ones.
         if self.queue.len() == 0
-            && let Some(slot) = self.pick(&call, now)
+            && let Some(slot) = self.slot_for(&call, now)
         {
             return self.assign(ticket, slot, call.load, now);
         }
@@ -210,7 +210,7 @@ impl Scheduler {
         if let Some(up) = slot.up() {
             up.add(load, now);
             if load.is_brief() {
-                self.last_brief = index;
+                self.last_brief_slot = index;
             }
             let is_ahead = up.running() as usize > self.limits.concurrency;
             self.in_flight += 1;
@@ -225,10 +225,10 @@ impl Scheduler {
 
     /// Updates the position of a slot in `capacity` after its load has changed.
     fn update_capacity(&mut self, index: u32) {
-        let (concurrency, most) = (self.limits.concurrency, self.limits.concurrency + MAX_AHEAD);
+        let (concurrency, max_calls) = (self.limits.concurrency, self.limits.concurrency + MAX_AHEAD);
         let Some(up) = self.slots[index as usize].up() else { return };
         let running = up.running() as usize;
-        let has_room = running < concurrency || (running < most && up.takes_ahead());
+        let has_room = running < concurrency || (running < max_calls && up.takes_ahead());
         if has_room && up.cancelling == 0 {
             self.capacity.insert(index, up.running());
         } else {
@@ -262,8 +262,8 @@ impl Scheduler {
         if self.is_current(worker)
             && let Some(up) = self.slots[worker.index()].up()
         {
-            let healthy = up.is_healthy(now);
-            self.end(worker, healthy);
+            let is_healthy = up.is_healthy(now);
+            self.take_out_of_service(worker, is_healthy);
             self.effects.push(Effect::Stop(worker));
         }
         self.stop_if_drained();
@@ -280,7 +280,7 @@ impl Scheduler {
         self.in_flight -= 1;
         if self.is_current(worker) {
             let slot = &mut self.slots[worker.index()];
-            slot.serve();
+            slot.record_finished();
             if let Some(up) = slot.up() {
                 up.remove(load, now);
             }
@@ -290,10 +290,10 @@ impl Scheduler {
         self.stop_if_drained();
     }
 
-    /// Counts a call that ended without an answer, because of its deadline, a cancellation or the loss of its worker.
+    /// Counts a call that ended without a reply, because of its deadline, a cancellation or the loss of its worker.
     fn count_end(&mut self, worker: WorkerKey) {
         if let Some(slot) = self.slots.get_mut(worker.index()) {
-            slot.served += 1;
+            slot.ended_calls += 1;
         }
     }
 
@@ -321,7 +321,7 @@ impl Scheduler {
         {
             up.cancelling -= 1;
             // A worker that confirms a cancellation is healthy.
-            up.answered();
+            up.mark_served();
             if up.cancelling == 0 {
                 self.update_capacity(worker.slot);
                 self.dispatch(now);
@@ -329,22 +329,22 @@ impl Scheduler {
         }
     }
 
-    fn kill(&mut self, worker: WorkerKey, why: KillReason, now: Instant) {
+    fn kill(&mut self, worker: WorkerKey, reason: KillReason, now: Instant) {
         if !self.is_current(worker) {
             return;
         }
         if let Some(up) = self.slots[worker.index()].up() {
-            let healthy = up.is_healthy(now);
-            self.end(worker, healthy);
-            self.effects.push(Effect::Kill(worker, why));
+            let is_healthy = up.is_healthy(now);
+            self.take_out_of_service(worker, is_healthy);
+            self.effects.push(Effect::Kill(worker, reason));
         }
     }
 
-    /// Takes a worker that is up out of service, before it is stopped or killed or after it has exited.
-    fn end(&mut self, worker: WorkerKey, healthy: bool) {
+    /// Takes a worker that is up out of service, either before a stop or kill, or after its exit.
+    fn take_out_of_service(&mut self, worker: WorkerKey, is_healthy: bool) {
         self.capacity.remove(worker.slot);
-        self.up -= 1;
-        self.slots[worker.index()].state = SlotState::Ending { healthy };
+        self.workers_up -= 1;
+        self.slots[worker.index()].state = SlotState::Ending { is_healthy };
     }
 
     fn on_launched(&mut self, worker: WorkerKey, queues_calls: bool, now: Instant) {
@@ -352,9 +352,9 @@ impl Scheduler {
             return;
         }
         self.slots[worker.index()].state = SlotState::Up(Up::new(queues_calls, now));
-        self.up += 1;
+        self.workers_up += 1;
         if self.phase == Phase::Stopping {
-            self.end(worker, true);
+            self.take_out_of_service(worker, true);
             self.effects.push(Effect::Stop(worker));
             return;
         }
@@ -366,26 +366,26 @@ impl Scheduler {
         if !self.is_current(worker) {
             return;
         }
-        let healthy = match self.slot(worker).state {
+        let is_healthy = match self.slot(worker).state {
             SlotState::Up(up) => {
-                let healthy = up.is_healthy(now);
-                self.end(worker, healthy);
-                healthy
+                let is_healthy = up.is_healthy(now);
+                self.take_out_of_service(worker, is_healthy);
+                is_healthy
             }
-            SlotState::Ending { healthy } => healthy,
+            SlotState::Ending { is_healthy } => is_healthy,
             SlotState::BackingOff { .. } | SlotState::Launching | SlotState::Closed => return,
         };
-        self.vacate(worker, healthy, now);
+        self.vacate(worker, is_healthy, now);
     }
 
     /// Schedules the next launch of a slot whose worker has exited or failed to start.
-    fn vacate(&mut self, worker: WorkerKey, healthy: bool, now: Instant) {
+    fn vacate(&mut self, worker: WorkerKey, is_healthy: bool, now: Instant) {
         let slot = &mut self.slots[worker.index()];
         if self.phase == Phase::Stopping {
             slot.state = SlotState::Closed;
             return self.finish_stop();
         }
-        let until = slot.vacate(healthy, now);
+        let until = slot.vacate(is_healthy, now);
         if until <= now {
             self.effects.push(Effect::Launch(slot.launch()));
         } else {
@@ -402,7 +402,7 @@ impl Scheduler {
 
     /// Whether all slots have failed several times in a row. Calls then fail instead of waiting.
     fn cannot_start_workers(&self) -> bool {
-        self.up == 0 && self.slots.iter().all(Slot::is_failing)
+        self.workers_up == 0 && self.slots.iter().all(Slot::is_failing)
     }
 
     fn next_attempt(&self) -> Option<Instant> {
@@ -415,7 +415,7 @@ impl Scheduler {
 
     fn on_tick(&mut self, now: Instant) {
         self.next_tick = None;
-        for ticket in self.queue.expired(now) {
+        for ticket in self.queue.take_expired(now) {
             self.effects.push(Effect::Expire(ticket));
         }
         for index in 0..self.slots.len() {

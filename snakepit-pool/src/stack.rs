@@ -26,7 +26,7 @@ pub(crate) fn stack(driver: &Arc<Driver>) -> Stack {
         .layer(MetricsLayer(totals()))
         // Outside of the assignment to a worker, so that every attempt is queued anew and may get another worker.
         .layer(RetryLayer { max_attempts: driver.config.max_attempts, totals: totals() })
-        // Innermost. Rejects calls when the queue is full, leases a worker until the answer is complete, and ends calls
+        // Innermost. Rejects calls when the queue is full, leases a worker until the reply is complete, and ends calls
         // at their deadline, because only this layer knows whether a call is queued or running.
         .service(Dispatch::new(Arc::clone(driver)))
 }

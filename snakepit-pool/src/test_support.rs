@@ -12,12 +12,12 @@ use tower_test::mock::{self, Handle};
 
 pub(crate) type Item = Result<Chunk, ToolError>;
 
-/// A service whose answers the test sends through the handle.
+/// A service whose replies the test sends through the handle.
 pub(crate) fn inner<C: Send + 'static>()
 -> (impl Service<C, Response = ToolReply, Error = ToolError, Future: Send> + Clone, Handle<C, ToolReply>) {
     let (mock, handle) = mock::pair::<C, ToolReply>();
-    let typed = |error: tower::BoxError| *error.downcast::<ToolError>().expect("tests send tool errors");
-    (mock.map_err(typed), handle)
+    let downcast = |error: tower::BoxError| *error.downcast::<ToolError>().expect("tests send tool errors");
+    (mock.map_err(downcast), handle)
 }
 
 pub(crate) fn value() -> ToolReply {
@@ -26,8 +26,8 @@ pub(crate) fn value() -> ToolReply {
 
 /// A streamed reply, and the sender of its chunks.
 pub(crate) fn stream() -> (ToolReply, mpsc::UnboundedSender<Item>) {
-    let (feed, items) = mpsc::unbounded_channel();
-    (ToolReply::stream(Box::pin(UnboundedReceiverStream::new(items))), feed)
+    let (chunk_sender, items) = mpsc::unbounded_channel();
+    (ToolReply::stream(Box::pin(UnboundedReceiverStream::new(items))), chunk_sender)
 }
 
 pub(crate) fn chunk() -> Item {
@@ -40,10 +40,10 @@ pub(crate) async fn next(reply: &mut ToolReply) -> Option<Item> {
     poll_fn(|cx| stream.as_mut().poll_next(cx)).await
 }
 
-pub(crate) fn lost(delivered: bool) -> ToolError {
+pub(crate) fn worker_lost(delivered: bool) -> ToolError {
     ToolError::WorkerLost {
         worker: "w".to_owned(),
-        reason: "it fell".to_owned(),
+        reason: "it exited".to_owned(),
         delivered,
         output_lines: Vec::new(),
     }

@@ -94,7 +94,7 @@ impl<F: Future<Output = Result<ToolReply, ToolError>>> Future for ResponseFuture
             Ok(ToolReply { body: ReplyBody::Value(_), .. }) => record_outcome(this.span, this.info, Ok(())),
             Ok(ToolReply { body: ReplyBody::Stream(stream), .. }) => {
                 let (span, info) = (this.span.clone(), this.info.clone());
-                wrap(stream, |inner| Traced { inner, span, info, has_ended: false });
+                wrap(stream, |inner| TracedStream { inner, span, info, has_ended: false });
             }
             Err(error) => record_outcome(this.span, this.info, Err(error)),
         }
@@ -103,7 +103,7 @@ impl<F: Future<Output = Result<ToolReply, ToolError>>> Future for ResponseFuture
 }
 
 /// Runs a stream in the span of its call.
-struct Traced {
+struct TracedStream {
     inner: ChunkStream,
     span: Span,
     info: CallInfo,
@@ -111,7 +111,7 @@ struct Traced {
     has_ended: bool,
 }
 
-impl Stream for Traced {
+impl Stream for TracedStream {
     type Item = Result<Chunk, ToolError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {

@@ -1,8 +1,8 @@
-//! Detects deadlocks of nested calls. A tool calls a host tool, which calls another tool, and the ancestors of that
-//! call hold every worker. Without detection, all of them would wait until their deadlines.
+//! Detects deadlocks of nested calls. A deadlock occurs if a tool calls a host tool, which calls another tool, while the
+//! ancestors of such calls hold every worker. Without detection, all of them would wait until their deadlines.
 //!
-//! The host knows a call's parent in two cases. A worker names the call on whose behalf it calls a host tool, and a
-//! host tool makes its calls through the embedding API, on the same task.
+//! The host knows a call's parent in two cases. If a worker calls a host tool, the parent is the call that the worker
+//! runs. If a host tool calls a tool through the embedding API, the parent is the host tool's call on the same task.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
@@ -23,7 +23,7 @@ pub(crate) struct Ancestry {
 }
 
 impl Ancestry {
-    /// Returns `None` for a call that is not nested.
+    /// Records the ancestors of a call. Returns `None` for a call that is not nested.
     pub(crate) fn of(call: &ToolCall, driver: &Arc<Driver>) -> Option<Box<Self>> {
         let ancestors = Arc::clone(call.ancestors.as_ref()?);
         driver.lock().nested.insert(call.id, ancestors);
@@ -51,18 +51,18 @@ impl NestedCalls {
         for ancestor in &*ancestors {
             *self.descendants.entry(*ancestor).or_default() += 1;
         }
-        if let Some(replaced) = self.ancestors.insert(call, ancestors) {
-            self.forget(&replaced);
+        if let Some(old_ancestors) = self.ancestors.insert(call, ancestors) {
+            self.remove_descendant(&old_ancestors);
         }
     }
 
     fn remove(&mut self, call: CallId) {
         if let Some(ancestors) = self.ancestors.remove(&call) {
-            self.forget(&ancestors);
+            self.remove_descendant(&ancestors);
         }
     }
 
-    fn forget(&mut self, ancestors: &[CallId]) {
+    fn remove_descendant(&mut self, ancestors: &[CallId]) {
         for ancestor in ancestors {
             if let Entry::Occupied(mut count) = self.descendants.entry(*ancestor) {
                 *count.get_mut() -= 1;
@@ -84,7 +84,7 @@ impl NestedCalls {
 
 impl Driver {
     /// The call that runs on this worker, after its own ancestors. `None` if workers run several calls concurrently,
-    /// because the worker does not name the calling one.
+    /// because a worker does not report which of them makes a nested call.
     pub(crate) fn ancestors_on(&self, worker: &str) -> Option<Arc<[CallId]>> {
         if self.config.concurrency != 1 {
             return None;
@@ -94,8 +94,8 @@ impl Driver {
         // The running call has the lowest number, because the others were handed over ahead of their turn.
         let on_worker = state.leases.iter().map(|(_, lease)| lease).filter(|lease| lease.worker == key);
         let call = on_worker.min_by_key(|lease| lease.number)?.call;
-        let before = state.nested.of(call).unwrap_or_default();
-        Some(before.iter().copied().chain([call]).collect())
+        let outer = state.nested.of(call).unwrap_or_default();
+        Some(outer.iter().copied().chain([call]).collect())
     }
 
     /// Whether an event may complete a deadlock, because a nested call begins to wait or a slot loses its worker.
@@ -115,7 +115,7 @@ impl Driver {
     /// Rejects the newest queued nested call if ancestors of queued calls hold every worker.
     pub(super) fn end_deadlock(&self, state: &mut State, deferred: &mut Deferred) {
         // A cheap check that is usually decisive: every worker must run an ancestor of some nested call.
-        if !all_held(state, |call| state.nested.has_descendants(call)) {
+        if !holds_every_slot(state, |call| state.nested.has_descendants(call)) {
             return;
         }
         let (mut newest, mut awaited) = (None::<Ticket>, HashSet::<CallId>::new());
@@ -126,23 +126,21 @@ impl Driver {
             }
         }
         let Some(newest) = newest else { return };
-        if all_held(state, |call| awaited.contains(&call)) {
+        if holds_every_slot(state, |call| awaited.contains(&call)) {
             deferred.wake(state.waiters[newest.waiter].fail(AcquireError::Deadlock));
             self.apply(state, Event::Withdraw(newest), Instant::now(), deferred);
         }
     }
 }
 
-/// Whether every slot runs a call that satisfies `is_held_by`. Ignores slots whose workers keep failing.
-fn all_held(state: &State, is_held_by: impl Fn(CallId) -> bool) -> bool {
+/// Whether every slot runs a call that satisfies `is_holder`. Ignores slots whose workers keep failing.
+fn holds_every_slot(state: &State, is_holder: impl Fn(CallId) -> bool) -> bool {
     let leases = state.leases.iter().map(|(_, lease)| lease);
-    let held: HashSet<_> = leases
-        .filter(|lease| !lease.must_end() && is_held_by(lease.call))
-        .map(|lease| lease.worker)
-        .collect();
+    let held_workers: HashSet<_> =
+        leases.filter(|lease| !lease.must_end() && is_holder(lease.call)).map(|lease| lease.worker).collect();
     let is_up = |slot: &Slot| matches!(slot.state, SlotState::Up(_));
-    let is_held = |slot: &Slot| is_up(slot) && held.contains(&slot.key());
-    !held.is_empty()
+    let is_held = |slot: &Slot| is_up(slot) && held_workers.contains(&slot.key());
+    !held_workers.is_empty()
         && state.scheduler.slots().iter().all(|slot| is_held(slot) || (!is_up(slot) && slot.is_failing()))
 }
 

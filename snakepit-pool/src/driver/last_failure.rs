@@ -23,7 +23,7 @@ pub(crate) enum LastFailure {
 
 impl LastFailure {
     /// Records the exit of a worker. Keeps the tool if the loss of its call was recorded before.
-    pub(super) fn ended(last: Option<Self>, id: &WorkerId, reason: String) -> Self {
+    pub(super) fn exited(last: Option<Self>, id: &WorkerId, reason: String) -> Self {
         match last {
             Some(Self::Exit { worker, tool, .. }) if worker == *id => Self::Exit { worker, reason, tool },
             _ => Self::Exit { worker: id.clone(), reason, tool: None },
@@ -69,14 +69,14 @@ mod tests {
     fn the_loss_of_the_call_and_the_exit_of_the_worker_may_come_in_either_order() {
         let (id, tool) = (WorkerId::new("w"), Arc::<str>::from("crash"));
         let call_first = LastFailure::lost_call(None, &id, "connection closed", Arc::clone(&tool));
-        let call_first = LastFailure::ended(Some(call_first), &id, "SIGSEGV".to_owned());
-        let exit_first = LastFailure::ended(None, &id, "SIGSEGV".to_owned());
+        let call_first = LastFailure::exited(Some(call_first), &id, "SIGSEGV".to_owned());
+        let exit_first = LastFailure::exited(None, &id, "SIGSEGV".to_owned());
         let exit_first = LastFailure::lost_call(Some(exit_first), &id, "connection closed", tool);
         for last_failure in [call_first, exit_first] {
             let text = last_failure.to_string();
             assert!(text.ends_with("`w`, was lost during a call of tool `crash`: SIGSEGV"), "{text}");
         }
-        let other = LastFailure::ended(None, &WorkerId::new("x"), "SIGSEGV".to_owned());
-        assert!(!LastFailure::ended(Some(other), &id, "code 1".to_owned()).to_string().contains('x'));
+        let other = LastFailure::exited(None, &WorkerId::new("x"), "SIGSEGV".to_owned());
+        assert!(!LastFailure::exited(Some(other), &id, "code 1".to_owned()).to_string().contains('x'));
     }
 }

@@ -25,11 +25,11 @@ use crate::{
     scheduler::{Load, WorkerKey},
 };
 
-/// How long a call waits for its handler's error after its worker has exited. The handler usually reports the loss
-/// itself, and only it knows whether the call was delivered.
+/// The time that a call waits for its handler's error after its worker has exited. The handler usually reports the loss
+/// itself, and only the handler knows whether the call was delivered.
 const HANDLER_GRACE: Duration = Duration::from_millis(50);
 
-/// Holds a worker for one call. Dropping a lease before [`finish`](Self::finish) abandons the call: the worker gets no
+/// Holds a worker for one call. Dropping a lease before [`finish`](Self::finish) abandons the call. The worker then gets no
 /// calls until the abandoned one has provably ended. Without that proof, the pool replaces the worker.
 #[derive(Debug)]
 pub(crate) struct Lease {
@@ -43,9 +43,9 @@ pub(crate) struct Lease {
     key: usize,
     /// The event to report on drop.
     end: LeaseEnd,
-    /// Whether the answer is a stream, which may always have a chunk ready.
+    /// Whether the reply is a stream, which may always have a chunk ready.
     is_stream: bool,
-    /// Whether the call was polled before and had no answer.
+    /// Whether the call was polled before and was pending.
     has_waited: bool,
     /// The record of a nested call, which lasts to the end of its stream.
     ancestry: Option<Box<Ancestry>>,
@@ -53,12 +53,13 @@ pub(crate) struct Lease {
     handler_grace: Option<Pin<Box<Sleep>>>,
 }
 
+/// The end of a lease, which becomes an event of the scheduler.
 #[derive(Debug, Clone, Copy)]
 enum LeaseEnd {
     Abandoned,
-    /// Reported already.
+    /// The call was queued again, which is already reported.
     Requeued,
-    /// With the execution time of the tool, if known.
+    /// The call ended. Has the execution time of the tool, if known.
     Finished(Option<Duration>),
     Retired,
     Lost,
@@ -102,41 +103,41 @@ impl Lease {
         call: impl FnOnce(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<Result<T, ToolError>> {
         match self.signal(cx) {
-            None if self.is_stream && self.is_overdue() => return Poll::Ready(Err(self.exceeded())),
+            None if self.is_stream && self.is_overdue() => return Poll::Ready(Err(self.deadline_exceeded())),
             None => {
                 let polled = call(cx);
                 // A caller with its own timer for the same deadline polls once more and then drops the call, so this is
                 // the last chance to report the deadline.
                 if polled.is_pending() && std::mem::replace(&mut self.has_waited, true) && self.is_overdue() {
-                    return Poll::Ready(Err(self.exceeded()));
+                    return Poll::Ready(Err(self.deadline_exceeded()));
                 }
                 return polled.map(Ok);
             }
             Some(LeaseSignal::Cancelled) => {
                 return Poll::Ready(Err(ToolError::Cancelled { tool: self.tool.to_string() }));
             }
-            Some(LeaseSignal::DeadlineExceeded) => return Poll::Ready(Err(self.exceeded())),
+            Some(LeaseSignal::DeadlineExceeded) => return Poll::Ready(Err(self.deadline_exceeded())),
             Some(LeaseSignal::ShuttingDown) => {
                 return Poll::Ready(Err(ToolError::ShuttingDown { delivered: true }));
             }
             Some(LeaseSignal::RuntimeEnded) => return Poll::Ready(Err(ToolError::runtime_ended(true))),
             Some(LeaseSignal::WorkerExited) => {}
         }
-        if let Poll::Ready(answer) = call(cx) {
-            return Poll::Ready(Ok(answer));
+        if let Poll::Ready(output) = call(cx) {
+            return Poll::Ready(Ok(output));
         }
         ready!(self.handler_grace.get_or_insert_with(|| Box::pin(sleep(HANDLER_GRACE))).as_mut().poll(cx));
-        Poll::Ready(Err(self.lost()))
+        Poll::Ready(Err(self.worker_lost()))
     }
 
-    /// The last signal. Registers the task to be woken by the next one.
+    /// Returns the last signal, and registers the task to be woken by the next one.
     pub(super) fn signal(&self, cx: &Context<'_>) -> Option<LeaseSignal> {
-        let mut stale = None;
+        let mut stale_waker = None;
         self.driver.with_state(|state, _| {
             let record = state.leases.get_mut(self.key)?;
             if !record.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-                // Dropped after the lock is released, because dropping a waker runs foreign code.
-                stale = record.waker.replace(cx.waker().clone());
+                // The old waker is dropped after the lock is released, because that runs foreign code.
+                stale_waker = record.waker.replace(cx.waker().clone());
             }
             record.signal()
         })
@@ -146,33 +147,34 @@ impl Lease {
         self.deadline.is_some_and(|at| at <= Instant::now())
     }
 
-    fn exceeded(&self) -> ToolError {
+    fn deadline_exceeded(&self) -> ToolError {
         ToolError::DeadlineExceeded { tool: self.tool.to_string(), stage: CallStage::Running }
     }
 
-    fn lost(&self) -> ToolError {
+    fn worker_lost(&self) -> ToolError {
         let worker = &self.live_worker.handle;
         let reason = match worker.exit() {
             Some(exit) => exit.reason.to_string(),
             None => "the task that supervises it has ended".to_owned(),
         };
         self.record_loss(&reason);
-        // The last output of the worker may belong to other calls; only the handler can attribute it.
+        // The last output of the worker may belong to other calls. Only the handler can attribute it.
         let output_lines = Vec::new();
         ToolError::WorkerLost { worker: worker.id().to_string(), reason, delivered: true, output_lines }
     }
 
     /// Keeps the record of a nested call until the lease ends.
-    pub(crate) fn keep(&mut self, ancestry: Option<Box<Ancestry>>) {
+    pub(crate) fn hold_ancestry(&mut self, ancestry: Option<Box<Ancestry>>) {
         self.ancestry = ancestry;
     }
 
-    /// Wraps a streamed answer, so that the stream holds the lease until it ends.
-    pub(crate) fn hold_for(self, stream: &mut ChunkStream) {
+    /// Wraps a streamed reply, so that the stream holds the lease until it ends.
+    pub(crate) fn attach_to(self, stream: &mut ChunkStream) {
         wrap(stream, |inner| LeasedStream::new(inner, self));
     }
 
-    fn share(&mut self, chunks: &SharedChunks) {
+    /// Stores the chunks in the lease's record, so that the driver can drop them.
+    fn share_chunks(&mut self, chunks: &SharedChunks) {
         self.is_stream = true;
         self.driver.with_state(|state, _| {
             if let Some(record) = state.leases.get_mut(self.key) {
@@ -181,12 +183,12 @@ impl Lease {
         });
     }
 
-    /// Frees the worker after the call has ended. `took` is the execution time of the tool, if known.
-    pub(crate) fn finish(mut self, took: Option<Duration>) {
-        self.end = LeaseEnd::Finished(took);
+    /// Frees the worker after the call has ended. `execution_time` is that of the tool, if known.
+    pub(crate) fn finish(mut self, execution_time: Option<Duration>) {
+        self.end = LeaseEnd::Finished(execution_time);
     }
 
-    /// Whether the call may have been handed over ahead of its turn, and so may be recalled.
+    /// Whether the pool may have handed over the call ahead of its turn, and therefore may recall it.
     pub(crate) const fn is_brief(&self) -> bool {
         self.load.is_brief()
     }
@@ -198,7 +200,7 @@ impl Lease {
         let driver = Arc::clone(&self.driver);
         let (record, acquire) =
             driver.with_state(|state, deferred| driver.requeue(state, key, worker, tool, load, deferred));
-        // Dropped after the lock is released, because it holds a waker.
+        // The record is dropped after the lock is released, because it holds a waker.
         drop(record);
         acquire
     }
@@ -222,7 +224,7 @@ impl Lease {
                 let output_lines = Vec::new();
                 return ToolError::WorkerLost { worker, reason, delivered: false, output_lines }.into();
             }
-            // The worker or its connection gave up on the call, which does not prove that the tool has ended.
+            // The worker or its connection ended the call early, which does not prove that the tool has ended.
             ToolError::Cancelled { .. } | ToolError::DeadlineExceeded { .. } => {}
             _ => self.end = LeaseEnd::Finished(None),
         }
@@ -239,7 +241,7 @@ impl Lease {
 }
 
 impl State {
-    /// Whether the lost worker of this lease had no other call. Abandoned calls count too.
+    /// Whether the lost worker of this lease had no other call, not even an abandoned one.
     fn was_only_call(&mut self, key: usize) -> bool {
         let Some(lease) = self.leases.get(key) else { return false };
         if lease.had_concurrent_calls {
@@ -274,10 +276,10 @@ impl Drop for Lease {
         };
         // Drops the record after the lock is released, because it holds a waker.
         drop(self.driver.with_state(|state, deferred| {
-            if let LeaseEnd::Finished(Some(took)) = self.end {
-                state.tool_times.record(&self.tool, took);
+            if let LeaseEnd::Finished(Some(execution_time)) = self.end {
+                state.tool_times.record(&self.tool, execution_time);
             }
-            self.driver.end(state, self.key, event, deferred)
+            self.driver.end_lease(state, self.key, event, deferred)
         }));
     }
 }

@@ -45,8 +45,8 @@ impl Driver {
 
     /// Publishes a change of readiness. Only launches, exits and drains can change it.
     pub(super) fn update_readiness(&self) {
-        let ready = self.is_ready();
-        self.readiness.send_if_modified(|known| std::mem::replace(known, ready) != ready);
+        let is_ready = self.is_ready();
+        self.readiness.send_if_modified(|published| std::mem::replace(published, is_ready) != is_ready);
     }
 
     pub(crate) fn status(&self) -> PoolStatus {
@@ -59,7 +59,7 @@ impl Driver {
                 state: worker_state(&slot.state),
                 address: worker.map_or_else(String::new, |worker| worker.address().to_owned()),
                 started_at: live_worker.as_ref().map(|live_worker| live_worker.started_at),
-                calls: slot.served(),
+                calls: slot.ended_calls(),
                 restarts: slot.restarts(),
             }
         });

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::scheduler::earlier;
 
-/// The time within which a call must end after a signal. Only a call that is not polled takes longer. The driver then revokes
-/// its lease.
+/// The time within which a call must end after a signal. If a call takes longer, because it is not polled, the driver revokes its
+/// lease.
 const REVOKE_AFTER: Duration = Duration::from_millis(50);
 
 impl Driver {
@@ -23,20 +23,20 @@ impl Driver {
                 deferred.wake(state.waiters[ticket.waiter].fail(AcquireError::Cancelled));
                 self.apply(state, Event::Withdraw(ticket), Instant::now(), deferred);
             }
-            self.signal(state, deferred, LeaseSignal::Cancelled, |lease| lease.call == call);
+            self.send_signal(state, deferred, LeaseSignal::Cancelled, |lease| lease.call == call);
             self.arm_timer(state);
         });
         loop {
-            let ended = self.ended.notified();
+            let call_ended = self.call_ended.notified();
             if !self.lock().may_run(call) {
                 return;
             }
-            ended.await;
+            call_ended.await;
         }
     }
 
     /// Signals running calls to end, and schedules the revocation of leases whose calls do not react.
-    fn signal(
+    fn send_signal(
         &self,
         state: &mut State,
         deferred: &mut Deferred,
@@ -54,12 +54,12 @@ impl Driver {
     }
 
     /// Revokes the leases of calls that did not react to a signal, because they are not polled. Otherwise a stream with
-    /// a stalled reader would hold its worker beyond its deadline.
+    /// a stalled reader would hold its worker beyond the deadline.
     fn revoke(&self, state: &mut State, deferred: &mut Deferred, now: Instant) {
         let mut abandoned = Vec::new();
         for (_, lease) in &mut state.leases {
-            if lease.must_end() && !lease.revoked && lease.deadline.is_some_and(|at| at <= now) {
-                lease.revoked = true;
+            if lease.must_end() && !lease.is_revoked && lease.deadline.is_some_and(|at| at <= now) {
+                lease.is_revoked = true;
                 lease.deadline = None;
                 deferred.streams.extend(lease.chunks.take());
                 abandoned.push(Event::Abandoned(lease.worker, lease.call, lease.load));
@@ -77,7 +77,7 @@ impl Driver {
             if state.earliest_deadline.is_some_and(|at| at <= now) {
                 self.revoke(state, deferred, now);
                 let overdue = |lease: &LeaseRecord| lease.deadline.is_some_and(|at| at <= now);
-                self.signal(state, deferred, LeaseSignal::DeadlineExceeded, overdue);
+                self.send_signal(state, deferred, LeaseSignal::DeadlineExceeded, overdue);
                 state.earliest_deadline = state.leases.iter().filter_map(|(_, lease)| lease.deadline).min();
             }
             self.apply(state, Event::Tick, now, deferred);
@@ -89,7 +89,7 @@ impl State {
     /// Whether a call holds a worker, or was abandoned without proof that it ended.
     fn may_run(&self, call: CallId) -> bool {
         self.cancelling.iter().any(|(_, cancelling)| *cancelling == call)
-            || self.leases.iter().any(|(_, lease)| lease.call == call && !lease.revoked)
+            || self.leases.iter().any(|(_, lease)| lease.call == call && !lease.is_revoked)
     }
 }
 

@@ -34,7 +34,7 @@ enum JobResult {
     Exited(WorkerExit),
 }
 
-/// The purpose of a job, kept outside of its task, because the task may panic.
+/// The purpose of a job. It is stored outside of the job's task, because the task may panic.
 #[derive(Debug)]
 enum Job {
     Launch { worker: WorkerKey, id: WorkerId, abort: AbortHandle },
@@ -53,14 +53,14 @@ struct Supervisor {
 impl Driver {
     /// Creates a driver and the set that holds its supervisor. The workers live as long as the set.
     pub(crate) fn spawn(config: PoolConfig, launcher: Arc<dyn WorkerLauncher>) -> (Arc<Self>, JoinSet<()>) {
-        let (commands, received) = mpsc::unbounded_channel();
-        let driver = Arc::new(Self::new(config, commands));
+        let (command_sender, commands) = mpsc::unbounded_channel();
+        let driver = Arc::new(Self::new(config, command_sender));
         // Sends the commands of the first launches, so `status` shows them from the start.
         driver.on_tick(Instant::now());
         let supervisor = Supervisor {
             driver: Arc::clone(&driver),
             launcher,
-            commands: received,
+            commands,
             tasks: JoinSet::new(),
             jobs: HashMap::new(),
         };
@@ -82,8 +82,8 @@ impl Supervisor {
                     }
                     None => return,
                 },
-                Some(done) = self.tasks.join_next_with_id() => {
-                    catch_panic("the end of a job", || self.finish_job(done));
+                Some(result) = self.tasks.join_next_with_id() => {
+                    catch_panic("the end of a job", || self.finish_job(result));
                 }
                 () = sleep_until(due), if timer.is_some() => {
                     if !catch_panic("a timer", || self.driver.on_tick(Instant::now())) {
@@ -98,8 +98,9 @@ impl Supervisor {
     fn execute(&mut self, command: Command) {
         match command {
             Command::Launch(worker, id) => {
-                let (launcher, name) = (Arc::clone(&self.launcher), id.clone());
-                let abort = self.tasks.spawn(async move { JobResult::Launched(launcher.launch(name).await) });
+                let (launcher, worker_id) = (Arc::clone(&self.launcher), id.clone());
+                let abort =
+                    self.tasks.spawn(async move { JobResult::Launched(launcher.launch(worker_id).await) });
                 self.jobs.insert(abort.id(), Job::Launch { worker, id: id.clone(), abort });
                 tracing::debug!(worker = %id, "launching worker");
             }
@@ -125,13 +126,14 @@ impl Supervisor {
         }
     }
 
-    /// Submits the event before it logs, because a panic of the log must not cost an event, and with it a slot.
-    fn finish_job(&mut self, done: Result<(tokio::task::Id, JobResult), JoinError>) {
-        let (task, done) = match done {
-            Ok((task, done)) => (task, Ok(done)),
+    /// Handles the result of a job. Submits the event before it logs, because a lost event would block a slot and a log
+    /// subscriber may panic.
+    fn finish_job(&mut self, result: Result<(tokio::task::Id, JobResult), JoinError>) {
+        let (task, result) = match result {
+            Ok((task, result)) => (task, Ok(result)),
             Err(error) => (error.id(), Err(error)),
         };
-        match (self.jobs.remove(&task), done) {
+        match (self.jobs.remove(&task), result) {
             (Some(Job::Launch { worker, id, .. }), Ok(JobResult::Launched(Ok(up)))) => {
                 self.on_launched(worker, &id, up);
             }
@@ -140,15 +142,15 @@ impl Supervisor {
             }
             (Some(Job::Launch { worker, id, .. }), Err(error)) => {
                 let error = WorkerError::StartFailed {
-                    error: format!("its launch {}", fate(&error)),
+                    error: format!("its launch {}", describe_join_error(&error)),
                     traceback: None,
                 };
                 self.on_launch_failed(worker, &id, &error);
             }
-            (Some(Job::Cancel { live_worker, call }), done) => {
-                let problem = match done {
+            (Some(Job::Cancel { live_worker, call }), result) => {
+                let problem = match result {
                     Ok(JobResult::Cancelled(Err(error))) => Some(error.to_string()),
-                    Err(error) => Some(format!("its cancellation {}", fate(&error))),
+                    Err(error) => Some(format!("its cancellation {}", describe_join_error(&error))),
                     Ok(_) => None,
                 };
                 if problem.is_some() && live_worker.handle.exit().is_some() {
@@ -161,18 +163,18 @@ impl Supervisor {
                     tracing::warn!(%worker, %call, %problem, "cannot confirm the end of an abandoned call");
                 }
             }
-            (Some(Job::Watch { worker, id }), done) => {
-                let reason = match &done {
+            (Some(Job::Watch { worker, id }), result) => {
+                let reason = match &result {
                     Ok(JobResult::Exited(exit)) => exit.reason.to_string(),
                     _ => "its exit cannot be watched".to_owned(),
                 };
                 self.driver.on_exited(worker, &id, reason);
-                match done {
+                match result {
                     Ok(JobResult::Exited(WorkerExit { reason, .. })) => match &reason {
                         ExitReason::Stopped | ExitReason::Killed { .. } => {
                             tracing::info!(worker = %id, %reason, "worker ended");
                         }
-                        // The pool did not ask for it.
+                        // The pool did not stop this worker.
                         _ => tracing::warn!(worker = %id, %reason, "worker ended"),
                     },
                     _ => {
@@ -187,7 +189,7 @@ impl Supervisor {
     }
 
     fn on_launched(&mut self, worker: WorkerKey, id: &WorkerId, up: Worker) {
-        // Watched before it is used, so that its exit is noticed even if the code below panics.
+        // Watches the worker before its first use, so that the pool learns of its exit even if the code below panics.
         let watched = up.clone();
         let (pid, address) = (up.pid(), up.address().to_owned());
         let watch = self.tasks.spawn(async move { JobResult::Exited(watched.exited().await) });
@@ -209,6 +211,6 @@ impl Drop for Supervisor {
     }
 }
 
-fn fate(error: &JoinError) -> &'static str {
-    if error.is_cancelled() { "was called off" } else { "panicked" }
+fn describe_join_error(error: &JoinError) -> &'static str {
+    if error.is_cancelled() { "was aborted" } else { "panicked" }
 }

@@ -6,12 +6,12 @@ use snakepit_registry::{CallMode, ToolCall};
 
 use crate::scheduler::Load;
 
-/// The most tools with an average. Calls of other tools count as long. Bounds the memory that invented names can take.
+/// The most tools with an average, which bounds the memory for invented names. Calls of other tools count as long.
 const MAX_TOOLS: usize = 4096;
-/// Calls with more bytes of arguments count as long.
+/// The most bytes of arguments of a brief call. Calls with more count as long.
 const MAX_ARGUMENT_BYTES: usize = 64 * 1024;
 /// The inverse weight of the latest call in the average.
-const WEIGHT: u32 = 8;
+const INVERSE_WEIGHT: u32 = 8;
 
 /// The exponential moving average of each tool's execution time.
 #[derive(Debug, Default)]
@@ -28,11 +28,11 @@ impl ToolTimes {
     }
 
     /// Adds the execution time of a call to the average of its tool.
-    pub(super) fn record(&mut self, tool: &Arc<str>, took: Duration) {
+    pub(super) fn record(&mut self, tool: &Arc<str>, execution_time: Duration) {
         if let Some(average) = self.0.get_mut(tool) {
-            *average = (*average * (WEIGHT - 1) + took) / WEIGHT;
+            *average = (*average * (INVERSE_WEIGHT - 1) + execution_time) / INVERSE_WEIGHT;
         } else if self.0.len() < MAX_TOOLS {
-            self.0.insert(Arc::clone(tool), took);
+            self.0.insert(Arc::clone(tool), execution_time);
         }
     }
 }

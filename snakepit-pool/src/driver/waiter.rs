@@ -18,6 +18,7 @@ pub(super) struct Waiter {
     pub(super) call: CallId,
     pub(super) deadline: Option<Instant>,
     pub(super) load: Load,
+    /// The number of the call's ticket.
     pub(super) number: u64,
     state: WaiterState,
 }
@@ -29,7 +30,7 @@ enum WaiterState {
     Failed(AcquireError),
 }
 
-/// The reason why a call got no worker.
+/// The error of a call that got no worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AcquireError {
     Rejected(Rejection),
@@ -88,9 +89,9 @@ impl Acquire {
         let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
         let bytes = call.size();
         let ticket = driver.with_state(|state, deferred| {
-            state.tickets += 1;
-            let number = state.tickets;
-            // Not brief, because a nested call must not be handed to the worker of a call that waits for it.
+            state.last_ticket += 1;
+            let number = state.last_ticket;
+            // A nested call is never brief, because it must not be handed to the worker of a call that waits for it.
             let load = if call.ancestors.is_some() { Load::LONG } else { state.tool_times.load(call, bytes) };
             let waiter = Waiter::new(call.id, deadline, load, number);
             let ticket = Ticket { number, waiter: state.waiters.insert(waiter) };
@@ -100,7 +101,7 @@ impl Acquire {
                 return ticket;
             }
             if call.ancestors.is_some() {
-                // The search for deadlocks looks the call up.
+                // The search for deadlocks needs the index entry.
                 state.waiters.index(ticket.waiter);
             }
             let submit = Event::Submit { ticket, preferred, deadline, load, bytes };
@@ -129,20 +130,20 @@ impl Future for Acquire {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(ticket) = self.ticket else { return Poll::Pending };
-        let (mut stale, mut is_late) = (None, false);
-        let answered = self.driver.with_state(|state, _| {
+        let (mut stale_waker, mut is_late) = (None, false);
+        let resolved = self.driver.with_state(|state, _| {
             if let WaiterState::Waiting(waker) = &mut state.waiters.get_mut(ticket.waiter)?.state {
                 // The task may have its own timer for the deadline, which may fire before the driver's.
                 is_late = self.deadline.is_some_and(|at| at <= Instant::now());
                 if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-                    // Dropped after the lock is released, because dropping a waker runs foreign code.
-                    stale = waker.replace(cx.waker().clone());
+                    // The old waker is dropped after the lock is released, because that runs foreign code.
+                    stale_waker = waker.replace(cx.waker().clone());
                 }
                 return None;
             }
             Some(state.waiters.remove(ticket.waiter))
         });
-        let Some(waiter) = answered else {
+        let Some(waiter) = resolved else {
             if is_late {
                 self.release();
                 return Poll::Ready(Err(AcquireError::Expired));
@@ -156,24 +157,25 @@ impl Future for Acquire {
                 Ok(Lease::new(driver, live_worker, waiter.call, tool, waiter.load, waiter.deadline, key))
             }
             WaiterState::Failed(error) => Err(error),
-            // Unreachable, because only answered waiters are removed above.
+            // Unreachable, because only resolved waiters are removed above.
             WaiterState::Waiting(_) => Err(AcquireError::Cancelled),
         })
     }
 }
 
 impl Acquire {
+    /// Removes the call from the queue, or frees its worker.
     fn release(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
-        // Dropped after the lock is released, because both may hold a waker.
+        // Both records are dropped after the lock is released, because they may hold a waker.
         let _removed = self.driver.with_state(|state, deferred| {
             let waiter = state.waiters.remove(ticket.waiter);
-            let ended = match &waiter.state {
+            let lease_record = match &waiter.state {
                 WaiterState::Waiting(_) => {
                     self.driver.apply(state, Event::Withdraw(ticket), Instant::now(), deferred);
                     None
                 }
-                WaiterState::Assigned { live_worker, key } => Some(self.driver.end(
+                WaiterState::Assigned { live_worker, key } => Some(self.driver.end_lease(
                     state,
                     *key,
                     Event::Released(live_worker.key, waiter.load),
@@ -181,7 +183,7 @@ impl Acquire {
                 )),
                 WaiterState::Failed(_) => None,
             };
-            (waiter, ended)
+            (waiter, lease_record)
         });
     }
 }

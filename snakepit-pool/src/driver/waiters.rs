@@ -1,4 +1,4 @@
-//! The table of waiting calls. It also holds calls that have got a worker until their task is polled.
+//! The table of waiting calls. A call that has got a worker stays in it until its task is polled.
 
 use std::{
     collections::HashMap,
@@ -11,7 +11,7 @@ use snakepit_registry::CallId;
 use super::waiter::Waiter;
 use crate::{collections::Slab, scheduler::Ticket};
 
-/// All waiters by key. Only queued ones are also indexed by call, so a call that gets a worker immediately costs no
+/// All waiters by key. Only queued ones are also indexed by call, so a call that gets a worker immediately needs no
 /// index entry.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
@@ -38,12 +38,12 @@ impl Waiters {
     #[inline]
     pub(super) fn remove(&mut self, key: usize) -> Waiter {
         if !self.by_call.is_empty() {
-            self.forget(key);
+            self.remove_from_index(key);
         }
         self.waiters.remove(key)
     }
 
-    fn forget(&mut self, key: usize) {
+    fn remove_from_index(&mut self, key: usize) {
         let call = self.waiters[key].call;
         if self.by_call.get(&call) == Some(&key) {
             self.by_call.remove(&call);

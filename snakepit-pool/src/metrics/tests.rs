@@ -3,7 +3,7 @@
 use tower::ServiceExt;
 
 use super::*;
-use crate::test_support::{chunk, inner, lost, next, stream, value};
+use crate::test_support::{chunk, inner, next, stream, value, worker_lost};
 
 #[tokio::test(start_paused = true)]
 async fn calls_are_counted_by_outcome() {
@@ -16,7 +16,7 @@ async fn calls_are_counted_by_outcome() {
         ToolError::Unavailable { reason: String::new(), retry_after: None },
         ToolError::DeadlineExceeded { tool: String::new(), stage: snakepit_registry::CallStage::Queued },
         ToolError::Cancelled { tool: String::new() },
-        lost(true),
+        worker_lost(true),
     ];
     for error in errors {
         let answer = service.clone().oneshot(ToolCall::new("t"));
@@ -50,26 +50,26 @@ async fn a_dropped_call_counts_as_cancelled() {
 async fn a_stream_is_counted_at_its_end() {
     let ends: [(Option<ToolError>, bool, CallTotals); 3] = [
         (None, true, CallTotals { succeeded: 1, ..CallTotals::default() }),
-        (Some(lost(true)), true, CallTotals { lost: 1, ..CallTotals::default() }),
+        (Some(worker_lost(true)), true, CallTotals { lost: 1, ..CallTotals::default() }),
         (None, false, CallTotals { cancelled: 1, ..CallTotals::default() }),
     ];
-    for (error, read_on, expected) in ends {
+    for (error, reads_to_end, expected) in ends {
         let (inner, mut handle) = inner();
         let totals = Arc::<Totals>::default();
         let call = MetricsLayer(Arc::clone(&totals)).layer(inner).oneshot(ToolCall::new("t").streaming());
-        let (reply, feed) = stream();
+        let (reply, chunk_sender) = stream();
         let (answer, ()) = tokio::join!(call, async {
             handle.next_request().await.unwrap().1.send_response(reply);
         });
         let mut reply = answer.unwrap();
-        feed.send(chunk()).unwrap();
+        chunk_sender.send(chunk()).unwrap();
         assert!(next(&mut reply).await.is_some());
         assert_eq!(totals.read(), CallTotals::default(), "it has not ended yet");
         if let Some(error) = error {
-            feed.send(Err(error)).unwrap();
+            chunk_sender.send(Err(error)).unwrap();
         }
-        drop(feed);
-        while read_on && next(&mut reply).await.is_some() {}
+        drop(chunk_sender);
+        while reads_to_end && next(&mut reply).await.is_some() {}
         drop(reply);
         assert_eq!(totals.read(), expected);
     }

@@ -1,4 +1,4 @@
-//! Tests of which calls are retried, and how often.
+//! Tests of the conditions for retries and of their number.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::time::advance;
 use tower::ServiceExt;
 
 use super::*;
-use crate::test_support::{chunk, inner, lost, next, stream, value};
+use crate::test_support::{chunk, inner, next, stream, value, worker_lost};
 
 /// Runs a call whose attempts all fail with `error`. Returns their number and the caller's error.
 async fn attempts(max_attempts: usize, call: ToolCall, error: ToolError) -> (usize, ToolError) {
@@ -52,8 +52,8 @@ fn idempotent() -> ToolCall {
 #[tokio::test(start_paused = true)]
 async fn calls_that_did_not_begin_are_retried_up_to_a_bound() {
     for limit in [1, 3] {
-        let (tried, error) = attempts(limit, ToolCall::new("t"), lost(false)).await;
-        assert_eq!(tried, 1 + MAX_UNDELIVERED);
+        let (attempt_count, error) = attempts(limit, ToolCall::new("t"), worker_lost(false)).await;
+        assert_eq!(attempt_count, 1 + MAX_UNDELIVERED_RETRIES);
         assert!(matches!(error, ToolError::WorkerLost { .. }), "the caller gets the last error: {error}");
     }
 }
@@ -61,19 +61,20 @@ async fn calls_that_did_not_begin_are_retried_up_to_a_bound() {
 #[tokio::test(start_paused = true)]
 async fn a_call_that_loses_workers_without_other_calls_gets_five_attempts() {
     for limit in [1, 3] {
-        let (tried, error) = attempts_on_workers(limit, ToolCall::new("t"), lost(false), true).await;
-        assert_eq!(tried, 5);
+        let (attempt_count, error) =
+            attempts_on_workers(limit, ToolCall::new("t"), worker_lost(false), true).await;
+        assert_eq!(attempt_count, 5);
         assert!(matches!(error, ToolError::WorkerLost { .. }), "{error}");
     }
     // For a call that may have begun, `max_attempts` applies.
-    assert_eq!(attempts_on_workers(2, idempotent(), lost(true), true).await.0, 2);
+    assert_eq!(attempts_on_workers(2, idempotent(), worker_lost(true), true).await.0, 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn delivered_calls_are_retried_only_if_idempotent() {
-    assert_eq!(attempts(3, ToolCall::new("t"), lost(true)).await.0, 1);
+    assert_eq!(attempts(3, ToolCall::new("t"), worker_lost(true)).await.0, 1);
     for limit in 1..=3 {
-        assert_eq!(attempts(limit, idempotent(), lost(true)).await.0, limit);
+        assert_eq!(attempts(limit, idempotent(), worker_lost(true)).await.0, limit);
     }
 }
 
@@ -96,9 +97,9 @@ async fn calls_are_not_retried_after_their_deadline() {
     let deadline = Instant::now() + Duration::from_secs(1);
     advance(Duration::from_millis(999)).await;
     let call = ToolCall::new("t").with_deadline(deadline);
-    assert_eq!(attempts(3, call.clone(), lost(false)).await.0, 1 + MAX_UNDELIVERED);
+    assert_eq!(attempts(3, call.clone(), worker_lost(false)).await.0, 1 + MAX_UNDELIVERED_RETRIES);
     advance(Duration::from_millis(1)).await;
-    assert_eq!(attempts(3, call, lost(false)).await.0, 1);
+    assert_eq!(attempts(3, call, worker_lost(false)).await.0, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -108,7 +109,7 @@ async fn the_second_attempt_can_succeed() {
     let call = ToolCall::new("t").try_with_argument("a", &1).unwrap();
     let (answer, ()) =
         tokio::join!(layer.layer(inner.map_err(AttemptError::from)).oneshot(call.clone()), async {
-            handle.next_request().await.unwrap().1.send_error(lost(false));
+            handle.next_request().await.unwrap().1.send_error(worker_lost(false));
             let (second, respond) = handle.next_request().await.unwrap();
             assert_eq!(second.arguments, call.arguments);
             respond.send_response(value());
@@ -117,10 +118,10 @@ async fn the_second_attempt_can_succeed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_error_says_that_an_earlier_attempt_may_have_run() {
+async fn the_last_error_reports_that_an_earlier_attempt_may_have_run() {
     let overloaded = ToolError::Overloaded { queued: 1, limit: 1, retry_after: None };
     let expired = ToolError::DeadlineExceeded { tool: "t".to_owned(), stage: CallStage::Queued };
-    for last in [overloaded, expired, ToolError::ShuttingDown { delivered: false }, lost(false)] {
+    for last in [overloaded, expired, ToolError::ShuttingDown { delivered: false }, worker_lost(false)] {
         for delivered in [false, true] {
             let (inner, mut handle) = inner();
             let layer = RetryLayer { max_attempts: 3, totals: Arc::default() };
@@ -128,7 +129,7 @@ async fn the_last_error_says_that_an_earlier_attempt_may_have_run() {
             let (answer, ()) = tokio::join!(
                 layer.layer(inner.map_err(AttemptError::from)).oneshot(idempotent()),
                 async move {
-                    handle.next_request().await.unwrap().1.send_error(lost(delivered));
+                    handle.next_request().await.unwrap().1.send_error(worker_lost(delivered));
                     // Another undelivered loss leads to further attempts.
                     while let Some((_, respond)) = handle.next_request().await {
                         respond.send_error(last.clone());
@@ -145,13 +146,13 @@ async fn a_stream_is_not_retried_after_its_reply() {
     let (inner, mut handle) = inner();
     let layer = RetryLayer { max_attempts: 3, totals: Arc::default() };
     let call = ToolCall { idempotent: true, ..ToolCall::new("t").streaming() };
-    let (reply, feed) = stream();
+    let (reply, chunk_sender) = stream();
     let (answer, ()) = tokio::join!(layer.layer(inner.map_err(AttemptError::from)).oneshot(call), async {
         handle.next_request().await.unwrap().1.send_response(reply);
     });
     let mut reply = answer.unwrap();
-    feed.send(chunk()).unwrap();
-    feed.send(Err(lost(false))).unwrap();
+    chunk_sender.send(chunk()).unwrap();
+    chunk_sender.send(Err(worker_lost(false))).unwrap();
     assert!(matches!(next(&mut reply).await, Some(Ok(_))));
     assert!(matches!(next(&mut reply).await, Some(Err(ToolError::WorkerLost { .. }))));
     assert!(handle.next_request().await.is_none(), "there is no second attempt");

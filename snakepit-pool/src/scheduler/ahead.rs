@@ -14,12 +14,12 @@ const RECALL_INTERVAL: Duration = Duration::from_millis(2);
 impl Scheduler {
     /// Selects the slot for a new call: the preferred one or another idle one. A brief call may also go to a busy slot
     /// that makes progress and holds only brief calls.
-    pub(super) fn pick(&mut self, call: &QueuedCall, now: Instant) -> Option<u32> {
-        let last_is_busy = self.should_wait_behind(self.last_brief, call.load, now);
+    pub(super) fn slot_for(&mut self, call: &QueuedCall, now: Instant) -> Option<u32> {
+        let is_last_busy = self.should_wait_behind(self.last_brief_slot, call.load, now);
         let next = self.next_slot(call.load, now)?;
         let is_idle = |slot| self.capacity.running(slot) < self.limits.concurrency;
         // While another worker may be idle, a busy worker receives only calls that are short enough to wait.
-        let may_wait_behind = |slot| match last_is_busy {
+        let may_wait_behind = |slot| match is_last_busy {
             true => self.should_wait_behind(slot, call.load, now),
             false => !is_idle(next) && !self.is_stalled(slot, now),
         };
@@ -30,8 +30,8 @@ impl Scheduler {
 
     /// Selects the slot for the next call of this load. Removes stalled slots from `capacity` until they end a call.
     pub(super) fn next_slot(&mut self, load: Load, now: Instant) -> Option<u32> {
-        if self.should_wait_behind(self.last_brief, load, now) {
-            return Some(self.last_brief);
+        if self.should_wait_behind(self.last_brief_slot, load, now) {
+            return Some(self.last_brief_slot);
         }
         loop {
             let slot =

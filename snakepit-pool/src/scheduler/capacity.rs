@@ -4,6 +4,7 @@
 //! that fails fast does not get the next call immediately. Brief calls go to the most recently used one, whose memory
 //! is still in the CPU caches.
 
+/// The end of a list, and the list of a slot that is in none.
 const NONE: u32 = u32::MAX;
 
 /// One linked list of slots for each number of calls. Every operation is O(1), except that `least_busy` searches the
@@ -14,6 +15,7 @@ pub(super) struct Capacity {
     lists: Vec<Ends>,
 }
 
+/// The neighbours of a slot in its list, and the number of the list.
 #[derive(Debug, Clone, Copy)]
 struct Link {
     before: u32,
@@ -21,6 +23,7 @@ struct Link {
     list: u32,
 }
 
+/// The first and the last slot of a list.
 #[derive(Debug, Clone, Copy)]
 struct Ends {
     first: u32,
@@ -72,8 +75,8 @@ impl Capacity {
     }
 
     pub(super) fn remove(&mut self, slot: u32) {
-        let none = Link { before: NONE, after: NONE, list: NONE };
-        let Link { before, after, list } = std::mem::replace(&mut self.links[slot as usize], none);
+        let unlinked = Link { before: NONE, after: NONE, list: NONE };
+        let Link { before, after, list } = std::mem::replace(&mut self.links[slot as usize], unlinked);
         let Some(ends) = self.lists.get_mut(list as usize) else { return };
         match before {
             NONE => ends.first = after,

@@ -49,7 +49,7 @@ pub(crate) enum Event {
     Released(WorkerKey, Load),
     /// The worker returned a recalled call. The call returns to its old place in the queue.
     Returned { worker: WorkerKey, ticket: Ticket, deadline: Option<Instant>, load: Load },
-    /// The worker rejected a call because it is stopping, which the pool did not ask for.
+    /// The worker rejected a call because it is stopping, although the pool did not stop it.
     Retired(WorkerKey, Load),
     /// A call ended because the worker was lost. Its exit may follow later.
     Lost(WorkerKey),
@@ -75,7 +75,7 @@ pub(crate) enum Event {
     Drain { until: Instant },
 }
 
-/// An output of the scheduler, which assumes that the driver applies it.
+/// An output of the scheduler. The scheduler assumes that the driver applies it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Effect {
     /// Runs the call on the worker.
@@ -102,7 +102,7 @@ pub(crate) enum Effect {
     Stopped,
 }
 
-/// The reason why the scheduler rejected a call.
+/// The reason for the rejection of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rejection {
     /// The queue is full. `oldest` is the time that its first call has waited.

@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-/// The most work that a worker may hold ahead. This much keeps it busy until the next call can reach it.
+/// The most work that a worker may hold ahead. This amount keeps the worker busy until the next call can reach it.
 const MAX_BACKLOG: Duration = Duration::from_millis(1);
 
-/// The time to wake an idle worker, which is not worth it for a shorter call.
+/// The time that it takes to wake an idle worker. A call with a shorter expected time waits for a busy worker instead.
 const WAKE_COST: Duration = Duration::from_micros(10);
 
-/// The maximum backlog of such short calls on a busy worker. Above it, the pool wakes an idle worker.
+/// The maximum backlog of a busy worker that gets such a short call. Above it, the pool wakes an idle worker.
 const MAX_SHORT_BACKLOG: Duration = Duration::from_micros(100);
 
 /// The longest expected time of a brief call. Longer calls are never handed over ahead, and no call waits behind them
@@ -46,9 +46,9 @@ impl Load {
 pub(super) struct Backlog {
     calls: u32,
     /// The number of calls that are not brief.
-    long: u32,
+    long_calls: u32,
     /// The total expected time of the brief calls.
-    brief: Duration,
+    brief_time: Duration,
 }
 
 impl Backlog {
@@ -60,27 +60,27 @@ impl Backlog {
     pub(super) fn add(&mut self, Load(time): Load) {
         self.calls += 1;
         match time {
-            Some(time) => self.brief += time,
-            None => self.long += 1,
+            Some(time) => self.brief_time += time,
+            None => self.long_calls += 1,
         }
     }
 
     pub(super) fn remove(&mut self, Load(time): Load) {
         self.calls -= 1;
         match time {
-            Some(time) => self.brief -= time,
-            None => self.long -= 1,
+            Some(time) => self.brief_time -= time,
+            None => self.long_calls -= 1,
         }
     }
 
     /// Whether a call should wait behind this backlog instead of waking an idle worker.
     pub(super) fn should_wait_behind(&self, Load(time): Load) -> bool {
         let is_short = time.is_some_and(|time| time < WAKE_COST);
-        is_short && self.long == 0 && self.brief < MAX_SHORT_BACKLOG
+        is_short && self.long_calls == 0 && self.brief_time < MAX_SHORT_BACKLOG
     }
 
     /// Whether a brief call may wait behind this backlog.
     pub(super) fn is_brief(&self) -> bool {
-        self.long == 0 && self.brief < MAX_BACKLOG
+        self.long_calls == 0 && self.brief_time < MAX_BACKLOG
     }
 }

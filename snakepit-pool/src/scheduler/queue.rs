@@ -23,20 +23,22 @@ pub(super) struct QueuedCall {
     pub(super) bytes: usize,
 }
 
-/// Entries are sorted by ticket number, so a binary search finds one in the middle. A call that leaves from the middle
-/// leaves a gap, an entry without a call. The head is never a gap.
+/// The queued calls, sorted by ticket number, so that a binary search finds one in the middle. A call that leaves from the
+/// middle leaves a gap, which is an entry without a call. The head is never a gap.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     entries: VecDeque<Entry>,
+    /// The number of queued calls.
     waiting: usize,
+    /// The number of queued calls that prefer a worker.
     preferring: usize,
     /// The bytes of all queued calls.
     bytes: usize,
-    /// Whether the last call taken overtook others. The next one then must not, so a call at position `p` leaves
+    /// Whether the last taken call overtook others. The next one then must not overtake, so a call at position `p` leaves
     /// within `2p + 1` takes.
-    overtook: bool,
-    /// A lower bound of all deadlines in the queue. [`Queue::expired`] makes it exact.
-    earliest: Option<Instant>,
+    has_overtaken: bool,
+    /// A lower bound of all deadlines in the queue. [`Queue::take_expired`] makes it exact.
+    earliest_deadline: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -55,9 +57,9 @@ impl Queue {
         self.bytes
     }
 
-    /// The time at which [`expired`](Self::expired) is due.
+    /// The time at which [`take_expired`](Self::take_expired) is due.
     pub(super) const fn earliest_deadline(&self) -> Option<Instant> {
-        self.earliest
+        self.earliest_deadline
     }
 
     /// The time that the first call has waited.
@@ -70,7 +72,7 @@ impl Queue {
         self.waiting += 1;
         self.bytes += call.bytes;
         self.preferring += usize::from(call.preferred.is_some());
-        self.earliest = earlier(self.earliest, call.deadline);
+        self.earliest_deadline = earlier(self.earliest_deadline, call.deadline);
         let entry = Entry { number: call.ticket.number, call: Some(call) };
         if self.entries.back().is_none_or(|last| last.number < entry.number) {
             return self.entries.push_back(entry);
@@ -91,12 +93,14 @@ impl Queue {
 
     /// Takes the next call for this worker: the first one, or one near the head that prefers the worker.
     pub(super) fn take_for(&mut self, worker: WorkerKey) -> Option<QueuedCall> {
-        let favoured = if self.preferring > 0 && !self.overtook { self.favoured(worker) } else { 0 };
-        self.overtook = favoured > 0;
-        self.take_at(favoured)
+        let index =
+            if self.preferring > 0 && !self.has_overtaken { self.preferring_index(worker) } else { 0 };
+        self.has_overtaken = index > 0;
+        self.take_at(index)
     }
 
-    fn favoured(&self, worker: WorkerKey) -> usize {
+    /// The index of the first call near the head that prefers this worker, or 0.
+    fn preferring_index(&self, worker: WorkerKey) -> usize {
         let prefers = |entry: &Entry| entry.call.as_ref().is_some_and(|call| call.preferred == Some(worker));
         self.entries.iter().take(AFFINITY_WINDOW).position(prefers).unwrap_or(0)
     }
@@ -112,12 +116,12 @@ impl Queue {
     }
 
     /// Takes all calls whose deadline has passed.
-    pub(super) fn expired(&mut self, now: Instant) -> Vec<Ticket> {
-        if self.earliest.is_none_or(|at| at > now) {
+    pub(super) fn take_expired(&mut self, now: Instant) -> Vec<Ticket> {
+        if self.earliest_deadline.is_none_or(|at| at > now) {
             return Vec::new();
         }
         let mut expired = Vec::new();
-        self.earliest = None;
+        self.earliest_deadline = None;
         for entry in &mut self.entries {
             match entry.call.as_ref().map(|call| call.deadline) {
                 Some(Some(deadline)) if deadline <= now => {
@@ -128,7 +132,7 @@ impl Queue {
                         expired.push(call.ticket);
                     }
                 }
-                Some(deadline) => self.earliest = earlier(self.earliest, deadline),
+                Some(deadline) => self.earliest_deadline = earlier(self.earliest_deadline, deadline),
                 None => {}
             }
         }
@@ -155,7 +159,7 @@ impl Queue {
             self.entries.retain(|entry| entry.call.is_some());
         }
         if self.waiting == 0 {
-            self.earliest = None;
+            self.earliest_deadline = None;
         }
     }
 }

@@ -15,24 +15,26 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// A worker that has been up for this long counts as healthy even if it has answered no call.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 
-/// A busy worker that has not ended a call for this long counts as stalled. It runs a long call despite the
-/// expectation, so no call may wait behind it.
+/// A busy worker that has not ended a call for this long counts as stalled. It runs a longer call than
+/// expected, so no call may wait behind it.
 pub(super) const STALLED_AFTER: Duration = Duration::from_millis(2);
 
 /// The number of consecutive failures after which a slot counts as failing.
 const FAILING_AFTER: u32 = 3;
 
+/// A place in the pool for one worker at a time.
 #[derive(Debug)]
 pub(crate) struct Slot {
     index: u32,
     generation: u32,
     /// The number of consecutive workers that did not start or exited before they were healthy.
     failures: u32,
-    /// The number of calls that ended on workers of this slot, with or without an answer.
-    pub(super) served: u64,
+    /// The number of calls that ended on workers of this slot, with or without a reply.
+    pub(super) ended_calls: u64,
     pub(crate) state: SlotState,
 }
 
+/// The state of a slot's worker.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum SlotState {
     /// The slot has no worker. The next launch is at this time.
@@ -42,11 +44,12 @@ pub(crate) enum SlotState {
     /// The worker is in service.
     Up(Up),
     /// The worker was killed or asked to stop, and has not exited yet.
-    Ending { healthy: bool },
+    Ending { is_healthy: bool },
     /// The slot has no worker and gets none, because the pool is stopping.
     Closed,
 }
 
+/// The state of a worker in service.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Up {
     backlog: Backlog,
@@ -59,7 +62,8 @@ pub(crate) struct Up {
     /// The time by which the abandoned calls must have ended.
     pub(super) cancel_by: Instant,
     up_since: Instant,
-    served: bool,
+    /// Whether a call has ended on the worker, so the worker counts as healthy.
+    has_served: bool,
 }
 
 impl Up {
@@ -71,7 +75,7 @@ impl Up {
             cancelling: 0,
             cancel_by: now,
             up_since: now,
-            served: false,
+            has_served: false,
         }
     }
 
@@ -112,18 +116,24 @@ impl Up {
     }
 
     /// Records that the worker confirmed the end of a call.
-    pub(super) const fn answered(&mut self) {
-        self.served = true;
+    pub(super) const fn mark_served(&mut self) {
+        self.has_served = true;
     }
 
     pub(super) fn is_healthy(&self, now: Instant) -> bool {
-        self.served || now.saturating_duration_since(self.up_since) >= HEALTHY_AFTER
+        self.has_served || now.saturating_duration_since(self.up_since) >= HEALTHY_AFTER
     }
 }
 
 impl Slot {
     pub(super) const fn new(index: u32, now: Instant) -> Self {
-        Self { index, generation: 0, failures: 0, served: 0, state: SlotState::BackingOff { until: now } }
+        Self {
+            index,
+            generation: 0,
+            failures: 0,
+            ended_calls: 0,
+            state: SlotState::BackingOff { until: now },
+        }
     }
 
     /// The key of the current worker, or of the last one.
@@ -137,8 +147,8 @@ impl Slot {
     }
 
     /// The number of calls that ended on workers of this slot.
-    pub(crate) const fn served(&self) -> u64 {
-        self.served
+    pub(crate) const fn ended_calls(&self) -> u64 {
+        self.ended_calls
     }
 
     pub(crate) const fn is_failing(&self) -> bool {
@@ -158,19 +168,19 @@ impl Slot {
         self.key()
     }
 
-    /// Counts a call that the current worker answered.
-    pub(super) const fn serve(&mut self) {
-        self.served += 1;
+    /// Counts a call that ended with a reply of the current worker.
+    pub(super) const fn record_finished(&mut self) {
+        self.ended_calls += 1;
         self.failures = 0;
         if let SlotState::Up(up) = &mut self.state {
-            up.served = true;
+            up.has_served = true;
         }
     }
 
     /// Schedules the next launch after the worker has ended, and returns its time. A healthy worker is replaced
     /// immediately.
-    pub(super) fn vacate(&mut self, healthy: bool, now: Instant) -> Instant {
-        self.failures = if healthy { 0 } else { self.failures.saturating_add(1) };
+    pub(super) fn vacate(&mut self, is_healthy: bool, now: Instant) -> Instant {
+        self.failures = if is_healthy { 0 } else { self.failures.saturating_add(1) };
         let until = now + backoff(self.failures);
         self.state = SlotState::BackingOff { until };
         until

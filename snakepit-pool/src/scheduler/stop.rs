@@ -40,7 +40,7 @@ impl Scheduler {
                 SlotState::BackingOff { .. } => slot.state = SlotState::Closed,
                 SlotState::Launching => self.effects.push(Effect::AbortLaunch(worker)),
                 SlotState::Up(_) => {
-                    self.end(worker, true);
+                    self.take_out_of_service(worker, true);
                     self.effects.push(Effect::Stop(worker));
                 }
                 SlotState::Ending { .. } | SlotState::Closed => {}

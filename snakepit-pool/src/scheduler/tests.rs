@@ -35,7 +35,7 @@ impl SchedulerHarness {
     }
 
     fn on(&mut self, event: Event) -> Vec<Effect> {
-        self.scheduler.on(event, self.now).collect()
+        self.scheduler.handle_event(event, self.now).collect()
     }
 
     fn ticket(&mut self) -> Ticket {
@@ -207,8 +207,8 @@ fn the_queue_is_bounded_in_bytes_but_one_call_may_always_wait() {
     };
     // This call runs, so its bytes do not count.
     assert_eq!(submit(1000).1, assign(Ticket { number: 1, waiter: 0 }, worker(0, 1)));
-    let (large, waits) = submit(1000);
-    assert_eq!(waits, []);
+    let (large, effects) = submit(1000);
+    assert_eq!(effects, []);
     let (ticket, effects) = submit(1);
     let rejection = Rejection::TooManyBytes { used: 1000, oldest: Duration::ZERO };
     assert_eq!(effects, [Effect::Reject { ticket, rejection }]);
@@ -236,20 +236,20 @@ fn a_queued_call_leaves_the_queue_at_its_deadline() {
     assert_eq!(harness.advance(1), [Effect::Expire(early)]);
     assert_eq!(harness.scheduler.queued(), 1);
     assert_eq!(harness.advance(400), [Effect::Expire(late)]);
-    let (dead, effects) = harness.submit_with(None, Some(0));
-    assert_eq!(effects, [Effect::Expire(dead)], "its deadline has passed");
+    let (overdue, effects) = harness.submit_with(None, Some(0));
+    assert_eq!(effects, [Effect::Expire(overdue)], "its deadline has passed");
 }
 
 #[test]
 fn an_overdue_call_at_the_head_of_the_queue_is_not_assigned() {
     let mut harness = SchedulerHarness::up(1, 1, 2);
     harness.submit();
-    let (dead, _) = harness.submit_with(None, Some(100));
-    let (live, _) = harness.submit();
+    let (overdue, _) = harness.submit_with(None, Some(100));
+    let (next, _) = harness.submit();
     // The worker becomes free before the timer fires.
     harness.now += Duration::from_millis(100);
     let effects = harness.on(Event::Finished(worker(0, 1), Load::LONG));
-    assert_eq!(effects, [Effect::Expire(dead), Effect::Assign { ticket: live, worker: worker(0, 1) }]);
+    assert_eq!(effects, [Effect::Expire(overdue), Effect::Assign { ticket: next, worker: worker(0, 1) }]);
 }
 
 #[test]
@@ -275,11 +275,11 @@ fn a_worker_that_does_not_confirm_a_cancellation_is_killed_and_replaced() {
         harness.submit();
         let (queued, _) = harness.submit();
         harness.on(Event::Abandoned(worker(0, 1), CallId::from_u64(7), Load::LONG));
-        let (effects, why) = match event {
+        let (effects, reason) = match event {
             Some(event) => (harness.on(event), KillReason::CancelFailed),
             None => (harness.advance(2000), KillReason::CancelIgnored { grace: Duration::from_secs(2) }),
         };
-        assert_eq!(effects, [Effect::Kill(worker(0, 1), why)]);
+        assert_eq!(effects, [Effect::Kill(worker(0, 1), reason)]);
         assert_eq!(harness.on(Event::CancelConfirmed(worker(0, 1))), [], "the confirmation is too late");
         // It had answered a call, so it is replaced immediately.
         assert_eq!(harness.on(Event::Exited(worker(0, 1))), [Effect::Launch(worker(0, 2))]);

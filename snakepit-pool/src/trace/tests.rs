@@ -11,7 +11,7 @@ use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
 
 use super::*;
-use crate::test_support::{chunk, inner, lost, next, stream, value};
+use crate::test_support::{chunk, inner, next, stream, value, worker_lost};
 
 /// Collects the log output of this thread.
 #[derive(Clone, Default)]
@@ -77,7 +77,7 @@ async fn the_span_records_the_call_its_worker_and_its_outcome() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_worker_is_a_warning_and_a_failing_tool_is_not() {
-    for (error, level) in [(lost(true), "WARN"), (ToolError::Failed(Box::default()), "DEBUG")] {
+    for (error, level) in [(worker_lost(true), "WARN"), (ToolError::Failed(Box::default()), "DEBUG")] {
         let (log, _guard) = Log::start();
         let (inner, mut handle) = inner();
         let (answer, ()) = tokio::join!(TraceLayer.layer(inner).oneshot(ToolCall::new("t")), async {
@@ -94,14 +94,14 @@ async fn a_lost_worker_is_a_warning_and_a_failing_tool_is_not() {
 async fn the_span_of_a_stream_ends_with_the_stream() {
     let (log, _guard) = Log::start();
     let (inner, mut handle) = inner();
-    let (reply, feed) = stream();
+    let (reply, chunk_sender) = stream();
     let call = ToolCall::new("t").streaming();
     let (answer, ()) = tokio::join!(TraceLayer.layer(inner).oneshot(call), async {
         handle.next_request().await.unwrap().1.send_response(reply);
     });
     let mut reply = answer.unwrap();
-    feed.send(chunk()).unwrap();
-    drop(feed);
+    chunk_sender.send(chunk()).unwrap();
+    drop(chunk_sender);
     assert!(next(&mut reply).await.is_some());
     assert!(!log.text().contains("close"), "{}", log.text());
     assert!(next(&mut reply).await.is_none());
@@ -113,14 +113,14 @@ async fn the_span_of_a_stream_ends_with_the_stream() {
 async fn the_outcome_of_a_failed_stream_is_recorded_once() {
     let (log, _guard) = Log::start();
     let (inner, mut handle) = inner();
-    let (reply, feed) = stream();
+    let (reply, chunk_sender) = stream();
     let call = ToolCall::new("t").streaming();
     let (answer, ()) = tokio::join!(TraceLayer.layer(inner).oneshot(call), async {
         handle.next_request().await.unwrap().1.send_response(reply);
     });
     let mut reply = answer.unwrap();
-    feed.send(Err(lost(true))).unwrap();
-    drop(feed);
+    chunk_sender.send(Err(worker_lost(true))).unwrap();
+    drop(chunk_sender);
     assert!(matches!(next(&mut reply).await, Some(Err(_))));
     assert!(next(&mut reply).await.is_none());
     drop(reply);

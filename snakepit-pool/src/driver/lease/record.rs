@@ -20,7 +20,7 @@ pub(in crate::driver) struct LeaseRecord {
     pub(super) waker: Option<Waker>,
     signal: Option<LeaseSignal>,
     /// Whether the driver revoked the lease. The scheduler then counts the call as abandoned already.
-    pub(in crate::driver) revoked: bool,
+    pub(in crate::driver) is_revoked: bool,
     /// Whether the worker was lost with several calls, so none of them is known to have caused the loss.
     pub(in crate::driver) had_concurrent_calls: bool,
     /// The chunks of a streaming call, which are dropped when the lease is revoked.
@@ -58,7 +58,7 @@ impl LeaseRecord {
             load,
             waker: None,
             signal: None,
-            revoked: false,
+            is_revoked: false,
             had_concurrent_calls: false,
             chunks: None,
         }
@@ -75,7 +75,7 @@ impl LeaseRecord {
         self.signal
     }
 
-    /// Whether a signal asked the call to end.
+    /// Whether a signal requires the call to end.
     pub(in crate::driver) const fn must_end(&self) -> bool {
         !matches!(self.signal, None | Some(LeaseSignal::WorkerExited))
     }

@@ -1,4 +1,4 @@
-//! A streamed answer that holds its lease until it ends. Dropping it earlier abandons the call.
+//! A streamed reply that holds its lease until it ends. Dropping the stream earlier abandons the call.
 
 use std::{
     pin::Pin,
@@ -11,10 +11,11 @@ use snakepit_registry::{Chunk, ChunkStream, ToolError};
 
 use super::Lease;
 
-/// The worker's stream, shared by its reader and the lease's record. Revoking the lease of a stalled reader also drops
-/// the stream, because its unread chunks occupy the connection to the worker. `None` after that.
+/// The worker's stream, shared by its reader and the lease's record. If the driver revokes the lease of a stalled reader, it
+/// also drops the stream, because the unread chunks occupy the connection to the worker. `None` after that.
 pub(in crate::driver) type SharedChunks = Arc<Mutex<Option<ChunkStream>>>;
 
+/// A stream with its lease.
 pub(super) struct LeasedStream {
     /// `None` after the end of the stream.
     open: Option<(SharedChunks, Lease)>,
@@ -23,7 +24,7 @@ pub(super) struct LeasedStream {
 impl LeasedStream {
     pub(super) fn new(stream: ChunkStream, mut lease: Lease) -> Self {
         let chunks: SharedChunks = Arc::new(Mutex::new(Some(stream)));
-        lease.share(&chunks);
+        lease.share_chunks(&chunks);
         Self { open: Some((chunks, lease)) }
     }
 }
@@ -59,7 +60,7 @@ impl Stream for LeasedStream {
         Poll::Ready(match item {
             Ok(Some(Err(error))) => Some(Err(lease.fail(error).error)),
             // Drops the lease unfinished, because the worker may still run the call.
-            Err(cut) => Some(Err(cut)),
+            Err(error) => Some(Err(error)),
             Ok(_) => {
                 lease.finish(None);
                 None

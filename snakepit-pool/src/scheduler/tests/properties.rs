@@ -44,7 +44,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(preferred, timeout, micros)| Op::Submit { preferred, timeout, micros }),
         10 => any::<Index>().prop_map(Op::Withdraw),
         50 => (any::<Index>(), ending).prop_map(|(index, ending)| Op::EndCall(index, ending)),
-        15 => (any::<Index>(), prop::bool::weighted(0.8)).prop_map(|(index, proven)| Op::Cancel(index, proven)),
+        15 => (any::<Index>(), prop::bool::weighted(0.8)).prop_map(|(index, is_proven)| Op::Cancel(index, is_proven)),
         // `None` fails the launch; the bool is the worker's `queues_calls`.
         25 => (any::<Index>(), prop::option::weighted(0.7, any::<bool>()))
             .prop_map(|(index, up)| Op::Launch(index, up)),
@@ -63,7 +63,7 @@ struct ModelWorker {
     last_progress: Instant,
     cancelling: usize,
     cancel_by: Option<Instant>,
-    ending: bool,
+    is_ending: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -85,12 +85,13 @@ struct Model {
     workers: HashMap<WorkerKey, ModelWorker>,
     launching: Vec<WorkerKey>,
     cancelling: Vec<WorkerKey>,
-    answered: BTreeSet<u64>,
+    /// The numbers of assigned, rejected, expired and withdrawn tickets.
+    resolved: BTreeSet<u64>,
     /// The workers whose calls were recalled by the last event.
     recalled: Vec<WorkerKey>,
     /// Whether the last advance caused a tick.
-    ticked: bool,
-    draining: bool,
+    has_ticked: bool,
+    is_draining: bool,
     stopped: usize,
 }
 
@@ -106,10 +107,10 @@ impl Model {
             workers: HashMap::new(),
             launching: Vec::new(),
             cancelling: Vec::new(),
-            answered: BTreeSet::new(),
+            resolved: BTreeSet::new(),
             recalled: Vec::new(),
-            ticked: false,
-            draining: false,
+            has_ticked: false,
+            is_draining: false,
             stopped: 0,
         };
         model.on(Event::Tick);
@@ -126,12 +127,12 @@ impl Model {
 
     /// Whether a worker can begin a call immediately.
     fn is_idle(&self, up: &ModelWorker) -> bool {
-        !up.ending && up.cancelling == 0 && up.running.len() < self.limits.concurrency
+        !up.is_ending && up.cancelling == 0 && up.running.len() < self.limits.concurrency
     }
 
     /// Whether a worker may get a brief call ahead of its turn: it holds only brief calls and makes progress.
     fn takes_ahead(&self, up: &ModelWorker) -> bool {
-        !up.ending
+        !up.is_ending
             && up.cancelling == 0
             && up.queues_calls
             && up.last_progress + STALLED_AFTER > self.harness.now
@@ -148,7 +149,7 @@ impl Model {
     fn effect(&mut self, effect: Effect, submitted: Option<(Load, Option<Instant>)>) {
         match effect {
             Effect::Assign { ticket, worker } => {
-                let from_queue = self.answer(ticket);
+                let from_queue = self.resolve(ticket);
                 let queued = from_queue.map(|call| (call.load, call.deadline));
                 let (load, deadline) = queued.or(submitted).expect("it is queued or new");
                 if let Some(call) = from_queue {
@@ -159,10 +160,10 @@ impl Model {
                     );
                     self.queued.values_mut().for_each(|call| call.taken += 1);
                 }
-                let someone_is_idle = self.workers.values().any(|up| self.is_idle(up));
+                let is_any_idle = self.workers.values().any(|up| self.is_idle(up));
                 let now = self.harness.now;
                 let up = &self.workers[&worker];
-                assert!(!up.ending, "an ending worker got a call");
+                assert!(!up.is_ending, "an ending worker got a call");
                 assert_eq!(up.cancelling, 0, "a quarantined worker got a call");
                 if up.running.len() >= self.limits.concurrency {
                     assert!(load.is_brief() && self.takes_ahead(up), "{load:?} was handed to {up:?}");
@@ -170,7 +171,7 @@ impl Model {
                     let should_wait =
                         load.time() < Duration::from_micros(10) && before < Duration::from_micros(100);
                     assert!(
-                        !someone_is_idle || should_wait,
+                        !is_any_idle || should_wait,
                         "a call was handed over ahead although a worker is idle"
                     );
                 }
@@ -182,15 +183,15 @@ impl Model {
                 self.running.push((worker, load, ticket.number, deadline));
             }
             Effect::Reject { ticket, .. } => {
-                self.answer(ticket);
+                self.resolve(ticket);
             }
             Effect::CutOff => assert!(!self.running.is_empty(), "there is a call to cut off"),
             Effect::Expire(ticket) => {
-                let queued = self.answer(ticket);
+                let queued = self.resolve(ticket);
                 assert!(queued.is_none_or(|call| call.deadline.is_some_and(|at| at <= self.harness.now)));
             }
             Effect::Launch(worker) => {
-                assert!(!self.occupied(worker.slot), "two workers in one slot");
+                assert!(!self.is_occupied(worker.slot), "two workers in one slot");
                 self.launching.push(worker);
             }
             Effect::AbortLaunch(worker) => assert!(self.launching.contains(&worker)),
@@ -209,19 +210,19 @@ impl Model {
             }
             Effect::Kill(worker, _) | Effect::Stop(worker) => {
                 let up = self.workers.get_mut(&worker).expect("it is up");
-                assert!(!std::mem::replace(&mut up.ending, true), "ended twice");
+                assert!(!std::mem::replace(&mut up.is_ending, true), "ended twice");
             }
             Effect::Stopped => self.stopped += 1,
         }
     }
 
-    /// Checks that the ticket is answered only once. Returns the call if it was queued.
-    fn answer(&mut self, ticket: Ticket) -> Option<Queued> {
-        assert!(self.answered.insert(ticket.number), "{ticket:?} answered twice");
+    /// Checks that the ticket is resolved only once. Returns the call if it was queued.
+    fn resolve(&mut self, ticket: Ticket) -> Option<Queued> {
+        assert!(self.resolved.insert(ticket.number), "{ticket:?} was resolved twice");
         self.queued.remove(&ticket.number)
     }
 
-    fn occupied(&self, slot: u32) -> bool {
+    fn is_occupied(&self, slot: u32) -> bool {
         self.launching.iter().chain(self.workers.keys()).any(|worker| worker.slot == slot)
     }
 
@@ -232,14 +233,14 @@ impl Model {
         if !self.queued.is_empty() {
             assert!(!self.workers.values().any(|up| self.is_idle(up)), "a call waits while a worker is idle");
             let head = self.queued.values().next().expect("it is not empty");
-            let ahead = self.workers.values().any(|up| self.takes_ahead(up));
-            assert!(!head.load.is_brief() || !ahead, "a brief call waits although a worker could hold it");
+            let can_hold = self.workers.values().any(|up| self.takes_ahead(up));
+            assert!(!head.load.is_brief() || !can_hold, "a brief call waits although a worker could hold it");
         }
-        if !self.draining {
+        if !self.is_draining {
             for slot in scheduler.slots() {
-                let waits = matches!(slot.state, SlotState::BackingOff { .. });
+                let is_backing_off = matches!(slot.state, SlotState::BackingOff { .. });
                 assert!(
-                    waits || self.occupied(slot.key().slot),
+                    is_backing_off || self.is_occupied(slot.key().slot),
                     "slot without a worker or a scheduled launch: {slot:?}"
                 );
                 if let SlotState::BackingOff { until } = slot.state {
@@ -257,14 +258,14 @@ impl Model {
         let deadline = timeout.map(|millis| self.harness.now + Duration::from_millis(millis));
         let before = self.queued.len();
         let effects = self.harness.on(Event::Submit { ticket, preferred, deadline, load, bytes: 0 });
-        let answered = !effects.is_empty();
+        let is_resolved = !effects.is_empty();
         effects.into_iter().for_each(|effect| self.effect(effect, Some((load, deadline))));
-        if !answered {
+        if !is_resolved {
             // Only returned calls may exceed the limit of the queue.
             assert!(before < self.limits.queue, "a call was queued beyond the limit");
             self.queued.insert(ticket.number, Queued { deadline, before, load, taken: 0 });
         }
-        assert_eq!(self.answered.contains(&ticket.number), answered);
+        assert_eq!(self.resolved.contains(&ticket.number), is_resolved);
         self.check();
     }
 
@@ -279,7 +280,7 @@ impl Model {
         }
         if let Ending::Returned = ending {
             let ticket = Ticket { number, waiter: 0 };
-            self.answered.remove(&number);
+            self.resolved.remove(&number);
             let before = self.queued.range(..number).count();
             // It is queued before calls that were submitted later.
             self.queued.range_mut(number..).for_each(|(_, call)| call.before += 1);
@@ -311,7 +312,7 @@ impl Model {
             last_progress: self.harness.now,
             cancelling: 0,
             cancel_by: None,
-            ending: false,
+            is_ending: false,
         };
         self.workers.insert(worker, up);
         self.on(Event::Launched { worker, queues_calls });
@@ -319,8 +320,8 @@ impl Model {
 
     fn advance(&mut self, millis: u64) {
         self.harness.now += Duration::from_millis(millis);
-        self.ticked = self.harness.scheduler.next_tick().is_some_and(|at| at <= self.harness.now);
-        if self.ticked {
+        self.has_ticked = self.harness.scheduler.next_tick().is_some_and(|at| at <= self.harness.now);
+        if self.has_ticked {
             self.on(Event::Tick);
         }
         let now = self.harness.now;
@@ -330,16 +331,16 @@ impl Model {
         for (worker, up) in &self.workers {
             let holds_calls =
                 !up.running.is_empty() && up.running.len() + up.cancelling > self.limits.concurrency;
-            if self.ticked
+            if self.has_ticked
                 && self.can_place_brief()
                 && holds_calls
-                && !up.ending
+                && !up.is_ending
                 && up.last_progress + STALLED_AFTER <= now
             {
                 assert!(self.recalled.contains(worker), "{up:?} holds calls that another worker could take");
             }
         }
-        for up in self.workers.values().filter(|up| up.cancelling > 0 && !up.ending) {
+        for up in self.workers.values().filter(|up| up.cancelling > 0 && !up.is_ending) {
             assert!(
                 up.cancel_by.is_some_and(|at| at > now),
                 "a cancelled call outlived its grace period: {up:?}"
@@ -355,19 +356,23 @@ impl Model {
                 if !numbers.is_empty() {
                     let number = *index.get(&numbers);
                     self.queued.remove(&number);
-                    self.answered.insert(number);
+                    self.resolved.insert(number);
                     self.on(Event::Withdraw(Ticket { number, waiter: 0 }));
                 }
             }
             Op::EndCall(index, ending) if !self.running.is_empty() => {
                 self.end_call(index.index(self.running.len()), *ending);
             }
-            Op::Cancel(index, proven) if !self.cancelling.is_empty() => {
+            Op::Cancel(index, is_proven) if !self.cancelling.is_empty() => {
                 let worker = self.cancelling.swap_remove(index.index(self.cancelling.len()));
-                if *proven && let Some(up) = self.workers.get_mut(&worker) {
+                if *is_proven && let Some(up) = self.workers.get_mut(&worker) {
                     up.cancelling -= 1;
                 }
-                self.on(if *proven { Event::CancelConfirmed(worker) } else { Event::CancelFailed(worker) });
+                self.on(if *is_proven {
+                    Event::CancelConfirmed(worker)
+                } else {
+                    Event::CancelFailed(worker)
+                });
             }
             Op::Launch(index, succeeds) if !self.launching.is_empty() => {
                 self.launch(index.index(self.launching.len()), *succeeds);
@@ -379,7 +384,7 @@ impl Model {
             }
             Op::Advance(millis) => self.advance(*millis),
             Op::Drain(millis) => {
-                self.draining = true;
+                self.is_draining = true;
                 let until = self.harness.now + Duration::from_millis(*millis);
                 self.on(Event::Drain { until });
             }
@@ -389,7 +394,7 @@ impl Model {
 
     /// Checks that a drain ends after its time and the exits of all workers.
     fn finish(mut self) {
-        self.draining = true;
+        self.is_draining = true;
         let until = self.harness.now + Duration::from_secs(1);
         self.on(Event::Drain { until });
         self.advance(1000);
@@ -397,16 +402,16 @@ impl Model {
         while !self.launching.is_empty() {
             self.launch(0, None);
         }
-        let left: Vec<WorkerKey> = self.workers.keys().copied().collect();
-        for worker in left {
-            assert!(self.workers[&worker].ending, "{worker:?} was not asked to stop");
+        let remaining: Vec<WorkerKey> = self.workers.keys().copied().collect();
+        for worker in remaining {
+            assert!(self.workers[&worker].is_ending, "{worker:?} was not asked to stop");
             self.exit(worker);
         }
         assert_eq!(self.stopped, 1);
         while !self.running.is_empty() {
             self.end_call(0, Ending::Lost);
         }
-        assert_eq!(self.answered.len() as u64, self.harness.tickets, "every ticket was answered");
+        assert_eq!(self.resolved.len() as u64, self.harness.tickets, "every ticket was resolved");
     }
 }
 
