@@ -222,11 +222,11 @@ async fn invalid_options_exit_with_usage_errors() {
         (Sandbox::worker_command("", 1), "--worker-command is empty"),
         (
             Sandbox::adapter(SHOWCASE, 1).args(&["--sessions", "redsi://:secret@host"]),
-            "the place of --sessions cannot be used: it is `memory`",
+            "the location of --sessions cannot be used: it is `memory`",
         ),
         (
             Sandbox::adapter(SHOWCASE, 1).args(&["--sessions", "rediss://:secret@host"]),
-            "the place of --sessions cannot be used: TLS is not supported; give `redis://` and the address of a TLS proxy",
+            "the location of --sessions cannot be used: TLS is not supported; give `redis://` and the address of a TLS proxy",
         ),
         (
             Sandbox::adapter(SHOWCASE, 1).config("max-sesions = 3"),

@@ -192,7 +192,7 @@ async fn sigterm_during_launches_leaves_no_process() {
     let left: Vec<_> = started().into_iter().filter(|pid| is_alive(*pid)).collect();
     assert_eq!(left, Vec::<u32>::new(), "left running: {}", failure.stderr);
     assert_eq!(failure.code, Some(0), "{}", failure.stderr);
-    let message = "stopped before the workers were ready; nothing is left signal=SIGTERM";
+    let message = "stopped before the workers were ready; no process is left signal=SIGTERM";
     assert!(failure.stderr.contains(message), "{}", failure.stderr);
 }
 

@@ -49,7 +49,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Some(Measurement::Instructions(args)) => instructions::run(&args),
         Some(Measurement::Growth(BenchArgs { rest })) => benchmark("growth", rest),
         Some(Measurement::Session(BenchArgs { rest })) => {
-            setup::system_programs(&[setup::REDIS])?;
+            setup::install_system_programs(&[setup::REDIS])?;
             benchmark("session", rest)
         }
         Some(Measurement::One(BenchArgs { rest })) => benchmark("one", rest),

@@ -39,12 +39,13 @@ enum Check {
     Deny,
     /// Model checks of hand-written synchronization.
     Loom,
-    /// Known vulnerabilities of dependencies. Needs GitHub, so only naming it runs it.
+    /// Known vulnerabilities of dependencies. Needs GitHub, so it runs only if you name it.
     Advisories,
-    /// The oldest supported compiler. Needs that toolchain, so only naming it runs it.
+    /// The oldest supported compiler. Needs that toolchain, so it runs only if you name it.
     Msrv,
 }
 
+/// The published crates.
 const PUBLISHED: [&str; 12] = [
     "snakepit-proto",
     "snakepit-session",
@@ -77,9 +78,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for check in checks {
         let name = check.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
         println!("==> check {name}");
-        let began = Instant::now();
+        let start = Instant::now();
         match check.run() {
-            Ok(()) => println!("    passed in {:.1?}", began.elapsed()),
+            Ok(()) => println!("    passed in {:.1?}", start.elapsed()),
             Err(error) => {
                 eprintln!("{error:#}");
                 failed.push(name);

@@ -46,13 +46,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     compiler.include_source_info(true).include_imports(true).open_file("snakepit_bridge.proto")?;
     let descriptors = compiler.file_descriptor_set();
 
-    let fresh = root.join("target/codegen");
-    if fresh.exists() {
-        fs::remove_dir_all(&fresh)?;
+    let output_dir = root.join("target/codegen");
+    if output_dir.exists() {
+        fs::remove_dir_all(&output_dir)?;
     }
-    fs::create_dir_all(&fresh)?;
+    fs::create_dir_all(&output_dir)?;
     tonic_prost_build::configure()
-        // Callers choose the transport; the generated client accepts any channel.
+        // Callers choose the transport, because the generated client accepts any channel.
         .build_transport(false)
         // With `Bytes`, payloads remain slices of the received frame instead of copies.
         .bytes(".")
@@ -61,19 +61,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         // prost-types has its own `Any`, but this one has a payload of `Bytes`.
         .compile_well_known_types(true)
         .extern_path(".google.protobuf.Timestamp", "::prost_types::Timestamp")
-        .out_dir(&fresh)
+        .out_dir(&output_dir)
         .compile_fds(descriptors.clone())?;
-    let mut slim = descriptors;
-    for file in &mut slim.file {
+    let mut without_source_info = descriptors;
+    for file in &mut without_source_info.file {
         file.source_code_info = None;
     }
-    fs::write(fresh.join("descriptor.bin"), slim.encode_to_vec())?;
+    fs::write(output_dir.join("descriptor.bin"), without_source_info.encode_to_vec())?;
 
     let generated = root.join(GENERATED);
     let mut stale = Vec::new();
     for name in ["snakepit.bridge.rs", "google.protobuf.rs", "descriptor.bin"] {
         let new =
-            fs::read(fresh.join(name)).with_context(|| format!("the generator did not write {name}"))?;
+            fs::read(output_dir.join(name)).with_context(|| format!("the generator did not write {name}"))?;
         let target = generated.join(name);
         if fs::read(&target).ok().as_deref() != Some(&new) {
             stale.push(name);

@@ -15,7 +15,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let environment = setup::with_demo()?;
+    let environment = setup::demo_environment()?;
     step("build the server and the demo", || {
         shell::run(cargo().args([
             "build",

@@ -9,13 +9,13 @@ use crate::{
     tools::DENY,
 };
 
-/// Text without which a rule of `deny.toml` must fail, with that rule and the expected error.
+/// Positive controls: a text of `deny.toml`, the rule that must fail without the text, and the expected error.
 const CONTROLS: [(&str, &str, &str); 2] = [
     (r#"wrappers = ["snakepit-session-redb"], "#, "bans", "crate 'redb = "),
     (r#"    "Zlib","#, "licenses", "failed to satisfy license requirements"),
 ];
 
-/// Checks what needs no network: bans, licences and sources.
+/// Checks the rules that need no network: bans, licences and sources.
 pub(crate) fn run() -> Result<()> {
     let deny = DENY.install()?;
     let config = root().join("deny.toml");
@@ -39,7 +39,7 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Looks for known vulnerabilities in a database that cargo-deny fetches from GitHub.
+/// Checks dependencies against a database of known vulnerabilities, which cargo-deny fetches from GitHub.
 pub(crate) fn advisories() -> Result<()> {
     let deny = DENY.install()?;
     shell::run(&mut check(&deny, &root().join("deny.toml"), &["advisories"])).context(

@@ -21,7 +21,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let extension = FUZZ.install()?;
     let crate_dir = root().join("snakepit-proto/wire");
     fs::create_dir_all(crate_dir.join("fuzz/corpus/any"))?;
-    let mut fuzz = nightly.run(&extension);
+    let mut fuzz = nightly.program(&extension);
     fuzz.args(["fuzz", "run", "any", "fuzz/corpus/any", "fuzz/seeds/any", "--", "-dict=fuzz/any.dict"]);
     fuzz.arg(format!("-max_total_time={}", args.minutes * 60)).current_dir(crate_dir);
     shell::run(&mut fuzz)

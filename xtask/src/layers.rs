@@ -94,20 +94,20 @@ const CONTROLS: [(&str, &str); 14] = [
 ];
 
 pub(crate) fn run() -> Result<()> {
-    let mut wrong = Vec::new();
+    let mut violations = Vec::new();
     for (package, allowed) in ALLOWED {
         for used in
             dependencies(package)?.iter().filter(|name| name.starts_with("snakepit-") && *name != package)
         {
             if !allowed.contains(&used.as_str()) {
-                wrong.push(format!("{package} depends on {used}, which the layering forbids"));
+                violations.push(format!("{package} depends on {used}, which the layering forbids"));
             }
         }
     }
     for (package, forbidden) in FORBIDDEN {
         let found = dependencies(package)?;
         for name in forbidden.iter().filter(|name| found.contains(**name)) {
-            wrong.push(format!(
+            violations.push(format!(
                 "{package} depends on {name}; `cargo tree -p {package} -e normal -i {name}` shows the path"
             ));
         }
@@ -122,14 +122,14 @@ pub(crate) fn run() -> Result<()> {
         !default_members()?.contains("snakepit-python"),
         "snakepit-python is a default member, so a plain `cargo build` needs Python"
     );
-    if !wrong.is_empty() {
-        bail!("{}", wrong.join("\n"));
+    if !violations.is_empty() {
+        bail!("{}", violations.join("\n"));
     }
     println!("layers: passed");
     Ok(())
 }
 
-/// Returns the direct and indirect dependencies of a crate, without those of its tests and of other crates' features.
+/// Returns the direct and indirect dependencies of a crate, without those of its tests and of features that other crates enable.
 fn dependencies(package: &str) -> Result<BTreeSet<String>> {
     let tree =
         output(cargo().args(["tree", "-p", package, "-e", "normal", "--prefix", "none", "--format", "{p}"]))?;

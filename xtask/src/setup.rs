@@ -1,5 +1,5 @@
-//! `cargo xtask setup`: creates `.venv` with the Python packages and the native runtime. The other verbs call it, so it
-//! repeats a step only if the inputs of that step changed.
+//! `cargo xtask setup`: creates `.venv` with the Python packages and the native runtime. The other verbs call it, so a
+//! step runs again only if its inputs changed.
 
 use std::{
     fs,
@@ -38,15 +38,15 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if args.demo { with_demo() } else { environment() }.map(drop)
+    if args.demo { demo_environment() } else { environment() }.map(drop)
 }
 
 /// Returns the environment with the extra `demo` installed.
-pub(crate) fn with_demo() -> Result<Environment> {
+pub(crate) fn demo_environment() -> Result<Environment> {
     let environment = environment()?;
     let pyproject = root().join("snakepit-python/pyproject.toml");
     let version = output(program(&environment.python).arg("--version"))?;
-    unless_current(&root().join(".venv"), "demo-packages", &[&version], &[&pyproject], || {
+    run_if_changed(&root().join(".venv"), "demo-packages", &[&version], &[&pyproject], || {
         step("install the Python packages of the demo (scikit-learn)", || {
             install(&environment, &dependencies(&environment, &pyproject, "demo")?)
         })
@@ -62,12 +62,12 @@ pub(crate) fn environment() -> Result<Environment> {
     let base = find_python()?;
 
     let version = output(program(&base).arg("--version"))?;
-    unless_current(&venv, "venv", &[&version], &[], || {
+    run_if_changed(&venv, "venv", &[&version], &[], || {
         step(&format!("create .venv with {}", version.trim()), || create_venv(&base, &venv))
     })?;
 
     let pyproject = root.join("snakepit-python/pyproject.toml");
-    unless_current(&venv, "packages", &[&version], &[&pyproject], || {
+    run_if_changed(&venv, "packages", &[&version], &[&pyproject], || {
         step("install the Python packages (maturin, numpy, grpcio, pytest, mypy, ruff)", || {
             let mut requirements = dependencies(&environment, &pyproject, "dev")?;
             requirements.push("maturin>=1.9.4".to_owned());
@@ -78,7 +78,7 @@ pub(crate) fn environment() -> Result<Environment> {
     let mut sources: Vec<PathBuf> = RUNTIME_CRATES.iter().map(|name| root.join(name)).collect();
     sources.extend([root.join("Cargo.toml"), root.join("Cargo.lock"), pyproject]);
     let sources: Vec<&Path> = sources.iter().map(PathBuf::as_path).collect();
-    unless_current(&venv, "runtime", &[&version], &sources, || {
+    run_if_changed(&venv, "runtime", &[&version], &sources, || {
         step("build the native runtime with maturin (a minute or two the first time)", || {
             let mut maturin = program(environment.tool("maturin"));
             maturin.args([
@@ -98,7 +98,7 @@ pub(crate) fn environment() -> Result<Environment> {
     })?;
 
     let proto = root.join("snakepit-proto/proto");
-    unless_current(&venv, "stubs", &[&version], &[&proto], || {
+    run_if_changed(&venv, "stubs", &[&version], &[&proto], || {
         step("generate the gRPC stubs of the Python test workers", || {
             let stubs = venv.join("stubs");
             fs::create_dir_all(&stubs)?;
@@ -186,7 +186,7 @@ print(json.dumps(project['dependencies'] + project['optional-dependencies'][sys.
 }
 
 /// Runs a step, unless a stamp in `.venv` shows that it already ran with the same inputs.
-fn unless_current(
+fn run_if_changed(
     venv: &Path,
     name: &str,
     texts: &[&str],
@@ -238,23 +238,23 @@ fn hash_path(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
 pub(crate) struct SystemProgram {
     name: &'static str,
     /// The argument that prints the version.
-    version: &'static str,
+    version_arg: &'static str,
     /// Its package on Debian and Ubuntu.
     package: &'static str,
 }
 
 pub(crate) const REDIS: SystemProgram =
-    SystemProgram { name: "redis-server", version: "--version", package: "redis-server" };
+    SystemProgram { name: "redis-server", version_arg: "--version", package: "redis-server" };
 pub(crate) const NGINX: SystemProgram =
-    SystemProgram { name: "nginx", version: "-v", package: "nginx-light" };
+    SystemProgram { name: "nginx", version_arg: "-v", package: "nginx-light" };
 pub(crate) const HAPROXY: SystemProgram =
-    SystemProgram { name: "haproxy", version: "-v", package: "haproxy" };
+    SystemProgram { name: "haproxy", version_arg: "-v", package: "haproxy" };
 
 impl SystemProgram {
     fn is_installed(self) -> bool {
         // Distributions install servers in /usr/sbin, which not every user's `PATH` contains.
         let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin";
-        succeeds(program(self.name).arg(self.version).env("PATH", path))
+        succeeds(program(self.name).arg(self.version_arg).env("PATH", path))
     }
 }
 
@@ -263,7 +263,7 @@ impl SystemProgram {
 /// # Errors
 ///
 /// If a program is still missing.
-pub(crate) fn system_programs(programs: &[SystemProgram]) -> Result<()> {
+pub(crate) fn install_system_programs(programs: &[SystemProgram]) -> Result<()> {
     let missing = || programs.iter().filter(|program| !program.is_installed()).map(|program| program.package);
     let packages: Vec<_> = missing().collect();
     if packages.is_empty() {
@@ -321,7 +321,7 @@ mod tests {
         fs::write(source.join("a.rs"), "one").unwrap();
         let assert_runs = |expected: bool| {
             let mut ran = false;
-            unless_current(&dir, "step", &["v1"], &[&source], || {
+            run_if_changed(&dir, "step", &["v1"], &[&source], || {
                 ran = true;
                 Ok(())
             })

@@ -35,7 +35,7 @@ pub(crate) fn program(name: impl AsRef<OsStr>) -> Command {
 ///
 /// If the command cannot start or fails.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let shown = show(command);
+    let shown = command_line(command);
     let status = command.status().with_context(|| format!("cannot run `{shown}`"))?;
     ensure!(status.success(), "`{shown}` failed ({status})");
     Ok(())
@@ -52,7 +52,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     ensure!(
         output.status.success(),
         "`{}` failed ({}):\n{}",
-        show(command),
+        command_line(command),
         output.status,
         stderr.trim_end()
     );
@@ -65,19 +65,19 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 ///
 /// If the command cannot start.
 pub(crate) fn try_output(command: &mut Command) -> Result<Output> {
-    command.output().with_context(|| format!("cannot run `{}`", show(command)))
+    command.output().with_context(|| format!("cannot run `{}`", command_line(command)))
 }
 
 /// Runs a step and prints its name and duration.
 pub(crate) fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     println!("==> {name}");
-    let began = Instant::now();
+    let start = Instant::now();
     let outcome = work()?;
-    println!("    done in {:.1?}", began.elapsed());
+    println!("    done in {:.1?}", start.elapsed());
     Ok(outcome)
 }
 
-fn show(command: &Command) -> String {
+fn command_line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }

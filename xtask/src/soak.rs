@@ -39,7 +39,7 @@ impl Default for Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let environment = setup::environment()?;
-    setup::system_programs(&[setup::REDIS])?;
+    setup::install_system_programs(&[setup::REDIS])?;
     let profile: &[&str] = if args.release { &["--release"] } else { &[] };
     step("build the daemon and the soak test", || {
         // Two builds, because one would unify the features: the daemon must have only its own.

@@ -31,9 +31,10 @@ type Step = (&'static str, Box<dyn Fn(&Environment) -> Result<()>>);
 pub(crate) fn run(args: &Args) -> Result<()> {
     let environment = setup::environment()?;
     let (filter, full) = (args.filter.clone(), args.full);
-    let mut steps: Vec<Step> = vec![("rust tests", Box::new(move |env| rust(env, filter.as_deref(), full)))];
+    let mut steps: Vec<Step> =
+        vec![("rust tests", Box::new(move |env| rust_tests(env, filter.as_deref(), full)))];
     if args.filter.is_none() {
-        setup::system_programs(&[setup::REDIS, setup::NGINX, setup::HAPROXY])?;
+        setup::install_system_programs(&[setup::REDIS, setup::NGINX, setup::HAPROXY])?;
         steps.push((
             "doc tests",
             Box::new(|env| shell::run(with_env(cargo().args(["test", "--quiet", "--doc"]), env))),
@@ -50,16 +51,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut summary = Vec::new();
     for (name, step) in steps {
         println!("==> {name}");
-        let began = Instant::now();
+        let start = Instant::now();
         let outcome = step(&environment);
         if let Err(error) = &outcome {
             eprintln!("{error:#}");
         }
-        summary.push((name, outcome.is_ok(), began.elapsed()));
+        summary.push((name, outcome.is_ok(), start.elapsed()));
     }
     println!();
-    for (name, passed, took) in &summary {
-        println!("{:<14} {} in {took:.0?}", name, if *passed { "passed" } else { "FAILED" });
+    for (name, passed, elapsed) in &summary {
+        println!("{:<14} {} in {elapsed:.0?}", name, if *passed { "passed" } else { "FAILED" });
     }
     let failed: Vec<_> = summary.iter().filter(|(_, passed, _)| !passed).map(|(name, ..)| *name).collect();
     if !failed.is_empty() {
@@ -94,7 +95,7 @@ const SCENARIOS: [&str; 14] = [
 const DEMO_TESTS: [&str; 2] = ["--test", "digits"];
 
 /// Runs all Rust tests, or those whose name contains the filter, with nextest if it is installed and `cargo test` otherwise.
-fn rust(environment: &Environment, filter: Option<&str>, full: bool) -> Result<()> {
+fn rust_tests(environment: &Environment, filter: Option<&str>, full: bool) -> Result<()> {
     // The scenarios start the daemon's binary, which only a build of its package creates.
     shell::run(cargo().args(["build", "--quiet", "-p", "snakepit-cli"]))?;
     let has_nextest = try_output(cargo().args(["nextest", "--version"])).is_ok_and(|o| o.status.success());
@@ -106,14 +107,14 @@ fn rust(environment: &Environment, filter: Option<&str>, full: bool) -> Result<(
     // snakepit-python has a separate run, because it links against Python and enables other features of its dependencies.
     let python = [&["-p", "snakepit-python"], &ALL_TARGETS[..]].concat();
     let runs: [(&[&str], bool); 3] = [(&ALL_TARGETS, false), (&python, false), (&SCENARIOS, true)];
-    let mut matched = false;
+    let mut has_match = false;
     for (selection, one_rpc_per_call) in runs {
         if let Some(filter) = filter
             && !any_matches(environment, selection, filter)?
         {
             continue;
         }
-        matched = true;
+        has_match = true;
         let mut command = cargo();
         with_env(command.args(runner).args(selection), environment).args(filter);
         if full {
@@ -128,14 +129,14 @@ fn rust(environment: &Environment, filter: Option<&str>, full: bool) -> Result<(
     if let Some(filter) = filter
         && any_matches(environment, &DEMO_TESTS, filter)?
     {
-        matched = true;
-        rust_demo_tests(&setup::with_demo()?, Some(filter))?;
+        has_match = true;
+        rust_demo_tests(&setup::demo_environment()?, Some(filter))?;
     }
-    ensure!(matched, "no Rust test has `{}` in its name", filter.unwrap_or_default());
+    ensure!(has_match, "no Rust test has `{}` in its name", filter.unwrap_or_default());
     Ok(())
 }
 
-/// Whether the name of a test in these targets contains the filter. nextest and `cargo test` interpret it in the same way.
+/// Whether the name of a test in these targets contains the filter. nextest and `cargo test` interpret the filter in the same way.
 fn any_matches(environment: &Environment, selection: &[&str], filter: &str) -> Result<bool> {
     let mut list = cargo();
     list.args(["test", "--quiet"]).args(selection).args([filter, "--", "--list", "--format", "terse"]);
@@ -149,7 +150,7 @@ fn lists_a_test(list: &str) -> bool {
 /// Runs the demo, and the tests that need scikit-learn. This step installs it, so in a fresh
 /// `.venv` all other tests run without it.
 fn demo_step() -> Result<()> {
-    let environment = setup::with_demo()?;
+    let environment = setup::demo_environment()?;
     demo::run(demo::Args::default())?;
     rust_demo_tests(&environment, None)?;
     pytest(&environment, &["-m", "demo"])

@@ -30,44 +30,44 @@ const EXAMPLES: [(&str, &str, usize, &str); 14] = [
 pub(crate) fn run() -> Result<()> {
     // The rules do not apply to untracked files.
     let tracked = output(program("git").args(["ls-files", "--cached"]))?;
-    let mut wrong = Vec::new();
+    let mut violations = Vec::new();
     for path in tracked.lines() {
         let Ok(text) = fs::read_to_string(root().join(path)) else { continue };
-        wrong.extend(problems(path, &text).into_iter().map(|problem| format!("{path}: {problem}")));
+        violations.extend(problems(path, &text).into_iter().map(|problem| format!("{path}: {problem}")));
     }
     let index = fs::read_to_string(root().join("docs/adr/README.md")).unwrap_or_default();
     for record in tracked.lines().filter_map(|path| path.strip_prefix("docs/adr/")) {
         if record != "README.md" && !index.contains(record) {
-            wrong.push(format!("docs/adr/README.md: does not list {record}"));
+            violations.push(format!("docs/adr/README.md: does not list {record}"));
         }
     }
     for (page, language, index, source) in EXAMPLES {
         let text =
             |path: &str| fs::read_to_string(root().join(path)).with_context(|| format!("cannot read {path}"));
         if let Some(problem) = difference(&text(page)?, language, index, &text(source)?) {
-            wrong.push(format!("{page}: its {language} code differs from {source}: {problem}"));
+            violations.push(format!("{page}: its {language} code differs from {source}: {problem}"));
         }
     }
-    if !wrong.is_empty() {
-        bail!("{}", wrong.join("\n"));
+    if !violations.is_empty() {
+        bail!("{}", violations.join("\n"));
     }
     Ok(())
 }
 
 fn problems(path: &str, text: &str) -> Vec<String> {
     let mut problems = Vec::new();
-    let is = |extension: &str| path.ends_with(extension);
-    if path.contains("/generated/") || is(".lock") {
+    let has_extension = |extension: &str| path.ends_with(extension);
+    if path.contains("/generated/") || has_extension(".lock") {
         return problems;
     }
-    if is(".rs") && !text.starts_with("//!") {
+    if has_extension(".rs") && !text.starts_with("//!") {
         problems.push("must start with `//!` and its purpose".to_owned());
     }
-    if is(".py") && !text.trim().is_empty() && !text.starts_with("\"\"\"") {
+    if has_extension(".py") && !text.trim().is_empty() && !text.starts_with("\"\"\"") {
         problems.push("must start with a docstring that states its purpose".to_owned());
     }
     let lines = text.lines().count();
-    if (is(".rs") || is(".py")) && lines > MAX_LINES {
+    if (has_extension(".rs") || has_extension(".py")) && lines > MAX_LINES {
         problems.push(format!("has {lines} lines, more than {MAX_LINES}; split it"));
     }
     // The table in status.rs must contain every status.

@@ -1,4 +1,4 @@
-//! Programs that checks run and that few machines have: extensions of cargo, and other toolchains.
+//! Programs that checks need and that few machines have: extensions of cargo, and other toolchains.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,25 +20,25 @@ pub(crate) const DENY: Extension = Extension { name: "cargo-deny", version: "0.2
 pub(crate) const FUZZ: Extension = Extension { name: "cargo-fuzz", version: "0.13.2" };
 
 impl Extension {
-    /// Returns the installed program, and otherwise builds it in `target/tools`.
+    /// Returns the path of the program. Builds it in `target/tools` if this version is not installed.
     pub(crate) fn install(self) -> Result<PathBuf> {
         let tools = root().join("target/tools");
-        let own = tools.join("bin").join(self.name);
-        let mut candidates = [own.clone(), PathBuf::from(self.name)].into_iter();
+        let built = tools.join("bin").join(self.name);
+        let mut candidates = [built.clone(), PathBuf::from(self.name)].into_iter();
         if let Some(found) = candidates.find(|candidate| self.is_version_of(candidate)) {
             return Ok(found);
         }
         let Self { name, version } = self;
         step(&format!("build {name} {version} in target/tools (a minute or two, once)"), || {
             let mut install = cargo();
-            // Without optimization it builds in a third of the time, and still runs in seconds.
+            // Without optimization, the tool builds in a third of the time and still runs in seconds.
             install.args(["install", "--quiet", "--locked", "--debug", "--force"]);
             install.args([&format!("{name}@{version}"), "--root"]).arg(&tools);
             install.arg("--target-dir").arg(tools.join("build")).env("CARGO_PROFILE_DEV_DEBUG", "0");
             shell::run(&mut install)?;
             std::fs::remove_dir_all(tools.join("build")).context("cannot remove the build of the tool")
         })?;
-        Ok(own)
+        Ok(built)
     }
 
     fn is_version_of(self, candidate: &Path) -> bool {
@@ -71,11 +71,11 @@ impl Toolchain {
     }
 
     pub(crate) fn cargo(&self) -> Command {
-        self.run(Path::new("cargo"))
+        self.program(Path::new("cargo"))
     }
 
-    /// Runs a program for which `cargo` and `rustc` are those of this toolchain.
-    pub(crate) fn run(&self, name: &Path) -> Command {
+    /// A command of a program for which `cargo` and `rustc` are those of this toolchain.
+    pub(crate) fn program(&self, name: &Path) -> Command {
         let mut rustup = program("rustup");
         rustup.args(["run", &self.0]).arg(name);
         rustup

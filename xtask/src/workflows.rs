@@ -21,10 +21,10 @@ fn workflows() -> Vec<(PathBuf, String)> {
 #[test]
 fn workflows_run_commands_that_exist() {
     Cli::command().debug_assert();
-    let mut found = 0;
+    let mut command_count = 0;
     for (path, text) in workflows().into_iter().chain([(".ci/run".into(), read_ci())]) {
         for args in commands(&text) {
-            found += 1;
+            command_count += 1;
             let line = ["cargo xtask"].into_iter().chain(args.iter().copied());
             assert!(
                 Cli::try_parse_from(line).is_ok(),
@@ -34,7 +34,7 @@ fn workflows_run_commands_that_exist() {
             );
         }
     }
-    assert!(found > 8, "the search finds only {found} commands");
+    assert!(command_count > 8, "the search finds only {command_count} commands");
     assert!(Cli::try_parse_from(["cargo xtask", "check", "nothing"]).is_err());
 }
 

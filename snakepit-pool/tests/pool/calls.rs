@@ -1,4 +1,4 @@
-//! Tests of how calls are assigned, queued, rejected and retried.
+//! Tests of the assignment, the queueing, the rejection and the retries of calls.
 
 use std::time::Duration;
 
@@ -125,7 +125,7 @@ async fn a_call_that_was_not_delivered_is_retried_on_another_worker() {
     let caller = harness.call_tool("t").await;
     let call = harness.next_call().await;
     let first = call.worker.clone();
-    call.finish(Err(lost(false)));
+    call.finish(Err(worker_lost(false)));
     let second = harness.next_call().await;
     assert_ne!(second.worker, first);
     second.succeed();
@@ -137,7 +137,7 @@ async fn a_call_that_was_not_delivered_is_retried_on_another_worker() {
     assert!(harness.launch().await.id.as_str().ends_with("-2"));
 }
 
-fn lost(delivered: bool) -> ToolError {
+fn worker_lost(delivered: bool) -> ToolError {
     ToolError::WorkerLost {
         worker: String::new(),
         reason: "connection closed".to_owned(),
@@ -154,7 +154,7 @@ async fn a_call_that_kills_its_workers_on_receipt_gets_five_attempts() {
         let call = harness.next_call().await;
         let worker = workers.iter().position(|worker| worker.id == call.worker).unwrap();
         workers.remove(worker).exit(ExitReason::Signal { name: "SIGKILL".to_owned() });
-        call.finish(Err(lost(false)));
+        call.finish(Err(worker_lost(false)));
     }
     let error = caller.error().await;
     assert!(matches!(error, ToolError::WorkerLost { delivered: false, .. }), "{error}");
@@ -163,7 +163,7 @@ async fn a_call_that_kills_its_workers_on_receipt_gets_five_attempts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_never_began_beside_another_is_retried_more_often() {
+async fn an_undelivered_call_is_retried_more_often_if_its_worker_had_other_calls() {
     const ROUNDS: usize = 8;
     let config = PoolConfig { concurrency: 2, ..config(1) };
     let (mut harness, mut workers) = PoolHarness::up(config).await;
@@ -176,7 +176,7 @@ async fn a_call_that_never_began_beside_another_is_retried_more_often() {
         warm.answer().await.unwrap();
         let killer = harness.call_tool("killer").await;
         let killer_call = harness.next_call().await;
-        // The pool may notice the exit before or after the lost calls.
+        // The exit may reach the pool before or after the errors of the lost calls.
         let mut worker = Some(workers.remove(0));
         if round % 2 == 0
             && let Some(worker) = worker.take()
@@ -184,9 +184,9 @@ async fn a_call_that_never_began_beside_another_is_retried_more_often() {
             worker.exit(ExitReason::Code(1));
             harness.settle().await;
         }
-        killer_call.finish(Err(lost(true)));
+        killer_call.finish(Err(worker_lost(true)));
         assert!(matches!(killer.error().await, ToolError::WorkerLost { delivered: true, .. }));
-        victim_call.finish(Err(lost(false)));
+        victim_call.finish(Err(worker_lost(false)));
         if let Some(worker) = worker {
             worker.exit_on_command().await;
         }
@@ -222,13 +222,13 @@ async fn a_tool_failure_keeps_the_worker_and_is_not_retried() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_of_the_wrong_kind_is_an_internal_error() {
+async fn a_reply_of_the_wrong_kind_is_an_internal_error() {
     let (mut harness, _workers) = PoolHarness::up(config(1)).await;
     let caller = harness.call(ToolCall { mode: CallMode::Streaming, ..ToolCall::new("t") }).await;
     harness.next_call().await.finish(Ok(ToolReply::value(Payload::null())));
     let error = caller.error().await;
     assert!(matches!(error, ToolError::Internal { .. }), "{error}");
-    // Such an answer does not prove that the call has ended.
+    // Such a reply does not prove that the call has ended.
     assert_eq!(harness.state(0), WorkerState::Quarantined);
     harness.next_cancel().await.answer.send(Ok(())).unwrap();
     harness.settle().await;

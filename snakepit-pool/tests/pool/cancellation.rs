@@ -1,4 +1,4 @@
-//! Tests of dropped and cancelled calls: they leave the queue, or free their worker once it has confirmed their end.
+//! Tests of dropped and cancelled calls, which leave the queue, or free their worker once it has confirmed their end.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ async fn dropping_a_queued_call_removes_it_from_the_queue() {
     let running = harness.call_tool("a").await;
     let queued = harness.call_tool("b").await;
     let behind = harness.call_tool("c").await;
-    queued.give_up().await;
+    queued.drop_call().await;
     assert_eq!(harness.status().queued, 1);
     harness.next_call().await.succeed();
     let call = harness.next_call().await;
@@ -32,7 +32,7 @@ async fn dropping_a_running_call_quarantines_the_worker_until_the_call_has_ended
     let running = harness.call_tool("a").await;
     let mut call = harness.next_call().await;
     let queued = harness.call_tool("b").await;
-    running.give_up().await;
+    running.drop_call().await;
     call.answer.closed().await;
     let cancel = harness.next_cancel().await;
     assert_eq!((cancel.call, &cancel.worker), (call.call.id, &call.worker));
@@ -73,7 +73,7 @@ async fn a_worker_that_cannot_confirm_a_cancellation_is_killed() {
     let (mut harness, mut workers) = PoolHarness::up(config(1)).await;
     let running = harness.call_tool("a").await;
     let _call = harness.next_call().await;
-    running.give_up().await;
+    running.drop_call().await;
     let problem = ToolError::Internal { problem: "unknown call".to_owned() };
     harness.next_cancel().await.answer.send(Err(problem)).unwrap();
     let WorkerCommand::Kill { why } = workers.remove(0).exit_on_command().await else {

@@ -19,7 +19,7 @@ fn stage(error: &ToolError) -> Option<CallStage> {
 
 #[tokio::test(start_paused = true)]
 async fn the_default_timeout_applies_only_to_calls_without_a_deadline() {
-    let by_default = |timeout| PoolConfig { default_timeout: Some(timeout), ..config(1) };
+    let with_default_timeout = |timeout| PoolConfig { default_timeout: Some(timeout), ..config(1) };
     let now = Instant::now();
     for (default, own, expected) in [
         (SECOND, None, Some(now + SECOND)),
@@ -27,14 +27,14 @@ async fn the_default_timeout_applies_only_to_calls_without_a_deadline() {
         // A timeout beyond the range of the clock sets no deadline.
         (Duration::MAX, None, None),
     ] {
-        let (mut harness, _workers) = PoolHarness::up(by_default(default)).await;
+        let (mut harness, _workers) = PoolHarness::up(with_default_timeout(default)).await;
         let _answer = harness.call(ToolCall { deadline: own, ..ToolCall::new("t") }).await;
         assert_eq!(harness.next_call().await.call.deadline, expected);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_is_always_ready_ends_at_the_deadline() {
+async fn a_stream_whose_next_chunk_is_always_ready_ends_at_the_deadline() {
     let (mut harness, _workers) = PoolHarness::up(config(1)).await;
     let call = ToolCall::new("s").streaming().with_deadline(Instant::now() + SECOND);
     let running = harness.call(call).await;
@@ -59,7 +59,7 @@ async fn a_call_counts_as_timed_out_even_if_its_caller_has_a_timer_too() {
         let deadline = Instant::now() + SECOND;
         let tool = harness.tool();
         let call = tool.call(ToolCall::new("t").with_deadline(deadline));
-        // Like a transport that polls a call at its deadline and then drops it.
+        // Acts like a transport that polls a call at its deadline and then drops it.
         let (answer, call) = tokio::join!(tokio::time::timeout_at(deadline, call), harness.next_call());
         assert_eq!(stage(&answer.unwrap().unwrap_err()), Some(CallStage::Running));
         harness.next_cancel().await.answer.send(Ok(())).unwrap();

@@ -141,9 +141,9 @@ async fn a_pool_without_a_live_worker_is_not_ready() {
 #[test]
 fn a_pool_needs_a_runtime_and_valid_settings() {
     #[derive(Debug)]
-    struct Never;
+    struct UnusedLauncher;
     #[async_trait::async_trait]
-    impl snakepit_worker::WorkerLauncher for Never {
+    impl snakepit_worker::WorkerLauncher for UnusedLauncher {
         async fn launch(
             &self,
             id: snakepit_worker::WorkerId,
@@ -151,7 +151,7 @@ fn a_pool_needs_a_runtime_and_valid_settings() {
             panic!("{id} must not be launched")
         }
     }
-    let start = |workers| snakepit_pool::Pool::start(config(workers), std::sync::Arc::new(Never));
+    let start = |workers| snakepit_pool::Pool::start(config(workers), std::sync::Arc::new(UnusedLauncher));
     assert!(matches!(start(0), Err(PoolError::InvalidConfig { field: "workers", .. })));
     assert!(matches!(start(1), Err(PoolError::NoRuntime)));
 }

@@ -1,4 +1,4 @@
-//! Tests of a whole pool on the paused clock. The tests play the workers.
+//! Tests of a whole pool on the paused clock. The tests act as the workers.
 #![allow(clippy::unwrap_used, reason = "everything here is a test")]
 
 mod calls;

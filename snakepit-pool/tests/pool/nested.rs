@@ -9,8 +9,8 @@ use crate::puppet::{Call, PoolHarness, config};
 
 /// A call that the tool of `parent` makes and waits for.
 fn nested_in(parent: &Call) -> ToolCall {
-    let before = parent.call.ancestors.as_deref().unwrap_or_default();
-    let ancestors: Arc<[_]> = before.iter().copied().chain([parent.call.id]).collect();
+    let outer = parent.call.ancestors.as_deref().unwrap_or_default();
+    let ancestors: Arc<[_]> = outer.iter().copied().chain([parent.call.id]).collect();
     ToolCall { ancestors: Some(ancestors), ..ToolCall::new("nested") }
 }
 
@@ -80,8 +80,8 @@ async fn a_nested_call_runs_on_the_replacement_of_a_lost_worker() {
     let (first, _lost) = (harness.call_tool("outer").await, harness.call_tool("outer").await);
     let (one, two) = (harness.next_call().await, harness.next_call().await);
     let nested = harness.call(nested_in(&one)).await;
-    let died = workers.iter().position(|worker| worker.id == two.worker).unwrap();
-    workers.remove(died).exit(ExitReason::Signal { name: "SIGKILL".to_owned() });
+    let lost_index = workers.iter().position(|worker| worker.id == two.worker).unwrap();
+    workers.remove(lost_index).exit(ExitReason::Signal { name: "SIGKILL".to_owned() });
     let _replacement = harness.launch().await.succeed();
     harness.next_call().await.succeed();
     nested.answer().await.unwrap();

@@ -1,4 +1,4 @@
-//! Tests that a panic in a launcher, a worker or a log subscriber never costs a slot.
+//! Tests that a slot recovers from a panic in a launcher, a worker or a log subscriber.
 
 use std::{
     sync::{
@@ -15,7 +15,7 @@ use snakepit_session::Payload;
 use snakepit_worker::{ExitReason, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
 use tokio::task::JoinSet;
 
-/// Flags that each make one operation panic once, and the launches and drivers so far.
+/// Flags that each make one operation panic once, with the number of launches and the tasks of the workers.
 #[derive(Debug, Default)]
 struct PanicPoints {
     in_launch: AtomicBool,
@@ -81,7 +81,8 @@ async fn pool(points: &Arc<PanicPoints>) -> Pool {
     Pool::start(config, Arc::new(Launcher(Arc::clone(points)))).unwrap()
 }
 
-async fn idle(pool: &Pool) {
+/// Waits until the worker is idle, and makes a call.
+async fn wait_until_idle(pool: &Pool) {
     let idle = async {
         while pool.status().workers[0].state != WorkerState::Idle {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -105,7 +106,7 @@ async fn a_launch_that_panics_is_retried() {
     let pool = pool(&points).await;
     let error = pool.ready().await.unwrap_err().to_string();
     assert!(error.contains("its launch panicked"), "{error}");
-    idle(&pool).await;
+    wait_until_idle(&pool).await;
     assert_eq!(points.launches.load(Ordering::SeqCst), 2);
 }
 
@@ -118,7 +119,7 @@ async fn a_worker_whose_cancel_or_driver_panics_is_replaced() {
         points.in_cancel.store(true, Ordering::SeqCst);
         points.in_driver.store(in_driver, Ordering::SeqCst);
         abandon(&pool).await;
-        idle(&pool).await;
+        wait_until_idle(&pool).await;
         assert_eq!(points.launches.load(Ordering::SeqCst), 2, "a worker that cannot cancel is killed");
         pool.shutdown(Duration::ZERO).await;
     }
@@ -134,7 +135,7 @@ async fn a_recall_that_panics_affects_no_call() {
         pool.tool().call(ToolCall::new("answer")).await.unwrap();
     }
     abandon(&pool).await;
-    idle(&pool).await;
+    wait_until_idle(&pool).await;
 }
 
 /// A subscriber that panics on events of the driver, like one that prints to a closed pipe.
@@ -157,7 +158,7 @@ impl tracing::Subscriber for PanickingLog {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_log_that_panics_costs_no_slot() {
+async fn a_slot_recovers_from_a_log_subscriber_that_panics() {
     let _log = tracing::subscriber::set_default(PanickingLog);
     let points = Arc::new(PanicPoints::default());
     let pool = pool(&points).await;
@@ -165,7 +166,7 @@ async fn a_log_that_panics_costs_no_slot() {
     for round in 2..5 {
         points.in_cancel.store(true, Ordering::SeqCst);
         abandon(&pool).await;
-        idle(&pool).await;
+        wait_until_idle(&pool).await;
         assert_eq!(points.launches.load(Ordering::SeqCst), round);
     }
     pool.shutdown(Duration::from_secs(1)).await;

@@ -70,20 +70,20 @@ struct PuppetHandler {
 #[async_trait]
 impl WorkerLauncher for PuppetLauncher {
     async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
-        let (answer, answered) = oneshot::channel();
+        let (answer, answer_receiver) = oneshot::channel();
         let (calls, cancels) = (self.calls.clone(), self.cancels.clone());
         self.launches.send(Launch { id, answer, calls, cancels }).expect("the test receives");
-        answered.await.expect("the test answers")
+        answer_receiver.await.expect("the test answers")
     }
 }
 
 #[async_trait]
 impl ToolHandler for PuppetHandler {
     async fn call(&self, call: ToolCall) -> Answer {
-        let (answer, answered) = oneshot::channel();
+        let (answer, answer_receiver) = oneshot::channel();
         let request = Call { worker: self.worker.clone(), call, answer };
         self.calls.send(request).expect("the test receives");
-        match answered.await {
+        match answer_receiver.await {
             Ok(answer) => answer,
             // The test dropped the call, so it never ends.
             Err(_) => std::future::pending().await,
@@ -91,10 +91,10 @@ impl ToolHandler for PuppetHandler {
     }
 
     async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
-        let (answer, answered) = oneshot::channel();
+        let (answer, answer_receiver) = oneshot::channel();
         let request = Cancel { worker: self.worker.clone(), call, answer };
         self.cancels.send(request).expect("the test receives");
-        match answered.await {
+        match answer_receiver.await {
             Ok(answer) => answer,
             Err(_) => std::future::pending().await,
         }
@@ -119,7 +119,7 @@ impl Launch {
     }
 
     /// Waits until the pool aborts the launch.
-    pub(crate) async fn aborted(mut self) {
+    pub(crate) async fn wait_until_aborted(mut self) {
         self.answer.closed().await;
     }
 }
@@ -135,9 +135,9 @@ impl Call {
 
     /// Answers with a stream. Returns the sender of its chunks.
     pub(crate) fn stream(self) -> mpsc::UnboundedSender<Item> {
-        let (feed, items) = mpsc::unbounded_channel();
+        let (chunk_sender, items) = mpsc::unbounded_channel();
         self.finish(Ok(ToolReply::stream(Box::pin(UnboundedReceiverStream::new(items)))));
-        feed
+        chunk_sender
     }
 }
 
@@ -222,22 +222,23 @@ impl PoolHarness {
     /// Makes a call in a new task. Returns once the call is queued or assigned.
     pub(crate) async fn call(&self, call: ToolCall) -> Caller {
         let tool = self.tool();
-        let before = self.seen();
-        let (answer, answered) = oneshot::channel();
+        let before = self.call_counts();
+        let (answer, answer_receiver) = oneshot::channel();
         let abort = self.tasks.lock().unwrap().spawn(async move {
             let _ = answer.send(tool.call(call).await);
         });
-        while self.seen() == before && !abort.is_finished() {
+        while self.call_counts() == before && !abort.is_finished() {
             tokio::task::yield_now().await;
         }
-        Caller { answered, abort }
+        Caller { answer_receiver, abort }
     }
 
     pub(crate) async fn call_tool(&self, name: &str) -> Caller {
         self.call(ToolCall::new(name)).await
     }
 
-    fn seen(&self) -> (usize, usize) {
+    /// The numbers of queued and running calls.
+    fn call_counts(&self) -> (usize, usize) {
         let status = self.pool.status();
         (status.queued, status.in_flight)
     }
@@ -258,13 +259,13 @@ impl PoolHarness {
 
 /// The task of a call.
 pub(crate) struct Caller {
-    answered: oneshot::Receiver<Answer>,
+    answer_receiver: oneshot::Receiver<Answer>,
     abort: tokio::task::AbortHandle,
 }
 
 impl Caller {
     pub(crate) async fn answer(self) -> Answer {
-        self.answered.await.unwrap()
+        self.answer_receiver.await.unwrap()
     }
 
     pub(crate) async fn error(self) -> ToolError {
@@ -272,10 +273,10 @@ impl Caller {
     }
 
     /// Drops the call.
-    pub(crate) async fn give_up(self) {
+    pub(crate) async fn drop_call(self) {
         self.abort.abort();
-        let Self { mut answered, .. } = self;
-        assert!((&mut answered).await.is_err(), "it had an answer already");
+        let Self { mut answer_receiver, .. } = self;
+        assert!((&mut answer_receiver).await.is_err(), "it had an answer already");
     }
 }
 

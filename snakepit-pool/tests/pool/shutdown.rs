@@ -107,7 +107,8 @@ async fn a_shutdown_aborts_launches() {
     let mut harness = PoolHarness::start(config(1));
     let launch = harness.launch().await;
     let pool = harness.pool.clone();
-    let (ready, (), ()) = tokio::join!(pool.ready(), pool.shutdown(Duration::ZERO), launch.aborted());
+    let (ready, (), ()) =
+        tokio::join!(pool.ready(), pool.shutdown(Duration::ZERO), launch.wait_until_aborted());
     assert!(ready.is_err());
 }
 
@@ -138,9 +139,9 @@ async fn dropping_the_last_handle_kills_the_workers_and_fails_all_calls() {
 async fn a_stream_that_outlasts_the_drain_fails() {
     let (mut harness, mut workers) = PoolHarness::up(config(1)).await;
     let running = harness.call(ToolCall::new("s").streaming()).await;
-    let feed = harness.next_call().await.stream();
+    let chunk_sender = harness.next_call().await.stream();
     let mut reply = running.answer().await.unwrap();
-    feed.send(chunk()).unwrap();
+    chunk_sender.send(chunk()).unwrap();
     assert!(matches!(next(&mut reply).await, Some(Ok(_))));
     let ((), _) =
         tokio::join!(harness.pool.shutdown(Duration::from_secs(1)), workers.remove(0).exit_on_command());

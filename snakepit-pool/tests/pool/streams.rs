@@ -13,23 +13,23 @@ use crate::puppet::{Item, PoolHarness, PuppetWorker, chunk, config, next};
 async fn streaming(call: ToolCall) -> (PoolHarness, PuppetWorker, ToolReply, mpsc::UnboundedSender<Item>) {
     let (mut harness, mut workers) = PoolHarness::up(config(1)).await;
     let caller = harness.call(call.streaming()).await;
-    let feed = harness.next_call().await.stream();
+    let chunk_sender = harness.next_call().await.stream();
     let mut reply = caller.answer().await.unwrap();
     assert_eq!(reply.worker.as_deref(), Some("p-0-1"));
-    feed.send(chunk()).unwrap();
+    chunk_sender.send(chunk()).unwrap();
     assert!(matches!(next(&mut reply).await, Some(Ok(_))));
-    (harness, workers.remove(0), reply, feed)
+    (harness, workers.remove(0), reply, chunk_sender)
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_worker_is_busy_until_the_stream_ends() {
-    let (mut harness, _worker, mut reply, feed) = streaming(ToolCall::new("s")).await;
+    let (mut harness, _worker, mut reply, chunk_sender) = streaming(ToolCall::new("s")).await;
     let behind = harness.call_tool("t").await;
     harness.settle().await;
     assert_eq!(harness.state(0), WorkerState::Busy);
     assert!(harness.calls.is_empty());
     assert_eq!(harness.status().calls.succeeded, 0);
-    drop(feed);
+    drop(chunk_sender);
     assert!(next(&mut reply).await.is_none());
     assert!(next(&mut reply).await.is_none(), "an ended stream stays ended");
     harness.next_call().await.succeed();
@@ -41,8 +41,8 @@ async fn the_worker_is_busy_until_the_stream_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn an_error_ends_the_stream_and_frees_the_worker() {
-    let (harness, _worker, mut reply, feed) = streaming(ToolCall::new("s")).await;
-    feed.send(Err(ToolError::Failed(Box::default()))).unwrap();
+    let (harness, _worker, mut reply, chunk_sender) = streaming(ToolCall::new("s")).await;
+    chunk_sender.send(Err(ToolError::Failed(Box::default()))).unwrap();
     assert!(matches!(next(&mut reply).await, Some(Err(ToolError::Failed(_)))));
     assert_eq!(harness.state(0), WorkerState::Idle);
     assert!(next(&mut reply).await.is_none());
@@ -51,9 +51,9 @@ async fn an_error_ends_the_stream_and_frees_the_worker() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_dropped_early_quarantines_the_worker() {
-    let (mut harness, _worker, reply, feed) = streaming(ToolCall::new("s")).await;
+    let (mut harness, _worker, reply, chunk_sender) = streaming(ToolCall::new("s")).await;
     drop(reply);
-    assert!(feed.is_closed());
+    assert!(chunk_sender.is_closed());
     assert_eq!(harness.state(0), WorkerState::Quarantined);
     assert_eq!(harness.status().calls.cancelled, 1);
     harness.next_cancel().await.answer.send(Ok(())).unwrap();
@@ -63,7 +63,7 @@ async fn a_stream_dropped_early_quarantines_the_worker() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_fails_when_its_worker_is_lost() {
-    let (mut harness, worker, mut reply, _feed) = streaming(ToolCall::new("s")).await;
+    let (mut harness, worker, mut reply, _chunk_sender) = streaming(ToolCall::new("s")).await;
     let start = Instant::now();
     worker.exit(ExitReason::Code(3));
     let error = next(&mut reply).await.unwrap().unwrap_err();
@@ -79,10 +79,10 @@ async fn a_stream_fails_when_its_worker_is_lost() {
 async fn a_stream_ends_at_its_deadline() {
     let start = Instant::now();
     let call = ToolCall::new("s").with_deadline(start + Duration::from_secs(1));
-    let (mut harness, _worker, mut reply, feed) = streaming(call).await;
+    let (mut harness, _worker, mut reply, chunk_sender) = streaming(call).await;
     let error = next(&mut reply).await.unwrap().unwrap_err();
     assert!(matches!(error, ToolError::DeadlineExceeded { .. }), "{error}");
-    assert!(feed.is_closed());
+    assert!(chunk_sender.is_closed());
     harness.next_cancel().await.answer.send(Ok(())).unwrap();
     harness.settle().await;
     assert_eq!(harness.state(0), WorkerState::Idle);
@@ -93,14 +93,14 @@ async fn a_stream_ends_at_its_deadline() {
 async fn a_stalled_reader_does_not_hold_the_worker_beyond_the_deadline() {
     let start = Instant::now();
     let call = ToolCall::new("s").with_deadline(start + Duration::from_secs(1));
-    let (mut harness, _worker, mut reply, feed) = streaming(call).await;
+    let (mut harness, _worker, mut reply, chunk_sender) = streaming(call).await;
     let behind = harness.call_tool("t").await;
     // The stream is not polled, but its worker must become free.
     harness.next_cancel().await.answer.send(Ok(())).unwrap();
     harness.next_call().await.succeed();
     behind.answer().await.unwrap();
     assert!(start.elapsed() < Duration::from_millis(1100));
-    assert!(feed.is_closed(), "unread chunks are dropped with the lease");
+    assert!(chunk_sender.is_closed(), "unread chunks are dropped with the lease");
     let error = next(&mut reply).await.unwrap().unwrap_err();
     assert!(matches!(error, ToolError::DeadlineExceeded { .. }), "{error}");
     assert_eq!(harness.state(0), WorkerState::Idle, "the late reader changes nothing");
@@ -110,14 +110,14 @@ async fn a_stalled_reader_does_not_hold_the_worker_beyond_the_deadline() {
 async fn a_stream_cancelled_by_id_fails_even_if_it_is_not_polled() {
     let call = ToolCall::new("s");
     let id = call.id;
-    let (mut harness, _worker, mut reply, feed) = streaming(call).await;
+    let (mut harness, _worker, mut reply, chunk_sender) = streaming(call).await;
     let tool = harness.tool();
     let (cancelled, ()) = tokio::join!(snakepit_registry::ToolHandler::cancel(&*tool, id), async {
         harness.next_cancel().await.answer.send(Ok(())).unwrap();
     });
     cancelled.unwrap();
     assert_eq!(harness.state(0), WorkerState::Idle);
-    assert!(feed.is_closed());
+    assert!(chunk_sender.is_closed());
     assert!(matches!(next(&mut reply).await, Some(Err(ToolError::Cancelled { .. }))));
     assert!(matches!(reply.body, ReplyBody::Stream(_)) && next(&mut reply).await.is_none());
 }

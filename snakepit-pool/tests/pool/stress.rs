@@ -27,10 +27,10 @@ use crate::puppet::{chunk, config, next};
 const CALLERS: u64 = 16;
 const CALLS_EACH: u64 = 400;
 
-/// Launches workers inside this process. A call yields as often as the name of its tool says. A call of `crash` ends
-/// its worker.
+/// Launches workers inside this process. The name of a call's tool is the number of times that the call yields. A call of
+/// `crash` ends its worker.
 #[derive(Debug, Default)]
-struct Fleet {
+struct StressLauncher {
     drivers: Mutex<JoinSet<()>>,
     violations: Arc<AtomicUsize>,
 }
@@ -43,18 +43,18 @@ struct Handler {
 }
 
 /// Counts a call as running until it is dropped.
-struct Occupied(Arc<AtomicUsize>);
+struct RunningGuard(Arc<AtomicUsize>);
 
 impl Handler {
-    fn occupy(&self) -> Occupied {
+    fn begin_call(&self) -> RunningGuard {
         if self.running.fetch_add(1, Ordering::SeqCst) > 0 {
             self.violations.fetch_add(1, Ordering::SeqCst);
         }
-        Occupied(Arc::clone(&self.running))
+        RunningGuard(Arc::clone(&self.running))
     }
 }
 
-impl Drop for Occupied {
+impl Drop for RunningGuard {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
@@ -63,38 +63,38 @@ impl Drop for Occupied {
 #[async_trait]
 impl ToolHandler for Handler {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-        let occupied = self.occupy();
-        let Ok(turns) = call.tool.parse::<usize>() else {
+        let guard = self.begin_call();
+        let Ok(yields) = call.tool.parse::<usize>() else {
             self.crash.notify_one();
             return std::future::pending().await;
         };
-        for _ in 0..turns {
+        for _ in 0..yields {
             yield_now().await;
         }
         Ok(match call.mode {
             CallMode::Unary => ToolReply::value(Payload::null()),
-            CallMode::Streaming => ToolReply::stream(Box::pin(Chunks { left: turns, _occupied: occupied })),
+            CallMode::Streaming => ToolReply::stream(Box::pin(Chunks { remaining: yields, _guard: guard })),
         })
     }
 }
 
 struct Chunks {
-    left: usize,
-    _occupied: Occupied,
+    remaining: usize,
+    _guard: RunningGuard,
 }
 
 impl Stream for Chunks {
     type Item = Result<Chunk, ToolError>;
 
     fn poll_next(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Some(left) = self.left.checked_sub(1) else { return Poll::Ready(None) };
-        self.left = left;
+        let Some(remaining) = self.remaining.checked_sub(1) else { return Poll::Ready(None) };
+        self.remaining = remaining;
         Poll::Ready(Some(chunk()))
     }
 }
 
 #[async_trait]
-impl WorkerLauncher for Fleet {
+impl WorkerLauncher for StressLauncher {
     async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
         let crash = Arc::new(Notify::new());
         let handler = Handler {
@@ -118,48 +118,49 @@ impl WorkerLauncher for Fleet {
 }
 
 /// A random number generator with a fixed seed.
-struct Dice(u64);
+struct Random(u64);
 
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+impl Random {
+    /// Returns a number from 0 to `bound` - 1.
+    fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % sides
+        (self.0 >> 33) % bound
     }
 }
 
-async fn caller(tool: Arc<impl ToolHandler>, mut dice: Dice) {
+async fn caller(tool: Arc<impl ToolHandler>, mut random: Random) {
     for _ in 0..CALLS_EACH {
-        let name = if dice.roll(50) == 0 { "crash".to_owned() } else { dice.roll(4).to_string() };
+        let name = if random.below(50) == 0 { "crash".to_owned() } else { random.below(4).to_string() };
         let mut call = ToolCall::new(name);
-        if dice.roll(3) == 0 {
+        if random.below(3) == 0 {
             call.mode = CallMode::Streaming;
         }
-        if dice.roll(4) == 0 {
-            call.preferred_worker = Some(format!("p-{}-1", dice.roll(4)).into());
+        if random.below(4) == 0 {
+            call.preferred_worker = Some(format!("p-{}-1", random.below(4)).into());
         }
-        let (id, patience) = (call.id, dice.roll(12));
-        let made = tool.call(call);
-        let impatient = async {
-            for _ in 0..patience {
+        let (id, yields) = (call.id, random.below(12));
+        let running_call = tool.call(call);
+        let timeout = async {
+            for _ in 0..yields {
                 yield_now().await;
             }
         };
-        match dice.roll(4) {
-            0 => tokio::select! { biased; _ = made => {}, () = impatient => {} },
+        match random.below(4) {
+            0 => tokio::select! { biased; _ = running_call => {}, () = timeout => {} },
             1 => {
                 // Drops a stream immediately, because a stream that is not polled holds its worker longer.
-                let (_, cancelled) = tokio::join!(async { drop(made.await) }, async {
-                    impatient.await;
+                let (_, cancelled) = tokio::join!(async { drop(running_call.await) }, async {
+                    timeout.await;
                     tool.cancel(id).await
                 });
                 cancelled.unwrap();
             }
             _ => {
-                if let Ok(mut reply) = made.await
+                if let Ok(mut reply) = running_call.await
                     && matches!(reply.body, ReplyBody::Stream(_))
                 {
                     // Drops some streams before their end.
-                    for _ in 0..dice.roll(6) {
+                    for _ in 0..random.below(6) {
                         if next(&mut reply).await.is_none() {
                             break;
                         }
@@ -172,14 +173,14 @@ async fn caller(tool: Arc<impl ToolHandler>, mut dice: Dice) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_call_ends_once_under_stress() {
-    let fleet = Arc::new(Fleet::default());
-    let violations = Arc::clone(&fleet.violations);
+    let launcher = Arc::new(StressLauncher::default());
+    let violations = Arc::clone(&launcher.violations);
     let config = PoolConfig { queue_limit: 8, default_timeout: Some(Duration::from_secs(30)), ..config(4) };
-    let pool = Pool::start(config, fleet).unwrap();
+    let pool = Pool::start(config, launcher).unwrap();
     pool.ready().await.unwrap();
     let mut callers = JoinSet::new();
     for seed in 0..CALLERS {
-        callers.spawn(caller(pool.tool(), Dice(seed)));
+        callers.spawn(caller(pool.tool(), Random(seed)));
     }
     callers.join_all().await;
 
@@ -196,10 +197,10 @@ async fn every_call_ends_once_under_stress() {
         + totals.cancelled
         + totals.lost;
     assert_eq!(ended, CALLERS * CALLS_EACH, "{totals:?}");
-    for (what, count) in
+    for (outcome, count) in
         [("succeeded", totals.succeeded), ("cancelled", totals.cancelled), ("lost", totals.lost)]
     {
-        assert!(count > 0, "no call {what}: {totals:?}");
+        assert!(count > 0, "no call {outcome}: {totals:?}");
     }
     assert_eq!(totals.timed_out, 0, "a call was stuck");
 }

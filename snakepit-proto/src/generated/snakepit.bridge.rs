@@ -942,7 +942,7 @@ pub struct WorkerInfo {
     pub address: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "5")]
     pub started_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// Number of calls that ended on this worker, including failed calls.
+    /// Number of calls that ended on workers of this slot, including failed calls.
     #[prost(uint64, tag = "6")]
     pub calls: u64,
     /// Number of times the pool replaced the process of this slot.

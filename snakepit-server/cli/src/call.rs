@@ -11,7 +11,7 @@ use crate::{
     Failure,
     client::{ServerArgs, status_failure},
     duration, exit,
-    output::{print_json, readable},
+    output::{print_json, to_readable_json},
 };
 
 /// The reason in the status of a unary call to a streaming tool.
@@ -38,14 +38,14 @@ pub(crate) struct StreamArgs {
 }
 
 impl Args {
-    pub(crate) fn start_clock(&mut self) -> Option<Duration> {
-        self.call.start_clock()
+    pub(crate) fn start_deadline(&mut self) -> Option<Duration> {
+        self.call.start_deadline()
     }
 }
 
 impl StreamArgs {
-    pub(crate) fn start_clock(&mut self) -> Option<Duration> {
-        self.call.start_clock()
+    pub(crate) fn start_deadline(&mut self) -> Option<Duration> {
+        self.call.start_deadline()
     }
 }
 
@@ -67,7 +67,7 @@ struct CallArgs {
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     timeout: Option<Duration>,
 
-    /// The end of the timeout, which includes connecting and opening the session.
+    /// The end of the timeout, which also covers the connection and the opening of the session.
     #[arg(skip)]
     deadline: Option<Instant>,
 
@@ -77,17 +77,18 @@ struct CallArgs {
 
 impl CallArgs {
     /// Computes the deadline, and returns the timeout of the command.
-    fn start_clock(&mut self) -> Option<Duration> {
+    fn start_deadline(&mut self) -> Option<Duration> {
         self.deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         self.timeout
     }
 
     fn request(&self) -> Result<pb::ExecuteToolRequest, Failure> {
         let arguments: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&self.args).map_err(|e| {
-            let place = excerpt(&self.args, &e).map_or_else(String::new, |text| format!(", near `{text}`"));
+            let position =
+                excerpt(&self.args, &e).map_or_else(String::new, |text| format!(", near `{text}`"));
             Failure::new(
                 exit::USAGE,
-                format!("--args is not a JSON object: {e}{place}; it looks like '{{\"a\": 1, \"b\": 2}}'"),
+                format!("--args is not a JSON object: {e}{position}; it looks like '{{\"a\": 1, \"b\": 2}}'"),
             )
         })?;
         let parameters = arguments.into_iter().map(|(name, json)| (name, any(&json))).collect();
@@ -100,12 +101,12 @@ impl CallArgs {
     }
 
     /// Creates a request whose timeout is the remaining time.
-    fn timed<T>(&self, message: T) -> Request<T> {
+    fn with_timeout<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         if let Some(deadline) = self.deadline {
             // The header cannot hold a longer timeout.
-            let left = deadline.saturating_duration_since(Instant::now());
-            request.set_timeout(left.min(headers::MAX_TIMEOUT));
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            request.set_timeout(remaining.min(headers::MAX_TIMEOUT));
         }
         request
     }
@@ -113,7 +114,7 @@ impl CallArgs {
     async fn open_session(&self, client: &mut Client) -> Result<(), Failure> {
         let Some(session_id) = self.session.clone() else { return Ok(()) };
         let request = pb::InitializeSessionRequest { session_id, ..pb::InitializeSessionRequest::default() };
-        client.initialize_session(self.timed(request)).await.map_err(status_failure)?;
+        client.initialize_session(self.with_timeout(request)).await.map_err(status_failure)?;
         Ok(())
     }
 }
@@ -142,9 +143,9 @@ pub(crate) async fn unary(Args { json, call }: Args) -> Result<(), Failure> {
     let request = call.request()?;
     let mut client = call.server.connect().await?;
     call.open_session(&mut client).await?;
-    let response = client.execute_tool(call.timed(request)).await.map_err(|status| {
+    let response = client.execute_tool(call.with_timeout(request)).await.map_err(|status| {
         let failure = status_failure(status);
-        // For a unary call, this reason means that the tool streams. Name the command that works instead.
+        // For a unary call, this reason means that the tool streams, so the message names the other command.
         match failure.code.as_str() {
             UNSUPPORTED => Failure::new(
                 exit::REJECTED,
@@ -160,7 +161,7 @@ pub(crate) async fn unary(Args { json, call }: Args) -> Result<(), Failure> {
     if !response.success {
         return Err(tool_failed(&call.tool, response));
     }
-    let result = readable(response.result.unwrap_or_default(), response.binary_result)?;
+    let result = to_readable_json(response.result.unwrap_or_default(), response.binary_result)?;
     if json {
         print_json(&serde_json::json!({
             "result": result,
@@ -177,7 +178,7 @@ pub(crate) async fn stream(StreamArgs { json, call }: StreamArgs) -> Result<(), 
     let mut client = call.server.connect().await?;
     call.open_session(&mut client).await?;
     let mut chunks =
-        client.execute_streaming_tool(call.timed(request)).await.map_err(status_failure)?.into_inner();
+        client.execute_streaming_tool(call.with_timeout(request)).await.map_err(status_failure)?.into_inner();
     while let Some(chunk) = chunks.message().await.map_err(status_failure)? {
         if chunk.is_final && chunk.data.is_empty() {
             continue;

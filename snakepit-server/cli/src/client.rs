@@ -44,7 +44,7 @@ impl ServerArgs {
     /// Connects, and checks that a host answers.
     pub(crate) async fn connect(&self) -> Result<BridgeServiceClient<Channel>, Failure> {
         let address = &self.server;
-        let settings = |endpoint: Endpoint| {
+        let configure = |endpoint: Endpoint| {
             endpoint
                 .connect_timeout(CONNECT_TIMEOUT)
                 .tcp_nodelay(true)
@@ -54,7 +54,7 @@ impl ServerArgs {
         };
         let channel = match address {
             Address::Tcp(_) => match Endpoint::from_shared(address.to_string()) {
-                Ok(endpoint) => settings(endpoint).connect().await,
+                Ok(endpoint) => configure(endpoint).connect().await,
                 Err(_) => return Err(Failure::new(exit::USAGE, format!("`{address}` is not a URL"))),
             },
             Address::Unix(path) => {
@@ -64,7 +64,7 @@ impl ServerArgs {
                     async move { UnixStream::connect(path).await.map(TokioIo::new) }
                 });
                 // HTTP/2 sends the host of this URL only as the authority.
-                settings(Endpoint::from_static("http://localhost")).connect_with_connector(connector).await
+                configure(Endpoint::from_static("http://localhost")).connect_with_connector(connector).await
             }
         };
         let channel = match channel {
@@ -87,8 +87,8 @@ impl ServerArgs {
 
     /// The failure to connect. Names the program at the address if it is not a host, otherwise the error of the transport.
     async fn unreachable(&self, problem: &str) -> Failure {
-        let instead = identify(&self.server).await;
-        self.failure(instead.as_deref().unwrap_or(problem))
+        let identified = identify(&self.server).await;
+        self.failure(identified.as_deref().unwrap_or(problem))
     }
 
     fn failure(&self, problem: &str) -> Failure {
@@ -100,7 +100,7 @@ impl ServerArgs {
     }
 }
 
-/// The time that a command waits after its deadline for the server's own answer, which has more detail.
+/// The extra time for the server to report the deadline itself, with more detail.
 const GRACE: Duration = Duration::from_millis(200);
 
 /// Enforces the timeout of a command on the client side.

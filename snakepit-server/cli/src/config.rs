@@ -51,8 +51,8 @@ impl File {
         })?;
         for (key, value) in table.get_ref() {
             let (name, at) = (key.get_ref().as_ref(), key.span().start);
-            let known = |arg: &&Arg| arg.get_long() == Some(name) && is_key(arg);
-            let arg = command.get_arguments().find(known).ok_or_else(|| {
+            let is_named = |arg: &&Arg| arg.get_long() == Some(name) && is_key(arg);
+            let arg = command.get_arguments().find(is_named).ok_or_else(|| {
                 let keys = command.get_arguments().filter(|arg| is_key(arg)).filter_map(Arg::get_long);
                 let suggestion =
                     closest(name, keys).map_or_else(String::new, |key| format!("; is it `{key}`?"));
@@ -61,18 +61,19 @@ impl File {
             let text = text_of(arg, value.get_ref())
                 .map_err(|expected| self.problem(at, format!("`{name}` takes {expected}")))?;
             let id = arg.get_id().clone();
-            // Check each value alone, so that the error names its line and reads like one of the command line.
+            // Each value is checked alone, so that the error names its line and reads like an error of the command line.
             let checked = command.clone().mut_arg(&id, |arg| arg.default_value(text.clone()));
             if let Err(error) = checked.try_get_matches_from(["serve"]) {
-                let whole = error.to_string();
-                let first = whole.lines().next().unwrap_or_default();
-                return Err(self.problem(at, first.strip_prefix("error: ").unwrap_or(first)));
+                let message = error.to_string();
+                let first_line = message.lines().next().unwrap_or_default();
+                return Err(self.problem(at, first_line.strip_prefix("error: ").unwrap_or(first_line)));
             }
             command = command.mut_arg(&id, |arg| arg.default_value(text));
         }
         Ok(command)
     }
 
+    /// The failure for a problem at this offset in the text, in bytes.
     fn problem(&self, at: usize, problem: impl std::fmt::Display) -> Failure {
         let line = self.text[..at].matches('\n').count() + 1;
         Failure::new(exit::USAGE, format!("{}:{line}: {problem}", self.path.display()))
@@ -81,19 +82,19 @@ impl File {
 
 /// Reads a regular file. A pipe could block the start, and a device may be endless.
 fn read(path: &Path) -> std::io::Result<String> {
-    let refuse = |problem: String| Err(std::io::Error::new(ErrorKind::InvalidData, problem));
+    let reject = |problem: String| Err(std::io::Error::new(ErrorKind::InvalidData, problem));
     if !std::fs::metadata(path)?.is_file() {
-        return refuse("it is not a regular file".to_owned());
+        return reject("it is not a regular file".to_owned());
     }
     let mut text = String::new();
     std::fs::File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
     match text.len() as u64 > MAX_BYTES {
-        true => refuse(format!("it is longer than {MAX_BYTES} bytes")),
+        true => reject(format!("it is longer than {MAX_BYTES} bytes")),
         false => Ok(text),
     }
 }
 
-/// Gives every flag an environment variable: `SNAKEPIT_SESSION_TTL` for `--session-ttl`.
+/// Gives every flag an environment variable, such as `SNAKEPIT_SESSION_TTL` for `--session-ttl`.
 pub(crate) fn with_environment(command: Command) -> Command {
     command.mut_args(|arg| match arg.get_long() {
         Some(long) if is_key(&arg) && arg.get_env().is_none() => {

@@ -49,8 +49,8 @@ pub(crate) fn warn_of_unknown(command: &Command) {
 
 /// The unknown variables among these, each with the most similar known one.
 fn unknown(command: &Command, names: impl Iterator<Item = String>) -> Vec<(String, Option<String>)> {
-    let of_flags = std::iter::once(command).chain(command.get_subcommands()).flat_map(Command::get_arguments);
-    let of_flags = of_flags.filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned));
+    let args = std::iter::once(command).chain(command.get_subcommands()).flat_map(Command::get_arguments);
+    let of_flags = args.filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned));
     let known: BTreeSet<String> = of_flags.chain(WITHOUT_FLAG.map(str::to_owned)).collect();
     let is_foreign = |name: &String| {
         std::iter::once(TEST_PREFIX).chain(KUBERNETES_PREFIXES).any(|prefix| name.starts_with(prefix))
@@ -58,7 +58,7 @@ fn unknown(command: &Command, names: impl Iterator<Item = String>) -> Vec<(Strin
     let unknown = names.filter(|name| !known.contains(name) && !is_foreign(name));
     unknown
         .filter_map(|name| {
-            // Compared without the prefix, which would make all names similar.
+            // The names are compared without the prefix, which would make all of them similar.
             let known = known.iter().filter_map(|known| known.strip_prefix(PREFIX));
             let suggestion =
                 closest(name.strip_prefix(PREFIX)?, known).map(|known| format!("{PREFIX}{known}"));
@@ -82,10 +82,10 @@ pub(crate) fn without_empty(command: Command) -> Command {
 /// # Errors
 /// The errors of the parser. If the command line is valid without the environment, the error names the variable.
 pub(crate) fn matches(command: &Command) -> Result<ArgMatches, Error> {
-    matches_of(command, &std::env::args_os().collect::<Vec<_>>())
+    parse_args(command, &std::env::args_os().collect::<Vec<_>>())
 }
 
-fn matches_of(command: &Command, argv: &[OsString]) -> Result<ArgMatches, Error> {
+fn parse_args(command: &Command, argv: &[OsString]) -> Result<ArgMatches, Error> {
     let error = match command.clone().try_get_matches_from(argv) {
         Ok(matches) => return Ok(matches),
         Err(error) => error,
@@ -111,9 +111,9 @@ fn error_of_variable(command: &Command, argv: &[OsString]) -> Option<Error> {
         let alone = without_environment(command.clone())
             .mut_subcommand(sub.get_name(), |sub| sub.mut_arg(arg.get_id(), |arg| arg.env(variable.clone())));
         let Err(error) = alone.try_get_matches_from(argv) else { continue };
-        let whole = error.to_string();
-        let first = whole.lines().next().unwrap_or_default();
-        let problem = first.strip_prefix("error: ").unwrap_or(first);
+        let message = error.to_string();
+        let first_line = message.lines().next().unwrap_or_default();
+        let problem = first_line.strip_prefix("error: ").unwrap_or(first_line);
         let flag =
             error.get(ContextKind::InvalidArg).map(|flag| format!(" for '{flag}'")).unwrap_or_default();
         let problem = problem.replace(&flag, "");
@@ -140,7 +140,7 @@ mod tests {
 
     fn parse(words: &[&str]) -> Result<ArgMatches, String> {
         let argv: Vec<OsString> = ["snakepit", "serve"].iter().chain(words).map(Into::into).collect();
-        matches_of(&without_empty(command()), &argv).map_err(|error| error.to_string())
+        parse_args(&without_empty(command()), &argv).map_err(|error| error.to_string())
     }
 
     #[test]

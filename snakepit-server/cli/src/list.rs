@@ -13,7 +13,7 @@ use crate::{
     duration, output,
 };
 
-/// Explains the columns of `snakepit workers`.
+/// An explanation of the columns of `snakepit workers`.
 pub(crate) const WORKER_COLUMNS: &str = "\
 Columns:
   WORKER    the id, POOL-SLOT-GENERATION: the third worker in slot 2 of the pool `default`
@@ -21,8 +21,8 @@ Columns:
   PID       the process id
   STATE     starting, idle, busy, quarantined (until a cancelled call has ended),
             stopping or dead
-  CALLS     the number of calls that ended on this worker, including failed ones
-  RESTARTS  how often the pool has replaced the worker in this slot
+  CALLS     the number of calls that ended in this slot, including failed ones
+  RESTARTS  the number of times that the pool has replaced the worker in this slot
   UP        the time since this worker started";
 
 #[derive(Debug, clap::Args)]
@@ -183,8 +183,8 @@ pub(crate) async fn variables(args: VariableArgs) -> Result<(), Failure> {
     let VariableArgs { session: session_id, pattern, list: args } = args;
     let mut client = args.server.connect().await?;
     let request = pb::ListVariablesRequest { session_id, pattern };
-    let found = client.list_variables(request).await.map_err(status_failure)?.into_inner().variables;
-    let rows = found.into_iter().map(variable_row).collect();
+    let listed = client.list_variables(request).await.map_err(status_failure)?.into_inner().variables;
+    let rows = listed.into_iter().map(variable_row).collect();
     args.print(&["VARIABLE", "TYPE", "VALUE", "VERSION", "SOURCE", "WRITTEN", "CONSTRAINTS"], rows)
 }
 
@@ -194,7 +194,7 @@ fn variable_row(variable: pb::Variable) -> (Vec<String>, Value) {
         pb::variable::Source::Python => "python",
     };
     // A malformed value does not prevent the listing of the others.
-    let value = output::readable(variable.value.unwrap_or_default(), variable.binary_value).ok();
+    let value = output::to_readable_json(variable.value.unwrap_or_default(), variable.binary_value).ok();
     let shown = value.as_ref().map_or("(cannot be read)", |value| value.get());
     let constraints = variable.constraints_json;
     let object = json!({
@@ -222,13 +222,13 @@ fn variable_row(variable: pb::Variable) -> (Vec<String>, Value) {
 
 /// Shortens a text for a table, and replaces control characters.
 fn shortened(text: &str) -> String {
-    const SHOWN: usize = 48;
+    const MAX_CHARS: usize = 48;
     let mut shown: String = text
         .chars()
-        .take(SHOWN)
+        .take(MAX_CHARS)
         .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
         .collect();
-    if text.chars().nth(SHOWN).is_some() {
+    if text.chars().nth(MAX_CHARS).is_some() {
         shown.push_str("...");
     }
     shown

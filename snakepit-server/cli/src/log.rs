@@ -31,7 +31,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 static LOG: OnceLock<Log> = OnceLock::new();
 
 /// Installs the log for events and panics. Must be called once.
-pub(crate) fn start(filter: EnvFilter, colours: bool) {
+pub(crate) fn start(filter: EnvFilter, with_colours: bool) {
     let log = LOG.get_or_init(|| Log::to(std::io::stderr()));
     // Only fields are escaped, because the colours around them are control characters too.
     let fields = format::debug_fn(|writer, field, value| match field.name() {
@@ -43,7 +43,7 @@ pub(crate) fn start(filter: EnvFilter, colours: bool) {
     });
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(colours)
+        .with_ansi(with_colours)
         .fmt_fields(fields.delimited(" "))
         // Internal errors would be printed to stderr, and a failure to do so would panic.
         .log_internal_errors(false)
@@ -58,7 +58,7 @@ pub(crate) fn start(filter: EnvFilter, colours: bool) {
     }));
 }
 
-/// Prints an error on stderr, in order with the log if it is installed. Ignores failures.
+/// Prints an error on stderr. If the log is installed, its lines and the error keep their order. Ignores failures.
 pub(crate) fn print_error(text: &str) {
     let text = format!("{}\n", escape_multiline(text));
     match LOG.get() {
@@ -84,9 +84,9 @@ struct Log(Arc<LogQueue>);
 struct LogQueue {
     state: Mutex<QueueState>,
     /// Notified when a line is queued.
-    filled: Condvar,
+    line_queued: Condvar,
     /// Notified when every line is written or dropped.
-    emptied: Condvar,
+    all_written: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -108,26 +108,27 @@ impl Log {
         log
     }
 
-    fn push(&self, mut line: Vec<u8>, even_if_full: bool) {
+    /// Queues a line. Drops the line if the queue is full, unless `ignores_limit` is set.
+    fn push(&self, mut line: Vec<u8>, ignores_limit: bool) {
         if line.len() > MAX_LINE_BYTES {
             line.truncate(MAX_LINE_BYTES);
             line.extend_from_slice(b" [cut]\n");
         }
         let mut queue = self.0.lock();
-        if queue.bytes + line.len() > MAX_QUEUED_BYTES && !even_if_full {
+        if queue.bytes + line.len() > MAX_QUEUED_BYTES && !ignores_limit {
             queue.dropped += 1;
             return;
         }
         queue.bytes += line.len();
         queue.lines.push_back(line);
         drop(queue);
-        self.0.filled.notify_one();
+        self.0.line_queued.notify_one();
     }
 
     fn flush(&self) {
         let queue = self.0.lock();
         let unfinished = |queue: &mut QueueState| queue.is_writing || !queue.lines.is_empty();
-        let _ = self.0.emptied.wait_timeout_while(queue, FLUSH_TIMEOUT, unfinished);
+        let _ = self.0.all_written.wait_timeout_while(queue, FLUSH_TIMEOUT, unfinished);
     }
 }
 
@@ -157,6 +158,7 @@ impl LogQueue {
     }
 }
 
+/// Writes the queue to the sink, on a separate thread.
 struct Writer<W> {
     queue: Arc<LogQueue>,
     sink: W,
@@ -165,7 +167,7 @@ struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    /// Writes line by line, without end.
+    /// Writes line by line, forever.
     fn run(mut self) {
         loop {
             let (line, dropped) = self.next();
@@ -178,7 +180,7 @@ impl<W: Write> Writer<W> {
             queue.is_writing = false;
             queue.dropped += lost + if reported { 0 } else { dropped };
             if queue.lines.is_empty() {
-                self.queue.emptied.notify_all();
+                self.queue.all_written.notify_all();
             }
         }
     }
@@ -187,8 +189,11 @@ impl<W: Write> Writer<W> {
     fn next(&self) -> (Option<Vec<u8>>, u64) {
         let nothing_to_write = |queue: &mut QueueState| queue.lines.is_empty();
         let queue = self.queue.lock();
-        let mut queue =
-            self.queue.filled.wait_while(queue, nothing_to_write).unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self
+            .queue
+            .line_queued
+            .wait_while(queue, nothing_to_write)
+            .unwrap_or_else(PoisonError::into_inner);
         let line = queue.lines.pop_front();
         queue.bytes -= line.as_ref().map_or(0, Vec::len);
         queue.is_writing = true;
@@ -220,7 +225,7 @@ pub(crate) fn write_blocking(sink: &mut impl Write, bytes: &[u8]) -> Result<(), 
     while written < bytes.len() {
         match sink.write(&bytes[written..]) {
             Ok(0) => return Err(written),
-            Ok(more) => written += more,
+            Ok(count) => written += count,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(RETRY_PAUSE),
             Err(_) => return Err(written),
@@ -259,13 +264,13 @@ mod tests {
     }
 
     fn log() -> (Log, mpsc::Sender<std::io::Result<usize>>, mpsc::Receiver<String>) {
-        let ((outcome, outcomes), (written, seen)) = (mpsc::channel(), mpsc::channel());
-        (Log::to(Sink { outcomes, written }), outcome, seen)
+        let ((outcome, outcomes), (written, writes)) = (mpsc::channel(), mpsc::channel());
+        (Log::to(Sink { outcomes, written }), outcome, writes)
     }
 
     #[test]
     fn lost_lines_are_counted_and_reported_later() {
-        let (mut log, outcome, seen) = log();
+        let (mut log, outcome, writes) = log();
         outcome.send(Err(ErrorKind::BrokenPipe.into())).unwrap();
         outcome.send(Ok(3)).unwrap();
         outcome.send(Err(ErrorKind::StorageFull.into())).unwrap();
@@ -276,7 +281,7 @@ mod tests {
         drop(outcome);
         log.write_all(b"three\n").unwrap();
         Log::flush(&log);
-        let written: String = seen.try_iter().collect();
+        let written: String = writes.try_iter().collect();
         assert!(written.starts_with(" WA\n WARN"), "the torn line is terminated: {written:?}");
         assert!(
             written.ends_with("dropped 2 lines of the log: stderr was slow, closed or full\nthree\n"),
@@ -286,7 +291,7 @@ mod tests {
 
     #[test]
     fn a_stalled_sink_does_not_block_and_costs_bounded_memory() {
-        let (mut log, outcome, seen) = log();
+        let (mut log, outcome, writes) = log();
         let line = [b'x'; 1024];
         for _ in 0..20_000 {
             log.write_all(&line).unwrap();
@@ -300,7 +305,8 @@ mod tests {
         log.push(b"after\n".to_vec(), true);
         let lost =
             |line: &str| -> Option<usize> { line.split_once("dropped ")?.1.split(' ').next()?.parse().ok() };
-        let reported = seen.iter().take_while(|line| line != "after\n").map(|line| lost(&line).unwrap_or(1));
+        let reported =
+            writes.iter().take_while(|line| line != "after\n").map(|line| lost(&line).unwrap_or(1));
         assert_eq!(reported.sum::<usize>(), 20_000);
     }
 }

@@ -85,7 +85,7 @@ enum Command {
 
 impl Command {
     /// Whether the user requested JSON, which then applies to errors too.
-    const fn json(&self) -> bool {
+    const fn is_json(&self) -> bool {
         match self {
             Self::Serve(_) => false,
             Self::Call(args) => args.json,
@@ -159,15 +159,15 @@ impl fmt::Display for Failure {
 }
 
 fn main() -> ExitCode {
-    // Report errors of the command line before those of the configuration file.
+    // This reports errors of the command line before those of the configuration file.
     let matches = environment::matches(&command_line()).unwrap_or_else(|error| error.exit());
     let command = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()).command;
-    let json = command.json();
+    let is_json = command.is_json();
     let result = configured(command).and_then(|command| runtime()?.block_on(run(command)));
     let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let text = if json { failure.as_json().to_string() } else { failure.to_string() };
+            let text = if is_json { failure.as_json().to_string() } else { failure.to_string() };
             log::print_error(&text);
             ExitCode::from(failure.exit)
         }
@@ -203,7 +203,7 @@ fn configured(command: Command) -> Result<Command, Failure> {
     Ok(command)
 }
 
-/// The most threads. More would only cost memory, and systems cannot start tens of thousands.
+/// The most threads. More threads would only cost memory, and systems cannot start tens of thousands of them.
 const MAX_THREADS: usize = 1024;
 
 /// Creates a runtime with the number of threads in `TOKIO_WORKER_THREADS`. The default is half of the processors: Python needs the
@@ -233,8 +233,8 @@ fn runtime() -> Result<Runtime, Failure> {
 async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(*args, &all_flags()).await,
-        Command::Call(mut args) => within(args.start_clock(), call::unary(args)).await,
-        Command::Stream(mut args) => within(args.start_clock(), call::stream(args)).await,
+        Command::Call(mut args) => within(args.start_deadline(), call::unary(args)).await,
+        Command::Stream(mut args) => within(args.start_deadline(), call::stream(args)).await,
         Command::Tools(args) => within(Some(args.timeout), list::tools(args)).await,
         Command::Workers(args) => within(Some(args.timeout), list::workers(args)).await,
         Command::Sessions(args) => within(Some(args.list.timeout), list::sessions(args)).await,

@@ -24,7 +24,7 @@ pub(crate) fn print_json(json: &impl Serialize) -> Result<(), Failure> {
 }
 
 /// Converts a value to JSON. A buffer becomes base64, next to its metadata.
-pub(crate) fn readable(value: pb::Any, binary: bytes::Bytes) -> Result<Box<RawValue>, Failure> {
+pub(crate) fn to_readable_json(value: pb::Any, binary: bytes::Bytes) -> Result<Box<RawValue>, Failure> {
     let unreadable =
         |problem: String| Failure::new(exit::REJECTED, format!("the value cannot be read: {problem}"));
     let binary = (!binary.is_empty()).then_some(binary);

@@ -32,10 +32,11 @@ Configuration:
   file. Relative paths start at the working directory.
 
 Other environment variables:
-  SNAKEPIT_LOG          What to log to stderr [default: info]. `info,snakepit=debug` adds
-                        every call, tool failures and exceeded deadlines
+  SNAKEPIT_LOG          The filter of the log on stderr [default: info]. The filter
+                        `info,snakepit=debug` adds every call, tool failures and exceeded
+                        deadlines
   TOKIO_WORKER_THREADS  The number of threads [default: half of the processors]
-  PYTHONPATH            Where workers find adapters that are not installed. Workers inherit
+  PYTHONPATH            The directories of adapters that are not installed. Workers inherit
                         the environment of the server
 
 Signals:
@@ -51,17 +52,16 @@ Exit codes:
 pub(crate) async fn run(args: Args, command: &clap::Command) -> Result<(), Failure> {
     log::start(log_filter()?, std::io::stderr().is_terminal());
     environment::warn_of_unknown(command);
-    // Catch signals from the start, so that a signal during the launch of the workers leaves no processes behind.
+    // Signals are caught from the start, so that a signal during the launch of the workers leaves no processes behind.
     let mut signals = Signals::catch()
         .map_err(|error| Failure::new(exit::CANNOT_START, format!("cannot catch signals: {error}")))?;
 
     if args.workers.adapter.is_none() && args.workers.worker_command.is_none() {
-        let problem =
-            "nothing says what workers serve: give --adapter MODULE:CLASS, or --worker-command COMMAND";
+        let problem = "no adapter is set; give --adapter MODULE:CLASS, or --worker-command COMMAND";
         return Err(Failure::new(exit::USAGE, problem));
     }
-    // Not parsed by clap, whose error messages would print a password in the URL.
-    let unusable = |problem: String| format!("the place of --sessions cannot be used: {problem}");
+    // clap does not parse this value, because its error messages would print a password in the URL.
+    let unusable = |problem: String| format!("the location of --sessions cannot be used: {problem}");
     let sessions: SessionStorage =
         args.storage.sessions.parse().map_err(|problem| Failure::new(exit::USAGE, unusable(problem)))?;
     if let Some(file) = &args.config {
@@ -101,7 +101,7 @@ pub(crate) async fn run(args: Args, command: &clap::Command) -> Result<(), Failu
     }
 
     let log_early_stop = |name: &str| {
-        tracing::info!(signal = %name, "stopped before the workers were ready; nothing is left");
+        tracing::info!(signal = %name, "stopped before the workers were ready; no process is left");
     };
     let sessions = tokio::select! {
         opened = sessions.open(args.limits.into()) => opened.map_err(|e| cannot_start(unusable(e.to_string())))?,

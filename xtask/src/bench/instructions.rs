@@ -69,10 +69,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut counts = Counts::new();
     for name in names.lines() {
         let [short, long] = REPEATS.map(|repeats| count(&binary, name, repeats));
-        let each = long?.saturating_sub(short?) / (REPEATS[1] - REPEATS[0]);
-        let before = saved.counts.get(name).map_or_else(String::new, |count| format!("  saved: {count}"));
-        println!("  {name:<28} {each:>8} instructions{before}");
-        counts.insert(name.to_owned(), each);
+        let per_repeat = long?.saturating_sub(short?) / (REPEATS[1] - REPEATS[0]);
+        let saved_text = saved.counts.get(name).map_or_else(String::new, |count| format!("  saved: {count}"));
+        println!("  {name:<28} {per_repeat:>8} instructions{saved_text}");
+        counts.insert(name.to_owned(), per_repeat);
     }
     if args.check {
         let regressions = regressions(&saved.counts, &counts);
@@ -162,12 +162,12 @@ mod tests {
 
     #[test]
     fn only_an_increase_above_the_tolerance_is_a_regression() {
-        let of = |counts: &[(&str, u64)]| {
+        let counts_of = |counts: &[(&str, u64)]| {
             counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
         };
-        let saved: Counts = of(&[("codec", 1000), ("removed", 1)]);
-        assert_eq!(regressions(&saved, &of(&[("codec", 1100), ("removed", 1)])), Vec::<String>::new());
-        let problems = regressions(&saved, &of(&[("codec", 1101), ("new", 1)])).join("; ");
+        let saved: Counts = counts_of(&[("codec", 1000), ("removed", 1)]);
+        assert_eq!(regressions(&saved, &counts_of(&[("codec", 1100), ("removed", 1)])), Vec::<String>::new());
+        let problems = regressions(&saved, &counts_of(&[("codec", 1101), ("new", 1)])).join("; ");
         assert!(problems.contains("codec: 1000 instructions before, 1101 now"), "{problems}");
         assert!(
             problems.contains("new: no saved count") && problems.contains("removed: a saved count"),

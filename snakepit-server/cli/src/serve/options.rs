@@ -151,7 +151,7 @@ pub(super) struct StorageOptions {
     pub(super) run_dir: Option<PathBuf>,
 }
 
-/// Checks the form of an address. Whether its name exists is known only after it is resolved.
+/// Checks the form of an address, without resolving its name.
 fn host_and_port(value: &str) -> Result<String, String> {
     address::host_and_port(value).map_err(|problem| {
         format!("{problem}; it takes the form HOST:PORT, such as 127.0.0.1:50051, localhost:0 or [::1]:50051")

@@ -8,7 +8,7 @@ pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     quit: Signal,
-    /// `None` if the process ignores it from the start, which `nohup` arranges for programs that must outlive their terminal.
+    /// `None` if the process ignores the signal from the start. `nohup` sets this for programs that must outlive their terminal.
     hang_up: Option<Signal>,
     /// Caught only so that a write above `ulimit -f` fails instead of killing the process.
     _file_size: Signal,
@@ -21,7 +21,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             quit: signal(SignalKind::quit())?,
-            hang_up: (!hang_up_is_ignored()).then(|| signal(SignalKind::hangup())).transpose()?,
+            hang_up: (!is_hang_up_ignored()).then(|| signal(SignalKind::hangup())).transpose()?,
             _file_size: signal(SignalKind::from_raw(libc::SIGXFSZ))?,
         })
     }
@@ -44,7 +44,7 @@ impl Signals {
 }
 
 #[allow(unsafe_code, reason = "no safe function returns the disposition of a signal")]
-fn hang_up_is_ignored() -> bool {
+fn is_hang_up_ignored() -> bool {
     let mut current = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: without a new action, the call only writes the current one to `current`, which is large enough. A zeroed `sigaction` is
     // a valid value, so reading it is sound even if the call failed.
