@@ -142,9 +142,9 @@ async fn run(args: Args) -> Result<f64, Failure> {
     snakepit.shutdown().await?;
     pids.sort_unstable();
     pids.dedup();
-    let left =
+    let remaining =
         pids.iter().filter(|pid| kill(Pid::from_raw(pid.cast_signed()), None) != Err(Errno::ESRCH)).count();
-    println!("   {} worker processes were started, {left} are left", pids.len());
+    println!("   {} worker processes were started, {remaining} are left", pids.len());
 
     println!(
         "\nTo do the same by hand, run the first command in a separate terminal:\n  \
@@ -154,7 +154,7 @@ async fn run(args: Args) -> Result<f64, Failure> {
          cargo run -q -p snakepit-cli -- workers    # its pid, for `kill -9 PID`\n  \
          cargo run -q -p snakepit-cli -- call predict_digits --session demo --args '{{\"start\": 0, \"count\": 60}}'"
     );
-    Ok(if left == 0 { accuracy } else { 0.0 })
+    Ok(if remaining == 0 { accuracy } else { 0.0 })
 }
 
 /// Trains, prints the progress, and returns the id of the worker.

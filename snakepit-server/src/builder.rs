@@ -278,7 +278,7 @@ impl Builder {
     /// }
     ///
     /// let builder = Snakepit::builder()
-    ///     // A number, text, a collection, `()` or a `serde_json::Value` is the answer itself.
+    ///     // A number, text, a collection, `()` or a `serde_json::Value` is the result itself.
     ///     .host_tool("shelf", |item: Item| async move { format!("shelf of {}", item.name) })
     ///     // A struct or an enum needs `Json`, unless it is in a `Result`.
     ///     .host_tool("stock", |_: Item| async move { Json(Stock { left: 3 }) })

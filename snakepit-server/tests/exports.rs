@@ -94,7 +94,7 @@ const VARIABLE_KINDS: [&str; 7] = ["Embedding", "Float", "Integer", "Module", "P
 fn signatures(text: &str) -> Vec<&str> {
     let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default();
     let mut is_public_trait = false;
-    let mut found = Vec::new();
+    let mut signatures = Vec::new();
     for (at, line) in code.match_indices('\n').map(|(at, _)| (at + 1, code[at + 1..].lines().next())) {
         let line = line.unwrap_or_default();
         if !line.starts_with([' ', '}', ')']) && !line.is_empty() {
@@ -104,13 +104,13 @@ fn signatures(text: &str) -> Vec<&str> {
         let is_public = ["pub fn ", "pub async fn ", "pub const fn ", "pub type "];
         let is_method = is_public_trait && (item.starts_with("fn ") || item.starts_with("async fn "));
         if is_field(item) {
-            found.push(item);
+            signatures.push(item);
         } else if is_method || is_public.iter().any(|start| item.starts_with(start)) {
             let end = code[at..].find(['{', ';']).unwrap_or(0);
-            found.push(&code[at..at + end]);
+            signatures.push(&code[at..at + end]);
         }
     }
-    found
+    signatures
 }
 
 fn is_field(item: &str) -> bool {

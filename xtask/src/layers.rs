@@ -105,8 +105,8 @@ pub(crate) fn run() -> Result<()> {
         }
     }
     for (package, forbidden) in FORBIDDEN {
-        let found = dependencies(package)?;
-        for name in forbidden.iter().filter(|name| found.contains(**name)) {
+        let used = dependencies(package)?;
+        for name in forbidden.iter().filter(|name| used.contains(**name)) {
             violations.push(format!(
                 "{package} depends on {name}; `cargo tree -p {package} -e normal -i {name}` shows the path"
             ));

@@ -114,8 +114,8 @@ pub(crate) fn environment() -> Result<Environment> {
 
 /// Returns the first Python of version 3.11 or later among `$PYTHON`, `python3` and `python`.
 fn find_python() -> Result<PathBuf> {
-    let named = std::env::var_os("PYTHON").map(PathBuf::from);
-    let candidates = named.into_iter().chain(["python3", "python"].map(PathBuf::from));
+    let from_environment = std::env::var_os("PYTHON").map(PathBuf::from);
+    let candidates = from_environment.into_iter().chain(["python3", "python"].map(PathBuf::from));
     for candidate in candidates {
         let check = "import sys; sys.exit(sys.version_info < (3, 11))";
         if try_output(program(&candidate).args(["-c", check])).is_ok_and(|output| output.status.success()) {

@@ -61,9 +61,9 @@ impl Toolchain {
     /// If it cannot, with `installation` as the fix.
     pub(crate) fn find(name: &str, args: &[&str], installation: &str) -> Result<Self> {
         let toolchain = Self(name.to_owned());
-        let found = output(toolchain.cargo().args(args));
+        let result = output(toolchain.cargo().args(args));
         ensure!(
-            found.is_ok(),
+            result.is_ok(),
             "this check needs `cargo {}` of the toolchain {name}; install it with `{installation}`",
             args.join(" ")
         );

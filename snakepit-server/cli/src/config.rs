@@ -28,11 +28,12 @@ impl File {
     ///
     /// # Errors
     /// The file cannot be read, or the named file does not exist.
-    pub(crate) fn find(named: Option<&Path>) -> Result<Option<Self>, Failure> {
-        let path = named.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
+    pub(crate) fn find(path: Option<&Path>) -> Result<Option<Self>, Failure> {
+        let is_default = path.is_none();
+        let path = path.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
         match read(&path) {
             Ok(text) => Ok(Some(Self { path, text })),
-            Err(error) if error.kind() == ErrorKind::NotFound && named.is_none() => Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound && is_default => Ok(None),
             Err(error) => {
                 let problem = format!("cannot read the configuration {}: {error}", path.display());
                 Err(Failure::new(exit::USAGE, problem))

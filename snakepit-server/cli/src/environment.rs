@@ -108,9 +108,9 @@ fn error_of_variable(command: &Command, argv: &[OsString]) -> Option<Error> {
     let sub = argv.iter().skip(1).find_map(|word| command.find_subcommand(word))?;
     for arg in sub.get_arguments() {
         let Some(variable) = arg.get_env().map(ToOwned::to_owned) else { continue };
-        let alone = without_environment(command.clone())
+        let with_one_variable = without_environment(command.clone())
             .mut_subcommand(sub.get_name(), |sub| sub.mut_arg(arg.get_id(), |arg| arg.env(variable.clone())));
-        let Err(error) = alone.try_get_matches_from(argv) else { continue };
+        let Err(error) = with_one_variable.try_get_matches_from(argv) else { continue };
         let message = error.to_string();
         let first_line = message.lines().next().unwrap_or_default();
         let problem = first_line.strip_prefix("error: ").unwrap_or(first_line);

@@ -28,7 +28,7 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The interval between keepalive pings on a silent connection.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The time limit for the answer to a keepalive ping.
+/// The time limit for the response to a keepalive ping.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection to a remote host. Cheap to clone. All clones share the connection.

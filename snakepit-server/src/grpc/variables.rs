@@ -109,10 +109,10 @@ impl Bridge {
         let bound = |name| bounded("variable_identifiers", name, VariableId::MAX_BYTES);
         let identifiers =
             request.variable_identifiers.iter().map(|name| bound(name)).collect::<Result<Vec<_>, _>>()?;
-        let found = self.host().sessions.variables(&id, &identifiers).await.map_err(read_status)?;
-        check_response_size(found.iter().flatten().map(size))?;
+        let variables = self.host().sessions.variables(&id, &identifiers).await.map_err(read_status)?;
+        check_response_size(variables.iter().flatten().map(size))?;
         let mut response = pb::BatchGetVariablesResponse::default();
-        for (identifier, variable) in request.variable_identifiers.into_iter().zip(found) {
+        for (identifier, variable) in request.variable_identifiers.into_iter().zip(variables) {
             let Some(variable) = variable else {
                 response.missing_variables.push(identifier);
                 continue;
@@ -217,9 +217,10 @@ impl Bridge {
             let problem = format_args!("has {bytes} bytes, the limit is {MAX_PATTERN_BYTES}");
             return Err(invalid_field("pattern", problem));
         }
-        let found = self.host().sessions.list_variables(&id, &request.pattern).await.map_err(read_status)?;
-        check_response_size(found.iter().map(size))?;
-        Ok(pb::ListVariablesResponse { variables: found.into_iter().map(variable_to_wire).collect() })
+        let variables =
+            self.host().sessions.list_variables(&id, &request.pattern).await.map_err(read_status)?;
+        check_response_size(variables.iter().map(size))?;
+        Ok(pb::ListVariablesResponse { variables: variables.into_iter().map(variable_to_wire).collect() })
     }
 
     pub(super) async fn delete_one(

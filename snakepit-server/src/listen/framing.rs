@@ -159,10 +159,11 @@ impl MessageTracker {
         let mut at = 0;
         while at < data.len() {
             let available = data.len() - at;
-            let taken = if self.prefix_len < PREFIX_BYTES {
-                let taken = available.min(PREFIX_BYTES - self.prefix_len);
-                self.prefix[self.prefix_len..self.prefix_len + taken].copy_from_slice(&data[at..at + taken]);
-                self.prefix_len += taken;
+            let taken_bytes = if self.prefix_len < PREFIX_BYTES {
+                let prefix_bytes = available.min(PREFIX_BYTES - self.prefix_len);
+                self.prefix[self.prefix_len..self.prefix_len + prefix_bytes]
+                    .copy_from_slice(&data[at..at + prefix_bytes]);
+                self.prefix_len += prefix_bytes;
                 if self.prefix_len == PREFIX_BYTES {
                     self.missing_bytes = announced_size(self.prefix.into_iter()).unwrap_or_default();
                     self.limits.check_size(self.missing_bytes)?;
@@ -170,16 +171,16 @@ impl MessageTracker {
                     let is_counted = self.missing_bytes > MAX_LIGHT_BYTES && self.prefix[0] == 0;
                     self.heavy = is_counted.then(Segments::default);
                 }
-                taken
+                prefix_bytes
             } else {
-                let taken = available.min(self.missing_bytes);
-                self.missing_bytes -= taken;
+                let message_bytes = available.min(self.missing_bytes);
+                self.missing_bytes -= message_bytes;
                 if let Some(heavy) = &mut self.heavy {
-                    heavy.push(data.slice(at..at + taken));
+                    heavy.push(data.slice(at..at + message_bytes));
                 }
-                taken
+                message_bytes
             };
-            (at, self.partial_bytes) = (at + taken, self.partial_bytes + taken);
+            (at, self.partial_bytes) = (at + taken_bytes, self.partial_bytes + taken_bytes);
             if self.prefix_len == PREFIX_BYTES && self.missing_bytes == 0 {
                 (self.prefix_len, self.partial_bytes) = (0, 0);
                 self.complete_messages += 1;
@@ -256,9 +257,9 @@ mod tests {
         stream.extend(fields);
         for piece in [1000, stream.len()] {
             let mut tracker = tracker(1 << 20);
-            let mut taken = stream.chunks(piece).map(|data| tracker.track(&Bytes::copy_from_slice(data)));
-            assert_eq!(taken.find_map(Result::err), Some(MessageTooLarge::Fields), "{piece}");
-            assert_eq!(taken.count(), 0);
+            let mut results = stream.chunks(piece).map(|data| tracker.track(&Bytes::copy_from_slice(data)));
+            assert_eq!(results.find_map(Result::err), Some(MessageTooLarge::Fields), "{piece}");
+            assert_eq!(results.count(), 0);
         }
     }
 

@@ -79,7 +79,7 @@ impl Body for Message {
 /// Until the message is complete, it also counts towards the budget of arriving requests.
 ///
 /// # Errors
-/// The status to answer with: the message is too large, too slow or incomplete, or a budget is exhausted.
+/// The status of the response, if the message is too large, too slow or incomplete, or if a budget is exhausted.
 ///
 /// # Cancel safety
 /// Dropping the future releases the memory.

@@ -33,7 +33,7 @@ use crate::{
 
 /// The largest headers of a request, in bytes. Each entry counts 32 bytes more, as in HTTP/2.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
-/// The largest headers that the transport reads, in bytes. Up to this size, the host answers with a status that names the limit
+/// The largest headers that the transport reads, in bytes. Up to this size, the host responds with a status that names the limit
 /// above. HTTP/2 rejects larger headers.
 pub(super) const MAX_TRANSPORT_HEADER_BYTES: u32 = 1024 * 1024;
 /// The largest message, in bytes, of RPCs that carry no values.

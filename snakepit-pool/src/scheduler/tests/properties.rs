@@ -72,8 +72,8 @@ struct Queued {
     /// The number of calls before it in the queue.
     before: usize,
     load: Load,
-    /// The number of calls that have left the queue by assignment since then.
-    taken: usize,
+    /// The number of calls that have been assigned from the queue since then.
+    assigned_since: usize,
 }
 
 struct Model {
@@ -153,12 +153,12 @@ impl Model {
                 let queued = from_queue.map(|call| (call.load, call.deadline));
                 let (load, deadline) = queued.or(submitted).expect("it is queued or new");
                 if let Some(call) = from_queue {
-                    assert!(call.taken <= 2 * call.before + 1, "overtaken too often: {call:?}");
+                    assert!(call.assigned_since <= 2 * call.before + 1, "overtaken too often: {call:?}");
                     assert!(
                         call.deadline.is_none_or(|at| at > self.harness.now),
                         "assigned after its deadline"
                     );
-                    self.queued.values_mut().for_each(|call| call.taken += 1);
+                    self.queued.values_mut().for_each(|call| call.assigned_since += 1);
                 }
                 let is_any_idle = self.workers.values().any(|up| self.is_idle(up));
                 let now = self.harness.now;
@@ -263,7 +263,7 @@ impl Model {
         if !is_resolved {
             // Only returned calls may exceed the limit of the queue.
             assert!(before < self.limits.queue, "a call was queued beyond the limit");
-            self.queued.insert(ticket.number, Queued { deadline, before, load, taken: 0 });
+            self.queued.insert(ticket.number, Queued { deadline, before, load, assigned_since: 0 });
         }
         assert_eq!(self.resolved.contains(&ticket.number), is_resolved);
         self.check();
@@ -284,7 +284,7 @@ impl Model {
             let before = self.queued.range(..number).count();
             // It is queued before calls that were submitted later.
             self.queued.range_mut(number..).for_each(|(_, call)| call.before += 1);
-            self.queued.insert(number, Queued { deadline, before, load, taken: 0 });
+            self.queued.insert(number, Queued { deadline, before, load, assigned_since: 0 });
             return self.on(Event::Returned { worker, ticket, deadline, load });
         }
         self.on(match ending {

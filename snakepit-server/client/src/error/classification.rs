@@ -36,7 +36,7 @@ impl Error {
             Self::Tool(error) => error.may_have_run(),
             // A backend may have written before it lost its connection.
             Self::Session(error) => matches!(error.kind(), SessionErrorKind::BackendFailed),
-            // An answer of the wrong type proves that the tool ran.
+            // A result of the wrong type proves that the tool ran.
             Self::Payload(error) => !matches!(error, PayloadError::Serialize { .. }),
             Self::Unreachable { .. } | Self::TimedOut { .. } => true,
             Self::Connect { .. }
@@ -99,7 +99,7 @@ impl Error {
         self.tool_error().and_then(ToolError::python_type)
     }
 
-    /// The HTTP status for a service that answers its request with this error: [`ErrorKind::http_status`].
+    /// The HTTP status for a service that reports this error to its own client: [`ErrorKind::http_status`].
     #[must_use]
     pub const fn http_status(&self) -> u16 {
         self.kind().http_status()
